@@ -1,0 +1,45 @@
+# Two commands do everything: `make serve` and `make test`. Both set themselves up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/weighbridge/models/kernels/native/*)
+
+.PHONY: serve test proof bench lint format clean
+
+serve: .make/install
+	$(BIN)/weighbridge serve $(ARGS)
+
+test: .make/install-dev lint
+	$(BIN)/python -m pytest -m "not proof"
+
+proof: .make/install-dev
+	$(BIN)/python -m pytest -m proof
+
+lint: .make/install-dev
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+format: .make/install-dev
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The same versions everywhere: constraints.txt pins all of them, build tools included.
+.make/build-tools: constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt scikit-build-core nanobind ninja cmake
+	@mkdir -p .make && touch $@
+
+.make/install: $(SOURCES) .make/build-tools
+	@echo "Installing weighbridge into $(VENV) (about a minute the first time)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e .
+	@touch $@
+
+.make/install-dev: .make/install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .make build

@@ -1,0 +1,157 @@
+"""How long one engine iteration takes: the one formula that scheduler, admission, balancer and planner share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One measured iteration."""
+
+    tokens: int
+    sequences: int
+    context_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """Roofline of one iteration: overhead + max(weights streamed, tokens computed) + attention + sequences.
+
+    All fields are seconds: per iteration, per pass over the weights, per token, per (query, key) pair of
+    attention, per sequence in the batch (sampling, detokenising, delivery).
+    """
+
+    overhead: float
+    memory: float
+    per_token: float
+    per_context_token: float
+    per_sequence: float
+
+    def seconds(self, tokens: int, sequences: int, context_tokens: int) -> float:
+        """Predicted seconds of an iteration.
+
+        `tokens` run through the linear layers, `sequences` take part, and `context_tokens` counts the
+        (query, key) pairs that attention touches (for a decode of one sequence, its context length).
+        """
+        return (
+            self.overhead
+            + max(self.memory, self.per_token * tokens)
+            + self.per_context_token * context_tokens
+            + self.per_sequence * sequences
+        )
+
+    def scaled(self, factor: float) -> StepCost:
+        """The same machine running `factor` times slower."""
+        return StepCost(*(value * factor for value in asdict(self).values()))
+
+    def prefill_seconds(self, tokens: int, cached: int = 0, chunk: int = 2048) -> float:
+        """Time to compute `tokens` prompt tokens behind `cached` ones alone, in steps of `chunk`."""
+        total, done = 0.0, cached
+        while done < cached + tokens:
+            step = min(chunk, cached + tokens - done)
+            total += self.seconds(step, 1, step * done + step * (step + 1) // 2)
+            done += step
+        return total
+
+    def largest_chunk(
+        self, target: float, start: int, limit: int, tokens: int, sequences: int, context_tokens: int
+    ) -> int:
+        """Most prompt tokens (<= limit) at offset `start` that keep an iteration within `target` seconds.
+
+        The iteration already holds `tokens`, `sequences` and `context_tokens`. Monotone, so bisect.
+        """
+
+        def fits(chunk: int) -> bool:
+            pairs = context_tokens + chunk * start + chunk * (chunk + 1) // 2
+            return self.seconds(tokens + chunk, sequences + 1, pairs) <= target
+
+        low, high = 0, limit
+        while low < high:
+            middle = (low + high + 1) // 2
+            if fits(middle):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+#: Before anything is measured: a 135M-parameter model on two modern server cores.
+DEFAULT_STEP_COST = StepCost(
+    overhead=0.003, memory=0.012, per_token=0.0007, per_context_token=1.0e-6, per_sequence=0.00005
+)
+
+
+def fit(samples: Sequence[Sample]) -> StepCost:
+    """Least squares of `StepCost` over measured iterations, every coefficient >= 0.
+
+    The maximum makes the model piecewise linear: the knee (tokens at which compute takes over from memory)
+    is searched over the observed token counts, and each side is solved as non-negative least squares on
+    relative errors, so that short and long iterations count alike.
+
+    Raises ValueError with fewer than five samples.
+    """
+    if len(samples) < 5:
+        raise ValueError("fitting a step cost needs at least five measured iterations")
+    best: tuple[float, StepCost] | None = None
+    seconds = np.array([s.seconds for s in samples])
+    for knee in sorted({s.tokens for s in samples}):
+        columns = np.array(
+            [[1.0, max(s.tokens, knee), s.context_tokens, s.sequences] for s in samples], dtype=np.float64
+        )
+        solution = _non_negative_least_squares(columns / seconds[:, None], np.ones(len(samples)))
+        overhead, per_token, per_pair, per_sequence = (float(x) for x in solution)
+        cost = StepCost(overhead, per_token * knee, per_token, per_pair, per_sequence)
+        error = _relative_error(cost, samples)
+        if best is None or error < best[0]:
+            best = (error, cost)
+    assert best is not None
+    return best[1]
+
+
+def _relative_error(cost: StepCost, samples: Iterable[Sample]) -> float:
+    return sum(
+        (cost.seconds(s.tokens, s.sequences, s.context_tokens) / s.seconds - 1.0) ** 2 for s in samples
+    )
+
+
+def _non_negative_least_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Active-set search over the few columns: drop the most negative coefficient until none is left."""
+    active = list(range(a.shape[1]))
+    while active:
+        scale = np.linalg.norm(a[:, active], axis=0)
+        scale[scale == 0.0] = 1.0
+        solution = np.linalg.lstsq(a[:, active] / scale, b, rcond=None)[0] / scale
+        if (solution >= 0.0).all():
+            break
+        active.pop(int(np.argmin(solution * scale)))
+    result = np.zeros(a.shape[1])
+    if active:
+        result[active] = solution
+    return result
+
+
+class StepClock:
+    """A `StepCost` that keeps learning: the ratio of measured to predicted seconds, smoothed."""
+
+    def __init__(self, cost: StepCost = DEFAULT_STEP_COST, smoothing: float = 0.05) -> None:
+        self.fitted = cost
+        self.cost = cost
+        self._ratio = 1.0
+        self._smoothing = smoothing
+
+    def observe(self, sample: Sample) -> None:
+        """Fold one measured iteration in; a single stall moves the estimate by at most a factor of 2·smoothing."""
+        predicted = self.fitted.seconds(sample.tokens, sample.sequences, sample.context_tokens)
+        if predicted <= 0.0 or sample.seconds <= 0.0:
+            return
+        ratio = min(max(sample.seconds / predicted, self._ratio / 2), self._ratio * 2)
+        self._ratio += self._smoothing * (ratio - self._ratio)
+        self.cost = self.fitted.scaled(self._ratio)

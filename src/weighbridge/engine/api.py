@@ -1,0 +1,99 @@
+"""What the floors above may ask of an engine: `submit` a generation, read its `Stream`, see the `Load`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from weighbridge.engine.request import FinishReason, SamplingParams, TokenLogprob
+from weighbridge.ticket.record import Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One call: a tokenised prompt, `choices` continuations of it, and how they are to be treated."""
+
+    prompt: list[int]
+    params: SamplingParams
+    choices: int = 1
+    tenant: str = "default"
+    priority: int = 0
+    deadline_ms: float | None = None  # from arrival to the last token
+    speculative: bool = False  # lowest priority, preempted first
+    ticket_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New output of one choice. `text` never holds part of a stop string; `finish` is set on the last one."""
+
+    index: int
+    text: str
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    finish: FinishReason | None = None
+    error: str | None = None
+    stopped_by: str | int | None = None  # the stop string or stop id that ended it
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A replica's state, as `/v1/load` reports it. Token counts are work still to be computed."""
+
+    queued_requests: int
+    running_requests: int
+    queued_tokens: int
+    running_tokens: int
+    kv_blocks_total: int
+    kv_blocks_used: int  # referenced by a running request
+    kv_blocks_cached: int  # unreferenced, kept for prefix hits, evictable
+    kv_blocks_free: int
+    block_size: int
+    max_model_len: int
+    draining: bool
+    step_cost: dict[str, float]
+
+
+class Stream(Protocol):
+    """The output of one generation. Iterate to the end, or `close()` to cancel and free its blocks."""
+
+    ticket: Ticket
+
+    def __aiter__(self) -> AsyncIterator[list[Delta]]:
+        """Yield the deltas of each iteration as they come; ends after every choice finished."""
+        ...
+
+    def close(self) -> None:
+        """Cancel what still runs. Idempotent; removed from the batch within one iteration."""
+        ...
+
+    @property
+    def usage(self) -> Usage: ...
+
+
+class Engine(Protocol):
+    """An engine behind the HTTP server. Methods are called on the event loop and never block it."""
+
+    @property
+    def model_name(self) -> str: ...
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    def submit(self, generation: Generation) -> Stream:
+        """Accept a generation, or raise `Refused` (NeverFits, QueueFull, Draining, DeadlineMissed)."""
+        ...
+
+    def load(self) -> Load: ...
+
+    async def drain(self, timeout: float) -> bool:
+        """Refuse new work, finish what was accepted; False when `timeout` seconds were not enough."""
+        ...

@@ -1,0 +1,62 @@
+"""The contract between scheduler and runner: what one iteration computes, and what came out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from weighbridge.engine.request import Request, TokenLogprob
+
+
+@dataclass(slots=True)
+class Slice:
+    """Consecutive tokens of one request that run in this iteration: positions [start, start + count).
+
+    `drafts` are proposed tokens behind the request's own; they are the last `len(drafts)` of `count`.
+    A slice that reaches the end of the request's tokens samples: one token from the last own position,
+    and one more for each draft accepted.
+    """
+
+    request: Request
+    start: int
+    count: int
+    samples: bool
+    drafts: tuple[int, ...] = ()
+
+    def token_ids(self) -> list[int]:
+        own = self.request.tokens[self.start : self.start + self.count - len(self.drafts)]
+        return own + list(self.drafts) if self.drafts else own
+
+
+@dataclass(slots=True)
+class Batch:
+    """One iteration. `copies` are (source, target) block ids to copy before the forward pass."""
+
+    slices: list[Slice] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(s.count for s in self.slices)
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.slices)
+
+    @property
+    def num_context_tokens(self) -> int:
+        """(query, key) pairs that attention touches: the `context_tokens` argument of `StepCost.seconds`."""
+        return sum(s.count * s.start + s.count * (s.count + 1) // 2 for s in self.slices)
+
+
+@dataclass(slots=True)
+class Sampled:
+    """What the runner returns, aligned with `Batch.slices`.
+
+    `tokens[i]` is empty for a slice that does not sample, else the accepted drafts followed by one new
+    token. `logprobs[i]` is aligned with `tokens[i]` when the request asked for them, else None.
+    `errors` maps a slice's index to what went wrong with that request alone.
+    """
+
+    tokens: list[list[int]]
+    logprobs: list[list[TokenLogprob] | None]
+    errors: dict[int, str] = field(default_factory=dict)

@@ -1,0 +1,118 @@
+"""A request as the scheduler sees it: tokens that exist, tokens that are computed, blocks that hold them.
+
+There is no prefill or decode phase. `num_computed_tokens` catches up with `num_tokens`; chunked prefill,
+prefix-cache hits, preemption and speculative decoding are all that one idea (after vLLM v1's scheduler).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+
+NO_BIAS: Mapping[int, float] = MappingProxyType({})
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"  # end-of-sequence token, stop id or stop string
+    LENGTH = "length"  # max_tokens or the end of the context window
+    ABORT = "abort"  # the client went away or cancelled
+    DEADLINE = "deadline"  # the deadline passed
+    ERROR = "error"  # this request alone failed (for example its grammar)
+
+
+class RequestState(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """A constraint on the output: one of a JSON schema, a regular expression or a Lark grammar."""
+
+    kind: str  # "json_schema" | "json_object" | "regex" | "lark"
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen, and when to stop. Defaults are OpenAI's."""
+
+    max_tokens: int
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 is off
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = NO_BIAS
+    seed: int | None = None
+    logprobs: int | None = None  # None: none; k >= 0: the chosen token and the k best
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    min_tokens: int = 0  # no end-of-sequence or stop before this many output tokens
+    guide: Guide | None = None
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probability (natural log) of one emitted token and of the best alternatives, best first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence. The scheduler owns everything below `arrival`; `sampler_state` belongs to the sampler."""
+
+    id: str
+    prompt: list[int]
+    params: SamplingParams
+    arrival: float  # seconds on the engine's clock
+    tenant: str = "default"
+    priority: int = 0  # lower runs first; speculative requests use the lowest class
+    deadline: float | None = None  # absolute seconds on the engine's clock
+    fork_of: Request | None = None  # n > 1: share this request's prompt blocks, copy on write
+    stop_token_ids: frozenset[int] = frozenset()  # end-of-sequence ids (unless ignored) plus the caller's
+
+    tokens: list[int] = field(default_factory=list)  # prompt, then output
+    num_computed_tokens: int = 0  # tokens whose KV is in the pool
+    block_table: list[int] = field(default_factory=list)
+    state: RequestState = RequestState.WAITING
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0  # prompt tokens served from the prefix cache when first admitted
+    num_preemptions: int = 0
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
+    sampler_state: object | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tokens:
+            self.tokens = list(self.prompt)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.tokens) - len(self.prompt)
+
+    @property
+    def max_total_tokens(self) -> int:
+        """Most tokens this request can ever hold: what admission checks against the pool."""
+        return len(self.prompt) + self.params.max_tokens

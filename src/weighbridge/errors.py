@@ -1,0 +1,62 @@
+"""The errors that reach a person. Each message says what was wrong and what to do about it."""
+
+from __future__ import annotations
+
+
+class WeighbridgeError(Exception):
+    """Base of every error raised on purpose; the command line prints it and exits 1."""
+
+
+class BadInput(WeighbridgeError):
+    """The caller asked for something malformed or unsupported (command line: exit 2; HTTP: 400)."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnsupportedModel(BadInput):
+    """An architecture, tensor type or feature of a checkpoint that the engine cannot run."""
+
+
+class Refused(WeighbridgeError):
+    """A well-formed request that this replica will not run. `status` is the HTTP status to answer with."""
+
+    status = 503
+    kind = "server_error"
+    code = "refused"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after  # seconds, when trying again later makes sense
+
+
+class NeverFits(Refused):
+    """The request can never fit the context window or the KV pool, however long it waits."""
+
+    status = 400
+    kind = "invalid_request_error"
+    code = "context_length_exceeded"
+
+
+class QueueFull(Refused):
+    """The bounded queue is full; `retry_after` comes from the queue's weight."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "queue_full"
+
+
+class Draining(Refused):
+    """The server is finishing what it accepted and takes nothing new."""
+
+    status = 503
+    code = "draining"
+
+
+class DeadlineMissed(Refused):
+    """The request's deadline has passed, or can no longer be met."""
+
+    status = 504
+    kind = "timeout_error"
+    code = "deadline_missed"

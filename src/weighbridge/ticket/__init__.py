@@ -1,0 +1,5 @@
+"""The record every decision writes to."""
+
+from weighbridge.ticket.record import Ticket
+
+__all__ = ["Ticket"]

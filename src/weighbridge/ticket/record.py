@@ -1,0 +1,48 @@
+"""The ticket: one record per request of what it weighed, what was decided, and why."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Ticket:
+    """Written as the request goes. Times are seconds since the epoch; prompts are never stored, a hash is."""
+
+    id: str
+    tenant: str
+    model: str
+    prompt_hash: str
+    prompt_tokens: int
+    max_tokens: int
+    priority: int = 0
+    choices: int = 1
+    predicted_output_tokens: float | None = None
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    kv_bytes: int = 0
+    arrived: float = 0.0
+    scheduled: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+    batch_sizes: dict[int, int] = field(default_factory=dict)  # sequences in the step -> steps seen
+    steps: int = 0
+    preemptions: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    replica: str = "local"
+    placement: str = "edge"
+    decisions: list[str] = field(default_factory=list)  # what was decided and why, in order
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types; durations derived from the times are added in milliseconds."""
+        record = asdict(self)
+        record["batch_sizes"] = {str(size): steps for size, steps in self.batch_sizes.items()}
+        if self.first_token is not None:
+            record["ttft_ms"] = round((self.first_token - self.arrived) * 1e3, 3)
+        if self.finished is not None:
+            record["e2e_ms"] = round((self.finished - self.arrived) * 1e3, 3)
+        return record
