@@ -21,6 +21,7 @@ class Slice:
     count: int
     samples: bool
     drafts: tuple[int, ...] = ()
+    padding: int = 0  # extra tokens to run and drop: what a static batch pays for prompts of unequal length
 
     def token_ids(self) -> list[int]:
         own = self.request.tokens[self.start : self.start + self.count - len(self.drafts)]
@@ -36,7 +37,7 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        return sum(s.count for s in self.slices)
+        return sum(s.count + s.padding for s in self.slices)
 
     @property
     def num_sequences(self) -> int:

@@ -9,10 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
-
-NO_BIAS: Mapping[int, float] = MappingProxyType({})
-
 
 class FinishReason(StrEnum):
     STOP = "stop"  # end-of-sequence token, stop id or stop string
@@ -48,7 +44,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = NO_BIAS
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     logprobs: int | None = None  # None: none; k >= 0: the chosen token and the k best
     stop: tuple[str, ...] = ()

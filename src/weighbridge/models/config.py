@@ -18,6 +18,7 @@ class RopeConfig:
     attention_factor: float | None = None
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    divisors: tuple[float, ...] | None = None  # of each frequency, as GGUF stores llama3's rule
 
 
 @dataclass(frozen=True, slots=True)

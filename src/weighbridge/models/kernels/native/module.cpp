@@ -1,0 +1,24 @@
+#include <nanobind/nanobind.h>
+
+#include "kernels.h"
+
+namespace nb = nanobind;
+
+void bind_attention(nb::module_ &module);
+void bind_elementwise(nb::module_ &module);
+void bind_linear(nb::module_ &module);
+
+NB_MODULE(_native, module) {
+  using namespace weighbridge;
+  module.doc() = "Kernels on raw pointers; weighbridge.models.kernels wraps and checks them.";
+  module.def("active_isa", [] { return isa_name(active_isa()); });
+  module.def("supported_isas", [] {
+    nb::list names;
+    for (Isa isa : {Isa::portable, Isa::neon, Isa::avx2, Isa::avx512, Isa::avx512_bf16})
+      if (isa_supported(isa)) names.append(isa_name(isa));
+    return names;
+  });
+  bind_elementwise(module);
+  bind_attention(module);
+  bind_linear(module);
+}

@@ -1,0 +1,56 @@
+"""The root command and its exit codes: 0 done, 2 bad input, 1 failure."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from weighbridge import __version__
+from weighbridge.cli import bench, calibrate, chat, models, serve, ticket
+from weighbridge.cli.terminal import fail
+from weighbridge.errors import BadInput, WeighbridgeError
+
+app = typer.Typer(
+    name="weighbridge",
+    help="LLM serving that weighs each request once, in tokens, and decides by that weight.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("serve")(serve.serve)
+app.command("chat")(chat.chat)
+app.command("calibrate")(calibrate.calibrate)
+app.command("ticket")(ticket.ticket)
+app.add_typer(models.app, name="models")
+app.add_typer(bench.app, name="bench")
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"weighbridge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
+    ),
+) -> None:
+    """LLM serving that weighs each request once, in tokens, and decides by that weight."""
+
+
+def main() -> None:
+    """Run the command line; errors raised on purpose become one line on standard error."""
+    try:
+        app()
+    except BadInput as error:
+        fail(str(error), code=2)
+    except WeighbridgeError as error:
+        fail(str(error), code=1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)

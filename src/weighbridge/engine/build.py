@@ -1,0 +1,159 @@
+"""Puts a replica together: checkpoint, decoder, KV pool, scheduler, sampler, loop."""
+
+from __future__ import annotations
+
+import platform
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from weighbridge.cost import DEFAULT_STEP_COST, Sample, StepClock, StepCost
+from weighbridge.engine import calibration
+from weighbridge.engine.engine import LocalEngine
+from weighbridge.engine.guidance import GuideFactory
+from weighbridge.engine.runner import Runner
+from weighbridge.engine.sampler import Sampler
+from weighbridge.engine.scheduler import Scheduler, SchedulerLike, SchedulerSettings
+from weighbridge.engine.settings import EngineSettings, pool_blocks
+from weighbridge.engine.static import StaticScheduler
+from weighbridge.errors import BadInput
+from weighbridge.models.checkpoint import open_checkpoint
+from weighbridge.models.decoder import Decoder
+from weighbridge.models.linear import tune_allocator
+from weighbridge.models.loader import Quantize, choose_dtype, load_decoder
+from weighbridge.models.store import weighbridge_home
+from weighbridge.models.tokenizer import Tokenizer, load_tokenizer
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class Replica:
+    """Everything one replica is made of. `engine` is what the floors above talk to."""
+
+    engine: LocalEngine
+    tokenizer: Tokenizer
+    guides: GuideFactory
+    runner: Runner
+    decoder: Decoder
+    step_clock: StepClock
+    settings: EngineSettings
+    max_model_len: int
+    num_blocks: int
+    calibrated: bool
+    calibration_key: str
+
+    def calibrate(self, report: Report | None = None) -> tuple[StepCost, list[Sample], Path]:
+        """Fit the step cost on this machine and store it. The engine must not be running."""
+        cost, samples = calibration.calibrate(
+            self.runner,
+            self.settings.block_size,
+            self.max_model_len,
+            self.num_blocks,
+            self.settings.max_batch_tokens,
+            report,
+        )
+        return cost, samples, _store().save(self.calibration_key, cost, samples)
+
+
+def build_replica(
+    path: Path,
+    model_name: str,
+    settings: EngineSettings,
+    *,
+    dtype: str = "auto",
+    quantize: str = "none",
+    threads: int | None = None,
+    report: Report | None = None,
+) -> Replica:
+    """Load the model at `path` and make it ready to serve; nothing runs until `engine.start()`.
+
+    Raises BadInput for settings that cannot work and UnsupportedModel for checkpoints that cannot be run.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    tune_allocator()
+    checkpoint = open_checkpoint(path)
+    tokenizer = load_tokenizer(path)
+    longest = checkpoint.config.max_position_embeddings
+    max_model_len = settings.max_model_len or longest
+    if max_model_len > longest:
+        raise BadInput(
+            f"--max-model-len {max_model_len} is more than the {longest} positions this model was trained for",
+            param="max_model_len",
+        )
+    compute = choose_dtype(dtype)
+    scheme = _scheme(quantize)
+    decoder = load_decoder(checkpoint, compute, scheme, max_model_len=max_model_len, report=report)
+    bytes_per_token = checkpoint.config.kv_elements_per_token * compute.itemsize
+    num_blocks = pool_blocks(settings, bytes_per_token, max_model_len)
+    guides = GuideFactory(tokenizer.backend, tokenizer.vocab_size, tokenizer.eos_token_ids)
+    sampler = Sampler(decoder.kernels, guides, tokenizer.vocab_size, random.Random())
+    runner = Runner(decoder, sampler, num_blocks, settings.block_size)
+    key = "-".join(
+        [checkpoint.fingerprint()[:16], str(compute).removeprefix("torch."), scheme.value, decoder.kernels.name]
+        + [f"{torch.get_num_threads()}t", platform.machine()]
+    )
+    stored = _store().load(key)
+    step_clock = StepClock(stored or DEFAULT_STEP_COST)
+    scheduler = _scheduler(settings, max_model_len, num_blocks, step_clock)
+    engine = LocalEngine(
+        model_name,
+        tokenizer,
+        scheduler,
+        runner,
+        step_clock,
+        kv_bytes_per_token=bytes_per_token,
+        check_integrity=settings.check_integrity,
+    )
+    return Replica(
+        engine=engine,
+        tokenizer=tokenizer,
+        guides=guides,
+        runner=runner,
+        decoder=decoder,
+        step_clock=step_clock,
+        settings=replace(settings, max_model_len=max_model_len),
+        max_model_len=max_model_len,
+        num_blocks=num_blocks,
+        calibrated=stored is not None,
+        calibration_key=key,
+    )
+
+
+def _scheduler(
+    settings: EngineSettings, max_model_len: int, num_blocks: int, step_clock: StepClock
+) -> SchedulerLike:
+    options = SchedulerSettings(
+        max_model_len=max_model_len,
+        num_blocks=num_blocks,
+        block_size=settings.block_size,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_sequences=settings.max_sequences,
+        itl_target=settings.itl_target,
+        enable_prefix_cache=settings.enable_prefix_cache,
+        speculate=settings.speculate,
+        max_queue_requests=settings.max_queue_requests,
+    )
+    if settings.batching == "static":
+        return StaticScheduler(options, step_clock, settings.static_batch_size, settings.static_timeout)
+    if settings.batching != "continuous":
+        raise BadInput(
+            f"batching {settings.batching!r} is not known: use continuous or static", param="batching"
+        )
+    return Scheduler(options, step_clock)
+
+
+def _scheme(name: str) -> Quantize:
+    try:
+        return Quantize(name)
+    except ValueError:
+        known = ", ".join(scheme.value for scheme in Quantize)
+        raise BadInput(f"quantisation {name!r} is not known: use one of {known}", param="quantize") from None
+
+
+def _store() -> calibration.CalibrationStore:
+    return calibration.CalibrationStore(weighbridge_home() / "calibration")

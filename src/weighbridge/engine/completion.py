@@ -1,0 +1,47 @@
+"""When an output is complete: the rules that continuous and static batching share."""
+
+from __future__ import annotations
+
+from weighbridge.engine.request import FinishReason, Request
+
+
+def append_tokens(
+    request: Request, sampled: list[int], max_model_len: int
+) -> tuple[int, FinishReason | None]:
+    """Append `sampled` up to the first token that ends the request; returns how many, and why it ended.
+
+    A stop id ends it (and stays in the tokens) once `min_tokens` others came before; `max_tokens` and the
+    end of the context window end it in any case.
+    """
+    tokens, params, prompt_length = request.tokens, request.params, len(request.prompt)
+    for count, token in enumerate(sampled, 1):
+        tokens.append(token)
+        output_length = len(tokens) - prompt_length
+        if token in request.stop_token_ids and output_length > params.min_tokens:
+            return count, FinishReason.STOP
+        if output_length >= params.max_tokens or len(tokens) >= max_model_len:
+            return count, FinishReason.LENGTH
+    return len(sampled), None
+
+
+class OutputLength:
+    """How long outputs are expected to be, learned from those that finished. Never looks at one's own end.
+
+    A smoothed mean; what remains of a running output is taken as memoryless: after any number of tokens the
+    mean is expected again, bounded by what `max_tokens` still allows.
+    """
+
+    def __init__(self, initial: float = 128.0, smoothing: float = 0.02) -> None:
+        self.mean = initial
+        self._smoothing = smoothing
+
+    def observe(self, tokens: int) -> None:
+        self.mean += self._smoothing * (tokens - self.mean)
+
+    def remaining(self, request: Request) -> int:
+        """Expected output tokens still to come."""
+        return min(round(self.mean), request.params.max_tokens - request.num_output_tokens)
+
+    def work(self, request: Request) -> int:
+        """Tokens still to be computed: of those that exist, and of those expected."""
+        return request.num_tokens - request.num_computed_tokens + self.remaining(request)

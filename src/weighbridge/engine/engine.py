@@ -1,0 +1,301 @@
+"""One replica: the scheduler, the model and their loop behind `submit`, for callers on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+import time
+import uuid
+from array import array
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from weighbridge.cost import StepClock
+from weighbridge.engine.api import Delta, Generation, Load
+from weighbridge.engine.batch import Batch
+from weighbridge.engine.loop import BatchRunner, EngineLoop
+from weighbridge.engine.request import FinishReason, Request, SamplingParams
+from weighbridge.engine.scheduler_api import Progress, SchedulerLike
+from weighbridge.engine.stream import Choice, EngineStream
+from weighbridge.engine.text import TextStream
+from weighbridge.errors import Draining, NeverFits
+from weighbridge.ticket.record import Ticket
+
+log = logging.getLogger("weighbridge.engine")
+
+#: Priority of speculative requests: behind every class a client can ask for, preempted first.
+SPECULATIVE_PRIORITY = 1_000_000
+
+
+class EngineTokenizer(Protocol):
+    """What the engine needs of a tokenizer: the ids that end a text, and an incremental decoder."""
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]: ...
+
+    def stream(self) -> object: ...
+
+
+class Observer(Protocol):
+    """Told what happens, on the event loop; metrics and ticket stores listen here."""
+
+    def on_step(self, sequences: int, tokens: int, seconds: float) -> None: ...
+    def on_finished(self, ticket: Ticket) -> None: ...
+
+
+class LocalEngine:
+    """An `Engine` that computes in this process, on a thread of its own."""
+
+    def __init__(
+        self,
+        model_name: str,
+        tokenizer: EngineTokenizer,
+        scheduler: SchedulerLike,
+        runner: BatchRunner,
+        step_clock: StepClock,
+        *,
+        kv_bytes_per_token: int,
+        check_integrity: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._model_name = model_name
+        self._tokenizer = tokenizer
+        self._scheduler = scheduler
+        self._step_clock = step_clock
+        self._kv_bytes_per_token = kv_bytes_per_token
+        self._clock = clock
+        self._streams: dict[str, tuple[EngineStream, Choice]] = {}  # request id -> where its output goes
+        self._event_loop: asyncio.AbstractEventLoop | None = None
+        self._draining = False
+        self._idle = asyncio.Event()
+        self.observers: list[Observer] = []
+        self._loop = EngineLoop(
+            scheduler, runner, step_clock, self._deliver, clock=clock, check_integrity=check_integrity
+        )
+
+    # -- what callers ask ------------------------------------------------------------------------------
+
+    @property
+    def model_name(self) -> str:
+        return self._model_name
+
+    @property
+    def max_model_len(self) -> int:
+        return self._scheduler.settings.max_model_len
+
+    def start(self) -> None:
+        """Start the engine's thread; call on the event loop that will read the streams."""
+        self._event_loop = asyncio.get_running_loop()
+        self._loop.start()
+
+    def stop(self) -> None:
+        """End the thread after its current iteration; open streams end with `abort`."""
+        self._loop.stop()
+        for stream, _ in list(self._streams.values()):
+            stream.close()
+
+    def submit(self, generation: Generation) -> EngineStream:
+        """Weigh and queue a generation. Raises Refused with the reason when it cannot run."""
+        if self._draining:
+            raise Draining("the server is shutting down and takes no new requests; try another replica")
+        stream = self._open(generation)
+        requests = [choice.request for choice in stream.choices]
+        with self._loop.lock:
+            now = self._clock()
+            added: list[Request] = []
+            try:
+                for request in requests:
+                    self._scheduler.add(request, now)
+                    added.append(request)
+            except Exception:
+                for request in added:
+                    self._scheduler.abort(request.id)
+                raise
+            for choice in stream.choices:
+                self._streams[choice.request.id] = (stream, choice)
+            self._loop.wake()
+        return stream
+
+    def load(self) -> Load:
+        with self._loop.lock:
+            load = self._scheduler.load()
+        return replace(load, draining=self._draining, step_cost=self._step_clock.cost.as_dict())
+
+    async def drain(self, timeout: float) -> bool:
+        """Refuse new work and wait for what was accepted; False when `timeout` seconds were not enough."""
+        self._draining = True
+        deadline = self._clock() + timeout
+        while self._streams:
+            if self._clock() >= deadline:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    # -- from generation to requests -------------------------------------------------------------------
+
+    def _open(self, generation: Generation) -> EngineStream:
+        prompt, params = generation.prompt, generation.params
+        room = self.max_model_len - len(prompt)
+        if room < 1:
+            raise NeverFits(
+                f"the prompt has {len(prompt)} tokens, but this model's context is {self.max_model_len} tokens "
+                "and at least one must be left for the answer; shorten the prompt"
+            )
+        params = replace(params, max_tokens=min(params.max_tokens, room))
+        if params.seed is None and generation.choices > 1:
+            params = replace(params, seed=random.getrandbits(62))
+        ticket = self._ticket(generation, params)
+        arrival = self._clock()
+        deadline = None if generation.deadline_ms is None else arrival + generation.deadline_ms / 1e3
+        choices: list[Choice] = []
+        for index in range(generation.choices):
+            request = Request(
+                id=f"{ticket.id}-{index}",
+                prompt=prompt,
+                params=params if not index else _reseeded(params, index),
+                arrival=arrival,
+                tenant=generation.tenant,
+                priority=SPECULATIVE_PRIORITY if generation.speculative else generation.priority,
+                deadline=deadline,
+                fork_of=choices[0].request if choices else None,
+                stop_token_ids=self._stop_ids(params),
+            )
+            choices.append(Choice(index, request, TextStream(self._tokenizer.stream(), params.stop)))
+        return EngineStream(ticket, choices, self._cancel)
+
+    def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
+        ends = () if params.ignore_eos else self._tokenizer.eos_token_ids
+        return params.stop_token_ids.union(ends)
+
+    def _ticket(self, generation: Generation, params: SamplingParams) -> Ticket:
+        total = len(generation.prompt) + params.max_tokens
+        digest = hashlib.sha256(array("i", generation.prompt).tobytes()).hexdigest()[:32]
+        return Ticket(
+            id=generation.ticket_id or uuid.uuid4().hex,
+            tenant=generation.tenant,
+            model=self._model_name,
+            prompt_hash=digest,
+            prompt_tokens=len(generation.prompt),
+            max_tokens=params.max_tokens,
+            priority=SPECULATIVE_PRIORITY if generation.speculative else generation.priority,
+            choices=generation.choices,
+            kv_bytes=total * self._kv_bytes_per_token * generation.choices,
+            arrived=time.time(),
+        )
+
+    # -- from iterations to deltas ---------------------------------------------------------------------
+
+    def _cancel(self, stream: EngineStream) -> None:
+        """The reader is gone: free its requests before the next iteration is scheduled."""
+        with self._loop.lock:
+            for choice in stream.choices:
+                if self._streams.pop(choice.request.id, None) is not None:
+                    self._scheduler.abort(choice.request.id)
+                    self._close_choice(stream, choice, FinishReason.ABORT)
+
+    def _deliver(
+        self, batch: Batch, progress: list[Progress], finished: list[Request], seconds: float
+    ) -> None:
+        """Turn one iteration's tokens into text and send it. Runs on the engine's thread, under the lock."""
+        now = time.time()
+        for piece in batch.slices:
+            entry = self._streams.get(piece.request.id)
+            if entry is not None:
+                _note_step(entry[0].ticket, piece.request, batch.num_sequences, now - seconds)
+        deltas: dict[EngineStream, list[Delta]] = {}
+        for item in progress:
+            self._advance(item, now, deltas)
+        for request in finished:
+            entry = self._streams.pop(request.id, None)
+            if entry is not None:
+                stream, choice = entry
+                deltas.setdefault(stream, []).append(self._last_delta(stream, choice, request.finish_reason))
+        if self._event_loop is not None and not self._event_loop.is_closed():
+            self._event_loop.call_soon_threadsafe(
+                self._dispatch, deltas, batch.num_sequences, batch.num_tokens, seconds
+            )
+
+    def _advance(self, item: Progress, now: float, deltas: dict[EngineStream, list[Delta]]) -> None:
+        entry = self._streams.get(item.request.id)
+        if entry is None:
+            return
+        stream, choice = entry
+        if item.tokens and stream.ticket.first_token is None:
+            stream.ticket.first_token = now
+        stream.ticket.output_tokens += len(item.tokens)
+        finish = item.finish_reason
+        ended_by_id = finish is FinishReason.STOP and item.tokens
+        piece = choice.text.push(item.tokens[:-1] if ended_by_id else item.tokens)
+        text: str = piece.text
+        stopped_by: str | int | None = piece.stopped_by
+        if stopped_by is not None:
+            if finish is None:
+                self._scheduler.finish(item.request.id, FinishReason.STOP)
+            finish = FinishReason.STOP
+        elif finish is not None:
+            text += choice.text.flush()
+            stopped_by = item.tokens[-1] if ended_by_id else None
+        if finish is not None:
+            self._streams.pop(item.request.id, None)
+            self._close_choice(stream, choice, finish, item.error)
+        deltas.setdefault(stream, []).append(
+            Delta(choice.index, text, item.tokens, item.logprobs, finish, item.error, stopped_by)
+        )
+
+    def _last_delta(self, stream: EngineStream, choice: Choice, reason: FinishReason | None) -> Delta:
+        finish = reason or FinishReason.ABORT
+        error = None
+        if finish is FinishReason.DEADLINE:
+            error = "the request's deadline passed before it was done; allow more time or ask for fewer tokens"
+        self._close_choice(stream, choice, finish, error)
+        return Delta(choice.index, choice.text.flush(), finish=finish, error=error)
+
+    def _close_choice(
+        self, stream: EngineStream, choice: Choice, finish: FinishReason, error: str | None = None
+    ) -> None:
+        ticket, request = stream.ticket, choice.request
+        stream.open_choices -= 1
+        ticket.preemptions += request.num_preemptions
+        ticket.drafted_tokens += request.num_drafted_tokens
+        ticket.accepted_tokens += request.num_accepted_tokens
+        if error is not None:
+            ticket.error = error
+        if choice.index == 0 or ticket.finish_reason is None:
+            ticket.finish_reason = finish.value
+        if stream.open_choices == 0:
+            ticket.finished = time.time()
+            self._notify(ticket)
+
+    def _notify(self, ticket: Ticket) -> None:
+        def tell() -> None:
+            for observer in self.observers:
+                observer.on_finished(ticket)
+
+        if self._event_loop is not None and not self._event_loop.is_closed():
+            self._event_loop.call_soon_threadsafe(tell)
+
+    def _dispatch(
+        self, deltas: dict[EngineStream, list[Delta]], sequences: int, tokens: int, seconds: float
+    ) -> None:
+        for stream, items in deltas.items():
+            stream.push(items)
+        if tokens:
+            for observer in self.observers:
+                observer.on_step(sequences, tokens, seconds)
+
+
+def _reseeded(params: SamplingParams, index: int) -> SamplingParams:
+    """Choice `index` draws from a stream of its own: its seed follows from the request's, so it repeats."""
+    assert params.seed is not None
+    return replace(params, seed=(params.seed + index * 0x9E3779B97F4A7C15) % (1 << 62))
+
+
+def _note_step(ticket: Ticket, request: Request, sequences: int, started: float) -> None:
+    if ticket.scheduled is None:
+        ticket.scheduled = started
+        ticket.cached_tokens = request.num_cached_tokens
+    ticket.steps += 1
+    ticket.batch_sizes[sequences] = ticket.batch_sizes.get(sequences, 0) + 1

@@ -1,0 +1,129 @@
+"""The engine loop: schedule, run, update, deliver, in one thread that owns the model."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from weighbridge.cost import Sample, StepClock
+from weighbridge.engine.batch import Batch, Sampled
+from weighbridge.engine.request import Request
+from weighbridge.engine.scheduler_api import Progress, SchedulerLike
+
+log = logging.getLogger("weighbridge.engine")
+
+#: A scheduler with work that cannot run yet is asked again after this many seconds at the latest.
+IDLE_POLL = 0.05
+
+
+class BatchRunner(Protocol):
+    def execute(self, batch: Batch) -> Sampled: ...
+
+
+#: Called under the lock after every iteration, with the batch that ran and how long it took.
+Deliver = Callable[[Batch, list[Progress], list[Request], float], None]
+
+
+class EngineLoop:
+    """Runs iterations while there is work. `lock` guards the scheduler; it is never held while computing."""
+
+    def __init__(
+        self,
+        scheduler: SchedulerLike,
+        runner: BatchRunner,
+        step_clock: StepClock,
+        deliver: Deliver,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        check_integrity: bool = False,
+    ) -> None:
+        self.lock = threading.Condition()
+        self._scheduler = scheduler
+        self._runner = runner
+        self._step_clock = step_clock
+        self._deliver = deliver
+        self._clock = clock
+        self._check_integrity = check_integrity
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="weighbridge-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Tell the loop that work was added. The caller holds `lock`."""
+        self.lock.notify()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End after the current iteration; waits at most `timeout` seconds for it."""
+        with self.lock:
+            self._stopping = True
+            self.lock.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            with self.lock:
+                self._wait_for_work()
+                if self._stopping:
+                    return
+                batch = self._scheduler.schedule(self._clock())
+                expired = self._scheduler.take_finished()
+                if expired:
+                    self._deliver(Batch(), [], expired, 0.0)
+                if not batch.slices:
+                    self._wait_until_runnable()
+            if batch.slices:
+                self._iterate(batch)
+
+    def _wait_for_work(self) -> None:
+        while not self._stopping and not self._scheduler.has_work():
+            if self._check_integrity:
+                self._scheduler.check_integrity()
+            self.lock.wait()
+
+    def _wait_until_runnable(self) -> None:
+        """Work waits, but none of it may run yet (a static batch that fills up)."""
+        wake_at = self._scheduler.wake_at()
+        pause = IDLE_POLL if wake_at is None else min(max(wake_at - self._clock(), 0.0), IDLE_POLL)
+        if self._scheduler.has_work() and pause > 0.0:
+            self.lock.wait(pause)
+
+    def _iterate(self, batch: Batch) -> None:
+        started = self._clock()
+        sampled = self._execute(batch)
+        seconds = self._clock() - started
+        with self.lock:
+            progress = self._scheduler.update(batch, sampled, self._clock())
+            self._step_clock.observe(
+                Sample(batch.num_tokens, batch.num_sequences, batch.num_context_tokens, seconds)
+            )
+            self._deliver(batch, progress, self._scheduler.take_finished(), seconds)
+
+    def _execute(self, batch: Batch) -> Sampled:
+        try:
+            return self._runner.execute(batch)
+        except Exception:
+            log.exception("an iteration of %d sequences failed; running them one by one", len(batch.slices))
+            return self._execute_one_by_one(batch)
+
+    def _execute_one_by_one(self, batch: Batch) -> Sampled:
+        """Find the request that breaks the batch: writing a slice's keys and values twice is harmless."""
+        result = Sampled(tokens=[], logprobs=[])
+        for index, piece in enumerate(batch.slices):
+            try:
+                # Copies run once: a later one would overwrite what an earlier slice wrote to its target.
+                alone = self._runner.execute(Batch([piece], batch.copies if index == 0 else []))
+            except Exception as error:
+                alone = Sampled([[]], [None], {0: f"{type(error).__name__}: {error}"})
+            result.tokens += alone.tokens
+            result.logprobs += alone.logprobs
+            if alone.errors:
+                result.errors[index] = alone.errors[0]
+        return result
+
+

@@ -1,0 +1,67 @@
+"""Runs one batch: lays its tokens out over the paged cache, computes the logits, samples."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from weighbridge.engine.batch import Batch, Sampled, Slice
+from weighbridge.models.decoder import Decoder
+from weighbridge.models.kernels.api import BatchLayout, Int32
+
+
+class TokenSampler(Protocol):
+    def sample(self, logits: torch.Tensor, batch: Batch) -> Sampled: ...
+
+
+class Runner:
+    """Executes batches on a decoder and a KV pool of `num_blocks` blocks of `block_size` tokens."""
+
+    def __init__(self, decoder: Decoder, sampler: TokenSampler, num_blocks: int, block_size: int) -> None:
+        self._decoder = decoder
+        self._sampler = sampler
+        self._block_size = block_size
+        self.cache = decoder.allocate_kv(num_blocks, block_size)
+
+    def execute(self, batch: Batch) -> Sampled:
+        """Compute every slice of `batch`; keys and values are written, sampling slices get their tokens."""
+        for source, target in batch.copies:
+            self.cache.copy_block(source, target)
+        token_ids, layout = lay_out(batch.slices, self._block_size)
+        rows = sampled_rows(batch.slices, layout.query_starts)
+        logits = self._decoder.forward(token_ids, layout, self.cache, rows)
+        return self._sampler.sample(logits, batch)
+
+
+def lay_out(slices: list[Slice], block_size: int) -> tuple[Int32, BatchLayout]:
+    """Token ids [T] of `slices` in order, and where each of them sits in the cache."""
+    counts = np.fromiter((s.count for s in slices), np.int32, len(slices))
+    starts = np.fromiter((s.start for s in slices), np.int32, len(slices))
+    query_starts = np.zeros(len(slices) + 1, np.int32)
+    np.cumsum(counts, out=query_starts[1:])
+    token_ids = np.fromiter((t for s in slices for t in s.token_ids()), np.int32, int(query_starts[-1]))
+    block_tables = np.zeros((len(slices), max(len(s.request.block_table) for s in slices)), np.int32)
+    for row, piece in enumerate(slices):
+        table = piece.request.block_table
+        block_tables[row, : len(table)] = table
+    sequence = np.repeat(np.arange(len(slices), dtype=np.int32), counts)
+    positions = np.arange(len(token_ids), dtype=np.int32) - query_starts[sequence] + starts[sequence]
+    slots = block_tables[sequence, positions // block_size] * block_size + positions % block_size
+    return token_ids, BatchLayout(
+        positions=positions,
+        slots=slots.astype(np.int32),
+        query_starts=query_starts,
+        context_lens=starts + counts,
+        block_tables=block_tables,
+    )
+
+
+def sampled_rows(slices: list[Slice], query_starts: Int32) -> Int32:
+    """Rows of the batch whose logits are needed: the last of a sampling slice, and one per draft."""
+    rows: list[int] = []
+    for piece, end in zip(slices, query_starts[1:].tolist(), strict=True):
+        if piece.samples:
+            rows.extend(range(end - 1 - len(piece.drafts), end))
+    return np.array(rows, np.int32)

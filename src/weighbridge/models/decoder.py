@@ -1,0 +1,128 @@
+"""The decoder: one forward pass over a mixed batch of prompt chunks and decodes, on a paged KV cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from weighbridge.models.config import ModelConfig
+from weighbridge.models.kernels.api import BatchLayout, Int32, Kernels, KVCache
+from weighbridge.models.linear import Linear
+
+
+class Mlp:
+    """Gated feed-forward: down(silu(gate(x)) * up(x)), gate and up as one matrix. MoE takes this seat."""
+
+    def __init__(self, gate_up: Linear, down: Linear, kernels: Kernels) -> None:
+        self._gate_up = gate_up
+        self._down = down
+        self._kernels = kernels
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        gate_up = self._gate_up(x)
+        inner = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
+        self._kernels.silu_mul(inner, gate_up)
+        return self._down(inner)
+
+    @property
+    def nbytes(self) -> int:
+        return self._gate_up.nbytes + self._down.nbytes
+
+
+@dataclass(slots=True)
+class Layer:
+    """Weights of one transformer layer; norms are float32 [hidden]."""
+
+    input_norm: torch.Tensor
+    qkv: Linear
+    output: Linear
+    post_attention_norm: torch.Tensor
+    mlp: Mlp
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    rotates: bool
+    window: int
+
+
+class Decoder:
+    """Llama-shaped decoder. The residual stream is float32; everything between norms is in `dtype`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        kernels: Kernels,
+        embedding: torch.Tensor,
+        layers: list[Layer],
+        final_norm: torch.Tensor,
+        lm_head: Linear,
+        cos_sin: torch.Tensor,
+    ) -> None:
+        self.config = config
+        self.dtype = dtype
+        self.kernels = kernels
+        self.lm_head = lm_head
+        self._embedding = embedding
+        self._layers = layers
+        self._final_norm = final_norm
+        self._cos_sin = cos_sin
+        self._scale = config.head_dim**-0.5
+
+    def allocate_kv(self, num_blocks: int, block_size: int) -> KVCache:
+        config = self.config
+        return self.kernels.allocate_kv(
+            config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_dim, self.dtype
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Resident bytes of all weights, the embedding table included."""
+        linears = sum(
+            layer.qkv.nbytes + layer.output.nbytes + layer.mlp.nbytes for layer in self._layers
+        )
+        return linears + self.lm_head.nbytes + self._embedding.nbytes
+
+    @torch.inference_mode()
+    def forward(self, token_ids: Int32, layout: BatchLayout, cache: KVCache, rows: Int32) -> torch.Tensor:
+        """Run `token_ids` [T] through the model, writing their keys and values into `cache`.
+
+        Returns the logits of the tokens at `rows` (ascending indices into T): [len(rows), vocab] in `dtype`.
+        """
+        kernels, eps = self.kernels, self.config.rms_norm_eps
+        residual = torch.empty(len(token_ids), self.config.hidden_size)
+        kernels.gather_rows(residual, self._embedding, token_ids)
+        hidden = torch.empty(residual.shape, dtype=self.dtype)
+        kernels.rms_norm(hidden, residual, self._layers[0].input_norm, eps)
+        last = len(self._layers) - 1
+        for index, layer in enumerate(self._layers):
+            attended = self._attend(index, layer, hidden, layout, cache)
+            if index == last and len(rows) < len(token_ids):
+                # Behind the last attention nothing mixes tokens: go on with the sampled rows alone.
+                attended, residual = self._select(attended, rows), self._select(residual, rows)
+                hidden = hidden[: len(rows)]
+                if not len(rows):
+                    return torch.empty(0, self.config.vocab_size, dtype=self.dtype)
+            projected = layer.output(attended)
+            kernels.add_rms_norm(hidden, residual, projected, layer.post_attention_norm, eps)
+            next_norm = self._final_norm if index == last else self._layers[index + 1].input_norm
+            kernels.add_rms_norm(hidden, residual, layer.mlp(hidden), next_norm, eps)
+        return self.lm_head(hidden)
+
+    def _attend(
+        self, index: int, layer: Layer, hidden: torch.Tensor, layout: BatchLayout, cache: KVCache
+    ) -> torch.Tensor:
+        heads = self.config.num_heads
+        qkv = layer.qkv(hidden)
+        table = self._cos_sin if layer.rotates else None
+        self.kernels.rope_and_write(
+            qkv, cache, index, layout, table, heads, layer.q_norm, layer.k_norm, self.config.rms_norm_eps
+        )
+        attended = qkv.new_empty(qkv.shape[0], heads * self.config.head_dim)
+        self.kernels.paged_attention(attended, qkv, cache, index, layout, heads, self._scale, layer.window)
+        return attended
+
+    @staticmethod
+    def _select(x: torch.Tensor, rows: Int32) -> torch.Tensor:
+        return x.index_select(0, torch.from_numpy(rows.astype(np.int64)))

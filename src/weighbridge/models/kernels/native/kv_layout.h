@@ -1,0 +1,29 @@
+// Where keys and values live. A layer is [blocks, kv heads] of chunks; a chunk is a key part, then a value part.
+//
+//   float32   keys   [head_dim, block_size]            values [block_size, padded]
+//   bfloat16  keys   [head_dim / 2, block_size, 2]     values [block_size / 2, padded, 2]
+//
+// Keys are transposed, so one register holds the same element of consecutive tokens. In bfloat16, two neighbours
+// along the summed dimension (two elements of a key, two tokens of a value) share 32 bits, as VDPBF16PS wants
+// them; without that instruction a shift and a mask unpack them. `padded` is head_dim rounded up to 16, so that
+// every register of values is full. Padding and unused slots may hold anything, NaN included.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace weighbridge {
+
+struct KvLayout {
+  int kv_heads, head_dim, block_size;
+
+  __attribute__((always_inline)) constexpr int64_t padded() const { return (head_dim + 15) / 16 * 16; }
+  __attribute__((always_inline)) constexpr int64_t key_elements() const { return int64_t(head_dim) * block_size; }
+  __attribute__((always_inline)) constexpr int64_t chunk_elements() const { return key_elements() + padded() * block_size; }
+  __attribute__((always_inline)) constexpr int64_t chunk(int64_t block, int64_t kv_head) const {
+    return (block * kv_heads + kv_head) * chunk_elements();
+  }
+};
+
+}  // namespace weighbridge

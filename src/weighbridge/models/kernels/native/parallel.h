@@ -1,0 +1,43 @@
+// OpenMP on torch's own pool of threads (the number of threads comes from torch). For sources compiled once.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+namespace weighbridge {
+
+// A fork and join costs a few microseconds: `work` is in elements touched.
+constexpr int64_t smallest_parallel_work = 1 << 16;
+
+template <class Body>
+void parallel_rows(int64_t rows, int64_t work, int threads, const Body &body) {
+  if (threads < 2 || rows < 2 || work < smallest_parallel_work) {
+    body(int64_t(0), rows);
+    return;
+  }
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int part = 0; part < threads; part++) body(rows * part / threads, rows * (part + 1) / threads);
+}
+
+// Memory aligned to 64 bytes that only grows; keep one per calling thread.
+class Buffer {
+ public:
+  ~Buffer() { std::free(data_); }
+  char *reserve(int64_t bytes) {
+    if (bytes > size_) {
+      std::free(data_);
+      size_ = 0;
+      data_ = static_cast<char *>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+      if (data_ == nullptr) throw std::bad_alloc();
+      size_ = bytes;
+    }
+    return data_;
+  }
+
+ private:
+  char *data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+}  // namespace weighbridge

@@ -1,0 +1,141 @@
+"""From a checkpoint to a decoder that runs: merge, convert and pack the weights of each layer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from enum import StrEnum
+
+import numpy as np
+import torch
+
+from weighbridge.errors import BadInput
+from weighbridge.models.checkpoint import Checkpoint
+from weighbridge.models.decoder import Decoder, Layer, Mlp
+from weighbridge.models.kernels import load_kernels
+from weighbridge.models.kernels.api import Kernels
+from weighbridge.models.linear import Linear, make_linear
+from weighbridge.models.quantized import GroupQuantized, quantize
+from weighbridge.models.rope import cos_sin_table
+
+log = logging.getLogger("weighbridge.models")
+
+Report = Callable[[int, int], None]  # layers done, layers in all
+
+
+class Quantize(StrEnum):
+    """Weight-only quantisation of the linear layers."""
+
+    NONE = "none"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    """`auto` is bfloat16 where the CPU multiplies it natively (AVX512-BF16, AMX, Arm BF16), else float32."""
+    if name == "float32":
+        return torch.float32
+    if name == "bfloat16":
+        return torch.bfloat16
+    if name != "auto":
+        raise BadInput(f"dtype {name!r} is not known: use float32, bfloat16 or auto", param="dtype")
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+class _Builder:
+    """Packs one checkpoint; `dtype` is the compute dtype of activations and dense weights."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, scheme: Quantize) -> None:
+        self.checkpoint = checkpoint
+        self.dtype = dtype
+        self.scheme = scheme
+
+    def norm(self, name: str) -> torch.Tensor:
+        return self.checkpoint.tensor(name).float().contiguous()
+
+    def linear(self, names: Sequence[str], bias: bool, bits: int) -> Linear:
+        """One linear layer from the rows of several matrices. `bits` is what a quantised scheme keeps."""
+        offset = None
+        if bias:
+            parts = [self.checkpoint.tensor(name.removesuffix("weight") + "bias") for name in names]
+            offset = torch.cat(parts).to(self.dtype)
+        if self.scheme is not Quantize.NONE:
+            quantized = self._quantized(names, bits)
+            if quantized is not None:
+                return make_linear(None, offset, self.dtype, quantized=quantized)
+        weight = torch.cat([self.checkpoint.tensor(name).to(self.dtype) for name in names])
+        return make_linear(weight, offset, self.dtype)
+
+    def _quantized(self, names: Sequence[str], bits: int) -> GroupQuantized | None:
+        """The file's own codes where it has them in `bits`, else our rounding; None when rows do not divide."""
+        parts = [self.checkpoint.quantized(name) for name in names]
+        kept = [part for part in parts if part is not None and part.bits == bits]
+        if len(kept) == len(names):
+            return _stack(kept)
+        weight = torch.cat([self.checkpoint.tensor(name).float() for name in names])
+        return quantize(weight, bits) if weight.shape[1] % 32 == 0 else None
+
+    def layer(self, index: int, kernels: Kernels) -> Layer:
+        config = self.checkpoint.config
+        prefix = f"model.layers.{index}."
+        attention, mlp = prefix + "self_attn.", prefix + "mlp."
+        bits = 4 if self.scheme is Quantize.INT4 else 8
+        qkv = [f"{attention}{name}_proj.weight" for name in "qkv"]
+        gate_up = self.linear([mlp + "gate_proj.weight", mlp + "up_proj.weight"], config.mlp_bias, bits)
+        down = self.linear([mlp + "down_proj.weight"], config.mlp_bias, bits)
+        return Layer(
+            input_norm=self.norm(prefix + "input_layernorm.weight"),
+            qkv=self.linear(qkv, config.qkv_bias, bits),
+            output=self.linear([attention + "o_proj.weight"], config.output_bias, bits),
+            post_attention_norm=self.norm(prefix + "post_attention_layernorm.weight"),
+            mlp=Mlp(gate_up, down, kernels),
+            q_norm=self.norm(attention + "q_norm.weight") if config.qk_norm else None,
+            k_norm=self.norm(attention + "k_norm.weight") if config.qk_norm else None,
+            rotates=config.rotary_layers[index],
+            window=config.sliding_windows[index],
+        )
+
+
+def _stack(parts: Sequence[GroupQuantized]) -> GroupQuantized:
+    if len(parts) == 1:
+        return parts[0]
+    minimums = [part.minimums for part in parts if part.minimums is not None]
+    return replace(
+        parts[0],
+        codes=np.concatenate([part.codes for part in parts]),
+        scales=np.concatenate([part.scales for part in parts]),
+        minimums=np.concatenate(minimums) if minimums else None,
+    )
+
+
+def load_decoder(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    scheme: Quantize = Quantize.NONE,
+    *,
+    max_model_len: int | None = None,
+    kernels: Kernels | None = None,
+    report: Report | None = None,
+) -> Decoder:
+    """Pack every layer of `checkpoint` for this CPU. `report` is called after each layer."""
+    config = checkpoint.config
+    kernels = kernels or load_kernels()
+    builder = _Builder(checkpoint, dtype, scheme)
+    layers = []
+    for index in range(config.num_layers):
+        layers.append(builder.layer(index, kernels))
+        if report is not None:
+            report(index + 1, config.num_layers)
+    head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    # The output matrix decides each token directly: it keeps 8 bits even where the layers keep 4.
+    return Decoder(
+        config,
+        dtype,
+        kernels,
+        embedding=checkpoint.tensor("model.embed_tokens.weight").to(dtype).contiguous(),
+        layers=layers,
+        final_norm=builder.norm("model.norm.weight"),
+        lm_head=builder.linear([head], False, 8),
+        cos_sin=cos_sin_table(config.rope, config.head_dim, max_model_len or config.max_position_embeddings),
+    )

@@ -1,0 +1,200 @@
+"""A deterministic stand-in for runner and model that notices every mistake in block tables.
+
+The KV pool is a list of token ids, one per slot. Executing a batch does the copies, writes the slices' tokens
+into their slots, and reads every context back through its block table: whatever a wrong share, a missing copy,
+a stale block or a lost rollback leaves behind does not equal the request's tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from weighbridge.cost import StepCost
+from weighbridge.engine.batch import Batch, Sampled, Slice
+from weighbridge.engine.request import FinishReason, Request, SamplingParams
+from weighbridge.engine.scheduler import Progress, Scheduler, SchedulerLike, SchedulerSettings
+
+COST = StepCost(overhead=0.001, memory=0.010, per_token=0.001, per_context_token=1e-7, per_sequence=1e-5)
+VOCABULARY = 5  # small, so that outputs repeat and drafts are accepted
+STOP = 4
+
+
+@dataclass
+class Costs:
+    """A cost source that can be changed, as calibration does."""
+
+    cost: StepCost = COST
+
+
+def next_token(context: list[int], seed: int) -> int:
+    """The model: some function of the whole context that is sensitive to each of its tokens."""
+    value = seed
+    for token in context[-7:]:
+        value = (value * 31 + token + 1) % 1_000_003
+    return (value ^ sum(context) * 7) % VOCABULARY if seed % 3 else context[-3 % len(context)]
+
+
+def reference_output(request: Request, max_model_len: int = 10**9) -> list[int]:
+    """What the request produces when it runs alone."""
+    tokens = list(request.prompt)
+    while True:
+        token = next_token(tokens, request.params.seed or 0)
+        tokens.append(token)
+        length = len(tokens) - len(request.prompt)
+        ends = token in request.stop_token_ids and length > request.params.min_tokens
+        if ends or length >= request.params.max_tokens or len(tokens) >= max_model_len:
+            return tokens[len(request.prompt) :]
+
+
+@dataclass
+class FakeModel:
+    num_blocks: int
+    block_size: int
+    slots: list[int] = field(default_factory=list)
+    fail: set[str] = field(default_factory=set)  # ids of requests whose sampling breaks
+    tokens_run: int = 0
+
+    def __post_init__(self) -> None:
+        self.slots = [-1] * (self.num_blocks * self.block_size)
+
+    def execute(self, batch: Batch) -> Sampled:
+        size = self.block_size
+        for source, target in batch.copies:
+            self.slots[target * size : target * size + size] = self.slots[source * size : source * size + size]
+        for piece in batch.slices:
+            for position, token in enumerate(piece.token_ids(), piece.start):
+                self.slots[self._slot(piece.request, position)] = token
+        result = Sampled([], [])
+        for index, piece in enumerate(batch.slices):
+            self.tokens_run += piece.count + piece.padding
+            context = [self.slots[self._slot(piece.request, p)] for p in range(piece.start + piece.count)]
+            assert context == (piece.request.tokens + list(piece.drafts))[: len(context)], piece.request.id
+            result.tokens.append(self._sample(piece) if piece.samples else [])
+            result.logprobs.append(None)
+            if piece.request.id in self.fail:
+                result.errors[index] = "broken on purpose"
+        return result
+
+    def _slot(self, request: Request, position: int) -> int:
+        return request.block_table[position // self.block_size] * self.block_size + position % self.block_size
+
+    def _sample(self, piece: Slice) -> list[int]:
+        tokens, sampled = list(piece.request.tokens), []
+        for draft in (*piece.drafts, None):
+            sampled.append(next_token(tokens, piece.request.params.seed or 0))
+            tokens.append(sampled[-1])
+            if sampled[-1] != draft:
+                break
+        return sampled
+
+
+def make_request(
+    id: str,
+    prompt: list[int],
+    max_tokens: int = 8,
+    *,
+    arrival: float = 0.0,
+    min_tokens: int = 0,
+    stops: bool = False,
+    seed: int = 0,
+    tenant: str = "default",
+    priority: int = 0,
+    deadline: float | None = None,
+    fork_of: Request | None = None,
+) -> Request:
+    params = SamplingParams(max_tokens=max_tokens, temperature=0.0, min_tokens=min_tokens, seed=seed)
+    return Request(
+        id,
+        prompt,
+        params,
+        arrival,
+        tenant=tenant,
+        priority=priority,
+        deadline=deadline,
+        fork_of=fork_of,
+        stop_token_ids=frozenset({STOP}) if stops else frozenset(),
+    )
+
+
+def make_scheduler(cost: Costs | None = None, **settings: object) -> Scheduler:
+    defaults: dict[str, object] = {"max_model_len": 10_000, "num_blocks": 64, "block_size": 4}
+    return Scheduler(SchedulerSettings(**(defaults | settings)), cost or Costs())  # type: ignore[arg-type]
+
+
+class Driver:
+    """The engine loop in miniature, under a virtual clock that advances by the predicted step time."""
+
+    def __init__(self, scheduler: SchedulerLike) -> None:
+        self.scheduler = scheduler
+        self.model = FakeModel(scheduler.settings.num_blocks, scheduler.settings.block_size)
+        self.now = 0.0
+        self.batches: list[list[tuple[str, int, int]]] = []
+        self.finished: dict[str, FinishReason] = {}
+        self.max_model_len = scheduler.settings.max_model_len
+
+    def add(self, *requests: Request) -> None:
+        for request in requests:
+            self.scheduler.add(request, self.now)
+
+    def step(self) -> tuple[Batch, list[Progress]]:
+        batch = self.schedule()
+        return batch, self.complete(batch)
+
+    def schedule(self) -> Batch:
+        batch = self.scheduler.schedule(self.now)
+        for request in self.scheduler.take_finished():
+            self._note(request, request.finish_reason)
+        self.batches.append([(s.request.id, s.start, s.count) for s in batch.slices])
+        check_batch(self.scheduler, batch)
+        return batch
+
+    def complete(self, batch: Batch) -> list[Progress]:
+        if not batch.slices:
+            return []
+        sampled = self.model.execute(batch)
+        self.now += COST.seconds(batch.num_tokens, batch.num_sequences, batch.num_context_tokens)
+        progress = self.scheduler.update(batch, sampled, self.now)
+        for item in progress:
+            if item.finish_reason is not None:
+                self._note(item.request, item.finish_reason)
+        return progress
+
+    def abort(self, request_id: str) -> None:
+        request = self.scheduler.abort(request_id)
+        if request is not None:
+            self._note(request, request.finish_reason)
+
+    def run(self, limit: int = 100_000) -> None:
+        """Until nothing is left; an iteration that computes nothing although there is work is a failure."""
+        for _ in range(limit):
+            if not self.scheduler.has_work():
+                return
+            batch, _ = self.step()
+            assert batch.slices or not self.scheduler.has_work(), "work, but an empty batch"
+        raise AssertionError(f"still running after {limit} iterations")
+
+    def _note(self, request: Request, reason: FinishReason | None) -> None:
+        assert request.id not in self.finished, f"{request.id} finished twice"
+        assert reason is not None
+        self.finished[request.id] = reason
+
+
+def check_batch(scheduler: SchedulerLike, batch: Batch) -> None:
+    """What must hold for every batch."""
+    settings = scheduler.settings
+    assert batch.num_tokens <= settings.max_batch_tokens
+    assert batch.num_sequences <= settings.max_sequences
+    written: set[int] = set()
+    for piece in batch.slices:
+        request = piece.request
+        assert piece.start == request.num_computed_tokens
+        assert piece.count >= 1
+        own = piece.start + piece.count - len(piece.drafts)
+        assert piece.samples == (own == request.num_tokens)
+        last = piece.start + piece.count
+        blocks = request.block_table[piece.start // settings.block_size : -(-last // settings.block_size)]
+        assert len(request.block_table) * settings.block_size >= last
+        assert not written & set(blocks), "two slices write the same block"
+        written.update(blocks)
+        if isinstance(scheduler, Scheduler):
+            assert all(scheduler.pool.ref_counts[block] == 1 for block in blocks), "writes a shared block"
