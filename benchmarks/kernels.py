@@ -58,7 +58,9 @@ def make_layout(sequences: int, queries: int, context: int, seed: int = 0) -> Ba
     )
 
 
-def fill_cache(kernels: Kernels, cache: KVCache, layout: BatchLayout, context: int, dtype: torch.dtype) -> None:
+def fill_cache(
+    kernels: Kernels, cache: KVCache, layout: BatchLayout, context: int, dtype: torch.dtype
+) -> None:
     """Write every slot of the batch's blocks in every layer, so that no page is an untouched one."""
     sequences, blocks = layout.block_tables.shape
     whole = make_layout(sequences, context, context)
@@ -114,7 +116,9 @@ def sdpa_ms(sequences: int, queries: int, context: int, dtype: torch.dtype, repe
 
 def report_attention(kernels: Kernels, dtype: torch.dtype, context: int, prompt: int, repeats: int) -> None:
     element = 2 if dtype == torch.bfloat16 else 4
-    print(f"{'attention, all layers':34} {'ours ms':>9} {'GB/s':>6} {'GFLOP/s':>8} {'reference':>10} {'sdpa':>8}")
+    print(
+        f"{'attention, all layers':34} {'ours ms':>9} {'GB/s':>6} {'GFLOP/s':>8} {'reference':>10} {'sdpa':>8}"
+    )
     cases = [(n, 1, context) for n in (1, 16, 64)] + [(1, 1, 8 * context), (1, prompt, prompt)]
     for sequences, queries, length in cases:
         ours = attention_ms(kernels, sequences, queries, length, dtype, repeats)
@@ -160,7 +164,8 @@ def report_elementwise(kernels: Kernels, dtype: torch.dtype, repeats: int) -> No
     print(f"\n{'one call, microseconds':24}" + "".join(f"{f'{n} tokens':>22}" for n in counts))
     print(f"{'':24}" + "".join(f"{'ours':>11}{'reference':>11}" for _ in counts))
     tables = [
-        (elementwise_calls(kernels, n, dtype), elementwise_calls(ReferenceKernels(), n, dtype)) for n in counts
+        (elementwise_calls(kernels, n, dtype), elementwise_calls(ReferenceKernels(), n, dtype))
+        for n in counts
     ]
     for name in tables[0][0]:
         row = ""
@@ -171,7 +176,9 @@ def report_elementwise(kernels: Kernels, dtype: torch.dtype, repeats: int) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--context", type=int, default=200)
     parser.add_argument("--prompt", type=int, default=2048)

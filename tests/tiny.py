@@ -78,6 +78,7 @@ def save_tokenizer(directory: Path) -> None:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(TEXT, trainer)
+    tokenizer.add_tokens([f"<filler-{index}>" for index in range(VOCABULARY - tokenizer.get_vocab_size())])
     wrapped = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", bos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )

@@ -1,8 +1,8 @@
 """A deterministic stand-in for runner and model that notices every mistake in block tables.
 
-The KV pool is a list of token ids, one per slot. Executing a batch does the copies, writes the slices' tokens
-into their slots, and reads every context back through its block table: whatever a wrong share, a missing copy,
-a stale block or a lost rollback leaves behind does not equal the request's tokens.
+The KV pool is a list of token ids, one per slot. Executing a batch does the copies, writes the slices'
+tokens into their slots, and reads every context back through its block table: whatever a wrong share, a
+missing copy, a stale block or a lost rollback leaves behind does not equal the request's tokens.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class FakeModel:
     def execute(self, batch: Batch) -> Sampled:
         size = self.block_size
         for source, target in batch.copies:
-            self.slots[target * size : target * size + size] = self.slots[source * size : source * size + size]
+            self.slots[target * size : target * size + size] = self.slots[
+                source * size : source * size + size
+            ]
         for piece in batch.slices:
             for position, token in enumerate(piece.token_ids(), piece.start):
                 self.slots[self._slot(piece.request, position)] = token

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-
-from fake_model import STOP, VOCABULARY, Driver, make_request, make_scheduler, reference_output
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.engine.fake_model import STOP, VOCABULARY, Driver, make_request, make_scheduler, reference_output
 from weighbridge.engine.batch import Batch
 from weighbridge.engine.request import FinishReason, Request, RequestState
 from weighbridge.errors import Refused
@@ -28,7 +27,9 @@ class AnyHistory(RuleBasedStateMachine):
         itl_target=st.sampled_from([0.001, 0.02, 1.0]),
         ageing=st.sampled_from([None, 0.5]),
     )
-    def set_up(self, num_blocks, block_size, max_batch_tokens, max_sequences, cache, speculate, itl_target, ageing):
+    def set_up(
+        self, num_blocks, block_size, max_batch_tokens, max_sequences, cache, speculate, itl_target, ageing
+    ):
         self.driver = Driver(
             make_scheduler(
                 max_model_len=60,
@@ -142,7 +143,12 @@ class AnyHistory(RuleBasedStateMachine):
         scheduler = self.driver.scheduler
         load = scheduler.load()
         scheduler.check_integrity()
-        assert (load.queued_requests, load.queued_tokens, load.running_requests, load.running_tokens) == (0, 0, 0, 0)
+        assert (load.queued_requests, load.queued_tokens, load.running_requests, load.running_tokens) == (
+            0,
+            0,
+            0,
+            0,
+        )
         assert load.kv_blocks_used == 0
         assert not scheduler._tables._chains
         assert not scheduler._speculator._guessers

@@ -14,7 +14,7 @@ import torch
 from weighbridge.errors import BadInput
 from weighbridge.models.kernels.native_kernels import supported_isas
 from weighbridge.models.linear import make_linear
-from weighbridge.models.linear_quantized import QuantizedLinear, kernels_available, pack_scales
+from weighbridge.models.linear_packed import kernels_available, pack_scales, quantized_linear
 from weighbridge.models.quantized import GROUP_SIZE, GroupQuantized, quantize
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -92,7 +92,7 @@ def test_dense_without_onednn_uses_the_plain_matrix() -> None:
 def test_quantized_equals_integer_arithmetic_for_every_token_count(bits: int, dtype: torch.dtype) -> None:
     matrix = random_matrix(37, 96, bits)
     bias = torch.randn(37, generator=torch.Generator().manual_seed(1)).to(dtype)
-    layer = QuantizedLinear(matrix, bias, dtype)
+    layer = quantized_linear(matrix, bias, dtype)
     x = torch.randn(70, 96, generator=torch.Generator().manual_seed(2)).to(dtype)
     expected = integer_product(matrix, x) + bias.double().numpy()
     for tokens in range(71):
@@ -104,7 +104,7 @@ def test_quantized_equals_integer_arithmetic_for_every_token_count(bits: int, dt
 @pytest.mark.parametrize(("rows", "columns"), [(1, 32), (16, 64), (17, 32), (960, 576), (33, 9728)])
 def test_quantized_shapes(bits: int, rows: int, columns: int) -> None:
     matrix = random_matrix(rows, columns, bits)
-    layer = QuantizedLinear(matrix, None, torch.float32)
+    layer = quantized_linear(matrix, None, torch.float32)
     for tokens in (1, 5, 13):
         x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(tokens))
         assert relative_error(layer(x), integer_product(matrix, x)) < TOLERANCE[torch.float32]
@@ -113,7 +113,7 @@ def test_quantized_shapes(bits: int, rows: int, columns: int) -> None:
 @needs_kernels
 def test_more_tokens_than_one_block_equal_one_by_one() -> None:
     matrix = random_matrix(40, 2048, 4)
-    layer = QuantizedLinear(matrix, None, torch.float32)
+    layer = quantized_linear(matrix, None, torch.float32)
     x = torch.randn(500, 2048, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(layer(x), torch.cat([layer(row[None]) for row in x]), rtol=0, atol=0)
 
@@ -121,7 +121,7 @@ def test_more_tokens_than_one_block_equal_one_by_one() -> None:
 @needs_kernels
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_number_of_threads_does_not_change_a_bit(threads: int) -> None:
-    layer = QuantizedLinear(random_matrix(100, 256, 8), None, torch.float32)
+    layer = quantized_linear(random_matrix(100, 256, 8), None, torch.float32)
     x = torch.randn(50, 256, generator=torch.Generator().manual_seed(4))
     before, expected = torch.get_num_threads(), layer(x)
     try:
@@ -150,13 +150,13 @@ def test_extreme_values_stay_inside_integers(bits: int) -> None:
     matrix.codes[...] = 15 if bits == 4 else -128
     for sign in (1.0, -1.0):
         x = torch.full((3, 64), sign * 1e4)
-        y = QuantizedLinear(matrix, None, torch.float32)(x)
+        y = quantized_linear(matrix, None, torch.float32)(x)
         assert relative_error(y, integer_product(matrix, x)) < 2e-6
 
 
 @needs_kernels
 def test_zeros_and_nan() -> None:
-    layer = QuantizedLinear(random_matrix(16, 64, 4), None, torch.float32)
+    layer = quantized_linear(random_matrix(16, 64, 4), None, torch.float32)
     x = torch.zeros(2, 64)
     assert not layer(x).any()
     x[1, 40] = torch.nan
@@ -171,22 +171,22 @@ def test_scales_keep_their_precision_at_any_magnitude(factor: float) -> None:
     base = random_matrix(20, 64, 8)
     matrix = GroupQuantized(8, base.codes, base.scales * np.float32(factor), None)
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(6))
-    y = QuantizedLinear(matrix, None, torch.float32)(x)
+    y = quantized_linear(matrix, None, torch.float32)(x)
     assert relative_error(y, x.double().numpy() @ matrix.dequantized().T.astype(np.float64)) < 0.02
 
 
 @needs_kernels
 def test_quantized_layers_are_small() -> None:
     rows, columns = 640, 1024
-    four = QuantizedLinear(random_matrix(rows, columns, 4), None, torch.bfloat16)
-    eight = QuantizedLinear(random_matrix(rows, columns, 8), None, torch.bfloat16)
+    four = quantized_linear(random_matrix(rows, columns, 4), None, torch.bfloat16)
+    eight = quantized_linear(random_matrix(rows, columns, 8), None, torch.bfloat16)
     assert four.nbytes == rows * columns * 5 // 8
     assert eight.nbytes == rows * columns * 17 // 16
 
 
 @needs_kernels
 def test_wrong_activations_are_refused() -> None:
-    layer = QuantizedLinear(random_matrix(16, 64, 4), None, torch.bfloat16)
+    layer = quantized_linear(random_matrix(16, 64, 4), None, torch.bfloat16)
     for x in (torch.zeros(2, 64), torch.zeros(2, 32).bfloat16(), torch.zeros(64, 2).bfloat16().T):
         with pytest.raises(ValueError, match="expected contiguous"):
             layer(x)

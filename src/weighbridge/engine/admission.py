@@ -46,8 +46,8 @@ def check_queue(
     retry_after = drain_seconds(tokens, round(min(requests * output_length, tokens)), settings, cost)
     limit = f"{settings.max_queue_requests} requests" if full else f"{settings.max_queue_tokens} tokens"
     raise QueueFull(
-        f"{requests} requests with {tokens} tokens of work wait, this one adds {added}, and the queue holds at "
-        f"most {limit}; try again in about {retry_after:.0f} s",
+        f"{requests} requests with {tokens} tokens of work wait, this one adds {added}, and the queue takes "
+        f"at most {limit}; try again in about {retry_after:.0f} s",
         retry_after=retry_after,
     )
 

@@ -1,4 +1,4 @@
-"""Block tables: which blocks hold each request's tokens. Prefix hits, forks, copy on write, growth, return."""
+"""Block tables: which blocks hold each request's tokens. Prefix hits, forks, copies, growth, return."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class BlockTables:
         return index < len(table) and self.pool.ref_counts[table[index]] == 1
 
     def blocks_to_write(self, request: Request, end: int) -> int:
-        """Blocks that writing tokens [num_computed_tokens, end) takes: growth, and copies of shared blocks."""
+        """Blocks it takes to write [num_computed_tokens, end): for growth, and for copies of shared ones."""
         table, counts = request.block_table, self.pool.ref_counts
         first, last = request.num_computed_tokens // self._size, self.pool.blocks_for(end)
         return max(last - len(table), 0) + sum(counts[block] > 1 for block in table[first:last])
@@ -110,7 +110,7 @@ class BlockTables:
         return copies
 
     def take_over(self, request: Request) -> int:
-        """At a block boundary, adopt blocks that another request computed meanwhile; returns the tokens won."""
+        """At a block boundary, adopt blocks that others computed meanwhile; returns the tokens won."""
         computed = request.num_computed_tokens
         if self._prefix is None or computed % self._size:
             return 0
@@ -129,7 +129,7 @@ class BlockTables:
         return (index - first) * self._size
 
     def digests(self, request: Request, start: int, end: int) -> list[Digest]:
-        """Digests of the full blocks that begin at or after `start` and end by `end`; none without a cache."""
+        """Digests of the full blocks within [start, end); none without a cache."""
         if self._prefix is None:
             return []
         return self._chain(request)[self.pool.blocks_for(start) : end // self._size]
@@ -167,7 +167,7 @@ class BlockTables:
         self._chains.pop(request, None)
 
     def freed_by(self, requests: Iterable[Request], keep: list[int]) -> Iterator[tuple[Request, int]]:
-        """How many blocks become available when `requests` are closed up to each of them, `keep` not counted."""
+        """Blocks that become available by closing `requests` up to each of them; `keep` is not counted."""
         named: Counter[int] = Counter()
         kept, freed = set(keep), 0
         for request in requests:

@@ -81,7 +81,7 @@ class BlockPool:
         self.ref_counts[block] += 1
 
     def release(self, block: int, *, keep: bool) -> None:
-        """One reference less. At none the block is cached when `keep` (it can serve prefix hits), else free."""
+        """One reference less. At none the block is cached if `keep` (it can serve prefix hits), else free."""
         count = self.ref_counts[block] - 1
         if count < 0:
             raise ValueError(f"block {block} was released more often than it was taken")

@@ -20,11 +20,11 @@ from weighbridge.engine.scheduler import Scheduler, SchedulerLike, SchedulerSett
 from weighbridge.engine.settings import EngineSettings, pool_blocks
 from weighbridge.engine.static import StaticScheduler
 from weighbridge.errors import BadInput
+from weighbridge.models.allocator import tune_allocator
+from weighbridge.models.cache import weighbridge_home
 from weighbridge.models.checkpoint import open_checkpoint
 from weighbridge.models.decoder import Decoder
-from weighbridge.models.linear import tune_allocator
 from weighbridge.models.loader import Quantize, choose_dtype, load_decoder
-from weighbridge.models.store import weighbridge_home
 from weighbridge.models.tokenizer import Tokenizer, load_tokenizer
 
 Report = Callable[[int, int], None]

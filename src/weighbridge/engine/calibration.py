@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +12,7 @@ from weighbridge.cost import Sample, StepCost, fit
 from weighbridge.engine.batch import Batch, Slice
 from weighbridge.engine.loop import BatchRunner
 from weighbridge.engine.request import Request, SamplingParams
+from weighbridge.models.cache import load_record, save_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,23 +104,16 @@ class CalibrationStore:
 
     def load(self, key: str) -> StepCost | None:
         """The stored fit, or None when there is none or it cannot be read."""
+        record = load_record(self._path(key))
         try:
-            record = json.loads(self._path(key).read_text())
-            return StepCost(**{name: float(value) for name, value in record["step_cost"].items()})
-        except (OSError, ValueError, KeyError, TypeError):
+            return StepCost(**record["step_cost"]) if record else None
+        except (KeyError, TypeError):
             return None
 
     def save(self, key: str, cost: StepCost, samples: list[Sample]) -> Path:
         """Write atomically; returns the file."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        record = {
-            "step_cost": cost.as_dict(),
-            "samples": [[s.tokens, s.sequences, s.context_tokens, s.seconds] for s in samples],
-        }
-        handle, temporary = tempfile.mkstemp(dir=self._directory)
-        with os.fdopen(handle, "w") as file:
-            json.dump(record, file, indent=1)
-        os.replace(temporary, self._path(key))
+        measured = [[s.tokens, s.sequences, s.context_tokens, s.seconds] for s in samples]
+        save_record(self._path(key), {"step_cost": cost.as_dict(), "samples": measured})
         return self._path(key)
 
     def _path(self, key: str) -> Path:

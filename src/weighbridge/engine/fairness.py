@@ -46,7 +46,7 @@ class VirtualTokenCounters:
             self._drop_idle()
 
     def charge(self, tenant: str, amount: float) -> None:
-        """Add `amount` of service; a negative amount takes some back. Also for tenants with nothing waiting."""
+        """Add `amount` of service; negative to take some back. Also for tenants with nothing waiting."""
         counter = self._counters[tenant] = self._counters.get(tenant, 0.0) + amount
         if amount < 0.0 and tenant in self._active:
             heappush(self._heap, (counter, self._active[tenant], tenant))
@@ -55,10 +55,10 @@ class VirtualTokenCounters:
         return self._counters.get(tenant, 0.0)
 
     def next(self) -> str:
-        """The active tenant that got least; among equals the one active longest. IndexError when there is none.
+        """The active tenant that got least, of equals the one active longest. IndexError when none is active.
 
-        An outdated heap entry is too small (it comes up early and is put back with the counter of today) or, after
-        a refund, has a fresh one before it.
+        An outdated heap entry is too small, so that it comes up early and is put back with the counter of
+        today; or, after a refund, it is too large and has a fresh one before it.
         """
         while True:
             counter, activation, tenant = self._heap[0]

@@ -30,6 +30,9 @@ class Forks:
         """Who need not wait for `parent` any more: its prompt is there, or it will not come soon."""
         return self._waiting.pop(parent, [])
 
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 

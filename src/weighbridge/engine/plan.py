@@ -8,7 +8,7 @@ from weighbridge.engine.request import Request
 
 
 class Plan:
-    """At most one slice per request. `tokens`, `sequences` and `pairs` are what `StepCost.seconds` asks for."""
+    """At most one slice per request. `tokens`, `sequences`, `pairs`: the arguments of `StepCost.seconds`."""
 
     __slots__ = ("_computing", "budget", "chunks", "copies", "decodes", "pairs", "preempted", "tokens")
 
@@ -34,7 +34,7 @@ class Plan:
         self.pairs += position + 1
 
     def add_chunk(self, request: Request, start: int, count: int, digests: list[Digest]) -> None:
-        """Tokens [start, start + count) of a prompt, which complete the blocks `digests`; samples at its end."""
+        """Tokens [start, start + count) of a prompt, completing the blocks `digests`; samples at its end."""
         self.chunks[request] = Slice(request, start, count, start + count == request.num_tokens)
         self._computing.update(dict.fromkeys(digests, request))
         self._account(start, count, 1)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from array import array
 from hashlib import blake2b
 
-#: Identifies a block by its tokens and everything before them. 256 bits: no collision to fear, by chance or intent.
+#: Names a block by its tokens and all before them. 256 bits: no collision to fear, by chance or intent.
 Digest = bytes
 
 
 class PrefixCache:
     """Full blocks by the chained digest of their tokens.
 
-    A digest covers the parent's digest and the block's tokens, so equal digests mean equal prefixes. A block is
-    entered as soon as its tokens are computed, while its request still runs: the second user of a
-    system prompt shares the blocks of the first. `salt` separates caches that must not see each other.
+    A digest covers the parent's digest and the block's tokens, so equal digests mean equal prefixes. A block
+    is entered as soon as its tokens are computed, while its request still runs: the second user of a system
+    prompt shares the blocks of the first. `salt` separates caches that must not see each other.
     """
 
     def __init__(self, block_size: int, salt: bytes = b"") -> None:

@@ -1,4 +1,4 @@
-"""The waiting line: strict priority classes, fairness over tenants inside a class, first come inside a tenant.
+"""The waiting line: strict priority classes, fair over tenants inside a class, first come inside a tenant.
 
     class 0    tenant a: r1 r4        the tenant with the least service so far goes first (VTC)
                tenant b: r2
@@ -89,14 +89,14 @@ class FairQueue:
             self._line_up(request, now, front=front)
 
     def unhold(self, request_id: str, now: float) -> None:
-        """A held request becomes eligible, ahead of its tenant's others: it belongs to one that already ran."""
+        """A held request becomes eligible, ahead of its tenant's others: it belongs to one that ran."""
         waiting = self._waiting[request_id]
         if waiting.held:
             waiting.held = False
             self._line_up(waiting.request, now, front=True)
 
     def peek(self, now: float) -> tuple[Request, int] | None:
-        """The request whose turn it is, and the class it competes in (its own, or the one it was lifted to)."""
+        """Whose turn it is, and the class it competes in: its own, or the one it was lifted to."""
         if not self._order:
             return None
         best = self._order[0]
@@ -120,7 +120,7 @@ class FairQueue:
         return waiting.request
 
     def charge(self, request: Request, *, input_tokens: int = 0, output_tokens: int = 0) -> None:
-        """Charge service to the request's tenant, in the request's own class. Negative to take a charge back."""
+        """Charge service to the request's tenant, in its own class; negative to take a charge back."""
         amount = self._input_weight * input_tokens + self._output_weight * output_tokens
         self._class(request.priority).counters.charge(request.tenant, amount)
 

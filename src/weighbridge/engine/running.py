@@ -11,7 +11,7 @@ from weighbridge.engine.request import Request
 class RunningSet:
     """Rank is (class, arrival, id): urgent before not, early before late, and never a tie.
 
-    The class is the one a request was admitted in. That is its own, or a better one when ageing lifted it: so a
+    The class is the one a request was admitted in: its own, or a better one when ageing lifted it. So a
     lifted request is not preempted at once by the class it was lifted past.
     """
 
@@ -41,7 +41,7 @@ class RunningSet:
         self._lifted.pop(request, None)
 
     def below(self, priority: int) -> Iterator[Request]:
-        """Requests of classes less urgent than `priority`, lowest rank first: those that may be made to give way."""
+        """Requests less urgent than class `priority`, lowest rank first: those it may make give way."""
         for request in reversed(self._by_rank):
             if self._class(request) <= priority:
                 return

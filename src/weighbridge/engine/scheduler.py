@@ -24,106 +24,19 @@ Plain Python: time is passed in, and the simulator runs this very class.
 
 from __future__ import annotations
 
-from weighbridge.cost import StepCost
-from weighbridge.engine.admission import check_deadline, check_queue, check_request, least_seconds
-from weighbridge.engine.api import Load
-from weighbridge.engine.batch import Batch, Sampled, Slice
-from weighbridge.engine.block_tables import BlockTables, Opening
-from weighbridge.engine.blocks import BlockPool
-from weighbridge.engine.completion import OutputLength, append_tokens
-from weighbridge.engine.forks import Forks, prompt_computed
+from weighbridge.engine.admission import least_seconds
+from weighbridge.engine.batch import Batch
+from weighbridge.engine.block_tables import Opening
+from weighbridge.engine.lifecycle import Lifecycle
 from weighbridge.engine.plan import Plan
-from weighbridge.engine.prefix import PrefixCache
-from weighbridge.engine.queue import Deadlines, FairQueue
-from weighbridge.engine.request import FinishReason, Request, RequestState, TokenLogprob
-from weighbridge.engine.running import RunningSet
+from weighbridge.engine.request import Request, RequestState
 from weighbridge.engine.scheduler_api import CostSource, Progress, SchedulerLike, SchedulerSettings
-from weighbridge.engine.speculation import Speculator
-from weighbridge.errors import BadInput
 
 __all__ = ["CostSource", "Progress", "Scheduler", "SchedulerLike", "SchedulerSettings"]
 
 
-class Scheduler:
-    """Decides what runs. `SchedulerLike` is the contract of its methods."""
-
-    def __init__(self, settings: SchedulerSettings, cost: CostSource) -> None:
-        self.settings = settings
-        self.pool = BlockPool(settings.num_blocks, settings.block_size)
-        prefix = (
-            PrefixCache(settings.block_size, settings.prefix_salt) if settings.enable_prefix_cache else None
-        )
-        self._tables = BlockTables(self.pool, prefix)
-        self._queue = FairQueue(settings.input_weight, settings.output_weight, settings.ageing_seconds)
-        self._running = RunningSet()
-        self._forks = Forks()
-        self._speculator = Speculator(settings.max_draft_tokens if settings.speculate else 0)
-        self._deadlines = Deadlines()
-        self._output_length = OutputLength()
-        self._cost_source = cost
-        self._requests: dict[str, Request] = {}  # all that wait or run
-        self._in_flight: set[Request] = set()  # in the batch that is being computed
-        self._ended_in_flight: list[Request] = []  # their blocks return when that batch is done
-        self._finished: list[Request] = []  # ended by the scheduler itself, not yet reported
-        self._now = 0.0
-
-    @property
-    def _cost(self) -> StepCost:
-        return self._cost_source.cost
-
-    # -- requests come and go --------------------------------------------------------------------------
-
-    def add(self, request: Request, now: float) -> None:
-        check_request(request, self.settings)
-        if request.id in self._requests:
-            raise BadInput(f"a request with id {request.id!r} is here already; ids must differ", param="id")
-        waiting, work, mean = self._queue, self._output_length.work(request), self._output_length.mean
-        check_queue(self.settings, len(waiting), waiting.num_tokens, work, mean, self._cost)
-        if request.deadline is not None:
-            check_deadline(request, now, self._opening(request).computed, self.settings, self._cost)
-        self._now = now
-        self._requests[request.id] = request
-        self._deadlines.add(request)
-        self._queue.push(request, now, work, held=self._forks.hold(request))
-
-    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> Request | None:
-        request = self._requests.get(request_id)
-        if request is not None:
-            self._end(request, reason)
-        return request
-
-    def finish(self, request_id: str, reason: FinishReason) -> Request | None:
-        return self.abort(request_id, reason)
-
-    def take_finished(self) -> list[Request]:
-        finished, self._finished = self._finished, []
-        return finished
-
-    def _end(self, request: Request, reason: FinishReason) -> None:
-        """The one way out, from wherever the request is."""
-        del self._requests[request.id]
-        if request.state is RequestState.RUNNING:
-            self._running.remove(request)
-            if request in self._in_flight:
-                self._ended_in_flight.append(request)  # the runner is still reading its block table
-            else:
-                self._tables.close(request)
-            self._output_length.observe(request.num_output_tokens)
-        else:
-            self._queue.remove(request.id)
-            self._forks.discard(request)
-        request.state = RequestState.FINISHED
-        request.finish_reason = reason
-        self._release_forks(request)
-        self._tables.forget(request)
-        self._speculator.forget(request)
-
-    def _release_forks(self, parent: Request) -> None:
-        """Whoever waits for `parent`'s prompt waits no longer; siblings keep their order."""
-        for request in reversed(self._forks.release(parent)):
-            self._queue.unhold(request.id, self._now)
-
-    # -- schedule --------------------------------------------------------------------------------------
+class Scheduler(Lifecycle):
+    """Decides what runs, one iteration at a time. `SchedulerLike` is the contract of its methods."""
 
     def schedule(self, now: float) -> Batch:
         self._begin(now)
@@ -141,9 +54,10 @@ class Scheduler:
         """Streams first: every running request with one token left to compute."""
         for request in self._running:
             position = request.num_computed_tokens
-            if position + 1 == len(request.tokens) and request.state is RequestState.RUNNING:
-                if self._tables.writable(request, position) or self._make_room(request, position + 1, plan):
-                    plan.add_decode(request, position)
+            if position + 1 != len(request.tokens) or request.state is not RequestState.RUNNING:
+                continue  # a prompt under way, or preempted for one of higher rank
+            if self._tables.writable(request, position) or self._make_room(request, position + 1, plan):
+                plan.add_decode(request, position)
 
     def _plan_chunks(self, plan: Plan) -> None:
         """Prompts that are under way."""
@@ -175,10 +89,10 @@ class Scheduler:
         return count > 0
 
     def _chunk_size(self, start: int, end: int, plan: Plan) -> int:
-        """How many of the tokens [start, end): what the budget holds, and beside decodes what the ITL target allows.
+        """How many of the tokens [start, end) run: what the budget and, beside decodes, the ITL target allow.
 
-        The first chunk gets a block at least, however long the decodes alone take: prompts never starve. Chunks
-        stop at block boundaries where they can, so that what they computed can be shared.
+        The first chunk gets at least a block, however long the decodes take by themselves: prompts never
+        starve. Chunks end at block boundaries where they can, so that what they computed can be shared.
         """
         limit = min(end - start, plan.budget)
         if limit and plan.decodes:
@@ -227,11 +141,12 @@ class Scheduler:
             elif not self._displace(priority, opening, plan):
                 return
 
-    def _opening(self, request: Request) -> Opening:
-        parent = request.fork_of
-        if parent is not None and prompt_computed(parent) and request.num_output_tokens == 0:
-            return self._tables.opening_of_fork(request, parent)
-        return self._tables.opening(request)
+    def _too_late(self, request: Request, opening: Opening) -> bool:
+        """Whether a request that would start now cannot meet its deadline any more."""
+        if request.deadline is None:
+            return False
+        least = least_seconds(request, opening.computed, self.settings, self._cost)
+        return self._now + least > request.deadline
 
     def _fits(self, opening: Opening) -> bool:
         """Whether there is a seat, and memory for all present tokens with a reserve for those that run."""
@@ -244,7 +159,7 @@ class Scheduler:
         return max(running, self.pool.num_blocks // 100) if running else 0
 
     def _displace(self, priority: int, opening: Opening, plan: Plan) -> bool:
-        """Preempt requests of lower classes, as few as make `opening` fit; False, and none, if no number does."""
+        """Preempt as few requests of lower classes as make `opening` fit; none, and False, if none do."""
         victims: list[Request] = []
         lower = self._running.below(priority)
         for victim, freed in self._tables.freed_by(lower, keep=opening.shared):
@@ -269,7 +184,7 @@ class Scheduler:
     # -- giving way ------------------------------------------------------------------------------------
 
     def _make_room(self, request: Request, end: int, plan: Plan) -> bool:
-        """Make tokens up to `end` writable, preempting from the lowest rank; False when it hit `request` itself."""
+        """Make tokens up to `end` writable, preempting by rank; False when that took `request` itself."""
         while self._tables.blocks_to_write(request, end) > self.pool.num_available:
             plan.preempted = True
             victim = self._running.lowest
@@ -289,97 +204,3 @@ class Scheduler:
         request.state = RequestState.WAITING
         self._queue.push(request, self._now, self._output_length.work(request), front=True)
         self._release_forks(request)
-
-    def _expire(self, request: Request) -> None:
-        self._end(request, FinishReason.DEADLINE)
-        self._finished.append(request)
-
-    def _too_late(self, request: Request, opening: Opening) -> bool:
-        """Whether a request that would start now cannot meet its deadline any more."""
-        if request.deadline is None:
-            return False
-        least = least_seconds(request, opening.computed, self.settings, self._cost)
-        return self._now + least > request.deadline
-
-    # -- update ----------------------------------------------------------------------------------------
-
-    def update(self, batch: Batch, sampled: Sampled, now: float) -> list[Progress]:
-        self._begin(now)
-        progress: list[Progress] = []
-        for index, piece in enumerate(batch.slices):
-            request = piece.request
-            if request.state is not RequestState.RUNNING:
-                continue  # it ended while it was computed
-            error = sampled.errors.get(index)
-            if error is None and piece.samples and not sampled.tokens[index]:
-                error = "the model returned no token for this request"
-            if error is not None:
-                self._end(request, FinishReason.ERROR)
-                progress.append(Progress(request, [], None, FinishReason.ERROR, error))
-            elif piece.samples:
-                progress.append(self._advance(piece, sampled.tokens[index], sampled.logprobs[index]))
-            else:
-                request.num_computed_tokens = piece.start + piece.count
-                self._tables.commit(request)
-        return progress
-
-    def _advance(self, piece: Slice, sampled: list[int], logprobs: list[TokenLogprob] | None) -> Progress:
-        """Append what a slice sampled: the accepted drafts, whose keys and values are there, and one new token."""
-        request, accepted = piece.request, len(sampled) - 1
-        before = len(request.tokens)
-        count, reason = append_tokens(request, sampled, self.settings.max_model_len)
-        request.num_computed_tokens = before + min(count, accepted)
-        self._tables.commit(request)
-        self._queue.charge(request, output_tokens=count)
-        self._speculator.observe(request, sampled)
-        if piece.drafts:
-            request.num_drafted_tokens += len(piece.drafts)
-            request.num_accepted_tokens += accepted
-            self._tables.trim(request)
-        if reason is not None:
-            self._end(request, reason)
-        elif self._forks:
-            self._release_forks(request)
-        return Progress(request, sampled[:count], logprobs[:count] if logprobs else None, reason)
-
-    def _begin(self, now: float) -> None:
-        """No iteration is being computed now: return the blocks of requests that ended during the last one."""
-        self._now = now
-        self._in_flight.clear()
-        for request in self._ended_in_flight:
-            self._tables.close(request)
-        self._ended_in_flight.clear()
-
-    # -- figures ---------------------------------------------------------------------------------------
-
-    def has_work(self) -> bool:
-        return bool(self._requests)
-
-    def wake_at(self) -> float | None:
-        return None
-
-    def load(self) -> Load:
-        return Load(
-            queued_requests=len(self._queue),
-            running_requests=len(self._running),
-            queued_tokens=self._queue.num_tokens,
-            running_tokens=sum(self._output_length.work(request) for request in self._running),
-            kv_blocks_total=self.pool.num_blocks,
-            kv_blocks_used=self.pool.num_referenced,
-            kv_blocks_cached=self.pool.num_cached,
-            kv_blocks_free=self.pool.num_free,
-            block_size=self.pool.block_size,
-            max_model_len=self.settings.max_model_len,
-            draining=False,
-            step_cost=self._cost.as_dict(),
-        )
-
-    def check_integrity(self) -> None:
-        self._queue.check_integrity()
-        self._tables.check_integrity([*self._running, *self._ended_in_flight])
-        waiting = {request.id for request in self._queue}
-        running = {request.id for request in self._running}
-        if waiting & running or waiting | running != self._requests.keys():
-            raise AssertionError("a request is lost, or in two places")
-        if len(self._forks) != sum(self._queue.holds(request_id) for request_id in waiting):
-            raise AssertionError("a request waits for a fork that will not come")

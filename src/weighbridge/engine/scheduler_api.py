@@ -73,15 +73,15 @@ class CostSource(Protocol):
 class SchedulerLike(Protocol):
     """A scheduler: requests in, batches out. Times are seconds on the caller's clock, never read here.
 
-    Calls must not overlap. Each non-empty batch from `schedule` is followed by one `update` with it; between
-    the two, `add`, `abort` and `finish` are allowed, and no request of the batch changes its tokens or blocks.
+    Calls must not overlap. Each non-empty batch from `schedule` is followed by one `update` with it. Between
+    the two, `add`, `abort` and `finish` are allowed; no request of the batch changes its tokens or blocks.
     """
 
     @property
     def settings(self) -> SchedulerSettings: ...
 
     def add(self, request: Request, now: float) -> None:
-        """Accept a request. Raises BadInput, NeverFits, QueueFull or DeadlineMissed, and then keeps nothing."""
+        """Accept a request, or raise BadInput, NeverFits, QueueFull or DeadlineMissed and keep nothing."""
         ...
 
     def schedule(self, now: float) -> Batch:

@@ -1,8 +1,8 @@
-"""Speculation by prompt lookup: guess that text which repeats goes on as it did before; pay only when it pays.
+"""Speculation by prompt lookup: guess that what repeats goes on as it did before, when the guess pays.
 
-The drafts are verified by the model in the same iteration: the sampler draws the token of each draft position
-as it would have without drafts, and accepts while they agree. The output is therefore the same, and a rejected
-draft costs only the tokens it added to the batch.
+The model verifies drafts in the same iteration: the sampler draws the token of each draft position as it
+would have without drafts, and accepts while they agree. The output is therefore the same, and a rejected
+draft costs only the token it added to the batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from weighbridge.engine.request import Request, SamplingParams
 LONGEST_MATCH = 4  # tokens; the longest suffix that is looked up
 SHORTEST_MATCH = 2
 MAX_CANDIDATES = 8  # earlier places compared per lookup, the latest first
-INDEX_STEP = 512  # tokens indexed per lookup, so that a long prompt never stalls an iteration
+BEST_CHANCE = 0.9  # of a first draft to be accepted, when deciding whether to look for drafts at all
+INDEX_STEP = 512  # tokens indexed per iteration, so that long prompts never stall it
 
 
 class NgramIndex:
@@ -32,16 +33,18 @@ class NgramIndex:
         self._latest: dict[tuple[int, int], int] = {}  # two tokens -> position behind their latest occurrence
         self._previous: list[int] = [0, 0]  # position -> the one before with the same two tokens; 0: none
 
-    def extend(self, tokens: list[int], limit: int = INDEX_STEP) -> bool:
-        """Index up to `limit` more positions; True when all are in but the end, which is to match earlier ones."""
+    def behind(self, tokens: list[int]) -> int:
+        """Positions still to be indexed. The end itself is not: it looks for earlier places, not for itself."""
+        return max(len(tokens) - len(self._previous), 0)
+
+    def extend(self, tokens: list[int], limit: int) -> None:
+        """Index up to `limit` more positions."""
         latest, previous = self._latest, self._previous
         begin = len(previous)
-        end = min(len(tokens), begin + limit)
-        for position in range(begin, end):
+        for position in range(begin, min(len(tokens), begin + limit)):
             pair = (tokens[position - 2], tokens[position - 1])
             previous.append(latest.get(pair, 0))
             latest[pair] = position
-        return end == len(tokens)
 
     def follow(self, tokens: list[int], count: int) -> list[int]:
         """Up to `count` tokens that came after the latest longest match of the end of `tokens`; maybe none.
@@ -133,10 +136,14 @@ class Speculator:
     def __init__(self, max_drafts: int) -> None:
         self._max_drafts = max_drafts
         self._guessers: dict[Request, _Guesser] = {}
+        self._indexed = 0  # tokens in this iteration
 
     def worthwhile(self, cost: StepCost, plan: Plan) -> bool:
-        """Whether even a certain first draft pays at this batch size: the cheap test before any lookup."""
-        return bool(plan.decodes) and self._drafts_that_pay(cost, plan, 0, 1.0, 1) > 0
+        """Whether a first draft as good as they come pays at this batch size: the cheap test before lookups."""
+        self._indexed = 0
+        if not plan.decodes:
+            return False
+        return self._drafts_that_pay(cost, plan, plan.pairs // plan.sequences, BEST_CHANCE, 1) > 0
 
     def propose(self, request: Request, room: int, cost: StepCost, plan: Plan) -> tuple[int, ...]:
         """Drafts for a decode of `plan`, at most `room`; none when they do not pay or nothing repeats."""
@@ -145,12 +152,16 @@ class Speculator:
         guesser = self._guessers.get(request)
         if guesser is None:
             guesser = self._guessers[request] = _Guesser()
-        tokens = request.tokens
-        ready = guesser.index.extend(tokens)
-        guesser.guess = guesser.index.follow(tokens, self._max_drafts) if ready else []
+        guesser.guess = self._lookup(guesser.index, request.tokens)
         limit = min(room, len(guesser.guess))
         chance = guesser.acceptance.mean
         return tuple(guesser.guess[: self._drafts_that_pay(cost, plan, request.num_tokens, chance, limit)])
+
+    def _lookup(self, index: NgramIndex, tokens: list[int]) -> list[int]:
+        behind = index.behind(tokens)
+        index.extend(tokens, INDEX_STEP - self._indexed)
+        self._indexed += behind - index.behind(tokens)
+        return [] if index.behind(tokens) else index.follow(tokens, self._max_drafts)
 
     def observe(self, request: Request, tokens: list[int]) -> None:
         """Learn from the tokens that came after the last `propose`."""
@@ -163,7 +174,7 @@ class Speculator:
         self._guessers.pop(request, None)
 
     def _drafts_that_pay(self, cost: StepCost, plan: Plan, context: int, chance: float, limit: int) -> int:
-        """How many drafts to add. The next one is always worth less and costs no less: stop at the first loss."""
+        """How many drafts to add. Each is worth less than the last and costs no less: stop at a loss."""
         before = cost.seconds(plan.tokens, plan.sequences, plan.pairs)
         worth = before / plan.sequences
         count, pairs = 0, plan.pairs

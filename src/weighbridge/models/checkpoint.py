@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Protocol
 
@@ -10,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from weighbridge.errors import BadInput
-from weighbridge.models import gguf, hf_config
+from weighbridge.models import cache, gguf, hf_config
 from weighbridge.models.config import ModelConfig
 from weighbridge.models.hf_config import read_json
 from weighbridge.models.quantized import GroupQuantized
@@ -68,7 +67,7 @@ class SafetensorsCheckpoint:
         return None
 
     def fingerprint(self) -> str:
-        return _fingerprint(sorted({self.path / "config.json", *self._file_of.values()}))
+        return cache.fingerprint(sorted({self.path / "config.json", *self._file_of.values()}))
 
 
 class GgufCheckpoint:
@@ -86,7 +85,7 @@ class GgufCheckpoint:
         return self.file.quantized(name, self.config)
 
     def fingerprint(self) -> str:
-        return _fingerprint([self.path])
+        return cache.fingerprint([self.path])
 
 
 def _weight_map(directory: Path) -> dict[str, Path]:
@@ -109,11 +108,3 @@ def _weight_map(directory: Path) -> dict[str, Path]:
         return {name: file for file in files for name in safe_open(file, framework="pt").keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise BadInput(f"a safetensors file in {directory} is damaged: {error}") from error
-
-
-def _fingerprint(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        status = file.stat()
-        digest.update(f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType
 from gguf.quants import dequantize
 
 from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models import cache
 from weighbridge.models.config import ModelConfig, RopeConfig
 from weighbridge.models.quantized import GROUP_SIZE, GroupQuantized
 
@@ -43,23 +47,63 @@ _CODED_TYPES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor's bytes, as they are in the file."""
+
+    name: str
+    kind: GGMLQuantizationType
+    shape: tuple[int, ...]
+    data: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a tensor is in the file. `shape` is outermost first; quantised rows are counted in elements."""
+
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
 class GgufFile:
-    """A memory-mapped GGUF file. Raises BadInput when the file is not one."""
+    """A memory-mapped GGUF file. Raises BadInput when the file is not one.
+
+    Reading a header with a large vocabulary takes seconds, so the scalars of it and the places of the
+    tensors are kept as a record; arrays are read from the file when they are asked for.
+    """
 
     def __init__(self, path: Path) -> None:
-        try:
-            reader = GGUFReader(path)
-        except (ValueError, OSError, IndexError, KeyError) as error:
-            raise BadInput(f"{path} is not a readable GGUF file: {error}") from error
         self.path = path
-        self._fields = reader.fields
-        self._tensors: dict[str, ReaderTensor] = {tensor.name: tensor for tensor in reader.tensors}
+        kept = cache.weighbridge_home() / "gguf" / f"{cache.fingerprint([path])}.json"
+        record = cache.load_record(kept)
+        if record is None:
+            record = _index(self._reader)
+            cache.keep_record(kept, record)
+        self._scalars: dict[str, Any] = record["scalars"]
+        self._tensors = {
+            name: Stored(kind, tuple(shape), offset, nbytes)
+            for name, (kind, shape, offset, nbytes) in record["tensors"].items()
+        }
+        self._bytes = np.memmap(path, np.uint8, mode="r")
         self.architecture = str(self.value("general.architecture", ""))
 
+    @cached_property
+    def _reader(self) -> GGUFReader:
+        try:
+            return GGUFReader(self.path)
+        except (ValueError, OSError, IndexError, KeyError) as error:
+            raise BadInput(f"{self.path} is not a readable GGUF file: {error}") from error
+
     def value(self, key: str, default: Any = None) -> Any:
-        """A metadata value as Python types, or `default`."""
-        field = self._fields.get(key)
-        return default if field is None else field.contents()
+        """A single metadata value as a Python type, or `default`."""
+        return self._scalars.get(key, default)
+
+    def array(self, key: str) -> list[Any]:
+        """A metadata array; empty when it is not there."""
+        field = self._reader.fields.get(key)
+        return [] if field is None else list(field.contents())
 
     def setting(self, key: str, default: Any = None) -> Any:
         """A metadata value under the architecture's own prefix. Raises BadInput when it must be there and is not."""
@@ -74,15 +118,21 @@ class GgufFile:
     def names(self) -> list[str]:
         return list(self._tensors)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor by its GGUF name, outermost dimension first."""
+        return self._find(name).shape
+
     def raw(self, name: str) -> torch.Tensor:
         """A tensor by its GGUF name, as float32."""
         return torch.from_numpy(_floats(self._find(name)))
 
     def tensor(self, name: str, config: ModelConfig) -> torch.Tensor:
         """A tensor by its Hugging Face name, float32, rows in Hugging Face's order. Raises UnsupportedModel."""
-        values = _floats(self._find(gguf_name(name)))
+        stored = self._find(gguf_name(name))
+        coded = _codes(stored)
+        values = torch.from_numpy(_floats(stored)) if coded is None else coded.to_tensor()
         order = self._row_order(name, config)
-        return torch.from_numpy(values if order is None else values[order])
+        return values if order is None else values[torch.from_numpy(order)]
 
     def quantized(self, name: str, config: ModelConfig) -> GroupQuantized | None:
         """The codes of a Q4_0, Q4_1 or Q8_0 matrix; None for every other type."""
@@ -93,10 +143,12 @@ class GgufFile:
         minimums = None if coded.minimums is None else coded.minimums[order]
         return GroupQuantized(coded.bits, coded.codes[order], coded.scales[order], minimums)
 
-    def _find(self, name: str) -> ReaderTensor:
-        if name not in self._tensors:
+    def _find(self, name: str) -> Tensor:
+        stored = self._tensors.get(name)
+        if stored is None:
             raise BadInput(f"{self.path.name} has no tensor {name!r}: the file is incomplete")
-        return self._tensors[name]
+        data = self._bytes[stored.offset : stored.offset + stored.nbytes]
+        return Tensor(name, GGMLQuantizationType[stored.kind], stored.shape, data)
 
     def _row_order(self, name: str, config: ModelConfig) -> npt.NDArray[np.int64] | None:
         if self.architecture not in PERMUTED or not name.endswith(("q_proj.weight", "k_proj.weight")):
@@ -120,22 +172,48 @@ def gguf_name(name: str) -> str:
     return f"{_TOP_NAMES.get(stem, stem)}.{kind}"
 
 
-def _floats(tensor: ReaderTensor) -> npt.NDArray[np.float32]:
-    kind = tensor.tensor_type
+def _index(reader: GGUFReader) -> dict[str, Any]:
+    """What of the header is needed at every start."""
+    scalars = {
+        name: field.contents()
+        for name, field in reader.fields.items()
+        if field.types and field.types[0] != GGUFValueType.ARRAY
+    }
+    tensors = {
+        tensor.name: (
+            tensor.tensor_type.name,
+            [int(size) for size in reversed(tensor.shape)],
+            int(tensor.data_offset),
+            int(tensor.n_bytes),
+        )
+        for tensor in reader.tensors
+    }
+    return {"scalars": scalars, "tensors": tensors}
+
+
+def _floats(tensor: Tensor) -> npt.NDArray[np.float32]:
+    kind = tensor.kind
     if kind not in _FLOAT_TYPES and kind not in _CODED_TYPES:
         known = ", ".join(sorted(one.name for one in _FLOAT_TYPES | _CODED_TYPES))
         raise UnsupportedModel(f"tensor {tensor.name!r} has type {kind.name}, which is not supported ({known} are)")
-    shape = tuple(int(size) for size in reversed(tensor.shape))
-    values = dequantize(tensor.data, kind).reshape(shape)
-    return np.array(values, dtype=np.float32)  # a copy: the file stays mapped read-only
+    if kind in _FLOAT_TYPES:
+        data = tensor.data.view(np.float32 if kind == GGMLQuantizationType.F32 else np.float16)
+        if kind == GGMLQuantizationType.BF16:
+            data = (tensor.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return np.array(data, dtype=np.float32).reshape(tensor.shape)  # a copy: the file is mapped read-only
+    rows = tensor.data.reshape(math.prod(tensor.shape[:-1]), -1)
+    return np.asarray(dequantize(rows, kind), dtype=np.float32).reshape(tensor.shape)
 
 
-def _codes(tensor: ReaderTensor) -> GroupQuantized | None:
+def _codes(tensor: Tensor) -> GroupQuantized | None:
     """Blocks of 32: Q4_0 is scale, 16 bytes; Q4_1 scale, minimum, 16 bytes; Q8_0 scale, 32 bytes.
 
     A byte of the 4-bit kinds holds code j in its low and code j + 16 in its high half.
     """
-    kind, data = tensor.tensor_type, np.asarray(tensor.data)
+    kind = tensor.kind
+    if len(tensor.shape) != 2:
+        return None
+    data = np.asarray(tensor.data).reshape(tensor.shape[0], -1)
     if kind == GGMLQuantizationType.Q8_0:
         blocks = data.reshape(data.shape[0], -1, 2 + GROUP_SIZE)
         codes = np.ascontiguousarray(blocks[:, :, 2:]).view(np.int8).reshape(data.shape[0], -1)
@@ -172,7 +250,7 @@ def read_config(file: GgufFile) -> ModelConfig:
     window = int(file.setting("attention.sliding_window", 0))
     return ModelConfig(
         architecture=architecture,
-        vocab_size=len(file.value("tokenizer.ggml.tokens", ())) or int(file.setting("vocab_size")),
+        vocab_size=file.shape("token_embd.weight")[0],
         hidden_size=hidden,
         intermediate_size=int(file.setting("feed_forward_length")),
         num_layers=layers,

@@ -100,7 +100,15 @@ class NativeKernels:
         rows, width = x.shape
         _check("rms_norm", out.shape == x.shape and weight.numel() == width, out, x, weight)
         _native.norm(
-            out.data_ptr(), _dtype(out), _float32(x), 0, _float32(weight), rows, width, eps, torch.get_num_threads()
+            out.data_ptr(),
+            _dtype(out),
+            _float32(x),
+            0,
+            _float32(weight),
+            rows,
+            width,
+            eps,
+            torch.get_num_threads(),
         )
 
     def add_rms_norm(

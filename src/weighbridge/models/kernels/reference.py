@@ -71,7 +71,9 @@ class ReferenceKVCache:
 
 def _own(cache: KVCache) -> ReferenceKVCache:
     if not isinstance(cache, ReferenceKVCache):
-        raise ValueError(f"ReferenceKernels cannot use a {type(cache).__name__}; allocate it with allocate_kv")
+        raise ValueError(
+            f"ReferenceKernels cannot use a {type(cache).__name__}; allocate it with allocate_kv"
+        )
     return cache
 
 
@@ -157,7 +159,9 @@ class ReferenceKernels:
             keys, values = (part.float().transpose(0, 1) for part in own.read(layer, slots.astype(np.int32)))
             for first in range(begin, end, QUERY_ROWS_AT_A_TIME):
                 last = min(end, first + QUERY_ROWS_AT_A_TIME)
-                query = qkv[first:last, : num_heads * head_dim].float().view(last - first, num_heads, head_dim)
+                query = (
+                    qkv[first:last, : num_heads * head_dim].float().view(last - first, num_heads, head_dim)
+                )
                 position = context - end + first
                 attended = _attend(query.transpose(0, 1), keys, values, position, scale, window)
                 out[first:last] = attended.transpose(0, 1).flatten(1).to(out.dtype)

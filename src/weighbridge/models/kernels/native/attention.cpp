@@ -57,7 +57,11 @@ struct Bfloat16 {
 struct Panel {
   const uint32_t *units;
   int count;
+  const char *soon = nullptr;  // memory to fetch meanwhile: for each unit row, twice the bytes of the row
 };
+
+// With few rows the memory is the limit, and blocks are too scattered for the processor to guess the next one.
+constexpr int few_rows = 5;
 
 // The left side of the first product: queries, [tiles of 6 rows][units][6 rows]. All offsets in a tile are known to
 // the compiler, so one address register serves all rows. `tile` is the distance to the next 6 rows.
@@ -88,6 +92,9 @@ WB_INLINE void multiply_tile(const typename E::Left *a, const Panel *panels, int
   for (int p = 0; p < num_panels; p++) {
     const uint32_t *b = panels[p].units + b_offset;
     const int count = panels[p].count;
+    // Without a wish, the same line again and again, which costs next to nothing.
+    const char *soon = panels[p].soon == nullptr ? (const char *)b : panels[p].soon;
+    const int soon_step = panels[p].soon == nullptr ? 0 : 2 * columns * (int)sizeof(Vector);
     const auto step = [&](Vector(&set)[rows][columns]) __attribute__((always_inline)) {
       Bits right[columns];
       WB_UNROLL for (int v = 0; v < columns; v++) {
@@ -98,6 +105,11 @@ WB_INLINE void multiply_tile(const typename E::Left *a, const Panel *panels, int
         WB_UNROLL for (int v = 0; v < columns; v++) set[r][v] = E::multiply_add(set[r][v], a + r * A::row, right[v]);
       a += A::unit;
       b += b_stride;
+      if (rows <= few_rows) {
+        constexpr int bytes = 2 * columns * (int)sizeof(Vector);
+        WB_UNROLL for (int i = 0; i < bytes; i += 64) __builtin_prefetch(soon + i, 0, 2);  // into L2
+        soon += soon_step;
+      }
     };
     int k = 0;
     for (; k + sets <= count; k += sets)
@@ -193,19 +205,23 @@ WB_INLINE float softmax_row(float *scores, int count, int begin, int end, float 
   return correction[0];
 }
 
-// Scores, weights and output of `count` keys that start at position `base`, at a block's start.
+// Scores, weights and output of `count` keys that start at position `base`, at a block's start. `next`: the
+// block behind them, or null.
 template <class E>
 void attend_group(const KvLayout &kv, const typename E::Stored *const *chunks,
-                  Scratch<E> &scratch, int rows, int base, int count, float scale) {
+                  const typename E::Stored *next, Scratch<E> &scratch, int rows, int base, int count,
+                  float scale) {
   const int block = kv.block_size, key_units = kv.head_dim / E::per_unit;
   const int num_blocks = (count + block - 1) / block;
   const int step = 2 * lanes <= block ? 2 * lanes : lanes;
   const int query_tile = register_rows * kv.head_dim;
   int computed = 0;  // keys with a score: count, rounded up to `step`
   for (int b = 0; b < num_blocks; b++) {
-    const Panel keys{(const uint32_t *)chunks[b], key_units};
+    const char *soon = (const char *)(b + 1 < num_blocks ? chunks[b + 1] : next);
     for (int first = 0; first < block && b * block + first < count; first += step, computed += step) {
       float *scores = scratch.scores + b * block + first;
+      const Panel keys{(const uint32_t *)chunks[b], key_units, soon};
+      if (soon != nullptr) soon += 2 * step * sizeof(uint32_t) * key_units;
       if (step == lanes)
         multiply<E, PackedQueries<E>, 1>(rows, scratch.queries, query_tile, &keys, 1, first, block, scores,
                                          group_keys, nullptr);
@@ -245,7 +261,8 @@ void attend_group(const KvLayout &kv, const typename E::Stored *const *chunks,
 }
 
 template <class E>
-void run_item(const AttentionArgs &args, const AttentionItem &item, float *partials, char *memory) {
+void run_item(const AttentionArgs &args, const AttentionItem &item, const AttentionItem *following, float *partials,
+              char *memory) {
   using Stored = typename E::Stored;
   const KvLayout kv{args.kv_heads, args.head_dim, args.block_size};
   const int dim = args.head_dim, padded = (int)kv.padded(), rows = item.row_end - item.row_begin;
@@ -253,7 +270,6 @@ void run_item(const AttentionArgs &args, const AttentionItem &item, float *parti
   const int first_query = args.query_starts[item.sequence];
   const int num_queries = args.query_starts[item.sequence + 1] - first_query;
   const int first_position = args.context_lens[item.sequence] - num_queries;
-  const int32_t *table = args.block_tables + item.sequence * args.max_blocks;
 
   Scratch<E> scratch;
   scratch.queries = (typename E::Left *)memory;
@@ -279,11 +295,17 @@ void run_item(const AttentionArgs &args, const AttentionItem &item, float *parti
   }
   const float scale = args.scale * 1.4426950408889634f;
   const Stored *chunks[group_keys / 16];
+  const auto chunk_at = [&](const AttentionItem &of, int position) __attribute__((always_inline)) {
+    const int32_t *table = args.block_tables + of.sequence * args.max_blocks;
+    return (const Stored *)args.kv + kv.chunk(table[position / kv.block_size], of.kv_head);
+  };
   for (int base = item.key_begin; base < item.key_end; base += group_keys) {
     const int count = item.key_end - base < group_keys ? item.key_end - base : group_keys;
-    for (int b = 0; b * kv.block_size < count; b++)
-      chunks[b] = (const Stored *)args.kv + kv.chunk(table[base / kv.block_size + b], item.kv_head);
-    attend_group<E>(kv, chunks, scratch, rows, base, count, scale);
+    for (int b = 0; b * kv.block_size < count; b++) chunks[b] = chunk_at(item, base + b * kv.block_size);
+    const Stored *next = base + group_keys < item.key_end ? chunk_at(item, base + group_keys)
+                         : following != nullptr           ? chunk_at(*following, following->key_begin)
+                                                          : nullptr;
+    attend_group<E>(kv, chunks, next, scratch, rows, base, count, scale);
   }
   if (item.partial >= 0) {
     for (int r = 0; r < rows; r++) {
@@ -334,8 +356,9 @@ void merge_rows(const AttentionArgs &args, const AttentionMerge &merge, const fl
   }
 }
 
-void run(const AttentionArgs &args, const AttentionItem &item, float *partials, char *scratch) {
-  (args.dtype == Dtype::bfloat16 ? run_item<Bfloat16> : run_item<Float32>)(args, item, partials, scratch);
+void run(const AttentionArgs &args, const AttentionItem &item, const AttentionItem *following, float *partials,
+         char *scratch) {
+  (args.dtype == Dtype::bfloat16 ? run_item<Bfloat16> : run_item<Float32>)(args, item, following, partials, scratch);
 }
 
 void merge(const AttentionArgs &args, const AttentionMerge &merge, const float *partials) {

@@ -45,7 +45,9 @@ struct AttentionKernels {
   int64_t (*partial_floats)(const AttentionArgs &);
   // Bytes of scratch, aligned to 64, that one thread needs.
   int64_t (*scratch_bytes)(const AttentionArgs &);
-  void (*run)(const AttentionArgs &, const AttentionItem &, float *partials, char *scratch);
+  // `following`: what this thread will probably run next, so that its memory can be fetched; may be null.
+  void (*run)(const AttentionArgs &, const AttentionItem &, const AttentionItem *following, float *partials,
+              char *scratch);
   void (*merge)(const AttentionArgs &, const AttentionMerge &, const float *partials);
 };
 

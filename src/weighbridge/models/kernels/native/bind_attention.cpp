@@ -24,8 +24,12 @@ static void run_plan(const AttentionKernels &kernels, const AttentionPlan &plan,
   float *partials = reinterpret_cast<float *>(
       partial_buffer.reserve(plan.num_partials * kernels.partial_floats(args) * (int64_t)sizeof(float)));
   const int64_t items = (int64_t)plan.items.size(), merges = (int64_t)plan.merges.size();
+  const auto run = [&](int64_t i, int64_t stride, char *mine) {
+    const AttentionItem *following = i + stride < items ? &plan.items[i + stride] : nullptr;
+    kernels.run(args, plan.items[i], following, partials, mine);
+  };
   if (threads < 2 || plan.pairs * args.head_dim < smallest_parallel_macs) {
-    for (int64_t i = 0; i < items; i++) kernels.run(args, plan.items[i], partials, scratch);
+    for (int64_t i = 0; i < items; i++) run(i, 1, scratch);
     for (int64_t i = 0; i < merges; i++) kernels.merge(args, plan.merges[i], partials);
     return;
   }
@@ -33,7 +37,7 @@ static void run_plan(const AttentionKernels &kernels, const AttentionPlan &plan,
   {
     char *mine = scratch + omp_get_thread_num() * scratch_bytes;
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < items; i++) kernels.run(args, plan.items[i], partials, mine);
+    for (int64_t i = 0; i < items; i++) run(i, threads, mine);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < merges; i++) kernels.merge(args, plan.merges[i], partials);
   }

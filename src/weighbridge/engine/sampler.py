@@ -1,0 +1,249 @@
+"""From logits to tokens: greedy at full speed, everything else row by row, exact and repeatable.
+
+Order for a row: logit bias, penalties, constraint, bans before `min_tokens`, temperature, min-p, top-k,
+top-p, then one draw. The draw's randomness is a hash of (seed, output position), so a request gets the same
+tokens whatever else is in the batch and whether or not drafts are verified along the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from weighbridge.engine.batch import Batch, Sampled, Slice
+from weighbridge.engine.guidance import GuideFactory, Matcher
+from weighbridge.engine.request import Request, SamplingParams, TokenLogprob
+from weighbridge.errors import BadInput
+
+#: Candidates looked at first for top-p; widened only when they hold too little of the mass.
+CANDIDATES = 256
+
+
+class Argmax(Protocol):
+    def argmax(self, logits: torch.Tensor) -> npt.NDArray[np.int32]: ...
+
+
+@dataclass(slots=True)
+class State:
+    """What the sampler remembers of a request between iterations; kept in `Request.sampler_state`."""
+
+    seed: int
+    matcher: Matcher | None
+    counts: Counter[int] = field(default_factory=Counter)  # of output tokens
+    counted: int = 0  # output tokens in `counts`
+
+
+class Sampler:
+    """Chooses tokens for the sampling slices of a batch. `vocab_size` bounds ids when logits are padded wider."""
+
+    def __init__(
+        self, kernels: Argmax, guides: GuideFactory | None, vocab_size: int, rng: random.Random
+    ) -> None:
+        self._kernels = kernels
+        self._guides = guides
+        self._vocab_size = vocab_size
+        self._rng = rng
+
+    @torch.inference_mode()
+    def sample(self, logits: torch.Tensor, batch: Batch) -> Sampled:
+        """`logits` [rows, vocab]: one row per sampling slice in order, and one more for each of its drafts."""
+        result = Sampled([[] for _ in batch.slices], [None] * len(batch.slices))
+        best = self._best(logits)
+        row = 0
+        for index, piece in enumerate(batch.slices):
+            if not piece.samples:
+                continue
+            rows = range(row, row + 1 + len(piece.drafts))
+            row = rows.stop
+            try:
+                if is_plain(piece.request.params):
+                    result.tokens[index] = _accept(piece.drafts, best, rows)
+                else:
+                    self._sample_slice(logits, rows, piece, index, result)
+            except (ValueError, BadInput) as error:
+                result.tokens[index] = []
+                result.errors[index] = str(error)
+        self._refuse_broken(logits, batch, result)
+        return result
+
+    def _best(self, logits: torch.Tensor) -> list[int]:
+        if logits.shape[0] == 0:
+            return []
+        if logits.shape[1] > self._vocab_size:
+            logits = logits[:, : self._vocab_size].contiguous()
+        best: list[int] = self._kernels.argmax(logits).tolist()
+        return best
+
+    def _refuse_broken(self, logits: torch.Tensor, batch: Batch, result: Sampled) -> None:
+        """A row of NaN ends its own request only. The first logit is enough: a NaN spreads over its row."""
+        if not logits.shape[0]:
+            return
+        finite = torch.isfinite(logits[:, 0].float()).tolist()
+        if all(finite):
+            return
+        row = 0
+        for index, piece in enumerate(batch.slices):
+            if piece.samples:
+                count = 1 + len(piece.drafts)
+                if not all(finite[row : row + count]):
+                    result.tokens[index] = []
+                    result.errors[index] = "the model computed values that are not numbers for this request"
+                row += count
+
+    def _sample_slice(
+        self, logits: torch.Tensor, rows: range, piece: Slice, index: int, result: Sampled
+    ) -> None:
+        request = piece.request
+        state = self._state(request)
+        tokens: list[int] = []
+        logprobs: list[TokenLogprob] = []
+        for step, row in enumerate(rows):
+            scores = logits[row, : self._vocab_size].float()
+            adjusted = self._adjust(scores.clone(), request, state, tokens)
+            token = self._draw(adjusted, request.params, state.seed, request.num_output_tokens + step)
+            tokens.append(token)
+            if request.params.logprobs is not None:
+                logprobs.append(token_logprob(scores, token, request.params.logprobs))
+            if state.matcher is not None:
+                state.matcher.accept(token)
+            if step < len(piece.drafts) and token != piece.drafts[step]:
+                break
+        result.tokens[index] = tokens
+        result.logprobs[index] = logprobs if request.params.logprobs is not None else None
+
+    def _state(self, request: Request) -> State:
+        state = request.sampler_state
+        if not isinstance(state, State):
+            params = request.params
+            seed = self._rng.getrandbits(64) if params.seed is None else params.seed
+            matcher = None
+            if params.guide is not None:
+                if self._guides is None:
+                    raise ValueError("structured output needs a tokenizer, which this engine was not given")
+                matcher = self._guides.matcher(params.guide)
+            state = request.sampler_state = State(seed, matcher)
+        return state
+
+    def _adjust(
+        self, scores: torch.Tensor, request: Request, state: State, fresh: Sequence[int]
+    ) -> torch.Tensor:
+        """Bias, penalties, constraint and bans, in place. `fresh` are tokens drawn in this very iteration."""
+        params = request.params
+        for token, bias in params.logit_bias.items():
+            scores[token] += bias
+        if has_penalties(params):
+            apply_penalties(scores, request, state, fresh)
+        if state.matcher is not None:
+            scores.masked_fill_(~state.matcher.allowed(), -torch.inf)
+        if request.num_output_tokens + len(fresh) < params.min_tokens and request.stop_token_ids:
+            scores[list(request.stop_token_ids)] = -torch.inf
+        return scores
+
+    def _draw(self, scores: torch.Tensor, params: SamplingParams, seed: int, position: int) -> int:
+        if params.greedy:
+            return int(scores.argmax())
+        probabilities, ids = filtered(scores / params.temperature, params)
+        cumulative = torch.cumsum(probabilities.double(), 0)
+        target = uniform(seed, position) * float(cumulative[-1])
+        chosen = int(torch.searchsorted(cumulative, target, right=True))
+        chosen = min(chosen, len(cumulative) - 1)
+        return int(ids[chosen]) if ids is not None else chosen
+
+
+def is_plain(params: SamplingParams) -> bool:
+    """Whether the largest raw logit is the answer."""
+    return (
+        params.greedy
+        and params.guide is None
+        and params.logprobs is None
+        and not params.logit_bias
+        and params.min_tokens == 0
+        and not has_penalties(params)
+    )
+
+
+def has_penalties(params: SamplingParams) -> bool:
+    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+
+
+def _accept(drafts: Sequence[int], best: Sequence[int], rows: range) -> list[int]:
+    """Greedy verification: drafts as long as they are what would have been chosen, and the first that is not."""
+    tokens = []
+    for step, row in enumerate(rows):
+        tokens.append(best[row])
+        if step < len(drafts) and best[row] != drafts[step]:
+            break
+    return tokens
+
+
+def apply_penalties(scores: torch.Tensor, request: Request, state: State, fresh: Sequence[int]) -> None:
+    """Repetition (Keskar et al. 2019) over prompt and output; presence and frequency over the output, as OpenAI."""
+    params = request.params
+    output = request.tokens[request.num_prompt_tokens :]
+    state.counts.update(output[state.counted :])
+    state.counted = len(output)
+    counts = state.counts + Counter(fresh) if fresh else state.counts
+    if params.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted({*request.prompt, *counts}))
+        values = scores[seen]
+        penalty = params.repetition_penalty
+        scores[seen] = torch.where(values > 0, values / penalty, values * penalty)
+    if counts and (params.presence_penalty or params.frequency_penalty):
+        ids = torch.tensor(list(counts))
+        times = torch.tensor(list(counts.values()), dtype=torch.float32)
+        scores[ids] -= params.presence_penalty + params.frequency_penalty * times
+
+
+def filtered(scores: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Unnormalised probabilities of the tokens that min-p, top-k and top-p leave, and their ids.
+
+    Ids None: every token, in order. min-p keeps what has at least that share of the likeliest token's
+    probability; top-p then keeps the fewest of the likeliest that hold at least `top_p` of what is left.
+    """
+    weights = torch.softmax(scores, 0)
+    if params.min_p > 0.0:
+        weights = weights.masked_fill(weights < params.min_p * weights.max(), 0.0)
+    limit = min(params.top_k, len(weights)) if params.top_k > 0 else 0
+    if not limit and params.top_p >= 1.0:
+        return weights, None
+    best, ids = torch.topk(weights, limit) if limit else _most_likely(weights, params.top_p)
+    if params.top_p < 1.0:
+        cumulative = torch.cumsum(best, 0)
+        total = cumulative[-1] if limit else weights.sum()
+        keep = int((cumulative - best < params.top_p * total).sum())
+        best, ids = best[: max(keep, 1)], ids[: max(keep, 1)]
+    return best, ids
+
+
+def _most_likely(weights: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Enough of the likeliest tokens, best first, to hold `top_p` of the mass."""
+    total, count = float(weights.sum()), CANDIDATES
+    while count < len(weights):
+        best, ids = torch.topk(weights, count)
+        if float(best.sum()) >= top_p * total:
+            return best, ids
+        count *= 8
+    return torch.sort(weights, descending=True)
+
+
+def token_logprob(scores: torch.Tensor, token: int, top: int) -> TokenLogprob:
+    """Log-probability under the model's own distribution: before bias, penalties and temperature."""
+    logprobs = torch.log_softmax(scores, 0)
+    best, ids = torch.topk(logprobs, min(top, len(logprobs))) if top else (logprobs[:0], logprobs[:0])
+    pairs = tuple((int(i), float(v)) for i, v in zip(ids.tolist(), best.tolist(), strict=True))
+    return TokenLogprob(token, float(logprobs[token]), pairs)
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments."""
+    data = f"{seed}/{position}".encode()
+    digest = hashlib.blake2b(data, digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53

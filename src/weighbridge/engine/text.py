@@ -1,0 +1,76 @@
+"""Text of one choice as it comes: tokens decoded, stop strings cut, nothing shown that may be part of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Decoder(Protocol):
+    """An incremental detokeniser: never emits a broken UTF-8 character."""
+
+    def push(self, token: int, /) -> str: ...
+    def flush(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """Text that is safe to show, and the stop string that ended it, if one did."""
+
+    text: str
+    stopped_by: str | None = None
+
+
+class TextStream:
+    """Decodes the tokens of one choice and watches for its stop strings; the earliest occurrence wins."""
+
+    def __init__(self, decoder: Decoder, stop: Sequence[str] = ()) -> None:
+        self._decoder = decoder
+        self._stop = tuple(one for one in stop if one)
+        self._longest = max((len(one) for one in self._stop), default=0)
+        self._held = ""  # decoded, but may turn out to begin a stop string
+        self._ended = False
+
+    def push(self, tokens: Sequence[int]) -> TextDelta:
+        """Text made safe by `tokens`; after a stop string nothing more comes."""
+        if self._ended:
+            return TextDelta("")
+        return self._take("".join(self._decoder.push(token) for token in tokens))
+
+    def flush(self) -> str:
+        """What is left at the end: bytes of an unfinished character, and text that began no stop string."""
+        if self._ended:
+            return ""
+        delta = self._take(self._decoder.flush())
+        rest, self._held = self._held, ""
+        self._ended = True
+        return delta.text + rest
+
+    def _take(self, text: str) -> TextDelta:
+        if not self._stop:
+            return TextDelta(text)
+        text = self._held + text
+        cut, found = self._earliest(text)
+        if found is not None:
+            self._ended, self._held = True, ""
+            return TextDelta(text[:cut], found)
+        keep = self._unfinished(text)
+        self._held = text[len(text) - keep :]
+        return TextDelta(text[: len(text) - keep])
+
+    def _earliest(self, text: str) -> tuple[int, str | None]:
+        """Where the first stop string starts; of several at one place, the longest."""
+        best: tuple[int, str | None] = (len(text), None)
+        for stop in self._stop:
+            at = text.find(stop)
+            if at >= 0 and (best[1] is None or (at, -len(stop)) < (best[0], -len(best[1]))):
+                best = (at, stop)
+        return best
+
+    def _unfinished(self, text: str) -> int:
+        """Length of the longest end of `text` that begins a stop string."""
+        for length in range(min(self._longest - 1, len(text)), 0, -1):
+            if any(stop.startswith(text[len(text) - length :]) for stop in self._stop):
+                return length
+        return 0

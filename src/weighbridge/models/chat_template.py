@@ -1,0 +1,155 @@
+"""Chat templates: the Jinja program a model brings along that turns messages into its prompt.
+
+The environment has the settings and helpers that Hugging Face transformers gives templates, since they are
+written against it; templates are untrusted, so they run in Jinja's immutable sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from weighbridge.errors import BadInput, UnsupportedModel
+
+Message = Mapping[str, Any]
+
+
+class _GenerationTag(Extension):
+    """{% generation %} marks what the model wrote, for training; here only its contents count."""
+
+    tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Plain JSON: jinja's own filter would escape <, > and & for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _now
+    return environment
+
+
+class ChatTemplate:
+    """A model's template, or several by name: "tool_use" serves requests with tools, "default" the others."""
+
+    def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
+        """Compile `sources`, which has "default". Raises UnsupportedModel for a template with a mistake in it."""
+        environment = _environment()
+        self._special_tokens = dict(special_tokens)
+        self._templates = {name: _compile(environment, source) for name, source in sources.items()}
+        read = [meta.find_undeclared_variables(environment.parse(source)) for source in sources.values()]
+        self.supports_tools = any("tools" in names for names in read)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """The prompt for `messages`; `variables` are the template's own, such as `enable_thinking`.
+
+        Raises BadInput for malformed messages and for what the template itself refuses, with its words.
+        """
+        settings = {
+            "documents": None,
+            **self._special_tokens,
+            **variables,
+            "messages": [_plain_message(message, index) for index, message in enumerate(_listed(messages))],
+            "tools": [dict(tool) for tool in tools] if tools else None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        template = self._templates.get("tool_use") if tools else None
+        template = template or self._templates["default"]
+        try:
+            return template.render(settings)
+        except Exception as error:  # whatever a template may raise, it is these messages that it cannot take
+            raise BadInput(f"the model's chat template refuses these messages: {error}", param="messages") from error
+
+
+def _compile(environment: jinja2.Environment, source: str) -> jinja2.Template:
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise UnsupportedModel(f"the model's chat template has a mistake on line {error.lineno}: {error}") from error
+
+
+def _listed(messages: object) -> Sequence[object]:
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
+        raise BadInput("messages must be a list with at least one message", param="messages")
+    return messages
+
+
+def _plain_message(message: object, index: int) -> dict[str, Any]:
+    """A copy with its content as one string and the arguments of tool calls as objects."""
+    where = f"messages[{index}]"
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise BadInput(f"{where} must be an object with a role", param=where)
+    plain = {**message, "content": _text(message.get("content"), f"{where}.content")}
+    calls = message.get("tool_calls")
+    if calls:
+        plain["tool_calls"] = [_plain_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(calls)]
+    return plain
+
+
+def _text(content: object, where: str) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence):
+        raise BadInput(f"{where} must be a string or a list of parts", param=where)
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        text = part.get("text") if isinstance(part, Mapping) else None
+        if kind != "text" or not isinstance(text, str):
+            raise BadInput(f"{where} has a part of type {kind!r}: this model reads text parts only", param=where)
+        texts.append(text)
+    return "".join(texts)
+
+
+def _plain_call(call: object, where: str) -> dict[str, Any]:
+    """Clients send arguments as a string of JSON; templates expect the object that it spells."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping):
+        raise BadInput(f"{where} must be an object with a function", param=where)
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments) if arguments.strip() else {}
+        except ValueError as error:
+            raise BadInput(f"{where}.function.arguments is not JSON: {error}", param=where) from error
+    return {**call, "function": {**function, "arguments": arguments}}
