@@ -1,9 +1,9 @@
-"""Time of the kernels for one model's shape: ours, the torch reference, and torch's own attention on padded copies.
+"""Time of the kernels for one model's shape: ours, the torch reference, and torch's fused attention.
 
     python benchmarks/kernels.py [--dtype bfloat16] [--context 200] [--threads 2]
 
-Times are of all layers together, as a decoding step pays them; the caches of all layers are distinct memory, so
-that nothing stays in the processor's cache from one layer's turn to the next.
+Attention times are of all layers together, as a step pays them; the caches of all layers are distinct memory,
+so little stays in the processor's cache from one step to the next. Torch's own reads contiguous copies.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SHAPE = Shape()
 
 
 def make_layout(sequences: int, queries: int, context: int, seed: int = 0) -> BatchLayout:
-    """`sequences` times `queries` new tokens behind context - queries old ones, blocks scattered over the pool."""
+    """`sequences` times `queries` new tokens behind context - queries old ones, in scattered blocks."""
     size = SHAPE.block_size
     blocks = -(-context // size)
     order = np.random.default_rng(seed).permutation(sequences * blocks).astype(np.int32)
@@ -62,7 +62,7 @@ def fill_cache(
     kernels: Kernels, cache: KVCache, layout: BatchLayout, context: int, dtype: torch.dtype
 ) -> None:
     """Write every slot of the batch's blocks in every layer, so that no page is an untouched one."""
-    sequences, blocks = layout.block_tables.shape
+    sequences = len(layout.context_lens)
     whole = make_layout(sequences, context, context)
     qkv = torch.randn(sequences * context, SHAPE.qkv_width).to(dtype)
     for layer in range(SHAPE.layers):
@@ -116,9 +116,8 @@ def sdpa_ms(sequences: int, queries: int, context: int, dtype: torch.dtype, repe
 
 def report_attention(kernels: Kernels, dtype: torch.dtype, context: int, prompt: int, repeats: int) -> None:
     element = 2 if dtype == torch.bfloat16 else 4
-    print(
-        f"{'attention, all layers':34} {'ours ms':>9} {'GB/s':>6} {'GFLOP/s':>8} {'reference':>10} {'sdpa':>8}"
-    )
+    names = ("ours ms", "GB/s", "GFLOP/s", "reference", "sdpa")
+    print(f"{'attention, all layers':34}" + "".join(f"{name:>10}" for name in names))
     cases = [(n, 1, context) for n in (1, 16, 64)] + [(1, 1, 8 * context), (1, prompt, prompt)]
     for sequences, queries, length in cases:
         ours = attention_ms(kernels, sequences, queries, length, dtype, repeats)
@@ -129,9 +128,8 @@ def report_attention(kernels: Kernels, dtype: torch.dtype, context: int, prompt:
         read = SHAPE.layers * sequences * length * 2 * SHAPE.kv_heads * SHAPE.head_dim * element
         flops = SHAPE.layers * sequences * pairs * SHAPE.heads * SHAPE.head_dim * 4
         name = f"{sequences} x {queries} tokens, context {length}"
-        print(
-            f"{name:34} {ours:9.2f} {read / ours / 1e6:6.1f} {flops / ours / 1e6:8.0f} {reference:10.1f} {sdpa:8.1f}"
-        )
+        numbers = (ours, read / ours / 1e6, flops / ours / 1e6, reference, sdpa)
+        print(f"{name:34}" + "".join(f"{number:10.1f}" for number in numbers))
 
 
 def elementwise_calls(kernels: Kernels, tokens: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:

@@ -80,7 +80,10 @@ def save_tokenizer(directory: Path) -> None:
     tokenizer.train_from_iterator(TEXT, trainer)
     tokenizer.add_tokens([f"<filler-{index}>" for index in range(VOCABULARY - tokenizer.get_vocab_size())])
     wrapped = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", bos_token="<|endoftext|>", pad_token="<|endoftext|>"
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        bos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
     )
     wrapped.chat_template = CHAT_TEMPLATE
     wrapped.save_pretrained(directory)

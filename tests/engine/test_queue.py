@@ -178,7 +178,7 @@ operations = st.lists(
 @given(operations)
 @settings(max_examples=300, deadline=None)
 def test_any_operations_keep_order_and_totals(steps: list[tuple[str, str, int, int]]) -> None:
-    """Against a plain model: lists per (class, tenant), counters in a dict, the next found by looking at all."""
+    """Against a plain model: a list per class and tenant, the next one found by looking at all."""
     queue = FairQueue(ageing_seconds=None)
     lines: dict[tuple[int, str], list[Request]] = {}
     held: list[Request] = []
@@ -223,7 +223,7 @@ def test_any_operations_keep_order_and_totals(steps: list[tuple[str, str, int, i
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 50)), min_size=40, max_size=120))
 @settings(max_examples=100, deadline=None)
 def test_backlogged_tenants_get_equal_service_up_to_one_request(sizes: list[tuple[str, int]]) -> None:
-    """The guarantee of VTC: between tenants that always wait, service differs by about the largest request."""
+    """The guarantee of VTC: between tenants that always wait, service differs by one request at most."""
     queue = FairQueue()
     for number, (tenant, size) in enumerate(sizes):
         queue.push(make_request(f"{tenant}{number}", [1] * size, tenant=tenant), 0.0, size)

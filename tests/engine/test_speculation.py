@@ -54,7 +54,7 @@ def test_a_long_prompt_is_indexed_in_bounded_pieces() -> None:
     for _ in range(5):
         assert speculator.worthwhile(COST, plan)
         looked_up.append(speculator.propose(request, 4, COST, plan))
-    assert 2000 > 3 * INDEX_STEP
+    assert 3 * INDEX_STEP < 2000
     assert [bool(drafts) for drafts in looked_up] == [False, False, False, True, True]
 
 
@@ -108,7 +108,7 @@ def test_acceptance_is_learned_from_what_comes() -> None:
     assert evidence.mean > 0.95
     for _ in range(30):
         evidence.observe([1, 2, 3, 4], [7])
-    assert evidence.mean < 0.05
+    assert evidence.mean < 0.06
     before = evidence.mean
     evidence.observe([1, 2], [1])  # one token came: it says nothing about the second
     assert evidence.mean > before

@@ -13,8 +13,20 @@ import torch
 
 from weighbridge.errors import BadInput
 from weighbridge.models.kernels.native_kernels import supported_isas
-from weighbridge.models.linear import make_linear
-from weighbridge.models.linear_packed import kernels_available, pack_scales, quantized_linear
+from weighbridge.models.linear import DenseLinear, make_linear
+from weighbridge.models.linear_hybrid import (
+    HybridLinear,
+    hybrid_linear,
+    measure_crossover,
+    measure_quantized_crossover,
+)
+from weighbridge.models.linear_packed import (
+    bfloat16_linear,
+    kernels_available,
+    multiplies_bfloat16,
+    pack_scales,
+    quantized_linear,
+)
 from weighbridge.models.quantized import GROUP_SIZE, GroupQuantized, quantize
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -154,6 +166,37 @@ def test_extreme_values_stay_inside_integers(bits: int) -> None:
         assert relative_error(y, integer_product(matrix, x)) < 2e-6
 
 
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="no kernels for bfloat16 weights on this CPU")
+@pytest.mark.parametrize(("rows", "columns"), [(1, 2), (37, 96), (130, 1538)])
+def test_own_bfloat16_equals_the_plain_product(rows: int, columns: int) -> None:
+    generator = torch.Generator().manual_seed(8)
+    weight, bias = torch.randn(rows, columns, generator=generator), torch.randn(rows, generator=generator)
+    layer = bfloat16_linear(weight, bias)
+    x = torch.randn(70, columns, generator=generator).bfloat16()
+    expected = (x.double() @ weight.bfloat16().double().T + bias.double()).numpy()
+    for tokens in range(71):
+        y = layer(x[:tokens])
+        assert y.dtype == torch.bfloat16
+        assert relative_error(y, expected[:tokens]) < TOLERANCE[torch.bfloat16]
+    assert layer.nbytes <= (rows + 15) * (2 * columns + 4)
+
+
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="no kernels for bfloat16 weights on this CPU")
+def test_own_bfloat16_is_no_less_exact_than_onednn() -> None:
+    generator = torch.Generator().manual_seed(9)
+    weight = torch.randn(64, 1536, generator=generator).bfloat16()
+    x = torch.randn(30, 1536, generator=generator).bfloat16()
+    expected = (x.double() @ weight.double().T).numpy()
+    own = relative_error(bfloat16_linear(weight, None)(x), expected)
+    assert own <= 1.05 * relative_error(DenseLinear(weight, None, torch.bfloat16)(x), expected)
+
+
+def test_odd_columns_still_give_a_layer() -> None:
+    weight, x = torch.randn(8, 33).bfloat16(), torch.randn(3, 33).bfloat16()
+    y = make_linear(weight, None, torch.bfloat16)(x)
+    assert relative_error(y, (x.double() @ weight.double().T).numpy()) < TOLERANCE[torch.bfloat16]
+
+
 @needs_kernels
 def test_zeros_and_nan() -> None:
     layer = quantized_linear(random_matrix(16, 64, 4), None, torch.float32)
@@ -213,12 +256,71 @@ def test_quantize_keeps_constant_and_zero_groups(bits: int) -> None:
     np.testing.assert_allclose(quantize(weight, bits).dequantized(), weight.numpy(), rtol=1e-6)
 
 
+class Recorder:
+    """A layer that spends `fixed` and, per token, `repeats` operations, and remembers how many tokens it saw."""
+
+    in_features = out_features = 4
+    nbytes = 10
+
+    def __init__(self, repeats: int, fixed: int) -> None:
+        self.repeats, self.fixed, self.seen = repeats, fixed, [0]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x.shape[0])
+        for _ in range(self.fixed + self.repeats * x.shape[0]):
+            torch.empty(1)
+        return x
+
+
+def test_hybrid_switches_at_its_token_count() -> None:
+    few, many = Recorder(0, 0), Recorder(0, 0)
+    layer = HybridLinear(few, many, 8)
+    for tokens in (1, 7, 8, 9):
+        layer(torch.zeros(tokens, 4))
+    assert few.seen[1:] == [1, 7]
+    assert many.seen[1:] == [8, 9]
+    assert layer.nbytes == 20
+
+
+def test_crossover_is_where_the_second_form_becomes_faster() -> None:
+    few, many = Recorder(100, 0), Recorder(1, 1200)  # equal at 12 tokens
+    assert measure_crossover(few, many, torch.float32, (1, 4, 32, 64)) == 32
+    assert measure_crossover(many, few, torch.float32, (32, 64)) is None
+
+
+def test_a_hybrid_layer_computes_the_same_on_both_sides() -> None:
+    matrix = random_matrix(48, 64, 8)
+    layer = hybrid_linear(matrix, None, torch.float32, many_from=4)
+    x = torch.randn(6, 64, generator=torch.Generator().manual_seed(10))
+    exact = x.double().numpy() @ matrix.dequantized().T.astype(np.float64)
+    for tokens in (3, 4, 6):
+        assert relative_error(layer(x[:tokens]), exact[:tokens]) < 0.02
+    assert isinstance(layer, HybridLinear)
+    assert not isinstance(hybrid_linear(matrix, None, torch.float32, many_from=None), HybridLinear)
+
+
+def test_measured_crossover_is_a_token_count_or_none() -> None:
+    assert measure_quantized_crossover(64, 64, 4, torch.float32) in (
+        None,
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+        64,
+        128,
+        256,
+        512,
+    )
+
+
 @needs_kernels
 @pytest.mark.parametrize("isa", [isa for isa in supported_isas() if isa != supported_isas()[-1]])
 def test_every_instruction_set_passes_the_same_tests(isa: str) -> None:
     if os.environ.get("WEIGHBRIDGE_KERNELS"):
         pytest.skip("already running under a chosen instruction set")
     environment = {**os.environ, "WEIGHBRIDGE_KERNELS": isa}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "quantized"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "integer_arithmetic or integers"]
     outcome = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert outcome.returncode == 0, outcome.stdout[-3000:]

@@ -96,8 +96,9 @@ class Acceptance:
                 break
             matched += 1
         missed = matched < min(len(guessed), len(actual))
-        self.right = self.fading * self.right + matched
-        self.wrong = self.fading * self.wrong + missed
+        faded = self.fading ** (matched + missed)
+        self.right = faded * self.right + matched
+        self.wrong = faded * self.wrong + missed
 
 
 @dataclass(slots=True)

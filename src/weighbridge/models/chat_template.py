@@ -44,7 +44,9 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """Plain JSON: jinja's own filter would escape <, > and & for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _now(form: str) -> str:
@@ -65,7 +67,7 @@ class ChatTemplate:
     """A model's template, or several by name: "tool_use" serves requests with tools, "default" the others."""
 
     def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
-        """Compile `sources`, which has "default". Raises UnsupportedModel for a template with a mistake in it."""
+        """`sources` has "default". Raises UnsupportedModel for a template with a mistake in it."""
         environment = _environment()
         self._special_tokens = dict(special_tokens)
         self._templates = {name: _compile(environment, source) for name, source in sources.items()}
@@ -96,14 +98,18 @@ class ChatTemplate:
         try:
             return template.render(settings)
         except Exception as error:  # whatever a template may raise, it is these messages that it cannot take
-            raise BadInput(f"the model's chat template refuses these messages: {error}", param="messages") from error
+            raise BadInput(
+                f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from error
 
 
 def _compile(environment: jinja2.Environment, source: str) -> jinja2.Template:
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise UnsupportedModel(f"the model's chat template has a mistake on line {error.lineno}: {error}") from error
+        raise UnsupportedModel(
+            f"the model's chat template has a mistake on line {error.lineno}: {error}"
+        ) from error
 
 
 def _listed(messages: object) -> Sequence[object]:
@@ -136,7 +142,9 @@ def _text(content: object, where: str) -> str:
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
         text = part.get("text") if isinstance(part, Mapping) else None
         if kind != "text" or not isinstance(text, str):
-            raise BadInput(f"{where} has a part of type {kind!r}: this model reads text parts only", param=where)
+            raise BadInput(
+                f"{where} has a part of type {kind!r}: this model reads text parts only", param=where
+            )
         texts.append(text)
     return "".join(texts)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from weighbridge.errors import BadInput
-from weighbridge.models import cache, gguf, hf_config
+from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models import cache, gguf, gguf_config, hf_config
 from weighbridge.models.config import ModelConfig
 from weighbridge.models.hf_config import read_json
 from weighbridge.models.quantized import GroupQuantized
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class Checkpoint(Protocol):
@@ -21,8 +24,15 @@ class Checkpoint(Protocol):
     config: ModelConfig
     path: Path
 
+    def names(self) -> list[str]:
+        """Hugging Face names of all tensors."""
+        ...
+
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor in its stored float type (GGUF: float32). Raises BadInput when it is not there."""
+        """A tensor in its stored float type (GGUF: float32).
+
+        Raises BadInput when it is not there, UnsupportedModel for a type that is not a plain float.
+        """
         ...
 
     def quantized(self, name: str) -> GroupQuantized | None:
@@ -51,16 +61,25 @@ class SafetensorsCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = hf_config.read_config(path)
-        self._file_of = _weight_map(path)
-        self._open: dict[Path, safe_open] = {}
+        self._open: dict[Path, Any] = {}
+        self._file_of = self._weight_map()
+
+    def names(self) -> list[str]:
+        return list(self._file_of)
 
     def tensor(self, name: str) -> torch.Tensor:
         file = self._file_of.get(name)
         if file is None:
             raise BadInput(f"{self.path} has no tensor {name!r}: the checkpoint is incomplete")
-        if file not in self._open:
-            self._open[file] = safe_open(file, framework="pt")
-        tensor: torch.Tensor = self._open[file].get_tensor(name)
+        try:
+            tensor: torch.Tensor = self._opened(file).get_tensor(name)
+        except SafetensorError as error:
+            raise BadInput(f"{file} has no readable tensor {name!r}: {error}") from error
+        if tensor.dtype not in _FLOATS:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UnsupportedModel(
+                f"tensor {name!r} has type {kind}, which is not supported (float32, float16 and bfloat16 are)"
+            )
         return tensor
 
     def quantized(self, name: str) -> GroupQuantized | None:
@@ -69,6 +88,45 @@ class SafetensorsCheckpoint:
     def fingerprint(self) -> str:
         return cache.fingerprint(sorted({self.path / "config.json", *self._file_of.values()}))
 
+    def _opened(self, file: Path) -> Any:
+        """The mapped file. Raises BadInput when it is not safetensors, or is cut short."""
+        if file not in self._open:
+            try:
+                self._open[file] = safe_open(file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise BadInput(f"{file} is not a complete safetensors file: {error}") from error
+        return self._open[file]
+
+    def _weight_map(self) -> dict[str, Path]:
+        """Tensor name -> file. Raises BadInput when there are no safetensors, naming what is there."""
+        index = self.path / "model.safetensors.index.json"
+        if index.exists():
+            return self._indexed(index)
+        files = sorted(self.path.glob("*.safetensors"))
+        if not files:
+            raise BadInput(f"{self.path} has no .safetensors file{self._pickle_hint()}")
+        return {name: file for file in files for name in self._opened(file).keys()}  # noqa: SIM118
+
+    def _indexed(self, index: Path) -> dict[str, Path]:
+        entries = read_json(index).get("weight_map")
+        if not isinstance(entries, dict) or not all(isinstance(file, str) for file in entries.values()):
+            raise BadInput(f"{index} has no weight_map from tensors to files")
+        # A file name, never a path: an index must not reach outside its directory.
+        files = {file: self.path / Path(file).name for file in entries.values()}
+        missing = sorted(name for name, file in files.items() if not file.exists())
+        if missing:
+            raise BadInput(f"{index} names files that are not there: {', '.join(missing)}")
+        return {name: files[file] for name, file in entries.items()}
+
+    def _pickle_hint(self) -> str:
+        pickles = sorted(file.name for pattern in _PICKLES for file in self.path.glob(pattern))
+        if not pickles:
+            return ""
+        return (
+            f"; {pickles[0]} is a pickle, which can run code and is never opened: convert the model with "
+            "transformers, `AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)`"
+        )
+
 
 class GgufCheckpoint:
     """A GGUF file. Quantised tensors can be had as floats or as their codes."""
@@ -76,7 +134,10 @@ class GgufCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = gguf.GgufFile(path)
-        self.config = gguf.read_config(self.file)
+        self.config = gguf_config.read_config(self.file)
+
+    def names(self) -> list[str]:
+        return self.file.names()
 
     def tensor(self, name: str) -> torch.Tensor:
         return self.file.tensor(name, self.config)
@@ -86,25 +147,3 @@ class GgufCheckpoint:
 
     def fingerprint(self) -> str:
         return cache.fingerprint([self.path])
-
-
-def _weight_map(directory: Path) -> dict[str, Path]:
-    """Tensor name -> file. Raises BadInput when there are no safetensors, naming what is there instead."""
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        names = {name: directory / file for name, file in read_json(index)["weight_map"].items()}
-        missing = sorted({str(file) for file in names.values() if not file.exists()})
-        if missing:
-            raise BadInput(f"{index} names files that are not there: {', '.join(missing)}")
-        return names
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        others = [file.name for suffix in ("*.bin", "*.pt", "*.pth") for file in directory.glob(suffix)]
-        hint = (
-            f"; {others[0]} is a pickle, which is never opened: convert it to safetensors" if others else ""
-        )
-        raise BadInput(f"{directory} has no .safetensors file{hint}")
-    try:
-        return {name: file for file in files for name in safe_open(file, framework="pt").keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise BadInput(f"a safetensors file in {directory} is damaged: {error}") from error

@@ -22,7 +22,8 @@ from weighbridge.errors import BadInput, UnsupportedModel
 _MAGIC = b"GGUF"
 _DEFAULT_ALIGNMENT = 32
 _STRING, _ARRAY = 8, 9
-_NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+_INTEGERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 10: "<u8", 11: "<i8"}
+_NUMBERS = {**_INTEGERS, 6: "<f4", 7: "?", 12: "<f8"}
 _MAX_DIMENSIONS = 4
 
 
@@ -43,7 +44,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """A GGUF file, mapped: metadata as Python values, tensors by name, and a sha256 over everything before them."""
+    """A mapped GGUF file: metadata as Python values, tensors by name, a sha256 of all that precedes them."""
 
     metadata: dict[str, Any]
     tensors: dict[str, TensorEntry]
@@ -139,13 +140,15 @@ def read_gguf(path: Path) -> Contents:
 
 
 def _read(path: Path, mapped: npt.NDArray[np.uint8]) -> Contents:
-    cursor = _Cursor(memoryview(mapped))
+    cursor = _Cursor(mapped.data)
     if bytes(cursor.take(4)) != _MAGIC:
         raise BadInput(f"{path} is not a GGUF file: it does not start with GGUF")
     version = cursor.uint32()
     if version not in (2, 3):
         note = " (a big-endian file?)" if version > 0xFFFF else ""
-        raise UnsupportedModel(f"{path} has GGUF version {version}{note}, but 2 and 3 are supported: convert it again")
+        raise UnsupportedModel(
+            f"{path} has GGUF version {version}{note}, but 2 and 3 are supported: convert it again"
+        )
     tensor_count, value_count = cursor.uint64(), cursor.uint64()
     metadata: dict[str, Any] = {}
     for _ in range(value_count):
@@ -179,7 +182,9 @@ def _entry(name: str, shape: tuple[int, ...], code: int, start: int, limit: int)
     block_size, block_bytes = GGML_QUANT_SIZES[kind]
     columns = shape[-1] if shape else 1
     if columns % block_size:
-        raise _Damaged(f"tensor {name!r} has {columns} columns, but type {kind.name} packs {block_size} together")
+        raise _Damaged(
+            f"tensor {name!r} has {columns} columns, but type {kind.name} packs {block_size} together"
+        )
     nbytes = math.prod(shape) // block_size * block_bytes
     if start + nbytes > limit:
         raise _Damaged(f"tensor {name!r} ends at byte {start + nbytes}, but the file has only {limit}")

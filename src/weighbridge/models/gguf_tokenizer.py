@@ -1,121 +1,218 @@
-"""The tokenizer inside a GGUF file, rebuilt with the `tokenizers` library."""
+"""The tokenizer inside a GGUF file, rebuilt with the `tokenizers` library and kept for the next start."""
 
 from __future__ import annotations
 
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+import tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from weighbridge.errors import UnsupportedModel
+from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models.cache import weighbridge_home
+from weighbridge.models.chat_template import ChatTemplate
 from weighbridge.models.gguf import GgufFile
+from weighbridge.models.gguf_config import end_token_ids
+from weighbridge.models.tokenizer_parts import TokenizerParts, wrap_texts
 
-# Token types of llama.cpp's format.
-_CONTROL, _USER_DEFINED = 3, 4
+log = logging.getLogger("weighbridge.models")
 
-# The splitting rule of each vocabulary, as its authors published it.
-_GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CL100K = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
-    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+#: Part of the name of a kept conversion: raise it when the conversion changes.
+_VERSION = 1
+
+# Token types of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+
+# How each vocabulary splits text into words before merging, as its authors published it.
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_QWEN2 = _LLAMA3.replace("{1,3}", "")
 _TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPLITS = {
-    "default": _GPT2_WORDS,
-    "gpt-2": _GPT2_WORDS,
-    "llama-bpe": _CL100K.format(digits="{1,3}"),
-    "qwen2": _CL100K.format(digits=""),
-    "smaug-bpe": _CL100K.format(digits="{1,3}"),
-    "tekken": _TEKKEN,
+_DIGIT = r"\p{N}"
+
+#: Patterns applied one after the other, by the file's name for the rule.
+_SPLITS: dict[str, tuple[str, ...]] = {
+    "gpt-2": (_GPT2,),
+    "smollm": (_DIGIT, _GPT2),
+    "starcoder": (_DIGIT, _GPT2),
+    "refact": (_DIGIT, _GPT2),
+    "llama-bpe": (_LLAMA3,),
+    "llama3": (_LLAMA3,),
+    "llama-v3": (_LLAMA3,),
+    "falcon3": (_LLAMA3,),
+    "smaug-bpe": (_LLAMA3,),  # SmolLM3
+    "dbrx": (_LLAMA3,),
+    "qwen2": (_QWEN2,),
+    "deepseek-r1-qwen": (_QWEN2,),
+    "megrez": (_QWEN2,),
+    "tekken": (_TEKKEN,),
 }
-_SINGLE_DIGITS = frozenset({"smollm", "refact", "starcoder"})
-_IGNORE_MERGES = frozenset({"llama-bpe", "tekken"})
+#: Rules of vocabularies in which a word that is a token needs no merging, and each text starts with BOS.
+_WHOLE_WORDS = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "tekken"})
+#: Rules of vocabularies that were learned on text in Unicode's composed form.
+_COMPOSED = frozenset({"qwen2", "deepseek-r1-qwen", "megrez"})
+
+_ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
-def build(file: GgufFile) -> Tokenizer:
-    """A `Tokenizer` that encodes and decodes as the file says. Raises UnsupportedModel naming what is unknown."""
+def read_gguf_tokenizer(path: Path) -> TokenizerParts:
+    """The tokenizer and chat template of a GGUF file. Raises UnsupportedModel naming what is unknown."""
+    file = GgufFile(path)
+    backend = _kept(file)
+    names = {role: name for role, key in _ROLES.items() if (name := _token(file, key)) is not None}
+    return TokenizerParts(
+        backend, end_token_ids(file), file.value("tokenizer.ggml.bos_token_id"), _template(file, names)
+    )
+
+
+def _kept(file: GgufFile) -> tokenizers.Tokenizer:
+    """The conversion from the cache, or a new one that is put there. Its key covers the whole vocabulary."""
+    kept = weighbridge_home() / "tokenizers" / f"{file.header_digest[:32]}-{_VERSION}.json"
+    if kept.exists():
+        try:
+            return Tokenizer.from_file(str(kept))
+        except Exception as error:  # the library raises plain Exception
+            log.warning("%s cannot be read (%s) and is made again", kept, error)
+    backend = convert(file)
+    try:
+        _keep(kept, backend.to_str())
+    except OSError as error:  # a cache that cannot be written costs time at the next start, nothing else
+        log.warning("the converted tokenizer cannot be kept in %s: %s", kept.parent, error)
+    return backend
+
+
+def _keep(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def convert(file: GgufFile) -> tokenizers.Tokenizer:
+    """A `tokenizers.Tokenizer` that splits and merges as the file says."""
     kind = file.value("tokenizer.ggml.model")
+    tokens = file.value("tokenizer.ggml.tokens")
+    if not tokens:
+        raise BadInput(f"{file.path.name} has no vocabulary (tokenizer.ggml.tokens)")
     if kind == "gpt2":
-        tokenizer = _byte_level(file)
+        backend, adds_bos = _byte_level(file, tokens)
     elif kind == "llama":
-        tokenizer = _sentence_piece(file)
+        backend, adds_bos = _sentence_piece(file, tokens), True
     else:
         raise UnsupportedModel(f"GGUF tokenizer model {kind!r} is not supported (gpt2 and llama are)")
-    tokens: list[str] = file.array("tokenizer.ggml.tokens")
-    special, plain = [], []
-    for token, role in zip(tokens, file.array("tokenizer.ggml.token_type"), strict=False):
-        if role == _CONTROL:
-            special.append(AddedToken(token, special=True, normalized=False))
-        elif role == _USER_DEFINED:
-            plain.append(AddedToken(token, special=False, normalized=False))
-    tokenizer.add_special_tokens(special)
-    tokenizer.add_tokens(plain)
-    _add_ends(tokenizer, file, tokens, kind)
-    return tokenizer
+    types = file.value("tokenizer.ggml.token_type", [])
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in _of_type(tokens, types, _CONTROL)]
+    )
+    backend.add_tokens(
+        [
+            AddedToken(token, special=False, normalized=False)
+            for token in _of_type(tokens, types, _USER_DEFINED)
+        ]
+    )
+    before = _token(file, "bos") if file.value("tokenizer.ggml.add_bos_token", adds_bos) else None
+    after = _token(file, "eos") if file.value("tokenizer.ggml.add_eos_token", False) else None
+    if before is not None or after is not None:
+        wrap_texts(backend, before, after)
+    return backend
 
 
-def _byte_level(file: GgufFile) -> Tokenizer:
-    rule = file.value("tokenizer.ggml.pre", "default")
-    vocabulary = {token: index for index, token in enumerate(file.array("tokenizer.ggml.tokens"))}
-    merges = [tuple(merge.split(" ", 1)) for merge in file.array("tokenizer.ggml.merges")]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=rule in _IGNORE_MERGES))
-    if rule in _SINGLE_DIGITS:
-        split: Any = pre_tokenizers.Digits(individual_digits=True)
-        words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    elif rule in _SPLITS:
-        split = pre_tokenizers.Split(Regex(_SPLITS[rule]), behavior="isolated")
-        words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    else:
-        known = ", ".join(sorted({*_SPLITS, *_SINGLE_DIGITS}))
+def _of_type(tokens: list[str], types: list[int], wanted: int) -> Iterator[str]:
+    return (token for token, kind in zip(tokens, types, strict=False) if kind == wanted)
+
+
+def _token(file: GgufFile, key: str) -> str | None:
+    index, tokens = file.value(f"tokenizer.ggml.{key}_token_id"), file.value("tokenizer.ggml.tokens", [])
+    return tokens[index] if index is not None and 0 <= index < len(tokens) else None
+
+
+def _ids(tokens: list[str]) -> dict[str, int]:
+    ids: dict[str, int] = {}
+    for index, token in enumerate(tokens):
+        ids.setdefault(token, index)
+    return ids
+
+
+def _byte_level(file: GgufFile, tokens: list[str]) -> tuple[tokenizers.Tokenizer, bool]:
+    """Byte-level BPE, and whether its texts start with BOS when the file does not say."""
+    rule = file.value("tokenizer.ggml.pre", "none")
+    if rule not in _SPLITS:
+        known = ", ".join(sorted(_SPLITS))
         raise UnsupportedModel(f"GGUF pre-tokenizer {rule!r} is not supported ({known} are)")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, words])
-    if rule == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+    merges = [_pair(merge) for merge in file.value("tokenizer.ggml.merges", [])]
+    try:
+        model = models.BPE(_ids(tokens), merges, ignore_merges=rule in _WHOLE_WORDS)
+    except Exception as error:  # the library raises plain Exception
+        raise BadInput(
+            f"the vocabulary and merges of {file.path.name} do not fit together: {error}"
+        ) from error
+    backend = Tokenizer(model)
+    splits: list[Any] = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _SPLITS[rule]]
+    prefix = bool(file.value("tokenizer.ggml.add_space_prefix", False))
+    splits.append(pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    if rule in _COMPOSED:
+        backend.normalizer = normalizers.NFC()
+    backend.decoder = decoders.ByteLevel()
+    return backend, rule in _WHOLE_WORDS
 
 
-def _sentence_piece(file: GgufFile) -> Tokenizer:
-    """SentencePiece BPE keeps scores instead of merges: a pair may merge when its union is a token."""
-    tokens: list[str] = file.array("tokenizer.ggml.tokens")
-    scores: list[float] = file.array("tokenizer.ggml.scores")
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    ranked: list[tuple[float, int, str, str]] = []
-    for token, score in zip(tokens, scores, strict=True):
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in vocabulary and right in vocabulary:
-                ranked.append((-score, vocabulary[token], left, right))
-    ranked.sort(key=lambda entry: entry[:2])
-    unknown = tokens[int(file.value("tokenizer.ggml.unknown_token_id", 0))]
-    merges = [(left, right) for _, _, left, right in ranked]
-    model = models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    tokenizer = Tokenizer(model)
-    replace = normalizers.Replace(" ", "▁")
+def _pair(merge: str) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    return left, right
+
+
+def _sentence_piece(file: GgufFile, tokens: list[str]) -> tokenizers.Tokenizer:
+    """SentencePiece BPE (Kudo and Richardson 2018): spaces are "▁", unknown characters become bytes."""
+    ids = _ids(tokens)
+    stored = file.value("tokenizer.ggml.merges")
+    merges = [_pair(merge) for merge in stored] if stored else _merges_from_scores(file, tokens, ids)
+    unknown = _token(file, "unknown") or tokens[0]
+    backend = Tokenizer(models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     prefix = bool(file.value("tokenizer.ggml.add_space_prefix", True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace] if prefix else [replace])
+    spaces = normalizers.Replace(" ", "▁")
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
     steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    if prefix:
-        steps.append(decoders.Strip(content=" ", left=1, right=0))
-    tokenizer.decoder = decoders.Sequence(steps)
-    return tokenizer
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+    return backend
 
 
-def _add_ends(tokenizer: Tokenizer, file: GgufFile, tokens: list[str], kind: str) -> None:
-    """Begin- and end-of-sequence tokens around every text, where the file asks for them."""
-    before, after = "", ""
-    pairs = []
-    if file.value("tokenizer.ggml.add_bos_token", kind == "llama"):
-        index = int(file.value("tokenizer.ggml.bos_token_id"))
-        before, pairs = f"{tokens[index]} ", [(tokens[index], index)]
-    if file.value("tokenizer.ggml.add_eos_token", False):
-        index = int(file.value("tokenizer.ggml.eos_token_id"))
-        after = f" {tokens[index]}"
-        pairs.append((tokens[index], index))
-    if pairs:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{before}$A{after}", special_tokens=pairs
-        )
+def _merges_from_scores(file: GgufFile, tokens: list[str], ids: dict[str, int]) -> list[tuple[str, str]]:
+    """Two tokens merge when together they are a token; the one with the highest score is merged first."""
+    scores = file.value("tokenizer.ggml.scores", [])
+    types = file.value("tokenizer.ggml.token_type", [])
+    if not len(scores) == len(types) == len(tokens):
+        raise BadInput(f"{file.path.name} must have a score and a type for each of its {len(tokens)} tokens")
+    pieces = {token for token, kind in zip(tokens, types, strict=True) if kind in (_NORMAL, _USER_DEFINED)}
+    ranked = []
+    for token, score in zip(tokens, scores, strict=True):
+        for cut in range(1, len(token) if token in pieces else 0):
+            left, right = token[:cut], token[cut:]
+            if left in pieces and right in pieces:
+                ranked.append((-score, ids[token], ids[left], left, right))
+    ranked.sort()
+    return [(left, right) for *_, left, right in ranked]
+
+
+def _template(file: GgufFile, names: dict[str, str]) -> ChatTemplate | None:
+    """Templates by name; the default one is stored without a name."""
+    key = "tokenizer.chat_template"
+    sources = {"default": file.value(key), "tool_use": file.value(f"{key}.tool_use")}
+    given = {name: source for name, source in sources.items() if source}
+    return ChatTemplate(given, names) if "default" in given else None

@@ -9,25 +9,39 @@ from typing import Any
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.config import ModelConfig, RopeConfig
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-
 Fields = dict[str, Any]
+
+#: What transformers assumes when config.json of a family does not say; its configuration classes.
+_DEFAULTS: dict[str, Fields] = {
+    "llama": {"max_position_embeddings": 2048},
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131_072, "sliding_window": 4096},
+    "qwen2": {"max_position_embeddings": 32_768, "sliding_window": 4096, "max_window_layers": 28},
+    "qwen3": {
+        "max_position_embeddings": 32_768,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+        "head_dim": 128,
+    },
+    "smollm3": {
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32_768,
+        "tie_word_embeddings": True,
+        "rope_theta": 2_000_000.0,
+    },
+}
+FAMILIES = tuple(_DEFAULTS)
 
 
 def read_config(directory: Path) -> ModelConfig:
     """The shape of the model in `directory`. Raises BadInput or UnsupportedModel naming the field."""
-    fields = read_json(directory / "config.json")
-    family = fields.get("model_type")
-    if family not in FAMILIES:
-        raise UnsupportedModel(f"model type {family!r} is not supported ({', '.join(FAMILIES)} are)")
-    activation = fields.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise UnsupportedModel(f"activation {activation!r} is not supported (silu is)")
-    if fields.get("quantization_config"):
-        method = fields["quantization_config"].get("quant_method", "unknown")
-        raise UnsupportedModel(f"weights quantised by {method!r} are not supported; use a GGUF or the original")
+    fields = _supported(read_json(directory / "config.json"))
+    family = fields["model_type"]
     heads, layers = _whole(fields, "num_attention_heads"), _whole(fields, "num_hidden_layers")
     hidden = _whole(fields, "hidden_size")
+    kv_heads = _whole(fields, "num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise BadInput(f"config.json: {heads} attention heads cannot share {kv_heads} key/value heads evenly")
+    attention_bias = family not in ("mistral", "qwen2") and bool(fields.get("attention_bias"))
     return ModelConfig(
         architecture=family,
         vocab_size=_whole(fields, "vocab_size"),
@@ -35,21 +49,38 @@ def read_config(directory: Path) -> ModelConfig:
         intermediate_size=_whole(fields, "intermediate_size"),
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=fields.get("num_key_value_heads") or heads,
-        head_dim=fields.get("head_dim") or hidden // heads,
+        num_kv_heads=kv_heads,
+        head_dim=_whole(fields, "head_dim", hidden // heads),
         max_position_embeddings=_whole(fields, "max_position_embeddings"),
         rms_norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
         rope=_rope(fields),
         rotary_layers=_rotary_layers(fields, layers),
         sliding_windows=_sliding_windows(fields, layers),
-        tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
-        qkv_bias=bool(fields.get("attention_bias", family == "qwen2")),
-        output_bias=bool(fields.get("attention_bias", False)),
-        mlp_bias=bool(fields.get("mlp_bias", False)),
+        tie_word_embeddings=bool(fields.get("tie_word_embeddings")),
+        qkv_bias=attention_bias or family == "qwen2",
+        output_bias=attention_bias,
+        mlp_bias=family in ("llama", "smollm3") and bool(fields.get("mlp_bias")),
         qk_norm=family == "qwen3",
-        eos_token_ids=_ends(directory, fields),
+        eos_token_ids=end_token_ids(directory),
         bos_token_id=fields.get("bos_token_id"),
     )
+
+
+def _supported(fields: Fields) -> Fields:
+    """`fields` with the defaults of their family, once it is clear that the engine can run the model."""
+    family = fields.get("model_type")
+    if not isinstance(family, str) or family not in _DEFAULTS:
+        raise UnsupportedModel(f"model type {family!r} is not supported ({', '.join(FAMILIES)} are)")
+    activation = fields.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise UnsupportedModel(f"activation {activation!r} is not supported (silu is)")
+    quantization = fields.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown")
+        raise UnsupportedModel(
+            f"weights quantised by {method!r} are not supported; use a GGUF file or the original weights"
+        )
+    return {**_DEFAULTS[family], **fields}
 
 
 def read_json(path: Path) -> Fields:
@@ -57,7 +88,9 @@ def read_json(path: Path) -> Fields:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadInput(f"{path.parent} has no {path.name}: it is not a Hugging Face model directory") from None
+        raise BadInput(
+            f"{path.parent} has no {path.name}: it is not a Hugging Face model directory"
+        ) from None
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
@@ -65,9 +98,12 @@ def read_json(path: Path) -> Fields:
     return value
 
 
-def _whole(fields: Fields, name: str) -> int:
+def _whole(fields: Fields, name: str, default: int | None = None) -> int:
+    """A count; `default` is for fields that may be missing or null."""
     value = fields.get(name)
-    if not isinstance(value, int) or value < 1:
+    if value is None:
+        value = default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise BadInput(f"config.json: {name} must be a positive whole number, not {value!r}", param=name)
     return value
 
@@ -83,16 +119,18 @@ def _rope(fields: Fields) -> RopeConfig:
         return RopeConfig(theta)
     if kind not in ("linear", "llama3", "yarn"):
         raise UnsupportedModel(f"rope type {kind!r} is not supported (default, linear, llama3 and yarn are)")
-    if rope.get("mscale") or rope.get("mscale_all_dim"):
-        raise UnsupportedModel("yarn with mscale is not supported")
-    original = rope.get("original_max_position_embeddings") or fields["max_position_embeddings"]
+    if rope.get("mscale") or rope.get("mscale_all_dim") or rope.get("truncate") is False:
+        raise UnsupportedModel("yarn with mscale, mscale_all_dim or truncate: false is not supported")
+    longest = _whole(fields, "max_position_embeddings")
+    outer = fields.get("original_max_position_embeddings")  # where some files keep it
+    original = int(outer or rope.get("original_max_position_embeddings") or longest)
     return RopeConfig(
         theta,
         scaling=kind,
-        factor=float(rope.get("factor", 1.0)),
+        factor=float(rope.get("factor") or longest / original),
         low_freq_factor=float(rope.get("low_freq_factor", 1.0)),
         high_freq_factor=float(rope.get("high_freq_factor", 4.0)),
-        original_max_position_embeddings=int(original),
+        original_max_position_embeddings=original,
         attention_factor=rope.get("attention_factor"),
         beta_fast=float(rope.get("beta_fast") or 32.0),
         beta_slow=float(rope.get("beta_slow") or 1.0),
@@ -101,36 +139,46 @@ def _rope(fields: Fields) -> RopeConfig:
 
 def _rotary_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
     """SmolLM3 names the list after its exceptions, yet 1 in it means that the layer rotates."""
-    flags = fields.get("no_rope_layers")
     if fields["model_type"] != "smollm3":
         return (True,) * layers
+    flags = fields.get("no_rope_layers")
     if flags is None:
-        interval = fields.get("no_rope_layer_interval", 4)
+        interval = _whole(fields, "no_rope_layer_interval", 4)
         return tuple((index + 1) % interval != 0 for index in range(layers))
-    return tuple(bool(flag) for flag in flags)
+    return tuple(bool(flag) for flag in _per_layer(flags, "no_rope_layers", layers))
 
 
 def _sliding_windows(fields: Fields, layers: int) -> tuple[int, ...]:
+    """Mistral limits every layer; Qwen and SmolLM3 only where `use_sliding_window` switches it on."""
     window = fields.get("sliding_window") or 0
-    if fields["model_type"] == "mistral":
+    family = fields["model_type"]
+    if family == "mistral":
         return (window,) * layers
-    if not window or not fields.get("use_sliding_window"):
+    if family == "llama" or not window or not fields.get("use_sliding_window"):
         return (0,) * layers
     kinds = fields.get("layer_types")
-    if kinds is None:
-        first = fields.get("max_window_layers", 0)
-        return tuple(window if index >= first else 0 for index in range(layers))
-    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+    if kinds is not None:
+        unknown = set(_per_layer(kinds, "layer_types", layers)) - {"sliding_attention", "full_attention"}
+        if unknown:
+            raise UnsupportedModel(f"attention of type {min(unknown, key=str)!r} is not supported")
+        return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+    if family == "smollm3":
+        return tuple(0 if rotates else window for rotates in _rotary_layers(fields, layers))
+    first = fields["max_window_layers"]
+    return tuple(window if index >= first else 0 for index in range(layers))
 
 
-def _ends(directory: Path, fields: Fields) -> tuple[int, ...]:
-    """End-of-sequence ids of config.json and generation_config.json together, in that order."""
-    sources = [fields]
-    if (directory / "generation_config.json").exists():
-        sources.append(read_json(directory / "generation_config.json"))
+def _per_layer(value: object, name: str, layers: int) -> list[Any]:
+    if not isinstance(value, list) or len(value) != layers:
+        raise BadInput(f"config.json: {name} must be a list with an entry for each of the {layers} layers")
+    return value
+
+
+def end_token_ids(directory: Path) -> tuple[int, ...]:
+    """End-of-sequence ids of generation_config.json and config.json together, in that order."""
     ends: dict[int, None] = {}
-    for source in sources:
-        value = source.get("eos_token_id")
+    for name in ("generation_config.json", "config.json"):
+        value = read_json(directory / name).get("eos_token_id") if (directory / name).exists() else None
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, int):
                 ends[one] = None

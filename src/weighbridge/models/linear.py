@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from typing import Protocol
 
 import torch
@@ -19,11 +17,6 @@ from weighbridge.models.quantized import GROUP_SIZE, GroupQuantized
 
 # Tokens for which oneDNN lays dense weights out. The layout it picks serves every other batch size too.
 PACK_BATCH_HINT = 16
-
-# malloc.h of glibc, and the sizes `tune_allocator` sets.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-LARGEST_KEPT_ALLOCATION = 64 << 20
-LARGEST_KEPT_TOP = 128 << 20
 
 
 class Linear(Protocol):
@@ -112,20 +105,3 @@ def own_bfloat16_wins() -> bool:
     whole tiles, several times faster on prompts, and one layout has to serve both.
     """
     return multiplies_bfloat16() and not torch.cpu._is_amx_tile_supported()
-
-
-def tune_allocator() -> bool:
-    """Keep freed activations in the process, once the weights are loaded. False where there is no glibc.
-
-    By default glibc may map each output above 128 KiB anew, or hand the end of its heap back after each step:
-    a page fault per 4 KiB, measured at 5,500 faults for a step of 512 tokens. Costs up to 128 MiB of memory
-    that stays resident. What loading left behind is returned to the system first.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
-        return False
-    libc.malloc_trim(ctypes.c_size_t(0))
-    kept = libc.mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_ALLOCATION)
-    return bool(kept and libc.mallopt(_M_TRIM_THRESHOLD, LARGEST_KEPT_TOP))

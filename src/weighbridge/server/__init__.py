@@ -1,1 +1,1 @@
-
+"""HTTP: the OpenAI API, metrics, tickets and the console page over one engine."""

@@ -41,8 +41,8 @@ def load_kernels() -> Kernels:
 @functools.cache
 def _warn_about_reference(problem: str) -> None:
     logger.warning(
-        "Using the torch reference kernels, several times slower than the compiled ones, because those cannot "
-        "be imported (%s). To get them, install a C++ compiler (g++ or clang with OpenMP) and reinstall "
-        "weighbridge.",
+        "Using the torch reference kernels, several times slower than the compiled ones, because those "
+        "cannot be imported (%s). To get them, install a C++ compiler (g++ or clang with OpenMP) and "
+        "reinstall weighbridge.",
         problem,
     )

@@ -6,20 +6,20 @@ A call costs one to two microseconds: a decode step makes some 150 of them.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import mmap
 from typing import Any
 
 import numpy as np
-import torch  # before the extension, which uses the OpenMP runtime that torch brings
+import torch  # must come before the extension, which uses the OpenMP runtime that torch brings
 
 from weighbridge.errors import BadInput
 from weighbridge.models.kernels.api import BatchLayout, Int32, KVCache
 from weighbridge.models.kernels.reference import check_cache_shape
 
-_native: Any
-_problem: str | None = None
 try:
-    from weighbridge.models.kernels import _native
+    _native: Any = importlib.import_module("weighbridge.models.kernels._native")
+    _problem: str | None = None
 except ImportError as error:
     _native, _problem = None, str(error)
 
@@ -69,9 +69,11 @@ class NativeKVCache:
         """Keys and values at `slots` as [tokens, kv heads, head dim]."""
         pair = 1 if self.dtype == torch.float32 else 2
         size, dim = self.block_size, self.head_dim
-        keys, values = self._memory[layer].split([dim * size, self._padded * size], dim=-1)
-        keys = keys.unflatten(-1, (dim // pair, size, pair)).permute(0, 3, 1, 2, 4)
-        values = values.unflatten(-1, (size // pair, self._padded, pair)).permute(0, 2, 4, 1, 3)
+        chunks = self._memory[layer]
+        keys, values = chunks[..., : dim * size], chunks[..., dim * size :]
+        blocks, heads = chunks.shape[:2]
+        keys = keys.view(blocks, heads, dim // pair, size, pair).permute(0, 3, 1, 2, 4)
+        values = values.view(blocks, heads, size // pair, self._padded, pair).permute(0, 2, 4, 1, 3)
         block, offset = (torch.from_numpy(part.astype(np.int64)) for part in np.divmod(slots, size))
         return keys[block, offset].flatten(2), values[block, offset // pair, offset % pair][..., :dim]
 

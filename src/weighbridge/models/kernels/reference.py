@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
@@ -36,20 +34,13 @@ def _long(values: Int32) -> torch.Tensor:
     return torch.from_numpy(values).long()
 
 
-@dataclass(slots=True)
 class ReferenceKVCache:
     """Keys and values as [layers, blocks, block size, kv heads, head dim]."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
-
-    @property
-    def num_blocks(self) -> int:
-        return self.keys.shape[1]
-
-    @property
-    def block_size(self) -> int:
-        return self.keys.shape[2]
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.keys = keys
+        self.values = values
+        self.num_blocks, self.block_size = keys.shape[1:3]
 
     @property
     def nbytes(self) -> int:
@@ -96,7 +87,7 @@ class ReferenceKernels:
     def allocate_kv(
         self, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
     ) -> KVCache:
-        """Memory is only reserved: the operating system provides a page when a token is first written to it."""
+        """Reserves memory only: the operating system provides a page when a token is first written to it."""
         check_cache_shape(layers, num_blocks, block_size, kv_heads, head_dim, dtype)
         shape = (layers, num_blocks, block_size, kv_heads, head_dim)
         return ReferenceKVCache(torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype))
@@ -125,7 +116,7 @@ class ReferenceKernels:
         own = _own(cache)
         kv_heads, head_dim = own.keys.shape[3:]
         heads = qkv.view(qkv.shape[0], num_heads + 2 * kv_heads, head_dim)
-        query, key, value = heads.split([num_heads, kv_heads, kv_heads], dim=1)
+        query, key = heads[:, :num_heads], heads[:, num_heads : num_heads + kv_heads]
         new_query, new_key = query.float(), key.float()
         if q_norm is not None:
             new_query = _normalised(new_query, q_norm, eps)
@@ -137,7 +128,7 @@ class ReferenceKernels:
         query.copy_(new_query)
         slots = _long(layout.slots)
         own.flat(own.keys, layer)[slots] = new_key.to(qkv.dtype)
-        own.flat(own.values, layer)[slots] = value
+        own.flat(own.values, layer)[slots] = heads[:, num_heads + kv_heads :]
 
     def paged_attention(
         self,
@@ -174,13 +165,14 @@ class ReferenceKernels:
         out.copy_(table[_long(rows)])
 
     def argmax(self, logits: torch.Tensor) -> Int32:
-        return np.argmax(logits.float().numpy(), axis=-1).astype(np.int32)  # torch's may not be the first
+        best: Int32 = np.argmax(logits.float().numpy(), axis=-1).astype(np.int32)
+        return best  # numpy's, because torch's need not be the first of equals
 
 
 def _attend(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, position: int, scale: float, window: int
 ) -> torch.Tensor:
-    """query [heads, rows, dim] whose first row sits at `position`; keys and values [kv heads, context, dim]."""
+    """query [heads, rows, dim], its first row at `position`; keys and values [kv heads, context, dim]."""
     heads, rows, dim = query.shape
     kv_heads, context, _ = keys.shape
     grouped = query.reshape(kv_heads, heads // kv_heads * rows, dim)

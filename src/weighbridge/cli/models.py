@@ -1,0 +1,87 @@
+"""`weighbridge models`: what is known, what is here, and bringing it here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from weighbridge.cli.terminal import DownloadBar, print_json
+from weighbridge.errors import BadInput
+
+app = typer.Typer(no_args_is_help=True, help="List, pull and show models.")
+
+JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_models(json_output: JsonOutput = False) -> None:
+    """The catalogue, and which of its models are in the cache."""
+    from weighbridge.models import catalogue
+    from weighbridge.models.store import installed
+
+    here = {entry.name: file for entry, file in installed()}
+    if json_output:
+        print_json(
+            [
+                {
+                    "name": entry.name,
+                    "aliases": list(entry.aliases),
+                    "licence": entry.licence,
+                    "description": entry.description,
+                    "path": str(here[entry.name]) if entry.name in here else None,
+                }
+                for entry in catalogue.ENTRIES
+            ]
+        )
+        return
+    table = Table("name", "licence", "pulled", "description")
+    for entry in catalogue.ENTRIES:
+        table.add_row(entry.name, entry.licence, "yes" if entry.name in here else "no", entry.description)
+    Console().print(table)
+
+
+@app.command("pull")
+def pull_model(name: Annotated[str, typer.Argument(help="A name from `weighbridge models list`.")] = "default") -> None:
+    """Bring a model into the cache, checked against its pinned hash."""
+    from weighbridge.models import catalogue
+    from weighbridge.models.store import resolve
+
+    if catalogue.find(name) is None and "/" not in name:
+        known = ", ".join(entry.name for entry in catalogue.ENTRIES)
+        raise BadInput(f"no model {name!r} in the catalogue; there is {known}", param="name")
+    print(resolve(name, progress=DownloadBar(f"Pulling {name}")))
+
+
+@app.command("show")
+def show_model(
+    model: Annotated[str, typer.Argument(help="A name or a path.")] = "default", json_output: JsonOutput = False
+) -> None:
+    """A model's shape: layers, heads, context, and what a token costs in KV memory."""
+    from dataclasses import asdict
+
+    from weighbridge.models.checkpoint import open_checkpoint
+    from weighbridge.models.store import resolve
+
+    path = resolve(model, progress=DownloadBar(f"Pulling {model}"))
+    config = open_checkpoint(path).config
+    if json_output:
+        kv = {"path": str(path), "kv_bytes_per_token_bf16": config.kv_elements_per_token * 2}
+        print_json({**asdict(config), **kv})
+        return
+    table = Table.grid(padding=(0, 2))
+    rows = {
+        "path": path,
+        "architecture": config.architecture,
+        "layers": config.num_layers,
+        "hidden size": config.hidden_size,
+        "heads": f"{config.num_heads} for queries, {config.num_kv_heads} for keys and values, {config.head_dim} wide",
+        "vocabulary": config.vocab_size,
+        "context": config.max_position_embeddings,
+        "KV bytes per token": f"{config.kv_elements_per_token * 2} in bfloat16",
+    }
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    Console().print(table, soft_wrap=True)

@@ -1,0 +1,123 @@
+"""GGUF metadata to `ModelConfig`; what the engine cannot run is refused by name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models.config import ModelConfig, RopeConfig
+from weighbridge.models.gguf import GgufFile
+
+#: GGUF architectures, which are also ours. Mistral files call themselves llama.
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
+
+_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+
+def read_config(file: GgufFile) -> ModelConfig:
+    """The shape of the model in `file`. Raises UnsupportedModel naming what cannot be run."""
+    architecture = file.architecture
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UnsupportedModel(f"GGUF architecture {architecture!r} is not supported ({known} are)")
+    experts = _whole(file, "expert_count", 0)
+    if experts:
+        raise UnsupportedModel(f"{file.path.name} is a mixture of {experts} experts, which is not supported")
+    heads, hidden, layers = (
+        _whole(file, key) for key in ("attention.head_count", "embedding_length", "block_count")
+    )
+    window = _whole(file, "attention.sliding_window", 0) if architecture == "llama" else 0
+    return ModelConfig(
+        architecture=architecture,
+        vocab_size=file.shape("model.embed_tokens.weight")[0],
+        hidden_size=hidden,
+        intermediate_size=_whole(file, "feed_forward_length"),
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=_whole(file, "attention.head_count_kv", heads),
+        head_dim=_head_dim(file, hidden // heads),
+        max_position_embeddings=_whole(file, "context_length"),
+        rms_norm_eps=float(file.setting("attention.layer_norm_rms_epsilon")),
+        rope=_rope(file),
+        # The file does not say it: every fourth layer of SmolLM3 has no rotary embedding.
+        rotary_layers=tuple(architecture != "smollm3" or (index + 1) % 4 != 0 for index in range(layers)),
+        sliding_windows=(window,) * layers,
+        tie_word_embeddings="lm_head.weight" not in file,
+        qkv_bias="model.layers.0.self_attn.q_proj.bias" in file,
+        output_bias="model.layers.0.self_attn.o_proj.bias" in file,
+        mlp_bias="model.layers.0.mlp.down_proj.bias" in file,
+        qk_norm="model.layers.0.self_attn.q_norm.weight" in file,
+        eos_token_ids=end_token_ids(file),
+        bos_token_id=file.value("tokenizer.ggml.bos_token_id"),
+    )
+
+
+def end_token_ids(file: GgufFile) -> tuple[int, ...]:
+    """Ids that the file declares to end a text or a turn."""
+    ids = [file.value(f"tokenizer.ggml.{key}") for key in _ENDS]
+    return tuple(dict.fromkeys(index for index in ids if index is not None))
+
+
+def _whole(file: GgufFile, key: str, default: int | None = None) -> int:
+    """A count; some files give it for each layer, which is fine when all layers agree."""
+    value: Any = file.setting(key, default)
+    if isinstance(value, list):
+        if len(set(value)) != 1:
+            raise UnsupportedModel(
+                f"{file.path.name} has a different {key} in each layer, which is not supported"
+            )
+        value = value[0]
+    if not isinstance(value, int) or value < (1 if default is None else 0):
+        raise BadInput(f"{file.path.name}: {key} must be a positive whole number, not {value!r}")
+    return value
+
+
+def _head_dim(file: GgufFile, default: int) -> int:
+    head_dim = _whole(file, "attention.key_length", default)
+    value_dim = _whole(file, "attention.value_length", head_dim)
+    rotated = _whole(file, "rope.dimension_count", head_dim)
+    if value_dim != head_dim:
+        raise UnsupportedModel(
+            f"keys of {head_dim} and values of {value_dim} elements a head are not supported"
+        )
+    if rotated != head_dim:
+        raise UnsupportedModel(
+            f"a rotary embedding of {rotated} of {head_dim} elements a head is not supported"
+        )
+    return head_dim
+
+
+def _rope(file: GgufFile) -> RopeConfig:
+    theta = float(file.setting("rope.freq_base", 10_000.0))
+    divisors = None
+    if "rope_freqs.weight" in file:
+        divisors = tuple(file.tensor("rope_freqs.weight").tolist())
+    old_factor = float(file.setting("rope.scale_linear", 1.0))
+    scaling = str(file.setting("rope.scaling.type", "none" if old_factor == 1.0 else "linear"))
+    factor = float(file.setting("rope.scaling.factor", old_factor))
+    if scaling == "none":
+        return RopeConfig(theta, divisors=divisors)
+    if scaling not in ("linear", "yarn"):
+        raise UnsupportedModel(f"rope scaling {scaling!r} is not supported (none, linear and yarn are)")
+    if float(file.setting("rope.scaling.yarn_log_multiplier", 0.0)):
+        raise UnsupportedModel("yarn with a log multiplier (mscale) is not supported")
+    return RopeConfig(
+        theta,
+        scaling=scaling,
+        factor=factor,
+        original_max_position_embeddings=_whole(
+            file, "rope.scaling.original_context_length", _whole(file, "context_length")
+        ),
+        attention_factor=_attention_factor(file, factor),
+        beta_fast=float(file.setting("rope.scaling.yarn_beta_fast", 32.0)),
+        beta_slow=float(file.setting("rope.scaling.yarn_beta_slow", 1.0)),
+        divisors=divisors,
+    )
+
+
+def _attention_factor(file: GgufFile, factor: float) -> float | None:
+    """llama.cpp multiplies yarn's own amplitude by the file's factor; ours replaces it."""
+    own = file.value(f"{file.architecture}.rope.scaling.yarn_attn_factor")
+    own = file.value(f"{file.architecture}.rope.scaling.attn_factor", own)
+    return None if own is None else float(own) * (0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0)

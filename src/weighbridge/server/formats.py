@@ -1,0 +1,227 @@
+"""Engine deltas as OpenAI's JSON: whole answers and stream chunks of both endpoints."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from weighbridge.engine.api import Delta, Usage
+from weighbridge.engine.request import FinishReason, TokenLogprob
+from weighbridge.server.tool_calls import ToolStream, parse
+
+_encode = msgspec.json.Encoder().encode
+
+TokenText = Callable[[int], str]
+
+
+@dataclass(slots=True)
+class Gathered:
+    """One choice of a whole answer."""
+
+    text: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: FinishReason | None = None
+    stopped_by: str | int | None = None
+
+
+def finish_name(finish: FinishReason | None, called: bool = False) -> str | None:
+    """OpenAI's word. A deadline that cut an answer short reads as a length."""
+    if finish is None:
+        return None
+    if called and finish is FinishReason.STOP:
+        return "tool_calls"
+    return "length" if finish is FinishReason.DEADLINE else finish.value
+
+
+def usage_fields(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+class Format(ABC):
+    """What both endpoints share. A format belongs to one request; streamed choices keep their state here."""
+
+    prefix = ""
+    whole_object = ""
+    chunk_object = ""
+
+    def __init__(self, model: str, token_text: TokenText, with_logprobs: bool) -> None:
+        self.id = f"{self.prefix}-{uuid.uuid4().hex}"
+        self.model = model
+        self.created = int(time.time())
+        self._token_text = token_text
+        self._with_logprobs = with_logprobs
+        head = {"id": self.id, "object": self.chunk_object, "created": self.created, "model": model}
+        self._head = b"data: " + _encode(head)[:-1] + b',"choices":['
+
+    def opening(self, choices: int) -> bytes:
+        """What a stream begins with."""
+        return b""
+
+    @abstractmethod
+    def chunk(self, delta: Delta) -> bytes:
+        """Server-sent events of one delta; empty when there is nothing to show yet."""
+        ...
+
+    def usage_chunk(self, usage: Usage) -> bytes:
+        return self._head + b'],"usage":' + _encode(usage_fields(usage)) + b"}\n\n"
+
+    def whole(self, choices: Sequence[Gathered], usage: Usage) -> bytes:
+        answer = {
+            "id": self.id,
+            "object": self.whole_object,
+            "created": self.created,
+            "model": self.model,
+            "choices": [self._choice(index, one) for index, one in enumerate(choices)],
+            "usage": usage_fields(usage),
+        }
+        return _encode(answer)
+
+    @abstractmethod
+    def _choice(self, index: int, gathered: Gathered) -> dict[str, Any]: ...
+
+    def _event(self, choice: dict[str, Any]) -> bytes:
+        return self._head + _encode(choice) + b"]}\n\n"
+
+
+class ChatFormat(Format):
+    """`chat.completion` and its chunks. `with_tools`: calls are parsed out of the text."""
+
+    prefix = "chatcmpl"
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def __init__(self, model: str, token_text: TokenText, with_logprobs: bool, with_tools: bool) -> None:
+        super().__init__(model, token_text, with_logprobs)
+        self._with_tools = with_tools
+        self._tools: dict[int, ToolStream] = {}
+
+    def opening(self, choices: int) -> bytes:
+        first = {"role": "assistant", "content": ""}
+        return b"".join(
+            self._event({"index": index, "delta": first, "logprobs": None, "finish_reason": None})
+            for index in range(choices)
+        )
+
+    def chunk(self, delta: Delta) -> bytes:
+        text, calls = delta.text, []
+        if self._with_tools:
+            stream = self._tools.setdefault(delta.index, ToolStream())
+            text = stream.push(text)
+            if delta.finish is not None:
+                rest, calls = stream.finish()
+                text += rest
+        if not (text or calls or delta.finish or delta.logprobs):
+            return b""
+        content: dict[str, Any] = {"content": text} if text or not delta.finish else {}
+        if calls:
+            content["tool_calls"] = [{"index": n, **call.as_dict()} for n, call in enumerate(calls)]
+        choice = {
+            "index": delta.index,
+            "delta": content,
+            "logprobs": self._logprobs(delta.logprobs),
+            "finish_reason": finish_name(delta.finish, bool(calls)),
+        }
+        return self._event(choice)
+
+    def _choice(self, index: int, gathered: Gathered) -> dict[str, Any]:
+        text = "".join(gathered.text)
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        calls = []
+        if self._with_tools:
+            text, calls = parse(text)
+            if calls:
+                message |= {"content": text or None, "tool_calls": [call.as_dict() for call in calls]}
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": self._logprobs(gathered.logprobs),
+            "finish_reason": finish_name(gathered.finish, bool(calls)),
+        }
+
+    def _logprobs(self, items: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+        if not self._with_logprobs or items is None:
+            return None
+        return {"content": [{**self._one(i.token, i.logprob), "top_logprobs": self._top(i)} for i in items]}
+
+    def _top(self, item: TokenLogprob) -> list[dict[str, Any]]:
+        return [self._one(token, logprob) for token, logprob in item.top]
+
+    def _one(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self._token_text(token)
+        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+
+
+class TextFormat(Format):
+    """`text_completion`. `echo`: the prompt's text comes first."""
+
+    prefix = "cmpl"
+    whole_object = "text_completion"
+    chunk_object = "text_completion"
+
+    def __init__(
+        self, model: str, token_text: TokenText, with_logprobs: bool, echo: str = "", first_index: int = 0
+    ) -> None:
+        super().__init__(model, token_text, with_logprobs)
+        self._echo = echo
+        self._first_index = first_index
+        self._offsets: dict[int, int] = {}
+
+    def opening(self, choices: int) -> bytes:
+        if not self._echo:
+            return b""
+        return b"".join(
+            self._event({"index": index, "text": self._echo, "logprobs": None, "finish_reason": None})
+            for index in range(choices)
+        )
+
+    def chunk(self, delta: Delta) -> bytes:
+        if not (delta.text or delta.finish or delta.logprobs):
+            return b""
+        choice = {
+            "index": self._first_index + delta.index,
+            "text": delta.text,
+            "logprobs": self._logprobs(delta.index, delta.logprobs),
+            "finish_reason": finish_name(delta.finish),
+        }
+        return self._event(choice)
+
+    def _choice(self, index: int, gathered: Gathered) -> dict[str, Any]:
+        return {
+            "index": self._first_index + index,
+            "text": self._echo + "".join(gathered.text),
+            "logprobs": self._logprobs(index, gathered.logprobs),
+            "finish_reason": finish_name(gathered.finish),
+            "stop_reason": gathered.stopped_by,
+        }
+
+    def _logprobs(self, index: int, items: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+        if not self._with_logprobs or items is None:
+            return None
+        offset = self._offsets.get(index, len(self._echo))
+        texts, offsets = [self._token_text(item.token) for item in items], []
+        for text in texts:
+            offsets.append(offset)
+            offset += len(text)
+        self._offsets[index] = offset
+        return {
+            "tokens": texts,
+            "token_logprobs": [_finite(item.logprob) for item in items],
+            "top_logprobs": [{self._token_text(t): _finite(v) for t, v in item.top} for item in items],
+            "text_offset": offsets,
+        }
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity; OpenAI writes -9999 for what cannot happen."""
+    return max(logprob, -9999.0)

@@ -1,0 +1,104 @@
+"""Starting and stopping: a signal drains, a second one ends at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from weighbridge.engine.api import Engine
+from weighbridge.errors import BadInput
+from weighbridge.server.settings import ServerSettings
+
+log = logging.getLogger("weighbridge.server")
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line; a finished request's line is its ticket. Prompts are in neither."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        ticket = getattr(record, "ticket", None)
+        if ticket is not None:
+            line["ticket"] = ticket.as_dict()
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def set_up_logging(json_logs: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if json_logs else logging.Formatter("%(levelname)s: %(message)s"))
+    root = logging.getLogger("weighbridge")
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    root.propagate = False
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises BadInput when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise BadInput(
+            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0).lower()}; choose another --port",
+            param="port",
+        ) from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: the drain below decides when it ends."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        yield
+
+
+def run_server(app: Starlette, engine: Engine, listener: socket.socket, settings: ServerSettings) -> bool:
+    """Serve until SIGTERM or SIGINT, then drain. False when the drain ran out of time."""
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_keep_alive=30, h11_max_incomplete_event_size=65536
+    )
+    server = _Server(config)
+    drained = True
+
+    async def serve() -> None:
+        nonlocal drained
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sign, lambda: os._exit(130) if stop.is_set() else stop.set())
+        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if stopping.done() and not serving.done():
+            log.info("draining: finishing what was accepted, refusing the rest (again to end at once)")
+            drained = await engine.drain(settings.drain_timeout)
+            if not drained:
+                log.warning("the drain took more than %.0f s; open requests are cut off", settings.drain_timeout)
+            server.should_exit = True
+            server.force_exit = not drained
+        stopping.cancel()
+        await serving
+
+    asyncio.run(serve())
+    return drained

@@ -1,0 +1,237 @@
+"""GGUF files against the transformers models they were made from."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from tests.models.test_decoder import logits_in_chunks
+from tests.tiny import FAMILIES, make_tiny
+from tests.tiny_gguf import finish, write_gguf
+from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models.checkpoint import open_checkpoint
+from weighbridge.models.gguf import GgufFile
+from weighbridge.models.gguf_format import read_gguf
+from weighbridge.models.loader import load_decoder
+from weighbridge.models.rope import cos_sin_table
+
+Kind = GGMLQuantizationType
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(request.param, tmp_path_factory.mktemp("tiny") / request.param, attention_bias=True)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny("llama", tmp_path_factory.mktemp("tiny") / "llama")
+
+
+def test_every_tensor_comes_back_in_its_place(directory: Path, tmp_path: Path) -> None:
+    file = write_gguf(directory, tmp_path / "model.gguf")
+    checkpoint = open_checkpoint(file)
+    expected = load_file(directory / "model.safetensors")
+    assert set(checkpoint.names()) - {"rope_freqs.weight"} == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(checkpoint.tensor(name), tensor), name
+
+
+def test_configuration_equals_the_directory_s(directory: Path, tmp_path: Path) -> None:
+    theirs, ours = open_checkpoint(directory).config, open_checkpoint(write_gguf(directory, tmp_path / "m.gguf")).config
+    for field in theirs.__dataclass_fields__:
+        if field not in ("architecture", "rope", "rms_norm_eps", "eos_token_ids"):
+            assert getattr(ours, field) == getattr(theirs, field), field
+    assert ours.rms_norm_eps == pytest.approx(theirs.rms_norm_eps)
+    assert ours.eos_token_ids == (2,)
+    ropes = [cos_sin_table(config.rope, config.head_dim, 300) for config in (ours, theirs)]
+    torch.testing.assert_close(*ropes, atol=1e-5, rtol=0)
+
+
+def test_decoder_of_either_file_gives_the_same_logits(directory: Path, tmp_path: Path) -> None:
+    checkpoints = open_checkpoint(directory), open_checkpoint(write_gguf(directory, tmp_path / "model.gguf"))
+    first, second = (
+        logits_in_chunks(load_decoder(checkpoint, torch.float32), list(range(5, 105)), [100])
+        for checkpoint in checkpoints
+    )
+    torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1])
+def test_quantised_tensors_equal_the_reference_decoder(llama: Path, tmp_path: Path, kind: Kind) -> None:
+    checkpoint = open_checkpoint(write_gguf(llama, tmp_path / "model.gguf", kind))
+    for name, original in load_file(llama / "model.safetensors").items():
+        ours = checkpoint.tensor(name)
+        if original.dim() == 2:
+            stored = gguf.quants.quantize(original.numpy(), kind)
+            # Rows are quantised one by one, so the order of rows does not matter to the oracle.
+            np.testing.assert_array_equal(ours.numpy(), gguf.quants.dequantize(stored, kind), err_msg=name)
+        codes = checkpoint.quantized(name)
+        assert (codes is not None) == (original.dim() == 2 and kind in (Kind.Q8_0, Kind.Q4_0, Kind.Q4_1))
+        if codes is not None:
+            assert codes.bits == (8 if kind == Kind.Q8_0 else 4)
+            np.testing.assert_array_equal(codes.dequantized(), ours.numpy())
+
+
+def one_tensor(path: Path, kind: Kind, rows: int = 3, columns: int = 512) -> tuple[Path, np.ndarray]:
+    """A file with one tensor of random codes."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    data = np.random.default_rng(0).integers(0, 90, (rows, columns // block * size)).astype(np.uint8)
+    writer = GGUFWriter(path, "llama")
+    writer.add_tensor("token_embd.weight", data, raw_dtype=kind)
+    finish(writer)
+    return path, data
+
+
+@pytest.mark.parametrize("kind", [Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K])
+def test_k_quants_equal_the_reference_decoder(tmp_path: Path, kind: Kind) -> None:
+    path, data = one_tensor(tmp_path / "k.gguf", kind)
+    values = GgufFile(path).tensor("model.embed_tokens.weight")
+    np.testing.assert_array_equal(values.numpy(), gguf.quants.dequantize(data, kind))
+    assert values.shape == (3, 512)
+
+
+@pytest.mark.parametrize("kind", [Kind.IQ4_XS, Kind.TQ1_0])
+def test_unsupported_tensor_type_is_named(tmp_path: Path, kind: Kind) -> None:
+    path, _ = one_tensor(tmp_path / "odd.gguf", kind)
+    with pytest.raises(UnsupportedModel, match=rf"token_embd\.weight.*{kind.name}"):
+        GgufFile(path)
+
+
+def test_header_equals_the_reference_reader(llama: Path, tmp_path: Path) -> None:
+    path = write_gguf(llama, tmp_path / "model.gguf", Kind.Q8_0)
+    ours, reference = read_gguf(path), gguf.GGUFReader(path)
+    for name, field in reference.fields.items():
+        if not name.startswith("GGUF."):
+            assert ours.metadata[name] == field.contents(), name
+    assert list(ours.tensors) == [tensor.name for tensor in reference.tensors]
+    for tensor in reference.tensors:
+        entry = ours.tensors[tensor.name]
+        assert (entry.kind, entry.start, entry.nbytes) == (tensor.tensor_type, tensor.data_offset, tensor.n_bytes)
+        np.testing.assert_array_equal(ours.blocks(entry).reshape(-1), tensor.data.view(np.uint8).reshape(-1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut=st.floats(0, 1, exclude_max=True))
+def test_a_file_cut_short_is_refused(cut: float) -> None:
+    whole = _tiny_file()
+    path = whole.parent / "cut.gguf"
+    data = whole.read_bytes()
+    path.write_bytes(data[: int(cut * (len(data) - 40))])
+    with pytest.raises(BadInput):
+        GgufFile(path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(position=st.integers(0, 1500), value=st.integers(0, 255))
+def test_a_damaged_header_never_crashes(position: int, value: int) -> None:
+    whole = _tiny_file()
+    path = whole.parent / "damaged.gguf"
+    data = bytearray(whole.read_bytes())
+    data[position % len(data)] = value
+    path.write_bytes(data)
+    try:
+        file = GgufFile(path)
+        for name in file.names():
+            file.tensor(name)
+    except BadInput:  # UnsupportedModel is one
+        pass
+
+
+_FILES: list[Path] = []
+
+
+def _tiny_file() -> Path:
+    """One small file for all examples of a property."""
+    import tempfile
+
+    if not _FILES:
+        path = Path(tempfile.mkdtemp(prefix="weighbridge-gguf-")) / "tiny.gguf"
+        writer = GGUFWriter(path, "llama")
+        writer.add_block_count(1)
+        writer.add_token_list([f"token{index}" for index in range(20)])
+        writer.add_token_scores([0.5] * 20)
+        writer.add_tensor("token_embd.weight", np.ones((2, 32), np.float32))
+        finish(writer)
+        _FILES.append(path)
+    return _FILES[0]
+
+
+def test_other_files_and_versions_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "no.gguf"
+    path.write_bytes(b"PK\x03\x04" + bytes(100))
+    with pytest.raises(BadInput, match="does not start with GGUF"):
+        read_gguf(path)
+    path.write_bytes(b"GGUF" + struct.pack(">I", 3) + bytes(100))
+    with pytest.raises(UnsupportedModel, match="big-endian"):
+        read_gguf(path)
+    path.write_bytes(b"")
+    with pytest.raises(BadInput):
+        read_gguf(path)
+
+
+@pytest.mark.parametrize(
+    ("settings_", "words"),
+    [
+        ({"expert_count": 8}, "mixture of 8 experts"),
+        ({"rope__scaling__type": "longrope"}, "longrope"),
+        ({"rope__scaling__type": "yarn", "rope__scaling__yarn_log_multiplier": 0.1}, "mscale"),
+    ],
+)
+def test_unsupported_features_are_named(llama: Path, tmp_path: Path, settings_: dict[str, object], words: str) -> None:
+    path = write_gguf(llama, tmp_path / "model.gguf", **settings_)
+    with pytest.raises(UnsupportedModel, match=words):
+        open_checkpoint(path)
+
+
+def test_unsupported_architecture_is_named(tmp_path: Path) -> None:
+    writer = GGUFWriter(tmp_path / "m.gguf", "mamba")
+    writer.add_tensor("token_embd.weight", np.ones((2, 32), np.float32))
+    finish(writer)
+    with pytest.raises(UnsupportedModel, match="mamba"):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
+def test_yarn_equals_the_directory_s(tmp_path: Path) -> None:
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 10_000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 256,
+    }
+    directory = make_tiny("qwen3", tmp_path / "yarn", rope_parameters=rope)
+    path = write_gguf(
+        directory,
+        tmp_path / "model.gguf",
+        rope__scaling__type="yarn",
+        rope__scaling__factor=4.0,
+        rope__scaling__original_context_length=256,
+    )
+    ours, theirs = open_checkpoint(path).config, open_checkpoint(directory).config
+    assert ours.rope == theirs.rope
+    assert json.loads((directory / "config.json").read_text())["rope_parameters"]["rope_type"] == "yarn"
+
+
+def test_default_model_predicts_english(default_model_path: Path) -> None:
+    """A row order or a code that is wrong makes real text as unlikely as noise (10.8 nats a token)."""
+    from weighbridge.models.tokenizer import load_tokenizer
+
+    text = (
+        "The capital of France is Paris, which lies on the river Seine. It is known for the Eiffel Tower and "
+        "for museums such as the Louvre. Many people visit the city every year."
+    )
+    tokens = load_tokenizer(default_model_path).encode(text)
+    decoder = load_decoder(open_checkpoint(default_model_path), torch.float32, max_model_len=64)
+    logits = logits_in_chunks(decoder, tokens, [len(tokens)])
+    loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(tokens[1:]))
+    assert loss < 2.5
