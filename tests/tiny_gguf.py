@@ -87,9 +87,11 @@ def _write_tensors(
 
 
 def permute(values: np.ndarray, heads: int) -> np.ndarray:
-    """From halves of a head side by side to pairs side by side, as llama.cpp's rotary embedding wants them."""
+    """From halves of a head side by side to pairs side by side, as llama.cpp rotates them."""
     return (
-        values.reshape(heads, 2, len(values) // heads // 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+        values.reshape(heads, 2, len(values) // heads // 2, *values.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(values.shape)
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from weighbridge.cost import StepCost
 from weighbridge.engine.batch import Batch, Sampled, Slice
-from weighbridge.engine.request import FinishReason, Request, SamplingParams
+from weighbridge.engine.request import FinishReason, Request, RequestState, SamplingParams
 from weighbridge.engine.scheduler import Progress, Scheduler, SchedulerLike, SchedulerSettings
 
 COST = StepCost(overhead=0.001, memory=0.010, per_token=0.001, per_context_token=1e-7, per_sequence=1e-5)
@@ -156,6 +156,8 @@ class Driver:
         sampled = self.model.execute(batch)
         self.now += COST.seconds(batch.num_tokens, batch.num_sequences, batch.num_context_tokens)
         progress = self.scheduler.update(batch, sampled, self.now)
+        for piece in batch.slices:
+            check_after(self.scheduler, piece)
         for item in progress:
             if item.finish_reason is not None:
                 self._note(item.request, item.finish_reason)
@@ -186,6 +188,7 @@ def check_batch(scheduler: SchedulerLike, batch: Batch) -> None:
     settings = scheduler.settings
     assert batch.num_tokens <= settings.max_batch_tokens
     assert batch.num_sequences <= settings.max_sequences
+    assert not any(s.drafts for s in batch.slices) or all(s.count == 1 + len(s.drafts) for s in batch.slices)
     written: set[int] = set()
     for piece in batch.slices:
         request = piece.request
@@ -194,9 +197,21 @@ def check_batch(scheduler: SchedulerLike, batch: Batch) -> None:
         own = piece.start + piece.count - len(piece.drafts)
         assert piece.samples == (own == request.num_tokens)
         last = piece.start + piece.count
+        assert last <= settings.max_model_len
         blocks = request.block_table[piece.start // settings.block_size : -(-last // settings.block_size)]
         assert len(request.block_table) * settings.block_size >= last
         assert not written & set(blocks), "two slices write the same block"
         written.update(blocks)
         if isinstance(scheduler, Scheduler):
             assert all(scheduler.pool.ref_counts[block] == 1 for block in blocks), "writes a shared block"
+
+
+def check_after(scheduler: SchedulerLike, piece: Slice) -> None:
+    """What must hold for a request whose slice has just run."""
+    request = piece.request
+    assert request.num_computed_tokens <= request.num_tokens
+    if request.state is not RequestState.RUNNING or not isinstance(scheduler, Scheduler):
+        return
+    if piece.samples:  # accepted drafts are computed: only the newest token is left
+        assert request.num_tokens - request.num_computed_tokens == 1
+    assert len(request.block_table) <= scheduler.pool.blocks_for(request.num_tokens), "keeps blocks of drafts"

@@ -84,6 +84,15 @@ def test_referenced_blocks_count_towards_what_a_tenant_holds() -> None:
     assert pool.cached_of("quiet") == 4
 
 
+def test_a_revived_block_is_charged_to_who_revived_it() -> None:
+    pool = BlockPool(4, 16)
+    block, *_ = fill_cache(pool, "first", 2)
+    pool.share(block, "second")
+    pool.release(block, keep=True)
+    assert (pool.cached_of("first"), pool.cached_of("second")) == (1, 1)
+    pool.check_integrity({})
+
+
 operations = st.lists(
     st.tuples(st.sampled_from("asr"), st.sampled_from("xyz"), st.integers(0, 99)), max_size=80
 )

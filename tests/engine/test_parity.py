@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,8 +29,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def oracle(directory: Path) -> Iterator[torch.nn.Module]:
-    yield transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+def oracle(directory: Path) -> torch.nn.Module:
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
 def replica(directory: Path, *, pool_tokens: int, **settings: object) -> Replica:
@@ -117,7 +116,9 @@ async def test_sixty_four_requests_through_a_small_pool(
     assert finished > 40
 
 
-async def test_preemption_is_forced_and_costs_nothing_but_time(directory: Path, oracle: torch.nn.Module) -> None:
+async def test_preemption_is_forced_and_costs_nothing_but_time(
+    directory: Path, oracle: torch.nn.Module
+) -> None:
     one = replica(directory, pool_tokens=10 * BLOCK, speculate=False)
     engine = one.engine
     engine.start()

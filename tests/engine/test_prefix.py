@@ -170,6 +170,23 @@ def test_a_fork_whose_parent_is_gone_runs_by_itself(how: str) -> None:
     assert child.finish_reason is FinishReason.LENGTH
 
 
+def test_a_fork_stops_waiting_when_its_parent_is_preempted() -> None:
+    driver = Driver(make_scheduler(max_batch_tokens=4, num_blocks=12, max_sequences=1))
+    parent = make_request("p", [*range(20)], 4, priority=5)
+    child = make_request("c", parent.prompt, 4, seed=2, fork_of=parent, priority=5)
+    driver.add(parent, child)
+    driver.step()
+    assert driver.scheduler._queue.holds("c")
+    driver.add(make_request("urgent", [9] * 8, 4))
+    driver.step()
+    assert parent.num_preemptions == 1
+    assert not driver.scheduler._queue.holds("c")
+    late = make_request("late", parent.prompt, 4, seed=3, fork_of=parent, priority=5)
+    driver.add(late)  # a parent that was preempted is not waited for at all
+    assert not driver.scheduler._queue.holds("late")
+    driver.run()
+
+
 def test_a_late_fork_of_a_running_parent_shares_its_prompt() -> None:
     driver = Driver(make_scheduler(enable_prefix_cache=False, speculate=False))
     parent = make_request("p", [*range(10)], 20)

@@ -16,7 +16,9 @@ from tests.engine.fake_model import (
     make_scheduler,
     reference_output,
 )
+from weighbridge.engine.admission import least_seconds
 from weighbridge.engine.batch import Batch, Sampled
+from weighbridge.engine.plan import Plan
 from weighbridge.engine.request import FinishReason, Request, TokenLogprob
 from weighbridge.engine.scheduler import SchedulerSettings
 from weighbridge.errors import BadInput, DeadlineMissed, NeverFits, QueueFull
@@ -170,6 +172,20 @@ def test_the_urgent_take_seats_and_blocks_from_lower_classes(shortage: dict[str,
     assert all(request.finish_reason is FinishReason.LENGTH for request in batch_jobs)
 
 
+@pytest.mark.parametrize("decodes", [0, 2])
+def test_a_long_prompt_of_a_lower_class_does_not_keep_the_urgent_out(decodes: int) -> None:
+    driver = make_driver(num_blocks=1000, max_batch_tokens=32, itl_target=0.001)
+    decoding(driver, decodes)
+    low = make_request("low", [1] * 640, 2, priority=5)
+    driver.add(low)
+    driver.step()
+    driver.add(make_request("urgent", [2] * 8, 2, arrival=driver.now))
+    batch, _ = driver.step()
+    assert counts(batch).get("urgent", 0) >= 4  # although `low` alone would take all there is
+    driver.run()
+    assert low.num_preemptions == 0
+
+
 def test_equals_do_not_displace_each_other() -> None:
     driver = make_driver(max_sequences=1)
     first, second = make_request("a", [1] * 12, 20), make_request("b", [1] * 12, 20)
@@ -231,6 +247,73 @@ def test_no_request_starves_under_an_endless_stream_of_smaller_and_more_urgent_o
     assert driver.now < 10.0
 
 
+def test_nobody_is_admitted_in_the_iteration_that_had_to_preempt() -> None:
+    driver = make_driver(num_blocks=14, enable_prefix_cache=False)
+    early, late = (
+        make_request(n, [s] * 16, 32, arrival=s, seed=s + 1) for s, n in enumerate(("early", "late"))
+    )
+    driver.add(early, late)
+    while not late.num_preemptions:
+        driver.add(make_request(f"small{driver.now}", [3], 1, arrival=9.0, tenant="other"))
+        batch, _ = driver.step()
+    assert counts(batch) == {"early": 1}
+    driver.run()
+
+
+@pytest.mark.parametrize(("running", "num_blocks", "reserve"), [(0, 64, 0), (3, 64, 3), (1, 1000, 10)])
+def test_memory_is_kept_for_the_growth_of_what_runs(running: int, num_blocks: int, reserve: int) -> None:
+    assert make_driver(num_blocks=num_blocks).scheduler._reserve(running) == reserve  # type: ignore[attr-defined]
+
+
+def test_a_preempted_slice_returns_its_budget_and_computes_nothing_for_others() -> None:
+    plan = Plan(100)
+    kept, dropped = make_request("kept", [1] * 9), make_request("dropped", [2] * 30)
+    plan.add_decode(kept, 8)
+    plan.add_chunk(dropped, 10, 20, [b"x"])
+    assert plan.computes([b"x"])
+    plan.drop(dropped)
+    plan.drop(dropped)
+    assert (plan.budget, plan.tokens, plan.sequences, plan.pairs) == (99, 1, 1, 9)
+    assert not plan.computes([b"x"])
+
+
+def test_tenants_are_charged_for_what_is_computed_not_for_what_is_shared() -> None:
+    driver = make_driver(num_blocks=1000, max_batch_tokens=64)
+    system = list(range(200))
+    driver.add(*(make_request(n, [*system, i], 2, tenant=n) for i, n in enumerate(("first", "second"))))
+    driver.run()
+    counters = driver.scheduler._queue._classes[0].counters  # type: ignore[attr-defined]
+    assert counters.counter("first") == 201 + 2 * 2
+    assert counters.counter("second") == 201 + 2 * 2 - 200 + 0  # lifted to no one's level: nobody waited
+
+
+def test_a_tenant_with_long_prompts_gets_fewer_of_them_admitted() -> None:
+    driver = make_driver(max_sequences=1, enable_prefix_cache=False)
+    driver.add(*(make_request(f"long{i}", [1] * 60, 1, tenant="long") for i in range(6)))
+    driver.add(*(make_request(f"short{i}", [2] * 10, 1, tenant="short") for i in range(12)))
+    order = []
+    while driver.scheduler.has_work():
+        order += list(counts(driver.step()[0]))
+    assert order[:7] == ["long0", *(f"short{i}" for i in range(6))]
+
+
+def test_a_running_prompt_does_not_starve_under_an_endless_stream_of_urgent_ones() -> None:
+    driver = make_driver(num_blocks=1000, max_batch_tokens=32, ageing_seconds=0.5)
+    low = make_request("low", [1] * 320, 2, priority=5)
+    driver.add(low)
+    driver.step()
+    assert 0 < low.num_computed_tokens < 320
+    for number in range(3000):
+        if low.finish_reason is not None:
+            break
+        if driver.scheduler.load().queued_requests < 4:
+            prompt = [number % 5, number // 5 % 5, number // 25 % 5] * 20
+            driver.add(make_request(f"u{number}", prompt, 1, arrival=driver.now))
+        driver.step()
+    assert low.finish_reason is FinishReason.LENGTH
+    assert driver.now < 5.0
+
+
 # -- ends ----------------------------------------------------------------------------------------------
 
 
@@ -252,6 +335,21 @@ def test_a_stop_id_ends_but_not_before_min_tokens() -> None:
     request = make_request("b", [1], 9, stops=True, min_tokens=2)
     assert feed(make_driver(), request, [STOP, STOP, STOP, 1]) is FinishReason.STOP
     assert request.tokens == [1, STOP, STOP, STOP]
+
+
+def test_a_stop_among_accepted_drafts_commits_no_block_behind_it() -> None:
+    driver = make_driver(speculate=True, block_size=2)
+    request = make_request("a", [0, 1, 2] * 4, 30, stops=True, seed=3)
+    driver.add(request)
+    for _ in range(2):
+        batch = driver.scheduler.schedule(0.0)
+        drafts = batch.slices[0].drafts
+        sampled = [STOP, *drafts[1:], 0] if drafts else [0]
+        driver.scheduler.update(batch, Sampled([sampled], [None]), 0.0)
+    assert len(drafts) >= 4
+    assert request.tokens[12:] == [0, STOP]
+    assert request.num_computed_tokens <= request.num_tokens
+    driver.scheduler.check_integrity()
 
 
 def test_max_tokens_and_the_context_end_a_request() -> None:
@@ -411,6 +509,13 @@ def test_a_deadline_that_cannot_be_met_is_refused_before_it_costs_anything() -> 
     driver.run()
     assert driver.finished == {"b": FinishReason.LENGTH, "c": FinishReason.LENGTH}
     assert not driver.scheduler._tables._chains
+
+
+def test_the_least_time_counts_the_attention_over_what_is_cached() -> None:
+    request = make_request("a", [1] * 100, 9, min_tokens=3)
+    settings = SchedulerSettings(max_model_len=1000, num_blocks=100)
+    expected = COST.prefill_seconds(60, 40) + 2 * COST.seconds(1, 1, 100)
+    assert least_seconds(request, 40, settings, COST) == pytest.approx(expected, rel=1e-12)
 
 
 def test_settings_that_cannot_work_are_refused() -> None:

@@ -41,7 +41,9 @@ def logits_in_chunks(decoder: Decoder, tokens: list[int], chunks: list[int]) -> 
     ids, rows, start = np.array(tokens, np.int32), [], 0
     for count in chunks:
         piece = ids[start : start + count]
-        rows.append(decoder.forward(piece, layout(start, count, blocks), cache, np.arange(count, dtype=np.int32)))
+        rows.append(
+            decoder.forward(piece, layout(start, count, blocks), cache, np.arange(count, dtype=np.int32))
+        )
         start += count
     return torch.cat(rows).float()
 

@@ -48,7 +48,10 @@ def test_every_tensor_comes_back_in_its_place(directory: Path, tmp_path: Path) -
 
 
 def test_configuration_equals_the_directory_s(directory: Path, tmp_path: Path) -> None:
-    theirs, ours = open_checkpoint(directory).config, open_checkpoint(write_gguf(directory, tmp_path / "m.gguf")).config
+    theirs, ours = (
+        open_checkpoint(directory).config,
+        open_checkpoint(write_gguf(directory, tmp_path / "m.gguf")).config,
+    )
     for field in theirs.__dataclass_fields__:
         if field not in ("architecture", "rope", "rms_norm_eps", "eos_token_ids"):
             assert getattr(ours, field) == getattr(theirs, field), field
@@ -117,7 +120,11 @@ def test_header_equals_the_reference_reader(llama: Path, tmp_path: Path) -> None
     assert list(ours.tensors) == [tensor.name for tensor in reference.tensors]
     for tensor in reference.tensors:
         entry = ours.tensors[tensor.name]
-        assert (entry.kind, entry.start, entry.nbytes) == (tensor.tensor_type, tensor.data_offset, tensor.n_bytes)
+        assert (entry.kind, entry.start, entry.nbytes) == (
+            tensor.tensor_type,
+            tensor.data_offset,
+            tensor.n_bytes,
+        )
         np.testing.assert_array_equal(ours.blocks(entry).reshape(-1), tensor.data.view(np.uint8).reshape(-1))
 
 
@@ -188,7 +195,9 @@ def test_other_files_and_versions_are_named(tmp_path: Path) -> None:
         ({"rope__scaling__type": "yarn", "rope__scaling__yarn_log_multiplier": 0.1}, "mscale"),
     ],
 )
-def test_unsupported_features_are_named(llama: Path, tmp_path: Path, settings_: dict[str, object], words: str) -> None:
+def test_unsupported_features_are_named(
+    llama: Path, tmp_path: Path, settings_: dict[str, object], words: str
+) -> None:
     path = write_gguf(llama, tmp_path / "model.gguf", **settings_)
     with pytest.raises(UnsupportedModel, match=words):
         open_checkpoint(path)

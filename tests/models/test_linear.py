@@ -249,6 +249,20 @@ def test_quantize_rounds_well(bits: int, bound: float) -> None:
     assert relative_error(torch.from_numpy(matrix.dequantized()), weight.double().numpy()) < bound
 
 
+def test_quantize_of_many_rows_equals_quantize_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(50, 64, generator=torch.Generator().manual_seed(11))
+    whole = quantize(weight, 4).dequantized()
+    monkeypatch.setattr("weighbridge.models.quantized.ELEMENTS_AT_ONCE", 64 * 7)
+    np.testing.assert_array_equal(quantize(weight, 4).dequantized(), whole)
+
+
+def test_reference_kernels_expand_the_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEIGHBRIDGE_KERNELS", "reference")
+    layer = make_linear(None, None, torch.float32, quantized=random_matrix(16, 64, 4))
+    assert isinstance(layer, DenseLinear)
+    assert isinstance(make_linear(torch.zeros(4, 4), None, torch.bfloat16), DenseLinear)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantize_keeps_constant_and_zero_groups(bits: int) -> None:
     weight = torch.zeros(3, 64)
@@ -257,7 +271,7 @@ def test_quantize_keeps_constant_and_zero_groups(bits: int) -> None:
 
 
 class Recorder:
-    """A layer that spends `fixed` and, per token, `repeats` operations, and remembers how many tokens it saw."""
+    """Spends `fixed` operations and `repeats` per token, and remembers how many tokens it saw."""
 
     in_features = out_features = 4
     nbytes = 10

@@ -26,7 +26,13 @@ def calibrate(
     path = resolve(model or "default", progress=DownloadBar("Pulling the model"))
     with counting("Packing layers", quiet=json_output) as report:
         replica = build_replica(
-            path, model or "default", EngineSettings(), dtype=dtype, quantize=quantize, threads=threads, report=report
+            path,
+            model or "default",
+            EngineSettings(),
+            dtype=dtype,
+            quantize=quantize,
+            threads=threads,
+            report=report,
         )
     with counting("Measuring iterations", quiet=json_output) as report:
         cost, samples, file = replica.calibrate(report)
@@ -57,7 +63,11 @@ def calibrate(
     for s in samples:
         fitted = cost.seconds(s.tokens, s.sequences, s.context_tokens)
         table.add_row(
-            str(s.tokens), str(s.sequences), str(s.context_tokens), f"{s.seconds * 1e3:.1f}", f"{fitted * 1e3:.1f}"
+            str(s.tokens),
+            str(s.sequences),
+            str(s.context_tokens),
+            f"{s.seconds * 1e3:.1f}",
+            f"{fitted * 1e3:.1f}",
         )
     console = Console()
     console.print(table)

@@ -23,12 +23,16 @@ class Answerer(Protocol):
 
 def chat(
     model: Annotated[str | None, typer.Argument(help="Model to load, when no --url is given.")] = None,
-    url: Annotated[str | None, typer.Option(help="A running server, for example http://127.0.0.1:8080.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A running server, for example http://127.0.0.1:8080.")
+    ] = None,
     api_key: Annotated[str | None, typer.Option(envvar="WEIGHBRIDGE_API_KEY", help="Its API key.")] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
-    quantize: Annotated[str, typer.Option(help="none, int8 or int4 (when the model is loaded here).")] = "none",
+    quantize: Annotated[
+        str, typer.Option(help="none, int8 or int4 (when the model is loaded here).")
+    ] = "none",
 ) -> None:
     """Chat in the terminal, streaming. Ctrl-C stops an answer, Ctrl-D or /bye leaves, /new starts over."""
     history: Messages = [{"role": "system", "content": system}] if system else []
@@ -144,7 +148,9 @@ class Remote:
                         if text:
                             yield text
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise WeighbridgeError(f"no answer from {self._url} ({error}); is `weighbridge serve` running?") from error
+            raise WeighbridgeError(
+                f"no answer from {self._url} ({error}); is `weighbridge serve` running?"
+            ) from error
 
     async def _model(self, session: aiohttp.ClientSession) -> str:
         async with session.get(f"{self._url}/v1/models") as answer:

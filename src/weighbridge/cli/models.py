@@ -22,7 +22,7 @@ def list_models(json_output: JsonOutput = False) -> None:
     from weighbridge.models import catalogue
     from weighbridge.models.store import installed
 
-    here = {entry.name: file for entry, file in installed()}
+    here = {one.entry.name: one.path for one in installed()}
     if json_output:
         print_json(
             [
@@ -33,31 +33,34 @@ def list_models(json_output: JsonOutput = False) -> None:
                     "description": entry.description,
                     "path": str(here[entry.name]) if entry.name in here else None,
                 }
-                for entry in catalogue.ENTRIES
+                for entry in catalogue.CATALOGUE
             ]
         )
         return
     table = Table("name", "licence", "pulled", "description")
-    for entry in catalogue.ENTRIES:
+    for entry in catalogue.CATALOGUE:
         table.add_row(entry.name, entry.licence, "yes" if entry.name in here else "no", entry.description)
     Console().print(table)
 
 
 @app.command("pull")
-def pull_model(name: Annotated[str, typer.Argument(help="A name from `weighbridge models list`.")] = "default") -> None:
+def pull_model(
+    name: Annotated[str, typer.Argument(help="A name from `weighbridge models list`.")] = "default",
+) -> None:
     """Bring a model into the cache, checked against its pinned hash."""
     from weighbridge.models import catalogue
     from weighbridge.models.store import resolve
 
     if catalogue.find(name) is None and "/" not in name:
-        known = ", ".join(entry.name for entry in catalogue.ENTRIES)
+        known = ", ".join(entry.name for entry in catalogue.CATALOGUE)
         raise BadInput(f"no model {name!r} in the catalogue; there is {known}", param="name")
     print(resolve(name, progress=DownloadBar(f"Pulling {name}")))
 
 
 @app.command("show")
 def show_model(
-    model: Annotated[str, typer.Argument(help="A name or a path.")] = "default", json_output: JsonOutput = False
+    model: Annotated[str, typer.Argument(help="A name or a path.")] = "default",
+    json_output: JsonOutput = False,
 ) -> None:
     """A model's shape: layers, heads, context, and what a token costs in KV memory."""
     from dataclasses import asdict

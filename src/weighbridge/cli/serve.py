@@ -22,30 +22,52 @@ SWITCH_INTERVAL = 0.0001
 
 
 def serve(
-    model: Annotated[str | None, typer.Argument(help="Name, directory, .gguf file or hub name; none: the default.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Name, directory, .gguf file or hub name; none: the default.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8080,
     served_model_name: Annotated[str | None, typer.Option(help="The name clients use.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto (what this CPU multiplies fastest).")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or auto (what this CPU multiplies fastest).")
+    ] = "auto",
     quantize: Annotated[str, typer.Option(help="none, int8 or int4: weights in fewer bits.")] = "none",
-    max_model_len: Annotated[int | None, typer.Option(min=1, help="Longest prompt and answer together, in tokens.")] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=1, help="Longest prompt and answer together, in tokens.")
+    ] = None,
     kv_cache_memory: Annotated[str | None, typer.Option(help="Memory of the KV cache, such as 2GiB.")] = None,
     max_batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one iteration.")] = 2048,
     max_sequences: Annotated[int, typer.Option(min=1, help="Requests in one batch.")] = 256,
-    itl_target: Annotated[float, typer.Option(min=1.0, help="Gap between tokens to keep while prompts run, in ms.")] = 100.0,
+    itl_target: Annotated[
+        float, typer.Option(min=1.0, help="Gap between tokens to keep while prompts run, in ms.")
+    ] = 100.0,
     prefix_cache: Annotated[bool, typer.Option(help="Share equal prompt beginnings.")] = True,
-    speculate: Annotated[bool, typer.Option(help="Guess tokens by looking them up in the text so far.")] = True,
-    max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused with 429.")] = 4096,
-    batching: Annotated[str, typer.Option(help="continuous, or static: the classic baseline.")] = "continuous",
+    speculate: Annotated[
+        bool, typer.Option(help="Guess tokens by looking them up in the text so far.")
+    ] = True,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Requests that may wait; more are refused with 429.")
+    ] = 4096,
+    batching: Annotated[
+        str, typer.Option(help="continuous, or static: the classic baseline.")
+    ] = "continuous",
     static_batch_size: Annotated[int, typer.Option(min=1, help="With --batching static.")] = 16,
-    static_timeout: Annotated[float, typer.Option(min=0.0, help="Seconds a static batch waits to fill.")] = 0.1,
+    static_timeout: Annotated[
+        float, typer.Option(min=0.0, help="Seconds a static batch waits to fill.")
+    ] = 0.1,
     threads: Annotated[int | None, typer.Option(min=1, help="Compute threads; none: one per core.")] = None,
-    api_key: Annotated[list[str] | None, typer.Option(envvar="WEIGHBRIDGE_API_KEYS", help="KEY or TENANT=KEY; may repeat.")] = None,
+    api_key: Annotated[
+        list[str] | None, typer.Option(envvar="WEIGHBRIDGE_API_KEYS", help="KEY or TENANT=KEY; may repeat.")
+    ] = None,
     max_body: Annotated[str, typer.Option(help="Largest request body.")] = "8MiB",
-    drain_timeout: Annotated[float, typer.Option(min=0.0, help="Seconds to finish accepted requests on SIGTERM.")] = 30.0,
+    drain_timeout: Annotated[
+        float, typer.Option(min=0.0, help="Seconds to finish accepted requests on SIGTERM.")
+    ] = 30.0,
     tickets: Annotated[Path | None, typer.Option(help="Append every ticket to this JSONL file.")] = None,
     json_logs: Annotated[bool, typer.Option("--json-logs", help="Log JSON lines.")] = False,
-    check_integrity: Annotated[bool, typer.Option("--check-integrity", help="Check the KV accounting whenever idle.")] = False,
+    check_integrity: Annotated[
+        bool, typer.Option("--check-integrity", help="Check the KV accounting whenever idle.")
+    ] = False,
 ) -> None:
     """Serve a model over the OpenAI API until SIGTERM or Ctrl-C."""
     from weighbridge.engine.settings import EngineSettings, parse_bytes
@@ -99,7 +121,9 @@ def load(  # type: ignore[no-untyped-def]
     entry = catalogue.find(model)
     served = name or (entry.name if entry else path.stem if path.is_file() else path.name)
     with counting("Packing layers") as report:
-        return build_replica(path, served, settings, dtype=dtype, quantize=quantize, threads=threads, report=report)
+        return build_replica(
+            path, served, settings, dtype=dtype, quantize=quantize, threads=threads, report=report
+        )
 
 
 def assemble(replica: Replica, settings, tickets: Path | None):  # type: ignore[no-untyped-def]

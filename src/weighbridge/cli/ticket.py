@@ -15,7 +15,9 @@ from weighbridge.errors import BadInput, WeighbridgeError
 
 
 def ticket(
-    id: Annotated[str | None, typer.Argument(help="The id from x-weighbridge-ticket; none: the recent ones.")] = None,
+    id: Annotated[
+        str | None, typer.Argument(help="The id from x-weighbridge-ticket; none: the recent ones.")
+    ] = None,
     url: Annotated[str, typer.Option(help="The server to ask.")] = "http://127.0.0.1:8080",
     api_key: Annotated[str | None, typer.Option(envvar="WEIGHBRIDGE_API_KEY", help="Its API key.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -36,15 +38,22 @@ async def fetch(url: str, api_key: str | None) -> Any:
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     timeout = aiohttp.ClientTimeout(total=10)
     try:
-        async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session, session.get(url) as answer:
+        async with (
+            aiohttp.ClientSession(headers=headers, timeout=timeout) as session,
+            session.get(url) as answer,
+        ):
             body = await answer.json(content_type=None)
             if answer.status == 404:
                 raise BadInput(body.get("error", {}).get("message", f"{url} does not exist"))
             if answer.status >= 400:
-                raise WeighbridgeError(body.get("error", {}).get("message", f"{url} answered {answer.status}"))
+                raise WeighbridgeError(
+                    body.get("error", {}).get("message", f"{url} answered {answer.status}")
+                )
             return body
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise WeighbridgeError(f"no answer from {url} ({error}); is `weighbridge serve` running there?") from error
+        raise WeighbridgeError(
+            f"no answer from {url} ({error}); is `weighbridge serve` running there?"
+        ) from error
 
 
 def _print_list(tickets: list[dict[str, Any]]) -> None:

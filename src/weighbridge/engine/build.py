@@ -22,7 +22,7 @@ from weighbridge.engine.static import StaticScheduler
 from weighbridge.errors import BadInput
 from weighbridge.models.allocator import tune_allocator
 from weighbridge.models.cache import weighbridge_home
-from weighbridge.models.checkpoint import open_checkpoint
+from weighbridge.models.checkpoint import Checkpoint, open_checkpoint
 from weighbridge.models.decoder import Decoder
 from weighbridge.models.loader import Quantize, choose_dtype, load_decoder
 from weighbridge.models.tokenizer import Tokenizer, load_tokenizer
@@ -93,10 +93,7 @@ def build_replica(
     guides = GuideFactory(tokenizer.backend, tokenizer.vocab_size, tokenizer.eos_token_ids)
     sampler = Sampler(decoder.kernels, guides, tokenizer.vocab_size, random.Random())
     runner = Runner(decoder, sampler, num_blocks, settings.block_size)
-    key = "-".join(
-        [checkpoint.fingerprint()[:16], str(compute).removeprefix("torch."), scheme.value, decoder.kernels.name]
-        + [f"{torch.get_num_threads()}t", platform.machine()]
-    )
+    key = _calibration_key(checkpoint, compute, scheme, decoder)
     stored = _store().load(key)
     step_clock = StepClock(stored or DEFAULT_STEP_COST)
     scheduler = _scheduler(settings, max_model_len, num_blocks, step_clock)
@@ -145,6 +142,13 @@ def _scheduler(
             f"batching {settings.batching!r} is not known: use continuous or static", param="batching"
         )
     return Scheduler(options, step_clock)
+
+
+def _calibration_key(checkpoint: Checkpoint, dtype: torch.dtype, scheme: Quantize, decoder: Decoder) -> str:
+    """What a step cost depends on: the weights, how they are kept, and what computes."""
+    kept = f"{str(dtype).removeprefix('torch.')}-{scheme.value}"
+    machine = f"{decoder.kernels.name}-{torch.get_num_threads()}t-{platform.machine()}"
+    return f"{checkpoint.fingerprint()[:16]}-{kept}-{machine}"
 
 
 def _scheme(name: str) -> Quantize:

@@ -57,7 +57,9 @@ def measure(
             runner.execute(batch)
             seconds.append(clock() - started)
         samples.append(
-            Sample(batch.num_tokens, batch.num_sequences, batch.num_context_tokens, statistics.median(seconds))
+            Sample(
+                batch.num_tokens, batch.num_sequences, batch.num_context_tokens, statistics.median(seconds)
+            )
         )
         if report is not None:
             report(index + 1, len(candidates))

@@ -20,7 +20,7 @@ from weighbridge.engine.loop import BatchRunner, EngineLoop
 from weighbridge.engine.request import FinishReason, Request, SamplingParams
 from weighbridge.engine.scheduler_api import Progress, SchedulerLike
 from weighbridge.engine.stream import Choice, EngineStream
-from weighbridge.engine.text import TextStream
+from weighbridge.engine.text import Decoder, TextStream
 from weighbridge.errors import Draining, NeverFits
 from weighbridge.ticket.record import Ticket
 
@@ -36,7 +36,7 @@ class EngineTokenizer(Protocol):
     @property
     def eos_token_ids(self) -> tuple[int, ...]: ...
 
-    def stream(self) -> object: ...
+    def stream(self) -> Decoder: ...
 
 
 class Observer(Protocol):
@@ -249,7 +249,9 @@ class LocalEngine:
         finish = reason or FinishReason.ABORT
         error = None
         if finish is FinishReason.DEADLINE:
-            error = "the request's deadline passed before it was done; allow more time or ask for fewer tokens"
+            error = (
+                "the request's deadline passed before it was done; allow more time or ask for fewer tokens"
+            )
         self._close_choice(stream, choice, finish, error)
         return Delta(choice.index, choice.text.flush(), finish=finish, error=error)
 

@@ -34,7 +34,9 @@ class GuideFactory:
         """Raises BadInput saying what is wrong with a schema, pattern or grammar."""
         error: str = LLMatcher.validate_grammar(_grammar(guide), self._tokenizer)
         if error:
-            raise BadInput(f"the {guide.kind.replace('_', ' ')} cannot be used: {error.strip()}", param="response_format")
+            raise BadInput(
+                f"the {guide.kind.replace('_', ' ')} cannot be used: {error.strip()}", param="response_format"
+            )
 
     def matcher(self, guide: Guide) -> Matcher:
         """A fresh matcher at the start of the output. Raises BadInput as `validate` does."""
@@ -79,7 +81,9 @@ def _grammar(guide: Guide) -> str:
         if guide.kind == "lark":
             return str(LLMatcher.grammar_from_lark(guide.source))
     except ValueError as error:
-        raise BadInput(f"the {guide.kind.replace('_', ' ')} cannot be used: {error}", param="response_format") from error
+        raise BadInput(
+            f"the {guide.kind.replace('_', ' ')} cannot be used: {error}", param="response_format"
+        ) from error
     raise BadInput(
         f"constraint {guide.kind!r} is not known: use json_schema, json_object, regex or lark",
         param="response_format",

@@ -125,5 +125,3 @@ class EngineLoop:
             if alone.errors:
                 result.errors[index] = alone.errors[0]
         return result
-
-

@@ -11,13 +11,14 @@ from weighbridge.engine.request import Request
 class RunningSet:
     """Rank is (class, arrival, id): urgent before not, early before late, and never a tie.
 
-    The class is the one a request was admitted in: its own, or a better one when ageing lifted it. So a
-    lifted request is not preempted at once by the class it was lifted past.
+    The class is the one a request competes in: its own, or a better one when ageing lifted it, in the queue
+    or here. So a lifted request is not preempted at once by the class it was lifted past.
     """
 
     def __init__(self) -> None:
         self._by_rank: list[Request] = []
         self._lifted: dict[Request, int] = {}
+        self._unserved_since: dict[Request, float] = {}  # prompts under way: when each last got a chunk
 
     def __len__(self) -> int:
         return len(self._by_rank)
@@ -30,8 +31,26 @@ class RunningSet:
     def lowest(self) -> Request:
         return self._by_rank[-1]
 
-    def add(self, request: Request, priority: int) -> None:
+    def add(self, request: Request, priority: int, now: float) -> None:
         """`request` runs from now on, in class `priority`."""
+        self._unserved_since[request] = now
+        self._insert(request, priority)
+
+    def served(self, request: Request, now: float, *, done: bool) -> None:
+        """A prompt under way got a chunk; with `done` it was the last one."""
+        if done:
+            self._unserved_since.pop(request, None)
+        else:
+            self._unserved_since[request] = now
+
+    def lift_unserved(self, since: float) -> None:
+        """Prompts under way that got nothing after `since` compete in the most urgent class from now on."""
+        for request in [r for r, served in self._unserved_since.items() if served <= since]:
+            self._by_rank.remove(request)
+            best = self.priority(self._by_rank[0]) if self._by_rank else self.priority(request)
+            self._insert(request, min(best, self.priority(request)))
+
+    def _insert(self, request: Request, priority: int) -> None:
         if priority != request.priority:
             self._lifted[request] = priority
         insort(self._by_rank, request, key=self._rank)
@@ -39,16 +58,18 @@ class RunningSet:
     def remove(self, request: Request) -> None:
         self._by_rank.remove(request)
         self._lifted.pop(request, None)
+        self._unserved_since.pop(request, None)
+
+    def priority(self, request: Request) -> int:
+        """The class `request` runs in."""
+        return self._lifted.get(request, request.priority)
 
     def below(self, priority: int) -> Iterator[Request]:
         """Requests less urgent than class `priority`, lowest rank first: those it may make give way."""
         for request in reversed(self._by_rank):
-            if self._class(request) <= priority:
+            if self.priority(request) <= priority:
                 return
             yield request
 
-    def _class(self, request: Request) -> int:
-        return self._lifted.get(request, request.priority)
-
     def _rank(self, request: Request) -> tuple[int, float, str]:
-        return self._class(request), request.arrival, request.id
+        return self.priority(request), request.arrival, request.id

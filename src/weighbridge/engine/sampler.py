@@ -171,7 +171,9 @@ def is_plain(params: SamplingParams) -> bool:
 
 
 def has_penalties(params: SamplingParams) -> bool:
-    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+    return (
+        params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+    )
 
 
 def _accept(drafts: Sequence[int], best: Sequence[int], rows: range) -> list[int]:

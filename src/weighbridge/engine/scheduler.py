@@ -45,7 +45,6 @@ class Scheduler(Lifecycle):
         plan = Plan(self.settings.max_batch_tokens)
         self._plan_decodes(plan)
         self._plan_chunks(plan)
-        self._admit(plan)
         self._plan_drafts(plan)
         self._in_flight.update(plan.decodes, plan.chunks)
         return plan.batch()
@@ -60,12 +59,22 @@ class Scheduler(Lifecycle):
                 plan.add_decode(request, position)
 
     def _plan_chunks(self, plan: Plan) -> None:
-        """Prompts that are under way."""
+        """Prompts: of each class those under way, then those that wait, before any of a less urgent class."""
+        if self.settings.ageing_seconds is not None:
+            self._running.lift_unserved(self._now - self.settings.ageing_seconds)
+        reached: int | None = None
         for request in self._running:
-            if request not in plan.decodes and request.state is RequestState.RUNNING:
+            if request in plan or request.state is not RequestState.RUNNING:
+                continue
+            priority = self._running.priority(request)
+            if priority != reached:
+                self._admit(plan, above=priority)
+                reached = priority
+            if request.state is RequestState.RUNNING:  # not displaced by one that was admitted
                 self._take_over(request)
                 if not self._plan_chunk(request, plan):
                     return
+        self._admit(plan)
 
     def _take_over(self, request: Request) -> None:
         """Adopt what others computed of the same prompt since; it counts as cached and is not charged."""
@@ -86,6 +95,7 @@ class Scheduler(Lifecycle):
         count = self._chunk_size(start, request.num_tokens, plan)
         if count and self._make_room(request, start + count, plan):
             plan.add_chunk(request, start, count, self._tables.digests(request, start, start + count))
+            self._running.served(request, self._now, done=start + count == request.num_tokens)
         return count > 0
 
     def _chunk_size(self, start: int, end: int, plan: Plan) -> int:
@@ -122,13 +132,18 @@ class Scheduler(Lifecycle):
 
     # -- admission -------------------------------------------------------------------------------------
 
-    def _admit(self, plan: Plan) -> None:
-        """From the queue, in its order, while seats, blocks and budget last. Not right after a preemption."""
+    def _admit(self, plan: Plan, above: int | None = None) -> None:
+        """From the queue, in its order, while seats, blocks and budget last; only classes before `above`.
+
+        Not in an iteration in which memory ran short.
+        """
         while plan.budget and not plan.preempted:
             turn = self._queue.peek(self._now)
             if turn is None:
                 return
             request, priority = turn
+            if above is not None and priority >= above:
+                return
             opening = self._opening(request)
             if self._too_late(request, opening):
                 self._expire(request)
@@ -176,7 +191,7 @@ class Scheduler(Lifecycle):
         self._queue.take(request, self._now)
         self._tables.open(request, opening)
         request.state = RequestState.RUNNING
-        self._running.add(request, priority)
+        self._running.add(request, priority, self._now)
         if not request.num_preemptions:
             request.num_cached_tokens = opening.computed
             self._queue.charge(request, input_tokens=request.num_prompt_tokens - opening.computed)

@@ -126,6 +126,8 @@ def _plain_message(message: object, index: int) -> dict[str, Any]:
     plain = {**message, "content": _text(message.get("content"), f"{where}.content")}
     calls = message.get("tool_calls")
     if calls:
+        if not isinstance(calls, list):
+            raise BadInput(f"{where}.tool_calls must be a list", param=f"{where}.tool_calls")
         plain["tool_calls"] = [_plain_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(calls)]
     return plain
 

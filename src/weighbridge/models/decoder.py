@@ -79,9 +79,7 @@ class Decoder:
     @property
     def nbytes(self) -> int:
         """Resident bytes of all weights, the embedding table included."""
-        linears = sum(
-            layer.qkv.nbytes + layer.output.nbytes + layer.mlp.nbytes for layer in self._layers
-        )
+        linears = sum(layer.qkv.nbytes + layer.output.nbytes + layer.mlp.nbytes for layer in self._layers)
         return linears + self.lm_head.nbytes + self._embedding.nbytes
 
     @torch.inference_mode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,13 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def kernels_available() -> bool:
-    """Whether the C++ kernels were built, so that `quantized_linear` works."""
-    return _native is not None
+    """Whether the C++ kernels were built, and WEIGHBRIDGE_KERNELS does not ask for torch alone."""
+    return _native is not None and os.environ.get("WEIGHBRIDGE_KERNELS") != "reference"
 
 
 def multiplies_bfloat16() -> bool:
     """Whether the kernels of this CPU multiply bfloat16, so that `bfloat16_linear` works (AVX512-BF16)."""
-    return _native is not None and bool(_native.multiplies_bfloat16())
+    return kernels_available() and bool(_native.multiplies_bfloat16())
 
 
 class PackedLinear:

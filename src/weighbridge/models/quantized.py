@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ GROUP_SIZE = 32
 # Fractions of a 4-bit group's range to give up at the ends, and how often to refit the line for each.
 RANGE_SHRINKS = (0.0, 0.05, 0.1, 0.15)
 REFITS = 2
+
+# Rounding makes a dozen temporaries: in slices of this many weights they stay in cache.
+ELEMENTS_AT_ONCE = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,27 @@ def quantize(weight: torch.Tensor, bits: int) -> GroupQuantized:
     if weight.dim() != 2 or weight.shape[1] % GROUP_SIZE:
         shape = tuple(weight.shape)
         raise BadInput(f"a matrix to quantise needs a multiple of {GROUP_SIZE} columns, not {shape}")
+    rows_at_once = max(1, ELEMENTS_AT_ONCE // weight.shape[1])
+    starts = range(0, max(weight.shape[0], 1), rows_at_once)
+    return stack([_quantize_rows(weight[start : start + rows_at_once].detach(), bits) for start in starts])
+
+
+def stack(parts: Sequence[GroupQuantized]) -> GroupQuantized:
+    """The rows of several matrices with the same columns and bits as one matrix."""
+    if len(parts) == 1:
+        return parts[0]
+    minimums = [part.minimums for part in parts if part.minimums is not None]
+    return replace(
+        parts[0],
+        codes=np.concatenate([part.codes for part in parts]),
+        scales=np.concatenate([part.scales for part in parts]),
+        minimums=np.concatenate(minimums) if minimums else None,
+    )
+
+
+def _quantize_rows(weight: torch.Tensor, bits: int) -> GroupQuantized:
     rows, columns = weight.shape
-    groups = weight.detach().float().reshape(rows, columns // GROUP_SIZE, GROUP_SIZE)
+    groups = weight.float().reshape(rows, columns // GROUP_SIZE, GROUP_SIZE)
     if bits == 8:
         codes, scales = _round_symmetric(groups)
         return GroupQuantized(8, codes.reshape(rows, columns).numpy(), scales.numpy(), None)

@@ -77,7 +77,7 @@ def resolve(name_or_path: str, *, progress: Progress | None = None) -> Path:
     if entry is not None:
         return pull(entry, progress)
     path = Path(name_or_path).expanduser()
-    if path.exists():
+    if name_or_path and path.exists():
         return _local(path)
     if _HUB_NAME.fullmatch(name_or_path):
         return _from_hub(name_or_path)

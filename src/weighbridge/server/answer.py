@@ -65,7 +65,7 @@ class Answer(Response):
             pass
         self._close()
 
-    def _headers(self) -> list[tuple[bytes, bytes]]:
+    def _ticket_headers(self) -> list[tuple[bytes, bytes]]:
         ticket = self._running[0].stream.ticket
         return [
             (b"x-weighbridge-ticket", ticket.id.encode()),
@@ -92,7 +92,7 @@ class Answer(Response):
         if any(choice.finish in (None, FinishReason.ABORT) for choices in answers for choice in choices):
             return  # the client is gone, or the server is stopping
         body = _merged(self._running, answers, usages)
-        headers = [*self._headers(), (b"content-type", b"application/json")]
+        headers = [*self._ticket_headers(), (b"content-type", b"application/json")]
         headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -137,7 +137,7 @@ class Answer(Response):
     async def _start(self, send: Send) -> None:
         self._started = True
         headers = [
-            *self._headers(),
+            *self._ticket_headers(),
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
@@ -158,7 +158,9 @@ def _failure(delta: Delta) -> ApiError | None:
     if delta.finish is FinishReason.ERROR:
         return ApiError(500, delta.error or "the request failed", kind="server_error", code="request_failed")
     if delta.finish is FinishReason.DEADLINE and not delta.tokens and not delta.text:
-        return ApiError(504, delta.error or "the deadline passed", kind="timeout_error", code="deadline_missed")
+        return ApiError(
+            504, delta.error or "the deadline passed", kind="timeout_error", code="deadline_missed"
+        )
     return None
 
 

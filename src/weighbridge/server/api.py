@@ -88,7 +88,9 @@ class Api:
         guide = forced_call_guide(body) or guide_of(body)
         prompt = await self._chat_prompt(body)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        params = await self._params(body, body.max_completion_tokens or body.max_tokens, logprobs, guide, prompt)
+        params = await self._params(
+            body, body.max_completion_tokens or body.max_tokens, logprobs, guide, prompt
+        )
         form = ChatFormat(self._model, self.tokenizer.token_text, logprobs is not None, body.wants_tools)
         return self._answer(body, [prompt], params, caller, [form])
 
@@ -97,12 +99,18 @@ class Api:
         body = decode(await read_body(request, self.settings.max_body), CompletionRequest)
         self._check_model(body.model)
         if body.suffix:
-            raise ApiError(400, "suffix: inserting between prompt and suffix is not supported", param="suffix")
+            raise ApiError(
+                400, "suffix: inserting between prompt and suffix is not supported", param="suffix"
+            )
         if body.best_of is not None and body.best_of != (body.n or 1):
-            raise ApiError(400, "best_of: must equal n; sampling more than is returned is not supported", param="best_of")
+            raise ApiError(
+                400, "best_of: must equal n; sampling more than is returned is not supported", param="best_of"
+            )
         caller = caller_of(request, body.weighbridge, body.user, tenant)
         prompts = [await self._prompt(one) for one in prompts_of(body.prompt, self.limits)]
-        params = await self._params(body, body.max_tokens or 16, body.logprobs, guide_of(body), max(prompts, key=len))
+        params = await self._params(
+            body, body.max_tokens or 16, body.logprobs, guide_of(body), max(prompts, key=len)
+        )
         forms: list[Format] = [
             TextFormat(
                 self._model,
@@ -144,7 +152,12 @@ class Api:
         return self.tokenizer.encode(prompt)
 
     async def _params(
-        self, body: Common, max_tokens: int | None, logprobs: int | None, guide: Guide | None, prompt: list[int]
+        self,
+        body: Common,
+        max_tokens: int | None,
+        logprobs: int | None,
+        guide: Guide | None,
+        prompt: list[int],
     ) -> SamplingParams:
         if guide is not None:
             await asyncio.to_thread(self.validate_guide, guide)
@@ -189,13 +202,19 @@ def checked_message(message: dict[str, Any], index: int) -> dict[str, Any]:
     """A message a template can read. Raises ApiError naming what is missing."""
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not role:
-        raise ApiError(400, f"messages[{index}]: the field 'role' is required and must be a string", param="messages")
+        raise ApiError(
+            400, f"messages[{index}]: the field 'role' is required and must be a string", param="messages"
+        )
     if not isinstance(content, str | list) and not (content is None and role == "assistant"):
         message_text = f"messages[{index}].content: must be a string or a list of parts"
         raise ApiError(400, message_text, param="messages")
     if not message.get("tool_calls"):
         return {**message, "content": content or ""}
-    return {**message, "content": content or "", "tool_calls": [_parsed(call) for call in message["tool_calls"]]}
+    return {
+        **message,
+        "content": content or "",
+        "tool_calls": [_parsed(call) for call in message["tool_calls"]],
+    }
 
 
 def _parsed(call: Any) -> Any:
@@ -214,7 +233,9 @@ def prompts_of(prompt: Any, limits: Limits) -> list[str | list[int]]:
     if isinstance(prompt, str):
         return [_not_empty(prompt)]
     if not isinstance(prompt, list) or not prompt:
-        raise ApiError(400, "prompt: must be a string, token ids, or a non-empty list of either", param="prompt")
+        raise ApiError(
+            400, "prompt: must be a string, token ids, or a non-empty list of either", param="prompt"
+        )
     if all(isinstance(one, str) for one in prompt):
         return [_not_empty(one) for one in prompt]
     if all(isinstance(one, list) for one in prompt):
@@ -250,7 +271,9 @@ def caller_of(
     }
     placement = extension.placement or headers.get("placement")
     if placement == "only_cloud":
-        raise ApiError(400, "placement: this server has no cloud; use only_edge or prefer_edge", param="weighbridge")
+        raise ApiError(
+            400, "placement: this server has no cloud; use only_edge or prefer_edge", param="weighbridge"
+        )
     priority = extension.priority
     if priority is None:
         priority = int(_number(headers, "priority", 0.0))

@@ -35,7 +35,9 @@ def json_response(value: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, media_type="application/json")
 
 
-def create_app(api: Api, metrics: Metrics, started: float, on_start: Callable[[], None] | None = None) -> Starlette:
+def create_app(
+    api: Api, metrics: Metrics, started: float, on_start: Callable[[], None] | None = None
+) -> Starlette:
     """All routes over one engine. `started`: epoch seconds that models report as their creation time."""
     routes = Routes(api, metrics, int(started))
 
@@ -88,7 +90,9 @@ def guarded(endpoint: Endpoint, path: str, metrics: Metrics) -> Endpoint:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail.lower()}"
-    return error_response(ApiError(error.status_code, message, code="not_found" if error.status_code == 404 else None))
+    return error_response(
+        ApiError(error.status_code, message, code="not_found" if error.status_code == 404 else None)
+    )
 
 
 class Routes:
@@ -150,7 +154,9 @@ class Routes:
             tokens = tokenizer.encode(body.prompt, body.add_special_tokens)
         else:
             tokens = tokenizer.encode_chat(body.messages or [])
-        return json_response({"tokens": tokens, "count": len(tokens), "max_model_len": self._engine.max_model_len})
+        return json_response(
+            {"tokens": tokens, "count": len(tokens), "max_model_len": self._engine.max_model_len}
+        )
 
     async def detokenize(self, request: Request) -> Response:
         tenant_of_key(request, self._api.settings)
@@ -177,5 +183,7 @@ class Routes:
         name = request.path_params["ticket"]
         found = self._tickets.get(name)
         if found is None or tenant not in (None, found.tenant):
-            raise ApiError(404, f"no ticket {name!r}; old tickets make room for new ones", code="ticket_not_found")
+            raise ApiError(
+                404, f"no ticket {name!r}; old tickets make room for new ones", code="ticket_not_found"
+            )
         return json_response(found.as_dict())

@@ -32,7 +32,9 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 def _too_large(limit: int) -> ApiError:
     return ApiError(
-        413, f"the request body is larger than the {limit} bytes this server takes; send less", code="body_too_large"
+        413,
+        f"the request body is larger than the {limit} bytes this server takes; send less",
+        code="body_too_large",
     )
 
 

@@ -36,7 +36,9 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Refused):
-        return ApiError(error.status, str(error), kind=error.kind, code=error.code, retry_after=error.retry_after)
+        return ApiError(
+            error.status, str(error), kind=error.kind, code=error.code, retry_after=error.retry_after
+        )
     if isinstance(error, BadInput):
         return ApiError(400, str(error), param=error.param)
     return ApiError(500, "the server failed on this request; its log says why", kind="server_error")

@@ -13,7 +13,7 @@ import msgspec
 
 from weighbridge.engine.api import Delta, Usage
 from weighbridge.engine.request import FinishReason, TokenLogprob
-from weighbridge.server.tool_calls import ToolStream, parse
+from weighbridge.server.tool_calls import ToolCall, ToolStream, parse
 
 _encode = msgspec.json.Encoder().encode
 
@@ -114,7 +114,8 @@ class ChatFormat(Format):
         )
 
     def chunk(self, delta: Delta) -> bytes:
-        text, calls = delta.text, []
+        text = delta.text
+        calls: list[ToolCall] = []
         if self._with_tools:
             stream = self._tools.setdefault(delta.index, ToolStream())
             text = stream.push(text)
@@ -137,7 +138,7 @@ class ChatFormat(Format):
     def _choice(self, index: int, gathered: Gathered) -> dict[str, Any]:
         text = "".join(gathered.text)
         message: dict[str, Any] = {"role": "assistant", "content": text}
-        calls = []
+        calls: list[ToolCall] = []
         if self._with_tools:
             text, calls = parse(text)
             if calls:

@@ -94,7 +94,9 @@ def run_server(app: Starlette, engine: Engine, listener: socket.socket, settings
             log.info("draining: finishing what was accepted, refusing the rest (again to end at once)")
             drained = await engine.drain(settings.drain_timeout)
             if not drained:
-                log.warning("the drain took more than %.0f s; open requests are cut off", settings.drain_timeout)
+                log.warning(
+                    "the drain took more than %.0f s; open requests are cut off", settings.drain_timeout
+                )
             server.should_exit = True
             server.force_exit = not drained
         stopping.cancel()

@@ -32,7 +32,9 @@ class Metrics:
             return Counter(f"weighbridge_{name}", text, labels, registry=registry)
 
         self.time_to_first_token = histogram("time_to_first_token_seconds", "Arrival to first token")
-        self.time_per_output_token = histogram("time_per_output_token_seconds", "Mean gap of a request's tokens")
+        self.time_per_output_token = histogram(
+            "time_per_output_token_seconds", "Mean gap of a request's tokens"
+        )
         self.end_to_end = histogram("request_seconds", "Arrival to last token")
         self.queue_time = histogram("queue_seconds", "Arrival to first iteration")
         self.step_seconds = histogram("step_seconds", "One engine iteration")
@@ -94,4 +96,5 @@ class Metrics:
         load = self._engine.load()
         for name, gauge in self._gauges.items():
             gauge.set(getattr(load, name))
-        return generate_latest(self._registry)
+        page: bytes = generate_latest(self._registry)
+        return page

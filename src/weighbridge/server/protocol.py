@@ -151,7 +151,9 @@ def sampling_params(
     """OpenAI's fields as the engine's. Raises ApiError naming the field that is out of range."""
     settings = limits.settings
     if logprobs is not None and logprobs > settings.max_logprobs:
-        raise ApiError(400, f"logprobs: at most {settings.max_logprobs} alternatives can be had", param="logprobs")
+        raise ApiError(
+            400, f"logprobs: at most {settings.max_logprobs} alternatives can be had", param="logprobs"
+        )
     if request.n is not None and request.n > settings.max_choices:
         raise ApiError(400, f"n: at most {settings.max_choices} choices can be had", param="n")
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
@@ -160,7 +162,9 @@ def sampling_params(
     ids = frozenset(request.stop_token_ids or ())
     _check_ids(ids, "stop_token_ids", limits)
     if request.min_tokens is not None and request.min_tokens > max_tokens:
-        raise ApiError(400, f"min_tokens: must not be more than max_tokens ({max_tokens})", param="min_tokens")
+        raise ApiError(
+            400, f"min_tokens: must not be more than max_tokens ({max_tokens})", param="min_tokens"
+        )
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=_or(request.temperature, 1.0),
@@ -189,7 +193,9 @@ def _check_ids(ids: frozenset[int], name: str, limits: Limits) -> None:
     for one in ids:
         if not 0 <= one < limits.vocab_size:
             raise ApiError(
-                400, f"{name}: token id {one} is not in the vocabulary (0 to {limits.vocab_size - 1})", param=name
+                400,
+                f"{name}: token id {one} is not in the vocabulary (0 to {limits.vocab_size - 1})",
+                param=name,
             )
 
 

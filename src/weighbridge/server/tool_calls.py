@@ -29,7 +29,11 @@ class ToolCall:
     arguments: str
 
     def as_dict(self) -> dict[str, Any]:
-        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+        return {
+            "id": self.id,
+            "type": "function",
+            "function": {"name": self.name, "arguments": self.arguments},
+        }
 
 
 def parse(text: str) -> tuple[str, list[ToolCall]]:

@@ -49,6 +49,7 @@ static void paged_attention(uintptr_t out, uintptr_t qkv, int64_t tokens, const 
   const int64_t sequences = (int64_t)context_lens.shape(0);
   if ((int64_t)query_starts.shape(0) != sequences + 1 || (int64_t)block_tables.shape(0) != sequences)
     throw std::invalid_argument("batch layout: query_starts, context_lens and block_tables disagree in length");
+  if (!(scale > 0)) throw std::invalid_argument("the scale of attention scores must be positive");
   const KvLayout &kv = pool.layout;
   const LayoutView view{query_starts.data(), context_lens.data(), block_tables.data(), sequences,
                         (int64_t)block_tables.shape(1)};

@@ -15,13 +15,16 @@
 
 namespace weighbridge {
 
+// No copy of these may be left for the linker to choose from, see kernels.h.
+#define WB_ALWAYS __attribute__((always_inline))
+
 struct KvLayout {
   int kv_heads, head_dim, block_size;
 
-  __attribute__((always_inline)) constexpr int64_t padded() const { return (head_dim + 15) / 16 * 16; }
-  __attribute__((always_inline)) constexpr int64_t key_elements() const { return int64_t(head_dim) * block_size; }
-  __attribute__((always_inline)) constexpr int64_t chunk_elements() const { return key_elements() + padded() * block_size; }
-  __attribute__((always_inline)) constexpr int64_t chunk(int64_t block, int64_t kv_head) const {
+  WB_ALWAYS constexpr int64_t padded() const { return (head_dim + 15) / 16 * 16; }
+  WB_ALWAYS constexpr int64_t key_elements() const { return int64_t(head_dim) * block_size; }
+  WB_ALWAYS constexpr int64_t chunk_elements() const { return key_elements() + padded() * block_size; }
+  WB_ALWAYS constexpr int64_t chunk(int64_t block, int64_t kv_head) const {
     return (block * kv_heads + kv_head) * chunk_elements();
   }
 };

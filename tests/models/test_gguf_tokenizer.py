@@ -1,0 +1,209 @@
+"""Vocabularies inside GGUF files, against the tokenizers that they were written from."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import transformers
+from gguf import GGUFWriter
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from tests.models.test_tokenizer import TEXTS
+from tests.tiny import SPECIAL, TEXT
+from tests.tiny_gguf import CONTROL, NORMAL, USER_DEFINED, finish, write_byte_level
+from weighbridge.errors import UnsupportedModel
+from weighbridge.models.tokenizer import load_tokenizer
+
+_ORACLES = {
+    "qwen2": transformers.Qwen2Tokenizer,
+    "gpt-2": transformers.GPT2Tokenizer,
+}
+
+
+def _trained(pre: Any, normalizer: Any = None) -> Tokenizer:
+    """A byte-level BPE over the test texts, split by `pre`."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre, decoders.ByteLevel()
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    backend.train_from_iterator(TEXTS * 4 + TEXT, trainer)
+    backend.add_tokens([AddedToken("<think>", normalized=False, special=False)])
+    return backend
+
+
+def _as_gguf(backend: Tokenizer, pre: str, path: Path, **flags: bool) -> Path:
+    writer = GGUFWriter(path, "llama")
+    write_byte_level(writer, backend, pre)
+    for name, value in flags.items():
+        writer.add_bool(f"tokenizer.ggml.{name}", value)
+    finish(writer)
+    return path
+
+
+def _split(pattern: str) -> Any:
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("pre", "rule"),
+    [
+        ("gpt-2", pre_tokenizers.ByteLevel(add_prefix_space=False)),
+        (
+            "smollm",
+            pre_tokenizers.Sequence(
+                [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            ),
+        ),
+        ("llama-bpe", "llama-bpe"),
+        ("tekken", "tekken"),
+        ("qwen2", "qwen2"),
+    ],
+)
+def test_splitting_rules_equal_the_published_ones(pre: str, rule: Any, tmp_path: Path) -> None:
+    if isinstance(rule, str):  # as transformers has them from each model's tokenizer.json
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+        rule = _split(GGUF_PRE_TOKENIZER_SPLITS[rule])
+    backend = _trained(rule, normalizers.NFC() if pre == "qwen2" else None)
+    ours = load_tokenizer(_as_gguf(backend, pre, tmp_path / "t.gguf", add_bos_token=False))
+    rng = random.Random(1)
+    characters = "".join(TEXTS)
+    noise = ["".join(rng.choices(characters, k=40)) for _ in range(200)]
+    for text in [*TEXTS, "so <think>hm</think>", *noise]:
+        expected = backend.encode(text)
+        assert ours.encode(text) == expected.ids, text
+        assert ours.decode(expected.ids) == backend.decode(expected.ids)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gpt-2"])
+def test_whole_tokenizers_equal_transformers_classes(name: str, tmp_path: Path) -> None:
+    backend = _trained(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    state = json.loads(backend.to_str())["model"]
+    merges = [tuple(merge) for merge in state["merges"]]
+    oracle = _ORACLES[name](vocab=state["vocab"], merges=merges)
+    ours = load_tokenizer(_as_gguf(backend, name, tmp_path / "t.gguf"))
+    for text in TEXTS:
+        if "<|" not in text:
+            assert ours.encode(text) == oracle.encode(text, add_special_tokens=False), text
+
+
+def test_begin_and_end_of_text_as_the_file_says(tmp_path: Path) -> None:
+    backend = _trained(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    plain = backend.encode("hello").ids
+    begin, end = backend.token_to_id("<|endoftext|>"), backend.token_to_id("<|im_end|>")
+    for index, (pre, flags, expected) in enumerate(
+        [
+            ("gpt-2", {}, plain),
+            ("gpt-2", {"add_bos_token": True}, [begin, *plain]),
+            ("gpt-2", {"add_bos_token": True, "add_eos_token": True}, [begin, *plain, end]),
+            ("llama-bpe", {}, [begin, *plain]),
+            ("llama-bpe", {"add_bos_token": False}, plain),
+        ]
+    ):
+        ours = load_tokenizer(_as_gguf(backend, pre, tmp_path / f"{index}.gguf", **flags))
+        assert ours.encode("hello") == expected
+        assert ours.encode("hello", add_special_tokens=False) == plain
+
+
+def test_unknown_rules_are_named(tmp_path: Path) -> None:
+    backend = _trained(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    with pytest.raises(UnsupportedModel, match="viking"):
+        load_tokenizer(_as_gguf(backend, "viking", tmp_path / "t.gguf"))
+    writer = GGUFWriter(tmp_path / "u.gguf", "llama")
+    writer.add_tokenizer_model("rwkv")
+    writer.add_token_list(["a"])
+    finish(writer)
+    with pytest.raises(UnsupportedModel, match="rwkv"):
+        load_tokenizer(tmp_path / "u.gguf")
+
+
+# -- SentencePiece ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pieces() -> sentencepiece.SentencePieceProcessor:
+    """A SentencePiece BPE with byte fallback and the settings of Llama's."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(
+            [line for text in TEXTS[:4] + TEXT for line in text.splitlines() if line] * 20
+        ),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=600,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        character_coverage=0.98,
+        user_defined_symbols=["<think>"],
+        minloglevel=3,
+    )
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+def _spm_gguf(pieces: sentencepiece.SentencePieceProcessor, path: Path, prefix: bool = True) -> Path:
+    writer = GGUFWriter(path, "llama")
+    count = pieces.get_piece_size()
+    types = []
+    for index in range(count):
+        piece = pieces.id_to_piece(index)
+        kind = NORMAL
+        if pieces.is_unknown(index):
+            kind = 2
+        elif pieces.is_control(index):
+            kind = CONTROL
+        elif pieces.is_byte(index):
+            kind = 6
+        elif piece == "<think>":
+            kind = USER_DEFINED
+        types.append(kind)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([pieces.id_to_piece(index) for index in range(count)])
+    writer.add_token_scores([pieces.get_score(index) for index in range(count)])
+    writer.add_token_types(types)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_add_space_prefix(prefix)
+    finish(writer)
+    return path
+
+
+def test_sentencepiece_equals_sentencepiece(pieces: Any, tmp_path: Path) -> None:
+    ours = load_tokenizer(_spm_gguf(pieces, tmp_path / "spm.gguf"))
+    rng = random.Random(2)
+    characters = "".join(TEXTS[:5]).replace("\x00", "")
+    noise = ["".join(rng.choices(characters, k=30)) for _ in range(200)]
+    for text in [*TEXTS, *noise]:
+        text = text.replace("\x00", "")  # which SentencePiece takes for the end
+        if not text:
+            continue
+        expected = pieces.encode(text)
+        assert ours.encode(text, add_special_tokens=False) == expected, text
+        assert ours.encode(text) == [1, *expected]
+        assert ours.decode(expected) == pieces.decode(expected) == text
+
+
+def test_sentencepiece_streams_and_spaces(pieces: Any, tmp_path: Path) -> None:
+    ours = load_tokenizer(_spm_gguf(pieces, tmp_path / "spm.gguf"))
+    ids = ours.encode("the 𝄞 clef", add_special_tokens=False)
+    stream = ours.stream()
+    shown = [stream.push(index) for index in ids]
+    assert "".join(shown) + stream.flush() == "the 𝄞 clef"
+    assert not any("\ufffd" in piece for piece in shown)
+    going_on = ours.stream(continuing=True)
+    assert "".join(going_on.push(index) for index in ids).startswith(" the")
+    assert ours.token_bytes(pieces.piece_to_id("<0xF0>")) == b"\xf0"
+    without = load_tokenizer(_spm_gguf(pieces, tmp_path / "no.gguf", prefix=False))
+    assert without.decode(without.encode(" a b", add_special_tokens=False)) == " a b"
