@@ -3,7 +3,8 @@
 Run: python benchmarks/linear.py [--tokens 1 4 16 64 512] [--threads 2]
 
 Each form is timed over enough copies of a layer that their weights exceed the cache, as in a decode step; the
-best pass counts. GB/s: bytes of the weights over the time. GOP/s: two operations per weight and token. The output matrix sees at most 64 tokens: those sampled.
+best pass counts. GB/s: bytes of the weights over the time. GOP/s: two operations per weight and
+token. The output matrix sees at most 64 tokens: those sampled.
 """
 
 from __future__ import annotations

@@ -128,12 +128,24 @@ def test_header_equals_the_reference_reader(llama: Path, tmp_path: Path) -> None
         np.testing.assert_array_equal(ours.blocks(entry).reshape(-1), tensor.data.view(np.uint8).reshape(-1))
 
 
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One file for all examples of a property."""
+    path = tmp_path_factory.mktemp("gguf") / "small.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_token_list([f"token{index}" for index in range(20)])
+    writer.add_token_scores([0.5] * 20)
+    writer.add_tensor("token_embd.weight", np.ones((2, 32), np.float32))
+    finish(writer)
+    return path
+
+
 @settings(max_examples=60, deadline=None)
 @given(cut=st.floats(0, 1, exclude_max=True))
-def test_a_file_cut_short_is_refused(cut: float) -> None:
-    whole = _tiny_file()
-    path = whole.parent / "cut.gguf"
-    data = whole.read_bytes()
+def test_a_file_cut_short_is_refused(small_file: Path, cut: float) -> None:
+    path = small_file.parent / "cut.gguf"
+    data = small_file.read_bytes()
     path.write_bytes(data[: int(cut * (len(data) - 40))])
     with pytest.raises(BadInput):
         GgufFile(path)
@@ -141,10 +153,9 @@ def test_a_file_cut_short_is_refused(cut: float) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(position=st.integers(0, 1500), value=st.integers(0, 255))
-def test_a_damaged_header_never_crashes(position: int, value: int) -> None:
-    whole = _tiny_file()
-    path = whole.parent / "damaged.gguf"
-    data = bytearray(whole.read_bytes())
+def test_a_damaged_header_never_crashes(small_file: Path, position: int, value: int) -> None:
+    path = small_file.parent / "damaged.gguf"
+    data = bytearray(small_file.read_bytes())
     data[position % len(data)] = value
     path.write_bytes(data)
     try:
@@ -153,25 +164,6 @@ def test_a_damaged_header_never_crashes(position: int, value: int) -> None:
             file.tensor(name)
     except BadInput:  # UnsupportedModel is one
         pass
-
-
-_FILES: list[Path] = []
-
-
-def _tiny_file() -> Path:
-    """One small file for all examples of a property."""
-    import tempfile
-
-    if not _FILES:
-        path = Path(tempfile.mkdtemp(prefix="weighbridge-gguf-")) / "tiny.gguf"
-        writer = GGUFWriter(path, "llama")
-        writer.add_block_count(1)
-        writer.add_token_list([f"token{index}" for index in range(20)])
-        writer.add_token_scores([0.5] * 20)
-        writer.add_tensor("token_embd.weight", np.ones((2, 32), np.float32))
-        finish(writer)
-        _FILES.append(path)
-    return _FILES[0]
 
 
 def test_other_files_and_versions_are_named(tmp_path: Path) -> None:

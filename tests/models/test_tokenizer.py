@@ -1,8 +1,10 @@
-"""The default model's tokenizer and those of directories, against transformers; streams; the cache."""
+"""The default model's tokenizer and those of directories, against transformers; streams."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +134,7 @@ def test_text_that_is_not_unicode_is_refused(default: tokenizer_module.Tokenizer
         default.encode("half a pair: \ud83d")
 
 
-# -- directories and the cache ---------------------------------------------------------------------------
+# -- directories ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -196,31 +198,13 @@ def test_directory_without_tokenizer_says_what_to_do(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
-def test_conversion_is_kept_and_mended(
-    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from weighbridge.models import gguf_tokenizer
-
-    home = tmp_path / "home"
-    monkeypatch.setenv("WEIGHBRIDGE_HOME", str(home))
-    path = write_gguf(directory, tmp_path / "m.gguf")
-    expected = load_tokenizer(path).encode(TEXTS[2])
-    (kept,) = (home / "tokenizers").iterdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(gguf_tokenizer, "convert", lambda file: pytest.fail("converted twice"))
-        assert load_tokenizer(path).encode(TEXTS[2]) == expected
-    kept.write_text("half a fil")
-    assert load_tokenizer(path).encode(TEXTS[2]) == expected
-    assert "made again" in caplog.text
-    assert kept.stat().st_size > 1000
-    other = load_tokenizer(write_gguf(directory, tmp_path / "other.gguf", pre="qwen2"))
-    assert other.encode("x") is not None
-    assert len(list((home / "tokenizers").iterdir())) == 2  # another header is another conversion
-
-
-def test_cache_that_cannot_be_written_is_no_error(
-    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("not a directory")
-    monkeypatch.setenv("WEIGHBRIDGE_HOME", str(tmp_path / "file"))
-    assert load_tokenizer(write_gguf(directory, tmp_path / "m.gguf")).encode("x")
+def test_serving_does_not_import_transformers(default_model_path: Path) -> None:
+    """Its import takes seconds, which every start would pay."""
+    code = (
+        "import sys; from pathlib import Path; path = Path(sys.argv[1])\n"
+        "from weighbridge.models.tokenizer import load_tokenizer\n"
+        "from weighbridge.models.checkpoint import open_checkpoint\n"
+        "load_tokenizer(path).encode_chat([{'role': 'user', 'content': 'x'}]); open_checkpoint(path)\n"
+        "assert 'transformers' not in sys.modules and 'huggingface_hub' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(default_model_path)], check=True, timeout=60)

@@ -31,6 +31,9 @@ class Runner:
             self.cache.copy_block(source, target)
         token_ids, layout = lay_out(batch.slices, self._block_size)
         rows = sampled_rows(batch.slices, layout.query_starts)
+        padding = sum(piece.padding for piece in batch.slices)
+        if padding:
+            token_ids = np.concatenate([token_ids, np.zeros(padding, np.int32)])
         logits = self._decoder.forward(token_ids, layout, self.cache, rows)
         return self._sampler.sample(logits, batch)
 

@@ -86,7 +86,8 @@ class Decoder:
     def forward(self, token_ids: Int32, layout: BatchLayout, cache: KVCache, rows: Int32) -> torch.Tensor:
         """Run `token_ids` [T] through the model, writing their keys and values into `cache`.
 
-        Returns the logits of the tokens at `rows` (ascending indices into T): [len(rows), vocab] in `dtype`.
+        Tokens past the layout's positions are padding: they go through every linear layer and nowhere else
+        (static batching pays for them). Returns the logits of the tokens at `rows` (ascending indices into T): [len(rows), vocab] in `dtype`.
         """
         kernels, eps = self.kernels, self.config.rms_norm_eps
         residual = torch.empty(len(token_ids), self.config.hidden_size)
@@ -111,14 +112,17 @@ class Decoder:
     def _attend(
         self, index: int, layer: Layer, hidden: torch.Tensor, layout: BatchLayout, cache: KVCache
     ) -> torch.Tensor:
-        heads = self.config.num_heads
+        heads, real = self.config.num_heads, len(layout.positions)
         qkv = layer.qkv(hidden)
         table = self._cos_sin if layer.rotates else None
+        attended = qkv.new_empty(qkv.shape[0], heads * self.config.head_dim)
+        if real < qkv.shape[0]:
+            attended[real:] = 0.0
+        attended_real, qkv = attended[:real], qkv[:real]
         self.kernels.rope_and_write(
             qkv, cache, index, layout, table, heads, layer.q_norm, layer.k_norm, self.config.rms_norm_eps
         )
-        attended = qkv.new_empty(qkv.shape[0], heads * self.config.head_dim)
-        self.kernels.paged_attention(attended, qkv, cache, index, layout, heads, self._scale, layer.window)
+        self.kernels.paged_attention(attended_real, qkv, cache, index, layout, heads, self._scale, layer.window)
         return attended
 
     @staticmethod

@@ -38,7 +38,7 @@ def read_config(file: GgufFile) -> ModelConfig:
         num_kv_heads=_whole(file, "attention.head_count_kv", heads),
         head_dim=_head_dim(file, hidden // heads),
         max_position_embeddings=_whole(file, "context_length"),
-        rms_norm_eps=float(file.setting("attention.layer_norm_rms_epsilon")),
+        rms_norm_eps=_number(file, "attention.layer_norm_rms_epsilon"),
         rope=_rope(file),
         # The file does not say it: every fourth layer of SmolLM3 has no rotary embedding.
         rotary_layers=tuple(architecture != "smollm3" or (index + 1) % 4 != 0 for index in range(layers)),
@@ -49,28 +49,40 @@ def read_config(file: GgufFile) -> ModelConfig:
         mlp_bias="model.layers.0.mlp.down_proj.bias" in file,
         qk_norm="model.layers.0.self_attn.q_norm.weight" in file,
         eos_token_ids=end_token_ids(file),
-        bos_token_id=file.value("tokenizer.ggml.bos_token_id"),
+        bos_token_id=file.index("tokenizer.ggml.bos_token_id"),
     )
 
 
 def end_token_ids(file: GgufFile) -> tuple[int, ...]:
     """Ids that the file declares to end a text or a turn."""
-    ids = [file.value(f"tokenizer.ggml.{key}") for key in _ENDS]
+    ids = [file.index(f"tokenizer.ggml.{key}") for key in _ENDS]
     return tuple(dict.fromkeys(index for index in ids if index is not None))
 
 
 def _whole(file: GgufFile, key: str, default: int | None = None) -> int:
     """A count; some files give it for each layer, which is fine when all layers agree."""
-    value: Any = file.setting(key, default)
-    if isinstance(value, list):
+    value: Any = file.value(f"{file.architecture}.{key}")
+    if value is None:
+        value = default
+    if isinstance(value, list) and value:
         if len(set(value)) != 1:
             raise UnsupportedModel(
                 f"{file.path.name} has a different {key} in each layer, which is not supported"
             )
         value = value[0]
-    if not isinstance(value, int) or value < (1 if default is None else 0):
-        raise BadInput(f"{file.path.name}: {key} must be a positive whole number, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < (1 if default is None else 0):
+        raise BadInput(
+            f"{file.path.name}: {file.architecture}.{key} must be a positive whole number, not {value!r}"
+        )
     return value
+
+
+def _number(file: GgufFile, key: str, default: float | None = None) -> float:
+    """A number under the architecture's own prefix. Raises BadInput when it is neither there nor optional."""
+    name = f"{file.architecture}.{key}"
+    if default is None and file.value(name) is None:
+        raise BadInput(f"{file.path.name} lacks the metadata key {name}")
+    return file.number(name, 0.0 if default is None else default)
 
 
 def _head_dim(file: GgufFile, default: int) -> int:
@@ -89,18 +101,18 @@ def _head_dim(file: GgufFile, default: int) -> int:
 
 
 def _rope(file: GgufFile) -> RopeConfig:
-    theta = float(file.setting("rope.freq_base", 10_000.0))
+    theta = _number(file, "rope.freq_base", 10_000.0)
     divisors = None
     if "rope_freqs.weight" in file:
         divisors = tuple(file.tensor("rope_freqs.weight").tolist())
-    old_factor = float(file.setting("rope.scale_linear", 1.0))
-    scaling = str(file.setting("rope.scaling.type", "none" if old_factor == 1.0 else "linear"))
-    factor = float(file.setting("rope.scaling.factor", old_factor))
+    old_factor = _number(file, "rope.scale_linear", 1.0)
+    scaling = file.text(f"{file.architecture}.rope.scaling.type", "none" if old_factor == 1.0 else "linear")
+    factor = _number(file, "rope.scaling.factor", old_factor)
     if scaling == "none":
         return RopeConfig(theta, divisors=divisors)
     if scaling not in ("linear", "yarn"):
         raise UnsupportedModel(f"rope scaling {scaling!r} is not supported (none, linear and yarn are)")
-    if float(file.setting("rope.scaling.yarn_log_multiplier", 0.0)):
+    if _number(file, "rope.scaling.yarn_log_multiplier", 0.0):
         raise UnsupportedModel("yarn with a log multiplier (mscale) is not supported")
     return RopeConfig(
         theta,
@@ -110,14 +122,16 @@ def _rope(file: GgufFile) -> RopeConfig:
             file, "rope.scaling.original_context_length", _whole(file, "context_length")
         ),
         attention_factor=_attention_factor(file, factor),
-        beta_fast=float(file.setting("rope.scaling.yarn_beta_fast", 32.0)),
-        beta_slow=float(file.setting("rope.scaling.yarn_beta_slow", 1.0)),
+        beta_fast=_number(file, "rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=_number(file, "rope.scaling.yarn_beta_slow", 1.0),
         divisors=divisors,
     )
 
 
 def _attention_factor(file: GgufFile, factor: float) -> float | None:
     """llama.cpp multiplies yarn's own amplitude by the file's factor; ours replaces it."""
-    own = file.value(f"{file.architecture}.rope.scaling.yarn_attn_factor")
-    own = file.value(f"{file.architecture}.rope.scaling.attn_factor", own)
-    return None if own is None else float(own) * (0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0)
+    prefix = f"{file.architecture}.rope.scaling"
+    for key in (f"{prefix}.attn_factor", f"{prefix}.yarn_attn_factor"):
+        if file.value(key) is not None:
+            return file.number(key, 1.0) * (0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0)
+    return None

@@ -6,7 +6,6 @@ tokens, against 0.1 s here. Format: https://github.com/ggml-org/ggml/blob/master
 
 from __future__ import annotations
 
-import hashlib
 import math
 import struct
 from dataclasses import dataclass
@@ -44,11 +43,10 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """A mapped GGUF file: metadata as Python values, tensors by name, a sha256 of all that precedes them."""
+    """A mapped GGUF file: metadata as Python values, tensors by name."""
 
     metadata: dict[str, Any]
     tensors: dict[str, TensorEntry]
-    header_digest: str
     mapped: npt.NDArray[np.uint8]
 
     def blocks(self, entry: TensorEntry) -> npt.NDArray[np.uint8]:
@@ -158,12 +156,11 @@ def _read(path: Path, mapped: npt.NDArray[np.uint8]) -> Contents:
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:
         raise _Damaged(f"its alignment is {alignment!r}")
-    digest = hashlib.sha256(cursor.data[: cursor.position]).hexdigest()
     base = -(-cursor.position // alignment) * alignment
     tensors = {}
     for name, shape, kind, offset in table:
         tensors[name] = _entry(name, shape, kind, base + offset, len(mapped))
-    return Contents(metadata, tensors, digest, mapped)
+    return Contents(metadata, tensors, mapped)
 
 
 def _table_line(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
@@ -185,6 +182,8 @@ def _entry(name: str, shape: tuple[int, ...], code: int, start: int, limit: int)
         raise _Damaged(
             f"tensor {name!r} has {columns} columns, but type {kind.name} packs {block_size} together"
         )
+    if 0 in shape:
+        raise _Damaged(f"tensor {name!r} has no elements")
     nbytes = math.prod(shape) // block_size * block_bytes
     if start + nbytes > limit:
         raise _Damaged(f"tensor {name!r} ends at byte {start + nbytes}, but the file has only {limit}")

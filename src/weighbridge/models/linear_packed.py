@@ -102,8 +102,9 @@ def bfloat16_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLi
     """bfloat16 weights [out, in] and activations. Only where `multiplies_bfloat16`, and for an even `in`."""
     rows, columns = weight.shape
     tiles = -(-rows // ROWS_PER_TILE)
-    padded = torch.zeros(tiles * ROWS_PER_TILE, columns, dtype=torch.bfloat16)
-    padded[:rows] = weight
+    padded = weight.to(torch.bfloat16).contiguous()
+    if rows % ROWS_PER_TILE:
+        padded = torch.nn.functional.pad(padded, (0, 0, 0, -rows % ROWS_PER_TILE))
     pairs = padded.view(torch.int32).numpy().reshape(tiles, ROWS_PER_TILE, columns // 2)
     codes = _aligned(pairs.transpose(0, 2, 1))
     return PackedLinear((rows, columns), 16, codes, None, 1.0, bias, torch.bfloat16)

@@ -71,6 +71,7 @@ WB_INLINE Rounded round_group(const T *x) {
   return rounded;
 }
 
+// Rounds `count` tokens from `token` on into one tile of scratch.
 template <class T>
 WB_INLINE void round_tile(const LinearArgs &args, int64_t token, int count, uint8_t *tile) {
   const int64_t columns = args.matrix.columns;
@@ -90,6 +91,7 @@ WB_INLINE void round_tile(const LinearArgs &args, int64_t token, int count, uint
   }
 }
 
+// Copies `count` bfloat16 tokens into one tile, pairs of columns side by side.
 WB_INLINE void interleave_tile(const LinearArgs &args, int64_t token, int count, uint8_t *tile) {
   const int64_t pairs = args.matrix.columns / 2;
   const uint8_t *x = static_cast<const uint8_t *>(args.x) + token * pairs * 4;

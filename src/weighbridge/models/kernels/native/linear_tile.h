@@ -172,8 +172,10 @@ void multiply_tile(const uint8_t *codes, const uint16_t *scales, const uint8_t *
     for (int i = 0; i < registers_per_group; i++) {
       int16_t code[4][rows_per_tile];
       for (int n = 0; n < rows_per_tile; n++)
-        for (int k = 0; k < 4; k++)
-          code[k][n] = bits == 4 ? (codes[(i & 3) * 64 + n * 4 + k] >> (i & 4)) & 15 : codes[i * 64 + n * 4 + k] - 128;
+        for (int k = 0; k < 4; k++) {
+          const int at = n * 4 + k;
+          code[k][n] = bits == 4 ? (codes[(i & 3) * 64 + at] >> (i & 4)) & 15 : codes[i * 64 + at] - 128;
+        }
       for (int m = 0; m < M; m++) {
         const int8_t *a = (const int8_t *)tile + (i * M + m) * 4;
         for (int n = 0; n < rows_per_tile; n++)
