@@ -39,8 +39,11 @@ def serve(
     max_batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one iteration.")] = 2048,
     max_sequences: Annotated[int, typer.Option(min=1, help="Requests in one batch.")] = 256,
     itl_target: Annotated[
-        float, typer.Option(min=1.0, help="Gap between tokens to keep while prompts run, in ms.")
-    ] = 100.0,
+        float | None,
+        typer.Option(
+            min=1.0, help="Gap between tokens to keep while prompts run, in ms; none: twice a decode step."
+        ),
+    ] = None,
     prefix_cache: Annotated[bool, typer.Option(help="Share equal prompt beginnings.")] = True,
     speculate: Annotated[
         bool, typer.Option(help="Guess tokens by looking them up in the text so far.")
@@ -81,7 +84,7 @@ def serve(
         kv_cache_memory=parse_bytes(kv_cache_memory) if kv_cache_memory else None,
         max_batch_tokens=max_batch_tokens,
         max_sequences=max_sequences,
-        itl_target=itl_target / 1e3,
+        itl_target=None if itl_target is None else itl_target / 1e3,
         enable_prefix_cache=prefix_cache,
         speculate=speculate,
         max_queue_requests=max_queue,

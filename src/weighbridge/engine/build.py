@@ -75,7 +75,6 @@ def build_replica(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    tune_allocator()
     checkpoint = open_checkpoint(path)
     tokenizer = load_tokenizer(path)
     longest = checkpoint.config.max_position_embeddings
@@ -88,6 +87,7 @@ def build_replica(
     compute = choose_dtype(dtype)
     scheme = _scheme(quantize)
     decoder = load_decoder(checkpoint, compute, scheme, max_model_len=max_model_len, report=report)
+    tune_allocator()
     bytes_per_token = checkpoint.config.kv_elements_per_token * compute.itemsize
     num_blocks = pool_blocks(settings, bytes_per_token, max_model_len)
     guides = GuideFactory(tokenizer.backend, tokenizer.vocab_size, tokenizer.eos_token_ids)

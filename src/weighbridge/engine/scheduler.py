@@ -107,11 +107,18 @@ class Scheduler(Lifecycle):
         limit = min(end - start, plan.budget)
         if limit and plan.decodes:
             least = 0 if plan.chunks else min(limit, self.pool.block_size)
-            target, cost = self.settings.itl_target, self._cost
+            target, cost = self._itl_target(plan), self._cost
             fitting = cost.largest_chunk(target, start, limit, plan.tokens, plan.sequences, plan.pairs)
             limit = max(fitting, least)
         beyond = (start + limit) % self.pool.block_size
         return limit - beyond if start + limit < end and beyond < limit else limit
+
+    def _itl_target(self, plan: Plan) -> float:
+        """Seconds that the streams of this iteration may wait for it."""
+        if self.settings.itl_target is not None:
+            return self.settings.itl_target
+        pairs = sum(piece.start + 1 for piece in plan.decodes.values())
+        return self.settings.itl_stretch * self._cost.seconds(len(plan.decodes), len(plan.decodes), pairs)
 
     def _plan_drafts(self, plan: Plan) -> None:
         """Guessed tokens for the decodes, when they pay: never while prompts want the same compute."""

@@ -21,9 +21,10 @@ class SchedulerSettings:
     block_size: int = 32  # tokens
     max_batch_tokens: int = 2048  # tokens of one iteration
     max_sequences: int = 256  # requests that run at the same time
-    itl_target: float = (
-        0.1  # seconds of an iteration that streams wait for, while prompts are computed beside them
-    )
+    # Seconds of an iteration that streams wait for while prompts are computed beside them; None: this many
+    # times what the decodes take alone.
+    itl_target: float | None = None
+    itl_stretch: float = 2.1
     enable_prefix_cache: bool = True
     prefix_salt: bytes = b""
     speculate: bool = True
@@ -39,7 +40,7 @@ class SchedulerSettings:
         for name in (*counts, "max_queue_requests"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} is {getattr(self, name)}, but must be at least 1", param=name)
-        if not self.itl_target > 0.0:
+        if self.itl_target is not None and not self.itl_target > 0.0:
             raise BadInput(f"itl_target is {self.itl_target} s, but must be more than 0", param="itl_target")
         if self.max_draft_tokens < 0:
             raise BadInput(

@@ -13,12 +13,14 @@ _THRESHOLD = 256 << 20
 def tune_allocator() -> bool:
     """Serve allocations up to 256 MiB from the heap and keep the heap: no page faults for each layer's output.
 
-    True when the C library is glibc and took it; elsewhere nothing happens.
+    Call it once everything is loaded: what loading left free goes back to the system first. True when the C library is glibc and took it; elsewhere nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return False
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        mallopt = library.mallopt
+        library.malloc_trim(0)
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _THRESHOLD) and mallopt(_M_TRIM_THRESHOLD, 2 * _THRESHOLD))

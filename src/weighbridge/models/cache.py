@@ -49,11 +49,3 @@ def save_record(path: Path, record: dict[str, Any]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def keep_record(path: Path, record: dict[str, Any]) -> None:
-    """`save_record` for a cache: one that cannot be written is no reason to fail."""
-    try:
-        save_record(path, record)
-    except OSError:
-        return

@@ -87,7 +87,8 @@ class Decoder:
         """Run `token_ids` [T] through the model, writing their keys and values into `cache`.
 
         Tokens past the layout's positions are padding: they go through every linear layer and nowhere else
-        (static batching pays for them). Returns the logits of the tokens at `rows` (ascending indices into T): [len(rows), vocab] in `dtype`.
+        (static batching pays for them). Returns the logits of the tokens at `rows`, which are ascending
+        indices into T: [len(rows), vocab] in `dtype`.
         """
         kernels, eps = self.kernels, self.config.rms_norm_eps
         residual = torch.empty(len(token_ids), self.config.hidden_size)
@@ -122,7 +123,9 @@ class Decoder:
         self.kernels.rope_and_write(
             qkv, cache, index, layout, table, heads, layer.q_norm, layer.k_norm, self.config.rms_norm_eps
         )
-        self.kernels.paged_attention(attended_real, qkv, cache, index, layout, heads, self._scale, layer.window)
+        self.kernels.paged_attention(
+            attended_real, qkv, cache, index, layout, heads, self._scale, layer.window
+        )
         return attended
 
     @staticmethod

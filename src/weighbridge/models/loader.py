@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from enum import StrEnum
 
-import numpy as np
 import torch
 
 from weighbridge.errors import BadInput
@@ -16,7 +14,7 @@ from weighbridge.models.decoder import Decoder, Layer, Mlp
 from weighbridge.models.kernels import load_kernels
 from weighbridge.models.kernels.api import Kernels
 from weighbridge.models.linear import Linear, make_linear
-from weighbridge.models.quantized import GroupQuantized, quantize
+from weighbridge.models.quantized import GroupQuantized, quantize, stack
 from weighbridge.models.rope import cos_sin_table
 
 log = logging.getLogger("weighbridge.models")
@@ -72,7 +70,7 @@ class _Builder:
         parts = [self.checkpoint.quantized(name) for name in names]
         kept = [part for part in parts if part is not None and part.bits == bits]
         if len(kept) == len(names):
-            return _stack(kept)
+            return stack(kept)
         weight = torch.cat([self.checkpoint.tensor(name).float() for name in names])
         return quantize(weight, bits) if weight.shape[1] % 32 == 0 else None
 
@@ -95,18 +93,6 @@ class _Builder:
             rotates=config.rotary_layers[index],
             window=config.sliding_windows[index],
         )
-
-
-def _stack(parts: Sequence[GroupQuantized]) -> GroupQuantized:
-    if len(parts) == 1:
-        return parts[0]
-    minimums = [part.minimums for part in parts if part.minimums is not None]
-    return replace(
-        parts[0],
-        codes=np.concatenate([part.codes for part in parts]),
-        scales=np.concatenate([part.scales for part in parts]),
-        minimums=np.concatenate(minimums) if minimums else None,
-    )
 
 
 def load_decoder(
