@@ -85,3 +85,22 @@ def test_clock_is_not_thrown_by_one_stall() -> None:
     clock = StepClock(DEFAULT_STEP_COST)
     clock.observe(Sample(16, 16, 4000, 60.0))
     assert clock.cost.overhead <= DEFAULT_STEP_COST.overhead * 1.1
+
+
+def test_clock_learns_every_coefficient_from_what_it_sees() -> None:
+    machine = StepCost(0.001, 0.03, 0.0002, 4e-6, 1e-4)
+    clock = StepClock(DEFAULT_STEP_COST)
+    samples = measured(machine, noise=0.05)
+    for _ in range(10):
+        for sample in samples:
+            clock.observe(sample)
+    for tokens, sequences, context in SHAPES:
+        expected = machine.seconds(tokens, sequences, context)
+        assert clock.cost.seconds(tokens, sequences, context) == pytest.approx(expected, rel=0.3)
+
+
+def test_clock_needs_different_iterations_before_it_trusts_a_fit() -> None:
+    clock = StepClock(DEFAULT_STEP_COST, refit_every=4)
+    for _ in range(40):
+        clock.observe(Sample(16, 16, 4000, 0.02))
+    assert clock.fitted is DEFAULT_STEP_COST

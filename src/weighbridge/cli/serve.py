@@ -41,7 +41,8 @@ def serve(
     itl_target: Annotated[
         float | None,
         typer.Option(
-            min=1.0, help="Gap between tokens to keep while prompts run, in ms; none: twice a decode step."
+            min=1.0,
+            help="Gap between tokens to keep while prompts run, in ms; none: about twice a decode step.",
         ),
     ] = None,
     prefix_cache: Annotated[bool, typer.Option(help="Share equal prompt beginnings.")] = True,

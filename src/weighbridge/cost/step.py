@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -139,13 +140,28 @@ def _non_negative_least_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class StepClock:
-    """A `StepCost` that keeps learning: the ratio of measured to predicted seconds, smoothed."""
+    """A `StepCost` that keeps learning from the iterations it predicts.
 
-    def __init__(self, cost: StepCost = DEFAULT_STEP_COST, smoothing: float = 0.05) -> None:
+    At once through one factor, the smoothed ratio of measured to predicted seconds; and, every
+    `refit_every` iterations, by fitting all coefficients anew to what was measured of each kind of
+    iteration, once there are enough kinds.
+    """
+
+    KINDS_NEEDED = 8
+    SPREAD_NEEDED = 8.0  # between the smallest and the largest iteration, in tokens
+
+    def __init__(
+        self, cost: StepCost = DEFAULT_STEP_COST, smoothing: float = 0.05, refit_every: int = 128
+    ) -> None:
         self.fitted = cost
         self.cost = cost
         self._ratio = 1.0
         self._smoothing = smoothing
+        self._refit_every = refit_every
+        self._observed = 0
+        self._kinds: dict[
+            tuple[int, int], Sample
+        ] = {}  # iterations of about the same size: their smoothed time
 
     def observe(self, sample: Sample) -> None:
         """Fold one measured iteration in; a single stall moves the estimate by at most a factor of 2·smoothing."""
@@ -155,3 +171,23 @@ class StepClock:
         ratio = min(max(sample.seconds / predicted, self._ratio / 2), self._ratio * 2)
         self._ratio += self._smoothing * (ratio - self._ratio)
         self.cost = self.fitted.scaled(self._ratio)
+        self._remember(sample)
+        self._observed += 1
+        if self._observed % self._refit_every == 0:
+            self._refit()
+
+    def _remember(self, sample: Sample) -> None:
+        kind = (round(2 * math.log2(sample.tokens)), round(math.log2(sample.context_tokens + 1)))
+        known = self._kinds.get(kind)
+        if known is not None:
+            # A stall counts as twice the usual time at most.
+            seconds = known.seconds + 0.2 * (min(sample.seconds, 2 * known.seconds) - known.seconds)
+            sample = Sample(sample.tokens, sample.sequences, sample.context_tokens, seconds)
+        self._kinds[kind] = sample
+
+    def _refit(self) -> None:
+        tokens = [sample.tokens for sample in self._kinds.values()]
+        if len(tokens) < self.KINDS_NEEDED or max(tokens) < self.SPREAD_NEEDED * min(tokens):
+            return
+        self.fitted = self.cost = fit(list(self._kinds.values()))
+        self._ratio = 1.0

@@ -118,7 +118,10 @@ class Scheduler(Lifecycle):
         if self.settings.itl_target is not None:
             return self.settings.itl_target
         pairs = sum(piece.start + 1 for piece in plan.decodes.values())
-        return self.settings.itl_stretch * self._cost.seconds(len(plan.decodes), len(plan.decodes), pairs)
+        alone = self._cost.seconds(len(plan.decodes), len(plan.decodes), pairs)
+        pressed = len(self._queue) >= self.settings.backlog
+        floor = self.settings.itl_backlog if pressed else self.settings.itl_floor
+        return max(self.settings.itl_stretch * alone, floor)
 
     def _plan_drafts(self, plan: Plan) -> None:
         """Guessed tokens for the decodes, when they pay: never while prompts want the same compute."""

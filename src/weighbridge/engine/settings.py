@@ -23,7 +23,7 @@ class EngineSettings:
     block_size: int = BLOCK_SIZE
     max_batch_tokens: int = 2048
     max_sequences: int = 256
-    itl_target: float | None = None  # None: about twice what the decodes take alone
+    itl_target: float | None = None  # None: see `SchedulerSettings`
     enable_prefix_cache: bool = True
     speculate: bool = True
     max_queue_requests: int = 4096

@@ -13,7 +13,8 @@ _THRESHOLD = 256 << 20
 def tune_allocator() -> bool:
     """Serve allocations up to 256 MiB from the heap and keep the heap: no page faults for each layer's output.
 
-    Call it once everything is loaded: what loading left free goes back to the system first. True when the C library is glibc and took it; elsewhere nothing happens.
+    Call it once everything is loaded: what loading left free goes back to the system first. True when the C
+    library is glibc and took it; elsewhere nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return False
