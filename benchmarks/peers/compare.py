@@ -6,7 +6,9 @@
 Closed loop over HTTP with `weighbridge bench serve` (OpenVINO GenAI has no server in its package and runs
 in process, which spares it HTTP). Every peer has its own environment (see environments.py) and the
 settings its documentation recommends for a small CPU: vLLM with its threads bound to both cores and
-bfloat16; llama-server with as many slots as the scenario has clients, Q4_1 as in the file.
+bfloat16 (it has no GGUF kernels for CPUs); OpenVINO with its defaults, which compute on the file's 4-bit codes
+with 8-bit activations; llama-server with as many slots as the scenario has clients, Q4_1 as in the file.
+`weighbridge` is the default (the file's own codes), `weighbridge-none` computes in bfloat16.
 Run it on an otherwise idle machine. Rounds alternate the peers (A B C A B C); the table shows medians.
 """
 
@@ -36,7 +38,7 @@ START_TIMEOUT, RUN_TIMEOUT = 240.0, 600.0
 
 #: name -> clients, requests, prompt tokens, output tokens
 SCENARIOS = {"n1": (1, 6, 100, 64), "n16": (16, 48, 400, 64), "n64": (64, 192, 100, 64)}
-PEERS = ("weighbridge", "weighbridge-int8", "weighbridge-int4", "vllm", "openvino", "llama")
+PEERS = ("weighbridge", "weighbridge-none", "weighbridge-int8", "vllm", "openvino", "llama")
 #: Random prompts make a small model repeat itself, which our prompt lookup turns into speed that real text
 #: would not see: it is off here, as the peers have nothing of the kind switched on.
 OURS = ["--no-speculate"]
@@ -46,7 +48,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="weighbridge,vllm,openvino,llama", help=f"of {', '.join(PEERS)}")
+    parser.add_argument(
+        "--only", default="weighbridge,weighbridge-none,vllm,openvino,llama", help=f"of {', '.join(PEERS)}"
+    )
     parser.add_argument("--scenarios", default="n1,n16,n64")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path)
@@ -130,8 +134,18 @@ def server(peer: str, clients: int) -> Iterator[str]:
 
 def command_of(peer: str, port: int, clients: int) -> tuple[list[str], dict[str, str]]:
     if peer.startswith("weighbridge"):
-        scheme = peer.partition("-")[2] or "none"
-        return [sys.executable, "-m", "weighbridge", "serve", "--port", str(port), "--quantize", scheme, *OURS], {}
+        scheme = peer.partition("-")[2] or "auto"
+        return [
+            sys.executable,
+            "-m",
+            "weighbridge",
+            "serve",
+            "--port",
+            str(port),
+            "--quantize",
+            scheme,
+            *OURS,
+        ], {}
     python = str(environments.python_of(peer))
     if peer == "llama":
         return [python, str(HERE / "llama_server.py"), str(resolve("default")), str(port), str(clients)], {}

@@ -14,7 +14,9 @@ from weighbridge.cli.terminal import DownloadBar, counting, print_json
 def calibrate(
     model: Annotated[str | None, typer.Argument(help="Model name or path; none: the default model.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "auto",
-    quantize: Annotated[str, typer.Option(help="none, int8 or int4.")] = "none",
+    quantize: Annotated[
+        str, typer.Option(help="auto (as the file keeps them), none, int8 or int4.")
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(help="Compute threads; none: one per core.", min=1)] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -31,8 +31,11 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
     quantize: Annotated[
-        str, typer.Option(help="none, int8 or int4 (when the model is loaded here).")
-    ] = "none",
+        str,
+        typer.Option(
+            help="auto (as the file keeps them), none, int8 or int4 (when the model is loaded here)."
+        ),
+    ] = "auto",
 ) -> None:
     """Chat in the terminal, streaming. Ctrl-C stops an answer, Ctrl-D or /bye leaves, /new starts over."""
     history: Messages = [{"role": "system", "content": system}] if system else []

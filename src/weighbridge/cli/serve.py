@@ -31,7 +31,9 @@ def serve(
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16 or auto (what this CPU multiplies fastest).")
     ] = "auto",
-    quantize: Annotated[str, typer.Option(help="none, int8 or int4: weights in fewer bits.")] = "none",
+    quantize: Annotated[
+        str, typer.Option(help="auto (as the file keeps them), none, int8 or int4: weights in fewer bits.")
+    ] = "auto",
     max_model_len: Annotated[
         int | None, typer.Option(min=1, help="Longest prompt and answer together, in tokens.")
     ] = None,

@@ -65,7 +65,7 @@ def build_replica(
     settings: EngineSettings,
     *,
     dtype: str = "auto",
-    quantize: str = "none",
+    quantize: str = "auto",
     threads: int | None = None,
     report: Report | None = None,
 ) -> Replica:

@@ -14,17 +14,26 @@ from weighbridge.models.decoder import Decoder, Layer, Mlp
 from weighbridge.models.kernels import load_kernels
 from weighbridge.models.kernels.api import Kernels
 from weighbridge.models.linear import Linear, make_linear
-from weighbridge.models.quantized import GroupQuantized, quantize, stack
+from weighbridge.models.linear_hybrid import hybrid_linear, measure_quantized_crossover
+from weighbridge.models.quantized import GROUP_SIZE, GroupQuantized, quantize, stack
 from weighbridge.models.rope import cos_sin_table
 
 log = logging.getLogger("weighbridge.models")
+
+#: Hidden size below which both forms take microseconds and a measurement would be noise.
+SMALLEST_MEASURED = 256
 
 Report = Callable[[int, int], None]  # layers done, layers in all
 
 
 class Quantize(StrEnum):
-    """Weight-only quantisation of the linear layers."""
+    """How the weights of the linear layers are kept. Activations are rounded to 8 bits where weights are few-bit.
 
+    `auto`: as the file keeps them, so 4- and 8-bit GGUF matrices stay what they are when computing in
+    bfloat16, and everything else is dense.
+    """
+
+    AUTO = "auto"
     NONE = "none"
     INT8 = "int8"
     INT4 = "int4"
@@ -48,6 +57,7 @@ class _Builder:
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.scheme = scheme
+        self._dense_from: dict[int, int | None] = {}
 
     def norm(self, name: str) -> torch.Tensor:
         return self.checkpoint.tensor(name).float().contiguous()
@@ -61,18 +71,31 @@ class _Builder:
         if self.scheme is not Quantize.NONE:
             quantized = self._quantized(names, bits)
             if quantized is not None:
-                return make_linear(None, offset, self.dtype, quantized=quantized)
+                return hybrid_linear(quantized, offset, self.dtype, self._crossover(quantized.bits))
         weight = torch.cat([self.checkpoint.tensor(name).to(self.dtype) for name in names])
         return make_linear(weight, offset, self.dtype)
 
     def _quantized(self, names: Sequence[str], bits: int) -> GroupQuantized | None:
-        """The file's own codes where it has them in `bits`, else our rounding; None when rows do not divide."""
+        """The file's own codes where it has them, else our rounding; None: this layer stays dense."""
         parts = [self.checkpoint.quantized(name) for name in names]
-        kept = [part for part in parts if part is not None and part.bits == bits]
-        if len(kept) == len(names):
+        kept = [part for part in parts if part is not None]
+        alike = len(kept) == len(names) and len({part.bits for part in kept}) == 1
+        if self.scheme is Quantize.AUTO:
+            return stack(kept) if alike and self.dtype == torch.bfloat16 else None
+        if alike and kept[0].bits == bits:
             return stack(kept)
         weight = torch.cat([self.checkpoint.tensor(name).float() for name in names])
-        return quantize(weight, bits) if weight.shape[1] % 32 == 0 else None
+        return quantize(weight, bits) if weight.shape[1] % GROUP_SIZE == 0 else None
+
+    def _crossover(self, bits: int) -> int | None:
+        """Tokens from which a dense copy pays on this machine (AMX), measured on this model's widest layer."""
+        config = self.checkpoint.config
+        if config.hidden_size % GROUP_SIZE or config.hidden_size < SMALLEST_MEASURED:
+            return None
+        if bits not in self._dense_from:
+            rows = min(2 * config.intermediate_size, 8192)
+            self._dense_from[bits] = measure_quantized_crossover(rows, config.hidden_size, bits, self.dtype)
+        return self._dense_from[bits]
 
     def layer(self, index: int, kernels: Kernels) -> Layer:
         config = self.checkpoint.config
@@ -98,7 +121,7 @@ class _Builder:
 def load_decoder(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
-    scheme: Quantize = Quantize.NONE,
+    scheme: Quantize = Quantize.AUTO,
     *,
     max_model_len: int | None = None,
     kernels: Kernels | None = None,
