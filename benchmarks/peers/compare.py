@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -25,7 +26,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +124,19 @@ def server(peer: str, clients: int) -> Iterator[str]:
         wait_until_ready(url, process)
         yield url
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        end(process)
         log.close()
         time.sleep(1)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a server and the workers it started: they share a process group that began with it."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(20)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
 
 
 def command_of(peer: str, port: int, clients: int) -> tuple[list[str], dict[str, str]]:
