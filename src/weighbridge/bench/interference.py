@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-import aiohttp
 from rich.console import Console
 
 from weighbridge.bench.client import Outcome, complete
 from weighbridge.bench.report import percentile
-from weighbridge.bench.serve import FIRST_ID, LAST_ID, ServeOptions, completion_body, first_model
-from weighbridge.bench.workload import Arrival, prompt_ids
+from weighbridge.bench.serve import ServeOptions, first_model, open_session, request_body
+from weighbridge.bench.workload import prompt_ids
 
 
 @dataclass(frozen=True, slots=True)
 class InterferenceOptions:
-    """`streams` decode; after `delay` seconds a prompt of `prompt_tokens` arrives."""
+    """`streams` decode; when each has shown `settle` chunks, a prompt of `prompt_tokens` arrives."""
 
     url: str
     model: str | None = None
@@ -26,72 +28,122 @@ class InterferenceOptions:
     stream_prompt: int = 100
     stream_output: int = 400
     prompt_tokens: int = 4000
-    delay: float = 3.0
-    timeout: float = 300.0
+    settle: int = 40
+    timeout: float = 300.0  # seconds, for each request
+    api_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class InterferenceReport:
-    """Gaps between the streams' tokens in seconds: all along, and while the long prompt was computed."""
+    """Seconds between the chunks of the streams: `before` the long prompt, `during` it, and until the end.
 
-    gaps: list[float]
-    gaps_during: list[float]
+    Gaps count from when the last stream has begun, since the first ones belong to the streams' own prompts.
+    """
+
+    before: list[float]
+    during: list[float]
+    after: list[float]
     prompt: Outcome
     errors: list[str]
+    cut_short: int = 0  # streams that ended before the long prompt had its first token
+
+    @property
+    def gaps(self) -> list[float]:
+        return self.before + self.during + self.after
 
     def as_dict(self) -> dict[str, Any]:
-        median = percentile(self.gaps, 0.5)
+        usual, during = percentile(self.before, 0.5), percentile(self.during, 0.5)
+        worst = percentile(self.during, 0.99)
         return {
-            "itl_ms": {f"p{int(p * 100)}": percentile(self.gaps, p) * 1e3 for p in (0.5, 0.95, 0.99)},
-            "itl_during_prompt_ms": {
-                f"p{int(p * 100)}": percentile(self.gaps_during, p) * 1e3 for p in (0.5, 0.99)
-            },
+            "itl_ms": _figures(self.gaps),
+            "itl_before_prompt_ms": _figures(self.before),
+            "itl_during_prompt_ms": _figures(self.during),
             "max_gap_ms": max(self.gaps, default=0.0) * 1e3,
-            "p99_over_median": percentile(self.gaps, 0.99) / median if median else 0.0,
+            "p99_over_median": _ratio(percentile(self.gaps, 0.99), percentile(self.gaps, 0.5)),
+            "p99_over_median_during": _ratio(worst, during),
+            "p99_during_over_median_before": _ratio(worst, usual),
             "prompt_ttft_ms": self.prompt.ttft * 1e3 if self.prompt.chunks else None,
+            "streams_cut_short": self.cut_short,
             "errors": self.errors,
         }
 
     def print(self) -> None:
         figures = self.as_dict()
-        Console().print(
-            f"inter-token gap of the streams: median {figures['itl_ms']['p50']:.1f} ms, "
-            f"p99 {figures['itl_ms']['p99']:.1f} ms ({figures['p99_over_median']:.2f}x the median), "
-            f"largest {figures['max_gap_ms']:.1f} ms; first token of the long prompt after "
-            f"{figures['prompt_ttft_ms'] or 0.0:.0f} ms",
+        console = Console(highlight=False)
+        for name, key in (
+            ("before the prompt", "itl_before_prompt_ms"),
+            ("while it is computed", "itl_during_prompt_ms"),
+            ("all along", "itl_ms"),
+        ):
+            gaps = figures[key]
+            console.print(
+                f"gaps {name}: median {gaps['p50']:.1f} ms, p99 {gaps['p99']:.1f} ms, max {gaps['max']:.1f} ms"
+            )
+        console.print(
+            f"p99 over median: {figures['p99_over_median']:.2f} all along, "
+            f"{figures['p99_over_median_during']:.2f} during, "
+            f"{figures['p99_during_over_median_before']:.2f} during against before; "
+            f"first token of the long prompt after {figures['prompt_ttft_ms'] or 0.0:.0f} ms",
             soft_wrap=True,
         )
+        if self.cut_short:
+            console.print(
+                f"{self.cut_short} streams ended before the long prompt was computed: ask them for more tokens",
+                style="yellow",
+            )
 
 
 def run(options: InterferenceOptions) -> InterferenceReport:
-    return asyncio.run(_run(options))
+    """Raises WeighbridgeError when the server is not there."""
+    return asyncio.run(run_async(options))
 
 
-async def _run(options: InterferenceOptions) -> InterferenceReport:
-    rng = random.Random(0)
-    url = f"{options.url.rstrip('/')}/v1/completions"
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        model = options.model or await first_model(session, options.url)
-        serve = ServeOptions(options.url, model, [])
+async def run_async(options: InterferenceOptions) -> InterferenceReport:
+    async with open_session(options.api_key) as session:
+        serve = ServeOptions(options.url, options.model, [])
+        model = options.model or await first_model(session, serve.base)
+        rng = random.Random(time.time_ns())  # a prompt the server has not seen, however often this is run
+        outcomes = [Outcome(0.0) for _ in range(options.streams)]
 
-        def body(prompt_tokens: int, output_tokens: int) -> dict[str, Any]:
-            ids = prompt_ids(prompt_tokens, range(FIRST_ID, LAST_ID), rng)
-            return completion_body(model, Arrival(0.0, prompt_tokens, output_tokens), serve, ids)
+        def start(prompt_tokens: int, output_tokens: int, outcome: Outcome) -> asyncio.Task[Outcome]:
+            ids = prompt_ids(prompt_tokens, range(*serve.vocabulary), rng)
+            payload = json.dumps(request_body(model, ids, output_tokens, serve)).encode()
+            sent = complete(
+                session, serve.target, payload, timeout=options.timeout, asked=output_tokens, outcome=outcome
+            )
+            return asyncio.create_task(sent)
 
-        bodies = [body(options.stream_prompt, options.stream_output) for _ in range(options.streams)]
-        long = body(options.prompt_tokens, 1)
-        streams = [asyncio.ensure_future(complete(session, url, one, options.timeout)) for one in bodies]
-        await asyncio.sleep(options.delay)
-        prompt = await complete(session, url, long, options.timeout)
-        outcomes = await asyncio.gather(*streams)
-    # The first gaps belong to the other streams' own prompts; steady decoding starts when all have begun.
+        streams = [start(options.stream_prompt, options.stream_output, one) for one in outcomes]
+        while any(len(one.chunks) < options.settle for one in outcomes if one.error is None):
+            done, _ = await asyncio.wait(streams, timeout=0.01)
+            if len(done) == len(streams):
+                break
+        prompt = await start(options.prompt_tokens, 1, Outcome(0.0))
+        await asyncio.gather(*streams)
+    return _report(outcomes, prompt)
+
+
+def _report(outcomes: list[Outcome], prompt: Outcome) -> InterferenceReport:
     steady = max((one.chunks[0] for one in outcomes if one.chunks), default=0.0)
-    gaps, during = [], []
+    end = prompt.chunks[0] if prompt.chunks else prompt.started
+    before: list[float] = []
+    during: list[float] = []
+    after: list[float] = []
     for one in outcomes:
-        for earlier, later in zip(one.chunks, one.chunks[1:], strict=False):
-            if earlier >= steady:
-                gaps.append(later - earlier)
-                if later > prompt.started and prompt.chunks and earlier < prompt.chunks[0]:
-                    during.append(later - earlier)
+        for earlier, later in pairwise(one.chunks):
+            if earlier < steady:
+                continue
+            where = before if later <= prompt.started else during if earlier < end else after
+            where.append(later - earlier)
     errors = [one.error for one in [*outcomes, prompt] if one.error]
-    return InterferenceReport(gaps, during, prompt, errors)
+    cut_short = sum(not one.chunks or one.chunks[-1] < end for one in outcomes)
+    return InterferenceReport(before, during, after, prompt, errors, cut_short)
+
+
+def _figures(gaps: list[float]) -> dict[str, float]:
+    figures = {f"p{round(share * 100)}": percentile(gaps, share) * 1e3 for share in (0.5, 0.95, 0.99)}
+    return {**figures, "max": max(gaps, default=0.0) * 1e3}
+
+
+def _ratio(value: float, by: float) -> float:
+    return value / by if by else 0.0

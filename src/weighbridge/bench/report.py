@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,27 +27,32 @@ class Slo:
 
     @staticmethod
     def parse(text: str) -> Slo:
-        """`ttft=500ms,tpot=50ms`. Raises BadInput otherwise."""
+        """`ttft=500ms,tpot=50ms`; a bare number is seconds. Raises BadInput otherwise."""
         limits = {"ttft": DEFAULT_TTFT, "tpot": DEFAULT_TPOT}
-        for part in text.split(","):
-            name, _, value = part.strip().partition("=")
-            factor = 1e-3 if value.endswith("ms") else 1.0
-            try:
+        try:
+            for part in text.split(","):
+                name, _, value = part.strip().partition("=")
                 if name not in limits:
                     raise ValueError(name)
-                limits[name] = float(value.removesuffix("ms").removesuffix("s")) * factor
-            except ValueError:
-                raise BadInput(
-                    f"--slo {text!r}: write for example ttft=500ms,tpot=50ms", param="slo"
-                ) from None
+                limits[name] = _seconds(value)
+        except ValueError:
+            raise BadInput(f"--slo {text!r}: write for example ttft=500ms,tpot=50ms", param="slo") from None
         return Slo(**limits)
 
     def met(self, outcome: Outcome) -> bool:
         return outcome.ttft <= self.ttft and (outcome.tpot or 0.0) <= self.tpot
 
 
+def _seconds(text: str) -> float:
+    factor = 1e-3 if text.endswith("ms") else 1.0
+    value = float(text.removesuffix("ms" if text.endswith("ms") else "s")) * factor
+    if not 0 < value < math.inf:
+        raise ValueError(text)
+    return value
+
+
 def percentile(values: Sequence[float], share: float) -> float:
-    """Linear interpolation between order statistics; 0 for no values."""
+    """Linear interpolation between order statistics (numpy's default); 0 for no values."""
     if not values:
         return 0.0
     ordered = sorted(values)
@@ -56,6 +62,10 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
+def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
+    return {f"p{round(share * 100)}": percentile(seconds, share) * 1e3 for share in (0.5, 0.95, 0.99)}
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """One run: `seconds` from the first request sent to the last token received."""
@@ -63,21 +73,27 @@ class Report:
     outcomes: list[Outcome]
     seconds: float
     slo: Slo
+    prompts: str = "ids"  # or text
+    client_seconds: float = 0.0  # processor time of the load generator
+    late: list[float] | None = None  # open loop: seconds by which requests left after their time
 
     @property
     def good(self) -> list[Outcome]:
+        """Requests that came to their end, whatever the SLO says of them."""
         return [one for one in self.outcomes if one.error is None]
 
     def as_dict(self) -> dict[str, Any]:
         good = self.good
         seconds = self.seconds or 1.0
+        output = sum(one.output_tokens for one in good)
+        prompt = sum(one.prompt_tokens for one in good)
         return {
-            "output_tokens_per_s": sum(one.output_tokens for one in good) / seconds,
-            "total_tokens_per_s": sum(one.output_tokens + one.prompt_tokens for one in good) / seconds,
-            "ttft_ms": _percentiles([one.ttft for one in good]),
-            "itl_ms": _percentiles([gap for one in good for gap in one.gaps]),
-            "tpot_ms": _percentiles([one.tpot for one in good if one.tpot is not None]),
-            "e2e_ms": _percentiles([one.e2e for one in good]),
+            "output_tokens_per_s": output / seconds,
+            "total_tokens_per_s": (output + prompt) / seconds,
+            "ttft_ms": percentiles_ms([one.ttft for one in good]),
+            "itl_ms": percentiles_ms([gap for one in good for gap in one.token_gaps]),
+            "tpot_ms": percentiles_ms([one.tpot for one in good if one.tpot is not None]),
+            "e2e_ms": percentiles_ms([one.e2e for one in good]),
             "goodput_rps": sum(self.slo.met(one) for one in good) / seconds,
             "slo": {"ttft_ms": self.slo.ttft * 1e3, "tpot_ms": self.slo.tpot * 1e3},
             "errors": len(self.outcomes) - len(good),
@@ -86,6 +102,13 @@ class Report:
             ],
             "requests": len(self.outcomes),
             "seconds": self.seconds,
+            "output_tokens": output,
+            "prompt_tokens": prompt,
+            "prompts": self.prompts,
+            "short": sum(one.output_tokens < one.asked for one in good),  # fewer tokens than asked
+            "counted_by_chunks": sum(not one.counted for one in good),  # the server told no usage
+            "client_cpu_share": self.client_seconds / seconds,
+            **({} if self.late is None else {"late_ms": percentiles_ms(self.late)}),
         }
 
     def print(self) -> None:
@@ -98,15 +121,29 @@ class Report:
             ("total ms", "e2e_ms"),
         ):
             table.add_row(name, *(f"{figures[key][p]:.1f}" for p in ("p50", "p95", "p99")))
-        console = Console()
+        console = Console(highlight=False)
         console.print(table)
         console.print(
-            f"{figures['output_tokens_per_s']:.1f} output tokens/s, {figures['goodput_rps']:.2f} good requests/s, "
-            f"{figures['requests']} requests, {figures['errors']} errors in {self.seconds:.1f} s"
+            f"{figures['output_tokens_per_s']:.1f} output tokens/s, "
+            f"{figures['goodput_rps']:.2f} requests/s within TTFT {figures['slo']['ttft_ms']:g} ms and "
+            f"TPOT {figures['slo']['tpot_ms']:g} ms; "
+            f"{figures['requests']} requests, {figures['errors']} errors in {self.seconds:.1f} s",
+            soft_wrap=True,
         )
+        for warning in self._warnings(figures):
+            console.print(warning, style="yellow", markup=False, soft_wrap=True)
         for sample in figures["error_samples"]:
-            console.print(f"error: {sample}", style="red", markup=False)
+            console.print(f"error: {sample}", style="red", markup=False, soft_wrap=True)
 
-
-def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    return {f"p{int(share * 100)}": percentile(seconds, share) * 1e3 for share in (0.5, 0.95, 0.99)}
+    def _warnings(self, figures: dict[str, Any]) -> list[str]:
+        """What makes the figures mean less than they seem to."""
+        said = []
+        if figures["short"]:
+            said.append(f"{figures['short']} answers were shorter than asked: the server ended them early")
+        if figures["counted_by_chunks"]:
+            said.append(
+                f"{figures['counted_by_chunks']} answers came without usage: their tokens are chunks counted"
+            )
+        if self.late and percentile(self.late, 0.99) > 0.1:
+            said.append(f"1 % of the requests left {figures['late_ms']['p99']:.0f} ms late or more")
+        return said

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import aiohttp
 
 from weighbridge.bench.client import Outcome, complete
+from weighbridge.bench.prompts import count_with_file, count_with_server, count_words, prompt_text
 from weighbridge.bench.report import Report, Slo
-from weighbridge.bench.workload import Arrival, prompt_ids
+from weighbridge.bench.workload import FIRST_ID, LAST_ID, Arrival, prompt_ids
 from weighbridge.errors import WeighbridgeError
 
-#: Token ids that are ordinary text in every vocabulary met so far: past the special ones and single bytes.
-FIRST_ID, LAST_ID = 1000, 15_000
+Prompt = list[int] | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +31,34 @@ class ServeOptions:
     arrivals: Sequence[Arrival]
     concurrency: int | None = None
     shared_prefix: int = 0  # tokens every prompt begins with
-    warm_up: int = 0  # requests sent first and not counted
+    warm_up: int = 0  # requests sent first, all at once, and not counted
     temperature: float = 0.0
     seed: int = 0
     timeout: float = 600.0  # seconds, for each request
-    text_prompts: bool = False  # words instead of token ids, for servers that take no ids
+    text_prompts: bool = (
+        False  # words instead of token ids; without it a server that takes no ids gets words too
+    )
     api_key: str | None = None
     slo: Slo = field(default_factory=Slo)
+    endpoint: Literal["completions", "chat"] = "completions"
+    tokenizer: Path | None = None  # counts text prompts where the server has no /tokenize
+    vocabulary: tuple[int, int] = (FIRST_ID, LAST_ID)  # token ids drawn from
+
+    @property
+    def base(self) -> str:
+        return self.url.rstrip("/").removesuffix("/v1")
+
+    @property
+    def target(self) -> str:
+        return f"{self.base}/v1/{'chat/completions' if self.endpoint == 'chat' else 'completions'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request as the bytes to send, made before the clock starts."""
+
+    arrival: Arrival
+    payload: bytes
 
 
 def run(options: ServeOptions) -> Report:
@@ -44,55 +67,48 @@ def run(options: ServeOptions) -> Report:
 
 
 async def run_async(options: ServeOptions) -> Report:
-    headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
-        model = options.model or await first_model(session, options.url)
-        bodies = _bodies(options, model)
+    async with open_session(options.api_key) as session:
+        model = options.model or await first_model(session, options.base)
+        takes_ids = await _takes_ids(session, options, model)
+        prepared = await _prepare(session, options, model, takes_ids)
         send = _sender(session, options)
-        for body in bodies[: options.warm_up]:
-            await send(body)
-        counted = list(zip(options.arrivals, bodies[options.warm_up :], strict=True))
-        began = time.perf_counter()
+        first, counted = prepared[: options.warm_up], prepared[options.warm_up :]
+        await asyncio.gather(*(send(one) for one in first))
+        began, cpu = time.perf_counter(), time.process_time()
         if options.concurrency is None:
-            outcomes = await _open_loop(send, counted)
+            outcomes, late = await _open_loop(send, counted)
         else:
-            outcomes = await _closed_loop(send, [body for _, body in counted], options.concurrency)
-        return Report(outcomes, time.perf_counter() - began, options.slo)
+            outcomes, late = await _closed_loop(send, counted, options.concurrency), None
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+        return Report(outcomes, seconds, options.slo, "ids" if takes_ids else "text", cpu, late)
 
 
-async def first_model(session: aiohttp.ClientSession, url: str) -> str:
-    """The name of the first model the server has."""
+def open_session(api_key: str | None = None) -> aiohttp.ClientSession:
+    """A client that holds back no connection."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    return aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0))
+
+
+async def first_model(session: aiohttp.ClientSession, base: str) -> str:
+    """The name of the first model the server has. Raises WeighbridgeError when there is none."""
     try:
-        async with session.get(
-            f"{url.rstrip('/')}/v1/models", timeout=aiohttp.ClientTimeout(total=10)
-        ) as answer:
+        async with session.get(f"{base}/v1/models", timeout=aiohttp.ClientTimeout(total=10)) as answer:
             return str((await answer.json())["data"][0]["id"])
-    except (aiohttp.ClientError, TimeoutError, KeyError, IndexError, ValueError) as error:
+    except (aiohttp.ClientError, TimeoutError, OSError, LookupError, TypeError, ValueError) as error:
         raise WeighbridgeError(
-            f"no model at {url} ({type(error).__name__}: {error}); is a server running there?"
+            f"no model at {base} ({type(error).__name__}: {error}); is a server running there?"
         ) from error
 
 
-def _bodies(options: ServeOptions, model: str) -> list[dict[str, Any]]:
-    """All requests are made before the clock starts. The warm-up's come first."""
-    rng = random.Random(options.seed)
-    vocabulary = range(FIRST_ID, LAST_ID)
-    shared = prompt_ids(options.shared_prefix, vocabulary, rng)
-    arrivals = [*(options.arrivals[0] for _ in range(options.warm_up)), *options.arrivals]
-    return [
-        completion_body(model, one, options, prompt_ids(one.prompt_tokens, vocabulary, rng, shared))
-        for one in arrivals
-    ]
-
-
-def completion_body(model: str, arrival: Arrival, options: ServeOptions, ids: list[int]) -> dict[str, Any]:
-    """A streaming completion that must produce exactly as many tokens as asked."""
-    prompt: Any = " ".join(f"{one}" for one in ids) if options.text_prompts else ids
+def request_body(model: str, prompt: Prompt, output_tokens: int, options: ServeOptions) -> dict[str, Any]:
+    """A streaming request that must produce exactly `output_tokens`."""
+    asked: dict[str, Any] = {"prompt": prompt}
+    if options.endpoint == "chat":
+        asked = {"messages": [{"role": "user", "content": prompt}]}
     return {
         "model": model,
-        "prompt": prompt,
-        "max_tokens": arrival.output_tokens,
+        **asked,
+        "max_tokens": output_tokens,
         "temperature": options.temperature,
         "ignore_eos": True,
         "stream": True,
@@ -100,38 +116,89 @@ def completion_body(model: str, arrival: Arrival, options: ServeOptions, ids: li
     }
 
 
-Send = Callable[[dict[str, Any]], Awaitable[Outcome]]
+async def _takes_ids(session: aiohttp.ClientSession, options: ServeOptions, model: str) -> bool:
+    """Whether prompts go as token ids; where a warm-up is allowed, one small request finds out."""
+    if options.text_prompts or options.endpoint == "chat":
+        return False
+    if not options.warm_up:
+        return True
+    ids = prompt_ids(8, range(*options.vocabulary), random.Random(options.seed - 1))
+    payload = json.dumps(request_body(model, ids, 1, options)).encode()
+    outcome = await complete(session, options.target, payload, timeout=options.timeout, asked=1)
+    return not (outcome.error or "").startswith(("HTTP 400", "HTTP 422"))
+
+
+async def _prepare(
+    session: aiohttp.ClientSession, options: ServeOptions, model: str, takes_ids: bool
+) -> list[Prepared]:
+    """All requests, the warm-up's first."""
+    again = range(options.warm_up)
+    arrivals = [*(options.arrivals[i % len(options.arrivals)] for i in again), *options.arrivals]
+    make = _id_prompts if takes_ids else _text_prompts
+    prompts = await make(session, options, model, [one.prompt_tokens for one in arrivals])
+    return [
+        Prepared(one, json.dumps(request_body(model, prompt, one.output_tokens, options)).encode())
+        for one, prompt in zip(arrivals, prompts, strict=True)
+    ]
+
+
+async def _id_prompts(
+    session: aiohttp.ClientSession, options: ServeOptions, model: str, lengths: list[int]
+) -> Sequence[Prompt]:
+    rng = random.Random(options.seed)
+    vocabulary = range(*options.vocabulary)
+    shared = prompt_ids(options.shared_prefix, vocabulary, rng)
+    return [prompt_ids(length, vocabulary, rng, shared) for length in lengths]
+
+
+async def _text_prompts(
+    session: aiohttp.ClientSession, options: ServeOptions, model: str, lengths: list[int]
+) -> Sequence[Prompt]:
+    rng = random.Random(options.seed)
+    if options.tokenizer is not None:
+        count = count_with_file(options.tokenizer)
+    else:
+        count = await count_with_server(session, options.base, model) or count_words
+    shared: list[str] = []
+    if options.shared_prefix:
+        shared = await prompt_text(options.shared_prefix, count, rng)
+    return [" ".join(await prompt_text(length, count, rng, shared)) for length in lengths]
+
+
+Send = Callable[[Prepared], Coroutine[Any, Any, Outcome]]
 
 
 def _sender(session: aiohttp.ClientSession, options: ServeOptions) -> Send:
-    url = f"{options.url.rstrip('/')}/v1/completions"
-
-    async def send(body: dict[str, Any]) -> Outcome:
-        return await complete(session, url, body, options.timeout)
+    async def send(one: Prepared) -> Outcome:
+        asked = one.arrival.output_tokens
+        return await complete(session, options.target, one.payload, timeout=options.timeout, asked=asked)
 
     return send
 
 
-async def _closed_loop(send: Send, bodies: list[dict[str, Any]], concurrency: int) -> list[Outcome]:
+async def _closed_loop(send: Send, counted: Sequence[Prepared], concurrency: int) -> list[Outcome]:
     """`concurrency` clients; each sends its next request when the last one is done."""
-    waiting = iter(bodies)
+    waiting = iter(counted)
     outcomes: list[Outcome] = []
 
     async def client() -> None:
-        for body in waiting:
-            outcome = await send(body)
+        for one in waiting:
+            outcome = await send(one)
             outcomes.append(outcome)
 
-    await asyncio.gather(*(client() for _ in range(concurrency)))
+    await asyncio.gather(*(client() for _ in range(min(concurrency, len(counted)))))
     return outcomes
 
 
-async def _open_loop(send: Send, counted: list[tuple[Arrival, dict[str, Any]]]) -> list[Outcome]:
-    """Every request at its own time, whatever became of the others."""
+async def _open_loop(send: Send, counted: Sequence[Prepared]) -> tuple[list[Outcome], list[float]]:
+    """Every request at its own time, whatever became of the others; and by how many seconds each left late."""
     began = time.perf_counter()
-
-    async def one(arrival: Arrival, body: dict[str, Any]) -> Outcome:
-        await asyncio.sleep(max(arrival.at - (time.perf_counter() - began), 0.0))
-        return await send(body)
-
-    return list(await asyncio.gather(*(one(arrival, body) for arrival, body in counted)))
+    late: list[float] = []
+    async with asyncio.TaskGroup() as group:
+        tasks = []
+        for one in counted:
+            early = one.arrival.at - (time.perf_counter() - began)
+            await asyncio.sleep(max(early, 0.0))
+            late.append(max(time.perf_counter() - began - one.arrival.at, 0.0))
+            tasks.append(group.create_task(send(one)))
+    return [task.result() for task in tasks], late

@@ -1,16 +1,19 @@
-"""What to send: prompts of exact lengths, in a closed loop or as a trace says."""
+"""What to send, and when: a number of equal requests, Poisson arrivals, or a recorded trace."""
 
 from __future__ import annotations
 
 import csv
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from weighbridge.errors import BadInput
+
+#: Token ids that are ordinary text in every vocabulary met so far: past the special ones and single bytes.
+FIRST_ID, LAST_ID = 1000, 15_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +50,30 @@ def read_trace(
 ) -> list[Arrival]:
     """Requests of an Azure CSV (TIMESTAMP, ContextTokens, GeneratedTokens) or a Mooncake JSONL.
 
-    Times are divided by `speed`; lengths are scaled, then cut. Raises BadInput for another format.
+    In order of time, the first one at 0; times are divided by `speed`; lengths are scaled, then cut, and at
+    least 1. Raises BadInput for another format.
     """
-    rows = _azure(path) if path.suffix == ".csv" else _mooncake(path)
-    rows = rows[:limit]
+    read = _azure if path.suffix == ".csv" else _mooncake
+    try:
+        rows = sorted(read(path), key=lambda one: one.at)[:limit]
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror or error}", param="trace") from error
     if not rows:
-        raise BadInput(f"{path} holds no requests")
-    first = rows[0].at
-
-    def scaled(length: int, factor: float, most: int | None) -> int:
-        return max(1, min(round(length * factor), most or round(length * factor) or 1))
-
+        raise BadInput(f"{path} holds no requests", param="trace")
+    prompt = _scaling(scale_prompt, max_prompt)
+    output = _scaling(scale_output, max_output)
     return [
-        Arrival(
-            (one.at - first) / speed,
-            scaled(one.prompt_tokens, scale_prompt, max_prompt),
-            scaled(one.output_tokens, scale_output, max_output),
-        )
+        Arrival((one.at - rows[0].at) / speed, prompt(one.prompt_tokens), output(one.output_tokens))
         for one in rows
     ]
+
+
+def _scaling(factor: float, most: int | None) -> Callable[[int], int]:
+    def scaled(length: int) -> int:
+        wanted = max(1, round(length * factor))
+        return wanted if most is None else min(wanted, most)
+
+    return scaled
 
 
 def _azure(path: Path) -> list[Arrival]:
@@ -73,7 +81,8 @@ def _azure(path: Path) -> list[Arrival]:
         with path.open(newline="") as file:
             return [
                 Arrival(
-                    datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp(),
+                    # Seven digits of a second are written; Python reads six. The zone does not matter.
+                    datetime.fromisoformat(row["TIMESTAMP"][:26]).replace(tzinfo=UTC).timestamp(),
                     int(row["ContextTokens"]),
                     int(row["GeneratedTokens"]),
                 )
@@ -81,22 +90,23 @@ def _azure(path: Path) -> list[Arrival]:
             ]
     except (KeyError, ValueError, TypeError) as error:
         raise BadInput(
-            f"{path}: expected columns TIMESTAMP, ContextTokens and GeneratedTokens ({error})"
+            f"{path}: expected columns TIMESTAMP, ContextTokens and GeneratedTokens ({error})", param="trace"
         ) from error
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _mooncake(path: Path) -> list[Arrival]:
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        return [Arrival(row["timestamp"] / 1e3, row["input_length"], row["output_length"]) for row in rows]
+        with path.open() as file:
+            rows = [json.loads(line) for line in file if line.strip()]
+        return [
+            Arrival(float(row["timestamp"]) / 1e3, int(row["input_length"]), int(row["output_length"]))
+            for row in rows
+        ]
     except (KeyError, ValueError, TypeError) as error:
         raise BadInput(
-            f"{path}: expected JSON lines with timestamp, input_length, output_length ({error})"
+            f"{path}: expected JSON lines with timestamp (ms), input_length, output_length ({error})",
+            param="trace",
         ) from error
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
 
 
 def prompt_ids(

@@ -6,7 +6,7 @@ import ctypes
 import sys
 
 # Parameters of glibc's mallopt(3).
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _THRESHOLD = 256 << 20
 
 
@@ -22,6 +22,8 @@ def tune_allocator() -> bool:
         library = ctypes.CDLL(None)
         mallopt = library.mallopt
         library.malloc_trim(0)
+        # One arena: the engine's thread would get one of its own, in heaps of 64 MiB that come and go.
+        mallopt(_M_ARENA_MAX, 1)
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _THRESHOLD) and mallopt(_M_TRIM_THRESHOLD, 2 * _THRESHOLD))

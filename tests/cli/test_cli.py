@@ -1,0 +1,86 @@
+"""The command line as a person meets it: help, versions, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from weighbridge import __version__
+from weighbridge.engine.settings import EngineSettings, parse_bytes, pool_blocks
+from weighbridge.errors import BadInput
+
+
+def weighbridge(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "weighbridge", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_version_and_help() -> None:
+    assert weighbridge("--version").stdout.strip() == f"weighbridge {__version__}"
+    text = weighbridge("--help").stdout
+    for command in ("serve", "chat", "calibrate", "bench", "models", "ticket"):
+        assert command in text
+
+
+def test_catalogue_as_json() -> None:
+    models = json.loads(weighbridge("models", "list", "--json").stdout)
+    assert "smollm2-135m-instruct" in [model["name"] for model in models]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["serve", "--no-such-flag"], "no-such-flag"),
+        (["serve", "no-such-model"], "no-such-model"),
+        (["serve", "--kv-cache-memory", "lots"], "lots"),
+        (["serve", "--api-key", "team="], "TENANT=KEY"),
+        (["models", "pull", "no-such-model"], "no-such-model"),
+        (["bench", "serve", "--slo", "soon"], "ttft=500ms"),
+        (["bench", "serve", "--concurrency", "1", "--rate", "2"], "--concurrency"),
+        (["bench", "serve", "--trace", "/no/such/file.csv"], "/no/such/file.csv"),
+    ],
+    ids=str,
+)
+def test_bad_input_exits_2_and_says_why(words: list[str], says: str) -> None:
+    done = weighbridge(*words)
+    assert done.returncode == 2
+    assert says in done.stderr.replace("\n", "")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_taken_port_is_said_before_the_model_loads() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = weighbridge("serve", "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 2
+    assert "--port" in done.stderr
+
+
+def test_no_server_exits_1() -> None:
+    done = weighbridge("ticket", "--url", "http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "weighbridge serve" in done.stderr.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512", 512), ("2GiB", 2 << 30), ("1.5 MB", 1_500_000), ("4k", 4096), ("1gb", 10**9)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "1 potato", "-"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(BadInput, match="512MiB"):
+        parse_bytes(text)
+
+
+def test_a_pool_too_small_for_a_block_is_refused_with_the_number() -> None:
+    with pytest.raises(BadInput, match="32000 bytes"):
+        pool_blocks(EngineSettings(kv_cache_memory=100), 1000, 1024)
+    assert pool_blocks(EngineSettings(kv_cache_memory=64_000), 1000, 1024) == 2
