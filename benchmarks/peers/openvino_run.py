@@ -16,6 +16,26 @@ import openvino
 import openvino_genai
 
 
+class Running:
+    """One request in flight: when it began, and when its first token was there."""
+
+    def __init__(self, handle: openvino_genai.GenerationHandle) -> None:
+        self.handle = handle
+        self.began = time.perf_counter()
+        self.first: float | None = None
+        self.tokens = 0
+
+    def read(self, now: float) -> None:
+        while self.handle.can_read():
+            for output in self.handle.read().values():
+                self.tokens += len(output.generated_ids)
+            self.first = self.first or now
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.handle.get_status() == openvino_genai.GenerationStatus.FINISHED)
+
+
 def main(model: str, concurrency: int, requests: int, prompt: int, output: int) -> None:
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.cache_size = 4  # GB
@@ -29,40 +49,41 @@ def main(model: str, concurrency: int, requests: int, prompt: int, output: int) 
     config.ignore_eos = True
     config.do_sample = False
     rng = random.Random(0)
-    prompts = [[rng.randrange(1000, 15000) for _ in range(prompt)] for _ in range(requests + 1)]
-    loop(pipeline, prompts[:1], config, 1)
+    warm_up = max(2, concurrency)
+    prompts = [[rng.randrange(1000, 15000) for _ in range(prompt)] for _ in range(warm_up + requests)]
+    loop(pipeline, prompts[:warm_up], config, concurrency)
     started = time.perf_counter()
-    first = loop(pipeline, prompts[1:], config, concurrency)
+    done = loop(pipeline, prompts[warm_up:], config, concurrency)
     seconds = time.perf_counter() - started
-    print(
-        json.dumps(
-            {
-                "output_tokens_per_s": requests * output / seconds,
-                "ttft_p50_ms": statistics.median(first) * 1e3,
-            }
-        )
-    )
+    figures = {
+        "output_tokens_per_s": sum(tokens for _, _, tokens in done) / seconds,
+        "ttft_p50_ms": statistics.median(first for first, _, _ in done) * 1e3,
+        "tpot_p50_ms": statistics.median((total - first) / (n - 1) for first, total, n in done if n > 1)
+        * 1e3,
+        "errors": requests - len(done),
+        "short": sum(tokens < output for _, _, tokens in done),
+    }
+    print(json.dumps(figures))
 
 
-def loop(pipeline, prompts, config, concurrency: int) -> list[float]:  # type: ignore[no-untyped-def]
-    """`concurrency` requests in flight until all are done; returns each one's time to first token."""
-    waiting, running, first = list(enumerate(prompts)), {}, []
+def loop(pipeline, prompts, config, concurrency: int) -> list[tuple[float, float, int]]:  # type: ignore[no-untyped-def]
+    """`concurrency` requests in flight until all are done: TTFT and total time in seconds, and tokens, of each."""
+    waiting = list(enumerate(prompts))[::-1]
+    running: list[Running] = []
+    done = []
     while waiting or running:
         while waiting and len(running) < concurrency:
-            index, ids = waiting.pop(0)
+            index, ids = waiting.pop()
             tensor = openvino.Tensor(np.array([ids], dtype=np.int64))
-            running[index] = [pipeline.add_request(index, tensor, config), time.perf_counter(), False]
+            running.append(Running(pipeline.add_request(index, tensor, config)))
         pipeline.step()
-        for index, entry in list(running.items()):
-            handle, began, seen = entry
-            if handle.can_read():
-                handle.read()
-                if not seen:
-                    first.append(time.perf_counter() - began)
-                    entry[2] = True
-            if handle.get_status() == openvino_genai.GenerationStatus.FINISHED:
-                del running[index]
-    return first
+        now = time.perf_counter()
+        for one in running:
+            one.read(now)
+            if one.finished and one.first is not None:
+                done.append((one.first - one.began, now - one.began, one.tokens))
+        running = [one for one in running if not one.finished]
+    return done
 
 
 if __name__ == "__main__":

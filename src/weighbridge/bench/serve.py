@@ -84,9 +84,13 @@ async def run_async(options: ServeOptions) -> Report:
 
 
 def open_session(api_key: str | None = None) -> aiohttp.ClientSession:
-    """A client that holds back no connection."""
+    """A client with a new connection for every request, and as many as it takes.
+
+    Kept connections fail on servers that close them without saying so (llama-server does).
+    """
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    return aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0))
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    return aiohttp.ClientSession(headers=headers, connector=connector)
 
 
 async def first_model(session: aiohttp.ClientSession, base: str) -> str:
