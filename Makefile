@@ -4,16 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/weighbridge/models/kernels/native/*)
 
-.PHONY: serve test proof bench lint format clean
+.PHONY: serve test lint format clean
 
 serve: .make/install
 	$(BIN)/weighbridge serve $(ARGS)
 
 test: .make/install-dev lint
-	$(BIN)/python -m pytest -m "not proof"
-
-proof: .make/install-dev
-	$(BIN)/python -m pytest -m proof
+	$(BIN)/python -m pytest
 
 lint: .make/install-dev
 	$(BIN)/ruff check src tests benchmarks

@@ -1,26 +1,35 @@
 """The headline: continuous against static batching, same kernels, real output lengths.
 
     python benchmarks/static_vs_continuous.py --trace azure_2023_conv.csv [--requests 128] [--batch 16]
+        [--rounds 2]
 
-Starts `weighbridge serve` twice, one after the other, and sends the first requests of the trace as fast as
-they come (all at once: a backlog). Lengths are the trace's, scaled to the model:
-prompts by 0.1 (the trace's median of about 1,000 tokens would be a tenth of this model's context), outputs
-by `--scale-output`. The static side is the classic one: a batch waits until it is full or a timeout
-passes, prompts are padded to the longest, KV is reserved for the longest possible output, and nobody
-leaves before the last one is done. Its attention does not run over padding, which favours it.
+Starts `weighbridge serve` once for each side, one after the other, and sends the first requests of the trace
+as fast as they come (all at once: a backlog, so that every server is saturated until it runs dry). Lengths are
+the trace's, scaled to the model: prompts by 0.1 (the trace's median of about 1,000 tokens would be a tenth of
+this model's context), outputs by `--scale-output`. The static side is the classic one: a batch waits until it
+is full or a timeout passes, prompts are padded to the longest, KV is reserved for the longest possible
+output, and nobody leaves before the last one is done. Its attention does not run over padding, which favours it.
+Rounds alternate the sides (A B C A B C); the table shows medians over them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+START_TIMEOUT, STOP_TIMEOUT, RUN_TIMEOUT = 120.0, 40.0, 1800.0
+
+Figures = dict[str, Any]
 
 
 def main() -> None:
@@ -29,30 +38,52 @@ def main() -> None:
     )
     parser.add_argument("--trace", type=Path, required=True)
     parser.add_argument("--requests", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=16, help="seats of both sides")
+    parser.add_argument("--batch", type=int, default=16, help="seats of the static side")
     parser.add_argument("--scale-prompt", type=float, default=0.1)
     parser.add_argument("--scale-output", type=float, default=0.5)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    results = {
-        "static": run(["--batching", "static", "--static-batch-size", str(options.batch)], options),
-        "continuous, same seats": run(["--max-sequences", str(options.batch)], options),
-        "continuous": run([], options),
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is ended on the way out
+    sides = {
+        "static": ["--batching", "static", "--static-batch-size", str(options.batch)],
+        "continuous, same seats": ["--max-sequences", str(options.batch)],
+        "continuous": [],
     }
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
-    base = results["static"]["output_tokens_per_s"]
-    print("| batching | out tok/s | against static | TTFT p50 ms | TTFT p99 ms | total p50 ms |")
-    print("|---|---|---|---|---|---|")
-    for name, figures in results.items():
-        speed, ttft = figures["output_tokens_per_s"], figures["ttft_ms"]
-        print(
-            f"| {name} | {speed:.0f} | {speed / base:.2f}x | {ttft['p50']:.0f} | {ttft['p99']:.0f} "
-            f"| {figures['e2e_ms']['p50']:.0f} |"
+    results: dict[str, list[Figures]] = {name: [] for name in sides}
+    for _ in range(options.rounds):
+        for name, flags in sides.items():
+            results[name].append(run(flags, options))
+            if options.json:
+                options.json.write_text(json.dumps(results, indent=1))
+    print(table(results))
+
+
+def table(results: dict[str, list[Figures]]) -> str:
+    def median(name: str, *keys: str) -> float:
+        return statistics.median(of(figures, keys) for figures in results[name])
+
+    base = median("static", "output_tokens_per_s")
+    lines = ["| batching | out tok/s | against static | TTFT p50 ms | TTFT p99 ms | total p50 ms | errors |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for name, rounds in results.items():
+        speed = median(name, "output_tokens_per_s")
+        ttft = [median(name, "ttft_ms", share) for share in ("p50", "p99")]
+        lines.append(
+            f"| {name} | {speed:.0f} | {speed / base:.2f}x | {ttft[0]:.0f} | {ttft[1]:.0f} "
+            f"| {median(name, 'e2e_ms', 'p50'):.0f} | {sum(figures['errors'] for figures in rounds)} |"
         )
+    return "\n".join(lines)
 
 
-def run(flags: list[str], options: argparse.Namespace) -> dict[str, Any]:
+def of(figures: Figures, keys: Sequence[str]) -> float:
+    value: Any = figures
+    for key in keys:
+        value = value[key]
+    return float(value)
+
+
+def run(flags: list[str], options: argparse.Namespace) -> Figures:
     """One server with `flags`, the whole load, and the figures."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -61,25 +92,31 @@ def run(flags: list[str], options: argparse.Namespace) -> dict[str, Any]:
     server = subprocess.Popen([*base, "serve", "--port", str(port), "--no-speculate", *flags])
     try:
         url = f"http://127.0.0.1:{port}"
-        wait_until_ready(url)
+        wait_until_ready(url, server)
         load = ["--trace", str(options.trace), "--limit", str(options.requests), "--speed", "1000"]
         load += ["--scale-prompt", str(options.scale_prompt), "--scale-output", str(options.scale_output)]
-        command = [*base, "bench", "serve", "--json", "--url", url, "--timeout", "900", *load]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=1200)
-        figures: dict[str, Any] = json.loads(done.stdout)
+        command = [*base, "bench", "serve", "--json", "--url", url, "--timeout", str(RUN_TIMEOUT / 2), *load]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=RUN_TIMEOUT)
+        figures: Figures = json.loads(done.stdout)
         return figures
     finally:
         server.terminate()
-        server.wait(40)
+        try:
+            server.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
-def wait_until_ready(url: str) -> None:
-    deadline = time.monotonic() + 120
+def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
     while True:
         try:
             urllib.request.urlopen(f"{url}/health", timeout=2).close()
             return
         except OSError:
+            if server.poll() is not None:
+                sys.exit(f"the server ended with code {server.returncode}; its message is above")
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
