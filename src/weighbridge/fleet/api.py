@@ -1,0 +1,128 @@
+"""The seams of the fleet: what arrives, what is known of a replica, how one is chosen, how one is spoken to.
+
+Everything here but `Replica` is plain data for pure code, so that the simulator runs the same policies, queue
+and limits under a virtual clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from weighbridge.cost.price import FREE, Price
+from weighbridge.cost.step import StepCost
+from weighbridge.cost.weight import Weight
+from weighbridge.engine.prefix import Digest
+
+if TYPE_CHECKING:
+    from weighbridge.fleet.state import ReplicaState
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One weighed request at the gateway's door.
+
+    `chain` names its full prompt blocks (see `engine.prefix`); empty where no tokenizer is at hand. Times are
+    seconds of the caller's clock.
+    """
+
+    id: str
+    model: str
+    weight: Weight
+    arrived: float
+    tenant: str = "default"
+    route: str = ""
+    priority: int = 0
+    deadline: float | None = None
+    chain: tuple[Digest, ...] = ()
+    session: str = ""  # requests of one conversation, where the client says so
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a replica can hold, and how fast it is. Known from its own report, or from the configuration."""
+
+    step_cost: StepCost
+    kv_tokens: int | None = None  # tokens the KV pool holds; None: not known, not limited
+    block_size: int = 16
+    max_sequences: int = 256  # requests in one batch
+    max_batch_tokens: int = 2048  # tokens of one iteration
+    max_model_len: int | None = None
+    price: Price = FREE
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a replica last said of itself; `at` is the gateway's clock when the answer came."""
+
+    at: float
+    queued_requests: int = 0
+    running_requests: int = 0
+    queued_tokens: int = 0
+    running_tokens: int = 0
+    kv_tokens_used: int | None = None
+    kv_tokens_total: int | None = None
+    draining: bool = False
+    step_cost: StepCost | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where a request goes and why; `scores` of all candidates (lower is better), for the ticket."""
+
+    replica: str
+    reason: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+class Policy(Protocol):
+    """One way to choose. Pure: the time is passed in, randomness comes from a generator given at construction."""
+
+    name: str
+
+    def choose(self, arrival: Arrival, replicas: Sequence[ReplicaState], now: float) -> Choice:
+        """One of `replicas` (never empty; all of them may take the request now)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request as it goes to a replica: an OpenAI body, already rewritten for that replica."""
+
+    path: str  # "/v1/chat/completions" or "/v1/completions"
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    stream: bool = False
+
+
+class Answer(Protocol):
+    """A replica's answer once its status is known. `chunks` may be read once; `close` cancels the request."""
+
+    status: int
+    headers: Mapping[str, str]
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes: whole SSE events for a stream, the JSON otherwise."""
+        ...
+
+    async def close(self) -> None:
+        """Idempotent. The replica notices and frees what the request held."""
+        ...
+
+
+class Replica(Protocol):
+    """Anything that answers: an engine here, a local process, a URL, a Ray actor, a simulated replica.
+
+    Raises `ReplicaError` (fleet.replica) when it cannot be reached or breaks off.
+    """
+
+    name: str
+
+    async def open(self, call: Call) -> Answer: ...
+
+    async def probe(self) -> Report:
+        """Its health and load now; raises ReplicaError when it does not answer in time."""
+        ...
+
+    async def close(self) -> None: ...
