@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from weighbridge.models.moe_config import ExpertsConfig
+
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
@@ -25,7 +27,7 @@ class RopeConfig:
 class ModelConfig:
     """Shape of a decoder-only transformer. Sizes in elements; per-layer tuples have `num_layers` entries."""
 
-    architecture: str  # "llama", "mistral", "qwen2", "qwen3", "smollm3"
+    architecture: str  # "llama", "mistral", "qwen2", "qwen3", "smollm3", "mixtral", "qwen2_moe", …
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -43,6 +45,9 @@ class ModelConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False  # RMSNorm of each query and key head before the rotation (Qwen3)
+    qk_norm_all_heads: bool = False  # one RMSNorm over all query heads, one over all key heads (OLMoE)
+    clip_qkv: float | None = None  # largest magnitude of queries, keys and values (OLMoE)
+    experts: ExpertsConfig | None = None  # None: every layer is dense
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,8 +13,21 @@ from weighbridge.models.kernels.api import BatchLayout, Int32, Kernels, KVCache
 from weighbridge.models.linear import Linear
 
 
+class FeedForward(Protocol):
+    """What follows the attention of a layer: one gated block, or a mixture of experts."""
+
+    @property
+    def nbytes(self) -> int:
+        """Resident bytes of the weights."""
+        ...
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[tokens, hidden] to [tokens, hidden], both in the compute dtype."""
+        ...
+
+
 class Mlp:
-    """Gated feed-forward: down(silu(gate(x)) * up(x)), gate and up as one matrix. MoE takes this seat."""
+    """Gated feed-forward: down(silu(gate(x)) * up(x)), gate and up as one matrix."""
 
     def __init__(self, gate_up: Linear, down: Linear, kernels: Kernels) -> None:
         self._gate_up = gate_up
@@ -39,7 +53,7 @@ class Layer:
     qkv: Linear
     output: Linear
     post_attention_norm: torch.Tensor
-    mlp: Mlp
+    mlp: FeedForward
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
     rotates: bool

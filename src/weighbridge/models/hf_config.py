@@ -8,6 +8,7 @@ from typing import Any
 
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.config import ModelConfig, RopeConfig
+from weighbridge.models.moe_config import read_experts
 
 Fields = dict[str, Any]
 
@@ -28,6 +29,21 @@ _DEFAULTS: dict[str, Fields] = {
         "tie_word_embeddings": True,
         "rope_theta": 2_000_000.0,
     },
+    "mixtral": {
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1_000_000.0,
+    },
+    "qwen2_moe": {
+        "num_key_value_heads": 16,
+        "max_position_embeddings": 32_768,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+        "qkv_bias": True,
+    },
+    "qwen3_moe": {"num_key_value_heads": 4, "max_position_embeddings": 32_768, "sliding_window": 4096},
+    "olmoe": {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
 }
 FAMILIES = tuple(_DEFAULTS)
 
@@ -41,7 +57,10 @@ def read_config(directory: Path) -> ModelConfig:
     kv_heads = _whole(fields, "num_key_value_heads", heads)
     if heads % kv_heads:
         raise BadInput(f"config.json: {heads} attention heads cannot share {kv_heads} key/value heads evenly")
-    attention_bias = family not in ("mistral", "qwen2") and bool(fields.get("attention_bias"))
+    no_bias = ("mistral", "mixtral", "qwen2", "qwen2_moe")
+    attention_bias = family not in no_bias and bool(fields.get("attention_bias"))
+    qkv_bias = family == "qwen2" or (family == "qwen2_moe" and bool(fields["qkv_bias"]))
+    clip = fields.get("clip_qkv") if family == "olmoe" else None
     return ModelConfig(
         architecture=family,
         vocab_size=_whole(fields, "vocab_size"),
@@ -57,10 +76,13 @@ def read_config(directory: Path) -> ModelConfig:
         rotary_layers=_rotary_layers(fields, layers),
         sliding_windows=_sliding_windows(fields, layers),
         tie_word_embeddings=bool(fields.get("tie_word_embeddings")),
-        qkv_bias=attention_bias or family == "qwen2",
+        qkv_bias=attention_bias or qkv_bias,
         output_bias=attention_bias,
         mlp_bias=family in ("llama", "smollm3") and bool(fields.get("mlp_bias")),
-        qk_norm=family == "qwen3",
+        qk_norm=family in ("qwen3", "qwen3_moe"),
+        qk_norm_all_heads=family == "olmoe",
+        clip_qkv=None if clip is None else float(clip),
+        experts=read_experts(fields, layers),
         eos_token_ids=end_token_ids(directory),
         bos_token_id=fields.get("bos_token_id"),
     )
@@ -149,13 +171,15 @@ def _rotary_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
 
 
 def _sliding_windows(fields: Fields, layers: int) -> tuple[int, ...]:
-    """Mistral limits every layer; Qwen and SmolLM3 only where `use_sliding_window` switches it on."""
+    """Mistral and Mixtral limit every layer; Qwen and SmolLM3 only where `use_sliding_window` switches it on."""
     window = fields.get("sliding_window") or 0
     family = fields["model_type"]
-    if family == "mistral":
+    if family in ("mistral", "mixtral"):
         return (window,) * layers
-    if family == "llama" or not window or not fields.get("use_sliding_window"):
+    if family in ("llama", "olmoe") or not window or not fields.get("use_sliding_window"):
         return (0,) * layers
+    if family == "qwen3_moe":
+        return (window,) * layers
     kinds = fields.get("layer_types")
     if kinds is not None:
         unknown = set(_per_layer(kinds, "layer_types", layers)) - {"sliding_attention", "full_attention"}

@@ -10,11 +10,12 @@ import torch
 
 from weighbridge.errors import BadInput
 from weighbridge.models.checkpoint import Checkpoint
-from weighbridge.models.decoder import Decoder, Layer, Mlp
+from weighbridge.models.decoder import Decoder, Layer
 from weighbridge.models.kernels import load_kernels
 from weighbridge.models.kernels.api import Kernels
 from weighbridge.models.linear import Linear, make_linear
 from weighbridge.models.linear_hybrid import hybrid_linear, measure_quantized_crossover
+from weighbridge.models.moe_loader import build_mlp, normed_projection
 from weighbridge.models.quantized import GROUP_SIZE, GroupQuantized, quantize, stack
 from weighbridge.models.rope import cos_sin_table
 
@@ -100,17 +101,15 @@ class _Builder:
     def layer(self, index: int, kernels: Kernels) -> Layer:
         config = self.checkpoint.config
         prefix = f"model.layers.{index}."
-        attention, mlp = prefix + "self_attn.", prefix + "mlp."
+        attention = prefix + "self_attn."
         bits = 4 if self.scheme is Quantize.INT4 else 8
         qkv = [f"{attention}{name}_proj.weight" for name in "qkv"]
-        gate_up = self.linear([mlp + "gate_proj.weight", mlp + "up_proj.weight"], config.mlp_bias, bits)
-        down = self.linear([mlp + "down_proj.weight"], config.mlp_bias, bits)
         return Layer(
             input_norm=self.norm(prefix + "input_layernorm.weight"),
-            qkv=self.linear(qkv, config.qkv_bias, bits),
+            qkv=normed_projection(self, config, index, self.linear(qkv, config.qkv_bias, bits)),
             output=self.linear([attention + "o_proj.weight"], config.output_bias, bits),
             post_attention_norm=self.norm(prefix + "post_attention_layernorm.weight"),
-            mlp=Mlp(gate_up, down, kernels),
+            mlp=build_mlp(self, config, index, kernels, bits),
             q_norm=self.norm(attention + "q_norm.weight") if config.qk_norm else None,
             k_norm=self.norm(attention + "k_norm.weight") if config.qk_norm else None,
             rotates=config.rotary_layers[index],

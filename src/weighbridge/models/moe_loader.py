@@ -1,0 +1,85 @@
+"""Builds the feed-forward block of a layer, dense or sparse, from whatever packs linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+from weighbridge.models.config import ModelConfig
+from weighbridge.models.decoder import Mlp
+from weighbridge.models.kernels.api import Kernels
+from weighbridge.models.linear import Linear
+from weighbridge.models.moe import ListedExperts, NormedProjection, Router, SharedExpert, SparseMlp
+from weighbridge.models.moe_config import ExpertsConfig
+
+
+class Weights(Protocol):
+    """What packs the tensors of a checkpoint."""
+
+    def norm(self, name: str) -> torch.Tensor:
+        """A tensor as float32."""
+        ...
+
+    def linear(self, names: Sequence[str], bias: bool, bits: int) -> Linear:
+        """One linear layer from the rows of several matrices."""
+        ...
+
+
+def expert_matrices(experts: ExpertsConfig, layer: int, expert: int) -> tuple[list[str], list[str]]:
+    """Hugging Face names of an expert's (gate and up) and down matrices."""
+    prefix = f"model.layers.{layer}."
+    if experts.mixtral_names:
+        stem = f"{prefix}block_sparse_moe.experts.{expert}."
+        return [f"{stem}w1.weight", f"{stem}w3.weight"], [f"{stem}w2.weight"]
+    return _gated(f"{prefix}mlp.experts.{expert}.")
+
+
+def router_name(experts: ExpertsConfig, layer: int) -> str:
+    block = "block_sparse_moe" if experts.mixtral_names else "mlp"
+    return f"model.layers.{layer}.{block}.gate.weight"
+
+
+def build_mlp(
+    weights: Weights, config: ModelConfig, layer: int, kernels: Kernels, bits: int
+) -> Mlp | SparseMlp:
+    """The feed-forward block of `layer`."""
+    experts = config.experts
+    prefix = f"model.layers.{layer}.mlp."
+    if experts is None or not experts.sparse_layers[layer]:
+        return _mlp(weights, _gated(prefix), config.mlp_bias, kernels, bits)
+    shared = None
+    if experts.shared_intermediate_size:
+        mlp = _mlp(weights, _gated(prefix + "shared_expert."), False, kernels, bits)
+        shared = SharedExpert(mlp, weights.norm(prefix + "shared_expert_gate.weight"))
+    router = Router(weights.norm(router_name(experts, layer)), experts.top_k, experts.normalize)
+    build = expert_builder(weights, experts, layer, kernels, bits)
+    return SparseMlp(layer, router, ListedExperts([build(index) for index in range(experts.count)]), shared)
+
+
+def expert_builder(
+    weights: Weights, experts: ExpertsConfig, layer: int, kernels: Kernels, bits: int
+) -> Callable[[int], Mlp]:
+    """A function from the number of an expert to its packed feed-forward block."""
+    return lambda expert: _mlp(weights, expert_matrices(experts, layer, expert), False, kernels, bits)
+
+
+def normed_projection(weights: Weights, config: ModelConfig, layer: int, qkv: Linear) -> Linear:
+    """`qkv`, with OLMoE's norms and clamp behind it where the model has them."""
+    if not config.qk_norm_all_heads:
+        return qkv
+    prefix = f"model.layers.{layer}.self_attn."
+    q_norm, k_norm = (weights.norm(f"{prefix}{name}_norm.weight") for name in "qk")
+    return NormedProjection(qkv, q_norm, k_norm, config.rms_norm_eps, config.clip_qkv)
+
+
+def _gated(stem: str) -> tuple[list[str], list[str]]:
+    return [f"{stem}gate_proj.weight", f"{stem}up_proj.weight"], [f"{stem}down_proj.weight"]
+
+
+def _mlp(
+    weights: Weights, names: tuple[list[str], list[str]], bias: bool, kernels: Kernels, bits: int
+) -> Mlp:
+    gate_up, down = names
+    return Mlp(weights.linear(gate_up, bias, bits), weights.linear(down, bias, bits), kernels)
