@@ -11,7 +11,7 @@ import torch
 from tests.models.test_decoder import logits_in_chunks
 from tests.models.tiny_moe import MOE_FAMILIES, make_tiny_moe
 from weighbridge.models.checkpoint import open_checkpoint
-from weighbridge.models.loader import Quantize, load_decoder
+from weighbridge.models.loader import load_decoder
 
 transformers = pytest.importorskip("transformers", reason="the oracle is transformers")
 
