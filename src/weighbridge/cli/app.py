@@ -7,7 +7,7 @@ import sys
 import typer
 
 from weighbridge import __version__
-from weighbridge.cli import bench, calibrate, chat, models, serve, ticket
+from weighbridge.cli import bench, calibrate, chat, models, replica, serve, ticket
 from weighbridge.cli.terminal import fail
 from weighbridge.errors import BadInput, WeighbridgeError
 
@@ -23,6 +23,7 @@ app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)
 app.command("calibrate")(calibrate.calibrate)
 app.command("ticket")(ticket.ticket)
+app.command("replica")(replica.replica)
 app.add_typer(models.app, name="models")
 app.add_typer(bench.app, name="bench")
 

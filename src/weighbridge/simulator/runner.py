@@ -1,0 +1,90 @@
+"""A runner that computes nothing: each iteration takes the time the step cost predicts, on the real clock."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import zlib
+from array import array
+from collections.abc import Callable, Sequence
+
+from weighbridge.cost import StepCost
+from weighbridge.engine.batch import Batch, Sampled, Slice
+from weighbridge.engine.request import Request, TokenLogprob
+from weighbridge.simulator.lengths import Lengths
+
+
+class SimulatedRunner:
+    """A `BatchRunner` for `LocalEngine`. The words of an answer follow from its prompt and `seed`: they repeat.
+
+    An answer ends after a length drawn from `lengths` (None: when `max_tokens` ends it). `freeze` stops the
+    machine for a while, as a driver reset or a page storm would.
+    """
+
+    def __init__(
+        self,
+        cost: StepCost,
+        lengths: Lengths | None = None,
+        *,
+        words: Sequence[int],
+        end_of_text: int,
+        seed: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cost = cost
+        self._lengths = lengths
+        self._words = words
+        self._end_of_text = end_of_text
+        self._seed = seed
+        self._clock = clock
+        self._frozen_until = 0.0
+        self._thawed = threading.Event()
+
+    def freeze(self, seconds: float) -> None:
+        """No iteration ends before `seconds` from now have passed; 0 ends a freeze at once."""
+        self._frozen_until = self._clock() + seconds
+        if not seconds:
+            self._thawed.set()
+
+    def execute(self, batch: Batch) -> Sampled:
+        ends = self._clock() + self._cost.seconds(
+            batch.num_tokens, batch.num_sequences, batch.num_context_tokens
+        )
+        tokens = [[self._next(piece)] if piece.samples else [] for piece in batch.slices]
+        logprobs = [_logprobs(piece, ids) for piece, ids in zip(batch.slices, tokens, strict=True)]
+        self._wait_until(ends)
+        return Sampled(tokens, logprobs)
+
+    def _wait_until(self, ends: float) -> None:
+        remaining = ends - self._clock()
+        if remaining > 0.0:
+            time.sleep(remaining)
+        while (frozen := self._frozen_until - self._clock()) > 0.0:
+            self._thawed.clear()
+            self._thawed.wait(min(frozen, 1.0))
+
+    def _next(self, piece: Slice) -> int:
+        request = piece.request
+        plan = request.sampler_state
+        if not isinstance(plan, tuple):
+            plan = request.sampler_state = self._plan(request)
+        length, key = plan
+        produced = request.num_output_tokens
+        if length is not None and produced + 1 >= length:
+            return self._end_of_text
+        return self._words[(key + produced * 0x9E3779B1 >> 7) % len(self._words)]
+
+    def _plan(self, request: Request) -> tuple[int | None, int]:
+        """How long the answer is and where its words begin: the same for the same prompt and seed."""
+        given = request.params.seed or 0
+        key = zlib.crc32(array("q", [self._seed, given, *request.prompt]).tobytes())
+        if self._lengths is None or request.params.ignore_eos:
+            return None, key
+        return max(self._lengths.draw(random.Random(key)), request.params.min_tokens + 1), key
+
+
+def _logprobs(piece: Slice, ids: list[int]) -> list[TokenLogprob] | None:
+    if piece.request.params.logprobs is None or not ids:
+        return None
+    return [TokenLogprob(token, 0.0, ((token, 0.0),)) for token in ids]
