@@ -47,6 +47,18 @@ class QueueFull(Refused):
     code = "queue_full"
 
 
+class RateLimited(Refused):
+    """A tenant has used up one of its limits; `limit` names it, `retry_after` is when it will have room."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, limit: str, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.limit = limit
+
+
 class Draining(Refused):
     """The server is finishing what it accepted and takes nothing new."""
 

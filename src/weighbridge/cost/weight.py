@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class LengthLaw(Protocol):
+    """How long outputs are, as learned from those that ended (see `cost.length`)."""
+
+    def remaining(self, produced: int, max_tokens: int) -> float:
+        """Expected output tokens still to come when `produced` are out and the output has not ended."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +22,20 @@ class OutputEstimate:
     p50: int
     p90: int
     samples: int = 0  # finished requests it was learned from
+    law: LengthLaw | None = field(default=None, compare=False, repr=False)  # what it was learned from
+
+    def remaining(self, produced: int, max_tokens: int) -> float:
+        """Expected output tokens still to come when `produced` are out and the output has not ended.
+
+        Without a law: what is left of the mean, and past it, of the 90 % quantile; at least one token.
+        """
+        room = max_tokens - produced
+        if room <= 0:
+            return 0.0
+        if self.law is not None:
+            return self.law.remaining(produced, max_tokens)
+        left = self.mean - produced if produced < self.mean else 0.5 * (self.p90 - produced)
+        return min(max(left, 1.0), room)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +66,8 @@ class Weight:
     @property
     def kv_bytes(self) -> float:
         return self.kv_tokens * self.kv_bytes_per_token
+
+    @property
+    def most_tokens(self) -> int:
+        """Prompt and the longest output that `max_tokens` allows, of all choices."""
+        return self.prompt_tokens + self.choices * self.max_tokens

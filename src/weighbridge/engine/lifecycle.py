@@ -37,7 +37,9 @@ class Lifecycle:
             PrefixCache(settings.block_size, settings.prefix_salt) if settings.enable_prefix_cache else None
         )
         self._tables = BlockTables(self.pool, cache)
-        self._queue = FairQueue(settings.input_weight, settings.output_weight, settings.ageing_seconds)
+        self._queue = FairQueue[Request](
+            settings.input_weight, settings.output_weight, settings.ageing_seconds
+        )
         self._running = RunningSet()
         self._forks = Forks()
         self._speculator = Speculator(settings.max_draft_tokens if settings.speculate else 0)

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from typing import Generic, Protocol, TypeVar
 
 from weighbridge.engine.fairness import VirtualTokenCounters
 from weighbridge.engine.request import Request, RequestState
@@ -24,21 +25,37 @@ from weighbridge.engine.request import Request, RequestState
 MAX_IDLE_CLASSES = 256
 
 
+class Queued(Protocol):
+    """What the line needs to know of who stands in it: the engine's requests, the gateway's arrivals."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def tenant(self) -> str: ...
+
+    @property
+    def priority(self) -> int: ...
+
+
+Item = TypeVar("Item", bound=Queued)
+
+
 @dataclass(slots=True)
-class _Waiting:
-    request: Request
+class _Waiting(Generic[Item]):
+    request: Item
     tokens: int  # what it weighs: tokens still to be computed for it
     held: bool  # not eligible yet
 
 
 @dataclass(slots=True)
-class _Class:
+class _Class(Generic[Item]):
     counters: VirtualTokenCounters = field(default_factory=VirtualTokenCounters)
-    tenants: dict[str, OrderedDict[str, Request]] = field(default_factory=dict)
+    tenants: dict[str, OrderedDict[str, Item]] = field(default_factory=dict)
     unserved_since: float = 0.0  # when it last sent a request, or began to have one waiting
 
 
-class FairQueue:
+class FairQueue(Generic[Item]):
     """Waiting requests. All operations are O(log n) or better; totals are kept as requests come and go.
 
     Prompt tokens are charged to their tenant when a request is admitted, but only those that must be
@@ -53,9 +70,9 @@ class FairQueue:
         self._input_weight = input_weight
         self._output_weight = output_weight
         self._ageing_seconds = ageing_seconds
-        self._classes: dict[int, _Class] = {}
+        self._classes: dict[int, _Class[Item]] = {}
         self._order: list[int] = []  # classes with eligible requests, most urgent first
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting: dict[str, _Waiting[Item]] = {}
         self.num_tokens = 0  # tokens still to be computed for all that wait
 
     def __len__(self) -> int:
@@ -64,7 +81,7 @@ class FairQueue:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._waiting
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[Item]:
         return (waiting.request for waiting in self._waiting.values())
 
     def holds(self, request_id: str) -> bool:
@@ -77,7 +94,7 @@ class FairQueue:
         return bool(self._order)
 
     def push(
-        self, request: Request, now: float, tokens: int, *, front: bool = False, held: bool = False
+        self, request: Item, now: float, tokens: int, *, front: bool = False, held: bool = False
     ) -> None:
         """Queue `request`, which weighs `tokens`: behind its tenant's others, or before them (preempted).
 
@@ -95,7 +112,7 @@ class FairQueue:
             waiting.held = False
             self._line_up(waiting.request, now, front=True)
 
-    def peek(self, now: float) -> tuple[Request, int] | None:
+    def peek(self, now: float) -> tuple[Item, int] | None:
         """Whose turn it is, and the class it competes in: its own, or the one it was lifted to."""
         if not self._order:
             return None
@@ -104,12 +121,12 @@ class FairQueue:
         line = self._classes[best if chosen is None else chosen]
         return next(iter(line.tenants[line.counters.next()].values())), best
 
-    def take(self, request: Request, now: float) -> None:
+    def take(self, request: Item, now: float) -> None:
         """Remove `request` because it is admitted."""
         self.remove(request.id)
         self._classes[request.priority].unserved_since = now
 
-    def remove(self, request_id: str) -> Request | None:
+    def remove(self, request_id: str) -> Item | None:
         """Remove a request wherever it stands; None when it does not wait."""
         waiting = self._waiting.pop(request_id, None)
         if waiting is None:
@@ -119,14 +136,14 @@ class FairQueue:
             self._leave(waiting.request)
         return waiting.request
 
-    def charge(self, request: Request, *, input_tokens: int = 0, output_tokens: int = 0) -> None:
+    def charge(self, request: Item, *, input_tokens: int = 0, output_tokens: int = 0) -> None:
         """Charge service to the request's tenant, in its own class; negative to take a charge back."""
         amount = self._input_weight * input_tokens + self._output_weight * output_tokens
         self._class(request.priority).counters.charge(request.tenant, amount)
 
     # -- inside ----------------------------------------------------------------------------------------
 
-    def _line_up(self, request: Request, now: float, *, front: bool) -> None:
+    def _line_up(self, request: Item, now: float, *, front: bool) -> None:
         line = self._class(request.priority)
         if not line.tenants:
             insort(self._order, request.priority)
@@ -139,7 +156,7 @@ class FairQueue:
         if front:
             queue.move_to_end(request.id, last=False)
 
-    def _leave(self, request: Request) -> None:
+    def _leave(self, request: Item) -> None:
         line = self._classes[request.priority]
         queue = line.tenants[request.tenant]
         del queue[request.id]
@@ -157,7 +174,7 @@ class FairQueue:
         waited = now - self._classes[oldest].unserved_since
         return oldest if waited >= self._ageing_seconds else None
 
-    def _class(self, priority: int) -> _Class:
+    def _class(self, priority: int) -> _Class[Item]:
         line = self._classes.get(priority)
         if line is None:
             if len(self._classes) - len(self._order) >= MAX_IDLE_CLASSES:

@@ -69,11 +69,25 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Where a request goes and why; `scores` of all candidates (lower is better), for the ticket."""
+    """Where a request goes and why; `scores` of all candidates (lower is better), for the ticket.
+
+    `unit` says what the scores count ("s", "tokens", "requests"; empty: nothing comparable), and
+    `cached_tokens` how much of the prompt the chosen replica is believed to hold: what to credit it with.
+    """
 
     replica: str
     reason: str
     scores: Mapping[str, float] = field(default_factory=dict)
+    unit: str = ""
+    cached_tokens: int = 0
+
+
+class Randomness(Protocol):
+    """What policies draw from: `random.Random(seed)` is one."""
+
+    def random(self) -> float:
+        """Uniform in [0, 1)."""
+        ...
 
 
 class Policy(Protocol):

@@ -1,0 +1,207 @@
+"""What a tenant may use: tokens and requests per minute, tokens at one time, money per day.
+
+Reserve, then settle: before a request goes, the most it may use is set aside; when it is over, what it did use
+replaces that. Both are synchronous, so that in one process no two requests see the same room: any number of
+concurrent ones overshoot a limit by nothing at all when reservations are upper bounds, and by no more than
+what single requests went beyond their estimates otherwise.
+
+Rates are sliding windows, not buckets: what is counted is the last minute, in slots of a second, so there is no
+moment at which two minutes' worth goes through.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from weighbridge.errors import BadInput, RateLimited
+
+SLOTS = 60
+MINUTE = 60.0
+DAY = 86400.0
+#: Tenants remembered that have nothing reserved; the one unused longest is forgotten first.
+MAX_IDLE_TENANTS = 16_384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantLimits:
+    """None: no limit. Raises BadInput for a limit that is not positive."""
+
+    tokens_per_minute: int | None = None
+    requests_per_minute: int | None = None
+    concurrent_tokens: int | None = None
+    usd_per_day: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tokens_per_minute", "requests_per_minute", "concurrent_tokens", "usd_per_day"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise BadInput(
+                    f"{name} is {value}, but must be more than 0; leave it out for none", param=name
+                )
+
+
+NO_LIMITS = TenantLimits()
+
+
+@dataclass(slots=True)
+class _Window:
+    """Sum of amounts over the last `seconds`, in slots: an amount counts until its whole slot is that old."""
+
+    seconds: float
+    total: float = 0.0
+    slots: deque[list[float]] = field(default_factory=deque)  # [slot number, amount], oldest first
+
+    def _slot(self, now: float) -> int:
+        return int(now // (self.seconds / SLOTS))
+
+    def advance(self, now: float) -> None:
+        oldest = self._slot(now) - SLOTS
+        while self.slots and self.slots[0][0] < oldest:
+            self.total -= self.slots.popleft()[1]
+        if not self.slots:
+            self.total = 0.0
+
+    def add(self, amount: float, now: float) -> int:
+        """Count `amount` now; returns its slot, for `adjust`."""
+        number = self._slot(now)
+        if not self.slots or self.slots[-1][0] < number:
+            self.slots.append([number, 0.0])
+        self.slots[-1][1] += amount
+        self.total += amount
+        return int(self.slots[-1][0])
+
+    def adjust(self, slot: int, change: float) -> None:
+        """Change what was counted in `slot`, unless it has left the window."""
+        for entry in reversed(self.slots):
+            if entry[0] == slot:
+                entry[1] += change
+                self.total += change
+                return
+
+    def room_in(self, amount: float, limit: float, now: float) -> float:
+        """Seconds until `amount` more fits under `limit`, if nothing else comes."""
+        excess = self.total + amount - limit
+        for number, counted in self.slots:
+            excess -= counted
+            if excess <= 0.0:
+                return max((number + 1 + SLOTS) * self.seconds / SLOTS - now, 0.0)
+        return self.seconds
+
+
+@dataclass(slots=True)
+class _Reservation:
+    tenant: str
+    tokens: int
+    usd: float
+    token_slot: int
+    usd_slot: int
+
+
+@dataclass(slots=True)
+class _Usage:
+    tokens: _Window = field(default_factory=lambda: _Window(MINUTE))
+    requests: _Window = field(default_factory=lambda: _Window(MINUTE))
+    usd: _Window = field(default_factory=lambda: _Window(DAY))
+    concurrent: int = 0
+    reservations: int = 0
+
+
+class Limiter:
+    """Limits by tenant. Times are seconds on the caller's clock and never go back. All operations are O(slots)."""
+
+    def __init__(
+        self, limits: dict[str, TenantLimits] | None = None, default: TenantLimits = NO_LIMITS
+    ) -> None:
+        self._limits = dict(limits or {})
+        self._default = default
+        self._usage: OrderedDict[str, _Usage] = OrderedDict()
+        self._reserved: dict[str, _Reservation] = {}
+
+    def limits(self, tenant: str) -> TenantLimits:
+        return self._limits.get(tenant, self._default)
+
+    def set_limits(self, tenant: str, limits: TenantLimits) -> None:
+        """From now on; what is reserved stays."""
+        self._limits[tenant] = limits
+
+    def reserve(self, tenant: str, request_id: str, tokens: int, usd: float, now: float) -> None:
+        """Set aside `tokens` (prompt and output, at most or expected) and `usd` for a request about to go.
+
+        All or nothing. Raises RateLimited naming the limit, with the time until it has room, and BadInput for
+        a request that is larger than a whole limit or already has a reservation.
+        """
+        if request_id in self._reserved:
+            raise BadInput(f"request {request_id!r} has a reservation already; ids must differ", param="id")
+        usage = self._usage_of(tenant)
+        self._check(tenant, usage, tokens, usd, now)
+        usage.requests.add(1, now)
+        usage.concurrent += tokens
+        usage.reservations += 1
+        slots = usage.tokens.add(tokens, now), usage.usd.add(usd, now)
+        self._reserved[request_id] = _Reservation(tenant, tokens, usd, *slots)
+
+    def settle(self, request_id: str, tokens: int, usd: float, now: float) -> None:
+        """The request is over and used this much. Without a reservation (any more): nothing happens."""
+        reservation = self._reserved.pop(request_id, None)
+        if reservation is None:
+            return
+        usage = self._usage[reservation.tenant]
+        usage.tokens.adjust(reservation.token_slot, tokens - reservation.tokens)
+        usage.usd.adjust(reservation.usd_slot, usd - reservation.usd)
+        usage.concurrent -= reservation.tokens
+        usage.reservations -= 1
+
+    def cancel(self, request_id: str, now: float) -> None:
+        """The request never ran: as if it had used nothing. It still counts as a request of this minute."""
+        self.settle(request_id, 0, 0.0, now)
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    def _usage_of(self, tenant: str) -> _Usage:
+        usage = self._usage.pop(tenant, None) or _Usage()
+        self._usage[tenant] = usage
+        if len(self._usage) - len(self._reserved) > MAX_IDLE_TENANTS:
+            idle = next((t for t, u in self._usage.items() if not u.reservations and t != tenant), None)
+            if idle is not None:
+                del self._usage[idle]
+        return usage
+
+    def _check(self, tenant: str, usage: _Usage, tokens: int, usd: float, now: float) -> None:
+        limits = self.limits(tenant)
+        windows = (
+            ("tokens_per_minute", limits.tokens_per_minute, usage.tokens, tokens),
+            ("requests_per_minute", limits.requests_per_minute, usage.requests, 1),
+            ("usd_per_day", limits.usd_per_day, usage.usd, usd),
+        )
+        for name, limit, window, amount in windows:
+            window.advance(now)
+            if limit is not None and window.total + amount > limit:
+                wait = window.room_in(amount, limit, now)
+                raise _limited(tenant, name, limit, window.total, amount, wait)
+        limit = limits.concurrent_tokens
+        if limit is not None and usage.concurrent + tokens > limit:
+            raise _limited(tenant, "concurrent_tokens", limit, usage.concurrent, tokens, 1.0)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every counter is the sum of what is reserved; zero for nothing."""
+        concurrent = dict.fromkeys(self._usage, 0)
+        for reservation in self._reserved.values():
+            concurrent[reservation.tenant] += reservation.tokens
+        if any(usage.concurrent != concurrent[tenant] for tenant, usage in self._usage.items()):
+            raise AssertionError("a tenant's concurrent tokens do not match its reservations")
+
+
+def _limited(
+    tenant: str, name: str, limit: float, used: float, amount: float, wait: float
+) -> RateLimited | BadInput:
+    asked = f"tenant {tenant!r} has {name} {limit:g}"
+    if amount > limit:
+        return BadInput(
+            f"{asked}, but this request alone needs {amount:g}; lower max_tokens", param="max_tokens"
+        )
+    return RateLimited(
+        f"{asked}, {used:g} are used and this request needs {amount:g}; try again in {wait:.0f} s",
+        limit=name,
+        retry_after=wait,
+    )

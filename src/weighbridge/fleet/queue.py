@@ -1,0 +1,170 @@
+"""The gateway's waiting line: when every replica is full, requests wait here and not in a replica's queue.
+
+The order is the engine's (`engine.queue.FairQueue`): strict priority classes, inside a class the tenant with
+the least service first (VTC), first come inside a tenant. It is a dispatch, not a score: whoever's turn it is
+goes to whichever replica the policy says, so that no tenant can crowd out another by sending more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+
+from weighbridge.engine.queue import FairQueue
+from weighbridge.errors import BadInput, DeadlineMissed, QueueFull
+from weighbridge.fleet.api import Arrival
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSettings:
+    """Bounds of the line. Raises BadInput for values that cannot work."""
+
+    max_requests: int = 4096
+    max_tokens: int | None = None  # tokens of work of all that wait; None: no limit
+    input_weight: float = 1.0  # service charged per prompt token computed (VTC)
+    output_weight: float = 2.0  # and per token produced
+    ageing_seconds: float | None = 30.0  # a class unserved for so long gets a turn; None: strictly never
+
+    def __post_init__(self) -> None:
+        if self.max_requests < 0:
+            raise BadInput("max_requests must not be negative; 0 refuses whatever cannot go at once")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise BadInput(f"max_tokens is {self.max_tokens}, but must be at least 1; leave it out for none")
+
+
+class GatewayQueue:
+    """Arrivals that wait for a replica. All operations are O(log n) or better.
+
+    The caller dispatches: `peek`, choose a replica, `take`; then `charge` what is produced as it streams.
+    `expired` gives up those whose deadline can no longer be met. `remove` is for clients that went away.
+    """
+
+    def __init__(self, settings: QueueSettings | None = None) -> None:
+        self.settings = settings or QueueSettings()
+        self._fair: FairQueue[Arrival] = FairQueue(
+            self.settings.input_weight, self.settings.output_weight, self.settings.ageing_seconds
+        )
+        self._latest: list[tuple[float, int, Arrival]] = []  # heap: when each must start at the latest
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._fair)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._fair
+
+    @property
+    def tokens(self) -> int:
+        """Expected tokens of work of all that wait."""
+        return self._fair.num_tokens
+
+    def push(
+        self,
+        arrival: Arrival,
+        now: float,
+        *,
+        drain_seconds: float = 0.0,
+        least_seconds: float = 0.0,
+        front: bool = False,
+    ) -> None:
+        """Queue `arrival`, or raise QueueFull, DeadlineMissed or BadInput and keep nothing.
+
+        `drain_seconds`: in which the fleet would work off what waits (see `fleet.state.drain_seconds`), which
+        becomes Retry-After. `least_seconds`: what the request takes at least on an idle replica. `front`: it
+        was dispatched before and comes back, because its replica failed; it is never refused for the bound.
+        """
+        if arrival.id in self._fair:
+            raise BadInput(f"a request with id {arrival.id!r} waits already; ids must differ", param="id")
+        self._check_deadline(arrival, now, least_seconds)
+        if not front:
+            self._check_room(arrival, drain_seconds)
+        self._fair.push(arrival, now, round(arrival.weight.expected_tokens), front=front)
+        if arrival.deadline is not None:
+            self._watch(arrival, arrival.deadline - least_seconds)
+
+    def peek(self, now: float) -> Arrival | None:
+        """Whose turn it is; None when nobody waits."""
+        turn = self._fair.peek(now)
+        return turn[0] if turn else None
+
+    def take(self, arrival: Arrival, now: float, cached_tokens: int = 0) -> None:
+        """`arrival` is dispatched: it leaves, and its tenant is charged the prompt tokens to be computed."""
+        self._fair.take(arrival, now)
+        self._fair.charge(arrival, input_tokens=arrival.weight.prompt_tokens - cached_tokens)
+
+    def charge(self, arrival: Arrival, *, input_tokens: int = 0, output_tokens: int = 0) -> None:
+        """Service the tenant received meanwhile; negative to take a charge back."""
+        self._fair.charge(arrival, input_tokens=input_tokens, output_tokens=output_tokens)
+
+    def remove(self, request_id: str) -> Arrival | None:
+        """It waits no longer (its client went away); None when it does not wait."""
+        return self._fair.remove(request_id)
+
+    def expired(self, now: float) -> list[Arrival]:
+        """Take out and return those that can no longer meet their deadline, even if they went now."""
+        gone: list[Arrival] = []
+        while self._latest and self._latest[0][0] < now:
+            arrival = heappop(self._latest)[2]
+            if self._waits(arrival):
+                self._fair.remove(arrival.id)
+                gone.append(arrival)
+        return gone
+
+    def wake_at(self) -> float | None:
+        """When `expired` will have something to say, unless the line moves first."""
+        while self._latest and not self._waits(self._latest[0][2]):
+            heappop(self._latest)
+        return self._latest[0][0] if self._latest else None
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    def _waits(self, arrival: Arrival) -> bool:
+        return arrival.id in self._fair
+
+    def _check_deadline(self, arrival: Arrival, now: float, least_seconds: float) -> None:
+        if arrival.deadline is not None and now + least_seconds > arrival.deadline:
+            raise deadline_missed(arrival, now, least_seconds)
+
+    def _check_room(self, arrival: Arrival, drain_seconds: float) -> None:
+        limits, tokens = self.settings, arrival.weight.expected_tokens
+        waiting = len(self)
+        full = waiting >= limits.max_requests
+        heavy = limits.max_tokens is not None and waiting and self.tokens + tokens > limits.max_tokens
+        if full or heavy:
+            limit = f"{limits.max_requests} requests" if full else f"{limits.max_tokens} tokens"
+            raise QueueFull(
+                f"{waiting} requests with {self.tokens} tokens of work wait for a replica, this one adds "
+                f"{tokens:.0f}, and the queue takes at most {limit}; try again in about {drain_seconds:.0f} s",
+                retry_after=drain_seconds,
+            )
+
+    def _watch(self, arrival: Arrival, latest: float) -> None:
+        """Now and then those that left long before their deadline are swept out."""
+        self._count += 1
+        heappush(self._latest, (latest, self._count, arrival))
+        if len(self._latest) > 2 * len(self._fair) + 64:
+            self._latest = [entry for entry in self._latest if self._waits(entry[2])]
+            heapify(self._latest)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless totals and lines agree and every deadline of the line is watched."""
+        self._fair.check_integrity()
+        watched = {entry[2].id for entry in self._latest}
+        if any(a.deadline is not None and a.id not in watched for a in self._fair):
+            raise AssertionError("a deadline in the queue is not watched")
+
+
+def deadline_missed(arrival: Arrival, now: float, least_seconds: float) -> DeadlineMissed:
+    """The error for a request that can no longer end in time."""
+    left = (arrival.deadline or now) - now
+    return DeadlineMissed(
+        f"the deadline is {left * 1e3:.0f} ms away, but this request takes at least {least_seconds * 1e3:.0f} ms "
+        "on the fastest replica; allow more time or shorten the prompt"
+    )
+
+
+def drain_seconds(tokens: float, seconds_per_token: Sequence[float]) -> float:
+    """In which replicas with these speeds work off `tokens` together; 0 without replicas."""
+    speed = sum(1.0 / seconds for seconds in seconds_per_token if seconds > 0.0)
+    return tokens / speed if speed else 0.0

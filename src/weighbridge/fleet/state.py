@@ -1,0 +1,325 @@
+"""What the gateway knows of one replica: what it sent there, how far that has come, what others put there.
+
+Load is credited before dispatch and drawn down as the answer streams, so that two decisions in the same
+millisecond see each other (counting only after the response has begun sends a burst to one replica). What a
+replica reports of itself corrects the part the gateway cannot see, and counts less the older it gets.
+
+    own in flight    exact: credit -> first_token -> tokens ... -> release, each undone by the one exit
+    others'          report minus own in flight at the time of the report, fading when reports stop coming
+    prefill progress between events: what the step cost says a replica computes in the time that passed
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from weighbridge.cost.step import StepCost
+from weighbridge.fleet.api import Arrival, Capacity, Report
+from weighbridge.fleet.prefix_index import PrefixIndex
+
+#: Seconds between reports until two have come; after two such periods without one, a report fades.
+DEFAULT_REPORT_PERIOD = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class InFlight:
+    """One request on a replica, as the gateway follows it."""
+
+    arrival: Arrival
+    sent: float
+    cached_tokens: int
+    uncomputed: float  # prompt tokens believed to be computed still
+    work: float  # seconds of prefill that these take
+    remaining: float  # output tokens still expected, of all choices
+    produced: int = 0  # output tokens so far, of all choices
+    started: bool = False  # the first token has come
+    revise_at: int = 1  # tokens produced at which `remaining` is estimated anew
+
+
+class ReplicaState:
+    """Load of one replica in tokens and seconds. Every aggregate is O(1) to read and to keep.
+
+    Attributes (read only for others): `sequences` in flight (choices counted), `decoding` of them past their
+    first token, `context_tokens` of those; `uncomputed_tokens` of prompts and the `prefill_seconds` they take;
+    `remaining_output` expected; `kv_tokens` held now or promised to prompts in flight.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        capacity: Capacity,
+        index: PrefixIndex | None = None,
+        now: float = 0.0,
+        slow_start: float = 0.0,
+    ) -> None:
+        """`index` is shared by the fleet. `slow_start`: seconds over which a new replica warms up."""
+        self.name = name
+        self.index = index
+        self.healthy = True
+        self.draining = False
+        self.slow_start = slow_start
+        self.started_at = now
+        self.sequences = 0
+        self.decoding = 0
+        self.context_tokens = 0
+        self.uncomputed_tokens = 0.0
+        self.prefill_seconds = 0.0
+        self.remaining_output = 0.0
+        self.kv_tokens = 0
+        self.others = Report(at=now)  # what is not ours, as of the last report
+        self.report_period = DEFAULT_REPORT_PERIOD
+        self._reported_at: float | None = None
+        self._in_flight: dict[str, InFlight] = {}
+        self._prefilling: dict[str, InFlight] = {}  # in the order they were sent
+        self._advanced_at = now
+        self.update_capacity(capacity)
+
+    def update_capacity(self, capacity: Capacity) -> None:
+        """The replica turned out to be different: another step cost or cache size. What is in flight stays."""
+        self.capacity = capacity
+        self.step_cost: StepCost = capacity.step_cost
+        if self.index is not None:
+            tokens = capacity.kv_tokens
+            self.index.add_replica(self.name, None if tokens is None else tokens // capacity.block_size)
+
+    # -- what is asked before a choice -----------------------------------------------------------------
+
+    def fits(self, arrival: Arrival) -> bool:
+        """Whether the replica could ever run it: context window and KV pool."""
+        total = arrival.weight.prompt_tokens + arrival.weight.max_tokens
+        limit, pool = self.capacity.max_model_len, self.capacity.kv_tokens
+        return (limit is None or total <= limit) and (pool is None or total <= pool)
+
+    def accepts(self, arrival: Arrival, now: float) -> bool:
+        """Whether it may be sent there now: up, not draining, a seat and memory free, no long line."""
+        if not self.healthy or self.draining or not self.fits(arrival):
+            return False
+        if not self._in_flight and not self.others.queued_requests:
+            return True
+        seats = self.sequences + arrival.weight.choices <= self.capacity.max_sequences
+        pool = self.capacity.kv_tokens
+        return seats and (pool is None or self.kv_tokens + arrival.weight.prompt_tokens <= pool)
+
+    def cached_tokens(self, arrival: Arrival) -> int:
+        """Prompt tokens the replica is believed to hold; at least one token is left to compute."""
+        if self.index is None or not arrival.chain:
+            return 0
+        blocks = self.index.matched(arrival.chain).get(self.name, 0)
+        return min(blocks * self.capacity.block_size, arrival.weight.prompt_tokens - 1)
+
+    @property
+    def requests(self) -> int:
+        """Requests of this gateway in flight."""
+        return len(self._in_flight)
+
+    @property
+    def outstanding_tokens(self) -> float:
+        """Tokens of work in flight: prompts not computed, output not produced."""
+        return self.uncomputed_tokens + self.remaining_output
+
+    def total_requests(self, now: float) -> float:
+        """Requests there, ours and, as far as the last report still counts, others'."""
+        return len(self._in_flight) + self.others.queued_requests * self._freshness(now)
+
+    def total_uncomputed(self, now: float) -> float:
+        """Prompt tokens still to be computed there, ours and others'."""
+        return self.uncomputed_tokens
+
+    def total_tokens(self, now: float) -> float:
+        """Tokens of work there, ours and others'."""
+        return self.outstanding_tokens + self.others.queued_tokens * self._freshness(now)
+
+    def _freshness(self, now: float) -> float:
+        """What the last report counts: all of it for two periods, then half as much with each more."""
+        late = (now - self.others.at) / self.report_period - 2.0
+        return 1.0 if late <= 0.0 else 0.5**late
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._in_flight
+
+    # -- the life of a request -------------------------------------------------------------------------
+
+    def credit(self, arrival: Arrival, cached_tokens: int, now: float) -> None:
+        """Count `arrival` as sent, BEFORE it is. Raises ValueError when it is in flight here already."""
+        if arrival.id in self._in_flight:
+            raise ValueError(f"request {arrival.id!r} is in flight on {self.name!r} already")
+        self.advance(now)
+        weight = arrival.weight
+        fresh = weight.prompt_tokens - cached_tokens
+        request = InFlight(
+            arrival=arrival,
+            sent=now,
+            cached_tokens=cached_tokens,
+            uncomputed=float(fresh),
+            work=self.prefill_work(fresh, cached_tokens),
+            remaining=weight.choices * weight.output.mean,
+        )
+        self._in_flight[arrival.id] = self._prefilling[arrival.id] = request
+        self.sequences += weight.choices
+        self.uncomputed_tokens += request.uncomputed
+        self.prefill_seconds += request.work
+        self.remaining_output += request.remaining
+        self.kv_tokens += weight.prompt_tokens
+        if self.index is not None and arrival.chain:
+            self.index.enter(self.name, arrival.chain)
+
+    def first_token(self, request_id: str, now: float) -> None:
+        """The first token came: its prompt is computed, and the request decodes from now on."""
+        request = self._in_flight.get(request_id)
+        if request is None or request.started:
+            return
+        self.advance(now)
+        self._prefilled(request)
+        request.started = True
+        choices = request.arrival.weight.choices
+        self.decoding += choices
+        self.context_tokens += choices * request.arrival.weight.prompt_tokens
+
+    def tokens(self, request_id: str, n: int, now: float) -> None:
+        """`n` more output tokens came, of all choices together."""
+        request = self._in_flight.get(request_id)
+        if request is None or n <= 0:
+            return
+        if not request.started:
+            self.first_token(request_id, now)
+        request.produced += n
+        self.context_tokens += n
+        self.kv_tokens += n
+        left = max(request.remaining - n, 0.0)
+        if request.produced >= request.revise_at:
+            left = self._expected_rest(request)
+        self.remaining_output += left - request.remaining
+        request.remaining = left
+
+    def release(self, request_id: str, now: float) -> bool:
+        """The request is over, however it ended; False when it was not in flight here (any more)."""
+        request = self._in_flight.pop(request_id, None)
+        if request is None:
+            return False
+        self.advance(now)
+        self._prefilled(request)
+        weight = request.arrival.weight
+        self.sequences -= weight.choices
+        self.remaining_output -= request.remaining
+        self.kv_tokens -= weight.prompt_tokens + request.produced
+        if request.started:
+            self.decoding -= weight.choices
+            self.context_tokens -= weight.choices * weight.prompt_tokens + request.produced
+        self._settle()
+        if self.index is not None and request.arrival.chain:
+            self._leave_in_cache(request)
+        return True
+
+    # -- what a replica says ---------------------------------------------------------------------------
+
+    def report(self, report: Report) -> None:
+        """Take in what the replica says of itself; what is beyond our own in flight is somebody else's."""
+        self.advance(report.at)
+        if self._reported_at is not None and report.at > self._reported_at:
+            self.report_period += 0.2 * (report.at - self._reported_at - self.report_period)
+        self._reported_at = report.at
+        self.draining = report.draining
+        own = len(self._in_flight)
+        queued = max(report.queued_requests + report.running_requests - own, 0)
+        tokens = max(report.queued_tokens + report.running_tokens - self.outstanding_tokens, 0.0)
+        used = report.kv_tokens_used
+        self.others = Report(
+            at=report.at,
+            queued_requests=queued,
+            queued_tokens=round(tokens),
+            kv_tokens_used=None if used is None else max(used - self.kv_tokens, 0),
+        )
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    def prefill_work(self, tokens: float, cached: float) -> float:
+        """Seconds that `tokens` prompt tokens behind `cached` ones add to the iterations they run in."""
+        cost = self.step_cost
+        pairs = tokens * cached + 0.5 * tokens * (tokens + 1)
+        return cost.per_token * tokens + cost.per_context_token * pairs
+
+    @property
+    def decode_seconds(self) -> float:
+        """Seconds of one iteration of what decodes now, without prompts."""
+        cost = self.step_cost
+        compute = cost.per_token * self.decoding
+        return (
+            cost.overhead
+            + (compute if compute > cost.memory else cost.memory)
+            + cost.per_context_token * self.context_tokens
+            + cost.per_sequence * self.decoding
+        )
+
+    def advance(self, now: float) -> None:
+        """Prefill went on since the last call, in the order sent; never past what a first token would prove."""
+        elapsed = now - self._advanced_at
+        if elapsed <= 0.0:
+            return
+        self._advanced_at = now
+        if not self.prefill_seconds:
+            return
+        for request in self._prefilling.values():
+            if request.work <= 0.0:
+                continue
+            done = min(elapsed, request.work)
+            share = done / request.work
+            tokens = request.uncomputed * share
+            request.work -= done
+            request.uncomputed -= tokens
+            self.prefill_seconds -= done
+            self.uncomputed_tokens -= tokens
+            elapsed -= done
+            if elapsed <= 0.0:
+                return
+
+    def _prefilled(self, request: InFlight) -> None:
+        if self._prefilling.pop(request.arrival.id, None) is None:
+            return
+        self.uncomputed_tokens -= request.uncomputed
+        self.prefill_seconds -= request.work
+        request.uncomputed = request.work = 0.0
+        self._settle()
+
+    def _expected_rest(self, request: InFlight) -> float:
+        """What is expected still, given what is out; asked again when an eighth more is."""
+        weight = request.arrival.weight
+        each = request.produced // weight.choices
+        request.revise_at = request.produced + max(request.produced // 8, weight.choices)
+        return weight.choices * weight.output.remaining(each, weight.max_tokens)
+
+    def _leave_in_cache(self, request: InFlight) -> None:
+        assert self.index is not None
+        size = self.capacity.block_size
+        if request.started:
+            self.index.occupy(self.name, request.produced // size)
+        else:  # it may never have been computed
+            self.index.forget(self.name, request.arrival.chain, request.cached_tokens // size)
+
+    def _settle(self) -> None:
+        """Sums of floats are exact again whenever nothing is left to sum."""
+        if not self._prefilling:
+            self.uncomputed_tokens = self.prefill_seconds = 0.0
+        if not self._in_flight:
+            self.remaining_output = 0.0
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every aggregate is the sum over what is in flight; zero for nothing."""
+        own = self._in_flight.values()
+        started = [r for r in own if r.started]
+        exact = {
+            "sequences": sum(r.arrival.weight.choices for r in own),
+            "decoding": sum(r.arrival.weight.choices for r in started),
+            "kv_tokens": sum(r.arrival.weight.prompt_tokens + r.produced for r in own),
+            "context_tokens": sum(
+                r.arrival.weight.choices * r.arrival.weight.prompt_tokens + r.produced for r in started
+            ),
+        }
+        close = {
+            "uncomputed_tokens": sum(r.uncomputed for r in own),
+            "prefill_seconds": sum(r.work for r in own),
+            "remaining_output": sum(r.remaining for r in own),
+        }
+        wrong = [name for name, value in exact.items() if getattr(self, name) != value]
+        wrong += [n for n, value in close.items() if abs(getattr(self, n) - value) > 1e-6 * max(value, 1.0)]
+        if wrong:
+            raise AssertionError(f"{self.name}: {', '.join(wrong)} do not match what is in flight")
