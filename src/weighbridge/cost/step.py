@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+
+from weighbridge.cost.experts import ExpertUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +19,16 @@ class Sample:
     sequences: int
     context_tokens: int
     seconds: float
+    experts: float | None = None  # distinct (layer, expert) pairs touched; None: a dense model
 
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
     """Roofline of one iteration: overhead + max(weights streamed, tokens computed) + attention + sequences.
 
-    All fields are seconds: per iteration, per pass over the weights, per token, per (query, key) pair of
-    attention, per sequence in the batch (sampling, detokenising, delivery).
+    The first six fields are seconds: per iteration, per pass over the weights, per token, per (query, key) pair
+    of attention, per sequence in the batch (sampling, detokenising, delivery), per expert that the batch touches
+    (0: a dense model). The rest say how many experts that is; they are the fields of `ExpertUse`.
     """
 
     overhead: float
@@ -32,23 +36,61 @@ class StepCost:
     per_token: float
     per_context_token: float
     per_sequence: float
+    per_expert: float = 0.0
+    experts: float = 0.0
+    expert_layers: float = 0.0
+    expert_top_k: float = 0.0
+    expert_skew: float = 0.0
+    expert_overlap: float = 0.0
 
-    def seconds(self, tokens: int, sequences: int, context_tokens: int) -> float:
+    def seconds(
+        self, tokens: int, sequences: int, context_tokens: int, experts: float | None = None
+    ) -> float:
         """Predicted seconds of an iteration.
 
         `tokens` run through the linear layers, `sequences` take part, and `context_tokens` counts the
         (query, key) pairs that attention touches (for a decode of one sequence, its context length).
+        `experts`: distinct (layer, expert) pairs touched, where that is known; else their expected number.
         """
-        return (
+        seconds = (
             self.overhead
             + max(self.memory, self.per_token * tokens)
             + self.per_context_token * context_tokens
             + self.per_sequence * sequences
         )
+        if self.per_expert:
+            touched = self.expert_use.touched(tokens, sequences) if experts is None else experts
+            seconds += self.per_expert * touched
+        return seconds
+
+    @property
+    def expert_use(self) -> ExpertUse:
+        return ExpertUse(
+            self.experts, self.expert_layers, self.expert_top_k, self.expert_skew, self.expert_overlap
+        )
+
+    def with_expert_use(self, use: ExpertUse) -> StepCost:
+        """The same times over another spread of the tokens."""
+        return replace(
+            self,
+            experts=use.experts,
+            expert_layers=use.layers,
+            expert_top_k=use.top_k,
+            expert_skew=use.skew,
+            expert_overlap=use.overlap,
+        )
 
     def scaled(self, factor: float) -> StepCost:
         """The same machine running `factor` times slower."""
-        return StepCost(*(value * factor for value in asdict(self).values()))
+        return replace(
+            self,
+            overhead=self.overhead * factor,
+            memory=self.memory * factor,
+            per_token=self.per_token * factor,
+            per_context_token=self.per_context_token * factor,
+            per_sequence=self.per_sequence * factor,
+            per_expert=self.per_expert * factor,
+        )
 
     def prefill_seconds(self, tokens: int, cached: int = 0, chunk: int = 2048) -> float:
         """Time to compute `tokens` prompt tokens behind `cached` ones alone, in steps of `chunk`."""
@@ -81,7 +123,8 @@ class StepCost:
         return low
 
     def as_dict(self) -> dict[str, float]:
-        return asdict(self)
+        """Every field; those about experts only where there are some."""
+        return {name: value for name, value in asdict(self).items() if self.experts or "expert" not in name}
 
 
 #: Before anything is measured: a 135M-parameter model on two modern server cores.
@@ -95,7 +138,8 @@ def fit(samples: Sequence[Sample]) -> StepCost:
 
     The maximum makes the model piecewise linear: the knee (tokens at which compute takes over from memory)
     is searched over the observed token counts, and each side is solved as non-negative least squares on
-    relative errors, so that short and long iterations count alike.
+    relative errors, so that short and long iterations count alike. Where every sample says how many experts it
+    touched, the time per expert is fitted too.
 
     Raises ValueError with fewer than five samples.
     """
@@ -103,13 +147,15 @@ def fit(samples: Sequence[Sample]) -> StepCost:
         raise ValueError("fitting a step cost needs at least five measured iterations")
     best: tuple[float, StepCost] | None = None
     seconds = np.array([s.seconds for s in samples])
+    sparse = all(s.experts is not None for s in samples)
     for knee in sorted({s.tokens for s in samples}):
         columns = np.array(
-            [[1.0, max(s.tokens, knee), s.context_tokens, s.sequences] for s in samples], dtype=np.float64
-        )
+            [[1.0, max(s.tokens, knee), s.context_tokens, s.sequences, s.experts or 0.0] for s in samples],
+            dtype=np.float64,
+        )[:, : 5 if sparse else 4]
         solution = _non_negative_least_squares(columns / seconds[:, None], np.ones(len(samples)))
-        overhead, per_token, per_pair, per_sequence = (float(x) for x in solution)
-        cost = StepCost(overhead, per_token * knee, per_token, per_pair, per_sequence)
+        overhead, per_token, per_pair, per_sequence, *per_expert = (float(x) for x in solution)
+        cost = StepCost(overhead, per_token * knee, per_token, per_pair, per_sequence, *per_expert)
         error = _relative_error(cost, samples)
         if best is None or error < best[0]:
             best = (error, cost)
@@ -119,7 +165,8 @@ def fit(samples: Sequence[Sample]) -> StepCost:
 
 def _relative_error(cost: StepCost, samples: Iterable[Sample]) -> float:
     return sum(
-        (cost.seconds(s.tokens, s.sequences, s.context_tokens) / s.seconds - 1.0) ** 2 for s in samples
+        (cost.seconds(s.tokens, s.sequences, s.context_tokens, s.experts) / s.seconds - 1.0) ** 2
+        for s in samples
     )
 
 
@@ -165,7 +212,9 @@ class StepClock:
 
     def observe(self, sample: Sample) -> None:
         """Fold one measured iteration in; a single stall moves the estimate by at most a factor of 2·smoothing."""
-        predicted = self.fitted.seconds(sample.tokens, sample.sequences, sample.context_tokens)
+        predicted = self.fitted.seconds(
+            sample.tokens, sample.sequences, sample.context_tokens, sample.experts
+        )
         if predicted <= 0.0 or sample.seconds <= 0.0:
             return
         ratio = min(max(sample.seconds / predicted, self._ratio / 2), self._ratio * 2)
@@ -182,12 +231,17 @@ class StepClock:
         if known is not None:
             # A stall counts as twice the usual time at most.
             seconds = known.seconds + 0.2 * (min(sample.seconds, 2 * known.seconds) - known.seconds)
-            sample = Sample(sample.tokens, sample.sequences, sample.context_tokens, seconds)
+            sample = replace(sample, seconds=seconds)
         self._kinds[kind] = sample
 
     def _refit(self) -> None:
         tokens = [sample.tokens for sample in self._kinds.values()]
         if len(tokens) < self.KINDS_NEEDED or max(tokens) < self.SPREAD_NEEDED * min(tokens):
             return
-        self.fitted = self.cost = fit(list(self._kinds.values()))
+        self.fitted = self.cost = fit(list(self._kinds.values())).with_expert_use(self.fitted.expert_use)
         self._ratio = 1.0
+
+    def set_expert_use(self, use: ExpertUse) -> None:
+        """What was learned of the spread of tokens over experts; the times stay as they are."""
+        self.fitted = self.fitted.with_expert_use(use)
+        self.cost = self.cost.with_expert_use(use)
