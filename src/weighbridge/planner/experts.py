@@ -1,0 +1,189 @@
+"""A mixture of experts in numbers: total and active parameters by formula, what must be resident, what moves.
+
+Counted from a `config.json` alone, embeddings included, multi-token-prediction layers not. Active: what one
+token runs through, with the embedding table and the output matrix counted whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from weighbridge.errors import BadInput
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Parameters of a model by what happens to them when it runs. Counts of elements."""
+
+    attention: int  # all layers
+    dense_mlp: int  # feed-forward blocks of layers without experts, all of them
+    shared_experts: int  # all layers
+    routers: int  # all layers
+    embeddings: int  # input table and output matrix
+    norms: int
+    expert: int  # one expert of one layer
+    experts: int  # of a layer
+    top_k: int
+    sparse_layers: int
+
+    @property
+    def routed(self) -> int:
+        """All routed experts of all layers."""
+        return self.sparse_layers * self.experts * self.expert
+
+    @property
+    def resident(self) -> int:
+        """What every token needs: everything but the routed experts."""
+        every = self.attention + self.dense_mlp + self.shared_experts + self.routers
+        return every + self.embeddings + self.norms
+
+    @property
+    def total(self) -> int:
+        return self.resident + self.routed
+
+    @property
+    def active(self) -> int:
+        """What one token computes with."""
+        return self.resident + self.sparse_layers * self.top_k * self.expert
+
+
+def count_parameters(fields: Fields) -> Parameters:
+    """Parameters of the mixture of experts that `fields`, a parsed config.json, describes.
+
+    Knows Mixtral, Qwen2/3-MoE, OLMoE, gpt-oss and DeepSeek-shaped models (V2, V3, R1, Kimi K2). Raises BadInput
+    for a dense model or a missing field.
+    """
+    fields = fields.get("text_config") or fields
+    hidden, layers = _whole(fields, "hidden_size"), _whole(fields, "num_hidden_layers")
+    experts = _first(fields, "num_local_experts", "num_experts", "n_routed_experts")
+    if experts is None:
+        raise BadInput("config.json names no experts: this is a dense model")
+    top_k = _first(fields, "num_experts_per_tok", "experts_per_token") or 2
+    width = _first(fields, "moe_intermediate_size") or _whole(fields, "intermediate_size")
+    sparse = _sparse_layers(fields, layers)
+    gpt_oss = fields.get("model_type") == "gpt_oss"
+    biases = 2 * width + hidden if gpt_oss else 0  # gpt-oss: of gate, up and down
+    attention, norms = _attention(fields, hidden)
+    router = experts * hidden
+    if gpt_oss or fields.get("topk_method") == "noaux_tc":
+        router += experts  # a bias for each expert's score
+    tables = 1 if fields.get("tie_word_embeddings") else 2
+    return Parameters(
+        attention=layers * attention,
+        dense_mlp=(layers - sparse) * 3 * hidden * _first_or(fields, "intermediate_size", width),
+        shared_experts=sparse * _shared(fields, hidden, width),
+        routers=sparse * router,
+        embeddings=tables * _whole(fields, "vocab_size") * hidden,
+        norms=layers * (2 * hidden + norms) + hidden,
+        expert=3 * hidden * width + biases,
+        experts=experts,
+        top_k=top_k,
+        sparse_layers=sparse,
+    )
+
+
+def _sparse_layers(fields: Fields, layers: int) -> int:
+    dense_first = _first(fields, "first_k_dense_replace")
+    if dense_first is not None:
+        step = _first_or(fields, "moe_layer_freq", 1)
+        return sum(index >= dense_first and index % step == 0 for index in range(layers))
+    step, dense = _first_or(fields, "decoder_sparse_step", 1), fields.get("mlp_only_layers") or []
+    return sum(index not in dense and (index + 1) % step == 0 for index in range(layers))
+
+
+def _shared(fields: Fields, hidden: int, width: int) -> int:
+    """The shared expert of one layer: DeepSeek counts them in experts, Qwen2-MoE gives a width and a gate."""
+    count = _first(fields, "n_shared_experts")
+    if count is not None:
+        return 3 * hidden * width * count
+    wide = _first(fields, "shared_expert_intermediate_size")
+    return 0 if not wide else 3 * hidden * wide + hidden
+
+
+def _attention(fields: Fields, hidden: int) -> tuple[int, int]:
+    """Parameters of one layer's attention, and of the norms inside it."""
+    heads = _whole(fields, "num_attention_heads")
+    family = fields.get("model_type")
+    if _first(fields, "kv_lora_rank"):
+        return _latent_attention(fields, hidden, heads)
+    kv_heads = _first_or(fields, "num_key_value_heads", heads)
+    head = _first_or(fields, "head_dim", hidden // heads)
+    queries, keys = heads * head, kv_heads * head
+    matrices = hidden * (2 * queries + 2 * keys)
+    if family == "qwen2_moe" or fields.get("attention_bias"):
+        matrices += queries + 2 * keys
+    if fields.get("attention_bias"):
+        matrices += hidden
+    if family == "gpt_oss":
+        matrices += heads  # one sink per head
+    norms = {"qwen3_moe": 2 * head, "olmoe": queries + keys}.get(str(family), 0)
+    return matrices, norms
+
+
+def _latent_attention(fields: Fields, hidden: int, heads: int) -> tuple[int, int]:
+    """Multi-head latent attention (DeepSeek-V2): compressed queries and keys, each with a norm."""
+    kv_rank, rope = _whole(fields, "kv_lora_rank"), _whole(fields, "qk_rope_head_dim")
+    nope, value = _whole(fields, "qk_nope_head_dim"), _whole(fields, "v_head_dim")
+    query = heads * (nope + rope)
+    rank = _first(fields, "q_lora_rank") or 0
+    queries = hidden * rank + rank * query if rank else hidden * query
+    keys = hidden * (kv_rank + rope) + kv_rank * heads * (nope + value)
+    return queries + keys + heads * value * hidden, rank + kv_rank
+
+
+def _first(fields: Fields, *names: str) -> int | None:
+    for name in names:
+        value = fields.get(name)
+        if value is not None:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise BadInput(
+                    f"config.json: {name} must be a whole number of at least 0, not {value!r}", param=name
+                )
+            return value
+    return None
+
+
+def _first_or(fields: Fields, name: str, default: int) -> int:
+    value = _first(fields, name)
+    return default if value is None else value
+
+
+def _whole(fields: Fields, name: str) -> int:
+    value = _first(fields, name)
+    if not value:
+        raise BadInput(f"config.json: {name} must be a positive whole number, not {value!r}", param=name)
+    return value
+
+
+def redundant_bytes(parameters: Parameters, bytes_per_weight: float, extra_per_gpu: int = 1) -> float:
+    """Memory that `extra_per_gpu` redundant experts in every sparse layer take on one GPU."""
+    return extra_per_gpu * parameters.sparse_layers * parameters.expert * bytes_per_weight
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """Whether moving experts pays. `pays_after_steps` is None when the new placement is not faster."""
+
+    gain_per_step: float  # seconds
+    moving: float  # seconds, all GPUs at once
+    pays_after_steps: float | None
+
+
+def replacement(
+    expert_seconds: float,
+    balancedness_before: float,
+    balancedness_after: float,
+    most_moved_bytes: float,
+    bytes_per_second: float,
+) -> Replacement:
+    """Weigh a re-placement. The slowest GPU sets the step: experts take `expert_seconds` / balancedness.
+
+    expert_seconds: of the experts in one step, if all GPUs were equally loaded.
+    most_moved_bytes: what the GPU that fetches most has to fetch.
+    """
+    gain = expert_seconds * (1.0 / balancedness_before - 1.0 / balancedness_after)
+    moving = most_moved_bytes / bytes_per_second
+    return Replacement(gain, moving, moving / gain if gain > 0.0 else None)
