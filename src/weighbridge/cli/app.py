@@ -7,7 +7,7 @@ import sys
 import typer
 
 from weighbridge import __version__
-from weighbridge.cli import bench, calibrate, chat, models, replica, serve, ticket
+from weighbridge.cli import bench, calibrate, chat, config, fleet, models, replica, serve, ticket
 from weighbridge.cli.terminal import fail
 from weighbridge.errors import BadInput, WeighbridgeError
 
@@ -26,6 +26,8 @@ app.command("ticket")(ticket.ticket)
 app.command("replica")(replica.replica)
 app.add_typer(models.app, name="models")
 app.add_typer(bench.app, name="bench")
+app.add_typer(config.app, name="config")
+app.add_typer(fleet.app, name="fleet")
 
 
 def _print_version(value: bool) -> None:

@@ -22,6 +22,7 @@ SWITCH_INTERVAL = 0.0001
 
 
 def serve(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Argument(help="Name, directory, .gguf file or hub name; none: the default.")
     ] = None,
@@ -74,8 +75,18 @@ def serve(
     check_integrity: Annotated[
         bool, typer.Option("--check-integrity", help="Check the KV accounting whenever idle.")
     ] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="Serve the fleet that this weighbridge.yaml describes.")
+    ] = None,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Processes of this model behind one endpoint, sharing the cores.")
+    ] = 1,
+    on: Annotated[str, typer.Option(help="Where replicas run: local, or ray.")] = "local",
 ) -> None:
     """Serve a model over the OpenAI API until SIGTERM or Ctrl-C."""
+    if config is not None or replicas > 1 or on != "local":
+        _serve_fleet(context, config, model, served_model_name, replicas, on, host, port, tickets, json_logs)
+        return
     from weighbridge.engine.settings import EngineSettings, parse_bytes
     from weighbridge.server.lifecycle import bind, run_server, set_up_logging
     from weighbridge.server.settings import ServerSettings
@@ -113,6 +124,36 @@ def serve(
     replica.engine.stop()
     if not drained:
         raise WeighbridgeError("some requests were cut off: the drain timeout was too short for them")
+
+
+def _serve_fleet(
+    context: typer.Context,
+    config: Path | None,
+    model: str | None,
+    name: str | None,
+    replicas: int,
+    on: str,
+    host: str,
+    port: int,
+    tickets: Path | None,
+    json_logs: bool,
+) -> None:
+    """A gateway over several replicas; the command line's address wins over the file's where it is given."""
+    from weighbridge.cli import serve_fleet
+
+    if config is None:
+        overrides = serve_fleet.Overrides(host, port, tickets, json_logs)
+        serve_fleet.serve_replicas(context, model or "default", name, replicas, on, overrides)
+        return
+    if model is not None or replicas > 1 or on != "local":
+        raise BadInput("--config says what is served; leave out MODEL, --replicas and --on", param="config")
+    given = serve_fleet.given_options(context)
+    serve_fleet.serve_config(
+        config,
+        serve_fleet.Overrides(
+            host if "host" in given else None, port if "port" in given else None, tickets, json_logs
+        ),
+    )
 
 
 def load(  # type: ignore[no-untyped-def]

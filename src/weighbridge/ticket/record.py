@@ -35,7 +35,22 @@ class Ticket:
     accepted_tokens: int = 0
     replica: str = "local"
     placement: str = "edge"
+    rule: str | None = None  # the residency rule that applied
+    score: float | None = None  # difficulty before answering, in [0, 1]
+    confidence: float | None = None  # that the local answer is right, as judged before the first byte left
+    degraded: bool = False  # answered by a side that was not the one wanted
+    cost_usd: float = 0.0  # all attempts together
+    cost_estimated: bool = False  # a side did not say what it used, so it was counted
+    counterfactual_usd: float | None = None  # what the other side would have cost
+    left_machine: list[str] = field(default_factory=list)  # to whom, how much, what was redacted
     decisions: list[str] = field(default_factory=list)  # what was decided and why, in order
+    route: str = ""
+    exact: bool = True  # the prompt was counted with the model's tokenizer
+    attempts: int = 0  # replicas it was sent to, one after the other
+    hedged: bool = False  # a second copy was sent
+    resumed: int = 0  # times its stream went on at another replica
+    scores: dict[str, float] = field(default_factory=dict)  # of all candidates at the last choice; lower is better
+    score_unit: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types; durations derived from the times are added in milliseconds."""

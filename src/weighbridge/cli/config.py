@@ -1,0 +1,91 @@
+"""`weighbridge config`: is weighbridge.yaml right, and what does it mean."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from weighbridge.cli.terminal import print_json
+
+if TYPE_CHECKING:
+    from weighbridge.fleet.config import FleetSpec
+
+app = typer.Typer(help="Check and show the configuration of a fleet.", no_args_is_help=True)
+
+_FILE = Annotated[Path, typer.Argument(help="The configuration.")]
+_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEFAULT_FILE = Path("weighbridge.yaml")
+
+
+@app.command("check")
+def check(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
+    """Read the file and say what is wrong, line by line; exit 2 when anything is."""
+    from weighbridge.fleet.config_load import load_config
+
+    spec = load_config(file)
+    models = len(spec.models)
+    replicas = sum(one.count for model in spec.models for one in model.replicas)
+    if json_output:
+        print_json({"file": str(file), "ok": True, "models": models, "replicas": replicas})
+    else:
+        Console().print(
+            f"{file}: ok, {models} model{'s' * (models > 1)}, {replicas} replica{'s' * (replicas > 1)}"
+        )
+
+
+@app.command("show")
+def show(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
+    """The configuration with every default filled in; keys are not shown."""
+    from weighbridge.fleet.config_load import load_config
+
+    spec = load_config(file)
+    if json_output:
+        print_json(plain(spec))
+        return
+    table = Table("model", "policy", "replica", "what", "where", "dialect", "calls it")
+    for model in spec.models:
+        for one in model.replicas:
+            name = f"{one.name} x {one.count}" if one.count > 1 else one.name
+            table.add_row(
+                model.name,
+                model.policy,
+                name,
+                one.kind,
+                one.target,
+                one.dialect,
+                one.model or "as clients do",
+            )
+    console = Console()
+    console.print(table)
+    console.print(_settings(spec))
+
+
+def _settings(spec: FleetSpec) -> str:
+    lines = [f"listens on {spec.host}:{spec.port}"]
+    for name in ("queue", "health", "retry", "breaker"):
+        values = ", ".join(f"{key} {value}" for key, value in asdict(getattr(spec, name)).items())
+        lines.append(f"{name}: {values}")
+    for tenant in spec.tenants:
+        limits = ", ".join(f"{k} {v:g}" for k, v in asdict(tenant.limits).items() if v is not None)
+        lines.append(f"tenant {tenant.name}: {len(tenant.keys)} key(s); {limits or 'no limits'}")
+    return "\n".join(lines)
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as JSON; keys become stars."""
+    from weighbridge.fleet.config_reader import Secret
+
+    if isinstance(value, Secret):
+        return "***"
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, tuple | list):
+        return [plain(one) for one in value]
+    if isinstance(value, dict):
+        return {str(key): plain(one) for key, one in value.items()}
+    return str(value) if isinstance(value, Path) else value

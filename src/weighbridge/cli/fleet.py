@@ -1,0 +1,208 @@
+"""`weighbridge fleet`: look at a running gateway's replicas, add, drain and remove them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Annotated, Any
+
+import aiohttp
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from weighbridge.cli.terminal import print_json
+from weighbridge.errors import BadInput, WeighbridgeError
+
+app = typer.Typer(help="The replicas behind a running gateway.", no_args_is_help=True)
+
+_URL = Annotated[str, typer.Option(envvar="WEIGHBRIDGE_URL", help="The gateway to ask.")]
+_KEY = Annotated[
+    str | None, typer.Option("--admin-key", envvar="WEIGHBRIDGE_ADMIN_KEY", help="The gateway's admin_key.")
+]
+_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+_COLOURS = {"up": "green", "starting": "yellow", "draining": "yellow"}
+
+
+@app.command("list")
+def list_replicas(url: _URL = DEFAULT_URL, json_output: _JSON = False) -> None:
+    """All replicas, how they are, and what they have done."""
+    load = call("GET", url, "/v1/load")
+    if json_output:
+        print_json(load["models"])
+    else:
+        Console().print(fleet_table(load, None, 0.0))
+
+
+@app.command("top")
+def top(
+    url: _URL = DEFAULT_URL,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    count: Annotated[int | None, typer.Option(min=1, help="Looks to take; none: until Ctrl-C.")] = None,
+) -> None:
+    """A live table of the fleet: load, standing and speed of every replica."""
+    before: dict[str, Any] | None = None
+    asked = time.monotonic()
+    with Live(Text("asking..."), refresh_per_second=8, console=Console()) as live:
+        looks = 0
+        while count is None or looks < count:
+            load = call("GET", url, "/v1/load")
+            now = time.monotonic()
+            live.update(fleet_table(load, before, now - asked), refresh=True)
+            before, asked = load, now
+            looks += 1
+            if count is None or looks < count:
+                time.sleep(interval)
+
+
+@app.command("add")
+def add(
+    replica: Annotated[
+        str, typer.Argument(help="A URL, or a replica as JSON like an entry of weighbridge.yaml.")
+    ],
+    model: Annotated[
+        str, typer.Option("--for", help="The model it serves; needed when there are several.")
+    ] = "",
+    name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
+    dialect: Annotated[
+        str | None, typer.Option(help="weighbridge, vllm, sglang, llama-server, ollama, openai.")
+    ] = None,
+    url: _URL = DEFAULT_URL,
+    admin_key: _KEY = None,
+    json_output: _JSON = False,
+) -> None:
+    """Add a replica; it gets requests as soon as it answers."""
+    entry = _entry(replica)
+    entry |= {key: value for key, value in (("name", name), ("dialect", dialect)) if value is not None}
+    if model:
+        entry["for"] = model
+    added = call("POST", url, "/admin/replicas", admin_key, entry)
+    _say(added, json_output, "added " + ", ".join(one["name"] for one in added["data"]))
+
+
+@app.command("drain")
+def drain(
+    replica: str,
+    undo: Annotated[bool, typer.Option("--undo", help="Let it have requests again.")] = False,
+    url: _URL = DEFAULT_URL,
+    admin_key: _KEY = None,
+    json_output: _JSON = False,
+) -> None:
+    """Send nothing more to a replica; what runs there goes on."""
+    action = "undrain" if undo else "drain"
+    state = call("POST", url, f"/admin/replicas/{replica}/{action}", admin_key)
+    text = f"{replica} is {state['standing']}, {state['requests']} requests in flight"
+    _say(state, json_output, text)
+
+
+@app.command("remove")
+def remove(
+    replica: str,
+    timeout: Annotated[float, typer.Option(min=0.0, help="Seconds to wait for what runs there.")] = 30.0,
+    url: _URL = DEFAULT_URL,
+    admin_key: _KEY = None,
+    json_output: _JSON = False,
+) -> None:
+    """Drain a replica and take it out of the fleet."""
+    path = f"/admin/replicas/{replica}?timeout={timeout:g}"
+    answer = call("DELETE", url, path, admin_key, patience=timeout + 10.0)
+    drained = "" if answer["drained"] else "; requests were cut off"
+    _say(answer, json_output, f"removed {replica}{drained}")
+
+
+def _entry(replica: str) -> dict[str, Any]:
+    if not replica.lstrip().startswith("{"):
+        return {"url": replica}
+    try:
+        entry = json.loads(replica)
+    except ValueError as error:
+        raise BadInput(f"the replica is no JSON: {error}") from error
+    return dict(entry)
+
+
+def _say(value: Any, as_json: bool, text: str) -> None:
+    if as_json:
+        print_json(value)
+    else:
+        Console().print(text)
+
+
+def call(
+    method: str,
+    url: str,
+    path: str,
+    key: str | None = None,
+    body: Any = None,
+    patience: float = 10.0,
+) -> Any:
+    """Ask a gateway. Raises BadInput for what it calls wrong, WeighbridgeError when it cannot be asked."""
+    return asyncio.run(_call(method, url.rstrip("/") + path, key, body, patience))
+
+
+async def _call(method: str, url: str, key: str | None, body: Any, patience: float) -> Any:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=patience)) as session,
+            session.request(method, url, headers=headers, json=body) as answer,
+        ):
+            value = await answer.json(content_type=None)
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        raise WeighbridgeError(f"no answer from {url} ({error}); is a gateway running there?") from error
+    if answer.status >= 400:
+        message = value.get("error", {}).get("message", f"{url} answered {answer.status}")
+        raise BadInput(message) if answer.status < 500 else WeighbridgeError(message)
+    if "models" not in value and path_is_load(url):
+        raise WeighbridgeError(f"{url} is a single replica, not a gateway; start one with `serve --config`")
+    return value
+
+
+def path_is_load(url: str) -> bool:
+    return url.endswith("/v1/load")
+
+
+def fleet_table(load: dict[str, Any], before: dict[str, Any] | None, seconds: float) -> Group:
+    """One table for each model. `before`: the look `seconds` ago, for speeds."""
+    return Group(*(_model_table(name, model, before, seconds) for name, model in load["models"].items()))
+
+
+def _model_table(name: str, model: dict[str, Any], before: dict[str, Any] | None, seconds: float) -> Table:
+    table = Table(
+        title=f"{name} · {model['policy']} · {model['queued_requests']} waiting "
+        f"({model['queued_tokens']} tokens) · imbalance {model['imbalance']:.2f}",
+        title_justify="left",
+    )
+    for heading in ("replica", "standing"):
+        table.add_column(heading)
+    for heading in ("requests", "prompt left", "output left", "KV", "tok/s", "finished", "failed", "cached"):
+        table.add_column(heading, justify="right")
+    table.add_column("why", overflow="fold")
+    known = before["models"].get(name, {}).get("replicas", []) if before is not None else []
+    earlier = {one["name"]: one for one in known}
+    for one in model["replicas"]:
+        table.add_row(*_row(one, earlier.get(one["name"], one), seconds))
+    return table
+
+
+def _row(one: dict[str, Any], earlier: dict[str, Any], seconds: float) -> list[str]:
+    made = one["output_tokens"] - earlier["output_tokens"]
+    total, prompt = one["kv_tokens_total"], one["prompt_tokens"]
+    standing = one["standing"]
+    return [
+        one["name"],
+        f"[{_COLOURS.get(standing, 'red')}]{standing}[/]",
+        str(one["requests"]),
+        str(one["uncomputed_tokens"]),
+        str(one["remaining_output_tokens"]),
+        f"{one['kv_tokens'] / total:.0%}" if total else str(one["kv_tokens"]),
+        f"{made / seconds:.0f}" if seconds > 0.0 else "-",
+        str(one["finished"]),
+        str(one["failures"]),
+        f"{one['cached_tokens'] / prompt:.0%}" if prompt else "-",
+        one["why"],
+    ]

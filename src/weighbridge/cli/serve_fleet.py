@@ -1,0 +1,220 @@
+"""`weighbridge serve --config FILE` and `--replicas N`: the gateway over a fleet."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import typer
+
+from weighbridge.cli.terminal import errors
+from weighbridge.errors import BadInput, WeighbridgeError
+
+if TYPE_CHECKING:
+    from weighbridge.fleet.api import Replica
+    from weighbridge.fleet.config import FleetSpec, ReplicaSpec
+
+#: Options of `serve` that belong to the engine and go on to each replica's process.
+ENGINE_OPTIONS = (
+    "dtype",
+    "quantize",
+    "max_model_len",
+    "kv_cache_memory",
+    "max_batch_tokens",
+    "max_sequences",
+    "itl_target",
+    "prefix_cache",
+    "speculate",
+    "max_queue",
+    "batching",
+    "static_batch_size",
+    "static_timeout",
+    "check_integrity",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What the command line says over the configuration; None: nothing."""
+
+    host: str | None = None
+    port: int | None = None
+    tickets: Path | None = None
+    json_logs: bool = False
+
+
+def serve_config(path: Path, overrides: Overrides) -> None:
+    """Serve what weighbridge.yaml describes."""
+    from weighbridge.fleet.config_load import load_config
+
+    serve_spec(load_config(path), overrides)
+
+
+def serve_replicas(
+    context: typer.Context, model: str, name: str | None, count: int, on: str, overrides: Overrides
+) -> None:
+    """Serve `count` replicas of one model, as processes of this machine or as Ray actors."""
+    tenants = _tenants(context.params.get("api_key") or [])
+    serve_spec(replicated(model, name, count, on, engine_options(context), tenants), overrides)
+
+
+def serve_spec(spec: FleetSpec, overrides: Overrides) -> None:
+    from weighbridge.fleet.build import build_replica, load_tokenizers
+    from weighbridge.fleet.gateway import Gateway
+    from weighbridge.server.gateway_app import GatewayApp
+    from weighbridge.server.gateway_metrics import GatewayMetrics
+    from weighbridge.server.lifecycle import bind, run_server, set_up_logging
+    from weighbridge.server.settings import ServerSettings
+
+    set_up_logging(overrides.json_logs)
+    spec = replace(
+        spec,
+        host=overrides.host or spec.host,
+        port=spec.port if overrides.port is None else overrides.port,
+        tickets=overrides.tickets or spec.tickets,
+    )
+    listener = bind(spec.host, spec.port)  # before anything starts: a taken port is said at once
+    makers = LocalMakers(spec)
+    tokenizers = cast(Any, load_tokenizers(spec))
+    gateway = Gateway(spec, lambda one: build_replica(one, makers.by_kind()), tokenizers)
+    metrics = GatewayMetrics(gateway)
+    app = GatewayApp(gateway, metrics)
+    where = "{}:{}".format(*listener.getsockname()[:2])
+    if not overrides.json_logs:
+        announce(spec, where)
+    settings = ServerSettings(drain_timeout=spec.drain_timeout, json_logs=overrides.json_logs)
+    drained = run_server(cast(Any, app), cast(Any, gateway), listener, settings)
+    if not drained:
+        raise WeighbridgeError("some requests were cut off: the drain timeout was too short for them")
+
+
+def announce(spec: FleetSpec, where: str) -> None:
+    for model in spec.models:
+        count = sum(one.count for one in model.replicas)
+        errors.print(
+            f"[bold]{model.name}[/] on [bold]http://{where}[/]: {count} replica{'s' * (count > 1)}, {model.policy}"
+        )
+
+
+class LocalMakers:
+    """Starts what a configuration wants started here, and shares this machine's cores among it."""
+
+    def __init__(self, spec: FleetSpec) -> None:
+        from weighbridge.fleet.process_replica import own_cores, share_cores
+
+        processes = [one for model in spec.models for one in model.replicas if one.kind == "process"]
+        names = [
+            f"{one.name}-{index}" if one.count > 1 else one.name
+            for one in processes
+            for index in range(one.count)
+        ]
+        self._cores = dict(zip(names, share_cores(len(names), own_cores()) if names else [], strict=True))
+        self._served = {one.name: model.name for model in spec.models for one in model.replicas}
+
+    def by_kind(self) -> dict[str, Callable[[ReplicaSpec], Replica]]:
+        return {"process": self.process, "engine": self.engine, "ray": self.ray}
+
+    def process(self, spec: ReplicaSpec) -> Replica:
+        from weighbridge.fleet.build import endpoint_of
+        from weighbridge.fleet.process_replica import ProcessReplica, Program, serve_command
+
+        cores = self._cores.get(spec.name)
+        options = list(spec.options)
+        if spec.model is not None and "--served-model-name" not in options:
+            options += ["--served-model-name", spec.model]
+        if "--kv-cache-memory" not in options:
+            options += ["--kv-cache-memory", str(self._memory_share())]
+        threads = spec.threads or (len(cores) if cores else None)
+        program = Program(serve_command(spec.target, options, threads), cores)
+        return ProcessReplica(spec.name, program, lambda base: endpoint_of(spec, base))
+
+    def _memory_share(self) -> int:
+        """The default share of free memory is for one replica; several divide it."""
+        from weighbridge.engine.settings import DEFAULT_MEMORY_SHARE, available_memory
+
+        return int(available_memory() * DEFAULT_MEMORY_SHARE / max(len(self._cores), 1))
+
+    def engine(self, spec: ReplicaSpec) -> Replica:
+        """The model in this process; it is loaded before the gateway listens."""
+        from weighbridge.cli.serve import SWITCH_INTERVAL, assemble, load
+        from weighbridge.engine.settings import EngineSettings
+        from weighbridge.fleet.local_replica import LocalReplica
+        from weighbridge.server.settings import ServerSettings
+
+        if spec.options:
+            raise BadInput(f"replica {spec.name!r}: `options` are for `process:`; an `engine:` has none")
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        replica = load(spec.target, spec.model, EngineSettings(), "auto", "auto", spec.threads)
+        app = assemble(replica, ServerSettings(), None)
+        return LocalReplica(
+            spec.name, app, start=replica.engine.start, stop=replica.engine.stop, timeouts=spec.timeouts
+        )
+
+    def ray(self, spec: ReplicaSpec) -> Replica:
+        from weighbridge.fleet.ray_replica import make_ray_replica
+
+        return make_ray_replica(spec)
+
+
+def replicated(
+    model: str, name: str | None, count: int, on: str, options: Sequence[str], tenants: Any
+) -> FleetSpec:
+    """The configuration that `--replicas N` stands for."""
+    from weighbridge.fleet.config import FleetSpec, ModelSpec, RaySpec, ReplicaSpec
+    from weighbridge.models import catalogue
+    from weighbridge.models.store import resolve
+
+    if on not in ("local", "ray"):
+        raise BadInput(f"--on {on!r} is not known: use local or ray", param="on")
+    path = resolve(model)
+    entry = catalogue.find(model)
+    served = name or (entry.name if entry else path.stem if path.is_file() else path.name)
+    spec = ReplicaSpec(
+        name=f"{served}-replica" if on == "ray" else served,
+        kind="process" if on == "local" else "ray",
+        target=str(path),
+        dialect="weighbridge",
+        model=served,
+        count=count,
+        options=tuple(options),
+        ray=RaySpec(),
+    )
+    models = (ModelSpec(name=served, replicas=(spec,), aliases=(), tokenizer=path),)
+    return FleetSpec(models=models, tenants=tenants)
+
+
+def given_options(context: typer.Context) -> set[str]:
+    """Names of the options that were written on the command line, or in the environment."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+
+
+def engine_options(context: typer.Context) -> list[str]:
+    """The options given to `serve` that concern the engine, as they were given."""
+    options: list[str] = []
+    given = given_options(context)
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if parameter.name not in ENGINE_OPTIONS or parameter.name not in given:
+            continue
+        if isinstance(value, bool):
+            opposite = f"--no-{parameter.name.replace('_', '-')}"
+            options.append(parameter.opts[0] if value else opposite)
+        else:
+            options += [parameter.opts[0], str(value)]
+    return options
+
+
+def _tenants(given: Sequence[str]) -> Any:
+    """Tenants of `--api-key`."""
+    from weighbridge.cli.serve import parse_keys
+    from weighbridge.fleet.config import KeySpec, TenantSpec
+    from weighbridge.fleet.config_reader import Secret
+
+    keys: dict[str, list[KeySpec]] = {}
+    for key in parse_keys(list(given)):
+        keys.setdefault(key.tenant, []).append(KeySpec(Secret(key.secret)))
+    return tuple(TenantSpec(tenant, tuple(secrets)) for tenant, secrets in keys.items())

@@ -1,0 +1,198 @@
+"""One try at one replica: send the call, read until the first byte of content, and judge what came."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from weighbridge.errors import WeighbridgeError
+from weighbridge.fleet.api import Answer
+from weighbridge.fleet.ask import Ask
+from weighbridge.fleet.dispatch import Lease
+from weighbridge.fleet.member import Member
+from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError
+from weighbridge.fleet.retry import KEY_REFUSED, OVERLOADED, may_retry, retry_after
+
+#: How long a replica that refuses our key is left alone, in seconds; keys are seldom repaired faster.
+KEY_PAUSE = 30.0
+#: And one that says it is overloaded without saying for how long.
+BRIEF_PAUSE = 0.25
+
+_ERROR_EVENT = b'data: {"error"'
+
+
+@dataclass(slots=True, eq=False)
+class Opened:
+    """A replica's answer that has begun. `first` is its first content; `chunks` goes on behind it.
+
+    `status` of 400 and above: an error that is the client's own, with its body in `first`.
+    """
+
+    lease: Lease
+    answer: Answer
+    chunks: AsyncIterator[bytes]
+    first: bytes
+
+    @property
+    def status(self) -> int:
+        return self.answer.status
+
+    @property
+    def is_stream(self) -> bool:
+        return "event-stream" in self.answer.headers.get("content-type", "")
+
+    async def close(self, now: float) -> None:
+        """Cancel what still runs there, and give the place back."""
+        await self.answer.close()
+        self.lease.release(now)
+
+
+class AttemptFailed(WeighbridgeError):
+    """Nothing came that could be passed on. `answer` is the error the replica gave, if it gave one."""
+
+    def __init__(
+        self, member: Member, why: str, *, timed_out: bool = False, answer: BytesAnswer | None = None
+    ):
+        super().__init__(f"{member.name}: {why}")
+        self.member = member
+        self.timed_out = timed_out
+        self.answer = answer
+        self.wait = 0.0  # seconds that the replica asked to be left alone
+
+
+class Attempts:
+    """Sends calls. Notes at each replica how it went: its breaker, its pauses, its signs of life."""
+
+    def __init__(self, clock: Callable[[], float], slow_start: float) -> None:
+        self._clock = clock
+        self._slow_start = slow_start
+
+    async def open(self, ask: Ask, lease: Lease, attempt: int) -> Opened:
+        """The beginning of an answer. Raises AttemptFailed; then, and when cancelled, the place is free again."""
+        try:
+            return await self._open(ask, lease, attempt)
+        except ReplicaError as error:
+            self._blame(lease.member, error)
+            lease.release(self._clock())
+            timed_out = error.kind in (Failure.FIRST_BYTE, Failure.IDLE)
+            raise AttemptFailed(lease.member, str(error), timed_out=timed_out) from error
+        except BaseException as error:
+            if not isinstance(error, AttemptFailed):
+                lease.member.breaker.gave_up()
+            lease.release(self._clock())
+            raise
+
+    async def _open(self, ask: Ask, lease: Lease, attempt: int) -> Opened:
+        member = lease.member
+        call = member.call(ask, self._remaining_ms(ask))
+        answer = await member.replica.open(call)
+        try:
+            chunks = answer.chunks()
+            if answer.status >= 400:
+                body = b"".join([chunk async for chunk in chunks])
+                return self._judge(ask, lease, attempt, answer, body)
+            if not call.stream:
+                body = b"".join([chunk async for chunk in chunks])
+                self._well(lease)
+                return Opened(lease, answer, chunks, body)
+            first = await self._first_content(member, chunks)
+            if first.startswith(_ERROR_EVENT):
+                status, body = _error_in_stream(first)
+                return self._judge(ask, lease, attempt, BytesAnswer(status, body, answer.headers), body)
+        except BaseException:
+            await answer.close()
+            raise
+        self._well(lease)
+        return Opened(lease, answer, chunks, first)
+
+    async def _first_content(self, member: Member, chunks: AsyncIterator[bytes]) -> bytes:
+        """The first event that is more than a comment to keep the line open."""
+        deadline = self._clock() + member.spec.timeouts.first_byte
+        async for chunk in chunks:
+            if b"data:" in chunk or b"{" in chunk:
+                return chunk
+            member.alive(self._clock(), self._slow_start)
+            if self._clock() > deadline:
+                raise ReplicaError(
+                    member.name,
+                    Failure.FIRST_BYTE,
+                    f"nothing came within {member.spec.timeouts.first_byte:g} s",
+                )
+        raise ReplicaError(member.name, Failure.BROKEN, "ended its stream before anything came")
+
+    def _judge(self, ask: Ask, lease: Lease, attempt: int, answer: Answer, body: bytes) -> Opened:
+        """An error answer: the client's own fault is passed on, everything else may be tried elsewhere."""
+        member, status = lease.member, answer.status
+        kept = BytesAnswer(status, body, answer.headers)
+        if not may_retry(status, attempt, ask.deadline is not None):
+            self._well(lease)
+            return Opened(lease, kept, kept.chunks(), body)
+        now = self._clock()
+        failed = AttemptFailed(member, f"answered with status {status}{_message(body)}", answer=kept)
+        member.last_error = str(failed)
+        member.counts.failures += 1
+        wait = retry_after(answer.headers, time.time())
+        if status in KEY_REFUSED:
+            failed = AttemptFailed(member, f"refuses the key it was sent (status {status}){_message(body)}")
+            member.last_error = str(failed)
+            member.hold(now + KEY_PAUSE, member.last_error)
+            member.breaker.gave_up()
+        elif status in OVERLOADED:
+            failed.wait = BRIEF_PAUSE if wait is None else wait
+            member.hold(
+                now + failed.wait, f"answered with status {status} and wants {failed.wait:g} s of rest"
+            )
+            member.alive(now, self._slow_start)
+            if status == 503 and wait is None:
+                member.breaker.failed(now)
+            else:
+                member.breaker.gave_up()  # it is well and says when to come back
+        else:
+            member.breaker.failed(now)
+        raise failed
+
+    def _well(self, lease: Lease) -> None:
+        now = self._clock()
+        lease.first_byte(now)
+        lease.member.breaker.succeeded(now)
+        lease.member.alive(now, self._slow_start)
+
+    def _blame(self, member: Member, error: ReplicaError) -> None:
+        now = self._clock()
+        member.last_error = str(error)
+        member.counts.failures += 1
+        member.breaker.failed(now)
+        if error.kind is Failure.CONNECT and member.spec.probe:
+            member.state.healthy = False  # the next probe that is answered brings it back
+
+    def broke_off(self, lease: Lease, error: ReplicaError) -> None:
+        """A stream that had begun ended too early."""
+        self._blame(lease.member, error)
+
+    def _remaining_ms(self, ask: Ask) -> float | None:
+        return None if ask.deadline is None else max((ask.deadline - self._clock()) * 1e3, 1.0)
+
+
+def _error_in_stream(event: bytes) -> tuple[int, bytes]:
+    """Status and body of an error that came as the first event of a stream with status 200."""
+    body = event.split(b"\n", 1)[0].removeprefix(b"data:").strip()
+    code = _error_of(body).get("code")
+    return (code if isinstance(code, int) and 400 <= code < 600 else 500), body
+
+
+def _error_of(body: bytes) -> Mapping[str, Any]:
+    try:
+        error = msgspec.json.decode(body)["error"]
+    except (msgspec.DecodeError, KeyError, TypeError, IndexError):
+        return {}
+    return error if isinstance(error, dict) else {"message": str(error)}
+
+
+def _message(body: bytes) -> str:
+    """What the error says, short, for the ticket and the log."""
+    message = str(_error_of(body).get("message") or "")
+    return f": {message[:200]}" if message else ""

@@ -1,0 +1,144 @@
+"""What an operator says about a fleet: models, their replicas, tenants, limits. Plain data, checked when loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from weighbridge.cost.price import FREE, Price
+from weighbridge.cost.step import StepCost
+from weighbridge.fleet.breaker import BreakerSettings
+from weighbridge.fleet.config_reader import Secret
+from weighbridge.fleet.hedge import HedgeSettings
+from weighbridge.fleet.limits import NO_LIMITS, TenantLimits
+from weighbridge.fleet.replica import Timeouts
+from weighbridge.fleet.retry import RetrySettings
+
+#: What a replica may be: exactly one of these keys is in its entry.
+KINDS = ("url", "process", "engine", "ray")
+
+
+@dataclass(frozen=True, slots=True)
+class CapacitySpec:
+    """What is known beforehand of a replica; None: it reports it, or it is learned."""
+
+    step_cost: StepCost | None = None
+    kv_tokens: int | None = None
+    max_sequences: int = 256
+    max_batch_tokens: int = 2048
+    max_model_len: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSpec:
+    """Limits of a replica, such as those of an account at a cloud API. None: not limited."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    usd_per_day: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RaySpec:
+    """Resources of each actor, and how many there may be."""
+
+    least: int = 1
+    most: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    address: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSpec:
+    """One replica, or `count` alike. `target` is a URL, or the model that a local replica loads."""
+
+    name: str
+    kind: str
+    target: str
+    dialect: str = "openai"
+    model: str | None = None  # what this server calls the model; None: whatever the client asked for
+    key: Secret | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    price: Price = FREE
+    capacity: CapacitySpec = field(default_factory=CapacitySpec)
+    limits: LimitSpec = field(default_factory=LimitSpec)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    probe: bool = True  # ask for its health; off for APIs that must only be called for work
+    probe_path: str | None = None
+    stream_usage: bool = True  # it understands `stream_options.include_usage`
+    count: int = 1
+    threads: int | None = None
+    options: tuple[str, ...] = ()  # of `weighbridge serve`, for replicas that are started here
+    ray: RaySpec = field(default_factory=RaySpec)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model and its replicas. `aliases` are further names that clients may use for it."""
+
+    name: str
+    replicas: tuple[ReplicaSpec, ...]
+    aliases: tuple[str, ...] = ()
+    tokenizer: Path | None = None
+    policy: str = "weigh"
+    resume: bool = False  # a stream whose replica dies goes on elsewhere, re-prefilled
+    hedge: HedgeSettings = field(default_factory=HedgeSettings)
+    default_max_tokens: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpec:
+    """An API key of a tenant; `expires`: epoch seconds."""
+
+    secret: Secret
+    expires: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantSpec:
+    name: str
+    keys: tuple[KeySpec, ...] = ()
+    limits: TenantLimits = NO_LIMITS
+    priority: int = 0  # the best class its requests may ask for
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSpec:
+    """The queue in the gateway: bounded in requests and in tokens of work."""
+
+    max_requests: int = 4096
+    max_tokens: int | None = None
+    max_wait: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class HealthSpec:
+    """Active probes: every `interval` seconds; down after `failures` in a row. A replica that comes back gets
+    its full share only after `slow_start` seconds."""
+
+    interval: float = 1.0
+    failures: int = 3
+    slow_start: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSpec:
+    """The whole of weighbridge.yaml."""
+
+    models: tuple[ModelSpec, ...]
+    host: str = "127.0.0.1"
+    port: int = 8080
+    admin_key: Secret | None = None
+    tenants: tuple[TenantSpec, ...] = ()
+    default_limits: TenantLimits = NO_LIMITS
+    queue: QueueSpec = field(default_factory=QueueSpec)
+    health: HealthSpec = field(default_factory=HealthSpec)
+    retry: RetrySettings = field(default_factory=RetrySettings)
+    breaker: BreakerSettings = field(default_factory=BreakerSettings)
+    tickets: Path | None = None
+    max_body: int = 8 << 20
+    drain_timeout: float = 30.0

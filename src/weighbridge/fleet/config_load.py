@@ -1,0 +1,263 @@
+"""weighbridge.yaml into a `FleetSpec`. Every complaint points at a line and says what to write."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+from weighbridge.engine.settings import parse_bytes
+from weighbridge.errors import BadInput
+from weighbridge.fleet.breaker import BreakerSettings
+from weighbridge.fleet.config import (
+    FleetSpec,
+    HealthSpec,
+    KeySpec,
+    ModelSpec,
+    QueueSpec,
+    TenantSpec,
+)
+from weighbridge.fleet.config_reader import Secret, Section, read_yaml
+from weighbridge.fleet.config_replica import Defaults, read_replica, read_timeouts
+from weighbridge.fleet.hedge import HedgeSettings
+from weighbridge.fleet.limits import TenantLimits
+from weighbridge.fleet.policies import DEFAULT_POLICY, POLICIES
+from weighbridge.fleet.replica import Timeouts
+from weighbridge.fleet.retry import RetrySettings
+
+
+def load_config(path: Path) -> FleetSpec:
+    """Raises BadInput with one line for each thing that is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise BadInput(f"cannot read the configuration {path}: {str(reason).lower()}") from error
+    return parse_config(text, str(path), path.parent)
+
+
+def parse_config(text: str, file: str, base: Path) -> FleetSpec:
+    """`base` is where relative paths start. Raises BadInput like `load_config`."""
+    root, problems = read_yaml(text, file)
+    spec = _fleet(root, base)
+    root.done()
+    problems.raise_any()
+    return spec
+
+
+def _fleet(root: Section, base: Path) -> FleetSpec:
+    host, port = _listen(root)
+    timeouts = read_timeouts(root.section("timeouts"), Timeouts())
+    hedge = _hedge(root.section("hedge"), HedgeSettings())
+    policy = root.choice("policy", DEFAULT_POLICY, tuple(POLICIES))
+    resume = root.flag("resume", False)
+    models = tuple(
+        _model(name, section, base, Defaults(timeouts), hedge, policy, resume)
+        for name, section in root.named("models")
+    )
+    if not models:
+        root.problem("models", "needs at least one model with its replicas")
+    _check_names(root, models)
+    tenants = tuple(_tenant(name, section) for name, section in root.named("tenants"))
+    _check_keys(root, tenants)
+    return FleetSpec(
+        models=models,
+        host=host,
+        port=port,
+        admin_key=root.secret("admin_key"),
+        tenants=tenants,
+        default_limits=_tenant_limits(root.section("limits")),
+        queue=_queue(root.section("queue")),
+        health=_health(root.section("health")),
+        retry=_retry(root.section("retry")),
+        breaker=_breaker(root.section("breaker")),
+        tickets=root.path("tickets", base, must_exist=False),
+        max_body=_bytes(root, "max_body", 8 << 20),
+        drain_timeout=root.number("drain_timeout", 30.0),
+    )
+
+
+def _listen(root: Section) -> tuple[str, int]:
+    text = root.text("listen", "127.0.0.1:8080")
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        root.problem("listen", f"{text!r} is no address; write HOST:PORT, for example 127.0.0.1:8080")
+        return "127.0.0.1", 8080
+    return host.strip("[]"), int(port)
+
+
+def _bytes(root: Section, name: str, default: int) -> int:
+    given = root.texts(name)
+    if not given:
+        return default
+    try:
+        return parse_bytes(given[0])
+    except BadInput as error:
+        root.problem(name, str(error))
+        return default
+
+
+def _model(
+    name: str,
+    section: Section,
+    base: Path,
+    defaults: Defaults,
+    hedge: HedgeSettings,
+    policy: str,
+    resume: bool,
+) -> ModelSpec:
+    replicas = [
+        read_replica(entry, f"{name}-{index}", defaults)
+        for index, entry in enumerate(section.items("replicas"))
+    ]
+    if not replicas:
+        section.problem("replicas", "needs at least one entry, for example `- url: http://127.0.0.1:8000`")
+    spec = ModelSpec(
+        name=name,
+        replicas=tuple(replicas),
+        aliases=section.texts("aliases"),
+        tokenizer=section.path("tokenizer", base, must_exist=True),
+        policy=section.choice("policy", policy, tuple(POLICIES)),
+        resume=section.flag("resume", resume),
+        hedge=_hedge(section.section("hedge"), hedge),
+        default_max_tokens=section.count("default_max_tokens", 1024),
+    )
+    section.done()
+    return spec
+
+
+def _check_names(root: Section, models: tuple[ModelSpec, ...]) -> None:
+    """A name leads to one model, and a replica's name to one replica."""
+    models_of: dict[str, str] = {}
+    replicas: set[str] = set()
+    for model in models:
+        for name in (model.name, *model.aliases):
+            if name in models_of:
+                root.problem(
+                    "models", f"the name {name!r} leads to {models_of[name]!r} and to {model.name!r}"
+                )
+            models_of[name] = model.name
+        for replica in model.replicas:
+            if replica.name in replicas:
+                root.problem("models", f"two replicas are called {replica.name!r}; names must differ")
+            replicas.add(replica.name)
+
+
+def _hedge(section: Section, default: HedgeSettings) -> HedgeSettings:
+    settings = HedgeSettings(
+        enabled=section.flag("enabled", default.enabled),
+        quantile=section.number("quantile", default.quantile, above=0.0),
+        extra_work=section.number("extra_work", default.extra_work, above=0.0),
+        minimum_delay=section.number("minimum_delay", default.minimum_delay),
+        minimum_samples=section.count("minimum_samples", default.minimum_samples),
+    )
+    if settings.quantile >= 1.0:
+        section.problem("quantile", "must be less than 1, for example 0.95")
+    section.done()
+    return settings
+
+
+def _queue(section: Section) -> QueueSpec:
+    default = QueueSpec()
+    spec = QueueSpec(
+        max_requests=section.count("max_requests", default.max_requests),
+        max_tokens=section.count("max_tokens", default.max_tokens),
+        max_wait=section.number("max_wait", default.max_wait, above=0.0),
+    )
+    section.done()
+    return spec
+
+
+def _health(section: Section) -> HealthSpec:
+    default = HealthSpec()
+    spec = HealthSpec(
+        interval=section.number("interval", default.interval, above=0.0),
+        failures=section.count("failures", default.failures),
+        slow_start=section.number("slow_start", default.slow_start),
+    )
+    section.done()
+    return spec
+
+
+def _retry(section: Section) -> RetrySettings:
+    default = RetrySettings()
+    settings = RetrySettings(
+        attempts=section.count("attempts", default.attempts),
+        budget=section.number("budget", default.budget),
+        burst=section.number("burst", default.burst),
+        longest_wait=section.number("longest_wait", default.longest_wait),
+    )
+    section.done()
+    return settings
+
+
+def _breaker(section: Section) -> BreakerSettings:
+    default = BreakerSettings()
+    settings = BreakerSettings(
+        failures=section.count("failures", default.failures),
+        failure_rate=section.number("failure_rate", default.failure_rate, above=0.0),
+        minimum=section.count("minimum", default.minimum),
+        window=section.number("window", default.window, above=0.0),
+        cool_off=section.number("cool_off", default.cool_off, above=0.0),
+        longest_cool_off=section.number("longest_cool_off", default.longest_cool_off, above=0.0),
+    )
+    section.done()
+    return settings
+
+
+def _tenant(name: str, section: Section) -> TenantSpec:
+    keys = [_key(entry) for entry in section.items("keys")]
+    single = section.secret("key")
+    if single is not None:
+        keys.append(KeySpec(single))
+    if not keys:
+        section.problem("keys", "a tenant needs a key; write `key_env: VARIABLE` or a list of `keys`")
+    spec = TenantSpec(
+        name=name,
+        keys=tuple(keys),
+        limits=_tenant_limits(section.section("limits")),
+        priority=section.count("priority", 0, least=-1000),
+    )
+    section.done()
+    return spec
+
+
+def _tenant_limits(section: Section) -> TenantLimits:
+    limits = TenantLimits(
+        requests_per_minute=section.count("requests_per_minute", None),
+        tokens_per_minute=section.count("tokens_per_minute", None),
+        concurrent_tokens=section.count("concurrent_tokens", None),
+        usd_per_day=section.number("usd_per_day", None, above=0.0),
+    )
+    section.done()
+    return limits
+
+
+def _key(section: Section) -> KeySpec:
+    secret = section.secret("key")
+    if secret is None:
+        section.problem("key", "is missing; write `key_env: VARIABLE`")
+    spec = KeySpec(secret or Secret("unset"), _expiry(section))
+    section.done()
+    return spec
+
+
+def _expiry(section: Section) -> float | None:
+    """A day (the key is good until its end, UTC) or a moment."""
+    value = section.plain("expires")
+    if value is None:
+        return None
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC).timestamp() + 86400.0
+    section.problem("expires", f"{value!r} is no date; write for example 2027-01-31")
+    return None
+
+
+def _check_keys(root: Section, tenants: tuple[TenantSpec, ...]) -> None:
+    owners: dict[str, str] = {}
+    for tenant in tenants:
+        for key in tenant.keys:
+            owner = owners.setdefault(key.secret, tenant.name)
+            if owner != tenant.name:
+                root.problem("tenants", f"{owner!r} and {tenant.name!r} have the same key; keys must differ")

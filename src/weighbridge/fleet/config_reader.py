@@ -1,0 +1,241 @@
+"""YAML with places: every complaint names file, line, the field, and what to write instead.
+
+A `Section` hands out typed values and remembers what nobody asked for. Problems are gathered, so that one run
+shows all of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from weighbridge.errors import BadInput
+
+
+class Secret(str):
+    """A key. It compares and encodes as what it is, but never shows in a representation."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+@dataclass(slots=True)
+class Problems:
+    """What is wrong with one file."""
+
+    file: str
+    found: list[tuple[int, str]] = field(default_factory=list)  # line from 0, text
+
+    def add(self, node: yaml.Node | None, where: str, what: str) -> None:
+        line = node.start_mark.line if node is not None else -1
+        place = f"{self.file}:{line + 1}" if node is not None else self.file
+        self.found.append((line, f"{place}: {where + ': ' if where else ''}{what}"))
+
+    def raise_any(self) -> None:
+        """Raise BadInput with one line for each problem, in the order of the file."""
+        if self.found:
+            raise BadInput("\n".join(text for _, text in sorted(self.found, key=lambda one: one[0])))
+
+
+class Section:
+    """A mapping of the file. Getters return the default after noting a problem, so that reading goes on."""
+
+    def __init__(self, node: yaml.Node | None, where: str, problems: Problems) -> None:
+        self.node = node
+        self.where = where
+        self.problems = problems
+        self._asked: set[str] = set()
+        self._values: dict[str, yaml.Node] = {}
+        if node is None or (isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")):
+            return
+        if not isinstance(node, yaml.MappingNode):
+            problems.add(node, where, "must be a mapping of `name: value` lines")
+            return
+        for key, value in node.value:
+            name = str(key.value)
+            if name in self._values:
+                problems.add(key, self._path(name), "is given twice; keep one of them")
+            self._values[name] = value
+
+    def __contains__(self, name: str) -> bool:
+        self._asked.add(name)
+        return name in self._values
+
+    def line_of(self, name: str) -> yaml.Node | None:
+        return self._values.get(name, self.node)
+
+    def problem(self, name: str, what: str) -> None:
+        self.problems.add(self.line_of(name), self._path(name), what)
+
+    def text(self, name: str, default: str = "") -> str:
+        value = self.plain(name)
+        if value is None:
+            return default
+        if not isinstance(value, str) or not value:
+            self.problem(name, f"must be text, not {_shown(value)}; put it in quotes if it is meant as text")
+            return default
+        return value
+
+    def number(self, name: str, default: Any, *, least: float = 0.0, above: float | None = None) -> Any:
+        """A number not below `least`, or greater than `above`."""
+        value = self.plain(name)
+        if value is None:
+            return default
+        wanted = (
+            f"a number greater than {above:g}" if above is not None else f"a number of at least {least:g}"
+        )
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and value < 1e15
+        if not fits or (value <= above if above is not None else value < least):
+            self.problem(name, f"must be {wanted}, not {_shown(value)}")
+            return default
+        return value
+
+    def count(self, name: str, default: Any, *, least: int = 1) -> Any:
+        value = self.plain(name)
+        if value is None:
+            return default
+        if type(value) is not int or value < least:
+            self.problem(name, f"must be a whole number of at least {least}, not {_shown(value)}")
+            return default
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.plain(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.problem(name, f"must be true or false, not {_shown(value)}")
+            return default
+        return value
+
+    def choice(self, name: str, default: str, known: Sequence[str]) -> str:
+        value = self.text(name, default)
+        if value not in known:
+            self.problem(name, f"{value!r} is not known{_guess(value, known)}; use one of {', '.join(known)}")
+            return default
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of texts; one text stands for a list of it."""
+        self._asked.add(name)
+        node = self._values.get(name)
+        if node is None:
+            return ()
+        value = _plain(node)
+        items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str | int | float) and not isinstance(item, bool) for item in items):
+            self.problem(name, "must be a text or a list of texts")
+            return ()
+        return tuple(str(item) for item in items)
+
+    def table(self, name: str) -> dict[str, str]:
+        """A mapping of texts to texts, such as headers."""
+        section = self.section(name)
+        return {key: section.text(key) for key in list(section._values)}
+
+    def secret(self, name: str) -> Secret | None:
+        """`NAME: text`, or better `NAME_env: VARIABLE`, which keeps it out of the file."""
+        variable = self.text(f"{name}_env")
+        if variable and name in self:
+            self.problem(name, f"is given beside {name}_env; keep one of them")
+        if not variable:
+            text = self.text(name)
+            return Secret(text) if text else None
+        value = os.environ.get(variable, "").strip()
+        if not value:
+            self.problem(
+                f"{name}_env", f"the environment variable {variable} is not set; export {variable}=..."
+            )
+            return Secret("unset")
+        return Secret(value)
+
+    def path(self, name: str, base: Path, *, must_exist: bool) -> Path | None:
+        """A path, relative to the file it is written in."""
+        text = self.text(name)
+        if not text:
+            return None
+        path = (base / Path(text).expanduser()).resolve()
+        if must_exist and not path.exists():
+            self.problem(name, f"{path} does not exist")
+        return path
+
+    def section(self, name: str) -> Section:
+        self._asked.add(name)
+        return Section(self._values.get(name), self._path(name), self.problems)
+
+    def named(self, name: str) -> Iterator[tuple[str, Section]]:
+        """The entries of a mapping of sections."""
+        section = self.section(name)
+        for key in section._values:
+            yield key, section.section(key)
+
+    def items(self, name: str) -> Iterator[Section]:
+        """The entries of a list of sections."""
+        self._asked.add(name)
+        node = self._values.get(name)
+        if node is None:
+            return
+        if not isinstance(node, yaml.SequenceNode):
+            self.problem(name, "must be a list of `- ...` entries")
+            return
+        for index, item in enumerate(node.value):
+            yield Section(item, f"{self._path(name)}[{index}]", self.problems)
+
+    def done(self) -> None:
+        """Complain about fields that nobody asked for: misspelt settings must not be silent."""
+        for name, node in self._values.items():
+            if name not in self._asked:
+                guess = _guess(name, sorted(self._asked))
+                known = "" if guess else f"; known here: {', '.join(sorted(self._asked))}"
+                self.problems.add(node, self._path(name), f"is not a setting{guess}{known}")
+
+    def plain(self, name: str) -> Any:
+        """Whatever is written there, None where nothing is."""
+        self._asked.add(name)
+        node = self._values.get(name)
+        return None if node is None else _plain(node)
+
+    def _path(self, name: str) -> str:
+        return f"{self.where}.{name}" if self.where else name
+
+
+def read_yaml(text: str, file: str) -> tuple[Section, Problems]:
+    """The whole file as a section. Raises BadInput where it is no YAML, with the line."""
+    problems = Problems(file)
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise BadInput(f"{file}{line}: this is no YAML: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise BadInput(f"{file}: this is no YAML: {error}") from error
+    return Section(node, "", problems), problems
+
+
+def _plain(node: yaml.Node) -> Any:
+    """The value of a node; a Python object is never made of it."""
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_document(node)
+    except yaml.YAMLError:
+        return node.value
+    finally:
+        loader.dispose()
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if len(repr(value)) <= 60 else f"a {type(value).__name__}"
+
+
+def _guess(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,176 @@
+"""One replica's entry in weighbridge.yaml, or in the body of a request to add one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from weighbridge.cost.price import FREE, Price
+from weighbridge.cost.step import StepCost
+from weighbridge.errors import BadInput
+from weighbridge.fleet.config import KINDS, CapacitySpec, LimitSpec, RaySpec, ReplicaSpec
+from weighbridge.fleet.config_reader import Problems, Section
+from weighbridge.fleet.dialects import DIALECTS
+from weighbridge.fleet.replica import Timeouts
+
+_COST_FIELDS = ("overhead", "memory", "per_token", "per_context_token", "per_sequence")
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What an entry inherits from the file around it."""
+
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+
+def read_replica(section: Section, name: str, defaults: Defaults) -> ReplicaSpec:
+    """`name` is used where the entry gives none. Problems are noted in the section's list."""
+    kind = _kind(section)
+    target = _url(section) if kind == "url" else section.text(kind)
+    dialect = section.choice("dialect", "openai" if kind == "url" else "weighbridge", tuple(DIALECTS))
+    spec = ReplicaSpec(
+        name=section.text("name", name),
+        kind=kind,
+        target=target,
+        dialect=dialect,
+        model=section.text("model") or None,
+        key=section.secret("key"),
+        headers=section.table("headers"),
+        price=_price(section.section("price")),
+        capacity=read_capacity(section.section("capacity")),
+        limits=read_limits(section.section("limits")),
+        timeouts=read_timeouts(section.section("timeouts"), defaults.timeouts),
+        probe=section.flag("probe", True),
+        probe_path=section.text("probe_path") or None,
+        stream_usage=section.flag("stream_usage", True),
+        count=section.count("count", 1),
+        threads=section.count("threads", None),
+        options=section.texts("options"),
+        ray=_ray(section),
+    )
+    if kind == "url" and spec.count != 1:
+        section.problem("count", "one URL is one replica; write an entry for each")
+    if kind == "engine" and spec.count != 1:
+        section.problem("count", "one engine runs in this process; use `process:` for several")
+    section.done()
+    return spec
+
+
+def replica_from_json(value: Any, name: str) -> ReplicaSpec:
+    """The same entry, sent as JSON at run time. Raises BadInput with everything that is wrong.
+
+    JSON is YAML, so there is one reader for both.
+    """
+    problems = Problems("the request")
+    node = yaml.SafeDumper("").represent_data(value) if isinstance(value, dict) else None
+    if node is None:
+        raise BadInput('send one replica as a JSON object, for example {"url": "http://127.0.0.1:8001"}')
+    spec = read_replica(_Unplaced(node, "", problems), name, Defaults())
+    problems.raise_any()
+    return spec
+
+
+class _Unplaced(Section):
+    """A section that came from no file, so that its problems have no line."""
+
+    def line_of(self, name: str) -> yaml.Node | None:
+        return None
+
+
+def _kind(section: Section) -> str:
+    given = [kind for kind in KINDS if kind in section]
+    if len(given) == 1:
+        return given[0]
+    wanted = ", ".join(f"`{kind}:`" for kind in KINDS)
+    what = "says both " + " and ".join(given) if given else "does not say what it is"
+    section.problem(given[1] if len(given) > 1 else "url", f"{what}; give exactly one of {wanted}")
+    return given[0] if given else "url"
+
+
+def _url(section: Section) -> str:
+    text = section.text("url").rstrip("/")
+    try:
+        parts = urlsplit(text)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        valid = False
+    if "url" in section and not valid:
+        section.problem("url", f"{text!r} is no URL; write for example http://127.0.0.1:8000")
+    return text.removesuffix("/v1")
+
+
+def _price(section: Section) -> Price:
+    price = Price(
+        input_usd_per_million=section.number("input_usd_per_million", 0.0),
+        output_usd_per_million=section.number("output_usd_per_million", 0.0),
+        cached_usd_per_million=section.number("cached_usd_per_million", None),
+        usd_per_hour=section.number("usd_per_hour", 0.0),
+    )
+    section.done()
+    return price if price != FREE else FREE
+
+
+def read_capacity(section: Section) -> CapacitySpec:
+    cost = section.section("step_cost") if "step_cost" in section else None
+    spec = CapacitySpec(
+        step_cost=_step_cost(cost) if cost is not None else None,
+        kv_tokens=section.count("kv_tokens", None),
+        max_sequences=section.count("max_sequences", 256),
+        max_batch_tokens=section.count("max_batch_tokens", 2048),
+        max_model_len=section.count("max_model_len", None),
+    )
+    section.done()
+    return spec
+
+
+def _step_cost(section: Section) -> StepCost:
+    missing = [name for name in _COST_FIELDS if name not in section]
+    if missing:
+        section.problem(
+            missing[0], "is missing; a step cost needs " + ", ".join(_COST_FIELDS) + ", in seconds"
+        )
+    cost = StepCost(*(section.number(name, 0.0) for name in _COST_FIELDS))
+    section.done()
+    return cost
+
+
+def read_limits(section: Section) -> LimitSpec:
+    spec = LimitSpec(
+        requests_per_minute=section.count("requests_per_minute", None),
+        tokens_per_minute=section.count("tokens_per_minute", None),
+        concurrent_requests=section.count("concurrent_requests", None),
+        usd_per_day=section.number("usd_per_day", None, above=0.0),
+    )
+    section.done()
+    return spec
+
+
+def read_timeouts(section: Section, default: Timeouts) -> Timeouts:
+    timeouts = Timeouts(
+        connect=section.number("connect", default.connect, above=0.0),
+        first_byte=section.number("first_byte", default.first_byte, above=0.0),
+        answer=section.number("answer", default.answer, above=0.0),
+        idle=section.number("idle", default.idle, above=0.0),
+        probe=section.number("probe", default.probe, above=0.0),
+    )
+    section.done()
+    return timeouts
+
+
+def _ray(section: Section) -> RaySpec:
+    if "ray" not in section:
+        return RaySpec()
+    least = section.count("min", 1)
+    spec = RaySpec(
+        least=least,
+        most=section.count("max", least),
+        cpus=section.number("cpus", 1.0),
+        gpus=section.number("gpus", 0.0),
+        address=section.text("address") or None,
+    )
+    if spec.most < spec.least:
+        section.problem("max", f"must not be less than min ({spec.least})")
+    return spec

@@ -1,0 +1,197 @@
+"""How different servers tell their load: Weighbridge, vLLM, SGLang, llama-server, Ollama, any OpenAI API.
+
+A dialect knows which page to ask and how to read it. What a server does not tell stays unknown, and the
+fleet's own account of what it sent stands in for it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from weighbridge.cost.step import StepCost
+from weighbridge.errors import BadInput
+from weighbridge.fleet.api import Report
+
+#: One sample of Prometheus' text format: name, labels, value.
+_SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[^}]*\})?\s+([^\s]+)", re.MULTILINE)
+_BLOCK_SIZE = re.compile(r'block_size="(\d+)"')
+_BLOCKS = re.compile(r'num_gpu_blocks="(\d+)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """`read` turns the page at `path` into a report; it raises ValueError when the page is not what it knows."""
+
+    name: str
+    path: str
+    read: Callable[[bytes, float], Report]
+    reports_requests: bool  # whether running and queued requests are among what it tells
+
+
+class Samples:
+    """A page of Prometheus metrics. Samples of one name are added up over their labels (ranks, models)."""
+
+    def __init__(self, page: bytes) -> None:
+        self._sums: dict[str, float] = {}
+        self._labels: dict[str, list[str]] = {}
+        for name, labels, value in _SAMPLE.findall(page.decode("utf-8", "replace")):
+            try:
+                number = float(value)
+            except ValueError:
+                continue
+            if math.isfinite(number):
+                self._sums[name] = self._sums.get(name, 0.0) + number
+                self._labels.setdefault(name, []).append(labels)
+
+    def count(self, *names: str) -> int | None:
+        """The first of `names` that is there, never negative; None when none is."""
+        value = self.value(*names)
+        return None if value is None else max(round(value), 0)
+
+    def value(self, *names: str) -> float | None:
+        return next((self._sums[name] for name in names if name in self._sums), None)
+
+    def labels(self, name: str) -> list[str]:
+        """Of every sample of that name: of each rank of a server with data parallelism."""
+        return self._labels.get(name, [])
+
+
+def _weighbridge(page: bytes, at: float) -> Report:
+    load = _object(page)
+    size = int(load["block_size"])
+    cost = load.get("step_cost")
+    return Report(
+        at=at,
+        queued_requests=_natural(load, "queued_requests"),
+        running_requests=_natural(load, "running_requests"),
+        queued_tokens=_natural(load, "queued_tokens"),
+        running_tokens=_natural(load, "running_tokens"),
+        kv_tokens_used=_natural(load, "kv_blocks_used") * size,
+        kv_tokens_total=_natural(load, "kv_blocks_total") * size,
+        draining=bool(load.get("draining", False)),
+        step_cost=_step_cost(cost) if cost else None,
+    )
+
+
+def _natural(load: dict[str, Any], name: str) -> int:
+    """A load is a count. A replica that says otherwise is not believed."""
+    value = load[name]
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name} is {value!r}, which is no count")
+    return value
+
+
+def _step_cost(fields: dict[str, float]) -> StepCost:
+    cost = StepCost(**{name: float(value) for name, value in fields.items()})
+    if not all(0.0 <= value < math.inf for value in cost.as_dict().values()):
+        raise ValueError("step_cost has a negative or infinite part")
+    return cost
+
+
+def _vllm(page: bytes, at: float) -> Report:
+    samples = Samples(page)
+    running = samples.count("vllm:num_requests_running")
+    if running is None:
+        raise ValueError("there is no vllm:num_requests_running among its metrics")
+    used = samples.value("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+    ranks = samples.labels("vllm:cache_config_info")
+    pools = [
+        int(size[1]) * int(blocks[1])
+        for labels in ranks
+        if (size := _BLOCK_SIZE.search(labels)) and (blocks := _BLOCKS.search(labels))
+    ]
+    total = sum(pools) or None
+    return Report(
+        at=at,
+        queued_requests=samples.count("vllm:num_requests_waiting") or 0,
+        running_requests=running,
+        kv_tokens_used=round(used * total / len(pools)) if used is not None and total else None,
+        kv_tokens_total=total,
+    )
+
+
+def _sglang(page: bytes, at: float) -> Report:
+    samples = Samples(page)
+    running = samples.count("sglang:num_running_reqs")
+    if running is None:
+        raise ValueError(
+            "there is no sglang:num_running_reqs among its metrics; start it with --enable-metrics"
+        )
+    used, usage = samples.count("sglang:num_used_tokens"), samples.value("sglang:token_usage")
+    total = samples.count("sglang:max_total_num_tokens")
+    if total is None and used and usage:
+        total = round(used / usage)
+    if used is None and total and usage is not None:
+        used = round(usage * total)
+    return Report(
+        at=at,
+        queued_requests=samples.count("sglang:num_queue_reqs") or 0,
+        running_requests=running,
+        kv_tokens_used=used,
+        kv_tokens_total=total,
+    )
+
+
+def _llama_server(page: bytes, at: float) -> Report:
+    samples = Samples(page)
+    running = samples.count("llamacpp:requests_processing")
+    if running is None:
+        raise ValueError(
+            "there is no llamacpp:requests_processing among its metrics; start it with --metrics"
+        )
+    used, usage = samples.count("llamacpp:kv_cache_tokens"), samples.value("llamacpp:kv_cache_usage_ratio")
+    return Report(
+        at=at,
+        queued_requests=samples.count("llamacpp:requests_deferred") or 0,
+        running_requests=running,
+        kv_tokens_used=used,
+        kv_tokens_total=round(used / usage) if used and usage else None,
+    )
+
+
+def _answers(page: bytes, at: float) -> Report:
+    """The page is there, so the server is; it says nothing of its load."""
+    return Report(at=at)
+
+
+def _object(page: bytes) -> dict[str, Any]:
+    value = msgspec.json.decode(page)
+    if not isinstance(value, dict):
+        raise ValueError("it answers with JSON that is no object")
+    return value
+
+
+DIALECTS = {
+    one.name: one
+    for one in (
+        Dialect("weighbridge", "/v1/load", _weighbridge, True),
+        Dialect("vllm", "/metrics", _vllm, True),
+        Dialect("sglang", "/metrics", _sglang, True),
+        Dialect("llama-server", "/metrics", _llama_server, True),
+        Dialect("ollama", "/api/ps", _answers, False),
+        Dialect("openai", "/v1/models", _answers, False),
+    )
+}
+
+
+def dialect(name: str) -> Dialect:
+    """Raises BadInput for a name that is not known."""
+    try:
+        return DIALECTS[name]
+    except KeyError:
+        known = ", ".join(DIALECTS)
+        raise BadInput(f"dialect {name!r} is not known: use one of {known}", param="dialect") from None
+
+
+def read_report(speaks: Dialect, page: bytes, at: float) -> Report:
+    """The report on a page. Raises ValueError with what is wrong with it."""
+    try:
+        return speaks.read(page, at)
+    except (KeyError, TypeError, AttributeError, msgspec.DecodeError) as error:
+        raise ValueError(f"{speaks.path} is not what a {speaks.name} server answers ({error!r})") from error

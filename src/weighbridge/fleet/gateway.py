@@ -1,0 +1,236 @@
+"""One endpoint over many replicas: models by name, limits by tenant, one journey per request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from weighbridge.cost.length import OutputLengths
+from weighbridge.errors import BadInput, Draining
+from weighbridge.fleet.api import Arrival
+from weighbridge.fleet.ask import Ask
+from weighbridge.fleet.config import FleetSpec, ReplicaSpec
+from weighbridge.fleet.journey import Journey
+from weighbridge.fleet.limits import Limiter
+from weighbridge.fleet.member import Member, Standing
+from weighbridge.fleet.pool import Build, Pool, Rules
+from weighbridge.fleet.resume import Renderer
+from weighbridge.ticket.record import Ticket
+from weighbridge.ticket.store import TicketStore
+
+log = logging.getLogger("weighbridge.fleet")
+
+#: Seconds between two looks at who waits in vain.
+TICK = 0.05
+
+
+class UnknownModel(BadInput):
+    """No model of that name is behind this endpoint."""
+
+
+class Gateway:
+    """`start` on the event loop that serves; `admit` each request; `drain`, then `close`.
+
+    `tokenizers` are those of the models by name; `on_finished` hears every ticket and the pool it belongs to.
+    """
+
+    def __init__(
+        self,
+        spec: FleetSpec,
+        build: Build,
+        tokenizers: Mapping[str, Renderer] | None = None,
+        *,
+        tickets: TicketStore | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        seed: int | None = None,
+    ) -> None:
+        self.spec = spec
+        self.tickets = tickets if tickets is not None else TicketStore(path=spec.tickets)
+        self.draining = False
+        self.open_journeys = 0
+        self.on_finished: list[Callable[[Ticket, Pool], None]] = []
+        self.clock = clock
+        self._lengths = OutputLengths()
+        self._priorities = {tenant.name: tenant.priority for tenant in spec.tenants}
+        self.limiter = Limiter({tenant.name: tenant.limits for tenant in spec.tenants}, spec.default_limits)
+        rules = Rules(spec.queue, spec.health, spec.retry, spec.breaker)
+        rng = random.Random(seed)
+        self.pools: dict[str, Pool] = {}
+        self._names: dict[str, Pool] = {}
+        for model in spec.models:
+            tokenizer = (tokenizers or {}).get(model.name)
+            pool = Pool(model, rules, self._lengths, build, tokenizer, rng, clock)
+            self.pools[model.name] = pool
+            for name in (model.name, *model.aliases):
+                self._names[name] = pool
+        self._ticking: asyncio.Task[None] | None = None
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Add the configured replicas; they are used as soon as they answer."""
+        for pool in self.pools.values():
+            for replica in pool.spec.replicas:
+                for one in expanded(replica):
+                    pool.add(one)
+        self._ticking = asyncio.create_task(self._tick())
+
+    async def drain(self, timeout: float) -> bool:
+        """Refuse new requests, finish those admitted; False when `timeout` seconds were not enough."""
+        self.draining = True
+        until = self.clock() + timeout
+        while self.open_journeys:
+            if self.clock() >= until:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    async def close(self) -> None:
+        if self._ticking is not None:
+            self._ticking.cancel()
+            await asyncio.gather(self._ticking, return_exceptions=True)
+        for pool in self.pools.values():
+            pool.dispatcher.refuse_all(Draining("the gateway is going down; try another one"))
+            await pool.close()
+        self.tickets.close()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            for pool in self.pools.values():
+                try:
+                    pool.dispatcher.tick()
+                except Exception:
+                    log.exception("looking after the queue of %s failed", pool.spec.name)
+
+    # -- requests --------------------------------------------------------------------------------------
+
+    def pool(self, name: str) -> Pool:
+        """The pool behind a model's name or alias; with one model only, an empty name will do."""
+        pool = self._names.get(name)
+        if pool is None and not name and len(self.pools) == 1:
+            pool = next(iter(self.pools.values()))
+        if pool is None:
+            known = ", ".join(self._names)
+            what = f"the model {name!r} does not exist here" if name else "the field 'model' is required"
+            raise UnknownModel(f"{what}; this gateway has {known}", param="model")
+        return pool
+
+    async def admit(self, ask: Ask) -> Journey:
+        """Weigh a request and reserve it in its tenant's limits. Raises Refused or BadInput; `close` the journey."""
+        if self.draining:
+            raise Draining("the gateway is shutting down and takes no new requests; try another one")
+        pool = self.pool(ask.model)
+        ask.model = pool.spec.name
+        ask.priority = max(ask.priority, self._priorities.get(ask.tenant, ask.priority))
+        arrived = self.clock()
+        began = time.time()
+        weight, weighed = await pool.scales.weigh(ask)
+        arrival = Arrival(
+            id=ask.id,
+            model=ask.model,
+            weight=weight,
+            arrived=arrived,
+            tenant=ask.tenant,
+            route=ask.route,
+            priority=ask.priority,
+            deadline=ask.deadline,
+            chain=weighed.chain,
+            session=ask.session,
+        )
+        ticket = Ticket(
+            ask.id,
+            ask.tenant,
+            ask.model,
+            weighed.hash,
+            weight.prompt_tokens,
+            weight.max_tokens,
+            priority=ask.priority,
+            choices=ask.choices,
+            predicted_output_tokens=round(weight.output.mean, 1),
+            arrived=began,
+            replica="",
+            route=ask.route,
+            exact=weight.exact,
+        )
+        output = weight.max_tokens if ask.max_tokens is not None else weight.output.p90
+        usd = max((m.cost(weight.prompt_tokens, output, 0) for m in pool.members.values()), default=0.0)
+        tokens = weight.prompt_tokens + weight.choices * output
+        self.limiter.reserve(ask.tenant, ask.id, tokens, usd, arrived)
+        self.tickets.add(ticket)
+        self.open_journeys += 1
+        return Journey(pool, ask, arrival, weighed, ticket)
+
+    async def finish(self, journey: Journey, error: str | None = None) -> None:
+        """The one way out of a journey: places, limits and tickets are settled. Idempotent."""
+        if not await journey.close(error):
+            return
+        ticket = journey.ticket
+        self.open_journeys -= 1
+        used = ticket.output_tokens + (journey.prompt_tokens if ticket.attempts else 0)
+        self.limiter.settle(ticket.id, used, ticket.cost_usd, self.clock())
+        self.tickets.finish(ticket)
+        for heard in self.on_finished:
+            heard(ticket, journey.pool)
+
+    # -- what is seen from outside ---------------------------------------------------------------------
+
+    def member(self, name: str) -> tuple[Pool, Member]:
+        """A replica by name, whatever its model. Raises BadInput."""
+        for pool in self.pools.values():
+            if name in pool.members:
+                return pool, pool.members[name]
+        known = ", ".join(name for pool in self.pools.values() for name in pool.members)
+        raise BadInput(f"there is no replica {name!r}; there are: {known or 'none'}")
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model has a replica that is up."""
+        now = self.clock()
+        return all(
+            any(member.standing(now) is Standing.UP for member in pool.members.values())
+            for pool in self.pools.values()
+        )
+
+    def load(self) -> dict[str, Any]:
+        """The whole fleet, as `/v1/load` shows it; the sums on top are what a replica reports of itself, so a
+        gateway can stand behind another."""
+        now = self.clock()
+        pools = {name: _pool_load(pool, now) for name, pool in self.pools.items()}
+        members = [member for pool in self.pools.values() for member in pool.members.values()]
+        total = sum(m.state.capacity.kv_tokens or 0 for m in members)
+        return {
+            "queued_requests": sum(one["queued_requests"] for one in pools.values()),
+            "running_requests": sum(m.state.requests for m in members),
+            "queued_tokens": sum(one["queued_tokens"] for one in pools.values()),
+            "running_tokens": round(sum(m.state.outstanding_tokens for m in members)),
+            "kv_blocks_total": total,
+            "kv_blocks_used": min(sum(m.state.kv_tokens for m in members), total),
+            "block_size": 1,
+            "draining": self.draining,
+            "models": pools,
+        }
+
+
+def _pool_load(pool: Pool, now: float) -> dict[str, Any]:
+    return {
+        "policy": pool.spec.policy,
+        "aliases": list(pool.spec.aliases),
+        "queued_requests": len(pool.dispatcher.queue),
+        "queued_tokens": pool.dispatcher.queue.tokens,
+        "imbalance": round(pool.imbalance(), 4),
+        "bytes_per_token": None if pool.tokenizer is not None else round(pool.scales.bytes_per_token, 3),
+        "replicas": [member.as_dict(now) for member in pool.members.values()],
+    }
+
+
+def expanded(spec: ReplicaSpec) -> list[ReplicaSpec]:
+    """One entry for each of `count` replicas."""
+    if spec.count == 1:
+        return [spec]
+    return [replace(spec, name=f"{spec.name}-{index}", count=1) for index in range(spec.count)]

@@ -1,0 +1,88 @@
+"""Asks every replica how it is, and draws conclusions: up, down, or merely too busy to answer a probe."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+from weighbridge.fleet.config import HealthSpec
+from weighbridge.fleet.member import Member
+from weighbridge.fleet.replica import ReplicaError
+
+log = logging.getLogger("weighbridge.fleet")
+
+#: Probe failures after which a replica that is down is asked less and less often, at most every so many seconds.
+SLOWEST = 5.0
+
+
+class Watch:
+    """One task per replica. `changed` is called whenever a replica came up or went down."""
+
+    def __init__(
+        self, spec: HealthSpec, clock: Callable[[], float], changed: Callable[[Member], None]
+    ) -> None:
+        self._spec = spec
+        self._clock = clock
+        self._changed = changed
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def start(self, member: Member) -> None:
+        """Begin to probe; a replica that must not be probed is believed in until a call fails."""
+        if not member.spec.probe:
+            member.alive(self._clock(), 0.0)
+            return
+        self._tasks[member.name] = asyncio.create_task(self._watch(member))
+
+    async def stop(self, name: str) -> None:
+        task = self._tasks.pop(name, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def stop_all(self) -> None:
+        for name in list(self._tasks):
+            await self.stop(name)
+
+    async def _watch(self, member: Member) -> None:
+        while True:
+            await self.probe(member)
+            pause = self._spec.interval
+            if not member.heard:
+                pause = min(pause, 0.2)  # it is starting: the first answer is waited for
+            elif not member.state.healthy:
+                pause = min(pause * max(member.failed_probes / 4, 1.0), max(SLOWEST, pause))
+            # Several gateways must not ask in step.
+            await asyncio.sleep(pause * (0.9 + 0.2 * random.random()))
+
+    async def probe(self, member: Member) -> None:
+        """Ask once and take in the answer, or the lack of one."""
+        before = member.usable(self._clock()) and member.state.healthy
+        try:
+            report = await member.replica.probe()
+        except ReplicaError as error:
+            self._failed(member, str(error))
+        except Exception as error:  # an adapter's bug must not end the watch
+            log.exception("probing %s failed", member.name)
+            self._failed(member, f"probing failed: {error!r}")
+        else:
+            member.alive(self._clock(), self._spec.slow_start)
+            member.learn(report)
+        after = member.usable(self._clock()) and member.state.healthy
+        if before != after:
+            log.info(
+                "replica %s is %s%s", member.name, "up" if after else "down", self._because(member, after)
+            )
+            self._changed(member)
+
+    def _because(self, member: Member, up: bool) -> str:
+        return "" if up else f": {member.last_error}"
+
+    def _failed(self, member: Member, why: str) -> None:
+        """Down after so many failures in a row; but whoever sends chunks is alive, however slow its probes are."""
+        member.last_error = why
+        member.failed_probes += 1
+        streaming = self._clock() - member.alive_at < self._spec.interval * self._spec.failures
+        if member.failed_probes >= self._spec.failures and not streaming:
+            member.state.healthy = False

@@ -1,0 +1,279 @@
+"""One request from the door to its last byte: placed, tried, tried again, hedged, relayed, settled."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from weighbridge.errors import Refused, WeighbridgeError
+from weighbridge.fleet.api import Arrival
+from weighbridge.fleet.ask import Ask
+from weighbridge.fleet.attempt import AttemptFailed, Opened
+from weighbridge.fleet.dispatch import Lease
+from weighbridge.fleet.meter import Meter
+from weighbridge.fleet.race import race
+from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError
+from weighbridge.fleet.resume import NotResumable, Resumption
+from weighbridge.fleet.retry import backoff
+from weighbridge.fleet.weigher import Weighed
+from weighbridge.ticket.record import Ticket
+
+if TYPE_CHECKING:
+    from weighbridge.fleet.pool import Pool
+
+log = logging.getLogger("weighbridge.fleet")
+
+#: Events a stream may have beyond the tokens it was allowed: role, finish, usage, a comment or two.
+SPARE_EVENTS = 64
+
+
+class Unavailable(Refused):
+    """Every try failed. `status` 504 when the replicas took too long, 502 when they could not be reached."""
+
+    code = "replicas_failed"
+
+    def __init__(self, message: str, status: int, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.status = status
+
+
+class ReplicaAnswered(WeighbridgeError):
+    """A replica's own error answer, which goes to the client as it is."""
+
+    def __init__(self, answer: BytesAnswer) -> None:
+        super().__init__(f"a replica answered with status {answer.status}")
+        self.answer = answer
+
+
+class Journey:
+    """`open` until the first byte, then `stream` (or `whole`); `close` is the one way out, whatever happened."""
+
+    def __init__(self, pool: Pool, ask: Ask, arrival: Arrival, weighed: Weighed, ticket: Ticket) -> None:
+        self.ask = ask
+        self.ticket = ticket
+        self.prompt_tokens = 0  # as settled
+        self.meter = Meter(hide_usage=not ask.wants_usage)
+        self.pool = pool
+        self._arrival = arrival
+        self._weighed = weighed
+        self._clock = pool.clock
+        self._opened: Opened | None = None
+        self._failures: list[AttemptFailed] = []
+        self._resumption: Resumption | None = None
+        self._closed = False
+
+    # -- until the first byte --------------------------------------------------------------------------
+
+    async def open(self) -> Opened:
+        """The answer that won, with its first content. Raises Refused or ReplicaAnswered when none did."""
+        lease = await self.pool.dispatcher.place(self._arrival)
+        self.pool.retries.earn()
+        for attempt in range(1, self.pool.retry.attempts + 1):
+            self._note_choice(lease)
+            try:
+                opened = await self._first_byte(lease, attempt)
+            except AttemptFailed as failure:
+                lease = await self._another(failure, attempt)
+                continue
+            self._begin(opened)
+            return opened
+        raise AssertionError("the last try either returns or raises")
+
+    def _begin(self, opened: Opened) -> None:
+        now = self._clock()
+        self._opened = opened
+        self.ticket.replica = opened.lease.member.name
+        if opened.status < 400 and self.ask.stream:
+            self.ticket.first_token = time.time()
+            self.pool.hedger.observe(now - opened.lease.sent, opened.lease.expected_first)
+        if self.pool.resume_wanted(self.ask) and opened.is_stream:
+            self._resumption = Resumption(self.ask, self.pool.tokenizer)
+
+    async def _first_byte(self, lease: Lease, attempt: int) -> Opened:
+        hedger = self.pool.hedger
+        hedger.sent(self._arrival.weight.prompt_tokens)
+        delay = hedger.delay(lease.expected_first) if self.ask.stream else None
+        if delay is None:
+            return await self.pool.attempts.open(self.ask, lease, attempt)
+        return await race(
+            lambda one: self.pool.attempts.open(self.ask, one, attempt),
+            lease,
+            delay,
+            self._copy,
+            self.pool.lost,
+        )
+
+    def _copy(self, lease: Lease) -> Lease | None:
+        """A place for a second copy, on another replica and within the budget; None: no hedge."""
+        pool = self.pool
+        if not any(name != lease.member.name and m.usable(self._clock()) for name, m in pool.members.items()):
+            return None
+        if not pool.hedger.take(self._arrival.weight.prompt_tokens):
+            return None
+        copy = pool.dispatcher.place_now(self._arrival, {lease.member.name}, copy=True)
+        if copy is not None:
+            copy.member.counts.hedges += 1
+            self.ticket.hedged = True
+            self.ticket.decisions.append(
+                f"no first token after {self._clock() - lease.sent:.3f} s: a second copy went to {copy.member.name}"
+            )
+        return copy
+
+    async def _another(self, failure: AttemptFailed, attempt: int) -> Lease:
+        """A place for the next try; raises what the client is told when there is none."""
+        self._failures.append(failure)
+        self.ticket.decisions.append(f"try {attempt} failed at {failure}")
+        pool, failed = self.pool, {one.member.name for one in self._failures}
+        now = self._clock()
+        if attempt >= pool.retry.attempts or not pool.retries.spend():
+            raise self._given_up()
+        others = any(n not in failed and m.usable(now) and m.state.healthy for n, m in pool.members.items())
+        if not others:
+            wait = max(failure.wait, backoff(attempt, random.random()))
+            late = self.ask.deadline is not None and now + wait > self.ask.deadline
+            if wait > pool.retry.longest_wait or late:
+                raise self._given_up()
+            await asyncio.sleep(wait)
+        failure.member.counts.retries += 1
+        return await pool.dispatcher.place(self._arrival, failed if others else frozenset(), again=True)
+
+    def _given_up(self) -> WeighbridgeError:
+        last = self._failures[-1]
+        if last.answer is not None:
+            return ReplicaAnswered(last.answer)
+        reasons = "; ".join(dict.fromkeys(str(one) for one in self._failures))
+        status = 504 if last.timed_out else 502
+        tries = "1 try" if len(self._failures) == 1 else f"{len(self._failures)} tries"
+        return Unavailable(f"no replica answered after {tries}: {reasons}", status)
+
+    def _note_choice(self, lease: Lease) -> None:
+        choice, ticket = lease.choice, self.ticket
+        if ticket.scheduled is None:
+            ticket.scheduled = time.time()
+        ticket.attempts += 1
+        ticket.replica = choice.replica
+        ticket.scores, ticket.score_unit = dict(choice.scores), choice.unit
+        ticket.decisions.append(f"{self.pool.dispatcher.policy.name} chose {choice.replica}: {choice.reason}")
+
+    # -- the answer ------------------------------------------------------------------------------------
+
+    async def stream(self, opened: Opened) -> AsyncIterator[bytes]:
+        """Whole events for the client. A replica that breaks off is replaced, or the stream ends with an error."""
+        while True:
+            broken: ReplicaError | None = None
+            try:
+                async for chunk in self._relay(opened):
+                    yield chunk
+            except ReplicaError as error:
+                broken = error
+            if broken is None and (self.meter.complete or not opened.is_stream):
+                return
+            name = opened.lease.member.name
+            broken = broken or ReplicaError(name, Failure.BROKEN, "ended its stream before its end")
+            self.pool.attempts.broke_off(opened.lease, broken)
+            await opened.close(self._clock())
+            self.ticket.decisions.append(f"after {self.meter.produced} events: {broken}")
+            try:
+                opened = self._opened = await self._continued(name)
+            except (WeighbridgeError, NotResumable) as why:
+                self.ticket.error = f"{broken}; {why}" if self._resumption is not None else str(broken)
+                self.meter.failed = True
+                yield error_event(f"the answer broke off: {self.ticket.error}")
+                return
+            self.ticket.resumed += 1
+
+    async def _relay(self, opened: Opened) -> AsyncIterator[bytes]:
+        meter, lease, clock = self.meter, opened.lease, self._clock
+        most = self._most_events()
+        silent_since = clock()
+        idle = lease.member.spec.timeouts.idle
+        chunk = opened.first
+        chunks = opened.chunks
+        resumption = self._resumption
+        while True:
+            now = clock()
+            events = meter.count(chunk)
+            if events:
+                lease.tokens(events, now)
+                silent_since = now
+            elif now - silent_since > idle and not meter.done:
+                raise ReplicaError(lease.member.name, Failure.IDLE, f"nothing but comments for {idle:g} s")
+            if resumption is not None:
+                chunk = resumption.passing(chunk)
+            chunk = meter.strip(chunk)
+            if chunk:
+                yield chunk
+            if meter.produced > most:
+                raise ReplicaError(lease.member.name, Failure.BROKEN, f"does not end: over {most} events")
+            try:
+                chunk = await anext(chunks)
+            except StopAsyncIteration:
+                return
+            lease.member.alive_at = now
+
+    def _most_events(self) -> int:
+        weight = self._arrival.weight
+        longest = self.ask.max_tokens
+        if longest is None:
+            longest = self._opened_limit() or 1_000_000
+        return weight.choices * longest + SPARE_EVENTS
+
+    def _opened_limit(self) -> int | None:
+        return self._opened.lease.member.state.capacity.max_model_len if self._opened else None
+
+    async def _continued(self, lost: str) -> Opened:
+        """The rest of the stream from another replica. Raises NotResumable, or what `open` raises."""
+        if self._resumption is None:
+            raise NotResumable("the stream could be continued elsewhere with `resume: true`")
+        ask = self._resumption.next_ask(self.meter.produced)
+        lease = await self.pool.dispatcher.place(self._arrival, {lost}, again=True)
+        self._note_choice(lease)
+        opened = await self.pool.attempts.open(ask, lease, attempt=2)
+        if opened.status >= 400 or not opened.is_stream:
+            await opened.close(self._clock())
+            raise NotResumable(f"{lease.member.name} refused to continue it (status {opened.status})")
+        self.ticket.decisions.append(f"continued on {lease.member.name} behind {self.meter.produced} events")
+        return opened
+
+    def whole(self, opened: Opened) -> bytes:
+        """An answer in one piece, read for its usage."""
+        if opened.status < 400:
+            self.meter.whole(opened.first)
+        return opened.first
+
+    def cost(self, opened: Opened) -> float:
+        """US dollars: of an answer that is here, what it costs; of one that begins, what it is expected to."""
+        member, usage, weight = opened.lease.member, self.meter.usage, self._arrival.weight
+        if opened.status >= 400:
+            return 0.0
+        if usage is not None:
+            return member.cost(usage.prompt_tokens, usage.output_tokens, usage.cached_tokens)
+        output = round(weight.choices * weight.output.mean)
+        return member.cost(weight.prompt_tokens, output, opened.lease.choice.cached_tokens)
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    async def close(self, error: str | None = None) -> bool:
+        """Give the place back and settle what the request really took. False when that was done before."""
+        if self._closed:
+            return False
+        self._closed = True
+        if self._opened is not None:
+            await self._opened.close(self._clock())
+        usage = self.pool.settle(
+            self.ask, self._arrival, self._weighed, self.ticket, self._opened, self.meter, error
+        )
+        self.prompt_tokens = usage.prompt_tokens
+        return True
+
+
+def error_event(message: str, code: str = "replica_lost") -> bytes:
+    """An error as the last event of a stream, in OpenAI's shape."""
+    fields = {"message": message, "type": "server_error", "param": None, "code": code}
+    return b"data: " + msgspec.json.encode({"error": fields}) + b"\n\n"

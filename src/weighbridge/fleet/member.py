@@ -1,0 +1,186 @@
+"""One replica in a fleet: how it is spoken to, what is known of it, whether it may be sent something now."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from weighbridge.cost.step import DEFAULT_STEP_COST
+from weighbridge.fleet.api import Arrival, Call, Capacity, Replica, Report
+from weighbridge.fleet.ask import Ask
+from weighbridge.fleet.breaker import BreakerState, CircuitBreaker
+from weighbridge.fleet.config import ReplicaSpec
+from weighbridge.fleet.limits import Limiter
+from weighbridge.fleet.state import ReplicaState
+
+
+class Standing(StrEnum):
+    """A replica's place in the fleet, as `fleet list` shows it."""
+
+    STARTING = "starting"  # not heard of yet
+    UP = "up"
+    DOWN = "down"
+    OPEN = "breaker_open"
+    HELD = "held"  # asked us to wait, or refuses our key
+    DRAINING = "draining"
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened at a replica since it joined."""
+
+    requests: int = 0
+    finished: int = 0
+    failures: int = 0
+    retries: int = 0  # of its failures, those tried again elsewhere
+    hedges: int = 0  # second copies it was sent
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    usd: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """`seen` is set by every sign of life: a probe, a first byte, a chunk."""
+
+    spec: ReplicaSpec
+    replica: Replica
+    state: ReplicaState
+    breaker: CircuitBreaker
+    heard: bool = False  # it has answered at least once, or is trusted to be there
+    draining: bool = False  # by our own decision
+    held_until: float = 0.0
+    held_why: str = ""
+    failed_probes: int = 0
+    last_error: str = ""
+    last_report: Report | None = None
+    account: Limiter | None = None  # rate limits of a cloud account
+    alive_at: float = float("-inf")
+    counts: Counts = field(default_factory=Counts)
+    joined: float = field(default_factory=time.time)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def usable(self, now: float) -> bool:
+        """Whether it may be sent anything at all now; whether there is room is the state's to say."""
+        return self.heard and not self.draining and now >= self.held_until and self.breaker.allows(now)
+
+    def accepts(self, arrival: Arrival, now: float) -> bool:
+        limit = self.spec.limits.concurrent_requests
+        if limit is not None and self.state.requests >= limit:
+            return False
+        return self.usable(now) and self.state.accepts(arrival, now)
+
+    def standing(self, now: float) -> Standing:
+        if self.draining or self.state.draining:
+            return Standing.DRAINING
+        if not self.heard:
+            return Standing.STARTING
+        if not self.state.healthy:
+            return Standing.DOWN
+        if self.breaker.state(now) is not BreakerState.CLOSED:
+            return Standing.OPEN
+        return Standing.HELD if now < self.held_until else Standing.UP
+
+    def why(self, now: float) -> str:
+        """What stands against it now, in words; empty when nothing does."""
+        if now < self.held_until:
+            return self.held_why
+        return "" if self.standing(now) is Standing.UP else self.last_error or self.standing(now).value
+
+    def cost(self, prompt_tokens: int, output_tokens: int, cached_tokens: int) -> float:
+        """US dollars that a request costs here."""
+        return self.spec.price.cost(prompt_tokens, output_tokens, cached_tokens)
+
+    def call(self, ask: Ask, remaining_ms: float | None) -> Call:
+        """The request as this server understands it."""
+        extension: dict[str, Any] | None = None
+        if self.spec.dialect == "weighbridge":
+            extension = {"tenant": ask.tenant, "priority": ask.priority, "speculative": ask.speculative}
+            if remaining_ms is not None:
+                extension["deadline_ms"] = remaining_ms
+        body = ask.body(self.spec.model, extension, ask_usage=self.spec.stream_usage)
+        return Call(ask.path, body, ask.headers, ask.stream)
+
+    def hold(self, until: float, why: str) -> None:
+        """Nothing is sent before `until`; the longest wish counts."""
+        if until > self.held_until:
+            self.held_until, self.held_why = until, why
+
+    def alive(self, now: float, slow_start: float) -> None:
+        """A sign of life. One that was down, or is new, warms up for `slow_start` seconds."""
+        self.alive_at = now
+        self.failed_probes = 0
+        if self.state.healthy and self.heard:
+            return
+        if not self.heard:
+            self.heard = True
+        else:
+            self.state.started_at, self.state.slow_start = now, slow_start
+        self.state.healthy = True
+
+    def learn(self, report: Report) -> None:
+        """Take in what it says of itself: its load, and what the configuration left open."""
+        self.last_report = report
+        self.state.report(report)
+        capacity = self.state.capacity
+        learned = replace(
+            capacity,
+            step_cost=report.step_cost if self._learns_cost and report.step_cost else capacity.step_cost,
+            kv_tokens=self.spec.capacity.kv_tokens or report.kv_tokens_total or capacity.kv_tokens,
+        )
+        if learned != capacity:
+            self.state.update_capacity(learned)
+
+    @property
+    def _learns_cost(self) -> bool:
+        return self.spec.capacity.step_cost is None
+
+    def as_dict(self, now: float) -> dict[str, Any]:
+        """Plain JSON, for `/v1/load`, `/admin/replicas` and the terminal."""
+        state, counts = self.state, self.counts
+        return {
+            "name": self.name,
+            "kind": self.spec.kind,
+            "target": self.spec.target,
+            "dialect": self.spec.dialect,
+            "standing": self.standing(now).value,
+            "why": self.why(now),
+            "requests": state.requests,
+            "uncomputed_tokens": round(state.uncomputed_tokens),
+            "remaining_output_tokens": round(state.remaining_output),
+            "outstanding_tokens": round(state.outstanding_tokens),
+            "others_requests": state.others.queued_requests,
+            "kv_tokens": state.kv_tokens,
+            "kv_tokens_total": state.capacity.kv_tokens,
+            "step_cost": state.step_cost.as_dict(),
+            "breaker": self.breaker.state(now).value,
+            "last_report_age": None if self.last_report is None else round(now - self.last_report.at, 3),
+            "finished": counts.finished,
+            "failures": counts.failures,
+            "retries": counts.retries,
+            "hedges": counts.hedges,
+            "prompt_tokens": counts.prompt_tokens,
+            "cached_tokens": counts.cached_tokens,
+            "output_tokens": counts.output_tokens,
+            "usd": round(counts.usd, 6),
+        }
+
+
+def capacity_of(spec: ReplicaSpec, block_size: int) -> Capacity:
+    """What is known before a replica has spoken: the configuration, or the guess for a small model on a CPU."""
+    given = spec.capacity
+    return Capacity(
+        step_cost=given.step_cost or DEFAULT_STEP_COST,
+        kv_tokens=given.kv_tokens,
+        block_size=block_size,
+        max_sequences=given.max_sequences,
+        max_batch_tokens=given.max_batch_tokens,
+        max_model_len=given.max_model_len,
+        price=spec.price,
+    )

@@ -1,0 +1,262 @@
+"""The replicas of one model: how requests are weighed for it, placed, tried, hedged and settled."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from weighbridge.cost.length import OutputLengths
+from weighbridge.errors import BadInput
+from weighbridge.fleet.api import Arrival, Replica
+from weighbridge.fleet.ask import Ask
+from weighbridge.fleet.attempt import Attempts, Opened
+from weighbridge.fleet.breaker import BreakerSettings, CircuitBreaker
+from weighbridge.fleet.config import HealthSpec, ModelSpec, QueueSpec, ReplicaSpec
+from weighbridge.fleet.dispatch import Dispatcher, Patience
+from weighbridge.fleet.health import Watch
+from weighbridge.fleet.hedge import Hedger
+from weighbridge.fleet.limits import Limiter, TenantLimits
+from weighbridge.fleet.member import Member, Standing, capacity_of
+from weighbridge.fleet.meter import Meter, Usage
+from weighbridge.fleet.policies import make_policy
+from weighbridge.fleet.prefix_index import PrefixIndex
+from weighbridge.fleet.queue import GatewayQueue, QueueSettings
+from weighbridge.fleet.replica import ReplicaError
+from weighbridge.fleet.resume import Renderer
+from weighbridge.fleet.retry import Budget, RetrySettings
+from weighbridge.fleet.state import ReplicaState
+from weighbridge.fleet.weigher import Scales, Weighed
+from weighbridge.ticket.record import Ticket
+
+log = logging.getLogger("weighbridge.fleet")
+
+#: Tokens of one block in the gateway's own account of what replicas have cached.
+BLOCK_SIZE = 16
+#: Seconds in which a cancelled copy must be gone from the replica's own account of itself.
+STOP_WITHIN = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What all pools of a gateway share."""
+
+    queue: QueueSpec
+    health: HealthSpec
+    retry: RetrySettings
+    breaker: BreakerSettings
+
+
+Build = Callable[[ReplicaSpec], Replica]
+
+
+class Pool:
+    """One model. `build` makes the adapter of a replica."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        rules: Rules,
+        lengths: OutputLengths,
+        build: Build,
+        tokenizer: Renderer | None,
+        rng: random.Random,
+        clock: Callable[[], float],
+    ) -> None:
+        self.spec = spec
+        self.clock = clock
+        self.retry = rules.retry
+        self.retries = Budget(rules.retry.budget, rules.retry.burst, rules.retry.burst)
+        self.hedger = Hedger(spec.hedge)
+        self.attempts = Attempts(clock, rules.health.slow_start)
+        self.tokenizer = tokenizer
+        self.lost_copies = {"stopped": 0, "unconfirmed": 0}
+        self._rules = rules
+        self._build = build
+        self._lengths = lengths
+        self._index = PrefixIndex()
+        queue = GatewayQueue(
+            QueueSettings(max_requests=rules.queue.max_requests, max_tokens=rules.queue.max_tokens)
+        )
+        patience = Patience(rules.queue.max_wait, for_held=rules.retry.longest_wait)
+        self.dispatcher = Dispatcher(spec.name, make_policy(spec.policy, rng), queue, patience, clock)
+        self.scales = Scales(
+            lengths,
+            tokenizer,
+            block_size=BLOCK_SIZE,
+            default_max_tokens=spec.default_max_tokens,
+            longest=self.longest_context,
+        )
+        self._watch = Watch(rules.health, clock, lambda _: self.dispatcher.pump())
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def members(self) -> dict[str, Member]:
+        return self.dispatcher.members
+
+    def longest_context(self) -> int | None:
+        """Tokens that the roomiest replica takes; None while one of them may take any number."""
+        known = []
+        for member in self.members.values():
+            capacity = member.state.capacity
+            limits = [one for one in (capacity.max_model_len, capacity.kv_tokens) if one is not None]
+            if not limits:
+                return None
+            known.append(min(limits))
+        return max(known, default=None)
+
+    def resume_wanted(self, ask: Ask) -> bool:
+        return self.spec.resume if ask.resume is None else ask.resume
+
+    # -- replicas come and go --------------------------------------------------------------------------
+
+    def add(self, spec: ReplicaSpec) -> Member:
+        """A replica joins and is probed from now on. Raises BadInput for a name that is taken."""
+        if spec.name in self.members:
+            raise BadInput(
+                f"a replica called {spec.name!r} is there already; choose another name", param="name"
+            )
+        now = self.clock()
+        state = ReplicaState(
+            spec.name, capacity_of(spec, BLOCK_SIZE), self._index, now, self._rules.health.slow_start
+        )
+        member = Member(
+            spec, self._build(spec), state, CircuitBreaker(self._rules.breaker), account=_account(spec)
+        )
+        self.members[spec.name] = member
+        self._watch.start(member)
+        self.dispatcher.pump()
+        return member
+
+    def drain(self, name: str) -> Member:
+        """Nothing more is sent there; what runs goes on."""
+        member = self._member(name)
+        member.draining = True
+        return member
+
+    def undrain(self, name: str) -> Member:
+        member = self._member(name)
+        member.draining = False
+        self.dispatcher.pump()
+        return member
+
+    async def remove(self, name: str, timeout: float) -> bool:
+        """Drain for at most `timeout` seconds, then close. False when requests were cut off."""
+        member = self.drain(name)
+        until = self.clock() + timeout
+        drained = True
+        while drained and member.state.requests:
+            drained = self.clock() < until
+            await asyncio.sleep(0.02)
+        await self._watch.stop(name)
+        await member.replica.close()
+        self.members.pop(name, None)
+        self._index.remove_replica(name)
+        return drained
+
+    async def close(self) -> None:
+        await self._watch.stop_all()
+        for task in list(self._tasks):
+            task.cancel()
+        closings = [member.replica.close() for member in self.members.values()]
+        for outcome in await asyncio.gather(*closings, *self._tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                log.warning("closing a replica failed: %r", outcome)
+
+    def _member(self, name: str) -> Member:
+        try:
+            return self.members[name]
+        except KeyError:
+            known = ", ".join(self.members) or "none"
+            raise BadInput(f"{self.spec.name!r} has no replica {name!r}; there are: {known}") from None
+
+    # -- hedges ----------------------------------------------------------------------------------------
+
+    def lost(self, member: Member) -> None:
+        """A copy was cancelled there: see to it that the replica has really stopped."""
+        task = asyncio.create_task(self._verify_stopped(member))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _verify_stopped(self, member: Member) -> None:
+        """The replica's own count must come down to what we know to be there."""
+        deadline = self.clock() + STOP_WITHIN
+        while self.clock() < deadline:
+            await asyncio.sleep(0.1)
+            try:
+                report = await member.replica.probe()
+            except ReplicaError:
+                continue
+            if report.running_requests + report.queued_requests <= member.state.requests:
+                self.lost_copies["stopped"] += 1
+                return
+        self.lost_copies["unconfirmed"] += 1
+        log.warning("a cancelled copy may still run on %s", member.name)
+
+    # -- settling --------------------------------------------------------------------------------------
+
+    def settle(
+        self,
+        ask: Ask,
+        arrival: Arrival,
+        weighed: Weighed,
+        ticket: Ticket,
+        opened: Opened | None,
+        meter: Meter,
+        error: str | None,
+    ) -> Usage:
+        """Write down what a request really took, and learn from it."""
+        usage = meter.usage
+        counted = usage is not None
+        if usage is None:
+            prompt = arrival.weight.prompt_tokens if opened is not None and opened.status < 400 else 0
+            usage = Usage(prompt, meter.produced, 0)
+        ticket.finished = time.time()
+        ticket.output_tokens, ticket.cached_tokens = usage.output_tokens, usage.cached_tokens
+        ticket.error = ticket.error or error
+        ended = meter.complete and not meter.failed and opened is not None and opened.status < 400
+        ticket.finish_reason = meter.finish or "stop" if ended else "error" if ticket.error else "abort"
+        if opened is not None:
+            self._count(opened.lease.member, usage, ended)
+            ticket.cost_usd = opened.lease.member.cost(
+                usage.prompt_tokens, usage.output_tokens, usage.cached_tokens
+            )
+        if counted:
+            self.scales.settle(weighed, usage.prompt_tokens)
+        if ended and usage.output_tokens:
+            self._lengths.observe(ask.tenant, ask.model, ask.route, usage.output_tokens // ask.choices)
+        return usage
+
+    def _count(self, member: Member, usage: Usage, ended: bool) -> None:
+        counts = member.counts
+        counts.finished += ended
+        counts.prompt_tokens += usage.prompt_tokens
+        counts.cached_tokens += usage.cached_tokens
+        counts.output_tokens += usage.output_tokens
+        counts.usd += member.cost(usage.prompt_tokens, usage.output_tokens, usage.cached_tokens)
+
+    def imbalance(self) -> float:
+        """Coefficient of variation of outstanding tokens over the replicas that are up; 0 is even."""
+        now = self.clock()
+        loads = [m.state.outstanding_tokens for m in self.members.values() if m.standing(now) is Standing.UP]
+        mean = sum(loads) / len(loads) if loads else 0.0
+        if mean <= 0.0:
+            return 0.0
+        return float((sum((load - mean) ** 2 for load in loads) / len(loads)) ** 0.5 / mean)
+
+
+def _account(spec: ReplicaSpec) -> Limiter | None:
+    """The rate limits of a cloud account as a limiter with one tenant; None without limits."""
+    limits = spec.limits
+    if limits.tokens_per_minute is None and limits.requests_per_minute is None and limits.usd_per_day is None:
+        return None
+    return Limiter(
+        default=TenantLimits(
+            tokens_per_minute=limits.tokens_per_minute,
+            requests_per_minute=limits.requests_per_minute,
+            usd_per_day=limits.usd_per_day,
+        )
+    )

@@ -1,0 +1,171 @@
+"""A replica in a process of its own on this machine: started, watched, started again, ended with us."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from weighbridge.fleet.api import Answer, Call, Report
+from weighbridge.fleet.http_replica import Endpoint, HttpReplica
+from weighbridge.fleet.replica import Failure, ReplicaError
+
+log = logging.getLogger("weighbridge.fleet")
+
+#: A process that lived so long had started well; its next start is not delayed.
+STARTED_WELL = 60.0
+LONGEST_PAUSE = 30.0
+#: Exit code of bad input: starting again would not help.
+BAD_INPUT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to run: options of `weighbridge serve`, the cores it may use, seconds it has to finish when ended."""
+
+    command: tuple[str, ...]
+    cores: frozenset[int] | None = None
+    environment: tuple[tuple[str, str], ...] = ()
+    drain: float = 30.0
+
+
+class ProcessReplica:
+    """Runs a program and speaks to it over loopback; `endpoint` makes the address for a port."""
+
+    def __init__(
+        self,
+        name: str,
+        program: Program,
+        endpoint: Callable[[str], Endpoint],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self._program = program
+        self._endpoint = endpoint
+        self._clock = clock
+        self._http: HttpReplica | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._ended = ""  # why it does not run now
+        self.starts = 0
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    async def open(self, call: Call) -> Answer:
+        return await self._running().open(call)
+
+    async def probe(self) -> Report:
+        """Starts the process the first time it is asked."""
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep())
+        return await self._running().probe()
+
+    async def close(self) -> None:
+        """SIGTERM, time to drain, then SIGKILL."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        process = self._process
+        if process is not None and process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                async with asyncio.timeout(self._program.drain):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+        if self._http is not None:
+            await self._http.close()
+
+    def _running(self) -> HttpReplica:
+        if self._http is None or self.pid is None:
+            why = self._ended or "its process is starting"
+            raise ReplicaError(self.name, Failure.CONNECT, why)
+        return self._http
+
+    async def _keep(self) -> None:
+        """Start it again whenever it ends, after a pause that doubles while it keeps ending early."""
+        pause = 0.0
+        while True:
+            began = self._clock()
+            await self._start()
+            process = self._process
+            assert process is not None
+            code = await process.wait()
+            lived = self._clock() - began
+            self._ended = f"its process {_how_it_ended(code)} after {lived:.1f} s"
+            if code == BAD_INPUT:
+                log.error(
+                    "replica %s: %s; its output says why; it is not started again", self.name, self._ended
+                )
+                return
+            pause = 0.5 if lived > STARTED_WELL else min(max(2 * pause, 0.5), LONGEST_PAUSE)
+            log.warning("replica %s: %s; starting it again in %.1f s", self.name, self._ended, pause)
+            await asyncio.sleep(pause)
+
+    async def _start(self) -> None:
+        port = free_port()
+        cores = ",".join(map(str, sorted(self._program.cores))) if self._program.cores else "-"
+        command = [sys.executable, "-m", "weighbridge.fleet.child", str(os.getpid()), cores, "--"]
+        command += [*self._program.command, "--host", "127.0.0.1", "--port", str(port)]
+        if self._http is not None:
+            await self._http.close()
+        self._http = HttpReplica(self.name, self._endpoint(f"http://127.0.0.1:{port}"), self._clock)
+        self._process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            env={**os.environ, **dict(self._program.environment)},
+            start_new_session=True,  # Ctrl-C is for the gateway; it ends its replicas after draining
+        )
+        self.starts += 1
+
+
+def serve_command(model: str, options: Sequence[str], threads: int | None) -> tuple[str, ...]:
+    """`weighbridge serve` with this interpreter."""
+    command = [sys.executable, "-m", "weighbridge", "serve", model, *options]
+    if threads is not None and "--threads" not in options:
+        command += ["--threads", str(threads)]
+    return tuple(command)
+
+
+def share_cores(replicas: int, cores: Sequence[int]) -> list[frozenset[int]]:
+    """Neighbouring cores for each replica, as even as can be; with more replicas than cores they take turns."""
+    if replicas >= len(cores):
+        return [frozenset({cores[index % len(cores)]}) for index in range(replicas)]
+    each, more = divmod(len(cores), replicas)
+    shares, start = [], 0
+    for index in range(replicas):
+        size = each + (index < more)
+        shares.append(frozenset(cores[start : start + size]))
+        start += size
+    return shares
+
+
+def own_cores() -> list[int]:
+    """The cores this process may use, in order."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def free_port() -> int:
+    """A port nobody listens on now. Another program may take it first; then the start is repeated."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _how_it_ended(code: int) -> str:
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with code {code}"

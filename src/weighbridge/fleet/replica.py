@@ -1,0 +1,89 @@
+"""What every adapter shares: how a replica fails, how long it may take, and whole SSE events out of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from weighbridge.errors import WeighbridgeError
+
+#: No event of a stream may be longer; a replica that never ends one must not fill our memory.
+LARGEST_EVENT = 16 << 20
+
+#: The empty line that ends an event, as servers write it.
+_GAPS = (b"\n\n", b"\r\n\r\n")
+
+
+class Failure(StrEnum):
+    """How a call to a replica went wrong. The word is a metric's label."""
+
+    CONNECT = "connect"  # no connection: refused, unreachable, no such host
+    STALE = "stale"  # a kept connection was closed under our request; nothing came back
+    FIRST_BYTE = "first_byte_timeout"
+    IDLE = "idle_timeout"
+    BROKEN = "broken"  # the connection ended in the middle of an answer
+    STATUS = "status"  # an answer with an error status
+    PROBE = "probe"  # asked for its health, it gave none
+
+
+class ReplicaError(WeighbridgeError):
+    """A replica that cannot be reached, takes too long, or breaks off."""
+
+    def __init__(self, replica: str, kind: Failure, message: str) -> None:
+        super().__init__(f"replica {replica!r}: {message}")
+        self.replica = replica
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds a replica may take: to connect, to the first byte of a stream, to a whole answer, between two
+    chunks of a stream, and to answer a probe."""
+
+    connect: float = 2.0
+    first_byte: float = 120.0
+    answer: float = 900.0
+    idle: float = 60.0
+    probe: float = 2.0
+
+
+@dataclass(slots=True)
+class BytesAnswer:
+    """An `Answer` that is already here: the body of an error, or of a replica inside this process."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        yield self.body
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+class EventFramer:
+    """Cuts a stream of bytes behind whole server-sent events, whatever pieces the network made of it."""
+
+    def __init__(self, replica: str) -> None:
+        self._replica = replica
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """All whole events that are here now; empty while one is still incomplete. Raises ReplicaError."""
+        if not self._held and data.endswith(b"\n\n"):
+            return data  # what nearly every chunk of nearly every server looks like
+        data = self._held + data
+        end = max((at + len(gap) for gap in _GAPS if (at := data.rfind(gap)) >= 0), default=0)
+        self._held = data[end:]
+        if len(self._held) > LARGEST_EVENT:
+            raise ReplicaError(
+                self._replica, Failure.BROKEN, f"sent an event of more than {LARGEST_EVENT >> 20} MiB"
+            )
+        return data[:end]
+
+    def flush(self) -> bytes:
+        """What came behind the last whole event, when the stream ends: servers forget the empty line."""
+        held, self._held = self._held, b""
+        return held

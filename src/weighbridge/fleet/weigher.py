@@ -1,0 +1,226 @@
+"""The scales at the door: prompt tokens by the model's own tokenizer, or from bytes where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import msgspec
+
+from weighbridge.cost.length import OutputLengths
+from weighbridge.cost.weight import Weight
+from weighbridge.engine.prefix import Digest, PrefixCache
+from weighbridge.errors import BadInput
+from weighbridge.fleet.ask import Ask
+
+#: Prompts longer than this are tokenised in a thread, so that streams flow on.
+LONG_PROMPT = 20_000
+#: What a part that is no text (an image, a sound) is taken to weigh, in tokens, where nobody can count it.
+PART_TOKENS = 1024
+#: Bytes of a prompt per token before any usage came back: about right for English under any BPE.
+FIRST_RATIO = 4.0
+#: Bytes that stand for a token in the chain of a prompt that cannot be tokenised. Fixed, unlike the ratio,
+#: because equal prompts must give equal chains.
+CHAIN_BYTES = 4
+
+
+class Counter(Protocol):
+    """What the scales need of a tokenizer."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    def encode_chat(
+        self,
+        messages: Sequence[Any],
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> list[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """A prompt's tokens and the chain that names its blocks. `size`: bytes of text, for the ratio."""
+
+    tokens: int
+    chain: tuple[Digest, ...]
+    exact: bool
+    size: int
+    hash: str = ""  # names the prompt without showing it
+
+
+class Scales:
+    """Weighs the requests of one model.
+
+    Counts are kept by the hash of what was counted, so a prompt sent again costs one hash. The ratio of bytes
+    to tokens is learned from the usage that replicas report, one smoothed value for the whole model. `longest`
+    tells how many tokens, prompt and output, the roomiest replica takes.
+    """
+
+    def __init__(
+        self,
+        lengths: OutputLengths,
+        tokenizer: Counter | None = None,
+        *,
+        block_size: int = 16,
+        default_max_tokens: int = 1024,
+        longest: Callable[[], int | None] = lambda: None,
+        remembered: int = 4096,
+    ) -> None:
+        self._lengths = lengths
+        self._tokenizer = tokenizer
+        self._blocks = PrefixCache(block_size)
+        self._block_size = block_size
+        self._default_max_tokens = default_max_tokens
+        self._longest = longest
+        self._known: OrderedDict[bytes, Weighed] = OrderedDict()
+        self._remembered = remembered
+        self.bytes_per_token = FIRST_RATIO
+
+    async def weigh(self, ask: Ask) -> tuple[Weight, Weighed]:
+        """The weight of a request, and what it was counted from. Raises BadInput for text that is not Unicode."""
+        key = _key(ask)
+        known = self._known.get(key)
+        if known is None:
+            known = replace(await self._count(ask), hash=key.hex())
+            self._known[key] = known
+            if len(self._known) > self._remembered:
+                self._known.popitem(last=False)
+        else:
+            self._known.move_to_end(key)
+        tokens = known.tokens if known.exact else self._estimated(known.size)
+        most = self._longest_output(ask, tokens)
+        output = self._lengths.estimate(ask.tenant, ask.model, ask.route, most)
+        return Weight(tokens, most, output, ask.choices, exact=known.exact), known
+
+    def settle(self, weighed: Weighed, prompt_tokens: int) -> None:
+        """A replica counted `prompt_tokens`: an estimate learns from it."""
+        if not weighed.exact and prompt_tokens > 0 and weighed.size > 0:
+            ratio = min(max(weighed.size / prompt_tokens, 0.5), 16.0)
+            self.bytes_per_token += 0.05 * (ratio - self.bytes_per_token)
+
+    def _estimated(self, size: int) -> int:
+        return max(round(size / self.bytes_per_token), 1)
+
+    def _longest_output(self, ask: Ask, prompt_tokens: int) -> int:
+        """Zero for embeddings; otherwise what the client allows, or what is left of the context."""
+        if ask.path.endswith("/embeddings"):
+            return 0
+        wanted = self._default_max_tokens if ask.max_tokens is None else ask.max_tokens
+        longest = self._longest()
+        return wanted if longest is None else min(wanted, max(longest - prompt_tokens, 1))
+
+    async def _count(self, ask: Ask) -> Weighed:
+        prompt = ask.prompt
+        if prompt is None:
+            return Weighed(1, (), False, 1)
+        value = msgspec.json.decode(prompt)
+        size = len(bytes(prompt))
+        if self._tokenizer is not None:
+            count = self._exactly
+            try:
+                ids = await asyncio.to_thread(count, ask, value) if size > LONG_PROMPT else count(ask, value)
+            except (BadInput, TypeError, ValueError, KeyError):
+                pass  # the template refuses it: the replica will say so in its own words
+            else:
+                return Weighed(max(len(ids), 1), self._chain(ids), True, size)
+        given = _token_ids(value)
+        if given is not None:
+            return Weighed(max(len(given), 1), self._chain(given), True, size)
+        text, parts = _text_of(value)
+        data = text.encode("utf-8", "surrogatepass")
+        return Weighed(0, self._chain_of_bytes(data), False, len(data) + parts * PART_TOKENS * CHAIN_BYTES)
+
+    def _exactly(self, ask: Ask, value: Any) -> list[int]:
+        assert self._tokenizer is not None
+        if ask.path.endswith("/chat/completions"):
+            tools = _decoded(ask, "tools")
+            variables: Mapping[str, Any] = _decoded(ask, "chat_template_kwargs") or {}
+            generate = _decoded(ask, "add_generation_prompt")
+            messages = [_for_template(one) for one in value]
+            return self._tokenizer.encode_chat(messages, tools, generate is not False, **variables)
+        given = _token_ids(value)
+        if given is not None:
+            return given
+        texts = [value] if isinstance(value, str) else value
+        return [token for text in texts for token in self._tokenizer.encode(text)]
+
+    def _chain(self, ids: list[int]) -> tuple[Digest, ...]:
+        chain: list[Digest] = []
+        self._blocks.extend(chain, ids, len(ids))
+        return tuple(chain)
+
+    def _chain_of_bytes(self, data: bytes) -> tuple[Digest, ...]:
+        """Blocks of text stand in for blocks of tokens: equal beginnings are found all the same."""
+        step = self._block_size * CHAIN_BYTES
+        chain: list[Digest] = []
+        parent = b""
+        for start in range(0, len(data) - step + 1, step):
+            parent = blake2b(parent + data[start : start + step], digest_size=32).digest()
+            chain.append(parent)
+        return tuple(chain)
+
+
+def _key(ask: Ask) -> bytes:
+    """Names all that decides how many tokens a prompt has."""
+    digest = blake2b(ask.path.encode(), digest_size=16)
+    for name in ("messages", "prompt", "input", "tools", "chat_template_kwargs", "add_generation_prompt"):
+        raw = ask.fields.get(name)
+        if raw is not None:
+            digest.update(name.encode() + b"\0")
+            digest.update(raw)
+    return digest.digest()
+
+
+def _decoded(ask: Ask, name: str) -> Any:
+    raw = ask.fields.get(name)
+    return None if raw is None else msgspec.json.decode(raw)
+
+
+def _for_template(message: Any) -> Any:
+    """Templates expect the arguments of earlier calls as objects, OpenAI sends them as text."""
+    if not isinstance(message, dict):
+        raise BadInput("a message must be an object")
+    if not message.get("tool_calls"):
+        return {**message, "content": message.get("content") or ""}
+    calls = [_parsed(call) for call in message["tool_calls"]]
+    return {**message, "content": message.get("content") or "", "tool_calls": calls}
+
+
+def _parsed(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    return {**call, "function": {**function, "arguments": msgspec.json.decode(function["arguments"])}}
+
+
+def _token_ids(value: Any) -> list[int] | None:
+    """The ids of a prompt that is given as such, or as several lists of them."""
+    if not isinstance(value, list) or not value:
+        return None
+    if all(type(one) is int for one in value):
+        return value
+    if all(isinstance(one, list) and all(type(token) is int for token in one) for one in value):
+        return [token for one in value for token in one]
+    return None
+
+
+def _text_of(value: Any) -> tuple[str, int]:
+    """All text in messages or prompts, joined, and the number of parts that are no text."""
+    if isinstance(value, str):
+        return value, 0
+    if isinstance(value, dict):
+        if "type" in value and value["type"] != "text" and "role" not in value:
+            return "", 1
+        inner = value.get("content", value.get("text"))
+        text, parts = _text_of(inner) if inner is not None else ("", 0)
+        calls = value.get("tool_calls")
+        extra = str(calls) if calls else ""
+        return f"{value.get('role', '')}{text}{extra}", parts
+    if isinstance(value, list):
+        pieces = [_text_of(one) for one in value]
+        return "\n".join(text for text, _ in pieces), sum(parts for _, parts in pieces)
+    return "", 0

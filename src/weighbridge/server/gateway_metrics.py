@@ -1,0 +1,163 @@
+"""Prometheus metrics of a gateway: per replica, tenant, model and policy. Label values are bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from weighbridge.fleet.gateway import Gateway
+from weighbridge.fleet.member import Member, Standing
+from weighbridge.fleet.pool import Pool
+from weighbridge.ticket.record import Ticket
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+#: Tenants with a label of their own; whoever comes later counts as "other", because names are the clients' to choose.
+MAX_TENANTS = 200
+
+
+class GatewayMetrics:
+    """Hears every finished request; reads what the replicas' states hold when it is asked."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        registry = self._registry = CollectorRegistry()
+
+        def histogram(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(f"weighbridge_{name}", text, labels, buckets=_SECONDS, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"weighbridge_{name}", text, labels, registry=registry)
+
+        by_model = ("model", "policy")
+        self._wait = histogram("gateway_wait_seconds", "Arrival to the first replica chosen", *by_model)
+        self._ttft = histogram("gateway_time_to_first_token_seconds", "Arrival to first token", *by_model)
+        self._itl = histogram(
+            "gateway_inter_token_latency_seconds", "Mean gap of a request's tokens", *by_model
+        )
+        self._e2e = histogram("gateway_request_seconds", "Arrival to last byte", *by_model)
+        self._finished = counter("gateway_requests_finished", "Requests by how they ended", "model", "reason")
+        self._tokens = counter("gateway_tenant_tokens", "Tokens by tenant and kind", "tenant", "kind")
+        self._usd = counter("gateway_tenant_usd", "US dollars by tenant", "tenant")
+        self._requests = counter("gateway_tenant_requests", "Finished requests by tenant", "tenant")
+        self._resumed = counter("gateway_resumed_streams", "Streams that went on at another replica", "model")
+        self._http = counter("http_requests", "HTTP requests", "route", "status")
+        self._tenants: set[str] = set()
+        registry.register(_FleetCollector(gateway))
+        gateway.on_finished.append(self.finished)
+
+    def answered(self, route: str, status: int) -> None:
+        self._http.labels(route, str(status)).inc()
+
+    def finished(self, ticket: Ticket, pool: Pool) -> None:
+        labels = (pool.spec.name, pool.spec.policy)
+        tenant = self._tenant(ticket.tenant)
+        self._finished.labels(pool.spec.name, ticket.finish_reason or "unknown").inc()
+        self._requests.labels(tenant).inc()
+        self._tokens.labels(tenant, "prompt").inc(ticket.prompt_tokens)
+        self._tokens.labels(tenant, "output").inc(ticket.output_tokens)
+        if ticket.cost_usd:
+            self._usd.labels(tenant).inc(ticket.cost_usd)
+        if ticket.resumed:
+            self._resumed.labels(pool.spec.name).inc(ticket.resumed)
+        if ticket.scheduled is not None:
+            self._wait.labels(*labels).observe(max(ticket.scheduled - ticket.arrived, 0.0))
+        if ticket.finished is None:
+            return
+        self._e2e.labels(*labels).observe(ticket.finished - ticket.arrived)
+        if ticket.first_token is not None:
+            self._ttft.labels(*labels).observe(ticket.first_token - ticket.arrived)
+            if ticket.output_tokens > ticket.choices:
+                gaps = ticket.output_tokens / ticket.choices - 1
+                self._itl.labels(*labels).observe((ticket.finished - ticket.first_token) / gaps)
+
+    def exposition(self) -> bytes:
+        page: bytes = generate_latest(self._registry)
+        return page
+
+    def _tenant(self, name: str) -> str:
+        if name in self._tenants:
+            return name
+        if len(self._tenants) >= MAX_TENANTS:
+            return "other"
+        self._tenants.add(name)
+        return name
+
+
+class _FleetCollector(Collector):  # type: ignore[misc]
+    """What is true now, read at the moment of the scrape: costs nothing between scrapes."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def collect(self) -> Iterator[Any]:
+        yield from self._of_pools()
+        yield from self._of_replicas()
+
+    def _of_pools(self) -> Iterator[Any]:
+        pools = self._gateway.pools.values()
+        yield _gauge("gateway_queued_requests", "Requests waiting in the gateway", ["model"], [
+            ([p.spec.name], len(p.dispatcher.queue)) for p in pools
+        ])  # fmt: skip
+        yield _gauge("gateway_queued_tokens", "Tokens of work waiting in the gateway", ["model"], [
+            ([p.spec.name], p.dispatcher.queue.tokens) for p in pools
+        ])  # fmt: skip
+        yield _gauge("gateway_load_imbalance", "Variation of outstanding tokens over replicas", ["model"], [
+            ([p.spec.name], p.imbalance()) for p in pools
+        ])  # fmt: skip
+        lost = CounterMetricFamily(
+            "weighbridge_gateway_cancelled_copies", "Losers of hedges by outcome", labels=["model", "outcome"]
+        )
+        for pool in pools:
+            for outcome, count in pool.lost_copies.items():
+                lost.add_metric([pool.spec.name, outcome], count)
+        yield lost
+
+    def _of_replicas(self) -> Iterator[Any]:
+        now = self._gateway.clock()
+        members = [(p.spec.name, m) for p in self._gateway.pools.values() for m in p.members.values()]
+        labels = ["model", "replica"]
+        for name, text, value in _GAUGES:
+            yield _gauge(name, text, labels, [([model, m.name], value(m, now)) for model, m in members])
+        for name, text, field in _COUNTERS:
+            family = CounterMetricFamily(f"weighbridge_{name}", text, labels=labels)
+            for model, member in members:
+                family.add_metric([model, member.name], getattr(member.counts, field))
+            yield family
+
+
+def _gauge(
+    name: str, text: str, labels: list[str], values: list[tuple[list[str], float]]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"weighbridge_{name}", text, labels=labels)
+    for label, value in values:
+        family.add_metric(label, value)
+    return family
+
+
+def _up(member: Member, now: float) -> float:
+    return float(member.standing(now) is Standing.UP)
+
+
+_GAUGES = (
+    ("replica_up", "Whether it may be sent requests", _up),
+    ("replica_requests", "Requests in flight there", lambda m, now: m.state.requests),
+    ("replica_outstanding_tokens", "Tokens of work in flight there", lambda m, now: m.state.outstanding_tokens),
+    ("replica_uncomputed_tokens", "Prompt tokens not computed yet", lambda m, now: m.state.uncomputed_tokens),
+    ("replica_kv_tokens", "Tokens of KV cache held or promised", lambda m, now: m.state.kv_tokens),
+    ("replica_others_requests", "Requests there that are not ours", lambda m, now: m.state.others.queued_requests),
+)  # fmt: skip
+_COUNTERS = (
+    ("replica_requests_sent", "Requests sent there", "requests"),
+    ("replica_requests_finished", "Requests that ended well there", "finished"),
+    ("replica_failures", "Requests that failed there", "failures"),
+    ("replica_retries", "Failed requests that were tried elsewhere", "retries"),
+    ("replica_hedges", "Second copies sent there", "hedges"),
+    ("replica_prompt_tokens", "Prompt tokens", "prompt_tokens"),
+    ("replica_prefix_cache_hit_tokens", "Prompt tokens served from its cache", "cached_tokens"),
+    ("replica_output_tokens", "Output tokens", "output_tokens"),
+    ("replica_usd", "US dollars", "usd"),
+)
