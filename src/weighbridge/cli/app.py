@@ -7,7 +7,7 @@ import sys
 import typer
 
 from weighbridge import __version__
-from weighbridge.cli import bench, calibrate, chat, config, fleet, models, replica, serve, ticket
+from weighbridge.cli import bench, calibrate, chat, config, fleet, models, moe, plan, replica, serve, ticket
 from weighbridge.cli.terminal import fail
 from weighbridge.errors import BadInput, WeighbridgeError
 
@@ -23,8 +23,10 @@ app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)
 app.command("calibrate")(calibrate.calibrate)
 app.command("ticket")(ticket.ticket)
+app.command("plan")(plan.plan)
 app.command("replica")(replica.replica)
 app.add_typer(models.app, name="models")
+app.add_typer(moe.app, name="moe")
 app.add_typer(bench.app, name="bench")
 app.add_typer(config.app, name="config")
 app.add_typer(fleet.app, name="fleet")

@@ -1,0 +1,165 @@
+"""`weighbridge plan`: what fits, how fast it runs, what it costs, before anything is started."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from weighbridge.cli.terminal import print_json
+from weighbridge.cost.hardware import Device, custom_device, devices, find_device
+from weighbridge.engine.settings import parse_bytes
+from weighbridge.errors import BadInput
+from weighbridge.planner.catalogue import catalogue
+from weighbridge.planner.memory import MemoryPlan, plan_memory
+from weighbridge.planner.report import figures, memory_json
+from weighbridge.planner.request import Deployment
+from weighbridge.planner.source import open_model
+
+Flag = typer.Option
+
+
+def plan(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="config.json, directory, .gguf, or catalogue name.")
+    ] = None,
+    device: Annotated[str | None, Flag(help="A device of the catalogue, such as H100-80GB.")] = None,
+    count: Annotated[int | None, Flag(min=1, help="Devices there are.")] = None,
+    tp: Annotated[int | None, Flag(min=1, help="Tensor parallelism.")] = None,
+    pp: Annotated[int, Flag(min=1, help="Pipeline parallelism.")] = 1,
+    ep: Annotated[int, Flag(min=1, help="Expert parallelism: tp x dp, or 1.")] = 1,
+    dp: Annotated[int, Flag(min=1, help="Data parallelism.")] = 1,
+    dcp: Annotated[int, Flag(min=1, help="Decode context parallelism.")] = 1,
+    engine: Annotated[str, Flag(help="vllm, sglang, llama.cpp or weighbridge.")] = "vllm",
+    engine_version: Annotated[str | None, Flag(help="Rules of this version; none: a recent one.")] = None,
+    weights: Annotated[
+        str | None, Flag(help="bf16, fp8, awq, nvfp4, q4_k_m ...; none: as published.")
+    ] = None,
+    kv_dtype: Annotated[str, Flag(help="bf16, fp8, int8, q8_0 ...")] = "auto",
+    max_model_len: Annotated[int | None, Flag(min=1, help="Longest request; llama.cpp: -c.")] = None,
+    concurrency: Annotated[int | None, Flag(min=1, help="Full-length requests wanted at once.")] = None,
+    gpu_memory_utilization: Annotated[
+        float | None, Flag(help="Share of memory; SGLang: fraction-static.")
+    ] = None,
+    max_num_seqs: Annotated[int | None, Flag(min=1, help="Requests in a batch; llama.cpp: slots.")] = None,
+    max_num_batched_tokens: Annotated[int | None, Flag(min=1, help="Tokens in a batch.")] = None,
+    block_size: Annotated[int | None, Flag(min=1, help="Tokens of a cache block.")] = None,
+    kv_cache_memory: Annotated[
+        str | None, Flag(help="Cache per GPU, such as 20GiB, instead of what is left.")
+    ] = None,
+    device_memory: Annotated[float | None, Flag(help="GiB that the driver shows, where known.")] = None,
+    prefix_caching: Annotated[bool | None, Flag("--prefix-caching/--no-prefix-caching")] = None,
+    enforce_eager: Annotated[bool, Flag("--enforce-eager", help="No CUDA graphs.")] = False,
+    speculative: Annotated[str | None, Flag(help="mtp or eagle: draft layers join the cache.")] = None,
+    num_speculative_tokens: Annotated[int, Flag(min=0)] = 0,
+    lora_rank: Annotated[int, Flag(min=0, help="Largest adapter rank.")] = 0,
+    max_loras: Annotated[int, Flag(min=0, help="Adapters in memory at once.")] = 0,
+    language_model_only: Annotated[bool, Flag("--language-model-only", help="Without encoders.")] = False,
+    gpu_layers: Annotated[int | None, Flag(min=0, help="llama.cpp -ngl.")] = None,
+    n_cpu_moe: Annotated[int, Flag(min=0, help="llama.cpp: layers whose experts stay in host memory.")] = 0,
+    kv_unified: Annotated[bool | None, Flag("--kv-unified/--no-kv-unified", help="llama.cpp.")] = None,
+    swa_full: Annotated[bool, Flag("--swa-full", help="Keep sliding layers in full.")] = False,
+    flash_attn: Annotated[bool | None, Flag("--flash-attn/--no-flash-attn", help="llama.cpp.")] = None,
+    ubatch: Annotated[int, Flag(min=1, help="llama.cpp micro-batch.")] = 512,
+    list_devices: Annotated[bool, Flag("--list-devices", help="Print the device catalogue.")] = False,
+    list_models: Annotated[bool, Flag("--list-models", help="Print the model catalogue.")] = False,
+    json_output: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
+) -> None:
+    """Work out memory, speed and cost of serving MODEL, and the smallest change that makes it fit."""
+    if list_devices or list_models:
+        _print_lists(list_devices, json_output)
+        return
+    if not models:
+        raise BadInput("give a MODEL: a config.json, a directory, a .gguf file or a name (--list-models)")
+    chosen = _device(device, device_memory)
+    deployment = Deployment(
+        engine=engine,
+        version=engine_version,
+        tp=_tensor_parallel(tp, count, pp, dp),
+        pp=pp,
+        dp=dp,
+        ep=ep,
+        dcp=dcp,
+        weights=weights,
+        kv_dtype=kv_dtype,
+        max_model_len=max_model_len,
+        concurrency=concurrency,
+        gpu_memory_utilization=gpu_memory_utilization,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        block_size=block_size,
+        kv_cache_memory=parse_bytes(kv_cache_memory) if kv_cache_memory else None,
+        prefix_caching=prefix_caching,
+        enforce_eager=enforce_eager,
+        speculative=speculative,
+        num_speculative_tokens=num_speculative_tokens or int(speculative is not None),
+        lora_rank=lora_rank,
+        max_loras=max_loras,
+        towers=not language_model_only and engine != "llama.cpp",
+        host_experts=n_cpu_moe,
+        gpu_layers=gpu_layers,
+        unified_kv=kv_unified,
+        swa_full=swa_full,
+        flash_attention=flash_attn,
+        ubatch=ubatch,
+    )
+    result = plan_memory(open_model(models[0]), deployment, chosen)
+    if json_output:
+        print_json(memory_json(result))
+    else:
+        print_plan(result, Console())
+
+
+def _device(name: str | None, memory: float | None) -> Device | None:
+    if memory is not None and memory <= 0:
+        raise BadInput("--device-memory must be above 0 GiB")
+    if memory is not None:
+        return custom_device(memory, name)
+    return find_device(name) if name else None
+
+
+def _tensor_parallel(tp: int | None, count: int | None, pp: int, dp: int) -> int:
+    """--count alone means tensor parallelism over all devices."""
+    if tp is None:
+        tp = max((count or 1) // (pp * dp), 1)
+    if count is not None and tp * pp * dp > count:
+        raise BadInput(f"tp x pp x dp = {tp * pp * dp} needs more devices than --count {count}")
+    return tp
+
+
+def print_plan(result: MemoryPlan, console: Console) -> None:
+    """The plan in words: figures with bounds, why, verdict."""
+    where = f"{result.deployment.gpus} x {result.device.name}" if result.device else "no device given"
+    console.print(
+        f"[bold]{escape(result.model.name)}[/] with {result.rules.engine} on {where}", highlight=False
+    )
+    table = Table("", "", "between", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    for row in figures(result):
+        table.add_row(*map(escape, row))
+    console.print(table)
+    for line in result.explain:
+        console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
+    if result.device is not None:
+        verdict = "[green]fits[/]" if result.fits else f"[red]does not fit[/]: {escape(result.problem)}"
+        console.print(verdict, highlight=False, soft_wrap=True)
+
+
+def _print_lists(list_devices: bool, as_json: bool) -> None:
+    if list_devices:
+        rows: list[dict[str, Any]] = [
+            {"name": d.name, "memory_gib": d.memory_gib, "bandwidth_gbs": d.bandwidth_gbs,
+             "bf16_tflops": d.bf16_tflops, "usd_per_hour": d.usd_per_hour} for d in devices()
+        ]  # fmt: skip
+    else:
+        rows = [{"name": name, "model_type": c["model_type"]} for name, c in sorted(catalogue().items())]
+    if as_json:
+        print_json(rows)
+        return
+    table = Table(*rows[0], box=None)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console().print(table)
