@@ -1,0 +1,38 @@
+"""When requests arrive: the gaps between them, by a law of arrivals. Randomness is passed in."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+ARRIVALS = ("poisson", "gamma", "constant", "bursts")
+
+#: How much faster than on average requests come inside a burst.
+BURST_SPEED = 20.0
+
+
+def gaps(law: str, rng: random.Random, rate: float, cv: float = 1.0, burst: float = 16.0) -> Iterator[float]:
+    """Seconds between arrivals, `1 / rate` on average, for ever.
+
+    `poisson`; `gamma` with coefficient of variation `cv`; `constant`; `bursts` of a geometric number of requests,
+    `burst` on average, that come `BURST_SPEED` times as fast as on average, with calm between them.
+    """
+    if law == "bursts":
+        yield from _bursts(rng, rate, burst)
+    shape = 1.0 / cv**2
+    while True:
+        if law == "poisson":
+            yield rng.expovariate(rate)
+        elif law == "gamma":
+            yield rng.gammavariate(shape, 1.0 / (rate * shape))
+        else:
+            yield 1.0 / rate
+
+
+def _bursts(rng: random.Random, rate: float, burst: float) -> Iterator[float]:
+    inside = 1.0 / (rate * BURST_SPEED)
+    calm = burst / rate - (burst - 1.0) * inside
+    while True:
+        yield rng.expovariate(1.0 / calm)
+        while rng.random() < 1.0 - 1.0 / burst:
+            yield rng.expovariate(1.0 / inside)

@@ -1,0 +1,262 @@
+"""A fleet to simulate: what its replicas are, how requests find them, and one run of a workload through it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from weighbridge.cost import DEFAULT_STEP_COST, StepCost
+from weighbridge.cost.price import FREE, Price
+from weighbridge.engine.scheduler_api import SchedulerSettings
+from weighbridge.errors import BadInput
+from weighbridge.fleet.api import Capacity, Policy
+from weighbridge.fleet.limits import Limiter, TenantLimits
+from weighbridge.fleet.policies import DEFAULT_POLICY, make_policy
+from weighbridge.fleet.prefix_index import PrefixIndex
+from weighbridge.fleet.queue import GatewayQueue, QueueSettings
+from weighbridge.fleet.state import ReplicaState
+from weighbridge.simulator.gateway import SimulatedGateway
+from weighbridge.simulator.measures import GapHistogram
+from weighbridge.simulator.outcomes import Outcome, Outcomes
+from weighbridge.simulator.replica import LONGEST_STRIDE, SimulatedReplica, Watcher, Work
+from weighbridge.simulator.requests import SimulatedRequest
+from weighbridge.simulator.simulation import Clock, Feed
+from weighbridge.simulator.stepping import Stepping, SteppingScheduler, SteppingStatic
+
+#: A millisecond-precise engine never waits this long: chunks are limited by the batch, not by a target.
+_NO_ITL_TARGET = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class _Fixed:
+    """A `CostSource` that does not learn: the simulated machine is what its step cost says."""
+
+    cost: StepCost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaSpec:
+    """One replica: how fast, how large, and which engine's rules it follows."""
+
+    cost: StepCost = DEFAULT_STEP_COST
+    settings: SchedulerSettings
+    batching: str = "continuous"
+    static_batch_size: int = 16
+    static_timeout: float = 0.1  # seconds
+    price: Price = FREE
+    #: Requests the gateway sends there at most; None: as many as run at once. More wait in the replica.
+    concurrency: int | None = None
+
+    def slowed(self, factor: float) -> ReplicaSpec:
+        return replace(self, cost=self.cost.scaled(factor))
+
+    def scheduler(self) -> Stepping:
+        if self.batching == "static":
+            return SteppingStatic(
+                self.settings, _Fixed(self.cost), self.static_batch_size, self.static_timeout
+            )
+        if self.batching != "continuous":
+            raise BadInput(
+                f"batching {self.batching!r} is not known: use continuous or static", param="batching"
+            )
+        return SteppingScheduler(self.settings, _Fixed(self.cost))
+
+    @property
+    def capacity(self) -> Capacity:
+        settings = self.settings
+        return Capacity(
+            self.cost,
+            kv_tokens=settings.num_blocks * settings.block_size,
+            block_size=settings.block_size,
+            max_sequences=self.concurrency or settings.seats,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_model_len=settings.max_model_len,
+            price=self.price,
+        )
+
+
+def engine_settings(
+    profile: str,
+    *,
+    kv_tokens: int = 131_072,
+    max_model_len: int = 32_768,
+    max_batch_tokens: int | None = None,
+    max_sequences: int | None = None,
+    block_size: int | None = None,
+    prefix_cache: bool = True,
+) -> SchedulerSettings:
+    """Scheduler settings that follow an engine's rules: `weighbridge`, or `vllm` (v1: blocks of 16 tokens,
+    chunks limited by the batch's tokens alone, strict first come first served)."""
+    if profile not in ("weighbridge", "vllm"):
+        raise BadInput(
+            f"engine profile {profile!r} is not known: use weighbridge or vllm", param="engine_profile"
+        )
+    as_vllm = profile == "vllm"
+    size = block_size or (16 if as_vllm else 32)
+    if kv_tokens < size:
+        raise BadInput(f"a KV cache of {kv_tokens} tokens does not hold a block of {size}", param="kv_tokens")
+    return SchedulerSettings(
+        max_model_len=max_model_len,
+        num_blocks=kv_tokens // size,
+        block_size=size,
+        max_batch_tokens=max_batch_tokens or 2048,
+        max_sequences=max_sequences or 256,
+        itl_target=_NO_ITL_TARGET if as_vllm else None,
+        ageing_seconds=None if as_vllm else 30.0,
+        enable_prefix_cache=prefix_cache,
+        speculate=False,
+        max_queue_requests=1 << 20,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One line of a script: at `at` seconds `fail`, `drain` or `add` a replica (`replica`: its name).
+
+    `add` takes the place of a replica that failed, or is one more; new ones are like the fleet's first.
+    """
+
+    at: float
+    what: str
+    replica: str
+
+    @staticmethod
+    def parse(text: str) -> Act:
+        """`60:fail:r0`. Raises BadInput otherwise."""
+        parts = text.split(":")
+        try:
+            at, what, name = float(parts[0]), parts[1], parts[2]
+        except (IndexError, ValueError):
+            at, what, name = -1.0, "", ""
+        if at < 0.0 or what not in ("fail", "drain", "add") or not name or len(parts) != 3:
+            raise BadInput(
+                f"event {text!r}: write SECONDS:fail:NAME, SECONDS:drain:NAME or SECONDS:add:NAME",
+                param="event",
+            )
+        return Act(at, what, name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSpec:
+    """Replicas and the gateway in front of them."""
+
+    replicas: tuple[ReplicaSpec, ...]
+    policy: str = DEFAULT_POLICY
+    queue: QueueSettings = field(default_factory=lambda: QueueSettings(max_requests=1 << 20))
+    limits: TenantLimits | None = None
+    prefix_index: bool = True
+    script: tuple[Act, ...] = ()
+    stride: int = LONGEST_STRIDE
+
+    def __post_init__(self) -> None:
+        if not self.replicas:
+            raise BadInput("a fleet needs at least one replica", param="replicas")
+        names = {f"r{i}" for i in range(len(self.replicas))}
+        for act in sorted(self.script, key=lambda one: one.at):
+            if (act.replica in names) == (act.what == "add"):
+                state = "is there already" if act.what == "add" else "is not there then"
+                raise BadInput(f"event at {act.at:g} s: replica {act.replica!r} {state}", param="event")
+            names = names | {act.replica} if act.what == "add" else names - {act.replica}
+
+
+@dataclass(slots=True)
+class Run:
+    """What one run of a workload measured."""
+
+    outcomes: Outcomes
+    gaps: GapHistogram  # inter-token latency
+    work: dict[str, Work]
+    present: dict[str, float]  # seconds that each replica was there
+    seconds: float  # from the first arrival to the last end
+    imbalance: float  # mean over arrivals of (largest - mean) / mean work in flight of a replica
+    peak_queue: int
+    left_out: int  # requests not sent because the one they follow failed
+
+
+class Simulation:
+    """One fleet, one workload, one seed."""
+
+    def __init__(
+        self,
+        spec: FleetSpec,
+        requests: Iterable[SimulatedRequest],
+        seed: int = 0,
+        *,
+        policy: Policy | None = None,
+        watcher: Watcher | None = None,
+        observe: Callable[[SimulatedRequest, Outcome, float], None] | None = None,
+    ) -> None:
+        """`policy` replaces the spec's. `observe` hears of each request that ended."""
+        self._spec = spec
+        self.clock = Clock()
+        self._feed = Feed(self.clock, requests)
+        self._watcher = watcher
+        self._observe = observe
+        self.outcomes = Outcomes()
+        index = PrefixIndex() if spec.prefix_index else None
+        self.gateway = SimulatedGateway(
+            policy or make_policy(spec.policy, random.Random(f"policy {seed}")),
+            self.outcomes,
+            queue=GatewayQueue(spec.queue),
+            limiter=Limiter(default=spec.limits) if spec.limits else None,
+            index=index,
+            block_size=spec.replicas[0].settings.block_size,
+            ended=self._ended,
+            moved=self.clock.watch,
+        )
+        self._feed.gateway = self.gateway
+        self.replicas: dict[str, SimulatedReplica] = {}  # all there ever were
+        self._present: dict[str, float] = {}
+        self._since: dict[str, float] = {}
+        for number, replica in enumerate(spec.replicas):
+            self._add(f"r{number}", replica, 0.0)
+        for act in spec.script:
+            self.clock.at(act.at, lambda now, one=act: self._act(one, now))  # type: ignore[misc]
+
+    def run(self) -> Run:
+        """To the end of the last request."""
+        self._feed.start()
+        self.clock.run()
+        self.gateway.give_up(self.clock.now)
+        end = self.clock.now
+        for name in list(self._since):
+            self._present[name] = self._present.get(name, 0.0) + end - self._since[name]
+        gaps = GapHistogram()
+        for replica in self.replicas.values():
+            gaps.merge(replica.gaps)
+        return Run(
+            self.outcomes,
+            gaps,
+            {name: replica.work for name, replica in self.replicas.items()},
+            self._present,
+            end,
+            self.gateway.imbalance,
+            self.gateway.peak_queue,
+            self._feed.left_out,
+        )
+
+    def _ended(self, request: SimulatedRequest, outcome: Outcome, now: float) -> None:
+        self._feed.ended(request, outcome, now)
+        if self._observe is not None:
+            self._observe(request, outcome, now)
+
+    def _add(self, name: str, spec: ReplicaSpec, now: float) -> None:
+        replica = SimulatedReplica(
+            name, spec.scheduler(), spec.cost, self.gateway, stride=self._spec.stride, watcher=self._watcher
+        )
+        self.replicas[name if name not in self.replicas else f"{name}@{now:g}"] = replica
+        self._since[name] = now
+        state = ReplicaState(name, spec.capacity, self.gateway.index, now)
+        self.gateway.add_replica(replica, state, now)
+
+    def _act(self, act: Act, now: float) -> None:
+        if act.what == "add":
+            number = int(act.replica[1:]) if act.replica[1:].isdecimal() else 0
+            self._add(act.replica, self._spec.replicas[number % len(self._spec.replicas)], now)
+            return
+        self._present[act.replica] = self._present.get(act.replica, 0.0) + now - self._since.pop(act.replica)
+        if act.what == "drain":
+            self.gateway.drain(act.replica)
+        else:
+            self.gateway.lose(act.replica, now)

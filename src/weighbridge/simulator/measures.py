@@ -1,0 +1,79 @@
+"""What a simulation measures as it goes: quantiles of many gaps in little memory, and averages over time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+#: Relative width of a bucket of `GapHistogram`: a quantile is off by half of it at most.
+RESOLUTION = 0.005
+_LOG_BASE = math.log1p(RESOLUTION)
+_SMALLEST = 1e-7  # seconds
+_BUCKETS = 6000  # up to some eleven days
+
+
+class GapHistogram:
+    """Counts of durations in buckets of equal relative width (after DDSketch): no sample is kept."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(_BUCKETS, np.int64)
+        self.total = 0.0  # seconds of all gaps together
+
+    def add(self, seconds: float, times: int = 1) -> None:
+        place = 0 if seconds <= _SMALLEST else int(math.log(seconds / _SMALLEST) / _LOG_BASE) + 1
+        self._counts[min(place, _BUCKETS - 1)] += times
+        self.total += seconds * times
+
+    def add_many(self, seconds: Floats, times: int) -> None:
+        """Each of `seconds`, `times` times."""
+        places = (np.log(np.maximum(seconds / _SMALLEST, 1e-9)) / _LOG_BASE).astype(np.int64) + 1
+        np.add.at(self._counts, np.clip(places, 0, _BUCKETS - 1), times)
+        self.total += float(seconds.sum()) * times
+
+    def merge(self, other: GapHistogram) -> None:
+        self._counts += other._counts
+        self.total += other.total
+
+    @property
+    def count(self) -> int:
+        return int(self._counts.sum())
+
+    def quantile(self, share: float) -> float:
+        """The middle of the bucket that holds it; 0 for no gaps."""
+        count = self.count
+        if not count:
+            return 0.0
+        place = int(np.searchsorted(np.cumsum(self._counts), share * (count - 1) + 1.0))
+        return 0.0 if place == 0 else _SMALLEST * math.exp((place - 0.5) * _LOG_BASE)
+
+
+class TimeAverage:
+    """The mean of a quantity that stays as it is between its changes."""
+
+    __slots__ = ("_area", "_began", "_since", "value")
+
+    def __init__(self, now: float = 0.0, value: float = 0.0) -> None:
+        self._began = self._since = now
+        self._area = 0.0
+        self.value = value
+
+    def set(self, value: float, now: float) -> None:
+        self._area += self.value * (now - self._since)
+        self._since = now
+        self.value = value
+
+    def mean(self, now: float) -> float:
+        span = now - self._began
+        return (self._area + self.value * (now - self._since)) / span if span > 0.0 else self.value
+
+
+def quantiles(values: Sequence[float] | Floats, shares: Sequence[float]) -> list[float]:
+    """Linear interpolation between order statistics; zeros for no values."""
+    if len(values) == 0:
+        return [0.0] * len(shares)
+    return [float(q) for q in np.quantile(np.asarray(values, np.float64), shares)]

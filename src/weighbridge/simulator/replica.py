@@ -1,0 +1,279 @@
+"""One simulated replica: the engine's scheduler, a step cost, and the time of its next event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from weighbridge.cost import StepCost
+from weighbridge.engine.batch import Batch
+from weighbridge.engine.request import FinishReason, Request
+from weighbridge.engine.scheduler_api import Progress
+from weighbridge.simulator.measures import Floats, GapHistogram
+from weighbridge.simulator.stepping import Stepping, Strides, sample
+
+#: Iterations planned ahead in one stride at most.
+LONGEST_STRIDE = 512
+
+
+class Listener(Protocol):
+    """Told what a replica brought forth: first tokens and ends at once, others when `tell` asks, or at the end."""
+
+    def first_token(self, request: Request, now: float) -> None: ...
+    def tokens(self, request: Request, count: int, now: float) -> None: ...
+    def finished(self, request: Request, reason: FinishReason, now: float) -> None: ...
+
+
+class Watcher(Protocol):
+    """Sees every iteration, for timelines; a stride is seen as one."""
+
+    def iteration(
+        self, replica: str, begin: float, end: float, decodes: int, prompt_tokens: int, count: int
+    ) -> None: ...
+
+
+@dataclass(slots=True)
+class _Stride:
+    ahead: Strides
+    began: float
+    ends: Floats  # of each iteration
+    last: float  # of those
+    told: int = 0  # iterations whose tokens are counted as come
+
+    def over(self, now: float) -> int:
+        """Iterations that have ended by `now`."""
+        return int(np.searchsorted(self.ends, now, "right"))
+
+
+@dataclass(slots=True)
+class _Iteration:
+    batch: Batch
+    began: float
+    ends: float
+
+
+@dataclass(slots=True)
+class Work:
+    """What a replica has done. `context_seconds`: KV tokens held, integrated over the time they were."""
+
+    busy: float = 0.0
+    iterations: int = 0
+    batch_tokens: int = 0
+    sequences: int = 0  # summed over iterations
+    context_seconds: float = 0.0
+
+
+class SimulatedReplica:
+    """Runs iterations back to back while there is work. Driven from outside: `next_event`, then `fire`.
+
+    An iteration that ends at the very moment something arrives ends first; what arrives at one moment at an
+    idle replica is scheduled together.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        scheduler: Stepping,
+        cost: StepCost,
+        listener: Listener,
+        *,
+        stride: int = LONGEST_STRIDE,
+        watcher: Watcher | None = None,
+    ) -> None:
+        """`stride` 1 runs every iteration by itself; the results are the same, it only takes longer."""
+        self.name = name
+        self.scheduler = scheduler
+        self.cost = cost
+        self.work = Work()
+        self.dead = False
+        self.gaps = GapHistogram()
+        self._listener = listener
+        self._longest = stride
+        self._watcher = watcher
+        self._iteration: _Iteration | None = None
+        self._stride: _Stride | None = None
+        self._wake: float | None = None  # idle, but to be asked at this time
+        self._last_token: dict[str, float] = {}
+        self._untold: dict[Request, int] = {}  # tokens that came and that the listener has not heard of
+
+    # -- from outside ----------------------------------------------------------------------------------
+
+    @property
+    def next_event(self) -> float | None:
+        """When something happens here by itself; None when nothing will."""
+        if self._iteration is not None:
+            return self._iteration.ends
+        if self._stride is not None:
+            return self._stride.last
+        return self._wake
+
+    @property
+    def computing(self) -> bool:
+        return self._iteration is not None or self._stride is not None
+
+    def add(self, request: Request, now: float) -> None:
+        """Queue a request. Raises what the scheduler raises when it refuses."""
+        self._catch_up(now)
+        self._interrupt(now)
+        self.scheduler.add(request, now)
+        if self._iteration is None:
+            self._wake = now
+
+    def abort(self, request_id: str, now: float) -> Request | None:
+        self._catch_up(now)
+        self._interrupt(now)
+        request = self.scheduler.abort(request_id)
+        self._last_token.pop(request_id, None)
+        if request is not None:
+            self._untold.pop(request, None)
+        if self._iteration is None and self.scheduler.has_work():
+            self._wake = now
+        return request
+
+    def die(self, now: float) -> None:
+        """Nothing happens here any more; what it was doing is lost."""
+        self._catch_up(now)
+        if self._stride is not None:
+            self._advance(self._stride, self._stride.over(now))
+        self._iteration = self._stride = self._wake = None
+        self._untold.clear()
+        self.dead = True
+
+    def fire(self, now: float) -> None:
+        """`next_event` has come."""
+        if self._iteration is not None:
+            self._end_iteration(self._iteration, now)
+        elif self._stride is not None:
+            self._advance(self._stride, len(self._stride.ends))
+            self._stride = None
+        self._wake = None
+        self._begin(now)
+
+    def tell(self, now: float) -> None:
+        """Let the listener hear of all tokens that came until now; else it hears of them as requests end."""
+        if self._stride is not None:
+            self._count_tokens(self._stride, self._stride.over(now))
+        if self._untold:
+            untold, self._untold = self._untold, {}
+            for request, count in untold.items():
+                self._listener.tokens(request, count, now)
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    def _begin(self, now: float) -> None:
+        """The next iteration, or the next stride of them."""
+        ahead = self.scheduler.strides(self._longest) if self._longest > 1 else None
+        if ahead is not None and ahead.count > 1:
+            ends = self._ends(ahead, now)
+            if len(ends) > 1:
+                self._stride = _Stride(ahead, now, ends, float(ends[-1]))
+                return
+        self._schedule(now)
+
+    def _ends(self, ahead: Strides, now: float) -> Floats:
+        """When each iteration of a stride ends; those that would begin after the deadline are left out."""
+        pairs = ahead.pairs + ahead.growth * np.arange(ahead.count)
+        lasting = self.cost.seconds(ahead.tokens, ahead.sequences, pairs)  # type: ignore[arg-type]
+        times: Floats = np.add.accumulate(np.concatenate(([now], lasting)))
+        if ahead.deadline is not None:
+            begun = int(np.searchsorted(times[:-1], ahead.deadline, "right"))
+            times = times[: begun + 1]
+        return times[1:]
+
+    def _schedule(self, now: float) -> None:
+        batch = self.scheduler.schedule(now)
+        for request in self.scheduler.take_finished():
+            self._finished(request, request.finish_reason or FinishReason.ABORT, now)
+        if not batch.slices:
+            self._wake = self.scheduler.wake_at() if self.scheduler.has_work() else None
+            if self._wake is not None:
+                self._wake = max(self._wake, now)
+            return
+        seconds = self.cost.seconds(batch.num_tokens, batch.num_sequences, batch.num_context_tokens)
+        self._iteration = _Iteration(batch, now, now + seconds)
+
+    def _catch_up(self, now: float) -> None:
+        """What ends by `now` ends before anything else happens now."""
+        while self.computing and self.next_event is not None and self.next_event <= now:
+            self.fire(self.next_event)
+
+    def _interrupt(self, now: float) -> None:
+        """Something happens in the middle of a stride: what is over is over, the rest is planned anew."""
+        stride = self._stride
+        if stride is None:
+            return
+        done = stride.over(now)
+        self._advance(stride, done)
+        self._stride = None
+        self._schedule(float(stride.ends[done - 1]) if done else stride.began)
+
+    def _advance(self, stride: _Stride, count: int) -> None:
+        if count == 0:
+            return
+        ahead, ends = stride.ahead, stride.ends[:count]
+        end = float(ends[-1])
+        self._count_tokens(stride, count)
+        self.scheduler.stride(ahead, count, end)
+        lasting = np.diff(ends, prepend=stride.began)
+        self.gaps.add_many(lasting[1:], len(ahead.requests))
+        first, last = float(ends[0]), self._last_token
+        for request in ahead.requests:
+            self.gaps.add(first - last[request.id])
+            last[request.id] = end
+        held = float((lasting * (ahead.pairs + ahead.growth * np.arange(count))).sum())
+        self._account(count, ahead.tokens, ahead.sequences, end - stride.began, held)
+        if self._watcher is not None:
+            self._watcher.iteration(self.name, stride.began, end, ahead.sequences, 0, count)
+
+    def _count_tokens(self, stride: _Stride, count: int) -> None:
+        new = count - stride.told
+        if new > 0:
+            stride.told = count
+            untold = self._untold
+            for request in stride.ahead.requests:
+                untold[request] = untold.get(request, 0) + new
+
+    def _end_iteration(self, iteration: _Iteration, now: float) -> None:
+        batch = iteration.batch
+        progress = self.scheduler.update(batch, sample(batch), now)
+        self._iteration = None
+        held = sum(piece.start + piece.count for piece in batch.slices)
+        lasting = now - iteration.began
+        self._account(1, batch.num_tokens, batch.num_sequences, lasting, lasting * held)
+        if self._watcher is not None:
+            decodes = sum(piece.count == 1 and piece.samples for piece in batch.slices)
+            tokens = batch.num_tokens - decodes
+            self._watcher.iteration(self.name, iteration.began, now, decodes, tokens, 1)
+        for item in progress:
+            self._progressed(item, now)
+        for request in self.scheduler.take_finished():
+            self._finished(request, request.finish_reason or FinishReason.ABORT, now)
+
+    def _progressed(self, item: Progress, now: float) -> None:
+        request = item.request
+        last = self._last_token.get(request.id)
+        if last is None:
+            self._listener.first_token(request, now)
+        else:
+            self.gaps.add(now - last)
+        self._last_token[request.id] = now
+        self._untold[request] = self._untold.get(request, 0) + len(item.tokens)
+        if item.finish_reason is not None:
+            self._finished(request, item.finish_reason, now)
+
+    def _finished(self, request: Request, reason: FinishReason, now: float) -> None:
+        self._last_token.pop(request.id, None)
+        untold = self._untold.pop(request, 0)
+        if untold:
+            self._listener.tokens(request, untold, now)
+        self._listener.finished(request, reason, now)
+
+    def _account(self, iterations: int, tokens: int, sequences: int, seconds: float, context: float) -> None:
+        work = self.work
+        work.busy += seconds
+        work.iterations += iterations
+        work.batch_tokens += iterations * tokens
+        work.sequences += iterations * sequences
+        work.context_seconds += context

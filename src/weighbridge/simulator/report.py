@@ -1,0 +1,195 @@
+"""What a run says: latencies, throughput, goodput, use of the machines; and intervals over several seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from weighbridge.errors import BadInput
+from weighbridge.simulator.fleet import FleetSpec, Run
+from weighbridge.simulator.measures import quantiles
+
+SHARES = (0.5, 0.9, 0.95, 0.99)
+
+#: Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond, the normal's.
+_T95 = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What a request must keep to count as good: seconds to the first token, and per token after it."""
+
+    ttft: float = 1.0
+    tpot: float = 0.1
+
+    @staticmethod
+    def parse(text: str) -> Targets:
+        """`ttft=500ms,tpot=50ms`; a bare number is seconds. Raises BadInput otherwise."""
+        values = {"ttft": 1.0, "tpot": 0.1}
+        for part in text.split(","):
+            name, _, value = part.strip().partition("=")
+            try:
+                factor = 1e-3 if value.endswith("ms") else 1.0
+                seconds = float(value.removesuffix("ms" if factor < 1.0 else "s")) * factor
+            except ValueError:
+                seconds = -1.0
+            if name not in values or not 0.0 < seconds < math.inf:
+                raise BadInput(f"--slo {text!r}: write for example ttft=500ms,tpot=50ms", param="slo")
+            values[name] = seconds
+        return Targets(**values)
+
+
+def summary(run: Run, fleet: FleetSpec, targets: Targets, warm_up: float = 0.0) -> dict[str, Any]:
+    """All figures of one run, as plain JSON types. Latencies in ms, rates per second, shares from 0 to 1.
+
+    Requests that arrived before `warm_up` seconds are left out of those that are per request or token of them.
+    """
+    outcomes = run.outcomes.arrived_from(warm_up) if warm_up else run.outcomes
+    seconds = (run.seconds - warm_up) or 1.0
+    tokens = int(np.sum(outcomes.output_tokens)) if len(outcomes) else 0
+    prompts = int(np.sum(outcomes.prompt_tokens)) if len(outcomes) else 0
+    cached = int(np.sum(outcomes.cached_tokens)) if len(outcomes) else 0
+    good = int(np.sum((outcomes.ttft <= targets.ttft) & (outcomes.tpot <= targets.tpot)))
+    failed = sum(outcomes.errors.values())
+    usd = _usd(run, fleet)
+    return {
+        "requests": len(outcomes) + failed,
+        "failed": failed,
+        "errors": dict(sorted(outcomes.errors.items())),
+        "left_out": run.left_out,
+        "seconds": seconds,
+        "ttft_ms": _quantiles_ms(outcomes.ttft),
+        "tpot_ms": _quantiles_ms(outcomes.tpot[np.asarray(outcomes.output_tokens) > 1]),
+        "itl_ms": {_name(share): run.gaps.quantile(share) * 1e3 for share in SHARES},
+        "e2e_ms": _quantiles_ms(outcomes.e2e),
+        "gateway_wait_ms": _quantiles_ms(np.asarray(outcomes.dispatched) - np.asarray(outcomes.arrived)),
+        "requests_per_s": len(outcomes) / seconds,
+        "output_tokens_per_s": tokens / seconds,
+        "total_tokens_per_s": (tokens + prompts) / seconds,
+        "goodput_rps": good / seconds,
+        "good_share": good / (len(outcomes) + failed) if len(outcomes) + failed else 0.0,
+        "prefix_hit_rate": cached / prompts if prompts else 0.0,
+        "preemptions": outcomes.preemptions,
+        "retries": outcomes.retries,
+        "imbalance": run.imbalance,
+        "peak_gateway_queue": run.peak_queue,
+        "usd": usd,
+        "usd_per_million_output_tokens": usd / tokens * 1e6 if tokens else 0.0,
+        "utilization": _mean([one["utilization"] for one in _replicas(run, fleet).values()]),
+        "kv_occupancy": _mean([one["kv_occupancy"] for one in _replicas(run, fleet).values()]),
+        "replicas": _replicas(run, fleet),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _quantiles_ms(seconds: Any) -> dict[str, float]:
+    found = quantiles(seconds, SHARES)
+    mean = float(np.mean(seconds)) if len(seconds) else 0.0
+    return {"mean": mean * 1e3, **{_name(s): q * 1e3 for s, q in zip(SHARES, found, strict=True)}}
+
+
+def _name(share: float) -> str:
+    return f"p{round(share * 100)}"
+
+
+def _replicas(run: Run, fleet: FleetSpec) -> dict[str, dict[str, float]]:
+    settings = fleet.replicas[0].settings
+    pool = settings.num_blocks * settings.block_size
+    return {
+        name: {
+            "utilization": work.busy / max(run.present.get(name.partition("@")[0], run.seconds), 1e-9),
+            "iterations": work.iterations,
+            "tokens_per_iteration": work.batch_tokens / work.iterations if work.iterations else 0.0,
+            "sequences_per_iteration": work.sequences / work.iterations if work.iterations else 0.0,
+            "kv_occupancy": work.context_seconds / (pool * run.seconds) if run.seconds else 0.0,
+            "requests": run.outcomes.replicas.get(name, 0),
+        }
+        for name, work in run.work.items()
+    }
+
+
+def _usd(run: Run, fleet: FleetSpec) -> float:
+    hourly = [replica.price.usd_per_hour for replica in fleet.replicas]
+    by_name = {f"r{number}": price for number, price in enumerate(hourly)}
+    return sum(by_name.get(name, hourly[0]) * seconds / 3600.0 for name, seconds in run.present.items())
+
+
+# -- over seeds ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Mean over seeds with its 95 % confidence interval (Student's t); of one seed, only the value."""
+
+    mean: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Estimate:
+        mean = statistics.fmean(values)
+        if len(values) < 2:
+            return Estimate(mean, mean, mean)
+        freedom = len(values) - 1
+        t = _T95[freedom - 1] if freedom <= len(_T95) else 1.96
+        half = t * statistics.stdev(values) / math.sqrt(len(values))
+        return Estimate(mean, mean - half, mean + half)
+
+    def as_dict(self) -> dict[str, float]:
+        return {"mean": self.mean, "low": self.low, "high": self.high}
+
+
+def over_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The same figures, each the mean over seeds; those that differ with their interval under `intervals`."""
+    merged: dict[str, Any] = {}
+    intervals: dict[str, Any] = {}
+    for key in summaries[0]:
+        values = [one[key] for one in summaries]
+        if isinstance(values[0], Mapping):
+            if key == "errors":
+                merged[key] = {
+                    name: sum(v.get(name, 0) for v in values) for name in sorted(set().union(*values))
+                }
+                continue
+            if key == "replicas":
+                merged[key] = _mean_of_replicas(values)
+                continue
+            merged[key] = {name: _mean([value[name] for value in values]) for name in values[0]}
+            intervals[key] = {
+                name: Estimate.of([value[name] for value in values]).as_dict() for name in values[0]
+            }
+        else:
+            merged[key] = _mean(values)
+            intervals[key] = Estimate.of(values).as_dict()
+    return {"seeds": len(summaries), **merged, "intervals": intervals}
+
+
+def _mean_of_replicas(values: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    return {
+        name: {key: _mean([value[name][key] for value in values]) for key in figures}
+        for name, figures in values[0].items()
+    }

@@ -1,0 +1,201 @@
+"""Recorded workloads: Azure CSV, Mooncake JSONL, ServeGen clients, and plain JSONL, as requests by time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from weighbridge.errors import BadInput
+
+#: Tokens of the blocks that Mooncake's `hash_ids` name.
+MOONCAKE_BLOCK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRow:
+    """One recorded request. `at`: seconds after the first. `blocks` name its prompt's blocks, where known."""
+
+    at: float
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int | None = None
+    tenant: str = "default"
+    priority: int = 0
+    deadline: float | None = None  # seconds after the arrival
+    session: str = ""
+    blocks: tuple[int, ...] = ()
+    block_tokens: int = MOONCAKE_BLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class TraceOptions:
+    """How a trace is changed: `speed` divides its times, `scale_*` multiply lengths, `max_*` cut them.
+
+    `smear`: timestamps rounded to this many seconds are spread evenly over them (Mooncake's are, to 3).
+    """
+
+    speed: float = 1.0
+    limit: int | None = None
+    scale_prompt: float = 1.0
+    scale_output: float = 1.0
+    max_prompt: int | None = None
+    max_output: int | None = None
+    smear: bool = False
+
+
+def read_rows(path: Path, options: TraceOptions | None = None) -> list[TraceRow]:
+    """Requests in order of time, the first at 0. Raises BadInput naming the file, the line and what is wrong.
+
+    A `.csv` file has Azure's columns. JSON lines are Mooncake's (`timestamp` in ms, `input_length`,
+    `output_length`, `hash_ids`) or plain (`at` in seconds, `prompt_tokens`, `output_tokens`, and optionally
+    `max_tokens`, `tenant`, `priority`, `deadline`, `session`).
+    """
+    options = options or TraceOptions()
+    try:
+        rows = _azure(path) if path.suffix == ".csv" else _json_lines(path)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror or error}", param="trace") from error
+    if not rows:
+        raise BadInput(f"{path} holds no requests", param="trace")
+    return changed(rows, options)
+
+
+def changed(rows: Sequence[TraceRow], options: TraceOptions) -> list[TraceRow]:
+    """`rows` by time, moved to 0 and changed as `options` say. Lengths stay at least 1."""
+    rows = sorted(rows, key=lambda row: row.at)[: options.limit]
+    times = _smeared([row.at for row in rows]) if options.smear else [row.at for row in rows]
+    prompt = _scaling(options.scale_prompt, options.max_prompt)
+    output = _scaling(options.scale_output, options.max_output)
+    return [
+        replace(
+            row,
+            at=(at - times[0]) / options.speed,
+            prompt_tokens=prompt(row.prompt_tokens),
+            output_tokens=output(row.output_tokens),
+        )
+        for at, row in zip(times, rows, strict=True)
+    ]
+
+
+def _scaling(factor: float, most: int | None) -> Callable[[int], int]:
+    def scaled(length: int) -> int:
+        wanted = max(1, round(length * factor))
+        return wanted if most is None else min(wanted, most)
+
+    return scaled
+
+
+def _smeared(times: Sequence[float]) -> list[float]:
+    """Equal times spread evenly up to the next different one, those at the end as far as the others were."""
+    spread, index = list(times), 0
+    width = 0.0
+    while index < len(times):
+        end = index
+        while end < len(times) and times[end] == times[index]:
+            end += 1
+        width = times[end] - times[index] if end < len(times) else width
+        for place in range(index, end):
+            spread[place] = times[index] + width * (place - index) / (end - index)
+        index = end
+    return spread
+
+
+def _azure(path: Path) -> list[TraceRow]:
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        missing = {"TIMESTAMP", "ContextTokens", "GeneratedTokens"} - set(reader.fieldnames or ())
+        if missing:
+            raise BadInput(
+                f"{path}: expected columns TIMESTAMP, ContextTokens and GeneratedTokens; "
+                f"there is no {', '.join(sorted(missing))}",
+                param="trace",
+            )
+        return [
+            TraceRow(
+                _timestamp(row["TIMESTAMP"], f"{path}:{number}"),
+                _count(row["ContextTokens"], "ContextTokens", f"{path}:{number}"),
+                _count(row["GeneratedTokens"], "GeneratedTokens", f"{path}:{number}"),
+            )
+            for number, row in enumerate(reader, 2)
+        ]
+
+
+def _timestamp(text: str | None, where: str) -> float:
+    """Seconds. Azure writes seven digits of a second; Python reads six. The zone does not matter."""
+    try:
+        return datetime.fromisoformat((text or "")[:26]).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        raise BadInput(f"{where}: TIMESTAMP {text!r} is not a date and time", param="trace") from None
+
+
+def _json_lines(path: Path) -> list[TraceRow]:
+    with path.open() as file:
+        return [_json_row(line, f"{path}:{number}") for number, line in enumerate(file, 1) if line.strip()]
+
+
+def _json_row(line: str, where: str) -> TraceRow:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise BadInput(f"{where} is not JSON: {error}", param="trace") from error
+    if not isinstance(row, dict):
+        raise BadInput(f"{where}: expected an object, not {row!r}", param="trace")
+    if "input_length" in row or "timestamp" in row:
+        return _mooncake_row(row, where)
+    return _plain_row(row, where)
+
+
+def _mooncake_row(row: Mapping[str, Any], where: str) -> TraceRow:
+    blocks = row.get("hash_ids", ())
+    if not isinstance(blocks, list | tuple) or not all(type(block) is int for block in blocks):
+        raise BadInput(f"{where}: hash_ids must be a list of whole numbers", param="trace")
+    return TraceRow(
+        _seconds(row, "timestamp", where) / 1e3,
+        _count(row.get("input_length"), "input_length", where),
+        _count(row.get("output_length"), "output_length", where),
+        blocks=tuple(blocks),
+    )
+
+
+def _plain_row(row: Mapping[str, Any], where: str) -> TraceRow:
+    most = row.get("max_tokens")
+    return TraceRow(
+        _seconds(row, "at", where),
+        _count(row.get("prompt_tokens"), "prompt_tokens", where),
+        _count(row.get("output_tokens"), "output_tokens", where),
+        None if most is None else _count(most, "max_tokens", where),
+        str(row.get("tenant", "default")),
+        int(row.get("priority", 0)),
+        None if row.get("deadline") is None else _seconds(row, "deadline", where),
+        str(row.get("session", "")),
+    )
+
+
+def _seconds(row: Mapping[str, Any], name: str, where: str) -> float:
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < math.inf:
+        raise BadInput(
+            f"{where}: {name} is {value!r}, but must be a number, 0 or more; lines have timestamp (ms), "
+            "input_length, output_length, or at (s), prompt_tokens, output_tokens",
+            param="trace",
+        )
+    return float(value)
+
+
+def _count(value: Any, name: str, where: str) -> int:
+    """A number of tokens, at least 1. Azure has them as text."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise BadInput(
+            f"{where}: {name} is {value!r}, but must be a whole number of at least 1", param="trace"
+        )
+    return number
