@@ -1,0 +1,46 @@
+"""Speculative pipelines: plain async Python in which independent steps run side by side, likely ones early.
+
+@step(effect="read")
+async def profile(user: str) -> Profile: ...
+
+@flow
+async def support(question: str) -> str:
+    user = profile(question)                 # has started
+    intent = await guess(classify(question)) # goes on with the likely answer
+    return await reply(question, intent, await user)
+"""
+
+from weighbridge.flow.best import best
+from weighbridge.flow.execution import StepTimeout, attempt
+from weighbridge.flow.first import first
+from weighbridge.flow.flow import Flow, flow
+from weighbridge.flow.guess import guess
+from weighbridge.flow.predict import NOTHING, GuessedCall, History, Prediction, Predictor, Several
+from weighbridge.flow.promise import Promise
+from weighbridge.flow.run import Budget, BudgetExceeded, FlowTimeout
+from weighbridge.flow.step import Effect, In, NotDone, Step, step
+
+__all__ = [
+    "NOTHING",
+    "Budget",
+    "BudgetExceeded",
+    "Effect",
+    "Flow",
+    "FlowTimeout",
+    "GuessedCall",
+    "History",
+    "In",
+    "NotDone",
+    "Prediction",
+    "Predictor",
+    "Promise",
+    "Several",
+    "Step",
+    "StepTimeout",
+    "attempt",
+    "best",
+    "first",
+    "flow",
+    "guess",
+    "step",
+]

@@ -114,7 +114,9 @@ def expected_steps(probability: float, depth: int) -> float:
     return (1.0 - probability ** (depth + 1)) / (1.0 - probability)
 
 
-def tokens_usd(input_tokens: int, output_tokens: int, input_per_million: float, output_per_million: float) -> float:
+def tokens_usd(
+    input_tokens: int, output_tokens: int, input_per_million: float, output_per_million: float
+) -> float:
     """C of one model call: the price of its tokens, in dollars."""
     return (input_tokens * input_per_million + output_tokens * output_per_million) / 1e6
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
@@ -15,8 +15,12 @@ class Belief:
     forgetting: float = 1.0
     won: float = 0.0
     lost: float = 0.0
+    _lower: tuple[float, float] | None = field(
+        default=None, repr=False
+    )  # quantile -> value, until it changes
 
     def observe(self, success: bool) -> None:
+        self._lower = None
         self.won *= self.forgetting
         self.lost *= self.forgetting
         if success:
@@ -36,7 +40,10 @@ class Belief:
 
     def lower(self, quantile: float = 0.05) -> float:
         """The value that the rate exceeds with probability 1 − `quantile`."""
-        return beta_quantile(quantile, self.prior_won + self.won, self.prior_lost + self.lost)
+        if self._lower is None or self._lower[0] != quantile:
+            value = beta_quantile(quantile, self.prior_won + self.won, self.prior_lost + self.lost)
+            self._lower = (quantile, value)
+        return self._lower[1]
 
 
 def beta_quantile(q: float, a: float, b: float) -> float:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 
-def tool_speculation_seconds(
-    steps: int, model: float, tool: float, guess: float, hits: float
-) -> float:
+def tool_speculation_seconds(steps: int, model: float, tool: float, guess: float, hits: float) -> float:
     """Time of an agent of `steps` rounds whose tool calls are guessed: αN·max(G, g+T) + (1−α)N(G+T).
 
     G seconds of model, T of tool, g to guess, α the share of right guesses (arXiv 2512.15834). With α = 0 it

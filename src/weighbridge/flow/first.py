@@ -1,0 +1,98 @@
+"""`first`: a race. The first success wins, the others are let go."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar, cast
+
+from weighbridge.errors import BadInput
+from weighbridge.flow.execution import first_success
+from weighbridge.flow.promise import Promise
+from weighbridge.flow.step import Options, Step, current_world
+from weighbridge.flow.world import World
+
+T = TypeVar("T")
+
+
+def first(*calls: Awaitable[T]) -> Awaitable[T]:
+    """The result of whichever call succeeds first; the last error when all fail.
+
+    In a flow the calls are promises of steps that change nothing: losers are cancelled. Raises BadInput for
+    a write, and without any calls.
+    """
+    if not calls:
+        raise BadInput("first: give at least one call to race")
+    world = current_world.get()
+    if world is None:
+        return _race([cast(Coroutine[Any, Any, T], call) for call in calls])
+    promises = [_promise(call) for call in calls]
+    for promise in promises:
+        if promise.step.writes:
+            promise.abandon()
+            raise BadInput(
+                f"first cancels the losers of a race, so that {promise.step.name} (effect "
+                f"{promise.step.options.effect!r}) must not take part; call it with the winner"
+            )
+    return cast(Awaitable[T], _Race(world, promises).promise)
+
+
+def _promise(call: Any) -> Promise[Any]:
+    if isinstance(call, Promise):
+        return call
+    if inspect.iscoroutine(call):
+        call.close()
+    raise BadInput(
+        "first: inside a flow race calls of steps; a plain coroutine cannot be shared or cancelled"
+    )
+
+
+async def _never() -> None:
+    raise AssertionError("a race runs no function")
+
+
+_FIRST: Step[..., Any] = Step(_never, Options(effect="pure"), "first")
+
+
+class _Race:
+    """Settles its promise with the first success; ties go to what ended earlier, then to the earlier call."""
+
+    def __init__(self, world: World, promises: list[Promise[Any]]) -> None:
+        self._promises = promises
+        self.promise = world.combine(_FIRST, promises)
+        if self.promise.done:
+            self._let_go()
+            return
+        ended = [one for one in promises if one.done and one.error is None and one.execution is not None]
+        if ended:
+            self._won(min(ended, key=lambda one: one.execution.finished_at if one.execution else 0.0))
+            return
+        for promise in promises:
+            promise.on_settled(self._settled)
+
+    def _settled(self, promise: Promise[Any]) -> None:
+        if self.promise.done:
+            return
+        if promise.error is None:
+            self._won(promise)
+        elif all(one.done for one in self._promises):
+            self.promise.settle(None, promise.error)
+
+    def _won(self, winner: Promise[Any]) -> None:
+        self.promise.world.combined(self.promise, winner.result())
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for promise in self._promises:
+            promise.abandon()
+
+
+async def _race(calls: list[Coroutine[Any, Any, T]]) -> T:
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return cast(T, await first_success(tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,201 @@
+"""`@flow`: an async function whose steps start when they are called, run side by side and end with it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import time
+import uuid
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any, Generic, ParamSpec, TypeVar, cast, get_args, overload
+
+from weighbridge.errors import BadInput
+from weighbridge.flow.learn import Learner
+from weighbridge.flow.limits import Limiter
+from weighbridge.flow.predict import History, Predictor
+from weighbridge.flow.record import Record
+from weighbridge.flow.run import Budget, Mode, Run, StepCache
+from weighbridge.flow.step import current_world
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: What a second is worth to a flow that does not say: $3.60 an hour.
+VALUE_PER_SECOND = 0.001
+
+
+class Flow(Generic[P, T]):
+    """Call it for a coroutine, or `run` it from synchronous code. Inside another flow it is a part of that.
+
+    A flow learns over its runs (durations, hit rates, what bets bring); `last` is the record of the latest.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, Awaitable[T]],
+        *,
+        budget: Budget | None = None,
+        value_per_second: float = VALUE_PER_SECOND,
+        limits: Mapping[str, int] | None = None,
+        mode: Mode = "speculate",
+        journal: str | Path | None = None,
+        run_id: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.function = function
+        self.name = name or function.__qualname__.rsplit("<locals>.", 1)[-1]
+        self.budget = budget or Budget()
+        self.value_per_second = value_per_second
+        self.limits = dict(limits or {})
+        self.mode: Mode = mode
+        self.journal = Path(journal) if journal is not None else None
+        self.run_id = run_id
+        self.learner = Learner()
+        self.history: Predictor = History()
+        self.last: Record | None = None
+        self._cache = StepCache()
+        self._limiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Limiter]]
+        self._limiters = weakref.WeakKeyDictionary()
+        self._check()
+        functools.update_wrapper(self, function)
+
+    def _check(self) -> None:
+        if not inspect.iscoroutinefunction(self.function):
+            raise BadInput(f"flow {self.name}: a flow must be an async function; make it `async def`")
+        if self.mode not in get_args(Mode):
+            raise BadInput(f"flow {self.name}: mode={self.mode!r} must be one of {', '.join(get_args(Mode))}")
+        if self.value_per_second < 0.0:
+            raise BadInput(f"flow {self.name}: value_per_second must not be negative")
+        for resource, size in self.limits.items():
+            if size < 1:
+                raise BadInput(f"flow {self.name}: limits[{resource!r}]={size} must be at least 1")
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
+        if current_world.get() is not None:
+            return cast("Coroutine[Any, Any, T]", self.function(*args, **kwargs))
+        return self._execute(args, kwargs)
+
+    def run(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run to the end from synchronous code. RuntimeError inside a running event loop: `await` it there."""
+        return asyncio.run(self(*args, **kwargs))
+
+    def options(
+        self,
+        *,
+        journal: str | Path | None = None,
+        run_id: str | None = None,
+        mode: Mode | None = None,
+        budget: Budget | None = None,
+    ) -> Flow[P, T]:
+        """The same flow, learning together with this one, under other options.
+
+        `journal`: an SQLite file that remembers runs. `run_id`: the run to start, or to resume where it was
+        interrupted; the arguments must be those it began with.
+        """
+        other: Flow[P, T] = Flow(
+            self.function,
+            budget=budget or self.budget,
+            value_per_second=self.value_per_second,
+            limits=self.limits,
+            mode=mode or self.mode,
+            journal=journal or self.journal,
+            run_id=run_id or self.run_id,
+            name=self.name,
+        )
+        other.learner, other.history, other._cache = self.learner, self.history, self._cache
+        other._limiters = self._limiters
+        return other
+
+    async def _execute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        loop = asyncio.get_running_loop()
+        run_id = self.run_id or f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
+        record = Record(self.name, run_id, self.mode, loop.time)
+        if self.journal is None:
+            return cast(T, await self._run(args, kwargs, record, None).execute())
+        from weighbridge.flow.journal import Journal
+
+        with Journal(self.journal).open_run(self.name, run_id, args, kwargs) as journal:
+            return cast(T, await journal.execute(self, self._run(args, kwargs, record, journal)))
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], record: Record, journal: Any) -> Run:
+        self.last = record
+        return Run(
+            lambda: self.function(*args, **kwargs),
+            record,
+            self.learner,
+            self.history,
+            mode=self.mode,
+            budget=self.budget,
+            value_per_second=self.value_per_second,
+            limiters=self._limiters_here(),
+            cache=self._cache,
+            journal=journal,
+        )
+
+    def _limiters_here(self) -> dict[str, Limiter]:
+        """Limits hold for all runs of the flow on one event loop."""
+        if not self.limits:
+            return {}
+        loop = asyncio.get_running_loop()
+        limiters = self._limiters.get(loop)
+        if limiters is None:
+            limiters = self._limiters[loop] = {name: Limiter(size) for name, size in self.limits.items()}
+        return limiters
+
+    def explain(self) -> str:
+        """Every bet of the last run: what the gate said and what came of it."""
+        from weighbridge.flow.explain import explain
+
+        return explain(self._last())
+
+    def timeline(self, width: int = 100) -> str:
+        """The last run as text."""
+        from weighbridge.flow.timeline import text
+
+        return text(self._last(), width)
+
+    def timeline_html(self) -> str:
+        """The last run as a page that needs nothing else."""
+        from weighbridge.flow.timeline_html import page
+
+        return page(self._last())
+
+    def _last(self) -> Record:
+        if self.last is None:
+            raise BadInput(f"flow {self.name} has not run yet")
+        return self.last
+
+    def __repr__(self) -> str:
+        return f"<flow {self.name}>"
+
+
+@overload
+def flow(function: Callable[P, Awaitable[T]], /) -> Flow[P, T]: ...
+
+
+@overload
+def flow(
+    *,
+    budget: Budget | None = ...,
+    value_per_second: float = ...,
+    limits: Mapping[str, int] | None = ...,
+    mode: Mode = ...,
+    journal: str | Path | None = ...,
+    run_id: str | None = ...,
+    name: str | None = ...,
+) -> Callable[[Callable[P, Awaitable[T]]], Flow[P, T]]: ...
+
+
+def flow(function: Callable[..., Awaitable[Any]] | None = None, /, **options: Any) -> Any:
+    """Make an async function a flow.
+
+    `budget`: see `Budget`. `value_per_second`: what a second saved is worth, in dollars (V of the gate).
+    `limits`: how many steps of a resource run at once, over all runs of this flow. `mode`: sequential,
+    parallel (no bets) or speculate. `journal`: an SQLite file that remembers runs.
+    """
+    if function is not None:
+        return Flow(function, **options)
+    return lambda target: Flow(target, **options)

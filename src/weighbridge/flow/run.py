@@ -1,0 +1,410 @@
+"""One run of a flow: the nursery in which everything it starts lives and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+from weighbridge.errors import WeighbridgeError
+from weighbridge.flow.execution import Execution
+from weighbridge.flow.gate import Stakes, Verdict
+from weighbridge.flow.gate_path import critical_path, saving
+from weighbridge.flow.learn import Learner
+from weighbridge.flow.limits import Limiter
+from weighbridge.flow.predict import Predictor
+from weighbridge.flow.promise import Promise
+from weighbridge.flow.record import BetRecord, Record, nodes_of
+from weighbridge.flow.step import Step, current_execution, current_world
+from weighbridge.flow.world import World
+
+if TYPE_CHECKING:
+    from weighbridge.flow.journal import RunJournal
+
+T = TypeVar("T")
+Mode = Literal["sequential", "parallel", "speculate"]
+
+#: Seconds that cancelled steps get to clean up before the run ends without them.
+GRACE_SECONDS = 5.0
+UNDO_SECONDS = 30.0
+#: Guesses behind each other, and shadows alive at once, whatever the gate thinks of more.
+MAX_DEPTH, MAX_SHADOWS = 16, 64
+#: Most node visits spent on learning what guesses would have saved, per run.
+LEARN_VISITS = 200_000
+
+
+class FlowTimeout(WeighbridgeError, TimeoutError):
+    """The flow used up `Budget(seconds=...)`."""
+
+
+class BudgetExceeded(WeighbridgeError):
+    """The flow used up `Budget(usd=...)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one run may use. `waste`: largest share of its money that may go to lost bets."""
+
+    usd: float | None = None
+    waste: float = 0.5
+    seconds: float | None = None
+
+
+class Closing(Protocol):
+    """Something a run opened, such as a connection pool."""
+
+    async def close(self) -> None: ...
+
+
+class Run:
+    """Made by `Flow` for each call. `execute` runs the body to its end and leaves nothing behind."""
+
+    def __init__(
+        self,
+        body: Callable[[], Awaitable[Any]],
+        record: Record,
+        learner: Learner,
+        history: Predictor,
+        *,
+        mode: Mode,
+        budget: Budget,
+        value_per_second: float,
+        limiters: dict[str, Limiter],
+        cache: StepCache,
+        journal: RunJournal | None = None,
+    ) -> None:
+        self.body = body
+        self.record = record
+        self.learner = learner
+        self.history = history
+        self.mode = mode
+        self.budget = budget
+        self.value_per_second = value_per_second
+        self.executions: dict[Hashable, list[Execution]] = {}
+        self.guessed: list[tuple[str, int]] = []  # site and call of each guess the flow came by
+        self.usd = 0.0
+        self.wasted_usd = 0.0
+        self.closing = False
+        self.shadows = 0  # alive
+        self.loads: list[Callable[[float], float]] = []  # dollars of harm that so many dollars of work do
+        self._limiters = limiters
+        self._cache = cache
+        self._journal = journal
+        self._loop = asyncio.get_running_loop()
+        self.clock = self._loop.time
+        self._context = contextvars.copy_context()
+        self._context.run(current_world.set, None)
+        self._context.run(current_execution.set, None)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._numbers: dict[Hashable, int] = {}
+        self._dispatching: deque[tuple[Callable[[Any], None], Promise[Any]]] | None = None
+        self._resources: dict[Hashable, Closing] = {}
+        self._undoable: list[Promise[Any]] = []
+        self.committed = World(self)
+
+    # -- running ---------------------------------------------------------------------------------------
+
+    async def execute(self) -> Any:
+        """The body's result. Raises what the body raises, FlowTimeout, or a failed write nobody awaited."""
+        record = self.record
+        record.began = self.clock()
+        try:
+            return await self._within_budget()
+        except BaseException as error:
+            record.error = f"{type(error).__name__}: {error}"
+            await self._undo()
+            raise
+        finally:
+            await self._close()
+            record.final = self.committed.frontier
+            record.ended = self.clock()
+            self._learn()
+
+    async def _within_budget(self) -> Any:
+        seconds = self.budget.seconds
+        try:
+            async with asyncio.timeout(seconds) as timeout:
+                return await self._committed_body()
+        except TimeoutError as error:
+            if not timeout.expired():
+                raise
+            raise FlowTimeout(
+                f"flow {self.record.flow} took longer than its budget of {seconds:g} s"
+            ) from error
+
+    async def _committed_body(self) -> Any:
+        async def body() -> Any:
+            current_world.set(self.committed)
+            return await self.body()
+
+        try:
+            result = await self.spawn(body())
+        except Exception:
+            await self._finish_writes()
+            raise
+        failed = await self._finish_writes()
+        if failed is not None:
+            raise failed
+        return result
+
+    async def _finish_writes(self) -> BaseException | None:
+        """Effects the body called are carried out whether it awaited them or not. The first error of those
+        that it did not await."""
+        error: BaseException | None = None
+        for promise in list(self.committed.writes):
+            if not promise.done:
+                waiter = self._loop.create_future()
+                promise.on_settled(lambda _, waiter=waiter: waiter.done() or waiter.set_result(None))
+                await waiter
+            if error is None and promise.error is not None and not self._was_awaited(promise):
+                error = promise.error
+        return error
+
+    def _was_awaited(self, promise: Promise[Any]) -> bool:
+        join = self.committed.frontier
+        while join is not None:
+            if join.promise is promise:
+                return True
+            join = join.before
+        return False
+
+    async def _undo(self) -> None:
+        """Take back what `undo` steps did, last first."""
+        for promise in reversed(self._undoable):
+            take_back = promise.step.options.undo
+            if take_back is None or (self._journal is not None and self._journal.undone(promise)):
+                continue
+            task = self.spawn(_call(take_back, promise.result()))
+            try:
+                await asyncio.wait([task], timeout=promise.step.options.timeout or UNDO_SECONDS)
+                failed = task.cancel() or task.exception() is not None
+            except asyncio.CancelledError:
+                failed = True
+            if failed:
+                self.record.error = f"{self.record.error}; undoing {promise.step.name} failed"
+            elif self._journal is not None:
+                self._journal.mark_undone(promise)
+
+    async def _close(self) -> None:
+        """Cancel whatever still runs, wait until it has, and close what was opened."""
+        self.closing = True
+        for bet in list(self.committed.bets.values()):
+            bet.give_up()
+        self.committed.abandon()
+        cancelled = False
+        try:
+            await self.reap(self._tasks)
+        except asyncio.CancelledError:
+            cancelled = True
+        for resource in self._resources.values():
+            await resource.close()
+        if cancelled:
+            raise asyncio.CancelledError
+
+    async def reap(self, tasks: Any) -> None:
+        """Cancel tasks and wait until they have ended, for at most `GRACE_SECONDS`."""
+        pending = {task for task in tasks if not task.done()}
+        for task in pending:
+            task.cancel()
+        ends = self.clock() + GRACE_SECONDS
+        interrupted = False
+        while pending and self.clock() < ends:
+            try:
+                _, pending = await asyncio.wait(pending, timeout=ends - self.clock())
+            except asyncio.CancelledError:
+                interrupted = True
+        if interrupted:
+            raise asyncio.CancelledError
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task of this run, in the context of whoever called the flow."""
+        task = self._loop.create_task(work, context=self._context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def spawn_child(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task of this run that belongs to the step that makes it."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def dispatch(self, callbacks: list[Callable[[Any], None]], promise: Promise[Any]) -> None:
+        """Call back one after the other, not one inside the other: chains of promises may be long."""
+        queue = self._dispatching
+        if queue is not None:
+            queue.extend((callback, promise) for callback in callbacks)
+            return
+        queue = self._dispatching = deque((callback, promise) for callback in callbacks)
+        try:
+            while queue:
+                callback, settled = queue.popleft()
+                callback(settled)
+        finally:
+            self._dispatching = None
+
+    # -- what worlds and executions ask ----------------------------------------------------------------
+
+    def number(self, identity: Hashable) -> int:
+        """The number of a call: the same for the same call in every world."""
+        return self._numbers.setdefault(identity, len(self._numbers))
+
+    def resource(self, key: Hashable, make: Callable[[], Closing]) -> Any:
+        """Something opened once per run and closed with it."""
+        if key not in self._resources:
+            self._resources[key] = make()
+        return self._resources[key]
+
+    def limiter_of(self, step: Step[..., Any]) -> Limiter | None:
+        resource = step.options.resource
+        return self._limiters.get(resource) if resource is not None and self._limiters else None
+
+    def charge(self, execution: Execution, usd: float) -> None:
+        self.usd += usd
+        if execution.span is not None:
+            execution.span.usd += usd
+
+    def recalled(self, promise: Promise[Any], execution: Execution) -> bool:
+        """Whether the journal or the cache knew the result."""
+        journal = self._journal
+        if journal is not None and journal.recall(promise, execution):
+            self.record.resumed += 1
+            return True
+        return self.cached(execution)
+
+    def recall_combined(self, promise: Promise[Any]) -> None:
+        """Settle a race whose winner the journal knows."""
+        if self._journal is not None:
+            self._journal.recall_combined(promise)
+
+    def remember_combined(self, promise: Promise[Any], value: Any) -> None:
+        if self._journal is not None:
+            self._journal.remember_combined(promise, value)
+
+    def cached(self, execution: Execution) -> bool:
+        return bool(execution.step.options.cache) and self._cache.recall(execution)
+
+    def refusal(self, promise: Promise[Any]) -> BaseException | None:
+        """Why a step may not start: no money is left, or a journaled write's outcome is not known."""
+        limit = self.budget.usd
+        if limit is not None and self.usd + promise.step.options.usd > limit:
+            text = f"flow {self.record.flow} has spent ${self.usd:.4g} of its budget of ${limit:.4g}"
+            return BudgetExceeded(f"{text}; step {promise.step.name} was not started")
+        return None
+
+    def finished(self, execution: Execution) -> None:
+        """An execution ended; note how long it took."""
+        span = execution.span
+        if span is None:
+            return
+        span.finished = self.record.now()
+        if isinstance(execution.error, asyncio.CancelledError):
+            span.cancelled = True
+        elif execution.error is not None:
+            span.error = f"{type(execution.error).__name__}: {execution.error}"
+        elif span.started is not None:
+            stats = self.learner.step(span.name)
+            stats.add(span.seconds)
+            stats.usd.add(span.usd)
+            if execution.step.options.cache:
+                self._cache.remember(execution)
+
+    def note_write(self, promise: Promise[Any]) -> None:
+        """The committed world has called a write."""
+        self.record.writes += 1
+        if promise.step.options.undo is not None:
+            promise.on_settled(lambda one: self._undoable.append(one) if one.error is None else None)
+
+    # -- bets ------------------------------------------------------------------------------------------
+
+    def usual_usd(self, step: Step[..., Any]) -> float:
+        """Before anything is known of what follows a guess: the dearest step so far, or this one's price."""
+        known = [stats.usd.value for stats in self.learner.steps.values() if stats.usd.count]
+        return max([step.options.usd, *known])
+
+    def queue_usd(self, cost: float) -> float:
+        """Q: what work of that price does to others where it would queue."""
+        return sum(load(cost) for load in self.loads)
+
+    def waste_left(self, usd: float) -> bool:
+        """Whether speculative work of that price fits what may be wasted and spent."""
+        if usd <= 0.0:
+            return True
+        limit = self.budget.usd
+        return limit is None or self.usd + usd <= limit
+
+    def bet_refused(self, stakes: Stakes, world: World) -> Verdict | None:
+        """Reasons beyond the gate's inequality."""
+        if len(world.assumed) >= MAX_DEPTH:
+            return Verdict(False, f"{MAX_DEPTH} guesses behind each other already", stakes)
+        if self.shadows >= MAX_SHADOWS:
+            return Verdict(False, f"{MAX_SHADOWS} shadows already", stakes)
+        at_risk = (1.0 - stakes.probability) * stakes.spent_share * stakes.cost_usd
+        whole = self.budget.usd if self.budget.usd is not None else self.usd + stakes.cost_usd
+        if at_risk > 0.0 and self.wasted_usd + at_risk > self.budget.waste * whole:
+            reason = f"budget: ${self.wasted_usd:.3g} wasted, at most {self.budget.waste:.0%} of ${whole:.3g}"
+            return Verdict(False, reason, stakes)
+        return None
+
+    def lost(self, record: BetRecord) -> None:
+        """A lost bet's shadow is gone."""
+        self.wasted_usd += record.spent_usd
+        cost = record.verdict.stakes.cost_usd
+        if cost > 0.0:
+            self.learner.site(record.site).spent.add(min(record.spent_usd / cost, 1.0))
+
+    def _learn(self) -> None:
+        """What right guesses would have saved in this run, and what they would have started."""
+        if self.record.error is not None or not self.guessed:
+            return
+        nodes, where = nodes_of(self.record)
+        most = max(LEARN_VISITS // max(len(nodes), 1), 1)
+        for site, number in self.guessed[-most:]:
+            if number in where:
+                one = saving(nodes, where[number])
+                learned = self.learner.site(site)
+                learned.saving.add(one.seconds)
+                learned.cost.add(one.usd)
+
+
+def mark_critical(record: Record) -> None:
+    """Flag the spans on the critical path of a finished run."""
+    nodes, where = nodes_of(record)
+    at = {position: number for number, position in where.items()}
+    numbers = {at[position] for position in critical_path(nodes) if position in at}
+    for promise in record.calls:
+        if promise.number in numbers and promise.execution is not None and promise.execution.span is not None:
+            promise.execution.span.critical = True
+
+
+async def _call(function: Callable[[Any], Awaitable[None]], value: Any) -> None:
+    await function(value)
+
+
+class StepCache:
+    """Results of steps with `cache=`, kept by the flow between its runs, at most 4,096 of them."""
+
+    SIZE = 4096
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, tuple[float, Any]] = {}
+
+    def recall(self, execution: Execution) -> bool:
+        name, frozen = execution.key[:2]  # type: ignore[index]
+        known = self._known.get((name, frozen))
+        if known is None or known[0] < execution.run.clock():
+            return False
+        execution.finish_with(known[1])
+        return True
+
+    def remember(self, execution: Execution) -> None:
+        name, frozen = execution.key[:2]  # type: ignore[index]
+        keep = execution.step.options.cache
+        until = float("inf") if keep is True else execution.run.clock() + float(keep)
+        if len(self._known) >= self.SIZE:
+            self._known.pop(next(iter(self._known)))
+        self._known[name, frozen] = (until, execution.value)

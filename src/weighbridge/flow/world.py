@@ -1,0 +1,374 @@
+"""A world: one running of a flow's body. The committed world is real; shadows run ahead on a guess."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
+
+from weighbridge.errors import BadInput
+from weighbridge.flow.execution import Execution
+from weighbridge.flow.keys import freeze_call, substitute
+from weighbridge.flow.order import EffectOrder
+from weighbridge.flow.promise import Promise
+from weighbridge.flow.record import Join
+from weighbridge.flow.step import Step, current_world
+
+if TYPE_CHECKING:
+    from weighbridge.flow.guess import Bet
+    from weighbridge.flow.run import Run
+
+Args = tuple[Any, ...]
+
+
+class World:
+    """Turns calls of steps into promises, and promises into executions.
+
+    Worlds share executions: two calls of the same step with the same argument values, behind the same
+    writes, stand for one execution. That is how the committed world, which never takes a value from a
+    shadow, finds the work that a right guess has done ahead of it; and why a wrong guess leaves no trace.
+    """
+
+    committed = True
+    probability = 1.0  # that everything assumed in it is right
+    bettable = True
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.path: Hashable = ()  # tells calls inside a `best` apart from those of the body
+        self.assumed: dict[int, Any] = {}  # number of a call -> the value guessed for it
+        self.alive = True
+        self.handles: set[Promise[Any]] = set()  # promises not settled
+        self.bets: dict[int, Bet] = {}
+        self.outcomes: dict[str, list[Any]] = {}  # site of a guess -> what it gave so far
+        self.writes: list[Promise[Any]] = []  # in program order
+        self.frontier: Join | None = None
+        self._counts: dict[Hashable, int] = {}
+        self._used: dict[Hashable, int] = {}
+        self._order = EffectOrder()
+        self._last: Promise[Any] | None = None
+
+    # -- calling ---------------------------------------------------------------------------------------
+
+    def call(self, step: Step[..., Any], args: Args, kwargs: dict[str, Any]) -> Promise[Any]:
+        """Call `step`: it starts as soon as its arguments are there and effects before it are done.
+
+        Raises CancelledError in a world that was given up, and BadInput where the step is not allowed.
+        """
+        if not self.alive:
+            raise asyncio.CancelledError("this world was given up")
+        self.check_allowed(step)
+        promise: Promise[Any] = Promise(self, step, args, kwargs)
+        frozen = freeze_call(args, kwargs, lambda part: self._stand_in(part, promise))
+        promise.identity = (step.name, frozen, self.path)
+        count = self._counts.get(promise.identity, 0)
+        self._counts[promise.identity] = count + 1
+        promise.number = self.run.number((promise.identity, count))
+        promise.frontier = self.frontier
+        self.handles.add(promise)
+        self._follow(promise)
+        self.called(promise)
+        return promise
+
+    def check_allowed(self, step: Step[..., Any]) -> None:
+        """Raises BadInput when `step` may not be called here at all."""
+
+    def called(self, promise: Promise[Any]) -> None:
+        """A call was made; start it, now or when what it waits for has settled."""
+        self.run.record.calls.append(promise)
+        if promise.step.writes:
+            self.run.note_write(promise)
+            self.writes.append(promise)
+        self.arm(promise)
+
+    def awaited(self, promise: Promise[Any]) -> None:
+        """The body has awaited `promise`."""
+        frontier = self.frontier
+        if frontier is None or frontier.promise is not promise:
+            self.frontier = Join(frontier, promise)
+
+    def blocked(self, promise: Promise[Any]) -> None:
+        """The body waits for `promise`."""
+
+    def _stand_in(self, part: Any, promise: Promise[Any]) -> Hashable:
+        """What a pending argument is in the call's key, and what the call must wait for."""
+        guessed = getattr(part, "promise", part)
+        if guessed is not part:
+            part.place(self)
+            if guessed.number in self.assumed:
+                return ("guessed", part.frozen_assumption(self))
+        if guessed.world.run is not self.run:
+            raise BadInput(f"a promise of {guessed.step.name} belongs to another run; await it there")
+        promise.pending.append(part)
+        return ("promise", guessed.number)
+
+    def _follow(self, promise: Promise[Any]) -> None:
+        options = promise.step.options
+        deps = [getattr(part, "promise", part) for part in promise.pending]
+        if promise.step.writes:
+            follows, promise.fence = self._order.write(promise, options)
+            deps += follows
+        elif options.effect != "pure":
+            follows, promise.fence = self._order.read(promise, options)
+            deps += follows
+        if self.run.mode == "sequential":
+            if self._last is not None:
+                deps.append(self._last)
+            self._last = promise
+        promise.deps = tuple(deps)
+
+    def arm(self, promise: Promise[Any]) -> None:
+        """Bind the promise to an execution once everything it waits for has settled."""
+        waiting = [dep for dep in promise.deps if not dep.done]
+        promise.missing = len(waiting)
+        if not waiting:
+            self._bind(promise)
+            return
+
+        def arrived(_: Promise[Any]) -> None:
+            promise.missing -= 1
+            if promise.missing == 0 and not promise.done:
+                promise.world._bind(promise)
+
+        for dep in waiting:
+            dep.on_settled(arrived)
+
+    # -- binding ---------------------------------------------------------------------------------------
+
+    def _bind(self, promise: Promise[Any]) -> None:
+        args, kwargs = promise.args, promise.kwargs
+        if promise.pending or self.assumed:
+            try:
+                args = tuple(substitute(one, self._known) for one in args)
+                kwargs = {name: substitute(one, self._known) for name, one in kwargs.items()}
+            except (asyncio.CancelledError, Exception) as error:
+                promise.settle(None, error)
+                return
+            frozen = freeze_call(args, kwargs)
+        else:
+            frozen = promise.identity[1]
+        self.attach(promise, args, kwargs, (promise.step.name, frozen, promise.fence, promise.world.path))
+
+    def _known(self, part: Any) -> Any:
+        guessed = getattr(part, "promise", part)
+        if guessed is not part and guessed.number in self.assumed:
+            return self.assumed[guessed.number]
+        return guessed.result()
+
+    def attach(self, promise: Promise[Any], args: Args, kwargs: dict[str, Any], key: Hashable) -> None:
+        """Let the promise stand for the execution with this key: one there is, or a new one."""
+        run = self.run
+        used = self._used.get(key, 0)
+        self._used[key] = used + 1
+        line = run.executions.get(key)
+        if line is None:
+            line = run.executions[key] = []
+        if used < len(line) and line[used].usable:
+            line[used].claim(promise)
+            return
+        if used >= len(line) and line and _joinable(promise.step, line[-1]):
+            line.append(line[-1])
+            line[-1].claim(promise)
+            return
+        execution = Execution(run, promise.step, args, kwargs, key)
+        if used < len(line):
+            line[used] = execution
+        else:
+            line.append(execution)
+        self.launch(promise, execution)
+
+    def launch(self, promise: Promise[Any], execution: Execution) -> None:
+        """Start a new execution for the committed world: unless the journal or a cache knows its result."""
+        run = self.run
+        if run.recalled(promise, execution):
+            execution.claim(promise)
+            return
+        refusal = run.refusal(promise)
+        if refusal is not None:
+            promise.settle(None, refusal)
+            return
+        execution.claim(promise)
+        execution.start()
+
+    # -- combinations ----------------------------------------------------------------------------------
+
+    def combine(self, step: Step[..., Any], promises: list[Promise[Any]]) -> Promise[Any]:
+        """A promise that stands for several calls; whoever made it settles it through `combined`."""
+        promise: Promise[Any] = Promise(self, step, tuple(promises), {})
+        promise.identity = (step.name, tuple(("promise", one.number) for one in promises), self.path)
+        count = self._counts.get(promise.identity, 0)
+        self._counts[promise.identity] = count + 1
+        promise.number = self.run.number((promise.identity, count))
+        promise.frontier = self.frontier
+        promise.deps = tuple(promises)
+        self.handles.add(promise)
+        if self.run.committed is self:
+            self.run.record.calls.append(promise)
+            self.run.recall_combined(promise)
+        return promise
+
+    def combined(self, promise: Promise[Any], value: Any) -> None:
+        """The result of a combination."""
+        if self.run.committed is self:
+            self.run.remember_combined(promise, value)
+        promise.settle(value)
+
+    def abandon(self) -> None:
+        """Let go of everything that has not settled. The world is dead afterwards."""
+        self.alive = False
+        for promise in list(self.handles):
+            promise.abandon()
+
+
+def _joinable(step: Step[..., Any], execution: Execution) -> bool:
+    """Whether an identical call in flight may be joined."""
+    return step.options.dedup and not step.writes and not execution.done and execution.usable
+
+
+class Shadow(World):
+    """Runs the body ahead with a value guessed. Starts only what may be undone by forgetting it."""
+
+    committed = False
+
+    def __init__(self, parent: World, number: int, value: Any, probability: float) -> None:
+        super().__init__(parent.run)
+        self.probability = probability
+        self.assumed = {**parent.assumed, number: value}
+        self.claimed: list[Execution] = []
+        self.began = self.run.clock()
+        self.parked: float | None = None  # since when it cannot go on without being confirmed
+        self._withheld: set[Promise[Any]] = set()  # calls that wait for confirmation
+        self._body: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self.run.shadows += 1
+        self._body = self.run.spawn(self._run())
+
+    async def _run(self) -> None:
+        current_world.set(self)
+        try:
+            await self.run.body()
+        except Exception:
+            pass  # a wrong guess may lead a body anywhere; only the committed world reports
+        finally:
+            self.park()
+
+    def park(self) -> None:
+        if self.parked is None:
+            self.parked = self.run.clock()
+
+    @property
+    def active_seconds(self) -> float:
+        """How long it could work ahead so far."""
+        return (self.run.clock() if self.parked is None else self.parked) - self.began
+
+    def called(self, promise: Promise[Any]) -> None:
+        step = promise.step
+        if step.writes:
+            self._mirror_write(promise)
+        elif step.may_speculate:
+            self.arm(promise)
+        else:
+            self._withheld.add(promise)
+
+    def blocked(self, promise: Promise[Any]) -> None:
+        if promise in self._withheld:
+            self.park()
+
+    def _mirror_write(self, promise: Promise[Any]) -> None:
+        """A write that the committed world has called is the same one here; any other waits for ever."""
+        real = self.run.committed.writes
+        position = len(self.writes)
+        self.writes.append(promise)
+        if position < len(real) and real[position].number == promise.number:
+            real[position].on_settled(lambda one: promise.settle(one._value, one.error))
+        else:
+            self._withheld.add(promise)
+
+    def launch(self, promise: Promise[Any], execution: Execution) -> None:
+        run = self.run
+        if run.cached(execution):
+            execution.claim(promise)
+        elif not run.waste_left(promise.step.options.usd):
+            self.run.executions[execution.key].remove(execution)
+            self._withheld.add(promise)
+        else:
+            self.claimed.append(execution)
+            execution.claim(promise)
+            execution.start()
+
+    def kill(self) -> float:
+        """Stop it and all that only it wanted. Returns the dollars that were spent for nothing."""
+        if not self.alive:
+            return 0.0
+        self.park()
+        self.run.shadows -= 1
+        for bet in self.bets.values():
+            bet.give_up()
+        self.abandon()
+        if self._body is not None:
+            self._body.cancel()
+        return sum(one.span.usd for one in self.claimed if one.span is not None and not one.committed)
+
+    def merge_into(self, world: World) -> None:
+        """The guess was right: `world` takes over what runs, and the bets placed meanwhile."""
+        self.park()
+        self.alive = False
+        self.run.shadows -= 1
+        for promise in list(self.handles):
+            if promise.execution is not None:
+                self.handles.discard(promise)
+                promise.world = world
+                world.handles.add(promise)
+            else:
+                promise.abandon()
+        if isinstance(world, Shadow):
+            world.claimed += self.claimed
+        for number, bet in self.bets.items():
+            bet.move_to(world, number)
+        if self._body is not None:
+            self._body.cancel()
+
+
+class Nursery(World):
+    """The inside of a `best`: candidates that are thrown away, so that none of them may change anything."""
+
+    bettable = False
+
+    def __init__(self, owner: Execution, path: Hashable, mode_label: str) -> None:
+        super().__init__(owner.run)
+        self.path = path
+        self._label = mode_label
+        self._withheld: list[Promise[Any]] = []
+        self.committed = owner.committed
+        if not owner.committed:
+            owner.on_commit.append(self._commit)
+
+    def _commit(self) -> None:
+        self.committed = True
+        for promise in list(self.handles):
+            if promise.execution is not None:
+                promise.execution.commit()
+        withheld, self._withheld = self._withheld, []
+        for promise in withheld:
+            self.arm(promise)
+
+    def check_allowed(self, step: Step[..., Any]) -> None:
+        if step.writes:
+            raise BadInput(
+                f"{self._label} throws candidates away, so that {step.name} (effect {step.options.effect!r}) "
+                "must not run inside it; call it afterwards, with the chosen result"
+            )
+
+    def called(self, promise: Promise[Any]) -> None:
+        if self.committed or promise.step.may_speculate:
+            self.arm(promise)
+        else:
+            self._withheld.append(promise)
+
+    def launch(self, promise: Promise[Any], execution: Execution) -> None:
+        if self.run.cached(execution):
+            execution.claim(promise)
+            return
+        execution.claim(promise)
+        execution.start()
