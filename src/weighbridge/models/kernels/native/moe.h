@@ -1,0 +1,59 @@
+// The experts of one layer over the tokens that chose them. Nothing is padded to a capacity, nothing dropped.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "linear.h"
+#include "parallel.h"
+
+namespace weighbridge {
+
+// Chooses `top_k` of `experts` for each token: softmax over all logits, then the largest, the first one on ties.
+struct RouteArgs {
+  int32_t *ids;         // [tokens, top_k], by falling weight
+  float *weights;       // [tokens, top_k]
+  const float *logits;  // [tokens, experts]
+  int64_t tokens, experts, top_k;
+  bool normalize;  // weights of a token add up to 1
+};
+
+void route(const RouteArgs &args);
+
+struct ExpertsBatch {
+  void *out;             // [tokens, hidden]: each token's experts, weighted and added in the order of `ids`
+  const void *x;         // [tokens, hidden]
+  const int32_t *ids;    // [tokens, top_k]
+  const float *weights;  // [tokens, top_k]
+  int64_t tokens, top_k;
+};
+
+// Gated feed-forward blocks of one shape: down(silu(gate(x)) * up(x)). The caller keeps the weights alive.
+class Experts {
+ public:
+  Experts(int64_t hidden, int64_t intermediate, Dtype dtype, int64_t count);
+
+  // Experts may be set anew at any time between runs; one that was never set must not be chosen.
+  void set(int64_t index, const PackedMatrix &gate_up, const PackedMatrix &down);
+
+  // Throws std::out_of_range for an expert that is not there.
+  void run(const ExpertsBatch &batch, int threads);
+
+ private:
+  struct Expert {
+    PackedMatrix gate_up{}, down{};
+  };
+  struct Workspace;
+  void sort(const ExpertsBatch &batch);
+  Workspace lay_out(int64_t pairs, int64_t largest);
+
+  int64_t hidden_, intermediate_;
+  Dtype dtype_;
+  std::vector<Expert> experts_;
+  std::vector<int64_t> starts_;   // [experts + 1]: pairs of each expert
+  std::vector<int64_t> places_;   // [tokens * top_k]: where each pair went
+  std::vector<int64_t> sources_;  // [tokens * top_k]: the token of each sorted pair
+  Buffer memory_;
+};
+
+}  // namespace weighbridge
