@@ -156,6 +156,7 @@ class Gateway:
             arrived=began,
             replica="",
             route=ask.route,
+            weighed_tokens=weight.prompt_tokens,
             exact=weight.exact,
         )
         output = weight.max_tokens if ask.max_tokens is not None else weight.output.p90

@@ -225,6 +225,7 @@ class Pool:
                 usage.prompt_tokens, usage.output_tokens, usage.cached_tokens
             )
         if counted:
+            ticket.prompt_tokens = usage.prompt_tokens
             self.scales.settle(weighed, usage.prompt_tokens)
         if ended and usage.output_tokens:
             self._lengths.observe(ask.tenant, ask.model, ask.route, usage.output_tokens // ask.choices)

@@ -45,6 +45,7 @@ class Ticket:
     left_machine: list[str] = field(default_factory=list)  # to whom, how much, what was redacted
     decisions: list[str] = field(default_factory=list)  # what was decided and why, in order
     route: str = ""
+    weighed_tokens: int | None = None  # prompt tokens as weighed at the door; `prompt_tokens`: as settled
     exact: bool = True  # the prompt was counted with the model's tokenizer
     attempts: int = 0  # replicas it was sent to, one after the other
     hedged: bool = False  # a second copy was sent

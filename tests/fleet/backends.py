@@ -1,0 +1,324 @@
+"""Replicas that do what a test tells them, and a gateway in front, all on real sockets of one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import uvicorn
+
+from weighbridge.fleet.build import build_replica
+from weighbridge.fleet.config_load import parse_config
+from weighbridge.fleet.gateway import Gateway
+from weighbridge.server.gateway_app import GatewayApp
+from weighbridge.server.gateway_metrics import GatewayMetrics
+
+STEP_COST = {"overhead": 0.001, "memory": 0.004, "per_token": 1e-4, "per_context_token": 1e-7, "per_sequence": 1e-5}
+
+
+class Quiet(uvicorn.Server):
+    """uvicorn on the test's own loop: it must not take the signals."""
+
+    def install_signal_handlers(self) -> None: ...
+
+    @asynccontextmanager
+    async def running(self, listener: socket.socket) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._serve([listener]))
+        while not self.started:
+            await asyncio.sleep(0.005)
+        try:
+            yield
+        finally:
+            self.should_exit = True
+            await asyncio.wait({task}, timeout=5)
+
+
+def listening() -> socket.socket:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    return listener
+
+
+@asynccontextmanager
+async def serving(app: Any, lifespan: str = "off") -> AsyncIterator[str]:
+    """The URL of an ASGI application while the block runs."""
+    listener = listening()
+    config = uvicorn.Config(app, log_level="critical", lifespan=lifespan, access_log=False, timeout_graceful_shutdown=1)
+    server = Quiet(config)
+    async with server.running(listener):
+        yield "http://{}:{}".format(*listener.getsockname())
+
+
+@dataclass
+class Backend:
+    """An OpenAI-like server. Fields say how it behaves; `calls` and counters say what happened to it."""
+
+    name: str = "backend"
+    tokens: int = 5  # of each answer
+    first_delay: float = 0.0
+    gap: float = 0.0
+    break_after: int | None = None  # tokens, then the connection is cut
+    stall_after: int | None = None  # tokens, then nothing more
+    end_early_after: int | None = None  # tokens, then a proper end of the body without finish or [DONE]
+    endless: bool = False
+    linger: float = 0.0  # seconds the body stays open behind [DONE]
+    comments_only: bool = False
+    statuses: list[int] = field(default_factory=list)  # of the next answers; empty: 200
+    retry_after: str | None = None
+    error_in_stream: bool = False
+    key: str | None = None
+    load: dict[str, Any] = field(default_factory=dict)
+    load_status: int = 200
+    page: bytes | None = None  # what /metrics answers
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    running: int = 0
+    peak: int = 0
+    cancelled: int = 0
+    finished: int = 0
+    raw: list[bytes] = field(default_factory=list)
+    url: str = ""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        path = scope["path"]
+        if path == "/v1/load":
+            await self._json(send, self.load_status, self.report())
+        elif path == "/metrics":
+            await self._bytes(send, 200 if self.page is not None else 404, self.page or b"")
+        elif path in ("/health", "/v1/models", "/api/ps"):
+            await self._json(send, self.load_status, {"data": []})
+        else:
+            await self._generate(scope, receive, send)
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "queued_requests": 0,
+            "running_requests": self.running,
+            "queued_tokens": 0,
+            "running_tokens": 0,
+            "kv_blocks_total": 10_000,
+            "kv_blocks_used": 0,
+            "block_size": 16,
+            "draining": False,
+            "step_cost": STEP_COST,
+            **self.load,
+        }
+
+    async def _generate(self, scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        call = json.loads(body)
+        self.raw.append(body)
+        self.calls.append(call)
+        self.paths.append(scope["path"])
+        self.headers.append({n.decode(): v.decode() for n, v in scope["headers"]})
+        if self.key is not None and self.headers[-1].get("authorization") != f"Bearer {self.key}":
+            await self._json(send, 401, {"error": {"message": "the key expired", "code": "invalid_api_key"}})
+            return
+        status = self.statuses.pop(0) if self.statuses else 200
+        if status != 200:
+            await self._json(send, status, {"error": {"message": f"a {status} from {self.name}"}})
+            return
+        self.running += 1
+        self.peak = max(self.peak, self.running)
+        gone = asyncio.create_task(self._gone(receive))
+        work = asyncio.create_task(self._work(scope, call, send))
+        await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
+        self.running -= 1
+        if not work.done():
+            self.cancelled += 1
+            work.cancel()
+        else:
+            self.finished += 1
+        gone.cancel()
+        with suppress(asyncio.CancelledError, ConnectionError):
+            await work
+
+    async def _gone(self, receive: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def _work(self, scope: Any, call: dict[str, Any], send: Any) -> None:
+        chat = "/chat/" in scope["path"]
+        await asyncio.sleep(self.first_delay)
+        usage = {"prompt_tokens": 11, "completion_tokens": self.tokens, "total_tokens": 11 + self.tokens}
+        if not call.get("stream"):
+            await asyncio.sleep(self.gap * self.tokens)
+            text = "".join(f" t{i}" for i in range(self.tokens))
+            choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+            choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+            await self._json(send, 200, {"id": "x", "choices": [choice], "usage": usage})
+            return
+        headers = [(b"content-type", b"text/event-stream"), (b"x-own", b"kept")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if self.error_in_stream:
+            await self._event(send, {"error": {"message": "out of memory", "code": 503}})
+            return
+        while self.comments_only:
+            await send({"type": "http.response.body", "body": b": waiting\n\n", "more_body": True})
+            await asyncio.sleep(0.02)
+        sent = 0
+        while sent < self.tokens or self.endless:
+            if sent == self.break_after:
+                scope["extensions"]["cut"]() if "cut" in scope.get("extensions", {}) else None
+                raise ConnectionAbortedError("cut by the test")
+            if sent == self.end_early_after:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                return
+            if sent == self.stall_after:
+                await asyncio.sleep(3600)
+            await self._event(send, self._chunk(chat, f" t{sent}", None))
+            sent += 1
+            await asyncio.sleep(self.gap)
+        await self._event(send, self._chunk(chat, "", "stop"))
+        if (call.get("stream_options") or {}).get("include_usage"):
+            await self._event(send, {"id": "x", "object": "chunk", "choices": [], "usage": usage})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
+        await asyncio.sleep(self.linger)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _chunk(self, chat: bool, text: str, finish: str | None) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
+        choice |= {"delta": {"content": text}} if chat else {"text": text}
+        kind = "chat.completion.chunk" if chat else "text_completion"
+        return {"id": f"from-{self.name}", "object": kind, "created": 1, "model": "m", "choices": [choice]}
+
+    async def _event(self, send: Any, value: Any) -> None:
+        body = b"data: " + json.dumps(value).encode() + b"\n\n"
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _json(self, send: Any, status: int, value: Any) -> None:
+        await self._bytes(send, status, json.dumps(value).encode())
+
+    async def _bytes(self, send: Any, status: int, body: bytes) -> None:
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        if status >= 400 and self.retry_after is not None:
+            headers.append((b"retry-after", self.retry_after.encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+@dataclass
+class Front:
+    """A gateway on a socket, and a client for it."""
+
+    url: str
+    gateway: Gateway
+    client: aiohttp.ClientSession
+
+    def post(self, path: str = "/v1/chat/completions", /, headers: Any = None, **fields: Any) -> Any:
+        return self.client.post(self.url + path, json=body(path, **fields), headers=headers)
+
+    async def get(self, path: str, headers: Any = None) -> Any:
+        async with self.client.get(self.url + path, headers=headers) as answer:
+            return await answer.json(content_type=None)
+
+    async def stream(self, path: str = "/v1/chat/completions", **fields: Any) -> list[Any]:
+        """The events of a streamed answer, decoded; `[DONE]` stays text."""
+        async with self.post(path, stream=True, **fields) as answer:
+            assert answer.status == 200, await answer.text()
+            return events(await answer.read())
+
+    async def idle(self, timeout: float = 3.0) -> None:
+        """Wait until nothing is in flight, then check that every counter is back at zero."""
+        async with asyncio.timeout(timeout):
+            while self.gateway.open_journeys:
+                await asyncio.sleep(0.005)
+        check_drained(self.gateway)
+
+
+def check_drained(gateway: Gateway) -> None:
+    assert gateway.open_journeys == 0
+    gateway.limiter.check_integrity()
+    for pool in gateway.pools.values():
+        assert len(pool.dispatcher.queue) == 0
+        pool.dispatcher.queue.check_integrity()
+        for member in pool.members.values():
+            state = member.state
+            assert (state.requests, state.sequences, state.kv_tokens, state.context_tokens) == (0, 0, 0, 0)
+            assert state.outstanding_tokens == 0.0
+            state.check_integrity()
+
+
+def body(path: str, **fields: Any) -> dict[str, Any]:
+    if "/chat/" in path:
+        fields.setdefault("messages", [{"role": "user", "content": "What does it weigh?"}])
+    elif "embed" in path:
+        fields.setdefault("input", "What does it weigh?")
+    else:
+        fields.setdefault("prompt", "It weighs")
+    return {"model": "m", **fields}
+
+
+def events(data: bytes) -> list[Any]:
+    found: list[Any] = []
+    for event in data.decode().replace("\r\n", "\n").split("\n\n"):
+        if event.startswith("data: "):
+            text = event.removeprefix("data: ")
+            found.append(text if text == "[DONE]" else json.loads(text))
+    return found
+
+
+def text_of(stream: list[Any]) -> str:
+    choices = [choice for one in stream if isinstance(one, dict) for choice in one.get("choices", [])]
+    return "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices)
+
+
+def config_of(backends: list[Backend], model: str = "", top: str = "", replica: str = "") -> str:
+    """A configuration with these replicas; the texts are further YAML for the model, the file, each replica."""
+    entries = "\n".join(
+        f"      - {{name: {one.name}, url: '{one.url}', dialect: weighbridge{replica}}}" for one in backends
+    )
+    return (
+        f"{top}\nhealth: {{interval: 0.05, slow_start: 0}}\n"
+        f"models:\n  m:\n    aliases: [other]\n{model}\n    replicas:\n{entries}\n"
+    )
+
+
+@asynccontextmanager
+async def fleet(
+    *backends: Backend,
+    model: str = "",
+    top: str = "",
+    replica: str = "",
+    config: str | None = None,
+    tokenizers: Any = None,
+    wait: bool = True,
+) -> AsyncIterator[Front]:
+    """Backends and a gateway over them; every counter must be at zero when the block ends."""
+    async with _all(backends):
+        text = config if config is not None else config_of(list(backends), model, top, replica)
+        spec = parse_config(text, "weighbridge.yaml", Path("."))
+        gateway = Gateway(spec, build_replica, tokenizers, seed=1)
+        app = GatewayApp(gateway, GatewayMetrics(gateway))
+        async with serving(app, "on") as url, aiohttp.ClientSession() as client:
+            front = Front(url, gateway, client)
+            if wait:
+                async with asyncio.timeout(5):
+                    while not gateway.ready:
+                        await asyncio.sleep(0.005)
+            yield front
+            await front.idle()
+
+
+@asynccontextmanager
+async def _all(backends: tuple[Backend, ...]) -> AsyncIterator[None]:
+    if not backends:
+        yield
+        return
+    async with serving(backends[0]) as url:
+        backends[0].url = url
+        async with _all(backends[1:]):
+            yield
