@@ -131,7 +131,7 @@ def test_smollm3_rotates_where_its_list_of_exceptions_has_a_one(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"model_type": "mixtral"}, "mixtral"),
+        ({"model_type": "gpt_oss"}, "gpt_oss"),
         ({}, "None"),
         ({"model_type": ["llama"]}, "llama"),
         ({"model_type": "llama", "hidden_act": "gelu"}, "gelu"),

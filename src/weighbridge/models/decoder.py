@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from weighbridge.models.config import ModelConfig
+from weighbridge.models.fused_forward import fuse
 from weighbridge.models.kernels.api import BatchLayout, Int32, Kernels, KVCache
 from weighbridge.models.linear import Linear
 
@@ -30,19 +31,19 @@ class Mlp:
     """Gated feed-forward: down(silu(gate(x)) * up(x)), gate and up as one matrix."""
 
     def __init__(self, gate_up: Linear, down: Linear, kernels: Kernels) -> None:
-        self._gate_up = gate_up
-        self._down = down
+        self.gate_up = gate_up
+        self.down = down
         self._kernels = kernels
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        gate_up = self._gate_up(x)
+        gate_up = self.gate_up(x)
         inner = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
         self._kernels.silu_mul(inner, gate_up)
-        return self._down(inner)
+        return self.down(inner)
 
     @property
     def nbytes(self) -> int:
-        return self._gate_up.nbytes + self._down.nbytes
+        return self.gate_up.nbytes + self.down.nbytes
 
 
 @dataclass(slots=True)
@@ -78,11 +79,12 @@ class Decoder:
         self.dtype = dtype
         self.kernels = kernels
         self.lm_head = lm_head
-        self._embedding = embedding
-        self._layers = layers
-        self._final_norm = final_norm
-        self._cos_sin = cos_sin
+        self.embedding = embedding
+        self.layers = layers
+        self.final_norm = final_norm
+        self.cos_sin = cos_sin
         self._scale = config.head_dim**-0.5
+        self._fused = fuse(self)
 
     def allocate_kv(self, num_blocks: int, block_size: int) -> KVCache:
         config = self.config
@@ -93,8 +95,8 @@ class Decoder:
     @property
     def nbytes(self) -> int:
         """Resident bytes of all weights, the embedding table included."""
-        linears = sum(layer.qkv.nbytes + layer.output.nbytes + layer.mlp.nbytes for layer in self._layers)
-        return linears + self.lm_head.nbytes + self._embedding.nbytes
+        linears = sum(layer.qkv.nbytes + layer.output.nbytes + layer.mlp.nbytes for layer in self.layers)
+        return linears + self.lm_head.nbytes + self.embedding.nbytes
 
     @torch.inference_mode()
     def forward(self, token_ids: Int32, layout: BatchLayout, cache: KVCache, rows: Int32) -> torch.Tensor:
@@ -104,13 +106,19 @@ class Decoder:
         (static batching pays for them). Returns the logits of the tokens at `rows`, which are ascending
         indices into T: [len(rows), vocab] in `dtype`.
         """
+        if self._fused is not None and self._fused.serves(len(token_ids), cache):
+            return self._fused(token_ids, layout, cache, rows)
+        return self._forward(token_ids, layout, cache, rows)
+
+    def _forward(self, token_ids: Int32, layout: BatchLayout, cache: KVCache, rows: Int32) -> torch.Tensor:
+        """Kernel by kernel, for layers of any kind."""
         kernels, eps = self.kernels, self.config.rms_norm_eps
         residual = torch.empty(len(token_ids), self.config.hidden_size)
-        kernels.gather_rows(residual, self._embedding, token_ids)
+        kernels.gather_rows(residual, self.embedding, token_ids)
         hidden = torch.empty(residual.shape, dtype=self.dtype)
-        kernels.rms_norm(hidden, residual, self._layers[0].input_norm, eps)
-        last = len(self._layers) - 1
-        for index, layer in enumerate(self._layers):
+        kernels.rms_norm(hidden, residual, self.layers[0].input_norm, eps)
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
             attended = self._attend(index, layer, hidden, layout, cache)
             if index == last and len(rows) < len(token_ids):
                 # Behind the last attention nothing mixes tokens: go on with the sampled rows alone.
@@ -120,7 +128,7 @@ class Decoder:
                     return torch.empty(0, self.config.vocab_size, dtype=self.dtype)
             projected = layer.output(attended)
             kernels.add_rms_norm(hidden, residual, projected, layer.post_attention_norm, eps)
-            next_norm = self._final_norm if index == last else self._layers[index + 1].input_norm
+            next_norm = self.final_norm if index == last else self.layers[index + 1].input_norm
             kernels.add_rms_norm(hidden, residual, layer.mlp(hidden), next_norm, eps)
         return self.lm_head(hidden)
 
@@ -129,7 +137,7 @@ class Decoder:
     ) -> torch.Tensor:
         heads, real = self.config.num_heads, len(layout.positions)
         qkv = layer.qkv(hidden)
-        table = self._cos_sin if layer.rotates else None
+        table = self.cos_sin if layer.rotates else None
         attended = qkv.new_empty(qkv.shape[0], heads * self.config.head_dim)
         if real < qkv.shape[0]:
             attended[real:] = 0.0

@@ -20,18 +20,18 @@ class HybridLinear:
 
     def __init__(self, few: Linear, many: Linear, many_from: int) -> None:
         self.in_features, self.out_features = few.in_features, few.out_features
-        self._few = few
+        self.few = few
         self._many = many
-        self._many_from = many_from
+        self.many_from = many_from
 
     @property
     def nbytes(self) -> int:
         """Resident bytes of both forms."""
-        return self._few.nbytes + self._many.nbytes
+        return self.few.nbytes + self._many.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, in_features] to [tokens, out_features], both in the compute dtype."""
-        return self._many(x) if x.shape[0] >= self._many_from else self._few(x)
+        return self._many(x) if x.shape[0] >= self.many_from else self.few(x)
 
 
 def hybrid_linear(

@@ -60,7 +60,7 @@ class PackedLinear:
         # The matrix holds addresses only: these tensors keep the memory alive.
         self._tensors = [codes, scales, None if bias is None else _padded(bias.float())]
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in self._tensors]
-        self._matrix = _native.PackedMatrix(*addresses, multiplier, bits, *shape)
+        self.matrix = _native.PackedMatrix(*addresses, multiplier, bits, *shape)
 
     @property
     def nbytes(self) -> int:
@@ -76,7 +76,7 @@ class PackedLinear:
         y = torch.empty(tokens, self.out_features, dtype=self._dtype)
         if tokens:
             threads = torch.get_num_threads()
-            self._matrix.multiply(y.data_ptr(), x.data_ptr(), self._dtype_number, tokens, threads)
+            self.matrix.multiply(y.data_ptr(), x.data_ptr(), self._dtype_number, tokens, threads)
         return y
 
 

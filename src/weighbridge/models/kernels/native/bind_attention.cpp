@@ -1,10 +1,10 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <omp.h>
 
-#include "attention_plan.h"
+#include <optional>
+
+#include "attention_run.h"
 #include "kv_pool.h"
-#include "parallel.h"
 
 namespace nb = nanobind;
 using namespace weighbridge;
@@ -15,33 +15,6 @@ using Int32Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::dev
 static constexpr int64_t smallest_parallel_macs = 1 << 17;
 // Work of about two milliseconds: worth letting other Python threads run meanwhile.
 static constexpr int64_t smallest_macs_without_gil = 1 << 27;
-
-static void run_plan(const AttentionKernels &kernels, const AttentionPlan &plan, const AttentionArgs &args,
-                     int threads) {
-  static thread_local Buffer scratch_buffer, partial_buffer;
-  const int64_t scratch_bytes = (kernels.scratch_bytes(args) + 63) / 64 * 64;
-  char *scratch = scratch_buffer.reserve(scratch_bytes * threads);
-  float *partials = reinterpret_cast<float *>(
-      partial_buffer.reserve(plan.num_partials * kernels.partial_floats(args) * (int64_t)sizeof(float)));
-  const int64_t items = (int64_t)plan.items.size(), merges = (int64_t)plan.merges.size();
-  const auto run = [&](int64_t i, int64_t stride, char *mine) {
-    const AttentionItem *following = i + stride < items ? &plan.items[i + stride] : nullptr;
-    kernels.run(args, plan.items[i], following, partials, mine);
-  };
-  if (threads < 2 || plan.pairs * args.head_dim < smallest_parallel_macs) {
-    for (int64_t i = 0; i < items; i++) run(i, 1, scratch);
-    for (int64_t i = 0; i < merges; i++) kernels.merge(args, plan.merges[i], partials);
-    return;
-  }
-#pragma omp parallel num_threads(threads)
-  {
-    char *mine = scratch + omp_get_thread_num() * scratch_bytes;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < items; i++) run(i, threads, mine);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < merges; i++) kernels.merge(args, plan.merges[i], partials);
-  }
-}
 
 static void paged_attention(uintptr_t out, uintptr_t qkv, int64_t tokens, const KvPool &pool, int layer,
                             Int32Row query_starts, Int32Row context_lens, Int32Table block_tables, int num_heads,
@@ -71,13 +44,12 @@ static void paged_attention(uintptr_t out, uintptr_t qkv, int64_t tokens, const 
   args.context_lens = plan.context_lens.data();
   args.block_tables = plan.block_tables.data();
   args.max_blocks = plan.max_blocks;
-  const AttentionKernels &kernels = active_attention();
-  if (2 * plan.pairs * kv.head_dim < smallest_macs_without_gil) {
-    run_plan(kernels, plan, args, threads);
-  } else {
-    nb::gil_scoped_release release;
-    run_plan(kernels, plan, args, threads);
-  }
+  const AttentionMemory memory = attention_memory(plan, args, threads);
+  const bool alone = plan.pairs * kv.head_dim < smallest_parallel_macs;
+  std::optional<nb::gil_scoped_release> released;
+  if (2 * plan.pairs * kv.head_dim >= smallest_macs_without_gil) released.emplace();
+  with_team(alone ? 1 : threads,
+            [&](Team &team, int thread) { run_attention(plan, args, memory, team, thread); });
 }
 
 void bind_attention(nb::module_ &module) {

@@ -1,6 +1,5 @@
 #include <nanobind/nanobind.h>
 
-#include <algorithm>
 #include <optional>
 
 #include "linear.h"
@@ -11,29 +10,25 @@ using namespace weighbridge;
 
 namespace {
 
-// The activations of one block of tokens should stay in the second-level cache next to a tile of weights.
-constexpr int64_t scratch_target_bytes = 512 * 1024;
-constexpr int64_t smallest_block = 96;
-
 // Below this many multiply-adds (some tens of microseconds) releasing the interpreter costs more than it gives.
 constexpr int64_t release_gil_from = 4'000'000;
 
 // out = x W^T + bias; out and x hold `tokens` rows of `dtype`.
 void multiply(const PackedMatrix &matrix, uintptr_t out, uintptr_t x, int dtype, int64_t tokens, int threads) {
   thread_local Buffer scratch;
-  const int64_t token_bytes = scratch_bytes(matrix.bits, matrix.columns);
-  LinearArgs args;
+  LinearArgs args{};
   args.out = reinterpret_cast<void *>(out);
   args.x = reinterpret_cast<const void *>(x);
   args.dtype = static_cast<Dtype>(dtype);
   args.tokens = tokens;
   args.matrix = matrix;
-  args.block = std::min(tokens, std::max(smallest_block, scratch_target_bytes / token_bytes));
-  args.scratch = reinterpret_cast<uint8_t *>(scratch.reserve(args.block * token_bytes));
-  args.threads = threads;
+  args.block = block_tokens(matrix, tokens);
+  args.scratch = reinterpret_cast<uint8_t *>(
+      scratch.reserve(args.block * scratch_bytes(matrix.bits, matrix.columns)));
   std::optional<nb::gil_scoped_release> released;
   if (tokens * matrix.rows * matrix.columns >= release_gil_from) released.emplace();
-  active_linear().linear(args);
+  const LinearKernels &kernels = active_linear();
+  with_team(threads, [&](Team &team, int) { kernels.linear(args, team); });
 }
 
 void construct(PackedMatrix *self, uintptr_t codes, uintptr_t scales, uintptr_t bias, float multiplier, int bits,

@@ -1,4 +1,4 @@
-// Weights are read once for a tile of tokens; tiles of rows are shared out over the threads.
+// Weights are read once for a tile of tokens; tiles of rows are claimed by the threads of a team.
 #include "linear.h"
 
 #include "linear_tile.h"
@@ -14,9 +14,6 @@ constexpr int max_tile = bits == 16 ? 24 : 12;
 template <int bits>
 constexpr int max_tile = 4;
 #endif
-
-// Up to here one thread lays a block out faster than two of them meet at a barrier.
-constexpr int64_t lay_out_alone_up_to = 4096;
 
 WB_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -55,8 +52,9 @@ WB_INLINE void write_tile(const LinearArgs &args, int64_t token, int count, int6
   }
 }
 
+// Tokens [begin, end): first all of them are laid out, tile by tile, then tiles of rows are multiplied with them.
 template <int bits, class T>
-void multiply_block(const LinearArgs &args, int64_t begin, int64_t end) {
+void multiply_block(const LinearArgs &args, int64_t begin, int64_t end, Team &team) {
   const PackedMatrix &matrix = args.matrix;
   const int64_t tokens = end - begin, row_tiles = (matrix.rows + rows_per_tile - 1) / rows_per_tile;
   const int64_t token_tiles = (tokens + max_tile<bits> - 1) / max_tile<bits>;
@@ -65,21 +63,16 @@ void multiply_block(const LinearArgs &args, int64_t begin, int64_t end) {
   const int64_t steps = bits == 16 ? matrix.columns / 2 : matrix.columns / columns_per_group;
   const int64_t code_bytes = rows_per_tile * matrix.columns * bits / 8;  // of one tile of rows
   const int64_t scale_count = bits == 16 ? 0 : steps * (bits == 4 ? 32 : 16);
-  const bool alone = tokens * matrix.columns <= lay_out_alone_up_to;
-  if (alone)
-    for (int64_t token = 0; token < tokens; token += tile)
-      lay_out_tile<bits, T>(args, begin + token, (int)smaller(tile, tokens - token),
-                            args.scratch + token * token_bytes);
-#pragma omp parallel num_threads(args.threads)
-  {
-    if (!alone) {
-#pragma omp for schedule(static)
-      for (int64_t token = 0; token < tokens; token += tile)
-        lay_out_tile<bits, T>(args, begin + token, (int)smaller(tile, tokens - token),
-                              args.scratch + token * token_bytes);
-    }
-#pragma omp for schedule(static) nowait
-    for (int64_t row_tile = 0; row_tile < row_tiles; row_tile++) {
+  for (int64_t token; (token = team.claim() * tile) < tokens;) {
+    const int count = (int)smaller(tile, tokens - token);
+    if (args.producer.run != nullptr) args.producer.run(args.producer.args, begin + token, begin + token + count);
+    lay_out_tile<bits, T>(args, begin + token, count, args.scratch + token * token_bytes);
+  }
+  team.barrier();
+  const int64_t share = claim_size(row_tiles, team);
+  for (int64_t first; (first = team.claim(share)) < row_tiles;) {
+    const int64_t last = smaller(first + share, row_tiles);
+    for (int64_t row_tile = first; row_tile < last; row_tile++) {
       for (int64_t token = 0; token < tokens; token += tile) {
         const int count = (int)smaller(tile, tokens - token);
         alignas(64) float sums[max_tile<bits>][rows_per_tile];
@@ -89,20 +82,21 @@ void multiply_block(const LinearArgs &args, int64_t begin, int64_t end) {
       }
     }
   }
+  team.barrier();
 }
 
 template <int bits, class T>
-void multiply_all(const LinearArgs &args) {
+void multiply_all(const LinearArgs &args, Team &team) {
   for (int64_t begin = 0; begin < args.tokens; begin += args.block)
-    multiply_block<bits, T>(args, begin, smaller(begin + args.block, args.tokens));
+    multiply_block<bits, T>(args, begin, smaller(begin + args.block, args.tokens), team);
 }
 
-static void multiply(const LinearArgs &args) {
+static void multiply(const LinearArgs &args, Team &team) {
   const bool wide = args.dtype == Dtype::float32;
-  if (args.matrix.bits == 4) return wide ? multiply_all<4, float>(args) : multiply_all<4, bfloat16>(args);
-  if (args.matrix.bits == 8) return wide ? multiply_all<8, float>(args) : multiply_all<8, bfloat16>(args);
+  if (args.matrix.bits == 4) return wide ? multiply_all<4, float>(args, team) : multiply_all<4, bfloat16>(args, team);
+  if (args.matrix.bits == 8) return wide ? multiply_all<8, float>(args, team) : multiply_all<8, bfloat16>(args, team);
 #if defined(__AVX512BF16__)
-  multiply_all<16, bfloat16>(args);
+  multiply_all<16, bfloat16>(args, team);
 #endif
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels.h"
+#include "team.h"
 
 namespace weighbridge {
 
@@ -27,15 +28,21 @@ struct PackedMatrix {
   int64_t rows, columns;
 };
 
+// Computes rows [begin, end) of a layer's input just before they are read; `run` null: the input is there.
+struct Producer {
+  void (*run)(const void *args, int64_t begin, int64_t end);
+  const void *args;
+};
+
 struct LinearArgs {
   void *out;      // [tokens, rows], dtype
   const void *x;  // [tokens, columns], dtype (bfloat16 if the weights are)
   Dtype dtype;
   int64_t tokens;
   PackedMatrix matrix;
-  uint8_t *scratch;  // token_bytes for each token of a block
-  int64_t block;     // tokens laid out and multiplied at a time
-  int threads;
+  uint8_t *scratch;   // token_bytes for each token of a block
+  int64_t block;      // tokens laid out and multiplied at a time
+  Producer producer;  // of x
 };
 
 constexpr int rows_per_tile = 16, columns_per_group = 32;
@@ -48,9 +55,19 @@ constexpr int64_t scratch_bytes(int bits, int64_t columns) {
   return bits == 16 ? columns * 2 : columns / columns_per_group * bytes_per_rounded_group;
 }
 
+// Tokens of a block: its activations should stay in the second-level cache next to a tile of weights.
+constexpr int64_t scratch_target_bytes = 512 * 1024, smallest_block = 96;
+
+constexpr int64_t block_tokens(const PackedMatrix &matrix, int64_t tokens) {
+  const int64_t fitting = scratch_target_bytes / scratch_bytes(matrix.bits, matrix.columns);
+  const int64_t block = fitting > smallest_block ? fitting : smallest_block;
+  return tokens < block ? tokens : block;
+}
+
 struct LinearKernels {
   bool multiplies_bfloat16;
-  void (*linear)(const LinearArgs &);
+  // Called by every thread of the team; returns when all of `out` is written.
+  void (*linear)(const LinearArgs &, Team &);
 };
 
 }  // namespace weighbridge

@@ -6,7 +6,9 @@ namespace nb = nanobind;
 
 void bind_attention(nb::module_ &module);
 void bind_elementwise(nb::module_ &module);
+void bind_forward(nb::module_ &module);
 void bind_linear(nb::module_ &module);
+void bind_moe(nb::module_ &module);
 
 NB_MODULE(_native, module) {
   using namespace weighbridge;
@@ -21,4 +23,6 @@ NB_MODULE(_native, module) {
   bind_elementwise(module);
   bind_attention(module);
   bind_linear(module);
+  bind_forward(module);
+  bind_moe(module);
 }

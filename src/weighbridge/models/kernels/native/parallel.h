@@ -1,9 +1,14 @@
 // OpenMP on torch's own pool of threads (the number of threads comes from torch). For sources compiled once.
 #pragma once
 
+#include <omp.h>
+
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <optional>
+
+#include "team.h"
 
 namespace weighbridge {
 
@@ -18,6 +23,18 @@ void parallel_rows(int64_t rows, int64_t work, int threads, const Body &body) {
   }
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int part = 0; part < threads; part++) body(rows * part / threads, rows * (part + 1) / threads);
+}
+
+// body(team, thread) on every thread of one parallel region. The runtime may give fewer than asked for.
+template <class Body>
+void with_team(int threads, const Body &body) {
+  std::optional<Team> team;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+#pragma omp single
+    team.emplace(omp_get_num_threads());
+    body(*team, omp_get_thread_num());
+  }
 }
 
 // Memory aligned to 64 bytes that only grows; keep one per calling thread.

@@ -1,0 +1,234 @@
+#include "forward.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace weighbridge {
+
+namespace {
+
+void produce_norm(const void *args, int64_t begin, int64_t end) {
+  active_elementwise().norm(*static_cast<const NormArgs *>(args), begin, end);
+}
+
+void produce_silu(const void *args, int64_t begin, int64_t end) {
+  active_elementwise().silu_mul(*static_cast<const SiluArgs *>(args), begin, end);
+}
+
+int64_t bytes_of(Dtype dtype) { return dtype == Dtype::bfloat16 ? 2 : 4; }
+
+void check_range(const int32_t *values, int64_t count, int64_t limit, const char *what) {
+  for (int64_t i = 0; i < count; i++)
+    if (values[i] < 0 || values[i] >= limit)
+      throw std::out_of_range(std::string(what) + " " + std::to_string(values[i]) + " is outside 0.." +
+                              std::to_string(limit - 1));
+}
+
+}  // namespace
+
+// Activations of one batch, all of its tokens, one layer at a time.
+struct Forward::Workspace {
+  float *residual;   // [tokens, hidden]
+  char *hidden;      // [tokens, hidden]: behind a norm
+  char *qkv;         // [tokens, (heads + 2 kv heads) * head_dim]
+  char *attended;    // [tokens, heads * head_dim]
+  char *projected;   // [tokens, hidden]: added to the residual by the next norm
+  char *gate_up;     // [tokens, 2 intermediate]
+  char *inner;       // [tokens, intermediate]
+  uint8_t *scratch;  // activations as a linear layer reads them
+};
+
+// One pass as one thread sees it: every method is called by all threads of the team.
+struct Forward::Pass {
+  const Forward &model;
+  const ForwardBatch &batch;
+  const KvPool &pool;
+  const Workspace &work;
+  const std::vector<const AttentionPlan *> &plans;
+  const std::vector<AttentionMemory> &memories;
+  Team &team;
+  const int thread;
+  int64_t tokens;
+
+  // body(begin, end) over all rows, a few at a time; ends the phase.
+  template <class Body>
+  void rows(int64_t count, const Body &body) {
+    const int64_t share = claim_size(count, team);
+    for (int64_t begin; (begin = team.claim(share)) < count;) body(begin, std::min(begin + share, count));
+    team.barrier();
+  }
+
+  void linear(void *out, const PackedMatrix &matrix, const void *x, Producer producer) {
+    const LinearArgs args{out,    x, model.shape_.dtype, tokens, matrix, work.scratch, block_tokens(matrix, tokens),
+                          producer};
+    active_linear().linear(args, team);
+  }
+
+  void normed_linear(void *out, const PackedMatrix &matrix, const float *weight, const void *added) {
+    const ModelShape &shape = model.shape_;
+    const NormArgs norm{work.hidden, work.residual, added, weight, shape.dtype, shape.hidden, shape.eps};
+    linear(out, matrix, work.hidden, {produce_norm, &norm});
+  }
+
+  void embed() {
+    const GatherArgs gather{work.residual,      model.weights_.embedding, Dtype::float32, model.shape_.dtype,
+                            batch.token_ids, model.shape_.hidden};
+    rows(tokens, [&](int64_t begin, int64_t end) { active_elementwise().gather_rows(gather, begin, end); });
+  }
+
+  void attend(int index) {
+    const LayerWeights &layer = model.layers_[index];
+    const ModelShape &shape = model.shape_;
+    const int64_t width = int64_t(shape.num_heads) * shape.head_dim * bytes_of(shape.dtype);
+    RopeArgs rope{};
+    rope.qkv = work.qkv;
+    rope.kv = pool.layer(index);
+    rope.dtype = shape.dtype;
+    rope.num_heads = shape.num_heads;
+    rope.kv_heads = shape.kv_heads;
+    rope.head_dim = shape.head_dim;
+    rope.block_size = pool.layout.block_size;
+    rope.positions = batch.positions;
+    rope.slots = batch.slots;
+    rope.cos_sin = layer.rotates ? model.weights_.cos_sin : nullptr;
+    rope.q_norm = layer.q_norm;
+    rope.k_norm = layer.k_norm;
+    rope.eps = shape.eps;
+    rows(batch.real_tokens,
+         [&](int64_t begin, int64_t end) { active_elementwise().rope_and_write(rope, begin, end); });
+    run_attention(*plans[index], model.attention_args(work, pool, *plans[index], index), memories[index], team,
+                  thread);
+    if (batch.real_tokens < batch.tokens) {
+      if (thread == 0)
+        std::memset(work.attended + batch.real_tokens * width, 0, (batch.tokens - batch.real_tokens) * width);
+      team.barrier();
+    }
+  }
+
+  // Behind the last attention nothing mixes tokens: go on with the rows that get logits.
+  void select_rows() {
+    const ModelShape &shape = model.shape_;
+    const int64_t width = int64_t(shape.num_heads) * shape.head_dim * bytes_of(shape.dtype);
+    if (thread == 0)
+      for (int64_t i = 0; i < batch.num_rows; i++) {  // rows ascend, so none is overwritten before it moved
+        const int64_t row = batch.rows[i];
+        if (row == i) continue;
+        std::memcpy(work.attended + i * width, work.attended + row * width, width);
+        std::memcpy(work.residual + i * shape.hidden, work.residual + row * shape.hidden,
+                    shape.hidden * sizeof(float));
+      }
+    tokens = batch.num_rows;
+    team.barrier();
+  }
+
+  void feed_forward(const LayerWeights &layer) {
+    const ModelShape &shape = model.shape_;
+    normed_linear(work.gate_up, layer.gate_up, layer.post_attention_norm, work.projected);
+    const SiluArgs silu{work.inner, work.gate_up, shape.dtype, shape.intermediate};
+    linear(work.projected, layer.down, work.inner, {produce_silu, &silu});
+  }
+
+  void run() {
+    embed();
+    const int last = (int)model.layers_.size() - 1;
+    for (int index = 0; index <= last; index++) {
+      const LayerWeights &layer = model.layers_[index];
+      normed_linear(work.qkv, layer.qkv, layer.input_norm, index == 0 ? nullptr : work.projected);
+      attend(index);
+      if (index == last && batch.num_rows < batch.tokens) {
+        select_rows();
+        if (tokens == 0) return;
+      }
+      linear(work.projected, layer.output, work.attended, {nullptr, nullptr});
+      feed_forward(layer);
+    }
+    normed_linear(batch.logits, model.weights_.lm_head, model.weights_.final_norm, work.projected);
+  }
+};
+
+AttentionArgs Forward::attention_args(const Workspace &work, const KvPool &pool, const AttentionPlan &plan,
+                                      int index) const {
+  AttentionArgs args{};
+  args.queries = work.qkv;
+  args.out = work.attended;
+  args.kv = pool.layer(index);
+  args.dtype = shape_.dtype;
+  args.num_heads = shape_.num_heads;
+  args.kv_heads = shape_.kv_heads;
+  args.head_dim = shape_.head_dim;
+  args.block_size = pool.layout.block_size;
+  args.query_stride = int64_t(shape_.num_heads + 2 * shape_.kv_heads) * shape_.head_dim;
+  args.scale = shape_.scale;
+  args.window = layers_[index].window;
+  args.query_starts = plan.query_starts.data();
+  args.context_lens = plan.context_lens.data();
+  args.block_tables = plan.block_tables.data();
+  args.max_blocks = plan.max_blocks;
+  return args;
+}
+
+void Forward::check(const ForwardBatch &batch, const KvPool &pool) const {
+  const KvLayout &kv = pool.layout;
+  if (pool.dtype != shape_.dtype || kv.kv_heads != shape_.kv_heads || kv.head_dim != shape_.head_dim ||
+      pool.layers != (int)layers_.size())
+    throw std::invalid_argument("this KV cache was made for another model");
+  check_range(batch.token_ids, batch.tokens, weights_.vocabulary, "token id");
+  check_range(batch.positions, batch.real_tokens, weights_.positions, "position");
+  check_range(batch.slots, batch.real_tokens, (int64_t)pool.num_blocks * kv.block_size, "slot");
+  check_range(batch.rows, batch.num_rows, batch.tokens, "row");
+}
+
+Forward::Workspace Forward::lay_out(const ForwardBatch &batch) {
+  const int64_t element = bytes_of(shape_.dtype), tokens = batch.tokens;
+  const int64_t heads = shape_.num_heads * int64_t(shape_.head_dim);
+  const int64_t qkv = heads + 2 * int64_t(shape_.kv_heads) * shape_.head_dim;
+  int64_t scratch = 0;
+  const auto needs = [&](const PackedMatrix &matrix, int64_t rows) {
+    scratch = std::max(scratch, block_tokens(matrix, rows) * scratch_bytes(matrix.bits, matrix.columns));
+  };
+  for (const LayerWeights &layer : layers_)
+    for (const PackedMatrix *matrix : {&layer.qkv, &layer.output, &layer.gate_up, &layer.down})
+      needs(*matrix, tokens);
+  needs(weights_.lm_head, tokens);
+  const int64_t sizes[] = {tokens * shape_.hidden * (int64_t)sizeof(float),
+                           tokens * shape_.hidden * element,
+                           tokens * qkv * element,
+                           tokens * heads * element,
+                           tokens * shape_.hidden * element,
+                           tokens * 2 * shape_.intermediate * element,
+                           tokens * shape_.intermediate * element,
+                           scratch};
+  int64_t total = 0;
+  for (int64_t size : sizes) total += (size + 63) / 64 * 64;
+  char *at = memory_.reserve(total);
+  char *parts[8];
+  for (int i = 0; i < 8; i++) {
+    parts[i] = at;
+    at += (sizes[i] + 63) / 64 * 64;
+  }
+  return {reinterpret_cast<float *>(parts[0]), parts[1], parts[2], parts[3], parts[4], parts[5], parts[6],
+          reinterpret_cast<uint8_t *>(parts[7])};
+}
+
+void Forward::run(const ForwardBatch &batch, const KvPool &pool, int threads) {
+  check(batch, pool);
+  const Workspace work = lay_out(batch);
+  std::vector<const AttentionPlan *> plans;
+  std::vector<AttentionMemory> memories;
+  for (const LayerWeights &layer : layers_)
+    plans.push_back(&attention_plan(batch.layout, {shape_.num_heads, shape_.kv_heads, pool.layout.block_size,
+                                                   pool.num_blocks, layer.window, threads, batch.real_tokens}));
+  // The buffers may move while they grow: once through all plans, then take the addresses.
+  for (int pass = 0; pass < 2; pass++) {
+    memories.clear();
+    for (size_t i = 0; i < layers_.size(); i++)
+      memories.push_back(attention_memory(*plans[i], attention_args(work, pool, *plans[i], (int)i), threads));
+  }
+  with_team(threads, [&](Team &team, int thread) {
+    Pass{*this, batch, pool, work, plans, memories, team, thread, batch.tokens}.run();
+  });
+}
+
+}  // namespace weighbridge

@@ -1,0 +1,75 @@
+// One forward pass of a Llama-shaped decoder as one parallel region: embedding, layers, output matrix.
+//
+// The same kernels as one call each, in the same order, so the numbers are the same to the bit. What is saved
+// is the way between them: some three hundred calls, forks and joins, and trips to the interpreter.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "attention_run.h"
+#include "elementwise.h"
+#include "kv_pool.h"
+#include "linear.h"
+
+namespace weighbridge {
+
+// Addresses of what one layer keeps; the caller keeps the memory alive. Norms are float32.
+struct LayerWeights {
+  const float *input_norm, *post_attention_norm;
+  const float *q_norm, *k_norm;  // each may be null
+  PackedMatrix qkv, output, gate_up, down;
+  bool rotates;
+  int window;
+};
+
+struct ModelShape {
+  int hidden, intermediate, num_heads, kv_heads, head_dim;
+  float eps, scale;
+  Dtype dtype;
+};
+
+struct ModelWeights {
+  const void *embedding;  // [vocabulary, hidden], dtype
+  int64_t vocabulary;
+  const float *cos_sin;  // [positions, head_dim]
+  int64_t positions;
+  const float *final_norm;
+  PackedMatrix lm_head;
+};
+
+// One batch; see BatchLayout in api.py. `tokens` may exceed the layout's: the rest is padding, which goes through
+// the linear layers and nowhere else.
+struct ForwardBatch {
+  const int32_t *token_ids;  // [tokens]
+  int64_t tokens, real_tokens;
+  const int32_t *positions, *slots;  // [real_tokens]
+  LayoutView layout;
+  const int32_t *rows;  // ascending: the tokens that get logits
+  int64_t num_rows;
+  void *logits;  // [num_rows, lm_head rows], dtype
+};
+
+class Forward {
+ public:
+  Forward(const ModelShape &shape, const ModelWeights &weights) : shape_(shape), weights_(weights) {}
+
+  void add_layer(const LayerWeights &layer) { layers_.push_back(layer); }
+
+  // Throws std::out_of_range or std::invalid_argument for a batch that points outside the model or the pool.
+  void run(const ForwardBatch &batch, const KvPool &pool, int threads);
+
+ private:
+  struct Workspace;
+  struct Pass;
+  void check(const ForwardBatch &batch, const KvPool &pool) const;
+  Workspace lay_out(const ForwardBatch &batch);
+  AttentionArgs attention_args(const Workspace &work, const KvPool &pool, const AttentionPlan &plan, int index) const;
+
+  ModelShape shape_;
+  ModelWeights weights_;
+  std::vector<LayerWeights> layers_;
+  Buffer memory_;
+};
+
+}  // namespace weighbridge

@@ -1,0 +1,118 @@
+"""The fused pass against the same kernels called one by one: equal to the last bit, whatever the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tiny import make_tiny
+from weighbridge.models.checkpoint import open_checkpoint
+from weighbridge.models.decoder import Decoder
+from weighbridge.models.kernels import load_kernels
+from weighbridge.models.kernels.api import BatchLayout
+from weighbridge.models.kernels.native_kernels import NativeKernels
+from weighbridge.models.linear_packed import multiplies_bfloat16
+from weighbridge.models.loader import Quantize, load_decoder
+
+BLOCK, BLOCKS_EACH = 16, 8
+
+pytestmark = pytest.mark.skipif(
+    not isinstance(load_kernels(), NativeKernels), reason="built without the C++ kernels"
+)
+
+
+def decoder(path: Path, dtype: torch.dtype, scheme: Quantize) -> Decoder:
+    return load_decoder(open_checkpoint(path), dtype, scheme)
+
+
+@pytest.fixture(scope="module", params=["llama", "mistral", "qwen2", "qwen3", "smollm3"])
+def fused(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    """Windows, biases, head norms and layers without rotation: what the families differ in."""
+    path = tmp_path_factory.mktemp("tiny") / request.param
+    make_tiny(request.param, path)
+    return decoder(path, torch.float32, Quantize.INT8)
+
+
+def layout(starts: list[int], counts: list[int]) -> BatchLayout:
+    first, count = np.array(starts), np.array(counts)
+    query_starts = np.zeros(len(starts) + 1, np.int32)
+    np.cumsum(count, out=query_starts[1:])
+    owner = np.repeat(np.arange(len(starts)), count)
+    positions = (np.arange(query_starts[-1]) - query_starts[owner] + first[owner]).astype(np.int32)
+    tables = np.arange(len(starts) * BLOCKS_EACH, dtype=np.int32)[::-1].reshape(len(starts), BLOCKS_EACH)
+    slots = tables[owner, positions // BLOCK] * BLOCK + positions % BLOCK
+    return BatchLayout(
+        positions, slots.astype(np.int32), query_starts, (first + count).astype(np.int32), tables.copy()
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_equals_kernel_by_kernel(fused: Decoder, data: st.DataObject) -> None:
+    """Several iterations on one cache: prompt chunks, decodes, padding, and logits of any rows or none."""
+    assert fused._fused is not None
+    sequences = data.draw(st.integers(1, 4))
+    caches = [fused.allocate_kv(sequences * BLOCKS_EACH, BLOCK) for _ in range(2)]
+    lengths = [0] * sequences
+    for _ in range(data.draw(st.integers(1, 4))):
+        counts = [data.draw(st.integers(1, min(40, BLOCK * BLOCKS_EACH - length) or 1)) for length in lengths]
+        batch = layout(lengths, counts)
+        lengths = [length + count for length, count in zip(lengths, counts, strict=True)]
+        real = sum(counts)
+        padding = data.draw(st.integers(0, 3))
+        ids = np.array(
+            data.draw(
+                st.lists(st.integers(0, 63), min_size=real + padding, max_size=real + padding),
+            ),
+            np.int32,
+        )
+        rows = np.array(sorted(data.draw(st.sets(st.integers(0, real - 1)))), np.int32)
+        with torch.inference_mode():
+            ours = fused._fused(ids, batch, caches[0], rows)
+            theirs = fused._forward(ids, batch, caches[1], rows)
+        assert torch.equal(ours, theirs)
+        if max(lengths) + 40 > BLOCK * BLOCKS_EACH:
+            break
+
+
+@pytest.mark.parametrize("scheme", [Quantize.NONE, Quantize.INT4, Quantize.INT8])
+def test_every_weight_format(tmp_path: Path, scheme: Quantize) -> None:
+    if scheme is Quantize.NONE and not multiplies_bfloat16():
+        pytest.skip("this CPU does not multiply bfloat16, so dense layers are oneDNN's")
+    make_tiny("llama", tmp_path)
+    model = decoder(tmp_path, torch.bfloat16, scheme)
+    if scheme is Quantize.NONE and model._fused is None:
+        pytest.skip("dense layers are oneDNN's on this CPU")
+    assert model._fused is not None
+    caches = [model.allocate_kv(BLOCKS_EACH, BLOCK) for _ in range(2)]
+    ids, rows = np.arange(30, dtype=np.int32), np.array([3, 29], np.int32)
+    with torch.inference_mode():
+        ours = model._fused(ids, layout([0], [30]), caches[0], rows)
+        assert torch.equal(ours, model._forward(ids, layout([0], [30]), caches[1], rows))
+
+
+def test_dense_float32_layers_are_not_fused(tmp_path: Path) -> None:
+    make_tiny("llama", tmp_path)
+    assert decoder(tmp_path, torch.float32, Quantize.NONE)._fused is None
+
+
+def test_bad_batches_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    make_tiny("llama", tmp_path)
+    model = decoder(tmp_path, torch.float32, Quantize.INT8)
+    cache, rows = model.allocate_kv(BLOCKS_EACH, BLOCK), np.array([0], np.int32)
+    batch = layout([0], [2])
+    with pytest.raises(IndexError, match="token id"):
+        model.forward(np.array([1, 10_000_000], np.int32), batch, cache, rows)
+    with pytest.raises(IndexError, match="row"):
+        model.forward(np.array([1, 2], np.int32), batch, cache, np.array([2], np.int32))
+    batch.slots[0] = BLOCKS_EACH * BLOCK
+    with pytest.raises(IndexError, match="slot"):
+        model.forward(np.array([1, 2], np.int32), batch, cache, rows)
+    smaller = model.kernels.allocate_kv(1, BLOCKS_EACH, BLOCK, 1, 8, torch.float32)
+    with pytest.raises(ValueError, match="another model"):
+        model.forward(np.array([1, 2], np.int32), layout([0], [2]), smaller, rows)
