@@ -11,7 +11,9 @@ import torch
 from tests.models.test_decoder import logits_in_chunks
 from tests.models.tiny_moe import MOE_FAMILIES, make_tiny_moe
 from weighbridge.models.checkpoint import open_checkpoint
-from weighbridge.models.loader import load_decoder
+from weighbridge.models.loader import Quantize, load_decoder
+from weighbridge.models.moe import ListedExperts, SparseMlp
+from weighbridge.models.moe_grouped import GroupedExperts, choose
 
 transformers = pytest.importorskip("transformers", reason="the oracle is transformers")
 
@@ -29,6 +31,50 @@ def test_logits_equal_transformers(family: Path) -> None:
         expected = oracle(torch.tensor([tokens])).logits[0]
     for chunks in ([120], [1] * 20 + [100], [50, 1, 1, 37, 31]):
         torch.testing.assert_close(logits_in_chunks(decoder, tokens, chunks), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scheme"), [("bfloat16", "none"), ("bfloat16", "int8"), ("float32", "int4")]
+)
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+def test_grouped_experts_equal_listed_ones_to_the_bit(
+    tmp_path_factory: pytest.TempPathFactory, dtype: str, scheme: str, tokens: int
+) -> None:
+    path = make_tiny_moe("qwen3-moe", tmp_path_factory.mktemp("tiny") / "moe", num_hidden_layers=1)
+    decoder = load_decoder(open_checkpoint(path), getattr(torch, dtype), Quantize(scheme))
+    mlp = decoder.layers[0].mlp
+    assert isinstance(mlp, SparseMlp)
+    if not isinstance(mlp.experts, GroupedExperts):
+        pytest.skip("these weights are not multiplied by our kernels on this machine")
+    torch.manual_seed(tokens)
+    x = torch.randn(tokens, 64).to(decoder.dtype)
+    ids, weights = mlp.router(x)
+    expected = ListedExperts(mlp.experts.experts)(x, ids, weights)
+    assert torch.equal(mlp.experts(x, ids, weights), expected)
+    with pytest.raises(IndexError, match="expert 99"):
+        mlp.experts(x, torch.full_like(ids, 99), weights)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_routing_equals_softmax_and_top_k(normalize: bool) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(50, 12) * 3
+    weights, ids = torch.topk(torch.softmax(logits, dim=-1), 4, dim=-1)
+    if normalize:
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    chosen, scores = choose(logits, 4, normalize)
+    assert torch.equal(chosen.long(), ids)
+    torch.testing.assert_close(scores, weights)
+
+
+def test_neighbours_in_the_batch_change_nothing(tmp_path: Path) -> None:
+    """Nothing is dropped for want of capacity: a token's result is its own."""
+    decoder = load_decoder(open_checkpoint(make_tiny_moe("mixtral", tmp_path / "moe")), torch.bfloat16)
+    mlp = decoder.layers[1].mlp
+    x = torch.randn(64, 64).to(torch.bfloat16)
+    x[1:] = x[0] + 0.01 * x[1:]  # nearly the same token again: all want the same experts
+    together, alone = mlp(x), torch.cat([mlp(row[None]) for row in x])
+    assert torch.nn.functional.cosine_similarity(together.float(), alone.float(), dim=1).min() > 0.999
 
 
 def test_bfloat16_stays_close(family: Path) -> None:

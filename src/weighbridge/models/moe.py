@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from weighbridge.models.decoder import Mlp
 from weighbridge.models.kernels.api import Int32
 from weighbridge.models.linear import Linear
+from weighbridge.models.moe_grouped import choose
 
 
 class Router:
@@ -34,11 +35,8 @@ class Router:
         return F.linear(x.float(), self.weight)
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Chosen experts, int64 [tokens, top_k] by falling score, and their weights, float32 of that shape."""
-        weights, ids = torch.topk(torch.softmax(self.logits(x), dim=-1), self.top_k, dim=-1)
-        if self.normalize:
-            weights = weights / weights.sum(dim=-1, keepdim=True)
-        return ids, weights
+        """Chosen experts, int32 [tokens, top_k] by falling score, and their weights, float32 of that shape."""
+        return choose(self.logits(x), self.top_k, self.normalize)
 
     @property
     def nbytes(self) -> int:
@@ -99,7 +97,7 @@ def gather(x: torch.Tensor, ids: torch.Tensor, count: int) -> tuple[torch.Tensor
     rows of each expert begin [count + 1].
     """
     flat = ids.reshape(-1)
-    order = torch.argsort(flat, stable=True)
+    order = torch.argsort(flat, stable=True)  # tokens stay in order within an expert
     bounds = np.zeros(count + 1, np.int32)
     np.cumsum(np.bincount(flat.numpy(), minlength=count), out=bounds[1:])
     return x.index_select(0, order // ids.shape[1]), order, bounds
@@ -108,11 +106,15 @@ def gather(x: torch.Tensor, ids: torch.Tensor, count: int) -> tuple[torch.Tensor
 def combine(
     outputs: torch.Tensor, order: torch.Tensor, weights: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Undo `gather` and add each token's experts, best first, in float32: the order never depends on the batch."""
+    """Undo `gather` and add each token's experts in float32, one after the other, best first."""
     tokens, top_k = weights.shape
     back = torch.empty(outputs.shape, dtype=torch.float32)
     back[order] = outputs.float()
-    return (back.view(tokens, top_k, -1) * weights[:, :, None]).sum(dim=1).to(dtype)
+    weighted = back.view(tokens, top_k, -1).mul_(weights[:, :, None])
+    total = weighted[:, 0]
+    for choice in range(1, top_k):
+        total = total + weighted[:, choice]
+    return total.to(dtype)
 
 
 class SharedExpert:
@@ -144,7 +146,7 @@ class SparseMlp:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         ids, weights = self.router(x)
         if self.trace is not None:
-            self.trace.add(self.layer, ids.numpy().astype(np.int32))
+            self.trace.add(self.layer, ids.numpy())
         y = self.experts(x, ids, weights)
         return y if self._shared is None else (y.float() + self._shared(x)).to(x.dtype)
 

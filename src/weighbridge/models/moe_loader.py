@@ -11,12 +11,15 @@ from weighbridge.models.config import ModelConfig
 from weighbridge.models.decoder import Mlp
 from weighbridge.models.kernels.api import Kernels
 from weighbridge.models.linear import Linear
-from weighbridge.models.moe import ListedExperts, NormedProjection, Router, SharedExpert, SparseMlp
+from weighbridge.models.moe import Experts, ListedExperts, NormedProjection, Router, SharedExpert, SparseMlp
 from weighbridge.models.moe_config import ExpertsConfig
+from weighbridge.models.moe_grouped import group
 
 
 class Weights(Protocol):
     """What packs the tensors of a checkpoint."""
+
+    dtype: torch.dtype  # activations compute in it
 
     def norm(self, name: str) -> torch.Tensor:
         """A tensor as float32."""
@@ -55,7 +58,14 @@ def build_mlp(
         shared = SharedExpert(mlp, weights.norm(prefix + "shared_expert_gate.weight"))
     router = Router(weights.norm(router_name(experts, layer)), experts.top_k, experts.normalize)
     build = expert_builder(weights, experts, layer, kernels, bits)
-    return SparseMlp(layer, router, ListedExperts([build(index) for index in range(experts.count)]), shared)
+    blocks = [build(index) for index in range(experts.count)]
+    return SparseMlp(layer, router, arrange(blocks, weights.dtype), shared)
+
+
+def arrange(experts: Sequence[Mlp], dtype: torch.dtype) -> Experts:
+    """All experts of a layer: in one call of our kernels where they can, else one after the other."""
+    listed = ListedExperts(experts)
+    return group(experts, dtype, listed) or listed
 
 
 def expert_builder(
