@@ -7,7 +7,7 @@ import sys
 import typer
 
 from weighbridge import __version__
-from weighbridge.cli import bench, calibrate, chat, config, fleet, models, moe, plan, replica, serve, ticket
+from weighbridge.cli import bench, calibrate, chat, config, fleet, models, moe, plan, replica, serve, simulate, ticket
 from weighbridge.cli.terminal import fail
 from weighbridge.errors import BadInput, WeighbridgeError
 
@@ -25,6 +25,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("ticket")(ticket.ticket)
 app.command("plan")(plan.plan)
 app.command("replica")(replica.replica)
+app.command("simulate")(simulate.simulate)
 app.add_typer(models.app, name="models")
 app.add_typer(moe.app, name="moe")
 app.add_typer(bench.app, name="bench")

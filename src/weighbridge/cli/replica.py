@@ -51,6 +51,7 @@ def replica(
     drain_timeout: Annotated[float, typer.Option(min=0.0, help="Seconds to finish on SIGTERM.")] = 30.0,
 ) -> None:
     """Serve the OpenAI API from a simulated engine: real HTTP, real scheduler, no model."""
+    from weighbridge.cost import DEFAULT_STEP_COST
     from weighbridge.server.lifecycle import bind, run_server, set_up_logging
     from weighbridge.server.settings import ServerSettings
     from weighbridge.simulator.step_costs import read_step_cost
@@ -60,7 +61,7 @@ def replica(
             "this command runs simulated replicas only: add --simulated, or use `weighbridge serve`"
         )
     set_up_logging(False)
-    cost = (read_step_cost(step_cost) if step_cost else _default_cost()).scaled(time_scale)
+    cost = (read_step_cost(step_cost) if step_cost else DEFAULT_STEP_COST).scaled(time_scale)
     scheduler = _scheduler_settings(
         kv_tokens, block_size, max_model_len, max_batch_tokens, max_sequences, max_queue
     )
@@ -76,12 +77,6 @@ def replica(
     engine.stop()
     if not drained:
         raise WeighbridgeError("some requests were cut off: the drain timeout was too short for them")
-
-
-def _default_cost():  # type: ignore[no-untyped-def]
-    from weighbridge.cost import DEFAULT_STEP_COST
-
-    return DEFAULT_STEP_COST
 
 
 def _scheduler_settings(  # type: ignore[no-untyped-def]

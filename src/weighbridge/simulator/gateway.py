@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from weighbridge.cost import StepCost
 from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.weight import Weight
-from weighbridge.engine.prefix import PrefixCache
+from weighbridge.engine.prefix import Digest, PrefixCache
 from weighbridge.engine.request import FinishReason, Request, SamplingParams
 from weighbridge.errors import BadInput, Refused
 from weighbridge.fleet.api import Arrival, Choice, Policy
@@ -159,7 +159,7 @@ class SimulatedGateway:
     def _weigh(self, request: SimulatedRequest, now: float) -> Arrival:
         prompt_tokens = request.prompt_tokens
         estimate = self.lengths.estimate(request.tenant, MODEL, "", request.max_tokens)
-        chain = []
+        chain: list[Digest] = []
         if self.index is not None:
             self._blocks.extend(chain, request.token_ids(), prompt_tokens)
         return Arrival(

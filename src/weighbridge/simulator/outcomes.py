@@ -84,15 +84,19 @@ class Outcomes:
     @property
     def ttft(self) -> NDArray[np.float64]:
         """Seconds from arrival at the gateway to the first token."""
-        return np.asarray(self.first) - np.asarray(self.arrived)
+        return _floats(self.first) - _floats(self.arrived)
 
     @property
     def e2e(self) -> NDArray[np.float64]:
-        return np.asarray(self.finished) - np.asarray(self.arrived)
+        return _floats(self.finished) - _floats(self.arrived)
 
     @property
     def tpot(self) -> NDArray[np.float64]:
         """Mean seconds per token after the first; 0 where there was only one."""
-        more = np.asarray(self.output_tokens) - 1
-        lasted = np.asarray(self.finished) - np.asarray(self.first)
-        return np.where(more > 0, lasted / np.maximum(more, 1), 0.0)
+        more = _floats(self.output_tokens) - 1.0
+        lasted = _floats(self.finished) - _floats(self.first)
+        return np.where(more > 0.0, lasted / np.maximum(more, 1.0), 0.0)
+
+
+def _floats(column: array[float] | array[int]) -> NDArray[np.float64]:
+    return np.array(column, np.float64)

@@ -8,11 +8,18 @@ import time
 import zlib
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from weighbridge.cost import StepCost
 from weighbridge.engine.batch import Batch, Sampled, Slice
 from weighbridge.engine.request import Request, TokenLogprob
 from weighbridge.simulator.lengths import Lengths
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    length: int | None  # tokens with the end of text; None: `max_tokens` ends it
+    key: int  # where its words begin
 
 
 class SimulatedRunner:
@@ -66,22 +73,22 @@ class SimulatedRunner:
 
     def _next(self, piece: Slice) -> int:
         request = piece.request
-        plan = request.sampler_state
-        if not isinstance(plan, tuple):
-            plan = request.sampler_state = self._plan(request)
-        length, key = plan
+        answer = request.sampler_state
+        if not isinstance(answer, _Answer):
+            answer = request.sampler_state = self._answer(request)
         produced = request.num_output_tokens
-        if length is not None and produced + 1 >= length:
+        if answer.length is not None and produced + 1 >= answer.length:
             return self._end_of_text
-        return self._words[(key + produced * 0x9E3779B1 >> 7) % len(self._words)]
+        return self._words[(answer.key + produced * 0x9E3779B1 >> 7) % len(self._words)]
 
-    def _plan(self, request: Request) -> tuple[int | None, int]:
+    def _answer(self, request: Request) -> _Answer:
         """How long the answer is and where its words begin: the same for the same prompt and seed."""
         given = request.params.seed or 0
         key = zlib.crc32(array("q", [self._seed, given, *request.prompt]).tobytes())
         if self._lengths is None or request.params.ignore_eos:
-            return None, key
-        return max(self._lengths.draw(random.Random(key)), request.params.min_tokens + 1), key
+            return _Answer(None, key)
+        length = self._lengths.draw(random.Random(key))
+        return _Answer(max(length, request.params.min_tokens + 1), key)
 
 
 def _logprobs(piece: Slice, ids: list[int]) -> list[TokenLogprob] | None:

@@ -6,13 +6,14 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 from weighbridge.cost import Sample, StepCost, fit
 from weighbridge.errors import BadInput
 
-_FIELDS = tuple(field.name for field in fields(StepCost))
+_FIELDS = tuple(field.name for field in fields(StepCost) if field.default is MISSING)
+_OPTIONAL = tuple(field.name for field in fields(StepCost) if field.default is not MISSING)
 
 #: Names that a column of a timing table may have, best first.
 _COLUMNS = {
@@ -44,7 +45,7 @@ def read_step_cost(path: Path) -> StepCost:
 def step_cost_of(record: Mapping[str, object], where: str) -> StepCost:
     """Raises BadInput, naming `where`, unless every field is a number of seconds, not all of them 0."""
     values = {}
-    for name in _FIELDS:
+    for name in (*_FIELDS, *(name for name in _OPTIONAL if name in record)):
         value = record.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < math.inf:
             raise BadInput(

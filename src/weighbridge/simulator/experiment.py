@@ -1,0 +1,134 @@
+"""Experiments: one fleet over several seeds, several fleets side by side, and rates up to the knee."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from weighbridge.errors import BadInput
+from weighbridge.simulator.fleet import FleetSpec, Simulation
+from weighbridge.simulator.report import Targets, over_seeds, summary
+from weighbridge.simulator.requests import SimulatedRequest
+from weighbridge.simulator.workload import Synthetic
+
+#: A rate is served when this share of the requests keeps the targets.
+SERVED = 0.95
+#: How closely the knee is searched, as a ratio of rates.
+CLOSE = 1.05
+_ROUNDS = 12
+
+
+class Source(Protocol):
+    """Where requests come from. Bounded, the same for the same seed and rate."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether prompts share beginnings."""
+        ...
+
+    @property
+    def rate(self) -> float:
+        """Requests a second on average, as it is."""
+        ...
+
+    def requests(self, seed: int, rate: float | None = None) -> Iterable[SimulatedRequest]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticSource:
+    spec: Synthetic
+
+    @property
+    def shares(self) -> bool:
+        return self.spec.shares
+
+    @property
+    def rate(self) -> float:
+        return self.spec.rate
+
+    def requests(self, seed: int, rate: float | None = None) -> Iterable[SimulatedRequest]:
+        spec = self.spec if rate is None else replace(self.spec, rate=rate)
+        return spec.generate(seed)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedSource:
+    """A trace. Seed 0 is the trace as it is; each further seed begins elsewhere in it and goes round."""
+
+    recorded: Sequence[SimulatedRequest]
+    shares: bool = False
+
+    @property
+    def rate(self) -> float:
+        span = self.recorded[-1].at - self.recorded[0].at
+        return (len(self.recorded) - 1) / span if span > 0.0 else 0.0
+
+    def requests(self, seed: int, rate: float | None = None) -> Iterable[SimulatedRequest]:
+        own = self.rate
+        if rate is not None and not own:
+            raise BadInput(
+                "this trace has all its requests at one time: it has no rate to change", param="rate"
+            )
+        factor = own / rate if rate else 1.0
+        span = self.recorded[-1].at + (1.0 / own if own else 0.0)
+        start = seed * 7919 % len(self.recorded)
+        turned = [*self.recorded[start:], *(replace(one, at=one.at + span) for one in self.recorded[:start])]
+        first = turned[0].at
+        return [replace(one, at=(one.at - first) * factor) for one in turned]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """A fleet and what it is asked. `report` hears of (done, all) runs."""
+
+    fleet: FleetSpec
+    source: Source
+    targets: Targets = field(default_factory=Targets)
+    seeds: Sequence[int] = (0,)
+    rate: float | None = None
+    report: Callable[[int, int], None] | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Figures over all seeds; see `report.summary`."""
+        summaries = []
+        for number, seed in enumerate(self.seeds, 1):
+            run = Simulation(self.fleet, self.source.requests(seed, self.rate), seed).run()
+            summaries.append(summary(run, self.fleet, self.targets))
+            if self.report is not None:
+                self.report(number, len(self.seeds))
+        return over_seeds(summaries)
+
+    def compare(self, fleets: Mapping[str, FleetSpec]) -> dict[str, dict[str, Any]]:
+        """The same requests through each of `fleets`."""
+        return {name: replace(self, fleet=fleet).run() for name, fleet in fleets.items()}
+
+    def sweep(self, rates: Sequence[float]) -> dict[str, Any]:
+        """Figures at each rate, and the knee between them: the highest rate that is served (see `SERVED`)."""
+        points = [self._at(rate) for rate in sorted(rates)]
+        good = [point["rate"] for point in points if point["good_share"] >= SERVED]
+        return {"served_share": SERVED, "knee_rps": max(good, default=None), "points": points}
+
+    def find_knee(self, start: float | None = None) -> dict[str, Any]:
+        """Double or halve from `start` (None: the workload's own rate) until the knee is enclosed, then bisect."""
+        rate = start or self.source.rate or 1.0
+        points = [self._at(rate)]
+        for _ in range(_ROUNDS):
+            served = [p["rate"] for p in points if p["good_share"] >= SERVED]
+            missed = [p["rate"] for p in points if p["good_share"] < SERVED]
+            low, high = max(served, default=0.0), min(missed, default=float("inf"))
+            if low and high < float("inf") and high / low <= CLOSE:
+                break
+            if not low:
+                rate = high / 2
+            elif high == float("inf"):
+                rate = low * 2
+            else:
+                rate = (low * high) ** 0.5
+            points.append(self._at(rate))
+        served = [p["rate"] for p in points if p["good_share"] >= SERVED]
+        points.sort(key=lambda point: float(point["rate"]))
+        return {"served_share": SERVED, "knee_rps": max(served, default=None), "points": points}
+
+    def _at(self, rate: float) -> dict[str, Any]:
+        return {"rate": rate, **replace(self, rate=rate).run()}
