@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/weighbridge/models/kernels/native/*)
 
-.PHONY: serve test lint format clean
+.PHONY: serve test proof lint format clean
 
 serve: .make/install
 	$(BIN)/weighbridge serve $(ARGS)
 
 test: .make/install-dev lint
 	$(BIN)/python -m pytest
+
+# The slow proofs, with every optional dependency: about an hour.
+proof: .make/install-proof
+	$(BIN)/python -m pytest -m proof --timeout 1800
 
 lint: .make/install-dev
 	$(BIN)/ruff check src tests benchmarks
@@ -36,6 +40,10 @@ $(BIN)/python:
 
 .make/install-dev: .make/install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+.make/install-proof: .make/install-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,ray,redis,privacy,otel,mcp]'
 	@touch $@
 
 clean:
