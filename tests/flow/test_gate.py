@@ -43,7 +43,7 @@ def stakes(probability: float, spent: float = 1.0, **more: float) -> Stakes:
 
 
 def test_a_model_calls_cost_and_break_even() -> None:
-    assert COST == pytest.approx(0.00085)
+    assert pytest.approx(0.00085) == COST
     assert break_even(stakes(0.5)) == pytest.approx(0.298, abs=5e-4)
     cancelled_at_40_percent = spent_share(800 * 0.5e-6, 300 * 1.5e-6, 0.4)
     assert break_even(stakes(0.5, cancelled_at_40_percent)) == pytest.approx(0.225, abs=5e-4)
@@ -51,7 +51,7 @@ def test_a_model_calls_cost_and_break_even() -> None:
 
 
 def test_width_limits_itself() -> None:
-    assert 1 + 0.001 * 2 / COST == pytest.approx(3.35, abs=5e-3)
+    assert pytest.approx(3.35, abs=5e-3) == 1 + 0.001 * 2 / COST
     assert widest(stakes(1.0)) == 3
     assert decide(stakes(1 / 3)).launch
     assert not decide(stakes(1 / 4)).launch

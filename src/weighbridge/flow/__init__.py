@@ -15,6 +15,7 @@ from weighbridge.flow.execution import StepTimeout, attempt
 from weighbridge.flow.first import first
 from weighbridge.flow.flow import Flow, flow
 from weighbridge.flow.guess import guess
+from weighbridge.flow.journal import InDoubt, idempotency_key
 from weighbridge.flow.predict import NOTHING, GuessedCall, History, Prediction, Predictor, Several
 from weighbridge.flow.promise import Promise
 from weighbridge.flow.run import Budget, BudgetExceeded, FlowTimeout
@@ -30,6 +31,7 @@ __all__ = [
     "GuessedCall",
     "History",
     "In",
+    "InDoubt",
     "NotDone",
     "Prediction",
     "Predictor",
@@ -42,5 +44,6 @@ __all__ = [
     "first",
     "flow",
     "guess",
+    "idempotency_key",
     "step",
 ]

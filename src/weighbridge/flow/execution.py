@@ -38,6 +38,8 @@ class Execution:
         "error",
         "finished_at",
         "handles",
+        "in_doubt",
+        "journal_key",
         "key",
         "kwargs",
         "on_commit",
@@ -61,6 +63,8 @@ class Execution:
         self.on_commit: list[Callable[[], None]] = []
         self.done = False
         self.preempted = False
+        self.in_doubt = False  # a write that may have happened before a crash
+        self.journal_key: str | None = None
         self.value: Any = None
         self.error: BaseException | None = None
         self.finished_at = 0.0
@@ -147,6 +151,11 @@ class Execution:
 
     async def _attempts(self) -> Any:
         options = self.step.options
+        if self.in_doubt and options.settle is not None:
+            try:
+                return await options.settle(*self.args, **self.kwargs)
+            except NotDone:
+                pass  # it did not happen: now it does
         if not (options.timeout or options.retries or options.hedge):
             return await self.step.function(*self.args, **self.kwargs)
         for count in range(options.retries + 1):

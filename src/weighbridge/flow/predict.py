@@ -133,7 +133,7 @@ class History:
         ]
         if not speaking:
             return ()
-        _, table, known = max(speaking, key=lambda one: (one[0], one[1]))
+        _, _, known = max(speaking, key=lambda one: (one[0], one[1]))
         ranked = known.ranked()
         return [
             Prediction(value, ("history", rank, min(count, 4).bit_length()))

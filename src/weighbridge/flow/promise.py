@@ -39,6 +39,7 @@ class Promise(Pending, Generic[T]):
         "kwargs",
         "missing",
         "number",
+        "occurrence",
         "pending",
         "step",
         "world",
@@ -52,6 +53,7 @@ class Promise(Pending, Generic[T]):
         self.args = args
         self.kwargs = kwargs
         self.number = -1
+        self.occurrence = 0  # calls of the same step with the same arguments before it
         self.identity: Any = None  # frozen arguments; promises among them by their number
         self.pending: list[Any] = []  # promises and guesses among the arguments
         self.deps: tuple[Promise[Any], ...] = ()  # what it waits for: arguments, and effects it must follow

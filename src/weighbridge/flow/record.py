@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from weighbridge.flow.gate import Verdict
-from weighbridge.flow.gate_path import Node
+from weighbridge.flow.gate_path import Node, critical_path
 
 if TYPE_CHECKING:
     from weighbridge.flow.execution import Execution
@@ -172,3 +172,13 @@ def nodes_of(record: Record) -> tuple[list[Node], dict[int, int]]:
     end = place(record.final)
     nodes.append(Node(0.0, end))
     return nodes, where
+
+
+def mark_critical(record: Record) -> None:
+    """Flag the spans on the critical path of a finished run."""
+    nodes, where = nodes_of(record)
+    at = {position: number for number, position in where.items()}
+    numbers = {at[position] for position in critical_path(nodes) if position in at}
+    for promise in record.calls:
+        if promise.number in numbers and promise.execution is not None and promise.execution.span is not None:
+            promise.execution.span.critical = True

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from weighbridge.errors import WeighbridgeError
 from weighbridge.flow.execution import Execution
 from weighbridge.flow.gate import Stakes, Verdict
-from weighbridge.flow.gate_path import critical_path, saving
+from weighbridge.flow.gate_path import saving
 from weighbridge.flow.learn import Learner
 from weighbridge.flow.limits import Limiter
 from weighbridge.flow.predict import Predictor
@@ -92,7 +92,7 @@ class Run:
         self.loads: list[Callable[[float], float]] = []  # dollars of harm that so many dollars of work do
         self._limiters = limiters
         self._cache = cache
-        self._journal = journal
+        self.journal = journal
         self._loop = asyncio.get_running_loop()
         self.clock = self._loop.time
         self._context = contextvars.copy_context()
@@ -175,7 +175,7 @@ class Run:
         """Take back what `undo` steps did, last first."""
         for promise in reversed(self._undoable):
             take_back = promise.step.options.undo
-            if take_back is None or (self._journal is not None and self._journal.undone(promise)):
+            if take_back is None or (self.journal is not None and self.journal.undone(promise)):
                 continue
             task = self.spawn(_call(take_back, promise.result()))
             try:
@@ -185,8 +185,8 @@ class Run:
                 failed = True
             if failed:
                 self.record.error = f"{self.record.error}; undoing {promise.step.name} failed"
-            elif self._journal is not None:
-                self._journal.mark_undone(promise)
+            elif self.journal is not None:
+                self.journal.mark_undone(promise)
 
     async def _close(self) -> None:
         """Cancel whatever still runs, wait until it has, and close what was opened."""
@@ -253,6 +253,10 @@ class Run:
         """The number of a call: the same for the same call in every world."""
         return self._numbers.setdefault(identity, len(self._numbers))
 
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Do something in a while, if the run is still going on then; its end does the same anyway."""
+        self._loop.call_later(seconds, lambda: None if self.closing else action())
+
     def resource(self, key: Hashable, make: Callable[[], Closing]) -> Any:
         """Something opened once per run and closed with it."""
         if key not in self._resources:
@@ -268,28 +272,44 @@ class Run:
         if execution.span is not None:
             execution.span.usd += usd
 
-    def recalled(self, promise: Promise[Any], execution: Execution) -> bool:
-        """Whether the journal or the cache knew the result."""
-        journal = self._journal
-        if journal is not None and journal.recall(promise, execution):
+    def recalled(
+        self, promise: Promise[Any], args: tuple[Any, ...], kwargs: dict[str, Any], key: Hashable
+    ) -> Execution | None:
+        """What the journal knows of a call; if nothing, it is told when the call has settled."""
+        assert self.journal is not None
+        execution = Execution(self, promise.step, args, kwargs, key)
+        if self.journal.recall(promise, execution):
             self.record.resumed += 1
-            return True
-        return self.cached(execution)
+            return execution
+        promise.on_settled(self._remember)
+        return None
+
+    def _remember(self, promise: Promise[Any]) -> None:
+        assert self.journal is not None
+        try:
+            self.journal.remember(promise)
+        except WeighbridgeError as error:
+            promise.error = error  # nobody has seen the result yet: this is called back first
 
     def recall_combined(self, promise: Promise[Any]) -> None:
         """Settle a race whose winner the journal knows."""
-        if self._journal is not None:
-            self._journal.recall_combined(promise)
+        if self.journal is not None:
+            self.journal.recall_combined(promise)
 
     def remember_combined(self, promise: Promise[Any], value: Any) -> None:
-        if self._journal is not None:
-            self._journal.remember_combined(promise, value)
+        if self.journal is not None:
+            self.journal.remember_combined(promise, value)
 
     def cached(self, execution: Execution) -> bool:
         return bool(execution.step.options.cache) and self._cache.recall(execution)
 
-    def refusal(self, promise: Promise[Any]) -> BaseException | None:
+    def refusal(self, promise: Promise[Any], execution: Execution) -> BaseException | None:
         """Why a step may not start: no money is left, or a journaled write's outcome is not known."""
+        if self.journal is not None and promise.step.writes:
+            try:
+                self.journal.begin(promise, execution)
+            except WeighbridgeError as error:
+                return error
         limit = self.budget.usd
         if limit is not None and self.usd + promise.step.options.usd > limit:
             text = f"flow {self.record.flow} has spent ${self.usd:.4g} of its budget of ${limit:.4g}"
@@ -369,16 +389,6 @@ class Run:
                 learned = self.learner.site(site)
                 learned.saving.add(one.seconds)
                 learned.cost.add(one.usd)
-
-
-def mark_critical(record: Record) -> None:
-    """Flag the spans on the critical path of a finished run."""
-    nodes, where = nodes_of(record)
-    at = {position: number for number, position in where.items()}
-    numbers = {at[position] for position in critical_path(nodes) if position in at}
-    for promise in record.calls:
-        if promise.number in numbers and promise.execution is not None and promise.execution.span is not None:
-            promise.execution.span.critical = True
 
 
 async def _call(function: Callable[[Any], Awaitable[None]], value: Any) -> None:

@@ -61,14 +61,18 @@ class World:
         promise: Promise[Any] = Promise(self, step, args, kwargs)
         frozen = freeze_call(args, kwargs, lambda part: self._stand_in(part, promise))
         promise.identity = (step.name, frozen, self.path)
-        count = self._counts.get(promise.identity, 0)
-        self._counts[promise.identity] = count + 1
-        promise.number = self.run.number((promise.identity, count))
-        promise.frontier = self.frontier
-        self.handles.add(promise)
+        self._identify(promise)
         self._follow(promise)
         self.called(promise)
         return promise
+
+    def _identify(self, promise: Promise[Any]) -> None:
+        count = self._counts.get(promise.identity, 0)
+        self._counts[promise.identity] = count + 1
+        promise.occurrence = count
+        promise.number = self.run.number((promise.identity, count))
+        promise.frontier = self.frontier
+        self.handles.add(promise)
 
     def check_allowed(self, step: Step[..., Any]) -> None:
         """Raises BadInput when `step` may not be called here at all."""
@@ -163,27 +167,28 @@ class World:
         line = run.executions.get(key)
         if line is None:
             line = run.executions[key] = []
-        if used < len(line) and line[used].usable:
-            line[used].claim(promise)
-            return
-        if used >= len(line) and line and _joinable(promise.step, line[-1]):
-            line.append(line[-1])
-            line[-1].claim(promise)
-            return
-        execution = Execution(run, promise.step, args, kwargs, key)
-        if used < len(line):
-            line[used] = execution
-        else:
-            line.append(execution)
-        self.launch(promise, execution)
-
-    def launch(self, promise: Promise[Any], execution: Execution) -> None:
-        """Start a new execution for the committed world: unless the journal or a cache knows its result."""
-        run = self.run
-        if run.recalled(promise, execution):
+        execution = self.recalled(promise, args, kwargs, key) or _shared(promise, line, used)
+        if execution is not None:
+            _place(line, used, execution)
             execution.claim(promise)
             return
-        refusal = run.refusal(promise)
+        execution = Execution(run, promise.step, args, kwargs, key)
+        _place(line, used, execution)
+        self.launch(promise, execution)
+
+    def recalled(
+        self, promise: Promise[Any], args: Args, kwargs: dict[str, Any], key: Hashable
+    ) -> Execution | None:
+        """The call as the journal has it."""
+        return self.run.recalled(promise, args, kwargs, key) if self.run.journal is not None else None
+
+    def launch(self, promise: Promise[Any], execution: Execution) -> None:
+        """Start a new execution, unless a cache knows its result or it may not start."""
+        run = self.run
+        if run.cached(execution):
+            execution.claim(promise)
+            return
+        refusal = run.refusal(promise, execution)
         if refusal is not None:
             promise.settle(None, refusal)
             return
@@ -196,12 +201,8 @@ class World:
         """A promise that stands for several calls; whoever made it settles it through `combined`."""
         promise: Promise[Any] = Promise(self, step, tuple(promises), {})
         promise.identity = (step.name, tuple(("promise", one.number) for one in promises), self.path)
-        count = self._counts.get(promise.identity, 0)
-        self._counts[promise.identity] = count + 1
-        promise.number = self.run.number((promise.identity, count))
-        promise.frontier = self.frontier
+        self._identify(promise)
         promise.deps = tuple(promises)
-        self.handles.add(promise)
         if self.run.committed is self:
             self.run.record.calls.append(promise)
             self.run.recall_combined(promise)
@@ -220,9 +221,20 @@ class World:
             promise.abandon()
 
 
-def _joinable(step: Step[..., Any], execution: Execution) -> bool:
-    """Whether an identical call in flight may be joined."""
-    return step.options.dedup and not step.writes and not execution.done and execution.usable
+def _place(line: list[Execution], used: int, execution: Execution) -> None:
+    if used < len(line):
+        line[used] = execution
+    else:
+        line.append(execution)
+
+
+def _shared(promise: Promise[Any], line: list[Execution], used: int) -> Execution | None:
+    """An execution of the same call that the promise may stand for, as well as those that do already."""
+    if used < len(line):
+        return line[used] if line[used].usable else None
+    if not line or promise.step.writes or not promise.step.options.dedup:
+        return None
+    return line[-1] if line[-1].usable and not line[-1].done else None
 
 
 class Shadow(World):
@@ -252,6 +264,9 @@ class Shadow(World):
             pass  # a wrong guess may lead a body anywhere; only the committed world reports
         finally:
             self.park()
+
+    def recalled(self, *_: Any) -> None:
+        """The journal is of the committed world."""
 
     def park(self) -> None:
         if self.parked is None:
@@ -352,6 +367,9 @@ class Nursery(World):
         withheld, self._withheld = self._withheld, []
         for promise in withheld:
             self.arm(promise)
+
+    def recalled(self, *_: Any) -> None:
+        """What happens inside a step is not journaled; its result is."""
 
     def check_allowed(self, step: Step[..., Any]) -> None:
         if step.writes:
