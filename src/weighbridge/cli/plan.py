@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from weighbridge.cli.terminal import print_json
 from weighbridge.cost.hardware import Device, custom_device, devices, find_device
+from weighbridge.cost.roofline import decode_share
 from weighbridge.engine.settings import parse_bytes
 from weighbridge.errors import BadInput
 from weighbridge.planner.catalogue import catalogue
-from weighbridge.planner.memory import MemoryPlan, plan_memory
-from weighbridge.planner.report import figures, memory_json
+from weighbridge.planner.commands import engine_command, fleet_yaml
+from weighbridge.planner.fit import changes
+from weighbridge.planner.html import page
+from weighbridge.planner.memory import MemoryPlan, Model, plan_memory
+from weighbridge.planner.packing import pack
+from weighbridge.planner.printing import print_choices, print_packing, print_plan
+from weighbridge.planner.report import choice_json, placed_json, plan_json
 from weighbridge.planner.request import Deployment
+from weighbridge.planner.search import Search
+from weighbridge.planner.search import recommend as recommend_deployments
 from weighbridge.planner.source import open_model
+from weighbridge.planner.speed import DEFAULT_OUTPUT, DEFAULT_PROMPT, Speed, measure, step_cost, typical_batch
+from weighbridge.planner.traffic import Arrival, parse_slo, traffic_of
+from weighbridge.simulator.traces import read_rows
 
 Flag = typer.Option
 
@@ -64,6 +76,20 @@ def plan(
     swa_full: Annotated[bool, Flag("--swa-full", help="Keep sliding layers in full.")] = False,
     flash_attn: Annotated[bool | None, Flag("--flash-attn/--no-flash-attn", help="llama.cpp.")] = None,
     ubatch: Annotated[int, Flag(min=1, help="llama.cpp micro-batch.")] = 512,
+    prompt_tokens: Annotated[int, Flag(min=1, help="Of the requests whose speed is told.")] = DEFAULT_PROMPT,
+    output_tokens: Annotated[int, Flag(min=1, help="Of the requests whose speed is told.")] = DEFAULT_OUTPUT,
+    batch: Annotated[int | None, Flag(min=1, help="Requests at once; none: several.")] = None,
+    price: Annotated[
+        float | None, Flag(min=0, help="USD per device-hour, instead of the list price.")
+    ] = None,
+    recommend: Annotated[
+        bool, Flag("--recommend", help="Find the cheapest deployment for --traffic.")
+    ] = False,
+    traffic: Annotated[Path | None, Flag(help="Trace: Azure CSV, Mooncake or plain JSONL.")] = None,
+    slo: Annotated[
+        str, Flag(help="Objectives, such as ttft=500ms,tpot=50ms,p=99.")
+    ] = "ttft=1s,tpot=50ms,p=95",
+    html: Annotated[Path | None, Flag(help="Write the plan as a page.")] = None,
     list_devices: Annotated[bool, Flag("--list-devices", help="Print the device catalogue.")] = False,
     list_models: Annotated[bool, Flag("--list-models", help="Print the model catalogue.")] = False,
     json_output: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
@@ -106,11 +132,108 @@ def plan(
         flash_attention=flash_attn,
         ubatch=ubatch,
     )
-    result = plan_memory(open_model(models[0]), deployment, chosen)
-    if json_output:
-        print_json(memory_json(result))
+    opened = [open_model(name) for name in models]
+    if recommend or traffic:
+        _recommend(
+            opened, deployment, chosen, traffic, slo, _Varied(tp, count, weights, kv_dtype), json_output
+        )
+    elif len(opened) > 1:
+        _pack(opened, deployment, chosen, count, json_output)
     else:
-        print_plan(result, Console())
+        shape = _Shape(prompt_tokens, output_tokens, batch, price)
+        _single(opened[0], deployment, chosen, shape, html, json_output)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What speed is asked for."""
+
+    prompt: int
+    output: int
+    batch: int | None
+    price: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Varied:
+    """What the user fixed of what a search would vary."""
+
+    tp: int | None
+    count: int | None
+    weights: str | None
+    kv_dtype: str
+
+
+def _single(
+    model: Model,
+    deployment: Deployment,
+    device: Device | None,
+    shape: _Shape,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    result = plan_memory(model, deployment, device)
+    speeds = _speeds(result, shape)
+    found, command = changes(result), engine_command(result)
+    if html is not None:
+        try:
+            html.write_text(page(result, speeds, found, command), encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"--html: {html} cannot be written: {error.strerror or error}") from error
+    if as_json:
+        print_json(plan_json(result, speeds, found, command))
+    else:
+        print_plan(result, speeds, found, command, Console())
+
+
+def _speeds(result: MemoryPlan, shape: _Shape) -> list[Speed]:
+    """At one request, at what fits, and at powers of four between; none when nothing fits."""
+    if result.device is None or not result.fits:
+        return []
+    most = shape.batch or typical_batch(result, shape.prompt, shape.output)
+    batches = [shape.batch] if shape.batch else sorted({1, most, *(4**k for k in range(1, 6) if 4**k < most)})
+    device, price = result.device, shape.price
+    return [measure(result, device, batch, shape.prompt, shape.output, price) for batch in batches]
+
+
+def _recommend(
+    models: list[Model],
+    deployment: Deployment,
+    device: Device | None,
+    trace: Path | None,
+    slo: str,
+    varied: _Varied,
+    as_json: bool,
+) -> None:
+    if trace is None or len(models) != 1:
+        raise BadInput("--recommend takes one MODEL and needs --traffic TRACE")
+    rows = [Arrival(row.at, row.prompt_tokens, row.output_tokens) for row in read_rows(trace)]
+    kv = None if varied.kv_dtype == "auto" else varied.kv_dtype
+    search = Search([device] if device else None, varied.tp, varied.weights, kv, varied.count)
+    traffic = traffic_of(rows)
+    choices = recommend_deployments(models[0], deployment, traffic, parse_slo(slo), search)
+    first = choices[0].candidate
+    cost = step_cost(first.plan, first.device, decode_share(traffic.prompt, traffic.output))
+    command = engine_command(first.plan)
+    config = fleet_yaml(first.plan, cost, first.replicas, first.usd_per_hour)
+    if as_json:
+        found = [choice_json(choice) for choice in choices]
+        print_json({"choices": found, "command": command, "weighbridge_yaml": config})
+    else:
+        print_choices(choices[:10], command, config, Console())
+
+
+def _pack(
+    models: list[Model], deployment: Deployment, device: Device | None, count: int | None, as_json: bool
+) -> None:
+    if device is None:
+        raise BadInput("several models need --device, and --count when the box has more than one")
+    placed = pack(models, deployment, device, count or 1)
+    commands = [engine_command(one.plan) for one in placed]
+    if as_json:
+        print_json([placed_json(one, command) for one, command in zip(placed, commands, strict=True)])
+    else:
+        print_packing(placed, commands, Console())
 
 
 def _device(name: str | None, memory: float | None) -> Device | None:
@@ -128,24 +251,6 @@ def _tensor_parallel(tp: int | None, count: int | None, pp: int, dp: int) -> int
     if count is not None and tp * pp * dp > count:
         raise BadInput(f"tp x pp x dp = {tp * pp * dp} needs more devices than --count {count}")
     return tp
-
-
-def print_plan(result: MemoryPlan, console: Console) -> None:
-    """The plan in words: figures with bounds, why, verdict."""
-    where = f"{result.deployment.gpus} x {result.device.name}" if result.device else "no device given"
-    console.print(
-        f"[bold]{escape(result.model.name)}[/] with {result.rules.engine} on {where}", highlight=False
-    )
-    table = Table("", "", "between", box=None, pad_edge=False)
-    table.columns[1].justify = "right"
-    for row in figures(result):
-        table.add_row(*map(escape, row))
-    console.print(table)
-    for line in result.explain:
-        console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
-    if result.device is not None:
-        verdict = "[green]fits[/]" if result.fits else f"[red]does not fit[/]: {escape(result.problem)}"
-        console.print(verdict, highlight=False, soft_wrap=True)
 
 
 def _print_lists(list_devices: bool, as_json: bool) -> None:

@@ -126,22 +126,16 @@ _CATALOGUE = (
     _row("Xeon-8480-512GB", "cpu", "intel", (500.0, 307, 90, 0, 180, 0, 60, 1.50), "amx"),
     _row("CPU-2core-8GB", "cpu", "any", (7.5, 25, 1.5, 0, 3.0, 0, 0, 0.07), "amx"),
 )
-_ALIASES = {
-    "h100": "H100-80GB", "h100sxm": "H100-80GB", "h100pcie": "H100-PCIe-80GB", "h100nvl": "H100-NVL-94GB",
-    "h200": "H200-141GB", "h20": "H20-96GB", "a100": "A100-80GB", "a10": "A10-24GB", "a10g": "A10G-24GB",
-    "a30": "A30-24GB", "a40": "A40-48GB", "l4": "L4-24GB", "l40": "L40-48GB", "l40s": "L40S-48GB",
-    "t4": "T4-16GB", "b200": "B200-180GB", "b200192gb": "B200-180GB", "gb200": "GB200-192GB",
-    "b300": "B300-288GB", "gh200": "GH200-96GB", "gb10": "DGX-Spark-128GB", "spark": "DGX-Spark-128GB",
-    "mi300x": "MI300X-192GB", "mi325x": "MI325X-256GB", "mi355x": "MI355X-288GB", "mi250x": "MI250X-128GB",
-    "mi210": "MI210-64GB", "a6000": "RTX-A6000-48GB", "rtx6000ada": "RTX-6000-Ada-48GB",
-    "rtxpro6000": "RTX-PRO-6000-96GB", "pro6000": "RTX-PRO-6000-96GB", "v100": "V100-32GB",
-    "m2ultra": "M2-Ultra-192GB", "m3ultra": "M3-Ultra-512GB", "m4max": "M4-Max-128GB", "m1max": "M1-Max-64GB",
-    "epyc": "EPYC-9654-768GB", "xeon": "Xeon-8480-512GB", "cpu": "CPU-2core-8GB", "gaudi3": "Gaudi3-128GB",
-    "strixhalo": "Strix-Halo-128GB", "dgxspark": "DGX-Spark-128GB",
+_OTHER_NAMES = {
+    "gb10": "dgxspark", "spark": "dgxspark", "epyc": "epyc9654", "xeon": "xeon8480", "cpu": "cpu2core",
+    "rtx6000": "rtx6000ada",
 }  # fmt: skip
+#: Words that makers and drivers put around a name and that do not tell devices apart.
 _NOISE = re.compile(
-    r"nvidia|geforce|tesla|amd|instinct|class|generation|blackwell|workstation|edition|server"
+    r"nvidia|geforce|tesla|\bamd\b|intel|apple|instinct|radeon|class|generation|blackwell|workstation|edition|server"
+    r"|\bsxm\d?\b|\bhbm\d?e?\b|\boam\b|\bgpu\b|rocm"
 )
+_SIZE = re.compile(r"(\d+)\s*gi?b\b")
 
 
 def devices() -> tuple[Device, ...]:
@@ -151,38 +145,40 @@ def devices() -> tuple[Device, ...]:
 def find_device(name: str) -> Device:
     """The device called `name`: "H100-80GB", "h100", "RTX 4090 24GB", "Tesla T4", however it is spelled.
 
-    Raises BadInput naming the closest entries when there is none.
+    Where only the size tells devices apart and none is given, the larger one. Raises BadInput naming the closest
+    entries when there is none.
     """
-    key = _key(name)
-    by_key = {_key(device.name): device for device in _CATALOGUE}
-    without_size = {re.sub(r"\d+gb$", "", k): device for k, device in by_key.items()}
-    short = key.removeprefix("rtx")
-    found = by_key.get(key) or by_key.get("rtx" + key)
-    alias = _ALIASES.get(key) or _ALIASES.get(re.sub(r"\d+gb$", "", key))
-    if found is None and alias and (key in _ALIASES or _size(key) in (None, _size(_key(alias)))):
-        found = by_key[_key(alias)]
-    found = found or without_size.get(key) or without_size.get("rtx" + short)
-    if found is None:
-        names = [device.name for device in _CATALOGUE]
-        lowered = {n.lower(): n for n in names}
-        close = [lowered[n] for n in get_close_matches(name.lower(), lowered, n=4, cutoff=0.4)]
-        hint = ", ".join(close or names[:8])
-        raise BadInput(
-            f"device {name!r} is not in the catalogue (near: {hint}); see `weighbridge plan --list-devices`, "
-            "or describe it with --device-memory",
-            param="device",
-        )
-    return found
-
-
-def _key(name: str) -> str:
     plain = re.sub(r"\(.*?\)", "", name.lower())
-    return re.sub(r"[^a-z0-9]", "", _NOISE.sub("", plain))
+    size = _SIZE.search(plain)
+    wanted = _base(plain)
+    wanted = _OTHER_NAMES.get(wanted, wanted)
+    found = [x for x in _CATALOGUE if wanted and wanted in _names(x)]
+    if not found and wanted.endswith("pcie"):
+        found = [x for x in _CATALOGUE if wanted.removesuffix("pcie") in _names(x)]
+    if size is not None:
+        exact = [x for x in found if x.name.endswith(f"-{size.group(1)}GB")]
+        found = exact or (found if len(found) == 1 else [])
+    if found:
+        return max(found, key=lambda x: x.memory_gib)
+    lowered = {x.name.lower(): x.name for x in _CATALOGUE}
+    close = [lowered[n] for n in get_close_matches(name.lower(), lowered, n=4, cutoff=0.4)]
+    near = ", ".join(close) if close else "none"
+    raise BadInput(
+        f"device {name!r} is not in the catalogue (near: {near}); see `weighbridge plan --list-devices`, "
+        "or describe it with --device-memory",
+        param="device",
+    )
 
 
-def _size(key: str) -> str | None:
-    match = re.search(r"(\d+)gb$", key)
-    return match.group(1) if match else None
+def _base(name: str) -> str:
+    """Letters and digits of a name without size and noise."""
+    plain = re.sub(r"[-_/]", " ", name.lower())
+    return re.sub(r"[^a-z0-9]", "", _NOISE.sub(" ", _SIZE.sub(" ", plain)))
+
+
+def _names(device: Device) -> set[str]:
+    base = _base(device.name)
+    return {base, base.removeprefix("rtx"), base.removeprefix("rx")}
 
 
 def custom_device(memory_gib: float, like: str | None = None) -> Device:

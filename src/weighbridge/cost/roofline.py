@@ -31,7 +31,8 @@ class Efficiency:
 
     bandwidth: float = 0.75
     attention_bandwidth: float = 0.60
-    arithmetic: float = 0.55
+    arithmetic: float = 0.50
+    expert_arithmetic: float = 0.20  # small matrices, uneven batches, and the exchange between ranks
     attention_arithmetic: float = 0.35
     link: float = 0.50
     layer_seconds: float = 15e-6  # launches of one layer, inside a graph
@@ -43,8 +44,10 @@ DEFAULT = Efficiency()
 BY_KIND = {
     "datacenter": DEFAULT,
     "consumer": Efficiency(bandwidth=0.85, arithmetic=0.75, link=0.4, all_reduce_seconds=25e-6),
-    "apple": Efficiency(bandwidth=0.70, arithmetic=0.60, step_seconds=0.8e-3),
-    "cpu": Efficiency(bandwidth=0.75, attention_bandwidth=0.5, arithmetic=0.35, layer_seconds=1.2e-4),
+    "apple": Efficiency(bandwidth=0.70, arithmetic=0.60, expert_arithmetic=0.4, step_seconds=0.8e-3),
+    "cpu": Efficiency(
+        bandwidth=0.75, attention_bandwidth=0.5, arithmetic=0.35, expert_arithmetic=0.25, layer_seconds=1.2e-4
+    ),
 }
 
 
@@ -57,7 +60,8 @@ class Demand:
     experts: int  # in a layer; 0: dense
     experts_used: int  # by one token, in each layer
     expert_layers: int
-    flops_per_token: float
+    flops_per_token: float  # of all but routed experts
+    expert_flops_per_token: float
     kv_bytes_per_pair: float
     flops_per_pair: float
     state_bytes_per_sequence: float
@@ -78,7 +82,8 @@ def roofline(
     """
     e = efficiency or BY_KIND[device.kind]
     bandwidth = device.bandwidth_gbs * 1e9
-    flops = device.tflops(demand.weight_bits) * 1e12 * e.arithmetic
+    flops = device.tflops(demand.weight_bits) * 1e12
+    multiplying = demand.flops_per_token / e.arithmetic + demand.expert_flops_per_token / e.expert_arithmetic
     exchanged, latency = 0.0, 0.0
     if demand.tp > 1:
         ring = 2 * (demand.tp - 1) / demand.tp
@@ -94,7 +99,7 @@ def roofline(
     cost = StepCost(
         overhead=e.step_seconds + demand.layers * e.layer_seconds + latency,
         memory=demand.weight_bytes / (bandwidth * e.bandwidth),
-        per_token=demand.flops_per_token / flops + exchanged,
+        per_token=multiplying / flops + exchanged,
         per_context_token=decode_share * reading + (1 - decode_share) * computing,
         per_sequence=2 * demand.state_bytes_per_sequence / (bandwidth * e.attention_bandwidth) + 4e-6,
         per_expert=demand.expert_bytes / (bandwidth * e.bandwidth),

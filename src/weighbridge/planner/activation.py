@@ -3,7 +3,7 @@
 vLLM runs a dummy batch of max_num_batched_tokens and, after it, the sampler for max_num_seqs requests; what
 remains of the budget becomes cache. Two candidates for the peak, whichever is larger:
 
-    sampler   max_num_seqs x vocabulary x 38.5 bytes, 48 since 0.12 (16- and 32-bit logits, sort keys and indices
+    sampler   max_num_seqs x vocabulary x 38.5 bytes (16- and 32-bit logits, sort keys and indices
               with their work space, probabilities and their sums): the dominant one at default settings
     layers    max_num_batched_tokens x 2 bytes x (gate, up and product of the widest MLP / tp, or of the experts
               a token uses, + 5 hidden vectors)
@@ -21,7 +21,7 @@ from weighbridge.planner.engines import Rules
 from weighbridge.planner.request import Deployment, Range
 
 GIB = 1 << 30
-SAMPLER_BYTES_PER_LOGIT = {"before 0.12": 38.5, "since": 48.0}
+SAMPLER_BYTES_PER_LOGIT = 38.5
 GRAPH_GIB_PER_LAYER = 0.015
 
 
@@ -54,15 +54,14 @@ def overheads(
 
 def _gpu_engine(architecture: Architecture, d: Deployment, rules: Rules) -> tuple[Range, str]:
     tokens, seqs = rules.max_num_batched_tokens, rules.max_num_seqs
-    per_logit = SAMPLER_BYTES_PER_LOGIT["since" if rules.version >= (0, 12) else "before 0.12"]
-    sampler = seqs * architecture.vocab * per_logit / GIB
+    sampler = seqs * architecture.vocab * SAMPLER_BYTES_PER_LOGIT / GIB
     layers = tokens * layer_bytes_per_token(architecture, d.tp) / GIB
     tower = 0.6 if architecture.towers and d.towers else 0.0
     value = max(sampler, layers) + tower
     bound = "sampler" if sampler >= layers else "layers"
     why = (
         f"the larger of sampling ({seqs} requests x {architecture.vocab:,} logits x "
-        f"{per_logit:g} B = {sampler:.2f} GiB) and a layer's work on {tokens:,} tokens "
+        f"{SAMPLER_BYTES_PER_LOGIT} B = {sampler:.2f} GiB) and a layer's work on {tokens:,} tokens "
         f"({layers:.2f} GiB): the {bound}"
     )
     if tower:
@@ -126,7 +125,7 @@ def _framework(d: Deployment, rules: Rules, device: Device | None) -> tuple[Rang
         return Range(1.2, 0.2, 2.2), "ROCm counts its context and libraries here"
     if d.tp * d.pp > 1:
         return Range(0.45, 0.1, 1.1), "NCCL and all-reduce buffers, the CUDA context"
-    return Range(0.15, 0.05, 0.5), "the CUDA context and libraries"
+    return Range(0.12, 0.05, 0.5), "the CUDA context and libraries"
 
 
 def _graphs(architecture: Architecture, d: Deployment, rules: Rules) -> tuple[Range, str]:

@@ -76,6 +76,10 @@ class MemoryPlan:
 def plan_memory(model: Model, deployment: Deployment, device: Device | None) -> MemoryPlan:
     """Plan one deployment. Raises BadInput when the flags cannot go together or the model has no such layout."""
     deployment.check()
+    if device is not None and device.kind == "apple" and deployment.engine in ("vllm", "sglang"):
+        raise BadInput(
+            f"{deployment.engine} does not run on {device.name}; use --engine llama.cpp", param="engine"
+        )
     architecture = model.architecture
     _check_parallelism(architecture, deployment)
     if deployment.engine == "llama.cpp" and deployment.concurrency and deployment.max_num_seqs is None:
@@ -243,7 +247,7 @@ def verdict(
     if available is None or kv is None:
         return True, ""
     if available.value <= 0:
-        return False, f"the weights and overheads leave {available.value:.2f} GiB for the cache"
+        return False, f"weights and overheads need {-available.value:.2f} GiB more than there is"
     if rules.engine == "llama.cpp":
         needed = kv.pool_bytes / GIB
         if needed > available.value:

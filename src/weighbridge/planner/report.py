@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+from weighbridge.planner.fit import Change
 from weighbridge.planner.kv_layout import KVPlan
 from weighbridge.planner.memory import GIB, MemoryPlan
+from weighbridge.planner.packing import Placed
 from weighbridge.planner.request import Range
+from weighbridge.planner.search import Choice
+from weighbridge.planner.speed import SPREAD, Speed
 from weighbridge.planner.tensors import parameters
 
 
@@ -88,6 +94,56 @@ def ranges(plan: MemoryPlan) -> dict[str, Range]:
         found["num_blocks"] = Range(value.num_blocks, low.num_blocks, high.num_blocks)
         found["max_concurrency"] = Range(value.max_concurrency, low.max_concurrency, high.max_concurrency)
     return found
+
+
+def plan_json(
+    plan: MemoryPlan, speeds: Sequence[Speed], changes: Sequence[Change], command: str
+) -> dict[str, Any]:
+    """The plan with its speed, the changes that would make it fit, and the command that starts it."""
+    result = memory_json(plan)
+    result["speed"] = [speed_json(speed) for speed in speeds]
+    result["changes"] = [{"what": c.words, "flags": c.flags} for c in changes]
+    result["command"] = command
+    result["explain"] += list(speeds[-1].explain) if speeds else []
+    return result
+
+
+def speed_json(speed: Speed) -> dict[str, Any]:
+    """Times in seconds, each also with the bounds that measurements mostly lie in."""
+    record = {name: value for name, value in asdict(speed).items() if name != "explain"}
+    low, high = SPREAD
+    record["ranges"] = {
+        name: {"value": record[name], "low": record[name] * low, "high": record[name] * high}
+        for name in ("ttft", "tpot", "tokens_per_second")
+    }
+    return record
+
+
+def choice_json(choice: Choice) -> dict[str, Any]:
+    """One recommendation."""
+    candidate, d = choice.candidate, choice.candidate.plan.deployment
+    return {
+        "device": candidate.device.name,
+        "replicas": candidate.replicas,
+        "gpus": candidate.gpus,
+        "tp": d.tp,
+        "weights": candidate.plan.stored.format,
+        "kv_dtype": d.kv_dtype,
+        "usd_per_hour": candidate.usd_per_hour,
+        **asdict(choice.outcome),
+        "plan": memory_json(candidate.plan),
+    }
+
+
+def placed_json(placed: Placed, command: str) -> dict[str, Any]:
+    """One packed model."""
+    return {
+        "model": placed.plan.model.name,
+        "devices": list(placed.devices),
+        "share": placed.share,
+        "command": command,
+        "plan": memory_json(placed.plan),
+    }
 
 
 def figures(plan: MemoryPlan) -> list[tuple[str, str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import ceil
 
 from weighbridge.cost.hardware import PRICES_AS_OF, Device
 from weighbridge.cost.roofline import Demand, roofline
@@ -14,6 +15,7 @@ from weighbridge.planner.tensors import DRAFT, Kind, all_tensors
 from weighbridge.planner.weights import shard_share
 
 DEFAULT_PROMPT, DEFAULT_OUTPUT = 1024, 256
+SERVING_SECONDS = 0.02  # HTTP, tokenizing and the way to the first delta
 #: Single estimates of a roofline lie within these factors of measurements nine times of ten: docs/planner.md.
 SPREAD = (0.6, 1.7)
 
@@ -52,7 +54,11 @@ def demand(plan: MemoryPlan) -> Demand:
         if isinstance(layer.feed_forward, Experts):
             expert_layers += 1
             count, used = layer.feed_forward.count, layer.feed_forward.active
-    flops = sum(2.0 * t.elements * t.used for t in all_tensors(architecture) if t.kind is not Kind.EMBED)
+    used_flops = {True: 0.0, False: 0.0}  # by whether they are of routed experts
+    for tensor in all_tensors(architecture):
+        if tensor.kind is not Kind.EMBED:
+            used_flops[tensor.kind is Kind.EXPERT] += 2.0 * tensor.elements * tensor.used
+    flops = used_flops[False]
     if architecture.tied:
         flops += 2.0 * architecture.vocab * architecture.hidden
     layers = len(architecture.layers)
@@ -63,6 +69,7 @@ def demand(plan: MemoryPlan) -> Demand:
         experts_used=used,
         expert_layers=expert_layers,
         flops_per_token=flops / d.tp,
+        expert_flops_per_token=used_flops[True] / d.tp,
         kv_bytes_per_pair=_kv_bytes(plan),
         flops_per_pair=_pair_flops(plan),
         state_bytes_per_sequence=plan.kv.state_bytes if plan.kv else 0.0,
@@ -118,21 +125,21 @@ def measure(
 ) -> Speed:
     """Speed of one replica with `batch` requests running, and the money its tokens cost at full use.
 
-    A step in steady state decodes `batch` requests and computes the prompt tokens that replace those that
-    finish: prompt / output of them for each token produced.
+    TTFT: the prompt computed in chunks beside the decodes of the others. TPOT: a decode step, and the prompts of
+    others computed in between, as engines that batch both together measure it.
     """
     d = plan.deployment
     decode, prefill = step_cost(plan, device, 1.0), step_cost(plan, device, 0.0)
     context = prompt + output / 2
-    tpot = decode.seconds(batch, batch, round(batch * context))
-    chunk = plan.rules.max_num_batched_tokens
-    ttft = prefill.prefill_seconds(prompt, chunk=max(chunk, 256))
-    # Each request occupies the machine for its own prompt and for a share of every step it decodes in.
-    seconds_per_request = ttft + output * tpot / batch
-    tokens_per_second = output / seconds_per_request * d.dp
+    step = decode.seconds(batch, batch, round(batch * context))
+    chunk = max(plan.rules.max_num_batched_tokens, 256)
+    alone = prefill.prefill_seconds(prompt, chunk=chunk)
+    ttft = SERVING_SECONDS + alone + (step * ceil(prompt / chunk) if batch > 1 else 0.0)
+    tpot = step + (batch - 1) * alone / output
+    tokens_per_second = batch * output / (alone + output * tpot) * d.dp
     hourly = (device.usd_per_hour if price is None else price) * d.gpus
     produced = tokens_per_second * 3600
-    read = prompt / ttft * 3600 * d.dp
+    read = prompt / alone * 3600 * d.dp
     return Speed(
         batch,
         prompt,
@@ -140,11 +147,11 @@ def measure(
         ttft,
         tpot,
         tokens_per_second,
-        prompt / ttft * d.dp,
+        prompt / alone * d.dp,
         hourly,
         hourly / produced * 1e6 if hourly else 0.0,
         hourly / read * 1e6 if hourly else 0.0,
-        _explain(plan, device, decode, batch, context, tpot, hourly, price),
+        _explain(plan, device, decode, batch, context, hourly, price),
     )
 
 
@@ -154,11 +161,11 @@ def _explain(
     cost: StepCost,
     batch: int,
     context: float,
-    tpot: float,
     hourly: float,
     price: float | None,
 ) -> tuple[str, ...]:
     asked = demand(plan)
+    step = cost.seconds(batch, batch, round(batch * context))
     experts = cost.per_expert * cost.expert_use.touched(batch, batch) if cost.per_expert else 0.0
     parts = [
         f"weights {cost.memory * 1e3:.2f} ms ({asked.weight_bytes / 1e9:.1f} GB per GPU, "
@@ -173,7 +180,7 @@ def _explain(
         )
     source = f"list price of {PRICES_AS_OF}" if price is None else "price given"
     return (
-        f"a decode step of {batch} takes {tpot * 1e3:.1f} ms: " + ", ".join(parts),
+        f"a decode step of {batch} takes {step * 1e3:.1f} ms: " + ", ".join(parts),
         f"{hourly:.2f} USD per hour for {plan.deployment.gpus} x {device.name} ({source})",
     )
 
