@@ -11,7 +11,7 @@ async def support(question: str) -> str:
 """
 
 from weighbridge.flow.best import best
-from weighbridge.flow.execution import StepTimeout, attempt
+from weighbridge.flow.execution import StepTimeout, attempt, charge
 from weighbridge.flow.first import first
 from weighbridge.flow.flow import Flow, flow
 from weighbridge.flow.guess import guess
@@ -41,6 +41,7 @@ __all__ = [
     "StepTimeout",
     "attempt",
     "best",
+    "charge",
     "first",
     "flow",
     "guess",

@@ -208,6 +208,13 @@ class Execution:
             promise.settle(value, error)
 
 
+def charge(usd: float) -> None:
+    """Inside a step: it has cost so many dollars (more). Counts towards the flow's budget; ignored elsewhere."""
+    execution = current_execution.get()
+    if execution is not None:
+        execution.run.charge(execution, usd)
+
+
 def _worth_retrying(step: Step[..., Any], error: Exception) -> bool:
     """A write's effect may have happened unless it says otherwise; a mistake in the call stays one."""
     if step.writes:

@@ -26,10 +26,8 @@ def return_type(function: Callable[..., Any]) -> Any:
 def encode(value: Any, kind: Any, what: str) -> bytes:
     """`value` as JSON. Raises BadInput when reading it back as `kind` would not give the same."""
     try:
-        if hasattr(value, "model_dump_json"):
-            data = value.model_dump_json().encode()
-        else:
-            data = msgspec.json.encode(value)
+        pydantic = hasattr(value, "model_dump_json")
+        data: bytes = value.model_dump_json().encode() if pydantic else msgspec.json.encode(value)
         again = decode(data, kind)
     except (TypeError, ValueError, msgspec.MsgspecError) as error:
         raise BadInput(f"{what} cannot be journaled as JSON ({error}); return plain data") from error

@@ -1,0 +1,242 @@
+"""`weighbridge flow`: run speculative pipelines, look at them, replay workloads through them."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weighbridge.cli.terminal import print_json
+from weighbridge.errors import BadInput, WeighbridgeError
+
+app = typer.Typer(help="Speculative pipelines: run, look at, replay.", no_args_is_help=True)
+
+JournalOption = Annotated[
+    Path | None, typer.Option(help="SQLite file that remembers runs (default: flows.sqlite in the home).")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _journal_path(given: Path | None) -> Path:
+    from weighbridge.models.store import weighbridge_home
+
+    return given if given is not None else weighbridge_home() / "flows.sqlite"
+
+
+@app.command("run")
+def run(
+    target: Annotated[str, typer.Argument(help="MODULE:FLOW or FILE.py:FLOW.")],
+    input: Annotated[
+        str | None,
+        typer.Option(
+            help="JSON: an object gives keyword arguments, a list positional ones, else one argument."
+        ),
+    ] = None,
+    journal: JournalOption = None,
+    run_id: Annotated[
+        str | None, typer.Option(help="Name of the run; an interrupted one is resumed.")
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="sequential, parallel or speculate.")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Run a flow with a journal; print its result."""
+    flow = _load(target)
+    args, kwargs = _arguments(input)
+    configured = flow.options(journal=_journal_path(journal), run_id=run_id, mode=mode)
+    try:
+        result = asyncio.run(configured(*args, **kwargs))
+    except (WeighbridgeError, KeyboardInterrupt):
+        raise
+    except TypeError as error:
+        raise BadInput(f"{target}: {error}; give its arguments with --input") from error
+    except Exception as error:
+        raise WeighbridgeError(f"{target} failed: {type(error).__name__}: {error}") from error
+    record = configured.last
+    assert record is not None
+    if json_output:
+        seconds, usd = round(record.seconds, 6), round(record.usd, 8)
+        bets = record.outcomes()
+        print_json(
+            {"run": record.run_id, "result": _plain(result), "seconds": seconds, "usd": usd, "bets": bets}
+        )
+    else:
+        print(result if isinstance(result, str) else json.dumps(_plain(result), ensure_ascii=False))
+        print(f"run {record.run_id}: {record.seconds:.3f} s, ${record.usd:.4g}", file=sys.stderr)
+
+
+def _load(target: str) -> Any:
+    """The flow that MODULE:FLOW names. Raises BadInput saying what is missing."""
+    from weighbridge.flow import Flow
+
+    name, colon, attribute = target.rpartition(":")
+    if not colon or not name or not attribute:
+        raise BadInput(f"{target!r}: name a flow as MODULE:FLOW or FILE.py:FLOW")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = _module(name)
+    except (ImportError, OSError, SyntaxError) as error:
+        raise BadInput(f"{name}: {error}") from error
+    flow = getattr(module, attribute, None)
+    if not isinstance(flow, Flow):
+        known = ", ".join(key for key, value in vars(module).items() if isinstance(value, Flow)) or "none"
+        raise BadInput(f"{name} has no flow {attribute!r}; its flows: {known}")
+    return flow
+
+
+def _module(name: str) -> Any:
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = Path(name)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise OSError("no such file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _arguments(given: str | None) -> tuple[list[Any], dict[str, Any]]:
+    if given is None:
+        return [], {}
+    try:
+        value = json.loads(given)
+    except ValueError as error:
+        raise BadInput(
+            f"--input is not JSON ({error}); a text needs quotes inside: --input '\"text\"'"
+        ) from error
+    if isinstance(value, dict):
+        return [], value
+    return (value, {}) if isinstance(value, list) else ([value], {})
+
+
+def _plain(value: Any) -> Any:
+    import msgspec
+
+    try:
+        return msgspec.to_builtins(value)
+    except TypeError:
+        return repr(value)
+
+
+@app.command("runs")
+def runs(
+    journal: JournalOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many, the latest first.")] = 20,
+    json_output: JsonOption = False,
+) -> None:
+    """List the runs of a journal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from weighbridge.flow.journal import Journal
+
+    book = Journal(_existing(journal))
+    listed = book.runs(limit)
+    book.close()
+    if json_output:
+        print_json(listed)
+        return
+    table = Table("run", "flow", "status", "seconds", "arguments")
+    for one in listed:
+        seconds = f"{one['ended'] - one['began']:.3f}" if one["ended"] else "-"
+        table.add_row(one["run_id"], one["flow"], one["status"], seconds, one["arguments"][:60])
+    Console().print(table)
+
+
+def _existing(journal: Path | None) -> Path:
+    path = _journal_path(journal)
+    if not path.is_file():
+        raise BadInput(
+            f"there is no journal {path}; `weighbridge flow run` writes one, --journal names another"
+        )
+    return path
+
+
+@app.command("timeline")
+def timeline(
+    run: Annotated[str, typer.Argument(help="The run's id; `weighbridge flow runs` lists them.")],
+    journal: JournalOption = None,
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained page instead.")] = None,
+    width: Annotated[int, typer.Option(min=60, help="Columns of the text.")] = 100,
+    json_output: JsonOption = False,
+) -> None:
+    """Show a run: what was committed, shadow or cancelled, the critical path, and every bet."""
+    from weighbridge.flow.explain import explain
+    from weighbridge.flow.journal import Journal
+    from weighbridge.flow.saved import record_from_json
+    from weighbridge.flow.timeline import text
+    from weighbridge.flow.timeline_html import page
+
+    book = Journal(_existing(journal))
+    data = book.record_of(run)
+    book.close()
+    if json_output:
+        print_json(json.loads(data))
+        return
+    record = record_from_json(data)
+    if html is None:
+        print(text(record, width))
+        print(explain(record))
+        return
+    try:
+        html.write_text(page(record), encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"--html {html}: {error}") from error
+    print(html)
+
+
+@app.command("replay")
+def replay(
+    workload: Annotated[Path, typer.Option(help="JSONL, one task a line.")],
+    mode: Annotated[str, typer.Option(help="sequential, parallel, speculate, oracle or liar.")] = "speculate",
+    real_time: Annotated[
+        bool, typer.Option("--real-time", help="Sleep instead of jumping the clock.")
+    ] = False,
+    value_per_second: Annotated[
+        float, typer.Option(min=0.0, help="What a second saved is worth, in dollars.")
+    ] = 0.001,
+    waste: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Largest share of the money that may go to lost bets.")
+    ] = 0.5,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most calls at once (default: no limit).")] = None,
+    seed: Annotated[int, typer.Option(help="Which predictions come true where only a rate is given.")] = 0,
+    json_output: JsonOption = False,
+) -> None:
+    """Replay a workload through the real runtime and gate, in virtual time unless told otherwise."""
+    from typing import get_args
+
+    from weighbridge.flow.replay import ReplayMode, ReplaySettings, Replayed
+    from weighbridge.flow.replay import replay as run_replay
+    from weighbridge.flow.run import Budget
+    from weighbridge.flow.workload import read_workload
+
+    if mode not in get_args(ReplayMode):
+        raise BadInput(f"--mode {mode}: must be one of {', '.join(get_args(ReplayMode))}")
+    tasks = read_workload(workload)
+
+    def under(name: Any) -> Replayed:
+        budget = Budget(waste=waste)
+        return run_replay(tasks, ReplaySettings(name, value_per_second, budget, limit, real_time, seed))
+
+    sequential = under("sequential")
+    report = (sequential if mode == "sequential" else under(mode)).report(sequential)
+    if json_output:
+        print_json(report)
+        return
+    spans, bets = report["makespan_s"], report["bets"]
+    print(
+        f"{mode}: {report['tasks']} tasks, mean {spans['mean']:.3f} s, p50 {spans['p50']:.3f}, p95 {spans['p95']:.3f}"
+    )
+    print(
+        f"{report['speedup_over_sequential']:.2f}x as fast as sequential, {report['wasted_share']:.1%} wasted"
+    )
+    print(
+        f"bets: {bets['won']} won, {bets['lost']} lost, {bets['declined']} declined; {report['writes']} writes"
+    )
