@@ -1,0 +1,152 @@
+"""weighbridge.yaml: every complaint points at its line and says what to write; keys never show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from weighbridge.cli.app import app
+from weighbridge.cli.config import plain
+from weighbridge.errors import BadInput
+from weighbridge.fleet.config_load import load_config, parse_config
+from weighbridge.fleet.config_replica import replica_from_json
+
+GOOD = """\
+listen: 0.0.0.0:9000
+admin_key: operator
+tenants:
+  alice:
+    keys:
+      - {key: a-secret, expires: 2999-01-01}
+    limits: {tokens_per_minute: 1000, usd_per_day: 2.5}
+models:
+  small:
+    aliases: [default, gpt]
+    policy: least_tokens
+    replicas:
+      - url: http://127.0.0.1:8001/v1
+        dialect: vllm
+        capacity:
+          step_cost: {overhead: 0.001, memory: 0.01, per_token: 1.0e-4, per_context_token: 1.0e-7, per_sequence: 0}
+      - process: smollm2-135m-instruct
+        count: 2
+        threads: 1
+        options: [--quantize, int8]
+"""
+
+
+def parse(text: str):  # type: ignore[no-untyped-def]
+    return parse_config(text, "weighbridge.yaml", Path("."))
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(BadInput) as caught:
+        parse(text)
+    return str(caught.value).splitlines()
+
+
+def test_a_good_file_is_read() -> None:
+    spec = parse(GOOD)
+    assert (spec.host, spec.port) == ("0.0.0.0", 9000)
+    [model] = spec.models
+    url, process = model.replicas
+    assert (url.name, url.target, url.dialect) == ("small-0", "http://127.0.0.1:8001", "vllm")
+    assert url.capacity.step_cost is not None
+    assert url.capacity.step_cost.memory == 0.01
+    assert (process.kind, process.count, process.options) == ("process", 2, ("--quantize", "int8"))
+    assert process.dialect == "weighbridge"
+    assert spec.tenants[0].limits.tokens_per_minute == 1000
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line", "said"),
+    [
+        (GOOD.replace("policy: least_tokens", "policy: least_token"), 11, "did you mean 'least_tokens'"),
+        (GOOD.replace("aliases:", "alias:"), 10, "did you mean 'aliases'"),
+        (GOOD.replace("dialect: vllm", "dialect: vlm"), 14, "did you mean 'vllm'"),
+        (GOOD.replace("http://127.0.0.1:8001/v1", "127.0.0.1:8001"), 13, "http://127.0.0.1:8000"),
+        (GOOD.replace("count: 2", "count: two"), 18, "whole number"),
+        (GOOD.replace("threads: 1", "threads: 0"), 19, "at least 1"),
+        (GOOD.replace("listen: 0.0.0.0:9000", "listen: 9000"), 1, "must be text"),
+        (GOOD.replace("0.0.0.0:9000", "somewhere"), 1, "HOST:PORT"),
+        (GOOD.replace("2999-01-01", "soon"), 6, "2027-01-31"),
+        (GOOD.replace("usd_per_day: 2.5", "usd_per_day: -1"), 7, "greater than 0"),
+        (GOOD.replace("overhead: 0.001, ", ""), 16, "overhead"),
+        (GOOD.replace("        dialect: vllm\n", "        process: x\n"), 14, "exactly one of"),
+        (GOOD.replace("key: a-secret", "key_env: WEIGHBRIDGE_NO_SUCH_KEY"), 6, "export WEIGHBRIDGE_NO_SUCH_KEY"),
+        (GOOD + "  small: {}\n", 21, "twice"),
+        (GOOD + "policies: weigh\n", 21, "is not a setting"),
+    ],
+)
+def test_what_is_wrong_has_a_line_and_a_remedy(wrong: str, line: int, said: str) -> None:
+    found = problems(wrong)
+    assert any(one.startswith(f"weighbridge.yaml:{line}: ") and said in one for one in found), found
+
+
+def test_all_problems_are_told_in_the_order_of_the_file() -> None:
+    found = problems("models: {m: {policy: x, replicas: [{url: y}]}}\nlisten: z\nqueue: {max_wait: 0}\n")
+    assert [one.split(":")[1] for one in found] == ["1", "1", "2", "3"]
+
+
+def test_files_that_are_no_yaml() -> None:
+    assert problems("models: [")[0].startswith("weighbridge.yaml:1: this is no YAML")
+    assert "must be a mapping" in problems("just text")[0]
+    assert "at least one model" in problems("")[0]
+    assert "Python" not in "".join(problems("models: !!python/object/apply:os.system [true]"))
+
+
+def test_names_must_lead_to_one_thing() -> None:
+    two = "models:\n  a: {aliases: [b], replicas: [{url: 'http://h:1', name: r}]}\n"
+    two += "  b: {replicas: [{url: 'http://h:2', name: r}]}\n"
+    found = "\n".join(problems(two))
+    assert "'b' leads to 'a' and to 'b'" in found
+    assert "two replicas are called 'r'" in found
+
+
+def test_two_tenants_must_not_share_a_key() -> None:
+    found = problems(GOOD.replace("  alice:\n", "  bob: {key: a-secret}\n  alice:\n"))
+    assert "same key" in found[0]
+    assert "a-secret" not in found[0]
+
+
+def test_keys_come_from_the_environment_and_never_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOUD_KEY", "sk-hidden")
+    spec = parse(GOOD.replace("dialect: vllm", "key_env: CLOUD_KEY"))
+    key = spec.models[0].replicas[0].key
+    assert key == "sk-hidden"
+    assert "sk-hidden" not in repr(spec)
+    assert "sk-hidden" not in json.dumps(plain(spec))
+    assert "a-secret" not in json.dumps(plain(spec))
+
+
+def test_a_replica_in_json_is_read_like_one_in_yaml() -> None:
+    spec = replica_from_json({"url": "http://h:1", "limits": {"concurrent_requests": 3}}, "x")
+    assert (spec.name, spec.limits.concurrent_requests) == ("x", 3)
+    with pytest.raises(BadInput, match=r"the request: dialect: 'q' is not known"):
+        replica_from_json({"url": "http://h:1", "dialect": "q"}, "x")
+    with pytest.raises(BadInput, match="JSON object"):
+        replica_from_json(["http://h:1"], "x")
+
+
+def test_the_command_line_checks_and_shows(tmp_path: Path) -> None:
+    file = tmp_path / "weighbridge.yaml"
+    file.write_text(GOOD)
+    runner = CliRunner()
+    checked = runner.invoke(app, ["config", "check", str(file), "--json"])
+    assert json.loads(checked.output) == {"file": str(file), "ok": True, "models": 1, "replicas": 3}
+    shown = runner.invoke(app, ["config", "show", str(file), "--json"])
+    assert json.loads(shown.output)["models"][0]["replicas"][0]["target"] == "http://127.0.0.1:8001"
+    assert "a-secret" not in shown.output
+    file.write_text(GOOD.replace("policy:", "polcy:"))
+    failed = runner.invoke(app, ["config", "check", str(file)])
+    assert isinstance(failed.exception, BadInput)  # main() turns it into one line and exit code 2
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="cannot read the configuration"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(BadInput, match="does not exist"):
+        parse("models: {m: {tokenizer: nowhere, replicas: [{url: 'http://h:1'}]}}")

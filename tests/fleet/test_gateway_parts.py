@@ -1,0 +1,254 @@
+"""The pure parts of the gateway: framing, counting, breaker, budgets, quantiles, dialects, cores."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weighbridge.fleet.breaker import BreakerSettings, BreakerState, CircuitBreaker
+from weighbridge.fleet.dialects import DIALECTS, dialect, read_report
+from weighbridge.fleet.hedge import HedgeSettings, Hedger, SlidingQuantile
+from weighbridge.fleet.meter import Meter
+from weighbridge.fleet.process_replica import share_cores
+from weighbridge.fleet.replica import LARGEST_EVENT, EventFramer, ReplicaError
+from weighbridge.fleet.retry import Budget, backoff, may_retry, retry_after
+
+EVENT = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+
+
+@given(st.lists(st.integers(1, 40), max_size=30), st.sampled_from([b"\n\n", b"\r\n\r\n"]))
+def test_events_are_cut_whole_wherever_the_network_cuts(sizes: list[int], gap: bytes) -> None:
+    stream = b"".join(b"data: %d" % n + gap for n in range(12)) + b"data: [DONE]"
+    framer, out, at = EventFramer("r"), [], 0
+    for size in [*sizes, len(stream)]:
+        piece, at = stream[at : at + size], at + size
+        out.append(framer.feed(piece))
+    assert all(one.endswith(gap) for one in out if one)
+    assert b"".join(out) + framer.flush() == stream
+
+
+def test_an_event_without_end_does_not_fill_the_memory() -> None:
+    framer = EventFramer("r")
+    with pytest.raises(ReplicaError, match="16 MiB"):
+        for _ in range(LARGEST_EVENT // (1 << 20) + 2):
+            framer.feed(b"x" * (1 << 20))
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=20), st.booleans(), st.booleans())
+def test_a_meter_counts_events_and_hides_usage(groups: list[int], hide: bool, spaces: bool) -> None:
+    colon = b": " if spaces else b":"
+    usage = b'data: {"choices":[],"usage"' + colon + b'{"prompt_tokens":7,"completion_tokens":3}}\n\n'
+    last = b'data: {"choices":[{"finish_reason"' + colon + b'"stop"}]}\n\n'
+    meter = Meter(hide_usage=hide)
+    out = []
+    for chunk in [EVENT * n for n in groups] + [b": still here\n\n", last + usage + b"data: [DONE]\n\n"]:
+        meter.count(chunk)
+        out.append(meter.strip(chunk))
+    passed = b"".join(out)
+    assert passed.count(EVENT) == sum(groups)
+    assert (usage in passed) is not hide
+    assert passed.endswith(b"data: [DONE]\n\n")
+    assert meter.usage is not None
+    assert (meter.usage.prompt_tokens, meter.usage.output_tokens) == (7, 3)
+    assert (meter.finish, meter.done, meter.complete) == ("stop", True, True)
+    assert sum(groups) <= meter.produced <= sum(groups) + 2
+
+
+def test_usage_on_an_event_with_text_stays() -> None:
+    meter = Meter(hide_usage=True)
+    event = b'data: {"choices":[{"text":"a"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n'
+    assert meter.strip(event) == event
+    assert meter.usage is not None
+    text = b'data: {"choices":[{"text":"the \\"usage\\": {} of words"}]}\n\n'
+    assert meter.strip(text) == text
+
+
+def test_a_stream_with_an_error_event_is_over() -> None:
+    meter = Meter(hide_usage=False)
+    meter.count(b'data: {"error": {"message": "out of memory"}}\n\n')
+    assert meter.failed
+
+
+# -- breaker -----------------------------------------------------------------------------------------------
+
+QUICK = BreakerSettings(failures=3, minimum=10, window=30.0, cool_off=1.0, longest_cool_off=8.0)
+
+
+def test_the_breaker_opens_tries_once_and_closes() -> None:
+    breaker = CircuitBreaker(QUICK)
+    for _ in range(3):
+        assert breaker.allows(0.0)
+        breaker.failed(0.0)
+    assert breaker.state(0.5) is BreakerState.OPEN
+    assert not breaker.allows(0.5)
+    assert breaker.allows(1.0)
+    breaker.sent(1.0)
+    assert not breaker.allows(1.0)  # one on trial is enough
+    breaker.failed(1.1)
+    assert breaker.state(3.0) is BreakerState.OPEN  # two seconds now
+    breaker.sent(3.2)
+    breaker.succeeded(3.3)
+    assert breaker.state(3.3) is BreakerState.CLOSED
+
+
+def test_a_trial_that_is_cancelled_or_lost_frees_its_place() -> None:
+    breaker = CircuitBreaker(QUICK)
+    for _ in range(3):
+        breaker.failed(0.0)
+    breaker.sent(1.0)
+    breaker.gave_up()
+    assert breaker.allows(1.1)
+    breaker.sent(1.1)
+    assert not breaker.allows(2.0)
+    assert breaker.allows(1.1 + QUICK.longest_cool_off + 0.1)
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 5.0), st.sampled_from("fsgx")), max_size=200))
+def test_the_breaker_never_locks_out_for_longer_than_its_longest_pause(steps: list[tuple[float, str]]) -> None:
+    breaker, now = CircuitBreaker(QUICK), 0.0
+    for pause, what in steps:
+        now += pause
+        if what == "f":
+            breaker.failed(now)
+        elif what == "s":
+            breaker.succeeded(now)
+        elif what == "g":
+            breaker.gave_up()
+        elif breaker.allows(now):
+            breaker.sent(now)
+    assert breaker.allows(now + 2 * QUICK.longest_cool_off + 0.01)
+
+
+def test_many_failures_among_successes_open_it_too() -> None:
+    breaker = CircuitBreaker(QUICK)
+    for index in range(20):
+        (breaker.succeeded if index % 3 == 0 else breaker.failed)(float(index) / 10)
+    assert breaker.state(2.0) is not BreakerState.CLOSED
+
+
+# -- retries and hedges ------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.booleans(), max_size=300))
+def test_a_budget_never_spends_more_than_its_share(steps: list[bool]) -> None:
+    budget, sent, again = Budget(0.2, 10.0, 10.0), 0, 0
+    for spend in steps:
+        if spend:
+            again += budget.spend()
+        else:
+            budget.earn()
+            sent += 1
+    assert again <= 10 + 0.2 * sent + 1e-9
+
+
+def test_what_may_be_retried() -> None:
+    assert all(may_retry(status, 2, False) for status in (429, 502, 503, 504, 401, 403))
+    assert may_retry(500, 1, False)
+    assert not may_retry(500, 2, False)
+    assert not may_retry(504, 1, True)
+    assert not any(may_retry(status, 1, False) for status in (400, 404, 413, 422))
+
+
+def test_retry_after_in_both_forms() -> None:
+    assert retry_after({"retry-after": "7"}, 0.0) == 7.0
+    assert retry_after({"retry-after": "Thu, 01 Jan 1970 00:01:00 GMT"}, 20.0) == 40.0
+    assert retry_after({"retry-after": "-3"}, 0.0) == 0.0
+    assert retry_after({"retry-after": "1e99"}, 0.0) == 3600.0
+    assert retry_after({"retry-after": "nan"}, 0.0) is None
+    assert retry_after({"retry-after": "later"}, 0.0) is None
+    assert retry_after({}, 0.0) is None
+
+
+def test_backoff_is_short() -> None:
+    """production-stack #382: a long back-off breaks a two-second time to first token."""
+    assert sum(backoff(attempt, 0.999) for attempt in range(1, 5)) < 0.6
+
+
+@given(st.lists(st.floats(0.0, 100.0), min_size=1, max_size=100), st.floats(0.01, 0.99))
+def test_the_sliding_quantile_is_that_of_the_last_observations(values: list[float], q: float) -> None:
+    sliding = SlidingQuantile(size=16)
+    for value in values:
+        sliding.observe(value)
+    last = sorted(values[-16:])
+    got = sliding.quantile(q)
+    assert got in last
+    assert sum(one <= got for one in last) >= q * len(last)
+    assert sum(one < got for one in last) <= q * len(last)
+
+
+def test_a_hedger_waits_until_it_has_learned() -> None:
+    hedger = Hedger(HedgeSettings(enabled=True, minimum_samples=10, quantile=0.9, minimum_delay=0.0))
+    assert hedger.delay(1.0) is None
+    for index in range(10):
+        hedger.observe(0.1 * (index + 1), predicted=0.1)  # 1 to 10 times what was predicted
+    assert hedger.delay(0.2) == pytest.approx(9 * 0.2)
+    assert Hedger(HedgeSettings()).delay(1.0) is None
+
+
+# -- dialects ----------------------------------------------------------------------------------------------
+
+VLLM = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
+vllm:num_requests_running{engine="0",model_name="m"} 3.0
+vllm:num_requests_waiting{engine="0",model_name="m"} 2.0
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="1000"} 1.0
+"""
+SGLANG = b"""sglang:num_running_reqs{model_name="m"} 4.0
+sglang:num_queue_reqs{model_name="m"} 1.0
+sglang:num_used_tokens{model_name="m"} 500.0
+sglang:token_usage{model_name="m"} 0.5
+"""
+LLAMA = b"""llamacpp:requests_processing 1
+llamacpp:requests_deferred 6
+"""
+
+
+def test_dialects_read_what_their_servers_tell() -> None:
+    vllm = read_report(dialect("vllm"), VLLM, 5.0)
+    assert (vllm.at, vllm.running_requests, vllm.queued_requests) == (5.0, 3, 2)
+    assert (vllm.kv_tokens_used, vllm.kv_tokens_total) == (4000, 16000)
+    two_ranks = VLLM + VLLM.replace(b'engine="0"', b'engine="1"')
+    both = read_report(dialect("vllm"), two_ranks, 0.0)
+    assert (both.running_requests, both.kv_tokens_used, both.kv_tokens_total) == (6, 8000, 32000)
+    sglang = read_report(dialect("sglang"), SGLANG, 0.0)
+    assert (sglang.running_requests, sglang.queued_requests) == (4, 1)
+    assert (sglang.kv_tokens_used, sglang.kv_tokens_total) == (500, 1000)
+    llama = read_report(dialect("llama-server"), LLAMA, 0.0)
+    assert (llama.running_requests, llama.queued_requests, llama.kv_tokens_total) == (1, 6, None)
+    assert read_report(dialect("ollama"), b'{"models": []}', 0.0).running_requests == 0
+
+
+@pytest.mark.parametrize("name", ["weighbridge", "vllm", "sglang", "llama-server"])
+@pytest.mark.parametrize("page", [b"", b"{}", b"[]", b"\xff\xfe", b"<html>", b"vllm:num_requests_running NaN"])
+def test_pages_that_make_no_sense_are_refused(name: str, page: bytes) -> None:
+    with pytest.raises(ValueError):
+        read_report(DIALECTS[name], page, 0.0)
+
+
+@given(st.binary(max_size=200))
+def test_no_page_can_raise_anything_else(page: bytes) -> None:
+    for one in DIALECTS.values():
+        try:
+            report = read_report(one, page, 0.0)
+        except ValueError:
+            continue
+        assert report.running_requests >= 0
+        assert report.queued_requests >= 0
+
+
+# -- cores -------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 12), st.integers(1, 12))
+def test_cores_are_shared_out_evenly(replicas: int, cores: int) -> None:
+    shares = share_cores(replicas, list(range(cores)))
+    assert len(shares) == replicas
+    assert set().union(*shares) == set(range(min(cores, max(replicas, cores))))
+    sizes = [len(one) for one in shares]
+    assert max(sizes) - min(sizes) <= 1
+    if replicas <= cores:
+        assert sum(sizes) == cores
+    assert math.prod(sizes) >= 1
