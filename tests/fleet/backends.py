@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,13 @@ from weighbridge.fleet.gateway import Gateway
 from weighbridge.server.gateway_app import GatewayApp
 from weighbridge.server.gateway_metrics import GatewayMetrics
 
-STEP_COST = {"overhead": 0.001, "memory": 0.004, "per_token": 1e-4, "per_context_token": 1e-7, "per_sequence": 1e-5}
+STEP_COST = {
+    "overhead": 0.001,
+    "memory": 0.004,
+    "per_token": 1e-4,
+    "per_context_token": 1e-7,
+    "per_sequence": 1e-5,
+}
 
 
 class Quiet(uvicorn.Server):
@@ -31,13 +37,21 @@ class Quiet(uvicorn.Server):
     @asynccontextmanager
     async def running(self, listener: socket.socket) -> AsyncIterator[None]:
         task = asyncio.create_task(self._serve([listener]))
-        while not self.started:
-            await asyncio.sleep(0.005)
+        await until(lambda: self.started)
         try:
             yield
         finally:
             self.should_exit = True
             await asyncio.wait({task}, timeout=5)
+
+
+async def until(condition: Callable[[], Any], timeout: float = 5.0) -> None:
+    """Wait until `condition` holds; fail when it does not in `timeout` seconds."""
+    for _ in range(int(timeout / 0.005)):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(f"not within {timeout} s")
 
 
 def listening() -> socket.socket:
@@ -50,7 +64,9 @@ def listening() -> socket.socket:
 async def serving(app: Any, lifespan: str = "off") -> AsyncIterator[str]:
     """The URL of an ASGI application while the block runs."""
     listener = listening()
-    config = uvicorn.Config(app, log_level="critical", lifespan=lifespan, access_log=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, log_level="critical", lifespan=lifespan, access_log=False, timeout_graceful_shutdown=1
+    )
     server = Quiet(config)
     async with server.running(listener):
         yield "http://{}:{}".format(*listener.getsockname())
@@ -233,9 +249,7 @@ class Front:
 
     async def idle(self, timeout: float = 3.0) -> None:
         """Wait until nothing is in flight, then check that every counter is back at zero."""
-        async with asyncio.timeout(timeout):
-            while self.gateway.open_journeys:
-                await asyncio.sleep(0.005)
+        await until(lambda: not self.gateway.open_journeys, timeout)
         check_drained(self.gateway)
 
 
@@ -306,9 +320,7 @@ async def fleet(
         async with serving(app, "on") as url, aiohttp.ClientSession() as client:
             front = Front(url, gateway, client)
             if wait:
-                async with asyncio.timeout(5):
-                    while not gateway.ready:
-                        await asyncio.sleep(0.005)
+                await until(lambda: gateway.ready)
             yield front
             await front.idle()
 

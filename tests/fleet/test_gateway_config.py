@@ -76,7 +76,11 @@ def test_a_good_file_is_read() -> None:
         (GOOD.replace("usd_per_day: 2.5", "usd_per_day: -1"), 7, "greater than 0"),
         (GOOD.replace("overhead: 0.001, ", ""), 16, "overhead"),
         (GOOD.replace("        dialect: vllm\n", "        process: x\n"), 14, "exactly one of"),
-        (GOOD.replace("key: a-secret", "key_env: WEIGHBRIDGE_NO_SUCH_KEY"), 6, "export WEIGHBRIDGE_NO_SUCH_KEY"),
+        (
+            GOOD.replace("key: a-secret", "key_env: WEIGHBRIDGE_NO_SUCH_KEY"),
+            6,
+            "export WEIGHBRIDGE_NO_SUCH_KEY",
+        ),
         (GOOD + "  small: {}\n", 21, "twice"),
         (GOOD + "policies: weigh\n", 21, "is not a setting"),
     ],

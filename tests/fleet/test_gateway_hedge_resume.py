@@ -14,11 +14,13 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.fleet.backends import Backend, events, fleet, text_of
+from tests.fleet.backends import Backend, events, fleet, text_of, until
 from tests.server.running import free_port, wait_until_ready
 from weighbridge.models.tokenizer import load_tokenizer
 
-HEDGE = "    hedge: {enabled: true, extra_work: 1.0, minimum_samples: 5, minimum_delay: 0.05, quantile: 0.9}\n"
+HEDGE = (
+    "    hedge: {enabled: true, extra_work: 1.0, minimum_samples: 5, minimum_delay: 0.05, quantile: 0.9}\n"
+)
 
 
 async def test_a_slow_first_token_gets_a_second_copy_and_the_loser_stops() -> None:
@@ -31,9 +33,7 @@ async def test_a_slow_first_token_gets_a_second_copy_and_the_loser_stops() -> No
         for _ in range(2):
             assert text_of(await front.stream()) == " t0 t1 t2 t3 t4"
         assert time.monotonic() - began < 3.0
-        async with asyncio.timeout(3):
-            while slow.running or not front.gateway.pools["m"].lost_copies["stopped"]:
-                await asyncio.sleep(0.01)
+        await until(lambda: not slow.running and front.gateway.pools["m"].lost_copies["stopped"])
         ticket = next(one for one in (await front.get("/v1/tickets"))["data"] if one["hedged"])
         counts = front.gateway.pools["m"].members["quick"].counts
     assert slow.cancelled == counts.hedges >= 1

@@ -48,9 +48,11 @@ async def test_unknown_fields_pass_as_they_were_written() -> None:
         b'{"model": "m", "prompt": "x", "top_a": 0.10000000000000000001, "seed": 123456789012345678901234567890,'
         b' "odd": {"b": [1.0, 1e400]}}'
     )
-    async with fleet(backend) as front:
-        async with front.client.post(front.url + "/v1/completions", data=written) as answer:
-            assert answer.status == 200
+    async with (
+        fleet(backend) as front,
+        front.client.post(front.url + "/v1/completions", data=written) as answer,
+    ):
+        assert answer.status == 200
     assert b"0.10000000000000000001" in backend.raw[0]
     assert b"123456789012345678901234567890" in backend.raw[0]
     assert b'{"b": [1.0, 1e400]}' in backend.raw[0]
@@ -58,11 +60,15 @@ async def test_unknown_fields_pass_as_they_were_written() -> None:
 
 async def test_a_whole_answer_and_its_headers() -> None:
     backend = Backend("a", tokens=2)
-    async with fleet(backend, replica=", price: {input_usd_per_million: 1000000, output_usd_per_million: 2000000}") as front:
-        async with front.post() as answer:
-            value = await answer.json()
-            assert answer.headers["x-weighbridge-cost"] == "15"  # 11 + 2 * 2 dollars, with these prices
-            ticket = await front.get("/v1/tickets/" + answer.headers["x-weighbridge-ticket"])
+    async with (
+        fleet(
+            backend, replica=", price: {input_usd_per_million: 1000000, output_usd_per_million: 2000000}"
+        ) as front,
+        front.post() as answer,
+    ):
+        value = await answer.json()
+        assert answer.headers["x-weighbridge-cost"] == "15"  # 11 + 2 * 2 dollars, with these prices
+        ticket = await front.get("/v1/tickets/" + answer.headers["x-weighbridge-ticket"])
     assert value["choices"][0]["message"]["content"] == " t0 t1"
     assert ticket["cost_usd"] == 15.0
     assert ticket["replica"] == "a"
@@ -89,7 +95,8 @@ async def test_aliases_lead_to_the_replicas_own_name() -> None:
         names = [one["id"] for one in (await front.get("/v1/models"))["data"]]
     assert backend.calls[0]["model"] == "upstream"
     assert error["code"] == "model_not_found"
-    assert "'nobody'" in error["message"] and "m, other" in error["message"]
+    assert "'nobody'" in error["message"]
+    assert "m, other" in error["message"]
     assert names == ["m", "other"]
 
 
@@ -128,9 +135,8 @@ async def test_bad_bodies_are_told_by_name() -> None:
 
 
 async def test_a_body_beyond_the_limit_is_refused() -> None:
-    async with fleet(Backend("a"), top="max_body: 1KiB") as front:
-        async with front.post(padding="x" * 2000) as answer:
-            assert answer.status == 413
+    async with fleet(Backend("a"), top="max_body: 1KiB") as front, front.post(padding="x" * 2000) as answer:
+        assert answer.status == 413
 
 
 async def test_the_official_client_streams_through() -> None:

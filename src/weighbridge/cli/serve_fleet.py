@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -78,17 +81,29 @@ def serve_spec(spec: FleetSpec, overrides: Overrides) -> None:
     )
     listener = bind(spec.host, spec.port)  # before anything starts: a taken port is said at once
     makers = LocalMakers(spec)
-    tokenizers = cast(Any, load_tokenizers(spec))
-    gateway = Gateway(spec, lambda one: build_replica(one, makers.by_kind()), tokenizers)
+    gateway = Gateway(spec, lambda one: build_replica(one, makers.by_kind()), load_tokenizers(spec))
     metrics = GatewayMetrics(gateway)
     app = GatewayApp(gateway, metrics)
     where = "{}:{}".format(*listener.getsockname()[:2])
     if not overrides.json_logs:
         announce(spec, where)
     settings = ServerSettings(drain_timeout=spec.drain_timeout, json_logs=overrides.json_logs)
+    quicken(listener)
     drained = run_server(cast(Any, app), cast(Any, gateway), listener, settings)
     if not drained:
         raise WeighbridgeError("some requests were cut off: the drain timeout was too short for them")
+
+
+def quicken(listener: socket.socket) -> None:
+    """Small writes leave at once (accepted connections inherit this), on the faster event loop where it is.
+
+    Without TCP_NODELAY the first chunk of a stream waits for the acknowledgement of its headers: 40 ms.
+    """
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with contextlib.suppress(ImportError):  # not on Windows
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
 def announce(spec: FleetSpec, where: str) -> None:
@@ -163,7 +178,7 @@ def replicated(
     model: str, name: str | None, count: int, on: str, options: Sequence[str], tenants: Any
 ) -> FleetSpec:
     """The configuration that `--replicas N` stands for."""
-    from weighbridge.fleet.config import FleetSpec, ModelSpec, RaySpec, ReplicaSpec
+    from weighbridge.fleet.config import FleetSpec, ModelSpec, ReplicaSpec
     from weighbridge.models import catalogue
     from weighbridge.models.store import resolve
 
@@ -180,7 +195,6 @@ def replicated(
         model=served,
         count=count,
         options=tuple(options),
-        ray=RaySpec(),
     )
     models = (ModelSpec(name=served, replicas=(spec,), aliases=(), tokenizer=path),)
     return FleetSpec(models=models, tenants=tenants)

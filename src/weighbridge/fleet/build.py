@@ -10,6 +10,7 @@ from weighbridge.fleet.api import Replica
 from weighbridge.fleet.config import FleetSpec, ReplicaSpec
 from weighbridge.fleet.dialects import dialect
 from weighbridge.fleet.http_replica import Endpoint, HttpReplica
+from weighbridge.fleet.resume import Renderer
 
 Make = Callable[[ReplicaSpec], Replica]
 
@@ -35,19 +36,17 @@ def endpoint_of(spec: ReplicaSpec, base: str) -> Endpoint:
     )
 
 
-def load_tokenizers(spec: FleetSpec) -> dict[str, object]:
+def load_tokenizers(spec: FleetSpec) -> dict[str, Renderer]:
     """The tokenizers of models that have a path to one. Raises BadInput naming the model."""
-    from weighbridge.models.tokenizer import load_tokenizer
-
-    found: dict[str, object] = {}
-    for model in spec.models:
-        if model.tokenizer is not None:
-            found[model.name] = _loaded(load_tokenizer, model.name, model.tokenizer)
-    return found
+    return {model.name: _tokenizer(model.name, model.tokenizer) for model in spec.models if model.tokenizer}
 
 
-def _loaded(load: Callable[[Path], object], model: str, path: Path) -> object:
+def _tokenizer(model: str, path: Path) -> Renderer:
+    from weighbridge.models.tokenizer import (
+        load_tokenizer,  # takes a second, which many gateways need not spend
+    )
+
     try:
-        return load(path)
+        return load_tokenizer(path)
     except (BadInput, OSError, ValueError) as error:
         raise BadInput(f"model {model!r}: cannot read a tokenizer at {path}: {error}") from error

@@ -14,6 +14,7 @@ from weighbridge.fleet.hedge import HedgeSettings
 from weighbridge.fleet.limits import NO_LIMITS, TenantLimits
 from weighbridge.fleet.replica import Timeouts
 from weighbridge.fleet.retry import RetrySettings
+from weighbridge.fleet.scaling import ScalingSettings
 
 #: What a replica may be: exactly one of these keys is in its entry.
 KINDS = ("url", "process", "engine", "ray")
@@ -42,10 +43,9 @@ class LimitSpec:
 
 @dataclass(frozen=True, slots=True)
 class RaySpec:
-    """Resources of each actor, and how many there may be."""
+    """Resources of each actor, how many there may be, and when there should be more or fewer."""
 
-    least: int = 1
-    most: int = 1
+    scaling: ScalingSettings = field(default_factory=ScalingSettings)
     cpus: float = 1.0
     gpus: float = 0.0
     resources: Mapping[str, float] = field(default_factory=dict)

@@ -141,6 +141,11 @@ class Section:
         section = self.section(name)
         return {key: section.text(key) for key in list(section._values)}
 
+    def numbers(self, name: str) -> dict[str, float]:
+        """A mapping of texts to numbers, such as resources."""
+        section = self.section(name)
+        return {key: float(section.number(key, 0.0)) for key in list(section._values)}
+
     def secret(self, name: str) -> Secret | None:
         """`NAME: text`, or better `NAME_env: VARIABLE`, which keeps it out of the file."""
         variable = self.text(f"{name}_env")

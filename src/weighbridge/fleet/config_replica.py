@@ -15,6 +15,7 @@ from weighbridge.fleet.config import KINDS, CapacitySpec, LimitSpec, RaySpec, Re
 from weighbridge.fleet.config_reader import Problems, Section
 from weighbridge.fleet.dialects import DIALECTS
 from weighbridge.fleet.replica import Timeouts
+from weighbridge.fleet.scaling import ScalingSettings
 
 _COST_FIELDS = ("overhead", "memory", "per_token", "per_context_token", "per_sequence")
 
@@ -163,14 +164,30 @@ def read_timeouts(section: Section, default: Timeouts) -> Timeouts:
 def _ray(section: Section) -> RaySpec:
     if "ray" not in section:
         return RaySpec()
-    least = section.count("min", 1)
     spec = RaySpec(
-        least=least,
-        most=section.count("max", least),
+        scaling=_scaling(section),
         cpus=section.number("cpus", 1.0),
         gpus=section.number("gpus", 0.0),
+        resources=section.numbers("resources"),
         address=section.text("address") or None,
     )
-    if spec.most < spec.least:
-        section.problem("max", f"must not be less than min ({spec.least})")
     return spec
+
+
+def _scaling(section: Section) -> ScalingSettings:
+    default = ScalingSettings()
+    least = section.count("min", default.least)
+    rules = section.section("scaling")
+    settings = ScalingSettings(
+        least=least,
+        most=section.count("max", least),
+        high=rules.number("high", default.high, above=0.0),
+        low=rules.number("low", default.low),
+        up_after=rules.number("up_after", default.up_after),
+        down_after=rules.number("down_after", default.down_after),
+        settle=rules.number("settle", default.settle),
+    )
+    rules.done()
+    if settings.most < settings.least:
+        section.problem("max", f"must not be less than min ({settings.least})")
+    return settings

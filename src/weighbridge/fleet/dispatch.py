@@ -198,10 +198,14 @@ class Dispatcher:
             self._refuse(request_id, error)
 
     def drain_seconds(self, more: float = 0.0) -> float:
-        """In which the replicas that are up work off what waits and `more` tokens."""
+        """In which the replicas that are up work off what waits and `more` tokens; at least a second."""
+        return max(self.work_seconds(self.queue.tokens + more), 1.0)
+
+    def work_seconds(self, tokens: float) -> float:
+        """In which the replicas that are up produce `tokens` together."""
         now = self._clock()
         up = [m.state for m in self.members.values() if m.standing(now) is Standing.UP]
-        return max(drain_seconds(self.queue.tokens + more, [_per_token(s.step_cost) for s in up]), 1.0)
+        return drain_seconds(tokens, [_per_token(state.step_cost) for state in up])
 
     # -- inside ----------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from weighbridge.cost.length import OutputLengths
 from weighbridge.errors import BadInput, Draining
 from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.ask import Ask
+from weighbridge.fleet.autoscale import Autoscale
 from weighbridge.fleet.config import FleetSpec, ReplicaSpec
 from weighbridge.fleet.journey import Journey
 from weighbridge.fleet.limits import Limiter
@@ -68,6 +69,7 @@ class Gateway:
             self.pools[model.name] = pool
             for name in (model.name, *model.aliases):
                 self._names[name] = pool
+        self._scalers: list[Autoscale] = []
         self._ticking: asyncio.Task[None] | None = None
 
     # -- life ------------------------------------------------------------------------------------------
@@ -78,6 +80,8 @@ class Gateway:
             for replica in pool.spec.replicas:
                 for one in expanded(replica):
                     pool.add(one)
+                if replica.kind == "ray" and replica.ray.scaling.most > replica.ray.scaling.least:
+                    self._scalers.append(Autoscale(pool, replica))
         self._ticking = asyncio.create_task(self._tick())
 
     async def drain(self, timeout: float) -> bool:
@@ -107,6 +111,8 @@ class Gateway:
                     pool.dispatcher.tick()
                 except Exception:
                     log.exception("looking after the queue of %s failed", pool.spec.name)
+            for scaler in self._scalers:
+                scaler.step()
 
     # -- requests --------------------------------------------------------------------------------------
 
@@ -231,7 +237,8 @@ def _pool_load(pool: Pool, now: float) -> dict[str, Any]:
 
 
 def expanded(spec: ReplicaSpec) -> list[ReplicaSpec]:
-    """One entry for each of `count` replicas."""
-    if spec.count == 1:
+    """One entry for each of `count` replicas; of Ray's, for as many as there are at least."""
+    count = max(spec.count, spec.ray.scaling.least) if spec.kind == "ray" else spec.count
+    if count == 1:
         return [spec]
-    return [replace(spec, name=f"{spec.name}-{index}", count=1) for index in range(spec.count)]
+    return [replace(spec, name=f"{spec.name}-{index}", count=1) for index in range(count)]

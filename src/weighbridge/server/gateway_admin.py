@@ -12,11 +12,14 @@ from weighbridge.errors import BadInput
 from weighbridge.fleet.config_replica import replica_from_json
 from weighbridge.fleet.gateway import Gateway, expanded
 from weighbridge.fleet.pool import Pool
-from weighbridge.server.app import json_response
 from weighbridge.server.body import read_body
 from weighbridge.server.errors import ApiError
 from weighbridge.server.gateway_keys import Keys
 from weighbridge.server.gateway_request import headers_of
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
 
 
 class Admin:

@@ -17,9 +17,8 @@ from starlette.types import Receive, Scope, Send
 from weighbridge import __version__
 from weighbridge.errors import BadInput
 from weighbridge.fleet.gateway import Gateway, UnknownModel
-from weighbridge.server.app import json_response
 from weighbridge.server.errors import ApiError, as_api_error, error_response
-from weighbridge.server.gateway_admin import Admin
+from weighbridge.server.gateway_admin import Admin, json_response
 from weighbridge.server.gateway_answer import Relays
 from weighbridge.server.gateway_keys import Keys
 from weighbridge.server.gateway_metrics import GatewayMetrics

@@ -1,0 +1,1 @@
+"""What the gateway costs: latency it adds, chunks it passes, decisions it takes."""

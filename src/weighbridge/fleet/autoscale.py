@@ -1,0 +1,68 @@
+"""Starts and stops the replicas that a scaler asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+
+from weighbridge.fleet.config import ReplicaSpec
+from weighbridge.fleet.member import Member
+from weighbridge.fleet.pool import Pool
+from weighbridge.fleet.scaling import Scaler
+
+log = logging.getLogger("weighbridge.fleet")
+
+#: Seconds a replica that is no longer needed has to finish what runs there.
+LAST_WORK = 600.0
+
+
+class Autoscale:
+    """One entry of the configuration whose number of replicas follows the queued token work."""
+
+    def __init__(self, pool: Pool, spec: ReplicaSpec) -> None:
+        self._pool = pool
+        self._spec = spec
+        self._scaler = Scaler(spec.ray.scaling)
+        self._started = spec.ray.scaling.least
+        self._stopping: set[asyncio.Task[bool]] = set()
+
+    def step(self) -> None:
+        """Called at regular times."""
+        members = self._members()
+        dispatcher = self._pool.dispatcher
+        # What waits, here or in a replica: a prompt that is not computed has not begun.
+        waiting = dispatcher.queue.tokens + sum(member.state.uncomputed_tokens for member in members)
+        produced = sum(member.state.remaining_output for member in members)
+        change = self._scaler.decide(
+            len(members),
+            dispatcher.work_seconds(waiting),
+            dispatcher.work_seconds(waiting + produced),
+            self._pool.clock(),
+        )
+        if change > 0:
+            self._start()
+        elif change < 0:
+            self._stop(min(members, key=lambda member: member.state.outstanding_tokens))
+
+    def _members(self) -> list[Member]:
+        """Those of this entry that are meant to stay."""
+        prefix = f"{self._spec.name}-"
+        named = (
+            m for name, m in self._pool.members.items() if name == self._spec.name or name.startswith(prefix)
+        )
+        return [member for member in named if member.spec.kind == self._spec.kind and not member.draining]
+
+    def _start(self) -> None:
+        while (name := f"{self._spec.name}-{self._started}") in self._pool.members:
+            self._started += 1
+        self._started += 1
+        log.info("%s: work is piling up, starting %s", self._pool.spec.name, name)
+        self._pool.add(replace(self._spec, name=name, count=1))
+
+    def _stop(self, member: Member) -> None:
+        log.info("%s: little work, stopping %s", self._pool.spec.name, member.name)
+        member.draining = True
+        task = asyncio.create_task(self._pool.remove(member.name, LAST_WORK))
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)
