@@ -212,7 +212,7 @@ def replay(
     """Replay a workload through the real runtime and gate, in virtual time unless told otherwise."""
     from typing import get_args
 
-    from weighbridge.flow.replay import ReplayMode, ReplaySettings, Replayed
+    from weighbridge.flow.replay import Replayed, ReplayMode, ReplaySettings
     from weighbridge.flow.replay import replay as run_replay
     from weighbridge.flow.run import Budget
     from weighbridge.flow.workload import read_workload

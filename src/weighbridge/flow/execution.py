@@ -31,6 +31,7 @@ class Execution:
     """Runs in a task of its own from `start` until it ends or nobody holds a promise on it any more."""
 
     __slots__ = (
+        "_stopped",
         "_task",
         "args",
         "committed",
@@ -70,6 +71,7 @@ class Execution:
         self.finished_at = 0.0
         self.span: Span | None = None
         self._task: asyncio.Task[None] | None = None
+        self._stopped = False  # cancelled by us
 
     # -- who holds it ----------------------------------------------------------------------------------
 
@@ -84,9 +86,15 @@ class Execution:
             self.handles[promise] = None
 
     def release(self, promise: Promise[Any]) -> None:
-        """`promise` lets go; the last one to do so cancels what still runs."""
+        """`promise` lets go; the last one to do so cancels what still runs.
+
+        What a confirmed shadow left behind holds it for the committed world; once that has had it and let
+        go, it counts no more.
+        """
         self.handles.pop(promise, None)
-        if not self.handles and not self.done and self._task is not None:
+        wanted = any(not one.inherited for one in self.handles) if self.committed else bool(self.handles)
+        if not wanted and not self.done and self._task is not None:
+            self._stopped = True
             self._task.cancel()
 
     def commit(self) -> None:
@@ -101,7 +109,7 @@ class Execution:
 
     def preempt(self) -> None:
         """Stop a speculative execution for want of its place; whoever needs the call later starts it anew."""
-        self.preempted = True
+        self.preempted = self._stopped = True
         if self._task is not None:
             self._task.cancel()
 
@@ -110,7 +118,7 @@ class Execution:
         """Whether another promise may stand for it: not when it was stopped, or failed while only a bet."""
         if self.done:
             return self.error is None or self.committed
-        return not self.preempted and bool(self.handles)
+        return not self._stopped
 
     # -- running ---------------------------------------------------------------------------------------
 
@@ -139,15 +147,11 @@ class Execution:
                 if limiter is not None:
                     limiter.release(self)
         except asyncio.CancelledError as error:
-            self._finish(None, error if self._stopped else _cancelled_itself(self.step))
+            self._finish(None, error if self._stopped or self.run.closing else _cancelled_itself(self.step))
         except Exception as error:
             self._finish(None, error)
         else:
             self._finish(value, None)
-
-    @property
-    def _stopped(self) -> bool:
-        return not self.handles or self.preempted or self.run.closing
 
     async def _attempts(self) -> Any:
         options = self.step.options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Generator, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from weighbridge.errors import BadInput
@@ -92,9 +92,6 @@ class Guess(Pending, Generic[T]):
             bet.consider()
         promise.on_settled(bet.resolve)
 
-    def frozen_assumption(self, world: World) -> Hashable:
-        return freeze(world.assumed[self.promise.number])
-
 
 class Candidate:
     """One hypothesis of a bet."""
@@ -136,7 +133,9 @@ class Bet:
     def note_only(self) -> None:
         """The result is there already: no bet, but the prediction is scored."""
         predicted = self._predict()
-        if predicted is not None and not inspect.isawaitable(predicted):
+        if inspect.iscoroutine(predicted):
+            predicted.close()
+        elif predicted is not None and not inspect.isawaitable(predicted):
             self._candidates = [Candidate(one) for one in predicted[: self._guess.width]]
 
     def consider(self) -> None:
@@ -185,12 +184,21 @@ class Bet:
             run.record.now(),
             verdict,
         )
-        run.record.bets.append(candidate.record)
         if verdict.launch:
-            candidate.shadow = Shadow(self.world, self.promise.number, candidate.value, stakes.probability)
+            run.record.bets.append(candidate.record)
+            candidate.shadow = Shadow(self.world, self.promise.number, candidate.value, candidate.probability)
             candidate.shadow.start()
         else:
             candidate.record.outcome = "declined"
+
+    def reconsider(self) -> None:
+        """A guess before this one was confirmed, so that this one is likelier now: ask the gate again."""
+        for candidate in self._candidates:
+            if candidate.shadow is not None:
+                for bet in list(candidate.shadow.bets.values()):
+                    bet.reconsider()
+            elif candidate.record is not None and not self._resolved and not self._over:
+                self._decide(candidate)
 
     def _stakes(self, candidate: Candidate) -> Stakes:
         run, name = self._run, self._guess.site
@@ -217,6 +225,9 @@ class Bet:
         """The real result is there, or will never be."""
         if self._over or self._resolved:
             return
+        if isinstance(promise.error, asyncio.CancelledError):
+            self.give_up()
+            return
         self._resolved = True
         if self._asking is not None:
             self._asking.cancel()
@@ -227,8 +238,6 @@ class Bet:
                 self._settle(candidate, right)
         if self.world.committed:
             self.learn()
-        if not any(one.shadow is not None for one in self._candidates):
-            return
         for bet in list(self.world.bets.values()):
             if bet._covered and not bet._resolved and not self.running:
                 bet.consider()
@@ -265,6 +274,8 @@ class Bet:
             record = candidate.record
             if record is not None:
                 run.learner.site(name).realised.append(_realised(record, right))
+                if record.outcome == "declined":
+                    run.record.bets.append(record)
         self._predictor.learn(self._call, value)
         run.guessed.append((name, promise.number))
 
@@ -276,7 +287,9 @@ class Bet:
             return
         self.world = world
         world.bets[number] = self
-        if self._resolved and world.committed:
+        if not self._resolved:
+            self.reconsider()
+        elif world.committed:
             self.learn()
 
     def give_up(self) -> None:

@@ -36,6 +36,7 @@ class Promise(Pending, Generic[T]):
         "fence",
         "frontier",
         "identity",
+        "inherited",
         "kwargs",
         "missing",
         "number",
@@ -61,6 +62,7 @@ class Promise(Pending, Generic[T]):
         self.fence = 0  # conflicting writes before it in the program
         self.frontier: Join | None = None  # what the body had awaited when it made the call
         self.execution: Execution | None = None
+        self.inherited = False  # left by a confirmed shadow, not called by the world itself
         self.done = False
         self.error: BaseException | None = None
         self._value: T | None = None

@@ -14,7 +14,7 @@ from weighbridge.flow.gate_belief import Belief
 from weighbridge.flow.guess import guess
 from weighbridge.flow.keys import freeze
 from weighbridge.flow.learn import Learner
-from weighbridge.flow.predict import Prediction
+from weighbridge.flow.predict import GuessedCall, Prediction
 from weighbridge.flow.record import Record
 from weighbridge.flow.run import Budget, Mode
 from weighbridge.flow.step import Step, step
@@ -135,17 +135,20 @@ class _Replay:
     def _argument(self, task: Task, call: Call, promise: Awaitable[Any]) -> Awaitable[Any]:
         if not call.guessed:
             return promise
-        return guess(promise, by=_Told(self._prediction(task, call)), site=call.site, width=1)
+        told = _Told(self._predictions(task, call), call.prediction_seconds)
+        return guess(promise, by=told, site=call.site, width=max(len(call.predictions), 1))
 
-    def _prediction(self, task: Task, call: Call) -> Any:
+    def _predictions(self, task: Task, call: Call) -> Sequence[Any]:
         if self._settings.mode == "oracle":
-            return call.output
+            return [call.output]
         if self._settings.mode == "liar":
-            return LIE
+            return [f"{LIE} {n}" for n in range(max(len(call.predictions), 1))]
+        if call.predictions:
+            return call.predictions
         if call.prediction is not None:
-            return call.prediction
+            return [call.prediction]
         right = drawn(self._settings.seed, task.id, call.id) < (call.predictable or 0.0)
-        return call.output if right else LIE
+        return [call.output if right else LIE]
 
     def _step(self, call: Call) -> Step[Any, Any]:
         """One step per name and effect, so that durations are learned by name."""
@@ -166,17 +169,22 @@ class _Replay:
 
 
 class _Told:
-    """Says what the workload says the predictor said."""
+    """Says what the workload says the predictor said, as long after as it took."""
 
     name = "workload"
 
-    def __init__(self, value: Any) -> None:
-        self._value = value
+    def __init__(self, values: Sequence[Any], seconds: float) -> None:
+        self._predictions = [Prediction(value, (self.name, rank)) for rank, value in enumerate(values)]
+        self._seconds = seconds
 
-    def predict(self, call: Any) -> Any:
-        return [Prediction(self._value, (self.name,))]
+    def predict(self, call: GuessedCall) -> Sequence[Prediction] | Awaitable[Sequence[Prediction]]:
+        return self._later() if self._seconds > 0.0 else self._predictions
 
-    def learn(self, call: Any, outcome: Any) -> None:
+    async def _later(self) -> Sequence[Prediction]:
+        await asyncio.sleep(self._seconds)
+        return self._predictions
+
+    def learn(self, call: GuessedCall, outcome: Any) -> None:
         """Nothing to learn: the predictions are recorded."""
 
 

@@ -342,9 +342,9 @@ class Run:
     # -- bets ------------------------------------------------------------------------------------------
 
     def usual_usd(self, step: Step[..., Any]) -> float:
-        """Before anything is known of what follows a guess: the dearest step so far, or this one's price."""
+        """Before anything is known of what follows a guess: the dearest call so far, or this step's price."""
         known = [stats.usd.value for stats in self.learner.steps.values() if stats.usd.count]
-        return max([step.options.usd, *known])
+        return max([step.options.usd, *known, *[span.usd for span in self.record.spans[-32:]]])
 
     def queue_usd(self, cost: float) -> float:
         """Q: what work of that price does to others where it would queue."""

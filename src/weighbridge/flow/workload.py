@@ -26,12 +26,14 @@ class Call(Struct, forbid_unknown_fields=True, frozen=True):
     predictable: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None  # how often a predictor is right
     output: Any = None
     prediction: Any = None  # what the predictor says; drawn from `predictable` when absent
+    predictions: tuple[Any, ...] = ()  # more than one hypothesis, the likeliest first
+    prediction_seconds: NonNegative = 0.0  # what predicting takes
     name: str | None = None  # calls of one name are learned about together; by default the id
 
     @property
     def guessed(self) -> bool:
         """Whether somebody predicts its output."""
-        return self.predictable is not None or self.prediction is not None
+        return self.predictable is not None or self.prediction is not None or bool(self.predictions)
 
     @property
     def site(self) -> str:

@@ -30,7 +30,6 @@ class World:
     """
 
     committed = True
-    probability = 1.0  # that everything assumed in it is right
     bettable = True
 
     def __init__(self, run: Run) -> None:
@@ -40,6 +39,7 @@ class World:
         self.alive = True
         self.handles: set[Promise[Any]] = set()  # promises not settled
         self.bets: dict[int, Bet] = {}
+        self.absorbed: list[World] = []  # shadows that were right: what they started is this world's
         self.outcomes: dict[str, list[Any]] = {}  # site of a guess -> what it gave so far
         self.writes: list[Promise[Any]] = []  # in program order
         self.frontier: Join | None = None
@@ -47,6 +47,11 @@ class World:
         self._used: dict[Hashable, int] = {}
         self._order = EffectOrder()
         self._last: Promise[Any] | None = None
+
+    @property
+    def probability(self) -> float:
+        """That everything assumed in it is right."""
+        return 1.0
 
     # -- calling ---------------------------------------------------------------------------------------
 
@@ -99,11 +104,10 @@ class World:
         guessed = getattr(part, "promise", part)
         if guessed is not part:
             part.place(self)
-            if guessed.number in self.assumed:
-                return ("guessed", part.frozen_assumption(self))
         if guessed.world.run is not self.run:
             raise BadInput(f"a promise of {guessed.step.name} belongs to another run; await it there")
-        promise.pending.append(part)
+        if guessed.number not in self.assumed or guessed is part:
+            promise.pending.append(part)
         return ("promise", guessed.number)
 
     def _follow(self, promise: Promise[Any]) -> None:
@@ -219,6 +223,8 @@ class World:
         self.alive = False
         for promise in list(self.handles):
             promise.abandon()
+        for world in self.absorbed:
+            world.abandon()
 
 
 def _place(line: list[Execution], used: int, execution: Execution) -> None:
@@ -242,9 +248,10 @@ class Shadow(World):
 
     committed = False
 
-    def __init__(self, parent: World, number: int, value: Any, probability: float) -> None:
+    def __init__(self, parent: World, number: int, value: Any, odds: float) -> None:
         super().__init__(parent.run)
-        self.probability = probability
+        self._parent = parent
+        self._odds = odds
         self.assumed = {**parent.assumed, number: value}
         self.claimed: list[Execution] = []
         self.began = self.run.clock()
@@ -330,19 +337,23 @@ class Shadow(World):
         self.park()
         self.alive = False
         self.run.shadows -= 1
-        for promise in list(self.handles):
-            if promise.execution is not None:
-                self.handles.discard(promise)
-                promise.world = world
-                world.handles.add(promise)
-            else:
-                promise.abandon()
+        self.committed, self._parent = world.committed, world
+        for promise in self.handles:
+            promise.inherited = True
+            if world.committed and promise.execution is not None:
+                promise.execution.commit()
+        world.absorbed = [one for one in world.absorbed if one.handles or one.absorbed]
+        world.absorbed.append(self)
         if isinstance(world, Shadow):
             world.claimed += self.claimed
         for number, bet in self.bets.items():
             bet.move_to(world, number)
         if self._body is not None:
             self._body.cancel()
+
+    @property
+    def probability(self) -> float:
+        return self._odds * self._parent.probability if self.alive else self._parent.probability
 
 
 class Nursery(World):
