@@ -46,10 +46,11 @@ MIXES = {
 }
 
 
-def fleet(policy: str) -> FleetSpec:
-    settings = engine_settings("weighbridge", kv_tokens=200_000, max_sequences=96)
+def fleet(policy: str, mix: str) -> FleetSpec:
+    shares = mix in ("shared_prefix", "sessions")  # elsewhere a cache would find nothing: save the time
+    settings = engine_settings("weighbridge", kv_tokens=200_000, max_sequences=96, prefix_cache=shares)
     fast = ReplicaSpec(cost=COST, settings=settings)
-    return FleetSpec(replicas=(fast,) * 6 + (fast.slowed(2.0),) * 2, policy=policy)
+    return FleetSpec(replicas=(fast,) * 6 + (fast.slowed(2.0),) * 2, policy=policy, prefix_index=shares)
 
 
 def azure_trace() -> Path | None:
@@ -81,7 +82,7 @@ def at_rate(requests: Iterable[SimulatedRequest], rate: float | None) -> list[Si
 def capacity(mix: str, number: int) -> float:
     """Requests a second when all wait from the start. Turns of a session follow without thinking."""
     requests = [replace(one, think=0.0) for one in at_rate(requests_of(mix, 0, number), None)]
-    run = Simulation(fleet("least_tokens"), requests).run()
+    run = Simulation(fleet("least_tokens", mix), requests).run()
     return len(run.outcomes) / run.seconds
 
 
@@ -89,8 +90,8 @@ def measure(job: tuple[str, str, float, float, int, int]) -> dict[str, Any]:
     mix, policy, load, rate, seed, number = job
     began = time.perf_counter()
     requests = at_rate(requests_of(mix, seed, number), rate * load)
-    run = Simulation(fleet(policy), requests, seed).run()
-    figures = summary(run, fleet(policy), TARGETS, warm_up=WARM_UP * requests[-1].at)
+    run = Simulation(fleet(policy, mix), requests, seed).run()
+    figures = summary(run, fleet(policy, mix), TARGETS, warm_up=WARM_UP * requests[-1].at)
     return {"job": job, "wall": time.perf_counter() - began, **figures}
 
 

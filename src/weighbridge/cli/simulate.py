@@ -101,7 +101,8 @@ def simulate(
         max_batch_tokens=max_batch_tokens,
         max_sequences=max_sequences,
         block_size=block_size,
-        prefix_cache=prefix_cache,
+        prefix_cache=prefix_cache
+        and source.shares,  # where nothing is shared, a cache finds nothing: save time
     )
     from weighbridge.cost.price import Price
 
@@ -339,6 +340,7 @@ def _planned(
 
 def show(result: dict[str, Any]) -> None:
     console = Console(highlight=False)
+    console.width = max(console.width, 120)
     if "compare" in result:
         console.print(_table(result["compare"]))
     elif "sweep" in result:

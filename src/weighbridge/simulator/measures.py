@@ -25,14 +25,14 @@ class GapHistogram:
         self.total = 0.0  # seconds of all gaps together
 
     def add(self, seconds: float, times: int = 1) -> None:
-        place = 0 if seconds <= _SMALLEST else int(math.log(seconds / _SMALLEST) / _LOG_BASE) + 1
+        place = int(math.log(max(seconds / _SMALLEST, 1.0)) / _LOG_BASE) + 1
         self._counts[min(place, _BUCKETS - 1)] += times
         self.total += seconds * times
 
     def add_many(self, seconds: Floats, times: int) -> None:
         """Each of `seconds`, `times` times."""
-        places = (np.log(np.maximum(seconds / _SMALLEST, 1e-9)) / _LOG_BASE).astype(np.int64) + 1
-        np.add.at(self._counts, np.clip(places, 0, _BUCKETS - 1), times)
+        places = (np.log(np.maximum(seconds / _SMALLEST, 1.0)) / _LOG_BASE).astype(np.int64) + 1
+        np.add.at(self._counts, np.minimum(places, _BUCKETS - 1), times)
         self.total += float(seconds.sum()) * times
 
     def merge(self, other: GapHistogram) -> None:
@@ -49,7 +49,7 @@ class GapHistogram:
         if not count:
             return 0.0
         place = int(np.searchsorted(np.cumsum(self._counts), share * (count - 1) + 1.0))
-        return 0.0 if place == 0 else _SMALLEST * math.exp((place - 0.5) * _LOG_BASE)
+        return _SMALLEST * math.exp((place - 0.5) * _LOG_BASE)
 
 
 class TimeAverage:

@@ -216,7 +216,7 @@ class SimulatedReplica:
         end = float(ends[-1])
         self._count_tokens(stride, count)
         self.scheduler.stride(ahead, count, end)
-        lasting = np.diff(ends, prepend=stride.began)
+        lasting = ends - np.concatenate(([stride.began], ends[:-1]))
         self.gaps.add_many(lasting[1:], len(ahead.requests))
         first, last = float(ends[0]), self._last_token
         for request in ahead.requests:
