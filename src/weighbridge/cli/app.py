@@ -7,7 +7,7 @@ import sys
 import typer
 
 from weighbridge import __version__
-from weighbridge.cli import bench, calibrate, chat, config, fleet, flow, models, moe, plan, replica, serve, simulate, ticket
+from weighbridge.cli import bench, calibrate, chat, config, fleet, flow, models, moe, plan, privacy, replica, route, serve, simulate, ticket
 from weighbridge.cli.terminal import fail
 from weighbridge.errors import BadInput, WeighbridgeError
 
@@ -32,6 +32,8 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(config.app, name="config")
 app.add_typer(fleet.app, name="fleet")
 app.add_typer(flow.app, name="flow")
+app.add_typer(route.app, name="route")
+app.add_typer(privacy.app, name="privacy")
 
 
 def _print_version(value: bool) -> None:

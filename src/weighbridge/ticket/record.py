@@ -30,6 +30,7 @@ class Ticket:
     error: str | None = None
     batch_sizes: dict[int, int] = field(default_factory=dict)  # sequences in the step -> steps seen
     steps: int = 0
+    experts_touched: int | None = None  # (layer, expert) pairs, added up over its steps; None: a dense model
     preemptions: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0

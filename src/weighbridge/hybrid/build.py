@@ -1,0 +1,51 @@
+"""From settings to routers at work."""
+
+from __future__ import annotations
+
+from weighbridge.cost.length import OutputLengths
+from weighbridge.hybrid.budget import Ledger
+from weighbridge.hybrid.caps import Caps
+from weighbridge.hybrid.front import Front
+from weighbridge.hybrid.judge import AnswerJudge
+from weighbridge.hybrid.privacy.guard import Guard
+from weighbridge.hybrid.privacy.hits import Detector
+from weighbridge.hybrid.privacy.patterns import DenyListDetector, PatternDetector
+from weighbridge.hybrid.router import HybridRouter
+from weighbridge.hybrid.settings import HybridSettings, PrivacySettings, RouteSettings
+from weighbridge.hybrid.side import HttpSide
+from weighbridge.ticket.store import TicketStore
+
+
+def build_front(settings: HybridSettings) -> Front:
+    """Everything that serves the routes. Raises BadInput where a file or an extra is missing."""
+    tickets = TicketStore(path=settings.tickets)
+    ledger = Ledger(settings.ledger, settings.budgets)
+    lengths = OutputLengths()
+    routers = {route.name: build_router(route, ledger, tickets, lengths) for route in settings.routes}
+    return Front(routers, tickets, settings.api_keys)
+
+
+def build_router(
+    route: RouteSettings, ledger: Ledger, tickets: TicketStore, lengths: OutputLengths
+) -> HybridRouter:
+    return HybridRouter(
+        settings=route,
+        edge=HttpSide("edge", route.edge),
+        cloud=HttpSide("cloud", route.cloud),
+        ledger=ledger,
+        guard=build_guard(route.privacy),
+        caps=Caps(route.caps),
+        judge=AnswerJudge(),
+        tickets=tickets,
+        lengths=lengths,
+    )
+
+
+def build_guard(privacy: PrivacySettings) -> Guard:
+    """Detectors in the order of their trust; the NER model only where it was asked for."""
+    detectors: list[Detector] = [PatternDetector(), DenyListDetector(privacy.deny)]
+    if privacy.ner:
+        from weighbridge.hybrid.privacy.ner import NerDetector
+
+        detectors.append(NerDetector())
+    return Guard(detectors, privacy.types, privacy.timeout)

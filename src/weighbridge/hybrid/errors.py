@@ -1,0 +1,55 @@
+"""Refusals of a route. Each says which rule stood in the way and what to change."""
+
+from __future__ import annotations
+
+from weighbridge.errors import Refused
+
+
+class PolicyForbids(Refused):
+    """Residency and the placement asked for contradict each other."""
+
+    status = 403
+    kind = "permission_error"
+    code = "residency_forbids"
+
+
+class NoSideCan(Refused):
+    """No permitted side is able to answer: context, capability, or health."""
+
+    status = 503
+    code = "no_side_available"
+
+
+class TooLong(NoSideCan):
+    """The request does not fit the context of any side that policy permits."""
+
+    status = 400
+    kind = "invalid_request_error"
+    code = "context_length_exceeded"
+
+
+class CloudDenied(Refused):
+    """`only_cloud` was asked for, and budget, cap or health do not allow it."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "cloud_denied"
+
+
+class SideFailed(Refused):
+    """A side broke while answering. `status` is what it said; `billable`: it had begun to work."""
+
+    status = 502
+    code = "side_failed"
+
+    def __init__(
+        self, message: str, *, status: int = 502, retry_after: float | None = None, billable: bool = False
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.status = status
+        self.billable = billable
+
+    @property
+    def is_request_at_fault(self) -> bool:
+        """Whether another attempt would meet the same answer: 4xx other than time-outs and rate limits."""
+        return 400 <= self.status < 500 and self.status not in (408, 409, 425, 429)

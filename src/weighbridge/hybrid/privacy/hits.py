@@ -1,0 +1,49 @@
+"""What a detector found, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+#: All types a detector may report. LOCATION is a place named on its own; it is reported only when asked for.
+_TYPES = "PERSON PHONE EMAIL CARD IBAN SSN IP ADDRESS NATIONAL_ID BANK_ACCOUNT KEY DENIED LOCATION URL"
+TYPES = frozenset(_TYPES.split())
+DEFAULT_TYPES = TYPES - {"LOCATION", "URL"}
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """`text[start:end]` is of `type`. `rank`: which of two that overlap wins; checksums outrank guesses."""
+
+    start: int
+    end: int
+    type: str
+    detector: str
+    rank: int = 0
+
+
+class Detector(Protocol):
+    """Finds sensitive values in one text. May be slow, may raise: its caller fails closed."""
+
+    name: str
+
+    def detect(self, text: str) -> list[Hit]: ...
+
+
+def merge(hits: Iterable[Hit]) -> list[Hit]:
+    """Hits without overlap that cover everything any hit covered, in order.
+
+    Where two overlap they become one; its type is that of the higher rank, then of the longer.
+    """
+    merged: list[Hit] = []
+    for hit in sorted(hits, key=lambda one: (one.start, -one.end)):
+        if not merged or hit.start >= merged[-1].end:
+            merged.append(hit)
+            continue
+        last = merged[-1]
+        better = max(last, hit, key=lambda one: (one.rank, one.end - one.start))
+        merged[-1] = Hit(
+            last.start, max(last.end, hit.end), better.type, better.detector, max(last.rank, hit.rank)
+        )
+    return merged

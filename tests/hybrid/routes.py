@@ -1,0 +1,74 @@
+"""Routers over stubs, and requests to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from weighbridge.cost.length import OutputLengths
+from weighbridge.cost.price import Price
+from weighbridge.hybrid.answer import Gathered
+from weighbridge.hybrid.budget import Budgets, Ledger
+from weighbridge.hybrid.caps import Caps
+from weighbridge.hybrid.judge import AnswerJudge
+from weighbridge.hybrid.policy import Policy
+from weighbridge.hybrid.privacy.guard import Guard
+from weighbridge.hybrid.privacy.hits import Detector
+from weighbridge.hybrid.privacy.patterns import PatternDetector
+from weighbridge.hybrid.request import RoutedRequest, parse_request
+from weighbridge.hybrid.router import HybridRouter
+from weighbridge.hybrid.settings import CascadeSettings, RouteSettings
+from weighbridge.hybrid.side import HttpSide, SideSettings
+from weighbridge.ticket.store import TicketStore
+
+PRICE = Price(2.5, 10.0)
+
+
+def make_router(
+    urls: Sequence[str],
+    *,
+    policy: Policy | None = None,
+    cascade: CascadeSettings | None = None,
+    budgets: Budgets | None = None,
+    detectors: Sequence[Detector] = (PatternDetector(),),
+    timeout: float = 5.0,
+    ledger: Ledger | None = None,
+    scorer: Any = None,
+    edge: dict[str, Any] | None = None,
+    **settings: Any,
+) -> HybridRouter:
+    """The first URL is the edge's, the second the cloud's."""
+    edge_side = SideSettings(urls[0], "small", **(edge or {}))
+    cloud_side = SideSettings(urls[1], "big", price=PRICE, first_chunk_timeout=3.0, idle_timeout=3.0)
+    route = RouteSettings(
+        "auto", edge_side, cloud_side, policy or Policy(), cascade=cascade or CascadeSettings(), **settings
+    )
+    return HybridRouter(
+        settings=route,
+        edge=HttpSide("edge", edge_side),
+        cloud=HttpSide("cloud", cloud_side),
+        ledger=ledger or Ledger(None, budgets or Budgets()),
+        guard=Guard(detectors, timeout=timeout),
+        caps=Caps(route.caps),
+        judge=AnswerJudge(),
+        tickets=TicketStore(),
+        scorer=scorer,
+        lengths=OutputLengths(),
+    )
+
+
+def ask(text: Any = "hello", **fields: Any) -> RoutedRequest:
+    """A request; `placement`, `labels` and so on go into its extension."""
+    names = ("placement", "labels", "max_usd", "deadline_ms", "tenant")
+    extension = {name: fields.pop(name) for name in names if name in fields}
+    messages = text if isinstance(text, list) else [{"role": "user", "content": text}]
+    return parse_request({"messages": messages, "weighbridge": extension, **fields}, {})
+
+
+async def answer(router: HybridRouter, request: RoutedRequest) -> tuple[dict[str, Any], Any]:
+    """The whole answer's message, and the ticket."""
+    stream = await router.open(request)
+    gathered = Gathered()
+    async for chunk in stream:
+        gathered.add(chunk)
+    return gathered.whole("auto", False)["choices"][0]["message"], stream.ticket
