@@ -35,6 +35,10 @@ from weighbridge.engine.scheduler_api import CostSource, Progress, SchedulerLike
 __all__ = ["CostSource", "Progress", "Scheduler", "SchedulerLike", "SchedulerSettings"]
 
 
+#: Prompt tokens that an iteration takes even when its decodes alone miss the target.
+SMALLEST_CHUNK = 8
+
+
 class Scheduler(Lifecycle):
     """Decides what runs, one iteration at a time. `SchedulerLike` is the contract of its methods."""
 
@@ -101,12 +105,12 @@ class Scheduler(Lifecycle):
     def _chunk_size(self, start: int, end: int, plan: Plan) -> int:
         """How many of the tokens [start, end) run: what the budget and, beside decodes, the ITL target allow.
 
-        The first chunk gets at least a block, however long the decodes take by themselves: prompts never
-        starve. Chunks end at block boundaries where they can, so that what they computed can be shared.
+        The first chunk gets a few tokens however long the decodes take by themselves: prompts never starve.
+        Chunks end at block boundaries where they can, so that what they computed can be shared.
         """
         limit = min(end - start, plan.budget)
         if limit and plan.decodes:
-            least = 0 if plan.chunks else min(limit, self.pool.block_size)
+            least = 0 if plan.chunks else min(limit, SMALLEST_CHUNK)
             target, cost = self._itl_target(plan), self._cost
             fitting = cost.largest_chunk(target, start, limit, plan.tokens, plan.sequences, plan.pairs)
             limit = max(fitting, least)
