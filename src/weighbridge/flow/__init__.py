@@ -16,7 +16,9 @@ from weighbridge.flow.first import first
 from weighbridge.flow.flow import Flow, flow
 from weighbridge.flow.guess import guess
 from weighbridge.flow.journal import InDoubt, idempotency_key
+from weighbridge.flow.llm import Llm, Reply, ToolCall, llm
 from weighbridge.flow.predict import NOTHING, GuessedCall, History, Prediction, Predictor, Several
+from weighbridge.flow.prefetch import prefetch
 from weighbridge.flow.promise import Promise
 from weighbridge.flow.run import Budget, BudgetExceeded, FlowTimeout
 from weighbridge.flow.step import Effect, In, NotDone, Step, step
@@ -32,13 +34,16 @@ __all__ = [
     "History",
     "In",
     "InDoubt",
+    "Llm",
     "NotDone",
     "Prediction",
     "Predictor",
     "Promise",
+    "Reply",
     "Several",
     "Step",
     "StepTimeout",
+    "ToolCall",
     "attempt",
     "best",
     "charge",
@@ -46,5 +51,7 @@ __all__ = [
     "flow",
     "guess",
     "idempotency_key",
+    "llm",
+    "prefetch",
     "step",
 ]

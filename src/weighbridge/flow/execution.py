@@ -223,6 +223,8 @@ def _worth_retrying(step: Step[..., Any], error: Exception) -> bool:
     """A write's effect may have happened unless it says otherwise; a mistake in the call stays one."""
     if step.writes:
         return isinstance(error, NotDone)
+    if step.options.retry_on is not None:
+        return step.options.retry_on(error)
     return not isinstance(error, BadInput | TypeError)
 
 

@@ -68,6 +68,9 @@ def _order(pair: tuple[Hashable, Hashable]) -> str:
 def _freeze_object(value: Any, replace: Replace | None) -> Hashable:
     kind = type(value)
     name = f"{kind.__module__}.{kind.__qualname__}"
+    key = getattr(value, "__flow_key__", None)
+    if key is not None:
+        return key  # type: ignore[no-any-return]
     if isinstance(value, Enum):
         return (name, value.name)
     if isinstance(value, set | frozenset):

@@ -24,12 +24,16 @@ class EffectOrder:
 
     def read(self, promise: Promise[object], options: Options) -> tuple[list[Any_], int]:
         """What a new read must follow, and its fence: the number of the last of those writes."""
-        follows, fence = self._last_writes(options.resource)
+        follows, fence = self.peek(options)
         reads = self._reads.setdefault(options.resource, [])
         if len(reads) >= 64 and len(reads) % 64 == 0:
             reads[:] = [one for one in reads if not one.done]
         reads.append(promise)
         return follows, fence
+
+    def peek(self, options: Options) -> tuple[list[Any_], int]:
+        """What a read made now would have to follow, and its fence."""
+        return self._last_writes(options.resource)
 
     def write(self, promise: Promise[object], options: Options) -> tuple[list[Any_], int]:
         """What a new write must follow; it becomes the last one."""

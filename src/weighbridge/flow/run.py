@@ -90,6 +90,8 @@ class Run:
         self.closing = False
         self.shadows = 0  # alive
         self.loads: list[Callable[[float], float]] = []  # dollars of harm that so many dollars of work do
+        self.load_sources: set[Any] = set()
+        self._ahead: World | None = None
         self._limiters = limiters
         self._cache = cache
         self.journal = journal
@@ -194,6 +196,8 @@ class Run:
         for bet in list(self.committed.bets.values()):
             bet.give_up()
         self.committed.abandon()
+        if self._ahead is not None:
+            self._ahead.abandon()
         cancelled = False
         try:
             await self.reap(self._tasks)
@@ -252,6 +256,14 @@ class Run:
     def number(self, identity: Hashable) -> int:
         """The number of a call: the same for the same call in every world."""
         return self._numbers.setdefault(identity, len(self._numbers))
+
+    def ahead(self) -> World:
+        """Where prefetched calls are held."""
+        from weighbridge.flow.prefetch import Ahead
+
+        if self._ahead is None:
+            self._ahead = Ahead(self)
+        return self._ahead
 
     def later(self, seconds: float, action: Callable[[], None]) -> None:
         """Do something in a while, if the run is still going on then; its end does the same anyway."""

@@ -52,6 +52,8 @@ class Options:
     dedup: bool = True  # identical pure or read calls in flight are one call
     undo: Callable[[Any], Awaitable[None]] | None = None  # given the result, takes it back
     settle: Callable[..., Awaitable[Any]] | None = None  # after a crash: the result, or raise NotDone
+    retry_on: Callable[[Exception], bool] | None = None  # which errors are worth another attempt
+    schema: dict[str, Any] | None = None  # JSON schema of its arguments; by default from its signature
 
     def check(self, name: str) -> None:
         """Raises BadInput naming the option that makes no sense."""
@@ -91,6 +93,8 @@ class Step(Generic[P, T]):
             raise BadInput(f"step {self.name}: a step must be an async function; {hint}")
         functools.update_wrapper(self, function)
         self.writes = options.writes
+        self.__flow_key__ = ("step", self.name)
+        self._signature: inspect.Signature | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
         world = current_world.get()
@@ -108,6 +112,18 @@ class Step(Generic[P, T]):
                 f"step {outer.name} (effect {outer.options.effect!r}) calls {self.name} "
                 f"(effect {self.options.effect!r}); declare effect={self.options.effect!r} on {outer.name} too"
             )
+
+    def positional(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call with as few keyword arguments as possible, so that f(1) and f(x=1) are the same call.
+
+        Raises TypeError as the call itself would.
+        """
+        if self._signature is None:
+            self._signature = inspect.signature(self.function)
+        bound = self._signature.bind(*args, **kwargs)
+        return bound.args, bound.kwargs
 
     @property
     def may_speculate(self) -> bool:

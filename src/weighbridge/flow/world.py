@@ -45,7 +45,7 @@ class World:
         self.frontier: Join | None = None
         self._counts: dict[Hashable, int] = {}
         self._used: dict[Hashable, int] = {}
-        self._order = EffectOrder()
+        self.order = EffectOrder()
         self._last: Promise[Any] | None = None
 
     @property
@@ -63,6 +63,8 @@ class World:
         if not self.alive:
             raise asyncio.CancelledError("this world was given up")
         self.check_allowed(step)
+        if kwargs:
+            args, kwargs = step.positional(args, kwargs)
         promise: Promise[Any] = Promise(self, step, args, kwargs)
         frozen = freeze_call(args, kwargs, lambda part: self._stand_in(part, promise))
         promise.identity = (step.name, frozen, self.path)
@@ -114,10 +116,10 @@ class World:
         options = promise.step.options
         deps = [getattr(part, "promise", part) for part in promise.pending]
         if promise.step.writes:
-            follows, promise.fence = self._order.write(promise, options)
+            follows, promise.fence = self.order.write(promise, options)
             deps += follows
         elif options.effect != "pure":
-            follows, promise.fence = self._order.read(promise, options)
+            follows, promise.fence = self.order.read(promise, options)
             deps += follows
         if self.run.mode == "sequential":
             if self._last is not None:
