@@ -151,10 +151,12 @@ class HttpReplica:
 
     async def _whole(self, response: aiohttp.ClientResponse) -> BytesAnswer:
         """An error with its body; a longer one is cut off, and its connection with it."""
-        body = await response.content.read(_LARGEST_ERROR)
-        while not response.content.at_eof() and len(body) < _LARGEST_ERROR:
-            body += await response.content.read(_LARGEST_ERROR - len(body))
-        response.close() if len(body) >= _LARGEST_ERROR else response.release()
+        body = b""
+        try:
+            while not response.content.at_eof() and len(body) < _LARGEST_ERROR:
+                body += await response.content.read(_LARGEST_ERROR - len(body))
+        finally:
+            response.close()  # gives the connection back when the body was read to its end
         return BytesAnswer(response.status, body, passed_on(response.headers))
 
 

@@ -1,0 +1,186 @@
+"""Keys, tenants, limits, fairness at the door, and replicas that come and go at run time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.fleet.backends import Backend, config_of, fleet, until
+
+KEYS = """
+admin_key: operator
+tenants:
+  alice:
+    key: alices
+    limits: {tokens_per_minute: 2000}
+  bob:
+    keys: [{key: bobs}, {key: old, expires: 2001-01-01}]
+    priority: 5
+"""
+
+
+def key(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
+
+
+async def test_keys_name_tenants_and_expire() -> None:
+    backend = Backend("a")
+    async with fleet(backend, top=KEYS) as front:
+        for headers, code in (
+            ({}, "invalid_api_key"),
+            (key("wrong"), "invalid_api_key"),
+            (key("old"), "expired_api_key"),
+        ):
+            async with front.post(headers=headers) as answer:
+                assert answer.status == 401
+                assert (await answer.json())["error"]["code"] == code
+        async with front.post(headers=key("bobs"), weighbridge={"tenant": "alice", "priority": -7}) as answer:
+            assert answer.status == 200
+            ticket = answer.headers["x-weighbridge-ticket"]
+        mine = await front.get(f"/v1/tickets/{ticket}", key("bobs"))
+        assert (mine["tenant"], mine["priority"]) == ("bob", 5)
+        assert "error" in await front.get(f"/v1/tickets/{ticket}", key("alices"))
+        async with front.client.get(front.url + "/v1/models") as answer:
+            assert answer.status == 401
+    assert "authorization" not in backend.headers[0]
+
+
+async def test_tokens_per_minute_hold_under_concurrency() -> None:
+    """litellm #5783: concurrent requests overshot a limit that each of them had checked alone."""
+    backend = Backend("a", tokens=5, gap=0.01)
+    async with fleet(backend, top=KEYS) as front:
+
+        async def one() -> int:
+            async with front.post(headers=key("alices"), max_tokens=100) as answer:
+                await answer.read()
+                if answer.status == 429:
+                    assert 1 <= int(answer.headers["retry-after"]) <= 61
+                return int(answer.status)
+
+        statuses = await asyncio.gather(*(one() for _ in range(200)))
+        weighed = (await front.get("/v1/tickets", key("alices")))["data"][0]["weighed_tokens"]
+    passed = statuses.count(200)
+    assert passed == 2000 // (100 + weighed)
+    assert statuses.count(429) == 200 - passed
+    assert len(backend.calls) == passed
+
+
+async def test_what_was_not_used_is_given_back() -> None:
+    backend = Backend("a", tokens=5)
+    async with fleet(backend, top=KEYS) as front:
+        for _ in range(30):  # each reserves 506 tokens and uses 16
+            async with front.post(headers=key("alices"), max_tokens=500) as answer:
+                assert answer.status == 200
+            await front.idle()
+
+
+async def test_a_request_larger_than_its_limit_is_told_so() -> None:
+    async with (
+        fleet(Backend("a"), top=KEYS) as front,
+        front.post(headers=key("alices"), max_tokens=5000) as answer,
+    ):
+        assert answer.status == 400
+        assert "tokens_per_minute" in (await answer.json())["error"]["message"]
+
+
+async def test_a_heavy_tenant_does_not_keep_out_a_light_one() -> None:
+    backend = Backend("a", tokens=4, gap=0.005)
+    async with fleet(backend, replica=", limits: {concurrent_requests: 1}") as front:
+        order: list[str] = []
+
+        async def one(tenant: str) -> None:
+            async with front.post(weighbridge={"tenant": tenant}) as answer:
+                assert answer.status == 200
+            order.append(tenant)
+
+        heavy = [asyncio.create_task(one("heavy")) for _ in range(30)]
+        await until(lambda: len(front.gateway.pools["m"].dispatcher.queue) == 29)
+        light = [asyncio.create_task(one("light")) for _ in range(3)]
+        await asyncio.gather(*heavy, *light)
+    assert max(index for index, tenant in enumerate(order) if tenant == "light") < 12
+
+
+async def test_urgent_requests_go_first() -> None:
+    backend = Backend("a", tokens=4, gap=0.01)
+    async with fleet(backend, replica=", limits: {concurrent_requests: 1}") as front:
+        order: list[int] = []
+
+        async def one(priority: int) -> None:
+            async with front.post(weighbridge={"priority": priority}) as answer:
+                assert answer.status == 200
+            order.append(priority)
+
+        queue = front.gateway.pools["m"].dispatcher.queue
+        jobs = [asyncio.create_task(one(9)) for _ in range(4)]
+        await until(lambda: len(queue) == 3)
+        jobs += [asyncio.create_task(one(-9)) for _ in range(2)]
+        await asyncio.gather(*jobs)
+    assert order == [9, -9, -9, 9, 9, 9]
+
+
+async def test_replicas_come_and_go_at_run_time() -> None:
+    a, b = Backend("a"), Backend("b")
+    admin = key("operator")
+    async with fleet(b) as other, fleet(a, top="admin_key: operator") as front:
+        assert other.gateway.ready
+        async with front.client.post(front.url + "/admin/replicas", json={"url": b.url}) as answer:
+            assert answer.status == 401
+        entry = {"url": b.url, "name": "b", "dialect": "weighbridge"}
+        async with front.client.post(front.url + "/admin/replicas", json=entry, headers=admin) as answer:
+            assert answer.status == 201
+        async with front.client.post(front.url + "/admin/replicas", json=entry, headers=admin) as answer:
+            assert answer.status == 409
+        wrong = {"url": "nowhere", "for": "m"}
+        async with front.client.post(front.url + "/admin/replicas", json=wrong, headers=admin) as answer:
+            assert answer.status == 400
+            assert "is no URL" in (await answer.json())["error"]["message"]
+        await until(lambda: front.gateway.pools["m"].members["b"].heard)
+        async with front.client.post(front.url + "/admin/replicas/a/drain", headers=admin) as answer:
+            assert (await answer.json())["standing"] == "draining"
+        for _ in range(3):
+            async with front.post() as answer:
+                assert answer.headers["x-weighbridge-replica"] == "b"
+        async with front.client.post(front.url + "/admin/replicas/a/undrain", headers=admin) as answer:
+            assert (await answer.json())["standing"] == "up"
+        async with front.client.delete(front.url + "/admin/replicas/b", headers=admin) as answer:
+            assert await answer.json() == {"removed": "b", "drained": True}
+        async with front.client.delete(front.url + "/admin/replicas/b", headers=admin) as answer:
+            assert answer.status == 404
+        names = [one["name"] for one in (await front.get("/admin/replicas", admin))["data"]]
+    assert names == ["a"]
+
+
+async def test_without_an_admin_key_nothing_can_be_changed() -> None:
+    async with (
+        fleet(Backend("a")) as front,
+        front.client.get(front.url + "/admin/replicas", headers=key("x")) as answer,
+    ):
+        assert answer.status == 403
+        assert "admin_key" in (await answer.json())["error"]["message"]
+
+
+async def test_a_cloud_account_is_not_asked_for_more_than_it_may() -> None:
+    """litellm #7669: a limit that the provider announces is kept on our side, not discovered by its refusals."""
+    cloud, own = Backend("cloud"), Backend("own", tokens=3)
+    async with fleet(cloud, own) as front:
+        config = config_of([cloud, own]).replace(
+            "{name: cloud", "{limits: {requests_per_minute: 2}, name: cloud"
+        )
+        async with fleet(config=config) as limited:
+            for _ in range(8):
+                async with limited.post() as answer:
+                    assert answer.status == 200
+        assert front.gateway.ready
+    assert len(cloud.calls) <= 2
+    assert len(own.calls) >= 6
+
+
+@pytest.mark.parametrize("name", ["round_robin", "random", "least_requests", "power_of_two", "least_tokens"])
+async def test_every_policy_serves(name: str) -> None:
+    a, b = Backend("a"), Backend("b")
+    async with fleet(a, b, model=f"    policy: {name}") as front:
+        for _ in range(6):
+            async with front.post() as answer:
+                assert answer.status == 200
+    assert len(a.calls) + len(b.calls) == 6
