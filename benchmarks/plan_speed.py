@@ -65,7 +65,11 @@ def points(path: Path) -> Iterator[Point]:
             continue
         assert plan.device is not None
         speed = measure(plan, plan.device, max(running // dp, 1), int(row["isl"]), int(row["osl"]))
-        ttft = speed.ttft * 1e3 / float(row["silicon_ttft_ms"]) if running <= 4 and row["silicon_ttft_ms"] else None
+        ttft = (
+            speed.ttft * 1e3 / float(row["silicon_ttft_ms"])
+            if running <= 4 and row["silicon_ttft_ms"]
+            else None
+        )
         group = (row["model_path"].split("/")[-1], row["system"], row["backend"], form)
         yield Point(group, speed.tpot * 1e3 / float(row["silicon_tpot_ms"]), ttft)
 
@@ -74,7 +78,9 @@ def main() -> None:
     groups: dict[tuple[str, str, str, str], list[Point]] = defaultdict(list)
     for point in points(Path(sys.argv[1])):
         groups[point.group].append(point)
-    print(f"{'model':24}{'gpu':10}{'engine':8}{'weights':8}{'rows':>6}{'TPOT x':>8}{'within 1.5x':>12}{'TTFT x':>8}")
+    print(
+        f"{'model':24}{'gpu':10}{'engine':8}{'weights':8}{'rows':>6}{'TPOT x':>8}{'within 1.5x':>12}{'TTFT x':>8}"
+    )
     everything: list[float] = []
     for group, found in sorted(groups.items()):
         ratios = [p.tpot for p in found]
@@ -82,7 +88,9 @@ def main() -> None:
         first = [p.ttft for p in found if p.ttft is not None]
         near = sum(1 / 1.5 <= r <= 1.5 for r in ratios) / len(ratios)
         print("{:24}{:10}{:8}{:8}".format(*group), end="")
-        print(f"{len(ratios):6}{median(ratios):8.2f}{near:12.0%}{median(first) if first else float('nan'):8.2f}")
+        print(
+            f"{len(ratios):6}{median(ratios):8.2f}{near:12.0%}{median(first) if first else float('nan'):8.2f}"
+        )
     errors = sorted(abs(r - 1) for r in everything)
     near = sum(1 / 1.5 <= r <= 1.5 for r in everything) / len(everything)
     print(f"all: {len(everything)} rows, median ratio {median(everything):.2f}, ", end="")

@@ -130,4 +130,4 @@ def _yaml_cost(cost: StepCost) -> str:
     experts = cost.per_expert * cost.expert_use.touched(32, 32) if cost.per_expert else 0.0
     values = {name: getattr(cost, name) for name in names}
     values["memory"] += experts  # of a usual batch: the file has no fields for experts
-    return "{" + ", ".join(f"{name}: {value:.4g}" for name, value in values.items()) + "}"
+    return "{" + ", ".join(f"{name}: {value:.3e}" for name, value in values.items()) + "}"

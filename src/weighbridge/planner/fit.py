@@ -69,7 +69,9 @@ def _first_that_fits(tries: Iterator[Try]) -> Change | None:
                 words = f"{words}, and serve requests of at most {longest:,} tokens"
                 flags = f"{flags} {_length_flag(changed)} {longest}"
         if attempt.fits:
-            return Change(words, flags, attempt, attempt.length < changed.length)
+            return Change(
+                words, flags, attempt, attempt.deployment.max_model_len != changed.deployment.max_model_len
+            )
     return None
 
 

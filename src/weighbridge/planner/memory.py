@@ -231,7 +231,7 @@ def _size(
     if rules.engine == "sglang":
         return plan_sglang(layers, d, rules, kv, memory, length, model.architecture.family)
     if rules.engine == "weighbridge":
-        return plan_weighbridge(layers, d, kv, memory, length)
+        return plan_weighbridge(layers, d, rules, kv, memory, length)
     return plan_vllm(layers, d, rules, kv, memory, length)
 
 

@@ -35,7 +35,9 @@ class _Bytes:
     window: int
 
 
-def _split(layers: Sequence[Layer], d: Deployment, kv: KVType, conv: int, state: int | None) -> _Bytes:
+def _split(
+    layers: Sequence[Layer], d: Deployment, rules: Rules, kv: KVType, conv: int, state: int | None
+) -> _Bytes:
     full = sliding = states = 0.0
     window = 0
     for layer in layers:
@@ -43,7 +45,7 @@ def _split(layers: Sequence[Layer], d: Deployment, kv: KVType, conv: int, state:
             case Recurrent() as r:
                 states += recurrent_bytes(r, d.tp, 0, conv, state)
             case Latent() as m:
-                full += kv.latent_bytes(m) + (kv.indexer_bytes(m) if d.engine == "sglang" else 0)
+                full += kv.latent_bytes(m) + _latent_extra(m, d, rules, kv)
             case Attention() as a if a.window:
                 sliding += kv.attention_bytes(a, d.tp)
                 window = max(window, a.window)
@@ -54,11 +56,20 @@ def _split(layers: Sequence[Layer], d: Deployment, kv: KVType, conv: int, state:
     return _Bytes(full, sliding, states, window)
 
 
+def _latent_extra(m: Latent, d: Deployment, rules: Rules, kv: KVType) -> float:
+    """Beside the compressed vector: the indexer's keys; and before llama.cpp's caches without values (build
+    7830, pull request 19067) the compressed part once more."""
+    if d.engine == "sglang":
+        return float(kv.indexer_bytes(m))
+    indexer = m.indexer.dim * kv.value_bytes if m.indexer else 0.0
+    return indexer + (m.kv_rank * kv.value_bytes if rules.version < (7830,) else 0.0)
+
+
 def plan_sglang(
     layers: Sequence[Layer], d: Deployment, rules: Rules, kv: KVType, memory: float, length: int, family: str
 ) -> KVPlan:
     """Pools of `memory` bytes: tokens of the full pool (of the sliding one when there is no other)."""
-    b = _split(layers, d, kv, 2, None)
+    b = _split(layers, d, rules, kv, 2, None)
     page = d.block_size or 1
     ratio = 1.0 if d.swa_full else d.swa_ratio or (1.0 if family.startswith("mimo") else SGLANG_SWA_RATIO)
     states = b.state * rules.max_num_seqs * (1 + d.num_speculative_tokens)
@@ -117,7 +128,7 @@ def llama_cpp_pools(
     layers: Sequence[Layer], d: Deployment, rules: Rules, kv: KVType, length: int
 ) -> LlamaPools:
     """Pools for a context of `length` tokens in all (-c)."""
-    b = _split(layers, d, kv, 4, 4)
+    b = _split(layers, d, rules, kv, 4, 4)
     slots = rules.max_num_seqs
     unified = True if d.unified_kv is None else d.unified_kv
     streams = 1 if unified else slots
@@ -137,7 +148,7 @@ def llama_cpp_pools(
 def plan_llama_cpp(layers: Sequence[Layer], d: Deployment, rules: Rules, kv: KVType, length: int) -> KVPlan:
     """What the context takes: llama.cpp reserves it, whatever is free. `length` is the whole context (-c)."""
     pools = llama_cpp_pools(layers, d, rules, kv, length)
-    b = _split(layers, d, kv, 4, 4)
+    b = _split(layers, d, rules, kv, 4, 4)
     slots, streams = rules.max_num_seqs, pools.streams
     explain = [
         f"{b.full:,.0f} B a token x {pools.cells:,} cells{f' x {streams} streams' if streams > 1 else ''}"
@@ -171,14 +182,14 @@ def _padded(cells: int, multiple: int) -> int:
 
 
 def plan_weighbridge(
-    layers: Sequence[Layer], d: Deployment, kv: KVType, memory: float, length: int
+    layers: Sequence[Layer], d: Deployment, rules: Rules, kv: KVType, memory: float, length: int
 ) -> KVPlan:
     """Blocks of 32 tokens; sliding layers are kept in full."""
     if any(isinstance(layer.mixer, (Recurrent, Latent)) for layer in layers):
         raise BadInput(
             "the weighbridge engine does not run latent or recurrent attention; choose another --engine"
         )
-    whole = _split(layers, d, kv, 2, None)
+    whole = _split(layers, d, rules, kv, 2, None)
     per_token = whole.full + whole.sliding
     block = d.block_size or WEIGHBRIDGE_BLOCK
     blocks = int(memory // (per_token * block))

@@ -153,7 +153,7 @@ def _without(chosen: WeightFormat, ignored: str) -> WeightFormat:
         kinds.discard(Kind.LINEAR)
     if "shared_expert" in ignored:
         kinds.discard(Kind.SHARED)
-    if re.search(r"\bmlp\.(gate_proj|up_proj|down_proj|\*)|dense_mlp", ignored) and not chosen.skip_ends:
+    if re.search(r"\bmlp\.\(?(gate_proj|up_proj|down_proj|\*)|dense_mlp", ignored) and not chosen.skip_ends:
         kinds.discard(Kind.MLP)
     return replace(chosen, quantised=frozenset(kinds))
 
