@@ -34,6 +34,9 @@ _NOT_PASSED_ON = frozenset(
         "alt-svc",
     }
 )
+#: The last event of a stream, and the seconds its body may take to end behind it.
+_DONE = b"data: [DONE]\n\n"
+END_WITHIN = 1.0
 #: An error's body is read whole, to be retried or passed on; no error is longer than this.
 _LARGEST_ERROR = 1 << 20
 
@@ -172,32 +175,62 @@ class HttpAnswer:
         self._response = response
         self._streaming = streaming
         self._idle = timeouts.idle if streaming else timeouts.answer
+        self._loop = asyncio.get_running_loop()
+        self._waiting_since: float | None = None  # for the next bytes; None while nobody reads
+        self._fell_silent = False
+        self._ended = False  # the last event has come: what is left is the end of the body
+        self._timer = self._loop.call_later(self._idle, self._look)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Whole events of a stream as they come. Raises ReplicaError when it breaks off or falls silent."""
-        content, framer = self._response.content, EventFramer(self._replica)
+        content, framer, time_now = self._response.content, EventFramer(self._replica), self._loop.time
         try:
             while True:
-                async with asyncio.timeout(self._idle):
-                    data = await content.readany()
+                self._waiting_since = time_now()
+                data = await content.readany()
+                self._waiting_since = None
                 if not data:
                     break
                 whole = framer.feed(data) if self._streaming else data
                 if whole:
+                    if self._streaming and whole.endswith(_DONE):
+                        self._ends_soon()
                     yield whole
-        except TimeoutError as error:
-            raise ReplicaError(self._replica, Failure.IDLE, f"silent for {self._idle:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
+            if self._ended:
+                return
+            if self._fell_silent:
+                raise ReplicaError(self._replica, Failure.IDLE, f"silent for {self._idle:g} s") from error
             raise ReplicaError(
                 self._replica, Failure.BROKEN, "broke off in the middle of an answer"
             ) from error
+        finally:
+            self._timer.cancel()
         rest = framer.flush()
         if rest:
             yield rest
 
     async def close(self) -> None:
         """After the end of the body this does nothing; before it, the server sees the connection go."""
+        self._timer.cancel()
         self._response.close()
+
+    def _ends_soon(self) -> None:
+        """The body should end with its last event; a server that keeps it open loses the connection."""
+        self._ended = True
+        self._idle = min(self._idle, END_WITHIN)
+        self._timer.cancel()
+        self._timer = self._loop.call_later(self._idle, self._look)
+
+    def _look(self) -> None:
+        """One timer for a whole stream instead of one for each chunk: it looks how long the silence has lasted."""
+        since = self._waiting_since
+        silent = 0.0 if since is None else self._loop.time() - since
+        if silent >= self._idle:
+            self._fell_silent = True
+            self._response.close()
+        else:
+            self._timer = self._loop.call_later(max(self._idle - silent, 0.001), self._look)
 
 
 def passed_on(headers: Mapping[str, str]) -> dict[str, str]:

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from weighbridge.cost.length import OutputLengths
-from weighbridge.cost.weight import Weight
+from weighbridge.cost.length import LengthCurve, OutputLengths
+from weighbridge.cost.weight import OutputEstimate, Weight
 from weighbridge.engine.prefix import Digest, PrefixCache
 from weighbridge.errors import BadInput
 from weighbridge.fleet.ask import Ask
@@ -78,6 +78,7 @@ class Scales:
         self._longest = longest
         self._known: OrderedDict[bytes, Weighed] = OrderedDict()
         self._remembered = remembered
+        self._estimates: dict[tuple[LengthCurve, int], OutputEstimate] = {}
         self.bytes_per_token = FIRST_RATIO
 
     async def weigh(self, ask: Ask) -> tuple[Weight, Weighed]:
@@ -93,14 +94,24 @@ class Scales:
             self._known.move_to_end(key)
         tokens = known.tokens if known.exact else self._estimated(known.size)
         most = self._longest_output(ask, tokens)
-        output = self._lengths.estimate(ask.tenant, ask.model, ask.route, most)
-        return Weight(tokens, most, output, ask.choices, exact=known.exact), known
+        return Weight(tokens, most, self._output(ask, most), ask.choices, exact=known.exact), known
 
     def settle(self, weighed: Weighed, prompt_tokens: int) -> None:
         """A replica counted `prompt_tokens`: an estimate learns from it."""
         if not weighed.exact and prompt_tokens > 0 and weighed.size > 0:
             ratio = min(max(weighed.size / prompt_tokens, 0.5), 16.0)
             self.bytes_per_token += 0.05 * (ratio - self.bytes_per_token)
+
+    def _output(self, ask: Ask, most: int) -> OutputEstimate:
+        """The estimate of a curve stays true as long as the curve does, which is for many requests."""
+        curve = self._lengths.curve(ask.tenant, ask.model, ask.route)
+        estimate = self._estimates.get((curve, most))
+        if estimate is None:
+            if len(self._estimates) >= 1024:
+                self._estimates.clear()
+            estimate = self._lengths.estimate(ask.tenant, ask.model, ask.route, most)
+            self._estimates[curve, most] = estimate
+        return estimate
 
     def _estimated(self, size: int) -> int:
         return max(round(size / self.bytes_per_token), 1)

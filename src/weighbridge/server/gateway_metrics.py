@@ -46,33 +46,42 @@ class GatewayMetrics:
         self._resumed = counter("gateway_resumed_streams", "Streams that went on at another replica", "model")
         self._http = counter("http_requests", "HTTP requests", "route", "status")
         self._tenants: set[str] = set()
+        self._children: dict[tuple[Any, tuple[str, ...]], Any] = {}
         registry.register(_FleetCollector(gateway))
         gateway.on_finished.append(self.finished)
 
     def answered(self, route: str, status: int) -> None:
-        self._http.labels(route, str(status)).inc()
+        self._child(self._http, route, str(status)).inc()
 
     def finished(self, ticket: Ticket, pool: Pool) -> None:
-        labels = (pool.spec.name, pool.spec.policy)
+        child, model, by_model = self._child, pool.spec.name, (pool.spec.name, pool.spec.policy)
         tenant = self._tenant(ticket.tenant)
-        self._finished.labels(pool.spec.name, ticket.finish_reason or "unknown").inc()
-        self._requests.labels(tenant).inc()
-        self._tokens.labels(tenant, "prompt").inc(ticket.prompt_tokens)
-        self._tokens.labels(tenant, "output").inc(ticket.output_tokens)
+        child(self._finished, model, ticket.finish_reason or "unknown").inc()
+        child(self._requests, tenant).inc()
+        child(self._tokens, tenant, "prompt").inc(ticket.prompt_tokens)
+        child(self._tokens, tenant, "output").inc(ticket.output_tokens)
         if ticket.cost_usd:
-            self._usd.labels(tenant).inc(ticket.cost_usd)
+            child(self._usd, tenant).inc(ticket.cost_usd)
         if ticket.resumed:
-            self._resumed.labels(pool.spec.name).inc(ticket.resumed)
+            child(self._resumed, model).inc(ticket.resumed)
         if ticket.scheduled is not None:
-            self._wait.labels(*labels).observe(max(ticket.scheduled - ticket.arrived, 0.0))
+            child(self._wait, *by_model).observe(max(ticket.scheduled - ticket.arrived, 0.0))
         if ticket.finished is None:
             return
-        self._e2e.labels(*labels).observe(ticket.finished - ticket.arrived)
+        child(self._e2e, *by_model).observe(ticket.finished - ticket.arrived)
         if ticket.first_token is not None:
-            self._ttft.labels(*labels).observe(ticket.first_token - ticket.arrived)
+            child(self._ttft, *by_model).observe(ticket.first_token - ticket.arrived)
             if ticket.output_tokens > ticket.choices:
                 gaps = ticket.output_tokens / ticket.choices - 1
-                self._itl.labels(*labels).observe((ticket.finished - ticket.first_token) / gaps)
+                child(self._itl, *by_model).observe((ticket.finished - ticket.first_token) / gaps)
+
+    def _child(self, metric: Any, *labels: str) -> Any:
+        """What `metric.labels` returns; that look-up takes a lock and copies, which adds up."""
+        key = (metric, labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
 
     def exposition(self) -> bytes:
         page: bytes = generate_latest(self._registry)
