@@ -126,6 +126,11 @@ def test_a_gateway_killed_leaves_no_replica_behind(tiny: Path, tmp_path: Path) -
         )
         assert "inside" in runner.invoke(app, ["fleet", "list"]).output
         assert "inside" in runner.invoke(app, ["fleet", "top", "--count", "2", "--interval", "0.1"]).output
+        ticket = ask(url, "/v1/tickets")["data"][0]["id"]
+        explained = runner.invoke(app, ["fleet", "explain", ticket]).output
+        assert "by the model's tokenizer" in explained
+        assert "weigh chose" in explained
+        assert "inside: " in explained or "beside: " in explained
         drained = runner.invoke(app, ["fleet", "drain", "inside", "--json"])
         assert json.loads(drained.output)["standing"] == "draining"
         for _ in range(3):

@@ -60,6 +60,44 @@ def top(
                 time.sleep(interval)
 
 
+@app.command("explain")
+def explain_ticket(
+    ticket: Annotated[str, typer.Argument(help="The id from x-weighbridge-ticket.")],
+    url: _URL = DEFAULT_URL,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="WEIGHBRIDGE_API_KEY", help="The key of the ticket's tenant.")
+    ] = None,
+    json_output: _JSON = False,
+) -> None:
+    """Why a request went where it went: what it weighed, every try, and what stood against the other replicas."""
+    record = call("GET", url, f"/v1/tickets/{ticket}", api_key)
+    lines = explained(record)
+    if json_output:
+        print_json({"ticket": ticket, "explanation": lines})
+    else:
+        Console().print("\n".join(lines), markup=False)
+
+
+def explained(ticket: dict[str, Any]) -> list[str]:
+    """A gateway's ticket in words."""
+    from weighbridge.fleet.api import Choice
+    from weighbridge.fleet.explain import explain
+
+    if not ticket.get("attempts"):
+        return [
+            f"no replica was chosen for {ticket['id']}: {ticket.get('error') or ticket.get('finish_reason')}"
+        ]
+    counted = "by the model's tokenizer" if ticket["exact"] else "estimated from bytes"
+    lines = [
+        f"{ticket['weighed_tokens']} prompt tokens ({counted}), about {ticket['predicted_output_tokens']:g} of output "
+        f"expected, {ticket['output_tokens']} came",
+        f"waited {1e3 * (ticket['scheduled'] - ticket['arrived']):.1f} ms for a replica",
+        *ticket["decisions"],
+    ]
+    choice = Choice(ticket["replica"], "", ticket["scores"], ticket["score_unit"])
+    return lines + explain(choice, "")[1:]
+
+
 @app.command("add")
 def add(
     replica: Annotated[

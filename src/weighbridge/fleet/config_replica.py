@@ -187,6 +187,8 @@ def _scaling(section: Section) -> ScalingSettings:
         down_after=rules.number("down_after", default.down_after),
         settle=rules.number("settle", default.settle),
     )
+    if settings.low >= settings.high:
+        rules.problem("low", f"must be less than high ({settings.high:g}), or replicas come and go in turn")
     rules.done()
     if settings.most < settings.least:
         section.problem("max", f"must not be less than min ({settings.least})")
