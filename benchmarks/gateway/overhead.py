@@ -1,10 +1,11 @@
 """Latency that a gateway adds and the SSE chunks it passes per second, Weighbridge beside vllm-router.
 
-    python benchmarks/gateway/overhead.py [--vllm-router PATH] [--seconds 5] [--json FILE]
+    python benchmarks/gateway/overhead.py [--vllm-router PATH] [--tokenizer PATH] [--seconds 5] [--json FILE]
 
 Backends that cost nothing (backend.py), four of them, on one core together with the client (client.py); the
 gateway alone on another. Every case runs direct, through Weighbridge, and through `vllm-router` where its
-program is given (`pip install vllm-router==0.1.17` into an environment of its own).
+program is given (`pip install vllm-router==0.1.17` into an environment of its own). Every prompt is new; with
+`--tokenizer` a second Weighbridge, "exact", tokenises each of them, the first estimates from bytes as vllm-router does.
 
 - `added p50`: difference of the medians of the time to the first byte, less what the backend took itself.
 - `p99 within`: the 99th percentile through the gateway less the *median* of the direct call: an upper bound of
@@ -162,6 +163,7 @@ def main() -> None:
     )
     parser.add_argument("--vllm-router", type=Path, help="the vllm-router program")
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--tokenizer", type=Path, help="weigh exactly too: a model directory or GGUF file")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args()
     with ExitStack() as stack:
@@ -172,12 +174,16 @@ def main() -> None:
             stack.enter_context(program(command, 1, folder / f"backend-{one}.log"))
             wait_for(one)
         ways = {"direct": (ports[0], 0)}
-        port = free_port()
-        (folder / "weighbridge.yaml").write_text(config(ports, port))
-        command = [sys.executable, "-m", "weighbridge", "serve", "--config", str(folder / "weighbridge.yaml")]
-        ours = stack.enter_context(program(command, 0, folder / "weighbridge.log"))
-        wait_for(port)
-        ways["weighbridge"] = (port, ours.pid)
+        ours = {"weighbridge": ""}
+        if arguments.tokenizer:
+            ours["exact"] = f"    tokenizer: {arguments.tokenizer.resolve()}\n"
+        for name, extra in ours.items():
+            port, file = free_port(), folder / f"{name}.yaml"
+            file.write_text(config(ports, port, extra))
+            command = [sys.executable, "-m", "weighbridge", "serve", "--config", str(file)]
+            gateway = stack.enter_context(program(command, 0, folder / f"{name}.log"))
+            wait_for(port)
+            ways[name] = (port, gateway.pid)
         if arguments.vllm_router:
             port = free_port()
             urls = [f"http://127.0.0.1:{one}" for one in ports]

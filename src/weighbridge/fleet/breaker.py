@@ -37,13 +37,13 @@ class CircuitBreaker:
         self._failed = 0  # of the outcomes in the window
         self._in_a_row = 0
         self._cool_off = settings.cool_off
-        self._open_until: float | None = None
+        self.open_until: float | None = None  # when the next trial may start; None while closed
         self._trial_since: float | None = None
 
     def state(self, now: float) -> BreakerState:
-        if self._open_until is None:
+        if self.open_until is None:
             return BreakerState.CLOSED
-        return BreakerState.OPEN if now < self._open_until else BreakerState.HALF_OPEN
+        return BreakerState.OPEN if now < self.open_until else BreakerState.HALF_OPEN
 
     def allows(self, now: float) -> bool:
         """Whether a request may go now. Half open, one may until its outcome is known or it took too long."""
@@ -60,7 +60,7 @@ class CircuitBreaker:
     def succeeded(self, now: float) -> None:
         self._in_a_row = 0
         self._note(now, failed=False)
-        if self._open_until is not None and now >= self._open_until:
+        if self.open_until is not None and now >= self.open_until:
             self._close()
 
     def failed(self, now: float) -> None:
@@ -79,17 +79,12 @@ class CircuitBreaker:
         """The request on trial was cancelled; its place is free again and nothing was learned."""
         self._trial_since = None
 
-    @property
-    def reopens_at(self) -> float | None:
-        """When the next trial may start; None while closed."""
-        return self._open_until
-
     def _open(self, now: float) -> None:
-        self._open_until = now + self._cool_off
+        self.open_until = now + self._cool_off
         self._trial_since = None
 
     def _close(self) -> None:
-        self._open_until = self._trial_since = None
+        self.open_until = self._trial_since = None
         self._cool_off = self._settings.cool_off
         self._outcomes.clear()
         self._failed = self._in_a_row = 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Replica
-from weighbridge.fleet.config import FleetSpec, ReplicaSpec
+from weighbridge.fleet.config import FleetSpec, ModelSpec, ReplicaSpec
 from weighbridge.fleet.dialects import dialect
 from weighbridge.fleet.http_replica import Endpoint, HttpReplica
 from weighbridge.fleet.resume import Renderer
@@ -37,8 +37,21 @@ def endpoint_of(spec: ReplicaSpec, base: str) -> Endpoint:
 
 
 def load_tokenizers(spec: FleetSpec) -> dict[str, Renderer]:
-    """The tokenizers of models that have a path to one. Raises BadInput naming the model."""
-    return {model.name: _tokenizer(model.name, model.tokenizer) for model in spec.models if model.tokenizer}
+    """The tokenizers of models that have a path to one, or a replica whose model is on this machine.
+
+    Raises BadInput naming the model.
+    """
+    paths = {model.name: _tokenizer_path(model) for model in spec.models}
+    return {name: _tokenizer(name, path) for name, path in paths.items() if path is not None}
+
+
+def _tokenizer_path(model: ModelSpec) -> Path | None:
+    local = next((one.target for one in model.replicas if one.kind in ("process", "engine")), None)
+    if model.tokenizer is not None or local is None:
+        return model.tokenizer
+    from weighbridge.models.store import resolve
+
+    return resolve(local)
 
 
 def _tokenizer(model: str, path: Path) -> Renderer:

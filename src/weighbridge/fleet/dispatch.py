@@ -137,20 +137,19 @@ class Dispatcher:
         return await self._wait(waiting)
 
     async def _wait(self, waiting: _Waiting) -> Lease:
-        limit = self._patience.max_wait
+        limit, place = self._patience.max_wait, waiting.place
         try:
             async with asyncio.timeout(limit):
-                return await waiting.place
-        except TimeoutError:
+                return await place
+        except BaseException as error:
+            if place.done() and not place.cancelled() and place.exception() is None:
+                place.result().release(self._clock())  # it got its place in the moment it gave up
+            if not isinstance(error, TimeoutError):
+                raise
             raise QueueFull(
                 f"no replica had room for this request within {limit:g} s; try again later",
                 retry_after=self.drain_seconds(),
             ) from None
-        except asyncio.CancelledError:
-            place = waiting.place
-            if place.done() and not place.cancelled() and place.exception() is None:
-                place.result().release(self._clock())  # it got its place as its client went away
-            raise
         finally:
             self._waiting.pop(waiting.arrival.id, None)
             self.queue.remove(waiting.arrival.id)

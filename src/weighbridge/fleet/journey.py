@@ -197,7 +197,7 @@ class Journey:
         chunks = opened.chunks
         resumption = self._resumption
         while True:
-            now = clock()
+            lease.member.alive_at = now = clock()
             events = meter.count(chunk)
             if events:
                 lease.tokens(events, now)
@@ -215,7 +215,6 @@ class Journey:
                 chunk = await anext(chunks)
             except StopAsyncIteration:
                 return
-            lease.member.alive_at = now
 
     def _most_events(self) -> int:
         weight = self._arrival.weight

@@ -71,10 +71,15 @@ class Member:
         return self.heard and not self.draining and now >= self.held_until and self.breaker.allows(now)
 
     def accepts(self, arrival: Arrival, now: float) -> bool:
+        """Usable, and with room for this one. Asked of every replica for every request, so it is written flat."""
+        if not self.heard or self.draining or now < self.held_until:
+            return False
+        if self.breaker.open_until is not None and not self.breaker.allows(now):
+            return False
         limit = self.spec.limits.concurrent_requests
         if limit is not None and self.state.requests >= limit:
             return False
-        return self.usable(now) and self.state.accepts(arrival, now)
+        return self.state.accepts(arrival, now)
 
     def standing(self, now: float) -> Standing:
         if self.draining or self.state.draining:

@@ -106,7 +106,7 @@ def read_ask(path: str, body: bytes, headers: Headers, key_tenant: str | None, n
         tenant=tenant[:200],
         stream=bool(peek.stream),
         wants_usage=peek.stream_options is not None and peek.stream_options.include_usage,
-        max_tokens=_max_tokens(path, peek),
+        max_tokens=peek.max_completion_tokens or peek.max_tokens,
         choices=(peek.n or 1) * _prompts(path, fields),
         priority=max(-1000, min(priority, 1000)),
         deadline=None if deadline_ms is None else now + deadline_ms / 1e3,
@@ -116,12 +116,6 @@ def read_ask(path: str, body: bytes, headers: Headers, key_tenant: str | None, n
         speculative=bool(_flag(given.get("speculative")) if speculative is None else speculative),
         headers={name: value for name, value in headers.items() if name in _PASSED},
     )
-
-
-def _max_tokens(path: str, peek: Peek) -> int | None:
-    """OpenAI's completions end after 16 tokens when nobody says otherwise; chats after what fits."""
-    given = peek.max_completion_tokens or peek.max_tokens
-    return 16 if given is None and path == "/v1/completions" else given
 
 
 def _prompts(path: str, fields: Fields) -> int:
