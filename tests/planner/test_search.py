@@ -14,7 +14,8 @@ from weighbridge.errors import BadInput
 from weighbridge.planner.memory import plan_memory
 from weighbridge.planner.queueing import Candidate, Outcome, _erlang_c, _erlang_wait, _tail, analytic
 from weighbridge.planner.request import Deployment
-from weighbridge.planner.search import Search, recommend
+from weighbridge.planner.search import Search, confirmed, recommend
+from weighbridge.planner.simulated import simulated
 from weighbridge.planner.source import open_model
 from weighbridge.planner.traffic import Arrival, Slo, Traffic, parse_slo, traffic_of
 
@@ -89,6 +90,37 @@ def test_another_evaluator_takes_the_seat() -> None:
     search = Search([find_device("H100")], tp=1, weights="bf16", kv_dtype="auto")
     (choice,) = recommend(open_model("qwen3-8b"), Deployment(), _traffic(1.0), Slo(), search, five)
     assert choice.candidate.replicas == 5
+
+
+def test_a_simulation_confirms_or_wants_more() -> None:
+    """The engine's own scheduler under a virtual clock; calm traffic agrees with the closed form on the median."""
+    device = find_device("H100")
+    plan = plan_memory(open_model("llama-3.1-8b"), Deployment(max_model_len=4096), device)
+    candidate = Candidate(plan, device, 1, 3.0)
+    traffic, slo = _traffic(2.0, requests=300), Slo(1.0, 0.05, 0.5)
+    by_formula, by_events = analytic(candidate, traffic, slo), simulated(candidate, traffic, slo)
+    assert by_events.meets
+    assert by_events.tpot == pytest.approx(by_formula.tpot, rel=0.3)
+    assert by_events.batch == pytest.approx(by_formula.batch, rel=0.3)
+    assert simulated(candidate, traffic, slo) == by_events
+    assert not simulated(candidate, traffic, replace(slo, tpot=by_events.tpot / 2)).meets
+
+
+def test_confirmed_choices_meet_in_the_surer_eye() -> None:
+    def wants(candidate: Candidate, traffic: Traffic, slo: Slo) -> Outcome:
+        return Outcome(candidate.replicas >= 2, 0.1, 0.01, 1.0, 0.5, "two at least")
+
+    def dear(candidate: Candidate, traffic: Traffic, slo: Slo) -> Outcome:
+        return Outcome(False, 9.0, 9.0, 1.0, 1.0, "never")
+
+    traffic, slo = _traffic(2.0), Slo(1.0, 0.05, 0.9)
+    search = Search([find_device(name) for name in ("H100", "H200", "L40S")], weights="bf16", kv_dtype="auto")
+    choices = recommend(open_model("llama-3.1-8b"), Deployment(), traffic, slo, search)
+    found = confirmed(choices, traffic, slo, search, wants, wanted=2)
+    assert [choice.candidate.replicas for choice in found] == [2, 2]
+    assert found[0].candidate.usd_per_hour <= found[1].candidate.usd_per_hour
+    with pytest.raises(BadInput, match="holds up in simulation"):
+        confirmed(choices, traffic, slo, search, dear)
 
 
 def test_what_cannot_be_met_is_said() -> None:

@@ -24,8 +24,9 @@ from weighbridge.planner.packing import pack
 from weighbridge.planner.printing import print_choices, print_packing, print_plan
 from weighbridge.planner.report import choice_json, placed_json, plan_json
 from weighbridge.planner.request import Deployment
-from weighbridge.planner.search import Search
+from weighbridge.planner.search import Search, confirmed
 from weighbridge.planner.search import recommend as recommend_deployments
+from weighbridge.planner.simulated import simulated
 from weighbridge.planner.source import open_model
 from weighbridge.planner.speed import DEFAULT_OUTPUT, DEFAULT_PROMPT, Speed, measure, step_cost, typical_batch
 from weighbridge.planner.traffic import Arrival, parse_slo, traffic_of
@@ -89,6 +90,9 @@ def plan(
     slo: Annotated[
         str, Flag(help="Objectives, such as ttft=500ms,tpot=50ms,p=99.")
     ] = "ttft=1s,tpot=50ms,p=95",
+    simulate: Annotated[
+        bool, Flag("--simulate/--no-simulate", help="Confirm the best by simulation.")
+    ] = True,
     html: Annotated[Path | None, Flag(help="Write the plan as a page.")] = None,
     list_devices: Annotated[bool, Flag("--list-devices", help="Print the device catalogue.")] = False,
     list_models: Annotated[bool, Flag("--list-models", help="Print the model catalogue.")] = False,
@@ -135,7 +139,13 @@ def plan(
     opened = [open_model(name) for name in models]
     if recommend or traffic:
         _recommend(
-            opened, deployment, chosen, traffic, slo, _Varied(tp, count, weights, kv_dtype), json_output
+            opened,
+            deployment,
+            chosen,
+            traffic,
+            slo,
+            _Varied(tp, count, weights, kv_dtype, simulate),
+            json_output,
         )
     elif len(opened) > 1:
         _pack(opened, deployment, chosen, count, json_output)
@@ -162,6 +172,7 @@ class _Varied:
     count: int | None
     weights: str | None
     kv_dtype: str
+    simulate: bool
 
 
 def _single(
@@ -211,7 +222,10 @@ def _recommend(
     kv = None if varied.kv_dtype == "auto" else varied.kv_dtype
     search = Search([device] if device else None, varied.tp, varied.weights, kv, varied.count)
     traffic = traffic_of(rows)
-    choices = recommend_deployments(models[0], deployment, traffic, parse_slo(slo), search)
+    objectives = parse_slo(slo)
+    choices = recommend_deployments(models[0], deployment, traffic, objectives, search)
+    if varied.simulate:
+        choices = confirmed(choices, traffic, objectives, search, simulated)
     first = choices[0].candidate
     cost = step_cost(first.plan, first.device, decode_share(traffic.prompt, traffic.output))
     command = engine_command(first.plan)

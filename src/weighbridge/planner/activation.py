@@ -21,8 +21,17 @@ from weighbridge.planner.engines import Rules
 from weighbridge.planner.request import Deployment, Range
 
 GIB = 1 << 30
-SAMPLER_BYTES_PER_LOGIT = 38.5
-GRAPH_GIB_PER_LAYER = 0.015
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """What was fitted: bytes that sampling takes per request and logit, GiB of CUDA graphs per layer."""
+
+    sampler_bytes: float = 38.5
+    graph_gib: float = 0.015
+
+
+FITTED = Constants()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +47,12 @@ class Overheads:
 
 
 def overheads(
-    architecture: Architecture, d: Deployment, rules: Rules, device: Device | None, length: int
+    architecture: Architecture,
+    d: Deployment,
+    rules: Rules,
+    device: Device | None,
+    length: int,
+    constants: Constants = FITTED,
 ) -> Overheads:
     """The overheads of one GPU of the deployment, for requests up to `length` tokens."""
     if rules.engine == "llama.cpp":
@@ -46,22 +60,24 @@ def overheads(
     elif rules.engine == "weighbridge":
         activation, why = _local(architecture, d, rules)
     else:
-        activation, why = _gpu_engine(architecture, d, rules)
+        activation, why = _gpu_engine(architecture, d, rules, constants)
     framework, why_framework = _framework(d, rules, device)
-    graphs, why_graphs = _graphs(architecture, d, rules)
+    graphs, why_graphs = _graphs(architecture, d, rules, constants)
     return Overheads(activation, framework, graphs, why, why_framework, why_graphs)
 
 
-def _gpu_engine(architecture: Architecture, d: Deployment, rules: Rules) -> tuple[Range, str]:
+def _gpu_engine(
+    architecture: Architecture, d: Deployment, rules: Rules, constants: Constants
+) -> tuple[Range, str]:
     tokens, seqs = rules.max_num_batched_tokens, rules.max_num_seqs
-    sampler = seqs * architecture.vocab * SAMPLER_BYTES_PER_LOGIT / GIB
+    sampler = seqs * architecture.vocab * constants.sampler_bytes / GIB
     layers = tokens * layer_bytes_per_token(architecture, d.tp) / GIB
     tower = 0.6 if architecture.towers and d.towers else 0.0
     value = max(sampler, layers) + tower
     bound = "sampler" if sampler >= layers else "layers"
     why = (
         f"the larger of sampling ({seqs} requests x {architecture.vocab:,} logits x "
-        f"{SAMPLER_BYTES_PER_LOGIT} B = {sampler:.2f} GiB) and a layer's work on {tokens:,} tokens "
+        f"{constants.sampler_bytes:g} B = {sampler:.2f} GiB) and a layer's work on {tokens:,} tokens "
         f"({layers:.2f} GiB): the {bound}"
     )
     if tower:
@@ -128,7 +144,9 @@ def _framework(d: Deployment, rules: Rules, device: Device | None) -> tuple[Rang
     return Range(0.12, 0.05, 0.5), "the CUDA context and libraries"
 
 
-def _graphs(architecture: Architecture, d: Deployment, rules: Rules) -> tuple[Range, str]:
+def _graphs(
+    architecture: Architecture, d: Deployment, rules: Rules, constants: Constants
+) -> tuple[Range, str]:
     if rules.engine != "vllm" or d.enforce_eager:
         return Range.exact(0.0), "no CUDA graphs are captured, or they lie outside the budget"
     layers = len(architecture.layers) / d.pp
@@ -136,7 +154,7 @@ def _graphs(architecture: Architecture, d: Deployment, rules: Rules) -> tuple[Ra
     factor *= 1.4 if architecture.latent else 1.0
     if rules.version < (0, 10):
         factor *= 3.0
-    value = GRAPH_GIB_PER_LAYER * layers * factor
+    value = constants.graph_gib * layers * factor
     counted = "taken from the budget" if rules.graphs_counted else "outside the budget in this version"
-    why = f"{layers:.0f} layers x {GRAPH_GIB_PER_LAYER * factor:.3f} GiB; {counted}"
+    why = f"{layers:.0f} layers x {constants.graph_gib * factor:.3f} GiB; {counted}"
     return Range(value, 0.3 * value, 2.2 * value + 0.1), why

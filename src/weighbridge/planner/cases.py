@@ -16,6 +16,7 @@ from typing import Any
 
 from weighbridge.cost.hardware import Device, custom_device, find_device
 from weighbridge.errors import BadInput, WeighbridgeError
+from weighbridge.planner.activation import FITTED, Constants
 from weighbridge.planner.catalogue import completed, lookup
 from weighbridge.planner.config_reader import read_architecture
 from weighbridge.planner.gguf_mix import file_type
@@ -166,7 +167,7 @@ def _weights(case: dict[str, Any], engine: str) -> str | None:
     return "bf16"
 
 
-def compare(case: dict[str, Any]) -> list[Comparison]:
+def compare(case: dict[str, Any], constants: Constants = FITTED) -> list[Comparison]:
     """Every figure of the log that a plan also has. Raises WeighbridgeError when the case cannot be planned."""
     model, deployment, device = case_model(case), case_deployment(case), case_device(case)
     reported = case["reported"]
@@ -184,7 +185,7 @@ def compare(case: dict[str, Any]) -> list[Comparison]:
             rows.add("kv_blocks", reported.get("num_gpu_blocks"), plan.kv.num_blocks)
             rows.add("max_concurrency", reported.get("max_concurrency"), plan.kv.max_concurrency)
         rows.rounding = 0.0
-    plan = plan_memory(model, deployment, device)
+    plan = plan_memory(model, deployment, device, constants)
     w = plan.weights
     rows.add("weights_gib", reported.get("weights_gib"), w.value, w.low, w.high)
     if plan.available is not None and deployment.engine == "vllm":
@@ -258,13 +259,13 @@ def _llama_cpp(rows: _Rows, model: Model, d: Deployment, reported: dict[str, Any
         rows.add("model_mib", reported["model_mib"], whole)
 
 
-def compare_all(path: Path) -> tuple[list[Comparison], list[str]]:
+def compare_all(path: Path, constants: Constants = FITTED) -> tuple[list[Comparison], list[str]]:
     """Every comparison of a file, and one line for each case that could not be planned."""
     found: list[Comparison] = []
     failed: list[str] = []
     for case in read_cases(path):
         try:
-            found.extend(compare(case))
+            found.extend(compare(case, constants))
         except WeighbridgeError as error:
             failed.append(f"{case.get('id')}: {error}")
     return found, failed

@@ -41,13 +41,17 @@ def near(name: str) -> list[str]:
 def completed(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """`config` with what it lacks taken from the catalogue's model of the same family and shape.
 
-    Only when something that weights need is missing; what was filled in is stated.
+    Everything when something that weights need is missing, else only the longest position. What was filled in
+    is stated.
     """
-    if not _lacks(config):
+    lacks = _lacks(config)
+    if not lacks and (config.get("text_config") or config.get("max_position_embeddings")):
         return config, ()
     for name, entry in catalogue().items():
         if all(_same(config, entry, field) for field in ("model_type", "hidden_size", "num_hidden_layers")):
             missing = {k: v for k, v in entry.items() if config.get(k) is None and k != "quantization_config"}
+            if not lacks:
+                missing = {k: v for k, v in missing.items() if k == "max_position_embeddings"}
             if config.get("layer_types_counts") or config.get("num_full_attn_layers"):
                 missing.pop("sliding_window_pattern", None)
             if not missing:

@@ -53,7 +53,7 @@ def read_architecture(config: dict[str, Any], assumptions: tuple[str, ...] = ())
         vocab=_vocab(fields, outer),
         layers=built,
         tied=_tied(fields, outer, family),
-        max_positions=fields.whole("max_position_embeddings", "n_positions", "max_seq_len", default=32_768),
+        max_positions=_max_positions(fields),
         rotary_dim=rotary,
         drafts=_drafts(fields, family, built, kinds),
         towers=_towers(outer),
@@ -149,6 +149,13 @@ def _vocab(fields: Fields, outer: Fields) -> int:
     if "vocab_size" not in fields and "vocab_size" not in outer:
         fields.assume("vocab_size is not given; 131,072 assumed, so weights and logits are rough")
     return fields.whole("vocab_size", default=outer.whole("vocab_size", default=131_072))
+
+
+def _max_positions(fields: Fields) -> int:
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length")
+    if fields.get(*names) is None:
+        fields.assume("max_position_embeddings is not given; 32,768 assumed")
+    return fields.whole(*names, default=32_768)
 
 
 def _tied(fields: Fields, outer: Fields, family: str) -> bool:

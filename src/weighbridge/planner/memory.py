@@ -8,7 +8,7 @@ from math import ceil
 
 from weighbridge.cost.hardware import Device
 from weighbridge.errors import BadInput
-from weighbridge.planner.activation import Overheads, overheads
+from weighbridge.planner.activation import FITTED, Constants, Overheads, overheads
 from weighbridge.planner.architecture import Architecture, Attention, Latent
 from weighbridge.planner.engines import Rules, rules_for
 from weighbridge.planner.kv_dtype import KVType, kv_type
@@ -73,7 +73,9 @@ class MemoryPlan:
         return used
 
 
-def plan_memory(model: Model, deployment: Deployment, device: Device | None) -> MemoryPlan:
+def plan_memory(
+    model: Model, deployment: Deployment, device: Device | None, constants: Constants = FITTED
+) -> MemoryPlan:
     """Plan one deployment. Raises BadInput when the flags cannot go together or the model has no such layout."""
     deployment.check()
     if device is not None and device.kind == "apple" and deployment.engine in ("vllm", "sglang"):
@@ -89,7 +91,7 @@ def plan_memory(model: Model, deployment: Deployment, device: Device | None) -> 
     stored = model.stored or stored_weights(architecture, deployment, rules)
     gpu = gpu_weights(architecture, stored, deployment)
     weights = _weights(model, gpu, stored, rules, device)
-    over = overheads(architecture, deployment, rules, device, length)
+    over = overheads(architecture, deployment, rules, device, length, constants)
     kv = _kv_type(deployment, architecture, device, rules)
     budget, available = _available(deployment, device, rules, weights, over)
     sized = [_size(model, deployment, rules, kv, gpu.stage, x, length) for x in _bounds(available)]

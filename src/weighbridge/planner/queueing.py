@@ -67,7 +67,7 @@ def analytic(candidate: Candidate, traffic: Traffic, slo: Slo) -> Outcome:
     mean_prefill = prefill.prefill_seconds(round(prompt), chunk=chunk)
     long_prefill = prefill.prefill_seconds(traffic.prompt_quantile(slo.quantile), chunk=chunk)
     busy = rate * mean_prefill
-    slots = _slots(plan, prompt + output / 2)
+    slots = slots_of(plan, prompt + output / 2)
     if busy >= 1.0 or slots < 1:
         return Outcome(False, inf, inf, inf, max(busy, 1.0), "prompts alone need more time than there is")
 
@@ -92,7 +92,7 @@ def analytic(candidate: Candidate, traffic: Traffic, slo: Slo) -> Outcome:
     return Outcome(meets, ttft, tpot, batch, load, why)
 
 
-def _slots(plan: MemoryPlan, context: float) -> float:
+def slots_of(plan: MemoryPlan, context: float) -> float:
     """Requests of average size that cache and batch limit hold."""
     if plan.kv is None:
         return 0.0

@@ -128,3 +128,31 @@ def _rank(choice: Choice) -> tuple[float, int, int, float]:
     changed = plan.deployment.weights is not None and not plan.model.architecture.quantization
     cheaper_cache = plan.deployment.kv_dtype not in ("auto", "bf16")
     return (round(choice.candidate.usd_per_hour, 2), int(changed), int(cheaper_cache), choice.outcome.load)
+
+
+def confirmed(
+    choices: Sequence[Choice], traffic: Traffic, slo: Slo, search: Search, evaluate: Evaluate, wanted: int = 3
+) -> list[Choice]:
+    """The cheapest `wanted` of `choices` that `evaluate`, slower and surer, agrees with, cheapest first.
+
+    A choice that it finds too weak gets more replicas, up to half as many again and at least one more; it may
+    then cost more than the next one, which is judged before it is taken. Raises BadInput when none is left.
+    """
+    waiting = sorted(choices, key=_rank)
+    most_of = {id(choice.candidate.plan): -(-3 * choice.candidate.replicas // 2) + 1 for choice in waiting}
+    found: list[Choice] = []
+    while waiting and len(found) < wanted:
+        candidate = waiting.pop(0).candidate
+        judged = Choice(candidate, evaluate(candidate, traffic, slo))
+        if judged.outcome.meets:
+            found.append(judged)
+            continue
+        replicas = candidate.replicas + 1
+        gpus = replicas * candidate.plan.deployment.gpus
+        if replicas <= most_of[id(candidate.plan)] and (search.gpus is None or gpus <= search.gpus):
+            hourly = candidate.usd_per_hour / candidate.replicas * replicas
+            waiting.append(Choice(replace(candidate, replicas=replicas, usd_per_hour=hourly), judged.outcome))
+            waiting.sort(key=_rank)
+    if not found:
+        raise BadInput("no deployment holds up in simulation; relax --slo or allow more with --count")
+    return found

@@ -31,6 +31,7 @@ class Traffic:
     output: float
     longest: int  # prompt and output together
     prompts: tuple[int, ...]  # sorted
+    arrivals: tuple[Arrival, ...]  # by time
 
     def prompt_quantile(self, share: float) -> int:
         return self.prompts[min(int(share * len(self.prompts)), len(self.prompts) - 1)]
@@ -55,17 +56,35 @@ def traffic_of(rows: Sequence[Arrival]) -> Traffic:
         sum(row.output for row in rows) / len(rows),
         max(row.prompt + row.output for row in rows),
         tuple(sorted(row.prompt for row in rows)),
+        tuple(rows),
     )
 
 
 def _busiest(times: Sequence[float], window: float) -> float:
     """Most arrivals per second in any `window` seconds; at least a second is taken."""
-    most, first = 0, 0
+    start, stop = busiest_window(times, window)
+    return (stop - start) / max(window, 1.0)
+
+
+def busiest_window(times: Sequence[float], window: float) -> tuple[int, int]:
+    """First and last + 1 of the most arrivals within `window` seconds."""
+    best, first = (0, 1), 0
     for last, time in enumerate(times):
         while time - times[first] > window:
             first += 1
-        most = max(most, last - first + 1)
-    return most / max(window, 1.0)
+        if last + 1 - first > best[1] - best[0]:
+            best = (first, last + 1)
+    return best
+
+
+def busiest_arrivals(traffic: Traffic, most: int) -> list[Arrival]:
+    """Up to `most` arrivals around the busiest minute, moved to begin at 0: what a simulation needs to see."""
+    arrivals = traffic.arrivals
+    start, stop = busiest_window([a.at for a in arrivals], min(_WINDOW, traffic.seconds))
+    middle = (start + stop) // 2
+    first = max(min(middle - most // 2, len(arrivals) - most), 0)
+    chosen = arrivals[first : first + most]
+    return [Arrival(a.at - chosen[0].at, a.prompt, a.output) for a in chosen]
 
 
 @dataclass(frozen=True, slots=True)
