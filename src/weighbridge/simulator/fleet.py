@@ -146,6 +146,7 @@ class FleetSpec:
     queue: QueueSettings = field(default_factory=lambda: QueueSettings(max_requests=1 << 20))
     limits: TenantLimits | None = None
     prefix_index: bool = True
+    sample: int | None = None  # see `SimulatedGateway`
     script: tuple[Act, ...] = ()
     stride: int = LONGEST_STRIDE
 
@@ -186,11 +187,13 @@ class Simulation:
         policy: Policy | None = None,
         watcher: Watcher | None = None,
         observe: Callable[[SimulatedRequest, Outcome, float], None] | None = None,
+        clients: int | None = None,
+        pause: float = 0.0,
     ) -> None:
-        """`policy` replaces the spec's. `observe` hears of each request that ended."""
+        """`policy` replaces the spec's. `observe` hears of each request that ended. `clients`: see `Feed`."""
         self._spec = spec
         self.clock = Clock()
-        self._feed = Feed(self.clock, requests)
+        self._feed = Feed(self.clock, requests, clients, pause)
         self._watcher = watcher
         self._observe = observe
         self.outcomes = Outcomes()
@@ -202,6 +205,8 @@ class Simulation:
             limiter=Limiter(default=spec.limits) if spec.limits else None,
             index=index,
             block_size=spec.replicas[0].settings.block_size,
+            sample=spec.sample,
+            rng=random.Random(f"sample {seed}"),
             ended=self._ended,
             moved=self.clock.watch,
         )

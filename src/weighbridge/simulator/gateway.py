@@ -6,6 +6,7 @@ credit at once; where none has room, wait in the fair queue; draw the credit dow
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -50,6 +51,8 @@ class _Flight:
 class SimulatedGateway:
     """Places requests on replicas and follows them to their end. A `Listener` of every replica.
 
+    `sample`: each request is placed on one of so many replicas drawn by `rng`, or if none of them has room, of all;
+    what a gateway does that looks after thousands. For random choice and the power of two it changes nothing.
     `ended` is called with each request that is over and the time; `moved` with each replica that got work.
     """
 
@@ -62,6 +65,8 @@ class SimulatedGateway:
         limiter: Limiter | None = None,
         index: PrefixIndex | None = None,
         block_size: int = 16,
+        sample: int | None = None,
+        rng: random.Random | None = None,
         ended: Callable[[SimulatedRequest, Outcome, float], None],
         moved: Callable[[SimulatedReplica], None],
     ) -> None:
@@ -80,6 +85,9 @@ class SimulatedGateway:
         self._flights: dict[str, _Flight] = {}
         self._ended = ended
         self._moved = moved
+        self._sample = sample
+        self._rng = rng or random.Random(0)
+        self._names: list[str] = []
         self._counts_tokens = policy.name not in _COUNTING
 
     # -- replicas come and go --------------------------------------------------------------------------
@@ -87,6 +95,7 @@ class SimulatedGateway:
     def add_replica(self, replica: SimulatedReplica, state: ReplicaState, now: float) -> None:
         self._replicas[replica.name] = replica
         self.states[replica.name] = state
+        self._names.append(replica.name)
         self._pump(now)
 
     def drain(self, name: str) -> None:
@@ -98,6 +107,7 @@ class SimulatedGateway:
         self._replicas[name].tell(now)
         self._replicas.pop(name).die(now)
         self.states.pop(name)
+        self._names.remove(name)
         if self.index is not None:
             self.index.remove_replica(name)
         lost = [flight for flight in self._flights.values() if flight.replica == name]
@@ -114,11 +124,9 @@ class SimulatedGateway:
         """Mean over arrivals of (largest - mean) / mean seconds of work in flight on a replica; 0 is even."""
         return self._imbalances / self._samples if self._samples else 0.0
 
-    def _sample_balance(self) -> None:
-        work = [
-            state.outstanding_tokens * state.step_cost.seconds(*_USUAL_BATCH)
-            for state in self.states.values()
-        ]
+    def _sample_balance(self, names: list[str]) -> None:
+        states = map(self.states.__getitem__, names)
+        work = [state.outstanding_tokens * state.step_cost.seconds(*_USUAL_BATCH) for state in states]
         mean = sum(work) / len(work) if work else 0.0
         if mean > 0.0:
             self._imbalances += max(work) / mean - 1.0
@@ -176,12 +184,10 @@ class SimulatedGateway:
 
     def _place(self, flight: _Flight, now: float) -> Choice | None:
         """Send it where the policy says; None when no replica has room."""
-        if self._counts_tokens or len(self._replicas) <= _LARGE_FLEET:
-            for replica in self._replicas.values():
-                replica.tell(now)
-            self._sample_balance()
-        arrival = flight.arrival
-        candidates = [state for state in self.states.values() if state.accepts(arrival, now)]
+        arrival, candidates = flight.arrival, []
+        if self._sample is not None and self._sample < len(self._names):
+            candidates = self._open(self._rng.sample(self._names, self._sample), arrival, now)
+        candidates = candidates or self._open(self._names, arrival, now)
         if not candidates:
             return None
         choice = self.policy.choose(arrival, candidates, now)
@@ -197,6 +203,14 @@ class SimulatedGateway:
             return choice
         self._moved(replica)
         return choice
+
+    def _open(self, names: list[str], arrival: Arrival, now: float) -> list[ReplicaState]:
+        """Of these replicas, those that may be sent `arrival` now."""
+        if self._counts_tokens or len(names) <= _LARGE_FLEET:
+            for name in names:
+                self._replicas[name].tell(now)
+            self._sample_balance(names)
+        return [state for state in map(self.states.__getitem__, names) if state.accepts(arrival, now)]
 
     def _pump(self, now: float) -> None:
         while (arrival := self.queue.peek(now)) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from heapq import heappop, heappush
-from itertools import count
+from itertools import count, islice
 
 from weighbridge.simulator.gateway import SimulatedGateway
 from weighbridge.simulator.outcomes import Outcome
@@ -58,10 +58,21 @@ class Clock:
 
 
 class Feed:
-    """Brings the requests of a workload to the gateway: each at its time, or after the one it follows."""
+    """Brings the requests of a workload to the gateway: each at its time, or after the one it follows.
 
-    def __init__(self, clock: Clock, requests: Iterable[SimulatedRequest]) -> None:
+    `clients`: a closed loop instead. So many requests at once, and the next `pause` seconds after one has ended.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        requests: Iterable[SimulatedRequest],
+        clients: int | None = None,
+        pause: float = 0.0,
+    ) -> None:
         self._clock = clock
+        self._clients = clients
+        self._pause = pause
         self._coming: Iterator[SimulatedRequest] = iter(requests)
         self._followers: dict[str, list[SimulatedRequest]] = {}
         self._ended: set[str] = set()
@@ -69,7 +80,11 @@ class Feed:
         self.left_out = 0  # requests that follow one which failed
 
     def start(self) -> None:
-        self._next()
+        if self._clients is None:
+            self._next()
+            return
+        for request in islice(self._coming, self._clients):
+            self._clock.arrive(0.0, partial(self._follow, request))
 
     def _next(self) -> None:
         for request in self._coming:
@@ -89,6 +104,10 @@ class Feed:
 
     def ended(self, request: SimulatedRequest, outcome: Outcome, now: float) -> None:
         """`request` is over: what follows it comes after a while, unless it failed."""
+        if self._clients is not None:
+            for following in islice(self._coming, 1):
+                self._clock.arrive(now + self._pause, partial(self._follow, following))
+            return
         for follower in self._followers.pop(request.id, ()):
             if outcome.error:
                 self._leave_out(follower)
