@@ -23,7 +23,7 @@ class TextDelta:
 
 
 class TextStream:
-    """Decodes the tokens of one choice and watches for its stop strings; the earliest occurrence wins."""
+    """Decodes the tokens of one choice and watches for its stop strings; the first that is complete wins."""
 
     def __init__(self, decoder: Decoder, stop: Sequence[str] = ()) -> None:
         self._decoder = decoder
@@ -60,13 +60,15 @@ class TextStream:
         return TextDelta(text[: len(text) - keep])
 
     def _earliest(self, text: str) -> tuple[int, str | None]:
-        """Where the first stop string starts; of several at one place, the longest."""
-        best: tuple[int, str | None] = (len(text), None)
-        for stop in self._stop:
-            at = text.find(stop)
-            if at >= 0 and (best[1] is None or (at, -len(stop)) < (best[0], -len(best[1]))):
-                best = (at, stop)
-        return best
+        """Where the stop string starts that is complete first; of several complete at once, the longest.
+
+        What counts is the end: a longer one that began before might never be completed.
+        """
+        found = [(at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
+        if not found:
+            return len(text), None
+        _, start, first = min(found)
+        return start, first
 
     def _unfinished(self, text: str) -> int:
         """Length of the longest end of `text` that begins a stop string."""
