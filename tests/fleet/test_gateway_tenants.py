@@ -66,6 +66,18 @@ async def test_tokens_per_minute_hold_under_concurrency() -> None:
     assert len(backend.calls) == passed
 
 
+async def test_money_is_reserved_and_settled() -> None:
+    top = "limits: {usd_per_day: 40}"
+    price = ", price: {input_usd_per_million: 1000000, output_usd_per_million: 1000000}"
+    async with fleet(Backend("a", tokens=5), top=top, replica=price) as front:
+        statuses = []
+        for _ in range(4):
+            async with front.post(max_tokens=12) as answer:  # reserves about 20 dollars, costs 16
+                statuses.append(answer.status)
+            await front.idle()
+    assert statuses == [200, 200, 429, 429]
+
+
 async def test_what_was_not_used_is_given_back() -> None:
     backend = Backend("a", tokens=5)
     async with fleet(backend, top=KEYS) as front:

@@ -11,7 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from weighbridge.cost.length import OutputLengths
-from weighbridge.errors import BadInput, Draining
+from weighbridge.cost.weight import Weight
+from weighbridge.engine.prefix import Digest
+from weighbridge.errors import BadInput, Draining, Refused
 from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.ask import Ask
 from weighbridge.fleet.autoscale import Autoscale
@@ -128,50 +130,34 @@ class Gateway:
         return pool
 
     async def admit(self, ask: Ask) -> Journey:
-        """Weigh a request and reserve it in its tenant's limits. Raises Refused or BadInput; `close` the journey."""
+        """Weigh a request and reserve it in its tenant's limits. Raises Refused or BadInput; `finish` the journey."""
         if self.draining:
             raise Draining("the gateway is shutting down and takes no new requests; try another one")
         pool = self.pool(ask.model)
         ask.model = pool.spec.name
         ask.priority = max(ask.priority, self._priorities.get(ask.tenant, ask.priority))
-        arrived = self.clock()
-        began = time.time()
+        arrived, began = self.clock(), time.time()
         weight, weighed = await pool.scales.weigh(ask)
-        arrival = Arrival(
-            id=ask.id,
-            model=ask.model,
-            weight=weight,
-            arrived=arrived,
-            tenant=ask.tenant,
-            route=ask.route,
-            priority=ask.priority,
-            deadline=ask.deadline,
-            chain=weighed.chain,
-            session=ask.session,
-        )
-        ticket = Ticket(
-            ask.id,
-            ask.tenant,
-            ask.model,
-            weighed.hash,
-            weight.prompt_tokens,
-            weight.max_tokens,
-            priority=ask.priority,
-            choices=ask.choices,
-            predicted_output_tokens=round(weight.output.mean, 1),
-            arrived=began,
-            replica="",
-            route=ask.route,
-            weighed_tokens=weight.prompt_tokens,
-            exact=weight.exact,
-        )
-        output = weight.max_tokens if ask.max_tokens is not None else weight.output.p90
-        usd = max((m.cost(weight.prompt_tokens, output, 0) for m in pool.members.values()), default=0.0)
-        tokens = weight.prompt_tokens + weight.choices * output
-        self.limiter.reserve(ask.tenant, ask.id, tokens, usd, arrived)
+        ticket = _ticket(ask, weight, weighed.hash, began)
         self.tickets.add(ticket)
+        try:
+            self._reserve(pool, ask, weight)
+        except (Refused, BadInput) as error:
+            self._refused(ticket, pool, error)
+            raise
         self.open_journeys += 1
-        return Journey(pool, ask, arrival, weighed, ticket)
+        return Journey(pool, ask, _arrival(ask, weight, weighed.chain, arrived), weighed, ticket)
+
+    def _reserve(self, pool: Pool, ask: Ask, weight: Weight) -> None:
+        """The most it may use where the client bounds it, else what nine of ten outputs do not exceed."""
+        each = weight.max_tokens if ask.max_tokens is not None else weight.output.p90
+        output = weight.choices * each
+        usd = pool.dearest(weight.prompt_tokens, output)
+        self.limiter.reserve(ask.tenant, ask.id, weight.prompt_tokens + output, usd, self.clock())
+
+    def _refused(self, ticket: Ticket, pool: Pool, error: Exception) -> None:
+        ticket.finished, ticket.finish_reason, ticket.error = time.time(), "refused", str(error)
+        self._tell(ticket, pool)
 
     async def finish(self, journey: Journey, error: str | None = None) -> None:
         """The one way out of a journey: places, limits and tickets are settled. Idempotent."""
@@ -181,9 +167,12 @@ class Gateway:
         self.open_journeys -= 1
         used = ticket.output_tokens + (journey.prompt_tokens if ticket.attempts else 0)
         self.limiter.settle(ticket.id, used, ticket.cost_usd, self.clock())
+        self._tell(ticket, journey.pool)
+
+    def _tell(self, ticket: Ticket, pool: Pool) -> None:
         self.tickets.finish(ticket)
         for heard in self.on_finished:
-            heard(ticket, journey.pool)
+            heard(ticket, pool)
 
     # -- what is seen from outside ---------------------------------------------------------------------
 
@@ -222,6 +211,40 @@ class Gateway:
             "draining": self.draining,
             "models": pools,
         }
+
+
+def _arrival(ask: Ask, weight: Weight, chain: tuple[Digest, ...], arrived: float) -> Arrival:
+    return Arrival(
+        id=ask.id,
+        model=ask.model,
+        weight=weight,
+        arrived=arrived,
+        tenant=ask.tenant,
+        route=ask.route,
+        priority=ask.priority,
+        deadline=ask.deadline,
+        chain=chain,
+        session=ask.session,
+    )
+
+
+def _ticket(ask: Ask, weight: Weight, prompt_hash: str, began: float) -> Ticket:
+    return Ticket(
+        ask.id,
+        ask.tenant,
+        ask.model,
+        prompt_hash,
+        weight.prompt_tokens,
+        weight.max_tokens,
+        priority=ask.priority,
+        choices=ask.choices,
+        predicted_output_tokens=round(weight.output.mean, 1),
+        arrived=began,
+        replica="",
+        route=ask.route,
+        weighed_tokens=weight.prompt_tokens,
+        exact=weight.exact,
+    )
 
 
 def _pool_load(pool: Pool, now: float) -> dict[str, Any]:

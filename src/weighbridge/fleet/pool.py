@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from weighbridge.cost.length import OutputLengths
+from weighbridge.cost.price import FREE
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Arrival, Replica
 from weighbridge.fleet.ask import Ask
@@ -108,6 +109,11 @@ class Pool:
                 return None
             known.append(min(limits))
         return max(known, default=None)
+
+    def dearest(self, prompt_tokens: int, output_tokens: int) -> float:
+        """US dollars that a request costs at most, wherever it goes."""
+        priced = (member for member in self.members.values() if member.spec.price is not FREE)
+        return max((member.cost(prompt_tokens, output_tokens, 0) for member in priced), default=0.0)
 
     def resume_wanted(self, ask: Ask) -> bool:
         return self.spec.resume if ask.resume is None else ask.resume

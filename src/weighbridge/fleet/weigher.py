@@ -20,6 +20,9 @@ from weighbridge.fleet.ask import Ask
 #: Prompts of more bytes are tokenised in a thread, so that streams flow on. A thread costs 0.1 ms, as much as
 #: tokenising 200 bytes; 4,000 bytes take 1 to 2 ms, which no other stream should have to wait for.
 LONG_PROMPT = 4_000
+#: Long prompts that are tokenised at one time; more are estimated from their bytes. Bounds what a burst of long
+#: new prompts can add to everybody's latency.
+MAX_TOKENISING = 4
 #: What a part that is no text (an image, a sound) is taken to weigh, in tokens, where nobody can count it.
 PART_TOKENS = 1024
 #: Bytes of a prompt per token before any usage came back: about right for English under any BPE.
@@ -44,7 +47,7 @@ class Counter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Weighed:
-    """A prompt's tokens and the chain that names its blocks. `size`: bytes of text, for the ratio."""
+    """A prompt's tokens and the chain that names its blocks. `size`: bytes of text where tokens are estimated."""
 
     tokens: int
     chain: tuple[Digest, ...]
@@ -79,6 +82,7 @@ class Scales:
         self._longest = longest
         self._known: OrderedDict[bytes, Weighed] = OrderedDict()
         self._remembered = remembered
+        self._tokenising = 0
         self._estimates: dict[tuple[LengthCurve, int], OutputEstimate] = {}
         self.bytes_per_token = FIRST_RATIO
 
@@ -88,18 +92,22 @@ class Scales:
         known = self._known.get(key)
         if known is None:
             known = replace(await self._count(ask), hash=key.hex())
-            self._known[key] = known
-            if len(self._known) > self._remembered:
-                self._known.popitem(last=False)
+            if known.exact or self._tokenizer is None:
+                self._remember(key, known)
         else:
             self._known.move_to_end(key)
         tokens = known.tokens if known.exact else self._estimated(known.size)
         most = self._longest_output(ask, tokens)
         return Weight(tokens, most, self._output(ask, most), ask.choices, exact=known.exact), known
 
+    def _remember(self, key: bytes, weighed: Weighed) -> None:
+        self._known[key] = weighed
+        if len(self._known) > self._remembered:
+            self._known.popitem(last=False)
+
     def settle(self, weighed: Weighed, prompt_tokens: int) -> None:
-        """A replica counted `prompt_tokens`: an estimate learns from it."""
-        if not weighed.exact and prompt_tokens > 0 and weighed.size > 0:
+        """A prompt has `prompt_tokens`, as a replica or our tokenizer counted: estimates learn from it."""
+        if prompt_tokens > 0 and weighed.size > 0:
             ratio = min(max(weighed.size / prompt_tokens, 0.5), 16.0)
             self.bytes_per_token += 0.05 * (ratio - self.bytes_per_token)
 
@@ -130,21 +138,30 @@ class Scales:
         if prompt is None:
             return Weighed(1, (), False, 1)
         value = msgspec.json.decode(prompt)
-        size = len(bytes(prompt))
-        if self._tokenizer is not None:
-            count = self._exactly
-            try:
-                ids = await asyncio.to_thread(count, ask, value) if size > LONG_PROMPT else count(ask, value)
-            except (BadInput, TypeError, ValueError, KeyError):
-                pass  # the template refuses it: the replica will say so in its own words
-            else:
-                return Weighed(max(len(ids), 1), self._chain(ids), True, size)
-        given = _token_ids(value)
-        if given is not None:
-            return Weighed(max(len(given), 1), self._chain(given), True, size)
+        ids = _token_ids(value)
+        if ids is None and self._tokenizer is not None:
+            ids = await self._tokenised(ask, value, len(bytes(prompt)))
+        if ids is not None:
+            return Weighed(max(len(ids), 1), self._chain(ids), True, 0)
         text, parts = _text_of(value)
         data = text.encode("utf-8", "surrogatepass")
         return Weighed(0, self._chain_of_bytes(data), False, len(data) + parts * PART_TOKENS * CHAIN_BYTES)
+
+    async def _tokenised(self, ask: Ask, value: Any, size: int) -> list[int] | None:
+        """The prompt's tokens; None when its template refuses it (the replica will say so in its own words), or
+        when so many are being tokenised that an estimate now is worth more than the truth later."""
+        try:
+            if size <= LONG_PROMPT:
+                return self._exactly(ask, value)
+            if self._tokenising >= MAX_TOKENISING:
+                return None
+            self._tokenising += 1
+            try:
+                return await asyncio.to_thread(self._exactly, ask, value)
+            finally:
+                self._tokenising -= 1
+        except (BadInput, msgspec.MsgspecError, TypeError, ValueError, KeyError):
+            return None
 
     def _exactly(self, ask: Ask, value: Any) -> list[int]:
         assert self._tokenizer is not None
@@ -154,9 +171,6 @@ class Scales:
             generate = _decoded(ask, "add_generation_prompt")
             messages = [_for_template(one) for one in value]
             return self._tokenizer.encode_chat(messages, tools, generate is not False, **variables)
-        given = _token_ids(value)
-        if given is not None:
-            return given
         texts = [value] if isinstance(value, str) else value
         return [token for text in texts for token in self._tokenizer.encode(text)]
 

@@ -1,0 +1,129 @@
+"""The scales: exact where there is a tokenizer, learning where there is none, never the bottleneck."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.tiny import save_tokenizer
+from weighbridge.cost.length import OutputLengths
+from weighbridge.fleet.ask import Ask
+from weighbridge.fleet.weigher import CHAIN_BYTES, LONG_PROMPT, MAX_TOKENISING, PART_TOKENS, Scales
+from weighbridge.models.tokenizer import Tokenizer, load_tokenizer
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path: Path = tmp_path_factory.mktemp("scales")
+    save_tokenizer(path)
+    return load_tokenizer(path)
+
+
+def ask(path: str = TEXT, max_tokens: int | None = None, **fields: Any) -> Ask:
+    raw = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in fields.items()}
+    return Ask("1", path, raw, "m", "t", max_tokens=max_tokens)
+
+
+async def test_a_chat_weighs_what_its_template_makes_of_it(tokenizer: Tokenizer) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "naïve 東京 " * 50}]
+    weight, weighed = await Scales(OutputLengths(), tokenizer).weigh(ask(CHAT, messages=messages))
+    ids = tokenizer.encode_chat(messages)
+    assert (weight.prompt_tokens, weight.exact) == (len(ids), True)
+    assert len(weighed.chain) == len(ids) // 16
+    text, _ = await Scales(OutputLengths(), tokenizer).weigh(ask(prompt="naïve 東京 " * 50))
+    assert text.prompt_tokens == len(tokenizer.encode("naïve 東京 " * 50))
+
+
+async def test_equal_beginnings_have_equal_chains(tokenizer: Tokenizer) -> None:
+    for scales in (Scales(OutputLengths(), tokenizer), Scales(OutputLengths())):
+        start = "the quick brown fox jumps over the lazy dog " * 20
+        _, one = await scales.weigh(ask(prompt=start + "one " * 40))
+        _, two = await scales.weigh(ask(prompt=start + "two " * 40))
+        _, other = await scales.weigh(ask(prompt="X" + start + "one " * 40))
+        shared = sum(a == b for a, b in zip(one.chain, two.chain, strict=False))
+        assert shared >= 5
+        assert one.chain[:shared] == two.chain[:shared]
+        assert one.chain[-1] != two.chain[-1]
+        assert not set(one.chain) & set(other.chain)
+
+
+async def test_token_ids_are_exact_without_a_tokenizer() -> None:
+    scales = Scales(OutputLengths())
+    weight, weighed = await scales.weigh(ask(prompt=list(range(100))))
+    assert (weight.prompt_tokens, weight.exact, len(weighed.chain)) == (100, True, 6)
+    several, _ = await scales.weigh(ask(prompt=[[1, 2], [3]]))
+    assert several.prompt_tokens == 3
+
+
+async def test_the_ratio_follows_the_usage_that_comes_back() -> None:
+    scales = Scales(OutputLengths())
+    for number in range(200):
+        weight, weighed = await scales.weigh(ask(prompt=f"{number:04d}" + "x" * 596))
+        scales.settle(weighed, 300)  # two bytes a token
+    weight, _ = await scales.weigh(ask(prompt="y" * 600))
+    assert weight.prompt_tokens == pytest.approx(300, rel=0.02)
+    assert not weight.exact
+    scales.settle(weighed, 1)  # nonsense moves it a little only
+    assert scales.bytes_per_token < 3.0
+
+
+async def test_parts_that_are_no_text_weigh_something() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 400_000}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "what is this"}, image]}]
+    weight, _ = await Scales(OutputLengths()).weigh(ask(CHAT, messages=messages))
+    assert PART_TOKENS <= weight.prompt_tokens <= PART_TOKENS + 20
+    assert CHAIN_BYTES * PART_TOKENS < 400_000
+
+
+async def test_what_the_template_refuses_is_estimated(tokenizer: Tokenizer) -> None:
+    scales = Scales(OutputLengths(), tokenizer)
+    calls = [{"function": {"name": "f", "arguments": "{broken"}}]
+    for messages in (["no object"], [{"role": "assistant", "content": "x", "tool_calls": calls}], 7, [None]):
+        weight, _ = await scales.weigh(ask(CHAT, messages=messages))
+        assert not weight.exact
+        assert weight.prompt_tokens >= 1
+    empty, _ = await scales.weigh(ask(CHAT))
+    assert empty.prompt_tokens >= 1
+
+
+async def test_a_burst_of_long_new_prompts_does_not_wait_for_its_tokens() -> None:
+    """Tokenising is bounded: what comes on top is estimated, and weighed exactly the next time."""
+    gate = threading.Event()
+
+    class Slow:
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            assert gate.wait(10)
+            return [1] * 7000
+
+        def encode_chat(self, *args: Any, **kwargs: Any) -> list[int]:
+            raise AssertionError
+
+    scales = Scales(OutputLengths(), Slow())
+    prompts = [f"{number}" * (LONG_PROMPT + 1) for number in range(MAX_TOKENISING + 3)]
+    jobs = [asyncio.create_task(scales.weigh(ask(prompt=prompt))) for prompt in prompts]
+    done, pending = await asyncio.wait(jobs, timeout=1.0)
+    assert (len(done), len(pending)) == (3, MAX_TOKENISING)
+    assert not any(job.result()[0].exact for job in done)
+    gate.set()
+    weights = [(await job)[0] for job in pending]
+    assert all(weight.exact and weight.prompt_tokens == 7000 for weight in weights)
+    again, _ = await scales.weigh(ask(prompt=prompts[-1]))
+    assert again.exact
+
+
+async def test_the_output_is_bounded_by_what_is_left_of_the_context() -> None:
+    scales = Scales(OutputLengths(), default_max_tokens=1024, longest=lambda: 500)
+    free, _ = await scales.weigh(ask(prompt=[1] * 100))
+    greedy, _ = await scales.weigh(ask(prompt=[1] * 100, max_tokens=9999))
+    small, _ = await scales.weigh(ask(prompt=[1] * 100, max_tokens=5))
+    embedded, _ = await scales.weigh(ask("/v1/embeddings", input="text"))
+    assert [one.max_tokens for one in (free, greedy, small, embedded)] == [400, 400, 5, 0]
+    assert embedded.output.mean == 0.0
