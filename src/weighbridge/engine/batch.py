@@ -34,6 +34,7 @@ class Batch:
 
     slices: list[Slice] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    experts_touched: int | None = None  # (layer, expert) pairs, set by the runner; None: a dense model
 
     @property
     def num_tokens(self) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from weighbridge.cost import DEFAULT_STEP_COST, Sample, StepClock, StepCost
-from weighbridge.engine import calibration
+from weighbridge.engine import calibration, expert_telemetry
 from weighbridge.engine.engine import LocalEngine
 from weighbridge.engine.guidance import GuideFactory
 from weighbridge.engine.runner import Runner
@@ -68,6 +68,7 @@ def build_replica(
     quantize: str = "auto",
     threads: int | None = None,
     report: Report | None = None,
+    expert_cache: int | None = None,
 ) -> Replica:
     """Load the model at `path` and make it ready to serve; nothing runs until `engine.start()`.
 
@@ -86,16 +87,22 @@ def build_replica(
         )
     compute = choose_dtype(dtype)
     scheme = _scheme(quantize)
-    decoder = load_decoder(checkpoint, compute, scheme, max_model_len=max_model_len, report=report)
+    decoder = load_decoder(
+        checkpoint, compute, scheme, max_model_len=max_model_len, report=report, expert_cache=expert_cache
+    )
     tune_allocator()
     bytes_per_token = checkpoint.config.kv_elements_per_token * compute.itemsize
     num_blocks = pool_blocks(settings, bytes_per_token, max_model_len)
     guides = GuideFactory(tokenizer.backend, tokenizer.vocab_size, tokenizer.eos_token_ids)
     sampler = Sampler(decoder.kernels, guides, tokenizer.vocab_size, random.Random())
-    runner = Runner(decoder, sampler, num_blocks, settings.block_size)
+    experts = expert_telemetry.attach(decoder)
+    runner = Runner(decoder, sampler, num_blocks, settings.block_size, experts)
     key = _calibration_key(checkpoint, compute, scheme, decoder)
     stored = _store().load(key)
     step_clock = StepClock(stored or DEFAULT_STEP_COST)
+    if experts is not None:
+        step_clock.set_expert_use(experts.use())
+        experts.on_use = step_clock.set_expert_use
     scheduler = _scheduler(settings, max_model_len, num_blocks, step_clock)
     engine = LocalEngine(
         model_name,

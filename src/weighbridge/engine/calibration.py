@@ -58,7 +58,11 @@ def measure(
             seconds.append(clock() - started)
         samples.append(
             Sample(
-                batch.num_tokens, batch.num_sequences, batch.num_context_tokens, statistics.median(seconds)
+                batch.num_tokens,
+                batch.num_sequences,
+                batch.num_context_tokens,
+                statistics.median(seconds),
+                batch.experts_touched,
             )
         )
         if report is not None:

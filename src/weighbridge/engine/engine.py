@@ -65,6 +65,7 @@ class LocalEngine:
         self._tokenizer = tokenizer
         self._scheduler = scheduler
         self._step_clock = step_clock
+        self.experts = getattr(runner, "experts", None)  # telemetry of a mixture of experts
         self._kv_bytes_per_token = kv_bytes_per_token
         self._clock = clock
         self._streams: dict[str, tuple[EngineStream, Choice]] = {}  # request id -> where its output goes
@@ -204,7 +205,7 @@ class LocalEngine:
         for piece in batch.slices:
             entry = self._streams.get(piece.request.id)
             if entry is not None:
-                _note_step(entry[0].ticket, piece.request, batch.num_sequences, now - seconds)
+                _note_step(entry[0].ticket, piece.request, batch, now - seconds)
         deltas: dict[EngineStream, list[Delta]] = {}
         for item in progress:
             self._advance(item, now, deltas)
@@ -295,9 +296,12 @@ def _reseeded(params: SamplingParams, index: int) -> SamplingParams:
     return replace(params, seed=(params.seed + index * 0x9E3779B97F4A7C15) % (1 << 62))
 
 
-def _note_step(ticket: Ticket, request: Request, sequences: int, started: float) -> None:
+def _note_step(ticket: Ticket, request: Request, batch: Batch, started: float) -> None:
+    sequences = batch.num_sequences
     if ticket.scheduled is None:
         ticket.scheduled = started
         ticket.cached_tokens = request.num_cached_tokens
     ticket.steps += 1
     ticket.batch_sizes[sequences] = ticket.batch_sizes.get(sequences, 0) + 1
+    if batch.experts_touched is not None:
+        ticket.experts_touched = (ticket.experts_touched or 0) + batch.experts_touched

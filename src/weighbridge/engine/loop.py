@@ -100,7 +100,13 @@ class EngineLoop:
         with self.lock:
             progress = self._scheduler.update(batch, sampled, self._clock())
             self._step_clock.observe(
-                Sample(batch.num_tokens, batch.num_sequences, batch.num_context_tokens, seconds)
+                Sample(
+                    batch.num_tokens,
+                    batch.num_sequences,
+                    batch.num_context_tokens,
+                    seconds,
+                    batch.experts_touched,
+                )
             )
             self._deliver(batch, progress, self._scheduler.take_finished(), seconds)
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from weighbridge.engine.batch import Batch, Sampled, Slice
+from weighbridge.engine.expert_telemetry import ExpertTelemetry
 from weighbridge.models.decoder import Decoder
 from weighbridge.models.kernels.api import BatchLayout, Int32
 
@@ -19,7 +20,15 @@ class TokenSampler(Protocol):
 class Runner:
     """Executes batches on a decoder and a KV pool of `num_blocks` blocks of `block_size` tokens."""
 
-    def __init__(self, decoder: Decoder, sampler: TokenSampler, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        sampler: TokenSampler,
+        num_blocks: int,
+        block_size: int,
+        experts: ExpertTelemetry | None = None,
+    ) -> None:
+        self.experts = experts
         self._decoder = decoder
         self._sampler = sampler
         self._block_size = block_size
@@ -34,7 +43,11 @@ class Runner:
         padding = sum(piece.padding for piece in batch.slices)
         if padding:
             token_ids = np.concatenate([token_ids, np.zeros(padding, np.int32)])
+        if self.experts is not None:
+            self.experts.begin()
         logits = self._decoder.forward(token_ids, layout, self.cache, rows)
+        if self.experts is not None:
+            batch.experts_touched = self.experts.record(layout, rows)
         return self._sampler.sample(logits, batch)
 
 

@@ -58,6 +58,7 @@ class PackedLinear:
         self._dtype = dtype
         self._dtype_number = _DTYPES[dtype]
         # The matrix holds addresses only: these tensors keep the memory alive.
+        self.codes, self.scales, self.multiplier = codes, scales, multiplier
         self._tensors = [codes, scales, None if bias is None else _padded(bias.float())]
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in self._tensors]
         self.matrix = _native.PackedMatrix(*addresses, multiplier, bits, *shape)

@@ -9,13 +9,15 @@ from enum import StrEnum
 import torch
 
 from weighbridge.errors import BadInput
+from weighbridge.models.cache import weighbridge_home
 from weighbridge.models.checkpoint import Checkpoint
 from weighbridge.models.decoder import Decoder, Layer
+from weighbridge.models.expert_cache import ExpertCache
 from weighbridge.models.kernels import load_kernels
 from weighbridge.models.kernels.api import Kernels
 from weighbridge.models.linear import Linear, make_linear
 from weighbridge.models.linear_hybrid import hybrid_linear, measure_quantized_crossover
-from weighbridge.models.moe_loader import build_mlp, normed_projection
+from weighbridge.models.moe_loader import build_mlp, make_cache, normed_projection
 from weighbridge.models.quantized import GROUP_SIZE, GroupQuantized, quantize, stack
 from weighbridge.models.rope import cos_sin_table
 
@@ -58,6 +60,9 @@ class _Builder:
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.scheme = scheme
+        self.expert_cache: ExpertCache | None = (
+            None  # once set, experts are resident only as far as it has room
+        )
         self._dense_from: dict[int, int | None] = {}
 
     def norm(self, name: str) -> torch.Tensor:
@@ -98,18 +103,27 @@ class _Builder:
             self._dense_from[bits] = measure_quantized_crossover(rows, config.hidden_size, bits, self.dtype)
         return self._dense_from[bits]
 
+    def make_cache(self, memory: int, kernels: Kernels) -> ExpertCache | None:
+        kept = f"{str(self.dtype).removeprefix('torch.')}-{self.scheme.value}"
+        directory = weighbridge_home() / "experts" / f"{self.checkpoint.fingerprint()[:16]}-{kept}"
+        return make_cache(self, self.checkpoint.config, kernels, self._bits, memory, directory)
+
+    @property
+    def _bits(self) -> int:
+        return 4 if self.scheme is Quantize.INT4 else 8
+
     def layer(self, index: int, kernels: Kernels) -> Layer:
         config = self.checkpoint.config
         prefix = f"model.layers.{index}."
         attention = prefix + "self_attn."
-        bits = 4 if self.scheme is Quantize.INT4 else 8
+        bits = self._bits
         qkv = [f"{attention}{name}_proj.weight" for name in "qkv"]
         return Layer(
             input_norm=self.norm(prefix + "input_layernorm.weight"),
             qkv=normed_projection(self, config, index, self.linear(qkv, config.qkv_bias, bits)),
             output=self.linear([attention + "o_proj.weight"], config.output_bias, bits),
             post_attention_norm=self.norm(prefix + "post_attention_layernorm.weight"),
-            mlp=build_mlp(self, config, index, kernels, bits),
+            mlp=build_mlp(self, config, index, kernels, bits, self.expert_cache),
             q_norm=self.norm(attention + "q_norm.weight") if config.qk_norm else None,
             k_norm=self.norm(attention + "k_norm.weight") if config.qk_norm else None,
             rotates=config.rotary_layers[index],
@@ -125,11 +139,17 @@ def load_decoder(
     max_model_len: int | None = None,
     kernels: Kernels | None = None,
     report: Report | None = None,
+    expert_cache: int | None = None,
 ) -> Decoder:
-    """Pack every layer of `checkpoint` for this CPU. `report` is called after each layer."""
+    """Pack every layer of `checkpoint` for this CPU. `report` is called after each layer.
+
+    expert_cache: bytes for the experts of a mixture; those that do not fit are mapped. None: all are resident.
+    """
     config = checkpoint.config
     kernels = kernels or load_kernels()
     builder = _Builder(checkpoint, dtype, scheme)
+    if expert_cache is not None:
+        builder.expert_cache = builder.make_cache(expert_cache, kernels)
     layers = []
     for index in range(config.num_layers):
         layers.append(builder.layer(index, kernels))

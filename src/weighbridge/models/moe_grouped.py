@@ -45,8 +45,7 @@ class GroupedExperts:
     def __init__(
         self, experts: Sequence[Mlp], dtype: torch.dtype, most_tokens: int | None, listed: Experts
     ) -> None:
-        gate_up, down = experts[0].gate_up, experts[0].down
-        self._native = _native.Experts(gate_up.in_features, down.in_features, _DTYPES[dtype], len(experts))
+        self._native = native_experts(experts[0], len(experts), dtype)
         for index, expert in enumerate(experts):
             self._native.set(index, packed_matrix(expert.gate_up), packed_matrix(expert.down))
         self.experts = experts  # they own the memory
@@ -73,6 +72,14 @@ class GroupedExperts:
             torch.get_num_threads(),
         )
         return out
+
+
+def native_experts(example: Mlp, count: int, dtype: torch.dtype) -> Any:
+    """The kernels' view of `count` experts shaped as `example`, none set yet; None where it is not packed."""
+    matrices = packed_matrix(example.gate_up), packed_matrix(example.down)
+    if _native is None or None in matrices:
+        return None
+    return _native.Experts(example.gate_up.in_features, example.down.in_features, _DTYPES[dtype], count)
 
 
 def group(experts: Sequence[Mlp], dtype: torch.dtype, listed: Experts) -> GroupedExperts | None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from weighbridge.errors import BadInput
 from weighbridge.models.config import ModelConfig
 from weighbridge.models.decoder import Mlp
+from weighbridge.models.expert_cache import ExpertCache, Load, computation_of
+from weighbridge.models.expert_file import MappedExperts, packed, write
 from weighbridge.models.kernels.api import Kernels
 from weighbridge.models.linear import Linear
 from weighbridge.models.moe import Experts, ListedExperts, NormedProjection, Router, SharedExpert, SparseMlp
@@ -45,9 +49,14 @@ def router_name(experts: ExpertsConfig, layer: int) -> str:
 
 
 def build_mlp(
-    weights: Weights, config: ModelConfig, layer: int, kernels: Kernels, bits: int
+    weights: Weights,
+    config: ModelConfig,
+    layer: int,
+    kernels: Kernels,
+    bits: int,
+    cache: ExpertCache | None = None,
 ) -> Mlp | SparseMlp:
-    """The feed-forward block of `layer`."""
+    """The feed-forward block of `layer`; with `cache`, its experts are those that are resident and the rest mapped."""
     experts = config.experts
     prefix = f"model.layers.{layer}.mlp."
     if experts is None or not experts.sparse_layers[layer]:
@@ -57,6 +66,9 @@ def build_mlp(
         mlp = _mlp(weights, _gated(prefix + "shared_expert."), False, kernels, bits)
         shared = SharedExpert(mlp, weights.norm(prefix + "shared_expert_gate.weight"))
     router = Router(weights.norm(router_name(experts, layer)), experts.top_k, experts.normalize)
+    if cache is not None:
+        cache.routers.append(router)
+        return SparseMlp(layer, router, cache.next_layer(), shared)
     build = expert_builder(weights, experts, layer, kernels, bits)
     blocks = [build(index) for index in range(experts.count)]
     return SparseMlp(layer, router, arrange(blocks, weights.dtype), shared)
@@ -66,6 +78,34 @@ def arrange(experts: Sequence[Mlp], dtype: torch.dtype) -> Experts:
     """All experts of a layer: in one call of our kernels where they can, else one after the other."""
     listed = ListedExperts(experts)
     return group(experts, dtype, listed) or listed
+
+
+def make_cache(
+    weights: Weights, config: ModelConfig, kernels: Kernels, bits: int, memory: int, directory: Path
+) -> ExpertCache | None:
+    """A cache of `memory` bytes for all experts of the model; None when all of them fit.
+
+    Packed experts are written to `directory` once and mapped; dense ones come from the checkpoint itself.
+    Raises BadInput for a dense model or too little memory, WeighbridgeError when the directory cannot be written.
+    """
+    experts = config.experts
+    if experts is None:
+        raise BadInput("--expert-cache is for mixtures of experts; this model is dense", param="expert_cache")
+    sparse = [layer for layer, is_sparse in enumerate(experts.sparse_layers) if is_sparse]
+    builds = [expert_builder(weights, experts, layer, kernels, bits) for layer in sparse]
+    example = builds[0](0)
+    forms = [form for linear in (example.gate_up, example.down) if (form := packed(linear)) is not None]
+    all_packed = len(forms) == 2
+    size = sum(form.nbytes for form in forms) if all_packed else example.nbytes
+    if memory >= size * len(sparse) * experts.count:
+        return None
+    compute = [computation_of(example, experts.count, weights.dtype) for _ in sparse]
+    if all_packed:
+        write(directory, len(sparse), lambda row: [builds[row](index) for index in range(experts.count)])
+        load: Load = MappedExperts(directory, len(sparse), weights.dtype, kernels).load
+    else:
+        load = lambda row, expert: builds[row](expert)  # noqa: E731
+    return ExpertCache(load, compute, experts.count, experts.top_k, size, memory)
 
 
 def expert_builder(

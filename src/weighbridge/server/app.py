@@ -22,6 +22,7 @@ from weighbridge.server.api import Api
 from weighbridge.server.auth import tenant_of_key
 from weighbridge.server.body import decode, read_body
 from weighbridge.server.errors import ApiError, as_api_error, error_response
+from weighbridge.server.experts import ExpertRoutes
 from weighbridge.server.metrics import Metrics
 from weighbridge.server.protocol import DetokenizeRequest, TokenizeRequest
 from weighbridge.ticket.store import TicketStore
@@ -40,6 +41,7 @@ def create_app(
 ) -> Starlette:
     """All routes over one engine. `started`: epoch seconds that models report as their creation time."""
     routes = Routes(api, metrics, int(started))
+    experts = ExpertRoutes(api)
 
     def route(path: str, endpoint: Endpoint, method: str) -> Route:
         return Route(path, guarded(endpoint, path, metrics), methods=[method])
@@ -62,6 +64,8 @@ def create_app(
             route("/tokenize", routes.tokenize, "POST"),
             route("/detokenize", routes.detokenize, "POST"),
             route("/v1/load", routes.load, "GET"),
+            route("/v1/experts", experts.report, "GET"),
+            route("/v1/experts/reset", experts.reset, "POST"),
             route("/v1/tickets", routes.recent_tickets, "GET"),
             route("/v1/tickets/{ticket}", routes.ticket, "GET"),
         ],

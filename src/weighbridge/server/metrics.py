@@ -7,6 +7,7 @@ import logging
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from weighbridge.engine.api import Engine
+from weighbridge.server.experts import ExpertCollector, telemetry_of
 from weighbridge.ticket.record import Ticket
 from weighbridge.ticket.store import TicketStore
 
@@ -48,6 +49,9 @@ class Metrics:
         self.drafted = counter("draft_tokens", "Tokens proposed by speculation")
         self.accepted = counter("accepted_draft_tokens", "Proposed tokens that were right")
         self.http_requests = counter("http_requests", "HTTP requests", "route", "status")
+        experts = telemetry_of(engine)
+        if experts is not None:
+            registry.register(ExpertCollector(experts))
         self._gauges = {
             name: Gauge(f"weighbridge_{name}", text, registry=registry)
             for name, text in {

@@ -1,4 +1,5 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/vector.h>
 
 #include "moe.h"
 
@@ -16,12 +17,21 @@ static void construct(Experts *self, int64_t hidden, int64_t intermediate, int d
   new (self) Experts(hidden, intermediate, static_cast<Dtype>(dtype), count);
 }
 
+static ExpertsBatch batch_of(uintptr_t out, uintptr_t x, uintptr_t ids, uintptr_t weights, int64_t tokens,
+                             int64_t top_k) {
+  return {reinterpret_cast<void *>(out), reinterpret_cast<const void *>(x), reinterpret_cast<const int32_t *>(ids),
+          reinterpret_cast<const float *>(weights), tokens, top_k};
+}
+
 static void run(Experts &self, uintptr_t out, uintptr_t x, uintptr_t ids, uintptr_t weights, int64_t tokens,
                 int64_t top_k, int threads) {
   nb::gil_scoped_release release;
-  self.run({reinterpret_cast<void *>(out), reinterpret_cast<const void *>(x), reinterpret_cast<const int32_t *>(ids),
-            reinterpret_cast<const float *>(weights), tokens, top_k},
-           threads);
+  self.run(batch_of(out, x, ids, weights, tokens, top_k), threads);
+}
+
+static void begin(Experts &self, uintptr_t out, uintptr_t x, uintptr_t ids, uintptr_t weights, int64_t tokens,
+                  int64_t top_k) {
+  self.begin(batch_of(out, x, ids, weights, tokens, top_k));
 }
 
 void bind_moe(nb::module_ &module) {
@@ -29,5 +39,8 @@ void bind_moe(nb::module_ &module) {
   nb::class_<Experts>(module, "Experts", "The experts of one layer as addresses of their weights. See moe.h.")
       .def("__init__", &construct)
       .def("set", &Experts::set)
-      .def("run", &run);
+      .def("run", &run)
+      .def("begin", &begin)
+      .def("compute", &Experts::compute, nb::call_guard<nb::gil_scoped_release>())
+      .def("finish", &Experts::finish, nb::call_guard<nb::gil_scoped_release>());
 }

@@ -94,14 +94,6 @@ void route(const RouteArgs &args) {
   for (int64_t token = 0; token < args.tokens; token++) route_token(args, token, probabilities.data());
 }
 
-struct Experts::Workspace {
-  char *gathered;    // [pairs of one expert, hidden]
-  char *gate_up;     // [pairs of one expert, 2 intermediate]
-  char *inner;       // [pairs of one expert, intermediate]
-  char *outputs;     // [pairs, hidden]
-  uint8_t *scratch;  // activations as a linear layer reads them
-};
-
 Experts::Experts(int64_t hidden, int64_t intermediate, Dtype dtype, int64_t count)
     : hidden_(hidden), intermediate_(intermediate), dtype_(dtype), experts_(count) {}
 
@@ -114,68 +106,99 @@ void Experts::set(int64_t index, const PackedMatrix &gate_up, const PackedMatrix
 }
 
 // Counting sort of the (token, choice) pairs by expert; tokens stay in order within one.
-void Experts::sort(const ExpertsBatch &batch) {
-  const int64_t pairs = batch.tokens * batch.top_k, count = int64_t(experts_.size());
+void Experts::sort() {
+  const int64_t pairs = batch_.tokens * batch_.top_k, count = int64_t(experts_.size());
   starts_.assign(count + 1, 0);
   for (int64_t i = 0; i < pairs; i++) {
-    const int32_t expert = batch.ids[i];
-    if (expert < 0 || expert >= count || experts_[expert].down.codes == nullptr)
-      throw std::out_of_range("expert " + std::to_string(expert) + " is not there");
+    const int32_t expert = batch_.ids[i];
+    if (expert < 0 || expert >= count) throw std::out_of_range("expert " + std::to_string(expert) + " is not there");
     starts_[expert + 1]++;
   }
-  for (int64_t e = 0; e < count; e++) starts_[e + 1] += starts_[e];
+  chosen_.clear();
+  for (int64_t e = 0; e < count; e++) {
+    if (starts_[e + 1] > 0) chosen_.push_back(e);
+    starts_[e + 1] += starts_[e];
+  }
   places_.resize(pairs);
   sources_.resize(pairs);
   std::vector<int64_t> next(starts_.begin(), starts_.end() - 1);
   for (int64_t i = 0; i < pairs; i++) {
-    places_[i] = next[batch.ids[i]]++;
-    sources_[places_[i]] = i / batch.top_k;
+    places_[i] = next[batch_.ids[i]]++;
+    sources_[places_[i]] = i / batch_.top_k;
   }
 }
 
-Experts::Workspace Experts::lay_out(int64_t pairs, int64_t largest) {
-  int64_t scratch = 0;
-  for (const Expert &expert : experts_)
-    for (const PackedMatrix *matrix : {&expert.gate_up, &expert.down})
-      if (matrix->codes != nullptr)
-        scratch = std::max(scratch, block_tokens(*matrix, largest) * scratch_bytes(matrix->bits, matrix->columns));
+void Experts::lay_out() {
+  int64_t largest = 0;
+  for (int64_t e : chosen_) largest = std::max(largest, starts_[e + 1] - starts_[e]);
   const int64_t element = bytes_of(dtype_);
   const int64_t sizes[] = {largest * hidden_ * element, largest * 2 * intermediate_ * element,
-                           largest * intermediate_ * element, pairs * hidden_ * element, scratch};
-  int64_t offsets[5], total = 0;
-  for (int i = 0; i < 5; i++) {
+                           largest * intermediate_ * element, batch_.tokens * batch_.top_k * hidden_ * element};
+  int64_t offsets[4], total = 0;
+  for (int i = 0; i < 4; i++) {
     offsets[i] = total;
     total += (sizes[i] + 63) / 64 * 64;
   }
   char *at = memory_.reserve(total);
-  return {at + offsets[0], at + offsets[1], at + offsets[2], at + offsets[3],
-          reinterpret_cast<uint8_t *>(at + offsets[4])};
+  work_ = {at + offsets[0], at + offsets[1], at + offsets[2], at + offsets[3]};
+}
+
+void Experts::check(const std::vector<int64_t> &experts) {
+  int64_t scratch = 0;
+  for (int64_t e : experts) {
+    if (e < 0 || e >= int64_t(experts_.size()) || experts_[e].down.codes == nullptr)
+      throw std::out_of_range("expert " + std::to_string(e) + " is not there");
+    const int64_t tokens = starts_[e + 1] - starts_[e];
+    for (const PackedMatrix *matrix : {&experts_[e].gate_up, &experts_[e].down})
+      scratch = std::max(scratch, block_tokens(*matrix, tokens) * scratch_bytes(matrix->bits, matrix->columns));
+  }
+  scratch_.reserve(scratch);
+}
+
+void Experts::multiply(int64_t expert, Team &team) {
+  const int64_t start = starts_[expert], tokens = starts_[expert + 1] - start, row = hidden_ * bytes_of(dtype_);
+  if (tokens == 0) return;
+  const auto linear = [&](void *out, const void *x, const PackedMatrix &matrix, Producer producer) {
+    const LinearArgs args{out, x, dtype_, tokens, matrix, reinterpret_cast<uint8_t *>(scratch_.reserve(0)),
+                          block_tokens(matrix, tokens), producer};
+    active_linear().linear(args, team);
+  };
+  const GatherRows gather{work_.gathered, static_cast<const char *>(batch_.x), sources_.data() + start, row};
+  const SiluArgs silu{work_.inner, work_.gate_up, dtype_, intermediate_};
+  linear(work_.gate_up, work_.gathered, experts_[expert].gate_up, {produce_gather, &gather});
+  linear(work_.outputs + start * row, work_.inner, experts_[expert].down, {produce_silu, &silu});
+}
+
+void Experts::combine(Team &team) {
+  const int64_t share = claim_size(batch_.tokens, team);
+  for (int64_t begin; (begin = team.claim(share)) < batch_.tokens;)
+    for (int64_t token = begin; token < std::min(begin + share, batch_.tokens); token++)
+      combine_row(batch_, work_.outputs, places_.data(), token, hidden_, dtype_);
+}
+
+void Experts::begin(const ExpertsBatch &batch) {
+  batch_ = batch;
+  sort();
+  lay_out();
+}
+
+void Experts::compute(const std::vector<int64_t> &experts, int threads) {
+  check(experts);
+  with_team(threads, [&](Team &team, int) {
+    for (int64_t expert : experts) multiply(expert, team);
+  });
+}
+
+void Experts::finish(int threads) {
+  with_team(threads, [&](Team &team, int) { combine(team); });
 }
 
 void Experts::run(const ExpertsBatch &batch, int threads) {
-  sort(batch);
-  int64_t largest = 0;
-  for (size_t e = 0; e < experts_.size(); e++) largest = std::max(largest, starts_[e + 1] - starts_[e]);
-  const Workspace work = lay_out(batch.tokens * batch.top_k, largest);
-  const int64_t row_bytes = hidden_ * bytes_of(dtype_);
-  const auto multiply = [&](void *out, const void *x, const PackedMatrix &matrix, int64_t tokens, Producer producer,
-                            Team &team) {
-    const LinearArgs args{out, x, dtype_, tokens, matrix, work.scratch, block_tokens(matrix, tokens), producer};
-    active_linear().linear(args, team);
-  };
+  begin(batch);
+  check(chosen_);
   with_team(threads, [&](Team &team, int) {
-    for (size_t e = 0; e < experts_.size(); e++) {
-      const int64_t start = starts_[e], tokens = starts_[e + 1] - start;
-      if (tokens == 0) continue;
-      const GatherRows gather{work.gathered, static_cast<const char *>(batch.x), sources_.data() + start, row_bytes};
-      const SiluArgs silu{work.inner, work.gate_up, dtype_, intermediate_};
-      multiply(work.gate_up, work.gathered, experts_[e].gate_up, tokens, {produce_gather, &gather}, team);
-      multiply(work.outputs + start * row_bytes, work.inner, experts_[e].down, tokens, {produce_silu, &silu}, team);
-    }
-    const int64_t share = claim_size(batch.tokens, team);
-    for (int64_t begin; (begin = team.claim(share)) < batch.tokens;)
-      for (int64_t token = begin; token < std::min(begin + share, batch.tokens); token++)
-        combine_row(batch, work.outputs, places_.data(), token, hidden_, dtype_);
+    for (int64_t expert : chosen_) multiply(expert, team);
+    combine(team);
   });
 }
 

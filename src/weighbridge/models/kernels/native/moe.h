@@ -36,24 +36,41 @@ class Experts {
   // Experts may be set anew at any time between runs; one that was never set must not be chosen.
   void set(int64_t index, const PackedMatrix &gate_up, const PackedMatrix &down);
 
-  // Throws std::out_of_range for an expert that is not there.
+  // All of a batch. Throws std::out_of_range for an expert that is not there.
   void run(const ExpertsBatch &batch, int threads);
+
+  // The same piece by piece, for experts that arrive one after the other: sort the tokens, compute some experts,
+  // and once all that were chosen are computed, add up. The batch's memory must live that long.
+  void begin(const ExpertsBatch &batch);
+  void compute(const std::vector<int64_t> &experts, int threads);
+  void finish(int threads);
 
  private:
   struct Expert {
     PackedMatrix gate_up{}, down{};
   };
-  struct Workspace;
-  void sort(const ExpertsBatch &batch);
-  Workspace lay_out(int64_t pairs, int64_t largest);
+  struct Workspace {
+    char *gathered;  // [pairs of one expert, hidden]
+    char *gate_up;   // [pairs of one expert, 2 intermediate]
+    char *inner;     // [pairs of one expert, intermediate]
+    char *outputs;   // [pairs, hidden]
+  };
+  void sort();
+  void lay_out();
+  void check(const std::vector<int64_t> &experts);
+  void multiply(int64_t expert, Team &team);
+  void combine(Team &team);
 
+  ExpertsBatch batch_{};
+  Workspace work_{};
   int64_t hidden_, intermediate_;
   Dtype dtype_;
   std::vector<Expert> experts_;
   std::vector<int64_t> starts_;   // [experts + 1]: pairs of each expert
   std::vector<int64_t> places_;   // [tokens * top_k]: where each pair went
   std::vector<int64_t> sources_;  // [tokens * top_k]: the token of each sorted pair
-  Buffer memory_;
+  std::vector<int64_t> chosen_;   // experts with tokens
+  Buffer memory_, scratch_;
 };
 
 }  // namespace weighbridge
