@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -81,7 +82,7 @@ async def token_gap(client: ChatClient, endpoint: Endpoint) -> float:
     while await stream.next() is not None:
         times.append(time.perf_counter())
     await stream.close()
-    return median(b - a for a, b in zip(times, times[1:], strict=False))
+    return median(b - a for a, b in pairwise(times))
 
 
 async def first_token(client: ChatClient, endpoint: Endpoint) -> float:

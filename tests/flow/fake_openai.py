@@ -1,0 +1,83 @@
+"""A server that speaks OpenAI's chat protocol over real sockets and does exactly what a test tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+Script = Callable[[dict[str, Any], int], list[Any]]
+
+
+@dataclass
+class Seen:
+    """What reached the server."""
+
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    open: int = 0
+    cut: int = 0  # exchanges the client ended early
+
+
+@asynccontextmanager
+async def openai(script: Script) -> AsyncIterator[tuple[str, Seen]]:
+    """`script(body, number)` gives what to send: chunks (dicts), pauses (floats), or a status (int) to refuse."""
+    seen = Seen()
+
+    async def chat(request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        seen.requests.append(body)
+        seen.headers.append({name.lower(): value for name, value in request.headers.items()})
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        seen.open += 1
+        ended = False
+        try:
+            for piece in script(body, len(seen.requests) - 1):
+                if isinstance(piece, int):
+                    return web.json_response({"error": {"message": "refused by script"}}, status=piece)
+                if isinstance(piece, float):
+                    await asyncio.sleep(piece)
+                    continue
+                if not response.prepared:
+                    await response.prepare(request)
+                await response.write(b"data: " + json.dumps(piece).encode() + b"\n\n")
+            await response.write(b"data: [DONE]\n\n")
+            ended = True
+            return response
+        finally:
+            seen.open -= 1
+            seen.cut += not ended
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", chat)
+    runner = web.AppRunner(app, handler_cancellation=True)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+    try:
+        yield f"http://127.0.0.1:{port}/v1", seen
+    finally:
+        await runner.cleanup()
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"content": text}}]}
+
+
+def called(index: int, arguments: str, name: str | None = None) -> dict[str, Any]:
+    """A piece of a tool call."""
+    function = {"arguments": arguments} | ({"name": name} if name else {})
+    piece = {"index": index, "function": function} | ({"id": f"call{index}"} if name else {})
+    return {"choices": [{"index": 0, "delta": {"tool_calls": [piece]}}]}
+
+
+def used(prompt: int, completion: int, cached: int = 0) -> dict[str, Any]:
+    details = {"cached_tokens": cached}
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "prompt_tokens_details": details}
+    return {"choices": [], "usage": usage}
