@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from weighbridge.cost.length import OutputLengths
 from weighbridge.hybrid.budget import Ledger
 from weighbridge.hybrid.caps import Caps
+from weighbridge.hybrid.difficulty.model import load_router
 from weighbridge.hybrid.front import Front
 from weighbridge.hybrid.judge import AnswerJudge
 from weighbridge.hybrid.privacy.guard import Guard
@@ -28,6 +31,9 @@ def build_front(settings: HybridSettings) -> Front:
 def build_router(
     route: RouteSettings, ledger: Ledger, tickets: TicketStore, lengths: OutputLengths
 ) -> HybridRouter:
+    trained = load_router(route.router) if route.router is not None else None
+    if trained is not None and route.threshold is None:
+        route = replace(route, threshold=trained.threshold)
     return HybridRouter(
         settings=route,
         edge=HttpSide("edge", route.edge),
@@ -35,8 +41,9 @@ def build_router(
         ledger=ledger,
         guard=build_guard(route.privacy),
         caps=Caps(route.caps),
-        judge=AnswerJudge(),
+        judge=AnswerJudge(trained if trained is not None and trained.judge is not None else None),
         tickets=tickets,
+        scorer=trained,
         lengths=lengths,
     )
 

@@ -104,7 +104,7 @@ def _route(name: str, section: Section, base: Path) -> RouteSettings:
         edge=_side(section.section("edge"), is_edge=True),
         cloud=_side(section.section("cloud"), is_edge=False),
         policy=Policy(rules, default),
-        threshold=_share(section, "threshold", 0.7),
+        threshold=_share(section, "threshold", 0.7) if "threshold" in section else None,
         router=section.path("router", base, must_exist=True),
         cascade=_cascade(section.section("cascade")),
         privacy=_privacy(section.section("privacy")),

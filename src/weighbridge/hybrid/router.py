@@ -98,7 +98,7 @@ class HybridRouter:
         return None if self.scorer is None else self.scorer(request.prompt)
 
     def threshold(self) -> float:
-        default = self.settings.threshold
+        default = 0.7 if self.settings.threshold is None else self.settings.threshold
         return default if self.observer is None else self.observer.threshold(default)
 
     def edge_facts(self, request: RoutedRequest) -> SideFacts:

@@ -68,7 +68,7 @@ class RouteSettings:
     edge: SideSettings
     cloud: SideSettings
     policy: Policy = field(default_factory=Policy)
-    threshold: float = 0.7  # pre-router score from which the cloud answers
+    threshold: float | None = None  # pre-router score from which the cloud answers; None: the router file's
     router: Path | None = None  # what `route train` wrote
     cascade: CascadeSettings = CascadeSettings()
     privacy: PrivacySettings = PrivacySettings()

@@ -1,0 +1,117 @@
+"""Tickets in words, and many of them as a table or a page."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weighbridge.errors import BadInput
+
+Ticket = Mapping[str, Any]
+
+
+def read_tickets(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file; a last line that is still being written is left out. Raises BadInput."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read {path}: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise BadInput(f"{path}:{number}: this is no JSON: {error}") from error
+    return rows
+
+
+def explain(ticket: Ticket) -> str:
+    """One ticket in words."""
+    side = {"edge": "on this machine", "cloud": "in the cloud"}.get(ticket["placement"], ticket["placement"])
+    failed = ticket.get("error")
+    lines = [f"Request {ticket['id']} of tenant {ticket['tenant']} to the route {ticket['model']}."]
+    lines.append(f"It failed: {failed}." if failed else f"It was answered {side} by {ticket['replica']}.")
+    lines.append("Decided, in this order:")
+    lines += [f"  {number}. {text}" for number, text in enumerate(ticket["decisions"], 1)]
+    if ticket.get("degraded"):
+        lines.append("It was not answered by the side that was wanted (degraded).")
+    left = ticket.get("left_machine") or []
+    lines.append("What left the machine: " + ("; ".join(left) if left else "nothing") + ".")
+    estimated = " (counted here, the side did not say)" if ticket.get("cost_estimated") else ""
+    lines.append(f"It cost {ticket.get('cost_usd', 0.0):.6f} USD{estimated}.")
+    if ticket.get("counterfactual_usd") is not None:
+        lines.append(f"The other side would have cost {ticket['counterfactual_usd']:.6f} USD.")
+    return "\n".join(lines)
+
+
+def summarise(tickets: Sequence[Ticket], shadows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Per route, and quality as shadow evaluation judged it. Money in US dollars."""
+    routes: dict[str, list[Ticket]] = defaultdict(list)
+    for ticket in tickets:
+        routes[ticket["model"]].append(ticket)
+    verdicts = [one["edge_quality"] for one in shadows if one.get("edge_quality") is not None]
+    return {
+        "routes": [_route(name, routes[name]) for name in sorted(routes)],
+        "quality": {
+            "judged": len(verdicts),
+            "edge_stands": float(np.mean(verdicts)) if verdicts else None,
+        },
+    }
+
+
+def _route(name: str, tickets: Sequence[Ticket]) -> dict[str, Any]:
+    answered = [one for one in tickets if not one.get("error")]
+    local = [one for one in answered if one["placement"] == "edge"]
+    cost = sum(one.get("cost_usd", 0.0) for one in tickets)
+    saved = sum((one.get("counterfactual_usd") or 0.0) - one.get("cost_usd", 0.0) for one in local)
+    return {
+        "route": name,
+        "requests": len(tickets),
+        "failed": len(tickets) - len(answered),
+        "share_local": len(local) / len(answered) if answered else 0.0,
+        "degraded": sum(bool(one.get("degraded")) for one in tickets),
+        "cost_usd": cost,
+        "saved_usd": saved,
+        "edge_p50_ms": _median(one.get("e2e_ms") for one in local),
+        "cloud_p50_ms": _median(one.get("e2e_ms") for one in answered if one["placement"] == "cloud"),
+    }
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
+
+
+def as_html(summary: Mapping[str, Any]) -> str:
+    """One page without scripts or anything fetched."""
+    columns = list(summary["routes"][0]) if summary["routes"] else []
+    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in columns)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(_shown(row[name]))}</td>" for name in columns) + "</tr>"
+        for row in summary["routes"]
+    )
+    quality = summary["quality"]
+    judged = (
+        f"<p>Shadow evaluation: {quality['judged']} judged, the local answer stood in "
+        f"{quality['edge_stands']:.1%}.</p>"
+        if quality["judged"]
+        else "<p>No shadow evaluations.</p>"
+    )
+    style = "body{font:15px system-ui;margin:3em}td,th{padding:.4em 1em;text-align:right;border-bottom:1px solid #ccc}"
+    return (
+        f"<!doctype html><meta charset=utf-8><title>Edge and cloud</title><style>{style}</style>"
+        f"<h1>Edge and cloud</h1><table><tr>{head}</tr>{rows}</table>{judged}"
+    )
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
