@@ -11,14 +11,27 @@ replica reports of itself corrects the part the gateway cannot see, and counts l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weighbridge.cost.step import StepCost
 from weighbridge.fleet.api import Arrival, Capacity, Report
 from weighbridge.fleet.prefix_index import PrefixIndex
 
+#: What a replica that has just come takes, as a share of its usual work.
+COLDEST = 0.1
 #: Seconds between reports until two have come; after two such periods without one, a report fades.
 DEFAULT_REPORT_PERIOD = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """What a replica has that is not ours, as of its last report."""
+
+    at: float
+    queued_requests: int = 0  # requests there, waiting or running
+    prompt_tokens: float = 0.0  # of prompts, still to be computed
+    output_tokens: float = 0.0  # expected still
+    kv_tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +40,7 @@ class InFlight:
 
     arrival: Arrival
     sent: float
+    streamed: bool
     cached_tokens: int
     uncomputed: float  # prompt tokens believed to be computed still
     work: float  # seconds of prefill that these take
@@ -51,13 +65,19 @@ class ReplicaState:
         index: PrefixIndex | None = None,
         now: float = 0.0,
         slow_start: float = 0.0,
+        max_line: int | None = None,
     ) -> None:
-        """`index` is shared by the fleet. `slow_start`: seconds over which a new replica warms up."""
+        """`index` is shared by the fleet. `slow_start`: seconds over which a new replica warms up.
+
+        `max_line`: prompt tokens in line there with which it counts as full; None: only seats and memory do.
+        """
         self.name = name
         self.index = index
         self.healthy = True
-        self.draining = False
+        self.draining = False  # by our decision
+        self.tells_draining = False  # by its own
         self.slow_start = slow_start
+        self.max_line = max_line
         self.started_at = now
         self.sequences = 0
         self.decoding = 0
@@ -66,9 +86,11 @@ class ReplicaState:
         self.prefill_seconds = 0.0
         self.remaining_output = 0.0
         self.kv_tokens = 0
-        self.others = Report(at=now)  # what is not ours, as of the last report
+        self.others = Others(now)
         self.report_period = DEFAULT_REPORT_PERIOD
         self._reported_at: float | None = None
+        self._typical_prompt = 0.0  # prompt tokens to compute of a usual request, of ours
+        self._silent: dict[str, InFlight] = {}  # not streamed and past their prefill: nothing tells how far
         self._in_flight: dict[str, InFlight] = {}
         self._prefilling: dict[str, InFlight] = {}  # in the order they were sent
         self._advanced_at = now
@@ -91,14 +113,33 @@ class ReplicaState:
         return (limit is None or total <= limit) and (pool is None or total <= pool)
 
     def accepts(self, arrival: Arrival, now: float) -> bool:
-        """Whether it may be sent there now: up, not draining, a seat and memory free, no long line."""
-        if not self.healthy or self.draining or not self.fits(arrival):
+        """Whether it may be sent there now: up, not draining, a seat and memory free, no line beyond `max_line`.
+
+        Who finds most of its prompt cached here may line up regardless: waiting costs less than computing it
+        elsewhere.
+        """
+        if not self.healthy or self.draining or self.tells_draining or not self.fits(arrival):
             return False
-        if not self._in_flight and not self.others.queued_requests:
+        others = self.others.queued_requests and self.others.queued_requests * self._freshness(now)
+        if not self._in_flight and not others:
             return True
-        seats = self.sequences + arrival.weight.choices <= self.capacity.max_sequences
+        if self.sequences + others + arrival.weight.choices > self.capacity.max_sequences * self.warmth(now):
+            return False
         pool = self.capacity.kv_tokens
-        return seats and (pool is None or self.kv_tokens + arrival.weight.prompt_tokens <= pool)
+        if pool is not None and self.kv_tokens + self._others_kv(now) + arrival.weight.prompt_tokens > pool:
+            return False
+        if self.max_line is None:
+            return True
+        self.advance(now)
+        if self.total_uncomputed(now) < self.max_line:
+            return True
+        return 2 * self.cached_tokens(arrival) > arrival.weight.prompt_tokens
+
+    def warmth(self, now: float) -> float:
+        """Share of its usual work that a replica takes while it warms up; 1 once `slow_start` has passed."""
+        if not self.slow_start:
+            return 1.0
+        return min(max((now - self.started_at) / self.slow_start, COLDEST), 1.0)
 
     def cached_tokens(self, arrival: Arrival) -> int:
         """Prompt tokens the replica is believed to hold; at least one token is left to compute."""
@@ -119,15 +160,38 @@ class ReplicaState:
 
     def total_requests(self, now: float) -> float:
         """Requests there, ours and, as far as the last report still counts, others'."""
+        if not self.others.queued_requests:
+            return len(self._in_flight)
         return len(self._in_flight) + self.others.queued_requests * self._freshness(now)
 
     def total_uncomputed(self, now: float) -> float:
         """Prompt tokens still to be computed there, ours and others'."""
-        return self.uncomputed_tokens
+        if not self.others.prompt_tokens:
+            return self.uncomputed_tokens
+        return self.uncomputed_tokens + self.others.prompt_tokens * self._freshness(now)
 
     def total_tokens(self, now: float) -> float:
         """Tokens of work there, ours and others'."""
-        return self.outstanding_tokens + self.others.queued_tokens * self._freshness(now)
+        if not self.others.queued_requests:
+            return self.outstanding_tokens
+        others = self.others.prompt_tokens + self.others.output_tokens
+        return self.outstanding_tokens + others * self._freshness(now)
+
+    def streams(self, now: float) -> float:
+        """Sequences there, ours and others'."""
+        if not self.others.queued_requests:
+            return self.sequences
+        return self.sequences + self.others.queued_requests * self._freshness(now)
+
+    def others_share(self, now: float) -> float:
+        """Share of the sequences there that are not ours: how much may have changed without our knowing."""
+        if not self.others.queued_requests:
+            return 0.0
+        others = self.others.queued_requests * self._freshness(now)
+        return others / (others + self.sequences)
+
+    def _others_kv(self, now: float) -> float:
+        return self.others.kv_tokens and self.others.kv_tokens * self._freshness(now)
 
     def _freshness(self, now: float) -> float:
         """What the last report counts: all of it for two periods, then half as much with each more."""
@@ -139,8 +203,11 @@ class ReplicaState:
 
     # -- the life of a request -------------------------------------------------------------------------
 
-    def credit(self, arrival: Arrival, cached_tokens: int, now: float) -> None:
-        """Count `arrival` as sent, BEFORE it is. Raises ValueError when it is in flight here already."""
+    def credit(self, arrival: Arrival, cached_tokens: int, now: float, *, streamed: bool = True) -> None:
+        """Count `arrival` as sent, BEFORE it is. Raises ValueError when it is in flight here already.
+
+        With `streamed` False no token will tell how far it has come: that is estimated until `release`.
+        """
         if arrival.id in self._in_flight:
             raise ValueError(f"request {arrival.id!r} is in flight on {self.name!r} already")
         self.advance(now)
@@ -149,6 +216,7 @@ class ReplicaState:
         request = InFlight(
             arrival=arrival,
             sent=now,
+            streamed=streamed,
             cached_tokens=cached_tokens,
             uncomputed=float(fresh),
             work=self.prefill_work(fresh, cached_tokens),
@@ -160,15 +228,22 @@ class ReplicaState:
         self.prefill_seconds += request.work
         self.remaining_output += request.remaining
         self.kv_tokens += weight.prompt_tokens
+        if not self._typical_prompt:
+            self._typical_prompt = float(fresh)
+        self._typical_prompt += 0.05 * (fresh - self._typical_prompt)
         if self.index is not None and arrival.chain:
             self.index.enter(self.name, arrival.chain)
 
     def first_token(self, request_id: str, now: float) -> None:
         """The first token came: its prompt is computed, and the request decodes from now on."""
         request = self._in_flight.get(request_id)
-        if request is None or request.started:
-            return
-        self.advance(now)
+        if request is not None and not request.started:
+            self.advance(now)
+            self._begin(request)
+
+    def _begin(self, request: InFlight) -> None:
+        if request.started:
+            return  # not streamed, and taken to have begun already
         self._prefilled(request)
         request.started = True
         choices = request.arrival.weight.choices
@@ -198,6 +273,7 @@ class ReplicaState:
             return False
         self.advance(now)
         self._prefilled(request)
+        self._silent.pop(request_id, None)
         weight = request.arrival.weight
         self.sequences -= weight.choices
         self.remaining_output -= request.remaining
@@ -218,17 +294,30 @@ class ReplicaState:
         if self._reported_at is not None and report.at > self._reported_at:
             self.report_period += 0.2 * (report.at - self._reported_at - self.report_period)
         self._reported_at = report.at
-        self.draining = report.draining
-        own = len(self._in_flight)
-        queued = max(report.queued_requests + report.running_requests - own, 0)
-        tokens = max(report.queued_tokens + report.running_tokens - self.outstanding_tokens, 0.0)
+        self.tells_draining = report.draining
+        self._learn(report)
+        queued = max(report.queued_requests - len(self._prefilling), 0)
+        there = max(report.queued_requests + report.running_requests - len(self._in_flight), 0)
+        prompts = max(report.queued_tokens - self.uncomputed_tokens, 0.0)
+        if not report.queued_tokens:  # not told, or none
+            prompts = queued * self._typical_prompt
+        work = max(report.queued_tokens + report.running_tokens - self.outstanding_tokens, 0.0)
         used = report.kv_tokens_used
-        self.others = Report(
-            at=report.at,
-            queued_requests=queued,
-            queued_tokens=round(tokens),
-            kv_tokens_used=None if used is None else max(used - self.kv_tokens, 0),
+        self.others = Others(
+            report.at,
+            queued_requests=there,
+            prompt_tokens=prompts if there else 0.0,
+            output_tokens=max(work - prompts, 0.0) if there else 0.0,
+            kv_tokens=max(used - self.kv_tokens, 0) if used is not None and there else 0,
         )
+
+    def _learn(self, report: Report) -> None:
+        """Take over the step cost and cache size that it tells, where they differ from what is known."""
+        known = self.capacity
+        cost = report.step_cost or known.step_cost
+        pool = report.kv_tokens_total or known.kv_tokens
+        if cost != known.step_cost or pool != known.kv_tokens:
+            self.update_capacity(replace(known, step_cost=cost, kv_tokens=pool))
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -237,6 +326,56 @@ class ReplicaState:
         cost = self.step_cost
         pairs = tokens * cached + 0.5 * tokens * (tokens + 1)
         return cost.per_token * tokens + cost.per_context_token * pairs
+
+    def first_token_seconds(self, fresh: int, cached: int, now: float) -> float:
+        """Predicted seconds to the first token of a prompt of `cached` tokens in its cache and `fresh` ones.
+
+        The prompts in line and its own are computed in iterations filled up to `max_batch_tokens`, each of
+        which also advances all streams; before them comes half of the iteration that runs now. Where the KV
+        pool is short, the missing share has to be given back by those that run; what they will grow beyond
+        the pool is computed twice.
+        """
+        if self._advanced_at < now:
+            self.advance(now)
+        cost, capacity = self.step_cost, self.capacity
+        streams: float = self.decoding
+        work = self.prefill_seconds
+        work += fresh * (cost.per_token + cost.per_context_token * (cached + 0.5 * fresh))
+        if self.others.queued_requests:
+            fresher = self._freshness(now)
+            streams += self.others.queued_requests * fresher
+            work += self.others.prompt_tokens * fresher * cost.per_token
+        beside = (
+            cost.overhead
+            + cost.per_token * streams
+            + cost.per_context_token * self.context_tokens
+            + cost.per_sequence * (streams + 1)
+        )
+        room = cost.per_token * max(capacity.max_batch_tokens - streams, capacity.block_size)
+        idle = max(
+            cost.memory - cost.per_token * streams, 0.0
+        )  # weights streamed beyond what streams compute
+        seconds = max(work, idle) + beside * (1 + int(work / room) if room else 1)
+        if streams:
+            seconds += 0.5 * (beside + idle)
+        pool = capacity.kv_tokens
+        if pool is not None and self.sequences:
+            seconds += self._short_of_memory(fresh + cached, pool, beside + idle, now)
+        return seconds / self.warmth(now) if self.slow_start else seconds
+
+    def _short_of_memory(self, prompt: int, pool: int, step: float, now: float) -> float:
+        """Seconds that `prompt` tokens wait for blocks, and that are lost on preempted work.
+
+        Until a sequence ends it takes about its remaining output in steps; as sequences end at different times,
+        about half of what all are to grow has to fit at once.
+        """
+        used = self.kv_tokens + self._others_kv(now)
+        short = used + prompt + self.sequences * self.capacity.block_size - pool
+        wait = 0.0
+        if short > 0.0:
+            wait = min(short / used, 1.0) * self.remaining_output / self.sequences * step if used else 0.0
+        over = used + prompt + 0.5 * self.remaining_output - pool
+        return wait + (over * self.step_cost.per_token if over > 0.0 else 0.0)
 
     @property
     def decode_seconds(self) -> float:
@@ -256,21 +395,44 @@ class ReplicaState:
         if elapsed <= 0.0:
             return
         self._advanced_at = now
-        if not self.prefill_seconds:
-            return
-        for request in self._prefilling.values():
-            if request.work <= 0.0:
-                continue
-            done = min(elapsed, request.work)
-            share = done / request.work
+        if self._silent:
+            self._assume_tokens(elapsed)
+        if self.prefill_seconds:
+            self._assume_prefill(elapsed)
+
+    def _assume_prefill(self, elapsed: float) -> None:
+        """Of each full iteration, the part that is not streams' goes to prompts, the earliest first."""
+        cost, streams = self.step_cost, self.decoding
+        room = cost.per_token * max(self.capacity.max_batch_tokens - streams, 1)
+        beside = (
+            cost.overhead
+            + cost.per_token * streams
+            + cost.per_context_token * self.context_tokens
+            + cost.per_sequence * streams
+        )
+        left = elapsed * (room / (room + beside)) if room else elapsed
+        for request in list(self._prefilling.values()):
+            done = min(left, request.work)
+            share = done / request.work if request.work > 0.0 else 1.0
             tokens = request.uncomputed * share
             request.work -= done
             request.uncomputed -= tokens
             self.prefill_seconds -= done
             self.uncomputed_tokens -= tokens
-            elapsed -= done
-            if elapsed <= 0.0:
+            left -= done
+            if not request.streamed and request.work <= 0.0:
+                self._begin(request)
+                self._silent[request.arrival.id] = request
+            if left <= 0.0:
                 return
+
+    def _assume_tokens(self, elapsed: float) -> None:
+        """Streams that nobody sees advance by a token per iteration, as long as more are expected."""
+        steps = elapsed / self.decode_seconds
+        for request in self._silent.values():
+            done = min(steps * request.arrival.weight.choices, max(request.remaining - 1.0, 0.0))
+            request.remaining -= done
+            self.remaining_output -= done
 
     def _prefilled(self, request: InFlight) -> None:
         if self._prefilling.pop(request.arrival.id, None) is None:

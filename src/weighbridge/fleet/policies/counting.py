@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weighbridge.fleet.api import Arrival, Choice, Randomness
+from weighbridge.fleet.policies.candidates import lowest
 from weighbridge.fleet.state import ReplicaState
 
 
@@ -70,10 +71,3 @@ class PowerOfTwo:
         chosen = min(pair, key=lambda replica: scores[replica.name])
         reason = f"{scores[chosen.name]:.0f} requests in flight, the fewer of two drawn"
         return Choice(chosen.name, reason, scores, "requests", chosen.cached_tokens(arrival))
-
-
-def lowest(replicas: Sequence[ReplicaState], scores: dict[str, float], rng: Randomness) -> ReplicaState:
-    """The replica with the lowest score, of equals one at random."""
-    least = min(scores.values())
-    best = [replica for replica in replicas if scores[replica.name] == least]
-    return best[0] if len(best) == 1 else best[int(rng.random() * len(best))]

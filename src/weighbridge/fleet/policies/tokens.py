@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weighbridge.fleet.api import Arrival, Choice, Randomness
-from weighbridge.fleet.policies.counting import lowest
+from weighbridge.fleet.policies.candidates import lowest
 from weighbridge.fleet.state import ReplicaState
 
 

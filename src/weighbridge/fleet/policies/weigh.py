@@ -1,16 +1,38 @@
-"""The default: what does it cost, in seconds, to put this request there?"""
+"""The default: how long until the first token, there, and who else waits meanwhile?
+
+For every replica, from its own step cost and what is known of its load (`ReplicaState.first_token_seconds`):
+
+    seconds  = iterations until this request's first token: the prompts in line, what of its own the cache does
+               not hold, the streams that run beside, memory that has to be freed or computed twice
+    streams  = sequences there, this one included, over the mean of the replicas in question
+    score    = seconds x (1/2 + streams) / (3/2)
+
+All of these streams are held up while prompts are computed, so their number is the price of a second; the share
+of one half keeps the own wait from being outbid by an empty but slow replica. On a usual replica the score is
+the time to the first token itself. Nothing is tuned to a fleet: speeds come from the step costs, and what is
+usual from the fleet at that moment. Affinity is no rule of its own; a cached prefix makes `seconds` short, and a
+line in front of it makes them long, for each request anew.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from weighbridge.fleet.api import Arrival, Choice, Randomness
-from weighbridge.fleet.policies.counting import lowest
+from weighbridge.fleet.policies.candidates import matched_tokens
 from weighbridge.fleet.state import ReplicaState
+
+#: What the own wait counts beside that of the streams on a usual replica.
+OWN = 0.5
 
 
 class Weigh:
-    """Least predicted marginal cost: own time to first token and finish, and the delay caused to others."""
+    """Least predicted marginal cost, in seconds.
+
+    Where replicas also serve others (several gateways in front of one fleet), what they were sent since the
+    last report is not known. Scores within that uncertainty, the others' share of the load, count as equal
+    and one of them is drawn: gateways that see the same report do not all send to the same best replica.
+    """
 
     name = "weigh"
 
@@ -18,15 +40,37 @@ class Weigh:
         self._rng = rng
 
     def choose(self, arrival: Arrival, replicas: Sequence[ReplicaState], now: float) -> Choice:
-        weight = arrival.weight
-        scores, cached = {}, {}
-        for replica in replicas:
-            replica.advance(now)
-            held = cached[replica.name] = replica.cached_tokens(arrival)
-            own = replica.prefill_work(weight.prompt_tokens - held, held)
-            step = replica.decode_seconds
-            first = replica.prefill_seconds + own + step
-            scores[replica.name] = first + own * replica.decoding + step
-        chosen = lowest(replicas, scores, self._rng)
-        reason = f"{scores[chosen.name]:.3f} s predicted marginal cost, the least of {len(replicas)}"
-        return Choice(chosen.name, reason, scores, "s", cached[chosen.name])
+        prompt, choices = arrival.weight.prompt_tokens, arrival.weight.choices
+        cached = matched_tokens(arrival, replicas)
+        streams = [replica.streams(now) + choices for replica in replicas]
+        usual = sum(streams) / len(streams)
+        scale, own = 1.0 / (usual * (1.0 + OWN)), OWN * usual
+        firsts: list[float] = []
+        scores: list[float] = []
+        for replica, held, count in zip(replicas, cached, streams, strict=True):
+            first = replica.first_token_seconds(prompt - held, held, now)
+            firsts.append(first)
+            scores.append(first * (own + count) * scale)
+        best = self._draw(replicas, scores, now)
+        held, first = cached[best], firsts[best]
+        return Choice(
+            replicas[best].name,
+            _reason(replicas[best], prompt, held, first, len(replicas)),
+            {replica.name: score for replica, score in zip(replicas, scores, strict=True)},
+            "s",
+            held,
+        )
+
+    def _draw(self, replicas: Sequence[ReplicaState], scores: Sequence[float], now: float) -> int:
+        """Index of the lowest score; of those equal to it within what is not known, any."""
+        least = min(scores)
+        unseen = replicas[scores.index(least)].others_share(now)
+        limit = least * (1.0 + unseen)
+        near = [index for index, score in enumerate(scores) if score <= limit]
+        return near[0] if len(near) == 1 else near[int(self._rng.random() * len(near))]
+
+
+def _reason(replica: ReplicaState, prompt: int, cached: int, first: float, count: int) -> str:
+    line = f"behind {replica.uncomputed_tokens:.0f} prompt tokens and beside {replica.decoding} streams"
+    own = f"{prompt - cached} of {prompt} prompt tokens to compute" if cached else f"{prompt} prompt tokens"
+    return f"{own} {line}: first token in about {first * 1e3:.0f} ms, the least cost of {count}"

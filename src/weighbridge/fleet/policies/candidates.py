@@ -1,0 +1,22 @@
+"""What several policies ask of the replicas they choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from weighbridge.fleet.api import Arrival, Randomness
+from weighbridge.fleet.state import ReplicaState
+
+
+def matched_tokens(arrival: Arrival, replicas: Sequence[ReplicaState]) -> list[int]:
+    """Prompt tokens that each of `replicas` is believed to hold, in their order."""
+    if not arrival.chain:
+        return [0] * len(replicas)
+    return [replica.cached_tokens(arrival) for replica in replicas]
+
+
+def lowest(replicas: Sequence[ReplicaState], scores: dict[str, float], rng: Randomness) -> ReplicaState:
+    """The replica with the lowest score, of equals one at random."""
+    least = min(scores.values())
+    best = [replica for replica in replicas if scores[replica.name] == least]
+    return best[0] if len(best) == 1 else best[int(rng.random() * len(best))]
