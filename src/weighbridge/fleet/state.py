@@ -11,43 +11,17 @@ replica reports of itself corrects the part the gateway cannot see, and counts l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from weighbridge.cost.step import StepCost
 from weighbridge.fleet.api import Arrival, Capacity, Report
+from weighbridge.fleet.in_flight import InFlight, Others, sums
 from weighbridge.fleet.prefix_index import PrefixIndex
 
 #: What a replica that has just come takes, as a share of its usual work.
 COLDEST = 0.1
 #: Seconds between reports until two have come; after two such periods without one, a report fades.
 DEFAULT_REPORT_PERIOD = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Others:
-    """What a replica has that is not ours, as of its last report."""
-
-    at: float
-    queued_requests: int = 0  # requests there, waiting or running
-    prompt_tokens: float = 0.0  # of prompts, still to be computed
-    output_tokens: float = 0.0  # expected still
-    kv_tokens: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class InFlight:
-    """One request on a replica, as the gateway follows it."""
-
-    arrival: Arrival
-    sent: float
-    streamed: bool
-    cached_tokens: int
-    uncomputed: float  # prompt tokens believed to be computed still
-    work: float  # seconds of prefill that these take
-    remaining: float  # output tokens still expected, of all choices
-    produced: int = 0  # output tokens so far, of all choices
-    started: bool = False  # the first token has come
-    revise_at: int = 1  # tokens produced at which `remaining` is estimated anew
 
 
 class ReplicaState:
@@ -466,21 +440,7 @@ class ReplicaState:
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every aggregate is the sum over what is in flight; zero for nothing."""
-        own = self._in_flight.values()
-        started = [r for r in own if r.started]
-        exact = {
-            "sequences": sum(r.arrival.weight.choices for r in own),
-            "decoding": sum(r.arrival.weight.choices for r in started),
-            "kv_tokens": sum(r.arrival.weight.prompt_tokens + r.produced for r in own),
-            "context_tokens": sum(
-                r.arrival.weight.choices * r.arrival.weight.prompt_tokens + r.produced for r in started
-            ),
-        }
-        close = {
-            "uncomputed_tokens": sum(r.uncomputed for r in own),
-            "prefill_seconds": sum(r.work for r in own),
-            "remaining_output": sum(r.remaining for r in own),
-        }
+        exact, close = sums(list(self._in_flight.values()))
         wrong = [name for name, value in exact.items() if getattr(self, name) != value]
         wrong += [n for n, value in close.items() if abs(getattr(self, n) - value) > 1e-6 * max(value, 1.0)]
         if wrong:

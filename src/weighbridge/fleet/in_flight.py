@@ -1,0 +1,52 @@
+"""What is on a replica: each request of ours as the gateway follows it, and what others put there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from weighbridge.fleet.api import Arrival
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """What a replica has that is not ours, as of its last report."""
+
+    at: float
+    queued_requests: int = 0  # requests there, waiting or running
+    prompt_tokens: float = 0.0  # of prompts, still to be computed
+    output_tokens: float = 0.0  # expected still
+    kv_tokens: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class InFlight:
+    """One request on a replica, as the gateway follows it."""
+
+    arrival: Arrival
+    sent: float
+    streamed: bool
+    cached_tokens: int
+    uncomputed: float  # prompt tokens believed to be computed still
+    work: float  # seconds of prefill that these take
+    remaining: float  # output tokens still expected, of all choices
+    produced: int = 0  # output tokens so far, of all choices
+    started: bool = False  # the first token has come
+    revise_at: int = 1  # tokens produced at which `remaining` is estimated anew
+
+
+def sums(own: Sequence[InFlight]) -> tuple[dict[str, int], dict[str, float]]:
+    """What the aggregates of a replica's state must be: the counts exactly, the others up to rounding."""
+    started = [(r.arrival.weight, r.produced) for r in own if r.started]
+    exact = {
+        "sequences": sum(r.arrival.weight.choices for r in own),
+        "decoding": sum(weight.choices for weight, _ in started),
+        "kv_tokens": sum(r.arrival.weight.prompt_tokens + r.produced for r in own),
+        "context_tokens": sum(weight.choices * weight.prompt_tokens + out for weight, out in started),
+    }
+    close = {
+        "uncomputed_tokens": sum(r.uncomputed for r in own),
+        "prefill_seconds": sum(r.work for r in own),
+        "remaining_output": sum(r.remaining for r in own),
+    }
+    return exact, close

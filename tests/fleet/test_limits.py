@@ -1,0 +1,81 @@
+"""Limits: reserve and settle, exact under concurrency, sliding windows, room computed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weighbridge.errors import BadInput, RateLimited
+from weighbridge.fleet.limits import Limiter, TenantLimits
+
+
+def test_500_at_once_overshoot_by_no_more_than_one_estimate() -> None:
+    """LiteLLM #5783: tokens per minute overshot under concurrency."""
+    limiter = Limiter(default=TenantLimits(tokens_per_minute=10_000))
+    admitted, refused = [], []
+    for number in range(500):
+        try:
+            limiter.reserve("t", f"q{number}", 150, 0.0, 0.0)
+            admitted.append(number)
+        except RateLimited as error:
+            refused.append(error)
+    for number in admitted:
+        limiter.settle(f"q{number}", 150, 0.0, 1.0)
+    assert len(admitted) * 150 <= 10_000 < (len(admitted) + 1) * 150
+    assert len(refused) == 500 - len(admitted)
+    assert {error.limit for error in refused} == {"tokens_per_minute"}
+    assert all(60.0 <= (error.retry_after or 0.0) <= 61.0 for error in refused)
+    limiter.check_integrity()
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 20.0), st.integers(1, 400), st.integers(0, 400)), max_size=80))
+def test_no_minute_holds_more_than_the_limit(calls: list[tuple[float, int, int]]) -> None:
+    limiter, now, used, waits = Limiter(default=TenantLimits(tokens_per_minute=1000)), 0.0, [], []
+    for number, (gap, reserve, actual) in enumerate(calls):
+        now += gap
+        try:
+            limiter.reserve("t", f"q{number}", reserve, 0.0, now)
+        except RateLimited as error:
+            waits.append(error.retry_after)
+            continue
+        actual = min(actual, reserve)
+        limiter.settle(f"q{number}", actual, 0.0, now)
+        used.append((now, actual))
+        assert sum(tokens for at, tokens in used if at > now - 60.0) <= 1000
+    assert all(wait is not None and wait <= 61.0 for wait in waits)
+    limiter.check_integrity()
+
+
+def test_after_retry_after_there_is_room() -> None:
+    limiter = Limiter(default=TenantLimits(requests_per_minute=2))
+    for number, now in enumerate((0.0, 10.5)):
+        limiter.reserve("t", f"q{number}", 1, 0.0, now)
+    with pytest.raises(RateLimited) as refused:
+        limiter.reserve("t", "q2", 1, 0.0, 20.0)
+    limiter.reserve("t", "q2", 1, 0.0, 20.0 + (refused.value.retry_after or 0.0) + 1e-6)
+
+
+def test_concurrent_tokens_and_money_are_given_back() -> None:
+    limiter = Limiter({"t": TenantLimits(concurrent_tokens=100, usd_per_day=1.0)})
+    limiter.reserve("t", "a", 80, 0.9, 0.0)
+    with pytest.raises(RateLimited, match="usd_per_day"):
+        limiter.reserve("t", "b", 10, 0.2, 0.0)
+    with pytest.raises(RateLimited, match="concurrent_tokens"):
+        limiter.reserve("t", "b", 30, 0.05, 0.0)
+    limiter.settle("a", 20, 0.1, 1.0)
+    limiter.settle("a", 20, 0.1, 1.0)  # idempotent
+    limiter.reserve("t", "b", 100, 0.8, 1.0)
+    limiter.reserve("other", "c", 10**9, 99.0, 1.0)  # no limits by default
+    limiter.check_integrity()
+
+
+def test_a_request_larger_than_the_limit_is_bad_input() -> None:
+    limiter = Limiter(default=TenantLimits(tokens_per_minute=100))
+    with pytest.raises(BadInput, match="alone"):
+        limiter.reserve("t", "a", 101, 0.0, 0.0)
+
+
+def test_limits_must_be_positive() -> None:
+    with pytest.raises(BadInput, match="requests_per_minute"):
+        TenantLimits(requests_per_minute=0)
