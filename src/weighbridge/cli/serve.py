@@ -63,6 +63,10 @@ def serve(
         float, typer.Option(min=0.0, help="Seconds a static batch waits to fill.")
     ] = 0.1,
     threads: Annotated[int | None, typer.Option(min=1, help="Compute threads; none: one per core.")] = None,
+    expert_cache: Annotated[
+        str | None,
+        typer.Option(help="Memory for the experts of a mixture, such as 4GB; the rest is mapped. None: all."),
+    ] = None,
     api_key: Annotated[
         list[str] | None, typer.Option(envvar="WEIGHBRIDGE_API_KEYS", help="KEY or TENANT=KEY; may repeat.")
     ] = None,
@@ -85,7 +89,9 @@ def serve(
 ) -> None:
     """Serve a model over the OpenAI API until SIGTERM or Ctrl-C."""
     if config is not None or replicas > 1 or on != "local":
-        _serve_fleet(context, config, model, served_model_name, replicas, on, host, port, tickets, json_logs)
+        from weighbridge.cli.serve_fleet import serve_fleet
+
+        serve_fleet(context)
         return
     from weighbridge.engine.settings import EngineSettings, parse_bytes
     from weighbridge.server.lifecycle import bind, run_server, set_up_logging
@@ -114,7 +120,9 @@ def serve(
         json_logs=json_logs,
     )
     listener = bind(host, port)  # before loading: a taken port is said at once
-    replica = load(model or "default", served_model_name, engine_settings, dtype, quantize, threads)
+    replica = load(
+        model or "default", served_model_name, engine_settings, dtype, quantize, threads, expert_cache
+    )
     app = assemble(replica, server_settings, tickets)
     where = "{}:{}".format(*listener.getsockname()[:2])
     if not json_logs:
@@ -126,41 +134,18 @@ def serve(
         raise WeighbridgeError("some requests were cut off: the drain timeout was too short for them")
 
 
-def _serve_fleet(
-    context: typer.Context,
-    config: Path | None,
-    model: str | None,
-    name: str | None,
-    replicas: int,
-    on: str,
-    host: str,
-    port: int,
-    tickets: Path | None,
-    json_logs: bool,
-) -> None:
-    """A gateway over several replicas; the command line's address wins over the file's where it is given."""
-    from weighbridge.cli import serve_fleet
-
-    if config is None:
-        overrides = serve_fleet.Overrides(host, port, tickets, json_logs)
-        serve_fleet.serve_replicas(context, model or "default", name, replicas, on, overrides)
-        return
-    if model is not None or replicas > 1 or on != "local":
-        raise BadInput("--config says what is served; leave out MODEL, --replicas and --on", param="config")
-    given = serve_fleet.given_options(context)
-    serve_fleet.serve_config(
-        config,
-        serve_fleet.Overrides(
-            host if "host" in given else None, port if "port" in given else None, tickets, json_logs
-        ),
-    )
-
-
 def load(  # type: ignore[no-untyped-def]
-    model: str, name: str | None, settings, dtype: str, quantize: str, threads: int | None
+    model: str,
+    name: str | None,
+    settings,
+    dtype: str,
+    quantize: str,
+    threads: int | None,
+    expert_cache: str | None = None,
 ) -> Replica:
     """The replica for `model`, with progress on the terminal."""
     from weighbridge.engine.build import build_replica
+    from weighbridge.engine.settings import parse_bytes
     from weighbridge.models import catalogue
     from weighbridge.models.store import resolve
 
@@ -169,7 +154,14 @@ def load(  # type: ignore[no-untyped-def]
     served = name or (entry.name if entry else path.stem if path.is_file() else path.name)
     with counting("Packing layers") as report:
         return build_replica(
-            path, served, settings, dtype=dtype, quantize=quantize, threads=threads, report=report
+            path,
+            served,
+            settings,
+            dtype=dtype,
+            quantize=quantize,
+            threads=threads,
+            report=report,
+            expert_cache=parse_bytes(expert_cache) if expert_cache else None,
         )
 
 
