@@ -3,7 +3,7 @@
 vLLM runs a dummy batch of max_num_batched_tokens and, after it, the sampler for max_num_seqs requests; what
 remains of the budget becomes cache. Two candidates for the peak, whichever is larger:
 
-    sampler   max_num_seqs x vocabulary x 38.5 bytes (16- and 32-bit logits, sort keys and indices
+    sampler   max_num_seqs x vocabulary x 40 bytes (16- and 32-bit logits, sort keys and indices
               with their work space, probabilities and their sums): the dominant one at default settings
     layers    max_num_batched_tokens x 2 bytes x (gate, up and product of the widest MLP / tp, or of the experts
               a token uses, + 5 hidden vectors)
@@ -27,7 +27,7 @@ GIB = 1 << 30
 class Constants:
     """What was fitted: bytes that sampling takes per request and logit, GiB of CUDA graphs per layer."""
 
-    sampler_bytes: float = 38.5
+    sampler_bytes: float = 40.0
     graph_gib: float = 0.015
 
 
