@@ -126,6 +126,12 @@ def test_keys_come_from_the_environment_and_never_show(monkeypatch: pytest.Monke
     assert "a-secret" not in json.dumps(plain(spec))
 
 
+def test_a_password_in_a_url_does_not_show() -> None:
+    spec = parse(GOOD.replace("http://127.0.0.1", "http://user:hidden@127.0.0.1"))
+    assert spec.models[0].replicas[0].shown == "http://127.0.0.1:8001"
+    assert "hidden" not in json.dumps(plain(spec))
+
+
 def test_a_replica_in_json_is_read_like_one_in_yaml() -> None:
     spec = replica_from_json({"url": "http://h:1", "limits": {"concurrent_requests": 3}}, "x")
     assert (spec.name, spec.limits.concurrent_requests) == ("x", 3)

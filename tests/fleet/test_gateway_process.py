@@ -31,7 +31,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ask(url: str, path: str, body: Any = None, timeout: float = 30.0) -> Any:
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(url + path, data), timeout=timeout) as answer:
+    request = urllib.request.Request(url + path, data, {"Authorization": "Bearer secret"})
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
         return json.load(answer)
 
 
@@ -81,8 +82,11 @@ def completion(url: str) -> str:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_replicas_of_one_model_share_the_cores_and_come_back(tiny: Path) -> None:
+def test_replicas_of_one_model_share_the_cores_and_come_back(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ["--served-model-name", "tiny", "--dtype", "float32", "--kv-cache-memory", "4MiB"]
+    monkeypatch.setenv("WEIGHBRIDGE_API_KEYS", "us=secret")  # asked of clients, not of us by our own replicas
     with gateway(str(tiny), "--replicas", "2", *options, replicas=2) as (url, process):
         texts = {completion(url) for _ in range(4)}
         assert len(texts) == 1
@@ -164,6 +168,8 @@ def test_what_the_command_line_refuses(tmp_path: Path) -> None:
     both = runner.invoke(app, ["serve", "x", "--config", str(tmp_path / "none.yaml")])
     assert isinstance(both.exception, BadInput)
     assert "leave out MODEL" in str(both.exception)
+    engine = runner.invoke(app, ["serve", "--config", str(tmp_path / "none.yaml"), "--dtype", "float32"])
+    assert "leave out --dtype" in str(engine.exception)
     missing = runner.invoke(app, ["serve", "--config", str(tmp_path / "none.yaml")])
     assert "cannot read the configuration" in str(missing.exception)
     nobody = runner.invoke(app, ["fleet", "list", "--url", f"http://127.0.0.1:{free_port()}"])

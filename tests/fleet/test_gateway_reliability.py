@@ -61,6 +61,14 @@ async def test_the_clients_own_errors_are_passed_on_at_once() -> None:
     assert len(first.calls) + len(second.calls) == 1
 
 
+async def test_a_redirect_is_a_wrong_configuration() -> None:
+    async with fleet(Backend("a", statuses=[307] * 9)) as front:
+        for stream in (True, False):
+            async with front.post(stream=stream) as answer:
+                assert answer.status == 502
+                assert "write that URL into the configuration" in (await answer.json())["error"]["message"]
+
+
 async def test_retry_after_is_honoured_with_one_replica() -> None:
     backend = Backend("a", statuses=[429], retry_after="1")
     async with fleet(backend) as front:

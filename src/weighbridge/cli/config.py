@@ -56,7 +56,7 @@ def show(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
                 model.policy,
                 name,
                 one.kind,
-                one.target,
+                one.shown,
                 one.dialect,
                 one.model or "as clients do",
             )
@@ -83,7 +83,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, Secret):
         return "***"
     if is_dataclass(value) and not isinstance(value, type):
-        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+        fields = {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+        return {**fields, "target": value.shown} if "target" in fields else fields
     if isinstance(value, tuple | list):
         return [plain(one) for one in value]
     if isinstance(value, dict):

@@ -8,8 +8,7 @@ import gc
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
@@ -19,7 +18,7 @@ from weighbridge.errors import BadInput, WeighbridgeError
 
 if TYPE_CHECKING:
     from weighbridge.fleet.api import Replica
-    from weighbridge.fleet.config import FleetSpec, ReplicaSpec
+    from weighbridge.fleet.config import FleetSpec, ReplicaSpec, TenantSpec
 
 #: Options of `serve` that belong to the engine and go on to each replica's process.
 ENGINE_OPTIONS = (
@@ -40,32 +39,56 @@ ENGINE_OPTIONS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Overrides:
-    """What the command line says over the configuration; None: nothing."""
-
-    host: str | None = None
-    port: int | None = None
-    tickets: Path | None = None
-    json_logs: bool = False
+#: Options that say how the gateway itself behaves; given on the command line they win over the file.
+GATEWAY_OPTIONS = ("host", "port", "tickets", "max_body", "drain_timeout")
 
 
-def serve_config(path: Path, overrides: Overrides) -> None:
-    """Serve what weighbridge.yaml describes."""
+def serve_fleet(context: typer.Context) -> None:
+    """What `weighbridge serve` does when it was given a configuration, several replicas, or a place for them."""
+    options = context.params
+    spec = _from_file(context) if options["config"] is not None else _from_options(context)
+    serve_spec(_overridden(spec, context), json_logs=options["json_logs"])
+
+
+def _from_file(context: typer.Context) -> FleetSpec:
     from weighbridge.fleet.config_load import load_config
 
-    serve_spec(load_config(path), overrides)
+    allowed = {*GATEWAY_OPTIONS, "config", "json_logs", "api_key"}
+    unheard = sorted(given_options(context) - allowed)
+    if unheard:
+        names = ", ".join("MODEL" if name == "model" else f"--{name.replace('_', '-')}" for name in unheard)
+        raise BadInput(f"with --config the file says what is served; leave out {names}", param=unheard[0])
+    return load_config(context.params["config"])
 
 
-def serve_replicas(
-    context: typer.Context, model: str, name: str | None, count: int, on: str, overrides: Overrides
-) -> None:
-    """Serve `count` replicas of one model, as processes of this machine or as Ray actors."""
-    tenants = _tenants(context.params.get("api_key") or [])
-    serve_spec(replicated(model, name, count, on, engine_options(context), tenants), overrides)
+def _from_options(context: typer.Context) -> FleetSpec:
+    options = context.params
+    spec = replicated(
+        options["model"] or "default",
+        options["served_model_name"],
+        options["replicas"],
+        options["on"],
+        engine_options(context),
+    )
+    if options["threads"] is None:
+        return spec
+    [model] = spec.models
+    replicas = tuple(replace(one, threads=options["threads"]) for one in model.replicas)
+    return replace(spec, models=(replace(model, replicas=replicas),))
 
 
-def serve_spec(spec: FleetSpec, overrides: Overrides) -> None:
+def _overridden(spec: FleetSpec, context: typer.Context) -> FleetSpec:
+    from weighbridge.engine.settings import parse_bytes
+
+    values = {name: context.params[name] for name in GATEWAY_OPTIONS if name in given_options(context)}
+    if "max_body" in values:
+        values["max_body"] = parse_bytes(values["max_body"])
+    tenants = (*spec.tenants, *_tenants(context.params["api_key"] or []))
+    return replace(spec, **values, tenants=tenants)
+
+
+def serve_spec(spec: FleetSpec, *, json_logs: bool) -> None:
+    """Serve until SIGTERM or Ctrl-C, then drain."""
     from weighbridge.fleet.build import build_replica, load_tokenizers
     from weighbridge.fleet.gateway import Gateway
     from weighbridge.server.gateway_app import GatewayApp
@@ -73,22 +96,14 @@ def serve_spec(spec: FleetSpec, overrides: Overrides) -> None:
     from weighbridge.server.lifecycle import bind, run_server, set_up_logging
     from weighbridge.server.settings import ServerSettings
 
-    set_up_logging(overrides.json_logs)
-    spec = replace(
-        spec,
-        host=overrides.host or spec.host,
-        port=spec.port if overrides.port is None else overrides.port,
-        tickets=overrides.tickets or spec.tickets,
-    )
+    set_up_logging(json_logs)
     listener = bind(spec.host, spec.port)  # before anything starts: a taken port is said at once
     makers = LocalMakers(spec)
     gateway = Gateway(spec, lambda one: build_replica(one, makers.by_kind()), load_tokenizers(spec))
-    metrics = GatewayMetrics(gateway)
-    app = GatewayApp(gateway, metrics)
-    where = "{}:{}".format(*listener.getsockname()[:2])
-    if not overrides.json_logs:
-        announce(spec, where)
-    settings = ServerSettings(drain_timeout=spec.drain_timeout, json_logs=overrides.json_logs)
+    app = GatewayApp(gateway, GatewayMetrics(gateway))
+    if not json_logs:
+        announce(spec, "{}:{}".format(*listener.getsockname()[:2]))
+    settings = ServerSettings(drain_timeout=spec.drain_timeout, json_logs=json_logs)
     quicken(listener)
     drained = run_server(cast(Any, app), cast(Any, gateway), listener, settings)
     if not drained:
@@ -179,9 +194,7 @@ class LocalMakers:
         return make_ray_replica(spec)
 
 
-def replicated(
-    model: str, name: str | None, count: int, on: str, options: Sequence[str], tenants: Any
-) -> FleetSpec:
+def replicated(model: str, name: str | None, count: int, on: str, options: Sequence[str]) -> FleetSpec:
     """The configuration that `--replicas N` stands for."""
     from weighbridge.fleet.config import FleetSpec, ModelSpec, ReplicaSpec
     from weighbridge.models import catalogue
@@ -202,7 +215,7 @@ def replicated(
         options=tuple(options),
     )
     models = (ModelSpec(name=served, replicas=(spec,), aliases=(), tokenizer=path),)
-    return FleetSpec(models=models, tenants=tenants)
+    return FleetSpec(models=models)
 
 
 def given_options(context: typer.Context) -> set[str]:
@@ -227,7 +240,7 @@ def engine_options(context: typer.Context) -> list[str]:
     return options
 
 
-def _tenants(given: Sequence[str]) -> Any:
+def _tenants(given: Sequence[str]) -> tuple[TenantSpec, ...]:
     """Tenants of `--api-key`."""
     from weighbridge.cli.serve import parse_keys
     from weighbridge.fleet.config import KeySpec, TenantSpec

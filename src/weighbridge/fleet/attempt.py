@@ -92,7 +92,7 @@ class Attempts:
         answer = await member.replica.open(call)
         try:
             chunks = answer.chunks()
-            if answer.status >= 400:
+            if answer.status >= 300:
                 body = b"".join([chunk async for chunk in chunks])
                 return self._judge(ask, lease, attempt, answer, body)
             if not call.stream:
@@ -127,6 +127,9 @@ class Attempts:
     def _judge(self, ask: Ask, lease: Lease, attempt: int, answer: Answer, body: bytes) -> Opened:
         """An error answer: the client's own fault is passed on, everything else may be tried elsewhere."""
         member, status = lease.member, answer.status
+        if status < 400:
+            place = answer.headers.get("location", "somewhere else")
+            raise AttemptFailed(member, f"redirects to {place}; write that URL into the configuration")
         kept = BytesAnswer(status, body, answer.headers)
         if not may_retry(status, attempt, ask.deadline is not None):
             self._well(lease)

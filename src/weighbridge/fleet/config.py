@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,11 @@ class ReplicaSpec:
     threads: int | None = None
     options: tuple[str, ...] = ()  # of `weighbridge serve`, for replicas that are started here
     ray: RaySpec = field(default_factory=RaySpec)
+
+    @property
+    def shown(self) -> str:
+        """The target for people: without a password that a URL may hold."""
+        return re.sub(r"//[^/@]*@", "//", self.target)
 
 
 @dataclass(frozen=True, slots=True)

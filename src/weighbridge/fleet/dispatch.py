@@ -74,6 +74,7 @@ class Lease:
 class _Waiting:
     arrival: Arrival
     avoid: Set[str]
+    streamed: bool
     place: asyncio.Future[Lease]
 
 
@@ -92,8 +93,13 @@ class Dispatcher:
         self._waiting: dict[str, _Waiting] = {}
         self._hopeless_since: float | None = None
 
-    def place_now(self, arrival: Arrival, avoid: Set[str] = NOBODY, *, copy: bool = False) -> Lease | None:
-        """The place the policy chooses, credited; None when no replica outside `avoid` has room."""
+    def place_now(
+        self, arrival: Arrival, avoid: Set[str] = NOBODY, *, streamed: bool = True, copy: bool = False
+    ) -> Lease | None:
+        """The place the policy chooses, credited; None when no replica outside `avoid` has room.
+
+        `streamed`: tokens will tell how far it has come. `copy`: a second one of a request that runs elsewhere.
+        """
         now = self._clock()
         refusing = set(avoid)
         while True:
@@ -107,17 +113,19 @@ class Dispatcher:
             choice = self.policy.choose(arrival, candidates, now)
             member = self.members[choice.replica]
             if self._account_allows(member, arrival, now):
-                return self._credit(member, arrival, choice, now, copy)
+                return self._credit(member, arrival, choice, now, streamed, copy)
             refusing.add(choice.replica)
 
-    async def place(self, arrival: Arrival, avoid: Set[str] = NOBODY, *, again: bool = False) -> Lease:
+    async def place(
+        self, arrival: Arrival, avoid: Set[str] = NOBODY, *, streamed: bool = True, again: bool = False
+    ) -> Lease:
         """A place now or when one is free. `avoid` holds unless there is nobody else; `again`: it was placed
         before and its replica failed, so it goes to the front.
 
         Raises Refused: NeverFits, QueueFull, DeadlineMissed, NoReplica.
         """
         if not len(self.queue) or again:
-            lease = self.place_now(arrival, avoid)
+            lease = self.place_now(arrival, avoid, streamed=streamed)
             if lease is not None:
                 if not again:
                     self.queue.charge(arrival, input_tokens=_fresh(lease))
@@ -131,7 +139,7 @@ class Dispatcher:
             least_seconds=self._least_seconds(arrival),
             front=again,
         )
-        waiting = _Waiting(arrival, avoid, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(arrival, avoid, streamed, asyncio.get_running_loop().create_future())
         self._waiting[arrival.id] = waiting
         self.pump()
         return await self._wait(waiting)
@@ -159,7 +167,7 @@ class Dispatcher:
         now = self._clock()
         while (arrival := self.queue.peek(now)) is not None:
             waiting = self._waiting[arrival.id]
-            lease = self.place_now(arrival, self._avoiding(waiting, now))
+            lease = self.place_now(arrival, self._avoiding(waiting, now), streamed=waiting.streamed)
             if lease is None:
                 return
             self.queue.take(arrival, now, lease.choice.cached_tokens)
@@ -208,12 +216,15 @@ class Dispatcher:
 
     # -- inside ----------------------------------------------------------------------------------------
 
-    def _credit(self, member: Member, arrival: Arrival, choice: Choice, now: float, copy: bool) -> Lease:
-        state = member.state
-        state.credit(arrival, choice.cached_tokens, now)
+    def _credit(
+        self, member: Member, arrival: Arrival, choice: Choice, now: float, streamed: bool, copy: bool
+    ) -> Lease:
+        state, held = member.state, choice.cached_tokens
+        expected_first = state.first_token_seconds(arrival.weight.prompt_tokens - held, held, now)
+        state.credit(arrival, held, now, streamed=streamed)
         member.breaker.sent(now)
         member.counts.requests += 1
-        return Lease(self, member, arrival, choice, now, state.prefill_seconds + state.decode_seconds, copy)
+        return Lease(self, member, arrival, choice, now, expected_first, copy)
 
     def _account_allows(self, member: Member, arrival: Arrival, now: float) -> bool:
         """Reserve the request in the replica's own rate limits, as a cloud account has them."""

@@ -72,7 +72,7 @@ class Journey:
 
     async def open(self) -> Opened:
         """The answer that won, with its first content. Raises Refused or ReplicaAnswered when none did."""
-        lease = await self.pool.dispatcher.place(self._arrival)
+        lease = await self.pool.dispatcher.place(self._arrival, streamed=self.ask.stream)
         self.pool.retries.earn()
         for attempt in range(1, self.pool.retry.attempts + 1):
             self._note_choice(lease)
@@ -141,7 +141,8 @@ class Journey:
                 raise self._given_up()
             await asyncio.sleep(wait)
         failure.member.counts.retries += 1
-        return await pool.dispatcher.place(self._arrival, failed if others else frozenset(), again=True)
+        avoid = failed if others else frozenset()
+        return await pool.dispatcher.place(self._arrival, avoid, streamed=self.ask.stream, again=True)
 
     def _given_up(self) -> WeighbridgeError:
         last = self._failures[-1]
@@ -264,6 +265,9 @@ class Journey:
             return False
         self._closed = True
         if self._opened is not None:
+            usage = self.meter.usage
+            if usage is not None:  # what is charged for it
+                self._opened.lease.produced = usage.output_tokens
             await self._opened.close(self._clock())
         usage = self.pool.settle(
             self.ask, self._arrival, self._weighed, self.ticket, self._opened, self.meter, error

@@ -82,7 +82,7 @@ class Member:
         return self.state.accepts(arrival, now)
 
     def standing(self, now: float) -> Standing:
-        if self.draining or self.state.draining:
+        if self.draining or self.state.draining or self.state.tells_draining:
             return Standing.DRAINING
         if not self.heard:
             return Standing.STARTING
@@ -130,21 +130,16 @@ class Member:
         self.state.healthy = True
 
     def learn(self, report: Report) -> None:
-        """Take in what it says of itself: its load, and what the configuration left open."""
+        """Take in what it says of itself: its load, and of its capacity what the configuration left open."""
         self.last_report = report
-        self.state.report(report)
-        capacity = self.state.capacity
-        learned = replace(
-            capacity,
-            step_cost=report.step_cost if self._learns_cost and report.step_cost else capacity.step_cost,
-            kv_tokens=self.spec.capacity.kv_tokens or report.kv_tokens_total or capacity.kv_tokens,
+        given = self.spec.capacity
+        self.state.report(
+            replace(
+                report,
+                step_cost=None if given.step_cost is not None else report.step_cost,
+                kv_tokens_total=None if given.kv_tokens is not None else report.kv_tokens_total,
+            )
         )
-        if learned != capacity:
-            self.state.update_capacity(learned)
-
-    @property
-    def _learns_cost(self) -> bool:
-        return self.spec.capacity.step_cost is None
 
     def as_dict(self, now: float) -> dict[str, Any]:
         """Plain JSON, for `/v1/load`, `/admin/replicas` and the terminal."""
@@ -152,7 +147,7 @@ class Member:
         return {
             "name": self.name,
             "kind": self.spec.kind,
-            "target": self.spec.target,
+            "target": self.spec.shown,
             "dialect": self.spec.dialect,
             "standing": self.standing(now).value,
             "why": self.why(now),

@@ -35,9 +35,9 @@ from weighbridge.ticket.record import Ticket
 
 log = logging.getLogger("weighbridge.fleet")
 
-#: Tokens of one block in the gateway's own account of what replicas have cached: as in our own engine, and small
-#: enough to tell prefixes apart, large enough that naming 16 KiB of prompt takes 0.1 ms.
-BLOCK_SIZE = 32
+#: Tokens of one block in the gateway's own account of what replicas have cached: small beside any prefix worth
+#: sharing, large enough that naming the blocks of 16 KiB of prompt takes 0.1 ms.
+BLOCK_SIZE = 64
 #: Seconds in which a cancelled copy must be gone from the replica's own account of itself.
 STOP_WITHIN = 3.0
 

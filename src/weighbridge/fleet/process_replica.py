@@ -32,7 +32,6 @@ class Program:
 
     command: tuple[str, ...]
     cores: frozenset[int] | None = None
-    environment: tuple[tuple[str, str], ...] = ()
     drain: float = 30.0
 
 
@@ -123,7 +122,7 @@ class ProcessReplica:
         self._process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
-            env={**os.environ, **dict(self._program.environment)},
+            env=own_environment(),
             start_new_session=True,  # Ctrl-C is for the gateway; it ends its replicas after draining
         )
         self.starts += 1
@@ -155,6 +154,11 @@ def own_cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def own_environment() -> dict[str, str]:
+    """Ours, without the keys of our clients: a replica listens on loopback and is asked by us alone."""
+    return {name: value for name, value in os.environ.items() if name != "WEIGHBRIDGE_API_KEYS"}
 
 
 def free_port() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -67,4 +68,4 @@ async def _stop(task: asyncio.Task[Opened]) -> None:
             return
     if not task.cancelled() and task.exception() is None:
         opened = task.result()
-        await opened.close(asyncio.get_running_loop().time())
+        await opened.close(time.monotonic())

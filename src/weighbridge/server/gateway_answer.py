@@ -65,8 +65,7 @@ class Line:
         if self.ended:
             return
         if self.status is not None:
-            failure = as_api_error(error)
-            await self.write(error_event(str(failure), failure.code or "server_error"), False, now)
+            await self.write(_as_event(error), False, now)
             return
         if isinstance(error, ReplicaAnswered):
             kept = error.answer
@@ -80,6 +79,14 @@ class Line:
         response = error_response(failure, {"x-weighbridge-ticket": self.ticket} if self.ticket else None)
         await self.start(failure.status, response.raw_headers)
         await self.write(error_body(failure), False, now)
+
+
+def _as_event(error: Exception) -> bytes:
+    """An error for a client that has been told 200 already."""
+    if isinstance(error, ReplicaAnswered):
+        return b"data: " + error.answer.body.replace(b"\n", b" ") + b"\n\n"
+    failure = as_api_error(error)
+    return error_event(str(failure), failure.code or "server_error")
 
 
 class Relays:
