@@ -1,0 +1,84 @@
+"""Expert-parallel groups: tokens are conserved, skew costs, placement helps, drift makes placements stale."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from weighbridge.errors import BadInput
+from weighbridge.planner.expert_simulation import LoadGenerator, Times, Traffic, fitted_traffic, simulate
+from weighbridge.planner.experts_placement import balance
+from weighbridge.planner.placement import Devices, Floats, Placement, eplb, static_placement
+
+TRAFFIC = Traffic(layers=6, experts=64, top_k=4, tokens=512, skew=0.9)
+DEVICES = Devices(gpus=8, replicas=80)
+
+
+def static(loads: Floats) -> Placement:
+    return static_placement(len(loads), loads.shape[1], DEVICES.replicas)
+
+
+def run(traffic: Traffic, place, steps: int = 300, **options):  # type: ignore[no-untyped-def]
+    return simulate(traffic, DEVICES, place, steps, np.random.default_rng(4), **options)
+
+
+def test_every_step_holds_all_tokens() -> None:
+    generator = LoadGenerator(TRAFFIC, np.random.default_rng(0))
+    for _ in range(20):
+        assert (generator.step().sum(axis=1) == 512 * 4).all()
+
+
+def test_the_same_seed_gives_the_same_outcome() -> None:
+    assert run(TRAFFIC, static) == run(TRAFFIC, static)
+
+
+def test_a_step_of_even_load_has_a_closed_form() -> None:
+    even = Traffic(layers=2, experts=8, top_k=1, tokens=80_000, skew=0.0, noise=0.0)
+    times = Times(other=0.001, per_token=1e-6, per_expert=1e-5)
+    devices = Devices(gpus=4, replicas=8)
+    outcome = simulate(even, devices, lambda loads: eplb(loads, devices), 50, np.random.default_rng(0), times)
+    assert outcome.mean_step == pytest.approx(0.001 + 2 * (2 * 1e-5 + 20_000 * 1e-6), rel=0.02)
+
+
+def test_placement_raises_throughput_and_lowers_p99() -> None:
+    plain = run(TRAFFIC, static)
+    placed = run(TRAFFIC, lambda loads: eplb(loads, DEVICES))
+    better = run(TRAFFIC, lambda loads: balance(loads, DEVICES))
+    assert placed.balancedness > plain.balancedness + 0.1
+    assert placed.tokens_per_second > plain.tokens_per_second
+    assert placed.p99_step < plain.p99_step
+    assert better.mean_step <= placed.mean_step * 1.01
+
+
+def test_drift_makes_a_placement_stale_and_replacing_helps() -> None:
+    drifting = Traffic(layers=6, experts=64, top_k=4, tokens=512, skew=0.9, drift=1.0)
+
+    def place(loads: Floats) -> Placement:
+        return eplb(loads, DEVICES)
+
+    steady, stale = run(TRAFFIC, place, 2000), run(drifting, place, 2000)
+    fresh = run(drifting, place, 2000, replace_every=200)
+    assert stale.balancedness < steady.balancedness - 0.05
+    assert fresh.balancedness > stale.balancedness + 0.03
+    assert fresh.moves > 0
+
+
+def test_traffic_is_fitted_to_counts() -> None:
+    generator = LoadGenerator(TRAFFIC, np.random.default_rng(1))
+    counts = np.sum([generator.step() for _ in range(200)], axis=0)
+    assert fitted_traffic(counts, 4, 512).skew == pytest.approx(0.9, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    "traffic",
+    [
+        Traffic(1, 1, 1, 5),
+        Traffic(1, 8, 9, 5),
+        Traffic(1, 8, 2, 0),
+        Traffic(1, 8, 2, 5, correlation=1.0),
+        Traffic(1, 8, 2, 5, skew=-1.0),
+    ],
+)
+def test_traffic_that_cannot_be_is_named(traffic: Traffic) -> None:
+    with pytest.raises(BadInput):
+        LoadGenerator(traffic, np.random.default_rng(0))
