@@ -78,6 +78,7 @@ def test_states_limit_the_batch() -> None:
         ({"weights": "fp3"}, "fp3"),
         ({"gpu_memory_utilization": 1.5}, "at most 1"),
         ({"engine": "llama.cpp", "tp": 2}, "one device"),
+        ({"engine": "llama.cpp", "weights": "fp8"}, "no weights of type"),
         ({"speculative": "magic"}, "mtp, eagle"),
         ({"tp": 2, "dcp": 4}, "must divide"),
         ({"max_model_len": 0}, "at least 1"),

@@ -91,6 +91,7 @@ def test_gemma_concurrency_counts_the_window() -> None:
         ("mixtral-8x7b", {"tp": 2, "weights": "gptq-g-1"}, 11.0802),
         ("gpt-oss-20b", {"version": "0.11.0"}, 13.47),
         ("gpt-oss-120b", {"version": "0.14.1"}, 64.38),
+        ("gpt-oss-120b", {"version": "0.14.1", "weights": "mxfp4"}, 64.38),
         ("gpt-oss-120b", {"version": "0.10.1"}, 65.9651),  # kernels padded more then
         ("glm-5.2", {"tp": 4, "ep": 4, "weights": "nvfp4"}, 106.69),
         ("kimi-k2.5", {"engine": "sglang", "tp": 8}, 73.58),

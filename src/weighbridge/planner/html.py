@@ -13,7 +13,7 @@ from weighbridge.planner.speed import Speed
 _WIDTH, _BAR, _LEFT = 960, 64, 8
 _COLORS = {
     "weights": "#3b6fb6", "activations": "#c8893a", "framework": "#8a8f98", "CUDA graphs": "#a35d9c",
-    "cache": "#3d9970", "not used": "#d9dce1", "missing": "#c94f4f",
+    "cache": "#3d9970", "not used": "#d9dce1",
 }  # fmt: skip
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2128; --soft: #5b6470; --line: #d9dce1; --page: #ffffff; }

@@ -308,11 +308,6 @@ def _explain(
     return lines
 
 
-def rounded_length(length: float) -> int:
-    """Down to a whole multiple of 256, at least 256."""
-    return max(int(length) // 256 * 256, 256)
-
-
 def longest_request(plan: MemoryPlan) -> int:
     """The longest request of which the wanted number fit at once; 0 when none does."""
     if plan.available is None or plan.available.value <= 0:

@@ -31,8 +31,6 @@ class WeightFormat:
     quantised: frozenset[Kind] = frozenset()
     dense_bytes: int = 2
     skip_ends: bool = False  # first and last layer stay dense
-    pad_hidden: int = 1  # kernels want the hidden size of experts in multiples of this
-    pad_intermediate: int = 1
     note: str = ""
 
     def element_bytes(self, tensor: Tensor, layers: int) -> float:
@@ -68,6 +66,12 @@ _ALIASES = {
     "fbgemm": "fbgemm-fp8", "modelopt-fp4": "nvfp4", "fp4": "nvfp4",
 }  # fmt: skip
 NAMES = tuple(_FORMATS)
+
+
+def is_format(name: str) -> bool:
+    """Whether `name` is a format of vLLM and SGLang (GGUF types have names of their own)."""
+    key = re.sub(r"[_ ]+", "-", name.strip().lower())
+    return _ALIASES.get(key, key) in _FORMATS
 
 
 def weight_format(name: str, architecture: Architecture) -> WeightFormat:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from weighbridge.errors import BadInput
 from weighbridge.planner.architecture import Architecture, Experts, Latent, Layer
 from weighbridge.planner.engines import Rules
-from weighbridge.planner.gguf_mix import file_type, gguf_bytes
+from weighbridge.planner.gguf_mix import FILE_TYPES, file_type, gguf_bytes
 from weighbridge.planner.request import Deployment
 from weighbridge.planner.tensors import DRAFT, EMBED, HEAD, Kind, Shard, Tensor, all_tensors
-from weighbridge.planner.weight_formats import WeightFormat, published_format, weight_format
+from weighbridge.planner.weight_formats import WeightFormat, is_format, published_format, weight_format
 
 GIB = 1 << 30
 _HIDDEN_PAD = 256  # vLLM's mxfp4 kernels want the hidden size of experts in multiples of this
@@ -46,15 +47,14 @@ def stored_weights(architecture: Architecture, deployment: Deployment, rules: Ru
     """Bytes by tensor in the format asked for, else the published one, else 16 bits."""
     drafts = deployment.speculative == "mtp"
     name = deployment.weights
-    if name is not None and (rules.engine == "llama.cpp" or file_type(name) is not None):
-        found = file_type(name)
-        if found is not None:
-            sizes = gguf_bytes(architecture, name, drafts=drafts)
-            tensors = {
-                t: float(size) for t, size in sizes.items() if deployment.towers or t.kind is not Kind.TOWER
-            }
-            note = "Unsloth's dynamic mixes are not public: give the file for exact sizes" if found[1] else ""
-            return Stored(tensors, name, bulk_bits(tensors), note)
+    if name is not None and (rules.engine == "llama.cpp" or not is_format(name)) and file_type(name):
+        sizes = gguf_bytes(architecture, name, drafts=drafts)
+        tensors = {t: float(n) for t, n in sizes.items() if deployment.towers or t.kind is not Kind.TOWER}
+        dynamic = name.lower().startswith("ud")
+        note = "Unsloth's dynamic mixes are not public: give the file for exact sizes" if dynamic else ""
+        return Stored(tensors, name, bulk_bits(tensors), note)
+    if name is not None and rules.engine == "llama.cpp":
+        raise BadInput(f"llama.cpp has no weights of type {name!r}; known: {', '.join(FILE_TYPES)}")
     form = weight_format(name, architecture) if name else published_format(architecture)
     tensors = {
         t: t.elements * form.element_bytes(t, len(architecture.layers)) * _padding(t, form, rules)
