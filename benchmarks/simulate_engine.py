@@ -3,22 +3,21 @@
     python benchmarks/simulate_engine.py --record loads.json     # serves the default model; the machine alone, 4 min
     python benchmarks/simulate_engine.py --predict loads.json
 
-Calibration sees two loads: the iterations the engine timed while it served them (the step cost in `/v1/load`),
-and their latencies, from which the rest is tuned: what an iteration costs beside computing, and what a request
-takes on the wire. Nothing of the other two loads is used.
+Calibration sees the latencies of two loads, nothing else: the step cost, and what a request takes outside the
+engine, are tuned until the simulator meets them. Nothing of the other two loads is used.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,13 @@ from weighbridge.cost import StepCost
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Simulation, engine_settings
 from weighbridge.simulator.measures import quantiles
 from weighbridge.simulator.requests import SimulatedRequest, Span
-from weighbridge.simulator.step_costs import step_cost_of
 from weighbridge.simulator.tune import disagreement, minimize
 
 #: (clients or None, requests a second or None, requests, prompt tokens, output tokens)
 LOADS: dict[str, tuple[int | None, float | None, int, int, int]] = {
-    "closed loop of 4, 100 to 64": (4, None, 40, 100, 64),
-    "Poisson 2.0/s, 400 to 48": (None, 2.0, 70, 400, 48),
     "closed loop of 12, 200 to 96": (12, None, 60, 200, 96),
+    "Poisson 2.0/s, 400 to 48": (None, 2.0, 70, 400, 48),
+    "closed loop of 4, 100 to 64": (4, None, 40, 100, 64),
     "Poisson 3.0/s, 150 to 64": (None, 3.0, 100, 150, 64),
 }
 CALIBRATION = tuple(LOADS)[:2]
@@ -59,7 +57,7 @@ def record(path: Path, port: int) -> None:
         _run(url, (8, None, 16, 200, 32), seed=99)  # kernels warm, memory faulted in
         recorded: dict[str, Any] = {}
         for number, (name, load) in enumerate(LOADS.items()):
-            recorded[name] = {"measured": _run(url, load, seed=number), "step_cost": _step_cost(url)}
+            recorded[name] = {"measured": _run(url, load, seed=number)}
             print(name, json.dumps(recorded[name]["measured"]), flush=True)
         path.write_text(json.dumps(recorded, indent=1))
     finally:
@@ -87,11 +85,6 @@ def _run(url: str, load: tuple[int | None, float | None, int, int, int], seed: i
     return figures([one.ttft for one in good], [one.tpot or 0.0 for one in good], load, report.seconds)
 
 
-def _step_cost(url: str) -> dict[str, float]:
-    with urllib.request.urlopen(f"{url}/v1/load", timeout=10) as answer:
-        return dict(json.load(answer)["step_cost"])
-
-
 def figures(
     ttft: Sequence[float],
     tpot: Sequence[float],
@@ -114,7 +107,8 @@ def figures(
 def simulate(
     cost: StepCost, wire: float, load: tuple[int | None, float | None, int, int, int]
 ) -> dict[str, float]:
-    """`wire`: seconds of a request outside the engine, before its first token."""
+    """`wire`: mean seconds of a request outside the engine, before its first token; no two take the same."""
+    rng = random.Random("wire")
     requests = [
         SimulatedRequest(
             f"r{i}",
@@ -130,21 +124,17 @@ def simulate(
     fleet = FleetSpec(
         replicas=(ReplicaSpec(cost=cost, settings=settings),), policy="round_robin", prefix_index=False
     )
-    run = Simulation(fleet, requests, clients=load[0], pause=wire).run()
+    run = Simulation(fleet, requests, clients=load[0], pause=lambda: rng.expovariate(1.0 / wire)).run()
     ttft = [float(seconds) + wire for seconds in run.outcomes.ttft]
     return figures(ttft, [float(seconds) for seconds in run.outcomes.tpot], load, run.seconds + wire)
 
 
 def calibrate(recorded: dict[str, Any]) -> tuple[StepCost, float]:
-    """From the two calibration loads alone."""
-    timed = step_cost_of(recorded[CALIBRATION[-1]]["step_cost"], "the recording")
+    """From the latencies of the two calibration loads alone, beginning at a guess of the model's size."""
 
     def candidate(point: Sequence[float]) -> tuple[StepCost, float]:
-        scale, beside, each, wire = (abs(x) for x in point)
-        cost = timed.scaled(scale)
-        return replace(
-            cost, overhead=cost.overhead + beside * 1e-3, per_sequence=cost.per_sequence + each * 1e-3
-        ), wire * 1e-3
+        memory, per_token, per_pair, per_sequence, wire = (math.exp(x) for x in point)
+        return StepCost(0.002, memory, per_token, per_pair, per_sequence), wire
 
     def loss(point: Sequence[float]) -> float:
         cost, wire = candidate(point)
@@ -154,7 +144,8 @@ def calibrate(recorded: dict[str, Any]) -> tuple[StepCost, float]:
             pairs += [(found[key], measured[key]) for key in measured]
         return disagreement(pairs)
 
-    return candidate(minimize(loss, [1.0, 0.5, 0.05, 4.0], 0.3, 100))
+    start = [math.log(x) for x in (0.006, 0.0007, 1e-6, 2e-4, 0.003)]
+    return candidate(minimize(loss, start, 0.5, 300))
 
 
 def predict(path: Path) -> dict[str, Any]:

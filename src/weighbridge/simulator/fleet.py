@@ -188,7 +188,7 @@ class Simulation:
         watcher: Watcher | None = None,
         observe: Callable[[SimulatedRequest, Outcome, float], None] | None = None,
         clients: int | None = None,
-        pause: float = 0.0,
+        pause: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """`policy` replaces the spec's. `observe` hears of each request that ended. `clients`: see `Feed`."""
         self._spec = spec

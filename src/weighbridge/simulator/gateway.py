@@ -261,6 +261,9 @@ class SimulatedGateway:
     def finished(self, request: Request, reason: FinishReason, now: float) -> None:
         flight = self._flights[request.id]
         flight.outcome.preemptions = request.num_preemptions
+        if len(self.queue):  # the place goes to somebody who waits: by what is known at this moment
+            for replica in self._replicas.values():
+                replica.tell(now)
         if reason is FinishReason.STOP:
             self.lengths.observe(request.tenant, MODEL, "", request.num_output_tokens)
         if reason in (FinishReason.STOP, FinishReason.LENGTH):

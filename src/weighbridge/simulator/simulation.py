@@ -60,7 +60,8 @@ class Clock:
 class Feed:
     """Brings the requests of a workload to the gateway: each at its time, or after the one it follows.
 
-    `clients`: a closed loop instead. So many requests at once, and the next `pause` seconds after one has ended.
+    `clients`: a closed loop instead. So many requests at once, and another after each that ended; all of them
+    `pause()` seconds late.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Feed:
         clock: Clock,
         requests: Iterable[SimulatedRequest],
         clients: int | None = None,
-        pause: float = 0.0,
+        pause: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._clock = clock
         self._clients = clients
@@ -84,7 +85,7 @@ class Feed:
             self._next()
             return
         for request in islice(self._coming, self._clients):
-            self._clock.arrive(0.0, partial(self._follow, request))
+            self._clock.arrive(self._pause(), partial(self._follow, request))
 
     def _next(self) -> None:
         for request in self._coming:
@@ -106,7 +107,7 @@ class Feed:
         """`request` is over: what follows it comes after a while, unless it failed."""
         if self._clients is not None:
             for following in islice(self._coming, 1):
-                self._clock.arrive(now + self._pause, partial(self._follow, following))
+                self._clock.arrive(now + self._pause(), partial(self._follow, following))
             return
         for follower in self._followers.pop(request.id, ()):
             if outcome.error:

@@ -1,4 +1,4 @@
-"""Recorded workloads: Azure CSV, Mooncake JSONL, ServeGen clients, and plain JSONL, as requests by time."""
+"""Recorded workloads: Azure CSV, Mooncake JSONL, plain JSONL, and tickets, as requests by time."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def read_rows(path: Path, options: TraceOptions | None = None) -> list[TraceRow]
 
     A `.csv` file has Azure's columns. JSON lines are Mooncake's (`timestamp` in ms, `input_length`,
     `output_length`, `hash_ids`) or plain (`at` in seconds, `prompt_tokens`, `output_tokens`, and optionally
-    `max_tokens`, `tenant`, `priority`, `deadline`, `session`).
+    `max_tokens`, `tenant`, `priority`, `deadline`, `session`), or the tickets of a live server
+    (`weighbridge serve --tickets FILE`), of which those count that produced something.
     """
     options = options or TraceOptions()
     try:
@@ -136,16 +137,19 @@ def _timestamp(text: str | None, where: str) -> float:
 
 def _json_lines(path: Path) -> list[TraceRow]:
     with path.open() as file:
-        return [_json_row(line, f"{path}:{number}") for number, line in enumerate(file, 1) if line.strip()]
+        rows = (_json_row(line, f"{path}:{number}") for number, line in enumerate(file, 1) if line.strip())
+        return [row for row in rows if row is not None]
 
 
-def _json_row(line: str, where: str) -> TraceRow:
+def _json_row(line: str, where: str) -> TraceRow | None:
     try:
         row = json.loads(line)
     except ValueError as error:
         raise BadInput(f"{where} is not JSON: {error}", param="trace") from error
     if not isinstance(row, dict):
         raise BadInput(f"{where}: expected an object, not {row!r}", param="trace")
+    if "prompt_hash" in row:
+        return _ticket_row(row, where)
     if "input_length" in row or "timestamp" in row:
         return _mooncake_row(row, where)
     return _plain_row(row, where)
@@ -163,15 +167,24 @@ def _mooncake_row(row: Mapping[str, Any], where: str) -> TraceRow:
     )
 
 
+def _ticket_row(row: Mapping[str, Any], where: str) -> TraceRow | None:
+    """What a ticket tells: never what was said. None when nothing was produced."""
+    if not row.get("output_tokens"):
+        return None
+    return _plain_row({**row, "at": row.get("arrived"), "deadline": None}, where)
+
+
 def _plain_row(row: Mapping[str, Any], where: str) -> TraceRow:
-    most = row.get("max_tokens")
+    most, priority = row.get("max_tokens"), row.get("priority", 0)
+    if type(priority) is not int:
+        raise BadInput(f"{where}: priority is {priority!r}, but must be a whole number", param="trace")
     return TraceRow(
         _seconds(row, "at", where),
         _count(row.get("prompt_tokens"), "prompt_tokens", where),
         _count(row.get("output_tokens"), "output_tokens", where),
         None if most is None else _count(most, "max_tokens", where),
         str(row.get("tenant", "default")),
-        int(row.get("priority", 0)),
+        priority,
         None if row.get("deadline") is None else _seconds(row, "deadline", where),
         str(row.get("session", "")),
     )
