@@ -17,6 +17,8 @@ from weighbridge.flow.flow import Flow, flow
 from weighbridge.flow.guess import guess
 from weighbridge.flow.journal import InDoubt, idempotency_key
 from weighbridge.flow.llm import Llm, Reply, ToolCall, llm
+from weighbridge.flow.mcp import mcp_tools
+from weighbridge.flow.plan import PlanError
 from weighbridge.flow.predict import NOTHING, GuessedCall, History, Prediction, Predictor, Several
 from weighbridge.flow.prefetch import prefetch
 from weighbridge.flow.promise import Promise
@@ -36,6 +38,7 @@ __all__ = [
     "InDoubt",
     "Llm",
     "NotDone",
+    "PlanError",
     "Prediction",
     "Predictor",
     "Promise",
@@ -52,6 +55,7 @@ __all__ = [
     "guess",
     "idempotency_key",
     "llm",
+    "mcp_tools",
     "prefetch",
     "step",
 ]

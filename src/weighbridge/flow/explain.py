@@ -24,7 +24,7 @@ def _bet(number: int, bet: BetRecord) -> str:
     terms = f"p={stakes.probability:.2f} ΔL={stakes.saved_seconds:.3g}s C=${stakes.cost_usd:.3g}"
     if stakes.queue_usd or stakes.risk_usd:
         terms += f" Q=${stakes.queue_usd:.3g} R=${stakes.risk_usd:.3g}"
-    result = bet.outcome
+    result = str(bet.outcome)
     if bet.outcome == "won":
         result = f"won {bet.saved_seconds:.3f} s"
     elif bet.outcome == "lost":

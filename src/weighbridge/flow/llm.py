@@ -17,6 +17,7 @@ from weighbridge.flow.client import ChatClient, ChatStream, Endpoint, LlmError
 from weighbridge.flow.execution import Execution, charge, first_success
 from weighbridge.flow.gate import queue_usd
 from weighbridge.flow.json_stream import JsonEnd
+from weighbridge.flow.plan import PlanRunner
 from weighbridge.flow.prefetch import prefetch
 from weighbridge.flow.step import Effect, Options, Step, current_execution
 from weighbridge.flow.tools import answer_schema, tool_schema
@@ -98,6 +99,7 @@ class Llm:
         self.name: str = settings.pop("name")
         self._reply: Step[..., Reply] = Step(self._ask, options, self.name)
         self._text: Step[..., str] = Step(self._ask_text, options, f"{self.name}.text")
+        self._planned: Step[..., str] = Step(self._ask_plan, options, f"{self.name}.plan")
         self._typed: dict[Any, Step[..., Any]] = {}
 
     def __call__(
@@ -109,6 +111,17 @@ class Llm:
     def text(self, prompt: Prompt, **parameters: Any) -> Awaitable[str]:
         """The answer's text."""
         return self._text(_messages(prompt), parameters)
+
+    async def plan(
+        self, prompt: Prompt, tools: Sequence[Step[..., Any]], **parameters: Any
+    ) -> dict[int, Any]:
+        """Have the model write a plan (see `weighbridge.flow.plan`) and carry it out: promises by number.
+
+        Its pure and read calls start as soon as their lines are complete; the rest once the plan is. Raises
+        PlanError for a plan that cannot be carried out.
+        """
+        text = await self._planned(_messages(prompt), list(tools), parameters)
+        return PlanRunner(tools).start(text)
 
     def json(self, prompt: Prompt, kind: type[T], **parameters: Any) -> Awaitable[T]:
         """An answer of type `kind` (a dataclass, TypedDict, msgspec Struct or plain type), held to its schema."""
@@ -124,6 +137,9 @@ class Llm:
     async def _ask_text(self, messages: list[Any], parameters: dict[str, Any]) -> str:
         return (await self._ask(messages, [], parameters)).text
 
+    async def _ask_plan(self, messages: list[Any], tools: list[Any], parameters: dict[str, Any]) -> str:
+        return (await self._ask(messages, [], parameters, PlanRunner(tools).feed)).text
+
     async def _ask_json(self, kind: Any, messages: list[Any], parameters: dict[str, Any]) -> Any:
         schema = {"name": "answer", "schema": answer_schema(kind), "strict": True}
         response_format = {"type": "json_schema", "json_schema": schema}
@@ -134,7 +150,13 @@ class Llm:
             cut = " (cut off: allow more max_tokens)" if reply.finish_reason == "length" else ""
             raise LlmError(f"{self.name} answered what is no {kind.__name__}: {error}{cut}") from error
 
-    async def _ask(self, messages: list[Any], tools: list[Any], parameters: dict[str, Any]) -> Reply:
+    async def _ask(
+        self,
+        messages: list[Any],
+        tools: list[Any],
+        parameters: dict[str, Any],
+        on_text: Callable[[str], None] | None = None,
+    ) -> Reply:
         body = {**self._defaults, **parameters, "messages": messages}
         if self._model is not None:
             body["model"] = self._model
@@ -144,22 +166,22 @@ class Llm:
         if execution is None:
             client = ChatClient()
             try:
-                return await self._exchange(client, body, {}, None)
+                return await self._exchange(client, body, _Answer({}), None)
             finally:
                 await client.close()
         client = execution.run.resource(ChatClient, ChatClient)
         self._watch_load(execution, client)
-        return await self._exchange(client, body, {tool.name: tool for tool in tools}, execution)
+        answer = _Answer({tool.name: tool for tool in tools}, on_text)
+        return await self._exchange(client, body, answer, execution)
 
     async def _exchange(
         self,
         client: ChatClient,
         body: dict[str, Any],
-        tools: dict[str, Step[..., Any]],
+        answer: _Answer,
         execution: Execution | None,
     ) -> Reply:
         stream = await self._open(client, body, execution)
-        answer = _Answer(tools if execution is not None else {})
         try:
             while (event := await stream.next()) is not None:
                 answer.add(event)
@@ -182,11 +204,12 @@ class Llm:
         while True:
             bet = not execution.committed
             opening = run.spawn_child(self._first_answer(client, body, execution, bet))
-            confirmed = asyncio.get_running_loop().create_future()
+            confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             if bet:
-                execution.on_commit.append(lambda done=confirmed: done.done() or done.set_result(None))
+                execution.on_commit.append(functools.partial(_set, confirmed))
             try:
-                await asyncio.wait({opening, confirmed}, return_when=asyncio.FIRST_COMPLETED)
+                waiting: set[asyncio.Future[Any]] = {opening, confirmed}
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if opening.done():
                     return opening.result()
             except asyncio.CancelledError:
@@ -291,8 +314,11 @@ def llm(
 class _Answer:
     """A reply as it comes; tool calls that have come whole are prefetched."""
 
-    def __init__(self, tools: dict[str, Step[..., Any]]) -> None:
+    def __init__(
+        self, tools: dict[str, Step[..., Any]], on_text: Callable[[str], None] | None = None
+    ) -> None:
         self._tools = tools
+        self._on_text = on_text
         self._text: list[str] = []
         self._calls: dict[int, tuple[dict[str, str], JsonEnd]] = {}
         self._usage: dict[str, Any] = {}
@@ -307,6 +333,8 @@ class _Answer:
             if delta.get("content"):
                 self.pieces += 1
                 self._text.append(delta["content"])
+                if self._on_text is not None:
+                    self._on_text(delta["content"])
             for position, piece in enumerate(delta.get("tool_calls") or ()):
                 self._add_call(piece.get("index", position), piece)
 
@@ -365,6 +393,11 @@ def _returning(kind: Any, function: Callable[..., Awaitable[Any]]) -> Callable[.
 
 def _passing(error: Exception) -> bool:
     return not isinstance(error, LlmError) or error.status in PASSING
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 async def _give_up(run: Run, tasks: list[asyncio.Task[ChatStream]]) -> None:

@@ -71,11 +71,15 @@ class Promise(Pending, Generic[T]):
     def __await__(self) -> Generator[Any, None, T]:
         if not self.done:
             self.world.blocked(self)
-            waiter = asyncio.get_running_loop().create_future()
-            self.on_settled(lambda _: None if waiter.done() else waiter.set_result(None))
-            yield from waiter
+            yield from self.settled()
         self.world.awaited(self)
         return self.result()
+
+    def settled(self) -> asyncio.Future[None]:
+        """Done when this is settled, well or badly; cancelling it cancels nothing else."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.on_settled(lambda _: None if waiter.done() else waiter.set_result(None))
+        return waiter
 
     def result(self) -> T:
         """The result, or the step's error raised. RuntimeError before it is there."""

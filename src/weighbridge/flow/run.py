@@ -158,9 +158,7 @@ class Run:
         error: BaseException | None = None
         for promise in list(self.committed.writes):
             if not promise.done:
-                waiter = self._loop.create_future()
-                promise.on_settled(lambda _, waiter=waiter: waiter.done() or waiter.set_result(None))
-                await waiter
+                await promise.settled()
             if error is None and promise.error is not None and not self._was_awaited(promise):
                 error = promise.error
         return error

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 from weighbridge.errors import BadInput, WeighbridgeError
 
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+V = TypeVar("V")
 
 #: pure: depends on its arguments alone. read: looks at something, changes nothing. remote: reads, and
 #: discloses its arguments to somebody else. undo: changes something and can take it back. write: changes.
 Effect = Literal["pure", "read", "remote", "undo", "write"]
 
 #: A value, or something that will be one: how a step declares that it may be given promises.
-In = T | Awaitable[T]
+In: TypeAlias = V | Awaitable[V]
 
 _RANK: dict[str, int] = {"pure": 0, "read": 1, "remote": 2, "undo": 3, "write": 4}
 
@@ -85,7 +86,7 @@ class Step(Generic[P, T]):
     ) -> None:
         self.function = function
         self.options = options
-        self.name: str = name or getattr(function, "__qualname__", repr(function))
+        self.name: str = name or str(getattr(function, "__qualname__", repr(function)))
         self.name = self.name.rsplit("<locals>.", 1)[-1]
         options.check(self.name)
         if not inspect.iscoroutinefunction(inspect.unwrap(function)):

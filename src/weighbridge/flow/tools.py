@@ -45,7 +45,7 @@ def _parameters(tool: Step[..., Any]) -> dict[str, Any]:
 
 def answer_schema(kind: Any) -> dict[str, Any]:
     """The JSON schema of a type, closed (no further properties) as strict structured output wants it."""
-    schema = _closed(msgspec.json.schema(kind))
+    schema: dict[str, Any] = _closed(msgspec.json.schema(kind))
     name = str(schema.get("$ref", "")).rpartition("/")[2]
     if name:
         definitions = schema["$defs"]
