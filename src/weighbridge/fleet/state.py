@@ -325,11 +325,12 @@ class ReplicaState:
             + cost.per_context_token * self.context_tokens
             + cost.per_sequence * (streams + 1)
         )
-        room = cost.per_token * max(capacity.max_batch_tokens - streams, capacity.block_size)
-        idle = max(
-            cost.memory - cost.per_token * streams, 0.0
-        )  # weights streamed beyond what streams compute
-        seconds = max(work, idle) + beside * (1 + int(work / room) if room else 1)
+        free = capacity.max_batch_tokens - streams
+        room = cost.per_token * (free if free > capacity.block_size else capacity.block_size)
+        idle = cost.memory - cost.per_token * streams  # weights streamed beyond what streams compute
+        if idle < 0.0:
+            idle = 0.0
+        seconds = (work if work > idle else idle) + beside * (1 + int(work / room) if room else 1)
         if streams:
             seconds += 0.5 * (beside + idle)
         pool = capacity.kv_tokens
