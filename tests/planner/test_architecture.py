@@ -143,6 +143,7 @@ def test_experts_by_layer() -> None:
         ({"layer_types": ["full_attention"] * 7}, "must list all 8 layers"),
         ({"layer_types": ["telepathy"] * 8}, "'telepathy' are not known"),
         ({"layer_types_counts": {"full_attention": 7}}, "do not add up to 8"),
+        ({"model_type": "deepseek_v4"}, "compress the cache"),
         ({"compress_ratios": [4, 128]}, "compress_ratios"),
         ({"hybrid_override_pattern": "MX"}, "may hold"),
         ({"num_experts": 8}, "num_experts_per_tok is missing"),

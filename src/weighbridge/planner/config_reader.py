@@ -15,6 +15,12 @@ from weighbridge.planner.mixers import head_dim, mixer
 _UNGATED = {"opt", "gpt2", "gpt_neox", "gpt_bigcode", "starcoder2", "falcon", "phi", "nemotron", "nemotron_h"}
 #: Fields that change memory in ways this reader does not model; silence about them would be a wrong plan.
 _DECISIVE = re.compile(r"^(compress_ratios?|block_configs|block_ffn_mult|mamba_layers|rwkv|retention)")
+_UNMODELLED = {
+    "deepseek_v4": "its layers compress the cache by different ratios",
+    "nemotron_h_puzzle": "its blocks differ from layer to layer",
+    "nemotron-nas": "its blocks differ from layer to layer",
+    "deci": "its blocks differ from layer to layer",
+}
 _COUNTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts", "num_moe_experts")
 _TIED = {
     "gemma",
@@ -64,6 +70,8 @@ def read_architecture(config: dict[str, Any], assumptions: tuple[str, ...] = ())
 
 
 def _refuse_unknown(fields: Fields, family: str) -> None:
+    if family in _UNMODELLED:
+        raise UnsupportedModel(f"model type {family!r} is not planned: {_UNMODELLED[family]}")
     for name, value in fields.values.items():
         if _DECISIVE.match(name) and value:
             raise UnsupportedModel(

@@ -22,6 +22,7 @@ class KVPlan:
     pool_bytes: float
     state_bytes: float  # per sequence, whatever its length
     explain: tuple[str, ...]
+    pools: tuple[tuple[str, float], ...] = ()  # bytes of separate pools, where the engine prints them apart
 
 
 def cached_layers(architecture: Architecture, deployment: Deployment, stage: tuple[int, int]) -> list[Layer]:

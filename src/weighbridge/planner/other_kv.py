@@ -174,6 +174,7 @@ def plan_llama_cpp(layers: Sequence[Layer], d: Deployment, rules: Rules, kv: KVT
         pools.total,
         b.state,
         tuple(explain),
+        (("full", pools.full), ("sliding", pools.sliding), ("states", pools.states)),
     )
 
 

@@ -57,7 +57,14 @@ def _kv_json(kv: KVPlan | None) -> dict[str, Any]:
     if kv is None:
         names = ("kv_bytes_per_token", "kv_cache_tokens", "num_blocks", "block_size", "max_concurrency")
         return dict.fromkeys(
-            (*names, "blocks_per_request", "request_gib", "state_bytes_per_sequence", "kv_pool_gib")
+            (
+                *names,
+                "blocks_per_request",
+                "request_gib",
+                "state_bytes_per_sequence",
+                "kv_pool_gib",
+                "kv_pools_mib",
+            )
         )
     return {
         "kv_bytes_per_token": kv.bytes_per_token,
@@ -69,6 +76,7 @@ def _kv_json(kv: KVPlan | None) -> dict[str, Any]:
         "request_gib": kv.request_bytes / GIB,
         "state_bytes_per_sequence": kv.state_bytes,
         "kv_pool_gib": kv.pool_bytes / GIB,
+        "kv_pools_mib": {name: size / 2**20 for name, size in kv.pools},
     }
 
 
