@@ -53,9 +53,9 @@ def upcycle_model(
     tokens = _calibration_text(path) if skew else []
     with counting("Writing layers", quiet=json_output) as report:
         upcycle(open_checkpoint(path), out, options, tokens, report)
-    answer = {"out": str(out), **_parameters(out)}
+    answer = _parameters(out)
     if json_output:
-        print_json(answer)
+        print_json({"out": str(out), **answer})
         return
     Console().print(
         f"{out}: {answer['total'] / 1e6:.0f} M parameters, {answer['active'] / 1e6:.0f} M of them active; "

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from weighbridge.cli.terminal import DownloadBar, counting, print_json
@@ -66,7 +66,15 @@ def _message(error: urllib.error.HTTPError) -> str:
 
 def _print_report(report: dict[str, Any]) -> None:
     console = Console()
-    table = Table("layer", "experts, cold to hot", "balance", "top 20 %", "entropy", "hot", "cold")
+    table = Table(
+        "layer",
+        Column("tokens, expert by expert", no_wrap=True),
+        "balance",
+        "top 20 %",
+        "entropy",
+        "hot",
+        "cold",
+    )
     for layer in report["layers"]:
         table.add_row(
             str(layer["layer"]),
@@ -154,11 +162,11 @@ def curve(
         }
         for sample in samples
     ]
-    answer = {"curve": rows, "cliff": cliff(rows)}
+    worst = cliff(rows)
     if json_output:
-        print_json(answer)
+        print_json({"curve": rows, "cliff": worst})
         return
-    _print_curve(rows, answer["cliff"])
+    _print_curve(rows, worst)
 
 
 def cliff(rows: list[dict[str, float]]) -> int | None:

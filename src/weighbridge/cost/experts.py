@@ -24,12 +24,12 @@ _LARGEST_SKEW = 4.0
 
 def coverage(probabilities: Iterable[float], tokens: float) -> float:
     """Expected number of distinct experts that `tokens` independent tokens touch."""
-    return sum(1.0 - (1.0 - p) ** tokens for p in probabilities)
+    return sum(1.0 - float((1.0 - p) ** tokens) for p in probabilities)
 
 
 def uniform_coverage(experts: int, top_k: int, tokens: float) -> float:
     """`coverage` when every expert is used as often as any other."""
-    return experts * (1.0 - (1.0 - top_k / experts) ** tokens)
+    return experts * (1.0 - float((1.0 - top_k / experts) ** tokens))
 
 
 def independent_tokens(tokens: float, sequences: float, overlap: float) -> float:

@@ -23,7 +23,8 @@ PAIRS = 8
 def balancedness(counts: Counts) -> Floats:
     """Mean over maximum of each layer; 1 is even, 1 / experts is one expert alone. 0 without tokens."""
     top = counts.max(axis=1)
-    return np.divide(counts.mean(axis=1), top, out=np.zeros(len(counts)), where=top > 0)
+    even: Floats = np.divide(counts.mean(axis=1), top, out=np.zeros(len(counts)), where=top > 0)
+    return even
 
 
 def top_share(counts: Counts, share: float = 0.2) -> Floats:
@@ -31,7 +32,8 @@ def top_share(counts: Counts, share: float = 0.2) -> Floats:
     number = max(1, round(counts.shape[1] * share))
     largest = np.sort(counts, axis=1)[:, -number:].sum(axis=1)
     total = counts.sum(axis=1)
-    return np.divide(largest, total, out=np.zeros(len(counts)), where=total > 0)
+    taken: Floats = np.divide(largest, total, out=np.zeros(len(counts)), where=total > 0)
+    return taken
 
 
 def entropy_bits(counts: Counts) -> Floats:
@@ -47,7 +49,8 @@ def probabilities(counts: Counts, top_k: int) -> Floats:
     """How likely a token uses each expert [layers, experts]; layers without tokens are taken as even."""
     total = counts.sum(axis=1, keepdims=True)
     even = np.full(counts.shape, top_k / counts.shape[1])
-    return np.divide(counts * float(top_k), total, out=even, where=total > 0)
+    use: Floats = np.divide(counts * float(top_k), total, out=even, where=total > 0)
+    return use
 
 
 def layer_report(counts: Counts, numbers: list[int]) -> list[dict[str, Any]]:

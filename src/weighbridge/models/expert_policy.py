@@ -29,7 +29,8 @@ CAUTION = 0.2
 class Way(Protocol):
     """One way of choosing what to keep."""
 
-    held: Iterable[Expert]
+    @property
+    def held(self) -> Iterable[Expert]: ...
 
     def holds(self, expert: Expert) -> bool: ...
 

@@ -80,7 +80,8 @@ def _leaning(rows: torch.Tensor, hidden: torch.Tensor, scores: torch.Tensor) -> 
     across = rows - (rows @ along)[:, None] * along
     across = across / (hidden @ across.T).std(dim=0)[:, None]
     lean = scores[:, None] * along / (hidden @ along).mean()
-    return (across + lean).contiguous()
+    router: torch.Tensor = (across + lean).contiguous()
+    return router
 
 
 def hidden_states(decoder: Decoder, tokens: Sequence[int]) -> list[torch.Tensor]:

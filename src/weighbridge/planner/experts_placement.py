@@ -37,7 +37,7 @@ class _Layer:
         return per_replica
 
     def per_gpu(self) -> Floats:
-        return np.bincount(self.gpu_of, weights=self.shares(), minlength=len(self.node_of))
+        return np.bincount(self.gpu_of, weights=self.shares(), minlength=len(self.node_of)).astype(np.float64)
 
     def presence(self) -> Ints:
         """Replicas of each expert on each GPU [experts, gpus]."""

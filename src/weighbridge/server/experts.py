@@ -52,7 +52,7 @@ class ExpertRoutes:
         return telemetry
 
 
-class ExpertCollector(Collector):
+class ExpertCollector(Collector):  # type: ignore[misc]  # the library has no types
     """Metrics of the experts, made when `/metrics` is asked for."""
 
     def __init__(self, telemetry: ExpertTelemetry) -> None:

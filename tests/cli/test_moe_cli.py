@@ -1,0 +1,123 @@
+"""`weighbridge moe` from the outside: JSON that scripts rely on, exit codes, one clear line per mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.planner.test_experts import MIXTRAL, README, README_PLACEMENT
+from tests.tiny import make_tiny
+from weighbridge.cli.app import app
+from weighbridge.cli.moe_stats import cliff, heat_map
+from weighbridge.errors import BadInput
+
+PLACE = ["--gpus", "8", "--nodes", "2", "--groups", "4", "--replicas", "16"]
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["moe", *arguments])
+
+
+def loads_file(tmp_path: Path, value: Any) -> str:
+    path = tmp_path / "loads.json"
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return str(path)
+
+
+def test_place_answers_the_contract(tmp_path: Path) -> None:
+    result = run("place", "--loads", loads_file(tmp_path, {"weight": README}), *PLACE, "--json")
+    answer = json.loads(result.stdout)
+    assert answer["physical_to_logical"] == README_PLACEMENT
+    assert answer["balancedness_after"] == pytest.approx((0.8277 + 0.8050) / 2, abs=1e-3)
+    assert answer["balancedness_before"] < answer["balancedness_after"]
+    assert answer["logical_count"][0] == [1, 2, 1, 1, 2, 2, 1, 1, 1, 1, 2, 1]
+    assert answer["moved_bytes"] == answer["moved_bytes"] // 44_040_192 * 44_040_192 > 0
+
+
+def test_a_placement_moves_nothing_from_itself(tmp_path: Path) -> None:
+    current = tmp_path / "current.json"
+    current.write_text(json.dumps({"physical_to_logical": README_PLACEMENT}))
+    loads = loads_file(tmp_path, "\n".join(",".join(map(str, row)) for row in README))
+    result = run("place", "--loads", loads, *PLACE, "--current", str(current), "--expert-ms", "3", "--json")
+    answer = json.loads(result.stdout)
+    assert answer["moved_bytes"] == 0
+    assert answer["pays_after_steps"] is None
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([[0, 0], [1, 2]], "no load"),
+        ([[5]], "one expert"),
+        ("[[1, NaN]]", "nan"),
+        ([[1, 2], [3]], "one list per layer"),
+        ({"tokens": 3}, 'no "loads"'),
+        ("{", "not JSON"),
+        ("a,b", "line 1"),
+    ],
+)
+def test_bad_loads_are_one_line(tmp_path: Path, value: Any, message: str) -> None:
+    result = run("place", "--loads", loads_file(tmp_path, value), "--gpus", "2")
+    assert isinstance(result.exception, BadInput)
+    assert message in str(result.exception)
+
+
+def test_more_gpus_than_replicas(tmp_path: Path) -> None:
+    result = run("place", "--loads", loads_file(tmp_path, README), "--gpus", "20", "--replicas", "16")
+    assert "20 GPUs" in str(result.exception)
+
+
+def test_params_and_offload(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(MIXTRAL))
+    counted = json.loads(run("params", str(config), "--json").stdout)
+    assert round(counted["total"] / 1e9, 2) == 46.70
+    speeds = []
+    for memory in ("8GB", "16GB", "40GB"):
+        answer = json.loads(run("offload", str(tmp_path), "--memory", memory, "--json").stdout)
+        assert answer["tokens_per_second"] >= answer["tokens_per_second_by_layer"] * 0.999
+        assert sum(answer["kept_per_layer"]) == answer["experts_kept"]
+        speeds.append(answer["tokens_per_second"])
+    assert speeds == sorted(speeds)
+    assert answer["experts_kept"] == 256
+    assert answer["flags"]["llama.cpp"] == {"n_cpu_moe": 0, "override_tensor": None}
+    assert "every token needs" in str(run("offload", str(config), "--memory", "100MB").exception)
+
+
+def test_heat_decides_what_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
+    loads = loads_file(tmp_path, [[100, 1, 1, 1, 1, 1, 1, 100]] * 32)
+    answer = json.loads(run("offload", str(tmp_path), "--memory", "8GB", "--loads", loads, "--json").stdout)
+    assert all(row == [0, 7] or set(row) > {0, 7} for row in answer["kept"])
+    assert answer["hit_rate"] > 0.95
+
+
+def test_upcycle_and_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEIGHBRIDGE_HOME", str(tmp_path / "home"))
+    dense = make_tiny("llama", tmp_path / "dense")
+    out = tmp_path / "moe"
+    answer = json.loads(run("upcycle", str(dense), "--out", str(out), "--experts", "4", "--json").stdout)
+    assert answer["experts"] == 4
+    measured = json.loads(run("curve", str(out), "--batches", "1,4", "--context", "20", "--json").stdout)
+    assert [row["batch"] for row in measured["curve"]] == [1, 4]
+    assert measured["curve"][0]["experts_per_layer"] == 2.0
+    assert measured["cliff"] == 4
+    assert "dense" in str(run("curve", str(dense), "--batches", "1").exception)
+    assert "--batches" in str(run("curve", str(out), "--batches", "x").exception)
+
+
+def test_a_heat_map_has_a_cell_per_expert() -> None:
+    layer = {"layer": 3, "tokens": [5, 0, 1], "balancedness": 0.4}
+    page = heat_map({"experts": 3, "top_k": 1, "steps": 2, "layers": [layer]})
+    assert page.count("<td style") == 3
+    assert "layer 3, expert 0: 5 tokens" in page
+
+
+def test_the_cliff_is_where_the_step_grows_most() -> None:
+    rows = [{"batch": b, "ms": ms} for b, ms in ((1, 10.0), (2, 18.0), (4, 24.0), (8, 25.0))]
+    assert cliff(rows) == 2
+    assert cliff(rows[:1]) is None
