@@ -38,7 +38,7 @@ def make_router(
     **settings: Any,
 ) -> HybridRouter:
     """The first URL is the edge's, the second the cloud's."""
-    edge_side = SideSettings(urls[0], "small", **(edge or {}))
+    edge_side = SideSettings(**{"url": urls[0], "model": "small", **(edge or {})})
     cloud_side = SideSettings(urls[1], "big", price=PRICE, first_chunk_timeout=3.0, idle_timeout=3.0)
     route = RouteSettings(
         "auto", edge_side, cloud_side, policy or Policy(), cascade=cascade or CascadeSettings(), **settings

@@ -66,6 +66,7 @@ class Attempt:
         self._text: list[str] = []
         self._billable = False
         self._closed = False
+        self._final: Bill | None = None
 
     @property
     def text(self) -> str:
@@ -138,10 +139,13 @@ class Attempt:
             if self._stream is not None:
                 await self._stream.close()
         finally:
-            self._ledger.settle(self._reservation, self.bill().usd)
+            self._final = self.bill()
+            self._ledger.settle(self._reservation, self._final.usd)
 
     def bill(self) -> Bill:
         """What the attempt cost as far as is known: the side's own usage, else what was counted here."""
+        if self._final is not None:
+            return self._final  # what was settled: estimates must not move afterwards
         usage = self._usage
         if usage is not None:
             details = usage.get("prompt_tokens_details") or {}

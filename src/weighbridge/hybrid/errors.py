@@ -51,5 +51,5 @@ class SideFailed(Refused):
 
     @property
     def is_request_at_fault(self) -> bool:
-        """Whether another attempt would meet the same answer: 4xx other than time-outs and rate limits."""
-        return 400 <= self.status < 500 and self.status not in (408, 409, 425, 429)
+        """Whether any side would refuse it. A wrong key or model name, a time-out or a rate limit is the side's."""
+        return self.status in (400, 413, 415, 422)
