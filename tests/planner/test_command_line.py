@@ -46,14 +46,15 @@ def test_recommendation_from_a_trace(tmp_path: Path) -> None:
     rows = [{"at": i / 2, "prompt_tokens": 500, "output_tokens": 100} for i in range(200)]
     trace.write_text("\n".join(map(json.dumps, rows)))
     slo = "ttft=500ms,tpot=50ms,p=95"
-    done = plan(
-        "qwen3-8b", "--traffic", str(trace), "--slo", slo, "--recommend", "--device", "L40S", "--json"
-    )
+    page = tmp_path / "plan.html"
+    words = ("--traffic", str(trace), "--slo", slo, "--recommend", "--device", "L40S", "--html", str(page))
+    done = plan("qwen3-8b", *words, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["choices"][0]["meets"] is True
     assert found["command"].startswith("vllm serve")
     assert "replicas:" in found["weighbridge_yaml"]
+    assert "L40S" in page.read_text()
 
 
 def test_page_and_packing(tmp_path: Path) -> None:

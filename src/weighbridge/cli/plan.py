@@ -145,9 +145,12 @@ def plan(
             traffic,
             slo,
             _Varied(tp, count, weights, kv_dtype, simulate),
+            html,
             json_output,
         )
     elif len(opened) > 1:
+        if html is not None:
+            raise BadInput("--html shows one model; leave it out when packing several")
         _pack(opened, deployment, chosen, count, json_output)
     else:
         shape = _Shape(prompt_tokens, output_tokens, batch, price)
@@ -187,14 +190,18 @@ def _single(
     speeds = _speeds(result, shape)
     found, command = changes(result), engine_command(result)
     if html is not None:
-        try:
-            html.write_text(page(result, speeds, found, command), encoding="utf-8")
-        except OSError as error:
-            raise BadInput(f"--html: {html} cannot be written: {error.strerror or error}") from error
+        _write(html, page(result, speeds, found, command))
     if as_json:
         print_json(plan_json(result, speeds, found, command))
     else:
         print_plan(result, speeds, found, command, Console())
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"--html: {path} cannot be written: {error.strerror or error}") from error
 
 
 def _speeds(result: MemoryPlan, shape: _Shape) -> list[Speed]:
@@ -214,6 +221,7 @@ def _recommend(
     trace: Path | None,
     slo: str,
     varied: _Varied,
+    html: Path | None,
     as_json: bool,
 ) -> None:
     if trace is None or len(models) != 1:
@@ -230,6 +238,9 @@ def _recommend(
     cost = step_cost(first.plan, first.device, decode_share(traffic.prompt, traffic.output))
     command = engine_command(first.plan)
     config = fleet_yaml(first.plan, cost, first.replicas, first.usd_per_hour)
+    if html is not None:
+        shape = _Shape(round(traffic.prompt), round(traffic.output), None, None)
+        _write(html, page(first.plan, _speeds(first.plan, shape), [], command))
     if as_json:
         found = [choice_json(choice) for choice in choices]
         print_json({"choices": found, "command": command, "weighbridge_yaml": config})

@@ -74,7 +74,8 @@ def case_model(case: dict[str, Any]) -> Model:
     if named is not None and named[1].get("model_type") == config.get("model_type"):
         extras = {k: v for k, v in named[1].items() if config.get(k) is None and not k.startswith("sliding")}
         config = {**config, **extras}
-    config.pop("layer_types", None) if isinstance(config.get("layer_types"), str) else None
+    if isinstance(config.get("layer_types"), str):  # a remark; the counts say it in numbers
+        del config["layer_types"]
     config, noted = completed(config)
     return Model(str(case.get("model_id", "")), read_architecture(config, noted), source="case")
 

@@ -64,13 +64,12 @@ class MemoryPlan:
 
     @property
     def remaining(self) -> float | None:
-        """GiB of the device that nothing uses."""
-        if self.budget is None or self.device is None or self.available is None or self.kv is None:
+        """GiB of the device that nothing uses; below 0 when more is needed than there is."""
+        if self.device is None or self.kv is None or self.available is None:
             return None
-        used = self.device.memory_gib - self.budget.value if self.rules.engine != "llama.cpp" else 0.0
-        if self.rules.engine == "llama.cpp":
-            return self.available.value - self.kv.pool_bytes / GIB
-        return used
+        over = self.overheads
+        used = self.weights.value + over.activation.value + over.framework.value + over.graphs.value
+        return self.device.memory_gib - used - self.kv.pool_bytes / GIB
 
 
 def plan_memory(
