@@ -177,9 +177,16 @@ def test_comparison_and_sweep() -> None:
         "--slo",
         "ttft=300ms",
     )
-    swept = json.loads(simulate("--workload", SMALL, *fast, "--sweep", "rate=1,400", "--json").stdout)[
-        "sweep"
-    ]
+    swept = json.loads(
+        simulate(
+            "--workload",
+            "poisson:requests=80,prompt=2000,output=50",
+            *fast,
+            "--sweep",
+            "rate=1,400",
+            "--json",
+        ).stdout
+    )["sweep"]
     assert swept["knee_rps"] == 1.0
     assert [point["rate"] for point in swept["points"]] == [1.0, 400.0]
 

@@ -202,13 +202,13 @@ def _seconds(row: Mapping[str, Any], name: str, where: str) -> float:
 
 
 def _count(value: Any, name: str, where: str) -> int:
-    """A number of tokens, at least 1. Azure has them as text."""
+    """A number of tokens; Azure has them as text. Some traces have zeros, which `changed` makes 1."""
     try:
         number = int(value)
     except (TypeError, ValueError):
-        number = 0
-    if number < 1 or isinstance(value, bool):
+        number = -1
+    if number < 0 or isinstance(value, bool):
         raise BadInput(
-            f"{where}: {name} is {value!r}, but must be a whole number of at least 1", param="trace"
+            f"{where}: {name} is {value!r}, but must be a whole number, not negative", param="trace"
         )
     return number
