@@ -78,13 +78,14 @@ def _settings(spec: FleetSpec) -> str:
 
 def plain(value: Any) -> Any:
     """Dataclasses as JSON; keys become stars."""
+    from weighbridge.fleet.config import ReplicaSpec
     from weighbridge.fleet.config_reader import Secret
 
     if isinstance(value, Secret):
         return "***"
     if is_dataclass(value) and not isinstance(value, type):
         fields = {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
-        return {**fields, "target": value.shown} if "target" in fields else fields
+        return {**fields, "target": value.shown} if isinstance(value, ReplicaSpec) else fields
     if isinstance(value, tuple | list):
         return [plain(one) for one in value]
     if isinstance(value, dict):
