@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a body to a line reads best as a table
 """What the cloud receives, with secrets planted in every position, while everything around it breaks.
 
 Base64 in running text is left as it is, by design, so no secret is planted in it; text attachments are opened.

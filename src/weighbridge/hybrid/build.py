@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
+from pathlib import Path
 
 from weighbridge.cost.length import OutputLengths
+from weighbridge.hybrid.bandit import ThresholdBandit
 from weighbridge.hybrid.budget import Ledger
 from weighbridge.hybrid.caps import Caps
 from weighbridge.hybrid.difficulty.model import load_router
@@ -15,6 +18,7 @@ from weighbridge.hybrid.privacy.hits import Detector
 from weighbridge.hybrid.privacy.patterns import DenyListDetector, PatternDetector
 from weighbridge.hybrid.router import HybridRouter
 from weighbridge.hybrid.settings import HybridSettings, PrivacySettings, RouteSettings
+from weighbridge.hybrid.shadow import Shadow
 from weighbridge.hybrid.side import HttpSide
 from weighbridge.ticket.store import TicketStore
 
@@ -24,17 +28,25 @@ def build_front(settings: HybridSettings) -> Front:
     tickets = TicketStore(path=settings.tickets)
     ledger = Ledger(settings.ledger, settings.budgets)
     lengths = OutputLengths()
-    routers = {route.name: build_router(route, ledger, tickets, lengths) for route in settings.routes}
+    routers = {
+        route.name: build_router(route, ledger, tickets, lengths, settings.shadow_file)
+        for route in settings.routes
+    }
     return Front(routers, tickets, settings.api_keys)
 
 
 def build_router(
-    route: RouteSettings, ledger: Ledger, tickets: TicketStore, lengths: OutputLengths
+    route: RouteSettings,
+    ledger: Ledger,
+    tickets: TicketStore,
+    lengths: OutputLengths,
+    shadow_file: Path | None = None,
 ) -> HybridRouter:
     trained = load_router(route.router) if route.router is not None else None
     if trained is not None and route.threshold is None:
         route = replace(route, threshold=trained.threshold)
-    return HybridRouter(
+    shadow = build_shadow(route, shadow_file)
+    router = HybridRouter(
         settings=route,
         edge=HttpSide("edge", route.edge),
         cloud=HttpSide("cloud", route.cloud),
@@ -45,7 +57,22 @@ def build_router(
         tickets=tickets,
         scorer=trained,
         lengths=lengths,
+        observer=shadow,
     )
+    if shadow is not None:
+        shadow.router = router
+    return router
+
+
+def build_shadow(route: RouteSettings, path: Path | None) -> Shadow | None:
+    """The observer, where anything is to be learned."""
+    bandit = None
+    if route.bandit.enabled:
+        arms = tuple(sorted(route.bandit.arms))
+        bandit = ThresholdBandit(arms, route.bandit.usd_per_quality, random.betavariate)
+    if bandit is None and route.shadow.share <= 0.0:
+        return None
+    return Shadow(route.shadow, random.random, path, bandit)
 
 
 def build_guard(privacy: PrivacySettings) -> Guard:

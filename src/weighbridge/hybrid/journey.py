@@ -97,7 +97,7 @@ class Journey:
         if may_leave and request.placement is Placement.AUTO:
             score, threshold = router.score(request), router.threshold()
         grant = Grant(not (reason := router.refusal(request, cloud.usd)), reason) if may_leave else Grant()
-        self.ticket.rule, self.ticket.score = verdict.rule, score
+        self.ticket.rule, self.ticket.score, self.ticket.threshold = verdict.rule, score, threshold
         decision = decide(verdict, asked, edge, cloud, grant, score, 1.0 if threshold is None else threshold)
         self.ticket.decisions.extend(decision.reasons)
         self.ticket.degraded = decision.degraded

@@ -51,6 +51,7 @@ class Observer(Protocol):
 
     def threshold(self, default: float) -> float: ...
     def finished(self, request: RoutedRequest, ticket: Ticket, answer: str) -> None: ...
+    async def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -89,6 +90,9 @@ class HybridRouter:
         return stream
 
     async def close(self) -> None:
+        if self.observer is not None:
+            await self.observer.close()
+        self.guard.close()
         await self.edge.close()
         await self.cloud.close()
 

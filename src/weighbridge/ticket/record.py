@@ -38,6 +38,7 @@ class Ticket:
     placement: str = "edge"
     rule: str | None = None  # the residency rule that applied
     score: float | None = None  # difficulty before answering, in [0, 1]
+    threshold: float | None = None  # score from which the cloud was to answer
     confidence: float | None = None  # that the local answer is right, as judged before the first byte left
     degraded: bool = False  # answered by a side that was not the one wanted
     cost_usd: float = 0.0  # all attempts together

@@ -12,6 +12,7 @@ _NUMBER = re.compile(
 _ATOM = r"\(*\s*[$€£]?\s?-?\d[\d,]*(?:\.\d+)?\s?%?\s?(?:[A-Za-z]{1,12}\s?){0,3}\)*"
 _CHAIN = re.compile(rf"({_ATOM}(?:\s*[-+*/x×÷·]\s*{_ATOM}){{1,12}})\s*=\s*[$€£]?\s?(-?\d[\d,]*(?:\.\d+)?)?")
 _TOKENS = re.compile(r"\d[\d,]*(?:\.\d+)?%?|[-+*/x×÷·()]")
+_NOTE = re.compile(r"<<([^<>]{1,200})>>")
 _TIMES, _OVER = frozenset("*x×·"), frozenset("/÷")
 
 
@@ -35,10 +36,12 @@ def numbers(text: str) -> list[float]:
 
 def equations(text: str) -> Equations:
     """Find the sums in `text` and do them again."""
+    notes = _NOTE.findall(text)  # <<3*60=180>>, as some models mark their sums
+    outside = _NOTE.sub("", text)
     right = wrong = operations = 0
-    last_is_wrong = unfinished = False
+    last_is_wrong, unfinished = False, "<<" in outside
     results: list[float] = []
-    for match in _CHAIN.finditer(text.replace("<<", " ").replace(">>", " ")):
+    for match in _CHAIN.finditer("\n".join(notes) if notes else outside):
         if match[2] is None:
             unfinished = True
             continue
