@@ -99,6 +99,7 @@ def serve_spec(spec: FleetSpec, *, json_logs: bool) -> None:
     set_up_logging(json_logs)
     listener = bind(spec.host, spec.port)  # before anything starts: a taken port is said at once
     makers = LocalMakers(spec)
+    makers.connect()
     gateway = Gateway(spec, lambda one: build_replica(one, makers.by_kind()), load_tokenizers(spec))
     app = GatewayApp(gateway, GatewayMetrics(gateway))
     if not json_logs:
@@ -147,7 +148,15 @@ class LocalMakers:
             for index in range(one.count)
         ]
         self._cores = dict(zip(names, share_cores(len(names), own_cores()) if names else [], strict=True))
-        self._served = {one.name: model.name for model in spec.models for one in model.replicas}
+        self._ray = [one for model in spec.models for one in model.replicas if one.kind == "ray"]
+
+    def connect(self) -> None:
+        """Reach the Ray cluster before we serve: a missing one is said at once, and the signal handlers that Ray
+        installs are replaced by our own, which drain."""
+        if self._ray:
+            from weighbridge.fleet.ray_replica import connect
+
+            connect(self._ray[0].ray.address)
 
     def by_kind(self) -> dict[str, Callable[[ReplicaSpec], Replica]]:
         return {"process": self.process, "engine": self.engine, "ray": self.ray}
