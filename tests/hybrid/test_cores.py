@@ -150,11 +150,10 @@ def test_isotonic_rises_and_stays_a_probability(points: list[tuple[float, bool]]
 
 
 def test_sums_are_done_again() -> None:
-    found = equations(
-        "So 3 x 60 = <<3*60=180>>180 meters, then $180 / 2 = 95, and 24 * 60 / 100 = 14.40. 5 + 2 ="
-    )
-    assert (found.wrong, found.unfinished) == (1, True)
-    assert found.right >= 2
+    found = equations("So 3 x 60 = 180 meters, then $180 / 2 = 95, and 24 * 60 / 100 = 14.40. 5 + 2 =")
+    assert (found.right, found.wrong, found.unfinished) == (2, 1, True)
+    noted = equations("so 3 x 60 = <<3*60=180>>180 and 60% of it = <<180*60/100=107>>107, then <<15+2")
+    assert (noted.right, noted.wrong, noted.unfinished, noted.last_result) == (1, 1, True, 107.0)
 
 
 @pytest.mark.parametrize(

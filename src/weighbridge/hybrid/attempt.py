@@ -155,7 +155,8 @@ class Attempt:
             prompt, output, cached = self.side.estimate_tokens(self._request.size), self._counted, 0
         else:
             prompt = output = cached = 0
-        return Bill(prompt, output, cached, self.side.price.cost(prompt, output, cached), usage is None)
+        price = self.side.price if self._stream is None else self._stream.price
+        return Bill(prompt, output, cached, price.cost(prompt, output, cached), usage is None)
 
     async def _read(self, stream: SideStream) -> None:
         try:

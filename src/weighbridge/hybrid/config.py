@@ -200,7 +200,6 @@ def _cascade(section: Section) -> CascadeSettings:
         enabled=section.flag("enabled", True),
         threshold=_share(section, "threshold", 0.5),
         window=window,
-        samples=section.count("samples", 1),
         race=section.flag("race", False),
         top_logprobs=section.count("top_logprobs", 5, least=0),
     )

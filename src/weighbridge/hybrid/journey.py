@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weighbridge.errors import Refused
 from weighbridge.hybrid.attempt import FIRST_TOKEN, WHOLE, Attempt, Window
@@ -184,7 +184,7 @@ class Journey:
             wanted = max(router.settings.cascade.top_logprobs, request.body.get("top_logprobs") or 0)
             body |= {"logprobs": True, "top_logprobs": wanted}
         headers = {"x-weighbridge-tenant": request.tenant} if request.tenant.isprintable() else {}
-        side_request = SideRequest(body, request.size, headers, self._left())
+        side_request = self._to_side(body, headers)
         attempt = Attempt(Side.EDGE, router.edge, side_request, router.ledger, FREE_OF_CHARGE)
         self.attempts.append(attempt)
         await attempt.start(window)
@@ -208,7 +208,7 @@ class Journey:
     async def _cloud_once(self, reservation: Reservation) -> Attempt:
         request, redacted = self.request, self.redacted
         body = redacted.body if redacted is not None else request.forwarded(edge=False)
-        side_request = SideRequest(body, request.size, {}, self._left())
+        side_request = self._to_side(body, {})
         attempt = Attempt(Side.CLOUD, self.router.cloud, side_request, self.router.ledger, reservation)
         self.attempts.append(attempt)
         what = redacted.summary if redacted is not None else "nothing redacted"
@@ -227,8 +227,11 @@ class Journey:
         router.caps.sent(request.tenant, router.clock())
         return reservation
 
-    def _left(self) -> float:
-        return max(self._timeout_at - self.router.clock(), 0.001)
+    def _to_side(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> SideRequest:
+        request, now = self.request, self.router.clock()
+        deadline = max(self._deadline - now, 0.001) if request.deadline_seconds else None
+        left = max(self._timeout_at - now, 0.001)
+        return SideRequest(body, request.size, headers, left, request.tenant, request.priority, deadline)
 
     # -- judging ---------------------------------------------------------------------------------------
 

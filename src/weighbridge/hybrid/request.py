@@ -42,6 +42,7 @@ class RoutedRequest:
     size: int
     stream: bool
     include_usage: bool
+    priority: int = 0
 
     @property
     def max_tokens(self) -> int | None:
@@ -125,6 +126,7 @@ def parse_request(body: Any, headers: Mapping[str, str], key_tenant: str | None 
         size=_size(body),
         stream=body.get("stream") is True,
         include_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        priority=round(_positive(extension, "priority", least=-1000.0) or 0),
     )
 
 

@@ -19,14 +19,13 @@ DEFAULT_WINDOW = Window(tokens=24, seconds=1.5)
 class CascadeSettings:
     """Judging the local answer. `window` applies to streams; a whole answer is always judged whole.
 
-    `threshold`: confidence below which the cloud answers instead. `samples` > 1: answers drawn to see whether
-    they agree. `race`: the cloud starts at once, and the loser is cancelled.
+    `threshold`: confidence below which the cloud answers instead. `race`: the cloud
+    starts at once, and the loser is cancelled.
     """
 
     enabled: bool = True
     threshold: float = 0.5
     window: Window = DEFAULT_WINDOW
-    samples: int = 1
     race: bool = False
     top_logprobs: int = 5
 

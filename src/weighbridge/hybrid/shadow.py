@@ -119,7 +119,7 @@ class Shadow:
             if isinstance(reserved, str):
                 raise Refused(reserved)
             reservation = reserved
-        attempt = Attempt(where, side, SideRequest(body, request.size), router.ledger, reservation)
+        attempt = Attempt(where, side, SideRequest(body, request.size, tenant=request.tenant), router.ledger, reservation)
         try:
             await attempt.start(WHOLE)
             gathered = Gathered()

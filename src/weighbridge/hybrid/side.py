@@ -33,12 +33,20 @@ class SideRequest:
     size: int  # bytes of text in the prompt
     headers: Mapping[str, str] = field(default_factory=dict)
     timeout: float = 120.0  # seconds for the whole answer
+    tenant: str = "default"  # for accounts and queues kept here; never sent to a cloud
+    priority: int = 0  # lower runs first, where the side has a queue here
+    deadline: float | None = None  # seconds in which the client wants the whole answer
 
 
 class SideStream(Protocol):
     """The chunks of one answer. Iterate to the end, or `close()` to cancel it."""
 
     upstream_ticket: str | None
+
+    @property
+    def price(self) -> Price:
+        """What this answer costs."""
+        ...
 
     def __aiter__(self) -> AsyncIterator[Chunk]: ...
     async def close(self) -> None: ...
@@ -49,11 +57,16 @@ class Side(Protocol):
 
     name: str
     model: str
-    price: Price
-    context_tokens: int | None
     abilities: frozenset[str] | None
     max_tokens: int  # of an answer, where the client sets no limit
 
+    @property
+    def price(self) -> Price:
+        """The most that an answer may cost."""
+        ...
+
+    @property
+    def context_tokens(self) -> int | None: ...
     @property
     def healthy(self) -> bool: ...
     def queue_seconds(self) -> float:
@@ -74,7 +87,8 @@ class Side(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SideSettings:
-    """Where a side is and what is known of it. Times in seconds."""
+    """Where a side is and what is known of it. Times in seconds. `url` empty: a model of the fleet in the same
+    process, of which price, speed and time-outs are its replicas'."""
 
     url: str
     model: str
@@ -249,6 +263,10 @@ class HttpStream:
         self._first: float | None = None
         self._tokens = 0
         self._closed = False
+
+    @property
+    def price(self) -> Price:
+        return self._side.price
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         try:
