@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +35,10 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def telemetry(runner: Runner) -> Iterator[ExpertTelemetry]:
+def telemetry(runner: Runner) -> ExpertTelemetry:
     assert runner.experts is not None
     runner.experts.reset()
-    yield runner.experts
+    return runner.experts
 
 
 def piece(number: int, start: int, count: int, samples: bool = True, padding: int = 0) -> Slice:

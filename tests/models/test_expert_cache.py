@@ -11,6 +11,7 @@ import torch
 
 from tests.models.test_decoder import logits_in_chunks
 from tests.models.tiny_moe import make_tiny_moe
+from tests.tiny import make_tiny
 from weighbridge.errors import BadInput
 from weighbridge.models.checkpoint import open_checkpoint
 from weighbridge.models.decoder import Decoder
@@ -160,13 +161,10 @@ def test_sizes_that_cannot_work_are_named(sparse: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(sparse)
     with pytest.raises(BadInput, match="needs at least"):
         load_decoder(checkpoint, torch.float32, expert_cache=1000)
+    dense = open_checkpoint(make_tiny("llama", tmp_path / "d"))
     with pytest.raises(BadInput, match="dense"):
-        from tests.tiny import make_tiny
-
-        load_decoder(open_checkpoint(make_tiny("llama", tmp_path / "d")), torch.float32, expert_cache=1 << 20)
-    whole = load_decoder(
-        checkpoint, torch.float32, expert_cache=1 << 40
-    )  # everything fits: nothing is cached
+        load_decoder(dense, torch.float32, expert_cache=1 << 20)
+    whole = load_decoder(checkpoint, torch.float32, expert_cache=1 << 40)  # all fit: nothing is cached
     assert not any(
         isinstance(layer.mlp, SparseMlp) and isinstance(layer.mlp.experts, CachedExperts)
         for layer in whole.layers

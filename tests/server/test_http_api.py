@@ -442,3 +442,21 @@ def test_sigterm_under_load_loses_no_accepted_request(tiny_model: Path) -> None:
         assert accepted == [200] * 10
         assert finished == [True] * 10
         assert process.wait(15) == 0
+
+
+def test_a_client_may_propose_its_ticket(server: str) -> None:
+    """Once: a second request with the same id gets one of its own."""
+    proposed = "0123456789abcdef" * 2
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    answers = [
+        httpx.post(
+            f"{server}/v1/chat/completions",
+            json=body,
+            headers={"x-weighbridge-ticket": proposed},
+            timeout=60,
+        )
+        for _ in range(2)
+    ]
+    assert answers[0].headers["x-weighbridge-ticket"] == proposed
+    assert answers[1].headers["x-weighbridge-ticket"] != proposed
+    assert httpx.get(f"{server}/v1/tickets/{proposed}").json()["output_tokens"] == 2

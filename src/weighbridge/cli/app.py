@@ -7,7 +7,23 @@ import sys
 import typer
 
 from weighbridge import __version__
-from weighbridge.cli import bench, calibrate, chat, config, fleet, flow, models, moe, plan, privacy, replica, route, serve, simulate, ticket
+from weighbridge.cli import (
+    bench,
+    calibrate,
+    chat,
+    config,
+    fleet,
+    flow,
+    models,
+    moe,
+    plan,
+    privacy,
+    replica,
+    route,
+    serve,
+    simulate,
+    ticket,
+)
 from weighbridge.cli.terminal import fail
 from weighbridge.errors import BadInput, WeighbridgeError
 

@@ -57,7 +57,9 @@ class MappedExperts:
     """Experts of all sparse layers in a directory that `write` made."""
 
     def __init__(self, directory: Path, layers: int, dtype: torch.dtype, kernels: Kernels) -> None:
-        self._files: list[Any] = [safe_open(_file(directory, layer), framework="pt") for layer in range(layers)]
+        self._files: list[Any] = [
+            safe_open(_file(directory, layer), framework="pt") for layer in range(layers)
+        ]
         self._shapes = [json.loads(file.metadata()["linears"]) for file in self._files]
         self._dtype = dtype
         self._kernels = kernels

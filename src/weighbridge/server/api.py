@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -62,6 +63,7 @@ class Caller:
     priority: int
     deadline_ms: float | None
     speculative: bool
+    ticket_id: str | None = None  # proposed by the client, so that it can ask before an answer has begun
 
 
 @dataclass(slots=True)
@@ -175,6 +177,9 @@ class Api:
     ) -> Answer:
         """Queue every prompt, or none when one is refused."""
         running: list[Running] = []
+        ticket_id = caller.ticket_id
+        if ticket_id is not None and self.tickets.get(ticket_id) is not None:
+            ticket_id = None
         try:
             for prompt, form in zip(prompts, forms, strict=True):
                 stream = self.engine.submit(
@@ -186,6 +191,7 @@ class Api:
                         priority=caller.priority,
                         deadline_ms=caller.deadline_ms,
                         speculative=caller.speculative,
+                        ticket_id=ticket_id if not running else None,
                     )
                 )
                 self.tickets.add(stream.ticket)
@@ -282,7 +288,9 @@ def caller_of(
     if speculative is None:
         speculative = headers.get("speculative", "").lower() in ("1", "true")
     tenant = key_tenant or extension.tenant or headers.get("tenant") or user or "default"
-    return Caller(tenant[:200], priority, deadline, speculative)
+    proposed = headers.get("ticket", "")
+    ticket_id = proposed if re.fullmatch("[0-9a-f]{32}", proposed) else None
+    return Caller(tenant[:200], priority, deadline, speculative, ticket_id)
 
 
 def _number(headers: dict[str, str], name: str, default: Any) -> Any:

@@ -50,10 +50,15 @@ def set_up_logging(json_logs: bool) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises BadInput when the address cannot be had."""
+    """A listening socket. Raises BadInput when the address cannot be had.
+
+    Accepted connections inherit TCP_NODELAY: without it the small write behind another (a stream's first chunk, a
+    body behind its headers) waits 40 ms for an acknowledgement.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listener.bind((host, port))
     except OSError as error:
