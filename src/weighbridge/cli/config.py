@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from weighbridge.cli.terminal import print_json
 
 if TYPE_CHECKING:
     from weighbridge.fleet.config import FleetSpec
+    from weighbridge.hybrid.settings import RouteSettings
 
 app = typer.Typer(help="Check and show the configuration of a fleet.", no_args_is_help=True)
 
@@ -25,27 +27,32 @@ DEFAULT_FILE = Path("weighbridge.yaml")
 @app.command("check")
 def check(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
     """Read the file and say what is wrong, line by line; exit 2 when anything is."""
-    from weighbridge.fleet.config_load import load_config
+    from weighbridge.hybrid.served import load_served
 
-    spec = load_config(file)
-    models = len(spec.models)
-    replicas = sum(one.count for model in spec.models for one in model.replicas)
+    served = load_served(file)
+    spec = served.fleet
+    counts = {
+        "model": len(spec.models),
+        "replica": sum(one.count for model in spec.models for one in model.replicas),
+    }
+    if served.hybrid.routes:
+        counts["route"] = len(served.hybrid.routes)
     if json_output:
-        print_json({"file": str(file), "ok": True, "models": models, "replicas": replicas})
+        print_json({"file": str(file), "ok": True, **{f"{name}s": n for name, n in counts.items()}})
     else:
-        Console().print(
-            f"{file}: ok, {models} model{'s' * (models > 1)}, {replicas} replica{'s' * (replicas > 1)}"
-        )
+        said = [f"{n} {name}{'s' * (n > 1)}" for name, n in counts.items()]
+        Console().print(f"{file}: ok, {', '.join(said)}")
 
 
 @app.command("show")
 def show(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
     """The configuration with every default filled in; keys are not shown."""
-    from weighbridge.fleet.config_load import load_config
+    from weighbridge.hybrid.served import load_served
 
-    spec = load_config(file)
+    served = load_served(file)
+    spec, routes = served.fleet, served.hybrid.routes
     if json_output:
-        print_json(plain(spec))
+        print_json({**plain(spec), "routes": plain(routes), "budgets": plain(served.hybrid.budgets)})
         return
     table = Table("model", "policy", "replica", "what", "where", "dialect", "calls it")
     for model in spec.models:
@@ -62,7 +69,20 @@ def show(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
             )
     console = Console()
     console.print(table)
+    if routes:
+        console.print(_routes(routes))
     console.print(_settings(spec))
+
+
+def _routes(routes: Sequence[RouteSettings]) -> Table:
+    from weighbridge.cli.serve_fleet import shown_side
+
+    table = Table("route", "edge", "cloud", "residency", "rules", "escalates below")
+    for one in routes:
+        below = f"{one.cascade.threshold:g}" if one.cascade.enabled else "never"
+        rules = ", ".join(f"{rule.name}: {rule.residency}" for rule in one.policy.rules) or "none"
+        table.add_row(one.name, shown_side(one.edge), shown_side(one.cloud), one.policy.default, rules, below)
+    return table
 
 
 def _settings(spec: FleetSpec) -> str:
@@ -80,14 +100,19 @@ def plain(value: Any) -> Any:
     """Dataclasses as JSON; keys become stars."""
     from weighbridge.fleet.config import ReplicaSpec
     from weighbridge.fleet.config_reader import Secret
+    from weighbridge.hybrid.side import SideSettings
 
     if isinstance(value, Secret):
         return "***"
     if is_dataclass(value) and not isinstance(value, type):
         fields = {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+        if isinstance(value, SideSettings):
+            return {**fields, "url": value.shown}
         return {**fields, "target": value.shown} if isinstance(value, ReplicaSpec) else fields
     if isinstance(value, tuple | list):
         return [plain(one) for one in value]
+    if isinstance(value, frozenset):
+        return sorted(value)
     if isinstance(value, dict):
         return {str(key): plain(one) for key, one in value.items()}
     return str(value) if isinstance(value, Path) else value

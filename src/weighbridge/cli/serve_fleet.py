@@ -19,6 +19,11 @@ from weighbridge.errors import BadInput, WeighbridgeError
 if TYPE_CHECKING:
     from weighbridge.fleet.api import Replica
     from weighbridge.fleet.config import FleetSpec, ReplicaSpec, TenantSpec
+    from weighbridge.fleet.gateway import Gateway
+    from weighbridge.hybrid.served import Served
+    from weighbridge.hybrid.settings import HybridSettings
+    from weighbridge.hybrid.side import SideSettings
+    from weighbridge.server.gateway_routes import GatewayRoutes
 
 #: Options of `serve` that belong to the engine and go on to each replica's process.
 ENGINE_OPTIONS = (
@@ -46,19 +51,24 @@ GATEWAY_OPTIONS = ("host", "port", "tickets", "max_body", "drain_timeout")
 def serve_fleet(context: typer.Context) -> None:
     """What `weighbridge serve` does when it was given a configuration, several replicas, or a place for them."""
     options = context.params
-    spec = _from_file(context) if options["config"] is not None else _from_options(context)
-    serve_spec(_overridden(spec, context), json_logs=options["json_logs"])
+    hybrid = None
+    if options["config"] is not None:
+        served = _from_file(context)
+        spec, hybrid = served.fleet, served.hybrid
+    else:
+        spec = _from_options(context)
+    serve_spec(_overridden(spec, context), hybrid, json_logs=options["json_logs"])
 
 
-def _from_file(context: typer.Context) -> FleetSpec:
-    from weighbridge.fleet.config_load import load_config
+def _from_file(context: typer.Context) -> Served:
+    from weighbridge.hybrid.served import load_served
 
     allowed = {*GATEWAY_OPTIONS, "config", "json_logs", "api_key"}
     unheard = sorted(given_options(context) - allowed)
     if unheard:
         names = ", ".join("MODEL" if name == "model" else f"--{name.replace('_', '-')}" for name in unheard)
         raise BadInput(f"with --config the file says what is served; leave out {names}", param=unheard[0])
-    return load_config(context.params["config"])
+    return load_served(context.params["config"])
 
 
 def _from_options(context: typer.Context) -> FleetSpec:
@@ -87,8 +97,8 @@ def _overridden(spec: FleetSpec, context: typer.Context) -> FleetSpec:
     return replace(spec, **values, tenants=tenants)
 
 
-def serve_spec(spec: FleetSpec, *, json_logs: bool) -> None:
-    """Serve until SIGTERM or Ctrl-C, then drain."""
+def serve_spec(spec: FleetSpec, hybrid: HybridSettings | None = None, *, json_logs: bool) -> None:
+    """Serve until SIGTERM or Ctrl-C, then drain. `hybrid`: routes over the fleet."""
     from weighbridge.fleet.build import build_replica, load_tokenizers
     from weighbridge.fleet.gateway import Gateway
     from weighbridge.server.gateway_app import GatewayApp
@@ -101,9 +111,9 @@ def serve_spec(spec: FleetSpec, *, json_logs: bool) -> None:
     makers = LocalMakers(spec)
     makers.connect()
     gateway = Gateway(spec, lambda one: build_replica(one, makers.by_kind()), load_tokenizers(spec))
-    app = GatewayApp(gateway, GatewayMetrics(gateway))
+    app = GatewayApp(gateway, GatewayMetrics(gateway), hybrid=_routes(gateway, hybrid))
     if not json_logs:
-        announce(spec, "{}:{}".format(*listener.getsockname()[:2]))
+        announce(spec, hybrid, "{}:{}".format(*listener.getsockname()[:2]))
     settings = ServerSettings(drain_timeout=spec.drain_timeout, json_logs=json_logs)
     quicken(listener)
     drained = run_server(cast(Any, app), cast(Any, gateway), listener, settings)
@@ -127,12 +137,27 @@ def quicken(listener: socket.socket) -> None:
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
-def announce(spec: FleetSpec, where: str) -> None:
+def _routes(gateway: Gateway, hybrid: HybridSettings | None) -> GatewayRoutes | None:
+    if hybrid is None or not hybrid.routes:
+        return None
+    from weighbridge.server.gateway_routes import GatewayRoutes
+
+    return GatewayRoutes(gateway, hybrid)
+
+
+def announce(spec: FleetSpec, hybrid: HybridSettings | None, where: str) -> None:
     for model in spec.models:
         count = sum(one.count for one in model.replicas)
         errors.print(
             f"[bold]{model.name}[/] on [bold]http://{where}[/]: {count} replica{'s' * (count > 1)}, {model.policy}"
         )
+    for route in hybrid.routes if hybrid is not None else ():
+        sides = f"edge {shown_side(route.edge)}, cloud {shown_side(route.cloud)}"
+        errors.print(f"[bold]{route.name}[/] on [bold]http://{where}[/]: {sides}")
+
+
+def shown_side(side: SideSettings) -> str:
+    return f"{side.model} at {side.shown}" if side.url else side.model
 
 
 class LocalMakers:

@@ -32,6 +32,7 @@ class Ask:
     session: str = ""
     resume: bool | None = None  # None: as the model is configured
     speculative: bool = False
+    anonymous: bool = False  # replicas are not told whose it is
     headers: Mapping[str, str] = field(default_factory=dict)  # what goes on to the replica
 
     @property

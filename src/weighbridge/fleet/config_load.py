@@ -27,24 +27,29 @@ from weighbridge.fleet.retry import RetrySettings
 
 def load_config(path: Path) -> FleetSpec:
     """Raises BadInput with one line for each thing that is wrong."""
+    return parse_config(config_text(path), str(path), path.parent)
+
+
+def config_text(path: Path) -> str:
+    """Raises BadInput where there is nothing to read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise BadInput(f"cannot read the configuration {path}: {str(reason).lower()}") from error
-    return parse_config(text, str(path), path.parent)
 
 
 def parse_config(text: str, file: str, base: Path) -> FleetSpec:
     """`base` is where relative paths start. Raises BadInput like `load_config`."""
     root, problems = read_yaml(text, file)
-    spec = _fleet(root, base)
+    spec = read_fleet(root, base)
     root.done()
     problems.raise_any()
     return spec
 
 
-def _fleet(root: Section, base: Path) -> FleetSpec:
+def read_fleet(root: Section, base: Path) -> FleetSpec:
+    """The fleet's part of a file; what is wrong is noted in its problems."""
     host, port = _listen(root)
     timeouts = read_timeouts(root.section("timeouts"), Timeouts())
     hedge = _hedge(root.section("hedge"), HedgeSettings())

@@ -129,9 +129,12 @@ class Gateway:
             raise UnknownModel(f"{what}; this gateway has {known}", param="model")
         return pool
 
-    async def admit(self, ask: Ask) -> Journey:
-        """Weigh a request and reserve it in its tenant's limits. Raises Refused or BadInput; `finish` the journey."""
-        if self.draining:
+    async def admit(self, ask: Ask, *, accepted: bool = False) -> Journey:
+        """Weigh a request and reserve it in its tenant's limits. Raises Refused or BadInput; `finish` the journey.
+
+        `accepted`: it belongs to a request that was let in before, so draining does not stop it.
+        """
+        if self.draining and not accepted:
             raise Draining("the gateway is shutting down and takes no new requests; try another one")
         pool = self.pool(ask.model)
         ask.model = pool.spec.name

@@ -106,7 +106,9 @@ class Member:
         """The request as this server understands it."""
         extension: dict[str, Any] | None = None
         if self.spec.dialect == "weighbridge":
-            extension = {"tenant": ask.tenant, "priority": ask.priority, "speculative": ask.speculative}
+            extension = {"priority": ask.priority, "speculative": ask.speculative}
+            if not ask.anonymous:
+                extension["tenant"] = ask.tenant
             if remaining_ms is not None:
                 extension["deadline_ms"] = remaining_ms
         body = ask.body(self.spec.model, extension, ask_usage=self.spec.stream_usage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,17 +20,29 @@ from weighbridge.hybrid.privacy.patterns import DenyListDetector, PatternDetecto
 from weighbridge.hybrid.router import HybridRouter
 from weighbridge.hybrid.settings import HybridSettings, PrivacySettings, RouteSettings
 from weighbridge.hybrid.shadow import Shadow
-from weighbridge.hybrid.side import HttpSide
+from weighbridge.hybrid.side import HttpSide, Side, SideSettings
 from weighbridge.ticket.store import TicketStore
 
+#: Makes a side of a route: the route's name, "edge" or "cloud", and what is set.
+MakeSide = Callable[[str, str, SideSettings], Side]
 
-def build_front(settings: HybridSettings) -> Front:
-    """Everything that serves the routes. Raises BadInput where a file or an extra is missing."""
-    tickets = TicketStore(path=settings.tickets)
+
+def http_side(route: str, where: str, settings: SideSettings) -> Side:
+    return HttpSide(where, settings)
+
+
+def build_front(
+    settings: HybridSettings, *, tickets: TicketStore | None = None, make_side: MakeSide = http_side
+) -> Front:
+    """Everything that serves the routes. `tickets`: a store to share, instead of one of its own.
+
+    Raises BadInput where a file or an extra is missing.
+    """
+    tickets = tickets if tickets is not None else TicketStore(path=settings.tickets)
     ledger = Ledger(settings.ledger, settings.budgets)
     lengths = OutputLengths()
     routers = {
-        route.name: build_router(route, ledger, tickets, lengths, settings.shadow_file)
+        route.name: build_router(route, ledger, tickets, lengths, settings.shadow_file, make_side)
         for route in settings.routes
     }
     return Front(routers, tickets, settings.api_keys)
@@ -41,6 +54,7 @@ def build_router(
     tickets: TicketStore,
     lengths: OutputLengths,
     shadow_file: Path | None = None,
+    make_side: MakeSide = http_side,
 ) -> HybridRouter:
     trained = load_router(route.router) if route.router is not None else None
     if trained is not None and route.threshold is None:
@@ -48,8 +62,8 @@ def build_router(
     shadow = build_shadow(route, shadow_file)
     router = HybridRouter(
         settings=route,
-        edge=HttpSide("edge", route.edge),
-        cloud=HttpSide("cloud", route.cloud),
+        edge=make_side(route.name, "edge", route.edge),
+        cloud=make_side(route.name, "cloud", route.cloud),
         ledger=ledger,
         guard=build_guard(route.privacy),
         caps=Caps(route.caps),

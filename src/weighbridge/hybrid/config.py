@@ -22,6 +22,7 @@ from pathlib import Path
 from weighbridge.cost.price import Price
 from weighbridge.cost.step import DEFAULT_STEP_COST, StepCost
 from weighbridge.errors import BadInput
+from weighbridge.fleet.config import ModelSpec
 from weighbridge.fleet.config_reader import Section, read_yaml
 from weighbridge.hybrid.attempt import Window
 from weighbridge.hybrid.budget import Budgets
@@ -39,6 +40,8 @@ from weighbridge.hybrid.settings import (
 )
 from weighbridge.hybrid.side import SideSettings
 
+NO_MODELS: Mapping[str, ModelSpec] = {}
+
 
 def load_hybrid(path: Path) -> HybridSettings:
     """The routes of a file, other sections aside. Raises BadInput with one line for each thing that is wrong."""
@@ -55,11 +58,14 @@ def load_hybrid(path: Path) -> HybridSettings:
     return settings
 
 
-def read_hybrid(root: Section, base: Path) -> HybridSettings:
-    """The keys `routes`, `budgets`, `ledger`, `shadow_file` and `tickets` of a file's root."""
+def read_hybrid(root: Section, base: Path, models: Mapping[str, ModelSpec] = NO_MODELS) -> HybridSettings:
+    """The keys `routes`, `budgets`, `ledger`, `shadow_file` and `tickets` of a file's root.
+
+    `models`: those of the same file by name and alias, which a side may name instead of a `url`.
+    """
     budgets = root.section("budgets")
     settings = HybridSettings(
-        routes=tuple(_route(name, section, base) for name, section in root.named("routes")),
+        routes=tuple(_route(name, section, base, models) for name, section in root.named("routes")),
         budgets=Budgets(
             total=budgets.number("usd_per_day", None),
             tenants=_amounts(budgets, "tenants"),
@@ -93,7 +99,7 @@ def _amounts(section: Section, name: str) -> Mapping[str, float]:
     return {str(one): inside.number(str(one), 0.0) for one in written} if isinstance(written, dict) else {}
 
 
-def _route(name: str, section: Section, base: Path) -> RouteSettings:
+def _route(name: str, section: Section, base: Path, models: Mapping[str, ModelSpec]) -> RouteSettings:
     default = Residency(section.choice("residency", Residency.FREE, list(Residency)))
     rules = tuple(_rule(one, index) for index, one in enumerate(section.items("rules")))
     known = [rule.name for rule in rules]
@@ -101,8 +107,8 @@ def _route(name: str, section: Section, base: Path) -> RouteSettings:
         section.problem("rules", f"the name {duplicate!r} is given twice; tickets could not tell them apart")
     route = RouteSettings(
         name=name,
-        edge=_side(section.section("edge"), is_edge=True),
-        cloud=_side(section.section("cloud"), is_edge=False),
+        edge=_side(section, "edge", models),
+        cloud=_side(section, "cloud", models),
         policy=Policy(rules, default),
         threshold=_share(section, "threshold", 0.7) if "threshold" in section else None,
         router=section.path("router", base, must_exist=True),
@@ -134,7 +140,15 @@ def _rule(section: Section, index: int) -> Rule:
     return rule
 
 
-def _side(section: Section, *, is_edge: bool) -> SideSettings:
+def _side(route: Section, name: str, models: Mapping[str, ModelSpec]) -> SideSettings:
+    if models and name not in route:
+        route.problem(
+            name, "is missing; write `model: NAME` of a model of this file, or a `url:` with its `model:`"
+        )
+        return SideSettings("", "unset")
+    section, is_edge = route.section(name), name == "edge"
+    if models and "url" not in section:
+        return _fleet_side(section, models)
     url = section.text("url")
     if not url.startswith(("http://", "https://")):
         section.problem(
@@ -153,7 +167,7 @@ def _side(section: Section, *, is_edge: bool) -> SideSettings:
         ),
         context_tokens=section.count("context", None),
         abilities=frozenset(abilities) if abilities else None,
-        api_key=str(secret) if secret else None,
+        api_key=secret,
         headers=section.table("headers"),
         step_cost=_step_cost(section) if is_edge else None,
         reports_load=section.flag("reports_load", False),
@@ -163,6 +177,25 @@ def _side(section: Section, *, is_edge: bool) -> SideSettings:
         max_tokens=section.count("max_tokens", 1024),
     )
     price.done()
+    section.done()
+    return side
+
+
+def _fleet_side(section: Section, models: Mapping[str, ModelSpec]) -> SideSettings:
+    """A model of the same file: what it costs and how fast it is, its replicas say."""
+    name = section.text("model") or _missing(section, "model")
+    model = models.get(name)
+    if model is None and name != "unset":
+        known = ", ".join(models)
+        section.problem("model", f"{name!r} is no model of this file; there is {known}; or give a `url:`")
+    abilities = section.texts("abilities")
+    side = SideSettings(
+        url="",
+        model=model.name if model is not None else name,
+        context_tokens=section.count("context", None),
+        abilities=frozenset(abilities) if abilities else None,
+        max_tokens=section.count("max_tokens", model.default_max_tokens if model is not None else 1024),
+    )
     section.done()
     return side
 

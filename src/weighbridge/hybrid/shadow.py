@@ -119,7 +119,8 @@ class Shadow:
             if isinstance(reserved, str):
                 raise Refused(reserved)
             reservation = reserved
-        attempt = Attempt(where, side, SideRequest(body, request.size, tenant=request.tenant), router.ledger, reservation)
+        side_request = SideRequest(body, request.size, tenant=request.tenant)
+        attempt = Attempt(where, side, side_request, router.ledger, reservation)
         try:
             await attempt.start(WHOLE)
             gathered = Gathered()

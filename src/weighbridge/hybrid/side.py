@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
@@ -103,6 +104,11 @@ class SideSettings:
     first_chunk_timeout: float = 60.0
     idle_timeout: float = 30.0
     max_tokens: int = 1024  # of an answer, where the client sets no limit
+
+    @property
+    def shown(self) -> str:
+        """The URL for people: without a password that it may hold."""
+        return re.sub(r"//[^/@]*@", "//", self.url)
 
 
 class HttpSide:

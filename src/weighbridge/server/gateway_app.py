@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,23 +26,34 @@ from weighbridge.server.gateway_keys import Keys
 from weighbridge.server.gateway_metrics import GatewayMetrics
 from weighbridge.server.gateway_request import PATHS, created, headers_of, read_all, read_ask
 
+if TYPE_CHECKING:  # most gateways have no routes, and need not load what routes need
+    from weighbridge.server.gateway_routes import GatewayRoutes
+
 log = logging.getLogger("weighbridge.server")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+Answer = Callable[[Receive, Send], Awaitable[int]]
 
 
 class GatewayApp:
     """ASGI. Completions never meet a framework: body in, bytes through, headers out."""
 
     def __init__(
-        self, gateway: Gateway, metrics: GatewayMetrics, clock: Callable[[], float] = time.monotonic
+        self,
+        gateway: Gateway,
+        metrics: GatewayMetrics,
+        clock: Callable[[], float] = time.monotonic,
+        hybrid: GatewayRoutes | None = None,
     ) -> None:
+        """`hybrid`: routes between models, addressed as models themselves."""
         self._gateway = gateway
         self._metrics = metrics
         self._clock = clock
+        self._hybrid = hybrid
         self._keys = Keys(gateway.spec)
         self._relays = Relays(gateway, clock)
-        self._rest = _rest_of(Routes(gateway, metrics, self._keys), Admin(gateway, self._keys))
+        routes = Routes(gateway, metrics, self._keys, hybrid.names if hybrid is not None else [])
+        self._rest = _rest_of(routes, Admin(gateway, self._keys))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] in PATHS and scope["method"] == "POST":
@@ -56,6 +69,11 @@ class GatewayApp:
             headers = headers_of(scope["headers"])
             tenant = self._keys.tenant(headers)
             body = await read_all(receive, headers.get("content-length", "0"), self._gateway.spec.max_body)
+            hybrid = self._hybrid
+            if hybrid is not None and (route := hybrid.named(body)) is not None:
+                answer = partial(hybrid.answer, hybrid.response(route, path, body, headers, tenant), scope)
+                await self._finish(path, answer, receive, send)
+                return
             ask = read_ask(path, body, headers, tenant, self._clock())
             if tenant is None and len(self._gateway.pools) == 1 and not ask.model:
                 ask.model = next(iter(self._gateway.pools))
@@ -67,9 +85,13 @@ class GatewayApp:
             await error_response(failure)(scope, receive, send)
             self._metrics.answered(path, failure.status)
             return
+        await self._finish(path, partial(self._relays.answer, ask), receive, send)
+
+    async def _finish(self, path: str, answer: Answer, receive: Receive, send: Send) -> None:
+        """Write an answer; nothing that happens to it leaves this place but its status."""
         status = 500
         try:
-            status = await self._relays.answer(ask, receive, send)
+            status = await answer(receive, send)
         except Exception:
             log.exception("a request to %s failed", path)
         finally:
@@ -82,6 +104,8 @@ class GatewayApp:
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self._relays.stop()
+        if self._hybrid is not None:
+            await self._hybrid.close()
         await self._gateway.close()
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -89,8 +113,9 @@ class GatewayApp:
 class Routes:
     """What is asked beside completions."""
 
-    def __init__(self, gateway: Gateway, metrics: GatewayMetrics, keys: Keys) -> None:
+    def __init__(self, gateway: Gateway, metrics: GatewayMetrics, keys: Keys, routes: list[str]) -> None:
         self._gateway = gateway
+        self._routes = routes
         self._metrics = metrics
         self._keys = keys
         self._created = created()
@@ -118,16 +143,15 @@ class Routes:
         names = [
             name for pool in self._gateway.pools.values() for name in (pool.spec.name, *pool.spec.aliases)
         ]
+        names += self._routes
         return json_response({"object": "list", "data": [self._model(name) for name in names]})
 
     async def model(self, request: Request) -> Response:
         self._tenant(request)
-        name = request.path_params["model"]
-        self._gateway.pool(name)
-        return json_response(self._model(name))
+        return json_response(self._model(request.path_params["model"]))
 
     def _model(self, name: str) -> dict[str, object]:
-        longest = self._gateway.pool(name).longest_context()
+        longest = None if name in self._routes else self._gateway.pool(name).longest_context()
         fields = {"id": name, "object": "model", "created": self._created, "owned_by": "weighbridge"}
         return fields if longest is None else {**fields, "max_model_len": longest}
 
