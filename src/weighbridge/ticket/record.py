@@ -52,9 +52,7 @@ class Ticket:
     attempts: int = 0  # replicas it was sent to, one after the other
     hedged: bool = False  # a second copy was sent
     resumed: int = 0  # times its stream went on at another replica
-    scores: dict[str, float] = field(
-        default_factory=dict
-    )  # of all candidates at the last choice; lower is better
+    scores: dict[str, float] = field(default_factory=dict)  # of the candidates at the last choice; lower wins
     score_unit: str = ""
 
     def as_dict(self) -> dict[str, Any]:
