@@ -152,7 +152,9 @@ def _side(route: Section, name: str, models: Mapping[str, ModelSpec]) -> SideSet
     url = section.text("url")
     if not url.startswith(("http://", "https://")):
         section.problem(
-            "url", "must be the base of an OpenAI-compatible API, such as http://127.0.0.1:8080/v1"
+            "url",
+            "must be the base of an OpenAI-compatible API, such as http://127.0.0.1:8080/v1; a side that is a "
+            "model of the same file is served by `weighbridge serve --config`",
         )
     price, abilities = section.section("price"), section.texts("abilities")
     secret = section.secret("key")

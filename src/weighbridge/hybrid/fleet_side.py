@@ -270,8 +270,10 @@ class FleetStream:
         await asyncio.shield(self._closing)
 
     async def _finish(self, error: str | None) -> None:
-        await self._source.aclose()  # type: ignore[attr-defined]
-        await self._side.gateway.finish(self._journey, error)
+        try:
+            await self._source.aclose()  # type: ignore[attr-defined]
+        finally:
+            await self._side.gateway.finish(self._journey, error)
 
 
 async def _finished(gateway: Gateway, journey: Journey, error: str) -> None:

@@ -132,10 +132,11 @@ class Journey:
         try:
             edge = await self._edge(window)
         except SideFailed as error:
-            if decision.fallback is None:
-                raise NoSideCan(f"{error}; policy permits no other side ({decision.rule})") from error
             if _at_fault(error):
                 raise
+            if decision.fallback is None:
+                message = f"{error}; policy permits no other side ({decision.rule})"
+                raise NoSideCan(message, retry_after=error.retry_after) from error
             self.note(f"{error}; the cloud answers instead")
             return await self._cloud()
         if not judged or self._good_enough(edge):
