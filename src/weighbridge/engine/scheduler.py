@@ -123,7 +123,8 @@ class Scheduler(Lifecycle):
             return self.settings.itl_target
         pairs = sum(piece.start + 1 for piece in plan.decodes.values())
         alone = self._cost.seconds(len(plan.decodes), len(plan.decodes), pairs)
-        pressed = len(self._queue) >= self.settings.backlog
+        without_token = len(self._queue) + len(self._running) - len(plan.decodes)
+        pressed = without_token >= self.settings.backlog
         floor = self.settings.itl_backlog if pressed else self.settings.itl_floor
         return max(self.settings.itl_stretch * alone, floor)
 

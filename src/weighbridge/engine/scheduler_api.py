@@ -22,13 +22,13 @@ class SchedulerSettings:
     max_batch_tokens: int = 2048  # tokens of one iteration
     max_sequences: int = 256  # requests that run at the same time
     # Seconds of an iteration that streams wait for while prompts are computed beside them. None: `itl_stretch`
-    # times what the decodes take alone, at least `itl_floor`, and `itl_backlog` while prompts queue up:
-    # larger chunks compute faster, and then those who wait need it more than those who read.
+    # times what the decodes take alone, at least `itl_floor`, and `itl_backlog` while several requests are still
+    # without a token: larger chunks compute faster, and then those who wait need it more than those who read.
     itl_target: float | None = None
     itl_stretch: float = 2.1
     itl_floor: float = 0.03
     itl_backlog: float = 0.15
-    backlog: int = 2  # waiting requests that make a backlog
+    backlog: int = 2  # requests without a token, queued or with their prompt under way, that make a backlog
     enable_prefix_cache: bool = True
     prefix_salt: bytes = b""
     speculate: bool = True
