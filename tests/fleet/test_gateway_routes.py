@@ -131,7 +131,7 @@ async def test_a_bad_answer_escalates_and_costs_what_the_replica_charges(stream:
         assert ticket["cost_usd"] == pytest.approx((11 * 2.5 + 7 * 10) / 1e6)
         assert ticket["confidence"] is not None
         below = await front.get(f"/v1/tickets/{upstream_of(ticket)}")
-        assert (below["replica"], below["tenant"]) == ("far", "jane")
+        assert (below["replica"], below["tenant"], below["placement"]) == ("far", "jane", "cloud")
         assert below["cost_usd"] == pytest.approx(ticket["cost_usd"])
         assert (len(edge.calls), len(cloud.calls)) == (1, 1)
         assert edge.calls[0]["weighbridge"]["tenant"] == "jane"

@@ -137,6 +137,7 @@ class FleetSide:
             async with asyncio.timeout(request.timeout):
                 journey = await self.gateway.admit(self._ask(request, started), accepted=True)
                 journey.meter = Meter(hide_usage=False)  # what it used is read here, whoever asked for it
+                journey.ticket.placement = self.name
                 opened = await journey.open()
             self._check(opened)
         except BaseException as error:
