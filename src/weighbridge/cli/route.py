@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -152,21 +152,28 @@ def _save(router: TrainedRouter, path: Path) -> None:
 @app.command("explain")
 def explain(
     ticket: Annotated[str, typer.Argument(help="The id from x-weighbridge-ticket.")],
-    url: Annotated[str, typer.Option(help="The server to ask.")] = "http://127.0.0.1:8090",
+    url: Annotated[str, typer.Option(help="The server to ask.")] = "http://127.0.0.1:8080",
     tickets: Annotated[Path | None, typer.Option(help="A tickets file instead of a server.")] = None,
     api_key: Annotated[str | None, typer.Option(envvar="WEIGHBRIDGE_API_KEY", help="Its API key.")] = None,
 ) -> None:
     """Say in words where a request went, why, what left the machine, and what it cost."""
-    from weighbridge.hybrid.report import explain as words
     from weighbridge.hybrid.report import read_tickets
 
     if tickets is not None:
         found = [one for one in read_tickets(tickets) if one.get("id") == ticket]
         if not found:
             raise BadInput(f"{tickets} holds no ticket {ticket!r}")
-        print(words(found[-1]))
+        print(_in_words(found[-1]))
         return
-    print(words(asyncio.run(fetch(f"{url.rstrip('/')}/v1/tickets/{ticket}", api_key))))
+    print(_in_words(asyncio.run(fetch(f"{url.rstrip('/')}/v1/tickets/{ticket}", api_key))))
+
+
+def _in_words(record: dict[str, Any]) -> str:
+    """A route's ticket, or that of a request for a model of the fleet, which knows no edge and no cloud."""
+    from weighbridge.cli.fleet import explained
+    from weighbridge.hybrid.report import explain as words
+
+    return "\n".join(explained(record)) if record.get("scores") else words(record)
 
 
 @app.command("report")
