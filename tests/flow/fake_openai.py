@@ -21,6 +21,7 @@ class Seen:
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     open: int = 0
+    asked: int = 0  # for tickets, which it has not
     cut: int = 0  # exchanges the client ended early
 
 
@@ -53,7 +54,12 @@ async def openai(script: Script) -> AsyncIterator[tuple[str, Seen]]:
             seen.open -= 1
             seen.cut += not ended
 
+    async def ticket(request: web.Request) -> web.Response:
+        seen.asked += 1
+        return web.json_response({"error": {"message": "no such page", "code": "not_found"}}, status=404)
+
     app = web.Application()
+    app.router.add_get("/v1/tickets/{ticket}", ticket)
     app.router.add_post("/v1/chat/completions", chat)
     runner = web.AppRunner(app, handler_cancellation=True)
     await runner.setup()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Callable
 from statistics import NormalDist
 
 import pytest
@@ -125,6 +127,36 @@ def test_tool_speculation_closed_form() -> None:
 def test_action_speculation_closed_form() -> None:
     assert action_speculation_reduction(0.55, 1, 1) == pytest.approx(0.177, abs=5e-4)
     assert action_speculation_reduction(0.55, 1e9, 1) == pytest.approx(0.355, abs=5e-4)
+
+
+def simulated_reduction(hits: float, draw: Callable[[], float], steps: int, seeded: random.Random) -> float:
+    """Share of time saved in `steps` calls of one agent whose next call is guessed at once.
+
+    Every call the agent makes launches the guessed next one beside it. A hit leaves both running together:
+    the pair takes as long as its longer call. The call that a hit has brought forward guesses nothing itself,
+    so pairs do not chain, which is what p/(1+p) counts. After a miss the next call starts afresh.
+    """
+    sequential = elapsed = 0.0
+    done = 0
+    while done < steps:
+        first = draw()
+        sequential, elapsed, done = sequential + first, elapsed + first, done + 1
+        if seeded.random() < hits:
+            second = draw()
+            sequential, elapsed, done = sequential + second, elapsed + max(second - first, 0.0), done + 1
+    return 1.0 - elapsed / sequential
+
+
+def test_action_speculation_by_simulation() -> None:
+    """The closed form holds for fixed call times and instant guesses; exponential times bring half of it."""
+    seeded = random.Random(20)
+    instant = action_speculation_reduction(0.55, 1e9, 1)
+    fixed = simulated_reduction(0.55, lambda: 1.0, 200_000, seeded)
+    assert fixed == pytest.approx(0.355, abs=0.003)
+    assert fixed == pytest.approx(instant, abs=0.003)
+    exponential = simulated_reduction(0.55, lambda: seeded.expovariate(1.0), 200_000, seeded)
+    assert exponential == pytest.approx(0.178, abs=0.003)
+    assert exponential == pytest.approx(instant / 2, abs=0.003)
 
 
 def test_young_beliefs_are_careful() -> None:

@@ -18,7 +18,7 @@ from tests.tiny import make_tiny
 from weighbridge.cost.price import Price
 from weighbridge.errors import BadInput
 from weighbridge.flow import Budget, first, flow, guess, llm, step
-from weighbridge.flow.client import LlmError
+from weighbridge.flow.client import ChatClient, Endpoint, LlmError
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +230,55 @@ async def test_a_flow_cancelled_anywhere_frees_its_slots(tiny_server: str, pause
         await task
     assert await idle_within(tiny_server, 1.0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_request_cancelled_before_its_first_token_is_confirmed_by_its_ticket(tmp_path: Path) -> None:
+    """Also when it is the first to its server, which has said nothing yet: the client proposed the ticket."""
+    story = {"messages": [{"role": "user", "content": "Story"}], "max_tokens": 900, "ignore_eos": True}
+    with serving(make_tiny("llama", tmp_path / "tiny"), "--max-sequences", "1") as (url, _):
+        holder, client, endpoint = ChatClient(), ChatClient(), Endpoint(url)
+        held = await holder.open(Endpoint(url), story, False).start()  # takes the only place
+        async with aiohttp.ClientSession() as session:
+
+            async def record(ticket: str) -> dict[str, Any]:
+                async with session.get(f"{url}/v1/tickets/{ticket}") as answer:
+                    found: dict[str, Any] = await answer.json() if answer.status == 200 else {}
+                    return found
+
+            stream = client.open(endpoint, story, False)
+            task = asyncio.create_task(stream.start())
+            for _ in range(2000):
+                if await record(stream.ticket):
+                    break
+                await asyncio.sleep(0.002)
+            assert endpoint.ours is None
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            ended, other = await record(stream.ticket), await record(held.ticket)
+        assert len(client.freed_seconds) == 1
+        assert endpoint.ours is True
+        assert (ended["finish_reason"], ended["first_token"], ended["output_tokens"]) == ("abort", None, 0)
+        assert ended["finished"] is not None
+        assert other["finished"] is None, "it waited behind this one"
+        await held.close()
+        assert len(holder.freed_seconds) == 1
+        await client.close()
+        await holder.close()
+
+
+async def test_a_foreign_server_is_asked_for_no_ticket_twice() -> None:
+    async with openai(lambda body, n: [30.0, said("late")]) as (url, seen):
+        client, endpoint = ChatClient(), Endpoint(url)
+        for expected in (None, False):
+            assert endpoint.ours is expected
+            task = asyncio.create_task(client.open(endpoint, {"messages": []}, False).start())
+            await asyncio.sleep(0.1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert (client.freed_seconds, endpoint.ours, seen.asked) == ([], False, 1)
+        await client.close()
 
 
 async def test_the_loser_of_a_race_frees_its_slot(tiny_server: str) -> None:

@@ -17,6 +17,7 @@ from tests.flow.fake_openai import openai, said
 from weighbridge.errors import BadInput
 from weighbridge.flow import PlanError, flow, llm, mcp_tools, step
 from weighbridge.flow.json_stream import JsonEnd
+from weighbridge.flow.mcp import McpError
 from weighbridge.flow.plan import PlanReader, Reference, parse_line
 from weighbridge.flow.replay import ReplaySettings, replay
 from weighbridge.flow.telemetry import export_spans
@@ -112,6 +113,67 @@ async def test_mcp_tools_are_writes_unless_somebody_vouches_for_them() -> None:
     assert vouched["fetch"].may_speculate
     assert await vouched["fetch"](url="x") == "page"
     assert called == [("fetch", {"url": "x"})]
+
+
+SHOP = '''
+from mcp.server import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.types import ToolAnnotations
+
+server = MCPServer("shop")
+orders = []
+
+
+@server.tool(annotations=ToolAnnotations(read_only_hint=True))
+async def count() -> int:
+    """Orders so far."""
+    return len(orders)
+
+
+@server.tool(structured_output=False)
+async def order(item: str, pieces: int = 1) -> str:
+    """Order an item."""
+    if item == "unicorn":
+        raise ToolError("out of stock")
+    orders.append(item)
+    return f"{pieces} of {item}"
+
+
+server.run()
+'''
+
+
+async def test_tools_of_a_real_mcp_server_are_writes_whatever_it_hints(tmp_path: Path) -> None:
+    mcp = pytest.importorskip("mcp")
+    program = tmp_path / "shop.py"
+    program.write_text(SHOP, encoding="utf-8")
+    process = mcp.StdioServerParameters(command=sys.executable, args=[str(program)])
+    async with (
+        asyncio.timeout(30.0),
+        mcp.stdio_client(process) as (read, write),
+        mcp.ClientSession(read, write) as session,
+    ):
+        await session.initialize()
+        tools = await mcp_tools(session)
+        assert {name: one.options.effect for name, one in tools.items()} == {
+            "count": "write",
+            "order": "write",
+        }
+        assert not any(one.may_speculate for one in tools.values())
+        trusted = await mcp_tools(session, trust_hints=True)
+        assert [trusted[name].options.effect for name in ("count", "order")] == ["remote", "write"]
+        assert tools["order"].options.schema is not None
+        assert tools["order"].options.schema["required"] == ["item"]
+
+        @flow
+        async def shopping() -> list[Any]:
+            """Nothing is awaited before all have started: writes keep the order of their calls all the same."""
+            calls = [tools["count"](), tools["order"](item="tea", pieces=2), tools["count"]()]
+            return [await one for one in calls]
+
+        assert await shopping() == [{"result": 0}, "2 of tea", {"result": 1}]
+        with pytest.raises(McpError, match="tool order: out of stock"):
+            await tools["order"](item="unicorn")
 
 
 def test_spans_are_exported() -> None:

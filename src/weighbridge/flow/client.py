@@ -17,6 +17,8 @@ from weighbridge.errors import BadInput, WeighbridgeError
 CONNECT_SECONDS = 10.0
 #: How long a cancelled request's slot is watched until it is free, and how often.
 FREED_SECONDS, FREED_EVERY = 2.0, 0.005
+#: How long a ticket may be unknown: the server may still be reading the request that proposed it.
+UNKNOWN_SECONDS = 0.05
 #: A queue's load is asked for at most this often.
 LOAD_SECONDS = 0.5
 
@@ -31,7 +33,7 @@ class LlmError(WeighbridgeError):
 
 @dataclass(slots=True)
 class Endpoint:
-    """One server. `ours` is learned from its first answer."""
+    """One server. `ours` (is it Weighbridge?) is learned from its first answer; None before."""
 
     url: str
     api_key: str | None = None
@@ -56,7 +58,11 @@ class ChatClient:
 
     def __init__(self) -> None:
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS)
-        self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(_sent)
+        self._session = aiohttp.ClientSession(
+            timeout=timeout, connector=aiohttp.TCPConnector(limit=0), trace_configs=[trace]
+        )
         self.freed_seconds: list[float] = []  # from cancelling a request to seeing its slot free
 
     async def close(self) -> None:
@@ -66,18 +72,39 @@ class ChatClient:
         return ChatStream(self, self._session, endpoint, body, speculative)
 
     async def freed(self, endpoint: Endpoint, ticket: str) -> None:
-        """Watch until the server says that a cancelled request has ended; at most `FREED_SECONDS`."""
+        """Watch until the server says that a cancelled request has ended; at most `FREED_SECONDS`.
+
+        A server that is not known yet is asked too: the first request to it may be the one cancelled.
+        """
         began = time.perf_counter()
-        url = f"{endpoint.url}/v1/tickets/{ticket}"
         with suppress(aiohttp.ClientError, TimeoutError, ValueError):
-            while time.perf_counter() - began < FREED_SECONDS:
-                async with self._session.get(url, headers=endpoint.headers()) as answer:
-                    if answer.status != 200:
+            async with asyncio.timeout(FREED_SECONDS):
+                while (found := await self._ticket(endpoint, ticket)) is not None:
+                    waited = time.perf_counter() - began
+                    if found.get("finished") is not None:
+                        self.freed_seconds.append(waited)
                         return
-                    if (await answer.json()).get("finished") is not None:
-                        self.freed_seconds.append(time.perf_counter() - began)
+                    if not found and waited > UNKNOWN_SECONDS:
                         return
-                await asyncio.sleep(FREED_EVERY)
+                    await asyncio.sleep(FREED_EVERY)
+        if endpoint.ours is None:
+            endpoint.ours = False  # until one of its answers says otherwise
+
+    async def _ticket(self, endpoint: Endpoint, ticket: str) -> dict[str, Any] | None:
+        """A ticket's record, empty while the server knows none of this id; None: it keeps no tickets."""
+        url = f"{endpoint.url}/v1/tickets/{ticket}"
+        async with self._session.get(url, headers=endpoint.headers()) as answer:
+            record = await answer.json() if answer.status in (200, 404) else None
+        if not isinstance(record, dict):
+            return None
+        if answer.status == 200 and record.get("id") == ticket:
+            endpoint.ours = True
+            return record
+        error = record.get("error")
+        if isinstance(error, dict) and error.get("code") == "ticket_not_found":
+            endpoint.ours = True
+            return {}
+        return None
 
     async def ask_load(self, endpoint: Endpoint) -> None:
         """Refresh what is known of one of our servers' queue."""
@@ -92,6 +119,12 @@ class ChatClient:
                 cost = load["step_cost"]
                 batch = max(int(load["running_requests"]), 1)
                 endpoint.seconds_per_token = (float(cost["overhead"]) + float(cost["memory"])) / batch
+
+
+async def _sent(session: aiohttp.ClientSession, context: Any, headers: Any) -> None:
+    """A request has left for its server: from now on, that it was cancelled must be confirmed."""
+    if isinstance(context.trace_request_ctx, ChatStream):
+        context.trace_request_ctx.sent = True
 
 
 class ChatStream:
@@ -113,15 +146,21 @@ class ChatStream:
         self._response: aiohttp.ClientResponse | None = None
         self._ended = False
         self._first: dict[str, Any] | None = None
+        self.sent = False
         self.ticket = uuid.uuid4().hex  # proposed; the server's answer says what it is
 
     async def start(self) -> ChatStream:
         """Send the request and wait for the first event. Raises LlmError. Cancelled, it leaves nothing."""
         try:
             self._response = await self._session.post(
-                f"{self._endpoint.url}/v1/chat/completions", json=self._payload(), headers=self._headers()
+                f"{self._endpoint.url}/v1/chat/completions",
+                json=self._payload(),
+                headers=self._headers(),
+                trace_request_ctx=self,
             )
-            self._endpoint.ours = "x-weighbridge-ticket" in self._response.headers
+            named = "x-weighbridge-ticket" in self._response.headers
+            if named or self._response.status == 200:  # a refusal need not name a ticket
+                self._endpoint.ours = named
             self.ticket = self._response.headers.get("x-weighbridge-ticket", self.ticket)
             if self._response.status != 200:
                 raise await self._failure(self._response)
@@ -151,7 +190,7 @@ class ChatStream:
         self._ended = True
         if response is not None:
             response.close()
-        if self._endpoint.ours:
+        if self.sent and self._endpoint.ours is not False:
             await self._client.freed(self._endpoint, self.ticket)
 
     def _payload(self) -> dict[str, Any]:

@@ -16,8 +16,8 @@ def tool_speculation_seconds(steps: int, model: float, tool: float, guess: float
 def action_speculation_reduction(hits: float, guess_rate: float, actor_rate: float) -> float:
     """Share of time saved by guessing the next action: p/(1+p) · a/(a+b).
 
-    a and b are the rates of the guesser and of the actor (arXiv 2510.04371). Holds for fixed call times; for
-    exponential ones our simulation gives half.
+    a and b are the rates of the guesser and of the actor (arXiv 2510.04371). Holds for fixed call times; iid
+    exponential ones bring half of it (tests/flow/test_gate.py simulates both).
     """
     return hits / (1.0 + hits) * guess_rate / (guess_rate + actor_rate)
 
