@@ -43,6 +43,11 @@ FAMILIES = tuple(_FAMILIES)
 def make_tiny(family: str, directory: Path, **overrides: Any) -> Path:
     """Save a random model of `family` with a small tokenizer and a chat template; same seed, same weights."""
     name, extra = _FAMILIES[family]
+    return save_random(name, {**extra, **overrides}, directory)
+
+
+def save_random(name: str, extra: dict[str, Any], directory: Path) -> Path:
+    """Save a small random model of transformers' class `name`, `extra` over the usual sizes."""
     options = {
         "vocab_size": VOCABULARY,
         "hidden_size": 64,
@@ -56,7 +61,6 @@ def make_tiny(family: str, directory: Path, **overrides: Any) -> Path:
         "eos_token_id": 2,
         "pad_token_id": 0,
         **extra,
-        **overrides,
     }
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**options)

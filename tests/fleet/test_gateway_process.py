@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tests.server.running import free_port
+from tests.server.running import free_port, running
 from tests.tiny import make_tiny
 from weighbridge.cli.app import app
 from weighbridge.errors import BadInput, WeighbridgeError
@@ -40,19 +40,10 @@ def ask(url: str, path: str, body: Any = None, timeout: float = 30.0) -> Any:
 def gateway(*arguments: str, replicas: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     port = free_port()
     command = [sys.executable, "-m", "weighbridge", "serve", *arguments, "--port", str(port)]
-    process = subprocess.Popen(command, env=os.environ)
     url = f"http://127.0.0.1:{port}"
-    try:
+    with running(command, 20) as process:
         wait(lambda: sum(one["standing"] == "up" for one in replicas_of(url)) == replicas, process, 90)
         yield url, process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(5)
 
 
 def wait(condition: Any, process: subprocess.Popen[bytes], seconds: float) -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-from tests.tiny import VOCABULARY, save_tokenizer
+from tests.tiny import save_random
 
 _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("Mixtral", {"num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 96}),
@@ -58,27 +55,4 @@ MOE_FAMILIES = tuple(_FAMILIES)
 def make_tiny_moe(family: str, directory: Path, **overrides: Any) -> Path:
     """Save a random mixture of experts with a small tokenizer; same seed, same weights."""
     name, extra = _FAMILIES[family]
-    options = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 64,
-        "intermediate_size": 160,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 1024,
-        "initializer_range": 0.2,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        **extra,
-        **overrides,
-    }
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**options))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(directory)
-    save_tokenizer(directory)
-    return directory
+    return save_random(name, {**extra, **overrides}, directory)

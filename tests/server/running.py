@@ -35,16 +35,23 @@ def serving(model: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[
         "1",
         *options,
     ]
-    process = subprocess.Popen(command, env=os.environ)
     url = f"http://127.0.0.1:{port}"
-    try:
+    with running(command, 15) as process:
         wait_until_ready(url, process)
         yield url, process
+
+
+@contextmanager
+def running(command: list[str], patience: float) -> Iterator[subprocess.Popen[bytes]]:
+    """A process until the block ends: asked to stop, and killed after `patience` seconds."""
+    process = subprocess.Popen(command, env=os.environ)
+    try:
+        yield process
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(15)
+                process.wait(patience)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.server.running import free_port, wait_until_ready
+from tests.server.running import free_port, running, wait_until_ready
 from weighbridge.cost import StepCost
 
 COST = StepCost(overhead=0.002, memory=0.006, per_token=2e-5, per_context_token=1e-8, per_sequence=1e-5)
@@ -29,19 +28,10 @@ def simulated(directory: Path, *options: str) -> Iterator[tuple[str, subprocess.
     cost.write_text(json.dumps({"step_cost": COST.as_dict()}))
     port = free_port()
     command = [sys.executable, "-m", "weighbridge", "replica", "--simulated", "--step-cost", str(cost)]
-    process = subprocess.Popen([*command, "--port", str(port), *options], env=os.environ)
     url = f"http://127.0.0.1:{port}"
-    try:
+    with running([*command, "--port", str(port), *options], 10) as process:
         wait_until_ready(url, process)
         yield url, process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(5)
 
 
 @pytest.fixture(scope="module")

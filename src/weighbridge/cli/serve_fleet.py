@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -115,19 +114,17 @@ def serve_spec(spec: FleetSpec, hybrid: HybridSettings | None = None, *, json_lo
     if not json_logs:
         announce(spec, hybrid, "{}:{}".format(*listener.getsockname()[:2]))
     settings = ServerSettings(drain_timeout=spec.drain_timeout, json_logs=json_logs)
-    quicken(listener)
+    quicken()
     drained = run_server(cast(Any, app), cast(Any, gateway), listener, settings)
     if not drained:
         raise WeighbridgeError("some requests were cut off: the drain timeout was too short for them")
 
 
-def quicken(listener: socket.socket) -> None:
-    """Small writes leave at once (accepted connections inherit this), on the faster event loop where it is.
+def quicken() -> None:
+    """The faster event loop where it is, and less garbage collection.
 
-    Without TCP_NODELAY the first chunk of a stream waits for the acknowledgement of its headers: 40 ms. What was
-    imported lives for ever, so the garbage collector need not look at it again; requests make few cycles.
+    What was imported lives for ever, so the collector need not look at it again; requests make few cycles.
     """
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
