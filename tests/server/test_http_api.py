@@ -201,7 +201,9 @@ async def test_the_async_client_runs_many_at_once(server: str) -> None:
 
 
 def test_ticket_models_load_metrics_and_console(server: str, client: openai.OpenAI) -> None:
-    raw = client.completions.with_raw_response.create(model="tiny", prompt="hi", max_tokens=3)
+    raw = client.completions.with_raw_response.create(
+        model="tiny", prompt="hi", max_tokens=3, extra_body={"ignore_eos": True}
+    )
     name = raw.headers["x-weighbridge-ticket"]
     ticket = httpx.get(f"{server}/v1/tickets/{name}").json()
     assert (ticket["id"], ticket["output_tokens"], ticket["finish_reason"]) == (name, 3, "length")
@@ -447,7 +449,7 @@ def test_sigterm_under_load_loses_no_accepted_request(tiny_model: Path) -> None:
 def test_a_client_may_propose_its_ticket(server: str) -> None:
     """Once: a second request with the same id gets one of its own."""
     proposed = "0123456789abcdef" * 2
-    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "ignore_eos": True}
     answers = [
         httpx.post(
             f"{server}/v1/chat/completions",
