@@ -1,14 +1,15 @@
 """The headline: continuous against static batching, same kernels, real output lengths.
 
-    python benchmarks/static_vs_continuous.py --trace azure_2023_conv.csv [--requests 128] [--batch 16]
-        [--rounds 2]
+    python benchmarks/static_vs_continuous.py --trace azure_2023_conv.csv [--requests 200] [--batch 16]
+        [--kv-cache-memory 345MiB --max-model-len 2048] [--rounds 2]
 
 Starts `weighbridge serve` once for each side, one after the other, and sends the first requests of the trace
 as fast as they come (all at once: a backlog, so that every server is saturated until it runs dry). Lengths are
 the trace's, scaled to the model: prompts by 0.1 (the trace's median of about 1,000 tokens would be a tenth of
 this model's context), outputs by `--scale-output`. The static side is the classic one: a batch waits until it
 is full or a timeout passes, prompts are padded to the longest, KV is reserved for the longest possible
-output, and nobody leaves before the last one is done. Its attention does not run over padding, which favours it.
+sequence, and nobody leaves before the last one is done. Its attention does not run over padding, which favours it.
+With `--kv-cache-memory` both sides get that much; without, memory holds every seat.
 Rounds alternate the sides (A B C A B C); the table shows medians over them.
 """
 
@@ -37,14 +38,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trace", type=Path, required=True)
-    parser.add_argument("--requests", type=int, default=128)
+    parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--batch", type=int, default=16, help="seats of the static side")
     parser.add_argument("--scale-prompt", type=float, default=0.1)
-    parser.add_argument("--scale-output", type=float, default=0.5)
+    parser.add_argument("--scale-output", type=float, default=1.0)
+    parser.add_argument("--kv-cache-memory", help="for both sides; none: the server's default")
+    parser.add_argument("--max-model-len", type=int, default=2048, help="for both sides")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is ended on the way out
+    both = ["--max-model-len", str(options.max_model_len)]
+    both += ["--kv-cache-memory", options.kv_cache_memory] if options.kv_cache_memory else []
     sides = {
         "static": ["--batching", "static", "--static-batch-size", str(options.batch)],
         "continuous, same seats": ["--max-sequences", str(options.batch)],
@@ -53,7 +58,7 @@ def main() -> None:
     results: dict[str, list[Figures]] = {name: [] for name in sides}
     for _ in range(options.rounds):
         for name, flags in sides.items():
-            results[name].append(run(flags, options))
+            results[name].append(run(both + flags, options))
             if options.json:
                 options.json.write_text(json.dumps(results, indent=1))
     print(table(results))

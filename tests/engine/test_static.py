@@ -14,7 +14,7 @@ from weighbridge.errors import BadInput, DeadlineMissed, NeverFits
 
 
 def make_driver(batch_size: int = 4, timeout: float = 1.0, **options: int) -> Driver:
-    defaults = {"max_model_len": 200, "num_blocks": 100, "block_size": 4}
+    defaults = {"max_model_len": 200, "num_blocks": 300, "block_size": 4}
     return Driver(StaticScheduler(SchedulerSettings(**(defaults | options)), Costs(), batch_size, timeout))
 
 
@@ -68,14 +68,20 @@ def test_tokens_are_delivered_as_they_come() -> None:
     ]
 
 
-def test_every_seat_reserves_the_longest_prompt_and_output() -> None:
-    driver = make_driver(batch_size=4, num_blocks=12)
-    driver.add(make_request("a", [1] * 16, 1), *(make_request(f"b{i}", [1], 9) for i in range(3)))
-    batch = driver.schedule()
-    # 16 + 9 - 1 tokens are 6 blocks: two seats fill the pool, although the requests need 4 + 3 * 3.
-    assert batch.num_sequences == 2
+def test_every_seat_reserves_the_longest_sequence() -> None:
+    driver = make_driver(batch_size=4, num_blocks=12, max_model_len=24)
+    driver.add(*(make_request(f"r{i}", [1], 2) for i in range(4)))
+    # 24 - 1 tokens are 6 blocks: two seats fill the pool, although each request needs a single block.
+    assert driver.schedule().num_sequences == 2
     assert driver.scheduler.load().running_requests == 2
     assert driver.scheduler.load().kv_blocks_used == 12
+
+
+def test_a_pool_for_less_than_the_longest_sequence_is_one_seat() -> None:
+    driver = make_driver(batch_size=4, num_blocks=4)
+    driver.add(make_request("a", [1] * 10, 7), make_request("b", [1] * 10, 7))
+    assert [driver.step()[0].num_sequences for _ in range(14)] == [1] * 14
+    assert len(driver.finished) == 2
 
 
 def test_an_idle_seat_stays_inside_the_context() -> None:

@@ -6,8 +6,8 @@ The rules, each of them what classic serving does, none made worse:
    first has waited `timeout` seconds; at once if that time passed while the batch before it ran.
 2. Prompts are padded on the left to the longest. The padding is really computed (`Slice.padding`): a full
    rectangle of tokens runs through the layers. Attention over padding is spared, in favour of this baseline.
-3. Each seat reserves KV for the longest prompt and the longest output of its batch. Where the pool does not
-   hold that `batch_size` times, the batch takes fewer requests.
+3. Each seat reserves KV for the longest sequence that is allowed (`max_model_len`): nobody knows beforehand
+   when an answer ends. Where the pool does not hold that `batch_size` times, the batch has fewer seats.
 4. Nobody joins or leaves. Tokens are delivered as they come and an answer that is complete ends at once, but
    its seat goes on computing, output dropped, until the last member is done: a ghost request keeps it.
 5. No prefix cache, no preemption, no speculation, no priorities, no tenants; forks are requests like others.
@@ -60,9 +60,11 @@ class StaticScheduler:
                 f"a static batch of {batch_size} after {timeout} s cannot work: use 1 and 0 or more"
             )
         self.settings = settings
-        self.batch_size = min(batch_size, settings.seats)
         self.timeout = timeout
         self.pool = BlockPool(settings.num_blocks, settings.block_size)
+        # A pool that holds less than one longest sequence is one seat: what could outgrow it was refused before.
+        self._seat_blocks = min(self.pool.blocks_for(settings.max_model_len - 1), settings.num_blocks)
+        self.batch_size = min(batch_size, settings.seats, settings.num_blocks // self._seat_blocks)
         self._cost_source = cost
         self._output_length = OutputLength()
         self._deadlines = Deadlines()
@@ -139,24 +141,14 @@ class StaticScheduler:
         return wake_at is not None and now >= wake_at
 
     def _form(self) -> None:
-        """First come, first served, as many as fit (rule 3); the first always does."""
-        members: list[Request] = []
-        prompt = output = blocks = 0
-        for waiting in islice(self._waiting.values(), self.batch_size):
-            request = waiting.request
-            longer_prompt = max(prompt, request.num_prompt_tokens)
-            longer_output = max(output, request.params.max_tokens)
-            each = self.pool.blocks_for(min(longer_prompt + longer_output, self.settings.max_model_len) - 1)
-            if each * (len(members) + 1) > self.pool.num_blocks:
-                break
-            members.append(request)
-            prompt, output, blocks = longer_prompt, longer_output, each
+        """First come, first served, one seat each."""
+        members = [waiting.request for waiting in islice(self._waiting.values(), self.batch_size)]
         for request in members:
             self._queued_tokens -= self._waiting.pop(request.id).tokens
             self._members[request.id] = request
             request.state = RequestState.RUNNING
-            request.block_table = [self.pool.allocate(request.tenant) for _ in range(blocks)]
-        self._batch = _Formation(members, prompt)
+            request.block_table = [self.pool.allocate(request.tenant) for _ in range(self._seat_blocks)]
+        self._batch = _Formation(members, max(request.num_prompt_tokens for request in members))
 
     def _prompt_columns(self, batch: _Formation) -> Batch:
         """The next columns of the padded rectangle: whole rows of it are padding until a short prompt begins.
