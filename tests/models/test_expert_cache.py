@@ -1,8 +1,7 @@
-"""The expert cache: the numbers of a model that is wholly resident; the policy against a plain LRU."""
+"""The expert cache behind the decoder: the numbers of a model that is wholly resident."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,81 +15,8 @@ from weighbridge.errors import BadInput
 from weighbridge.models.checkpoint import open_checkpoint
 from weighbridge.models.decoder import Decoder
 from weighbridge.models.expert_cache import CachedExperts, ExpertCache
-from weighbridge.models.expert_policy import HeatAware, PlainLru
 from weighbridge.models.loader import Quantize, load_decoder
 from weighbridge.models.moe import SparseMlp
-
-LAYERS, EXPERTS, TOP_K = 12, 8, 2
-Routing = list[list[list[int]]]  # step, layer, experts used
-
-
-def routing(kind: str, steps: int, batch: int, seed: int = 0) -> Routing:
-    """Synthetic loads: even or skewed tokens, drifting popularity, texts that stick to their experts, a cycle."""
-    rng = np.random.default_rng(seed)
-    skew = {"uniform": 0.0, "mild": 0.4, "skewed": 1.0, "drifting": 1.0}.get(kind, 0.8)
-    ranks = np.arange(1.0, EXPERTS + 1)
-
-    def popularity() -> np.ndarray:
-        return np.stack([rng.permutation(-skew * np.log(ranks)) for _ in range(LAYERS)])
-
-    logits, previous = popularity(), np.zeros((LAYERS, EXPERTS))
-    recorded: Routing = []
-    for step in range(steps):
-        if kind == "cycle":
-            recorded.append([[(step + i) % EXPERTS for i in range(TOP_K)]] * LAYERS)
-            continue
-        if kind == "drifting" and step % 100 == 99:
-            logits = popularity()
-        if kind == "topics" and step % 40 == 39:
-            logits = rng.gumbel(size=(LAYERS, EXPERTS)) * 2.0
-        noise = rng.gumbel(size=(batch, LAYERS, EXPERTS)) + logits + 2.0 * (kind == "sticky") * previous
-        top = np.argpartition(-noise, TOP_K - 1, axis=2)[:, :, :TOP_K]
-        used = [sorted(set(top[:, layer].ravel().tolist())) for layer in range(LAYERS)]
-        previous = np.zeros((LAYERS, EXPERTS))
-        for layer, experts in enumerate(used):
-            previous[layer, experts] = 1.0
-        recorded.append(used)
-    return recorded
-
-
-def visits(recorded: Routing) -> Iterator[tuple[int, list[int]]]:
-    return ((layer, experts) for step in recorded for layer, experts in enumerate(step))
-
-
-def hit_rates(recorded: Routing, capacity: int) -> tuple[float, float]:
-    """Of the heat-aware policy and of a plain LRU."""
-    policy, lru = HeatAware(LAYERS, EXPERTS, capacity), PlainLru(capacity)
-    hits = lru_hits = uses = 0
-    for layer, experts in visits(recorded):
-        hits += sum((layer, expert) in policy.resident for expert in experts)
-        policy.visit(layer, experts)
-        assert len(policy.resident) <= capacity
-        lru_hits += lru.visit(layer, experts)[0]
-        uses += len(experts)
-    return hits / uses, lru_hits / uses
-
-
-@pytest.mark.parametrize("kind", ["uniform", "mild", "skewed", "drifting", "topics", "sticky", "cycle"])
-@pytest.mark.parametrize("batch", [1, 4, 16])
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
-def test_heat_aware_hits_at_least_what_an_lru_does(kind: str, batch: int, share: float) -> None:
-    ours, lru = hit_rates(routing(kind, 300, batch), int(share * LAYERS * EXPERTS))
-    assert ours >= lru
-    if kind == "skewed" and batch > 1:
-        assert ours > lru + 0.07
-
-
-def test_the_policy_counts_what_an_lru_would_hit() -> None:
-    recorded, capacity = routing("skewed", 100, 1), 30
-    policy = HeatAware(LAYERS, EXPERTS, capacity)
-    lru = PlainLru(capacity, sorted(policy.resident))
-    expected = sum(lru.visit(layer, experts)[0] for layer, experts in visits(recorded))
-    for layer, experts in visits(recorded):
-        policy.visit(layer, experts)
-    assert policy.lru_hits == expected
-
-
-# -- the cache behind the decoder ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=["mixtral", "qwen2-moe-mixed", "olmoe"])

@@ -16,7 +16,8 @@ import torch
 
 from weighbridge.errors import BadInput
 from weighbridge.models.decoder import Mlp
-from weighbridge.models.expert_policy import Expert, HeatAware
+from weighbridge.models.expert_policy import HeatAware
+from weighbridge.models.expert_ways import Expert
 from weighbridge.models.moe import Router, combine, gather
 from weighbridge.models.moe_grouped import native_experts, packed_matrix
 
@@ -68,7 +69,7 @@ class ExpertCache:
         self.capacity = capacity
         self._load = load
         self._compute = compute
-        self._policy = HeatAware(layers, experts, capacity)
+        self._policy = HeatAware(layers, experts, capacity, least=top_k)
         self._resident = {expert: load(*expert) for expert in sorted(self._policy.resident)}
         self._coming: dict[Expert, Future[Mlp]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="weighbridge-experts")
