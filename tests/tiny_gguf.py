@@ -32,7 +32,7 @@ def write_gguf(
     config = json.loads((directory / "config.json").read_text())
     architecture = _ARCHITECTURES.get(config["model_type"], config["model_type"])
     writer = GGUFWriter(path, architecture)
-    _write_shape(writer, config)
+    write_shape(writer, config)
     for key, value in metadata.items():
         name = f"{architecture}.{key.replace('__', '.')}"
         {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)](name, value)
@@ -50,7 +50,7 @@ def finish(writer: GGUFWriter) -> None:
     writer.close()
 
 
-def _write_shape(writer: GGUFWriter, config: dict[str, Any]) -> None:
+def write_shape(writer: GGUFWriter, config: dict[str, Any]) -> None:
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     writer.add_block_count(config["num_hidden_layers"])

@@ -182,7 +182,6 @@ def test_other_files_and_versions_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings_", "words"),
     [
-        ({"expert_count": 8}, "mixture of 8 experts"),
         ({"rope__scaling__type": "longrope"}, "longrope"),
         ({"rope__scaling__type": "yarn", "rope__scaling__yarn_log_multiplier": 0.1}, "mscale"),
     ],

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models import cache, gguf, gguf_config, hf_config
+from weighbridge.models import cache, fused_experts, gguf, gguf_config, hf_config
 from weighbridge.models.config import ModelConfig
 from weighbridge.models.hf_config import read_json
 from weighbridge.models.quantized import GroupQuantized
@@ -68,13 +68,16 @@ class SafetensorsCheckpoint:
         return list(self._file_of)
 
     def tensor(self, name: str) -> torch.Tensor:
-        file = self._file_of.get(name)
-        if file is None:
+        part = (
+            fused_experts.Part(name) if name in self._file_of else fused_experts.locate(name, self._file_of)
+        )
+        if part is None:
             raise BadInput(f"{self.path} has no tensor {name!r}: the checkpoint is incomplete")
+        file = self._file_of[part.name]
         try:
-            tensor: torch.Tensor = self._opened(file).get_tensor(name)
+            tensor = self._read(file, part)
         except SafetensorError as error:
-            raise BadInput(f"{file} has no readable tensor {name!r}: {error}") from error
+            raise BadInput(f"{file} has no readable tensor {part.name!r}: {error}") from error
         if tensor.dtype not in _FLOATS:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UnsupportedModel(
@@ -87,6 +90,20 @@ class SafetensorsCheckpoint:
 
     def fingerprint(self) -> str:
         return cache.fingerprint(sorted({self.path / "config.json", *self._file_of.values()}))
+
+    def _read(self, file: Path, part: fused_experts.Part) -> torch.Tensor:
+        """A whole tensor, or what one expert has of it: nothing else is read."""
+        tensor: torch.Tensor
+        if part.expert is None:
+            tensor = self._opened(file).get_tensor(part.name)
+            return tensor
+        stored = self._opened(file).get_slice(part.name)
+        cut = fused_experts.cut(part, stored.get_shape(), self.config)
+        if cut.transposed:
+            tensor = stored[part.expert, :, cut.start : cut.end]
+            return tensor.T.contiguous()
+        tensor = stored[part.expert, cut.start : cut.end]
+        return tensor
 
     def _opened(self, file: Path) -> Any:
         """The mapped file. Raises BadInput when it is not safetensors, or is cut short."""

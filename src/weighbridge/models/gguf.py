@@ -12,6 +12,7 @@ from gguf.constants import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
 from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models import gguf_experts
 from weighbridge.models.config import ModelConfig
 from weighbridge.models.gguf_format import TensorEntry, read_gguf
 from weighbridge.models.quantized import GROUP_SIZE, GroupQuantized
@@ -33,6 +34,7 @@ _LAYER_NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    **gguf_experts.NAMES,
 }
 _TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _OUR_NAMES = {theirs: ours for ours, theirs in (_LAYER_NAMES | _TOP_NAMES).items()}
@@ -106,11 +108,14 @@ class GgufFile:
         return values
 
     def __contains__(self, name: str) -> bool:
-        return gguf_name(name) in self._contents.tensors
+        return self._entry(name) is not None
 
     def names(self) -> list[str]:
         """Names of all tensors, as Hugging Face calls them."""
-        return [hf_name(name) for name in self._contents.tensors]
+        found: list[str] = []
+        for name, entry in self._contents.tensors.items():
+            found += gguf_experts.expert_names(entry) or [hf_name(name)]
+        return found
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor by its Hugging Face name, rows first."""
@@ -134,10 +139,14 @@ class GgufFile:
         return GroupQuantized(coded.bits, coded.codes[order], coded.scales[order], minimums)
 
     def _find(self, name: str) -> TensorEntry:
-        entry = self._contents.tensors.get(gguf_name(name))
+        entry = self._entry(name)
         if entry is None:
             raise BadInput(f"{self.path.name} has no tensor {gguf_name(name)!r}: the file is incomplete")
         return entry
+
+    def _entry(self, name: str) -> TensorEntry | None:
+        tensors = self._contents.tensors
+        return tensors.get(gguf_name(name)) or gguf_experts.find_expert(name, tensors)
 
     def _row_order(self, name: str, config: ModelConfig) -> npt.NDArray[np.int64] | None:
         stem = name.rpartition(".")[0]

@@ -8,9 +8,10 @@ from typing import Any
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.config import ModelConfig, RopeConfig
 from weighbridge.models.gguf import GgufFile
+from weighbridge.models.gguf_experts import FAMILIES, read_experts
 
-#: GGUF architectures, which are also ours. Mistral files call themselves llama.
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
+#: GGUF architectures. Mistral and Mixtral files call themselves llama.
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "qwen2moe", "qwen3moe", "olmoe")
 
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
@@ -21,15 +22,18 @@ def read_config(file: GgufFile) -> ModelConfig:
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UnsupportedModel(f"GGUF architecture {architecture!r} is not supported ({known} are)")
-    experts = _whole(file, "expert_count", 0)
-    if experts:
-        raise UnsupportedModel(f"{file.path.name} is a mixture of {experts} experts, which is not supported")
     heads, hidden, layers = (
         _whole(file, key) for key in ("attention.head_count", "embedding_length", "block_count")
     )
     window = _whole(file, "attention.sliding_window", 0) if architecture == "llama" else 0
+    count = _whole(file, "expert_count", 0)
+    if count and architecture not in FAMILIES:
+        raise UnsupportedModel(
+            f"a mixture of {count} experts of architecture {architecture} is not supported"
+        )
+    normed = "model.layers.0.self_attn.q_norm.weight" in file
     return ModelConfig(
-        architecture=architecture,
+        architecture=FAMILIES[architecture][0] if count else architecture,
         vocab_size=file.shape("model.embed_tokens.weight")[0],
         hidden_size=hidden,
         intermediate_size=_whole(file, "feed_forward_length"),
@@ -47,7 +51,10 @@ def read_config(file: GgufFile) -> ModelConfig:
         qkv_bias="model.layers.0.self_attn.q_proj.bias" in file,
         output_bias="model.layers.0.self_attn.o_proj.bias" in file,
         mlp_bias="model.layers.0.mlp.down_proj.bias" in file,
-        qk_norm="model.layers.0.self_attn.q_norm.weight" in file,
+        qk_norm=normed and architecture != "olmoe",
+        qk_norm_all_heads=normed and architecture == "olmoe",
+        clip_qkv=_number(file, "attention.clamp_kqv", 0.0) or None,
+        experts=read_experts(file, layers, count, _whole(file, "expert_used_count")) if count else None,
         eos_token_ids=end_token_ids(file),
         bos_token_id=file.index("tokenizer.ggml.bos_token_id"),
     )

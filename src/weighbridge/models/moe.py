@@ -122,7 +122,7 @@ class SharedExpert:
 
     def __init__(self, mlp: Mlp, gate: torch.Tensor) -> None:
         self._mlp = mlp
-        self._gate = gate.float().contiguous()
+        self._gate = gate.float().reshape(1, -1).contiguous()  # a GGUF has it without the leading 1
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """float32 [tokens, hidden]."""
