@@ -3,8 +3,9 @@
     python benchmarks/moe_step_time.py [--layers 30] [--svg docs/moe-step-time.svg] [--json FILE]
 
 All models have SmolLM2-135M's attention and random weights in bfloat16; the mixture has 8 experts of its
-feed-forward size and uses 2. Decode steps at context 100, every token at random, median of the repeats. Two
-routers: an even one, and one skewed by a power law of exponent 1. Run it on an otherwise idle machine.
+feed-forward size and uses 2. Decode steps at context 100, every token at random, median of the repeats; mixtures run
+more steps of small batches, so that the experts touched are averaged over some hundred tokens. Two routers: an even
+one, and one skewed by a power law of exponent 1. Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from weighbridge.cost.experts import coverage
 from weighbridge.engine.expert_telemetry import attach
 from weighbridge.models.allocator import tune_allocator
 from weighbridge.models.config import ModelConfig, RopeConfig
@@ -33,6 +33,7 @@ from weighbridge.models.quantized import GroupQuantized
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CONTEXT, BLOCK = 100, 32
+TOKENS = 512  # of each batch size, for the mean of the experts touched
 VOCABULARY, HIDDEN, INTERMEDIATE = 4096, 576, 1536
 EXPERTS, TOP_K = 8, 2
 
@@ -128,7 +129,8 @@ def measure(decoder: Decoder, repeats: int) -> list[dict[str, float]]:
     rows = []
     for batch in BATCHES:
         where, seconds, touched = layout(batch), [], []
-        for turn in range(repeats + 1):
+        steps = repeats if telemetry is None else max(repeats, min(TOKENS // batch, 128))
+        for turn in range(steps + 1):
             ids = rng.integers(0, VOCABULARY, batch).astype(np.int32)
             started = time.perf_counter()
             decoder.forward(ids, where, cache, np.arange(batch, dtype=np.int32))
@@ -141,11 +143,9 @@ def measure(decoder: Decoder, repeats: int) -> list[dict[str, float]]:
             row["touched"] = statistics.fmean(touched) / len(telemetry.layers)
         rows.append(row)
     if telemetry is not None:
-        use = [np.array(layer["tokens"], float) for layer in telemetry.report()["layers"]]
+        predicted = {row["batch"]: row["predicted"] for row in telemetry.report()["coverage"]}
         for row in rows:
-            row["predicted"] = statistics.fmean(
-                coverage((tokens / tokens.sum() * TOP_K).tolist(), row["batch"]) for tokens in use
-            )
+            row["predicted"] = predicted[int(row["batch"])]
     return rows
 
 

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from tests.planner.test_experts import MIXTRAL, README, README_PLACEMENT
 from tests.tiny import make_tiny
 from weighbridge.cli.app import app
-from weighbridge.cli.moe_stats import cliff, heat_map
+from weighbridge.cli.moe_curve import cliff
+from weighbridge.cli.moe_stats import heat_map
 from weighbridge.errors import BadInput
 
 PLACE = ["--gpus", "8", "--nodes", "2", "--groups", "4", "--replicas", "16"]
@@ -104,7 +105,10 @@ def test_upcycle_and_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert answer["experts"] == 4
     measured = json.loads(run("curve", str(out), "--batches", "1,4", "--context", "20", "--json").stdout)
     assert [row["batch"] for row in measured["curve"]] == [1, 4]
-    assert measured["curve"][0]["experts_per_layer"] == 2.0
+    first, second = measured["curve"]
+    assert first["experts_per_layer"] == first["predicted"] == 2.0
+    assert 2.0 < second["experts_per_layer"] <= 4.0
+    assert second["predicted"] == pytest.approx(second["experts_per_layer"], rel=0.1)
     assert measured["cliff"] == 4
     assert "dense" in str(run("curve", str(dense), "--batches", "1").exception)
     assert "--batches" in str(run("curve", str(out), "--batches", "x").exception)

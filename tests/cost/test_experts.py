@@ -14,6 +14,7 @@ from tests.moe_data import moe_data
 from weighbridge.cost import DEFAULT_STEP_COST, Sample, StepClock, StepCost, fit
 from weighbridge.cost.experts import (
     ExpertUse,
+    correlation,
     coverage,
     fit_overlap,
     independent_tokens,
@@ -51,6 +52,43 @@ def test_coverage_of_recorded_routing() -> None:
         )
     assert overlap > 0.0
     assert use.touched(64, 1) < use.touched(64, 64)
+
+
+@given(p=st.floats(0.0, 1.0), alike=st.floats(1e-4, 0.9), tokens=st.integers(0, 200))
+def test_alike_tokens_touch_less(p: float, alike: float, tokens: int) -> None:
+    """Two tokens against the definition of a correlation; any number between one token and independent ones."""
+    one, two = coverage([p], 1, alike), coverage([p], 2, alike)
+    assert one == pytest.approx(p, abs=1e-9)
+    assert two == pytest.approx(1 - (1 - p) ** 2 - alike * p * (1 - p), abs=1e-9)
+    touched = coverage([p], tokens, alike)
+    assert min(p, tokens) - 1e-9 <= touched <= coverage([p], tokens) + 1e-9
+    assert touched <= coverage([p], tokens + 1, alike) + 1e-12
+    assert coverage([p], tokens, 1e-9) == pytest.approx(coverage([p], tokens), abs=1e-4)
+
+
+def test_what_sequences_share_predicts_what_they_touch() -> None:
+    """Iterations with topics of their own: independent tokens would touch too much, pairs tell how much."""
+    rng = np.random.default_rng(0)
+    mean = np.array([0.6, 0.5, 0.3, 0.2, 0.2, 0.1, 0.08, 0.02])
+    strength = 1 / 0.15 - 1
+    topics = rng.beta(mean * strength, (1 - mean) * strength, (4000, 8))
+    counts = rng.binomial(64, topics)
+    use = (counts.mean(axis=0) / 64).tolist()
+    shared = float((counts * (counts - 1)).sum(axis=1).mean() / (64 * 63))
+    alike = correlation([use], shared)
+    assert alike == pytest.approx(0.15, abs=0.01)
+    for tokens in BATCHES:
+        touched = (rng.binomial(tokens, topics) > 0).sum(axis=1).mean()
+        assert coverage(use, tokens, alike) == pytest.approx(touched, rel=0.02)
+    assert coverage(use, 16) > coverage(use, 16, alike) * 1.05
+
+
+def test_a_correlation_is_bounded() -> None:
+    layers = [[0.5, 0.5], [1.0, 0.0]]
+    assert correlation(layers, 0.75) == 0.0  # as chance has it
+    assert correlation(layers, 0.0) == 0.0
+    assert correlation(layers, 1.0) == 0.9
+    assert correlation([[1.0, 1.0]], 2.0) == 0.0  # every token uses every expert
 
 
 @given(

@@ -1,9 +1,8 @@
-"""`weighbridge moe stats` and `moe curve`: what a running mixture of experts does, and what a batch costs it."""
+"""`weighbridge moe stats`: what a running mixture of experts does."""
 
 from __future__ import annotations
 
 import html
-import itertools
 import json
 import urllib.error
 import urllib.request
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from weighbridge.cli.terminal import DownloadBar, counting, print_json
+from weighbridge.cli.terminal import print_json
 from weighbridge.errors import BadInput, WeighbridgeError
 
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -125,82 +124,3 @@ def heat_map(report: dict[str, Any]) -> str:
         f"<h1>{title}</h1><p>Darker: more tokens, within a layer. Right: balancedness.</p>"
         f"<table>{''.join(rows)}</table>\n"
     )
-
-
-def curve(
-    model: Annotated[str, typer.Argument(help="A mixture of experts: directory or name.")],
-    batches: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,2,4,8,16,32,64",
-    context: Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")] = 100,
-    quantize: Annotated[str, typer.Option(help="auto, none, int8 or int4.")] = "auto",
-    json_output: JsonOutput = False,
-) -> None:
-    """Measure step time and experts touched against batch size, and show where the cliff is."""
-    from weighbridge.engine.build import build_replica
-    from weighbridge.engine.calibration import Shape, measure
-    from weighbridge.engine.settings import EngineSettings
-    from weighbridge.models.store import resolve
-
-    sizes = _sizes(batches)
-    path = resolve(model, progress=DownloadBar("Pulling the model"))
-    with counting("Packing layers", quiet=json_output) as report:
-        replica = build_replica(path, model, EngineSettings(), quantize=quantize, report=report)
-    telemetry = replica.runner.experts
-    if telemetry is None:
-        raise BadInput(f"{model} is a dense model: its step time has no experts in it", param="model")
-    if max(sizes) * (context + 64) > replica.num_blocks * replica.settings.block_size:
-        raise BadInput("the KV cache is too small for this batch and context: use smaller ones")
-    shapes = [Shape(size, 1, context) for size in sizes]
-    with counting("Measuring", quiet=json_output) as report:
-        samples = measure(replica.runner, shapes, replica.settings.block_size, report=report)
-    layers = len(telemetry.layers)
-    rows = [
-        {
-            "batch": sample.tokens,
-            "ms": sample.seconds * 1e3,
-            "ms_per_token": sample.seconds * 1e3 / sample.tokens,
-            "experts_per_layer": (sample.experts or 0.0) / layers,
-        }
-        for sample in samples
-    ]
-    worst = cliff(rows)
-    if json_output:
-        print_json({"curve": rows, "cliff": worst})
-        return
-    _print_curve(rows, worst)
-
-
-def cliff(rows: list[dict[str, float]]) -> int | None:
-    """The batch size before which the step time grows most, as a ratio."""
-    ratios = [
-        (after["ms"] / before["ms"], int(after["batch"]))
-        for before, after in itertools.pairwise(rows)
-        if after["batch"] > before["batch"]
-    ]
-    return max(ratios)[1] if ratios else None
-
-
-def _sizes(text: str) -> list[int]:
-    try:
-        sizes = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        sizes = []
-    if not sizes or sizes[0] < 1:
-        raise BadInput(f"--batches {text!r}: write sizes of at least 1 with commas, as in 1,4,16")
-    return sizes
-
-
-def _print_curve(rows: list[dict[str, float]], worst: int | None) -> None:
-    table = Table("batch", "step ms", "ms per token", "experts per layer", "")
-    longest = max(row["ms"] for row in rows)
-    for row in rows:
-        table.add_row(
-            f"{row['batch']:.0f}",
-            f"{row['ms']:.1f}",
-            f"{row['ms_per_token']:.2f}",
-            f"{row['experts_per_layer']:.2f}",
-            "█" * max(1, round(40 * row["ms"] / longest)),
-        )
-    console = Console()
-    console.print(table)
-    if worst is not None:
-        console.print(f"the step grows most on the way to batch {worst}: that is the cliff")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from weighbridge.cost.experts import ExpertUse, coverage, fit_overlap
+from weighbridge.cost.experts import ExpertUse, correlation, coverage, fit_overlap
 from weighbridge.engine.expert_statistics import (
     Counts,
     layer_report,
@@ -62,6 +62,8 @@ class _Window:
     pairs: Counts  # [layers, experts, experts], both orders
     steps: int = 0
     touched: int = 0
+    shared: int = 0  # experts that pairs of sequences have in common, over all layers of decode iterations
+    sequence_pairs: int = 0  # such pairs, a layer at a time
     by_decodes: dict[int, _Touched] = field(default_factory=dict)  # one token each of so many sequences
     by_chunk: dict[int, _Touched] = field(default_factory=dict)  # so many tokens of one prompt
 
@@ -139,6 +141,8 @@ class ExpertTelemetry:
         part = slice(first, first + layers)
         if len(queries) == int(queries.sum()):
             window.decode[part] += every.reshape(layers, count)
+            window.shared += int(every @ (every - 1))
+            window.sequence_pairs += layers * tokens * (tokens - 1)
         else:
             single = np.repeat(queries == 1, queries)
             single = single[rows] if tokens != len(single) else single
@@ -184,12 +188,17 @@ class ExpertTelemetry:
         overlap = fit_overlap(use.mean(axis=0).tolist(), chunks) if chunks and counts.any() else 0.0
         return ExpertUse.of(use.tolist(), overlap)
 
-    def report(self, coactivation: bool = False) -> dict[str, Any]:
-        """Everything counted in the window, as plain JSON types; `coactivation`: with the whole matrices."""
+    def report(self, coactivation: bool = False, coverage: bool = True) -> dict[str, Any]:
+        """Everything counted in the window, as plain JSON types.
+
+        coactivation: with the whole matrices. coverage: with experts touched by batch size, which takes a while for
+        hundreds of experts in many layers.
+        """
         with self._lock:
             window = self._window
             decode, prefill, pairs = window.decode.copy(), window.prefill.copy(), window.pairs.copy()
             steps, touched = window.steps, window.touched
+            shared = window.shared / window.sequence_pairs if window.sequence_pairs else 0.0
             by_decodes = {size: (one.iterations, one.mean) for size, one in window.by_decodes.items()}
         layers = layer_report(decode + prefill, self.layers)
         for index, record in enumerate(layers):
@@ -202,7 +211,8 @@ class ExpertTelemetry:
             "top_k": self.config.top_k,
             "steps": steps,
             "touched_per_step": touched / steps if steps else 0.0,
-            "coverage": self._coverage(decode, by_decodes),
+            "correlation": self._correlation(decode, shared),
+            "coverage": self._coverage(decode, by_decodes, shared) if coverage else [],
             "layers": layers,
         }
         if self.cache is not None:
@@ -211,15 +221,25 @@ class ExpertTelemetry:
             answer["coactivation"] = pairs.tolist()
         return answer
 
-    def _coverage(self, decode: Counts, by_decodes: dict[int, tuple[int, float]]) -> list[dict[str, float]]:
-        """Experts per layer that decode batches touched, against what the counts predict."""
-        use = probabilities(decode, self.config.top_k)
+    def _correlation(self, decode: Counts, shared: float) -> float:
+        """Of the sequences of an iteration."""
+        return round(correlation(probabilities(decode, self.config.top_k).tolist(), shared), 5)
+
+    def _coverage(
+        self, decode: Counts, by_decodes: dict[int, tuple[int, float]], shared: float
+    ) -> list[dict[str, float]]:
+        """Experts per layer that decode batches touched, against what the counts predict.
+
+        shared: experts that two sequences of an iteration have in common, per layer.
+        """
+        use = probabilities(decode, self.config.top_k).tolist()
+        alike = self._correlation(decode, shared)
         return [
             {
                 "batch": size,
                 "iterations": iterations,
                 "measured": round(mean, 4),
-                "predicted": round(float(np.mean([coverage(row, size) for row in use.tolist()])), 4),
+                "predicted": round(sum(coverage(row, size, alike) for row in use) / len(use), 4),
             }
             for size, (iterations, mean) in sorted(by_decodes.items())
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import msgspec
@@ -36,7 +37,7 @@ class ExpertRoutes:
         flag = request.query_params.get("coactivation", "0")
         if flag not in ("0", "1", "true", "false"):
             raise ApiError(400, "coactivation: must be 0 or 1", param="coactivation")
-        answer = self._telemetry(request).report(flag in ("1", "true"))
+        answer = await asyncio.to_thread(self._telemetry(request).report, flag in ("1", "true"))
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     async def reset(self, request: Request) -> Response:
@@ -59,7 +60,7 @@ class ExpertCollector(Collector):  # type: ignore[misc]  # the library has no ty
         self._telemetry = telemetry
 
     def collect(self) -> Iterator[Metric]:
-        report = self._telemetry.report()
+        report = self._telemetry.report(coverage=False)
         touched = GaugeMetricFamily(
             "weighbridge_experts_touched_per_step", "Distinct (layer, expert) pairs a step touches"
         )
