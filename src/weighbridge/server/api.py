@@ -29,7 +29,7 @@ from weighbridge.server.protocol import (
     sampling_params,
 )
 from weighbridge.server.settings import ServerSettings
-from weighbridge.server.tool_calls import forced_call_guide, tools_for_template
+from weighbridge.server.tool_calls import forced_call_guide, tool_names, tools_for_template
 from weighbridge.ticket.store import TicketStore
 
 #: Texts longer than this are tokenised in a thread, so that the event loop goes on.
@@ -93,7 +93,7 @@ class Api:
         params = await self._params(
             body, body.max_completion_tokens or body.max_tokens, logprobs, guide, prompt
         )
-        form = ChatFormat(self._model, self.tokenizer.token_text, logprobs is not None, body.wants_tools)
+        form = ChatFormat(self._model, self.tokenizer.token_text, logprobs is not None, tool_names(body))
         return self._answer(body, [prompt], params, caller, [form])
 
     async def completions(self, request: Request) -> Response:

@@ -13,7 +13,8 @@ import msgspec
 
 from weighbridge.engine.api import Delta, Usage
 from weighbridge.engine.request import FinishReason, TokenLogprob
-from weighbridge.server.tool_calls import ToolCall, ToolStream, parse
+from weighbridge.server.tool_calls import ToolCall, as_delta, parse
+from weighbridge.server.tool_stream import ToolStream
 
 _encode = msgspec.json.Encoder().encode
 
@@ -95,16 +96,19 @@ class Format(ABC):
 
 
 class ChatFormat(Format):
-    """`chat.completion` and its chunks. `with_tools`: calls are parsed out of the text."""
+    """`chat.completion` and its chunks. `tools`: names of those whose calls are parsed out of the text."""
 
     prefix = "chatcmpl"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, model: str, token_text: TokenText, with_logprobs: bool, with_tools: bool) -> None:
+    def __init__(
+        self, model: str, token_text: TokenText, with_logprobs: bool, tools: frozenset[str] | None
+    ) -> None:
         super().__init__(model, token_text, with_logprobs)
-        self._with_tools = with_tools
-        self._tools: dict[int, ToolStream] = {}
+        self._tools = tools
+        self._streams: dict[int, ToolStream] = {}
+        self._called: set[int] = set()  # choices that have called a tool
 
     def opening(self, choices: int) -> bytes:
         first = {"role": "assistant", "content": ""}
@@ -114,33 +118,40 @@ class ChatFormat(Format):
         )
 
     def chunk(self, delta: Delta) -> bytes:
-        text = delta.text
-        calls: list[ToolCall] = []
-        if self._with_tools:
-            stream = self._tools.setdefault(delta.index, ToolStream())
-            text = stream.push(text)
-            if delta.finish is not None:
-                rest, calls = stream.finish()
-                text += rest
-        if not (text or calls or delta.finish or delta.logprobs):
+        content = {"content": delta.text} if delta.text else {}
+        if self._tools is not None:
+            content = self._parsed(delta, self._tools)
+        if not (content or delta.finish or delta.logprobs):
             return b""
-        content: dict[str, Any] = {"content": text} if text or not delta.finish else {}
-        if calls:
-            content["tool_calls"] = [{"index": n, **call.as_dict()} for n, call in enumerate(calls)]
+        if not content and not delta.finish:
+            content = {"content": ""}
         choice = {
             "index": delta.index,
             "delta": content,
             "logprobs": self._logprobs(delta.logprobs),
-            "finish_reason": finish_name(delta.finish, bool(calls)),
+            "finish_reason": finish_name(delta.finish, delta.index in self._called),
         }
         return self._event(choice)
+
+    def _parsed(self, delta: Delta, tools: frozenset[str]) -> dict[str, Any]:
+        """What is certain of a choice's text and calls, now that `delta` has come."""
+        stream = self._streams.get(delta.index)
+        if stream is None:
+            stream = self._streams[delta.index] = ToolStream(tools)
+        pieces = stream.push(delta.text)
+        if delta.finish is not None:
+            pieces += stream.finish()
+        content = as_delta(pieces)
+        if "tool_calls" in content:
+            self._called.add(delta.index)
+        return content
 
     def _choice(self, index: int, gathered: Gathered) -> dict[str, Any]:
         text = "".join(gathered.text)
         message: dict[str, Any] = {"role": "assistant", "content": text}
         calls: list[ToolCall] = []
-        if self._with_tools:
-            text, calls = parse(text)
+        if self._tools is not None:
+            text, calls = parse(text, self._tools)
             if calls:
                 message |= {"content": text or None, "tool_calls": [call.as_dict() for call in calls]}
         return {

@@ -1,12 +1,9 @@
-"""Tool calls in the text of an answer: found, held back while they stream, and parsed."""
+"""Tools of a chat request, and the calls in its answer, in OpenAI's shape."""
 
 from __future__ import annotations
 
-import json
-import re
-import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -14,10 +11,7 @@ import msgspec
 from weighbridge.engine.request import Guide
 from weighbridge.server.errors import ApiError
 from weighbridge.server.protocol import ChatRequest, NamedTool, Tool
-
-#: How models mark a call: Hermes and Qwen, Mistral, and Llama 3 (an object at the very start).
-MARKERS = ("<tool_call>", "[TOOL_CALLS]")
-_HERMES = re.compile(r"<tool_call>\s*(\{.*?\})\s*(?:</tool_call>|$)", re.DOTALL)
+from weighbridge.server.tool_stream import CallArguments, CallBegun, Piece, ToolStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,81 +30,42 @@ class ToolCall:
         }
 
 
-def parse(text: str) -> tuple[str, list[ToolCall]]:
-    """What was said before the calls, and the calls. Text that only looks like a call stays text."""
-    for marker in MARKERS:
-        at = text.find(marker)
-        if at >= 0:
-            calls = _calls(_HERMES.findall(text) if marker == "<tool_call>" else [text[at + len(marker) :]])
-            return (text[:at].strip(), calls) if calls else (text, [])
-    stripped = text.strip()
-    if stripped.startswith(("{", "[")):
-        calls = _calls([stripped])
-        if calls:
-            return "", calls
-    return text, []
+def parse(text: str, tools: Iterable[str]) -> tuple[str, list[ToolCall]]:
+    """What was said, and the calls, of a whole answer: what a stream of it comes to."""
+    stream = ToolStream(tools)
+    said: list[str] = []
+    calls: list[ToolCall] = []
+    for piece in [*stream.push(text), *stream.finish()]:
+        if isinstance(piece, str):
+            said.append(piece)
+        elif isinstance(piece, CallBegun):
+            calls.append(ToolCall(piece.id, piece.name, ""))
+        else:
+            calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + piece.text)
+    return "".join(said), calls
 
 
-def _calls(sources: Sequence[str]) -> list[ToolCall]:
-    calls = []
-    for source in sources:
-        try:
-            value = json.loads(source.strip())
-        except ValueError:
-            return []
-        for one in value if isinstance(value, list) else [value]:
-            call = _call(one)
-            if call is None:
-                return []
-            calls.append(call)
-    return calls
+def as_delta(pieces: Sequence[Piece]) -> dict[str, Any]:
+    """Pieces as OpenAI's `delta`: a call's id and name come first, its arguments in as many parts as they came."""
+    delta: dict[str, Any] = {}
+    text = "".join(piece for piece in pieces if isinstance(piece, str))
+    if text:
+        delta["content"] = text
+    parts: dict[int, dict[str, Any]] = {}
+    for piece in pieces:
+        if isinstance(piece, CallBegun):
+            parts[piece.index] = {"index": piece.index, **ToolCall(piece.id, piece.name, "").as_dict()}
+        elif isinstance(piece, CallArguments):
+            part = parts.setdefault(piece.index, {"index": piece.index, "function": {"arguments": ""}})
+            part["function"]["arguments"] += piece.text
+    if parts:
+        delta["tool_calls"] = list(parts.values())
+    return delta
 
 
-def _call(value: Any) -> ToolCall | None:
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        return None
-    arguments = value.get("arguments", value.get("parameters"))
-    if arguments is None:
-        return None
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return ToolCall(f"call_{uuid.uuid4().hex[:24]}", value["name"], text)
-
-
-class ToolStream:
-    """Lets text through until a call begins; from there everything is kept for `finish`."""
-
-    def __init__(self) -> None:
-        self._held = ""
-        self._shown = False
-        self._calling = False
-
-    def push(self, text: str) -> str:
-        """The part of `text` that is surely not a call."""
-        self._held += text
-        if self._calling:
-            return ""
-        if not self._shown and self._held.lstrip()[:1] in ("{", "["):
-            self._calling = True  # perhaps a call in Llama's way; `finish` decides
-            return ""
-        for marker in MARKERS:
-            at = self._held.find(marker)
-            if at >= 0:
-                self._calling = True
-                shown, self._held = self._held[:at], self._held[at:]
-                return self._show(shown)
-        keep = max((n for m in MARKERS for n in range(1, len(m)) if self._held.endswith(m[:n])), default=0)
-        shown = self._held[: len(self._held) - keep]
-        self._held = self._held[len(shown) :]
-        return self._show(shown)
-
-    def finish(self) -> tuple[str, list[ToolCall]]:
-        """What is left: text to show, and the calls."""
-        held, self._held = self._held, ""
-        return parse(held) if self._calling else (held, [])
-
-    def _show(self, text: str) -> str:
-        self._shown = self._shown or bool(text.strip())
-        return text
+def tool_names(request: ChatRequest) -> frozenset[str] | None:
+    """The names of the tools that may be called; None when none may."""
+    return frozenset(tool.function.name for tool in request.tools or ()) if request.wants_tools else None
 
 
 def tools_for_template(request: ChatRequest) -> list[dict[str, Any]] | None:
