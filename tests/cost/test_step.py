@@ -43,6 +43,20 @@ def test_fit_never_gives_negative_coefficients(cost: StepCost) -> None:
     assert all(value >= 0 for value in fit(measured(cost, noise=0.2)).as_dict().values())
 
 
+def test_fit_meets_the_mean_of_iterations_that_are_held_up_now_and_then() -> None:
+    """One in ten takes three times as long: what adds up to a latency is 1.2 times the usual, not the usual."""
+    machine = StepCost(0.004, 0.002, 0.0005, 4e-7, 1e-4)
+    samples = [
+        Sample(t, s, c, machine.seconds(t, s, c) * (3.0 if turn == 9 else 1.0))
+        for turn in range(10)
+        for t, s, c in SHAPES
+    ]
+    fitted = fit(samples)
+    for tokens, sequences, context in SHAPES:
+        expected = 1.2 * machine.seconds(tokens, sequences, context)
+        assert fitted.seconds(tokens, sequences, context) == pytest.approx(expected, rel=0.03)
+
+
 def test_fit_refuses_too_few_measurements() -> None:
     with pytest.raises(ValueError, match="five"):
         fit(measured(DEFAULT_STEP_COST)[:4])

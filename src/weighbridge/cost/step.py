@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -133,41 +133,52 @@ DEFAULT_STEP_COST = StepCost(
 )
 
 
+#: Rounds of reweighting in `fit`: further ones change nothing that can be seen.
+_FIT_ROUNDS = 3
+
+
 def fit(samples: Sequence[Sample]) -> StepCost:
     """Least squares of `StepCost` over measured iterations, every coefficient >= 0.
 
     The maximum makes the model piecewise linear: the knee (tokens at which compute takes over from memory)
     is searched over the observed token counts, and each side is solved as non-negative least squares on
-    relative errors, so that short and long iterations count alike. Where every sample says how many experts it
-    touched, the time per expert is fitted too.
+    relative errors, so that short and long iterations count alike. Errors are relative to what the round before
+    predicted, not to what was measured: iterations of one kind that now and then lose their core for a while are
+    met in their mean, which is what adds up to latencies; dividing by each measurement would favour the quick
+    ones. Where every sample says how many experts it touched, the time per expert is fitted too.
 
     Raises ValueError with fewer than five samples.
     """
     if len(samples) < 5:
         raise ValueError("fitting a step cost needs at least five measured iterations")
-    best: tuple[float, StepCost] | None = None
     seconds = np.array([s.seconds for s in samples])
     sparse = all(s.experts is not None for s in samples)
-    for knee in sorted({s.tokens for s in samples}):
-        columns = np.array(
-            [[1.0, max(s.tokens, knee), s.context_tokens, s.sequences, s.experts or 0.0] for s in samples],
-            dtype=np.float64,
-        )[:, : 5 if sparse else 4]
-        solution = _non_negative_least_squares(columns / seconds[:, None], np.ones(len(samples)))
-        overhead, per_token, per_pair, per_sequence, *per_expert = (float(x) for x in solution)
-        cost = StepCost(overhead, per_token * knee, per_token, per_pair, per_sequence, *per_expert)
-        error = _relative_error(cost, samples)
+    columns = np.array(
+        [[1.0, s.tokens, s.context_tokens, s.sequences, s.experts or 0.0] for s in samples],
+        dtype=np.float64,
+    )[:, : 5 if sparse else 4]
+    expected = seconds
+    for _ in range(_FIT_ROUNDS):
+        cost, predicted = _best_knee(columns, seconds, expected)
+        expected = np.maximum(predicted, 1e-3 * seconds)
+    return cost
+
+
+def _best_knee(columns: np.ndarray, seconds: np.ndarray, expected: np.ndarray) -> tuple[StepCost, np.ndarray]:
+    """The fit with the least squared error relative to `expected`, and what it predicts of each sample."""
+    best: tuple[float, StepCost, np.ndarray] | None = None
+    for knee in np.unique(columns[:, 1]):
+        bent = columns.copy()
+        bent[:, 1] = np.maximum(columns[:, 1], knee)
+        solution = _non_negative_least_squares(bent / expected[:, None], seconds / expected)
+        predicted = bent @ solution
+        error = float((((predicted - seconds) / expected) ** 2).sum())
         if best is None or error < best[0]:
-            best = (error, cost)
+            overhead, per_token, per_pair, per_sequence, *per_expert = (float(x) for x in solution)
+            cost = StepCost(overhead, per_token * float(knee), per_token, per_pair, per_sequence, *per_expert)
+            best = error, cost, predicted
     assert best is not None
-    return best[1]
-
-
-def _relative_error(cost: StepCost, samples: Iterable[Sample]) -> float:
-    return sum(
-        (cost.seconds(s.tokens, s.sequences, s.context_tokens, s.experts) / s.seconds - 1.0) ** 2
-        for s in samples
-    )
+    return best[1], best[2]
 
 
 def _non_negative_least_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
