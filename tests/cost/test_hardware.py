@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import pytest
 
+from weighbridge.cost.device_prices import LIST_PRICES
 from weighbridge.cost.hardware import custom_device, devices, find_device
 from weighbridge.errors import BadInput
 
@@ -42,6 +45,19 @@ def test_every_device_can_be_found_and_is_plausible() -> None:
         assert 20 <= device.bandwidth_gbs <= 10_000
         assert 0 < device.bf16_tflops <= max(device.tflops(8), device.bf16_tflops)
         assert 0.01 < device.usd_per_hour < 20
+
+
+def test_every_price_says_where_it_comes_from() -> None:
+    names = {device.name for device in devices()}
+    for name, price in LIST_PRICES.items():
+        assert name in names
+        assert date.fromisoformat(price.read_on) <= date(2026, 11, 24)
+        assert find_device(name).usd_per_hour == price.usd_per_hour
+        assert price.provider in find_device(name).price_note
+        assert price.read_on in find_device(name).price_note
+    for device in devices():
+        assert device.price_from or "estimate" in device.price_note
+    assert "estimate" in custom_device(48.0, "H100").price_note
 
 
 def test_formats_choose_their_units() -> None:

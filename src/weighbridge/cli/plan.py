@@ -81,7 +81,8 @@ def plan(
     output_tokens: Annotated[int, Flag(min=1, help="Of the requests whose speed is told.")] = DEFAULT_OUTPUT,
     batch: Annotated[int | None, Flag(min=1, help="Requests at once; none: several.")] = None,
     price: Annotated[
-        float | None, Flag(min=0, help="USD per device-hour, instead of the list price.")
+        float | None,
+        Flag("--price", "--price-per-hour", min=0, help="USD per device-hour, instead of the list price."),
     ] = None,
     recommend: Annotated[
         bool, Flag("--recommend", help="Find the cheapest deployment for --traffic.")
@@ -282,7 +283,8 @@ def _print_lists(list_devices: bool, as_json: bool) -> None:
     if list_devices:
         rows: list[dict[str, Any]] = [
             {"name": d.name, "memory_gib": d.memory_gib, "bandwidth_gbs": d.bandwidth_gbs,
-             "bf16_tflops": d.bf16_tflops, "usd_per_hour": d.usd_per_hour} for d in devices()
+             "bf16_tflops": d.bf16_tflops, "usd_per_hour": d.usd_per_hour,
+             "price_from": d.price_from or "estimate"} for d in devices()
         ]  # fmt: skip
     else:
         rows = [{"name": name, "model_type": c["model_type"]} for name, c in sorted(catalogue().items())]

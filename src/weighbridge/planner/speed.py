@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import ceil
 
-from weighbridge.cost.hardware import PRICES_AS_OF, Device
+from weighbridge.cost.hardware import Device
 from weighbridge.cost.roofline import Demand, roofline
 from weighbridge.cost.step import StepCost
 from weighbridge.planner.architecture import Attention, Experts, Latent
@@ -178,7 +178,7 @@ def _explain(
         parts.insert(
             1, f"experts {experts * 1e3:.2f} ms ({touched:.0f} of {asked.experts} touched in a layer)"
         )
-    source = f"list price of {PRICES_AS_OF}" if price is None else "price given"
+    source = device.price_note if price is None else "price given"
     return (
         f"a decode step of {batch} takes {step * 1e3:.1f} ms: " + ", ".join(parts),
         f"{hourly:.2f} USD per hour for {plan.deployment.gpus} x {device.name} ({source})",
