@@ -3,8 +3,8 @@
     weighbridge moe upcycle default --noise 0.3 --skew 1.0 --dtype bfloat16 --out /tmp/moe
     python benchmarks/moe_expert_cache.py /tmp/moe [--quantize int8] [--tokens 96]
 
-Greedy decoding of one sequence behind a short prompt, then of 8 sequences at once. "identical": every token equals
-that of the model wholly in memory. Also the share of a step that telemetry takes. Needs an idle machine.
+A prompt of 16 tokens in one step, then greedy decoding: of one sequence, then of 8 at once. "identical": every token
+equals that of the model wholly in memory. Also the share of a step that telemetry takes. Needs an idle machine.
 """
 
 from __future__ import annotations
@@ -27,6 +27,20 @@ from weighbridge.models.moe import SparseMlp
 BLOCK, PROMPT = 32, 16
 
 
+def layout(tables: np.ndarray, start: int, count: int) -> BatchLayout:
+    """`count` tokens of every sequence from position `start` on."""
+    batch = len(tables)
+    positions = np.tile(np.arange(start, start + count, dtype=np.int32), batch)
+    blocks = np.repeat(tables, count, axis=0)[np.arange(batch * count), positions // BLOCK]
+    return BatchLayout(
+        positions=positions,
+        slots=(blocks * BLOCK + positions % BLOCK).astype(np.int32),
+        query_starts=np.arange(batch + 1, dtype=np.int32) * count,
+        context_lens=np.full(batch, start + count, np.int32),
+        block_tables=tables,
+    )
+
+
 def decode(decoder: Decoder, batch: int, tokens: int) -> tuple[np.ndarray, float, float]:
     """Token ids [batch, tokens], tokens per second, and seconds that telemetry took."""
     telemetry = attach(decoder)
@@ -36,26 +50,21 @@ def decode(decoder: Decoder, batch: int, tokens: int) -> tuple[np.ndarray, float
     tables = np.arange(batch * blocks, dtype=np.int32).reshape(batch, blocks)
     ids = np.random.default_rng(0).integers(100, 4000, (PROMPT, batch)).astype(np.int32)
     produced, counting, started = [], 0.0, 0.0
-    current = ids[0]
-    for position in range(PROMPT + tokens):
-        if position == PROMPT:
-            started, counting = time.perf_counter(), 0.0
-        current = ids[position] if position < PROMPT else current
-        layout = BatchLayout(
-            positions=np.full(batch, position, np.int32),
-            slots=(tables[:, position // BLOCK] * BLOCK + position % BLOCK).astype(np.int32),
-            query_starts=np.arange(batch + 1, dtype=np.int32),
-            context_lens=np.full(batch, position + 1, np.int32),
-            block_tables=tables,
-        )
-        rows = np.arange(batch, dtype=np.int32)
-        logits = decoder.forward(current, layout, cache, rows)
+    current = ids.T.reshape(-1)
+    for step in range(tokens + 1):
+        count = 1 if step else PROMPT  # of each sequence
+        start = PROMPT + step - 1 if step else 0
+        where = layout(tables, start, count)
+        rows = np.arange(1, batch + 1, dtype=np.int32) * count - 1
+        logits = decoder.forward(current, where, cache, rows)
         before = time.perf_counter()
-        telemetry.record(layout, rows)
+        telemetry.record(where, rows)
         counting += time.perf_counter() - before
         current = logits.argmax(dim=1).numpy().astype(np.int32)
-        if position >= PROMPT:
+        if step:
             produced.append(current)
+        else:
+            started, counting = time.perf_counter(), 0.0
     seconds = time.perf_counter() - started
     return np.stack(produced, axis=1), batch * tokens / seconds, counting / seconds
 

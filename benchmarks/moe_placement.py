@@ -22,9 +22,11 @@ FLEETS = (Devices(320, 320, 40, 8), Devices(64, 320, 8, 8), Devices(32, 320))
 
 
 def skewed(rng: np.random.Generator) -> np.ndarray:
-    """Loads by a power law of exponent 1, other experts first in each layer."""
-    ranks = np.arange(1, EXPERTS + 1)
-    return np.stack([rng.permutation(1e4 / ranks * rng.uniform(0.8, 1.2, EXPERTS)) for _ in range(LAYERS)])
+    """Loads by power laws, a milder or steeper one in every layer, other experts first."""
+    ranks = np.arange(1.0, EXPERTS + 1)
+    rows = [rng.permutation(ranks ** -rng.uniform(0.2, 1.6)) for _ in range(LAYERS)]
+    loads: np.ndarray = np.stack(rows) * rng.uniform(0.5, 1.5, (LAYERS, EXPERTS)) * 1e5
+    return loads
 
 
 def main() -> None:

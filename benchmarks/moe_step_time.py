@@ -31,6 +31,7 @@ from weighbridge.models.moe import SparseMlp
 from weighbridge.models.moe_config import ExpertsConfig
 from weighbridge.models.quantized import GroupQuantized
 
+WARM_UP = 3  # steps that are not timed
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CONTEXT, BLOCK = 100, 32
 TOKENS = 512  # of each batch size, for the mean of the experts touched
@@ -130,11 +131,11 @@ def measure(decoder: Decoder, repeats: int) -> list[dict[str, float]]:
     for batch in BATCHES:
         where, seconds, touched = layout(batch), [], []
         steps = repeats if telemetry is None else max(repeats, min(TOKENS // batch, 128))
-        for turn in range(steps + 1):
+        for turn in range(steps + WARM_UP):
             ids = rng.integers(0, VOCABULARY, batch).astype(np.int32)
             started = time.perf_counter()
             decoder.forward(ids, where, cache, np.arange(batch, dtype=np.int32))
-            if turn:
+            if turn >= WARM_UP:
                 seconds.append(time.perf_counter() - started)
             if telemetry is not None:
                 touched.append(telemetry.record(where, np.arange(batch, dtype=np.int32)))
@@ -216,7 +217,7 @@ def draw(measured: dict[str, list[dict[str, float]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--layers", type=int, default=30)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

@@ -7,7 +7,8 @@ most: back in use, it is taken in again. So such a departure is made only
 
 - where it is free: the LRU itself is sure to throw that expert out before its layer is visited again, since the
   layers in between use more experts than there is room for; or
-- out of what was won: our hits so far, less the LRU's, less the departures already at stake.
+- out of what was won: our hits so far, less the LRU's, less the departures already at stake. The first winnings are
+  free ones: a prompt uses nearly all experts of a layer, and so lets the LRU lose what it held.
 
 Hence hits >= those of the LRU after every visit of any load whose layers are visited in turn (the last one of an
 iteration may be left out), with at least `least` experts each. There is always a harmless expert to throw out: as
@@ -52,7 +53,7 @@ class HeatAware:
         }
         self._scores = dict.fromkeys(self._ways, 0.0)
         self._fading = 0.5 ** (1.0 / SCORE_HALF_LIFE)
-        self.follows = "lru"
+        self.follows = "hottest"  # what is free to depart from is better departed from at once
         self.resident: set[Expert] = set(held)
         # Residents that the LRU or the way followed does not hold: by whether (the way, the LRU) holds them. Those
         # that became so last are last.
