@@ -24,10 +24,21 @@ class Seen:
     asked: int = 0  # for tickets, which it has not
     cut: int = 0  # exchanges the client ended early
 
+    async def settled(self, open: int = 0, cut: int | None = None) -> None:
+        """Returns once so many exchanges are open and were cut; fails after five seconds."""
+        for _ in range(500):
+            if self.open == open and cut in (None, self.cut):
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{self.open} exchanges are open, {self.cut} were cut; not {open} and {cut}")
+
 
 @asynccontextmanager
 async def openai(script: Script) -> AsyncIterator[tuple[str, Seen]]:
-    """`script(body, number)` gives what to send: chunks (dicts), pauses (floats), or a status (int) to refuse."""
+    """`script(body, number)` gives what to send: chunks (dicts), pauses (floats), or a status (int) to refuse.
+
+    An `asyncio.Event` is a pause until it is set; it must be within ten seconds.
+    """
     seen = Seen()
 
     async def chat(request: web.Request) -> web.StreamResponse:
@@ -43,6 +54,9 @@ async def openai(script: Script) -> AsyncIterator[tuple[str, Seen]]:
                     return web.json_response({"error": {"message": "refused by script"}}, status=piece)
                 if isinstance(piece, float):
                     await asyncio.sleep(piece)
+                    continue
+                if isinstance(piece, asyncio.Event):
+                    await asyncio.wait_for(piece.wait(), 10.0)
                     continue
                 if not response.prepared:
                     await response.prepare(request)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import NormalDist
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weighbridge.cost.step import StepCost
 from weighbridge.flow.gate import (
     Stakes,
     break_even,
     decide,
     deepest,
     expected_steps,
-    queue_usd,
     spent_share,
     tokens_usd,
     widest,
@@ -36,6 +37,7 @@ from weighbridge.flow.gate_hedge import (
 )
 from weighbridge.flow.gate_models import action_speculation_reduction, best_of, tool_speculation_seconds
 from weighbridge.flow.gate_path import Node, critical_path, graham_bound, makespan, saving
+from weighbridge.flow.gate_queue import ServerLoad, queue_usd, seat_seconds
 
 COST = tokens_usd(800, 300, 0.5, 1.5)
 
@@ -70,12 +72,22 @@ def test_depth_limits_itself() -> None:
 
 
 def test_harm_to_others_stops_a_bet() -> None:
-    harm = queue_usd(0.001, waiting_requests=4, tokens=300, tokens_per_second=300)
+    cost = StepCost(
+        overhead=0.002, memory=0.008, per_token=0.0001, per_context_token=0.0, per_sequence=0.0005
+    )
+    load = ServerLoad(waiting=4, running=2, step_cost=cost)
+    # 500 prompt tokens of 0.1 ms, and half of 100 iterations of 2 + 8 + 2 * 0.5 ms.
+    assert seat_seconds(load, 500, 100, took=9.0) == pytest.approx(0.05 + 0.55)
+    assert seat_seconds(ServerLoad(4, 2), 500, 100, took=2.0) == 1.0, "a gateway says nothing of iterations"
+    assert seat_seconds(ServerLoad(4, 0), 500, 100, took=2.0) == 2.0
+    harm = queue_usd(0.001, 4 * 1.0)
     assert harm == pytest.approx(0.004)
     assert decide(stakes(0.9)).launch
     assert not decide(stakes(0.9, queue_usd=harm)).launch
     assert not decide(stakes(0.9, risk_usd=0.01)).launch
-    assert queue_usd(0.001, 0, 300, 300) == 0.0
+    free = Stakes(0.9, 0.001, 2.0, 0.0, queue_usd=queue_usd(0.001, 1.79))
+    assert decide(free).launch, "1.8 s are expected to be won, others wait 1.79 s longer"
+    assert not decide(replace(free, queue_usd=queue_usd(0.001, 1.81))).launch
 
 
 def test_nothing_saved_is_never_worth_it() -> None:

@@ -45,34 +45,38 @@ def test_plans_are_read_as_they_come() -> None:
 
 
 async def test_a_streamed_plan_starts_each_read_with_its_line() -> None:
-    began: dict[str, float] = {}
+    began: list[str] = []
+    searching, joining = asyncio.Event(), asyncio.Event()
 
     @step(effect="read", name="search")
     async def search(query: str) -> str:
-        began[query] = time.monotonic()
-        await asyncio.sleep(0.2)
+        began.append(query)
+        searching.set()
         return query.upper()
 
     @step(effect="pure", name="join")
     async def join(a: str, b: str) -> str:
-        began["join"] = time.monotonic()
+        began.append("join")
+        joining.set()
         return a + b
 
-    plan = [said('1. search("a")\n2. sea'), 0.3, said('rch("b")\n3. join($1, $2)\n'), 0.4, said("done")]
+    plan = [
+        said('1. search("a")\n2. sea'),
+        searching,
+        said('rch("b")\n3. join($1, $2)\n'),
+        joining,
+        said("done"),
+    ]
     async with openai(lambda body, n: plan) as (url, _):
         ask = llm(url)
 
         @flow
         async def body() -> str:
             made = await ask.plan("go", [search, join])
-            ended.append(time.monotonic())
             return str(await made[3])
 
-        ended: list[float] = []
-        assert await body() == "AB"
-        assert began["a"] < ended[0] - 0.6
-        assert began["join"] < ended[0]
-        assert len(began) == 3
+        assert await body() == "AB", "the plan only went on when what it had asked for had started"
+        assert began == ["a", "b", "join"]
     async with openai(lambda body, n: [said("1. fly()")]) as (url, _):
         with pytest.raises(PlanError, match="no tool 'fly'; the tools are: search, join"):
             await flow(lambda_plan(llm(url), [search, join]))()
@@ -289,10 +293,10 @@ def test_real_time_and_virtual_time_agree() -> None:
     virtual = replay(tasks, ReplaySettings("parallel")).makespans[0]
     real = replay(tasks, ReplaySettings("parallel", real_time=True)).makespans[0]
     assert virtual == pytest.approx(0.2)
-    assert real == pytest.approx(virtual, abs=0.1)
+    assert virtual - 0.01 <= real < virtual + 3.0
 
 
 def test_virtual_runs_need_no_time() -> None:
     began = time.perf_counter()
     run_virtual(asyncio.sleep(1e6))
-    assert time.perf_counter() - began < 1.0
+    assert time.perf_counter() - began < 5.0

@@ -15,14 +15,15 @@ from weighbridge.flow.execution import StepTimeout, attempt, charge
 from weighbridge.flow.first import first
 from weighbridge.flow.flow import Flow, flow
 from weighbridge.flow.guess import guess
-from weighbridge.flow.journal import InDoubt, idempotency_key
-from weighbridge.flow.llm import Llm, Reply, ToolCall, llm
+from weighbridge.flow.llm import Llm, llm
 from weighbridge.flow.mcp import mcp_tools
 from weighbridge.flow.plan import PlanError
 from weighbridge.flow.predict import NOTHING, GuessedCall, History, Prediction, Predictor, Several
 from weighbridge.flow.prefetch import prefetch
 from weighbridge.flow.promise import Promise
+from weighbridge.flow.reply import Reply, ToolCall
 from weighbridge.flow.run import Budget, BudgetExceeded, FlowTimeout
+from weighbridge.flow.run_journal import InDoubt, idempotency_key
 from weighbridge.flow.step import Effect, In, NotDone, Step, step
 
 __all__ = [

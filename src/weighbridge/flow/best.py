@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
 from weighbridge.errors import BadInput
+from weighbridge.flow.nursery import Nursery
 from weighbridge.flow.step import Options, Step, current_execution, current_world
-from weighbridge.flow.world import Nursery
 
 T = TypeVar("T")
 

@@ -6,21 +6,23 @@ import asyncio
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import msgspec
 
+from weighbridge.cost.step import StepCost
 from weighbridge.errors import BadInput, WeighbridgeError
+from weighbridge.flow.gate_queue import ServerLoad
 
 CONNECT_SECONDS = 10.0
 #: How long a cancelled request's slot is watched until it is free, and how often.
 FREED_SECONDS, FREED_EVERY = 2.0, 0.005
 #: How long a ticket may be unknown: the server may still be reading the request that proposed it.
 UNKNOWN_SECONDS = 0.05
-#: A queue's load is asked for at most this often.
-LOAD_SECONDS = 0.5
+#: A server's load is asked for at most this often, and is taken as known for so long.
+LOAD_SECONDS, STALE_SECONDS = 0.5, 10.0
 
 
 class LlmError(WeighbridgeError):
@@ -38,9 +40,9 @@ class Endpoint:
     url: str
     api_key: str | None = None
     ours: bool | None = None
-    queued_requests: int = 0
-    seconds_per_token: float = 0.0
-    asked: float = field(default=-1e9)  # when its load was last asked for
+    load: ServerLoad | None = None
+    heard: float = -1e9  # when it last said what its load is, by `time.monotonic`
+    asked: float = -1e9  # and was last asked
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
@@ -48,6 +50,10 @@ class Endpoint:
         self.url = self.url.rstrip("/")
         if self.url.endswith("/v1"):
             self.url = self.url[: -len("/v1")]
+
+    def load_now(self) -> ServerLoad | None:
+        """Its load, as far as that is known; what was heard long ago says nothing."""
+        return self.load if time.monotonic() - self.heard < STALE_SECONDS else None
 
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
@@ -107,18 +113,21 @@ class ChatClient:
         return None
 
     async def ask_load(self, endpoint: Endpoint) -> None:
-        """Refresh what is known of one of our servers' queue."""
+        """Refresh what is known of the load of one of our servers."""
         now = time.monotonic()
         if not endpoint.ours or now - endpoint.asked < LOAD_SECONDS:
             return
         endpoint.asked = now
-        with suppress(aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
+        with suppress(aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError, AttributeError):
             async with self._session.get(f"{endpoint.url}/v1/load", headers=endpoint.headers()) as answer:
                 load = await answer.json()
-                endpoint.queued_requests = int(load["queued_requests"])
-                cost = load["step_cost"]
-                batch = max(int(load["running_requests"]), 1)
-                endpoint.seconds_per_token = (float(cost["overhead"]) + float(cost["memory"])) / batch
+            cost = load.get("step_cost")
+            endpoint.load = ServerLoad(
+                int(load["queued_requests"]),
+                int(load["running_requests"]),
+                StepCost(**{name: float(value) for name, value in cost.items()}) if cost else None,
+            )
+            endpoint.heard = time.monotonic()
 
 
 async def _sent(session: aiohttp.ClientSession, context: Any, headers: Any) -> None:

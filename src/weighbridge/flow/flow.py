@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, cast, get_args, overload
 
 from weighbridge.errors import BadInput
+from weighbridge.flow.cache import StepCache
 from weighbridge.flow.learn import Learner
 from weighbridge.flow.limits import Limiter
 from weighbridge.flow.predict import History, Predictor
 from weighbridge.flow.record import Record
-from weighbridge.flow.run import Budget, Mode, Run, StepCache
+from weighbridge.flow.run import Budget, Mode, Run
 from weighbridge.flow.step import current_world
 
 P = ParamSpec("P")

@@ -127,14 +127,5 @@ def spent_share(input_usd: float, output_usd: float, output_done: float) -> floa
     return (input_usd + output_done * output_usd) / total if total > 0.0 else 1.0
 
 
-def queue_usd(
-    value_per_second: float, waiting_requests: float, tokens: float, tokens_per_second: float
-) -> float:
-    """Q: those who wait behind `tokens` of speculative work each wait tokens / speed seconds longer."""
-    if tokens_per_second <= 0.0:
-        return 0.0
-    return value_per_second * waiting_requests * tokens / tokens_per_second
-
-
 def _usd(amount: float) -> str:
     return f"${amount:.3g}"

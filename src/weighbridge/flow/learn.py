@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from weighbridge.flow.gate import Stakes, Verdict, decide
 from weighbridge.flow.gate_belief import Belief
 from weighbridge.flow.gate_hedge import HedgeBudget, hedge_delay
+
+if TYPE_CHECKING:
+    from weighbridge.flow.run import Run
 
 #: Outcomes are discounted by this factor each: a window of about 50.
 FORGETTING = 0.98
@@ -99,10 +102,23 @@ class Site:
         return verdict
 
 
+class Queue(Protocol):
+    """A server whose other users a bet may keep waiting."""
+
+    def watch(self, run: Run) -> None:
+        """Find out how loaded it is, for bets to come."""
+        ...
+
+    def queued_seconds(self) -> float:
+        """Seconds that those who wait there would wait longer for one more call, all together."""
+        ...
+
+
 class Learner:
     """Shared by all runs of a flow."""
 
     def __init__(self) -> None:
+        self.queues: set[Queue] = set()
         self.steps: dict[str, StepStats] = {}
         self.sites: dict[str, Site] = {}
         self._pool: dict[Hashable, Belief] = {}  # per predictor and rank, over all sites

@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
 from weighbridge.cost.price import Price
-from weighbridge.errors import BadInput, WeighbridgeError
+from weighbridge.errors import BadInput
 from weighbridge.flow.client import ChatClient, ChatStream, Endpoint, LlmError
 from weighbridge.flow.execution import Execution, charge, first_success
-from weighbridge.flow.gate import queue_usd
-from weighbridge.flow.json_stream import JsonEnd
+from weighbridge.flow.gate_queue import INPUT_TOKENS, OUTPUT_TOKENS, seat_seconds
+from weighbridge.flow.learn import Average
 from weighbridge.flow.plan import PlanRunner
-from weighbridge.flow.prefetch import prefetch
+from weighbridge.flow.reply import Answer, Reply
 from weighbridge.flow.step import Effect, Options, Step, current_execution
 from weighbridge.flow.tools import answer_schema, tool_schema
 
@@ -30,58 +30,6 @@ Prompt = str | Sequence[Any]
 
 #: Statuses that may be different next time.
 PASSING = (0, 408, 409, 425, 429, 500, 502, 503, 504)
-
-
-@dataclass(slots=True)
-class ToolCall:
-    """A call that the model wants made."""
-
-    id: str
-    name: str
-    arguments: dict[str, Any]
-
-
-@dataclass(slots=True)
-class Reply:
-    """What a model answered."""
-
-    text: str
-    calls: list[ToolCall] = field(default_factory=list)
-    finish_reason: str | None = None
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-
-    def start(self, *tools: Step[..., Any]) -> list[Awaitable[Any]]:
-        """Call the tools the model asked for. Reads that were prefetched are there already.
-
-        Raises WeighbridgeError for a tool that is not among `tools`.
-        """
-        known = {tool.name: tool for tool in tools}
-        for call in self.calls:
-            if call.name not in known:
-                raise WeighbridgeError(
-                    f"the model called {call.name!r}; it may call: {', '.join(known) or 'nothing'}"
-                )
-        return [known[call.name](**call.arguments) for call in self.calls]
-
-    @property
-    def message(self) -> dict[str, Any]:
-        """The reply as a message, to go on from."""
-        message: dict[str, Any] = {"role": "assistant", "content": self.text or None}
-        if self.calls:
-            message["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {
-                        "name": call.name,
-                        "arguments": msgspec.json.encode(call.arguments).decode(),
-                    },
-                }
-                for call in self.calls
-            ]
-        return message
 
 
 class Llm:
@@ -101,6 +49,7 @@ class Llm:
         self._text: Step[..., str] = Step(self._ask_text, options, f"{self.name}.text")
         self._planned: Step[..., str] = Step(self._ask_plan, options, f"{self.name}.plan")
         self._typed: dict[Any, Step[..., Any]] = {}
+        self._input, self._output, self._seconds = Average(), Average(), Average()
 
     def __call__(
         self, prompt: Prompt, *, tools: Sequence[Step[..., Any]] = (), **parameters: Any
@@ -166,22 +115,23 @@ class Llm:
         if execution is None:
             client = ChatClient()
             try:
-                return await self._exchange(client, body, _Answer({}), None)
+                return await self._exchange(client, body, Answer({}), None)
             finally:
                 await client.close()
         client = execution.run.resource(ChatClient, ChatClient)
-        self._watch_load(execution, client)
-        answer = _Answer({tool.name: tool for tool in tools}, on_text)
+        self.watch(execution.run)
+        answer = Answer({tool.name: tool for tool in tools}, on_text)
         return await self._exchange(client, body, answer, execution)
 
     async def _exchange(
         self,
         client: ChatClient,
         body: dict[str, Any],
-        answer: _Answer,
+        answer: Answer,
         execution: Execution | None,
     ) -> Reply:
         stream = await self._open(client, body, execution)
+        began = time.monotonic()
         try:
             while (event := await stream.next()) is not None:
                 answer.add(event)
@@ -191,6 +141,9 @@ class Llm:
         finally:
             await stream.close()
         reply = answer.reply()
+        self._input.add(reply.input_tokens)
+        self._output.add(reply.output_tokens)
+        self._seconds.add(time.monotonic() - began)
         charge(self._price.cost(reply.input_tokens, reply.output_tokens, reply.cached_tokens))
         return reply
 
@@ -241,24 +194,23 @@ class Llm:
         stats.add(run.clock() - began)
         return stream
 
-    def _watch_load(self, execution: Execution, client: ChatClient) -> None:
-        """Tell the gate what a bet would do to those who queue at our server."""
-        run, endpoint = execution.run, self._endpoints[0]
-        if not endpoint.ours:
-            return
-        run.spawn(client.ask_load(endpoint))
-        if self not in run.load_sources:
-            run.load_sources.add(self)
-            run.loads.append(lambda cost: self._queue_usd(run.value_per_second))
+    # -- what a bet would do to others -----------------------------------------------------------------
 
-    def _queue_usd(self, value_per_second: float) -> float:
-        endpoint = self._endpoints[0]
-        seconds = endpoint.seconds_per_token
-        return (
-            queue_usd(value_per_second, endpoint.queued_requests, 100.0, 1.0 / seconds)
-            if seconds > 0.0
-            else 0.0
+    def watch(self, run: Run) -> None:
+        """Find out how loaded the server is, for bets to come."""
+        run.learner.queues.add(self)
+        if self._endpoints[0].ours:
+            run.spawn(run.resource(ChatClient, ChatClient).ask_load(self._endpoints[0]))
+
+    def queued_seconds(self) -> float:
+        """Request-seconds of waiting that one more call of the usual size brings those in the queue."""
+        load = self._endpoints[0].load_now()
+        if load is None or not load.waiting:
+            return 0.0
+        usual = (
+            (self._input.value, self._output.value) if self._output.count else (INPUT_TOKENS, OUTPUT_TOKENS)
         )
+        return load.waiting * seat_seconds(load, *usual, self._seconds.value)
 
 
 def llm(
@@ -309,67 +261,6 @@ def llm(
         parameters=parameters,
         name=name or model or "llm",
     )
-
-
-class _Answer:
-    """A reply as it comes; tool calls that have come whole are prefetched."""
-
-    def __init__(
-        self, tools: dict[str, Step[..., Any]], on_text: Callable[[str], None] | None = None
-    ) -> None:
-        self._tools = tools
-        self._on_text = on_text
-        self._text: list[str] = []
-        self._calls: dict[int, tuple[dict[str, str], JsonEnd]] = {}
-        self._usage: dict[str, Any] = {}
-        self._finish: str | None = None
-        self.pieces = 0
-
-    def add(self, event: dict[str, Any]) -> None:
-        self._usage = event.get("usage") or self._usage
-        for choice in event.get("choices", ()):
-            delta = choice.get("delta") or {}
-            self._finish = choice.get("finish_reason") or self._finish
-            if delta.get("content"):
-                self.pieces += 1
-                self._text.append(delta["content"])
-                if self._on_text is not None:
-                    self._on_text(delta["content"])
-            for position, piece in enumerate(delta.get("tool_calls") or ()):
-                self._add_call(piece.get("index", position), piece)
-
-    def _add_call(self, index: int, piece: dict[str, Any]) -> None:
-        self.pieces += 1
-        call, end = self._calls.setdefault(index, ({"id": "", "name": "", "arguments": ""}, JsonEnd()))
-        function = piece.get("function") or {}
-        call["id"] = piece.get("id") or call["id"]
-        call["name"] = function.get("name") or call["name"]
-        arguments = function.get("arguments") or ""
-        call["arguments"] += arguments
-        if end.feed(arguments) and call["name"] in self._tools:
-            parsed = _parsed(call["arguments"])
-            if isinstance(parsed, dict):
-                prefetch(self._tools[call["name"]], **parsed)
-
-    def reply(self) -> Reply:
-        calls = []
-        for call, _ in self._calls.values():
-            arguments = _parsed(call["arguments"] or "{}")
-            if not isinstance(arguments, dict):
-                raise LlmError(
-                    f"the model called {call['name']} with what is no JSON object: {call['arguments'][:200]}"
-                )
-            calls.append(ToolCall(call["id"], call["name"], arguments))
-        cached = (self._usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        tokens = int(self._usage.get("prompt_tokens") or 0), int(self._usage.get("completion_tokens") or 0)
-        return Reply("".join(self._text), calls, self._finish, *tokens, int(cached))
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except msgspec.MsgspecError:
-        return None
 
 
 def _messages(prompt: Prompt) -> list[Any]:

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from weighbridge.errors import WeighbridgeError
+from weighbridge.flow.cache import StepCache
 from weighbridge.flow.execution import Execution
 from weighbridge.flow.gate import Stakes, Verdict
 from weighbridge.flow.gate_path import saving
+from weighbridge.flow.gate_queue import queue_usd
 from weighbridge.flow.learn import Learner
 from weighbridge.flow.limits import Limiter
 from weighbridge.flow.predict import Predictor
 from weighbridge.flow.promise import Promise
 from weighbridge.flow.record import BetRecord, Record, nodes_of
-from weighbridge.flow.step import Step, current_execution, current_world
+from weighbridge.flow.step import Step, current_world
+from weighbridge.flow.tasks import Tasks
 from weighbridge.flow.world import World
 
 if TYPE_CHECKING:
-    from weighbridge.flow.journal import RunJournal
+    from weighbridge.flow.run_journal import RunJournal
 
 T = TypeVar("T")
 Mode = Literal["sequential", "parallel", "speculate"]
 
-#: Seconds that cancelled steps get to clean up before the run ends without them.
-GRACE_SECONDS = 5.0
 UNDO_SECONDS = 30.0
 #: Guesses behind each other, and shadows alive at once, whatever the gate thinks of more.
 MAX_DEPTH, MAX_SHADOWS = 16, 64
@@ -53,13 +52,7 @@ class Budget:
     seconds: float | None = None
 
 
-class Closing(Protocol):
-    """Something a run opened, such as a connection pool."""
-
-    async def close(self) -> None: ...
-
-
-class Run:
+class Run(Tasks):
     """Made by `Flow` for each call. `execute` runs the body to its end and leaves nothing behind."""
 
     def __init__(
@@ -76,6 +69,7 @@ class Run:
         cache: StepCache,
         journal: RunJournal | None = None,
     ) -> None:
+        super().__init__()
         self.body = body
         self.record = record
         self.learner = learner
@@ -87,23 +81,12 @@ class Run:
         self.guessed: list[tuple[str, int]] = []  # site and call of each guess the flow came by
         self.usd = 0.0
         self.wasted_usd = 0.0
-        self.closing = False
         self.shadows = 0  # alive
-        self.loads: list[Callable[[float], float]] = []  # dollars of harm that so many dollars of work do
-        self.load_sources: set[Any] = set()
         self._ahead: World | None = None
         self._limiters = limiters
         self._cache = cache
         self.journal = journal
-        self._loop = asyncio.get_running_loop()
-        self.clock = self._loop.time
-        self._context = contextvars.copy_context()
-        self._context.run(current_world.set, None)
-        self._context.run(current_execution.set, None)
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._numbers: dict[Hashable, int] = {}
-        self._dispatching: deque[tuple[Callable[[Any], None], Promise[Any]]] | None = None
-        self._resources: dict[Hashable, Closing] = {}
         self._undoable: list[Promise[Any]] = []
         self.committed = World(self)
 
@@ -113,6 +96,9 @@ class Run:
         """The body's result. Raises what the body raises, FlowTimeout, or a failed write nobody awaited."""
         record = self.record
         record.began = self.clock()
+        if self.mode == "speculate":
+            for queue in list(self.learner.queues):
+                queue.watch(self)
         try:
             return await self._within_budget()
         except BaseException as error:
@@ -196,58 +182,7 @@ class Run:
         self.committed.abandon()
         if self._ahead is not None:
             self._ahead.abandon()
-        cancelled = False
-        try:
-            await self.reap(self._tasks)
-        except asyncio.CancelledError:
-            cancelled = True
-        for resource in self._resources.values():
-            await resource.close()
-        if cancelled:
-            raise asyncio.CancelledError
-
-    async def reap(self, tasks: Any) -> None:
-        """Cancel tasks and wait until they have ended, for at most `GRACE_SECONDS`."""
-        pending = {task for task in tasks if not task.done()}
-        for task in pending:
-            task.cancel()
-        ends = self.clock() + GRACE_SECONDS
-        interrupted = False
-        while pending and self.clock() < ends:
-            try:
-                _, pending = await asyncio.wait(pending, timeout=ends - self.clock())
-            except asyncio.CancelledError:
-                interrupted = True
-        if interrupted:
-            raise asyncio.CancelledError
-
-    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """A task of this run, in the context of whoever called the flow."""
-        task = self._loop.create_task(work, context=self._context.copy())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    def spawn_child(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """A task of this run that belongs to the step that makes it."""
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    def dispatch(self, callbacks: list[Callable[[Any], None]], promise: Promise[Any]) -> None:
-        """Call back one after the other, not one inside the other: chains of promises may be long."""
-        queue = self._dispatching
-        if queue is not None:
-            queue.extend((callback, promise) for callback in callbacks)
-            return
-        queue = self._dispatching = deque((callback, promise) for callback in callbacks)
-        try:
-            while queue:
-                callback, settled = queue.popleft()
-                callback(settled)
-        finally:
-            self._dispatching = None
+        await self.end()
 
     # -- what worlds and executions ask ----------------------------------------------------------------
 
@@ -262,16 +197,6 @@ class Run:
         if self._ahead is None:
             self._ahead = Ahead(self)
         return self._ahead
-
-    def later(self, seconds: float, action: Callable[[], None]) -> None:
-        """Do something in a while, if the run is still going on then; its end does the same anyway."""
-        self._loop.call_later(seconds, lambda: None if self.closing else action())
-
-    def resource(self, key: Hashable, make: Callable[[], Closing]) -> Any:
-        """Something opened once per run and closed with it."""
-        if key not in self._resources:
-            self._resources[key] = make()
-        return self._resources[key]
 
     def limiter_of(self, step: Step[..., Any]) -> Limiter | None:
         resource = step.options.resource
@@ -356,9 +281,10 @@ class Run:
         known = [stats.usd.value for stats in self.learner.steps.values() if stats.usd.count]
         return max([step.options.usd, *known, *[span.usd for span in self.record.spans[-32:]]])
 
-    def queue_usd(self, cost: float) -> float:
-        """Q: what work of that price does to others where it would queue."""
-        return sum(load(cost) for load in self.loads)
+    def queue_usd(self) -> float:
+        """Q: what one call of each model that the flow uses does to those who wait there."""
+        waiting = sum(queue.queued_seconds() for queue in self.learner.queues)
+        return queue_usd(self.value_per_second, waiting)
 
     def waste_left(self, usd: float) -> bool:
         """Whether speculative work of that price fits what may be wasted and spent."""
@@ -403,28 +329,3 @@ class Run:
 
 async def _call(function: Callable[[Any], Awaitable[None]], value: Any) -> None:
     await function(value)
-
-
-class StepCache:
-    """Results of steps with `cache=`, kept by the flow between its runs, at most 4,096 of them."""
-
-    SIZE = 4096
-
-    def __init__(self) -> None:
-        self._known: dict[Hashable, tuple[float, Any]] = {}
-
-    def recall(self, execution: Execution) -> bool:
-        name, frozen = execution.key[:2]  # type: ignore[index]
-        known = self._known.get((name, frozen))
-        if known is None or known[0] < execution.run.clock():
-            return False
-        execution.finish_with(known[1])
-        return True
-
-    def remember(self, execution: Execution) -> None:
-        name, frozen = execution.key[:2]  # type: ignore[index]
-        keep = execution.step.options.cache
-        until = float("inf") if keep is True else execution.run.clock() + float(keep)
-        if len(self._known) >= self.SIZE:
-            self._known.pop(next(iter(self._known)))
-        self._known[name, frozen] = (until, execution.value)
