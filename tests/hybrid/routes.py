@@ -34,6 +34,7 @@ def make_router(
     timeout: float = 5.0,
     ledger: Ledger | None = None,
     scorer: Any = None,
+    observer: Any = None,
     edge: dict[str, Any] | None = None,
     **settings: Any,
 ) -> HybridRouter:
@@ -53,6 +54,7 @@ def make_router(
         judge=AnswerJudge(),
         tickets=TicketStore(),
         scorer=scorer,
+        observer=observer,
         lengths=OutputLengths(),
     )
 

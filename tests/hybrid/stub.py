@@ -55,6 +55,8 @@ class Stub:
     log: list[Entry] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    at_work: int = 0
+    most_at_work: int = 0
 
     def __post_init__(self) -> None:
         self._fates = iter(self.fates)
@@ -62,6 +64,14 @@ class Stub:
         self.app.router.add_post("/v1/chat/completions", self.chat)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
+        self.at_work += 1
+        self.most_at_work = max(self.most_at_work, self.at_work)
+        try:
+            return await self._chat(request)
+        finally:
+            self.at_work -= 1
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
         raw = await request.text()
         fate = next(self._fates, OK)
         entry = Entry(raw, fate)

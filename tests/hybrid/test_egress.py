@@ -1,7 +1,7 @@
 # ruff: noqa: E501 - a body to a line reads best as a table
 """What the cloud receives, with secrets planted in every position, while everything around it breaks.
 
-Base64 in running text is left as it is, by design, so no secret is planted in it; text attachments are opened.
+Base64 in running text is left as it is, by design: a test of its own pins that down. Text attachments are opened.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import asyncio
 import base64
 import json
 import random
-import time
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import unused_port
 
 from tests.hybrid.routes import ask, make_router
 from tests.hybrid.stub import BROKEN, BUSY, CUT, OK, Stub, echo, serving
@@ -92,18 +93,19 @@ def plant(position: str, value: str) -> dict[str, Any]:
 
 
 class Moody:
-    """The patterns, but it crashes or sleeps when it is told to."""
+    """The patterns, but it crashes, or comes too late, when it is told to."""
 
     name = "moody"
 
     def __init__(self) -> None:
         self.mood = "well"
+        self.late = threading.Event()
 
     def detect(self, text: str) -> list[Hit]:
         if self.mood == "crash":
             raise RuntimeError("the detector crashed")
-        if self.mood == "sleep":
-            time.sleep(0.3)
+        if self.mood == "late":
+            self.late.wait(60)
         return PatternDetector().detect(text)
 
 
@@ -155,22 +157,28 @@ async def run(residency: Residency, requests: int, seed: int) -> tuple[Tally, St
     edge = Stub(answer=echo, logprob=-3.0)
     cloud = Stub(fates=fates, answer=echo, piece=3)
     tally, planted = Tally(), []
+    late = set(rng.sample(range(requests), max(2, requests // 50)))  # each takes the whole time-out
     async with serving(edge, cloud) as urls:
         moody = Moody()
-        router = make_router(urls, policy=Policy(default=residency), detectors=[moody], timeout=0.15)
+        router = make_router(urls, policy=Policy(default=residency), detectors=[moody], timeout=2.0)
         poor = make_router(urls, policy=Policy(default=residency), budgets=Budgets(total=0.0))
+        nowhere = f"http://127.0.0.1:{unused_port()}/v1"
+        down = make_router([urls[0], nowhere], policy=Policy(default=residency))
         for number in range(requests):
             position = POSITIONS[number % len(POSITIONS)]
             value = secret(rng, position)
             planted.append(value)
-            moody.mood = rng.choices(("well", "crash", "sleep"), (20, 1, 0.4))[0]
-            chosen = poor if number % 23 == 0 else router
+            moody.mood = "late" if number in late else rng.choices(("well", "crash"), (20, 1))[0]
+            moody.late.clear()
+            chosen = poor if number % 23 == 0 else down if number % 29 == 0 else router
             body = plant(position, value)
             placement = rng.choice(("auto", "prefer_cloud"))
             request = ask(body.pop("messages"), placement=placement, stream=bool(number % 2), **body)
             await one(chosen, request, tally)
+            moody.late.set()
         await router.close()
         await poor.close()
+        await down.close()
     leaks = [
         value for entry in cloud.log for text in readings(entry.raw) for value in planted if value in text
     ]
@@ -181,7 +189,7 @@ async def run(residency: Residency, requests: int, seed: int) -> tuple[Tally, St
 async def one(router: Any, request: Any, tally: Tally) -> None:
     gathered = Gathered()
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             stream = await router.open(request)
             async for chunk in stream:
                 gathered.add(chunk)
@@ -211,6 +219,19 @@ async def test_no_planted_secret_leaves_in_a_thousand_requests(residency: Reside
     tally, cloud = await run(residency, 1000, seed=2)
     print(residency, tally, f"{len(cloud.log)} requests reached the cloud")
     assert tally.answered + tally.broken == 1000
+
+
+async def test_base64_in_running_text_is_left_as_it_is() -> None:
+    """No detector reads it, which docs/hybrid.md says: whoever needs it kept uses `never_leaves`."""
+    hidden = base64.b64encode(b"ann@example.com and 4111111111111111").decode()
+    cloud = Stub(answer=echo)
+    async with serving(Stub(), cloud) as urls:
+        router = make_router(urls, policy=Policy(default=Residency.REDACT))
+        stream = await router.open(ask(f"decode {hidden}", placement="only_cloud"))
+        async for _ in stream:
+            pass
+        await router.close()
+    assert hidden in cloud.log[0].raw
 
 
 async def test_tool_call_arguments_come_back_as_valid_json() -> None:

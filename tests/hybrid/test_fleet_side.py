@@ -161,13 +161,13 @@ async def test_a_stream_that_is_closed_half_way_is_given_back() -> None:
         (Backend(statuses=[400] * 3), 400, False),
         (Backend(statuses=[500] * 3), 500, False),
         (Backend(statuses=[429] * 9, retry_after="60"), 429, False),
-        (Backend(first_delay=9.0), 504, True),
+        (Backend(first_delay=30.0), 504, True),
     ],
 )
 async def test_failures_before_the_first_byte(backend: Backend, status: int, billable: bool) -> None:
     async with side_over(backend) as (side, _):
         with pytest.raises(SideFailed) as caught:
-            await side.open(request(timeout=0.4 if status == 504 else 5.0))
+            await side.open(request(timeout=2.0 if status == 504 else 5.0))
         failure = caught.value
         assert (failure.status, failure.billable) == (status, billable)
         assert failure.is_request_at_fault == (status == 400)
@@ -180,7 +180,7 @@ async def test_failures_before_the_first_byte(backend: Backend, status: int, bil
 )
 async def test_a_stream_that_breaks_off_has_been_worked_on(backend: Backend) -> None:
     async with side_over(backend) as (side, front):
-        stream = await side.open(request(timeout=1.0))
+        stream = await side.open(request(timeout=3.0))
         seen: list[Chunk] = []
         with pytest.raises(SideFailed) as caught:
             await _gather(stream, seen)

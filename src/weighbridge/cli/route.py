@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,14 +10,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from weighbridge.cli.route_report import explain, report
 from weighbridge.cli.terminal import print_json
-from weighbridge.cli.ticket import fetch
 from weighbridge.errors import BadInput
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from weighbridge.hybrid.difficulty.labels import Label
     from weighbridge.hybrid.difficulty.model import TrainedRouter
 
 app = typer.Typer(help="Edge or cloud: train, measure and serve routes.", no_args_is_help=True)
+app.command("explain")(explain)
+app.command("report")(report)
 
 
 @app.callback()
@@ -72,7 +76,7 @@ def train(
         print_json({"router": str(out), "n": router.trained_on, "judges_answers": judged})
         return
     print(
-        f"{out}: learned from {router.trained_on} labels; {'it' if judged else 'it cannot'} judge{'s' * judged} answers"
+        f"{out}: learned from {router.trained_on} labels; it {'judges' if judged else 'cannot judge'} answers"
     )
 
 
@@ -90,7 +94,6 @@ def evaluate(
     """Measure a router: APGR and CPT beside random, prompt length and an oracle, with 95 % intervals."""
     from weighbridge.hybrid.difficulty import evaluate as measure
     from weighbridge.hybrid.difficulty.labels import read_labels
-    from weighbridge.hybrid.difficulty.model import load_router
 
     if mode not in measure.MODES:
         raise BadInput(f"--mode: {mode!r} is not one of {', '.join(measure.MODES)}")
@@ -98,18 +101,27 @@ def evaluate(
         raise BadInput("give either --router FILE or --folds N")
     known = read_labels(labels)
     if router is not None:
-        trained = load_router(router)
-        if mode == "cascade" and not measure.reads_answers(trained, known, mode):
-            raise BadInput(
-                "--mode cascade: needs a router trained with edge_response, and labels that hold it"
-            )
-        score = measure.scores(trained, known, mode)
+        score = _scores(router, known, mode)
     else:
         score = measure.cross_validated(known, folds or 5, mode, seed)
     result = asdict(measure.evaluate(known, score, seed))
     if json_output:
         print_json(result)
-        return
+    else:
+        _print_report(result)
+
+
+def _scores(router: Path, labels: list[Label], mode: str) -> np.ndarray:
+    from weighbridge.hybrid.difficulty import evaluate as measure
+    from weighbridge.hybrid.difficulty.model import load_router
+
+    trained = load_router(router)
+    if mode == "cascade" and not measure.reads_answers(trained, labels, mode):
+        raise BadInput("--mode cascade: needs a router trained with edge_response, and labels that hold it")
+    return measure.scores(trained, labels, mode)
+
+
+def _print_report(result: dict[str, Any]) -> None:
     table = Table("", "value", "95 %")
     for name, value in result.items():
         if name == "interval":
@@ -147,73 +159,3 @@ def _save(router: TrainedRouter, path: Path) -> None:
         router.save(path)
     except OSError as error:
         raise BadInput(f"cannot write {path}: {error.strerror}") from error
-
-
-@app.command("explain")
-def explain(
-    ticket: Annotated[str, typer.Argument(help="The id from x-weighbridge-ticket.")],
-    url: Annotated[str, typer.Option(help="The server to ask.")] = "http://127.0.0.1:8080",
-    tickets: Annotated[Path | None, typer.Option(help="A tickets file instead of a server.")] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="WEIGHBRIDGE_API_KEY", help="Its API key.")] = None,
-) -> None:
-    """Say in words where a request went, why, what left the machine, and what it cost."""
-    from weighbridge.hybrid.report import read_tickets
-
-    if tickets is not None:
-        found = [one for one in read_tickets(tickets) if one.get("id") == ticket]
-        if not found:
-            raise BadInput(f"{tickets} holds no ticket {ticket!r}")
-        print(_in_words(found[-1]))
-        return
-    print(_in_words(asyncio.run(fetch(f"{url.rstrip('/')}/v1/tickets/{ticket}", api_key))))
-
-
-def _in_words(record: dict[str, Any]) -> str:
-    """A route's ticket, or that of a request for a model of the fleet, which knows no edge and no cloud."""
-    from weighbridge.cli.fleet import explained
-    from weighbridge.hybrid.report import explain as words
-
-    return "\n".join(explained(record)) if record.get("scores") else words(record)
-
-
-@app.command("report")
-def report(
-    tickets: Annotated[Path, typer.Option(help="The tickets file of the routes.")],
-    shadow: Annotated[Path | None, typer.Option(help="The file of shadow evaluations, for quality.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page as well.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Share local, money saved, quality from shadow evaluation, and latency."""
-    from weighbridge.hybrid.report import as_html, read_tickets, summarise
-
-    summary = summarise(read_tickets(tickets), read_tickets(shadow) if shadow else [])
-    if html is not None:
-        html.write_text(as_html(summary), encoding="utf-8")
-    if json_output:
-        print_json(summary)
-        return
-    table = Table(title="Edge and cloud")
-    for column in (
-        "route",
-        "requests",
-        "local",
-        "degraded",
-        "USD",
-        "saved USD",
-        "p50 ms edge",
-        "p50 ms cloud",
-    ):
-        table.add_column(column)
-    for row in summary["routes"]:
-        table.add_row(
-            row["route"], str(row["requests"]), f"{row['share_local']:.1%}", str(row["degraded"]),
-            f"{row['cost_usd']:.6f}", f"{row['saved_usd']:.6f}", _ms(row["edge_p50_ms"]), _ms(row["cloud_p50_ms"]),
-        )  # fmt: skip
-    Console().print(table)
-    quality = summary["quality"]
-    if quality["judged"]:
-        print(f"shadow: {quality['judged']} judged, the local answer stood in {quality['edge_stands']:.1%}")
-
-
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"

@@ -31,6 +31,7 @@ from weighbridge.hybrid.policy import Policy, Residency, Rule
 from weighbridge.hybrid.privacy.hits import TYPES
 from weighbridge.hybrid.settings import (
     DEFAULT_WINDOW,
+    MOST_SAMPLES,
     BanditSettings,
     CascadeSettings,
     HybridSettings,
@@ -237,9 +238,21 @@ def _cascade(section: Section) -> CascadeSettings:
         window=window,
         race=section.flag("race", False),
         top_logprobs=section.count("top_logprobs", 5, least=0),
+        samples=_samples(section),
+        sample_temperature=section.number("sample_temperature", 0.8, above=0.0),
     )
     section.done()
     return cascade
+
+
+def _samples(section: Section) -> int:
+    samples = int(section.count("samples", 1))
+    if samples > MOST_SAMPLES:
+        section.problem(
+            "samples", f"must be at most {MOST_SAMPLES}, not {samples}; each is one more local answer"
+        )
+        return 1
+    return samples
 
 
 def _privacy(section: Section) -> PrivacySettings:

@@ -1,4 +1,4 @@
-"""Refusals of a route. Each says which rule stood in the way and what to change."""
+"""Refusals that only a route knows. Each says what to change; what fits no side is `NeverFits`, as everywhere."""
 
 from __future__ import annotations
 
@@ -18,14 +18,6 @@ class NoSideCan(Refused):
 
     status = 503
     code = "no_side_available"
-
-
-class TooLong(NoSideCan):
-    """The request does not fit the context of any side that policy permits."""
-
-    status = 400
-    kind = "invalid_request_error"
-    code = "context_length_exceeded"
 
 
 class CloudDenied(Refused):

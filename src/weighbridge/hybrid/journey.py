@@ -139,7 +139,7 @@ class Journey:
                 raise NoSideCan(message, retry_after=error.retry_after) from error
             self.note(f"{error}; the cloud answers instead")
             return await self._cloud()
-        if not judged or self._good_enough(edge):
+        if not judged or await self._good_enough(edge):
             return edge
         try:
             cloud = await self._cloud()
@@ -159,7 +159,7 @@ class Journey:
             if cloud.done() and not cloud.exception() and not edge.done():
                 return self._win(cloud.result(), "the cloud was first")
             local = await _or_none(edge)
-            if local is not None and self._good_enough(local):
+            if local is not None and await self._good_enough(local):
                 return self._win(local, "the local answer is good enough")
             remote = await _or_none(cloud)
             if remote is not None:
@@ -184,11 +184,15 @@ class Journey:
         if router.settings.cascade.enabled and request.choices == 1:
             wanted = max(router.settings.cascade.top_logprobs, request.body.get("top_logprobs") or 0)
             body |= {"logprobs": True, "top_logprobs": wanted}
-        headers = {"x-weighbridge-tenant": request.tenant} if request.tenant.isprintable() else {}
-        side_request = self._to_side(body, headers)
-        attempt = Attempt(Side.EDGE, router.edge, side_request, router.ledger, FREE_OF_CHARGE)
-        self.attempts.append(attempt)
+        attempt = self._edge_attempt(body)
         await attempt.start(window)
+        return attempt
+
+    def _edge_attempt(self, body: Mapping[str, Any]) -> Attempt:
+        router, tenant = self.router, self.request.tenant
+        headers = {"x-weighbridge-tenant": tenant} if tenant.isprintable() else {}
+        attempt = Attempt(Side.EDGE, router.edge, self._to_side(body, headers), router.ledger, FREE_OF_CHARGE)
+        self.attempts.append(attempt)
         return attempt
 
     async def _cloud(self) -> Attempt:
@@ -236,14 +240,37 @@ class Journey:
 
     # -- judging ---------------------------------------------------------------------------------------
 
-    def _good_enough(self, edge: Attempt) -> bool:
+    async def _good_enough(self, edge: Attempt) -> bool:
         """Judge what was held back of the local answer, and write down how it came out."""
         threshold = self.router.settings.cascade.threshold
         judged = self.router.judge(self.request, edge)
+        if judged.confidence > 0.0 and (samples := await self._samples(edge)):
+            judged = self.router.judge(self.request, edge, samples)
         self.ticket.confidence = judged.confidence
         sign = ">=" if judged.confidence >= threshold else "<"
         self.note(f"confidence {judged.confidence:.3f} {sign} {threshold:.3f} ({judged.reason})")
         return judged.confidence >= threshold
+
+    async def _samples(self, edge: Attempt) -> list[str]:
+        """Further local answers to the same question, drawn at once; those that fail are left out."""
+        cascade = self.router.settings.cascade
+        if cascade.samples < 2 or not (edge.complete and edge.text) or self.request.choices > 1:
+            return []
+        drawn = [self._edge_attempt(self._sampling(number)) for number in range(1, cascade.samples)]
+        ended = await asyncio.gather(*(one.start(WHOLE) for one in drawn), return_exceptions=True)
+        for error in ended:
+            if isinstance(error, BaseException) and not isinstance(error, Refused):
+                raise error
+        return [one.text for one, error in zip(drawn, ended, strict=True) if error is None]
+
+    def _sampling(self, number: int) -> dict[str, Any]:
+        """The body of one further sample: its own draw, in earnest even where the client asked for the likeliest."""
+        body = self.request.forwarded(edge=True)
+        seed = (int(body.get("seed") or 0) + number) % 2**31
+        least = self.router.settings.cascade.sample_temperature
+        temperature = max(float(body.get("temperature", 1.0)), least)
+        body |= {"temperature": temperature, "seed": seed}
+        return {name: value for name, value in body.items() if name not in ("logprobs", "top_logprobs")}
 
 
 def _at_fault(error: Refused) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from weighbridge.hybrid import checks
+from weighbridge.hybrid.agreement import pooled, share
 from weighbridge.hybrid.attempt import Attempt
 from weighbridge.hybrid.request import RoutedRequest
 from weighbridge.hybrid.router import Judgement
@@ -14,7 +16,13 @@ from weighbridge.hybrid.signals import Signals, confidence
 class AnswerModel(Protocol):
     """What `route train` learned from labels that hold the edge's answers."""
 
-    def confidence(self, prompt: str, answer: str, signals: Signals | None) -> float: ...
+    @property
+    def judge_has_signals(self) -> bool: ...
+    @property
+    def judge_has_agreement(self) -> bool: ...
+    def confidence(
+        self, prompt: str, answer: str, signals: Signals | None = None, agreement: float | None = None
+    ) -> float: ...
 
 
 class AnswerJudge:
@@ -23,13 +31,38 @@ class AnswerJudge:
     def __init__(self, model: AnswerModel | None = None) -> None:
         self._model = model
 
-    def __call__(self, request: RoutedRequest, attempt: Attempt) -> Judgement:
+    def __call__(self, request: RoutedRequest, attempt: Attempt, samples: Sequence[str] = ()) -> Judgement:
         text, signals = attempt.text, attempt.signals.read()
         fault = checks.fault(text, request.body, attempt.finish_reason, complete=attempt.complete)
         if fault:
             return Judgement(0.0, fault)
-        if self._model is not None and attempt.complete and text:
-            return Judgement(self._model.confidence(request.prompt, text, signals), "the trained judge")
-        if signals is not None:
-            return Judgement(confidence(signals), f"mean probability of {signals.tokens} tokens")
+        agreeing = share(text, samples) if samples else None
+        whole = text if attempt.complete else ""
+        learned = self._learned(request.prompt, whole, signals, agreeing)
+        judged = learned or _untrained(signals)
+        if agreeing is None:
+            return judged
+        said = f"{round(agreeing * len(samples))} of {len(samples)} further samples agree"
+        if learned is None and signals is None:
+            return Judgement(pooled(0.5, agreeing, len(samples)), said)
+        certain = judged.confidence
+        if learned is None or self._model is None or not self._model.judge_has_agreement:
+            certain = pooled(certain, agreeing, len(samples))
+        return Judgement(certain, f"{judged.reason}; {said}")
+
+    def _learned(
+        self, prompt: str, answer: str, signals: Signals | None, agreeing: float | None
+    ) -> Judgement | None:
+        """None where the model was trained on more than is known of this answer."""
+        model = self._model
+        if model is None or not answer:
+            return None
+        if (model.judge_has_signals and signals is None) or (model.judge_has_agreement and agreeing is None):
+            return None
+        return Judgement(model.confidence(prompt, answer, signals, agreeing), "the trained judge")
+
+
+def _untrained(signals: Signals | None) -> Judgement:
+    if signals is None:
         return Judgement(1.0, "nothing to judge it by: the edge gives no log-probabilities")
+    return Judgement(confidence(signals), f"mean probability of {signals.tokens} tokens")

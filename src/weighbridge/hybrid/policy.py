@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from weighbridge.hybrid.errors import CloudDenied, NoSideCan, PolicyForbids, TooLong
+from weighbridge.errors import NeverFits
+from weighbridge.hybrid.errors import CloudDenied, NoSideCan, PolicyForbids
 
 
 class Residency(StrEnum):
@@ -176,7 +177,7 @@ def decide(
 ) -> Decision:
     """The whole order of steps up to the first byte of work.
 
-    Raises PolicyForbids, TooLong, NoSideCan or CloudDenied where no permitted side can take the request.
+    Raises PolicyForbids, NeverFits, NoSideCan or CloudDenied where no permitted side can take the request.
     """
     reasons = [verdict.reason]
     may_leave = verdict.residency is not Residency.NEVER
@@ -285,8 +286,8 @@ def _refuse(
     """Say why nobody can. Always raises."""
     if asked.placement is Placement.ONLY_CLOUD:
         if "context" in cloud_bar:
-            raise TooLong(f"the cloud cannot: {cloud_bar}; shorten the request")
+            raise NeverFits(f"the cloud cannot: {cloud_bar}; shorten the request")
         raise CloudDenied(f"only_cloud was asked for, but the cloud cannot: {cloud_bar or money_bar}")
     if "context" in edge_bar:
-        raise TooLong(f"the edge cannot: {edge_bar}; the cloud may not: {cloud_bar or money_bar}")
+        raise NeverFits(f"the edge cannot: {edge_bar}; the cloud may not: {cloud_bar or money_bar}")
     raise NoSideCan(f"the edge cannot: {edge_bar}; the cloud may not: {cloud_bar or money_bar}")

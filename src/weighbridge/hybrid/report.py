@@ -89,6 +89,34 @@ def _median(values: Iterable[float | None]) -> float | None:
     return float(np.median(known)) if known else None
 
 
+def sentences(summary: Mapping[str, Any]) -> list[str]:
+    """What `summarise`, drift and suggestions say, a line each; none for what is not known."""
+    lines, quality = [], summary["quality"]
+    if quality["judged"]:
+        stood = f"the local answer stood in {quality['edge_stands']:.1%}"
+        lines.append(f"Shadow evaluation: {quality['judged']} judged, {stood}.")
+    lines += [_suggestion(one) for one in summary.get("suggestions") or ()]
+    found = summary.get("drift")
+    if found is not None:
+        lines += [f"Drift: {text}." for text in found["findings"]]
+        if not found["findings"]:
+            seen = f"{found['requests']} scores and {found['judged']} judged answers"
+            enough = found["stability"] is not None or found["edge"] is not None
+            lines.append(f"Drift: none in {seen}." if enough else f"Drift: {seen} are too few to tell.")
+    return lines
+
+
+def _suggestion(one: Mapping[str, Any]) -> str:
+    name = "Pre-router threshold" if one["kind"] == "score" else "Cascade threshold"
+    if not one["worth_changing"]:
+        return f"{name}: {one['present']:g} is as good as any ({one['judged']} judged)."
+    low, high = one["interval"]
+    return (
+        f"{name}: {one['threshold']:g} instead of {one['present']:g} sends {one['cloud_share']:.1%} to the cloud, "
+        f"quality {one['quality']:.1%}, gains {one['gain']:.6f} USD per request ({low:.6f} to {high:.6f})."
+    )
+
+
 def as_html(summary: Mapping[str, Any]) -> str:
     """One page without scripts or anything fetched."""
     columns = list(summary["routes"][0]) if summary["routes"] else []
@@ -97,17 +125,12 @@ def as_html(summary: Mapping[str, Any]) -> str:
         "<tr>" + "".join(f"<td>{html.escape(_shown(row[name]))}</td>" for name in columns) + "</tr>"
         for row in summary["routes"]
     )
-    quality = summary["quality"]
-    judged = (
-        f"<p>Shadow evaluation: {quality['judged']} judged, the local answer stood in "
-        f"{quality['edge_stands']:.1%}.</p>"
-        if quality["judged"]
-        else "<p>No shadow evaluations.</p>"
-    )
+    said = sentences(summary) or ["No shadow evaluations."]
+    text = "".join(f"<p>{html.escape(line)}</p>" for line in said)
     style = "body{font:15px system-ui;margin:3em}td,th{padding:.4em 1em;text-align:right;border-bottom:1px solid #ccc}"
     return (
         f"<!doctype html><meta charset=utf-8><title>Edge and cloud</title><style>{style}</style>"
-        f"<h1>Edge and cloud</h1><table><tr>{head}</tr>{rows}</table>{judged}"
+        f"<h1>Edge and cloud</h1><table><tr>{head}</tr>{rows}</table>{text}"
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,9 +41,11 @@ class Scorer(Protocol):
 
 
 class Judge(Protocol):
-    """Confidence in what was held back of a local answer."""
+    """Confidence in what was held back of a local answer. `samples`: further answers of the edge, if any."""
 
-    def __call__(self, request: RoutedRequest, attempt: Attempt) -> Judgement: ...
+    def __call__(
+        self, request: RoutedRequest, attempt: Attempt, samples: Sequence[str] = ()
+    ) -> Judgement: ...
 
 
 class Observer(Protocol):

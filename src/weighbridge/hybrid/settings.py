@@ -14,13 +14,16 @@ from weighbridge.hybrid.side import SideSettings
 #: What a stream holds back unless told otherwise: enough tokens to judge by, and no longer than a reader waits.
 DEFAULT_WINDOW = Window(tokens=24, seconds=1.5)
 
+#: Local answers to one request, at most.
+MOST_SAMPLES = 16
+
 
 @dataclass(frozen=True, slots=True)
 class CascadeSettings:
     """Judging the local answer. `window` applies to streams; a whole answer is always judged whole.
 
-    `threshold`: confidence below which the cloud answers instead. `race`: the cloud
-    starts at once, and the loser is cancelled.
+    `threshold`: confidence below which the cloud answers instead. `race`: the cloud starts at once, and the loser
+    is cancelled. `samples`: so many local answers, the first included, are compared where an answer is judged whole.
     """
 
     enabled: bool = True
@@ -28,6 +31,8 @@ class CascadeSettings:
     window: Window = DEFAULT_WINDOW
     race: bool = False
     top_logprobs: int = 5
+    samples: int = 1
+    sample_temperature: float = 0.8
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from weighbridge.errors import Refused
+from weighbridge.hybrid.agreement import agreement
 from weighbridge.hybrid.answer import Gathered
 from weighbridge.hybrid.attempt import WHOLE, Attempt
 from weighbridge.hybrid.bandit import ThresholdBandit
-from weighbridge.hybrid.budget import FREE_OF_CHARGE
+from weighbridge.hybrid.budget import FREE_OF_CHARGE, Reservation
+from weighbridge.hybrid.difficulty.features import prompt_features
 from weighbridge.hybrid.policy import Asked, Placement, Residency, Side, residency
 from weighbridge.hybrid.request import RoutedRequest
 from weighbridge.hybrid.settings import ShadowSettings
@@ -35,15 +36,11 @@ _QUESTION = (
 )
 
 
-def agreement(edge: str, cloud: str) -> float:
-    """1 where the last numbers agree, or, where there are none, F1 of the words."""
-    numbers = [re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", "")) for text in (edge, cloud)]
-    if numbers[0] and numbers[1]:
-        return float(float(numbers[0][-1]) == float(numbers[1][-1]))
-    ours, theirs = (set(re.findall(r"\w+", text.lower())) for text in (edge, cloud))
-    if not ours or not theirs:
-        return float(ours == theirs)
-    return 2 * len(ours & theirs) / (len(ours) + len(theirs))
+def _costs(ticket: Ticket) -> dict[str, float]:
+    """What each side costs for this request, in US dollars, without what failed attempts cost."""
+    own, other = ticket.cost_usd, ticket.counterfactual_usd or 0.0
+    edge, cloud = (own, other) if ticket.placement == Side.EDGE else (other, own)
+    return {"edge_usd": edge, "cloud_usd": cloud}
 
 
 class Shadow:
@@ -113,12 +110,7 @@ class Shadow:
         side = router.cloud if where is Side.CLOUD else router.edge
         reservation = FREE_OF_CHARGE
         if where is Side.CLOUD:
-            reserved = router.ledger.reserve(
-                request.tenant, router.settings.name, router.cloud_facts(request).usd
-            )
-            if isinstance(reserved, str):
-                raise Refused(reserved)
-            reservation = reserved
+            reservation = self._reserve(router, request)
         side_request = SideRequest(body, request.size, tenant=request.tenant)
         attempt = Attempt(where, side, side_request, router.ledger, reservation)
         try:
@@ -130,6 +122,19 @@ class Shadow:
             await attempt.close()
         return attempt.text
 
+    @staticmethod
+    def _reserve(router: HybridRouter, request: RoutedRequest) -> Reservation:
+        """Money, and a place under the tenant's caps, as for any other request to the cloud. Raises Refused."""
+        now = router.clock()
+        usd = router.cloud_facts(request).usd
+        reserved = router.caps.refusal(request.tenant, now) or router.ledger.reserve(
+            request.tenant, router.settings.name, usd
+        )
+        if isinstance(reserved, str):
+            raise Refused(reserved)
+        router.caps.sent(request.tenant, now)
+        return reserved
+
     async def _judge(self, router: HybridRouter, request: RoutedRequest, edge: str, cloud: str) -> float:
         if self._settings.judge == "agreement":
             return agreement(edge, cloud)
@@ -137,6 +142,10 @@ class Shadow:
         body = {"messages": [{"role": "user", "content": text}], "max_tokens": 4, "temperature": 0}
         verdict = await self._ask(router, request, Side.CLOUD, body)
         return float("SAME" in verdict.upper())
+
+    def _confidence_threshold(self) -> float | None:
+        cascade = self.router.settings.cascade if self.router is not None else None
+        return cascade.threshold if cascade is not None and cascade.enabled else None
 
     def _write(self, request: RoutedRequest, ticket: Ticket, edge: str, cloud: str, quality: float) -> None:
         if self._file is None:
@@ -146,8 +155,12 @@ class Shadow:
             "route": ticket.model,
             "placement": str(ticket.placement),
             "score": ticket.score,
+            "threshold": ticket.threshold,
             "confidence": ticket.confidence,
+            "confidence_threshold": self._confidence_threshold(),
             "edge_quality": quality,
+            "features": [round(value, 5) for value in prompt_features(request.prompt)],
+            **_costs(ticket),
         }
         if self._settings.keep_texts:
             row |= {"prompt": request.prompt, "edge_response": edge, "cloud_response": cloud}

@@ -14,7 +14,8 @@ FLOOR = -20.0
 @dataclass(frozen=True, slots=True)
 class Signals:
     """Of the tokens so far. Log-probabilities in nats; margin: best minus second best; entropy of the
-    alternatives reported, with the rest of the mass as one more."""
+    alternatives reported, with the rest of the mass as one more. `first_entropy` is that of the first token:
+    what the prefill left open."""
 
     tokens: int
     mean: float
@@ -23,6 +24,7 @@ class Signals:
     first: float
     margin: float
     entropy: float
+    first_entropy: float
 
     def as_list(self) -> list[float]:
         return [float(value) for value in astuple(self)]
@@ -59,6 +61,7 @@ class SignalMeter:
             first=self.logprobs[0],
             margin=_mean(self.margins),
             entropy=_mean(self.entropies),
+            first_entropy=self.entropies[0] if self.entropies else 0.0,
         )
 
 

@@ -24,7 +24,10 @@ def scores(router: TrainedRouter, labels: Sequence[Label], mode: str = "auto") -
     """Higher: more to gain from the cloud."""
     if reads_answers(router, labels, mode):
         return np.array(
-            [router.cascade_score(one.prompt, one.edge_response or "", one.signals) for one in labels]
+            [
+                router.cascade_score(one.prompt, one.edge_response or "", one.signals, one.agreement)
+                for one in labels
+            ]
         )
     return np.array([router.score(one.prompt) for one in labels])
 

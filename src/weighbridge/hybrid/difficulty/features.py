@@ -36,6 +36,15 @@ _HEDGES = frozenset(
 )
 _MARKER = re.compile(r"####|\\boxed|(?i:\bthe (?:final )?answer (?:is|:)|\banswer:)")
 
+#: What `prompt_features` measures, in order.
+_NAMES = (
+    "characters words body_characters lines options option_length longest_option option_spread "
+    "options_with_digits longest_sentence full_stops digits capitals operators beyond_ascii punctuation numbers "
+    "question_marks commas brackets quotation blank word_length long_words distinct_words function_words persons "
+    "reasons negations longest_line"
+)
+FEATURES = tuple(_NAMES.split())
+
 
 def prompt_features(prompt: str) -> list[float]:
     """Length, shape, vocabulary and symbols of a prompt."""
@@ -84,7 +93,9 @@ def _longest_line(lines: Iterable[str]) -> int:
     return max(map(len, lines), default=0)
 
 
-def answer_features(prompt: str, answer: str, signals: Signals | None = None) -> list[float]:
+def answer_features(
+    prompt: str, answer: str, signals: Signals | None = None, agreement: float | None = None
+) -> list[float]:
     """What an answer shows of its own quality: sums that are right, numbers used, how it ends."""
     text = answer[-MAX_CHARACTERS:]
     found = equations(text)
@@ -108,6 +119,7 @@ def answer_features(prompt: str, answer: str, signals: Signals | None = None) ->
         len(set(words)) / (len(words) + 1),
         float(len(set(lines)) < len(lines)),
         *(signals.as_list() if signals is not None else ()),
+        *((agreement,) if agreement is not None else ()),
     ]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge.errors import BadInput
+from weighbridge.hybrid.agreement import share
 from weighbridge.hybrid.signals import SignalMeter, Signals
 
 #: Fewer than this teach nothing.
@@ -26,6 +27,9 @@ class Label:
     group: str | None = None
     edge_response: str | None = None
     signals: Signals | None = None  # of the edge's answer, where its log-probabilities were kept
+    agreement: float | None = (
+        None  # share of further answers of the edge that say the same, where there are any
+    )
 
 
 def read_labels(path: Path) -> list[Label]:
@@ -68,6 +72,7 @@ def _label(line: str, where: str) -> Label:
         str(group) if group is not None else None,
         response,
         _signals(row, where),
+        _agreement(row, response, where),
     )
 
 
@@ -76,6 +81,18 @@ def _quality(row: Mapping[str, Any], name: str, where: str) -> float:
     if not isinstance(value, bool | int | float) or not 0.0 <= value <= 1.0:
         raise BadInput(f"{where}: {name}: must be true, false, or a number from 0 to 1")
     return float(value)
+
+
+def _agreement(row: Mapping[str, Any], response: str | None, where: str) -> float | None:
+    """`edge_samples`: further answers of the edge to the same prompt, drawn at a temperature."""
+    samples = row.get("edge_samples")
+    if samples is None:
+        return None
+    if response is None:
+        raise BadInput(f"{where}: edge_samples: needs edge_response beside it, to be compared with")
+    if not isinstance(samples, list) or not samples or not all(isinstance(one, str) for one in samples):
+        raise BadInput(f"{where}: edge_samples: must be a list of texts")
+    return share(response, samples)
 
 
 def _signals(row: Mapping[str, Any], where: str) -> Signals | None:

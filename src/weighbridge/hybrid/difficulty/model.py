@@ -15,7 +15,7 @@ from weighbridge.hybrid.difficulty.features import answer_features, hashed, prom
 from weighbridge.hybrid.difficulty.isotonic import Isotonic
 from weighbridge.hybrid.signals import Signals
 
-FORMAT = 1
+FORMAT = 2
 #: Standardised features are cut off here: a prompt unlike all labels must not run away.
 LIMIT = 4.0
 OUTPUTS = ("edge", "cloud", "gain")
@@ -86,17 +86,32 @@ def gain(outputs: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True)
+class Baseline:
+    """What the labels were like: drift is measured from here. Mean quality of each side, of ten equal parts of
+    the labels by rising score (each label scored by a model that did not see it), and how many labels."""
+
+    edge: tuple[float, ...]
+    cloud: tuple[float, ...]
+    labels: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrainedRouter:
     """What `route train` writes. `judge` None: the labels held no answers of the edge."""
 
     prompt: Model
     ranks: Isotonic  # gain -> share of the labels that gain less: the score in [0, 1]
     threshold: float
+    baseline: Baseline
     judge: Model | None = None
     judge_ranks: Isotonic | None = None  # the same for the judge
     certainty: Isotonic | None = None  # the judge's edge output -> probability that the answer is right
     judge_has_signals: bool = False
-    trained_on: int = 0
+    judge_has_agreement: bool = False
+
+    @property
+    def trained_on(self) -> int:
+        return self.baseline.labels
 
     def score(self, prompt: str) -> float:
         """Difficulty in [0, 1]: the share of training prompts that have less to gain from the cloud."""
@@ -104,33 +119,41 @@ class TrainedRouter:
 
     __call__ = score
 
-    def cascade_score(self, prompt: str, answer: str, signals: Signals | None = None) -> float:
+    def cascade_score(
+        self, prompt: str, answer: str, signals: Signals | None = None, agreement: float | None = None
+    ) -> float:
         """The same after the local answer is there; the prompt's own score where no judge was trained."""
         if self.judge is None or self.judge_ranks is None:
             return self.score(prompt)
-        return self.judge_ranks(float(gain(self._judged(prompt, answer, signals))))
+        return self.judge_ranks(float(gain(self._judged(prompt, answer, signals, agreement))))
 
-    def confidence(self, prompt: str, answer: str, signals: Signals | None = None) -> float:
+    def confidence(
+        self, prompt: str, answer: str, signals: Signals | None = None, agreement: float | None = None
+    ) -> float:
         """Calibrated probability that the local answer is right. Raises BadInput without a judge."""
         if self.certainty is None:
             raise BadInput("this router was trained without the edge's answers, so it cannot judge them")
-        return self.certainty(float(self._judged(prompt, answer, signals)[0]))
+        return self.certainty(float(self._judged(prompt, answer, signals, agreement)[0]))
 
-    def _judged(self, prompt: str, answer: str, signals: Signals | None) -> np.ndarray:
+    def _judged(
+        self, prompt: str, answer: str, signals: Signals | None, agreement: float | None
+    ) -> np.ndarray:
         assert self.judge is not None
-        return self.judge.outputs(judge_features(prompt, answer, signals, self.judge_has_signals), answer)
+        if (self.judge_has_signals and signals is None) or (self.judge_has_agreement and agreement is None):
+            lacks = "edge_logprobs" if self.judge_has_signals and signals is None else "edge_samples"
+            raise BadInput(f"this judge was trained with {lacks}; it needs them here, too")
+        known = signals if self.judge_has_signals else None
+        agreeing = agreement if self.judge_has_agreement else None
+        return self.judge.outputs(judge_features(prompt, answer, known, agreeing), answer)
 
     def save(self, path: Path) -> None:
         fields = {"format": FORMAT, "kind": "weighbridge-router", **_plain(self)}
         path.write_text(json.dumps(fields), encoding="utf-8")
 
 
-def judge_features(prompt: str, answer: str, signals: Signals | None, with_signals: bool) -> list[float]:
-    """Of the answer and of the prompt. Where the judge was trained without signals they are left out."""
-    known = signals if with_signals else None
-    if with_signals and signals is None:
-        raise BadInput("this judge was trained with the edge's log-probabilities; it needs them here, too")
-    return answer_features(prompt, answer, known) + prompt_features(prompt)
+def judge_features(prompt: str, answer: str, signals: Signals | None, agreement: float | None) -> list[float]:
+    """Of the answer, then of the prompt."""
+    return answer_features(prompt, answer, signals, agreement) + prompt_features(prompt)
 
 
 def load_router(path: Path) -> TrainedRouter:
@@ -148,11 +171,12 @@ def load_router(path: Path) -> TrainedRouter:
             prompt=_model(fields["prompt"]),
             ranks=Isotonic(**_tuples(fields["ranks"])),
             threshold=float(fields["threshold"]),
+            baseline=_baseline(fields["baseline"]),
             judge=_model(judge) if judge else None,
             judge_ranks=Isotonic(**_tuples(fields["judge_ranks"])) if judge else None,
             certainty=Isotonic(**_tuples(fields["certainty"])) if judge else None,
             judge_has_signals=bool(fields["judge_has_signals"]),
-            trained_on=int(fields["trained_on"]),
+            judge_has_agreement=bool(fields["judge_has_agreement"]),
         )
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"cannot read the router {path}: {error}") from error
@@ -169,6 +193,10 @@ def _plain(value: Any) -> Any:
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(map(float, values)) for name, values in fields.items()}
+
+
+def _baseline(fields: dict[str, Any]) -> Baseline:
+    return Baseline(tuple(fields["edge"]), tuple(fields["cloud"]), int(fields["labels"]))
 
 
 def _model(fields: dict[str, Any]) -> Model:

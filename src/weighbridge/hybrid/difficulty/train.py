@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from weighbridge.hybrid.difficulty.features import COLUMNS, hashed_row, prompt_f
 from weighbridge.hybrid.difficulty.labels import Label
 from weighbridge.hybrid.difficulty.model import (
     OUTPUTS,
+    Baseline,
     Model,
     Recipe,
     Space,
@@ -57,7 +58,7 @@ def train(labels: Sequence[Label], seed: int = 0) -> TrainedRouter:
     grams = np.array([hashed_row(one.prompt) for one in labels], dtype=np.float32)
     prompt = _best(_Rows(measured, grams, targets), PROMPT_RECIPES, rng)
     ranks = _ranks(gain(prompt.unseen))
-    router = TrainedRouter(prompt.model, ranks, threshold=0.7, trained_on=len(labels))
+    router = TrainedRouter(prompt.model, ranks, 0.7, _baseline(gain(prompt.unseen), targets))
     if any(one.edge_response is None for one in labels):
         return router
     return _with_judge(router, labels, targets, rng)
@@ -67,25 +68,35 @@ def _with_judge(
     router: TrainedRouter, labels: Sequence[Label], targets: np.ndarray, rng: np.random.Generator
 ) -> TrainedRouter:
     with_signals = all(one.signals is not None for one in labels)
+    with_agreement = all(one.agreement is not None for one in labels)
     answers = [one.edge_response or "" for one in labels]
     measured = np.array(
         [
-            judge_features(one.prompt, answer, one.signals, with_signals)
+            judge_features(
+                one.prompt,
+                answer,
+                one.signals if with_signals else None,
+                one.agreement if with_agreement else None,
+            )
             for one, answer in zip(labels, answers, strict=True)
         ]
     )
     grams = np.array([hashed_row(answer) for answer in answers], dtype=np.float32)
     judge = _best(_Rows(measured, grams, targets), JUDGE_RECIPES, rng)
-    return TrainedRouter(
-        router.prompt,
-        router.ranks,
-        router.threshold,
+    return replace(
+        router,
         judge=judge.model,
         judge_ranks=_ranks(gain(judge.unseen)),
         certainty=isotonic.fit(judge.unseen[:, 0], targets[:, 0]),
         judge_has_signals=with_signals,
-        trained_on=router.trained_on,
+        judge_has_agreement=with_agreement,
     )
+
+
+def _baseline(gains: np.ndarray, targets: np.ndarray) -> Baseline:
+    parts = np.array_split(np.argsort(gains, kind="stable"), 10)
+    edge, cloud = (tuple(float(targets[part, side].mean()) for part in parts) for side in (0, 1))
+    return Baseline(edge, cloud, len(gains))
 
 
 def _ranks(gains: np.ndarray) -> isotonic.Isotonic:
