@@ -18,7 +18,13 @@ from weighbridge.planner.experts_placement import balance
 from weighbridge.planner.placement import Devices, balancedness, eplb, static_placement
 
 LAYERS, EXPERTS = 58, 256
-FLEETS = (Devices(320, 320, 40, 8), Devices(64, 320, 8, 8), Devices(32, 320))
+FLEETS = (
+    Devices(320, 320, 40, 8),
+    Devices(320, 640, 40, 8),
+    Devices(320, 640),
+    Devices(64, 320, 8, 8),
+    Devices(32, 320),
+)
 
 
 def skewed(rng: np.random.Generator) -> np.ndarray:
