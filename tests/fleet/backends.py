@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -34,6 +35,13 @@ class Quiet(uvicorn.Server):
 
     def install_signal_handlers(self) -> None: ...
 
+    async def main_loop(self) -> None:
+        """uvicorn's own looks ten times a second whether it should end, which is long for a test."""
+        ticks = 0
+        while not await self.on_tick(ticks):
+            await asyncio.sleep(0.01)
+            ticks = (ticks + 1) % 1000
+
     @asynccontextmanager
     async def running(self, listener: socket.socket) -> AsyncIterator[None]:
         task = asyncio.create_task(self._serve([listener]))
@@ -45,13 +53,12 @@ class Quiet(uvicorn.Server):
             await asyncio.wait({task}, timeout=5)
 
 
-async def until(condition: Callable[[], Any], timeout: float = 5.0) -> None:
-    """Wait until `condition` holds; fail when it does not in `timeout` seconds."""
-    for _ in range(int(timeout / 0.005)):
-        if condition():
-            return
+async def until(condition: Callable[[], Any], timeout: float = 60.0) -> None:
+    """Wait until `condition` holds; fail when it does not in `timeout` seconds, which only bounds a failure."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout} s"
         await asyncio.sleep(0.005)
-    raise AssertionError(f"not within {timeout} s")
 
 
 def listening() -> socket.socket:
@@ -74,12 +81,19 @@ async def serving(app: Any, lifespan: str = "off") -> AsyncIterator[str]:
 
 @dataclass
 class Backend:
-    """An OpenAI-like server. Fields say how it behaves; `calls` and counters say what happened to it."""
+    """An OpenAI-like server. Fields say how it behaves; `calls` and counters say what happened to it.
+
+    Where a test needs a request to be under way, `gate` holds it there: behind `hold_after` tokens it waits until
+    the gate opens, however quick or slow the machine is. Calls with `"passes": true` do not wait.
+    """
 
     name: str = "backend"
     tokens: int = 5  # of each answer
     first_delay: float = 0.0
     gap: float = 0.0
+    gate: asyncio.Event | None = None
+    hold_after: int = 0  # tokens, then it waits for the gate
+    timeouts: str = ""  # the gateway's patience with this one alone, as YAML
     break_after: int | None = None  # tokens, then the connection is cut
     stall_after: int | None = None  # tokens, then nothing more
     end_early_after: int | None = None  # tokens, then a proper end of the body without finish or [DONE]
@@ -96,6 +110,7 @@ class Backend:
     calls: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    probes: int = 0
     running: int = 0
     peak: int = 0
     cancelled: int = 0
@@ -103,11 +118,18 @@ class Backend:
     raw: list[bytes] = field(default_factory=list)
     url: str = ""
 
+    def let_go(self) -> None:
+        """Open the gate."""
+        assert self.gate is not None
+        self.gate.set()
+
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         path = scope["path"]
         if path == "/v1/load":
+            self.probes += 1
             await self._json(send, self.load_status, self.report())
         elif path == "/metrics":
+            self.probes += 1
             await self._bytes(send, 200 if self.page is not None else 404, self.page or b"")
         elif path in ("/health", "/v1/models", "/api/ps"):
             await self._json(send, self.load_status, {"data": []})
@@ -169,6 +191,9 @@ class Backend:
     async def _work(self, scope: Any, call: dict[str, Any], send: Any) -> None:
         chat = "/chat/" in scope["path"]
         await asyncio.sleep(self.first_delay)
+        gate = None if call.get("passes") else self.gate
+        if gate is not None and not (call.get("stream") and self.hold_after):
+            await gate.wait()
         usage = {"prompt_tokens": 11, "completion_tokens": self.tokens, "total_tokens": 11 + self.tokens}
         if not call.get("stream"):
             await asyncio.sleep(self.gap * self.tokens)
@@ -197,6 +222,8 @@ class Backend:
                 await asyncio.sleep(3600)
             await self._event(send, self._chunk(chat, f" t{sent}", None))
             sent += 1
+            if gate is not None and sent == self.hold_after:
+                await gate.wait()
             await asyncio.sleep(self.gap)
         await self._event(send, self._chunk(chat, "", "stop"))
         if (call.get("stream_options") or {}).get("include_usage"):
@@ -226,6 +253,11 @@ class Backend:
         await send({"type": "http.response.body", "body": body})
 
 
+def clients() -> aiohttp.ClientSession:
+    """A session for as many requests at once as a test likes."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+
+
 @dataclass
 class Front:
     """A gateway on a socket, and a client for it."""
@@ -247,7 +279,7 @@ class Front:
             assert answer.status == 200, await answer.text()
             return events(await answer.read())
 
-    async def idle(self, timeout: float = 3.0) -> None:
+    async def idle(self, timeout: float = 60.0) -> None:
         """Wait until nothing is in flight, then check that every counter is back at zero."""
         await until(lambda: not self.gateway.open_journeys, timeout)
         check_drained(self.gateway)
@@ -290,10 +322,15 @@ def text_of(stream: list[Any]) -> str:
     return "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices)
 
 
+def _patience(backend: Backend) -> str:
+    return f", timeouts: {{{backend.timeouts}}}" if backend.timeouts else ""
+
+
 def config_of(backends: list[Backend], model: str = "", top: str = "", replica: str = "") -> str:
     """A configuration with these replicas; the texts are further YAML for the model, the file, each replica."""
     entries = "\n".join(
-        f"      - {{name: {one.name}, url: '{one.url}', dialect: weighbridge{replica}}}" for one in backends
+        f"      - {{name: {one.name}, url: '{one.url}', dialect: weighbridge{replica}{_patience(one)}}}"
+        for one in backends
     )
     return (
         f"{top}\nhealth: {{interval: 0.05, slow_start: 0}}\n"
@@ -317,7 +354,7 @@ async def fleet(
         spec = parse_config(text, "weighbridge.yaml", Path("."))
         gateway = Gateway(spec, build_replica, tokenizers, seed=1)
         app = GatewayApp(gateway, GatewayMetrics(gateway))
-        async with serving(app, "on") as url, aiohttp.ClientSession() as client:
+        async with serving(app, "on") as url, clients() as client:
             front = Front(url, gateway, client)
             if wait:
                 await until(lambda: gateway.ready)
@@ -327,10 +364,11 @@ async def fleet(
 
 @asynccontextmanager
 async def _all(backends: tuple[Backend, ...]) -> AsyncIterator[None]:
-    if not backends:
+    servers = [serving(backend) for backend in backends]
+    urls = await asyncio.gather(*(one.__aenter__() for one in servers))
+    for backend, url in zip(backends, urls, strict=True):
+        backend.url = url
+    try:
         yield
-        return
-    async with serving(backends[0]) as url:
-        backends[0].url = url
-        async with _all(backends[1:]):
-            yield
+    finally:
+        await asyncio.gather(*(one.__aexit__(None, None, None) for one in servers))

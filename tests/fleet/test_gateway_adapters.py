@@ -98,7 +98,8 @@ async def test_other_servers_tell_their_load(
             assert state.capacity.kv_tokens == pool
             assert text_of(await other.stream()) == " t0 t1 t2 t3 t4"
             backend.page = b"# nothing that we know\n"
-            await asyncio.sleep(0.2)
+            seen = backend.probes
+            await until(lambda: backend.probes >= seen + 3)
             assert other.gateway.ready  # it answers, so it lives
         assert front.gateway.ready
 
@@ -106,24 +107,28 @@ async def test_other_servers_tell_their_load(
 async def test_nonsense_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("weighbridge").propagate = True
     with caplog.at_level(logging.WARNING, "weighbridge"):
-        async with fleet(Backend("a", load={"queued_requests": -1})):
-            await asyncio.sleep(0.3)
+        backend = Backend("a", load={"queued_requests": -1})
+        async with fleet(backend):
+            await until(lambda: backend.probes >= 5)
     assert len([one for one in caplog.records if "is not used" in one.getMessage()]) == 1
 
 
 async def test_a_line_is_kept_open_while_a_request_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway_answer, "KEEP_ALIVE_SECONDS", 0.1)
-    backend = Backend("a", first_delay=0.5, tokens=2)
+    backend = Backend("a", gate=asyncio.Event(), tokens=2)
     async with fleet(backend) as front:
         async with front.post(stream=True) as answer:
-            data = await answer.read()
+            data = await answer.content.readany()
+            backend.let_go()
+            data += await answer.read()
         assert data.startswith(b": keep-alive\n\n")
         assert text_of(events(data)) == " t0 t1"
         backend.statuses = [500] * 9
-        backend.first_delay = 0.0
-        front.gateway.pools["m"].members["a"].hold(front.gateway.clock() + 0.5, "rests")
+        member = front.gateway.pools["m"].members["a"]
+        member.hold(front.gateway.clock() + 9.0, "rests")
         async with front.post(stream=True) as answer:
             assert answer.status == 200  # the line was opened while it waited: the error can only be an event
+            member.held_until = 0.0
             last = events(await answer.read())[-1]
         assert "500" in last["error"]["message"]
 
@@ -131,10 +136,10 @@ async def test_a_line_is_kept_open_while_a_request_waits(monkeypatch: pytest.Mon
 async def test_a_reader_that_is_slow_is_not_a_replica_that_is_silent() -> None:
     backend = Backend("a", tokens=3000)
     async with (
-        fleet(backend, top="timeouts: {idle: 0.3}") as front,
+        fleet(backend, top="timeouts: {idle: 2}") as front,
         front.post("/v1/completions", stream=True) as answer,
     ):
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(2.5)
         stream = events(await answer.read())
     assert stream[-1] == "[DONE]"
     assert len(stream) == 3002

@@ -141,7 +141,7 @@ def test_weigh_routes_for_ray_serve(cluster: None) -> None:
     handle = serve.run(Model.bind(), name="weighed", route_prefix=None)
     try:
         assert {handle.remote({"prompt": f"{n}", "max_tokens": 8}).result() for n in range(20)}
-        heavy = handle.remote({"prompt": "word " * 4000, "max_tokens": 1000, "seconds": 4.0})
+        heavy = handle.remote({"prompt": "word " * 4000, "max_tokens": 1000, "seconds": 10.0})
         time.sleep(1.0)
         light = [handle.remote({"prompt": f"short {n}", "max_tokens": 4, "seconds": 0.5}) for n in range(8)]
         places = {one.result() for one in light}

@@ -75,7 +75,7 @@ async def test_retry_after_is_honoured_with_one_replica() -> None:
         began = time.monotonic()
         async with front.post() as answer:
             assert answer.status == 200
-        assert 0.9 < time.monotonic() - began < 3.0
+        assert 0.9 < time.monotonic() - began < 30.0
 
 
 async def test_a_long_retry_after_goes_to_the_client() -> None:
@@ -101,10 +101,9 @@ async def test_all_fail_and_the_client_hears_what_happened() -> None:
 
 
 async def test_a_first_byte_that_does_not_come_is_a_time_out() -> None:
-    slow, good = Backend("slow", first_delay=60), Backend("good")
-    top = "timeouts: {first_byte: 0.3}"
-    async with fleet(slow, good, model="    policy: round_robin", top=top) as front:
-        async with asyncio.timeout(5):
+    slow, good = Backend("slow", first_delay=3600, timeouts="first_byte: 0.3"), Backend("good")
+    async with fleet(slow, good, model="    policy: round_robin") as front:
+        async with asyncio.timeout(60):
             assert text_of(await front.stream()) == " t0 t1 t2 t3 t4"
         await _cancelled(slow, 1)
 
@@ -114,16 +113,15 @@ async def _cancelled(backend: Backend, count: int) -> None:
 
 
 async def test_comments_are_no_first_byte() -> None:
-    waiting, good = Backend("w", comments_only=True), Backend("good")
-    top = "timeouts: {first_byte: 0.3}"
-    async with fleet(waiting, good, model="    policy: round_robin", top=top) as front:
+    waiting, good = Backend("w", comments_only=True, timeouts="first_byte: 0.3"), Backend("good")
+    async with fleet(waiting, good, model="    policy: round_robin") as front:
         assert text_of(await front.stream()) == " t0 t1 t2 t3 t4"
 
 
 async def test_a_begun_stream_that_breaks_ends_with_an_error_event() -> None:
     for fault in ({"break_after": 2}, {"stall_after": 2}, {"end_early_after": 2}):
         backend = Backend("a", **fault)  # type: ignore[arg-type]
-        async with fleet(backend, Backend("b", statuses=[500] * 99), top="timeouts: {idle: 0.3}") as front:
+        async with fleet(backend, Backend("b", statuses=[500] * 99), top="timeouts: {idle: 2}") as front:
             front.gateway.pools["m"].drain("b")
             async with front.post(stream=True) as answer:
                 assert answer.status == 200
@@ -140,7 +138,7 @@ async def test_a_begun_stream_that_breaks_ends_with_an_error_event() -> None:
 async def test_a_stream_without_end_is_cut() -> None:
     backend = Backend("a", endless=True, gap=0.0005)
     async with fleet(backend) as front:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             stream = await front.stream(max_tokens=20)
         assert "does not end" in stream[-1]["error"]["message"]
         await _cancelled(backend, 1)
@@ -148,20 +146,19 @@ async def test_a_stream_without_end_is_cut() -> None:
 
 async def test_a_client_that_goes_away_cancels_upstream() -> None:
     for streaming in (True, False):
-        backend = Backend("a", tokens=1000, gap=0.01)
+        backend = Backend("a", tokens=1000, gap=0.2)
         async with fleet(backend) as front:
+            state = front.gateway.pools["m"].members["a"].state
             async with aiohttp.ClientSession() as client:
                 request = client.post(
                     front.url + "/v1/completions", json={"model": "m", "prompt": "x", "stream": streaming}
                 )
                 task = asyncio.create_task(_read(request))
                 await until(lambda backend=backend: backend.running)
-                await asyncio.sleep(0.05)
+                await until(lambda state=state, streaming=streaming: state.decoding or not streaming)
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-            began = time.monotonic()
-            await _cancelled(backend, 1)
-            assert time.monotonic() - began < 0.5
+            await _cancelled(backend, 1)  # it would have gone on for 200 s
             await front.idle()
             [ticket] = (await front.get("/v1/tickets"))["data"]
             assert ticket["finish_reason"] == "abort"
@@ -173,11 +170,11 @@ async def _read(request) -> bytes:  # type: ignore[no-untyped-def]
 
 
 async def test_a_client_that_goes_away_leaves_the_queue() -> None:
-    backend = Backend("a", tokens=20, gap=0.02)
+    backend = Backend("a", gate=asyncio.Event())
     async with fleet(backend, replica=", limits: {concurrent_requests: 1}") as front:
         queue = front.gateway.pools["m"].dispatcher.queue
         first = asyncio.create_task(front.stream())
-        await asyncio.sleep(0.05)
+        await until(lambda: backend.running)
         async with aiohttp.ClientSession() as client:
             second = asyncio.create_task(
                 _read(client.post(front.url + "/v1/completions", json={"prompt": "x"}))
@@ -186,34 +183,36 @@ async def test_a_client_that_goes_away_leaves_the_queue() -> None:
             second.cancel()
             await asyncio.gather(second, return_exceptions=True)
         await until(lambda: not len(queue))
+        backend.let_go()
         await first
     assert len(backend.calls) == 1
 
 
 async def test_the_queue_is_bounded_and_says_when_to_come_back() -> None:
-    backend = Backend("a", tokens=10, gap=0.02)
+    backend = Backend("a", tokens=10, gate=asyncio.Event())
     top = "queue: {max_requests: 2}"
     async with fleet(backend, replica=", limits: {concurrent_requests: 1}", top=top) as front:
         running = [asyncio.create_task(front.stream()) for _ in range(3)]
-        await asyncio.sleep(0.1)
+        await until(lambda: len(front.gateway.pools["m"].dispatcher.queue) == 2)
         async with front.post() as answer:
             assert answer.status == 429
             assert int(answer.headers["retry-after"]) >= 1
             assert (await answer.json())["error"]["code"] == "queue_full"
+        backend.let_go()
         assert [text_of(one)[-3:] for one in await asyncio.gather(*running)] == [" t9"] * 3
     assert backend.peak == 1
 
 
 async def test_a_deadline_that_cannot_be_met_is_refused() -> None:
-    backend = Backend("a", tokens=50, gap=0.02)
+    backend = Backend("a", gate=asyncio.Event())
     async with fleet(backend, replica=", limits: {concurrent_requests: 1}") as front:
         first = asyncio.create_task(front.stream())
-        await asyncio.sleep(0.05)
-        began = time.monotonic()
+        await until(lambda: backend.running)
         async with front.post(weighbridge={"deadline_ms": 200}) as answer:
             assert answer.status == 504
             assert (await answer.json())["error"]["code"] == "deadline_missed"
-        assert time.monotonic() - began < 0.6
+        assert not first.done()  # it was not waited for
+        backend.let_go()
         await first
     assert len(backend.calls) == 1
 
@@ -225,7 +224,7 @@ async def test_no_replica_up_is_said_soon() -> None:
             for_any=0.3
         )
         front.gateway.pools["m"].members["gone"].heard = True  # it was there once
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             async with front.post() as answer:
                 assert answer.status == 503
                 message = (await answer.json())["error"]["message"]
@@ -259,9 +258,9 @@ async def test_draining_finishes_what_runs_and_takes_nothing_new() -> None:
     a, b = Backend("a", tokens=20, gap=0.01), Backend("b")
     async with fleet(a, b, model="    policy: round_robin") as front:
         running = asyncio.create_task(front.stream())
-        await asyncio.sleep(0.05)
+        await until(lambda: a.running)
         pool = front.gateway.pools["m"]
-        removal = asyncio.create_task(pool.remove("a", 5.0))
+        removal = asyncio.create_task(pool.remove("a", 60.0))
         for _ in range(3):
             async with front.post() as answer:
                 assert answer.headers["x-weighbridge-replica"] == "b"
@@ -272,10 +271,11 @@ async def test_draining_finishes_what_runs_and_takes_nothing_new() -> None:
 
 
 async def test_the_gateway_drains() -> None:
-    async with fleet(Backend("a", tokens=20, gap=0.01)) as front:
+    backend = Backend("a", tokens=20, gap=0.01)
+    async with fleet(backend) as front:
         running = asyncio.create_task(front.stream())
-        await asyncio.sleep(0.05)
-        draining = asyncio.create_task(front.gateway.drain(5.0))
+        await until(lambda: backend.running)
+        draining = asyncio.create_task(front.gateway.drain(60.0))
         await asyncio.sleep(0)
         async with front.post() as answer:
             assert answer.status == 503

@@ -105,11 +105,13 @@ async def test_our_own_key_goes_to_weighbridge_replicas_only() -> None:
     for backend, dialect in ((ours, "weighbridge"), (theirs, "openai")):
         async with fleet(backend) as front:
             front.gateway.pools["m"].members[backend.name].spec = _speaking(front, backend.name, dialect)
-            async with front.post(weighbridge={"tenant": "t", "deadline_ms": 5000, "session": "s"}) as answer:
+            async with front.post(
+                weighbridge={"tenant": "t", "deadline_ms": 60000, "session": "s"}
+            ) as answer:
                 assert answer.status == 200
     known = ours.calls[0]["weighbridge"]
     assert (known["tenant"], known["priority"]) == ("t", 0)
-    assert 0 < known["deadline_ms"] <= 5000
+    assert 0 < known["deadline_ms"] <= 60000
     assert "weighbridge" not in theirs.calls[0]
 
 
@@ -151,9 +153,9 @@ async def test_the_official_client_streams_through() -> None:
 
 
 async def test_a_stream_that_stays_open_behind_its_end_ends_for_the_client() -> None:
-    backend = Backend("a", linger=30.0)
+    backend = Backend("a", linger=3600.0)
     async with fleet(backend) as front:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert (await front.stream())[-1] == "[DONE]"
             await front.idle()
 
