@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,9 @@ from weighbridge.errors import Refused
 from weighbridge.hybrid.bandit import ThresholdBandit
 from weighbridge.hybrid.budget import Budgets, Ledger, Reservation
 from weighbridge.hybrid.caps import Caps, CapSettings
-from weighbridge.hybrid.difficulty import isotonic
+from weighbridge.hybrid.difficulty import features, isotonic
 from weighbridge.hybrid.difficulty.arithmetic import equations
+from weighbridge.hybrid.difficulty.features import COLUMNS, hashed
 from weighbridge.hybrid.difficulty.metrics import curve
 from weighbridge.hybrid.policy import (
     Asked,
@@ -147,6 +150,26 @@ def test_isotonic_rises_and_stays_a_probability(points: list[tuple[float, bool]]
     values = [fitted(x) for x in np.linspace(-6, 6, 50)]
     assert all(0.0 <= value <= 1.0 for value in values)
     assert values == sorted(values)
+
+
+def test_hashed_ngrams_are_those_counted_by_hand() -> None:
+    """`no no`: the word twice, the pair once, and of `<no>` two 3-grams and one 4-gram, each twice."""
+    columns, weights = hashed("no No")
+    expected = {"1no": 2, "2no no": 1, "c<no": 2, "cno>": 2, "c<no>": 2}
+    codes = {gram: zlib.crc32(gram.encode()) for gram in expected}
+    found = dict(zip(columns.tolist(), weights.tolist(), strict=True))
+    for gram, times in expected.items():
+        sign = 1.0 if codes[gram] & 0x8000_0000 else -1.0
+        assert found.pop(codes[gram] % COLUMNS) == pytest.approx(sign * (1 + math.log(times)))
+    assert found == {}
+
+
+def test_a_word_without_end_is_neither_read_nor_kept_whole() -> None:
+    kept = features._codes.cache_info().currsize
+    columns, _ = hashed("x" * 1_000_000)
+    assert len(columns) < 100
+    assert features._codes.cache_info().currsize == kept
+    assert len(hashed("")[0]) == 0
 
 
 def test_sums_are_done_again() -> None:

@@ -52,6 +52,7 @@ class Attempt:
         self.where = where
         self.side = side
         self.held: list[Chunk] = []
+        self._given = 0  # of what was held
         self.signals = SignalMeter()
         self.finish_reason: str | None = None
         self.complete = False
@@ -122,9 +123,15 @@ class Attempt:
     async def rest(self) -> AsyncIterator[Chunk]:
         """What was held back, then the rest."""
         for held in self.held:
+            self._given += 1
             yield held
         while (chunk := await self.next()) is not None:
             yield chunk
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the next chunk is here already."""
+        return self._given < len(self.held) or not self._chunks.empty()
 
     async def close(self) -> None:
         """Stop, and settle. Idempotent."""

@@ -21,11 +21,14 @@ from weighbridge.errors import BadInput, Refused
 from weighbridge.hybrid.answer import Gathered
 from weighbridge.hybrid.request import RoutedRequest, parse_request
 from weighbridge.hybrid.router import HybridRouter, RoutedStream
+from weighbridge.hybrid.side import Chunk
 from weighbridge.ticket.store import TicketStore
 
 log = logging.getLogger("weighbridge.hybrid")
 
 MAX_BODY = 8 << 20
+#: Events that are there at once, such as those held back, go out together, up to about this size in bytes.
+LARGEST_WRITE = 32 << 10
 
 
 class Unauthorised(Refused):
@@ -194,18 +197,23 @@ class RoutedAnswer(Response):
         """Server-sent events. The usage chunk carries the ticket and the cost, where usage was asked for."""
         headers = [*_headers(stream, "text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        tail = b"data: [DONE]\n\n"
+        tail, ready = b"data: [DONE]\n\n", b""
         try:
             async for chunk in stream:
-                if chunk.get("usage") and not chunk.get("choices"):
-                    if not self._request.include_usage:
-                        continue
-                    chunk["weighbridge"] = {"ticket": stream.ticket.id, "cost_usd": round(stream.cost_usd, 9)}
-                event = b"data: " + msgspec.json.encode(chunk) + b"\n\n"
-                await send({"type": "http.response.body", "body": event, "more_body": True})
+                ready += self._event(stream, chunk)
+                if ready and (not stream.is_behind or len(ready) > LARGEST_WRITE):
+                    await send({"type": "http.response.body", "body": ready, "more_body": True})
+                    ready = b""
         except Refused as error:
             tail = b"data: " + _error_body(error) + b"\n\n"
-        await send({"type": "http.response.body", "body": tail})
+        await send({"type": "http.response.body", "body": ready + tail})
+
+    def _event(self, stream: RoutedStream, chunk: Chunk) -> bytes:
+        if chunk.get("usage") and not chunk.get("choices"):
+            if not self._request.include_usage:
+                return b""
+            chunk["weighbridge"] = {"ticket": stream.ticket.id, "cost_usd": round(stream.cost_usd, 9)}
+        return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
 
 class _Unforeseen(Refused):

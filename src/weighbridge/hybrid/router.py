@@ -185,6 +185,11 @@ class RoutedStream:
         self._restore = redacted.restorer() if redacted is not None else None
 
     @property
+    def is_behind(self) -> bool:
+        """Whether the next chunk is here already, so that it may be sent together with this one."""
+        return self._attempt.is_behind
+
+    @property
     def cost_usd(self) -> float:
         """Known when the answer is complete; before that, what it has cost so far."""
         return sum(attempt.bill().usd for attempt in self._journey.attempts)

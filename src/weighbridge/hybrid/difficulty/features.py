@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from itertools import pairwise
 from math import log, log1p
@@ -21,6 +21,8 @@ from weighbridge.hybrid.signals import Signals
 #: Columns of the hashed n-grams, and how much of a text is read.
 COLUMNS = 4096
 MAX_CHARACTERS = 8000
+#: Of a longer word only so many characters make n-grams, and its hashes are not kept.
+LONGEST = 32
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 _TOKEN = re.compile(r"[^\W_]+|[^\w\s]")
@@ -54,6 +56,7 @@ def prompt_features(prompt: str) -> list[float]:
     options = [len(line) for line in lines if _OPTION.match(line)]
     body = "\n".join(line for line in lines if not _OPTION.match(line))
     size, count = len(text) + 1, len(words) + 1
+    times = Counter(text)
     spread = float(np.std(options) / (np.mean(options) + 1)) if options else 0.0
     return [
         log(len(prompt) + 1),
@@ -67,15 +70,15 @@ def prompt_features(prompt: str) -> list[float]:
         sum(any(c.isdigit() for c in line) for line in lines if _OPTION.match(line)) / (len(options) + 1),
         log1p(max((len(part) for part in re.split(r"[.?!\n]", text)), default=0)),
         log1p(body.count(".")),
-        sum(c.isdigit() for c in text) / size,
-        sum(c.isupper() for c in text) / size,
-        sum(c in "+-*/=^<>$\\{}|" for c in text) / size,
-        sum(not c.isascii() for c in text) / size,
-        sum(not c.isalnum() and not c.isspace() for c in text) / size,
+        _part(times, str.isdigit) / size,
+        _part(times, str.isupper) / size,
+        sum(times[c] for c in "+-*/=^<>$\\{}|") / size,
+        (len(text) - _part(times, str.isascii)) / size,
+        (len(text) - _part(times, str.isalnum) - _part(times, str.isspace)) / size,
         log1p(len(numbers(text))),
-        text.count("?"),
-        text.count(",") / size,
-        text.count("("),
+        times["?"],
+        times[","] / size,
+        times["("],
         float('"' in text or "“" in text),
         float("_" in text),
         sum(map(len, words)) / count,
@@ -87,6 +90,11 @@ def prompt_features(prompt: str) -> list[float]:
         float(any(word in _NEGATIONS for word in words)),
         log1p(_longest_line(lines)),
     ]
+
+
+def _part(times: Mapping[str, int], kind: Callable[[str], bool]) -> int:
+    """How many characters are of a kind."""
+    return sum(count for character, count in times.items() if kind(character))
 
 
 def _longest_line(lines: Iterable[str]) -> int:
@@ -154,31 +162,31 @@ def _number_use(asked: list[float], used: list[float], final: list[float], found
     ]
 
 
-@lru_cache(maxsize=200_000)
-def _slot(gram: str) -> tuple[int, float]:
-    code = zlib.crc32(gram.encode("utf-8", "surrogatepass"))
-    return code % COLUMNS, 1.0 if code & 0x8000_0000 else -1.0
-
-
 def hashed(text: str) -> tuple[np.ndarray, np.ndarray]:
     """Columns and weights of a text's word 1- and 2-grams and character 3- to 5-grams within words.
 
     Weight: 1 + log(count), with a sign from the hash, so that collisions cancel on average.
     """
     tokens = _TOKEN.findall(text[:MAX_CHARACTERS].lower())
-    grams = Counter("1" + token for token in tokens)
-    grams.update(f"2{a} {b}" for a, b in pairwise(tokens))
-    for token, times in Counter(tokens).items():
-        framed = f"<{token[:32]}>"
-        for size in (3, 4, 5):
-            for start in range(len(framed) - size + 1):
-                grams["c" + framed[start : start + size]] += times
-    columns = np.empty(len(grams), np.int64)
-    weights = np.empty(len(grams))
-    for index, (gram, times) in enumerate(grams.items()):
-        columns[index], sign = _slot(gram)
-        weights[index] = sign * (1.0 + log(times))
-    return columns, weights
+    if not tokens:
+        return np.empty(0, np.int64), np.empty(0)
+    pairs = np.array([_code(f"2{a} {b}") for a, b in pairwise(tokens)], np.int64)
+    words = [_codes(token) if len(token) <= LONGEST else _codes.__wrapped__(token) for token in tokens]
+    codes, times = np.unique(np.concatenate([pairs, *words]), return_counts=True)
+    signs = np.where(codes & 0x8000_0000, 1.0, -1.0)
+    return codes % COLUMNS, signs * (1.0 + np.log(times))
+
+
+def _code(gram: str) -> int:
+    return zlib.crc32(gram.encode("utf-8", "surrogatepass"))
+
+
+@lru_cache(maxsize=50_000)
+def _codes(token: str) -> np.ndarray:
+    """Hashes of a word and of the character n-grams of its beginning."""
+    framed = f"<{token[:LONGEST]}>"
+    parts = [framed[start : start + size] for size in (3, 4, 5) for start in range(len(framed) - size + 1)]
+    return np.array([_code("1" + token), *(_code("c" + part) for part in parts)], np.int64)
 
 
 def hashed_row(text: str) -> np.ndarray:
