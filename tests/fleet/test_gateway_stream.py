@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 from openai import AsyncOpenAI
 
-from tests.fleet.backends import Backend, events, fleet, text_of
+from tests.fleet.backends import Backend, events, fleet, text_of, until
 
 
 async def test_a_stream_passes_byte_for_byte() -> None:
@@ -73,6 +74,52 @@ async def test_a_whole_answer_and_its_headers() -> None:
     assert ticket["cost_usd"] == 15.0
     assert ticket["replica"] == "a"
     assert any("chose a" in line for line in ticket["decisions"])
+
+
+async def test_a_ticket_that_the_client_proposes_can_be_asked_for_before_anything_came() -> None:
+    backend, proposed = Backend("a", gate=asyncio.Event()), "0123456789abcdef" * 2
+    headers = {"x-weighbridge-ticket": proposed}
+    async with fleet(backend) as front:
+        job = asyncio.create_task(_read(front.post(stream=True, headers=headers)))
+        await until(lambda: backend.running)
+        waiting = await front.get(f"/v1/tickets/{proposed}")
+        assert (waiting["id"], waiting["replica"], waiting["finished"]) == (proposed, "a", None)
+        job.cancel()  # no byte of the answer has come; what became of it can be seen all the same
+        await asyncio.gather(job, return_exceptions=True)
+        await front.idle()
+        ticket = await front.get(f"/v1/tickets/{proposed}")
+        assert ticket["finished"] is not None
+        assert ticket["finish_reason"] == "abort"
+    assert backend.cancelled == 1
+
+
+async def test_a_proposed_ticket_is_used_once_and_only_in_its_form() -> None:
+    proposed = "0123456789abcdef" * 2
+    async with fleet(Backend("a")) as front:
+        names = []
+        for wish in (proposed, proposed, "no ticket", proposed.upper(), proposed + "0"):
+            async with front.post(headers={"x-weighbridge-ticket": wish}) as answer:
+                assert answer.status == 200
+                names.append(answer.headers["x-weighbridge-ticket"])
+        at_once = "fedcba9876543210" * 2
+        jobs = (_ticket_of(front.post(headers={"x-weighbridge-ticket": at_once})) for _ in range(8))
+        names += await asyncio.gather(*jobs)
+        tickets = {one["id"] for one in (await front.get("/v1/tickets"))["data"]}
+    assert names[0] == proposed
+    assert names.count(at_once) == 1
+    assert len(set(names)) == len(names) == 13
+    assert tickets == set(names)
+
+
+async def _read(sent: Any) -> bytes:
+    async with sent as answer:
+        return await answer.read()
+
+
+async def _ticket_of(sent: Any) -> str:
+    async with sent as answer:
+        assert answer.status == 200
+        return str(answer.headers["x-weighbridge-ticket"])
 
 
 async def test_embeddings_and_completions_pass() -> None:

@@ -79,3 +79,29 @@ def test_a_request_larger_than_the_limit_is_bad_input() -> None:
 def test_limits_must_be_positive() -> None:
     with pytest.raises(BadInput, match="requests_per_minute"):
         TenantLimits(requests_per_minute=0)
+
+
+def test_concurrent_tokens_say_when_enough_will_be_given_back() -> None:
+    limiter = Limiter(default=TenantLimits(concurrent_tokens=1000))
+    limiter.reserve("t", "first", 500, 0.0, 0.0)
+    limiter.settle("first", 400, 0.0, 10.0)  # 20 ms a token
+    limiter.reserve("t", "long", 800, 0.0, 100.0)  # until about 116
+    limiter.reserve("t", "short", 200, 0.0, 101.0)  # until about 105
+    for tokens, wait in ((150, 3.0), (200, 3.0), (201, 14.0), (1000, 14.0)):
+        with pytest.raises(RateLimited, match="concurrent_tokens") as refused:
+            limiter.reserve("t", "next", tokens, 0.0, 102.0)
+        assert refused.value.retry_after == pytest.approx(wait)
+    with pytest.raises(RateLimited) as late:
+        limiter.reserve("t", "next", 1000, 0.0, 500.0)  # both should have ended long ago
+    assert late.value.retry_after == 1.0
+
+
+def test_a_withdrawn_request_was_never_there() -> None:
+    limiter = Limiter(default=TenantLimits(requests_per_minute=1, tokens_per_minute=10, usd_per_day=1.0))
+    limiter.reserve("t", "a", 10, 1.0, 5.0)
+    assert limiter.holds("a")
+    limiter.withdraw("a")
+    limiter.withdraw("a")
+    assert not limiter.holds("a")
+    limiter.reserve("t", "b", 10, 1.0, 5.0)
+    limiter.check_integrity()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -141,6 +142,8 @@ class Gateway:
         ask.priority = max(ask.priority, self._priorities.get(ask.tenant, ask.priority))
         arrived, began = self.clock(), time.time()
         weight, weighed = await pool.scales.weigh(ask)
+        if self.tickets.get(ask.id) is not None or self.limiter.holds(ask.id):
+            ask.id = uuid.uuid4().hex  # a client proposed an id that was used before
         ticket = _ticket(ask, weight, weighed.hash, began)
         self.tickets.add(ticket)
         try:

@@ -19,6 +19,10 @@ from weighbridge.errors import BadInput, RateLimited
 SLOTS = 60
 MINUTE = 60.0
 DAY = 86400.0
+#: What `concurrent_tokens` asks to wait where nothing has been given back yet, and the least it ever asks.
+BRIEFEST_WAIT = 1.0
+#: How much of what is known of speeds the next settled request replaces.
+LEARNING = 0.1
 #: Tenants remembered that have nothing reserved; the one unused longest is forgotten first.
 MAX_IDLE_TENANTS = 16_384
 
@@ -96,6 +100,7 @@ class _Reservation:
     usd: float
     token_slot: int
     usd_slot: int
+    began: float
 
 
 @dataclass(slots=True)
@@ -104,7 +109,7 @@ class _Usage:
     requests: _Window = field(default_factory=lambda: _Window(MINUTE))
     usd: _Window = field(default_factory=lambda: _Window(DAY))
     concurrent: int = 0
-    reservations: int = 0
+    reserved: dict[str, _Reservation] = field(default_factory=dict)  # in the order of their coming
 
 
 class Limiter:
@@ -117,6 +122,11 @@ class Limiter:
         self._default = default
         self._usage: OrderedDict[str, _Usage] = OrderedDict()
         self._reserved: dict[str, _Reservation] = {}
+        self._seconds_per_token = 0.0  # that a reservation is held, in the mean; 0: nothing known
+
+    def holds(self, request_id: str) -> bool:
+        """Whether a request of this id has something reserved."""
+        return request_id in self._reserved
 
     def limits(self, tenant: str) -> TenantLimits:
         return self._limits.get(tenant, self._default)
@@ -137,32 +147,64 @@ class Limiter:
         self._check(tenant, usage, tokens, usd, now)
         usage.requests.add(1, now)
         usage.concurrent += tokens
-        usage.reservations += 1
         slots = usage.tokens.add(tokens, now), usage.usd.add(usd, now)
-        self._reserved[request_id] = _Reservation(tenant, tokens, usd, *slots)
+        reservation = _Reservation(tenant, tokens, usd, *slots, now)
+        self._reserved[request_id] = usage.reserved[request_id] = reservation
 
     def settle(self, request_id: str, tokens: int, usd: float, now: float) -> None:
         """The request is over and used this much. Without a reservation (any more): nothing happens."""
-        reservation = self._reserved.pop(request_id, None)
+        reservation = self._reserved.get(request_id)
         if reservation is None:
             return
-        usage = self._usage[reservation.tenant]
-        usage.tokens.adjust(reservation.token_slot, tokens - reservation.tokens)
-        usage.usd.adjust(reservation.usd_slot, usd - reservation.usd)
-        usage.concurrent -= reservation.tokens
-        usage.reservations -= 1
+        self._give_back(request_id, tokens, usd)
+        if tokens:
+            pace = (now - reservation.began) / max(reservation.tokens, 1)
+            known = self._seconds_per_token
+            self._seconds_per_token = known + LEARNING * (pace - known) if known else pace
 
     def cancel(self, request_id: str, now: float) -> None:
         """The request never ran: as if it had used nothing. It still counts as a request of this minute."""
         self.settle(request_id, 0, 0.0, now)
 
+    def withdraw(self, request_id: str) -> None:
+        """The request was refused elsewhere: as if it had never been asked here. Without a reservation: nothing."""
+        reservation = self._reserved.get(request_id)
+        if reservation is not None:
+            self._give_back(request_id, 0, 0.0)
+            self._usage[reservation.tenant].requests.adjust(reservation.token_slot, -1)
+
+    def release_in(self, tenant: str, tokens: float, now: float) -> float:
+        """Predicted seconds until `tokens` of what this tenant has in flight are given back.
+
+        Each is taken to be held for as long as reservations were so far, in proportion to its tokens.
+        """
+        usage = self._usage.get(tenant)
+        there = usage.reserved.values() if usage is not None else ()
+        ends = sorted((one.began + one.tokens * self._seconds_per_token, one.tokens) for one in there)
+        latest = now
+        for end, given_back in ends:
+            if tokens <= 0:
+                break
+            latest = end
+            tokens -= given_back
+        return max(latest - now, BRIEFEST_WAIT)
+
     # -- inside ----------------------------------------------------------------------------------------
+
+    def _give_back(self, request_id: str, tokens: int, usd: float) -> None:
+        """Replace a reservation by what was used."""
+        reservation = self._reserved.pop(request_id)
+        usage = self._usage[reservation.tenant]
+        del usage.reserved[request_id]
+        usage.tokens.adjust(reservation.token_slot, tokens - reservation.tokens)
+        usage.usd.adjust(reservation.usd_slot, usd - reservation.usd)
+        usage.concurrent -= reservation.tokens
 
     def _usage_of(self, tenant: str) -> _Usage:
         usage = self._usage.pop(tenant, None) or _Usage()
         self._usage[tenant] = usage
         if len(self._usage) - len(self._reserved) > MAX_IDLE_TENANTS:
-            idle = next((t for t, u in self._usage.items() if not u.reservations and t != tenant), None)
+            idle = next((t for t, u in self._usage.items() if not u.reserved and t != tenant), None)
             if idle is not None:
                 del self._usage[idle]
         return usage
@@ -178,10 +220,11 @@ class Limiter:
             window.advance(now)
             if limit is not None and window.total + amount > limit:
                 wait = window.room_in(amount, limit, now)
-                raise _limited(tenant, name, limit, window.total, amount, wait)
+                raise over_limit(tenant, name, limit, window.total, amount, wait)
         limit = limits.concurrent_tokens
         if limit is not None and usage.concurrent + tokens > limit:
-            raise _limited(tenant, "concurrent_tokens", limit, usage.concurrent, tokens, 1.0)
+            wait = self.release_in(tenant, usage.concurrent + tokens - limit, now)
+            raise over_limit(tenant, "concurrent_tokens", limit, usage.concurrent, tokens, wait)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every counter is the sum of what is reserved; zero for nothing."""
@@ -192,7 +235,7 @@ class Limiter:
             raise AssertionError("a tenant's concurrent tokens do not match its reservations")
 
 
-def _limited(
+def over_limit(
     tenant: str, name: str, limit: float, used: float, amount: float, wait: float
 ) -> RateLimited | BadInput:
     asked = f"tenant {tenant!r} has {name} {limit:g}"

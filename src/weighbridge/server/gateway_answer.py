@@ -56,7 +56,8 @@ class Line:
     async def pulse(self, now: float) -> None:
         """Say that we are still here. From now on a failure can only be told inside the stream."""
         if self.status is None:
-            await self.start(200, [*_STREAM_HEADERS, (b"x-weighbridge-ticket", self.ticket.encode())])
+            named = [(b"x-weighbridge-ticket", self.ticket.encode())] if self.ticket else []
+            await self.start(200, [*_STREAM_HEADERS, *named])
         if not self.ended:
             await self.write(b": keep-alive\n\n", True, now)
 
@@ -109,7 +110,6 @@ class Relays:
     async def answer(self, ask: Ask, receive: Receive, send: Send) -> int:
         """Serve one request to its end; returns the status. A client that goes away cancels it at once."""
         line = Line(send, ask.stream, self._clock())
-        line.ticket = ask.id
         task = asyncio.current_task()
         assert task is not None
         gone = False
@@ -140,7 +140,7 @@ class Relays:
         journey: Journey | None = None
         error: str | None = None
         try:
-            journey = await self._gateway.admit(ask)
+            journey = await self._admitted(ask, line)
             opened = await journey.open()
             if opened.is_stream and opened.status < 400:
                 await self._stream(journey, opened, line)
@@ -158,6 +158,12 @@ class Relays:
         finally:
             if journey is not None:
                 await self._gateway.finish(journey, error)
+
+    async def _admitted(self, ask: Ask, line: Line) -> Journey:
+        try:
+            return await self._gateway.admit(ask)
+        finally:  # which id it has is known only now: a refusal has a ticket too
+            line.ticket = ask.id
 
     async def _stream(self, journey: Journey, opened: Opened, line: Line) -> None:
         clock, meter = self._clock, journey.meter

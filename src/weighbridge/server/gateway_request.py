@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -25,6 +26,8 @@ PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
 _PASSED = frozenset(
     {"x-request-id", "traceparent", "tracestate", "baggage", "openai-organization", "openai-project"}
 )
+
+_TICKET = re.compile("[0-9a-f]{32}")
 
 _decode_fields = msgspec.json.Decoder(Fields).decode
 
@@ -99,7 +102,7 @@ def read_ask(path: str, body: bytes, headers: Headers, key_tenant: str | None, n
     resume = extension.resume if extension.resume is not None else _flag(given.get("resume"))
     speculative = extension.speculative
     return Ask(
-        id=uuid.uuid4().hex,
+        id=_ticket_id(given.get("ticket")),
         path=path,
         fields=fields,
         model=peek.model or "",
@@ -116,6 +119,16 @@ def read_ask(path: str, body: bytes, headers: Headers, key_tenant: str | None, n
         speculative=bool(_flag(given.get("speculative")) if speculative is None else speculative),
         headers={name: value for name, value in headers.items() if name in _PASSED},
     )
+
+
+def _ticket_id(proposed: str | None) -> str:
+    """What the client proposes, so that it can ask for its ticket before an answer has begun; else a fresh one.
+
+    Whether it is in use already is the gateway's to see.
+    """
+    if proposed is not None and _TICKET.fullmatch(proposed):
+        return proposed
+    return uuid.uuid4().hex
 
 
 def _prompts(path: str, fields: Fields) -> int:
