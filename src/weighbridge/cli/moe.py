@@ -10,13 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from weighbridge.cli import moe_curve, moe_stats
+from weighbridge.cli import moe_curve, moe_simulate, moe_stats
 from weighbridge.cli.terminal import DownloadBar, counting, print_json
 from weighbridge.errors import BadInput
 
 app = typer.Typer(no_args_is_help=True, help="Make, measure, place and offload mixtures of experts.")
 app.command("stats")(moe_stats.stats)
 app.command("curve")(moe_curve.curve)
+app.command("simulate")(moe_simulate.simulate)
 
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ConfigFile = Annotated[Path, typer.Argument(help="A config.json, or a directory that holds one.")]

@@ -16,6 +16,7 @@ from weighbridge.fleet.policies import DEFAULT_POLICY, make_policy
 from weighbridge.fleet.prefix_index import PrefixIndex
 from weighbridge.fleet.queue import GatewayQueue, QueueSettings
 from weighbridge.fleet.state import ReplicaState
+from weighbridge.simulator.autoscale import Autoscaling, SimulatedAutoscaler
 from weighbridge.simulator.gateway import SimulatedGateway
 from weighbridge.simulator.measures import GapHistogram
 from weighbridge.simulator.outcomes import Outcome, Outcomes
@@ -148,11 +149,18 @@ class FleetSpec:
     prefix_index: bool = True
     sample: int | None = None  # see `SimulatedGateway`
     script: tuple[Act, ...] = ()
+    autoscale: Autoscaling | None = None  # new replicas are like the first
     stride: int = LONGEST_STRIDE
 
     def __post_init__(self) -> None:
         if not self.replicas:
             raise BadInput("a fleet needs at least one replica", param="replicas")
+        if self.autoscale is not None and len(self.replicas) > self.autoscale.rule.most:
+            raise BadInput(
+                f"the fleet begins with {len(self.replicas)} replicas, more than autoscaling's "
+                f"max={self.autoscale.rule.most}",
+                param="autoscale",
+            )
         names = {f"r{i}" for i in range(len(self.replicas))}
         for act in sorted(self.script, key=lambda one: one.at):
             if (act.replica in names) == (act.what == "add"):
@@ -173,6 +181,7 @@ class Run:
     imbalance: float  # mean over arrivals of (largest - mean) / mean work in flight of a replica
     peak_queue: int
     left_out: int  # requests not sent because the one they follow failed
+    sizes: list[tuple[float, int]]  # from when on there were how many replicas, those that start included
 
 
 class Simulation:
@@ -214,19 +223,34 @@ class Simulation:
         self.replicas: dict[str, SimulatedReplica] = {}  # all there ever were
         self._present: dict[str, float] = {}
         self._since: dict[str, float] = {}
+        self._leaving: set[str] = set()  # nothing new goes there; they go when their last work is done
+        self._starting = 0  # replicas that take no requests yet
+        self._started = 0  # by the autoscaler
+        self._sizes: list[tuple[float, int]] = []
+        self._last_end = 0.0
         for number, replica in enumerate(spec.replicas):
             self._add(f"r{number}", replica, 0.0)
         for act in spec.script:
             self.clock.at(act.at, lambda now, one=act: self._act(one, now))  # type: ignore[misc]
+        if spec.autoscale is not None:
+            scaler = SimulatedAutoscaler(
+                spec.autoscale,
+                self.clock,
+                self.gateway,
+                start=self._begin_start,
+                stop=self._drain,
+                starting=lambda: self._starting,
+            )
+            self.clock.at(0.0, scaler.step)
 
     def run(self) -> Run:
         """To the end of the last request."""
         self._feed.start()
         self.clock.run()
         self.gateway.give_up(self.clock.now)
-        end = self.clock.now
-        for name in list(self._since):
-            self._present[name] = self._present.get(name, 0.0) + end - self._since[name]
+        end = self._last_end
+        for name, since in self._since.items():
+            self._present[name] = self._present.get(name, 0.0) + max(end - since, 0.0)
         gaps = GapHistogram()
         for replica in self.replicas.values():
             gaps.merge(replica.gaps)
@@ -239,10 +263,15 @@ class Simulation:
             self.gateway.imbalance,
             self.gateway.peak_queue,
             self._feed.left_out,
+            self._sizes,
         )
 
     def _ended(self, request: SimulatedRequest, outcome: Outcome, now: float) -> None:
+        self._last_end = now
         self._feed.ended(request, outcome, now)
+        if outcome.replica in self._leaving and not self.gateway.states[outcome.replica].requests:
+            self._gone(outcome.replica, now)
+            self.gateway.retire(outcome.replica)
         if self._observe is not None:
             self._observe(request, outcome, now)
 
@@ -251,17 +280,56 @@ class Simulation:
             name, spec.scheduler(), spec.cost, self.gateway, stride=self._spec.stride, watcher=self._watcher
         )
         self.replicas[name if name not in self.replicas else f"{name}@{now:g}"] = replica
-        self._since[name] = now
+        if name not in self._since:
+            self._come(name, now)
         state = ReplicaState(name, spec.capacity, self.gateway.index, now)
         self.gateway.add_replica(replica, state, now)
 
     def _act(self, act: Act, now: float) -> None:
-        if act.what == "add":
+        if act.what == "add" and act.replica in self._leaving:
+            self._leaving.discard(act.replica)
+            self.gateway.keep(act.replica, now)
+        elif act.what == "add":
             number = int(act.replica[1:]) if act.replica[1:].isdecimal() else 0
             self._add(act.replica, self._spec.replicas[number % len(self._spec.replicas)], now)
-            return
-        self._present[act.replica] = self._present.get(act.replica, 0.0) + now - self._since.pop(act.replica)
-        if act.what == "drain":
-            self.gateway.drain(act.replica)
+        elif act.replica not in self.gateway.states:
+            return  # the autoscaler was quicker
+        elif act.what == "drain":
+            self._drain(act.replica, now)
         else:
+            self._gone(act.replica, now)
             self.gateway.lose(act.replica, now)
+
+    # -- replicas that are paid for --------------------------------------------------------------------
+
+    def _come(self, name: str, now: float) -> None:
+        self._since[name] = now
+        self._sizes.append((now, len(self._since)))
+
+    def _gone(self, name: str, now: float) -> None:
+        self._leaving.discard(name)
+        since = self._since.pop(name, None)
+        if since is not None:
+            self._present[name] = self._present.get(name, 0.0) + max(now - since, 0.0)
+            self._sizes.append((now, len(self._since)))
+
+    def _drain(self, name: str, now: float) -> None:
+        self.gateway.drain(name)
+        if self.gateway.states[name].requests:
+            self._leaving.add(name)
+        else:
+            self._gone(name, now)
+            self.gateway.retire(name)
+
+    def _begin_start(self, now: float) -> None:
+        """A replica is paid for from now on; it takes requests when it has loaded its model."""
+        assert self._spec.autoscale is not None
+        name = f"auto{self._started}"
+        self._started += 1
+        self._starting += 1
+        self._come(name, now)
+        self.clock.at(now + self._spec.autoscale.startup, lambda ready: self._ready(name, ready))
+
+    def _ready(self, name: str, now: float) -> None:
+        self._starting -= 1
+        self._add(name, self._spec.replicas[0], now)

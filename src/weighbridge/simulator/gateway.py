@@ -102,6 +102,19 @@ class SimulatedGateway:
         """Nothing new goes there."""
         self.states[name].draining = True
 
+    def keep(self, name: str, now: float) -> None:
+        """It is not drained after all."""
+        self.states[name].draining = False
+        self._pump(now)
+
+    def retire(self, name: str) -> None:
+        """A drained replica without work goes."""
+        self._replicas.pop(name)
+        self.states.pop(name)
+        self._names.remove(name)
+        if self.index is not None:
+            self.index.remove_replica(name)
+
     def lose(self, name: str, now: float) -> None:
         """The replica is dead. Requests without a byte out are tried elsewhere, first in line; others end."""
         self._replicas[name].tell(now)
@@ -118,6 +131,12 @@ class SimulatedGateway:
                 flight.replica, flight.outcome.retries = "", flight.outcome.retries + 1
                 self.queue.push(flight.arrival, now, front=True)
         self._pump(now)
+
+    def tell(self, now: float) -> None:
+        """Hear of all tokens that came until now."""
+        for replica in self._replicas.values():
+            replica.tell(now)
+            self.states[replica.name].advance(now)
 
     @property
     def imbalance(self) -> float:

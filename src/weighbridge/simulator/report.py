@@ -94,6 +94,8 @@ def summary(run: Run, fleet: FleetSpec, targets: Targets, warm_up: float = 0.0) 
         "retries": outcomes.retries,
         "imbalance": run.imbalance,
         "peak_gateway_queue": run.peak_queue,
+        "mean_replicas": sum(run.present.values()) / run.seconds if run.seconds else 0.0,
+        "most_replicas": max((size for at, size in run.sizes if at <= run.seconds), default=0),
         "usd": usd,
         "usd_per_million_output_tokens": usd / tokens * 1e6 if tokens else 0.0,
         "utilization": _mean([one["utilization"] for one in _replicas(run, fleet).values()]),
@@ -125,7 +127,8 @@ def _replicas(run: Run, fleet: FleetSpec) -> dict[str, dict[str, float]]:
             "iterations": work.iterations,
             "tokens_per_iteration": work.batch_tokens / work.iterations if work.iterations else 0.0,
             "sequences_per_iteration": work.sequences / work.iterations if work.iterations else 0.0,
-            "kv_occupancy": work.context_seconds / (pool * run.seconds) if run.seconds else 0.0,
+            "kv_occupancy": work.context_seconds
+            / (pool * max(run.present.get(name.partition("@")[0], run.seconds), 1e-9)),
             "requests": run.outcomes.replicas.get(name, 0),
         }
         for name, work in run.work.items()
@@ -164,7 +167,9 @@ class Estimate:
 
 
 def over_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The same figures, each the mean over seeds; those that differ with their interval under `intervals`."""
+    """The same figures, each the mean over seeds (of a replica, over those it was there in); those that differ
+    with their interval under `intervals`.
+    """
     merged: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
     for key in summaries[0]:
@@ -190,6 +195,14 @@ def over_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _mean_of_replicas(values: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     return {
-        name: {key: _mean([value[name][key] for value in values]) for key in figures}
-        for name, figures in values[0].items()
+        name: {key: _mean([one[key] for one in found]) for key in found[0]}
+        for name in sorted(set().union(*values), key=_numbered)
+        if (found := [value[name] for value in values if name in value])
     }
+
+
+def _numbered(name: str) -> tuple[str, int, str]:
+    """Sorts r2 before r10."""
+    word = name.partition("@")[0].rstrip("0123456789")
+    digits = name.partition("@")[0][len(word) :]
+    return word, int(digits or 0), name

@@ -39,6 +39,11 @@ class Clock:
             rank = _ITERATION if replica.computing else _WAKE
             heappush(self._events, (time, rank, next(self._numbers), replica))
 
+    @property
+    def pending(self) -> bool:
+        """Whether anything is still to happen."""
+        return any(not isinstance(e, SimulatedReplica) or e.next_event == at for at, _, _, e in self._events)
+
     def run(self, until: float | None = None) -> None:
         """Until nothing is left to happen, or the clock has reached `until`."""
         events = self._events
