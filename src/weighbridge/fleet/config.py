@@ -43,6 +43,16 @@ class LimitSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedLimitsSpec:
+    """The Redis that holds the limits of several gateways. `prefix` sets fleets in one Redis apart; `timeout`:
+    seconds after which a request goes on with the limits of its own gateway."""
+
+    redis: Secret
+    prefix: str = "weighbridge"
+    timeout: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
 class RaySpec:
     """Resources of each actor, how many there may be, and when there should be more or fewer."""
 
@@ -141,6 +151,7 @@ class FleetSpec:
     admin_key: Secret | None = None
     tenants: tuple[TenantSpec, ...] = ()
     default_limits: TenantLimits = NO_LIMITS
+    shared_limits: SharedLimitsSpec | None = None
     queue: QueueSpec = field(default_factory=QueueSpec)
     health: HealthSpec = field(default_factory=HealthSpec)
     retry: RetrySettings = field(default_factory=RetrySettings)

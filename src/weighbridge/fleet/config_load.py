@@ -14,6 +14,7 @@ from weighbridge.fleet.config import (
     KeySpec,
     ModelSpec,
     QueueSpec,
+    SharedLimitsSpec,
     TenantSpec,
 )
 from weighbridge.fleet.config_reader import Secret, Section, read_yaml
@@ -71,6 +72,7 @@ def read_fleet(root: Section, base: Path) -> FleetSpec:
         admin_key=root.secret("admin_key"),
         tenants=tenants,
         default_limits=_tenant_limits(root.section("limits")),
+        shared_limits=_shared_limits(root),
         queue=_queue(root.section("queue")),
         health=_health(root.section("health")),
         retry=_retry(root.section("retry")),
@@ -79,6 +81,24 @@ def read_fleet(root: Section, base: Path) -> FleetSpec:
         max_body=_bytes(root, "max_body", 8 << 20),
         drain_timeout=root.number("drain_timeout", 30.0),
     )
+
+
+def _shared_limits(root: Section) -> SharedLimitsSpec | None:
+    if "shared_limits" not in root:
+        return None
+    section = root.section("shared_limits")
+    redis = section.secret("redis")
+    if redis is None:
+        section.problem("redis", "is missing; write redis://HOST:PORT/0, or redis_env: VARIABLE with it")
+    elif not redis.startswith(("redis://", "rediss://", "unix://")) and redis != "unset":
+        section.problem("redis", "is no URL of a Redis; write redis://HOST:PORT/0")
+    spec = SharedLimitsSpec(
+        redis or Secret(""),
+        section.text("prefix", "weighbridge"),
+        section.number("timeout", 0.25, above=0.0),
+    )
+    section.done()
+    return spec
 
 
 def _listen(root: Section) -> tuple[str, int]:

@@ -24,6 +24,7 @@ from weighbridge.fleet.limits import Limiter
 from weighbridge.fleet.member import Member, Standing
 from weighbridge.fleet.pool import Build, Pool, Rules
 from weighbridge.fleet.resume import Renderer
+from weighbridge.fleet.shared_limits import SharedLimits
 from weighbridge.ticket.record import Ticket
 from weighbridge.ticket.store import TicketStore
 
@@ -62,6 +63,8 @@ class Gateway:
         self._lengths = OutputLengths()
         self._priorities = {tenant.name: tenant.priority for tenant in spec.tenants}
         self.limiter = Limiter({tenant.name: tenant.limits for tenant in spec.tenants}, spec.default_limits)
+        shared = spec.shared_limits
+        self.shared_limits = SharedLimits(shared, self.limiter, clock) if shared is not None else None
         rules = Rules(spec.queue, spec.health, spec.retry, spec.breaker)
         rng = random.Random(seed)
         self.pools: dict[str, Pool] = {}
@@ -104,6 +107,8 @@ class Gateway:
         for pool in self.pools.values():
             pool.dispatcher.refuse_all(Draining("the gateway is going down; try another one"))
             await pool.close()
+        if self.shared_limits is not None:
+            await self.shared_limits.close()
         self.tickets.close()
 
     async def _tick(self) -> None:
@@ -147,22 +152,32 @@ class Gateway:
         ticket = _ticket(ask, weight, weighed.hash, began)
         self.tickets.add(ticket)
         try:
-            self._reserve(pool, ask, weight)
+            await self._reserve(pool, ask, weight)
         except (Refused, BadInput) as error:
-            self._refused(ticket, pool, error)
+            self._turned_away(ticket, pool, "refused", str(error))
+            raise
+        except asyncio.CancelledError:
+            self._turned_away(ticket, pool, "abort")
             raise
         self.open_journeys += 1
         return Journey(pool, ask, _arrival(ask, weight, weighed.chain, arrived), weighed, ticket)
 
-    def _reserve(self, pool: Pool, ask: Ask, weight: Weight) -> None:
+    async def _reserve(self, pool: Pool, ask: Ask, weight: Weight) -> None:
         """The most it may use where the client bounds it, else what nine of ten outputs do not exceed."""
         each = weight.max_tokens if ask.max_tokens is not None else weight.output.p90
         output = weight.choices * each
         usd = pool.dearest(weight.prompt_tokens, output)
-        self.limiter.reserve(ask.tenant, ask.id, weight.prompt_tokens + output, usd, self.clock())
+        tokens = weight.prompt_tokens + output
+        self.limiter.reserve(ask.tenant, ask.id, tokens, usd, self.clock())
+        if self.shared_limits is not None:
+            try:
+                await self.shared_limits.reserve(ask.tenant, ask.id, tokens, usd)
+            except BaseException:
+                self.limiter.withdraw(ask.id)
+                raise
 
-    def _refused(self, ticket: Ticket, pool: Pool, error: Exception) -> None:
-        ticket.finished, ticket.finish_reason, ticket.error = time.time(), "refused", str(error)
+    def _turned_away(self, ticket: Ticket, pool: Pool, reason: str, error: str | None = None) -> None:
+        ticket.finished, ticket.finish_reason, ticket.error = time.time(), reason, error
         self._tell(ticket, pool)
 
     async def finish(self, journey: Journey, error: str | None = None) -> None:
@@ -173,6 +188,8 @@ class Gateway:
         self.open_journeys -= 1
         used = ticket.output_tokens + (journey.prompt_tokens if ticket.attempts else 0)
         self.limiter.settle(ticket.id, used, ticket.cost_usd, self.clock())
+        if self.shared_limits is not None:
+            self.shared_limits.settle(ticket.tenant, ticket.id, used, ticket.cost_usd)
         self._tell(ticket, journey.pool)
 
     def _tell(self, ticket: Ticket, pool: Pool) -> None:

@@ -49,7 +49,7 @@ NO_LIMITS = TenantLimits()
 
 
 @dataclass(slots=True)
-class _Window:
+class Window:
     """Sum of amounts over the last `seconds`, in slots: an amount counts until its whole slot is that old."""
 
     seconds: float
@@ -105,9 +105,9 @@ class _Reservation:
 
 @dataclass(slots=True)
 class _Usage:
-    tokens: _Window = field(default_factory=lambda: _Window(MINUTE))
-    requests: _Window = field(default_factory=lambda: _Window(MINUTE))
-    usd: _Window = field(default_factory=lambda: _Window(DAY))
+    tokens: Window = field(default_factory=lambda: Window(MINUTE))
+    requests: Window = field(default_factory=lambda: Window(MINUTE))
+    usd: Window = field(default_factory=lambda: Window(DAY))
     concurrent: int = 0
     reserved: dict[str, _Reservation] = field(default_factory=dict)  # in the order of their coming
 

@@ -105,6 +105,17 @@ class _FleetCollector(Collector):  # type: ignore[misc]
     def collect(self) -> Iterator[Any]:
         yield from self._of_pools()
         yield from self._of_replicas()
+        yield from self._of_shared_limits()
+
+    def _of_shared_limits(self) -> Iterator[Any]:
+        shared = self._gateway.shared_limits
+        if shared is None:
+            return
+        yield _gauge("gateway_shared_limits_up", "Whether limits are shared now", [], [([], not shared.away)])
+        text = "Requests held to the limits of this gateway alone, as Redis was away"
+        local = CounterMetricFamily("weighbridge_gateway_limit_fallbacks", text)
+        local.add_metric([], shared.fallbacks)
+        yield local
 
     def _of_pools(self) -> Iterator[Any]:
         pools = self._gateway.pools.values()

@@ -1,0 +1,254 @@
+"""Limits that several gateways share through Redis: exact together, local while Redis is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fleet.backends import Backend, config_of, fleet, until
+from tests.server.running import free_port
+from weighbridge.errors import BadInput, RateLimited
+from weighbridge.fleet import shared_limits
+from weighbridge.fleet.config import SharedLimitsSpec
+from weighbridge.fleet.config_load import parse_config
+from weighbridge.fleet.config_reader import Secret
+from weighbridge.fleet.limits import Limiter, TenantLimits
+from weighbridge.fleet.shared_limits import SharedLimits
+
+pytest.importorskip("redis", reason="the extra `redis` is not installed")
+
+SERVER = os.environ.get("WEIGHBRIDGE_REDIS_SERVER") or shutil.which("redis-server")
+real = [
+    pytest.mark.proof,
+    pytest.mark.skipif(SERVER is None, reason="no redis-server; name one in WEIGHBRIDGE_REDIS_SERVER"),
+]
+
+
+class Server:
+    """A real Redis, in memory only."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self.process = subprocess.Popen([str(SERVER), *options], stdout=subprocess.DEVNULL)
+
+    def end(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(60)
+
+    async def ready(self) -> None:
+        await until(self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 2.0) as line:
+                line.sendall(b"PING\r\n")
+                return line.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def redis() -> Iterator[Server]:
+    server = Server()
+    server.start()
+    yield server
+    server.end()
+
+
+class Door:
+    """What one gateway does at the door, without the gateway."""
+
+    def __init__(self, url: str, limits: TenantLimits) -> None:
+        self.local = Limiter(default=limits)
+        self.shared = SharedLimits(SharedLimitsSpec(Secret(url), timeout=10.0), self.local)
+
+    async def reserve(self, name: str, tokens: int, usd: float = 0.0) -> None:
+        self.local.reserve("t", name, tokens, usd, 0.0)
+        try:
+            await self.shared.reserve("t", name, tokens, usd)
+        except RateLimited:
+            self.local.withdraw(name)
+            raise
+
+    async def settle(self, name: str, tokens: int, usd: float = 0.0) -> None:
+        self.local.settle(name, tokens, usd, 0.0)
+        self.shared.settle("t", name, tokens, usd)
+        await until(lambda: not self.shared._tasks)
+
+    async def admits(self, name: str, tokens: int, usd: float = 0.0) -> bool:
+        try:
+            await self.reserve(name, tokens, usd)
+        except RateLimited:
+            return False
+        return True
+
+
+def doors(redis: Server, **limits: Any) -> list[Door]:
+    return [Door(redis.url, TenantLimits(**limits)) for _ in range(3)]
+
+
+async def closed(*doors: Door) -> None:
+    for one in doors:
+        one.local.check_integrity()
+        await one.shared.close()
+
+
+class TestWithRedis:
+    pytestmark = real
+
+    async def test_500_at_three_gateways_overshoot_by_nothing(self, redis: Server) -> None:
+        await redis.ready()
+        three = doors(redis, tokens_per_minute=10_000)
+        jobs = (three[n % 3].admits(f"q{n}", 150) for n in range(500))
+        admitted = sum(await asyncio.gather(*jobs))
+        assert admitted * 150 <= 10_000 < (admitted + 1) * 150
+        assert not any(one.shared.fallbacks for one in three)
+        await closed(*three)
+
+    async def test_what_is_not_used_is_everybodys_again(self, redis: Server) -> None:
+        await redis.ready()
+        a, b, _ = three = doors(redis, tokens_per_minute=1000, concurrent_tokens=900, usd_per_day=2.0)
+        await a.reserve("one", 800, 1.5)
+        with pytest.raises(RateLimited, match="concurrent_tokens 900, 800 are used") as refused:
+            await b.reserve("two", 150, 0.1)
+        assert refused.value.retry_after == 1.0
+        with pytest.raises(RateLimited, match="usd_per_day") as refused:
+            await b.reserve("two", 50, 1.0)
+        assert 3600 < (refused.value.retry_after or 0) <= 25 * 3600
+        await a.settle("one", 100, 0.2)
+        await b.reserve("two", 850, 1.5)
+        with pytest.raises(RateLimited, match="tokens_per_minute") as refused:
+            await a.reserve("three", 100)
+        assert 30 < (refused.value.retry_after or 0) <= 62
+        await closed(*three)
+
+    async def test_requests_per_minute_and_tenants_apart(self, redis: Server) -> None:
+        await redis.ready()
+        a, b, _ = three = doors(redis, requests_per_minute=2)
+        assert [await one.admits(name, 1) for one, name in ((a, "1"), (b, "2"), (a, "3"), (b, "4"))] == [
+            True,
+            True,
+            False,
+            False,
+        ]
+        await b.shared.reserve("somebody else", "5", 1, 0.0)
+        await closed(*three)
+
+    async def test_a_gateway_that_died_holds_nothing_for_ever(
+        self, redis: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await redis.ready()
+        monkeypatch.setattr(shared_limits, "LEASE_SECONDS", 1)
+        a, b, _ = three = doors(redis, concurrent_tokens=100)
+        await a.reserve("lost", 100)
+        assert not await b.admits("next", 50)
+        await asyncio.sleep(1.1)
+        assert await b.admits("next", 50)
+        await closed(*three)
+
+    async def test_a_client_that_leaves_while_redis_is_asked_leaves_nothing(self, redis: Server) -> None:
+        await redis.ready()
+        a, b, _ = three = doors(redis, concurrent_tokens=100)
+        job = asyncio.create_task(a.shared.reserve("t", "gone", 100, 0.0))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
+        await until(lambda: not a.shared._tasks)
+        assert await b.admits("next", 100)
+        await closed(*three)
+
+    async def test_redis_goes_and_comes_back(self, redis: Server, caplog: pytest.LogCaptureFixture) -> None:
+        await redis.ready()
+        logging.getLogger("weighbridge").propagate = True
+        a, b, _ = three = doors(redis, tokens_per_minute=1000, usd_per_day=10.0)
+        await a.reserve("before", 600, 1.0)
+        redis.end()
+        with caplog.at_level(logging.WARNING, "weighbridge"):
+            assert not await a.admits("own", 500, 1.0)  # its own limits are known here
+            assert await a.admits("meanwhile", 300, 8.0)
+            assert a.shared.away
+            assert a.shared.fallbacks == 1
+            await a.settle("meanwhile", 300, 8.0)
+            redis.start()
+            await redis.ready()
+            await until(lambda: not a.shared.away)
+            assert await a.admits("after", 10, 0.5)
+            await a.settle("after", 10, 0.5)
+        messages = [one.getMessage() for one in caplog.records if "Redis" in one.getMessage()]
+        assert ["away" in one for one in messages] == [True, False]
+        assert not await b.admits("dear", 10, 2.0)  # 8.5 of 10 dollars are gone: it has heard of all of them
+        assert await b.admits("cheap", 10, 1.0)
+        await closed(*three)
+
+    async def test_two_gateways_hold_one_limit(self, redis: Server) -> None:
+        await redis.ready()
+        top = f"shared_limits: {{redis: '{redis.url}', timeout: 10}}\nlimits: {{requests_per_minute: 5}}"
+        backend = Backend("a")
+        async with fleet(backend, top=top) as one, fleet(config=config_of([backend], top=top)) as two:
+            statuses = []
+            for n in range(10):
+                async with (one, two)[n % 2].post() as answer:
+                    statuses.append(answer.status)
+            async with one.client.get(one.url + "/metrics") as answer:
+                page = await answer.text()
+        assert (statuses.count(200), statuses.count(429)) == (5, 5)
+        assert "weighbridge_gateway_shared_limits_up 1.0" in page
+
+
+async def test_without_redis_a_gateway_holds_its_own_limits() -> None:
+    top = f"shared_limits: {{redis: 'redis://127.0.0.1:{free_port()}/0'}}\nlimits: {{requests_per_minute: 3}}"
+    async with fleet(Backend("a"), top=top) as front:
+        statuses = []
+        for _ in range(5):
+            async with front.post() as answer:
+                statuses.append(answer.status)
+        async with front.client.get(front.url + "/metrics") as answer:
+            page = await answer.text()
+    assert statuses == [200, 200, 200, 429, 429]
+    assert "weighbridge_gateway_limit_fallbacks_total 3.0" in page
+
+
+async def test_a_redis_that_does_not_answer_holds_nobody_up() -> None:
+    silent = await asyncio.start_server(lambda reader, writer: asyncio.sleep(3600), "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    top = f"shared_limits: {{redis: 'redis://127.0.0.1:{port}/0', timeout: 0.1}}\nlimits: {{requests_per_minute: 9}}"
+    async with fleet(Backend("a"), top=top) as front:
+        async with asyncio.timeout(60):
+            for _ in range(4):
+                async with front.post() as answer:
+                    assert answer.status == 200
+        assert front.gateway.shared_limits is not None
+        assert front.gateway.shared_limits.fallbacks == 4
+    silent.close()
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("{}", "redis: is missing"),
+        ("{redis: 'localhost:6379'}", "is no URL of a Redis"),
+        ("{redis_env: NOBODY_SET_THIS}", "NOBODY_SET_THIS is not set"),
+        ("{redis: 'redis://h/0', timeout: 0}", "timeout"),
+        ("{redis: 'redis://h/0', url: x}", "url: is not a setting"),
+    ],
+)
+def test_what_is_wrong_is_said(section: str, said: str) -> None:
+    text = config_of([Backend("a", url="http://127.0.0.1:1")], top=f"shared_limits: {section}")
+    with pytest.raises(BadInput, match=said):
+        parse_config(text, "weighbridge.yaml", Path("."))
