@@ -29,10 +29,11 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from weighbridge.hybrid.agreement import share
+from weighbridge.hybrid.agreement import pooled, share
 from weighbridge.hybrid.difficulty.evaluate import cross_validated, evaluate
+from weighbridge.hybrid.difficulty.isotonic import calibration_error
 from weighbridge.hybrid.difficulty.labels import Label
-from weighbridge.hybrid.signals import SignalMeter, Signals
+from weighbridge.hybrid.signals import SignalMeter, Signals, confidence
 
 MODEL = "smollm2-135m-instruct"
 SAMPLES, TEMPERATURE = 4, 0.8
@@ -130,11 +131,17 @@ def show_signals(labels: list[Label]) -> None:
     for name in ("tokens", "entropy", "first_entropy"):
         named[f"-{name}"] = -named.pop(name)
     named[f"agreement of {SAMPLES}"] = np.array([one.agreement for one in labels])
+    likely = np.array([confidence(one.signals) for one in labels if one.signals is not None])
+    agreeing = np.array([one.agreement or 0.0 for one in labels])
+    both = np.array([pooled(p, a, SAMPLES) for p, a in zip(likely, agreeing, strict=True)])
+    named["untrained judge, with samples"] = both
     rng = np.random.default_rng(0)
     picks = [rng.integers(0, len(labels), len(labels)) for _ in range(300)]
     for name, values in sorted(named.items(), key=lambda one: -auc(one[1], outcome)):
         low, high = np.percentile([auc(values[pick], outcome[pick]) for pick in picks], (2.5, 97.5))
-        print(f"  AUC {name:16} {auc(values, outcome):.3f}  95 % [{low:.3f}, {high:.3f}]")
+        print(f"  AUC {name:30} {auc(values, outcome):.3f}  95 % [{low:.3f}, {high:.3f}]")
+    for name, values in (("without samples", likely), ("with samples", both)):
+        print(f"  untrained judge, {name}: calibration error {calibration_error(values, outcome):.3f}")
 
 
 def show_judges(labels: list[Label]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -220,3 +221,51 @@ async def test_a_vanished_client_settles_everything() -> None:
     assert router.ledger.spent().reserved == 0.0
     assert router.cloud.in_flight == 0
     assert 0 < stream.ticket.cost_usd < 0.01
+
+
+async def test_a_window_ends_by_time_too() -> None:
+    """A local answer that takes minutes is judged by what came in the first moments."""
+    edge, cloud = said(" ".join(map(str, range(2000))), logprob=UNSURE, pause=0.05), said("remote words")
+    async with serving(edge, cloud) as urls:
+        router = make_router(urls, cascade=CascadeSettings(window=Window(seconds=0.2)))
+        message, ticket = await asyncio.wait_for(answer(router, ask(stream=True)), 60)
+        await router.close()
+    assert message["content"] == "remote words"
+    assert 0 < edge.log[0].output_tokens < 2000
+    assert not edge.log[0].complete
+    assert ticket.confidence < 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        ({"policy": Policy(default=Residency.NEVER)}, {}),
+        ({"budgets": Budgets(total=0.0)}, {}),
+        ({}, {"placement": "only_edge"}),
+        ({}, {"max_usd": 0.0}),
+    ],
+)
+async def test_a_race_starts_nothing_that_policy_or_money_forbid(options: Any, fields: Any) -> None:
+    edge, cloud = said("local", logprob=UNSURE), said("remote")
+    async with serving(edge, cloud) as urls:
+        router = make_router(urls, cascade=CascadeSettings(race=True), **options)
+        message, _ = await answer(router, ask(**fields))
+        await router.close()
+    assert message["content"] == "local"
+    assert cloud.log == []
+
+
+async def test_races_at_once_leave_nothing_behind() -> None:
+    """Forty at once over a budget for a few of them: it is never overdrawn, and every loser is cancelled."""
+    edge, cloud = said("local", logprob=SURE, first=0.02), said("remote", first=0.01)
+    budget = 0.02
+    async with serving(edge, cloud) as urls:
+        router = make_router(urls, cascade=CascadeSettings(race=True), budgets=Budgets(total=budget))
+        asked = (answer(router, ask(f"number {n}", max_tokens=200, stream=n % 2 == 0)) for n in range(40))
+        answers = await asyncio.gather(*asked)
+        spent = router.ledger.spent()
+        await router.close()
+    assert {message["content"] for message, _ in answers} <= {"local", "remote"}
+    assert router.edge.in_flight == router.cloud.in_flight == 0
+    assert spent.reserved == 0.0
+    assert 0.0 < spent.settled <= budget
