@@ -206,3 +206,38 @@ async def test_every_policy_serves(name: str) -> None:
             async with front.post() as answer:
                 assert answer.status == 200
     assert len(a.calls) + len(b.calls) == 6
+
+
+async def test_ten_times_as_many_requests_bring_no_more_service_through_the_gateway() -> None:
+    """Sheng et al. 2024: over any time in which both are backlogged, |W_a - W_b| <= 2 max(w_p L_input, w_q M);
+    M is here what four requests in flight produce."""
+    backend = Backend("a", tokens=5, gate=asyncio.Event())
+    produced = 2 * backend.tokens  # service of one answer
+
+    async with fleet(backend, replica=", limits: {concurrent_requests: 4}") as front:
+
+        async def one(tenant: str, number: int) -> None:
+            prompt = [number + 1000 * token for token in range(1 + 37 * number % 300)]  # no two begin alike
+            async with front.post("/v1/completions", prompt=prompt, weighbridge={"tenant": tenant}) as answer:
+                assert answer.status == 200
+
+        queue = front.gateway.pools["m"].dispatcher.queue
+        jobs = [asyncio.create_task(one("greedy", number)) for number in range(1, 201)]
+        jobs += [asyncio.create_task(one("modest", number)) for number in range(201, 221)]
+        await until(lambda: len(queue) == 216 and backend.running == 4)
+        backend.let_go()
+        await asyncio.gather(*jobs)
+    service, left, gaps = {"greedy": 0, "modest": 0}, {"greedy": 196, "modest": 20}, []
+    for call in backend.calls[
+        4:
+    ]:  # the first four met no queue; the others came in the order of their dispatch
+        tenant = call["weighbridge"]["tenant"]
+        left[tenant] -= 1
+        service[tenant] += len(call["prompt"]) + produced
+        gaps.append(abs(service["greedy"] - service["modest"]))
+        if not min(left.values()):
+            break
+    longest = max(len(call["prompt"]) for call in backend.calls)
+    assert left["modest"] == 0  # it was served in turn, not behind 196 others
+    assert left["greedy"] > 150
+    assert max(gaps) <= 2 * max(longest, 4 * produced)
