@@ -60,7 +60,7 @@ class BlockTables:
         """Carry out `opening`. Hits are shared first, so that allocating cannot evict them."""
         for block in opening.shared:
             self.pool.share(block, request.tenant)
-        fresh = [self.pool.allocate(request.tenant) for _ in range(opening.fresh)]
+        fresh = self.pool.allocate_many(opening.fresh, request.tenant)
         request.block_table = opening.shared + fresh
         request.num_computed_tokens = opening.computed
         self._entered[request] = opening.computed // self._size
@@ -157,8 +157,11 @@ class BlockTables:
 
     def close(self, request: Request) -> None:
         """Return all blocks. The tail goes first, so that it is evicted before the prefix it depends on."""
-        for block in reversed(request.block_table):
-            self._release(block)
+        if self._prefix is None:
+            self.pool.free_all(reversed(request.block_table))
+        else:
+            for block in reversed(request.block_table):
+                self._release(block)
         request.block_table = []
         self._entered.pop(request, None)
 

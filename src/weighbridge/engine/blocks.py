@@ -12,7 +12,7 @@ Every block is in exactly one of three states, so `free + cached + referenced ==
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from heapq import heapify, heappop, heappush
 
 
@@ -72,6 +72,20 @@ class BlockPool:
         self._give(block, tenant)
         return block
 
+    def allocate_many(self, count: int, tenant: str) -> list[int]:
+        """As `count` times `allocate`, the same blocks in the same order; quicker where they are all free."""
+        free = self._free
+        if not 0 < count <= len(free):
+            return [self.allocate(tenant) for _ in range(count)]
+        blocks = free[: -count - 1 : -1]
+        del free[-count:]
+        for block in blocks:
+            self.ref_counts[block] = 1
+            self._owners[block] = tenant
+        self._holdings[tenant] = self._holdings.get(tenant, 0) + count
+        self._changed.add(tenant)
+        return blocks
+
     def share(self, block: int, tenant: str) -> None:
         """One more reference to a block that is referenced or cached."""
         if self.ref_counts[block] == 0:
@@ -97,6 +111,21 @@ class BlockPool:
             self._take(block)
             self._free.append(block)
 
+    def free_all(self, blocks: Iterable[int]) -> None:
+        """As `release` of each of them in their order with nothing to keep."""
+        counts, owners, freed = self.ref_counts, self._owners, self._free
+        given_back: dict[str, int] = {}
+        for block in blocks:
+            count = counts[block] - 1
+            if count < 0:
+                raise ValueError(f"block {block} was released more often than it was taken")
+            counts[block] = count
+            if not count:
+                freed.append(block)
+                given_back[owners[block]] = given_back.get(owners[block], 0) + 1
+        for tenant, count in given_back.items():
+            self._hold_less(tenant, count)
+
     def cached_of(self, tenant: str) -> int:
         """Cached blocks charged to `tenant`."""
         return len(self._cached.get(tenant, ()))
@@ -109,8 +138,10 @@ class BlockPool:
         self._changed.add(tenant)
 
     def _take(self, block: int) -> None:
-        tenant = self._owners[block]
-        left = self._holdings[tenant] - 1
+        self._hold_less(self._owners[block], 1)
+
+    def _hold_less(self, tenant: str, count: int) -> None:
+        left = self._holdings[tenant] - count
         if left:
             self._holdings[tenant] = left
             self._changed.add(tenant)

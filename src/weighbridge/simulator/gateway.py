@@ -218,6 +218,7 @@ class SimulatedGateway:
         try:
             replica.add(_engine_request(flight.request, arrival, now), now)
         except (Refused, BadInput) as error:
+            self._moved(replica)  # it was interrupted, and has other plans
             self._fail(flight, getattr(error, "code", "bad_input"), now)
             return choice
         self._moved(replica)

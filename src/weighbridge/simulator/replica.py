@@ -121,17 +121,6 @@ class SimulatedReplica:
         if self._iteration is None:
             self._wake = now
 
-    def abort(self, request_id: str, now: float) -> Request | None:
-        self._catch_up(now)
-        self._interrupt(now)
-        request = self.scheduler.abort(request_id)
-        self._last_token.pop(request_id, None)
-        if request is not None:
-            self._untold.pop(request, None)
-        if self._iteration is None and self.scheduler.has_work():
-            self._wake = now
-        return request
-
     def die(self, now: float) -> None:
         """Nothing happens here any more; what it was doing is lost."""
         self._catch_up(now)
@@ -187,9 +176,9 @@ class SimulatedReplica:
         for request in self.scheduler.take_finished():
             self._finished(request, request.finish_reason or FinishReason.ABORT, now)
         if not batch.slices:
-            self._wake = self.scheduler.wake_at() if self.scheduler.has_work() else None
-            if self._wake is not None:
-                self._wake = max(self._wake, now)
+            wake = self.scheduler.wake_at() if self.scheduler.has_work() else None
+            if self._wake is None and wake is not None:  # else somebody took the place of one that ended
+                self._wake = max(wake, now)
             return
         seconds = self.cost.seconds(batch.num_tokens, batch.num_sequences, batch.num_context_tokens)
         self._iteration = _Iteration(batch, now, now + seconds)
@@ -200,14 +189,26 @@ class SimulatedReplica:
             self.fire(self.next_event)
 
     def _interrupt(self, now: float) -> None:
-        """Something happens in the middle of a stride: what is over is over, the rest is planned anew."""
+        """Something comes in the middle of a stride: what is over is over, the rest is planned anew.
+
+        The iteration under way was decided before, and goes on: as the last one of the stride where the
+        scheduler allows, else as an iteration of its own.
+        """
         stride = self._stride
         if stride is None:
             return
         done = stride.over(now)
+        adds_ahead = self.scheduler.adds_ahead
+        if adds_ahead and done == 0 and len(stride.ends) == 1:
+            return
         self._advance(stride, done)
-        self._stride = None
-        self._schedule(float(stride.ends[done - 1]) if done else stride.began)
+        began = float(stride.ends[done - 1]) if done else stride.began
+        if adds_ahead:
+            ends = stride.ends[done : done + 1]
+            self._stride = _Stride(stride.ahead.only(done), began, ends, float(ends[0]))
+        else:
+            self._stride = None
+            self._schedule(began)
 
     def _advance(self, stride: _Stride, count: int) -> None:
         if count == 0:

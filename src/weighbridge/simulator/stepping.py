@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from weighbridge.engine.batch import Batch, Sampled
@@ -45,9 +45,16 @@ class Strides:
     requests: list[Request]
     deadline: float | None = None  # no iteration begins after this without a decision
 
+    def only(self, number: int) -> Strides:
+        """One of the iterations, by its number from 0."""
+        return replace(self, count=1, pairs=self.pairs + number * self.growth)
+
 
 class Stepping(SchedulerLike, Protocol):
     """A scheduler that can stride. Neither method is called while an iteration is being computed."""
+
+    #: Whether `add` may come before the effects of an iteration that is under way, since it does not ask for them.
+    adds_ahead: bool
 
     def strides(self, limit: int) -> Strides | None:
         """At most `limit` iterations that leave nothing to decide; None when the next one does."""
@@ -93,6 +100,7 @@ class SteppingScheduler(Scheduler):
         self._classes: Counter[int] = Counter()  # of all that wait or run
         self._tenants: Counter[str] = Counter()
         self._with_deadline = 0
+        self.adds_ahead = not settings.enable_prefix_cache  # a deadline is checked by what is cached
 
     def add(self, request: Request, now: float) -> None:
         super().add(request, now)
@@ -112,18 +120,22 @@ class SteppingScheduler(Scheduler):
         """Simulated tokens do not resemble text, so nothing is guessed from them."""
 
     def strides(self, limit: int) -> Strides | None:
-        if self._forks or self._ended_in_flight or not self._waits_in_vain():
+        if self._forks or self._ended_in_flight:
             return None
         count, pairs = limit, 0
         requests = list(self._running)
-        for request in requests:
-            position = request.num_computed_tokens
-            if position + 1 != request.num_tokens or not request.num_output_tokens:
+        for request in reversed(requests):  # prompts have mostly come last
+            tokens = len(request.tokens)
+            if request.num_computed_tokens + 1 != tokens or tokens == len(request.prompt):
                 return None  # a prompt, even if one token of it is left
             count = min(count, output_left(request, self.settings.max_model_len) - 1)
-            pairs += position + 1
+            if count < 1:
+                return None
+            pairs += tokens
+        if not requests or not self._waits_in_vain():
+            return None
         count = self._within_memory(requests, count)
-        if count < 1 or not requests:
+        if count < 1:
             return None
         return Strides(count, len(requests), len(requests), pairs, len(requests), requests, self._deadline())
 
@@ -198,6 +210,8 @@ class SteppingScheduler(Scheduler):
 
 class SteppingStatic(StaticScheduler):
     """Static batching that strides over the decodes of its batch; seats of finished members go on computing."""
+
+    adds_ahead = False
 
     def strides(self, limit: int) -> Strides | None:
         batch = self._batch
