@@ -113,6 +113,20 @@ def test_wrong_counts_are_named(counts: dict[str, int], words: str, tmp_path: Pa
         open_checkpoint(write_moe_gguf(directory, tmp_path / "moe.gguf", **counts))
 
 
+def test_an_expert_that_is_missing_is_named(tmp_path: Path) -> None:
+    directory = make_tiny_moe("mixtral", tmp_path / "moe")
+    stored = load_file(directory / "model.safetensors")
+    kept = {
+        name: values
+        for name, values in stored.items()
+        if not name.endswith("1.block_sparse_moe.experts.7.w2.weight")
+    }
+    save_file(kept, directory / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = open_checkpoint(write_moe_gguf(directory, tmp_path / "moe.gguf"))
+    with pytest.raises(BadInput, match=r"no tensor 'blk\.1\.ffn_down_exps\.weight'"):
+        load_decoder(checkpoint, torch.float32)
+
+
 def test_dense_files_that_claim_experts_are_refused(tmp_path: Path) -> None:
     for family, error, words in (
         ("llama", BadInput, "has no router"),

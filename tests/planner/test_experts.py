@@ -77,7 +77,9 @@ def test_improved_placement_is_never_worse() -> None:
     assert np.mean(np.greater(after, np.add(before, 1e-9))) > 0.5
 
 
-@pytest.mark.parametrize("devices", [Devices(320, 320, 40, 8), Devices(64, 320, 8, 8), Devices(32, 320)])
+@pytest.mark.parametrize(
+    "devices", [Devices(320, 320, 40, 8), Devices(320, 640), Devices(64, 320, 8, 8), Devices(32, 320)]
+)
 def test_large_fleets_are_placed(devices: Devices) -> None:
     loads = skewed(np.random.default_rng(1), 58, 256)
     current = static_placement(58, 256, devices.replicas)

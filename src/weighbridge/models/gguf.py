@@ -141,7 +141,8 @@ class GgufFile:
     def _find(self, name: str) -> TensorEntry:
         entry = self._entry(name)
         if entry is None:
-            raise BadInput(f"{self.path.name} has no tensor {gguf_name(name)!r}: the file is incomplete")
+            wanted = gguf_experts.fused_name(name) or gguf_name(name)
+            raise BadInput(f"{self.path.name} has no tensor {wanted!r}: the file is incomplete")
         return entry
 
     def _entry(self, name: str) -> TensorEntry | None:

@@ -38,6 +38,12 @@ _FUSED = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight")
 _SINGLE = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.weight")
 
 
+def fused_name(name: str) -> str | None:
+    """The tensor that holds an expert's matrix of this Hugging Face name; None for what is no expert's."""
+    match = _EXPERT.fullmatch(name)
+    return None if match is None else f"blk.{match[1]}.ffn_{match[3]}_exps.weight"
+
+
 def find_expert(name: str, tensors: dict[str, TensorEntry]) -> TensorEntry | None:
     """The matrix of one expert by its Hugging Face name; None where the file has no such expert."""
     match = _EXPERT.fullmatch(name)
