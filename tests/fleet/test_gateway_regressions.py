@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
+from tests.fleet.arrivals import arrival, replica
 from tests.fleet.backends import Backend, config_of, fleet, until
+from weighbridge.fleet.policies import make_policy
+from weighbridge.fleet.prefix_index import PrefixIndex
 
 LONG = "weigh every request once, in tokens " * 400
 
@@ -195,6 +199,22 @@ async def test_a_shared_prefix_does_not_pile_up_on_one_replica() -> None:
             await jobs
         assert max(there) <= 20, (policy, there)
         assert min(there) >= 1, (policy, there)
+
+
+def test_one_hot_replica_does_not_end_affinity_for_the_others() -> None:
+    """sglang #32195, vllm-project/router #238: one overloaded worker turned affinity off for the whole fleet."""
+    index = PrefixIndex()
+    hot, home, idle = (replica(name, index=index) for name in ("hot", "home", "idle"))
+    chain = tuple(bytes([n]) * 32 for n in range(100))
+    index.enter("home", chain)
+    hot.credit(arrival("hog", 50_000), 0, 0.0)
+    for name in ("weigh", "prefix_affinity"):
+        policy = make_policy(name, random.Random(0))
+        first = policy.choose(arrival("q", 1700, chain=chain), [hot, home, idle], 0.0).replica
+        for number in range(8):
+            again = policy.choose(arrival(f"q{number}", 1700, chain=chain), [hot, home, idle], 0.0).replica
+            assert again == first != "hot"
+        assert name != "weigh" or first == "home"
 
 
 async def test_token_id_prompts_of_equal_length_are_told_apart() -> None:
