@@ -286,6 +286,9 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert "http" not in page, "the page needs nothing from elsewhere"
     assert "its flows: twice" in flow_command("run", "mine:nope", code=2)
     assert "is not JSON" in flow_command("run", "mine:twice", "--input", "{", code=2)
+    assert "missing a required argument" in flow_command("run", "mine:twice", code=2)
+    own = flow_command("run", "mine:twice", "--input", "null", "--journal", "j.db", code=1)
+    assert "mine:twice failed: TypeError: unsupported operand" in own, "a mistake of the flow's own"
 
 
 def test_real_time_and_virtual_time_agree() -> None:

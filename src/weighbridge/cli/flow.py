@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.util
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -48,13 +49,15 @@ def run(
     """Run a flow with a journal; print its result."""
     flow = _load(target)
     args, kwargs = _arguments(input)
+    try:
+        inspect.signature(flow.function).bind(*args, **kwargs)
+    except TypeError as error:
+        raise BadInput(f"{target}: {error}; give its arguments with --input") from error
     configured = flow.options(journal=_journal_path(journal), run_id=run_id, mode=mode)
     try:
         result = asyncio.run(configured(*args, **kwargs))
     except (WeighbridgeError, KeyboardInterrupt):
         raise
-    except TypeError as error:
-        raise BadInput(f"{target}: {error}; give its arguments with --input") from error
     except Exception as error:
         raise WeighbridgeError(f"{target} failed: {type(error).__name__}: {error}") from error
     record = configured.last

@@ -28,7 +28,7 @@ def _bet(number: int, bet: BetRecord) -> str:
     if bet.outcome == "won":
         result = f"won {bet.saved_seconds:.3f} s"
     elif bet.outcome == "lost":
-        result = f"lost ${bet.spent_usd:.4g}"
+        result = f"lost ${bet.spent_usd:.4g}" if bet.spent_usd else "lost"
     elif bet.outcome == "moot":
         result = "moot: the guess before it was wrong"
     depth = f", {bet.depth} deep" if bet.depth > 1 else ""

@@ -68,11 +68,15 @@ class Flow(Generic[P, T]):
             raise BadInput(f"flow {self.name}: a flow must be an async function; make it `async def`")
         if self.mode not in get_args(Mode):
             raise BadInput(f"flow {self.name}: mode={self.mode!r} must be one of {', '.join(get_args(Mode))}")
-        if self.value_per_second < 0.0:
-            raise BadInput(f"flow {self.name}: value_per_second must not be negative")
+        if not isinstance(self.budget, Budget):
+            raise BadInput(f"flow {self.name}: budget={self.budget!r} must be a Budget, as Budget(usd=0.05)")
+        if not isinstance(self.value_per_second, int | float) or not self.value_per_second >= 0.0:
+            raise BadInput(
+                f"flow {self.name}: value_per_second={self.value_per_second!r} is a number of dollars, 0 or more"
+            )
         for resource, size in self.limits.items():
-            if size < 1:
-                raise BadInput(f"flow {self.name}: limits[{resource!r}]={size} must be at least 1")
+            if not isinstance(size, int) or size < 1:
+                raise BadInput(f"flow {self.name}: limits[{resource!r}]={size!r} must be a number, 1 or more")
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
         if current_world.get() is not None:
@@ -81,7 +85,11 @@ class Flow(Generic[P, T]):
 
     def run(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run to the end from synchronous code. RuntimeError inside a running event loop: `await` it there."""
-        return asyncio.run(self(*args, **kwargs))
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self(*args, **kwargs))
+        raise RuntimeError(f"flow {self.name}: run() is for synchronous code; here, `await {self.name}(...)`")
 
     def options(
         self,

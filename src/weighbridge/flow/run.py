@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from weighbridge.errors import WeighbridgeError
+from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.flow.cache import StepCache
 from weighbridge.flow.execution import Execution
 from weighbridge.flow.gate import Stakes, Verdict
 from weighbridge.flow.gate_path import saving
 from weighbridge.flow.gate_queue import queue_usd
+from weighbridge.flow.keys import Pending
 from weighbridge.flow.learn import Learner
 from weighbridge.flow.limits import Limiter
 from weighbridge.flow.predict import Predictor
@@ -50,6 +51,15 @@ class Budget:
     usd: float | None = None
     waste: float = 0.5
     seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises BadInput naming what is out of range."""
+        for name in ("usd", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and value >= 0.0):
+                raise BadInput(f"Budget: {name}={value!r} must be a number, 0 or more")
+        if not isinstance(self.waste, int | float) or not 0.0 <= self.waste <= 1.0:
+            raise BadInput(f"Budget: waste={self.waste!r} is a share, from 0 to 1")
 
 
 class Run(Tasks):
@@ -126,7 +136,10 @@ class Run(Tasks):
     async def _committed_body(self) -> Any:
         async def body() -> Any:
             current_world.set(self.committed)
-            return await self.body()
+            result = await self.body()
+            while isinstance(result, Pending):  # `return send(text)` is `return await send(text)`
+                result = await cast("Awaitable[Any]", result)
+            return result
 
         try:
             result = await self.spawn(body())

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 from weighbridge.errors import BadInput, WeighbridgeError
@@ -60,6 +60,10 @@ class Options:
         """Raises BadInput naming the option that makes no sense."""
         if self.effect not in _RANK:
             raise BadInput(f"step {name}: effect={self.effect!r} must be one of {', '.join(_RANK)}")
+        for option in ("timeout", "retries", "hedge", "usd"):
+            value = getattr(self, option)
+            if not isinstance(value, int if option == "retries" else int | float | None):
+                raise BadInput(f"step {name}: {option}={value!r} must be a number")
         if self.timeout is not None and not self.timeout > 0:
             raise BadInput(f"step {name}: timeout={self.timeout} must be more than 0 seconds")
         if self.retries < 0:
@@ -179,6 +183,12 @@ def step(
     effect happened: it returns the result, or raises `NotDone`.
     Raises BadInput when options contradict each other.
     """
+    if isinstance(function, str):
+        raise BadInput(f"step: write @step(effect={function!r}); options have names")
+    unknown = options.keys() - {one.name for one in fields(Options)}
+    if unknown:
+        known = ", ".join(one.name for one in fields(Options))
+        raise BadInput(f"step: there is no option {min(unknown)!r}; the options are {known}, name")
     if speculate is None:
         speculate = effect != "remote"
     settings = Options(effect=effect, speculate=speculate, **options)

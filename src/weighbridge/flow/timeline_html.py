@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 
 from weighbridge.flow.record import BetRecord, Record, Span, mark_critical
@@ -71,14 +72,19 @@ def _chart(record: Record) -> str:
     total = max([record.seconds, *[span.finished or 0.0 for span in record.spans], 1e-9])
     height = ROW * len(record.spans) + 34
     parts = [f'<svg viewBox="0 0 {LABEL + CHART + 80} {height}" role="img" aria-label="timeline">']
-    for tick in range(6):
-        x = LABEL + CHART * tick / 5
+    for tick in _ticks(total):
+        x = LABEL + CHART * tick / total
         parts.append(f'<line x1="{x:.1f}" y1="18" x2="{x:.1f}" y2="{height}"/>')
-        parts.append(
-            f'<text class="soft" x="{x:.1f}" y="12" text-anchor="middle">{total * tick / 5:.3g} s</text>'
-        )
+        parts.append(f'<text class="soft" x="{x:.1f}" y="12" text-anchor="middle">{_duration(tick)}</text>')
     parts += [_bar(span, row, total) for row, span in enumerate(record.spans)]
     return "".join([*parts, "</svg>"])
+
+
+def _ticks(total: float) -> list[float]:
+    """Round times from 0 to `total` seconds, at most seven: steps of 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(total / 6))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * 6 >= total)
+    return [step * number for number in range(int(total / step + 1e-9) + 1)]
 
 
 def _bar(span: Span, row: int, total: float) -> str:
@@ -103,13 +109,17 @@ def _bar(span: Span, row: int, total: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds * 1e3:.0f} ms" if seconds < 1.0 else f"{seconds:.2f} s"
+    if seconds < 0.9995:
+        return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 99.95 else f"{seconds:.0f} s"
 
 
 def _bets(record: Record) -> str:
     if not record.bets:
         return ""
-    head = "".join(f"<th>{name}</th>" for name in ("at", "guess", "p", "ΔL", "C", "verdict", "outcome"))
+    head = "".join(
+        f"<th>{name}</th>" for name in ("at", "guess", "p", "ΔL", "C", "Q + R", "verdict", "outcome")
+    )
     rows = "".join(_bet(bet) for bet in record.bets)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
@@ -120,13 +130,14 @@ def _bet(bet: BetRecord) -> str:
     if bet.outcome == "won":
         outcome = f"won {_duration(bet.saved_seconds)}"
     elif bet.outcome == "lost":
-        outcome = f"lost ${bet.spent_usd:.3g}"
+        outcome = f"lost ${bet.spent_usd:.3g}" if bet.spent_usd else "lost"
     cells = (
         _duration(bet.placed),
         f"{bet.site} = {bet.prediction}",
         f"{stakes.probability:.2f}",
         _duration(stakes.saved_seconds),
         f"${stakes.cost_usd:.3g}",
+        f"${stakes.queue_usd + stakes.risk_usd:.2g}",
     )
     plain = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
     return f'<tr>{plain}<td class="reason">{escape(str(bet.verdict))}</td><td>{escape(outcome)}</td></tr>'
