@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from weighbridge.cost import StepCost
@@ -72,6 +72,16 @@ def test_strides_change_nothing(workload: str, profile: str, batching: str) -> N
     priorities=st.booleans(),
     deadlines=st.booleans(),
     script=st.booleans(),
+)
+@example(  # a request takes the place of one that expires while its own replica schedules
+    seed=465990,
+    kind="agents",
+    policy="weigh",
+    kv_tokens=9_000,
+    seats=2,
+    priorities=False,
+    deadlines=True,
+    script=True,
 )
 def test_strides_change_nothing_whatever_happens(
     seed: int,

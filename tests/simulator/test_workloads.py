@@ -145,7 +145,7 @@ SMALL = "sessions:rate=3,requests=60,output=lognormal:40:0.5,think=1"
 
 
 def simulate(*options: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([*SIMULATE, *options], capture_output=True, timeout=60)
+    return subprocess.run([*SIMULATE, *options], capture_output=True, timeout=110)
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
