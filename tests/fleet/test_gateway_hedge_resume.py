@@ -148,7 +148,7 @@ models:
 async def test_a_replica_killed_in_mid_stream(resume: str) -> None:
     """kill -9: streams that had begun end with an error event, or go on; requests without a byte go elsewhere."""
     a, b = free_port(), free_port()
-    slow = ("--time-scale", "3", "--max-sequences", "4")
+    slow = ("--time-scale", "2", "--max-sequences", "4")
     with simulated(a, *slow) as victim, simulated(b, *slow) as heir:
         for port, process in ((a, victim), (b, heir)):
             await asyncio.to_thread(wait_until_ready, f"http://127.0.0.1:{port}", process)
