@@ -1,100 +1,94 @@
-"""The planner's roofline against measured speeds.
+"""The planner's speeds against measurements that had no part in them.
 
-    python benchmarks/plan_speed.py DATA/simulator/silicon_ttft_tpot.csv
+    python benchmarks/plan_speed.py DATA/simulator/silicon_ttft_tpot.csv         # the held-out table
+    python benchmarks/plan_speed.py DATA/simulator/silicon_ttft_tpot.csv --fit   # and the efficiencies of all rows
 
-Reads TPOT and TTFT that were measured on real GPUs (aiconfigurator's table, Apache-2.0) and prints, for each
-model and GPU, the median ratio of planned to measured and the share within a factor of 1.5. Only aggregated
-serving of models that the catalogue has; nothing is fitted here.
+Reads TPOT that was measured on real GPUs (aiconfigurator's table, Apache-2.0). For each (model, GPU) the efficiencies
+are fitted to all other rows, from the same guess, and predict that group; then the same with whole models and whole
+GPUs left out. The form of the roofline was chosen with the table in view, its numbers were not.
 """
 
 from __future__ import annotations
 
-import csv
-import re
-import sys
+import argparse
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
-from weighbridge.cost.hardware import find_device
-from weighbridge.errors import WeighbridgeError
-from weighbridge.planner.memory import plan_memory
-from weighbridge.planner.request import Deployment
-from weighbridge.planner.source import open_model
-from weighbridge.planner.speed import measure
+import numpy as np
 
-MODELS = {
-    "DeepSeek-R1": "deepseek-v3", "DeepSeek-V3": "deepseek-v3", "Llama-3.1-70B": "llama-3.1-70b",
-    "Llama-3.1-8B-Instruct": "llama-3.1-8b", "gpt-oss-120b": "gpt-oss-120b", "MiniMax-M2.5": "minimax-m2",
-    "Qwen3-32B": "qwen3-32b", "Qwen3-235B-A22B-FP8": "qwen3-235b-a22b", "Kimi-K2.5": "kimi-k2.5",
-}  # fmt: skip
-DEVICES = {"b200_sxm": "B200-180GB", "h200_sxm": "H200-141GB", "h100_sxm": "H100-80GB", "gb200": "GB200-192GB",
-           "b300_sxm": "B300-288GB"}  # fmt: skip
-FORMATS = {"fp8": "fp8", "fp8_block": "fp8", "nvfp4": "nvfp4", "int4_wo": "int4", "": "bf16"}
+from weighbridge.planner.speed_cases import SpeedCase, read_speed_cases
+from weighbridge.planner.speed_fit import Fitted, Floats, Table, errors, fit, held_out
+
+LEFT_OUT: dict[str, Callable[[SpeedCase], object]] = {
+    "(model, GPU)": lambda case: case.group,
+    "model": lambda case: case.model,
+    "GPU": lambda case: case.device,
+}
 
 
-@dataclass(frozen=True)
-class Point:
-    group: tuple[str, str, str, str]
-    tpot: float  # planned / measured
-    ttft: float | None  # the same, where few enough requests ran that none waited
+def mape(error: Sequence[float] | Floats) -> float:
+    return float(np.mean(np.abs(error)))
 
 
-def points(path: Path) -> Iterator[Point]:
-    """One point for each measured row that can be planned."""
-    for row in csv.DictReader(path.open()):
-        model = MODELS.get(row["model_path"].split("/")[-1])
-        device = DEVICES.get(row["system"])
-        if model is None or device is None or row["mode"] != "agg" or not float(row["silicon_tpot_ms"] or 0):
-            continue
-        found = re.search(r"silicon_concurrency=(\d+)", row["silicon_data_source"])
-        running = int(found.group(1)) if found else int(row["batch_size"])
-        form = "mxfp4" if model.startswith("gpt-oss") else FORMATS.get(row["gemm_quant_mode"], "bf16")
-        tp, dp = int(row["tp_size"]), int(row["attention_dp_size"] or 1)
-        experts = int(row["moe_ep_size"] or 1)
-        ep = tp * dp if experts > 1 or dp > 1 else 1
-        try:
-            plan = plan_memory(
-                open_model(model),
-                Deployment(engine="vllm", tp=tp, dp=dp, ep=ep, weights=form, max_model_len=16_384),
-                find_device(device),
-            )
-        except WeighbridgeError:
-            continue
-        assert plan.device is not None
-        speed = measure(plan, plan.device, max(running // dp, 1), int(row["isl"]), int(row["osl"]))
-        ttft = (
-            speed.ttft * 1e3 / float(row["silicon_ttft_ms"])
-            if running <= 4 and row["silicon_ttft_ms"]
-            else None
-        )
-        group = (row["model_path"].split("/")[-1], row["system"], row["backend"], form)
-        yield Point(group, speed.tpot * 1e3 / float(row["silicon_tpot_ms"]), ttft)
+def spread(cases: Sequence[SpeedCase]) -> tuple[int, float]:
+    """Cases measured several times (other builds, other days), and how far they lie from the median of theirs."""
+    alike: dict[object, list[float]] = defaultdict(list)
+    for c in cases:
+        alike[(c.group, c.engine, c.deployment, c.batch, c.prompt, c.output)].append(c.tpot)
+    repeated = [times for times in alike.values() if len(times) > 1]
+    apart = [abs(t / median(times) - 1.0) for times in repeated for t in times]
+    return len(apart), fmean(apart) if apart else 0.0
+
+
+def print_groups(cases: Sequence[SpeedCase], error: Floats, own: Floats) -> None:
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, case in enumerate(cases):
+        groups[case.group].append(index)
+    print("| model | GPU | engines | rows | held-out MAPE | planned / measured | in sample |")
+    print("|---|---|---|--:|--:|--:|--:|")
+    for (model, device), rows in sorted(groups.items()):
+        engines = ", ".join(sorted({cases[i].engine for i in rows}))
+        ratio = median(float(error[i]) + 1.0 for i in rows)
+        print(f"| {model} | {device} | {engines} | {len(rows)} | {mape(error[rows]):.1%} ", end="")
+        print(f"| {ratio:.2f} | {mape(own[rows]):.1%} |")
+    print(f"\nmean of groups {fmean(mape(error[rows]) for rows in groups.values()):.1%}")
 
 
 def main() -> None:
-    groups: dict[tuple[str, str, str, str], list[Point]] = defaultdict(list)
-    for point in points(Path(sys.argv[1])):
-        groups[point.group].append(point)
-    print(
-        f"{'model':24}{'gpu':10}{'engine':8}{'weights':8}{'rows':>6}{'TPOT x':>8}{'within 1.5x':>12}{'TTFT x':>8}"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    everything: list[float] = []
-    for group, found in sorted(groups.items()):
-        ratios = [p.tpot for p in found]
-        everything += ratios
-        first = [p.ttft for p in found if p.ttft is not None]
-        near = sum(1 / 1.5 <= r <= 1.5 for r in ratios) / len(ratios)
-        print("{:24}{:10}{:8}{:8}".format(*group), end="")
+    parser.add_argument("table", type=Path)
+    parser.add_argument("--fit", action="store_true", help="print the efficiencies fitted to all rows")
+    options = parser.parse_args()
+    every = read_speed_cases(options.table)
+    cases = [case for case in every if case.possible]
+    print(
+        f"{len(every)} different rows, {len(every) - len(cases)} faster than the data sheet allows: left out"
+    )
+    measured = np.array([case.tpot for case in cases])
+    shipped = errors(Table(cases).predict(Fitted.shipped()), measured)
+    for name, key in LEFT_OUT.items():
+        error = errors(held_out(cases, key, Fitted.guess()), measured)
+        if name == "(model, GPU)":
+            print_groups(cases, error, shipped)
+        near = float(np.mean(np.abs(np.log(error + 1.0)) <= np.log(1.5)))
         print(
-            f"{len(ratios):6}{median(ratios):8.2f}{near:12.0%}{median(first) if first else float('nan'):8.2f}"
+            f"left out one {name}: MAPE {mape(error):.1%}, median error {median(np.abs(error)):.1%}, ", end=""
         )
-    errors = sorted(abs(r - 1) for r in everything)
-    near = sum(1 / 1.5 <= r <= 1.5 for r in everything) / len(everything)
-    print(f"all: {len(everything)} rows, median ratio {median(everything):.2f}, ", end="")
-    print(f"median error {median(errors):.0%}, within 1.5x {near:.0%}")
+        print(f"within 1.5x {near:.0%}, 5 % to 95 %: ", end="")
+        print("{:.2f} to {:.2f}".format(*np.quantile(error + 1.0, (0.05, 0.95))))
+    print(f"as shipped, in sample: MAPE {mape(shipped):.1%}")
+    number, apart = spread(cases)
+    print(f"{number} rows repeat a deployment (other builds): {apart:.1%} from the median of theirs")
+    if options.fit:
+        found = fit(cases)
+        for field in fields(found.base):
+            print(f"    {field.name}={getattr(found.base, field.name):.3g},")
+        print(found.corrections)
 
 
 if __name__ == "__main__":

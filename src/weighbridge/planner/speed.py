@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from weighbridge.cost.hardware import Device
-from weighbridge.cost.roofline import Demand, roofline
+from weighbridge.cost.roofline import Demand, efficiency_of, roofline
 from weighbridge.cost.step import StepCost
 from weighbridge.planner.architecture import Attention, Experts, Latent
 from weighbridge.planner.kv_layout import cached_layers
@@ -16,8 +16,10 @@ from weighbridge.planner.weights import shard_share
 
 DEFAULT_PROMPT, DEFAULT_OUTPUT = 1024, 256
 SERVING_SECONDS = 0.02  # HTTP, tokenizing and the way to the first delta
+#: Weight formats whose products take quantized activations too.
+QUANTIZING = frozenset({"fp8", "fbgemm-fp8", "int8", "mxfp8", "nvfp4"})
 #: Single estimates of a roofline lie within these factors of measurements nine times of ten: docs/planner.md.
-SPREAD = (0.6, 1.7)
+SPREAD = (0.75, 1.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,11 @@ def demand(plan: MemoryPlan) -> Demand:
         all_reduces=2 * layers,
         tp=d.tp,
         weight_bits=plan.stored.bits,
+        ranks=d.dp,
+        indexer_layers=sum(
+            isinstance(m, Latent) and m.indexer is not None for m in architecture.attention_layers
+        ),
+        quantized_layers=layers if plan.stored.format in QUANTIZING else 0,
     )
 
 
@@ -117,7 +124,17 @@ def _pair_flops(plan: MemoryPlan) -> float:
 
 def step_cost(plan: MemoryPlan, device: Device, decode_share: float = 1.0) -> StepCost:
     """The replica's step cost on `device`: what the simulator and the engine's scheduler take."""
-    return roofline(device, demand(plan), decode_share)
+    return roofline(device, demand(plan), decode_share, efficiency_of(device, plan.deployment.engine))
+
+
+def time_per_token(decode: StepCost, prefill: StepCost, batch: float, prompt: float, output: float) -> float:
+    """TPOT of one of `batch` running requests: a decode step, and its share of the others' prompts.
+
+    Engines compute prompts beside the decodes, so a prompt adds its tokens and pairs to steps that run anyway.
+    """
+    step = decode.seconds(round(batch), round(batch), round(batch * (prompt + output / 2)))
+    beside = prefill.per_token * prompt + prefill.per_context_token * prompt * prompt / 2
+    return step + (batch - 1) * beside / output
 
 
 def measure(
@@ -135,7 +152,7 @@ def measure(
     chunk = max(plan.rules.max_num_batched_tokens, 256)
     alone = prefill.prefill_seconds(prompt, chunk=chunk)
     ttft = SERVING_SECONDS + alone + (step * ceil(prompt / chunk) if batch > 1 else 0.0)
-    tpot = step + (batch - 1) * alone / output
+    tpot = time_per_token(decode, prefill, batch, prompt, output)
     tokens_per_second = batch * output / (alone + output * tpot) * d.dp
     hourly = (device.usd_per_hour if price is None else price) * d.gpus
     produced = tokens_per_second * 3600
