@@ -461,7 +461,7 @@ def test_cache_keeps_results_between_runs() -> None:
         (lambda: step(effect="undo")(weather.function), "undo=function belong together"),
         (lambda: step(lambda: 1), "must be an async function"),
         (lambda: flow(lambda: 1), "must be an async function"),
-        (lambda: flow(limits={"x": 0})(trip_plain), "must be at least 1"),
+        (lambda: flow(limits={"x": 0})(trip_plain), "must be a number, 1 or more"),
         (lambda: flow(mode="fast")(trip_plain), "must be one of sequential"),
     ],
 )

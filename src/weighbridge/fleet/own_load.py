@@ -45,6 +45,18 @@ class OwnLoad:
         """The replica turned out to be different: another step cost or cache size. What is in flight stays."""
         self.capacity = capacity
         self.step_cost: StepCost = capacity.step_cost
+        cost = capacity.step_cost
+        #: What predictions read for every replica of every decision, in one place.
+        self._rates = (
+            cost.overhead,
+            cost.memory,
+            cost.per_token,
+            cost.per_context_token,
+            cost.per_sequence,
+            capacity.max_batch_tokens,
+            capacity.block_size,
+            capacity.kv_tokens,
+        )
         if self.index is not None:
             tokens = capacity.kv_tokens
             self.index.add_replica(self.name, None if tokens is None else tokens // capacity.block_size)
@@ -187,29 +199,31 @@ class OwnLoad:
 
     def _assume_prefill(self, elapsed: float) -> None:
         """Of each full iteration, the part that is not streams' goes to prompts, the earliest first."""
-        cost, streams = self.step_cost, self.decoding
-        room = cost.per_token * max(self.capacity.max_batch_tokens - streams, 1)
-        beside = (
-            cost.overhead
-            + cost.per_token * streams
-            + cost.per_context_token * self.context_tokens
-            + cost.per_sequence * streams
-        )
+        overhead, _, per_token, per_pair, per_sequence, width, _, _ = self._rates
+        streams = self.decoding
+        room = per_token * (width - streams if width > streams else 1)
+        beside = overhead + (per_token + per_sequence) * streams + per_pair * self.context_tokens
         left = elapsed * (room / (room + beside)) if room else elapsed
-        for request in list(self._prefilling.values()):
-            done = min(left, request.work)
-            share = done / request.work if request.work > 0.0 else 1.0
-            tokens = request.uncomputed * share
-            request.work -= done
-            request.uncomputed -= tokens
-            self.prefill_seconds -= done
-            self.uncomputed_tokens -= tokens
-            left -= done
-            if not request.streamed and request.work <= 0.0:
-                self._begin(request)
-                self._silent[request.arrival.id] = request
-            if left <= 0.0:
-                return
+        begun: list[InFlight] = []
+        for request in self._prefilling.values():
+            work = request.work
+            if work > 0.0:  # those without are computed as far as one can tell
+                if left < work:
+                    self._computed(request, left, request.uncomputed * (left / work))
+                    break
+                left -= work
+                self._computed(request, work, request.uncomputed)
+            if not request.streamed:
+                begun.append(request)
+        for request in begun:
+            self._begin(request)
+            self._silent[request.arrival.id] = request
+
+    def _computed(self, request: InFlight, seconds: float, tokens: float) -> None:
+        request.work -= seconds
+        request.uncomputed -= tokens
+        self.prefill_seconds -= seconds
+        self.uncomputed_tokens -= tokens
 
     def _assume_tokens(self, elapsed: float) -> None:
         """Streams that nobody sees advance by a token per iteration, as long as more are expected."""

@@ -170,43 +170,39 @@ class ReplicaState(OwnLoad):
         """
         if self._advanced_at < now:
             self.advance(now)
-        cost, capacity = self.step_cost, self.capacity
+        overhead, memory, per_token, per_pair, per_sequence, width, block, pool = self._rates
         streams: float = self.decoding
-        work = self.prefill_seconds
-        work += fresh * (cost.per_token + cost.per_context_token * (cached + 0.5 * fresh))
+        work = self.prefill_seconds + fresh * (per_token + per_pair * (cached + 0.5 * fresh))
+        used: float = self.kv_tokens + fresh + cached
         if self.others.queued_requests:
             fresher = self._freshness(now)
             streams += self.others.queued_requests * fresher
-            work += self.others.prompt_tokens * fresher * cost.per_token
-        beside = (
-            cost.overhead
-            + cost.per_token * streams
-            + cost.per_context_token * self.context_tokens
-            + cost.per_sequence * (streams + 1)
-        )
-        free = capacity.max_batch_tokens - streams
-        room = cost.per_token * (free if free > capacity.block_size else capacity.block_size)
-        idle = cost.memory - cost.per_token * streams  # weights streamed beyond what streams compute
-        if idle < 0.0:
-            idle = 0.0
+            work += self.others.prompt_tokens * fresher * per_token
+            used += self.others.kv_tokens * fresher
+        compute = per_token * streams
+        beside = overhead + compute + per_pair * self.context_tokens + per_sequence * (streams + 1)
+        free = width - streams
+        room = per_token * (free if free > block else block)
+        idle = memory - compute if memory > compute else 0.0  # weights streamed beyond what streams compute
         seconds = (work if work > idle else idle) + beside * (1 + int(work / room) if room else 1)
         if streams:
             seconds += 0.5 * (beside + idle)
-        pool = capacity.kv_tokens
-        if pool is not None and self.sequences:
-            seconds += self._short_of_memory(fresh + cached, pool, beside + idle, now)
+        sequences = self.sequences
+        if pool is not None and sequences:
+            growth = 0.5 * self.remaining_output
+            if used + (growth if growth > sequences * block else sequences * block) > pool:
+                seconds += self._short_of_memory(used, fresh + cached, pool, beside + idle)
         return seconds / self.warmth(now) if self.slow_start else seconds
 
-    def _short_of_memory(self, prompt: int, pool: int, step: float, now: float) -> float:
-        """Seconds that `prompt` tokens wait for blocks, and that are lost on preempted work.
+    def _short_of_memory(self, needed: float, prompt: int, pool: int, step: float) -> float:
+        """Seconds of waiting for blocks and of work lost to preemption; `prompt` is part of the `needed` tokens.
 
         Until a sequence ends it takes about its remaining output in steps; as sequences end at different times,
         about half of what all are to grow has to fit at once.
         """
-        used = self.kv_tokens + self._others_kv(now)
-        short = used + prompt + self.sequences * self.capacity.block_size - pool
-        wait = 0.0
-        if short > 0.0:
-            wait = min(short / used, 1.0) * self.remaining_output / self.sequences * step if used else 0.0
-        over = used + prompt + 0.5 * self.remaining_output - pool
+        short = needed + self.sequences * self.capacity.block_size - pool
+        wait, held = 0.0, needed - prompt
+        if short > 0.0 and held:
+            wait = min(short / held, 1.0) * self.remaining_output / self.sequences * step
+        over = needed + 0.5 * self.remaining_output - pool
         return wait + (over * self.step_cost.per_token if over > 0.0 else 0.0)

@@ -10,9 +10,11 @@ from weighbridge.fleet.state import ReplicaState
 
 def matched_tokens(arrival: Arrival, replicas: Sequence[ReplicaState]) -> list[int]:
     """Prompt tokens that each of `replicas` is believed to hold, in their order."""
-    if not arrival.chain:
+    index = replicas[0].index  # one for the whole fleet
+    held = index.matched(arrival.chain) if index is not None and arrival.chain else None
+    if not held:
         return [0] * len(replicas)
-    return [replica.cached_tokens(arrival) for replica in replicas]
+    return [replica.cached_tokens(arrival) if replica.name in held else 0 for replica in replicas]
 
 
 def lowest(replicas: Sequence[ReplicaState], scores: dict[str, float], rng: Randomness) -> ReplicaState:

@@ -45,12 +45,11 @@ class Weigh:
         streams = [replica.streams(now) + choices for replica in replicas]
         usual = sum(streams) / len(streams)
         scale, own = 1.0 / (usual * (1.0 + OWN)), OWN * usual
-        firsts: list[float] = []
-        scores: list[float] = []
-        for replica, held, count in zip(replicas, cached, streams, strict=True):
-            first = replica.first_token_seconds(prompt - held, held, now)
-            firsts.append(first)
-            scores.append(first * (own + count) * scale)
+        firsts = [
+            replica.first_token_seconds(prompt - held, held, now)
+            for replica, held in zip(replicas, cached, strict=True)
+        ]
+        scores = [first * (own + count) * scale for first, count in zip(firsts, streams, strict=True)]
         best = self._draw(replicas, scores, now)
         held, first = cached[best], firsts[best]
         return Choice(
