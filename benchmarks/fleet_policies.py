@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import sys
 import time
 from collections.abc import Iterable
@@ -23,8 +24,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fleet_rivals import RIVALS
 from weighbridge.cost import StepCost
-from weighbridge.fleet.policies import POLICIES
+from weighbridge.fleet.policies import DEFAULT_POLICY, POLICIES
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Simulation, engine_settings
 from weighbridge.simulator.report import Targets, over_seeds, summary
 from weighbridge.simulator.requests import SimulatedRequest
@@ -90,8 +92,10 @@ def measure(job: tuple[str, str, float, float, int, int]) -> dict[str, Any]:
     mix, policy, load, rate, seed, number = job
     began = time.perf_counter()
     requests = at_rate(requests_of(mix, seed, number), rate * load)
-    run = Simulation(fleet(policy, mix), requests, seed).run()
-    figures = summary(run, fleet(policy, mix), TARGETS, warm_up=WARM_UP * requests[-1].at)
+    rival = RIVALS[policy](random.Random(seed)) if policy in RIVALS else None
+    spec = fleet(DEFAULT_POLICY if rival else policy, mix)
+    run = Simulation(spec, requests, seed, policy=rival).run()
+    figures = summary(run, spec, TARGETS, warm_up=WARM_UP * requests[-1].at)
     return {"job": job, "wall": time.perf_counter() - began, **figures}
 
 
@@ -102,7 +106,7 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true", help="two seeds, 1,200 requests")
     parser.add_argument("--mixes", default=",".join(MIXES))
     parser.add_argument("--loads", default="0.6,0.8,0.9")
-    parser.add_argument("--policies", default=",".join(POLICIES))
+    parser.add_argument("--policies", default=",".join([*POLICIES, *RIVALS]))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
