@@ -45,18 +45,6 @@ class OwnLoad:
         """The replica turned out to be different: another step cost or cache size. What is in flight stays."""
         self.capacity = capacity
         self.step_cost: StepCost = capacity.step_cost
-        cost = capacity.step_cost
-        #: What predictions read for every replica of every decision, in one place.
-        self._rates = (
-            cost.overhead,
-            cost.memory,
-            cost.per_token,
-            cost.per_context_token,
-            cost.per_sequence,
-            capacity.max_batch_tokens,
-            capacity.block_size,
-            capacity.kv_tokens,
-        )
         if self.index is not None:
             tokens = capacity.kv_tokens
             self.index.add_replica(self.name, None if tokens is None else tokens // capacity.block_size)
@@ -199,10 +187,13 @@ class OwnLoad:
 
     def _assume_prefill(self, elapsed: float) -> None:
         """Of each full iteration, the part that is not streams' goes to prompts, the earliest first."""
-        overhead, _, per_token, per_pair, per_sequence, width, _, _ = self._rates
-        streams = self.decoding
-        room = per_token * (width - streams if width > streams else 1)
-        beside = overhead + (per_token + per_sequence) * streams + per_pair * self.context_tokens
+        cost, width, streams = self.step_cost, self.capacity.max_batch_tokens, self.decoding
+        room = cost.per_token * (width - streams if width > streams else 1)
+        beside = (
+            cost.overhead
+            + (cost.per_token + cost.per_sequence) * streams
+            + cost.per_context_token * self.context_tokens
+        )
         left = elapsed * (room / (room + beside)) if room else elapsed
         begun: list[InFlight] = []
         for request in self._prefilling.values():

@@ -170,9 +170,10 @@ class ReplicaState(OwnLoad):
         """
         if self._advanced_at < now:
             self.advance(now)
-        overhead, memory, per_token, per_pair, per_sequence, width, block, pool = self._rates
+        cost, capacity = self.step_cost, self.capacity
+        per_token, block, pool = cost.per_token, capacity.block_size, capacity.kv_tokens
         streams: float = self.decoding
-        work = self.prefill_seconds + fresh * (per_token + per_pair * (cached + 0.5 * fresh))
+        work = self.prefill_seconds + fresh * (per_token + cost.per_context_token * (cached + 0.5 * fresh))
         used: float = self.kv_tokens + fresh + cached
         if self.others.queued_requests:
             fresher = self._freshness(now)
@@ -180,10 +181,16 @@ class ReplicaState(OwnLoad):
             work += self.others.prompt_tokens * fresher * per_token
             used += self.others.kv_tokens * fresher
         compute = per_token * streams
-        beside = overhead + compute + per_pair * self.context_tokens + per_sequence * (streams + 1)
-        free = width - streams
+        beside = (
+            cost.overhead
+            + compute
+            + cost.per_context_token * self.context_tokens
+            + cost.per_sequence * (streams + 1)
+        )
+        free = capacity.max_batch_tokens - streams
         room = per_token * (free if free > block else block)
-        idle = memory - compute if memory > compute else 0.0  # weights streamed beyond what streams compute
+        # Weights streamed beyond what streams compute.
+        idle = cost.memory - compute if cost.memory > compute else 0.0
         seconds = (work if work > idle else idle) + beside * (1 + int(work / room) if room else 1)
         if streams:
             seconds += 0.5 * (beside + idle)
