@@ -147,7 +147,7 @@ class StaticScheduler:
             self._queued_tokens -= self._waiting.pop(request.id).tokens
             self._members[request.id] = request
             request.state = RequestState.RUNNING
-            request.block_table = [self.pool.allocate(request.tenant) for _ in range(self._seat_blocks)]
+            request.block_table = self.pool.allocate_many(self._seat_blocks, request.tenant)
         self._batch = _Formation(members, max(request.num_prompt_tokens for request in members))
 
     def _prompt_columns(self, batch: _Formation) -> Batch:
@@ -236,8 +236,7 @@ class StaticScheduler:
         )
 
     def _release(self, request: Request) -> None:
-        for block in request.block_table:
-            self.pool.release(block, keep=False)
+        self.pool.free_all(request.block_table)
 
     # -- figures ---------------------------------------------------------------------------------------
 
