@@ -200,6 +200,8 @@ class ExpertTelemetry:
             steps, touched = window.steps, window.touched
             shared = window.shared / window.sequence_pairs if window.sequence_pairs else 0.0
             by_decodes = {size: (one.iterations, one.mean) for size, one in window.by_decodes.items()}
+        use = probabilities(decode, self.config.top_k).tolist()
+        alike = round(correlation(use, shared), 5)  # of the sequences of an iteration
         layers = layer_report(decode + prefill, self.layers)
         for index, record in enumerate(layers):
             record["decode_tokens"] = decode[index].tolist()
@@ -211,8 +213,8 @@ class ExpertTelemetry:
             "top_k": self.config.top_k,
             "steps": steps,
             "touched_per_step": touched / steps if steps else 0.0,
-            "correlation": self._correlation(decode, shared),
-            "coverage": self._coverage(decode, by_decodes, shared) if coverage else [],
+            "correlation": alike,
+            "coverage": _coverage(use, alike, by_decodes) if coverage else [],
             "layers": layers,
         }
         if self.cache is not None:
@@ -221,28 +223,23 @@ class ExpertTelemetry:
             answer["coactivation"] = pairs.tolist()
         return answer
 
-    def _correlation(self, decode: Counts, shared: float) -> float:
-        """Of the sequences of an iteration."""
-        return round(correlation(probabilities(decode, self.config.top_k).tolist(), shared), 5)
 
-    def _coverage(
-        self, decode: Counts, by_decodes: dict[int, tuple[int, float]], shared: float
-    ) -> list[dict[str, float]]:
-        """Experts per layer that decode batches touched, against what the counts predict.
+def _coverage(
+    use: list[list[float]], alike: float, by_decodes: dict[int, tuple[int, float]]
+) -> list[dict[str, float]]:
+    """Experts per layer that decode batches touched, against what `use`, each layer's probabilities, predicts.
 
-        shared: experts that two sequences of an iteration have in common, per layer.
-        """
-        use = probabilities(decode, self.config.top_k).tolist()
-        alike = self._correlation(decode, shared)
-        return [
-            {
-                "batch": size,
-                "iterations": iterations,
-                "measured": round(mean, 4),
-                "predicted": round(sum(coverage(row, size, alike) for row in use) / len(use), 4),
-            }
-            for size, (iterations, mean) in sorted(by_decodes.items())
-        ]
+    alike: correlation of the sequences of an iteration.
+    """
+    return [
+        {
+            "batch": size,
+            "iterations": iterations,
+            "measured": round(mean, 4),
+            "predicted": round(sum(coverage(row, size, alike) for row in use) / len(use), 4),
+        }
+        for size, (iterations, mean) in sorted(by_decodes.items())
+    ]
 
 
 def attach(decoder: Decoder) -> ExpertTelemetry | None:
