@@ -23,7 +23,7 @@ BLOCK = 16
 
 
 class NoSampler:
-    def sample(self, logits: torch.Tensor, batch: Batch) -> Sampled:
+    def sample(self, logits: torch.Tensor, batch: Batch, states: torch.Tensor | None = None) -> Sampled:
         return Sampled([[] for _ in batch.slices], [None for _ in batch.slices])
 
 

@@ -6,13 +6,16 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from weighbridge.engine.request import FinishReason, SamplingParams, TokenLogprob
+from weighbridge.engine.request import Embedding, FinishReason, SamplingParams, TokenLogprob
 from weighbridge.ticket.record import Ticket
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One call: a tokenised prompt, `choices` continuations of it, and how they are to be treated."""
+    """One call: a tokenised prompt, `choices` continuations of it, and how they are to be treated.
+
+    With `embeds` it ends when the prompt is computed: with its embedding, and without a continuation.
+    """
 
     prompt: list[int]
     params: SamplingParams
@@ -22,6 +25,7 @@ class Generation:
     deadline_ms: float | None = None  # from arrival to the last token
     speculative: bool = False  # lowest priority, preempted first
     ticket_id: str | None = None
+    embeds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ class Delta:
     finish: FinishReason | None = None
     error: str | None = None
     stopped_by: str | int | None = None  # the stop string or stop id that ended it
+    embedding: Embedding | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,11 @@ class Engine(Protocol):
 
     @property
     def max_model_len(self) -> int: ...
+
+    @property
+    def hidden_size(self) -> int | None:
+        """Numbers in an embedding; None: nothing here has hidden states (a simulated model)."""
+        ...
 
     def submit(self, generation: Generation) -> Stream:
         """Accept a generation, or raise `Refused` (NeverFits, QueueFull, Draining, DeadlineMissed)."""

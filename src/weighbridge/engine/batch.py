@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from weighbridge.engine.request import Request, TokenLogprob
+from weighbridge.engine.request import Embedding, Request, TokenLogprob
 
 
 @dataclass(slots=True)
@@ -13,7 +13,7 @@ class Slice:
 
     `drafts` are proposed tokens behind the request's own; they are the last `len(drafts)` of `count`.
     A slice that reaches the end of the request's tokens samples: one token from the last own position,
-    and one more for each draft accepted.
+    and one more for each draft accepted; or the embedding that the request asks for instead.
     """
 
     request: Request
@@ -56,9 +56,19 @@ class Sampled:
 
     `tokens[i]` is empty for a slice that does not sample, else the accepted drafts followed by one new
     token. `logprobs[i]` is aligned with `tokens[i]` when the request asked for them, else None.
-    `errors` maps a slice's index to what went wrong with that request alone.
+    `errors` maps a slice's index to what went wrong with that request alone, `embeddings` to what came of a
+    sampling slice whose request embeds: it has no tokens.
     """
 
     tokens: list[list[int]]
     logprobs: list[list[TokenLogprob] | None]
     errors: dict[int, str] = field(default_factory=dict)
+    embeddings: dict[int, Embedding] = field(default_factory=dict)
+
+    def problem(self, index: int, piece: Slice) -> str | None:
+        """What went wrong with `Batch.slices[index]`, which is `piece`. One that samples must bring something."""
+        if index in self.errors or not piece.samples:
+            return self.errors.get(index)
+        if piece.request.embeds:
+            return None if index in self.embeddings else "the model returned no embedding for this request"
+        return None if self.tokens[index] else "the model returned no token for this request"

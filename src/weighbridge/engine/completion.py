@@ -35,8 +35,10 @@ class OutputLength:
         self.mean = initial
         self._smoothing = smoothing
 
-    def observe(self, tokens: int) -> None:
-        self.mean += self._smoothing * (tokens - self.mean)
+    def observe(self, request: Request) -> None:
+        """Learn from one that ended. Embeddings have no output, and say nothing of that of others."""
+        if not request.embeds:
+            self.mean += self._smoothing * (request.num_output_tokens - self.mean)
 
     def remaining(self, request: Request) -> int:
         """Expected output tokens still to come."""

@@ -66,6 +66,7 @@ class LocalEngine:
         self._scheduler = scheduler
         self._step_clock = step_clock
         self.experts = getattr(runner, "experts", None)  # telemetry of a mixture of experts
+        self.hidden_size: int | None = getattr(runner, "hidden_size", None)  # of embeddings
         self._kv_bytes_per_token = kv_bytes_per_token
         self._clock = clock
         self._streams: dict[str, tuple[EngineStream, Choice]] = {}  # request id -> where its output goes
@@ -138,16 +139,7 @@ class LocalEngine:
     # -- from generation to requests -------------------------------------------------------------------
 
     def _open(self, generation: Generation) -> EngineStream:
-        prompt, params = generation.prompt, generation.params
-        room = self.max_model_len - len(prompt)
-        if room < 1:
-            raise NeverFits(
-                f"the prompt has {len(prompt)} tokens, but this model's context is {self.max_model_len} tokens "
-                "and at least one must be left for the answer; shorten the prompt"
-            )
-        params = replace(params, max_tokens=min(params.max_tokens, room))
-        if params.seed is None and generation.choices > 1:
-            params = replace(params, seed=random.getrandbits(62))
+        params = self._bounded(generation)
         ticket = self._ticket(generation, params)
         arrival = self._clock()
         deadline = None if generation.deadline_ms is None else arrival + generation.deadline_ms / 1e3
@@ -155,7 +147,7 @@ class LocalEngine:
         for index in range(generation.choices):
             request = Request(
                 id=f"{ticket.id}-{index}",
-                prompt=prompt,
+                prompt=generation.prompt,
                 params=params if not index else _reseeded(params, index),
                 arrival=arrival,
                 tenant=generation.tenant,
@@ -163,9 +155,27 @@ class LocalEngine:
                 deadline=deadline,
                 fork_of=choices[0].request if choices else None,
                 stop_token_ids=self._stop_ids(params),
+                embeds=generation.embeds,
             )
             choices.append(Choice(index, request, TextStream(self._tokenizer.stream(), params.stop)))
         return EngineStream(ticket, choices, self._cancel)
+
+    def _bounded(self, generation: Generation) -> SamplingParams:
+        """Its parameters, within what the context leaves. Raises NeverFits when that is nothing."""
+        params, length = generation.params, len(generation.prompt)
+        room = self.max_model_len - length
+        if room < (0 if generation.embeds else 1):
+            rest = "" if generation.embeds else " and at least one must be left for the answer"
+            raise NeverFits(
+                f"the prompt has {length} tokens, but this model's context is {self.max_model_len} tokens"
+                f"{rest}; shorten the prompt"
+            )
+        if generation.embeds:
+            return replace(params, max_tokens=0)
+        params = replace(params, max_tokens=min(params.max_tokens, room))
+        if params.seed is None and generation.choices > 1:
+            params = replace(params, seed=random.getrandbits(62))
+        return params
 
     def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
         ends = () if params.ignore_eos else self._tokenizer.eos_token_ids
@@ -243,7 +253,16 @@ class LocalEngine:
             self._streams.pop(item.request.id, None)
             self._close_choice(stream, choice, finish, item.error)
         deltas.setdefault(stream, []).append(
-            Delta(choice.index, text, item.tokens, item.logprobs, finish, item.error, stopped_by)
+            Delta(
+                choice.index,
+                text,
+                item.tokens,
+                item.logprobs,
+                finish,
+                item.error,
+                stopped_by,
+                item.embedding,
+            )
         )
 
     def _last_delta(self, stream: EngineStream, choice: Choice, reason: FinishReason | None) -> Delta:

@@ -15,7 +15,7 @@ from weighbridge.engine.completion import OutputLength, append_tokens
 from weighbridge.engine.forks import Forks, prompt_computed
 from weighbridge.engine.prefix import PrefixCache
 from weighbridge.engine.queue import Deadlines, FairQueue
-from weighbridge.engine.request import FinishReason, Request, RequestState, TokenLogprob
+from weighbridge.engine.request import Embedding, FinishReason, Request, RequestState, TokenLogprob
 from weighbridge.engine.running import RunningSet
 from weighbridge.engine.scheduler_api import CostSource, Progress, SchedulerSettings
 from weighbridge.engine.speculation import Speculator
@@ -97,18 +97,23 @@ class Lifecycle:
             request = piece.request
             if request.state is not RequestState.RUNNING:
                 continue  # it ended while it was computed
-            error = sampled.errors.get(index)
-            if error is None and piece.samples and not sampled.tokens[index]:
-                error = "the model returned no token for this request"
+            error = sampled.problem(index, piece)
             if error is not None:
                 self._end(request, FinishReason.ERROR)
                 progress.append(Progress(request, [], None, FinishReason.ERROR, error))
-            elif piece.samples:
+            elif piece.samples and not request.embeds:
                 progress.append(self._advance(piece, sampled.tokens[index], sampled.logprobs[index]))
             else:
                 request.num_computed_tokens = piece.start + piece.count
                 self._tables.commit(request)
+                if piece.samples:
+                    progress.append(self._embedded(request, sampled.embeddings[index]))
         return progress
+
+    def _embedded(self, request: Request, embedding: Embedding) -> Progress:
+        """Its prompt is computed and in the prefix cache: that was all."""
+        self._end(request, FinishReason.STOP)
+        return Progress(request, [], None, FinishReason.STOP, embedding=embedding)
 
     def _advance(self, piece: Slice, sampled: list[int], logprobs: list[TokenLogprob] | None) -> Progress:
         """Append what a slice sampled: accepted drafts, which are computed already, and one new token."""
@@ -165,7 +170,7 @@ class Lifecycle:
                 self._ended_in_flight.append(request)
             else:
                 self._tables.close(request)
-            self._output_length.observe(request.num_output_tokens)
+            self._output_length.observe(request)
         else:
             self._queue.remove(request.id)
             self._forks.discard(request)

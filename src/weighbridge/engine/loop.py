@@ -130,4 +130,6 @@ class EngineLoop:
             result.logprobs += alone.logprobs
             if alone.errors:
                 result.errors[index] = alone.errors[0]
+            if alone.embeddings:
+                result.embeddings[index] = alone.embeddings[0]
         return result

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import numpy as np
+import numpy.typing as npt
+
 
 class FinishReason(StrEnum):
     STOP = "stop"  # end-of-sequence token, stop id or stop string
@@ -68,6 +71,24 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """The distribution of the token that would follow a prompt, at temperature 1. Natural logarithms."""
+
+    entropy: float
+    top_logprob: float  # of the likeliest token
+    margin: float  # by which that exceeds the second one's
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """What a prompt comes to at its last position. `vector`: the hidden state that the output matrix reads,
+    float32 [hidden], scaled to length 1 ("last-token pooling")."""
+
+    vector: npt.NDArray[np.float32]
+    next_token: NextToken
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One sequence. The scheduler owns everything below `arrival`; `sampler_state` belongs to the sampler."""
@@ -81,6 +102,7 @@ class Request:
     deadline: float | None = None  # absolute seconds on the engine's clock
     fork_of: Request | None = None  # n > 1: share this request's prompt blocks, copy on write
     stop_token_ids: frozenset[int] = frozenset()  # end-of-sequence ids (unless ignored) plus the caller's
+    embeds: bool = False  # ends with its prompt's `Embedding` instead of tokens; `params.max_tokens` is 0
 
     tokens: list[int] = field(default_factory=list)  # prompt, then output
     num_computed_tokens: int = 0  # tokens whose KV is in the pool

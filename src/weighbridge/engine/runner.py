@@ -10,11 +10,11 @@ import torch
 from weighbridge.engine.batch import Batch, Sampled, Slice
 from weighbridge.engine.expert_telemetry import ExpertTelemetry
 from weighbridge.models.decoder import Decoder
-from weighbridge.models.kernels.api import BatchLayout, Int32
+from weighbridge.models.kernels.api import BatchLayout, Int32, States
 
 
 class TokenSampler(Protocol):
-    def sample(self, logits: torch.Tensor, batch: Batch) -> Sampled: ...
+    def sample(self, logits: torch.Tensor, batch: Batch, states: torch.Tensor | None = None) -> Sampled: ...
 
 
 class Runner:
@@ -32,6 +32,7 @@ class Runner:
         self._decoder = decoder
         self._sampler = sampler
         self._block_size = block_size
+        self.hidden_size = decoder.config.hidden_size
         self.cache = decoder.allocate_kv(num_blocks, block_size)
 
     def execute(self, batch: Batch) -> Sampled:
@@ -45,10 +46,18 @@ class Runner:
             token_ids = np.concatenate([token_ids, np.zeros(padding, np.int32)])
         if self.experts is not None:
             self.experts.begin()
-        logits = self._decoder.forward(token_ids, layout, self.cache, rows)
+        states = self._wanted_states(batch.slices)
+        logits = self._decoder.forward(token_ids, layout, self.cache, rows, states)
         if self.experts is not None:
             batch.experts_touched = self.experts.record(layout, rows)
-        return self._sampler.sample(logits, batch)
+        return self._sampler.sample(logits, batch, None if states is None else states.out)
+
+    def _wanted_states(self, slices: list[Slice]) -> States | None:
+        """Room for the hidden states of requests that embed and have their last position in this batch."""
+        rows = embedding_rows(slices)
+        if not len(rows):
+            return None
+        return States(rows, torch.empty(len(rows), self.hidden_size, dtype=self._decoder.dtype))
 
 
 def lay_out(slices: list[Slice], block_size: int) -> tuple[Int32, BatchLayout]:
@@ -81,3 +90,13 @@ def sampled_rows(slices: list[Slice], query_starts: Int32) -> Int32:
         if piece.samples:
             rows.extend(range(end - 1 - len(piece.drafts), end))
     return np.array(rows, np.int32)
+
+
+def embedding_rows(slices: list[Slice]) -> Int32:
+    """Which of the sampled rows are wanted as hidden states."""
+    if not any(piece.request.embeds for piece in slices):
+        return np.empty(0, np.int32)
+    counts = [1 + len(piece.drafts) if piece.samples else 0 for piece in slices]
+    ends = np.cumsum(counts, dtype=np.int32)
+    wanted = [piece.samples and piece.request.embeds for piece in slices]
+    return ends[wanted] - np.int32(1)

@@ -20,7 +20,7 @@ import torch
 
 from weighbridge.engine.batch import Batch, Sampled, Slice
 from weighbridge.engine.guidance import GuideFactory, Matcher
-from weighbridge.engine.request import Request, SamplingParams, TokenLogprob
+from weighbridge.engine.request import Embedding, NextToken, Request, SamplingParams, TokenLogprob
 from weighbridge.errors import BadInput
 
 #: Candidates looked at first for top-p; widened only when they hold too little of the mass.
@@ -53,8 +53,11 @@ class Sampler:
         self._rng = rng
 
     @torch.inference_mode()
-    def sample(self, logits: torch.Tensor, batch: Batch) -> Sampled:
-        """`logits` [rows, vocab]: one row per sampling slice in order, and one more for each of its drafts."""
+    def sample(self, logits: torch.Tensor, batch: Batch, states: torch.Tensor | None = None) -> Sampled:
+        """`logits` [rows, vocab]: one row per sampling slice in order, and one more for each of its drafts.
+
+        `states` [embeddings, hidden]: one row per sampling slice whose request embeds, in order.
+        """
         result = Sampled([[] for _ in batch.slices], [None] * len(batch.slices))
         best = self._best(logits)
         row = 0
@@ -64,7 +67,11 @@ class Sampler:
             rows = range(row, row + 1 + len(piece.drafts))
             row = rows.stop
             try:
-                if is_plain(piece.request.params):
+                if piece.request.embeds:
+                    assert states is not None
+                    scores = logits[rows.start, : self._vocab_size].float()
+                    result.embeddings[index] = embedding_of(states[len(result.embeddings)], scores)
+                elif is_plain(piece.request.params):
                     result.tokens[index] = _accept(piece.drafts, best, rows)
                 else:
                     self._sample_slice(logits, rows, piece, index, result)
@@ -242,6 +249,15 @@ def token_logprob(scores: torch.Tensor, token: int, top: int) -> TokenLogprob:
     best, ids = torch.topk(logprobs, min(top, len(logprobs))) if top else (logprobs[:0], logprobs[:0])
     pairs = tuple((int(i), float(v)) for i, v in zip(ids.tolist(), best.tolist(), strict=True))
     return TokenLogprob(token, float(logprobs[token]), pairs)
+
+
+def embedding_of(state: torch.Tensor, scores: torch.Tensor) -> Embedding:
+    """Of a prompt whose last position has the hidden state `state` [hidden] and the logits `scores` [vocab]."""
+    logprobs = torch.log_softmax(scores, 0)
+    entropy = torch.special.entr(logprobs.exp()).sum()
+    best, second = torch.topk(logprobs, 2).values.tolist()
+    vector = torch.nn.functional.normalize(state.float(), dim=0)
+    return Embedding(vector.numpy(), NextToken(float(entropy), best, best - second))
 
 
 def uniform(seed: int, position: int) -> float:

@@ -133,6 +133,8 @@ class Scheduler(Lifecycle):
         if plan.chunks or self._queue.has_eligible or not self._speculator.worthwhile(self._cost, plan):
             return
         for request, piece in plan.decodes.items():
+            if request.embeds:  # the last token of its prompt
+                continue
             room = min(self._tables.room(request), plan.budget, self._output_left(request) - 1)
             drafts = self._speculator.propose(request, room, self._cost, plan)
             if drafts:

@@ -8,7 +8,7 @@ from typing import Protocol
 from weighbridge.cost import StepCost
 from weighbridge.engine.api import Load
 from weighbridge.engine.batch import Batch, Sampled
-from weighbridge.engine.request import FinishReason, Request, TokenLogprob
+from weighbridge.engine.request import Embedding, FinishReason, Request, TokenLogprob
 from weighbridge.errors import BadInput
 
 
@@ -66,6 +66,7 @@ class Progress:
     logprobs: list[TokenLogprob] | None = None
     finish_reason: FinishReason | None = None
     error: str | None = None
+    embedding: Embedding | None = None
 
 
 class CostSource(Protocol):

@@ -63,7 +63,7 @@ class StaticScheduler:
         self.timeout = timeout
         self.pool = BlockPool(settings.num_blocks, settings.block_size)
         # A pool that holds less than one longest sequence is one seat: what could outgrow it was refused before.
-        self._seat_blocks = min(self.pool.blocks_for(settings.max_model_len - 1), settings.num_blocks)
+        self._seat_blocks = min(self.pool.blocks_for(settings.max_model_len), settings.num_blocks)
         self.batch_size = min(batch_size, settings.seats, settings.num_blocks // self._seat_blocks)
         self._cost_source = cost
         self._output_length = OutputLength()
@@ -116,7 +116,7 @@ class StaticScheduler:
             self._queued_tokens -= waiting.tokens
         else:
             del self._members[request.id]
-            self._output_length.observe(request.num_output_tokens)
+            self._output_length.observe(request)
         request.state = RequestState.FINISHED
         request.finish_reason = reason
 
@@ -178,15 +178,17 @@ class StaticScheduler:
         progress: list[Progress] = []
         for index, piece in enumerate(batch.slices):
             request, tokens = piece.request, sampled.tokens[index]
-            error = sampled.errors.get(index)
-            if error is None and piece.samples and not tokens:
-                error = "the model returned no token for this request"
+            error = sampled.problem(index, piece)
             request.num_computed_tokens = piece.start + piece.count
             if self._members.get(request.id) is not request:
                 self._advance_ghost(request, tokens)
             elif error is not None:
                 self._end(request, FinishReason.ERROR)
                 progress.append(Progress(request, [], None, FinishReason.ERROR, error))
+            elif piece.samples and request.embeds:
+                self._end(request, FinishReason.STOP)
+                embedding = sampled.embeddings[index]
+                progress.append(Progress(request, [], None, FinishReason.STOP, embedding=embedding))
             elif piece.samples:
                 _, reason = append_tokens(request, tokens, self.settings.max_model_len)
                 progress.append(Progress(request, tokens, sampled.logprobs[index], reason))

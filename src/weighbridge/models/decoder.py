@@ -10,7 +10,7 @@ import torch
 
 from weighbridge.models.config import ModelConfig
 from weighbridge.models.fused_forward import fuse
-from weighbridge.models.kernels.api import BatchLayout, Int32, Kernels, KVCache
+from weighbridge.models.kernels.api import BatchLayout, Int32, Kernels, KVCache, States
 from weighbridge.models.linear import Linear
 
 
@@ -99,18 +99,32 @@ class Decoder:
         return linears + self.lm_head.nbytes + self.embedding.nbytes
 
     @torch.inference_mode()
-    def forward(self, token_ids: Int32, layout: BatchLayout, cache: KVCache, rows: Int32) -> torch.Tensor:
+    def forward(
+        self,
+        token_ids: Int32,
+        layout: BatchLayout,
+        cache: KVCache,
+        rows: Int32,
+        states: States | None = None,
+    ) -> torch.Tensor:
         """Run `token_ids` [T] through the model, writing their keys and values into `cache`.
 
         Tokens past the layout's positions are padding: they go through every linear layer and nowhere else
         (static batching pays for them). Returns the logits of the tokens at `rows`, which are ascending
-        indices into T: [len(rows), vocab] in `dtype`.
+        indices into T: [len(rows), vocab] in `dtype`. `states`: whose hidden states are wanted too, and where.
         """
         if self._fused is not None and self._fused.serves(len(token_ids), cache):
-            return self._fused(token_ids, layout, cache, rows)
-        return self._forward(token_ids, layout, cache, rows)
+            return self._fused(token_ids, layout, cache, rows, states)
+        return self._forward(token_ids, layout, cache, rows, states)
 
-    def _forward(self, token_ids: Int32, layout: BatchLayout, cache: KVCache, rows: Int32) -> torch.Tensor:
+    def _forward(
+        self,
+        token_ids: Int32,
+        layout: BatchLayout,
+        cache: KVCache,
+        rows: Int32,
+        states: States | None = None,
+    ) -> torch.Tensor:
         """Kernel by kernel, for layers of any kind."""
         kernels, eps = self.kernels, self.config.rms_norm_eps
         residual = torch.empty(len(token_ids), self.config.hidden_size)
@@ -130,6 +144,9 @@ class Decoder:
             kernels.add_rms_norm(hidden, residual, projected, layer.post_attention_norm, eps)
             next_norm = self.final_norm if index == last else self.layers[index + 1].input_norm
             kernels.add_rms_norm(hidden, residual, layer.mlp(hidden), next_norm, eps)
+        if states is not None:
+            kept = torch.from_numpy(states.rows.astype(np.int64))
+            torch.index_select(hidden, 0, kept, out=states.out)
         return self.lm_head(hidden)
 
     def _attend(

@@ -6,9 +6,10 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from weighbridge.models.kernels.api import BatchLayout, Int32, KVCache
+from weighbridge.models.kernels.api import BatchLayout, Int32, KVCache, States
 from weighbridge.models.kernels.native_kernels import NativeKernels, NativeKVCache
 from weighbridge.models.linear import Linear
 from weighbridge.models.linear_hybrid import HybridLinear
@@ -21,6 +22,7 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 MOST_WINDOWS = (
     4  # different window sizes of one model; more plans of attention are not kept (attention_plan.cpp)
 )
+_NO_ROWS = np.empty(0, np.int32)
 
 
 class FusedForward:
@@ -70,7 +72,14 @@ class FusedForward:
         fits = self.most_tokens is None or tokens <= self.most_tokens
         return fits and isinstance(cache, NativeKVCache)
 
-    def __call__(self, token_ids: Int32, layout: BatchLayout, cache: KVCache, rows: Int32) -> torch.Tensor:
+    def __call__(
+        self,
+        token_ids: Int32,
+        layout: BatchLayout,
+        cache: KVCache,
+        rows: Int32,
+        states: States | None = None,
+    ) -> torch.Tensor:
         """As `Decoder.forward`."""
         assert isinstance(cache, NativeKVCache)
         logits = torch.empty(len(rows), self._decoder.lm_head.out_features, dtype=self._decoder.dtype)
@@ -84,6 +93,8 @@ class FusedForward:
             rows,
             cache.pool,
             logits.data_ptr(),
+            _NO_ROWS if states is None else states.rows,
+            0 if states is None else states.out.data_ptr(),
             torch.get_num_threads(),
         )
         return logits

@@ -176,6 +176,7 @@ def _gather(choice: Gathered, delta: Delta) -> None:
         choice.logprobs += delta.logprobs
     if delta.finish is not None:
         choice.finish, choice.stopped_by = delta.finish, delta.stopped_by
+        choice.embedding = delta.embedding
 
 
 def _total(usages: Sequence[Usage]) -> Usage:

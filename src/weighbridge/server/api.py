@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -83,12 +83,10 @@ class Api:
     async def chat(self, request: Request) -> Response:
         tenant = tenant_of_key(request, self.settings)
         body = decode(await read_body(request, self.settings.max_body), ChatRequest)
-        self._check_model(body.model)
+        self.check_model(body.model)
         caller = caller_of(request, body.weighbridge, body.user, tenant)
-        if body.wants_tools and not self.tokenizer.supports_tools and body.tool_choice in (None, "auto"):
-            raise ApiError(400, "tools: this model's chat template has no place for tools", param="tools")
         guide = forced_call_guide(body) or guide_of(body)
-        prompt = await self._chat_prompt(body)
+        prompt = await self.chat_prompt(body)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         params = await self._params(
             body, body.max_completion_tokens or body.max_tokens, logprobs, guide, prompt
@@ -99,7 +97,7 @@ class Api:
     async def completions(self, request: Request) -> Response:
         tenant = tenant_of_key(request, self.settings)
         body = decode(await read_body(request, self.settings.max_body), CompletionRequest)
-        self._check_model(body.model)
+        self.check_model(body.model)
         if body.suffix:
             raise ApiError(
                 400, "suffix: inserting between prompt and suffix is not supported", param="suffix"
@@ -109,7 +107,7 @@ class Api:
                 400, "best_of: must equal n; sampling more than is returned is not supported", param="best_of"
             )
         caller = caller_of(request, body.weighbridge, body.user, tenant)
-        prompts = [await self._prompt(one) for one in prompts_of(body.prompt, self.limits)]
+        prompts = [await self.prompt(one) for one in prompts_of(body.prompt, self.limits)]
         params = await self._params(
             body, body.max_tokens or 16, body.logprobs, guide_of(body), max(prompts, key=len)
         )
@@ -129,12 +127,15 @@ class Api:
     def _model(self) -> str:
         return self.engine.model_name
 
-    def _check_model(self, name: str | None) -> None:
+    def check_model(self, name: str | None) -> None:
         if name is not None and name != self._model:
             message = f"the model {name!r} does not exist here; this server has {self._model!r}"
             raise ApiError(404, message, code="model_not_found", param="model")
 
-    async def _chat_prompt(self, body: ChatRequest) -> list[int]:
+    async def chat_prompt(self, body: ChatRequest) -> list[int]:
+        """Token ids of a chat. Raises ApiError for tools or messages that the model's template cannot show."""
+        if body.wants_tools and not self.tokenizer.supports_tools and body.tool_choice in (None, "auto"):
+            raise ApiError(400, "tools: this model's chat template has no place for tools", param="tools")
         messages = [checked_message(message, index) for index, message in enumerate(body.messages)]
         options = body.chat_template_kwargs or {}
         size = sum(len(str(message.get("content"))) for message in messages)
@@ -146,7 +147,7 @@ class Api:
 
         return await asyncio.to_thread(encode) if size > LONG_TEXT else encode()
 
-    async def _prompt(self, prompt: str | list[int]) -> list[int]:
+    async def prompt(self, prompt: str | list[int]) -> list[int]:
         if not isinstance(prompt, str):
             return prompt
         if len(prompt) > LONG_TEXT:
@@ -175,18 +176,24 @@ class Api:
         caller: Caller,
         forms: Sequence[Format],
     ) -> Answer:
-        """Queue every prompt, or none when one is refused."""
+        generations = [Generation(prompt, params, choices=body.n or 1) for prompt in prompts]
+        running = self.submit(generations, caller, forms)
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        return Answer(running, bool(body.stream), usage)
+
+    def submit(
+        self, generations: Sequence[Generation], caller: Caller, forms: Sequence[Format]
+    ) -> list[Running]:
+        """Queue every generation on behalf of `caller`, or none when one is refused. Raises what `submit` does."""
         running: list[Running] = []
         ticket_id = caller.ticket_id
         if ticket_id is not None and self.tickets.get(ticket_id) is not None:
             ticket_id = None
         try:
-            for prompt, form in zip(prompts, forms, strict=True):
+            for generation, form in zip(generations, forms, strict=True):
                 stream = self.engine.submit(
-                    Generation(
-                        prompt,
-                        params,
-                        choices=body.n or 1,
+                    replace(
+                        generation,
                         tenant=caller.tenant,
                         priority=caller.priority,
                         deadline_ms=caller.deadline_ms,
@@ -195,13 +202,12 @@ class Api:
                     )
                 )
                 self.tickets.add(stream.ticket)
-                running.append(Running(stream, form, body.n or 1))
+                running.append(Running(stream, form, generation.choices))
         except Exception:
             for one in running:
                 one.stream.close()
             raise
-        usage = body.stream_options is not None and body.stream_options.include_usage
-        return Answer(running, bool(body.stream), usage)
+        return running
 
 
 def checked_message(message: dict[str, Any], index: int) -> dict[str, Any]:
@@ -234,34 +240,33 @@ def _parsed(call: Any) -> Any:
         return call
 
 
-def prompts_of(prompt: Any, limits: Limits) -> list[str | list[int]]:
-    """One prompt or several, as text or token ids. Raises ApiError naming what is wrong."""
+def prompts_of(prompt: Any, limits: Limits, field: str = "prompt") -> list[str | list[int]]:
+    """One prompt or several, as text or token ids. Raises ApiError naming what is wrong, and in which of them."""
     if isinstance(prompt, str):
-        return [_not_empty(prompt)]
+        return [_not_empty(prompt, field, field)]
     if not isinstance(prompt, list) or not prompt:
-        raise ApiError(
-            400, "prompt: must be a string, token ids, or a non-empty list of either", param="prompt"
-        )
+        message = f"{field}: must be a string, token ids, or a non-empty list of either"
+        raise ApiError(400, message, param=field)
     if all(isinstance(one, str) for one in prompt):
-        return [_not_empty(one) for one in prompt]
+        return [_not_empty(one, f"{field}[{index}]", field) for index, one in enumerate(prompt)]
     if all(isinstance(one, list) for one in prompt):
-        return [_token_ids(one, limits) for one in prompt]
-    return [_token_ids(prompt, limits)]
+        return [_token_ids(one, limits, f"{field}[{index}]", field) for index, one in enumerate(prompt)]
+    return [_token_ids(prompt, limits, field, field)]
 
 
-def _not_empty(prompt: str) -> str:
+def _not_empty(prompt: str, place: str, field: str) -> str:
     if not prompt:
-        raise ApiError(400, "prompt: must not be empty", param="prompt")
+        raise ApiError(400, f"{place}: must not be empty", param=field)
     return prompt
 
 
-def _token_ids(ids: list[Any], limits: Limits) -> list[int]:
+def _token_ids(ids: list[Any], limits: Limits, place: str, field: str) -> list[int]:
     if not ids:
-        raise ApiError(400, "prompt: must not be empty", param="prompt")
+        raise ApiError(400, f"{place}: must not be empty", param=field)
     for one in ids:
         if type(one) is not int or not 0 <= one < limits.vocab_size:
-            message = f"prompt: {one!r} is not a token id (0 to {limits.vocab_size - 1})"
-            raise ApiError(400, message, param="prompt")
+            message = f"{place}: {one!r} is not a token id (0 to {limits.vocab_size - 1})"
+            raise ApiError(400, message, param=field)
     return ids
 
 

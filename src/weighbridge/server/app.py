@@ -21,6 +21,7 @@ from weighbridge.engine.api import Engine
 from weighbridge.server.api import Api
 from weighbridge.server.auth import tenant_of_key
 from weighbridge.server.body import decode, read_body
+from weighbridge.server.embeddings import EmbeddingRoutes
 from weighbridge.server.errors import ApiError, as_api_error, error_response
 from weighbridge.server.experts import ExpertRoutes
 from weighbridge.server.metrics import Metrics
@@ -41,7 +42,7 @@ def create_app(
 ) -> Starlette:
     """All routes over one engine. `started`: epoch seconds that models report as their creation time."""
     routes = Routes(api, metrics, int(started))
-    experts = ExpertRoutes(api)
+    embeddings, experts = EmbeddingRoutes(api), ExpertRoutes(api)
 
     def route(path: str, endpoint: Endpoint, method: str) -> Route:
         return Route(path, guarded(endpoint, path, metrics), methods=[method])
@@ -61,6 +62,7 @@ def create_app(
             route("/v1/models/{model:path}", routes.model, "GET"),
             route("/v1/chat/completions", api.chat, "POST"),
             route("/v1/completions", api.completions, "POST"),
+            route("/v1/embeddings", embeddings.create, "POST"),
             route("/tokenize", routes.tokenize, "POST"),
             route("/detokenize", routes.detokenize, "POST"),
             route("/v1/load", routes.load, "GET"),

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from weighbridge.engine.api import Delta, Usage
-from weighbridge.engine.request import FinishReason, TokenLogprob
+from weighbridge.engine.request import Embedding, FinishReason, TokenLogprob
 from weighbridge.server.tool_calls import ToolCall, as_delta, parse
 from weighbridge.server.tool_stream import ToolStream
 
@@ -29,6 +29,7 @@ class Gathered:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: FinishReason | None = None
     stopped_by: str | int | None = None
+    embedding: Embedding | None = None
 
 
 def finish_name(finish: FinishReason | None, called: bool = False) -> str | None:

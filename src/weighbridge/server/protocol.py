@@ -125,6 +125,34 @@ class ChatRequest(Common, kw_only=True):
         return bool(self.tools) and self.tool_choice != "none"
 
 
+class EmbeddingRequest(Struct, kw_only=True):
+    """OpenAI's, and as an extension a chat in place of `input`: what a chat completion of it would compute."""
+
+    model: str | None = None
+    input: Any = None
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Positive | None = None
+    user: str | None = None
+    weighbridge: Extension | None = None
+
+    def chat(self) -> ChatRequest | None:
+        """The chat whose prompt is to be embedded; None when it is `input`."""
+        if self.messages is None:
+            return None
+        return ChatRequest(
+            messages=self.messages,
+            tools=self.tools,
+            tool_choice=self.tool_choice,
+            chat_template_kwargs=self.chat_template_kwargs,
+            add_generation_prompt=self.add_generation_prompt,
+        )
+
+
 class TokenizeRequest(Struct):
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None

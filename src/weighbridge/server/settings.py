@@ -20,6 +20,7 @@ class ServerSettings:
     api_keys: tuple[ApiKey, ...] = ()  # none: everybody may call, and names its own tenant
     max_body: int = 8 << 20
     max_choices: int = 16
+    max_inputs: int = 2048  # of one embeddings request; OpenAI's own limit
     max_logprobs: int = 20
     default_max_tokens: int = 1024
     drain_timeout: float = 30.0

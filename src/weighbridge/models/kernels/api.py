@@ -34,6 +34,17 @@ class BatchLayout:
     block_tables: Int32
 
 
+@dataclass(frozen=True, slots=True)
+class States:
+    """Where a forward pass leaves what the output matrix read: hidden states behind the last norm.
+
+    `rows` [S] int32: which of the rows with logits leave theirs; `out` [S, hidden] in the compute dtype.
+    """
+
+    rows: Int32
+    out: torch.Tensor
+
+
 class KVCache(Protocol):
     """The paged pool of keys and values of all layers. Its memory layout is the kernels' own business."""
 

@@ -32,7 +32,7 @@ static void add_layer(Forward &self, uintptr_t input_norm, uintptr_t post_attent
 
 static void run(Forward &self, Int32Row token_ids, Int32Row positions, Int32Row slots, Int32Row query_starts,
                 Int32Row context_lens, Int32Table block_tables, Int32Row rows, const KvPool &pool, uintptr_t logits,
-                int threads) {
+                Int32Row state_rows, uintptr_t states, int threads) {
   const size_t sequences = context_lens.shape(0);
   if (query_starts.shape(0) != sequences + 1 || block_tables.shape(0) != sequences)
     throw std::invalid_argument("batch layout: query_starts, context_lens and block_tables disagree in length");
@@ -47,7 +47,10 @@ static void run(Forward &self, Int32Row token_ids, Int32Row positions, Int32Row 
                             (int64_t)block_tables.shape(1)},
                            rows.data(),
                            (int64_t)rows.shape(0),
-                           reinterpret_cast<void *>(logits)};
+                           reinterpret_cast<void *>(logits),
+                           state_rows.data(),
+                           (int64_t)state_rows.shape(0),
+                           reinterpret_cast<void *>(states)};
   nb::gil_scoped_release release;
   self.run(batch, pool, threads);
 }

@@ -123,6 +123,14 @@ struct Forward::Pass {
     team.barrier();
   }
 
+  // What the output matrix read, of the rows that are asked for it.
+  void keep_states() {
+    const int64_t width = model.shape_.hidden * bytes_of(model.shape_.dtype);
+    if (thread == 0)
+      for (int64_t i = 0; i < batch.num_states; i++)
+        std::memcpy(static_cast<char *>(batch.states) + i * width, work.hidden + batch.state_rows[i] * width, width);
+  }
+
   void feed_forward(const LayerWeights &layer) {
     const ModelShape &shape = model.shape_;
     normed_linear(work.gate_up, layer.gate_up, layer.post_attention_norm, work.projected);
@@ -145,6 +153,7 @@ struct Forward::Pass {
       feed_forward(layer);
     }
     normed_linear(batch.logits, model.weights_.lm_head, model.weights_.final_norm, work.projected);
+    keep_states();
   }
 };
 
@@ -178,6 +187,7 @@ void Forward::check(const ForwardBatch &batch, const KvPool &pool) const {
   check_range(batch.positions, batch.real_tokens, weights_.positions, "position");
   check_range(batch.slots, batch.real_tokens, (int64_t)pool.num_blocks * kv.block_size, "slot");
   check_range(batch.rows, batch.num_rows, batch.tokens, "row");
+  check_range(batch.state_rows, batch.num_states, batch.num_rows, "state row");
 }
 
 Forward::Workspace Forward::lay_out(const ForwardBatch &batch) {

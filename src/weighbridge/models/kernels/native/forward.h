@@ -48,6 +48,9 @@ struct ForwardBatch {
   const int32_t *rows;  // ascending: the tokens that get logits
   int64_t num_rows;
   void *logits;  // [num_rows, lm_head rows], dtype
+  const int32_t *state_rows;  // which of the rows leave what the output matrix read of them, too
+  int64_t num_states;
+  void *states;  // [num_states, hidden], dtype: behind the last norm
 };
 
 class Forward {
