@@ -54,7 +54,7 @@ EDGES = tuple(bin_edge(index) for index in range(NUM_BINS + 1))
 class LengthCurve:
     """An immutable length distribution that answers in O(log bins). Inside a bin, lengths are spread evenly."""
 
-    __slots__ = ("_at_least", "_sum_from", "_weights", "total")
+    __slots__ = ("_at_least", "_cut", "_sum_from", "_weights", "total")
 
     def __init__(self, weights: list[float]) -> None:
         """`weights`: how often each bin was seen, `NUM_BINS` of them."""
@@ -63,6 +63,7 @@ class LengthCurve:
         self._at_least = (*_suffix_sums(weights), 0.0)
         self._sum_from = (*_suffix_sums([w * m for w, m in zip(weights, middles, strict=True)]), 0.0)
         self.total = self._at_least[0]
+        self._cut = (-1, 0.0, 0.0)  # the last `max_tokens` asked for, and its tail: it is mostly the same
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -90,7 +91,9 @@ class LengthCurve:
         if weight <= 1e-9 * self.total:
             # Longer than all that was ever seen: as much again as is out, the guess that errs by a factor.
             return float(min(max(produced, 1), room))
-        cut_weight, cut_length = self._tail(max_tokens)
+        if self._cut[0] != max_tokens:
+            self._cut = (max_tokens, *self._tail(max_tokens))
+        _, cut_weight, cut_length = self._cut
         expected = (length - cut_length + cut_weight * max_tokens) / weight - produced
         return min(max(expected, 1.0), float(room))
 

@@ -106,7 +106,8 @@ class StepCost:
     ) -> int:
         """Most prompt tokens (<= limit) at offset `start` that keep an iteration within `target` seconds.
 
-        The iteration already holds `tokens`, `sequences` and `context_tokens`. Monotone, so bisect.
+        The iteration already holds `tokens`, `sequences` and `context_tokens`. Monotone, so bisect, from where
+        the quadratic of a dense model's time has its root: mostly the answer, or next to it.
         """
 
         def fits(chunk: int) -> bool:
@@ -114,6 +115,20 @@ class StepCost:
             return self.seconds(tokens + chunk, sequences + 1, pairs) <= target
 
         low, high = 0, limit
+        guess = self._chunk_of(target, start, tokens, sequences, context_tokens)
+        if guess < limit:
+            if fits(guess):
+                low = guess
+                if not fits(guess + 1):
+                    return guess
+            elif guess:
+                high = guess - 1
+                if fits(high):
+                    return high
+            else:
+                return 0
+        elif fits(limit):
+            return limit
         while low < high:
             middle = (low + high + 1) // 2
             if fits(middle):
@@ -121,6 +136,14 @@ class StepCost:
             else:
                 high = middle - 1
         return low
+
+    def _chunk_of(self, target: float, start: int, tokens: int, sequences: int, context_tokens: int) -> int:
+        """About how many tokens take an iteration to `target` seconds, where computing and not memory bounds it."""
+        left = target - self.overhead - self.per_context_token * context_tokens
+        left -= self.per_sequence * (sequences + 1) + self.per_token * tokens
+        linear = self.per_token + self.per_context_token * (start + 0.5)
+        root = math.sqrt(max(linear * linear + 2.0 * self.per_context_token * left, 0.0))
+        return int(2.0 * left / (linear + root)) if left > 0.0 and linear > 0.0 else 0
 
     def as_dict(self) -> dict[str, float]:
         """Every field; those about experts only where there are some."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,27 +22,32 @@ class GapHistogram:
     """Counts of durations in buckets of equal relative width (after DDSketch): no sample is kept."""
 
     def __init__(self) -> None:
-        self._counts = np.zeros(_BUCKETS, np.int64)
+        self._counts = [0] * _BUCKETS
         self.total = 0.0  # seconds of all gaps together
 
     def add(self, seconds: float, times: int = 1) -> None:
-        place = int(math.log(max(seconds / _SMALLEST, 1.0)) / _LOG_BASE) + 1
-        self._counts[min(place, _BUCKETS - 1)] += times
+        self._counts[_bucket(seconds)] += times
         self.total += seconds * times
 
-    def add_many(self, seconds: Floats, times: int) -> None:
-        """Each of `seconds`, `times` times."""
-        places = (np.log(np.maximum(seconds / _SMALLEST, 1.0)) / _LOG_BASE).astype(np.int64) + 1
-        np.add.at(self._counts, np.minimum(places, _BUCKETS - 1), times)
-        self.total += float(seconds.sum()) * times
+    def add_between(self, ends: Sequence[float], times: int) -> None:
+        """The gaps from each of `ends` to the next, `times` times; gaps that do not become shorter."""
+        if len(ends) < 2:
+            return
+        place = _bucket(ends[1] - ends[0])
+        if place == _bucket(ends[-1] - ends[-2]):  # and so are all in between
+            self._counts[place] += times * (len(ends) - 1)
+        else:
+            for before, after in pairwise(ends):
+                self._counts[_bucket(after - before)] += times
+        self.total += (ends[-1] - ends[0]) * times
 
     def merge(self, other: GapHistogram) -> None:
-        self._counts += other._counts
+        self._counts = [own + more for own, more in zip(self._counts, other._counts, strict=True)]
         self.total += other.total
 
     @property
     def count(self) -> int:
-        return int(self._counts.sum())
+        return sum(self._counts)
 
     def quantile(self, share: float) -> float:
         """The middle of the bucket that holds it; 0 for no gaps."""
@@ -50,6 +56,10 @@ class GapHistogram:
             return 0.0
         place = int(np.searchsorted(np.cumsum(self._counts), share * (count - 1) + 1.0))
         return _SMALLEST * math.exp((place - 0.5) * _LOG_BASE)
+
+
+def _bucket(seconds: float) -> int:
+    return min(int(math.log(max(seconds / _SMALLEST, 1.0)) / _LOG_BASE) + 1, _BUCKETS - 1)
 
 
 class TimeAverage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,13 +39,12 @@ class Watcher(Protocol):
 class _Stride:
     ahead: Strides
     began: float
-    ends: Floats  # of each iteration
-    last: float  # of those
+    ends: list[float]  # of each iteration
     told: int = 0  # iterations whose tokens are counted as come
 
     def over(self, now: float) -> int:
         """Iterations that have ended by `now`."""
-        return int(np.searchsorted(self.ends, now, "right"))
+        return bisect_right(self.ends, now)
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ class SimulatedReplica:
         if self._iteration is not None:
             return self._iteration.ends
         if self._stride is not None:
-            return self._stride.last
+            return self._stride.ends[-1]
         return self._wake
 
     @property
@@ -157,19 +157,21 @@ class SimulatedReplica:
         if ahead is not None and ahead.count > 1:
             ends = self._ends(ahead, now)
             if len(ends) > 1:
-                self._stride = _Stride(ahead, now, ends, float(ends[-1]))
+                self._stride = _Stride(ahead, now, ends)
                 return
         self._schedule(now)
 
-    def _ends(self, ahead: Strides, now: float) -> Floats:
+    def _ends(self, ahead: Strides, now: float) -> list[float]:
         """When each iteration of a stride ends; those that would begin after the deadline are left out."""
         pairs = ahead.pairs + ahead.growth * np.arange(ahead.count)
-        lasting = self.cost.seconds(ahead.tokens, ahead.sequences, pairs)  # type: ignore[arg-type]
-        times: Floats = np.add.accumulate(np.concatenate(([now], lasting)))
-        if ahead.deadline is not None:
-            begun = int(np.searchsorted(times[:-1], ahead.deadline, "right"))
-            times = times[: begun + 1]
-        return times[1:]
+        lasting: Floats = self.cost.seconds(ahead.tokens, ahead.sequences, pairs)  # type: ignore
+        lasting[0] += now
+        ends: list[float] = np.add.accumulate(lasting).tolist()
+        if ahead.deadline is not None and now > ahead.deadline:
+            return []
+        if ahead.deadline is not None and ends[-1] > ahead.deadline:
+            del ends[bisect_right(ends, ahead.deadline) + 1 :]
+        return ends
 
     def _schedule(self, now: float) -> None:
         batch = self.scheduler.schedule(now)
@@ -202,10 +204,9 @@ class SimulatedReplica:
         if adds_ahead and done == 0 and len(stride.ends) == 1:
             return
         self._advance(stride, done)
-        began = float(stride.ends[done - 1]) if done else stride.began
+        began = stride.ends[done - 1] if done else stride.began
         if adds_ahead:
-            ends = stride.ends[done : done + 1]
-            self._stride = _Stride(stride.ahead.only(done), began, ends, float(ends[0]))
+            self._stride = _Stride(stride.ahead.only(done), began, stride.ends[done : done + 1])
         else:
             self._stride = None
             self._schedule(began)
@@ -213,17 +214,23 @@ class SimulatedReplica:
     def _advance(self, stride: _Stride, count: int) -> None:
         if count == 0:
             return
-        ahead, ends = stride.ahead, stride.ends[:count]
-        end = float(ends[-1])
+        ahead, ends = stride.ahead, stride.ends
+        if count < len(ends):
+            ends = ends[:count]
+        first, end = ends[0], ends[-1]
         self._count_tokens(stride, count)
         self.scheduler.stride(ahead, count, end)
-        lasting = ends - np.concatenate(([stride.began], ends[:-1]))
-        self.gaps.add_many(lasting[1:], len(ahead.requests))
-        first, last = float(ends[0]), self._last_token
+        self.gaps.add_between(ends, len(ahead.requests))
+        last, gap, times = self._last_token, 0.0, 0
         for request in ahead.requests:
-            self.gaps.add(first - last[request.id])
+            if first - last[request.id] == gap:
+                times += 1  # as a rule all had their last token in the same iteration
+            else:
+                self.gaps.add(gap, times)
+                gap, times = first - last[request.id], 1
             last[request.id] = end
-        held = float((lasting * (ahead.pairs + ahead.growth * np.arange(count))).sum())
+        self.gaps.add(gap, times)
+        held = ahead.pairs * (end - stride.began) + ahead.growth * (count * end - sum(ends))
         self._account(count, ahead.tokens, ahead.sequences, end - stride.began, held)
         if self._watcher is not None:
             self._watcher.iteration(self.name, stride.began, end, ahead.sequences, 0, count)

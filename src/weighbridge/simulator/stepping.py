@@ -8,10 +8,9 @@ in the same order, the same charges. What decides anything (admission, prompts, 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from weighbridge.engine.batch import Batch, Sampled
 from weighbridge.engine.plan import Plan
@@ -20,6 +19,8 @@ from weighbridge.engine.scheduler import Scheduler
 from weighbridge.engine.scheduler_api import CostSource, SchedulerLike, SchedulerSettings
 from weighbridge.engine.static import StaticScheduler
 from weighbridge.simulator.requests import END
+
+Key = TypeVar("Key")
 
 
 @dataclass(slots=True)
@@ -30,7 +31,7 @@ class Truth:
     answer: int  # the id of each of its tokens but the last
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Strides:
     """Up to `count` equal iterations ahead: each of `tokens` and `sequences`, decoding for `requests`.
 
@@ -47,7 +48,8 @@ class Strides:
 
     def only(self, number: int) -> Strides:
         """One of the iterations, by its number from 0."""
-        return replace(self, count=1, pairs=self.pairs + number * self.growth)
+        pairs = self.pairs + number * self.growth
+        return Strides(1, self.tokens, self.sequences, pairs, self.growth, self.requests, self.deadline)
 
 
 class Stepping(SchedulerLike, Protocol):
@@ -92,13 +94,22 @@ def output_left(request: Request, max_model_len: int) -> int:
     )
 
 
+def _change(counts: dict[Key, int], key: Key, change: int) -> None:
+    """Count `key` up or down; those at zero are not there."""
+    count = counts.get(key, 0) + change
+    if count:
+        counts[key] = count
+    else:
+        del counts[key]
+
+
 class SteppingScheduler(Scheduler):
     """Continuous batching that strides over pure decode iterations."""
 
     def __init__(self, settings: SchedulerSettings, cost: CostSource) -> None:
         super().__init__(settings, cost)
-        self._classes: Counter[int] = Counter()  # of all that wait or run
-        self._tenants: Counter[str] = Counter()
+        self._classes: dict[int, int] = {}  # of all that wait or run
+        self._tenants: dict[str, int] = {}
         self._with_deadline = 0
         self.adds_ahead = not settings.enable_prefix_cache  # a deadline is checked by what is cached
 
@@ -111,9 +122,8 @@ class SteppingScheduler(Scheduler):
         self._count(request, -1)
 
     def _count(self, request: Request, change: int) -> None:
-        self._classes[request.priority] += change
-        self._tenants[request.tenant] += change
-        self._classes, self._tenants = +self._classes, +self._tenants
+        _change(self._classes, request.priority, change)
+        _change(self._tenants, request.tenant, change)
         self._with_deadline += change * (request.deadline is not None)
 
     def _plan_drafts(self, plan: Plan) -> None:
