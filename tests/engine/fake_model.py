@@ -9,9 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from weighbridge.cost import StepCost
 from weighbridge.engine.batch import Batch, Sampled, Slice
-from weighbridge.engine.request import FinishReason, Request, RequestState, SamplingParams
+from weighbridge.engine.request import (
+    Embedding,
+    FinishReason,
+    NextToken,
+    Request,
+    RequestState,
+    SamplingParams,
+)
 from weighbridge.engine.scheduler import Progress, Scheduler, SchedulerLike, SchedulerSettings
 
 COST = StepCost(overhead=0.001, memory=0.010, per_token=0.001, per_context_token=1e-7, per_sequence=1e-5)
@@ -46,6 +55,11 @@ def reference_output(request: Request, max_model_len: int = 10**9) -> list[int]:
             return tokens[len(request.prompt) :]
 
 
+def embedding(context: list[int]) -> Embedding:
+    """What the model makes of a whole prompt: different for any other."""
+    return Embedding(np.array(context, np.float32), NextToken(float(len(context)), 0.0, 0.0))
+
+
 @dataclass
 class FakeModel:
     num_blocks: int
@@ -71,7 +85,10 @@ class FakeModel:
             self.tokens_run += piece.count + piece.padding
             context = [self.slots[self._slot(piece.request, p)] for p in range(piece.start + piece.count)]
             assert context == (piece.request.tokens + list(piece.drafts))[: len(context)], piece.request.id
-            result.tokens.append(self._sample(piece) if piece.samples else [])
+            if piece.samples and piece.request.embeds:
+                result.embeddings[index] = embedding(context)
+            samples = piece.samples and not piece.request.embeds
+            result.tokens.append(self._sample(piece) if samples else [])
             result.logprobs.append(None)
             if piece.request.id in self.fail:
                 result.errors[index] = "broken on purpose"
@@ -103,8 +120,11 @@ def make_request(
     priority: int = 0,
     deadline: float | None = None,
     fork_of: Request | None = None,
+    embeds: bool = False,
 ) -> Request:
-    params = SamplingParams(max_tokens=max_tokens, temperature=0.0, min_tokens=min_tokens, seed=seed)
+    params = SamplingParams(
+        max_tokens=0 if embeds else max_tokens, temperature=0.0, min_tokens=min_tokens, seed=seed
+    )
     return Request(
         id,
         prompt,
@@ -115,6 +135,7 @@ def make_request(
         deadline=deadline,
         fork_of=fork_of,
         stop_token_ids=frozenset({STOP}) if stops else frozenset(),
+        embeds=embeds,
     )
 
 
@@ -132,6 +153,7 @@ class Driver:
         self.now = 0.0
         self.batches: list[list[tuple[str, int, int]]] = []
         self.finished: dict[str, FinishReason] = {}
+        self.embeddings: dict[str, Embedding] = {}
         self.max_model_len = scheduler.settings.max_model_len
 
     def add(self, *requests: Request) -> None:
@@ -159,6 +181,8 @@ class Driver:
         for piece in batch.slices:
             check_after(self.scheduler, piece)
         for item in progress:
+            if item.embedding is not None:
+                self.embeddings[item.request.id] = item.embedding
             if item.finish_reason is not None:
                 self._note(item.request, item.finish_reason)
         return progress
@@ -215,3 +239,15 @@ def check_after(scheduler: SchedulerLike, piece: Slice) -> None:
     if piece.samples:  # accepted drafts are computed: only the newest token is left
         assert request.num_tokens - request.num_computed_tokens == 1
     assert len(request.block_table) <= scheduler.pool.blocks_for(request.num_tokens), "keeps blocks of drafts"
+
+
+def check_embedding(driver: Driver, request: Request) -> None:
+    """One that ended well brought what its whole prompt comes to, and no token; any other brought nothing."""
+    assert request.tokens == request.prompt
+    brought = driver.embeddings.get(request.id)
+    if request.finish_reason is FinishReason.STOP:
+        assert brought is not None
+        assert brought.vector.tolist() == request.prompt
+    else:
+        assert brought is None
+        assert request.finish_reason is not FinishReason.ERROR or request.id in driver.model.fail

@@ -6,7 +6,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.engine.fake_model import STOP, VOCABULARY, Driver, make_request, make_scheduler, reference_output
+from tests.engine.fake_model import (
+    STOP,
+    VOCABULARY,
+    Driver,
+    check_embedding,
+    make_request,
+    make_scheduler,
+    reference_output,
+)
 from weighbridge.engine.batch import Batch
 from weighbridge.engine.request import FinishReason, Request, RequestState
 from weighbridge.errors import Refused
@@ -15,7 +23,7 @@ PREFIXES = [[(i * 7 + j) % VOCABULARY for j in range(30)] for i in range(2)]
 
 
 class AnyHistory(RuleBasedStateMachine):
-    """Random adds, forks, steps, aborts (also while an iteration is computed), deadlines and model errors."""
+    """Random adds, forks, embeddings, steps, aborts (also while an iteration is computed), deadlines, errors."""
 
     @initialize(
         num_blocks=st.integers(16, 30),
@@ -60,14 +68,15 @@ class AnyHistory(RuleBasedStateMachine):
         patience=st.sampled_from([None, None, None, None, 0.05, 0.5]),
         choices=st.integers(1, 3),
         copies=st.integers(1, 4),
+        embeds=st.sampled_from([False, False, False, True]),
     )
     def add(self, copies, seed, **options):
         for copy in range(copies):
             self._add_one(seed=seed + copy, **options)
 
-    def _add_one(self, prefix, shared, own, max_tokens, patience, choices, seed, **options):
+    def _add_one(self, prefix, shared, own, max_tokens, patience, choices, seed, embeds, **options):
         parent = None
-        for choice in range(choices):
+        for choice in range(1 if embeds else choices):
             request = make_request(
                 f"r{len(self.accepted)}-{choice}",
                 prefix[:shared] + own,
@@ -76,6 +85,7 @@ class AnyHistory(RuleBasedStateMachine):
                 deadline=None if patience is None else self.driver.now + patience,
                 fork_of=parent,
                 seed=seed + choice,
+                embeds=embeds,
                 **options,
             )
             try:
@@ -154,6 +164,9 @@ class AnyHistory(RuleBasedStateMachine):
         assert not scheduler._speculator._guessers
 
     def _check_output(self, request):
+        if request.embeds:
+            check_embedding(self.driver, request)
+            return
         expected = reference_output(request, self.driver.max_model_len)
         output = request.tokens[request.num_prompt_tokens :]
         if request.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):

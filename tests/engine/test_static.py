@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine.fake_model import Costs, Driver, make_request, reference_output
+from tests.engine.fake_model import Costs, Driver, check_embedding, make_request, reference_output
 from weighbridge.engine.request import FinishReason, Request
 from weighbridge.engine.scheduler import SchedulerSettings
 from weighbridge.engine.static import StaticScheduler
@@ -142,6 +142,7 @@ def test_outputs_are_right_and_everything_returns_to_zero(data: st.DataObject) -
             seed=i,
             stops=data.draw(st.booleans()),
             deadline=data.draw(st.sampled_from([None, None, 0.2])),
+            embeds=data.draw(st.sampled_from([False, False, True])),
         )
         for i in range(data.draw(st.integers(1, 12)))
     ]
@@ -168,6 +169,9 @@ def test_outputs_are_right_and_everything_returns_to_zero(data: st.DataObject) -
         0,
     )
     for request in requests:
+        if request.embeds:
+            check_embedding(driver, request)
+            continue
         output = request.tokens[request.num_prompt_tokens :]
         expected = reference_output(request, 40)
         complete = request.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)

@@ -11,7 +11,7 @@ import torch
 from tests.tiny import make_tiny
 from weighbridge.models.checkpoint import Checkpoint, open_checkpoint
 from weighbridge.models.decoder import Decoder
-from weighbridge.models.kernels.api import BatchLayout
+from weighbridge.models.kernels.api import BatchLayout, States
 from weighbridge.models.loader import Quantize, load_decoder
 from weighbridge.models.quantized import GroupQuantized, quantize
 
@@ -65,6 +65,19 @@ def test_logits_equal_transformers(family: Path) -> None:
     for chunks in ([120], [1] * 20 + [100], [50, 1, 1, 37, 31]):
         actual = logits_in_chunks(decoder, tokens, chunks)
         torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_states_are_transformers_last_hidden_states(family: Path) -> None:
+    """Of any sampled rows, in any order: what is behind the final norm, before the output matrix."""
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(family, dtype=torch.float32).eval()
+    decoder = load_decoder(open_checkpoint(family), torch.float32)
+    tokens = list(range(5, 69))
+    with torch.inference_mode():
+        expected = oracle(torch.tensor([tokens]), output_hidden_states=True).hidden_states[-1][0]
+    rows, kept = np.array([0, 7, 20, 63], np.int32), np.array([3, 1], np.int32)
+    states = States(kept, torch.empty(2, decoder.config.hidden_size))
+    decoder.forward(np.array(tokens, np.int32), layout(0, 64, 4), decoder.allocate_kv(4, BLOCK), rows, states)
+    torch.testing.assert_close(states.out, expected[[63, 7]], atol=1e-4, rtol=1e-4)
 
 
 def test_greedy_tokens_equal_transformers(family: Path) -> None:

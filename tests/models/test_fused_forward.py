@@ -14,7 +14,7 @@ from tests.tiny import make_tiny
 from weighbridge.models.checkpoint import open_checkpoint
 from weighbridge.models.decoder import Decoder
 from weighbridge.models.kernels import load_kernels
-from weighbridge.models.kernels.api import BatchLayout
+from weighbridge.models.kernels.api import BatchLayout, States
 from weighbridge.models.kernels.native_kernels import NativeKernels
 from weighbridge.models.linear_packed import multiplies_bfloat16
 from weighbridge.models.loader import Quantize, load_decoder
@@ -38,6 +38,12 @@ def fused(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return decoder(path, torch.float32, Quantize.INT8)
 
 
+def states_of(model: Decoder, rows: list[int]) -> States:
+    """Room for the states of `rows`, filled with what no model computes."""
+    out = torch.full((len(rows), model.config.hidden_size), -7.0, dtype=model.dtype)
+    return States(np.array(rows, np.int32), out)
+
+
 def layout(starts: list[int], counts: list[int]) -> BatchLayout:
     first, count = np.array(starts), np.array(counts)
     query_starts = np.zeros(len(starts) + 1, np.int32)
@@ -54,7 +60,7 @@ def layout(starts: list[int], counts: list[int]) -> BatchLayout:
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_equals_kernel_by_kernel(fused: Decoder, data: st.DataObject) -> None:
-    """Several iterations on one cache: prompt chunks, decodes, padding, and logits of any rows or none."""
+    """Several iterations on one cache: prompt chunks, decodes, padding; logits of any rows, states of any of those."""
     assert fused._fused is not None
     sequences = data.draw(st.integers(1, 4))
     caches = [fused.allocate_kv(sequences * BLOCKS_EACH, BLOCK) for _ in range(2)]
@@ -72,10 +78,13 @@ def test_equals_kernel_by_kernel(fused: Decoder, data: st.DataObject) -> None:
             np.int32,
         )
         rows = np.array(sorted(data.draw(st.sets(st.integers(0, real - 1)))), np.int32)
+        kept = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=5)) if len(rows) else []
+        states = [states_of(fused, kept) for _ in range(2)]
         with torch.inference_mode():
-            ours = fused._fused(ids, batch, caches[0], rows)
-            theirs = fused._forward(ids, batch, caches[1], rows)
+            ours = fused._fused(ids, batch, caches[0], rows, states[0])
+            theirs = fused._forward(ids, batch, caches[1], rows, states[1] if kept else None)
         assert torch.equal(ours, theirs)
+        assert torch.equal(states[0].out, states[1].out)
         if max(lengths) + 40 > BLOCK * BLOCKS_EACH:
             break
 
@@ -91,9 +100,12 @@ def test_every_weight_format(tmp_path: Path, scheme: Quantize) -> None:
     assert model._fused is not None
     caches = [model.allocate_kv(BLOCKS_EACH, BLOCK) for _ in range(2)]
     ids, rows = np.arange(30, dtype=np.int32), np.array([3, 29], np.int32)
+    states = [states_of(model, [0, 1]) for _ in range(2)]
     with torch.inference_mode():
-        ours = model._fused(ids, layout([0], [30]), caches[0], rows)
-        assert torch.equal(ours, model._forward(ids, layout([0], [30]), caches[1], rows))
+        ours = model._fused(ids, layout([0], [30]), caches[0], rows, states[0])
+        assert torch.equal(ours, model._forward(ids, layout([0], [30]), caches[1], rows, states[1]))
+        assert torch.equal(states[0].out, states[1].out)
+        assert torch.equal(model.lm_head(states[0].out), ours)  # it is what the output matrix read
 
 
 def test_dense_float32_layers_are_not_fused(tmp_path: Path) -> None:
@@ -110,6 +122,8 @@ def test_bad_batches_are_refused_before_anything_is_written(tmp_path: Path) -> N
         model.forward(np.array([1, 10_000_000], np.int32), batch, cache, rows)
     with pytest.raises(IndexError, match="row"):
         model.forward(np.array([1, 2], np.int32), batch, cache, np.array([2], np.int32))
+    with pytest.raises(IndexError, match="state row"):
+        model.forward(np.array([1, 2], np.int32), batch, cache, rows, states_of(model, [1]))
     batch.slots[0] = BLOCKS_EACH * BLOCK
     with pytest.raises(IndexError, match="slot"):
         model.forward(np.array([1, 2], np.int32), batch, cache, rows)
