@@ -14,9 +14,7 @@ from weighbridge.cli.terminal import counting, print_json
 from weighbridge.errors import BadInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from weighbridge.planner.expert_simulation import Outcome, Times, Traffic
+    from weighbridge.planner.expert_simulation import Outcome, Place, Times, Traffic
     from weighbridge.planner.placement import Devices, Floats, Placement
 
 Flag = typer.Option
@@ -128,13 +126,13 @@ def _outcomes(
     from weighbridge.planner.experts_placement import balance
     from weighbridge.planner.placement import eplb, static_placement
 
-    def static(loads: Floats) -> Placement:
+    def static(loads: Floats, _: Placement | None) -> Placement:
         return static_placement(len(loads), loads.shape[1], devices.replicas)
 
-    placers: dict[str, tuple[Callable[[Floats], Placement], int | None]] = {
+    placers: dict[str, tuple[Place, int | None]] = {
         "in order": (static, None),
-        "eplb": (lambda loads: eplb(loads, devices), None),
-        "balance": (lambda loads: balance(loads, devices), None),
+        "eplb": (lambda loads, _: eplb(loads, devices), None),
+        "balance": (lambda loads, current: balance(loads, devices, current=current), None),
     }
     if replace_every is not None:
         for name in ("eplb", "balance"):
@@ -149,7 +147,9 @@ def _outcomes(
 
 
 def _print(traffic: Traffic, devices: Devices, found: dict[str, Outcome]) -> None:
-    table = Table("placement", "tokens/s", "gain", "step mean ms", "p99 ms", "balancedness", "moves")
+    table = Table(
+        "placement", "tokens/s", "gain", "step mean ms", "p99 ms", "balancedness", "experts fetched"
+    )
     plain = next(iter(found.values()))
     for name, one in found.items():
         table.add_row(
@@ -159,7 +159,7 @@ def _print(traffic: Traffic, devices: Devices, found: dict[str, Outcome]) -> Non
             f"{one.mean_step * 1e3:.2f}",
             f"{one.p99_step * 1e3:.2f}",
             f"{one.balancedness:.3f}",
-            f"{one.moves:,}" if one.moves else "",
+            f"{one.fetched_experts:,}" if one.fetched_experts else "",
         )
     console = Console(highlight=False)
     console.width = max(console.width, 100)

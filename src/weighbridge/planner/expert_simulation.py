@@ -14,7 +14,7 @@ import numpy as np
 
 from weighbridge.cost.experts import ExpertUse, power_law
 from weighbridge.errors import BadInput
-from weighbridge.planner.placement import Devices, Floats, Placement, gpu_loads
+from weighbridge.planner.placement import Devices, Floats, Placement, gpu_loads, moved_slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +97,24 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of all steps together."""
+    """Of all steps together. fetched_experts: expert weights that GPUs fetched because a new placement wants them
+    where they were not; a step does not wait for them."""
 
     tokens_per_second: float
     mean_step: float
     p99_step: float
     balancedness: float
-    moves: int  # expert weights fetched by re-placements
+    fetched_experts: int
+
+
+#: A placement for mean loads [layers, experts]; the second argument is what the GPUs hold now (None: nothing).
+Place = Callable[[Floats, Placement | None], Placement]
 
 
 def simulate(
     traffic: Traffic,
     devices: Devices,
-    place: Callable[[Floats], Placement],
+    place: Place,
     steps: int,
     rng: np.random.Generator,
     times: Times | None = None,
@@ -121,9 +126,9 @@ def simulate(
     """
     times = times or Times()
     generator = LoadGenerator(traffic, rng)
-    placement = place(generator.mean_loads())
+    placement = place(generator.mean_loads(), None)
     seen = np.zeros((traffic.layers, traffic.experts))
-    seconds, even, moves = np.empty(steps), np.empty(steps), 0
+    seconds, even, fetched = np.empty(steps), np.empty(steps), 0
     for step in range(steps):
         loads = generator.step()
         seen += loads
@@ -131,8 +136,8 @@ def simulate(
         seconds[step] = _step_seconds(loads, per_gpu, placement, devices, times)
         even[step] = (per_gpu.mean(axis=1) / per_gpu.max(axis=1)).mean()
         if replace_every and (step + 1) % replace_every == 0:
-            after = place(seen + 1.0)  # an expert not seen lately still has to be somewhere
-            moves += int((after.physical_to_logical != placement.physical_to_logical).sum())
+            after = place(seen + 1.0, placement)  # an expert not seen lately still has to be somewhere
+            fetched += int(moved_slots(placement, after, devices.gpus).sum())
             placement, seen = after, np.zeros_like(seen)
     total = float(seconds.sum())
     return Outcome(
@@ -140,7 +145,7 @@ def simulate(
         mean_step=total / steps,
         p99_step=float(np.quantile(seconds, 0.99)),
         balancedness=float(even.mean()),
-        moves=moves,
+        fetched_experts=fetched,
     )
 
 
