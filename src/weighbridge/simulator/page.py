@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from weighbridge.errors import BadInput
+from weighbridge.simulator.charts import STYLE, Chart, Line, binned
 from weighbridge.simulator.experiment import Experiment
-from weighbridge.simulator.fleet import Simulation
-from weighbridge.simulator.timeline import Point, Timeline
+from weighbridge.simulator.fleet import Run, Simulation
+from weighbridge.simulator.timeline import Timeline, Track
 
-WIDTH, HEIGHT, LEFT = 960, 120, 60
-#: Replicas drawn; more would make the page too long to read.
-MOST_REPLICAS = 8
-_COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed")
+#: Parts of the time axis: more spans than that become their mean and their peak in each part.
+BINS = 440
+_QUANTILES = ("p50", "p95", "p99")
 
-_STYLE = """
-body{font:14px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1060px;padding:0 1rem;color:#111;background:#fff}
-h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}
-td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}
-svg{display:block;width:100%;height:auto;margin:.4rem 0 1rem}text{font:11px system-ui,sans-serif;fill:#444}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#16181d}td,th{border-color:#333}text{fill:#aaa}}
-"""
-
-Series = Sequence[tuple[float, float]]
+Figures = Mapping[str, Any]
 
 
-def write_page(path: Path, experiment: Experiment, result: Mapping[str, Any]) -> None:
-    """Write the page; a run without comparison or sweep is simulated once more to draw its timelines."""
-    parts = ["<h1>weighbridge simulate</h1>"]
+def write_page(path: Path, experiment: Experiment, result: Figures) -> None:
+    """Write the page; a run without comparison or sweep is simulated once more to draw its timelines.
+
+    Raises BadInput when the file cannot be written.
+    """
+    parts = ["<h1>weighbridge simulate</h1>", *_setup(result.get("setup", {}))]
     if "sweep" in result:
-        parts += _sweep(result["sweep"])
+        parts += _sweep(result["sweep"], experiment)
     elif "compare" in result:
-        parts += [_figures(result["compare"])]
+        parts += ["<h2>Compared</h2>", _compared(result["compare"])]
     else:
-        parts += [_figures({experiment.fleet.policy: result}), *_timelines(experiment)]
+        parts += ["<h2>Figures</h2>", _latencies(result), _one(result), *_timelines(experiment)]
     body = "\n".join(parts)
     page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>weighbridge simulate</title>'
-        f"<style>{_STYLE}</style><body>{body}</body></html>\n"
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>weighbridge simulate</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style><body>{body}</body></html>\n'
     )
     try:
         path.write_text(page, encoding="utf-8")
@@ -48,103 +45,199 @@ def write_page(path: Path, experiment: Experiment, result: Mapping[str, Any]) ->
         raise BadInput(f"{path} cannot be written: {error.strerror or error}", param="html") from error
 
 
-def _figures(results: Mapping[str, Mapping[str, Any]]) -> str:
-    heads = (
-        "",
-        "TTFT p50 ms",
-        "p95",
-        "p99",
-        "TPOT p50 ms",
-        "p99",
-        "output tok/s",
-        "good",
-        "cache hits",
-        "busy",
-        "KV",
+def _setup(setup: Mapping[str, str]) -> Iterator[str]:
+    """What was simulated, a line for each thing."""
+    if setup:
+        lines = "<br>".join(f"{escape(name)}: {escape(words)}" for name, words in setup.items())
+        yield f'<p class="soft">{lines}</p>'
+
+
+# -- tables --------------------------------------------------------------------------------------------
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells of `rows` are HTML already."""
+    heads = "".join(f"<th>{escape(text)}</th>" for text in head)
+    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><tr>{heads}</tr>{lines}</table></div>'
+
+
+def _latencies(result: Figures) -> str:
+    names = {
+        "TTFT, ms": "ttft_ms",
+        "TPOT, ms": "tpot_ms",
+        "ITL, ms": "itl_ms",
+        "whole request, ms": "e2e_ms",
+        "waiting in the gateway, ms": "gateway_wait_ms",
+    }
+    columns = ("mean", "p50", "p90", "p95", "p99")
+    return _table(
+        ("", *columns), ([name, *(_ms(result, key, q) for q in columns)] for name, key in names.items())
     )
+
+
+def _ms(result: Figures, key: str, column: str) -> str:
+    if column not in result[key]:
+        return ""
+    interval = result.get("intervals", {}).get(key, {}).get(column)
+    half = interval["high"] - interval["mean"] if interval else 0.0
+    value = f"{result[key][column]:,.1f}"
+    return f'{value} <span class="soft">± {half:,.1f}</span>' if half else value
+
+
+def _one(result: Figures) -> str:
+    """What is no latency, in words and numbers; and the replicas."""
+    seeds = f", mean of {result['seeds']} seeds, ± for 95 % of them" if result["seeds"] > 1 else ""
+    facts = [
+        f"{result['requests']:,.0f} requests in {result['seconds']:,.1f} s{seeds}",
+        f"{result['output_tokens_per_s']:,.1f} output tokens/s",
+        f"{result['goodput_rps']:,.2f} requests/s within the targets ({result['good_share']:.1%})",
+        f"{result['preemptions']:,.0f} preemptions, {result['retries']:,.0f} retries, {result['failed']:,.0f} failed",
+    ]
+    if result["usd"]:
+        facts.append(
+            f"{result['usd']:,.2f} USD, {result['usd_per_million_output_tokens']:,.2f} per million output tokens"
+        )
     rows = [
         (
-            html.escape(name),
-            *(f"{one['ttft_ms'][q]:.0f}" for q in ("p50", "p95", "p99")),
-            *(f"{one['tpot_ms'][q]:.1f}" for q in ("p50", "p99")),
-            f"{one['output_tokens_per_s']:.0f}",
-            *(f"{one[key]:.1%}" for key in ("good_share", "prefix_hit_rate", "utilization", "kv_occupancy")),
+            escape(name),
+            f"{one['requests']:,.0f}",
+            f"{one['utilization']:.1%}",
+            f"{one['kv_occupancy']:.1%}",
+            f"{one['iterations']:,.0f}",
+            f"{one['tokens_per_iteration']:,.1f}",
+            f"{one['sequences_per_iteration']:,.1f}",
         )
-        for name, one in results.items()
+        for name, one in list(result["replicas"].items())[:64]
     ]
-    head = "".join(f"<th>{text}</th>" for text in heads)
-    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{lines}</table>"
+    head = ("replica", "requests", "busy", "KV held", "iterations", "tokens each", "sequences each")
+    return f"<p>{'; '.join(facts)}.</p>" + _table(head, rows)
 
 
-def _timelines(experiment: Experiment) -> Iterable[str]:
-    requests = experiment.source.requests(experiment.seeds[0], experiment.rate)
+#: Columns of comparisons and sweeps: name, digits, whether less is better (None: neither), and the value.
+_COLUMNS: tuple[tuple[str, str, str | None], ...] = (
+    *((f"TTFT {q}, ms", "ttft_ms", q) for q in _QUANTILES),
+    *((f"TPOT {q}, ms", "tpot_ms", q) for q in ("p50", "p99")),
+    ("output tokens/s", "output_tokens_per_s", None),
+    ("within targets", "good_share", None),
+    ("prompt from caches", "prefix_hit_rate", None),
+    ("busy", "utilization", None),
+    ("KV held", "kv_occupancy", None),
+)
+
+
+def _compared(results: Mapping[str, Figures]) -> str:
+    """A row each; the bar behind a number is its share of the column's largest."""
+    rows = []
+    columns = [
+        [float(one[key] if q is None else one[key][q]) for one in results.values()] for _, key, q in _COLUMNS
+    ]
+    for place, name in enumerate(results):
+        cells = [escape(name)]
+        for (_, key, q), column in zip(_COLUMNS, columns, strict=True):
+            value = column[place]
+            text = f"{value:.1%}" if q is None and "per_s" not in key else f"{value:,.{1 if q else 0}f}"
+            cells.append(_bar(text, value / (max(column) or 1.0)))
+        rows.append(cells)
+    return _table(("", *(name for name, _, _ in _COLUMNS)), rows)
+
+
+def _bar(text: str, share: float) -> str:
+    fill = f"linear-gradient(to left,#2f74d033 {share:.1%},transparent {share:.1%})"
+    return f'<span style="display:block;padding:0 .3rem;background:{fill}">{text}</span>'
+
+
+# -- timelines -----------------------------------------------------------------------------------------
+
+
+def _timelines(experiment: Experiment) -> Iterator[str]:
     simulation: Simulation
     timeline = Timeline(lambda name: simulation.replicas[name], lambda: len(simulation.gateway.queue))
-    simulation = Simulation(experiment.fleet, requests, experiment.seeds[0], watcher=timeline)
-    end = simulation.run().seconds or 1.0
-    queue = [(at, float(waiting)) for at, waiting in timeline.gateway]
-    yield "<h2>Waiting at the gateway</h2>" + chart({"requests": queue}, end, steps=True)
-    columns: dict[str, dict[str, Callable[[Point], float]]] = {
-        "batch of each iteration": {
-            "decodes": lambda p: p.decodes,
-            "prompt tokens / 16": lambda p: p.prompt_tokens / 16,
-        },
-        "requests": {"running": lambda p: p.running, "waiting": lambda p: p.waiting},
-        "KV blocks held, %": {"KV": lambda p: 100.0 * p.kv_share},
-    }
-    shown = sorted(timeline.replicas.items())[:MOST_REPLICAS]
-    for name, points in shown:
-        yield f"<h2>{html.escape(name)}</h2>"
-        for title, lines in columns.items():
-            series = {label: [(p.at, float(value(p))) for p in points] for label, value in lines.items()}
-            yield f"<div>{html.escape(title)}</div>" + chart(series, end, steps=True)
-    if len(timeline.replicas) > len(shown):
-        yield f"<p>{len(timeline.replicas) - len(shown)} more replicas are not drawn.</p>"
+    seed = experiment.seeds[0]
+    requests = experiment.source.requests(seed, experiment.rate)
+    simulation = Simulation(experiment.fleet, requests, seed, watcher=timeline)
+    run = simulation.run()
+    end = run.seconds or 1.0
+    acts = [(act.at, f"{act.what} {act.replica}") for act in experiment.fleet.script if act.at <= end]
+    yield f'<h2>Timelines of seed {seed}</h2><p class="soft">{_grain(end)}</p>'
+    queue = Line("waiting", *_columns(timeline.gateway), steps=True)
+    yield Chart("Waiting at the gateway", "seconds", "requests", [queue], end, down=acts).html()
+    if len(run.sizes) > len(experiment.fleet.replicas):
+        yield _sizes(run, end, acts)
+    for name, track in sorted(timeline.replicas.items()):
+        own = [(at, words) for at, words in acts if words.endswith(f" {name.partition('@')[0]}")]
+        yield f"<h3>Replica {escape(name)}</h3>"
+        yield from (chart.html() for chart in _of_replica(track, end, own))
+    if timeline.left_out:
+        yield f"<p>{len(timeline.left_out)} more replicas are not drawn.</p>"
 
 
-def _sweep(sweep: Mapping[str, Any]) -> Iterable[str]:
-    points = sweep["points"]
-    yield _figures({f"{point['rate']:.3g} requests/s": point for point in points})
-    knee = sweep["knee_rps"]
-    said = "No rate tried" if knee is None else f"Up to {knee:.3g} requests/s"
-    yield f"<p>{said} keeps {sweep['served_share']:.0%} of the requests within the targets.</p>"
-    most = max(point["output_tokens_per_s"] for point in points)
-    for title, key, quantiles in (
-        ("TTFT in ms over output tokens/s", "ttft_ms", ("p50", "p95", "p99")),
-        ("TPOT in ms over output tokens/s", "tpot_ms", ("p50", "p95", "p99")),
+def _grain(end: float) -> str:
+    return f"A line is the mean over {end / BINS:.3g} s, the shade above it the most in that time; idle counts as 0."
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [float(y) for _, y in points]
+
+
+def _sizes(run: Run, end: float, acts: Sequence[tuple[float, str]]) -> str:
+    at, sizes = _columns([*run.sizes, (end, run.sizes[-1][1])])
+    line = Line("replicas", at, sizes, steps=True)
+    return Chart(
+        "Replicas that are paid for", "seconds", "replicas", [line], end, height=140, down=acts
+    ).html()
+
+
+def _of_replica(track: Track, end: float, acts: Sequence[tuple[float, str]]) -> Iterator[Chart]:
+    def line(name: str, column: str, factor: float = 1.0) -> Line:
+        begins, ends = track.span(end)
+        x, mean, peak = binned(begins, ends, track[column] * factor, end, BINS)
+        return Line(name, x, mean, steps=True, peak=peak)
+
+    decodes, prompts = line("sequences that decode", "decodes"), line("prompt tokens", "prompt_tokens")
+    yield Chart("Batch of an iteration: decodes", "seconds", "sequences", [decodes], end, down=acts)
+    yield Chart("Batch of an iteration: prompts", "seconds", "prompt tokens", [prompts], end, down=acts)
+    both = [line("running", "running"), line("waiting", "waiting")]
+    yield Chart("Requests in the replica", "seconds", "requests", both, end, down=acts)
+    kv = line("held by requests", "kv_share", 100.0)
+    full = 100.0 if float(np.max(track["kv_share"], initial=0.0)) > 0.5 else None
+    yield Chart("KV blocks that requests hold", "seconds", "% of the pool", [kv], end, top=full, down=acts)
+
+
+# -- sweeps --------------------------------------------------------------------------------------------
+
+
+def _sweep(sweep: Figures, experiment: Experiment) -> Iterator[str]:
+    points: Sequence[Figures] = sweep["points"]
+    knee, share = sweep["knee_rps"], f"{sweep['served_share']:.0%}"
+    targets = f"TTFT {experiment.targets.ttft * 1e3:,.0f} ms and TPOT {experiment.targets.tpot * 1e3:,.0f} ms"
+    said = "No rate that was tried" if knee is None else f"Up to {knee:.3g} requests/s, the knee,"
+    yield f"<h2>Rates</h2><p>{said} keeps {share} of the requests within {targets}.</p>"
+    yield _compared({f"{point['rate']:.3g} requests/s": point for point in points})
+    for name, key, target in (
+        ("TTFT", "ttft_ms", experiment.targets.ttft * 1e3),
+        ("TPOT", "tpot_ms", experiment.targets.tpot * 1e3),
     ):
-        curves = {q: [(point["output_tokens_per_s"], point[key][q]) for point in points] for q in quantiles}
-        yield f"<h2>{title}</h2>" + chart(curves, most, height=260)
+        yield _curve(points, knee, name, key, target)
+    good = Line("within targets", [p["rate"] for p in points], [p["goodput_rps"] for p in points], dots=True)
+    most = max(point["rate"] for point in points) * 1.04
+    yield Chart(
+        "Goodput over the rate offered", "requests/s offered", "requests/s within targets", [good], most,
+        height=240, down=_knee(knee, knee),
+    ).html()  # fmt: skip
 
 
-def chart(series: Mapping[str, Series], right: float, *, steps: bool = False, height: int = HEIGHT) -> str:
-    """Lines over a common horizontal axis from 0 to `right`, as SVG. `steps`: values hold until the next."""
-    top = max((y for line in series.values() for _, y in line), default=0.0) or 1.0
-    plot = height - 30
+def _knee(at: float | None, knee: float | None) -> list[tuple[float, str]]:
+    return [] if at is None or knee is None else [(at, f"knee: {knee:.3g} requests/s")]
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        return LEFT + (WIDTH - LEFT - 10) * min(x / right, 1.0), 10 + plot * (1.0 - y / top)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img">']
-    for share in (0.0, 0.5, 1.0):
-        _, y = place(0.0, share * top)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 10}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{share * top:.3g}</text>')
-    parts.append(f'<text x="{WIDTH - 10}" y="{height - 4}" text-anchor="end">{right:.4g}</text>')
-    for number, (name, line) in enumerate(series.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
-        path: list[str] = []
-        last = 0.0
-        for x, y in line:
-            px, py = place(x, y)
-            if steps and path:
-                path.append(f"L{px:.1f} {last:.1f}")
-            path.append(f"{'L' if path else 'M'}{px:.1f} {py:.1f}")
-            last = py
-        parts.append(f'<path d="{"".join(path)}" fill="none" stroke="{colour}" stroke-width="1.2"/>')
-        label = html.escape(name)
-        parts.append(
-            f'<text x="{LEFT + 8 + 150 * number}" y="{height - 4}" style="fill:{colour}">{label}</text>'
-        )
-    return "".join(parts) + "</svg>"
+def _curve(points: Sequence[Figures], knee: float | None, name: str, key: str, target: float) -> str:
+    """Latency over throughput: up and to the right as the rate rises, and straight up behind the knee."""
+    x = [float(point["output_tokens_per_s"]) for point in points]
+    notes = [f"{point['rate']:.3g} requests/s offered" for point in points]
+    lines = [Line(q, x, [point[key][q] for point in points], dots=True, notes=notes) for q in _QUANTILES]
+    at = next((out for out, point in zip(x, points, strict=True) if point["rate"] == knee), None)
+    return Chart(
+        f"{name} over throughput", "output tokens/s", f"{name}, ms", lines, max(x) * 1.04, height=320,
+        logarithmic=True, down=_knee(at, knee), across=[(target, f"target {target:,.0f} ms")],
+    ).html()  # fmt: skip
