@@ -142,7 +142,7 @@ class Speculator:
     def worthwhile(self, cost: StepCost, plan: Plan) -> bool:
         """Whether a first draft as good as they come pays at this batch size: the cheap test before lookups."""
         self._indexed = 0
-        if not plan.decodes:
+        if not plan.decodes or not self._max_drafts:
             return False
         return self._drafts_that_pay(cost, plan, plan.pairs // plan.sequences, BEST_CHANCE, 1) > 0
 
