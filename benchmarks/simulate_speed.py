@@ -1,6 +1,6 @@
-"""How fast the simulator is: the Azure trace on 8 replicas, and a million requests on a thousand.
+"""How fast the simulator is: the Azure trace on 8 replicas, their share on one, a million requests on a thousand.
 
-python benchmarks/simulate_speed.py                  # the trace: 19,366 requests, 8 replicas
+python benchmarks/simulate_speed.py                  # the trace: 19,366 requests on 8 replicas, every eighth on one
 python benchmarks/simulate_speed.py --million        # 1,000 replicas, 1,000,000 requests: some ten minutes
 python benchmarks/simulate_speed.py --million --requests 50000
 """
@@ -70,7 +70,9 @@ def main() -> None:
     trace = data / "traces" / "azure_2023_conv.csv"
     if not trace.exists():
         sys.exit(f"no trace at {trace}; set WEIGHBRIDGE_DATA")
-    timed("Azure conv on 8", fleet(8, options.policy or "weigh"), from_rows(read_rows(trace)))
+    rows = read_rows(trace)
+    timed("Azure conv on 8", fleet(8, options.policy or "weigh"), from_rows(rows))
+    timed("every eighth of them on 1", fleet(1, options.policy or "weigh"), from_rows(rows[::8]))
 
 
 if __name__ == "__main__":
