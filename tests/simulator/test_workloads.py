@@ -162,6 +162,18 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
     assert "<script" not in page.read_text()
 
 
+def test_prices_say_where_they_are_from() -> None:
+    fast = ("--model", "llama-3.1-8b", "--device", "H100-80GB", "--max-model-len", "16384")
+    listed = json.loads(simulate("--workload", SMALL, *fast, "--json").stdout)
+    assert listed["price"]["usd_per_replica_hour"] > 0
+    assert "list price of" in listed["price"]["source"]
+    assert listed["price"]["source"] in listed["setup"]["price"]
+    given = json.loads(simulate("--workload", SMALL, *fast, "--price", "2.5", "--json").stdout)
+    assert given["price"] == {"usd_per_replica_hour": 2.5, "source": "as given with --price"}
+    printed = simulate("--workload", SMALL, *fast).stdout.decode()
+    assert "list price of" in printed
+
+
 def test_comparison_and_sweep() -> None:
     compared = json.loads(
         simulate("--workload", SMALL, "--replicas", "2", "--compare", "policy=weigh,random", "--json").stdout
@@ -206,6 +218,11 @@ def test_comparison_and_sweep() -> None:
         (("--workload", SMALL, "--compare", "colour=red"), "write NAME=VALUE"),
         (("--workload", SMALL, "--sweep", "rate=0"), "rate=auto"),
         (("--workload", SMALL, "--speeds", "1,-2"), "--speeds"),
+        (("--workload", SMALL, "--limit", "5"), "write requests="),
+        (("--workload", SMALL, "--tp", "2"), "--device"),
+        (("--workload", SMALL, "--price", "inf"), "USD per replica-hour"),
+        (("--workload", SMALL, "--html", "nowhere/page.html"), "a directory that exists"),
+        (("--workload", SMALL, "--max-model-len", "10"), "no request fits"),
     ],
 )
 def test_bad_input_is_one_line(options: tuple[str, ...], said: str) -> None:

@@ -13,6 +13,7 @@ from weighbridge.cli.simulate_inputs import (
     Machine,
     MachineFlags,
     WorkloadFlags,
+    check_page,
     check_policy,
     fleet_of,
     fleets_to_compare,
@@ -58,9 +59,10 @@ def simulate(
     wanted = FleetFlags(replicas, speeds, policy, tuple(event or ()), autoscale, tokens_per_minute, max_queue)
     speed = MachineFlags(model, device, tp, weights, step_cost, fit, price)
     experiment, found = _experiment(arriving, speed, engine, wanted, slo, range(seed, seed + seeds), rate)
+    check_page(html)
     began = time.perf_counter()
     result = {
-        "setup": _setup(experiment, arriving, wanted, found),
+        "setup": _setup(experiment, arriving, wanted, found, compare),
         "price": {"usd_per_replica_hour": found.usd_per_hour, "source": found.price_source},
         "step_cost": found.cost.as_dict(),
         "kv_tokens": experiment.fleet.replicas[0].capacity.kv_tokens,
@@ -99,19 +101,23 @@ def _experiment(
 
 
 def _setup(
-    experiment: Experiment, arriving: WorkloadFlags, wanted: FleetFlags, found: Machine
+    experiment: Experiment, arriving: WorkloadFlags, wanted: FleetFlags, found: Machine, compare: str | None
 ) -> dict[str, str]:
     """In words: what ran on what, and what the targets and the price are."""
     fleet, targets = experiment.fleet, experiment.targets
     rate = f", at {experiment.rate:g} requests/s" if experiment.rate is not None else ""
-    number = f"autoscaled, {wanted.autoscale}" if wanted.autoscale else f"{len(fleet.replicas)}"
+    number = f"autoscaled ({wanted.autoscale})" if wanted.autoscale else f"{len(fleet.replicas)}"
     speeds = f" at speeds {wanted.speeds}" if wanted.speeds else ""
     setup = {
         "workload": f"{arriving.words}{rate}",
-        "replicas": f"{number} x {found.words}{speeds}, {fleet.replicas[0].batching} batching",
+        "replicas": f"{number} of {found.words}{speeds}, {fleet.replicas[0].batching} batching",
         "gateway": f"policy {fleet.policy}",
         "targets": f"TTFT {targets.ttft * 1e3:,.0f} ms, TPOT {targets.tpot * 1e3:,.0f} ms",
     }
+    if compare is not None:
+        setup["compared"] = compare
+        if compare.startswith("policy="):
+            del setup["gateway"]
     if found.usd_per_hour:
         setup["price"] = f"{found.usd_per_hour:,.2f} USD per replica-hour, {found.price_source}"
     return setup
@@ -131,4 +137,10 @@ def _result(
         if sweep is not None:
             rates = rates_of(sweep)
             return {"sweep": experiment.find_knee() if rates is None else experiment.sweep(rates)}
-        return experiment.run()
+        result = experiment.run()
+    if result["failed"] == result["requests"] and set(result["errors"]) == {"never_fits"}:
+        raise BadInput(
+            f"no request fits: prompt and allowed answer together exceed --max-model-len {max_model_len} or the KV "
+            "cache; raise it or --kv-tokens, or give a lower --max-tokens"
+        )
+    return result

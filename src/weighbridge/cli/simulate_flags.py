@@ -20,8 +20,8 @@ Trace = Annotated[
 Workload = Annotated[
     str | None,
     _workload(
-        help="Synthetic: KIND:rate=5,requests=1000,prompt=LENGTHS,output=LENGTHS; kinds are poisson, gamma, "
-        "constant, bursts, heavy_tail, shared_prefix, sessions, agents; lengths such as 200, lognormal:600:0.9."
+        help="Synthetic, such as poisson:rate=5,requests=1000 with prompt=LENGTHS and output=LENGTHS, each such as "
+        "200 or lognormal:600:0.9. Also gamma, constant, bursts, heavy_tail, shared_prefix, sessions, agents."
     ),
 ]
 Rate = Annotated[float | None, _workload(min=1e-6, help="Requests a second, instead of the workload's.")]
@@ -63,13 +63,18 @@ PrefixCache = Annotated[bool, _engine(help="Share equal prompt beginnings.")]
 
 Replicas = Annotated[int, _fleet(min=1, help="How many.")]
 Speeds = Annotated[str | None, _fleet(help="Relative speed of each replica, such as 1,1,0.5.")]
-Policy = Annotated[str, _fleet(help="How the gateway chooses a replica.")]
+Policy = Annotated[
+    str, _fleet(help="How the gateway chooses a replica; a name that is none prints them all.")
+]
 Events = Annotated[
     list[str] | None, _fleet(help="SECONDS:fail|drain|add:NAME, replicas are r0, r1 ...; may repeat.")
 ]
 Autoscale = Annotated[
     str | None,
-    _fleet(help="min=2,max=8[,high=5,low=1,up=2,down=60,settle=10,startup=30]: the fleet's own rule."),
+    _fleet(
+        help="The fleet's own rule: min=2,max=8 and, where wanted, high=5, low=1 (seconds of queued work), up=2, "
+        "down=60, settle=10, startup=30 (seconds)."
+    ),
 ]
 TokensPerMinute = Annotated[int | None, _fleet(min=1, help="Limit of each tenant.")]
 MaxQueue = Annotated[int, _fleet(min=0, help="Requests that may wait in the gateway.")]

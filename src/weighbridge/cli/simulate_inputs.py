@@ -110,6 +110,11 @@ def open_source(asked: WorkloadFlags) -> Source:
     if (asked.trace is None) == (asked.workload is None):
         raise BadInput("give one of --trace FILE and --workload SPEC, such as --workload poisson:rate=5")
     if asked.workload is not None:
+        if asked.limit is not None or asked.scale_prompt != 1.0 or asked.scale_output != 1.0:
+            raise BadInput(
+                "--limit, --scale-prompt and --scale-output change a --trace; write requests=, prompt= and "
+                "output= into --workload"
+            )
         spec = Synthetic.parse(asked.workload)
         return SyntheticSource(
             spec if asked.max_tokens is None else replace(spec, max_tokens=asked.max_tokens)
@@ -130,6 +135,10 @@ def open_source(asked: WorkloadFlags) -> Source:
 
 def machine(asked: MachineFlags, engine: EngineFlags, source: Source) -> Machine:
     """How fast a replica is and what it costs. Raises BadInput unless one thing says so."""
+    if asked.price is not None and not asked.price < 1e9:
+        raise BadInput("--price: write USD per replica-hour, such as 2.5", param="price")
+    if asked.device is None and (asked.tp != 1 or asked.weights is not None):
+        raise BadInput("--tp and --weights say how --model runs on --device: give both, or leave them out")
     found = _machine(asked, engine, source)
     if asked.price is None:
         return found
@@ -230,6 +239,12 @@ def _settings(engine: EngineFlags, machine: Machine, source: Source) -> Schedule
         # where nothing is shared, a cache finds nothing: save the time
         prefix_cache=engine.prefix_cache and source.shares,
     )
+
+
+def check_page(path: Path | None) -> None:
+    """A page that cannot be written is said before an hour is simulated."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise BadInput(f"--html {path}: give a file in a directory that exists", param="html")
 
 
 def check_policy(name: str) -> None:

@@ -53,7 +53,7 @@ def _number(result: dict[str, Any], key: str, column: str) -> str:
 
 def _right(*heads: str) -> Table:
     """All columns but the first hold numbers."""
-    table = Table(*heads)
+    table = Table(*heads, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     return table
@@ -74,7 +74,10 @@ def _sentence(result: dict[str, Any]) -> str:
     if result["usd"]:
         parts.append(f"{result['usd_per_million_output_tokens']:,.2f} USD per million output tokens")
     if result["failed"]:
-        parts.append(f"{result['failed']:,.0f} failed ({', '.join(result['errors'])})")
+        kinds = ", ".join(f"{name} {count:,.0f}" for name, count in result["errors"].items())
+        parts.append(f"{result['failed']:,.0f} failed ({kinds})")
+    if "never_fits" in result["errors"]:
+        parts.append("never_fits: prompt and --max-tokens exceed --max-model-len or the KV cache")
     return "; ".join(parts)
 
 

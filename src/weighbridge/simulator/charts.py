@@ -21,11 +21,13 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--soft:#9aa3ad;--line:#3a414a;--page:#16191d}}
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);margin:2rem auto;max-width:1060px;
 padding:0 1rem}
+p{overflow-wrap:anywhere}
 h1{font-size:1.5rem;margin:0 0 .2rem}h2{font-size:1.15rem;margin:2rem 0 .4rem}h3{font-size:1rem;margin:1.4rem 0 .2rem}
+summary{font-weight:600;cursor:pointer;padding:.3rem 0}
 .soft{color:var(--soft)}.wide{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 td,th{padding:.25rem .8rem .25rem 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th{color:var(--soft);font-weight:500}td:first-child,th:first-child{text-align:left}
+th{color:var(--soft);font-weight:500;white-space:normal;vertical-align:bottom}td:first-child,th:first-child{text-align:left}
 figure{margin:.6rem 0 1.2rem}figcaption{font-weight:500}
 .legend{display:flex;flex-wrap:wrap;gap:.1rem 1.2rem;font-size:13px;color:var(--soft)}
 .legend i{display:inline-block;width:1.3em;height:.25em;margin-right:.4em;vertical-align:middle}
@@ -68,6 +70,15 @@ class Chart:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_scale", self._ends())
 
+    @property
+    def _above(self) -> int:
+        """The upper end of the plot: words of marked lines stand over it, in up to three rows."""
+        return ABOVE + 14 * min(len(self.down), 3)
+
+    @property
+    def _tall(self) -> int:
+        return self.height + self._above - ABOVE
+
     def _ends(self) -> tuple[float, float]:
         """The least and the largest value of the vertical axis."""
         values = [
@@ -88,7 +99,7 @@ class Chart:
             share = math.log(max(value, low) / low) / math.log(high / low)
         else:
             share = (value - low) / (high - low)
-        return ABOVE + (self.height - ABOVE - BELOW) * (1.0 - min(max(share, 0.0), 1.0))
+        return self._above + (self.height - ABOVE - BELOW) * (1.0 - min(max(share, 0.0), 1.0))
 
     def html(self) -> str:
         """The chart as a figure with its title and legend."""
@@ -98,7 +109,7 @@ class Chart:
             '<div class="wide">',
         ]
         label = escape(f"{self.title}: {self.y_label} over {self.x_label}", quote=True)
-        parts.append(f'<svg viewBox="0 0 {WIDTH} {self.height}" role="img" aria-label="{label}">')
+        parts.append(f'<svg viewBox="0 0 {WIDTH} {self._tall}" role="img" aria-label="{label}">')
         parts += [*self._axes(), *self._marks()]
         for number, line in enumerate(self.lines):
             parts += self._drawn(line, COLOURS[number % len(COLOURS)])
@@ -112,9 +123,11 @@ class Chart:
         return f'<div class="legend">{"".join(names)}</div>' if len(names) > 1 else ""
 
     def _axes(self) -> list[str]:
-        bottom, edge, parts = self.height - BELOW, WIDTH - RIGHT, []
+        bottom, edge, parts = self._tall - BELOW, WIDTH - RIGHT, []
         low, high = self._scale
-        for tick in decades(low, high) if self.logarithmic else ticks(high, max((bottom - ABOVE) // 32, 2)):
+        for tick in (
+            decades(low, high) if self.logarithmic else ticks(high, max((bottom - self._above) // 32, 2))
+        ):
             y = self.y(tick)
             parts.append(f'<line x1="{LEFT}" x2="{edge}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
             parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
@@ -124,16 +137,16 @@ class Chart:
                 f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}" stroke="var(--soft)"/>'
             )
             parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{short(tick)}</text>')
-        middle = (ABOVE + bottom) / 2
+        middle = (self._above + bottom) / 2
         parts.append(f'<line x1="{LEFT}" x2="{edge}" y1="{bottom}" y2="{bottom}" stroke="var(--soft)"/>')
-        parts.append(f'<text x="{(LEFT + edge) / 2}" y="{self.height - 6}" text-anchor="middle">')
+        parts.append(f'<text x="{(LEFT + edge) / 2}" y="{self._tall - 6}" text-anchor="middle">')
         parts.append(f"{escape(self.x_label)}</text>")
         parts.append(f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">')
         parts.append(f"{escape(self.y_label)}</text>")
         return parts
 
     def _marks(self) -> list[str]:
-        bottom, parts = self.height - BELOW, []
+        bottom, parts = self._tall - BELOW, []
         for at, words in self.across:
             y = self.y(at)
             parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"')
@@ -142,9 +155,9 @@ class Chart:
         for row, (at, words) in enumerate(self.down):
             x = self.x(at)
             anchor, beside = ("end", x - 6) if x > WIDTH * 0.7 else ("start", x + 6)
-            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{ABOVE}" y2="{bottom}"')
+            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{ABOVE + 14 * (row % 3)}" y2="{bottom}"')
             parts.append(' stroke="var(--ink)" stroke-dasharray="5 4"/>')
-            y = ABOVE + 12 + 14 * (row % 3)
+            y = ABOVE + 9 + 14 * (row % 3)
             parts.append(
                 f'<text class="ink" x="{beside:.1f}" y="{y}" text-anchor="{anchor}">{escape(words)}</text>'
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from weighbridge.simulator.workload import Synthetic
 SERVED = 0.95
 #: How closely the knee is searched, as a ratio of rates.
 CLOSE = 1.05
+#: Rates a knee's curve is drawn by, as factors of the knee.
+AROUND = (0.25, 0.5, 0.75, 1.25, 1.5, 2.0)
 _ROUNDS = 12
 
 
@@ -110,7 +113,8 @@ class Experiment:
         return {"served_share": SERVED, "knee_rps": max(good, default=None), "points": points}
 
     def find_knee(self, start: float | None = None) -> dict[str, Any]:
-        """Double or halve from `start` (None: the workload's own rate) until the knee is enclosed, then bisect."""
+        """Double or halve from `start` (None: the workload's own rate) until the knee is enclosed, then bisect; last
+        the rates around it that a curve needs (`AROUND`)."""
         rate = start or self.source.rate or 1.0
         points = [self._at(rate)]
         for _ in range(_ROUNDS):
@@ -126,8 +130,12 @@ class Experiment:
             else:
                 rate = (low * high) ** 0.5
             points.append(self._at(rate))
-        served = [p["rate"] for p in points if p["good_share"] >= SERVED]
+        knee = max((p["rate"] for p in points if p["good_share"] >= SERVED), default=None)
+        for factor in AROUND if knee is not None else ():
+            if all(abs(math.log(knee * factor / p["rate"])) > math.log(1.1) for p in points):
+                points.append(self._at(knee * factor))
         points.sort(key=lambda point: float(point["rate"]))
+        served = [p["rate"] for p in points if p["good_share"] >= SERVED]
         return {"served_share": SERVED, "knee_rps": max(served, default=None), "points": points}
 
     def _at(self, rate: float) -> dict[str, Any]:

@@ -164,10 +164,12 @@ def _timelines(experiment: Experiment) -> Iterator[str]:
     yield Chart("Waiting at the gateway", "seconds", "requests", [queue], end, down=acts).html()
     if len(run.sizes) > len(experiment.fleet.replicas):
         yield _sizes(run, end, acts)
-    for name, track in sorted(timeline.replicas.items()):
+    for number, (name, track) in enumerate(sorted(timeline.replicas.items())):
         own = [(at, words) for at, words in acts if words.endswith(f" {name.partition('@')[0]}")]
-        yield f"<h3>Replica {escape(name)}</h3>"
+        opened = " open" if number == 0 else ""
+        yield f"<details{opened}><summary>Replica {escape(name)}</summary>"
         yield from (chart.html() for chart in _of_replica(track, end, own))
+        yield "</details>"
     if timeline.left_out:
         yield f"<p>{len(timeline.left_out)} more replicas are not drawn.</p>"
 
