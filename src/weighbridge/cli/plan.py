@@ -145,7 +145,7 @@ def plan(
             chosen,
             traffic,
             slo,
-            _Varied(tp, count, weights, kv_dtype, simulate),
+            _Varied(tp, count, weights, kv_dtype, simulate, price),
             html,
             json_output,
         )
@@ -177,6 +177,7 @@ class _Varied:
     weights: str | None
     kv_dtype: str
     simulate: bool
+    price: float | None
 
 
 def _single(
@@ -227,9 +228,11 @@ def _recommend(
 ) -> None:
     if trace is None or len(models) != 1:
         raise BadInput("--recommend takes one MODEL and needs --traffic TRACE")
+    if varied.price is not None and device is None:
+        raise BadInput("--price is that of one device: with --recommend give --device too")
     rows = [Arrival(row.at, row.prompt_tokens, row.output_tokens) for row in read_rows(trace)]
     kv = None if varied.kv_dtype == "auto" else varied.kv_dtype
-    search = Search([device] if device else None, varied.tp, varied.weights, kv, varied.count)
+    search = Search([device] if device else None, varied.tp, varied.weights, kv, varied.count, varied.price)
     traffic = traffic_of(rows)
     objectives = parse_slo(slo)
     choices = recommend_deployments(models[0], deployment, traffic, objectives, search)
@@ -240,7 +243,7 @@ def _recommend(
     command = engine_command(first.plan)
     config = fleet_yaml(first.plan, cost, first.replicas, first.usd_per_hour)
     if html is not None:
-        shape = _Shape(round(traffic.prompt), round(traffic.output), None, None)
+        shape = _Shape(round(traffic.prompt), round(traffic.output), None, varied.price)
         _write(html, page(first.plan, _speeds(first.plan, shape), [], command))
     if as_json:
         found = [choice_json(choice) for choice in choices]

@@ -149,8 +149,8 @@ def _speed_table(speeds: Sequence[Speed]) -> str:
         for s in speeds
     ]
     head = ("requests at once", "TTFT", "TPOT", "tokens/s", "per million output tokens")
-    note = f"Requests of {speeds[0].prompt:,} + {speeds[0].output:,} tokens; {speeds[0].usd_per_hour:.2f} USD per hour."
-    return _table(head, rows) + f"<p class='soft'>{note}</p>"
+    note = f"Requests of {speeds[0].prompt:,} + {speeds[0].output:,} tokens; {speeds[0].explain[-1]}."
+    return _table(head, rows) + f"<p class='soft'>{escape(note)}</p>"
 
 
 def _curve(speeds: Sequence[Speed]) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from weighbridge.planner.fit import Change
 from weighbridge.planner.memory import MemoryPlan
 from weighbridge.planner.packing import Placed
-from weighbridge.planner.report import figures
+from weighbridge.planner.report import figures, price_of
 from weighbridge.planner.search import Choice
 from weighbridge.planner.speed import Speed
 
@@ -89,6 +89,11 @@ def print_choices(choices: Sequence[Choice], command: str, config: str, console:
             f"{o.load:.0%}",
         )
     console.print(table)
+    for name, (price, source) in {
+        choice.candidate.device.name: price_of(choice) for choice in choices
+    }.items():
+        line = f"  {name}: {price:,.2f} USD per device-hour, {source}"
+        console.print(escape(line), highlight=False, soft_wrap=True)
     console.print(f"why the first: {escape(choices[0].outcome.why)}", highlight=False, soft_wrap=True)
     console.print(f"[bold]start each replica[/]\n  {escape(command)}", highlight=False, soft_wrap=True)
     console.print(f"[bold]weighbridge.yaml[/]\n{escape(config)}", highlight=False, soft_wrap=True)

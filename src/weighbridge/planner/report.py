@@ -127,6 +127,14 @@ def speed_json(speed: Speed) -> dict[str, Any]:
     return record
 
 
+def price_of(choice: Choice) -> tuple[float, str]:
+    """USD per device-hour, and where that is from."""
+    candidate = choice.candidate
+    price = candidate.usd_per_hour / candidate.gpus
+    listed = abs(price - candidate.device.usd_per_hour) < 1e-6
+    return price, candidate.device.price_note if listed else "as given with --price"
+
+
 def choice_json(choice: Choice) -> dict[str, Any]:
     """One recommendation."""
     candidate, d = choice.candidate, choice.candidate.plan.deployment
@@ -138,6 +146,10 @@ def choice_json(choice: Choice) -> dict[str, Any]:
         "weights": candidate.plan.stored.format,
         "kv_dtype": d.kv_dtype,
         "usd_per_hour": candidate.usd_per_hour,
+        "price": {
+            "usd_per_device_hour": candidate.device.usd_per_hour,
+            "source": candidate.device.price_note,
+        },
         **asdict(choice.outcome),
         "plan": memory_json(candidate.plan),
     }

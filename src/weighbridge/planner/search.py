@@ -33,6 +33,7 @@ class Search:
     weights: str | None = None
     kv_dtype: str | None = None
     gpus: int | None = None  # at most
+    usd_per_device_hour: float | None = None  # None: each device's own price
 
 
 def recommend(
@@ -103,7 +104,8 @@ def _fewest(
     most = min(_MOST_REPLICAS, (search.gpus or _MOST_REPLICAS * per_replica) // per_replica)
 
     def judge(replicas: int) -> Choice:
-        hourly = device.usd_per_hour * per_replica * replicas
+        price = device.usd_per_hour if search.usd_per_device_hour is None else search.usd_per_device_hour
+        hourly = price * per_replica * replicas
         candidate = Candidate(plan, device, replicas, hourly)
         return Choice(candidate, evaluate(candidate, traffic, slo))
 
