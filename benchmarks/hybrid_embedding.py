@@ -23,7 +23,8 @@ from weighbridge.hybrid.difficulty.features import hashed_row, prompt_features
 from weighbridge.hybrid.difficulty.labels import read_labels
 from weighbridge.hybrid.difficulty.metrics import curve
 from weighbridge.hybrid.difficulty.model import Space, gain
-from weighbridge.hybrid.difficulty.train import PENALTIES, train
+from weighbridge.hybrid.difficulty.ridge import PENALTIES
+from weighbridge.hybrid.difficulty.train import train
 
 DATA = Path(os.environ.get("WEIGHBRIDGE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "routing"
 QUESTIONS, LABELS, SEEDS = 6000, 1500, 5

@@ -29,8 +29,8 @@ import aiohttp
 import numpy as np
 
 from weighbridge.hybrid.difficulty.labels import read_labels
-from weighbridge.hybrid.difficulty.model import TrainedRouter
 from weighbridge.hybrid.difficulty.train import train
+from weighbridge.hybrid.difficulty.trained import TrainedRouter
 
 DATA = Path(os.environ.get("WEIGHBRIDGE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "routing"
 CHUNKS = 12

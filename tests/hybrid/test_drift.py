@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from weighbridge.cli.app import app
 from weighbridge.hybrid.difficulty.features import FEATURES, prompt_features
 from weighbridge.hybrid.difficulty.labels import Label
-from weighbridge.hybrid.difficulty.model import TrainedRouter, load_router
 from weighbridge.hybrid.difficulty.train import train
+from weighbridge.hybrid.difficulty.trained import TrainedRouter, load_router
 from weighbridge.hybrid.drift import drift, population_stability
 from weighbridge.hybrid.suggest import suggest
 

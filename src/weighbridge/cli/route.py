@@ -10,6 +10,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from weighbridge.cli.route_features import (
+    Edge,
+    EdgeKey,
+    EdgeModel,
+    EdgeUrl,
+    Features,
+    named,
+    tables,
+    tables_for,
+    used,
+)
 from weighbridge.cli.route_report import explain, report
 from weighbridge.cli.terminal import print_json
 from weighbridge.errors import BadInput
@@ -18,7 +29,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from weighbridge.hybrid.difficulty.labels import Label
-    from weighbridge.hybrid.difficulty.model import TrainedRouter
+    from weighbridge.hybrid.difficulty.trained import TrainedRouter
+    from weighbridge.hybrid.difficulty.vectors import VectorTable
 
 app = typer.Typer(help="Edge or cloud: train, measure and serve routes.", no_args_is_help=True)
 app.command("explain")(explain)
@@ -62,6 +74,10 @@ def train(
         Path, typer.Option(help="JSONL: prompt, edge_correct, cloud_correct; edge_response too.")
     ],
     out: Annotated[Path, typer.Option(help="Where the router goes.")] = Path("router.json"),
+    features: Features = "text",
+    edge_url: EdgeUrl = None,
+    edge_model: EdgeModel = None,
+    edge_key: EdgeKey = None,
     seed: Annotated[int, typer.Option(help="Of the random features.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -69,15 +85,22 @@ def train(
     from weighbridge.hybrid.difficulty.labels import read_labels
     from weighbridge.hybrid.difficulty.train import train as learn
 
-    router = learn(read_labels(labels), seed)
+    known = read_labels(labels)
+    prompts = [one.prompt for one in known]
+    found = tables(named(features), prompts, Edge(edge_url, edge_model, edge_key))
+    router = learn(known, seed, found)
     _save(router, out)
     judged = router.judge is not None
     if json_output:
-        print_json({"router": str(out), "n": router.trained_on, "judges_answers": judged})
+        told = {"router": str(out), "n": router.trained_on, "judges_answers": judged, "features": used(found)}
+        print_json({**told, "shares": router.shares()})
         return
     print(
         f"{out}: learned from {router.trained_on} labels; it {'judges' if judged else 'cannot judge'} answers"
     )
+    for name, shares in router.shares().items():
+        worth = "they tell it nothing, and will not be asked for" if not any(shares) else "they help"
+        print(f"features {name}: {worth}")
 
 
 @app.command("eval")
@@ -88,6 +111,10 @@ def evaluate(
     mode: Annotated[
         str, typer.Option(help="auto, prompt, or cascade: whether local answers are read.")
     ] = "auto",
+    features: Features = "text",
+    edge_url: EdgeUrl = None,
+    edge_model: EdgeModel = None,
+    edge_key: EdgeKey = None,
     seed: Annotated[int, typer.Option(help="Of folds, bootstrap and the random baseline.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -99,37 +126,45 @@ def evaluate(
         raise BadInput(f"--mode: {mode!r} is not one of {', '.join(measure.MODES)}")
     if (router is None) == (folds is None):
         raise BadInput("give either --router FILE or --folds N")
+    if router is not None and features != "text":
+        raise BadInput("--features: is for --folds; a router has the features it was trained with")
     known = read_labels(labels)
+    edge = Edge(edge_url, edge_model, edge_key)
     if router is not None:
-        score = _scores(router, known, mode)
+        score, found = _scores(router, known, mode, edge)
     else:
-        score = measure.cross_validated(known, folds or 5, mode, seed)
-    result = asdict(measure.evaluate(known, score, seed))
+        found = tables(named(features), [one.prompt for one in known], edge)
+        score = measure.cross_validated(known, folds or 5, mode, seed, found)
+    result = {**asdict(measure.evaluate(known, score, seed)), "features": used(found)}
     if json_output:
         print_json(result)
     else:
         _print_report(result)
 
 
-def _scores(router: Path, labels: list[Label], mode: str) -> np.ndarray:
+def _scores(router: Path, labels: list[Label], mode: str, edge: Edge) -> tuple[np.ndarray, list[VectorTable]]:
+    """The scores, and the vectors they were made with."""
     from weighbridge.hybrid.difficulty import evaluate as measure
-    from weighbridge.hybrid.difficulty.model import load_router
+    from weighbridge.hybrid.difficulty.trained import load_router
 
     trained = load_router(router)
-    if mode == "cascade" and not measure.reads_answers(trained, labels, mode):
+    reads = measure.reads_answers(trained, labels, mode)
+    if mode == "cascade" and not reads:
         raise BadInput("--mode cascade: needs a router trained with edge_response, and labels that hold it")
-    return measure.scores(trained, labels, mode)
+    found = [] if reads else tables_for(trained, [one.prompt for one in labels], edge)
+    return measure.scores(trained, labels, mode, found), found
 
 
 def _print_report(result: dict[str, Any]) -> None:
     table = Table("", "value", "95 %")
     for name, value in result.items():
-        if name == "interval":
+        if name in ("interval", "features"):
             continue
         ends = result["interval"].get(name)
         shown = "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
         table.add_row(name, shown, f"{ends[0]:.4f} to {ends[1]:.4f}" if ends else "")
     Console().print(table)
+    print(f"features: {', '.join(result['features'])}")
 
 
 @app.command("calibrate")
@@ -139,14 +174,19 @@ def calibrate(
     labels: Annotated[
         Path | None, typer.Option(help="JSONL with `prompt`: your traffic; none: the training labels.")
     ] = None,
+    edge_url: EdgeUrl = None,
+    edge_model: EdgeModel = None,
+    edge_key: EdgeKey = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Set the pre-router's threshold so that a given share of the traffic goes to the cloud."""
     from weighbridge.hybrid.difficulty.calibrate import calibrated, read_prompts
-    from weighbridge.hybrid.difficulty.model import load_router
+    from weighbridge.hybrid.difficulty.trained import load_router
 
     trained = load_router(router)
-    changed, achieved = calibrated(trained, cloud_share, read_prompts(labels) if labels else None)
+    prompts = read_prompts(labels) if labels else None
+    found = tables_for(trained, prompts, Edge(edge_url, edge_model, edge_key)) if prompts else []
+    changed, achieved = calibrated(trained, cloud_share, prompts, found)
     _save(changed, router)
     if json_output:
         print_json({"router": str(router), "threshold": changed.threshold, "cloud_share": achieved})

@@ -80,7 +80,7 @@ def _of(route: str | None, rows: Rows, name: str) -> Rows:
 
 
 def _drift(router: Path, tickets: Rows, shadows: Rows) -> dict[str, Any]:
-    from weighbridge.hybrid.difficulty.model import load_router
+    from weighbridge.hybrid.difficulty.trained import load_router
     from weighbridge.hybrid.drift import drift
 
     return asdict(drift(load_router(router), tickets, shadows))

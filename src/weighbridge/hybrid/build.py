@@ -8,15 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from weighbridge.cost.length import OutputLengths
+from weighbridge.errors import BadInput
+from weighbridge.hybrid import edge_state
 from weighbridge.hybrid.bandit import ThresholdBandit
 from weighbridge.hybrid.budget import Ledger
 from weighbridge.hybrid.caps import Caps
-from weighbridge.hybrid.difficulty.model import load_router
+from weighbridge.hybrid.difficulty import minilm
+from weighbridge.hybrid.difficulty.trained import TrainedRouter, load_router
+from weighbridge.hybrid.difficulty.vectors import Embedder, Source, mismatch
 from weighbridge.hybrid.front import Front
 from weighbridge.hybrid.judge import AnswerJudge
 from weighbridge.hybrid.privacy.guard import Guard
 from weighbridge.hybrid.privacy.hits import Detector
 from weighbridge.hybrid.privacy.patterns import DenyListDetector, PatternDetector
+from weighbridge.hybrid.reading import Readers
 from weighbridge.hybrid.router import HybridRouter
 from weighbridge.hybrid.settings import HybridSettings, PrivacySettings, RouteSettings
 from weighbridge.hybrid.shadow import Shadow
@@ -60,9 +65,10 @@ def build_router(
     if trained is not None and route.threshold is None:
         route = replace(route, threshold=trained.threshold)
     shadow = build_shadow(route, shadow_file)
+    edge = make_side(route.name, "edge", route.edge)
     router = HybridRouter(
         settings=route,
-        edge=make_side(route.name, "edge", route.edge),
+        edge=edge,
         cloud=make_side(route.name, "cloud", route.cloud),
         ledger=ledger,
         guard=build_guard(route.privacy),
@@ -70,12 +76,50 @@ def build_router(
         judge=AnswerJudge(trained if trained is not None and trained.judge is not None else None),
         tickets=tickets,
         scorer=trained,
+        readers=build_readers(trained, route, edge) if trained is not None else None,
         lengths=lengths,
         observer=shadow,
     )
     if shadow is not None:
         shadow.router = router
     return router
+
+
+def build_readers(trained: TrainedRouter, route: RouteSettings, edge: Side) -> Readers | None:
+    """The vectors that the router wants; None where the text is all. Raises BadInput where they cannot be had."""
+    sources: list[tuple[Embedder, Source]] = []
+    for source in trained.wanted:
+        known = {minilm.SOURCE.name: _minilm, edge_state.NAME: _edge_state}
+        if source.name not in known:
+            raise BadInput(
+                f"{route.router}: trained with features {source.name!r}, which this version does not know"
+            )
+        try:
+            sources.append((known[source.name](source, route, edge), source))
+        except BadInput as error:
+            without = f"or train it again without the features {source.name}"
+            raise BadInput(f"routes.{route.name}.router: {route.router}: {error}; {without}") from error
+    return Readers(sources, route.score_wait) if sources else None
+
+
+def _minilm(source: Source, route: RouteSettings, edge: Side) -> Embedder:
+    if source != minilm.SOURCE:
+        raise BadInput(mismatch(source, minilm.SOURCE))
+    return minilm.MiniLm()
+
+
+def _edge_state(source: Source, route: RouteSettings, edge: Side) -> Embedder:
+    """What a model of the fleet is called here says nothing of the engine; there the first vector tells."""
+    if edge.elsewhere:
+        raise BadInput(
+            f"trained with the state of the edge's engine, but {edge.elsewhere}; nothing is sent there"
+        )
+    if route.edge.url and route.edge.model != source.model:
+        raise BadInput(
+            f"trained with the state of {source.model!r}, but the edge is {route.edge.model!r}; train it again "
+            "with that one"
+        )
+    return edge_state.EdgeState(edge)
 
 
 def build_shadow(route: RouteSettings, path: Path | None) -> Shadow | None:

@@ -10,6 +10,7 @@ routes:
       - {name: personal, types: [PERSON, EMAIL], residency: redact_then_cloud}
     threshold: 0.7
     router: router.json
+    score_wait_ms: 500
     cascade: {threshold: 0.6, window_tokens: 24, window_ms: 1500, race: false}
 budgets: {usd_per_day: 20, tenants: {"*": 2}, routes: {auto: 15}}
 """
@@ -113,6 +114,7 @@ def _route(name: str, section: Section, base: Path, models: Mapping[str, ModelSp
         policy=Policy(rules, default),
         threshold=_share(section, "threshold", 0.7) if "threshold" in section else None,
         router=section.path("router", base, must_exist=True),
+        score_wait=section.number("score_wait_ms", 500.0, above=0.0) / 1000,
         cascade=_cascade(section.section("cascade")),
         privacy=_privacy(section.section("privacy")),
         caps=_caps(section.section("caps")),

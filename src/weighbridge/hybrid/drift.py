@@ -15,7 +15,7 @@ import numpy as np
 
 from weighbridge.hybrid.difficulty.features import FEATURES
 from weighbridge.hybrid.difficulty.isotonic import calibration_error
-from weighbridge.hybrid.difficulty.model import TrainedRouter
+from weighbridge.hybrid.difficulty.trained import TrainedRouter
 
 #: Requests, or shadow evaluations, below which nothing is said.
 LEAST = 100

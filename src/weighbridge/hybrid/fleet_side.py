@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 
@@ -21,6 +22,7 @@ from weighbridge.fleet.meter import Meter
 from weighbridge.fleet.retry import retry_after
 from weighbridge.hybrid.build import MakeSide
 from weighbridge.hybrid.errors import SideFailed
+from weighbridge.hybrid.fleet_state import fleet_embeddings, foreign
 from weighbridge.hybrid.latency import Latency, TokenCount
 from weighbridge.hybrid.side import Chunk, HttpSide, Side, SideRequest, SideSettings
 
@@ -142,12 +144,23 @@ class FleetSide:
             self._check(opened)
         except BaseException as error:
             if journey is not None:
-                await _finished(self.gateway, journey, str(error) or type(error).__name__)
+                await _finished(self.gateway, journey, _reason(error))
             failure = self._failure(error, admitted=journey is not None)
             if failure is None:
                 raise
             raise failure from error
         return FleetStream(self, journey, opened, request, started)
+
+    @property
+    def elsewhere(self) -> str:
+        """Asked of the replicas that are there now, or, before there are any, of those that are configured."""
+        members = self._pool.members.values()
+        return foreign([one.spec for one in members] or self._pool.spec.replicas)
+
+    async def embeddings(self, request: SideRequest) -> Any:
+        if self.elsewhere:
+            raise SideFailed(f"{self.name}: {self.elsewhere}")
+        return await fleet_embeddings(self.gateway, self._pool, request, self._route)
 
     async def close(self) -> None:
         """The fleet is the gateway's to close."""
@@ -277,7 +290,12 @@ class FleetStream:
             await self._side.gateway.finish(self._journey, error)
 
 
-async def _finished(gateway: Gateway, journey: Journey, error: str) -> None:
+def _reason(error: BaseException) -> str | None:
+    """What went wrong, for the ticket; None where nothing did but that nobody wants the answer any more."""
+    return None if isinstance(error, asyncio.CancelledError) else str(error) or type(error).__name__
+
+
+async def _finished(gateway: Gateway, journey: Journey, error: str | None) -> None:
     await asyncio.shield(asyncio.ensure_future(gateway.finish(journey, error)))
 
 

@@ -95,7 +95,9 @@ class Journey:
         may_leave = verdict.residency is not Residency.NEVER
         score = threshold = None
         if may_leave and request.placement is Placement.AUTO:
-            score, threshold = router.score(request), router.threshold()
+            (score, said), threshold = await router.score(request), router.threshold()
+            if said:
+                self.note(said)
         grant = Grant(not (reason := router.refusal(request, cloud.usd)), reason) if may_leave else Grant()
         self.ticket.rule, self.ticket.score, self.ticket.threshold = verdict.rule, score, threshold
         decision = decide(verdict, asked, edge, cloud, grant, score, 1.0 if threshold is None else threshold)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,16 +14,21 @@ from weighbridge.cost.length import OutputLengths
 from weighbridge.hybrid.attempt import Attempt
 from weighbridge.hybrid.budget import Ledger
 from weighbridge.hybrid.caps import Caps
+from weighbridge.hybrid.difficulty.vectors import Question, Vector
 from weighbridge.hybrid.errors import SideFailed
 from weighbridge.hybrid.journey import Journey
 from weighbridge.hybrid.policy import Side as Where
 from weighbridge.hybrid.policy import SideFacts
 from weighbridge.hybrid.privacy.guard import Guard
+from weighbridge.hybrid.reading import Readers
 from weighbridge.hybrid.request import RoutedRequest
 from weighbridge.hybrid.settings import RouteSettings
 from weighbridge.hybrid.side import Chunk, Side
 from weighbridge.ticket.record import Ticket
 from weighbridge.ticket.store import TicketStore
+
+#: Part of the time a client gives that may be spent on looking at the prompt.
+LARGEST_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +40,9 @@ class Judgement:
 
 
 class Scorer(Protocol):
-    """Difficulty before answering, in [0, 1]."""
+    """Difficulty before answering, in [0, 1], from the text and the vectors that are there."""
 
-    def __call__(self, prompt: str) -> float: ...
+    def __call__(self, prompt: str, vectors: Mapping[str, Vector] | None = None) -> float: ...
 
 
 class Judge(Protocol):
@@ -69,6 +74,7 @@ class HybridRouter:
     judge: Judge
     tickets: TicketStore
     scorer: Scorer | None = None
+    readers: Readers | None = None
     observer: Observer | None = None
     lengths: OutputLengths | None = None
     clock: Callable[[], float] = time.monotonic
@@ -95,13 +101,23 @@ class HybridRouter:
         if self.observer is not None:
             await self.observer.close()
         self.guard.close()
+        if self.readers is not None:
+            await self.readers.close()
         await self.edge.close()
         await self.cloud.close()
 
     # -- facts that decisions are made of ----------------------------------------------------------------
 
-    def score(self, request: RoutedRequest) -> float | None:
-        return None if self.scorer is None else self.scorer(request.prompt)
+    async def score(self, request: RoutedRequest) -> tuple[float | None, str]:
+        """The score, and what it was made from where that may differ from prompt to prompt."""
+        if self.scorer is None or self.readers is None:
+            return (None if self.scorer is None else self.scorer(request.prompt)), ""
+        tenant, priority = request.tenant, request.priority
+        body = request.forwarded(edge=True)
+        question = Question(request.prompt, body, request.size, tenant, priority)
+        most = LARGEST_SHARE * (request.deadline_seconds or self.settings.timeout)
+        reading = await self.readers.read(question, most)
+        return self.scorer(request.prompt, reading.vectors), str(reading)
 
     def threshold(self) -> float:
         default = 0.7 if self.settings.threshold is None else self.settings.threshold

@@ -74,6 +74,7 @@ class RouteSettings:
     policy: Policy = field(default_factory=Policy)
     threshold: float | None = None  # pre-router score from which the cloud answers; None: the router file's
     router: Path | None = None  # what `route train` wrote
+    score_wait: float = 0.5  # seconds that a prompt waits for the vectors that the router was trained with
     cascade: CascadeSettings = CascadeSettings()
     privacy: PrivacySettings = PrivacySettings()
     caps: CapSettings = field(default_factory=CapSettings)

@@ -9,7 +9,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
@@ -81,6 +83,16 @@ class Side(Protocol):
     def estimate_tokens(self, size: int) -> int: ...
     async def open(self, request: SideRequest) -> SideStream:
         """Start an answer. Raises SideFailed before the first chunk."""
+        ...
+
+    @property
+    def elsewhere(self) -> str:
+        """Why its engine may not be asked for the state of a prompt: it is not on this machine. Empty: it may."""
+        ...
+
+    async def embeddings(self, request: SideRequest) -> Any:
+        """What `/v1/embeddings` answers to a chat, decoded. Raises SideFailed, and where it is elsewhere. It counts
+        nothing against the side's health: no answer depends on it."""
         ...
 
     async def close(self) -> None: ...
@@ -168,6 +180,32 @@ class HttpSide:
             raise
         return HttpStream(self, answer, request)
 
+    @property
+    def elsewhere(self) -> str:
+        return "" if is_here(self.settings.url) else f"{self.settings.shown} is not on this machine"
+
+    async def embeddings(self, request: SideRequest) -> Any:
+        if self.elsewhere:
+            raise SideFailed(f"{self.name}: {self.elsewhere}")
+        body = {**request.body, "model": self.model}
+        url = f"{self.settings.url.rstrip('/')}/embeddings"
+        try:
+            async with (
+                asyncio.timeout(request.timeout),
+                self._http().post(
+                    url, json=body, headers=self._headers(request), allow_redirects=False
+                ) as answer,
+            ):
+                text = await answer.text(errors="replace")
+        except (aiohttp.ClientError, TimeoutError) as error:
+            reason = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+            raise SideFailed(f"{self.name}: {reason}", status=504) from error
+        if answer.status != 200:
+            raise SideFailed(f"{self.name} answered {answer.status}: {_message(text)}", status=answer.status)
+        with suppress(ValueError):
+            return json.loads(text)
+        raise SideFailed(f"{self.name} sent an answer that is no JSON")
+
     async def close(self) -> None:
         if self._reading is not None:
             self._reading.cancel()
@@ -178,10 +216,7 @@ class HttpSide:
             self._session = None
 
     async def _post(self, body: Chunk, request: SideRequest) -> aiohttp.ClientResponse:
-        headers = {**self.settings.headers, **request.headers}
-        if self.settings.api_key:
-            headers["Authorization"] = f"Bearer {self.settings.api_key}"
-        url = f"{self.settings.url.rstrip('/')}/chat/completions"
+        url, headers = f"{self.settings.url.rstrip('/')}/chat/completions", self._headers(request)
         try:
             async with asyncio.timeout(min(request.timeout, self.settings.first_chunk_timeout)):
                 answer = await self._http().post(url, json=body, headers=headers, allow_redirects=False)
@@ -195,6 +230,12 @@ class HttpSide:
         if answer.status != 200:
             raise await self._refusal(answer)
         return answer
+
+    def _headers(self, request: SideRequest) -> dict[str, str]:
+        headers = {**self.settings.headers, **request.headers}
+        if self.settings.api_key:
+            headers["Authorization"] = f"Bearer {self.settings.api_key}"
+        return headers
 
     async def _refusal(self, answer: aiohttp.ClientResponse) -> SideFailed:
         text = ""
@@ -254,6 +295,17 @@ def _message(text: str) -> str:
         return str(error["message"] if isinstance(error, dict) else error)[:300]
     except (ValueError, KeyError, TypeError):
         return text[:300] or "no message"
+
+
+def is_here(url: str) -> bool:
+    """Whether a URL is of this machine itself: `localhost`, or a loopback address."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class HttpStream:

@@ -10,19 +10,21 @@ from pathlib import Path
 import numpy as np
 
 from weighbridge.errors import BadInput
-from weighbridge.hybrid.difficulty.model import TrainedRouter
+from weighbridge.hybrid.difficulty.trained import TrainedRouter
+from weighbridge.hybrid.difficulty.vectors import VectorTable, vectors_of
 
 
 def calibrated(
-    router: TrainedRouter, share: float, prompts: Sequence[str] | None
+    router: TrainedRouter, share: float, prompts: Sequence[str] | None, tables: Sequence[VectorTable] = ()
 ) -> tuple[TrainedRouter, float]:
-    """The router with its new threshold, and the share that this threshold sends.
+    """The router with its new threshold, and the share that this threshold sends. `tables`: the prompts' vectors.
 
     Without prompts the training labels stand for the traffic: the score is their rank already.
     """
     if prompts is None:
         return replace(router, threshold=1.0 - share if share > 0.0 else 1.01), share
-    scores = np.sort([router.score(prompt) for prompt in prompts])[::-1]
+    scored = [router.score(prompt, vectors_of(tables, row)) for row, prompt in enumerate(prompts)]
+    scores = np.sort(scored)[::-1]
     sent = round(share * len(scores))
     if sent == 0:
         threshold = 1.01

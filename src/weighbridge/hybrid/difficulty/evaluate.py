@@ -8,8 +8,9 @@ import numpy as np
 
 from weighbridge.hybrid.difficulty.labels import Label
 from weighbridge.hybrid.difficulty.metrics import Report, report
-from weighbridge.hybrid.difficulty.model import TrainedRouter
 from weighbridge.hybrid.difficulty.train import train
+from weighbridge.hybrid.difficulty.trained import TrainedRouter
+from weighbridge.hybrid.difficulty.vectors import VectorTable, vectors_of
 
 MODES = ("auto", "prompt", "cascade")
 
@@ -20,8 +21,10 @@ def reads_answers(router: TrainedRouter, labels: Sequence[Label], mode: str) -> 
     return able if mode == "auto" else mode == "cascade" and able
 
 
-def scores(router: TrainedRouter, labels: Sequence[Label], mode: str = "auto") -> np.ndarray:
-    """Higher: more to gain from the cloud."""
+def scores(
+    router: TrainedRouter, labels: Sequence[Label], mode: str = "auto", tables: Sequence[VectorTable] = ()
+) -> np.ndarray:
+    """Higher: more to gain from the cloud. `tables`: vectors of the labels' prompts, in the same order."""
     if reads_answers(router, labels, mode):
         return np.array(
             [
@@ -29,17 +32,23 @@ def scores(router: TrainedRouter, labels: Sequence[Label], mode: str = "auto") -
                 for one in labels
             ]
         )
-    return np.array([router.score(one.prompt) for one in labels])
+    return np.array([router.score(one.prompt, vectors_of(tables, row)) for row, one in enumerate(labels)])
 
 
-def cross_validated(labels: Sequence[Label], folds: int, mode: str = "auto", seed: int = 0) -> np.ndarray:
+def cross_validated(
+    labels: Sequence[Label],
+    folds: int,
+    mode: str = "auto",
+    seed: int = 0,
+    tables: Sequence[VectorTable] = (),
+) -> np.ndarray:
     """Each label scored by a router trained on the other folds."""
     result = np.zeros(len(labels))
     fold = np.random.default_rng(seed).permutation(len(labels)) % folds
     for k in range(folds):
-        router = train([one for one, f in zip(labels, fold, strict=True) if f != k], seed)
-        mine = np.flatnonzero(fold == k).tolist()
-        result[mine] = scores(router, [labels[i] for i in mine], mode)
+        others, mine = np.flatnonzero(fold != k).tolist(), np.flatnonzero(fold == k).tolist()
+        router = train([labels[i] for i in others], seed, [one.take(others) for one in tables])
+        result[mine] = scores(router, [labels[i] for i in mine], mode, [one.take(mine) for one in tables])
     return result
 
 

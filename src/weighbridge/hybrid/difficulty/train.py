@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 
@@ -11,23 +12,15 @@ from weighbridge.errors import BadInput
 from weighbridge.hybrid.difficulty import isotonic
 from weighbridge.hybrid.difficulty.features import COLUMNS, hashed_row, prompt_features
 from weighbridge.hybrid.difficulty.labels import Label
-from weighbridge.hybrid.difficulty.model import (
-    OUTPUTS,
-    Baseline,
-    Model,
-    Recipe,
-    Space,
-    TrainedRouter,
-    gain,
-    judge_features,
-)
+from weighbridge.hybrid.difficulty.model import OUTPUTS, Block, Model, Recipe, Space, gain
+from weighbridge.hybrid.difficulty.ridge import MANY, ridge
+from weighbridge.hybrid.difficulty.shares import Part, chosen_shares, parts_of
+from weighbridge.hybrid.difficulty.trained import Baseline, Head, TrainedRouter, judge_features
+from weighbridge.hybrid.difficulty.vectors import VectorTable
 
 WAVES = 512  # random Fourier features
-PENALTIES = 10.0 ** np.arange(-1.5, 2.6, 0.25)
 PROMPT_RECIPES = tuple(Recipe(gamma, 1.0, 0.0, text) for gamma in (0.3, 1.0) for text in (0.5, 1.0))
 JUDGE_RECIPES = tuple(Recipe(gamma, 1.0, straight, 0.5) for gamma in (0.3, 1.0) for straight in (0.0, 0.5))
-#: Labels from which leave-one-out gives way to a hold-out fifth, which costs less.
-MANY = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +41,44 @@ class _Fitted:
     error: float
 
 
-def train(labels: Sequence[Label], seed: int = 0) -> TrainedRouter:
-    """Raises BadInput where the labels cannot teach a difference."""
+def train(labels: Sequence[Label], seed: int = 0, tables: Sequence[VectorTable] = ()) -> TrainedRouter:
+    """`tables`: vectors of the labels' prompts, in the same order. Raises BadInput where there is nothing to learn."""
     targets = np.array([(one.edge, one.cloud, one.cloud - one.edge) for one in labels])
     if len(np.unique(targets[:, 2])) < 2:
         raise BadInput("the labels never differ between edge and cloud; there is nothing to learn from them")
     rng = np.random.default_rng(seed)
     measured = np.array([prompt_features(one.prompt) for one in labels])
     grams = np.array([hashed_row(one.prompt) for one in labels], dtype=np.float32)
-    prompt = _best(_Rows(measured, grams, targets), PROMPT_RECIPES, rng)
-    ranks = _ranks(gain(prompt.unseen))
-    router = TrainedRouter(prompt.model, ranks, 0.7, _baseline(gain(prompt.unseen), targets))
+    rows = _Rows(measured, grams, targets)
+    prompt = _best(rows, PROMPT_RECIPES, rng)
+    router = TrainedRouter(
+        prompt.model,
+        _ranks(gain(prompt.unseen)),
+        0.7,
+        _baseline(gain(prompt.unseen), targets),
+        sources=tuple(table.source for table in tables),
+        heads=_heads(rows, prompt.model.space, tables, seed),
+    )
     if any(one.edge_response is None for one in labels):
         return router
     return _with_judge(router, labels, targets, rng)
+
+
+def _heads(rows: _Rows, space: Space, tables: Sequence[VectorTable], seed: int) -> tuple[Head, ...]:
+    """One head for each choice of sources that all tell something, over the space of the text alone."""
+    if not tables:
+        return ()
+    base, heads = _columns(rows, space), []
+    for size in range(len(tables), 0, -1):
+        for choice in combinations(tables, size):
+            rng = np.random.default_rng(seed)
+            parts = chosen_shares(base, rows.targets, parts_of(choice), rng)
+            telling = {part.source for part in parts if part.share > 0.0}
+            if len(telling) == size:
+                fitted = _fit_columns(base, rows, space, rng, parts)
+                names = tuple(table.source.name for table in choice)
+                heads.append(Head(names, fitted.model, _ranks(gain(fitted.unseen))))
+    return tuple(heads)
 
 
 def _with_judge(
@@ -121,17 +138,37 @@ def _best(rows: _Rows, recipes: Sequence[Recipe], rng: np.random.Generator) -> _
 
 def _fit(rows: _Rows, recipe: Recipe, rng: np.random.Generator) -> _Fitted:
     space = _space(rows, recipe, rng)
-    measured = space.measured(rows.measured)
+    return _fit_columns(_columns(rows, space), rows, space, rng)
+
+
+def _columns(rows: _Rows, space: Space) -> np.ndarray:
+    """(n, measured columns + n-grams that occur)."""
     grams = rows.grams * space.rarity
     norms = np.linalg.norm(grams, axis=1, keepdims=True)
-    grams *= np.sqrt(recipe.text) / np.where(norms > 0.0, norms, 1.0)
+    grams *= np.sqrt(space.recipe.text) / np.where(norms > 0.0, norms, 1.0)
+    columns: np.ndarray = np.hstack([space.measured(rows.measured), grams[:, np.flatnonzero(space.rarity)]])
+    return columns
+
+
+def _fit_columns(
+    base: np.ndarray, rows: _Rows, space: Space, rng: np.random.Generator, parts: Sequence[Part] = ()
+) -> _Fitted:
+    """`base`: what `_columns` gives. Parts without a share are left out."""
+    told = [part for part in parts if part.share > 0.0]
+    weighed = [part.columns * np.sqrt(part.share) for part in told]
+    weights, bias, unseen = ridge(np.hstack([base, *weighed]), rows.targets, rng)
     used = np.flatnonzero(space.rarity)
-    columns = np.hstack([measured, grams[:, used]])
-    weights, bias, unseen = _ridge(columns, rows.targets, rng)
+    measured = base.shape[1] - len(used)
     text_weights = np.zeros((COLUMNS, len(OUTPUTS)))
-    text_weights[used] = weights[measured.shape[1] :]
+    text_weights[used] = weights[measured : base.shape[1]]
+    blocks, start = [], base.shape[1]
+    for part in told:
+        end = start + part.columns.shape[1]
+        scaled = weights[start:end] * np.sqrt(part.share)
+        blocks.append(Block(part.source, part.start, part.share, part.mean, part.deviation, scaled))
+        start = end
     error = float(np.mean((unseen[:, 2] - rows.targets[:, 2]) ** 2))
-    return _Fitted(Model(space, weights[: measured.shape[1]], text_weights, bias), unseen, error)
+    return _Fitted(Model(space, weights[:measured], text_weights, bias, tuple(blocks)), unseen, error)
 
 
 def _space(rows: _Rows, recipe: Recipe, rng: np.random.Generator) -> Space:
@@ -151,67 +188,3 @@ def _space(rows: _Rows, recipe: Recipe, rng: np.random.Generator) -> Space:
         offsets=rng.uniform(0.0, 2.0 * np.pi, WAVES),
         rarity=rarity,
     )
-
-
-def _ridge(
-    columns: np.ndarray, targets: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights, bias and predictions for unseen rows; each output has the penalty that predicts it best."""
-    centre, mean = columns.mean(axis=0), targets.mean(axis=0)
-    rows, wanted = columns - centre, targets - mean
-    solve = _by_hold_out if len(rows) > MANY else _by_leave_one_out
-    weights, unseen = solve(rows, wanted, rng)
-    return weights, mean - centre @ weights, unseen + mean
-
-
-def _by_leave_one_out(
-    rows: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Dual ridge. One eigendecomposition gives every penalty's exact leave-one-out residuals."""
-    values, vectors = np.linalg.eigh(rows @ rows.T)
-    values = np.maximum(values, 0.0)
-    rotated, squares = vectors.T @ wanted, vectors**2
-    best = np.full(wanted.shape[1], np.inf)
-    dual, unseen = np.zeros_like(wanted), np.zeros_like(wanted)
-    for penalty in PENALTIES:
-        inverse = 1.0 / (values + penalty)
-        solution = vectors @ (inverse[:, None] * rotated)
-        residual = solution / (squares @ inverse)[:, None]
-        for output, error in enumerate((residual**2).mean(axis=0)):
-            if error < best[output]:
-                best[output] = error
-                dual[:, output] = solution[:, output]
-                unseen[:, output] = wanted[:, output] - residual[:, output]
-    return rows.T @ dual, unseen
-
-
-def _by_hold_out(
-    rows: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Primal ridge; the penalty is chosen on a fifth held out, `unseen` is predicted over five folds."""
-    fold = rng.permutation(len(rows)) % 5
-    grams = [rows[fold == k].T @ rows[fold == k] for k in range(5)]
-    sides = [rows[fold == k].T @ wanted[fold == k] for k in range(5)]
-    whole, side = sum(grams), sum(sides)
-    held = fold == 0
-    penalties = PENALTIES[::2]
-    errors = np.array(
-        [
-            ((rows[held] @ _solve(whole - grams[0], side - sides[0], p) - wanted[held]) ** 2).mean(axis=0)
-            for p in penalties
-        ]
-    )
-    chosen = penalties[errors.argmin(axis=0)]
-    weights, unseen = np.zeros((rows.shape[1], wanted.shape[1])), np.zeros_like(wanted)
-    for penalty in np.unique(chosen):
-        outputs = np.flatnonzero(chosen == penalty)
-        weights[:, outputs] = _solve(whole, side[:, outputs], penalty)
-        for k in range(5):
-            part = _solve(whole - grams[k], (side - sides[k])[:, outputs], penalty)
-            unseen[np.ix_(fold == k, outputs)] = rows[fold == k] @ part
-    return weights, unseen
-
-
-def _solve(gram: np.ndarray, side: np.ndarray, penalty: float) -> np.ndarray:
-    result: np.ndarray = np.linalg.solve(gram + penalty * np.eye(len(gram)), side)
-    return result
