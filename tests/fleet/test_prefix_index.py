@@ -47,3 +47,38 @@ def test_a_removed_replica_holds_nothing() -> None:
     index.remove_replica("x")
     assert index.matched(CHAINS[0]) == {}
     index.check_integrity()
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["enter", "answer", "forget"]), st.integers(0, 2), st.integers(1, 9)),
+        max_size=60,
+    )
+)
+def test_answers_stay_within_the_bound_and_go_with_their_prompt(steps: list[tuple[str, int, int]]) -> None:
+    index = PrefixIndex()
+    index.add_replica("x", 14)
+    for kind, tree, length in steps:
+        chain = CHAINS[tree][:length]
+        if kind == "enter":
+            index.enter("x", chain)
+        elif kind == "answer":
+            index.occupy("x", length, CHAINS[tree][3])
+        else:
+            index.forget("x", CHAINS[tree], length - 1)
+        index.check_integrity()
+        held = index._held["x"]
+        assert set(held.answers) <= set(held.blocks)
+        for whole in CHAINS:
+            assert index.matched(whole).get("x", 0) <= min(len(whole), held.used)
+
+
+def test_an_answer_sent_back_is_counted_once() -> None:
+    index = PrefixIndex()
+    index.add_replica("x", 9)
+    index.enter("x", CHAINS[0][:4])
+    index.occupy("x", 3, CHAINS[0][3])
+    assert index.matched(CHAINS[0]) == {"x": 7}
+    index.enter("x", CHAINS[0][:9])
+    index.check_integrity()
+    assert index.matched(CHAINS[0]) == {"x": 9}  # nothing was pushed out to make room for it twice

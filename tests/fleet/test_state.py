@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.fleet.arrivals import COST, arrival, replica
 from weighbridge.fleet.api import Report
+from weighbridge.fleet.own_load import UNPROVEN
 from weighbridge.fleet.prefix_index import PrefixIndex
 
 STEPS = st.lists(
@@ -82,7 +83,44 @@ def test_a_silent_replica_is_believed_to_make_progress() -> None:
     state.advance(0.05)
     assert 500 < state.uncomputed_tokens < 1500
     state.advance(10.0)
-    assert state.uncomputed_tokens == pytest.approx(0.0, abs=1e-6)
+    assert state.uncomputed_tokens == pytest.approx(UNPROVEN * 2000)  # late is not done
+    state.first_token("q", 10.0)
+    assert state.uncomputed_tokens == 0.0
+
+
+def test_a_replica_slower_than_its_step_cost_says_is_found_out() -> None:
+    """An engine that spreads prompts over more iterations than thought: predictions follow what it does."""
+    state, now = replica(), 0.0
+    before = state.first_token_seconds(4000, 0, now)
+    for number in range(200):
+        state.credit(arrival(f"q{number}", 4000), 0, now)
+        now += 2.0 * before
+        state.first_token(f"q{number}", now)
+        state.release(f"q{number}", now)
+    assert state.first_token_seconds(4000, 0, now) == pytest.approx(2.0 * before, rel=0.1)
+
+
+def test_a_line_that_others_are_in_or_that_was_left_teaches_no_pace() -> None:
+    state = replica()
+    for number, disturb in enumerate(("leave", "others")):
+        state.credit(arrival("a", 4000), 0, 100.0 * number)
+        state.credit(arrival("b", 4000), 0, 100.0 * number)
+        if disturb == "leave":
+            state.release("a", 100.0 * number + 1.0)
+        else:
+            state.report(Report(100.0 * number + 1.0, queued_requests=9, queued_tokens=30_000))
+        state.first_token("b", 100.0 * number + 50.0)
+        state.release("a", 100.0 * number + 51.0)
+        state.release("b", 100.0 * number + 51.0)
+    assert state.pace.stretch == 1.0
+
+
+def test_the_last_token_comes_after_an_iteration_for_each() -> None:
+    state = replica()
+    expected = 0.5 + 100 * COST.seconds(1, 1, 250)
+    assert state.last_token_seconds(0.5, 200, 101.0) == pytest.approx(expected, rel=1e-3)
+    slow = replica(slower=2.0)
+    assert slow.last_token_seconds(0.5, 200, 101.0) > state.last_token_seconds(0.5, 200, 101.0)
 
 
 def test_an_answer_that_does_not_stream_draws_down_by_itself() -> None:
@@ -141,3 +179,18 @@ def test_a_failed_prompt_leaves_no_belief_in_its_cache() -> None:
     assert state.cached_tokens(request) == 32
     state.release("q", 1.0)
     assert state.cached_tokens(request) == 0
+
+
+def test_the_next_turn_finds_the_answer_too() -> None:
+    """A conversation that goes on sends the answer back; a replica that gave it holds its blocks as well."""
+    index = PrefixIndex()
+    state = replica(index=index)
+    chain = tuple(bytes([n]) * 32 for n in range(12))
+    turn = arrival("q", 100, chain=chain[:6])
+    state.credit(turn, 0, 0.0)
+    state.tokens("q", 61, 1.0)
+    state.release("q", 2.0)
+    assert (
+        state.cached_tokens(arrival("next", 192, chain=chain)) == 160
+    )  # 96 of the prompt's, 64 of the answer's
+    assert state.cached_tokens(arrival("other", 90, chain=chain[:5])) == 80

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from weighbridge.fleet.api import Arrival
 
@@ -29,10 +29,15 @@ class InFlight:
     cached_tokens: int
     uncomputed: float  # prompt tokens believed to be computed still
     work: float  # seconds of prefill that these take
+    unproven: float  # part of them that counts as ahead until the first token comes
     remaining: float  # output tokens still expected, of all choices
     produced: int = 0  # output tokens so far, of all choices
     started: bool = False  # the first token has come
     revise_at: int = 1  # tokens produced at which `remaining` is estimated anew
+    whole_work: float = field(init=False)  # seconds of prefill that it brought
+
+    def __post_init__(self) -> None:
+        self.whole_work = self.work
 
 
 def sums(own: Sequence[InFlight]) -> tuple[dict[str, int], dict[str, float]]:

@@ -5,7 +5,8 @@ millisecond see each other (counting only after the response has begun sends a b
 
     credit -> first_token -> tokens ... -> release, each undone by the one exit
 
-Between these events, prefill goes on as fast as the step cost says that a replica computes.
+Between these events, prefill goes on as fast as the step cost says that a replica computes, and as experience with
+it says (`pace.py`); but no prompt counts as computed before its first token proves it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ from __future__ import annotations
 from weighbridge.cost.step import StepCost
 from weighbridge.fleet.api import Arrival, Capacity
 from weighbridge.fleet.in_flight import InFlight, sums
+from weighbridge.fleet.pace import PrefillPace
 from weighbridge.fleet.prefix_index import PrefixIndex
+
+#: Share of a prompt that counts as still to be computed until its first token comes: about what the believed
+#: progress is off by. Without it a replica that is a little late looks idle.
+UNPROVEN = 0.2
 
 
 class OwnLoad:
@@ -39,6 +45,7 @@ class OwnLoad:
         self._in_flight: dict[str, InFlight] = {}
         self._prefilling: dict[str, InFlight] = {}  # in the order they were sent
         self._advanced_at = now
+        self.pace = PrefillPace()
         self.update_capacity(capacity)
 
     def update_capacity(self, capacity: Capacity) -> None:
@@ -81,15 +88,19 @@ class OwnLoad:
         self.advance(now)
         weight = arrival.weight
         fresh = weight.prompt_tokens - cached_tokens
+        work = self.prefill_work(fresh, cached_tokens)
         request = InFlight(
             arrival=arrival,
             sent=now,
             streamed=streamed,
             cached_tokens=cached_tokens,
             uncomputed=float(fresh),
-            work=self.prefill_work(fresh, cached_tokens),
+            work=work,
+            unproven=UNPROVEN * work if streamed else 0.0,
             remaining=weight.choices * weight.output.mean,
         )
+        if not self._prefilling:
+            self.pace.begin()
         self._in_flight[arrival.id] = self._prefilling[arrival.id] = request
         self.sequences += weight.choices
         self.uncomputed_tokens += request.uncomputed
@@ -107,6 +118,9 @@ class OwnLoad:
         request = self._in_flight.get(request_id)
         if request is not None and not request.started:
             self.advance(now)
+            self.pace.first_token(
+                request.whole_work, self.step_cost.per_token * self.capacity.max_batch_tokens
+            )
             self._begin(request)
 
     def _begin(self, request: InFlight) -> None:
@@ -140,6 +154,8 @@ class OwnLoad:
         if request is None:
             return False
         self.advance(now)
+        if not request.started:
+            self.pace.disturb()
         self._prefilled(request)
         self._silent.pop(request_id, None)
         weight = request.arrival.weight
@@ -195,18 +211,21 @@ class OwnLoad:
             + cost.per_context_token * self.context_tokens
         )
         left = elapsed * (room / (room + beside)) if room else elapsed
+        self.pace.passed(left)
+        left /= self.pace.stretch
         begun: list[InFlight] = []
         for request in self._prefilling.values():
-            work = request.work
+            work = request.work - request.unproven
             if work > 0.0:  # those without are computed as far as one can tell
-                if left < work:
-                    self._computed(request, left, request.uncomputed * (left / work))
+                done = left if left < work else work
+                self._computed(request, done, request.uncomputed * (done / request.work))
+                left -= done
+                if done < work:
                     break
-                left -= work
-                self._computed(request, work, request.uncomputed)
             if not request.streamed:
                 begun.append(request)
         for request in begun:
+            self.pace.disturb()
             self._begin(request)
             self._silent[request.arrival.id] = request
 
@@ -231,7 +250,7 @@ class OwnLoad:
             return
         self.uncomputed_tokens -= request.uncomputed
         self.prefill_seconds -= request.work
-        request.uncomputed = request.work = 0.0
+        request.uncomputed = request.work = request.unproven = 0.0
         self._settle()
 
     def _expected_rest(self, request: InFlight) -> float:
@@ -243,11 +262,14 @@ class OwnLoad:
 
     def _leave_in_cache(self, request: InFlight) -> None:
         assert self.index is not None
-        size = self.capacity.block_size
-        if request.started:
+        size, weight, chain = self.capacity.block_size, request.arrival.weight, request.arrival.chain
+        if not request.started:  # it may never have been computed
+            self.index.forget(self.name, chain, request.cached_tokens // size)
+        elif weight.choices > 1 or not request.produced:
             self.index.occupy(self.name, request.produced // size)
-        else:  # it may never have been computed
-            self.index.forget(self.name, request.arrival.chain, request.cached_tokens // size)
+        else:  # the keys of the last token were not needed any more
+            ends = weight.prompt_tokens + request.produced - 1
+            self.index.occupy(self.name, ends // size - weight.prompt_tokens // size, chain[-1])
 
     def _settle(self) -> None:
         """Sums of floats are exact again whenever nothing is left to sum."""

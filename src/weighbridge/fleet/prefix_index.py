@@ -8,6 +8,9 @@ those at its start, so what a replica holds of a chain is always a prefix of it:
     replicas  abc  abc  ab   ab   a    -        -> a holds 5 blocks, b 4, c 2
 
 and the ends are found by bisection, for all replicas in one walk.
+
+Output has no digest until somebody sends it back. Whoever goes on behind the whole of an earlier prompt most likely
+does: it is the next turn of that conversation, and the blocks of the answer count as matched too.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ DEFAULT_BLOCKS = 8192
 class _Held:
     """What one replica is believed to hold, least recently used first; output has no digest but takes room."""
 
-    __slots__ = ("bit", "blocks", "capacity", "output", "serial", "used")
+    __slots__ = ("answers", "bit", "blocks", "capacity", "serial", "used")
 
     def __init__(self, bit: int, capacity: int) -> None:
         self.bit = bit
@@ -33,7 +36,16 @@ class _Held:
         self.blocks: OrderedDict[Digest | int, int] = (
             OrderedDict()
         )  # digest, or number of an output -> blocks
+        self.answers: dict[Digest, int] = {}  # last digest of a prompt -> number of the output behind it
         self.serial = 0
+
+    def answered(self, digest: Digest) -> int:
+        """Blocks of output that it holds behind a prompt that ends with `digest`."""
+        return self.blocks.get(self.answers.get(digest, 0), 0)
+
+    def forget_answer(self, digest: Digest) -> None:
+        """The output behind `digest` is gone, or known by name now."""
+        self.used -= self.blocks.pop(self.answers.pop(digest), 0)
 
 
 class PrefixIndex:
@@ -104,14 +116,19 @@ class PrefixIndex:
             ended = mask & ~following
             while ended:
                 bit = ended & -ended
-                found[self._names[bit]] = start
+                name = self._names[bit]
+                held = self._held[name]
+                found[name] = start
+                if held.answers:
+                    found[name] = min(start + held.answered(chain[start - 1]), len(chain))
                 ended ^= bit
             mask = following
 
     def enter(self, name: str, chain: Sequence[Digest]) -> None:
         """`name` was sent a prompt with these blocks: it holds them now, as its most recently used."""
         held = self._held[name]
-        blocks, masks, bit = held.blocks, self._masks, held.bit
+        blocks, masks, bit, answers = held.blocks, self._masks, held.bit, held.answers
+        last = chain[-1] if chain else b""
         for digest in reversed(chain):  # the end is the older, so that it is forgotten first
             if digest in blocks:
                 blocks.move_to_end(digest)
@@ -119,17 +136,26 @@ class PrefixIndex:
                 blocks[digest] = 1
                 held.used += 1
                 masks[digest] = masks.get(digest, 0) | bit
+            if digest in answers and digest is not last:
+                held.forget_answer(digest)
         self._evict(held)
         self._memo = None
 
-    def occupy(self, name: str, blocks: int) -> None:
-        """`name` filled `blocks` blocks with output: they cannot be matched, but push others out."""
+    def occupy(self, name: str, blocks: int, behind: Digest | None = None) -> None:
+        """`name` filled `blocks` blocks with output, which push others out.
+
+        `behind`: the last digest of the prompt, where one output followed it.
+        """
         held = self._held.get(name)
         if held is None or blocks < 1:
             return
+        if behind in held.answers:
+            held.forget_answer(behind)
         held.serial += 1
         held.blocks[held.serial] = blocks
         held.used += blocks
+        if behind is not None and behind in held.blocks:
+            held.answers[behind] = held.serial
         self._evict(held)
         self._memo = None
 
@@ -154,6 +180,7 @@ class PrefixIndex:
 
     def _drop(self, held: _Held, key: Digest | int) -> None:
         if isinstance(key, bytes):
+            held.answers.pop(key, None)
             mask = self._masks[key] & ~held.bit
             if mask:
                 self._masks[key] = mask

@@ -142,6 +142,8 @@ class ReplicaState(OwnLoad):
             prompts = queued * self._typical_prompt
         work = max(report.queued_tokens + report.running_tokens - self.outstanding_tokens, 0.0)
         used = report.kv_tokens_used
+        if there:
+            self.pace.disturb()
         self.others = Others(
             report.at,
             queued_requests=there,
@@ -191,6 +193,7 @@ class ReplicaState(OwnLoad):
         room = per_token * (free if free > block else block)
         # Weights streamed beyond what streams compute.
         idle = cost.memory - compute if cost.memory > compute else 0.0
+        work *= self.pace.stretch
         seconds = (work if work > idle else idle) + beside * (1 + int(work / room) if room else 1)
         if streams:
             seconds += 0.5 * (beside + idle)
@@ -200,6 +203,22 @@ class ReplicaState(OwnLoad):
             if used + (growth if growth > sequences * block else sequences * block) > pool:
                 seconds += self._short_of_memory(used, fresh + cached, pool, beside + idle)
         return seconds / self.warmth(now) if self.slow_start else seconds
+
+    def last_token_seconds(self, first: float, prompt: int, output: float, choices: int = 1) -> float:
+        """Predicted seconds to the end of `output` tokens of each choice, the first of them after `first` seconds.
+
+        A token is one iteration with all aboard that are there now, prompts in line included: they will stream too.
+        Who comes later is not known.
+        """
+        cost, streams = self.step_cost, self.sequences + self.others.queued_requests + choices
+        compute = cost.per_token * streams
+        iteration = (
+            cost.overhead
+            + (compute if compute > cost.memory else cost.memory)
+            + cost.per_context_token * (self.kv_tokens + choices * (prompt + 0.5 * output))
+            + cost.per_sequence * streams
+        )
+        return first + max(output - 1.0, 0.0) * iteration
 
     def _short_of_memory(self, needed: float, prompt: int, pool: int, step: float) -> float:
         """Seconds of waiting for blocks and of work lost to preemption; `prompt` is part of the `needed` tokens.

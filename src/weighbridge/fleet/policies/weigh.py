@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from weighbridge.cost.weight import Weight
 from weighbridge.fleet.api import Arrival, Choice, Randomness
 from weighbridge.fleet.policies.candidates import matched_tokens
 from weighbridge.fleet.state import ReplicaState
@@ -51,10 +52,10 @@ class Weigh:
         ]
         scores = [first * (own + count) * scale for first, count in zip(firsts, streams, strict=True)]
         best = self._draw(replicas, scores, now)
-        held, first = cached[best], firsts[best]
+        held, chosen = cached[best], replicas[best]
         return Choice(
-            replicas[best].name,
-            _reason(replicas[best], prompt, held, first, len(replicas)),
+            chosen.name,
+            _reason(chosen, arrival.weight, held, firsts[best], len(replicas)),
             {replica.name: score for replica, score in zip(replicas, scores, strict=True)},
             "s",
             held,
@@ -69,7 +70,10 @@ class Weigh:
         return near[0] if len(near) == 1 else near[int(self._rng.random() * len(near))]
 
 
-def _reason(replica: ReplicaState, prompt: int, cached: int, first: float, count: int) -> str:
+def _reason(replica: ReplicaState, weight: Weight, cached: int, first: float, count: int) -> str:
+    prompt = weight.prompt_tokens
     line = f"behind {replica.uncomputed_tokens:.0f} prompt tokens and beside {replica.decoding} streams"
     own = f"{prompt - cached} of {prompt} prompt tokens to compute" if cached else f"{prompt} prompt tokens"
-    return f"{own} {line}: first token in about {first * 1e3:.0f} ms, the least cost of {count}"
+    last = replica.last_token_seconds(first, prompt, weight.output.mean, weight.choices)
+    when = f"first token in about {first * 1e3:.0f} ms, last in about {last:.2g} s"
+    return f"{own} {line}: {when}, the least cost of {count}"
