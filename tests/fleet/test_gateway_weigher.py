@@ -100,11 +100,17 @@ async def test_a_burst_of_long_new_prompts_does_not_wait_for_its_tokens() -> Non
     gate = threading.Event()
 
     class Slow:
+        def quicken(self) -> None:
+            pass
+
         def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
             assert gate.wait(60)
             return [1] * 7000
 
-        def encode_chat(self, *args: Any, **kwargs: Any) -> list[int]:
+        def weigh_quickly(self, *args: Any) -> None:
+            return None
+
+        def render_chat(self, *args: Any, **kwargs: Any) -> str:
             raise AssertionError
 
     scales = Scales(OutputLengths(), Slow())

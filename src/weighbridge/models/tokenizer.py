@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weighbridge.errors import BadInput
+from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models import gguf_tokenizer, hf_tokenizer
+from weighbridge.models.block_digests import ROOT
 from weighbridge.models.chat_template import Message
 from weighbridge.models.token_text import Detokenizer, TokenBytes, decode
 from weighbridge.models.tokenizer_parts import TokenizerParts
+from weighbridge.models.word_tokens import WordTokens
+
+logger = logging.getLogger(__name__)
 
 #: Tokens that end an assistant's turn in common chat formats, whatever the configuration says.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>")
+#: The first text of so many characters is the sign that quick encoding is worth its preparation.
+_LONG_TEXT = 2_000
 
 
 class Tokenizer:
     """A vocabulary with its chat template. Ids run from 0 to `vocab_size` - 1.
 
-    `backend` is the `tokenizers.Tokenizer` underneath, for libraries that want one. Safe to share between
-    threads: nothing changes after construction but a table of bytes that only grows.
+    `backend` is the `tokenizers.Tokenizer` underneath, for libraries that want one, and must not be changed. Safe
+    to share between threads: what is remembered from one call to the next changes no result.
     """
 
     def __init__(self, parts: TokenizerParts) -> None:
@@ -40,6 +48,40 @@ class Tokenizer:
         self.eos_token_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
         self._template = parts.template
         self._bytes = TokenBytes(backend)
+        self._words: WordTokens | None = None
+        self._quickened = False
+        self._quickening = threading.Lock()
+
+    def quicken(self) -> None:
+        """Prepare `encode_quickly`, which takes 0.2 s for 49,000 tokens. A long text has it done in the background."""
+        with self._quickening:
+            if not self._quickened:
+                try:
+                    self._words = WordTokens(self.backend)
+                except UnsupportedModel as error:
+                    logger.info("Texts are encoded without remembering words: %s", error)
+                self._quickened = True
+
+    def encode_quickly(self, text: str, add_special_tokens: bool = True) -> list[int] | None:
+        """What `encode` returns where that takes 10 to 100 ns a character; None where it takes 500 or more.
+
+        It is None until `quicken` was called, for SentencePiece, for what is no Unicode and for some rare characters.
+        """
+        try:
+            return None if self._words is None else self._words.encode(text, add_special_tokens)
+        except UnicodeError:
+            return None
+
+    def weigh_quickly(
+        self, text: str, add_special_tokens: bool, block_size: int
+    ) -> tuple[int, list[bytes]] | None:
+        """The number of tokens and the chain of their blocks' digests, without a list of them; or None as above."""
+        try:
+            return (
+                None if self._words is None else self._words.weigh(text, add_special_tokens, ROOT, block_size)
+            )
+        except UnicodeError:
+            return None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. `add_special_tokens` puts a BOS (or EOS) where the model wants one.
@@ -47,6 +89,11 @@ class Tokenizer:
         The names of special tokens inside `text` become those tokens. Raises BadInput for text that is not
         Unicode, such as half of a surrogate pair.
         """
+        if len(text) >= _LONG_TEXT and not self._quickened and not self._quickening.locked():
+            threading.Thread(target=self.quicken, name="quicken-tokenizer").start()
+        quickly = self.encode_quickly(text, add_special_tokens)
+        if quickly is not None:
+            return quickly
         try:
             ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeError) as error:
