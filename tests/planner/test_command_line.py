@@ -37,7 +37,15 @@ def test_text_says_why_and_what_would_fit() -> None:
     done = plan("llama-3.1-70b", "--device", "H100-80GB")
     assert done.returncode == 0
     assert "does not fit" in done.stdout
-    assert "smallest change" in done.stdout
+    assert "smallest change: use 4 devices" in done.stdout
+    assert "start it" not in done.stdout
+
+
+def test_a_change_is_a_flag_of_the_plan_too() -> None:
+    done = plan("llama-3.1-70b", "--device", "H100-80GB", "--tensor-parallel-size", "4")
+    assert done.returncode == 0
+    assert "does not fit" not in done.stdout
+    assert "--tensor-parallel-size 4" in done.stdout.partition("start it")[2]
     assert "vllm serve" in done.stdout
 
 

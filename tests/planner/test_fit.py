@@ -104,6 +104,12 @@ def test_lora_slots_take_memory() -> None:
     assert extra == pytest.approx(4 * per_adapter, rel=1e-6)
 
 
+def test_four_bits_are_not_exchanged_for_four_others() -> None:
+    plan = plan_memory(open_model("gpt-oss-120b"), Deployment(), find_device("H100"))
+    assert not plan.fits
+    assert not any("awq" in change.words for change in changes(plan))
+
+
 def test_packing_conserves_memory_and_gives_all_something() -> None:
     device = find_device("H100")
     names = ("qwen3-14b", "qwen3-8b", "llama-3.1-8b", "gemma-3-12b")
@@ -116,6 +122,15 @@ def test_packing_conserves_memory_and_gives_all_something() -> None:
         assert one.plan.fits
         assert one.plan.kv is not None
         assert one.plan.kv.max_concurrency >= 1
+
+
+def test_packing_leaves_the_worst_off_model_most() -> None:
+    """Two of three share a device: not the two largest, which would leave both next to nothing."""
+    models = [open_model(name) for name in ("qwen3-14b", "qwen3-8b", "gemma-3-12b")]
+    placed = pack(models, Deployment(max_model_len=8192, max_num_seqs=256), find_device("H100"), 2)
+    at = {one.plan.model.name: one.devices for one in placed}
+    assert at["qwen3-14b"] != at["gemma-3-12b"]
+    assert min(one.plan.kv.max_concurrency for one in placed if one.plan.kv) > 8
 
 
 def test_packing_spreads_a_model_over_devices_when_it_must() -> None:

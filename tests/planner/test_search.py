@@ -13,6 +13,7 @@ from weighbridge.cost.hardware import find_device
 from weighbridge.errors import BadInput
 from weighbridge.planner.memory import plan_memory
 from weighbridge.planner.queueing import Candidate, Outcome, _erlang_c, _erlang_wait, _tail, analytic
+from weighbridge.planner.report import price_of
 from weighbridge.planner.request import Deployment
 from weighbridge.planner.search import Search, confirmed, recommend
 from weighbridge.planner.simulated import simulated
@@ -121,6 +122,30 @@ def test_confirmed_choices_meet_in_the_surer_eye() -> None:
     assert found[0].candidate.usd_per_hour <= found[1].candidate.usd_per_hour
     with pytest.raises(BadInput, match="holds up in simulation"):
         confirmed(choices, traffic, slo, search, dear)
+
+
+def test_several_devices_are_recommended_not_one_in_several_formats() -> None:
+    traffic, slo = _traffic(1.0), Slo(1.0, 0.05, 0.9)
+    search = Search([find_device(name) for name in ("H100", "L40S", "A100-80GB")])
+    choices = recommend(open_model("llama-3.1-8b"), Deployment(), traffic, slo, search)
+    found = confirmed(choices, traffic, slo, search, analytic)
+    assert len({choice.candidate.device.name for choice in found}) == len(found) == 3
+    alone = replace(search, devices=[find_device("L40S")])
+    choices = recommend(open_model("llama-3.1-8b"), Deployment(), traffic, slo, alone)
+    found = confirmed(choices, traffic, slo, alone, analytic)
+    assert len({choice.candidate.plan.stored.format for choice in found}) == len(found) > 1
+
+
+def test_a_price_given_takes_the_place_of_the_list() -> None:
+    traffic, slo = _traffic(1.0), Slo(1.0, 0.05, 0.9)
+    search = Search([find_device("L40S")], usd_per_device_hour=0.5)
+    first = recommend(open_model("llama-3.1-8b"), Deployment(), traffic, slo, search)[0]
+    assert first.candidate.usd_per_hour == pytest.approx(0.5 * first.candidate.gpus)
+    assert price_of(first) == (pytest.approx(0.5), "as given with --price")
+    listed = recommend(
+        open_model("llama-3.1-8b"), Deployment(), traffic, slo, replace(search, usd_per_device_hour=None)
+    )
+    assert "list price of" in price_of(listed[0])[1]
 
 
 def test_what_cannot_be_met_is_said() -> None:

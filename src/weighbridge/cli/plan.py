@@ -41,7 +41,9 @@ def plan(
     ] = None,
     device: Annotated[str | None, Flag(help="A device of the catalogue, such as H100-80GB.")] = None,
     count: Annotated[int | None, Flag(min=1, help="Devices there are.")] = None,
-    tp: Annotated[int | None, Flag(min=1, help="Tensor parallelism.")] = None,
+    tp: Annotated[
+        int | None, Flag("--tp", "--tensor-parallel-size", min=1, help="Tensor parallelism.")
+    ] = None,
     pp: Annotated[int, Flag(min=1, help="Pipeline parallelism.")] = 1,
     ep: Annotated[int, Flag(min=1, help="Expert parallelism: tp x dp, or 1.")] = 1,
     dp: Annotated[int, Flag(min=1, help="Data parallelism.")] = 1,
@@ -51,11 +53,17 @@ def plan(
     weights: Annotated[
         str | None, Flag(help="bf16, fp8, awq, nvfp4, q4_k_m ...; none: as published.")
     ] = None,
-    kv_dtype: Annotated[str, Flag(help="bf16, fp8, int8, q8_0 ...")] = "auto",
-    max_model_len: Annotated[int | None, Flag(min=1, help="Longest request; llama.cpp: -c.")] = None,
+    kv_dtype: Annotated[
+        str, Flag("--kv-dtype", "--kv-cache-dtype", help="bf16, fp8, int8, q8_0 ...")
+    ] = "auto",
+    max_model_len: Annotated[
+        int | None,
+        Flag("--max-model-len", "--context-length", "-c", min=1, help="Longest request in tokens."),
+    ] = None,
     concurrency: Annotated[int | None, Flag(min=1, help="Full-length requests wanted at once.")] = None,
     gpu_memory_utilization: Annotated[
-        float | None, Flag(help="Share of memory; SGLang: fraction-static.")
+        float | None,
+        Flag("--gpu-memory-utilization", "--mem-fraction-static", help="Share of memory the engine takes."),
     ] = None,
     max_num_seqs: Annotated[int | None, Flag(min=1, help="Requests in a batch; llama.cpp: slots.")] = None,
     max_num_batched_tokens: Annotated[int | None, Flag(min=1, help="Tokens in a batch.")] = None,
@@ -71,7 +79,7 @@ def plan(
     lora_rank: Annotated[int, Flag(min=0, help="Largest adapter rank.")] = 0,
     max_loras: Annotated[int, Flag(min=0, help="Adapters in memory at once.")] = 0,
     language_model_only: Annotated[bool, Flag("--language-model-only", help="Without encoders.")] = False,
-    gpu_layers: Annotated[int | None, Flag(min=0, help="llama.cpp -ngl.")] = None,
+    gpu_layers: Annotated[int | None, Flag("--gpu-layers", "-ngl", min=0, help="llama.cpp.")] = None,
     n_cpu_moe: Annotated[int, Flag(min=0, help="llama.cpp: layers whose experts stay in host memory.")] = 0,
     kv_unified: Annotated[bool | None, Flag("--kv-unified/--no-kv-unified", help="llama.cpp.")] = None,
     swa_full: Annotated[bool, Flag("--swa-full", help="Keep sliding layers in full.")] = False,

@@ -127,6 +127,10 @@ def _requests(plan: MemoryPlan) -> Iterator[Try]:
         )
 
 
+#: Weights of another format must be this much smaller to be worth the exchange: 4-bit ones are not, for mxfp4.
+_SAVING = 0.9
+
+
 def _weights(plan: MemoryPlan) -> Iterator[Try]:
     if plan.model.exact or plan.rules.engine == "weighbridge":
         return
@@ -134,7 +138,7 @@ def _weights(plan: MemoryPlan) -> Iterator[Try]:
     smaller = ("q8_0", "q6_k", "q4_k_m", "q3_k_m", "q2_k") if gguf else ("fp8", "awq")
     sizes = {"fp8": 8.5, "awq": 4.5, "q8_0": 9.0, "q6_k": 7.0, "q4_k_m": 5.0, "q3_k_m": 4.2, "q2_k": 3.5}
     for name in smaller:
-        if sizes[name] < plan.stored.bits:
+        if sizes[name] < _SAVING * plan.stored.bits:
             yield f"use {name} weights", f"--weights {name}", _with(plan, weights=name)
 
 

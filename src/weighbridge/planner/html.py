@@ -9,28 +9,18 @@ from weighbridge.planner.fit import Change
 from weighbridge.planner.memory import GIB, MemoryPlan
 from weighbridge.planner.report import figures
 from weighbridge.planner.speed import Speed
+from weighbridge.simulator.charts import STYLE, Chart, Line
 
 _WIDTH, _BAR, _LEFT = 960, 64, 8
 _COLORS = {
     "weights": "#3b6fb6", "activations": "#c8893a", "framework": "#8a8f98", "CUDA graphs": "#a35d9c",
-    "cache": "#3d9970", "not used": "#d9dce1",
+    "cache": "#3d9970", "not used": "var(--line)",
 }  # fmt: skip
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1c2128; --soft: #5b6470; --line: #d9dce1; --page: #ffffff; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8eb; --soft: #9aa3ad; --line: #3a414a; --page: #16191d; }
-}
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 2rem auto;
-  max-width: 1000px; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
-.soft { color: var(--soft); } .fits { color: #2f8f5b; } .not { color: #c94f4f; }
-table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .25rem .8rem .25rem 0;
-  border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; } th { color: var(--soft);
-  font-weight: 500; } .n { text-align: right; }
-svg { width: 100%; height: auto; } svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
-svg .soft { fill: var(--soft); } svg .on { fill: #ffffff; } li { margin: .25rem 0; }
-code { background: color-mix(in srgb, var(--soft) 15%, transparent); padding: .1rem .3rem; border-radius: 3px;
-  overflow-wrap: anywhere; }
+.fits{color:#2f8f5b}.not{color:#c94f4f}.n{text-align:right}svg .on{fill:#fff}li{margin:.25rem 0}
+td,th{text-align:left}table{width:100%}
+code{background:color-mix(in srgb,var(--soft) 15%,transparent);padding:.1rem .3rem;border-radius:3px;
+overflow-wrap:anywhere}
 """
 
 
@@ -41,19 +31,21 @@ def page(plan: MemoryPlan, speeds: Sequence[Speed], changes: Sequence[Change], c
     name = escape(plan.model.name)
     parts = [
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{name}: plan</title>",
-        f"<meta name='viewport' content='width=device-width'><style>{_STYLE}</style>",
+        f"<meta name='viewport' content='width=device-width'><style>{STYLE}{_STYLE}</style>",
         f"<h1>{name}</h1><p class='soft'>{escape(plan.rules.engine)} on {where}, requests of up to "
         f"{plan.length:,} tokens, weights in {escape(plan.stored.format)}</p>",
         _verdict(plan, changes),
     ]
     if plan.available is not None and device is not None:
-        parts += ["<h2>Memory of one GPU</h2>", _stack(plan)]
+        parts += ["<h2>Memory of one GPU, GiB</h2>", _stack(plan)]
     parts += ["<h2>Figures</h2>", _table(("", "", "between"), figures(plan))]
     if speeds:
         parts += ["<h2>Speed and money</h2>", _curve(speeds), _speed_table(speeds)]
     parts += ["<h2>Why</h2><ul>", *(f"<li>{escape(line)}</li>" for line in plan.explain)]
     parts += [*(f"<li>{escape(line)}</li>" for line in (speeds[-1].explain if speeds else ())), "</ul>"]
-    parts += [f"<h2>Start it</h2><p><code>{escape(command)}</code></p></html>"]
+    if plan.fits or device is None:
+        parts.append(f"<h2>Start it</h2><p><code>{escape(command)}</code></p>")
+    parts.append("</html>")
     return "\n".join(parts)
 
 
@@ -113,9 +105,11 @@ def _stack(plan: MemoryPlan) -> str:
         f"<line x1='{end:.1f}' x2='{end:.1f}' y1='20' y2='104' stroke='currentColor' stroke-width='2'/>"
     )
     anchor = "end" if end > _WIDTH / 2 else "start"
-    label = f"{plan.device.memory_gib:.2f} GiB"
+    label = f"{escape(plan.device.name)} ends at {plan.device.memory_gib:.2f} GiB"
     drawn.append(f"<text x='{end:.1f}' y='15' text-anchor='{anchor}'>{label}</text>")
-    return f"<svg viewBox='0 0 {_WIDTH} 150'>{''.join(drawn)}{_legend(segments)}</svg>"
+    return (
+        f"<div class='wide'><svg viewBox='0 0 {_WIDTH} 150'>{''.join(drawn)}{_legend(segments)}</svg></div>"
+    )
 
 
 def _legend(segments: Sequence[tuple[str, float]]) -> str:
@@ -134,7 +128,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     for first, *rest in rows:
         numbers = "".join(f"<td class='n'>{escape(x)}</td>" for x in rest)
         lines.append(f"<tr><td>{escape(first)}</td>{numbers}</tr>")
-    return f"<table>{''.join(lines)}</table>"
+    return f"<div class='wide'><table>{''.join(lines)}</table></div>"
 
 
 def _speed_table(speeds: Sequence[Speed]) -> str:
@@ -155,32 +149,12 @@ def _speed_table(speeds: Sequence[Speed]) -> str:
 
 def _curve(speeds: Sequence[Speed]) -> str:
     """Throughput against the speed that one reader sees, a point for each batch."""
-    height, bottom, left = 260, 210, 60
-    most = max(s.tokens_per_second for s in speeds) * 1.08
-    fast = max(1 / s.tpot for s in speeds) * 1.08
-    points = [
-        (left + (_WIDTH - left - 20) / s.tpot / fast, bottom - (bottom - 20) * s.tokens_per_second / most, s)
-        for s in speeds
-    ]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
-    drawn = [
-        f"<line x1='{left}' x2='{_WIDTH - 10}' y1='{bottom}' y2='{bottom}' stroke='var(--line)'/>",
-        f"<line x1='{left}' x2='{left}' y1='10' y2='{bottom}' stroke='var(--line)'/>",
-        f"<polyline points='{path}' fill='none' stroke='{_COLORS['weights']}' stroke-width='2'/>",
-        f"<text class='soft' x='{_WIDTH - 10}' y='{bottom + 36}' text-anchor='end'>"
-        "right: tokens/s that one reader sees</text>",
-        f"<text class='soft' x='{left}' y='{bottom + 36}'>up: tokens/s of all together, by requests at once</text>",
-    ]
-    for x, y, s in points:
-        drawn.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4' fill='{_COLORS['weights']}'/>")
-        drawn.append(f"<text x='{x + 8:.1f}' y='{y - 6:.1f}'>{s.batch}</text>")
-    for share in (0.0, 0.5, 1.0):
-        drawn.append(
-            f"<text class='soft' x='{left - 6}' y='{bottom - (bottom - 20) * share / 1.08 + 4:.0f}' "
-            f"text-anchor='end'>{most * share / 1.08:,.0f}</text>"
-        )
-        drawn.append(
-            f"<text class='soft' x='{left + (_WIDTH - left - 20) * share / 1.08:.0f}' y='{bottom + 18}' "
-            f"text-anchor='middle'>{fast * share / 1.08:,.0f}</text>"
-        )
-    return f"<svg viewBox='0 0 {_WIDTH} {height}'>{''.join(drawn)}</svg>"
+    readers, together = [1 / s.tpot for s in speeds], [s.tokens_per_second for s in speeds]
+    batches = [f"{s.batch:,}" for s in speeds]
+    line = Line("by requests at once", readers, together, dots=True, labels=batches)
+    title = "Throughput over the speed of one stream, by requests at once"
+    chart = Chart(
+        title, "tokens/s of one stream", "tokens/s of all", [line], max(readers) * 1.08,
+        height=280, top=max(together) * 1.12,
+    )  # fmt: skip
+    return chart.html()

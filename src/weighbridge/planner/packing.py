@@ -1,15 +1,17 @@
 """Several models on one box: which device holds which, and the share of its memory that each gets.
 
 Bin packing. A model that one device holds may share it; a larger one takes whole devices (tensor parallel).
-What a model needs at least: weights, overheads, and cache for its requests. First fit in decreasing order, then,
-if that fails, every placement is tried (boxes are small). What is left of a device is divided by the cache that
-one full request of each model takes, so that all hold about equally many.
+What a model needs at least: weights, overheads, and cache for its requests. Placements are searched largest model
+first, depth first, once from the fullest device and once from the emptiest; of those found, the one whose worst-off
+model holds most full requests is taken. What is left of a device is divided by the cache that one full request of
+each model takes, so that all hold about equally many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from weighbridge.cost.hardware import Device
 from weighbridge.errors import BadInput
@@ -18,6 +20,8 @@ from weighbridge.planner.request import Deployment
 
 _MOST_UTILIZATION = 0.95
 _MOST_MODELS = 12
+#: Placements looked at from either end; boxes are small, so this is mostly all of them.
+_MOST_PLACEMENTS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ def pack(models: Sequence[Model], base: Deployment, device: Device, count: int) 
     order = sorted(range(len(needs)), key=lambda i: -needs[i].gib * needs[i].width)
     capacity = device.memory_gib * _MOST_UTILIZATION
     free = [capacity] * count
-    placed = _place(order, needs, free)
+    placed = _best(order, needs, free)
     if placed is None:
         wanted = sum(need.gib * need.width for need in needs)
         raise BadInput(
@@ -82,27 +86,51 @@ def _need(model: Model, base: Deployment, device: Device, count: int) -> _Need:
     raise BadInput(f"{model.name} does not fit on {count} x {device.name} even alone: {problem}")
 
 
-def _place(order: list[int], needs: Sequence[_Need], free: list[float]) -> dict[int, tuple[int, ...]] | None:
-    """Devices for each model, by depth-first search over devices that differ, fullest first."""
+def _best(order: list[int], needs: Sequence[_Need], free: list[float]) -> dict[int, tuple[int, ...]] | None:
+    """Of the placements that are tried, the one that leaves the worst-off model most; None when there is none."""
+    capacity = free[0]
+    found = [
+        placed
+        for fullest in (True, False)
+        for placed in islice(_placements(order, needs, list(free), fullest), _MOST_PLACEMENTS)
+    ]
+    return max(found, key=lambda placed: min(_spare(placed, needs, capacity)), default=None)
+
+
+def _spare(placed: dict[int, tuple[int, ...]], needs: Sequence[_Need], capacity: float) -> list[float]:
+    """Of each device in use, the full requests beyond their needs that each model on it can hold."""
+    found = []
+    for device in {one for chosen in placed.values() for one in chosen}:
+        held = [needs[index] for index, chosen in placed.items() if device in chosen]
+        left = capacity - sum(need.gib for need in held)
+        found.append(left / max(sum(need.request_gib for need in held), 1e-9))
+    return found
+
+
+def _placements(
+    order: list[int], needs: Sequence[_Need], free: list[float], fullest: bool
+) -> Iterator[dict[int, tuple[int, ...]]]:
+    """Devices for each model, by depth-first search over devices that differ, fullest or emptiest first."""
     if not order:
-        return {}
+        yield {}
+        return
     index, rest = order[0], order[1:]
     need = needs[index]
-    able = sorted((i for i in range(len(free)) if free[i] >= need.gib), key=lambda i: free[i])
-    tried: set[float] = set()
+    able = [i for i in range(len(free)) if free[i] >= need.gib]
+    able.sort(key=lambda i: free[i] if fullest else -free[i])
+    tried: set[tuple[float, ...]] = set()
     for start in range(len(able) - need.width + 1):
         chosen = tuple(able[start : start + need.width])
-        if free[chosen[0]] in tried:
+        alike = tuple(free[i] for i in chosen)
+        if alike in tried:
             continue
-        tried.add(free[chosen[0]])
+        tried.add(alike)
+        before = list(free)
         for i in chosen:
             free[i] -= need.gib
-        deeper = _place(rest, needs, free)
-        if deeper is not None:
-            return {index: chosen, **deeper}
-        for i in chosen:
-            free[i] += need.gib
-    return None
+        for deeper in _placements(rest, needs, free, fullest):
+            yield {index: chosen, **deeper}
+        free[:] = before
 
 
 def _share(index: int, placed: dict[int, tuple[int, ...]], needs: Sequence[_Need], device: Device) -> Placed:

@@ -36,7 +36,15 @@ def print_plan(
     lines = [*plan.explain, *(speeds[-1].explain if speeds else ())]
     for line in lines:
         console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
-    console.print(f"[bold]start it[/]\n  {escape(command)}", highlight=False, soft_wrap=True)
+    if plan.fits or device is None:
+        console.print(
+            f"[bold]start it[/]{_names_it(plan)}\n  {escape(command)}", highlight=False, soft_wrap=True
+        )
+
+
+def _names_it(plan: MemoryPlan) -> str:
+    """Engines do not know the catalogue's names."""
+    return f" (for {plan.model.name} put its path or hub id)" if plan.model.source == "catalogue" else ""
 
 
 def print_verdict(plan: MemoryPlan, changes: Sequence[Change], console: Console) -> None:
@@ -73,7 +81,16 @@ def print_speeds(speeds: Sequence[Speed], console: Console) -> None:
 def print_choices(choices: Sequence[Choice], command: str, config: str, console: Console) -> None:
     """Recommendations, cheapest first, and how to start the first."""
     table = Table(
-        "", "devices", "weights", "cache", "USD/h", "TTFT", "TPOT", "load", box=None, pad_edge=False
+        "",
+        "devices",
+        "weights",
+        "cache",
+        "USD/h",
+        "TTFT",
+        "TPOT",
+        "requests at once",
+        box=None,
+        pad_edge=False,
     )
     for number, choice in enumerate(choices, 1):
         c, d, o = choice.candidate, choice.candidate.plan.deployment, choice.outcome
@@ -86,16 +103,19 @@ def print_choices(choices: Sequence[Choice], command: str, config: str, console:
             f"{c.usd_per_hour:,.2f}",
             f"{o.ttft * 1e3:,.0f} ms",
             f"{o.tpot * 1e3:,.1f} ms",
-            f"{o.load:.0%}",
+            f"{o.batch:,.1f}",
         )
+    for column in table.columns[4:]:
+        column.justify = "right"
     console.print(table)
     for name, (price, source) in {
         choice.candidate.device.name: price_of(choice) for choice in choices
     }.items():
         line = f"  {name}: {price:,.2f} USD per device-hour, {source}"
         console.print(escape(line), highlight=False, soft_wrap=True)
+    named = _names_it(choices[0].candidate.plan)
     console.print(f"why the first: {escape(choices[0].outcome.why)}", highlight=False, soft_wrap=True)
-    console.print(f"[bold]start each replica[/]\n  {escape(command)}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]start each replica[/]{named}\n  {escape(command)}", highlight=False, soft_wrap=True)
     console.print(f"[bold]weighbridge.yaml[/]\n{escape(config)}", highlight=False, soft_wrap=True)
 
 

@@ -135,19 +135,23 @@ def _rank(choice: Choice) -> tuple[float, int, int, float]:
 def confirmed(
     choices: Sequence[Choice], traffic: Traffic, slo: Slo, search: Search, evaluate: Evaluate, wanted: int = 3
 ) -> list[Choice]:
-    """The cheapest `wanted` of `choices` that `evaluate`, slower and surer, agrees with, cheapest first.
+    """The cheapest `wanted` of `choices` that `evaluate`, slower and surer, agrees with, cheapest first: one for each
+    device, or, where there is only one device, for each format on it.
 
     A choice that it finds too weak gets more replicas, up to half as many again and at least one more; it may
     then cost more than the next one, which is judged before it is taken. Raises BadInput when none is left.
     """
     waiting = sorted(choices, key=_rank)
     most_of = {id(choice.candidate.plan): -(-3 * choice.candidate.replicas // 2) + 1 for choice in waiting}
+    several = len({choice.candidate.device.name for choice in choices}) > 1
     found: list[Choice] = []
     while waiting and len(found) < wanted:
         candidate = waiting.pop(0).candidate
         judged = Choice(candidate, evaluate(candidate, traffic, slo))
         if judged.outcome.meets:
             found.append(judged)
+            if several:
+                waiting = [one for one in waiting if one.candidate.device != candidate.device]
             continue
         replicas = candidate.replicas + 1
         gpus = replicas * candidate.plan.deployment.gpus

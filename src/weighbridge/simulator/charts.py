@@ -39,7 +39,8 @@ svg text{font:12px system-ui,sans-serif;fill:var(--soft)}svg .ink{fill:var(--ink
 @dataclass(frozen=True, slots=True)
 class Line:
     """A named line. `steps`: a value holds until the next point. `peak`: of each point, the most that it stands
-    for, drawn as a shade above the line. `dots`: mark the points, with `notes` shown when one points at them."""
+    for, drawn as a shade above the line. `dots`: mark the points, with `notes` shown when one points at them, and
+    `labels` always."""
 
     name: str
     x: Sequence[float] | Floats
@@ -48,6 +49,7 @@ class Line:
     peak: Sequence[float] | Floats | None = None
     dots: bool = False
     notes: Sequence[str] = ()
+    labels: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,10 @@ class Chart:
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"><title>{escape(note)}</title></circle>'
                 for x, y, note in zip(xs, ys, notes, strict=True)
             ]
+        parts += [
+            f'<text class="ink" x="{x + 7:.1f}" y="{y - 6:.1f}">{escape(label)}</text>'
+            for x, y, label in zip(xs, ys, line.labels, strict=False)
+        ]
         return parts
 
 
