@@ -34,6 +34,7 @@ def make_router(
     timeout: float = 5.0,
     ledger: Ledger | None = None,
     scorer: Any = None,
+    readers: Any = None,
     observer: Any = None,
     edge: dict[str, Any] | None = None,
     **settings: Any,
@@ -54,6 +55,7 @@ def make_router(
         judge=AnswerJudge(),
         tickets=TicketStore(),
         scorer=scorer,
+        readers=readers,
         observer=observer,
         lengths=OutputLengths(),
     )

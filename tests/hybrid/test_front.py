@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -147,6 +148,20 @@ async def test_a_client_that_goes_away_leaves_nothing_open(tmp_path: Path) -> No
         await until(lambda: client.front.tickets.recent(1)[0].finished is not None, 60)
         assert client.front.tickets.recent(1)[0].finish_reason == "abort"
         assert router.ledger.spent().reserved == 0.0
+
+
+@pytest.mark.parametrize("placement", ["only_edge", "only_cloud"])
+async def test_a_client_that_goes_away_before_the_first_byte_has_made_no_error(
+    placement: str, tmp_path: Path
+) -> None:
+    edge, cloud = said("local", first=60.0), said("remote", first=60.0)
+    async with front_over(edge, cloud, tmp_path) as client:
+        asked = asyncio.create_task(client.post(weighbridge={"placement": placement}).__aenter__())
+        await until(lambda: edge.log or cloud.log)
+        asked.cancel()
+        await until(lambda: client.front.tickets.recent(1)[0].finished is not None)
+        [ticket] = client.front.tickets.recent()
+    assert (ticket.finish_reason, ticket.error) == ("abort", None)
 
 
 async def test_keys_say_whose_request_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

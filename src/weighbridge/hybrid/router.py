@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import time
@@ -87,6 +88,10 @@ class HybridRouter:
         journey = Journey(self, request, ticket)
         try:
             attempt = await journey.commit()
+        except asyncio.CancelledError:  # nobody waits for it any more
+            ticket.finish_reason = "abort"
+            self._close_ticket(journey, None)
+            raise
         except BaseException as error:
             ticket.error, ticket.finish_reason = str(error) or type(error).__name__, "error"
             self._close_ticket(journey, None)
