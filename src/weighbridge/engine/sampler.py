@@ -8,6 +8,7 @@ tokens whatever else is in the batch and whether or not drafts are verified alon
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ class Sampler:
             try:
                 if piece.request.embeds:
                     assert states is not None
-                    scores = logits[rows.start, : self._vocab_size].float()
+                    scores = logits[rows.start, : self._vocab_size]
                     result.embeddings[index] = embedding_of(states[len(result.embeddings)], scores)
                 elif is_plain(piece.request.params):
                     result.tokens[index] = _accept(piece.drafts, best, rows)
@@ -253,11 +254,19 @@ def token_logprob(scores: torch.Tensor, token: int, top: int) -> TokenLogprob:
 
 def embedding_of(state: torch.Tensor, scores: torch.Tensor) -> Embedding:
     """Of a prompt whose last position has the hidden state `state` [hidden] and the logits `scores` [vocab]."""
-    logprobs = torch.log_softmax(scores, 0)
-    entropy = torch.special.entr(logprobs.exp()).sum()
-    best, second = torch.topk(logprobs, 2).values.tolist()
     vector = torch.nn.functional.normalize(state.float(), dim=0)
-    return Embedding(vector.numpy(), NextToken(float(entropy), best, best - second))
+    return Embedding(vector.numpy(), next_token_of(scores.float().numpy()))
+
+
+def next_token_of(logits: npt.NDArray[np.float32]) -> NextToken:
+    """In numpy: on one row it is several times quicker than torch, whose every pass wakes a pool of threads."""
+    best = int(logits.argmax())
+    below = logits - logits[best]
+    weights = np.exp(below)
+    total = float(weights.sum())
+    entropy = math.log(total) - float(weights @ below) / total
+    below[best] = -math.inf
+    return NextToken(entropy, -math.log(total), -float(below.max()))
 
 
 def uniform(seed: int, position: int) -> float:

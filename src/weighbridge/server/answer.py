@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -19,6 +20,9 @@ from weighbridge.server.formats import Format, Gathered
 log = logging.getLogger("weighbridge.server")
 
 KEEP_ALIVE_SECONDS = 15.0
+
+#: The answer to more prompts is put together in a thread, so that the event loop goes on.
+FEW_PROMPTS = 16
 
 
 @dataclass(slots=True)
@@ -91,7 +95,8 @@ class Answer(Response):
             usages.append(one.stream.usage)
         if any(choice.finish in (None, FinishReason.ABORT) for choices in answers for choice in choices):
             return  # the client is gone, or the server is stopping
-        body = _merged(self._running, answers, usages)
+        merge = partial(_merged, self._running, answers, usages)
+        body = merge() if len(answers) <= FEW_PROMPTS else await asyncio.to_thread(merge)
         headers = [*self._ticket_headers(), (b"content-type", b"application/json")]
         headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
