@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fleet_finish import FINISHES
 from fleet_rivals import RIVALS
 from weighbridge.cost import StepCost
 from weighbridge.fleet.policies import DEFAULT_POLICY, POLICIES
@@ -92,7 +93,8 @@ def measure(job: tuple[str, str, float, float, int, int]) -> dict[str, Any]:
     mix, policy, load, rate, seed, number = job
     began = time.perf_counter()
     requests = at_rate(requests_of(mix, seed, number), rate * load)
-    rival = RIVALS[policy](random.Random(seed)) if policy in RIVALS else None
+    made = {**RIVALS, **FINISHES}.get(policy)
+    rival = made(random.Random(seed)) if made else None
     spec = fleet(DEFAULT_POLICY if rival else policy, mix)
     run = Simulation(spec, requests, seed, policy=rival).run()
     figures = summary(run, spec, TARGETS, warm_up=WARM_UP * requests[-1].at)
@@ -108,6 +110,7 @@ def main() -> None:
     parser.add_argument("--loads", default="0.6,0.8,0.9")
     parser.add_argument("--policies", default=",".join([*POLICIES, *RIVALS]))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0, help="where they begin; others to choose by")
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--json", action="store_true")
@@ -122,9 +125,8 @@ def main() -> None:
             rate = capacity(mix, options.requests)
             for load in (float(one) for one in options.loads.split(",")):
                 key = f"{mix} at {load:.0%}"
-                jobs = [
-                    (mix, p, load, rate, s, options.requests) for p in policies for s in range(options.seeds)
-                ]
+                seeds = range(options.first_seed, options.first_seed + options.seeds)
+                jobs = [(mix, p, load, rate, s, options.requests) for p in policies for s in seeds]
                 found = list(pool.map(measure, jobs))
                 results[key] = {"capacity_rps": rate}
                 for policy in policies:
