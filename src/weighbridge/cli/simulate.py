@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,8 @@ def simulate(
     event: flags.Events = None, autoscale: flags.Autoscale = None,
     tokens_per_minute: flags.TokensPerMinute = None, max_queue: flags.MaxQueue = 1 << 20,
     slo: flags.Slo = "ttft=1s,tpot=100ms", seed: flags.Seed = 0, seeds: flags.Seeds = 1,
-    compare: flags.Compare = None, sweep: flags.Sweep = None, html: flags.Html = None, json_output: flags.Json = False,
+    compare: flags.Compare = None, sweep: flags.Sweep = None, jobs: flags.Jobs = None, html: flags.Html = None,
+    json_output: flags.Json = False,
 ) -> None:
     """Run a workload through a simulated fleet: the real scheduler, policies and queue in virtual time."""
     arriving = WorkloadFlags(
@@ -66,7 +68,7 @@ def simulate(
         "price": {"usd_per_replica_hour": found.usd_per_hour, "source": found.price_source},
         "step_cost": found.cost.as_dict(),
         "kv_tokens": experiment.fleet.replicas[0].capacity.kv_tokens,
-        **_result(experiment, compare, sweep, max_model_len, json_output),
+        **_result(experiment, compare, sweep, jobs, max_model_len, json_output),
     }
     if html is not None:
         from weighbridge.simulator.page import write_page
@@ -124,12 +126,21 @@ def _setup(
 
 
 def _result(
-    experiment: Experiment, compare: str | None, sweep: str | None, max_model_len: int, quiet: bool
+    experiment: Experiment,
+    compare: str | None,
+    sweep: str | None,
+    jobs: int | None,
+    max_model_len: int,
+    quiet: bool,
 ) -> dict[str, Any]:
+    from weighbridge.simulator.side_by_side import mapping
+
     if compare is not None and sweep is not None:
         raise BadInput("give --compare or --sweep, not both")
-    with counting("Simulating", quiet=quiet) as report:
-        experiment = replace(experiment, report=report)
+    single = compare is None and sweep is None and len(experiment.seeds) == 1
+    processes = 1 if single else jobs or os.cpu_count() or 1
+    with mapping(processes) as mapper, counting("Simulating", quiet=quiet) as report:
+        experiment = replace(experiment, report=report, mapper=mapper)
         if compare is not None:
             return {
                 "compare": experiment.compare(fleets_to_compare(compare, experiment.fleet, max_model_len))

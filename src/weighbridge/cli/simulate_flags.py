@@ -86,5 +86,6 @@ Compare = Annotated[
     str | None, _run(help="policy=weigh,round_robin or another of batching, replicas, engine-profile.")
 ]
 Sweep = Annotated[str | None, _run(help="rate=1,2,4 or rate=auto: find the knee.")]
+Jobs = Annotated[int | None, _run(min=1, help="Runs side by side; none: one for each core.")]
 Html = Annotated[Path | None, _run(help="Write timelines and curves to this file.")]
 Json = Annotated[bool, _run("--json", help="Print JSON.")]

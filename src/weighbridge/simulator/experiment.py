@@ -11,6 +11,7 @@ from weighbridge.errors import BadInput
 from weighbridge.simulator.fleet import FleetSpec, Simulation
 from weighbridge.simulator.report import Targets, over_seeds, summary
 from weighbridge.simulator.requests import SimulatedRequest
+from weighbridge.simulator.side_by_side import Mapper
 from weighbridge.simulator.workload import Synthetic
 
 #: A rate is served when this share of the requests keeps the targets.
@@ -83,7 +84,7 @@ class RecordedSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """A fleet and what it is asked. `report` hears of (done, all) runs."""
+    """A fleet and what it is asked. `report` hears of (done, all) runs; `mapper` carries them out (`side_by_side`)."""
 
     fleet: FleetSpec
     source: Source
@@ -91,24 +92,20 @@ class Experiment:
     seeds: Sequence[int] = (0,)
     rate: float | None = None
     report: Callable[[int, int], None] | None = None
+    mapper: Mapper = map
 
     def run(self) -> dict[str, Any]:
         """Figures over all seeds; see `report.summary`."""
-        summaries = []
-        for number, seed in enumerate(self.seeds, 1):
-            run = Simulation(self.fleet, self.source.requests(seed, self.rate), seed).run()
-            summaries.append(summary(run, self.fleet, self.targets))
-            if self.report is not None:
-                self.report(number, len(self.seeds))
-        return over_seeds(summaries)
+        return self._over_seeds([(self.fleet, self.rate)])[0]
 
     def compare(self, fleets: Mapping[str, FleetSpec]) -> dict[str, dict[str, Any]]:
         """The same requests through each of `fleets`."""
-        return {name: replace(self, fleet=fleet).run() for name, fleet in fleets.items()}
+        results = self._over_seeds([(fleet, self.rate) for fleet in fleets.values()])
+        return dict(zip(fleets, results, strict=True))
 
     def sweep(self, rates: Sequence[float]) -> dict[str, Any]:
         """Figures at each rate, and the knee between them: the highest rate that is served (see `SERVED`)."""
-        points = [self._at(rate) for rate in sorted(rates)]
+        points = self._at(*sorted(rates))
         good = [point["rate"] for point in points if point["good_share"] >= SERVED]
         return {"served_share": SERVED, "knee_rps": max(good, default=None), "points": points}
 
@@ -116,7 +113,7 @@ class Experiment:
         """Double or halve from `start` (None: the workload's own rate) until the knee is enclosed, then bisect; last
         the rates around it that a curve needs (`AROUND`)."""
         rate = start or self.source.rate or 1.0
-        points = [self._at(rate)]
+        points = self._at(rate)
         for _ in range(_ROUNDS):
             served = [p["rate"] for p in points if p["good_share"] >= SERVED]
             missed = [p["rate"] for p in points if p["good_share"] < SERVED]
@@ -129,14 +126,43 @@ class Experiment:
                 rate = low * 2
             else:
                 rate = (low * high) ** 0.5
-            points.append(self._at(rate))
+            points += self._at(rate)
         knee = max((p["rate"] for p in points if p["good_share"] >= SERVED), default=None)
-        for factor in AROUND if knee is not None else ():
-            if all(abs(math.log(knee * factor / p["rate"])) > math.log(1.1) for p in points):
-                points.append(self._at(knee * factor))
+        around = [knee * factor for factor in AROUND] if knee is not None else []
+        missing = [r for r in around if all(abs(math.log(r / p["rate"])) > math.log(1.1) for p in points)]
+        points += self._at(*missing)
         points.sort(key=lambda point: float(point["rate"]))
         served = [p["rate"] for p in points if p["good_share"] >= SERVED]
         return {"served_share": SERVED, "knee_rps": max(served, default=None), "points": points}
 
-    def _at(self, rate: float) -> dict[str, Any]:
-        return {"rate": rate, **replace(self, rate=rate).run()}
+    def _at(self, *rates: float) -> list[dict[str, Any]]:
+        results = self._over_seeds([(self.fleet, rate) for rate in rates])
+        return [{"rate": rate, **result} for rate, result in zip(rates, results, strict=True)]
+
+    def _over_seeds(self, cases: Sequence[tuple[FleetSpec, float | None]]) -> list[dict[str, Any]]:
+        """Figures of each (fleet, rate) over all seeds."""
+        jobs = [
+            _Job(fleet, self.source, self.targets, seed, rate) for fleet, rate in cases for seed in self.seeds
+        ]
+        summaries = []
+        for one in self.mapper(_Job.measure, jobs):
+            summaries.append(one)
+            if self.report is not None:
+                self.report(len(summaries), len(jobs))
+        each = len(self.seeds)
+        return [over_seeds(summaries[i : i + each]) for i in range(0, len(jobs), each)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One run."""
+
+    fleet: FleetSpec
+    source: Source
+    targets: Targets
+    seed: int
+    rate: float | None
+
+    def measure(self) -> dict[str, Any]:
+        run = Simulation(self.fleet, self.source.requests(self.seed, self.rate), self.seed).run()
+        return summary(run, self.fleet, self.targets)

@@ -1,0 +1,58 @@
+"""Runs in processes of their own: the same results in the same order, and nobody left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from dataclasses import replace
+
+import pytest
+
+from weighbridge.errors import BadInput
+from weighbridge.simulator.experiment import Experiment, SyntheticSource
+from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, engine_settings
+from weighbridge.simulator.side_by_side import mapping
+from weighbridge.simulator.workload import Synthetic
+
+SETTINGS = engine_settings("weighbridge", kv_tokens=65_536, max_model_len=8192)
+
+
+def test_processes_change_nothing() -> None:
+    fleet = FleetSpec(replicas=(ReplicaSpec(settings=SETTINGS),) * 2)
+    source = SyntheticSource(Synthetic.parse("bursts:rate=5,requests=40"))
+    heard: list[tuple[int, int]] = []
+    alone = Experiment(fleet=fleet, source=source, seeds=(0, 3))
+    fleets = {"weigh": fleet, "blind": replace(fleet, policy="round_robin")}
+    with mapping(2) as mapper:
+        beside = replace(alone, mapper=mapper, report=lambda done, total: heard.append((done, total)))
+        assert beside.compare(fleets) == alone.compare(fleets)
+        assert heard == [(1, 4), (2, 4), (3, 4), (4, 4)]
+        assert beside.sweep([1.0, 8.0]) == alone.sweep([1.0, 8.0])
+
+
+def test_a_mistake_in_a_process_is_told_as_in_ours() -> None:
+    with mapping(2) as mapper, pytest.raises(BadInput, match="--rate") as caught:
+        list(mapper(_mistaken, [0, 1]))
+    assert caught.value.param == "rate"
+
+
+def test_leaving_early_ends_the_processes() -> None:
+    others = set(multiprocessing.active_children())
+    working: set[multiprocessing.process.BaseProcess] = set()
+
+    def interrupted() -> None:
+        with mapping(2) as mapper:
+            mapper(time.sleep, [600.0] * 3)
+            working.update(set(multiprocessing.active_children()) - others)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(working) == 2
+    for process in working:
+        process.join(60)
+    assert not working & set(multiprocessing.active_children())
+
+
+def _mistaken(number: int) -> None:
+    raise BadInput(f"--rate {number} is wrong", param="rate")
