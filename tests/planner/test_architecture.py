@@ -161,6 +161,16 @@ def test_what_is_assumed_is_stated() -> None:
     assert "vocab_size" in stated
 
 
+def test_types_and_number_formats_without_rules_are_stated_or_refused() -> None:
+    stated = read_architecture({**_PLAIN, "model_type": "warp9"}).assumptions
+    assert any("warp9" in sentence for sentence in stated)
+    stated = read_architecture({**_PLAIN, "torch_dtype": "float8_e9"}).assumptions
+    assert any("float8_e9" in sentence for sentence in stated)
+    assert not any("model_type" in sentence for sentence in read_architecture(_PLAIN).assumptions)
+    with pytest.raises(BadInput, match="quantization_config is 'fp8'"):
+        read_architecture({**_PLAIN, "quantization_config": "fp8"})
+
+
 def test_counts_are_spread_evenly() -> None:
     kinds = spread({"full": 2, "linear": 6}, 8)
     assert Counter(kinds) == {"full": 2, "linear": 6}

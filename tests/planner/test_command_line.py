@@ -86,6 +86,12 @@ def test_page_and_packing(tmp_path: Path) -> None:
         (("qwen3-8b", "llama-3.2-3b"), "need --device"),
         (("qwen3-8b", "--traffic", "/no/such/trace.csv", "--recommend"), "cannot be read"),
         (("qwen3-8b", "--device-memory", "-1"), "above 0"),
+        (("qwen3-8b", "--device-memory", "nan"), "above 0"),
+        (("qwen3-8b", "--engine-version", "latest"), "no version"),
+        (("qwen3-8b", "--block-size", "7"), "multiples of 16"),
+        (("qwen3-8b", "--kv-cache-memory", "-3GiB"), "such as 20GiB"),
+        (("qwen3-8b", "--prompt-tokens", "9000", "--max-model-len", "8192"), "longer than --max-model-len"),
+        (("qwen3-8b", "--device", "h100", "--max-model-len", "8192", "--batch", "9000"), "fit at once"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(words: tuple[str, ...], says: str) -> None:

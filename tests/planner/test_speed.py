@@ -61,3 +61,16 @@ def test_typical_batch_is_what_the_cache_holds() -> None:
     plan = plan_memory(open_model("llama-3.1-8b"), Deployment(max_model_len=8192), where)
     assert plan.kv is not None
     assert typical_batch(plan, 1000, 200) == plan.kv.tokens // 1100
+
+
+def test_four_bit_integers_are_unpacked_also_where_there_are_four_bit_floats() -> None:
+    """A prompt in AWQ runs in 16-bit units; in NVFP4 it has units of its own on Blackwell."""
+    device = find_device("B200-180GB")
+
+    def prompt_token(weights: str) -> float:
+        return step_cost(
+            plan_memory(open_model("llama-3.1-70b"), Deployment(weights=weights, tp=4), device), device, 0.0
+        ).per_token
+
+    assert prompt_token("awq") == pytest.approx(prompt_token("bf16"), rel=0.05)
+    assert prompt_token("nvfp4") < 0.5 * prompt_token("awq")

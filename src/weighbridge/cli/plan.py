@@ -17,6 +17,7 @@ from weighbridge.engine.settings import parse_bytes
 from weighbridge.errors import BadInput
 from weighbridge.planner.catalogue import catalogue
 from weighbridge.planner.commands import engine_command, fleet_yaml
+from weighbridge.planner.engines import parse_version
 from weighbridge.planner.fit import changes
 from weighbridge.planner.html import page
 from weighbridge.planner.memory import MemoryPlan, Model, plan_memory
@@ -85,8 +86,14 @@ def plan(
     swa_full: Annotated[bool, Flag("--swa-full", help="Keep sliding layers in full.")] = False,
     flash_attn: Annotated[bool | None, Flag("--flash-attn/--no-flash-attn", help="llama.cpp.")] = None,
     ubatch: Annotated[int, Flag(min=1, help="llama.cpp micro-batch.")] = 512,
-    prompt_tokens: Annotated[int, Flag(min=1, help="Of the requests whose speed is told.")] = DEFAULT_PROMPT,
-    output_tokens: Annotated[int, Flag(min=1, help="Of the requests whose speed is told.")] = DEFAULT_OUTPUT,
+    prompt_tokens: Annotated[
+        int | None,
+        Flag(min=1, help=f"Of the requests whose speed is told; none: {DEFAULT_PROMPT:,} if they fit."),
+    ] = None,
+    output_tokens: Annotated[
+        int | None,
+        Flag(min=1, help=f"Of the requests whose speed is told; none: {DEFAULT_OUTPUT:,} if they fit."),
+    ] = None,
     batch: Annotated[int | None, Flag(min=1, help="Requests at once; none: several.")] = None,
     price: Annotated[
         float | None,
@@ -130,7 +137,7 @@ def plan(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         block_size=block_size,
-        kv_cache_memory=parse_bytes(kv_cache_memory) if kv_cache_memory else None,
+        kv_cache_memory=_cache_bytes(kv_cache_memory),
         prefix_caching=prefix_caching,
         enforce_eager=enforce_eager,
         speculative=speculative,
@@ -145,6 +152,7 @@ def plan(
         flash_attention=flash_attn,
         ubatch=ubatch,
     )
+    _check_engine(engine, engine_version, block_size)
     opened = [open_model(name) for name in models]
     if recommend or traffic:
         _recommend(
@@ -162,7 +170,7 @@ def plan(
             raise BadInput("--html shows one model; leave it out when packing several")
         _pack(opened, deployment, chosen, count, json_output)
     else:
-        shape = _Shape(prompt_tokens, output_tokens, batch, price)
+        shape = _shape(prompt_tokens, output_tokens, batch, price, max_model_len)
         _single(opened[0], deployment, chosen, shape, html, json_output)
 
 
@@ -174,6 +182,21 @@ class _Shape:
     output: int
     batch: int | None
     price: float | None
+
+
+def _shape(
+    prompt: int | None, output: int | None, batch: int | None, price: float | None, longest: int | None
+) -> _Shape:
+    """Lengths as given, else the usual ones, shorter where only shorter requests are served."""
+    length = longest or DEFAULT_PROMPT + DEFAULT_OUTPUT
+    asked = (prompt or 1) + (output or 1)
+    if longest is not None and asked > longest:
+        raise BadInput(
+            f"requests of {asked:,} tokens are longer than --max-model-len {longest}: shorten them"
+        )
+    output = output or max(min(DEFAULT_OUTPUT, (length - (prompt or 0)) // (1 if prompt else 5)), 1)
+    prompt = prompt or max(min(DEFAULT_PROMPT, length - output), 1)
+    return _Shape(prompt, output, batch, price)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +241,12 @@ def _speeds(result: MemoryPlan, shape: _Shape) -> list[Speed]:
     """At one request, at what fits, and at powers of four between; none when nothing fits."""
     if result.device is None or not result.fits:
         return []
-    most = shape.batch or typical_batch(result, shape.prompt, shape.output)
+    room = typical_batch(result, shape.prompt, shape.output)
+    if shape.batch is not None and shape.batch > room:
+        raise BadInput(
+            f"--batch {shape.batch}: only {room} requests of {shape.prompt} + {shape.output} tokens fit at once"
+        )
+    most = shape.batch or room
     batches = [shape.batch] if shape.batch else sorted({1, most, *(4**k for k in range(1, 6) if 4**k < most)})
     device, price = result.device, shape.price
     return [measure(result, device, batch, shape.prompt, shape.output, price) for batch in batches]
@@ -273,9 +301,26 @@ def _pack(
         print_packing(placed, commands, Console())
 
 
+def _cache_bytes(text: str | None) -> int | None:
+    size = None if text is None else parse_bytes(text)
+    if size is not None and size <= 0:
+        raise BadInput(f"--kv-cache-memory {text}: write what the cache may take, such as 20GiB")
+    return size
+
+
+def _check_engine(engine: str, version: str | None, block_size: int | None) -> None:
+    """Raises BadInput for a version that is none, and blocks that vLLM does not have."""
+    if version is not None and parse_version(version) is None:
+        raise BadInput(
+            f"--engine-version {version!r} is no version: write for example 0.21.0, or b9496 of llama.cpp"
+        )
+    if engine == "vllm" and block_size is not None and block_size not in (1, 8) and block_size % 16:
+        raise BadInput(f"--block-size {block_size}: vLLM has blocks of 1, 8, and multiples of 16 tokens")
+
+
 def _device(name: str | None, memory: float | None) -> Device | None:
-    if memory is not None and memory <= 0:
-        raise BadInput("--device-memory must be above 0 GiB")
+    if memory is not None and not 0 < memory < 1e6:
+        raise BadInput("--device-memory must be above 0 GiB, such as 79.18")
     if memory is not None:
         return custom_device(memory, name)
     return find_device(name) if name else None

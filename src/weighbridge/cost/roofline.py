@@ -181,6 +181,7 @@ class Demand:
     ranks: int = 1  # data-parallel ranks whose tokens meet in the same experts
     indexer_layers: int = 0
     quantized_layers: int = 0  # whose activations are quantized before each product
+    integer: bool = False  # weights are integers of few bits: no unit multiplies them, they are unpacked first
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +211,10 @@ class Peak:
 def at_data_sheet(device: Device, demand: Demand) -> Peak:
     bandwidth = device.bandwidth_gbs * 1e9
     flops = device.bf16_tflops * 1e12
-    advantage = device.tflops(demand.weight_bits) / device.bf16_tflops
-    ring = 2 * (demand.tp - 1) / demand.tp
     four_bit = demand.weight_bits <= 5
+    unpacked = four_bit and (demand.integer or not device.fp4_tflops)
+    advantage = 1.0 if unpacked else device.tflops(demand.weight_bits) / device.bf16_tflops
+    ring = 2 * (demand.tp - 1) / demand.tp
     return Peak(
         reading=demand.weight_bytes / bandwidth,
         expert=demand.expert_bytes / bandwidth,
@@ -224,7 +226,7 @@ def at_data_sheet(device: Device, demand: Demand) -> Peak:
         exchange=demand.all_reduces * demand.hidden_bytes * ring / (max(device.link_gbs, 1.0) * 1e9),
         advantage=advantage,
         four_bit=float(four_bit),
-        unpacked=float(four_bit and not device.fp4_tflops),
+        unpacked=float(unpacked),
         layers=demand.layers,
         expert_layers=demand.expert_layers,
         indexer_layers=demand.indexer_layers,

@@ -7,6 +7,7 @@ from typing import Any
 
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.planner.architecture import Architecture, Dense, Experts, FeedForward, Layer, Tower
+from weighbridge.planner.catalogue import catalogue
 from weighbridge.planner.fields import Fields
 from weighbridge.planner.layer_kinds import layer_kinds
 from weighbridge.planner.mixers import head_dim, mixer
@@ -22,6 +23,47 @@ _UNMODELLED = {
     "deci": "its blocks differ from layer to layer",
 }
 _COUNTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts", "num_moe_experts")
+#: Types beside the catalogue's whose fields mean what they say.
+_KNOWN = {
+    *("llama4", "qwen2_moe", "qwen2_vl", "qwen2_5_vl", "qwen2_5_vl_text", "qwen3_vl", "qwen3_vl_text"),
+    *(
+        "qwen3_vl_moe_text",
+        "qwen3_5",
+        "qwen3_5_moe",
+        "gemma",
+        "gemma3",
+        "gemma3n_text",
+        "gemma4",
+        "cohere",
+        "cohere2",
+    ),
+    *(
+        "deepseek_v3",
+        "glm",
+        "glm4",
+        "mistral3",
+        "pixtral",
+        "phi",
+        "phi4",
+        "smollm3",
+        "starcoder2",
+        "stablelm",
+    ),
+    *("granite", "granitemoe", "exaone4", "ernie4_5", "ernie4_5_moe", "hunyuan_v1_dense", "hunyuan_v1_moe"),
+    *(
+        "gpt2",
+        "gpt_neox",
+        "bloom",
+        "falcon",
+        "mamba",
+        "mamba2",
+        "bamba",
+        "falcon_h1",
+        "internlm2",
+        "seed_oss",
+        "dots1",
+    ),
+}
 _TIED = {
     "gemma",
     "gemma2",
@@ -46,6 +88,7 @@ def read_architecture(config: dict[str, Any], assumptions: tuple[str, ...] = ())
     if not family:
         raise BadInput("config.json: model_type is missing; it says how the other fields are meant")
     _refuse_unknown(fields, family)
+    _assume_usual(fields, outer, family)
     layers = fields.whole("num_hidden_layers", "n_layer", "n_layers", "num_layers")
     kinds = layer_kinds(fields, family, layers)
     built = tuple(
@@ -212,5 +255,26 @@ def _per_layer_embedding(fields: Fields, layers: int) -> int:
 
 
 def _quantization(fields: Fields, outer: Fields) -> dict[str, object]:
-    value = outer.get("quantization_config") or fields.get("quantization_config")
-    return value if isinstance(value, dict) else {}
+    value = outer.get("quantization_config") or fields.get("quantization_config") or {}
+    if not isinstance(value, dict):
+        raise BadInput(
+            f"config.json: quantization_config is {value!r}, but must be an object with a quant_method",
+            param="quantization_config",
+        )
+    return value
+
+
+def _assume_usual(fields: Fields, outer: Fields, family: str) -> None:
+    """State what is taken for granted of a model type or number format that the planner has no rules for."""
+    if family not in _KNOWN and family not in {entry["model_type"] for entry in catalogue().values()}:
+        fields.assume(
+            f"model_type {family!r} has no rules of its own: read as a decoder with the usual fields"
+        )
+    kind = fields.get("torch_dtype", "dtype") or outer.get("torch_dtype", "dtype")
+    if kind is not None and str(kind).removeprefix("torch.") not in (
+        "bfloat16",
+        "float16",
+        "float32",
+        "auto",
+    ):
+        fields.assume(f"torch_dtype {kind!r} is not known: weights taken as 16-bit")
