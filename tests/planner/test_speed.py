@@ -73,4 +73,4 @@ def test_four_bit_integers_are_unpacked_also_where_there_are_four_bit_floats() -
         ).per_token
 
     assert prompt_token("awq") == pytest.approx(prompt_token("bf16"), rel=0.05)
-    assert prompt_token("nvfp4") < 0.5 * prompt_token("awq")
+    assert prompt_token("nvfp4") < 0.7 * prompt_token("awq")
