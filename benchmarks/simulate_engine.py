@@ -9,7 +9,10 @@ errors: no prediction can be closer than a recording is to its repetition. Lengt
 requests in a closed loop fall into step, and which step they fall into is chance.
 
 Calibration sees the two calibration loads alone: how long each of their iterations took, from the end of the one
-before, and what their requests took on the wire. `cost.fit` makes the step cost of that; nothing is tuned.
+before, and what their requests took on the wire. `cost.fit` makes the step cost of that; nothing is tuned. An iteration
+then takes what the step cost says and a residual drawn from those of the calibration loads, with a seed (one iteration
+in ten loses its core for a while); and the scheduler reads a `StepClock` that learns as the live one does, since how
+large its chunks are depends on what it has seen. `--exact` leaves both out.
 """
 
 from __future__ import annotations
@@ -22,17 +25,18 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 from weighbridge.bench import serve, workload
-from weighbridge.cost import Sample, StepCost, fit
+from weighbridge.cost import Sample, StepClock, StepCost, fit
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Simulation, engine_settings
 from weighbridge.simulator.measures import quantiles
 from weighbridge.simulator.requests import SimulatedRequest, Span
+from weighbridge.simulator.stepping import Stepping, SteppingScheduler
 
 
 @dataclass(frozen=True)
@@ -80,17 +84,23 @@ def serve_recording(port: int, path: Path) -> None:
     """`weighbridge serve`, with the time of every iteration and every first token written to `path` at the end."""
     from weighbridge.cli import main as weighbridge
     from weighbridge.engine import engine
-    from weighbridge.engine.batch import Batch
+    from weighbridge.engine.batch import Batch, Sampled
     from weighbridge.engine.loop import EngineLoop
 
     iterations: list[list[float]] = []
     first: dict[str, list[float]] = {}
 
     class RecordingLoop(EngineLoop):
-        """Notes when each iteration ended and how long it kept the engine: from the end of the one before, or
-        from when there was work."""
+        """Notes when each iteration ended, how long it kept the engine (from the end of the one before, or from
+        when there was work), and how long it computed, which is what the engine's own clock sees."""
 
-        _free_since = 0.0
+        _free_since = _computed = 0.0
+
+        def _execute(self, batch: Batch) -> Sampled:
+            began = time.monotonic()
+            sampled = super()._execute(batch)
+            self._computed = time.monotonic() - began
+            return sampled
 
         def _wait_for_work(self) -> None:
             idle = not self._scheduler.has_work()
@@ -103,7 +113,7 @@ def serve_recording(port: int, path: Path) -> None:
             sampling = [piece.request for piece in batch.slices if piece.samples]
             super()._iterate(batch)
             ended = time.monotonic()
-            iterations.append([ended, ended - self._free_since, *kept])
+            iterations.append([ended, ended - self._free_since, *kept, self._computed])
             self._free_since = ended
             for request in sampling:
                 first.setdefault(request.id, [request.arrival, ended])
@@ -181,22 +191,78 @@ def figures(ttft: Sequence[float], tpot: Sequence[float], tokens: int, seconds: 
 # -- prediction ----------------------------------------------------------------------------------------
 
 
-def calibrate(runs: Sequence[dict[str, Any]], loads: Sequence[str]) -> tuple[StepCost, float]:
-    """The step cost and the seconds on the wire that the runs of `loads` show."""
+@dataclass(frozen=True)
+class Calibration:
+    """What the calibration loads show. `residuals`: measured minus predicted seconds of each iteration, and the
+    share of its time that it computed. `quickest`: the least ratio of measured to predicted."""
+
+    cost: StepCost
+    wire: float  # mean seconds of a request outside the engine, before its first token
+    residuals: tuple[tuple[float, float], ...]
+    quickest: float
+    runs: tuple[tuple[Sample, ...], ...]  # as the engine's own clock saw them
+
+
+def calibrate(runs: Sequence[dict[str, Any]], loads: Sequence[str]) -> Calibration:
+    """Of the runs of `loads` alone."""
     seen = [run for run in runs if run["load"] in loads]
-    samples = [Sample(*map(int, kept), seconds) for run in seen for _, seconds, *kept in run["iterations"]]
-    return fit(samples), median(run["wire"] for run in seen)
+    kept = [one for run in seen for one in run["iterations"]]
+    cost = fit([_sample(one, one[1]) for one in kept])
+    expected = [cost.seconds(*map(int, one[2:5])) for one in kept]
+    return Calibration(
+        cost,
+        median(run["wire"] for run in seen),
+        tuple((one[1] - told, one[5] / one[1]) for one, told in zip(kept, expected, strict=True)),
+        min(one[1] / told for one, told in zip(kept, expected, strict=True)),
+        tuple(tuple(_sample(one, one[5]) for one in run["iterations"]) for run in seen),
+    )
 
 
-def simulate(cost: StepCost, wire: float, name: str) -> Figures:
+def _sample(iteration: Sequence[float], seconds: float) -> Sample:
+    return Sample(*map(int, iteration[2:5]), seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningReplica(ReplicaSpec):
+    """Its scheduler reads a clock that learns, as the live engine's does."""
+
+    clock: StepClock
+
+    def scheduler(self) -> Stepping:
+        return SteppingScheduler(self.settings, self.clock)
+
+
+class Machine(StepCost):
+    """The step cost with the noise of the calibration loads; `clock` observes every iteration."""
+
+    __slots__ = ("_calibration", "_clock", "_rng")
+
+    @staticmethod
+    def of(calibration: Calibration, clock: StepClock, rng: random.Random) -> Machine:
+        machine = Machine(**calibration.cost.as_dict())
+        for name, value in (("_calibration", calibration), ("_clock", clock), ("_rng", rng)):
+            object.__setattr__(machine, name, value)
+        return machine
+
+    def seconds(
+        self, tokens: int, sequences: int, context_tokens: int, experts: float | None = None
+    ) -> float:
+        expected = super().seconds(tokens, sequences, context_tokens, experts)
+        residual, computing = self._rng.choice(self._calibration.residuals)
+        lasting = max(expected + residual, self._calibration.quickest * expected)
+        self._clock.observe(Sample(tokens, sequences, context_tokens, computing * lasting))
+        return lasting
+
+
+def simulate(calibration: Calibration, name: str, *, exact: bool) -> Figures:
     """Medians over runs, as of the recording: which requests of a closed loop meet is chance."""
-    runs = [_simulate_once(cost, wire, name, seed) for seed in range(SIMULATED_RUNS)]
+    runs = [_simulate_once(calibration, name, seed, exact=exact) for seed in range(SIMULATED_RUNS)]
     return {key: median(run[key] for run in runs) for key in runs[0]}
 
 
-def _simulate_once(cost: StepCost, wire: float, name: str, seed: int) -> Figures:
-    """`wire`: mean seconds of a request outside the engine, before its first token; no two take the same."""
-    load, rng = LOADS[name], random.Random(f"wire {seed}")
+def _simulate_once(calibration: Calibration, name: str, seed: int, *, exact: bool) -> Figures:
+    """No two requests take the same on the wire, and no two runs have the same noise."""
+    load, rng, wire = LOADS[name], random.Random(f"wire {seed}"), calibration.wire
     arrivals = load.arrivals(name)
     requests = [
         SimulatedRequest(
@@ -209,22 +275,41 @@ def _simulate_once(cost: StepCost, wire: float, name: str, seed: int) -> Figures
         )
         for i, one in enumerate(arrivals)
     ]
-    settings = engine_settings("weighbridge", kv_tokens=KV_TOKENS, max_model_len=8192, prefix_cache=False)
-    fleet = FleetSpec(
-        replicas=(ReplicaSpec(cost=cost, settings=settings),), policy="round_robin", prefix_index=False
-    )
-    run = Simulation(fleet, requests, clients=load.clients, pause=lambda: rng.expovariate(1.0 / wire)).run()
+    simulation = _simulation(calibration, requests, load, lambda: rng.expovariate(1.0 / wire), seed, exact)
+    run = simulation.run()
     ttft = [float(seconds) + wire for seconds in run.outcomes.ttft]
     tpot = [float(seconds) for seconds in run.outcomes.tpot]
     return figures(ttft, tpot, sum(one.output_tokens for one in arrivals), run.seconds + wire)
 
 
-def predict(path: Path) -> dict[str, Any]:
+def _simulation(
+    calibration: Calibration,
+    requests: Sequence[SimulatedRequest],
+    load: Load,
+    pause: Callable[[], float],
+    seed: int,
+    exact: bool,
+) -> Simulation:
+    clock = StepClock(calibration.cost)
+    settings = engine_settings("weighbridge", kv_tokens=KV_TOKENS, max_model_len=8192, prefix_cache=False)
+    replica = LearningReplica(cost=calibration.cost, settings=settings, clock=clock)
+    fleet = FleetSpec(replicas=(replica,), policy="round_robin", prefix_index=False, stride=1)
+    simulation = Simulation(fleet, requests, clients=load.clients, pause=pause)
+    if not exact:
+        rng = random.Random(f"noise {seed}")
+        for sample in rng.choice(calibration.runs):  # what the clock has learned before the load
+            clock.observe(sample)
+        (simulated,) = simulation.replicas.values()
+        simulated.cost = Machine.of(calibration, clock, rng)
+    return simulation
+
+
+def predict(path: Path, *, exact: bool = False) -> dict[str, Any]:
     runs = json.loads(path.read_text())
-    cost, wire = calibrate(runs, CALIBRATION)
-    results: dict[str, Any] = {"step_cost": cost.as_dict(), "wire_ms": wire * 1e3, "loads": {}}
+    shown = calibrate(runs, CALIBRATION)
+    results: dict[str, Any] = {"step_cost": shown.cost.as_dict(), "wire_ms": shown.wire * 1e3, "loads": {}}
     for name in LOADS:
-        found = simulate(cost, wire, name)
+        found = simulate(shown, name, exact=exact)
         measured = [run["measured"] for run in runs if run["load"] == name]
         rows = results["loads"][name] = {}
         for key, simulated in found.items():
@@ -263,6 +348,7 @@ def main() -> None:
     parser.add_argument("--predict", type=Path)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=8377)
+    parser.add_argument("--exact", action="store_true", help="iterations as the step cost says, which stays")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.serve is not None:
@@ -273,7 +359,7 @@ def main() -> None:
     if options.record is not None:
         record(options.record, options.port)
     if options.predict is not None:
-        results = predict(options.predict)
+        results = predict(options.predict, exact=options.exact)
         if options.json:
             json.dump(results, sys.stdout, indent=1)
         else:
