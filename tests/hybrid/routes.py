@@ -10,6 +10,7 @@ from weighbridge.cost.price import Price
 from weighbridge.hybrid.answer import Gathered
 from weighbridge.hybrid.budget import Budgets, Ledger
 from weighbridge.hybrid.caps import Caps
+from weighbridge.hybrid.http_side import HttpSide
 from weighbridge.hybrid.judge import AnswerJudge
 from weighbridge.hybrid.policy import Policy
 from weighbridge.hybrid.privacy.guard import Guard
@@ -18,7 +19,7 @@ from weighbridge.hybrid.privacy.patterns import PatternDetector
 from weighbridge.hybrid.request import RoutedRequest, parse_request
 from weighbridge.hybrid.router import HybridRouter
 from weighbridge.hybrid.settings import CascadeSettings, RouteSettings
-from weighbridge.hybrid.side import HttpSide, SideSettings
+from weighbridge.hybrid.side import SideSettings
 from weighbridge.ticket.store import TicketStore
 
 PRICE = Price(2.5, 10.0)

@@ -30,8 +30,10 @@ from weighbridge.hybrid.difficulty import minilm
 from weighbridge.hybrid.difficulty.trained import load_router
 from weighbridge.hybrid.difficulty.vectors import EmbeddingFailed, Question, Source
 from weighbridge.hybrid.edge_state import EdgeState
+from weighbridge.hybrid.errors import SideFailed
 from weighbridge.hybrid.fleet_side import FleetSide
-from weighbridge.hybrid.side import HttpSide, SideSettings, is_here
+from weighbridge.hybrid.http_side import HttpSide
+from weighbridge.hybrid.side import SideRequest, SideSettings, is_here
 from weighbridge.ticket.store import TicketStore
 
 WIDTH = 6
@@ -322,6 +324,15 @@ async def test_a_model_of_the_fleet_gives_its_state_without_using_up_the_tenants
         assert {one.source for one in vectors} == {Source("edge", "smollm2-135m-instruct", (576, 3))}
         assert front.gateway.tickets.recent() == []
         assert front.gateway.open_journeys == 0
+        body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 1}
+        chat = SideRequest(body, len(PROMPT), timeout=60.0)
+        chunks = [chunk async for chunk in await side.open(chat)]
+        usage = chunks[-1]["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] > 0.7 * usage["prompt_tokens"]
+        late = SideRequest({**chat.body, "encoding_format": "base64"}, len(PROMPT), timeout=1e-6)
+        with pytest.raises(SideFailed, match="no answer in time"):
+            await side.embeddings(late)
+        assert all(one.state.requests == 0 for one in front.gateway.pools["m"].members.values())
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,8 @@ async def _embedder(name: str, edge: Edge) -> tuple[Embedder, list[Any]]:
         embedder = MiniLm(threads=2)
         return embedder, [embedder]
     from weighbridge.hybrid.edge_state import EdgeState
-    from weighbridge.hybrid.side import HttpSide, SideSettings, is_here
+    from weighbridge.hybrid.http_side import HttpSide
+    from weighbridge.hybrid.side import SideSettings, is_here
 
     url = (edge.url or "").rstrip("/")
     url = url if url.endswith("/v1") else f"{url}/v1"

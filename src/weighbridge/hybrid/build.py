@@ -17,6 +17,7 @@ from weighbridge.hybrid.difficulty import minilm
 from weighbridge.hybrid.difficulty.trained import TrainedRouter, load_router
 from weighbridge.hybrid.difficulty.vectors import Embedder, Source, mismatch
 from weighbridge.hybrid.front import Front
+from weighbridge.hybrid.http_side import HttpSide
 from weighbridge.hybrid.judge import AnswerJudge
 from weighbridge.hybrid.privacy.guard import Guard
 from weighbridge.hybrid.privacy.hits import Detector
@@ -25,7 +26,7 @@ from weighbridge.hybrid.reading import Readers
 from weighbridge.hybrid.router import HybridRouter
 from weighbridge.hybrid.settings import HybridSettings, PrivacySettings, RouteSettings
 from weighbridge.hybrid.shadow import Shadow
-from weighbridge.hybrid.side import HttpSide, Side, SideSettings
+from weighbridge.hybrid.side import Side, SideSettings
 from weighbridge.ticket.store import TicketStore
 
 #: Makes a side of a route: the route's name, "edge" or "cloud", and what is set.

@@ -23,8 +23,9 @@ from weighbridge.fleet.retry import retry_after
 from weighbridge.hybrid.build import MakeSide
 from weighbridge.hybrid.errors import SideFailed
 from weighbridge.hybrid.fleet_state import fleet_embeddings, foreign
+from weighbridge.hybrid.http_side import HttpSide
 from weighbridge.hybrid.latency import Latency, TokenCount
-from weighbridge.hybrid.side import Chunk, HttpSide, Side, SideRequest, SideSettings
+from weighbridge.hybrid.side import Chunk, Side, SideRequest, SideSettings
 
 PATH = "/v1/chat/completions"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Iterable
@@ -53,14 +54,15 @@ async def fleet_embeddings(gateway: Gateway, pool: Pool, request: SideRequest, r
     )
     journey: Journey | None = None
     try:
-        journey = await _journey(gateway, pool, ask)
-        opened = await journey.open()
+        async with asyncio.timeout(request.timeout):
+            journey = await _journey(gateway, pool, ask)
+            opened = await journey.open()
         text = journey.whole(opened)
-    except WeighbridgeError as error:
-        raise SideFailed(f"edge: {error}") from error
+    except (WeighbridgeError, TimeoutError) as error:
+        raise SideFailed(f"edge: {str(error) or 'no answer in time'}") from error
     finally:
-        if journey is not None:
-            await journey.close()
+        if journey is not None:  # shielded: the place on the replica is given back whoever is cancelled
+            await asyncio.shield(asyncio.ensure_future(journey.close()))
     if opened.status >= 400:
         raise SideFailed(f"edge answered {opened.status}", status=opened.status)
     try:

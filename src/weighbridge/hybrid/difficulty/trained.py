@@ -167,9 +167,9 @@ def load_router(path: Path) -> TrainedRouter:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses and arrays as JSON; six significant digits are more than the labels can tell apart."""
+    """Dataclasses and arrays as JSON; nine significant digits, since gains may be all but equal."""
     if isinstance(value, np.ndarray):
-        return [float(f"{one:.6g}") for one in value.ravel()]
+        return [float(f"{one:.9g}") for one in value.ravel()]
     if hasattr(value, "__slots__") and hasattr(value, "__dataclass_fields__"):
         return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     return [_plain(one) for one in value] if isinstance(value, tuple) else value
