@@ -155,6 +155,18 @@ def test_the_command_line_checks_and_shows(tmp_path: Path) -> None:
     assert isinstance(failed.exception, BadInput)  # main() turns it into one line and exit code 2
 
 
+def test_shared_limits_show_without_their_password(tmp_path: Path) -> None:
+    file = tmp_path / "weighbridge.yaml"
+    file.write_text(GOOD)
+    assert "shared_limits: none" in CliRunner().invoke(app, ["config", "show", str(file)]).output
+    file.write_text(
+        GOOD + "shared_limits: {redis: 'redis://me:hush@10.0.0.9:6379/2?password=hush', prefix: wb}\n"
+    )
+    shown = CliRunner().invoke(app, ["config", "show", str(file)]).output
+    assert "shared_limits: redis redis://10.0.0.9:6379/2, prefix wb, timeout 0.25" in " ".join(shown.split())
+    assert "hush" not in shown
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot read the configuration"):
         load_config(tmp_path / "none.yaml")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.table import Table
 from weighbridge.cli.terminal import print_json
 
 if TYPE_CHECKING:
-    from weighbridge.fleet.config import FleetSpec
+    from weighbridge.fleet.config import FleetSpec, SharedLimitsSpec
     from weighbridge.hybrid.settings import RouteSettings
 
 app = typer.Typer(help="Check and show the configuration of a fleet.", no_args_is_help=True)
@@ -93,7 +94,17 @@ def _settings(spec: FleetSpec) -> str:
     for tenant in spec.tenants:
         limits = ", ".join(f"{k} {v:g}" for k, v in asdict(tenant.limits).items() if v is not None)
         lines.append(f"tenant {tenant.name}: {len(tenant.keys)} key(s); {limits or 'no limits'}")
+    lines.append(f"shared_limits: {_shared(spec.shared_limits)}")
     return "\n".join(lines)
+
+
+def _shared(spec: SharedLimitsSpec | None) -> str:
+    """Where limits are shared; a URL's user and options may hold a password."""
+    if spec is None:
+        return "none, each gateway counts alone"
+    url = urlsplit(spec.redis)
+    where = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+    return f"redis {where}, prefix {spec.prefix}, timeout {spec.timeout:g}"
 
 
 def plain(value: Any) -> Any:
