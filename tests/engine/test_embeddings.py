@@ -171,7 +171,7 @@ class Oracle:
         best, second = logprobs.topk(2).values.tolist()
         return state, (float(-(logprobs.exp() * logprobs).sum()), best, best - second)
 
-    def check(self, prompt: list[int], ours: Embedding, tolerance: float = 1e-5) -> None:
+    def check(self, prompt: list[int], ours: Embedding, tolerance: float = 1e-4) -> None:
         state, next_token = self.expected(prompt)
         np.testing.assert_allclose(ours.vector, state, atol=tolerance)
         found = (ours.next_token.entropy, ours.next_token.top_logprob, ours.next_token.margin)
@@ -239,8 +239,10 @@ async def test_a_full_hit_of_the_cache_gives_the_same_state(llama: Path, quantiz
         assert stream.ticket.cached_tokens == 4 * BLOCK
         again = delta.embedding
         assert again is not None
-        np.testing.assert_allclose(again.vector, first.vector, atol=1e-5)
-        assert again.next_token.entropy == pytest.approx(first.next_token.entropy, abs=1e-4)
+        np.testing.assert_allclose(again.vector, first.vector, atol=1e-4 if quantize == "none" else 0.02)
+        assert again.next_token.entropy == pytest.approx(
+            first.next_token.entropy, abs=1e-3 if quantize == "none" else 0.1
+        )
 
 
 async def test_static_batches_embed_too(llama: Path) -> None:
@@ -299,10 +301,10 @@ def as_transformers(checkpoint: Checkpoint) -> torch.nn.Module:
 
 async def test_the_default_model_equals_transformers(default_model_path: Path) -> None:
     """To the tolerance of float32; and close as it is served: with the file's codes, activations rounded to 8 bits."""
-    oracle, prompt = Oracle(as_transformers(open_checkpoint(default_model_path))), list(range(1000, 1200))
+    oracle, prompt = Oracle(as_transformers(open_checkpoint(default_model_path))), list(range(1000, 1064))
     exact = build_replica(default_model_path, "m", settings_of(64), dtype="float32", quantize="none")
     with running(exact.engine) as engine:
-        oracle.check(prompt, await embed(engine, prompt), tolerance=1e-4)
+        oracle.check(prompt, await embed(engine, prompt))
     served = build_replica(default_model_path, "m", settings_of(64))
     with running(served.engine) as engine:
         close = await embed(engine, prompt)

@@ -60,8 +60,8 @@ def test_the_official_client_reads_both_encodings(server: str, client: openai.Op
             == len(tokens(server, prompt="".join(texts)))
         )
         for text, one in zip(texts, answer.data, strict=True):
-            assert one.embedding == pytest.approx(expected(oracle, tokens(server, prompt=text)), abs=1e-5)
-            assert np.linalg.norm(one.embedding) == pytest.approx(1.0, abs=1e-5)
+            assert one.embedding == pytest.approx(expected(oracle, tokens(server, prompt=text)), abs=1e-4)
+            assert np.linalg.norm(one.embedding) == pytest.approx(1.0, abs=1e-4)
 
 
 def test_all_four_kinds_of_input_and_the_bytes_of_base64(server: str, client: openai.OpenAI) -> None:
@@ -70,9 +70,9 @@ def test_all_four_kinds_of_input_and_the_bytes_of_base64(server: str, client: op
         client.embeddings.create(model="tiny", input=given, encoding_format="float").data[-1].embedding
         for given in ("weigh it", ["one", "weigh it"], ids, [[1, 2, 3], ids])
     )
-    assert several == pytest.approx(text, abs=1e-6)
-    assert flat == pytest.approx(text, abs=1e-6)
-    assert nested == pytest.approx(text, abs=1e-6)
+    assert several == pytest.approx(text, abs=1e-4)
+    assert flat == pytest.approx(text, abs=1e-4)
+    assert nested == pytest.approx(text, abs=1e-4)
     raw = httpx.post(server + PATH, json={"input": ids, "encoding_format": "base64", "dimensions": 64}).json()
     assert np.frombuffer(base64.b64decode(raw["data"][0]["embedding"]), "<f4") == pytest.approx(
         text, abs=1e-6
@@ -86,8 +86,8 @@ def test_the_next_token_is_the_one_that_a_completion_would_report(server: str, c
     assert logprobs is not None
     assert logprobs.top_logprobs is not None
     best, second, *_ = sorted(logprobs.top_logprobs[0].values(), reverse=True)
-    assert one["next_token"]["top_logprob"] == pytest.approx(best, abs=1e-4)
-    assert one["next_token"]["margin"] == pytest.approx(best - second, abs=1e-4)
+    assert one["next_token"]["top_logprob"] == pytest.approx(best, abs=1e-3)
+    assert one["next_token"]["margin"] == pytest.approx(best - second, abs=1e-3)
     assert 0.0 < one["next_token"]["entropy"] < np.log(512)
 
 
@@ -104,7 +104,7 @@ def test_a_chat_that_was_embedded_is_not_computed_again(
         "prompt_tokens_details": {"cached_tokens": 0},
     }
     ids = tokens(server, messages=messages)
-    assert first["data"][0]["embedding"] == pytest.approx(expected(oracle, ids), abs=1e-5)
+    assert first["data"][0]["embedding"] == pytest.approx(expected(oracle, ids), abs=1e-4)
     chat = client.chat.completions.create(model="tiny", messages=messages, max_tokens=2)
     assert chat.usage is not None
     assert chat.usage.prompt_tokens == prompt
@@ -112,7 +112,7 @@ def test_a_chat_that_was_embedded_is_not_computed_again(
     assert chat.usage.prompt_tokens_details.cached_tokens == (prompt - 1) // 32 * 32 > 100
     again = httpx.post(server + PATH, json={"messages": messages}).json()
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == (prompt - 1) // 32 * 32
-    assert again["data"][0]["embedding"] == pytest.approx(first["data"][0]["embedding"], abs=1e-5)
+    assert again["data"][0]["embedding"] == pytest.approx(first["data"][0]["embedding"], abs=1e-4)
     open_end = httpx.post(server + PATH, json={"messages": messages, "add_generation_prompt": False}).json()
     assert open_end["usage"]["prompt_tokens"] < prompt
 
@@ -184,7 +184,7 @@ def test_two_thousand_inputs_come_back_in_order(server: str, client: openai.Open
     assert answer.usage.prompt_tokens == 3 * 2048
     for number in (0, 1000, 2047):
         (alone,) = client.embeddings.create(model="tiny", input=inputs[number]).data
-        assert answer.data[number].embedding == pytest.approx(alone.embedding, abs=1e-5)
+        assert answer.data[number].embedding == pytest.approx(alone.embedding, abs=1e-4)
     at_rest(server)
 
 

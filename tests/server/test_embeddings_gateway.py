@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
@@ -65,11 +66,11 @@ def expected(server: str) -> list[float]:
 def test_the_official_client_embeds_through_a_gateway(gateway: str, kind: str, expected: list[float]) -> None:
     """An engine inside computes as it likes best on this machine (bfloat16), so it is close, not equal."""
     client = openai.OpenAI(base_url=f"{gateway}/v1", api_key="none", max_retries=0, timeout=60)
-    tolerance = 0.05 if kind == "inside" else 1e-5
+    closeness = 0.95 if kind == "inside" else 0.999999
     for encoding in ({}, {"encoding_format": "float"}):
         answer: Any = client.embeddings.create(model=kind, input=["weigh it", "and this"], **encoding)
         assert [one.index for one in answer.data] == [0, 1]
-        assert answer.data[0].embedding == pytest.approx(expected, abs=tolerance)
+        assert np.dot(answer.data[0].embedding, expected) > closeness
         assert answer.usage.prompt_tokens == answer.usage.total_tokens > 0
         assert answer.data[0].next_token["entropy"] > 0
 
