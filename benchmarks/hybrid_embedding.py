@@ -35,6 +35,8 @@ from weighbridge.hybrid.difficulty.evaluate import evaluate, scores
 from weighbridge.hybrid.difficulty.labels import Label, read_labels
 from weighbridge.hybrid.difficulty.metrics import Report
 from weighbridge.hybrid.difficulty.minilm import MiniLm
+from weighbridge.hybrid.difficulty.model import spread as spread_out
+from weighbridge.hybrid.difficulty.ridge import ridge
 from weighbridge.hybrid.difficulty.train import train
 from weighbridge.hybrid.difficulty.vectors import (
     Embedder,
@@ -191,8 +193,9 @@ def quality(given: argparse.Namespace) -> None:
     labels = read_labels(DATA / "routellm_mmlu.jsonl.gz")
     labels = [labels[i] for i in np.random.default_rng(0).permutation(len(labels))[: given.questions]]
     tables = tables_of(given, labels)
-    print(f"MMLU, {len(labels)} questions, {LABELS} labels, {given.seeds} seeds", flush=True)
-    few_labels(labels, tables, given.seeds)
+    print(f"MMLU, {len(labels)} questions; {LABELS} labels, {given.seeds} seeds; {given.folds} folds", flush=True)
+    if given.seeds:
+        few_labels(labels, tables, given.seeds)
     if given.folds:
         folded(labels, tables, given.folds)
 
@@ -211,11 +214,29 @@ def own(given: argparse.Namespace) -> None:
     tables = tables_of(given, labels)
     print(f"{len(labels)} labels of the edge itself, 5 folds, mean score of 3 seeds", flush=True)
     folded(labels, tables, 5, 3)
-    next_token = tables["edge"].rows[:, -3:]
     edge = np.array([one.edge for one in labels])
+    for name, table in tables.items():
+        values = unseen_by(table.rows.astype(np.float64), edge, 5, 3)
+        print(f"  {name} without the text: AUC {auc(values, edge):.3f}, 95 % {auc_ends(values, edge)}")
+    next_token = tables["edge"].rows[:, -3:]
     for place, name in enumerate(("-entropy", "top_logprob", "margin")):
         values = next_token[:, place] * (-1.0 if place == 0 else 1.0)
         print(f"  next token's {name} alone: AUC {auc(values, edge):.3f}, 95 % {auc_ends(values, edge)}")
+
+
+def unseen_by(rows: np.ndarray, outcome: np.ndarray, folds: int, seeds: int) -> np.ndarray:
+    """A plain ridge on vectors alone: predictions for each row by those of the other folds."""
+    found = np.zeros((seeds, len(rows)))
+    for seed in range(seeds):
+        fold = np.random.default_rng(seed).permutation(len(rows)) % folds
+        for k in range(folds):
+            known = fold != k
+            mean, deviation = rows[known].mean(axis=0), rows[known].std(axis=0) + 1e-6
+            columns = spread_out(rows, mean, deviation)
+            weights, bias, _ = ridge(columns[known], outcome[known, None], np.random.default_rng(seed))
+            found[seed, ~known] = (bias + columns[~known] @ weights)[:, 0]
+    result: np.ndarray = found.mean(axis=0)
+    return result
 
 
 async def latencies(url: str, prompts: Sequence[str]) -> dict[str, list[float]]:
