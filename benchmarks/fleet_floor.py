@@ -14,7 +14,7 @@ from statistics import fmean
 import numpy as np
 
 from fleet_policies import COST, MIXES, WARM_UP, azure_trace, fleet, requests_of
-from weighbridge.simulator.requests import SimulatedRequest
+from weighbridge.simulator.requests import END, SimulatedRequest
 
 SHARES = (0.5, 0.95, 0.99)
 
@@ -36,7 +36,7 @@ def floors(mix: str, seed: int, number: int) -> list[float]:
     requests = requests_of(mix, seed, number)
     settings = fleet("weigh", mix).replicas[0].settings
     begin = requests[0].at + WARM_UP * (max(one.at for one in requests) - requests[0].at)
-    seen: set[int] = set()
+    seen: set[int] = {END}
     found = []
     for request in requests:
         if not settings.enable_prefix_cache:
