@@ -14,6 +14,7 @@ import time
 
 import httptools
 import uvloop
+from prompts import KINDS
 
 
 class Connection(asyncio.Protocol):
@@ -54,11 +55,10 @@ class Connection(asyncio.Protocol):
             self.done.set_exception(error or ConnectionError("closed"))
 
 
-def request(host: str, port: int, size: int, chunks: int, gap_us: int, serial: int) -> bytes:
-    """A completion whose prompt has `size` bytes and begins unlike any other."""
-    text = f"{serial:08d} " + "weigh every request once, in tokens " * (size // 36 + 1)
+def request(host: str, port: int, prompt: str, chunks: int, gap_us: int) -> bytes:
     body = json.dumps(
-        {"model": "m", "stream": True, "max_tokens": chunks, "seed": gap_us, "prompt": text[:size]}
+        {"model": "m", "stream": True, "max_tokens": chunks, "seed": gap_us, "prompt": prompt},
+        ensure_ascii=False,
     ).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
     return head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body
@@ -70,7 +70,7 @@ async def connect(host: str, port: int) -> Connection:
 
 
 async def at_rate(
-    host: str, port: int, rate: float, seconds: float, size: int, chunks: int, gap: int
+    host: str, port: int, rate: float, seconds: float, prompts: list[str], chunks: int, gap: int
 ) -> list[list[float]]:
     """Open loop: a request every 1/rate seconds, whatever became of those before.
 
@@ -80,10 +80,11 @@ async def at_rate(
     idle: list[Connection] = [await connect(host, port) for _ in range(32)]
     rows: list[list[float]] = []
     running: set[asyncio.Task[None]] = set()
+    requests = [request(host, port, prompt, chunks, gap) for prompt in prompts]
 
-    async def one(serial: int, due: float) -> None:
+    async def one(serial: int) -> None:
         connection = idle.pop() if idle else await connect(host, port)
-        await connection.ask(request(host, port, size, chunks, gap, serial))
+        await connection.ask(requests[serial])
         ended = time.monotonic_ns()
         assert connection.status == 200, connection.status
         at = connection.first.index(b'"in":')
@@ -98,7 +99,7 @@ async def at_rate(
     for serial in range(int(rate * seconds)):
         due = began + serial / rate
         await asyncio.sleep(max(due - loop.time(), 0.0))
-        task = asyncio.create_task(one(serial, due))
+        task = asyncio.create_task(one(serial))
         running.add(task)
         task.add_done_callback(running.discard)
     await asyncio.gather(*running)
@@ -106,36 +107,37 @@ async def at_rate(
 
 
 async def flood(
-    host: str, port: int, streams: int, seconds: float, chunks: int, gap: int
+    host: str, port: int, streams: int, seconds: float, prompts: list[str], chunks: int, gap: int
 ) -> dict[str, float]:
     """Closed loop: `streams` at once, each begun again when it ends; counts chunks."""
     until = time.monotonic() + seconds
     total = 0
 
-    async def one(serial: int) -> int:
+    async def one(number: int) -> int:
         connection = await connect(host, port)
         seen = 0
         while time.monotonic() < until:
-            await connection.ask(request(host, port, 200, chunks, gap, serial))
+            await connection.ask(request(host, port, prompts[number], chunks, gap))
             seen += connection.chunks
         return seen
 
     began = time.monotonic()
-    total = sum(await asyncio.gather(*(one(serial) for serial in range(streams))))
+    total = sum(await asyncio.gather(*(one(number) for number in range(streams))))
     return {"chunks": total, "seconds": time.monotonic() - began}
 
 
 def main() -> None:
-    host, port, mode, *rest = sys.argv[1:]
+    host, port, mode, kind, *rest = sys.argv[1:]
     numbers = [float(one) for one in rest]
     if mode == "rate":
-        rate, seconds, size, chunks, gap = numbers
-        print(
-            json.dumps(uvloop.run(at_rate(host, int(port), rate, seconds, int(size), int(chunks), int(gap))))
-        )
+        rate, seconds, size, chunks, gap, seed = numbers
+        prompts = KINDS[kind](int(size), int(rate * seconds), int(seed))
+        print(json.dumps(uvloop.run(at_rate(host, int(port), rate, seconds, prompts, int(chunks), int(gap)))))
     else:
-        streams, seconds, chunks, gap = numbers
-        print(json.dumps(uvloop.run(flood(host, int(port), int(streams), seconds, int(chunks), int(gap)))))
+        streams, seconds, size, chunks, gap, seed = numbers
+        prompts = KINDS[kind](int(size), int(streams), int(seed))
+        counted = uvloop.run(flood(host, int(port), int(streams), seconds, prompts, int(chunks), int(gap)))
+        print(json.dumps(counted))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """Latency that a gateway adds and the SSE chunks it passes per second, Weighbridge beside vllm-router.
 
-    python benchmarks/gateway/overhead.py [--vllm-router PATH] [--tokenizer PATH] [--seconds 5] [--json FILE]
+    python benchmarks/gateway/overhead.py [--vllm-router PATH] [--tokenizer PATH] [--seconds 5] [--only CASE]
+        [--json FILE]
 
 Backends that cost nothing (backend.py), four of them, on one core together with the client (client.py); the
 gateway alone on another. Every case runs direct, through Weighbridge, and through `vllm-router` where its
-program is given (`pip install vllm-router==0.1.17` into an environment of its own). Every prompt is new; with
-`--tokenizer` a second Weighbridge, "exact", tokenises each of them, the first estimates from bytes as vllm-router does.
+program is given (`pip install vllm-router==0.1.17` into an environment of its own). Every prompt is new: lines of this
+repository's documentation in random order with one word in forty that was never seen, or random letters; see
+prompts.py.
+With `--tokenizer` a second Weighbridge, "exact", tokenises each of them; the first estimates from bytes, as vllm-router
+does.
 
 - `added p50`: difference of the medians of the time to the first byte, less what the backend took itself.
 - `p99 within`: the 99th percentile through the gateway less the *median* of the direct call: an upper bound of
@@ -17,6 +21,7 @@ program is given (`pip install vllm-router==0.1.17` into an environment of its o
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -34,6 +39,32 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BACKENDS = 4
+#: Each run of the client has prompts of its own.
+SEEDS = itertools.count(time.time_ns() % 2**32)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Requests per second, and what each is: bytes of prompt, SSE chunks of answer, microseconds between those."""
+
+    name: str
+    rate: float
+    size: int
+    chunks: int = 8
+    gap: int = 0
+    prompts: str = "prose"
+
+
+CASES = (
+    Case("200 B, 20 req/s (1 stream)", 20, 200),
+    Case("16 KiB, 20 req/s (1 stream)", 20, 16384),
+    Case("200 B, 200 req/s", 200, 200),
+    Case("16 KiB, 200 req/s", 200, 16384),
+    Case("16 KiB of Markdown, 200 req/s", 200, 16384, prompts="markdown"),
+    Case("16 KiB of letters, 200 req/s", 200, 16384, prompts="letters"),
+    Case("200 B, 200 req/s, 64 streams open", 200, 200, 16, 20000),
+    Case("16 KiB, 200 req/s, 64 streams open", 200, 16384, 16, 20000),
+)
 
 
 @dataclass(frozen=True)
@@ -104,24 +135,22 @@ def quantile(values: list[float], q: float) -> float:
     return sorted(values)[min(int(q * len(values)), len(values) - 1)]
 
 
-def measure(
-    case: tuple[str, float, int, int, int], ways: dict[str, tuple[int, int]], seconds: float
-) -> list[Row]:
+def measure(case: Case, ways: dict[str, tuple[int, int]], seconds: float) -> list[Row]:
     """One case through every way in; `ways`: name -> (port, pid of the gateway or 0)."""
-    name, rate, size, chunks, gap = case
+    sent = (case.size, case.chunks, case.gap)
     rows = []
     median = 0.0
     for way, (port, pid) in ways.items():
-        client(1, port, "rate", rate, 2, size, chunks, gap)  # warm
+        client(1, port, "rate", case.prompts, case.rate, 2, *sent, next(SEEDS))  # warm
         before = cpu_seconds(pid) if pid else 0.0
-        result = client(1, port, "rate", rate, seconds, size, chunks, gap)
+        result = client(1, port, "rate", case.prompts, case.rate, seconds, *sent, next(SEEDS))
         spent = (cpu_seconds(pid) if pid else 0.0) - before
         outside = [row[1] for row in result]  # type: ignore[attr-defined]
         if not pid:
             median = statistics.median(outside)
         rows.append(
             Row(
-                name,
+                case.name,
                 way,
                 round(statistics.median(outside), 3),
                 round(quantile(outside, 0.99), 3),
@@ -131,7 +160,8 @@ def measure(
             )
         )
         print(
-            f"{name:34} {way:12} " + "  ".join(f"{k} {v}" for k, v in list(asdict(rows[-1]).items())[2:]),
+            f"{case.name:34} {way:12} "
+            + "  ".join(f"{k} {v}" for k, v in list(asdict(rows[-1]).items())[2:]),
             flush=True,
         )
     return rows
@@ -141,7 +171,9 @@ def floods(ways: dict[str, tuple[int, int]], seconds: float) -> list[dict[str, o
     found = []
     for way, (port, pid) in ways.items():
         before = cpu_seconds(pid) if pid else 0.0
-        result = client(1, port, "flood", 64, seconds, 200, 5000)  # 64 streams, 200 chunks each, 5 ms apart
+        result = client(
+            1, port, "flood", "prose", 64, seconds, 200, 200, 5000, next(SEEDS)
+        )  # a chunk each 5 ms
         spent = (cpu_seconds(pid) if pid else 0.0) - before
         chunks = result["chunks"]  # type: ignore[call-overload]
         rate = chunks / result["seconds"]  # type: ignore[call-overload]
@@ -165,7 +197,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--tokenizer", type=Path, help="weigh exactly too: a model directory or GGUF file")
     parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--only", help="cases whose name has this in it, and no flood of chunks")
     arguments = parser.parse_args()
+    cases = [case for case in CASES if (arguments.only or "") in case.name]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ports = [free_port() for _ in range(BACKENDS)]
@@ -192,15 +226,8 @@ def main() -> None:
             theirs = stack.enter_context(program(command, 0, folder / "vllm-router.log"))
             wait_for(port)
             ways["vllm-router"] = (port, theirs.pid)
-        cases = [
-            ("200 B, 20 req/s (1 stream)", 20, 200, 8, 0),
-            ("16 KiB, 20 req/s (1 stream)", 20, 16384, 8, 0),
-            ("200 B, 200 req/s", 200, 200, 8, 0),
-            ("16 KiB, 200 req/s", 200, 16384, 8, 0),
-            ("200 B, 200 req/s, 64 streams open", 200, 200, 16, 20000),
-        ]
         rows = [asdict(row) for case in cases for row in measure(case, ways, arguments.seconds)]
-        result = {"latency": rows, "chunks": floods(ways, arguments.seconds)}
+        result = {"latency": rows, "chunks": [] if arguments.only else floods(ways, arguments.seconds)}
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 
