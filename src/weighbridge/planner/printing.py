@@ -105,6 +105,7 @@ def print_choices(choices: Sequence[Choice], command: str, config: str, console:
             f"{o.tpot * 1e3:,.1f} ms",
             f"{o.batch:,.1f}",
         )
+    table.columns[1].no_wrap = True
     for column in table.columns[4:]:
         column.justify = "right"
     console.print(table)
