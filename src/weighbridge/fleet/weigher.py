@@ -199,7 +199,7 @@ class Scales:
     def _texts(self, ask: Ask, value: Any) -> list[tuple[str, bool]]:
         """The texts of a prompt, and whether the tokenizer adds BOS and EOS: a template writes its own."""
         assert self._tokenizer is not None
-        if not ask.path.endswith("/chat/completions"):
+        if "messages" not in ask.fields:  # embeddings may have them as well
             return [(text, True) for text in ([value] if isinstance(value, str) else value)]
         tools = _decoded(ask, "tools")
         variables: Mapping[str, Any] = _decoded(ask, "chat_template_kwargs") or {}
