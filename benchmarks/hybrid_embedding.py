@@ -193,7 +193,10 @@ def quality(given: argparse.Namespace) -> None:
     labels = read_labels(DATA / "routellm_mmlu.jsonl.gz")
     labels = [labels[i] for i in np.random.default_rng(0).permutation(len(labels))[: given.questions]]
     tables = tables_of(given, labels)
-    print(f"MMLU, {len(labels)} questions; {LABELS} labels, {given.seeds} seeds; {given.folds} folds", flush=True)
+    print(
+        f"MMLU, {len(labels)} questions; {LABELS} labels, {given.seeds} seeds; {given.folds} folds",
+        flush=True,
+    )
     if given.seeds:
         few_labels(labels, tables, given.seeds)
     if given.folds:
