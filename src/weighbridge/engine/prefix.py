@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from array import array
 from hashlib import blake2b
+
+from weighbridge.models.block_digests import block_digests
 
 #: Names a block by its tokens and all before them. 256 bits: no collision to fear, by chance or intent.
 Digest = bytes
@@ -28,13 +29,8 @@ class PrefixCache:
 
     def extend(self, chain: list[Digest], tokens: list[int], end: int) -> None:
         """Add to `chain` the digests of the full blocks of `tokens[:end]` that it does not have yet."""
-        size = self._block_size
-        parent = chain[-1] if chain else self._root
-        for start in range(len(chain) * size, end - size + 1, size):
-            parent = blake2b(
-                parent + array("q", tokens[start : start + size]).tobytes(), digest_size=32
-            ).digest()
-            chain.append(parent)
+        size, parent = self._block_size, chain[-1] if chain else self._root
+        chain += block_digests(parent, tokens, len(chain) * size, end, size)
 
     def longest(self, chain: list[Digest], limit: int) -> list[int]:
         """Blocks that hold the longest cached prefix of `chain`, at most `limit` of them."""
