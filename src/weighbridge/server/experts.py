@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,10 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from weighbridge.engine.api import Engine
-from weighbridge.engine.expert_telemetry import ExpertTelemetry
 from weighbridge.server.api import Api
 from weighbridge.server.auth import tenant_of_key
 from weighbridge.server.errors import ApiError
+
+if TYPE_CHECKING:  # it imports torch, which a gateway or a simulated replica does not need
+    from weighbridge.engine.expert_telemetry import ExpertTelemetry
 
 #: Models with more (layer, expert) pairs are summed up by layer in the metrics; `/v1/experts` has all of them.
 MOST_SERIES = 1024
@@ -23,8 +26,8 @@ MOST_SERIES = 1024
 
 def telemetry_of(engine: Engine) -> ExpertTelemetry | None:
     """None for a dense model, or an engine that does not compute here."""
-    telemetry = getattr(engine, "experts", None)
-    return telemetry if isinstance(telemetry, ExpertTelemetry) else None
+    telemetry: ExpertTelemetry | None = getattr(engine, "experts", None)
+    return telemetry
 
 
 class ExpertRoutes:
