@@ -44,7 +44,7 @@ def test_placement_shows_in_throughput_and_p99_and_the_seed_decides_all() -> Non
     plain, eplb, fresh = placed["in order"], placed["eplb"], placed["eplb, every 50"]
     assert eplb["tokens_per_second"] > plain["tokens_per_second"]
     assert eplb["p99_step"] < plain["p99_step"]
-    assert eplb["moves"] == 0 < fresh["moves"]
+    assert eplb["fetched_experts"] == 0 < fresh["fetched_experts"]
 
 
 def test_the_skew_of_measured_loads_is_taken(tmp_path: Path) -> None:
