@@ -20,17 +20,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from hybrid_signals import served
 from weighbridge.hybrid.difficulty.evaluate import evaluate, scores
 from weighbridge.hybrid.difficulty.labels import Label, read_labels
 from weighbridge.hybrid.difficulty.metrics import Report
@@ -54,31 +50,6 @@ DATA = Path(os.environ.get("WEIGHBRIDGE_DATA", Path(__file__).parents[2] / "shar
 MODEL = "smollm2-135m-instruct"
 LABELS, CHUNK, PATIENCE = 1500, 250, 600.0
 CHOICES = ((), ("minilm",), ("edge",), ("minilm", "edge"))
-
-
-@contextmanager
-def served(url: str | None) -> Iterator[str]:
-    """The base of an engine's API; one is started for the block unless there is a URL."""
-    if url is not None:
-        yield url.rstrip("/")
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    child = subprocess.Popen([sys.executable, "-m", "weighbridge", "serve", "--port", str(port)])
-    try:
-        for _ in range(600):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                    break
-            except OSError:
-                if child.poll() is not None:
-                    raise SystemExit(f"weighbridge serve ended with code {child.returncode}") from None
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        child.terminate()
-        child.wait(60)
 
 
 def edge_side(url: str) -> HttpSide:

@@ -168,6 +168,7 @@ def _ends(interval: tuple[float, float] | None) -> str:
 
 @contextmanager
 def served(url: str | None) -> Iterator[str]:
+    """The base of an engine's API; one is started for the block unless there is a URL."""
     if url is not None:
         yield url.rstrip("/")
         return

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.fleet.arrivals import COST, arrival, replica
 from weighbridge.fleet.api import Report
-from weighbridge.fleet.own_load import UNPROVEN
+from weighbridge.fleet.in_flight import UNPROVEN
 from weighbridge.fleet.prefix_index import PrefixIndex
 
 STEPS = st.lists(

@@ -91,9 +91,10 @@ class LengthCurve:
         if weight <= 1e-9 * self.total:
             # Longer than all that was ever seen: as much again as is out, the guess that errs by a factor.
             return float(min(max(produced, 1), room))
-        if self._cut[0] != max_tokens:
-            self._cut = (max_tokens, *self._tail(max_tokens))
-        _, cut_weight, cut_length = self._cut
+        cut = self._cut
+        if cut[0] != max_tokens:
+            cut = self._cut = (max_tokens, *self._tail(max_tokens))
+        _, cut_weight, cut_length = cut
         expected = (length - cut_length + cut_weight * max_tokens) / weight - produced
         return min(max(expected, 1.0), float(room))
 

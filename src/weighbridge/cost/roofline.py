@@ -181,9 +181,7 @@ class Demand:
     ranks: int = 1  # data-parallel ranks whose tokens meet in the same experts
     indexer_layers: int = 0
     quantized_layers: int = 0  # whose activations are quantized before each product
-    integer: bool = (
-        False  # weights are integers of few bits: no unit multiplies them, they are unpacked first
-    )
+    integer: bool = False  # weights of few bits are integers: no unit multiplies them, they are unpacked
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,20 +115,13 @@ class StepCost:
             return self.seconds(tokens + chunk, sequences + 1, pairs) <= target
 
         low, high = 0, limit
-        guess = self._chunk_of(target, start, tokens, sequences, context_tokens)
-        if guess < limit:
-            if fits(guess):
-                low = guess
-                if not fits(guess + 1):
-                    return guess
-            elif guess:
-                high = guess - 1
-                if fits(high):
-                    return high
-            else:
-                return 0
-        elif fits(limit):
-            return limit
+        guess = min(self._chunk_of(target, start, tokens, sequences, context_tokens), limit)
+        if not fits(guess):
+            high = max(guess - 1, 0)
+        elif guess == limit or not fits(guess + 1):
+            return guess
+        else:
+            low = guess
         while low < high:
             middle = (low + high + 1) // 2
             if fits(middle):

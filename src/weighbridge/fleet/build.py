@@ -10,7 +10,7 @@ from weighbridge.fleet.api import Replica
 from weighbridge.fleet.config import FleetSpec, ModelSpec, ReplicaSpec
 from weighbridge.fleet.dialects import dialect
 from weighbridge.fleet.http_replica import Endpoint, HttpReplica
-from weighbridge.fleet.resume import Renderer
+from weighbridge.fleet.weigher import Counter
 
 Make = Callable[[ReplicaSpec], Replica]
 
@@ -36,7 +36,7 @@ def endpoint_of(spec: ReplicaSpec, base: str) -> Endpoint:
     )
 
 
-def load_tokenizers(spec: FleetSpec) -> dict[str, Renderer]:
+def load_tokenizers(spec: FleetSpec) -> dict[str, Counter]:
     """The tokenizers of models that have a path to one, or a replica whose model is on this machine.
 
     Raises BadInput naming the model.
@@ -54,7 +54,7 @@ def _tokenizer_path(model: ModelSpec) -> Path | None:
     return resolve(local)
 
 
-def _tokenizer(model: str, path: Path) -> Renderer:
+def _tokenizer(model: str, path: Path) -> Counter:
     from weighbridge.models.tokenizer import (
         load_tokenizer,  # takes a second, which many gateways need not spend
     )

@@ -23,8 +23,8 @@ from weighbridge.fleet.journey import Journey
 from weighbridge.fleet.limits import Limiter
 from weighbridge.fleet.member import Member, Standing
 from weighbridge.fleet.pool import Build, Pool, Rules
-from weighbridge.fleet.resume import Renderer
 from weighbridge.fleet.shared_limits import SharedLimits
+from weighbridge.fleet.weigher import Counter
 from weighbridge.ticket.record import Ticket
 from weighbridge.ticket.store import TicketStore
 
@@ -48,7 +48,7 @@ class Gateway:
         self,
         spec: FleetSpec,
         build: Build,
-        tokenizers: Mapping[str, Renderer] | None = None,
+        tokenizers: Mapping[str, Counter] | None = None,
         *,
         tickets: TicketStore | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -149,7 +149,7 @@ class Gateway:
         weight, weighed = await pool.scales.weigh(ask)
         if self.tickets.get(ask.id) is not None or self.limiter.holds(ask.id):
             ask.id = uuid.uuid4().hex  # a client proposed an id that was used before
-        ticket = _ticket(ask, weight, weighed.hash, began)
+        ticket = ticket_of(ask, weight, weighed.hash, began)
         self.tickets.add(ticket)
         try:
             await self._reserve(pool, ask, weight)
@@ -160,7 +160,7 @@ class Gateway:
             self._turned_away(ticket, pool, "abort")
             raise
         self.open_journeys += 1
-        return Journey(pool, ask, _arrival(ask, weight, weighed.chain, arrived), weighed, ticket)
+        return Journey(pool, ask, arrival_of(ask, weight, weighed.chain, arrived), weighed, ticket)
 
     async def _reserve(self, pool: Pool, ask: Ask, weight: Weight) -> None:
         """The most it may use where the client bounds it, else what nine of ten outputs do not exceed."""
@@ -236,7 +236,8 @@ class Gateway:
         }
 
 
-def _arrival(ask: Ask, weight: Weight, chain: tuple[Digest, ...], arrived: float) -> Arrival:
+def arrival_of(ask: Ask, weight: Weight, chain: tuple[Digest, ...], arrived: float) -> Arrival:
+    """What policies and queue see of a request. `arrived`: on the gateway's clock."""
     return Arrival(
         id=ask.id,
         model=ask.model,
@@ -251,7 +252,8 @@ def _arrival(ask: Ask, weight: Weight, chain: tuple[Digest, ...], arrived: float
     )
 
 
-def _ticket(ask: Ask, weight: Weight, prompt_hash: str, began: float) -> Ticket:
+def ticket_of(ask: Ask, weight: Weight, prompt_hash: str, began: float) -> Ticket:
+    """Its ticket, as it stands at the door. `began`: epoch seconds."""
     return Ticket(
         ask.id,
         ask.tenant,

@@ -17,10 +17,6 @@ from weighbridge.fleet.in_flight import InFlight, sums
 from weighbridge.fleet.pace import PrefillPace
 from weighbridge.fleet.prefix_index import PrefixIndex
 
-#: Share of a prompt that counts as still to be computed until its first token comes: about what the believed
-#: progress is off by. Without it a replica that is a little late looks idle.
-UNPROVEN = 0.2
-
 
 class OwnLoad:
     """Our own load of one replica. Every aggregate is O(1) to read and to keep.
@@ -96,7 +92,6 @@ class OwnLoad:
             cached_tokens=cached_tokens,
             uncomputed=float(fresh),
             work=work,
-            unproven=UNPROVEN * work if streamed else 0.0,
             remaining=weight.choices * weight.output.mean,
         )
         if not self._prefilling:
@@ -250,7 +245,7 @@ class OwnLoad:
             return
         self.uncomputed_tokens -= request.uncomputed
         self.prefill_seconds -= request.work
-        request.uncomputed = request.work = request.unproven = 0.0
+        request.uncomputed = request.work = 0.0
         self._settle()
 
     def _expected_rest(self, request: InFlight) -> float:

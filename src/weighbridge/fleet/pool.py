@@ -27,10 +27,9 @@ from weighbridge.fleet.policies import make_policy
 from weighbridge.fleet.prefix_index import PrefixIndex
 from weighbridge.fleet.queue import GatewayQueue, QueueSettings
 from weighbridge.fleet.replica import ReplicaError
-from weighbridge.fleet.resume import Renderer
 from weighbridge.fleet.retry import Budget, RetrySettings
 from weighbridge.fleet.state import ReplicaState
-from weighbridge.fleet.weigher import Scales, Weighed
+from weighbridge.fleet.weigher import Counter, Scales, Weighed
 from weighbridge.ticket.record import Ticket
 
 log = logging.getLogger("weighbridge.fleet")
@@ -64,7 +63,7 @@ class Pool:
         rules: Rules,
         lengths: OutputLengths,
         build: Build,
-        tokenizer: Renderer | None,
+        tokenizer: Counter | None,
         rng: random.Random,
         clock: Callable[[], float],
     ) -> None:

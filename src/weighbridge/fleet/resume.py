@@ -6,9 +6,9 @@ and its events are turned back into those of a chat. Without one, only a complet
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -46,22 +46,10 @@ class NotResumable(Exception):
     """Why a stream cannot go on elsewhere."""
 
 
-class Renderer(Counter, Protocol):
-    """What resuming a chat needs of a tokenizer, beside counting."""
-
-    def render_chat(
-        self,
-        messages: Sequence[Any],
-        tools: Sequence[Any] | None = None,
-        add_generation_prompt: bool = True,
-        **variables: Any,
-    ) -> str: ...
-
-
 class Resumption:
     """Remembers what a stream has sent (as it was, undecoded), and asks for the rest when that is needed."""
 
-    def __init__(self, ask: Ask, tokenizer: Renderer | None) -> None:
+    def __init__(self, ask: Ask, tokenizer: Counter | None) -> None:
         self._ask = ask
         self._tokenizer = tokenizer
         self._sent: list[bytes] = []

@@ -12,15 +12,13 @@ from typing import Any
 import msgspec
 
 from weighbridge.errors import WeighbridgeError
-from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.ask import Ask
 from weighbridge.fleet.config import ReplicaSpec
-from weighbridge.fleet.gateway import Gateway
+from weighbridge.fleet.gateway import Gateway, arrival_of, ticket_of
 from weighbridge.fleet.journey import Journey
 from weighbridge.fleet.pool import Pool
 from weighbridge.hybrid.errors import SideFailed
 from weighbridge.hybrid.side import SideRequest, is_here
-from weighbridge.ticket.record import Ticket
 
 PATH, CHAT = "/v1/embeddings", "/v1/chat/completions"
 #: Replicas that are started here, or as actors of the fleet's own cluster.
@@ -75,25 +73,6 @@ async def _journey(gateway: Gateway, pool: Pool, ask: Ask) -> Journey:
     """As the gateway makes one, without limits and without a ticket in its store."""
     chat = replace(ask, path=CHAT, max_tokens=1)  # weighed as what it is, the prompt of a chat
     weight, weighed = await pool.scales.weigh(chat)
-    arrival = Arrival(
-        id=ask.id,
-        model=ask.model,
-        weight=weight,
-        arrived=gateway.clock(),
-        tenant=ask.tenant,
-        route=ask.route,
-        priority=ask.priority,
-        deadline=ask.deadline,
-        chain=weighed.chain,
-    )
-    ticket = Ticket(
-        ask.id,
-        ask.tenant,
-        ask.model,
-        weighed.hash,
-        weight.prompt_tokens,
-        0,
-        arrived=time.time(),
-        route=ask.route,
-    )
+    arrival = arrival_of(ask, weight, weighed.chain, gateway.clock())
+    ticket = ticket_of(ask, weight, weighed.hash, time.time())
     return Journey(pool, ask, arrival, weighed, ticket)

@@ -107,7 +107,7 @@ class Api:
                 400, "best_of: must equal n; sampling more than is returned is not supported", param="best_of"
             )
         caller = caller_of(request, body.weighbridge, body.user, tenant)
-        prompts = [await self.prompt(one) for one in prompts_of(body.prompt, self.limits)]
+        prompts = await self.tokenised(prompts_of(body.prompt, self.limits))
         params = await self._params(
             body, body.max_tokens or 16, body.logprobs, guide_of(body), max(prompts, key=len)
         )
@@ -147,12 +147,15 @@ class Api:
 
         return await asyncio.to_thread(encode) if size > LONG_TEXT else encode()
 
-    async def prompt(self, prompt: str | list[int]) -> list[int]:
-        if not isinstance(prompt, str):
-            return prompt
-        if len(prompt) > LONG_TEXT:
-            return await asyncio.to_thread(self.tokenizer.encode, prompt)
-        return self.tokenizer.encode(prompt)
+    async def tokenised(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+        """Token ids of all prompts; much text is encoded in a thread."""
+        encode = self.tokenizer.encode
+
+        def tokenise() -> list[list[int]]:
+            return [encode(one) if isinstance(one, str) else one for one in prompts]
+
+        size = sum(len(one) for one in prompts if isinstance(one, str))
+        return await asyncio.to_thread(tokenise) if size > LONG_TEXT else tokenise()
 
     async def _params(
         self,

@@ -15,7 +15,7 @@ from weighbridge.engine.api import Delta, Generation, Usage
 from weighbridge.engine.request import SamplingParams
 from weighbridge.errors import NeverFits
 from weighbridge.server.answer import Answer, Running
-from weighbridge.server.api import LONG_TEXT, Api, Caller, caller_of, prompts_of
+from weighbridge.server.api import Api, Caller, caller_of, prompts_of
 from weighbridge.server.auth import tenant_of_key
 from weighbridge.server.body import decode, read_body
 from weighbridge.server.errors import ApiError
@@ -130,18 +130,9 @@ class EmbeddingRoutes:
         if len(inputs) > most:
             message = f"input: has {len(inputs)} texts, but one request takes at most {most}; send several"
             raise ApiError(400, message, param="input")
-        prompts = await self._tokenised(inputs)
+        prompts = await self._api.tokenised(inputs)
         places = ["input"] if len(prompts) == 1 else [f"input[{index}]" for index in range(len(prompts))]
         return [self._fitting(prompt, place, "input") for prompt, place in zip(prompts, places, strict=True)]
-
-    async def _tokenised(self, inputs: Sequence[str | list[int]]) -> list[list[int]]:
-        encode = self._api.tokenizer.encode
-
-        def tokenise() -> list[list[int]]:
-            return [encode(one) if isinstance(one, str) else one for one in inputs]
-
-        size = sum(len(one) for one in inputs if isinstance(one, str))
-        return await asyncio.to_thread(tokenise) if size > LONG_TEXT else tokenise()
 
     def _fitting(self, prompt: list[int], place: str, field: str) -> list[int]:
         longest = self._api.engine.max_model_len

@@ -88,7 +88,6 @@ class SimulatedGateway:
         self._sample = sample
         self._rng = rng or random.Random(0)
         self._names: list[str] = []
-        self._usual_seconds: dict[str, float] = {}  # of an iteration of each replica
         self._counts_tokens = policy.name not in _COUNTING
 
     # -- replicas come and go --------------------------------------------------------------------------
@@ -96,7 +95,6 @@ class SimulatedGateway:
     def add_replica(self, replica: SimulatedReplica, state: ReplicaState, now: float) -> None:
         self._replicas[replica.name] = replica
         self.states[replica.name] = state
-        self._usual_seconds[replica.name] = state.step_cost.seconds(*_USUAL_BATCH)
         self._names.append(replica.name)
         self._pump(now)
 
@@ -146,7 +144,8 @@ class SimulatedGateway:
         return self._imbalances / self._samples if self._samples else 0.0
 
     def _sample_balance(self, names: list[str]) -> None:
-        work = [self.states[name].outstanding_tokens * self._usual_seconds[name] for name in names]
+        states = map(self.states.__getitem__, names)
+        work = [state.outstanding_tokens * state.step_cost.seconds(*_USUAL_BATCH) for state in states]
         mean = sum(work) / len(work) if work else 0.0
         if mean > 0.0:
             self._imbalances += max(work) / mean - 1.0
