@@ -24,6 +24,7 @@ from weighbridge.models.allocator import tune_allocator
 from weighbridge.models.cache import weighbridge_home
 from weighbridge.models.checkpoint import Checkpoint, open_checkpoint
 from weighbridge.models.decoder import Decoder
+from weighbridge.models.kernels.seats import seat_compute_threads
 from weighbridge.models.loader import Quantize, choose_dtype, load_decoder
 from weighbridge.models.tokenizer import Tokenizer, load_tokenizer
 
@@ -112,6 +113,7 @@ def build_replica(
         step_clock,
         kv_bytes_per_token=bytes_per_token,
         check_integrity=settings.check_integrity,
+        on_thread_start=seat_compute_threads,
     )
     return Replica(
         engine=engine,

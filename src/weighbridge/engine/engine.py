@@ -60,6 +60,7 @@ class LocalEngine:
         kv_bytes_per_token: int,
         check_integrity: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        on_thread_start: Callable[[], None] | None = None,
     ) -> None:
         self._model_name = model_name
         self._tokenizer = tokenizer
@@ -75,7 +76,13 @@ class LocalEngine:
         self._idle = asyncio.Event()
         self.observers: list[Observer] = []
         self._loop = EngineLoop(
-            scheduler, runner, step_clock, self._deliver, clock=clock, check_integrity=check_integrity
+            scheduler,
+            runner,
+            step_clock,
+            self._deliver,
+            clock=clock,
+            check_integrity=check_integrity,
+            on_start=on_thread_start,
         )
 
     # -- what callers ask ------------------------------------------------------------------------------

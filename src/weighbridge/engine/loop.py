@@ -39,7 +39,9 @@ class EngineLoop:
         *,
         clock: Callable[[], float] = time.monotonic,
         check_integrity: bool = False,
+        on_start: Callable[[], None] | None = None,
     ) -> None:
+        """`on_start` runs on the loop's thread before anything is computed there."""
         self.lock = threading.Condition()
         self._scheduler = scheduler
         self._runner = runner
@@ -47,6 +49,7 @@ class EngineLoop:
         self._deliver = deliver
         self._clock = clock
         self._check_integrity = check_integrity
+        self._on_start = on_start
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="weighbridge-engine", daemon=True)
 
@@ -66,6 +69,8 @@ class EngineLoop:
             self._thread.join(timeout)
 
     def _run(self) -> None:
+        if self._on_start is not None:
+            self._on_start()
         while True:
             with self.lock:
                 self._wait_for_work()

@@ -32,6 +32,12 @@ def native_import_error() -> str | None:
     return _problem
 
 
+def seat_threads(seats: list[list[int]]) -> None:
+    """Bind the calling thread to the cores `seats[0]`, and thread i of its parallel regions to `seats[i]`."""
+    if _native is not None:
+        _native.seat_threads(seats)
+
+
 def supported_isas() -> tuple[str, ...]:
     """Names of the instruction sets that are compiled in and that this machine runs, slowest first."""
     return tuple(_native.supported_isas()) if _native is not None else ()

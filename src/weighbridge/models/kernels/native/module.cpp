@@ -1,6 +1,8 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/vector.h>
 
 #include "kernels.h"
+#include "seats.h"
 
 namespace nb = nanobind;
 
@@ -20,6 +22,7 @@ NB_MODULE(_native, module) {
       if (isa_supported(isa)) names.append(isa_name(isa));
     return names;
   });
+  module.def("seat_threads", &seat_threads);
   bind_elementwise(module);
   bind_attention(module);
   bind_linear(module);

@@ -8,6 +8,7 @@
 #include <new>
 #include <optional>
 
+#include "seats.h"
 #include "team.h"
 
 namespace weighbridge {
@@ -22,7 +23,10 @@ void parallel_rows(int64_t rows, int64_t work, int threads, const Body &body) {
     return;
   }
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (int part = 0; part < threads; part++) body(rows * part / threads, rows * (part + 1) / threads);
+  for (int part = 0; part < threads; part++) {
+    keep_seat(omp_get_thread_num());
+    body(rows * part / threads, rows * (part + 1) / threads);
+  }
 }
 
 // body(team, thread) on every thread of one parallel region. The runtime may give fewer than asked for.
@@ -31,6 +35,7 @@ void with_team(int threads, const Body &body) {
   std::optional<Team> team;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
+    keep_seat(omp_get_thread_num());
 #pragma omp single
     team.emplace(omp_get_num_threads());
     body(*team, omp_get_thread_num());
