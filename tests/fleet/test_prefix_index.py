@@ -1,10 +1,14 @@
-"""The prefix index against a plain model of sets, bounded and least recently used first."""
+"""The prefix index against models that count block by block, bounded and least recently used first."""
 
 from __future__ import annotations
 
-from hypothesis import given
+import os
+import tracemalloc
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fleet.block_index import BlockIndex
 from weighbridge.fleet.prefix_index import PrefixIndex
 
 CHAINS = [tuple(f"{tree}{depth}".encode() * 8 for depth in range(9)) for tree in "abc"]
@@ -34,10 +38,8 @@ def test_a_replica_never_holds_more_than_its_cache_and_always_a_prefix(
         index.enter("x", CHAINS[tree][:length])
         index.occupy("x", output)
         index.check_integrity()
-        for chain in CHAINS:
-            held = [block in index._masks for block in chain]
-            assert held == sorted(held, reverse=True)
-            assert index.matched(tuple(chain)).get("x", 0) == sum(held)
+        held = [index.matched(tuple(chain)).get("x", 0) for chain in CHAINS]
+        assert sum(held) == index.blocks("x") <= 12 - output
 
 
 def test_a_removed_replica_holds_nothing() -> None:
@@ -67,10 +69,8 @@ def test_answers_stay_within_the_bound_and_go_with_their_prompt(steps: list[tupl
         else:
             index.forget("x", CHAINS[tree], length - 1)
         index.check_integrity()
-        held = index._held["x"]
-        assert set(held.answers) <= set(held.blocks)
         for whole in CHAINS:
-            assert index.matched(whole).get("x", 0) <= min(len(whole), held.used)
+            assert index.matched(whole).get("x", 0) <= min(len(whole), 14)
 
 
 def test_an_answer_sent_back_is_counted_once() -> None:
@@ -82,3 +82,96 @@ def test_an_answer_sent_back_is_counted_once() -> None:
     index.enter("x", CHAINS[0][:9])
     index.check_integrity()
     assert index.matched(CHAINS[0]) == {"x": 9}  # nothing was pushed out to make room for it twice
+
+
+def test_an_answer_belongs_to_a_prompt_that_was_held_ever_since() -> None:
+    index = PrefixIndex()
+    index.add_replica("x", 9)
+    index.enter("x", CHAINS[0][:4])
+    index.enter("x", CHAINS[1])  # pushes it out
+    index.enter("x", CHAINS[0][:6])
+    index.occupy("x", 2, CHAINS[0][3])
+    assert index.matched((*CHAINS[0][:4], *CHAINS[1][4:])) == {"x": 4}
+
+
+def test_another_size_shows_at_once() -> None:
+    index = PrefixIndex()
+    index.add_replica("x", 9)
+    index.enter("x", CHAINS[0])
+    assert index.matched(CHAINS[0]) == {"x": 9}
+    index.add_replica("x", 5)
+    assert index.matched(CHAINS[0]) == {"x": 5}
+
+
+# -- against the model -------------------------------------------------------------------------------------
+
+Path = tuple[int, ...]
+
+#: A block's place in a tree of prompts that forks in two everywhere: chains share prefixes of every length.
+PATHS = st.lists(st.integers(0, 1), min_size=1, max_size=9).map(tuple)
+
+
+def chain_of(path: Path) -> tuple[bytes, ...]:
+    """A digest names a block and all before it."""
+    return tuple(bytes((*path[:end], 2)).ljust(16, b"-") for end in range(1, len(path) + 1))
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> tuple[str, str, Path, int]:
+    kind = draw(st.sampled_from(["enter"] * 6 + ["occupy", "answer", "answer", "forget", "size", "remove"]))
+    return kind, draw(st.sampled_from("uvwxyz")), draw(PATHS), draw(st.integers(0, 9))
+
+
+def apply(index: PrefixIndex | BlockIndex, kind: str, name: str, path: Path, number: int) -> None:
+    chain = chain_of(path)
+    if kind == "enter":
+        index.enter(name, chain)
+    elif kind == "occupy":
+        index.occupy(name, number)
+    elif kind == "answer":
+        index.occupy(name, number, chain[-1])
+    elif kind == "forget":
+        index.forget(name, chain, number)
+    elif kind == "size":
+        index.add_replica(name, 4 * number + 1)
+    else:
+        index.remove_replica(name)
+        index.add_replica(name, 4 * number + 1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=6, max_size=6), st.lists(changes(), max_size=60))
+def test_runs_count_what_blocks_count(sizes: list[int], steps: list[tuple[str, str, Path, int]]) -> None:
+    index, model = PrefixIndex(), BlockIndex()
+    for name, size in zip("uvwxyz", sizes, strict=True):
+        index.add_replica(name, size)
+        model.add_replica(name, size)
+    seen = {path[:1] * 9 for *_, path, _ in steps}
+    for kind, name, path, number in steps:
+        apply(index, kind, name, path, number)
+        apply(model, kind, name, path, number)
+        index.check_integrity()
+        seen.add((*path, 0))
+        for asked in seen:
+            assert dict(index.matched(chain_of(asked))) == model.matched(chain_of(asked))
+        assert [index.blocks(name) for name in "uvwxyz"] == [model.blocks(name) for name in "uvwxyz"]
+
+
+def test_what_is_forgotten_takes_no_memory() -> None:
+    """A replica that forgets block by block, and prompts that fork, leave no digests behind."""
+    index = PrefixIndex()
+    for name in "xy":
+        index.add_replica(name, 2000)
+    shared = [os.urandom(32) for _ in range(500)]
+    tracemalloc.start()
+    try:
+        for number in range(1200):
+            index.enter("xy"[number % 2], (*shared[: number % 500], *(os.urandom(32) for _ in range(100))))
+            index.occupy("x", 7)
+            if number == 400:
+                before = tracemalloc.get_traced_memory()[0]
+        after = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    index.check_integrity()
+    assert after < 1.2 * before < 4_000_000

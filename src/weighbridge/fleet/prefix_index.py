@@ -1,13 +1,18 @@
 """Which replica holds which prompt blocks: what was sent there, less what it has likely evicted since.
 
-One dictionary names every block by its chained digest (see `engine.prefix`) and maps it to the replicas that
-hold it, a bit each. A chain covers its past, and every replica forgets the blocks at the end of a chain before
-those at its start, so what a replica holds of a chain is always a prefix of it:
+Blocks have chained digests (see `engine.prefix`), and `prefix_tree` keeps them by stretches that were sent as one, the
+runs. A chain covers its past, and every replica forgets the blocks at the end of a chain before those at its start,
+so what a replica holds of a chain is always a prefix of it:
 
     chain     d0   d1   d2   d3   d4   d5
-    replicas  abc  abc  ab   ab   a    -        -> a holds 5 blocks, b 4, c 2
+    runs      ------------   -------   --
+    replicas  a, b, c: all   a: all    -        -> a holds 5 blocks, b 4, c 3
+                             b: 1
 
-and the ends are found by bisection, for all replicas in one walk.
+Whoever holds a run whole goes on to the next; the others end there. Each replica has its holdings in a ring, the
+least recently used first, whose blocks are forgotten from the end of the run when others need the room:
+
+    oldest   (run, blocks) - (run, blocks) - output - (run, blocks)   newest
 
 Output has no digest until somebody sends it back. Whoever goes on behind the whole of an earlier prompt most likely
 does: it is the next turn of that conversation, and the blocks of the answer count as matched too.
@@ -15,47 +20,76 @@ does: it is the next turn of that conversation, and the blocks of the answer cou
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from weighbridge.engine.prefix import Digest
+from weighbridge.fleet.prefix_tree import Holding, PrefixTree, Run
 
 #: Blocks remembered of a replica whose cache size is not known.
 DEFAULT_BLOCKS = 8192
 
 
 class _Held:
-    """What one replica is believed to hold, least recently used first; output has no digest but takes room."""
+    """What one replica is believed to hold. `answers`: the output behind each prompt it holds, by its last digest."""
 
-    __slots__ = ("answers", "bit", "blocks", "capacity", "serial", "used")
+    __slots__ = ("answers", "bit", "capacity", "ring", "used")
 
     def __init__(self, bit: int, capacity: int) -> None:
         self.bit = bit
         self.capacity = capacity
         self.used = 0
-        self.blocks: OrderedDict[Digest | int, int] = (
-            OrderedDict()
-        )  # digest, or number of an output -> blocks
-        self.answers: dict[Digest, int] = {}  # last digest of a prompt -> number of the output behind it
-        self.serial = 0
+        self.ring = Holding(None)
+        self.ring.older = self.ring.newer = self.ring
+        self.answers: dict[Digest, Holding | None] = {}
+
+    def __iter__(self) -> Iterator[Holding]:
+        """Least recently used first. What was yielded may leave."""
+        holding = self.ring.newer
+        while holding is not self.ring:
+            newer = holding.newer
+            yield holding
+            holding = newer
+
+    def use(self, run: Run) -> None:
+        """It holds all of `run`, as its most recently used."""
+        holding = run.holdings.get(self.bit)
+        if holding is None:
+            holding = run.holdings[self.bit] = Holding(run)
+        else:
+            holding.leave()
+        holding.follow(self.ring.older)
+        self.used += run.blocks - holding.blocks
+        holding.blocks = run.blocks
+        run.whole |= self.bit
 
     def answered(self, digest: Digest) -> int:
         """Blocks of output that it holds behind a prompt that ends with `digest`."""
-        return self.blocks.get(self.answers.get(digest, 0), 0)
+        output = self.answers.get(digest)
+        return 0 if output is None else output.blocks
 
-    def forget_answer(self, digest: Digest) -> None:
-        """The output behind `digest` is gone, or known by name now."""
-        self.used -= self.blocks.pop(self.answers.pop(digest), 0)
+    def drop_answer(self, digest: Digest) -> None:
+        """The output behind the prompt that ends with `digest`, if any, is gone or known by name now."""
+        output = self.answers.get(digest)
+        if output is not None:
+            self.answers[digest] = None
+            self.drop_output(output)
+
+    def drop_output(self, output: Holding) -> None:
+        if output.blocks:
+            self.used -= output.blocks
+            output.blocks = 0
+            output.leave()
 
 
 class PrefixIndex:
     """Bounded: per replica, as many blocks as its cache holds, the least recently used forgotten first.
 
-    Entering and forgetting cost O(blocks of the chain), a look-up O(replicas x log blocks).
+    Entering and forgetting cost O(runs of the chain), a look-up O(runs + replicas); a chain that follows others has a
+    run for each of them that ended or forked in it. All digests must be of one length.
     """
 
     def __init__(self) -> None:
-        self._masks: dict[Digest, int] = {}
+        self._tree = PrefixTree()
         self._held: dict[str, _Held] = {}
         self._names: dict[int, str] = {}  # bit -> replica
         self._memo: tuple[Sequence[Digest], dict[str, int]] | None = None
@@ -67,6 +101,7 @@ class PrefixIndex:
         if held is not None:
             held.capacity = capacity
             self._evict(held)
+            self._memo = None
             return
         bit = 1
         while bit in self._names:
@@ -79,83 +114,79 @@ class PrefixIndex:
         held = self._held.pop(name, None)
         if held is None:
             return
-        for key in held.blocks:
-            self._drop(held, key)
+        for holding in held:
+            if holding.run is not None:
+                self._keep(held, holding, holding.run, 0)
         del self._names[held.bit]
         self._memo = None
 
     def blocks(self, name: str) -> int:
         """Prompt blocks `name` is believed to hold."""
-        held = self._held.get(name)
-        return sum(isinstance(key, bytes) for key in held.blocks) if held else 0
+        return sum(holding.blocks for holding in self._held.get(name, ()) if holding.run is not None)
 
     def matched(self, chain: Sequence[Digest]) -> Mapping[str, int]:
         """How many leading blocks of `chain` each replica holds; those that hold none are left out."""
         if self._memo is not None and self._memo[0] is chain:
             return self._memo[1]
         found: dict[str, int] = {}
-        if chain:
-            self._walk(chain, found)
+        left = end = 0
+        for run, start, agreed in self._tree.along(chain):
+            if not start:
+                left = sum(run.holdings)  # bits
+            ending = left & ~run.whole
+            while ending:
+                bit = ending & -ending
+                holding = run.holdings.get(bit)
+                self._end(bit, chain, start + (min(holding.blocks, agreed) if holding else 0), found)
+                ending ^= bit
+            left &= run.whole
+            end = start + agreed
+            if not left:
+                break
+        while left:
+            bit = left & -left
+            self._end(bit, chain, end, found)
+            left ^= bit
         self._memo = (chain, found)
         return found
 
-    def _walk(self, chain: Sequence[Digest], found: dict[str, int]) -> None:
-        masks = self._masks
-        start = 0
-        mask = masks.get(chain[0], 0)
-        while mask:
-            low, high = start, len(chain) - 1  # the last block that the same replicas hold
-            while low < high:
-                middle = (low + high + 1) // 2
-                if masks.get(chain[middle], 0) & mask == mask:
-                    low = middle
-                else:
-                    high = middle - 1
-            start = low + 1
-            following = masks.get(chain[start], 0) & mask if start < len(chain) else 0
-            ended = mask & ~following
-            while ended:
-                bit = ended & -ended
-                name = self._names[bit]
-                held = self._held[name]
-                found[name] = start
-                if held.answers:
-                    found[name] = min(start + held.answered(chain[start - 1]), len(chain))
-                ended ^= bit
-            mask = following
+    def _end(self, bit: int, chain: Sequence[Digest], end: int, found: dict[str, int]) -> None:
+        """The replica of `bit` holds `chain[:end]`, and perhaps the output behind."""
+        name = self._names[bit]
+        if end < len(chain):
+            end = min(end + self._held[name].answered(chain[end - 1]), len(chain))
+        found[name] = end
 
     def enter(self, name: str, chain: Sequence[Digest]) -> None:
         """`name` was sent a prompt with these blocks: it holds them now, as its most recently used."""
         held = self._held[name]
-        blocks, masks, bit, answers = held.blocks, self._masks, held.bit, held.answers
-        last = chain[-1] if chain else b""
-        for digest in reversed(chain):  # the end is the older, so that it is forgotten first
-            if digest in blocks:
-                blocks.move_to_end(digest)
-            else:
-                blocks[digest] = 1
-                held.used += 1
-                masks[digest] = masks.get(digest, 0) | bit
-            if digest in answers and digest is not last:
-                held.forget_answer(digest)
+        if not chain:
+            return
+        path = self._tree.cover(chain)
+        last = path.pop()
+        held.use(last)
+        held.answers.setdefault(last.last)
+        for run in reversed(path):  # the end is the older, so that it is forgotten first
+            held.use(run)
+            held.drop_answer(run.last)
         self._evict(held)
         self._memo = None
 
     def occupy(self, name: str, blocks: int, behind: Digest | None = None) -> None:
         """`name` filled `blocks` blocks with output, which push others out.
 
-        `behind`: the last digest of the prompt, where one output followed it.
+        `behind`: the last digest of the prompt, where one output followed it. It is found again behind that prompt
+        where `name` has held this since it was sent.
         """
         held = self._held.get(name)
         if held is None or blocks < 1:
             return
-        if behind in held.answers:
-            held.forget_answer(behind)
-        held.serial += 1
-        held.blocks[held.serial] = blocks
+        output = Holding(None, blocks)
+        output.follow(held.ring.older)
         held.used += blocks
-        if behind is not None and behind in held.blocks:
-            held.answers[behind] = held.serial
+        if behind is not None and behind in held.answers:
+            held.drop_answer(behind)
+            held.answers[behind] = output
         self._evict(held)
         self._memo = None
 
@@ -164,37 +195,54 @@ class PrefixIndex:
         held = self._held.get(name)
         if held is None:
             return
-        for digest in chain[start:]:
-            if held.blocks.pop(digest, None):
-                held.used -= 1
-                self._drop(held, digest)
+        for run, begin, agreed in self._tree.along(chain):
+            holding = run.holdings.get(held.bit)
+            kept = max(start - begin, 0)
+            if holding is None or holding.blocks <= kept or kept >= agreed:
+                continue
+            if holding.blocks > agreed:  # the rest is of another chain
+                run = self._tree.split(run, agreed)
+            self._keep(held, run.holdings[held.bit], run, kept)
         self._memo = None
 
     # -- inside ----------------------------------------------------------------------------------------
 
     def _evict(self, held: _Held) -> None:
         while held.used > held.capacity:
-            key, blocks = held.blocks.popitem(last=False)
-            held.used -= blocks
-            self._drop(held, key)
-
-    def _drop(self, held: _Held, key: Digest | int) -> None:
-        if isinstance(key, bytes):
-            held.answers.pop(key, None)
-            mask = self._masks[key] & ~held.bit
-            if mask:
-                self._masks[key] = mask
+            oldest = held.ring.newer
+            if oldest.run is None:
+                held.drop_output(oldest)
             else:
-                del self._masks[key]
+                excess = held.used - held.capacity
+                self._keep(held, oldest, oldest.run, max(oldest.blocks - excess, 0))
+
+    def _keep(self, held: _Held, holding: Holding, run: Run, blocks: int) -> None:
+        """Of `run`, of which it holds more, the replica holds `blocks` blocks from now on."""
+        held.answers.pop(run.last, None)
+        held.used -= holding.blocks - blocks
+        holding.blocks = blocks
+        run.whole &= ~held.bit
+        if not blocks:
+            holding.leave()
+            del run.holdings[held.bit]
+        self._tree.trim(run)
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless masks and holdings agree and every holding is within its bound."""
-        masks: dict[Digest, int] = {}
+        """Raise AssertionError unless tree and holdings agree and every holding is within its bound."""
+        runs = self._tree.check_integrity()
+        entered = sum(len(run.holdings) for run in runs)
         for held in self._held.values():
-            if held.used != sum(held.blocks.values()) or held.used > held.capacity:
+            mine = [holding for holding in held if holding.run is not None]
+            entered -= len(mine)
+            if any(holding.run.holdings.get(held.bit) is not holding for holding in mine if holding.run):
+                raise AssertionError("a replica's holding is not entered with its run")
+            if held.used != sum(holding.blocks for holding in held) or held.used > held.capacity:
                 raise AssertionError("a replica's blocks are miscounted")
-            for key in held.blocks:
-                if isinstance(key, bytes):
-                    masks[key] = masks.get(key, 0) | held.bit
-        if masks != self._masks:
-            raise AssertionError("the prefix index names a block that no replica holds, or misses one")
+            age = {id(holding.run): number for number, holding in enumerate(mine)}
+            pasts = [(age[id(h.run)], age.get(id(h.run.parent), len(age))) for h in mine if h.run]
+            if any(own > past for own, past in pasts):
+                raise AssertionError("a replica would forget the start of a chain before its end")
+            if not held.answers.keys() <= {h.run.last for h in mine if h.run and h.run.whole & held.bit}:
+                raise AssertionError("an answer is kept behind a prompt that is not held")
+        if entered:
+            raise AssertionError("the prefix tree names a replica that does not hold a run, or is gone")
