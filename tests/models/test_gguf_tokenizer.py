@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,20 @@ def test_whole_tokenizers_equal_transformers_classes(name: str, tmp_path: Path) 
     for text in TEXTS:
         if "<|" not in text:
             assert ours.encode(text) == oracle.encode(text, add_special_tokens=False), text
+
+
+def test_reading_one_does_not_import_torch(tmp_path: Path) -> None:
+    """A gateway that only counts tokens must not pay for its seconds and 300 MB."""
+    path = _as_gguf(_trained(pre_tokenizers.ByteLevel(add_prefix_space=False)), "gpt-2", tmp_path / "t.gguf")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from weighbridge.fleet.build import load_tokenizers\n"
+        "from weighbridge.fleet.config import FleetSpec, ModelSpec\n"
+        "model = ModelSpec('m', (), tokenizer=Path(sys.argv[1]))\n"
+        "assert load_tokenizers(FleetSpec(models=(model,)))['m'].encode('one two')\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=120)
 
 
 def test_begin_and_end_of_text_as_the_file_says(tmp_path: Path) -> None:

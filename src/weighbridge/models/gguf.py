@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +13,9 @@ from gguf.quants import dequantize
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models import gguf_experts
 from weighbridge.models.config import ModelConfig
-from weighbridge.models.gguf_format import TensorEntry, read_gguf
+from weighbridge.models.gguf_format import TensorEntry
+from weighbridge.models.gguf_metadata import GgufMetadata
 from weighbridge.models.quantized import GROUP_SIZE, GroupQuantized
-
-T = TypeVar("T")
 
 #: Architectures whose query and key rows the converter reorders, so that rotated pairs are neighbours.
 PERMUTED = frozenset({"llama", "smollm3"})
@@ -45,19 +43,12 @@ _SUPPORTED = (
 )
 
 
-class GgufFile:
+class GgufFile(GgufMetadata):
     """A memory-mapped GGUF file; nothing of a tensor is read before it is asked for."""
 
     def __init__(self, path: Path) -> None:
         """Raises BadInput for what is not a whole GGUF file, UnsupportedModel for unknown tensor types."""
-        self.path = path
-        self._contents = read_gguf(path)
-        self.architecture = self.text("general.architecture")
-        parts = self.index("split.count")
-        if parts is not None and parts > 1:
-            raise UnsupportedModel(
-                f"{path.name} is one of {parts} parts of a model; join them first (llama-gguf-split --merge)"
-            )
+        super().__init__(path)
         for entry in self._contents.tensors.values():
             if entry.kind not in _SUPPORTED:
                 known = ", ".join(kind.name for kind in _SUPPORTED)
@@ -65,47 +56,6 @@ class GgufFile:
                     f"tensor {entry.name!r} of {path.name} has type {entry.kind.name}, which is not "
                     f"supported ({known} are)"
                 )
-
-    def value(self, key: str) -> Any:
-        """A metadata value as Python types (lists for arrays), or None; it may be of any type."""
-        return self._contents.metadata.get(key)
-
-    def text(self, key: str, default: str = "") -> str:
-        """A string. Like the other typed readers, raises BadInput for a value of another type."""
-        return self._typed(key, str, default)
-
-    def number(self, key: str, default: float) -> float:
-        value = self.value(key)
-        return float(value) if isinstance(value, int) else self._typed(key, float, default)
-
-    def flag(self, key: str, default: bool) -> bool:
-        return self._typed(key, bool, default)
-
-    def index(self, key: str) -> int | None:
-        """A number that may be missing, such as the id of a token."""
-        return None if self.value(key) is None else self._typed(key, int, 0)
-
-    def strings(self, key: str) -> list[str]:
-        """A list, empty when there is none."""
-        return self._list(key, str)
-
-    def integers(self, key: str) -> list[int]:
-        return self._list(key, int)
-
-    def floats(self, key: str) -> list[float]:
-        return self._list(key, float)
-
-    def _typed(self, key: str, kind: type[T], default: T) -> T:
-        value = self._contents.metadata.get(key, default)
-        if not isinstance(value, kind):
-            raise BadInput(f"{self.path.name}: {key} must be of type {kind.__name__}, not {value!r}")
-        return value
-
-    def _list(self, key: str, kind: type[T]) -> list[T]:
-        values: list[T] = self._typed(key, list, [])
-        if values and not isinstance(values[0], kind):  # a GGUF array has one type for all
-            raise BadInput(f"{self.path.name}: {key} must hold values of type {kind.__name__}")
-        return values
 
     def __contains__(self, name: str) -> bool:
         return self._entry(name) is not None

@@ -13,8 +13,6 @@ from weighbridge.models.gguf_experts import FAMILIES, read_experts
 #: GGUF architectures. Mistral and Mixtral files call themselves llama.
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "qwen2moe", "qwen3moe", "olmoe")
 
-_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
-
 
 def read_config(file: GgufFile) -> ModelConfig:
     """The shape of the model in `file`. Raises UnsupportedModel naming what cannot be run."""
@@ -55,15 +53,9 @@ def read_config(file: GgufFile) -> ModelConfig:
         qk_norm_all_heads=normed and architecture == "olmoe",
         clip_qkv=_number(file, "attention.clamp_kqv", 0.0) or None,
         experts=read_experts(file, layers, count, _whole(file, "expert_used_count")) if count else None,
-        eos_token_ids=end_token_ids(file),
+        eos_token_ids=file.end_token_ids(),
         bos_token_id=file.index("tokenizer.ggml.bos_token_id"),
     )
-
-
-def end_token_ids(file: GgufFile) -> tuple[int, ...]:
-    """Ids that the file declares to end a text or a turn."""
-    ids = [file.index(f"tokenizer.ggml.{key}") for key in _ENDS]
-    return tuple(dict.fromkeys(index for index in ids if index is not None))
 
 
 def _whole(file: GgufFile, key: str, default: int | None = None) -> int:

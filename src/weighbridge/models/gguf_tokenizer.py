@@ -14,8 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.chat_template import ChatTemplate
-from weighbridge.models.gguf import GgufFile
-from weighbridge.models.gguf_config import end_token_ids
+from weighbridge.models.gguf_metadata import GgufMetadata
 from weighbridge.models.tokenizer_parts import TokenizerParts, wrap_texts
 
 # Token types of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -62,15 +61,15 @@ _ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_t
 
 def read_gguf_tokenizer(path: Path) -> TokenizerParts:
     """The tokenizer and chat template of a GGUF file. Raises UnsupportedModel naming what is unknown."""
-    file = GgufFile(path)
+    file = GgufMetadata(path)
     backend = convert(file)
     names = {role: name for role, key in _ROLES.items() if (name := _token(file, key)) is not None}
     return TokenizerParts(
-        backend, end_token_ids(file), file.index("tokenizer.ggml.bos_token_id"), _template(file, names)
+        backend, file.end_token_ids(), file.index("tokenizer.ggml.bos_token_id"), _template(file, names)
     )
 
 
-def convert(file: GgufFile) -> tokenizers.Tokenizer:
+def convert(file: GgufMetadata) -> tokenizers.Tokenizer:
     """A `tokenizers.Tokenizer` that splits and merges as the file says."""
     kind = file.text("tokenizer.ggml.model")
     tokens = file.strings("tokenizer.ggml.tokens")
@@ -103,7 +102,7 @@ def _of_type(tokens: list[str], types: list[int], wanted: int) -> Iterator[str]:
     return (token for token, kind in zip(tokens, types, strict=False) if kind == wanted)
 
 
-def _token(file: GgufFile, key: str) -> str | None:
+def _token(file: GgufMetadata, key: str) -> str | None:
     index, tokens = file.index(f"tokenizer.ggml.{key}_token_id"), file.strings("tokenizer.ggml.tokens")
     return tokens[index] if index is not None and 0 <= index < len(tokens) else None
 
@@ -115,7 +114,7 @@ def _ids(tokens: list[str]) -> dict[str, int]:
     return ids
 
 
-def _byte_level(file: GgufFile, tokens: list[str]) -> tuple[tokenizers.Tokenizer, bool]:
+def _byte_level(file: GgufMetadata, tokens: list[str]) -> tuple[tokenizers.Tokenizer, bool]:
     """Byte-level BPE, and whether its texts start with BOS when the file does not say."""
     rule = file.text("tokenizer.ggml.pre", "none")
     if rule not in _SPLITS:
@@ -144,7 +143,7 @@ def _pair(merge: str) -> tuple[str, str]:
     return left, right
 
 
-def _sentence_piece(file: GgufFile, tokens: list[str]) -> tokenizers.Tokenizer:
+def _sentence_piece(file: GgufMetadata, tokens: list[str]) -> tokenizers.Tokenizer:
     """SentencePiece BPE (Kudo and Richardson 2018): spaces are "▁", unknown characters become bytes."""
     ids = _ids(tokens)
     stored = file.strings("tokenizer.ggml.merges")
@@ -159,7 +158,7 @@ def _sentence_piece(file: GgufFile, tokens: list[str]) -> tokenizers.Tokenizer:
     return backend
 
 
-def _merges_from_scores(file: GgufFile, tokens: list[str], ids: dict[str, int]) -> list[tuple[str, str]]:
+def _merges_from_scores(file: GgufMetadata, tokens: list[str], ids: dict[str, int]) -> list[tuple[str, str]]:
     """Two tokens merge when together they are a token; the one with the highest score is merged first."""
     scores = file.floats("tokenizer.ggml.scores")
     types = file.integers("tokenizer.ggml.token_type")
@@ -176,7 +175,7 @@ def _merges_from_scores(file: GgufFile, tokens: list[str], ids: dict[str, int]) 
     return [(left, right) for *_, left, right in ranked]
 
 
-def _template(file: GgufFile, names: dict[str, str]) -> ChatTemplate | None:
+def _template(file: GgufMetadata, names: dict[str, str]) -> ChatTemplate | None:
     """Templates by name; the default one is stored without a name."""
     key = "tokenizer.chat_template"
     sources = {"default": file.text(key), "tool_use": file.text(f"{key}.tool_use")}
