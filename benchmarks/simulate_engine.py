@@ -109,11 +109,10 @@ def serve_recording(port: int, path: Path) -> None:
                 self._free_since = time.monotonic()
 
         def _iterate(self, batch: Batch) -> None:
-            kept = [batch.num_tokens, batch.num_sequences, batch.num_context_tokens]
             sampling = [piece.request for piece in batch.slices if piece.samples]
             super()._iterate(batch)
             ended = time.monotonic()
-            iterations.append([ended, ended - self._free_since, *kept, self._computed])
+            iterations.append([ended, ended - self._free_since, self._computed, *batch.work])
             self._free_since = ended
             for request in sampling:
                 first.setdefault(request.id, [request.arrival, ended])
@@ -193,13 +192,12 @@ def figures(ttft: Sequence[float], tpot: Sequence[float], tokens: int, seconds: 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the calibration loads show. `residuals`: measured minus predicted seconds of each iteration, and the
-    share of its time that it computed. `quickest`: the least ratio of measured to predicted."""
+    """What the calibration loads show. `noise`: of each iteration, measured over predicted seconds, and the share
+    of its time that it computed."""
 
     cost: StepCost
     wire: float  # mean seconds of a request outside the engine, before its first token
-    residuals: tuple[tuple[float, float], ...]
-    quickest: float
+    noise: tuple[tuple[float, float], ...]
     runs: tuple[tuple[Sample, ...], ...]  # as the engine's own clock saw them
 
 
@@ -208,18 +206,18 @@ def calibrate(runs: Sequence[dict[str, Any]], loads: Sequence[str]) -> Calibrati
     seen = [run for run in runs if run["load"] in loads]
     kept = [one for run in seen for one in run["iterations"]]
     cost = fit([_sample(one, one[1]) for one in kept])
-    expected = [cost.seconds(*map(int, one[2:5])) for one in kept]
+    expected = [cost.seconds(*map(int, one[3:])) for one in kept]
     return Calibration(
         cost,
         median(run["wire"] for run in seen),
-        tuple((one[1] - told, one[5] / one[1]) for one, told in zip(kept, expected, strict=True)),
-        min(one[1] / told for one, told in zip(kept, expected, strict=True)),
-        tuple(tuple(_sample(one, one[5]) for one in run["iterations"]) for run in seen),
+        tuple((one[1] / told, one[2] / one[1]) for one, told in zip(kept, expected, strict=True)),
+        tuple(tuple(_sample(one, one[2]) for one in run["iterations"]) for run in seen),
     )
 
 
 def _sample(iteration: Sequence[float], seconds: float) -> Sample:
-    return Sample(*map(int, iteration[2:5]), seconds)
+    tokens, sequences, context, pairs = map(int, iteration[3:])
+    return Sample(tokens, sequences, context, seconds, prompt_pairs=pairs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,12 +243,19 @@ class Machine(StepCost):
         return machine
 
     def seconds(
-        self, tokens: int, sequences: int, context_tokens: int, experts: float | None = None
+        self,
+        tokens: int,
+        sequences: int,
+        context_tokens: int,
+        prompt_pairs: int = 0,
+        experts: float | None = None,
     ) -> float:
-        expected = super().seconds(tokens, sequences, context_tokens, experts)
-        residual, computing = self._rng.choice(self._calibration.residuals)
-        lasting = max(expected + residual, self._calibration.quickest * expected)
-        self._clock.observe(Sample(tokens, sequences, context_tokens, computing * lasting))
+        expected = super().seconds(tokens, sequences, context_tokens, prompt_pairs, experts)
+        factor, computing = self._rng.choice(self._calibration.noise)
+        lasting = factor * expected
+        self._clock.observe(
+            Sample(tokens, sequences, context_tokens, computing * lasting, prompt_pairs=prompt_pairs)
+        )
         return lasting
 
 

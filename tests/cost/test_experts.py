@@ -142,7 +142,7 @@ def test_a_dense_model_is_untouched(tokens: int, sequences: int, pairs: int, e: 
     cost = StepCost(0.003, 0.012, 0.0007, 1e-6, 5e-5)
     dense = 0.003 + max(0.012, 0.0007 * tokens) + 1e-6 * pairs + 5e-5 * sequences
     assert cost.seconds(tokens, sequences, pairs) == dense
-    assert cost.seconds(tokens, sequences, pairs, e) == dense
+    assert cost.seconds(tokens, sequences, pairs, experts=e) == dense
     assert set(cost.as_dict()) == {"overhead", "memory", "per_token", "per_context_token", "per_sequence"}
 
 
@@ -163,7 +163,7 @@ def test_the_fit_finds_the_time_per_expert() -> None:
     for tokens in (1, 2, 4, 8, 16, 32, 64, 128, 256):
         for context in (50, 900):
             experts = float(rng.integers(60, 240))
-            seconds = truth.seconds(tokens, tokens, tokens * context, experts)
+            seconds = truth.seconds(tokens, tokens, tokens * context, experts=experts)
             samples.append(Sample(tokens, tokens, tokens * context, seconds, experts))
     assert fit(samples).per_expert == pytest.approx(5e-5, rel=0.02)
 
@@ -176,7 +176,7 @@ def test_the_clock_keeps_what_it_learned_of_the_experts() -> None:
     for round_number in range(8):
         for tokens in (1, 2, 3, 6, 12, 24, 48, 96, 200):
             touched = use.touched(tokens, tokens) * (1 + 0.1 * (round_number % 3))
-            seconds = truth.seconds(tokens, tokens, 100 * tokens, touched)
+            seconds = truth.seconds(tokens, tokens, 100 * tokens, experts=touched)
             clock.observe(Sample(tokens, tokens, 100 * tokens, seconds, touched))
     assert clock.cost.expert_use == use
     assert clock.cost.per_expert > 0.0

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weighbridge.cost import DEFAULT_STEP_COST, Sample, StepClock, StepCost, fit
+from weighbridge.cost import DEFAULT_STEP_COST, Sample, StepClock, StepCost, attention, fit
 
-SHAPES = [(n, n, n * c) for n in (1, 2, 4, 8, 16, 32, 64) for c in (32, 512, 2048)] + [
-    (t, 1, t * c + t * (t + 1) // 2) for t in (32, 64, 128, 256, 512, 1024, 2048) for c in (0, 1024, 4096)
+#: Arguments of `StepCost.seconds`: decodes, and prompt chunks.
+SHAPES = [(n, n, n * c, 0) for n in (1, 2, 4, 8, 16, 32, 64) for c in (32, 512, 2048)] + [
+    (t, 1, *attention(c, t)) for t in (32, 64, 128, 256, 512, 1024, 2048) for c in (0, 1024, 4096)
 ]
 
-positive = st.floats(min_value=1e-9, max_value=1e-2)
 costs = st.builds(
     StepCost,
     overhead=st.floats(1e-4, 1e-2),
@@ -22,20 +22,50 @@ costs = st.builds(
     per_token=st.floats(1e-5, 1e-2),
     per_context_token=st.floats(1e-8, 1e-5),
     per_sequence=st.floats(1e-6, 1e-3),
+    per_prompt_pair=st.floats(1e-10, 1e-5),
 )
 
 
 def measured(cost: StepCost, noise: float = 0.0, seed: int = 0) -> list[Sample]:
     rng = random.Random(seed)
-    return [Sample(t, s, c, cost.seconds(t, s, c) * (1 + rng.uniform(-noise, noise))) for t, s, c in SHAPES]
+    return [sample(shape, cost.seconds(*shape) * (1 + rng.uniform(-noise, noise))) for shape in SHAPES]
 
 
-def test_fit_recovers_the_machine_it_was_measured_on() -> None:
-    machine = StepCost(0.002, 0.012, 0.0007, 8e-7, 4e-5)
+def sample(shape: tuple[int, int, int, int], seconds: float) -> Sample:
+    tokens, sequences, context, pairs = shape
+    return Sample(tokens, sequences, context, seconds, prompt_pairs=pairs)
+
+
+@given(st.integers(0, 5000), st.integers(1, 3000))
+def test_attention_counts_every_query_over_every_key_before_it(start: int, count: int) -> None:
+    context, pairs = attention(start, count)
+    assert context == start + count
+    assert context + pairs == sum(start + i + 1 for i in range(count))
+
+
+@given(costs)
+def test_a_prompt_pair_costs_what_a_context_token_does_unless_told(cost: StepCost) -> None:
+    fields = {name: value for name, value in cost.as_dict().items() if name != "per_prompt_pair"}
+    plain = StepCost(**fields)
+    assert plain.per_prompt_pair == plain.per_context_token
+    assert plain.as_dict() == fields
+    assert StepCost(**cost.as_dict()) == cost
+    assert plain.seconds(64, 1, 0, 1000) == pytest.approx(plain.seconds(64, 1, 1000))
+
+
+@pytest.mark.parametrize("per_prompt_pair", [2e-7, 8e-7, 2e-6])
+def test_fit_recovers_the_machine_it_was_measured_on(per_prompt_pair: float) -> None:
+    machine = StepCost(0.002, 0.012, 0.0007, 8e-7, 4e-5, per_prompt_pair=per_prompt_pair)
     fitted = fit(measured(machine, noise=0.03))
-    for tokens, sequences, context in SHAPES:
-        expected = machine.seconds(tokens, sequences, context)
-        assert fitted.seconds(tokens, sequences, context) == pytest.approx(expected, rel=0.15)
+    for shape in SHAPES:
+        assert fitted.seconds(*shape) == pytest.approx(machine.seconds(*shape), rel=0.15)
+    assert fitted.per_prompt_pair == pytest.approx(per_prompt_pair, rel=0.2)
+
+
+def test_fit_prices_pairs_it_never_saw_as_context_tokens() -> None:
+    decodes = [one for one in measured(DEFAULT_STEP_COST) if not one.prompt_pairs]
+    fitted = fit(decodes)
+    assert fitted.per_prompt_pair == pytest.approx(fitted.per_context_token) == pytest.approx(1e-6, rel=0.01)
 
 
 @given(costs)
@@ -45,16 +75,15 @@ def test_fit_never_gives_negative_coefficients(cost: StepCost) -> None:
 
 def test_fit_meets_the_mean_of_iterations_that_are_held_up_now_and_then() -> None:
     """One in ten takes three times as long: what adds up to a latency is 1.2 times the usual, not the usual."""
-    machine = StepCost(0.004, 0.002, 0.0005, 4e-7, 1e-4)
+    machine = StepCost(0.004, 0.002, 0.0005, 4e-7, 1e-4, per_prompt_pair=2e-7)
     samples = [
-        Sample(t, s, c, machine.seconds(t, s, c) * (3.0 if turn == 9 else 1.0))
+        sample(shape, machine.seconds(*shape) * (3.0 if turn == 9 else 1.0))
         for turn in range(10)
-        for t, s, c in SHAPES
+        for shape in SHAPES
     ]
     fitted = fit(samples)
-    for tokens, sequences, context in SHAPES:
-        expected = 1.2 * machine.seconds(tokens, sequences, context)
-        assert fitted.seconds(tokens, sequences, context) == pytest.approx(expected, rel=0.03)
+    for shape in SHAPES:
+        assert fitted.seconds(*shape) == pytest.approx(1.2 * machine.seconds(*shape), rel=0.03)
 
 
 def test_fit_refuses_too_few_measurements() -> None:
@@ -66,12 +95,12 @@ def test_fit_refuses_too_few_measurements() -> None:
 def test_largest_chunk_is_the_largest(
     cost: StepCost, target: float, start: int, limit: int, decodes: int
 ) -> None:
-    context = decodes * 300
-    chunk = cost.largest_chunk(target, start, limit, decodes, decodes, context)
+    held = decodes, decodes, decodes * 300, 70
+    chunk = cost.largest_chunk(target, start, limit, *held)
 
-    def seconds(tokens: int) -> float:
-        pairs = context + tokens * start + tokens * (tokens + 1) // 2
-        return cost.seconds(decodes + tokens, decodes + 1, pairs)
+    def seconds(count: int) -> float:
+        context, pairs = attention(start, count)
+        return cost.seconds(decodes + count, decodes + 1, decodes * 300 + context, 70 + pairs)
 
     assert 0 <= chunk <= limit
     if chunk > 0:
@@ -102,15 +131,14 @@ def test_clock_is_not_thrown_by_one_stall() -> None:
 
 
 def test_clock_learns_every_coefficient_from_what_it_sees() -> None:
-    machine = StepCost(0.001, 0.03, 0.0002, 4e-6, 1e-4)
+    machine = StepCost(0.001, 0.03, 0.0002, 4e-6, 1e-4, per_prompt_pair=1e-6)
     clock = StepClock(DEFAULT_STEP_COST)
     samples = measured(machine, noise=0.05)
     for _ in range(10):
-        for sample in samples:
-            clock.observe(sample)
-    for tokens, sequences, context in SHAPES:
-        expected = machine.seconds(tokens, sequences, context)
-        assert clock.cost.seconds(tokens, sequences, context) == pytest.approx(expected, rel=0.3)
+        for one in samples:
+            clock.observe(one)
+    for shape in SHAPES:
+        assert clock.cost.seconds(*shape) == pytest.approx(machine.seconds(*shape), rel=0.3)
 
 
 def test_clock_needs_different_iterations_before_it_trusts_a_fit() -> None:

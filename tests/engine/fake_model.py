@@ -23,7 +23,14 @@ from weighbridge.engine.request import (
 )
 from weighbridge.engine.scheduler import Progress, Scheduler, SchedulerLike, SchedulerSettings
 
-COST = StepCost(overhead=0.001, memory=0.010, per_token=0.001, per_context_token=1e-7, per_sequence=1e-5)
+COST = StepCost(
+    overhead=0.001,
+    memory=0.010,
+    per_token=0.001,
+    per_context_token=1e-7,
+    per_sequence=1e-5,
+    per_prompt_pair=3e-8,
+)
 VOCABULARY = 5  # small, so that outputs repeat and drafts are accepted
 STOP = 4
 
@@ -176,7 +183,7 @@ class Driver:
         if not batch.slices:
             return []
         sampled = self.model.execute(batch)
-        self.now += COST.seconds(batch.num_tokens, batch.num_sequences, batch.num_context_tokens)
+        self.now += COST.seconds(*batch.work)
         progress = self.scheduler.update(batch, sampled, self.now)
         for piece in batch.slices:
             check_after(self.scheduler, piece)

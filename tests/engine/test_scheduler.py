@@ -55,7 +55,7 @@ def test_decodes_come_first_and_prompts_fill_the_iteration_up_to_the_itl_target(
     driver.add(make_request("p", [1] * 500, 2))
     batch, _ = driver.step()
     assert [piece.request.id for piece in batch.slices] == ["d0", "d1", "d2", "d3", "p"]
-    seconds = COST.seconds(batch.num_tokens, batch.num_sequences, batch.num_context_tokens)
+    seconds = COST.seconds(*batch.work)
     assert 0.045 < seconds <= 0.05
 
 
@@ -67,7 +67,7 @@ def test_every_iteration_beside_decodes_keeps_the_target_until_the_prompt_is_don
     while "p" not in driver.finished:
         batch, _ = driver.step()
         steps += 1
-        assert COST.seconds(batch.num_tokens, batch.num_sequences, batch.num_context_tokens) <= 0.03
+        assert COST.seconds(*batch.work) <= 0.03
         assert batch.num_sequences >= 4
     assert steps < 40
 
@@ -273,7 +273,7 @@ def test_a_preempted_slice_returns_its_budget_and_computes_nothing_for_others() 
     assert plan.computes([b"x"])
     plan.drop(dropped)
     plan.drop(dropped)
-    assert (plan.budget, plan.tokens, plan.sequences, plan.pairs) == (99, 1, 1, 9)
+    assert (plan.budget, plan.work) == (99, (1, 1, 9, 0))
     assert not plan.computes([b"x"])
 
 

@@ -94,9 +94,10 @@ def test_what_is_drafted_raises_the_expected_rate(others: int, chance: float) ->
     """Tokens per second of the whole batch, with the drafts against without."""
     count = drafts_at(others, chance)
     plan = one_decode([1, 2, 3] * 5, others)
-    before = plan.sequences / COST.seconds(plan.tokens, plan.sequences, plan.pairs)
-    pairs = plan.pairs + sum(15 + i + 1 for i in range(count))
-    seconds = COST.seconds(plan.tokens + count, plan.sequences + count, pairs)
+    tokens, sequences, context, pairs = plan.work
+    before = sequences / COST.seconds(*plan.work)
+    pairs += sum(15 + i for i in range(count))
+    seconds = COST.seconds(tokens + count, sequences + count, context + count, pairs)
     gained = sum(chance ** (i + 1) for i in range(count))
     assert (plan.sequences + gained) / seconds >= before * (1.0 - 1e-9)
 

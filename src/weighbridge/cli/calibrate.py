@@ -38,9 +38,7 @@ def calibrate(
         )
     with counting("Measuring iterations", quiet=json_output) as report:
         cost, samples, file = replica.calibrate(report)
-    errors = sorted(
-        abs(cost.seconds(s.tokens, s.sequences, s.context_tokens) / s.seconds - 1) for s in samples
-    )
+    errors = sorted(abs(cost.predict(s) / s.seconds - 1) for s in samples)
     median_error = errors[len(errors) // 2]
     if json_output:
         print_json(
@@ -52,8 +50,9 @@ def calibrate(
                         "tokens": s.tokens,
                         "sequences": s.sequences,
                         "context_tokens": s.context_tokens,
+                        "prompt_pairs": s.prompt_pairs,
                         "seconds": s.seconds,
-                        "predicted": cost.seconds(s.tokens, s.sequences, s.context_tokens),
+                        "predicted": cost.predict(s),
                     }
                     for s in samples
                 ],
@@ -61,15 +60,15 @@ def calibrate(
             }
         )
         return
-    table = Table("tokens", "sequences", "context", "measured ms", "fitted ms")
+    table = Table("tokens", "sequences", "context", "prompt pairs", "measured ms", "fitted ms")
     for s in samples:
-        fitted = cost.seconds(s.tokens, s.sequences, s.context_tokens)
         table.add_row(
             str(s.tokens),
             str(s.sequences),
             str(s.context_tokens),
+            str(s.prompt_pairs),
             f"{s.seconds * 1e3:.1f}",
-            f"{fitted * 1e3:.1f}",
+            f"{cost.predict(s) * 1e3:.1f}",
         )
     console = Console()
     console.print(table)

@@ -1,5 +1,5 @@
 """One cost model: what a request weighs, how long an iteration takes, what a token costs."""
 
-from weighbridge.cost.step import DEFAULT_STEP_COST, Sample, StepClock, StepCost, fit
+from weighbridge.cost.step import DEFAULT_STEP_COST, Sample, StepClock, StepCost, attention, fit
 
-__all__ = ["DEFAULT_STEP_COST", "Sample", "StepClock", "StepCost", "fit"]
+__all__ = ["DEFAULT_STEP_COST", "Sample", "StepClock", "StepCost", "attention", "fit"]

@@ -5,8 +5,8 @@ Of one iteration, per GPU:
     memory              bytes of the weights that every step reads / (bandwidth x efficiency)
     per_expert          bytes of one routed expert / (bandwidth x efficiency)
     per_token           FLOPs of a token / (FLOP/s x efficiency) + all-reduce bytes of a token / link speed
-    per_context_token   a (query, key) pair: its cached bytes / bandwidth when decoding, its FLOPs when a prompt
-                        is computed, whose queries share what they read
+    per_context_token   its cached bytes / bandwidth
+    per_prompt_pair     FLOPs of a (query, key) pair of a prompt, whose queries share what they read
     per_sequence        recurrent state read and written, sampling
     overhead            launches and synchronisation of each layer, latency of all-reduces, the engine's own work
 
@@ -284,8 +284,8 @@ def roofline(
 ) -> StepCost:
     """The step cost of a replica on `device`.
 
-    `decode_share`: of the (query, key) pairs of a workload, those of decoding. A step cost has one price per pair;
-    a workload's share makes its total attention time right. 1 prices decoding alone, 0 prompts alone.
+    `decode_share`: how far a token costs what it does in a decode and not in a prompt, where engines reach another
+    share of the data sheet; 1 prices decoding alone, 0 prompts alone.
     """
     c = coefficients(efficiency or efficiency_of(device), at_data_sheet(device, demand))
     prompt_share = 1 - decode_share
@@ -293,9 +293,10 @@ def roofline(
         overhead=c.overhead,
         memory=c.memory,
         per_token=decode_share * c.token + prompt_share * c.prompt_token,
-        per_context_token=decode_share * c.decode_pair + prompt_share * c.prompt_pair,
+        per_context_token=c.decode_pair,
         per_sequence=c.sequence,
         per_expert=c.expert,
+        per_prompt_pair=c.prompt_pair,
     )
     return cost.with_expert_use(expert_use(demand)) if demand.experts else cost
 
@@ -316,7 +317,5 @@ def decode_share(prompt_tokens: float, output_tokens: float) -> float:
 
 def corrected(cost: StepCost, samples: Sequence[Sample]) -> StepCost:
     """`cost` scaled so that the median measured iteration is met; unchanged without measurements."""
-    ratios = [
-        s.seconds / cost.seconds(s.tokens, s.sequences, s.context_tokens) for s in samples if s.seconds > 0
-    ]
+    ratios = [sample.seconds / cost.predict(sample) for sample in samples if sample.seconds > 0]
     return cost.scaled(median(ratios)) if ratios else cost

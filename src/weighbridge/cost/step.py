@@ -20,15 +20,31 @@ class Sample:
     context_tokens: int
     seconds: float
     experts: float | None = None  # distinct (layer, expert) pairs touched; None: a dense model
+    prompt_pairs: int = 0
+
+
+def attention(start: int, count: int) -> tuple[int, int]:
+    """What attention does for tokens [start, start + count) of a sequence: `context_tokens` and `prompt_pairs`.
+
+    The keys and values that are there are read once, for the last of the tokens and all others with it; every
+    other token is a query more, over as many keys as come before it.
+    """
+    return start + count, (count - 1) * start + count * (count - 1) // 2
+
+
+#: For `StepCost.per_prompt_pair`: whatever a context token costs.
+AS_CONTEXT = -1.0
 
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
     """Roofline of one iteration: overhead + max(weights streamed, tokens computed) + attention + sequences.
 
-    The first six fields are seconds: per iteration, per pass over the weights, per token, per (query, key) pair
-    of attention, per sequence in the batch (sampling, detokenising, delivery), per expert that the batch touches
-    (0: a dense model). The rest say how many experts that is; they are the fields of `ExpertUse`.
+    Seconds: per iteration (`overhead`), per pass over the weights (`memory`), per token, per context token that a
+    sequence reads, per sequence in the batch (sampling, detokenising, delivery), per expert that the batch
+    touches (0: a dense model), per (query, key) pair that a prompt chunk computes beyond its reading. Reading is
+    bound by bandwidth and the pairs of a chunk by arithmetic: on two cores a pair of a chunk costs a quarter of a
+    token read, on a GPU a hundredth. The rest say how many experts are touched; they are the fields of `ExpertUse`.
     """
 
     overhead: float
@@ -42,26 +58,43 @@ class StepCost:
     expert_top_k: float = 0.0
     expert_skew: float = 0.0
     expert_overlap: float = 0.0
+    per_prompt_pair: float = AS_CONTEXT
+
+    def __post_init__(self) -> None:
+        if self.per_prompt_pair < 0.0:
+            object.__setattr__(self, "per_prompt_pair", self.per_context_token)
 
     def seconds(
-        self, tokens: int, sequences: int, context_tokens: int, experts: float | None = None
+        self,
+        tokens: int,
+        sequences: int,
+        context_tokens: int,
+        prompt_pairs: int = 0,
+        experts: float | None = None,
     ) -> float:
         """Predicted seconds of an iteration.
 
-        `tokens` run through the linear layers, `sequences` take part, and `context_tokens` counts the
-        (query, key) pairs that attention touches (for a decode of one sequence, its context length).
+        `tokens` run through the linear layers, `sequences` take part; `context_tokens` and `prompt_pairs` are
+        sums of `attention` over them (of decodes: their context lengths, and none).
         `experts`: distinct (layer, expert) pairs touched, where that is known; else their expected number.
         """
         seconds = (
             self.overhead
             + max(self.memory, self.per_token * tokens)
             + self.per_context_token * context_tokens
+            + self.per_prompt_pair * prompt_pairs
             + self.per_sequence * sequences
         )
         if self.per_expert:
             touched = self.expert_use.touched(tokens, sequences) if experts is None else experts
             seconds += self.per_expert * touched
         return seconds
+
+    def predict(self, sample: Sample) -> float:
+        """Predicted seconds of a measured iteration."""
+        return self.seconds(
+            sample.tokens, sample.sequences, sample.context_tokens, sample.prompt_pairs, sample.experts
+        )
 
     @property
     def expert_use(self) -> ExpertUse:
@@ -90,6 +123,7 @@ class StepCost:
             per_context_token=self.per_context_token * factor,
             per_sequence=self.per_sequence * factor,
             per_expert=self.per_expert * factor,
+            per_prompt_pair=self.per_prompt_pair * factor,
         )
 
     def prefill_seconds(self, tokens: int, cached: int = 0, chunk: int = 2048) -> float:
@@ -97,25 +131,35 @@ class StepCost:
         total, done = 0.0, cached
         while done < cached + tokens:
             step = min(chunk, cached + tokens - done)
-            total += self.seconds(step, 1, step * done + step * (step + 1) // 2)
+            total += self.seconds(step, 1, *attention(done, step))
             done += step
         return total
 
     def largest_chunk(
-        self, target: float, start: int, limit: int, tokens: int, sequences: int, context_tokens: int
+        self,
+        target: float,
+        start: int,
+        limit: int,
+        tokens: int,
+        sequences: int,
+        context_tokens: int,
+        prompt_pairs: int = 0,
     ) -> int:
         """Most prompt tokens (<= limit) at offset `start` that keep an iteration within `target` seconds.
 
-        The iteration already holds `tokens`, `sequences` and `context_tokens`. Monotone, so bisect, from where
-        the quadratic of a dense model's time has its root: mostly the answer, or next to it.
+        The iteration already holds `tokens`, `sequences`, `context_tokens` and `prompt_pairs`. Monotone, so bisect,
+        from where the quadratic of a dense model's time has its root: mostly the answer, or next to it.
         """
 
         def fits(chunk: int) -> bool:
-            pairs = context_tokens + chunk * start + chunk * (chunk + 1) // 2
-            return self.seconds(tokens + chunk, sequences + 1, pairs) <= target
+            context, pairs = attention(start, chunk) if chunk else (0, 0)
+            context, pairs = context_tokens + context, prompt_pairs + pairs
+            return self.seconds(tokens + chunk, sequences + 1, context, pairs) <= target
 
         low, high = 0, limit
-        guess = min(self._chunk_of(target, start, tokens, sequences, context_tokens), limit)
+        left = target - self.overhead - self.per_sequence * (sequences + 1) - self.per_token * tokens
+        left -= self.per_context_token * context_tokens + self.per_prompt_pair * prompt_pairs
+        guess = min(self._chunk_within(left, start), limit)
         if not fits(guess):
             high = max(guess - 1, 0)
         elif guess == limit or not fits(guess + 1):
@@ -130,24 +174,34 @@ class StepCost:
                 high = middle - 1
         return low
 
-    def _chunk_of(self, target: float, start: int, tokens: int, sequences: int, context_tokens: int) -> int:
-        """About how many tokens take an iteration to `target` seconds, where computing and not memory bounds it."""
-        left = target - self.overhead - self.per_context_token * context_tokens
-        left -= self.per_sequence * (sequences + 1) + self.per_token * tokens
-        linear = self.per_token + self.per_context_token * (start + 0.5)
-        root = math.sqrt(max(linear * linear + 2.0 * self.per_context_token * left, 0.0))
+    def _chunk_within(self, seconds: float, start: int) -> int:
+        """About how many tokens at offset `start` take `seconds`, where computing and not memory bounds them."""
+        left = seconds - (self.per_context_token - self.per_prompt_pair) * start
+        linear = self.per_token + self.per_context_token + self.per_prompt_pair * (start - 0.5)
+        root = math.sqrt(max(linear * linear + 2.0 * self.per_prompt_pair * left, 0.0))
         return int(2.0 * left / (linear + root)) if left > 0.0 and linear > 0.0 else 0
 
     def as_dict(self) -> dict[str, float]:
-        """Every field; those about experts only where there are some."""
-        return {name: value for name, value in asdict(self).items() if self.experts or "expert" not in name}
+        """Every field; those about experts only where there are some, a prompt pair's only if it differs."""
+        fields = {name: value for name, value in asdict(self).items() if self.experts or "expert" not in name}
+        if self.per_prompt_pair == self.per_context_token:
+            del fields["per_prompt_pair"]
+        return fields
 
 
 #: Before anything is measured: a 135M-parameter model on two modern server cores.
 DEFAULT_STEP_COST = StepCost(
-    overhead=0.003, memory=0.012, per_token=0.0007, per_context_token=1.0e-6, per_sequence=0.00005
+    overhead=0.003,
+    memory=0.012,
+    per_token=0.0007,
+    per_context_token=1.0e-6,
+    per_sequence=0.00005,
+    per_prompt_pair=2.5e-7,
 )
 
+
+#: How much `fit` heeds that pairs of prompts may cost what context tokens do, in usual samples.
+_LEANING = 0.05
 
 #: Rounds of reweighting in `fit`: further ones change nothing that can be seen.
 _FIT_ROUNDS = 3
@@ -170,9 +224,9 @@ def fit(samples: Sequence[Sample]) -> StepCost:
     seconds = np.array([s.seconds for s in samples])
     sparse = all(s.experts is not None for s in samples)
     columns = np.array(
-        [[1.0, s.tokens, s.context_tokens, s.sequences, s.experts or 0.0] for s in samples],
+        [[1.0, s.tokens, s.context_tokens, s.sequences, s.prompt_pairs, s.experts or 0.0] for s in samples],
         dtype=np.float64,
-    )[:, : 5 if sparse else 4]
+    )[:, : 6 if sparse else 5]
     expected = seconds
     for _ in range(_FIT_ROUNDS):
         cost, predicted = _best_knee(columns, seconds, expected)
@@ -183,18 +237,32 @@ def fit(samples: Sequence[Sample]) -> StepCost:
 def _best_knee(columns: np.ndarray, seconds: np.ndarray, expected: np.ndarray) -> tuple[StepCost, np.ndarray]:
     """The fit with the least squared error relative to `expected`, and what it predicts of each sample."""
     best: tuple[float, StepCost, np.ndarray] | None = None
+    leaning = _leaning(columns, expected)
     for knee in np.unique(columns[:, 1]):
         bent = columns.copy()
         bent[:, 1] = np.maximum(columns[:, 1], knee)
-        solution = _non_negative_least_squares(bent / expected[:, None], seconds / expected)
+        rows = np.vstack([bent / expected[:, None], leaning])
+        solution = _non_negative_least_squares(rows, np.append(seconds / expected, 0.0))
         predicted = bent @ solution
         error = float((((predicted - seconds) / expected) ** 2).sum())
         if best is None or error < best[0]:
-            overhead, per_token, per_pair, per_sequence, *per_expert = (float(x) for x in solution)
-            cost = StepCost(overhead, per_token * float(knee), per_token, per_pair, per_sequence, *per_expert)
-            best = error, cost, predicted
+            overhead, per_token, per_context, per_sequence, per_pair, *per_expert = map(float, solution)
+            memory = per_token * float(knee)
+            cost = StepCost(overhead, memory, per_token, per_context, per_sequence, *per_expert)
+            best = error, replace(cost, per_prompt_pair=per_pair), predicted
     assert best is not None
     return best[1], best[2]
+
+
+def _leaning(columns: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """One row that says, in a low voice, that a prompt pair costs what a context token does.
+
+    Without prompt pairs, nothing else tells their price; with few kinds of chunks, noise would.
+    """
+    usual = math.sqrt(float(np.mean((columns[:, 4] / expected) ** 2)))
+    row = np.zeros(columns.shape[1])
+    row[2], row[4] = -1.0, 1.0
+    return row * (_LEANING * usual or 1.0)
 
 
 def _non_negative_least_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -239,9 +307,7 @@ class StepClock:
 
     def observe(self, sample: Sample) -> None:
         """Fold one measured iteration in; a single stall moves the estimate by at most a factor of 2·smoothing."""
-        predicted = self.fitted.seconds(
-            sample.tokens, sample.sequences, sample.context_tokens, sample.experts
-        )
+        predicted = self.fitted.predict(sample)
         if predicted <= 0.0 or sample.seconds <= 0.0:
             return
         ratio = min(max(sample.seconds / predicted, self._ratio / 2), self._ratio * 2)
@@ -253,7 +319,8 @@ class StepClock:
             self._refit()
 
     def _remember(self, sample: Sample) -> None:
-        kind = (round(2 * math.log2(sample.tokens)), round(math.log2(sample.context_tokens + 1)))
+        pairs = sample.context_tokens + sample.prompt_pairs
+        kind = (round(2 * math.log2(sample.tokens)), round(math.log2(pairs + 1)))
         known = self._kinds.get(kind)
         if known is not None:
             # A stall counts as twice the usual time at most.

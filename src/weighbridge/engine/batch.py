@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from weighbridge.cost import attention
 from weighbridge.engine.request import Embedding, Request, TokenLogprob
 
 
@@ -45,9 +46,16 @@ class Batch:
         return len(self.slices)
 
     @property
-    def num_context_tokens(self) -> int:
-        """(query, key) pairs that attention touches: the `context_tokens` argument of `StepCost.seconds`."""
-        return sum(s.count * s.start + s.count * (s.count + 1) // 2 for s in self.slices)
+    def work(self) -> tuple[int, int, int, int]:
+        """Tokens, sequences, context tokens and prompt pairs: the arguments of `StepCost.seconds`."""
+        tokens = context = pairs = 0
+        for piece in self.slices:
+            count, end = piece.count, piece.start + piece.count
+            tokens += count + piece.padding
+            context += end
+            if count > 1:
+                pairs += attention(piece.start, count)[1]
+        return tokens, len(self.slices), context, pairs
 
 
 @dataclass(slots=True)

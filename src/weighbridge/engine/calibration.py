@@ -56,15 +56,9 @@ def measure(
             started = clock()
             runner.execute(batch)
             seconds.append(clock() - started)
-        samples.append(
-            Sample(
-                batch.num_tokens,
-                batch.num_sequences,
-                batch.num_context_tokens,
-                statistics.median(seconds),
-                batch.experts_touched,
-            )
-        )
+        tokens, sequences, context, pairs = batch.work
+        middle = statistics.median(seconds)
+        samples.append(Sample(tokens, sequences, context, middle, batch.experts_touched, pairs))
         if report is not None:
             report(index + 1, len(candidates))
     return samples
@@ -118,7 +112,7 @@ class CalibrationStore:
 
     def save(self, key: str, cost: StepCost, samples: list[Sample]) -> Path:
         """Write atomically; returns the file."""
-        measured = [[s.tokens, s.sequences, s.context_tokens, s.seconds] for s in samples]
+        measured = [[s.tokens, s.sequences, s.context_tokens, s.prompt_pairs, s.seconds] for s in samples]
         save_record(self._path(key), {"step_cost": cost.as_dict(), "samples": measured})
         return self._path(key)
 

@@ -102,16 +102,11 @@ class EngineLoop:
         started = self._clock()
         sampled = self._execute(batch)
         seconds = self._clock() - started
+        tokens, sequences, context, pairs = batch.work
         with self.lock:
             progress = self._scheduler.update(batch, sampled, self._clock())
             self._step_clock.observe(
-                Sample(
-                    batch.num_tokens,
-                    batch.num_sequences,
-                    batch.num_context_tokens,
-                    seconds,
-                    batch.experts_touched,
-                )
+                Sample(tokens, sequences, context, seconds, batch.experts_touched, pairs)
             )
             self._deliver(batch, progress, self._scheduler.take_finished(), seconds)
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from weighbridge.cost import attention
 from weighbridge.engine.batch import Batch, Slice
 from weighbridge.engine.prefix import Digest
 from weighbridge.engine.request import Request
 
 
 class Plan:
-    """At most one slice per request. `tokens`, `sequences`, `pairs`: the arguments of `StepCost.seconds`."""
+    """At most one slice per request."""
 
-    __slots__ = ("_computing", "budget", "chunks", "copies", "decodes", "pairs", "preempted", "tokens")
+    __slots__ = (
+        "_computing",
+        "budget",
+        "chunks",
+        "context_tokens",
+        "copies",
+        "decodes",
+        "preempted",
+        "prompt_pairs",
+        "tokens",
+    )
 
     def __init__(self, budget: int) -> None:
         self.budget = budget  # tokens that may still be added
@@ -19,19 +30,25 @@ class Plan:
         self.copies: list[tuple[int, int]] = []
         self._computing: dict[Digest, Request] = {}  # blocks whose contents the chunks compute
         self.tokens = 0
-        self.pairs = 0  # (query, key) pairs of attention
+        self.context_tokens = 0
+        self.prompt_pairs = 0
         self.preempted = False  # whether memory ran short and a request had to give way
 
     @property
     def sequences(self) -> int:
         return len(self.decodes) + len(self.chunks)
 
+    @property
+    def work(self) -> tuple[int, int, int, int]:
+        """The arguments of `StepCost.seconds`."""
+        return self.tokens, self.sequences, self.context_tokens, self.prompt_pairs
+
     def add_decode(self, request: Request, position: int) -> None:
         """The one token at `position`, which samples the next."""
         self.decodes[request] = Slice(request, position, 1, True)
         self.tokens += 1
         self.budget -= 1
-        self.pairs += position + 1
+        self.context_tokens += position + 1
 
     def add_chunk(self, request: Request, start: int, count: int, digests: list[Digest]) -> None:
         """Tokens [start, start + count) of a prompt, completing the blocks `digests`; samples at its end."""
@@ -46,9 +63,10 @@ class Plan:
     def add_drafts(self, request: Request, drafts: tuple[int, ...]) -> None:
         """Let a decode also verify `drafts` behind its own token."""
         piece = self.decodes[request]
-        self._account(piece.start + piece.count, len(drafts), 1)
+        self._account(piece.start, piece.count, -1)
         piece.drafts += drafts
         piece.count += len(drafts)
+        self._account(piece.start, piece.count, 1)
 
     def drop(self, request: Request) -> None:
         """Take a slice out again, because its request was preempted; the budget returns."""
@@ -69,4 +87,6 @@ class Plan:
     def _account(self, start: int, count: int, sign: int) -> None:
         self.tokens += sign * count
         self.budget -= sign * count
-        self.pairs += sign * (count * start + count * (count + 1) // 2)
+        context, pairs = attention(start, count)
+        self.context_tokens += sign * context
+        self.prompt_pairs += sign * pairs

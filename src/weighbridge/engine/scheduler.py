@@ -112,7 +112,7 @@ class Scheduler(Lifecycle):
         if limit and plan.decodes:
             least = 0 if plan.chunks else min(limit, SMALLEST_CHUNK)
             target, cost = self._itl_target(plan), self._cost
-            fitting = cost.largest_chunk(target, start, limit, plan.tokens, plan.sequences, plan.pairs)
+            fitting = cost.largest_chunk(target, start, limit, *plan.work)
             limit = max(fitting, least)
         beyond = (start + limit) % self.pool.block_size
         return limit - beyond if start + limit < end and beyond < limit else limit

@@ -144,7 +144,7 @@ class Speculator:
         self._indexed = 0
         if not plan.decodes or not self._max_drafts:
             return False
-        return self._drafts_that_pay(cost, plan, plan.pairs // plan.sequences, BEST_CHANCE, 1) > 0
+        return self._drafts_that_pay(cost, plan, plan.context_tokens // plan.sequences, BEST_CHANCE, 1) > 0
 
     def propose(self, request: Request, room: int, cost: StepCost, plan: Plan) -> tuple[int, ...]:
         """Drafts for a decode of `plan`, at most `room`; none when they do not pay or nothing repeats."""
@@ -176,14 +176,15 @@ class Speculator:
 
     def _drafts_that_pay(self, cost: StepCost, plan: Plan, context: int, chance: float, limit: int) -> int:
         """How many drafts to add. Each is worth less than the last and costs no less: stop at a loss."""
-        before = cost.seconds(plan.tokens, plan.sequences, plan.pairs)
-        worth = before / plan.sequences
-        count, pairs = 0, plan.pairs
+        tokens, sequences, read, pairs = plan.work
+        before = cost.seconds(tokens, sequences, read, pairs)
+        worth = before / sequences
+        count = 0
         while count < limit:
             worth *= chance
-            pairs += context + count + 1
+            pairs += context + count
             drafted = count + 1  # each is sampled like a sequence of its own
-            after = cost.seconds(plan.tokens + drafted, plan.sequences + drafted, pairs)
+            after = cost.seconds(tokens + drafted, sequences + drafted, read + drafted, pairs)
             if worth <= after - before:
                 break
             before, count = after, drafted

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from weighbridge.cost.price import FREE, Price
-from weighbridge.cost.step import StepCost
+from weighbridge.cost.step import AS_CONTEXT, StepCost
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config import KINDS, CapacitySpec, LimitSpec, RaySpec, ReplicaSpec
 from weighbridge.fleet.config_reader import Problems, Section
@@ -117,7 +117,7 @@ def _price(section: Section) -> Price:
 def read_capacity(section: Section) -> CapacitySpec:
     cost = section.section("step_cost") if "step_cost" in section else None
     spec = CapacitySpec(
-        step_cost=_step_cost(cost) if cost is not None else None,
+        step_cost=read_step_cost(cost) if cost is not None else None,
         kv_tokens=section.count("kv_tokens", None),
         max_sequences=section.count("max_sequences", 256),
         max_batch_tokens=section.count("max_batch_tokens", 2048),
@@ -127,13 +127,15 @@ def read_capacity(section: Section) -> CapacitySpec:
     return spec
 
 
-def _step_cost(section: Section) -> StepCost:
+def read_step_cost(section: Section) -> StepCost:
+    """Its five coefficients in seconds, as `weighbridge calibrate` prints them, and `per_prompt_pair` if it differs."""
     missing = [name for name in _COST_FIELDS if name not in section]
     if missing:
         section.problem(
             missing[0], "is missing; a step cost needs " + ", ".join(_COST_FIELDS) + ", in seconds"
         )
-    cost = StepCost(*(section.number(name, 0.0) for name in _COST_FIELDS))
+    values = {name: section.number(name, 0.0) for name in _COST_FIELDS}
+    cost = StepCost(**values, per_prompt_pair=section.number("per_prompt_pair", AS_CONTEXT))
     section.done()
     return cost
 

@@ -171,7 +171,7 @@ class OwnLoad:
         """Seconds that `tokens` prompt tokens behind `cached` ones add to the iterations they run in."""
         cost = self.step_cost
         pairs = tokens * cached + 0.5 * tokens * (tokens + 1)
-        return cost.per_token * tokens + cost.per_context_token * pairs
+        return cost.per_token * tokens + cost.per_prompt_pair * pairs
 
     @property
     def decode_seconds(self) -> float:

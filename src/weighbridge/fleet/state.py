@@ -175,7 +175,7 @@ class ReplicaState(OwnLoad):
         cost, capacity = self.step_cost, self.capacity
         per_token, block, pool = cost.per_token, capacity.block_size, capacity.kv_tokens
         streams: float = self.decoding
-        work = self.prefill_seconds + fresh * (per_token + cost.per_context_token * (cached + 0.5 * fresh))
+        work = self.prefill_seconds + fresh * (per_token + cost.per_prompt_pair * (cached + 0.5 * fresh))
         used: float = self.kv_tokens + fresh + cached
         if self.others.queued_requests:
             fresher = self._freshness(now)

@@ -25,6 +25,7 @@ from weighbridge.cost.step import DEFAULT_STEP_COST, StepCost
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config import ModelSpec
 from weighbridge.fleet.config_reader import Section, read_yaml
+from weighbridge.fleet.config_replica import read_step_cost
 from weighbridge.hybrid.attempt import Window
 from weighbridge.hybrid.budget import Budgets
 from weighbridge.hybrid.caps import CapSettings
@@ -211,14 +212,10 @@ def _missing(section: Section, name: str) -> str:
 
 
 def _step_cost(section: Section) -> StepCost | None:
-    """`step_cost: default`, or its five coefficients in seconds, as `weighbridge calibrate` prints them."""
+    """`step_cost: default`, or its coefficients."""
     if section.plain("step_cost") in (None, "default"):
         return DEFAULT_STEP_COST if section.plain("step_cost") else None
-    inside = section.section("step_cost")
-    names = ("overhead", "memory", "per_token", "per_context_token", "per_sequence")
-    cost = StepCost(*(inside.number(name, 0.0) for name in names))
-    inside.done()
-    return cost
+    return read_step_cost(section.section("step_cost"))
 
 
 def _share(section: Section, name: str, default: float) -> float:

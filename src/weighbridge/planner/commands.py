@@ -126,7 +126,7 @@ def fleet_yaml(plan: MemoryPlan, cost: StepCost, replicas: int, usd_per_hour: fl
 
 
 def _yaml_cost(cost: StepCost) -> str:
-    names = ("overhead", "memory", "per_token", "per_context_token", "per_sequence")
+    names = ("overhead", "memory", "per_token", "per_context_token", "per_sequence", "per_prompt_pair")
     experts = cost.per_expert * cost.expert_use.touched(32, 32) if cost.per_expert else 0.0
     values = {name: getattr(cost, name) for name in names}
     values["memory"] += experts  # of a usual batch: the file has no fields for experts

@@ -136,7 +136,7 @@ def time_per_token(decode: StepCost, prefill: StepCost, batch: float, prompt: fl
     Engines compute prompts beside the decodes, so a prompt adds its tokens and pairs to steps that run anyway.
     """
     step = decode.seconds(round(batch), round(batch), round(batch * (prompt + output / 2)))
-    beside = prefill.per_token * prompt + prefill.per_context_token * prompt * prompt / 2
+    beside = prefill.per_token * prompt + prefill.per_prompt_pair * prompt * prompt / 2
     return step + (batch - 1) * beside / output
 
 

@@ -182,7 +182,7 @@ class SimulatedReplica:
             if self._wake is None and wake is not None:  # else somebody took the place of one that ended
                 self._wake = max(wake, now)
             return
-        seconds = self.cost.seconds(batch.num_tokens, batch.num_sequences, batch.num_context_tokens)
+        seconds = self.cost.seconds(*batch.work)
         self._iteration = _Iteration(batch, now, now + seconds)
 
     def _catch_up(self, now: float) -> None:
@@ -247,13 +247,12 @@ class SimulatedReplica:
         batch = iteration.batch
         progress = self.scheduler.update(batch, sample(batch), now)
         self._iteration = None
-        held = sum(piece.start + piece.count for piece in batch.slices)
+        tokens, sequences, held, _ = batch.work
         lasting = now - iteration.began
-        self._account(1, batch.num_tokens, batch.num_sequences, lasting, lasting * held)
+        self._account(1, tokens, sequences, lasting, lasting * held)
         if self._watcher is not None:
             decodes = sum(piece.count == 1 and piece.samples for piece in batch.slices)
-            tokens = batch.num_tokens - decodes
-            self._watcher.iteration(self.name, iteration.began, now, decodes, tokens, 1)
+            self._watcher.iteration(self.name, iteration.began, now, decodes, tokens - decodes, 1)
         for item in progress:
             self._progressed(item, now)
         for request in self.scheduler.take_finished():

@@ -55,9 +55,7 @@ class SimulatedRunner:
             self._thawed.set()
 
     def execute(self, batch: Batch) -> Sampled:
-        ends = self._clock() + self._cost.seconds(
-            batch.num_tokens, batch.num_sequences, batch.num_context_tokens
-        )
+        ends = self._clock() + self._cost.seconds(*batch.work)
         tokens = [[self._next(piece)] if piece.samples else [] for piece in batch.slices]
         logprobs = [_logprobs(piece, ids) for piece, ids in zip(batch.slices, tokens, strict=True)]
         self._wait_until(ends)

@@ -63,6 +63,9 @@ def step_cost_of(record: Mapping[str, object], where: str) -> StepCost:
 def fit_timings(path: Path) -> StepCost:
     """Fit a CSV of measured iterations: columns tokens, sequences, context_tokens and seconds (or `ms`).
 
+    A column prompt_pairs (see `cost.attention`) may price the pairs of prompts apart; without one, context_tokens
+    are all (query, key) pairs, at one price.
+
     Raises BadInput naming the column or the row that is wrong.
     """
     try:
@@ -87,7 +90,10 @@ def _sample(row: Mapping[str, str], where: str) -> Sample:
     tokens, sequences, context, seconds = (_number(row, columns[name], name, where) for name in columns)
     if tokens < 1 or sequences < 1 or seconds <= 0.0:
         raise BadInput(f"{where}: tokens and sequences must be at least 1 and the time above 0", param="fit")
-    return Sample(round(tokens), round(sequences), round(context), seconds * factor)
+    pairs = _number(row, ("prompt_pairs",), "prompt_pairs", where) if "prompt_pairs" in row else 0.0
+    return Sample(
+        round(tokens), round(sequences), round(context), seconds * factor, prompt_pairs=round(pairs)
+    )
 
 
 def _number(row: Mapping[str, str], names: Sequence[str], wanted: str, where: str) -> float:
