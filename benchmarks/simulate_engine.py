@@ -1,10 +1,10 @@
 """The simulator against this engine: four loads recorded, two to calibrate on, the other two predicted.
 
-    python benchmarks/simulate_engine.py --record loads.json     # serves the default model; the machine alone, 5 min
+    python benchmarks/simulate_engine.py --record loads.json     # serves the default model; the machine alone, 8 min
     python benchmarks/simulate_engine.py --predict loads.json
 
-The loads are recorded in turn, three times over (A B C D A B C D A B C D), so that a machine that drifts drifts for
-all of them; a load's figures are the medians of its three runs, and how far the runs lie apart is printed beside the
+The loads are recorded in turn, five times over (A B C D A B C D ...), so that a machine that drifts drifts for
+all of them; a load's figures are the medians of its five runs, and how far the runs lie apart is printed beside the
 errors: no prediction can be closer than a recording is to its repetition. Lengths vary (lognormal), because equal
 requests in a closed loop fall into step, and which step they fall into is chance.
 
@@ -71,7 +71,7 @@ LOADS = {
     "D: closed loop of 3, 450 to 96": Load(3, None, 32, 450, 96),
 }
 CALIBRATION = tuple(LOADS)[:2]
-ROUNDS = 3
+ROUNDS = 5
 SIMULATED_RUNS = 15
 KV_TOKENS = 60_000
 Figures = dict[str, float]

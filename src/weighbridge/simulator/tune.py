@@ -13,7 +13,7 @@ from dataclasses import replace
 from weighbridge.cost import StepCost
 
 #: What is moved. Overhead and memory add up in every small batch, so only their sum is to be seen from outside.
-TUNED = ("memory", "per_token", "per_context_token", "per_sequence")
+TUNED = ("memory", "per_token", "per_context_token", "per_sequence", "per_prompt_pair")
 
 #: Coefficients move within these factors of where they began.
 REACH = 30.0
