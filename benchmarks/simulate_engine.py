@@ -10,9 +10,10 @@ requests in a closed loop fall into step, and which step they fall into is chanc
 
 Calibration sees the two calibration loads alone: how long each of their iterations took, from the end of the one
 before, and what their requests took on the wire. `cost.fit` makes the step cost of that; nothing is tuned. An iteration
-then takes what the step cost says and a residual drawn from those of the calibration loads, with a seed (one iteration
-in ten loses its core for a while); and the scheduler reads a `StepClock` that learns as the live one does, since how
-large its chunks are depends on what it has seen. `--exact` leaves both out.
+then takes what the step cost says times a factor drawn, with a seed, from those of the calibration loads (measured
+over predicted): without noise the requests of a closed loop fall into step after all. And the scheduler reads a
+`StepClock` that learns as the live one does, since how large its chunks are depends on what it has seen. `--exact`
+leaves both out.
 """
 
 from __future__ import annotations
