@@ -8,11 +8,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
-import aiohttp
-from yarl import URL
-
 from weighbridge.fleet.api import Answer, Call, Report
 from weighbridge.fleet.dialects import Dialect, read_report
+from weighbridge.fleet.http_client import HttpClient, Response, Unreachable, header_lines
 from weighbridge.fleet.replica import BytesAnswer, EventFramer, Failure, ReplicaError, Timeouts
 
 log = logging.getLogger("weighbridge.fleet")
@@ -39,6 +37,8 @@ _DONE = b"data: [DONE]\n\n"
 END_WITHIN = 1.0
 #: An error's body is read whole, to be retried or passed on; no error is longer than this.
 _LARGEST_ERROR = 1 << 20
+#: What a replica tells of itself.
+_LARGEST_PAGE = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +61,34 @@ class HttpReplica:
         self.name = name
         self.endpoint = endpoint
         self._clock = clock
-        self._session: aiohttp.ClientSession | None = None
-        self._urls: dict[str, URL] = {}
+        self._client = HttpClient(endpoint.base, endpoint.timeouts.connect)
+        self._heads: dict[tuple[str, str], bytes] = {}  # the beginnings of requests that are always the same
         self._doubted = ""
 
     async def open(self, call: Call) -> Answer:
         """Send a call and wait for its status. Raises ReplicaError; cancelling closes the connection."""
         timeouts = self.endpoint.timeouts
         limit = timeouts.first_byte if call.stream else timeouts.answer
+        response: Response | None = None
         try:
-            async with asyncio.timeout(limit):
-                response = await self._connected().post(
-                    self._url(call.path), data=call.body, headers=self._headers(call), allow_redirects=False
-                )
-                if response.status >= 300:
-                    return await self._whole(response)
+            head = self._head("POST", call.path)
+            response = await self._client.send(
+                head + self._headers(call) if call.headers else head, call.body
+            )
+            await response.begin(limit)
+            if response.status >= 300:
+                async with asyncio.timeout(limit):
+                    body = await _whole(response, _LARGEST_ERROR)
+                return BytesAnswer(response.status, body, passed_on(response.headers))
+        except Unreachable as error:
+            raise self._unreachable(str(error)) from error
         except TimeoutError as error:
-            if isinstance(error, aiohttp.ConnectionTimeoutError):
-                raise self._unreachable(f"no connection within {timeouts.connect:g} s") from error
             raise ReplicaError(self.name, Failure.FIRST_BYTE, f"nothing came within {limit:g} s") from error
-        except aiohttp.ClientConnectorError as error:
-            raise self._unreachable(str(error.os_error or error)) from error
-        except aiohttp.ServerDisconnectedError as error:
-            raise ReplicaError(self.name, Failure.STALE, "closed the connection without an answer") from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
+            if response is not None and not response.answered:
+                raise ReplicaError(
+                    self.name, Failure.STALE, "closed the connection without an answer"
+                ) from error
             raise ReplicaError(self.name, Failure.BROKEN, f"the call failed: {error!r}") from error
         return HttpAnswer(self.name, response, call.stream, timeouts)
 
@@ -92,14 +96,13 @@ class HttpReplica:
         path = self.endpoint.probe_path or self.endpoint.dialect.path
         limit = self.endpoint.timeouts.probe
         try:
-            async with (
-                asyncio.timeout(limit),
-                self._connected().get(self._url(path), headers=self._own_headers()) as response,
-            ):
-                page = await response.read()
+            async with asyncio.timeout(limit):
+                response = await self._client.send(self._head("GET", path))
+                await response.begin(limit)
+                page = await _whole(response, _LARGEST_PAGE)
         except TimeoutError as error:
             raise ReplicaError(self.name, Failure.PROBE, f"{path} did not answer in {limit:g} s") from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise ReplicaError(self.name, Failure.PROBE, f"{path} is out of reach: {error}") from error
         if response.status != 200:
             raise ReplicaError(self.name, Failure.PROBE, f"{path} answers with status {response.status}")
@@ -116,32 +119,21 @@ class HttpReplica:
             log.warning("the load that replica %r reports is not used: %s", self.name, why)
 
     async def close(self) -> None:
-        if self._session is not None:
-            session, self._session = self._session, None
-            await session.close()
+        self._client.close()
 
-    def _connected(self) -> aiohttp.ClientSession:
-        """The session, made on first use because it belongs to the running event loop."""
-        if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=20.0, ttl_dns_cache=30)
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.endpoint.timeouts.connect),
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("User-Agent", "Accept"),
-                read_bufsize=1 << 18,
-            )
-        return self._session
+    def _head(self, method: str, path: str) -> bytes:
+        """The beginning of every request for `path`."""
+        head = self._heads.get((method, path))
+        if head is None:
+            own = self._own_headers()
+            if method == "POST":
+                own["Content-Type"] = "application/json"
+            head = self._heads[method, path] = self._client.head(method, path, own)
+        return head
 
-    def _url(self, path: str) -> URL:
-        url = self._urls.get(path)
-        if url is None:
-            url = self._urls[path] = URL(self.endpoint.base + path)
-        return url
-
-    def _headers(self, call: Call) -> dict[str, str]:
-        return {**call.headers, **self._own_headers(), "Content-Type": "application/json"}
+    def _headers(self, call: Call) -> bytes:
+        own = {name.lower() for name in self._own_headers()}
+        return header_lines({name: value for name, value in call.headers.items() if name.lower() not in own})
 
     def _own_headers(self) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity", **self.endpoint.headers}
@@ -152,23 +144,22 @@ class HttpReplica:
     def _unreachable(self, why: str) -> ReplicaError:
         return ReplicaError(self.name, Failure.CONNECT, f"{self.endpoint.base} is out of reach: {why}")
 
-    async def _whole(self, response: aiohttp.ClientResponse) -> BytesAnswer:
-        """An error with its body; a longer one is cut off, and its connection with it."""
-        body = b""
-        try:
-            while not response.content.at_eof() and len(body) < _LARGEST_ERROR:
-                body += await response.content.read(_LARGEST_ERROR - len(body))
-        finally:
-            response.close()  # gives the connection back when the body was read to its end
-        return BytesAnswer(response.status, body, passed_on(response.headers))
+
+async def _whole(response: Response, most: int) -> bytes:
+    """A body in one piece; a longer one is cut off, and its connection with it."""
+    body = b""
+    try:
+        while len(body) < most and (data := await response.read()):
+            body += data
+    finally:
+        response.close()
+    return body[:most]
 
 
 class HttpAnswer:
     """An answer that is still coming. Reading to its end gives the connection back; `close` cuts it."""
 
-    def __init__(
-        self, replica: str, response: aiohttp.ClientResponse, streaming: bool, timeouts: Timeouts
-    ) -> None:
+    def __init__(self, replica: str, response: Response, streaming: bool, timeouts: Timeouts) -> None:
         self.status = response.status
         self.headers: Mapping[str, str] = passed_on(response.headers)
         self._replica = replica
@@ -183,11 +174,11 @@ class HttpAnswer:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Whole events of a stream as they come. Raises ReplicaError when it breaks off or falls silent."""
-        content, framer, time_now = self._response.content, EventFramer(self._replica), self._loop.time
+        read, framer, time_now = self._response.read, EventFramer(self._replica), self._loop.time
         try:
             while True:
                 self._waiting_since = time_now()
-                data = await content.readany()
+                data = await read()
                 self._waiting_since = None
                 if not data:
                     break
@@ -196,7 +187,7 @@ class HttpAnswer:
                     if self._streaming and whole.endswith(_DONE):
                         self._ends_soon()
                     yield whole
-        except (aiohttp.ClientError, OSError) as error:
+        except OSError as error:
             if self._ended:
                 return
             if self._fell_silent:
@@ -235,5 +226,4 @@ class HttpAnswer:
 
 def passed_on(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers of an answer that its reader should see, in lower case."""
-    lowered = ((name.lower(), value) for name, value in headers.items())
-    return {name: value for name, value in lowered if name not in _NOT_PASSED_ON}
+    return {low: value for name, value in headers.items() if (low := name.lower()) not in _NOT_PASSED_ON}

@@ -1,0 +1,322 @@
+"""Connections to one HTTP/1.1 server, and its answers piece by piece.
+
+A general client spends more on a request, and on every piece of a stream, than all the rest of the gateway does for
+it. A gateway needs little of what such a client can do: its answers go on as they are, so there are no cookies,
+redirects, compression or encodings here; one parser feeds one reader. The parser is httptools', that of the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from base64 import b64encode
+from collections import deque
+from collections.abc import Mapping
+from typing import cast
+
+from aiohappyeyeballs import start_connection
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from yarl import URL
+
+#: Seconds for which an unused connection is kept.
+KEEP_SECONDS = 20.0
+#: Bytes that wait for a slow reader before the server is held back.
+_LARGEST_BUFFER = 1 << 18
+#: A server that never ends its headers must not fill our memory.
+_LARGEST_HEAD = 1 << 17
+#: Head start of an address over the next one of the same host (RFC 8305).
+_NEXT_ADDRESS_AFTER = 0.25
+
+
+class Unreachable(ConnectionError):
+    """No connection: refused, no such host, a certificate that is not believed, or no answer in time."""
+
+
+class Response:
+    """One answer. `status` and `headers` (names in lower case) are there after `begin`; `ended`: all of it has come.
+
+    `answered`: anything has come back; before, a kept connection may have been closed under our request.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_error",
+        "_pieces",
+        "_size",
+        "_waiter",
+        "answered",
+        "ended",
+        "headers",
+        "status",
+    )
+
+    def __init__(self, connection: _Connection) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.answered = False
+        self.ended = False
+        self._connection: _Connection | None = connection
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._error: OSError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def begin(self, limit: float) -> None:
+        """Wait for status and headers. Raises TimeoutError after `limit` seconds, and ConnectionError."""
+        timer = asyncio.get_running_loop().call_later(limit, self.cut, TimeoutError())
+        try:
+            while not self.status:
+                await self._more()
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            timer.cancel()
+
+    async def read(self) -> bytes:
+        """All that came since the last time, waiting until there is something; empty at the end.
+
+        Raises ConnectionError when the answer broke off, behind what came before.
+        """
+        pieces = self._pieces
+        while not pieces:
+            if self.ended:
+                return b""
+            await self._more()
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self._size = 0
+        if self._connection is not None:
+            self._connection.go_on()
+        return data
+
+    def close(self) -> None:
+        """After the end this does nothing; before it, the server sees the connection go."""
+        self.cut(ConnectionAbortedError("closed by its reader"))
+
+    def cut(self, error: OSError) -> None:
+        """There will be no more: whoever reads gets `error`."""
+        if not self.ended and self._error is None:
+            self._error = error
+            if self._connection is not None:
+                self._connection.drop()
+                self._connection = None
+            self.wake()
+
+    async def _more(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    # -- called by the connection ----------------------------------------------------------------------
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def add(self, data: bytes) -> bool:
+        """Whether the server should be held back."""
+        self._pieces.append(data)
+        self._size += len(data)
+        return self._size > _LARGEST_BUFFER
+
+    def end(self) -> None:
+        self.ended = True
+        self._connection = None
+
+    @property
+    def until_close(self) -> bool:
+        """Whether its body is as long as the connection lasts."""
+        return bool(self.status) and not {"content-length", "transfer-encoding"} & self.headers.keys()
+
+
+class _Connection(asyncio.Protocol):
+    """One answer at a time; then it goes back to `HttpClient`."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, client: HttpClient) -> None:
+        self._client = client
+        self._parser = HttpResponseParser(self)
+        self._response: Response | None = None
+        self._head = 0  # bytes so far
+        self._held_back = False
+        self._kept = True
+        self.idle_since = 0.0
+
+    def send(self, request: bytes) -> Response:
+        self._response = response = Response(self)
+        self._head = 0
+        self.transport.write(request)
+        return response
+
+    def go_on(self) -> None:
+        if self._held_back:
+            self._held_back = False
+            self.transport.resume_reading()
+
+    def drop(self) -> None:
+        self._response = None
+        self.transport.abort()
+
+    # -- the transport ---------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._client.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        response = self._response
+        if response is None:  # nobody asked: some servers say goodbye before they close
+            self.transport.abort()
+            return
+        response.answered = True
+        if not response.status:
+            self._head += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            response.cut(ConnectionError(f"no HTTP: {error}"))
+            return
+        if not response.status and self._head > _LARGEST_HEAD:
+            response.cut(ConnectionError(f"headers of more than {_LARGEST_HEAD >> 10} KiB"))
+        if response.ended:
+            self._finished()
+        response.wake()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._client.connections.discard(self)
+        response, self._response = self._response, None
+        if response is None:
+            return
+        if error is None and response.until_close:
+            response.end()
+            response.wake()
+        else:
+            response.cut(ConnectionResetError(str(error or "closed")))
+
+    def _finished(self) -> None:
+        self._response = None
+        self.go_on()
+        if self._kept:
+            self._client.give_back(self)
+        else:
+            self.transport.close()
+
+    # -- the parser ------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self._response is None or self._response.ended:
+            self._kept = False  # more than one answer to one request
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._response is not None and not self._response.status:  # what follows a body is not passed on
+            self._response.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        response, status = self._response, self._parser.get_status_code()
+        if response is None or response.ended:
+            return
+        if status < 200:  # the answer proper is yet to come
+            response.headers.clear()
+        else:
+            response.status = status
+
+    def on_body(self, body: bytes) -> None:
+        response = self._response
+        if response is not None and not response.ended and response.add(body) and not self._held_back:
+            self._held_back = True
+            self.transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        if self._response is not None and self._response.status:
+            self._response.end()
+            self._kept = self._kept and self._parser.should_keep_alive()  # it knows until it begins anew
+
+
+class HttpClient:
+    """Connections to the server of `base` (scheme, host, port, path before every path), made when they are needed.
+
+    `connect_within`: seconds for a new one.
+    """
+
+    def __init__(self, base: str, connect_within: float) -> None:
+        self.connections: set[_Connection] = set()
+        self._url = URL(base)
+        self._connect_within = connect_within
+        self._idle: deque[_Connection] = deque()  # the longest unused first
+        self._ssl: ssl.SSLContext | None = None
+
+    def head(self, method: str, path: str, headers: Mapping[str, str]) -> bytes:
+        """The beginning of a request, to be continued by `send`. Raises ValueError for what is no header."""
+        url = URL(str(self._url).rstrip("/") + path)
+        host = f"[{url.raw_host}]" if ":" in (url.raw_host or "") else url.raw_host
+        lines = [f"{method} {url.raw_path_qs} HTTP/1.1"]
+        lines.append(f"Host: {host}" if url.is_default_port() else f"Host: {host}:{url.port}")
+        if url.user is not None and "authorization" not in {name.lower() for name in headers}:
+            account = b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
+            lines.append(f"Authorization: Basic {account}")
+        return "\r\n".join(lines).encode("latin-1") + b"\r\n" + header_lines(headers)
+
+    async def send(self, head: bytes, body: bytes = b"") -> Response:
+        """A request is on its way: `head`, and a body with its length. Raises Unreachable."""
+        connection = self._unused() or await self._connect()
+        return connection.send(
+            b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body) if body else head + b"\r\n"
+        )
+
+    def give_back(self, connection: _Connection) -> None:
+        """It is unused now."""
+        connection.idle_since = now = asyncio.get_running_loop().time()
+        self._idle.append(connection)
+        while self._idle and self._idle[0].idle_since < now - KEEP_SECONDS:
+            self._idle.popleft().drop()
+
+    def close(self) -> None:
+        """Cut everything."""
+        self._idle.clear()
+        for connection in list(self.connections):
+            connection.transport.abort()
+
+    def _unused(self) -> _Connection | None:
+        oldest = asyncio.get_running_loop().time() - KEEP_SECONDS
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.idle_since >= oldest and not connection.transport.is_closing():
+                return connection
+            connection.drop()
+        return None
+
+    async def _connect(self) -> _Connection:
+        loop, url = asyncio.get_running_loop(), self._url
+        name = url.raw_host or ""
+        if url.scheme == "https" and self._ssl is None:
+            self._ssl = ssl.create_default_context()
+        try:
+            async with asyncio.timeout(self._connect_within):
+                found = await loop.getaddrinfo(name, url.port or 80, type=socket.SOCK_STREAM)
+                line = await start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS_AFTER, loop=loop)
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(self),
+                    sock=line,
+                    ssl=self._ssl,
+                    server_hostname=name if self._ssl else None,
+                )
+        except TimeoutError as error:
+            raise Unreachable(f"no connection within {self._connect_within:g} s") from error
+        except (OSError, ValueError) as error:
+            raise Unreachable(str(error)) from error
+        return connection
+
+
+def header_lines(headers: Mapping[str, str]) -> bytes:
+    """Raises ValueError for a header that would be read as something else."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if lines.count("\n") != len(headers) or lines.count("\r") != len(headers) or "\0" in lines:
+        raise ValueError("a header has a line break in it")
+    return lines.encode("latin-1")
