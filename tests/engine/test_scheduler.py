@@ -90,14 +90,15 @@ def test_the_chunk_follows_the_step_cost_as_it_is_refined() -> None:
     assert counts(driver.step()[0])["p"] <= before / 2
 
 
-def test_chunks_end_at_block_boundaries() -> None:
+def test_chunks_take_all_of_the_budget() -> None:
     driver = make_driver(num_blocks=1000, max_batch_tokens=50, block_size=16)
-    driver.add(make_request("a", [1] * 100, 2))
-    assert [counts(driver.step()[0]) for _ in range(3)] == [{"a": 48}, {"a": 48}, {"a": 4}]
+    driver.add(make_request("a", [1] * 120, 2))
+    assert [counts(driver.step()[0]) for _ in range(3)] == [{"a": 50}, {"a": 50}, {"a": 20}]
 
 
-def test_a_burst_with_one_system_prompt_computes_it_once() -> None:
-    driver = make_driver(num_blocks=1000, max_batch_tokens=64)
+@pytest.mark.parametrize("budget", [64, 50, 7])
+def test_a_burst_with_one_system_prompt_computes_it_once(budget: int) -> None:
+    driver = make_driver(num_blocks=1000, max_batch_tokens=budget)
     system = list(range(200))
     requests = [make_request(f"r{i}", [*system, i, i + 1], 4) for i in range(16)]
     driver.add(*requests)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import gc
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -114,24 +111,9 @@ def serve_spec(spec: FleetSpec, hybrid: HybridSettings | None = None, *, json_lo
     if not json_logs:
         announce(spec, hybrid, "{}:{}".format(*listener.getsockname()[:2]))
     settings = ServerSettings(drain_timeout=spec.drain_timeout, json_logs=json_logs)
-    quicken()
     drained = run_server(cast(Any, app), cast(Any, gateway), listener, settings)
     if not drained:
         raise WeighbridgeError("some requests were cut off: the drain timeout was too short for them")
-
-
-def quicken() -> None:
-    """The faster event loop where it is, and less garbage collection.
-
-    What was imported lives for ever, so the collector need not look at it again; requests make few cycles.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
-    with contextlib.suppress(ImportError):  # not on Windows
-        import uvloop
-
-        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
 def _routes(gateway: Gateway, hybrid: HybridSettings | None) -> GatewayRoutes | None:

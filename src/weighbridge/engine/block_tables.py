@@ -134,6 +134,12 @@ class BlockTables:
             return []
         return self._chain(request)[self.pool.blocks_for(start) : end // self._size]
 
+    def touched(self, request: Request, start: int, end: int) -> list[Digest]:
+        """Digests of the full blocks of `request` that have a token in [start, end); none without a cache."""
+        if self._prefix is None:
+            return []
+        return self._chain(request)[start // self._size : self.pool.blocks_for(end)]
+
     def room(self, request: Request) -> int:
         """Tokens behind the present ones that can be written without evicting anything."""
         return (len(request.block_table) + self.pool.num_free) * self._size - request.num_tokens

@@ -28,7 +28,7 @@ class Plan:
         self.decodes: dict[Request, Slice] = {}  # one own token each: streams that wait for this iteration
         self.chunks: dict[Request, Slice] = {}  # pieces of prompts
         self.copies: list[tuple[int, int]] = []
-        self._computing: dict[Digest, Request] = {}  # blocks whose contents the chunks compute
+        self._computing: dict[Digest, Request] = {}  # blocks that the chunks work on
         self.tokens = 0
         self.context_tokens = 0
         self.prompt_pairs = 0
@@ -51,13 +51,13 @@ class Plan:
         self.context_tokens += position + 1
 
     def add_chunk(self, request: Request, start: int, count: int, digests: list[Digest]) -> None:
-        """Tokens [start, start + count) of a prompt, completing the blocks `digests`; samples at its end."""
+        """Tokens [start, start + count) of a prompt, in the blocks `digests`; samples at its end."""
         self.chunks[request] = Slice(request, start, count, start + count == request.num_tokens)
         self._computing.update(dict.fromkeys(digests, request))
         self._account(start, count, 1)
 
     def computes(self, digests: list[Digest]) -> bool:
-        """Whether a chunk of this plan completes one of these blocks."""
+        """Whether a chunk of this plan works on one of these blocks."""
         return any(digest in self._computing for digest in digests)
 
     def add_drafts(self, request: Request, drafts: tuple[int, ...]) -> None:

@@ -98,7 +98,7 @@ class Scheduler(Lifecycle):
             return True
         count = self._chunk_size(start, request.num_tokens, plan)
         if count and self._make_room(request, start + count, plan):
-            plan.add_chunk(request, start, count, self._tables.digests(request, start, start + count))
+            plan.add_chunk(request, start, count, self._tables.touched(request, start, start + count))
             self._running.served(request, self._now, done=start + count == request.num_tokens)
         return count > 0
 
@@ -106,7 +106,6 @@ class Scheduler(Lifecycle):
         """How many of the tokens [start, end) run: what the budget and, beside decodes, the ITL target allow.
 
         The first chunk gets a few tokens however long the decodes take by themselves: prompts never starve.
-        Chunks end at block boundaries where they can, so that what they computed can be shared.
         """
         limit = min(end - start, plan.budget)
         if limit and plan.decodes:
@@ -114,8 +113,7 @@ class Scheduler(Lifecycle):
             target, cost = self._itl_target(plan), self._cost
             fitting = cost.largest_chunk(target, start, limit, *plan.work)
             limit = max(fitting, least)
-        beyond = (start + limit) % self.pool.block_size
-        return limit - beyond if start + limit < end and beyond < limit else limit
+        return limit
 
     def _itl_target(self, plan: Plan) -> float:
         """Seconds that the streams of this iteration may wait for it."""

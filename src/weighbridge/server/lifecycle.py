@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -78,8 +79,24 @@ class _Server(uvicorn.Server):
         yield
 
 
+def _quicken() -> None:
+    """The faster event loop where it is, and less garbage collection.
+
+    What was imported and loaded lives for ever, so the collector need not look at it again, which would hold up
+    every stream for 140 ms; requests make few cycles.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    with contextlib.suppress(ImportError):  # not on Windows
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
+
 def run_server(app: Starlette, engine: Engine, listener: socket.socket, settings: ServerSettings) -> bool:
     """Serve until SIGTERM or SIGINT, then drain. False when the drain ran out of time."""
+    _quicken()
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_keep_alive=30, h11_max_incomplete_event_size=65536
     )
