@@ -44,7 +44,7 @@ def supported_isas() -> tuple[str, ...]:
 
 
 class NativeKVCache:
-    """Chunks of keys and values per (layer, block, head); kv_layout.h draws them."""
+    """Chunks of keys and values per (block, layer, head); kv_layout.h draws them."""
 
     def __init__(
         self, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
@@ -58,7 +58,7 @@ class NativeKVCache:
         self._padded = -(-head_dim // PADDING) * PADDING
         chunk = (head_dim + self._padded) * block_size
         self._memory = _reserve(layers * num_blocks * kv_heads * chunk, dtype)
-        self._memory = self._memory.view(layers, num_blocks, kv_heads, chunk)
+        self._memory = self._memory.view(num_blocks, layers, kv_heads, chunk)
         self.pool = _native.KvPool(
             self._memory.data_ptr(), layers, num_blocks, block_size, kv_heads, head_dim, _DTYPES[dtype]
         )
@@ -75,11 +75,10 @@ class NativeKVCache:
         """Keys and values at `slots` as [tokens, kv heads, head dim]."""
         pair = 1 if self.dtype == torch.float32 else 2
         size, dim = self.block_size, self.head_dim
-        chunks = self._memory[layer]
+        chunks = self._memory[:, layer]
         keys, values = chunks[..., : dim * size], chunks[..., dim * size :]
-        blocks, heads = chunks.shape[:2]
-        keys = keys.view(blocks, heads, dim // pair, size, pair).permute(0, 3, 1, 2, 4)
-        values = values.view(blocks, heads, size // pair, self._padded, pair).permute(0, 2, 4, 1, 3)
+        keys = keys.unflatten(-1, (dim // pair, size, pair)).permute(0, 3, 1, 2, 4)
+        values = values.unflatten(-1, (size // pair, self._padded, pair)).permute(0, 2, 4, 1, 3)
         block, offset = (torch.from_numpy(part.astype(np.int64)) for part in np.divmod(slots, size))
         return keys[block, offset].flatten(2), values[block, offset // pair, offset % pair][..., :dim]
 

@@ -25,12 +25,12 @@ WB_INLINE int64_t query_bytes(const AttentionArgs &args) {
 }
 
 int64_t scratch_bytes(const AttentionArgs &args) {
-  const int64_t padded = KvLayout{args.kv_heads, args.head_dim, args.block_size}.padded();
+  const int64_t padded = KvLayout{args.kv_heads, args.head_dim, args.block_size, args.kv_layers}.padded();
   return query_bytes(args) + (int64_t(tile_rows) * (padded + group_keys) + padded) * sizeof(float);
 }
 
 int64_t partial_floats(const AttentionArgs &args) {
-  return int64_t(tile_rows) * (2 + KvLayout{args.kv_heads, args.head_dim, args.block_size}.padded());
+  return int64_t(tile_rows) * (2 + KvLayout{args.kv_heads, args.head_dim, args.block_size, args.kv_layers}.padded());
 }
 
 // Weights of one row from its scores, in place; updates the maximum and the sum. `count` keys, a multiple of
@@ -174,7 +174,7 @@ template <class E>
 void run_item(const AttentionArgs &args, const AttentionItem &item, const AttentionItem *following, float *partials,
               char *memory) {
   using Stored = typename E::Stored;
-  const KvLayout kv{args.kv_heads, args.head_dim, args.block_size};
+  const KvLayout kv{args.kv_heads, args.head_dim, args.block_size, args.kv_layers};
   const int padded = (int)kv.padded(), rows = item.row_end - item.row_begin;
   Scratch<E> scratch;
   scratch.queries = (typename E::Left *)memory;
@@ -215,7 +215,7 @@ void run_item(const AttentionArgs &args, const AttentionItem &item, const Attent
 template <class T>
 void merge_rows(const AttentionArgs &args, const AttentionMerge &merge, const float *partials) {
   const int64_t size = partial_floats(args);
-  const int dim = args.head_dim, padded = (int)KvLayout{args.kv_heads, dim, args.block_size}.padded();
+  const int dim = args.head_dim, padded = (int)KvLayout{args.kv_heads, dim, args.block_size, args.kv_layers}.padded();
   partials += merge.first_partial * size;
   for (int r = 0; r < merge.row_end - merge.row_begin; r++) {
     const Row row = row_of(args, merge.sequence, merge.kv_head, merge.row_begin + r);

@@ -18,7 +18,7 @@ struct AttentionArgs {
   void *out;            // [T, num_heads * head_dim]
   const void *kv;       // this layer's blocks, see kv_layout.h
   Dtype dtype;
-  int num_heads, kv_heads, head_dim, block_size;
+  int num_heads, kv_heads, head_dim, block_size, kv_layers;
   int64_t query_stride;
   float scale;
   int window;

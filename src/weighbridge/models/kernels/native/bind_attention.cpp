@@ -37,6 +37,7 @@ static void paged_attention(uintptr_t out, uintptr_t qkv, int64_t tokens, const 
   args.kv_heads = kv.kv_heads;
   args.head_dim = kv.head_dim;
   args.block_size = kv.block_size;
+  args.kv_layers = kv.layers;
   args.query_stride = int64_t(num_heads + 2 * kv.kv_heads) * kv.head_dim;
   args.scale = scale;
   args.window = window;

@@ -51,6 +51,7 @@ static void rope_and_write(uintptr_t qkv, int64_t tokens, const KvPool &pool, in
   args.kv_heads = kv.kv_heads;
   args.head_dim = kv.head_dim;
   args.block_size = kv.block_size;
+  args.kv_layers = kv.layers;
   args.positions = positions.data();
   args.slots = slots.data();
   args.cos_sin = pointer<const float>(cos_sin);

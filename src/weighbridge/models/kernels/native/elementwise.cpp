@@ -124,7 +124,7 @@ void write_token(bfloat16 *chunk, const KvLayout &kv, int offset, const bfloat16
 template <class T>
 void rope_rows(const RopeArgs &args, int64_t begin, int64_t end) {
   const int dim = args.head_dim, half = dim / 2;
-  const KvLayout kv{args.kv_heads, dim, args.block_size};
+  const KvLayout kv{args.kv_heads, dim, args.block_size, args.kv_layers};
   const int64_t stride = int64_t(args.num_heads + 2 * args.kv_heads) * dim;
   alignas(64) float rotated[largest_head];
   alignas(64) T key[largest_head];

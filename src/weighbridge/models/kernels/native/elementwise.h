@@ -21,7 +21,7 @@ struct RopeArgs {
   void *qkv;  // [T, (num_heads + 2 kv_heads) * head_dim]
   void *kv;   // this layer's blocks, see kv_layout.h
   Dtype dtype;
-  int num_heads, kv_heads, head_dim, block_size;
+  int num_heads, kv_heads, head_dim, block_size, kv_layers;
   const int32_t *positions, *slots;
   const float *cos_sin, *q_norm, *k_norm;  // each may be null
   float eps;

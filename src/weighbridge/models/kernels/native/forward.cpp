@@ -90,6 +90,7 @@ struct Forward::Pass {
     rope.kv_heads = shape.kv_heads;
     rope.head_dim = shape.head_dim;
     rope.block_size = pool.layout.block_size;
+    rope.kv_layers = pool.layout.layers;
     rope.positions = batch.positions;
     rope.slots = batch.slots;
     rope.cos_sin = layer.rotates ? model.weights_.cos_sin : nullptr;
@@ -168,6 +169,7 @@ AttentionArgs Forward::attention_args(const Workspace &work, const KvPool &pool,
   args.kv_heads = shape_.kv_heads;
   args.head_dim = shape_.head_dim;
   args.block_size = pool.layout.block_size;
+  args.kv_layers = pool.layout.layers;
   args.query_stride = int64_t(shape_.num_heads + 2 * shape_.kv_heads) * shape_.head_dim;
   args.scale = shape_.scale;
   args.window = layers_[index].window;

@@ -19,13 +19,12 @@ struct KvPool {
       : base(reinterpret_cast<char *>(address)),
         layers(layers),
         num_blocks(num_blocks),
-        layout{kv_heads, head_dim, block_size},
+        layout{kv_heads, head_dim, block_size, layers},
         dtype(static_cast<Dtype>(dtype)) {}
 
   int64_t element_bytes() const { return dtype == Dtype::bfloat16 ? 2 : 4; }
-  int64_t block_bytes() const { return layout.kv_heads * layout.chunk_elements() * element_bytes(); }
-  int64_t layer_bytes() const { return num_blocks * block_bytes(); }
-  int64_t total_bytes() const { return layers * layer_bytes(); }
+  int64_t layer_bytes() const { return layout.kv_heads * layout.chunk_elements() * element_bytes(); }
+  int64_t block_bytes() const { return layers * layer_bytes(); }
 
   char *layer(int index) const {
     if (index < 0 || index >= layers) throw std::out_of_range("no such layer in the KV cache");
@@ -36,8 +35,7 @@ struct KvPool {
     if (source < 0 || source >= num_blocks || target < 0 || target >= num_blocks)
       throw std::out_of_range("no such block in the KV cache");
     if (source == target) return;
-    for (int i = 0; i < layers; i++)
-      std::memcpy(layer(i) + target * block_bytes(), layer(i) + source * block_bytes(), block_bytes());
+    std::memcpy(base + target * block_bytes(), base + source * block_bytes(), block_bytes());
   }
 };
 
