@@ -26,7 +26,7 @@ class SchedulerSettings:
     # without a token: larger chunks compute faster, and then those who wait need it more than those who read.
     itl_target: float | None = None
     itl_stretch: float = 2.1
-    itl_floor: float = 0.038
+    itl_floor: float = 0.032
     itl_backlog: float = 0.15
     backlog: int = 2  # requests without a token, queued or with their prompt under way, that make a backlog
     enable_prefix_cache: bool = True

@@ -77,8 +77,9 @@ class NativeKVCache:
         size, dim = self.block_size, self.head_dim
         chunks = self._memory[:, layer]
         keys, values = chunks[..., : dim * size], chunks[..., dim * size :]
-        keys = keys.unflatten(-1, (dim // pair, size, pair)).permute(0, 3, 1, 2, 4)
-        values = values.unflatten(-1, (size // pair, self._padded, pair)).permute(0, 2, 4, 1, 3)
+        blocks, heads = chunks.shape[:2]
+        keys = keys.view(blocks, heads, dim // pair, size, pair).permute(0, 3, 1, 2, 4)
+        values = values.view(blocks, heads, size // pair, self._padded, pair).permute(0, 2, 4, 1, 3)
         block, offset = (torch.from_numpy(part.astype(np.int64)) for part in np.divmod(slots, size))
         return keys[block, offset].flatten(2), values[block, offset // pair, offset % pair][..., :dim]
 
