@@ -124,5 +124,8 @@ def run_server(app: Starlette, engine: Engine, listener: socket.socket, settings
         stopping.cancel()
         await serving
 
-    asyncio.run(serve())
+    try:
+        asyncio.run(serve())
+    finally:
+        gc.unfreeze()  # what the compiled modules keep is to go before they do
     return drained
