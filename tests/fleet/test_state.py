@@ -147,6 +147,15 @@ def test_others_load_is_the_report_less_our_own_and_ages_out() -> None:
     assert state.total_requests(60.0) == pytest.approx(1.0, abs=1e-9)
 
 
+def test_what_a_replica_tells_of_its_context_is_taken_over_and_kept() -> None:
+    state = replica()
+    state.report(Report(0.0, max_model_len=4096))
+    state.report(Report(1.0))
+    assert state.capacity.max_model_len == 4096
+    assert state.fits(arrival("q", 1000))
+    assert not state.fits(arrival("q", 4096))
+
+
 def test_a_replica_that_claims_to_be_idle_keeps_what_we_sent() -> None:
     state = replica()
     state.credit(arrival("q", 400), 0, 0.0)

@@ -65,6 +65,7 @@ class Report:
     kv_tokens_total: int | None = None
     draining: bool = False
     step_cost: StepCost | None = None
+    max_model_len: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,7 @@ class Member:
                 report,
                 step_cost=None if given.step_cost is not None else report.step_cost,
                 kv_tokens_total=None if given.kv_tokens is not None else report.kv_tokens_total,
+                max_model_len=None if given.max_model_len is not None else report.max_model_len,
             )
         )
 

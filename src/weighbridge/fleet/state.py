@@ -153,12 +153,16 @@ class ReplicaState(OwnLoad):
         )
 
     def _learn(self, report: Report) -> None:
-        """Take over the step cost and cache size that it tells, where they differ from what is known."""
+        """Take over what it tells of its step cost, cache and context, where that differs from what is known."""
         known = self.capacity
-        cost = report.step_cost or known.step_cost
-        pool = report.kv_tokens_total or known.kv_tokens
-        if cost != known.step_cost or pool != known.kv_tokens:
-            self.update_capacity(replace(known, step_cost=cost, kv_tokens=pool))
+        told = replace(
+            known,
+            step_cost=report.step_cost or known.step_cost,
+            kv_tokens=report.kv_tokens_total or known.kv_tokens,
+            max_model_len=report.max_model_len or known.max_model_len,
+        )
+        if told != known:
+            self.update_capacity(told)
 
     # -- what is predicted ------------------------------------------------------------------------------
 
