@@ -323,10 +323,8 @@ def _tells_speed(member: Member) -> bool:
 
 
 def _answer_seconds(member: Member, prompt_tokens: int, output_tokens: float, now: float) -> float:
-    state = member.state
-    streams = round(state.streams(now)) + 1
-    step = state.step_cost.seconds(streams, streams, state.context_tokens + prompt_tokens)
-    return state.first_token_seconds(prompt_tokens, 0, now) + output_tokens * step
+    first = member.state.first_token_seconds(prompt_tokens, 0, now)
+    return member.state.last_token_seconds(first, prompt_tokens, output_tokens)
 
 
 def _data(events: bytes) -> list[bytes]:
