@@ -206,8 +206,9 @@ def calibrate(runs: Sequence[dict[str, Any]], loads: Sequence[str]) -> Calibrati
     """Of the runs of `loads` alone."""
     seen = [run for run in runs if run["load"] in loads]
     kept = [one for run in seen for one in run["iterations"]]
-    cost = fit([_sample(one, one[1]) for one in kept])
-    expected = [cost.seconds(*map(int, one[3:])) for one in kept]
+    samples = [_sample(one, one[1]) for one in kept]
+    cost = fit(samples)
+    expected = [cost.predict(one) for one in samples]
     return Calibration(
         cost,
         median(run["wire"] for run in seen),

@@ -76,7 +76,7 @@ def _weighbridge(page: bytes, at: float) -> Report:
         kv_tokens_total=_natural(load, "kv_blocks_total") * size,
         draining=bool(load.get("draining", False)),
         step_cost=_step_cost(cost) if cost else None,
-        max_model_len=_natural(load, "max_model_len") or None if "max_model_len" in load else None,
+        max_model_len=_natural(load, "max_model_len") if "max_model_len" in load else None,
     )
 
 

@@ -62,6 +62,8 @@ class HttpReplica:
         self.endpoint = endpoint
         self._clock = clock
         self._client = HttpClient(endpoint.base, endpoint.timeouts.connect)
+        self._own_headers = _own_headers(endpoint)
+        self._own_names = {name.lower() for name in self._own_headers}
         self._heads: dict[tuple[str, str], bytes] = {}  # the beginnings of requests that are always the same
         self._doubted = ""
 
@@ -125,24 +127,25 @@ class HttpReplica:
         """The beginning of every request for `path`."""
         head = self._heads.get((method, path))
         if head is None:
-            own = self._own_headers()
-            if method == "POST":
-                own["Content-Type"] = "application/json"
-            head = self._heads[method, path] = self._client.head(method, path, own)
+            own = self._own_headers
+            sent = {**own, "Content-Type": "application/json"} if method == "POST" else own
+            head = self._heads[method, path] = self._client.head(method, path, sent)
         return head
 
     def _headers(self, call: Call) -> bytes:
-        own = {name.lower() for name in self._own_headers()}
+        own = self._own_names
         return header_lines({name: value for name, value in call.headers.items() if name.lower() not in own})
-
-    def _own_headers(self) -> dict[str, str]:
-        headers = {"Accept-Encoding": "identity", **self.endpoint.headers}
-        if self.endpoint.key is not None:
-            headers["Authorization"] = f"Bearer {self.endpoint.key}"
-        return headers
 
     def _unreachable(self, why: str) -> ReplicaError:
         return ReplicaError(self.name, Failure.CONNECT, f"{self.endpoint.base} is out of reach: {why}")
+
+
+def _own_headers(endpoint: Endpoint) -> dict[str, str]:
+    """What every request to it carries, whatever the client sent."""
+    headers = {"Accept-Encoding": "identity", **endpoint.headers}
+    if endpoint.key is not None:
+        headers["Authorization"] = f"Bearer {endpoint.key}"
+    return headers
 
 
 async def _whole(response: Response, most: int) -> bytes:

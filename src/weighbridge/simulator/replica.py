@@ -50,6 +50,7 @@ class _Stride:
 @dataclass(slots=True)
 class _Iteration:
     batch: Batch
+    work: tuple[int, int, int, int]  # of the batch
     began: float
     ends: float
 
@@ -182,8 +183,8 @@ class SimulatedReplica:
             if self._wake is None and wake is not None:  # else somebody took the place of one that ended
                 self._wake = max(wake, now)
             return
-        seconds = self.cost.seconds(*batch.work)
-        self._iteration = _Iteration(batch, now, now + seconds)
+        work = batch.work
+        self._iteration = _Iteration(batch, work, now, now + self.cost.seconds(*work))
 
     def _catch_up(self, now: float) -> None:
         """What ends by `now` ends before anything else happens now."""
@@ -247,7 +248,7 @@ class SimulatedReplica:
         batch = iteration.batch
         progress = self.scheduler.update(batch, sample(batch), now)
         self._iteration = None
-        tokens, sequences, held, _ = batch.work
+        tokens, sequences, held, _ = iteration.work
         lasting = now - iteration.began
         self._account(1, tokens, sequences, lasting, lasting * held)
         if self._watcher is not None:
