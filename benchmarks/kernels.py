@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from weighbridge.models.kernels import BatchLayout, Kernels, KVCache, ReferenceKernels, load_kernels
+from weighbridge.models.compute.kernels import BatchLayout, Kernels, KVCache, ReferenceKernels, load_kernels
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import numpy as np
 import torch
 
-from weighbridge.models.linear import DenseLinear, Linear
-from weighbridge.models.linear_packed import bfloat16_linear, multiplies_bfloat16, quantized_linear
-from weighbridge.models.quantized import GROUP_SIZE, GroupQuantized
+from weighbridge.models.compute.linear import DenseLinear, Linear
+from weighbridge.models.compute.linear_packed import bfloat16_linear, multiplies_bfloat16, quantized_linear
+from weighbridge.models.compute.quantized import GROUP_SIZE, GroupQuantized
 
 SHAPES = {  # rows, columns, layers of the model
     "qkv": (960, 576, 30),

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from weighbridge.engine.expert_telemetry import attach
-from weighbridge.models.allocator import tune_allocator
-from weighbridge.models.checkpoint import open_checkpoint
-from weighbridge.models.decoder import Decoder
-from weighbridge.models.kernels.api import BatchLayout
-from weighbridge.models.loader import Quantize, choose_dtype, load_decoder
-from weighbridge.models.moe import SparseMlp
+from weighbridge.engine.experts.telemetry import attach
+from weighbridge.models.compute.allocator import tune_allocator
+from weighbridge.models.files.checkpoint import open_checkpoint
+from weighbridge.models.compute.decoder import Decoder
+from weighbridge.models.compute.kernels.api import BatchLayout
+from weighbridge.models.compute.loader import Quantize, choose_dtype, load_decoder
+from weighbridge.models.experts.moe import SparseMlp
 
 BLOCK, PROMPT = 32, 16
 

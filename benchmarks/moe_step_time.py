@@ -21,15 +21,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from weighbridge.engine.expert_telemetry import attach
-from weighbridge.models.allocator import tune_allocator
-from weighbridge.models.config import ModelConfig, RopeConfig
-from weighbridge.models.decoder import Decoder
-from weighbridge.models.kernels.api import BatchLayout
-from weighbridge.models.loader import Quantize, load_decoder
-from weighbridge.models.moe import SparseMlp
-from weighbridge.models.moe_config import ExpertsConfig
-from weighbridge.models.quantized import GroupQuantized
+from weighbridge.engine.experts.telemetry import attach
+from weighbridge.models.compute.allocator import tune_allocator
+from weighbridge.models.files.config import ModelConfig, RopeConfig
+from weighbridge.models.compute.decoder import Decoder
+from weighbridge.models.compute.kernels.api import BatchLayout
+from weighbridge.models.compute.loader import Quantize, load_decoder
+from weighbridge.models.experts.moe import SparseMlp
+from weighbridge.models.files.moe_config import ExpertsConfig
+from weighbridge.models.compute.quantized import GroupQuantized
 
 WARM_UP = 3  # steps that are not timed
 BATCHES = (1, 2, 4, 8, 16, 32, 64)

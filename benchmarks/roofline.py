@@ -27,7 +27,7 @@ import torch
 from weighbridge.engine.build import Replica, build_replica
 from weighbridge.engine.calibration import Shape, measure
 from weighbridge.engine.settings import EngineSettings
-from weighbridge.models.store import resolve
+from weighbridge.models.files.store import resolve
 
 SHAPES = {
     "decode, 1 stream": Shape(1, 1, 200),

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from weighbridge.errors import WeighbridgeError
-from weighbridge.models import catalogue, store
+from weighbridge.models.files import catalogue
+from weighbridge.models.files import store
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from weighbridge.models.checkpoint import open_checkpoint
-from weighbridge.models.tokenizer import load_tokenizer
+from weighbridge.models.files.checkpoint import open_checkpoint
+from weighbridge.models.text.tokenizer import load_tokenizer
 
 
 def export(source: Path, target: Path) -> None:

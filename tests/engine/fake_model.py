@@ -21,7 +21,7 @@ from weighbridge.engine.request import (
     RequestState,
     SamplingParams,
 )
-from weighbridge.engine.scheduler import Progress, Scheduler, SchedulerLike, SchedulerSettings
+from weighbridge.engine.schedule.scheduler import Progress, Scheduler, SchedulerLike, SchedulerSettings
 
 COST = StepCost(
     overhead=0.001,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weighbridge.engine.blocks import BlockPool
+from weighbridge.engine.memory.blocks import BlockPool
 
 
 def fill_cache(pool: BlockPool, tenant: str, count: int) -> list[int]:

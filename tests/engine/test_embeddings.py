@@ -23,7 +23,7 @@ from weighbridge.engine.engine import LocalEngine
 from weighbridge.engine.request import Embedding, FinishReason, SamplingParams
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import NeverFits
-from weighbridge.models.checkpoint import Checkpoint, open_checkpoint
+from weighbridge.models.files.checkpoint import Checkpoint, open_checkpoint
 
 transformers = pytest.importorskip("transformers", reason="the oracle is transformers")
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.engine.fake_model import Driver, make_request, make_scheduler
-from weighbridge.engine.block_tables import BlockTables
-from weighbridge.engine.blocks import BlockPool
-from weighbridge.engine.prefix import PrefixCache
+from weighbridge.engine.memory.block_tables import BlockTables
+from weighbridge.engine.memory.blocks import BlockPool
+from weighbridge.engine.memory.prefix import PrefixCache
 from weighbridge.engine.request import FinishReason, Request
 
 SYSTEM = list(range(100, 140))  # ten blocks of four

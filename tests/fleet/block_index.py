@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from weighbridge.engine.prefix import Digest
+from weighbridge.engine.memory.prefix import Digest
 
 
 class _Replica:

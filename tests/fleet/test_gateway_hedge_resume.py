@@ -15,7 +15,7 @@ import pytest
 
 from tests.fleet.backends import Backend, events, fleet, text_of, until
 from tests.server.running import free_port, wait_until_ready
-from weighbridge.models.tokenizer import load_tokenizer
+from weighbridge.models.text.tokenizer import load_tokenizer
 
 HEDGE = "    hedge: {enabled: true, extra_work: 1.0, minimum_samples: 5, minimum_delay: 2, quantile: 0.9}\n"
 

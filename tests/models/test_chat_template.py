@@ -9,7 +9,7 @@ import transformers
 from tokenizers import Tokenizer, models
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.chat_template import ChatTemplate
+from weighbridge.models.text.chat_template import ChatTemplate
 
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
 PARAMETERS = {"type": "object", "größe": [1]}

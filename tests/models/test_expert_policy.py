@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weighbridge.models.expert_policy import HeatAware
-from weighbridge.models.expert_ways import PlainLru
+from weighbridge.models.experts.policy import HeatAware
+from weighbridge.models.experts.ways import PlainLru
 
 LAYERS, EXPERTS, TOP_K = 12, 8, 2
 Routing = list[list[list[int]]]  # step, layer, experts used

@@ -19,11 +19,11 @@ from tests.models.test_decoder import logits_in_chunks
 from tests.tiny import FAMILIES, make_tiny
 from tests.tiny_gguf import finish, write_gguf
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.checkpoint import open_checkpoint
-from weighbridge.models.gguf import GgufFile
-from weighbridge.models.gguf_format import read_gguf
-from weighbridge.models.loader import load_decoder
-from weighbridge.models.rope import cos_sin_table
+from weighbridge.models.files.checkpoint import open_checkpoint
+from weighbridge.models.files.gguf import GgufFile
+from weighbridge.models.files.gguf_format import read_gguf
+from weighbridge.models.compute.loader import load_decoder
+from weighbridge.models.compute.rope import cos_sin_table
 
 Kind = GGMLQuantizationType
 
@@ -224,7 +224,7 @@ def test_yarn_equals_the_directory_s(tmp_path: Path) -> None:
 
 def test_default_model_predicts_english(default_model_path: Path) -> None:
     """A row order or a code that is wrong makes real text as unlikely as noise (10.8 nats a token)."""
-    from weighbridge.models.tokenizer import load_tokenizer
+    from weighbridge.models.text.tokenizer import load_tokenizer
 
     text = (
         "The capital of France is Paris, which lies on the river Seine. It is known for the Eiffel Tower and "

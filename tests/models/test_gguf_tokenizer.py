@@ -20,7 +20,7 @@ from tests.models.test_tokenizer import TEXTS
 from tests.tiny import SPECIAL, TEXT
 from tests.tiny_gguf import CONTROL, NORMAL, USER_DEFINED, finish, write_byte_level
 from weighbridge.errors import UnsupportedModel
-from weighbridge.models.tokenizer import load_tokenizer
+from weighbridge.models.text.tokenizer import load_tokenizer
 
 _ORACLES = {
     "qwen2": transformers.Qwen2Tokenizer,

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-import weighbridge.models.kernels as kernels_package
+import weighbridge.models.compute.kernels as kernels_package
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.kernels import BatchLayout, NativeKernels, ReferenceKernels, load_kernels
-from weighbridge.models.kernels.native_kernels import NativeKVCache, native_import_error, supported_isas
-from weighbridge.models.kernels.reference import ReferenceKVCache
+from weighbridge.models.compute.kernels import BatchLayout, NativeKernels, ReferenceKernels, load_kernels
+from weighbridge.models.compute.kernels.native_kernels import NativeKVCache, native_import_error, supported_isas
+from weighbridge.models.compute.kernels.reference import ReferenceKVCache
 
 ISA_VARIABLE = "WEIGHBRIDGE_KERNELS"
 needs_native = pytest.mark.skipif(native_import_error() is not None, reason="kernels were not compiled")
@@ -436,7 +436,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @needs_native
 def test_unknown_instruction_set_is_refused() -> None:
-    code = "from weighbridge.models.kernels import load_kernels; load_kernels()"
+    code = "from weighbridge.models.compute.kernels import load_kernels; load_kernels()"
     error = python(code, **{ISA_VARIABLE: "sse9"}).stderr
     assert "BadInput: WEIGHBRIDGE_KERNELS=sse9 is not possible on this machine" in error
     assert "portable, reference" in error
@@ -447,7 +447,7 @@ def test_unknown_instruction_set_is_refused() -> None:
 def test_torch_and_kernels_share_one_openmp_pool() -> None:
     """Two OpenMP runtimes in one process would be two pools of spinning threads."""
     code = (
-        "import torch, weighbridge.models.kernels as k; k.NativeKernels().argmax(torch.zeros(2, 100_000));"
+        "import torch, weighbridge.models.compute.kernels as k; k.NativeKernels().argmax(torch.zeros(2, 100_000));"
         "print({line.split()[-1] for line in open('/proc/self/maps') if 'gomp' in line or 'iomp' in line})"
     )
     found = python(code).stdout

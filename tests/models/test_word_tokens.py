@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tests.models.test_tokenizer import TEXTS
-from weighbridge.engine.prefix import PrefixCache
+from weighbridge.engine.memory.prefix import PrefixCache
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models import block_digests as digests_module
-from weighbridge.models import word_tokens as words_module
-from weighbridge.models.block_digests import ROOT, block_digests
-from weighbridge.models.gguf_tokenizer import _LLAMA3, _QWEN2, _TEKKEN
-from weighbridge.models.tokenizer import Tokenizer, load_tokenizer
-from weighbridge.models.tokenizer_parts import TokenizerParts
-from weighbridge.models.word_pattern import MAX_SETS, Sets, compile_pattern
-from weighbridge.models.word_tokens import WordTokens
+from weighbridge.models.text import block_digests as digests_module
+from weighbridge.models.text import word_tokens as words_module
+from weighbridge.models.text.block_digests import ROOT, block_digests
+from weighbridge.models.text.gguf_tokenizer import _LLAMA3, _QWEN2, _TEKKEN
+from weighbridge.models.text.tokenizer import Tokenizer, load_tokenizer
+from weighbridge.models.text.tokenizer_parts import TokenizerParts
+from weighbridge.models.text.word_pattern import MAX_SETS, Sets, compile_pattern
+from weighbridge.models.text.word_tokens import WordTokens
 
 pytestmark = pytest.mark.skipif(words_module._words is None, reason="built without a C++ compiler")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.models.tiny_moe import MOE_FAMILIES, make_tiny_moe
-from weighbridge.models.checkpoint import open_checkpoint
+from weighbridge.models.files.checkpoint import open_checkpoint
 from weighbridge.planner.experts import count_parameters
 
 

@@ -23,7 +23,7 @@ def calibrate(
     """Measure iterations of every size on this machine and store the step cost that fits them."""
     from weighbridge.engine.build import build_replica
     from weighbridge.engine.settings import EngineSettings
-    from weighbridge.models.store import resolve
+    from weighbridge.models.files.store import resolve
 
     path = resolve(model or "default", progress=DownloadBar("Pulling the model"))
     with counting("Packing layers", quiet=json_output) as report:

@@ -50,7 +50,7 @@ async def _chat_locally(
 ) -> None:
     from weighbridge.engine.build import build_replica
     from weighbridge.engine.settings import EngineSettings
-    from weighbridge.models.store import resolve
+    from weighbridge.models.files.store import resolve
 
     path = resolve(model or "default", progress=DownloadBar("Pulling the model"))
     with counting("Packing layers") as report:

@@ -25,7 +25,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _journal_path(given: Path | None) -> Path:
-    from weighbridge.models.store import weighbridge_home
+    from weighbridge.models.files.store import weighbridge_home
 
     return given if given is not None else weighbridge_home() / "flows.sqlite"
 

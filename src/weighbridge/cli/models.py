@@ -19,8 +19,8 @@ JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("list")
 def list_models(json_output: JsonOutput = False) -> None:
     """The catalogue, and which of its models are in the cache."""
-    from weighbridge.models import catalogue
-    from weighbridge.models.store import installed
+    from weighbridge.models.files import catalogue
+    from weighbridge.models.files.store import installed
 
     here = {one.entry.name: one.path for one in installed()}
     if json_output:
@@ -48,8 +48,8 @@ def pull_model(
     name: Annotated[str, typer.Argument(help="A name from `weighbridge models list`.")] = "default",
 ) -> None:
     """Bring a model into the cache, checked against its pinned hash."""
-    from weighbridge.models import catalogue
-    from weighbridge.models.store import resolve
+    from weighbridge.models.files import catalogue
+    from weighbridge.models.files.store import resolve
 
     if catalogue.find(name) is None and "/" not in name:
         known = ", ".join(entry.name for entry in catalogue.CATALOGUE)
@@ -65,8 +65,8 @@ def show_model(
     """A model's shape: layers, heads, context, and what a token costs in KV memory."""
     from dataclasses import asdict
 
-    from weighbridge.models.checkpoint import open_checkpoint
-    from weighbridge.models.store import resolve
+    from weighbridge.models.files.checkpoint import open_checkpoint
+    from weighbridge.models.files.store import resolve
 
     path = resolve(model, progress=DownloadBar(f"Pulling {model}"))
     config = open_checkpoint(path).config

@@ -43,10 +43,10 @@ def upcycle_model(
     json_output: JsonOutput = False,
 ) -> None:
     """Turn a dense model into a mixture of experts by copying its feed-forward blocks."""
-    from weighbridge.models.checkpoint import open_checkpoint
-    from weighbridge.models.loader import choose_dtype
-    from weighbridge.models.store import resolve
-    from weighbridge.models.upcycle import Upcycling, upcycle
+    from weighbridge.models.files.checkpoint import open_checkpoint
+    from weighbridge.models.compute.loader import choose_dtype
+    from weighbridge.models.files.store import resolve
+    from weighbridge.models.experts.upcycle import Upcycling, upcycle
 
     path = resolve(model, progress=DownloadBar("Pulling the model"))
     options = Upcycling(experts, top_k, noise, skew, seed, None if dtype == "source" else choose_dtype(dtype))
@@ -69,7 +69,7 @@ def _calibration_text(path: Path) -> list[int]:
     import random
 
     from weighbridge.bench.prompts import WORDS
-    from weighbridge.models.tokenizer import load_tokenizer
+    from weighbridge.models.text.tokenizer import load_tokenizer
 
     words = random.Random(0).choices(WORDS, k=CALIBRATION_TOKENS)
     return load_tokenizer(path).encode(" ".join(words))[:CALIBRATION_TOKENS]
@@ -105,7 +105,7 @@ def _parameters(config: Path) -> dict[str, int]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    from weighbridge.models.hf_config import read_json
+    from weighbridge.models.files.hf_config import read_json
 
     return read_json(path / "config.json" if path.is_dir() else path)
 

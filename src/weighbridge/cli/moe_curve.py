@@ -27,9 +27,9 @@ def curve(
     many experts two sequences of a step have in common.
     """
     from weighbridge.engine.build import build_replica
-    from weighbridge.engine.expert_curve import measure_curve, tokens_per_sequence
+    from weighbridge.engine.experts.curve import measure_curve, tokens_per_sequence
     from weighbridge.engine.settings import EngineSettings
-    from weighbridge.models.store import resolve
+    from weighbridge.models.files.store import resolve
 
     sizes = _sizes(batches)
     path = resolve(model, progress=DownloadBar("Pulling the model"))

@@ -82,7 +82,7 @@ def replica(
 def _scheduler_settings(  # type: ignore[no-untyped-def]
     kv_tokens: int, block_size: int, max_model_len: int, batch: int, sequences: int, queue: int
 ):
-    from weighbridge.engine.scheduler import SchedulerSettings
+    from weighbridge.engine.schedule.scheduler import SchedulerSettings
 
     if kv_tokens < block_size:
         raise BadInput(f"--kv-tokens {kv_tokens} does not hold one block of {block_size}", param="kv_tokens")
@@ -111,8 +111,8 @@ def assemble_simulated(  # type: ignore[no-untyped-def]
     """The engine, and the ASGI application with its faults around it."""
     from weighbridge.cost import StepClock
     from weighbridge.engine.engine import LocalEngine
-    from weighbridge.engine.scheduler import Scheduler
-    from weighbridge.engine.static import StaticScheduler
+    from weighbridge.engine.schedule.scheduler import Scheduler
+    from weighbridge.engine.schedule.static import StaticScheduler
     from weighbridge.server.api import Api
     from weighbridge.server.app import create_app
     from weighbridge.server.metrics import Metrics
@@ -130,7 +130,7 @@ def assemble_simulated(  # type: ignore[no-untyped-def]
     )
     tokenizer: Any = SimulatedTokenizer()
     if tokenizer_path is not None:
-        from weighbridge.models.tokenizer import load_tokenizer
+        from weighbridge.models.text.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(tokenizer_path)
     runner = SimulatedRunner(

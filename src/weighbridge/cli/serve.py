@@ -146,8 +146,8 @@ def load(  # type: ignore[no-untyped-def]
     """The replica for `model`, with progress on the terminal."""
     from weighbridge.engine.build import build_replica
     from weighbridge.engine.settings import parse_bytes
-    from weighbridge.models import catalogue
-    from weighbridge.models.store import resolve
+    from weighbridge.models.files import catalogue
+    from weighbridge.models.files.store import resolve
 
     path = resolve(model, progress=DownloadBar("Pulling the model"))
     entry = catalogue.find(model)

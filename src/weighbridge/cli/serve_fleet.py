@@ -210,8 +210,8 @@ class LocalMakers:
 def replicated(model: str, name: str | None, count: int, on: str, options: Sequence[str]) -> FleetSpec:
     """The configuration that `--replicas N` stands for."""
     from weighbridge.fleet.config import FleetSpec, ModelSpec, ReplicaSpec
-    from weighbridge.models import catalogue
-    from weighbridge.models.store import resolve
+    from weighbridge.models.files import catalogue
+    from weighbridge.models.files.store import resolve
 
     if on not in ("local", "ray"):
         raise BadInput(f"--on {on!r} is not known: use local or ray", param="on")

@@ -11,7 +11,7 @@ from weighbridge.errors import BadInput
 
 if TYPE_CHECKING:
     from weighbridge.cost import StepCost
-    from weighbridge.engine.scheduler_api import SchedulerSettings
+    from weighbridge.engine.schedule.scheduler_api import SchedulerSettings
     from weighbridge.simulator.experiment import Source
     from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec
 

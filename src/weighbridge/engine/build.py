@@ -11,22 +11,23 @@ from pathlib import Path
 import torch
 
 from weighbridge.cost import DEFAULT_STEP_COST, Sample, StepClock, StepCost
-from weighbridge.engine import calibration, expert_telemetry
+from weighbridge.engine import calibration
+from weighbridge.engine.experts import telemetry as expert_telemetry
 from weighbridge.engine.engine import LocalEngine
 from weighbridge.engine.guidance import GuideFactory
 from weighbridge.engine.runner import Runner
 from weighbridge.engine.sampler import Sampler
-from weighbridge.engine.scheduler import Scheduler, SchedulerLike, SchedulerSettings
+from weighbridge.engine.schedule.scheduler import Scheduler, SchedulerLike, SchedulerSettings
 from weighbridge.engine.settings import EngineSettings, pool_blocks
-from weighbridge.engine.static import StaticScheduler
+from weighbridge.engine.schedule.static import StaticScheduler
 from weighbridge.errors import BadInput
-from weighbridge.models.allocator import tune_allocator
-from weighbridge.models.cache import weighbridge_home
-from weighbridge.models.checkpoint import Checkpoint, open_checkpoint
-from weighbridge.models.decoder import Decoder
-from weighbridge.models.kernels.seats import seat_compute_threads
-from weighbridge.models.loader import Quantize, choose_dtype, load_decoder
-from weighbridge.models.tokenizer import Tokenizer, load_tokenizer
+from weighbridge.models.compute.allocator import tune_allocator
+from weighbridge.models.files.cache import weighbridge_home
+from weighbridge.models.files.checkpoint import Checkpoint, open_checkpoint
+from weighbridge.models.compute.decoder import Decoder
+from weighbridge.models.compute.kernels.seats import seat_compute_threads
+from weighbridge.models.compute.loader import Quantize, choose_dtype, load_decoder
+from weighbridge.models.text.tokenizer import Tokenizer, load_tokenizer
 
 Report = Callable[[int, int], None]
 

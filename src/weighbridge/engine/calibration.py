@@ -12,7 +12,7 @@ from weighbridge.cost import Sample, StepCost, fit
 from weighbridge.engine.batch import Batch, Slice
 from weighbridge.engine.loop import BatchRunner
 from weighbridge.engine.request import Request, SamplingParams
-from weighbridge.models.cache import load_record, save_record
+from weighbridge.models.files.cache import load_record, save_record
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from weighbridge.engine.api import Delta, Generation, Load
 from weighbridge.engine.batch import Batch
 from weighbridge.engine.loop import BatchRunner, EngineLoop
 from weighbridge.engine.request import FinishReason, Request, SamplingParams
-from weighbridge.engine.scheduler_api import Progress, SchedulerLike
+from weighbridge.engine.schedule.scheduler_api import Progress, SchedulerLike
 from weighbridge.engine.stream import Choice, EngineStream
 from weighbridge.engine.text import Decoder, TextStream
 from weighbridge.errors import Draining, NeverFits

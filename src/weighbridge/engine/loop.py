@@ -11,7 +11,7 @@ from typing import Protocol
 from weighbridge.cost import Sample, StepClock
 from weighbridge.engine.batch import Batch, Sampled
 from weighbridge.engine.request import Request
-from weighbridge.engine.scheduler_api import Progress, SchedulerLike
+from weighbridge.engine.schedule.scheduler_api import Progress, SchedulerLike
 
 log = logging.getLogger("weighbridge.engine")
 

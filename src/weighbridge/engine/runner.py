@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from weighbridge.engine.batch import Batch, Sampled, Slice
-from weighbridge.engine.expert_telemetry import ExpertTelemetry
-from weighbridge.models.decoder import Decoder
-from weighbridge.models.kernels.api import BatchLayout, Int32, States
+from weighbridge.engine.experts.telemetry import ExpertTelemetry
+from weighbridge.models.compute.decoder import Decoder
+from weighbridge.models.compute.kernels.api import BatchLayout, Int32, States
 
 
 class TokenSampler(Protocol):

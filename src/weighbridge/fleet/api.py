@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from weighbridge.cost.price import FREE, Price
 from weighbridge.cost.step import StepCost
 from weighbridge.cost.weight import Weight
-from weighbridge.engine.prefix import Digest
+from weighbridge.engine.memory.prefix import Digest
 
 if TYPE_CHECKING:
     from weighbridge.fleet.state import ReplicaState
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Arrival:
     """One weighed request at the gateway's door.
 
-    `chain` names its full prompt blocks (see `engine.prefix`); empty where no tokenizer is at hand. Times are
+    `chain` names its full prompt blocks (see `engine.memory.prefix`); empty where no tokenizer is at hand. Times are
     seconds of the caller's clock.
     """
 

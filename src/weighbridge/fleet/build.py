@@ -49,13 +49,13 @@ def _tokenizer_path(model: ModelSpec) -> Path | None:
     local = next((one.target for one in model.replicas if one.kind in ("process", "engine")), None)
     if model.tokenizer is not None or local is None:
         return model.tokenizer
-    from weighbridge.models.store import resolve
+    from weighbridge.models.files.store import resolve
 
     return resolve(local)
 
 
 def _tokenizer(model: str, path: Path) -> Counter:
-    from weighbridge.models.tokenizer import (
+    from weighbridge.models.text.tokenizer import (
         load_tokenizer,  # takes a second, which many gateways need not spend
     )
 

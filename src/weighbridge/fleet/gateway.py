@@ -13,7 +13,7 @@ from typing import Any
 
 from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.weight import Weight
-from weighbridge.engine.prefix import Digest
+from weighbridge.engine.memory.prefix import Digest
 from weighbridge.errors import BadInput, Draining, Refused
 from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.ask import Ask

@@ -1,6 +1,6 @@
 """Which replica holds which prompt blocks: what was sent there, less what it has likely evicted since.
 
-Blocks have chained digests (see `engine.prefix`), and `prefix_tree` keeps them by stretches that were sent as one, the
+Blocks have chained digests (see `engine.memory.prefix`), and `prefix_tree` keeps them by stretches that were sent as one, the
 runs. A chain covers its past, and every replica forgets the blocks at the end of a chain before those at its start,
 so what a replica holds of a chain is always a prefix of it:
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from weighbridge.engine.prefix import Digest
+from weighbridge.engine.memory.prefix import Digest
 from weighbridge.fleet.prefix_tree import Holding, PrefixTree, Run
 
 #: Blocks remembered of a replica whose cache size is not known.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from weighbridge.engine.prefix import Digest
+from weighbridge.engine.memory.prefix import Digest
 
 
 class Holding:

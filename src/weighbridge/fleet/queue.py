@@ -1,6 +1,6 @@
 """The gateway's waiting line: when every replica is full, requests wait here and not in a replica's queue.
 
-The order is the engine's (`engine.queue.FairQueue`): strict priority classes, inside a class the tenant with
+The order is the engine's (`engine.schedule.queue.FairQueue`): strict priority classes, inside a class the tenant with
 the least service first (VTC), first come inside a tenant. It is a dispatch, not a score: whoever's turn it is
 goes to whichever replica the policy says, so that no tenant can crowd out another by sending more.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from weighbridge.engine.queue import FairQueue
+from weighbridge.engine.schedule.queue import FairQueue
 from weighbridge.errors import BadInput, DeadlineMissed, QueueFull
 from weighbridge.fleet.api import Arrival
 

@@ -35,7 +35,7 @@ class WeighRouter(RequestRouter):  # type: ignore[misc]
         path = options.pop("tokenizer", None)
         tokenizer = None
         if path is not None:
-            from weighbridge.models.tokenizer import load_tokenizer
+            from weighbridge.models.text.tokenizer import load_tokenizer
 
             tokenizer = load_tokenizer(Path(path))
         self._routing = Routing(tokenizer=tokenizer, **options)

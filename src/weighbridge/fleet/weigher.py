@@ -13,10 +13,10 @@ import msgspec
 
 from weighbridge.cost.length import LengthCurve, OutputLengths
 from weighbridge.cost.weight import OutputEstimate, Weight
-from weighbridge.engine.prefix import Digest
+from weighbridge.engine.memory.prefix import Digest
 from weighbridge.errors import BadInput
 from weighbridge.fleet.ask import Ask
-from weighbridge.models.block_digests import ROOT, block_digests
+from weighbridge.models.text.block_digests import ROOT, block_digests
 
 #: Prompts of more bytes are tokenised in a thread, so that streams flow on. A thread costs 0.1 ms, as much as
 #: tokenising 200 bytes; 4,000 bytes take 1 to 2 ms, which no other stream should have to wait for.
@@ -38,7 +38,7 @@ CHAIN_BYTES = 4
 
 
 class Counter(Protocol):
-    """What the scales need of a tokenizer; `models.tokenizer.Tokenizer` says what each does."""
+    """What the scales need of a tokenizer; `models.text.tokenizer.Tokenizer` says what each does."""
 
     def quicken(self) -> None: ...
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...

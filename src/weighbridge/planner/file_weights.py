@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge.errors import BadInput
-from weighbridge.models.gguf_format import Contents
+from weighbridge.models.files.gguf_format import Contents
 from weighbridge.planner.architecture import Architecture, Attention
 from weighbridge.planner.tensors import DRAFT, EMBED, HEAD, Kind, Shard, Tensor, all_tensors
 from weighbridge.planner.weights import Stored, bulk_bits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from weighbridge.errors import BadInput
-from weighbridge.models.gguf_format import Contents
+from weighbridge.models.files.gguf_format import Contents
 
 _FAMILIES = {
     "llama": "llama", "llama4": "llama4_text", "qwen2": "qwen2", "qwen2moe": "qwen2_moe", "qwen3": "qwen3",

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge.errors import BadInput
-from weighbridge.models.gguf_format import read_gguf
-from weighbridge.models.hf_config import read_json
+from weighbridge.models.files.gguf_format import read_gguf
+from weighbridge.models.files.hf_config import read_json
 from weighbridge.planner import catalogue
 from weighbridge.planner.config_reader import read_architecture
 from weighbridge.planner.file_weights import gguf_weights, safetensors_weights

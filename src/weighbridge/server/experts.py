@@ -18,7 +18,7 @@ from weighbridge.server.auth import tenant_of_key
 from weighbridge.server.errors import ApiError
 
 if TYPE_CHECKING:  # it imports torch, which a gateway or a simulated replica does not need
-    from weighbridge.engine.expert_telemetry import ExpertTelemetry
+    from weighbridge.engine.experts.telemetry import ExpertTelemetry
 
 #: Models with more (layer, expert) pairs are summed up by layer in the metrics; `/v1/experts` has all of them.
 MOST_SERIES = 1024

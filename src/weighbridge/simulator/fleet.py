@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from weighbridge.cost import DEFAULT_STEP_COST, StepCost
 from weighbridge.cost.price import FREE, Price
-from weighbridge.engine.scheduler_api import SchedulerSettings
+from weighbridge.engine.schedule.scheduler_api import SchedulerSettings
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Capacity, Policy
 from weighbridge.fleet.limits import Limiter, TenantLimits

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from weighbridge.cost import StepCost
 from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.weight import Weight
-from weighbridge.engine.prefix import Digest, PrefixCache
+from weighbridge.engine.memory.prefix import Digest, PrefixCache
 from weighbridge.engine.request import FinishReason, Request, SamplingParams
 from weighbridge.errors import BadInput, Refused
 from weighbridge.fleet.api import Arrival, Choice, Policy

@@ -11,7 +11,7 @@ import numpy as np
 from weighbridge.cost import StepCost
 from weighbridge.engine.batch import Batch
 from weighbridge.engine.request import FinishReason, Request
-from weighbridge.engine.scheduler_api import Progress
+from weighbridge.engine.schedule.scheduler_api import Progress
 from weighbridge.simulator.measures import Floats, GapHistogram
 from weighbridge.simulator.stepping import Stepping, Strides, sample
 

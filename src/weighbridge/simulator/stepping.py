@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from weighbridge.engine.batch import Batch, Sampled
-from weighbridge.engine.plan import Plan
+from weighbridge.engine.schedule.plan import Plan
 from weighbridge.engine.request import FinishReason, Request
-from weighbridge.engine.scheduler import Scheduler
-from weighbridge.engine.scheduler_api import CostSource, SchedulerLike, SchedulerSettings
-from weighbridge.engine.static import StaticScheduler
+from weighbridge.engine.schedule.scheduler import Scheduler
+from weighbridge.engine.schedule.scheduler_api import CostSource, SchedulerLike, SchedulerSettings
+from weighbridge.engine.schedule.static import StaticScheduler
 from weighbridge.simulator.requests import END
 
 Key = TypeVar("Key")

@@ -1,0 +1,65 @@
+"""The prefix cache: which block already holds the keys and values of these tokens behind that prefix."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from weighbridge.models.text.block_digests import block_digests
+
+#: Names a block by its tokens and all before them. 256 bits: no collision to fear, by chance or intent.
+Digest = bytes
+
+
+class PrefixCache:
+    """Full blocks by the chained digest of their tokens.
+
+    A digest covers the parent's digest and the block's tokens, so equal digests mean equal prefixes. A block
+    is entered as soon as its tokens are computed, while its request still runs: the second user of a system
+    prompt shares the blocks of the first. `salt` separates caches that must not see each other.
+    """
+
+    def __init__(self, block_size: int, salt: bytes = b"") -> None:
+        self._block_size = block_size
+        self._root = blake2b(salt, digest_size=32).digest()
+        self._blocks: dict[Digest, int] = {}
+        self._digests: dict[int, Digest] = {}
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def extend(self, chain: list[Digest], tokens: list[int], end: int) -> None:
+        """Add to `chain` the digests of the full blocks of `tokens[:end]` that it does not have yet."""
+        size, parent = self._block_size, chain[-1] if chain else self._root
+        chain += block_digests(parent, tokens, len(chain) * size, end, size)
+
+    def longest(self, chain: list[Digest], limit: int) -> list[int]:
+        """Blocks that hold the longest cached prefix of `chain`, at most `limit` of them."""
+        found: list[int] = []
+        for digest in chain[:limit]:
+            block = self._blocks.get(digest)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def find(self, digest: Digest) -> int | None:
+        return self._blocks.get(digest)
+
+    def enter(self, digest: Digest, block: int) -> None:
+        """`block` now holds the contents named by `digest`. The first block with the same contents stays."""
+        if digest not in self._blocks:
+            self._blocks[digest] = block
+            self._digests[block] = digest
+
+    def holds(self, block: int) -> bool:
+        """Whether `block` serves hits: it is worth keeping when its last reference goes."""
+        return block in self._digests
+
+    def evict(self, block: int) -> None:
+        """Forget `block`; the pool gives it to somebody else."""
+        del self._blocks[self._digests.pop(block)]
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless digests and blocks map one to one."""
+        if self._blocks != {digest: block for block, digest in self._digests.items()}:
+            raise AssertionError("the prefix cache names a block twice")

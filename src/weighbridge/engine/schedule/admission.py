@@ -1,0 +1,87 @@
+"""The door: what is refused at once, with the numbers, before it costs anything."""
+
+from __future__ import annotations
+
+from weighbridge.cost import StepCost
+from weighbridge.engine.request import Request
+from weighbridge.engine.schedule.scheduler_api import SchedulerSettings
+from weighbridge.errors import BadInput, DeadlineMissed, NeverFits, QueueFull
+
+
+def check_request(request: Request, settings: SchedulerSettings) -> None:
+    """Raise BadInput or NeverFits for a request that no waiting makes runnable."""
+    if not request.prompt:
+        raise BadInput("the prompt has no tokens; send at least one", param="prompt")
+    if request.params.max_tokens < 1 and not request.embeds:
+        raise BadInput(
+            f"max_tokens is {request.params.max_tokens}, but must be at least 1", param="max_tokens"
+        )
+    total = request.max_total_tokens
+    asked = f"{request.num_prompt_tokens} prompt tokens and max_tokens {request.params.max_tokens}"
+    if total > settings.max_model_len:
+        raise NeverFits(
+            f"{asked} make {total}, but the context is {settings.max_model_len} tokens; "
+            "shorten the prompt or lower max_tokens"
+        )
+    # The last token is sent, never computed on: it needs no place in the cache. An embedded prompt is all computed.
+    blocks = -(-(total if request.embeds else total - 1) // settings.block_size)
+    if blocks > settings.num_blocks:
+        raise NeverFits(
+            f"{asked} need {blocks} KV blocks of {settings.block_size} tokens, but the pool has "
+            f"{settings.num_blocks}; shorten the prompt, lower max_tokens or enlarge the KV cache"
+        )
+
+
+def check_queue(
+    settings: SchedulerSettings, requests: int, tokens: int, added: int, output_length: float, cost: StepCost
+) -> None:
+    """Raise QueueFull when one more request of `added` tokens exceeds a limit of the queue.
+
+    `requests` with `tokens` of work wait, `output_length` of which each are expected to be output.
+    """
+    full = requests >= settings.max_queue_requests
+    heavy = settings.max_queue_tokens is not None and requests and tokens + added > settings.max_queue_tokens
+    if not (full or heavy):
+        return
+    retry_after = drain_seconds(tokens, round(min(requests * output_length, tokens)), settings, cost)
+    limit = f"{settings.max_queue_requests} requests" if full else f"{settings.max_queue_tokens} tokens"
+    raise QueueFull(
+        f"{requests} requests with {tokens} tokens of work wait, this one adds {added}, and the queue takes "
+        f"at most {limit}; try again in about {retry_after:.0f} s",
+        retry_after=retry_after,
+    )
+
+
+def drain_seconds(tokens: int, output_tokens: int, settings: SchedulerSettings, cost: StepCost) -> float:
+    """Time to compute `tokens` of queued work, `output_tokens` of them output, in full iterations.
+
+    That is when the queue has emptied: who comes back then is served at once.
+    """
+    prompt_step = cost.seconds(settings.max_batch_tokens, 1, 0) / settings.max_batch_tokens
+    output_step = cost.seconds(settings.seats, settings.seats, 0) / settings.seats
+    return (tokens - output_tokens) * prompt_step + output_tokens * output_step
+
+
+def least_seconds(request: Request, cached: int, settings: SchedulerSettings, cost: StepCost) -> float:
+    """The least time in which `request` can end: alone on the machine, ending as early as it may.
+
+    Its tokens behind the `cached` ones are computed, which yields one token; the fewest others follow.
+    """
+    length = request.num_tokens
+    prefill = cost.prefill_seconds(length - cached, cached, settings.max_batch_tokens)
+    params = request.params
+    more = max(min(params.min_tokens, params.max_tokens) - request.num_output_tokens, 1) - 1
+    return prefill + more * cost.seconds(1, 1, length)
+
+
+def check_deadline(
+    request: Request, now: float, cached: int, settings: SchedulerSettings, cost: StepCost
+) -> None:
+    """Raise DeadlineMissed when `request` cannot end in time even if it had the machine to itself."""
+    least = least_seconds(request, cached, settings, cost)
+    if request.deadline is not None and now + least > request.deadline:
+        left = request.deadline - now
+        raise DeadlineMissed(
+            f"the deadline is {left * 1e3:.0f} ms away, but computing this request takes at least "
+            f"{least * 1e3:.0f} ms; allow more time or shorten the prompt"
+        )

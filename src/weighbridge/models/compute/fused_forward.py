@@ -1,0 +1,134 @@
+"""The whole forward pass as one call of our kernels, for decoders whose every layer they can run."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from weighbridge.models.compute.kernels.api import BatchLayout, Int32, KVCache, States
+from weighbridge.models.compute.kernels.native_kernels import NativeKernels, NativeKVCache
+from weighbridge.models.compute.linear import Linear
+from weighbridge.models.compute.linear_hybrid import HybridLinear
+from weighbridge.models.compute.linear_packed import PackedLinear
+
+if TYPE_CHECKING:
+    from weighbridge.models.compute.decoder import Decoder, Layer
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+MOST_WINDOWS = (
+    4  # different window sizes of one model; more plans of attention are not kept (attention_plan.cpp)
+)
+_NO_ROWS = np.empty(0, np.int32)
+
+
+class FusedForward:
+    """Bit for bit what `Decoder` computes call by call, in one parallel region without the interpreter.
+
+    It serves batches of up to `most_tokens`: above, some layers have a faster dense form (None: no limit).
+    """
+
+    def __init__(
+        self, decoder: Decoder, matrices: Sequence[tuple[Any, ...]], most_tokens: int | None
+    ) -> None:
+        native: Any = importlib.import_module("weighbridge.models.compute.kernels._native")
+        config = decoder.config
+        self.most_tokens = most_tokens
+        self._decoder = decoder  # holds the memory that the addresses below point to
+        self._forward = native.Forward(
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            config.rms_norm_eps,
+            config.head_dim**-0.5,
+            _DTYPES[decoder.dtype],
+            decoder.embedding.data_ptr(),
+            decoder.embedding.shape[0],
+            decoder.cos_sin.data_ptr(),
+            decoder.cos_sin.shape[0],
+            decoder.final_norm.data_ptr(),
+            matrices[-1][0],
+        )
+        for layer, (qkv, output, gate_up, down) in zip(decoder.layers, matrices[:-1], strict=True):
+            self._forward.add_layer(
+                layer.input_norm.data_ptr(),
+                layer.post_attention_norm.data_ptr(),
+                0 if layer.q_norm is None else layer.q_norm.data_ptr(),
+                0 if layer.k_norm is None else layer.k_norm.data_ptr(),
+                qkv,
+                output,
+                gate_up,
+                down,
+                layer.rotates,
+                layer.window,
+            )
+
+    def serves(self, tokens: int, cache: KVCache) -> bool:
+        fits = self.most_tokens is None or tokens <= self.most_tokens
+        return fits and isinstance(cache, NativeKVCache)
+
+    def __call__(
+        self,
+        token_ids: Int32,
+        layout: BatchLayout,
+        cache: KVCache,
+        rows: Int32,
+        states: States | None = None,
+    ) -> torch.Tensor:
+        """As `Decoder.forward`."""
+        assert isinstance(cache, NativeKVCache)
+        logits = torch.empty(len(rows), self._decoder.lm_head.out_features, dtype=self._decoder.dtype)
+        self._forward.run(
+            token_ids,
+            layout.positions,
+            layout.slots,
+            layout.query_starts,
+            layout.context_lens,
+            layout.block_tables,
+            rows,
+            cache.pool,
+            logits.data_ptr(),
+            _NO_ROWS if states is None else states.rows,
+            0 if states is None else states.out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return logits
+
+
+def fuse(decoder: Decoder) -> FusedForward | None:
+    """The fused pass of `decoder`; None where some part of it is not our kernels' (dense oneDNN, MoE, torch)."""
+    if not isinstance(decoder.kernels, NativeKernels) or decoder.dtype not in _DTYPES:
+        return None
+    windows = {layer.window for layer in decoder.layers}
+    linears = [_linears(layer) for layer in decoder.layers]
+    if len(windows) > MOST_WINDOWS or any(one is None for one in linears):
+        return None
+    matrices, limits = [], []
+    for group in [*linears, (decoder.lm_head,)]:
+        packed = [_packed(linear) for linear in group or ()]
+        if any(matrix is None for matrix, _ in packed):
+            return None
+        matrices.append(tuple(matrix for matrix, _ in packed))
+        limits += [limit for _, limit in packed if limit is not None]
+    return FusedForward(decoder, matrices, min(limits) if limits else None)
+
+
+def _linears(layer: Layer) -> tuple[Linear, Linear, Linear, Linear] | None:
+    from weighbridge.models.compute.decoder import Mlp
+
+    if not isinstance(layer.mlp, Mlp):
+        return None
+    return layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down
+
+
+def _packed(linear: Linear) -> tuple[Any, int | None]:
+    """The packed matrix of `linear` (None: it has none), and the most tokens it is meant for."""
+    if isinstance(linear, HybridLinear):
+        matrix, _ = _packed(linear.few)
+        return matrix, linear.many_from - 1
+    return (linear.matrix, None) if isinstance(linear, PackedLinear) else (None, None)

@@ -1,0 +1,101 @@
+"""Packed experts in safetensors files, mapped into memory: what a cache loads without packing anew.
+
+One file per layer, bytes in the order the kernels read them, so that a load is one copy. Quantising an expert takes
+a hundred times as long as reading it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from weighbridge.errors import WeighbridgeError
+from weighbridge.models.compute.decoder import Mlp
+from weighbridge.models.compute.kernels.api import Kernels
+from weighbridge.models.compute.linear import Linear
+from weighbridge.models.compute.linear_hybrid import HybridLinear
+from weighbridge.models.compute.linear_packed import PackedLinear
+
+_PARTS = ("gate_up", "down")
+
+
+def packed(linear: Linear) -> PackedLinear | None:
+    """The packed form of a linear layer that has one."""
+    few = linear.few if isinstance(linear, HybridLinear) else linear
+    return few if isinstance(few, PackedLinear) else None
+
+
+def write_layer(path: Path, experts: list[Mlp]) -> None:
+    """All experts of one layer; every matrix must be packed."""
+    tensors: dict[str, torch.Tensor] = {}
+    shapes: dict[str, list[Any]] = {}
+    for index, expert in enumerate(experts):
+        for part in _PARTS:
+            linear = packed(getattr(expert, part))
+            assert linear is not None
+            tensors[f"{index}.{part}.codes"] = linear.codes
+            if linear.scales is not None:
+                tensors[f"{index}.{part}.scales"] = linear.scales
+            shapes[f"{index}.{part}"] = [
+                linear.out_features,
+                linear.in_features,
+                linear.bits,
+                linear.multiplier,
+            ]
+    save_file(tensors, path, metadata={"linears": json.dumps(shapes)})
+
+
+class MappedExperts:
+    """Experts of all sparse layers in a directory that `write` made."""
+
+    def __init__(self, directory: Path, layers: int, dtype: torch.dtype, kernels: Kernels) -> None:
+        self._files: list[Any] = [
+            safe_open(_file(directory, layer), framework="pt") for layer in range(layers)
+        ]
+        self._shapes = [json.loads(file.metadata()["linears"]) for file in self._files]
+        self._dtype = dtype
+        self._kernels = kernels
+
+    def load(self, layer: int, expert: int) -> Mlp:
+        gate_up, down = (self._linear(layer, f"{expert}.{part}") for part in _PARTS)
+        return Mlp(gate_up, down, self._kernels)
+
+    def _linear(self, layer: int, name: str) -> PackedLinear:
+        rows, columns, bits, multiplier = self._shapes[layer][name]
+        file = self._files[layer]
+        codes = file.get_tensor(f"{name}.codes").clone()  # its own memory, aligned as the kernels need it
+        scales = None if bits == 16 else file.get_tensor(f"{name}.scales").clone()
+        return PackedLinear((rows, columns), bits, codes, scales, multiplier, None, self._dtype)
+
+
+def write(directory: Path, layers: int, pack: Callable[[int], list[Mlp]]) -> None:
+    """Pack layer by layer into `directory`, which appears once it is complete. Raises WeighbridgeError."""
+    if directory.exists():
+        return
+    unfinished = directory.with_name(f"{directory.name}.{os.getpid()}.part")
+    try:
+        unfinished.mkdir(parents=True, exist_ok=True)
+        for layer in range(layers):
+            write_layer(_file(unfinished, layer), pack(layer))
+        unfinished.rename(directory)
+    except OSError as error:
+        if directory.exists():  # another process was first
+            return
+        raise WeighbridgeError(
+            f"the packed experts cannot be written to {directory}: {error}; free some room or set "
+            "WEIGHBRIDGE_HOME to a directory that has it"
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _file(directory: Path, layer: int) -> Path:
+    return directory / f"layer-{layer:05d}.safetensors"

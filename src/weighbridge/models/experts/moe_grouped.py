@@ -1,0 +1,98 @@
+"""Routing and experts on our own kernels: a layer's whole mixture in two calls."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from weighbridge.models.compute.linear_hybrid import HybridLinear
+from weighbridge.models.compute.linear_packed import PackedLinear, kernels_available
+
+if TYPE_CHECKING:
+    from weighbridge.models.compute.decoder import Mlp
+    from weighbridge.models.compute.linear import Linear
+    from weighbridge.models.experts.moe import Experts
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_native: Any = importlib.import_module("weighbridge.models.compute.kernels._native") if kernels_available() else None
+
+
+def choose(logits: torch.Tensor, top_k: int, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `top_k` largest of a softmax over `logits` float32 [tokens, experts]: int32 ids and float32 weights,
+    both [tokens, top_k] by falling weight; `normalize`: the weights of a token add up to 1."""
+    tokens, experts = logits.shape
+    if _native is None:
+        weights, chosen = torch.topk(torch.softmax(logits, dim=-1), top_k, dim=-1)
+        if normalize:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        return chosen.int(), weights
+    ids = torch.empty(tokens, top_k, dtype=torch.int32)
+    weights = torch.empty(tokens, top_k)
+    _native.route(ids.data_ptr(), weights.data_ptr(), logits.data_ptr(), tokens, experts, top_k, normalize)
+    return ids, weights
+
+
+class GroupedExperts:
+    """Experts on packed weights, in one parallel region for the layer. The same numbers as one by one, to the bit.
+
+    Batches that bring an expert more than `most_tokens` on average go to `listed`, whose linear layers have a
+    faster form for them (None: they have not).
+    """
+
+    def __init__(
+        self, experts: Sequence[Mlp], dtype: torch.dtype, most_tokens: int | None, listed: Experts
+    ) -> None:
+        self._native = native_experts(experts[0], len(experts), dtype)
+        for index, expert in enumerate(experts):
+            self._native.set(index, packed_matrix(expert.gate_up), packed_matrix(expert.down))
+        self.experts = experts  # they own the memory
+        self._most_tokens = most_tokens
+        self._listed = listed
+
+    @property
+    def nbytes(self) -> int:
+        return self._listed.nbytes
+
+    def __call__(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        tokens, top_k = ids.shape
+        if self._most_tokens is not None and tokens * top_k > self._most_tokens * len(self.experts):
+            return self._listed(x, ids, weights)
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        self._native.run(
+            out.data_ptr(),
+            x.data_ptr(),
+            ids.data_ptr(),
+            weights.data_ptr(),
+            tokens,
+            top_k,
+            torch.get_num_threads(),
+        )
+        return out
+
+
+def native_experts(example: Mlp, count: int, dtype: torch.dtype) -> Any:
+    """The kernels' view of `count` experts shaped as `example`, none set yet; None where it is not packed."""
+    matrices = packed_matrix(example.gate_up), packed_matrix(example.down)
+    if _native is None or None in matrices:
+        return None
+    return _native.Experts(example.gate_up.in_features, example.down.in_features, _DTYPES[dtype], count)
+
+
+def group(experts: Sequence[Mlp], dtype: torch.dtype, listed: Experts) -> GroupedExperts | None:
+    """`experts` as one group; None where some of their matrices are not our kernels'."""
+    linears = [linear for expert in experts for linear in (expert.gate_up, expert.down)]
+    if _native is None or any(packed_matrix(linear) is None for linear in linears):
+        return None
+    limits = [linear.many_from - 1 for linear in linears if isinstance(linear, HybridLinear)]
+    return GroupedExperts(experts, dtype, min(limits) if limits else None, listed)
+
+
+def packed_matrix(linear: Linear) -> Any:
+    """The kernels' own view of the weights of `linear`, or None when it has none."""
+    if isinstance(linear, HybridLinear):
+        return packed_matrix(linear.few)
+    return linear.matrix if isinstance(linear, PackedLinear) else None

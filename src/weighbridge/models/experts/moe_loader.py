@@ -1,0 +1,135 @@
+"""Builds the feed-forward block of a layer, dense or sparse, from whatever packs linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from weighbridge.errors import BadInput
+from weighbridge.models.files.config import ModelConfig
+from weighbridge.models.compute.decoder import Mlp
+from weighbridge.models.experts.cache import ExpertCache, Load, computation_of
+from weighbridge.models.experts.file import MappedExperts, packed, write
+from weighbridge.models.compute.kernels.api import Kernels
+from weighbridge.models.compute.linear import Linear
+from weighbridge.models.experts.moe import Experts, ListedExperts, NormedProjection, Router, SharedExpert, SparseMlp
+from weighbridge.models.files.moe_config import ExpertsConfig
+from weighbridge.models.experts.moe_grouped import group
+
+
+class Weights(Protocol):
+    """What packs the tensors of a checkpoint."""
+
+    dtype: torch.dtype  # activations compute in it
+
+    def norm(self, name: str) -> torch.Tensor:
+        """A tensor as float32."""
+        ...
+
+    def linear(self, names: Sequence[str], bias: bool, bits: int) -> Linear:
+        """One linear layer from the rows of several matrices."""
+        ...
+
+
+def expert_matrices(experts: ExpertsConfig, layer: int, expert: int) -> tuple[list[str], list[str]]:
+    """Hugging Face names of an expert's (gate and up) and down matrices."""
+    prefix = f"model.layers.{layer}."
+    if experts.mixtral_names:
+        stem = f"{prefix}block_sparse_moe.experts.{expert}."
+        return [f"{stem}w1.weight", f"{stem}w3.weight"], [f"{stem}w2.weight"]
+    return _gated(f"{prefix}mlp.experts.{expert}.")
+
+
+def router_name(experts: ExpertsConfig, layer: int) -> str:
+    block = "block_sparse_moe" if experts.mixtral_names else "mlp"
+    return f"model.layers.{layer}.{block}.gate.weight"
+
+
+def build_mlp(
+    weights: Weights,
+    config: ModelConfig,
+    layer: int,
+    kernels: Kernels,
+    bits: int,
+    cache: ExpertCache | None = None,
+) -> Mlp | SparseMlp:
+    """The feed-forward block of `layer`; with `cache`, its experts are those that are resident and the rest mapped."""
+    experts = config.experts
+    prefix = f"model.layers.{layer}.mlp."
+    if experts is None or not experts.sparse_layers[layer]:
+        return _mlp(weights, _gated(prefix), config.mlp_bias, kernels, bits)
+    shared = None
+    if experts.shared_intermediate_size:
+        mlp = _mlp(weights, _gated(prefix + "shared_expert."), False, kernels, bits)
+        shared = SharedExpert(mlp, weights.norm(prefix + "shared_expert_gate.weight"))
+    router = Router(weights.norm(router_name(experts, layer)), experts.top_k, experts.normalize)
+    if cache is not None:
+        cache.routers.append(router)
+        return SparseMlp(layer, router, cache.next_layer(), shared)
+    build = expert_builder(weights, experts, layer, kernels, bits)
+    blocks = [build(index) for index in range(experts.count)]
+    return SparseMlp(layer, router, arrange(blocks, weights.dtype), shared)
+
+
+def arrange(experts: Sequence[Mlp], dtype: torch.dtype) -> Experts:
+    """All experts of a layer: in one call of our kernels where they can, else one after the other."""
+    listed = ListedExperts(experts)
+    return group(experts, dtype, listed) or listed
+
+
+def make_cache(
+    weights: Weights, config: ModelConfig, kernels: Kernels, bits: int, memory: int, directory: Path
+) -> ExpertCache | None:
+    """A cache of `memory` bytes for all experts of the model; None when all of them fit.
+
+    Packed experts are written to `directory` once and mapped; dense ones come from the checkpoint itself.
+    Raises BadInput for a dense model or too little memory, WeighbridgeError when the directory cannot be written.
+    """
+    experts = config.experts
+    if experts is None:
+        raise BadInput("--expert-cache is for mixtures of experts; this model is dense", param="expert_cache")
+    sparse = [layer for layer, is_sparse in enumerate(experts.sparse_layers) if is_sparse]
+    builds = [expert_builder(weights, experts, layer, kernels, bits) for layer in sparse]
+    example = builds[0](0)
+    forms = [form for linear in (example.gate_up, example.down) if (form := packed(linear)) is not None]
+    all_packed = len(forms) == 2
+    size = sum(form.nbytes for form in forms) if all_packed else example.nbytes
+    if memory >= size * len(sparse) * experts.count:
+        return None
+    compute = [computation_of(example, experts.count, weights.dtype) for _ in sparse]
+    if all_packed:
+        write(directory, len(sparse), lambda row: [builds[row](index) for index in range(experts.count)])
+        load: Load = MappedExperts(directory, len(sparse), weights.dtype, kernels).load
+    else:
+        load = lambda row, expert: builds[row](expert)  # noqa: E731
+    return ExpertCache(load, compute, experts.count, experts.top_k, size, memory)
+
+
+def expert_builder(
+    weights: Weights, experts: ExpertsConfig, layer: int, kernels: Kernels, bits: int
+) -> Callable[[int], Mlp]:
+    """A function from the number of an expert to its packed feed-forward block."""
+    return lambda expert: _mlp(weights, expert_matrices(experts, layer, expert), False, kernels, bits)
+
+
+def normed_projection(weights: Weights, config: ModelConfig, layer: int, qkv: Linear) -> Linear:
+    """`qkv`, with OLMoE's norms and clamp behind it where the model has them."""
+    if not config.qk_norm_all_heads:
+        return qkv
+    prefix = f"model.layers.{layer}.self_attn."
+    q_norm, k_norm = (weights.norm(f"{prefix}{name}_norm.weight") for name in "qk")
+    return NormedProjection(qkv, q_norm, k_norm, config.rms_norm_eps, config.clip_qkv)
+
+
+def _gated(stem: str) -> tuple[list[str], list[str]]:
+    return [f"{stem}gate_proj.weight", f"{stem}up_proj.weight"], [f"{stem}down_proj.weight"]
+
+
+def _mlp(
+    weights: Weights, names: tuple[list[str], list[str]], bias: bool, kernels: Kernels, bits: int
+) -> Mlp:
+    gate_up, down = names
+    return Mlp(weights.linear(gate_up, bias, bits), weights.linear(down, bias, bits), kernels)

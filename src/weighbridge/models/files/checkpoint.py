@@ -1,0 +1,170 @@
+"""One face for every checkpoint: a Hugging Face directory of safetensors, or a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models.files import cache
+from weighbridge.models.experts import fused_experts
+from weighbridge.models.files import gguf
+from weighbridge.models.files import gguf_config
+from weighbridge.models.files import hf_config
+from weighbridge.models.files.config import ModelConfig
+from weighbridge.models.files.hf_config import read_json
+from weighbridge.models.compute.quantized import GroupQuantized
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class Checkpoint(Protocol):
+    """Weights by their Hugging Face names, read one at a time from a mapped file."""
+
+    config: ModelConfig
+    path: Path
+
+    def names(self) -> list[str]:
+        """Hugging Face names of all tensors."""
+        ...
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor in its stored float type (GGUF: float32).
+
+        Raises BadInput when it is not there, UnsupportedModel for a type that is not a plain float.
+        """
+        ...
+
+    def quantized(self, name: str) -> GroupQuantized | None:
+        """The file's own 4- or 8-bit codes of a matrix, or None when it has none."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes when the file does: hex of a hash over names, sizes and modification times."""
+        ...
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a directory or a .gguf file. Raises BadInput or UnsupportedModel."""
+    if path.is_dir():
+        return SafetensorsCheckpoint(path)
+    if not path.exists():
+        raise BadInput(f"{path} does not exist")
+    if path.suffix != ".gguf":
+        raise BadInput(f"{path} is neither a model directory nor a .gguf file")
+    return GgufCheckpoint(path)
+
+
+class SafetensorsCheckpoint:
+    """A Hugging Face directory: config.json and one or several safetensors files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = hf_config.read_config(path)
+        self._open: dict[Path, Any] = {}
+        self._file_of = self._weight_map()
+
+    def names(self) -> list[str]:
+        return list(self._file_of)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        part = (
+            fused_experts.Part(name) if name in self._file_of else fused_experts.locate(name, self._file_of)
+        )
+        if part is None:
+            raise BadInput(f"{self.path} has no tensor {name!r}: the checkpoint is incomplete")
+        file = self._file_of[part.name]
+        try:
+            tensor = self._read(file, part)
+        except SafetensorError as error:
+            raise BadInput(f"{file} has no readable tensor {part.name!r}: {error}") from error
+        if tensor.dtype not in _FLOATS:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UnsupportedModel(
+                f"tensor {name!r} has type {kind}, which is not supported (float32, float16 and bfloat16 are)"
+            )
+        return tensor
+
+    def quantized(self, name: str) -> GroupQuantized | None:
+        return None
+
+    def fingerprint(self) -> str:
+        return cache.fingerprint(sorted({self.path / "config.json", *self._file_of.values()}))
+
+    def _read(self, file: Path, part: fused_experts.Part) -> torch.Tensor:
+        """A whole tensor, or what one expert has of it: nothing else is read."""
+        tensor: torch.Tensor
+        if part.expert is None:
+            tensor = self._opened(file).get_tensor(part.name)
+            return tensor
+        stored = self._opened(file).get_slice(part.name)
+        cut = fused_experts.cut(part, stored.get_shape(), self.config)
+        if cut.transposed:
+            tensor = stored[part.expert, :, cut.start : cut.end]
+            return tensor.T.contiguous()
+        tensor = stored[part.expert, cut.start : cut.end]
+        return tensor
+
+    def _opened(self, file: Path) -> Any:
+        """The mapped file. Raises BadInput when it is not safetensors, or is cut short."""
+        if file not in self._open:
+            try:
+                self._open[file] = safe_open(file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise BadInput(f"{file} is not a complete safetensors file: {error}") from error
+        return self._open[file]
+
+    def _weight_map(self) -> dict[str, Path]:
+        """Tensor name -> file. Raises BadInput when there are no safetensors, naming what is there."""
+        index = self.path / "model.safetensors.index.json"
+        if index.exists():
+            return self._indexed(index)
+        files = sorted(self.path.glob("*.safetensors"))
+        if not files:
+            raise BadInput(f"{self.path} has no .safetensors file{self._pickle_hint()}")
+        return {name: file for file in files for name in self._opened(file).keys()}  # noqa: SIM118
+
+    def _indexed(self, index: Path) -> dict[str, Path]:
+        entries = read_json(index).get("weight_map")
+        if not isinstance(entries, dict) or not all(isinstance(file, str) for file in entries.values()):
+            raise BadInput(f"{index} has no weight_map from tensors to files")
+        # A file name, never a path: an index must not reach outside its directory.
+        files = {file: self.path / Path(file).name for file in entries.values()}
+        missing = sorted(name for name, file in files.items() if not file.exists())
+        if missing:
+            raise BadInput(f"{index} names files that are not there: {', '.join(missing)}")
+        return {name: files[file] for name, file in entries.items()}
+
+    def _pickle_hint(self) -> str:
+        pickles = sorted(file.name for pattern in _PICKLES for file in self.path.glob(pattern))
+        if not pickles:
+            return ""
+        return (
+            f"; {pickles[0]} is a pickle, which can run code and is never opened: convert the model with "
+            "transformers, `AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)`"
+        )
+
+
+class GgufCheckpoint:
+    """A GGUF file. Quantised tensors can be had as floats or as their codes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = gguf.GgufFile(path)
+        self.config = gguf_config.read_config(self.file)
+
+    def names(self) -> list[str]:
+        return self.file.names()
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return self.file.tensor(name, self.config)
+
+    def quantized(self, name: str) -> GroupQuantized | None:
+        return self.file.quantized(name, self.config)
+
+    def fingerprint(self) -> str:
+        return cache.fingerprint([self.path])

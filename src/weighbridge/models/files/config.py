@@ -1,0 +1,57 @@
+"""What the decoder needs to know about a model, whichever file it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from weighbridge.models.files.moe_config import ExpertsConfig
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary embedding. `scaling` is None, "linear", "llama3" or "yarn"; the rest are its parameters."""
+
+    theta: float = 10_000.0
+    scaling: str | None = None
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    divisors: tuple[float, ...] | None = None  # of each frequency, as GGUF stores llama3's rule
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Shape of a decoder-only transformer. Sizes in elements; per-layer tuples have `num_layers` entries."""
+
+    architecture: str  # "llama", "mistral", "qwen2", "qwen3", "smollm3", "mixtral", "qwen2_moe", …
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    rotary_layers: tuple[bool, ...]  # False: no rotary embedding in this layer (SmolLM3)
+    sliding_windows: tuple[int, ...]  # 0: full attention
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False  # RMSNorm of each query and key head before the rotation (Qwen3)
+    qk_norm_all_heads: bool = False  # one RMSNorm over all query heads, one over all key heads (OLMoE)
+    clip_qkv: float | None = None  # largest magnitude of queries, keys and values (OLMoE)
+    experts: ExpertsConfig | None = None  # None: every layer is dense
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+
+    @property
+    def kv_elements_per_token(self) -> int:
+        """Elements of K and V over all layers that one token keeps."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim

@@ -1,0 +1,169 @@
+"""GGUF models: tensors under Hugging Face names and in its row order, and quantised codes as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gguf.constants import GGMLQuantizationType as Kind
+from gguf.quants import dequantize
+
+from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models.experts import gguf_experts
+from weighbridge.models.files.config import ModelConfig
+from weighbridge.models.files.gguf_format import TensorEntry
+from weighbridge.models.files.gguf_metadata import GgufMetadata
+from weighbridge.models.compute.quantized import GROUP_SIZE, GroupQuantized
+
+#: Architectures whose query and key rows the converter reorders, so that rotated pairs are neighbours.
+PERMUTED = frozenset({"llama", "smollm3"})
+
+_LAYER_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    **gguf_experts.NAMES,
+}
+_TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_OUR_NAMES = {theirs: ours for ours, theirs in (_LAYER_NAMES | _TOP_NAMES).items()}
+
+_SUPPORTED = (
+    *(Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0),
+    *(Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K),
+)
+
+
+class GgufFile(GgufMetadata):
+    """A memory-mapped GGUF file; nothing of a tensor is read before it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises BadInput for what is not a whole GGUF file, UnsupportedModel for unknown tensor types."""
+        super().__init__(path)
+        for entry in self._contents.tensors.values():
+            if entry.kind not in _SUPPORTED:
+                known = ", ".join(kind.name for kind in _SUPPORTED)
+                raise UnsupportedModel(
+                    f"tensor {entry.name!r} of {path.name} has type {entry.kind.name}, which is not "
+                    f"supported ({known} are)"
+                )
+
+    def __contains__(self, name: str) -> bool:
+        return self._entry(name) is not None
+
+    def names(self) -> list[str]:
+        """Names of all tensors, as Hugging Face calls them."""
+        found: list[str] = []
+        for name, entry in self._contents.tensors.items():
+            found += gguf_experts.expert_names(entry) or [hf_name(name)]
+        return found
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor by its Hugging Face name, rows first."""
+        return self._find(name).shape
+
+    def tensor(self, name: str, config: ModelConfig | None = None) -> torch.Tensor:
+        """A tensor by its Hugging Face name, float32; with `config`, rows in Hugging Face's order."""
+        entry = self._find(name)
+        coded = self._codes(entry)
+        values = self._floats(entry) if coded is None else coded.dequantized()
+        order = None if config is None else self._row_order(name, config)
+        return torch.from_numpy(values if order is None else values[order])
+
+    def quantized(self, name: str, config: ModelConfig) -> GroupQuantized | None:
+        """The codes of a Q4_0, Q4_1 or Q8_0 matrix; None for every other type."""
+        coded = self._codes(self._find(name))
+        order = self._row_order(name, config)
+        if coded is None or order is None:
+            return coded
+        minimums = None if coded.minimums is None else coded.minimums[order]
+        return GroupQuantized(coded.bits, coded.codes[order], coded.scales[order], minimums)
+
+    def _find(self, name: str) -> TensorEntry:
+        entry = self._entry(name)
+        if entry is None:
+            wanted = gguf_experts.fused_name(name) or gguf_name(name)
+            raise BadInput(f"{self.path.name} has no tensor {wanted!r}: the file is incomplete")
+        return entry
+
+    def _entry(self, name: str) -> TensorEntry | None:
+        tensors = self._contents.tensors
+        return tensors.get(gguf_name(name)) or gguf_experts.find_expert(name, tensors)
+
+    def _row_order(self, name: str, config: ModelConfig) -> npt.NDArray[np.int64] | None:
+        stem = name.rpartition(".")[0]
+        if self.architecture not in PERMUTED or not stem.endswith(("q_proj", "k_proj")):
+            return None
+        heads = config.num_heads if stem.endswith("q_proj") else config.num_kv_heads
+        return rotate_half_order(heads, config.head_dim)
+
+    def _floats(self, entry: TensorEntry) -> npt.NDArray[np.float32]:
+        blocks = self._contents.blocks(entry)
+        if entry.kind == Kind.F32:
+            values = blocks.view("<f4")
+        elif entry.kind == Kind.F16:
+            values = blocks.view("<f2")
+        else:
+            values = dequantize(blocks, entry.kind)
+        return np.array(values, dtype=np.float32).reshape(entry.shape)  # a copy: the file is mapped read-only
+
+    def _codes(self, entry: TensorEntry) -> GroupQuantized | None:
+        """Blocks of 32: Q4_0 is scale, 16 bytes; Q4_1 scale, minimum, 16 bytes; Q8_0 scale, 32 bytes.
+
+        A byte of the 4-bit kinds holds code j in its low and code j + 16 in its high half.
+        """
+        if entry.kind not in (Kind.Q4_0, Kind.Q4_1, Kind.Q8_0) or len(entry.shape) != 2:
+            return None
+        rows = entry.shape[0]
+        head = 4 if entry.kind == Kind.Q4_1 else 2
+        body = GROUP_SIZE if entry.kind == Kind.Q8_0 else GROUP_SIZE // 2
+        blocks = self._contents.blocks(entry).reshape(rows, -1, head + body)
+        packed, scales = np.ascontiguousarray(blocks[:, :, head:]), _half(blocks, 0)
+        if entry.kind == Kind.Q8_0:
+            return GroupQuantized(8, packed.view(np.int8).reshape(rows, -1), scales, None)
+        codes = np.concatenate([packed & 15, packed >> 4], axis=2).reshape(rows, -1)
+        # Q4_0 centres its codes on 8.
+        minimums = scales * np.float32(-8.0) if entry.kind == Kind.Q4_0 else _half(blocks, 2)
+        return GroupQuantized(4, codes, scales, minimums)
+
+
+def rotate_half_order(heads: int, head_dim: int) -> npt.NDArray[np.int64]:
+    """Row of the file for each row of ours: the file interleaves the halves of a head, we keep them apart."""
+    rows = np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2)
+    return rows.swapaxes(1, 2).reshape(-1)
+
+
+def gguf_name(name: str) -> str:
+    """GGUF's name of a Hugging Face tensor: model.layers.3.self_attn.q_proj.weight is blk.3.attn_q.weight.
+
+    Names that only GGUF has, such as rope_freqs.weight, stay as they are.
+    """
+    stem, _, kind = name.rpartition(".")
+    if stem.startswith("model.layers."):
+        _, _, index, rest = stem.split(".", 3)
+        return f"blk.{index}.{_LAYER_NAMES.get(rest, rest)}.{kind}"
+    return f"{_TOP_NAMES.get(stem, stem)}.{kind}"
+
+
+def hf_name(name: str) -> str:
+    """The inverse of `gguf_name`."""
+    stem, _, kind = name.rpartition(".")
+    if stem.startswith("blk."):
+        _, index, rest = stem.split(".", 2)
+        return f"model.layers.{index}.{_OUR_NAMES.get(rest, rest)}.{kind}"
+    return f"{_OUR_NAMES.get(stem, stem)}.{kind}"
+
+
+def _half(blocks: npt.NDArray[np.uint8], offset: int) -> npt.NDArray[np.float32]:
+    """The float16 at `offset` of each block, as float32 [rows, blocks]."""
+    halves = np.ascontiguousarray(blocks[:, :, offset : offset + 2]).view("<f2")
+    return halves[:, :, 0].astype(np.float32)

@@ -1,0 +1,168 @@
+"""Text to token ids and back, with the model's own vocabulary and chat template."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models.text import gguf_tokenizer
+from weighbridge.models.text import hf_tokenizer
+from weighbridge.models.text.block_digests import ROOT
+from weighbridge.models.text.chat_template import Message
+from weighbridge.models.text.token_text import Detokenizer, TokenBytes, decode
+from weighbridge.models.text.tokenizer_parts import TokenizerParts
+from weighbridge.models.text.word_tokens import WordTokens
+
+logger = logging.getLogger(__name__)
+
+#: Tokens that end an assistant's turn in common chat formats, whatever the configuration says.
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>")
+#: The first text of so many characters is the sign that quick encoding is worth its preparation.
+_LONG_TEXT = 2_000
+
+
+class Tokenizer:
+    """A vocabulary with its chat template. Ids run from 0 to `vocab_size` - 1.
+
+    `backend` is the `tokenizers.Tokenizer` underneath, for libraries that want one, and must not be changed. Safe
+    to share between threads: what is remembered from one call to the next changes no result.
+    """
+
+    def __init__(self, parts: TokenizerParts) -> None:
+        """Raises UnsupportedModel for a vocabulary that is neither byte-level BPE nor SentencePiece."""
+        backend = parts.backend
+        # Files saved while training may cut or pad texts; a prompt must never be shortened in silence.
+        backend.no_truncation()
+        backend.no_padding()
+        added = backend.get_added_tokens_decoder()
+        self.backend = backend
+        size: int = backend.get_vocab_size(with_added_tokens=True)
+        self.vocab_size = max([size, *(index + 1 for index in added)])
+        self.bos_token_id = parts.bos_token_id
+        self._special = frozenset(index for index, token in added.items() if token.special)
+        turns = (backend.token_to_id(name) for name in TURN_ENDS)
+        ends = [*parts.eos_token_ids, *(index for index in turns if index in self._special)]
+        self.eos_token_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
+        self._template = parts.template
+        self._bytes = TokenBytes(backend)
+        self._words: WordTokens | None = None
+        self._quickened = False
+        self._quickening = threading.Lock()
+
+    def quicken(self) -> None:
+        """Prepare `encode_quickly`, which takes 0.2 s for 49,000 tokens. A long text has it done in the background."""
+        with self._quickening:
+            if not self._quickened:
+                try:
+                    self._words = WordTokens(self.backend)
+                except UnsupportedModel as error:
+                    logger.info("Texts are encoded without remembering words: %s", error)
+                self._quickened = True
+
+    def encode_quickly(self, text: str, add_special_tokens: bool = True) -> list[int] | None:
+        """What `encode` returns where that takes 10 to 100 ns a character; None where it takes 500 or more.
+
+        It is None until `quicken` was called, for SentencePiece, for what is no Unicode and for some rare characters.
+        """
+        try:
+            return None if self._words is None else self._words.encode(text, add_special_tokens)
+        except UnicodeError:
+            return None
+
+    def weigh_quickly(
+        self, text: str, add_special_tokens: bool, block_size: int
+    ) -> tuple[int, list[bytes]] | None:
+        """The number of tokens and the chain of their blocks' digests, without a list of them; or None as above."""
+        try:
+            return (
+                None if self._words is None else self._words.weigh(text, add_special_tokens, ROOT, block_size)
+            )
+        except UnicodeError:
+            return None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`. `add_special_tokens` puts a BOS (or EOS) where the model wants one.
+
+        The names of special tokens inside `text` become those tokens. Raises BadInput for text that is not
+        Unicode, such as half of a surrogate pair.
+        """
+        if len(text) >= _LONG_TEXT and not self._quickened and not self._quickening.locked():
+            threading.Thread(target=self.quicken, name="quicken-tokenizer").start()
+        quickly = self.encode_quickly(text, add_special_tokens)
+        if quickly is not None:
+            return quickly
+        try:
+            ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except (TypeError, UnicodeError) as error:
+            raise BadInput(f"the text is not valid Unicode: {error}") from error
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, ids of no token nothing."""
+        return decode(ids, Detokenizer(self._bytes, self._special if skip_special_tokens else frozenset()))
+
+    def stream(self, *, continuing: bool = False) -> Detokenizer:
+        """A decoder to push one token after the other into; special tokens give no text.
+
+        SentencePiece puts a space before each text, which decoding takes away again; `continuing` keeps it,
+        for tokens that go on behind a prompt.
+        """
+        return Detokenizer(self._bytes, self._special, continuing)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token; not always whole characters, empty for ids of no token."""
+        return self._bytes[token_id]
+
+    def token_text(self, token_id: int) -> str:
+        """One token on its own, as log-probabilities show it; special tokens by their name."""
+        return self._bytes[token_id].decode("utf-8", "replace")
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token is a control token, which has no text of its own."""
+        return token_id in self._special
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    @property
+    def supports_tools(self) -> bool:
+        """Whether the chat template reads `tools`."""
+        return self._template is not None and self._template.supports_tools
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """The conversation as the model was trained to read it; `variables` are the template's own.
+
+        Raises BadInput when there is no template, or for messages that the template refuses.
+        """
+        if self._template is None:
+            raise BadInput("this model has no chat template; send a plain prompt to /v1/completions instead")
+        return self._template.render(messages, tools, add_generation_prompt, **variables)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> list[int]:
+        """Token ids of `render_chat`; the template writes its own special tokens."""
+        text = self.render_chat(messages, tools, add_generation_prompt, **variables)
+        return self.encode(text, add_special_tokens=False)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a model directory or GGUF file. Raises BadInput when there is none."""
+    return Tokenizer(
+        hf_tokenizer.read_directory(path) if path.is_dir() else gguf_tokenizer.read_gguf_tokenizer(path)
+    )

@@ -1,0 +1,35 @@
+"""What a tokenizer is made of, whichever file it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tokenizers
+from tokenizers.processors import TemplateProcessing
+
+from weighbridge.errors import UnsupportedModel
+from weighbridge.models.text.chat_template import ChatTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerParts:
+    """`eos_token_ids` are the ones that the model's files declare."""
+
+    backend: tokenizers.Tokenizer
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    template: ChatTemplate | None = None
+
+
+def wrap_texts(backend: tokenizers.Tokenizer, before: str | None, after: str | None) -> None:
+    """Make `backend` put the tokens `before` and `after` around every text that it encodes.
+
+    Raises UnsupportedModel when the vocabulary does not have them.
+    """
+    tokens = [(name, backend.token_to_id(name)) for name in (before, after) if name is not None]
+    missing = [name for name, index in tokens if index is None]
+    if missing:
+        raise UnsupportedModel(f"the tokenizer adds {missing[0]!r} to each text, but has no such token")
+    # As lists, because names of tokens may hold spaces and colons.
+    first, last = ([] if before is None else [before]), ([] if after is None else [after])
+    backend.post_processor = TemplateProcessing(single=[*first, "$A", *last], special_tokens=tokens)
