@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from weighbridge.fleet.api import Arrival, Choice, Policy, Randomness
-from weighbridge.fleet.state import ReplicaState
+from weighbridge.fleet.load.state import ReplicaState
 
 #: Defaults of the router's `CacheAwareConfig`; its launchers document up to 64 and 1.5 for the last two.
 CACHE_THRESHOLD = 0.5

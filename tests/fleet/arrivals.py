@@ -5,8 +5,8 @@ from __future__ import annotations
 from weighbridge.cost.step import StepCost
 from weighbridge.cost.weight import OutputEstimate, Weight
 from weighbridge.fleet.api import Arrival, Capacity
-from weighbridge.fleet.prefix_index import PrefixIndex
-from weighbridge.fleet.state import ReplicaState
+from weighbridge.fleet.load.prefix_index import PrefixIndex
+from weighbridge.fleet.load.state import ReplicaState
 
 COST = StepCost(overhead=0.004, memory=0.008, per_token=5e-5, per_context_token=3e-8, per_sequence=1e-4)
 

@@ -16,7 +16,7 @@ import aiohttp
 import uvicorn
 
 from weighbridge.fleet.build import build_replica
-from weighbridge.fleet.config_load import parse_config
+from weighbridge.fleet.config.load import parse_config
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.server.gateway_app import GatewayApp
 from weighbridge.server.gateway_metrics import GatewayMetrics

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from weighbridge.fleet.api import Arrival, Capacity, Policy, Report
-from weighbridge.fleet.prefix_index import PrefixIndex
-from weighbridge.fleet.state import ReplicaState
+from weighbridge.fleet.load.prefix_index import PrefixIndex
+from weighbridge.fleet.load.state import ReplicaState
 
 
 @dataclass(slots=True, eq=False)

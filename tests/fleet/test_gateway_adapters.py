@@ -12,7 +12,7 @@ import pytest
 from tests.fleet.backends import Backend, events, fleet, text_of, until
 from tests.fleet.test_gateway_parts import LLAMA, SGLANG, VLLM
 from weighbridge.fleet.api import Call
-from weighbridge.fleet.local_replica import HIGH_WATER, LocalReplica
+from weighbridge.fleet.replicas.local import HIGH_WATER, LocalReplica
 from weighbridge.fleet.replica import Failure, ReplicaError, Timeouts
 from weighbridge.server import gateway_answer
 

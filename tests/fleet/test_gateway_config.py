@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from weighbridge.cli.app import app
 from weighbridge.cli.config import plain
 from weighbridge.errors import BadInput
-from weighbridge.fleet.config_load import load_config, parse_config
-from weighbridge.fleet.config_replica import replica_from_json
+from weighbridge.fleet.config.load import load_config, parse_config
+from weighbridge.fleet.config.replica import replica_from_json
 
 GOOD = """\
 listen: 0.0.0.0:9000

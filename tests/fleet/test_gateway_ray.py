@@ -14,7 +14,7 @@ import pytest
 
 from tests.fleet.backends import fleet, text_of, until
 from tests.tiny import make_tiny
-from weighbridge.fleet.ray_replica import RayReplica
+from weighbridge.fleet.replicas.ray import RayReplica
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
@@ -112,7 +112,7 @@ def _with_makers(monkeypatch: Any) -> None:
     """The tests' gateway makes Ray replicas as the command line's does."""
     import tests.fleet.backends as backends
     from weighbridge.fleet.build import build_replica
-    from weighbridge.fleet.ray_replica import make_ray_replica
+    from weighbridge.fleet.replicas.ray import make_ray_replica
 
     monkeypatch.setattr(
         backends, "build_replica", lambda spec: build_replica(spec, {"ray": make_ray_replica})

@@ -25,7 +25,7 @@ async def test_an_unreachable_replica_is_passed_over() -> None:
 async def _joined(front, line):  # type: ignore[no-untyped-def]
     import yaml
 
-    from weighbridge.fleet.config_replica import replica_from_json
+    from weighbridge.fleet.config.replica import replica_from_json
 
     pool = front.gateway.pools["m"]
     pool.add(replica_from_json(yaml.safe_load(line)[0], "x"))

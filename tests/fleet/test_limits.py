@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weighbridge.errors import BadInput, RateLimited
-from weighbridge.fleet.limits import Limiter, TenantLimits
+from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
 
 
 def test_500_at_once_overshoot_by_no_more_than_one_estimate() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fleet.block_index import BlockIndex
-from weighbridge.fleet.prefix_index import PrefixIndex
+from weighbridge.fleet.load.prefix_index import PrefixIndex
 
 CHAINS = [tuple(f"{tree}{depth}".encode() * 8 for depth in range(9)) for tree in "abc"]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.fleet.arrivals import arrival
 from weighbridge.errors import BadInput, DeadlineMissed, QueueFull
-from weighbridge.fleet.queue import GatewayQueue, QueueSettings, drain_seconds
+from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings, drain_seconds
 
 
 @given(st.lists(st.tuples(st.integers(1, 900), st.integers(1, 300)), min_size=44, max_size=120))

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tests.fleet.arrivals import COST, arrival, replica
 from weighbridge.fleet.api import Report
-from weighbridge.fleet.in_flight import UNPROVEN
-from weighbridge.fleet.prefix_index import PrefixIndex
+from weighbridge.fleet.load.in_flight import UNPROVEN
+from weighbridge.fleet.load.prefix_index import PrefixIndex
 
 STEPS = st.lists(
     st.tuples(

@@ -105,7 +105,7 @@ def test_reading_one_does_not_import_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from weighbridge.fleet.build import load_tokenizers\n"
-        "from weighbridge.fleet.config import FleetSpec, ModelSpec\n"
+        "from weighbridge.fleet.config.spec import FleetSpec, ModelSpec\n"
         "model = ModelSpec('m', (), tokenizer=Path(sys.argv[1]))\n"
         "assert load_tokenizers(FleetSpec(models=(model,)))['m'].encode('one two')\n"
         "assert 'torch' not in sys.modules"

@@ -8,7 +8,7 @@ import pytest
 
 from weighbridge.cost.hardware import find_device
 from weighbridge.errors import BadInput
-from weighbridge.fleet.config_load import parse_config
+from weighbridge.fleet.config.load import parse_config
 from weighbridge.planner.commands import engine_command, fleet_yaml
 from weighbridge.planner.fit import changes
 from weighbridge.planner.html import page

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from weighbridge.cost import StepCost
-from weighbridge.fleet.queue import QueueSettings
+from weighbridge.fleet.load.queue import QueueSettings
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, Simulation, engine_settings
 from weighbridge.simulator.requests import SimulatedRequest, Span
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from weighbridge.fleet.api import Arrival, Choice, Policy
-from weighbridge.fleet.breaker import BreakerSettings, CircuitBreaker
-from weighbridge.fleet.config import ReplicaSpec as MemberSpec
+from weighbridge.fleet.reliability.breaker import BreakerSettings, CircuitBreaker
+from weighbridge.fleet.config.spec import ReplicaSpec as MemberSpec
 from weighbridge.fleet.dispatch import Dispatcher, Lease, Patience
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.policies import make_policy
-from weighbridge.fleet.prefix_index import PrefixIndex
-from weighbridge.fleet.queue import GatewayQueue, QueueSettings
-from weighbridge.fleet.state import ReplicaState
+from weighbridge.fleet.load.prefix_index import PrefixIndex
+from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
+from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Simulation, engine_settings
 from weighbridge.simulator.traces import read_rows
 from weighbridge.simulator.workload import Synthetic, from_rows

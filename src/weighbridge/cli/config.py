@@ -15,7 +15,7 @@ from rich.table import Table
 from weighbridge.cli.terminal import print_json
 
 if TYPE_CHECKING:
-    from weighbridge.fleet.config import FleetSpec, SharedLimitsSpec
+    from weighbridge.fleet.config.spec import FleetSpec, SharedLimitsSpec
     from weighbridge.hybrid.settings import RouteSettings
 
 app = typer.Typer(help="Check and show the configuration of a fleet.", no_args_is_help=True)
@@ -109,8 +109,8 @@ def _shared(spec: SharedLimitsSpec | None) -> str:
 
 def plain(value: Any) -> Any:
     """Dataclasses as JSON; keys become stars."""
-    from weighbridge.fleet.config import ReplicaSpec
-    from weighbridge.fleet.config_reader import Secret
+    from weighbridge.fleet.config.spec import ReplicaSpec
+    from weighbridge.fleet.config.reader import Secret
     from weighbridge.hybrid.side import SideSettings
 
     if isinstance(value, Secret):

@@ -14,7 +14,7 @@ from weighbridge.errors import BadInput, WeighbridgeError
 
 if TYPE_CHECKING:
     from weighbridge.fleet.api import Replica
-    from weighbridge.fleet.config import FleetSpec, ReplicaSpec, TenantSpec
+    from weighbridge.fleet.config.spec import FleetSpec, ReplicaSpec, TenantSpec
     from weighbridge.fleet.gateway import Gateway
     from weighbridge.hybrid.served import Served
     from weighbridge.hybrid.settings import HybridSettings
@@ -143,7 +143,7 @@ class LocalMakers:
     """Starts what a configuration wants started here, and shares this machine's cores among it."""
 
     def __init__(self, spec: FleetSpec) -> None:
-        from weighbridge.fleet.process_replica import own_cores, share_cores
+        from weighbridge.fleet.replicas.process import own_cores, share_cores
 
         processes = [one for model in spec.models for one in model.replicas if one.kind == "process"]
         names = [
@@ -158,7 +158,7 @@ class LocalMakers:
         """Reach the Ray cluster before we serve: a missing one is said at once, and the signal handlers that Ray
         installs are replaced by our own, which drain."""
         if self._ray:
-            from weighbridge.fleet.ray_replica import connect
+            from weighbridge.fleet.replicas.ray import connect
 
             connect(self._ray[0].ray.address)
 
@@ -167,7 +167,7 @@ class LocalMakers:
 
     def process(self, spec: ReplicaSpec) -> Replica:
         from weighbridge.fleet.build import endpoint_of
-        from weighbridge.fleet.process_replica import ProcessReplica, Program, serve_command
+        from weighbridge.fleet.replicas.process import ProcessReplica, Program, serve_command
 
         cores = self._cores.get(spec.name)
         options = list(spec.options)
@@ -189,7 +189,7 @@ class LocalMakers:
         """The model in this process; it is loaded before the gateway listens."""
         from weighbridge.cli.serve import SWITCH_INTERVAL, assemble, load
         from weighbridge.engine.settings import EngineSettings
-        from weighbridge.fleet.local_replica import LocalReplica
+        from weighbridge.fleet.replicas.local import LocalReplica
         from weighbridge.server.settings import ServerSettings
 
         if spec.options:
@@ -202,14 +202,14 @@ class LocalMakers:
         )
 
     def ray(self, spec: ReplicaSpec) -> Replica:
-        from weighbridge.fleet.ray_replica import make_ray_replica
+        from weighbridge.fleet.replicas.ray import make_ray_replica
 
         return make_ray_replica(spec)
 
 
 def replicated(model: str, name: str | None, count: int, on: str, options: Sequence[str]) -> FleetSpec:
     """The configuration that `--replicas N` stands for."""
-    from weighbridge.fleet.config import FleetSpec, ModelSpec, ReplicaSpec
+    from weighbridge.fleet.config.spec import FleetSpec, ModelSpec, ReplicaSpec
     from weighbridge.models.files import catalogue
     from weighbridge.models.files.store import resolve
 
@@ -256,8 +256,8 @@ def engine_options(context: typer.Context) -> list[str]:
 def _tenants(given: Sequence[str]) -> tuple[TenantSpec, ...]:
     """Tenants of `--api-key`."""
     from weighbridge.cli.serve import parse_keys
-    from weighbridge.fleet.config import KeySpec, TenantSpec
-    from weighbridge.fleet.config_reader import Secret
+    from weighbridge.fleet.config.spec import KeySpec, TenantSpec
+    from weighbridge.fleet.config.reader import Secret
 
     keys: dict[str, list[KeySpec]] = {}
     for key in parse_keys(list(given)):

@@ -198,8 +198,8 @@ def _planned(model: str, device: str, asked: MachineFlags, engine: EngineFlags, 
 def fleet_of(asked: FleetFlags, engine: EngineFlags, machine: Machine, source: Source) -> FleetSpec:
     """The fleet asked for. Raises BadInput for what no fleet can be."""
     from weighbridge.cost.price import Price
-    from weighbridge.fleet.limits import TenantLimits
-    from weighbridge.fleet.queue import QueueSettings
+    from weighbridge.fleet.limits.tenant import TenantLimits
+    from weighbridge.fleet.load.queue import QueueSettings
     from weighbridge.simulator.autoscale import Autoscaling
     from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec
 

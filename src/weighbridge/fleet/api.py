@@ -16,7 +16,7 @@ from weighbridge.cost.weight import Weight
 from weighbridge.engine.memory.prefix import Digest
 
 if TYPE_CHECKING:
-    from weighbridge.fleet.state import ReplicaState
+    from weighbridge.fleet.load.state import ReplicaState
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from dataclasses import replace
 
-from weighbridge.fleet.config import ReplicaSpec
+from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.pool import Pool
 from weighbridge.fleet.scaling import Scaler

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Replica
-from weighbridge.fleet.config import FleetSpec, ModelSpec, ReplicaSpec
-from weighbridge.fleet.dialects import dialect
-from weighbridge.fleet.http_replica import Endpoint, HttpReplica
-from weighbridge.fleet.weigher import Counter
+from weighbridge.fleet.config.spec import FleetSpec, ModelSpec, ReplicaSpec
+from weighbridge.fleet.replicas.dialects import dialect
+from weighbridge.fleet.replicas.http import Endpoint, HttpReplica
+from weighbridge.fleet.load.weigher import Counter
 
 Make = Callable[[ReplicaSpec], Replica]
 

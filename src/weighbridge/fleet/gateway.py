@@ -18,13 +18,13 @@ from weighbridge.errors import BadInput, Draining, Refused
 from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.ask import Ask
 from weighbridge.fleet.autoscale import Autoscale
-from weighbridge.fleet.config import FleetSpec, ReplicaSpec
+from weighbridge.fleet.config.spec import FleetSpec, ReplicaSpec
 from weighbridge.fleet.journey import Journey
-from weighbridge.fleet.limits import Limiter
+from weighbridge.fleet.limits.tenant import Limiter
 from weighbridge.fleet.member import Member, Standing
 from weighbridge.fleet.pool import Build, Pool, Rules
-from weighbridge.fleet.shared_limits import SharedLimits
-from weighbridge.fleet.weigher import Counter
+from weighbridge.fleet.limits.shared import SharedLimits
+from weighbridge.fleet.load.weigher import Counter
 from weighbridge.ticket.record import Ticket
 from weighbridge.ticket.store import TicketStore
 

@@ -17,11 +17,11 @@ from weighbridge.fleet.ask import Ask
 from weighbridge.fleet.attempt import AttemptFailed, Opened
 from weighbridge.fleet.dispatch import Lease
 from weighbridge.fleet.meter import Meter
-from weighbridge.fleet.race import race
+from weighbridge.fleet.reliability.race import race
 from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError
 from weighbridge.fleet.resume import NotResumable, Resumption
-from weighbridge.fleet.retry import backoff
-from weighbridge.fleet.weigher import Weighed
+from weighbridge.fleet.reliability.retry import backoff
+from weighbridge.fleet.load.weigher import Weighed
 from weighbridge.ticket.record import Ticket
 
 if TYPE_CHECKING:

@@ -24,14 +24,14 @@ from typing import Any
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from weighbridge.cost.step import StepCost
-from weighbridge.fleet.routing import Routing, body_of
+from weighbridge.fleet.policies.routing import Routing, body_of
 
 
 class WeighRouter(RequestRouter):  # type: ignore[misc]
     """Ranks the candidates of each request by predicted marginal cost; Serve sends it to the first with room."""
 
     def initialize_state(self, **options: Any) -> None:
-        """`policy`, `tokenizer` (a path), `max_sequences`, `default_max_tokens`, `seed`: see `fleet.routing`."""
+        """`policy`, `tokenizer` (a path), `max_sequences`, `default_max_tokens`, `seed`: see `fleet.policies.routing`."""
         path = options.pop("tokenizer", None)
         tokenizer = None
         if path is not None:

@@ -14,7 +14,7 @@ import msgspec
 
 from weighbridge.errors import BadInput
 from weighbridge.fleet.ask import Ask, Fields
-from weighbridge.fleet.weigher import Counter
+from weighbridge.fleet.load.weigher import Counter
 
 _encode = msgspec.json.encode
 

@@ -19,7 +19,7 @@ from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.journey import Journey, ReplicaAnswered
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.meter import Meter
-from weighbridge.fleet.retry import retry_after
+from weighbridge.fleet.reliability.retry import retry_after
 from weighbridge.hybrid.build import MakeSide
 from weighbridge.hybrid.errors import SideFailed
 from weighbridge.hybrid.fleet_state import fleet_embeddings, foreign

@@ -13,7 +13,7 @@ import msgspec
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.fleet.ask import Ask
-from weighbridge.fleet.config import ReplicaSpec
+from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.gateway import Gateway, arrival_of, ticket_of
 from weighbridge.fleet.journey import Journey
 from weighbridge.fleet.pool import Pool

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from weighbridge.errors import BadInput
-from weighbridge.fleet.config_replica import replica_from_json
+from weighbridge.fleet.config.replica import replica_from_json
 from weighbridge.fleet.gateway import Gateway, expanded
 from weighbridge.fleet.pool import Pool
 from weighbridge.server.body import read_body

@@ -6,7 +6,7 @@ import hmac
 import time
 from hashlib import blake2b
 
-from weighbridge.fleet.config import FleetSpec
+from weighbridge.fleet.config.spec import FleetSpec
 from weighbridge.server.errors import ApiError
 from weighbridge.server.gateway_request import Headers
 

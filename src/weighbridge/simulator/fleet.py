@@ -11,11 +11,11 @@ from weighbridge.cost.price import FREE, Price
 from weighbridge.engine.schedule.scheduler_api import SchedulerSettings
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Capacity, Policy
-from weighbridge.fleet.limits import Limiter, TenantLimits
+from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
 from weighbridge.fleet.policies import DEFAULT_POLICY, make_policy
-from weighbridge.fleet.prefix_index import PrefixIndex
-from weighbridge.fleet.queue import GatewayQueue, QueueSettings
-from weighbridge.fleet.state import ReplicaState
+from weighbridge.fleet.load.prefix_index import PrefixIndex
+from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
+from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.simulator.autoscale import Autoscaling, SimulatedAutoscaler
 from weighbridge.simulator.gateway import SimulatedGateway
 from weighbridge.simulator.measures import GapHistogram

@@ -17,10 +17,10 @@ from weighbridge.engine.memory.prefix import Digest, PrefixCache
 from weighbridge.engine.request import FinishReason, Request, SamplingParams
 from weighbridge.errors import BadInput, Refused
 from weighbridge.fleet.api import Arrival, Choice, Policy
-from weighbridge.fleet.limits import Limiter
-from weighbridge.fleet.prefix_index import PrefixIndex
-from weighbridge.fleet.queue import GatewayQueue
-from weighbridge.fleet.state import ReplicaState
+from weighbridge.fleet.limits.tenant import Limiter
+from weighbridge.fleet.load.prefix_index import PrefixIndex
+from weighbridge.fleet.load.queue import GatewayQueue
+from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.simulator.outcomes import Outcome, Outcomes
 from weighbridge.simulator.replica import SimulatedReplica
 from weighbridge.simulator.requests import END, SimulatedRequest

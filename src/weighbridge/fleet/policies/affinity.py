@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from weighbridge.fleet.api import Arrival, Choice, Randomness
-from weighbridge.fleet.state import ReplicaState
+from weighbridge.fleet.load.state import ReplicaState
 
 #: How far above the mean a replica's requests may go before its arrivals spill over (Mirrokni et al. 2018).
 BALANCE = 1.25

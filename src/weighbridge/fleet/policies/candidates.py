@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weighbridge.fleet.api import Arrival, Randomness
-from weighbridge.fleet.state import ReplicaState
+from weighbridge.fleet.load.state import ReplicaState
 
 
 def matched_tokens(arrival: Arrival, replicas: Sequence[ReplicaState]) -> list[int]:

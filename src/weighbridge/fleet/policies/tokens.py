@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from weighbridge.fleet.api import Arrival, Choice, Randomness
 from weighbridge.fleet.policies.candidates import lowest
-from weighbridge.fleet.state import ReplicaState
+from weighbridge.fleet.load.state import ReplicaState
 
 
 class LeastTokens:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from weighbridge.fleet.api import Answer, Call, Report
-from weighbridge.fleet.http_replica import Endpoint, HttpReplica
+from weighbridge.fleet.replicas.http import Endpoint, HttpReplica
 from weighbridge.fleet.replica import Failure, ReplicaError
 
 log = logging.getLogger("weighbridge.fleet")
@@ -114,7 +114,7 @@ class ProcessReplica:
     async def _start(self) -> None:
         port = free_port()
         cores = ",".join(map(str, sorted(self._program.cores))) if self._program.cores else "-"
-        command = [sys.executable, "-m", "weighbridge.fleet.child", str(os.getpid()), cores, "--"]
+        command = [sys.executable, "-m", "weighbridge.fleet.replicas.child", str(os.getpid()), cores, "--"]
         command += [*self._program.command, "--host", "127.0.0.1", "--port", str(port)]
         if self._http is not None:
             await self._http.close()

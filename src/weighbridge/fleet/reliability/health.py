@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Callable
 
-from weighbridge.fleet.config import HealthSpec
+from weighbridge.fleet.config.spec import HealthSpec
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.replica import ReplicaError
 

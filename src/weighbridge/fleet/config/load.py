@@ -7,8 +7,8 @@ from pathlib import Path
 
 from weighbridge.engine.settings import parse_bytes
 from weighbridge.errors import BadInput
-from weighbridge.fleet.breaker import BreakerSettings
-from weighbridge.fleet.config import (
+from weighbridge.fleet.reliability.breaker import BreakerSettings
+from weighbridge.fleet.config.spec import (
     FleetSpec,
     HealthSpec,
     KeySpec,
@@ -17,13 +17,13 @@ from weighbridge.fleet.config import (
     SharedLimitsSpec,
     TenantSpec,
 )
-from weighbridge.fleet.config_reader import Secret, Section, read_yaml
-from weighbridge.fleet.config_replica import Defaults, read_replica, read_timeouts
-from weighbridge.fleet.hedge import HedgeSettings
-from weighbridge.fleet.limits import TenantLimits
+from weighbridge.fleet.config.reader import Secret, Section, read_yaml
+from weighbridge.fleet.config.replica import Defaults, read_replica, read_timeouts
+from weighbridge.fleet.reliability.hedge import HedgeSettings
+from weighbridge.fleet.limits.tenant import TenantLimits
 from weighbridge.fleet.policies import DEFAULT_POLICY, POLICIES
 from weighbridge.fleet.replica import Timeouts
-from weighbridge.fleet.retry import RetrySettings
+from weighbridge.fleet.reliability.retry import RetrySettings
 
 
 def load_config(path: Path) -> FleetSpec:

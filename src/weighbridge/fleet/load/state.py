@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from weighbridge.fleet.api import Arrival, Capacity, Report
-from weighbridge.fleet.in_flight import Others
-from weighbridge.fleet.own_load import OwnLoad
-from weighbridge.fleet.prefix_index import PrefixIndex
+from weighbridge.fleet.load.in_flight import Others
+from weighbridge.fleet.load.own_load import OwnLoad
+from weighbridge.fleet.load.prefix_index import PrefixIndex
 
 #: What a replica that has just come takes, as a share of its usual work.
 COLDEST = 0.1

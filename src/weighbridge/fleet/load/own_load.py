@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from weighbridge.cost.step import StepCost
 from weighbridge.fleet.api import Arrival, Capacity
-from weighbridge.fleet.in_flight import InFlight, sums
-from weighbridge.fleet.pace import PrefillPace
-from weighbridge.fleet.prefix_index import PrefixIndex
+from weighbridge.fleet.load.in_flight import InFlight, sums
+from weighbridge.fleet.load.pace import PrefillPace
+from weighbridge.fleet.load.prefix_index import PrefixIndex
 
 
 class OwnLoad:

@@ -70,7 +70,7 @@ class GatewayQueue:
     ) -> None:
         """Queue `arrival`, or raise QueueFull, DeadlineMissed or BadInput and keep nothing.
 
-        `drain_seconds`: in which the fleet would work off what waits (see `fleet.state.drain_seconds`), which
+        `drain_seconds`: in which the fleet would work off what waits (see `fleet.load.state.drain_seconds`), which
         becomes Retry-After. `least_seconds`: what the request takes at least on an idle replica. `front`: it
         was dispatched before and comes back, because its replica failed; it is never refused for the bound.
         """

@@ -11,9 +11,9 @@ import yaml
 from weighbridge.cost.price import FREE, Price
 from weighbridge.cost.step import AS_CONTEXT, StepCost
 from weighbridge.errors import BadInput
-from weighbridge.fleet.config import KINDS, CapacitySpec, LimitSpec, RaySpec, ReplicaSpec
-from weighbridge.fleet.config_reader import Problems, Section
-from weighbridge.fleet.dialects import DIALECTS
+from weighbridge.fleet.config.spec import KINDS, CapacitySpec, LimitSpec, RaySpec, ReplicaSpec
+from weighbridge.fleet.config.reader import Problems, Section
+from weighbridge.fleet.replicas.dialects import DIALECTS
 from weighbridge.fleet.replica import Timeouts
 from weighbridge.fleet.scaling import ScalingSettings
 

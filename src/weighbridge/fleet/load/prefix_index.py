@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from weighbridge.engine.memory.prefix import Digest
-from weighbridge.fleet.prefix_tree import Holding, PrefixTree, Run
+from weighbridge.fleet.load.prefix_tree import Holding, PrefixTree, Run
 
 #: Blocks remembered of a replica whose cache size is not known.
 DEFAULT_BLOCKS = 8192

@@ -17,9 +17,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from weighbridge.errors import BadInput
-from weighbridge.fleet.config import SharedLimitsSpec
-from weighbridge.fleet.limits import DAY, MINUTE, NO_LIMITS, SLOTS, Limiter, TenantLimits, Window, over_limit
-from weighbridge.fleet.shared_limits_lua import RESERVE, SETTLE
+from weighbridge.fleet.config.spec import SharedLimitsSpec
+from weighbridge.fleet.limits.tenant import DAY, MINUTE, NO_LIMITS, SLOTS, Limiter, TenantLimits, Window, over_limit
+from weighbridge.fleet.limits.lua import RESERVE, SETTLE
 
 log = logging.getLogger("weighbridge.fleet")
 

@@ -1,6 +1,6 @@
 """Becomes another program, bound to some cores, that is told to end when its parent is gone.
 
-    python -m weighbridge.fleet.child PARENT_PID CORES -- COMMAND...
+    python -m weighbridge.fleet.replicas.child PARENT_PID CORES -- COMMAND...
 
 `CORES` is a comma-separated list, or `-` for all. Binding before the program starts makes all its threads
 inherit the cores; the kernel's parent-death signal makes sure that a gateway killed with -9 leaves nothing.

@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass
 
-from weighbridge.fleet.retry import Budget
+from weighbridge.fleet.reliability.retry import Budget
 
 #: Prompt tokens of extra work that may be saved up, so that a quiet night does not pay for a storm of hedges.
 LARGEST_SAVING = 65_536.0
