@@ -14,8 +14,8 @@ import time
 
 import numpy as np
 
-from weighbridge.planner.experts_placement import balance
-from weighbridge.planner.placement import Devices, balancedness, eplb, static_placement
+from weighbridge.planner.experts.local_search import balance
+from weighbridge.planner.experts.placement import Devices, balancedness, eplb, static_placement
 
 LAYERS, EXPERTS = 58, 256
 FLEETS = (

@@ -6,7 +6,7 @@
 A case is a JSON object a line: see `weighbridge.planner.cases`. The first form prints for each figure what the
 log said and what is planned, then how many lie within the bounds asked for (cache accounting 0.2 % or what the
 digits of the log leave open, weights 1 %, cache memory 5 %). The second fits the two constants of
-`weighbridge.planner.activation` on the cases whose identifier hashes to even, prints the error of the cache
+`weighbridge.planner.memory.activation` on the cases whose identifier hashes to even, prints the error of the cache
 memory on the odd ones, and the other way round.
 """
 
@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from weighbridge.planner.activation import FITTED, Constants
+from weighbridge.planner.memory.activation import FITTED, Constants
 from weighbridge.planner.cases import Comparison, compare_all
 
 TOKENS = ("kv_tokens", "kv_blocks", "max_concurrency", "kv_mib", "kv_swa_mib", "k_mib", "states_mib")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from weighbridge.errors import BadInput
-from weighbridge.planner.architecture import Architecture, Attention, Experts, Latent, Recurrent
-from weighbridge.planner.catalogue import catalogue, lookup
-from weighbridge.planner.config_reader import read_architecture
-from weighbridge.planner.layer_kinds import spread
-from weighbridge.planner.tensors import parameters
+from weighbridge.planner.model.architecture import Architecture, Attention, Experts, Latent, Recurrent
+from weighbridge.planner.model.catalogue import catalogue, lookup
+from weighbridge.planner.model.config_reader import read_architecture
+from weighbridge.planner.model.layer_kinds import spread
+from weighbridge.planner.model.tensors import parameters
 
 _PLAIN: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8,

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tests.moe_data import moe_data
 from weighbridge.errors import BadInput
-from weighbridge.planner.experts import count_parameters, redundant_bytes, replacement
-from weighbridge.planner.experts_placement import balance, colocation
-from weighbridge.planner.placement import (
+from weighbridge.planner.experts.layout import count_parameters, redundant_bytes, replacement
+from weighbridge.planner.experts.local_search import balance, colocation
+from weighbridge.planner.experts.placement import (
     Devices,
     Placement,
     balancedness,

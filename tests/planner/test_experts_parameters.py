@@ -9,7 +9,7 @@ import pytest
 
 from tests.models.tiny_moe import MOE_FAMILIES, make_tiny_moe
 from weighbridge.models.files.checkpoint import open_checkpoint
-from weighbridge.planner.experts import count_parameters
+from weighbridge.planner.experts.layout import count_parameters
 
 
 @pytest.mark.parametrize("family", MOE_FAMILIES)

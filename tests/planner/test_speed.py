@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from weighbridge.cost.hardware import find_device
-from weighbridge.planner.memory import plan_memory
-from weighbridge.planner.request import Deployment
-from weighbridge.planner.source import open_model
-from weighbridge.planner.speed import measure, step_cost, typical_batch
+from weighbridge.planner.memory.memory import plan_memory
+from weighbridge.planner.memory.request import Deployment
+from weighbridge.planner.memory.source import open_model
+from weighbridge.planner.search.speed import measure, step_cost, typical_batch
 
 
 @pytest.mark.parametrize(

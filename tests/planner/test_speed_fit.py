@@ -11,10 +11,10 @@ import pytest
 
 from weighbridge.cost.hardware import find_device
 from weighbridge.cost.roofline import at_data_sheet, efficiency_of, expert_use, roofline
-from weighbridge.planner.memory import plan_memory
-from weighbridge.planner.request import Deployment
-from weighbridge.planner.source import open_model
-from weighbridge.planner.speed import demand, time_per_token
+from weighbridge.planner.memory.memory import plan_memory
+from weighbridge.planner.memory.request import Deployment
+from weighbridge.planner.memory.source import open_model
+from weighbridge.planner.search.speed import demand, time_per_token
 from weighbridge.planner.speed_cases import SpeedCase, read_speed_cases
 from weighbridge.planner.speed_fit import Fitted, Table, errors, fit, held_out
 

@@ -89,7 +89,7 @@ def parameters(config: ConfigFile, json_output: JsonOutput = False) -> None:
 
 
 def _parameters(config: Path) -> dict[str, int]:
-    from weighbridge.planner.experts import count_parameters
+    from weighbridge.planner.experts.layout import count_parameters
 
     counted = count_parameters(_config(config))
     return {
@@ -144,8 +144,8 @@ def place_experts(
 ) -> None:
     """Place experts on GPUs so that measured loads spread evenly."""
     from weighbridge.engine.settings import parse_bytes
-    from weighbridge.planner.experts_report import DEEPSEEK_V3_EXPERT_BYTES, parse_loads, place
-    from weighbridge.planner.placement import Devices
+    from weighbridge.planner.experts.report import DEEPSEEK_V3_EXPERT_BYTES, parse_loads, place
+    from weighbridge.planner.experts.placement import Devices
 
     measured = parse_loads(_text(loads, "--loads"), str(loads))
     experts = measured.loads.shape[1]
@@ -168,7 +168,7 @@ def place_experts(
 def _current(path: Path, experts: int) -> Any:
     import numpy as np
 
-    from weighbridge.planner.placement import Placement
+    from weighbridge.planner.experts.placement import Placement
 
     try:
         value = json.loads(_text(path, "--current"))
@@ -215,9 +215,9 @@ def offload_experts(
 ) -> None:
     """Choose which experts to keep on the fast device, and the flags that say so to other engines."""
     from weighbridge.engine.settings import parse_bytes
-    from weighbridge.planner.experts import count_parameters
-    from weighbridge.planner.experts_report import parse_loads
-    from weighbridge.planner.offload import Machine, engine_flags, keep_hottest, keep_last_layers
+    from weighbridge.planner.experts.layout import count_parameters
+    from weighbridge.planner.experts.report import parse_loads
+    from weighbridge.planner.experts.offload import Machine, engine_flags, keep_hottest, keep_last_layers
 
     fields = _config(config)
     counted = count_parameters(fields)

@@ -167,10 +167,10 @@ def _planned(model: str, device: str, asked: MachineFlags, engine: EngineFlags, 
 
     from weighbridge.cost.hardware import find_device
     from weighbridge.cost.roofline import decode_share
-    from weighbridge.planner.memory import plan_memory
-    from weighbridge.planner.request import Deployment
-    from weighbridge.planner.source import open_model
-    from weighbridge.planner.speed import step_cost
+    from weighbridge.planner.memory.memory import plan_memory
+    from weighbridge.planner.memory.request import Deployment
+    from weighbridge.planner.memory.source import open_model
+    from weighbridge.planner.search.speed import step_cost
 
     found = find_device(device)
     deployment = Deployment(

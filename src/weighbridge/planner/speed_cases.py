@@ -14,10 +14,10 @@ from pathlib import Path
 
 from weighbridge.cost.hardware import find_device
 from weighbridge.cost.roofline import Peak, at_data_sheet, expert_use
-from weighbridge.planner.memory import plan_memory
-from weighbridge.planner.request import Deployment
-from weighbridge.planner.source import open_model
-from weighbridge.planner.speed import demand
+from weighbridge.planner.memory.memory import plan_memory
+from weighbridge.planner.memory.request import Deployment
+from weighbridge.planner.memory.source import open_model
+from weighbridge.planner.search.speed import demand
 
 #: Names in the table, without their makers, to names of the catalogue.
 _MODELS = {

@@ -1,0 +1,322 @@
+"""The whole of one GPU's memory: budget, weights, overheads, cache, and why each is what it is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from math import ceil
+
+from weighbridge.cost.hardware import Device
+from weighbridge.errors import BadInput
+from weighbridge.planner.memory.activation import FITTED, Constants, Overheads, overheads
+from weighbridge.planner.model.architecture import Architecture, Attention, Latent
+from weighbridge.planner.memory.engines import Rules, rules_for
+from weighbridge.planner.memory.kv_dtype import KVType, kv_type
+from weighbridge.planner.memory.kv_layout import KVPlan, cached_layers
+from weighbridge.planner.memory.other_kv import plan_llama_cpp, plan_sglang, plan_weighbridge
+from weighbridge.planner.memory.request import Deployment, Range
+from weighbridge.planner.memory.vllm_kv import plan_vllm
+from weighbridge.planner.memory.weights import GpuWeights, Stored, gpu_weights, stored_weights
+
+GIB = 1 << 30
+#: What loading takes beyond the tensors where engines measure the drop of free memory instead of adding up.
+LOADING_FACTOR = {"sglang": 1.03, "rocm": 1.013}
+LOADING_GIB = {"sglang": 0.03}
+DRIVER_GIB = 0.6  # context that is gone before an engine measures what is free
+WEIGHBRIDGE_SHARE = 0.25  # of what is free, unless told otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model to be planned: its architecture, and the bytes of its tensors where a file says them."""
+
+    name: str
+    architecture: Architecture
+    stored: Stored | None = None
+    source: str = ""
+
+    @property
+    def exact(self) -> bool:
+        return self.stored is not None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Everything in GiB per GPU unless its name says otherwise."""
+
+    model: Model
+    deployment: Deployment
+    device: Device | None
+    rules: Rules
+    length: int
+    budget: Range | None  # None: no device given
+    weights: Range
+    stored: Stored
+    gpu: GpuWeights
+    overheads: Overheads
+    available: Range | None
+    kv: KVPlan | None
+    kv_low: KVPlan | None
+    kv_high: KVPlan | None
+    fits: bool
+    problem: str
+    explain: tuple[str, ...]
+
+    @property
+    def remaining(self) -> float | None:
+        """GiB of the device that nothing uses; below 0 when more is needed than there is."""
+        if self.device is None or self.kv is None or self.available is None:
+            return None
+        over = self.overheads
+        used = self.weights.value + over.activation.value + over.framework.value + over.graphs.value
+        return self.device.memory_gib - used - self.kv.pool_bytes / GIB
+
+
+def plan_memory(
+    model: Model, deployment: Deployment, device: Device | None, constants: Constants = FITTED
+) -> MemoryPlan:
+    """Plan one deployment. Raises BadInput when the flags cannot go together or the model has no such layout."""
+    deployment.check()
+    if device is not None and device.kind == "apple" and deployment.engine in ("vllm", "sglang"):
+        raise BadInput(
+            f"{deployment.engine} does not run on {device.name}; use --engine llama.cpp", param="engine"
+        )
+    architecture = model.architecture
+    _check_parallelism(architecture, deployment)
+    if deployment.engine == "llama.cpp" and deployment.concurrency and deployment.max_num_seqs is None:
+        deployment = replace(deployment, max_num_seqs=deployment.concurrency)
+    length = _length(architecture, deployment)
+    rules = rules_for(deployment, device, length)
+    stored = model.stored or stored_weights(architecture, deployment, rules)
+    gpu = gpu_weights(architecture, stored, deployment)
+    weights = _weights(model, gpu, stored, rules, device)
+    over = overheads(architecture, deployment, rules, device, length, constants)
+    kv = _kv_type(deployment, architecture, device, rules)
+    budget, available = _available(deployment, device, rules, weights, over)
+    sized = [_size(model, deployment, rules, kv, gpu.stage, x, length) for x in _bounds(available)]
+    fits, problem = verdict(deployment, rules, available, sized[0], length)
+    return MemoryPlan(
+        model,
+        deployment,
+        device,
+        rules,
+        length,
+        budget,
+        weights,
+        stored,
+        gpu,
+        over,
+        available,
+        sized[0],
+        sized[1],
+        sized[2],
+        fits,
+        problem,
+        tuple(_explain(architecture, rules, budget, weights, gpu, stored, over, available, sized[0])),
+    )
+
+
+def _check_parallelism(architecture: Architecture, d: Deployment) -> None:
+    heads = [m.heads for m in architecture.attention_layers]
+    if heads and heads[0] % d.tp:
+        raise BadInput(
+            f"--tp {d.tp} does not divide the {heads[0]} attention heads; choose a divisor", param="tp"
+        )
+    if d.pp > len(architecture.layers):
+        raise BadInput(f"--pp {d.pp} is more than the {len(architecture.layers)} layers", param="pp")
+    for m in architecture.attention_layers:
+        if isinstance(m, Attention) and d.tp > m.kv_heads and d.tp % m.kv_heads:
+            raise BadInput(f"--tp {d.tp} is no multiple of the {m.kv_heads} key/value heads", param="tp")
+    if d.ep > 1 and not architecture.has_experts:
+        raise BadInput("--ep is for models with experts; this one has none", param="ep")
+    if d.engine in ("llama.cpp", "weighbridge") and d.gpus > 1:
+        raise BadInput(f"--engine {d.engine} is planned on one device; leave --tp, --pp and --dp at 1")
+
+
+def _length(architecture: Architecture, d: Deployment) -> int:
+    if d.max_model_len is None:
+        return architecture.max_positions
+    if d.engine == "llama.cpp" and d.concurrency and d.max_num_seqs == d.concurrency:
+        return d.max_model_len * d.concurrency  # -c is shared by all slots
+    return d.max_model_len
+
+
+def _kv_type(d: Deployment, architecture: Architecture, device: Device | None, rules: Rules) -> KVType:
+    """vLLM's fp8 cache of sparse latent attention has a layout of its own before Blackwell (FlashMLA)."""
+    name = d.kv_dtype
+    sparse = any(isinstance(m, Latent) and m.indexer for m in architecture.attention_layers)
+    older = device is not None and device.architecture in ("hopper", "ampere", "ada")
+    if sparse and older and rules.engine == "vllm" and name.lower().startswith("fp8"):
+        name = "fp8_ds_mla"
+    return kv_type(name)
+
+
+def kv_type_of(plan: MemoryPlan) -> KVType:
+    """The cache type of a plan."""
+    return _kv_type(plan.deployment, plan.model.architecture, plan.device, plan.rules)
+
+
+def _weights(model: Model, gpu: GpuWeights, stored: Stored, rules: Rules, device: Device | None) -> Range:
+    factor = 1.0
+    if rules.engine == "sglang":
+        factor = LOADING_FACTOR["sglang"]
+    elif rules.engine == "vllm" and device is not None and device.vendor == "amd":
+        factor = LOADING_FACTOR["rocm"]
+    value = gpu.total * factor / GIB + LOADING_GIB.get(rules.engine, 0.0)
+    if model.exact:
+        spread = 0.003
+    elif any(
+        re.search(r"(intermediate|vocab)_size is not given.* assumed", a)
+        for a in model.architecture.assumptions
+    ):
+        spread = 0.3
+    elif "dynamic" in stored.note:
+        spread = 0.1
+    else:
+        spread = 0.01 if stored.bits > 15 else 0.025
+    return Range(
+        value, gpu.total / GIB * (1 - spread), value * (1 + spread) + (0.03 if not model.exact else 0.0)
+    )
+
+
+def _available(
+    d: Deployment, device: Device | None, rules: Rules, weights: Range, over: Overheads
+) -> tuple[Range | None, Range | None]:
+    """The engine's budget and what it leaves for the cache."""
+    if d.kv_cache_memory is not None:
+        fixed = Range.exact(d.kv_cache_memory / GIB)
+        return (Range.exact(device.memory_gib * rules.utilization) if device else None), fixed
+    if device is None:
+        return None, None
+    total = device.memory_gib
+    if rules.engine == "vllm":
+        budget = Range.exact(total * rules.utilization)
+        taken = weights + over.activation + over.framework
+        if rules.graphs_counted:
+            taken = taken + over.graphs
+    elif rules.engine == "sglang":
+        free = total - DRIVER_GIB
+        budget = Range(free * rules.utilization, (free - 0.6) * rules.utilization, total * rules.utilization)
+        taken = weights + over.framework
+    else:
+        budget = Range.exact(total * rules.utilization)
+        taken = weights + over.activation + over.framework
+    left = Range(budget.value - taken.value, budget.low - taken.high, budget.high - taken.low)
+    if rules.engine == "weighbridge" and d.gpu_memory_utilization is None:
+        left = Range(*(x * WEIGHBRIDGE_SHARE for x in (left.value, left.low, left.high)))
+    return budget, left
+
+
+def _bounds(available: Range | None) -> list[float | None]:
+    if available is None:
+        return [None, None, None]
+    return [available.value, available.low, available.high]
+
+
+def _size(
+    model: Model,
+    d: Deployment,
+    rules: Rules,
+    kv: KVType,
+    stage: tuple[int, int],
+    gib: float | None,
+    length: int,
+) -> KVPlan | None:
+    """The cache in `gib` GiB per GPU; None without a device. Pipeline stages all get the smallest's blocks."""
+    layers = cached_layers(model.architecture, d, _cached_stage(model.architecture, d, stage))
+    if rules.engine == "llama.cpp":
+        return plan_llama_cpp(layers, d, rules, kv, length)
+    if gib is None:
+        return None
+    memory = max(gib, 0.0) * GIB
+    if rules.engine == "sglang":
+        return plan_sglang(layers, d, rules, kv, memory, length, model.architecture.family)
+    if rules.engine == "weighbridge":
+        return plan_weighbridge(layers, d, rules, kv, memory, length)
+    return plan_vllm(layers, d, rules, kv, memory, length)
+
+
+def _cached_stage(architecture: Architecture, d: Deployment, heaviest: tuple[int, int]) -> tuple[int, int]:
+    stages = architecture.stages(d.pp)
+    return max(stages, key=lambda s: (s[1] - s[0], s == heaviest))
+
+
+def verdict(
+    d: Deployment, rules: Rules, available: Range | None, kv: KVPlan | None, length: int
+) -> tuple[bool, str]:
+    """Whether it starts and holds what was asked for; if not, what is wrong."""
+    if available is None or kv is None:
+        return True, ""
+    if available.value <= 0:
+        return False, f"weights and overheads need {-available.value:.2f} GiB more than there is"
+    if rules.engine == "llama.cpp":
+        needed = kv.pool_bytes / GIB
+        if needed > available.value:
+            return False, f"the context takes {needed:.2f} GiB and {available.value:.2f} GiB are left for it"
+        return True, ""
+    if kv.max_concurrency < 1:
+        need = kv.request_bytes / GIB
+        return (
+            False,
+            f"one request of {length:,} tokens needs {need:.2f} GiB of cache; {available.value:.2f} GiB are left",
+        )
+    wanted = d.concurrency or 1
+    if kv.max_concurrency * d.dp < wanted:
+        return False, (
+            f"{wanted} requests of {length:,} tokens were asked for; {kv.max_concurrency * d.dp:.2f} fit at once"
+        )
+    if kv.state_bytes and rules.engine == "vllm" and d.max_num_seqs and kv.num_blocks < d.max_num_seqs:
+        return False, f"--max-num-seqs {d.max_num_seqs} is more than the {kv.num_blocks} blocks for states"
+    return True, ""
+
+
+def _explain(
+    architecture: Architecture,
+    rules: Rules,
+    budget: Range | None,
+    weights: Range,
+    gpu: GpuWeights,
+    stored: Stored,
+    over: Overheads,
+    available: Range | None,
+    kv: KVPlan | None,
+) -> list[str]:
+    """The plan as sentences: each figure with the formula and the numbers that made it."""
+    parts = ", ".join(
+        f"{kind} {size / GIB:.2f}"
+        for kind, size in sorted(gpu.parts.items(), key=lambda x: -x[1])
+        if size > 1e6
+    )
+    lines = [f"weights {weights.value:.2f} GiB per GPU in {stored.format} (GiB: {parts})"]
+    if gpu.host:
+        lines.append(f"{gpu.host / GIB:.2f} GiB of weights stay in host memory")
+    if stored.note:
+        lines.append(stored.note)
+    lines.append(f"activations {over.activation.value:.2f} GiB: {over.why_activation}")
+    lines.append(f"framework {over.framework.value:.2f} GiB: {over.why_framework}")
+    if over.graphs.value:
+        lines.append(f"CUDA graphs {over.graphs.value:.2f} GiB: {over.why_graphs}")
+    if budget is not None and available is not None:
+        lines.append(
+            f"cache {available.value:.2f} GiB (between {available.low:.2f} and {available.high:.2f}) is what remains "
+            f"of {budget.value:.2f} GiB = memory x {rules.utilization:g}"
+        )
+    if kv is not None:
+        lines.extend(kv.explain)
+    lines.extend(f"assumed: {sentence}" for sentence in architecture.assumptions)
+    return lines
+
+
+def longest_request(plan: MemoryPlan) -> int:
+    """The longest request of which the wanted number fit at once; 0 when none does."""
+    if plan.available is None or plan.available.value <= 0:
+        return 0
+    low, high = 0, ceil(plan.length / 256)
+    while low < high:
+        middle = (low + high + 1) // 2
+        shorter = replace(plan.deployment, max_model_len=middle * 256)
+        if plan_memory(plan.model, shorter, plan.device).fits:
+            low = middle
+        else:
+            high = middle - 1
+    return low * 256
