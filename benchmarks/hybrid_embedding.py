@@ -27,14 +27,14 @@ from pathlib import Path
 import numpy as np
 
 from hybrid_signals import served
-from weighbridge.hybrid.difficulty.evaluate import evaluate, scores
-from weighbridge.hybrid.difficulty.labels import Label, read_labels
-from weighbridge.hybrid.difficulty.metrics import Report
-from weighbridge.hybrid.difficulty.minilm import MiniLm
-from weighbridge.hybrid.difficulty.model import spread as spread_out
-from weighbridge.hybrid.difficulty.ridge import ridge
-from weighbridge.hybrid.difficulty.train import train
-from weighbridge.hybrid.difficulty.vectors import (
+from weighbridge.routes.difficulty.evaluate import evaluate, scores
+from weighbridge.routes.difficulty.labels import Label, read_labels
+from weighbridge.routes.difficulty.metrics import Report
+from weighbridge.routes.difficulty.minilm import MiniLm
+from weighbridge.routes.difficulty.model import spread as spread_out
+from weighbridge.routes.difficulty.ridge import ridge
+from weighbridge.routes.difficulty.train import train
+from weighbridge.routes.difficulty.vectors import (
     Embedder,
     Question,
     Source,
@@ -42,9 +42,9 @@ from weighbridge.hybrid.difficulty.vectors import (
     embed_all,
     vectors_of,
 )
-from weighbridge.hybrid.edge_state import EdgeState
-from weighbridge.hybrid.http_side import HttpSide
-from weighbridge.hybrid.side import SideRequest, SideSettings
+from weighbridge.routes.edge_state import EdgeState
+from weighbridge.routes.http_side import HttpSide
+from weighbridge.routes.side import SideRequest, SideSettings
 
 DATA = Path(os.environ.get("WEIGHBRIDGE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "routing"
 MODEL = "smollm2-135m-instruct"

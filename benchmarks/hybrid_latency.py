@@ -28,9 +28,9 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 
-from weighbridge.hybrid.difficulty.labels import read_labels
-from weighbridge.hybrid.difficulty.train import train
-from weighbridge.hybrid.difficulty.trained import TrainedRouter
+from weighbridge.routes.difficulty.labels import read_labels
+from weighbridge.routes.difficulty.train import train
+from weighbridge.routes.difficulty.trained import TrainedRouter
 
 DATA = Path(os.environ.get("WEIGHBRIDGE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "routing"
 CHUNKS = 12

@@ -29,10 +29,10 @@ from pathlib import Path
 import numpy as np
 
 from weighbridge.errors import BadInput
-from weighbridge.hybrid.privacy.guard import Found, Guard
-from weighbridge.hybrid.privacy.hits import Detector
-from weighbridge.hybrid.privacy.ner import NerDetector
-from weighbridge.hybrid.privacy.patterns import PatternDetector
+from weighbridge.routes.privacy.guard import Found, Guard
+from weighbridge.routes.privacy.hits import Detector
+from weighbridge.routes.privacy.ner import NerDetector
+from weighbridge.routes.privacy.patterns import PatternDetector
 
 DATA = Path(os.environ.get("WEIGHBRIDGE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "privacy"
 LABELS = {

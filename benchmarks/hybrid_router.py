@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from weighbridge.hybrid.difficulty.evaluate import cross_validated, evaluate, scores
-from weighbridge.hybrid.difficulty.labels import Label, read_labels
-from weighbridge.hybrid.difficulty.metrics import Report
-from weighbridge.hybrid.difficulty.train import train
+from weighbridge.routes.difficulty.evaluate import cross_validated, evaluate, scores
+from weighbridge.routes.difficulty.labels import Label, read_labels
+from weighbridge.routes.difficulty.metrics import Report
+from weighbridge.routes.difficulty.train import train
 
 DATA = Path(os.environ.get("WEIGHBRIDGE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "routing"
 

@@ -15,7 +15,7 @@ from tests.fleet.backends import Backend, Front, events, serving, text_of, until
 from weighbridge.errors import BadInput
 from weighbridge.fleet.build import build_replica
 from weighbridge.fleet.gateway import Gateway
-from weighbridge.hybrid.served import parse_served
+from weighbridge.routes.served import parse_served
 from weighbridge.server.gateway_app import GatewayApp
 from weighbridge.server.gateway_metrics import GatewayMetrics
 from weighbridge.server.gateway_routes import GatewayRoutes

@@ -7,19 +7,19 @@ from typing import Any
 
 from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.price import Price
-from weighbridge.hybrid.answer import Gathered
-from weighbridge.hybrid.budget import Budgets, Ledger
-from weighbridge.hybrid.caps import Caps
-from weighbridge.hybrid.http_side import HttpSide
-from weighbridge.hybrid.judge import AnswerJudge
-from weighbridge.hybrid.policy import Policy
-from weighbridge.hybrid.privacy.guard import Guard
-from weighbridge.hybrid.privacy.hits import Detector
-from weighbridge.hybrid.privacy.patterns import PatternDetector
-from weighbridge.hybrid.request import RoutedRequest, parse_request
-from weighbridge.hybrid.router import HybridRouter
-from weighbridge.hybrid.settings import CascadeSettings, RouteSettings
-from weighbridge.hybrid.side import SideSettings
+from weighbridge.routes.answer import Gathered
+from weighbridge.routes.budget import Budgets, Ledger
+from weighbridge.routes.caps import Caps
+from weighbridge.routes.http_side import HttpSide
+from weighbridge.routes.judge import AnswerJudge
+from weighbridge.routes.policy import Policy
+from weighbridge.routes.privacy.guard import Guard
+from weighbridge.routes.privacy.hits import Detector
+from weighbridge.routes.privacy.patterns import PatternDetector
+from weighbridge.routes.request import RoutedRequest, parse_request
+from weighbridge.routes.router import HybridRouter
+from weighbridge.routes.settings import CascadeSettings, RouteSettings
+from weighbridge.routes.side import SideSettings
 from weighbridge.ticket.store import TicketStore
 
 PRICE = Price(2.5, 10.0)

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weighbridge.errors import Refused
-from weighbridge.hybrid.bandit import ThresholdBandit
-from weighbridge.hybrid.budget import Budgets, Ledger, Reservation
-from weighbridge.hybrid.caps import Caps, CapSettings
-from weighbridge.hybrid.difficulty import features, isotonic
-from weighbridge.hybrid.difficulty.arithmetic import equations
-from weighbridge.hybrid.difficulty.features import COLUMNS, hashed
-from weighbridge.hybrid.difficulty.metrics import curve
-from weighbridge.hybrid.policy import (
+from weighbridge.routes.bandit import ThresholdBandit
+from weighbridge.routes.budget import Budgets, Ledger, Reservation
+from weighbridge.routes.caps import Caps, CapSettings
+from weighbridge.routes.difficulty import features, isotonic
+from weighbridge.routes.difficulty.arithmetic import equations
+from weighbridge.routes.difficulty.features import COLUMNS, hashed
+from weighbridge.routes.difficulty.metrics import curve
+from weighbridge.routes.policy import (
     Asked,
     Grant,
     Placement,
@@ -32,8 +32,8 @@ from weighbridge.hybrid.policy import (
     decide,
     residency,
 )
-from weighbridge.hybrid.privacy import checksums
-from weighbridge.hybrid.privacy.redact import TextRestorer
+from weighbridge.routes.privacy import checksums
+from weighbridge.routes.privacy.redact import TextRestorer
 
 residencies = st.sampled_from(list(Residency))
 rules = st.lists(

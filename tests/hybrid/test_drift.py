@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from weighbridge.cli.app import app
-from weighbridge.hybrid.difficulty.features import FEATURES, prompt_features
-from weighbridge.hybrid.difficulty.labels import Label
-from weighbridge.hybrid.difficulty.train import train
-from weighbridge.hybrid.difficulty.trained import TrainedRouter, load_router
-from weighbridge.hybrid.drift import drift, population_stability
-from weighbridge.hybrid.suggest import suggest
+from weighbridge.routes.difficulty.features import FEATURES, prompt_features
+from weighbridge.routes.difficulty.labels import Label
+from weighbridge.routes.difficulty.train import train
+from weighbridge.routes.difficulty.trained import TrainedRouter, load_router
+from weighbridge.routes.drift import drift, population_stability
+from weighbridge.routes.suggest import suggest
 
 WORDS = [
     "red",

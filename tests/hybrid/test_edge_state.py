@@ -23,17 +23,17 @@ from tests.server.running import free_port, running, wait_until_ready
 from weighbridge.cli.route import app as route_app
 from weighbridge.cost.length import OutputLengths
 from weighbridge.errors import BadInput
-from weighbridge.hybrid.budget import Budgets, Ledger
-from weighbridge.hybrid.build import build_router
-from weighbridge.hybrid.config import load_hybrid
-from weighbridge.hybrid.difficulty import minilm
-from weighbridge.hybrid.difficulty.trained import load_router
-from weighbridge.hybrid.difficulty.vectors import EmbeddingFailed, Question, Source
-from weighbridge.hybrid.edge_state import EdgeState
-from weighbridge.hybrid.errors import SideFailed
-from weighbridge.hybrid.fleet_side import FleetSide
-from weighbridge.hybrid.http_side import HttpSide
-from weighbridge.hybrid.side import SideRequest, SideSettings, is_here
+from weighbridge.routes.budget import Budgets, Ledger
+from weighbridge.routes.build import build_router
+from weighbridge.routes.config import load_hybrid
+from weighbridge.routes.difficulty import minilm
+from weighbridge.routes.difficulty.trained import load_router
+from weighbridge.routes.difficulty.vectors import EmbeddingFailed, Question, Source
+from weighbridge.routes.edge_state import EdgeState
+from weighbridge.routes.errors import SideFailed
+from weighbridge.routes.fleet_side import FleetSide
+from weighbridge.routes.http_side import HttpSide
+from weighbridge.routes.side import SideRequest, SideSettings, is_here
 from weighbridge.ticket.store import TicketStore
 
 WIDTH = 6

@@ -20,12 +20,12 @@ from aiohttp.test_utils import unused_port
 from tests.hybrid.routes import ask, make_router
 from tests.hybrid.stub import BROKEN, BUSY, CUT, OK, Stub, echo, serving
 from weighbridge.errors import Refused
-from weighbridge.hybrid.answer import Gathered
-from weighbridge.hybrid.budget import Budgets
-from weighbridge.hybrid.policy import Policy, Residency
-from weighbridge.hybrid.privacy.checksums import luhn
-from weighbridge.hybrid.privacy.hits import Hit
-from weighbridge.hybrid.privacy.patterns import PatternDetector
+from weighbridge.routes.answer import Gathered
+from weighbridge.routes.budget import Budgets
+from weighbridge.routes.policy import Policy, Residency
+from weighbridge.routes.privacy.checksums import luhn
+from weighbridge.routes.privacy.hits import Hit
+from weighbridge.routes.privacy.patterns import PatternDetector
 
 LETTERS = "abcdefghjkmnpqrstuvwxyz"
 POSITIONS = (
@@ -237,7 +237,7 @@ async def test_base64_in_running_text_is_left_as_it_is() -> None:
 async def test_tool_call_arguments_come_back_as_valid_json() -> None:
     """A value with a quote and a line break is put back as JSON writes it, split over chunks as it is."""
     secret_value = 'secret=ab12"cd34\nxy'
-    from weighbridge.hybrid.privacy.patterns import DenyListDetector
+    from weighbridge.routes.privacy.patterns import DenyListDetector
 
     cloud = Stub(
         answer=lambda body: "",

@@ -17,7 +17,7 @@ from tests.hybrid.routes import PRICE, ask, make_router
 from tests.hybrid.stub import BROKEN, BUSY, CUT, OK, Stub, serving
 from tests.server.running import wait_until_ready
 from weighbridge.errors import Refused
-from weighbridge.hybrid.settings import CascadeSettings
+from weighbridge.routes.settings import CascadeSettings
 
 QUESTIONS = (
     "What is the capital of {}?",

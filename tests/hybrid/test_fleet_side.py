@@ -12,9 +12,9 @@ import pytest
 from tests.fleet.backends import STEP_COST, Backend, Front, fleet, until
 from weighbridge.cost.price import FREE, Price
 from weighbridge.cost.step import StepCost
-from weighbridge.hybrid.errors import SideFailed
-from weighbridge.hybrid.fleet_side import DoesNotFit, FleetSide, LimitReached, dearest
-from weighbridge.hybrid.side import Chunk, SideRequest, SideSettings, SideStream
+from weighbridge.routes.errors import SideFailed
+from weighbridge.routes.fleet_side import DoesNotFit, FleetSide, LimitReached, dearest
+from weighbridge.routes.side import Chunk, SideRequest, SideSettings, SideStream
 
 BODY = {"messages": [{"role": "user", "content": "What does it weigh?"}]}
 

@@ -14,9 +14,9 @@ import pytest
 from tests.fleet.backends import clients, events, until
 from tests.fleet.backends import serving as serving_app
 from tests.hybrid.stub import BROKEN, CUT, Stub, serving
-from weighbridge.hybrid.build import build_front
-from weighbridge.hybrid.config import load_hybrid
-from weighbridge.hybrid.front import Front, create_app
+from weighbridge.routes.build import build_front
+from weighbridge.routes.config import load_hybrid
+from weighbridge.routes.front import Front, create_app
 
 CONFIG = """
 routes:

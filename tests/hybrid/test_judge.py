@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.hybrid.routes import answer, ask, make_router
 from tests.hybrid.stub import BROKEN, OK, Stub, serving
-from weighbridge.hybrid.agreement import agreement, pooled, share
-from weighbridge.hybrid.settings import CascadeSettings
+from weighbridge.routes.agreement import agreement, pooled, share
+from weighbridge.routes.settings import CascadeSettings
 
 SAMPLED = CascadeSettings(samples=5, threshold=0.6)
 

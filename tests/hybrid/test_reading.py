@@ -12,9 +12,9 @@ import pytest
 from tests.fleet.backends import until
 from tests.hybrid.routes import answer, ask, make_router
 from tests.hybrid.stub import Stub, serving
-from weighbridge.hybrid.difficulty.vectors import EmbeddingFailed, Question, Source, Vector
-from weighbridge.hybrid.policy import Policy, Residency
-from weighbridge.hybrid.reading import FAILURES, REST, Readers
+from weighbridge.routes.difficulty.vectors import EmbeddingFailed, Question, Source, Vector
+from weighbridge.routes.policy import Policy, Residency
+from weighbridge.routes.reading import FAILURES, REST, Readers
 
 SMALL = Source("edge", "small", (2, 3))
 MINILM = Source("minilm", "m", (4,))

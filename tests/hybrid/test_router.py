@@ -10,11 +10,11 @@ import pytest
 from tests.hybrid.routes import answer, ask, make_router
 from tests.hybrid.stub import BROKEN, BUSY, CUT, HANG, Stub, serving
 from weighbridge.errors import NeverFits
-from weighbridge.hybrid.attempt import Window
-from weighbridge.hybrid.budget import Budgets
-from weighbridge.hybrid.errors import CloudDenied, NoSideCan, PolicyForbids, SideFailed
-from weighbridge.hybrid.policy import Policy, Residency, Rule
-from weighbridge.hybrid.settings import CascadeSettings
+from weighbridge.routes.attempt import Window
+from weighbridge.routes.budget import Budgets
+from weighbridge.routes.errors import CloudDenied, NoSideCan, PolicyForbids, SideFailed
+from weighbridge.routes.policy import Policy, Residency, Rule
+from weighbridge.routes.settings import CascadeSettings
 
 SURE, UNSURE = -0.01, -3.0
 

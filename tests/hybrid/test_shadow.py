@@ -13,13 +13,13 @@ import pytest
 
 from tests.hybrid.routes import answer, ask, make_router
 from tests.hybrid.stub import BROKEN, Stub, serving
-from weighbridge.hybrid.bandit import ThresholdBandit
-from weighbridge.hybrid.budget import Budgets
-from weighbridge.hybrid.caps import CapSettings
-from weighbridge.hybrid.policy import Policy, Residency, Rule
-from weighbridge.hybrid.router import HybridRouter
-from weighbridge.hybrid.settings import ShadowSettings
-from weighbridge.hybrid.shadow import Shadow
+from weighbridge.routes.bandit import ThresholdBandit
+from weighbridge.routes.budget import Budgets
+from weighbridge.routes.caps import CapSettings
+from weighbridge.routes.policy import Policy, Residency, Rule
+from weighbridge.routes.router import HybridRouter
+from weighbridge.routes.settings import ShadowSettings
+from weighbridge.routes.shadow import Shadow
 
 SURE = -0.01
 
@@ -172,7 +172,7 @@ async def test_closing_ends_comparisons_and_pays_for_what_they_did() -> None:
 
 
 async def test_texts_are_kept_only_where_asked_for_and_train_a_router(tmp_path: Path) -> None:
-    from weighbridge.hybrid.difficulty.labels import read_labels
+    from weighbridge.routes.difficulty.labels import read_labels
 
     rng = random.Random(3)
     edge = Stub(answer=lambda body: str(rng.randint(4, 5)), logprob=SURE)

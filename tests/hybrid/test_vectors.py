@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weighbridge.errors import BadInput
-from weighbridge.hybrid.difficulty import minilm
-from weighbridge.hybrid.difficulty.calibrate import calibrated
-from weighbridge.hybrid.difficulty.evaluate import cross_validated, scores
-from weighbridge.hybrid.difficulty.labels import Label
-from weighbridge.hybrid.difficulty.metrics import curve
-from weighbridge.hybrid.difficulty.ridge import PENALTIES, leave_one_out
-from weighbridge.hybrid.difficulty.shares import chosen_shares, parts_of
-from weighbridge.hybrid.difficulty.train import train
-from weighbridge.hybrid.difficulty.trained import TrainedRouter, load_router
-from weighbridge.hybrid.difficulty.vectors import (
+from weighbridge.routes.difficulty import minilm
+from weighbridge.routes.difficulty.calibrate import calibrated
+from weighbridge.routes.difficulty.evaluate import cross_validated, scores
+from weighbridge.routes.difficulty.labels import Label
+from weighbridge.routes.difficulty.metrics import curve
+from weighbridge.routes.difficulty.ridge import PENALTIES, leave_one_out
+from weighbridge.routes.difficulty.shares import chosen_shares, parts_of
+from weighbridge.routes.difficulty.train import train
+from weighbridge.routes.difficulty.trained import TrainedRouter, load_router
+from weighbridge.routes.difficulty.vectors import (
     EmbeddingFailed,
     Question,
     Source,

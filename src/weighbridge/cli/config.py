@@ -16,7 +16,7 @@ from weighbridge.cli.terminal import print_json
 
 if TYPE_CHECKING:
     from weighbridge.fleet.config.spec import FleetSpec, SharedLimitsSpec
-    from weighbridge.hybrid.settings import RouteSettings
+    from weighbridge.routes.settings import RouteSettings
 
 app = typer.Typer(help="Check and show the configuration of a fleet.", no_args_is_help=True)
 
@@ -28,7 +28,7 @@ DEFAULT_FILE = Path("weighbridge.yaml")
 @app.command("check")
 def check(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
     """Read the file and say what is wrong, line by line; exit 2 when anything is."""
-    from weighbridge.hybrid.served import load_served
+    from weighbridge.routes.served import load_served
 
     served = load_served(file)
     spec = served.fleet
@@ -48,7 +48,7 @@ def check(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
 @app.command("show")
 def show(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
     """The configuration with every default filled in; keys are not shown."""
-    from weighbridge.hybrid.served import load_served
+    from weighbridge.routes.served import load_served
 
     served = load_served(file)
     spec, routes = served.fleet, served.hybrid.routes
@@ -111,7 +111,7 @@ def plain(value: Any) -> Any:
     """Dataclasses as JSON; keys become stars."""
     from weighbridge.fleet.config.spec import ReplicaSpec
     from weighbridge.fleet.config.reader import Secret
-    from weighbridge.hybrid.side import SideSettings
+    from weighbridge.routes.side import SideSettings
 
     if isinstance(value, Secret):
         return "***"

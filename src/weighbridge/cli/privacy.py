@@ -15,7 +15,7 @@ from weighbridge.cli.terminal import print_json
 from weighbridge.errors import BadInput
 
 if TYPE_CHECKING:
-    from weighbridge.hybrid.privacy.guard import Guard
+    from weighbridge.routes.privacy.guard import Guard
 
 app = typer.Typer(help="What would be kept back, or replaced, before a request leaves.", no_args_is_help=True)
 
@@ -66,9 +66,9 @@ def _read(file: Path) -> str:
 
 
 def _guard(ner: bool | None, deny: list[str], locations: bool) -> tuple[Guard, bool]:
-    from weighbridge.hybrid.build import build_guard
-    from weighbridge.hybrid.privacy.hits import DEFAULT_TYPES
-    from weighbridge.hybrid.settings import PrivacySettings
+    from weighbridge.routes.build import build_guard
+    from weighbridge.routes.privacy.hits import DEFAULT_TYPES
+    from weighbridge.routes.settings import PrivacySettings
 
     types = DEFAULT_TYPES | ({"LOCATION"} if locations else set())
     wanted = ner if ner is not None else _ner_is_installed()
@@ -76,7 +76,7 @@ def _guard(ner: bool | None, deny: list[str], locations: bool) -> tuple[Guard, b
 
 
 def _ner_is_installed() -> bool:
-    from weighbridge.hybrid.privacy.ner import model_directory
+    from weighbridge.routes.privacy.ner import model_directory
 
     try:
         return model_directory().is_dir()
@@ -86,7 +86,7 @@ def _ner_is_installed() -> bool:
 
 def _texts(text: str) -> list[tuple[int, str]]:
     """Texts with the line each is on: the strings of JSON or JSONL, else the whole text, paragraph by paragraph."""
-    from weighbridge.hybrid.privacy import walk
+    from weighbridge.routes.privacy import walk
 
     values = []
     try:

@@ -28,9 +28,9 @@ from weighbridge.errors import BadInput
 if TYPE_CHECKING:
     import numpy as np
 
-    from weighbridge.hybrid.difficulty.labels import Label
-    from weighbridge.hybrid.difficulty.trained import TrainedRouter
-    from weighbridge.hybrid.difficulty.vectors import VectorTable
+    from weighbridge.routes.difficulty.labels import Label
+    from weighbridge.routes.difficulty.trained import TrainedRouter
+    from weighbridge.routes.difficulty.vectors import VectorTable
 
 app = typer.Typer(help="Edge or cloud: train, measure and serve routes.", no_args_is_help=True)
 app.command("explain")(explain)
@@ -54,9 +54,9 @@ def serve(
     import uvicorn
 
     from weighbridge.cli.terminal import errors
-    from weighbridge.hybrid.build import build_front
-    from weighbridge.hybrid.config import load_hybrid
-    from weighbridge.hybrid.front import create_app
+    from weighbridge.routes.build import build_front
+    from weighbridge.routes.config import load_hybrid
+    from weighbridge.routes.front import create_app
     from weighbridge.server.lifecycle import bind, set_up_logging
 
     set_up_logging(False)
@@ -82,8 +82,8 @@ def train(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Learn from your own labels which prompts need the cloud, and which local answers are right."""
-    from weighbridge.hybrid.difficulty.labels import read_labels
-    from weighbridge.hybrid.difficulty.train import train as learn
+    from weighbridge.routes.difficulty.labels import read_labels
+    from weighbridge.routes.difficulty.train import train as learn
 
     known = read_labels(labels)
     prompts = [one.prompt for one in known]
@@ -119,8 +119,8 @@ def evaluate(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a router: APGR and CPT beside random, prompt length and an oracle, with 95 % intervals."""
-    from weighbridge.hybrid.difficulty import evaluate as measure
-    from weighbridge.hybrid.difficulty.labels import read_labels
+    from weighbridge.routes.difficulty import evaluate as measure
+    from weighbridge.routes.difficulty.labels import read_labels
 
     if mode not in measure.MODES:
         raise BadInput(f"--mode: {mode!r} is not one of {', '.join(measure.MODES)}")
@@ -144,8 +144,8 @@ def evaluate(
 
 def _scores(router: Path, labels: list[Label], mode: str, edge: Edge) -> tuple[np.ndarray, list[VectorTable]]:
     """The scores, and the vectors they were made with."""
-    from weighbridge.hybrid.difficulty import evaluate as measure
-    from weighbridge.hybrid.difficulty.trained import load_router
+    from weighbridge.routes.difficulty import evaluate as measure
+    from weighbridge.routes.difficulty.trained import load_router
 
     trained = load_router(router)
     reads = measure.reads_answers(trained, labels, mode)
@@ -180,8 +180,8 @@ def calibrate(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Set the pre-router's threshold so that a given share of the traffic goes to the cloud."""
-    from weighbridge.hybrid.difficulty.calibrate import calibrated, read_prompts
-    from weighbridge.hybrid.difficulty.trained import load_router
+    from weighbridge.routes.difficulty.calibrate import calibrated, read_prompts
+    from weighbridge.routes.difficulty.trained import load_router
 
     trained = load_router(router)
     prompts = read_prompts(labels) if labels else None

@@ -12,8 +12,8 @@ import typer
 from weighbridge.errors import BadInput
 
 if TYPE_CHECKING:
-    from weighbridge.hybrid.difficulty.trained import TrainedRouter
-    from weighbridge.hybrid.difficulty.vectors import Embedder, Source, VectorTable
+    from weighbridge.routes.difficulty.trained import TrainedRouter
+    from weighbridge.routes.difficulty.vectors import Embedder, Source, VectorTable
 
 KNOWN = ("text", "minilm", "edge")
 #: Seconds that the edge may take for one of many prompts; it may have other work.
@@ -60,7 +60,7 @@ def tables(names: Sequence[str], prompts: Sequence[str], edge: Edge) -> list[Vec
 
 def tables_for(router: TrainedRouter, prompts: Sequence[str], edge: Edge) -> list[VectorTable]:
     """Those that a router wants, from the models it was trained with."""
-    from weighbridge.hybrid.difficulty.vectors import mismatch
+    from weighbridge.routes.difficulty.vectors import mismatch
 
     wanted: dict[str, Source] = {one.name: one for one in router.wanted}
     found = tables(tuple(wanted), prompts, edge)
@@ -76,7 +76,7 @@ def used(found: Sequence[VectorTable]) -> list[str]:
 
 
 async def _tables(names: Sequence[str], prompts: Sequence[str], edge: Edge) -> list[VectorTable]:
-    from weighbridge.hybrid.difficulty.vectors import embed_all
+    from weighbridge.routes.difficulty.vectors import embed_all
 
     found = []
     for name in names:
@@ -92,13 +92,13 @@ async def _tables(names: Sequence[str], prompts: Sequence[str], edge: Edge) -> l
 async def _embedder(name: str, edge: Edge) -> tuple[Embedder, list[Any]]:
     """An embedder, and what to close after it."""
     if name == "minilm":
-        from weighbridge.hybrid.difficulty.minilm import MiniLm
+        from weighbridge.routes.difficulty.minilm import MiniLm
 
         embedder = MiniLm(threads=2)
         return embedder, [embedder]
-    from weighbridge.hybrid.edge_state import EdgeState
-    from weighbridge.hybrid.http_side import HttpSide
-    from weighbridge.hybrid.side import SideSettings, is_here
+    from weighbridge.routes.edge_state import EdgeState
+    from weighbridge.routes.http_side import HttpSide
+    from weighbridge.routes.side import SideSettings, is_here
 
     url = (edge.url or "").rstrip("/")
     url = url if url.endswith("/v1") else f"{url}/v1"

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from weighbridge.fleet.api import Replica
     from weighbridge.fleet.config.spec import FleetSpec, ReplicaSpec, TenantSpec
     from weighbridge.fleet.gateway import Gateway
-    from weighbridge.hybrid.served import Served
-    from weighbridge.hybrid.settings import HybridSettings
-    from weighbridge.hybrid.side import SideSettings
+    from weighbridge.routes.served import Served
+    from weighbridge.routes.settings import HybridSettings
+    from weighbridge.routes.side import SideSettings
     from weighbridge.server.gateway_routes import GatewayRoutes
 
 #: Options of `serve` that belong to the engine and go on to each replica's process.
@@ -57,7 +57,7 @@ def serve_fleet(context: typer.Context) -> None:
 
 
 def _from_file(context: typer.Context) -> Served:
-    from weighbridge.hybrid.served import load_served
+    from weighbridge.routes.served import load_served
 
     allowed = {*GATEWAY_OPTIONS, "config", "json_logs", "api_key"}
     unheard = sorted(given_options(context) - allowed)
@@ -94,7 +94,7 @@ def _overridden(spec: FleetSpec, context: typer.Context) -> FleetSpec:
 
 
 def serve_spec(spec: FleetSpec, hybrid: HybridSettings | None = None, *, json_logs: bool) -> None:
-    """Serve until SIGTERM or Ctrl-C, then drain. `hybrid`: routes over the fleet."""
+    """Serve until SIGTERM or Ctrl-C, then drain. `routes`: routes over the fleet."""
     from weighbridge.fleet.build import build_replica, load_tokenizers
     from weighbridge.fleet.gateway import Gateway
     from weighbridge.server.gateway_app import GatewayApp

@@ -45,7 +45,7 @@ class GatewayApp:
         clock: Callable[[], float] = time.monotonic,
         hybrid: GatewayRoutes | None = None,
     ) -> None:
-        """`hybrid`: routes between models, addressed as models themselves."""
+        """`routes`: routes between models, addressed as models themselves."""
         self._gateway = gateway
         self._metrics = metrics
         self._clock = clock

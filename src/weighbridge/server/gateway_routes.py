@@ -12,10 +12,10 @@ from starlette.types import Receive, Scope, Send
 
 from weighbridge.errors import Draining
 from weighbridge.fleet.gateway import Gateway
-from weighbridge.hybrid.build import build_front
-from weighbridge.hybrid.fleet_side import fleet_sides
-from weighbridge.hybrid.front import Front
-from weighbridge.hybrid.settings import HybridSettings
+from weighbridge.routes.build import build_front
+from weighbridge.routes.fleet_side import fleet_sides
+from weighbridge.routes.front import Front
+from weighbridge.routes.settings import HybridSettings
 from weighbridge.server.body import decode
 from weighbridge.server.errors import ApiError
 

@@ -1,0 +1,52 @@
+"""An address is found in pieces; here they become one. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from weighbridge.routes.privacy.hits import Hit
+
+#: What may stand between two pieces of one address: punctuation, line ends, marks of quoted mail.
+_GLUE = re.compile(r"[\s,.;#/>|-]{0,8}")
+#: What may follow a street: unit, town, region, country, each on its line or behind a comma, and at last a
+#: postal code. Without the code nothing is taken.
+_TAIL = re.compile(
+    r"(?:[ ,>|?]{0,4}[\n,][ ,>|?]{0,6}[^\W\d][^\n\d,>]{0,30}){0,4}[\s,>]{1,6}(?:[A-Z]{1,2}-)?\d{4,6}(?:-\d{4})?(?!\w)"
+)
+#: A house number or code directly before a street.
+_HEAD = re.compile(r"(?<!\w)\d{1,6}[A-Za-z]?,? {1,2}$")
+
+
+def join_addresses(text: str, hits: Iterable[Hit]) -> list[Hit]:
+    """City, state and postal code beside a street belong to the address; on their own they are places.
+
+    `hits`: without overlap, in order.
+    """
+    joined: list[Hit] = []
+    for hit in hits:
+        last = joined[-1] if joined else None
+        if last and hit.start < last.end:  # swallowed by the tail of the address before
+            joined[-1] = Hit(last.start, max(last.end, hit.end), last.type, last.detector, last.rank)
+            continue
+        if last and _belong(text, last, hit):
+            kind = "ADDRESS" if "ADDRESS" in (last.type, hit.type) else "LOCATION"
+            joined[-1] = _whole(text, Hit(last.start, hit.end, kind, hit.detector, max(last.rank, hit.rank)))
+        else:
+            joined.append(_whole(text, hit))
+    return joined
+
+
+def _belong(text: str, last: Hit, hit: Hit) -> bool:
+    kinds = {last.type, hit.type}
+    return kinds <= {"ADDRESS", "LOCATION"} and _GLUE.fullmatch(text, last.end, hit.start) is not None
+
+
+def _whole(text: str, hit: Hit) -> Hit:
+    """A street with the number before it and the town and code behind it."""
+    if hit.type != "ADDRESS":
+        return hit
+    head = _HEAD.search(text, max(0, hit.start - 9), hit.start)
+    tail = _TAIL.match(text, hit.end)
+    start = head.start() if head else hit.start
+    return Hit(start, tail.end() if tail else hit.end, hit.type, hit.detector, hit.rank)
