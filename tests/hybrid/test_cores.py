@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weighbridge.errors import Refused
-from weighbridge.routes.bandit import ThresholdBandit
+from weighbridge.routes.learn.bandit import ThresholdBandit
 from weighbridge.routes.budget import Budgets, Ledger, Reservation
 from weighbridge.routes.caps import Caps, CapSettings
 from weighbridge.routes.difficulty import features, isotonic

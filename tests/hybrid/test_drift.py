@@ -15,8 +15,8 @@ from weighbridge.routes.difficulty.features import FEATURES, prompt_features
 from weighbridge.routes.difficulty.labels import Label
 from weighbridge.routes.difficulty.train import train
 from weighbridge.routes.difficulty.trained import TrainedRouter, load_router
-from weighbridge.routes.drift import drift, population_stability
-from weighbridge.routes.suggest import suggest
+from weighbridge.routes.learn.drift import drift, population_stability
+from weighbridge.routes.learn.suggest import suggest
 
 WORDS = [
     "red",

@@ -13,13 +13,13 @@ import pytest
 
 from tests.hybrid.routes import answer, ask, make_router
 from tests.hybrid.stub import BROKEN, Stub, serving
-from weighbridge.routes.bandit import ThresholdBandit
+from weighbridge.routes.learn.bandit import ThresholdBandit
 from weighbridge.routes.budget import Budgets
 from weighbridge.routes.caps import CapSettings
 from weighbridge.routes.policy import Policy, Residency, Rule
 from weighbridge.routes.router import HybridRouter
 from weighbridge.routes.settings import ShadowSettings
-from weighbridge.routes.shadow import Shadow
+from weighbridge.routes.learn.shadow import Shadow
 
 SURE = -0.01
 

@@ -26,7 +26,7 @@ def explain(
     api_key: Annotated[str | None, typer.Option(envvar="WEIGHBRIDGE_API_KEY", help="Its API key.")] = None,
 ) -> None:
     """Say in words where a request went, why, what left the machine, and what it cost."""
-    from weighbridge.routes.report import read_tickets
+    from weighbridge.routes.learn.report import read_tickets
 
     if tickets is None:
         print(_in_words(asyncio.run(fetch(f"{url.rstrip('/')}/v1/tickets/{ticket}", api_key))))
@@ -40,7 +40,7 @@ def explain(
 def _in_words(record: dict[str, Any]) -> str:
     """A route's ticket, or that of a request for a model of the fleet, which knows no edge and no cloud."""
     from weighbridge.cli.fleet import explained
-    from weighbridge.routes.report import explain as words
+    from weighbridge.routes.learn.report import explain as words
 
     return "\n".join(explained(record)) if record.get("scores") else words(record)
 
@@ -55,7 +55,7 @@ def report(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Share local, money saved, quality, latency; drift since training; better thresholds, if there are."""
-    from weighbridge.routes.report import as_html, read_tickets, summarise
+    from weighbridge.routes.learn.report import as_html, read_tickets, summarise
 
     rows = _of(route, read_tickets(tickets), "model")
     judged = _of(route, read_tickets(shadow) if shadow else [], "route")
@@ -81,7 +81,7 @@ def _of(route: str | None, rows: Rows, name: str) -> Rows:
 
 def _drift(router: Path, tickets: Rows, shadows: Rows) -> dict[str, Any]:
     from weighbridge.routes.difficulty.trained import load_router
-    from weighbridge.routes.drift import drift
+    from weighbridge.routes.learn.drift import drift
 
     return asdict(drift(load_router(router), tickets, shadows))
 
@@ -90,7 +90,7 @@ def _suggestions(shadows: Rows, usd_per_quality: float) -> list[dict[str, Any]]:
     """For the pre-router and for the cascade, where enough was judged. The last row says what is set now."""
     import numpy as np
 
-    from weighbridge.routes.suggest import suggest
+    from weighbridge.routes.learn.suggest import suggest
 
     found = []
     for kind, name in (("score", "threshold"), ("confidence", "confidence_threshold")):
@@ -117,7 +117,7 @@ def _print(summary: dict[str, Any]) -> None:
         money = (f"{row['cost_usd']:.6f}", f"{row['saved_usd']:.6f}")
         table.add_row(*shown, *money, _ms(row["edge_p50_ms"]), _ms(row["cloud_p50_ms"]))
     Console().print(table)
-    from weighbridge.routes.report import sentences
+    from weighbridge.routes.learn.report import sentences
 
     for line in sentences(summary):
         print(line)

@@ -10,7 +10,7 @@ from pathlib import Path
 from weighbridge.cost.length import OutputLengths
 from weighbridge.errors import BadInput
 from weighbridge.routes import edge_state
-from weighbridge.routes.bandit import ThresholdBandit
+from weighbridge.routes.learn.bandit import ThresholdBandit
 from weighbridge.routes.budget import Ledger
 from weighbridge.routes.caps import Caps
 from weighbridge.routes.difficulty import minilm
@@ -25,7 +25,7 @@ from weighbridge.routes.privacy.patterns import DenyListDetector, PatternDetecto
 from weighbridge.routes.reading import Readers
 from weighbridge.routes.router import HybridRouter
 from weighbridge.routes.settings import HybridSettings, PrivacySettings, RouteSettings
-from weighbridge.routes.shadow import Shadow
+from weighbridge.routes.learn.shadow import Shadow
 from weighbridge.routes.side import Side, SideSettings
 from weighbridge.ticket.store import TicketStore
 

@@ -16,7 +16,7 @@ from weighbridge.errors import Refused
 from weighbridge.routes.agreement import agreement
 from weighbridge.routes.answer import Gathered
 from weighbridge.routes.attempt import WHOLE, Attempt
-from weighbridge.routes.bandit import ThresholdBandit
+from weighbridge.routes.learn.bandit import ThresholdBandit
 from weighbridge.routes.budget import FREE_OF_CHARGE, Reservation
 from weighbridge.routes.difficulty.features import prompt_features
 from weighbridge.routes.policy import Asked, Placement, Residency, Side, residency
