@@ -14,7 +14,7 @@ from statistics import fmean
 import numpy as np
 
 from fleet_policies import COST, MIXES, WARM_UP, azure_trace, fleet, requests_of
-from weighbridge.simulator.requests import END, SimulatedRequest
+from weighbridge.workload.requests import END, SimulatedRequest
 
 SHARES = (0.5, 0.95, 0.99)
 

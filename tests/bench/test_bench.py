@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestServer
 from weighbridge.bench.client import Outcome
 from weighbridge.bench.report import Report, Slo, percentile
 from weighbridge.bench.serve import ServeOptions, run_async
-from weighbridge.bench.workload import Arrival, closed, poisson, prompt_ids, read_trace
+from weighbridge.workload.load import Arrival, closed, poisson, prompt_ids, read_trace
 from weighbridge.errors import BadInput
 
 

@@ -18,7 +18,7 @@ from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.search.search import Search, confirmed, recommend
 from weighbridge.planner.search.simulated import simulated
 from weighbridge.planner.memory.source import open_model
-from weighbridge.planner.traffic import Arrival, Slo, Traffic, parse_slo, traffic_of
+from weighbridge.workload.traffic import Arrival, Slo, Traffic, parse_slo, traffic_of
 
 
 def _traffic(rate: float, prompt: int = 1000, output: int = 200, requests: int = 600) -> Traffic:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from weighbridge.cost import StepCost
 from weighbridge.fleet.load.queue import QueueSettings
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, Simulation, engine_settings
-from weighbridge.simulator.requests import SimulatedRequest, Span
+from weighbridge.workload.requests import SimulatedRequest, Span
 
 #: Two-sided 99 % quantiles of Student's t by degrees of freedom 1 to 11.
 T99 = (63.66, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.250, 3.169, 3.106)

@@ -12,7 +12,7 @@ from weighbridge.fleet.scaling import ScalingSettings
 from weighbridge.simulator.autoscale import Autoscaling
 from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, Run, Simulation, engine_settings
 from weighbridge.simulator.report import Targets, over_seeds, summary
-from weighbridge.simulator.requests import SimulatedRequest, Span
+from weighbridge.workload.requests import SimulatedRequest, Span
 
 COST = StepCost(overhead=0.004, memory=0.012, per_token=6e-5, per_context_token=2e-8, per_sequence=5e-5)
 ONE = ReplicaSpec(cost=COST, settings=engine_settings("weighbridge", prefix_cache=False))

@@ -16,7 +16,7 @@ from weighbridge.simulator.experiment import Experiment, SyntheticSource
 from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, Simulation, engine_settings
 from weighbridge.simulator.page import write_page
 from weighbridge.simulator.timeline import MOST_REPLICAS, Timeline
-from weighbridge.simulator.workload import Synthetic
+from weighbridge.workload.synthetic import Synthetic
 
 
 @given(st.floats(1e-3, 1e7), st.integers(2, 12))

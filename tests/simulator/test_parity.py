@@ -20,8 +20,8 @@ from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Simulation, engine_settings
-from weighbridge.simulator.traces import read_rows
-from weighbridge.simulator.workload import Synthetic, from_rows
+from weighbridge.workload.traces import read_rows
+from weighbridge.workload.synthetic import Synthetic, from_rows
 
 Decision = tuple[str, str, tuple[tuple[str, float], ...]]
 

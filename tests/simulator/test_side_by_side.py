@@ -13,7 +13,7 @@ from weighbridge.errors import BadInput
 from weighbridge.simulator.experiment import Experiment, SyntheticSource
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, engine_settings
 from weighbridge.simulator.side_by_side import mapping
-from weighbridge.simulator.workload import Synthetic
+from weighbridge.workload.synthetic import Synthetic
 
 SETTINGS = engine_settings("weighbridge", kv_tokens=65_536, max_model_len=8192)
 

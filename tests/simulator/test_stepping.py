@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from weighbridge.cost import StepCost
 from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, Simulation, engine_settings
-from weighbridge.simulator.requests import SimulatedRequest
-from weighbridge.simulator.workload import Synthetic
+from weighbridge.workload.requests import SimulatedRequest
+from weighbridge.workload.synthetic import Synthetic
 
 COST = StepCost(overhead=0.004, memory=0.012, per_token=6e-5, per_context_token=2e-8, per_sequence=5e-5)
 

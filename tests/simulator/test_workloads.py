@@ -12,10 +12,10 @@ import pytest
 
 from weighbridge.cost import StepCost
 from weighbridge.errors import BadInput
-from weighbridge.simulator.lengths import Lengths
+from weighbridge.workload.lengths import Lengths
 from weighbridge.simulator.step_costs import fit_timings, read_step_cost
-from weighbridge.simulator.traces import TraceOptions, read_rows
-from weighbridge.simulator.workload import Synthetic, from_rows
+from weighbridge.workload.traces import TraceOptions, read_rows
+from weighbridge.workload.synthetic import Synthetic, from_rows
 
 
 @pytest.mark.parametrize(

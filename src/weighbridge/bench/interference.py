@@ -15,7 +15,7 @@ from rich.console import Console
 from weighbridge.bench.client import Outcome, complete
 from weighbridge.bench.report import percentile
 from weighbridge.bench.serve import ServeOptions, first_model, open_session, request_body
-from weighbridge.bench.workload import prompt_ids
+from weighbridge.workload.load import prompt_ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,8 @@ def bench_serve(
     json_output: JsonOutput = False,
 ) -> None:
     """Throughput, TTFT, ITL, TPOT and goodput under a closed loop, Poisson arrivals or a trace."""
-    from weighbridge.bench import serve, workload
+    from weighbridge.bench import serve
+    from weighbridge.workload import load as workload
     from weighbridge.bench.report import Slo
 
     if sum(option is not None for option in (concurrency, rate, trace)) > 1:

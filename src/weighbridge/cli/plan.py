@@ -30,8 +30,8 @@ from weighbridge.planner.search.search import recommend as recommend_deployments
 from weighbridge.planner.search.simulated import simulated
 from weighbridge.planner.memory.source import open_model
 from weighbridge.planner.search.speed import DEFAULT_OUTPUT, DEFAULT_PROMPT, Speed, measure, step_cost, typical_batch
-from weighbridge.planner.traffic import Arrival, parse_slo, traffic_of
-from weighbridge.simulator.traces import read_rows
+from weighbridge.workload.traffic import Arrival, parse_slo, traffic_of
+from weighbridge.workload.traces import read_rows
 
 Flag = typer.Option
 

@@ -117,7 +117,7 @@ def assemble_simulated(  # type: ignore[no-untyped-def]
     from weighbridge.server.app import create_app
     from weighbridge.server.metrics import Metrics
     from weighbridge.simulator.faults import FaultInjection, Faults
-    from weighbridge.simulator.lengths import Lengths
+    from weighbridge.workload.lengths import Lengths
     from weighbridge.simulator.runner import SimulatedRunner
     from weighbridge.simulator.tokenizer import SimulatedTokenizer
     from weighbridge.ticket.store import TicketStore

@@ -103,9 +103,11 @@ def open_source(asked: WorkloadFlags) -> Source:
     """The workload asked for. Raises BadInput unless it is exactly one."""
     import random
 
-    from weighbridge.simulator import servegen, traces
+    from weighbridge.workload import servegen
+
+    from weighbridge.workload import traces
     from weighbridge.simulator.experiment import RecordedSource, SyntheticSource
-    from weighbridge.simulator.workload import Synthetic, from_rows
+    from weighbridge.workload.synthetic import Synthetic, from_rows
 
     if (asked.trace is None) == (asked.workload is None):
         raise BadInput("give one of --trace FILE and --workload SPEC, such as --workload poisson:rate=5")

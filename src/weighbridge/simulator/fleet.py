@@ -18,10 +18,10 @@ from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.simulator.autoscale import Autoscaling, SimulatedAutoscaler
 from weighbridge.simulator.gateway import SimulatedGateway
-from weighbridge.simulator.measures import GapHistogram
-from weighbridge.simulator.outcomes import Outcome, Outcomes
+from weighbridge.workload.measures import GapHistogram
+from weighbridge.workload.outcomes import Outcome, Outcomes
 from weighbridge.simulator.replica import LONGEST_STRIDE, SimulatedReplica, Watcher, Work
-from weighbridge.simulator.requests import SimulatedRequest
+from weighbridge.workload.requests import SimulatedRequest
 from weighbridge.simulator.simulation import Clock, Feed
 from weighbridge.simulator.stepping import Stepping, SteppingScheduler, SteppingStatic
 

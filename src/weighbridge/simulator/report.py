@@ -12,7 +12,7 @@ import numpy as np
 
 from weighbridge.errors import BadInput
 from weighbridge.simulator.fleet import FleetSpec, Run
-from weighbridge.simulator.measures import quantiles
+from weighbridge.workload.measures import quantiles
 
 SHARES = (0.5, 0.9, 0.95, 0.99)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from weighbridge.cost import StepCost
 from weighbridge.engine.batch import Batch, Sampled, Slice
 from weighbridge.engine.request import Request, TokenLogprob
-from weighbridge.simulator.lengths import Lengths
+from weighbridge.workload.lengths import Lengths
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from weighbridge.engine.request import FinishReason, Request
 from weighbridge.engine.schedule.scheduler import Scheduler
 from weighbridge.engine.schedule.scheduler_api import CostSource, SchedulerLike, SchedulerSettings
 from weighbridge.engine.schedule.static import StaticScheduler
-from weighbridge.simulator.requests import END
+from weighbridge.workload.requests import END
 
 Key = TypeVar("Key")
 

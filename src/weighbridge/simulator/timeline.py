@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from weighbridge.simulator.measures import Floats
+from weighbridge.workload.measures import Floats
 from weighbridge.simulator.replica import SimulatedReplica
 
 #: Spans kept of each replica; beyond, every second one goes and of the further ones every second is kept.

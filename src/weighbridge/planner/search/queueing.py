@@ -22,7 +22,7 @@ from typing import Protocol
 from weighbridge.cost.hardware import Device
 from weighbridge.planner.memory.memory import MemoryPlan
 from weighbridge.planner.search.speed import SERVING_SECONDS, step_cost
-from weighbridge.planner.traffic import Slo, Traffic
+from weighbridge.workload.traffic import Slo, Traffic
 
 
 @dataclass(frozen=True, slots=True)

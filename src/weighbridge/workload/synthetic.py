@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import count
 
 from weighbridge.errors import BadInput
-from weighbridge.simulator.arrivals import ARRIVALS, gaps
-from weighbridge.simulator.lengths import Lengths
-from weighbridge.simulator.requests import SimulatedRequest, Span, answered
-from weighbridge.simulator.traces import TraceRow
+from weighbridge.workload.arrivals import ARRIVALS, gaps
+from weighbridge.workload.lengths import Lengths
+from weighbridge.workload.requests import SimulatedRequest, Span, answered
+from weighbridge.workload.traces import TraceRow
 
 #: Names of spans: blocks of a trace are their own names behind this, everything else is numbered below it.
 _TRACE_BLOCKS = 1 << 40

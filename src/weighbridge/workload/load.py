@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from weighbridge.simulator.traces import TraceOptions, read_rows
+from weighbridge.workload.traces import TraceOptions, read_rows
 
 #: Token ids that are ordinary text in every vocabulary met so far: past the special ones and single bytes.
 FIRST_ID, LAST_ID = 1000, 15_000
@@ -45,7 +45,7 @@ def read_trace(
     max_prompt: int | None = None,
     max_output: int | None = None,
 ) -> list[Arrival]:
-    """Requests of a trace in any form that `simulator.traces` reads.
+    """Requests of a trace in any form that `workload.traces` reads.
 
     In order of time, the first one at 0; times are divided by `speed`; lengths are scaled, then cut, and at
     least 1. Raises BadInput for another format.
