@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weighbridge.simulator.charts import Chart, Line, binned, decades, short, ticks
+from weighbridge.pages.charts import Chart, Line, binned, decades, short, ticks
 from weighbridge.simulator.experiment import Experiment, SyntheticSource
 from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, Simulation, engine_settings
 from weighbridge.simulator.page import write_page

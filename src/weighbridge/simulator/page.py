@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from weighbridge.errors import BadInput
-from weighbridge.simulator.charts import STYLE, Chart, Line, binned
+from weighbridge.pages.charts import STYLE, Chart, Line, binned
 from weighbridge.simulator.experiment import Experiment
 from weighbridge.simulator.fleet import Run, Simulation
 from weighbridge.simulator.timeline import Timeline, Track
