@@ -18,8 +18,8 @@ import uvicorn
 from weighbridge.fleet.build import build_replica
 from weighbridge.fleet.config.load import parse_config
 from weighbridge.fleet.gateway import Gateway
-from weighbridge.server.gateway_app import GatewayApp
-from weighbridge.server.gateway_metrics import GatewayMetrics
+from weighbridge.server.gateway.app import GatewayApp
+from weighbridge.server.gateway.metrics import GatewayMetrics
 
 STEP_COST = {
     "overhead": 0.001,

@@ -14,7 +14,7 @@ from tests.fleet.test_gateway_parts import LLAMA, SGLANG, VLLM
 from weighbridge.fleet.api import Call
 from weighbridge.fleet.replicas.local import HIGH_WATER, LocalReplica
 from weighbridge.fleet.replica import Failure, ReplicaError, Timeouts
-from weighbridge.server import gateway_answer
+from weighbridge.server.gateway import answer as gateway_answer
 
 
 def call(**fields: Any) -> Call:

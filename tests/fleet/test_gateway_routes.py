@@ -16,9 +16,9 @@ from weighbridge.errors import BadInput
 from weighbridge.fleet.build import build_replica
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.routes.served import parse_served
-from weighbridge.server.gateway_app import GatewayApp
-from weighbridge.server.gateway_metrics import GatewayMetrics
-from weighbridge.server.gateway_routes import GatewayRoutes
+from weighbridge.server.gateway.app import GatewayApp
+from weighbridge.server.gateway.metrics import GatewayMetrics
+from weighbridge.server.gateway.routes import GatewayRoutes
 
 PRICE = "price: {input_usd_per_million: 2.5, output_usd_per_million: 10}"
 SECRET = "jane@example.com"

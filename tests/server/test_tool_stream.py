@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weighbridge.server.tool_calls import as_delta, parse
-from weighbridge.server.tool_stream import CallBegun, Piece, ToolStream
+from weighbridge.server.engine.tool_calls import as_delta, parse
+from weighbridge.server.engine.tool_stream import CallBegun, Piece, ToolStream
 
 TOOLS = ("look", "weigh")
 Calls = list[tuple[str, str]]

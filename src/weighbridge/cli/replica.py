@@ -113,9 +113,9 @@ def assemble_simulated(  # type: ignore[no-untyped-def]
     from weighbridge.engine.engine import LocalEngine
     from weighbridge.engine.schedule.scheduler import Scheduler
     from weighbridge.engine.schedule.static import StaticScheduler
-    from weighbridge.server.api import Api
+    from weighbridge.server.engine.api import Api
     from weighbridge.server.app import create_app
-    from weighbridge.server.metrics import Metrics
+    from weighbridge.server.engine.metrics import Metrics
     from weighbridge.simulator.faults import FaultInjection, Faults
     from weighbridge.workload.lengths import Lengths
     from weighbridge.simulator.runner import SimulatedRunner

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from weighbridge.routes.served import Served
     from weighbridge.routes.settings import HybridSettings
     from weighbridge.routes.side import SideSettings
-    from weighbridge.server.gateway_routes import GatewayRoutes
+    from weighbridge.server.gateway.routes import GatewayRoutes
 
 #: Options of `serve` that belong to the engine and go on to each replica's process.
 ENGINE_OPTIONS = (
@@ -97,8 +97,8 @@ def serve_spec(spec: FleetSpec, hybrid: HybridSettings | None = None, *, json_lo
     """Serve until SIGTERM or Ctrl-C, then drain. `routes`: routes over the fleet."""
     from weighbridge.fleet.build import build_replica, load_tokenizers
     from weighbridge.fleet.gateway import Gateway
-    from weighbridge.server.gateway_app import GatewayApp
-    from weighbridge.server.gateway_metrics import GatewayMetrics
+    from weighbridge.server.gateway.app import GatewayApp
+    from weighbridge.server.gateway.metrics import GatewayMetrics
     from weighbridge.server.lifecycle import bind, run_server, set_up_logging
     from weighbridge.server.settings import ServerSettings
 
@@ -119,7 +119,7 @@ def serve_spec(spec: FleetSpec, hybrid: HybridSettings | None = None, *, json_lo
 def _routes(gateway: Gateway, hybrid: HybridSettings | None) -> GatewayRoutes | None:
     if hybrid is None or not hybrid.routes:
         return None
-    from weighbridge.server.gateway_routes import GatewayRoutes
+    from weighbridge.server.gateway.routes import GatewayRoutes
 
     return GatewayRoutes(gateway, hybrid)
 

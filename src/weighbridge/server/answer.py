@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from weighbridge.engine.api import Delta, Stream, Usage
 from weighbridge.engine.request import FinishReason
 from weighbridge.server.errors import ApiError, error_body, error_response
-from weighbridge.server.formats import Format, Gathered
+from weighbridge.server.engine.formats import Format, Gathered
 
 log = logging.getLogger("weighbridge.server")
 

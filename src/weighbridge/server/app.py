@@ -18,13 +18,13 @@ from starlette.routing import Route
 
 from weighbridge import __version__
 from weighbridge.engine.api import Engine
-from weighbridge.server.api import Api
+from weighbridge.server.engine.api import Api
 from weighbridge.server.auth import tenant_of_key
 from weighbridge.server.body import decode, read_body
-from weighbridge.server.embeddings import EmbeddingRoutes
+from weighbridge.server.engine.embeddings import EmbeddingRoutes
 from weighbridge.server.errors import ApiError, as_api_error, error_response
-from weighbridge.server.experts import ExpertRoutes
-from weighbridge.server.metrics import Metrics
+from weighbridge.server.engine.experts import ExpertRoutes
+from weighbridge.server.engine.metrics import Metrics
 from weighbridge.server.protocol import DetokenizeRequest, TokenizeRequest
 from weighbridge.ticket.store import TicketStore
 

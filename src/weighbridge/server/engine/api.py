@@ -18,7 +18,7 @@ from weighbridge.server.answer import Answer, Running
 from weighbridge.server.auth import tenant_of_key
 from weighbridge.server.body import decode, read_body
 from weighbridge.server.errors import ApiError
-from weighbridge.server.formats import ChatFormat, Format, TextFormat
+from weighbridge.server.engine.formats import ChatFormat, Format, TextFormat
 from weighbridge.server.protocol import (
     ChatRequest,
     Common,
@@ -29,7 +29,7 @@ from weighbridge.server.protocol import (
     sampling_params,
 )
 from weighbridge.server.settings import ServerSettings
-from weighbridge.server.tool_calls import forced_call_guide, tool_names, tools_for_template
+from weighbridge.server.engine.tool_calls import forced_call_guide, tool_names, tools_for_template
 from weighbridge.ticket.store import TicketStore
 
 #: Texts longer than this are tokenised in a thread, so that the event loop goes on.

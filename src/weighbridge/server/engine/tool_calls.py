@@ -11,7 +11,7 @@ import msgspec
 from weighbridge.engine.request import Guide
 from weighbridge.server.errors import ApiError
 from weighbridge.server.protocol import ChatRequest, NamedTool, Tool
-from weighbridge.server.tool_stream import CallArguments, CallBegun, Piece, ToolStream
+from weighbridge.server.engine.tool_stream import CallArguments, CallBegun, Piece, ToolStream
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,14 @@ from weighbridge import __version__
 from weighbridge.errors import BadInput
 from weighbridge.fleet.gateway import Gateway, UnknownModel
 from weighbridge.server.errors import ApiError, as_api_error, error_response
-from weighbridge.server.gateway_admin import Admin, json_response
-from weighbridge.server.gateway_answer import Relays
-from weighbridge.server.gateway_keys import Keys
-from weighbridge.server.gateway_metrics import GatewayMetrics
-from weighbridge.server.gateway_request import PATHS, created, headers_of, read_all, read_ask
+from weighbridge.server.gateway.admin import Admin, json_response
+from weighbridge.server.gateway.answer import Relays
+from weighbridge.server.gateway.keys import Keys
+from weighbridge.server.gateway.metrics import GatewayMetrics
+from weighbridge.server.gateway.request import PATHS, created, headers_of, read_all, read_ask
 
 if TYPE_CHECKING:  # most gateways have no routes, and need not load what routes need
-    from weighbridge.server.gateway_routes import GatewayRoutes
+    from weighbridge.server.gateway.routes import GatewayRoutes
 
 log = logging.getLogger("weighbridge.server")
 

@@ -13,8 +13,8 @@ import msgspec
 
 from weighbridge.engine.api import Delta, Usage
 from weighbridge.engine.request import Embedding, FinishReason, TokenLogprob
-from weighbridge.server.tool_calls import ToolCall, as_delta, parse
-from weighbridge.server.tool_stream import ToolStream
+from weighbridge.server.engine.tool_calls import ToolCall, as_delta, parse
+from weighbridge.server.engine.tool_stream import ToolStream
 
 _encode = msgspec.json.Encoder().encode
 

@@ -7,7 +7,7 @@ import logging
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from weighbridge.engine.api import Engine
-from weighbridge.server.experts import ExpertCollector, telemetry_of
+from weighbridge.server.engine.experts import ExpertCollector, telemetry_of
 from weighbridge.ticket.record import Ticket
 from weighbridge.ticket.store import TicketStore
 

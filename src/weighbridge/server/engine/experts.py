@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from weighbridge.engine.api import Engine
-from weighbridge.server.api import Api
+from weighbridge.server.engine.api import Api
 from weighbridge.server.auth import tenant_of_key
 from weighbridge.server.errors import ApiError
 

@@ -8,7 +8,7 @@ from hashlib import blake2b
 
 from weighbridge.fleet.config.spec import FleetSpec
 from weighbridge.server.errors import ApiError
-from weighbridge.server.gateway_request import Headers
+from weighbridge.server.gateway.request import Headers
 
 
 class Keys:

@@ -12,7 +12,7 @@ from weighbridge.fleet.attempt import Opened
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.journey import Journey, ReplicaAnswered, error_event
 from weighbridge.server.errors import as_api_error, error_body, error_response
-from weighbridge.server.gateway_request import Receive
+from weighbridge.server.gateway.request import Receive
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 HeaderList = list[tuple[bytes, bytes]]

@@ -14,8 +14,8 @@ from weighbridge.fleet.gateway import Gateway, expanded
 from weighbridge.fleet.pool import Pool
 from weighbridge.server.body import read_body
 from weighbridge.server.errors import ApiError
-from weighbridge.server.gateway_keys import Keys
-from weighbridge.server.gateway_request import headers_of
+from weighbridge.server.gateway.keys import Keys
+from weighbridge.server.gateway.request import headers_of
 
 
 def json_response(value: Any, status: int = 200) -> Response:
