@@ -11,9 +11,9 @@ import time
 from weighbridge.cost.step import StepCost
 from weighbridge.cost.weight import OutputEstimate, Weight
 from weighbridge.fleet.api import Arrival, Capacity
-from weighbridge.fleet.policies import POLICIES, make_policy
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.state import ReplicaState
+from weighbridge.fleet.policies import POLICIES, make_policy
 
 REPLICAS, DECISIONS, LIVE = 64, 2000, 1500
 COST = StepCost(overhead=0.003, memory=0.010, per_token=6e-5, per_context_token=6e-8, per_sequence=2e-5)

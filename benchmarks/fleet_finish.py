@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from weighbridge.fleet.api import Arrival, Choice, Policy, Randomness
+from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.policies.candidates import matched_tokens
 from weighbridge.fleet.policies.weigh import Weigh
-from weighbridge.fleet.load.state import ReplicaState
 
 #: What a second of the answer counts beside a second of waiting for its first token.
 SHARE = 0.1

@@ -31,8 +31,8 @@ from weighbridge.fleet.policies import DEFAULT_POLICY, POLICIES
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Simulation, engine_settings
 from weighbridge.simulator.report import Targets, over_seeds, summary
 from weighbridge.workload.requests import SimulatedRequest
-from weighbridge.workload.traces import read_rows
 from weighbridge.workload.synthetic import Synthetic, from_rows
+from weighbridge.workload.traces import read_rows
 
 #: An 8B model in bf16 on a data-centre GPU, in round numbers: 16 GB of weights at 1.6 TB/s, 16,000 prompt
 #: tokens a second, 128 KiB of keys and values per token.

@@ -17,8 +17,8 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from weighbridge.planner.memory.activation import FITTED, Constants
 from weighbridge.planner.cases import Comparison, compare_all
+from weighbridge.planner.memory.activation import FITTED, Constants
 
 TOKENS = ("kv_tokens", "kv_blocks", "max_concurrency", "kv_mib", "kv_swa_mib", "k_mib", "states_mib")
 WEIGHTS = ("weights_gib", "gpu_model_mib", "model_mib", "file_gib")

@@ -33,13 +33,12 @@ from statistics import mean, median
 from typing import Any
 
 from weighbridge.bench import serve
-
-from weighbridge.workload import load as workload
 from weighbridge.cost import Sample, StepClock, StepCost, fit
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Simulation, engine_settings
+from weighbridge.simulator.stepping import Stepping, SteppingScheduler
+from weighbridge.workload import load as workload
 from weighbridge.workload.measures import quantiles
 from weighbridge.workload.requests import SimulatedRequest, Span
-from weighbridge.simulator.stepping import Stepping, SteppingScheduler
 
 
 @dataclass(frozen=True)

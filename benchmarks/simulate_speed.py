@@ -19,8 +19,8 @@ from weighbridge.cost import StepCost
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, Simulation, engine_settings
 from weighbridge.workload.measures import quantiles
 from weighbridge.workload.requests import SimulatedRequest
-from weighbridge.workload.traces import read_rows
 from weighbridge.workload.synthetic import Synthetic, from_rows
+from weighbridge.workload.traces import read_rows
 
 #: An 8B model on a 24 GB GPU, in round numbers; eight of them are busy with the trace at its own speed.
 COST = StepCost(overhead=0.004, memory=0.012, per_token=6e-5, per_context_token=2e-8, per_sequence=5e-5)

@@ -21,9 +21,9 @@ import numpy as np
 
 from weighbridge.cost import StepCost
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Simulation, engine_settings
+from weighbridge.simulator.tune import disagreement, tune
 from weighbridge.workload.outcomes import Outcome
 from weighbridge.workload.requests import SimulatedRequest, Span
-from weighbridge.simulator.tune import disagreement, tune
 
 #: Where tuning begins: bandwidth and arithmetic of the data sheets, 16 GB of weights, 128 KiB a token.
 SYSTEMS = {

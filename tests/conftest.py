@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from weighbridge.errors import WeighbridgeError
-from weighbridge.models.files import catalogue
-from weighbridge.models.files import store
+from weighbridge.models.files import catalogue, store
 
 
 @pytest.fixture(scope="session")

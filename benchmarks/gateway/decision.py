@@ -19,15 +19,15 @@ from pathlib import Path
 from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.weight import Weight
 from weighbridge.fleet.api import Arrival, Replica
-from weighbridge.fleet.reliability.breaker import BreakerSettings, CircuitBreaker
 from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.dispatch import Dispatcher, Lease, Patience
-from weighbridge.fleet.member import Member, capacity_of
-from weighbridge.fleet.policies import POLICIES, make_policy
-from weighbridge.fleet.pool import BLOCK_SIZE
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue
 from weighbridge.fleet.load.state import ReplicaState
+from weighbridge.fleet.member import Member, capacity_of
+from weighbridge.fleet.policies import POLICIES, make_policy
+from weighbridge.fleet.pool import BLOCK_SIZE
+from weighbridge.fleet.reliability.breaker import BreakerSettings, CircuitBreaker
 
 IN_FLIGHT_EACH = 16
 

@@ -15,8 +15,8 @@ from aiohttp.test_utils import TestServer
 from weighbridge.bench.client import Outcome
 from weighbridge.bench.report import Report, Slo, percentile
 from weighbridge.bench.serve import ServeOptions, run_async
-from weighbridge.workload.load import Arrival, closed, poisson, prompt_ids, read_trace
 from weighbridge.errors import BadInput
+from weighbridge.workload.load import Arrival, closed, poisson, prompt_ids, read_trace
 
 
 def test_tpot_is_the_time_after_the_first_token_over_the_rest() -> None:

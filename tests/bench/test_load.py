@@ -18,8 +18,8 @@ from weighbridge.bench.interference import run_async as run_interference
 from weighbridge.bench.prompts import WORDS
 from weighbridge.bench.report import DEFAULT_TPOT, DEFAULT_TTFT, Report, Slo
 from weighbridge.bench.serve import ServeOptions, run_async
-from weighbridge.workload.load import Arrival, closed, read_trace
 from weighbridge.errors import BadInput, WeighbridgeError
+from weighbridge.workload.load import Arrival, closed, read_trace
 
 
 async def measure(script: Script, **options: object) -> Report:

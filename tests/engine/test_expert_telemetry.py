@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests.models.tiny_moe import make_tiny_moe
-from weighbridge.engine.experts import statistics
 from weighbridge.engine.batch import Batch, Sampled, Slice
+from weighbridge.engine.experts import statistics
 from weighbridge.engine.experts.telemetry import ExpertTelemetry, attach
 from weighbridge.engine.request import Request, SamplingParams
 from weighbridge.engine.runner import Runner
-from weighbridge.models.files.checkpoint import open_checkpoint
 from weighbridge.models.compute.loader import load_decoder
+from weighbridge.models.files.checkpoint import open_checkpoint
 
 BLOCK = 16
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.engine.fake_model import make_request
+from weighbridge.engine.request import Request, RequestState
 from weighbridge.engine.schedule.fairness import MAX_IDLE_TENANTS, VirtualTokenCounters
 from weighbridge.engine.schedule.queue import MAX_IDLE_CLASSES, Deadlines, FairQueue
-from weighbridge.engine.request import Request, RequestState
 
 
 def push(queue: FairQueue, *ids: str, now: float = 0.0, front: bool = False, **options: object) -> None:

@@ -16,10 +16,10 @@ from tests.engine.fake_model import (
     make_scheduler,
     reference_output,
 )
-from weighbridge.engine.schedule.admission import least_seconds
 from weighbridge.engine.batch import Batch, Sampled
-from weighbridge.engine.schedule.plan import Plan
 from weighbridge.engine.request import FinishReason, Request, TokenLogprob
+from weighbridge.engine.schedule.admission import least_seconds
+from weighbridge.engine.schedule.plan import Plan
 from weighbridge.engine.schedule.scheduler import SchedulerSettings
 from weighbridge.errors import BadInput, DeadlineMissed, NeverFits, QueueFull
 

@@ -10,9 +10,15 @@ from hypothesis import strategies as st
 
 from tests.engine.fake_model import COST, Costs, Driver, make_request, make_scheduler, reference_output
 from weighbridge.cost import StepCost
-from weighbridge.engine.schedule.plan import Plan
 from weighbridge.engine.request import Guide, Request, SamplingParams
-from weighbridge.engine.schedule.speculation import INDEX_STEP, Acceptance, NgramIndex, Speculator, may_speculate
+from weighbridge.engine.schedule.plan import Plan
+from weighbridge.engine.schedule.speculation import (
+    INDEX_STEP,
+    Acceptance,
+    NgramIndex,
+    Speculator,
+    may_speculate,
+)
 
 
 def follow_by_search(tokens: list[int], count: int) -> list[int]:

@@ -12,8 +12,8 @@ import pytest
 from tests.fleet.backends import Backend, events, fleet, text_of, until
 from tests.fleet.test_gateway_parts import LLAMA, SGLANG, VLLM
 from weighbridge.fleet.api import Call
-from weighbridge.fleet.replicas.local import HIGH_WATER, LocalReplica
 from weighbridge.fleet.replica import Failure, ReplicaError, Timeouts
+from weighbridge.fleet.replicas.local import HIGH_WATER, LocalReplica
 from weighbridge.server.gateway import answer as gateway_answer
 
 

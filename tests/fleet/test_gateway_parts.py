@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weighbridge.fleet.reliability.breaker import BreakerSettings, BreakerState, CircuitBreaker
-from weighbridge.fleet.replicas.dialects import DIALECTS, dialect, read_report
-from weighbridge.fleet.reliability.hedge import Hedger, HedgeSettings, SlidingQuantile
 from weighbridge.fleet.meter import Meter
-from weighbridge.fleet.replicas.process import share_cores
-from weighbridge.fleet.replica import LARGEST_EVENT, EventFramer, ReplicaError
+from weighbridge.fleet.reliability.breaker import BreakerSettings, BreakerState, CircuitBreaker
+from weighbridge.fleet.reliability.hedge import Hedger, HedgeSettings, SlidingQuantile
 from weighbridge.fleet.reliability.retry import Budget, backoff, may_retry, retry_after
+from weighbridge.fleet.replica import LARGEST_EVENT, EventFramer, ReplicaError
+from weighbridge.fleet.replicas.dialects import DIALECTS, dialect, read_report
+from weighbridge.fleet.replicas.process import share_cores
 
 EVENT = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n'
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from tests.fleet.arrivals import arrival, replica
 from tests.fleet.backends import Backend, config_of, fleet, until
-from weighbridge.fleet.policies import make_policy
 from weighbridge.fleet.load.prefix_index import PrefixIndex
+from weighbridge.fleet.policies import make_policy
 
 LONG = "weigh every request once, in tokens " * 400
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.fleet.backends import until
-from weighbridge.fleet import http_client
-from weighbridge.fleet.http_client import HttpClient, Response, Unreachable, header_lines
+from weighbridge.wire import client as http_client
+from weighbridge.wire.client import HttpClient, Response, Unreachable, header_lines
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-One: 1\r\n\r\nhello"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import FAMILIES, make_tiny
 from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models.compute.rope import cos_sin_table
 from weighbridge.models.files.checkpoint import open_checkpoint
 from weighbridge.models.files.hf_config import read_config
-from weighbridge.models.compute.rope import cos_sin_table
 
 SMALL = {
     "hidden_size": 64,

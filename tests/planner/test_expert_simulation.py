@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from weighbridge.errors import BadInput
-from weighbridge.planner.experts.simulation import LoadGenerator, Times, Traffic, fitted_traffic, simulate
 from weighbridge.planner.experts.local_search import balance
 from weighbridge.planner.experts.placement import Devices, Floats, Placement, eplb, static_placement
+from weighbridge.planner.experts.simulation import LoadGenerator, Times, Traffic, fitted_traffic, simulate
 
 TRAFFIC = Traffic(layers=6, experts=64, top_k=4, tokens=512, skew=0.9)
 DEVICES = Devices(gpus=8, replicas=80)

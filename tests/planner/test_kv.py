@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weighbridge.planner.model.catalogue import catalogue
-from weighbridge.planner.model.config_reader import read_architecture
 from weighbridge.planner.memory.engines import parse_version, rules_for
 from weighbridge.planner.memory.kv_dtype import kv_type
 from weighbridge.planner.memory.memory import GIB, Model, plan_memory
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.memory.vllm_kv import group_size
+from weighbridge.planner.model.catalogue import catalogue
+from weighbridge.planner.model.config_reader import read_architecture
 
 _NAMES = [
     "llama-3.1-8b", "gemma-3-12b", "gpt-oss-20b", "qwen3.5-27b", "deepseek-v3.2", "kimi-linear-48b-a3b",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from weighbridge.cost.hardware import custom_device, find_device
-from weighbridge.planner.model.config_reader import read_architecture
 from weighbridge.planner.memory.memory import GIB, Model, plan_memory
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.memory.source import open_model
+from weighbridge.planner.model.config_reader import read_architecture
 
 
 def _pinned(gib: float, **flags: object) -> Deployment:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from weighbridge.cost.hardware import find_device
 from weighbridge.errors import BadInput
 from weighbridge.planner.memory.memory import plan_memory
-from weighbridge.planner.search.queueing import Candidate, Outcome, _erlang_c, _erlang_wait, _tail, analytic
-from weighbridge.planner.report.report import price_of
 from weighbridge.planner.memory.request import Deployment
+from weighbridge.planner.memory.source import open_model
+from weighbridge.planner.report.report import price_of
+from weighbridge.planner.search.queueing import Candidate, Outcome, _erlang_c, _erlang_wait, _tail, analytic
 from weighbridge.planner.search.search import Search, confirmed, recommend
 from weighbridge.planner.search.simulated import simulated
-from weighbridge.planner.memory.source import open_model
 from weighbridge.workload.traffic import Arrival, Slo, Traffic, parse_slo, traffic_of
 
 

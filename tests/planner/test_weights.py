@@ -13,15 +13,15 @@ from tests.tiny import make_tiny
 from tests.tiny_gguf import write_gguf
 from weighbridge.cost.hardware import find_device
 from weighbridge.errors import BadInput
-from weighbridge.planner.model.architecture import Architecture
-from weighbridge.planner.model.catalogue import catalogue
-from weighbridge.planner.model.config_reader import read_architecture
 from weighbridge.planner.memory.gguf_mix import gguf_bytes
 from weighbridge.planner.memory.memory import plan_memory
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.memory.source import open_model
-from weighbridge.planner.model.tensors import Kind
 from weighbridge.planner.memory.weight_formats import published_format, weight_format
+from weighbridge.planner.model.architecture import Architecture
+from weighbridge.planner.model.catalogue import catalogue
+from weighbridge.planner.model.config_reader import read_architecture
+from weighbridge.planner.model.tensors import Kind
 
 MIB, GIB = 1 << 20, 1 << 30
 

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 
 from weighbridge.fleet.api import Arrival, Choice, Policy
-from weighbridge.fleet.reliability.breaker import BreakerSettings, CircuitBreaker
 from weighbridge.fleet.config.spec import ReplicaSpec as MemberSpec
 from weighbridge.fleet.dispatch import Dispatcher, Lease, Patience
-from weighbridge.fleet.member import Member
-from weighbridge.fleet.policies import make_policy
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
 from weighbridge.fleet.load.state import ReplicaState
+from weighbridge.fleet.member import Member
+from weighbridge.fleet.policies import make_policy
+from weighbridge.fleet.reliability.breaker import BreakerSettings, CircuitBreaker
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Simulation, engine_settings
-from weighbridge.workload.traces import read_rows
 from weighbridge.workload.synthetic import Synthetic, from_rows
+from weighbridge.workload.traces import read_rows
 
 Decision = tuple[str, str, tuple[tuple[str, float], ...]]
 

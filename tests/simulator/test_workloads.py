@@ -12,10 +12,10 @@ import pytest
 
 from weighbridge.cost import StepCost
 from weighbridge.errors import BadInput
-from weighbridge.workload.lengths import Lengths
 from weighbridge.simulator.step_costs import fit_timings, read_step_cost
-from weighbridge.workload.traces import TraceOptions, read_rows
+from weighbridge.workload.lengths import Lengths
 from weighbridge.workload.synthetic import Synthetic, from_rows
+from weighbridge.workload.traces import TraceOptions, read_rows
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ import aiohttp
 from weighbridge.bench.client import Outcome, complete
 from weighbridge.bench.prompts import count_with_file, count_with_server, count_words, prompt_text
 from weighbridge.bench.report import Report, Slo
-from weighbridge.workload.load import FIRST_ID, LAST_ID, Arrival, prompt_ids
 from weighbridge.errors import WeighbridgeError
+from weighbridge.workload.load import FIRST_ID, LAST_ID, Arrival, prompt_ids
 
 Prompt = list[int] | str
 

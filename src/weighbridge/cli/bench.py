@@ -49,8 +49,8 @@ def bench_serve(
 ) -> None:
     """Throughput, TTFT, ITL, TPOT and goodput under a closed loop, Poisson arrivals or a trace."""
     from weighbridge.bench import serve
-    from weighbridge.workload import load as workload
     from weighbridge.bench.report import Slo
+    from weighbridge.workload import load as workload
 
     if sum(option is not None for option in (concurrency, rate, trace)) > 1:
         raise BadInput("give one of --concurrency, --rate and --trace")

@@ -109,8 +109,8 @@ def _shared(spec: SharedLimitsSpec | None) -> str:
 
 def plain(value: Any) -> Any:
     """Dataclasses as JSON; keys become stars."""
-    from weighbridge.fleet.config.spec import ReplicaSpec
     from weighbridge.fleet.config.reader import Secret
+    from weighbridge.fleet.config.spec import ReplicaSpec
     from weighbridge.routes.side import SideSettings
 
     if isinstance(value, Secret):

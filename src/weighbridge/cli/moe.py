@@ -43,10 +43,10 @@ def upcycle_model(
     json_output: JsonOutput = False,
 ) -> None:
     """Turn a dense model into a mixture of experts by copying its feed-forward blocks."""
-    from weighbridge.models.files.checkpoint import open_checkpoint
     from weighbridge.models.compute.loader import choose_dtype
-    from weighbridge.models.files.store import resolve
     from weighbridge.models.experts.upcycle import Upcycling, upcycle
+    from weighbridge.models.files.checkpoint import open_checkpoint
+    from weighbridge.models.files.store import resolve
 
     path = resolve(model, progress=DownloadBar("Pulling the model"))
     options = Upcycling(experts, top_k, noise, skew, seed, None if dtype == "source" else choose_dtype(dtype))
@@ -144,8 +144,8 @@ def place_experts(
 ) -> None:
     """Place experts on GPUs so that measured loads spread evenly."""
     from weighbridge.engine.settings import parse_bytes
-    from weighbridge.planner.experts.report import DEEPSEEK_V3_EXPERT_BYTES, parse_loads, place
     from weighbridge.planner.experts.placement import Devices
+    from weighbridge.planner.experts.report import DEEPSEEK_V3_EXPERT_BYTES, parse_loads, place
 
     measured = parse_loads(_text(loads, "--loads"), str(loads))
     experts = measured.loads.shape[1]
@@ -216,8 +216,8 @@ def offload_experts(
     """Choose which experts to keep on the fast device, and the flags that say so to other engines."""
     from weighbridge.engine.settings import parse_bytes
     from weighbridge.planner.experts.layout import count_parameters
-    from weighbridge.planner.experts.report import parse_loads
     from weighbridge.planner.experts.offload import Machine, engine_flags, keep_hottest, keep_last_layers
+    from weighbridge.planner.experts.report import parse_loads
 
     fields = _config(config)
     counted = count_parameters(fields)

@@ -14,8 +14,8 @@ from weighbridge.cli.terminal import counting, print_json
 from weighbridge.errors import BadInput
 
 if TYPE_CHECKING:
-    from weighbridge.planner.experts.simulation import Outcome, Place, Times, Traffic
     from weighbridge.planner.experts.placement import Devices, Floats, Placement
+    from weighbridge.planner.experts.simulation import Outcome, Place, Times, Traffic
 
 Flag = typer.Option
 
@@ -56,8 +56,8 @@ def simulate(
     json_output: Annotated[bool, Flag("--json", help="Print JSON.")] = False,
 ) -> None:
     """Run an expert-parallel group under skewed, drifting loads: the slowest GPU sets each step."""
-    from weighbridge.planner.experts.simulation import Times
     from weighbridge.planner.experts.placement import Devices
+    from weighbridge.planner.experts.simulation import Times
 
     traffic = _traffic(loads, layers, experts, top_k, tokens, skew)
     traffic = replace(traffic, correlation=correlation, noise=noise, drift=drift)
@@ -87,8 +87,8 @@ def _traffic(
     loads: Path | None, layers: int | None, experts: int | None, top_k: int, tokens: int, skew: float | None
 ) -> Traffic:
     """Raises BadInput unless either measured loads or layers and experts are given."""
-    from weighbridge.planner.experts.simulation import Traffic, fitted_traffic
     from weighbridge.planner.experts.report import parse_loads
+    from weighbridge.planner.experts.simulation import Traffic, fitted_traffic
 
     if loads is None:
         if layers is None or experts is None:
@@ -122,9 +122,9 @@ def _outcomes(
     """The same loads on each placement; with `replace_every`, also on those that are renewed."""
     import numpy as np
 
-    from weighbridge.planner.experts.simulation import simulate as run
     from weighbridge.planner.experts.local_search import balance
     from weighbridge.planner.experts.placement import eplb, static_placement
+    from weighbridge.planner.experts.simulation import simulate as run
 
     def static(loads: Floats, _: Placement | None) -> Placement:
         return static_placement(len(loads), loads.shape[1], devices.replicas)

@@ -15,23 +15,30 @@ from weighbridge.cost.hardware import Device, custom_device, devices, find_devic
 from weighbridge.cost.roofline import decode_share
 from weighbridge.engine.settings import parse_bytes
 from weighbridge.errors import BadInput
-from weighbridge.planner.model.catalogue import catalogue
-from weighbridge.planner.search.commands import engine_command, fleet_yaml
 from weighbridge.planner.memory.engines import parse_version
 from weighbridge.planner.memory.fit import changes
-from weighbridge.planner.report.html import page
 from weighbridge.planner.memory.memory import MemoryPlan, Model, plan_memory
-from weighbridge.planner.search.packing import pack
+from weighbridge.planner.memory.request import Deployment
+from weighbridge.planner.memory.source import open_model
+from weighbridge.planner.model.catalogue import catalogue
+from weighbridge.planner.report.html import page
 from weighbridge.planner.report.printing import print_choices, print_packing, print_plan
 from weighbridge.planner.report.report import choice_json, placed_json, plan_json
-from weighbridge.planner.memory.request import Deployment
+from weighbridge.planner.search.commands import engine_command, fleet_yaml
+from weighbridge.planner.search.packing import pack
 from weighbridge.planner.search.search import Search, confirmed
 from weighbridge.planner.search.search import recommend as recommend_deployments
 from weighbridge.planner.search.simulated import simulated
-from weighbridge.planner.memory.source import open_model
-from weighbridge.planner.search.speed import DEFAULT_OUTPUT, DEFAULT_PROMPT, Speed, measure, step_cost, typical_batch
-from weighbridge.workload.traffic import Arrival, parse_slo, traffic_of
+from weighbridge.planner.search.speed import (
+    DEFAULT_OUTPUT,
+    DEFAULT_PROMPT,
+    Speed,
+    measure,
+    step_cost,
+    typical_batch,
+)
 from weighbridge.workload.traces import read_rows
+from weighbridge.workload.traffic import Arrival, parse_slo, traffic_of
 
 Flag = typer.Option
 

@@ -113,14 +113,14 @@ def assemble_simulated(  # type: ignore[no-untyped-def]
     from weighbridge.engine.engine import LocalEngine
     from weighbridge.engine.schedule.scheduler import Scheduler
     from weighbridge.engine.schedule.static import StaticScheduler
-    from weighbridge.server.engine.api import Api
     from weighbridge.server.app import create_app
+    from weighbridge.server.engine.api import Api
     from weighbridge.server.engine.metrics import Metrics
     from weighbridge.simulator.faults import FaultInjection, Faults
-    from weighbridge.workload.lengths import Lengths
     from weighbridge.simulator.runner import SimulatedRunner
     from weighbridge.simulator.tokenizer import SimulatedTokenizer
-    from weighbridge.ticket.store import TicketStore
+    from weighbridge.ticket import TicketStore
+    from weighbridge.workload.lengths import Lengths
 
     if batching not in ("continuous", "static"):
         raise BadInput(f"batching {batching!r} is not known: use continuous or static", param="batching")

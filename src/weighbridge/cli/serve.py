@@ -167,10 +167,10 @@ def load(  # type: ignore[no-untyped-def]
 
 def assemble(replica: Replica, settings, tickets: Path | None):  # type: ignore[no-untyped-def]
     """The ASGI application over a replica; its engine starts with the event loop."""
-    from weighbridge.server.engine.api import Api
     from weighbridge.server.app import create_app
+    from weighbridge.server.engine.api import Api
     from weighbridge.server.engine.metrics import Metrics
-    from weighbridge.ticket.store import TicketStore
+    from weighbridge.ticket import TicketStore
 
     store = TicketStore(path=tickets)
     metrics = Metrics(replica.engine, store, settings.json_logs)

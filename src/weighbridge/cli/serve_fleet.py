@@ -256,8 +256,8 @@ def engine_options(context: typer.Context) -> list[str]:
 def _tenants(given: Sequence[str]) -> tuple[TenantSpec, ...]:
     """Tenants of `--api-key`."""
     from weighbridge.cli.serve import parse_keys
-    from weighbridge.fleet.config.spec import KeySpec, TenantSpec
     from weighbridge.fleet.config.reader import Secret
+    from weighbridge.fleet.config.spec import KeySpec, TenantSpec
 
     keys: dict[str, list[KeySpec]] = {}
     for key in parse_keys(list(given)):

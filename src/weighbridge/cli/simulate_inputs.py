@@ -103,10 +103,8 @@ def open_source(asked: WorkloadFlags) -> Source:
     """The workload asked for. Raises BadInput unless it is exactly one."""
     import random
 
-    from weighbridge.workload import servegen
-
-    from weighbridge.workload import traces
     from weighbridge.simulator.experiment import RecordedSource, SyntheticSource
+    from weighbridge.workload import servegen, traces
     from weighbridge.workload.synthetic import Synthetic, from_rows
 
     if (asked.trace is None) == (asked.workload is None):

@@ -1,1 +1,1 @@
-
+"""One replica: requests in, tokens out, by continuous batching."""

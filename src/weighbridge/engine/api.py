@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from weighbridge.engine.request import Embedding, FinishReason, SamplingParams, TokenLogprob
-from weighbridge.ticket.record import Ticket
+from weighbridge.ticket import Ticket
 
 
 @dataclass(frozen=True, slots=True)

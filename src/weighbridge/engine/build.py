@@ -12,21 +12,21 @@ import torch
 
 from weighbridge.cost import DEFAULT_STEP_COST, Sample, StepClock, StepCost
 from weighbridge.engine import calibration
-from weighbridge.engine.experts import telemetry as expert_telemetry
 from weighbridge.engine.engine import LocalEngine
+from weighbridge.engine.experts import telemetry as expert_telemetry
 from weighbridge.engine.guidance import GuideFactory
 from weighbridge.engine.runner import Runner
 from weighbridge.engine.sampler import Sampler
 from weighbridge.engine.schedule.scheduler import Scheduler, SchedulerLike, SchedulerSettings
-from weighbridge.engine.settings import EngineSettings, pool_blocks
 from weighbridge.engine.schedule.static import StaticScheduler
+from weighbridge.engine.settings import EngineSettings, pool_blocks
 from weighbridge.errors import BadInput
 from weighbridge.models.compute.allocator import tune_allocator
-from weighbridge.models.files.cache import weighbridge_home
-from weighbridge.models.files.checkpoint import Checkpoint, open_checkpoint
 from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.kernels.seats import seat_compute_threads
 from weighbridge.models.compute.loader import Quantize, choose_dtype, load_decoder
+from weighbridge.models.files.cache import weighbridge_home
+from weighbridge.models.files.checkpoint import Checkpoint, open_checkpoint
 from weighbridge.models.text.tokenizer import Tokenizer, load_tokenizer
 
 Report = Callable[[int, int], None]

@@ -22,7 +22,7 @@ from weighbridge.engine.schedule.scheduler_api import Progress, SchedulerLike
 from weighbridge.engine.stream import Choice, EngineStream
 from weighbridge.engine.text import Decoder, TextStream
 from weighbridge.errors import Draining, NeverFits
-from weighbridge.ticket.record import Ticket
+from weighbridge.ticket import Ticket
 
 log = logging.getLogger("weighbridge.engine")
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from weighbridge.engine.api import Delta, Usage
 from weighbridge.engine.request import Request
 from weighbridge.engine.text import TextStream
-from weighbridge.ticket.record import Ticket
+from weighbridge.ticket import Ticket
 
 
 class Choice:

@@ -14,8 +14,8 @@ from weighbridge.fleet.api import Answer
 from weighbridge.fleet.ask import Ask
 from weighbridge.fleet.dispatch import Lease
 from weighbridge.fleet.member import Member
-from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError
 from weighbridge.fleet.reliability.retry import KEY_REFUSED, OVERLOADED, may_retry, retry_after
+from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError
 
 #: How long a replica that refuses our key is left alone, in seconds; keys are seldom repaired faster.
 KEY_PAUSE = 30.0

@@ -8,9 +8,9 @@ from pathlib import Path
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Replica
 from weighbridge.fleet.config.spec import FleetSpec, ModelSpec, ReplicaSpec
+from weighbridge.fleet.load.weigher import Counter
 from weighbridge.fleet.replicas.dialects import dialect
 from weighbridge.fleet.replicas.http import Endpoint, HttpReplica
-from weighbridge.fleet.load.weigher import Counter
 
 Make = Callable[[ReplicaSpec], Replica]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from weighbridge.cost.step import StepCost
 from weighbridge.errors import BadInput, DeadlineMissed, NeverFits, QueueFull, RateLimited, Refused
 from weighbridge.fleet.api import Arrival, Choice, Policy
-from weighbridge.fleet.member import Member, Standing
 from weighbridge.fleet.load.queue import GatewayQueue, deadline_missed, drain_seconds
+from weighbridge.fleet.member import Member, Standing
 
 NOBODY: Set[str] = frozenset()
 

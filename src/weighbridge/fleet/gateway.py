@@ -20,13 +20,12 @@ from weighbridge.fleet.ask import Ask
 from weighbridge.fleet.autoscale import Autoscale
 from weighbridge.fleet.config.spec import FleetSpec, ReplicaSpec
 from weighbridge.fleet.journey import Journey
+from weighbridge.fleet.limits.shared import SharedLimits
 from weighbridge.fleet.limits.tenant import Limiter
+from weighbridge.fleet.load.weigher import Counter
 from weighbridge.fleet.member import Member, Standing
 from weighbridge.fleet.pool import Build, Pool, Rules
-from weighbridge.fleet.limits.shared import SharedLimits
-from weighbridge.fleet.load.weigher import Counter
-from weighbridge.ticket.record import Ticket
-from weighbridge.ticket.store import TicketStore
+from weighbridge.ticket import Ticket, TicketStore
 
 log = logging.getLogger("weighbridge.fleet")
 

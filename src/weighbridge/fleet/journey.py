@@ -16,13 +16,13 @@ from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.ask import Ask
 from weighbridge.fleet.attempt import AttemptFailed, Opened
 from weighbridge.fleet.dispatch import Lease
+from weighbridge.fleet.load.weigher import Weighed
 from weighbridge.fleet.meter import Meter
 from weighbridge.fleet.reliability.race import race
+from weighbridge.fleet.reliability.retry import backoff
 from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError
 from weighbridge.fleet.resume import NotResumable, Resumption
-from weighbridge.fleet.reliability.retry import backoff
-from weighbridge.fleet.load.weigher import Weighed
-from weighbridge.ticket.record import Ticket
+from weighbridge.ticket import Ticket
 
 if TYPE_CHECKING:
     from weighbridge.fleet.pool import Pool

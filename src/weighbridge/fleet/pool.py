@@ -15,22 +15,22 @@ from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Arrival, Replica
 from weighbridge.fleet.ask import Ask
 from weighbridge.fleet.attempt import Attempts, Opened
-from weighbridge.fleet.reliability.breaker import BreakerSettings, CircuitBreaker
 from weighbridge.fleet.config.spec import HealthSpec, ModelSpec, QueueSpec, ReplicaSpec
 from weighbridge.fleet.dispatch import Dispatcher, Patience
-from weighbridge.fleet.reliability.health import Watch
-from weighbridge.fleet.reliability.hedge import Hedger
 from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
+from weighbridge.fleet.load.prefix_index import PrefixIndex
+from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
+from weighbridge.fleet.load.state import ReplicaState
+from weighbridge.fleet.load.weigher import Counter, Scales, Weighed
 from weighbridge.fleet.member import Member, Standing, capacity_of
 from weighbridge.fleet.meter import Meter, Usage
 from weighbridge.fleet.policies import make_policy
-from weighbridge.fleet.load.prefix_index import PrefixIndex
-from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
-from weighbridge.fleet.replica import ReplicaError
+from weighbridge.fleet.reliability.breaker import BreakerSettings, CircuitBreaker
+from weighbridge.fleet.reliability.health import Watch
+from weighbridge.fleet.reliability.hedge import Hedger
 from weighbridge.fleet.reliability.retry import Budget, RetrySettings
-from weighbridge.fleet.load.state import ReplicaState
-from weighbridge.fleet.load.weigher import Counter, Scales, Weighed
-from weighbridge.ticket.record import Ticket
+from weighbridge.fleet.replica import ReplicaError
+from weighbridge.ticket import Ticket
 
 log = logging.getLogger("weighbridge.fleet")
 

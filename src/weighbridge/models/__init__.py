@@ -1,1 +1,1 @@
-
+"""Models: their files, their text, their arithmetic, their experts."""

@@ -17,14 +17,14 @@ from typing import Any
 from weighbridge.cost.hardware import Device, custom_device, find_device
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.planner.memory.activation import FITTED, Constants
-from weighbridge.planner.model.catalogue import completed, lookup
-from weighbridge.planner.model.config_reader import read_architecture
 from weighbridge.planner.memory.gguf_mix import file_type
 from weighbridge.planner.memory.kv_dtype import kv_type
 from weighbridge.planner.memory.kv_layout import cached_layers
 from weighbridge.planner.memory.memory import GIB, MemoryPlan, Model, plan_memory
 from weighbridge.planner.memory.other_kv import llama_cpp_pools
 from weighbridge.planner.memory.request import Deployment
+from weighbridge.planner.model.catalogue import completed, lookup
+from weighbridge.planner.model.config_reader import read_architecture
 
 MIB = 1 << 20
 _MTP_TOKENS = 3  # drafted per step where a log mentions MTP without the number

@@ -10,7 +10,6 @@ from pathlib import Path
 from weighbridge.cost.length import OutputLengths
 from weighbridge.errors import BadInput
 from weighbridge.routes import edge_state
-from weighbridge.routes.learn.bandit import ThresholdBandit
 from weighbridge.routes.budget import Ledger
 from weighbridge.routes.caps import Caps
 from weighbridge.routes.difficulty import minilm
@@ -19,15 +18,16 @@ from weighbridge.routes.difficulty.vectors import Embedder, Source, mismatch
 from weighbridge.routes.front import Front
 from weighbridge.routes.http_side import HttpSide
 from weighbridge.routes.judge import AnswerJudge
+from weighbridge.routes.learn.bandit import ThresholdBandit
+from weighbridge.routes.learn.shadow import Shadow
 from weighbridge.routes.privacy.guard import Guard
 from weighbridge.routes.privacy.hits import Detector
 from weighbridge.routes.privacy.patterns import DenyListDetector, PatternDetector
 from weighbridge.routes.reading import Readers
 from weighbridge.routes.router import HybridRouter
 from weighbridge.routes.settings import HybridSettings, PrivacySettings, RouteSettings
-from weighbridge.routes.learn.shadow import Shadow
 from weighbridge.routes.side import Side, SideSettings
-from weighbridge.ticket.store import TicketStore
+from weighbridge.ticket import TicketStore
 
 #: Makes a side of a route: the route's name, "edge" or "cloud", and what is set.
 MakeSide = Callable[[str, str, SideSettings], Side]

@@ -23,9 +23,9 @@ from pathlib import Path
 from weighbridge.cost.price import Price
 from weighbridge.cost.step import DEFAULT_STEP_COST, StepCost
 from weighbridge.errors import BadInput
-from weighbridge.fleet.config.spec import ModelSpec
 from weighbridge.fleet.config.reader import Section, read_yaml
 from weighbridge.fleet.config.replica import read_step_cost
+from weighbridge.fleet.config.spec import ModelSpec
 from weighbridge.routes.attempt import Window
 from weighbridge.routes.budget import Budgets
 from weighbridge.routes.caps import CapSettings

@@ -22,7 +22,7 @@ from weighbridge.routes.answer import Gathered
 from weighbridge.routes.request import RoutedRequest, parse_request
 from weighbridge.routes.router import HybridRouter, RoutedStream
 from weighbridge.routes.side import Chunk
-from weighbridge.ticket.store import TicketStore
+from weighbridge.ticket import TicketStore
 
 log = logging.getLogger("weighbridge.routes")
 

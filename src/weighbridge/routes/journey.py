@@ -25,7 +25,7 @@ from weighbridge.routes.policy import (
 from weighbridge.routes.privacy.guard import Inspection, Redacted
 from weighbridge.routes.request import RoutedRequest
 from weighbridge.routes.side import SideRequest
-from weighbridge.ticket.record import Ticket
+from weighbridge.ticket import Ticket
 
 if TYPE_CHECKING:
     from weighbridge.routes.router import HybridRouter

@@ -25,8 +25,7 @@ from weighbridge.routes.reading import Readers
 from weighbridge.routes.request import RoutedRequest
 from weighbridge.routes.settings import RouteSettings
 from weighbridge.routes.side import Chunk, Side
-from weighbridge.ticket.record import Ticket
-from weighbridge.ticket.store import TicketStore
+from weighbridge.ticket import Ticket, TicketStore
 
 #: Part of the time a client gives that may be spent on looking at the prompt.
 LARGEST_SHARE = 0.25

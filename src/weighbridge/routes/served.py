@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from weighbridge.fleet.config.spec import FleetSpec, ModelSpec
 from weighbridge.fleet.config.load import config_text, read_fleet
 from weighbridge.fleet.config.reader import Section, read_yaml
+from weighbridge.fleet.config.spec import FleetSpec, ModelSpec
 from weighbridge.routes.config import read_hybrid
 from weighbridge.routes.settings import HybridSettings
 

@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from weighbridge.engine.api import Delta, Stream, Usage
 from weighbridge.engine.request import FinishReason
-from weighbridge.server.errors import ApiError, error_body, error_response
 from weighbridge.server.engine.formats import Format, Gathered
+from weighbridge.wire.errors import ApiError, error_body, error_response
 
 log = logging.getLogger("weighbridge.server")
 

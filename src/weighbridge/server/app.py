@@ -18,15 +18,15 @@ from starlette.routing import Route
 
 from weighbridge import __version__
 from weighbridge.engine.api import Engine
-from weighbridge.server.engine.api import Api
 from weighbridge.server.auth import tenant_of_key
-from weighbridge.server.body import decode, read_body
+from weighbridge.server.engine.api import Api
 from weighbridge.server.engine.embeddings import EmbeddingRoutes
-from weighbridge.server.errors import ApiError, as_api_error, error_response
 from weighbridge.server.engine.experts import ExpertRoutes
 from weighbridge.server.engine.metrics import Metrics
 from weighbridge.server.protocol import DetokenizeRequest, TokenizeRequest
-from weighbridge.ticket.store import TicketStore
+from weighbridge.ticket import TicketStore
+from weighbridge.wire.body import decode, read_body
+from weighbridge.wire.errors import ApiError, as_api_error, error_response
 
 log = logging.getLogger("weighbridge.server")
 
@@ -108,7 +108,7 @@ class Routes:
         self._api = api
         self._metrics = metrics
         self._created = created
-        self._page = (files("weighbridge.server") / "console.html").read_text(encoding="utf-8")
+        self._page = (files("weighbridge.server.engine") / "console.html").read_text(encoding="utf-8")
 
     @property
     def _engine(self) -> Engine:

@@ -6,8 +6,8 @@ import hmac
 
 from starlette.requests import Request
 
-from weighbridge.server.errors import ApiError
 from weighbridge.server.settings import ServerSettings
+from weighbridge.wire.errors import ApiError
 
 
 def tenant_of_key(request: Request, settings: ServerSettings) -> str | None:

@@ -10,8 +10,8 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from weighbridge.engine.request import Guide, SamplingParams
-from weighbridge.server.errors import ApiError
 from weighbridge.server.settings import ServerSettings
+from weighbridge.wire.errors import ApiError
 
 Positive = Annotated[int, Meta(ge=1)]
 NonNegative = Annotated[int, Meta(ge=0)]

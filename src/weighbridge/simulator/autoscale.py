@@ -9,8 +9,8 @@ from math import isfinite
 from weighbridge.cost import StepCost
 from weighbridge.errors import BadInput
 from weighbridge.fleet.load.queue import drain_seconds
-from weighbridge.fleet.scaling import Scaler, ScalingSettings
 from weighbridge.fleet.load.state import ReplicaState
+from weighbridge.fleet.scaling import Scaler, ScalingSettings
 from weighbridge.simulator.gateway import SimulatedGateway
 from weighbridge.simulator.simulation import Clock
 

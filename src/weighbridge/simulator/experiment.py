@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from weighbridge.errors import BadInput
 from weighbridge.simulator.fleet import FleetSpec, Simulation
 from weighbridge.simulator.report import Targets, over_seeds, summary
-from weighbridge.workload.requests import SimulatedRequest
 from weighbridge.simulator.side_by_side import Mapper
+from weighbridge.workload.requests import SimulatedRequest
 from weighbridge.workload.synthetic import Synthetic
 
 #: A rate is served when this share of the requests keeps the targets.

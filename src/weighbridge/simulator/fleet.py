@@ -12,18 +12,18 @@ from weighbridge.engine.schedule.scheduler_api import SchedulerSettings
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Capacity, Policy
 from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
-from weighbridge.fleet.policies import DEFAULT_POLICY, make_policy
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
 from weighbridge.fleet.load.state import ReplicaState
+from weighbridge.fleet.policies import DEFAULT_POLICY, make_policy
 from weighbridge.simulator.autoscale import Autoscaling, SimulatedAutoscaler
 from weighbridge.simulator.gateway import SimulatedGateway
-from weighbridge.workload.measures import GapHistogram
-from weighbridge.workload.outcomes import Outcome, Outcomes
 from weighbridge.simulator.replica import LONGEST_STRIDE, SimulatedReplica, Watcher, Work
-from weighbridge.workload.requests import SimulatedRequest
 from weighbridge.simulator.simulation import Clock, Feed
 from weighbridge.simulator.stepping import Stepping, SteppingScheduler, SteppingStatic
+from weighbridge.workload.measures import GapHistogram
+from weighbridge.workload.outcomes import Outcome, Outcomes
+from weighbridge.workload.requests import SimulatedRequest
 
 #: A millisecond-precise engine never waits this long: chunks are limited by the batch, not by a target.
 _NO_ITL_TARGET = 1e9

@@ -21,10 +21,10 @@ from weighbridge.fleet.limits.tenant import Limiter
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue
 from weighbridge.fleet.load.state import ReplicaState
-from weighbridge.workload.outcomes import Outcome, Outcomes
 from weighbridge.simulator.replica import SimulatedReplica
-from weighbridge.workload.requests import END, SimulatedRequest
 from weighbridge.simulator.stepping import Truth
+from weighbridge.workload.outcomes import Outcome, Outcomes
+from weighbridge.workload.requests import END, SimulatedRequest
 
 MODEL = "simulated"
 

@@ -8,8 +8,8 @@ from heapq import heappop, heappush
 from itertools import count, islice
 
 from weighbridge.simulator.gateway import SimulatedGateway
-from weighbridge.workload.outcomes import Outcome
 from weighbridge.simulator.replica import SimulatedReplica
+from weighbridge.workload.outcomes import Outcome
 from weighbridge.workload.requests import SimulatedRequest
 
 #: What happens first of what happens at the same time: iterations end, then the script, then requests arrive,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from weighbridge.engine.batch import Batch, Sampled
-from weighbridge.engine.schedule.plan import Plan
 from weighbridge.engine.request import FinishReason, Request
+from weighbridge.engine.schedule.plan import Plan
 from weighbridge.engine.schedule.scheduler import Scheduler
 from weighbridge.engine.schedule.scheduler_api import CostSource, SchedulerLike, SchedulerSettings
 from weighbridge.engine.schedule.static import StaticScheduler

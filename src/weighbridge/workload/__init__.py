@@ -1,0 +1,1 @@
+"""Requests to come: traces, synthetic mixes, arrivals and lengths; and how well they were served."""

@@ -22,8 +22,8 @@ from weighbridge.engine.experts.statistics import (
     strongest_pairs,
 )
 from weighbridge.models.compute.decoder import Decoder
-from weighbridge.models.experts.cache import CachedExperts, ExpertCache
 from weighbridge.models.compute.kernels.api import BatchLayout, Int32
+from weighbridge.models.experts.cache import CachedExperts, ExpertCache
 from weighbridge.models.experts.moe import RoutingTrace, SparseMlp
 from weighbridge.models.files.moe_config import ExpertsConfig
 

@@ -6,16 +6,16 @@ Where everything is kept is decided here; what runs is decided by the policy on 
 from __future__ import annotations
 
 from weighbridge.cost import StepCost
-from weighbridge.engine.schedule.admission import check_deadline, check_queue, check_request
 from weighbridge.engine.api import Load
 from weighbridge.engine.batch import Batch, Sampled, Slice
 from weighbridge.engine.memory.block_tables import BlockTables, Opening
 from weighbridge.engine.memory.blocks import BlockPool
+from weighbridge.engine.memory.prefix import PrefixCache
+from weighbridge.engine.request import Embedding, FinishReason, Request, RequestState, TokenLogprob
+from weighbridge.engine.schedule.admission import check_deadline, check_queue, check_request
 from weighbridge.engine.schedule.completion import OutputLength, append_tokens
 from weighbridge.engine.schedule.forks import Forks, prompt_computed
-from weighbridge.engine.memory.prefix import PrefixCache
 from weighbridge.engine.schedule.queue import Deadlines, FairQueue
-from weighbridge.engine.request import Embedding, FinishReason, Request, RequestState, TokenLogprob
 from weighbridge.engine.schedule.running import RunningSet
 from weighbridge.engine.schedule.scheduler_api import CostSource, Progress, SchedulerSettings
 from weighbridge.engine.schedule.speculation import Speculator

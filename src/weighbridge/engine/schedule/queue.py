@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
-from weighbridge.engine.schedule.fairness import VirtualTokenCounters
 from weighbridge.engine.request import Request, RequestState
+from weighbridge.engine.schedule.fairness import VirtualTokenCounters
 
 #: Classes remembered while nothing of theirs waits; priorities are the clients' to choose, memory is ours.
 MAX_IDLE_CLASSES = 256

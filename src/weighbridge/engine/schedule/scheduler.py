@@ -24,12 +24,12 @@ Plain Python: time is passed in, and the simulator runs this very class.
 
 from __future__ import annotations
 
-from weighbridge.engine.schedule.admission import least_seconds
 from weighbridge.engine.batch import Batch
 from weighbridge.engine.memory.block_tables import Opening
+from weighbridge.engine.request import Request, RequestState
+from weighbridge.engine.schedule.admission import least_seconds
 from weighbridge.engine.schedule.lifecycle import Lifecycle
 from weighbridge.engine.schedule.plan import Plan
-from weighbridge.engine.request import Request, RequestState
 from weighbridge.engine.schedule.scheduler_api import CostSource, Progress, SchedulerLike, SchedulerSettings
 
 __all__ = ["CostSource", "Progress", "Scheduler", "SchedulerLike", "SchedulerSettings"]

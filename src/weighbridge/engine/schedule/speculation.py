@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from weighbridge.cost import StepCost
-from weighbridge.engine.schedule.plan import Plan
 from weighbridge.engine.request import Request, SamplingParams
+from weighbridge.engine.schedule.plan import Plan
 
 LONGEST_MATCH = 4  # tokens; the longest suffix that is looked up
 SHORTEST_MATCH = 2

@@ -1,0 +1,1 @@
+"""weighbridge.yaml as typed settings; every complaint points at a line."""

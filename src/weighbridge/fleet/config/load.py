@@ -7,7 +7,8 @@ from pathlib import Path
 
 from weighbridge.engine.settings import parse_bytes
 from weighbridge.errors import BadInput
-from weighbridge.fleet.reliability.breaker import BreakerSettings
+from weighbridge.fleet.config.reader import Secret, Section, read_yaml
+from weighbridge.fleet.config.replica import Defaults, read_replica, read_timeouts
 from weighbridge.fleet.config.spec import (
     FleetSpec,
     HealthSpec,
@@ -17,13 +18,12 @@ from weighbridge.fleet.config.spec import (
     SharedLimitsSpec,
     TenantSpec,
 )
-from weighbridge.fleet.config.reader import Secret, Section, read_yaml
-from weighbridge.fleet.config.replica import Defaults, read_replica, read_timeouts
-from weighbridge.fleet.reliability.hedge import HedgeSettings
 from weighbridge.fleet.limits.tenant import TenantLimits
 from weighbridge.fleet.policies import DEFAULT_POLICY, POLICIES
-from weighbridge.fleet.replica import Timeouts
+from weighbridge.fleet.reliability.breaker import BreakerSettings
+from weighbridge.fleet.reliability.hedge import HedgeSettings
 from weighbridge.fleet.reliability.retry import RetrySettings
+from weighbridge.fleet.replica import Timeouts
 
 
 def load_config(path: Path) -> FleetSpec:

@@ -11,10 +11,10 @@ import yaml
 from weighbridge.cost.price import FREE, Price
 from weighbridge.cost.step import AS_CONTEXT, StepCost
 from weighbridge.errors import BadInput
-from weighbridge.fleet.config.spec import KINDS, CapacitySpec, LimitSpec, RaySpec, ReplicaSpec
 from weighbridge.fleet.config.reader import Problems, Section
-from weighbridge.fleet.replicas.dialects import DIALECTS
+from weighbridge.fleet.config.spec import KINDS, CapacitySpec, LimitSpec, RaySpec, ReplicaSpec
 from weighbridge.fleet.replica import Timeouts
+from weighbridge.fleet.replicas.dialects import DIALECTS
 from weighbridge.fleet.scaling import ScalingSettings
 
 _COST_FIELDS = ("overhead", "memory", "per_token", "per_context_token", "per_sequence")

@@ -18,8 +18,17 @@ from typing import Any, Protocol
 
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.spec import SharedLimitsSpec
-from weighbridge.fleet.limits.tenant import DAY, MINUTE, NO_LIMITS, SLOTS, Limiter, TenantLimits, Window, over_limit
 from weighbridge.fleet.limits.lua import RESERVE, SETTLE
+from weighbridge.fleet.limits.tenant import (
+    DAY,
+    MINUTE,
+    NO_LIMITS,
+    SLOTS,
+    Limiter,
+    TenantLimits,
+    Window,
+    over_limit,
+)
 
 log = logging.getLogger("weighbridge.fleet")
 

@@ -1,0 +1,1 @@
+"""What is known of a replica's load: its queue, its own report, its prefix cache."""

@@ -1,8 +1,8 @@
 """Which replica holds which prompt blocks: what was sent there, less what it has likely evicted since.
 
-Blocks have chained digests (see `engine.memory.prefix`), and `prefix_tree` keeps them by stretches that were sent as one, the
-runs. A chain covers its past, and every replica forgets the blocks at the end of a chain before those at its start,
-so what a replica holds of a chain is always a prefix of it:
+Blocks have chained digests (see `engine.memory.prefix`), and `prefix_tree` keeps them by stretches that were sent
+as one, the runs. A chain covers its past, and every replica forgets the blocks at the end of a chain before those
+at its start, so what a replica holds of a chain is always a prefix of it:
 
     chain     d0   d1   d2   d3   d4   d5
     runs      ------------   -------   --

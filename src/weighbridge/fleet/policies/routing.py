@@ -18,10 +18,10 @@ from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.step import DEFAULT_STEP_COST, StepCost
 from weighbridge.fleet.api import Arrival, Capacity
 from weighbridge.fleet.ask import Ask
-from weighbridge.fleet.policies import DEFAULT_POLICY, make_policy
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.load.weigher import Counter, Scales
+from weighbridge.fleet.policies import DEFAULT_POLICY, make_policy
 
 #: Requests that were ranked but never reported as sent; the oldest are forgotten first.
 MAX_RANKED = 10_000

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weighbridge.fleet.api import Arrival, Choice, Randomness
-from weighbridge.fleet.policies.candidates import lowest
 from weighbridge.fleet.load.state import ReplicaState
+from weighbridge.fleet.policies.candidates import lowest
 
 
 class LeastTokens:

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 
 from weighbridge.cost.weight import Weight
 from weighbridge.fleet.api import Arrival, Choice, Randomness
-from weighbridge.fleet.policies.candidates import matched_tokens
 from weighbridge.fleet.load.state import ReplicaState
+from weighbridge.fleet.policies.candidates import matched_tokens
 
 #: What the own wait counts beside that of the streams on a usual replica.
 OWN = 0.5

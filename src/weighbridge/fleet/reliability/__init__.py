@@ -1,0 +1,1 @@
+"""Breakers, health, retries, hedges."""

@@ -1,0 +1,1 @@
+"""Adapters: how a replica is spoken to, started and supervised."""

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from weighbridge.fleet.api import Answer, Call, Report
-from weighbridge.fleet.replicas.dialects import Dialect, read_report
-from weighbridge.fleet.http_client import HttpClient, Response, Unreachable, header_lines
 from weighbridge.fleet.replica import BytesAnswer, EventFramer, Failure, ReplicaError, Timeouts
+from weighbridge.fleet.replicas.dialects import Dialect, read_report
+from weighbridge.wire.client import HttpClient, Response, Unreachable, header_lines
 
 log = logging.getLogger("weighbridge.fleet")
 

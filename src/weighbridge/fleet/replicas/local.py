@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Mutable
 from typing import Any
 
 from weighbridge.fleet.api import Answer, Call, Report
+from weighbridge.fleet.replica import Failure, ReplicaError, Timeouts
 from weighbridge.fleet.replicas.dialects import dialect, read_report
 from weighbridge.fleet.replicas.http import passed_on
-from weighbridge.fleet.replica import Failure, ReplicaError, Timeouts
 
 Message = MutableMapping[str, Any]
 App = Callable[..., Awaitable[None]]

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from weighbridge.fleet.api import Answer, Call, Report
-from weighbridge.fleet.replicas.http import Endpoint, HttpReplica
 from weighbridge.fleet.replica import Failure, ReplicaError
+from weighbridge.fleet.replicas.http import Endpoint, HttpReplica
 
 log = logging.getLogger("weighbridge.fleet")
 

@@ -24,9 +24,9 @@ from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Answer, Call, Report
 from weighbridge.fleet.build import endpoint_of
 from weighbridge.fleet.config.spec import ReplicaSpec
+from weighbridge.fleet.replica import Failure, ReplicaError
 from weighbridge.fleet.replicas.http import HttpReplica
 from weighbridge.fleet.replicas.process import free_port, serve_command
-from weighbridge.fleet.replica import Failure, ReplicaError
 
 log = logging.getLogger("weighbridge.fleet")
 
@@ -96,7 +96,15 @@ class ServeActor:
         from ray.util import get_node_ip_address
 
         host, port = get_node_ip_address(), free_port()
-        full = [sys.executable, "-m", "weighbridge.fleet.replicas.child", str(os.getpid()), "-", "--", *command]
+        full = [
+            sys.executable,
+            "-m",
+            "weighbridge.fleet.replicas.child",
+            str(os.getpid()),
+            "-",
+            "--",
+            *command,
+        ]
         full += ["--host", host, "--port", str(port)]
         self._process = subprocess.Popen(full, env={**os.environ, "WEIGHBRIDGE_API_KEYS": key})
         url = f"http://{host}:{port}"

@@ -1,0 +1,1 @@
+"""The forward pass: decoder, linear layers, rotary embedding, kernels."""

@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from weighbridge.models.files.config import ModelConfig
 from weighbridge.models.compute.fused_forward import fuse
 from weighbridge.models.compute.kernels.api import BatchLayout, Int32, Kernels, KVCache, States
 from weighbridge.models.compute.linear import Linear
+from weighbridge.models.files.config import ModelConfig
 
 
 class FeedForward(Protocol):

@@ -1,0 +1,1 @@
+"""Mixtures of experts: layers, loaders, the expert cache."""

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from weighbridge.models.experts.moe import Experts
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-_native: Any = importlib.import_module("weighbridge.models.compute.kernels._native") if kernels_available() else None
+_native: Any = (
+    importlib.import_module("weighbridge.models.compute.kernels._native") if kernels_available() else None
+)
 
 
 def choose(logits: torch.Tensor, top_k: int, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:

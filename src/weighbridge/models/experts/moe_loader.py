@@ -9,15 +9,22 @@ from typing import Protocol
 import torch
 
 from weighbridge.errors import BadInput
-from weighbridge.models.files.config import ModelConfig
 from weighbridge.models.compute.decoder import Mlp
-from weighbridge.models.experts.cache import ExpertCache, Load, computation_of
-from weighbridge.models.experts.file import MappedExperts, packed, write
 from weighbridge.models.compute.kernels.api import Kernels
 from weighbridge.models.compute.linear import Linear
-from weighbridge.models.experts.moe import Experts, ListedExperts, NormedProjection, Router, SharedExpert, SparseMlp
-from weighbridge.models.files.moe_config import ExpertsConfig
+from weighbridge.models.experts.cache import ExpertCache, Load, computation_of
+from weighbridge.models.experts.file import MappedExperts, packed, write
+from weighbridge.models.experts.moe import (
+    Experts,
+    ListedExperts,
+    NormedProjection,
+    Router,
+    SharedExpert,
+    SparseMlp,
+)
 from weighbridge.models.experts.moe_grouped import group
+from weighbridge.models.files.config import ModelConfig
+from weighbridge.models.files.moe_config import ExpertsConfig
 
 
 class Weights(Protocol):

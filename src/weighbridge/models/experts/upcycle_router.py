@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from weighbridge.errors import BadInput
-from weighbridge.models.files.checkpoint import Checkpoint
 from weighbridge.models.compute.decoder import Decoder, FeedForward
 from weighbridge.models.compute.kernels.api import BatchLayout
 from weighbridge.models.compute.loader import choose_dtype, load_decoder
+from weighbridge.models.files.checkpoint import Checkpoint
 
 _BLOCK = 16
 FEWEST_TOKENS = 64

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: GGUF and safetensors, their configurations, the catalogue and the store."""

@@ -9,14 +9,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.files import cache
+from weighbridge.models.compute.quantized import GroupQuantized
 from weighbridge.models.experts import fused_experts
-from weighbridge.models.files import gguf
-from weighbridge.models.files import gguf_config
-from weighbridge.models.files import hf_config
+from weighbridge.models.files import cache, gguf, gguf_config, hf_config
 from weighbridge.models.files.config import ModelConfig
 from weighbridge.models.files.hf_config import read_json
-from weighbridge.models.compute.quantized import GroupQuantized
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

@@ -11,11 +11,11 @@ from gguf.constants import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
 from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models.compute.quantized import GROUP_SIZE, GroupQuantized
 from weighbridge.models.experts import gguf_experts
 from weighbridge.models.files.config import ModelConfig
 from weighbridge.models.files.gguf_format import TensorEntry
 from weighbridge.models.files.gguf_metadata import GgufMetadata
-from weighbridge.models.compute.quantized import GROUP_SIZE, GroupQuantized
 
 #: Architectures whose query and key rows the converter reorders, so that rotated pairs are neighbours.
 PERMUTED = frozenset({"llama", "smollm3"})

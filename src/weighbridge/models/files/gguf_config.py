@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models.experts.gguf_experts import FAMILIES, read_experts
 from weighbridge.models.files.config import ModelConfig, RopeConfig
 from weighbridge.models.files.gguf import GgufFile
-from weighbridge.models.experts.gguf_experts import FAMILIES, read_experts
 
 #: GGUF architectures. Mistral and Mixtral files call themselves llama.
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "qwen2moe", "qwen3moe", "olmoe")

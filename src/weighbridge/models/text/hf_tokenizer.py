@@ -8,8 +8,8 @@ from typing import Any
 import tokenizers
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.text.chat_template import ChatTemplate
 from weighbridge.models.files.hf_config import end_token_ids, read_json
+from weighbridge.models.text.chat_template import ChatTemplate
 from weighbridge.models.text.tokenizer_parts import TokenizerParts, wrap_texts
 
 Fields = dict[str, Any]

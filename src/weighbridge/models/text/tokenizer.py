@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.text import gguf_tokenizer
-from weighbridge.models.text import hf_tokenizer
+from weighbridge.models.text import gguf_tokenizer, hf_tokenizer
 from weighbridge.models.text.block_digests import ROOT
 from weighbridge.models.text.chat_template import Message
 from weighbridge.models.text.token_text import Detokenizer, TokenBytes, decode

@@ -1,0 +1,1 @@
+"""Where experts go: placement, redundancy, offload, and their simulation."""

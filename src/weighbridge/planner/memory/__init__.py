@@ -1,0 +1,1 @@
+"""Bytes: weights, KV cache, activations, and how each engine lays them out."""

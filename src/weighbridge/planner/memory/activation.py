@@ -16,9 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from weighbridge.cost.hardware import Device
-from weighbridge.planner.model.architecture import Architecture, Attention, Dense, Experts, Latent, Recurrent
 from weighbridge.planner.memory.engines import Rules
 from weighbridge.planner.memory.request import Deployment, Range
+from weighbridge.planner.model.architecture import Architecture, Attention, Dense, Experts, Latent, Recurrent
 
 GIB = 1 << 30
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from weighbridge.errors import BadInput
 from weighbridge.models.files.gguf_format import Contents
+from weighbridge.planner.memory.weights import Stored, bulk_bits
 from weighbridge.planner.model.architecture import Architecture, Attention
 from weighbridge.planner.model.tensors import DRAFT, EMBED, HEAD, Kind, Shard, Tensor, all_tensors
-from weighbridge.planner.memory.weights import Stored, bulk_bits
 
 _MAX_HEADER = 100_000_000  # as the safetensors library
 _KINDS = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weighbridge.planner.model.architecture import Architecture, Attention, Latent, Layer, Recurrent
 from weighbridge.planner.memory.request import Deployment
+from weighbridge.planner.model.architecture import Architecture, Attention, Latent, Layer, Recurrent
 
 
 @dataclass(frozen=True, slots=True)

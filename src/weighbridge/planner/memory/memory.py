@@ -9,7 +9,6 @@ from math import ceil
 from weighbridge.cost.hardware import Device
 from weighbridge.errors import BadInput
 from weighbridge.planner.memory.activation import FITTED, Constants, Overheads, overheads
-from weighbridge.planner.model.architecture import Architecture, Attention, Latent
 from weighbridge.planner.memory.engines import Rules, rules_for
 from weighbridge.planner.memory.kv_dtype import KVType, kv_type
 from weighbridge.planner.memory.kv_layout import KVPlan, cached_layers
@@ -17,6 +16,7 @@ from weighbridge.planner.memory.other_kv import plan_llama_cpp, plan_sglang, pla
 from weighbridge.planner.memory.request import Deployment, Range
 from weighbridge.planner.memory.vllm_kv import plan_vllm
 from weighbridge.planner.memory.weights import GpuWeights, Stored, gpu_weights, stored_weights
+from weighbridge.planner.model.architecture import Architecture, Attention, Latent
 
 GIB = 1 << 30
 #: What loading takes beyond the tensors where engines measure the drop of free memory instead of adding up.

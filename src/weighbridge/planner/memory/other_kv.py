@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from math import ceil
 
 from weighbridge.errors import BadInput
-from weighbridge.planner.model.architecture import Attention, Latent, Layer, Recurrent
 from weighbridge.planner.memory.engines import Rules
 from weighbridge.planner.memory.kv_dtype import KVType
 from weighbridge.planner.memory.kv_layout import KVPlan, recurrent_bytes
 from weighbridge.planner.memory.request import Deployment
+from weighbridge.planner.model.architecture import Attention, Latent, Layer, Recurrent
 
 WEIGHBRIDGE_BLOCK = 32
 SGLANG_SWA_RATIO = 0.8  # --swa-full-tokens-ratio

@@ -8,11 +8,11 @@ from typing import Any
 from weighbridge.errors import BadInput
 from weighbridge.models.files.gguf_format import read_gguf
 from weighbridge.models.files.hf_config import read_json
+from weighbridge.planner.memory.file_weights import gguf_weights, safetensors_weights
+from weighbridge.planner.memory.memory import Model
 from weighbridge.planner.model import catalogue
 from weighbridge.planner.model.config_reader import read_architecture
-from weighbridge.planner.memory.file_weights import gguf_weights, safetensors_weights
 from weighbridge.planner.model.gguf_reader import config_of
-from weighbridge.planner.memory.memory import Model
 
 
 def open_model(name: str) -> Model:

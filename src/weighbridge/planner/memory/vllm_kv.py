@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from math import ceil
 
 from weighbridge.errors import BadInput
-from weighbridge.planner.model.architecture import Attention, Latent, Layer, Recurrent
 from weighbridge.planner.memory.engines import Rules
 from weighbridge.planner.memory.kv_dtype import KVType
 from weighbridge.planner.memory.kv_layout import KVPlan, recurrent_bytes
 from weighbridge.planner.memory.request import Deployment
+from weighbridge.planner.model.architecture import Attention, Latent, Layer, Recurrent
 
 
 @dataclass(frozen=True, slots=True)

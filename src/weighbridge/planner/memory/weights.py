@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from weighbridge.errors import BadInput
-from weighbridge.planner.model.architecture import Architecture, Experts, Latent, Layer
 from weighbridge.planner.memory.engines import Rules
 from weighbridge.planner.memory.gguf_mix import FILE_TYPES, file_type, gguf_bytes
 from weighbridge.planner.memory.request import Deployment
-from weighbridge.planner.model.tensors import DRAFT, EMBED, HEAD, Kind, Shard, Tensor, all_tensors
 from weighbridge.planner.memory.weight_formats import WeightFormat, is_format, published_format, weight_format
+from weighbridge.planner.model.architecture import Architecture, Experts, Latent, Layer
+from weighbridge.planner.model.tensors import DRAFT, EMBED, HEAD, Kind, Shard, Tensor, all_tensors
 
 GIB = 1 << 30
 _HIDDEN_PAD = 256  # vLLM's mxfp4 kernels want the hidden size of experts in multiples of this

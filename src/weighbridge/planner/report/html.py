@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from weighbridge.pages.charts import STYLE, Chart, Line
 from weighbridge.planner.memory.fit import Change
 from weighbridge.planner.memory.memory import GIB, MemoryPlan
 from weighbridge.planner.report.report import figures
 from weighbridge.planner.search.speed import Speed
-from weighbridge.pages.charts import STYLE, Chart, Line
 
 _WIDTH, _BAR, _LEFT = 960, 64, 8
 _COLORS = {

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from weighbridge.planner.memory.fit import Change
 from weighbridge.planner.memory.memory import MemoryPlan
-from weighbridge.planner.search.packing import Placed
 from weighbridge.planner.report.report import figures, price_of
+from weighbridge.planner.search.packing import Placed
 from weighbridge.planner.search.search import Choice
 from weighbridge.planner.search.speed import Speed
 

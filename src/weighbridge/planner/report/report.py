@@ -9,11 +9,11 @@ from typing import Any
 from weighbridge.planner.memory.fit import Change
 from weighbridge.planner.memory.kv_layout import KVPlan
 from weighbridge.planner.memory.memory import GIB, MemoryPlan
-from weighbridge.planner.search.packing import Placed
 from weighbridge.planner.memory.request import Range
+from weighbridge.planner.model.tensors import parameters
+from weighbridge.planner.search.packing import Placed
 from weighbridge.planner.search.search import Choice
 from weighbridge.planner.search.speed import SPREAD, Speed
-from weighbridge.planner.model.tensors import parameters
 
 
 def memory_json(plan: MemoryPlan) -> dict[str, Any]:

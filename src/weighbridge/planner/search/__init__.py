@@ -1,0 +1,1 @@
+"""Which devices, how many, how fast and for how much."""

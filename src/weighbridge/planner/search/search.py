@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from weighbridge.cost.hardware import Device, devices
 from weighbridge.errors import BadInput
 from weighbridge.planner.memory.memory import MemoryPlan, Model, plan_memory
-from weighbridge.planner.search.queueing import Candidate, Evaluate, Outcome, analytic
 from weighbridge.planner.memory.request import Deployment
+from weighbridge.planner.search.queueing import Candidate, Evaluate, Outcome, analytic
 from weighbridge.workload.traffic import Slo, Traffic
 
 _MOST_REPLICAS = 64

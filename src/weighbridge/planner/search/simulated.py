@@ -12,9 +12,9 @@ from weighbridge.cost.price import Price
 from weighbridge.cost.roofline import decode_share
 from weighbridge.planner.search.queueing import Candidate, Outcome, slots_of
 from weighbridge.planner.search.speed import SERVING_SECONDS, step_cost
-from weighbridge.workload.traffic import Arrival, Slo, Traffic, busiest_arrivals
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, Simulation, engine_settings
 from weighbridge.workload.requests import SimulatedRequest, Span
+from weighbridge.workload.traffic import Arrival, Slo, Traffic, busiest_arrivals
 
 #: Requests simulated: enough for a 99th percentile, few enough for seconds.
 MOST_REQUESTS = 1500

@@ -8,11 +8,11 @@ from math import ceil
 from weighbridge.cost.hardware import Device
 from weighbridge.cost.roofline import Demand, efficiency_of, roofline
 from weighbridge.cost.step import StepCost
-from weighbridge.planner.model.architecture import Attention, Experts, Latent
 from weighbridge.planner.memory.kv_layout import cached_layers
 from weighbridge.planner.memory.memory import MemoryPlan, kv_type_of
-from weighbridge.planner.model.tensors import DRAFT, Kind, all_tensors
 from weighbridge.planner.memory.weights import shard_share
+from weighbridge.planner.model.architecture import Attention, Experts, Latent
+from weighbridge.planner.model.tensors import DRAFT, Kind, all_tensors
 
 DEFAULT_PROMPT, DEFAULT_OUTPUT = 1024, 256
 SERVING_SECONDS = 0.02  # HTTP, tokenizing and the way to the first delta

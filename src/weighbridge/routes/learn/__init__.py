@@ -1,0 +1,1 @@
+"""What a route learns from its own traffic: shadow answers, thresholds, drift."""

@@ -16,14 +16,14 @@ from weighbridge.errors import Refused
 from weighbridge.routes.agreement import agreement
 from weighbridge.routes.answer import Gathered
 from weighbridge.routes.attempt import WHOLE, Attempt
-from weighbridge.routes.learn.bandit import ThresholdBandit
 from weighbridge.routes.budget import FREE_OF_CHARGE, Reservation
 from weighbridge.routes.difficulty.features import prompt_features
+from weighbridge.routes.learn.bandit import ThresholdBandit
 from weighbridge.routes.policy import Asked, Placement, Residency, Side, residency
 from weighbridge.routes.request import RoutedRequest
 from weighbridge.routes.settings import ShadowSettings
 from weighbridge.routes.side import SideRequest
-from weighbridge.ticket.record import Ticket
+from weighbridge.ticket import Ticket
 
 if TYPE_CHECKING:
     from weighbridge.routes.router import HybridRouter

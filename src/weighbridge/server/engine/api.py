@@ -16,9 +16,8 @@ from weighbridge.engine.api import Engine, Generation
 from weighbridge.engine.request import Guide, SamplingParams
 from weighbridge.server.answer import Answer, Running
 from weighbridge.server.auth import tenant_of_key
-from weighbridge.server.body import decode, read_body
-from weighbridge.server.errors import ApiError
 from weighbridge.server.engine.formats import ChatFormat, Format, TextFormat
+from weighbridge.server.engine.tool_calls import forced_call_guide, tool_names, tools_for_template
 from weighbridge.server.protocol import (
     ChatRequest,
     Common,
@@ -29,8 +28,9 @@ from weighbridge.server.protocol import (
     sampling_params,
 )
 from weighbridge.server.settings import ServerSettings
-from weighbridge.server.engine.tool_calls import forced_call_guide, tool_names, tools_for_template
-from weighbridge.ticket.store import TicketStore
+from weighbridge.ticket import TicketStore
+from weighbridge.wire.body import decode, read_body
+from weighbridge.wire.errors import ApiError
 
 #: Texts longer than this are tokenised in a thread, so that the event loop goes on.
 LONG_TEXT = 20_000

@@ -15,12 +15,12 @@ from weighbridge.engine.api import Delta, Generation, Usage
 from weighbridge.engine.request import SamplingParams
 from weighbridge.errors import NeverFits
 from weighbridge.server.answer import Answer, Running
-from weighbridge.server.engine.api import Api, Caller, caller_of, prompts_of
 from weighbridge.server.auth import tenant_of_key
-from weighbridge.server.body import decode, read_body
-from weighbridge.server.errors import ApiError
+from weighbridge.server.engine.api import Api, Caller, caller_of, prompts_of
 from weighbridge.server.engine.formats import Format, Gathered
 from weighbridge.server.protocol import EmbeddingRequest
+from weighbridge.wire.body import decode, read_body
+from weighbridge.wire.errors import ApiError
 
 #: Inputs that are queued without a turn for others.
 BURST = 8

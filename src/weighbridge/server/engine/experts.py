@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from weighbridge.engine.api import Engine
-from weighbridge.server.engine.api import Api
 from weighbridge.server.auth import tenant_of_key
-from weighbridge.server.errors import ApiError
+from weighbridge.server.engine.api import Api
+from weighbridge.wire.errors import ApiError
 
 if TYPE_CHECKING:  # it imports torch, which a gateway or a simulated replica does not need
     from weighbridge.engine.experts.telemetry import ExpertTelemetry

@@ -8,8 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from weighbridge.engine.api import Engine
 from weighbridge.server.engine.experts import ExpertCollector, telemetry_of
-from weighbridge.ticket.record import Ticket
-from weighbridge.ticket.store import TicketStore
+from weighbridge.ticket import Ticket, TicketStore
 
 log = logging.getLogger("weighbridge.requests")
 

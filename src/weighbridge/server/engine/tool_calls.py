@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from weighbridge.engine.request import Guide
-from weighbridge.server.errors import ApiError
-from weighbridge.server.protocol import ChatRequest, NamedTool, Tool
 from weighbridge.server.engine.tool_stream import CallArguments, CallBegun, Piece, ToolStream
+from weighbridge.server.protocol import ChatRequest, NamedTool, Tool
+from weighbridge.wire.errors import ApiError
 
 
 @dataclass(frozen=True, slots=True)

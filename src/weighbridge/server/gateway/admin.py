@@ -12,10 +12,10 @@ from weighbridge.errors import BadInput
 from weighbridge.fleet.config.replica import replica_from_json
 from weighbridge.fleet.gateway import Gateway, expanded
 from weighbridge.fleet.pool import Pool
-from weighbridge.server.body import read_body
-from weighbridge.server.errors import ApiError
 from weighbridge.server.gateway.keys import Keys
 from weighbridge.server.gateway.request import headers_of
+from weighbridge.wire.body import read_body
+from weighbridge.wire.errors import ApiError
 
 
 def json_response(value: Any, status: int = 200) -> Response:

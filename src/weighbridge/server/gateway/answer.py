@@ -11,8 +11,8 @@ from weighbridge.fleet.ask import Ask
 from weighbridge.fleet.attempt import Opened
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.journey import Journey, ReplicaAnswered, error_event
-from weighbridge.server.errors import as_api_error, error_body, error_response
 from weighbridge.server.gateway.request import Receive
+from weighbridge.wire.errors import as_api_error, error_body, error_response
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 HeaderList = list[tuple[bytes, bytes]]

@@ -19,12 +19,12 @@ from starlette.types import Receive, Scope, Send
 from weighbridge import __version__
 from weighbridge.errors import BadInput
 from weighbridge.fleet.gateway import Gateway, UnknownModel
-from weighbridge.server.errors import ApiError, as_api_error, error_response
 from weighbridge.server.gateway.admin import Admin, json_response
 from weighbridge.server.gateway.answer import Relays
 from weighbridge.server.gateway.keys import Keys
 from weighbridge.server.gateway.metrics import GatewayMetrics
 from weighbridge.server.gateway.request import PATHS, created, headers_of, read_all, read_ask
+from weighbridge.wire.errors import ApiError, as_api_error, error_response
 
 if TYPE_CHECKING:  # most gateways have no routes, and need not load what routes need
     from weighbridge.server.gateway.routes import GatewayRoutes
@@ -119,7 +119,7 @@ class Routes:
         self._metrics = metrics
         self._keys = keys
         self._created = created()
-        self._page = (files("weighbridge.server") / "gateway_console.html").read_text(encoding="utf-8")
+        self._page = (files("weighbridge.server.gateway") / "console.html").read_text(encoding="utf-8")
 
     async def console(self, request: Request) -> Response:
         return HTMLResponse(self._page)

@@ -7,8 +7,8 @@ import time
 from hashlib import blake2b
 
 from weighbridge.fleet.config.spec import FleetSpec
-from weighbridge.server.errors import ApiError
 from weighbridge.server.gateway.request import Headers
+from weighbridge.wire.errors import ApiError
 
 
 class Keys:

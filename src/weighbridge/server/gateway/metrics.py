@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.member import Member, Standing
 from weighbridge.fleet.pool import Pool
-from weighbridge.ticket.record import Ticket
+from weighbridge.ticket import Ticket
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 #: Tenants with a label of their own; whoever comes later counts as "other", because names are the clients' to choose.

@@ -12,9 +12,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from weighbridge.fleet.ask import Ask, Fields
-from weighbridge.server.body import decode
-from weighbridge.server.errors import ApiError
 from weighbridge.server.protocol import Extension, Positive, StreamOptions
+from weighbridge.wire.body import decode
+from weighbridge.wire.errors import ApiError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

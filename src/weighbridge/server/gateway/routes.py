@@ -16,8 +16,8 @@ from weighbridge.routes.build import build_front
 from weighbridge.routes.fleet_side import fleet_sides
 from weighbridge.routes.front import Front
 from weighbridge.routes.settings import HybridSettings
-from weighbridge.server.body import decode
-from weighbridge.server.errors import ApiError
+from weighbridge.wire.body import decode
+from weighbridge.wire.errors import ApiError
 
 CHAT = "/v1/chat/completions"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hybrid.routes import PRICE, ask, make_router
-from tests.hybrid.stub import BROKEN, BUSY, CUT, OK, Stub, serving
+from tests.routes.routes import PRICE, ask, make_router
+from tests.routes.stub import BROKEN, BUSY, CUT, OK, Stub, serving
 from tests.server.running import wait_until_ready
 from weighbridge.errors import Refused
 from weighbridge.routes.settings import CascadeSettings

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.hybrid.routes import answer, ask, make_router
-from tests.hybrid.stub import BROKEN, BUSY, CUT, HANG, Stub, serving
+from tests.routes.routes import answer, ask, make_router
+from tests.routes.stub import BROKEN, BUSY, CUT, HANG, Stub, serving
 from weighbridge.errors import NeverFits
 from weighbridge.routes.attempt import Window
 from weighbridge.routes.budget import Budgets

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weighbridge.errors import Refused
-from weighbridge.routes.learn.bandit import ThresholdBandit
 from weighbridge.routes.budget import Budgets, Ledger, Reservation
 from weighbridge.routes.caps import Caps, CapSettings
 from weighbridge.routes.difficulty import features, isotonic
 from weighbridge.routes.difficulty.arithmetic import equations
 from weighbridge.routes.difficulty.features import COLUMNS, hashed
 from weighbridge.routes.difficulty.metrics import curve
+from weighbridge.routes.learn.bandit import ThresholdBandit
 from weighbridge.routes.policy import (
     Asked,
     Grant,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.fleet.backends import until
-from tests.hybrid.routes import answer, ask, make_router
-from tests.hybrid.stub import Stub, serving
+from tests.routes.routes import answer, ask, make_router
+from tests.routes.stub import Stub, serving
 from weighbridge.routes.difficulty.vectors import EmbeddingFailed, Question, Source, Vector
 from weighbridge.routes.policy import Policy, Residency
 from weighbridge.routes.reading import FAILURES, REST, Readers

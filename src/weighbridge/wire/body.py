@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from weighbridge.server.errors import ApiError
+from weighbridge.wire.errors import ApiError
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from weighbridge.routes.request import RoutedRequest, parse_request
 from weighbridge.routes.router import HybridRouter
 from weighbridge.routes.settings import CascadeSettings, RouteSettings
 from weighbridge.routes.side import SideSettings
-from weighbridge.ticket.store import TicketStore
+from weighbridge.ticket import TicketStore
 
 PRICE = Price(2.5, 10.0)
 

@@ -17,8 +17,8 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from tests.fleet.backends import fleet
-from tests.hybrid.routes import ask
-from tests.hybrid.stub import Stub, serving
+from tests.routes.routes import ask
+from tests.routes.stub import Stub, serving
 from tests.server.running import free_port, running, wait_until_ready
 from weighbridge.cli.route import app as route_app
 from weighbridge.cost.length import OutputLengths
@@ -34,7 +34,7 @@ from weighbridge.routes.errors import SideFailed
 from weighbridge.routes.fleet_side import FleetSide
 from weighbridge.routes.http_side import HttpSide
 from weighbridge.routes.side import SideRequest, SideSettings, is_here
-from weighbridge.ticket.store import TicketStore
+from weighbridge.ticket import TicketStore
 
 WIDTH = 6
 

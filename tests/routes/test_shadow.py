@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from tests.hybrid.routes import answer, ask, make_router
-from tests.hybrid.stub import BROKEN, Stub, serving
-from weighbridge.routes.learn.bandit import ThresholdBandit
+from tests.routes.routes import answer, ask, make_router
+from tests.routes.stub import BROKEN, Stub, serving
 from weighbridge.routes.budget import Budgets
 from weighbridge.routes.caps import CapSettings
+from weighbridge.routes.learn.bandit import ThresholdBandit
+from weighbridge.routes.learn.shadow import Shadow
 from weighbridge.routes.policy import Policy, Residency, Rule
 from weighbridge.routes.router import HybridRouter
 from weighbridge.routes.settings import ShadowSettings
-from weighbridge.routes.learn.shadow import Shadow
 
 SURE = -0.01
 

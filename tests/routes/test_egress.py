@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import unused_port
 
-from tests.hybrid.routes import ask, make_router
-from tests.hybrid.stub import BROKEN, BUSY, CUT, OK, Stub, echo, serving
+from tests.routes.routes import ask, make_router
+from tests.routes.stub import BROKEN, BUSY, CUT, OK, Stub, echo, serving
 from weighbridge.errors import Refused
 from weighbridge.routes.answer import Gathered
 from weighbridge.routes.budget import Budgets

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.hybrid.routes import answer, ask, make_router
-from tests.hybrid.stub import BROKEN, OK, Stub, serving
+from tests.routes.routes import answer, ask, make_router
+from tests.routes.stub import BROKEN, OK, Stub, serving
 from weighbridge.routes.agreement import agreement, pooled, share
 from weighbridge.routes.settings import CascadeSettings
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.fleet.backends import clients, events, until
 from tests.fleet.backends import serving as serving_app
-from tests.hybrid.stub import BROKEN, CUT, Stub, serving
+from tests.routes.stub import BROKEN, CUT, Stub, serving
 from weighbridge.routes.build import build_front
 from weighbridge.routes.config import load_hybrid
 from weighbridge.routes.front import Front, create_app
