@@ -13,7 +13,7 @@ import pytest
 from tests.fleet.backends import until
 from tests.tiny import save_tokenizer
 from weighbridge.cost.length import OutputLengths
-from weighbridge.fleet.ask import Ask
+from weighbridge.wire.ask import Ask
 from weighbridge.fleet.load.weigher import CHAIN_BYTES, LONG_PROMPT, MAX_TOKENISING, PART_TOKENS, Scales
 from weighbridge.models.text.tokenizer import Tokenizer, load_tokenizer
 

@@ -11,7 +11,7 @@ import msgspec
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.fleet.api import Answer
-from weighbridge.fleet.ask import Ask
+from weighbridge.wire.ask import Ask
 from weighbridge.fleet.dispatch import Lease
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.reliability.retry import KEY_REFUSED, OVERLOADED, may_retry, retry_after

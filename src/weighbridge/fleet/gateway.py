@@ -16,7 +16,7 @@ from weighbridge.cost.weight import Weight
 from weighbridge.engine.memory.prefix import Digest
 from weighbridge.errors import BadInput, Draining, Refused
 from weighbridge.fleet.api import Arrival
-from weighbridge.fleet.ask import Ask
+from weighbridge.wire.ask import Ask
 from weighbridge.fleet.autoscale import Autoscale
 from weighbridge.fleet.config.spec import FleetSpec, ReplicaSpec
 from weighbridge.fleet.journey import Journey

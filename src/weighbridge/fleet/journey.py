@@ -13,7 +13,7 @@ import msgspec
 
 from weighbridge.errors import Refused, WeighbridgeError
 from weighbridge.fleet.api import Arrival
-from weighbridge.fleet.ask import Ask
+from weighbridge.wire.ask import Ask
 from weighbridge.fleet.attempt import AttemptFailed, Opened
 from weighbridge.fleet.dispatch import Lease
 from weighbridge.fleet.load.weigher import Weighed

@@ -9,7 +9,7 @@ from typing import Any
 
 from weighbridge.cost.step import DEFAULT_STEP_COST
 from weighbridge.fleet.api import Arrival, Call, Capacity, Replica, Report
-from weighbridge.fleet.ask import Ask
+from weighbridge.wire.ask import Ask
 from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.limits.tenant import Limiter
 from weighbridge.fleet.load.state import ReplicaState

@@ -13,7 +13,7 @@ from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.price import FREE
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Arrival, Replica
-from weighbridge.fleet.ask import Ask
+from weighbridge.wire.ask import Ask
 from weighbridge.fleet.attempt import Attempts, Opened
 from weighbridge.fleet.config.spec import HealthSpec, ModelSpec, QueueSpec, ReplicaSpec
 from weighbridge.fleet.dispatch import Dispatcher, Patience

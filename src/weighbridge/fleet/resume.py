@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from weighbridge.errors import BadInput
-from weighbridge.fleet.ask import Ask, Fields
+from weighbridge.wire.ask import Ask, Fields
 from weighbridge.fleet.load.weigher import Counter
 
 _encode = msgspec.json.encode

@@ -13,7 +13,7 @@ import msgspec
 
 from weighbridge.cost.price import FREE, Price
 from weighbridge.errors import BadInput, NeverFits, RateLimited, Refused
-from weighbridge.fleet.ask import Ask
+from weighbridge.wire.ask import Ask
 from weighbridge.fleet.attempt import Opened
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.journey import Journey, ReplicaAnswered

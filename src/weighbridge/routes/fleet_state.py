@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from weighbridge.errors import WeighbridgeError
-from weighbridge.fleet.ask import Ask
+from weighbridge.wire.ask import Ask
 from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.gateway import Gateway, arrival_of, ticket_of
 from weighbridge.fleet.journey import Journey

@@ -17,7 +17,7 @@ import msgspec
 from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.step import DEFAULT_STEP_COST, StepCost
 from weighbridge.fleet.api import Arrival, Capacity
-from weighbridge.fleet.ask import Ask
+from weighbridge.wire.ask import Ask
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.load.weigher import Counter, Scales

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from weighbridge.fleet.ask import Ask, Fields
+from weighbridge.wire.ask import Ask, Fields
 from weighbridge.server.protocol import Extension, Positive, StreamOptions
 from weighbridge.wire.body import decode
 from weighbridge.wire.errors import ApiError

@@ -1,39 +1,65 @@
-"""One request as the fleet carries it: the fields it must know, and the client's own bytes for all the rest."""
+"""One request as it goes through the house: what is asked, by whom, and the client's own bytes for all the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+if TYPE_CHECKING:
+    from weighbridge.wire.extension import Extension
+
+#: Values of a request by their common names ("messages", "prompt", "tools", "temperature", ...), as they were written.
 Fields = dict[str, msgspec.Raw]
 
 _encode = msgspec.json.encode
 
 
+class Placement(StrEnum):
+    """Where a client wants its request answered; AUTO leaves it to the policy."""
+
+    AUTO = "auto"
+    ONLY_EDGE = "only_edge"
+    PREFER_EDGE = "prefer_edge"
+    PREFER_CLOUD = "prefer_cloud"
+    ONLY_CLOUD = "only_cloud"
+
+
 @dataclass(slots=True)
 class Ask:
-    """What came in at the door. `fields` keeps every value of the body as it was written, known or not."""
+    """What came in at the door, whatever protocol it was written in.
+
+    A protocol fills in what is asked; `fields` keeps every value of the body, known or not. The door fills in who asks.
+    Times are seconds of the server's clock, money is US dollars.
+    """
 
     id: str
-    path: str  # "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+    path: str  # what is to be computed: "/v1/chat/completions", "/v1/completions" or "/v1/embeddings"
     fields: Fields
-    model: str  # the name the client used
+    model: str  # the name the client used; empty: it named none
     tenant: str
     stream: bool = False
     wants_usage: bool = False  # the client asked for usage in its stream
     max_tokens: int | None = None
     choices: int = 1
     priority: int = 0
-    deadline: float | None = None  # on the gateway's clock
+    deadline: float | None = None
+    deadline_ms: float | None = None  # the same, as the client put it
     route: str = ""
     session: str = ""
     resume: bool | None = None  # None: as the model is configured
     speculative: bool = False
+    labels: frozenset[str] = frozenset()  # in lower case
+    placement: Placement = Placement.AUTO
+    max_usd: float | None = None
     anonymous: bool = False  # replicas are not told whose it is
+    proposed_id: bool = False  # the client chose `id`
     headers: Mapping[str, str] = field(default_factory=dict)  # what goes on to the replica
+    extension: Extension | None = None  # the body's own word on how it is to be treated
+    user: str | None = None  # the name that OpenAI's `user` gives the caller
 
     @property
     def prompt(self) -> msgspec.Raw | None:
