@@ -56,7 +56,6 @@ PURE = (
     "engine.memory.*",
     "engine.schedule.*",
     "fleet.api",
-    "fleet.ask",
     "fleet.load.*",
     "!fleet.load.weigher",  # tokenises in a thread
     "fleet.limits.tenant",
@@ -80,7 +79,7 @@ PURE = (
 #: Modules that other modules of their folder stand on; in the graph of folders they are a folder of their own.
 ROWS: dict[str, set[str]] = {
     "engine": {"api", "batch", "request"},
-    "fleet": {"api", "ask", "replica", "scaling"},
+    "fleet": {"api", "replica", "scaling"},
     "server": {"settings", "auth", "protocol"},
 }
 
