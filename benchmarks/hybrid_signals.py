@@ -29,11 +29,10 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from weighbridge.routes.agreement import pooled, share
 from weighbridge.routes.difficulty.evaluate import cross_validated, evaluate
 from weighbridge.routes.difficulty.isotonic import calibration_error
 from weighbridge.routes.difficulty.labels import Label
-from weighbridge.routes.signals import SignalMeter, Signals, confidence
+from weighbridge.routes.judge import SignalMeter, Signals, confidence, pooled, share
 
 MODEL = "smollm2-135m-instruct"
 SAMPLES, TEMPERATURE = 4, 0.8

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.routes.routes import answer, ask, make_router
 from tests.routes.stub import BROKEN, OK, Stub, serving
-from weighbridge.routes.agreement import agreement, pooled, share
+from weighbridge.routes.judge import agreement, pooled, share
 from weighbridge.routes.settings import CascadeSettings
 
 SAMPLED = CascadeSettings(samples=5, threshold=0.6)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from weighbridge.routes.budget import Ledger, Reservation
 from weighbridge.routes.errors import SideFailed
+from weighbridge.routes.judge import Draft, SignalMeter
 from weighbridge.routes.policy import Side as Where
 from weighbridge.routes.side import Chunk, Side, SideRequest, SideStream
-from weighbridge.routes.signals import SignalMeter
 
 #: Chunks read ahead of whoever consumes them; then the side waits, as it would for a slow client.
 READ_AHEAD = 512
@@ -73,6 +73,10 @@ class Attempt:
     def text(self) -> str:
         """The content of the first choice so far."""
         return "".join(self._text)
+
+    def draft(self) -> Draft:
+        """What there is of the answer now, to be judged."""
+        return Draft(self.text, self.complete, self.finish_reason, self.signals.read())
 
     @property
     def upstream_ticket(self) -> str | None:

@@ -13,7 +13,6 @@ import msgspec
 
 from weighbridge.cost.price import FREE, Price
 from weighbridge.errors import BadInput, NeverFits, RateLimited, Refused
-from weighbridge.wire.ask import Ask
 from weighbridge.fleet.attempt import Opened
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.journey import Journey, ReplicaAnswered
@@ -26,6 +25,7 @@ from weighbridge.routes.fleet_state import fleet_embeddings, foreign
 from weighbridge.routes.http_side import HttpSide
 from weighbridge.routes.latency import Latency, TokenCount
 from weighbridge.routes.side import Chunk, Side, SideRequest, SideSettings
+from weighbridge.wire.ask import Ask
 
 PATH = "/v1/chat/completions"
 

@@ -12,13 +12,13 @@ from typing import Any
 import msgspec
 
 from weighbridge.errors import WeighbridgeError
-from weighbridge.wire.ask import Ask
 from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.gateway import Gateway, arrival_of, ticket_of
 from weighbridge.fleet.journey import Journey
 from weighbridge.fleet.pool import Pool
 from weighbridge.routes.errors import SideFailed
 from weighbridge.routes.side import SideRequest, is_here
+from weighbridge.wire.ask import Ask
 
 PATH, CHAT = "/v1/embeddings", "/v1/chat/completions"
 #: Replicas that are started here, or as actors of the fleet's own cluster.

@@ -245,9 +245,10 @@ class Journey:
     async def _good_enough(self, edge: Attempt) -> bool:
         """Judge what was held back of the local answer, and write down how it came out."""
         threshold = self.router.settings.cascade.threshold
-        judged = self.router.judge(self.request, edge)
+        prompt, body, draft = self.request.prompt, self.request.body, edge.draft()
+        judged = self.router.judge(prompt, body, draft)
         if judged.confidence > 0.0 and (samples := await self._samples(edge)):
-            judged = self.router.judge(self.request, edge, samples)
+            judged = self.router.judge(prompt, body, draft, samples)
         self.ticket.confidence = judged.confidence
         sign = ">=" if judged.confidence >= threshold else "<"
         self.note(f"confidence {judged.confidence:.3f} {sign} {threshold:.3f} ({judged.reason})")

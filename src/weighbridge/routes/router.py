@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from weighbridge.cost.length import OutputLengths
 from weighbridge.routes.attempt import Attempt
@@ -18,6 +18,7 @@ from weighbridge.routes.caps import Caps
 from weighbridge.routes.difficulty.vectors import Question, Vector
 from weighbridge.routes.errors import SideFailed
 from weighbridge.routes.journey import Journey
+from weighbridge.routes.judge import Draft, Judgement
 from weighbridge.routes.policy import Side as Where
 from weighbridge.routes.policy import SideFacts
 from weighbridge.routes.privacy.guard import Guard
@@ -31,14 +32,6 @@ from weighbridge.ticket import Ticket, TicketStore
 LARGEST_SHARE = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """How probable it is that the local answer is right, and what says so."""
-
-    confidence: float
-    reason: str
-
-
 class Scorer(Protocol):
     """Difficulty before answering, in [0, 1], from the text and the vectors that are there."""
 
@@ -49,7 +42,7 @@ class Judge(Protocol):
     """Confidence in what was held back of a local answer. `samples`: further answers of the edge, if any."""
 
     def __call__(
-        self, request: RoutedRequest, attempt: Attempt, samples: Sequence[str] = ()
+        self, prompt: str, body: Mapping[str, Any], draft: Draft, samples: Sequence[str] = ()
     ) -> Judgement: ...
 
 

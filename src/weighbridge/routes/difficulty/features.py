@@ -16,7 +16,7 @@ from math import log, log1p
 import numpy as np
 
 from weighbridge.routes.difficulty.arithmetic import Equations, equations, numbers
-from weighbridge.routes.signals import Signals
+from weighbridge.routes.judge import Signals
 
 #: Columns of the hashed n-grams, and how much of a text is read.
 COLUMNS = 4096

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge.errors import BadInput
-from weighbridge.routes.agreement import share
-from weighbridge.routes.signals import SignalMeter, Signals
+from weighbridge.routes.judge import SignalMeter, Signals, share
 
 #: Fewer than this teach nothing.
 LEAST = 40

@@ -15,7 +15,7 @@ from weighbridge.routes.difficulty.features import answer_features, prompt_featu
 from weighbridge.routes.difficulty.isotonic import Isotonic
 from weighbridge.routes.difficulty.model import OUTPUTS, Block, Model, Recipe, Space, gain
 from weighbridge.routes.difficulty.vectors import Source, Vector, mismatch
-from weighbridge.routes.signals import Signals
+from weighbridge.routes.judge import Signals
 
 FORMAT = 2
 

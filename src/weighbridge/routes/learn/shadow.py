@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from weighbridge.errors import Refused
-from weighbridge.routes.agreement import agreement
 from weighbridge.routes.answer import Gathered
 from weighbridge.routes.attempt import WHOLE, Attempt
 from weighbridge.routes.budget import FREE_OF_CHARGE, Reservation
 from weighbridge.routes.difficulty.features import prompt_features
+from weighbridge.routes.judge import agreement
 from weighbridge.routes.learn.bandit import ThresholdBandit
 from weighbridge.routes.policy import Asked, Placement, Residency, Side, residency
 from weighbridge.routes.request import RoutedRequest

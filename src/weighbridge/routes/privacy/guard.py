@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weighbridge.routes.privacy import walk
-from weighbridge.routes.privacy.address import join_addresses
-from weighbridge.routes.privacy.hits import DEFAULT_TYPES, Detector, Hit, merge
-from weighbridge.routes.privacy.normal import normalise
+from weighbridge.routes.privacy.hits import DEFAULT_TYPES, Detector, Hit, join_addresses, merge, normalise
 from weighbridge.routes.privacy.redact import ChunkRestorer, Vault
 
 log = logging.getLogger("weighbridge.routes")

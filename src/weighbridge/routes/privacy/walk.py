@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from weighbridge.routes.request import FORWARDED
+from weighbridge.routes.privacy.fields import FORWARDED
 
 #: JSON within JSON within a string: this deep, then it is text.
 DEPTH = 5
