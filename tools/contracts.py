@@ -67,7 +67,7 @@ PURE = (
     "fleet.scaling",
     "routes.caps",
     "routes.policy",
-    "routes.signals",
+    "routes.judge",
     "routes.privacy.*",
     "!routes.privacy.guard",  # runs detectors on threads, with a time-out
     "flow.gate*",
@@ -80,6 +80,7 @@ PURE = (
 ROWS: dict[str, set[str]] = {
     "engine": {"api", "batch", "request"},
     "fleet": {"api", "replica", "scaling"},
+    "routes": {"judge"},
     "server": {"settings", "auth", "protocol"},
 }
 
