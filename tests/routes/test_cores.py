@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,30 +25,45 @@ from weighbridge.routes.learn.bandit import ThresholdBandit
 from weighbridge.routes.policy import (
     Asked,
     Grant,
-    Placement,
+    Level,
+    PlaceFacts,
     Policy,
     Residency,
     Rule,
-    Side,
-    SideFacts,
+    Verdict,
     decide,
     residency,
 )
 from weighbridge.routes.privacy import checksums
 from weighbridge.routes.privacy.redact import TextRestorer
+from weighbridge.wire.ask import Placement
 
 residencies = st.sampled_from(list(Residency))
 rules = st.lists(
     st.builds(Rule, st.just("r"), residencies, labels=st.sampled_from([(), ("a",), ("b",)])), max_size=4
 ).map(tuple)
-sides = st.builds(
-    SideFacts,
-    healthy=st.booleans(),
-    context_tokens=st.sampled_from([None, 10, 1000]),
-    tokens=st.just(100),
-    seconds=st.sampled_from([None, 0.1, 9.0]),
-    usd=st.sampled_from([0.0, 0.5]),
+facts = st.fixed_dictionaries(
+    {
+        "healthy": st.booleans(),
+        "context_tokens": st.sampled_from([None, 10, 1000]),
+        "tokens": st.just(100),
+        "seconds": st.sampled_from([None, 0.1, 9.0]),
+        "usd": st.sampled_from([0.0, 0.5]),
+    }
 )
+#: How many places a route has at the edge and beyond it.
+shapes = st.sampled_from([(1, 1), (1, 0), (0, 1), (2, 1), (1, 2), (3, 3), (0, 2)])
+
+
+@st.composite
+def lists_of_places(draw: st.DrawFn) -> list[PlaceFacts]:
+    """Places in the order of trust; money is refused at each of them, or not."""
+    edges, clouds = draw(shapes)
+    levels = [Level.EDGE] * edges + [Level.CLOUD] * clouds
+    return [
+        PlaceFacts(f"p{number}", level, grant=Grant(draw(st.booleans()), "no money"), **draw(facts))
+        for number, level in enumerate(levels)
+    ]
 
 
 @given(
@@ -54,32 +71,83 @@ sides = st.builds(
     residencies,
     st.sampled_from(list(Placement)),
     st.sampled_from([None, frozenset(), frozenset({"EMAIL"})]),
-    sides,
-    sides,
-    st.booleans(),
+    st.sampled_from(["a", "A"]),
+    lists_of_places(),
     st.sampled_from([None, 0.0, 1.0]),
     st.sampled_from([None, 1.0]),
 )
 def test_no_score_price_or_failure_widens_policy(
-    rules, default, placement, found, edge, cloud, granted, score, late
+    rules, default, placement, found, label, places, score, late
 ):  # type: ignore[no-untyped-def]
     policy = Policy(rules, default)
-    asked = Asked(placement=placement, found=found, labels=frozenset({"a"}), deadline_seconds=late)
+    asked = Asked(placement=placement, found=found, labels=frozenset({label}), deadline_seconds=late)
     verdict = residency(policy, asked)
     if found is None and policy.needs_scan:
         assert verdict.residency is Residency.NEVER
+    assert verdict == residency(policy, Asked(placement=placement, found=found, labels=frozenset({"a"})))
     try:
-        decision = decide(verdict, asked, edge, cloud, Grant(granted, "no money"), score)
+        plan = decide(verdict, asked, places, score)
     except Refused:
         return
-    reachable = {decision.first, decision.fallback}
+    by_name = {place.name: place for place in places}
+    reachable = [by_name[name] for name in plan.order]
+    assert len(set(plan.order)) == len(plan.order) > 0
     if verdict.residency is Residency.NEVER or placement is Placement.ONLY_EDGE:
-        assert reachable == {Side.EDGE, None}
-    if not granted:
-        assert Side.CLOUD not in reachable
+        assert {place.level for place in reachable} == {Level.EDGE}
+    assert all(place.healthy for place in reachable)
+    assert all(place.grant.allowed for place in reachable if place.level is Level.CLOUD)
     if placement is Placement.ONLY_CLOUD:
-        assert Side.EDGE not in reachable
-    assert decision.reasons
+        assert {place.level for place in reachable} == {Level.CLOUD}
+    if plan.escalate:
+        assert len(reachable) > 1
+        assert placement is Placement.AUTO
+    assert plan.redact == (verdict.residency is Residency.REDACT)
+    assert plan.reasons
+
+
+GRANTED = Grant()
+CASES = [json.loads(line) for line in Path(__file__).with_name("policy_cases.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
+def test_an_edge_and_a_cloud_are_ordered_as_they_always_were(case: dict[str, Any]) -> None:
+    """The decisions of the policy that knew these two places and no others, with its reasons word for word."""
+    score, granted = case["score"], Grant(case["granted"], "the daily budget is exhausted")
+    places = [_facts("edge", case["edge"]), _facts("cloud", case["cloud"], granted)]
+    asked = {**case["asked"], "placement": Placement(case["asked"].get("placement", "auto"))}
+    asked["needs"] = frozenset(asked.get("needs", ()))
+    kept, rule, reason = case["verdict"]
+    assert _outcome(Verdict(Residency(kept), rule, reason), Asked(**asked), places, score) == case["outcome"]
+
+
+def _outcome(verdict: Verdict, asked: Asked, places: list[PlaceFacts], score: float | None) -> dict[str, Any]:
+    try:
+        plan = decide(verdict, asked, places, score)
+    except Refused as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    told = {"order": list(plan.order), "escalate": plan.escalate, "redact": plan.redact, "rule": plan.rule}
+    return {**told, "degraded": plan.degraded, "reasons": list(plan.reasons)}
+
+
+def _facts(name: str, fields: dict[str, Any], grant: Grant = GRANTED) -> PlaceFacts:
+    abilities = fields.get("abilities")
+    known = {"tokens": 100, **fields, "abilities": None if abilities is None else frozenset(abilities)}
+    return PlaceFacts(name, Level(name), grant=grant, **known)
+
+
+def test_of_several_places_each_is_tried_in_its_order() -> None:
+    near, site = PlaceFacts("near", Level.EDGE, seconds=5.0), PlaceFacts("site", Level.EDGE, seconds=3.0)
+    far, other = PlaceFacts("far", Level.CLOUD, seconds=1.0), PlaceFacts("other", Level.CLOUD, seconds=2.0)
+    places, free = [near, site, far, other], Verdict(Residency.FREE, "default", "free")
+    assert decide(free, Asked(), places).order == ("near", "site", "far", "other")
+    assert decide(free, Asked(), places, score=0.9).order == ("far", "other", "near", "site")
+    prefers = Asked(placement=Placement.PREFER_CLOUD)
+    assert decide(free, prefers, places).order == ("far", "other", "near", "site")
+    assert decide(free, Asked(deadline_seconds=2.5), places).order == ("far", "other", "site", "near")
+    stays = Verdict(Residency.NEVER, "health", "never_leaves")
+    plan = decide(stays, Asked(), places)
+    assert (plan.order, plan.escalate, plan.degraded) == (("near", "site"), True, False)
+    assert decide(stays, Asked(), [near, far]).escalate is False
 
 
 def test_budgets_are_hard_and_survive_a_restart(tmp_path: Path) -> None:

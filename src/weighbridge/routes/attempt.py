@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from weighbridge.routes.budget import Ledger, Reservation
 from weighbridge.routes.errors import SideFailed
 from weighbridge.routes.judge import Draft, SignalMeter
-from weighbridge.routes.policy import Side as Where
+from weighbridge.routes.policy import Level
 from weighbridge.routes.side import Chunk, Side, SideRequest, SideStream
 
 #: Chunks read ahead of whoever consumes them; then the side waits, as it would for a slow client.
@@ -47,7 +47,7 @@ class Attempt:
     """Opens, reads ahead in a task of its own, and settles its reservation when it is closed."""
 
     def __init__(
-        self, where: Where, side: Side, request: SideRequest, ledger: Ledger, reservation: Reservation
+        self, where: Level, side: Side, request: SideRequest, ledger: Ledger, reservation: Reservation
     ) -> None:
         self.where = where
         self.side = side

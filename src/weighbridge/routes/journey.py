@@ -12,20 +12,12 @@ from weighbridge.errors import Refused
 from weighbridge.routes.attempt import FIRST_TOKEN, WHOLE, Attempt, Window
 from weighbridge.routes.budget import FREE_OF_CHARGE, Reservation
 from weighbridge.routes.errors import CloudDenied, NoSideCan, SideFailed
-from weighbridge.routes.policy import (
-    Asked,
-    Decision,
-    Grant,
-    Placement,
-    Residency,
-    Side,
-    decide,
-    residency,
-)
+from weighbridge.routes.policy import Asked, Grant, Level, Residency, RoutePlan, decide, residency
 from weighbridge.routes.privacy.guard import Inspection, Redacted
 from weighbridge.routes.request import RoutedRequest
 from weighbridge.routes.side import SideRequest
 from weighbridge.ticket import Ticket
+from weighbridge.wire.ask import Placement
 
 if TYPE_CHECKING:
     from weighbridge.routes.router import HybridRouter
@@ -43,16 +35,16 @@ class Journey:
         self.ticket = ticket
         self.attempts: list[Attempt] = []
         self.redacted: Redacted | None = None
-        self.decision: Decision | None = None
+        self.plan: RoutePlan | None = None
         self._deadline = router.clock() + (request.deadline_seconds or router.settings.timeout)
         self._timeout_at = router.clock() + router.settings.timeout
 
     async def commit(self) -> Attempt:
         """The attempt whose answer the client gets. Raises Refused where there is none; all is closed then."""
         try:
-            self.decision = decision = await self._decide()
-            begin = self._cloud_first if decision.first is Side.CLOUD else self._edge_first
-            committed = await begin(decision)
+            self.plan = plan = await self._decide()
+            begin = self._cloud_first if plan.order[0] == Level.CLOUD else self._edge_first
+            committed = await begin(plan)
             await self.close(keep=committed)
             return committed
         except BaseException:
@@ -70,7 +62,7 @@ class Journey:
 
     # -- deciding --------------------------------------------------------------------------------------
 
-    async def _decide(self) -> Decision:
+    async def _decide(self) -> RoutePlan:
         router, request = self.router, self.request
         router.caps.arrived(request.tenant, router.clock())
         inspection = await self._inspect()
@@ -92,18 +84,19 @@ class Journey:
                 asked = replace(asked, found=None)
                 verdict = residency(router.settings.policy, asked)
         edge, cloud = router.edge_facts(request), router.cloud_facts(request)
-        may_leave = verdict.residency is not Residency.NEVER
         score = threshold = None
-        if may_leave and request.placement is Placement.AUTO:
+        if verdict.may_leave and request.placement is Placement.AUTO:
             (score, said), threshold = await router.score(request), router.threshold()
             if said:
                 self.note(said)
-        grant = Grant(not (reason := router.refusal(request, cloud.usd)), reason) if may_leave else Grant()
+        if verdict.may_leave:
+            reason = router.refusal(request, cloud.usd)
+            cloud = replace(cloud, grant=Grant(not reason, reason))
         self.ticket.rule, self.ticket.score, self.ticket.threshold = verdict.rule, score, threshold
-        decision = decide(verdict, asked, edge, cloud, grant, score, 1.0 if threshold is None else threshold)
-        self.ticket.decisions.extend(decision.reasons)
-        self.ticket.degraded = decision.degraded
-        return decision
+        plan = decide(verdict, asked, (edge, cloud), score, 1.0 if threshold is None else threshold)
+        self.ticket.decisions.extend(plan.reasons)
+        self.ticket.degraded = plan.degraded
+        return plan
 
     async def _inspect(self) -> Inspection:
         """Look only where a rule depends on it; `only_edge` never leaves whatever is found."""
@@ -114,20 +107,20 @@ class Journey:
 
     # -- trying ----------------------------------------------------------------------------------------
 
-    async def _cloud_first(self, decision: Decision) -> Attempt:
+    async def _cloud_first(self, plan: RoutePlan) -> Attempt:
         try:
             attempt = await self._cloud()
         except Refused as error:
-            if decision.fallback is None or _at_fault(error):
+            if len(plan.order) == 1 or _at_fault(error):
                 raise
             self.note(f"{error}; the edge answers instead")
             self.ticket.degraded = True
             return await self._edge(FIRST_TOKEN if self.request.stream else WHOLE)
         return attempt
 
-    async def _edge_first(self, decision: Decision) -> Attempt:
+    async def _edge_first(self, plan: RoutePlan) -> Attempt:
         router = self.router
-        judged = decision.escalate and router.settings.cascade.enabled
+        judged = plan.escalate and router.settings.cascade.enabled
         window = (router.settings.cascade.window if judged else FIRST_TOKEN) if self.request.stream else WHOLE
         if judged and router.settings.cascade.race:
             return await self._race(window)
@@ -136,8 +129,8 @@ class Journey:
         except SideFailed as error:
             if _at_fault(error):
                 raise
-            if decision.fallback is None:
-                message = f"{error}; policy permits no other side ({decision.rule})"
+            if len(plan.order) == 1:
+                message = f"{error}; policy permits no other side ({plan.rule})"
                 raise NoSideCan(message, retry_after=error.retry_after) from error
             self.note(f"{error}; the cloud answers instead")
             return await self._cloud()
@@ -193,7 +186,9 @@ class Journey:
     def _edge_attempt(self, body: Mapping[str, Any]) -> Attempt:
         router, tenant = self.router, self.request.tenant
         headers = {"x-weighbridge-tenant": tenant} if tenant.isprintable() else {}
-        attempt = Attempt(Side.EDGE, router.edge, self._to_side(body, headers), router.ledger, FREE_OF_CHARGE)
+        attempt = Attempt(
+            Level.EDGE, router.edge, self._to_side(body, headers), router.ledger, FREE_OF_CHARGE
+        )
         self.attempts.append(attempt)
         return attempt
 
@@ -216,7 +211,7 @@ class Journey:
         request, redacted = self.request, self.redacted
         body = redacted.body if redacted is not None else request.forwarded(edge=False)
         side_request = self._to_side(body, {})
-        attempt = Attempt(Side.CLOUD, self.router.cloud, side_request, self.router.ledger, reservation)
+        attempt = Attempt(Level.CLOUD, self.router.cloud, side_request, self.router.ledger, reservation)
         self.attempts.append(attempt)
         what = redacted.summary if redacted is not None else "nothing redacted"
         self.ticket.left_machine.append(f"{self.router.cloud.model}: {request.size} bytes of text, {what}")

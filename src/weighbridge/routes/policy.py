@@ -1,4 +1,4 @@
-"""Where a request may go, and where it goes first. Pure: facts in, a decision with its reasons out.
+"""Where a request may go, and in which order. Pure: facts in, a plan with its reasons out.
 
     policy -> capability and context -> budget and health -> pre-router score -> local answer -> escalate
 
@@ -7,12 +7,14 @@ Each step may only narrow what the steps before it left open; a score never wide
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import NoReturn
 
 from weighbridge.errors import NeverFits
 from weighbridge.routes.errors import CloudDenied, NoSideCan, PolicyForbids
+from weighbridge.wire.ask import Placement
 
 
 class Residency(StrEnum):
@@ -26,28 +28,19 @@ class Residency(StrEnum):
 _STRICTNESS = {Residency.FREE: 0, Residency.REDACT: 1, Residency.NEVER: 2}
 
 
-class Placement(StrEnum):
-    """What the caller asks for."""
+class Level(StrEnum):
+    """How far a place is trusted: on this side of the boundary, or beyond it."""
 
-    AUTO = "auto"
-    ONLY_EDGE = "only_edge"
-    PREFER_EDGE = "prefer_edge"
-    PREFER_CLOUD = "prefer_cloud"
-    ONLY_CLOUD = "only_cloud"
-
-
-class Side(StrEnum):
     EDGE = "edge"
     CLOUD = "cloud"
-
-    @property
-    def other(self) -> Side:
-        return Side.CLOUD if self is Side.EDGE else Side.EDGE
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A residency for requests that match. Every condition given must hold; within one, any member does."""
+    """A residency for requests that match. Every condition given must hold; within one, any member does.
+
+    Labels match whatever their case is.
+    """
 
     name: str
     residency: Residency
@@ -57,12 +50,13 @@ class Rule:
     types: tuple[str, ...] = ()  # of detector hits; "*" is any
 
     def matches(self, tenant: str, route: str, labels: frozenset[str], found: frozenset[str]) -> bool:
+        """Whether the rule holds for a request. `labels` are case-folded."""
         if self.types and not ("*" in self.types and found) and not found.intersection(self.types):
             return False
         return (
             (not self.tenants or tenant in self.tenants)
             and (not self.routes or route in self.routes)
-            and (not self.labels or bool(labels.intersection(self.labels)))
+            and (not self.labels or any(label.casefold() in labels for label in self.labels))
         )
 
 
@@ -100,18 +94,6 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class SideFacts:
-    """What is known of a side for this request. `tokens`: prompt and answer together, by its own count."""
-
-    healthy: bool = True
-    context_tokens: int | None = None
-    abilities: frozenset[str] | None = None  # None: everything
-    tokens: int = 0
-    seconds: float | None = None  # expected until the answer is complete; None: not known
-    usd: float = 0.0  # at most
-
-
-@dataclass(frozen=True, slots=True)
 class Grant:
     """Whether budget and caps let this request spend; `reason` when not."""
 
@@ -120,35 +102,70 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class PlaceFacts:
+    """What is known of a place for this request. `tokens`: prompt and answer together, by its own count."""
+
+    name: str
+    level: Level
+    healthy: bool = True
+    context_tokens: int | None = None
+    abilities: frozenset[str] | None = None  # None: everything
+    tokens: int = 0
+    seconds: float | None = None  # expected until the answer is complete; None: not known
+    usd: float = 0.0  # at most
+    grant: Grant = Grant()  # for money; a place at the edge is never refused any
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     residency: Residency
     rule: str
     reason: str
 
+    @property
+    def may_leave(self) -> bool:
+        return self.residency is not Residency.NEVER
+
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """Where to begin, what may follow. `escalate`: a weak local answer may be replaced by the cloud's."""
+class RoutePlan:
+    """The places to try, in order. `escalate`: a weak answer of the edge may be replaced by the next place's."""
 
-    first: Side
-    fallback: Side | None
+    order: tuple[str, ...]
     escalate: bool
     redact: bool
     rule: str
     degraded: bool = False
-    reasons: tuple[str, ...] = field(default_factory=tuple)
+    reasons: tuple[str, ...] = ()
+
+
+class BarKind(StrEnum):
+    """What keeps a request from a place."""
+
+    RESIDENCY = "residency"
+    CALLER = "caller"
+    CONTEXT = "context"
+    ABILITY = "ability"
+    HEALTH = "health"
+    MONEY = "money"
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Why a place cannot take a request; the words are for people only."""
+
+    kind: BarKind
+    words: str
 
 
 def residency(policy: Policy, asked: Asked) -> Verdict:
-    """The residency of a request. Fails closed: what could not be inspected does not leave, unless nothing
-    that was configured depends on looking."""
+    """Decide what of a request may leave. Fails closed: what could not be inspected does not leave, unless
+    nothing that was configured depends on looking."""
     if asked.placement is Placement.ONLY_EDGE:
         return Verdict(Residency.NEVER, "only_edge", "the caller asked for the edge only")
-    matching = [
-        rule
-        for rule in policy.rules
-        if rule.matches(asked.tenant, asked.route, asked.labels, asked.found or frozenset())
-    ]
+    labels = frozenset(label.casefold() for label in asked.labels)
+    found = asked.found or frozenset()
+    matching = [rule for rule in policy.rules if rule.matches(asked.tenant, asked.route, labels, found)]
     if matching:
         strictest = max(matching, key=lambda rule: _STRICTNESS[rule.residency])
         verdict = Verdict(
@@ -156,7 +173,7 @@ def residency(policy: Policy, asked: Asked) -> Verdict:
         )
     else:
         verdict = Verdict(policy.default, "default", f"no rule matches: {policy.default}")
-    if verdict.residency is Residency.NEVER or not policy.needs_scan:
+    if not verdict.may_leave or not policy.needs_scan:
         return verdict
     if asked.found is None:
         return Verdict(Residency.NEVER, "detector_failed", "the detectors failed: it does not leave")
@@ -169,125 +186,142 @@ def residency(policy: Policy, asked: Asked) -> Verdict:
 def decide(
     verdict: Verdict,
     asked: Asked,
-    edge: SideFacts,
-    cloud: SideFacts,
-    grant: Grant,
+    places: Sequence[PlaceFacts],
     score: float | None = None,
     threshold: float = 0.5,
-) -> Decision:
-    """The whole order of steps up to the first byte of work.
+) -> RoutePlan:
+    """Order the places that may take a request: the whole way of steps up to the first byte of work.
 
-    Raises PolicyForbids, NeverFits, NoSideCan or CloudDenied where no permitted side can take the request.
+    `places` stand in the order of trust. Raises PolicyForbids, NeverFits, NoSideCan or CloudDenied where none of
+    them is open.
     """
     reasons = [verdict.reason]
-    may_leave = verdict.residency is not Residency.NEVER
-    if asked.placement is Placement.ONLY_CLOUD and not may_leave:
+    if asked.placement is Placement.ONLY_CLOUD and not verdict.may_leave:
         raise PolicyForbids(
             f"only_cloud was asked for, but {verdict.reason}; ask for another placement or change the rule"
         )
-    edge_bar = _bar("edge", edge, asked)
-    cloud_bar = _bar("cloud", cloud, asked) if may_leave else verdict.reason
-    if asked.placement is Placement.ONLY_CLOUD:
-        edge_bar = "the caller asked for the cloud only"
-    money_bar = "" if cloud_bar else _money_bar(asked, cloud, grant)
-    if edge_bar and not (cloud_bar or money_bar):
-        reasons.append(f"edge: {edge_bar}")
-        return _decision(Side.CLOUD, None, False, verdict, reasons)
-    if edge_bar:
-        _refuse(asked, edge, cloud, edge_bar, cloud_bar, money_bar)
-    bar = cloud_bar or money_bar
-    if bar:
-        if may_leave:
-            reasons.append(f"cloud: {bar}")
-        wanted = asked.placement is Placement.PREFER_CLOUD or (score is not None and score >= threshold)
-        degraded = may_leave and (bool(money_bar) or not cloud.healthy or wanted)
-        return _decision(Side.EDGE, None, False, verdict, reasons, degraded)
-    return _between(verdict, asked, edge, cloud, score, threshold, reasons)
+    bars = {place.name: bar for place in places if (bar := _bar(place, verdict, asked)) is not None}
+    free = [place for place in places if place.name not in bars]
+    if not free:
+        _refuse(asked, places, bars)
+    for place in places:
+        bar = bars.get(place.name)
+        if bar is not None and bar.kind is not BarKind.RESIDENCY:
+            reasons.append(f"{place.name}: {bar.words}")
+    if len(free) == 1:
+        order, escalate = free, False
+    else:
+        order, escalate = _between(free, asked, score, threshold, reasons)
+    wanted = asked.placement is Placement.PREFER_CLOUD or (score is not None and score >= threshold)
+    return RoutePlan(
+        tuple(place.name for place in order),
+        escalate,
+        redact=verdict.residency is Residency.REDACT,
+        rule=verdict.rule,
+        degraded=verdict.may_leave and _is_degraded(places, bars, wanted),
+        reasons=tuple(reasons),
+    )
+
+
+def _bar(place: PlaceFacts, verdict: Verdict, asked: Asked) -> Bar | None:
+    """Why a place cannot take the request; None when it can."""
+    is_cloud = place.level is Level.CLOUD
+    if is_cloud and not verdict.may_leave:
+        return Bar(BarKind.RESIDENCY, verdict.reason)
+    if not is_cloud and asked.placement is Placement.ONLY_CLOUD:
+        return Bar(BarKind.CALLER, "the caller asked for the cloud only")
+    if place.context_tokens is not None and place.tokens > place.context_tokens:
+        words = f"about {place.tokens} tokens do not fit its context of {place.context_tokens}"
+        return Bar(BarKind.CONTEXT, words)
+    missing = sorted(asked.needs - place.abilities) if place.abilities is not None else []
+    if missing:
+        return Bar(BarKind.ABILITY, f"it has no {', '.join(missing)}")
+    if not place.healthy:
+        return Bar(BarKind.HEALTH, "it is down")
+    return _money_bar(place, asked) if is_cloud else None
+
+
+def _money_bar(place: PlaceFacts, asked: Asked) -> Bar | None:
+    if asked.max_usd is not None and place.usd > asked.max_usd:
+        words = f"it may cost {place.usd:.6f} USD, more than max_usd {asked.max_usd:.6f}"
+        return Bar(BarKind.MONEY, words)
+    return None if place.grant.allowed else Bar(BarKind.MONEY, place.grant.reason)
 
 
 def _between(
-    verdict: Verdict,
-    asked: Asked,
-    edge: SideFacts,
-    cloud: SideFacts,
-    score: float | None,
-    threshold: float,
-    reasons: list[str],
-) -> Decision:
-    """Both sides are open: what the caller prefers, then the deadline, then the score."""
+    free: list[PlaceFacts], asked: Asked, score: float | None, threshold: float, reasons: list[str]
+) -> tuple[list[PlaceFacts], bool]:
+    """Order several open places: what the caller prefers, then the deadline, then the score.
+
+    Returns with them whether a weak answer of the edge may be replaced.
+    """
+    cloud_first = sorted(free, key=lambda place: place.level is Level.EDGE)  # stable: trust decides the rest
     if asked.placement is Placement.PREFER_CLOUD:
         reasons.append("the caller prefers the cloud")
-        return _decision(Side.CLOUD, Side.EDGE, False, verdict, reasons)
-    faster = _only_side_in_time(asked, edge, cloud)
-    if faster is not None:
-        reasons.append(
-            f"deadline {asked.deadline_seconds:.2f} s: edge needs {_seconds(edge)}, cloud {_seconds(cloud)}"
-        )
-        return _decision(faster, faster.other, False, verdict, reasons)
+        return cloud_first, False
+    in_time = _by_deadline(free, asked.deadline_seconds)
+    if in_time is not None:
+        needs = ", ".join(f"{p.name} {'needs ' * (p is free[0])}{_seconds(p)}" for p in free)
+        reasons.append(f"deadline {asked.deadline_seconds:.2f} s: {needs}")
+        return in_time, False
     if asked.placement is Placement.PREFER_EDGE:
         reasons.append("the caller prefers the edge")
-        return _decision(Side.EDGE, Side.CLOUD, False, verdict, reasons)
+        return free, False
     if score is None:
-        reasons.append("no pre-router: the edge answers first")
-        return _decision(Side.EDGE, Side.CLOUD, True, verdict, reasons)
+        reasons.append(f"no pre-router: the {free[0].name} answers first")
+        return free, True
     sign = ">=" if score >= threshold else "<"
     reasons.append(f"score {score:.3f} {sign} threshold {threshold:.3f}")
-    if score >= threshold:
-        return _decision(Side.CLOUD, Side.EDGE, False, verdict, reasons)
-    return _decision(Side.EDGE, Side.CLOUD, True, verdict, reasons)
+    return (cloud_first, False) if score >= threshold else (free, True)
 
 
-def _decision(
-    first: Side,
-    fallback: Side | None,
-    escalate: bool,
-    verdict: Verdict,
-    reasons: Iterable[str],
-    degraded: bool = False,
-) -> Decision:
-    redact = verdict.residency is Residency.REDACT
-    return Decision(first, fallback, escalate, redact, verdict.rule, degraded, tuple(reasons))
-
-
-def _bar(name: str, side: SideFacts, asked: Asked) -> str:
-    """Why a side cannot take the request; empty when it can."""
-    if side.context_tokens is not None and side.tokens > side.context_tokens:
-        return f"about {side.tokens} tokens do not fit its context of {side.context_tokens}"
-    missing = sorted(asked.needs - side.abilities) if side.abilities is not None else []
-    if missing:
-        return f"it has no {', '.join(missing)}"
-    return "" if side.healthy else "it is down"
-
-
-def _money_bar(asked: Asked, cloud: SideFacts, grant: Grant) -> str:
-    if asked.max_usd is not None and cloud.usd > asked.max_usd:
-        return f"it may cost {cloud.usd:.6f} USD, more than max_usd {asked.max_usd:.6f}"
-    return "" if grant.allowed else grant.reason
-
-
-def _only_side_in_time(asked: Asked, edge: SideFacts, cloud: SideFacts) -> Side | None:
-    """The side to take because the other misses the deadline; the quicker when both do; None when free."""
-    limit = asked.deadline_seconds
-    if limit is None or edge.seconds is None or cloud.seconds is None:
+def _by_deadline(free: list[PlaceFacts], limit: float | None) -> list[PlaceFacts] | None:
+    """Places that keep the deadline first, then the quicker ones; None where all keep it or somebody is unknown."""
+    if limit is None:
         return None
-    edge_late, cloud_late = edge.seconds > limit, cloud.seconds > limit
-    if not edge_late:
-        return Side.EDGE if cloud_late else None
-    return Side.EDGE if cloud_late and edge.seconds <= cloud.seconds else Side.CLOUD
+    late: dict[str, float] = {}
+    for place in free:
+        if place.seconds is None:
+            return None
+        late[place.name] = place.seconds if place.seconds > limit else 0.0
+    return sorted(free, key=lambda place: late[place.name]) if any(late.values()) else None
 
 
-def _seconds(side: SideFacts) -> str:
-    return "an unknown time" if side.seconds is None else f"{side.seconds:.2f} s"
+def _seconds(place: PlaceFacts) -> str:
+    return "an unknown time" if place.seconds is None else f"{place.seconds:.2f} s"
 
 
-def _refuse(
-    asked: Asked, edge: SideFacts, cloud: SideFacts, edge_bar: str, cloud_bar: str, money_bar: str
-) -> None:
-    """Say why nobody can. Always raises."""
+def _is_degraded(places: Iterable[PlaceFacts], bars: dict[str, Bar], wanted: bool) -> bool:
+    """Whether the edge has to answer alone what the cloud was wanted for, or kept from by money or health."""
+    clouds = [place for place in places if place.level is Level.CLOUD]
+    if not clouds or any(place.name not in bars for place in clouds):
+        return False
+    money = any(bars[place.name].kind is BarKind.MONEY for place in clouds)
+    return money or wanted or any(not place.healthy for place in clouds)
+
+
+def _refuse(asked: Asked, places: Sequence[PlaceFacts], bars: dict[str, Bar]) -> NoReturn:
+    """Say why no place is open."""
+    edge = [place.name for place in places if place.level is Level.EDGE]
+    cloud = [place.name for place in places if place.level is Level.CLOUD]
+    of_cloud = _words(cloud, bars)
     if asked.placement is Placement.ONLY_CLOUD:
-        if "context" in cloud_bar:
-            raise NeverFits(f"the cloud cannot: {cloud_bar}; shorten the request")
-        raise CloudDenied(f"only_cloud was asked for, but the cloud cannot: {cloud_bar or money_bar}")
-    if "context" in edge_bar:
-        raise NeverFits(f"the edge cannot: {edge_bar}; the cloud may not: {cloud_bar or money_bar}")
-    raise NoSideCan(f"the edge cannot: {edge_bar}; the cloud may not: {cloud_bar or money_bar}")
+        if cloud and _never_fits(cloud, bars):
+            raise NeverFits(f"the cloud cannot: {of_cloud}; shorten the request")
+        raise CloudDenied(f"only_cloud was asked for, but the cloud cannot: {of_cloud}")
+    said = f"the edge cannot: {_words(edge, bars)}; the cloud may not: {of_cloud}"
+    if edge and _never_fits(edge, bars):
+        raise NeverFits(said)
+    raise NoSideCan(said)
+
+
+def _never_fits(names: list[str], bars: dict[str, Bar]) -> bool:
+    return all(bars[name].kind is BarKind.CONTEXT for name in names)
+
+
+def _words(names: list[str], bars: dict[str, Bar]) -> str:
+    if not names:
+        return "this route has none"
+    if len(names) == 1:
+        return bars[names[0]].words
+    return "; ".join(f"{name}: {bars[name].words}" for name in names)

@@ -9,8 +9,8 @@ from typing import Any
 
 from weighbridge.errors import BadInput
 from weighbridge.routes.latency import most_prompt_tokens
-from weighbridge.routes.policy import Placement
 from weighbridge.routes.privacy.fields import EDGE_ONLY, FORWARDED
+from weighbridge.wire.ask import Placement
 
 MAX_LABELS = 32
 MEDIA_BYTES = 6000  # what a picture weighs: about 1,500 tokens at four bytes each

@@ -19,8 +19,7 @@ from weighbridge.routes.difficulty.vectors import Question, Vector
 from weighbridge.routes.errors import SideFailed
 from weighbridge.routes.journey import Journey
 from weighbridge.routes.judge import Draft, Judgement
-from weighbridge.routes.policy import Side as Where
-from weighbridge.routes.policy import SideFacts
+from weighbridge.routes.policy import Level, PlaceFacts
 from weighbridge.routes.privacy.guard import Guard
 from weighbridge.routes.reading import Readers
 from weighbridge.routes.request import RoutedRequest
@@ -120,25 +119,27 @@ class HybridRouter:
         default = 0.7 if self.settings.threshold is None else self.settings.threshold
         return default if self.observer is None else self.observer.threshold(default)
 
-    def edge_facts(self, request: RoutedRequest) -> SideFacts:
-        return self._facts(self.edge, request)
+    def edge_facts(self, request: RoutedRequest) -> PlaceFacts:
+        return self._facts(Level.EDGE, self.edge, request)
 
-    def cloud_facts(self, request: RoutedRequest) -> SideFacts:
-        return self._facts(self.cloud, request)
+    def cloud_facts(self, request: RoutedRequest) -> PlaceFacts:
+        return self._facts(Level.CLOUD, self.cloud, request)
 
     def refusal(self, request: RoutedRequest, usd: float) -> str:
         """Why caps or budgets keep this request from the cloud; empty when they do not."""
         capped = self.caps.refusal(request.tenant, self.clock())
         return capped or self.ledger.refusal(request.tenant, self.settings.name, usd)
 
-    def _facts(self, side: Side, request: RoutedRequest) -> SideFacts:
+    def _facts(self, level: Level, side: Side, request: RoutedRequest) -> PlaceFacts:
         """`usd` is a bound: no prompt has more tokens than bytes, no answer more than it may have."""
         prompt = side.estimate_tokens(request.size)
         most = (request.max_tokens or side.max_tokens) * request.choices
         expected = float(most)
         if self.lengths is not None:
             expected = self.lengths.estimate(request.tenant, side.model, self.settings.name, most).mean
-        return SideFacts(
+        return PlaceFacts(
+            name=level,
+            level=level,
             healthy=side.healthy,
             context_tokens=side.context_tokens,
             abilities=side.abilities,
@@ -171,7 +172,7 @@ class HybridRouter:
         ticket.cost_estimated = any(bill.estimated and bill.usd > 0 for bill in bills)
         if attempt is not None:
             bill = attempt.bill()
-            other = self.cloud if attempt.where is Where.EDGE else self.edge
+            other = self.cloud if attempt.where is Level.EDGE else self.edge
             ticket.prompt_tokens = bill.prompt_tokens or ticket.prompt_tokens
             ticket.output_tokens, ticket.cached_tokens = bill.output_tokens, bill.cached_tokens
             ticket.counterfactual_usd = round(other.price.cost(bill.prompt_tokens, bill.output_tokens), 9)
@@ -194,7 +195,7 @@ class RoutedStream:
         self._journey = journey
         self._attempt = attempt
         self._closed = False
-        redacted = journey.redacted if attempt.where is Where.CLOUD else None
+        redacted = journey.redacted if attempt.where is Level.CLOUD else None
         self._restore = redacted.restorer() if redacted is not None else None
 
     @property
@@ -214,7 +215,7 @@ class RoutedStream:
                 if self.ticket.first_token is None and chunk.get("choices"):
                     self.ticket.first_token = self._router.wall()
                 shown = {**chunk, "model": self.ticket.model}
-                if self._attempt.where is Where.EDGE and not wanted:
+                if self._attempt.where is Level.EDGE and not wanted:
                     shown["choices"] = [{**c, "logprobs": None} for c in chunk.get("choices") or ()]
                 if self._restore is not None:
                     shown = self._restore.chunk(shown)

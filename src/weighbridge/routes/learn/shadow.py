@@ -19,11 +19,12 @@ from weighbridge.routes.budget import FREE_OF_CHARGE, Reservation
 from weighbridge.routes.difficulty.features import prompt_features
 from weighbridge.routes.judge import agreement
 from weighbridge.routes.learn.bandit import ThresholdBandit
-from weighbridge.routes.policy import Asked, Placement, Residency, Side, residency
+from weighbridge.routes.policy import Asked, Level, Residency, residency
 from weighbridge.routes.request import RoutedRequest
 from weighbridge.routes.settings import ShadowSettings
 from weighbridge.routes.side import SideRequest
 from weighbridge.ticket import Ticket
+from weighbridge.wire.ask import Placement
 
 if TYPE_CHECKING:
     from weighbridge.routes.router import HybridRouter
@@ -39,7 +40,7 @@ _QUESTION = (
 def _costs(ticket: Ticket) -> dict[str, float]:
     """What each side costs for this request, in US dollars, without what failed attempts cost."""
     own, other = ticket.cost_usd, ticket.counterfactual_usd or 0.0
-    edge, cloud = (own, other) if ticket.placement == Side.EDGE else (other, own)
+    edge, cloud = (own, other) if ticket.placement == Level.EDGE else (other, own)
     return {"edge_usd": edge, "cloud_usd": cloud}
 
 
@@ -90,26 +91,26 @@ class Shadow:
         self, router: HybridRouter, request: RoutedRequest, ticket: Ticket, answer: str
     ) -> None:
         try:
-            other = Side.CLOUD if ticket.placement == Side.EDGE else Side.EDGE
-            body = request.forwarded(edge=other is Side.EDGE)
+            other = Level.CLOUD if ticket.placement == Level.EDGE else Level.EDGE
+            body = request.forwarded(edge=other is Level.EDGE)
             second = await self._ask(router, request, other, body)
-            edge, cloud = (answer, second) if other is Side.CLOUD else (second, answer)
+            edge, cloud = (answer, second) if other is Level.CLOUD else (second, answer)
             quality = await self._judge(router, request, edge, cloud)
         except Refused as error:
             log.info("a shadow evaluation came to nothing: %s", error)
             return
         if self._bandit is not None and ticket.threshold is not None:
-            shown = quality if ticket.placement == Side.EDGE else 1.0
+            shown = quality if ticket.placement == Level.EDGE else 1.0
             self._bandit.learn(ticket.threshold, shown, ticket.cost_usd)
         self._write(request, ticket, edge, cloud, quality)
 
     async def _ask(
-        self, router: HybridRouter, request: RoutedRequest, where: Side, body: dict[str, Any]
+        self, router: HybridRouter, request: RoutedRequest, where: Level, body: dict[str, Any]
     ) -> str:
         """One whole answer. The cloud's is reserved first. Raises Refused."""
-        side = router.cloud if where is Side.CLOUD else router.edge
+        side = router.cloud if where is Level.CLOUD else router.edge
         reservation = FREE_OF_CHARGE
-        if where is Side.CLOUD:
+        if where is Level.CLOUD:
             reservation = self._reserve(router, request)
         side_request = SideRequest(body, request.size, tenant=request.tenant)
         attempt = Attempt(where, side, side_request, router.ledger, reservation)
@@ -140,7 +141,7 @@ class Shadow:
             return agreement(edge, cloud)
         text = _QUESTION.format(request=request.prompt, cloud=cloud, edge=edge)
         body = {"messages": [{"role": "user", "content": text}], "max_tokens": 4, "temperature": 0}
-        verdict = await self._ask(router, request, Side.CLOUD, body)
+        verdict = await self._ask(router, request, Level.CLOUD, body)
         return float("SAME" in verdict.upper())
 
     def _confidence_threshold(self) -> float | None:
