@@ -70,8 +70,8 @@ PURE = (
     "routes.judge",
     "routes.privacy.*",
     "!routes.privacy.guard",  # runs detectors on threads, with a time-out
-    "flow.gate*",
-    "flow.predict",
+    "flow.bets.gate*",
+    "flow.bets.predict",
     "planner.*",
     "!planner.search.simulated",  # runs the simulator
 )

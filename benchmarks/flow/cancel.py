@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 from benchmarks.flow.serving import serving
 
-from weighbridge.flow.client import ChatClient, Endpoint
+from weighbridge.flow.llm.client import ChatClient, Endpoint
 
 LONG = "The quick brown fox jumps over the lazy dog. " * 400
 STORY = {

@@ -17,8 +17,8 @@ from typing import get_args
 import msgspec
 from benchmarks.flow.workloads import write
 
-from weighbridge.flow.replay import ReplayMode, ReplaySettings, replay
-from weighbridge.flow.workload import Task, read_workload
+from weighbridge.flow.replay.replay import ReplayMode, ReplaySettings, replay
+from weighbridge.flow.replay.workload import Task, read_workload
 
 
 def free(tasks: list[Task]) -> list[Task]:

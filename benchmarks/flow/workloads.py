@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from weighbridge.flow.workload import drawn
+from weighbridge.flow.replay.workload import drawn
 
 WRITES = (
     "book_reservation",

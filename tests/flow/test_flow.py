@@ -20,7 +20,7 @@ from weighbridge.flow import (
     guess,
     step,
 )
-from weighbridge.flow.virtual import Stuck, run_virtual
+from weighbridge.flow.replay.virtual_time import Stuck, run_virtual
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weighbridge.flow import Budget, Flow, FlowTimeout, best, first, guess, step
-from weighbridge.flow.virtual import run_virtual
+from weighbridge.flow.replay.virtual_time import run_virtual
 
 PACE = 0.1
 

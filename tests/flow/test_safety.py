@@ -21,7 +21,7 @@ from tests.flow.programs import (
     steps_on,
 )
 from weighbridge.flow import Flow, Several
-from weighbridge.flow.virtual import run_virtual
+from weighbridge.flow.replay.virtual_time import run_virtual
 
 
 def outcome_of(work: Any) -> tuple[str, Any]:

@@ -138,7 +138,7 @@ def runs(
     from rich.console import Console
     from rich.table import Table
 
-    from weighbridge.flow.journal import Journal
+    from weighbridge.flow.journal.journal import Journal
 
     book = Journal(_existing(journal))
     listed = book.runs(limit)
@@ -171,11 +171,11 @@ def timeline(
     json_output: JsonOption = False,
 ) -> None:
     """Show a run: what was committed, shadow or cancelled, the critical path, and every bet."""
-    from weighbridge.flow.explain import explain
-    from weighbridge.flow.journal import Journal
-    from weighbridge.flow.saved import record_from_json
-    from weighbridge.flow.timeline import text
-    from weighbridge.flow.timeline_html import page
+    from weighbridge.flow.journal.journal import Journal
+    from weighbridge.flow.report.explain import explain
+    from weighbridge.flow.report.record_json import record_from_json
+    from weighbridge.flow.report.timeline import text
+    from weighbridge.flow.report.timeline_page import page
 
     book = Journal(_existing(journal))
     data = book.record_of(run)
@@ -215,10 +215,10 @@ def replay(
     """Replay a workload through the real runtime and gate, in virtual time unless told otherwise."""
     from typing import get_args
 
-    from weighbridge.flow.replay import Replayed, ReplayMode, ReplaySettings
-    from weighbridge.flow.replay import replay as run_replay
+    from weighbridge.flow.replay.replay import Replayed, ReplayMode, ReplaySettings
+    from weighbridge.flow.replay.replay import replay as run_replay
+    from weighbridge.flow.replay.workload import read_workload
     from weighbridge.flow.run import Budget
-    from weighbridge.flow.workload import read_workload
 
     if mode not in get_args(ReplayMode):
         raise BadInput(f"--mode {mode}: must be one of {', '.join(get_args(ReplayMode))}")

@@ -10,20 +10,20 @@ async def support(question: str) -> str:
     return await reply(question, intent, await user)
 """
 
-from weighbridge.flow.best import best
+from weighbridge.flow.bets.guess import guess
+from weighbridge.flow.bets.predict import NOTHING, GuessedCall, History, Prediction, Predictor, Several
+from weighbridge.flow.bets.prefetch import prefetch
+from weighbridge.flow.combine.best import best
+from weighbridge.flow.combine.first import first
 from weighbridge.flow.execution import StepTimeout, attempt, charge
-from weighbridge.flow.first import first
 from weighbridge.flow.flow import Flow, flow
-from weighbridge.flow.guess import guess
-from weighbridge.flow.llm import Llm, llm
-from weighbridge.flow.mcp import mcp_tools
-from weighbridge.flow.plan import PlanError
-from weighbridge.flow.predict import NOTHING, GuessedCall, History, Prediction, Predictor, Several
-from weighbridge.flow.prefetch import prefetch
+from weighbridge.flow.journal.run_journal import InDoubt, idempotency_key
+from weighbridge.flow.llm.mcp import mcp_tools
+from weighbridge.flow.llm.model import Llm, llm
+from weighbridge.flow.llm.plan import PlanError
+from weighbridge.flow.llm.reply import Reply, ToolCall
 from weighbridge.flow.promise import Promise
-from weighbridge.flow.reply import Reply, ToolCall
 from weighbridge.flow.run import Budget, BudgetExceeded, FlowTimeout
-from weighbridge.flow.run_journal import InDoubt, idempotency_key
 from weighbridge.flow.step import Effect, In, NotDone, Step, step
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.flow.promise import Promise
-from weighbridge.flow.record import Span
+from weighbridge.flow.report.record import Span
 from weighbridge.flow.step import NotDone, Step, current_execution
 
 if TYPE_CHECKING:

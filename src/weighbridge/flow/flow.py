@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, cast, get_args, overload
 
 from weighbridge.errors import BadInput
-from weighbridge.flow.cache import StepCache
-from weighbridge.flow.learn import Learner
-from weighbridge.flow.limits import Limiter
-from weighbridge.flow.predict import History, Predictor
-from weighbridge.flow.record import Record
+from weighbridge.flow.bets.learn import Learner
+from weighbridge.flow.bets.predict import History, Predictor
+from weighbridge.flow.journal.cache import StepCache
+from weighbridge.flow.report.record import Record
 from weighbridge.flow.run import Budget, Mode, Run
+from weighbridge.flow.slots import Limiter
 from weighbridge.flow.step import current_world
 
 P = ParamSpec("P")
@@ -124,7 +124,7 @@ class Flow(Generic[P, T]):
         record = Record(self.name, run_id, self.mode, loop.time)
         if self.journal is None:
             return cast(T, await self._run(args, kwargs, record, None).execute())
-        from weighbridge.flow.journal import Journal
+        from weighbridge.flow.journal.journal import Journal
 
         with Journal(self.journal).open_run(self.name, run_id, args, kwargs) as journal:
             return cast(T, await journal.execute(self, self._run(args, kwargs, record, journal)))
@@ -156,19 +156,19 @@ class Flow(Generic[P, T]):
 
     def explain(self) -> str:
         """Every bet of the last run: what the gate said and what came of it."""
-        from weighbridge.flow.explain import explain
+        from weighbridge.flow.report.explain import explain
 
         return explain(self._last())
 
     def timeline(self, width: int = 100) -> str:
         """The last run as text."""
-        from weighbridge.flow.timeline import text
+        from weighbridge.flow.report.timeline import text
 
         return text(self._last(), width)
 
     def timeline_html(self) -> str:
         """The last run as a page that needs nothing else."""
-        from weighbridge.flow.timeline_html import page
+        from weighbridge.flow.report.timeline_page import page
 
         return page(self._last())
 

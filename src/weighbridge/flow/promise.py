@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from weighbridge.flow.keys import Pending
+from weighbridge.flow.identity import Pending
 
 if TYPE_CHECKING:
     from weighbridge.flow.execution import Execution
-    from weighbridge.flow.record import Join
+    from weighbridge.flow.report.record import Join
     from weighbridge.flow.step import Step
     from weighbridge.flow.world import World
 

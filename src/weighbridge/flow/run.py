@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from weighbridge.errors import BadInput, WeighbridgeError
-from weighbridge.flow.cache import StepCache
+from weighbridge.flow.bets.gate import Stakes, Verdict
+from weighbridge.flow.bets.gate_path import saving
+from weighbridge.flow.bets.gate_queue import queue_usd
+from weighbridge.flow.bets.learn import Learner
+from weighbridge.flow.bets.predict import Predictor
 from weighbridge.flow.execution import Execution
-from weighbridge.flow.gate import Stakes, Verdict
-from weighbridge.flow.gate_path import saving
-from weighbridge.flow.gate_queue import queue_usd
-from weighbridge.flow.keys import Pending
-from weighbridge.flow.learn import Learner
-from weighbridge.flow.limits import Limiter
-from weighbridge.flow.predict import Predictor
+from weighbridge.flow.identity import Pending
+from weighbridge.flow.journal.cache import StepCache
 from weighbridge.flow.promise import Promise
-from weighbridge.flow.record import BetRecord, Record, nodes_of
+from weighbridge.flow.report.record import BetRecord, Record, nodes_of
+from weighbridge.flow.slots import Limiter
 from weighbridge.flow.step import Step, current_world
 from weighbridge.flow.tasks import Tasks
 from weighbridge.flow.world import World
 
 if TYPE_CHECKING:
-    from weighbridge.flow.run_journal import RunJournal
+    from weighbridge.flow.journal.run_journal import RunJournal
 
 T = TypeVar("T")
 Mode = Literal["sequential", "parallel", "speculate"]
@@ -205,7 +205,7 @@ class Run(Tasks):
 
     def ahead(self) -> World:
         """Where prefetched calls are held."""
-        from weighbridge.flow.prefetch import Ahead
+        from weighbridge.flow.bets.prefetch import Ahead
 
         if self._ahead is None:
             self._ahead = Ahead(self)

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from weighbridge.errors import BadInput
-from weighbridge.flow.record import Record
+from weighbridge.flow.report.record import Record
 
 
 def export_spans(record: Record, tracer: Any = None) -> None:

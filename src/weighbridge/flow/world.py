@@ -7,15 +7,15 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from weighbridge.errors import BadInput
+from weighbridge.flow.effect_order import EffectOrder
 from weighbridge.flow.execution import Execution
-from weighbridge.flow.keys import freeze_call, substitute
-from weighbridge.flow.order import EffectOrder
+from weighbridge.flow.identity import freeze_call, substitute
 from weighbridge.flow.promise import Promise
-from weighbridge.flow.record import Join
+from weighbridge.flow.report.record import Join
 from weighbridge.flow.step import Step
 
 if TYPE_CHECKING:
-    from weighbridge.flow.bet import Bet
+    from weighbridge.flow.bets.bet import Bet
     from weighbridge.flow.run import Run
 
 Args = tuple[Any, ...]

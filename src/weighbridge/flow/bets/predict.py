@@ -1,0 +1,163 @@
+"""Who guesses: a history of outcomes, a function, or a small model. None of them says how sure it is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from weighbridge.flow.identity import freeze
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A hypothesis. How often predictions of one `kind` come true is learned, per call site."""
+
+    value: Any
+    kind: tuple[str | int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GuessedCall:
+    """What is known when a guess is made: the call, and earlier outcomes at this site in this run."""
+
+    site: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outcomes: tuple[Any, ...] = ()
+
+
+class Predictor(Protocol):
+    """Anything that predicts outcomes of calls."""
+
+    name: str
+
+    def predict(self, call: GuessedCall) -> Sequence[Prediction] | Awaitable[Sequence[Prediction]]:
+        """Hypotheses, the likeliest first; none when there is nothing to go by."""
+        ...
+
+    def learn(self, call: GuessedCall, outcome: Any) -> None:
+        """What the call really gave, told once the flow is sure of it."""
+        ...
+
+
+class FunctionPredictor:
+    """A function of the call's arguments: sync or async, plain or a step (a small model, say).
+
+    It returns the value it expects, or a `Several` of them with the likeliest first. Raising, or returning
+    `NOTHING`, means no prediction.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        name = str(getattr(function, "__qualname__", None) or getattr(function, "name", "function"))
+        code = getattr(function, "__code__", None)
+        line = f":{code.co_firstlineno}" if code is not None and "<lambda>" in name else ""
+        self.name = name.rsplit("<locals>.", 1)[-1] + line
+        self._function = function
+
+    def predict(self, call: GuessedCall) -> Sequence[Prediction] | Awaitable[Sequence[Prediction]]:
+        result = self._function(*call.args, **call.kwargs)
+        return self._later(result) if inspect.isawaitable(result) else self._ranked(result)
+
+    async def _later(self, result: Awaitable[Any]) -> Sequence[Prediction]:
+        return self._ranked(await result)
+
+    def _ranked(self, result: Any) -> Sequence[Prediction]:
+        if result is NOTHING:
+            return ()
+        values = result.values if isinstance(result, Several) else (result,)
+        return [Prediction(value, (self.name, rank)) for rank, value in enumerate(values)]
+
+    def learn(self, call: GuessedCall, outcome: Any) -> None:
+        """A function does not learn; how often it is right is learned all the same."""
+
+
+class _Nothing:
+    def __repr__(self) -> str:
+        return "NOTHING"
+
+
+#: Returned by a predicting function that has no idea.
+NOTHING = _Nothing()
+
+
+class Several:
+    """More than one hypothesis, the likeliest first."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, *values: Any) -> None:
+        self.values = values
+
+
+class _Outcomes:
+    """Outcomes seen in one context, with counts that halve when they grow, so that the recent ones lead."""
+
+    __slots__ = ("counts",)
+
+    def __init__(self) -> None:
+        self.counts: dict[Hashable, tuple[int, Any]] = {}
+
+    def add(self, value: Any) -> None:
+        key = freeze(value)
+        count = self.counts.get(key, (0, None))[0] + 1
+        self.counts[key] = (count, value)
+        if count >= 16 or len(self.counts) > 16:
+            self.counts = {k: (c // 2, v) for k, (c, v) in self.counts.items() if c >= 2}
+
+    def ranked(self) -> list[tuple[int, Any]]:
+        return sorted(self.counts.values(), key=lambda entry: -entry[0])
+
+
+class History:
+    """Short-history tables in a tournament, after branch predictors (McFarling 1993).
+
+    One table maps the call's arguments to its outcome; others map the last 0 to `order` outcomes at this
+    site in this run to the next. Which table speaks is decided by how well each did at the site lately.
+    """
+
+    name = "history"
+    MAX_CONTEXTS = 4096
+
+    def __init__(self, order: int = 3) -> None:
+        self._order = order
+        self._tables: dict[tuple[str, int, Hashable], _Outcomes] = {}
+        self._scores: dict[tuple[str, int], float] = {}
+
+    def predict(self, call: GuessedCall) -> Sequence[Prediction]:
+        speaking = [
+            (self._scores.get((call.site, table), 0.5), table, known)
+            for table, key in self._contexts(call)
+            if (known := self._tables.get(key)) is not None and known.counts
+        ]
+        if not speaking:
+            return ()
+        _, _, known = max(speaking, key=lambda one: (one[0], one[1]))
+        ranked = known.ranked()
+        return [
+            Prediction(value, ("history", rank, min(count, 4).bit_length()))
+            for rank, (count, value) in enumerate(ranked)
+        ]
+
+    def learn(self, call: GuessedCall, outcome: Any) -> None:
+        key = freeze(outcome)
+        for table, context in self._contexts(call):
+            known = self._tables.get(context)
+            if known is None:
+                if len(self._tables) >= self.MAX_CONTEXTS:
+                    self._tables.pop(next(iter(self._tables)))
+                known = self._tables[context] = _Outcomes()
+            elif known.counts:
+                right = freeze(known.ranked()[0][1]) == key
+                score = self._scores.get((call.site, table), 0.5)
+                self._scores[call.site, table] = score + 0.1 * (float(right) - score)
+            known.add(outcome)
+
+    def _contexts(self, call: GuessedCall) -> list[tuple[int, tuple[str, int, Hashable]]]:
+        arguments = (freeze(call.args), freeze(call.kwargs))
+        contexts: list[tuple[int, tuple[str, int, Hashable]]] = [(-1, (call.site, -1, arguments))]
+        for length in range(min(self._order, len(call.outcomes)) + 1):
+            recent = call.outcomes[len(call.outcomes) - length :]
+            contexts.append((length, (call.site, length, freeze(recent))))
+        return contexts

@@ -1,0 +1,1 @@
+"""Chat models as steps: the client, streamed replies, tools and plans."""

@@ -1,0 +1,128 @@
+"""What a model answered: text and tool calls, put together while they come."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from weighbridge.errors import WeighbridgeError
+from weighbridge.flow.bets.prefetch import prefetch
+from weighbridge.flow.llm.client import LlmError
+from weighbridge.flow.llm.json_stream import JsonEnd
+from weighbridge.flow.step import Step
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """A call that the model wants made."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Reply:
+    """What a model answered."""
+
+    text: str
+    calls: list[ToolCall] = field(default_factory=list)
+    finish_reason: str | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+    def start(self, *tools: Step[..., Any]) -> list[Awaitable[Any]]:
+        """Call the tools the model asked for. Reads that were prefetched are there already.
+
+        Raises WeighbridgeError for a tool that is not among `tools`.
+        """
+        known = {tool.name: tool for tool in tools}
+        for call in self.calls:
+            if call.name not in known:
+                raise WeighbridgeError(
+                    f"the model called {call.name!r}; it may call: {', '.join(known) or 'nothing'}"
+                )
+        return [known[call.name](**call.arguments) for call in self.calls]
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The reply as a message, to go on from."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text or None}
+        if self.calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {
+                        "name": call.name,
+                        "arguments": msgspec.json.encode(call.arguments).decode(),
+                    },
+                }
+                for call in self.calls
+            ]
+        return message
+
+
+class Answer:
+    """A reply as it comes; tool calls that have come whole are prefetched."""
+
+    def __init__(
+        self, tools: dict[str, Step[..., Any]], on_text: Callable[[str], None] | None = None
+    ) -> None:
+        self._tools = tools
+        self._on_text = on_text
+        self._text: list[str] = []
+        self._calls: dict[int, tuple[dict[str, str], JsonEnd]] = {}
+        self._usage: dict[str, Any] = {}
+        self._finish: str | None = None
+        self.pieces = 0
+
+    def add(self, event: dict[str, Any]) -> None:
+        self._usage = event.get("usage") or self._usage
+        for choice in event.get("choices", ()):
+            delta = choice.get("delta") or {}
+            self._finish = choice.get("finish_reason") or self._finish
+            if delta.get("content"):
+                self.pieces += 1
+                self._text.append(delta["content"])
+                if self._on_text is not None:
+                    self._on_text(delta["content"])
+            for position, piece in enumerate(delta.get("tool_calls") or ()):
+                self._add_call(piece.get("index", position), piece)
+
+    def _add_call(self, index: int, piece: dict[str, Any]) -> None:
+        self.pieces += 1
+        call, end = self._calls.setdefault(index, ({"id": "", "name": "", "arguments": ""}, JsonEnd()))
+        function = piece.get("function") or {}
+        call["id"] = piece.get("id") or call["id"]
+        call["name"] = function.get("name") or call["name"]
+        arguments = function.get("arguments") or ""
+        call["arguments"] += arguments
+        if end.feed(arguments) and call["name"] in self._tools:
+            parsed = _parsed(call["arguments"])
+            if isinstance(parsed, dict):
+                prefetch(self._tools[call["name"]], **parsed)
+
+    def reply(self) -> Reply:
+        calls = []
+        for call, _ in self._calls.values():
+            arguments = _parsed(call["arguments"] or "{}")
+            if not isinstance(arguments, dict):
+                raise LlmError(
+                    f"the model called {call['name']} with what is no JSON object: {call['arguments'][:200]}"
+                )
+            calls.append(ToolCall(call["id"], call["name"], arguments))
+        cached = (self._usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        tokens = int(self._usage.get("prompt_tokens") or 0), int(self._usage.get("completion_tokens") or 0)
+        return Reply("".join(self._text), calls, self._finish, *tokens, int(cached))
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.MsgspecError:
+        return None

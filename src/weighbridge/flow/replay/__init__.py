@@ -1,0 +1,1 @@
+"""Replay of recorded workloads in virtual time."""

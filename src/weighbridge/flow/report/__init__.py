@@ -1,0 +1,1 @@
+"""What happened in a run, and how it is shown: in words, as a timeline, as JSON."""

@@ -1,0 +1,51 @@
+"""A run's record and what a flow has learned, as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from weighbridge.errors import BadInput
+from weighbridge.flow.bets.gate import Stakes, Verdict
+from weighbridge.flow.bets.learn import Learner
+from weighbridge.flow.report.record import BetRecord, Record, Span, mark_critical
+
+
+def record_json(record: Record) -> bytes:
+    """Everything a timeline shows."""
+    mark_critical(record)
+    return msgspec.json.encode(
+        {
+            "flow": record.flow,
+            "run_id": record.run_id,
+            "mode": record.mode,
+            "seconds": record.seconds,
+            "error": record.error,
+            "writes": record.writes,
+            "resumed": record.resumed,
+            "spans": record.spans,
+            "bets": record.bets,
+        }
+    )
+
+
+def record_from_json(data: bytes) -> Record:
+    """The record again, without the calls behind it. Raises BadInput when it is none."""
+    try:
+        saved: dict[str, Any] = msgspec.json.decode(data)
+        record = Record(saved["flow"], saved["run_id"], saved["mode"], lambda: 0.0)
+        record.ended, record.error = saved["seconds"], saved["error"]
+        record.writes, record.resumed = saved["writes"], saved["resumed"]
+        record.spans = msgspec.convert(saved["spans"], list[Span])
+        for bet in saved["bets"]:
+            verdict = bet.pop("verdict")
+            stakes = Stakes(**verdict.pop("stakes"))
+            record.bets.append(BetRecord(**bet, verdict=Verdict(**verdict, stakes=stakes)))
+    except (KeyError, TypeError, msgspec.MsgspecError) as error:
+        raise BadInput(f"this is not the record of a run: {error}") from error
+    return record
+
+
+def learned_json(learner: Learner) -> bytes:
+    return msgspec.json.encode(learner.as_dict())

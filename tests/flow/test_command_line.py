@@ -1,0 +1,44 @@
+"""`weighbridge flow` as its users call it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    def flow_command(*words: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "weighbridge", "flow", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+        return done.stdout if code == 0 else done.stderr
+
+    task = '{"id": "1", "steps": [{"id": "a", "seconds": 2, "output": 1}, {"id": "b", "seconds": 2, "output": 2}]}'
+    (tmp_path / "w.jsonl").write_text(task)
+    report = json.loads(flow_command("replay", "--workload", "w.jsonl", "--mode", "parallel", "--json"))
+    assert report["makespan_s"] == {"mean": 2.0, "p50": 2.0, "p95": 2.0}
+    assert report["speedup_over_sequential"] == 2.0
+    assert report["bets"] == {"won": 0, "lost": 0, "declined": 0}
+    assert "must be one of" in flow_command("replay", "--workload", "w.jsonl", "--mode", "x", code=2)
+
+    (tmp_path / "mine.py").write_text(
+        "from weighbridge.flow import flow, step\n"
+        "@step(effect='pure')\nasync def double(n: int) -> int: return 2 * n\n"
+        "@flow\nasync def twice(n: int) -> int: return await double(await double(n))\n"
+    )
+    out = json.loads(
+        flow_command("run", "mine:twice", "--input", "3", "--journal", "j.db", "--run-id", "r", "--json")
+    )
+    assert out["result"] == 12
+    assert "twice  run r" in flow_command("timeline", "r", "--journal", "j.db")
+    flow_command("timeline", "r", "--journal", "j.db", "--html", "t.html")
+    page = (tmp_path / "t.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "http" not in page, "the page needs nothing from elsewhere"
+    assert "its flows: twice" in flow_command("run", "mine:nope", code=2)
+    assert "is not JSON" in flow_command("run", "mine:twice", "--input", "{", code=2)
+    assert "missing a required argument" in flow_command("run", "mine:twice", code=2)
+    own = flow_command("run", "mine:twice", "--input", "null", "--journal", "j.db", code=1)
+    assert "mine:twice failed: TypeError: unsupported operand" in own, "a mistake of the flow's own"
