@@ -2,11 +2,64 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections import OrderedDict
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from hashlib import blake2b
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+import msgspec
+
+log = logging.getLogger("weighbridge.ticket")
+
+
+def prompt_hash(prompt: bytes) -> str:
+    """Name a prompt without showing it: the same for engine, gateway and route, so that it can be followed.
+
+    `prompt`: the JSON of its messages, prompt or input, as the client wrote it.
+    """
+    return blake2b(prompt, digest_size=16).hexdigest()
+
+
+@dataclass(slots=True)
+class Leg:
+    """The part of a request that one model's replicas worked on. A route may need several: a weak answer and the
+    one that replaces it, further samples, the loser of a race. Times are seconds since the epoch."""
+
+    model: str
+    place: str = ""  # the place of a route, by its name; empty: no route
+    placement: str = "edge"
+    purpose: str = "answer"  # or "sample": a further answer that the first one is compared with
+    replica: str = ""
+    replica_ticket: str = ""  # the replica's own, where it has one
+    weighed_tokens: int | None = None
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    arrived: float = 0.0
+    scheduled: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+    tries: int = 0  # replicas it was sent to, one after the other
+    hedged: bool = False
+    resumed: int = 0
+    usd: float = 0.0
+    estimated: bool = False  # the replica did not say what it used, so it was counted
+    outcome: str | None = None  # how its answer ended, as in `finish_reason`
+    error: str | None = None
+    decisions: list[str] = field(default_factory=list)  # of the fleet, about this leg alone
+    scores: dict[str, float] = field(default_factory=dict)
+    score_unit: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {name: getattr(self, name) for name in _LEG_FIELDS}
+
+
+_LEG_FIELDS = tuple(each.name for each in fields(Leg))
 
 
 @dataclass(slots=True)
@@ -57,10 +110,42 @@ class Ticket:
     resumed: int = 0  # times its stream went on at another replica
     scores: dict[str, float] = field(default_factory=dict)  # of the candidates at the last choice; lower wins
     score_unit: str = ""
+    legs: list[Leg] = field(default_factory=list)  # of a route's request; any other is a leg of its own
+
+    def every_leg(self) -> Sequence[Leg]:
+        """The legs of the request, in their order. Without a route it is one; none while nobody works on it."""
+        if self.legs or not self.replica:
+            return self.legs
+        return [self.as_leg()]
+
+    def as_leg(self) -> Leg:
+        """The ticket of a request at one model, as that model's leg; what was decided stays with the ticket."""
+        return Leg(
+            self.model,
+            placement=self.placement,
+            replica=self.replica,
+            weighed_tokens=self.weighed_tokens,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+            cached_tokens=self.cached_tokens,
+            arrived=self.arrived,
+            scheduled=self.scheduled,
+            first_token=self.first_token,
+            finished=self.finished,
+            tries=self.attempts,
+            hedged=self.hedged,
+            resumed=self.resumed,
+            usd=self.cost_usd,
+            estimated=self.cost_estimated,
+            outcome=self.finish_reason,
+            error=self.error,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types; durations derived from the times are added in milliseconds."""
-        record = asdict(self)
+        record = {name: getattr(self, name) for name in _TICKET_FIELDS}
+        record["decisions"] = list(self.decisions)
+        record["legs"] = [leg.as_dict() for leg in self.every_leg()]
         record["batch_sizes"] = {str(size): steps for size, steps in self.batch_sizes.items()}
         if self.first_token is not None:
             record["ttft_ms"] = round((self.first_token - self.arrived) * 1e3, 3)
@@ -69,16 +154,24 @@ class Ticket:
         return record
 
 
+_TICKET_FIELDS = tuple(each.name for each in fields(Ticket))
+
+
 class TicketStore:
-    """The last `capacity` tickets by id; `path`: a file that every finished ticket is appended to."""
+    """The last `capacity` tickets by id; `path`: a file that every finished ticket is appended to.
+
+    A file that cannot be written fails no request: `lost` counts the tickets that it lacks.
+    """
 
     def __init__(self, capacity: int = 10_000, path: Path | None = None) -> None:
+        self.lost = 0
         self._capacity = capacity
         self._tickets: OrderedDict[str, Ticket] = OrderedDict()
-        self._file: IO[str] | None = None
+        self._path = path
+        self._file: FileIO | None = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8", buffering=1)
+            self._file = FileIO(path, "a")
 
     def add(self, ticket: Ticket) -> None:
         """Remember a ticket from its first moment on; the oldest make room."""
@@ -87,9 +180,17 @@ class TicketStore:
             self._tickets.popitem(last=False)
 
     def finish(self, ticket: Ticket) -> None:
-        """Write a finished ticket to the file. One short line: the operating system buffers it."""
-        if self._file is not None:
-            self._file.write(json.dumps(ticket.as_dict(), ensure_ascii=False) + "\n")
+        """Write a finished ticket to the file: one line, one write, so that processes may share the file."""
+        if self._file is None:
+            return
+        try:
+            line = msgspec.json.encode(ticket.as_dict()) + b"\n"
+            if self._file.write(line) != len(line):
+                raise OSError("the disk took only a part of it")
+        except (OSError, ValueError) as error:
+            if not self.lost:
+                log.error("a ticket could not be written to %s, nor may later ones be: %s", self._path, error)
+            self.lost += 1
 
     def get(self, ticket_id: str) -> Ticket | None:
         return self._tickets.get(ticket_id)

@@ -1,0 +1,62 @@
+"""Tickets: what they say of themselves, how prompts are named, and files that cannot be written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from weighbridge.ticket import Leg, Ticket, TicketStore, prompt_hash
+
+
+def ticket(**fields: object) -> Ticket:
+    return Ticket("t1", "jane", "small", "hash", 10, 20, **fields)  # type: ignore[arg-type]
+
+
+def test_a_request_without_a_route_is_one_leg() -> None:
+    record = ticket(
+        replica="near", attempts=2, cost_usd=0.25, weighed_tokens=11, finish_reason="stop", finished=3.0
+    ).as_dict()
+    [leg] = record["legs"]
+    assert (leg["model"], leg["replica"], leg["tries"], leg["usd"]) == ("small", "near", 2, 0.25)
+    assert (leg["weighed_tokens"], leg["prompt_tokens"], leg["outcome"]) == (11, 10, "stop")
+    assert (leg["place"], leg["purpose"], leg["placement"]) == ("", "answer", "edge")
+
+
+def test_a_request_that_nobody_worked_on_has_no_leg() -> None:
+    assert ticket(replica="", finish_reason="refused").as_dict()["legs"] == []
+
+
+def test_the_legs_of_a_route_stand_for_themselves() -> None:
+    legs = [Leg("small", "edge"), Leg("big", "cloud", "cloud", usd=0.5)]
+    record = ticket(replica="cloud:big", legs=legs).as_dict()
+    assert [(leg["place"], leg["usd"]) for leg in record["legs"]] == [("edge", 0.0), ("cloud", 0.5)]
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_equal_prompts_have_equal_names_and_show_nothing() -> None:
+    prompt = b'[{"role":"user","content":"hello"}]'
+    assert prompt_hash(prompt) == prompt_hash(bytes(prompt))
+    assert prompt_hash(prompt) != prompt_hash(prompt + b" ")
+    assert len(prompt_hash(prompt)) == 32
+
+
+def test_every_finished_ticket_is_a_line(tmp_path: Path) -> None:
+    store = TicketStore(path=tmp_path / "deep" / "tickets.jsonl")
+    for name in ("a", "ö"):
+        store.finish(Ticket(name, "jane", "small", "hash", 1, 2))
+    store.close()
+    lines = (tmp_path / "deep" / "tickets.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["a", "ö"]
+
+
+def test_a_full_disk_fails_no_request_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    store = TicketStore(path=Path("/dev/full"))
+    for _ in range(3):
+        store.finish(ticket())
+    store.close()
+    assert store.lost == 3
+    assert len([record for record in caplog.records if "could not be written" in record.message]) == 1
