@@ -13,9 +13,9 @@ import pytest
 from tests.fleet.backends import until
 from tests.tiny import save_tokenizer
 from weighbridge.cost.length import OutputLengths
-from weighbridge.wire.ask import Ask
 from weighbridge.fleet.load.weigher import CHAIN_BYTES, LONG_PROMPT, MAX_TOKENISING, PART_TOKENS, Scales
 from weighbridge.models.text.tokenizer import Tokenizer, load_tokenizer
+from weighbridge.wire.ask import Ask
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"

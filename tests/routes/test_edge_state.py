@@ -20,7 +20,7 @@ from tests.fleet.backends import fleet
 from tests.routes.routes import ask
 from tests.routes.stub import Stub, serving
 from tests.server.running import free_port, running, wait_until_ready
-from weighbridge.cli.route import app as route_app
+from weighbridge.cli.app import app
 from weighbridge.cost.length import OutputLengths
 from weighbridge.errors import BadInput
 from weighbridge.routes.budget import Budgets, Ledger
@@ -85,7 +85,7 @@ def labels_file(folder: Path, count: int = 120) -> Path:
 
 async def cli(*arguments: object) -> dict[str, Any]:
     """A `weighbridge route` command's JSON, run beside the loop that serves the stubs."""
-    result = await asyncio.to_thread(CliRunner().invoke, route_app, [*map(str, arguments), "--json"])
+    result = await asyncio.to_thread(CliRunner().invoke, app, ["route", *map(str, arguments), "--json"])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     found: dict[str, Any] = json.loads(result.stdout)

@@ -1,4 +1,4 @@
-"""The command line: `weighbridge serve`, `chat`, `bench`, `calibrate`, `models`, `ticket`."""
+"""The command line. `app.COMMANDS` lists every command and the module it is in."""
 
 from weighbridge.cli.app import main
 

@@ -1,55 +1,269 @@
-"""The root command and its exit codes: 0 done, 2 bad input, 1 failure."""
+"""The root command, the table of all commands, and the exit codes: 0 done, 2 bad input, 1 failure."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from weighbridge import __version__
-from weighbridge.cli import (
-    bench,
-    calibrate,
-    chat,
-    config,
-    fleet,
-    flow,
-    models,
-    moe,
-    plan,
-    privacy,
-    replica,
-    route,
-    serve,
-    simulate,
-    ticket,
-)
 from weighbridge.cli.terminal import fail
 from weighbridge.errors import BadInput, WeighbridgeError
 
+HELP = "LLM serving that weighs each request once, in tokens, and decides by that weight."
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Where a command's function is, and the line that lists show of it: the first of the function's own words."""
+
+    target: str
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Commands below a word of their own."""
+
+    help: str
+    commands: Mapping[str, Command]
+
+
+#: Every command. A module is loaded when one of its commands is run or asked for help, and not before.
+COMMANDS: dict[str, Command | Group] = {
+    "serve": Command(
+        "weighbridge.cli.serve:serve", "Serve a model over the OpenAI API until SIGTERM or Ctrl-C."
+    ),
+    "chat": Command(
+        "weighbridge.cli.chat:chat",
+        "Chat in the terminal, streaming. Ctrl-C stops an answer, Ctrl-D or /bye leaves, /new starts over.",
+    ),
+    "calibrate": Command(
+        "weighbridge.cli.calibrate:calibrate",
+        "Measure iterations of every size on this machine and store the step cost that fits them.",
+    ),
+    "ticket": Command(
+        "weighbridge.cli.ticket:ticket",
+        "Show a request's ticket, or list the most recent tickets of a running server.",
+    ),
+    "plan": Command(
+        "weighbridge.cli.plan:plan",
+        "Work out memory, speed and cost of serving MODEL, and the smallest change that makes it fit.",
+    ),
+    "replica": Command(
+        "weighbridge.cli.replica:replica",
+        "Serve the OpenAI API from a simulated engine: real HTTP, real scheduler, no model.",
+    ),
+    "simulate": Command(
+        "weighbridge.cli.simulate:simulate",
+        "Run a workload through a simulated fleet: the real scheduler, policies and queue in virtual time.",
+    ),
+    "models": Group(
+        "List, pull and show models.",
+        {
+            "list": Command(
+                "weighbridge.cli.models:list_models",
+                "The catalogue, and which of its models are in the cache.",
+            ),
+            "pull": Command(
+                "weighbridge.cli.models:pull_model",
+                "Bring a model into the cache, checked against its pinned hash.",
+            ),
+            "show": Command(
+                "weighbridge.cli.models:show_model",
+                "A model's shape: layers, heads, context, and what a token costs in KV memory.",
+            ),
+        },
+    ),
+    "moe": Group(
+        "Make, measure, place and offload mixtures of experts.",
+        {
+            "stats": Command(
+                "weighbridge.cli.moe_stats:stats",
+                "Show which experts a server's tokens use: a heat map, balance, hot and cold experts, coverage.",
+            ),
+            "curve": Command(
+                "weighbridge.cli.moe_curve:curve",
+                "Measure step time and experts touched against batch size, and show where the cliff is.",
+            ),
+            "simulate": Command(
+                "weighbridge.cli.moe_simulate:simulate",
+                "Run an expert-parallel group under skewed, drifting loads: the slowest GPU sets each step.",
+            ),
+            "upcycle": Command(
+                "weighbridge.cli.moe:upcycle_model",
+                "Turn a dense model into a mixture of experts by copying its feed-forward blocks.",
+            ),
+            "params": Command(
+                "weighbridge.cli.moe:parameters",
+                "Count total and active parameters of a mixture of experts from its config.json.",
+            ),
+            "place": Command(
+                "weighbridge.cli.moe:place_experts",
+                "Place experts on GPUs so that measured loads spread evenly.",
+            ),
+            "offload": Command(
+                "weighbridge.cli.moe:offload_experts",
+                "Choose which experts to keep on the fast device, and the flags that say so to other engines.",
+            ),
+        },
+    ),
+    "bench": Group(
+        "Measure a running OpenAI-compatible server.",
+        {
+            "serve": Command(
+                "weighbridge.cli.bench:bench_serve",
+                "Throughput, TTFT, ITL, TPOT and goodput under a closed loop, Poisson arrivals or a trace.",
+            ),
+            "interference": Command(
+                "weighbridge.cli.bench:bench_interference",
+                "What a long prompt does to the gaps of the streams that decode beside it.",
+            ),
+        },
+    ),
+    "config": Group(
+        "Check and show the configuration of a fleet.",
+        {
+            "check": Command(
+                "weighbridge.cli.config:check",
+                "Read the file and say what is wrong, line by line; exit 2 when anything is.",
+            ),
+            "show": Command(
+                "weighbridge.cli.config:show",
+                "The configuration with every default filled in; keys are not shown.",
+            ),
+        },
+    ),
+    "fleet": Group(
+        "The replicas behind a running gateway.",
+        {
+            "list": Command(
+                "weighbridge.cli.fleet:list_replicas", "All replicas, how they are, and what they have done."
+            ),
+            "top": Command(
+                "weighbridge.cli.fleet:top",
+                "A live table of the fleet: load, standing and speed of every replica.",
+            ),
+            "explain": Command(
+                "weighbridge.cli.fleet:explain_ticket",
+                "Why a request went where it went: what it weighed, every try, and what stood against the other "
+                "replicas.",
+            ),
+            "add": Command(
+                "weighbridge.cli.fleet:add", "Add a replica; it gets requests as soon as it answers."
+            ),
+            "drain": Command(
+                "weighbridge.cli.fleet:drain",
+                "Send nothing more to a replica; what runs there goes on.",
+            ),
+            "remove": Command(
+                "weighbridge.cli.fleet:remove", "Drain a replica and take it out of the fleet."
+            ),
+        },
+    ),
+    "flow": Group(
+        "Speculative pipelines: run, look at, replay.",
+        {
+            "run": Command("weighbridge.cli.flow:run", "Run a flow with a journal; print its result."),
+            "runs": Command("weighbridge.cli.flow:runs", "List the runs of a journal."),
+            "timeline": Command(
+                "weighbridge.cli.flow:timeline",
+                "Show a run: what was committed, shadow or cancelled, the critical path, and every bet.",
+            ),
+            "replay": Command(
+                "weighbridge.cli.flow:replay",
+                "Replay a workload through the real runtime and gate, in virtual time unless told otherwise.",
+            ),
+        },
+    ),
+    "route": Group(
+        "Edge or cloud: train, measure and serve routes.",
+        {
+            "explain": Command(
+                "weighbridge.cli.route_report:explain",
+                "Say in words where a request went, why, what left the machine, and what it cost.",
+            ),
+            "report": Command(
+                "weighbridge.cli.route_report:report",
+                "Share local, money saved, quality, latency; drift since training; better thresholds, if there are.",
+            ),
+            "serve": Command(
+                "weighbridge.cli.route:serve",
+                "Serve the routes of a configuration by themselves, over sides that run elsewhere.",
+            ),
+            "train": Command(
+                "weighbridge.cli.route:train",
+                "Learn from your own labels which prompts need the cloud, and which local answers are right.",
+            ),
+            "eval": Command(
+                "weighbridge.cli.route:evaluate",
+                "Measure a router: APGR and CPT beside random, prompt length and an oracle, with 95 % intervals.",
+            ),
+            "calibrate": Command(
+                "weighbridge.cli.route:calibrate",
+                "Set the pre-router's threshold so that a given share of the traffic goes to the cloud.",
+            ),
+        },
+    ),
+    "privacy": Group(
+        "What would be kept back, or replaced, before a request leaves.",
+        {
+            "scan": Command(
+                "weighbridge.cli.privacy:scan",
+                "List the sensitive values in FILE: type, line, place and detector.",
+            ),
+        },
+    ),
+}
+
+
+class LazyCommand(TyperCommand):
+    """A command as lists show it. Its module is loaded when it is called, and then the real command takes over."""
+
+    def __init__(self, name: str, command: Command) -> None:
+        super().__init__(name, help=command.help)
+        self._target = command.target
+
+    def load(self) -> Any:
+        """The command itself."""
+        module, _, function = self._target.partition(":")
+        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        single.command(self.name)(getattr(import_module(module), function))
+        return typer.main.get_command(single)
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        return self.load().make_context(info_name, args, parent=parent, **extra)
+
+
+class Root(TyperGroup):
+    """All commands of the table."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands.update({name: _listed(name, entry) for name, entry in COMMANDS.items()})
+
+
+def _listed(name: str, entry: Command | Group) -> Any:
+    if isinstance(entry, Command):
+        return LazyCommand(name, entry)
+    commands: Any = {word: LazyCommand(word, command) for word, command in entry.commands.items()}
+    return TyperGroup(name=name, help=entry.help, commands=commands, no_args_is_help=True)
+
+
 app = typer.Typer(
     name="weighbridge",
-    help="LLM serving that weighs each request once, in tokens, and decides by that weight.",
+    help=HELP,
+    cls=Root,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("serve")(serve.serve)
-app.command("chat")(chat.chat)
-app.command("calibrate")(calibrate.calibrate)
-app.command("ticket")(ticket.ticket)
-app.command("plan")(plan.plan)
-app.command("replica")(replica.replica)
-app.command("simulate")(simulate.simulate)
-app.add_typer(models.app, name="models")
-app.add_typer(moe.app, name="moe")
-app.add_typer(bench.app, name="bench")
-app.add_typer(config.app, name="config")
-app.add_typer(fleet.app, name="fleet")
-app.add_typer(flow.app, name="flow")
-app.add_typer(route.app, name="route")
-app.add_typer(privacy.app, name="privacy")
 
 
 def _print_version(value: bool) -> None:
@@ -58,13 +272,13 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=HELP)
 def root(
     version: bool = typer.Option(
         False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
     ),
 ) -> None:
-    """LLM serving that weighs each request once, in tokens, and decides by that weight."""
+    """Do nothing but take the options that belong to no command."""
 
 
 def main() -> None:

@@ -11,14 +11,11 @@ import typer
 from weighbridge.cli.terminal import print_json
 from weighbridge.errors import BadInput, WeighbridgeError
 
-app = typer.Typer(no_args_is_help=True, help="Measure a running OpenAI-compatible server.")
-
 Url = Annotated[str, typer.Option(help="The server.")]
 Model = Annotated[str | None, typer.Option(help="Its model; none: the first it lists.")]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command("serve")
 def bench_serve(
     url: Url = "http://127.0.0.1:8080",
     model: Model = None,
@@ -91,7 +88,6 @@ def bench_serve(
         raise WeighbridgeError("every request failed")
 
 
-@app.command("interference")
 def bench_interference(
     url: Url = "http://127.0.0.1:8080",
     model: Model = None,

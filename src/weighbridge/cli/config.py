@@ -18,14 +18,12 @@ if TYPE_CHECKING:
     from weighbridge.fleet.config.spec import FleetSpec, SharedLimitsSpec
     from weighbridge.routes.settings import RouteSettings
 
-app = typer.Typer(help="Check and show the configuration of a fleet.", no_args_is_help=True)
 
 _FILE = Annotated[Path, typer.Argument(help="The configuration.")]
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEFAULT_FILE = Path("weighbridge.yaml")
 
 
-@app.command("check")
 def check(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
     """Read the file and say what is wrong, line by line; exit 2 when anything is."""
     from weighbridge.routes.served import load_served
@@ -45,7 +43,6 @@ def check(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
         Console().print(f"{file}: ok, {', '.join(said)}")
 
 
-@app.command("show")
 def show(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
     """The configuration with every default filled in; keys are not shown."""
     from weighbridge.routes.served import load_served

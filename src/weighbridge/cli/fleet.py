@@ -17,8 +17,6 @@ from rich.text import Text
 from weighbridge.cli.terminal import print_json
 from weighbridge.errors import BadInput, WeighbridgeError
 
-app = typer.Typer(help="The replicas behind a running gateway.", no_args_is_help=True)
-
 _URL = Annotated[str, typer.Option(envvar="WEIGHBRIDGE_URL", help="The gateway to ask.")]
 _KEY = Annotated[
     str | None, typer.Option("--admin-key", envvar="WEIGHBRIDGE_ADMIN_KEY", help="The gateway's admin_key.")
@@ -29,7 +27,6 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 _COLOURS = {"up": "green", "starting": "yellow", "draining": "yellow"}
 
 
-@app.command("list")
 def list_replicas(url: _URL = DEFAULT_URL, json_output: _JSON = False) -> None:
     """All replicas, how they are, and what they have done."""
     load = call("GET", url, "/v1/load")
@@ -39,7 +36,6 @@ def list_replicas(url: _URL = DEFAULT_URL, json_output: _JSON = False) -> None:
         Console().print(fleet_table(load, None, 0.0))
 
 
-@app.command("top")
 def top(
     url: _URL = DEFAULT_URL,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
@@ -60,7 +56,6 @@ def top(
                 time.sleep(interval)
 
 
-@app.command("explain")
 def explain_ticket(
     ticket: Annotated[str, typer.Argument(help="The id from x-weighbridge-ticket.")],
     url: _URL = DEFAULT_URL,
@@ -98,7 +93,6 @@ def explained(ticket: dict[str, Any]) -> list[str]:
     return lines + explain(choice, "")[1:]
 
 
-@app.command("add")
 def add(
     replica: Annotated[
         str, typer.Argument(help="A URL, or a replica as JSON like an entry of weighbridge.yaml.")
@@ -123,7 +117,6 @@ def add(
     _say(added, json_output, "added " + ", ".join(one["name"] for one in added["data"]))
 
 
-@app.command("drain")
 def drain(
     replica: str,
     undo: Annotated[bool, typer.Option("--undo", help="Let it have requests again.")] = False,
@@ -138,7 +131,6 @@ def drain(
     _say(state, json_output, text)
 
 
-@app.command("remove")
 def remove(
     replica: str,
     timeout: Annotated[float, typer.Option(min=0.0, help="Seconds to wait for what runs there.")] = 30.0,

@@ -16,8 +16,6 @@ import typer
 from weighbridge.cli.terminal import print_json
 from weighbridge.errors import BadInput, WeighbridgeError
 
-app = typer.Typer(help="Speculative pipelines: run, look at, replay.", no_args_is_help=True)
-
 JournalOption = Annotated[
     Path | None, typer.Option(help="SQLite file that remembers runs (default: flows.sqlite in the home).")
 ]
@@ -30,7 +28,6 @@ def _journal_path(given: Path | None) -> Path:
     return given if given is not None else weighbridge_home() / "flows.sqlite"
 
 
-@app.command("run")
 def run(
     target: Annotated[str, typer.Argument(help="MODULE:FLOW or FILE.py:FLOW.")],
     input: Annotated[
@@ -128,7 +125,6 @@ def _plain(value: Any) -> Any:
         return repr(value)
 
 
-@app.command("runs")
 def runs(
     journal: JournalOption = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, the latest first.")] = 20,
@@ -162,7 +158,6 @@ def _existing(journal: Path | None) -> Path:
     return path
 
 
-@app.command("timeline")
 def timeline(
     run: Annotated[str, typer.Argument(help="The run's id; `weighbridge flow runs` lists them.")],
     journal: JournalOption = None,
@@ -195,7 +190,6 @@ def timeline(
     print(html)
 
 
-@app.command("replay")
 def replay(
     workload: Annotated[Path, typer.Option(help="JSONL, one task a line.")],
     mode: Annotated[str, typer.Option(help="sequential, parallel, speculate, oracle or liar.")] = "speculate",

@@ -11,12 +11,9 @@ from rich.table import Table
 from weighbridge.cli.terminal import DownloadBar, print_json
 from weighbridge.errors import BadInput
 
-app = typer.Typer(no_args_is_help=True, help="List, pull and show models.")
-
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command("list")
 def list_models(json_output: JsonOutput = False) -> None:
     """The catalogue, and which of its models are in the cache."""
     from weighbridge.models.files import catalogue
@@ -43,7 +40,6 @@ def list_models(json_output: JsonOutput = False) -> None:
     Console().print(table)
 
 
-@app.command("pull")
 def pull_model(
     name: Annotated[str, typer.Argument(help="A name from `weighbridge models list`.")] = "default",
 ) -> None:
@@ -57,7 +53,6 @@ def pull_model(
     print(resolve(name, progress=DownloadBar(f"Pulling {name}")))
 
 
-@app.command("show")
 def show_model(
     model: Annotated[str, typer.Argument(help="A name or a path.")] = "default",
     json_output: JsonOutput = False,

@@ -10,14 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from weighbridge.cli import moe_curve, moe_simulate, moe_stats
 from weighbridge.cli.terminal import DownloadBar, counting, print_json
 from weighbridge.errors import BadInput
-
-app = typer.Typer(no_args_is_help=True, help="Make, measure, place and offload mixtures of experts.")
-app.command("stats")(moe_stats.stats)
-app.command("curve")(moe_curve.curve)
-app.command("simulate")(moe_simulate.simulate)
 
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ConfigFile = Annotated[Path, typer.Argument(help="A config.json, or a directory that holds one.")]
@@ -26,7 +20,6 @@ ConfigFile = Annotated[Path, typer.Argument(help="A config.json, or a directory 
 CALIBRATION_TOKENS = 512
 
 
-@app.command("upcycle")
 def upcycle_model(
     model: Annotated[str, typer.Argument(help="A dense model: name, directory or .gguf file.")],
     out: Annotated[Path, typer.Option(help="A new directory.")],
@@ -75,7 +68,6 @@ def _calibration_text(path: Path) -> list[int]:
     return load_tokenizer(path).encode(" ".join(words))[:CALIBRATION_TOKENS]
 
 
-@app.command("params")
 def parameters(config: ConfigFile, json_output: JsonOutput = False) -> None:
     """Count total and active parameters of a mixture of experts from its config.json."""
     answer = _parameters(config)
@@ -117,7 +109,6 @@ def _text(path: Path, what: str) -> str:
         raise BadInput(f"{what} {path} cannot be read: {error}") from error
 
 
-@app.command("place")
 def place_experts(
     loads: Annotated[Path, typer.Option(help="Tokens per expert: JSON or CSV, or what /v1/experts answers.")],
     gpus: Annotated[int, typer.Option(help="Devices that share the experts.")],
@@ -203,7 +194,6 @@ def _print_placement(answer: dict[str, Any], gpus: int) -> None:
         console.print("the new placement is not faster: stay with the current one")
 
 
-@app.command("offload")
 def offload_experts(
     config: ConfigFile,
     memory: Annotated[str, typer.Option(help="Memory of the fast device for weights, such as 24GB.")],

@@ -17,15 +17,7 @@ from weighbridge.errors import BadInput
 if TYPE_CHECKING:
     from weighbridge.routes.privacy.guard import Guard
 
-app = typer.Typer(help="What would be kept back, or replaced, before a request leaves.", no_args_is_help=True)
 
-
-@app.callback()
-def privacy() -> None:
-    """What would be kept back, or replaced, before a request leaves."""
-
-
-@app.command("scan")
 def scan(
     file: Annotated[Path, typer.Argument(help="A text, or JSON / JSONL of texts or chat requests.")],
     ner: Annotated[

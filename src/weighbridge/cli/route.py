@@ -21,7 +21,6 @@ from weighbridge.cli.route_features import (
     tables_for,
     used,
 )
-from weighbridge.cli.route_report import explain, report
 from weighbridge.cli.terminal import print_json
 from weighbridge.errors import BadInput
 
@@ -32,17 +31,7 @@ if TYPE_CHECKING:
     from weighbridge.routes.difficulty.trained import TrainedRouter
     from weighbridge.routes.difficulty.vectors import VectorTable
 
-app = typer.Typer(help="Edge or cloud: train, measure and serve routes.", no_args_is_help=True)
-app.command("explain")(explain)
-app.command("report")(report)
 
-
-@app.callback()
-def route() -> None:
-    """Edge or cloud: train, measure and serve routes."""
-
-
-@app.command("serve")
 def serve(
     config: Annotated[Path, typer.Option(help="weighbridge.yaml with its section `routes`.")] = Path(
         "weighbridge.yaml"
@@ -68,7 +57,6 @@ def serve(
     uvicorn.Server(settings).run(sockets=[listener])
 
 
-@app.command("train")
 def train(
     labels: Annotated[
         Path, typer.Option(help="JSONL: prompt, edge_correct, cloud_correct; edge_response too.")
@@ -103,7 +91,6 @@ def train(
         print(f"features {name}: {worth}")
 
 
-@app.command("eval")
 def evaluate(
     labels: Annotated[Path, typer.Option(help="JSONL as for train; not the ones it was trained on.")],
     router: Annotated[Path | None, typer.Option(help="What `train` wrote; none: --folds.")] = None,
@@ -167,7 +154,6 @@ def _print_report(result: dict[str, Any]) -> None:
     print(f"features: {', '.join(result['features'])}")
 
 
-@app.command("calibrate")
 def calibrate(
     router: Annotated[Path, typer.Option(help="What `train` wrote; the threshold is written into it.")],
     cloud_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of requests for the cloud.")],

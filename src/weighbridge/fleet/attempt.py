@@ -11,11 +11,11 @@ import msgspec
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.fleet.api import Answer
-from weighbridge.wire.ask import Ask
 from weighbridge.fleet.dispatch import Lease
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.reliability.retry import KEY_REFUSED, OVERLOADED, may_retry, retry_after
 from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError
+from weighbridge.wire.ask import Ask
 
 #: How long a replica that refuses our key is left alone, in seconds; keys are seldom repaired faster.
 KEY_PAUSE = 30.0

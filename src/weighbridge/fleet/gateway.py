@@ -16,7 +16,6 @@ from weighbridge.cost.weight import Weight
 from weighbridge.engine.memory.prefix import Digest
 from weighbridge.errors import BadInput, Draining, Refused
 from weighbridge.fleet.api import Arrival
-from weighbridge.wire.ask import Ask
 from weighbridge.fleet.autoscale import Autoscale
 from weighbridge.fleet.config.spec import FleetSpec, ReplicaSpec
 from weighbridge.fleet.journey import Journey
@@ -26,6 +25,7 @@ from weighbridge.fleet.load.weigher import Counter
 from weighbridge.fleet.member import Member, Standing
 from weighbridge.fleet.pool import Build, Pool, Rules
 from weighbridge.ticket import Ticket, TicketStore
+from weighbridge.wire.ask import Ask
 
 log = logging.getLogger("weighbridge.fleet")
 

@@ -13,7 +13,6 @@ import msgspec
 
 from weighbridge.errors import Refused, WeighbridgeError
 from weighbridge.fleet.api import Arrival
-from weighbridge.wire.ask import Ask
 from weighbridge.fleet.attempt import AttemptFailed, Opened
 from weighbridge.fleet.dispatch import Lease
 from weighbridge.fleet.load.weigher import Weighed
@@ -23,6 +22,7 @@ from weighbridge.fleet.reliability.retry import backoff
 from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError
 from weighbridge.fleet.resume import NotResumable, Resumption
 from weighbridge.ticket import Ticket
+from weighbridge.wire.ask import Ask
 
 if TYPE_CHECKING:
     from weighbridge.fleet.pool import Pool

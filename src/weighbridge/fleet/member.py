@@ -9,11 +9,11 @@ from typing import Any
 
 from weighbridge.cost.step import DEFAULT_STEP_COST
 from weighbridge.fleet.api import Arrival, Call, Capacity, Replica, Report
-from weighbridge.wire.ask import Ask
 from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.limits.tenant import Limiter
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.reliability.breaker import BreakerState, CircuitBreaker
+from weighbridge.wire.ask import Ask
 
 
 class Standing(StrEnum):

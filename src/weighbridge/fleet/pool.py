@@ -13,7 +13,6 @@ from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.price import FREE
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Arrival, Replica
-from weighbridge.wire.ask import Ask
 from weighbridge.fleet.attempt import Attempts, Opened
 from weighbridge.fleet.config.spec import HealthSpec, ModelSpec, QueueSpec, ReplicaSpec
 from weighbridge.fleet.dispatch import Dispatcher, Patience
@@ -31,6 +30,7 @@ from weighbridge.fleet.reliability.hedge import Hedger
 from weighbridge.fleet.reliability.retry import Budget, RetrySettings
 from weighbridge.fleet.replica import ReplicaError
 from weighbridge.ticket import Ticket
+from weighbridge.wire.ask import Ask
 
 log = logging.getLogger("weighbridge.fleet")
 

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from weighbridge.errors import BadInput
-from weighbridge.wire.ask import Ask, Fields
 from weighbridge.fleet.load.weigher import Counter
+from weighbridge.wire.ask import Ask, Fields
 
 _encode = msgspec.json.encode
 

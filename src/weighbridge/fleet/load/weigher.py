@@ -15,8 +15,8 @@ from weighbridge.cost.length import LengthCurve, OutputLengths
 from weighbridge.cost.weight import OutputEstimate, Weight
 from weighbridge.engine.memory.prefix import Digest
 from weighbridge.errors import BadInput
-from weighbridge.wire.ask import Ask
 from weighbridge.models.text.block_digests import ROOT, block_digests
+from weighbridge.wire.ask import Ask
 
 #: Prompts of more bytes are tokenised in a thread, so that streams flow on. A thread costs 0.1 ms, as much as
 #: tokenising 200 bytes; 4,000 bytes take 1 to 2 ms, which no other stream should have to wait for.

@@ -17,11 +17,11 @@ import msgspec
 from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.step import DEFAULT_STEP_COST, StepCost
 from weighbridge.fleet.api import Arrival, Capacity
-from weighbridge.wire.ask import Ask
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.load.weigher import Counter, Scales
 from weighbridge.fleet.policies import DEFAULT_POLICY, make_policy
+from weighbridge.wire.ask import Ask
 
 #: Requests that were ranked but never reported as sent; the oldest are forgotten first.
 MAX_RANKED = 10_000

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
 
-from weighbridge.wire.ask import Ask
 from weighbridge.fleet.attempt import Opened
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.journey import Journey, ReplicaAnswered, error_event
 from weighbridge.server.gateway.request import Receive
+from weighbridge.wire.ask import Ask
 from weighbridge.wire.errors import as_api_error, error_body, error_response
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from weighbridge.wire.ask import Ask, Fields
 from weighbridge.server.protocol import Extension, Positive, StreamOptions
+from weighbridge.wire.ask import Ask, Fields
 from weighbridge.wire.body import decode
 from weighbridge.wire.errors import ApiError
 
