@@ -8,7 +8,10 @@ class WeighbridgeError(Exception):
 
 
 class BadInput(WeighbridgeError):
-    """The caller asked for something malformed or unsupported (command line: exit 2; HTTP: 400)."""
+    """The caller asked for something malformed or unsupported (command line: exit 2; HTTP: `status`)."""
+
+    status = 400
+    code: str | None = None
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -17,6 +20,13 @@ class BadInput(WeighbridgeError):
 
 class UnsupportedModel(BadInput):
     """An architecture, tensor type or feature of a checkpoint that the engine cannot run."""
+
+
+class UnknownModel(BadInput):
+    """No model of that name is behind this endpoint."""
+
+    status = 404
+    code = "model_not_found"
 
 
 class Refused(WeighbridgeError):

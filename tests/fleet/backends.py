@@ -18,8 +18,9 @@ import uvicorn
 from weighbridge.fleet.build import build_replica
 from weighbridge.fleet.config.load import parse_config
 from weighbridge.fleet.gateway import Gateway
-from weighbridge.server.gateway.app import GatewayApp
+from weighbridge.server.app import create_app
 from weighbridge.server.gateway.metrics import GatewayMetrics
+from weighbridge.server.gateway.service import GatewayService
 
 STEP_COST = {
     "overhead": 0.001,
@@ -353,7 +354,7 @@ async def fleet(
         text = config if config is not None else config_of(list(backends), model, top, replica)
         spec = parse_config(text, "weighbridge.yaml", Path("."))
         gateway = Gateway(spec, build_replica, tokenizers, seed=1)
-        app = GatewayApp(gateway, GatewayMetrics(gateway))
+        app = create_app(GatewayService(gateway, GatewayMetrics(gateway)))
         async with serving(app, "on") as url, clients() as client:
             front = Front(url, gateway, client)
             if wait:

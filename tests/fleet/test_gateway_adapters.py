@@ -14,7 +14,7 @@ from tests.fleet.test_gateway_parts import LLAMA, SGLANG, VLLM
 from weighbridge.fleet.api import Call
 from weighbridge.fleet.replica import Failure, ReplicaError, Timeouts
 from weighbridge.fleet.replicas.local import HIGH_WATER, LocalReplica
-from weighbridge.server.gateway import answer as gateway_answer
+from weighbridge.wire import answer as wire_answer
 
 
 def call(**fields: Any) -> Call:
@@ -114,7 +114,7 @@ async def test_nonsense_is_logged_once(caplog: pytest.LogCaptureFixture) -> None
 
 
 async def test_a_line_is_kept_open_while_a_request_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_answer, "KEEP_ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(wire_answer, "KEEP_ALIVE_SECONDS", 0.1)
     backend = Backend("a", gate=asyncio.Event(), tokens=2)
     async with fleet(backend) as front:
         async with front.post(stream=True) as answer:

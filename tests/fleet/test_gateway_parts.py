@@ -12,9 +12,9 @@ from weighbridge.fleet.meter import Meter
 from weighbridge.fleet.reliability.breaker import BreakerSettings, BreakerState, CircuitBreaker
 from weighbridge.fleet.reliability.hedge import Hedger, HedgeSettings, SlidingQuantile
 from weighbridge.fleet.reliability.retry import Budget, backoff, may_retry, retry_after
-from weighbridge.fleet.replica import LARGEST_EVENT, EventFramer, ReplicaError
 from weighbridge.fleet.replicas.dialects import DIALECTS, dialect, read_report
 from weighbridge.fleet.replicas.process import share_cores
+from weighbridge.wire.sse import LARGEST_EVENT, EventFramer, EventTooLong
 
 EVENT = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n'
 
@@ -22,7 +22,7 @@ EVENT = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n
 @given(st.lists(st.integers(1, 40), max_size=30), st.sampled_from([b"\n\n", b"\r\n\r\n"]))
 def test_events_are_cut_whole_wherever_the_network_cuts(sizes: list[int], gap: bytes) -> None:
     stream = b"".join(b"data: %d" % n + gap for n in range(12)) + b"data: [DONE]"
-    framer, out, at = EventFramer("r"), [], 0
+    framer, out, at = EventFramer(), [], 0
     for size in [*sizes, len(stream)]:
         piece, at = stream[at : at + size], at + size
         out.append(framer.feed(piece))
@@ -31,10 +31,10 @@ def test_events_are_cut_whole_wherever_the_network_cuts(sizes: list[int], gap: b
 
 
 def test_an_event_without_end_does_not_fill_the_memory() -> None:
-    framer = EventFramer("r")
+    framer = EventFramer()
     for _ in range(LARGEST_EVENT // (1 << 20)):
         framer.feed(b"x" * (1 << 20))
-    with pytest.raises(ReplicaError, match="16 MiB"):
+    with pytest.raises(EventTooLong, match="16 MiB"):
         framer.feed(b"x")
 
 

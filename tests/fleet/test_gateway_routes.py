@@ -16,9 +16,10 @@ from weighbridge.errors import BadInput
 from weighbridge.fleet.build import build_replica
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.routes.served import parse_served
-from weighbridge.server.gateway.app import GatewayApp
+from weighbridge.server.app import create_app
 from weighbridge.server.gateway.metrics import GatewayMetrics
-from weighbridge.server.gateway.routes import GatewayRoutes
+from weighbridge.server.gateway.routes import add_routes
+from weighbridge.server.gateway.service import GatewayService
 
 PRICE = "price: {input_usd_per_million: 2.5, output_usd_per_million: 10}"
 SECRET = "jane@example.com"
@@ -65,7 +66,8 @@ async def routed(
     async with serving(edge) as near, serving(cloud) as far:
         served = parse_served(config(edge_url or near, far, route, top), "weighbridge.yaml", Path("."))
         gateway = Gateway(served.fleet, build_replica, seed=1)
-        app = GatewayApp(gateway, GatewayMetrics(gateway), hybrid=GatewayRoutes(gateway, served.hybrid))
+        add_routes(gateway, served.hybrid)
+        app = create_app(GatewayService(gateway, GatewayMetrics(gateway)))
         async with serving(app, "on") as url, aiohttp.ClientSession() as client:
             front = Front(url, gateway, client)
             if edge_url is None:

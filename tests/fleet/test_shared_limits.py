@@ -20,9 +20,9 @@ from weighbridge.errors import BadInput, RateLimited
 from weighbridge.fleet.config.load import parse_config
 from weighbridge.fleet.config.reader import Secret
 from weighbridge.fleet.config.spec import SharedLimitsSpec
+from weighbridge.fleet.limits import shared as shared_limits
 from weighbridge.fleet.limits.shared import SharedLimits
 from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
-from weighbridge.fleet.limits.tenant import shared as shared_limits
 
 pytest.importorskip("redis", reason="the extra `redis` is not installed")
 

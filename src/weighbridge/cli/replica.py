@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -114,8 +113,8 @@ def assemble_simulated(  # type: ignore[no-untyped-def]
     from weighbridge.engine.schedule.scheduler import Scheduler
     from weighbridge.engine.schedule.static import StaticScheduler
     from weighbridge.server.app import create_app
-    from weighbridge.server.engine.api import Api
-    from weighbridge.server.engine.metrics import Metrics
+    from weighbridge.server.engine.metrics import EngineMetrics
+    from weighbridge.server.engine.service import EngineService
     from weighbridge.simulator.faults import FaultInjection, Faults
     from weighbridge.simulator.runner import SimulatedRunner
     from weighbridge.simulator.tokenizer import SimulatedTokenizer
@@ -141,11 +140,9 @@ def assemble_simulated(  # type: ignore[no-untyped-def]
         end_of_text=tokenizer.eos_token_ids[0],
     )
     engine = LocalEngine(name, tokenizer, scheduler, runner, clock, kv_bytes_per_token=0)
-    tickets = TicketStore()
-    metrics = Metrics(engine, tickets)
+    metrics = EngineMetrics(engine, TicketStore())
     engine.observers.append(metrics)
-    api = Api(engine, tokenizer, settings, tickets, _refuse_guide)
-    app = create_app(api, metrics, time.time(), on_start=engine.start)
+    app = create_app(EngineService(engine, tokenizer, settings, metrics, _refuse_guide, engine.start))
     injected = FaultInjection(
         app, _faults(faults, Faults()), random.Random(seed), runner.freeze, lambda: engine.load().draining
     )

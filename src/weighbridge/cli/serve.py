@@ -14,7 +14,7 @@ from weighbridge.errors import BadInput, WeighbridgeError
 
 if TYPE_CHECKING:
     from weighbridge.engine.build import Replica
-    from weighbridge.server.settings import ApiKey
+    from weighbridge.wire.keys import ApiKey
 
 #: How long one thread may hold the interpreter while the other waits, in seconds. The engine's thread asks
 #: for it after every kernel, so the default of 5 ms would add up to a stall.
@@ -168,15 +168,15 @@ def load(  # type: ignore[no-untyped-def]
 def assemble(replica: Replica, settings, tickets: Path | None):  # type: ignore[no-untyped-def]
     """The ASGI application over a replica; its engine starts with the event loop."""
     from weighbridge.server.app import create_app
-    from weighbridge.server.engine.api import Api
-    from weighbridge.server.engine.metrics import Metrics
+    from weighbridge.server.engine.metrics import EngineMetrics
+    from weighbridge.server.engine.service import EngineService
     from weighbridge.ticket import TicketStore
 
-    store = TicketStore(path=tickets)
-    metrics = Metrics(replica.engine, store, settings.json_logs)
-    replica.engine.observers.append(metrics)
-    api = Api(replica.engine, replica.tokenizer, settings, store, replica.guides.validate)
-    return create_app(api, metrics, time.time(), on_start=replica.engine.start)
+    engine = replica.engine
+    metrics = EngineMetrics(engine, TicketStore(path=tickets), settings.json_logs)
+    engine.observers.append(metrics)
+    validate = replica.guides.validate
+    return create_app(EngineService(engine, replica.tokenizer, settings, metrics, validate, engine.start))
 
 
 def announce(replica: Replica, where: str, seconds: float) -> None:
@@ -191,7 +191,7 @@ def announce(replica: Replica, where: str, seconds: float) -> None:
 
 def parse_keys(values: list[str]) -> tuple[ApiKey, ...]:
     """KEY or TENANT=KEY. Raises BadInput for an empty one."""
-    from weighbridge.server.settings import ApiKey
+    from weighbridge.wire.keys import ApiKey
 
     keys = []
     for value in values:

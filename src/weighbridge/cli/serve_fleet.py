@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,11 +15,9 @@ from weighbridge.errors import BadInput, WeighbridgeError
 if TYPE_CHECKING:
     from weighbridge.fleet.api import Replica
     from weighbridge.fleet.config.spec import FleetSpec, ReplicaSpec, TenantSpec
-    from weighbridge.fleet.gateway import Gateway
     from weighbridge.routes.served import Served
     from weighbridge.routes.settings import HybridSettings
     from weighbridge.routes.side import SideSettings
-    from weighbridge.server.gateway.routes import GatewayRoutes
 
 #: Options of `serve` that belong to the engine and go on to each replica's process.
 ENGINE_OPTIONS = (
@@ -97,8 +95,9 @@ def serve_spec(spec: FleetSpec, hybrid: HybridSettings | None = None, *, json_lo
     """Serve until SIGTERM or Ctrl-C, then drain. `routes`: routes over the fleet."""
     from weighbridge.fleet.build import build_replica, load_tokenizers
     from weighbridge.fleet.gateway import Gateway
-    from weighbridge.server.gateway.app import GatewayApp
+    from weighbridge.server.app import create_app
     from weighbridge.server.gateway.metrics import GatewayMetrics
+    from weighbridge.server.gateway.service import GatewayService
     from weighbridge.server.lifecycle import bind, run_server, set_up_logging
     from weighbridge.server.settings import ServerSettings
 
@@ -107,21 +106,17 @@ def serve_spec(spec: FleetSpec, hybrid: HybridSettings | None = None, *, json_lo
     makers = LocalMakers(spec)
     makers.connect()
     gateway = Gateway(spec, lambda one: build_replica(one, makers.by_kind()), load_tokenizers(spec))
-    app = GatewayApp(gateway, GatewayMetrics(gateway), hybrid=_routes(gateway, hybrid))
+    if hybrid is not None and hybrid.routes:
+        from weighbridge.server.gateway.routes import add_routes
+
+        add_routes(gateway, hybrid)
+    app = create_app(GatewayService(gateway, GatewayMetrics(gateway)))
     if not json_logs:
         announce(spec, hybrid, "{}:{}".format(*listener.getsockname()[:2]))
     settings = ServerSettings(drain_timeout=spec.drain_timeout, json_logs=json_logs)
-    drained = run_server(cast(Any, app), cast(Any, gateway), listener, settings)
+    drained = run_server(app, gateway, listener, settings)
     if not drained:
         raise WeighbridgeError("some requests were cut off: the drain timeout was too short for them")
-
-
-def _routes(gateway: Gateway, hybrid: HybridSettings | None) -> GatewayRoutes | None:
-    if hybrid is None or not hybrid.routes:
-        return None
-    from weighbridge.server.gateway.routes import GatewayRoutes
-
-    return GatewayRoutes(gateway, hybrid)
 
 
 def announce(spec: FleetSpec, hybrid: HybridSettings | None, where: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from weighbridge.cost.usage import Usage
 from weighbridge.engine.request import Embedding, FinishReason, SamplingParams, TokenLogprob
 from weighbridge.ticket import Ticket
 
@@ -40,13 +41,6 @@ class Delta:
     error: str | None = None
     stopped_by: str | int | None = None  # the stop string or stop id that ended it
     embedding: Embedding | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

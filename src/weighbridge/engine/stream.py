@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from weighbridge.engine.api import Delta, Usage
+from weighbridge.cost.usage import Usage
+from weighbridge.engine.api import Delta
 from weighbridge.engine.request import Request
 from weighbridge.engine.text import TextStream
 from weighbridge.ticket import Ticket

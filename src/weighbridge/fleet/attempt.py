@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
-
-import msgspec
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.fleet.api import Answer
@@ -16,6 +13,7 @@ from weighbridge.fleet.member import Member
 from weighbridge.fleet.reliability.retry import KEY_REFUSED, OVERLOADED, may_retry, retry_after
 from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError
 from weighbridge.wire.ask import Ask
+from weighbridge.wire.errors import error_fields
 
 #: How long a replica that refuses our key is left alone, in seconds; keys are seldom repaired faster.
 KEY_PAUSE = 30.0
@@ -183,19 +181,11 @@ class Attempts:
 def _error_in_stream(event: bytes) -> tuple[int, bytes]:
     """Status and body of an error that came as the first event of a stream with status 200."""
     body = event.split(b"\n", 1)[0].removeprefix(b"data:").strip()
-    code = _error_of(body).get("code")
+    code = error_fields(body).get("code")
     return (code if isinstance(code, int) and 400 <= code < 600 else 500), body
-
-
-def _error_of(body: bytes) -> Mapping[str, Any]:
-    try:
-        error = msgspec.json.decode(body)["error"]
-    except (msgspec.DecodeError, KeyError, TypeError, IndexError):
-        return {}
-    return error if isinstance(error, dict) else {"message": str(error)}
 
 
 def _message(body: bytes) -> str:
     """What the error says, short, for the ticket and the log."""
-    message = str(_error_of(body).get("message") or "")
+    message = str(error_fields(body).get("message") or "")
     return f": {message[:200]}" if message else ""

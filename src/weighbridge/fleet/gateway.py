@@ -14,11 +14,11 @@ from typing import Any
 from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.weight import Weight
 from weighbridge.engine.memory.prefix import Digest
-from weighbridge.errors import BadInput, Draining, Refused
+from weighbridge.errors import BadInput, Draining, Refused, UnknownModel
 from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.autoscale import Autoscale
 from weighbridge.fleet.config.spec import FleetSpec, ReplicaSpec
-from weighbridge.fleet.journey import Journey
+from weighbridge.fleet.journey import FleetJourney
 from weighbridge.fleet.limits.shared import SharedLimits
 from weighbridge.fleet.limits.tenant import Limiter
 from weighbridge.fleet.load.weigher import Counter
@@ -26,15 +26,12 @@ from weighbridge.fleet.member import Member, Standing
 from weighbridge.fleet.pool import Build, Pool, Rules
 from weighbridge.ticket import Ticket, TicketStore
 from weighbridge.wire.ask import Ask
+from weighbridge.wire.journey import Journey, RouteLike
 
 log = logging.getLogger("weighbridge.fleet")
 
 #: Seconds between two looks at who waits in vain.
 TICK = 0.05
-
-
-class UnknownModel(BadInput):
-    """No model of that name is behind this endpoint."""
 
 
 class Gateway:
@@ -59,6 +56,7 @@ class Gateway:
         self.open_journeys = 0
         self.on_finished: list[Callable[[Ticket, Pool], None]] = []
         self.clock = clock
+        self.routes: dict[str, RouteLike] = {}  # between models, addressed as models themselves
         self._lengths = OutputLengths()
         self._priorities = {tenant.name: tenant.priority for tenant in spec.tenants}
         self.limiter = Limiter({tenant.name: tenant.limits for tenant in spec.tenants}, spec.default_limits)
@@ -103,6 +101,8 @@ class Gateway:
         if self._ticking is not None:
             self._ticking.cancel()
             await asyncio.gather(self._ticking, return_exceptions=True)
+        for route in self.routes.values():
+            await route.close()
         for pool in self.pools.values():
             pool.dispatcher.refuse_all(Draining("the gateway is going down; try another one"))
             await pool.close()
@@ -130,12 +130,24 @@ class Gateway:
             pool = next(iter(self.pools.values()))
         if pool is None:
             known = ", ".join(self._names)
-            what = f"the model {name!r} does not exist here" if name else "the field 'model' is required"
-            raise UnknownModel(f"{what}; this gateway has {known}", param="model")
+            if not name:
+                raise BadInput(f"the field 'model' is required; this gateway has {known}", param="model")
+            raise UnknownModel(
+                f"the model {name!r} does not exist here; this gateway has {known}", param="model"
+            )
         return pool
 
-    async def admit(self, ask: Ask, *, accepted: bool = False) -> Journey:
-        """Weigh a request and reserve it in its tenant's limits. Raises Refused or BadInput; `finish` the journey.
+    async def admit(self, ask: Ask) -> Journey:
+        """Accept a request for a model or a route. Raises Refused or BadInput; the caller closes the journey."""
+        route = self.routes.get(ask.model)
+        if route is None:
+            return await self.run(ask)
+        if self.draining:
+            raise Draining("the gateway is shutting down and takes no new requests; try another one")
+        return await route.admit(ask)
+
+    async def run(self, ask: Ask, *, accepted: bool = False) -> FleetJourney:
+        """Weigh a request for a model and reserve it in its tenant's limits. Raises like `admit`.
 
         `accepted`: it belongs to a request that was let in before, so draining does not stop it.
         """
@@ -159,7 +171,8 @@ class Gateway:
             self._turned_away(ticket, pool, "abort")
             raise
         self.open_journeys += 1
-        return Journey(pool, ask, arrival_of(ask, weight, weighed.chain, arrived), weighed, ticket)
+        arrival = arrival_of(ask, weight, weighed.chain, arrived)
+        return FleetJourney(pool, ask, arrival, weighed, ticket, self._settled)
 
     async def _reserve(self, pool: Pool, ask: Ask, weight: Weight) -> None:
         """The most it may use where the client bounds it, else what nine of ten outputs do not exceed."""
@@ -179,10 +192,8 @@ class Gateway:
         ticket.finished, ticket.finish_reason, ticket.error = time.time(), reason, error
         self._tell(ticket, pool)
 
-    async def finish(self, journey: Journey, error: str | None = None) -> None:
-        """The one way out of a journey: places, limits and tickets are settled. Idempotent."""
-        if not await journey.close(error):
-            return
+    def _settled(self, journey: FleetJourney) -> None:
+        """A journey has ended: its place among the open ones, its limits and its ticket are settled."""
         ticket = journey.ticket
         self.open_journeys -= 1
         used = ticket.output_tokens + (journey.prompt_tokens if ticket.attempts else 0)

@@ -6,10 +6,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from weighbridge.errors import Refused, WeighbridgeError
 from weighbridge.fleet.api import Arrival
@@ -19,10 +17,15 @@ from weighbridge.fleet.load.weigher import Weighed
 from weighbridge.fleet.meter import Meter
 from weighbridge.fleet.reliability.race import race
 from weighbridge.fleet.reliability.retry import backoff
-from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError
+from weighbridge.fleet.replica import Failure, ReplicaError
 from weighbridge.fleet.resume import NotResumable, Resumption
 from weighbridge.ticket import Ticket
+from weighbridge.wire.answer import passed_headers
 from weighbridge.wire.ask import Ask
+from weighbridge.wire.errors import ApiError, error_event
+from weighbridge.wire.events import Event
+from weighbridge.wire.journey import Answered, HeaderList, WholeAnswer
+from weighbridge.wire.protocols import ANSWER_PARSERS, EVENT_PARSERS
 
 if TYPE_CHECKING:
     from weighbridge.fleet.pool import Pool
@@ -43,18 +46,21 @@ class Unavailable(Refused):
         self.status = status
 
 
-class ReplicaAnswered(WeighbridgeError):
-    """A replica's own error answer, which goes to the client as it is."""
+class FleetJourney:
+    """`open` until the first byte, then `stream` (or `whole`); `close` is the one way out, whatever happened.
 
-    def __init__(self, answer: BytesAnswer) -> None:
-        super().__init__(f"a replica answered with status {answer.status}")
-        self.answer = answer
+    `settled` hears once that it has ended, to settle what was reserved for it.
+    """
 
-
-class Journey:
-    """`open` until the first byte, then `stream` (or `whole`); `close` is the one way out, whatever happened."""
-
-    def __init__(self, pool: Pool, ask: Ask, arrival: Arrival, weighed: Weighed, ticket: Ticket) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        ask: Ask,
+        arrival: Arrival,
+        weighed: Weighed,
+        ticket: Ticket,
+        settled: Callable[[FleetJourney], None] | None = None,
+    ) -> None:
         self.ask = ask
         self.ticket = ticket
         self.prompt_tokens = 0  # as settled
@@ -66,12 +72,13 @@ class Journey:
         self._opened: Opened | None = None
         self._failures: list[AttemptFailed] = []
         self._resumption: Resumption | None = None
+        self._settled = settled
         self._closed = False
 
     # -- until the first byte --------------------------------------------------------------------------
 
     async def open(self) -> Opened:
-        """The answer that won, with its first content. Raises Refused or ReplicaAnswered when none did."""
+        """The answer that won, with its first content. Raises Refused or Answered when none did."""
         lease = await self.pool.dispatcher.place(self._arrival, streamed=self.ask.stream)
         self.pool.retries.earn()
         for attempt in range(1, self.pool.retry.attempts + 1):
@@ -147,7 +154,7 @@ class Journey:
     def _given_up(self) -> WeighbridgeError:
         last = self._failures[-1]
         if last.answer is not None:
-            return ReplicaAnswered(last.answer)
+            return Answered(last.answer.status, last.answer.body, last.answer.headers)
         reasons = "; ".join(dict.fromkeys(str(one) for one in self._failures))
         status = 504 if last.timed_out else 502
         tries = "1 try" if len(self._failures) == 1 else f"{len(self._failures)} tries"
@@ -164,28 +171,30 @@ class Journey:
 
     # -- the answer ------------------------------------------------------------------------------------
 
-    async def stream(self, opened: Opened) -> AsyncIterator[bytes]:
+    async def stream(self) -> AsyncIterator[Event]:
         """Whole events for the client. A replica that breaks off is replaced, or the stream ends with an error."""
+        opened = self._begun()
+        parse, meter = EVENT_PARSERS[self.ask.path], self.meter
         while True:
             broken: ReplicaError | None = None
             try:
                 async for chunk in self._relay(opened):
-                    yield chunk
+                    yield Event(chunk, parse, meter.done)
             except ReplicaError as error:
                 broken = error
-            if broken is None and (self.meter.complete or not opened.is_stream):
+            if broken is None and (meter.complete or not opened.is_stream):
                 return
             name = opened.lease.member.name
             broken = broken or ReplicaError(name, Failure.BROKEN, "ended its stream before its end")
             self.pool.attempts.broke_off(opened.lease, broken)
             await opened.close(self._clock())
-            self.ticket.decisions.append(f"after {self.meter.produced} events: {broken}")
+            self.ticket.decisions.append(f"after {meter.produced} events: {broken}")
             try:
                 opened = self._opened = await self._continued(name)
             except (WeighbridgeError, NotResumable) as why:
                 self.ticket.error = f"{broken}; {why}" if self._resumption is not None else str(broken)
-                self.meter.failed = True
-                yield error_event(f"the answer broke off: {self.ticket.error}")
+                meter.failed = True
+                yield Event(broken_off(self.ticket.error), parse, last=True)
                 return
             self.ticket.resumed += 1
 
@@ -241,14 +250,33 @@ class Journey:
         self.ticket.decisions.append(f"continued on {lease.member.name} behind {self.meter.produced} events")
         return opened
 
-    def whole(self, opened: Opened) -> bytes:
-        """An answer in one piece, read for its usage."""
+    async def whole(self) -> WholeAnswer:
+        """The answer in one piece, read for its usage."""
+        opened = self._begun()
         if opened.status < 400:
             self.meter.whole(opened.first)
-        return opened.first
+        content_type = opened.answer.headers.get("content-type", "application/json")
+        return WholeAnswer(opened.first, ANSWER_PARSERS[self.ask.path], opened.status, content_type)
 
-    def cost(self, opened: Opened) -> float:
+    def headers(self) -> HeaderList:
+        """The replica's own headers and ours. What a stream costs is known at its end only: here it is expected."""
+        opened = self._begun()
+        cost = f"{self.cost():.8f}".rstrip("0").rstrip(".")
+        return [
+            (b"x-weighbridge-ticket", self.ask.id.encode()),
+            *passed_headers(opened.answer.headers),
+            (b"x-weighbridge-replica", opened.lease.member.name.encode()),
+            (b"x-weighbridge-placement", self.ticket.placement.encode()),
+            (b"x-weighbridge-cost", cost.encode()),
+        ]
+
+    def _begun(self) -> Opened:
+        assert self._opened is not None, "open() comes first"
+        return self._opened
+
+    def cost(self) -> float:
         """US dollars: of an answer that is here, what it costs; of one that begins, what it is expected to."""
+        opened = self._begun()
         member, usage, weight = opened.lease.member, self.meter.usage, self._arrival.weight
         if opened.status >= 400:
             return 0.0
@@ -273,10 +301,12 @@ class Journey:
             self.ask, self._arrival, self._weighed, self.ticket, self._opened, self.meter, error
         )
         self.prompt_tokens = usage.prompt_tokens
+        if self._settled is not None:
+            self._settled(self)
         return True
 
 
-def error_event(message: str, code: str = "replica_lost") -> bytes:
-    """An error as the last event of a stream, in OpenAI's shape."""
-    fields = {"message": message, "type": "server_error", "param": None, "code": code}
-    return b"data: " + msgspec.json.encode({"error": fields}) + b"\n\n"
+def broken_off(why: str | None) -> bytes:
+    """The error at the end of a stream that nobody could continue."""
+    message = f"the answer broke off: {why}"
+    return error_event(ApiError(502, message, kind="server_error", code="replica_lost"))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+
+from weighbridge.cost.usage import Usage
+from weighbridge.wire.usage import read_usage
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]+)"')
@@ -14,35 +16,16 @@ _DONE = b"data: [DONE]"
 _ERROR = re.compile(rb'data: ?\{\s*"error"')
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-
-
 class _Choice(msgspec.Struct):
-    finish_reason: str | None = None
+    finish_reason: Any = None
 
 
 class _Body(msgspec.Struct):
-    usage: _Usage | None = None
+    usage: Any = None
     choices: list[_Choice] | None = None
 
 
 _decode = msgspec.json.Decoder(_Body).decode
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a replica says a request took, in tokens."""
-
-    prompt_tokens: int
-    output_tokens: int
-    cached_tokens: int
 
 
 class Meter:
@@ -101,8 +84,7 @@ class Meter:
             body = _decode(event[event.index(b"{") :])
         except (msgspec.DecodeError, ValueError):
             return False
-        if body.usage is not None:
-            self.usage = _usage(body.usage, self.produced)
+        self.usage = read_usage(body.usage, self.produced) or self.usage
         return not body.choices
 
     def whole(self, body: bytes) -> None:
@@ -111,17 +93,9 @@ class Meter:
             answer = _decode(body)
         except (msgspec.DecodeError, ValueError):
             return
-        if answer.usage is not None:
-            self.usage = _usage(answer.usage, 0)
+        self.usage = read_usage(answer.usage, 0)
+        if self.usage is not None:
             self.produced = self.usage.output_tokens
-        finish: Any = next((one.finish_reason for one in answer.choices or ()), None)
-        self.finish = finish or ("stop" if answer.choices is None else None)
+        finish = next((choice.finish_reason for choice in answer.choices or ()), None)
+        self.finish = finish if isinstance(finish, str) else "stop" if answer.choices is None else None
         self.done = True
-
-
-def _usage(usage: _Usage, counted: int) -> Usage:
-    details = usage.prompt_tokens_details
-    cached = details.cached_tokens if details is not None else None
-    prompt = max(usage.prompt_tokens, 0)
-    output = counted if usage.completion_tokens is None else max(usage.completion_tokens, 0)
-    return Usage(prompt, output, min(max(cached or 0, 0), prompt))

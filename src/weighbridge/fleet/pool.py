@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.price import FREE
+from weighbridge.cost.usage import Usage
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Arrival, Replica
 from weighbridge.fleet.attempt import Attempts, Opened
@@ -22,7 +23,7 @@ from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.load.weigher import Counter, Scales, Weighed
 from weighbridge.fleet.member import Member, Standing, capacity_of
-from weighbridge.fleet.meter import Meter, Usage
+from weighbridge.fleet.meter import Meter
 from weighbridge.fleet.policies import make_policy
 from weighbridge.fleet.reliability.breaker import BreakerSettings, CircuitBreaker
 from weighbridge.fleet.reliability.health import Watch

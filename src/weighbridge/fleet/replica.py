@@ -8,12 +8,6 @@ from enum import StrEnum
 
 from weighbridge.errors import WeighbridgeError
 
-#: No event of a stream may be longer; a replica that never ends one must not fill our memory.
-LARGEST_EVENT = 16 << 20
-
-#: The empty line that ends an event, as servers write it.
-_GAPS = (b"\n\n", b"\r\n\r\n")
-
 
 class Failure(StrEnum):
     """How a call to a replica went wrong. The word is a metric's label."""
@@ -61,29 +55,3 @@ class BytesAnswer:
 
     async def close(self) -> None:
         """Nothing is held."""
-
-
-class EventFramer:
-    """Cuts a stream of bytes behind whole server-sent events, whatever pieces the network made of it."""
-
-    def __init__(self, replica: str) -> None:
-        self._replica = replica
-        self._held = b""
-
-    def feed(self, data: bytes) -> bytes:
-        """All whole events that are here now; empty while one is still incomplete. Raises ReplicaError."""
-        if not self._held and data.endswith(b"\n\n"):
-            return data  # what nearly every chunk of nearly every server looks like
-        data = self._held + data
-        end = max((at + len(gap) for gap in _GAPS if (at := data.rfind(gap)) >= 0), default=0)
-        self._held = data[end:]
-        if len(self._held) > LARGEST_EVENT:
-            raise ReplicaError(
-                self._replica, Failure.BROKEN, f"sent an event of more than {LARGEST_EVENT >> 20} MiB"
-            )
-        return data[:end]
-
-    def flush(self) -> bytes:
-        """What came behind the last whole event, when the stream ends: servers forget the empty line."""
-        held, self._held = self._held, b""
-        return held

@@ -15,7 +15,7 @@ from weighbridge.cost.price import FREE, Price
 from weighbridge.errors import BadInput, NeverFits, RateLimited, Refused
 from weighbridge.fleet.attempt import Opened
 from weighbridge.fleet.gateway import Gateway
-from weighbridge.fleet.journey import Journey, ReplicaAnswered
+from weighbridge.fleet.journey import FleetJourney
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.meter import Meter
 from weighbridge.fleet.reliability.retry import retry_after
@@ -26,6 +26,7 @@ from weighbridge.routes.http_side import HttpSide
 from weighbridge.routes.latency import Latency, TokenCount
 from weighbridge.routes.side import Chunk, Side, SideRequest, SideSettings
 from weighbridge.wire.ask import Ask
+from weighbridge.wire.journey import Answered
 
 PATH = "/v1/chat/completions"
 
@@ -135,17 +136,17 @@ class FleetSide:
 
     async def open(self, request: SideRequest) -> FleetStream:
         started = self.gateway.clock()
-        journey: Journey | None = None
+        journey: FleetJourney | None = None
         try:
             async with asyncio.timeout(request.timeout):
-                journey = await self.gateway.admit(self._ask(request, started), accepted=True)
+                journey = await self.gateway.run(self._ask(request, started), accepted=True)
                 journey.meter = Meter(hide_usage=False)  # what it used is read here, whoever asked for it
                 journey.ticket.placement = self.name
                 opened = await journey.open()
             self._check(opened)
         except BaseException as error:
             if journey is not None:
-                await _finished(self.gateway, journey, _reason(error))
+                await _finished(journey, _reason(error))
             failure = self._failure(error, admitted=journey is not None)
             if failure is None:
                 raise
@@ -202,11 +203,10 @@ class FleetSide:
             return error
         if isinstance(error, TimeoutError):
             return SideFailed(f"{self.name}: no answer in time", status=504, billable=admitted)
-        if isinstance(error, ReplicaAnswered):
-            kept = error.answer
-            wait = retry_after(kept.headers, time.time())
-            text = f"{self.name} answered {kept.status}: {_message(kept.body)}"
-            return SideFailed(text, status=kept.status, retry_after=wait)
+        if isinstance(error, Answered):
+            wait = retry_after(error.headers, time.time())
+            text = f"{self.name} answered {error.status}: {_message(error.body)}"
+            return SideFailed(text, status=error.status, retry_after=wait)
         if isinstance(error, RateLimited) and self.name == "edge":
             return LimitReached(text, status=429, retry_after=error.retry_after)
         if isinstance(error, NeverFits) and self.name == "edge":
@@ -221,13 +221,13 @@ class FleetStream:
     """The events of a journey as chunks. However it ends, the journey is finished: place, limits, ticket."""
 
     def __init__(
-        self, side: FleetSide, journey: Journey, opened: Opened, request: SideRequest, started: float
+        self, side: FleetSide, journey: FleetJourney, opened: Opened, request: SideRequest, started: float
     ) -> None:
         self.upstream_ticket: str | None = journey.ticket.id
         self.price = opened.lease.member.spec.price
         self._side = side
         self._journey = journey
-        self._source = journey.stream(opened)
+        self._source = journey.stream()
         self._size = request.size
         self._clock: Callable[[], float] = side.gateway.clock
         self._started = started
@@ -255,7 +255,8 @@ class FleetStream:
     async def _next(self) -> bytes | None:
         try:
             async with asyncio.timeout(max(self._ends - self._clock(), 0.001)):
-                return await anext(self._source, None)
+                event = await anext(self._source, None)
+                return None if event is None else event.raw
         except TimeoutError as error:
             raise SideFailed(f"{self._side.name} took too long", status=504, billable=True) from error
 
@@ -288,7 +289,7 @@ class FleetStream:
         try:
             await self._source.aclose()  # type: ignore[attr-defined]
         finally:
-            await self._side.gateway.finish(self._journey, error)
+            await self._journey.close(error)
 
 
 def _reason(error: BaseException) -> str | None:
@@ -296,8 +297,8 @@ def _reason(error: BaseException) -> str | None:
     return None if isinstance(error, asyncio.CancelledError) else str(error) or type(error).__name__
 
 
-async def _finished(gateway: Gateway, journey: Journey, error: str | None) -> None:
-    await asyncio.shield(asyncio.ensure_future(gateway.finish(journey, error)))
+async def _finished(journey: FleetJourney, error: str | None) -> None:
+    await asyncio.shield(asyncio.ensure_future(journey.close(error)))
 
 
 def dearest(prices: set[Price]) -> Price:

@@ -14,7 +14,7 @@ import msgspec
 from weighbridge.errors import WeighbridgeError
 from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.gateway import Gateway, arrival_of, ticket_of
-from weighbridge.fleet.journey import Journey
+from weighbridge.fleet.journey import FleetJourney
 from weighbridge.fleet.pool import Pool
 from weighbridge.routes.errors import SideFailed
 from weighbridge.routes.side import SideRequest, is_here
@@ -50,12 +50,12 @@ async def fleet_embeddings(gateway: Gateway, pool: Pool, request: SideRequest, r
         deadline=gateway.clock() + request.timeout,
         route=route,
     )
-    journey: Journey | None = None
+    journey: FleetJourney | None = None
     try:
         async with asyncio.timeout(request.timeout):
             journey = await _journey(gateway, pool, ask)
             opened = await journey.open()
-        text = journey.whole(opened)
+        text = (await journey.whole()).body
     except (WeighbridgeError, TimeoutError) as error:
         raise SideFailed(f"edge: {str(error) or 'no answer in time'}") from error
     finally:
@@ -69,10 +69,10 @@ async def fleet_embeddings(gateway: Gateway, pool: Pool, request: SideRequest, r
         raise SideFailed("edge sent an answer that is no JSON") from None
 
 
-async def _journey(gateway: Gateway, pool: Pool, ask: Ask) -> Journey:
+async def _journey(gateway: Gateway, pool: Pool, ask: Ask) -> FleetJourney:
     """As the gateway makes one, without limits and without a ticket in its store."""
     chat = replace(ask, path=CHAT, max_tokens=1)  # weighed as what it is, the prompt of a chat
     weight, weighed = await pool.scales.weigh(chat)
     arrival = arrival_of(ask, weight, weighed.chain, gateway.clock())
     ticket = ticket_of(ask, weight, weighed.hash, time.time())
-    return Journey(pool, ask, arrival, weighed, ticket)
+    return FleetJourney(pool, ask, arrival, weighed, ticket)

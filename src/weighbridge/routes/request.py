@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from weighbridge.errors import BadInput
 from weighbridge.routes.latency import most_prompt_tokens
 from weighbridge.routes.privacy.fields import EDGE_ONLY, FORWARDED
-from weighbridge.wire.ask import Placement
+from weighbridge.wire.ask import Ask, Placement
 
 MAX_LABELS = 32
 MEDIA_BYTES = 6000  # what a picture weighs: about 1,500 tokens at four bytes each
@@ -82,6 +84,24 @@ def text_of(message: Mapping[str, Any]) -> str:
     return ""
 
 
+def routed_request(ask: Ask) -> RoutedRequest:
+    """What came in at the door, as a route sees it. Raises BadInput naming the field."""
+    body = msgspec.json.decode(ask.as_body())
+    _check(body)
+    return RoutedRequest(
+        body=body,
+        tenant=ask.tenant,
+        labels=ask.labels,
+        placement=Placement(ask.placement),
+        max_usd=ask.max_usd,
+        deadline_seconds=None if ask.deadline_ms is None else ask.deadline_ms / 1e3,
+        size=_size(body),
+        stream=ask.stream,
+        include_usage=ask.wants_usage,
+        priority=ask.priority,
+    )
+
+
 def parse_request(body: Any, headers: Mapping[str, str], key_tenant: str | None = None) -> RoutedRequest:
     """Check a decoded body. `headers`: lower-case names. A key's tenant cannot be overridden.
 
@@ -89,18 +109,7 @@ def parse_request(body: Any, headers: Mapping[str, str], key_tenant: str | None 
     """
     if not isinstance(body, dict):
         raise BadInput("the request body must be a JSON object")
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise BadInput("messages: must be a non-empty list of objects", param="messages")
-    for index, message in enumerate(messages):
-        if not isinstance(message.get("role"), str):
-            raise BadInput(f"messages[{index}].role: must be a string", param="messages")
-        if not isinstance(message.get("content"), str | list | None):
-            raise BadInput(f"messages[{index}].content: must be a string or a list", param="messages")
-    for name in ("max_tokens", "max_completion_tokens", "n"):
-        value = body.get(name)
-        if value is not None and (type(value) is not int or value < 1):
-            raise BadInput(f"{name}: must be a whole number of at least 1", param=name)
+    _check(body)
     extension = _extension(body, headers)
     options = body.get("stream_options")
     return RoutedRequest(
@@ -115,6 +124,21 @@ def parse_request(body: Any, headers: Mapping[str, str], key_tenant: str | None 
         include_usage=isinstance(options, dict) and options.get("include_usage") is True,
         priority=round(_positive(extension, "priority", least=-1000.0) or 0),
     )
+
+
+def _check(body: Mapping[str, Any]) -> None:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+        raise BadInput("messages: must be a non-empty list of objects", param="messages")
+    for index, message in enumerate(messages):
+        if not isinstance(message.get("role"), str):
+            raise BadInput(f"messages[{index}].role: must be a string", param="messages")
+        if not isinstance(message.get("content"), str | list | None):
+            raise BadInput(f"messages[{index}].content: must be a string or a list", param="messages")
+    for name in ("max_tokens", "max_completion_tokens", "n"):
+        value = body.get(name)
+        if value is not None and (type(value) is not int or value < 1):
+            raise BadInput(f"{name}: must be a whole number of at least 1", param=name)
 
 
 def _extension(body: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:

@@ -11,12 +11,11 @@ import os
 import signal
 import socket
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
-from weighbridge.engine.api import Engine
 from weighbridge.errors import BadInput
 from weighbridge.server.settings import ServerSettings
 
@@ -94,7 +93,15 @@ def _quicken() -> None:
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
-def run_server(app: Starlette, engine: Engine, listener: socket.socket, settings: ServerSettings) -> bool:
+class Drainable(Protocol):
+    """What refuses new work on a signal, and finishes what it has."""
+
+    async def drain(self, timeout: float) -> bool:
+        """False when `timeout` seconds were not enough."""
+        ...
+
+
+def run_server(app: ASGIApp, service: Drainable, listener: socket.socket, settings: ServerSettings) -> bool:
     """Serve until SIGTERM or SIGINT, then drain. False when the drain ran out of time."""
     _quicken()
     config = uvicorn.Config(
@@ -114,7 +121,7 @@ def run_server(app: Starlette, engine: Engine, listener: socket.socket, settings
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         if stopping.done() and not serving.done():
             log.info("draining: finishing what was accepted, refusing the rest (again to end at once)")
-            drained = await engine.drain(settings.drain_timeout)
+            drained = await service.drain(settings.drain_timeout)
             if not drained:
                 log.warning(
                     "the drain took more than %.0f s; open requests are cut off", settings.drain_timeout

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """A secret and the tenant it stands for."""
-
-    tenant: str
-    secret: str
+from weighbridge.wire.keys import ApiKey
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ class Ask:
     anonymous: bool = False  # replicas are not told whose it is
     proposed_id: bool = False  # the client chose `id`
     headers: Mapping[str, str] = field(default_factory=dict)  # what goes on to the replica
+    raw: bytes = b""  # the whole body, where it came in OpenAI's form
     extension: Extension | None = None  # the body's own word on how it is to be treated
     user: str | None = None  # the name that OpenAI's `user` gives the caller
 
@@ -68,6 +69,10 @@ class Ask:
             if name in self.fields:
                 return self.fields[name]
         return None
+
+    def as_body(self) -> bytes:
+        """The JSON object of all fields, as an engine in this process reads it."""
+        return self.raw or _encode(self.fields)
 
     def body(
         self, model: str | None, extension: Mapping[str, Any] | None, *, ask_usage: bool = True

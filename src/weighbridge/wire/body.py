@@ -3,43 +3,49 @@
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
 
 from weighbridge.wire.errors import ApiError
 
 T = TypeVar("T")
 
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body; never more than `limit` bytes are held. Raises ApiError 413."""
-    declared = request.headers.get("content-length", "0")
+
+async def read_body(receive: Receive, headers: Mapping[str, str], limit: int) -> bytes:
+    """The whole body; never more than `limit` bytes are held. Raises ApiError 413, or 400 when the client went away."""
+    declared = headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body"):
+        body: bytes = message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
     parts, size = [], 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise _too_large(limit)
-            parts.append(part)
-    except ClientDisconnect:
-        raise ApiError(400, "the connection closed before the body was complete") from None
-    return b"".join(parts)
+    while message["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise _too_large(limit)
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive()
+    raise ApiError(400, "the connection closed before the body was complete")
 
 
 def _too_large(limit: int) -> ApiError:
-    return ApiError(
-        413,
-        f"the request body is larger than the {limit} bytes this server takes; send less",
-        code="body_too_large",
-    )
+    message = f"the request body is larger than the {limit} bytes this server takes; send less"
+    return ApiError(413, message, code="body_too_large")
 
 
 def decode(body: bytes, kind: type[T]) -> T:
-    """A typed request from JSON. Raises ApiError 400 that names the field and what it must be."""
+    """Return a typed request from JSON. Raises ApiError 400 that names the field and what it must be."""
     if not body.strip():
         raise ApiError(400, "the request body is empty; send a JSON object")
     try:

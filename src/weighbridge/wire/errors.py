@@ -1,13 +1,17 @@
-"""Errors in OpenAI's shape."""
+"""Errors as a client sees them: one face for whatever was raised below, in OpenAI's shape."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import ceil
+from typing import Any
 
 import msgspec
-from starlette.responses import Response
 
 from weighbridge.errors import BadInput, Refused, WeighbridgeError
+
+#: No more of another server's words is repeated in a message of ours.
+LONGEST_QUOTE = 300
 
 
 class ApiError(WeighbridgeError):
@@ -32,7 +36,7 @@ class ApiError(WeighbridgeError):
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """The HTTP face of an error raised below; what nobody foresaw is a 500 that gives no details away."""
+    """Return the HTTP face of an error raised below; what nobody foresaw is a 500 that gives no details away."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Refused):
@@ -40,7 +44,7 @@ def as_api_error(error: Exception) -> ApiError:
             error.status, str(error), kind=error.kind, code=error.code, retry_after=error.retry_after
         )
     if isinstance(error, BadInput):
-        return ApiError(400, str(error), param=error.param)
+        return ApiError(error.status, str(error), code=error.code, param=error.param)
     return ApiError(500, "the server failed on this request; its log says why", kind="server_error")
 
 
@@ -49,8 +53,28 @@ def error_body(error: ApiError) -> bytes:
     return msgspec.json.encode({"error": fields})
 
 
-def error_response(error: ApiError, headers: dict[str, str] | None = None) -> Response:
-    answer = Response(error_body(error), error.status, headers, "application/json")
-    if error.retry_after is not None:
-        answer.headers["retry-after"] = str(max(1, ceil(error.retry_after)))
-    return answer
+def error_event(error: ApiError) -> bytes:
+    """An error as the last event of a stream, for a client that has been told 200 already."""
+    return b"data: " + error_body(error) + b"\n\n"
+
+
+def retry_after_header(error: ApiError) -> list[tuple[bytes, bytes]]:
+    """`Retry-After` in whole seconds where trying again makes sense; no header otherwise."""
+    if error.retry_after is None:
+        return []
+    return [(b"retry-after", str(max(1, ceil(error.retry_after))).encode())]
+
+
+def error_fields(body: bytes) -> Mapping[str, Any]:
+    """The fields of an error in OpenAI's shape, or with only a message where the server has another; maybe none."""
+    try:
+        error = msgspec.json.decode(body)["error"]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError, IndexError):
+        return {}
+    return error if isinstance(error, dict) else {"message": str(error)}
+
+
+def error_message(body: bytes) -> str:
+    """What another server's error says: its message, else its text, kept short."""
+    message = str(error_fields(body).get("message") or "")[:LONGEST_QUOTE]
+    return message or body[:LONGEST_QUOTE].decode(errors="replace").strip() or "no message"

@@ -46,7 +46,8 @@ class Answered(WeighbridgeError):
 class Journey(Protocol):
     """One request on its way. `open` until the first content, then `stream` or `whole`; `close` is the one way out."""
 
-    ticket: Ticket
+    @property
+    def ticket(self) -> Ticket: ...
 
     async def open(self) -> Opened:
         """Wait for the first content. Raises Refused, BadInput or Answered where there is none."""
@@ -76,3 +77,9 @@ class Service(Protocol):
     async def admit(self, ask: Ask) -> Journey:
         """Accept a request, or raise Refused or BadInput. The caller closes the journey."""
         ...
+
+
+class RouteLike(Service, Protocol):
+    """A service that a gateway has for a name of its own, and closes when it ends."""
+
+    async def close(self) -> None: ...

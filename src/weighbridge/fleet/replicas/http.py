@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from weighbridge.fleet.api import Answer, Call, Report
-from weighbridge.fleet.replica import BytesAnswer, EventFramer, Failure, ReplicaError, Timeouts
+from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError, Timeouts
 from weighbridge.fleet.replicas.dialects import Dialect, read_report
 from weighbridge.wire.client import HttpClient, Response, Unreachable, header_lines
+from weighbridge.wire.sse import DONE, EventFramer, EventTooLong
 
 log = logging.getLogger("weighbridge.fleet")
 
@@ -32,8 +33,7 @@ _NOT_PASSED_ON = frozenset(
         "alt-svc",
     }
 )
-#: The last event of a stream, and the seconds its body may take to end behind it.
-_DONE = b"data: [DONE]\n\n"
+#: Seconds that the body of a stream may take to end behind its last event.
 END_WITHIN = 1.0
 #: An error's body is read whole, to be retried or passed on; no error is longer than this.
 _LARGEST_ERROR = 1 << 20
@@ -177,7 +177,7 @@ class HttpAnswer:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Whole events of a stream as they come. Raises ReplicaError when it breaks off or falls silent."""
-        read, framer, time_now = self._response.read, EventFramer(self._replica), self._loop.time
+        read, framer, time_now = self._response.read, EventFramer(), self._loop.time
         try:
             while True:
                 self._waiting_since = time_now()
@@ -187,9 +187,11 @@ class HttpAnswer:
                     break
                 whole = framer.feed(data) if self._streaming else data
                 if whole:
-                    if self._streaming and whole.endswith(_DONE):
+                    if self._streaming and whole.endswith(DONE):
                         self._ends_soon()
                     yield whole
+        except EventTooLong as error:
+            raise ReplicaError(self._replica, Failure.BROKEN, str(error)) from error
         except OSError as error:
             if self._ended:
                 return

@@ -6,15 +6,13 @@ import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
 from weighbridge.engine.api import Engine
-from weighbridge.server.auth import tenant_of_key
-from weighbridge.server.engine.api import Api
+from weighbridge.server.endpoint import json_response
 from weighbridge.wire.errors import ApiError
 
 if TYPE_CHECKING:  # it imports torch, which a gateway or a simulated replica does not need
@@ -30,28 +28,26 @@ def telemetry_of(engine: Engine) -> ExpertTelemetry | None:
     return telemetry
 
 
-class ExpertRoutes:
+class ExpertEndpoints:
     """The endpoints. Both answer 404 for a dense model."""
 
-    def __init__(self, api: Api) -> None:
-        self._api = api
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
 
     async def report(self, request: Request) -> Response:
         flag = request.query_params.get("coactivation", "0")
         if flag not in ("0", "1", "true", "false"):
             raise ApiError(400, "coactivation: must be 0 or 1", param="coactivation")
-        answer = await asyncio.to_thread(self._telemetry(request).report, flag in ("1", "true"))
-        return Response(msgspec.json.encode(answer), media_type="application/json")
+        return json_response(await asyncio.to_thread(self._telemetry().report, flag in ("1", "true")))
 
     async def reset(self, request: Request) -> Response:
-        self._telemetry(request).reset()
-        return Response(msgspec.json.encode({"object": "experts.reset"}), media_type="application/json")
+        self._telemetry().reset()
+        return json_response({"object": "experts.reset"})
 
-    def _telemetry(self, request: Request) -> ExpertTelemetry:
-        tenant_of_key(request, self._api.settings)
-        telemetry = telemetry_of(self._api.engine)
+    def _telemetry(self) -> ExpertTelemetry:
+        telemetry = telemetry_of(self._engine)
         if telemetry is None:
-            name = self._api.engine.model_name
+            name = self._engine.model_name
             raise ApiError(404, f"{name!r} is a dense model: it has no experts", code="no_experts")
         return telemetry
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import msgspec
 
-from weighbridge.engine.api import Delta, Usage
+from weighbridge.cost.usage import Usage
+from weighbridge.engine.api import Delta
 from weighbridge.engine.request import Embedding, FinishReason, TokenLogprob
 from weighbridge.server.engine.tool_calls import ToolCall, as_delta, parse
 from weighbridge.server.engine.tool_stream import ToolStream
+from weighbridge.wire.usage import usage_fields
 
 _encode = msgspec.json.Encoder().encode
 
@@ -39,15 +41,6 @@ def finish_name(finish: FinishReason | None, called: bool = False) -> str | None
     if called and finish is FinishReason.STOP:
         return "tool_calls"
     return "length" if finish is FinishReason.DEADLINE else finish.value
-
-
-def usage_fields(usage: Usage) -> dict[str, Any]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    }
 
 
 class Format(ABC):

@@ -16,12 +16,12 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 _TOKENS = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 32768)
 
 
-class Metrics:
+class EngineMetrics:
     """Hears every iteration and every finished request; `exposition` is what `/metrics` answers."""
 
     def __init__(self, engine: Engine, tickets: TicketStore, json_logs: bool = False) -> None:
         self._engine = engine
-        self._tickets = tickets
+        self.tickets = tickets
         self._json_logs = json_logs
         registry = self._registry = CollectorRegistry()
 
@@ -79,7 +79,7 @@ class Metrics:
         self.drafted.inc(ticket.drafted_tokens)
         self.accepted.inc(ticket.accepted_tokens)
         self._observe_times(ticket)
-        self._tickets.finish(ticket)
+        self.tickets.finish(ticket)
         if self._json_logs:
             log.info("finished", extra={"ticket": ticket})
 

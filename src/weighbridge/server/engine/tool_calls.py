@@ -10,8 +10,9 @@ import msgspec
 
 from weighbridge.engine.request import Guide
 from weighbridge.server.engine.tool_stream import CallArguments, CallBegun, Piece, ToolStream
-from weighbridge.server.protocol import ChatRequest, NamedTool, Tool
+from weighbridge.wire.chat import ChatRequest
 from weighbridge.wire.errors import ApiError
+from weighbridge.wire.openai import NamedTool, Tool
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,11 @@ from weighbridge.errors import BadInput
 from weighbridge.fleet.config.replica import replica_from_json
 from weighbridge.fleet.gateway import Gateway, expanded
 from weighbridge.fleet.pool import Pool
-from weighbridge.server.gateway.keys import Keys
-from weighbridge.server.gateway.request import headers_of
+from weighbridge.server.endpoint import json_response
 from weighbridge.wire.body import read_body
 from weighbridge.wire.errors import ApiError
-
-
-def json_response(value: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
+from weighbridge.wire.headers import headers_of
+from weighbridge.wire.keys import Keys
 
 
 class Admin:
@@ -42,7 +39,7 @@ class Admin:
         """The body is an entry as in the configuration, with the `model` it serves as `for` (or, with one model,
         nothing)."""
         self._check(request)
-        body = await read_body(request, 1 << 20)
+        body = await read_body(request.receive, headers_of(request.headers.raw), 1 << 20)
         try:
             value = msgspec.json.decode(body)
         except msgspec.DecodeError as error:

@@ -1,0 +1,96 @@
+"""The one door: every request is read, refused, answered and counted here, whatever stands behind.
+
+Requests in one of the protocols never meet a framework: body in, a journey, bytes out. Everything else is a table of
+endpoints (`server.app`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from weighbridge.server.endpoint import HttpService
+from weighbridge.wire.answer import Answers
+from weighbridge.wire.body import read_body
+from weighbridge.wire.errors import ApiError, as_api_error, retry_after_header
+from weighbridge.wire.extension import apply_caller
+from weighbridge.wire.headers import headers_of
+from weighbridge.wire.protocol import WireProtocol
+from weighbridge.wire.protocols import PROTOCOLS
+
+log = logging.getLogger("weighbridge.server")
+
+
+class Door:
+    """ASGI. `rest` serves what no protocol does."""
+
+    def __init__(
+        self,
+        service: HttpService,
+        rest: ASGIApp,
+        *,
+        protocols: Sequence[WireProtocol] = PROTOCOLS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._service = service
+        self._rest = rest
+        self._protocols = {protocol.path: protocol for protocol in protocols}
+        self._clock = clock
+        self._answers = Answers(service, clock)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            protocol = self._protocols.get(scope["path"])
+            if protocol is not None and scope["method"] == "POST":
+                await self._complete(protocol, scope, receive, send)
+                return
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        await self._rest(scope, receive, send)
+
+    async def _complete(self, protocol: WireProtocol, scope: Scope, receive: Receive, send: Send) -> None:
+        service, status = self._service, 500
+        try:
+            try:
+                headers = headers_of(scope["headers"])
+                tenant = service.keys.tenant(headers)
+                body = await read_body(receive, headers, service.max_body)
+                ask = protocol.read(body)
+                apply_caller(ask, headers, tenant, self._clock())
+            except Exception as error:
+                failure = as_api_error(error)
+                if failure.status >= 500:
+                    log.error("a request to %s failed", protocol.path, exc_info=error)
+                status = failure.status
+                await refuse(protocol, failure, send)
+                return
+            status = await self._answers.answer(ask, protocol, receive, send)
+        except OSError:  # the client's connection broke
+            pass
+        except Exception:
+            log.exception("a request to %s failed", protocol.path)
+        finally:
+            service.answered(protocol.path, status)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await self._service.start()
+        self._answers.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._answers.stop()
+        await self._service.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+async def refuse(protocol: WireProtocol, failure: ApiError, send: Send) -> None:
+    """Answer a request that could not be read."""
+    body = protocol.error(failure)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers += retry_after_header(failure)
+    await send({"type": "http.response.start", "status": failure.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,86 @@
+"""What a table of endpoints is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from weighbridge.ticket import TicketStore
+from weighbridge.wire.journey import Service
+from weighbridge.wire.keys import Keys
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One row of the table. `open_to_all`: no key is asked for, or the handler asks for another one."""
+
+    method: str
+    path: str
+    handler: Handler
+    open_to_all: bool = False
+
+
+class TextTokenizer(Protocol):
+    """What `/tokenize` and `/detokenize` need."""
+
+    vocab_size: int
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def encode_chat(self, messages: Sequence[Any]) -> list[int]: ...
+
+
+class HttpService(Service, Protocol):
+    """A service that answers over HTTP: one engine, or a gateway. The door serves the same endpoints over both."""
+
+    tickets: TicketStore
+    keys: Keys
+    max_body: int  # bytes
+    page: str  # the console, as HTML
+
+    async def start(self) -> None:
+        """Begin to work; called on the event loop that serves."""
+        ...
+
+    async def stop(self) -> None: ...
+
+    def models(self) -> list[dict[str, Any]]:
+        """The entries of `/v1/models`."""
+        ...
+
+    def model(self, name: str) -> dict[str, Any]:
+        """One of them. Raises UnknownModel."""
+        ...
+
+    def health(self) -> tuple[int, str]:
+        """The status of `/health`, in numbers and in words."""
+        ...
+
+    def load(self) -> dict[str, Any]: ...
+
+    def exposition(self) -> bytes:
+        """What `/metrics` answers."""
+        ...
+
+    def tokenizer(self, model: str) -> tuple[TextTokenizer, int | None]:
+        """A model's tokenizer and its context in tokens. Raises BadInput where there is none here."""
+        ...
+
+    def answered(self, path: str, status: int) -> None:
+        """Hear of every answer, for the metrics."""
+        ...
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        """What this service has beside the common endpoints."""
+        ...

@@ -1,0 +1,148 @@
+"""One request at one engine: its generations, gathered or streamed, in the format of its protocol."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from weighbridge.cost.usage import Usage
+from weighbridge.engine.api import Delta, Stream
+from weighbridge.engine.request import FinishReason
+from weighbridge.server.engine.formats import Format, Gathered
+from weighbridge.ticket import Ticket
+from weighbridge.wire.errors import ApiError, error_event
+from weighbridge.wire.events import Event
+from weighbridge.wire.journey import HeaderList, WholeAnswer
+from weighbridge.wire.protocols import ANSWER_PARSERS, EVENT_PARSERS
+from weighbridge.wire.sse import DONE
+
+#: The answer to more prompts is put together in a thread, so that the event loop goes on.
+FEW_PROMPTS = 16
+
+
+@dataclass(slots=True)
+class Running:
+    """One prompt's stream and the format of its answer. Several prompts may share a request."""
+
+    stream: Stream
+    format: Format
+    choices: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOpened:
+    """An answer of the engine has begun."""
+
+    is_stream: bool
+    status: int = 200
+
+
+class EngineJourney:
+    """Reads engine streams. Closing it cancels them at once."""
+
+    def __init__(self, path: str, running: Sequence[Running], streaming: bool, include_usage: bool) -> None:
+        self.ticket: Ticket = running[0].stream.ticket
+        self._path = path
+        self._running = running
+        self._streaming = streaming
+        self._include_usage = include_usage
+        self._first: list[Delta] = []
+        self._answer = b""
+        self._closed = False
+
+    async def open(self) -> EngineOpened:
+        """Wait for the first delta of a stream, or for a whole answer. Raises ApiError when there is none."""
+        if self._streaming:
+            self._first = await anext(aiter(self._running[0].stream), [])
+            if not self._first:
+                raise ApiError(503, "the request was cancelled", kind="server_error", code="cancelled")
+            for failure in map(failure_of, self._first):
+                if failure is not None:
+                    raise failure
+        else:
+            self._answer = await self._gathered()
+        return EngineOpened(self._streaming)
+
+    def headers(self) -> HeaderList:
+        ticket = self.ticket
+        return [
+            (b"x-weighbridge-ticket", ticket.id.encode()),
+            (b"x-weighbridge-replica", ticket.replica.encode()),
+            (b"x-weighbridge-placement", ticket.placement.encode()),
+            (b"x-weighbridge-cost", b"0"),
+        ]
+
+    async def stream(self) -> AsyncIterator[Event]:
+        parse = EVENT_PARSERS[self._path]
+        opening = b"".join([one.format.opening(one.choices) for one in self._running])
+        deltas = self._first
+        for one in self._running:
+            while deltas or (deltas := await anext(aiter(one.stream), [])):
+                body = opening + b"".join([_event(one.format, delta) for delta in deltas])
+                opening, deltas = b"", []
+                if body:
+                    yield Event(body, parse)
+        tail = b""
+        if self._include_usage:
+            tail = self._running[0].format.usage_chunk(self._usage())
+        yield Event(tail + DONE, parse, last=True)
+
+    async def whole(self) -> WholeAnswer:
+        return WholeAnswer(self._answer, ANSWER_PARSERS[self._path])
+
+    async def close(self, error: str | None = None) -> bool:
+        if self._closed:
+            return False
+        self._closed = True
+        for one in self._running:
+            one.stream.close()
+        return True
+
+    async def _gathered(self) -> bytes:
+        answers: list[list[Gathered]] = []
+        for one in self._running:
+            choices = [Gathered() for _ in range(one.choices)]
+            async for deltas in one.stream:
+                for delta in deltas:
+                    if (failure := failure_of(delta)) is not None:
+                        raise failure
+                    _gather(choices[delta.index], delta)
+            answers.append(choices)
+        if any(choice.finish in (None, FinishReason.ABORT) for choices in answers for choice in choices):
+            raise ApiError(503, "the request was cancelled", kind="server_error", code="cancelled")
+        choices = [choice for choices in answers for choice in choices]
+        merge = partial(self._running[0].format.whole, choices, self._usage())
+        return merge() if len(answers) <= FEW_PROMPTS else await asyncio.to_thread(merge)
+
+    def _usage(self) -> Usage:
+        total = Usage(0, 0)
+        for one in self._running:
+            total += one.stream.usage
+        return total
+
+
+def failure_of(delta: Delta) -> ApiError | None:
+    """The error that a delta stands for. A deadline that cut an answer short in mid-text is no error."""
+    if delta.finish is FinishReason.ERROR:
+        return ApiError(500, delta.error or "the request failed", kind="server_error", code="request_failed")
+    if delta.finish is FinishReason.DEADLINE and not delta.tokens and not delta.text:
+        return ApiError(
+            504, delta.error or "the deadline passed", kind="timeout_error", code="deadline_missed"
+        )
+    return None
+
+
+def _event(form: Format, delta: Delta) -> bytes:
+    failure = failure_of(delta) if delta.finish is FinishReason.ERROR else None
+    return form.chunk(delta) if failure is None else error_event(failure)
+
+
+def _gather(choice: Gathered, delta: Delta) -> None:
+    choice.text.append(delta.text)
+    if delta.logprobs is not None:
+        choice.logprobs += delta.logprobs
+    if delta.finish is not None:
+        choice.finish, choice.stopped_by = delta.finish, delta.stopped_by
+        choice.embedding = delta.embedding

@@ -1,0 +1,111 @@
+"""What OpenAI's fields mean for sampling, checked against the model and the server's limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from weighbridge.engine.request import Guide, SamplingParams
+from weighbridge.server.settings import ServerSettings
+from weighbridge.wire.errors import ApiError
+from weighbridge.wire.openai import Common
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the values of a request are checked against."""
+
+    settings: ServerSettings
+    vocab_size: int
+
+
+def sampling_params(
+    request: Common, max_tokens: int, logprobs: int | None, guide: Guide | None, limits: Limits
+) -> SamplingParams:
+    """OpenAI's fields as the engine's. Raises ApiError naming the field that is out of range."""
+    settings = limits.settings
+    if logprobs is not None and logprobs > settings.max_logprobs:
+        raise ApiError(
+            400, f"logprobs: at most {settings.max_logprobs} alternatives can be had", param="logprobs"
+        )
+    if request.n is not None and request.n > settings.max_choices:
+        raise ApiError(400, f"n: at most {settings.max_choices} choices can be had", param="n")
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if len(stop) > 16 or any(not one for one in stop):
+        raise ApiError(400, "stop: give at most 16 strings, none of them empty", param="stop")
+    ids = frozenset(request.stop_token_ids or ())
+    _check_ids(ids, "stop_token_ids", limits)
+    if request.min_tokens is not None and request.min_tokens > max_tokens:
+        raise ApiError(
+            400, f"min_tokens: must not be more than max_tokens ({max_tokens})", param="min_tokens"
+        )
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=_or(request.temperature, 1.0),
+        top_p=_or(request.top_p, 1.0),
+        top_k=max(_or(request.top_k, 0), 0),
+        min_p=_or(request.min_p, 0.0),
+        repetition_penalty=_or(request.repetition_penalty, 1.0),
+        presence_penalty=_or(request.presence_penalty, 0.0),
+        frequency_penalty=_or(request.frequency_penalty, 0.0),
+        logit_bias=_logit_bias(request.logit_bias or {}, limits),
+        seed=request.seed,
+        logprobs=logprobs,
+        stop=tuple(stop),
+        stop_token_ids=ids,
+        ignore_eos=bool(request.ignore_eos),
+        min_tokens=_or(request.min_tokens, 0),
+        guide=guide,
+    )
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _check_ids(ids: frozenset[int], name: str, limits: Limits) -> None:
+    for one in ids:
+        if not 0 <= one < limits.vocab_size:
+            raise ApiError(
+                400,
+                f"{name}: token id {one} is not in the vocabulary (0 to {limits.vocab_size - 1})",
+                param=name,
+            )
+
+
+def _logit_bias(bias: Mapping[str, float], limits: Limits) -> dict[int, float]:
+    result = {}
+    for key, value in bias.items():
+        if not key.isdecimal():
+            raise ApiError(400, f"logit_bias: keys are token ids, not {key!r}", param="logit_bias")
+        result[int(key)] = value
+    _check_ids(frozenset(result), "logit_bias", limits)
+    return result
+
+
+def guide_of(request: Common) -> Guide | None:
+    """The constraint a request asks for, if any. Raises ApiError when it asks for two, or for an empty one."""
+    guides: list[Guide] = []
+    wanted = request.response_format
+    if wanted is not None and wanted.type == "json_object":
+        guides.append(Guide("json_object", ""))
+    if wanted is not None and wanted.type == "json_schema":
+        schema = wanted.json_schema.schema if wanted.json_schema else None
+        if schema is None:
+            raise ApiError(400, "response_format: json_schema.schema is required", param="response_format")
+        guides.append(Guide("json_schema", msgspec.json.encode(schema).decode()))
+    extra = request.structured_outputs
+    if extra is not None:
+        if extra.json is not None:
+            source = extra.json if isinstance(extra.json, str) else msgspec.json.encode(extra.json).decode()
+            guides.append(Guide("json_schema", source))
+        if extra.regex is not None:
+            guides.append(Guide("regex", extra.regex))
+        if extra.grammar is not None:
+            guides.append(Guide("lark", extra.grammar))
+    if len(guides) > 1:
+        raise ApiError(400, "only one constraint on the output can be given", param="structured_outputs")
+    return guides[0] if guides else None

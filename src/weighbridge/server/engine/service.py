@@ -1,0 +1,289 @@
+"""One engine as a service: from an `Ask` to generations, and what else can be asked of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from importlib.resources import files
+from typing import Any, ClassVar, Protocol
+
+from weighbridge.engine.api import Engine, Generation
+from weighbridge.engine.request import Guide, SamplingParams
+from weighbridge.errors import NeverFits, UnknownModel
+from weighbridge.server.endpoint import Endpoint, TextTokenizer
+from weighbridge.server.engine.embeddings import embedding_generations
+from weighbridge.server.engine.experts import ExpertEndpoints
+from weighbridge.server.engine.formats import ChatFormat, Format, TextFormat
+from weighbridge.server.engine.journey import EngineJourney, Running
+from weighbridge.server.engine.metrics import EngineMetrics
+from weighbridge.server.engine.prompts import checked_message, prompts_of
+from weighbridge.server.engine.sampling import Limits, guide_of, sampling_params
+from weighbridge.server.engine.tool_calls import forced_call_guide, tool_names, tools_for_template
+from weighbridge.server.settings import ServerSettings
+from weighbridge.wire import chat, completions, embeddings
+from weighbridge.wire.ask import Ask, Placement
+from weighbridge.wire.body import decode
+from weighbridge.wire.chat import ChatRequest
+from weighbridge.wire.completions import CompletionRequest
+from weighbridge.wire.errors import ApiError
+from weighbridge.wire.keys import Keys
+from weighbridge.wire.openai import Common
+
+#: Texts longer than this are tokenised in a thread, so that the event loop goes on.
+LONG_TEXT = 20_000
+#: Inputs of an embeddings request that are queued without a turn for others.
+BURST = 8
+
+
+class ChatTokenizer(Protocol):
+    """What the server needs of a tokenizer."""
+
+    vocab_size: int
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def token_text(self, token: int) -> str: ...
+    def encode_chat(
+        self,
+        messages: Sequence[Any],
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        **options: Any,
+    ) -> list[int]: ...
+    @property
+    def supports_tools(self) -> bool: ...
+
+
+class EngineService:
+    """An engine with its tokenizer, as the door sees it. `on_start` runs when the event loop does.
+
+    `validate_guide` raises BadInput for a constraint that cannot be kept.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: ChatTokenizer,
+        settings: ServerSettings,
+        metrics: EngineMetrics,
+        validate_guide: Callable[[Guide], None],
+        on_start: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.tickets = metrics.tickets
+        self.keys = Keys(settings.api_keys)
+        self.max_body = settings.max_body
+        self.page = (files("weighbridge.server.engine") / "console.html").read_text(encoding="utf-8")
+        self.limits = Limits(settings, tokenizer.vocab_size)
+        self._tokenizer = tokenizer
+        self._metrics = metrics
+        self._validate_guide = validate_guide
+        self._on_start = on_start
+        self._created = int(time.time())
+
+    # -- what the door asks beside requests ------------------------------------------------------------
+
+    async def start(self) -> None:
+        self._on_start()
+
+    async def stop(self) -> None:
+        """The engine outlives its door: whoever made it stops it."""
+
+    def models(self) -> list[dict[str, Any]]:
+        return [self.model("")]
+
+    def model(self, name: str) -> dict[str, Any]:
+        self.check_model(name)
+        return {
+            "id": self._model,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "weighbridge",
+            "max_model_len": self.engine.max_model_len,
+        }
+
+    def health(self) -> tuple[int, str]:
+        return (503, "draining") if self.engine.load().draining else (200, "ok")
+
+    def load(self) -> dict[str, Any]:
+        return asdict(self.engine.load())
+
+    def exposition(self) -> bytes:
+        return self._metrics.exposition()
+
+    def tokenizer(self, model: str) -> tuple[TextTokenizer, int | None]:
+        self.check_model(model)
+        return self._tokenizer, self.engine.max_model_len
+
+    def answered(self, path: str, status: int) -> None:
+        self._metrics.http_requests.labels(path, str(status)).inc()
+
+    def endpoints(self) -> list[Endpoint]:
+        experts = ExpertEndpoints(self.engine)
+        return [
+            Endpoint("GET", "/v1/experts", experts.report),
+            Endpoint("POST", "/v1/experts/reset", experts.reset),
+        ]
+
+    # -- requests --------------------------------------------------------------------------------------
+
+    async def admit(self, ask: Ask) -> EngineJourney:
+        """Queue a request. Raises ApiError, BadInput or Refused."""
+        self.check_model(ask.model)
+        if ask.placement is Placement.ONLY_CLOUD:
+            message = "placement: this server has no cloud; use only_edge or prefer_edge"
+            raise ApiError(400, message, param="weighbridge")
+        return await self._queue[ask.path](self, ask)
+
+    async def _chat(self, ask: Ask) -> EngineJourney:
+        body = decode(ask.as_body(), ChatRequest)
+        guide = forced_call_guide(body) or guide_of(body)
+        prompt = await self.chat_prompt(body)
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        params = await self._params(
+            body, body.max_completion_tokens or body.max_tokens, logprobs, guide, prompt
+        )
+        form = ChatFormat(self._model, self._tokenizer.token_text, logprobs is not None, tool_names(body))
+        return self._journey(ask, body, [prompt], params, [form])
+
+    async def _complete(self, ask: Ask) -> EngineJourney:
+        body = decode(ask.as_body(), CompletionRequest)
+        if body.suffix:
+            raise ApiError(
+                400, "suffix: inserting between prompt and suffix is not supported", param="suffix"
+            )
+        if body.best_of is not None and body.best_of != (body.n or 1):
+            raise ApiError(
+                400, "best_of: must equal n; sampling more than is returned is not supported", param="best_of"
+            )
+        prompts = await self.tokenised(prompts_of(body.prompt, self.limits))
+        params = await self._params(
+            body, body.max_tokens or 16, body.logprobs, guide_of(body), max(prompts, key=len)
+        )
+        forms: list[Format] = [
+            TextFormat(
+                self._model,
+                self._tokenizer.token_text,
+                body.logprobs is not None,
+                self._tokenizer.decode(prompt) if body.echo else "",
+                index * (body.n or 1),
+            )
+            for index, prompt in enumerate(prompts)
+        ]
+        return self._journey(ask, body, prompts, params, forms)
+
+    async def _embed(self, ask: Ask) -> EngineJourney:
+        generations, form = await embedding_generations(self, ask)
+        running: list[Running] = []
+        try:
+            for start in range(0, len(generations), BURST):  # two thousand inputs take a second
+                burst = generations[start : start + BURST]
+                running += self.submit(burst, ask, [form] * len(burst), first=not running)
+                await asyncio.sleep(0)
+        except NeverFits as error:  # the context is longer than the KV pool
+            _close(running)
+            field = "messages" if "messages" in ask.fields else "input"
+            raise ApiError(400, f"{field}: {error}", code=error.code, param=field) from error
+        except BaseException:
+            _close(running)
+            raise
+        return EngineJourney(ask.path, running, streaming=False, include_usage=False)
+
+    _queue: ClassVar = {chat.PATH: _chat, completions.PATH: _complete, embeddings.PATH: _embed}
+
+    @property
+    def _model(self) -> str:
+        return self.engine.model_name
+
+    def check_model(self, name: str) -> None:
+        """Raises UnknownModel for another model's name; an empty one will do."""
+        if name and name != self._model:
+            message = f"the model {name!r} does not exist here; this server has {self._model!r}"
+            raise UnknownModel(message, param="model")
+
+    async def chat_prompt(self, body: ChatRequest) -> list[int]:
+        """Token ids of a chat. Raises ApiError for tools or messages that the model's template cannot show."""
+        if body.wants_tools and not self._tokenizer.supports_tools and body.tool_choice in (None, "auto"):
+            raise ApiError(400, "tools: this model's chat template has no place for tools", param="tools")
+        messages = [checked_message(message, index) for index, message in enumerate(body.messages)]
+        options = body.chat_template_kwargs or {}
+        size = sum(len(str(message.get("content"))) for message in messages)
+
+        def encode() -> list[int]:
+            return self._tokenizer.encode_chat(
+                messages, tools_for_template(body), body.add_generation_prompt, **options
+            )
+
+        return await asyncio.to_thread(encode) if size > LONG_TEXT else encode()
+
+    async def tokenised(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+        """Token ids of all prompts; much text is encoded in a thread."""
+        encode = self._tokenizer.encode
+
+        def tokenise() -> list[list[int]]:
+            return [encode(one) if isinstance(one, str) else one for one in prompts]
+
+        size = sum(len(one) for one in prompts if isinstance(one, str))
+        return await asyncio.to_thread(tokenise) if size > LONG_TEXT else tokenise()
+
+    async def _params(
+        self,
+        body: Common,
+        max_tokens: int | None,
+        logprobs: int | None,
+        guide: Guide | None,
+        prompt: list[int],
+    ) -> SamplingParams:
+        if guide is not None:
+            await asyncio.to_thread(self._validate_guide, guide)
+        room = max(self.engine.max_model_len - len(prompt), 1)
+        wanted = max_tokens if max_tokens is not None else min(room, self.settings.default_max_tokens)
+        return sampling_params(body, wanted, logprobs, guide, self.limits)
+
+    def _journey(
+        self,
+        ask: Ask,
+        body: Common,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        forms: Sequence[Format],
+    ) -> EngineJourney:
+        generations = [Generation(prompt, params, choices=body.n or 1) for prompt in prompts]
+        running = self.submit(generations, ask, forms)
+        return EngineJourney(ask.path, running, ask.stream, ask.wants_usage)
+
+    def submit(
+        self, generations: Sequence[Generation], ask: Ask, forms: Sequence[Format], first: bool = True
+    ) -> list[Running]:
+        """Queue every generation on behalf of `ask`, or none when one is refused. Raises what `submit` does.
+
+        `first`: these are the request's first ones; they carry its ticket's id.
+        """
+        running: list[Running] = []
+        ticket_id = ask.id if first and self.tickets.get(ask.id) is None else None
+        try:
+            for generation, form in zip(generations, forms, strict=True):
+                stream = self.engine.submit(
+                    replace(
+                        generation,
+                        tenant=ask.tenant,
+                        priority=ask.priority,
+                        deadline_ms=ask.deadline_ms,
+                        speculative=ask.speculative,
+                        ticket_id=ticket_id if not running else None,
+                    )
+                )
+                self.tickets.add(stream.ticket)
+                running.append(Running(stream, form, generation.choices))
+        except Exception:
+            _close(running)
+            raise
+        return running
+
+
+def _close(running: Sequence[Running]) -> None:
+    for one in running:
+        one.stream.close()

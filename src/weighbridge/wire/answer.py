@@ -1,0 +1,227 @@
+"""Writes the answer to one request: streamed or whole, until the client goes away. The one writer of every door."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from typing import Any
+
+from weighbridge.wire.ask import Ask
+from weighbridge.wire.body import Receive
+from weighbridge.wire.errors import ApiError, as_api_error, error_fields, error_message, retry_after_header
+from weighbridge.wire.journey import Answered, HeaderList, Journey, Service
+from weighbridge.wire.protocol import Encoder, WireProtocol
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+#: Seconds of silence after which a stream gets a comment, so that proxies keep the line open.
+KEEP_ALIVE_SECONDS = 15.0
+#: The status that access logs give a client that went away before there was one.
+CLIENT_GONE = 499
+#: Said by our own headers, or by the writer.
+_NOT_PASSED_ON = frozenset({"content-type", "content-length", "cache-control", "x-accel-buffering"})
+
+
+class Line:
+    """The connection to one client. `status` is None until the answer has begun."""
+
+    __slots__ = ("_encoder", "_protocol", "_send", "ended", "status", "streaming", "ticket", "wrote_at")
+
+    def __init__(
+        self, send: Send, protocol: WireProtocol, encoder: Encoder, streaming: bool, now: float
+    ) -> None:
+        self._send = send
+        self._protocol = protocol
+        self._encoder = encoder
+        self.streaming = streaming
+        self.status: int | None = None
+        self.ended = False
+        self.ticket = ""
+        self.wrote_at = now
+
+    async def start(self, status: int, headers: HeaderList) -> None:
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def start_stream(self, headers: HeaderList) -> None:
+        await self.start(
+            200,
+            [
+                (b"content-type", self._encoder.stream_type.encode()),
+                (b"cache-control", b"no-cache"),
+                (b"x-accel-buffering", b"no"),
+                *headers,
+            ],
+        )
+
+    async def write(self, body: bytes, more: bool, now: float) -> None:
+        self.wrote_at = now
+        self.ended = not more
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def pulse(self, now: float) -> None:
+        """Say that we are still here. From now on a failure can only be told inside the stream."""
+        if not self._encoder.keep_alive:
+            return
+        if self.status is None:
+            await self.start_stream([(b"x-weighbridge-ticket", self.ticket.encode())] if self.ticket else [])
+        if not self.ended:
+            await self.write(self._encoder.keep_alive, True, now)
+
+    async def fail(self, error: Exception, now: float) -> None:
+        """Tell the client what went wrong, in the way that is still open."""
+        if self.ended:
+            return
+        failure = answered_error(error) if isinstance(error, Answered) else as_api_error(error)
+        if self.status is not None:
+            await self.write(self._encoder.failure(failure), False, now)
+            return
+        body, headers = self._protocol.error(failure), self._ticket_header()
+        content_type = "application/json"
+        if isinstance(error, Answered):
+            headers += passed_headers(error.headers)
+            content_type = error.headers.get("content-type", content_type)
+            if self._protocol.passes_errors:
+                body = error.body
+        else:
+            headers += retry_after_header(failure)
+        headers += [(b"content-type", content_type.encode("latin-1")), (b"content-length", b"%d" % len(body))]
+        await self.start(failure.status, headers)
+        await self.write(body, False, now)
+
+    def _ticket_header(self) -> HeaderList:
+        return [(b"x-weighbridge-ticket", self.ticket.encode())] if self.ticket else []
+
+
+class Answers:
+    """All answers being written. One task keeps quiet lines open, whatever their number."""
+
+    def __init__(self, service: Service, clock: Callable[[], float]) -> None:
+        self._service = service
+        self._clock = clock
+        self._lines: set[Line] = set()
+        self._pulses: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._pulses = asyncio.create_task(self._pulse())
+
+    async def stop(self) -> None:
+        if self._pulses is not None:
+            self._pulses.cancel()
+            await asyncio.gather(self._pulses, return_exceptions=True)
+
+    async def answer(self, ask: Ask, protocol: WireProtocol, receive: Receive, send: Send) -> int:
+        """Serve one request to its end; return the status. A client that goes away cancels it at once.
+
+        Raises what nobody foresaw, after the client was told.
+        """
+        encoder = protocol.encoder(ask)
+        line = Line(send, protocol, encoder, ask.stream, self._clock())
+        task = asyncio.current_task()
+        assert task is not None
+        gone = False
+
+        async def watch() -> None:
+            nonlocal gone
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            gone = True
+            task.cancel()
+
+        watcher = asyncio.create_task(watch())
+        self._lines.add(line)
+        try:
+            await self._serve(ask, encoder, line)
+        except asyncio.CancelledError:
+            if not gone:
+                raise
+            task.uncancel()
+        finally:
+            self._lines.discard(line)
+            watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await watcher
+        return line.status or CLIENT_GONE
+
+    async def _serve(self, ask: Ask, encoder: Encoder, line: Line) -> None:
+        journey: Journey | None = None
+        error: str | None = None
+        try:
+            try:
+                journey = await self._service.admit(ask)
+            finally:  # which id it has is known only now: a refusal has a ticket too
+                line.ticket = ask.id
+            opened = await journey.open()
+            if opened.is_stream and opened.status < 400:
+                await self._stream(journey, encoder, line)
+            else:
+                await self._whole(journey, encoder, line)
+        except asyncio.CancelledError:
+            raise
+        except OSError:
+            error = "the client's connection broke"
+        except Exception as failure:
+            error = str(failure)
+            await line.fail(failure, self._clock())
+            if not isinstance(failure, Answered) and as_api_error(failure).status == 500:
+                raise
+        finally:
+            if journey is not None:
+                await journey.close(error)
+
+    async def _stream(self, journey: Journey, encoder: Encoder, line: Line) -> None:
+        clock, encode = self._clock, encoder.event
+        if line.status is None:
+            await line.start_stream(journey.headers())
+        async for event in journey.stream():
+            body = encode(event)
+            if body or event.last:
+                await line.write(body, not event.last, clock())
+        if not line.ended:
+            await line.write(encoder.end(), False, clock())
+
+    async def _whole(self, journey: Journey, encoder: Encoder, line: Line) -> None:
+        answer = await journey.whole()
+        body = encoder.whole(answer) if answer.status < 400 else answer.body
+        if line.status is not None:  # kept open as a stream, but what answered sent none
+            await line.write(b"data: " + body.replace(b"\n", b" ") + b"\n\n", False, self._clock())
+            return
+        headers = journey.headers()
+        headers.append((b"content-type", answer.content_type.encode("latin-1")))
+        headers.append((b"content-length", b"%d" % len(body)))
+        await line.start(answer.status, headers)
+        await line.write(body, False, self._clock())
+
+    async def _pulse(self) -> None:
+        while True:
+            await asyncio.sleep(KEEP_ALIVE_SECONDS / 3)
+            now = self._clock()
+            for line in list(self._lines):
+                if line.streaming and not line.ended and now - line.wrote_at >= KEEP_ALIVE_SECONDS:
+                    with suppress(OSError):
+                        await line.pulse(now)
+
+
+def answered_error(error: Answered) -> ApiError:
+    """A server's own error as one of ours, for a protocol or a moment that cannot pass it on as it came."""
+    fields = error_fields(error.body)
+    code = fields.get("code")
+    kind = str(fields.get("type") or ("invalid_request_error" if error.status < 500 else "server_error"))
+    return ApiError(
+        error.status, error_message(error.body), kind=kind, code=None if code is None else str(code)
+    )
+
+
+def passed_headers(headers: Any) -> HeaderList:
+    """A server's headers that go on to the client; its ticket goes under a name of its own."""
+    passed: HeaderList = []
+    for name, value in headers.items():
+        if name == "x-weighbridge-ticket":
+            passed.append((b"x-weighbridge-replica-ticket", value.encode("latin-1")))
+        elif name not in _NOT_PASSED_ON and name not in _OURS:
+            passed.append((name.encode("latin-1"), value.encode("latin-1")))
+    return passed
+
+
+_OURS = frozenset({"x-weighbridge-replica", "x-weighbridge-cost", "x-weighbridge-placement"})

@@ -1,0 +1,119 @@
+"""OpenAI's chat completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from weighbridge.wire.ask import Ask
+from weighbridge.wire.body import decode
+from weighbridge.wire.events import FinishPart, Part, ReasoningPart, RefusalPart, TextPart, ToolCallPart
+from weighbridge.wire.openai import (
+    Common,
+    NonNegative,
+    OpenAIEncoder,
+    Peek,
+    Positive,
+    Tool,
+    ToolChoice,
+    ask_of,
+    body_of,
+    choice_index,
+    datas,
+    delta_of,
+    message_parts,
+    parts_of,
+)
+from weighbridge.wire.protocol import WireProtocol
+
+PATH = "/v1/chat/completions"
+
+
+class ChatRequest(Common, kw_only=True):
+    """A chat as an engine reads it."""
+
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    max_completion_tokens: Positive | None = None
+    logprobs: bool | None = None
+    top_logprobs: NonNegative | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+
+    @property
+    def wants_tools(self) -> bool:
+        return bool(self.tools) and self.tool_choice != "none"
+
+
+class _Message(Struct):
+    role: Annotated[str, Meta(min_length=1)]
+
+
+class _ChatPeek(Peek, kw_only=True):
+    """A chat as a door reads it: what it says passes unseen."""
+
+    messages: Annotated[list[_Message], Meta(min_length=1)]
+    max_completion_tokens: Positive | None = None
+
+
+class ChatProtocol(WireProtocol):
+    name, path = "chat", PATH
+
+    def read(self, body: bytes) -> Ask:
+        peek = decode(body, _ChatPeek)
+        ask = ask_of(PATH, peek, body)
+        ask.max_tokens = peek.max_completion_tokens or peek.max_tokens
+        return ask
+
+    def encoder(self, ask: Ask) -> ChatEncoder:
+        return ChatEncoder(ask)
+
+
+class ChatEncoder(OpenAIEncoder):
+    def __init__(self, ask: Ask) -> None:
+        super().__init__(
+            ask, "chatcmpl", "chat.completion.chunk", "chat.completion", chat_parts, chat_answer_parts
+        )
+
+    def empty_choice(self, index: int) -> dict[str, Any]:
+        message = {"role": "assistant", "content": ""}
+        return {"index": index, "message": message, "logprobs": None, "finish_reason": None}
+
+    def add_to(self, choice: dict[str, Any], part: Part) -> None:
+        message = choice["message"]
+        for key, part_type in (
+            ("content", TextPart),
+            ("reasoning_content", ReasoningPart),
+            ("refusal", RefusalPart),
+        ):
+            if isinstance(part, part_type):
+                message[key] = (message.get(key) or "") + part.text
+        if isinstance(part, ToolCallPart):
+            calls = message.setdefault("tool_calls", [])
+            while len(calls) <= part.index:
+                calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+            call = calls[part.index]
+            call["id"] = call["id"] or part.id
+            call["function"]["name"] = call["function"]["name"] or part.name
+            call["function"]["arguments"] += part.arguments
+
+    def chunk_choice(self, part: Part) -> dict[str, Any]:
+        finish = part.reason if isinstance(part, FinishPart) else None
+        index = getattr(part, "choice", 0)
+        return {"index": index, "delta": delta_of(part), "logprobs": None, "finish_reason": finish}
+
+
+def chat_parts(raw: bytes) -> Sequence[Part]:
+    """The parts of `chat.completion.chunk` events."""
+    return parts_of(datas(raw), lambda choice: message_parts(choice.get("delta"), choice_index(choice)))
+
+
+def chat_answer_parts(body: bytes) -> Sequence[Part]:
+    """The parts of a whole `chat.completion`."""
+    return parts_of(
+        [body_of(body)], lambda choice: message_parts(choice.get("message"), choice_index(choice))
+    )

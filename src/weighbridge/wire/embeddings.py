@@ -1,0 +1,87 @@
+"""OpenAI's embeddings, and as an extension those of a chat's prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from weighbridge.wire.ask import Ask
+from weighbridge.wire.body import decode
+from weighbridge.wire.chat import ChatRequest
+from weighbridge.wire.errors import ApiError, error_event
+from weighbridge.wire.events import Event, Part
+from weighbridge.wire.extension import Extension
+from weighbridge.wire.journey import WholeAnswer
+from weighbridge.wire.openai import Peek, Positive, Tool, ToolChoice, ask_of
+from weighbridge.wire.protocol import Encoder, WireProtocol
+
+PATH = "/v1/embeddings"
+
+
+class EmbeddingRequest(Struct, kw_only=True):
+    """OpenAI's, and as an extension a chat in place of `input`: what a chat completion of it would compute."""
+
+    model: str | None = None
+    input: Any = None
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Positive | None = None
+    user: str | None = None
+    weighbridge: Extension | None = None
+
+    def chat(self) -> ChatRequest | None:
+        """The chat whose prompt is to be embedded; None when it is `input`."""
+        if self.messages is None:
+            return None
+        return ChatRequest(
+            messages=self.messages,
+            tools=self.tools,
+            tool_choice=self.tool_choice,
+            chat_template_kwargs=self.chat_template_kwargs,
+            add_generation_prompt=self.add_generation_prompt,
+        )
+
+
+class EmbeddingProtocol(WireProtocol):
+    name, path = "embeddings", PATH
+
+    def read(self, body: bytes) -> Ask:
+        ask = ask_of(PATH, decode(body, Peek), body)
+        ask.stream = False
+        if _given(ask, "input") == _given(ask, "messages"):
+            raise ApiError(400, "give either `input` or `messages`", param="input")
+        return ask
+
+    def encoder(self, ask: Ask) -> EmbeddingEncoder:
+        return EmbeddingEncoder()
+
+
+def _given(ask: Ask, name: str) -> bool:
+    return name in ask.fields and bytes(ask.fields[name]) != b"null"
+
+
+class EmbeddingEncoder(Encoder):
+    """Embeddings are never streamed, and go out as they came."""
+
+    def event(self, event: Event) -> bytes:
+        return event.raw
+
+    def end(self) -> bytes:
+        return b""
+
+    def failure(self, error: ApiError) -> bytes:
+        return error_event(error)
+
+    def whole(self, answer: WholeAnswer) -> bytes:
+        return answer.body
+
+
+def embedding_parts(body: bytes) -> Sequence[Part]:
+    """Vectors are no parts of a conversation."""
+    return []

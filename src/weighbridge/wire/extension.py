@@ -1,0 +1,143 @@
+"""How a request is to be treated: the body's key `weighbridge` and the `x-weighbridge-*` headers, read in one place.
+
+Where a word can only restrict, the words of all sides add up: labels are united, the later priority, the nearer
+deadline, the smaller sum and `only_edge` hold, whoever says so. Where it can widen, the trusted side has the last
+word: a key's tenant cannot be overridden.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from weighbridge.wire.ask import Ask, Placement
+from weighbridge.wire.errors import ApiError
+from weighbridge.wire.headers import OURS, PASSED_ON
+
+MAX_LABELS = 32
+#: A lower priority runs first; what is outside is moved to the bound.
+LOWEST_PRIORITY, HIGHEST_PRIORITY = -1000, 1000
+#: Characters of a name that a client chooses: tenant, route, session.
+LONGEST_NAME = 200
+
+PlacementWord = Literal["only_edge", "prefer_edge", "prefer_cloud", "only_cloud"]
+Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
+
+_TICKET = re.compile("[0-9a-f]{32}")
+_FLAGS = {
+    word: value
+    for value, words in ((True, "1 true yes on"), (False, "0 false no off"))
+    for word in words.split()
+}
+
+
+class Extension(Struct, forbid_unknown_fields=True):
+    """The body key `weighbridge`. An unknown field is an error: a misspelt restriction must not be ignored."""
+
+    tenant: Annotated[str, Meta(min_length=1, max_length=LONGEST_NAME)] | None = None
+    priority: int | None = None
+    deadline_ms: Annotated[float, Meta(gt=0.0)] | None = None
+    placement: PlacementWord | None = None
+    labels: Annotated[list[str], Meta(max_length=MAX_LABELS)] | None = None
+    max_usd: Annotated[float, Meta(ge=0.0)] | None = None
+    speculative: bool | None = None
+    route: Name | None = None
+    session: Name | None = None
+    resume: bool | None = None
+
+
+def apply_caller(ask: Ask, headers: Mapping[str, str], key_tenant: str | None, now: float) -> None:
+    """Write into `ask` who asks and how it is to be treated. `now` is the server's clock.
+
+    `key_tenant` is whom the API key belongs to, if keys are asked for. Raises ApiError 400 naming the header.
+    """
+    body = ask.extension or _NOTHING
+    ours = {name[len(OURS) :]: value for name, value in headers.items() if name.startswith(OURS)}
+    proposed = ours.get("ticket", "")
+    ask.proposed_id = _TICKET.fullmatch(proposed) is not None
+    ask.id = proposed if ask.proposed_id else uuid.uuid4().hex
+    ask.headers = {name: value for name, value in headers.items() if name in PASSED_ON}
+    ask.tenant = (key_tenant or body.tenant or ours.get("tenant") or ask.user or "default")[:LONGEST_NAME]
+    ask.route = (body.route or ours.get("route") or ask.path.rsplit("/v1/", 1)[-1])[:LONGEST_NAME]
+    ask.session = (body.session or ours.get("session") or "")[:LONGEST_NAME]
+    ask.priority = _priority(body.priority, ours)
+    deadlines = [value for value in (body.deadline_ms, _number(ours, "deadline-ms", above=0.0)) if value]
+    if deadlines:
+        ask.deadline_ms = min(deadlines)
+        ask.deadline = now + ask.deadline_ms / 1e3
+    sums = [value for value in (body.max_usd, _number(ours, "max-usd", min=0.0)) if value is not None]
+    ask.max_usd = min(sums) if sums else None
+    ask.placement = _placement(body.placement, ours)
+    ask.labels = _labels(body.labels, ours)
+    resume = _flag(ours, "resume")
+    ask.resume = resume if body.resume is None else body.resume
+    ask.speculative = bool(body.speculative) or bool(_flag(ours, "speculative"))
+
+
+_NOTHING = Extension()
+
+
+def _priority(inside: int | None, ours: Mapping[str, str]) -> int:
+    outside = _number(ours, "priority")
+    given = [value for value in (inside, outside) if value is not None]
+    return int(max(LOWEST_PRIORITY, min(max(given), HIGHEST_PRIORITY))) if given else 0
+
+
+def _placement(inside: str | None, ours: Mapping[str, str]) -> Placement:
+    outside = ours.get("placement")
+    words = [Placement(word) for word in (inside,) if word is not None]
+    for word in (outside or "").split(","):
+        if (word := word.strip()) and outside is not None:
+            if word not in _PLACEMENTS:
+                raise _unusable("placement", outside, f"use {', '.join(_PLACEMENTS)}")
+            words.append(Placement(word))
+    if outside is not None and not outside.strip():
+        raise _unusable("placement", outside, f"use {', '.join(_PLACEMENTS)}")
+    if Placement.ONLY_EDGE in words:
+        return Placement.ONLY_EDGE
+    return words[0] if words else Placement.AUTO
+
+
+_PLACEMENTS = [str(word) for word in Placement if word is not Placement.AUTO]
+
+
+def _labels(inside: list[str] | None, ours: Mapping[str, str]) -> frozenset[str]:
+    """Labels come beside the prompt, never out of it; their case does not matter."""
+    words = [*(inside or ()), *ours.get("labels", "").split(",")]
+    labels = frozenset(word.strip().casefold() for word in words if word.strip())
+    if len(labels) > MAX_LABELS:
+        raise ApiError(400, f"weighbridge.labels: at most {MAX_LABELS} can be given", param="weighbridge")
+    return labels
+
+
+def _number(
+    ours: Mapping[str, str], name: str, *, min: float = -math.inf, above: float = -math.inf
+) -> float | None:
+    if name not in ours:
+        return None
+    try:
+        value = float(ours[name])
+    except ValueError:
+        value = math.nan
+    if not (abs(value) < 1e12 and value >= min and value > above):
+        raise _unusable(name, ours[name])
+    return value
+
+
+def _flag(ours: Mapping[str, str], name: str) -> bool | None:
+    if name not in ours:
+        return None
+    value = _FLAGS.get(ours[name].strip().lower())
+    if value is None:
+        raise _unusable(name, ours[name], "use true or false")
+    return value
+
+
+def _unusable(name: str, value: str, remedy: str = "") -> ApiError:
+    said = f"header {OURS}{name}: {value[:LONGEST_NAME]!r} is not usable"
+    return ApiError(400, f"{said}; {remedy}" if remedy else said)

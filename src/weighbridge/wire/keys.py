@@ -1,0 +1,62 @@
+"""API keys: whose request it is. One reader for every door."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from weighbridge.wire.errors import ApiError
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A secret and the tenant it stands for. `expires`: epoch seconds; None: never."""
+
+    tenant: str
+    secret: str = field(repr=False)
+    expires: float | None = None
+
+
+class Keys:
+    """Looks tenants up by the digest of their key, so that comparing takes the same time for all."""
+
+    def __init__(self, keys: Iterable[ApiKey] = (), admin: str | None = None) -> None:
+        """`admin`: the operator's own key, which may change replicas; None: nobody may."""
+        self._admin = admin
+        self._tenants = {_digest(key.secret): (key.tenant, key.expires) for key in keys}
+
+    def tenant(self, headers: Mapping[str, str]) -> str | None:
+        """Return the tenant of the caller's key; None when no keys are asked for. Raises ApiError 401."""
+        if not self._tenants:
+            return None
+        entry = self._tenants.get(_digest(bearer(headers)))
+        if entry is None:
+            message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"
+            raise ApiError(401, message, code="invalid_api_key")
+        tenant, expires = entry
+        if expires is not None and time.time() >= expires:
+            day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(expires))
+            raise ApiError(401, f"this API key expired at {day}; ask for a new one", code="expired_api_key")
+        return tenant
+
+    def check_admin(self, headers: Mapping[str, str]) -> None:
+        """Raises ApiError 401 or 403 unless the operator's key was sent."""
+        if self._admin is None:
+            message = "replicas cannot be changed at run time: the configuration has no admin_key"
+            raise ApiError(403, message, code="admin_disabled")
+        if not hmac.compare_digest(bearer(headers).encode(), self._admin.encode()):
+            message = "the admin key is missing or wrong; send it as `Authorization: Bearer KEY`"
+            raise ApiError(401, message, code="invalid_admin_key")
+
+
+def bearer(headers: Mapping[str, str]) -> str:
+    """The secret in `Authorization: Bearer SECRET`; empty where there is none. The scheme's case does not matter."""
+    scheme, _, secret = headers.get("authorization", "").partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" else ""
+
+
+def _digest(secret: str) -> bytes:
+    return blake2b(secret.encode("utf-8", "surrogatepass"), digest_size=32).digest()

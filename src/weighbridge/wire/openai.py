@@ -1,0 +1,310 @@
+"""What OpenAI's endpoints have in common: the types of their requests, their events and their answers."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from weighbridge.wire.ask import Ask, Fields
+from weighbridge.wire.errors import ApiError, error_event
+from weighbridge.wire.events import (
+    ErrorPart,
+    Event,
+    FinishPart,
+    Parse,
+    Part,
+    ReasoningPart,
+    RefusalPart,
+    TextPart,
+    ToolCallPart,
+    UsagePart,
+)
+from weighbridge.wire.extension import Extension
+from weighbridge.wire.journey import WholeAnswer
+from weighbridge.wire.protocol import Encoder
+from weighbridge.wire.sse import DONE, event_data
+from weighbridge.wire.usage import read_usage, usage_fields
+
+Positive = Annotated[int, Meta(ge=1)]
+NonNegative = Annotated[int, Meta(ge=0)]
+Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
+Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
+
+_encode = msgspec.json.encode
+_decode_fields = msgspec.json.Decoder(Fields).decode
+
+
+class StreamOptions(Struct):
+    include_usage: bool = False
+
+
+class JsonSchema(Struct):
+    name: str = ""
+    schema: dict[str, Any] | bool | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(Struct):
+    """Constraints beyond OpenAI's, named as vLLM names them."""
+
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    grammar: str | None = None
+
+
+class Peek(Struct, kw_only=True):
+    """The fields that every door reads. All others pass unseen to whoever answers."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Positive | None = None
+    max_tokens: Positive | None = None
+    user: str | None = None
+    weighbridge: Extension | None = None
+
+
+class Common(Peek, kw_only=True):
+    """Fields of both kinds of completion. Unknown fields are ignored, as OpenAI's clients expect."""
+
+    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    min_p: Fraction | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[NonNegative] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: NonNegative | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+
+class Function(Struct):
+    name: Annotated[str, Meta(min_length=1)]
+    description: str | UnsetType = UNSET
+    parameters: dict[str, Any] | UnsetType = UNSET
+
+
+class Tool(Struct):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Struct):
+    name: str
+
+
+class NamedTool(Struct):
+    function: NamedFunction
+    type: Literal["function"] = "function"
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool
+
+
+def ask_of(path: str, peek: Peek, body: bytes) -> Ask:
+    """The common request: what `peek` read, and every value of the body as it was written."""
+    return Ask(
+        id="",
+        path=path,
+        fields=_decode_fields(body),
+        model=peek.model or "",
+        tenant="",
+        stream=bool(peek.stream),
+        wants_usage=peek.stream_options is not None and peek.stream_options.include_usage,
+        max_tokens=peek.max_tokens,
+        choices=peek.n or 1,
+        raw=body,
+        extension=peek.weighbridge,
+        user=peek.user,
+    )
+
+
+# -- answers as parts ------------------------------------------------------------------------------------
+
+
+def body_of(event: bytes) -> dict[str, Any] | None:
+    """The JSON object of an event's data; None for everything else."""
+    if not event.startswith(b"{"):
+        return None
+    try:
+        value = msgspec.json.decode(event)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def error_part(fields: Any) -> ErrorPart:
+    if not isinstance(fields, dict):
+        return ErrorPart(str(fields))
+    code, kind = fields.get("code"), fields.get("type")
+    return ErrorPart(
+        str(fields.get("message") or "the request failed"),
+        None if code is None else str(code),
+        str(kind or "server_error"),
+    )
+
+
+def parts_of(bodies: Sequence[dict[str, Any] | None], choice_parts: Any) -> list[Part]:
+    """The parts of decoded chunks or answers; `choice_parts` reads one choice."""
+    parts: list[Part] = []
+    for body in bodies:
+        if body is None:
+            continue
+        if body.get("error"):
+            parts.append(error_part(body["error"]))
+        choices = body.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict):
+                parts += choice_parts(choice)
+                if isinstance(reason := choice.get("finish_reason"), str):
+                    parts.append(FinishPart(reason, choice_index(choice)))
+        usage = read_usage(body.get("usage"))
+        if usage is not None:
+            parts.append(UsagePart(usage))
+    return parts
+
+
+def choice_index(choice: dict[str, Any]) -> int:
+    index = choice.get("index")
+    return index if type(index) is int and index >= 0 else 0
+
+
+def message_parts(message: Any, index: int) -> list[Part]:
+    """What a chat's `delta` or `message` says."""
+    if not isinstance(message, dict):
+        return []
+    parts: list[Part] = []
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    if reasoning and isinstance(reasoning, str):
+        parts.append(ReasoningPart(reasoning, index))
+    if (content := message.get("content")) and isinstance(content, str):
+        parts.append(TextPart(content, index))
+    if (refusal := message.get("refusal")) and isinstance(refusal, str):
+        parts.append(RefusalPart(refusal, index))
+    calls = message.get("tool_calls")
+    for place, call in enumerate(calls if isinstance(calls, list) else ()):
+        if isinstance(call, dict):
+            function = call.get("function")
+            function = function if isinstance(function, dict) else {}
+            position = call.get("index", place)
+            parts.append(
+                ToolCallPart(
+                    position if type(position) is int else place,
+                    str(function.get("arguments") or ""),
+                    str(call.get("id") or ""),
+                    str(function.get("name") or ""),
+                    index,
+                )
+            )
+    return parts
+
+
+def delta_of(part: Part) -> dict[str, Any]:
+    """A part as OpenAI's `delta`; empty for what is no content."""
+    if isinstance(part, TextPart):
+        return {"content": part.text}
+    if isinstance(part, ReasoningPart):
+        return {"reasoning_content": part.text}
+    if isinstance(part, RefusalPart):
+        return {"refusal": part.text}
+    if isinstance(part, ToolCallPart):
+        call: dict[str, Any] = {"index": part.index, "function": {"arguments": part.arguments}}
+        if part.name:
+            call["function"]["name"] = part.name
+        return {"tool_calls": [{**call, "id": part.id, "type": "function"} if part.id else call]}
+    return {}
+
+
+# -- answers as bytes ------------------------------------------------------------------------------------
+
+
+class OpenAIEncoder(Encoder):
+    """Passes bytes of its own protocol through, and writes chunks for what comes in another one."""
+
+    def __init__(
+        self, ask: Ask, prefix: str, chunk: str, whole: str, parse: Parse, parse_whole: Parse
+    ) -> None:
+        self._parse, self._parse_whole = parse, parse_whole
+        self._chunk, self._whole = chunk, whole
+        self._head = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": ask.model}
+        self._wants_usage = ask.wants_usage
+        self._passed = False
+
+    def event(self, event: Event) -> bytes:
+        if event.parse is self._parse:
+            self._passed = True
+            return event.raw
+        return b"".join([self._written(part) for part in event.parts])
+
+    def end(self) -> bytes:
+        return b"" if self._passed else DONE
+
+    def failure(self, error: ApiError) -> bytes:
+        return error_event(error)
+
+    def whole(self, answer: WholeAnswer) -> bytes:
+        if answer.parse is self._parse_whole:
+            return answer.body
+        return _encode(self.whole_of(answer.parse(answer.body)))
+
+    def whole_of(self, parts: Sequence[Part]) -> dict[str, Any]:
+        """An answer in one piece out of its parts."""
+        choices: dict[int, dict[str, Any]] = {}
+        result: dict[str, Any] = {**self._head, "object": self._whole}
+        for part in parts:
+            if isinstance(part, UsagePart):
+                result["usage"] = usage_fields(part.usage)
+            elif not isinstance(part, ErrorPart):
+                choice = choices.setdefault(part.choice, self.empty_choice(part.choice))
+                if isinstance(part, FinishPart):
+                    choice["finish_reason"] = part.reason
+                else:
+                    self.add_to(choice, part)
+        result["choices"] = [choices[index] for index in sorted(choices)]
+        return result
+
+    @abstractmethod
+    def empty_choice(self, index: int) -> dict[str, Any]:
+        """A choice of an answer in one piece, before anything was said."""
+
+    @abstractmethod
+    def add_to(self, choice: dict[str, Any], part: Part) -> None:
+        """Add what a part says to a choice."""
+
+    @abstractmethod
+    def chunk_choice(self, part: Part) -> dict[str, Any]:
+        """A part as the one choice of a chunk."""
+
+    def _written(self, part: Part) -> bytes:
+        if isinstance(part, ErrorPart):
+            return error_event(ApiError(500, part.message, kind=part.kind, code=part.code))
+        chunk: dict[str, Any] = {**self._head, "object": self._chunk, "choices": []}
+        if isinstance(part, UsagePart):
+            if not self._wants_usage:
+                return b""
+            chunk["usage"] = usage_fields(part.usage)
+        else:
+            chunk["choices"] = [self.chunk_choice(part)]
+        return b"data: " + _encode(chunk) + b"\n\n"
+
+
+def datas(raw: bytes) -> list[dict[str, Any] | None]:
+    """The JSON objects of whole events."""
+    return [body_of(data) for data in event_data(raw)]

@@ -1,0 +1,61 @@
+"""What a protocol is: one module that turns its requests into `Ask` and the common events into its own bytes.
+
+Everything behind a door is the same for every protocol. To add one, write a module with a `WireProtocol` and put it
+into the door's table; nothing else has to know.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from weighbridge.wire.ask import Ask
+from weighbridge.wire.errors import ApiError, error_body
+from weighbridge.wire.events import Event
+from weighbridge.wire.journey import WholeAnswer
+
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+
+
+class Encoder(ABC):
+    """Writes one answer. An encoder belongs to one request; what a stream must remember is kept here."""
+
+    stream_type = EVENT_STREAM
+    #: What keeps a silent stream open; empty where the protocol has nothing that readers skip.
+    keep_alive = b": keep-alive\n\n"
+
+    @abstractmethod
+    def event(self, event: Event) -> bytes:
+        """The bytes of an event in this protocol; empty when it has nothing to show."""
+
+    @abstractmethod
+    def end(self) -> bytes:
+        """What follows the last event, where the event itself did not say so."""
+
+    @abstractmethod
+    def failure(self, error: ApiError) -> bytes:
+        """An error inside a stream that has begun; nothing follows it."""
+
+    @abstractmethod
+    def whole(self, answer: WholeAnswer) -> bytes:
+        """The body of an answer in one piece."""
+
+
+class WireProtocol(ABC):
+    """One way for clients to ask. `path` is its endpoint."""
+
+    name: str
+    path: str
+    #: Whether another server's error body goes to the client as it came: it is in OpenAI's shape.
+    passes_errors = True
+
+    @abstractmethod
+    def read(self, body: bytes) -> Ask:
+        """What a body asks, without who asks. Raises ApiError 400 naming the field that is wrong."""
+
+    @abstractmethod
+    def encoder(self, ask: Ask) -> Encoder:
+        """The writer of the answer to `ask`."""
+
+    def error(self, error: ApiError) -> bytes:
+        """The body of an error answer: OpenAI's shape, unless the protocol has another."""
+        return error_body(error)

@@ -1,0 +1,27 @@
+"""The protocols that every door speaks, by endpoint, and the readers of what servers behind us answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from weighbridge.wire import chat, completions, embeddings
+from weighbridge.wire.events import Parse
+from weighbridge.wire.protocol import WireProtocol
+
+PROTOCOLS: tuple[WireProtocol, ...] = (
+    chat.ChatProtocol(),
+    completions.CompletionProtocol(),
+    embeddings.EmbeddingProtocol(),
+)
+
+#: Reads the events, and the whole answers, of a server that was asked at a path.
+EVENT_PARSERS: Mapping[str, Parse] = {
+    chat.PATH: chat.chat_parts,
+    completions.PATH: completions.completion_parts,
+    embeddings.PATH: embeddings.embedding_parts,
+}
+ANSWER_PARSERS: Mapping[str, Parse] = {
+    chat.PATH: chat.chat_answer_parts,
+    completions.PATH: completions.completion_answer_parts,
+    embeddings.PATH: embeddings.embedding_parts,
+}
