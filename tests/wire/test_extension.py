@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weighbridge.wire.ask import Ask, Placement
+from weighbridge.wire.ask import Ask, Extension, Placement
 from weighbridge.wire.errors import ApiError
-from weighbridge.wire.extension import HIGHEST_PRIORITY, LOWEST_PRIORITY, Extension, apply_caller
+from weighbridge.wire.extension import HIGHEST_PRIORITY, LOWEST_PRIORITY, apply_caller
 from weighbridge.wire.headers import headers_of
 
 

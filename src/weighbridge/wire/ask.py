@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
-
-if TYPE_CHECKING:
-    from weighbridge.wire.extension import Extension
+from msgspec import Meta, Struct
 
 #: Values of a request by their common names ("messages", "prompt", "tools", "temperature", ...), as they were written.
 Fields = dict[str, msgspec.Raw]
+
+#: Characters of a name that a client chooses: tenant, route, session.
+LONGEST_NAME = 200
+#: Labels of one request.
+MAX_LABELS = 32
+
+PlacementWord = Literal["only_edge", "prefer_edge", "prefer_cloud", "only_cloud"]
+Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
 
 _encode = msgspec.json.encode
 
@@ -26,6 +32,21 @@ class Placement(StrEnum):
     PREFER_EDGE = "prefer_edge"
     PREFER_CLOUD = "prefer_cloud"
     ONLY_CLOUD = "only_cloud"
+
+
+class Extension(Struct, forbid_unknown_fields=True):
+    """The body key `weighbridge`. An unknown field is an error: a misspelt restriction must not be ignored."""
+
+    tenant: Annotated[str, Meta(min_length=1, max_length=LONGEST_NAME)] | None = None
+    priority: int | None = None
+    deadline_ms: Annotated[float, Meta(gt=0.0)] | None = None
+    placement: PlacementWord | None = None
+    labels: Annotated[list[str], Meta(max_length=MAX_LABELS)] | None = None
+    max_usd: Annotated[float, Meta(ge=0.0)] | None = None
+    speculative: bool | None = None
+    route: Name | None = None
+    session: Name | None = None
+    resume: bool | None = None
 
 
 @dataclass(slots=True)

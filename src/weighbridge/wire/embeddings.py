@@ -7,12 +7,11 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from weighbridge.wire.ask import Ask
+from weighbridge.wire.ask import Ask, Extension
 from weighbridge.wire.body import decode
 from weighbridge.wire.chat import ChatRequest
 from weighbridge.wire.errors import ApiError, error_event
 from weighbridge.wire.events import Event, Part
-from weighbridge.wire.extension import Extension
 from weighbridge.wire.journey import WholeAnswer
 from weighbridge.wire.openai import Peek, Positive, Tool, ToolChoice, ask_of
 from weighbridge.wire.protocol import Encoder, WireProtocol

@@ -11,22 +11,13 @@ import math
 import re
 import uuid
 from collections.abc import Mapping
-from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
-
-from weighbridge.wire.ask import Ask, Placement
+from weighbridge.wire.ask import LONGEST_NAME, MAX_LABELS, Ask, Extension, Placement
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.headers import OURS, PASSED_ON
 
-MAX_LABELS = 32
 #: A lower priority runs first; what is outside is moved to the bound.
 LOWEST_PRIORITY, HIGHEST_PRIORITY = -1000, 1000
-#: Characters of a name that a client chooses: tenant, route, session.
-LONGEST_NAME = 200
-
-PlacementWord = Literal["only_edge", "prefer_edge", "prefer_cloud", "only_cloud"]
-Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
 
 _TICKET = re.compile("[0-9a-f]{32}")
 _FLAGS = {
@@ -34,21 +25,6 @@ _FLAGS = {
     for value, words in ((True, "1 true yes on"), (False, "0 false no off"))
     for word in words.split()
 }
-
-
-class Extension(Struct, forbid_unknown_fields=True):
-    """The body key `weighbridge`. An unknown field is an error: a misspelt restriction must not be ignored."""
-
-    tenant: Annotated[str, Meta(min_length=1, max_length=LONGEST_NAME)] | None = None
-    priority: int | None = None
-    deadline_ms: Annotated[float, Meta(gt=0.0)] | None = None
-    placement: PlacementWord | None = None
-    labels: Annotated[list[str], Meta(max_length=MAX_LABELS)] | None = None
-    max_usd: Annotated[float, Meta(ge=0.0)] | None = None
-    speculative: bool | None = None
-    route: Name | None = None
-    session: Name | None = None
-    resume: bool | None = None
 
 
 def apply_caller(ask: Ask, headers: Mapping[str, str], key_tenant: str | None, now: float) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from weighbridge.wire.ask import Ask, Fields
+from weighbridge.wire.ask import Ask, Extension, Fields
 from weighbridge.wire.errors import ApiError, error_event
 from weighbridge.wire.events import (
     ErrorPart,
@@ -25,7 +25,6 @@ from weighbridge.wire.events import (
     ToolCallPart,
     UsagePart,
 )
-from weighbridge.wire.extension import Extension
 from weighbridge.wire.journey import WholeAnswer
 from weighbridge.wire.protocol import Encoder
 from weighbridge.wire.sse import DONE, event_data

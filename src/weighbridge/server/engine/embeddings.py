@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
 from weighbridge.cost.usage import Usage
-from weighbridge.engine.api import Delta, Generation
+from weighbridge.engine.api import Delta, Engine, Generation
 from weighbridge.engine.request import SamplingParams
 from weighbridge.errors import NeverFits
 from weighbridge.server.engine.formats import Format, Gathered
-from weighbridge.server.engine.prompts import prompts_of
+from weighbridge.server.engine.prompts import PromptReader
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import decode
 from weighbridge.wire.embeddings import EmbeddingRequest
 from weighbridge.wire.errors import ApiError
-
-if TYPE_CHECKING:
-    from weighbridge.server.engine.service import EngineService
 
 #: An embedding is a prompt with no output: nothing is drawn.
 _NOTHING = SamplingParams(max_tokens=0, temperature=0.0)
@@ -67,12 +64,15 @@ class EmbeddingFormat(Format):
         }
 
 
-async def embedding_generations(service: EngineService, ask: Ask) -> tuple[list[Generation], EmbeddingFormat]:
+async def embedding_generations(
+    engine: Engine, reader: PromptReader, ask: Ask
+) -> tuple[list[Generation], EmbeddingFormat]:
     """One generation an input, and the format of the answer. Raises ApiError naming what is wrong, and where."""
     body = decode(ask.as_body(), EmbeddingRequest)
-    _check_width(body.dimensions, service.engine.hidden_size)
-    generations = [Generation(prompt, _NOTHING, embeds=True) for prompt in await _prompts(service, body)]
-    return generations, EmbeddingFormat(service.engine.model_name, body.encoding_format)
+    _check_width(body.dimensions, engine.hidden_size)
+    prompts = await _prompts(body, reader, engine.max_model_len)
+    generations = [Generation(prompt, _NOTHING, embeds=True) for prompt in prompts]
+    return generations, EmbeddingFormat(engine.model_name, body.encoding_format)
 
 
 def _check_width(dimensions: int | None, width: int | None) -> None:
@@ -84,19 +84,14 @@ def _check_width(dimensions: int | None, width: int | None) -> None:
         raise ApiError(400, message, param="dimensions")
 
 
-async def _prompts(service: EngineService, body: EmbeddingRequest) -> list[list[int]]:
+async def _prompts(body: EmbeddingRequest, reader: PromptReader, longest: int) -> list[list[int]]:
     """Token ids of all inputs, or of the one chat."""
-    chat, longest = body.chat(), service.engine.max_model_len
+    chat = body.chat()
     if (chat is None) == (body.input is None):
         raise ApiError(400, "give either `input` or `messages`", param="input")
     if chat is not None:
-        return [_fitting(await service.chat_prompt(chat), longest, "messages", "messages")]
-    inputs = prompts_of(body.input, service.limits, "input")
-    most = service.settings.max_inputs
-    if len(inputs) > most:
-        message = f"input: has {len(inputs)} texts, but one request takes at most {most}; send several"
-        raise ApiError(400, message, param="input")
-    prompts = await service.tokenised(inputs)
+        return [_fitting(await reader.chat(chat), longest, "messages", "messages")]
+    prompts = await reader.texts(body.input, "input", reader.limits.settings.max_inputs)
     places = ["input"] if len(prompts) == 1 else [f"input[{index}]" for index in range(len(prompts))]
     return [_fitting(prompt, longest, place, "input") for prompt, place in zip(prompts, places, strict=True)]
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.resources import files
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from weighbridge.engine.api import Engine, Generation
 from weighbridge.engine.request import Guide, SamplingParams
@@ -18,9 +18,9 @@ from weighbridge.server.engine.experts import ExpertEndpoints
 from weighbridge.server.engine.formats import ChatFormat, Format, TextFormat
 from weighbridge.server.engine.journey import EngineJourney, Running
 from weighbridge.server.engine.metrics import EngineMetrics
-from weighbridge.server.engine.prompts import checked_message, prompts_of
+from weighbridge.server.engine.prompts import ChatTokenizer, PromptReader
 from weighbridge.server.engine.sampling import Limits, guide_of, sampling_params
-from weighbridge.server.engine.tool_calls import forced_call_guide, tool_names, tools_for_template
+from weighbridge.server.engine.tool_calls import forced_call_guide, tool_names
 from weighbridge.server.settings import ServerSettings
 from weighbridge.wire import chat, completions, embeddings
 from weighbridge.wire.ask import Ask, Placement
@@ -31,29 +31,8 @@ from weighbridge.wire.errors import ApiError
 from weighbridge.wire.keys import Keys
 from weighbridge.wire.openai import Common
 
-#: Texts longer than this are tokenised in a thread, so that the event loop goes on.
-LONG_TEXT = 20_000
 #: Inputs of an embeddings request that are queued without a turn for others.
 BURST = 8
-
-
-class ChatTokenizer(Protocol):
-    """What the server needs of a tokenizer."""
-
-    vocab_size: int
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
-    def token_text(self, token: int) -> str: ...
-    def encode_chat(
-        self,
-        messages: Sequence[Any],
-        tools: Sequence[Any] | None = None,
-        add_generation_prompt: bool = True,
-        **options: Any,
-    ) -> list[int]: ...
-    @property
-    def supports_tools(self) -> bool: ...
 
 
 class EngineService:
@@ -77,7 +56,7 @@ class EngineService:
         self.keys = Keys(settings.api_keys)
         self.max_body = settings.max_body
         self.page = (files("weighbridge.server.engine") / "console.html").read_text(encoding="utf-8")
-        self.limits = Limits(settings, tokenizer.vocab_size)
+        self._prompts = PromptReader(tokenizer, Limits(settings, tokenizer.vocab_size))
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._validate_guide = validate_guide
@@ -141,7 +120,7 @@ class EngineService:
     async def _chat(self, ask: Ask) -> EngineJourney:
         body = decode(ask.as_body(), ChatRequest)
         guide = forced_call_guide(body) or guide_of(body)
-        prompt = await self.chat_prompt(body)
+        prompt = await self._prompts.chat(body)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         params = await self._params(
             body, body.max_completion_tokens or body.max_tokens, logprobs, guide, prompt
@@ -159,7 +138,7 @@ class EngineService:
             raise ApiError(
                 400, "best_of: must equal n; sampling more than is returned is not supported", param="best_of"
             )
-        prompts = await self.tokenised(prompts_of(body.prompt, self.limits))
+        prompts = await self._prompts.texts(body.prompt, "prompt")
         params = await self._params(
             body, body.max_tokens or 16, body.logprobs, guide_of(body), max(prompts, key=len)
         )
@@ -176,7 +155,7 @@ class EngineService:
         return self._journey(ask, body, prompts, params, forms)
 
     async def _embed(self, ask: Ask) -> EngineJourney:
-        generations, form = await embedding_generations(self, ask)
+        generations, form = await embedding_generations(self.engine, self._prompts, ask)
         running: list[Running] = []
         try:
             for start in range(0, len(generations), BURST):  # two thousand inputs take a second
@@ -204,31 +183,6 @@ class EngineService:
             message = f"the model {name!r} does not exist here; this server has {self._model!r}"
             raise UnknownModel(message, param="model")
 
-    async def chat_prompt(self, body: ChatRequest) -> list[int]:
-        """Token ids of a chat. Raises ApiError for tools or messages that the model's template cannot show."""
-        if body.wants_tools and not self._tokenizer.supports_tools and body.tool_choice in (None, "auto"):
-            raise ApiError(400, "tools: this model's chat template has no place for tools", param="tools")
-        messages = [checked_message(message, index) for index, message in enumerate(body.messages)]
-        options = body.chat_template_kwargs or {}
-        size = sum(len(str(message.get("content"))) for message in messages)
-
-        def encode() -> list[int]:
-            return self._tokenizer.encode_chat(
-                messages, tools_for_template(body), body.add_generation_prompt, **options
-            )
-
-        return await asyncio.to_thread(encode) if size > LONG_TEXT else encode()
-
-    async def tokenised(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
-        """Token ids of all prompts; much text is encoded in a thread."""
-        encode = self._tokenizer.encode
-
-        def tokenise() -> list[list[int]]:
-            return [encode(one) if isinstance(one, str) else one for one in prompts]
-
-        size = sum(len(one) for one in prompts if isinstance(one, str))
-        return await asyncio.to_thread(tokenise) if size > LONG_TEXT else tokenise()
-
     async def _params(
         self,
         body: Common,
@@ -241,7 +195,7 @@ class EngineService:
             await asyncio.to_thread(self._validate_guide, guide)
         room = max(self.engine.max_model_len - len(prompt), 1)
         wanted = max_tokens if max_tokens is not None else min(room, self.settings.default_max_tokens)
-        return sampling_params(body, wanted, logprobs, guide, self.limits)
+        return sampling_params(body, wanted, logprobs, guide, self._prompts.limits)
 
     def _journey(
         self,
