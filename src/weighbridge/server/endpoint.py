@@ -10,7 +10,6 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from weighbridge.ticket import TicketStore
 from weighbridge.wire.journey import Service
 from weighbridge.wire.keys import Keys
 
@@ -44,7 +43,6 @@ class TextTokenizer(Protocol):
 class HttpService(Service, Protocol):
     """A service that answers over HTTP: one engine, or a gateway. The door serves the same endpoints over both."""
 
-    tickets: TicketStore
     keys: Keys
     max_body: int  # bytes
     page: str  # the console, as HTML

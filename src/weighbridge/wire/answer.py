@@ -150,8 +150,8 @@ class Answers:
         try:
             try:
                 journey = await self._service.admit(ask)
-            finally:  # which id it has is known only now: a refusal has a ticket too
-                line.ticket = ask.id
+            finally:  # which id it has is known only now: a refusal may have a ticket too
+                line.ticket = ask.id if self._service.tickets.get(ask.id) is not None else ""
             opened = await journey.open()
             if opened.is_stream and opened.status < 400:
                 await self._stream(journey, encoder, line)

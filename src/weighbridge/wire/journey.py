@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from weighbridge.errors import WeighbridgeError
-from weighbridge.ticket import Ticket
+from weighbridge.ticket import Ticket, TicketStore
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.events import Event, Parse
 
@@ -74,12 +74,16 @@ class Journey(Protocol):
 class Service(Protocol):
     """What a door stands in front of."""
 
+    @property
+    def tickets(self) -> TicketStore: ...
+
     async def admit(self, ask: Ask) -> Journey:
         """Accept a request, or raise Refused or BadInput. The caller closes the journey."""
         ...
 
 
-class RouteLike(Service, Protocol):
-    """A service that a gateway has for a name of its own, and closes when it ends."""
+class RouteLike(Protocol):
+    """What a gateway has for a name of its own beside its models; it closes it when it ends."""
 
+    async def admit(self, ask: Ask) -> Journey: ...
     async def close(self) -> None: ...
