@@ -100,7 +100,8 @@ def test_no_score_price_or_failure_widens_policy(
         assert {place.level for place in reachable} == {Level.CLOUD}
     if plan.escalate:
         assert len(reachable) > 1
-        assert placement is Placement.AUTO
+        assert reachable[0].level is Level.EDGE
+        assert placement in (Placement.AUTO, Placement.ONLY_EDGE)
     assert plan.redact == (verdict.residency is Residency.REDACT)
     assert plan.reasons
 

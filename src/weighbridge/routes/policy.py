@@ -269,10 +269,10 @@ def _between(
         return free, False
     if score is None:
         reasons.append(f"no pre-router: the {free[0].name} answers first")
-        return free, True
+        return free, free[0].level is Level.EDGE
     sign = ">=" if score >= threshold else "<"
     reasons.append(f"score {score:.3f} {sign} threshold {threshold:.3f}")
-    return (cloud_first, False) if score >= threshold else (free, True)
+    return (cloud_first, False) if score >= threshold else (free, free[0].level is Level.EDGE)
 
 
 def _by_deadline(free: list[PlaceFacts], limit: float | None) -> list[PlaceFacts] | None:
