@@ -3,7 +3,7 @@
     python benchmarks/fleet_policies.py --loads 0.9 --seeds 2 --first-seed 10 \\
         --policies weigh,weigh_sum,weigh_plus_finish,weigh_times_finish
 
-The product's own score leaves it out; docs/policies.md says what these do instead.
+The product's own score leaves it out; docs/measured/policies.md says what these do instead.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Step time against batch size: a mixture of experts beside dense models of its total and of its active size.
 
-    python benchmarks/moe_step_time.py [--layers 30] [--svg docs/moe-step-time.svg] [--json FILE]
+    python benchmarks/moe_step_time.py [--layers 30] [--svg docs/measured/moe-step-time.svg] [--json FILE]
 
 All models have SmolLM2-135M's attention and random weights in bfloat16; the mixture has 8 experts of its
 feed-forward size and uses 2. Decode steps at context 100, every token at random, median of the repeats; mixtures run

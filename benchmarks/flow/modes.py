@@ -1,4 +1,4 @@
-"""The recorded agents under every mode, in virtual time: the table of docs/flow.md.
+"""The recorded agents under every mode, in virtual time: the table of docs/measured/flow.md.
 
     python -m benchmarks.flow.modes --data ../shared/data
 

@@ -25,7 +25,7 @@ def markdown(size: int, count: int, seed: int) -> list[str]:
 
 
 def _documentation() -> list[str]:
-    pages = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    pages = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
     return [line for page in pages for line in page.read_text(encoding="utf-8").splitlines() if line]
 
 

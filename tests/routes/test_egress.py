@@ -222,7 +222,7 @@ async def test_no_planted_secret_leaves_in_a_thousand_requests(residency: Reside
 
 
 async def test_base64_in_running_text_is_left_as_it_is() -> None:
-    """No detector reads it, which docs/hybrid.md says: whoever needs it kept uses `never_leaves`."""
+    """No detector reads it, which docs/guide/routes.md says: whoever needs it kept uses `never_leaves`."""
     hidden = base64.b64encode(b"ann@example.com and 4111111111111111").decode()
     cloud = Stub(answer=echo)
     async with serving(Stub(), cloud) as urls:

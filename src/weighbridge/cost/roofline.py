@@ -12,8 +12,8 @@ Of one iteration, per GPU:
 
 `Peak` holds the seconds at data-sheet speed and the counts that cost time of their own, `Efficiency` what becomes of
 them, and `coefficients` puts both together; all three take arrays for numbers, which is how `planner.speed_fit` found
-the efficiencies. `docs/planner.md` shows how far they are off, on models and GPUs that were not used to find them.
-`corrected` scales a cost to measurements of one's own.
+the efficiencies. `docs/measured/planner.md` shows how far they are off, on models and GPUs that were not used to find
+them. `corrected` scales a cost to measurements of one's own.
 """
 
 from __future__ import annotations

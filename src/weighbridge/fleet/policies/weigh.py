@@ -11,8 +11,8 @@ All of these streams are held up while prompts are computed, so their number is 
 of one half keeps the own wait from being outbid by an empty but slow replica. On a usual replica the score is
 the time to the first token itself. Nothing is tuned to a fleet: speeds come from the step costs and what the replica
 makes of them (`pace.py`), and what is usual from the fleet at that moment. The finish is predicted for the ticket; in
-the score it lengthens the tail of the first tokens (docs/policies.md). Affinity is no rule of its own; a cached
-prefix makes `seconds` short, and a line in front of it makes them long, for each request anew.
+the score it lengthens the tail of the first tokens (docs/measured/policies.md). Affinity is no rule of its own; a
+cached prefix makes `seconds` short, and a line in front of it makes them long, for each request anew.
 """
 
 from __future__ import annotations

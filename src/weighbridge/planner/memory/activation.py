@@ -8,7 +8,7 @@ remains of the budget becomes cache. Two candidates for the peak, whichever is l
     layers    max_num_batched_tokens x 2 bytes x (gate, up and product of the widest MLP / tp, or of the experts
               a token uses, + 5 hidden vectors)
 
-The constants were fitted on half of the recorded starts and checked on the other: `docs/planner.md`.
+The constants were fitted on half of the recorded starts and checked on the other: `docs/measured/planner.md`.
 """
 
 from __future__ import annotations

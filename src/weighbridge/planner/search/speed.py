@@ -20,7 +20,7 @@ SERVING_SECONDS = 0.02  # HTTP, tokenizing and the way to the first delta
 QUANTIZING = frozenset({"fp8", "fbgemm-fp8", "int8", "mxfp8", "nvfp4"})
 #: Weight formats of integers: 4-bit ones are unpacked to 16 bits, also where there are units for 4-bit floats.
 INTEGER = ("int4", "awq", "gptq", "bnb-4bit", "q2_", "q3_", "q4_", "q5_", "iq")
-#: Single estimates of a roofline lie within these factors of measurements nine times of ten: docs/planner.md.
+#: Single estimates of a roofline lie within these factors of measurements nine times of ten: docs/measured/planner.md.
 SPREAD = (0.75, 1.5)
 
 
