@@ -3,7 +3,7 @@
     python benchmarks/plan_cases.py DATA/memory/cases.jsonl           every figure of every case
     python benchmarks/plan_cases.py DATA/memory/cases.jsonl --cross   fit on one half, judge the other
 
-A case is a JSON object a line: see `weighbridge.planner.cases`. The first form prints for each figure what the
+A case is a JSON object a line: see `benchmarks.evidence.memory_cases`. The first form prints for each figure what the
 log said and what is planned, then how many lie within the bounds asked for (cache accounting 0.2 % or what the
 digits of the log leave open, weights 1 %, cache memory 5 %). The second fits the two constants of
 `weighbridge.planner.memory.activation` on the cases whose identifier hashes to even, prints the error of the cache
@@ -17,7 +17,10 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from weighbridge.planner.cases import Comparison, compare_all
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.evidence.memory_cases import Comparison, compare_all
+
 from weighbridge.planner.memory.activation import FITTED, Constants
 
 TOKENS = ("kv_tokens", "kv_blocks", "max_concurrency", "kv_mib", "kv_swa_mib", "k_mib", "states_mib")

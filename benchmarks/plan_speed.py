@@ -11,6 +11,7 @@ GPUs left out. The form of the roofline was chosen with the table in view, its n
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -19,8 +20,10 @@ from statistics import fmean, median
 
 import numpy as np
 
-from weighbridge.planner.speed_cases import SpeedCase, read_speed_cases
-from weighbridge.planner.speed_fit import Fitted, Floats, Table, errors, fit, held_out
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.evidence.speed_cases import SpeedCase, read_speed_cases
+from benchmarks.evidence.speed_fit import Fitted, Floats, Table, errors, fit, held_out
 
 LEFT_OUT: dict[str, Callable[[SpeedCase], object]] = {
     "(model, GPU)": lambda case: case.group,

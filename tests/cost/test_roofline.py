@@ -8,8 +8,7 @@ import pytest
 
 from weighbridge.cost.experts import uniform_coverage
 from weighbridge.cost.hardware import find_device
-from weighbridge.cost.roofline import Demand, corrected, decode_share, roofline
-from weighbridge.cost.step import Sample
+from weighbridge.cost.roofline import Demand, decode_share, roofline
 
 _DENSE = Demand(
     weight_bytes=16e9, expert_bytes=0.0, experts=0, experts_used=0, expert_layers=0, flops_per_token=16e9,
@@ -59,10 +58,3 @@ def test_share_of_decoding() -> None:
     assert decode_share(0, 10) == 1.0
     assert decode_share(1000, 0) == 0.0
     assert decode_share(1000, 200) == pytest.approx(220_000 / 720_000)
-
-
-def test_measurements_scale_the_cost() -> None:
-    cost = roofline(find_device("H100"), _DENSE)
-    samples = [Sample(n, n, 100 * n, 1.3 * cost.seconds(n, n, 100 * n)) for n in (1, 8, 64, 512)]
-    assert corrected(cost, samples).seconds(32, 32, 9999) == pytest.approx(1.3 * cost.seconds(32, 32, 9999))
-    assert corrected(cost, []) == cost

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-
-from weighbridge.planner.cases import Comparison, compare_all
+from benchmarks.evidence.memory_cases import Comparison, compare_all
 
 _DATA = Path(os.environ.get("WEIGHBRIDGE_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 _CASES = _DATA / "memory" / "cases.jsonl"

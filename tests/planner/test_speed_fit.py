@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.evidence.speed_cases import SpeedCase, read_speed_cases
+from benchmarks.evidence.speed_fit import Fitted, Table, errors, fit, held_out
 
 from weighbridge.cost.hardware import find_device
 from weighbridge.cost.roofline import at_data_sheet, efficiency_of, expert_use, roofline
@@ -15,8 +17,6 @@ from weighbridge.planner.memory.memory import plan_memory
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.memory.source import open_model
 from weighbridge.planner.search.speed import demand, time_per_token
-from weighbridge.planner.speed_cases import SpeedCase, read_speed_cases
-from weighbridge.planner.speed_fit import Fitted, Table, errors, fit, held_out
 
 _DATA = Path(os.environ.get("WEIGHBRIDGE_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 _TABLE = _DATA / "simulator" / "silicon_ttft_tpot.csv"

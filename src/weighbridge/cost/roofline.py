@@ -11,21 +11,19 @@ Of one iteration, per GPU:
     overhead            launches and synchronisation of each layer, latency of all-reduces, the engine's own work
 
 `Peak` holds the seconds at data-sheet speed and the counts that cost time of their own, `Efficiency` what becomes of
-them, and `coefficients` puts both together; all three take arrays for numbers, which is how `planner.speed_fit` found
-the efficiencies. `docs/measured/planner.md` shows how far they are off, on models and GPUs that were not used to find
-them. `corrected` scales a cost to measurements of one's own.
+them, and `coefficients` puts both together; all three take arrays for numbers, so that the fit in
+`benchmarks/evidence/speed_fit.py` could find the efficiencies. `docs/measured/planner.md` shows how far they are off,
+on models and GPUs that were not used to find them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 
 from weighbridge.cost.experts import ExpertUse, uniform_coverage
 from weighbridge.cost.hardware import Device
-from weighbridge.cost.step import Sample, StepCost
+from weighbridge.cost.step import StepCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,9 +311,3 @@ def decode_share(prompt_tokens: float, output_tokens: float) -> float:
     decode = output_tokens * (prompt_tokens + output_tokens / 2)
     total = decode + prompt_tokens * prompt_tokens / 2
     return decode / total if total else 1.0
-
-
-def corrected(cost: StepCost, samples: Sequence[Sample]) -> StepCost:
-    """`cost` scaled so that the median measured iteration is met; unchanged without measurements."""
-    ratios = [sample.seconds / cost.predict(sample) for sample in samples if sample.seconds > 0]
-    return cost.scaled(median(ratios)) if ratios else cost

@@ -1,4 +1,4 @@
-"""What a simulation measures as it goes: quantiles of many gaps in little memory, and averages over time."""
+"""What a simulation measures as it goes: quantiles of many gaps in little memory."""
 
 from __future__ import annotations
 
@@ -60,26 +60,6 @@ class GapHistogram:
 
 def _bucket(seconds: float) -> int:
     return min(int(math.log(max(seconds / _SMALLEST, 1.0)) / _LOG_BASE) + 1, _BUCKETS - 1)
-
-
-class TimeAverage:
-    """The mean of a quantity that stays as it is between its changes."""
-
-    __slots__ = ("_area", "_began", "_since", "value")
-
-    def __init__(self, now: float = 0.0, value: float = 0.0) -> None:
-        self._began = self._since = now
-        self._area = 0.0
-        self.value = value
-
-    def set(self, value: float, now: float) -> None:
-        self._area += self.value * (now - self._since)
-        self._since = now
-        self.value = value
-
-    def mean(self, now: float) -> float:
-        span = now - self._began
-        return (self._area + self.value * (now - self._since)) / span if span > 0.0 else self.value
 
 
 def quantiles(values: Sequence[float] | Floats, shares: Sequence[float]) -> list[float]:

@@ -158,11 +158,6 @@ def _whole(fields: Fields, name: str) -> int:
     return value
 
 
-def redundant_bytes(parameters: Parameters, bytes_per_weight: float, extra_per_gpu: int = 1) -> float:
-    """Memory that `extra_per_gpu` redundant experts in every sparse layer take on one GPU."""
-    return extra_per_gpu * parameters.sparse_layers * parameters.expert * bytes_per_weight
-
-
 @dataclass(frozen=True, slots=True)
 class Replacement:
     """Whether moving experts pays. `pays_after_steps` is None when the new placement is not faster."""

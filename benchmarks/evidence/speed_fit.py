@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
+from benchmarks.evidence.speed_cases import SpeedCase
 
 from weighbridge.cost.roofline import (
     BY_ARCHITECTURE,
@@ -23,7 +24,6 @@ from weighbridge.cost.roofline import (
     Peak,
     coefficients,
 )
-from weighbridge.planner.speed_cases import SpeedCase
 
 Floats = npt.NDArray[np.float64]
 
