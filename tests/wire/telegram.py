@@ -10,13 +10,13 @@ import json
 
 import msgspec
 
-from weighbridge.wire import chat
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import decode
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.events import ErrorPart, Event, FinishPart, TextPart, UsagePart
 from weighbridge.wire.journey import WholeAnswer
 from weighbridge.wire.protocol import Encoder, WireProtocol
+from weighbridge.wire.protocols import chat
 
 
 class TelegramRequest(msgspec.Struct):

@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from weighbridge.cost.usage import Usage
 from weighbridge.wire.ask import Ask
-from weighbridge.wire.chat import ChatEncoder, chat_answer_parts, chat_parts
-from weighbridge.wire.completions import CompletionEncoder, completion_parts
 from weighbridge.wire.events import (
     ErrorPart,
     Event,
@@ -24,6 +22,8 @@ from weighbridge.wire.events import (
     UsagePart,
 )
 from weighbridge.wire.journey import WholeAnswer
+from weighbridge.wire.protocols.chat import ChatEncoder, chat_answer_parts, chat_parts
+from weighbridge.wire.protocols.completions import CompletionEncoder, completion_parts
 from weighbridge.wire.sse import EventFramer, event_data
 from weighbridge.wire.usage import read_usage
 

@@ -20,9 +20,9 @@ from weighbridge.server.endpoint import Endpoint, Handler, HttpService, json_res
 from weighbridge.wire.body import decode, read_body
 from weighbridge.wire.errors import ApiError, as_api_error, error_body, retry_after_header
 from weighbridge.wire.headers import headers_of
-from weighbridge.wire.openai import NonNegative
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols import PROTOCOLS
+from weighbridge.wire.protocols.openai import NonNegative
 
 log = logging.getLogger("weighbridge.server")
 

@@ -16,8 +16,8 @@ from weighbridge.server.engine.formats import Format, Gathered
 from weighbridge.server.engine.prompts import PromptReader
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import decode
-from weighbridge.wire.embeddings import EmbeddingRequest
 from weighbridge.wire.errors import ApiError
+from weighbridge.wire.protocols.embeddings import EmbeddingRequest
 
 #: An embedding is a prompt with no output: nothing is drawn.
 _NOTHING = SamplingParams(max_tokens=0, temperature=0.0)

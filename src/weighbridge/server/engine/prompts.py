@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from weighbridge.server.engine.sampling import Limits
 from weighbridge.server.engine.tool_calls import tools_for_template
-from weighbridge.wire.chat import ChatRequest
 from weighbridge.wire.errors import ApiError
+from weighbridge.wire.protocols.chat import ChatRequest
 
 #: Texts longer than this are tokenised in a thread, so that the event loop goes on.
 LONG_TEXT = 20_000

@@ -11,7 +11,7 @@ import msgspec
 from weighbridge.engine.request import Guide, SamplingParams
 from weighbridge.server.settings import ServerSettings
 from weighbridge.wire.errors import ApiError
-from weighbridge.wire.openai import Common
+from weighbridge.wire.protocols.openai import Common
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,14 +22,14 @@ from weighbridge.server.engine.prompts import ChatTokenizer, PromptReader
 from weighbridge.server.engine.sampling import Limits, guide_of, sampling_params
 from weighbridge.server.engine.tool_calls import forced_call_guide, tool_names
 from weighbridge.server.settings import ServerSettings
-from weighbridge.wire import chat, completions, embeddings
 from weighbridge.wire.ask import Ask, Placement
 from weighbridge.wire.body import decode
-from weighbridge.wire.chat import ChatRequest
-from weighbridge.wire.completions import CompletionRequest
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.keys import Keys
-from weighbridge.wire.openai import Common
+from weighbridge.wire.protocols import chat, completions, embeddings
+from weighbridge.wire.protocols.chat import ChatRequest
+from weighbridge.wire.protocols.completions import CompletionRequest
+from weighbridge.wire.protocols.openai import Common
 
 #: Inputs of an embeddings request that are queued without a turn for others.
 BURST = 8

@@ -10,9 +10,9 @@ import msgspec
 
 from weighbridge.engine.request import Guide
 from weighbridge.server.engine.tool_stream import CallArguments, CallBegun, Piece, ToolStream
-from weighbridge.wire.chat import ChatRequest
 from weighbridge.wire.errors import ApiError
-from weighbridge.wire.openai import NamedTool, Tool
+from weighbridge.wire.protocols.chat import ChatRequest
+from weighbridge.wire.protocols.openai import NamedTool, Tool
 
 
 @dataclass(frozen=True, slots=True)

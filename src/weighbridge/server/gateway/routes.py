@@ -15,11 +15,11 @@ from weighbridge.routes.request import RoutedRequest, routed_request
 from weighbridge.routes.router import HybridRouter, RoutedStream
 from weighbridge.routes.settings import HybridSettings
 from weighbridge.ticket import Ticket
-from weighbridge.wire import chat
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.errors import as_api_error, error_event
 from weighbridge.wire.events import Event
 from weighbridge.wire.journey import HeaderList, WholeAnswer
+from weighbridge.wire.protocols import chat
 from weighbridge.wire.sse import DONE
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from weighbridge.wire import chat, completions, embeddings
 from weighbridge.wire.events import Parse
 from weighbridge.wire.protocol import WireProtocol
+from weighbridge.wire.protocols import chat, completions, embeddings
 
 PROTOCOLS: tuple[WireProtocol, ...] = (
     chat.ChatProtocol(),

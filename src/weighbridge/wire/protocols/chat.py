@@ -10,7 +10,8 @@ from msgspec import Meta, Struct
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import decode
 from weighbridge.wire.events import FinishPart, Part, ReasoningPart, RefusalPart, TextPart, ToolCallPart
-from weighbridge.wire.openai import (
+from weighbridge.wire.protocol import WireProtocol
+from weighbridge.wire.protocols.openai import (
     Common,
     NonNegative,
     OpenAIEncoder,
@@ -26,7 +27,6 @@ from weighbridge.wire.openai import (
     message_parts,
     parts_of,
 )
-from weighbridge.wire.protocol import WireProtocol
 
 PATH = "/v1/chat/completions"
 

@@ -9,12 +9,12 @@ from msgspec import Meta, Struct
 
 from weighbridge.wire.ask import Ask, Extension
 from weighbridge.wire.body import decode
-from weighbridge.wire.chat import ChatRequest
 from weighbridge.wire.errors import ApiError, error_event
 from weighbridge.wire.events import Event, Part
 from weighbridge.wire.journey import WholeAnswer
-from weighbridge.wire.openai import Peek, Positive, Tool, ToolChoice, ask_of
 from weighbridge.wire.protocol import Encoder, WireProtocol
+from weighbridge.wire.protocols.chat import ChatRequest
+from weighbridge.wire.protocols.openai import Peek, Positive, Tool, ToolChoice, ask_of
 
 PATH = "/v1/embeddings"
 

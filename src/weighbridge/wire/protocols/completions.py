@@ -10,7 +10,8 @@ import msgspec
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import decode
 from weighbridge.wire.events import FinishPart, Part, TextPart
-from weighbridge.wire.openai import (
+from weighbridge.wire.protocol import WireProtocol
+from weighbridge.wire.protocols.openai import (
     Common,
     NonNegative,
     OpenAIEncoder,
@@ -22,7 +23,6 @@ from weighbridge.wire.openai import (
     datas,
     parts_of,
 )
-from weighbridge.wire.protocol import WireProtocol
 
 PATH = "/v1/completions"
 
