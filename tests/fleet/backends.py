@@ -7,7 +7,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ class Backend:
     tokens: int = 5  # of each answer
     first_delay: float = 0.0
     gap: float = 0.0
+    turns: asyncio.Lock | None = None  # held while an answer is computed: one at a time
     gate: asyncio.Event | None = None
     hold_after: int = 0  # tokens, then it waits for the gate
     timeouts: str = ""  # the gateway's patience with this one alone, as YAML
@@ -190,6 +191,10 @@ class Backend:
             pass
 
     async def _work(self, scope: Any, call: dict[str, Any], send: Any) -> None:
+        async with self.turns or nullcontext():
+            await self._answer(scope, call, send)
+
+    async def _answer(self, scope: Any, call: dict[str, Any], send: Any) -> None:
         chat = "/chat/" in scope["path"]
         await asyncio.sleep(self.first_delay)
         gate = None if call.get("passes") else self.gate

@@ -191,6 +191,18 @@ def test_a_hedger_waits_until_it_has_learned() -> None:
     assert Hedger(HedgeSettings()).delay(1.0) is None
 
 
+def test_first_tokens_that_nothing_predicted_are_not_mixed_with_ratios() -> None:
+    hedger = Hedger(HedgeSettings(enabled=True, minimum_samples=10, quantile=0.9, minimum_delay=0.0))
+    for index in range(10):
+        hedger.observe(3.0 + index, predicted=None)
+    assert hedger.delay(0.2) is None  # nothing is learned yet of those that predict
+    assert hedger.delay(None) == pytest.approx(11.0)
+    for _ in range(10):
+        hedger.observe(0.2, predicted=0.1)
+    assert hedger.delay(0.2) == pytest.approx(0.4)
+    assert hedger.delay(None) == pytest.approx(11.0)
+
+
 # -- dialects ----------------------------------------------------------------------------------------------
 
 VLLM = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.

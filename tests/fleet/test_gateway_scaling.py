@@ -41,6 +41,15 @@ def test_what_one_fewer_could_not_carry_is_kept() -> None:
     assert sum(run(Scaler(RULES), 2, 0.0, 0.6, 0.0, 100.0)) == 0  # the other one alone: 1.2 s
 
 
+def test_while_no_speed_is_known_only_the_bounds_decide() -> None:
+    scaler = Scaler(RULES)
+    assert [scaler.decide(1, None, None, second) for second in range(100)] == [0] * 100
+    assert scaler.decide(0, None, None, 100.0) == 1
+    assert scaler.decide(4, None, None, 101.0) == -1
+    assert sum(run(scaler, 1, 9.0, 9.0, 200.0, 1.5)) == 0  # what was not known counts as no time above
+    assert sum(run(scaler, 1, 9.0, 9.0, 201.5, 1.0)) == 1
+
+
 @given(st.lists(st.tuples(st.floats(0.0, 50.0), st.floats(0.0, 5.0)), max_size=100))
 def test_bounds_and_rest_between_steps(loads: list[tuple[float, float]]) -> None:
     scaler, replicas, now, last = Scaler(RULES), 1, 0.0, None
@@ -74,6 +83,7 @@ async def test_routing_knows_unequal_machines() -> None:
     routing = Routing(seed=1)
     routing.replicas(["slow", "fast"], 0.0)
     routing.learn("slow", DEFAULT_STEP_COST.scaled(8.0))
+    routing.learn("fast", DEFAULT_STEP_COST)
     for request in range(4):
         ranking = await routing.rank(
             str(request), {"prompt": "x" * 400, "max_tokens": 50}, ["slow", "fast"], 0.0

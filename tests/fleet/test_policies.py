@@ -168,3 +168,66 @@ def test_the_choice_is_explained() -> None:
     assert re.search(r"first token in about \d+ ms, last in about [\d.]+ s", lines[0])
     assert lines[1].startswith("slow: ")
     assert lines[1].endswith("more")
+
+
+def unknown(name: str, index: PrefixIndex | None = None) -> ReplicaState:
+    return ReplicaState(name, Capacity(), index)
+
+
+@pytest.mark.parametrize("slower", [0.01, 1.0, 100.0])
+def test_while_one_speed_is_unknown_requests_are_compared(slower: float) -> None:
+    """A default in its place would win or lose against everything that is measured."""
+    states = [replica("told", slower=slower), unknown("silent")]
+    policy = make_policy("weigh", random.Random(0))
+    for n in range(20):
+        choice = policy.choose(arrival(f"q{n}", 500), states, 0.0)
+        next(s for s in states if s.name == choice.replica).credit(arrival(f"q{n}", 500), 0, 0.0)
+        assert choice.unit == "requests"
+    assert [state.requests for state in states] == [10, 10]
+
+
+def test_of_equally_many_requests_the_fewest_tokens_decide() -> None:
+    index = PrefixIndex()
+    warm, cold, told = unknown("warm", index), unknown("cold", index), replica("told", index=index)
+    chain = tuple(bytes([n]) * 32 for n in range(100))
+    index.enter("warm", chain)
+    policy = make_policy("weigh", random.Random(0))
+    request = arrival("q", 1700, chain=chain)
+    choice = policy.choose(request, [cold, told, warm], 0.0)
+    assert (choice.replica, choice.cached_tokens) == ("warm", 1600)
+    warm.credit(arrival("other", 10), 0, 0.0)
+    assert policy.choose(request, [cold, told, warm], 0.0).replica != "warm"
+    cold.credit(arrival("long", 5000), 0, 0.0)
+    assert policy.choose(request, [cold, warm], 0.0).replica == "warm"
+
+
+def test_a_choice_without_speeds_says_what_is_not_learned() -> None:
+    states = [replica("told"), unknown("silent")]
+    states[0].credit(arrival("there", 100), 0, 0.0)
+    choice = make_policy("weigh", random.Random(0)).choose(arrival("q", 900, output=0.0), states, 0.0)
+    lines = explain(choice, "weigh")
+    assert choice.replica == "silent"
+    assert "the speed of silent is not learned yet" in lines[0]
+    assert " ms" not in lines[0]
+    assert lines[1] == "told: 1 requests, 1 requests more"
+
+
+def test_without_speeds_several_gateways_do_not_herd_either() -> None:
+    report = Report(0.0, queued_requests=20, queued_tokens=20_000, running_requests=10)
+    better = replace(report, queued_requests=19)
+    chosen = []
+    for gateway in range(32):
+        states = [unknown(f"r{n}") for n in range(8)]
+        for number, state in enumerate(states):
+            state.report(better if number == 0 else report)
+        policy = make_policy("weigh", random.Random(gateway))
+        chosen.append(policy.choose(arrival("q"), states, 0.1).replica)
+    assert max(chosen.count(name) for name in set(chosen)) <= 12
+
+
+def test_once_all_speeds_are_told_seconds_are_compared() -> None:
+    states = [replica("quick"), unknown("slow")]
+    policy = make_policy("weigh", random.Random(0))
+    states[1].report(Report(0.0, step_cost=COST.scaled(50.0)))
+    choice = policy.choose(arrival("q", 500), states, 0.0)
+    assert (choice.replica, choice.unit) == ("quick", "s")

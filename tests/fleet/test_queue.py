@@ -6,9 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fleet.arrivals import arrival
+from tests.fleet.arrivals import COST, arrival
 from weighbridge.errors import BadInput, DeadlineMissed, QueueFull
-from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings, drain_seconds
+from weighbridge.fleet.load.queue import (
+    GatewayQueue,
+    QueueSettings,
+    drain_seconds,
+    least_seconds,
+    work_seconds,
+)
 
 
 @given(st.lists(st.tuples(st.integers(1, 900), st.integers(1, 300)), min_size=44, max_size=120))
@@ -76,3 +82,20 @@ def test_the_same_id_twice_is_refused() -> None:
     queue.push(arrival("a"), 0.0)
     with pytest.raises(BadInput, match="differ"):
         queue.push(arrival("a"), 0.0)
+
+
+def test_a_full_queue_before_unknown_replicas_names_no_time() -> None:
+    queue = GatewayQueue(QueueSettings(max_requests=0))
+    with pytest.raises(QueueFull, match="try again later") as refused:
+        queue.push(arrival("a"), 0.0, drain_seconds=None)
+    assert refused.value.retry_after == 1.0
+
+
+def test_what_is_not_known_of_a_speed_is_not_made_up() -> None:
+    assert work_seconds(1000.0, []) == 0.0
+    assert work_seconds(1000.0, [None]) is None
+    alone = work_seconds(1000.0, [COST])
+    assert work_seconds(1000.0, [COST, None]) == alone  # those that are known, at least
+    assert work_seconds(1000.0, [COST, COST]) == pytest.approx(alone and alone / 2)
+    assert least_seconds(1000, [COST, COST.scaled(2.0)]) == COST.prefill_seconds(1000)
+    assert least_seconds(1000, [COST, None]) == 0.0  # it may be quick: no deadline is given up for it

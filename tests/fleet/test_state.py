@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fleet.arrivals import COST, arrival, replica
-from weighbridge.fleet.api import Report
+from weighbridge.fleet.api import Capacity, Report
 from weighbridge.fleet.load.in_flight import UNPROVEN
 from weighbridge.fleet.load.prefix_index import PrefixIndex
+from weighbridge.fleet.load.state import ReplicaState
 
 STEPS = st.lists(
     st.tuples(
@@ -21,10 +22,13 @@ STEPS = st.lists(
 )
 
 
-@given(STEPS)
-def test_every_counter_is_conserved_and_returns_to_zero(steps: list[tuple[str, int, int]]) -> None:
-    """ray #61755, sglang #15473: counters that some path forgets to decrement."""
-    state, now = replica(index=PrefixIndex()), 0.0
+@given(STEPS, st.booleans())
+def test_every_counter_is_conserved_and_returns_to_zero(
+    steps: list[tuple[str, int, int]], known: bool
+) -> None:
+    """ray #61755, sglang #15473: counters that some path forgets to decrement. A speed may be told in between."""
+    capacity = Capacity(COST if known else None, kv_tokens=100_000)
+    state, now = ReplicaState("r", capacity, PrefixIndex()), 0.0
     for kind, number, amount in steps:
         now += 0.01
         name = f"q{number}"
@@ -38,7 +42,8 @@ def test_every_counter_is_conserved_and_returns_to_zero(steps: list[tuple[str, i
         elif kind == "release":
             state.release(name, now)
         elif kind == "report":
-            state.report(Report(now, number, number, amount, amount, kv_tokens_used=amount))
+            cost = COST.scaled(2.0) if number > 2 else None
+            state.report(Report(now, number, number, amount, amount, amount, step_cost=cost))
         else:
             now += amount / 1000
             state.advance(now)
@@ -203,3 +208,42 @@ def test_the_next_turn_finds_the_answer_too() -> None:
         state.cached_tokens(arrival("next", 192, chain=chain)) == 160
     )  # 96 of the prompt's, 64 of the answer's
     assert state.cached_tokens(arrival("other", 90, chain=chain[:5])) == 80
+
+
+def test_of_a_replica_of_unknown_speed_nothing_is_predicted_but_all_is_counted() -> None:
+    state = ReplicaState("r", Capacity(kv_tokens=100_000))
+    state.credit(arrival("a", 1000, output=50.0), 0, 0.0)
+    state.credit(arrival("b", 500, output=50.0), 0, 0.0, streamed=False)
+    state.advance(60.0)
+    assert not state.speed_known
+    assert state.first_token_seconds(100, 0, 60.0) is None
+    assert state.last_token_seconds(None, 100, 50.0) is None
+    assert state.line_seconds(60.0) is None
+    assert (state.uncomputed_tokens, state.outstanding_tokens) == (
+        1500,
+        1600,
+    )  # nothing says they were computed
+    state.tokens("a", 10, 61.0)
+    assert (state.decoding, state.uncomputed_tokens, state.outstanding_tokens) == (1, 500, 590)
+    state.check_integrity()
+    state.release("a", 62.0)
+    state.release("b", 62.0)
+    assert (state.requests, state.outstanding_tokens) == (0, 0.0)
+    state.check_integrity()
+
+
+def test_once_a_speed_is_told_what_is_in_line_counts_in_seconds_too() -> None:
+    state, told = ReplicaState("r", Capacity()), replica()
+    for one in (state, told):
+        one.credit(arrival("a", 8000), 0, 10.0)
+        one.credit(arrival("b", 2000), 500, 10.0)
+    state.report(Report(10.0, step_cost=COST, kv_tokens_total=100_000))
+    assert state.prefill_seconds == pytest.approx(told.prefill_seconds)
+    assert state.first_token_seconds(700, 0, 10.0) == pytest.approx(told.first_token_seconds(700, 0, 10.0))
+    state.check_integrity()
+    state.advance(10.2)
+    assert state.uncomputed_tokens < 9500
+    state.first_token("a", 10.6)
+    state.release("a", 11.0)
+    state.release("b", 11.0)
+    state.check_integrity()

@@ -41,9 +41,13 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What a replica can hold, and how fast it is. Known from its own report, or from the configuration."""
+    """What a replica can hold, and how fast it is. Known from its own report, or from the configuration.
 
-    step_cost: StepCost
+    `step_cost` is None until the speed is known. Nothing stands in for it: a measured cost and a default are not in
+    one unit, however alike they look.
+    """
+
+    step_cost: StepCost | None = None
     kv_tokens: int | None = None  # tokens the KV pool holds; None: not known, not limited
     block_size: int = 16
     max_sequences: int = 256  # requests in one batch

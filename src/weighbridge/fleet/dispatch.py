@@ -10,10 +10,9 @@ import asyncio
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 
-from weighbridge.cost.step import StepCost
 from weighbridge.errors import BadInput, DeadlineMissed, NeverFits, QueueFull, RateLimited, Refused
 from weighbridge.fleet.api import Arrival, Choice, Policy
-from weighbridge.fleet.load.queue import GatewayQueue, deadline_missed, drain_seconds
+from weighbridge.fleet.load.queue import SOON, GatewayQueue, deadline_missed, least_seconds, work_seconds
 from weighbridge.fleet.member import Member, Standing
 
 NOBODY: Set[str] = frozenset()
@@ -48,7 +47,7 @@ class Lease:
     arrival: Arrival
     choice: Choice
     sent: float
-    expected_first: float  # predicted seconds until its first token
+    expected_first: float | None  # predicted seconds until its first token; None: not learned
     copy: bool = False  # a hedge
     started: bool = False
     produced: int = 0
@@ -156,7 +155,7 @@ class Dispatcher:
                 raise
             raise QueueFull(
                 f"no replica had room for this request within {limit:g} s; try again later",
-                retry_after=self.drain_seconds(),
+                retry_after=self.drain_seconds() or SOON,
             ) from None
         finally:
             self._waiting.pop(waiting.arrival.id, None)
@@ -204,15 +203,19 @@ class Dispatcher:
             self.queue.remove(request_id)
             self._refuse(request_id, error)
 
-    def drain_seconds(self, more: float = 0.0) -> float:
+    def drain_seconds(self, more: float = 0.0) -> float | None:
         """In which the replicas that are up work off what waits and `more` tokens; at least a second."""
-        return max(self.work_seconds(self.queue.tokens + more), 1.0)
+        seconds = self.work_seconds(self.queue.tokens + more)
+        return None if seconds is None else max(seconds, SOON)
 
-    def work_seconds(self, tokens: float) -> float:
-        """In which the replicas that are up produce `tokens` together."""
+    def work_seconds(self, tokens: float) -> float | None:
+        """In which the replicas that are up produce `tokens` together, those of known speed alone counted.
+
+        None when replicas are up, but the speed of none of them is known.
+        """
         now = self._clock()
-        up = [m.state for m in self.members.values() if m.standing(now) is Standing.UP]
-        return drain_seconds(tokens, [_per_token(state.step_cost) for state in up])
+        up = [m.state.step_cost for m in self.members.values() if m.standing(now) is Standing.UP]
+        return work_seconds(tokens, up)
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -285,9 +288,10 @@ class Dispatcher:
         return f" ({'; '.join(reasons)})" if reasons else ""
 
     def _least_seconds(self, arrival: Arrival) -> float:
-        """What the prompt takes at least: on the fastest replica, idle."""
-        costs = [member.state.step_cost for member in self.members.values()]
-        return min((cost.prefill_seconds(arrival.weight.prompt_tokens) for cost in costs), default=0.0)
+        """What the prompt takes at least: on the fastest replica, idle. 0 where the speed of one is not known."""
+        return least_seconds(
+            arrival.weight.prompt_tokens, [member.state.step_cost for member in self.members.values()]
+        )
 
     def _refuse(self, request_id: str, error: Refused) -> None:
         waiting = self._waiting.pop(request_id, None)
@@ -297,11 +301,6 @@ class Dispatcher:
 
 def _fresh(lease: Lease) -> int:
     return lease.arrival.weight.prompt_tokens - lease.choice.cached_tokens
-
-
-def _per_token(cost: StepCost, batch: int = 32, context: int = 512) -> float:
-    """Seconds a token takes in a batch of usual size: what a loaded replica delivers at."""
-    return cost.seconds(batch, batch, batch * context) / batch
 
 
 __all__ = ["DeadlineMissed", "Dispatcher", "Lease", "NoReplica", "Patience"]

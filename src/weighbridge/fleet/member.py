@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from weighbridge.cost.step import DEFAULT_STEP_COST
 from weighbridge.fleet.api import Arrival, Call, Capacity, Replica, Report
 from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.limits.tenant import Limiter
@@ -161,7 +160,7 @@ class Member:
             "others_requests": state.others.queued_requests,
             "kv_tokens": state.kv_tokens,
             "kv_tokens_total": state.capacity.kv_tokens,
-            "step_cost": state.step_cost.as_dict(),
+            "step_cost": None if state.step_cost is None else state.step_cost.as_dict(),
             "breaker": self.breaker.state(now).value,
             "last_report_age": None if self.last_report is None else round(now - self.last_report.at, 3),
             "finished": counts.finished,
@@ -176,10 +175,10 @@ class Member:
 
 
 def capacity_of(spec: ReplicaSpec, block_size: int) -> Capacity:
-    """What is known before a replica has spoken: the configuration, or the guess for a small model on a CPU."""
+    """What is known before a replica has spoken: what the configuration says."""
     given = spec.capacity
     return Capacity(
-        step_cost=given.step_cost or DEFAULT_STEP_COST,
+        step_cost=given.step_cost,
         kv_tokens=given.kv_tokens,
         block_size=block_size,
         max_sequences=given.max_sequences,

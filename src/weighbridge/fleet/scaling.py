@@ -34,17 +34,23 @@ class Scaler:
         self._below_since: float | None = None
         self._quiet_until = float("-inf")
 
-    def decide(self, replicas: int, queued_seconds: float, work_seconds: float, now: float) -> int:
+    def decide(
+        self, replicas: int, queued_seconds: float | None, work_seconds: float | None, now: float
+    ) -> int:
         """1, 0 or -1 replicas more.
 
         `queued_seconds`: in which all replicas work off what waits to be begun. `work_seconds`: in which they
-        work off that and all that is in flight.
+        work off that and all that is in flight. None: no replica's speed is known; until one's is, only the bounds
+        decide.
         """
         rules = self.settings
         if replicas < rules.least:
             return 1
         if replicas > rules.most:
             return -1
+        if queued_seconds is None or work_seconds is None:
+            self._above_since = self._below_since = None
+            return 0
         fewer = work_seconds * replicas / (replicas - 1) if replicas > 1 else float("inf")
         self._above_since = _since(self._above_since, queued_seconds > rules.high, now)
         self._below_since = _since(self._below_since, fewer < rules.low, now)

@@ -102,16 +102,14 @@ class FleetSide:
 
     def queue_seconds(self) -> float:
         now = self.gateway.clock()
-        lines = [m.state.total_uncomputed(now) * m.state.step_cost.per_token for m in self._usable()]
+        lines = [m.state.line_seconds(now) or 0.0 for m in self._usable()]
         return self._waiting_seconds() + min(lines, default=0.0)
 
     def expected_seconds(self, prompt_tokens: int, output_tokens: float) -> float | None:
         """On the replica that is quickest by its step cost; where none tells, as answers have taken so far."""
-        times = [
-            _answer_seconds(member, prompt_tokens, output_tokens, self.gateway.clock())
-            for member in self._usable()
-            if _tells_speed(member)
-        ]
+        now = self.gateway.clock()
+        predicted = [_answer_seconds(m, prompt_tokens, output_tokens, now) for m in self._usable()]
+        times = [seconds for seconds in predicted if seconds is not None]
         if times:
             return self._waiting_seconds() + min(times)
         return self.latency.expected(output_tokens)
@@ -130,7 +128,7 @@ class FleetSide:
     def _waiting_seconds(self) -> float:
         """In which the replicas work off what waits in the gateway."""
         dispatcher = self._pool.dispatcher
-        return dispatcher.work_seconds(dispatcher.queue.tokens) if len(dispatcher.queue) else 0.0
+        return (dispatcher.work_seconds(dispatcher.queue.tokens) or 0.0) if len(dispatcher.queue) else 0.0
 
     # -- answering ---------------------------------------------------------------------------------------
 
@@ -317,13 +315,7 @@ def dearest(prices: set[Price]) -> Price:
     )
 
 
-def _tells_speed(member: Member) -> bool:
-    """Whether its step cost is more than a guess."""
-    report = member.last_report
-    return member.spec.capacity.step_cost is not None or (report is not None and report.step_cost is not None)
-
-
-def _answer_seconds(member: Member, prompt_tokens: int, output_tokens: float, now: float) -> float:
+def _answer_seconds(member: Member, prompt_tokens: int, output_tokens: float, now: float) -> float | None:
     first = member.state.first_token_seconds(prompt_tokens, 0, now)
     return member.state.last_token_seconds(first, prompt_tokens, output_tokens)
 

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import isfinite
 
-from weighbridge.cost import StepCost
 from weighbridge.errors import BadInput
-from weighbridge.fleet.load.queue import drain_seconds
+from weighbridge.fleet.load.queue import work_seconds
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.scaling import Scaler, ScalingSettings
 from weighbridge.simulator.gateway import SimulatedGateway
@@ -24,8 +23,6 @@ _NAMES = {
     "down": "down_after",
     "settle": "settle",
 }
-#: Sequences of a usual batch and the context of each, by which the speed of a replica is told: as the fleet does.
-_BATCH, _CONTEXT = 32, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +103,13 @@ class SimulatedAutoscaler:
         """What `fleet.autoscale` does: decide by what waits, and by that and all that is to be produced."""
         self._gateway.tell(now)
         states = [state for state in self._gateway.states.values() if not state.draining]
-        speeds = [_per_token(state.step_cost) for state in states]
+        costs = [state.step_cost for state in states]
         waiting = self._gateway.queue.tokens + sum(state.uncomputed_tokens for state in states)
         produced = sum(state.remaining_output for state in states)
         change = self._scaler.decide(
             len(states) + self._starting(),
-            drain_seconds(waiting, speeds),
-            drain_seconds(waiting + produced, speeds),
+            work_seconds(waiting, costs),
+            work_seconds(waiting + produced, costs),
             now,
         )
         if change > 0:
@@ -125,7 +122,3 @@ class SimulatedAutoscaler:
 
 def _outstanding(state: ReplicaState) -> float:
     return state.outstanding_tokens
-
-
-def _per_token(cost: StepCost) -> float:
-    return cost.seconds(_BATCH, _BATCH, _BATCH * _CONTEXT) / _BATCH

@@ -48,6 +48,8 @@ class ReplicaSpec:
     price: Price = FREE
     #: Requests the gateway sends there at most; None: as many as run at once. More wait in the replica.
     concurrency: int | None = None
+    #: Whether the gateway is told its step cost, as by a replica that reports it.
+    tells_speed: bool = True
 
     def slowed(self, factor: float) -> ReplicaSpec:
         return replace(self, cost=self.cost.scaled(factor))
@@ -67,7 +69,7 @@ class ReplicaSpec:
     def capacity(self) -> Capacity:
         settings = self.settings
         return Capacity(
-            self.cost,
+            self.cost if self.tells_speed else None,
             kv_tokens=settings.num_blocks * settings.block_size,
             block_size=settings.block_size,
             max_sequences=self.concurrency or settings.seats,

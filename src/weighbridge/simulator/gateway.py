@@ -7,10 +7,9 @@ credit at once; where none has room, wait in the fair queue; draw the credit dow
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from weighbridge.cost import StepCost
 from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.weight import Weight
 from weighbridge.engine.memory.prefix import Digest, PrefixCache
@@ -19,7 +18,7 @@ from weighbridge.errors import BadInput, Refused
 from weighbridge.fleet.api import Arrival, Choice, Policy
 from weighbridge.fleet.limits.tenant import Limiter
 from weighbridge.fleet.load.prefix_index import PrefixIndex
-from weighbridge.fleet.load.queue import GatewayQueue
+from weighbridge.fleet.load.queue import GatewayQueue, least_seconds
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.simulator.replica import SimulatedReplica
 from weighbridge.simulator.stepping import Truth
@@ -144,8 +143,10 @@ class SimulatedGateway:
         return self._imbalances / self._samples if self._samples else 0.0
 
     def _sample_balance(self, names: list[str]) -> None:
-        states = map(self.states.__getitem__, names)
-        work = [state.outstanding_tokens * state.step_cost.seconds(*_USUAL_BATCH) for state in states]
+        work = [
+            self.states[name].outstanding_tokens * self._replicas[name].cost.seconds(*_USUAL_BATCH)
+            for name in names
+        ]
         mean = sum(work) / len(work) if work else 0.0
         if mean > 0.0:
             self._imbalances += max(work) / mean - 1.0
@@ -241,10 +242,11 @@ class SimulatedGateway:
             self.queue.take(arrival, now, choice.cached_tokens)
 
     def _least_seconds(self, arrival: Arrival) -> float:
-        costs: Sequence[StepCost] = [state.step_cost for state in self.states.values()]
         if arrival.deadline is None:
             return 0.0
-        return min((cost.prefill_seconds(arrival.weight.prompt_tokens) for cost in costs), default=0.0)
+        return least_seconds(
+            arrival.weight.prompt_tokens, [state.step_cost for state in self.states.values()]
+        )
 
     def _fail(self, flight: _Flight, code: str, now: float) -> None:
         flight.outcome.error = code

@@ -42,12 +42,16 @@ class OwnLoad:
         self._prefilling: dict[str, InFlight] = {}  # in the order they were sent
         self._advanced_at = now
         self.pace = PrefillPace()
+        self.step_cost: StepCost | None = None  # None: its speed is not known
         self.update_capacity(capacity)
 
     def update_capacity(self, capacity: Capacity) -> None:
         """The replica turned out to be different: another step cost or cache size. What is in flight stays."""
+        before = self.step_cost
         self.capacity = capacity
-        self.step_cost: StepCost = capacity.step_cost
+        self.step_cost = capacity.step_cost
+        if (before is None) != (self.step_cost is None):
+            self._price_prompts()
         if self.index is not None:
             tokens = capacity.kv_tokens
             self.index.add_replica(self.name, None if tokens is None else tokens // capacity.block_size)
@@ -113,9 +117,9 @@ class OwnLoad:
         request = self._in_flight.get(request_id)
         if request is not None and not request.started:
             self.advance(now)
-            self.pace.first_token(
-                request.whole_work, self.step_cost.per_token * self.capacity.max_batch_tokens
-            )
+            if self.step_cost is not None:
+                full = self.step_cost.per_token * self.capacity.max_batch_tokens
+                self.pace.first_token(request.whole_work, full)
             self._begin(request)
 
     def _begin(self, request: InFlight) -> None:
@@ -168,15 +172,18 @@ class OwnLoad:
     # -- what is computed meanwhile ---------------------------------------------------------------------
 
     def prefill_work(self, tokens: float, cached: float) -> float:
-        """Seconds that `tokens` prompt tokens behind `cached` ones add to the iterations they run in."""
+        """Seconds that `tokens` prompt tokens behind `cached` ones add to the iterations they run in.
+
+        0 while the speed is not known: then nothing is predicted of prompts, they are counted in tokens alone.
+        """
         cost = self.step_cost
+        if cost is None:
+            return 0.0
         pairs = tokens * cached + 0.5 * tokens * (tokens + 1)
         return cost.per_token * tokens + cost.per_prompt_pair * pairs
 
-    @property
-    def decode_seconds(self) -> float:
+    def _decode_seconds(self, cost: StepCost) -> float:
         """Seconds of one iteration of what decodes now, without prompts."""
-        cost = self.step_cost
         compute = cost.per_token * self.decoding
         return (
             cost.overhead
@@ -191,14 +198,17 @@ class OwnLoad:
         if elapsed <= 0.0:
             return
         self._advanced_at = now
+        cost = self.step_cost
+        if cost is None:
+            return  # nothing says how far it may have come
         if self._silent:
-            self._assume_tokens(elapsed)
+            self._assume_tokens(cost, elapsed)
         if self.prefill_seconds:
-            self._assume_prefill(elapsed)
+            self._assume_prefill(cost, elapsed)
 
-    def _assume_prefill(self, elapsed: float) -> None:
+    def _assume_prefill(self, cost: StepCost, elapsed: float) -> None:
         """Of each full iteration, the part that is not streams' goes to prompts, the earliest first."""
-        cost, width, streams = self.step_cost, self.capacity.max_batch_tokens, self.decoding
+        width, streams = self.capacity.max_batch_tokens, self.decoding
         room = cost.per_token * (width - streams if width > streams else 1)
         beside = (
             cost.overhead
@@ -230,15 +240,22 @@ class OwnLoad:
         self.prefill_seconds -= seconds
         self.uncomputed_tokens -= tokens
 
-    def _assume_tokens(self, elapsed: float) -> None:
+    def _assume_tokens(self, cost: StepCost, elapsed: float) -> None:
         """Streams that nobody sees advance by a token per iteration, as long as more are expected."""
-        steps = elapsed / self.decode_seconds
+        steps = elapsed / self._decode_seconds(cost)
         for request in self._silent.values():
             done = min(steps * request.arrival.weight.choices, max(request.remaining - 1.0, 0.0))
             request.remaining -= done
             self.remaining_output -= done
 
     # -- inside -----------------------------------------------------------------------------------------
+
+    def _price_prompts(self) -> None:
+        """The speed has become known: what the prompts in flight take still, which nobody could say before."""
+        for request in self._prefilling.values():
+            request.work = request.whole_work = self.prefill_work(request.uncomputed, request.cached_tokens)
+        self.prefill_seconds = sum(request.work for request in self._prefilling.values())
+        self.pace.disturb()
 
     def _prefilled(self, request: InFlight) -> None:
         if self._prefilling.pop(request.arrival.id, None) is None:

@@ -11,9 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
+from weighbridge.cost.step import StepCost
 from weighbridge.engine.schedule.queue import FairQueue
 from weighbridge.errors import BadInput, DeadlineMissed, QueueFull
 from weighbridge.fleet.api import Arrival
+
+#: Seconds of a Retry-After that is no prediction.
+SOON = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,15 +68,16 @@ class GatewayQueue:
         arrival: Arrival,
         now: float,
         *,
-        drain_seconds: float = 0.0,
+        drain_seconds: float | None = 0.0,
         least_seconds: float = 0.0,
         front: bool = False,
     ) -> None:
         """Queue `arrival`, or raise QueueFull, DeadlineMissed or BadInput and keep nothing.
 
-        `drain_seconds`: in which the fleet would work off what waits (see `fleet.load.state.drain_seconds`), which
-        becomes Retry-After. `least_seconds`: what the request takes at least on an idle replica. `front`: it
-        was dispatched before and comes back, because its replica failed; it is never refused for the bound.
+        `drain_seconds`: in which the fleet would work off what waits (see `work_seconds`), which becomes
+        Retry-After; None: nobody knows, so no time is named. `least_seconds`: what the request takes at least on an
+        idle replica. `front`: it was dispatched before and comes back, because its replica failed; it is never
+        refused for the bound.
         """
         if arrival.id in self._fair:
             raise BadInput(f"a request with id {arrival.id!r} waits already; ids must differ", param="id")
@@ -126,17 +131,18 @@ class GatewayQueue:
         if arrival.deadline is not None and now + least_seconds > arrival.deadline:
             raise deadline_missed(arrival, now, least_seconds)
 
-    def _check_room(self, arrival: Arrival, drain_seconds: float) -> None:
+    def _check_room(self, arrival: Arrival, drain_seconds: float | None) -> None:
         limits, tokens = self.settings, arrival.weight.expected_tokens
         waiting = len(self)
         full = waiting >= limits.max_requests
         heavy = limits.max_tokens is not None and waiting and self.tokens + tokens > limits.max_tokens
         if full or heavy:
             limit = f"{limits.max_requests} requests" if full else f"{limits.max_tokens} tokens"
+            when = "later" if drain_seconds is None else f"in about {drain_seconds:.0f} s"
             raise QueueFull(
                 f"{waiting} requests with {self.tokens} tokens of work wait for a replica, this one adds "
-                f"{tokens:.0f}, and the queue takes at most {limit}; try again in about {drain_seconds:.0f} s",
-                retry_after=drain_seconds,
+                f"{tokens:.0f}, and the queue takes at most {limit}; try again {when}",
+                retry_after=SOON if drain_seconds is None else drain_seconds,
             )
 
     def _watch(self, arrival: Arrival, latest: float) -> None:
@@ -164,7 +170,31 @@ def deadline_missed(arrival: Arrival, now: float, least_seconds: float) -> Deadl
     )
 
 
+#: Sequences of a usual batch, and the context of each: what the speed of a loaded replica is told by.
+_BATCH, _CONTEXT = 32, 512
+
+
+def work_seconds(tokens: float, costs: Sequence[StepCost | None]) -> float | None:
+    """In which replicas with these step costs produce `tokens` together, in batches of usual size.
+
+    Those whose speed is not known are left out, so that it is an upper bound; None when it is known of none. 0
+    without replicas.
+    """
+    known = [cost.seconds(_BATCH, _BATCH, _BATCH * _CONTEXT) / _BATCH for cost in costs if cost is not None]
+    if costs and not known:
+        return None
+    return drain_seconds(tokens, known)
+
+
 def drain_seconds(tokens: float, seconds_per_token: Sequence[float]) -> float:
     """In which replicas with these speeds work off `tokens` together; 0 without replicas."""
     speed = sum(1.0 / seconds for seconds in seconds_per_token if seconds > 0.0)
     return tokens / speed if speed else 0.0
+
+
+def least_seconds(prompt_tokens: int, costs: Sequence[StepCost | None]) -> float:
+    """What a prompt takes at least: on the fastest of these replicas, idle.
+
+    0 where the speed of one is not known: nobody can say that it would be too slow.
+    """
+    return min((0.0 if cost is None else cost.prefill_seconds(prompt_tokens) for cost in costs), default=0.0)

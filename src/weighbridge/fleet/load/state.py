@@ -166,17 +166,30 @@ class ReplicaState(OwnLoad):
 
     # -- what is predicted ------------------------------------------------------------------------------
 
-    def first_token_seconds(self, fresh: int, cached: int, now: float) -> float:
+    @property
+    def speed_known(self) -> bool:
+        """Whether the replica told its speed, or the configuration states it; else nothing in seconds is predicted."""
+        return self.step_cost is not None
+
+    def line_seconds(self, now: float) -> float | None:
+        """Seconds in which it computes the prompts in line there; None while its speed is not known."""
+        return None if self.step_cost is None else self.total_uncomputed(now) * self.step_cost.per_token
+
+    def first_token_seconds(self, fresh: int, cached: int, now: float) -> float | None:
         """Predicted seconds to the first token of a prompt of `cached` tokens in its cache and `fresh` ones.
+
+        None while the replica's speed is not known.
 
         The prompts in line and its own are computed in iterations filled up to `max_batch_tokens`, each of
         which also advances all streams; before them comes half of the iteration that runs now. Where the KV
         pool is short, the missing share has to be given back by those that run; what they will grow beyond
         the pool is computed twice.
         """
+        cost, capacity = self.step_cost, self.capacity
+        if cost is None:
+            return None
         if self._advanced_at < now:
             self.advance(now)
-        cost, capacity = self.step_cost, self.capacity
         per_token, block, pool = cost.per_token, capacity.block_size, capacity.kv_tokens
         streams: float = self.decoding
         work = self.prefill_seconds + fresh * (per_token + cost.per_prompt_pair * (cached + 0.5 * fresh))
@@ -205,16 +218,20 @@ class ReplicaState(OwnLoad):
         if pool is not None and sequences:
             growth = 0.5 * self.remaining_output
             if used + (growth if growth > sequences * block else sequences * block) > pool:
-                seconds += self._short_of_memory(used, fresh + cached, pool, beside + idle)
+                seconds += self._short_of_memory(used, fresh + cached, pool, beside + idle, per_token)
         return seconds / self.warmth(now) if self.slow_start else seconds
 
-    def last_token_seconds(self, first: float, prompt: int, output: float, choices: int = 1) -> float:
+    def last_token_seconds(
+        self, first: float | None, prompt: int, output: float, choices: int = 1
+    ) -> float | None:
         """Predicted seconds to the end of `output` tokens of each choice, the first of them after `first` seconds.
 
         A token is one iteration with all aboard that are there now, prompts in line included: they will stream too.
-        Who comes later is not known.
+        Who comes later is not known. None while the replica's speed is not known.
         """
         cost, streams = self.step_cost, self.sequences + self.others.queued_requests + choices
+        if cost is None or first is None:
+            return None
         compute = cost.per_token * streams
         iteration = (
             cost.overhead
@@ -224,7 +241,7 @@ class ReplicaState(OwnLoad):
         )
         return first + max(output - 1.0, 0.0) * iteration
 
-    def _short_of_memory(self, needed: float, prompt: int, pool: int, step: float) -> float:
+    def _short_of_memory(self, needed: float, prompt: int, pool: int, step: float, per_token: float) -> float:
         """Seconds of waiting for blocks and of work lost to preemption; `prompt` is part of the `needed` tokens.
 
         Until a sequence ends it takes about its remaining output in steps; as sequences end at different times,
@@ -235,4 +252,4 @@ class ReplicaState(OwnLoad):
         if short > 0.0 and held:
             wait = min(short / held, 1.0) * self.remaining_output / self.sequences * step
         over = needed + 0.5 * self.remaining_output - pool
-        return wait + (over * self.step_cost.per_token if over > 0.0 else 0.0)
+        return wait + (over * per_token if over > 0.0 else 0.0)

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from weighbridge.cost.length import OutputLengths
-from weighbridge.cost.step import DEFAULT_STEP_COST, StepCost
+from weighbridge.cost.step import StepCost
 from weighbridge.fleet.api import Arrival, Capacity
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.state import ReplicaState
@@ -62,7 +62,7 @@ class Routing:
             self._index.remove_replica(name)
         for name in names:
             if name not in self._states:
-                capacity = Capacity(DEFAULT_STEP_COST, max_sequences=self._max_sequences)
+                capacity = Capacity(max_sequences=self._max_sequences)
                 self._states[name] = ReplicaState(name, capacity, self._index, now)
 
     def learn(self, name: str, step_cost: StepCost) -> None:

@@ -13,6 +13,10 @@ the time to the first token itself. Nothing is tuned to a fleet: speeds come fro
 makes of them (`pace.py`), and what is usual from the fleet at that moment. The finish is predicted for the ticket; in
 the score it lengthens the tail of the first tokens (docs/measured/policies.md). Affinity is no rule of its own; a
 cached prefix makes `seconds` short, and a line in front of it makes them long, for each request anew.
+
+While the speed of any candidate is not known, seconds cannot be compared: a measured step cost against a default
+says which of the two was measured, not which replica is quicker. Until then all of them are compared in what all
+of them have, as `least_requests` does; of equals, the one that would have the fewest tokens of work.
 """
 
 from __future__ import annotations
@@ -47,10 +51,12 @@ class Weigh:
         streams = [replica.streams(now) + choices for replica in replicas]
         usual = sum(streams) / len(streams)
         scale, own = 1.0 / (usual * (1.0 + OWN)), OWN * usual
-        firsts = [
-            replica.first_token_seconds(prompt - held, held, now)
-            for replica, held in zip(replicas, cached, strict=True)
-        ]
+        firsts: list[float] = []
+        for replica, held in zip(replicas, cached, strict=True):
+            first = replica.first_token_seconds(prompt - held, held, now)
+            if first is None:
+                return self._by_requests(arrival, replicas, cached, now)
+            firsts.append(first)
         scores = [first * (own + count) * scale for first, count in zip(firsts, streams, strict=True)]
         best = self._draw(replicas, scores, now)
         held, chosen = cached[best], replicas[best]
@@ -60,6 +66,32 @@ class Weigh:
             {replica.name: score for replica, score in zip(replicas, scores, strict=True)},
             "s",
             held,
+        )
+
+    def _by_requests(
+        self, arrival: Arrival, replicas: Sequence[ReplicaState], cached: Sequence[int], now: float
+    ) -> Choice:
+        """The fewest requests, of equals the fewest tokens with this one, of equals any; no seconds compared."""
+        prompt = arrival.weight.prompt_tokens
+        requests = [replica.total_requests(now) for replica in replicas]
+        tokens = [
+            replica.total_tokens(now) + prompt - held for replica, held in zip(replicas, cached, strict=True)
+        ]
+        least = min(requests)
+        unseen = replicas[requests.index(least)].others_share(now)
+        near = [index for index, count in enumerate(requests) if count <= least * (1.0 + unseen)]
+        if not unseen:
+            fewest = min(tokens[index] for index in near)
+            near = [index for index in near if tokens[index] == fewest]
+        best = near[0] if len(near) == 1 else near[int(self._rng.random() * len(near))]
+        chosen = replicas[best]
+        return Choice(
+            chosen.name,
+            f"{requests[best]:.0f} requests there and {tokens[best]:.0f} tokens with this one, the fewest of "
+            f"{len(replicas)}: {_unknown(replicas)} not learned yet, so no seconds are compared",
+            {replica.name: float(count) for replica, count in zip(replicas, requests, strict=True)},
+            "requests",
+            cached[best],
         )
 
     def _draw(self, replicas: Sequence[ReplicaState], scores: Sequence[float], now: float) -> int:
@@ -76,5 +108,13 @@ def _reason(replica: ReplicaState, weight: Weight, cached: int, first: float, co
     line = f"behind {replica.uncomputed_tokens:.0f} prompt tokens and beside {replica.decoding} streams"
     own = f"{prompt - cached} of {prompt} prompt tokens to compute" if cached else f"{prompt} prompt tokens"
     last = replica.last_token_seconds(first, prompt, weight.output.mean, weight.choices)
+    assert last is not None  # its speed is known: it has a `first`
     when = f"first token in about {first * 1e3:.0f} ms, last in about {last:.2g} s"
     return f"{own} {line}: {when}, the least cost of {count}"
+
+
+def _unknown(replicas: Sequence[ReplicaState]) -> str:
+    names = [replica.name for replica in replicas if not replica.speed_known]
+    if len(names) > 3:
+        return f"the speeds of {len(names)} of them are"
+    return f"the speed of {names[0]} is" if len(names) == 1 else f"the speeds of {' and '.join(names)} are"

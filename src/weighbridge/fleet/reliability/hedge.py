@@ -51,28 +51,34 @@ class Hedger:
     """Learns how long first tokens take per unit of predicted time, and says when to start a second copy.
 
     A long prompt takes longer by nature. So what is learned is the ratio of the measured to the predicted
-    time to first token; without a prediction, plain seconds.
+    time to first token. Replicas whose speed is not known predict nothing: theirs are plain seconds, kept apart.
     """
 
     def __init__(self, settings: HedgeSettings) -> None:
         self.settings = settings
         self._ratios = SlidingQuantile()
+        self._seconds = SlidingQuantile()
         self._budget = Budget(settings.extra_work, LARGEST_SAVING)
 
-    def observe(self, seconds: float, predicted: float) -> None:
-        """A first token came after `seconds`."""
-        self._ratios.observe(seconds / predicted if predicted > 0.0 else seconds)
+    def observe(self, seconds: float, predicted: float | None) -> None:
+        """A first token came after `seconds`; None: nothing was predicted."""
+        if predicted is not None and predicted > 0.0:
+            self._ratios.observe(seconds / predicted)
+        else:
+            self._seconds.observe(seconds)
 
     def sent(self, tokens: float) -> None:
         """A request of so many prompt tokens was sent; its share of extra work may be used later."""
         self._budget.earn(tokens)
 
-    def delay(self, predicted: float) -> float | None:
+    def delay(self, predicted: float | None) -> float | None:
         """Seconds to wait for the first token before a second copy; None: no hedging (yet)."""
-        if not self.settings.enabled or len(self._ratios) < self.settings.minimum_samples:
+        unit = predicted if predicted is not None and predicted > 0.0 else None
+        learned = self._seconds if unit is None else self._ratios
+        if not self.settings.enabled or len(learned) < self.settings.minimum_samples:
             return None
-        ratio = self._ratios.quantile(self.settings.quantile)
-        return max(ratio * (predicted if predicted > 0.0 else 1.0), self.settings.minimum_delay)
+        late = learned.quantile(self.settings.quantile)
+        return max(late if unit is None else late * unit, self.settings.minimum_delay)
 
     def take(self, tokens: float) -> bool:
         """Whether the budget allows one more copy of so many prompt tokens; counts it."""
