@@ -1,4 +1,4 @@
-"""The two scripts that Redis runs for `shared_limits.py`, each as one step.
+"""The two scripts that Redis runs for `shared.py`, each as one step.
 
 Of a tenant there are four hashes: amounts by slot of `tokens`, `requests` and `usd`, and what is `reserved`: by
 request id its tokens, its dollars, their two slots, and when it ends by itself.

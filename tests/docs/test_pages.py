@@ -1,0 +1,42 @@
+"""Pages point at what exists, commands in them are real, and the checker finds what is planted."""
+
+from __future__ import annotations
+
+import pytest
+
+from tools import docs
+
+
+def test_pages_are_true() -> None:
+    assert docs.problems(docs.pages()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[here](no-such-page.md)", "no such file: no-such-page.md"),
+        ("[here](README.md#no-such-heading)", "no such heading: README.md#no-such-heading"),
+        ("`fleet/no_such_file.py`", "`fleet/no_such_file.py` does not exist"),
+        ("`weighbridge.flow.no_such_name`", "`weighbridge.flow.no_such_name` does not exist"),
+        ("`routes/no_such_folder`", "`routes/no_such_folder` does not exist"),
+        ("`test_of_nothing_at_all`", "`test_of_nothing_at_all` does not exist"),
+        ("`weighbridge serve --no-such-flag`", "weighbridge serve has no --no-such-flag"),
+        ("```\nweighbridge fleet list|dance\n```", "there is no command weighbridge fleet dance"),
+        ("```\nweighbridge plan M \\\n    --no-such-flag 3\n```", "weighbridge plan has no --no-such-flag"),
+        ("`make nothing`", "make has no target 'nothing'"),
+        ("`python benchmarks/no_such_program.py`", "no such program: benchmarks/no_such_program.py"),
+        ("`python benchmarks/linear.py --no-such-flag`", "benchmarks/linear.py has no --no-such-flag"),
+        ("<!-- files: cost -->\n<!-- end -->", "the table of files is not as the docstrings are"),
+    ],
+)
+def test_what_is_wrong_is_found(text: str, words: str) -> None:
+    page = docs.Page("docs/planted.md", text)
+    assert [problem for problem in docs.problems([page]) if words in problem]
+
+
+def test_what_is_right_passes() -> None:
+    text = (
+        "[here](README.md) and `cost/step.py`, `weighbridge.flow.guess`, `weighbridge serve --replicas 4`.\n"
+        "`weighbridge fleet list|top`, `python benchmarks/linear.py`, `weighbridge.yaml`\n"
+    )
+    assert docs.problems([docs.Page("docs/planted.md", text)]) == []
