@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.models.files import catalogue, store
+
+settings.register_profile("weighbridge", deadline=None)  # a busy machine is no failure of ours
+settings.load_profile("weighbridge")
 
 
 @pytest.fixture(scope="session")
