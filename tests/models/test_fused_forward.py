@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from tests.tiny import make_tiny
 from weighbridge.models.compute.decoder import Decoder
+from weighbridge.models.compute.fused_forward import fuse
 from weighbridge.models.compute.kernels import load_kernels
 from weighbridge.models.compute.kernels.api import BatchLayout, States
 from weighbridge.models.compute.kernels.native_kernels import NativeKernels
+from weighbridge.models.compute.linear_hybrid import HybridLinear
 from weighbridge.models.compute.linear_packed import multiplies_bfloat16
 from weighbridge.models.compute.loader import Quantize, load_decoder
 from weighbridge.models.files.checkpoint import open_checkpoint
@@ -111,6 +113,23 @@ def test_every_weight_format(tmp_path: Path, scheme: Quantize) -> None:
 def test_dense_float32_layers_are_not_fused(tmp_path: Path) -> None:
     make_tiny("llama", tmp_path)
     assert decoder(tmp_path, torch.float32, Quantize.NONE)._fused is None
+
+
+def test_a_dense_form_of_the_output_matrix_counts_sampled_rows_alone(tmp_path: Path) -> None:
+    """A long prompt has one row that is sampled: it does not leave the fused pass for the output matrix's sake."""
+    make_tiny("llama", tmp_path)
+    model = decoder(tmp_path, torch.float32, Quantize.INT8)
+    cache = model.allocate_kv(BLOCKS_EACH, BLOCK)
+    model.lm_head = HybridLinear(model.lm_head, model.lm_head, many_from=4)
+    fused = fuse(model)
+    assert fused is not None
+    assert fused.serves(1000, 3, cache)
+    assert not fused.serves(4, 4, cache)
+    model.layers[1].qkv = HybridLinear(model.layers[1].qkv, model.layers[1].qkv, many_from=64)
+    fused = fuse(model)
+    assert fused is not None
+    assert fused.serves(63, 3, cache)
+    assert not fused.serves(64, 3, cache)
 
 
 def test_bad_batches_are_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from tests.models.test_decoder import logits_in_chunks
 from tests.tiny import FAMILIES, make_tiny
 from tests.tiny_gguf import finish, write_gguf
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.compute.loader import load_decoder
+from weighbridge.models.compute.decoder import Mlp
+from weighbridge.models.compute.linear_packed import PackedLinear, kernels_available
+from weighbridge.models.compute.loader import Quantize, choose_dtype, load_decoder
 from weighbridge.models.compute.rope import cos_sin_table
 from weighbridge.models.files.checkpoint import open_checkpoint
 from weighbridge.models.files.gguf import GgufFile
@@ -84,6 +86,37 @@ def test_quantised_tensors_equal_the_reference_decoder(llama: Path, tmp_path: Pa
         if codes is not None:
             assert codes.bits == (8 if kind == Kind.Q8_0 else 4)
             np.testing.assert_array_equal(codes.dequantized(), ours.numpy())
+
+
+@pytest.mark.parametrize("native_bfloat16", [False, True])
+@pytest.mark.parametrize(("kind", "bits"), [(Kind.Q4_0, 4), (Kind.Q4_1, 4), (Kind.Q8_0, 8)])
+def test_codes_stay_codes_on_every_cpu(
+    llama: Path, tmp_path: Path, kind: Kind, bits: int, native_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default a layer is what the file has, whichever dtype this CPU computes fastest in."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native_bfloat16)
+    checkpoint = open_checkpoint(write_gguf(llama, tmp_path / "model.gguf", kind))
+    dtype = choose_dtype("auto")
+    assert dtype == (torch.bfloat16 if native_bfloat16 else torch.float32)
+    decoder = load_decoder(checkpoint, dtype)
+    if not kernels_available():
+        pytest.skip("nothing here multiplies codes: they are expanded")
+    layer = decoder.layers[0]
+    assert isinstance(layer.mlp, Mlp)
+    linears = [layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down, decoder.lm_head]
+    assert [linear.bits for linear in linears if isinstance(linear, PackedLinear)] == [bits] * 5
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0])
+def test_codes_in_float32_give_the_logits_of_the_expanded_file(
+    llama: Path, tmp_path: Path, kind: Kind
+) -> None:
+    """They differ by the rounding of activations to 8 bits alone, so as much as with `--quantize`."""
+    checkpoint = open_checkpoint(write_gguf(llama, tmp_path / "model.gguf", kind))
+    tokens = list(range(5, 105))
+    exact = logits_in_chunks(load_decoder(checkpoint, torch.float32, Quantize.NONE), tokens, [100])
+    codes = logits_in_chunks(load_decoder(checkpoint, torch.float32), tokens, [60, 1, 39])
+    assert torch.nn.functional.cosine_similarity(exact, codes, dim=1).min() > 0.98
 
 
 def one_tensor(path: Path, kind: Kind, rows: int = 3, columns: int = 512) -> tuple[Path, np.ndarray]:

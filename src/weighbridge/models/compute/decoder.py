@@ -113,7 +113,7 @@ class Decoder:
         (static batching pays for them). Returns the logits of the tokens at `rows`, which are ascending
         indices into T: [len(rows), vocab] in `dtype`. `states`: whose hidden states are wanted too, and where.
         """
-        if self._fused is not None and self._fused.serves(len(token_ids), cache):
+        if self._fused is not None and self._fused.serves(len(token_ids), len(rows), cache):
             return self._fused(token_ids, layout, cache, rows, states)
         return self._forward(token_ids, layout, cache, rows, states)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +29,16 @@ _NO_ROWS = np.empty(0, np.int32)
 class FusedForward:
     """Bit for bit what `Decoder` computes call by call, in one parallel region without the interpreter.
 
-    It serves batches of up to `most_tokens`: above, some layers have a faster dense form (None: no limit).
+    It serves batches of up to `max_tokens`, with up to `max_rows` sampled rows: above, the layers or the output
+    matrix have a faster dense form.
     """
 
     def __init__(
-        self, decoder: Decoder, matrices: Sequence[tuple[Any, ...]], most_tokens: int | None
+        self, decoder: Decoder, matrices: Sequence[tuple[Any, ...]], max_tokens: float, max_rows: float
     ) -> None:
         native: Any = importlib.import_module("weighbridge.models.compute.kernels._native")
         config = decoder.config
-        self.most_tokens = most_tokens
+        self.max_tokens, self.max_rows = max_tokens, max_rows
         self._decoder = decoder  # holds the memory that the addresses below point to
         self._forward = native.Forward(
             config.hidden_size,
@@ -68,9 +70,9 @@ class FusedForward:
                 layer.window,
             )
 
-    def serves(self, tokens: int, cache: KVCache) -> bool:
-        fits = self.most_tokens is None or tokens <= self.most_tokens
-        return fits and isinstance(cache, NativeKVCache)
+    def serves(self, tokens: int, rows: int, cache: KVCache) -> bool:
+        """Whether this pass is the fast one for a batch of `tokens`, `rows` of which are sampled."""
+        return tokens <= self.max_tokens and rows <= self.max_rows and isinstance(cache, NativeKVCache)
 
     def __call__(
         self,
@@ -108,14 +110,17 @@ def fuse(decoder: Decoder) -> FusedForward | None:
     linears = [_linears(layer) for layer in decoder.layers]
     if len(windows) > MOST_WINDOWS or any(one is None for one in linears):
         return None
-    matrices, limits = [], []
-    for group in [*linears, (decoder.lm_head,)]:
+    matrices, max_tokens = [], math.inf
+    for group in linears:
         packed = [_packed(linear) for linear in group or ()]
         if any(matrix is None for matrix, _ in packed):
             return None
         matrices.append(tuple(matrix for matrix, _ in packed))
-        limits += [limit for _, limit in packed if limit is not None]
-    return FusedForward(decoder, matrices, min(limits) if limits else None)
+        max_tokens = min(max_tokens, *(limit for _, limit in packed))
+    head, max_rows = _packed(decoder.lm_head)
+    if head is None:
+        return None
+    return FusedForward(decoder, [*matrices, (head,)], max_tokens, max_rows)
 
 
 def _linears(layer: Layer) -> tuple[Linear, Linear, Linear, Linear] | None:
@@ -126,9 +131,9 @@ def _linears(layer: Layer) -> tuple[Linear, Linear, Linear, Linear] | None:
     return layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down
 
 
-def _packed(linear: Linear) -> tuple[Any, int | None]:
-    """The packed matrix of `linear` (None: it has none), and the most tokens it is meant for."""
+def _packed(linear: Linear) -> tuple[Any, float]:
+    """The packed matrix of `linear` (None: it has none), and the largest number of tokens it is meant for."""
     if isinstance(linear, HybridLinear):
         matrix, _ = _packed(linear.few)
         return matrix, linear.many_from - 1
-    return (linear.matrix, None) if isinstance(linear, PackedLinear) else (None, None)
+    return (linear.matrix if isinstance(linear, PackedLinear) else None), math.inf

@@ -9,10 +9,14 @@ import numpy as np
 import torch
 
 from weighbridge.models.compute.linear import DenseLinear, Linear, make_linear
+from weighbridge.models.compute.linear_packed import PackedLinear
 from weighbridge.models.compute.quantized import GROUP_SIZE, GroupQuantized
 
 TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _ROUNDS = 5
+
+#: How many times faster than the codes the dense form must be at some number of tokens to be worth its memory.
+WORTH_KEEPING = 1.25
 
 
 class HybridLinear:
@@ -37,20 +41,25 @@ class HybridLinear:
 def hybrid_linear(
     quantized: GroupQuantized, bias: torch.Tensor | None, dtype: torch.dtype, many_from: int | None
 ) -> Linear:
-    """The codes, and from `many_from` tokens on their expansion to `dtype`; None: the codes alone."""
+    """The codes, and from `many_from` tokens on their expansion to `dtype`; None: the codes alone.
+
+    Where the expansion wins from the first token on, or nothing multiplies the codes, it is all that is kept.
+    """
     few = make_linear(None, bias, dtype, quantized)
-    if many_from is None:
+    if many_from is None or not isinstance(few, PackedLinear):
         return few
-    return HybridLinear(few, DenseLinear(torch.from_numpy(quantized.dequantized()), bias, dtype), many_from)
+    dense = DenseLinear(torch.from_numpy(quantized.dequantized()), bias, dtype)
+    return dense if many_from <= 1 else HybridLinear(few, dense, many_from)
 
 
 def measure_crossover(
     few: Linear, many: Linear, dtype: torch.dtype, token_counts: Sequence[int] = TOKEN_COUNTS
 ) -> int | None:
-    """The number of tokens from which `many` is faster, here and now; None: never within `token_counts`.
+    """The number of tokens from which `many` pays, here and now; None: it does not within `token_counts`.
 
-    Each count is timed as the best of five alternating calls, which takes some milliseconds in all for a
-    layer of a small model.
+    It pays where it is `WORTH_KEEPING` times faster, which also keeps the answer from changing with the noise
+    of a start. Each count is timed as the best of five alternating calls, which takes some milliseconds in
+    all for a layer of a small model.
     """
     crossover = None
     for tokens in sorted(token_counts, reverse=True):
@@ -61,16 +70,17 @@ def measure_crossover(
                 start = time.perf_counter()
                 layer(x)
                 best[index] = min(best[index], time.perf_counter() - start)
-        if best[0] <= best[1]:
+        if best[0] < WORTH_KEEPING * best[1]:
             break
         crossover = tokens
     return crossover
 
 
 def measure_quantized_crossover(rows: int, columns: int, bits: int, dtype: torch.dtype) -> int | None:
-    """Tokens from which dense weights beat `bits`-bit ones of shape [rows, columns] on this machine.
+    """Tokens from which dense weights pay beside `bits`-bit ones of shape [rows, columns] on this machine.
 
-    None on CPUs with VNNI and without AMX: integers win at every length of prompt there.
+    None on CPUs with VNNI and without AMX, where integers win at every length of prompt, for 4 bits with AVX2
+    alone too, and where no kernel multiplies codes.
     """
     generator = np.random.default_rng(0)
     scales = np.full((rows, columns // GROUP_SIZE), 0.01, np.float32)
@@ -79,5 +89,8 @@ def measure_quantized_crossover(rows: int, columns: int, bits: int, dtype: torch
         quantized = GroupQuantized(4, codes, scales, -8 * scales)
     else:
         quantized = GroupQuantized(8, generator.integers(-127, 128, (rows, columns), np.int8), scales, None)
+    few = make_linear(None, None, dtype, quantized)
+    if not isinstance(few, PackedLinear):
+        return None
     dense = DenseLinear(torch.from_numpy(quantized.dequantized()), None, dtype)
-    return measure_crossover(make_linear(None, None, dtype, quantized), dense, dtype)
+    return measure_crossover(few, dense, dtype)

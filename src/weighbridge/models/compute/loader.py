@@ -32,8 +32,8 @@ Report = Callable[[int, int], None]  # layers done, layers in all
 class Quantize(StrEnum):
     """How the weights of the linear layers are kept. Activations are rounded to 8 bits where weights are few-bit.
 
-    `auto`: as the file keeps them, so 4- and 8-bit GGUF matrices stay what they are when computing in
-    bfloat16, and everything else is dense.
+    `auto`: as the file keeps them, so 4- and 8-bit GGUF matrices stay what they are, whatever the compute
+    dtype, and everything else is dense.
     """
 
     AUTO = "auto"
@@ -70,6 +70,20 @@ class _Builder:
 
     def linear(self, names: Sequence[str], bias: bool, bits: int) -> Linear:
         """One linear layer from the rows of several matrices. `bits` is what a quantised scheme keeps."""
+        return self._linear(names, bias, bits, self._crossover)
+
+    def output_matrix(self, name: str) -> Linear:
+        """The matrix that decides each token directly: it keeps 8 bits even where the layers keep 4.
+
+        It sees sampled rows alone, rarely as many as make a dense copy pay, which in float32 is four times the
+        codes and a third of a small model: there it is not kept.
+        """
+        crossover = self._crossover if self.dtype != torch.float32 else lambda bits: None
+        return self._linear([name], False, 8, crossover)
+
+    def _linear(
+        self, names: Sequence[str], bias: bool, bits: int, crossover: Callable[[int], int | None]
+    ) -> Linear:
         offset = None
         if bias:
             parts = [self.checkpoint.tensor(name.removesuffix("weight") + "bias") for name in names]
@@ -77,7 +91,7 @@ class _Builder:
         if self.scheme is not Quantize.NONE:
             quantized = self._quantized(names, bits)
             if quantized is not None:
-                return hybrid_linear(quantized, offset, self.dtype, self._crossover(quantized.bits))
+                return hybrid_linear(quantized, offset, self.dtype, crossover(quantized.bits))
         weight = torch.cat([self.checkpoint.tensor(name).to(self.dtype) for name in names])
         return make_linear(weight, offset, self.dtype)
 
@@ -87,7 +101,7 @@ class _Builder:
         kept = [part for part in parts if part is not None]
         alike = len(kept) == len(names) and len({part.bits for part in kept}) == 1
         if self.scheme is Quantize.AUTO:
-            return stack(kept) if alike and self.dtype == torch.bfloat16 else None
+            return stack(kept) if alike else None
         if alike and kept[0].bits == bits:
             return stack(kept)
         weight = torch.cat([self.checkpoint.tensor(name).float() for name in names])
@@ -156,7 +170,6 @@ def load_decoder(
         if report is not None:
             report(index + 1, config.num_layers)
     head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    # The output matrix decides each token directly: it keeps 8 bits even where the layers keep 4.
     return Decoder(
         config,
         dtype,
@@ -164,6 +177,6 @@ def load_decoder(
         embedding=checkpoint.tensor("model.embed_tokens.weight").to(dtype).contiguous(),
         layers=layers,
         final_norm=builder.norm("model.norm.weight"),
-        lm_head=builder.linear([head], False, 8),
+        lm_head=builder.output_matrix(head),
         cos_sin=cos_sin_table(config.rope, config.head_dim, max_model_len or config.max_position_embeddings),
     )
