@@ -19,7 +19,7 @@ from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.planner.memory.activation import FITTED, Constants
 from weighbridge.planner.memory.gguf_mix import file_type
 from weighbridge.planner.memory.kv_dtype import kv_type
-from weighbridge.planner.memory.kv_layout import cached_layers
+from weighbridge.planner.memory.kv_layout import CacheSpec, cached_layers
 from weighbridge.planner.memory.memory import GIB, MemoryPlan, Model, plan_memory
 from weighbridge.planner.memory.other_kv import llama_cpp_pools
 from weighbridge.planner.memory.request import Deployment
@@ -244,7 +244,8 @@ def _llama_cpp(rows: _Rows, model: Model, d: Deployment, reported: dict[str, Any
     layers = cached_layers(
         model.architecture, replace(d, speculative=None), (0, len(model.architecture.layers))
     )
-    pools = llama_cpp_pools(layers, d, plan.rules, kv_type(d.kv_dtype), plan.length)
+    family = model.architecture.family
+    pools = llama_cpp_pools(CacheSpec(layers, d, plan.rules, kv_type(d.kv_dtype), plan.length, family))
     rows.add("kv_mib", reported.get("kv_mib", reported.get("kv_full_mib")), pools.full / MIB)
     rows.add("kv_swa_mib", reported.get("kv_swa_mib"), pools.sliding / MIB)
     rows.add("states_mib", reported.get("rs_mib"), pools.states / MIB)

@@ -74,3 +74,14 @@ def test_four_bit_integers_are_unpacked_also_where_there_are_four_bit_floats() -
 
     assert prompt_token("awq") == pytest.approx(prompt_token("bf16"), rel=0.05)
     assert prompt_token("nvfp4") < 0.7 * prompt_token("awq")
+
+
+def test_the_speed_of_a_gguf_type_does_not_hang_on_how_it_is_spelt() -> None:
+    device = find_device("B200-180GB")
+
+    def prompt_token(weights: str) -> float:
+        flags = Deployment(engine="llama.cpp", weights=weights, max_model_len=8192)
+        return step_cost(plan_memory(open_model("llama-3.1-8b"), flags, device), device, 0.0).per_token
+
+    assert prompt_token("Q4_K_M") == prompt_token("q4_k_m")
+    assert prompt_token("ud-q4_k_m") == pytest.approx(prompt_token("q4_k_m"), rel=0.02)

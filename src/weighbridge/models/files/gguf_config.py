@@ -8,6 +8,7 @@ from typing import Any
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.experts.gguf_experts import FAMILIES, read_experts
 from weighbridge.models.files.config import ModelConfig, RopeConfig
+from weighbridge.models.files.fields import whole_number
 from weighbridge.models.files.gguf import GgufFile
 
 #: GGUF architectures. Mistral and Mixtral files call themselves llama.
@@ -69,11 +70,8 @@ def _whole(file: GgufFile, key: str, default: int | None = None) -> int:
                 f"{file.path.name} has a different {key} in each layer, which is not supported"
             )
         value = value[0]
-    if not isinstance(value, int) or isinstance(value, bool) or value < (1 if default is None else 0):
-        raise BadInput(
-            f"{file.path.name}: {file.architecture}.{key} must be a positive whole number, not {value!r}"
-        )
-    return value
+    name = f"{file.architecture}.{key}"
+    return whole_number(value, name, file.path.name, min=1 if default is None else 0)
 
 
 def _number(file: GgufFile, key: str, default: float | None = None) -> float:

@@ -8,12 +8,13 @@ from typing import Any
 
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.files.config import ModelConfig, RopeConfig
+from weighbridge.models.files.fields import Fields
 from weighbridge.models.files.moe_config import read_experts
 
-Fields = dict[str, Any]
+Json = dict[str, Any]
 
 #: What transformers assumes when config.json of a family does not say; its configuration classes.
-_DEFAULTS: dict[str, Fields] = {
+_DEFAULTS: dict[str, Json] = {
     "llama": {"max_position_embeddings": 2048},
     "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131_072, "sliding_window": 4096},
     "qwen2": {"max_position_embeddings": 32_768, "sliding_window": 4096, "max_window_layers": 28},
@@ -88,7 +89,7 @@ def read_config(directory: Path) -> ModelConfig:
     )
 
 
-def _supported(fields: Fields) -> Fields:
+def _supported(fields: Json) -> Json:
     """`fields` with the defaults of their family, once it is clear that the engine can run the model."""
     family = fields.get("model_type")
     if not isinstance(family, str) or family not in _DEFAULTS:
@@ -105,7 +106,7 @@ def _supported(fields: Fields) -> Fields:
     return {**_DEFAULTS[family], **fields}
 
 
-def read_json(path: Path) -> Fields:
+def read_json(path: Path) -> Json:
     """A JSON object from a file. Raises BadInput when it is missing or is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -120,19 +121,14 @@ def read_json(path: Path) -> Fields:
     return value
 
 
-def _whole(fields: Fields, name: str, default: int | None = None) -> int:
+def _whole(fields: Json, name: str, default: int | None = None) -> int:
     """A count; `default` is for fields that may be missing or null."""
-    value = fields.get(name)
-    if value is None:
-        value = default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise BadInput(f"config.json: {name} must be a positive whole number, not {value!r}", param=name)
-    return value
+    return Fields(fields).whole(name, default=default)
 
 
-def _rope(fields: Fields) -> RopeConfig:
+def _rope(fields: Json) -> RopeConfig:
     """transformers 5 writes `rope_parameters`; before it was `rope_theta` and `rope_scaling`."""
-    rope: Fields = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    rope: Json = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     theta = float(rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if float(rope.get("partial_rotary_factor") or fields.get("partial_rotary_factor") or 1.0) != 1.0:
@@ -159,7 +155,7 @@ def _rope(fields: Fields) -> RopeConfig:
     )
 
 
-def _rotary_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
+def _rotary_layers(fields: Json, layers: int) -> tuple[bool, ...]:
     """SmolLM3 names the list after its exceptions, yet 1 in it means that the layer rotates."""
     if fields["model_type"] != "smollm3":
         return (True,) * layers
@@ -170,7 +166,7 @@ def _rotary_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
     return tuple(bool(flag) for flag in _per_layer(flags, "no_rope_layers", layers))
 
 
-def _sliding_windows(fields: Fields, layers: int) -> tuple[int, ...]:
+def _sliding_windows(fields: Json, layers: int) -> tuple[int, ...]:
     """Mistral and Mixtral limit every layer; Qwen and SmolLM3 only where `use_sliding_window` switches it on."""
     window = fields.get("sliding_window") or 0
     family = fields["model_type"]

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from weighbridge.errors import BadInput
+from weighbridge.models.files.fields import Fields
 
-Fields = dict[str, Any]
+Json = dict[str, Any]
 
 #: What transformers assumes for the experts of a family when config.json does not say.
-MOE_DEFAULTS: dict[str, Fields] = {
+MOE_DEFAULTS: dict[str, Json] = {
     "mixtral": {"experts": 8, "num_experts_per_tok": 2},
     "qwen2_moe": {
         "experts": 60,
@@ -44,7 +45,7 @@ class ExpertsConfig:
         return sum(self.sparse_layers)
 
 
-def read_experts(fields: Fields, layers: int) -> ExpertsConfig | None:
+def read_experts(fields: Json, layers: int) -> ExpertsConfig | None:
     """The experts of a supported family, or None for a dense one. Raises BadInput naming the field."""
     family = fields["model_type"]
     if family not in MOE_DEFAULTS:
@@ -70,7 +71,7 @@ def read_experts(fields: Fields, layers: int) -> ExpertsConfig | None:
     )
 
 
-def _sparse_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
+def _sparse_layers(fields: Json, layers: int) -> tuple[bool, ...]:
     """Qwen has experts in every `decoder_sparse_step`-th layer that `mlp_only_layers` does not exclude."""
     if not fields["model_type"].startswith("qwen"):
         return (True,) * layers
@@ -81,10 +82,6 @@ def _sparse_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
     return tuple(index not in dense and (index + 1) % step == 0 for index in range(layers))
 
 
-def _whole(fields: Fields, names: tuple[str, ...], default: int | None) -> int:
+def _whole(fields: Json, names: tuple[str, ...], default: int | None) -> int:
     """The first of `names` that is given."""
-    value = next((fields[name] for name in names if fields.get(name) is not None), default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        message = f"config.json: {names[0]} must be a positive whole number, not {value!r}"
-        raise BadInput(message, param=names[0])
-    return value
+    return Fields(fields).whole(*names, default=default)

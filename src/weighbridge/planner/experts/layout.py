@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weighbridge.errors import BadInput
-
-Fields = dict[str, Any]
+from weighbridge.models.files.fields import Fields, whole_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +49,19 @@ class Parameters:
         return self.resident + self.sparse_layers * self.top_k * self.expert
 
 
-def count_parameters(fields: Fields) -> Parameters:
-    """Parameters of the mixture of experts that `fields`, a parsed config.json, describes.
+def count_parameters(config: dict[str, Any]) -> Parameters:
+    """Count the parameters of the mixture of experts that `config`, a parsed config.json, describes.
 
     Knows Mixtral, Qwen2/3-MoE, OLMoE, gpt-oss and DeepSeek-shaped models (V2, V3, R1, Kimi K2). Raises BadInput
     for a dense model or a missing field.
     """
-    fields = fields.get("text_config") or fields
-    hidden, layers = _whole(fields, "hidden_size"), _whole(fields, "num_hidden_layers")
+    fields = Fields(config.get("text_config") or config)
+    hidden, layers = fields.whole("hidden_size"), fields.whole("num_hidden_layers")
     experts = _first(fields, "num_local_experts", "num_experts", "n_routed_experts")
     if experts is None:
         raise BadInput("config.json names no experts: this is a dense model")
     top_k = _first(fields, "num_experts_per_tok", "experts_per_token") or 2
-    width = _first(fields, "moe_intermediate_size") or _whole(fields, "intermediate_size")
+    width = _first(fields, "moe_intermediate_size") or fields.whole("intermediate_size")
     sparse = _sparse_layers(fields, layers)
     gpt_oss = fields.get("model_type") == "gpt_oss"
     biases = 2 * width + hidden if gpt_oss else 0  # gpt-oss: of gate, up and down
@@ -73,10 +72,10 @@ def count_parameters(fields: Fields) -> Parameters:
     tables = 1 if fields.get("tie_word_embeddings") else 2
     return Parameters(
         attention=layers * attention,
-        dense_mlp=(layers - sparse) * 3 * hidden * _first_or(fields, "intermediate_size", width),
+        dense_mlp=(layers - sparse) * 3 * hidden * fields.whole("intermediate_size", default=width, min=0),
         shared_experts=sparse * _shared(fields, hidden, width),
         routers=sparse * router,
-        embeddings=tables * _whole(fields, "vocab_size") * hidden,
+        embeddings=tables * fields.whole("vocab_size") * hidden,
         norms=layers * (2 * hidden + norms) + hidden,
         expert=3 * hidden * width + biases,
         experts=experts,
@@ -88,9 +87,9 @@ def count_parameters(fields: Fields) -> Parameters:
 def _sparse_layers(fields: Fields, layers: int) -> int:
     dense_first = _first(fields, "first_k_dense_replace")
     if dense_first is not None:
-        step = _first_or(fields, "moe_layer_freq", 1)
+        step = fields.whole("moe_layer_freq", default=1)
         return sum(index >= dense_first and index % step == 0 for index in range(layers))
-    step, dense = _first_or(fields, "decoder_sparse_step", 1), fields.get("mlp_only_layers") or []
+    step, dense = fields.whole("decoder_sparse_step", default=1), fields.get("mlp_only_layers") or []
     return sum(index not in dense and (index + 1) % step == 0 for index in range(layers))
 
 
@@ -105,12 +104,12 @@ def _shared(fields: Fields, hidden: int, width: int) -> int:
 
 def _attention(fields: Fields, hidden: int) -> tuple[int, int]:
     """Parameters of one layer's attention, and of the norms inside it."""
-    heads = _whole(fields, "num_attention_heads")
+    heads = fields.whole("num_attention_heads")
     family = fields.get("model_type")
     if _first(fields, "kv_lora_rank"):
         return _latent_attention(fields, hidden, heads)
-    kv_heads = _first_or(fields, "num_key_value_heads", heads)
-    head = _first_or(fields, "head_dim", hidden // heads)
+    kv_heads = fields.whole("num_key_value_heads", default=heads)
+    head = fields.whole("head_dim", default=hidden // heads)
     queries, keys = heads * head, kv_heads * head
     matrices = hidden * (2 * queries + 2 * keys)
     if family == "qwen2_moe" or fields.get("attention_bias"):
@@ -125,8 +124,8 @@ def _attention(fields: Fields, hidden: int) -> tuple[int, int]:
 
 def _latent_attention(fields: Fields, hidden: int, heads: int) -> tuple[int, int]:
     """Multi-head latent attention (DeepSeek-V2): compressed queries and keys, each with a norm."""
-    kv_rank, rope = _whole(fields, "kv_lora_rank"), _whole(fields, "qk_rope_head_dim")
-    nope, value = _whole(fields, "qk_nope_head_dim"), _whole(fields, "v_head_dim")
+    kv_rank, rope = fields.whole("kv_lora_rank"), fields.whole("qk_rope_head_dim")
+    nope, value = fields.whole("qk_nope_head_dim"), fields.whole("v_head_dim")
     query = heads * (nope + rope)
     rank = _first(fields, "q_lora_rank") or 0
     queries = hidden * rank + rank * query if rank else hidden * query
@@ -136,26 +135,9 @@ def _latent_attention(fields: Fields, hidden: int, heads: int) -> tuple[int, int
 
 def _first(fields: Fields, *names: str) -> int | None:
     for name in names:
-        value = fields.get(name)
-        if value is not None:
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise BadInput(
-                    f"config.json: {name} must be a whole number of at least 0, not {value!r}", param=name
-                )
-            return value
+        if name in fields:
+            return whole_number(fields.get(name), name, fields.where, min=0)
     return None
-
-
-def _first_or(fields: Fields, name: str, default: int) -> int:
-    value = _first(fields, name)
-    return default if value is None else value
-
-
-def _whole(fields: Fields, name: str) -> int:
-    value = _first(fields, name)
-    if not value:
-        raise BadInput(f"config.json: {name} must be a positive whole number, not {value!r}", param=name)
-    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from weighbridge.planner.memory.request import Deployment
 LATEST = {"vllm": (0, 26), "sglang": (0, 5), "llama.cpp": (9999,), "weighbridge": (0, 1)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """Settings that apply to one deployment, defaults filled in."""
 
@@ -22,9 +22,11 @@ class Rules:
     max_num_seqs: int
     max_num_batched_tokens: int
     prefix_caching: bool
-    kv_groups: bool  # layers of different kinds get groups of their own, instead of all being kept in full
-    prints_concurrency: bool  # the token line is concurrency x length, not blocks x block size
-    graphs_counted: bool  # the estimate of CUDA graphs is taken from the pool before it is sized
+    kv_groups: bool = (
+        True  # layers of different kinds get groups of their own, instead of all being kept in full
+    )
+    prints_concurrency: bool = False  # the token line is concurrency x length, not blocks x block size
+    graphs_counted: bool = False  # the estimate of CUDA graphs is taken from the pool before it is sized
     pad_intermediate: int = 1  # of mxfp4 experts
     flash_attention: bool = True
     pad_cells: int = 1  # llama.cpp pads contexts and windows to this
@@ -72,12 +74,12 @@ def _vllm(d: Deployment, device: Device | None, version: tuple[int, ...], length
     seqs = min(d.max_num_seqs or seqs, batched)
     caching = version >= (0, 20) if d.prefix_caching is None else d.prefix_caching
     return Rules(
-        "vllm",
-        version,
-        d.gpu_memory_utilization or (0.92 if version >= (0, 21) else 0.9),
-        seqs,
-        batched,
-        caching,
+        engine="vllm",
+        version=version,
+        utilization=d.gpu_memory_utilization or (0.92 if version >= (0, 21) else 0.9),
+        max_num_seqs=seqs,
+        max_num_batched_tokens=batched,
+        prefix_caching=caching,
         kv_groups=version >= (0, 10) and not d.swa_full,
         prints_concurrency=version >= (0, 21),
         graphs_counted=version >= (0, 21) and not d.enforce_eager,
@@ -98,7 +100,14 @@ def _sglang(d: Deployment, device: Device | None, version: tuple[int, ...]) -> R
         reserved += 2 * 1024
     share = d.gpu_memory_utilization or max(round((memory - reserved) / memory, 3), 0.1)
     seqs = d.max_num_seqs or max(graphs, 16)
-    return Rules("sglang", version, share, seqs, chunk, True, True, False, False)
+    return Rules(
+        engine="sglang",
+        version=version,
+        utilization=share,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=chunk,
+        prefix_caching=True,
+    )
 
 
 def _local(d: Deployment, version: tuple[int, ...]) -> Rules:
@@ -110,15 +119,12 @@ def _local(d: Deployment, version: tuple[int, ...]) -> Rules:
     pad = 256 if modern or flash else 32
     caching = d.engine == "weighbridge"
     return Rules(
-        d.engine,
-        version,
-        share,
-        seqs,
-        batched,
-        caching,
-        True,
-        False,
-        False,
+        engine=d.engine,
+        version=version,
+        utilization=share,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=batched,
+        prefix_caching=caching,
         flash_attention=flash,
         pad_cells=pad,
     )

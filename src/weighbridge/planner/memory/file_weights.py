@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from weighbridge.errors import BadInput
 from weighbridge.models.files.gguf_format import Contents
+from weighbridge.planner.memory.gguf_mix import arithmetic_of
 from weighbridge.planner.memory.weights import Stored, bulk_bits
 from weighbridge.planner.model.architecture import Architecture, Attention
 from weighbridge.planner.model.tensors import DRAFT, EMBED, HEAD, Kind, Shard, Tensor, all_tensors
@@ -57,8 +59,12 @@ def gguf_weights(contents: Contents, architecture: Architecture) -> Stored:
     for name, entry in contents.tensors.items():
         tensor = _tensor(name, list(entry.shape), architecture)
         sizes[tensor] = sizes.get(tensor, 0.0) + float(entry.nbytes)
-    kinds = sorted({entry.kind.name for entry in contents.tensors.values() if len(entry.shape) > 1})
-    return Stored(sizes, "+".join(kinds), _bits(sizes, architecture))
+    kinds: Counter[str] = Counter()
+    for entry in contents.tensors.values():
+        if len(entry.shape) > 1:
+            kinds[entry.kind.name] += entry.nbytes
+    usual = kinds.most_common(1)[0][0] if kinds else ""
+    return Stored(sizes, "+".join(sorted(kinds)), _bits(sizes, architecture), arithmetic_of(usual))
 
 
 def _bits(sizes: dict[Tensor, float], architecture: Architecture) -> float:

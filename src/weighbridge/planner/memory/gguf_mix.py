@@ -7,10 +7,12 @@ the usual type, and a few tensors that hurt quality most get more bits.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from weighbridge.errors import BadInput
+from weighbridge.planner.memory.weight_formats import Arithmetic
 from weighbridge.planner.model.architecture import Architecture, Attention, Experts
 from weighbridge.planner.model.tensors import EMBED, HEAD, Kind, Tensor, all_tensors
 
@@ -30,8 +32,21 @@ _ALWAYS_F32 = {Kind.SMALL, Kind.ROUTER}
 FILE_TYPES = tuple(_BASE)
 
 
-def file_type(name: str) -> tuple[str, bool] | None:
-    """The file type that `name` means and whether it is one of Unsloth's dynamic mixes; None for others."""
+@dataclass(frozen=True, slots=True)
+class FileType:
+    """A type of GGUF file. `dynamic`: Unsloth's mix of that name, whose rules are not public."""
+
+    name: str
+    dynamic: bool
+
+    @property
+    def type_name(self) -> str:
+        """The GGML type of most of its tensors."""
+        return _BASE[self.name]
+
+
+def file_type(name: str) -> FileType | None:
+    """Return the type of GGUF file that `name` means; None for other formats."""
     key = name.strip().upper().replace("-", "_")
     dynamic = key.startswith("UD_")
     key = key.removeprefix("UD_").replace("_XL", "_L" if "Q3" in key else "_M")
@@ -39,17 +54,23 @@ def file_type(name: str) -> tuple[str, bool] | None:
         key = "Q2_K"
     if dynamic and key in ("Q6_K_M", "Q8_K_M"):
         key = "Q6_K" if "6" in key else "Q8_0"
-    return (key, dynamic) if key in _BASE else None
+    return FileType(key, dynamic) if key in _BASE else None
 
 
 def gguf_bytes(architecture: Architecture, name: str, *, drafts: bool = False) -> dict[Tensor, int]:
     """Bytes of every tensor of a GGUF file of type `name`. Raises BadInput when the type is not known."""
-    found = file_type(name)
-    if found is None:
+    kind = file_type(name)
+    if kind is None:
         raise BadInput(f"GGUF type {name!r} is not known; known: {', '.join(FILE_TYPES)}")
     tensors = list(all_tensors(architecture, drafts=drafts))
-    mix = _Mix(architecture, found[0], tensors, dynamic=found[1] and architecture.has_experts)
+    mix = _Mix(architecture, kind.name, tensors, dynamic=kind.dynamic and architecture.has_experts)
     return {tensor: tensor_bytes(tensor, mix.type_of(tensor)) for tensor in tensors}
+
+
+def arithmetic_of(type_name: str) -> Arithmetic:
+    """Return how products with weights of a GGML type are computed."""
+    few = type_name.startswith(("Q2_", "Q3_", "Q4_", "Q5_", "IQ"))
+    return Arithmetic.UNPACKED if few else Arithmetic.DENSE
 
 
 def tensor_bytes(tensor: Tensor, type_name: str) -> int:

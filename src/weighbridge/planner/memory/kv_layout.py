@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from weighbridge.planner.memory.engines import Rules
+from weighbridge.planner.memory.kv_dtype import KVType
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.model.architecture import Architecture, Attention, Latent, Layer, Recurrent
 
 
 @dataclass(frozen=True, slots=True)
+class CacheSpec:
+    """What a cache is for: layers that keep one, flags and rules, the type of its values, the longest request."""
+
+    layers: Sequence[Layer]
+    deployment: Deployment
+    rules: Rules
+    kv: KVType
+    length: int
+    family: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KVPlan:
     """A sized cache. Bytes are per GPU; tokens, blocks and concurrency are of one replica (not times dp)."""
 

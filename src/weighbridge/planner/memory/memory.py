@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -11,10 +11,11 @@ from weighbridge.errors import BadInput
 from weighbridge.planner.memory.activation import FITTED, Constants, Overheads, overheads
 from weighbridge.planner.memory.engines import Rules, rules_for
 from weighbridge.planner.memory.kv_dtype import KVType, kv_type
-from weighbridge.planner.memory.kv_layout import KVPlan, cached_layers
+from weighbridge.planner.memory.kv_layout import CacheSpec, KVPlan, cached_layers
 from weighbridge.planner.memory.other_kv import plan_llama_cpp, plan_sglang, plan_weighbridge
 from weighbridge.planner.memory.request import Deployment, Range
 from weighbridge.planner.memory.vllm_kv import plan_vllm
+from weighbridge.planner.memory.weight_formats import Remark
 from weighbridge.planner.memory.weights import GpuWeights, Stored, gpu_weights, stored_weights
 from weighbridge.planner.model.architecture import Architecture, Attention, Latent
 
@@ -41,6 +42,14 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """The engine's share of a device, and what it leaves for the cache. GiB; None: no device is given."""
+
+    budget: Range | None
+    available: Range | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
     """Everything in GiB per GPU unless its name says otherwise."""
 
@@ -48,19 +57,30 @@ class MemoryPlan:
     deployment: Deployment
     device: Device | None
     rules: Rules
-    length: int
-    budget: Range | None  # None: no device given
+    length: int  # tokens of the longest request
     weights: Range
     stored: Stored
     gpu: GpuWeights
     overheads: Overheads
-    available: Range | None
+    room: Room
     kv: KVPlan | None
     kv_low: KVPlan | None
     kv_high: KVPlan | None
-    fits: bool
-    problem: str
-    explain: tuple[str, ...]
+    problem: str  # "": it fits
+
+    @property
+    def fits(self) -> bool:
+        return not self.problem
+
+    @property
+    def budget(self) -> Range | None:
+        """What the engine takes of the device; None without one."""
+        return self.room.budget
+
+    @property
+    def available(self) -> Range | None:
+        """What is left for the cache; None without a device."""
+        return self.room.available
 
     @property
     def remaining(self) -> float | None:
@@ -70,6 +90,11 @@ class MemoryPlan:
         over = self.overheads
         used = self.weights.value + over.activation.value + over.framework.value + over.graphs.value
         return self.device.memory_gib - used - self.kv.pool_bytes / GIB
+
+    @property
+    def explain(self) -> tuple[str, ...]:
+        """The plan as sentences: each figure with the formula and the numbers that made it."""
+        return tuple(_sentences(self))
 
 
 def plan_memory(
@@ -92,27 +117,25 @@ def plan_memory(
     weights = _weights(model, gpu, stored, rules, device)
     over = overheads(architecture, deployment, rules, device, length, constants)
     kv = _kv_type(deployment, architecture, device, rules)
-    budget, available = _available(deployment, device, rules, weights, over)
-    sized = [_size(model, deployment, rules, kv, gpu.stage, x, length) for x in _bounds(available)]
-    fits, problem = verdict(deployment, rules, available, sized[0], length)
+    room = _room(deployment, device, rules, weights, over)
+    layers = cached_layers(architecture, deployment, _cached_stage(architecture, deployment, gpu.stage))
+    cache = CacheSpec(layers, deployment, rules, kv, length, architecture.family)
+    value, low, high = (_size(cache, gib) for gib in _bounds(room.available))
     return MemoryPlan(
-        model,
-        deployment,
-        device,
-        rules,
-        length,
-        budget,
-        weights,
-        stored,
-        gpu,
-        over,
-        available,
-        sized[0],
-        sized[1],
-        sized[2],
-        fits,
-        problem,
-        tuple(_explain(architecture, rules, budget, weights, gpu, stored, over, available, sized[0])),
+        model=model,
+        deployment=deployment,
+        device=device,
+        rules=rules,
+        length=length,
+        weights=weights,
+        stored=stored,
+        gpu=gpu,
+        overheads=over,
+        room=room,
+        kv=value,
+        kv_low=low,
+        kv_high=high,
+        problem=_problem(deployment, rules, room.available, value, length),
     )
 
 
@@ -165,46 +188,36 @@ def _weights(model: Model, gpu: GpuWeights, stored: Stored, rules: Rules, device
     value = gpu.total * factor / GIB + LOADING_GIB.get(rules.engine, 0.0)
     if model.exact:
         spread = 0.003
-    elif any(
-        re.search(r"(intermediate|vocab)_size is not given.* assumed", a)
-        for a in model.architecture.assumptions
-    ):
+    elif any(assumption.rough for assumption in model.architecture.assumptions):
         spread = 0.3
-    elif "dynamic" in stored.note:
+    elif stored.remark is Remark.SECRET_MIX:
         spread = 0.1
     else:
         spread = 0.01 if stored.bits > 15 else 0.025
-    return Range(
-        value, gpu.total / GIB * (1 - spread), value * (1 + spread) + (0.03 if not model.exact else 0.0)
-    )
+    low, high = gpu.total / GIB * (1 - spread), value * (1 + spread) + (0.03 if not model.exact else 0.0)
+    return Range(value, low, high)
 
 
-def _available(
-    d: Deployment, device: Device | None, rules: Rules, weights: Range, over: Overheads
-) -> tuple[Range | None, Range | None]:
-    """The engine's budget and what it leaves for the cache."""
+def _room(d: Deployment, device: Device | None, rules: Rules, weights: Range, over: Overheads) -> Room:
     if d.kv_cache_memory is not None:
-        fixed = Range.exact(d.kv_cache_memory / GIB)
-        return (Range.exact(device.memory_gib * rules.utilization) if device else None), fixed
+        budget = Range.exact(device.memory_gib * rules.utilization) if device else None
+        return Room(budget, Range.exact(d.kv_cache_memory / GIB))
     if device is None:
-        return None, None
+        return Room(None, None)
     total = device.memory_gib
-    if rules.engine == "vllm":
-        budget = Range.exact(total * rules.utilization)
-        taken = weights + over.activation + over.framework
-        if rules.graphs_counted:
-            taken = taken + over.graphs
-    elif rules.engine == "sglang":
+    budget = Range.exact(total * rules.utilization)
+    taken = weights + over.framework
+    if rules.engine == "sglang":  # a share of what is free as it starts
         free = total - DRIVER_GIB
         budget = Range(free * rules.utilization, (free - 0.6) * rules.utilization, total * rules.utilization)
-        taken = weights + over.framework
     else:
-        budget = Range.exact(total * rules.utilization)
         taken = weights + over.activation + over.framework
+    if rules.engine == "vllm" and rules.graphs_counted:
+        taken = taken + over.graphs
     left = Range(budget.value - taken.value, budget.low - taken.high, budget.high - taken.low)
     if rules.engine == "weighbridge" and d.gpu_memory_utilization is None:
         left = Range(*(x * WEIGHBRIDGE_SHARE for x in (left.value, left.low, left.high)))
-    return budget, left
+    return Room(budget, left)
 
 
 def _bounds(available: Range | None) -> list[float | None]:
@@ -213,27 +226,18 @@ def _bounds(available: Range | None) -> list[float | None]:
     return [available.value, available.low, available.high]
 
 
-def _size(
-    model: Model,
-    d: Deployment,
-    rules: Rules,
-    kv: KVType,
-    stage: tuple[int, int],
-    gib: float | None,
-    length: int,
-) -> KVPlan | None:
+def _size(cache: CacheSpec, gib: float | None) -> KVPlan | None:
     """The cache in `gib` GiB per GPU; None without a device. Pipeline stages all get the smallest's blocks."""
-    layers = cached_layers(model.architecture, d, _cached_stage(model.architecture, d, stage))
-    if rules.engine == "llama.cpp":
-        return plan_llama_cpp(layers, d, rules, kv, length)
+    if cache.rules.engine == "llama.cpp":
+        return plan_llama_cpp(cache)
     if gib is None:
         return None
     memory = max(gib, 0.0) * GIB
-    if rules.engine == "sglang":
-        return plan_sglang(layers, d, rules, kv, memory, length, model.architecture.family)
-    if rules.engine == "weighbridge":
-        return plan_weighbridge(layers, d, rules, kv, memory, length)
-    return plan_vllm(layers, d, rules, kv, memory, length)
+    if cache.rules.engine == "sglang":
+        return plan_sglang(cache, memory)
+    if cache.rules.engine == "weighbridge":
+        return plan_weighbridge(cache, memory)
+    return plan_vllm(cache, memory)
 
 
 def _cached_stage(architecture: Architecture, d: Deployment, heaviest: tuple[int, int]) -> tuple[int, int]:
@@ -241,70 +245,54 @@ def _cached_stage(architecture: Architecture, d: Deployment, heaviest: tuple[int
     return max(stages, key=lambda s: (s[1] - s[0], s == heaviest))
 
 
-def verdict(
-    d: Deployment, rules: Rules, available: Range | None, kv: KVPlan | None, length: int
-) -> tuple[bool, str]:
-    """Whether it starts and holds what was asked for; if not, what is wrong."""
+def _problem(d: Deployment, rules: Rules, available: Range | None, kv: KVPlan | None, length: int) -> str:
+    """What keeps the engine from starting, or from holding what was asked for; "" when nothing does."""
     if available is None or kv is None:
-        return True, ""
+        return ""
     if available.value <= 0:
-        return False, f"weights and overheads need {-available.value:.2f} GiB more than there is"
+        return f"weights and overheads need {-available.value:.2f} GiB more than there is"
     if rules.engine == "llama.cpp":
         needed = kv.pool_bytes / GIB
         if needed > available.value:
-            return False, f"the context takes {needed:.2f} GiB and {available.value:.2f} GiB are left for it"
-        return True, ""
+            return f"the context takes {needed:.2f} GiB and {available.value:.2f} GiB are left for it"
+        return ""
     if kv.max_concurrency < 1:
         need = kv.request_bytes / GIB
-        return (
-            False,
-            f"one request of {length:,} tokens needs {need:.2f} GiB of cache; {available.value:.2f} GiB are left",
-        )
+        return f"one request of {length:,} tokens needs {need:.2f} GiB of cache; {available.value:.2f} GiB are left"
     wanted = d.concurrency or 1
     if kv.max_concurrency * d.dp < wanted:
-        return False, (
-            f"{wanted} requests of {length:,} tokens were asked for; {kv.max_concurrency * d.dp:.2f} fit at once"
-        )
+        held = kv.max_concurrency * d.dp
+        return f"{wanted} requests of {length:,} tokens were asked for; {held:.2f} fit at once"
     if kv.state_bytes and rules.engine == "vllm" and d.max_num_seqs and kv.num_blocks < d.max_num_seqs:
-        return False, f"--max-num-seqs {d.max_num_seqs} is more than the {kv.num_blocks} blocks for states"
-    return True, ""
+        return f"--max-num-seqs {d.max_num_seqs} is more than the {kv.num_blocks} blocks for states"
+    return ""
 
 
-def _explain(
-    architecture: Architecture,
-    rules: Rules,
-    budget: Range | None,
-    weights: Range,
-    gpu: GpuWeights,
-    stored: Stored,
-    over: Overheads,
-    available: Range | None,
-    kv: KVPlan | None,
-) -> list[str]:
-    """The plan as sentences: each figure with the formula and the numbers that made it."""
+def _sentences(plan: MemoryPlan) -> Iterator[str]:
+    gpu, over, stored, available = plan.gpu, plan.overheads, plan.stored, plan.available
     parts = ", ".join(
         f"{kind} {size / GIB:.2f}"
         for kind, size in sorted(gpu.parts.items(), key=lambda x: -x[1])
         if size > 1e6
     )
-    lines = [f"weights {weights.value:.2f} GiB per GPU in {stored.format} (GiB: {parts})"]
+    yield f"weights {plan.weights.value:.2f} GiB per GPU in {stored.format} (GiB: {parts})"
     if gpu.host:
-        lines.append(f"{gpu.host / GIB:.2f} GiB of weights stay in host memory")
-    if stored.note:
-        lines.append(stored.note)
-    lines.append(f"activations {over.activation.value:.2f} GiB: {over.why_activation}")
-    lines.append(f"framework {over.framework.value:.2f} GiB: {over.why_framework}")
+        yield f"{gpu.host / GIB:.2f} GiB of weights stay in host memory"
+    if stored.remark is not None:
+        yield str(stored.remark)
+    yield f"activations {over.activation.value:.2f} GiB: {over.why_activation}"
+    yield f"framework {over.framework.value:.2f} GiB: {over.why_framework}"
     if over.graphs.value:
-        lines.append(f"CUDA graphs {over.graphs.value:.2f} GiB: {over.why_graphs}")
-    if budget is not None and available is not None:
-        lines.append(
+        yield f"CUDA graphs {over.graphs.value:.2f} GiB: {over.why_graphs}"
+    if plan.budget is not None and available is not None:
+        yield (
             f"cache {available.value:.2f} GiB (between {available.low:.2f} and {available.high:.2f}) is what remains "
-            f"of {budget.value:.2f} GiB = memory x {rules.utilization:g}"
+            f"of {plan.budget.value:.2f} GiB = memory x {plan.rules.utilization:g}"
         )
-    if kv is not None:
-        lines.extend(kv.explain)
-    lines.extend(f"assumed: {sentence}" for sentence in architecture.assumptions)
-    return lines
+    if plan.kv is not None:
+        yield from plan.kv.explain
+    sentences = (assumption.sentence for assumption in plan.model.architecture.assumptions)
+    yield from (f"assumed: {sentence}" for sentence in dict.fromkeys(sentences))
 
 
 def longest_request(plan: MemoryPlan) -> int:

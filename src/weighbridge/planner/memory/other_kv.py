@@ -10,16 +10,15 @@ weighbridge  blocks of 32 tokens over all layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
 from weighbridge.errors import BadInput
 from weighbridge.planner.memory.engines import Rules
 from weighbridge.planner.memory.kv_dtype import KVType
-from weighbridge.planner.memory.kv_layout import KVPlan, recurrent_bytes
+from weighbridge.planner.memory.kv_layout import CacheSpec, KVPlan, recurrent_bytes
 from weighbridge.planner.memory.request import Deployment
-from weighbridge.planner.model.architecture import Attention, Latent, Layer, Recurrent
+from weighbridge.planner.model.architecture import Attention, Latent, Recurrent
 
 WEIGHBRIDGE_BLOCK = 32
 SGLANG_SWA_RATIO = 0.8  # --swa-full-tokens-ratio
@@ -35,17 +34,16 @@ class _Bytes:
     window: int
 
 
-def _split(
-    layers: Sequence[Layer], d: Deployment, rules: Rules, kv: KVType, conv: int, state: int | None
-) -> _Bytes:
+def _split(cache: CacheSpec, conv_bytes: int, state_bytes: int | None) -> _Bytes:
+    d, kv = cache.deployment, cache.kv
     full = sliding = states = 0.0
     window = 0
-    for layer in layers:
+    for layer in cache.layers:
         match layer.mixer:
             case Recurrent() as r:
-                states += recurrent_bytes(r, d.tp, 0, conv, state)
+                states += recurrent_bytes(r, d.tp, 0, conv_bytes, state_bytes)
             case Latent() as m:
-                full += kv.latent_bytes(m) + _latent_extra(m, d, rules, kv)
+                full += kv.latent_bytes(m) + _latent_extra(m, d, cache.rules, kv)
             case Attention() as a if a.window:
                 sliding += kv.attention_bytes(a, d.tp)
                 window = max(window, a.window)
@@ -65,13 +63,13 @@ def _latent_extra(m: Latent, d: Deployment, rules: Rules, kv: KVType) -> float:
     return indexer + (m.kv_rank * kv.value_bytes if rules.version < (7830,) else 0.0)
 
 
-def plan_sglang(
-    layers: Sequence[Layer], d: Deployment, rules: Rules, kv: KVType, memory: float, length: int, family: str
-) -> KVPlan:
-    """Pools of `memory` bytes: tokens of the full pool (of the sliding one when there is no other)."""
-    b = _split(layers, d, rules, kv, 2, None)
+def plan_sglang(cache: CacheSpec, memory: float) -> KVPlan:
+    """Size the pools of `memory` bytes: tokens of the full pool (of the sliding one when there is no other)."""
+    d, rules, length = cache.deployment, cache.rules, cache.length
+    b = _split(cache, 2, None)
     page = d.block_size or 1
-    ratio = 1.0 if d.swa_full else d.swa_ratio or (1.0 if family.startswith("mimo") else SGLANG_SWA_RATIO)
+    usual = 1.0 if cache.family.startswith("mimo") else SGLANG_SWA_RATIO
+    ratio = 1.0 if d.swa_full else d.swa_ratio or usual
     states = b.state * rules.max_num_seqs * (1 + d.num_speculative_tokens)
     free = max(memory - states, 0.0)
     if not b.full:
@@ -81,7 +79,6 @@ def plan_sglang(
         per_token = b.full + (b.sliding * ratio if b.sliding else 0.0)
         tokens = int(free // per_token)
     tokens = tokens // page * page
-    request = b.full * length + b.sliding * min(length, b.window + rules.max_num_batched_tokens) + b.state
     concurrency = tokens / length
     if b.state:
         concurrency = min(concurrency, rules.max_num_seqs)
@@ -93,18 +90,18 @@ def plan_sglang(
         )
     if b.state:
         explain.append(f"{states:,.0f} B of states for {rules.max_num_seqs} running requests come first")
-    blocks = tokens // page
+    reach = min(length, b.window + rules.max_num_batched_tokens)
     return KVPlan(
-        b.full or b.sliding,
-        tokens,
-        blocks,
-        page,
-        ceil(length / page),
-        request,
-        concurrency,
-        memory,
-        b.state,
-        tuple(explain),
+        bytes_per_token=b.full or b.sliding,
+        tokens=tokens,
+        num_blocks=tokens // page,
+        block_size=page,
+        blocks_per_request=ceil(length / page),
+        request_bytes=b.full * length + b.sliding * reach + b.state,
+        max_concurrency=concurrency,
+        pool_bytes=memory,
+        state_bytes=b.state,
+        explain=tuple(explain),
     )
 
 
@@ -124,35 +121,36 @@ class LlamaPools:
         return self.full + self.sliding + self.states
 
 
-def llama_cpp_pools(
-    layers: Sequence[Layer], d: Deployment, rules: Rules, kv: KVType, length: int
-) -> LlamaPools:
-    """Pools for a context of `length` tokens in all (-c)."""
-    b = _split(layers, d, rules, kv, 4, 4)
+def llama_cpp_pools(cache: CacheSpec) -> LlamaPools:
+    """Return the pools for a context of `cache.length` tokens in all (-c)."""
+    return _pools(cache, _split(cache, 4, 4))
+
+
+def _pools(cache: CacheSpec, b: _Bytes) -> LlamaPools:
+    d, rules = cache.deployment, cache.rules
     slots = rules.max_num_seqs
     unified = True if d.unified_kv is None else d.unified_kv
     streams = 1 if unified else slots
-    cells = _padded(ceil(length / streams), rules.pad_cells)
+    cells = _padded(ceil(cache.length / streams), rules.pad_cells)
     window = _padded(b.window * (slots if unified else 1) + d.ubatch, rules.pad_cells)
     window_cells = cells if d.swa_full else min(cells, window)
     return LlamaPools(
-        b.full * cells * streams,
-        b.sliding * window_cells * streams,
-        b.state * slots * (1 + d.num_speculative_tokens),
-        cells,
-        window_cells,
-        streams,
+        full=b.full * cells * streams,
+        sliding=b.sliding * window_cells * streams,
+        states=b.state * slots * (1 + d.num_speculative_tokens),
+        cells=cells,
+        window_cells=window_cells,
+        streams=streams,
     )
 
 
-def plan_llama_cpp(layers: Sequence[Layer], d: Deployment, rules: Rules, kv: KVType, length: int) -> KVPlan:
-    """What the context takes: llama.cpp reserves it, whatever is free. `length` is the whole context (-c)."""
-    pools = llama_cpp_pools(layers, d, rules, kv, length)
-    b = _split(layers, d, rules, kv, 4, 4)
-    slots, streams = rules.max_num_seqs, pools.streams
-    explain = [
-        f"{b.full:,.0f} B a token x {pools.cells:,} cells{f' x {streams} streams' if streams > 1 else ''}"
-    ]
+def plan_llama_cpp(cache: CacheSpec) -> KVPlan:
+    """Size what the context takes: llama.cpp reserves it, whatever is free."""
+    d, slots = cache.deployment, cache.rules.max_num_seqs
+    b = _split(cache, 4, 4)
+    pools = _pools(cache, b)
+    several = f" x {pools.streams} streams" if pools.streams > 1 else ""
+    explain = [f"{b.full:,.0f} B a token x {pools.cells:,} cells{several}"]
     if b.window:
         explain.append(
             f"sliding layers: {b.sliding:,.0f} B a token x {pools.window_cells:,} cells (window {b.window})"
@@ -161,20 +159,18 @@ def plan_llama_cpp(layers: Sequence[Layer], d: Deployment, rules: Rules, kv: KVT
         explain.append(
             f"states: {b.state:,.0f} B x {slots} sequences x {1 + d.num_speculative_tokens} snapshots"
         )
-    growing = b.full + (b.sliding if d.swa_full else 0.0)
-    cells = pools.cells * streams
     return KVPlan(
-        growing,
-        cells,
-        cells,
-        1,
-        pools.cells,
-        pools.total / slots,
-        float(slots),
-        pools.total,
-        b.state,
-        tuple(explain),
-        (("full", pools.full), ("sliding", pools.sliding), ("states", pools.states)),
+        bytes_per_token=b.full + (b.sliding if d.swa_full else 0.0),
+        tokens=pools.cells * pools.streams,
+        num_blocks=pools.cells * pools.streams,
+        block_size=1,
+        blocks_per_request=pools.cells,
+        request_bytes=pools.total / slots,
+        max_concurrency=float(slots),
+        pool_bytes=pools.total,
+        state_bytes=b.state,
+        explain=tuple(explain),
+        pools=(("full", pools.full), ("sliding", pools.sliding), ("states", pools.states)),
     )
 
 
@@ -182,29 +178,26 @@ def _padded(cells: int, multiple: int) -> int:
     return -(-cells // multiple) * multiple
 
 
-def plan_weighbridge(
-    layers: Sequence[Layer], d: Deployment, rules: Rules, kv: KVType, memory: float, length: int
-) -> KVPlan:
-    """Blocks of 32 tokens; sliding layers are kept in full."""
-    if any(isinstance(layer.mixer, (Recurrent, Latent)) for layer in layers):
+def plan_weighbridge(cache: CacheSpec, memory: float) -> KVPlan:
+    """Size the cache in blocks of 32 tokens; sliding layers are kept in full."""
+    if any(isinstance(layer.mixer, (Recurrent, Latent)) for layer in cache.layers):
         raise BadInput(
             "the weighbridge engine does not run latent or recurrent attention; choose another --engine"
         )
-    whole = _split(layers, d, rules, kv, 2, None)
-    per_token = whole.full + whole.sliding
-    block = d.block_size or WEIGHBRIDGE_BLOCK
+    b = _split(cache, 2, None)
+    per_token = b.full + b.sliding
+    block = cache.deployment.block_size or WEIGHBRIDGE_BLOCK
     blocks = int(memory // (per_token * block))
-    per_request = ceil(length / block)
-    explain = (f"{memory:,.0f} B // ({per_token:,.0f} B a token x {block}) = {blocks:,} blocks",)
+    per_request = ceil(cache.length / block)
     return KVPlan(
-        per_token,
-        blocks * block,
-        blocks,
-        block,
-        per_request,
-        per_request * block * per_token,
-        blocks / per_request,
-        memory,
-        0.0,
-        explain,
+        bytes_per_token=per_token,
+        tokens=blocks * block,
+        num_blocks=blocks,
+        block_size=block,
+        blocks_per_request=per_request,
+        request_bytes=per_request * block * per_token,
+        max_concurrency=blocks / per_request,
+        pool_bytes=memory,
+        state_bytes=0.0,
+        explain=(f"{memory:,.0f} B // ({per_token:,.0f} B a token x {block}) = {blocks:,} blocks",),
     )

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge.errors import BadInput
+from weighbridge.models.files.gguf_fields import config_fields
 from weighbridge.models.files.gguf_format import read_gguf
 from weighbridge.models.files.hf_config import read_json
 from weighbridge.planner.memory.file_weights import gguf_weights, safetensors_weights
 from weighbridge.planner.memory.memory import Model
 from weighbridge.planner.model import catalogue
 from weighbridge.planner.model.config_reader import read_architecture
-from weighbridge.planner.model.gguf_reader import config_of
 
 
 def open_model(name: str) -> Model:
@@ -61,5 +61,5 @@ def _directory(path: Path, files: list[Path] | None = None) -> Model:
 
 def _gguf(path: Path) -> Model:
     contents = read_gguf(path)
-    architecture = read_architecture(config_of(contents))
+    architecture = read_architecture(config_fields(contents))
     return Model(path.stem, architecture, gguf_weights(contents, architecture), str(path))

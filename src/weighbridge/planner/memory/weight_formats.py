@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from enum import Enum, StrEnum
 
 from weighbridge.errors import BadInput
 from weighbridge.planner.model.architecture import Architecture
@@ -20,6 +21,21 @@ from weighbridge.planner.model.tensors import Kind, Tensor
 
 _LINEAR = frozenset({Kind.ATTENTION, Kind.LINEAR, Kind.MLP, Kind.SHARED, Kind.EXPERT})
 _EXPERTS = frozenset({Kind.EXPERT})
+
+
+class Remark(StrEnum):
+    """What has to be said of a format; the value is the sentence for people."""
+
+    EXPERTS_ONLY = "only the routed experts are quantised, as in published checkpoints of such models"
+    SECRET_MIX = "Unsloth's dynamic mixes are not public: give the file for exact sizes"
+
+
+class Arithmetic(Enum):
+    """How products with the weights are computed, which decides their speed."""
+
+    DENSE = "in 16 bits"
+    QUANTIZED = "activations are quantized before each product"
+    UNPACKED = "integers of few bits that no unit multiplies: unpacked to 16 bits first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +47,8 @@ class WeightFormat:
     quantised: frozenset[Kind] = frozenset()
     dense_bytes: int = 2
     skip_ends: bool = False  # first and last layer stay dense
-    note: str = ""
+    arithmetic: Arithmetic = Arithmetic.DENSE
+    remark: Remark | None = None
 
     def element_bytes(self, tensor: Tensor, layers: int) -> float:
         ends = self.skip_ends and tensor.layer in (0, layers - 1)
@@ -44,17 +61,19 @@ _GROUP128 = 4 + 20 / 128
 _FORMATS = {
     "bf16": WeightFormat("bf16"),
     "fp32": WeightFormat("fp32", dense_bytes=4),
-    "fp8": WeightFormat("fp8", 8.0, _LINEAR),
-    "int8": WeightFormat("int8", 8.0, _LINEAR),
-    "awq": WeightFormat("awq", _GROUP128, _LINEAR),
-    "gptq": WeightFormat("gptq", _GROUP128, _LINEAR),
-    "gptq-8bit": WeightFormat("gptq-8bit", 8 + 20 / 128, _LINEAR),
-    "int4": WeightFormat("int4", _GROUP128, _LINEAR),
-    "nvfp4": WeightFormat("nvfp4", 4.5, _LINEAR - {Kind.LINEAR}),
+    "fp8": WeightFormat("fp8", 8.0, _LINEAR, arithmetic=Arithmetic.QUANTIZED),
+    "int8": WeightFormat("int8", 8.0, _LINEAR, arithmetic=Arithmetic.QUANTIZED),
+    "awq": WeightFormat("awq", _GROUP128, _LINEAR, arithmetic=Arithmetic.UNPACKED),
+    "gptq": WeightFormat("gptq", _GROUP128, _LINEAR, arithmetic=Arithmetic.UNPACKED),
+    "gptq-8bit": WeightFormat("gptq-8bit", 8 + 20 / 128, _LINEAR, arithmetic=Arithmetic.UNPACKED),
+    "int4": WeightFormat("int4", _GROUP128, _LINEAR, arithmetic=Arithmetic.UNPACKED),
+    "nvfp4": WeightFormat("nvfp4", 4.5, _LINEAR - {Kind.LINEAR}, arithmetic=Arithmetic.QUANTIZED),
     "mxfp4": WeightFormat("mxfp4", 4.25, _EXPERTS),
-    "mxfp8": WeightFormat("mxfp8", 8.25, _LINEAR),
-    "fbgemm-fp8": WeightFormat("fbgemm-fp8", 8.0, frozenset({Kind.MLP}), skip_ends=True),
-    "bnb-4bit": WeightFormat("bnb-4bit", 4.5, _LINEAR),
+    "mxfp8": WeightFormat("mxfp8", 8.25, _LINEAR, arithmetic=Arithmetic.QUANTIZED),
+    "fbgemm-fp8": WeightFormat(
+        "fbgemm-fp8", 8.0, frozenset({Kind.MLP}), skip_ends=True, arithmetic=Arithmetic.QUANTIZED
+    ),
+    "bnb-4bit": WeightFormat("bnb-4bit", 4.5, _LINEAR, arithmetic=Arithmetic.UNPACKED),
     "bnb-8bit": WeightFormat("bnb-8bit", 8.0, _LINEAR),
 }
 _ALIASES = {
@@ -92,9 +111,8 @@ def weight_format(name: str, architecture: Architecture) -> WeightFormat:
         )
     chosen = _FORMATS[key]
     if architecture.has_experts and (key == "nvfp4" or (key == "int4" and architecture.latent)):
-        note = "only the routed experts are quantised, as in published checkpoints of such models"
         bits = 4.5 if key == "int4" else chosen.bits
-        return replace(chosen, bits=bits, quantised=_EXPERTS, note=note)
+        return replace(chosen, bits=bits, quantised=_EXPERTS, remark=Remark.EXPERTS_ONLY)
     return chosen
 
 
@@ -105,7 +123,7 @@ def published_format(architecture: Architecture) -> WeightFormat:
         return _FORMATS["bf16"]
     method = str(config.get("quant_method") or config.get("quant_algo") or "").lower()
     ignored = " ".join(str(x) for x in _strings(config.get("ignore"), config.get("modules_to_not_convert")))
-    bits = _whole(config.get("bits") or config.get("w_bit"))
+    bits = _count(config.get("bits") or config.get("w_bit"))
     if method in ("compressed-tensors", "modelopt"):
         chosen = _from_groups(config)
     elif method in ("awq", "gptq", "auto-round", "autoround", "gptq_marlin", "awq_marlin"):
@@ -130,7 +148,7 @@ def _from_groups(config: dict[str, object]) -> WeightFormat:
         first = next(iter(groups.values()))
         if isinstance(first, dict) and isinstance(first.get("weights"), dict):
             weights = first["weights"]
-    bits, kind = _whole(weights.get("num_bits")), str(weights.get("type") or "")
+    bits, kind = _count(weights.get("num_bits")), str(weights.get("type") or "")
     if "nvfp4" in algo or (bits == 4 and kind == "float"):
         return _FORMATS["nvfp4"]
     if "fp8" in algo or "float-quantized" in algo or (bits == 8 and kind == "float"):
@@ -145,7 +163,7 @@ def _from_groups(config: dict[str, object]) -> WeightFormat:
 def _grouped(name: str, bits: int, group: object, *, zeros: bool = True) -> WeightFormat:
     size = group if isinstance(group, int) and group > 0 else 0
     extra = (16 + (bits if zeros else 0)) / size if size else 0.0
-    return WeightFormat(name, bits + extra, _LINEAR)
+    return WeightFormat(name, bits + extra, _LINEAR, arithmetic=Arithmetic.UNPACKED)
 
 
 def _without(chosen: WeightFormat, ignored: str) -> WeightFormat:
@@ -166,5 +184,5 @@ def _strings(*values: object) -> list[object]:
     return [item for value in values if isinstance(value, (list, tuple)) for item in value]
 
 
-def _whole(value: object) -> int:
+def _count(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0

@@ -6,9 +6,16 @@ from dataclasses import dataclass
 
 from weighbridge.errors import BadInput
 from weighbridge.planner.memory.engines import Rules
-from weighbridge.planner.memory.gguf_mix import FILE_TYPES, file_type, gguf_bytes
+from weighbridge.planner.memory.gguf_mix import FILE_TYPES, arithmetic_of, file_type, gguf_bytes
 from weighbridge.planner.memory.request import Deployment
-from weighbridge.planner.memory.weight_formats import WeightFormat, is_format, published_format, weight_format
+from weighbridge.planner.memory.weight_formats import (
+    Arithmetic,
+    Remark,
+    WeightFormat,
+    is_format,
+    published_format,
+    weight_format,
+)
 from weighbridge.planner.model.architecture import Architecture, Experts, Latent, Layer
 from weighbridge.planner.model.tensors import DRAFT, EMBED, HEAD, Kind, Shard, Tensor, all_tensors
 
@@ -23,7 +30,8 @@ class Stored:
     tensors: dict[Tensor, float]
     format: str
     bits: float  # of the bulk of the weights
-    note: str = ""
+    arithmetic: Arithmetic = Arithmetic.DENSE
+    remark: Remark | None = None
 
     @property
     def total(self) -> float:
@@ -47,12 +55,12 @@ def stored_weights(architecture: Architecture, deployment: Deployment, rules: Ru
     """Bytes by tensor in the format asked for, else the published one, else 16 bits."""
     drafts = deployment.speculative == "mtp"
     name = deployment.weights
-    if name is not None and (rules.engine == "llama.cpp" or not is_format(name)) and file_type(name):
+    gguf = file_type(name) if name and (rules.engine == "llama.cpp" or not is_format(name)) else None
+    if name is not None and gguf is not None:
         sizes = gguf_bytes(architecture, name, drafts=drafts)
         tensors = {t: float(n) for t, n in sizes.items() if deployment.towers or t.kind is not Kind.TOWER}
-        dynamic = name.lower().startswith("ud")
-        note = "Unsloth's dynamic mixes are not public: give the file for exact sizes" if dynamic else ""
-        return Stored(tensors, name, bulk_bits(tensors), note)
+        remark = Remark.SECRET_MIX if gguf.dynamic else None
+        return Stored(tensors, name, bulk_bits(tensors), arithmetic_of(gguf.type_name), remark)
     if name is not None and rules.engine == "llama.cpp":
         raise BadInput(f"llama.cpp has no weights of type {name!r}; known: {', '.join(FILE_TYPES)}")
     form = weight_format(name, architecture) if name else published_format(architecture)
@@ -61,7 +69,7 @@ def stored_weights(architecture: Architecture, deployment: Deployment, rules: Ru
         for t in all_tensors(architecture, drafts=drafts)
         if deployment.towers or t.kind is not Kind.TOWER
     }
-    return Stored(tensors, form.name, bulk_bits(tensors), form.note)
+    return Stored(tensors, form.name, bulk_bits(tensors), form.arithmetic, form.remark)
 
 
 def bulk_bits(tensors: dict[Tensor, float]) -> float:

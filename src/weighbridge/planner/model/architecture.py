@@ -1,12 +1,26 @@
 """What the planner knows of a model: how each layer mixes tokens, what follows, what lies around the layers.
 
 Far more families than the engine runs. Nothing here is computed: `config_reader` builds it from config.json,
-`tensors` turns it into weights, `kv` into cache.
+`tensors` turns it into weights, the modules of `planner.memory` into memory.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Assumption:
+    """What a plan takes for granted because the configuration does not tell.
+
+    field: the one that is missing, under config.json's name. value: what stands for it; None where nothing does.
+    sentence: the same for people. rough: a guess that may be far off, so weights made of it are rough as well.
+    """
+
+    field: str
+    value: object
+    sentence: str
+    rough: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +129,7 @@ class Architecture:
     towers: tuple[Tower, ...] = ()
     gated_vocab: int = 0  # per-layer embedding table columns (Gemma 3n), on top of the usual one
     quantization: dict[str, object] = field(default_factory=dict)  # quantization_config, as published
-    assumptions: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
 
     @property
     def attention_layers(self) -> tuple[Attention | Latent, ...]:

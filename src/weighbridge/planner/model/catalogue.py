@@ -9,6 +9,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from weighbridge.planner.model.architecture import Assumption
+
 _SUFFIXES = re.compile(r"[-_.](instruct|chat|it|hf|base|thinking|\d{4})$")
 _ALIASES = {"llama-3.3-70b": "llama-3.1-70b", "llama-3-8b": "llama-3.1-8b", "llama-3-70b": "llama-3.1-70b"}
 
@@ -38,7 +40,7 @@ def near(name: str) -> list[str]:
     return get_close_matches(name.rsplit("/", 1)[-1].lower(), catalogue(), n=3, cutoff=0.4)
 
 
-def completed(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def completed(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[Assumption, ...]]:
     """`config` with what it lacks taken from the catalogue's model of the same family and shape.
 
     Everything when something that weights need is missing, else only the longest position. What was filled in
@@ -59,7 +61,8 @@ def completed(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
             sentence = (
                 f"{', '.join(sorted(missing))} taken from the catalogue's {name}, which has the same shape"
             )
-            return {**config, **missing}, (sentence,)
+            stated = [Assumption(field, value, sentence) for field, value in sorted(missing.items())]
+            return {**config, **missing}, tuple(stated)
     return config, ()
 
 

@@ -6,15 +6,23 @@ import re
 from typing import Any
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.planner.model.architecture import Architecture, Dense, Experts, FeedForward, Layer, Tower
+from weighbridge.planner.model.architecture import (
+    Architecture,
+    Assumption,
+    Dense,
+    Experts,
+    FeedForward,
+    Layer,
+    Tower,
+)
 from weighbridge.planner.model.catalogue import catalogue
-from weighbridge.planner.model.fields import Fields
+from weighbridge.planner.model.fields import ModelFields
 from weighbridge.planner.model.layer_kinds import layer_kinds
 from weighbridge.planner.model.mixers import head_dim, mixer
 
 #: Two matrices instead of three: no gate.
 _UNGATED = {"opt", "gpt2", "gpt_neox", "gpt_bigcode", "starcoder2", "falcon", "phi", "nemotron", "nemotron_h"}
-#: Fields that change memory in ways this reader does not model; silence about them would be a wrong plan.
+#: ModelFields that change memory in ways this reader does not model; silence about them would be a wrong plan.
 _DECISIVE = re.compile(r"^(compress_ratios?|block_configs|block_ffn_mult|mamba_layers|rwkv|retention)")
 _UNMODELLED = {
     "deepseek_v4": "its layers compress the cache by different ratios",
@@ -25,62 +33,23 @@ _UNMODELLED = {
 _COUNTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts", "num_moe_experts")
 #: Types beside the catalogue's whose fields mean what they say.
 _KNOWN = {
-    *("llama4", "qwen2_moe", "qwen2_vl", "qwen2_5_vl", "qwen2_5_vl_text", "qwen3_vl", "qwen3_vl_text"),
-    *(
-        "qwen3_vl_moe_text",
-        "qwen3_5",
-        "qwen3_5_moe",
-        "gemma",
-        "gemma3",
-        "gemma3n_text",
-        "gemma4",
-        "cohere",
-        "cohere2",
-    ),
-    *(
-        "deepseek_v3",
-        "glm",
-        "glm4",
-        "mistral3",
-        "pixtral",
-        "phi",
-        "phi4",
-        "smollm3",
-        "starcoder2",
-        "stablelm",
-    ),
-    *("granite", "granitemoe", "exaone4", "ernie4_5", "ernie4_5_moe", "hunyuan_v1_dense", "hunyuan_v1_moe"),
-    *(
-        "gpt2",
-        "gpt_neox",
-        "bloom",
-        "falcon",
-        "mamba",
-        "mamba2",
-        "bamba",
-        "falcon_h1",
-        "internlm2",
-        "seed_oss",
-        "dots1",
-    ),
-}
+    "llama4", "qwen2_moe", "qwen2_vl", "qwen2_5_vl", "qwen2_5_vl_text", "qwen3_vl", "qwen3_vl_text",
+    "qwen3_vl_moe_text", "qwen3_5", "qwen3_5_moe", "gemma", "gemma3", "gemma3n_text", "gemma4", "cohere",
+    "cohere2", "deepseek_v3", "glm", "glm4", "mistral3", "pixtral", "phi", "phi4", "smollm3", "starcoder2",
+    "stablelm", "granite", "granitemoe", "exaone4", "ernie4_5", "ernie4_5_moe", "hunyuan_v1_dense",
+    "hunyuan_v1_moe", "gpt2", "gpt_neox", "bloom", "falcon", "mamba", "mamba2", "bamba", "falcon_h1",
+    "internlm2", "seed_oss", "dots1",
+}  # fmt: skip
+#: Families whose output matrix is the embedding unless config.json says otherwise.
 _TIED = {
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "gemma3",
-    "gemma4_text",
-    "gemma3n_text",
-    "cohere",
-    "cohere2",
-    "opt",
-}
+    "gemma", "gemma2", "gemma3_text", "gemma3", "gemma4_text", "gemma3n_text", "cohere", "cohere2", "opt",
+}  # fmt: skip
 
 
-def read_architecture(config: dict[str, Any], assumptions: tuple[str, ...] = ()) -> Architecture:
+def read_architecture(config: dict[str, Any], assumptions: tuple[Assumption, ...] = ()) -> Architecture:
     """The architecture that a config.json describes. Raises BadInput or UnsupportedModel naming the field."""
     noted = list(assumptions)
-    outer = Fields(config, noted)
+    outer = ModelFields(config, noted)
     fields = outer.inner("text_config", "llm_config", "language_config", "thinker_config") or outer
     inner = fields.inner("text_config")  # some nest twice
     fields = inner or fields
@@ -112,7 +81,7 @@ def read_architecture(config: dict[str, Any], assumptions: tuple[str, ...] = ())
     )
 
 
-def _refuse_unknown(fields: Fields, family: str) -> None:
+def _refuse_unknown(fields: ModelFields, family: str) -> None:
     if family in _UNMODELLED:
         raise UnsupportedModel(f"model type {family!r} is not planned: {_UNMODELLED[family]}")
     for name, value in fields.values.items():
@@ -123,7 +92,7 @@ def _refuse_unknown(fields: Fields, family: str) -> None:
             )
 
 
-def feed_forward(fields: Fields, family: str, index: int, layers: int) -> FeedForward | None:
+def feed_forward(fields: ModelFields, family: str, index: int, layers: int) -> FeedForward | None:
     """The block behind the mixer of layer `index`: dense, experts, or none (Nemotron-H's mixer layers)."""
     pattern = fields.get("hybrid_override_pattern")
     if isinstance(pattern, str):
@@ -136,13 +105,13 @@ def feed_forward(fields: Fields, family: str, index: int, layers: int) -> FeedFo
     return _experts(fields, family)
 
 
-def _sparse(fields: Fields, family: str, index: int, layers: int) -> bool:
+def _sparse(fields: ModelFields, family: str, index: int, layers: int) -> bool:
     if fields.values.get("enable_moe_block") is False:
         return False
     frequency = fields.get("moe_layer_freq")
     if isinstance(frequency, list):
         return bool(frequency[index])
-    if index < fields.whole("first_k_dense_replace", default=0, least=0):
+    if index < fields.whole("first_k_dense_replace", default=0, min=0):
         return False
     if index in (fields.get("mlp_only_layers") or ()):
         return False
@@ -151,29 +120,31 @@ def _sparse(fields: Fields, family: str, index: int, layers: int) -> bool:
         return index in listed
     if "expert_layer_period" in fields:  # Jamba
         period = fields.whole("expert_layer_period")
-        return index % period == fields.whole("expert_layer_offset", default=0, least=0)
+        return index % period == fields.whole("expert_layer_offset", default=0, min=0)
     step = fields.whole("interleave_moe_layer_step", "decoder_sparse_step", "moe_layer_freq", default=1)
     return (index + 1) % step == 0
 
 
-def _dense(fields: Fields, family: str) -> Dense:
+def _dense(fields: ModelFields, family: str) -> Dense:
     names: tuple[str, ...] = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
     if family.startswith("llama4"):
         names = ("intermediate_size_mlp", *names)
     hidden = fields.whole("hidden_size", "n_embd", "d_model")
     if fields.get(*names) is None:
-        fields.assume(f"intermediate_size is not given; 3.5 x hidden_size = {hidden * 7 // 2} assumed")
-    return Dense(fields.whole(*names, default=hidden * 7 // 2), gated=family not in _UNGATED)
+        width = hidden * 7 // 2
+        sentence = f"intermediate_size is not given; 3.5 x hidden_size = {width} assumed"
+        fields = fields.with_guess(Assumption("intermediate_size", width, sentence, rough=True))
+    return Dense(fields.whole(*names), gated=family not in _UNGATED)
 
 
-def _experts(fields: Fields, family: str) -> Experts:
+def _experts(fields: ModelFields, family: str) -> Experts:
     count = fields.whole(*_COUNTS)
     if fields.get("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size") is None:
         width = max(fields.whole("hidden_size") // 4, 1)
-        fields.assume(f"moe_intermediate_size is not given; hidden_size / 4 = {width} assumed")
-        fields = Fields({**fields.values, "moe_intermediate_size": width}, fields.assumptions)
+        sentence = f"moe_intermediate_size is not given; hidden_size / 4 = {width} assumed"
+        fields = fields.with_guess(Assumption("moe_intermediate_size", width, sentence, rough=True))
     width = fields.whole("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
-    shared = fields.whole("n_shared_experts", "num_shared_experts", default=0, least=0) * fields.whole(
+    shared = fields.whole("n_shared_experts", "num_shared_experts", default=0, min=0) * fields.whole(
         "moe_shared_expert_intermediate_size", default=width
     )
     if family.startswith("llama4"):
@@ -187,36 +158,38 @@ def _experts(fields: Fields, family: str) -> Experts:
             "num_experts_per_tok", "top_k_experts", "num_experts_per_token", "moe_topk", "moe_top_k"
         ),
         width,
-        shared_intermediate=fields.whole(*names, default=shared, least=0),
+        shared_intermediate=fields.whole(*names, default=shared, min=0),
         shared_gate=gate,
         gated=family not in _UNGATED,
         bias=family == "gpt_oss",
-        latent=fields.whole("moe_latent_size", default=0, least=0),
+        latent=fields.whole("moe_latent_size", default=0, min=0),
         dense_intermediate=beside,
     )
 
 
-def _vocab(fields: Fields, outer: Fields) -> int:
+def _vocab(fields: ModelFields, outer: ModelFields) -> int:
     if "vocab_size" not in fields and "vocab_size" not in outer:
-        fields.assume("vocab_size is not given; 131,072 assumed, so weights and logits are rough")
-    return fields.whole("vocab_size", default=outer.whole("vocab_size", default=131_072))
+        sentence = "vocab_size is not given; 131,072 assumed, so weights and logits are rough"
+        fields = fields.with_guess(Assumption("vocab_size", 131_072, sentence, rough=True))
+    return (fields if "vocab_size" in fields else outer).whole("vocab_size")
 
 
-def _max_positions(fields: Fields) -> int:
+def _max_positions(fields: ModelFields) -> int:
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length")
     if fields.get(*names) is None:
-        fields.assume("max_position_embeddings is not given; 32,768 assumed")
-    return fields.whole(*names, default=32_768)
+        sentence = "max_position_embeddings is not given; 32,768 assumed"
+        fields = fields.with_guess(Assumption("max_position_embeddings", 32_768, sentence))
+    return fields.whole(*names)
 
 
-def _tied(fields: Fields, outer: Fields, family: str) -> bool:
+def _tied(fields: ModelFields, outer: ModelFields, family: str) -> bool:
     for source in (fields, outer):
         if "tie_word_embeddings" in source:
             return source.flag("tie_word_embeddings")
     return family in _TIED
 
 
-def _rotary_dim(fields: Fields) -> int:
+def _rotary_dim(fields: ModelFields) -> int:
     if "qk_rope_head_dim" in fields:
         return fields.whole("qk_rope_head_dim")
     if fields.get("num_attention_heads", "n_head") is None:
@@ -225,13 +198,15 @@ def _rotary_dim(fields: Fields) -> int:
     return int(head_dim(fields) * rope.number("partial_rotary_factor", 1.0))
 
 
-def _drafts(fields: Fields, family: str, layers: tuple[Layer, ...], kinds: list[str]) -> tuple[Layer, ...]:
-    count = fields.whole("num_nextn_predict_layers", "mtp_num_hidden_layers", default=0, least=0)
+def _drafts(
+    fields: ModelFields, family: str, layers: tuple[Layer, ...], kinds: list[str]
+) -> tuple[Layer, ...]:
+    count = fields.whole("num_nextn_predict_layers", "mtp_num_hidden_layers", default=0, min=0)
     full = [layer for layer, kind in zip(layers, kinds, strict=True) if kind == "full"]
     return tuple((full or list(layers))[-1:] * count)
 
 
-def _towers(outer: Fields) -> tuple[Tower, ...]:
+def _towers(outer: ModelFields) -> tuple[Tower, ...]:
     """Encoders, from their own shapes: four projections and an MLP a layer, patches and positions."""
     towers = []
     for name in ("vision_config", "audio_config", "vit_config", "vision_tower_config"):
@@ -241,7 +216,8 @@ def _towers(outer: Fields) -> tuple[Tower, ...]:
         hidden = tower.get("hidden_size", "d_model", "width", "embed_dim")
         depth = tower.get("num_hidden_layers", "depth", "encoder_layers", "n_layers", "layers")
         if not isinstance(hidden, int) or not isinstance(depth, int):
-            outer.assume(f"{name} has no shape the planner can read; its encoder is not counted")
+            sentence = f"{name} has no shape the planner can read; its encoder is not counted"
+            outer.assume(Assumption(name, None, sentence))
             continue
         inner = tower.whole("intermediate_size", "encoder_ffn_dim", "mlp_dim", default=4 * hidden)
         out = tower.whole("out_hidden_size", default=hidden)
@@ -250,11 +226,11 @@ def _towers(outer: Fields) -> tuple[Tower, ...]:
     return tuple(towers)
 
 
-def _per_layer_embedding(fields: Fields, layers: int) -> int:
-    return fields.whole("hidden_size_per_layer_input", default=0, least=0) * layers
+def _per_layer_embedding(fields: ModelFields, layers: int) -> int:
+    return fields.whole("hidden_size_per_layer_input", default=0, min=0) * layers
 
 
-def _quantization(fields: Fields, outer: Fields) -> dict[str, object]:
+def _quantization(fields: ModelFields, outer: ModelFields) -> dict[str, object]:
     value = outer.get("quantization_config") or fields.get("quantization_config") or {}
     if not isinstance(value, dict):
         raise BadInput(
@@ -264,12 +240,11 @@ def _quantization(fields: Fields, outer: Fields) -> dict[str, object]:
     return value
 
 
-def _assume_usual(fields: Fields, outer: Fields, family: str) -> None:
+def _assume_usual(fields: ModelFields, outer: ModelFields, family: str) -> None:
     """State what is taken for granted of a model type or number format that the planner has no rules for."""
     if family not in _KNOWN and family not in {entry["model_type"] for entry in catalogue().values()}:
-        fields.assume(
-            f"model_type {family!r} has no rules of its own: read as a decoder with the usual fields"
-        )
+        sentence = f"model_type {family!r} has no rules of its own: read as a decoder with the usual fields"
+        fields.assume(Assumption("model_type", family, sentence))
     kind = fields.get("torch_dtype", "dtype") or outer.get("torch_dtype", "dtype")
     if kind is not None and str(kind).removeprefix("torch.") not in (
         "bfloat16",
@@ -277,4 +252,5 @@ def _assume_usual(fields: Fields, outer: Fields, family: str) -> None:
         "float32",
         "auto",
     ):
-        fields.assume(f"torch_dtype {kind!r} is not known: weights taken as 16-bit")
+        sentence = f"torch_dtype {kind!r} is not known: weights taken as 16-bit"
+        fields.assume(Assumption("torch_dtype", "bfloat16", sentence))

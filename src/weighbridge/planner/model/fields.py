@@ -1,72 +1,32 @@
-"""Typed access to config.json: every read says what it wanted, and remembers what it had to assume."""
+"""The fields of a configuration as the planner reads them: it also remembers what it had to assume."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from weighbridge.errors import BadInput
+from weighbridge.models.files.fields import Fields
+from weighbridge.planner.model.architecture import Assumption
 
 
-class Fields:
-    """The fields of one config.json object. Missing fields with a default are stated as assumptions on request."""
+class ModelFields(Fields):
+    """Fields that share one list of assumptions with the objects nested in them."""
 
-    def __init__(self, values: dict[str, Any], assumptions: list[str] | None = None) -> None:
-        self.values = values
-        self.assumptions: list[str] = [] if assumptions is None else assumptions
+    def __init__(self, values: Mapping[str, Any], assumptions: list[Assumption] | None = None) -> None:
+        super().__init__(values)
+        self.assumptions: list[Assumption] = [] if assumptions is None else assumptions
 
-    def __contains__(self, name: str) -> bool:
-        return self.values.get(name) is not None
+    def inner(self, *names: str) -> ModelFields | None:
+        """Return the object under the first of `names` that is there, with the same assumptions."""
+        values = self.nested(*names)
+        return None if values is None else ModelFields(values, self.assumptions)
 
-    def get(self, *names: str) -> Any:
-        """The first of `names` that is there and not null."""
-        for name in names:
-            if self.values.get(name) is not None:
-                return self.values[name]
-        return None
+    def with_guess(self, guess: Assumption) -> ModelFields:
+        """Return the same fields with the guessed one filled in."""
+        self.assume(guess)
+        return ModelFields({**self.values, guess.field: guess.value}, self.assumptions)
 
-    def whole(self, *names: str, default: int | None = None, least: int = 1) -> int:
-        """A count under the first of `names` that is there. Raises BadInput naming the field."""
-        value = self.get(*names)
-        if value is None:
-            value = default
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            what = "is missing" if value is None else f"is {value!r}"
-            wanted = "a positive whole number" if least else "a whole number"
-            raise BadInput(f"config.json: {names[0]} {what}; the plan needs {wanted} there", param=names[0])
-        return value
-
-    def number(self, name: str, default: float) -> float:
-        value = self.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise BadInput(f"config.json: {name} is {value!r}, not a number", param=name)
-        return float(value)
-
-    def flag(self, name: str, default: bool = False) -> bool:
-        value = self.get(name)
-        return default if value is None else bool(value)
-
-    def listed(self, name: str, length: int) -> list[Any] | None:
-        """A list with one entry per layer, or None when there is none. A longer list is cut (draft layers)."""
-        value = self.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, list) or len(value) < length:
-            raise BadInput(f"config.json: {name} must list all {length} layers", param=name)
-        return value[:length]
-
-    def inner(self, *names: str) -> Fields | None:
-        """A nested object, sharing this one's assumptions."""
-        value = self.get(*names)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            raise BadInput(f"config.json: {names[0]} must be an object", param=names[0])
-        return Fields(value, self.assumptions)
-
-    def assume(self, sentence: str) -> None:
-        if sentence not in self.assumptions:
-            self.assumptions.append(sentence)
+    def assume(self, assumption: Assumption) -> None:
+        """State an assumption, once."""
+        if assumption not in self.assumptions:
+            self.assumptions.append(assumption)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from weighbridge.errors import BadInput
-from weighbridge.planner.model.fields import Fields
+from weighbridge.planner.model.architecture import Assumption
+from weighbridge.planner.model.fields import ModelFields
 
 _HF_NAMES = {
     "full_attention": "full",
@@ -36,7 +37,7 @@ _PATTERNED = {"gemma3_text": 6, "gemma3": 6, "cohere2": 4, "gemma4_text": 6, "ex
 _EVERY_LAYER = {"mistral", "mixtral", "starcoder2", "phi3", "ministral"}
 
 
-def layer_kinds(fields: Fields, family: str, layers: int) -> list[str]:
+def layer_kinds(fields: ModelFields, family: str, layers: int) -> list[str]:
     """The mixer of each of `layers` layers. Raises BadInput for a kind that is not known."""
     for rule in (_from_lists, _from_counts, _from_intervals, _from_windows):
         kinds = rule(fields, family, layers)
@@ -71,7 +72,7 @@ def _named(kinds: Iterable[object]) -> list[str]:
     return result
 
 
-def _from_lists(fields: Fields, family: str, layers: int) -> list[str] | None:
+def _from_lists(fields: ModelFields, family: str, layers: int) -> list[str] | None:
     pattern = fields.get("hybrid_override_pattern")
     if isinstance(pattern, str):  # Nemotron-H: M Mamba, * attention, - or E feed-forward only
         if set(pattern) - set("M*-E|"):
@@ -98,7 +99,7 @@ def _from_lists(fields: Fields, family: str, layers: int) -> list[str] | None:
     return None
 
 
-def _from_counts(fields: Fields, family: str, layers: int) -> list[str] | None:
+def _from_counts(fields: ModelFields, family: str, layers: int) -> list[str] | None:
     """Summaries of a list: how many layers of each kind, or how many of one."""
     counts = fields.get("layer_types_counts")
     if isinstance(counts, dict):
@@ -117,17 +118,18 @@ def _from_counts(fields: Fields, family: str, layers: int) -> list[str] | None:
     return None
 
 
-def _from_intervals(fields: Fields, family: str, layers: int) -> list[str] | None:
+def _from_intervals(fields: ModelFields, family: str, layers: int) -> list[str] | None:
     if "linear_num_value_heads" in fields:
         every = fields.whole("full_attention_interval", default=4)
         return ["full" if (index + 1) % every == 0 else "linear" for index in range(layers)]
     if "attn_layer_period" in fields:  # Jamba
-        period, offset = fields.whole("attn_layer_period"), fields.whole("attn_layer_offset", least=0)
+        period, offset = fields.whole("attn_layer_period"), fields.whole("attn_layer_offset", min=0)
         return ["full" if index % period == offset else "linear" for index in range(layers)]
     if family in ("llama4", "llama4_text"):
         every = fields.whole("no_rope_layer_interval", default=4)
         if "attention_chunk_size" not in fields:
-            fields.assume("attention_chunk_size is not given; 8192 assumed, as Llama 4 publishes")
+            sentence = "attention_chunk_size is not given; 8192 assumed, as Llama 4 publishes"
+            fields.assume(Assumption("attention_chunk_size", 8192, sentence))
         flags = fields.get("no_rope_layers")
         if isinstance(flags, list) and len(flags) == layers:
             return ["chunked" if flag else "full" for flag in flags]
@@ -135,7 +137,7 @@ def _from_intervals(fields: Fields, family: str, layers: int) -> list[str] | Non
     return None
 
 
-def _from_windows(fields: Fields, family: str, layers: int) -> list[str] | None:
+def _from_windows(fields: ModelFields, family: str, layers: int) -> list[str] | None:
     if not fields.get("sliding_window"):
         return None
     if family in _EVERY_LAYER:
@@ -146,10 +148,9 @@ def _from_windows(fields: Fields, family: str, layers: int) -> list[str] | None:
     if isinstance(every, int):
         return ["full" if (index + 1) % every == 0 else "sliding" for index in range(layers)]
     if fields.flag("use_sliding_window"):
-        first = fields.whole("max_window_layers", default=28, least=0)
+        first = fields.whole("max_window_layers", default=28, min=0)
         return ["sliding" if index >= first else "full" for index in range(layers)]
     if family not in ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "llama", "smollm3"):
-        fields.assume(
-            f"sliding_window is set, but nothing says which layers of {family!r} slide: none assumed"
-        )
+        sentence = f"sliding_window is set, but nothing says which layers of {family!r} slide: none assumed"
+        fields.assume(Assumption("layer_types", None, sentence))
     return None

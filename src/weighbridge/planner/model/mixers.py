@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 
 from weighbridge.errors import BadInput
-from weighbridge.planner.model.architecture import Attention, Indexer, Latent, Mixer, Recurrent
-from weighbridge.planner.model.fields import Fields
+from weighbridge.planner.model.architecture import Assumption, Attention, Indexer, Latent, Mixer, Recurrent
+from weighbridge.planner.model.fields import ModelFields
 
 _BIASED = {"qwen2", "qwen2_moe", "gpt_oss", "opt", "gpt2", "starcoder2", "phi"}
 _GATED = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_5", "qwen3_5_moe"}
 
 
-def mixer(fields: Fields, family: str, kind: str, index: int, layers: int) -> Mixer | None:
+def mixer(fields: ModelFields, family: str, kind: str, index: int, layers: int) -> Mixer | None:
     """The mixer of layer `index`, whose kind `layer_kinds` has named."""
     if kind == "none":
         return None
@@ -23,13 +23,13 @@ def mixer(fields: Fields, family: str, kind: str, index: int, layers: int) -> Mi
     return _attention(fields, family, kind, index, layers)
 
 
-def head_dim(fields: Fields) -> int:
+def head_dim(fields: ModelFields) -> int:
     heads = fields.whole("num_attention_heads", "n_head")
     hidden = fields.whole("hidden_size", "n_embd", "d_model")
     return fields.whole("head_dim", "attention_head_dim", "kv_channels", default=hidden // heads)
 
 
-def _attention(fields: Fields, family: str, kind: str, index: int, layers: int) -> Attention:
+def _attention(fields: ModelFields, family: str, kind: str, index: int, layers: int) -> Attention:
     heads = fields.whole("num_attention_heads", "n_head")
     default = 1 if fields.flag("multi_query") else heads
     kv_heads = fields.whole("num_key_value_heads", "num_kv_heads", "multi_query_group_num", default=default)
@@ -45,11 +45,17 @@ def _attention(fields: Fields, family: str, kind: str, index: int, layers: int) 
         key = value = fields.whole("global_head_dim")
         twins = fields.flag("attention_k_eq_v")
         if twins and "num_global_key_value_heads" not in fields:
-            fields.assume("num_global_key_value_heads is not given; num_key_value_heads assumed")
+            fields.assume(
+                Assumption(
+                    "num_global_key_value_heads",
+                    kv_heads,
+                    "num_global_key_value_heads is not given; num_key_value_heads assumed",
+                )
+            )
         kv_heads = fields.whole("num_global_key_value_heads", default=kv_heads)
     if heads % kv_heads:
         raise BadInput(f"config.json: {heads} attention heads cannot share {kv_heads} key/value heads evenly")
-    shared = fields.whole("num_kv_shared_layers", default=0, least=0)
+    shared = fields.whole("num_kv_shared_layers", default=0, min=0)
     biased = fields.flag("attention_bias") or fields.flag("qkv_bias") or family in _BIASED
     return Attention(
         heads,
@@ -66,13 +72,13 @@ def _attention(fields: Fields, family: str, kind: str, index: int, layers: int) 
     )
 
 
-def _latent(fields: Fields, index: int, layers: int) -> Latent:
+def _latent(fields: ModelFields, index: int, layers: int) -> Latent:
     indexer = None
     if "index_head_dim" in fields and _has_indexer(fields, index, layers):
         indexer = Indexer(fields.whole("index_n_heads"), fields.whole("index_head_dim"))
     return Latent(
         fields.whole("num_attention_heads"),
-        fields.whole("q_lora_rank", default=0, least=0),
+        fields.whole("q_lora_rank", default=0, min=0),
         fields.whole("kv_lora_rank"),
         fields.whole("qk_rope_head_dim"),
         fields.whole("qk_nope_head_dim"),
@@ -81,7 +87,7 @@ def _latent(fields: Fields, index: int, layers: int) -> Latent:
     )
 
 
-def _has_indexer(fields: Fields, index: int, layers: int) -> bool:
+def _has_indexer(fields: ModelFields, index: int, layers: int) -> bool:
     """Some models compute indices in some layers and share them with the layers that follow."""
     kinds = fields.listed("indexer_types", layers)
     if kinds is not None:
@@ -93,7 +99,7 @@ def _has_indexer(fields: Fields, index: int, layers: int) -> bool:
     return True
 
 
-def recurrent(fields: Fields, family: str) -> Recurrent:
+def recurrent(fields: ModelFields, family: str) -> Recurrent:
     """The recurrent mixer that the fields describe. Raises BadInput when they describe none."""
     if "linear_num_value_heads" in fields:
         return _gated_delta_net(fields)
@@ -109,7 +115,7 @@ def recurrent(fields: Fields, family: str) -> Recurrent:
     return _mamba2(fields)
 
 
-def _gated_delta_net(fields: Fields) -> Recurrent:
+def _gated_delta_net(fields: ModelFields) -> Recurrent:
     hidden = fields.whole("hidden_size")
     key = fields.whole("linear_num_key_heads") * fields.whole("linear_key_head_dim")
     value_heads, value_dim = fields.whole("linear_num_value_heads"), fields.whole("linear_value_head_dim")
@@ -130,7 +136,7 @@ def _gated_delta_net(fields: Fields) -> Recurrent:
     )
 
 
-def _kimi_delta(fields: Fields, linear: Fields) -> Recurrent:
+def _kimi_delta(fields: ModelFields, linear: ModelFields) -> Recurrent:
     hidden, dim = fields.whole("hidden_size"), linear.whole("head_dim")
     heads = linear.whole("num_heads")
     inner = heads * dim
@@ -151,7 +157,7 @@ def _kimi_delta(fields: Fields, linear: Fields) -> Recurrent:
     )
 
 
-def _mamba2(fields: Fields) -> Recurrent:
+def _mamba2(fields: ModelFields) -> Recurrent:
     hidden = fields.whole("hidden_size")
     heads = fields.whole("mamba_num_heads", "mamba_n_heads")
     dim = fields.get("mamba_head_dim", "mamba_d_head")
@@ -161,7 +167,8 @@ def _mamba2(fields: Fields) -> Recurrent:
     groups = fields.whole("n_groups", "mamba_n_groups", default=1)
     inner = heads * dim
     if "mamba_ssm_dtype" not in fields and "mamba_ssm_cache_dtype" not in fields:
-        fields.assume("the type of the Mamba state is not given: the model's own (16 bits) assumed for vLLM")
+        sentence = "the type of the Mamba state is not given: the model's own (16 bits) assumed for vLLM"
+        fields.assume(Assumption("mamba_ssm_dtype", "float16", sentence))
     return Recurrent(
         "mamba2",
         inner + 2 * groups * state,
@@ -176,7 +183,7 @@ def _mamba2(fields: Fields) -> Recurrent:
     )
 
 
-def _mamba1(fields: Fields) -> Recurrent:
+def _mamba1(fields: ModelFields) -> Recurrent:
     hidden = fields.whole("hidden_size")
     inner = int(fields.number("mamba_expand", 2) * hidden)
     state, rank = (
@@ -199,7 +206,7 @@ def _mamba1(fields: Fields) -> Recurrent:
     )
 
 
-def _short_conv(fields: Fields) -> Recurrent:
+def _short_conv(fields: ModelFields) -> Recurrent:
     hidden = fields.whole("hidden_size")
     kernel = fields.whole("conv_L_cache", default=3)
     return Recurrent(
@@ -207,7 +214,7 @@ def _short_conv(fields: Fields) -> Recurrent:
     )
 
 
-def _lightning(fields: Fields) -> Recurrent:
+def _lightning(fields: ModelFields) -> Recurrent:
     hidden, heads, dim = fields.whole("hidden_size"), fields.whole("num_attention_heads"), head_dim(fields)
     inner = heads * dim
     projections = (
@@ -218,7 +225,7 @@ def _lightning(fields: Fields) -> Recurrent:
     return Recurrent("lightning", 0, 1, heads, dim * dim, projections)
 
 
-def _state_bytes(fields: Fields, default: int) -> int:
+def _state_bytes(fields: ModelFields, default: int) -> int:
     name = fields.get("mamba_ssm_dtype", "mamba_ssm_cache_dtype")
     if name is None:
         return default

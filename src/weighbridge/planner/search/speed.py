@@ -10,16 +10,13 @@ from weighbridge.cost.roofline import Demand, efficiency_of, roofline
 from weighbridge.cost.step import StepCost
 from weighbridge.planner.memory.kv_layout import cached_layers
 from weighbridge.planner.memory.memory import MemoryPlan, kv_type_of
+from weighbridge.planner.memory.weight_formats import Arithmetic
 from weighbridge.planner.memory.weights import shard_share
 from weighbridge.planner.model.architecture import Attention, Experts, Latent
 from weighbridge.planner.model.tensors import DRAFT, Kind, all_tensors
 
 DEFAULT_PROMPT, DEFAULT_OUTPUT = 1024, 256
 SERVING_SECONDS = 0.02  # HTTP, tokenizing and the way to the first delta
-#: Weight formats whose products take quantized activations too.
-QUANTIZING = frozenset({"fp8", "fbgemm-fp8", "int8", "mxfp8", "nvfp4"})
-#: Weight formats of integers: 4-bit ones are unpacked to 16 bits, also where there are units for 4-bit floats.
-INTEGER = ("int4", "awq", "gptq", "bnb-4bit", "q2_", "q3_", "q4_", "q5_", "iq")
 #: Single estimates of a roofline lie within these factors of measurements nine times of ten: docs/measured/planner.md.
 SPREAD = (0.75, 1.5)
 
@@ -86,8 +83,8 @@ def demand(plan: MemoryPlan) -> Demand:
         indexer_layers=sum(
             isinstance(m, Latent) and m.indexer is not None for m in architecture.attention_layers
         ),
-        quantized_layers=layers if plan.stored.format in QUANTIZING else 0,
-        integer=plan.stored.format.startswith(INTEGER),
+        quantized_layers=layers if plan.stored.arithmetic is Arithmetic.QUANTIZED else 0,
+        integer=plan.stored.arithmetic is Arithmetic.UNPACKED,
     )
 
 

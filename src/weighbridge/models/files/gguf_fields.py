@@ -1,4 +1,4 @@
-"""GGUF metadata to the fields of a config.json, so that one reader understands both."""
+"""GGUF metadata to the fields of a `config.json`, so that one reader understands both. Torch is not needed."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _FIELDS = (
 )
 
 
-def config_of(contents: Contents) -> dict[str, Any]:
-    """The fields of config.json that the file's metadata says. Raises BadInput for an unknown architecture."""
+def config_fields(contents: Contents) -> dict[str, Any]:
+    """Return what a config.json of the same model would hold. Raises BadInput for an unknown architecture."""
     metadata = contents.metadata
     name = str(metadata.get("general.architecture"))
     if name not in _FAMILIES:
@@ -50,7 +50,7 @@ def config_of(contents: Contents) -> dict[str, Any]:
     for ours, theirs in _FIELDS:
         value = metadata.get(f"{name}.{theirs}")
         if value is not None:
-            fields[ours] = _one(value)
+            fields[ours] = _largest(value)
     embedding = contents.tensors.get("token_embd.weight")
     if embedding is None:
         raise BadInput("the GGUF file has no token_embd.weight: it is no language model")
@@ -65,7 +65,7 @@ def config_of(contents: Contents) -> dict[str, Any]:
     return fields
 
 
-def _one(value: Any) -> Any:
+def _largest(value: Any) -> Any:
     """Some files give a number for each layer; the largest is what memory is planned for."""
     if isinstance(value, list):
         numbers = [x for x in value if x]
@@ -75,7 +75,7 @@ def _one(value: Any) -> Any:
 
 def _heads(fields: dict[str, Any], metadata: dict[str, Any], name: str) -> None:
     value = metadata.get(f"{name}.attention.head_count_kv")
-    fields["num_key_value_heads"] = _one(value) or fields.get("num_attention_heads")
+    fields["num_key_value_heads"] = _largest(value) or fields.get("num_attention_heads")
     if isinstance(value, list) and 0 in value:
         fields["layer_types"] = ["full_attention" if x else "linear_attention" for x in value]
 
