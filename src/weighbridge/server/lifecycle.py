@@ -17,6 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from weighbridge.errors import BadInput
+from weighbridge.server.connections import BoundedHttp, raise_file_limit
 from weighbridge.server.settings import ServerSettings
 
 log = logging.getLogger("weighbridge.server")
@@ -104,8 +105,9 @@ class Drainable(Protocol):
 def run_server(app: ASGIApp, service: Drainable, listener: socket.socket, settings: ServerSettings) -> bool:
     """Serve until SIGTERM or SIGINT, then drain. False when the drain ran out of time."""
     _quicken()
+    raise_file_limit()
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_keep_alive=30, h11_max_incomplete_event_size=65536
+        app, http=BoundedHttp, ws="none", log_level="warning", access_log=False, timeout_keep_alive=30
     )
     server = _Server(config)
     drained = True

@@ -1,0 +1,189 @@
+"""What a connection may cost: bytes and seconds of a request's head and body, and how many connections there are.
+
+uvicorn bounds none of these with its quick parser. A head is held back until it is whole, so that one that never ends
+costs `LARGEST_HEAD` bytes and is never parsed; silent connections end by themselves, and make room before that when
+there are too many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from weighbridge.wire.errors import ApiError, error_body
+
+log = logging.getLogger("weighbridge.server")
+
+#: Bytes of request line and headers.
+LARGEST_HEAD = 64 << 10
+#: Seconds for a whole head, from the first moment of a connection or the first byte of a further request.
+HEAD_SECONDS = 15.0
+#: Seconds for a whole body behind its head.
+BODY_SECONDS = 120.0
+#: Files that are not connections of clients: connections to replicas, models, logs.
+RESERVED_FILES = 128
+#: More connections than this are of no use to anybody.
+MOST_CONNECTIONS = 50_000
+
+_END = b"\r\n\r\n"
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, with bounds. Upgrades are not offered: what asks for one is served as it is."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._head = b""  # of a request, until it is whole
+        self._in_head = True
+        self._fed = (
+            0  # bytes of an unfinished head that the parser has already: it came behind another request
+        )
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect(HEAD_SECONDS)
+        if len(self.connections) > connection_limit():
+            self._make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._in_head:
+            super().data_received(data)
+        elif self._fed:
+            self._fed += len(data)
+            super().data_received(data)
+        else:
+            self._head += data
+            if _END not in self._head:
+                if len(self._head) > LARGEST_HEAD:
+                    self._refuse(
+                        431, f"the request's headers are larger than {LARGEST_HEAD >> 10} KiB; send less"
+                    )
+                elif self._timer is None:
+                    self._expect(HEAD_SECONDS)
+                return
+            head, self._head = self._head, b""
+            if head.index(_END) > LARGEST_HEAD:
+                self._refuse(
+                    431, f"the request's headers are larger than {LARGEST_HEAD >> 10} KiB; send less"
+                )
+                return
+            super().data_received(without_upgrade(head))
+        if self._fed > LARGEST_HEAD:
+            self._refuse(431, f"the request's headers are larger than {LARGEST_HEAD >> 10} KiB; send less")
+        elif self._in_head and not self._fed:
+            self._stop_timer()  # nothing is under way: uvicorn's own keep-alive counts
+        elif self._timer is None:
+            self._expect(HEAD_SECONDS if self._in_head else BODY_SECONDS)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether no request is under way and none was ever sent."""
+        return self.cycle is None
+
+    # -- the parser ------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._fed = True, 1
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._fed = False, 0
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head, self._fed = True, 0
+        self._stop_timer()
+        super().on_message_complete()
+
+    # -- bounds ----------------------------------------------------------------------------------------
+
+    def _expect(self, seconds: float) -> None:
+        self._timer = self.loop.call_later(seconds, self._late)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        self._timer = None
+        if self.is_silent and not self._head and not self._fed:
+            self.transport.close()  # it never asked for anything
+        else:
+            what = "headers" if self._in_head else "body"
+            self._refuse(408, f"the request's {what} did not come in time; send it again")
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Say why, unless an answer has begun, and close."""
+        self._stop_timer()
+        if not self.transport.is_closing():
+            if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+                body = error_body(ApiError(status, message, code=_CODES[status]))
+                head = f"HTTP/1.1 {status} {_WORDS[status]}\r\ncontent-type: application/json\r\n"
+                head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+                self.transport.write(head.encode() + body)
+            self.transport.close()
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def _make_room(self) -> None:
+        """There are too many connections: the longest silent one goes, else this one."""
+        for other in list(self.connections):
+            if other is not self and isinstance(other, BoundedHttp) and other.is_silent:
+                self.connections.discard(other)
+                other.transport.abort()
+                return
+        self._refuse(503, "the server has too many connections; try again in a moment")
+
+
+_WORDS = {408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
+_CODES = {408: "request_timeout", 431: "headers_too_large", 503: "too_many_connections"}
+
+
+def without_upgrade(head: bytes) -> bytes:
+    """A head that asks for another protocol, as a plain HTTP/1.1 request: clients such as the JDK's always ask."""
+    end = head.index(_END)
+    if b"\r\nupgrade:" not in head[:end].lower():
+        return head
+    kept = []
+    for line in head[:end].split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        low = name.strip().lower()
+        if low in (b"upgrade", b"http2-settings"):
+            continue
+        if low == b"connection":
+            words = [word.strip() for word in value.split(b",")]
+            words = [word for word in words if word.lower() not in (b"upgrade", b"http2-settings")]
+            if not words:
+                continue
+            line = name + b": " + b", ".join(words)
+        kept.append(line)
+    return b"\r\n".join(kept) + head[end:]
+
+
+def raise_file_limit() -> None:
+    """Let the process open as many files as it is allowed to: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS + RESERVED_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+
+def connection_limit() -> int:
+    """Connections of clients that this process takes."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS
+    return max(min(soft - RESERVED_FILES, MOST_CONNECTIONS), 16)

@@ -1,0 +1,126 @@
+"""A connection costs what it may: heads, bodies, seconds and numbers are bounded, and upgrades lose no body."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+
+from tests.fleet.backends import Quiet, until
+from weighbridge.server import connections
+from weighbridge.server.connections import BoundedHttp, without_upgrade
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            return
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@asynccontextmanager
+async def listening() -> AsyncIterator[int]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = Quiet(uvicorn.Config(echo, http=BoundedHttp, ws="none", log_level="error", lifespan="off"))
+    async with server.running(listener):
+        yield listener.getsockname()[1]
+
+
+async def said(port: int, *pieces: bytes, pause: float = 0.0) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(pause)
+        writer.write_eof()
+        return await asyncio.wait_for(reader.read(), 30)
+    finally:
+        writer.close()
+
+
+def request(body: bytes, *lines: str) -> bytes:
+    head = "\r\n".join(["POST / HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *lines])
+    return head.encode() + b"\r\n\r\n" + body
+
+
+async def test_a_head_that_never_ends_is_refused_at_its_bound() -> None:
+    async with listening() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nX: ")
+        sent = 0
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):  # noqa: PT012
+            while True:
+                writer.write(b"a" * 8192)
+                sent += 8192
+                await writer.drain()
+                await asyncio.sleep(0)
+                if reader.at_eof() or sent > 16 << 20:
+                    raise ConnectionError
+        assert sent < 16 << 20
+        writer.close()
+        assert b"431" in await said(port, b"GET / HTTP/1.1\r\nX: " + b"a" * (connections.LARGEST_HEAD + 1))
+        whole = b"GET / HTTP/1.1\r\nX: " + b"a" * (connections.LARGEST_HEAD + 1) + b"\r\n\r\n"
+        assert b"headers_too_large" in await said(port, whole)
+
+
+async def test_requests_in_pieces_and_in_a_row_arrive_whole() -> None:
+    async with listening() as port:
+        first, second = request(b"one"), request(b"two", "Connection: close")
+        for cut in range(1, len(first + second), 7):
+            both = first + second
+            answer = await said(port, both[:cut], both[cut:], pause=0.002)
+            assert answer.count(b"200 OK") == 2, cut
+            assert answer.endswith(b"two")
+
+
+async def test_an_upgrade_is_served_as_it_is_with_its_body() -> None:
+    lines = ("Connection: Upgrade, HTTP2-Settings, close", "Upgrade: h2c", "HTTP2-Settings: AAEAA")
+    async with listening() as port:
+        answer = await said(port, request(b"kept", *lines))
+        assert b"200 OK" in answer
+        assert answer.endswith(b"kept")
+        assert b"200 OK" in await said(port, request(b"ws", "Connection: upgrade", "Upgrade: websocket"))
+
+
+def test_only_the_wish_for_another_protocol_is_taken_out() -> None:
+    head = request(b"body", "connection: keep-alive, Upgrade", "UPGRADE: h2c", "X-Upgrade: no")
+    left = without_upgrade(head)
+    assert b"UPGRADE" not in left
+    assert b"connection: keep-alive\r\n" in left
+    assert left.endswith(b"X-Upgrade: no\r\n\r\nbody")
+    plain = request(b"upgrade: no\r\n\r\n")
+    assert without_upgrade(plain) == plain
+
+
+async def test_silent_and_slow_connections_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "BODY_SECONDS", 0.2)
+    async with listening() as port:
+        for start, answer in ((b"", b""), (b"GET / HT", b"408"), (request(b"12345")[:-2], b"408")):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(start)
+            assert answer in await asyncio.wait_for(reader.read(), 30)
+            writer.close()
+
+
+async def test_too_many_silent_connections_make_room_for_those_that_speak(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "connection_limit", lambda: 8)
+    async with listening() as port:
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(40)]
+        assert b"200 OK" in await said(port, request(b"x", "Connection: close"))
+        await until(lambda: sum(reader.at_eof() for reader, _ in silent) >= 30)
+        for _, writer in silent:
+            writer.close()
