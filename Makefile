@@ -17,14 +17,14 @@ proof: .make/install-proof
 	$(BIN)/python -m pytest -m proof --timeout 1800
 
 lint: .make/install-dev
-	$(BIN)/ruff check src tests benchmarks tools
-	$(BIN)/ruff format --check src tests benchmarks tools
+	$(BIN)/ruff check src tests benchmarks tools examples
+	$(BIN)/ruff format --check src tests benchmarks tools examples
 	$(BIN)/mypy
 	$(BIN)/python tools/contracts.py
 
 format: .make/install-dev
-	$(BIN)/ruff check --fix src tests benchmarks tools
-	$(BIN)/ruff format src tests benchmarks tools
+	$(BIN)/ruff check --fix src tests benchmarks tools examples
+	$(BIN)/ruff format src tests benchmarks tools examples
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
