@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weighbridge.cli.terminal import DownloadBar, counting, errors
-from weighbridge.errors import BadInput, WeighbridgeError
+from weighbridge.errors import WeighbridgeError
 
 if TYPE_CHECKING:
     from weighbridge.engine.build import Replica
@@ -190,15 +190,7 @@ def announce(replica: Replica, where: str, seconds: float) -> None:
 
 
 def parse_keys(values: list[str]) -> tuple[ApiKey, ...]:
-    """KEY or TENANT=KEY. Raises BadInput for an empty one."""
-    from weighbridge.wire.keys import ApiKey
+    """KEY or TENANT=KEY each. Raises BadInput for an empty one."""
+    from weighbridge.wire.keys import parse_key
 
-    keys = []
-    for value in values:
-        tenant, separator, secret = value.partition("=")
-        if not separator:
-            tenant, secret = "default", value
-        if not tenant or not secret:
-            raise BadInput(f"--api-key {value!r}: write KEY or TENANT=KEY", param="api_key")
-        keys.append(ApiKey(tenant, secret))
-    return tuple(keys)
+    return tuple(parse_key(value) for value in values)

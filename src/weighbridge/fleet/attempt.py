@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from weighbridge.wire.errors import error_fields
 KEY_PAUSE = 30.0
 #: And one that says it is overloaded without saying for how long.
 BRIEF_PAUSE = 0.25
+
+#: Bytes of an answer in one piece: 2,048 embeddings of 4,096 numbers have 180 MiB as text.
+LARGEST_ANSWER = 256 << 20
 
 _ERROR_EVENT = b'data: {"error"'
 
@@ -89,12 +93,15 @@ class Attempts:
         call = member.call(ask, self._remaining_ms(ask))
         answer = await member.replica.open(call)
         try:
+            if not 200 <= answer.status < 600:
+                why = f"answered with status {answer.status}, which is none of an answer"
+                raise ReplicaError(member.name, Failure.BROKEN, why)
             chunks = answer.chunks()
             if answer.status >= 300:
-                body = b"".join([chunk async for chunk in chunks])
+                body = await self._whole(member, chunks)
                 return self._judge(ask, lease, attempt, answer, body)
             if not call.stream:
-                body = b"".join([chunk async for chunk in chunks])
+                body = await self._whole(member, chunks)
                 self._well(lease)
                 return Opened(lease, answer, chunks, body)
             first = await self._first_content(member, chunks)
@@ -106,6 +113,21 @@ class Attempts:
             raise
         self._well(lease)
         return Opened(lease, answer, chunks, first)
+
+    async def _whole(self, member: Member, chunks: AsyncIterator[bytes]) -> bytes:
+        """A body in one piece, bounded in bytes and in seconds."""
+        limit, parts, size = member.spec.timeouts.answer, [], 0
+        try:
+            async with asyncio.timeout(limit):
+                async for chunk in chunks:
+                    parts.append(chunk)
+                    size += len(chunk)
+                    if size > LARGEST_ANSWER:
+                        why = f"its answer does not end: over {LARGEST_ANSWER >> 20} MiB"
+                        raise ReplicaError(member.name, Failure.BROKEN, why)
+        except TimeoutError as error:
+            raise ReplicaError(member.name, Failure.IDLE, f"its answer took over {limit:g} s") from error
+        return b"".join(parts)
 
     async def _first_content(self, member: Member, chunks: AsyncIterator[bytes]) -> bytes:
         """The first event that is more than a comment to keep the line open."""

@@ -219,10 +219,10 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """Whether every model has a replica that is up."""
+        """Whether every model has a replica that is up, or that the next request would try."""
         now = self.clock()
         return all(
-            any(member.standing(now) is Standing.UP for member in pool.members.values())
+            any(_takes_requests(member, now) for member in pool.members.values())
             for pool in self.pools.values()
         )
 
@@ -244,6 +244,11 @@ class Gateway:
             "draining": self.draining,
             "models": pools,
         }
+
+
+def _takes_requests(member: Member, now: float) -> bool:
+    standing = member.standing(now)
+    return standing is Standing.UP or (standing is Standing.OPEN and member.usable(now))
 
 
 def arrival_of(ask: Ask, weight: Weight, chain: tuple[Digest, ...], arrived: float) -> Arrival:

@@ -12,8 +12,9 @@ from weighbridge.wire.usage import read_usage
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]+)"')
-_DONE = b"data: [DONE]"
-_ERROR = re.compile(rb'data: ?\{\s*"error"')
+#: Only a line of its own ends a stream; inside JSON a line break is written as an escape.
+_DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
+_ERROR = re.compile(rb'(?:^|\n)data: ?\{\s*"error"')
 
 
 class _Choice(msgspec.Struct):
@@ -56,10 +57,10 @@ class Meter:
         events = chunk.count(b"\n\n") or chunk.count(b"\r\n\r\n") or 1
         if b'"finish_reason"' in chunk and (match := _FINISH.search(chunk)):
             self.finish = match[1].decode()
-        if _DONE in chunk:
+        if b"[DONE]" in chunk and _DONE.search(chunk):
             self.done = True
             events -= 1
-        elif b'"error"' in chunk and _ERROR.match(chunk):
+        elif b'"error"' in chunk and _ERROR.search(chunk):
             self.failed = True
         self.produced += events
         return events

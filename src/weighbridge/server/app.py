@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -25,6 +27,10 @@ from weighbridge.wire.protocols import PROTOCOLS
 from weighbridge.wire.protocols.openai import NonNegative
 
 log = logging.getLogger("weighbridge.server")
+
+
+#: Bytes or tokens from which texts are tokenised in a thread, so that the event loop goes on.
+LONG_TEXT = 20_000
 
 
 class TokenizeRequest(Struct):
@@ -69,7 +75,7 @@ def _guarded(row: Endpoint, service: HttpService) -> Handler:
             response = await row.handler(request)
         except Exception as error:
             failure = as_api_error(error)
-            if failure.status >= 500 and failure is not error:
+            if failure.status == 500 and failure is not error:
                 log.error("a request to %s failed", row.path, exc_info=error)
             response = error_response(failure)
         service.answered(row.path, response.status_code)
@@ -133,24 +139,29 @@ class CommonEndpoints:
         return json_response(self._service.model(request.path_params["model"]))
 
     async def tokenize(self, request: Request) -> Response:
-        body = decode(await self._body(request), TokenizeRequest)
+        raw = await self._body(request)
+        body = decode(raw, TokenizeRequest)
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "give either `prompt` or `messages`", param="prompt")
         tokenizer, longest = self._service.tokenizer(body.model or "")
-        if body.prompt is not None:
-            tokens = tokenizer.encode(body.prompt, body.add_special_tokens)
-        else:
-            tokens = tokenizer.encode_chat(body.messages or [])
+
+        def encode() -> list[int]:
+            if body.prompt is not None:
+                return tokenizer.encode(body.prompt, body.add_special_tokens)
+            return tokenizer.encode_chat(body.messages or [])
+
+        tokens = await asyncio.to_thread(encode) if len(raw) > LONG_TEXT else encode()
         return json_response({"tokens": tokens, "count": len(tokens), "max_model_len": longest})
 
     async def detokenize(self, request: Request) -> Response:
         body = decode(await self._body(request), DetokenizeRequest)
         tokenizer, _ = self._service.tokenizer(body.model or "")
-        for token in body.tokens:
-            if token >= tokenizer.vocab_size:
-                last = tokenizer.vocab_size - 1
-                raise ApiError(400, f"tokens: {token} is not in the vocabulary (0 to {last})", param="tokens")
-        return json_response({"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)})
+        if (largest := max(body.tokens, default=0)) >= tokenizer.vocab_size:
+            last = tokenizer.vocab_size - 1
+            raise ApiError(400, f"tokens: {largest} is not in the vocabulary (0 to {last})", param="tokens")
+        decoded = partial(tokenizer.decode, body.tokens, skip_special_tokens=False)
+        long = len(body.tokens) > LONG_TEXT
+        return json_response({"prompt": await asyncio.to_thread(decoded) if long else decoded()})
 
     async def recent_tickets(self, request: Request) -> Response:
         tenant = request.state.tenant

@@ -63,7 +63,7 @@ class Door:
                 apply_caller(ask, headers, tenant, self._clock())
             except Exception as error:
                 failure = as_api_error(error)
-                if failure.status >= 500:
+                if failure.status == 500:
                     log.error("a request to %s failed", protocol.path, exc_info=error)
                 status = failure.status
                 await refuse(protocol, failure, send)

@@ -8,6 +8,7 @@ redirects, compression or encodings here; one parser feeds one reader. The parse
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 from base64 import b64encode
@@ -181,8 +182,10 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
-            response.cut(ConnectionError(f"no HTTP: {error}"))
-            return
+            if not response.ended:
+                response.cut(ConnectionError(f"no HTTP: {error}"))
+                return
+            self._kept = False  # the answer is whole; what came behind it is nobody's
         if not response.status and self._head > _LARGEST_HEAD:
             response.cut(ConnectionError(f"headers of more than {_LARGEST_HEAD >> 10} KiB"))
         if response.ended:
@@ -312,6 +315,11 @@ class HttpClient:
         except (OSError, ValueError) as error:
             raise Unreachable(str(error)) from error
         return connection
+
+
+def without_password(url: str) -> str:
+    """A URL for people: what stands before an `@` of its host is left out."""
+    return re.sub(r"//[^/@]*@", "//", url)
 
 
 def header_lines(headers: Mapping[str, str]) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from weighbridge.errors import BadInput
 from weighbridge.wire.errors import ApiError
 
 
@@ -18,6 +19,17 @@ class ApiKey:
     tenant: str
     secret: str = field(repr=False)
     expires: float | None = None
+
+
+def parse_key(text: str) -> ApiKey:
+    """Read KEY or TENANT=KEY. The `==` at the end of base64 names no tenant. Raises BadInput for an empty part."""
+    tenant, separator, secret = text.partition("=")
+    if not separator or (secret and not secret.strip("=")):
+        tenant, secret = "default", text
+    if not tenant or not secret:
+        hint = "write KEY or TENANT=KEY; a key that ends in = is written with its TENANT="
+        raise BadInput(f"--api-key {text!r}: {hint}", param="api_key")
+    return ApiKey(tenant, secret)
 
 
 class Keys:

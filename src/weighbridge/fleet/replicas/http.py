@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from weighbridge.fleet.api import Answer, Call, Report
 from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError, Timeouts
 from weighbridge.fleet.replicas.dialects import Dialect, read_report
-from weighbridge.wire.client import HttpClient, Response, Unreachable, header_lines
+from weighbridge.wire.client import HttpClient, Response, Unreachable, header_lines, without_password
 from weighbridge.wire.sse import DONE, EventFramer, EventTooLong
 
 log = logging.getLogger("weighbridge.fleet")
@@ -137,7 +137,9 @@ class HttpReplica:
         return header_lines({name: value for name, value in call.headers.items() if name.lower() not in own})
 
     def _unreachable(self, why: str) -> ReplicaError:
-        return ReplicaError(self.name, Failure.CONNECT, f"{self.endpoint.base} is out of reach: {why}")
+        return ReplicaError(
+            self.name, Failure.CONNECT, f"{without_password(self.endpoint.base)} is out of reach: {why}"
+        )
 
 
 def _own_headers(endpoint: Endpoint) -> dict[str, str]:

@@ -9,6 +9,7 @@ import msgspec
 
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import decode
+from weighbridge.wire.errors import ApiError
 from weighbridge.wire.events import FinishPart, Part, TextPart
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols.openai import (
@@ -25,6 +26,8 @@ from weighbridge.wire.protocols.openai import (
 )
 
 PATH = "/v1/completions"
+#: Prompts of one request; each takes a seat of its own.
+MAX_PROMPTS = 2048
 
 
 class CompletionRequest(Common, kw_only=True):
@@ -59,6 +62,11 @@ def _prompts(raw: bytes) -> int:
     if not raw.startswith(b"["):
         return 1
     value = msgspec.json.decode(raw)
+    if len(value) > MAX_PROMPTS and not isinstance(value[0], int):
+        message = (
+            f"prompt: has {len(value)} prompts, but one request takes at most {MAX_PROMPTS}; send several"
+        )
+        raise ApiError(400, message, param="prompt")
     return max(len(value), 1) if all(not isinstance(item, int) for item in value) else 1
 
 
