@@ -143,6 +143,12 @@ def pages() -> list[Page]:
     return [read_page(name) for name in names]
 
 
+def open_fence(page: Page) -> Iterator[str]:
+    """A block of code that is never closed swallows the rest of the page."""
+    if sum(_FENCE.match(line) is not None for line in page.text.splitlines()) % 2:
+        yield f"{page.name}: a block of code has no end"
+
+
 def bad_links(page: Page) -> Iterator[str]:
     for line in page.lines:
         for target in () if line.fenced else _LINK.findall(_SPAN.sub("", line.text)):
@@ -310,6 +316,7 @@ def problems(of: Iterable[Page]) -> list[str]:
     repository = Repository()
     found: list[str] = []
     for page in of:
+        found += open_fence(page)
         found += bad_links(page)
         found += bad_names(page, repository)
         found += bad_commands(page, repository)

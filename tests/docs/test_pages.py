@@ -23,6 +23,7 @@ def test_pages_are_true() -> None:
         ("`weighbridge serve --no-such-flag`", "weighbridge serve has no --no-such-flag"),
         ("```\nweighbridge fleet list|dance\n```", "there is no command weighbridge fleet dance"),
         ("```\nweighbridge plan M \\\n    --no-such-flag 3\n```", "weighbridge plan has no --no-such-flag"),
+        ("```\nno end", "a block of code has no end"),
         ("`make nothing`", "make has no target 'nothing'"),
         ("`python benchmarks/no_such_program.py`", "no such program: benchmarks/no_such_program.py"),
         ("`python benchmarks/linear.py --no-such-flag`", "benchmarks/linear.py has no --no-such-flag"),
