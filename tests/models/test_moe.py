@@ -10,8 +10,9 @@ import torch
 
 from tests.models.test_decoder import logits_in_chunks
 from tests.models.tiny_moe import MOE_FAMILIES, make_tiny_moe
+from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.loader import Quantize, load_decoder
-from weighbridge.models.experts.moe import ListedExperts, SparseMlp
+from weighbridge.models.experts.moe import ListedExperts, Router, RoutingTrace, SparseMlp
 from weighbridge.models.experts.moe_grouped import GroupedExperts, choose
 from weighbridge.models.files.checkpoint import open_checkpoint
 
@@ -77,10 +78,58 @@ def test_neighbours_in_the_batch_change_nothing(tmp_path: Path) -> None:
     assert torch.nn.functional.cosine_similarity(together.float(), alone.float(), dim=1).min() > 0.999
 
 
+class Replayed(Router):
+    """A router that sends tokens where another one sent them, weighted by its own scores."""
+
+    def __init__(self, router: Router, ids: torch.Tensor) -> None:
+        super().__init__(router.weight, router.top_k, router.normalize)
+        self.ids = ids
+        self.scores = torch.empty(0)  # its own, of the last call
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.scores = self.logits(x)
+        weights = torch.softmax(self.scores, dim=-1).gather(1, self.ids.long())
+        return self.ids, weights / weights.sum(dim=-1, keepdim=True) if self.normalize else weights
+
+    def agrees(self) -> torch.Tensor:
+        """Whether each token would have gone to the same experts by its own scores."""
+        own = choose(self.scores, self.top_k, self.normalize)[0]
+        return (own.sort(dim=1).values == self.ids.sort(dim=1).values).all(dim=1)
+
+
+def record(decoder: Decoder, tokens: list[int]) -> tuple[torch.Tensor, list[tuple[int, np.ndarray]]]:
+    """The logits of all tokens, and where each sparse layer sent them."""
+    trace = RoutingTrace()
+    for layer in decoder.layers:
+        if isinstance(layer.mlp, SparseMlp):
+            layer.mlp.trace = trace
+    return logits_in_chunks(decoder, tokens, [len(tokens)]), trace.take()
+
+
+def replay(decoder: Decoder, routes: list[tuple[int, np.ndarray]], tokens: list[int]) -> torch.Tensor:
+    """The logits when every sparse layer sends tokens along `routes`."""
+    for layer, ids in routes:
+        mlp = decoder.layers[layer].mlp
+        assert isinstance(mlp, SparseMlp)
+        mlp.router = Replayed(mlp.router, torch.from_numpy(ids))
+    return logits_in_chunks(decoder, tokens, [len(tokens)])
+
+
 def test_bfloat16_stays_close(family: Path) -> None:
-    """A token whose two best experts nearly tie may go elsewhere: most of them stay close."""
+    """Every token, along the routes of float32; and by its own scores nearly all would take them.
+
+    Without the routes held, no bound is sound: tokens whose experts nearly tie go elsewhere, those behind attend
+    to them, and which ones tie is the luck of a random model and of the order in which a CPU adds. transformers
+    in bfloat16 keeps no closer: on AVX2 the worst fifth of its tokens begins at 0.963 for one family where ours
+    has 0.999, and at 0.992 for another where ours has 0.977.
+    """
     checkpoint = open_checkpoint(family)
     tokens = list(range(5, 69))
-    exact = logits_in_chunks(load_decoder(checkpoint, torch.float32), tokens, [64])
-    close = logits_in_chunks(load_decoder(checkpoint, torch.bfloat16), tokens, [64])
-    assert torch.nn.functional.cosine_similarity(exact, close, dim=1).quantile(0.2) > 0.98
+    exact, routes = record(load_decoder(checkpoint, torch.float32), tokens)
+    decoder = load_decoder(checkpoint, torch.bfloat16)
+    close = replay(decoder, routes, tokens)
+    assert torch.nn.functional.cosine_similarity(exact, close, dim=1).min() > 0.99
+    routers = [layer.mlp.router for layer in decoder.layers if isinstance(layer.mlp, SparseMlp)]
+    same = torch.cat([router.agrees() for router in routers if isinstance(router, Replayed)])
+    assert len(same) == len(routes) * len(tokens)
+    assert same.float().mean() > 0.9
