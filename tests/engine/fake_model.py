@@ -21,7 +21,8 @@ from weighbridge.engine.request import (
     RequestState,
     SamplingParams,
 )
-from weighbridge.engine.schedule.scheduler import Progress, Scheduler, SchedulerLike, SchedulerSettings
+from weighbridge.engine.schedule.scheduler import Scheduler
+from weighbridge.engine.schedule.scheduler_api import Progress, SchedulerLike, SchedulerSettings
 
 COST = StepCost(
     overhead=0.001,

@@ -85,12 +85,12 @@ def test_a_prompt_may_fill_the_context_and_the_pool_to_the_last_token() -> None:
 
 def test_embeddings_say_nothing_of_the_length_of_answers() -> None:
     driver = Driver(make_scheduler())
-    before = driver.scheduler._output_length.mean
+    before = driver.scheduler._books.output_length.mean
     for index in range(50):
         driver.add(make_request(f"r{index}", [index, 1, 2], embeds=True))
     assert driver.scheduler.load().queued_tokens == 150  # no output is expected of them
     driver.run()
-    assert driver.scheduler._output_length.mean == before
+    assert driver.scheduler._books.output_length.mean == before
 
 
 def test_tenants_share_what_embeddings_cost() -> None:

@@ -20,7 +20,7 @@ from weighbridge.engine.batch import Batch, Sampled
 from weighbridge.engine.request import FinishReason, Request, TokenLogprob
 from weighbridge.engine.schedule.admission import least_seconds
 from weighbridge.engine.schedule.plan import Plan
-from weighbridge.engine.schedule.scheduler import SchedulerSettings
+from weighbridge.engine.schedule.scheduler_api import SchedulerSettings
 from weighbridge.errors import BadInput, DeadlineMissed, NeverFits, QueueFull
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.engine.fake_model import Costs, Driver, check_embedding, make_request, reference_output
 from weighbridge.engine.request import FinishReason, Request
-from weighbridge.engine.schedule.scheduler import SchedulerSettings
+from weighbridge.engine.schedule.scheduler_api import SchedulerSettings
 from weighbridge.engine.schedule.static import StaticScheduler
 from weighbridge.errors import BadInput, DeadlineMissed, NeverFits
 

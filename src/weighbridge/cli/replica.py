@@ -81,7 +81,7 @@ def replica(
 def _scheduler_settings(  # type: ignore[no-untyped-def]
     kv_tokens: int, block_size: int, max_model_len: int, batch: int, sequences: int, queue: int
 ):
-    from weighbridge.engine.schedule.scheduler import SchedulerSettings
+    from weighbridge.engine.schedule.scheduler_api import SchedulerSettings
 
     if kv_tokens < block_size:
         raise BadInput(f"--kv-tokens {kv_tokens} does not hold one block of {block_size}", param="kv_tokens")

@@ -17,7 +17,8 @@ from weighbridge.engine.experts import telemetry as expert_telemetry
 from weighbridge.engine.guidance import GuideFactory
 from weighbridge.engine.runner import Runner
 from weighbridge.engine.sampler import Sampler
-from weighbridge.engine.schedule.scheduler import Scheduler, SchedulerLike, SchedulerSettings
+from weighbridge.engine.schedule.scheduler import Scheduler
+from weighbridge.engine.schedule.scheduler_api import SchedulerLike, SchedulerSettings
 from weighbridge.engine.schedule.static import StaticScheduler
 from weighbridge.engine.settings import EngineSettings, pool_blocks
 from weighbridge.errors import BadInput

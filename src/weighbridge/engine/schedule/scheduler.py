@@ -24,34 +24,81 @@ Plain Python: time is passed in, and the simulator runs this very class.
 
 from __future__ import annotations
 
-from weighbridge.engine.batch import Batch
+from weighbridge.engine.api import Load
+from weighbridge.engine.batch import Batch, Sampled
 from weighbridge.engine.memory.block_tables import Opening
-from weighbridge.engine.request import Request, RequestState
+from weighbridge.engine.request import FinishReason, Request, RequestState
 from weighbridge.engine.schedule.admission import least_seconds
-from weighbridge.engine.schedule.lifecycle import Lifecycle
+from weighbridge.engine.schedule.books import Books
 from weighbridge.engine.schedule.plan import Plan
-from weighbridge.engine.schedule.scheduler_api import CostSource, Progress, SchedulerLike, SchedulerSettings
-
-__all__ = ["CostSource", "Progress", "Scheduler", "SchedulerLike", "SchedulerSettings"]
-
+from weighbridge.engine.schedule.scheduler_api import CostSource, Progress, SchedulerSettings
 
 #: Prompt tokens that an iteration takes even when its decodes alone miss the target.
 SMALLEST_CHUNK = 8
 
 
-class Scheduler(Lifecycle):
-    """Decides what runs, one iteration at a time. `SchedulerLike` is the contract of its methods."""
+class Scheduler:
+    """Decides what runs, one iteration at a time. `SchedulerLike` is the contract of its methods.
+
+    The books know where each request is and change that when told to; everything here is a decision.
+    """
+
+    def __init__(self, settings: SchedulerSettings, cost: CostSource) -> None:
+        self.settings = settings
+        self._books = Books(settings, cost)
+        self.pool = self._books.pool
+        self._tables = self._books.tables
+        self._queue = self._books.queue
+        self._running = self._books.running
+        self._speculator = self._books.speculator
+        self._cost = self._books.cost  # as it was when the iteration began
+        self._now = 0.0
+
+    def add(self, request: Request, now: float) -> None:
+        self._books.add(request, now)
 
     def schedule(self, now: float) -> Batch:
         self._begin(now)
-        for request in self._deadlines.passed(now):
-            self._expire(request)
+        self._books.expire_overdue()
         plan = Plan(self.settings.max_batch_tokens)
         self._plan_decodes(plan)
         self._plan_chunks(plan)
         self._plan_drafts(plan)
-        self._in_flight.update(plan.decodes, plan.chunks)
-        return plan.batch()
+        batch = plan.batch()
+        self._books.put_in_flight(batch)
+        return batch
+
+    def update(self, batch: Batch, sampled: Sampled, now: float) -> list[Progress]:
+        self._begin(now)
+        return self._books.update(batch, sampled)
+
+    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> Request | None:
+        return self._books.abort(request_id, reason)
+
+    def finish(self, request_id: str, reason: FinishReason) -> Request | None:
+        return self._books.abort(request_id, reason)
+
+    def take_finished(self) -> list[Request]:
+        return self._books.take_finished()
+
+    def has_work(self) -> bool:
+        return len(self._books) > 0
+
+    def wake_at(self) -> float | None:
+        return None
+
+    def load(self) -> Load:
+        return self._books.load()
+
+    def check_integrity(self) -> None:
+        self._books.check_integrity()
+
+    # -- one iteration ---------------------------------------------------------------------------------
+
+    def _begin(self, now: float) -> None:
+        self._now = now
+        self._cost = self._books.cost
+        self._books.begin(now)
 
     def _plan_decodes(self, plan: Plan) -> None:
         """Streams first: every running request with one token left to compute."""
@@ -75,17 +122,10 @@ class Scheduler(Lifecycle):
                 self._admit(plan, above=priority)
                 reached = priority
             if request.state is RequestState.RUNNING:  # not displaced by one that was admitted
-                self._take_over(request)
+                self._books.take_over(request)
                 if not self._plan_chunk(request, plan):
                     return
         self._admit(plan)
-
-    def _take_over(self, request: Request) -> None:
-        """Adopt what others computed of the same prompt since; it counts as cached and is not charged."""
-        won = self._tables.take_over(request)
-        if won and not request.num_preemptions:
-            request.num_cached_tokens += won
-            self._queue.charge(request, input_tokens=-won)
 
     def _plan_chunk(self, request: Request, plan: Plan) -> bool:
         """The next chunk of a running request; False when this iteration takes no more prompt tokens.
@@ -159,14 +199,14 @@ class Scheduler(Lifecycle):
             request, priority = turn
             if above is not None and priority >= above:
                 return
-            opening = self._opening(request)
+            opening = self._books.opening(request)
             if self._too_late(request, opening):
-                self._expire(request)
+                self._books.expire(request)
                 continue
             if not self._chunk_size(opening.computed, request.num_tokens, plan):
                 return
             if self._fits(opening):
-                self._start(request, priority, opening)
+                self._books.start(request, priority, opening)
                 self._plan_chunk(request, plan)
             elif not self._displace(priority, opening, plan):
                 return
@@ -202,15 +242,6 @@ class Scheduler(Lifecycle):
                 return True
         return False
 
-    def _start(self, request: Request, priority: int, opening: Opening) -> None:
-        self._queue.take(request, self._now)
-        self._tables.open(request, opening)
-        request.state = RequestState.RUNNING
-        self._running.add(request, priority, self._now)
-        if not request.num_preemptions:
-            request.num_cached_tokens = opening.computed
-            self._queue.charge(request, input_tokens=request.num_prompt_tokens - opening.computed)
-
     # -- giving way ------------------------------------------------------------------------------------
 
     def _make_room(self, request: Request, end: int, plan: Plan) -> bool:
@@ -225,12 +256,6 @@ class Scheduler(Lifecycle):
         return True
 
     def _preempt(self, request: Request, plan: Plan) -> None:
-        """Back to the front of its line; what it has computed counts for nothing but prefix hits."""
+        """Take `request` out of this iteration and off the machine; it is computed again later."""
         plan.drop(request)
-        self._running.remove(request)
-        self._tables.close(request)
-        request.num_computed_tokens = 0
-        request.num_preemptions += 1
-        request.state = RequestState.WAITING
-        self._queue.push(request, self._now, self._output_length.work(request), front=True)
-        self._release_forks(request)
+        self._books.set_back(request)

@@ -27,7 +27,7 @@ from weighbridge.engine.batch import Batch, Sampled, Slice
 from weighbridge.engine.memory.blocks import BlockPool
 from weighbridge.engine.request import FinishReason, Request, RequestState, SamplingParams
 from weighbridge.engine.schedule.admission import check_deadline, check_queue, check_request
-from weighbridge.engine.schedule.completion import OutputLength, append_tokens
+from weighbridge.engine.schedule.output import OutputLength, append_tokens
 from weighbridge.engine.schedule.queue import Deadlines
 from weighbridge.engine.schedule.scheduler_api import CostSource, Progress, SchedulerSettings
 from weighbridge.errors import BadInput

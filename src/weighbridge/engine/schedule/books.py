@@ -1,6 +1,6 @@
-"""The life of a request in the continuous scheduler: in at the door, advanced by iterations, out by one exit.
+"""The books of the continuous scheduler: where each request is, from the door to the one exit.
 
-Where everything is kept is decided here; what runs is decided by the policy on top (`scheduler`).
+Every change of a request's state happens here; which request runs next is decided by `scheduler`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from weighbridge.engine.memory.blocks import BlockPool
 from weighbridge.engine.memory.prefix import PrefixCache
 from weighbridge.engine.request import Embedding, FinishReason, Request, RequestState, TokenLogprob
 from weighbridge.engine.schedule.admission import check_deadline, check_queue, check_request
-from weighbridge.engine.schedule.completion import OutputLength, append_tokens
-from weighbridge.engine.schedule.forks import Forks, prompt_computed
+from weighbridge.engine.schedule.output import Forks, OutputLength, append_tokens, prompt_computed
 from weighbridge.engine.schedule.queue import Deadlines, FairQueue
 from weighbridge.engine.schedule.running import RunningSet
 from weighbridge.engine.schedule.scheduler_api import CostSource, Progress, SchedulerSettings
@@ -22,12 +21,11 @@ from weighbridge.engine.schedule.speculation import Speculator
 from weighbridge.errors import BadInput, DeadlineMissed
 
 
-class Lifecycle:
-    """All but `schedule` of a `SchedulerLike`, which is the contract of the methods.
+class Books:
+    """Requests that wait (in the queue), run (with blocks) or are gone, and everything counted about them.
 
-    A request is waiting (in the queue), running (with blocks) or gone. One that ends while an iteration
-    computes it is gone at once, but its blocks return only when the iteration is over: the runner is still
-    reading its block table, on another thread.
+    A request that ends while an iteration computes it is gone at once, but its blocks return only when the
+    iteration is over: the runner is still reading its block table, on another thread.
     """
 
     def __init__(self, settings: SchedulerSettings, cost: CostSource) -> None:
@@ -36,36 +34,46 @@ class Lifecycle:
         cache = (
             PrefixCache(settings.block_size, settings.prefix_salt) if settings.enable_prefix_cache else None
         )
-        self._tables = BlockTables(self.pool, cache)
-        self._queue = FairQueue[Request](
+        self.tables = BlockTables(self.pool, cache)
+        self.queue = FairQueue[Request](
             settings.input_weight, settings.output_weight, settings.ageing_seconds
         )
-        self._running = RunningSet()
+        self.running = RunningSet()
+        self.speculator = Speculator(settings.max_draft_tokens if settings.speculate else 0)
+        self.output_length = OutputLength()
+        self.now = 0.0
         self._forks = Forks()
-        self._speculator = Speculator(settings.max_draft_tokens if settings.speculate else 0)
         self._deadlines = Deadlines()
-        self._output_length = OutputLength()
         self._cost_source = cost
         self._requests: dict[str, Request] = {}  # all that wait or run
         self._in_flight: set[Request] = set()  # in the batch that is being computed
         self._ended_in_flight: list[Request] = []  # gone, their blocks still to be returned
         self._finished: list[Request] = []  # ended by the scheduler itself, not yet reported
-        self._now = 0.0
 
     @property
-    def _cost(self) -> StepCost:
+    def cost(self) -> StepCost:
+        """What an iteration costs, as of now."""
         return self._cost_source.cost
+
+    def begin(self, now: float) -> None:
+        """Note the time, and return the blocks of what ended while the last iteration was computed."""
+        self.now = now
+        self._in_flight.clear()
+        for request in self._ended_in_flight:
+            self.tables.close(request)
+        self._ended_in_flight.clear()
 
     # -- in --------------------------------------------------------------------------------------------
 
     def add(self, request: Request, now: float) -> None:
+        """Put a request in the queue, or raise why it is refused and keep nothing."""
         check_request(request, self.settings)
         if request.id in self._requests:
             raise BadInput(f"a request with id {request.id!r} is here already; ids must differ", param="id")
-        queue, work = self._queue, self._output_length.work(request)
-        mean = self._output_length.mean
-        check_queue(self.settings, len(queue), queue.num_tokens, work, mean, self._cost)
-        self._now = now
+        queue, work = self.queue, self.output_length.work(request)
+        mean = self.output_length.mean
+        check_queue(self.settings, len(queue), queue.num_tokens, work, mean, self.cost)
+        self.now = now
         self._check_deadline(request)
         self._requests[request.id] = request
         self._deadlines.add(request)
@@ -76,22 +84,53 @@ class Lifecycle:
         if request.deadline is None:
             return
         try:
-            check_deadline(request, self._now, self._opening(request).computed, self.settings, self._cost)
+            check_deadline(request, self.now, self.opening(request).computed, self.settings, self.cost)
         except DeadlineMissed:
-            self._tables.forget(request)
+            self.tables.forget(request)
             raise
 
-    def _opening(self, request: Request) -> Opening:
+    def opening(self, request: Request) -> Opening:
         """With which blocks the request would start now: its parent's, or those of the prefix cache."""
         parent = request.fork_of
         if parent is not None and prompt_computed(parent) and not request.num_output_tokens:
-            return self._tables.opening_of_fork(request, parent)
-        return self._tables.opening(request)
+            return self.tables.opening_of_fork(request, parent)
+        return self.tables.opening(request)
 
     # -- forward ---------------------------------------------------------------------------------------
 
-    def update(self, batch: Batch, sampled: Sampled, now: float) -> list[Progress]:
-        self._begin(now)
+    def start(self, request: Request, priority: int, opening: Opening) -> None:
+        """Move a request from the queue to those that run, in class `priority`, with the blocks of `opening`."""
+        self.queue.take(request, self.now)
+        self.tables.open(request, opening)
+        request.state = RequestState.RUNNING
+        self.running.add(request, priority, self.now)
+        if not request.num_preemptions:
+            request.num_cached_tokens = opening.computed
+            self.queue.charge(request, input_tokens=request.num_prompt_tokens - opening.computed)
+
+    def set_back(self, request: Request) -> None:
+        """Move a running request to the front of its line; what it has computed counts for prefix hits alone."""
+        self.running.remove(request)
+        self.tables.close(request)
+        request.num_computed_tokens = 0
+        request.num_preemptions += 1
+        request.state = RequestState.WAITING
+        self.queue.push(request, self.now, self.output_length.work(request), front=True)
+        self._release_forks(request)
+
+    def take_over(self, request: Request) -> None:
+        """Adopt what others computed of the same prompt since; it counts as cached and is not charged."""
+        won = self.tables.take_over(request)
+        if won and not request.num_preemptions:
+            request.num_cached_tokens += won
+            self.queue.charge(request, input_tokens=-won)
+
+    def put_in_flight(self, batch: Batch) -> None:
+        """Note that the runner reads the block tables of `batch` until the next `begin`."""
+        self._in_flight.update(piece.request for piece in batch.slices)
+
+    def update(self, batch: Batch, sampled: Sampled) -> list[Progress]:
+        """Account for an iteration that ran; returns the requests that got tokens or finished."""
         progress: list[Progress] = []
         for index, piece in enumerate(batch.slices):
             request = piece.request
@@ -105,7 +144,7 @@ class Lifecycle:
                 progress.append(self._advance(piece, sampled.tokens[index], sampled.logprobs[index]))
             else:
                 request.num_computed_tokens = piece.start + piece.count
-                self._tables.commit(request)
+                self.tables.commit(request)
                 if piece.samples:
                     progress.append(self._embedded(request, sampled.embeddings[index]))
         return progress
@@ -121,84 +160,79 @@ class Lifecycle:
         before = len(request.tokens)
         count, reason = append_tokens(request, sampled, self.settings.max_model_len)
         request.num_computed_tokens = before + min(count, accepted)
-        self._tables.commit(request)
-        self._queue.charge(request, output_tokens=count)
-        self._speculator.observe(request, sampled)
+        self.tables.commit(request)
+        self.queue.charge(request, output_tokens=count)
+        self.speculator.observe(request, sampled)
         if piece.drafts:
             request.num_drafted_tokens += len(piece.drafts)
             request.num_accepted_tokens += accepted
-            self._tables.trim(request)
+            self.tables.trim(request)
         if reason is not None:
             self._end(request, reason)
         elif self._forks:
             self._release_forks(request)
         return Progress(request, sampled[:count], logprobs[:count] if logprobs else None, reason)
 
-    def _begin(self, now: float) -> None:
-        """No iteration is being computed now: return the blocks of what ended during the last one."""
-        self._now = now
-        self._in_flight.clear()
-        for request in self._ended_in_flight:
-            self._tables.close(request)
-        self._ended_in_flight.clear()
-
     # -- out -------------------------------------------------------------------------------------------
 
-    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> Request | None:
+    def abort(self, request_id: str, reason: FinishReason) -> Request | None:
+        """End a request wherever it is; None when it is not here (any more)."""
         request = self._requests.get(request_id)
         if request is not None:
             self._end(request, reason)
         return request
 
-    def finish(self, request_id: str, reason: FinishReason) -> Request | None:
-        return self.abort(request_id, reason)
+    def expire_overdue(self) -> None:
+        """End every request whose deadline has passed."""
+        for request in self._deadlines.passed(self.now):
+            self.expire(request)
 
-    def take_finished(self) -> list[Request]:
-        finished, self._finished = self._finished, []
-        return finished
-
-    def _expire(self, request: Request) -> None:
+    def expire(self, request: Request) -> None:
+        """End a request that cannot meet its deadline; `take_finished` reports it."""
         self._end(request, FinishReason.DEADLINE)
         self._finished.append(request)
+
+    def take_finished(self) -> list[Request]:
+        """Requests that `expire` ended since the last call."""
+        finished, self._finished = self._finished, []
+        return finished
 
     def _end(self, request: Request, reason: FinishReason) -> None:
         """The one exit, from wherever the request is."""
         del self._requests[request.id]
         if request.state is RequestState.RUNNING:
-            self._running.remove(request)
+            self.running.remove(request)
             if request in self._in_flight:
                 self._ended_in_flight.append(request)
             else:
-                self._tables.close(request)
-            self._output_length.observe(request)
+                self.tables.close(request)
+            self.output_length.observe(request)
         else:
-            self._queue.remove(request.id)
+            self.queue.remove(request.id)
             self._forks.discard(request)
         request.state = RequestState.FINISHED
         request.finish_reason = reason
         self._release_forks(request)
-        self._tables.forget(request)
-        self._speculator.forget(request)
+        self.tables.forget(request)
+        self.speculator.forget(request)
 
     def _release_forks(self, parent: Request) -> None:
-        """Whoever waits for `parent`'s prompt waits no longer; siblings keep their order."""
+        """Let those that wait for `parent`'s prompt wait no longer; siblings keep their order."""
         for request in reversed(self._forks.release(parent)):
-            self._queue.unhold(request.id, self._now)
+            self.queue.unhold(request.id, self.now)
 
     # -- figures ---------------------------------------------------------------------------------------
 
-    def has_work(self) -> bool:
-        return bool(self._requests)
-
-    def wake_at(self) -> float | None:
-        return None
+    def __len__(self) -> int:
+        """How many requests wait or run."""
+        return len(self._requests)
 
     def load(self) -> Load:
         return Load(
-            queued_requests=len(self._queue),
-            running_requests=len(self._running),
-            queued_tokens=self._queue.num_tokens,
-            running_tokens=sum(self._output_length.work(request) for request in self._running),
+            queued_requests=len(self.queue),
+            running_requests=len(self.running),
+            queued_tokens=self.queue.num_tokens,
+            running_tokens=sum(self.output_length.work(request) for request in self.running),
             kv_blocks_total=self.pool.num_blocks,
             kv_blocks_used=self.pool.num_referenced,
             kv_blocks_cached=self.pool.num_cached,
@@ -206,15 +240,16 @@ class Lifecycle:
             block_size=self.pool.block_size,
             max_model_len=self.settings.max_model_len,
             draining=False,
-            step_cost=self._cost.as_dict(),
+            step_cost=self.cost.as_dict(),
         )
 
     def check_integrity(self) -> None:
-        self._queue.check_integrity()
-        self._tables.check_integrity([*self._running, *self._ended_in_flight])
-        waiting = {request.id for request in self._queue}
-        running = {request.id for request in self._running}
+        """Raise AssertionError unless every count agrees with what it counts."""
+        self.queue.check_integrity()
+        self.tables.check_integrity([*self.running, *self._ended_in_flight])
+        waiting = {request.id for request in self.queue}
+        running = {request.id for request in self.running}
         if waiting & running or waiting | running != self._requests.keys():
             raise AssertionError("a request is lost, or in two places")
-        if len(self._forks) != sum(self._queue.holds(request_id) for request_id in waiting):
+        if len(self._forks) != sum(self.queue.holds(request_id) for request_id in waiting):
             raise AssertionError("a held request waits for nobody, or nobody holds one that waits")
