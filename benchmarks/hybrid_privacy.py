@@ -5,7 +5,7 @@
 
 The templates are dealt into two halves. On each half the NER threshold is chosen (best F2 at a precision of at least
 0.9); its sentences are then scored with the threshold that the *other* half chose, so every sentence is held out once.
-The expressions of `patterns.py` and `address.py` do not depend on the split: they were written with this set in
+The expressions of `patterns.py` and `hits.py` do not depend on the split: they were written with this set in
 sight, so that part of the figures stays in-sample.
 
 A value counts as found where 70 % of its characters are covered (`recall`: by hits of any type, `typed`: by its own).

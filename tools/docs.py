@@ -1,4 +1,4 @@
-"""Check the pages: links, names in backticks, commands and benchmark programs; `--write` renews the file tables.
+"""Check pages and docstrings: links, names in backticks, commands and programs; `--write` renews the file tables.
 
 Nothing is imported: sources are parsed, and commands are compared with the snapshot of the options. A table of files
 stands between `<!-- files: ROOM -->` and `<!-- end -->`; each row is a module and the first sentence of its docstring.
@@ -312,6 +312,31 @@ def stale_table(page: Page) -> Iterator[str]:
         yield f"{page.name}: the table of files is not as the docstrings are; run tools/docs.py --write"
 
 
+def stale_docstrings(name: str, text: str, repository: Repository) -> Iterator[str]:
+    """Names in backticks of a source's docstrings that do not exist, and pages that it points at."""
+    pages = [page for page in re.findall(r"(?<![\w/])docs/[\w/-]+\.md", text) if not (ROOT / page).is_file()]
+    yield from (f"{name}: {page} does not exist" for page in pages)
+    for docstring in _docstrings(ast.parse(text)):
+        for span in _SPAN.findall(docstring):
+            yield from (f"{name}: `{word}` does not exist" for word in _missing(span, repository))
+            is_dotted = re.fullmatch(r"[a-z_]+(\.\w+)+", span) and span.split(".")[0] in repository.rooms
+            if is_dotted and not _FILE.fullmatch(span) and not _resolves(f"weighbridge.{span}"):
+                yield f"{name}: `{span}` does not exist"
+
+
+def _docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+    """Those of a module, its classes and their methods; not of functions inside functions."""
+    yield ast.get_docstring(node, clean=False) or ""
+    for child in () if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else node.body:
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _docstrings(child)
+
+
+def sources() -> Iterator[str]:
+    for folder in ("src", "benchmarks", "examples"):
+        yield from (path.relative_to(ROOT).as_posix() for path in sorted((ROOT / folder).rglob("*.py")))
+
+
 def problems(of: Iterable[Page]) -> list[str]:
     repository = Repository()
     found: list[str] = []
@@ -325,13 +350,22 @@ def problems(of: Iterable[Page]) -> list[str]:
     return found
 
 
+def problems_of_sources() -> list[str]:
+    repository = Repository()
+    return [
+        problem
+        for name in sources()
+        for problem in stale_docstrings(name, (ROOT / name).read_text(encoding="utf-8"), repository)
+    ]
+
+
 def main(words: list[str]) -> int:
     if "--write" in words:
         for page in pages():
             if renewed(page.text) != page.text:
                 (ROOT / page.name).write_text(renewed(page.text), encoding="utf-8")
         read_page.cache_clear()
-    found = problems(pages())
+    found = problems(pages()) + problems_of_sources()
     print("\n".join(found))
     return 1 if found else 0
 

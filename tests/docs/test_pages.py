@@ -11,6 +11,22 @@ def test_pages_are_true() -> None:
     assert docs.problems(docs.pages()) == []
 
 
+def test_docstrings_name_what_exists() -> None:
+    assert docs.problems_of_sources() == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"""See `no_such_file.py`."""',
+        'def f():\n    """As `fleet.no_such_module` does."""',
+        "#: Measured: docs/no-such-page.md.",
+    ],
+)
+def test_stale_names_in_sources_are_found(text: str) -> None:
+    assert list(docs.stale_docstrings("planted.py", text, docs.Repository()))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -1,6 +1,6 @@
 """Limits that several gateways share: what a tenant used anywhere is counted in one Redis (extra `redis`).
 
-The same windows as in `limits.py`, on Redis's clock. One script reserves in all of a tenant's limits or in none, one
+The same windows as in `tenant.py`, on Redis's clock. One script reserves in all of a tenant's limits or in none, one
 settles; Redis runs each of them alone, so gateways overshoot no more than requests of one gateway do. A reservation
 ends by itself when its gateway never settles it.
 
