@@ -72,9 +72,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    replica = build_replica(
-        resolve(options.model), "roofline", EngineSettings(speculate=False), quantize=options.quantize
-    )
+    settings = EngineSettings(speculate=False, quantize=options.quantize)
+    replica = build_replica(resolve(options.model), "roofline", settings)
     few_bits = weight_bytes(replica) < 1.9 * parameters(replica)
     machine = Machine(bandwidth(), int8_speed() if few_bits else bfloat16_speed())
     samples = measure(

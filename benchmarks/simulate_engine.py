@@ -34,7 +34,7 @@ from typing import Any
 
 from weighbridge.bench import serve
 from weighbridge.cost import Sample, StepClock, StepCost, fit
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Simulation, engine_settings
+from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, SimulatedEngine, Simulation
 from weighbridge.simulator.stepping import Stepping, SteppingScheduler
 from weighbridge.workload import load as workload
 from weighbridge.workload.measures import quantiles
@@ -299,7 +299,7 @@ def _simulation(
     exact: bool,
 ) -> Simulation:
     clock = StepClock(calibration.cost)
-    settings = engine_settings("weighbridge", kv_tokens=KV_TOKENS, max_model_len=8192, prefix_cache=False)
+    settings = SimulatedEngine(kv_tokens=KV_TOKENS, max_model_len=8192, enable_prefix_cache=False).settings()
     replica = LearningReplica(cost=calibration.cost, settings=settings, clock=clock)
     fleet = FleetSpec(replicas=(replica,), policy="round_robin", prefix_index=False, stride=1)
     simulation = Simulation(fleet, requests, clients=load.clients, pause=pause)

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from weighbridge.cost import StepCost
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, Simulation, engine_settings
+from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, SimulatedEngine, Simulation
 from weighbridge.workload.measures import quantiles
 from weighbridge.workload.requests import SimulatedRequest
 from weighbridge.workload.synthetic import Synthetic, from_rows
@@ -27,7 +27,7 @@ COST = StepCost(overhead=0.004, memory=0.012, per_token=6e-5, per_context_token=
 
 
 def fleet(replicas: int, policy: str, sample: int | None = None) -> FleetSpec:
-    settings = engine_settings("weighbridge", prefix_cache=False)
+    settings = SimulatedEngine(enable_prefix_cache=False).settings()
     one = ReplicaSpec(cost=COST, settings=settings)
     return FleetSpec(replicas=(one,) * replicas, policy=policy, prefix_index=False, sample=sample)
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from weighbridge.cost import StepCost
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Simulation, engine_settings
+from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, SimulatedEngine, Simulation
 from weighbridge.simulator.tune import disagreement, tune
 from weighbridge.workload.outcomes import Outcome
 from weighbridge.workload.requests import SimulatedRequest, Span
@@ -62,7 +62,9 @@ def recorded(system: str) -> tuple[list[SimulatedRequest], np.ndarray]:
 
 
 def predicted(cost: StepCost, requests: list[SimulatedRequest], limits: dict[str, int]) -> np.ndarray:
-    settings = engine_settings("vllm", max_model_len=32_768, prefix_cache=False, **limits)
+    settings = SimulatedEngine(
+        profile="vllm", max_model_len=32_768, enable_prefix_cache=False, **limits
+    ).settings()
     replica = ReplicaSpec(cost=cost, settings=settings, concurrency=1 << 30)
     found: dict[str, tuple[float, float, float]] = {}
 

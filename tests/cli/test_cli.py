@@ -10,8 +10,9 @@ import sys
 import pytest
 
 from weighbridge import __version__
-from weighbridge.engine.settings import EngineSettings, parse_bytes, pool_blocks
+from weighbridge.engine.settings import EngineSettings, pool_blocks
 from weighbridge.errors import BadInput
+from weighbridge.knobs import parse_bytes
 
 
 def weighbridge(*words: str) -> subprocess.CompletedProcess[str]:

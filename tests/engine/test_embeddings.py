@@ -112,13 +112,18 @@ def replica(
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * 4
     options = EngineSettings(
-        kv_cache_memory=pool_tokens * per_token, block_size=BLOCK, check_integrity=True, **settings
+        kv_cache_memory=pool_tokens * per_token,
+        block_size=BLOCK,
+        check_integrity=True,
+        dtype="float32",
+        quantize=quantize,
+        **settings,
     )
-    return build_replica(directory, "tiny", options, dtype="float32", quantize=quantize)
+    return build_replica(directory, "tiny", options)
 
 
-def settings_of(mebibytes: int) -> EngineSettings:
-    return EngineSettings(kv_cache_memory=mebibytes << 20, check_integrity=True)
+def settings_of(mebibytes: int, **settings: Any) -> EngineSettings:
+    return EngineSettings(kv_cache_memory=mebibytes << 20, check_integrity=True, **settings)
 
 
 @contextmanager
@@ -302,7 +307,7 @@ def as_transformers(checkpoint: Checkpoint) -> torch.nn.Module:
 async def test_the_default_model_equals_transformers(default_model_path: Path) -> None:
     """To the tolerance of float32; and close as it is served: with the file's codes, activations rounded to 8 bits."""
     oracle, prompt = Oracle(as_transformers(open_checkpoint(default_model_path))), list(range(1000, 1064))
-    exact = build_replica(default_model_path, "m", settings_of(64), dtype="float32", quantize="none")
+    exact = build_replica(default_model_path, "m", settings_of(64, dtype="float32", quantize="none"))
     with running(exact.engine) as engine:
         oracle.check(prompt, await embed(engine, prompt))
     served = build_replica(default_model_path, "m", settings_of(64))

@@ -39,9 +39,13 @@ def replica(directory: Path, *, pool_tokens: int, **settings: object) -> Replica
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * 4
     options = EngineSettings(
-        kv_cache_memory=pool_tokens * per_token, block_size=BLOCK, check_integrity=True, **settings
+        kv_cache_memory=pool_tokens * per_token,
+        block_size=BLOCK,
+        check_integrity=True,
+        dtype="float32",
+        **settings,
     )
-    return build_replica(directory, "tiny", options, dtype="float32")
+    return build_replica(directory, "tiny", options)
 
 
 def greedy(oracle: torch.nn.Module, prompt: list[int], length: int) -> list[int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from weighbridge.cost import StepCost
 from weighbridge.fleet.load.queue import QueueSettings
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, Simulation, engine_settings
+from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, SimulatedEngine, Simulation
 from weighbridge.workload.requests import SimulatedRequest, Span
 
 #: Two-sided 99 % quantiles of Student's t by degrees of freedom 1 to 11.
@@ -47,9 +47,9 @@ def single_server(step: float, concurrency: int | None = None) -> ReplicaSpec:
 
     `concurrency` None: further requests wait in the replica, else (1) in the gateway.
     """
-    settings = engine_settings(
-        "vllm", kv_tokens=MOST + 64, max_model_len=MOST, max_sequences=1, prefix_cache=False
-    )
+    settings = SimulatedEngine(
+        profile="vllm", kv_tokens=MOST + 64, max_model_len=MOST, max_sequences=1, enable_prefix_cache=False
+    ).settings()
     return ReplicaSpec(cost=constant_step(step), settings=settings, concurrency=concurrency or 1 << 30)
 
 

@@ -10,12 +10,12 @@ from weighbridge.cost import StepCost
 from weighbridge.errors import BadInput
 from weighbridge.fleet.scaling import ScalingSettings
 from weighbridge.simulator.autoscale import Autoscaling
-from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, Run, Simulation, engine_settings
+from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, Run, SimulatedEngine, Simulation
 from weighbridge.simulator.report import Targets, over_seeds, summary
 from weighbridge.workload.requests import SimulatedRequest, Span
 
 COST = StepCost(overhead=0.004, memory=0.012, per_token=6e-5, per_context_token=2e-8, per_sequence=5e-5)
-ONE = ReplicaSpec(cost=COST, settings=engine_settings("weighbridge", prefix_cache=False))
+ONE = ReplicaSpec(cost=COST, settings=SimulatedEngine(enable_prefix_cache=False).settings())
 RULE = Autoscaling.parse("min=1,max=4,high=2,low=0.5,up=2,down=20,settle=5,startup=10")
 
 

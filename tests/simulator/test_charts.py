@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from weighbridge.pages.charts import Chart, Line, binned, decades, short, ticks
 from weighbridge.simulator.experiment import Experiment, SyntheticSource
-from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, Simulation, engine_settings
+from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, SimulatedEngine, Simulation
 from weighbridge.simulator.page import write_page
 from weighbridge.simulator.timeline import MOST_REPLICAS, Timeline
 from weighbridge.workload.synthetic import Synthetic
@@ -93,7 +93,7 @@ def test_names_cannot_break_the_page() -> None:
     ElementTree.fromstring(chart.html())
 
 
-SETTINGS = engine_settings("weighbridge", kv_tokens=65_536, max_model_len=32_768)
+SETTINGS = SimulatedEngine(kv_tokens=65_536, max_model_len=32_768).settings()
 WORKLOAD = Synthetic.parse("bursts:rate=20,requests=200,prompt=lognormal:200:0.7,output=lognormal:40:0.5")
 
 

@@ -18,7 +18,7 @@ from tests.simulator.queueing import (
     sojourn,
     waiting,
 )
-from weighbridge.simulator.fleet import ReplicaSpec, Simulation, engine_settings
+from weighbridge.simulator.fleet import ReplicaSpec, SimulatedEngine, Simulation
 
 SIZES = tuple(range(5, 60, 5)) * 3 + tuple(range(80, 400, 40)) + (600, 800)  # skewed, CV² near 1.5
 STEP = 0.02
@@ -134,9 +134,13 @@ def test_two_choices_beat_one(servers: int, load: float, number: int, seeds: int
 def test_kv_in_use_is_little_s_law_in_tokens() -> None:
     """Mean tokens held = rate x step x E[s o + o (o - 1) / 2]: a prompt, then one token more with each step."""
     step, rate = 0.01, 4.0
-    settings = engine_settings(
-        "vllm", kv_tokens=2_000_000, max_model_len=30_000, max_sequences=1000, prefix_cache=False
-    )
+    settings = SimulatedEngine(
+        profile="vllm",
+        kv_tokens=2_000_000,
+        max_model_len=30_000,
+        max_sequences=1000,
+        enable_prefix_cache=False,
+    ).settings()
     replica = ReplicaSpec(cost=constant_step(step), settings=settings)
 
     def prompt(rng: random.Random) -> int:
@@ -160,9 +164,9 @@ def test_waits_grow_beyond_the_kv_bound_and_not_below(share: float, stable: bool
     step, pool = 0.03, 40_000
     area = sum(300 * o + o * (o + 1) / 2 for o in SIZES) / len(SIZES)
     bound = pool / (step * area)
-    settings = engine_settings(
-        "vllm", kv_tokens=pool, max_model_len=30_000, max_sequences=1000, prefix_cache=False
-    )
+    settings = SimulatedEngine(
+        profile="vllm", kv_tokens=pool, max_model_len=30_000, max_sequences=1000, enable_prefix_cache=False
+    ).settings()
     fleet = fleet_of(ReplicaSpec(cost=constant_step(step), settings=settings, concurrency=1 << 30))
     number = 2500
     outcomes = (

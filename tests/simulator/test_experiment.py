@@ -6,11 +6,11 @@ import pytest
 
 from weighbridge.cost import StepCost
 from weighbridge.simulator.experiment import CLOSE, SERVED, Experiment, SyntheticSource
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, engine_settings
+from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, SimulatedEngine
 from weighbridge.simulator.report import Targets
 from weighbridge.workload.synthetic import Synthetic
 
-SETTINGS = engine_settings("weighbridge", kv_tokens=65_536, max_model_len=8192)
+SETTINGS = SimulatedEngine(kv_tokens=65_536, max_model_len=8192).settings()
 SLOW = StepCost(overhead=0.004, memory=0.02, per_token=2e-4, per_context_token=1e-7, per_sequence=1e-4)
 
 

@@ -19,7 +19,7 @@ from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.policies import make_policy
 from weighbridge.fleet.reliability.breaker import BreakerSettings, CircuitBreaker
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Simulation, engine_settings
+from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, SimulatedEngine, Simulation
 from weighbridge.workload.synthetic import Synthetic, from_rows
 from weighbridge.workload.traces import read_rows
 
@@ -119,9 +119,7 @@ async def test_simulated_and_live_gateway_choose_alike(policy: str, seats: int) 
     workload = Synthetic.parse(
         "shared_prefix:rate=12,requests=120,prefixes=6,tenants=3,output=lognormal:60:0.6"
     )
-    settings = engine_settings(
-        "weighbridge", kv_tokens=40_000 if seats == 4 else 4_000_000, max_sequences=seats
-    )
+    settings = SimulatedEngine(kv_tokens=40_000 if seats == 4 else 4_000_000, max_sequences=seats).settings()
     replica = ReplicaSpec(settings=settings)
     queue = QueueSettings(max_requests=1 << 20)
     spec = FleetSpec(replicas=(replica, replica, replica.slowed(2.0)), policy=policy, queue=queue)

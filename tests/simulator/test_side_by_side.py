@@ -11,11 +11,11 @@ import pytest
 
 from weighbridge.errors import BadInput
 from weighbridge.simulator.experiment import Experiment, SyntheticSource
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, engine_settings
+from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, SimulatedEngine
 from weighbridge.simulator.side_by_side import mapping
 from weighbridge.workload.synthetic import Synthetic
 
-SETTINGS = engine_settings("weighbridge", kv_tokens=65_536, max_model_len=8192)
+SETTINGS = SimulatedEngine(kv_tokens=65_536, max_model_len=8192).settings()
 
 
 def test_processes_change_nothing() -> None:

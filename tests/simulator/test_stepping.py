@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from weighbridge.cost import StepCost
-from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, Simulation, engine_settings
+from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, SimulatedEngine, Simulation
 from weighbridge.workload.requests import SimulatedRequest
 from weighbridge.workload.synthetic import Synthetic
 
@@ -56,8 +56,10 @@ def outcome(spec: FleetSpec, requests: list[SimulatedRequest], seed: int = 0) ->
 def test_strides_change_nothing(workload: str, profile: str, batching: str) -> None:
     requests = list(Synthetic.parse(workload).generate(3))
     # A small cache, so that blocks run out, requests give way and cached blocks are evicted.
-    engine = engine_settings(profile, kv_tokens=24_576, max_sequences=24)
-    replica = ReplicaSpec(cost=COST, settings=engine, batching=batching, concurrency=64)
+    engine = SimulatedEngine(
+        profile=profile, kv_tokens=24_576, max_sequences=24, batching=batching
+    ).settings()
+    replica = ReplicaSpec(cost=COST, settings=engine, concurrency=64)
     fleet = FleetSpec(replicas=(replica, replica.slowed(2.0)), policy="least_tokens")
     assert outcome(fleet, requests) == outcome(replace(fleet, stride=1), requests)
 
@@ -103,7 +105,7 @@ def test_strides_change_nothing_whatever_happens(
         )
         for one in spec.generate(seed)
     ]
-    engine = engine_settings("weighbridge", kv_tokens=kv_tokens, max_sequences=seats, max_model_len=8000)
+    engine = SimulatedEngine(kv_tokens=kv_tokens, max_sequences=seats, max_model_len=8000).settings()
     acts = (Act(2.0, "fail", "r1"), Act(4.0, "add", "r1"), Act(5.0, "drain", "r0")) if script else ()
     replica = ReplicaSpec(cost=COST, settings=engine, concurrency=rng.choice((None, 48)))
     fleet = FleetSpec(replicas=(replica, replica.slowed(1.7)), policy=policy, script=acts)

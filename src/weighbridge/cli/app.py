@@ -37,7 +37,7 @@ class Group:
 #: Every command. A module is loaded when one of its commands is run or asked for help, and not before.
 COMMANDS: dict[str, Command | Group] = {
     "serve": Command(
-        "weighbridge.cli.serve:serve", "Serve a model over the OpenAI API until SIGTERM or Ctrl-C."
+        "weighbridge.cli.serve.command:serve", "Serve a model over the OpenAI API until SIGTERM or Ctrl-C."
     ),
     "chat": Command(
         "weighbridge.cli.chat:chat",
@@ -56,11 +56,11 @@ COMMANDS: dict[str, Command | Group] = {
         "Work out memory, speed and cost of serving MODEL, and the smallest change that makes it fit.",
     ),
     "replica": Command(
-        "weighbridge.cli.replica:replica",
+        "weighbridge.cli.serve.simulated:replica",
         "Serve the OpenAI API from a simulated engine: real HTTP, real scheduler, no model.",
     ),
     "simulate": Command(
-        "weighbridge.cli.simulate:simulate",
+        "weighbridge.cli.simulate.command:simulate",
         "Run a workload through a simulated fleet: the real scheduler, policies and queue in virtual time.",
     ),
     "models": Group(

@@ -4,38 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
-from weighbridge.cli.terminal import DownloadBar, counting, print_json
+from weighbridge.cli.options import JsonOutput, Model, Only, options
+from weighbridge.cli.terminal import counting, print_json
+from weighbridge.engine.settings import EngineSettings
 
 
+@options
 def calibrate(
-    model: Annotated[str | None, typer.Argument(help="Model name or path; none: the default model.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "auto",
-    quantize: Annotated[
-        str, typer.Option(help="auto (as the file keeps them), none, int8 or int4.")
-    ] = "auto",
-    threads: Annotated[int | None, typer.Option(help="Compute threads; none: one per core.", min=1)] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    model: Model = None,
+    *,
+    engine: Annotated[EngineSettings, Only({"dtype", "quantize", "threads"})],
+    json_output: JsonOutput = False,
 ) -> None:
     """Measure iterations of every size on this machine and store the step cost that fits them."""
-    from weighbridge.engine.build import build_replica
-    from weighbridge.engine.settings import EngineSettings
-    from weighbridge.models.files.store import resolve
+    from weighbridge.cli.serve.model import load  # loads torch
 
-    path = resolve(model or "default", progress=DownloadBar("Pulling the model"))
-    with counting("Packing layers", quiet=json_output) as report:
-        replica = build_replica(
-            path,
-            model or "default",
-            EngineSettings(),
-            dtype=dtype,
-            quantize=quantize,
-            threads=threads,
-            report=report,
-        )
+    replica = load(model or "default", model or "default", engine, quiet=json_output)
     with counting("Measuring iterations", quiet=json_output) as report:
         cost, samples, file = replica.calibrate(report)
     errors = sorted(abs(cost.predict(s) / s.seconds - 1) for s in samples)

@@ -6,12 +6,15 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated, Any, Protocol
 
 import aiohttp
 import typer
 
-from weighbridge.cli.terminal import DownloadBar, counting, errors
+from weighbridge.cli.options import Only, options
+from weighbridge.cli.terminal import errors
+from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import WeighbridgeError
 
 Messages = list[dict[str, Any]]
@@ -21,6 +24,7 @@ class Answerer(Protocol):
     def answer(self, messages: Messages) -> AsyncIterator[str]: ...
 
 
+@options
 def chat(
     model: Annotated[str | None, typer.Argument(help="Model to load, when no --url is given.")] = None,
     url: Annotated[
@@ -30,32 +34,23 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
-    quantize: Annotated[
-        str,
-        typer.Option(
-            help="auto (as the file keeps them), none, int8 or int4 (when the model is loaded here)."
-        ),
-    ] = "auto",
+    *,
+    engine: Annotated[EngineSettings, Only({"quantize"})],
 ) -> None:
     """Chat in the terminal, streaming. Ctrl-C stops an answer, Ctrl-D or /bye leaves, /new starts over."""
     history: Messages = [{"role": "system", "content": system}] if system else []
     if url is not None:
         asyncio.run(_converse(Remote(url, api_key, temperature, max_tokens), history))
     else:
-        asyncio.run(_chat_locally(model, quantize, temperature, max_tokens, history))
+        asyncio.run(_chat_locally(model, engine, temperature, max_tokens, history))
 
 
 async def _chat_locally(
-    model: str | None, quantize: str, temperature: float, max_tokens: int, history: Messages
+    model: str | None, settings: EngineSettings, temperature: float, max_tokens: int, history: Messages
 ) -> None:
-    from weighbridge.engine.build import build_replica
-    from weighbridge.engine.settings import EngineSettings
-    from weighbridge.models.files.store import resolve
+    from weighbridge.cli.serve.model import load  # loads torch
 
-    path = resolve(model or "default", progress=DownloadBar("Pulling the model"))
-    with counting("Packing layers") as report:
-        settings = EngineSettings(max_sequences=1)
-        replica = build_replica(path, model or "default", settings, quantize=quantize, report=report)
+    replica = load(model or "default", model or "default", replace(settings, max_sequences=1))
     replica.engine.start()
     try:
         await _converse(Local(replica, temperature, max_tokens), history)

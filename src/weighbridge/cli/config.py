@@ -73,7 +73,7 @@ def show(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
 
 
 def _routes(routes: Sequence[RouteSettings]) -> Table:
-    from weighbridge.cli.serve_fleet import shown_side
+    from weighbridge.cli.serve.fleet import shown_side
 
     table = Table("route", "edge", "cloud", "residency", "rules", "escalates below")
     for one in routes:

@@ -134,7 +134,7 @@ def place_experts(
     json_output: JsonOutput = False,
 ) -> None:
     """Place experts on GPUs so that measured loads spread evenly."""
-    from weighbridge.engine.settings import parse_bytes
+    from weighbridge.knobs import parse_bytes
     from weighbridge.planner.experts.placement import Devices
     from weighbridge.planner.experts.report import DEEPSEEK_V3_EXPERT_BYTES, parse_loads, place
 
@@ -204,7 +204,7 @@ def offload_experts(
     json_output: JsonOutput = False,
 ) -> None:
     """Choose which experts to keep on the fast device, and the flags that say so to other engines."""
-    from weighbridge.engine.settings import parse_bytes
+    from weighbridge.knobs import parse_bytes
     from weighbridge.planner.experts.layout import count_parameters
     from weighbridge.planner.experts.offload import Machine, engine_flags, keep_hottest, keep_last_layers
     from weighbridge.planner.experts.report import parse_loads

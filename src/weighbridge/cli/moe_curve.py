@@ -10,31 +10,31 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from weighbridge.cli.terminal import DownloadBar, counting, print_json
+from weighbridge.cli.options import JsonOutput, Only, options
+from weighbridge.cli.terminal import counting, print_json
+from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import BadInput
 
 
+@options
 def curve(
     model: Annotated[str, typer.Argument(help="A mixture of experts: directory or name.")],
     batches: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,2,4,8,16,32,64",
     context: Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")] = 100,
-    quantize: Annotated[str, typer.Option(help="auto, none, int8 or int4.")] = "auto",
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    *,
+    engine: Annotated[EngineSettings, Only({"quantize"})],
+    json_output: JsonOutput = False,
 ) -> None:
     """Measure step time and experts touched against batch size, and show where the cliff is.
 
     Sequences are random words, continued by sampling. The prediction knows how often each expert was used and how
     many experts two sequences of a step have in common.
     """
-    from weighbridge.engine.build import build_replica
+    from weighbridge.cli.serve.model import load  # these load torch
     from weighbridge.engine.experts.curve import measure_curve, tokens_per_sequence
-    from weighbridge.engine.settings import EngineSettings
-    from weighbridge.models.files.store import resolve
 
     sizes = _sizes(batches)
-    path = resolve(model, progress=DownloadBar("Pulling the model"))
-    with counting("Packing layers", quiet=json_output) as report:
-        replica = build_replica(path, model, EngineSettings(), quantize=quantize, report=report)
+    replica = load(model, model, engine, quiet=json_output)
     if replica.runner.experts is None:
         raise BadInput(f"{model} is a dense model: its step time has no experts in it", param="model")
     block_size, room = replica.settings.block_size, tokens_per_sequence(sizes, context)

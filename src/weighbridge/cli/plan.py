@@ -13,8 +13,8 @@ from rich.table import Table
 from weighbridge.cli.terminal import print_json
 from weighbridge.cost.hardware import Device, custom_device, devices, find_device
 from weighbridge.cost.roofline import decode_share
-from weighbridge.engine.settings import parse_bytes
 from weighbridge.errors import BadInput
+from weighbridge.knobs import parse_bytes
 from weighbridge.planner.memory.engines import parse_version
 from weighbridge.planner.memory.fit import changes
 from weighbridge.planner.memory.memory import MemoryPlan, Model, plan_memory

@@ -1,29 +1,54 @@
-"""What commands share of the terminal: errors, progress bars, JSON output."""
+"""What commands share of the terminal: errors, text from outside, progress bars, JSON output."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 errors = Console(stderr=True, highlight=False)
+
+#: What a terminal obeys instead of showing: control characters but tab and line feed, and marks that turn the
+#: direction of the text behind them. Halves of a surrogate pair cannot be written at all.
+_BEYOND_ASCII = "\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+_COMMANDS = re.compile(f"[\x00-\x08\x0b-\x1f{_BEYOND_ASCII}]")
+_NOT_ESCAPED_BY_JSON = re.compile(f"[{_BEYOND_ASCII}]")
+
+
+def visible(text: str) -> str:
+    """The text with every character that drives a terminal written as its number: ESC becomes `\\x1b`."""
+    return _COMMANDS.sub(lambda found: _number(ord(found.group())), text)
+
+
+def outside(value: object) -> Text:
+    """Whatever came from outside, for a console or a table's cell: shown as it is, obeyed by nobody.
+
+    Names of tenants and models, messages of servers and files: in a plain string rich would read `[/x]` as markup.
+    """
+    return Text(visible(str(value)))
 
 
 def fail(message: str, *, code: int) -> NoReturn:
     """Print one error and leave with `code`."""
-    errors.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    errors.print(Text.assemble(("error:", "bold red"), " ", visible(message)), soft_wrap=True)
     sys.exit(code)
 
 
 def print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
+    """Print indented JSON in which characters that drive a terminal are escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    sys.stdout.write(_NOT_ESCAPED_BY_JSON.sub(lambda found: f"\\u{ord(found.group()):04x}", text) + "\n")
+
+
+def _number(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 @contextmanager
@@ -39,9 +64,9 @@ class DownloadBar:
     """The progress of a pull: bytes, when the size is known."""
 
     def __init__(self, label: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
         self._bar = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
-        self._label = label
+        self._label = visible(label)
         self._task: TaskID | None = None
 
     def start(self, total: int | None) -> None:

@@ -17,9 +17,7 @@ from weighbridge.engine.experts import telemetry as expert_telemetry
 from weighbridge.engine.guidance import GuideFactory
 from weighbridge.engine.runner import Runner
 from weighbridge.engine.sampler import Sampler
-from weighbridge.engine.schedule.scheduler import Scheduler
-from weighbridge.engine.schedule.scheduler_api import SchedulerLike, SchedulerSettings
-from weighbridge.engine.schedule.static import StaticScheduler
+from weighbridge.engine.schedule.make import make_scheduler
 from weighbridge.engine.settings import EngineSettings, pool_blocks
 from weighbridge.errors import BadInput
 from weighbridge.models.compute.allocator import tune_allocator
@@ -66,19 +64,14 @@ def build_replica(
     path: Path,
     model_name: str,
     settings: EngineSettings,
-    *,
-    dtype: str = "auto",
-    quantize: str = "auto",
-    threads: int | None = None,
     report: Report | None = None,
-    expert_cache: int | None = None,
 ) -> Replica:
     """Load the model at `path` and make it ready to serve; nothing runs until `engine.start()`.
 
     Raises BadInput for settings that cannot work and UnsupportedModel for checkpoints that cannot be run.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     checkpoint = open_checkpoint(path)
     tokenizer = load_tokenizer(path)
     longest = checkpoint.config.max_position_embeddings
@@ -88,10 +81,15 @@ def build_replica(
             f"--max-model-len {max_model_len} is more than the {longest} positions this model was trained for",
             param="max_model_len",
         )
-    compute = choose_dtype(dtype)
-    scheme = _scheme(quantize)
+    compute = choose_dtype(settings.dtype)
+    scheme = _scheme(settings.quantize)
     decoder = load_decoder(
-        checkpoint, compute, scheme, max_model_len=max_model_len, report=report, expert_cache=expert_cache
+        checkpoint,
+        compute,
+        scheme,
+        max_model_len=max_model_len,
+        report=report,
+        expert_cache=settings.expert_cache,
     )
     tune_allocator()
     bytes_per_token = checkpoint.config.kv_elements_per_token * compute.itemsize
@@ -106,7 +104,7 @@ def build_replica(
     if experts is not None:
         step_clock.set_expert_use(experts.use())
         experts.on_use = step_clock.set_expert_use
-    scheduler = _scheduler(settings, max_model_len, num_blocks, step_clock)
+    scheduler = make_scheduler(settings.sized(max_model_len=max_model_len, num_blocks=num_blocks), step_clock)
     engine = LocalEngine(
         model_name,
         tokenizer,
@@ -130,29 +128,6 @@ def build_replica(
         calibrated=stored is not None,
         calibration_key=key,
     )
-
-
-def _scheduler(
-    settings: EngineSettings, max_model_len: int, num_blocks: int, step_clock: StepClock
-) -> SchedulerLike:
-    options = SchedulerSettings(
-        max_model_len=max_model_len,
-        num_blocks=num_blocks,
-        block_size=settings.block_size,
-        max_batch_tokens=settings.max_batch_tokens,
-        max_sequences=settings.max_sequences,
-        itl_target=settings.itl_target,
-        enable_prefix_cache=settings.enable_prefix_cache,
-        speculate=settings.speculate,
-        max_queue_requests=settings.max_queue_requests,
-    )
-    if settings.batching == "static":
-        return StaticScheduler(options, step_clock, settings.static_batch_size, settings.static_timeout)
-    if settings.batching != "continuous":
-        raise BadInput(
-            f"batching {settings.batching!r} is not known: use continuous or static", param="batching"
-        )
-    return Scheduler(options, step_clock)
 
 
 def _calibration_key(checkpoint: Checkpoint, dtype: torch.dtype, scheme: Quantize, decoder: Decoder) -> str:

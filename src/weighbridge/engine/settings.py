@@ -6,31 +6,32 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from weighbridge.engine.schedule.scheduler_api import SchedulerOptions
 from weighbridge.errors import BadInput
-
-BLOCK_SIZE = 32  # tokens; two AVX-512 vectors of keys, small enough that a shared prefix wastes little
+from weighbridge.knobs import knob
 
 #: Share of the available memory that the KV pool takes when nobody says otherwise.
 DEFAULT_MEMORY_SHARE = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """Settings of one replica. Times in seconds, memory in bytes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings(SchedulerOptions):
+    """Settings of one replica: what its scheduler does, and how its model is loaded and kept.
 
-    max_model_len: int | None = None  # None: what the model allows
-    kv_cache_memory: int | None = None  # None: a share of the available memory
-    block_size: int = BLOCK_SIZE
-    max_batch_tokens: int = 2048
-    max_sequences: int = 256
-    itl_target: float | None = None  # None: see `SchedulerSettings`
-    enable_prefix_cache: bool = True
-    speculate: bool = True
-    max_queue_requests: int = 4096
-    batching: str = "continuous"  # or "static"
-    static_batch_size: int = 16
-    static_timeout: float = 0.1
-    check_integrity: bool = False
+    Times in seconds, memory in bytes. A new option of the engine is one field, here or in `SchedulerOptions`.
+    """
+
+    dtype: str = knob("auto", "float32, bfloat16 or auto (what this CPU multiplies fastest).")
+    quantize: str = knob("auto", "auto (as the file keeps them), none, int8 or int4: weights in fewer bits.")
+    max_model_len: int | None = knob(None, "Longest prompt and answer together, in tokens.", min=1)
+    kv_cache_memory: int | None = knob(None, "Memory of the KV cache, such as 2GiB.", unit="bytes")
+    threads: int | None = knob(None, "Compute threads; none: one per core.", min=1)
+    expert_cache: int | None = knob(
+        None,
+        "Memory for the experts of a mixture, such as 4GB; the rest is mapped. None: all.",
+        unit="bytes",
+    )
+    check_integrity: bool = knob(False, "Check the KV accounting whenever idle.", flag="--check-integrity")
 
 
 def available_memory() -> int:
@@ -47,19 +48,6 @@ def available_memory() -> int:
     except (OSError, ValueError):
         return available
     return available if limit == "max" else max(min(available, int(limit) - used), 0)
-
-
-def parse_bytes(text: str) -> int:
-    """`512MB`, `2GiB`, `1.5g` or plain bytes. Decimal and binary suffixes; raises BadInput otherwise."""
-    units = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-    units |= {f"{letter}ib": units[letter] for letter in "kmgt"}
-    units |= {f"{letter}b": 1000 ** (index + 1) for index, letter in enumerate("kmgt")}
-    cleaned = text.strip().lower().replace(" ", "")
-    digits = cleaned.rstrip("bikmgt")
-    try:
-        return int(float(digits) * units[cleaned[len(digits) :]])
-    except (KeyError, ValueError):
-        raise BadInput(f"{text!r} is not a size: write for example 512MiB or 2GB") from None
 
 
 def pool_blocks(settings: EngineSettings, bytes_per_token: int, max_model_len: int) -> int:

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from weighbridge.wire.keys import ApiKey
+from weighbridge.knobs import knob
+from weighbridge.wire.keys import ApiKey, parse_key
 
 
-@dataclass(frozen=True, slots=True)
-class ServerSettings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenSettings:
+    """Where a server listens."""
+
+    host: str = knob("127.0.0.1", "Address to listen on.")
+    port: int = knob(8080, "Port; 0 takes a free one.", min=0, max=65535)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings(ListenSettings):
     """Limits and behaviour of the HTTP server. Sizes in bytes, times in seconds."""
 
-    api_keys: tuple[ApiKey, ...] = ()  # none: everybody may call, and names its own tenant
-    max_body: int = 8 << 20
+    api_keys: tuple[ApiKey, ...] = knob(  # none: everybody may call, and names its own tenant
+        (),
+        "KEY or TENANT=KEY; may repeat.",
+        flag="--api-key",
+        parse=parse_key,
+        environment="WEIGHBRIDGE_API_KEYS",
+    )
+    max_body: int = knob(8 << 20, "Largest request body.", unit="bytes")
     max_choices: int = 16
     max_inputs: int = 2048  # of one embeddings request; OpenAI's own limit
     max_logprobs: int = 20
     default_max_tokens: int = 1024
-    drain_timeout: float = 30.0
-    json_logs: bool = False
+    drain_timeout: float = knob(30.0, "Seconds to finish accepted requests on SIGTERM.", min=0.0)
+    tickets: Path | None = knob(None, "Append every ticket to this JSONL file.")
+    json_logs: bool = knob(False, "Log JSON lines.", flag="--json-logs")

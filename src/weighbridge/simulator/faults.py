@@ -52,6 +52,20 @@ class Faults:
             if not getattr(self, name) >= 0.0:
                 raise BadInput(f"{name} is {getattr(self, name)}, but must not be negative", param=name)
 
+    @staticmethod
+    def parse(text: str) -> Faults:
+        """`error_rate=0.05,stall_seconds=2`. Raises BadInput otherwise."""
+        values: dict[str, int | float] = {}
+        for part in filter(None, map(str.strip, text.split(","))):
+            name, _, value = part.partition("=")
+            try:
+                values[name] = int(value) if name == "error_status" else float(value)
+            except ValueError:
+                raise BadInput(
+                    f"--faults {part!r}: write for example error_rate=0.05", param="faults"
+                ) from None
+        return Faults().changed(values)
+
     def changed(self, values: object) -> Faults:
         """With some fields replaced. Raises BadInput for fields or types that there are not."""
         if not isinstance(values, dict):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from weighbridge.cost import DEFAULT_STEP_COST, StepCost
 from weighbridge.cost.price import FREE, Price
-from weighbridge.engine.schedule.scheduler_api import SchedulerSettings
+from weighbridge.engine.schedule.scheduler_api import SchedulerOptions, SchedulerSettings
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Capacity, Policy
 from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
@@ -16,6 +16,7 @@ from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.policies import DEFAULT_POLICY, make_policy
+from weighbridge.knobs import knob
 from weighbridge.simulator.autoscale import Autoscaling, SimulatedAutoscaler
 from weighbridge.simulator.gateway import SimulatedGateway
 from weighbridge.simulator.replica import LONGEST_STRIDE, SimulatedReplica, Watcher, Work
@@ -25,6 +26,8 @@ from weighbridge.workload.measures import GapHistogram
 from weighbridge.workload.outcomes import Outcome, Outcomes
 from weighbridge.workload.requests import SimulatedRequest
 
+#: Tokens of a KV cache that nobody gave a size.
+DEFAULT_KV_TOKENS = 131_072
 #: A millisecond-precise engine never waits this long: chunks are limited by the batch, not by a target.
 _NO_ITL_TARGET = 1e9
 
@@ -42,9 +45,6 @@ class ReplicaSpec:
 
     cost: StepCost = DEFAULT_STEP_COST
     settings: SchedulerSettings
-    batching: str = "continuous"
-    static_batch_size: int = 16
-    static_timeout: float = 0.1  # seconds
     price: Price = FREE
     #: Requests the gateway sends there at most; None: as many as run at once. More wait in the replica.
     concurrency: int | None = None
@@ -55,15 +55,10 @@ class ReplicaSpec:
         return replace(self, cost=self.cost.scaled(factor))
 
     def scheduler(self) -> Stepping:
-        if self.batching == "static":
-            return SteppingStatic(
-                self.settings, _Fixed(self.cost), self.static_batch_size, self.static_timeout
-            )
-        if self.batching != "continuous":
-            raise BadInput(
-                f"batching {self.batching!r} is not known: use continuous or static", param="batching"
-            )
-        return SteppingScheduler(self.settings, _Fixed(self.cost))
+        settings, cost = self.settings, _Fixed(self.cost)
+        if settings.batching == "static":
+            return SteppingStatic(settings, cost, settings.static_batch_size, settings.static_timeout)
+        return SteppingScheduler(settings, cost)
 
     @property
     def capacity(self) -> Capacity:
@@ -79,38 +74,41 @@ class ReplicaSpec:
         )
 
 
-def engine_settings(
-    profile: str,
-    *,
-    kv_tokens: int = 131_072,
-    max_model_len: int = 32_768,
-    max_batch_tokens: int | None = None,
-    max_sequences: int | None = None,
-    block_size: int | None = None,
-    prefix_cache: bool = True,
-) -> SchedulerSettings:
-    """Scheduler settings that follow an engine's rules: `weighbridge`, or `vllm` (v1: blocks of 16 tokens,
-    chunks limited by the batch's tokens alone, strict first come first served)."""
-    if profile not in ("weighbridge", "vllm"):
-        raise BadInput(
-            f"engine profile {profile!r} is not known: use weighbridge or vllm", param="engine_profile"
-        )
-    as_vllm = profile == "vllm"
-    size = block_size or (16 if as_vllm else 32)
-    if kv_tokens < size:
-        raise BadInput(f"a KV cache of {kv_tokens} tokens does not hold a block of {size}", param="kv_tokens")
-    return SchedulerSettings(
-        max_model_len=max_model_len,
-        num_blocks=kv_tokens // size,
-        block_size=size,
-        max_batch_tokens=max_batch_tokens or 2048,
-        max_sequences=max_sequences or 256,
-        itl_target=_NO_ITL_TARGET if as_vllm else None,
-        ageing_seconds=None if as_vllm else 30.0,
-        enable_prefix_cache=prefix_cache,
-        speculate=False,
-        max_queue_requests=1 << 20,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedEngine(SchedulerOptions):
+    """The engine of a simulated replica: the scheduler's options under the rules of an engine.
+
+    `weighbridge`, or `vllm` (v1: blocks of 16 tokens, chunks limited by the batch's tokens alone, strict first come
+    first served). What a machine would decide is told: the size of the KV cache and of a request.
+    """
+
+    profile: str = knob(
+        "weighbridge",
+        "Whose scheduling rules: weighbridge or vllm.",
+        flag="--engine-profile",
+        choices=("weighbridge", "vllm"),
     )
+    kv_tokens: int | None = knob(None, "KV cache in tokens; none: what the device holds, or 131,072.", min=1)
+    max_model_len: int = knob(32_768, "Prompt and answer together, in tokens.", min=2)
+    tokens_per_block: int | None = knob(
+        None, "Tokens of a KV block; none: the engine's.", flag="--block-size", min=1
+    )
+    speculate: bool = False  # there is no text to look anything up in
+    max_queue_requests: int = 1 << 20
+
+    def settings(self) -> SchedulerSettings:
+        """The scheduler's settings. Raises BadInput for a cache without a block."""
+        as_vllm = self.profile == "vllm"
+        size = self.tokens_per_block or (16 if as_vllm else 32)
+        tokens = self.kv_tokens or DEFAULT_KV_TOKENS
+        if tokens < size:
+            raise BadInput(
+                f"a KV cache of {tokens} tokens does not hold a block of {size}", param="kv_tokens"
+            )
+        engine = replace(self, block_size=size)
+        if as_vllm:
+            engine = replace(engine, itl_target=_NO_ITL_TARGET, ageing_seconds=None)
+        return engine.sized(max_model_len=self.max_model_len, num_blocks=tokens // size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from weighbridge.cost import StepCost
@@ -10,40 +10,52 @@ from weighbridge.engine.api import Load
 from weighbridge.engine.batch import Batch, Sampled
 from weighbridge.engine.request import Embedding, FinishReason, Request, TokenLogprob
 from weighbridge.errors import BadInput
+from weighbridge.knobs import check_choices, knob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerSettings:
-    """Limits and targets of one scheduler. Raises BadInput for values that cannot work."""
+class SchedulerOptions:
+    """What an operator can set about scheduling. Raises BadInput for values that cannot work."""
 
-    max_model_len: int  # tokens of one request, prompt and output
-    num_blocks: int
-    block_size: int = 32  # tokens
-    max_batch_tokens: int = 2048  # tokens of one iteration
-    max_sequences: int = 256  # requests that run at the same time
+    # In tokens: two AVX-512 vectors of keys, small enough that a shared prefix wastes little.
+    block_size: int = 32
+    max_batch_tokens: int = knob(2048, "Tokens of one iteration.", min=1)
+    max_sequences: int = knob(256, "Requests in one batch.", min=1)  # that run at the same time
     # Seconds of an iteration that streams wait for while prompts are computed beside them. None: `itl_stretch`
     # times what the decodes take alone, at least `itl_floor`, and `itl_backlog` while several requests are still
     # without a token: larger chunks compute faster, and then those who wait need it more than those who read.
-    itl_target: float | None = None
+    itl_target: float | None = knob(
+        None,
+        "Gap between tokens to keep while prompts run, in ms; none: about twice a decode step.",
+        unit="ms",
+        min=1.0,
+    )
     itl_stretch: float = 2.1
     itl_floor: float = 0.032
     itl_backlog: float = 0.15
     backlog: int = 2  # requests without a token, queued or with their prompt under way, that make a backlog
-    enable_prefix_cache: bool = True
+    enable_prefix_cache: bool = knob(
+        True, "Share equal prompt beginnings.", flag="--prefix-cache/--no-prefix-cache"
+    )
     prefix_salt: bytes = b""
-    speculate: bool = True
+    speculate: bool = knob(True, "Guess tokens by looking them up in the text so far.")
     max_draft_tokens: int = 8
-    max_queue_requests: int = 4096
+    max_queue_requests: int = knob(
+        4096, "Requests that may wait; more are refused with 429.", flag="--max-queue", min=1
+    )
+    batching: str = knob(
+        "continuous", "continuous, or static: the classic baseline.", choices=("continuous", "static")
+    )
+    static_batch_size: int = knob(16, "With --batching static: requests of a batch.", min=1)
+    static_timeout: float = knob(0.1, "Seconds a static batch waits to fill.", min=0.0)
     max_queue_tokens: int | None = None  # tokens still to be computed for all that wait; None: no limit
     input_weight: float = 1.0  # service charged per prompt token computed (VTC)
     output_weight: float = 2.0  # and per token produced
     ageing_seconds: float | None = 30.0  # a class unserved for so long gets a turn; None: strictly never
 
     def __post_init__(self) -> None:
-        counts = ("max_model_len", "num_blocks", "block_size", "max_batch_tokens", "max_sequences")
-        for name in (*counts, "max_queue_requests"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} is {getattr(self, name)}, but must be at least 1", param=name)
+        check_choices(self)
+        check_counts(self, "block_size", "max_batch_tokens", "max_sequences", "max_queue_requests")
         if self.itl_target is not None and not self.itl_target > 0.0:
             raise BadInput(f"itl_target is {self.itl_target} s, but must be more than 0", param="itl_target")
         if self.max_draft_tokens < 0:
@@ -51,10 +63,34 @@ class SchedulerSettings:
                 "max_draft_tokens must not be negative; 0 turns speculation off", param="max_draft_tokens"
             )
 
+    def sized(self, *, max_model_len: int, num_blocks: int) -> SchedulerSettings:
+        """The settings of a scheduler, with what follows from the model and the machine."""
+        own = {one.name: getattr(self, one.name) for one in fields(SchedulerOptions)}
+        return SchedulerSettings(**own, max_model_len=max_model_len, num_blocks=num_blocks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerSettings(SchedulerOptions):
+    """Limits and targets of one scheduler. Raises BadInput for values that cannot work."""
+
+    max_model_len: int  # tokens of one request, prompt and output
+    num_blocks: int
+
+    def __post_init__(self) -> None:
+        SchedulerOptions.__post_init__(self)  # `super()` knows no class that has slots
+        check_counts(self, "max_model_len", "num_blocks")
+
     @property
     def seats(self) -> int:
         """Requests that may run at once: each of them must find room for a token in every iteration."""
         return min(self.max_sequences, self.max_batch_tokens)
+
+
+def check_counts(settings: object, *names: str) -> None:
+    """Raise BadInput for a count below 1."""
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise BadInput(f"{name} is {getattr(settings, name)}, but must be at least 1", param=name)
 
 
 @dataclass(frozen=True, slots=True)

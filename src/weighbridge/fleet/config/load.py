@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from weighbridge.engine.settings import parse_bytes
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.reader import Secret, Section, read_yaml
 from weighbridge.fleet.config.replica import Defaults, read_replica, read_timeouts
@@ -24,6 +23,7 @@ from weighbridge.fleet.reliability.breaker import BreakerSettings
 from weighbridge.fleet.reliability.hedge import HedgeSettings
 from weighbridge.fleet.reliability.retry import RetrySettings
 from weighbridge.fleet.replica import Timeouts
+from weighbridge.knobs import parse_bytes
 
 
 def load_config(path: Path) -> FleetSpec:

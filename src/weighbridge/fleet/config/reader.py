@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from weighbridge.errors import BadInput
+from weighbridge.knobs import Knob, Settings, knobs, settings_from
 
 
 class Secret(str):
@@ -175,6 +176,31 @@ class Section:
     def section(self, name: str) -> Section:
         self._asked.add(name)
         return Section(self._values.get(name), self._path(name), self.problems)
+
+    def is_mapping(self, name: str) -> bool:
+        self._asked.add(name)
+        return isinstance(self._values.get(name), yaml.MappingNode)
+
+    def settings(self, kind: type[Settings]) -> Settings:
+        """A settings class whose knobs are the fields of this section; those that are missing have their defaults."""
+        values = {one.key: self._knob(one) for one in knobs(kind) if one.key in self}
+        self.done()
+        try:
+            return settings_from(kind, values)
+        except BadInput as error:
+            self.problem(error.param or "", str(error))
+            return kind()
+
+    def _knob(self, one: Knob) -> Any:
+        """What is written for a knob, checked; None after noting a problem."""
+        if one.kind is bool:
+            return self.flag(one.key, one.default)
+        if one.kind is int:
+            return self.count(one.key, None, least=int(one.min or 0))
+        if one.kind is float:
+            return self.number(one.key, None, least=one.min or 0.0)
+        value = self.plain(one.key)
+        return value if value is None or isinstance(value, str) else str(value)
 
     def named(self, name: str) -> Iterator[tuple[str, Section]]:
         """The entries of a mapping of sections."""

@@ -10,12 +10,14 @@ import yaml
 
 from weighbridge.cost.price import FREE, Price
 from weighbridge.cost.step import AS_CONTEXT, StepCost
+from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.reader import Problems, Section
 from weighbridge.fleet.config.spec import KINDS, CapacitySpec, LimitSpec, RaySpec, ReplicaSpec
 from weighbridge.fleet.replica import Timeouts
 from weighbridge.fleet.replicas.dialects import DIALECTS
 from weighbridge.fleet.scaling import ScalingSettings
+from weighbridge.knobs import arguments
 
 _COST_FIELDS = ("overhead", "memory", "per_token", "per_context_token", "per_sequence")
 
@@ -49,7 +51,7 @@ def read_replica(section: Section, name: str, defaults: Defaults) -> ReplicaSpec
         stream_usage=section.flag("stream_usage", True),
         count=section.count("count", 1),
         threads=section.count("threads", None),
-        options=section.texts("options"),
+        options=_options(section),
         ray=_ray(section),
     )
     if kind == "url" and spec.count != 1:
@@ -58,6 +60,13 @@ def read_replica(section: Section, name: str, defaults: Defaults) -> ReplicaSpec
         section.problem("count", "one engine runs in this process; use `process:` for several")
     section.done()
     return spec
+
+
+def _options(section: Section) -> tuple[str, ...]:
+    """Options of `weighbridge serve` for a replica that is started here: its words, or a mapping of the engine's."""
+    if not section.is_mapping("options"):
+        return section.texts("options")
+    return tuple(arguments(section.section("options").settings(EngineSettings)))
 
 
 def replica_from_json(value: Any, name: str) -> ReplicaSpec:

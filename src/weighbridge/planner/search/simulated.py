@@ -12,7 +12,7 @@ from weighbridge.cost.price import Price
 from weighbridge.cost.roofline import decode_share
 from weighbridge.planner.search.queueing import Candidate, Outcome, slots_of
 from weighbridge.planner.search.speed import SERVING_SECONDS, step_cost
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, Simulation, engine_settings
+from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, SimulatedEngine, Simulation
 from weighbridge.workload.requests import SimulatedRequest, Span
 from weighbridge.workload.traffic import Arrival, Slo, Traffic, busiest_arrivals
 
@@ -37,14 +37,14 @@ def _replica(candidate: Candidate, traffic: Traffic) -> ReplicaSpec:
     context = traffic.prompt + traffic.output / 2
     seats = max(min(plan.rules.max_num_seqs, int(slots_of(plan, context))), 1)
     own = plan.rules.engine == "weighbridge"
-    settings = engine_settings(
-        "weighbridge" if own else "vllm",
+    settings = SimulatedEngine(
+        profile="weighbridge" if own else "vllm",
         kv_tokens=max(int(plan.kv.max_concurrency * plan.length), plan.length),
         max_model_len=plan.length,
         max_batch_tokens=max(plan.rules.max_num_batched_tokens, seats),
         max_sequences=seats,
-        prefix_cache=False,  # a trace of lengths shares nothing
-    )
+        enable_prefix_cache=False,  # a trace of lengths shares nothing
+    ).settings()
     cost = step_cost(plan, candidate.device, decode_share(traffic.prompt, traffic.output))
     hourly = candidate.usd_per_hour / (candidate.replicas * plan.deployment.dp)
     return ReplicaSpec(cost=cost, settings=settings, price=Price(usd_per_hour=hourly))

@@ -2,90 +2,120 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from weighbridge.cost import DEFAULT_STEP_COST, StepCost
+from weighbridge.cost.hardware import find_device
+from weighbridge.cost.price import Price
+from weighbridge.cost.roofline import decode_share
+from weighbridge.engine.schedule.scheduler_api import SchedulerSettings
 from weighbridge.errors import BadInput
-
-if TYPE_CHECKING:
-    from weighbridge.cost import StepCost
-    from weighbridge.engine.schedule.scheduler_api import SchedulerSettings
-    from weighbridge.simulator.experiment import Source
-    from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec
+from weighbridge.fleet.limits.tenant import TenantLimits
+from weighbridge.fleet.load.queue import QueueSettings
+from weighbridge.fleet.policies import make_policy
+from weighbridge.knobs import knob
+from weighbridge.planner.memory.memory import plan_memory
+from weighbridge.planner.memory.request import Deployment
+from weighbridge.planner.memory.source import open_model
+from weighbridge.planner.search.speed import step_cost
+from weighbridge.simulator.autoscale import Autoscaling
+from weighbridge.simulator.experiment import RecordedSource, Source, SyntheticSource
+from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, SimulatedEngine
+from weighbridge.simulator.report import Targets
+from weighbridge.simulator.step_costs import fit_timings, read_step_cost
+from weighbridge.workload import servegen, traces
+from weighbridge.workload.synthetic import Synthetic, from_rows
 
 #: What `--compare` may vary, and how a value is read.
 COMPARABLE = ("policy", "batching", "replicas", "engine-profile")
 
 
-@dataclass(frozen=True, slots=True)
-class WorkloadFlags:
-    """What arrives, as it was asked for."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadSettings:
+    """What arrives."""
 
-    trace: Path | None
-    workload: str | None
-    limit: int | None
-    scale_prompt: float
-    scale_output: float
-    max_tokens: int | None
-    start: float | None
-    duration: float
-    seed: int
+    trace: Path | None = knob(None, "Azure CSV, Mooncake or plain JSONL, ServeGen directory, or tickets.")
+    workload: str | None = knob(
+        None,
+        "Synthetic, such as poisson:rate=5,requests=1000 with prompt=LENGTHS and output=LENGTHS, each such as "
+        "200 or lognormal:600:0.9. Also gamma, constant, bursts, heavy_tail, shared_prefix, sessions, agents.",
+    )
+    rate: float | None = knob(None, "Requests a second, instead of the workload's.", min=1e-6)
+    limit: int | None = knob(None, "Only the trace's first requests.", min=1)
+    scale_prompt: float = knob(1.0, "Factor on the trace's prompts.", min=0.0)
+    scale_output: float = knob(1.0, "Factor on the trace's outputs.", min=0.0)
+    max_tokens: int | None = knob(None, "What clients allow; none: the longest output's size.", min=1)
+    start: float | None = knob(None, "ServeGen: from this second; none: the busiest.", min=0.0)
+    duration: float = knob(600.0, "ServeGen: for so many seconds.", min=1.0)
 
     @property
     def words(self) -> str:
+        """The workload in words, for the report."""
+        rate = f", at {self.rate:g} requests/s" if self.rate is not None else ""
         if self.trace is None:
-            return str(self.workload)
+            return f"{self.workload}{rate}"
         first = f", its first {self.limit:,} requests" if self.limit else ""
         scaled = [
             f"{name} x {factor:g}"
             for name, factor in (("prompts", self.scale_prompt), ("outputs", self.scale_output))
             if factor != 1.0
         ]
-        return ", ".join([f"{self.trace.name}{first}", *scaled])
+        return ", ".join([f"{self.trace.name}{first}", *scaled]) + rate
 
 
-@dataclass(frozen=True, slots=True)
-class MachineFlags:
-    """How fast a replica is, as it was asked for, and what it costs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineSettings:
+    """How fast a replica is, and what it costs."""
 
-    model: str | None
-    device: str | None
-    tp: int
-    weights: str | None
-    step_cost: Path | None
-    fit: Path | None
-    price: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class EngineFlags:
-    """The engine of a replica."""
-
-    profile: str
-    batching: str
-    static_batch_size: int
-    static_timeout: float
-    kv_tokens: int | None
-    max_model_len: int
-    max_batch_tokens: int
-    max_sequences: int
-    block_size: int | None
-    prefix_cache: bool
+    model: str | None = knob(None, "With --device: a catalogue name, config.json, directory or GGUF file.")
+    device: str | None = knob(None, "A device of `weighbridge plan --list-devices`.")
+    tp: int = knob(1, "With --device: GPUs of one replica.", min=1)
+    weights: str | None = knob(None, "With --device: bf16, fp8, awq ...")
+    step_cost: Path | None = knob(None, "Instead of a device: JSON of `weighbridge calibrate --json`.")
+    fit: Path | None = knob(None, "Instead: CSV of timings (tokens, sequences, context_tokens, seconds).")
+    price: float | None = knob(None, "USD per replica-hour; none: the device's.", min=0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class FleetFlags:
-    """Replicas and gateway."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSettings:
+    """Replicas and the gateway in front of them."""
 
-    replicas: int
-    speeds: str | None
-    policy: str
-    events: tuple[str, ...]
-    autoscale: str | None
-    tokens_per_minute: int | None
-    max_queue: int
+    replicas: int = knob(1, "How many.", min=1)
+    speeds: str | None = knob(None, "Relative speed of each replica, such as 1,1,0.5.")
+    policy: str = knob("weigh", "How the gateway chooses a replica; a name that is none prints them all.")
+    events: tuple[Act, ...] = knob(
+        (),
+        "SECONDS:fail|drain|add:NAME, replicas are r0, r1 ...; may repeat.",
+        flag="--event",
+        parse=Act.parse,
+    )
+    autoscale: str | None = knob(
+        None,
+        "The fleet's own rule: min=2,max=8 and, where wanted, high=5, low=1 (seconds of queued work), up=2, "
+        "down=60, settle=10, startup=30 (seconds).",
+    )
+    tokens_per_minute: int | None = knob(None, "Limit of each tenant.", min=1)
+    max_queue: int = knob(1 << 20, "Requests that may wait in the gateway.", min=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What is to be found out."""
+
+    slo: Targets = knob(Targets(), "What counts as good.", parse=Targets.parse, written="ttft=1s,tpot=100ms")
+    seed: int = knob(0, "First seed.", min=0)
+    seeds: int = knob(1, "How many, for confidence intervals.", min=1)
+    compare: str | None = knob(
+        None, "policy=weigh,round_robin or another of batching, replicas, engine-profile."
+    )
+    sweep: str | None = knob(None, "rate=1,2,4 or rate=auto: find the knee.")
+    jobs: int | None = knob(None, "Runs side by side; none: one for each core.", min=1)
+    html: Path | None = knob(None, "Write timelines and curves to this file.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +129,8 @@ class Machine:
     price_source: str = "no price: give --price"
 
 
-def open_source(asked: WorkloadFlags) -> Source:
+def open_source(asked: WorkloadSettings, seed: int) -> Source:
     """The workload asked for. Raises BadInput unless it is exactly one."""
-    import random
-
-    from weighbridge.simulator.experiment import RecordedSource, SyntheticSource
-    from weighbridge.workload import servegen, traces
-    from weighbridge.workload.synthetic import Synthetic, from_rows
-
     if (asked.trace is None) == (asked.workload is None):
         raise BadInput("give one of --trace FILE and --workload SPEC, such as --workload poisson:rate=5")
     if asked.workload is not None:
@@ -125,7 +149,7 @@ def open_source(asked: WorkloadFlags) -> Source:
     )
     if asked.trace.is_dir():
         clients = servegen.read_clients(asked.trace)
-        rng = random.Random(f"servegen {asked.seed}")
+        rng = random.Random(f"servegen {seed}")
         rows = servegen.rows(clients, rng, start=asked.start, seconds=asked.duration)
         rows = traces.changed(rows, replace(options, smear=False))
     else:
@@ -133,7 +157,7 @@ def open_source(asked: WorkloadFlags) -> Source:
     return RecordedSource(from_rows(rows, asked.max_tokens), any(row.blocks for row in rows))
 
 
-def machine(asked: MachineFlags, engine: EngineFlags, source: Source) -> Machine:
+def machine_of(asked: MachineSettings, engine: SimulatedEngine, source: Source) -> Machine:
     """How fast a replica is and what it costs. Raises BadInput unless one thing says so."""
     if asked.price is not None and not asked.price < 1e9:
         raise BadInput("--price: write USD per replica-hour, such as 2.5", param="price")
@@ -145,10 +169,7 @@ def machine(asked: MachineFlags, engine: EngineFlags, source: Source) -> Machine
     return replace(found, usd_per_hour=asked.price, price_source="as given with --price")
 
 
-def _machine(asked: MachineFlags, engine: EngineFlags, source: Source) -> Machine:
-    from weighbridge.cost import DEFAULT_STEP_COST
-    from weighbridge.simulator.step_costs import fit_timings, read_step_cost
-
+def _machine(asked: MachineSettings, engine: SimulatedEngine, source: Source) -> Machine:
     if sum(one is not None for one in (asked.device, asked.step_cost, asked.fit)) > 1:
         raise BadInput("give one of --device, --step-cost and --fit: each says how fast a replica is")
     if asked.step_cost is None and asked.fit is None and (asked.model is None) != (asked.device is None):
@@ -162,16 +183,9 @@ def _machine(asked: MachineFlags, engine: EngineFlags, source: Source) -> Machin
     return _planned(asked.model, asked.device, asked, engine, source)
 
 
-def _planned(model: str, device: str, asked: MachineFlags, engine: EngineFlags, source: Source) -> Machine:
-    from itertools import islice
-
-    from weighbridge.cost.hardware import find_device
-    from weighbridge.cost.roofline import decode_share
-    from weighbridge.planner.memory.memory import plan_memory
-    from weighbridge.planner.memory.request import Deployment
-    from weighbridge.planner.memory.source import open_model
-    from weighbridge.planner.search.speed import step_cost
-
+def _planned(
+    model: str, device: str, asked: MachineSettings, engine: SimulatedEngine, source: Source
+) -> Machine:
     found = find_device(device)
     deployment = Deployment(
         engine=engine.profile, tp=asked.tp, weights=asked.weights, max_model_len=engine.max_model_len
@@ -195,23 +209,18 @@ def _planned(model: str, device: str, asked: MachineFlags, engine: EngineFlags, 
     )
 
 
-def fleet_of(asked: FleetFlags, engine: EngineFlags, machine: Machine, source: Source) -> FleetSpec:
+def fleet_of(asked: FleetSettings, engine: SimulatedEngine, machine: Machine, source: Source) -> FleetSpec:
     """The fleet asked for. Raises BadInput for what no fleet can be."""
-    from weighbridge.cost.price import Price
-    from weighbridge.fleet.limits.tenant import TenantLimits
-    from weighbridge.fleet.load.queue import QueueSettings
-    from weighbridge.simulator.autoscale import Autoscaling
-    from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec
-
     one = ReplicaSpec(
         cost=machine.cost,
-        settings=_settings(engine, machine, source),
-        batching=engine.batching,
-        static_batch_size=engine.static_batch_size,
-        static_timeout=engine.static_timeout,
+        settings=replace(
+            engine,
+            kv_tokens=engine.kv_tokens or machine.kv_tokens,
+            # where nothing is shared, a cache finds nothing: save the time
+            enable_prefix_cache=engine.enable_prefix_cache and source.shares,
+        ).settings(),
         price=Price(usd_per_hour=machine.usd_per_hour),
     )
-    one.scheduler()  # a wrong `batching` is said before anything runs
     scaling = Autoscaling.parse(asked.autoscale) if asked.autoscale is not None else None
     number = max(asked.replicas, scaling.rule.least) if scaling else asked.replicas
     limit = asked.tokens_per_minute
@@ -221,23 +230,8 @@ def fleet_of(asked: FleetFlags, engine: EngineFlags, machine: Machine, source: S
         queue=QueueSettings(max_requests=asked.max_queue),
         limits=TenantLimits(tokens_per_minute=limit) if limit else None,
         prefix_index=source.shares,
-        script=tuple(Act.parse(text) for text in asked.events),
+        script=asked.events,
         autoscale=scaling,
-    )
-
-
-def _settings(engine: EngineFlags, machine: Machine, source: Source) -> SchedulerSettings:
-    from weighbridge.simulator.fleet import engine_settings
-
-    return engine_settings(
-        engine.profile,
-        kv_tokens=engine.kv_tokens or machine.kv_tokens or 131_072,
-        max_model_len=engine.max_model_len,
-        max_batch_tokens=engine.max_batch_tokens,
-        max_sequences=engine.max_sequences,
-        block_size=engine.block_size,
-        # where nothing is shared, a cache finds nothing: save the time
-        prefix_cache=engine.prefix_cache and source.shares,
     )
 
 
@@ -248,10 +242,6 @@ def check_page(path: Path | None) -> None:
 
 
 def check_policy(name: str) -> None:
-    import random
-
-    from weighbridge.fleet.policies import make_policy
-
     make_policy(name, random.Random(0))
 
 
@@ -283,10 +273,8 @@ def rates_of(text: str) -> list[float] | None:
     return rates
 
 
-def fleets_to_compare(text: str, fleet: FleetSpec, max_model_len: int) -> dict[str, FleetSpec]:
+def fleets_to_compare(text: str, fleet: FleetSpec, engine: SimulatedEngine) -> dict[str, FleetSpec]:
     """`policy=weigh,round_robin`: a fleet for each value. Raises BadInput for what cannot be compared."""
-    from weighbridge.simulator.fleet import engine_settings
-
     name, _, values = text.partition("=")
     found: dict[str, FleetSpec] = {}
     for value in filter(None, (one.strip() for one in values.split(","))):
@@ -295,24 +283,18 @@ def fleets_to_compare(text: str, fleet: FleetSpec, max_model_len: int) -> dict[s
             check_policy(value)
             found[value] = replace(fleet, policy=value)
         elif name == "batching":
-            changed = tuple(replace(one, batching=value) for one in fleet.replicas)
-            changed[0].scheduler()
-            found[value] = replace(fleet, replicas=changed)
+            found[value] = _with_settings(fleet, replace(first.settings, batching=value))
         elif name == "replicas" and value.isdecimal() and int(value):
             found[value] = replace(fleet, replicas=(first,) * int(value))
         elif name in ("engine-profile", "engine_profile"):
-            pool = first.settings.num_blocks * first.settings.block_size
-            settings = engine_settings(
-                value,
-                kv_tokens=pool,
-                max_model_len=max_model_len,
-                max_batch_tokens=first.settings.max_batch_tokens,
-                max_sequences=first.settings.max_sequences,
-                prefix_cache=first.settings.enable_prefix_cache,
-            )
-            found[value] = replace(
-                fleet, replicas=tuple(replace(r, settings=settings) for r in fleet.replicas)
-            )
+            settings = replace(
+                engine,
+                profile=value,
+                kv_tokens=first.settings.num_blocks * first.settings.block_size,
+                tokens_per_block=None,
+                enable_prefix_cache=first.settings.enable_prefix_cache,
+            ).settings()
+            found[value] = _with_settings(fleet, settings)
         else:
             found.clear()
             break
@@ -321,3 +303,7 @@ def fleets_to_compare(text: str, fleet: FleetSpec, max_model_len: int) -> dict[s
             f"--compare {text!r}: write NAME=VALUE,VALUE with one of {', '.join(COMPARABLE)}", param="compare"
         )
     return found
+
+
+def _with_settings(fleet: FleetSpec, settings: SchedulerSettings) -> FleetSpec:
+    return replace(fleet, replicas=tuple(replace(one, settings=settings) for one in fleet.replicas))

@@ -1,0 +1,1 @@
+"""Commands that serve: one model, a fleet of them behind a gateway, or a simulated engine."""

@@ -1,0 +1,172 @@
+"""The gateway over a fleet: `weighbridge serve --config FILE`, `--replicas N` and `--on ray`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from weighbridge.cli.serve.running import CUT_OFF, SWITCH_INTERVAL, address, served_name
+from weighbridge.cli.terminal import errors
+from weighbridge.engine.settings import DEFAULT_MEMORY_SHARE, EngineSettings, available_memory
+from weighbridge.errors import BadInput, WeighbridgeError
+from weighbridge.fleet.api import Replica
+from weighbridge.fleet.build import build_replica, endpoint_of, load_tokenizers
+from weighbridge.fleet.config.reader import Secret
+from weighbridge.fleet.config.spec import FleetSpec, KeySpec, ModelSpec, ReplicaSpec, TenantSpec
+from weighbridge.fleet.gateway import Gateway
+from weighbridge.fleet.replicas.local import LocalReplica
+from weighbridge.fleet.replicas.process import ProcessReplica, Program, own_cores, serve_command, share_cores
+from weighbridge.fleet.replicas.ray import connect, make_ray_replica
+from weighbridge.knobs import arguments, knobs
+from weighbridge.models.files.store import resolve
+from weighbridge.routes.served import load_served
+from weighbridge.routes.settings import HybridSettings
+from weighbridge.routes.side import SideSettings
+from weighbridge.server.app import create_app
+from weighbridge.server.gateway.metrics import GatewayMetrics
+from weighbridge.server.gateway.routes import add_routes
+from weighbridge.server.gateway.service import GatewayService
+from weighbridge.server.lifecycle import bind, run_server, set_up_logging
+from weighbridge.server.settings import ServerSettings
+from weighbridge.wire.keys import ApiKey
+
+#: Options that say how the server itself behaves, and not what it serves: they go with `--config`.
+_SERVER_OPTIONS = {one.key for one in knobs(ServerSettings)}
+#: Those that weighbridge.yaml has too; written on the command line they win over the file.
+_OVERRIDES = [one for one in knobs(ServerSettings) if one.name in {name.name for name in fields(FleetSpec)}]
+
+
+def spec_of_file(config: Path, written: Collection[str]) -> tuple[FleetSpec, HybridSettings]:
+    """The fleet and the routes of a file. `written`: the options that were given; BadInput for what the file says."""
+    rest = sorted(set(written) - _SERVER_OPTIONS - {"config"})
+    if rest:
+        names = ", ".join("MODEL" if name == "model" else f"--{name.replace('_', '-')}" for name in rest)
+        raise BadInput(f"with --config the file says what is served; leave out {names}", param=rest[0])
+    served = load_served(config)
+    return served.fleet, served.hybrid
+
+
+def replicated(model: str, name: str | None, count: int, on: str, engine: EngineSettings) -> FleetSpec:
+    """The configuration that `--replicas N` and `--on PLACE` stand for."""
+    path = resolve(model)
+    served = name or served_name(model, path)
+    spec = ReplicaSpec(
+        name=f"{served}-replica" if on == "ray" else served,
+        kind="process" if on == "local" else "ray",
+        target=str(path),
+        dialect="weighbridge",
+        model=served,
+        count=count,
+        threads=engine.threads,
+        options=tuple(arguments(replace(engine, threads=None))),
+    )
+    return FleetSpec(models=(ModelSpec(name=served, replicas=(spec,), aliases=(), tokenizer=path),))
+
+
+def overridden(spec: FleetSpec, server: ServerSettings, written: Collection[str]) -> FleetSpec:
+    """The fleet with the options that were written on the command line, and with the tenants of `--api-key`."""
+    values: dict[str, Any] = {one.name: getattr(server, one.name) for one in _OVERRIDES if one.key in written}
+    return replace(spec, **values, tenants=(*spec.tenants, *_tenants(server.api_keys)))
+
+
+def _tenants(api_keys: tuple[ApiKey, ...]) -> tuple[TenantSpec, ...]:
+    keys: dict[str, list[KeySpec]] = {}
+    for key in api_keys:
+        keys.setdefault(key.tenant, []).append(KeySpec(Secret(key.secret)))
+    return tuple(TenantSpec(tenant, tuple(secrets)) for tenant, secrets in keys.items())
+
+
+def serve_spec(spec: FleetSpec, hybrid: HybridSettings | None = None, *, json_logs: bool) -> None:
+    """Serve until SIGTERM or Ctrl-C, then drain. `hybrid`: routes over the fleet."""
+    set_up_logging(json_logs)
+    listener = bind(spec.host, spec.port)  # before anything starts: a taken port is said at once
+    makers = LocalMakers(spec)
+    makers.connect()
+    gateway = Gateway(spec, lambda one: build_replica(one, makers.by_kind()), load_tokenizers(spec))
+    if hybrid is not None and hybrid.routes:
+        add_routes(gateway, hybrid)
+    app = create_app(GatewayService(gateway, GatewayMetrics(gateway)))
+    if not json_logs:
+        _announce(spec, hybrid, address(listener))
+    settings = ServerSettings(drain_timeout=spec.drain_timeout, json_logs=json_logs)
+    drained = run_server(app, gateway, listener, settings)
+    if not drained:
+        raise WeighbridgeError(CUT_OFF)
+
+
+def _announce(spec: FleetSpec, hybrid: HybridSettings | None, where: str) -> None:
+    said = {
+        model.name: f"{_counted(sum(one.count for one in model.replicas))}, {model.policy}"
+        for model in spec.models
+    }
+    for route in hybrid.routes if hybrid is not None else ():
+        said[route.name] = f"edge {shown_side(route.edge)}, cloud {shown_side(route.cloud)}"
+    for name, what in said.items():
+        errors.print(Text.assemble((name, "bold"), " on ", (f"http://{where}", "bold"), f": {what}"))
+
+
+def _counted(replicas: int) -> str:
+    return f"{replicas} replica{'s' * (replicas > 1)}"
+
+
+def shown_side(side: SideSettings) -> str:
+    """A side of a route in words, without a password its URL may hold."""
+    return f"{side.model} at {side.shown}" if side.url else side.model
+
+
+class LocalMakers:
+    """Starts what a configuration wants started here, and shares this machine's cores among it."""
+
+    def __init__(self, spec: FleetSpec) -> None:
+        processes = [one for model in spec.models for one in model.replicas if one.kind == "process"]
+        names = [
+            f"{one.name}-{index}" if one.count > 1 else one.name
+            for one in processes
+            for index in range(one.count)
+        ]
+        self._cores = dict(zip(names, share_cores(len(names), own_cores()) if names else [], strict=True))
+        self._ray = [one for model in spec.models for one in model.replicas if one.kind == "ray"]
+
+    def connect(self) -> None:
+        """Reach the Ray cluster before we serve: a missing one is said at once, and the signal handlers that Ray
+        installs are replaced by our own, which drain."""
+        if self._ray:
+            connect(self._ray[0].ray.address)
+
+    def by_kind(self) -> dict[str, Callable[[ReplicaSpec], Replica]]:
+        """What makes a replica of each kind."""
+        return {"process": self.process, "engine": self.engine, "ray": make_ray_replica}
+
+    def process(self, spec: ReplicaSpec) -> Replica:
+        """A replica in a process of its own, which is started when it is first probed."""
+        cores = self._cores.get(spec.name)
+        options = list(spec.options)
+        if spec.model is not None and "--served-model-name" not in options:
+            options += ["--served-model-name", spec.model]
+        if "--kv-cache-memory" not in options:
+            options += ["--kv-cache-memory", str(self._memory_share())]
+        threads = spec.threads or (len(cores) if cores else None)
+        program = Program(serve_command(spec.target, options, threads), cores)
+        return ProcessReplica(spec.name, program, lambda base: endpoint_of(spec, base))
+
+    def _memory_share(self) -> int:
+        """The default share of free memory is for one replica; several divide it."""
+        return int(available_memory() * DEFAULT_MEMORY_SHARE / max(len(self._cores), 1))
+
+    def engine(self, spec: ReplicaSpec) -> Replica:
+        """The model in this process; it is loaded before the gateway listens."""
+        from weighbridge.cli.serve.model import assemble, load  # loads torch, which other kinds do not need
+
+        if spec.options:
+            raise BadInput(f"replica {spec.name!r}: `options` are for `process:`; an `engine:` has none")
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        replica = load(spec.target, spec.model, EngineSettings(threads=spec.threads))
+        app = assemble(replica, ServerSettings())
+        return LocalReplica(
+            spec.name, app, start=replica.engine.start, stop=replica.engine.stop, timeouts=spec.timeouts
+        )

@@ -1,0 +1,67 @@
+"""One model in this process: loaded with progress on the terminal, and served."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+from rich.text import Text
+from starlette.types import ASGIApp
+
+from weighbridge.cli.serve.running import address, serve_engine, served_name
+from weighbridge.cli.terminal import DownloadBar, counting, errors
+from weighbridge.engine.build import Replica, build_replica
+from weighbridge.engine.settings import EngineSettings
+from weighbridge.models.files.store import resolve
+from weighbridge.server.app import create_app
+from weighbridge.server.engine.metrics import EngineMetrics
+from weighbridge.server.engine.service import EngineService
+from weighbridge.server.settings import ServerSettings
+from weighbridge.ticket import TicketStore
+
+
+def serve_model(
+    model: str,
+    name: str | None,
+    engine: EngineSettings,
+    server: ServerSettings,
+    listener: socket.socket,
+    began: float,
+) -> None:
+    """Load a model and serve it. `name`: what clients call it; `began`: when the user asked, for the announcement."""
+    replica = load(model, name, engine)
+    app = assemble(replica, server)
+    if not server.json_logs:
+        _announce(replica, address(listener), time.monotonic() - began)
+    serve_engine(app, replica.engine, listener, server)
+
+
+def load(model: str, name: str | None, settings: EngineSettings, *, quiet: bool = False) -> Replica:
+    """The replica for `model`: a name, a directory or a file. `name` None: what the catalogue or the path calls it."""
+    path = resolve(model, progress=DownloadBar("Pulling the model"))
+    with counting("Packing layers", quiet=quiet) as report:
+        return build_replica(path, name or served_name(model, path), settings, report)
+
+
+def assemble(replica: Replica, settings: ServerSettings) -> ASGIApp:
+    """The ASGI application over a replica; its engine starts with the event loop."""
+    engine = replica.engine
+    metrics = EngineMetrics(engine, TicketStore(path=settings.tickets), settings.json_logs)
+    engine.observers.append(metrics)
+    validate = replica.guides.validate
+    return create_app(EngineService(engine, replica.tokenizer, settings, metrics, validate, engine.start))
+
+
+def _announce(replica: Replica, where: str, seconds: float) -> None:
+    pool = replica.num_blocks * replica.settings.block_size
+    errors.print(
+        Text.assemble(
+            (replica.engine.model_name, "bold"),
+            " on ",
+            (f"http://{where}", "bold"),
+            f", ready in {seconds:.1f} s: {replica.decoder.kernels.name} kernels, KV cache of {pool:,} tokens, "
+            f"context {replica.max_model_len:,}",
+        )
+    )
+    if not replica.calibrated:
+        errors.print("[dim]step cost is the default; `weighbridge calibrate` measures this machine[/]")

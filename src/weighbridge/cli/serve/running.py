@@ -1,0 +1,43 @@
+"""An application over an engine, served until it has drained."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+
+from starlette.types import ASGIApp
+
+from weighbridge.engine.engine import LocalEngine
+from weighbridge.errors import WeighbridgeError
+from weighbridge.models.files import catalogue
+from weighbridge.server.lifecycle import run_server
+from weighbridge.server.settings import ServerSettings
+
+#: How long one thread may hold the interpreter while the other waits, in seconds. The engine's thread asks
+#: for it after every kernel, so the default of 5 ms would add up to a stall.
+SWITCH_INTERVAL = 0.0001
+
+CUT_OFF = "some requests were cut off: the drain timeout was too short for them"
+
+
+def address(listener: socket.socket) -> str:
+    """The host and port of a listening socket."""
+    return "{}:{}".format(*listener.getsockname()[:2])
+
+
+def served_name(model: str, path: Path) -> str:
+    """The name clients use for a model where nobody gave it one: the catalogue's, or that of its path."""
+    entry = catalogue.find(model)
+    return entry.name if entry else path.stem if path.is_file() else path.name
+
+
+def serve_engine(
+    app: ASGIApp, engine: LocalEngine, listener: socket.socket, settings: ServerSettings
+) -> None:
+    """Serve until SIGTERM or Ctrl-C, drain, and stop the engine. Raises WeighbridgeError if requests were cut off."""
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    drained = run_server(app, engine, listener, settings)
+    engine.stop()
+    if not drained:
+        raise WeighbridgeError(CUT_OFF)
