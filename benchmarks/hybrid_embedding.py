@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -27,6 +28,10 @@ from pathlib import Path
 import numpy as np
 
 from hybrid_signals import served
+from weighbridge.fleet.api import Call
+from weighbridge.fleet.replicas.dialects import dialect
+from weighbridge.fleet.replicas.http import Endpoint, HttpReplica
+from weighbridge.routes.difficulty.edge_state import EdgeServer, EdgeState
 from weighbridge.routes.difficulty.evaluate import evaluate, scores
 from weighbridge.routes.difficulty.labels import Label, read_labels
 from weighbridge.routes.difficulty.metrics import Report
@@ -42,9 +47,6 @@ from weighbridge.routes.difficulty.vectors import (
     embed_all,
     vectors_of,
 )
-from weighbridge.routes.edge_state import EdgeState
-from weighbridge.routes.http_side import HttpSide
-from weighbridge.routes.side import SideRequest, SideSettings
 
 DATA = Path(os.environ.get("WEIGHBRIDGE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "routing"
 MODEL = "smollm2-135m-instruct"
@@ -52,14 +54,14 @@ LABELS, CHUNK, PATIENCE = 1500, 250, 600.0
 CHOICES = ((), ("minilm",), ("edge",), ("minilm", "edge"))
 
 
-def edge_side(url: str) -> HttpSide:
-    return HttpSide("edge", SideSettings(url, MODEL))
+def edge_server(url: str) -> EdgeServer:
+    return EdgeServer(url.removesuffix("/v1"), MODEL)
 
 
 async def table_of(name: str, prompts: Sequence[str], url: str, cache: Path | None) -> VectorTable:
     """All vectors of a source, in pieces that are kept, so that whoever is interrupted goes on where it was."""
-    side = edge_side(url)
-    embedder: Embedder = MiniLm(threads=2) if name == "minilm" else EdgeState(side, PATIENCE)
+    server = edge_server(url)
+    embedder: Embedder = MiniLm(threads=2) if name == "minilm" else EdgeState(server, PATIENCE)
     parts: list[np.ndarray] = []
     source: Source | None = None
     try:
@@ -78,7 +80,7 @@ async def table_of(name: str, prompts: Sequence[str], url: str, cache: Path | No
                 np.savez(kept, rows=table.rows, model=source.model, parts=source.parts)
     finally:
         await embedder.close()
-        await side.close()
+        await server.close()
     assert source is not None
     return VectorTable(source, np.concatenate(parts))
 
@@ -215,17 +217,19 @@ def unseen_by(rows: np.ndarray, outcome: np.ndarray, folds: int, seeds: int) -> 
 
 async def latencies(url: str, prompts: Sequence[str]) -> dict[str, list[float]]:
     """Of each prompt: its first token alone, and after its state was asked for. Neither was seen before."""
-    side = edge_side(url)
-    state = EdgeState(side, PATIENCE)
+    server = edge_server(url)
+    state = EdgeState(server, PATIENCE)
+    replica = HttpReplica("edge", Endpoint(url.removesuffix("/v1"), dialect("weighbridge")))
     took: dict[str, list[float]] = {
         "first token": [], "state": [], "first token after it": [], "state and first token": []
     }  # fmt: skip
 
     async def first(text: str) -> float:
         started = time.perf_counter()
-        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 1, "temperature": 0}
-        stream = await side.open(SideRequest(body, len(text), timeout=PATIENCE))
-        async for _ in stream:
+        messages = [{"role": "user", "content": text}]
+        body = {"model": MODEL, "messages": messages, "max_tokens": 1, "temperature": 0, "stream": True}
+        answer = await replica.open(Call("/v1/chat/completions", json.dumps(body).encode(), stream=True))
+        async for _ in answer.chunks():
             pass
         return (time.perf_counter() - started) * 1e3
 
@@ -241,7 +245,8 @@ async def latencies(url: str, prompts: Sequence[str]) -> dict[str, list[float]]:
             took["first token after it"].append(await first(asked))
             took["state"].append((middle - started) * 1e3)
             took["state and first token"].append((time.perf_counter() - started) * 1e3)
-    await side.close()
+    await server.close()
+    await replica.close()
     return took
 
 

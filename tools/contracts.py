@@ -83,7 +83,7 @@ ROWS: dict[str, set[str]] = {
     "cli": {"options", "terminal"},
     "engine": {"api", "batch", "request"},
     "fleet": {"api", "replica", "scaling"},
-    "routes": {"judge"},
+    "routes": {"budget", "caps", "errors", "judge", "policy", "request", "settings"},
     "server": {"settings", "auth", "protocol"},
 }
 

@@ -15,10 +15,10 @@ from tests.fleet.backends import Backend, Front, events, serving, text_of, until
 from weighbridge.errors import BadInput
 from weighbridge.fleet.build import build_replica
 from weighbridge.fleet.gateway import Gateway
-from weighbridge.routes.served import parse_served
+from weighbridge.routes.build import add_routes
+from weighbridge.routes.config import parse_configuration
 from weighbridge.server.app import create_app
 from weighbridge.server.gateway.metrics import GatewayMetrics
-from weighbridge.server.gateway.routes import add_routes
 from weighbridge.server.gateway.service import GatewayService
 
 PRICE = "price: {input_usd_per_million: 2.5, output_usd_per_million: 10}"
@@ -64,9 +64,10 @@ async def routed(
 ) -> AsyncIterator[Front]:
     """A gateway with the route `auto`; every counter must be at zero when the block ends."""
     async with serving(edge) as near, serving(cloud) as far:
-        served = parse_served(config(edge_url or near, far, route, top), "weighbridge.yaml", Path("."))
-        gateway = Gateway(served.fleet, build_replica, seed=1)
-        add_routes(gateway, served.hybrid)
+        text = config(edge_url or near, far, route, top)
+        read = parse_configuration(text, "weighbridge.yaml", Path("."))
+        gateway = Gateway(read.fleet, build_replica, seed=1)
+        add_routes(gateway, read.routes)
         app = create_app(GatewayService(gateway, GatewayMetrics(gateway)))
         async with serving(app, "on") as url, aiohttp.ClientSession() as client:
             front = Front(url, gateway, client)
@@ -83,13 +84,8 @@ async def ticket_of(front: Front, answer: Any) -> dict[str, Any]:
     return found
 
 
-def upstream_of(ticket: dict[str, Any]) -> str:
-    [note] = [one for one in ticket["decisions"] if "own ticket: " in one]
-    return str(note.rsplit(" ", 1)[1])
-
-
 @pytest.mark.parametrize("stream", [False, True])
-async def test_the_edge_answers_and_both_tickets_are_kept(stream: bool) -> None:
+async def test_the_edge_answers_and_one_ticket_says_so(stream: bool) -> None:
     edge, cloud = Backend("edge"), Backend("cloud")
     async with (
         routed(edge, cloud) as front,
@@ -111,9 +107,10 @@ async def test_the_edge_answers_and_both_tickets_are_kept(stream: bool) -> None:
         ticket = await ticket_of(front, answer)
         assert (ticket["model"], ticket["placement"], ticket["rule"]) == ("auto", "edge", "default")
         assert (ticket["prompt_tokens"], ticket["output_tokens"], ticket["cost_usd"]) == (11, 5, 0.0)
-        below = await front.get(f"/v1/tickets/{upstream_of(ticket)}")
-        assert (below["model"], below["replica"], below["route"]) == ("small", "near", "auto")
-        assert below["finish_reason"] == "stop"
+        [leg] = ticket["legs"]
+        assert (leg["model"], leg["replica"], leg["place"]) == ("small", "near", "edge")
+        assert (leg["outcome"], leg["tries"], leg["output_tokens"]) == ("stop", 1, 5)
+        assert [one["id"] for one in (await front.get("/v1/tickets"))["data"]] == [ticket["id"]]
         assert (len(edge.calls), len(cloud.calls)) == (1, 0)
         assert edge.calls[0]["model"] == "small"
 
@@ -132,9 +129,12 @@ async def test_a_bad_answer_escalates_and_costs_what_the_replica_charges(stream:
         assert (ticket["placement"], ticket["output_tokens"]) == ("cloud", 7)
         assert ticket["cost_usd"] == pytest.approx((11 * 2.5 + 7 * 10) / 1e6)
         assert ticket["confidence"] is not None
-        below = await front.get(f"/v1/tickets/{upstream_of(ticket)}")
-        assert (below["replica"], below["tenant"], below["placement"]) == ("far", "jane", "cloud")
-        assert below["cost_usd"] == pytest.approx(ticket["cost_usd"])
+        weak, leg = ticket["legs"]
+        assert (weak["replica"], weak["placement"], weak["usd"]) == ("near", "edge", 0.0)
+        assert (leg["replica"], leg["place"], leg["placement"]) == ("far", "cloud", "cloud")
+        assert leg["usd"] == pytest.approx(ticket["cost_usd"])
+        assert ticket["tenant"] == "jane"
+        assert len((await front.get("/v1/tickets"))["data"]) == 1
         assert (len(edge.calls), len(cloud.calls)) == (1, 1)
         assert edge.calls[0]["weighbridge"]["tenant"] == "jane"
         assert "jane" not in cloud.raw[0].decode()  # the account is kept here; who asks is not told
@@ -178,9 +178,9 @@ async def test_a_client_that_goes_away_frees_the_replica(stream: bool, placement
         call.cancel()
         await until(lambda: working.cancelled == 1)
         await front.idle()
-        tickets = (await front.get("/v1/tickets"))["data"]
-        assert [one["finish_reason"] for one in tickets if one["model"] != "auto"] == ["abort"]
-        assert len([one for one in tickets if one["model"] == "auto"]) == 1
+        [ticket] = (await front.get("/v1/tickets"))["data"]
+        assert (ticket["model"], ticket["finish_reason"], ticket["error"]) == ("auto", "abort", None)
+        assert [(leg["replica"], leg["outcome"]) for leg in ticket["legs"]] == [(replica, "abort")]
 
 
 async def _read_some(sent: Any) -> None:
@@ -313,7 +313,7 @@ async def _whole(sent: Any) -> tuple[int, str]:
 def test_what_is_wrong_has_its_line(change: tuple[str, str], line: int, said: str) -> None:
     text = config("http://127.0.0.1:1", "http://127.0.0.1:2").replace(*change)
     with pytest.raises(BadInput) as caught:
-        parse_served(text, "weighbridge.yaml", Path("."))
+        parse_configuration(text, "weighbridge.yaml", Path("."))
     [complaint] = str(caught.value).splitlines()
     assert complaint.startswith(f"weighbridge.yaml:{line}: ")
     assert said in complaint
@@ -322,4 +322,104 @@ def test_what_is_wrong_has_its_line(change: tuple[str, str], line: int, said: st
 def test_settings_of_routes_without_routes_are_refused() -> None:
     text = config("http://127.0.0.1:1", "http://127.0.0.1:2", top="budgets: {usd_per_day: 1}")
     with pytest.raises(BadInput, match="budgets: is not a setting"):
-        parse_served(text.split("routes:")[0], "weighbridge.yaml", Path("."))
+        parse_configuration(text.split("routes:")[0], "weighbridge.yaml", Path("."))
+
+
+async def test_metrics_count_a_request_once_and_each_leg_for_its_model() -> None:
+    edge, cloud = Unsure("edge", tokens=3), Backend("cloud", tokens=7)
+    async with routed(edge, cloud, ESCALATE) as front:
+        async with front.post(model="auto", user="jane") as answer:
+            assert answer.status == 200
+        await front.idle()
+        async with front.client.get(f"{front.url}/metrics") as page:
+            told = dict(
+                line.rsplit(" ", 1) for line in (await page.text()).splitlines() if not line.startswith("#")
+            )
+    assert told['weighbridge_gateway_tenant_requests_total{tenant="jane"}'] == "1.0"
+    assert told['weighbridge_gateway_tenant_tokens_total{kind="prompt",tenant="jane"}'] == "22.0"
+    assert told['weighbridge_gateway_tenant_tokens_total{kind="output",tenant="jane"}'] == "10.0"
+    usd = float(told['weighbridge_gateway_tenant_usd_total{tenant="jane"}'])
+    assert usd == pytest.approx((11 * 2.5 + 7 * 10) / 1e6)
+    for model in ("small", "big"):
+        name = f'weighbridge_gateway_requests_finished_total{{model="{model}",reason="stop"}}'
+        assert told[name] == "1.0"
+        assert told[f'weighbridge_gateway_request_seconds_count{{model="{model}",policy="weigh"}}'] == "1.0"
+
+
+async def test_a_model_beyond_the_boundary_never_says_edge() -> None:
+    edge, cloud = Backend("edge"), Backend("cloud")
+    async with routed(edge, cloud) as front:
+        async with front.post(model="big", weighbridge={"placement": "only_edge"}) as answer:
+            assert answer.status == 403
+            assert (await answer.json())["error"]["code"] == "residency_forbids"
+        assert cloud.calls == []
+        async with front.post(model="big") as answer:
+            assert answer.headers["x-weighbridge-placement"] == "cloud"
+            assert (await ticket_of(front, answer))["placement"] == "cloud"
+        async with front.post(model="small", weighbridge={"placement": "only_edge"}) as answer:
+            assert answer.status == 200
+            assert answer.headers["x-weighbridge-placement"] == "edge"
+
+
+async def test_a_model_may_be_there_for_routes_only() -> None:
+    text = config("{edge}", "{cloud}").replace("  big:\n", "  big:\n    only_routes: true\n")
+    edge, cloud = Backend("edge"), Backend("cloud")
+    async with serving(edge) as near, serving(cloud) as far:
+        filled = text.replace("{edge}", near).replace("{cloud}", far)
+        read = parse_configuration(filled, "weighbridge.yaml", Path("."))
+        gateway = Gateway(read.fleet, build_replica, seed=1)
+        add_routes(gateway, read.routes)
+        app = create_app(GatewayService(gateway, GatewayMetrics(gateway)))
+        async with serving(app, "on") as url, aiohttp.ClientSession() as client:
+            front = Front(url, gateway, client)
+            await until(lambda: gateway.member("far")[1].heard)
+            assert [one["id"] for one in (await front.get("/v1/models"))["data"]] == ["small", "auto"]
+            async with front.post(model="big") as answer:
+                assert answer.status == 404
+            async with front.post(model="auto", weighbridge={"placement": "only_cloud"}) as answer:
+                assert answer.status == 200
+            await front.idle()
+
+
+PLACES = """\
+health: {{interval: 0.05, slow_start: 0}}
+models:
+  small: {{replicas: [{{name: near, url: '{near}', dialect: weighbridge}}]}}
+routes:
+  auto:
+    cloud_attempts: 1
+    places:
+      - {{name: here, level: edge, model: small}}
+      - {{name: site, level: edge, url: '{site}', model: m, dialect: weighbridge}}
+      - {{name: far, level: cloud, url: '{far}', model: m, {price}}}
+    cascade: {{threshold: 0.5}}
+    rules: [{{name: health, labels: [patient], residency: never_leaves}}]
+"""
+
+
+async def test_three_places_are_tried_in_the_order_of_trust() -> None:
+    """The device, the site, the cloud: a weak answer goes one place further, and what must stay never goes beyond."""
+    here, site, far = Unsure("here", tokens=2), Unsure("site", tokens=3), Backend("far", tokens=4)
+    async with serving(here) as a, serving(site) as b, serving(far) as c:
+        text = PLACES.format(near=a, site=b, far=c, price=PRICE)
+        read = parse_configuration(text, "weighbridge.yaml", Path("."))
+        gateway = Gateway(read.fleet, build_replica, seed=1)
+        add_routes(gateway, read.routes)
+        app = create_app(GatewayService(gateway, GatewayMetrics(gateway)))
+        async with serving(app, "on") as url, aiohttp.ClientSession() as client:
+            front = Front(url, gateway, client)
+            await until(lambda: all(gateway.routes["auto"].health().values()))
+            async with front.post(model="auto") as answer:
+                await front.idle()
+                ticket = await ticket_of(front, answer)
+                assert answer.headers["x-weighbridge-placement"] == "cloud"
+                assert answer.headers["x-weighbridge-replica"] == "far:m"
+            assert [leg["place"] for leg in ticket["legs"]] == ["here", "site", "far"]
+            async with front.post(model="auto", weighbridge={"labels": ["Patient"]}) as answer:
+                await front.idle()
+                ticket = await ticket_of(front, answer)
+                assert answer.headers["x-weighbridge-placement"] == "edge"
+                assert answer.headers["x-weighbridge-replica"] == "site:m"
+            assert [leg["place"] for leg in ticket["legs"]] == ["here", "site"]
+            assert len(far.calls) == 1
+            await front.idle()

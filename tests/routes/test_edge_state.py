@@ -16,25 +16,24 @@ import pytest
 from aiohttp import web
 from typer.testing import CliRunner
 
-from tests.fleet.backends import fleet
-from tests.routes.routes import ask
+from tests.fleet.backends import Front, fleet
+from tests.routes.routes import answer, ask
 from tests.routes.stub import Stub, serving
 from tests.server.running import free_port, running, wait_until_ready
 from weighbridge.cli.app import app
-from weighbridge.cost.length import OutputLengths
 from weighbridge.errors import BadInput
-from weighbridge.routes.budget import Budgets, Ledger
-from weighbridge.routes.build import build_router
-from weighbridge.routes.config import load_hybrid
+from weighbridge.fleet.build import build_replica
+from weighbridge.fleet.gateway import Gateway
+from weighbridge.routes.build import add_routes
+from weighbridge.routes.config import load_configuration
 from weighbridge.routes.difficulty import minilm
+from weighbridge.routes.difficulty.edge_state import EdgeServer, EdgeState
 from weighbridge.routes.difficulty.trained import load_router
 from weighbridge.routes.difficulty.vectors import EmbeddingFailed, Question, Source
-from weighbridge.routes.edge_state import EdgeState
-from weighbridge.routes.errors import SideFailed
-from weighbridge.routes.fleet_side import FleetSide
-from weighbridge.routes.http_side import HttpSide
-from weighbridge.routes.side import SideRequest, SideSettings, is_here
-from weighbridge.ticket import TicketStore
+from weighbridge.routes.errors import PlaceFailed
+from weighbridge.routes.place import Place, is_here
+from weighbridge.routes.policy import Level
+from weighbridge.routes.settings import PlaceSettings
 
 WIDTH = 6
 
@@ -164,8 +163,8 @@ async def test_train_and_evaluate_with_minilm(tmp_path: Path) -> None:
 CONFIG = """
 routes:
   auto:
-    edge: {{url: "{edge}", model: {model}}}
-    cloud: {{url: "{cloud}", model: big, price: {{input: 2.5, output: 10}}}}
+    edge: {{url: "{edge}", model: {model}, dialect: weighbridge, probe: false}}
+    cloud: {{url: "{cloud}", model: big}}
     router: {router}
     score_wait_ms: {wait}
     cascade: {{enabled: false}}
@@ -181,20 +180,20 @@ async def routed(folder: Path, wait: int = 60_000, **changes: str) -> AsyncItera
         engine.bodies.clear()
         named = {"edge": url, "cloud": cloud_url, "model": "small", "router": str(out), **changes}
         (folder / "weighbridge.yaml").write_text(CONFIG.format(wait=wait, **named))
-        [route] = load_hybrid(folder / "weighbridge.yaml").routes
-        router = build_router(route, Ledger(None, Budgets()), TicketStore(), OutputLengths())
+        read = load_configuration(folder / "weighbridge.yaml")
+        gateway = Gateway(read.fleet, build_replica)
+        add_routes(gateway, read.routes)
+        await gateway.start()
         try:
-            yield engine, router
+            yield engine, gateway.routes["auto"]
         finally:
-            await router.close()
+            await gateway.close()
 
 
-async def scored_by(router: Any, request: Any) -> tuple[str, Any]:
-    stream = await router.open(request)
-    async for _ in stream:
-        pass
-    [said] = [one for one in stream.ticket.decisions if one.startswith("scored by")]
-    return said, stream.ticket
+async def scored_by(service: Any, request: Any) -> tuple[str, Any]:
+    found = await answer(service.route, request)
+    [said] = [reason for reason in found.ticket.decisions if reason.startswith("scored by")]
+    return said, found.ticket
 
 
 async def test_a_route_asks_its_edge_with_the_chat_that_it_would_answer(tmp_path: Path) -> None:
@@ -205,14 +204,15 @@ async def test_a_route_asks_its_edge_with_the_chat_that_it_would_answer(tmp_path
         [body] = engine.bodies
     assert said == "scored by text and edge"
     assert (body["messages"], body["tools"], body["model"]) == (messages, tools, "small")
-    assert body.keys() == {"messages", "tools", "model", "encoding_format"}
+    assert body.keys() == {"messages", "tools", "model", "encoding_format", "weighbridge"}
+    assert body["weighbridge"]["tenant"] == "jane"
     assert ticket.score is not None
 
 
 @pytest.mark.parametrize("trouble", ["hangs", "is another server", "has another model", "is not a list"])
 async def test_an_edge_without_state_costs_a_wait_and_nothing_else(trouble: str, tmp_path: Path) -> None:
     async with routed(tmp_path, wait=300 if trouble == "hangs" else 60_000) as (engine, router):
-        expected = router.scorer("aaaa bbbb")
+        expected = router.route.scorer("aaaa bbbb")
         if trouble == "hangs":
             engine.delay = 600.0
         elif trouble == "has another model":
@@ -260,10 +260,16 @@ def test_only_this_machine_is_here(url: str, here: bool) -> None:
 
 
 async def test_an_engine_elsewhere_is_never_asked() -> None:
-    side = HttpSide("edge", SideSettings("http://192.0.2.1:9/v1", "small"))
-    with pytest.raises(EmbeddingFailed, match="not on this machine"):
-        await EdgeState(side).embed(Question.alone("hello"))
-    assert side._session is None
+    config = "models: {m: {replicas: [{url: 'http://192.0.2.1:9', dialect: weighbridge, probe: false}]}}"
+    async with fleet(config=config, wait=False) as front:
+        place = place_of(front)
+        with pytest.raises(EmbeddingFailed, match="not on this machine"):
+            await EdgeState(place).embed(Question.alone("hello"))
+        assert front.gateway.member("m-0")[1].counts.requests == 0
+
+
+def place_of(front: Front) -> Place:
+    return Place(PlaceSettings("edge", Level.EDGE, "m"), front.gateway, "auto")
 
 
 @pytest.fixture(scope="module")
@@ -283,11 +289,11 @@ PROMPT = "Explain in one sentence why ships made of steel do not sink, and name 
 
 async def test_the_real_engine_gives_its_state_and_keeps_the_prompt(engine: str) -> None:
     """The chat after it computes next to nothing of its prompt: it is in the prefix cache."""
-    side = HttpSide("edge", SideSettings(f"{engine}/v1", "smollm2-135m-instruct"))
-    vector = await EdgeState(side).embed(Question.alone(PROMPT))
-    again = await EdgeState(side).embed(Question.alone(PROMPT))
-    other = await EdgeState(side).embed(Question.alone("What is the capital of France?"))
-    await side.close()
+    server = EdgeServer(engine, "smollm2-135m-instruct")
+    vector = await EdgeState(server).embed(Question.alone(PROMPT))
+    again = await EdgeState(server).embed(Question.alone(PROMPT))
+    other = await EdgeState(server).embed(Question.alone("What is the capital of France?"))
+    await server.close()
     assert vector.source == Source("edge", "smollm2-135m-instruct", (576, 3))
     assert np.linalg.norm(vector.values[:576]) == pytest.approx(1.0, abs=1e-4)
     np.testing.assert_allclose(again.values, vector.values, atol=0.05)
@@ -318,21 +324,19 @@ limits: {{requests_per_minute: 1}}
 
 async def test_a_model_of_the_fleet_gives_its_state_without_using_up_the_tenants_limits(engine: str) -> None:
     async with fleet(config=FLEET.format(url=engine, dialect="weighbridge")) as front:
-        side = FleetSide("edge", SideSettings("", "m"), front.gateway, "auto")
-        assert side.elsewhere == ""
-        vectors = [await EdgeState(side).embed(Question.alone(PROMPT)) for _ in range(3)]
-        assert {one.source for one in vectors} == {Source("edge", "smollm2-135m-instruct", (576, 3))}
+        place = place_of(front)
+        assert place.elsewhere == ""
+        vectors = [await EdgeState(place).embed(Question.alone(PROMPT)) for _ in range(3)]
+        assert {vector.source for vector in vectors} == {Source("edge", "smollm2-135m-instruct", (576, 3))}
         assert front.gateway.tickets.recent() == []
         assert front.gateway.open_journeys == 0
-        body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 1}
-        chat = SideRequest(body, len(PROMPT), timeout=60.0)
-        chunks = [chunk async for chunk in await side.open(chat)]
-        usage = chunks[-1]["usage"]
+        async with front.post(messages=[{"role": "user", "content": PROMPT}], max_tokens=1) as got:
+            usage = (await got.json())["usage"]
         assert usage["prompt_tokens_details"]["cached_tokens"] > 0.7 * usage["prompt_tokens"]
-        late = SideRequest({**chat.body, "encoding_format": "base64"}, len(PROMPT), timeout=1e-6)
-        with pytest.raises(SideFailed, match="no answer in time"):
-            await side.embeddings(late)
-        assert all(one.state.requests == 0 for one in front.gateway.pools["m"].members.values())
+        chat = {"messages": [{"role": "user", "content": PROMPT}], "encoding_format": "base64"}
+        with pytest.raises(PlaceFailed, match="no answer in time"):
+            await place.embeddings(chat, 1e-6, "default", 0)
+        assert all(member.state.requests == 0 for member in front.gateway.pools["m"].members.values())
 
 
 @pytest.mark.parametrize(
@@ -344,8 +348,8 @@ async def test_a_model_of_the_fleet_gives_its_state_without_using_up_the_tenants
 )
 async def test_a_fleet_with_a_replica_elsewhere_is_never_asked(url: str, dialect: str, said: str) -> None:
     async with fleet(config=FLEET.format(url=url, dialect=dialect), wait=False) as front:
-        side = FleetSide("edge", SideSettings("", "m"), front.gateway, "auto")
-        assert said in side.elsewhere
+        place = place_of(front)
+        assert said in place.elsewhere
         with pytest.raises(EmbeddingFailed, match=said):
-            await EdgeState(side).embed(Question.alone("hello"))
+            await EdgeState(place).embed(Question.alone("hello"))
         assert all(one.state.requests == 0 for one in front.gateway.pools["m"].members.values())

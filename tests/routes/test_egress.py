@@ -11,21 +11,23 @@ import base64
 import json
 import random
 import threading
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp.test_utils import unused_port
 
-from tests.routes.routes import ask, make_router
+from tests.routes.routes import Routed, answer, ask, routed
 from tests.routes.stub import BROKEN, BUSY, CUT, OK, Stub, echo, serving
 from weighbridge.errors import Refused
-from weighbridge.routes.answer import Gathered
 from weighbridge.routes.budget import Budgets
 from weighbridge.routes.policy import Policy, Residency
 from weighbridge.routes.privacy.checksums import luhn
 from weighbridge.routes.privacy.hits import Hit
-from weighbridge.routes.privacy.patterns import PatternDetector
+from weighbridge.routes.privacy.patterns import DenyListDetector, PatternDetector
+from weighbridge.wire.ask import Ask
 
 LETTERS = "abcdefghjkmnpqrstuvwxyz"
 POSITIONS = (
@@ -158,12 +160,17 @@ async def run(residency: Residency, requests: int, seed: int) -> tuple[Tally, St
     cloud = Stub(fates=fates, answer=echo, piece=3)
     tally, planted = Tally(), []
     late = set(rng.sample(range(requests), max(2, requests // 50)))  # each takes the whole time-out
-    async with serving(edge, cloud) as urls:
+    async with serving(edge, cloud) as urls, AsyncExitStack() as stack:
         moody = Moody()
-        router = make_router(urls, policy=Policy(default=residency), detectors=[moody], timeout=2.0)
-        poor = make_router(urls, policy=Policy(default=residency), budgets=Budgets(total=0.0))
+
+        async def over(urls: list[str], **options: Any) -> Routed:
+            policy = Policy(default=residency)
+            return await stack.enter_async_context(routed(urls, policy=policy, **options))
+
+        router = await over(urls, detectors=[moody], timeout=2.0)
+        poor = await over(urls, budgets=Budgets(total=0.0))
         nowhere = f"http://127.0.0.1:{unused_port()}/v1"
-        down = make_router([urls[0], nowhere], policy=Policy(default=residency))
+        down = await over([urls[0], nowhere])
         for number in range(requests):
             position = POSITIONS[number % len(POSITIONS)]
             value = secret(rng, position)
@@ -176,9 +183,6 @@ async def run(residency: Residency, requests: int, seed: int) -> tuple[Tally, St
             request = ask(body.pop("messages"), placement=placement, stream=bool(number % 2), **body)
             await one(chosen, request, tally)
             moody.late.set()
-        await router.close()
-        await poor.close()
-        await down.close()
     leaks = [
         value for entry in cloud.log for text in readings(entry.raw) for value in planted if value in text
     ]
@@ -186,20 +190,20 @@ async def run(residency: Residency, requests: int, seed: int) -> tuple[Tally, St
     return tally, cloud
 
 
-async def one(router: Any, request: Any, tally: Tally) -> None:
-    gathered = Gathered()
+async def one(chosen: Routed, request: Ask, tally: Tally) -> None:
     try:
         async with asyncio.timeout(60):
-            stream = await router.open(request)
-            async for chunk in stream:
-                gathered.add(chunk)
+            found = await answer(chosen, request)
     except Refused:
         tally.broken += 1
         return
+    if found.error is not None:
+        tally.broken += 1
+        return
     tally.answered += 1
-    tally.cloud += stream.ticket.placement == "cloud"
-    message = gathered.whole("auto", False)["choices"][0]["message"]
-    assert (message["content"] or "") == echo(request.body)
+    tally.cloud += found.ticket.placement == "cloud"
+    body = {name: msgspec.json.decode(raw) for name, raw in request.fields.items()}
+    assert (found.message["content"] or "") == echo(body)
 
 
 @pytest.mark.parametrize("residency", [Residency.NEVER, Residency.REDACT])
@@ -225,34 +229,26 @@ async def test_base64_in_running_text_is_left_as_it_is() -> None:
     """No detector reads it, which docs/guide/routes.md says: whoever needs it kept uses `never_leaves`."""
     hidden = base64.b64encode(b"ann@example.com and 4111111111111111").decode()
     cloud = Stub(answer=echo)
-    async with serving(Stub(), cloud) as urls:
-        router = make_router(urls, policy=Policy(default=Residency.REDACT))
-        stream = await router.open(ask(f"decode {hidden}", placement="only_cloud"))
-        async for _ in stream:
-            pass
-        await router.close()
+    async with serving(Stub(), cloud) as urls, routed(urls, policy=Policy(default=Residency.REDACT)) as over:
+        await answer(over, ask(f"decode {hidden}", placement="only_cloud"))
     assert hidden in cloud.log[0].raw
 
 
-async def test_tool_call_arguments_come_back_as_valid_json() -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tool_call_arguments_come_back_as_valid_json(stream: bool) -> None:
     """A value with a quote and a line break is put back as JSON writes it, split over chunks as it is."""
     secret_value = 'secret=ab12"cd34\nxy'
-    from weighbridge.routes.privacy.patterns import DenyListDetector
-
     cloud = Stub(
         answer=lambda body: "",
         arguments=lambda body: json.dumps({"to": echo(body).removeprefix("send ")}),
         piece=2,
     )
-    async with serving(Stub(), cloud) as urls:
-        router = make_router(
-            urls, policy=Policy(default=Residency.REDACT), detectors=[DenyListDetector([secret_value])]
-        )
-        stream = await router.open(ask(f"send {secret_value}", placement="only_cloud"))
-        gathered = Gathered()
-        async for chunk in stream:
-            gathered.add(chunk)
-        await router.close()
-    function = gathered.whole("auto", False)["choices"][0]["message"]["tool_calls"][0]["function"]
+    options: dict[str, Any] = {
+        "policy": Policy(default=Residency.REDACT),
+        "detectors": [DenyListDetector([secret_value])],
+    }
+    async with serving(Stub(), cloud) as urls, routed(urls, **options) as over:
+        found = await answer(over, ask(f"send {secret_value}", placement="only_cloud", stream=stream))
+    function = found.message["tool_calls"][0]["function"]
     assert json.loads(function["arguments"]) == {"to": secret_value}
     assert "ab12" not in cloud.log[0].raw

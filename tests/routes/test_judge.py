@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import count
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.routes.routes import answer, ask, make_router
+from tests.routes.routes import answer, ask, routed
 from tests.routes.stub import BROKEN, OK, Stub, serving
 from weighbridge.routes.judge import agreement, pooled, share
 from weighbridge.routes.settings import CascadeSettings
@@ -52,59 +53,54 @@ async def test_an_edge_that_contradicts_itself_is_not_trusted() -> None:
     """Its tokens were likely, one by one; the answers scatter all the same."""
     edge, cloud = edge_that_says("it is 4", "it is 5", "6", "it is 7", "8", logprob=-0.4), Stub()
     async with serving(edge, cloud) as urls:
-        router = make_router(urls, cascade=SAMPLED)
-        message, ticket = await answer(router, ask("what is it"))
-        alone = make_router(urls, cascade=CascadeSettings(threshold=0.6))
-        trusted, _ = await answer(alone, ask("what is it"))
-        await router.close()
-        await alone.close()
-    assert message["content"] == "what is it"  # the cloud's echo
-    assert trusted["content"] == "it is 4"
-    assert "0 of 4 further samples agree" in " ".join(ticket.decisions)
+        async with routed(urls, cascade=SAMPLED) as over:
+            found = await answer(over, ask("what is it"))
+            assert over.in_flight() == 0
+        async with routed(urls, cascade=CascadeSettings(threshold=0.6)) as alone:
+            trusted = await answer(alone, ask("what is it"))
+    assert found.message["content"] == "what is it"  # the cloud's echo
+    assert trusted.message["content"] == "it is 4"
+    assert "0 of 4 further samples agree" in " ".join(found.ticket.decisions)
     assert len(edge.log) == 6
-    assert router.edge.in_flight == 0
+    purposes = [(leg.place, leg.purpose) for leg in found.ticket.legs]
+    assert purposes == [("edge", "answer"), *[("edge", "sample")] * 4, ("cloud", "answer")]
 
 
 async def test_an_edge_that_repeats_itself_is_trusted_more_than_its_tokens_say() -> None:
     edge, cloud = edge_that_says("it is 4", "4", "so it is 4", "4.0", "the answer: 4", logprob=-0.7), Stub()
-    async with serving(edge, cloud) as urls:
-        router = make_router(urls, cascade=SAMPLED)
-        message, ticket = await answer(router, ask("what is it", temperature=0, seed=3))
-        await router.close()
-    assert message["content"] == "it is 4"
-    assert ticket.confidence > 0.6
+    async with serving(edge, cloud) as urls, routed(urls, cascade=SAMPLED) as over:
+        found = await answer(over, ask("what is it", temperature=0, seed=3))
+    assert found.message["content"] == "it is 4"
+    assert found.ticket.confidence is not None
+    assert found.ticket.confidence > 0.6
     assert cloud.log == []
-    assert "4 of 4 further samples agree" in " ".join(ticket.decisions)
-    assert '"temperature": 0.8' in edge.log[1].raw
-    seeds = {entry.raw.split('"seed": ')[1].split(",")[0].rstrip("}") for entry in edge.log}
-    assert len(seeds) == 5  # each its own draw
+    assert "4 of 4 further samples agree" in " ".join(found.ticket.decisions)
+    asked = [json.loads(entry.raw) for entry in edge.log]
+    assert [body["temperature"] for body in asked] == [0, 0.8, 0.8, 0.8, 0.8]
+    assert len({body["seed"] for body in asked}) == 5  # each its own draw
+    assert ["logprobs" in body for body in asked] == [True, False, False, False, False]
 
 
 async def test_samples_that_fail_are_left_out() -> None:
     edge = edge_that_says("it is 4", logprob=-0.1, fates=[OK, BROKEN, OK, BROKEN, OK])
-    async with serving(edge, Stub()) as urls:
-        router = make_router(urls, cascade=SAMPLED)
-        message, ticket = await answer(router, ask("what is it"))
-        await router.close()
-    assert message["content"] == "it is 4"
-    assert "2 of 2 further samples agree" in " ".join(ticket.decisions)
+    async with serving(edge, Stub()) as urls, routed(urls, cascade=SAMPLED) as over:
+        found = await answer(over, ask("what is it"))
+    assert found.message["content"] == "it is 4"
+    assert "2 of 2 further samples agree" in " ".join(found.ticket.decisions)
 
 
 async def test_a_stream_that_is_not_complete_in_its_window_is_not_sampled() -> None:
     edge = Stub(answer=lambda body: " ".join(map(str, range(200))), logprob=-0.1)
-    async with serving(edge, Stub()) as urls:
-        router = make_router(urls, cascade=SAMPLED)
-        _, ticket = await answer(router, ask("go on", stream=True))
-        await router.close()
+    async with serving(edge, Stub()) as urls, routed(urls, cascade=SAMPLED) as over:
+        found = await answer(over, ask("go on", stream=True))
     assert len(edge.log) == 1
-    assert ticket.placement == "edge"
+    assert found.ticket.placement == "edge"
 
 
 async def test_without_log_probabilities_agreement_judges_alone() -> None:
     edge, cloud = edge_that_says("it is 4", "5", "6", "7", "8"), Stub()
-    async with serving(edge, cloud) as urls:
-        router = make_router(urls, cascade=SAMPLED)
-        message, ticket = await answer(router, ask("what is it"))
-        await router.close()
-    assert message["content"] == "what is it"
-    assert ticket.confidence < 0.5
+    async with serving(edge, cloud) as urls, routed(urls, cascade=SAMPLED) as over:
+        found = await answer(over, ask("what is it"))
+    assert found.message["content"] == "what is it"
+    assert found.ticket.confidence is not None
+    assert found.ticket.confidence < 0.5

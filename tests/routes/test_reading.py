@@ -10,11 +10,18 @@ import numpy as np
 import pytest
 
 from tests.fleet.backends import until
-from tests.routes.routes import answer, ask, make_router
+from tests.routes.routes import answer, ask, routed
 from tests.routes.stub import Stub, serving
-from weighbridge.routes.difficulty.vectors import EmbeddingFailed, Question, Source, Vector
+from weighbridge.routes.difficulty.vectors import (
+    FAILURES,
+    REST,
+    EmbeddingFailed,
+    Question,
+    Readers,
+    Source,
+    Vector,
+)
 from weighbridge.routes.policy import Policy, Residency
-from weighbridge.routes.reading import FAILURES, REST, Readers
 
 SMALL = Source("edge", "small", (2, 3))
 MINILM = Source("minilm", "m", (4,))
@@ -114,14 +121,17 @@ def scored(prompt: str, vectors: Any = None) -> float:
 async def test_a_route_decides_by_what_is_there_and_its_ticket_says_so(works: bool) -> None:
     state = Scripted(SMALL, None if works else EmbeddingFailed("edge: out of order"))
     edge, cloud = Stub(answer=lambda body: "local", logprob=-0.01), Stub(answer=lambda body: "remote")
-    async with serving(edge, cloud) as urls:
-        router = make_router(urls, scorer=scored, readers=Readers([(state, SMALL)], 60.0), threshold=0.5)
-        message, ticket = await answer(router, ask("hello", tenant="jane"))
-        await router.close()
-    assert (message["content"], ticket.placement) == (("local", "edge") if works else ("remote", "cloud"))
+    readers = Readers([(state, SMALL)], 60.0)
+    async with (
+        serving(edge, cloud) as urls,
+        routed(urls, scorer=scored, readers=readers, threshold=0.5) as over,
+    ):
+        found = await answer(over, ask("hello", tenant="jane"))
+    placed = (found.message["content"], found.ticket.placement)
+    assert placed == (("local", "edge") if works else ("remote", "cloud"))
     said = "scored by text and edge" if works else "scored by text; without edge: edge: out of order"
-    assert said in ticket.decisions
-    assert ticket.error is None
+    assert said in found.ticket.decisions
+    assert found.ticket.error is None
     [question] = state.asked
     assert (question.text, question.tenant) == ("hello", "jane")
     assert state.closed
@@ -133,21 +143,25 @@ async def test_a_route_decides_by_what_is_there_and_its_ticket_says_so(works: bo
 async def test_nobody_is_asked_about_a_prompt_whose_place_is_settled(policy: Policy, fields: Any) -> None:
     state = Scripted(SMALL)
     edge, cloud = Stub(answer=lambda body: "local", logprob=-0.01), Stub()
-    async with serving(edge, cloud) as urls:
-        readers = Readers([(state, SMALL)], 60.0)
-        router = make_router(urls, scorer=scored, readers=readers, threshold=0.5, policy=policy)
-        message, ticket = await answer(router, ask("hello", **fields))
-        await router.close()
-    assert (message["content"], ticket.placement) == ("local", "edge")
-    assert state.asked == cloud.log == []
+    readers = Readers([(state, SMALL)], 60.0)
+    async with (
+        serving(edge, cloud) as urls,
+        routed(urls, scorer=scored, readers=readers, threshold=0.5, policy=policy) as over,
+    ):
+        found = await answer(over, ask("hello", **fields))
+    assert (found.message["content"], found.ticket.placement) == ("local", "edge")
+    assert state.asked == []
+    assert cloud.log == []
 
 
 async def test_a_deadline_is_not_spent_on_looking_at_the_prompt() -> None:
     """A quarter of it at most."""
     late = Scripted(SMALL, after=600.0)
     edge, cloud = Stub(answer=lambda body: "local", logprob=-0.01), Stub(answer=lambda body: "remote")
-    async with serving(edge, cloud) as urls:
-        router = make_router(urls, scorer=scored, readers=Readers([(late, SMALL)], 600.0), threshold=1.0)
-        _, ticket = await asyncio.wait_for(answer(router, ask("hello", deadline_ms=8_000)), 60)
-        await router.close()
-    assert "scored by text; without edge: nothing came within 2 s" in ticket.decisions
+    readers = Readers([(late, SMALL)], 600.0)
+    async with (
+        serving(edge, cloud) as urls,
+        routed(urls, scorer=scored, readers=readers, threshold=1.0) as over,
+    ):
+        found = await asyncio.wait_for(answer(over, ask("hello", deadline_ms=8_000)), 60)
+    assert "scored by text; without edge: nothing came within 2 s" in found.ticket.decisions

@@ -26,16 +26,16 @@ DEFAULT_FILE = Path("weighbridge.yaml")
 
 def check(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
     """Read the file and say what is wrong, line by line; exit 2 when anything is."""
-    from weighbridge.routes.served import load_served
+    from weighbridge.routes.config import load_configuration
 
-    served = load_served(file)
-    spec = served.fleet
+    read = load_configuration(file)
+    spec = read.fleet
     counts = {
-        "model": len(spec.models),
-        "replica": sum(one.count for model in spec.models for one in model.replicas),
+        "model": sum(1 for model in spec.models if not model.only_routes),
+        "replica": sum(replica.count for model in spec.models for replica in model.replicas),
     }
-    if served.hybrid.routes:
-        counts["route"] = len(served.hybrid.routes)
+    if read.routes.routes:
+        counts["route"] = len(read.routes.routes)
     if json_output:
         print_json({"file": str(file), "ok": True, **{f"{name}s": n for name, n in counts.items()}})
     else:
@@ -45,12 +45,12 @@ def check(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
 
 def show(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
     """The configuration with every default filled in; keys are not shown."""
-    from weighbridge.routes.served import load_served
+    from weighbridge.routes.config import load_configuration
 
-    served = load_served(file)
-    spec, routes = served.fleet, served.hybrid.routes
+    read = load_configuration(file)
+    spec, routes = read.fleet, read.routes.routes
     if json_output:
-        print_json({**plain(spec), "routes": plain(routes), "budgets": plain(served.hybrid.budgets)})
+        print_json({**plain(spec), "routes": plain(routes), "budgets": plain(read.routes.budgets)})
         return
     table = Table("model", "policy", "replica", "what", "where", "dialect", "calls it")
     for model in spec.models:
@@ -73,13 +73,11 @@ def show(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
 
 
 def _routes(routes: Sequence[RouteSettings]) -> Table:
-    from weighbridge.cli.serve.fleet import shown_side
-
-    table = Table("route", "edge", "cloud", "residency", "rules", "escalates below")
-    for one in routes:
-        below = f"{one.cascade.threshold:g}" if one.cascade.enabled else "never"
-        rules = ", ".join(f"{rule.name}: {rule.residency}" for rule in one.policy.rules) or "none"
-        table.add_row(one.name, shown_side(one.edge), shown_side(one.cloud), one.policy.default, rules, below)
+    table = Table("route", "places", "residency", "rules", "escalates below")
+    for route in routes:
+        below = f"{route.cascade.threshold:g}" if route.cascade.enabled else "never"
+        rules = ", ".join(f"{rule.name}: {rule.residency}" for rule in route.policy.rules) or "none"
+        table.add_row(route.name, route.shown_places, route.policy.default, rules, below)
     return table
 
 
@@ -108,14 +106,11 @@ def plain(value: Any) -> Any:
     """Dataclasses as JSON; keys become stars."""
     from weighbridge.fleet.config.reader import Secret
     from weighbridge.fleet.config.spec import ReplicaSpec
-    from weighbridge.routes.side import SideSettings
 
     if isinstance(value, Secret):
         return "***"
     if is_dataclass(value) and not isinstance(value, type):
         fields = {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
-        if isinstance(value, SideSettings):
-            return {**fields, "url": value.shown}
         return {**fields, "target": value.shown} if isinstance(value, ReplicaSpec) else fields
     if isinstance(value, tuple | list):
         return [plain(one) for one in value]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 def serve(
+    context: typer.Context,
     config: Annotated[Path, typer.Option(help="weighbridge.yaml with its section `routes`.")] = Path(
         "weighbridge.yaml"
     ),
@@ -40,21 +41,22 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8090,
 ) -> None:
     """Serve the routes of a configuration by themselves, over sides that run elsewhere."""
-    import uvicorn
+    from weighbridge.cli.options import written
+    from weighbridge.cli.serve.fleet import serve_spec
+    from weighbridge.fleet.config.spec import FleetSpec
+    from weighbridge.routes.config import load_configuration
 
-    from weighbridge.cli.terminal import errors
-    from weighbridge.routes.build import build_front
-    from weighbridge.routes.config import load_hybrid
-    from weighbridge.routes.front import create_app
-    from weighbridge.server.lifecycle import bind, set_up_logging
-
-    set_up_logging(False)
-    front = build_front(load_hybrid(config))
-    listener = bind(host, port)
-    names = ", ".join(front.routers)
-    errors.print(f"routes {names} on http://{host}:{listener.getsockname()[1]}/v1")
-    settings = uvicorn.Config(create_app(front), log_level="warning", access_log=False)
-    uvicorn.Server(settings).run(sockets=[listener])
+    read = load_configuration(config)
+    if not read.routes.routes:
+        raise BadInput(f"{config}: routes: needs at least one route with its edge and cloud", param="config")
+    fleet, given = read.fleet, written(context)
+    plain = FleetSpec(models=())
+    unsaid = (fleet.host, fleet.port) == (plain.host, plain.port)  # the file has no address of its own
+    if unsaid or "host" in given:
+        fleet = replace(fleet, host=host)
+    if unsaid or "port" in given:
+        fleet = replace(fleet, port=port)
+    serve_spec(fleet, read.routes, json_logs=False)
 
 
 def train(

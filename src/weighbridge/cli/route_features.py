@@ -96,9 +96,8 @@ async def _embedder(name: str, edge: Edge) -> tuple[Embedder, list[Any]]:
 
         embedder = MiniLm(threads=2)
         return embedder, [embedder]
-    from weighbridge.routes.edge_state import EdgeState
-    from weighbridge.routes.http_side import HttpSide
-    from weighbridge.routes.side import SideSettings, is_here
+    from weighbridge.routes.difficulty.edge_state import EdgeServer, EdgeState
+    from weighbridge.routes.place import is_here
 
     url = (edge.url or "").rstrip("/")
     url = url if url.endswith("/v1") else f"{url}/v1"
@@ -107,8 +106,8 @@ async def _embedder(name: str, edge: Edge) -> tuple[Embedder, list[Any]]:
             f"--edge-url: must be an engine on this machine, such as http://127.0.0.1:8000, not {edge.url}"
         )
     model = edge.model or await _only_model(url, edge.key)
-    side = HttpSide("edge", SideSettings(url, model, api_key=edge.key))
-    return EdgeState(side, PATIENCE), [side]
+    server = EdgeServer(url.removesuffix("/v1"), model, edge.key)
+    return EdgeState(server, PATIENCE), [server]
 
 
 async def _only_model(url: str, key: str | None) -> str:

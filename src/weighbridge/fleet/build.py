@@ -33,6 +33,7 @@ def endpoint_of(spec: ReplicaSpec, base: str) -> Endpoint:
         headers=spec.headers,
         timeouts=spec.timeouts,
         probe_path=spec.probe_path,
+        prefix=spec.prefix,
     )
 
 

@@ -24,20 +24,30 @@ from weighbridge.fleet.limits.tenant import Limiter
 from weighbridge.fleet.load.weigher import Counter
 from weighbridge.fleet.member import Member, Standing
 from weighbridge.fleet.pool import Build, Pool, Rules
-from weighbridge.ticket import Ticket, TicketStore
-from weighbridge.wire.ask import Ask
+from weighbridge.ticket import Ticket, TicketStore, prompt_hash
+from weighbridge.wire.ask import Ask, Placement
 from weighbridge.wire.journey import Journey, RouteLike
 
 log = logging.getLogger("weighbridge.fleet")
 
+#: Where a model is that is not beyond the boundary.
+EDGE = "edge"
 #: Seconds between two looks at who waits in vain.
 TICK = 0.05
+
+
+class Misplaced(Refused):
+    """The caller wants its request kept at the edge, and named a model that is not there."""
+
+    status = 403
+    kind = "permission_error"
+    code = "residency_forbids"
 
 
 class Gateway:
     """`start` on the event loop that serves; `admit` each request; `drain`, then `close`.
 
-    `tokenizers` are those of the models by name; `on_finished` hears every ticket and the pool it belongs to.
+    `tokenizers` are those of the models by name; `on_finished` hears every request that has ended by its ticket.
     """
 
     def __init__(
@@ -54,7 +64,9 @@ class Gateway:
         self.tickets = tickets if tickets is not None else TicketStore(path=spec.tickets)
         self.draining = False
         self.open_journeys = 0
-        self.on_finished: list[Callable[[Ticket, Pool], None]] = []
+        self.on_finished: list[Callable[[Ticket], None]] = []
+        self.unheard = 0  # times that one of them failed
+        self.on_close: list[Callable[[], None]] = []
         self.clock = clock
         self.routes: dict[str, RouteLike] = {}  # between models, addressed as models themselves
         self._lengths = OutputLengths()
@@ -70,7 +82,7 @@ class Gateway:
             tokenizer = (tokenizers or {}).get(model.name)
             pool = Pool(model, rules, self._lengths, build, tokenizer, rng, clock)
             self.pools[model.name] = pool
-            for name in (model.name, *model.aliases):
+            for name in () if model.only_routes else (model.name, *model.aliases):
                 self._names[name] = pool
         self._scalers: list[Autoscale] = []
         self._ticking: asyncio.Task[None] | None = None
@@ -108,6 +120,8 @@ class Gateway:
             await pool.close()
         if self.shared_limits is not None:
             await self.shared_limits.close()
+        for ended in self.on_close:
+            ended()
         self.tickets.close()
 
     async def _tick(self) -> None:
@@ -127,9 +141,9 @@ class Gateway:
         """The pool behind a model's name or alias; with one model only, an empty name will do."""
         pool = self._names.get(name)
         if pool is None and not name and len(self.pools) == 1:
-            pool = next(iter(self.pools.values()))
+            pool = next(iter(self._names.values()), None)
         if pool is None:
-            known = ", ".join(self._names)
+            known = ", ".join([*self._names, *self.routes])
             if not name:
                 raise BadInput(f"the field 'model' is required; this gateway has {known}", param="model")
             raise UnknownModel(
@@ -139,6 +153,8 @@ class Gateway:
 
     async def admit(self, ask: Ask) -> Journey:
         """Accept a request for a model or a route. Raises Refused or BadInput; the caller closes the journey."""
+        if not ask.model and not self._names and len(self.routes) == 1:
+            ask.model = next(iter(self.routes))
         route = self.routes.get(ask.model)
         if route is None:
             return await self.run(ask)
@@ -146,33 +162,56 @@ class Gateway:
             raise Draining("the gateway is shutting down and takes no new requests; try another one")
         return await route.admit(ask)
 
-    async def run(self, ask: Ask, *, accepted: bool = False) -> FleetJourney:
-        """Weigh a request for a model and reserve it in its tenant's limits. Raises like `admit`.
-
-        `accepted`: it belongs to a request that was let in before, so draining does not stop it.
-        """
-        if self.draining and not accepted:
+    async def run(self, ask: Ask) -> FleetJourney:
+        """Weigh a request for a model and reserve it in its tenant's limits. Raises like `admit`."""
+        if self.draining:
             raise Draining("the gateway is shutting down and takes no new requests; try another one")
         pool = self.pool(ask.model)
+        is_edge = pool.spec.placement == EDGE
+        if ask.placement is Placement.ONLY_CLOUD and is_edge:
+            message = "placement: this gateway chooses by load alone; use only_edge or prefer_edge"
+            raise BadInput(message, param="weighbridge")
+        if ask.placement is Placement.ONLY_EDGE and not is_edge:
+            raise Misplaced(
+                f"only_edge was asked for, but the model {pool.spec.name!r} is beyond the edge; name another one"
+            )
+        return await self._journey(ask, pool)
+
+    async def leg(self, ask: Ask, pool: Pool) -> FleetJourney:
+        """A part of a request that was let in before: draining does not stop it, and nobody but its owner has its
+        ticket. Raises Refused or BadInput where the tenant's limits have no room for it."""
+        return await self._journey(ask, pool, is_leg=True)
+
+    async def _journey(self, ask: Ask, pool: Pool, *, is_leg: bool = False) -> FleetJourney:
         ask.model = pool.spec.name
         ask.priority = max(ask.priority, self._priorities.get(ask.tenant, ask.priority))
         arrived, began = self.clock(), time.time()
         weight, weighed = await pool.scales.weigh(ask)
-        if self.tickets.get(ask.id) is not None or self.limiter.holds(ask.id):
-            ask.id = uuid.uuid4().hex  # a client proposed an id that was used before
-        ticket = ticket_of(ask, weight, weighed.hash, began)
-        self.tickets.add(ticket)
+        if not is_leg:
+            self.claim_id(ask)
+        ticket = ticket_of(ask, weight, began)
+        ticket.placement = pool.spec.placement
+        if not is_leg:
+            self.tickets.add(ticket)
         try:
             await self._reserve(pool, ask, weight)
         except (Refused, BadInput) as error:
-            self._turned_away(ticket, pool, "refused", str(error))
+            if not is_leg:
+                self._turned_away(ticket, "refused", str(error))
             raise
         except asyncio.CancelledError:
-            self._turned_away(ticket, pool, "abort")
+            if not is_leg:
+                self._turned_away(ticket, "abort")
             raise
         self.open_journeys += 1
         arrival = arrival_of(ask, weight, weighed.chain, arrived)
-        return FleetJourney(pool, ask, arrival, weighed, ticket, self._settled)
+        settled = self._leg_settled if is_leg else self._settled
+        return FleetJourney(pool, ask, arrival, weighed, ticket, settled)
+
+    def claim_id(self, ask: Ask) -> None:
+        """Give a request another id where its client proposed one that was used before."""
+        if self.tickets.get(ask.id) is not None or self.limiter.holds(ask.id):
+            ask.id = uuid.uuid4().hex
 
     async def _reserve(self, pool: Pool, ask: Ask, weight: Weight) -> None:
         """The most it may use where the client bounds it, else what nine of ten outputs do not exceed."""
@@ -188,24 +227,37 @@ class Gateway:
                 self.limiter.withdraw(ask.id)
                 raise
 
-    def _turned_away(self, ticket: Ticket, pool: Pool, reason: str, error: str | None = None) -> None:
+    def _turned_away(self, ticket: Ticket, reason: str, error: str | None = None) -> None:
         ticket.finished, ticket.finish_reason, ticket.error = time.time(), reason, error
-        self._tell(ticket, pool)
+        self.finished(ticket)
 
     def _settled(self, journey: FleetJourney) -> None:
-        """A journey has ended: its place among the open ones, its limits and its ticket are settled."""
+        """A request has ended: its place among the open ones, its limits and its ticket are settled."""
+        self._leg_settled(journey)
+        self.finished(journey.ticket)
+
+    def _leg_settled(self, journey: FleetJourney) -> None:
         ticket = journey.ticket
         self.open_journeys -= 1
         used = ticket.output_tokens + (journey.prompt_tokens if ticket.attempts else 0)
         self.limiter.settle(ticket.id, used, ticket.cost_usd, self.clock())
         if self.shared_limits is not None:
             self.shared_limits.settle(ticket.tenant, ticket.id, used, ticket.cost_usd)
-        self._tell(ticket, journey.pool)
 
-    def _tell(self, ticket: Ticket, pool: Pool) -> None:
+    def finished(self, ticket: Ticket) -> None:
+        """Write the ticket of a request that has ended, and tell everybody who listens, once."""
         self.tickets.finish(ticket)
+        self.tell(ticket)
+
+    def tell(self, ticket: Ticket) -> None:
+        """A listener that fails costs no request: it is counted, and the log says so once."""
         for heard in self.on_finished:
-            heard(ticket, pool)
+            try:
+                heard(ticket)
+            except Exception:
+                if not self.unheard:
+                    log.exception("%r failed on a finished request; later failures are only counted", heard)
+                self.unheard += 1
 
     # -- what is seen from outside ---------------------------------------------------------------------
 
@@ -219,11 +271,12 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """Whether every model has a replica that is up, or that the next request would try."""
+        """Whether every model that clients may name has a replica that is up, or that the next request would try."""
         now = self.clock()
         return all(
             any(_takes_requests(member, now) for member in pool.members.values())
             for pool in self.pools.values()
+            if not pool.spec.only_routes
         )
 
     def load(self) -> dict[str, Any]:
@@ -267,13 +320,13 @@ def arrival_of(ask: Ask, weight: Weight, chain: tuple[Digest, ...], arrived: flo
     )
 
 
-def ticket_of(ask: Ask, weight: Weight, prompt_hash: str, began: float) -> Ticket:
+def ticket_of(ask: Ask, weight: Weight, began: float) -> Ticket:
     """Its ticket, as it stands at the door. `began`: epoch seconds."""
     return Ticket(
         ask.id,
         ask.tenant,
         ask.model,
-        prompt_hash,
+        prompt_hash(bytes(ask.prompt or b"")),
         weight.prompt_tokens,
         weight.max_tokens,
         priority=ask.priority,

@@ -270,6 +270,11 @@ class FleetJourney:
             (b"x-weighbridge-cost", cost.encode()),
         ]
 
+    @property
+    def replica_ticket(self) -> str:
+        """The id of the replica's own ticket, where it has one."""
+        return "" if self._opened is None else self._opened.answer.headers.get("x-weighbridge-ticket", "")
+
     def _begun(self) -> Opened:
         assert self._opened is not None, "open() comes first"
         return self._opened

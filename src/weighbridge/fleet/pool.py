@@ -70,8 +70,8 @@ class Pool:
     ) -> None:
         self.spec = spec
         self.clock = clock
-        self.retry = rules.retry
-        self.retries = Budget(rules.retry.budget, rules.retry.burst, rules.retry.burst)
+        self.retry = retry = spec.retry or rules.retry
+        self.retries = Budget(retry.budget, retry.burst, retry.burst)
         self.hedger = Hedger(spec.hedge)
         self.attempts = Attempts(clock, rules.health.slow_start)
         self.tokenizer = tokenizer
@@ -83,7 +83,7 @@ class Pool:
         queue = GatewayQueue(
             QueueSettings(max_requests=rules.queue.max_requests, max_tokens=rules.queue.max_tokens)
         )
-        patience = Patience(rules.queue.max_wait, for_held=rules.retry.longest_wait)
+        patience = Patience(rules.queue.max_wait, for_held=retry.longest_wait)
         self.dispatcher = Dispatcher(spec.name, make_policy(spec.policy, rng), queue, patience, clock)
         self.scales = Scales(
             lengths,

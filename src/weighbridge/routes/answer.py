@@ -1,54 +1,136 @@
-"""Chunks of a chat stream put together to one answer. Pure."""
+"""What a client sees of a leg's answer: its bytes, and nothing changed in them but what must be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
+
+from weighbridge.routes.privacy.redact import ChunkRestorer
+from weighbridge.wire.sse import DONE, event_data
+
+_encode = msgspec.json.encode
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+_NULL = msgspec.Raw(b"null")
+_EMPTY = (b"[]", b"null")
+
+
+class BrokenOff(Exception):
+    """A chunk that is an error, or none at all; its bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__("an event that cannot be passed on")
+        self.data = data
+
+
+class Shown:
+    """Turns a leg's events into the client's: under the route's name, without log-probabilities that only the judge
+    asked for and usage that nobody did, with redacted values put back."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        keep_logprobs: bool,
+        usage: Callable[[], Mapping[str, Any]] | None,
+        restore: ChunkRestorer | None,
+    ) -> None:
+        """`usage` gives what the usage chunk says beside usage; None: the client did not ask for that chunk."""
+        self._model = msgspec.Raw(_encode(model))
+        self._keep_logprobs = keep_logprobs
+        self._usage = usage
+        self._restore = restore
+
+    def events(self, raw: bytes) -> bytes:
+        """The same events as the client should see them, without the one that says that all is done. Raises
+        BrokenOff for an error among them."""
+        return b"".join([self._event(data) for data in event_data(raw) if data != b"[DONE]"])
+
+    def _event(self, data: bytes) -> bytes:
+        try:
+            fields = _fields(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise BrokenOff(data) from None
+        if bytes(fields.get("error", _NULL)) not in (b"null", b"false", b'""', b"{}"):
+            raise BrokenOff(data)
+        fields["model"] = self._model
+        choices = bytes(fields.get("choices", _NULL))
+        if choices in _EMPTY:
+            if bytes(fields.get("usage", _NULL)) != b"null":
+                if self._usage is None:
+                    return b""
+                fields["weighbridge"] = msgspec.Raw(_encode(self._usage()))
+        elif self._restore is not None:
+            chunk = msgspec.json.decode(_encode(self._bare(fields, choices)))
+            try:
+                return _event(self._restore.chunk(chunk))
+            except (AttributeError, TypeError) as error:
+                raise BrokenOff(data) from error
+        elif not self._keep_logprobs:
+            fields = self._bare(fields, choices)
+        return _event(fields)
+
+    def _bare(self, fields: dict[str, msgspec.Raw], choices: bytes) -> dict[str, msgspec.Raw]:
+        if self._keep_logprobs or b'"logprobs"' not in choices:
+            return fields
+        try:
+            bare = [{**choice, "logprobs": _NULL} for choice in _choices(choices)]
+        except msgspec.DecodeError:
+            raise BrokenOff(choices) from None
+        return {**fields, "choices": msgspec.Raw(_encode(bare))}
+
+    def rest(self) -> bytes:
+        """What was held back of a redacted answer that ended without saying so, and the end itself."""
+        held = self._restore.finish() if self._restore is not None else {}
+        choices = [{"index": index, "delta": delta, "finish_reason": None} for index, delta in held.items()]
+        chunks = [
+            {"object": "chat.completion.chunk", "model": self._model, "choices": [choice]}
+            for choice in choices
+        ]
+        return b"".join([*map(_event, chunks), DONE])
+
+
+def _event(chunk: Any) -> bytes:
+    return b"data: " + _encode(chunk) + b"\n\n"
 
 
 @dataclass(slots=True)
 class _Choice:
-    content: list[str] = field(default_factory=list)
-    refusal: list[str] = field(default_factory=list)
+    texts: dict[str, list[str]] = field(default_factory=dict)
     calls: dict[int, dict[str, Any]] = field(default_factory=dict)
     logprobs: list[Any] = field(default_factory=list)
     finish: str | None = None
 
 
-@dataclass(slots=True)
-class Gathered:
-    """Add the chunks in order, then ask for the whole."""
+#: The texts of a message; content is there even when it is empty.
+_TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
 
-    id: str = ""
-    created: int = 0
-    choices: dict[int, _Choice] = field(default_factory=dict)
-    usage: dict[str, Any] | None = None
 
-    def add(self, chunk: Mapping[str, Any]) -> None:
-        self.id = self.id or chunk.get("id") or ""
-        self.created = self.created or chunk.get("created") or 0
-        self.usage = chunk.get("usage") or self.usage
+def whole_answer(chunks: Iterable[Mapping[str, Any]], model: str, *, keep_logprobs: bool) -> dict[str, Any]:
+    """Put the chunks of a stream together to one `chat.completion`."""
+    answer: dict[str, Any] = {"id": "", "object": "chat.completion", "created": 0, "model": model}
+    choices: dict[int, _Choice] = {}
+    usage = None
+    for chunk in chunks:
+        answer["id"] = answer["id"] or chunk.get("id") or ""
+        answer["created"] = answer["created"] or chunk.get("created") or 0
+        usage = chunk.get("usage") or usage
         for part in chunk.get("choices") or ():
-            choice = self.choices.setdefault(part.get("index", 0), _Choice())
+            choice = choices.setdefault(part.get("index", 0), _Choice())
             delta = part.get("delta") or {}
-            choice.content.append(delta.get("content") or "")
-            choice.refusal.append(delta.get("refusal") or "")
+            for name in _TEXTS:
+                if delta.get(name):
+                    choice.texts.setdefault(name, []).append(delta[name])
             for call in delta.get("tool_calls") or ():
                 _add_call(choice.calls, call)
             choice.logprobs += (part.get("logprobs") or {}).get("content") or []
             choice.finish = part.get("finish_reason") or choice.finish
-
-    def whole(self, model: str, with_logprobs: bool) -> dict[str, Any]:
-        """A `chat.completion`."""
-        return {
-            "id": self.id,
-            "object": "chat.completion",
-            "created": self.created,
-            "model": model,
-            "choices": [_message(i, self.choices[i], with_logprobs) for i in sorted(self.choices)],
-            "usage": self.usage,
-        }
+    answer["choices"] = [_whole_choice(index, choices[index], keep_logprobs) for index in sorted(choices)]
+    answer["usage"] = usage
+    return answer
 
 
 def _add_call(calls: dict[int, dict[str, Any]], part: Mapping[str, Any]) -> None:
@@ -61,13 +143,13 @@ def _add_call(calls: dict[int, dict[str, Any]], part: Mapping[str, Any]) -> None
     call["function"]["arguments"] += function.get("arguments") or ""
 
 
-def _message(index: int, choice: _Choice, with_logprobs: bool) -> dict[str, Any]:
-    text = "".join(choice.content)
+def _whole_choice(index: int, choice: _Choice, keep_logprobs: bool) -> dict[str, Any]:
+    texts = {name: "".join(pieces) for name, pieces in choice.texts.items()}
     calls = [choice.calls[number] for number in sorted(choice.calls)]
-    message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None}
-    if any(choice.refusal):
-        message["refusal"] = "".join(choice.refusal)
+    content = texts.pop("content", "")
+    message: dict[str, Any] = {"role": "assistant", "content": content if content or not calls else None}
+    message |= texts
     if calls:
         message["tool_calls"] = calls
-    logprobs = {"content": choice.logprobs} if with_logprobs and choice.logprobs else None
+    logprobs = {"content": choice.logprobs} if keep_logprobs and choice.logprobs else None
     return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": choice.finish}

@@ -1,9 +1,12 @@
-"""Routes from weighbridge.yaml. Every complaint points at a line and says what to write.
+"""weighbridge.yaml of a gateway with routes. Every complaint points at a line and says what to write.
 
+models:
+  small: {replicas: [{process: smollm2-135m-instruct}]}
 routes:
   auto:
-    edge:  {url: http://127.0.0.1:8081/v1, model: smollm2-135m-instruct, reports_load: true}
-    cloud: {url: https://api.example.com/v1, model: big, key_env: CLOUD_KEY, price: {input: 2.5, output: 10}}
+    edge:  {model: small}
+    cloud: {url: https://api.example.com/v1, model: big, key_env: CLOUD_KEY,
+            price: {input_usd_per_million: 2.5, output_usd_per_million: 10}}
     residency: redact_then_cloud
     rules:
       - {name: health, labels: [patient], residency: never_leaves}
@@ -13,119 +16,321 @@ routes:
     score_wait_ms: 500
     cascade: {threshold: 0.6, window_tokens: 24, window_ms: 1500, race: false}
 budgets: {usd_per_day: 20, tenants: {"*": 2}, routes: {auto: 15}}
+
+`edge` and `cloud` are two places. Any number of them, in the order of trust, is `places: [{name: site, level: edge,
+model: big-one}, ...]`. A place is a model of the file, or a replica of its own: then its entry is that of a replica.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from weighbridge.cost.price import Price
-from weighbridge.cost.step import DEFAULT_STEP_COST, StepCost
-from weighbridge.errors import BadInput
+from weighbridge.cost.step import DEFAULT_STEP_COST
+from weighbridge.fleet.config.load import config_text, read_fleet
 from weighbridge.fleet.config.reader import Section, read_yaml
-from weighbridge.fleet.config.replica import read_step_cost
-from weighbridge.fleet.config.spec import ModelSpec
-from weighbridge.routes.attempt import Window
+from weighbridge.fleet.config.replica import Defaults, read_replica, read_timeouts
+from weighbridge.fleet.config.spec import KINDS, FleetSpec, ModelSpec
+from weighbridge.fleet.reliability.retry import RetrySettings
+from weighbridge.fleet.replica import Timeouts
 from weighbridge.routes.budget import Budgets
 from weighbridge.routes.caps import CapSettings
-from weighbridge.routes.policy import Policy, Residency, Rule
+from weighbridge.routes.policy import Level, Policy, Residency, Rule
 from weighbridge.routes.privacy.hits import TYPES
 from weighbridge.routes.settings import (
     DEFAULT_WINDOW,
-    MOST_SAMPLES,
+    MAX_SAMPLES,
     BanditSettings,
     CascadeSettings,
-    HybridSettings,
+    PlaceSettings,
     PrivacySettings,
     RouteSettings,
+    RoutesSettings,
     ShadowSettings,
+    Window,
 )
-from weighbridge.routes.side import SideSettings
 
-NO_MODELS: Mapping[str, ModelSpec] = {}
+#: How patient a route is with a replica of its own: the next place is there too.
+PATIENCE = Timeouts(connect=5.0, first_byte=60.0, idle=30.0)
+#: A route asks again itself (`cloud_attempts`), so that each time is reserved and paid for.
+ONE_TRY = RetrySettings(attempts=1, longest_wait=2.0)
 
 
-def load_hybrid(path: Path) -> HybridSettings:
-    """The routes of a file, other sections aside. Raises BadInput with one line for each thing that is wrong."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise BadInput(f"cannot read the configuration {path}: {str(reason).lower()}") from error
-    root, problems = read_yaml(text, str(path))
-    settings = read_hybrid(root, path.parent)
-    if not settings.routes:
-        root.problem("routes", "needs at least one route with its edge and cloud")
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A fleet, and the routes over it; most fleets have none. The fleet has the anonymous models of routes too."""
+
+    fleet: FleetSpec
+    routes: RoutesSettings = field(default_factory=RoutesSettings)
+
+
+def load_configuration(path: Path) -> Configuration:
+    """Read a file. Raises BadInput with one line for each thing that is wrong."""
+    return parse_configuration(config_text(path), str(path), path.parent)
+
+
+def parse_configuration(text: str, file: str, base: Path) -> Configuration:
+    """`base` is where relative paths start. Raises BadInput like `load_configuration`."""
+    root, problems = read_yaml(text, file)
+    has_routes = "routes" in root
+    if has_routes and "models" not in root:
+        _old_keys(root)
+    fleet = read_fleet(root, base, needs_models=not has_routes)
+    routes = RoutesSettings()
+    if has_routes:
+        reader = _Routes(root, base, fleet)
+        routes = reader.read()
+        fleet = replace(fleet, models=reader.models())
+    root.done()
     problems.raise_any()
-    return settings
+    return Configuration(fleet, routes)
 
 
-def read_hybrid(root: Section, base: Path, models: Mapping[str, ModelSpec] = NO_MODELS) -> HybridSettings:
-    """The keys `routes`, `budgets`, `ledger`, `shadow_file` and `tickets` of a file's root.
-
-    `models`: those of the same file by name and alias, which a side may name instead of a `url`.
-    """
-    budgets = root.section("budgets")
-    settings = HybridSettings(
-        routes=tuple(_route(name, section, base, models) for name, section in root.named("routes")),
-        budgets=Budgets(
-            total=budgets.number("usd_per_day", None),
-            tenants=_amounts(budgets, "tenants"),
-            routes=_amounts(budgets, "routes"),
-        ),
-        ledger=root.path("ledger", base, must_exist=False),
-        shadow_file=root.path("shadow_file", base, must_exist=False),
-        tickets=root.path("tickets", base, must_exist=False),
-        api_keys=tuple((secret, tenant) for tenant, secret in _secrets(root)),
-    )
-    budgets.done()
-    return settings
+def _old_keys(root: Section) -> None:
+    """`keys: {tenant: {key_env: NAME}}` of routes that were served alone."""
+    if root.has("keys"):
+        root.move("keys", "tenants")
 
 
-def _secrets(root: Section) -> list[tuple[str, str]]:
-    """`keys: {tenant: {key_env: NAME}}`."""
-    found = []
-    for tenant, section in root.named("keys"):
-        secret = section.secret("key")
-        if secret is None:
-            section.problem("key", "is missing; write key_env: VARIABLE")
-        else:
-            found.append((tenant, str(secret)))
+class _Routes:
+    """Reads the keys `routes`, `budgets`, `ledger` and `shadow_file` of a file's root."""
+
+    def __init__(self, root: Section, base: Path, fleet: FleetSpec) -> None:
+        self._root = root
+        self._base = base
+        self._models = {name: model for model in fleet.models for name in (model.name, *model.aliases)}
+        self._fleet = fleet
+        self._anonymous: list[ModelSpec] = []
+        self._beyond: set[str] = set()  # models that are beyond the boundary for some route
+        timeouts = root.section("timeouts")
+        self._defaults = Defaults(read_timeouts(timeouts, PATIENCE), probe=False)
+
+    def read(self) -> RoutesSettings:
+        root = self._root
+        if root.has("keys") and "keys" in root:
+            root.problem("keys", "are for routes that are served alone; here the keys of `tenants` hold")
+        routes = tuple(self._route(name, section) for name, section in root.named("routes"))
+        if not routes:
+            root.problem("routes", "needs at least one route with its edge and cloud")
+        budgets = root.section("budgets")
+        settings = RoutesSettings(
+            routes=routes,
+            budgets=Budgets(
+                total=budgets.number("usd_per_day", None),
+                tenants=_amounts(budgets, "tenants"),
+                routes=_amounts(budgets, "routes"),
+            ),
+            ledger=root.path("ledger", self._base, must_exist=False),
+            shadow_file=root.path("shadow_file", self._base, must_exist=False),
+        )
+        budgets.done()
+        return settings
+
+    def models(self) -> tuple[ModelSpec, ...]:
+        """The models of the file, each marked by where it is, and the anonymous ones of places."""
+        named = [
+            replace(model, placement=Level.CLOUD.value) if model.name in self._beyond else model
+            for model in self._fleet.models
+        ]
+        return (*named, *self._anonymous)
+
+    def _route(self, name: str, section: Section) -> RouteSettings:
+        if name in self._models:
+            leads = self._models[name].name
+            self._root.section("routes").problem(
+                name, f"a name of the model {leads!r} too; call one of them otherwise"
+            )
+        default = Residency(section.choice("residency", Residency.FREE, list(Residency)))
+        rules = tuple(_rule(entry, index) for index, entry in enumerate(section.items("rules")))
+        known = [rule.name for rule in rules]
+        for duplicate in sorted({rule for rule in known if known.count(rule) > 1}):
+            section.problem(
+                "rules", f"the name {duplicate!r} is given twice; tickets could not tell them apart"
+            )
+        route = RouteSettings(
+            name=name,
+            places=self._places(name, section),
+            policy=Policy(rules, default),
+            threshold=_share(section, "threshold", 0.7) if "threshold" in section else None,
+            router=section.path("router", self._base, must_exist=True),
+            score_wait=section.number("score_wait_ms", 500.0, above=0.0) / 1000,
+            cascade=_cascade(section.section("cascade")),
+            privacy=_privacy(section.section("privacy")),
+            caps=_caps(section.section("caps")),
+            shadow=_shadow(section.section("shadow")),
+            bandit=_bandit(section.section("bandit")),
+            cloud_attempts=section.count("cloud_attempts", 2),
+            timeout=section.number("timeout", 120.0, above=0.0),
+        )
         section.done()
-    return found
+        return route
+
+    # -- places ----------------------------------------------------------------------------------------
+
+    def _places(self, route: str, section: Section) -> tuple[PlaceSettings, ...]:
+        if "places" not in section:
+            for level in Level:
+                if level not in section:
+                    section.problem(
+                        level,
+                        "is missing; write `model: NAME` of a model of this file, or a `url:` with its `model:`",
+                    )
+            places = [
+                self._place(route, level, level, section.section(level))
+                for level in Level
+                if level in section
+            ]
+        else:
+            for level in Level:
+                if level in section:
+                    section.problem(level, "is given beside `places`; make it one of them")
+            places = self._listed(route, section)
+        taken: dict[str, str] = {}
+        for place in places:
+            if place.model in taken and place.model != "unset":
+                message = (
+                    f"{taken[place.model]} and {place.name} are both the model {place.model!r}; "
+                    "name two different ones"
+                )
+                section.problem(place.name if place.name in section else "places", message)
+            taken[place.model] = place.name
+        return tuple(places)
+
+    def _listed(self, route: str, section: Section) -> list[PlaceSettings]:
+        """`places: [...]`: each has a name and a level, and none is trusted more than those before it."""
+        places: list[PlaceSettings] = []
+        for entry in section.items("places"):
+            name = entry.text("name")
+            if not name:
+                entry.problem("name", "is missing; tickets name a place by it")
+            elif name in {place.name for place in places}:
+                entry.problem("name", f"two places are called {name!r}; names must differ")
+            level = Level(entry.choice("level", Level.CLOUD, list(Level)))
+            if "level" not in entry:
+                entry.problem(
+                    "level", "is missing; write edge for what may see everything, cloud for all else"
+                )
+            elif level is Level.EDGE and places and places[-1].level is Level.CLOUD:
+                entry.problem("level", "an edge cannot follow a cloud; list places in the order of trust")
+            places.append(self._place(route, name or "unset", level, entry))
+        if not places:
+            section.problem(
+                "places", "needs at least one entry, such as `- {name: here, level: edge, model: NAME}`"
+            )
+        return places
+
+    def _place(self, route: str, name: str, level: Level, section: Section) -> PlaceSettings:
+        abilities = section.texts("abilities")
+        known = frozenset(abilities) if abilities else None
+        if any(kind in section for kind in KINDS):
+            return self._own_replica(route, name, level, section, known)
+        called = section.text("model")
+        if not called:
+            section.problem(
+                "model", "is missing; name a model of this file, or give a `url:` with its `model:`"
+            )
+        model = self._models.get(called)
+        if model is None and called:
+            names = ", ".join(self._models)
+            section.problem(
+                "model", f"{called!r} is no model of this file; there is {names or 'none'}; or give a `url:`"
+            )
+        if model is not None and level is Level.CLOUD:
+            self._beyond.add(model.name)
+        place = PlaceSettings(
+            name,
+            level,
+            model.name if model is not None else called or "unset",
+            abilities=known,
+            context_tokens=section.count("context", None),
+            max_tokens=section.count("max_tokens", model.default_max_tokens if model is not None else 1024),
+        )
+        section.done()
+        return place
+
+    def _own_replica(
+        self, route: str, name: str, level: Level, section: Section, abilities: frozenset[str] | None
+    ) -> PlaceSettings:
+        """A place that is no model of the file gets one of its own, which only the route knows."""
+        _modernise(section)
+        max_tokens = section.count("max_tokens", 1024)
+        if "url" in section and not section.text("model"):
+            section.problem("model", "is missing; write what that server calls it")
+        own = f"{route}.{name}"
+        replicas = {replica.name for model in self._fleet.models for replica in model.replicas}
+        if own in self._models or own in replicas:
+            self._root.problem(
+                "models", f"{own!r} is the name of a place of the route {route!r}; choose another"
+            )
+        probe = section.text("dialect", "openai") != "openai" or "url" not in section
+        spec = read_replica(section, own, replace(self._defaults, probe=probe))
+        self._anonymous.append(
+            ModelSpec(
+                own,
+                (spec,),
+                default_max_tokens=max_tokens,
+                only_routes=True,
+                placement=level.value,
+                retry=ONE_TRY,
+            )
+        )
+        return PlaceSettings(
+            name,
+            level,
+            own,
+            calls_it=spec.model or spec.target,
+            url=spec.shown if spec.kind == "url" else "",
+            abilities=abilities,
+            max_tokens=max_tokens,
+        )
 
 
-def _amounts(section: Section, name: str) -> Mapping[str, float]:
-    inside = section.section(name)
-    written = section.plain(name)
-    return {str(one): inside.number(str(one), 0.0) for one in written} if isinstance(written, dict) else {}
+#: Settings of a side as they were before sides were replicas.
+_OLD_SIDE = {
+    "context": "capacity.max_model_len",
+    "step_cost": "capacity.step_cost",
+    "connect_timeout": "timeouts.connect",
+    "first_chunk_timeout": "timeouts.first_byte",
+    "idle_timeout": "timeouts.idle",
+}
+_OLD_PRICE = {
+    "input": "input_usd_per_million",
+    "output": "output_usd_per_million",
+    "cached": "cached_usd_per_million",
+}
 
 
-def _route(name: str, section: Section, base: Path, models: Mapping[str, ModelSpec]) -> RouteSettings:
-    default = Residency(section.choice("residency", Residency.FREE, list(Residency)))
-    rules = tuple(_rule(one, index) for index, one in enumerate(section.items("rules")))
-    known = [rule.name for rule in rules]
-    for duplicate in sorted({one for one in known if known.count(one) > 1}):
-        section.problem("rules", f"the name {duplicate!r} is given twice; tickets could not tell them apart")
-    route = RouteSettings(
-        name=name,
-        edge=_side(section, "edge", models),
-        cloud=_side(section, "cloud", models),
-        policy=Policy(rules, default),
-        threshold=_share(section, "threshold", 0.7) if "threshold" in section else None,
-        router=section.path("router", base, must_exist=True),
-        score_wait=section.number("score_wait_ms", 500.0, above=0.0) / 1000,
-        cascade=_cascade(section.section("cascade")),
-        privacy=_privacy(section.section("privacy")),
-        caps=_caps(section.section("caps")),
-        shadow=_shadow(section.section("shadow")),
-        bandit=_bandit(section.section("bandit")),
-        cloud_attempts=section.count("cloud_attempts", 2),
-        timeout=section.number("timeout", 120.0, above=0.0),
-    )
-    section.done()
-    return route
+def _modernise(section: Section) -> None:
+    """Read the settings of a side as they used to be written, each with a warning that says how it is now."""
+    price = section.section("price")
+    for old, new in _OLD_PRICE.items():
+        if price.has(old):
+            price.move(old, new)
+    if section.has("step_cost") and section.plain("step_cost") == "default":
+        section.move("step_cost", "capacity.step_cost", DEFAULT_STEP_COST.as_dict())
+    for old, new in _OLD_SIDE.items():
+        if section.has(old):
+            section.move(old, new)
+    if section.has("reports_load"):
+        if section.flag("reports_load", False) and "dialect" not in section:
+            section.move("reports_load", "dialect", "weighbridge")
+        else:
+            section.drop("reports_load", "is read for one more release; leave it out")
+    path = urlsplit(section.text("url")).path.rstrip("/") if "url" in section else ""
+    if path and not path.endswith("/v1") and "prefix" not in section:
+        why = "is read as the whole base for one more release; write `prefix: ''` beside it"
+        section.assume("prefix", "", "url", why)
+
+
+# -- the rest of a route ---------------------------------------------------------------------------------
+
+
+def _amounts(section: Section, which: str) -> Mapping[str, float]:
+    inside = section.section(which)
+    written = section.plain(which)
+    return {str(name): inside.number(str(name), 0.0) for name in written} if isinstance(written, dict) else {}
 
 
 def _rule(section: Section, index: int) -> Rule:
@@ -142,80 +347,6 @@ def _rule(section: Section, index: int) -> Rule:
     )
     section.done()
     return rule
-
-
-def _side(route: Section, name: str, models: Mapping[str, ModelSpec]) -> SideSettings:
-    if models and name not in route:
-        route.problem(
-            name, "is missing; write `model: NAME` of a model of this file, or a `url:` with its `model:`"
-        )
-        return SideSettings("", "unset")
-    section, is_edge = route.section(name), name == "edge"
-    if models and "url" not in section:
-        return _fleet_side(section, models)
-    url = section.text("url")
-    if not url.startswith(("http://", "https://")):
-        section.problem(
-            "url",
-            "must be the base of an OpenAI-compatible API, such as http://127.0.0.1:8080/v1; a side that is a "
-            "model of the same file is served by `weighbridge serve --config`",
-        )
-    price, abilities = section.section("price"), section.texts("abilities")
-    secret = section.secret("key")
-    side = SideSettings(
-        url=url,
-        model=section.text("model") or _missing(section, "model"),
-        price=Price(
-            price.number("input", 0.0),
-            price.number("output", 0.0),
-            price.number("cached", None),
-            price.number("usd_per_hour", 0.0),
-        ),
-        context_tokens=section.count("context", None),
-        abilities=frozenset(abilities) if abilities else None,
-        api_key=secret,
-        headers=section.table("headers"),
-        step_cost=_step_cost(section) if is_edge else None,
-        reports_load=section.flag("reports_load", False),
-        connect_timeout=section.number("connect_timeout", 5.0, above=0.0),
-        first_chunk_timeout=section.number("first_chunk_timeout", 60.0, above=0.0),
-        idle_timeout=section.number("idle_timeout", 30.0, above=0.0),
-        max_tokens=section.count("max_tokens", 1024),
-    )
-    price.done()
-    section.done()
-    return side
-
-
-def _fleet_side(section: Section, models: Mapping[str, ModelSpec]) -> SideSettings:
-    """A model of the same file: what it costs and how fast it is, its replicas say."""
-    name = section.text("model") or _missing(section, "model")
-    model = models.get(name)
-    if model is None and name != "unset":
-        known = ", ".join(models)
-        section.problem("model", f"{name!r} is no model of this file; there is {known}; or give a `url:`")
-    abilities = section.texts("abilities")
-    side = SideSettings(
-        url="",
-        model=model.name if model is not None else name,
-        context_tokens=section.count("context", None),
-        abilities=frozenset(abilities) if abilities else None,
-        max_tokens=section.count("max_tokens", model.default_max_tokens if model is not None else 1024),
-    )
-    section.done()
-    return side
-
-
-def _missing(section: Section, name: str) -> str:
-    section.problem(name, "is missing")
-    return "unset"
-
-
-def _step_cost(section: Section) -> StepCost | None:
-    """`step_cost: default`, or its coefficients."""
-    if section.plain("step_cost") in (None, "default"):
-        return DEFAULT_STEP_COST if section.plain("step_cost") else None
-    return read_step_cost(section.section("step_cost"))
 
 
 def _share(section: Section, name: str, default: float) -> float:
@@ -246,9 +377,9 @@ def _cascade(section: Section) -> CascadeSettings:
 
 def _samples(section: Section) -> int:
     samples = int(section.count("samples", 1))
-    if samples > MOST_SAMPLES:
+    if samples > MAX_SAMPLES:
         section.problem(
-            "samples", f"must be at most {MOST_SAMPLES}, not {samples}; each is one more local answer"
+            "samples", f"must be at most {MAX_SAMPLES}, not {samples}; each is one more local answer"
         )
         return 1
     return samples

@@ -1,4 +1,4 @@
-"""Refusals that only a route knows. Each says what to change; what fits no side is `NeverFits`, as everywhere."""
+"""Refusals that only a route knows. Each says what to change; what fits no place is `NeverFits`, as everywhere."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class PolicyForbids(Refused):
     code = "residency_forbids"
 
 
-class NoSideCan(Refused):
-    """No permitted side is able to answer: context, capability, or health."""
+class NoPlaceCan(Refused):
+    """No permitted place is able to answer: context, capability, or health."""
 
     status = 503
     code = "no_side_available"
@@ -28,8 +28,8 @@ class CloudDenied(Refused):
     code = "cloud_denied"
 
 
-class SideFailed(Refused):
-    """A side broke while answering. `status` is what it said; `billable`: it had begun to work."""
+class PlaceFailed(Refused):
+    """A place broke while answering. `status` is what it said; `billable`: it had begun to work."""
 
     status = 502
     code = "side_failed"
@@ -43,5 +43,27 @@ class SideFailed(Refused):
 
     @property
     def is_request_at_fault(self) -> bool:
-        """Whether any side would refuse it. A wrong key or model name, a time-out or a rate limit is the side's."""
+        """Whether any place would refuse it. A wrong key or model name, a time-out or a rate limit is the place's."""
         return self.status in (400, 413, 415, 422)
+
+
+class LimitReached(PlaceFailed):
+    """The tenant has used up one of its limits at the gateway; the free place would not change that."""
+
+    kind = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    @property
+    def is_request_at_fault(self) -> bool:
+        return True
+
+
+class DoesNotFit(PlaceFailed):
+    """Too long for this place's model, as its own tokenizer counts; another place may take it."""
+
+    kind = "invalid_request_error"
+    code = "context_length_exceeded"
+
+    @property
+    def is_request_at_fault(self) -> bool:
+        return False

@@ -1,281 +1,487 @@
-"""One request on its way: decided, tried, judged, escalated or kept, until one side's answer is committed."""
+"""One request on a route: decided, tried, judged, escalated or kept, until one place's answer is committed."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
-from weighbridge.errors import Refused
-from weighbridge.routes.attempt import FIRST_TOKEN, WHOLE, Attempt, Window
+import msgspec
+
+from weighbridge.errors import BadInput, Refused
+from weighbridge.routes.answer import BrokenOff, Shown, whole_answer
 from weighbridge.routes.budget import FREE_OF_CHARGE, Reservation
-from weighbridge.routes.errors import CloudDenied, NoSideCan, SideFailed
-from weighbridge.routes.policy import Asked, Grant, Level, Residency, RoutePlan, decide, residency
+from weighbridge.routes.errors import CloudDenied, NoPlaceCan, PlaceFailed, PolicyForbids
+from weighbridge.routes.leg import FIRST_TOKEN, WHOLE, LegRun
+from weighbridge.routes.place import Place
+from weighbridge.routes.policy import Asked, Grant, Level, PlaceFacts, Residency, RoutePlan, decide, residency
 from weighbridge.routes.privacy.guard import Inspection, Redacted
-from weighbridge.routes.request import RoutedRequest
-from weighbridge.routes.side import SideRequest
+from weighbridge.routes.privacy.redact import ChunkRestorer
+from weighbridge.routes.request import RouteRequest
+from weighbridge.routes.route import Route
+from weighbridge.routes.settings import Window
 from weighbridge.ticket import Ticket
-from weighbridge.wire.ask import Placement
+from weighbridge.wire.ask import Ask, Fields, Placement
+from weighbridge.wire.errors import as_api_error, error_event, error_message
+from weighbridge.wire.events import Event
+from weighbridge.wire.journey import HeaderList, WholeAnswer
+from weighbridge.wire.protocols import chat
 
-if TYPE_CHECKING:
-    from weighbridge.routes.router import HybridRouter
+log = logging.getLogger("weighbridge.routes")
 
 #: Pause before the cloud is asked again, in seconds, where it names none; and the longest that is waited.
 RETRY_PAUSE, LONGEST_PAUSE = 0.2, 2.0
 
 
-class Journey:
-    """Keeps what was decided and every attempt made, so that whatever happens all of them are closed."""
+class RouteService:
+    """Lets requests in to a route."""
 
-    def __init__(self, router: HybridRouter, request: RoutedRequest, ticket: Ticket) -> None:
-        self.router = router
-        self.request = request
+    def __init__(self, route: Route) -> None:
+        self.route = route
+
+    async def admit(self, ask: Ask) -> RouteJourney:
+        """Raises BadInput for what no place could answer."""
+        if ask.path != chat.PATH:
+            message = f"{ask.model!r} is a route between models, and routes answer chats; use {chat.PATH}"
+            raise BadInput(message, param="model")
+        request, gateway = RouteRequest(ask), self.route.gateway
+        gateway.claim_id(ask)
+        ticket = self.route.new_ticket(ask)
+        gateway.tickets.add(ticket)
+        gateway.open_journeys += 1  # a drain waits for it, also between two places
+        return RouteJourney(self.route, request, ticket)
+
+    def health(self) -> dict[str, bool]:
+        return {name: place.healthy for name, place in self.route.places.items()}
+
+    async def close(self) -> None:
+        await self.route.close()
+
+
+@dataclass(frozen=True, slots=True)
+class RouteOpened:
+    """An answer is committed."""
+
+    is_stream: bool
+    status: int = 200
+
+
+class RouteJourney:
+    """Keeps what was decided and every leg that was begun, so that whatever happens all of them are closed."""
+
+    def __init__(self, route: Route, request: RouteRequest, ticket: Ticket) -> None:
         self.ticket = ticket
-        self.attempts: list[Attempt] = []
-        self.redacted: Redacted | None = None
-        self.plan: RoutePlan | None = None
-        self._deadline = router.clock() + (request.deadline_seconds or router.settings.timeout)
-        self._timeout_at = router.clock() + router.settings.timeout
-
-    async def commit(self) -> Attempt:
-        """The attempt whose answer the client gets. Raises Refused where there is none; all is closed then."""
-        try:
-            self.plan = plan = await self._decide()
-            begin = self._cloud_first if plan.order[0] == Level.CLOUD else self._edge_first
-            committed = await begin(plan)
-            await self.close(keep=committed)
-            return committed
-        except BaseException:
-            await self.close()
-            raise
-
-    async def close(self, keep: Attempt | None = None) -> None:
-        """End all attempts but `keep`."""
-        for attempt in self.attempts:
-            if attempt is not keep:
-                await attempt.close()
+        self._route = route
+        self._request = request
+        self._runs: list[LegRun] = []
+        self._committed: LegRun | None = None
+        self._redacted: Redacted | None = None
+        self._must_redact = False
+        self._fields: dict[str, Fields] = {}  # what would be sent to each place
+        now = asyncio.get_running_loop().time()
+        self._ends = now + route.settings.timeout
+        self._deadline = self._ends if request.deadline_seconds is None else now + request.deadline_seconds
+        self._error: str | None = None
+        self._is_whole = False  # the client has been given all there is
+        self._closing: asyncio.Task[None] | None = None
 
     def note(self, text: str) -> None:
         self.ticket.decisions.append(text)
 
+    # -- the journey as a door sees it -----------------------------------------------------------------
+
+    async def open(self) -> RouteOpened:
+        """Decide, and try until an answer is committed. Raises Refused where there is none."""
+        try:
+            plan = await self._decide()
+            committed = await self._run(plan)
+            await self._close_runs(keep=committed)
+        except BaseException as error:
+            if not isinstance(error, asyncio.CancelledError):  # else nobody waits for it any more
+                self._error = str(error) or type(error).__name__
+            raise
+        self._committed = committed
+        self.ticket.placement = committed.place.level.value
+        self.ticket.replica = f"{committed.place.name}:{committed.place.settings.shown_model}"
+        return RouteOpened(self._request.ask.stream)
+
+    def headers(self) -> HeaderList:
+        ticket = self.ticket
+        headers = [
+            (b"x-weighbridge-ticket", ticket.id.encode()),
+            (b"x-weighbridge-replica", ticket.replica.encode("latin-1", "replace")),
+            (b"x-weighbridge-placement", ticket.placement.encode()),
+            (b"x-weighbridge-degraded", b"true" if ticket.degraded else b"false"),
+        ]
+        if self._is_whole:
+            headers.append((b"x-weighbridge-cost", f"{self._usd:.9f}".encode()))
+        return headers
+
+    async def stream(self) -> AsyncIterator[Event]:
+        run, parse = self._begun(), chat.chat_parts
+        usage = self._usage_note if self._request.ask.wants_usage else None
+        shown = Shown(
+            self.ticket.model, keep_logprobs=not run.asked_logprobs, usage=usage, restore=self._restorer(run)
+        )
+        try:
+            async for event in run.rest():
+                if self.ticket.first_token is None:
+                    self.ticket.first_token = time.time()
+                body = shown.events(event.raw)
+                if run.complete:
+                    self._is_whole = True
+                    yield Event(body + shown.rest(), parse, last=True)
+                elif body:
+                    yield Event(body, parse)
+        except (PlaceFailed, BrokenOff) as error:
+            if not self._is_whole:
+                failure = self._broken(run, error)
+                yield Event(error_event(as_api_error(failure)), parse, last=True)
+            return
+        if not self._is_whole:
+            self._is_whole = True
+            yield Event(shown.rest(), parse, last=True)
+
+    async def whole(self) -> WholeAnswer:
+        run, restore = self._begun(), self._restorer(self._begun())
+        chunks: Sequence[dict[str, Any]] = run.chunks
+        self.ticket.first_token = time.time()
+        if restore is not None:
+            chunks = [restore.chunk(chunk) for chunk in chunks]
+            rest = [{"index": index, "delta": delta} for index, delta in restore.finish().items()]
+            chunks = [*chunks, {"choices": rest}]
+        answer = whole_answer(chunks, self.ticket.model, keep_logprobs=not run.asked_logprobs)
+        body = msgspec.json.encode(answer)
+        self._is_whole = True
+        return WholeAnswer(body, chat.chat_answer_parts)
+
+    async def close(self, error: str | None = None) -> bool:
+        """Cancel what still runs, settle, and write the ticket; whoever waits may be cancelled meanwhile."""
+        is_first = self._closing is None
+        if self._closing is None:
+            self._error = self._error or error
+            self._closing = asyncio.get_running_loop().create_task(self._finish())
+        await asyncio.shield(self._closing)
+        return is_first
+
     # -- deciding --------------------------------------------------------------------------------------
 
     async def _decide(self) -> RoutePlan:
-        router, request = self.router, self.request
-        router.caps.arrived(request.tenant, router.clock())
+        route, request, ask = self._route, self._request, self._request.ask
+        policy = route.settings.policy
+        route.caps.arrived(ask.tenant, route.clock())
         inspection = await self._inspect()
         asked = Asked(
-            tenant=request.tenant,
-            route=router.settings.name,
-            labels=request.labels,
-            placement=request.placement,
-            max_usd=request.max_usd,
+            tenant=ask.tenant,
+            route=route.name,
+            labels=ask.labels,
+            placement=ask.placement,
+            max_usd=ask.max_usd,
             deadline_seconds=request.deadline_seconds,
             found=inspection.found,
             unreadable=inspection.unreadable,
             needs=request.needs(),
         )
-        verdict = residency(router.settings.policy, asked)
+        verdict = residency(policy, asked)
         if verdict.residency is Residency.REDACT:
-            self.redacted = inspection.redact(request.forwarded(edge=False))
-            if self.redacted is None:
+            self._redacted = inspection.redact(request.forwarded(Level.CLOUD))
+            if self._redacted is None:
                 asked = replace(asked, found=None)
-                verdict = residency(router.settings.policy, asked)
-        edge, cloud = router.edge_facts(request), router.cloud_facts(request)
+                verdict = residency(policy, asked)
+        facts = [await self._facts(place, may_leave=verdict.may_leave) for place in route.places.values()]
         score = threshold = None
-        if verdict.may_leave and request.placement is Placement.AUTO:
-            (score, said), threshold = await router.score(request), router.threshold()
+        if verdict.may_leave and ask.placement is Placement.AUTO:
+            (score, said), threshold = await route.score(request), route.threshold()
             if said:
                 self.note(said)
-        if verdict.may_leave:
-            reason = router.refusal(request, cloud.usd)
-            cloud = replace(cloud, grant=Grant(not reason, reason))
         self.ticket.rule, self.ticket.score, self.ticket.threshold = verdict.rule, score, threshold
-        plan = decide(verdict, asked, (edge, cloud), score, 1.0 if threshold is None else threshold)
+        plan = decide(verdict, asked, facts, score, 1.0 if threshold is None else threshold)
         self.ticket.decisions.extend(plan.reasons)
         self.ticket.degraded = plan.degraded
+        self._must_redact = plan.redact
         return plan
 
     async def _inspect(self) -> Inspection:
         """Look only where a rule depends on it; `only_edge` never leaves whatever is found."""
-        router = self.router
-        if not router.settings.policy.needs_scan or self.request.placement is Placement.ONLY_EDGE:
+        route, request = self._route, self._request
+        if not route.settings.policy.needs_scan or request.ask.placement is Placement.ONLY_EDGE:
             return Inspection.nothing()
-        return await router.guard.inspect(self.request.forwarded(edge=False))
+        return await route.guard.inspect(request.forwarded(Level.CLOUD))
+
+    async def _facts(self, place: Place, *, may_leave: bool) -> PlaceFacts:
+        if place.level is Level.CLOUD and not may_leave:
+            return PlaceFacts(place.name, place.level)  # nothing of it matters: it is barred
+        ask = self._request.ask
+        fields = self._fields[place.name] = self._sent_to(place)
+        facts = await place.facts(self._request, fields)
+        if place.level is Level.EDGE:
+            self.ticket.prompt_tokens = self.ticket.prompt_tokens or facts.tokens - (ask.max_tokens or 1)
+            return facts
+        reason = await self._route.refusal(ask.tenant, facts.usd)
+        return replace(facts, grant=Grant(not reason, reason))
+
+    def _sent_to(self, place: Place) -> Fields:
+        """The fields that go to a place: beyond the boundary redacted, where the verdict wants it."""
+        if place.level is Level.EDGE or self._redacted is None:
+            return self._request.fields(place.level)
+        body = self._redacted.body
+        return {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in body.items()}
 
     # -- trying ----------------------------------------------------------------------------------------
 
-    async def _cloud_first(self, plan: RoutePlan) -> Attempt:
-        try:
-            attempt = await self._cloud()
-        except Refused as error:
-            if len(plan.order) == 1 or _at_fault(error):
-                raise
-            self.note(f"{error}; the edge answers instead")
-            self.ticket.degraded = True
-            return await self._edge(FIRST_TOKEN if self.request.stream else WHOLE)
-        return attempt
+    async def _run(self, plan: RoutePlan) -> LegRun:
+        """Try the places of the plan in their order, until one has an answer that is good enough."""
+        places = [self._route.places[name] for name in plan.order]
+        cascade = self._route.settings.cascade
+        draft: LegRun | None = None
+        for index, place in enumerate(places):
+            following = places[index + 1 :]
+            judged = plan.escalate and cascade.enabled and place.level is Level.EDGE and len(following) > 0
+            if judged and cascade.race and draft is None:
+                return await self._race(place, following[0])
+            try:
+                run = await self._begin(place, judged=judged)
+            except Refused as error:
+                if draft is None and (_at_fault(error) or not following):
+                    raise self._unanswered(error, plan, places) from error
+                if not following:
+                    self.note(f"{error}; the local answer stands")
+                    self.ticket.degraded = True
+                    break
+                self.note(f"{error}; the {following[0].name} answers instead")
+                if place.level is Level.CLOUD and following[0].level is Level.EDGE:
+                    self.ticket.degraded = True
+                continue
+            if not judged or await self._is_good_enough(run):
+                return run
+            draft = run
+        assert draft is not None, "a plan has at least one place"
+        return draft
 
-    async def _edge_first(self, plan: RoutePlan) -> Attempt:
-        router = self.router
-        judged = plan.escalate and router.settings.cascade.enabled
-        window = (router.settings.cascade.window if judged else FIRST_TOKEN) if self.request.stream else WHOLE
-        if judged and router.settings.cascade.race:
-            return await self._race(window)
-        try:
-            edge = await self._edge(window)
-        except SideFailed as error:
-            if _at_fault(error):
-                raise
-            if len(plan.order) == 1:
-                message = f"{error}; policy permits no other side ({plan.rule})"
-                raise NoSideCan(message, retry_after=error.retry_after) from error
-            self.note(f"{error}; the cloud answers instead")
-            return await self._cloud()
-        if not judged or await self._good_enough(edge):
-            return edge
-        try:
-            cloud = await self._cloud()
-        except Refused as error:
-            self.note(f"{error}; the local answer stands")
-            self.ticket.degraded = True
-            return edge
-        return cloud
+    def _unanswered(self, error: Refused, plan: RoutePlan, places: Sequence[Place]) -> Refused:
+        """What the client is told when the last place failed, or no place can help."""
+        stays = all(place.level is Level.EDGE for place in places)
+        if not stays or _at_fault(error) or not isinstance(error, PlaceFailed):
+            return error
+        message = f"{error}; policy permits no other side ({plan.rule})"
+        return NoPlaceCan(message, retry_after=error.retry_after)
 
-    async def _race(self, window: Window) -> Attempt:
-        """Both at once: the local answer if it is judged good, or the cloud's if that is there first."""
-        self.note("race: edge and cloud start together")
-        edge = asyncio.ensure_future(self._edge(window))
-        cloud = asyncio.ensure_future(self._cloud())
+    async def _race(self, near: Place, far: Place) -> LegRun:
+        """Both at once: the local answer if it is judged good, or the other's if that is there first."""
+        self.note(f"race: {near.name} and {far.name} start together")
+        local_task = asyncio.ensure_future(self._begin(near, judged=True))
+        other_task = asyncio.ensure_future(self._begin(far, judged=False))
         try:
-            await asyncio.wait((edge, cloud), return_when=asyncio.FIRST_COMPLETED)
-            if cloud.done() and not cloud.exception() and not edge.done():
-                return self._win(cloud.result(), "the cloud was first")
-            local = await _or_none(edge)
-            if local is not None and await self._good_enough(local):
+            await asyncio.wait((local_task, other_task), return_when=asyncio.FIRST_COMPLETED)
+            if other_task.done() and not other_task.exception() and not local_task.done():
+                return self._win(other_task.result(), f"the {far.name} was first")
+            local = await _or_none(local_task)
+            if local is not None and await self._is_good_enough(local):
                 return self._win(local, "the local answer is good enough")
-            remote = await _or_none(cloud)
+            remote = await _or_none(other_task)
             if remote is not None:
                 return self._win(remote, "the local answer is not good enough")
             if local is None:
-                raise NoSideCan("both sides failed: " + "; ".join(self.ticket.decisions[-2:]))
+                raise NoPlaceCan("both sides failed: " + "; ".join(self.ticket.decisions[-2:]))
             self.ticket.degraded = True
-            return self._win(local, "the cloud failed; the local answer stands")
+            return self._win(local, f"the {far.name} failed; the local answer stands")
         finally:
-            for task in (edge, cloud):
+            for task in (local_task, other_task):
                 task.cancel()
                 with suppress(asyncio.CancelledError, Refused):
                     await task
 
-    def _win(self, winner: Attempt, why: str) -> Attempt:
+    def _win(self, winner: LegRun, why: str) -> LegRun:
         self.note(f"race: {why}")
         return winner
 
-    async def _edge(self, window: Window) -> Attempt:
-        router, request = self.router, self.request
-        body = request.forwarded(edge=True)
-        if router.settings.cascade.enabled and request.choices == 1:
-            wanted = max(router.settings.cascade.top_logprobs, request.body.get("top_logprobs") or 0)
-            body |= {"logprobs": True, "top_logprobs": wanted}
-        attempt = self._edge_attempt(body)
-        await attempt.start(window)
-        return attempt
+    async def _begin(self, place: Place, *, judged: bool) -> LegRun:
+        """Ask a place for its answer, beyond the boundary more than once where that may help.
 
-    def _edge_attempt(self, body: Mapping[str, Any]) -> Attempt:
-        router, tenant = self.router, self.request.tenant
-        headers = {"x-weighbridge-tenant": tenant} if tenant.isprintable() else {}
-        attempt = Attempt(
-            Level.EDGE, router.edge, self._to_side(body, headers), router.ledger, FREE_OF_CHARGE
-        )
-        self.attempts.append(attempt)
-        return attempt
-
-    async def _cloud(self) -> Attempt:
-        """Ask the cloud, more than once where that may help. Raises CloudDenied or SideFailed."""
-        for number in range(1, self.router.settings.cloud_attempts + 1):
-            reservation = self._reserve()
+        Raises CloudDenied or PlaceFailed.
+        """
+        cascade, stream = self._route.settings.cascade, self._request.ask.stream
+        window = (cascade.window if judged else FIRST_TOKEN) if stream else WHOLE
+        if place.level is Level.EDGE:
+            return await self._ask(place, window, FREE_OF_CHARGE, judged=judged)
+        attempts = self._route.settings.cloud_attempts
+        for number in range(1, attempts + 1):
+            reservation = await self._reserve(place)
             try:
-                return await self._cloud_once(reservation)
-            except SideFailed as error:
+                return await self._ask(place, window, reservation)
+            except PlaceFailed as error:
                 self.note(str(error))
                 pause = min(error.retry_after or RETRY_PAUSE * number, LONGEST_PAUSE)
-                last = number == self.router.settings.cloud_attempts
-                if last or error.is_request_at_fault or self.router.clock() + pause > self._deadline:
+                late = asyncio.get_running_loop().time() + pause > self._deadline
+                if number == attempts or error.is_request_at_fault or late:
                     raise
                 await asyncio.sleep(pause)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _cloud_once(self, reservation: Reservation) -> Attempt:
-        request, redacted = self.request, self.redacted
-        body = redacted.body if redacted is not None else request.forwarded(edge=False)
-        side_request = self._to_side(body, {})
-        attempt = Attempt(Level.CLOUD, self.router.cloud, side_request, self.router.ledger, reservation)
-        self.attempts.append(attempt)
-        what = redacted.summary if redacted is not None else "nothing redacted"
-        self.ticket.left_machine.append(f"{self.router.cloud.model}: {request.size} bytes of text, {what}")
-        await attempt.start(FIRST_TOKEN if request.stream else WHOLE)
-        return attempt
-
-    def _reserve(self) -> Reservation:
-        router, request = self.router, self.request
-        refusal = router.caps.refusal(request.tenant, router.clock())
-        reservation = refusal or router.ledger.reserve(
-            request.tenant, router.settings.name, router.cloud_facts(request).usd
-        )
+    async def _reserve(self, place: Place) -> Reservation:
+        route, request = self._route, self._request
+        tenant = request.ask.tenant
+        refusal = route.caps.refusal(tenant, route.clock())
+        usd = place.max_usd(request)
+        reservation = refusal or await route.cashier.reserve(tenant, route.name, usd)
         if isinstance(reservation, str):
-            raise CloudDenied(f"cloud: {reservation}")
-        router.caps.sent(request.tenant, router.clock())
+            raise CloudDenied(f"{place.name}: {reservation}")
+        route.caps.sent(tenant, route.clock())
         return reservation
 
-    def _to_side(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> SideRequest:
-        request, now = self.request, self.router.clock()
-        deadline = max(self._deadline - now, 0.001) if request.deadline_seconds else None
-        left = max(self._timeout_at - now, 0.001)
-        return SideRequest(body, request.size, headers, left, request.tenant, request.priority, deadline)
+    async def _ask(
+        self, place: Place, window: Window, reservation: Reservation, *, judged: bool = False
+    ) -> LegRun:
+        fields = dict(self._fields[place.name])
+        extra: dict[str, Any] = {}
+        if judged and self._request.ask.choices == 1:
+            body, cascade = self._request.body, self._route.settings.cascade
+            wanted = max(cascade.top_logprobs, body.get("top_logprobs") or 0)
+            extra = {"logprobs": True, "top_logprobs": wanted}
+        run = self._new_run(place, {**fields, **_raw(extra)}, reservation)
+        run.asked_logprobs = bool(extra) and not self._request.body.get("logprobs")
+        if place.level is Level.CLOUD:
+            if self._must_redact and self._redacted is None:
+                raise PolicyForbids("this request may only leave redacted, and it is not")
+            what = self._redacted.summary if self._redacted is not None else "nothing redacted"
+            self.ticket.left_machine.append(
+                f"{place.settings.shown_model}: {self._request.size} bytes of text, {what}"
+            )
+        await run.start(window)
+        return run
+
+    def _new_run(
+        self, place: Place, fields: Fields, reservation: Reservation, purpose: str = "answer"
+    ) -> LegRun:
+        deadline = None
+        if self._request.deadline_seconds is not None:
+            left = self._deadline - asyncio.get_running_loop().time()
+            deadline = place.gateway.clock() + max(left, 0.001)
+        ask = place.ask(self._request, fields, deadline)
+        run = LegRun(place, ask, self._route.cashier, reservation, ends=self._ends, purpose=purpose)
+        run.reads_all = self._route.observer is not None
+        self._runs.append(run)
+        self.ticket.legs.append(run.leg)
+        return run
 
     # -- judging ---------------------------------------------------------------------------------------
 
-    async def _good_enough(self, edge: Attempt) -> bool:
+    async def _is_good_enough(self, run: LegRun) -> bool:
         """Judge what was held back of the local answer, and write down how it came out."""
-        threshold = self.router.settings.cascade.threshold
-        prompt, body, draft = self.request.prompt, self.request.body, edge.draft()
-        judged = self.router.judge(prompt, body, draft)
-        if judged.confidence > 0.0 and (samples := await self._samples(edge)):
-            judged = self.router.judge(prompt, body, draft, samples)
+        threshold = self._route.settings.cascade.threshold
+        prompt, body, draft = self._request.prompt, self._request.body, run.draft()
+        judged = self._route.judge(prompt, body, draft)
+        if judged.confidence > 0.0 and (samples := await self._samples(run)):
+            judged = self._route.judge(prompt, body, draft, samples)
         self.ticket.confidence = judged.confidence
         sign = ">=" if judged.confidence >= threshold else "<"
         self.note(f"confidence {judged.confidence:.3f} {sign} {threshold:.3f} ({judged.reason})")
         return judged.confidence >= threshold
 
-    async def _samples(self, edge: Attempt) -> list[str]:
+    async def _samples(self, run: LegRun) -> list[str]:
         """Further local answers to the same question, drawn at once; those that fail are left out."""
-        cascade = self.router.settings.cascade
-        if cascade.samples < 2 or not (edge.complete and edge.text) or self.request.choices > 1:
+        cascade = self._route.settings.cascade
+        if cascade.samples < 2 or not (run.complete and run.text) or self._request.ask.choices > 1:
             return []
-        drawn = [self._edge_attempt(self._sampling(number)) for number in range(1, cascade.samples)]
-        ended = await asyncio.gather(*(one.start(WHOLE) for one in drawn), return_exceptions=True)
+        drawn = [
+            self._new_run(run.place, self._sampling(number), FREE_OF_CHARGE, "sample")
+            for number in range(1, cascade.samples)
+        ]
+        ended = await asyncio.gather(*(each.start(WHOLE) for each in drawn), return_exceptions=True)
         for error in ended:
             if isinstance(error, BaseException) and not isinstance(error, Refused):
                 raise error
-        return [one.text for one, error in zip(drawn, ended, strict=True) if error is None]
+        return [each.text for each, error in zip(drawn, ended, strict=True) if error is None]
 
-    def _sampling(self, number: int) -> dict[str, Any]:
+    def _sampling(self, number: int) -> Fields:
         """The body of one further sample: its own draw, in earnest even where the client asked for the likeliest."""
-        body = self.request.forwarded(edge=True)
+        body = self._request.body
         seed = (int(body.get("seed") or 0) + number) % 2**31
-        least = self.router.settings.cascade.sample_temperature
-        temperature = max(float(body.get("temperature", 1.0)), least)
-        body |= {"temperature": temperature, "seed": seed}
-        return {name: value for name, value in body.items() if name not in ("logprobs", "top_logprobs")}
+        lowest = self._route.settings.cascade.sample_temperature
+        temperature = max(float(body.get("temperature", 1.0)), lowest)
+        fields = self._request.fields(Level.EDGE) | _raw({"temperature": temperature, "seed": seed})
+        return {name: raw for name, raw in fields.items() if name not in ("logprobs", "top_logprobs")}
+
+    # -- the answer and its end ------------------------------------------------------------------------
+
+    def _begun(self) -> LegRun:
+        assert self._committed is not None, "open() comes first"
+        return self._committed
+
+    def _restorer(self, run: LegRun) -> ChunkRestorer | None:
+        is_cloud = run.place.level is Level.CLOUD
+        return self._redacted.restorer() if is_cloud and self._redacted is not None else None
+
+    @property
+    def _usd(self) -> float:
+        """What all legs have cost, as far as it is known."""
+        return round(sum(run.usd for run in self._runs), 9)
+
+    def _usage_note(self) -> dict[str, Any]:
+        return {"ticket": self.ticket.id, "cost_usd": self._usd}
+
+    def _broken(self, run: LegRun, error: PlaceFailed | BrokenOff) -> PlaceFailed:
+        """A leg broke off when its bytes were on their way to the client."""
+        if isinstance(error, BrokenOff):
+            name, data = run.place.name, error.data
+            error = PlaceFailed(f"{name} failed: {error_message(data)}", billable=True)
+        self._error = str(error)
+        self.note(f"{error}; bytes are out, so nobody else may continue")
+        return error
+
+    async def _close_runs(self, keep: LegRun | None = None) -> None:
+        for run in self._runs:
+            if run is not keep:
+                await run.close()
+
+    async def _finish(self) -> None:
+        try:
+            ends = (run.close(self._error if run is self._committed else None) for run in self._runs)
+            for failure in await asyncio.gather(*ends, return_exceptions=True):
+                if isinstance(failure, BaseException):
+                    log.error("closing a leg of %s failed", self.ticket.id, exc_info=failure)
+        finally:
+            self._fill_ticket()
+            run = self._committed if self._is_whole and self._error is None else None
+            self._route.finished(self._request, self.ticket, run.text if run is not None else None)
+
+    def _fill_ticket(self) -> None:
+        """Add up what all legs took, and what another place would have cost."""
+        ticket, legs = self.ticket, self.ticket.legs
+        ticket.finished = time.time()
+        ticket.error = self._error
+        ticket.cost_usd = round(sum(leg.usd for leg in legs), 9)
+        ticket.cost_estimated = any(leg.estimated and leg.usd > 0 for leg in legs)
+        ticket.finish_reason = "error" if self._error else "abort"
+        committed = self._committed
+        if committed is None:
+            return
+        leg = committed.leg
+        if not self._error and self._is_whole:
+            ticket.finish_reason = leg.outcome if leg.outcome not in (None, "abort", "error") else "stop"
+        ticket.prompt_tokens = leg.prompt_tokens or ticket.prompt_tokens
+        ticket.output_tokens, ticket.cached_tokens = leg.output_tokens, leg.cached_tokens
+        ticket.scheduled, ticket.weighed_tokens = leg.scheduled, leg.weighed_tokens
+        ticket.attempts = sum(leg.tries for leg in legs)
+        other = self._route.other(committed.place)
+        if other is not None:
+            usd = other.price.cost(leg.prompt_tokens, leg.output_tokens)
+            ticket.counterfactual_usd = round(usd, 9)
+
+
+def _raw(fields: dict[str, Any]) -> Fields:
+    return {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in fields.items()}
 
 
 def _at_fault(error: Refused) -> bool:
-    return isinstance(error, SideFailed) and error.is_request_at_fault
+    return isinstance(error, PlaceFailed) and error.is_request_at_fault
 
 
-async def _or_none(task: Awaitable[Attempt]) -> Attempt | None:
+async def _or_none(task: Awaitable[LegRun]) -> LegRun | None:
     try:
         return await task
     except Refused:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import NoReturn
 
 from weighbridge.errors import NeverFits
-from weighbridge.routes.errors import CloudDenied, NoSideCan, PolicyForbids
+from weighbridge.routes.errors import CloudDenied, NoPlaceCan, PolicyForbids
 from weighbridge.wire.ask import Placement
 
 
@@ -192,7 +192,7 @@ def decide(
 ) -> RoutePlan:
     """Order the places that may take a request: the whole way of steps up to the first byte of work.
 
-    `places` stand in the order of trust. Raises PolicyForbids, NeverFits, NoSideCan or CloudDenied where none of
+    `places` stand in the order of trust. Raises PolicyForbids, NeverFits, NoPlaceCan or CloudDenied where none of
     them is open.
     """
     reasons = [verdict.reason]
@@ -312,7 +312,7 @@ def _refuse(asked: Asked, places: Sequence[PlaceFacts], bars: dict[str, Bar]) ->
     said = f"the edge cannot: {_words(edge, bars)}; the cloud may not: {of_cloud}"
     if edge and _never_fits(edge, bars):
         raise NeverFits(said)
-    raise NoSideCan(said)
+    raise NoPlaceCan(said)
 
 
 def _never_fits(names: list[str], bars: dict[str, Bar]) -> bool:

@@ -5,17 +5,55 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from weighbridge.routes.attempt import Window
 from weighbridge.routes.budget import Budgets
 from weighbridge.routes.caps import CapSettings
-from weighbridge.routes.policy import Policy
-from weighbridge.routes.side import SideSettings
+from weighbridge.routes.policy import Level, Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How much of an answer is held back: until `tokens` have come, or `seconds` after the first of them.
+
+    None: no such bound. With neither, the whole answer.
+    """
+
+    tokens: int | None = None
+    seconds: float | None = None
+
 
 #: What a stream holds back unless told otherwise: enough tokens to judge by, and no longer than a reader waits.
 DEFAULT_WINDOW = Window(tokens=24, seconds=1.5)
 
 #: Local answers to one request, at most.
-MOST_SAMPLES = 16
+MAX_SAMPLES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceSettings:
+    """One place of a route: a model of the same gateway, and what the route makes of it.
+
+    `model` is the gateway's name for it. A place that is a replica of its own in the file has an anonymous model,
+    and then `calls_it` is what that server calls its model.
+    """
+
+    name: str
+    level: Level
+    model: str
+    calls_it: str = ""
+    url: str = ""  # of a replica of its own, without a password that it may hold
+    abilities: frozenset[str] | None = None  # None: everything
+    context_tokens: int | None = None  # where the route allows less than the replicas take
+    max_tokens: int = 1024  # of an answer, where the client sets no limit
+
+    @property
+    def shown_model(self) -> str:
+        """The model's name for people."""
+        return self.calls_it or self.model
+
+    @property
+    def shown(self) -> str:
+        """The model and where it is, for people."""
+        return f"{self.shown_model} at {self.url}" if self.url else self.shown_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +104,10 @@ class BanditSettings:
 
 @dataclass(frozen=True, slots=True)
 class RouteSettings:
-    """One route: a model name that stands for an edge side and a cloud side."""
+    """One route: a model name that stands for places, in the order of trust."""
 
     name: str
-    edge: SideSettings
-    cloud: SideSettings
+    places: tuple[PlaceSettings, ...]
     policy: Policy = field(default_factory=Policy)
     threshold: float | None = None  # pre-router score from which the cloud answers; None: the router file's
     router: Path | None = None  # what `route train` wrote
@@ -83,14 +120,17 @@ class RouteSettings:
     cloud_attempts: int = 2
     timeout: float = 120.0  # seconds for a whole answer
 
+    @property
+    def shown_places(self) -> str:
+        """Its places and what is there, for people."""
+        return ", ".join(f"{place.name} {place.shown}" for place in self.places)
+
 
 @dataclass(frozen=True, slots=True)
-class HybridSettings:
-    """All routes, and what they share."""
+class RoutesSettings:
+    """All routes of a file, and what they share."""
 
-    routes: tuple[RouteSettings, ...]
+    routes: tuple[RouteSettings, ...] = ()
     budgets: Budgets = field(default_factory=Budgets)
     ledger: Path | None = None
     shadow_file: Path | None = None
-    tickets: Path | None = None
-    api_keys: tuple[tuple[str, str], ...] = ()  # (secret, tenant); none: everybody may call

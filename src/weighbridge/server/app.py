@@ -123,8 +123,8 @@ class CommonEndpoints:
         return HTMLResponse(self._service.page)
 
     async def health(self, request: Request) -> Response:
-        status, words = self._service.health()
-        return json_response({"status": words, "version": __version__}, status)
+        status, told = self._service.health()
+        return json_response({**told, "version": __version__}, status)
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._service.exposition(), media_type="text/plain; version=0.0.4")

@@ -61,8 +61,8 @@ class HttpService(Service, Protocol):
         """One of them. Raises UnknownModel."""
         ...
 
-    def health(self) -> tuple[int, str]:
-        """The status of `/health`, in numbers and in words."""
+    def health(self) -> tuple[int, dict[str, Any]]:
+        """The status of `/health`, and what it says beside the version: `status` in words first."""
         ...
 
     def load(self) -> dict[str, Any]: ...

@@ -18,7 +18,7 @@ LONGEST_NAME = 200
 #: Labels of one request.
 MAX_LABELS = 32
 
-PlacementWord = Literal["only_edge", "prefer_edge", "prefer_cloud", "only_cloud"]
+PlacementWord = Literal["auto", "only_edge", "prefer_edge", "prefer_cloud", "only_cloud"]
 Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
 
 _encode = msgspec.json.encode

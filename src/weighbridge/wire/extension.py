@@ -79,7 +79,7 @@ def _placement(inside: str | None, ours: Mapping[str, str]) -> Placement:
     return words[0] if words else Placement.AUTO
 
 
-_PLACEMENTS = [str(word) for word in Placement if word is not Placement.AUTO]
+_PLACEMENTS = [str(word) for word in Placement]
 
 
 def _labels(inside: list[str] | None, ours: Mapping[str, str]) -> frozenset[str]:

@@ -24,12 +24,11 @@ from weighbridge.fleet.replicas.process import ProcessReplica, Program, own_core
 from weighbridge.fleet.replicas.ray import connect, make_ray_replica
 from weighbridge.knobs import arguments, knobs
 from weighbridge.models.files.store import resolve
-from weighbridge.routes.served import load_served
-from weighbridge.routes.settings import HybridSettings
-from weighbridge.routes.side import SideSettings
+from weighbridge.routes.build import add_routes
+from weighbridge.routes.config import load_configuration
+from weighbridge.routes.settings import RoutesSettings
 from weighbridge.server.app import create_app
 from weighbridge.server.gateway.metrics import GatewayMetrics
-from weighbridge.server.gateway.routes import add_routes
 from weighbridge.server.gateway.service import GatewayService
 from weighbridge.server.lifecycle import bind, run_server, set_up_logging
 from weighbridge.server.settings import ServerSettings
@@ -41,14 +40,14 @@ _SERVER_OPTIONS = {one.key for one in knobs(ServerSettings)}
 _OVERRIDES = [one for one in knobs(ServerSettings) if one.name in {name.name for name in fields(FleetSpec)}]
 
 
-def spec_of_file(config: Path, written: Collection[str]) -> tuple[FleetSpec, HybridSettings]:
+def spec_of_file(config: Path, written: Collection[str]) -> tuple[FleetSpec, RoutesSettings]:
     """The fleet and the routes of a file. `written`: the options that were given; BadInput for what the file says."""
     rest = sorted(set(written) - _SERVER_OPTIONS - {"config"})
     if rest:
         names = ", ".join("MODEL" if name == "model" else f"--{name.replace('_', '-')}" for name in rest)
         raise BadInput(f"with --config the file says what is served; leave out {names}", param=rest[0])
-    served = load_served(config)
-    return served.fleet, served.hybrid
+    read = load_configuration(config)
+    return read.fleet, read.routes
 
 
 def replicated(model: str, name: str | None, count: int, on: str, engine: EngineSettings) -> FleetSpec:
@@ -81,42 +80,38 @@ def _tenants(api_keys: tuple[ApiKey, ...]) -> tuple[TenantSpec, ...]:
     return tuple(TenantSpec(tenant, tuple(secrets)) for tenant, secrets in keys.items())
 
 
-def serve_spec(spec: FleetSpec, hybrid: HybridSettings | None = None, *, json_logs: bool) -> None:
-    """Serve until SIGTERM or Ctrl-C, then drain. `hybrid`: routes over the fleet."""
+def serve_spec(spec: FleetSpec, routes: RoutesSettings | None = None, *, json_logs: bool) -> None:
+    """Serve until SIGTERM or Ctrl-C, then drain. `routes`: routes over the fleet."""
     set_up_logging(json_logs)
     listener = bind(spec.host, spec.port)  # before anything starts: a taken port is said at once
     makers = LocalMakers(spec)
     makers.connect()
     gateway = Gateway(spec, lambda one: build_replica(one, makers.by_kind()), load_tokenizers(spec))
-    if hybrid is not None and hybrid.routes:
-        add_routes(gateway, hybrid)
+    if routes is not None:
+        add_routes(gateway, routes)
     app = create_app(GatewayService(gateway, GatewayMetrics(gateway)))
     if not json_logs:
-        _announce(spec, hybrid, address(listener))
+        _announce(spec, routes, address(listener))
     settings = ServerSettings(drain_timeout=spec.drain_timeout, json_logs=json_logs)
     drained = run_server(app, gateway, listener, settings)
     if not drained:
         raise WeighbridgeError(CUT_OFF)
 
 
-def _announce(spec: FleetSpec, hybrid: HybridSettings | None, where: str) -> None:
+def _announce(spec: FleetSpec, routes: RoutesSettings | None, where: str) -> None:
     said = {
         model.name: f"{_counted(sum(one.count for one in model.replicas))}, {model.policy}"
         for model in spec.models
+        if not model.only_routes
     }
-    for route in hybrid.routes if hybrid is not None else ():
-        said[route.name] = f"edge {shown_side(route.edge)}, cloud {shown_side(route.cloud)}"
+    for route in routes.routes if routes is not None else ():
+        said[route.name] = route.shown_places
     for name, what in said.items():
         errors.print(Text.assemble((name, "bold"), " on ", (f"http://{where}", "bold"), f": {what}"))
 
 
 def _counted(replicas: int) -> str:
     return f"{replicas} replica{'s' * (replicas > 1)}"
-
-
-def shown_side(side: SideSettings) -> str:
-    """A side of a route in words, without a password its URL may hold."""
-    return f"{side.model} at {side.shown}" if side.url else side.model
 
 
 class LocalMakers:

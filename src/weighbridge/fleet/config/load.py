@@ -49,8 +49,11 @@ def parse_config(text: str, file: str, base: Path) -> FleetSpec:
     return spec
 
 
-def read_fleet(root: Section, base: Path) -> FleetSpec:
-    """The fleet's part of a file; what is wrong is noted in its problems."""
+def read_fleet(root: Section, base: Path, *, needs_models: bool = True) -> FleetSpec:
+    """The fleet's part of a file; what is wrong is noted in its problems.
+
+    `needs_models`: off for a file with routes, whose places may be replicas of their own.
+    """
     host, port = _listen(root)
     timeouts = read_timeouts(root.section("timeouts"), Timeouts())
     hedge = _hedge(root.section("hedge"), HedgeSettings())
@@ -60,7 +63,7 @@ def read_fleet(root: Section, base: Path) -> FleetSpec:
         _model(name, section, base, Defaults(timeouts), hedge, policy, resume)
         for name, section in root.named("models")
     )
-    if not models:
+    if not models and needs_models:
         root.problem("models", "needs at least one model with its replicas")
     _check_names(root, models)
     tenants = tuple(_tenant(name, section) for name, section in root.named("tenants"))
@@ -145,6 +148,7 @@ def _model(
         resume=section.flag("resume", resume),
         hedge=_hedge(section.section("hedge"), hedge),
         default_max_tokens=section.count("default_max_tokens", 1024),
+        only_routes=section.flag("only_routes", False),
     )
     section.done()
     return spec

@@ -7,6 +7,7 @@ shows all of them.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ import yaml
 
 from weighbridge.errors import BadInput
 from weighbridge.knobs import Knob, Settings, knobs, settings_from
+
+log = logging.getLogger("weighbridge.config")
 
 
 class Secret(str):
@@ -30,20 +33,30 @@ class Secret(str):
 
 @dataclass(slots=True)
 class Problems:
-    """What is wrong with one file."""
+    """What is wrong with one file, and what will be: settings that are written as they used to be."""
 
     file: str
     found: list[tuple[int, str]] = field(default_factory=list)  # line from 0, text
+    warnings: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, node: yaml.Node | None, where: str, what: str) -> None:
+        self.found.append(self._placed(node, where, what))
+
+    def warn(self, node: yaml.Node | None, where: str, what: str) -> None:
+        self.warnings.append(self._placed(node, where, what))
+
+    def _placed(self, node: yaml.Node | None, where: str, what: str) -> tuple[int, str]:
         line = node.start_mark.line if node is not None else -1
         place = f"{self.file}:{line + 1}" if node is not None else self.file
-        self.found.append((line, f"{place}: {where + ': ' if where else ''}{what}"))
+        return line, f"{place}: {where + ': ' if where else ''}{what}"
 
     def raise_any(self) -> None:
-        """Raise BadInput with one line for each problem, in the order of the file."""
+        """Raise BadInput with one line for each problem, in the order of the file; else log the warnings."""
         if self.found:
-            raise BadInput("\n".join(text for _, text in sorted(self.found, key=lambda one: one[0])))
+            raise BadInput("\n".join(text for _, text in sorted(self.found, key=lambda found: found[0])))
+        for _, text in sorted(self.warnings, key=lambda found: found[0]):
+            log.warning("%s", text)
+        self.warnings.clear()
 
 
 class Section:
@@ -55,6 +68,7 @@ class Section:
         self.problems = problems
         self._asked: set[str] = set()
         self._values: dict[str, yaml.Node] = {}
+        self._sections: dict[str, Section] = {}
         if node is None or (isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")):
             return
         if not isinstance(node, yaml.MappingNode):
@@ -70,11 +84,40 @@ class Section:
         self._asked.add(name)
         return name in self._values
 
+    def has(self, name: str) -> bool:
+        """Whether a setting that nobody should write any more is there; asking does not make it known."""
+        return name in self._values
+
     def line_of(self, name: str) -> yaml.Node | None:
         return self._values.get(name, self.node)
 
     def problem(self, name: str, what: str) -> None:
         self.problems.add(self.line_of(name), self._path(name), what)
+
+    def move(self, old: str, new: str, value: Any = None) -> None:
+        """Read the old setting `old` as `new` (`name` or `section.name`) for this release, and warn of it.
+
+        `value`: what it is read as, where that is not what is written there.
+        """
+        node = self._values.pop(old)
+        *home, name = new.split(".")
+        written = f"`{home[0]}: {{{name}: ...}}`" if home else f"`{name}: ...`"
+        self.problems.warn(node, self._path(old), f"is read for one more release; write {written} instead")
+        target = self.section(home[0]) if home else self
+        if name in target._values:
+            self.problems.add(node, self._path(old), f"is given beside {target._path(name)}; keep the latter")
+        else:
+            target._values[name] = node if value is None else _like(value, node)
+
+    def drop(self, old: str, why: str) -> None:
+        """Do without an old setting for this release, and warn of it."""
+        self.problems.warn(self._values.pop(old), self._path(old), why)
+
+    def assume(self, name: str, value: Any, beside: str, why: str) -> None:
+        """Read as if `name: value` stood beside a setting that used to mean it, and warn there."""
+        node = self._values[beside]
+        self.problems.warn(node, self._path(beside), why)
+        self._values[name] = _like(value, node)
 
     def text(self, name: str, default: str = "") -> str:
         value = self.plain(name)
@@ -174,8 +217,12 @@ class Section:
         return path
 
     def section(self, name: str) -> Section:
+        """The mapping below `name`; the same one each time it is asked for."""
         self._asked.add(name)
-        return Section(self._values.get(name), self._path(name), self.problems)
+        found = self._sections.get(name)
+        if found is None:
+            found = self._sections[name] = Section(self._values.get(name), self._path(name), self.problems)
+        return found
 
     def is_mapping(self, name: str) -> bool:
         self._asked.add(name)
@@ -261,6 +308,13 @@ def _plain(node: yaml.Node) -> Any:
         return node.value
     finally:
         loader.dispose()
+
+
+def _like(value: Any, node: yaml.Node) -> yaml.Node:
+    """A value as if it were written where `node` is."""
+    written: yaml.Node = yaml.SafeDumper("").represent_data(value)
+    written.start_mark, written.end_mark = node.start_mark, node.end_mark
+    return written
 
 
 def _shown(value: Any) -> str:

@@ -27,6 +27,7 @@ class Defaults:
     """What an entry inherits from the file around it."""
 
     timeouts: Timeouts = field(default_factory=Timeouts)
+    probe: bool = True
 
 
 def read_replica(section: Section, name: str, defaults: Defaults) -> ReplicaSpec:
@@ -46,8 +47,9 @@ def read_replica(section: Section, name: str, defaults: Defaults) -> ReplicaSpec
         capacity=read_capacity(section.section("capacity")),
         limits=read_limits(section.section("limits")),
         timeouts=read_timeouts(section.section("timeouts"), defaults.timeouts),
-        probe=section.flag("probe", True),
+        probe=section.flag("probe", defaults.probe),
         probe_path=section.text("probe_path") or None,
+        prefix=_prefix(section),
         stream_usage=section.flag("stream_usage", True),
         count=section.count("count", 1),
         threads=section.count("threads", None),
@@ -110,6 +112,17 @@ def _url(section: Section) -> str:
     if "url" in section and not valid:
         section.problem("url", f"{text!r} is no URL; write for example http://127.0.0.1:8000")
     return text.removesuffix("/v1")
+
+
+def _prefix(section: Section) -> str:
+    """What stands in a server's paths where others have /v1; empty is possible, so it is not read as a text."""
+    value = section.plain("prefix")
+    if value is None:
+        return "/v1"
+    if not isinstance(value, str) or (value and not value.startswith("/")) or value.endswith("/"):
+        section.problem("prefix", "must begin with / and not end with it, such as /v2, or be empty: ''")
+        return "/v1"
+    return value
 
 
 def _price(section: Section) -> Price:

@@ -80,6 +80,7 @@ class ReplicaSpec:
     timeouts: Timeouts = field(default_factory=Timeouts)
     probe: bool = True  # ask for its health; off for APIs that must only be called for work
     probe_path: str | None = None
+    prefix: str = "/v1"  # what its paths begin with, in place of /v1
     stream_usage: bool = True  # it understands `stream_options.include_usage`
     count: int = 1
     threads: int | None = None
@@ -94,7 +95,11 @@ class ReplicaSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One model and its replicas. `aliases` are further names that clients may use for it."""
+    """One model and its replicas. `aliases` are further names that clients may use for it.
+
+    `only_routes`: clients reach it through routes and never by a name of its own. `placement` is what answers and
+    tickets say of where it is: "edge", or "cloud" for what a route has beyond the boundary.
+    """
 
     name: str
     replicas: tuple[ReplicaSpec, ...]
@@ -104,6 +109,9 @@ class ModelSpec:
     resume: bool = False  # a stream whose replica dies goes on elsewhere, re-prefilled
     hedge: HedgeSettings = field(default_factory=HedgeSettings)
     default_max_tokens: int = 1024
+    only_routes: bool = False
+    placement: str = "edge"
+    retry: RetrySettings | None = None  # None: that of the whole fleet
 
 
 @dataclass(frozen=True, slots=True)

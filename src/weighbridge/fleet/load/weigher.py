@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -62,7 +62,6 @@ class Weighed:
     chain: tuple[Digest, ...]
     exact: bool
     size: int
-    hash: str = ""  # names the prompt without showing it
 
 
 class Scales:
@@ -102,7 +101,7 @@ class Scales:
         key = _key(ask)
         known = self._known.get(key)
         if known is None:
-            known = replace(await self._count(ask), hash=key.hex())
+            known = await self._count(ask)
             if known.exact or self._tokenizer is None:
                 self._remember(key, known)
         else:

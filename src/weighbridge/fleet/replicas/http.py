@@ -52,6 +52,11 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict)
     timeouts: Timeouts = field(default_factory=Timeouts)
     probe_path: str | None = None  # None: the dialect's
+    prefix: str = "/v1"  # what its paths begin with, in place of /v1
+
+    def path(self, path: str) -> str:
+        """A path of OpenAI's API as this server has it."""
+        return self.prefix + path.removeprefix("/v1") if path.startswith("/v1/") else path
 
 
 class HttpReplica:
@@ -73,7 +78,7 @@ class HttpReplica:
         limit = timeouts.first_byte if call.stream else timeouts.answer
         response: Response | None = None
         try:
-            head = self._head("POST", call.path)
+            head = self._head("POST", self.endpoint.path(call.path))
             response = await self._client.send(
                 head + self._headers(call) if call.headers else head, call.body
             )
@@ -95,7 +100,7 @@ class HttpReplica:
         return HttpAnswer(self.name, response, call.stream, timeouts)
 
     async def probe(self) -> Report:
-        path = self.endpoint.probe_path or self.endpoint.dialect.path
+        path = self.endpoint.probe_path or self.endpoint.path(self.endpoint.dialect.path)
         limit = self.endpoint.timeouts.probe
         try:
             async with asyncio.timeout(limit):

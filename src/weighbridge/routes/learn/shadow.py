@@ -9,27 +9,34 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any, Protocol
+
+import msgspec
 
 from weighbridge.errors import Refused
-from weighbridge.routes.answer import Gathered
-from weighbridge.routes.attempt import WHOLE, Attempt
-from weighbridge.routes.budget import FREE_OF_CHARGE, Reservation
 from weighbridge.routes.difficulty.features import prompt_features
 from weighbridge.routes.judge import agreement
 from weighbridge.routes.learn.bandit import ThresholdBandit
 from weighbridge.routes.policy import Asked, Level, Residency, residency
-from weighbridge.routes.request import RoutedRequest
-from weighbridge.routes.settings import ShadowSettings
-from weighbridge.routes.side import SideRequest
+from weighbridge.routes.request import RouteRequest
+from weighbridge.routes.settings import RouteSettings, ShadowSettings
 from weighbridge.ticket import Ticket
 from weighbridge.wire.ask import Placement
 
-if TYPE_CHECKING:
-    from weighbridge.routes.router import HybridRouter
-
 log = logging.getLogger("weighbridge.routes")
+
+
+class SecondAnswers(Protocol):
+    """What is needed of a route: its settings, and answers from either side of the boundary."""
+
+    @property
+    def settings(self) -> RouteSettings: ...
+    async def second_answer(self, request: RouteRequest, level: Level) -> str:
+        """The text of a whole answer. Raises Refused."""
+        ...
+
 
 _QUESTION = (
     "Two assistants answered the same request. Say only SAME if answer B is as good as answer A, else WORSE.\n\n"
@@ -45,7 +52,7 @@ def _costs(ticket: Ticket) -> dict[str, float]:
 
 
 class Shadow:
-    """The router's observer. `draw`: uniform in [0, 1). Call `close` to end what still runs."""
+    """The observer of a route. `draw`: uniform in [0, 1). Call `close` to end what still runs."""
 
     def __init__(
         self,
@@ -54,7 +61,7 @@ class Shadow:
         path: Path | None = None,
         bandit: ThresholdBandit | None = None,
     ) -> None:
-        self.router: HybridRouter | None = None
+        self.route: SecondAnswers | None = None
         self._settings = settings
         self._draw = draw
         self._bandit = bandit
@@ -64,18 +71,18 @@ class Shadow:
     def threshold(self, default: float) -> float:
         return default if self._bandit is None else self._bandit.choose()
 
-    def finished(self, request: RoutedRequest, ticket: Ticket, answer: str) -> None:
+    def finished(self, request: RouteRequest, ticket: Ticket, answer: str) -> None:
         """Begin a comparison for a sampled share. Requests that were redacted, or may not leave, never are."""
-        router = self.router
-        if router is None or self._draw() >= self._settings.share or not answer:
+        route, ask = self.route, request.ask
+        if route is None or self._draw() >= self._settings.share or not answer:
             return
-        policy = router.settings.policy
-        asked = Asked(tenant=request.tenant, route=router.settings.name, labels=request.labels)
+        policy = route.settings.policy
+        asked = Asked(tenant=ask.tenant, route=route.settings.name, labels=ask.labels)
         verdict = residency(policy, asked).residency
-        if policy.needs_scan or verdict is not Residency.FREE or request.placement is Placement.ONLY_EDGE:
+        if policy.needs_scan or verdict is not Residency.FREE or ask.placement is Placement.ONLY_EDGE:
             return
         if len(self._tasks) < self._settings.max_concurrent:
-            task = asyncio.get_running_loop().create_task(self._compare(router, request, ticket, answer))
+            task = asyncio.get_running_loop().create_task(self._compare(route, request, ticket, answer))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -88,14 +95,13 @@ class Shadow:
             self._file = None
 
     async def _compare(
-        self, router: HybridRouter, request: RoutedRequest, ticket: Ticket, answer: str
+        self, route: SecondAnswers, request: RouteRequest, ticket: Ticket, answer: str
     ) -> None:
+        other = Level.CLOUD if ticket.placement == Level.EDGE else Level.EDGE
         try:
-            other = Level.CLOUD if ticket.placement == Level.EDGE else Level.EDGE
-            body = request.forwarded(edge=other is Level.EDGE)
-            second = await self._ask(router, request, other, body)
+            second = await route.second_answer(request, other)
             edge, cloud = (answer, second) if other is Level.CLOUD else (second, answer)
-            quality = await self._judge(router, request, edge, cloud)
+            quality = await self._judge(route, request, edge, cloud)
         except Refused as error:
             log.info("a shadow evaluation came to nothing: %s", error)
             return
@@ -104,51 +110,21 @@ class Shadow:
             self._bandit.learn(ticket.threshold, shown, ticket.cost_usd)
         self._write(request, ticket, edge, cloud, quality)
 
-    async def _ask(
-        self, router: HybridRouter, request: RoutedRequest, where: Level, body: dict[str, Any]
-    ) -> str:
-        """One whole answer. The cloud's is reserved first. Raises Refused."""
-        side = router.cloud if where is Level.CLOUD else router.edge
-        reservation = FREE_OF_CHARGE
-        if where is Level.CLOUD:
-            reservation = self._reserve(router, request)
-        side_request = SideRequest(body, request.size, tenant=request.tenant)
-        attempt = Attempt(where, side, side_request, router.ledger, reservation)
-        try:
-            await attempt.start(WHOLE)
-            gathered = Gathered()
-            async for chunk in attempt.rest():
-                gathered.add(chunk)
-        finally:
-            await attempt.close()
-        return attempt.text
-
-    @staticmethod
-    def _reserve(router: HybridRouter, request: RoutedRequest) -> Reservation:
-        """Money, and a place under the tenant's caps, as for any other request to the cloud. Raises Refused."""
-        now = router.clock()
-        usd = router.cloud_facts(request).usd
-        reserved = router.caps.refusal(request.tenant, now) or router.ledger.reserve(
-            request.tenant, router.settings.name, usd
-        )
-        if isinstance(reserved, str):
-            raise Refused(reserved)
-        router.caps.sent(request.tenant, now)
-        return reserved
-
-    async def _judge(self, router: HybridRouter, request: RoutedRequest, edge: str, cloud: str) -> float:
+    async def _judge(self, route: SecondAnswers, request: RouteRequest, edge: str, cloud: str) -> float:
         if self._settings.judge == "agreement":
             return agreement(edge, cloud)
         text = _QUESTION.format(request=request.prompt, cloud=cloud, edge=edge)
         body = {"messages": [{"role": "user", "content": text}], "max_tokens": 4, "temperature": 0}
-        verdict = await self._ask(router, request, Level.CLOUD, body)
+        fields = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in body.items()}
+        question = replace(request.ask, fields=fields, max_tokens=4, choices=1)
+        verdict = await route.second_answer(RouteRequest(question), Level.CLOUD)
         return float("SAME" in verdict.upper())
 
     def _confidence_threshold(self) -> float | None:
-        cascade = self.router.settings.cascade if self.router is not None else None
+        cascade = self.route.settings.cascade if self.route is not None else None
         return cascade.threshold if cascade is not None and cascade.enabled else None
 
-    def _write(self, request: RoutedRequest, ticket: Ticket, edge: str, cloud: str, quality: float) -> None:
+    def _write(self, request: RouteRequest, ticket: Ticket, edge: str, cloud: str, quality: float) -> None:
         if self._file is None:
             return
         row: dict[str, Any] = {

@@ -84,8 +84,9 @@ class EngineService:
             "max_model_len": self.engine.max_model_len,
         }
 
-    def health(self) -> tuple[int, str]:
-        return (503, "draining") if self.engine.load().draining else (200, "ok")
+    def health(self) -> tuple[int, dict[str, Any]]:
+        draining = self.engine.load().draining
+        return (503, {"status": "draining"}) if draining else (200, {"status": "ok"})
 
     def load(self) -> dict[str, Any]:
         return asdict(self.engine.load())

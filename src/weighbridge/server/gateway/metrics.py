@@ -11,8 +11,7 @@ from prometheus_client.registry import Collector
 
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.member import Member, Standing
-from weighbridge.fleet.pool import Pool
-from weighbridge.ticket import Ticket
+from weighbridge.ticket import Leg, Ticket
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 #: Tenants with a label of their own; whoever comes later counts as "other", because names are the clients' to choose.
@@ -53,27 +52,36 @@ class GatewayMetrics:
     def answered(self, route: str, status: int) -> None:
         self._child(self._http, route, str(status)).inc()
 
-    def finished(self, ticket: Ticket, pool: Pool) -> None:
-        child, model, by_model = self._child, pool.spec.name, (pool.spec.name, pool.spec.policy)
-        tenant = self._tenant(ticket.tenant)
-        child(self._finished, model, ticket.finish_reason or "unknown").inc()
+    def finished(self, ticket: Ticket) -> None:
+        """Count a request once for its tenant, and each of its legs for the model that worked on it."""
+        child, tenant = self._child, self._tenant(ticket.tenant)
+        legs = ticket.every_leg()
         child(self._requests, tenant).inc()
-        child(self._tokens, tenant, "prompt").inc(ticket.prompt_tokens)
-        child(self._tokens, tenant, "output").inc(ticket.output_tokens)
-        if ticket.cost_usd:
-            child(self._usd, tenant).inc(ticket.cost_usd)
-        if ticket.resumed:
-            child(self._resumed, model).inc(ticket.resumed)
-        if ticket.scheduled is not None:
-            child(self._wait, *by_model).observe(max(ticket.scheduled - ticket.arrived, 0.0))
-        if ticket.finished is None:
+        for kind in ("prompt", "output"):
+            child(self._tokens, tenant, kind).inc(sum(getattr(leg, f"{kind}_tokens") for leg in legs))
+        if usd := sum(leg.usd for leg in legs):
+            child(self._usd, tenant).inc(usd)
+        if not legs:
+            child(self._finished, ticket.model, ticket.finish_reason or "unknown").inc()
+        for leg in legs:
+            self._leg(leg, ticket.choices)
+
+    def _leg(self, leg: Leg, choices: int) -> None:
+        child, model = self._child, leg.model
+        by_model = (model, self._gateway.pools[model].spec.policy)
+        child(self._finished, model, leg.outcome or "unknown").inc()
+        if leg.resumed:
+            child(self._resumed, model).inc(leg.resumed)
+        if leg.scheduled is not None:
+            child(self._wait, *by_model).observe(max(leg.scheduled - leg.arrived, 0.0))
+        if leg.finished is None:
             return
-        child(self._e2e, *by_model).observe(ticket.finished - ticket.arrived)
-        if ticket.first_token is not None:
-            child(self._ttft, *by_model).observe(ticket.first_token - ticket.arrived)
-            if ticket.output_tokens > ticket.choices:
-                gaps = ticket.output_tokens / ticket.choices - 1
-                child(self._itl, *by_model).observe((ticket.finished - ticket.first_token) / gaps)
+        child(self._e2e, *by_model).observe(leg.finished - leg.arrived)
+        if leg.first_token is not None:
+            child(self._ttft, *by_model).observe(leg.first_token - leg.arrived)
+            if leg.output_tokens > choices:
+                gaps = leg.output_tokens / choices - 1
+                child(self._itl, *by_model).observe((leg.finished - leg.first_token) / gaps)
 
     def _child(self, metric: Any, *labels: str) -> Any:
         """What `metric.labels` returns; that look-up takes a lock and copies, which adds up."""

@@ -11,8 +11,7 @@ from weighbridge.fleet.gateway import Gateway
 from weighbridge.server.endpoint import Endpoint, TextTokenizer
 from weighbridge.server.gateway.admin import Admin
 from weighbridge.server.gateway.metrics import GatewayMetrics
-from weighbridge.wire.ask import Ask, Placement
-from weighbridge.wire.errors import ApiError
+from weighbridge.wire.ask import Ask
 from weighbridge.wire.journey import Journey
 from weighbridge.wire.keys import ApiKey, Keys
 
@@ -40,9 +39,6 @@ class GatewayService:
         await self.gateway.close()
 
     async def admit(self, ask: Ask) -> Journey:
-        if ask.placement is Placement.ONLY_CLOUD and ask.model not in self.gateway.routes:
-            message = "placement: this gateway chooses by load alone; use only_edge or prefer_edge"
-            raise ApiError(400, message, param="weighbridge")
         return await self.gateway.admit(ask)
 
     # -- what the door asks beside requests ------------------------------------------------------------
@@ -58,16 +54,19 @@ class GatewayService:
         return fields if longest is None else {**fields, "max_model_len": longest}
 
     def _names(self) -> list[str]:
-        pools = self.gateway.pools.values()
-        return [name for pool in pools for name in (pool.spec.name, *pool.spec.aliases)] + list(
-            self.gateway.routes
-        )
+        named = [pool.spec for pool in self.gateway.pools.values() if not pool.spec.only_routes]
+        return [*(name for spec in named for name in (spec.name, *spec.aliases)), *self.gateway.routes]
 
-    def health(self) -> tuple[int, str]:
+    def health(self) -> tuple[int, dict[str, Any]]:
         """200 while every model can be served; load balancers in front stop sending otherwise."""
-        if self.gateway.draining:
-            return 503, "draining"
-        return (200, "ok") if self.gateway.ready else (503, "no replica is up for some model")
+        gateway = self.gateway
+        routes = {name: route.health() for name, route in gateway.routes.items()}
+        more = {"routes": routes} if routes else {}
+        if gateway.draining:
+            return 503, {"status": "draining", **more}
+        if not gateway.ready:
+            return 503, {"status": "no replica is up for some model", **more}
+        return 200, {"status": "ok", **more}
 
     def load(self) -> dict[str, Any]:
         return self.gateway.load()

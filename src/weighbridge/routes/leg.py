@@ -1,0 +1,321 @@
+"""A leg of a route's request under way: asked of one place, held back until it may be judged, paid for once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
+from dataclasses import fields
+from typing import Any, cast
+
+import msgspec
+
+from weighbridge.errors import BadInput, NeverFits, RateLimited, Refused, WeighbridgeError
+from weighbridge.fleet.attempt import Opened
+from weighbridge.fleet.journey import FleetJourney
+from weighbridge.fleet.meter import Meter
+from weighbridge.fleet.reliability.retry import retry_after
+from weighbridge.routes.budget import FREE_OF_CHARGE, NANO, Cashier, Reservation
+from weighbridge.routes.errors import DoesNotFit, LimitReached, PlaceFailed
+from weighbridge.routes.judge import Draft, SignalMeter
+from weighbridge.routes.place import Place
+from weighbridge.routes.policy import Level
+from weighbridge.routes.settings import Window
+from weighbridge.ticket import Leg
+from weighbridge.wire.ask import Ask
+from weighbridge.wire.errors import error_message
+from weighbridge.wire.events import Event
+from weighbridge.wire.journey import Answered
+from weighbridge.wire.sse import event_data
+
+FIRST_TOKEN = Window(tokens=1)
+WHOLE = Window()
+#: A bill of so many times what an answer can cost at most is a mistake of the server that says so.
+CREDIBLE = 2.0
+#: Seconds in which a body must end behind its last event.
+END_WITHIN = 1.5
+
+Chunk = dict[str, Any]  # one `chat.completion.chunk`, decoded
+
+
+class LegRun:
+    """Opens a journey at a place, and settles its reservation when it is closed.
+
+    `ends`: when the whole answer must be there, on the event loop's clock.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        ask: Ask,
+        cashier: Cashier,
+        reservation: Reservation = FREE_OF_CHARGE,
+        *,
+        ends: float,
+        purpose: str = "answer",
+    ) -> None:
+        self.place = place
+        self.chunks: list[Chunk] = []  # what was held back, decoded
+        self.signals = SignalMeter()
+        self.finish_reason: str | None = None
+        self.complete = False  # its last event is here
+        self.asked_logprobs = False  # for the judge; the client did not
+        self.reads_all = False  # its text is wanted, also of what is not held back
+        self.leg = Leg(ask.model, place.name, place.level, purpose)
+        self._ask = ask
+        self._cashier = cashier
+        self._reservation = reservation
+        self._ends = ends
+        self._journey: FleetJourney | None = None
+        self._events: AsyncGenerator[Event, None] | None = None
+        self._next: asyncio.Task[Event | None] | None = None  # waited for when a window ended by its time
+        self._held: list[Event] = []
+        self._text: list[str] = []
+        self._counted = 0  # tokens of what was held back
+        self._exhausted = False  # nothing comes behind its last event any more
+        self._billable = False
+        self._started_at = self._opened_at = 0.0
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def text(self) -> str:
+        """The content of the first choice, as far as it was read here."""
+        return "".join(self._text)
+
+    def draft(self) -> Draft:
+        """What there is of the answer now, to be judged."""
+        return Draft(self.text, self.complete, self.finish_reason, self.signals.read())
+
+    # -- until it may be judged ------------------------------------------------------------------------
+
+    async def start(self, window: Window) -> None:
+        """Ask the place and hold back `window` of its answer. Raises PlaceFailed; then it is closed already."""
+        gateway = self.place.gateway
+        self._started_at = gateway.clock()
+        try:
+            async with asyncio.timeout_at(self._ends):
+                self._journey = await gateway.leg(self._ask, self.place.pool)
+                self._journey.meter = Meter(
+                    hide_usage=False
+                )  # what it used is read here, whoever asked for it
+                self._billable = True  # a request cut off on its way may have been worked on
+                self._check(await self._journey.open())
+                self._opened_at = gateway.clock()
+                self._events = cast("AsyncGenerator[Event, None]", self._journey.stream())
+                await self._hold(window)
+        except BaseException as error:
+            failure = self._failure(error)
+            if failure is not None:
+                self._billable = failure.billable or self._counted > 0
+            await self.close(_reason(error))
+            if failure is None or failure is error:
+                raise
+            raise failure from error
+
+    def _check(self, opened: Opened) -> None:
+        """Raises PlaceFailed for an answer that is no stream of chunks."""
+        name = self.place.name
+        if opened.status >= 400:
+            raise PlaceFailed(
+                f"{name} answered {opened.status}: {error_message(opened.first)}", status=opened.status
+            )
+        if not opened.is_stream:
+            raise PlaceFailed(f"{name} sent no stream although it was asked for one", billable=True)
+
+    async def _hold(self, window: Window) -> None:
+        loop = asyncio.get_running_loop()
+        until: float | None = None
+        while not self.complete and (window.tokens is None or self._counted < window.tokens):
+            event = await self._event_before(until)
+            if event is None:
+                return
+            self._held.append(event)
+            self._read(event)
+            if until is None and window.seconds is not None and self._counted:
+                until = loop.time() + window.seconds
+
+    async def _event_before(self, until: float | None) -> Event | None:
+        """The next event; None after the last, and when `until` comes first: then it is still waited for."""
+        if until is None:
+            return await self._following()
+        task = self._next = asyncio.ensure_future(self._following())
+        await asyncio.wait((task,), timeout=until - asyncio.get_running_loop().time())
+        if not task.done():
+            return None
+        self._next = None
+        return task.result()
+
+    async def _following(self) -> Event | None:
+        assert self._events is not None
+        event = await anext(self._events, None)
+        self._exhausted = event is None
+        self.complete = self.complete or event is None or event.last
+        return event
+
+    def _read(self, event: Event) -> None:
+        """Take in what an event says: its text, its log-probabilities, how many tokens it carries."""
+        for data in event_data(event.raw):
+            if data != b"[DONE]":
+                chunk = self._chunk(data)
+                self.chunks.append(chunk)
+                self._note(chunk)
+
+    def _chunk(self, data: bytes) -> Chunk:
+        name = self.place.name
+        try:
+            chunk = msgspec.json.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise PlaceFailed(f"{name} sent an event that is no JSON", billable=True) from None
+        if not isinstance(chunk, dict):
+            raise PlaceFailed(f"{name} sent an event that is no object", billable=True)
+        if chunk.get("error"):
+            raise PlaceFailed(f"{name} failed: {error_message(data)}", billable=True)
+        return chunk
+
+    def _note(self, chunk: Chunk) -> None:
+        try:
+            for choice in chunk.get("choices") or ():
+                delta = choice.get("delta") or {}
+                logprobs = (choice.get("logprobs") or {}).get("content") or ()
+                if delta.get("content") or delta.get("tool_calls") or logprobs:
+                    self._counted += max(len(logprobs), 1)
+                if choice.get("index", 0) == 0:
+                    self._text.append(_text(delta.get("content")))
+                    self.signals.add(logprobs)
+                    self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        except (AttributeError, TypeError, ValueError, KeyError):
+            raise PlaceFailed(f"{self.place.name} sent a chunk in no known shape", billable=True) from None
+
+    # -- the answer ------------------------------------------------------------------------------------
+
+    async def rest(self) -> AsyncIterator[Event]:
+        """What was held back, as one event, then the rest as it comes. Raises PlaceFailed where it breaks off."""
+        if self._held:
+            yield _joined(self._held)
+        while not self._exhausted:
+            try:
+                async with asyncio.timeout_at(self._ends):
+                    if self._next is not None:
+                        event = await self._next
+                        self._next = None
+                    else:
+                        event = await self._following()
+            except TimeoutError as error:
+                raise PlaceFailed(f"{self.place.name} took too long", status=504, billable=True) from error
+            if event is not None:
+                if self.reads_all:
+                    self._read(event)
+                yield event
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    @property
+    def usd(self) -> float:
+        """US dollars as far as they are known: before the end of the answer, what it is expected to cost."""
+        if self.leg.finished is not None or self._journey is None or self._events is None:
+            return self.leg.usd
+        return self._journey.cost()
+
+    async def close(self, error: str | None = None) -> None:
+        """Stop, settle, and fill in the leg. Whoever waits may be cancelled; it goes on all the same."""
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._finish(error))
+        await asyncio.shield(self._closing)
+
+    async def _finish(self, error: str | None) -> None:
+        try:
+            await self._stop()
+        finally:
+            if self._journey is not None:
+                await self._journey.close(error)
+                self._fill(self._journey)
+            self.leg.error = self.leg.error or error
+            self.leg.finished = self.leg.finished or time.time()
+            await self._cashier.settle(self._reservation, self.leg.usd)
+
+    async def _stop(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await self._next
+        if self._events is not None:
+            if self.complete and not self._exhausted:  # its end is near, and the connection is kept then
+                with suppress(WeighbridgeError, TimeoutError):
+                    async with asyncio.timeout(END_WITHIN):
+                        while await anext(self._events, None) is not None:
+                            pass
+            await self._events.aclose()
+
+    def _fill(self, journey: FleetJourney) -> None:
+        """What the fleet settled, as the leg; what it decided belongs to the leg alone."""
+        ticket, place, leg = journey.ticket, self.place, self.leg
+        error = leg.error
+        settled = ticket.as_leg()
+        for name in _SETTLED:
+            setattr(leg, name, getattr(settled, name))
+        leg.error = settled.error or error
+        leg.decisions, leg.scores, leg.score_unit = ticket.decisions, ticket.scores, ticket.score_unit
+        leg.replica_ticket = journey.replica_ticket
+        usage = journey.meter.usage
+        leg.estimated = usage is None
+        if usage is None and not self._billable:
+            leg.prompt_tokens = leg.output_tokens = 0
+            leg.usd = 0.0
+        elif usage is None and not leg.usd and ticket.attempts:
+            leg.prompt_tokens = ticket.weighed_tokens or 0
+            leg.usd = place.price.cost(leg.prompt_tokens, leg.output_tokens)
+        bound = self._reservation.nano_usd / NANO
+        if self._reservation.id and leg.usd > CREDIBLE * bound:
+            leg.decisions.append(
+                f"it says that it costs {leg.usd:.6f} USD, which cannot be: {bound:.6f} are paid"
+            )
+            leg.usd, leg.estimated = bound, True
+        if self.complete and usage is not None and journey.meter.complete and self._opened_at:
+            now = place.gateway.clock()
+            place.latency.observe(
+                self._opened_at - self._started_at, now - self._opened_at, usage.output_tokens
+            )
+
+    def _failure(self, error: BaseException) -> PlaceFailed | None:
+        """An error as a route understands it; None for what goes on as it is."""
+        name, admitted = self.place.name, self._journey is not None
+        is_edge = self.place.level is Level.EDGE
+        text = f"{name}: {error}"
+        if isinstance(error, PlaceFailed):
+            return error
+        if isinstance(error, TimeoutError):
+            return PlaceFailed(f"{name}: no answer in time", status=504, billable=admitted)
+        if isinstance(error, Answered):
+            wait = retry_after(error.headers, time.time())
+            text = f"{name} answered {error.status}: {error_message(error.body)}"
+            return PlaceFailed(text, status=error.status, retry_after=wait)
+        if isinstance(error, RateLimited) and is_edge:
+            return LimitReached(text, status=429, retry_after=error.retry_after)
+        if isinstance(error, NeverFits) and is_edge:
+            return DoesNotFit(text, status=400)
+        if isinstance(error, Refused):
+            late = error.status == 504 and admitted  # it was sent, and may have been worked on
+            return PlaceFailed(text, status=error.status, retry_after=error.retry_after, billable=late)
+        return PlaceFailed(text, status=400) if isinstance(error, BadInput) else None
+
+
+#: What a leg takes over from the ticket that the fleet settled; where it was asked, it knows itself.
+_SETTLED = [each.name for each in fields(Leg) if each.name not in ("model", "place", "placement", "purpose")]
+
+
+def _reason(error: BaseException) -> str | None:
+    """What went wrong, for the ticket; None where nothing did but that nobody wants the answer any more."""
+    return None if isinstance(error, asyncio.CancelledError) else str(error) or type(error).__name__
+
+
+def _text(content: Any) -> str:
+    if content is not None and not isinstance(content, str):
+        raise TypeError("content that is no text")
+    return content or ""
+
+
+def _joined(events: list[Event]) -> Event:
+    if len(events) == 1:
+        return events[0]
+    return Event(b"".join([event.raw for event in events]), events[0].parse, events[-1].last)
