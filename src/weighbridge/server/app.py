@@ -12,13 +12,16 @@ from typing import Any
 from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from weighbridge import __version__
 from weighbridge.server.door import Door
-from weighbridge.server.endpoint import Endpoint, Handler, HttpService, json_response
+from weighbridge.server.endpoint import Audience, Endpoint, Handler, HttpService, json_response
+from weighbridge.wire.access import check_site, is_loopback
 from weighbridge.wire.body import decode, read_body
 from weighbridge.wire.errors import ApiError, as_api_error, error_body, retry_after_header
 from weighbridge.wire.headers import headers_of
@@ -31,6 +34,13 @@ log = logging.getLogger("weighbridge.server")
 
 #: Bytes or tokens from which texts are tokenised in a thread, so that the event loop goes on.
 LONG_TEXT = 20_000
+
+
+#: Headers of an answer that scripts of other sites may read.
+EXPOSED_HEADERS = [
+    "retry-after",
+    *(f"x-weighbridge-{name}" for name in ("ticket", "replica", "placement", "cost", "degraded")),
+]
 
 
 class TokenizeRequest(Struct):
@@ -50,14 +60,20 @@ def create_app(
     *,
     protocols: Sequence[WireProtocol] = PROTOCOLS,
     clock: Callable[[], float] = time.monotonic,
-) -> Door:
+) -> ASGIApp:
     """Everything that is served over one service: the protocols, and the endpoints beside them."""
     common = CommonEndpoints(service)
     table = [*common.endpoints(), *service.endpoints()]
     routes = [Route(row.path, _guarded(row, service), methods=[row.method]) for row in table]
     routes += [Route(protocol.path, _only_post, methods=["POST"]) for protocol in protocols]
     rest = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
-    return Door(service, rest, protocols=protocols, clock=clock)
+    door = Door(service, rest, protocols=protocols, clock=clock)
+    origins = service.access.allow_origins
+    if not origins:
+        return door
+    return CORSMiddleware(
+        door, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED_HEADERS
+    )
 
 
 async def _only_post(request: Request) -> Response:
@@ -70,8 +86,7 @@ def _guarded(row: Endpoint, service: HttpService) -> Handler:
 
     async def call(request: Request) -> Response:
         try:
-            if not row.open_to_all:
-                request.state.tenant = service.keys.tenant(headers_of(request.headers.raw))
+            admit_caller(row.audience, request, service)
             response = await row.handler(request)
         except Exception as error:
             failure = as_api_error(error)
@@ -82,6 +97,21 @@ def _guarded(row: Endpoint, service: HttpService) -> Handler:
         return response
 
     return call
+
+
+def admit_caller(audience: Audience, request: Request, service: HttpService) -> None:
+    """Check from where and with which key an endpoint is asked. Raises ApiError 401 or 403."""
+    headers, keys = headers_of(request.headers.raw), service.keys
+    if not keys.are_asked:
+        check_site(service.access, request.scope["server"][0], headers)
+    request.state.tenant = None
+    if audience is Audience.TENANTS:
+        request.state.tenant = keys.tenant(headers)
+    elif audience is Audience.WATCHERS and keys.are_asked and not service.access.open_pages:
+        here = request.client is not None and is_loopback(request.client.host)
+        if not here and not keys.is_known(headers):
+            message = "figures are shown to this machine and with a key; send one, or start with --open-pages"
+            raise ApiError(401, message, code="invalid_api_key")
 
 
 def error_response(error: ApiError) -> Response:
@@ -107,10 +137,10 @@ class CommonEndpoints:
 
     def endpoints(self) -> list[Endpoint]:
         return [
-            Endpoint("GET", "/", self.console, open_to_all=True),
-            Endpoint("GET", "/health", self.health, open_to_all=True),
-            Endpoint("GET", "/metrics", self.metrics, open_to_all=True),
-            Endpoint("GET", "/v1/load", self.load, open_to_all=True),
+            Endpoint("GET", "/", self.console, Audience.WATCHERS),
+            Endpoint("GET", "/health", self.health, Audience.ALL),
+            Endpoint("GET", "/metrics", self.metrics, Audience.WATCHERS),
+            Endpoint("GET", "/v1/load", self.load, Audience.WATCHERS),
             Endpoint("GET", "/v1/models", self.models),
             Endpoint("GET", "/v1/models/{model:path}", self.model),
             Endpoint("POST", "/tokenize", self.tokenize),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from weighbridge.server.endpoint import HttpService
+from weighbridge.wire.access import check_site
 from weighbridge.wire.answer import Answers
 from weighbridge.wire.body import read_body
 from weighbridge.wire.errors import ApiError, as_api_error, retry_after_header
@@ -57,6 +58,8 @@ class Door:
         try:
             try:
                 headers = headers_of(scope["headers"])
+                if not service.keys.are_asked:
+                    check_site(service.access, scope["server"][0], headers)
                 tenant = service.keys.tenant(headers)
                 body = await read_body(receive, headers, service.max_body)
                 ask = protocol.read(body)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Protocol
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from weighbridge.wire.access import AccessSettings
 from weighbridge.wire.journey import Service
 from weighbridge.wire.keys import Keys
 
@@ -20,14 +22,22 @@ def json_response(value: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, media_type="application/json")
 
 
+class Audience(StrEnum):
+    """Whom an endpoint answers."""
+
+    TENANTS = "tenants"  # whoever has a key, where keys are asked for
+    WATCHERS = "watchers"  # tenants, this machine, and everybody where pages are open
+    ALL = "all"  # everybody; or the handler asks for a key of its own
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One row of the table. `open_to_all`: no key is asked for, or the handler asks for another one."""
+    """One row of the table."""
 
     method: str
     path: str
     handler: Handler
-    open_to_all: bool = False
+    audience: Audience = Audience.TENANTS
 
 
 class TextTokenizer(Protocol):
@@ -44,6 +54,10 @@ class HttpService(Service, Protocol):
     """A service that answers over HTTP: one engine, or a gateway. The door serves the same endpoints over both."""
 
     keys: Keys
+
+    @property
+    def access(self) -> AccessSettings: ...
+
     max_body: int  # bytes
     page: str  # the console, as HTML
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weighbridge.knobs import knob
+from weighbridge.wire.access import AccessSettings
 from weighbridge.wire.keys import ApiKey, parse_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ListenSettings:
-    """Where a server listens."""
+class ListenSettings(AccessSettings):
+    """Where a server listens, and from where it may be asked."""
 
     host: str = knob("127.0.0.1", "Address to listen on.")
     port: int = knob(8080, "Port; 0 takes a free one.", min=0, max=65535)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -46,7 +47,9 @@ def check_site(access: AccessSettings, server: str, headers: Mapping[str, str]) 
         return
     host = host_of(headers.get("host", ""))
     if host and not is_this_machine(host) and host not in access.allow_hosts:
-        message = f"this server answers for this machine only, not for the host {host[:200]!r}; allow it with --allow-host"
+        message = (
+            f"this server answers for this machine only, not for the host {host[:200]!r}; see --allow-host"
+        )
         raise ApiError(403, message, code="host_not_allowed")
     origin = headers.get("origin")
     if origin is not None and not origin_allowed(access, origin):
@@ -72,6 +75,7 @@ def is_this_machine(host: str) -> bool:
     return host == "localhost" or host.endswith(".localhost") or is_loopback(host)
 
 
+@lru_cache(4096)
 def is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback

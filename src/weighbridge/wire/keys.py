@@ -40,6 +40,20 @@ class Keys:
         self._admin = admin
         self._tenants = {_digest(key.secret): (key.tenant, key.expires) for key in keys}
 
+    @property
+    def are_asked(self) -> bool:
+        """Whether a caller needs a key."""
+        return bool(self._tenants)
+
+    def is_known(self, headers: Mapping[str, str]) -> bool:
+        """Whether the request carries any key of ours, a tenant's that is still good or the operator's."""
+        if self._admin is not None and hmac.compare_digest(bearer(headers).encode(), self._admin.encode()):
+            return True
+        try:
+            return self.tenant(headers) is not None
+        except ApiError:
+            return False
+
     def tenant(self, headers: Mapping[str, str]) -> str | None:
         """Return the tenant of the caller's key; None when no keys are asked for. Raises ApiError 401."""
         if not self._tenants:

@@ -83,6 +83,9 @@ def read_fleet(root: Section, base: Path, *, needs_models: bool = True) -> Fleet
         tickets=root.path("tickets", base, must_exist=False),
         max_body=_bytes(root, "max_body", 8 << 20),
         drain_timeout=root.number("drain_timeout", 30.0),
+        open_pages=root.flag("open_pages", False),
+        allow_hosts=root.texts("allow_hosts"),
+        allow_origins=root.texts("allow_origins"),
     )
 
 

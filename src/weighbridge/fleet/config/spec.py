@@ -16,6 +16,7 @@ from weighbridge.fleet.reliability.hedge import HedgeSettings
 from weighbridge.fleet.reliability.retry import RetrySettings
 from weighbridge.fleet.replica import Timeouts
 from weighbridge.fleet.scaling import ScalingSettings
+from weighbridge.wire.access import AccessSettings
 
 #: What a replica may be: exactly one of these keys is in its entry.
 KINDS = ("url", "process", "engine", "ray")
@@ -167,3 +168,13 @@ class FleetSpec:
     tickets: Path | None = None
     max_body: int = 8 << 20
     drain_timeout: float = 30.0
+    open_pages: bool = False
+    allow_hosts: tuple[str, ...] = ()
+    allow_origins: tuple[str, ...] = ()
+
+    @property
+    def access(self) -> AccessSettings:
+        """From where the gateway may be asked."""
+        return AccessSettings(
+            open_pages=self.open_pages, allow_hosts=self.allow_hosts, allow_origins=self.allow_origins
+        )

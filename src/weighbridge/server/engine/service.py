@@ -54,6 +54,7 @@ class EngineService:
         self.settings = settings
         self.tickets = metrics.tickets
         self.keys = Keys(settings.api_keys)
+        self.access = settings
         self.max_body = settings.max_body
         self.page = (files("weighbridge.server.engine") / "console.html").read_text(encoding="utf-8")
         self._prompts = PromptReader(tokenizer, Limits(settings, tokenizer.vocab_size))

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from weighbridge.errors import BadInput
 from weighbridge.fleet.gateway import Gateway
-from weighbridge.server.endpoint import Endpoint, TextTokenizer
+from weighbridge.server.endpoint import Audience, Endpoint, TextTokenizer
 from weighbridge.server.gateway.admin import Admin
 from weighbridge.server.gateway.metrics import GatewayMetrics
 from weighbridge.wire.ask import Ask
@@ -23,6 +23,7 @@ class GatewayService:
         spec = gateway.spec
         self.gateway = gateway
         self.tickets = gateway.tickets
+        self.access = spec.access
         self.max_body = spec.max_body
         self.page = (files("weighbridge.server.gateway") / "console.html").read_text(encoding="utf-8")
         keys = [
@@ -90,9 +91,9 @@ class GatewayService:
     def endpoints(self) -> list[Endpoint]:
         admin = Admin(self.gateway, self.keys)
         return [
-            Endpoint("GET", "/admin/replicas", admin.replicas, open_to_all=True),
-            Endpoint("POST", "/admin/replicas", admin.add, open_to_all=True),
-            Endpoint("DELETE", "/admin/replicas/{replica}", admin.remove, open_to_all=True),
-            Endpoint("POST", "/admin/replicas/{replica}/drain", admin.drain, open_to_all=True),
-            Endpoint("POST", "/admin/replicas/{replica}/undrain", admin.undrain, open_to_all=True),
+            Endpoint("GET", "/admin/replicas", admin.replicas, Audience.ALL),
+            Endpoint("POST", "/admin/replicas", admin.add, Audience.ALL),
+            Endpoint("DELETE", "/admin/replicas/{replica}", admin.remove, Audience.ALL),
+            Endpoint("POST", "/admin/replicas/{replica}/drain", admin.drain, Audience.ALL),
+            Endpoint("POST", "/admin/replicas/{replica}/undrain", admin.undrain, Audience.ALL),
         ]
