@@ -167,6 +167,17 @@ def bad_names(page: Page, repository: Repository) -> Iterator[str]:
     for line in () if page.tells_history else page.lines:
         for span in () if line.fenced else _SPAN.findall(line.text):
             yield from (line.problem(f"`{name}` does not exist") for name in _missing(span, repository))
+            yield from (
+                line.problem(f"`{name}` is elsewhere; write its path") for name in _strange(page, span)
+            )
+
+
+def _strange(page: Page, span: str) -> Iterator[str]:
+    """Bare names of modules on the page of a room that are none of this room's."""
+    home = ROOT / "src/weighbridge" / Path(page.name).stem
+    is_room = page.name.startswith("docs/design/") and home.is_dir()
+    if is_room and re.fullmatch(r"(?!test_)\w+\.py", span) and not any(home.rglob(span)):
+        yield span
 
 
 def _missing(span: str, repository: Repository) -> Iterator[str]:

@@ -51,6 +51,13 @@ def test_what_is_wrong_is_found(text: str, words: str) -> None:
     assert [problem for problem in docs.problems([page]) if words in problem]
 
 
+def test_a_bare_name_on_a_rooms_page_is_of_that_room() -> None:
+    page = docs.Page("docs/design/cost.md", "`step.py`, `test_step_cost.py` and `door.py`")
+    assert [line.split(": ")[1] for line in docs.problems([page]) if "elsewhere" in line] == [
+        "`door.py` is elsewhere; write its path"
+    ]
+
+
 def test_what_is_right_passes() -> None:
     text = (
         "[here](README.md) and `cost/step.py`, `weighbridge.flow.guess`, `weighbridge serve --replicas 4`.\n"
