@@ -176,7 +176,8 @@ def _strange(page: Page, span: str) -> Iterator[str]:
     """Bare names of modules on the page of a room that are none of this room's."""
     home = ROOT / "src/weighbridge" / Path(page.name).stem
     is_room = page.name.startswith("docs/design/") and home.is_dir()
-    if is_room and re.fullmatch(r"(?!test_)\w+\.py", span) and not any(home.rglob(span)):
+    is_bare = re.fullmatch(r"(?!test_)\w+\.py", span)
+    if is_room and is_bare and not (home.parent / span).is_file() and not any(home.rglob(span)):
         yield span
 
 
