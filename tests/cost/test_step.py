@@ -146,3 +146,52 @@ def test_clock_needs_different_iterations_before_it_trusts_a_fit() -> None:
     for _ in range(40):
         clock.observe(Sample(16, 16, 4000, 0.02))
     assert clock.fitted is DEFAULT_STEP_COST
+
+
+mixtures = st.builds(
+    StepCost,
+    overhead=st.floats(1e-4, 1e-2),
+    memory=st.floats(1e-3, 5e-2),
+    per_token=st.floats(1e-5, 1e-3),
+    per_context_token=st.floats(1e-8, 1e-6),
+    per_sequence=st.floats(1e-6, 1e-3),
+    per_expert=st.sampled_from([0.0, 1e-5, 1e-4]),
+    experts=st.just(512.0),
+    expert_layers=st.just(8.0),
+    expert_top_k=st.just(4.0),
+    expert_skew=st.floats(0.0, 1.0),
+)
+
+
+@given(mixtures, st.integers(0, 60), st.integers(1, 1500), st.integers(0, 2000))
+def test_a_line_of_one_prompt_takes_the_iteration_it_fits_into(
+    cost: StepCost, streams: int, fresh: int, cached: int
+) -> None:
+    """Half of the iteration under way, then one with the prompt and a token of every stream."""
+    context = 300 * streams
+    seconds = cost.line_seconds(cost.prefill_work(fresh, cached), fresh, streams, context, 1 << 20, 16)
+    pairs = fresh * cached + fresh * (fresh + 1) // 2
+    whole = cost.seconds(fresh + streams, streams + 1, context, pairs)
+    # Where memory bounds the iteration, attention to the prompt is computed meanwhile.
+    before = 0.5 * cost.seconds(streams, streams + 1, context) if streams else 0.0
+    assert seconds <= (whole + before) * 1.02
+    assert seconds >= (whole + before - cost.per_prompt_pair * pairs) * 0.97
+
+
+@given(mixtures, st.integers(0, 60), st.integers(2, 12))
+def test_a_long_line_takes_as_many_iterations_as_it_fills(cost: StepCost, streams: int, filled: int) -> None:
+    room = 1024 - streams
+    work, context = cost.per_token * room * (filled + 0.5), 100 * streams
+    seconds = cost.line_seconds(work, room * (filled + 0.5), streams, context, 1024, 16)
+    each = cost.seconds(1024, streams + 1, context)
+    last = cost.seconds(room // 2 + streams, streams + 1, context)
+    before = 0.5 * cost.seconds(streams, streams + 1, context) if streams else 0.0
+    most = filled * max(each, cost.seconds(1024, streams + 1, context)) + last + before
+    assert seconds == pytest.approx(most, rel=0.05, abs=(filled + 1) * cost.memory)
+
+
+@given(mixtures, st.integers(0, 200))
+def test_the_share_of_prompts_is_what_streams_leave(cost: StepCost, streams: int) -> None:
+    share = cost.prompt_share(streams, 50 * streams, 2048)
+    assert 0.0 < share <= 1.0
+    assert share >= cost.prompt_share(streams + 8, 50 * streams + 400, 2048)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-
-import numpy as np
 
 from weighbridge.cost.experts import ExpertUse
 
@@ -66,10 +63,10 @@ class StepCost:
 
     def seconds(
         self,
-        tokens: int,
-        sequences: int,
-        context_tokens: int,
-        prompt_pairs: int = 0,
+        tokens: float,
+        sequences: float,
+        context_tokens: float,
+        prompt_pairs: float = 0,
         experts: float | None = None,
     ) -> float:
         """Predicted seconds of an iteration.
@@ -95,6 +92,72 @@ class StepCost:
         return self.seconds(
             sample.tokens, sample.sequences, sample.context_tokens, sample.prompt_pairs, sample.experts
         )
+
+    def decode_seconds(self, sequences: float, context_tokens: float) -> float:
+        """Seconds of an iteration that gives each of `sequences` one token and computes no prompt."""
+        return self.seconds(sequences, sequences, context_tokens)
+
+    def prefill_work(self, tokens: float, cached: float = 0.0) -> float:
+        """Seconds that `tokens` prompt tokens behind `cached` ones add to the iterations they run in.
+
+        What those iterations take beside, weights and experts read included, is the line's: see `line_seconds`.
+        """
+        return tokens * (self.per_token + self.per_prompt_pair * (cached + 0.5 * (tokens + 1.0)))
+
+    def line_seconds(
+        self, work: float, tokens: float, streams: float, context_tokens: float, width: int, block: int
+    ) -> float:
+        """Seconds until a line of prompts is computed: `tokens` of them, `work` seconds (see `prefill_work`).
+
+        They are computed in iterations of `width` tokens, at least `block` of them the prompts', which also advance
+        all `streams`; before them comes half of the iteration that runs now.
+        """
+        per_token, memory = self.per_token, self.memory
+        compute = per_token * streams
+        beside = (
+            self.overhead
+            + compute
+            + self.per_context_token * context_tokens
+            + self.per_sequence * (streams + 1)
+        )
+        free = width - streams
+        room = per_token * (free if free > block else block)
+        full = int(work / room) if room else 0  # iterations that are filled up; one more has the rest
+        idle = memory - compute if memory > compute else 0.0  # weights streamed beyond what streams compute
+        seconds = (work if work > idle else idle) + beside * (1 + full)
+        if streams:
+            seconds += 0.5 * (beside + idle)
+        if self.per_expert:
+            rest = max(tokens - full * max(free, block), 1.0)
+            seconds += self._line_expert_seconds(full, rest, streams, width)
+        return seconds
+
+    def _line_expert_seconds(self, full: int, rest: float, streams: float, width: int) -> float:
+        """Seconds in which the iterations of a line read experts: `full` ones, and one with `rest` prompt tokens.
+
+        Batches of about one size count as one, so that a balancer asks for few of them.
+        """
+        use, beside = self.expert_use, _coarse(streams)
+        touched = use.touched(beside + _coarse(rest), beside + 1)
+        if full:
+            touched += full * use.touched(width, beside + 1)
+        if beside:
+            touched += 0.5 * use.touched(beside, beside)
+        return self.per_expert * touched
+
+    def prompt_share(self, streams: int, context_tokens: int, width: int) -> float:
+        """Share of an iteration of `width` tokens that goes to prompts and not to the `streams` in it."""
+        room = self.per_token * (width - streams if width > streams else 1)
+        if not room:
+            return 1.0
+        beside = (
+            self.overhead
+            + (self.per_token + self.per_sequence) * streams
+            + self.per_context_token * context_tokens
+        )
+        if self.per_expert:
+            beside += self.per_expert * self.expert_use.touched(width, streams + 1)
+        return room / (room + beside)
 
     @property
     def expert_use(self) -> ExpertUse:
@@ -189,6 +252,13 @@ class StepCost:
         return fields
 
 
+def _coarse(count: float) -> int:
+    """About `count`, one of few values: exact up to 64, within a thirtieth above."""
+    whole = round(count)
+    shift = max(whole.bit_length() - 6, 0)
+    return whole >> shift << shift
+
+
 #: Before anything is measured: a 135M-parameter model on two modern server cores.
 DEFAULT_STEP_COST = StepCost(
     overhead=0.003,
@@ -198,144 +268,3 @@ DEFAULT_STEP_COST = StepCost(
     per_sequence=0.00005,
     per_prompt_pair=2.5e-7,
 )
-
-
-#: How much `fit` heeds that pairs of prompts may cost what context tokens do, in usual samples.
-_LEANING = 0.05
-
-#: Rounds of reweighting in `fit`: further ones change nothing that can be seen.
-_FIT_ROUNDS = 3
-
-
-def fit(samples: Sequence[Sample]) -> StepCost:
-    """Least squares of `StepCost` over measured iterations, every coefficient >= 0.
-
-    The maximum makes the model piecewise linear: the knee (tokens at which compute takes over from memory)
-    is searched over the observed token counts, and each side is solved as non-negative least squares on
-    relative errors, so that short and long iterations count alike. Errors are relative to what the round before
-    predicted, not to what was measured: iterations of one kind that now and then lose their core for a while are
-    met in their mean, which is what adds up to latencies; dividing by each measurement would favour the quick
-    ones. Where every sample says how many experts it touched, the time per expert is fitted too.
-
-    Raises ValueError with fewer than five samples.
-    """
-    if len(samples) < 5:
-        raise ValueError("fitting a step cost needs at least five measured iterations")
-    seconds = np.array([s.seconds for s in samples])
-    sparse = all(s.experts is not None for s in samples)
-    columns = np.array(
-        [[1.0, s.tokens, s.context_tokens, s.sequences, s.prompt_pairs, s.experts or 0.0] for s in samples],
-        dtype=np.float64,
-    )[:, : 6 if sparse else 5]
-    expected = seconds
-    for _ in range(_FIT_ROUNDS):
-        cost, predicted = _best_knee(columns, seconds, expected)
-        expected = np.maximum(predicted, 1e-3 * seconds)
-    return cost
-
-
-def _best_knee(columns: np.ndarray, seconds: np.ndarray, expected: np.ndarray) -> tuple[StepCost, np.ndarray]:
-    """The fit with the least squared error relative to `expected`, and what it predicts of each sample."""
-    best: tuple[float, StepCost, np.ndarray] | None = None
-    leaning = _leaning(columns, expected)
-    for knee in np.unique(columns[:, 1]):
-        bent = columns.copy()
-        bent[:, 1] = np.maximum(columns[:, 1], knee)
-        rows = np.vstack([bent / expected[:, None], leaning])
-        solution = _non_negative_least_squares(rows, np.append(seconds / expected, 0.0))
-        predicted = bent @ solution
-        error = float((((predicted - seconds) / expected) ** 2).sum())
-        if best is None or error < best[0]:
-            overhead, per_token, per_context, per_sequence, per_pair, *per_expert = map(float, solution)
-            memory = per_token * float(knee)
-            cost = StepCost(overhead, memory, per_token, per_context, per_sequence, *per_expert)
-            best = error, replace(cost, per_prompt_pair=per_pair), predicted
-    assert best is not None
-    return best[1], best[2]
-
-
-def _leaning(columns: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """One row that says, in a low voice, that a prompt pair costs what a context token does.
-
-    Without prompt pairs, nothing else tells their price; with few kinds of chunks, noise would.
-    """
-    usual = math.sqrt(float(np.mean((columns[:, 4] / expected) ** 2)))
-    row = np.zeros(columns.shape[1])
-    row[2], row[4] = -1.0, 1.0
-    return row * (_LEANING * usual or 1.0)
-
-
-def _non_negative_least_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Active-set search over the few columns: drop the most negative coefficient until none is left."""
-    active = list(range(a.shape[1]))
-    while active:
-        scale = np.linalg.norm(a[:, active], axis=0)
-        scale[scale == 0.0] = 1.0
-        solution = np.linalg.lstsq(a[:, active] / scale, b, rcond=None)[0] / scale
-        if (solution >= 0.0).all():
-            break
-        active.pop(int(np.argmin(solution * scale)))
-    result = np.zeros(a.shape[1])
-    if active:
-        result[active] = solution
-    return result
-
-
-class StepClock:
-    """A `StepCost` that keeps learning from the iterations it predicts.
-
-    At once through one factor, the smoothed ratio of measured to predicted seconds; and, every
-    `refit_every` iterations, by fitting all coefficients anew to what was measured of each kind of
-    iteration, once there are enough kinds.
-    """
-
-    KINDS_NEEDED = 8
-    SPREAD_NEEDED = 8.0  # between the smallest and the largest iteration, in tokens
-
-    def __init__(
-        self, cost: StepCost = DEFAULT_STEP_COST, smoothing: float = 0.05, refit_every: int = 128
-    ) -> None:
-        self.fitted = cost
-        self.cost = cost
-        self._ratio = 1.0
-        self._smoothing = smoothing
-        self._refit_every = refit_every
-        self._observed = 0
-        self._kinds: dict[
-            tuple[int, int], Sample
-        ] = {}  # iterations of about the same size: their smoothed time
-
-    def observe(self, sample: Sample) -> None:
-        """Fold one measured iteration in; a single stall moves the estimate by at most a factor of 2·smoothing."""
-        predicted = self.fitted.predict(sample)
-        if predicted <= 0.0 or sample.seconds <= 0.0:
-            return
-        ratio = min(max(sample.seconds / predicted, self._ratio / 2), self._ratio * 2)
-        self._ratio += self._smoothing * (ratio - self._ratio)
-        self.cost = self.fitted.scaled(self._ratio)
-        self._remember(sample)
-        self._observed += 1
-        if self._observed % self._refit_every == 0:
-            self._refit()
-
-    def _remember(self, sample: Sample) -> None:
-        pairs = sample.context_tokens + sample.prompt_pairs
-        kind = (round(2 * math.log2(sample.tokens)), round(math.log2(pairs + 1)))
-        known = self._kinds.get(kind)
-        if known is not None:
-            # A stall counts as twice the usual time at most.
-            seconds = known.seconds + 0.2 * (min(sample.seconds, 2 * known.seconds) - known.seconds)
-            sample = replace(sample, seconds=seconds)
-        self._kinds[kind] = sample
-
-    def _refit(self) -> None:
-        tokens = [sample.tokens for sample in self._kinds.values()]
-        if len(tokens) < self.KINDS_NEEDED or max(tokens) < self.SPREAD_NEEDED * min(tokens):
-            return
-        self.fitted = self.cost = fit(list(self._kinds.values())).with_expert_use(self.fitted.expert_use)
-        self._ratio = 1.0
-
-    def set_expert_use(self, use: ExpertUse) -> None:
-        """What was learned of the spread of tokens over experts; the times stay as they are."""
-        self.fitted = self.fitted.with_expert_use(use)
-        self.cost = self.cost.with_expert_use(use)

@@ -33,8 +33,8 @@ _COUNTING = frozenset({"round_robin", "random", "least_requests", "power_of_two"
 _LARGE_FLEET = 64
 
 
-#: Tokens, sequences and pairs of an iteration by whose time replicas of unequal speed are compared.
-_USUAL_BATCH = (32, 32, 32 * 512)
+#: Sequences and context tokens of an iteration by whose time replicas of unequal speed are compared.
+_USUAL_BATCH = (32, 32 * 512)
 
 
 @dataclass(slots=True)
@@ -144,7 +144,7 @@ class SimulatedGateway:
 
     def _sample_balance(self, names: list[str]) -> None:
         work = [
-            self.states[name].outstanding_tokens * self._replicas[name].cost.seconds(*_USUAL_BATCH)
+            self.states[name].outstanding_tokens * self._replicas[name].cost.decode_seconds(*_USUAL_BATCH)
             for name in names
         ]
         mean = sum(work) / len(work) if work else 0.0

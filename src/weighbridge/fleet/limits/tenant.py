@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
+from weighbridge.cost.mean import Mean
 from weighbridge.errors import BadInput, RateLimited
 
 SLOTS = 60
@@ -122,7 +123,7 @@ class Limiter:
         self._default = default
         self._usage: OrderedDict[str, _Usage] = OrderedDict()
         self._reserved: dict[str, _Reservation] = {}
-        self._seconds_per_token = 0.0  # that a reservation is held, in the mean; 0: nothing known
+        self._seconds_per_token = Mean(LEARNING)  # that a reservation is held
 
     def holds(self, request_id: str) -> bool:
         """Whether a request of this id has something reserved."""
@@ -158,9 +159,7 @@ class Limiter:
             return
         self._give_back(request_id, tokens, usd)
         if tokens:
-            pace = (now - reservation.began) / max(reservation.tokens, 1)
-            known = self._seconds_per_token
-            self._seconds_per_token = known + LEARNING * (pace - known) if known else pace
+            self._seconds_per_token.add((now - reservation.began) / max(reservation.tokens, 1))
 
     def cancel(self, request_id: str, now: float) -> None:
         """The request never ran: as if it had used nothing. It still counts as a request of this minute."""
@@ -180,7 +179,7 @@ class Limiter:
         """
         usage = self._usage.get(tenant)
         there = usage.reserved.values() if usage is not None else ()
-        ends = sorted((one.began + one.tokens * self._seconds_per_token, one.tokens) for one in there)
+        ends = sorted((one.began + one.tokens * self._seconds_per_token.value, one.tokens) for one in there)
         latest = now
         for end, given_back in ends:
             if tokens <= 0:

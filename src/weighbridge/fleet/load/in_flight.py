@@ -38,14 +38,16 @@ class InFlight:
     started: bool = False  # the first token has come
     revise_at: int = 1  # tokens produced at which `remaining` is estimated anew
     whole_work: float = field(init=False)  # seconds of prefill that it brought
+    #: Seconds of it that count as ahead until the first token comes; nothing tells of one not streamed.
+    unproven: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.whole_work = self.work
+        self.price(self.work)
 
-    @property
-    def unproven(self) -> float:
-        """Seconds of it that count as ahead until the first token comes; nothing tells of one not streamed."""
-        return UNPROVEN * self.whole_work if self.streamed else 0.0
+    def price(self, work: float) -> None:
+        """What of its prompt is still to be computed takes `work` seconds."""
+        self.work = self.whole_work = work
+        self.unproven = UNPROVEN * work if self.streamed else 0.0
 
 
 def sums(own: Sequence[InFlight]) -> tuple[dict[str, int], dict[str, float]]:

@@ -11,6 +11,7 @@ it says (`pace.py`); but no prompt counts as computed before its first token pro
 
 from __future__ import annotations
 
+from weighbridge.cost.mean import Mean
 from weighbridge.cost.step import StepCost
 from weighbridge.fleet.api import Arrival, Capacity
 from weighbridge.fleet.load.in_flight import InFlight, sums
@@ -36,7 +37,7 @@ class OwnLoad:
         self.prefill_seconds = 0.0
         self.remaining_output = 0.0
         self.kv_tokens = 0
-        self._typical_prompt = 0.0  # prompt tokens to compute of a usual request, of ours
+        self._typical_prompt = Mean(0.05)  # prompt tokens to compute of a usual request, of ours
         self._silent: dict[str, InFlight] = {}  # not streamed and past their prefill: nothing tells how far
         self._in_flight: dict[str, InFlight] = {}
         self._prefilling: dict[str, InFlight] = {}  # in the order they were sent
@@ -88,7 +89,8 @@ class OwnLoad:
         self.advance(now)
         weight = arrival.weight
         fresh = weight.prompt_tokens - cached_tokens
-        work = self.prefill_work(fresh, cached_tokens)
+        cost = self.step_cost
+        work = 0.0 if cost is None else cost.prefill_work(fresh, cached_tokens)
         request = InFlight(
             arrival=arrival,
             sent=now,
@@ -106,9 +108,7 @@ class OwnLoad:
         self.prefill_seconds += request.work
         self.remaining_output += request.remaining
         self.kv_tokens += weight.prompt_tokens
-        if not self._typical_prompt:
-            self._typical_prompt = float(fresh)
-        self._typical_prompt += 0.05 * (fresh - self._typical_prompt)
+        self._typical_prompt.add(fresh)
         if self.index is not None and arrival.chain:
             self.index.enter(self.name, arrival.chain)
 
@@ -171,51 +171,22 @@ class OwnLoad:
 
     # -- what is computed meanwhile ---------------------------------------------------------------------
 
-    def prefill_work(self, tokens: float, cached: float) -> float:
-        """Seconds that `tokens` prompt tokens behind `cached` ones add to the iterations they run in.
-
-        0 while the speed is not known: then nothing is predicted of prompts, they are counted in tokens alone.
-        """
-        cost = self.step_cost
-        if cost is None:
-            return 0.0
-        pairs = tokens * cached + 0.5 * tokens * (tokens + 1)
-        return cost.per_token * tokens + cost.per_prompt_pair * pairs
-
-    def _decode_seconds(self, cost: StepCost) -> float:
-        """Seconds of one iteration of what decodes now, without prompts."""
-        compute = cost.per_token * self.decoding
-        return (
-            cost.overhead
-            + (compute if compute > cost.memory else cost.memory)
-            + cost.per_context_token * self.context_tokens
-            + cost.per_sequence * self.decoding
-        )
-
     def advance(self, now: float) -> None:
         """Prefill went on since the last call, in the order sent; never past what a first token would prove."""
         elapsed = now - self._advanced_at
         if elapsed <= 0.0:
             return
         self._advanced_at = now
-        cost = self.step_cost
-        if cost is None:
-            return  # nothing says how far it may have come
         if self._silent:
-            self._assume_tokens(cost, elapsed)
-        if self.prefill_seconds:
-            self._assume_prefill(cost, elapsed)
+            self._assume_tokens(elapsed)
+        if self.prefill_seconds:  # else there is no line, or nothing says how far it may have come
+            self._assume_prefill(elapsed)
 
-    def _assume_prefill(self, cost: StepCost, elapsed: float) -> None:
+    def _assume_prefill(self, elapsed: float) -> None:
         """Of each full iteration, the part that is not streams' goes to prompts, the earliest first."""
-        width, streams = self.capacity.max_batch_tokens, self.decoding
-        room = cost.per_token * (width - streams if width > streams else 1)
-        beside = (
-            cost.overhead
-            + (cost.per_token + cost.per_sequence) * streams
-            + cost.per_context_token * self.context_tokens
-        )
-        left = elapsed * (room / (room + beside)) if room else elapsed
+        cost, width = self.step_cost, self.capacity.max_batch_tokens
+        assert cost is not None
+        left = elapsed * cost.prompt_share(self.decoding, self.context_tokens, width)
         self.pace.passed(left)
         left /= self.pace.stretch
         begun: list[InFlight] = []
@@ -223,7 +194,11 @@ class OwnLoad:
             work = request.work - request.unproven
             if work > 0.0:  # those without are computed as far as one can tell
                 done = left if left < work else work
-                self._computed(request, done, request.uncomputed * (done / request.work))
+                tokens = request.uncomputed * (done / request.work)
+                request.work -= done
+                request.uncomputed -= tokens
+                self.prefill_seconds -= done
+                self.uncomputed_tokens -= tokens
                 left -= done
                 if done < work:
                     break
@@ -234,15 +209,12 @@ class OwnLoad:
             self._begin(request)
             self._silent[request.arrival.id] = request
 
-    def _computed(self, request: InFlight, seconds: float, tokens: float) -> None:
-        request.work -= seconds
-        request.uncomputed -= tokens
-        self.prefill_seconds -= seconds
-        self.uncomputed_tokens -= tokens
-
-    def _assume_tokens(self, cost: StepCost, elapsed: float) -> None:
+    def _assume_tokens(self, elapsed: float) -> None:
         """Streams that nobody sees advance by a token per iteration, as long as more are expected."""
-        steps = elapsed / self._decode_seconds(cost)
+        cost = self.step_cost
+        if cost is None:
+            return
+        steps = elapsed / cost.decode_seconds(self.decoding, self.context_tokens)
         for request in self._silent.values():
             done = min(steps * request.arrival.weight.choices, max(request.remaining - 1.0, 0.0))
             request.remaining -= done
@@ -252,8 +224,10 @@ class OwnLoad:
 
     def _price_prompts(self) -> None:
         """The speed has become known: what the prompts in flight take still, which nobody could say before."""
+        cost = self.step_cost
         for request in self._prefilling.values():
-            request.work = request.whole_work = self.prefill_work(request.uncomputed, request.cached_tokens)
+            tokens, cached = request.uncomputed, request.cached_tokens
+            request.price(0.0 if cost is None else cost.prefill_work(tokens, cached))
         self.prefill_seconds = sum(request.work for request in self._prefilling.values())
         self.pace.disturb()
 

@@ -180,7 +180,7 @@ def work_seconds(tokens: float, costs: Sequence[StepCost | None]) -> float | Non
     Those whose speed is not known are left out, so that it is an upper bound; None when it is known of none. 0
     without replicas.
     """
-    known = [cost.seconds(_BATCH, _BATCH, _BATCH * _CONTEXT) / _BATCH for cost in costs if cost is not None]
+    known = [cost.decode_seconds(_BATCH, _BATCH * _CONTEXT) / _BATCH for cost in costs if cost is not None]
     if costs and not known:
         return None
     return drain_seconds(tokens, known)

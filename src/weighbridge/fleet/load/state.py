@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from weighbridge.cost.mean import Mean
 from weighbridge.fleet.api import Arrival, Capacity, Report
 from weighbridge.fleet.load.in_flight import Others
 from weighbridge.fleet.load.own_load import OwnLoad
@@ -43,7 +44,7 @@ class ReplicaState(OwnLoad):
         self.max_line = max_line
         self.started_at = now
         self.others = Others(now)
-        self.report_period = DEFAULT_REPORT_PERIOD
+        self._report_period = Mean(0.2, DEFAULT_REPORT_PERIOD)
         self._reported_at: float | None = None
 
     # -- what is asked before a choice -----------------------------------------------------------------
@@ -122,7 +123,7 @@ class ReplicaState(OwnLoad):
 
     def _freshness(self, now: float) -> float:
         """What the last report counts: all of it for two periods, then half as much with each more."""
-        late = (now - self.others.at) / self.report_period - 2.0
+        late = (now - self.others.at) / self._report_period.value - 2.0
         return 1.0 if late <= 0.0 else 0.5**late
 
     # -- what a replica says ----------------------------------------------------------------------------
@@ -131,7 +132,7 @@ class ReplicaState(OwnLoad):
         """Take in what the replica says of itself; what is beyond our own in flight is somebody else's."""
         self.advance(report.at)
         if self._reported_at is not None and report.at > self._reported_at:
-            self.report_period += 0.2 * (report.at - self._reported_at - self.report_period)
+            self._report_period.add(report.at - self._reported_at)
         self._reported_at = report.at
         self.tells_draining = report.draining
         self._learn(report)
@@ -139,7 +140,7 @@ class ReplicaState(OwnLoad):
         there = max(report.queued_requests + report.running_requests - len(self._in_flight), 0)
         prompts = max(report.queued_tokens - self.uncomputed_tokens, 0.0)
         if not report.queued_tokens:  # not told, or none
-            prompts = queued * self._typical_prompt
+            prompts = queued * self._typical_prompt.value
         work = max(report.queued_tokens + report.running_tokens - self.outstanding_tokens, 0.0)
         used = report.kv_tokens_used
         if there:
@@ -190,35 +191,31 @@ class ReplicaState(OwnLoad):
             return None
         if self._advanced_at < now:
             self.advance(now)
-        per_token, block, pool = cost.per_token, capacity.block_size, capacity.kv_tokens
         streams: float = self.decoding
-        work = self.prefill_seconds + fresh * (per_token + cost.per_prompt_pair * (cached + 0.5 * fresh))
-        used: float = self.kv_tokens + fresh + cached
+        tokens = self.uncomputed_tokens + fresh
+        work = self.prefill_seconds + cost.prefill_work(fresh, cached)
         if self.others.queued_requests:
             fresher = self._freshness(now)
             streams += self.others.queued_requests * fresher
-            work += self.others.prompt_tokens * fresher * per_token
-            used += self.others.kv_tokens * fresher
-        compute = per_token * streams
-        beside = (
-            cost.overhead
-            + compute
-            + cost.per_context_token * self.context_tokens
-            + cost.per_sequence * (streams + 1)
+            tokens += self.others.prompt_tokens * fresher
+            work += self.others.prompt_tokens * fresher * cost.per_token
+        seconds = cost.line_seconds(
+            work * self.pace.stretch,
+            tokens,
+            streams,
+            self.context_tokens,
+            capacity.max_batch_tokens,
+            capacity.block_size,
         )
-        free = capacity.max_batch_tokens - streams
-        room = per_token * (free if free > block else block)
-        # Weights streamed beyond what streams compute.
-        idle = cost.memory - compute if cost.memory > compute else 0.0
-        work *= self.pace.stretch
-        seconds = (work if work > idle else idle) + beside * (1 + int(work / room) if room else 1)
-        if streams:
-            seconds += 0.5 * (beside + idle)
-        sequences = self.sequences
+        pool, sequences = capacity.kv_tokens, self.sequences
         if pool is not None and sequences:
-            growth = 0.5 * self.remaining_output
-            if used + (growth if growth > sequences * block else sequences * block) > pool:
-                seconds += self._short_of_memory(used, fresh + cached, pool, beside + idle, per_token)
+            used: float = self.kv_tokens + fresh + cached
+            if self.others.kv_tokens:
+                used += self.others.kv_tokens * self._freshness(now)
+            growth, block = 0.5 * self.remaining_output, sequences * capacity.block_size
+            if used + (growth if growth > block else block) > pool:
+                step = cost.seconds(streams, streams + 1, self.context_tokens)
+                seconds += self._short_of_memory(used, fresh + cached, pool, step, cost.per_token)
         return seconds / self.warmth(now) if self.slow_start else seconds
 
     def last_token_seconds(
@@ -232,13 +229,7 @@ class ReplicaState(OwnLoad):
         cost, streams = self.step_cost, self.sequences + self.others.queued_requests + choices
         if cost is None or first is None:
             return None
-        compute = cost.per_token * streams
-        iteration = (
-            cost.overhead
-            + (compute if compute > cost.memory else cost.memory)
-            + cost.per_context_token * (self.kv_tokens + choices * (prompt + 0.5 * output))
-            + cost.per_sequence * streams
-        )
+        iteration = cost.decode_seconds(streams, self.kv_tokens + choices * (prompt + 0.5 * output))
         return first + max(output - 1.0, 0.0) * iteration
 
     def _short_of_memory(self, needed: float, prompt: int, pool: int, step: float, per_token: float) -> float:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from weighbridge.cost.length import LengthCurve, OutputLengths
+from weighbridge.cost.mean import Mean
 from weighbridge.cost.weight import OutputEstimate, Weight
 from weighbridge.engine.memory.prefix import Digest
 from weighbridge.errors import BadInput
@@ -94,7 +95,12 @@ class Scales:
         self._remembered = remembered
         self._tokenising = 0
         self._estimates: dict[tuple[LengthCurve, int], OutputEstimate] = {}
-        self.bytes_per_token = FIRST_RATIO
+        self._bytes_per_token = Mean(0.05, FIRST_RATIO)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of a usual token: a guess until prompts have been counted."""
+        return self._bytes_per_token.value
 
     async def weigh(self, ask: Ask) -> tuple[Weight, Weighed]:
         """The weight of a request, and what it was counted from. Raises BadInput for text that is not Unicode."""
@@ -119,7 +125,7 @@ class Scales:
         """A prompt has `prompt_tokens`, as a replica or our tokenizer counted: estimates learn from it."""
         if prompt_tokens > 0 and weighed.size > 0:
             ratio = min(max(weighed.size / prompt_tokens, 0.5), 16.0)
-            self.bytes_per_token += 0.05 * (ratio - self.bytes_per_token)
+            self._bytes_per_token.add(ratio)
 
     def _output(self, ask: Ask, most: int) -> OutputEstimate:
         """The estimate of a curve stays true as long as the curve does, which is for many requests."""

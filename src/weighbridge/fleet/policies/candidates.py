@@ -14,7 +14,11 @@ def matched_tokens(arrival: Arrival, replicas: Sequence[ReplicaState]) -> list[i
     held = index.matched(arrival.chain) if index is not None and arrival.chain else None
     if not held:
         return [0] * len(replicas)
-    return [replica.cached_tokens(arrival) if replica.name in held else 0 for replica in replicas]
+    most = arrival.weight.prompt_tokens - 1  # at least one token is left to compute
+    return [
+        min(held[replica.name] * replica.capacity.block_size, most) if replica.name in held else 0
+        for replica in replicas
+    ]
 
 
 def lowest(replicas: Sequence[ReplicaState], scores: dict[str, float], rng: Randomness) -> ReplicaState:

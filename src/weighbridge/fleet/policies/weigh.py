@@ -48,7 +48,10 @@ class Weigh:
     def choose(self, arrival: Arrival, replicas: Sequence[ReplicaState], now: float) -> Choice:
         prompt, choices = arrival.weight.prompt_tokens, arrival.weight.choices
         cached = matched_tokens(arrival, replicas)
-        streams = [replica.streams(now) + choices for replica in replicas]
+        streams = [
+            choices + (replica.streams(now) if replica.others.queued_requests else replica.sequences)
+            for replica in replicas
+        ]
         usual = sum(streams) / len(streams)
         scale, own = 1.0 / (usual * (1.0 + OWN)), OWN * usual
         firsts: list[float] = []
