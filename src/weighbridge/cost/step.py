@@ -102,7 +102,12 @@ class StepCost:
 
         What those iterations take beside, weights and experts read included, is the line's: see `line_seconds`.
         """
-        return tokens * (self.per_token + self.per_prompt_pair * (cached + 0.5 * (tokens + 1.0)))
+        pairs = tokens * cached + 0.5 * tokens * (tokens + 1)
+        return self.per_token * tokens + self.per_prompt_pair * pairs
+
+    def token_work(self, keys: float) -> float:
+        """Seconds that a prompt token adds which attends to `keys` keys: for a whole prompt, to their mean."""
+        return self.per_token + self.per_prompt_pair * keys
 
     def line_seconds(
         self, work: float, tokens: float, streams: float, context_tokens: float, width: int, block: int

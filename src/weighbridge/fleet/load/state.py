@@ -193,7 +193,7 @@ class ReplicaState(OwnLoad):
             self.advance(now)
         streams: float = self.decoding
         tokens = self.uncomputed_tokens + fresh
-        work = self.prefill_seconds + cost.prefill_work(fresh, cached)
+        work = self.prefill_seconds + fresh * cost.token_work(cached + 0.5 * fresh)
         if self.others.queued_requests:
             fresher = self._freshness(now)
             streams += self.others.queued_requests * fresher
