@@ -1,0 +1,225 @@
+"""The four doors, each as a user starts it, with and without keys. All that knows how a door is made is here.
+
+`single`: `weighbridge serve MODEL` over a tiny model. `gateway`: `serve --config` over that server. `route`: a route of
+the same gateway. `routes`: `route serve`, routes alone. A route's edge is the single server, its cloud a stub that
+writes down what it gets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.doors.client import Reply, exchange, request
+from tests.doors.model import make_model
+from tests.fleet.backends import Backend, serving
+from tests.server.running import free_port, wait_until_ready
+
+SINGLE, GATEWAY, ROUTE, ROUTES = "single", "gateway", "route", "routes"
+DOORS = (SINGLE, GATEWAY, ROUTE, ROUTES)
+
+#: Keys of the doors that ask for one, by tenant.
+KEYS = {"alice": "key-of-alice", "bob": "key-of-bob", "carol": "schlüssel", "dave": "c2VjcmV0a2V5=="}
+#: What `--api-key` gets for each of them. Dave's has no tenant, and looks as if it had one.
+KEY_OPTIONS = {
+    "alice": "alice=key-of-alice",
+    "bob": "bob=key-of-bob",
+    "carol": "carol=schlüssel",
+    "dave": KEYS["dave"],
+}
+
+ENGINE = "--dtype float32 --served-model-name tiny --threads 1 --kv-cache-memory 4MiB --max-sequences 8"
+
+ROUTE_SETTINGS = """\
+    cascade: {enabled: false}
+    rules: [{name: health, labels: [patient, Ärztlich], residency: never_leaves}]
+"""
+
+
+@dataclass
+class Door:
+    """One way in. `model` is what its clients ask for."""
+
+    name: str
+    port: int
+    model: str
+    process: subprocess.Popen[bytes]
+    cloud: Backend
+    log: Path
+    others: list[Door] = field(default_factory=list)  # whose places a request at this door may hold
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def get(self, path: str, key: str | None = None) -> Reply:
+        headers: list[Any] = [("Authorization", f"Bearer {key}")] if key else []
+        return exchange(self.port, request("GET", path, headers, None, f"127.0.0.1:{self.port}"))
+
+    def ticket(self, name: str, key: str | None = None) -> dict[str, Any]:
+        """The ticket, once it is finished; empty when there is none."""
+        deadline = time.monotonic() + 10.0
+        while True:
+            reply = self.get(f"/v1/tickets/{name}", key)
+            if reply.status != 200:
+                return {}
+            ticket: dict[str, Any] = reply.json
+            if ticket.get("finished") is not None or time.monotonic() > deadline:
+                return ticket
+            time.sleep(0.01)
+
+    def holds(self) -> dict[str, float]:
+        """What is queued, running or kept at this door and behind it; empty when all is at rest."""
+        held: dict[str, float] = {}
+        for door in (self, *self.others):
+            load = door.get("/v1/load", KEYS["alice"]).json
+            held |= {f"{door.name}.{place}": load[place] for place in _PLACES if load and load.get(place)}
+        if self.cloud.running:
+            held["cloud.running"] = self.cloud.running
+        return held
+
+
+_PLACES = ("queued_requests", "running_requests", "queued_tokens", "running_tokens", "kv_blocks_used")
+
+
+class Backends:
+    """The stubs, on an event loop of their own."""
+
+    def __init__(self) -> None:
+        self.cloud = Backend("cloud", tokens=3)
+        self._stop = asyncio.Event()
+        self._ready = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Backends:
+        self._thread.start()
+        assert self._ready.wait(30.0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10.0)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._serve())
+
+    async def _serve(self) -> None:
+        async with serving(self.cloud) as url:
+            self.cloud.url = url
+            self._ready.set()
+            await self._stop.wait()
+
+
+def _gateway_config(keyed: bool, single: str, cloud: str) -> str:
+    key = f", key: {KEYS['alice']}" if keyed else ""
+    tenants = "".join(f"  {name}: {{key: {json.dumps(key)}}}\n" for name, key in KEYS.items())
+    return f"""\
+health: {{interval: 0.2, slow_start: 0}}
+models:
+  tiny:
+    replicas: [{{name: near, url: '{single}', dialect: weighbridge{key}}}]
+  big:
+    replicas: [{{name: far, url: '{cloud}', dialect: weighbridge}}]
+routes:
+  auto:
+    edge: {{model: tiny}}
+    cloud: {{model: big}}
+{ROUTE_SETTINGS}
+{"tenants:" if keyed else ""}
+{tenants if keyed else ""}
+"""
+
+
+def _routes_config(keyed: bool, single: str, cloud: str) -> str:
+    key = f", key: {KEYS['alice']}" if keyed else ""
+    keys = "".join(f"  {name}: {{key: {json.dumps(key)}}}\n" for name, key in KEYS.items())
+    return f"""\
+routes:
+  auto:
+    edge: {{url: '{single}/v1', model: tiny{key}}}
+    cloud: {{url: '{cloud}/v1', model: big}}
+{ROUTE_SETTINGS}
+{"keys:" if keyed else ""}
+{keys if keyed else ""}
+"""
+
+
+@contextmanager
+def logged(words: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`weighbridge WORDS` until the block ends; what it says goes into a file."""
+    with log.open("wb") as file:
+        process = subprocess.Popen([sys.executable, "-m", "weighbridge", *words], stdout=file, stderr=file)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(5)
+
+
+def _start(stack: ExitStack, folder: Path, keyed: bool, cloud: Backend, model: Path) -> dict[str, Door]:
+    """Start the processes of the four doors; none of them is waited for."""
+    ports = {name: free_port() for name in (SINGLE, GATEWAY, ROUTES)}
+    single = f"http://127.0.0.1:{ports[SINGLE]}"
+    suffix = "keyed" if keyed else "open"
+    gateway_file, routes_file = folder / f"gateway-{suffix}.yaml", folder / f"routes-{suffix}.yaml"
+    gateway_file.write_text(_gateway_config(keyed, single, cloud.url), encoding="utf-8")
+    routes_file.write_text(_routes_config(keyed, single, cloud.url), encoding="utf-8")
+    options = [word for option in KEY_OPTIONS.values() for word in ("--api-key", option)] if keyed else []
+    commands = {
+        SINGLE: ["serve", str(model), *ENGINE.split(), *options],
+        GATEWAY: ["serve", "--config", str(gateway_file)],
+        ROUTES: ["route", "serve", "--config", str(routes_file)],
+    }
+    processes = {
+        name: stack.enter_context(
+            logged([*command, "--port", str(ports[name])], folder / f"{name}-{suffix}.log")
+        )
+        for name, command in commands.items()
+    }
+    doors = {
+        SINGLE: Door(
+            SINGLE, ports[SINGLE], "tiny", processes[SINGLE], cloud, folder / f"{SINGLE}-{suffix}.log"
+        ),
+        GATEWAY: Door(
+            GATEWAY, ports[GATEWAY], "tiny", processes[GATEWAY], cloud, folder / f"{GATEWAY}-{suffix}.log"
+        ),
+        ROUTE: Door(
+            ROUTE, ports[GATEWAY], "auto", processes[GATEWAY], cloud, folder / f"{GATEWAY}-{suffix}.log"
+        ),
+        ROUTES: Door(
+            ROUTES, ports[ROUTES], "auto", processes[ROUTES], cloud, folder / f"{ROUTES}-{suffix}.log"
+        ),
+    }
+    for name in (GATEWAY, ROUTE, ROUTES):
+        doors[name].others.append(doors[SINGLE])
+    return doors
+
+
+@contextmanager
+def all_doors(folder: Path) -> Iterator[dict[bool, dict[str, Door]]]:
+    """The doors without keys (False) and with keys (True), all started at the same time."""
+    model = make_model(folder / "tiny")
+    with Backends() as backends, ExitStack() as stack:
+        doors = {keyed: _start(stack, folder, keyed, backends.cloud, model) for keyed in (False, True)}
+        for flavour in doors.values():
+            for door in flavour.values():
+                wait_until_ready(door.url, door.process, 120.0)
+        yield doors
+        for flavour in doors.values():
+            for door in flavour.values():
+                door.process.terminate()  # all at once: each takes its time to end

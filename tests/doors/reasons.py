@@ -1,0 +1,24 @@
+"""Why a door may answer differently: ten reasons at most, each a sentence that a user would accept."""
+
+REASONS = {
+    "one place": "A single server and a plain model have one place to answer in: what must go to a cloud is refused.",
+    "chats": "A route answers chats: other endpoints are refused for its name, and say so.",
+    "several models": "A door with several models cannot guess which one is meant; one with a single model can.",
+    "asked a replica": (
+        "A gateway passes on what it does not read itself: by the time a replica refuses, the request has a ticket. "
+        "The server that reads it refuses it before."
+    ),
+    "behind all": "A speculative request has a class of its own in the engine's ticket, not yet in a gateway's.",
+    "two places": "A route may have answered from its second choice, and says so in `x-weighbridge-degraded`.",
+}
+MOST = 10
+
+#: Headers that only some doors have: the reason, and where.
+HEADERS = {"x-weighbridge-degraded": ("two places", ("route", "routes"))}
+#: Of an error that names no ticket at some door: what tells whom was asked.
+OF_REFUSALS = (
+    "asked a replica",
+    frozenset(
+        ["x-weighbridge-cost", "x-weighbridge-placement", "x-weighbridge-replica", "x-weighbridge-ticket"]
+    ),
+)

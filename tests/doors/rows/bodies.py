@@ -1,0 +1,183 @@
+"""What may be wrong with a body before a field of it is looked at, and with the HTTP around it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+from tests.doors.table import CHAT, Row, Want, bad, chat, ok
+
+TOO_LARGE = Want(413, "body_too_large", "invalid_request_error", error=True, left=False)
+DEEP = 100_000
+
+
+def text(**fields: object) -> str:
+    return json.dumps(chat(**fields))
+
+
+def chunked(model: str, host: str, *chunks: bytes, more: str = "") -> list[bytes]:
+    """A chat in these chunks, each a write of its own."""
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    pieces = [f"{head}{more}Transfer-Encoding: chunked\r\n\r\n".encode()]
+    pieces += [
+        b"%x\r\n%b\r\n" % (len(chunk), chunk)
+        for chunk in (c.replace(b"$MODEL", model.encode()) for c in chunks)
+    ]
+    return [*pieces, b"0\r\n\r\n"]
+
+
+def halves(body: bytes) -> list[bytes]:
+    return [body[: len(body) // 2], body[len(body) // 2 :]]
+
+
+def one_dot_zero(model: str, host: str) -> list[bytes]:
+    body = text().replace("$MODEL", model).encode()
+    return [
+        b"POST %b HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+        % (CHAT.encode(), len(body), body)
+    ]
+
+
+def whole_url(model: str, host: str) -> list[bytes]:
+    body = text().replace("$MODEL", model).encode()
+    more = f"Host: {host}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    return [f"POST http://{host}{CHAT} HTTP/1.1\r\n{more}".encode() + body]
+
+
+BODIES = [
+    Row("an empty body", bad(says="empty"), b""),
+    Row("no body at all", bad(says="empty")),
+    Row("a body of white space", bad(says="empty"), b" \r\n\t "),
+    Row("half a body", bad(says="not valid JSON"), text().encode()[:-5]),
+    Row("a body with a comma too many", bad(says="not valid JSON"), text().encode()[:-1] + b",}"),
+    Row("a body with single quotes", bad(says="not valid JSON"), text().replace('"', "'").encode()),
+    Row("two bodies in one", bad(says="not valid JSON"), text().encode() * 2),
+    Row("a form", bad(says="not valid JSON"), b"model=$MODEL&messages=hello"),
+    Row("NaN as a number", bad(says="not valid JSON"), text(temperature="@").replace('"@"', "NaN").encode()),
+    Row(
+        "Infinity as a number",
+        bad(says="not valid JSON"),
+        text(max_tokens="@").replace('"@"', "Infinity").encode(),
+    ),
+    *(
+        Row(f"the body {word}", bad(), word.encode())
+        for word in ("[]", "null", "true", "7", '"hello"', "[{}]")
+    ),
+    Row("a byte order mark before the body", bad(says="not valid JSON"), b"\xef\xbb\xbf" + text().encode()),
+    Row("a body in UTF-16", bad(says="not valid JSON"), text().encode("utf-16")),
+    Row("a body in Latin-1", bad(), text(user="@").replace("@", "Jörg").encode("latin-1")),
+    Row("a NUL in the body", bad(says="not valid JSON"), text().encode() + b"\x00"),
+    Row("a body nested without end", bad(), b"[" * DEEP),
+    Row("a field nested too deeply", bad(), text(x="@").replace('"@"', "[" * DEEP + "]" * DEEP).encode()),
+    Row(
+        "a message nested too deeply",
+        bad(),
+        text(messages="@")
+        .replace('"@"', '[{"role":"user","content":' + "[" * DEEP + "]" * DEEP + "}]")
+        .encode(),
+    ),
+    Row(
+        "a field named twice: the last one counts",
+        ok(tokens=4),
+        text().replace('"model"', '"model": "nobody", "model"', 1).encode(),
+    ),
+    Row(
+        "a number of ten thousand digits",
+        bad("max_tokens"),
+        text(max_tokens="@").replace('"@"', "9" * 10_000).encode(),
+    ),
+    Row("a body over the limit", TOO_LARGE, b'{"x": "' + b"y" * (9 << 20) + b'"}'),
+    Row(
+        "a body over the limit in chunks",
+        TOO_LARGE,
+        pieces=lambda model, host: chunked(model, host, *[b"y" * (1 << 20)] * 9),
+    ),
+    Row(
+        "a body said to be over the limit",
+        TOO_LARGE,
+        text().encode(),
+        headers=(("Content-Length", str(1 << 40)),),
+        patience=5.0,
+    ),
+    # -- what surrounds it
+    Row("a body called plain text", ok(tokens=4), chat(), headers=(("Content-Type", "text/plain"),)),
+    Row(
+        "a body called a form",
+        ok(tokens=4),
+        chat(),
+        headers=(("Content-Type", "application/x-www-form-urlencoded"),),
+    ),
+    Row(
+        "JSON with a charset",
+        ok(tokens=4),
+        chat(),
+        headers=(("Content-Type", "application/json; charset=utf-8"),),
+    ),
+    Row("a body without a type", ok(tokens=4), chat(), headers=(("Content-Type", ""),)),
+    Row("a client that takes only HTML", ok(tokens=4), chat(), headers=(("Accept", "text/html"),)),
+    Row(
+        "a body in chunks",
+        ok(tokens=4),
+        pieces=lambda model, host: chunked(model, host, *halves(text().encode())),
+    ),
+    Row(
+        "a body in chunks that cut a character",
+        ok(tokens=4, tenant="Jörg"),
+        pieces=lambda model, host: chunked(
+            model, host, *text(user="@").replace("@", "Jörg").encode().partition(b"\xc3")
+        ),
+    ),
+    Row(
+        "a body in two writes",
+        ok(tokens=4),
+        pieces=lambda model, host: chunked(model, host, *halves(text().encode())),
+        pause=0.05,
+    ),
+    Row(
+        "a client that asks before it sends",
+        ok(tokens=4),
+        pieces=lambda model, host: chunked(model, host, text().encode(), more="Expect: 100-continue\r\n"),
+        pause=0.02,
+    ),
+    Row("HTTP/1.0", ok(tokens=4), pieces=one_dot_zero),
+    Row("a whole URL as the target", ok(tokens=4), pieces=whole_url),
+    Row(
+        "an upgrade to HTTP/2 that nobody needs",
+        ok(tokens=4),
+        chat(),
+        headers=(
+            ("Connection", "Upgrade, HTTP2-Settings"),
+            ("Upgrade", "h2c"),
+            ("HTTP2-Settings", "AAMAAABkAAQAoAAAAAIAAAAA"),
+        ),
+        later="issue 15: served as HTTP/1.1",
+    ),
+    Row(
+        "a body packed with gzip",
+        ok(tokens=4),
+        gzip.compress(text().encode()),
+        headers=(("Content-Encoding", "gzip"),),
+        later="issue 19: gzip bodies",
+    ),
+    Row(
+        "a page of another origin asks first",
+        Want(403),
+        method="OPTIONS",
+        headers=(("Origin", "http://evil.example"), ("Access-Control-Request-Method", "POST")),
+        later="issue 15: origin checks of servers without keys",
+    ),
+    Row(
+        "a page of another origin",
+        Want(403, error=True),
+        chat(),
+        headers=(("Origin", "http://evil.example"),),
+        later="issue 15: origin checks of servers without keys",
+    ),
+    Row(
+        "another host's name",
+        Want(403, error=True),
+        chat(),
+        headers=(("Host", "evil.example"),),
+        later="issue 15: host checks of servers without keys",
+    ),
+]

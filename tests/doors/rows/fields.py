@@ -1,0 +1,112 @@
+"""Fields of OpenAI's with every kind of wrong value; the error names the field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.doors.table import GONE, Row, bad, chat, ok
+
+
+def user(**message: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": "hello", **message}]
+
+
+def refused(field: str, *values: Any) -> list[Row]:
+    """A row for each wrong value of a field."""
+    return [Row(f"{field}: {short(value)}", bad(field), chat(**{field: value})) for value in values]
+
+
+def taken(field: str, *values: Any, tokens: int | None = 4) -> list[Row]:
+    return [Row(f"{field}: {short(value)}", ok(tokens=tokens), chat(**{field: value})) for value in values]
+
+
+def short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 50 else f"{text[:40]}... ({len(text)})"
+
+
+def wrong_messages(name: str, messages: Any) -> Row:
+    return Row(f"messages: {name}", bad("messages"), chat(messages=messages))
+
+
+TOOL = {"type": "function", "function": {"name": "weigh", "parameters": {"type": "object"}}}
+
+FIELDS = [
+    wrong_messages("none", GONE),
+    wrong_messages("null", None),
+    wrong_messages("empty", []),
+    wrong_messages("a string", "hello"),
+    wrong_messages("an object", {"role": "user", "content": "hello"}),
+    wrong_messages("strings", ["hello"]),
+    wrong_messages("a null among them", [*user(), None]),
+    wrong_messages("without a role", [{"content": "hello"}]),
+    wrong_messages("with a number as the role", user(role=7)),
+    wrong_messages("with null as the role", user(role=None)),
+    wrong_messages("with an empty role", user(role="")),
+    wrong_messages("without content", [{"role": "user"}]),
+    wrong_messages("with null as the content", user(content=None)),
+    wrong_messages("with a number as the content", user(content=7)),
+    wrong_messages("with an object as the content", user(content={"text": "hello"})),
+    wrong_messages("the second one without a role", [*user(), {"content": "hello"}]),
+    Row(
+        "an answer of before without content",
+        ok(tokens=4),
+        chat(messages=[*user(), {"role": "assistant"}, *user()]),
+    ),
+    Row("a message in parts", ok(tokens=4), chat(messages=user(content=[{"type": "text", "text": "hello"}]))),
+    Row("a message of no words", ok(tokens=4), chat(messages=user(content=""))),
+    Row("a message with a name and more", ok(tokens=4), chat(messages=user(name="jane", custom=[1]))),
+    Row("half a character in a message", bad(says="not valid JSON"), chat(messages=user(content="\ud83d"))),
+    *refused("stream", "yes", "true", 1, 0, [], {}),
+    *taken("stream", None, False),
+    *refused("stream_options", "usage", [], 7, {"include_usage": "yes"}, {"include_usage": 1}),
+    *taken("stream_options", None, {}, {"include_usage": True}, {"unknown": 1}),
+    *refused("n", 0, -1, True, 1.5, "2", [], 17, 1_000_000_000, 10**30),
+    *taken("n", None, 1, tokens=4),
+    *refused("max_tokens", 0, -1, True, 1.5, "4", [], 10**30),
+    *taken("max_tokens", 4),
+    *refused("max_completion_tokens", 0, -1, True, "4"),
+    Row("max_completion_tokens alone", ok(tokens=3), chat(max_tokens=GONE, max_completion_tokens=3)),
+    Row("max_completion_tokens beside max_tokens", ok(tokens=3), chat(max_completion_tokens=3)),
+    Row(
+        "more tokens than the context has room for",
+        bad(code="context_length_exceeded"),
+        chat(max_tokens=100_000, weighbridge={"placement": "only_edge"}),
+    ),
+    Row(
+        "a prompt longer than the context",
+        bad(code="context_length_exceeded"),
+        chat(messages=user(content="weigh it " * 2000), weighbridge={"placement": "only_edge"}),
+    ),
+    *refused("temperature", -0.1, 2.1, "hot", True, []),
+    *taken("temperature", None, 0, 2),
+    *refused("top_p", 0, -1, 1.1, "all"),
+    *refused("presence_penalty", -2.1, 2.1, "much"),
+    *refused("frequency_penalty", -2.1, 2.1),
+    *refused("seed", "x", 1.5, []),
+    *refused("stop", "", [""], ["a", ""], 7, [7], {}, ["a"] * 17),
+    *taken("stop", None, [], "\u0000never", ["\u0000never", "\u0000ever"]),
+    *refused("logit_bias", {"a": 1}, {"5": 101}, {"5": "much"}, {"999999": 1}, [], 7),
+    *refused("user", 7, [], {}),
+    *refused("response_format", "json", {}, {"type": "xml"}, {"type": "json_schema"}, []),
+    *refused(
+        "tools", "weigh", {}, [{}], [{"type": "function"}], [{"type": "function", "function": {"name": ""}}]
+    ),
+    *refused("tool_choice", "maybe", 7, {"type": "function"}),
+    *refused("logprobs", "yes", 5),
+    *refused("top_logprobs", -1, "many"),
+    Row(
+        "more log-probabilities than there are to have", bad("logprobs"), chat(logprobs=True, top_logprobs=50)
+    ),
+    Row("no tools at all", ok(tokens=4), chat(tools=[], tool_choice="none")),
+    Row(
+        "tools that the model cannot be shown",
+        bad("tools"),
+        chat(tools=[TOOL], weighbridge={"placement": "only_edge"}),
+    ),
+    Row(
+        "fields that nobody knows",
+        ok(tokens=4),
+        chat(unknown=1, store=False, metadata={"a": "b"}, service_tier="auto"),
+    ),
+]
