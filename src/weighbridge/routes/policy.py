@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from weighbridge.errors import NeverFits
 from weighbridge.routes.errors import CloudDenied, NoPlaceCan, PolicyForbids
-from weighbridge.wire.ask import Placement
+from weighbridge.wire.ask import Placement, folded
 
 
 class Residency(StrEnum):
@@ -50,13 +50,13 @@ class Rule:
     types: tuple[str, ...] = ()  # of detector hits; "*" is any
 
     def matches(self, tenant: str, route: str, labels: frozenset[str], found: frozenset[str]) -> bool:
-        """Whether the rule holds for a request. `labels` are case-folded."""
+        """Whether the rule holds for a request. `labels` are folded."""
         if self.types and not ("*" in self.types and found) and not found.intersection(self.types):
             return False
         return (
             (not self.tenants or tenant in self.tenants)
             and (not self.routes or route in self.routes)
-            and (not self.labels or any(label.casefold() in labels for label in self.labels))
+            and (not self.labels or any(folded(label) in labels for label in self.labels))
         )
 
 
@@ -163,7 +163,7 @@ def residency(policy: Policy, asked: Asked) -> Verdict:
     nothing that was configured depends on looking."""
     if asked.placement is Placement.ONLY_EDGE:
         return Verdict(Residency.NEVER, "only_edge", "the caller asked for the edge only")
-    labels = frozenset(label.casefold() for label in asked.labels)
+    labels = frozenset(folded(label) for label in asked.labels)
     found = asked.found or frozenset()
     matching = [rule for rule in policy.rules if rule.matches(asked.tenant, asked.route, labels, found)]
     if matching:

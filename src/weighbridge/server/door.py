@@ -44,6 +44,9 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            path = scope["path"]
+            if len(path) > 1 and path.endswith("/"):  # a slash behind a path means nothing
+                scope = {**scope, "path": path[:-1]}
             protocol = self._protocols.get(scope["path"])
             if protocol is not None and scope["method"] == "POST":
                 await self._complete(protocol, scope, receive, send)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,6 +23,11 @@ PlacementWord = Literal["auto", "only_edge", "prefer_edge", "prefer_cloud", "onl
 Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
 
 _encode = msgspec.json.encode
+
+
+def folded(label: str) -> str:
+    """A label as labels are compared: neither case, nor width, nor white space around it makes it another one."""
+    return unicodedata.normalize("NFKC", label).strip().casefold()
 
 
 class Placement(StrEnum):
@@ -73,7 +79,7 @@ class Ask:
     session: str = ""
     resume: bool | None = None  # None: as the model is configured
     speculative: bool = False
-    labels: frozenset[str] = frozenset()  # in lower case
+    labels: frozenset[str] = frozenset()  # folded
     placement: Placement = Placement.AUTO
     max_usd: float | None = None
     anonymous: bool = False  # replicas are not told whose it is

@@ -12,7 +12,7 @@ import re
 import uuid
 from collections.abc import Mapping
 
-from weighbridge.wire.ask import LONGEST_NAME, MAX_LABELS, Ask, Extension, Placement
+from weighbridge.wire.ask import LONGEST_NAME, MAX_LABELS, Ask, Extension, Placement, folded
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.headers import OURS, PASSED_ON
 
@@ -20,6 +20,7 @@ from weighbridge.wire.headers import OURS, PASSED_ON
 LOWEST_PRIORITY, HIGHEST_PRIORITY = -1000, 1000
 
 _TICKET = re.compile("[0-9a-f]{32}")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _FLAGS = {
     word: value
     for value, words in ((True, "1 true yes on"), (False, "0 false no off"))
@@ -34,6 +35,9 @@ def apply_caller(ask: Ask, headers: Mapping[str, str], key_tenant: str | None, n
     """
     body = ask.extension or _NOTHING
     ours = {name[len(OURS) :]: value for name, value in headers.items() if name.startswith(OURS)}
+    for name in ours:
+        if name not in _HEADERS:
+            raise ApiError(400, f"header {OURS}{name} is not known here; {_KNOWN}")
     proposed = ours.get("ticket", "")
     ask.proposed_id = _TICKET.fullmatch(proposed) is not None
     ask.id = proposed if ask.proposed_id else uuid.uuid4().hex
@@ -56,6 +60,9 @@ def apply_caller(ask: Ask, headers: Mapping[str, str], key_tenant: str | None, n
 
 
 _NOTHING = Extension()
+#: A header that is not among these is an error, like a field of the body: a misspelt restriction must not be ignored.
+_HEADERS = ("ticket", *(name.replace("_", "-") for name in Extension.__struct_fields__))
+_KNOWN = f"{OURS}* may be {', '.join(_HEADERS)}"
 
 
 def _priority(inside: int | None, ours: Mapping[str, str]) -> int:
@@ -66,7 +73,7 @@ def _priority(inside: int | None, ours: Mapping[str, str]) -> int:
 
 def _placement(inside: str | None, ours: Mapping[str, str]) -> Placement:
     outside = ours.get("placement")
-    words = [Placement(word) for word in (inside,) if word is not None]
+    words = [Placement(inside)] if inside is not None else []
     for word in (outside or "").split(","):
         if (word := word.strip()) and outside is not None:
             if word not in _PLACEMENTS:
@@ -76,7 +83,8 @@ def _placement(inside: str | None, ours: Mapping[str, str]) -> Placement:
         raise _unusable("placement", outside, f"use {', '.join(_PLACEMENTS)}")
     if Placement.ONLY_EDGE in words:
         return Placement.ONLY_EDGE
-    return words[0] if words else Placement.AUTO
+    chosen = [word for word in words if word is not Placement.AUTO]
+    return chosen[0] if chosen else Placement.AUTO
 
 
 _PLACEMENTS = [str(word) for word in Placement]
@@ -84,8 +92,8 @@ _PLACEMENTS = [str(word) for word in Placement]
 
 def _labels(inside: list[str] | None, ours: Mapping[str, str]) -> frozenset[str]:
     """Labels come beside the prompt, never out of it; their case does not matter."""
-    words = [*(inside or ()), *ours.get("labels", "").split(",")]
-    labels = frozenset(word.strip().casefold() for word in words if word.strip())
+    lines = [*(inside or ()), ours.get("labels", "")]
+    labels = frozenset(label for line in lines for word in line.split(",") if (label := folded(word)))
     if len(labels) > MAX_LABELS:
         raise ApiError(400, f"weighbridge.labels: at most {MAX_LABELS} can be given", param="weighbridge")
     return labels
@@ -96,10 +104,7 @@ def _number(
 ) -> float | None:
     if name not in ours:
         return None
-    try:
-        value = float(ours[name])
-    except ValueError:
-        value = math.nan
+    value = float(ours[name]) if _NUMBER.fullmatch(ours[name]) else math.nan
     if not (abs(value) < 1e12 and value >= min and value > above):
         raise _unusable(name, ours[name])
     return value

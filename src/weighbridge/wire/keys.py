@@ -38,7 +38,9 @@ class Keys:
     def __init__(self, keys: Iterable[ApiKey] = (), admin: str | None = None) -> None:
         """`admin`: the operator's own key, which may change replicas; None: nobody may."""
         self._admin = admin
-        self._tenants = {_digest(key.secret): (key.tenant, key.expires) for key in keys}
+        self._tenants = {
+            _digest(key.secret.encode("utf-8", "surrogatepass")): (key.tenant, key.expires) for key in keys
+        }
 
     @property
     def are_asked(self) -> bool:
@@ -58,7 +60,7 @@ class Keys:
         """Return the tenant of the caller's key; None when no keys are asked for. Raises ApiError 401."""
         if not self._tenants:
             return None
-        entry = self._tenants.get(_digest(bearer(headers)))
+        entry = self._tenants.get(_digest(_sent(headers)))
         if entry is None:
             message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"
             raise ApiError(401, message, code="invalid_api_key")
@@ -73,7 +75,7 @@ class Keys:
         if self._admin is None:
             message = "replicas cannot be changed at run time: the configuration has no admin_key"
             raise ApiError(403, message, code="admin_disabled")
-        if not hmac.compare_digest(bearer(headers).encode(), self._admin.encode()):
+        if not hmac.compare_digest(_sent(headers), self._admin.encode()):
             message = "the admin key is missing or wrong; send it as `Authorization: Bearer KEY`"
             raise ApiError(401, message, code="invalid_admin_key")
 
@@ -84,5 +86,10 @@ def bearer(headers: Mapping[str, str]) -> str:
     return secret.strip() if scheme.lower() == "bearer" else ""
 
 
-def _digest(secret: str) -> bytes:
-    return blake2b(secret.encode("utf-8", "surrogatepass"), digest_size=32).digest()
+def _sent(headers: Mapping[str, str]) -> bytes:
+    """The secret's bytes as they came: headers are read as Latin-1, so that each byte is a character."""
+    return bearer(headers).encode("latin-1", "backslashreplace")
+
+
+def _digest(secret: bytes) -> bytes:
+    return blake2b(secret, digest_size=32).digest()
