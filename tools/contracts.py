@@ -72,7 +72,7 @@ PURE = (
     "routes.judge",
     "routes.privacy.*",
     "!routes.privacy.guard",  # runs detectors on threads, with a time-out
-    "flow.bets.gate*",
+    "flow.bets.gate",
     "flow.bets.predict",
     "planner.*",
     "!planner.search.simulated",  # runs the simulator

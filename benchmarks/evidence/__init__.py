@@ -1,1 +1,1 @@
-"""Evidence: what was measured on real machines, and the fits of constants that ship; no part of the product."""
+"""Evidence: closed forms behind rules, measurements of real machines, fits of constants that ship; no part of the product."""

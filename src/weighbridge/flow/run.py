@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from weighbridge.errors import BadInput, WeighbridgeError
-from weighbridge.flow.bets.gate import Stakes, Verdict
-from weighbridge.flow.bets.gate_path import saving
-from weighbridge.flow.bets.gate_queue import queue_usd
+from weighbridge.flow.bets.gate import BetVerdict, Stakes, queue_usd, saving
 from weighbridge.flow.bets.learn import Learner
 from weighbridge.flow.bets.predict import Predictor
 from weighbridge.flow.execution import Execution
@@ -306,17 +304,17 @@ class Run(Tasks):
         limit = self.budget.usd
         return limit is None or self.usd + usd <= limit
 
-    def bet_refused(self, stakes: Stakes, world: World) -> Verdict | None:
+    def bet_refused(self, stakes: Stakes, world: World) -> BetVerdict | None:
         """Reasons beyond the gate's inequality."""
         if len(world.assumed) >= MAX_DEPTH:
-            return Verdict(False, f"{MAX_DEPTH} guesses behind each other already", stakes)
+            return BetVerdict(False, f"{MAX_DEPTH} guesses behind each other already", stakes)
         if self.shadows >= MAX_SHADOWS:
-            return Verdict(False, f"{MAX_SHADOWS} shadows already", stakes)
+            return BetVerdict(False, f"{MAX_SHADOWS} shadows already", stakes)
         at_risk = (1.0 - stakes.probability) * stakes.spent_share * stakes.cost_usd
         whole = self.budget.usd if self.budget.usd is not None else self.usd + stakes.cost_usd
         if at_risk > 0.0 and self.wasted_usd + at_risk > self.budget.waste * whole:
             reason = f"budget: ${self.wasted_usd:.3g} wasted, at most {self.budget.waste:.0%} of ${whole:.3g}"
-            return Verdict(False, reason, stakes)
+            return BetVerdict(False, reason, stakes)
         return None
 
     def lost(self, record: BetRecord) -> None:

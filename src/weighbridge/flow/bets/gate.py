@@ -10,16 +10,25 @@ right guess takes off the critical path; C what the speculative work costs; f th
 before a wrong guess is cancelled; Q the harm done to others by queueing behind it; R the harm of disclosing
 its arguments or taking it back. (The form of arXiv 2606.07846, definitions D2 to D5; terms ours.)
 
-With Q = R = 0 the least p that pays is p* = fC / (fC + V·ΔL). Three habits follow without further rules.
+With Q = R = 0 the smallest p that pays is p* = fC / (fC + V·ΔL). Three habits follow without further rules.
 Width: of k equally likely hypotheses each has p = 1/k, so they pay only while k < 1 + V·ΔL/(f·C). Depth: a
 guess behind d − 1 others has p^d, so it pays while d <= ln p* / ln p. Price: on an idle machine of one's
 own C and Q are nearly nothing and almost any bet pays; on a full one Q alone stops it.
+
+Below the inequality stand its terms: Q from a server's load, p from outcomes (`Belief`), ΔL and C from the
+graph of a run (`saving`); and the same question asked of a call that is slow: when a second attempt pays.
+The closed forms behind these rules are in `benchmarks/evidence`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from weighbridge.cost.step import StepCost
+
+# -- the inequality --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,7 @@ class Stakes:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class BetVerdict:
     """Whether to launch, and the reason in words."""
 
     launch: bool
@@ -62,70 +71,242 @@ class Verdict:
         return ("launch: " if self.launch else "decline: ") + self.reason
 
 
-def decide(stakes: Stakes) -> Verdict:
-    """Launch iff the expected gain exceeds the expected loss."""
+def decide(stakes: Stakes) -> BetVerdict:
+    """Launch if and only if the expected gain exceeds the expected loss."""
     if stakes.saved_seconds <= 0.0:
-        return Verdict(False, "saves nothing: off the critical path, or almost there already", stakes)
+        return BetVerdict(False, "saves nothing: off the critical path, or almost there already", stakes)
     gain, loss = stakes.gain, stakes.loss
     sides = f"p·V·ΔL = {_usd(gain)} {'>' if gain > loss else '<='} (1−p)·f·C + Q + R = {_usd(loss)}"
     threshold = break_even(stakes)
     needed = f" (p {stakes.probability:.2f}, needs {threshold:.2f})" if threshold <= 1.0 else ""
-    return Verdict(gain > loss, sides + needed, stakes)
+    return BetVerdict(gain > loss, sides + needed, stakes)
 
 
 def break_even(stakes: Stakes) -> float:
-    """The least probability at which the bet breaks even, p*; more than 1 when no probability is enough."""
+    """Return p*, the smallest probability at which the bet breaks even; more than 1 when none is enough."""
     at_risk = stakes.spent_share * stakes.cost_usd
     fixed = stakes.queue_usd + stakes.risk_usd
     whole = at_risk + stakes.value_per_second * stakes.saved_seconds
     return (at_risk + fixed) / whole if whole > 0.0 else math.inf
 
 
-def widest(stakes: Stakes) -> int:
-    """Most equally likely hypotheses that each pay: the largest k with k < 1 + V·ΔL/(f·C).
-
-    Q and R are per branch. 0 when not even a certain one pays; with free branches there is no bound, and
-    the largest int that callers can count to, 2**31 − 1, says so.
-    """
-    unbounded = 2**31 - 1
-    at_risk = stakes.spent_share * stakes.cost_usd
-    fixed = stakes.queue_usd + stakes.risk_usd
-    value = stakes.value_per_second * stakes.saved_seconds
-    if at_risk + fixed <= 0.0:
-        return unbounded if value > 0.0 else 0
-    # (1/k)·value > (1 − 1/k)·at_risk + fixed  <=>  k·(at_risk + fixed) < value + at_risk
-    bound = (value + at_risk) / (at_risk + fixed)
-    return max(math.ceil(bound) - 1, 0)
-
-
-def deepest(probability: float, threshold: float) -> int:
-    """Most guesses behind each other that still pay: the largest d with p^d >= p*. 2**31 − 1: no bound."""
-    if threshold <= 0.0 or probability >= 1.0:
-        return 2**31 - 1
-    if threshold > 1.0 or probability <= 0.0:
-        return 0
-    return math.floor(math.log(threshold) / math.log(probability) + 1e-12)
-
-
-def expected_steps(probability: float, depth: int) -> float:
-    """Steps advanced per round of `depth` chained guesses, the certain one included: (1−p^{D+1})/(1−p)."""
-    if probability >= 1.0:
-        return depth + 1.0
-    return (1.0 - probability ** (depth + 1)) / (1.0 - probability)
-
-
-def tokens_usd(
-    input_tokens: int, output_tokens: int, input_per_million: float, output_per_million: float
-) -> float:
-    """C of one model call: the price of its tokens, in dollars."""
-    return (input_tokens * input_per_million + output_tokens * output_per_million) / 1e6
-
-
-def spent_share(input_usd: float, output_usd: float, output_done: float) -> float:
-    """f of a model call cancelled after a share of its output: the prompt is paid whole."""
-    total = input_usd + output_usd
-    return (input_usd + output_done * output_usd) / total if total > 0.0 else 1.0
-
-
 def _usd(amount: float) -> str:
     return f"${amount:.3g}"
+
+
+# -- Q: what the bet's work costs those who wait at the same server --------------------------------------------
+
+#: Tokens of a model call before any has been seen.
+INPUT_TOKENS, OUTPUT_TOKENS = 100.0, 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLoad:
+    """What a server says at `/v1/load`: how many requests wait and run, and how long its iterations take."""
+
+    waiting: int
+    running: int
+    step_cost: StepCost | None = None  # a gateway has none of its own
+
+
+def seat_seconds(load: ServerLoad, input_tokens: float, output_tokens: float, took: float) -> float:
+    """Seconds by which one more request delays each request that waits.
+
+    Its prompt is computed in their stead, token by token; then it has one of `running` seats for as many
+    iterations as it has output tokens, and a seat held for t seconds lets each of those in the queue in
+    t / running later. Without a step cost t is `took`, what such a request took lately from its first token.
+    """
+    seats = max(load.running, 1)
+    if load.step_cost is None:
+        return took / seats
+    iteration = load.step_cost.seconds(seats, seats, 0)
+    return input_tokens * load.step_cost.per_token + output_tokens * iteration / seats
+
+
+def queue_usd(value_per_second: float, seconds: float) -> float:
+    """Q when the others wait `seconds` longer in total; a second is worth as much to them as to the flow."""
+    return value_per_second * seconds
+
+
+# -- p: how sure may we be? ------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Belief:
+    """The Beta posterior of a success rate. `forgetting` γ discounts the past: a window of about 1/(1−γ)."""
+
+    prior_won: float = 2.0
+    prior_lost: float = 2.0
+    forgetting: float = 1.0
+    won: float = 0.0
+    lost: float = 0.0
+    _lower: tuple[float, float] | None = field(default=None, repr=False)  # quantile and value, until a change
+
+    def observe(self, success: bool) -> None:
+        self._lower = None
+        self.won *= self.forgetting
+        self.lost *= self.forgetting
+        if success:
+            self.won += 1.0
+        else:
+            self.lost += 1.0
+
+    @property
+    def count(self) -> float:
+        """Outcomes remembered, discounted."""
+        return self.won + self.lost
+
+    @property
+    def mean(self) -> float:
+        a, b = self.prior_won + self.won, self.prior_lost + self.lost
+        return a / (a + b)
+
+    def lower(self, quantile: float = 0.05) -> float:
+        """Return the value that the rate exceeds with probability 1 − `quantile`."""
+        if self._lower is None or self._lower[0] != quantile:
+            value = beta_quantile(quantile, self.prior_won + self.won, self.prior_lost + self.lost)
+            self._lower = (quantile, value)
+        return self._lower[1]
+
+
+def beta_quantile(q: float, a: float, b: float) -> float:
+    """x with I_x(a, b) = q: the inverse of the regularised incomplete beta function, by bisection to 1e-9."""
+    low, high = 0.0, 1.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        if beta_cdf(middle, a, b) < q:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def beta_cdf(x: float, a: float, b: float) -> float:
+    """I_x(a, b), by Lentz's continued fraction (Numerical Recipes, 6.4)."""
+    if x <= 0.0 or x >= 1.0:
+        return 0.0 if x <= 0.0 else 1.0
+    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    front = math.exp(log_front)
+    if x < (a + 1.0) / (a + b + 2.0):
+        return front * _fraction(x, a, b) / a
+    return 1.0 - front * _fraction(1.0 - x, b, a) / b
+
+
+def _fraction(x: float, a: float, b: float) -> float:
+    tiny = 1e-300
+    c, d = 1.0, 1.0 / (1.0 - (a + b) * x / (a + 1.0) or tiny)
+    result = d
+    for m in range(1, 300):
+        for numerator in (
+            m * (b - m) * x / ((a + 2 * m - 1.0) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1.0)),
+        ):
+            d = 1.0 / (1.0 + numerator * d or tiny)
+            c = 1.0 + numerator / c or tiny
+            result *= c * d
+        if abs(c * d - 1.0) < 1e-12:
+            break
+    return result
+
+
+# -- ΔL and C: what a guess takes off the critical path --------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One call: how long it ran, and the positions of the nodes it waited for (all before it)."""
+
+    seconds: float
+    after: tuple[int, ...] = ()
+    writes: bool = False
+    usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """What a bet on one node's result would bring, and what it would start."""
+
+    seconds: float  # drop of the longest path
+    usd: float  # price of what would start before the result is known
+
+
+def finish_times(nodes: Sequence[Node]) -> list[float]:
+    """When each node ends if all of them start as soon as they can."""
+    ends: list[float] = []
+    for node in nodes:
+        ends.append(max((ends[i] for i in node.after), default=0.0) + node.seconds)
+    return ends
+
+
+def critical_path(nodes: Sequence[Node]) -> list[int]:
+    """Positions of the nodes on the longest path, first to last."""
+    if not nodes:
+        return []
+    ends = finish_times(nodes)
+    position = max(range(len(nodes)), key=lambda i: ends[i])
+    path = [position]
+    while nodes[position].after:
+        position = max(nodes[position].after, key=lambda i: ends[i])
+        path.append(position)
+    return path[::-1]
+
+
+def saving(nodes: Sequence[Node], guessed: int) -> Saving:
+    """ΔL and C of a right guess of node `guessed`, placed when that node starts.
+
+    What depends on it starts then instead of when it ends, except writes, which wait for it as before,
+    and with them what depends on them.
+    """
+    ends = finish_times(nodes)
+    known = ends[guessed]
+    placed = known - nodes[guessed].seconds
+    early: list[float] = []  # when a node ends with the guess; `behind`: it depends on the guess
+    behind = [False] * len(nodes)
+    usd = 0.0
+    for position, node in enumerate(nodes):
+        starts = 0.0
+        for dep in node.after:
+            starts = max(starts, placed if dep == guessed else early[dep])
+            behind[position] = behind[position] or dep == guessed or behind[dep]
+        if behind[position] and node.writes:
+            starts = max(starts, known)
+        elif behind[position] and starts < known:
+            usd += node.usd
+        early.append(starts + node.seconds)
+    total = max(max(early, default=0.0), known)
+    return Saving(max(max(ends, default=0.0) - total, 0.0), usd)
+
+
+# -- the same question of a slow call: when does a second attempt pay? -----------------------------------------
+
+
+def hedge_delay(durations: Sequence[float], budget: float) -> float:
+    """Seconds after which a second attempt is launched, d = F⁻¹(1 − β) of observed durations.
+
+    A budget of β further launches per call fixes d. Raises ValueError without any durations.
+    """
+    if not durations:
+        raise ValueError("a hedge delay needs observed durations")
+    ordered = sorted(durations)
+    return ordered[min(math.ceil((1.0 - budget) * len(ordered)), len(ordered) - 1)]
+
+
+class HedgeBudget:
+    """Tokens for further launches: each call earns `share`, each launch costs one; a few may be saved up."""
+
+    __slots__ = ("_saved", "_share", "_tokens")
+
+    def __init__(self, share: float, saved: float = 3.0) -> None:
+        self._share = share
+        self._saved = saved
+        self._tokens = 1.0
+
+    def earn(self) -> None:
+        self._tokens = min(self._tokens + self._share, self._saved)
+
+    def take(self) -> bool:
+        """Spend a token, if there is one."""
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True

@@ -7,9 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from weighbridge.flow.bets.gate import Stakes, Verdict, decide
-from weighbridge.flow.bets.gate_belief import Belief
-from weighbridge.flow.bets.gate_hedge import HedgeBudget, hedge_delay
+from weighbridge.flow.bets.gate import Belief, BetVerdict, HedgeBudget, Stakes, decide, hedge_delay
 
 if TYPE_CHECKING:
     from weighbridge.flow.run import Run
@@ -92,7 +90,7 @@ class Site:
         """Whether betting here has lost money lately."""
         return len(self.realised) >= FEWEST and sum(self.realised) < 0.0
 
-    def verdict(self, stakes: Stakes) -> Verdict:
+    def verdict(self, stakes: Stakes) -> BetVerdict:
         """The gate's verdict, unless the site is off."""
         verdict = decide(stakes)
         if verdict.launch and self.off:

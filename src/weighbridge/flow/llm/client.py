@@ -14,7 +14,7 @@ import msgspec
 
 from weighbridge.cost.step import StepCost
 from weighbridge.errors import BadInput, WeighbridgeError
-from weighbridge.flow.bets.gate_queue import ServerLoad
+from weighbridge.flow.bets.gate import ServerLoad
 
 CONNECT_SECONDS = 10.0
 #: How long a cancelled request's slot is watched until it is free, and how often.

@@ -13,7 +13,7 @@ import msgspec
 
 from weighbridge.cost.price import Price
 from weighbridge.errors import BadInput
-from weighbridge.flow.bets.gate_queue import INPUT_TOKENS, OUTPUT_TOKENS, seat_seconds
+from weighbridge.flow.bets.gate import INPUT_TOKENS, OUTPUT_TOKENS, seat_seconds
 from weighbridge.flow.bets.learn import Average
 from weighbridge.flow.execution import Execution, charge, first_success
 from weighbridge.flow.llm.client import ChatClient, ChatStream, Endpoint, LlmError

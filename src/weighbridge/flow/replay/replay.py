@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from weighbridge.errors import WeighbridgeError
-from weighbridge.flow.bets.gate_belief import Belief
+from weighbridge.flow.bets.gate import Belief
 from weighbridge.flow.bets.guess import guess
 from weighbridge.flow.bets.learn import Learner
 from weighbridge.flow.bets.predict import GuessedCall, Prediction

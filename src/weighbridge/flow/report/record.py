@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from weighbridge.flow.bets.gate import Verdict
-from weighbridge.flow.bets.gate_path import Node, critical_path
+from weighbridge.flow.bets.gate import BetVerdict, Node, critical_path
 
 if TYPE_CHECKING:
     from weighbridge.flow.execution import Execution
@@ -64,7 +63,7 @@ class BetRecord:
     prediction: str
     depth: int
     placed: float
-    verdict: Verdict
+    verdict: BetVerdict
     outcome: Outcome = "open"
     resolved: float | None = None
     saved_seconds: float = 0.0  # how long the shadow worked before the guess was confirmed

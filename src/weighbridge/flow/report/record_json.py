@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from weighbridge.errors import BadInput
-from weighbridge.flow.bets.gate import Stakes, Verdict
+from weighbridge.flow.bets.gate import BetVerdict, Stakes
 from weighbridge.flow.bets.learn import Learner
 from weighbridge.flow.report.record import BetRecord, Record, Span, mark_critical
 
@@ -41,7 +41,7 @@ def record_from_json(data: bytes) -> Record:
         for bet in saved["bets"]:
             verdict = bet.pop("verdict")
             stakes = Stakes(**verdict.pop("stakes"))
-            record.bets.append(BetRecord(**bet, verdict=Verdict(**verdict, stakes=stakes)))
+            record.bets.append(BetRecord(**bet, verdict=BetVerdict(**verdict, stakes=stakes)))
     except (KeyError, TypeError, msgspec.MsgspecError) as error:
         raise BadInput(f"this is not the record of a run: {error}") from error
     return record

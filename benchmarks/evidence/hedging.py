@@ -1,4 +1,4 @@
-"""When to send a second copy of a slow call, and what it brings. Pure.
+"""When to send a second copy of a slow call, and what it brings: the theory behind `hedge=`. Pure.
 
 A copy is launched when the first has not answered after d seconds: P(T > t) = S(t)·S(t − d) for t > d, at
 the price of S(d) further launches per call. A budget of β further launches therefore fixes d = F⁻¹(1 − β).
@@ -9,7 +9,7 @@ q·S(d), and in their model it is optimal.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 Survival = Callable[[float], float]  # S(t) = P(T > t)
 
@@ -19,14 +19,6 @@ def hedged_survival(survival: Survival, t: float, delay: float, probability: flo
     if t < delay:
         return survival(t)
     return survival(t) * (1.0 - probability * (1.0 - survival(t - delay)))
-
-
-def hedge_delay(durations: Sequence[float], budget: float) -> float:
-    """d = F⁻¹(1 − β) of observed durations. Raises ValueError without any."""
-    if not durations:
-        raise ValueError("a hedge delay needs observed durations")
-    ordered = sorted(durations)
-    return ordered[min(math.ceil((1.0 - budget) * len(ordered)), len(ordered) - 1)]
 
 
 def quantile(survival: Survival, share: float, high: float) -> float:
@@ -65,27 +57,6 @@ def exponential_hedged_mean(rate: float, delay: float) -> float:
     """Mean of an exponential duration with a copy after `delay`: (1 − e^{−λd})/λ + e^{−λd}/(2λ)."""
     alone = math.exp(-rate * delay)
     return (1.0 - alone) / rate + alone / (2.0 * rate)
-
-
-class HedgeBudget:
-    """Tokens for further launches: each call earns `share`, each launch costs one; a few may be saved up."""
-
-    __slots__ = ("_saved", "_share", "_tokens")
-
-    def __init__(self, share: float, saved: float = 3.0) -> None:
-        self._share = share
-        self._saved = saved
-        self._tokens = 1.0
-
-    def earn(self) -> None:
-        self._tokens = min(self._tokens + self._share, self._saved)
-
-    def take(self) -> bool:
-        """Spend a token, if there is one."""
-        if self._tokens < 1.0:
-            return False
-        self._tokens -= 1.0
-        return True
 
 
 def slow_somewhere(slow_share: float, calls: int) -> float:
