@@ -74,6 +74,7 @@ PURE = (
     "!routes.privacy.guard",  # runs detectors on threads, with a time-out
     "flow.bets.gate",
     "flow.bets.predict",
+    "flow.step_times",
     "planner.*",
     "!planner.search.simulated",  # runs the simulator
 )
@@ -84,12 +85,13 @@ ROWS: dict[str, set[str]] = {
     "engine": {"api", "batch", "request"},
     "fleet": {"api", "replica", "scaling"},
     "routes": {"budget", "caps", "errors", "judge", "policy", "request", "settings"},
+    "flow": {"budget", "effect_order", "hooks", "identity", "nursery", "runtime", "slots", "step", "step_times"},
     "server": {"settings", "auth", "protocol"},
 }
 
 #: Today's figures: more is an error. Lower them with the code; the aim is 0.
-MODULES_IN_CIRCLES = 36
-FOLDER_LINKS_IN_CIRCLES = 42  # flow is between its moves; its runtime opens its circle
+MODULES_IN_CIRCLES = 14
+FOLDER_LINKS_IN_CIRCLES = 28
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from weighbridge.flow import Several, guess, step
-from weighbridge.flow.execution import Execution
+from weighbridge.flow.runtime import Execution
 from weighbridge.flow.step import Step, current_execution
 
 #: Wrong predictions are at least this much; whatever is computed from one is too.

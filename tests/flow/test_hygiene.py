@@ -65,7 +65,7 @@ def test_nothing_is_left_whatever_goes_wrong(
             assert isinstance(outcome, FlowTimeout)
         assert not inside
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert all(len(one) == 0 for one in flow._limiters_here().values())
+        assert all(len(one) == 0 for one in flow._slots_here().values())
 
     run_virtual(main())
 

@@ -209,10 +209,10 @@ def replay(
     """Replay a workload through the real runtime and gate, in virtual time unless told otherwise."""
     from typing import get_args
 
+    from weighbridge.flow import Budget
     from weighbridge.flow.replay.replay import Replayed, ReplayMode, ReplaySettings
     from weighbridge.flow.replay.replay import replay as run_replay
     from weighbridge.flow.replay.workload import read_workload
-    from weighbridge.flow.run import Budget
 
     if mode not in get_args(ReplayMode):
         raise BadInput(f"--mode {mode}: must be one of {', '.join(get_args(ReplayMode))}")

@@ -13,17 +13,16 @@ async def support(question: str) -> str:
 from weighbridge.flow.bets.guess import guess
 from weighbridge.flow.bets.predict import NOTHING, GuessedCall, History, Prediction, Predictor, Several
 from weighbridge.flow.bets.prefetch import prefetch
+from weighbridge.flow.budget import Budget, BudgetExceeded
 from weighbridge.flow.combine.best import best
 from weighbridge.flow.combine.first import first
-from weighbridge.flow.execution import StepTimeout, attempt, charge
 from weighbridge.flow.flow import Flow, flow
 from weighbridge.flow.journal.run_journal import InDoubt, idempotency_key
 from weighbridge.flow.llm.mcp import mcp_tools
 from weighbridge.flow.llm.model import Llm, llm
 from weighbridge.flow.llm.plan import PlanError
 from weighbridge.flow.llm.reply import Reply, ToolCall
-from weighbridge.flow.promise import Promise
-from weighbridge.flow.run import Budget, BudgetExceeded, FlowTimeout
+from weighbridge.flow.runtime import FlowTimeout, Promise, StepTimeout, attempt, charge
 from weighbridge.flow.step import Effect, In, NotDone, Step, step
 
 __all__ = [

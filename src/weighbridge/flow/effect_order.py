@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from weighbridge.flow.promise import Promise
+from typing import Generic, Protocol, TypeVar
+
 from weighbridge.flow.step import Options
 
-Any_ = Promise[object]
+
+class Settling(Protocol):
+    """A call that settles, well or badly."""
+
+    @property
+    def done(self) -> bool: ...
 
 
-class EffectOrder:
+S = TypeVar("S", bound=Settling)
+
+
+class EffectOrder(Generic[S]):
     """Per resource: the last write and the reads since. A step without a resource touches all of them.
 
     A read follows the last write of what it reads; a write follows the last write and every read since.
@@ -18,44 +27,44 @@ class EffectOrder:
     __slots__ = ("_reads", "_writes", "count")
 
     def __init__(self) -> None:
-        self._writes: dict[str | None, tuple[int, Any_]] = {}
-        self._reads: dict[str | None, list[Any_]] = {}
+        self._writes: dict[str | None, tuple[int, S]] = {}
+        self._reads: dict[str | None, list[S]] = {}
         self.count = 0  # writes so far
 
-    def read(self, promise: Promise[object], options: Options) -> tuple[list[Any_], int]:
-        """What a new read must follow, and its fence: the number of the last of those writes."""
+    def read(self, call: S, options: Options) -> tuple[list[S], int]:
+        """Return what a new read must follow, and its fence: the number of the last of those writes."""
         follows, fence = self.peek(options)
         reads = self._reads.setdefault(options.resource, [])
         if len(reads) >= 64 and len(reads) % 64 == 0:
-            reads[:] = [one for one in reads if not one.done]
-        reads.append(promise)
+            reads[:] = [read for read in reads if not read.done]
+        reads.append(call)
         return follows, fence
 
-    def peek(self, options: Options) -> tuple[list[Any_], int]:
-        """What a read made now would have to follow, and its fence."""
+    def peek(self, options: Options) -> tuple[list[S], int]:
+        """Return what a read made now would have to follow, and its fence."""
         return self._last_writes(options.resource)
 
-    def write(self, promise: Promise[object], options: Options) -> tuple[list[Any_], int]:
-        """What a new write must follow; it becomes the last one."""
+    def write(self, call: S, options: Options) -> tuple[list[S], int]:
+        """Return what a new write must follow; it becomes the last write."""
         resource = options.resource
         follows, fence = self._last_writes(resource)
         touched = list(self._reads) if resource is None else [resource, None]
-        for one in touched:
-            reads = self._reads.get(one, [])
+        for name in touched:
+            reads = self._reads.get(name, [])
             follows += [read for read in reads if not read.done]
-            if resource is None or one is not None:
+            if resource is None or name is not None:
                 reads.clear()
         if resource is None:
             self._writes.clear()
         self.count += 1
-        self._writes[resource] = (self.count, promise)
+        self._writes[resource] = (self.count, call)
         return follows, fence
 
-    def _last_writes(self, resource: str | None) -> tuple[list[Any_], int]:
+    def _last_writes(self, resource: str | None) -> tuple[list[S], int]:
         if not self._writes:
             return [], 0
         if resource is None:
             last = list(self._writes.values())
         else:
-            last = [self._writes[one] for one in (resource, None) if one in self._writes]
-        return [promise for _, promise in last if not promise.done], max((n for n, _ in last), default=0)
+            last = [self._writes[name] for name in (resource, None) if name in self._writes]
+        return [call for _, call in last if not call.done], max((count for count, _ in last), default=0)

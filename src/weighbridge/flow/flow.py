@@ -8,21 +8,30 @@ import inspect
 import time
 import uuid
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar, cast, get_args, overload
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, get_args, overload
 
 from weighbridge.errors import BadInput
+from weighbridge.flow.bets.guess import Bets
 from weighbridge.flow.bets.learn import Learner
 from weighbridge.flow.bets.predict import History, Predictor
+from weighbridge.flow.budget import Budget, Purse
+from weighbridge.flow.hooks import Hook
 from weighbridge.flow.journal.cache import StepCache
+from weighbridge.flow.journal.journal import Journal
+from weighbridge.flow.journal.json_values import return_type
+from weighbridge.flow.report.explain import explain
 from weighbridge.flow.report.record import Record
-from weighbridge.flow.run import Budget, Mode, Run
-from weighbridge.flow.slots import Limiter
+from weighbridge.flow.report.timeline import text
+from weighbridge.flow.report.timeline_page import page
+from weighbridge.flow.runtime import FlowRun
+from weighbridge.flow.slots import Slots
 from weighbridge.flow.step import current_world
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Mode = Literal["sequential", "parallel", "speculate"]
 
 #: What a second is worth to a flow that does not say: $3.60 an hour.
 VALUE_PER_SECOND = 0.001
@@ -45,6 +54,7 @@ class Flow(Generic[P, T]):
         journal: str | Path | None = None,
         run_id: str | None = None,
         name: str | None = None,
+        hooks: Sequence[Hook] = (),
     ) -> None:
         self.function = function
         self.name = name or function.__qualname__.rsplit("<locals>.", 1)[-1]
@@ -54,12 +64,13 @@ class Flow(Generic[P, T]):
         self.mode: Mode = mode
         self.journal = Path(journal) if journal is not None else None
         self.run_id = run_id
+        self.hooks = tuple(hooks)
         self.learner = Learner()
         self.history: Predictor = History()
         self.last: Record | None = None
         self._cache = StepCache()
-        self._limiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Limiter]]
-        self._limiters = weakref.WeakKeyDictionary()
+        self._slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Slots]]
+        self._slots = weakref.WeakKeyDictionary()
         self._check()
         functools.update_wrapper(self, function)
 
@@ -113,63 +124,70 @@ class Flow(Generic[P, T]):
             journal=journal or self.journal,
             run_id=run_id or self.run_id,
             name=self.name,
+            hooks=self.hooks,
         )
         other.learner, other.history, other._cache = self.learner, self.history, self._cache
-        other._limiters = self._limiters
+        other._slots = self._slots
         return other
 
     async def _execute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-        loop = asyncio.get_running_loop()
         run_id = self.run_id or f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
-        record = Record(self.name, run_id, self.mode, loop.time)
         if self.journal is None:
-            return cast(T, await self._run(args, kwargs, record, None).execute())
-        from weighbridge.flow.journal.journal import Journal
-
+            return cast(T, await self._run(args, kwargs, self._new_record(run_id)).execute())
         with Journal(self.journal).open_run(self.name, run_id, args, kwargs) as journal:
-            return cast(T, await journal.execute(self, self._run(args, kwargs, record, journal)))
+            record = self._new_record(run_id)
+            run = self._run(args, kwargs, record, journal)
+            kind = return_type(self.function)
+            return cast(T, await journal.execute(run.execute, kind, record, self.learner))
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], record: Record, journal: Any) -> Run:
-        self.last = record
-        return Run(
+    def _new_record(self, run_id: str) -> Record:
+        clock = asyncio.get_running_loop().time
+        self.last = record = Record(self.name, run_id, self.mode, clock, clock())
+        return record
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], record: Record, *keepers: Hook) -> FlowRun:
+        """Compose a run. Hooks that may know a result or refuse a start come before those that only watch."""
+        hooks: list[Hook] = [self._cache]
+        if self.budget.usd is not None:
+            hooks.append(Purse(self.budget.usd))
+        hooks += [*keepers, record, self.learner]
+        if self.mode == "speculate":
+            price, budget = self.value_per_second, self.budget
+            hooks.append(Bets(self.learner, self.history, record, value_per_second=price, budget=budget))
+        run = FlowRun(
+            self.name,
+            record.run_id,
             lambda: self.function(*args, **kwargs),
-            record,
-            self.learner,
-            self.history,
-            mode=self.mode,
+            [*hooks, *self.hooks],
+            sequential=self.mode == "sequential",
             budget=self.budget,
-            value_per_second=self.value_per_second,
-            limiters=self._limiters_here(),
-            cache=self._cache,
-            journal=journal,
+            slots=self._slots_here(),
+            times=self.learner.step,
         )
+        if self.mode == "speculate":
+            self.learner.watch_servers(run)
+        return run
 
-    def _limiters_here(self) -> dict[str, Limiter]:
+    def _slots_here(self) -> dict[str, Slots]:
         """Limits hold for all runs of the flow on one event loop."""
         if not self.limits:
             return {}
         loop = asyncio.get_running_loop()
-        limiters = self._limiters.get(loop)
-        if limiters is None:
-            limiters = self._limiters[loop] = {name: Limiter(size) for name, size in self.limits.items()}
-        return limiters
+        slots = self._slots.get(loop)
+        if slots is None:
+            slots = self._slots[loop] = {name: Slots(size) for name, size in self.limits.items()}
+        return slots
 
     def explain(self) -> str:
         """Every bet of the last run: what the gate said and what came of it."""
-        from weighbridge.flow.report.explain import explain
-
         return explain(self._last())
 
     def timeline(self, width: int = 100) -> str:
         """The last run as text."""
-        from weighbridge.flow.report.timeline import text
-
         return text(self._last(), width)
 
     def timeline_html(self) -> str:
         """The last run as a page that needs nothing else."""
-        from weighbridge.flow.report.timeline_page import page
-
         return page(self._last())
 
     def _last(self) -> Record:
@@ -195,6 +213,7 @@ def flow(
     journal: str | Path | None = ...,
     run_id: str | None = ...,
     name: str | None = ...,
+    hooks: Sequence[Hook] = ...,
 ) -> Callable[[Callable[P, Awaitable[T]]], Flow[P, T]]: ...
 
 
@@ -203,7 +222,8 @@ def flow(function: Callable[..., Awaitable[Any]] | None = None, /, **options: An
 
     `budget`: see `Budget`. `value_per_second`: what a second saved is worth, in dollars (V of the gate).
     `limits`: how many steps of a resource run at once, over all runs of this flow. `mode`: sequential,
-    parallel (no bets) or speculate. `journal`: an SQLite file that remembers runs.
+    parallel (no bets) or speculate. `journal`: an SQLite file that remembers runs. `hooks`: who else hears of what
+    happens in a run (see `weighbridge.flow.hooks`).
     """
     if function is not None:
         return Flow(function, **options)

@@ -7,13 +7,9 @@ import inspect
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeAlias, TypeVar, cast, overload
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, cast, overload
 
 from weighbridge.errors import BadInput, WeighbridgeError
-
-if TYPE_CHECKING:
-    from weighbridge.flow.execution import Execution
-    from weighbridge.flow.world import World
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,10 +24,24 @@ In: TypeAlias = V | Awaitable[V]
 
 _RANK: dict[str, int] = {"pure": 0, "read": 1, "remote": 2, "undo": 3, "write": 4}
 
+
+class Caller(Protocol):
+    """What a flow's body runs in: it turns calls of steps into promises."""
+
+    def call(self, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]: ...
+
+
+class RunningStep(Protocol):
+    """An execution whose step function is running."""
+
+    @property
+    def step(self) -> Step[..., Any]: ...
+
+
 #: The world a flow's body runs in; None outside flows and inside steps.
-current_world: ContextVar[World | None] = ContextVar("weighbridge_flow_world", default=None)
+current_world: ContextVar[Caller | None] = ContextVar("weighbridge_flow_world", default=None)
 #: The execution whose step function is running.
-current_execution: ContextVar[Execution | None] = ContextVar("weighbridge_flow_execution", default=None)
+current_execution: ContextVar[RunningStep | None] = ContextVar("weighbridge_flow_execution", default=None)
 
 
 class NotDone(WeighbridgeError):

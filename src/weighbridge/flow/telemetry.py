@@ -1,4 +1,4 @@
-"""A run as OpenTelemetry spans. Needs the extra `otel`; nothing is imported until it is asked for."""
+"""Runs as OpenTelemetry spans. Needs the extra `otel`, which is imported when the first run is exported."""
 
 from __future__ import annotations
 
@@ -6,11 +6,24 @@ import time
 from typing import Any
 
 from weighbridge.errors import BadInput
+from weighbridge.flow.hooks import Hook, RunView
 from weighbridge.flow.report.record import Record
 
 
+class Telemetry(Hook):
+    """Exports each run once it has ended: `@flow(hooks=[Telemetry()])`."""
+
+    def __init__(self, tracer: Any = None) -> None:
+        self._tracer = tracer
+
+    def ended(self, run: RunView) -> None:
+        record = run.hook(Record)
+        if record is not None:
+            export_spans(record, self._tracer)
+
+
 def export_spans(record: Record, tracer: Any = None) -> None:
-    """One span for the flow, one under it per execution, and an event per bet.
+    """Export one span for the flow, one under it per execution, and an event per bet.
 
     `tracer`: an OpenTelemetry tracer; by default the global provider's. Call it once the run has ended: the
     spans get the times the run had. Raises BadInput when OpenTelemetry is not installed.

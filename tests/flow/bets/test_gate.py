@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from weighbridge.cost.step import StepCost
 from weighbridge.flow.bets.gate import (
     Belief,
-    HedgeBudget,
     Node,
     ServerLoad,
     Stakes,
@@ -30,11 +29,11 @@ from weighbridge.flow.bets.gate import (
     break_even,
     critical_path,
     decide,
-    hedge_delay,
     queue_usd,
     saving,
     seat_seconds,
 )
+from weighbridge.flow.step_times import HedgeBudget, hedge_delay
 
 COST = tokens_usd(800, 300, 0.5, 1.5)
 

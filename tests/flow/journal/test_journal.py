@@ -6,9 +6,11 @@ import asyncio
 import json
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 
 from tests.flow.journal.journaled import entries
 from weighbridge.errors import BadInput
-from weighbridge.flow import InDoubt, first, flow, idempotency_key, step
+from weighbridge.flow import Budget, BudgetExceeded, InDoubt, first, flow, idempotency_key, step
 from weighbridge.flow.journal.journal import Journal
 from weighbridge.flow.replay.virtual_time import run_virtual
 from weighbridge.flow.report.record_json import record_from_json
@@ -186,6 +188,63 @@ def test_undo_is_not_repeated(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="no flight"):
             run_virtual(journaled())
     assert log == ["book hotel", "cancel hotel"]
+
+
+def test_a_write_that_the_budget_forbade_is_not_in_doubt(tmp_path: Path) -> None:
+    sent: list[str] = []
+
+    @step(usd=1.0)
+    async def send(text: str) -> None:
+        sent.append(text)
+
+    @flow
+    async def body() -> None:
+        await send("x")
+
+    journaled = body.options(journal=tmp_path / "j.sqlite", run_id="r1", budget=Budget(usd=0.5))
+    with pytest.raises(BudgetExceeded):
+        run_virtual(journaled())
+    run_virtual(body.options(journal=tmp_path / "j.sqlite", run_id="r1", budget=Budget(usd=2.0))())
+    assert sent == ["x"], "it had never started"
+
+
+def test_what_a_write_rests_on_is_on_disk_before_it_starts(tmp_path: Path) -> None:
+    """Also when the write waits for a promise and not for an `await`."""
+    path = tmp_path / "j.sqlite"
+    on_disk: list[tuple[str, str]] = []
+
+    @step(effect="read", name="wait")
+    async def wait(n: int) -> int:
+        await asyncio.sleep(1)
+        return n
+
+    @step(name="send")
+    async def send(n: int) -> int:
+        with closing(sqlite3.connect(path)) as other:
+            on_disk.extend(other.execute("SELECT name, state FROM steps ORDER BY at").fetchall())
+        return n
+
+    @flow(journal=path, run_id="r1")
+    async def body() -> int:
+        return await send(wait(wait(1)))  # type: ignore[arg-type]
+
+    assert run_virtual(body()) == 1
+    assert on_disk == [("wait", "done"), ("wait", "done"), ("send", "started")]
+
+
+def test_the_record_of_a_run_that_had_ended_before_is_empty(tmp_path: Path) -> None:
+    @step(effect="pure")
+    async def one() -> int:
+        return 1
+
+    @flow(journal=tmp_path / "j.sqlite", run_id="r1")
+    async def body() -> int:
+        return await one()
+
+    for spans in (1, 0):
+        assert run_virtual(body()) == 1
+        assert body.last is not None
+        assert (len(body.last.spans), body.last.seconds) == (spans, 0.0)
 
 
 @dataclass

@@ -16,8 +16,7 @@ guess behind d − 1 others has p^d, so it pays while d <= ln p* / ln p. Price: 
 own C and Q are nearly nothing and almost any bet pays; on a full one Q alone stops it.
 
 Below the inequality stand its terms: Q from a server's load, p from outcomes (`Belief`), ΔL and C from the
-graph of a run (`saving`); and the same question asked of a call that is slow: when a second attempt pays.
-The closed forms behind these rules are in `benchmarks/evidence`.
+graph of a run (`saving`). The closed forms behind these rules are in `benchmarks/evidence/speculation.py`.
 """
 
 from __future__ import annotations
@@ -275,38 +274,3 @@ def saving(nodes: Sequence[Node], guessed: int) -> Saving:
         early.append(starts + node.seconds)
     total = max(max(early, default=0.0), known)
     return Saving(max(max(ends, default=0.0) - total, 0.0), usd)
-
-
-# -- the same question of a slow call: when does a second attempt pay? -----------------------------------------
-
-
-def hedge_delay(durations: Sequence[float], budget: float) -> float:
-    """Seconds after which a second attempt is launched, d = F⁻¹(1 − β) of observed durations.
-
-    A budget of β further launches per call fixes d. Raises ValueError without any durations.
-    """
-    if not durations:
-        raise ValueError("a hedge delay needs observed durations")
-    ordered = sorted(durations)
-    return ordered[min(math.ceil((1.0 - budget) * len(ordered)), len(ordered) - 1)]
-
-
-class HedgeBudget:
-    """Tokens for further launches: each call earns `share`, each launch costs one; a few may be saved up."""
-
-    __slots__ = ("_saved", "_share", "_tokens")
-
-    def __init__(self, share: float, saved: float = 3.0) -> None:
-        self._share = share
-        self._saved = saved
-        self._tokens = 1.0
-
-    def earn(self) -> None:
-        self._tokens = min(self._tokens + self._share, self._saved)
-
-    def take(self) -> bool:
-        """Spend a token, if there is one."""
-        if self._tokens < 1.0:
-            return False
-        self._tokens -= 1.0
-        return True

@@ -5,74 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from weighbridge.flow.bets.gate import Belief, BetVerdict, HedgeBudget, Stakes, decide, hedge_delay
-
-if TYPE_CHECKING:
-    from weighbridge.flow.run import Run
+from weighbridge.flow.bets.gate import Belief, BetVerdict, Stakes, decide
+from weighbridge.flow.hooks import ExecutionView, Hook
+from weighbridge.flow.runtime import FlowRun
+from weighbridge.flow.step_times import Average, StepTimes
 
 #: Outcomes are discounted by this factor each: a window of about 50.
 FORGETTING = 0.98
-#: Observed durations needed before a step is hedged.
-HEDGE_AFTER = 20
-#: Only calls slower than the quantile are hedged, not those that take just as long.
-HEDGE_SLACK_SECONDS = 0.001
-#: Bets in the window over which a call site's realised value is summed, and the fewest that can turn it off.
-WINDOW, FEWEST = 32, 8
-#: Event-loop time that placing a bet costs everybody: running the body once more.
-BET_OVERHEAD_SECONDS = 0.001
-#: Assumed duration of a step never seen.
-UNKNOWN_SECONDS = 1.0
-
-
-@dataclass(slots=True)
-class Average:
-    """Exponentially weighted mean that starts as a plain one."""
-
-    weight: float = 0.1
-    count: int = 0
-    value: float = 0.0
-
-    def add(self, sample: float) -> None:
-        self.count += 1
-        self.value += max(self.weight, 1.0 / self.count) * (sample - self.value)
-
-
-class StepStats:
-    """Durations of one step, the last 256, in seconds."""
-
-    __slots__ = ("_hedges", "seconds", "usd")
-
-    def __init__(self) -> None:
-        self.seconds: deque[float] = deque(maxlen=256)
-        self.usd = Average()
-        self._hedges: HedgeBudget | None = None
-
-    def add(self, seconds: float) -> None:
-        self.seconds.append(seconds)
-
-    def mean(self) -> float:
-        return sum(self.seconds) / len(self.seconds) if self.seconds else UNKNOWN_SECONDS
-
-    def remaining(self, elapsed: float) -> float:
-        """Expected time to go for a call that has run for `elapsed`: the mean residual of longer ones."""
-        if not self.seconds:
-            return max(UNKNOWN_SECONDS - elapsed, 0.0)
-        longer = [seconds - elapsed for seconds in self.seconds if seconds > elapsed]
-        return sum(longer) / len(longer) if longer else 0.0
-
-    def hedge_delay(self, share: float) -> float | None:
-        """After how long a second copy is launched; None while too little is known. Earns budget."""
-        if self._hedges is None:
-            self._hedges = HedgeBudget(share)
-        self._hedges.earn()
-        if len(self.seconds) < HEDGE_AFTER:
-            return None
-        return hedge_delay(self.seconds, share) + HEDGE_SLACK_SECONDS
-
-    def take_hedge(self) -> bool:
-        return self._hedges is not None and self._hedges.take()
+#: Bets in the window over which a call site's realised value is summed, and how many can turn it off.
+WINDOW, MIN_BETS = 32, 8
 
 
 @dataclass(slots=True)
@@ -88,7 +31,7 @@ class Site:
     @property
     def off(self) -> bool:
         """Whether betting here has lost money lately."""
-        return len(self.realised) >= FEWEST and sum(self.realised) < 0.0
+        return len(self.realised) >= MIN_BETS and sum(self.realised) < 0.0
 
     def verdict(self, stakes: Stakes) -> BetVerdict:
         """The gate's verdict, unless the site is off."""
@@ -100,10 +43,10 @@ class Site:
         return verdict
 
 
-class Queue(Protocol):
+class WatchedServer(Protocol):
     """A server whose other users a bet may keep waiting."""
 
-    def watch(self, run: Run) -> None:
+    def watch(self, run: FlowRun) -> None:
         """Find out how loaded it is, for bets to come."""
         ...
 
@@ -112,20 +55,32 @@ class Queue(Protocol):
         ...
 
 
-class Learner:
+class Learner(Hook):
     """Shared by all runs of a flow."""
 
     def __init__(self) -> None:
-        self.queues: set[Queue] = set()
-        self.steps: dict[str, StepStats] = {}
+        self.servers: set[WatchedServer] = set()
+        self.steps: dict[str, StepTimes] = {}
         self.sites: dict[str, Site] = {}
         self._pool: dict[Hashable, Belief] = {}  # per predictor and rank, over all sites
 
-    def step(self, name: str) -> StepStats:
-        stats = self.steps.get(name)
-        if stats is None:
-            stats = self.steps[name] = StepStats()
-        return stats
+    def finished(self, execution: ExecutionView) -> None:
+        span = execution.span
+        if execution.error is None and span is not None:
+            times = self.step(span.name)
+            times.add(span.seconds)
+            times.usd.add(span.usd)
+
+    def watch_servers(self, run: FlowRun) -> None:
+        """Find out how loaded the servers are that the flow asks, for bets to come."""
+        for server in list(self.servers):
+            server.watch(run)
+
+    def step(self, name: str) -> StepTimes:
+        times = self.steps.get(name)
+        if times is None:
+            times = self.steps[name] = StepTimes()
+        return times
 
     def site(self, name: str) -> Site:
         site = self.sites.get(name)

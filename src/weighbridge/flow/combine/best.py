@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, TypeVar, cast
 
 from weighbridge.errors import BadInput
-from weighbridge.flow.combine.nursery import Nursery
-from weighbridge.flow.step import Options, Step, current_execution, current_world
+from weighbridge.flow.runtime import Execution, Promise, World, this_execution, this_world
+from weighbridge.flow.step import Options, Step, current_world
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ def best(
     stop: float | None = None,
     stagger: float | None = None,
 ) -> Awaitable[T]:
-    """The candidate with the highest score among `of` draws of `candidate()`.
+    """Return the candidate with the highest score among `of` draws of `candidate()`.
 
     The first starts at once, the next whenever one has been scored below `stop` or `stagger` seconds have
     passed (by default: the usual time of a candidate). A score of `stop` or more ends the search and the
@@ -34,7 +34,7 @@ def best(
     """
     if of < 1:
         raise BadInput(f"best: of={of} must be at least 1")
-    world = current_world.get()
+    world = this_world()
     if world is None:
         return _search(_Outside(candidate), of, score, stop, stagger)
     return cast(Awaitable[T], world.call(_BEST, (candidate, of, score, stop, stagger), {}))
@@ -72,39 +72,76 @@ class _Outside:
 
 
 class _Inside(_Outside):
-    """Candidates in nurseries of their own, so that each draw is a draw of its own and ends with the search."""
+    """Candidates in worlds of their own, so that each draw is a draw of its own and ends with the search."""
 
     def __init__(self, candidate: Callable[[], Awaitable[Any]]) -> None:
         super().__init__(candidate)
-        execution = current_execution.get()
+        execution = this_execution()
         assert execution is not None
         self._owner = execution
-        self._nurseries: list[Nursery] = []
-        self._began: dict[int, float] = {}
+        self._run = execution.run
+        self._times = self._run.times("best candidate")
+        self._worlds: list[TrialWorld] = []
 
     def launch(self, number: int, score: Score) -> asyncio.Task[tuple[float, Any]]:
-        used = self._owner.run.executions[self._owner.key].index(self._owner)
-        nursery = Nursery(self._owner, (self._owner.key, used, number), "best")
-        self._nurseries.append(nursery)
-        return self._owner.run.spawn_child(self._in(nursery, score))
+        used = self._run.executions[self._owner.key].index(self._owner)
+        world = TrialWorld(self._owner, (self._owner.key, used, number))
+        self._worlds.append(world)
+        return self._run.nursery.spawn_child(self._in(world, score))
 
-    async def _in(self, nursery: Nursery, score: Score) -> tuple[float, Any]:
-        current_world.set(nursery)
-        began = self._owner.run.clock()
+    async def _in(self, world: TrialWorld, score: Score) -> tuple[float, Any]:
+        current_world.set(world)
+        began = self._run.clock()
         try:
             result = await self._scored(score)
-            self._owner.run.learner.step("best candidate").add(self._owner.run.clock() - began)
+            self._times.add(self._run.clock() - began)
             return result
         finally:
-            nursery.abandon()
+            world.abandon()
 
     def usual_seconds(self) -> float | None:
-        stats = self._owner.run.learner.step("best candidate")
-        return stats.mean() if stats.seconds else None
+        return self._times.mean() if self._times.seconds else None
 
     def close(self) -> None:
-        for nursery in self._nurseries:
-            nursery.abandon()
+        for world in self._worlds:
+            world.abandon()
+
+
+class TrialWorld(World):
+    """The inside of a candidate, which may be thrown away, so that it may not change anything."""
+
+    bettable = False
+    reported = False  # what happens inside a step is not journaled; its result is
+
+    def __init__(self, owner: Execution, path: Hashable) -> None:
+        super().__init__(owner.run)
+        self.path = path
+        self._withheld: list[Promise[Any]] = []
+        self.committed = owner.committed
+        if not owner.committed:
+            owner.on_commit.append(self._commit)
+
+    def _commit(self) -> None:
+        self.committed = True
+        for promise in list(self.handles):
+            if promise.execution is not None:
+                promise.execution.commit()
+        withheld, self._withheld = self._withheld, []
+        for promise in withheld:
+            self.arm(promise)
+
+    def check_allowed(self, step: Step[..., Any]) -> None:
+        if step.writes:
+            raise BadInput(
+                f"best throws candidates away, so that {step.name} (effect {step.options.effect!r}) "
+                "must not run inside it; call it afterwards, with the chosen result"
+            )
+
+    def called(self, promise: Promise[Any]) -> None:
+        if self.committed or promise.step.may_speculate:
+            self.arm(promise)
+        else:
+            self._withheld.append(promise)
 
 
 async def _number(score: float | Awaitable[float]) -> float:

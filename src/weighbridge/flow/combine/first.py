@@ -8,23 +8,22 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar, cast
 
 from weighbridge.errors import BadInput
-from weighbridge.flow.execution import first_success
-from weighbridge.flow.promise import Promise
-from weighbridge.flow.step import Options, Step, current_world
-from weighbridge.flow.world import World
+from weighbridge.flow.nursery import first_success
+from weighbridge.flow.runtime import Promise, World, this_world
+from weighbridge.flow.step import Options, Step
 
 T = TypeVar("T")
 
 
 def first(*calls: Awaitable[T]) -> Awaitable[T]:
-    """The result of whichever call succeeds first; the last error when all fail.
+    """Return the result of whichever call succeeds first; raise the last error when all fail.
 
     In a flow the calls are promises of steps that change nothing: losers are cancelled. Raises BadInput for
     a write, and without any calls.
     """
     if not calls:
         raise BadInput("first: give at least one call to race")
-    world = current_world.get()
+    world = this_world()
     if world is None:
         return _race([cast(Coroutine[Any, Any, T], call) for call in calls])
     promises = [_promise(call) for call in calls]
@@ -48,7 +47,7 @@ def _promise(call: Any) -> Promise[Any]:
     )
 
 
-async def _never() -> None:
+async def _never() -> Any:
     raise AssertionError("a race runs no function")
 
 
@@ -64,9 +63,11 @@ class _Race:
         if self.promise.done:
             self._let_go()
             return
-        ended = [one for one in promises if one.done and one.error is None and one.execution is not None]
+        ended = [
+            (call.execution.finished_at, call) for call in promises if call.execution and _succeeded(call)
+        ]
         if ended:
-            self._won(min(ended, key=lambda one: one.execution.finished_at if one.execution else 0.0))
+            self._won(min(ended, key=lambda pair: pair[0])[1])
             return
         for promise in promises:
             promise.on_settled(self._settled)
@@ -76,16 +77,20 @@ class _Race:
             return
         if promise.error is None:
             self._won(promise)
-        elif all(one.done for one in self._promises):
+        elif all(call.done for call in self._promises):
             self.promise.settle(None, promise.error)
 
     def _won(self, winner: Promise[Any]) -> None:
-        self.promise.world.combined(self.promise, winner.result())
+        self.promise.settle(winner.result())
         self._let_go()
 
     def _let_go(self) -> None:
         for promise in self._promises:
             promise.abandon()
+
+
+def _succeeded(call: Promise[Any]) -> bool:
+    return call.done and call.error is None
 
 
 async def _race(calls: list[Coroutine[Any, Any, T]]) -> T:

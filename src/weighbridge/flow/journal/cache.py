@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, cast
 
-from weighbridge.flow.execution import Execution
+from weighbridge.flow.hooks import CallView, ExecutionView, Hook
+
+#: Results kept at once; the oldest is forgotten first.
+MAX_RESULTS = 4096
 
 
-class StepCache:
-    """At most 4,096 results, the oldest of them forgotten first."""
-
-    SIZE = 4096
+class StepCache(Hook):
+    """Knows results by step and arguments, until they are too old."""
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, tuple[float, Any]] = {}
+        self._known: dict[Hashable, tuple[float, Any]] = {}  # until when, and what
 
-    def recall(self, execution: Execution) -> bool:
-        name, frozen = execution.key[:2]  # type: ignore[index]
-        known = self._known.get((name, frozen))
-        if known is None or known[0] < execution.run.clock():
-            return False
-        execution.finish_with(known[1])
-        return True
+    def started(self, call: CallView, execution: ExecutionView) -> None:
+        if execution.step.options.cache:
+            known = self._known.get(_call_of(execution))
+            if known is not None and known[0] >= execution.run.clock():
+                execution.finish_with(known[1])
 
-    def remember(self, execution: Execution) -> None:
-        name, frozen = execution.key[:2]  # type: ignore[index]
+    def finished(self, execution: ExecutionView) -> None:
         keep = execution.step.options.cache
-        until = float("inf") if keep is True else execution.run.clock() + float(keep)
-        if len(self._known) >= self.SIZE:
-            self._known.pop(next(iter(self._known)))
-        self._known[name, frozen] = (until, execution.value)
+        if keep and execution.error is None:
+            until = float("inf") if keep is True else execution.run.clock() + float(keep)
+            if len(self._known) >= MAX_RESULTS:
+                self._known.pop(next(iter(self._known)))
+            self._known[_call_of(execution)] = (until, execution.value)
+
+
+def _call_of(execution: ExecutionView) -> Hashable:
+    """Name and arguments of the call: what was written before it does not count here."""
+    name, frozen, *_ = cast("tuple[Hashable, ...]", execution.key)
+    return name, frozen

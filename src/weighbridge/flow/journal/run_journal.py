@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any
+
+import msgspec
 
 from weighbridge.errors import BadInput, WeighbridgeError
-from weighbridge.flow.execution import Execution
+from weighbridge.flow.bets.learn import Learner
+from weighbridge.flow.hooks import CallView, ExecutionView, Hook, RunView
 from weighbridge.flow.identity import contains_identity, digest, freeze_call
 from weighbridge.flow.journal.json_values import decode, encode, return_type, shown
-from weighbridge.flow.promise import Promise
-from weighbridge.flow.report.record_json import learned_json, record_json
-from weighbridge.flow.step import NotDone, Step, current_execution
-
-if TYPE_CHECKING:
-    from weighbridge.flow.flow import Flow
-    from weighbridge.flow.run import Run
+from weighbridge.flow.report.record import Record
+from weighbridge.flow.report.record_json import record_json
+from weighbridge.flow.runtime import this_execution
+from weighbridge.flow.step import NotDone
 
 #: Results that nothing rests on yet are written at least this often, in seconds.
 FLUSH_SECONDS = 0.05
@@ -27,8 +27,8 @@ class InDoubt(WeighbridgeError):
     """A write had started when the run was interrupted, and nothing says whether it happened."""
 
 
-class RunJournal:
-    """The part of the journal that belongs to one run."""
+class RunJournal(Hook):
+    """The part of the journal that belongs to one run, and the hook that keeps it."""
 
     def __init__(
         self,
@@ -43,7 +43,6 @@ class RunJournal:
         self._flow = flow
         self._digests: dict[int, str] = {}
         self._dirty = False
-        self._run: Run | None = None
         self.result: bytes | None = None  # of a run that had ended
         arguments = _frozen_arguments(flow, args, kwargs)
         shown_arguments = shown({"args": list(args), **({"kwargs": kwargs} if kwargs else {})})
@@ -72,143 +71,131 @@ class RunJournal:
         if row[3] == "done":
             self.result = row[4]
 
-    async def execute(self, flow: Flow[Any, Any], run: Run) -> Any:
-        """The run's result: from the journal when it had ended, else by running what is left of it."""
-        kind = return_type(flow.function)
+    async def execute(
+        self, run: Callable[[], Awaitable[Any]], kind: Any, record: Record, learner: Learner
+    ) -> Any:
+        """Return the run's result, of type `kind`: as it was journaled, else by running what is left of the run."""
         if self.result is not None:
+            record.ended_at = record.clock()
             return decode(self.result, kind)
-        self._run = run
-        self._restore_learned(flow)
+        self._restore(learner)
         try:
-            result = await run.execute()
-            data = encode(result, kind, f"the result of flow {flow.name}")
+            self.result = encode(await run(), kind, f"the result of flow {self._flow}")
         except BaseException as error:
-            self._end(flow, run, "failed", None, f"{type(error).__name__}: {error}")
+            self._end("failed", f"{type(error).__name__}: {error}", record, learner)
             raise
-        self._end(flow, run, "done", data, None)
-        return decode(data, kind)
+        self._end("done", None, record, learner)
+        return decode(self.result, kind)
 
-    def _end(
-        self, flow: Flow[Any, Any], run: Run, status: str, result: bytes | None, error: str | None
-    ) -> None:
+    def _end(self, status: str, error: str | None, record: Record, learner: Learner) -> None:
         self._write()
         self._connection.execute(
             "UPDATE runs SET status = ?, ended = ?, result = ?, error = ?, record = ? WHERE run_id = ?",
-            (status, time.time(), result, error, record_json(run.record), self._run_id),
+            (status, time.time(), self.result, error, record_json(record), self._run_id),
         )
         self._connection.execute(
-            "INSERT OR REPLACE INTO learned VALUES (?, ?)", (self._flow, learned_json(flow.learner))
+            "INSERT OR REPLACE INTO learned VALUES (?, ?)",
+            (self._flow, msgspec.json.encode(learner.as_dict())),
         )
         self.flush()
 
-    def _restore_learned(self, flow: Flow[Any, Any]) -> None:
-        if flow.learner.steps or flow.learner.sites:
+    def _restore(self, learner: Learner) -> None:
+        if learner.steps or learner.sites:
             return
         row = self._connection.execute("SELECT record FROM learned WHERE flow = ?", (self._flow,)).fetchone()
         if row is not None:
-            flow.learner.restore(decode(row[0], dict[str, Any]))
+            learner.restore(decode(row[0], dict[str, Any]))
 
     # -- calls -----------------------------------------------------------------------------------------
 
-    def key(self, promise: Promise[Any]) -> str:
-        """The journal key of a call. Raises BadInput for arguments that exist only in this process."""
-        known = self._digests.get(promise.number)
+    def key(self, call: CallView) -> str:
+        """Return the journal key of a call. Raises BadInput for arguments that exist only in this process."""
+        known = self._digests.get(call.number)
         if known is not None:
             return known
-        found = contains_identity(promise.identity)
-        if found is not None:
-            kind = type(found).__name__
+        unstable = contains_identity(call.identity)
+        if unstable is not None:
+            kind = type(unstable).__name__
             raise BadInput(
-                f"step {promise.step.name}: an argument of type {kind} cannot be journaled; pass plain data"
+                f"step {call.step.name}: an argument of type {kind} cannot be journaled; pass plain data"
             )
-        numbers = {dep.number: dep for dep in promise.deps}
-        stable = _renumbered(promise.identity, {n: self.key(dep) for n, dep in numbers.items()})
-        self._digests[promise.number] = key = digest((stable, promise.occurrence))
+        numbers = {dep.number: dep for dep in call.deps}
+        stable = _renumbered(call.identity, {number: self.key(dep) for number, dep in numbers.items()})
+        self._digests[call.number] = key = digest((stable, call.occurrence))
         return key
 
-    def recall(self, promise: Promise[Any], execution: Execution) -> bool:
-        """Whether the call had ended before; then its execution has its result."""
-        known = self._known.get(self.key(promise))
+    def recall(self, call: CallView, execution: ExecutionView) -> bool:
+        known = self._known.get(self.key(call))
         if known is None or known[0] not in ("done", "undone"):
             return False
         assert known[1] is not None
-        execution.finish_with(decode(known[1], return_type(promise.step.function)))
+        execution.undone = known[0] == "undone"
+        execution.finish_with(decode(known[1], return_type(call.step.function)))
         return True
 
-    def begin(self, promise: Promise[Any], execution: Execution) -> None:
-        """A write is about to start: make that durable. Raises InDoubt when it had started before."""
-        key = execution.journal_key = self.key(promise)
+    def started(self, call: CallView, execution: ExecutionView) -> None:
+        """Make durable that a write starts. Raises InDoubt when it had started before."""
+        if not call.step.writes:
+            return
+        key = execution.journal_key = self.key(call)
         known = self._known.get(key)
         if known is not None:
-            if promise.step.options.settle is None:
+            if call.step.options.settle is None:
                 raise InDoubt(
-                    f"step {promise.step.name} had started when run {self._run_id} was interrupted, and may "
+                    f"step {call.step.name} had started when run {self._run_id} was interrupted, and may "
                     "or may not have happened; give it settle=function, which looks that up"
                 )
             execution.in_doubt = True
             return
-        self._put(key, promise.step, "started", None, 0.0)
+        self._put(call, "started", None, 0.0)
         self.flush()
 
-    def remember(self, promise: Promise[Any]) -> None:
-        """A call of the committed world has settled. The flow sees its result as the journal gives it back."""
-        execution = promise.execution
-        if execution is None or execution.error is not None:
-            if promise.step.writes and isinstance(promise.error, NotDone):
-                self._forget(promise)
+    def settled(self, call: CallView) -> None:
+        """Write the result down. The flow sees it as the journal gives it back."""
+        if call.error is not None:
+            if call.step.writes and call.execution is not None and isinstance(call.error, NotDone):
+                self._forget(call)
             return
-        key = self.key(promise)
+        key = self.key(call)
         if key in self._known and self._known[key][0] != "started":
             return
-        kind = return_type(promise.step.function)
-        data = encode(execution.value, kind, f"the result of step {promise.step.name}")
-        usd = execution.span.usd if execution.span is not None else 0.0
-        self._put(key, promise.step, "done", data, usd)
-        if promise.step.writes:
+        combined = call.execution is None
+        what = f"the result of {call.step.name}" if combined else f"the result of step {call.step.name}"
+        data = encode(call.result(), return_type(call.step.function), what)
+        span = call.execution.span if call.execution is not None else None
+        self._put(call, "done", data, span.usd if span is not None else 0.0)
+        if call.step.writes:
             self.flush()
 
-    def recall_combined(self, promise: Promise[Any]) -> None:
-        known = self._known.get(self.key(promise))
-        if known is not None and known[1] is not None:
-            promise.settle(decode(known[1], Any))
-
-    def remember_combined(self, promise: Promise[Any], value: Any) -> None:
-        self._put(self.key(promise), promise.step, "done", encode(value, Any, "the result of first"), 0.0)
-
-    def undone(self, promise: Promise[Any]) -> bool:
-        """Whether a step's effect has been taken back."""
-        known = self._known.get(self.key(promise))
-        return known is not None and known[0] == "undone"
-
-    def mark_undone(self, promise: Promise[Any]) -> None:
-        key = self.key(promise)
-        self._put(key, promise.step, "undone", self._known[key][1], 0.0)
+    def undone(self, call: CallView) -> None:
+        self._put(call, "undone", self._known[self.key(call)][1], 0.0)
         self.flush()
 
     # -- writing ---------------------------------------------------------------------------------------
 
-    def _put(self, key: str, step: Step[..., Any], state: str, value: bytes | None, usd: float) -> None:
-        self._write()
+    def _put(self, call: CallView, state: str, value: bytes | None, usd: float) -> None:
+        self._write(call.run)
+        key, step = self.key(call), call.step
         self._known[key] = (state, value, usd)
         self._connection.execute(
             "INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (self._run_id, key, step.name, step.options.effect, state, value, usd, time.time()),
         )
 
-    def _forget(self, promise: Promise[Any]) -> None:
-        key = self.key(promise)
+    def _forget(self, call: CallView) -> None:
+        key = self.key(call)
         self._known.pop(key, None)
-        self._write()
+        self._write(call.run)
         self._connection.execute("DELETE FROM steps WHERE run_id = ? AND key = ?", (self._run_id, key))
         self.flush()
 
-    def _write(self) -> None:
+    def _write(self, run: RunView | None = None) -> None:
         """Be in a transaction; it ends with the next effect, or soon."""
         if not self._dirty:
             self._dirty = True
             self._connection.execute("BEGIN IMMEDIATE")
-            if self._run is not None:
-                self._run.later(FLUSH_SECONDS, self.flush)
+            if run is not None:
+                run.later(FLUSH_SECONDS, self.flush)
 
     def flush(self) -> None:
         """Make everything so far durable."""
@@ -218,18 +205,18 @@ class RunJournal:
 
 
 def idempotency_key() -> str:
-    """Inside a step: the same for the same call of the same run, also after a crash; to send along with it."""
-    execution = current_execution.get()
+    """Inside a step: a key to send along, the same for the same call of the same run, also after a crash."""
+    execution = this_execution()
     if execution is None:
         raise BadInput("idempotency_key is for use inside a step that a flow has called")
-    return f"{execution.run.record.run_id}-{execution.journal_key or digest(execution.key)}"
+    return f"{execution.run.run_id}-{execution.journal_key or digest(execution.key)}"
 
 
 def _frozen_arguments(flow: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     frozen = freeze_call(args, kwargs)
-    found = contains_identity(frozen)
-    if found is not None:
-        kind = type(found).__name__
+    unstable = contains_identity(frozen)
+    if unstable is not None:
+        kind = type(unstable).__name__
         raise BadInput(f"flow {flow}: an argument of type {kind} cannot be journaled; pass plain data")
     return digest(frozen)
 

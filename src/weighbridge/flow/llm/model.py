@@ -7,23 +7,22 @@ import functools
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
 from weighbridge.cost.price import Price
 from weighbridge.errors import BadInput
 from weighbridge.flow.bets.gate import INPUT_TOKENS, OUTPUT_TOKENS, seat_seconds
-from weighbridge.flow.bets.learn import Average
-from weighbridge.flow.execution import Execution, charge, first_success
+from weighbridge.flow.bets.learn import Learner
 from weighbridge.flow.llm.client import ChatClient, ChatStream, Endpoint, LlmError
 from weighbridge.flow.llm.plan import PlanRunner
 from weighbridge.flow.llm.reply import Answer, Reply
 from weighbridge.flow.llm.tool_schema import answer_schema, tool_schema
-from weighbridge.flow.step import Effect, Options, Step, current_execution
-
-if TYPE_CHECKING:
-    from weighbridge.flow.run import Run
+from weighbridge.flow.nursery import first_success
+from weighbridge.flow.runtime import Execution, FlowRun, charge, this_execution
+from weighbridge.flow.step import Effect, Options, Step
+from weighbridge.flow.step_times import Average
 
 T = TypeVar("T")
 Prompt = str | Sequence[Any]
@@ -111,14 +110,14 @@ class Llm:
             body["model"] = self._model
         if tools:
             body["tools"] = [tool_schema(tool) for tool in tools]
-        execution = current_execution.get()
+        execution = this_execution()
         if execution is None:
             client = ChatClient()
             try:
                 return await self._exchange(client, body, Answer({}), None)
             finally:
                 await client.close()
-        client = execution.run.resource(ChatClient, ChatClient)
+        client = execution.run.nursery.resource(ChatClient, ChatClient)
         self.watch(execution.run)
         answer = Answer({tool.name: tool for tool in tools}, on_text)
         return await self._exchange(client, body, answer, execution)
@@ -156,7 +155,7 @@ class Llm:
         run = execution.run
         while True:
             bet = not execution.committed
-            opening = run.spawn_child(self._first_answer(client, body, execution, bet))
+            opening = run.nursery.spawn_child(self._first_answer(client, body, execution, bet))
             confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             if bet:
                 execution.on_commit.append(functools.partial(_set, confirmed))
@@ -175,32 +174,34 @@ class Llm:
         self, client: ChatClient, body: dict[str, Any], execution: Execution, bet: bool
     ) -> ChatStream:
         run = execution.run
-        stats = run.learner.step(f"{self.name} first token")
+        times = run.times(f"{self.name} first token")
         began = run.clock()
-        delay = stats.hedge_delay(self._hedge) if self._hedge and len(self._endpoints) > 1 else None
-        tasks = [run.spawn_child(client.open(self._endpoints[0], body, bet).start())]
+        delay = times.hedge_delay(self._hedge) if self._hedge and len(self._endpoints) > 1 else None
+        tasks = [run.nursery.spawn_child(client.open(self._endpoints[0], body, bet).start())]
         try:
             if delay is not None:
                 await asyncio.wait(tasks, timeout=delay)
-                if not tasks[0].done() and stats.take_hedge():
-                    run.record.hedged(execution, delay)
-                    tasks.append(run.spawn_child(client.open(self._endpoints[1], body, bet).start()))
+                if not tasks[0].done() and times.take_hedge():
+                    execution.note_hedge()
+                    tasks.append(run.nursery.spawn_child(client.open(self._endpoints[1], body, bet).start()))
             stream: ChatStream = await first_success(tasks)
             winner = next(one for one in tasks if _opened(one) and one.result() is stream)
         except BaseException:
             await _give_up(run, tasks)
             raise
         await _give_up(run, [task for task in tasks if task is not winner])
-        stats.add(run.clock() - began)
+        times.add(run.clock() - began)
         return stream
 
     # -- what a bet would do to others -----------------------------------------------------------------
 
-    def watch(self, run: Run) -> None:
+    def watch(self, run: FlowRun) -> None:
         """Find out how loaded the server is, for bets to come."""
-        run.learner.queues.add(self)
+        learner, nursery = run.hook(Learner), run.nursery
+        if learner is not None:
+            learner.servers.add(self)
         if self._endpoints[0].ours:
-            run.spawn(run.resource(ChatClient, ChatClient).ask_load(self._endpoints[0]))
+            nursery.spawn(nursery.resource(ChatClient, ChatClient).ask_load(self._endpoints[0]))
 
     def queued_seconds(self) -> float:
         """Request-seconds of waiting that one more call of the usual size brings those in the queue."""
@@ -291,9 +292,9 @@ def _set(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-async def _give_up(run: Run, tasks: list[asyncio.Task[ChatStream]]) -> None:
+async def _give_up(run: FlowRun, tasks: list[asyncio.Task[ChatStream]]) -> None:
     """Cancel openings, and close the streams of those that have opened."""
-    await run.reap(tasks)
+    await run.nursery.reap(tasks)
     for task in tasks:
         if _opened(task):
             await task.result().close()

@@ -17,7 +17,7 @@ from typing import Any
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.flow.bets.prefetch import prefetch
-from weighbridge.flow.promise import Promise
+from weighbridge.flow.runtime import Promise
 from weighbridge.flow.step import Step
 
 _LINE = re.compile(r"^\s*(\d+)\s*[.):]\s*([A-Za-z_]\w*)\s*(\(.*\))\s*$")

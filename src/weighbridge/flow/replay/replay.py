@@ -12,13 +12,13 @@ from weighbridge.flow.bets.gate import Belief
 from weighbridge.flow.bets.guess import guess
 from weighbridge.flow.bets.learn import Learner
 from weighbridge.flow.bets.predict import GuessedCall, Prediction
-from weighbridge.flow.execution import charge
-from weighbridge.flow.flow import VALUE_PER_SECOND, Flow
+from weighbridge.flow.budget import Budget
+from weighbridge.flow.flow import VALUE_PER_SECOND, Flow, Mode
 from weighbridge.flow.identity import freeze
 from weighbridge.flow.replay.virtual_time import run_virtual
 from weighbridge.flow.replay.workload import Call, Task, drawn
 from weighbridge.flow.report.record import Record
-from weighbridge.flow.run import Budget, Mode
+from weighbridge.flow.runtime import charge
 from weighbridge.flow.step import Step, step
 
 ReplayMode = Literal["sequential", "parallel", "speculate", "oracle", "liar"]

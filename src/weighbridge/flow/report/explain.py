@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from weighbridge.flow.report.record import BetRecord, Record
+from weighbridge.flow.bets.guess import BetRecord
+from weighbridge.flow.report.record import Record
 
 
 def explain(record: Record) -> str:

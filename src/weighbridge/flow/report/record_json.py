@@ -1,4 +1,4 @@
-"""A run's record and what a flow has learned, as JSON."""
+"""A run's record as JSON, and back."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import msgspec
 
 from weighbridge.errors import BadInput
 from weighbridge.flow.bets.gate import BetVerdict, Stakes
-from weighbridge.flow.bets.learn import Learner
-from weighbridge.flow.report.record import BetRecord, Record, Span, mark_critical
+from weighbridge.flow.bets.guess import BetRecord
+from weighbridge.flow.hooks import StepSpan
+from weighbridge.flow.report.record import Record, mark_critical
 
 
 def record_json(record: Record) -> bytes:
-    """Everything a timeline shows."""
+    """Return everything that a timeline shows."""
     mark_critical(record)
     return msgspec.json.encode(
         {
@@ -31,13 +32,13 @@ def record_json(record: Record) -> bytes:
 
 
 def record_from_json(data: bytes) -> Record:
-    """The record again, without the calls behind it. Raises BadInput when it is none."""
+    """Return the record again, without the calls behind it. Raises BadInput when `data` is none."""
     try:
         saved: dict[str, Any] = msgspec.json.decode(data)
         record = Record(saved["flow"], saved["run_id"], saved["mode"], lambda: 0.0)
-        record.ended, record.error = saved["seconds"], saved["error"]
+        record.ended_at, record.error = saved["seconds"], saved["error"]
         record.writes, record.resumed = saved["writes"], saved["resumed"]
-        record.spans = msgspec.convert(saved["spans"], list[Span])
+        record.spans = msgspec.convert(saved["spans"], list[StepSpan])
         for bet in saved["bets"]:
             verdict = bet.pop("verdict")
             stakes = Stakes(**verdict.pop("stakes"))
@@ -45,7 +46,3 @@ def record_from_json(data: bytes) -> Record:
     except (KeyError, TypeError, msgspec.MsgspecError) as error:
         raise BadInput(f"this is not the record of a run: {error}") from error
     return record
-
-
-def learned_json(learner: Learner) -> bytes:
-    return msgspec.json.encode(learner.as_dict())

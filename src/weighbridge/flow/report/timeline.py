@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from weighbridge.flow.report.record import Record, Span, mark_critical
+from weighbridge.flow.hooks import StepSpan
+from weighbridge.flow.report.record import Record, mark_critical
 
 #: How a bar is drawn, by what became of the execution.
 MARKS = {"committed": "█", "shadow": "░", "cancelled": "╌", "failed": "×"}
-MOST_ROWS = 200
+MAX_ROWS = 200
 
 
 def text(record: Record, width: int = 100) -> str:
     """Bars over time. A bet that was won is a committed bar that began early, marked with `?`."""
     if record.calls:
         mark_critical(record)
-    spans = record.spans[:MOST_ROWS]
+    spans = record.spans[:MAX_ROWS]
     label = min(max([len(span.name) for span in spans], default=4), 28)
     room = max(width - label - 30, 20)
     total = max([record.seconds, *[span.finished or 0.0 for span in spans], 1e-9])
     lines = [_head(record)]
     lines += [_row(span, label, room, total) for span in spans]
-    if len(record.spans) > MOST_ROWS:
-        lines.append(f"... and {len(record.spans) - MOST_ROWS} more")
+    if len(record.spans) > MAX_ROWS:
+        lines.append(f"... and {len(record.spans) - MAX_ROWS} more")
     lines.append(f"{'':{label}}  0{total:>{room - 1}.3f} s")
     lines.append("█ committed  ░ shadow, not used  ╌ cancelled  × failed   ? bet   * critical path")
     return "\n".join(lines)
@@ -35,7 +36,7 @@ def _head(record: Record) -> str:
     return f"{head}  bets: {bets}{resumed}{state}"
 
 
-def _row(span: Span, label: int, room: int, total: float) -> str:
+def _row(span: StepSpan, label: int, room: int, total: float) -> str:
     began = span.started if span.started is not None else span.called
     ended = span.finished if span.finished is not None else total
     left = min(int(began / total * room), room - 1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from html import escape
 
-from weighbridge.flow.report.record import BetRecord, Record, Span, mark_critical
+from weighbridge.flow.bets.guess import BetRecord
+from weighbridge.flow.hooks import StepSpan
+from weighbridge.flow.report.record import Record, mark_critical
 
 ROW = 26  # pixels
 LABEL = 190
@@ -87,7 +89,7 @@ def _ticks(total: float) -> list[float]:
     return [step * number for number in range(int(total / step + 1e-9) + 1)]
 
 
-def _bar(span: Span, row: int, total: float) -> str:
+def _bar(span: StepSpan, row: int, total: float) -> str:
     began = span.started if span.started is not None else span.called
     ended = span.finished if span.finished is not None else total
     x = LABEL + began / total * CHART

@@ -1,35 +1,34 @@
-"""A shadow: the body run ahead with a value guessed, starting only what may be undone by forgetting it."""
+"""A shadow: the body run ahead with a guessed value, starting only what may be undone by forgetting it."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-from weighbridge.flow.execution import Execution
-from weighbridge.flow.promise import Promise
+from weighbridge.errors import WeighbridgeError
+from weighbridge.flow.runtime import Execution, Promise, World
 from weighbridge.flow.step import current_world
-from weighbridge.flow.world import World
 
 
-class Shadow(World):
-    """Runs the body ahead with a value guessed. Starts only what may be undone by forgetting it."""
+class ShadowWorld(World):
+    """Runs the body ahead with a guessed value. Starts only what may be undone by forgetting it."""
 
     committed = False
+    reported = False
 
     def __init__(self, parent: World, number: int, value: Any, odds: float) -> None:
         super().__init__(parent.run)
         self._parent = parent
         self._odds = odds
         self.assumed = {**parent.assumed, number: value}
-        self.claimed: list[Execution] = []
+        self.launched: list[Execution] = []
         self.began = self.run.clock()
-        self.parked: float | None = None  # since when it cannot go on without being confirmed
+        self.parked_at: float | None = None  # since when it cannot go on without being confirmed
         self._withheld: set[Promise[Any]] = set()  # calls that wait for confirmation
         self._body: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self.run.shadows += 1
-        self._body = self.run.spawn(self._run())
+        self._body = self.run.nursery.spawn(self._run())
 
     async def _run(self) -> None:
         current_world.set(self)
@@ -40,17 +39,14 @@ class Shadow(World):
         finally:
             self.park()
 
-    def recalled(self, *_: Any) -> None:
-        """The journal is of the committed world."""
-
     def park(self) -> None:
-        if self.parked is None:
-            self.parked = self.run.clock()
+        if self.parked_at is None:
+            self.parked_at = self.run.clock()
 
     @property
     def active_seconds(self) -> float:
         """How long it could work ahead so far."""
-        return (self.run.clock() if self.parked is None else self.parked) - self.began
+        return (self.run.clock() if self.parked_at is None else self.parked_at) - self.began
 
     def called(self, promise: Promise[Any]) -> None:
         step = promise.step
@@ -66,54 +62,47 @@ class Shadow(World):
             self.park()
 
     def _mirror_write(self, promise: Promise[Any]) -> None:
-        """A write that the committed world has called is the same one here; any other waits for ever."""
+        """A write that the committed world has called is the same here; any other waits for ever."""
         real = self.run.committed.writes
         position = len(self.writes)
         self.writes.append(promise)
         if position < len(real) and real[position].number == promise.number:
-            real[position].on_settled(lambda one: promise.settle(one._value, one.error))
+            real[position].on_settled(lambda write: promise.settle(write._value, write.error))
         else:
             self._withheld.add(promise)
 
     def launch(self, promise: Promise[Any], execution: Execution) -> None:
-        run = self.run
-        if run.cached(execution):
-            execution.claim(promise)
-        elif not run.waste_left(promise.step.options.usd):
-            self.run.executions[execution.key].remove(execution)
-            self._withheld.add(promise)
-        else:
-            self.claimed.append(execution)
-            execution.claim(promise)
-            execution.start()
+        self.launched.append(execution)
+        super().launch(promise, execution)
+
+    def refused(self, promise: Promise[Any], refusal: WeighbridgeError) -> None:
+        self._withheld.add(promise)
 
     def kill(self) -> float:
         """Stop it and all that only it wanted. Returns the dollars that were spent for nothing."""
         if not self.alive:
             return 0.0
         self.park()
-        self.run.shadows -= 1
         for bet in self.bets.values():
             bet.give_up()
         self.abandon()
         if self._body is not None:
             self._body.cancel()
-        return sum(one.span.usd for one in self.claimed if one.span is not None and not one.committed)
+        return sum(own.span.usd for own in self.launched if own.span is not None and not own.committed)
 
     def merge_into(self, world: World) -> None:
         """The guess was right: `world` takes over what runs, and the bets placed meanwhile."""
         self.park()
         self.alive = False
-        self.run.shadows -= 1
         self.committed, self._parent = world.committed, world
         for promise in self.handles:
             promise.inherited = True
             if world.committed and promise.execution is not None:
                 promise.execution.commit()
-        world.absorbed = [one for one in world.absorbed if one.handles or one.absorbed]
+        world.absorbed = [shadow for shadow in world.absorbed if shadow.handles or shadow.absorbed]
         world.absorbed.append(self)
-        if isinstance(world, Shadow):
-            world.claimed += self.claimed
+        if isinstance(world, ShadowWorld):
+            world.launched += self.launched
         for number, bet in self.bets.items():
             bet.move_to(world, number)
         if self._body is not None:
