@@ -1,1 +1,1 @@
-"""Evidence: closed forms behind rules, measurements of real machines, fits of constants that ship; no part of the product."""
+"""Evidence, no part of the product: closed forms behind rules, measurements, and the fits of constants that ship."""
