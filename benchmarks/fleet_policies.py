@@ -29,15 +29,16 @@ from fleet_rivals import RIVALS
 from weighbridge.cost import StepCost
 from weighbridge.fleet.policies import DEFAULT_POLICY, POLICIES
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, SimulatedEngine, Simulation
-from weighbridge.simulator.report import Targets, over_seeds, summary
+from weighbridge.simulator.report import over_seeds, summary
 from weighbridge.workload.requests import SimulatedRequest
+from weighbridge.workload.slo import Slo
 from weighbridge.workload.synthetic import Synthetic, from_rows
 from weighbridge.workload.traces import read_rows
 
 #: An 8B model in bf16 on a data-centre GPU, in round numbers: 16 GB of weights at 1.6 TB/s, 16,000 prompt
 #: tokens a second, 128 KiB of keys and values per token.
 COST = StepCost(overhead=0.003, memory=0.010, per_token=6e-5, per_context_token=6e-8, per_sequence=2e-5)
-TARGETS = Targets(ttft=1.0, tpot=0.08)
+TARGETS = Slo(1.0, 0.08, 0.95)
 WARM_UP = 0.2
 
 MIXES = {

@@ -36,9 +36,9 @@ from weighbridge.bench import serve
 from weighbridge.cost import Sample, StepClock, StepCost, fit
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, SimulatedEngine, Simulation
 from weighbridge.simulator.stepping import Stepping, SteppingScheduler
-from weighbridge.workload import load as workload
-from weighbridge.workload.measures import quantiles
-from weighbridge.workload.requests import SimulatedRequest, Span
+from weighbridge.workload.arrivals import poisson
+from weighbridge.workload.quantiles import quantiles
+from weighbridge.workload.requests import SimulatedRequest, Span, TraceRow
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Load:
     prompt: int
     output: int
 
-    def arrivals(self, name: str) -> list[workload.Arrival]:
+    def arrivals(self, name: str) -> list[TraceRow]:
         rng = random.Random(f"load {name}")
         sized = [
-            workload.Arrival(0.0, _length(rng, self.prompt, 0.6, 2000), _length(rng, self.output, 0.5, 400))
+            TraceRow(0.0, _length(rng, self.prompt, 0.6, 2000), _length(rng, self.output, 0.5, 400))
             for _ in range(self.requests)
         ]
-        return sized if self.rate is None else workload.poisson(sized, self.rate, rng)
+        return sized if self.rate is None else poisson(sized, self.rate, rng)
 
 
 def _length(rng: random.Random, average: int, sigma: float, most: int) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from weighbridge.cost import StepCost
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, SimulatedEngine, Simulation
-from weighbridge.workload.measures import quantiles
+from weighbridge.workload.quantiles import quantiles
 from weighbridge.workload.requests import SimulatedRequest
 from weighbridge.workload.synthetic import Synthetic, from_rows
 from weighbridge.workload.traces import read_rows

@@ -12,15 +12,20 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from weighbridge.bench.client import Outcome
-from weighbridge.bench.report import Report, Slo, percentile
+from weighbridge.bench.client import StreamedAnswer
+from weighbridge.bench.prompts import prompt_ids
+from weighbridge.bench.report import LoadReport
 from weighbridge.bench.serve import ServeOptions, run_async
 from weighbridge.errors import BadInput
-from weighbridge.workload.load import Arrival, closed, poisson, prompt_ids, read_trace
+from weighbridge.workload.arrivals import closed, poisson
+from weighbridge.workload.quantiles import quantile
+from weighbridge.workload.requests import TraceRow
+from weighbridge.workload.slo import parse_slo
+from weighbridge.workload.traces import TraceOptions, read_rows
 
 
 def test_tpot_is_the_time_after_the_first_token_over_the_rest() -> None:
-    outcome = Outcome(10.0, 5, 11, [10.5, 11.0, 12.5], 12.5)
+    outcome = StreamedAnswer(10.0, 5, 11, [10.5, 11.0, 12.5], 12.5)
     assert outcome.ttft == pytest.approx(0.5)
     assert outcome.e2e == pytest.approx(2.5)
     assert outcome.tpot == pytest.approx(0.2)
@@ -31,19 +36,19 @@ def test_percentiles_interpolate() -> None:
     values = [random.Random(0).random() for _ in range(101)]
     cuts = statistics.quantiles(values, n=100, method="inclusive")
     for share in (0.5, 0.95, 0.99):
-        assert percentile(values, share) == pytest.approx(cuts[round(share * 100) - 1])
-    assert percentile([], 0.5) == 0.0
+        assert quantile(values, share) == pytest.approx(cuts[round(share * 100) - 1])
+    assert quantile([], 0.5) == 0.0
 
 
 def test_goodput_counts_requests_that_kept_both_limits() -> None:
-    good = Outcome(0.0, 1, 3, [0.1, 0.2, 0.3], 0.3)
-    late = Outcome(0.0, 1, 3, [0.9, 1.0, 1.1], 1.1)
-    slow = Outcome(0.0, 1, 3, [0.1, 0.6, 1.1], 1.1)
-    figures = Report([good, late, slow], 2.0, Slo.parse("ttft=500ms,tpot=200ms")).as_dict()
+    good = StreamedAnswer(0.0, 1, 3, [0.1, 0.2, 0.3], 0.3)
+    late = StreamedAnswer(0.0, 1, 3, [0.9, 1.0, 1.1], 1.1)
+    slow = StreamedAnswer(0.0, 1, 3, [0.1, 0.6, 1.1], 1.1)
+    figures = LoadReport([good, late, slow], 2.0, parse_slo("ttft=500ms,tpot=200ms,p=30")).as_dict()
     assert figures["goodput_rps"] == pytest.approx(0.5)
     assert figures["output_tokens_per_s"] == pytest.approx(4.5)
-    with pytest.raises(BadInput, match="ttft=500ms"):
-        Slo.parse("fast")
+    assert figures["good_share"] == pytest.approx(1 / 3)
+    assert figures["slo"] == pytest.approx({"ttft_ms": 500, "tpot_ms": 200, "p": 30, "met": True})
 
 
 def test_traces_of_both_kinds(tmp_path: Path) -> None:
@@ -52,16 +57,16 @@ def test_traces_of_both_kinds(tmp_path: Path) -> None:
         "TIMESTAMP,ContextTokens,GeneratedTokens\n"
         "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.6805900,400,200\n"
     )
-    assert read_trace(azure, speed=2.0, scale_prompt=0.5, max_output=100) == [
-        Arrival(0.0, 187, 44),
-        Arrival(2.0, 200, 100),
+    assert read_rows(azure, TraceOptions(speed=2.0, scale_prompt=0.5, max_output=100)) == [
+        TraceRow(0.0, 187, 44),
+        TraceRow(2.0, 200, 100),
     ]
     mooncake = tmp_path / "m.jsonl"
     mooncake.write_text('{"timestamp": 3000, "input_length": 10, "output_length": 4, "hash_ids": [1]}\n')
-    assert read_trace(mooncake) == [Arrival(0.0, 10, 4)]
+    assert read_rows(mooncake) == [TraceRow(0.0, 10, 4, blocks=(1,))]
     azure.write_text("a,b\n1,2\n")
     with pytest.raises(BadInput, match="ContextTokens"):
-        read_trace(azure)
+        read_rows(azure)
 
 
 def test_poisson_keeps_lengths_and_rate() -> None:

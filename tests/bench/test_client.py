@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.bench.fake_server import Script, serving
-from weighbridge.bench.client import Outcome, _StreamReader, complete, share_out
+from weighbridge.bench.client import StreamedAnswer, _StreamReader, complete, share_out
 
 STREAM = (
     b': a comment\r\ndata: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}],"usage":null}\r\n\r\n'
@@ -22,8 +22,8 @@ STREAM = (
 )
 
 
-def read(pieces: list[bytes]) -> Outcome:
-    outcome = Outcome(0.0)
+def read(pieces: list[bytes]) -> StreamedAnswer:
+    outcome = StreamedAnswer(0.0)
     reader = _StreamReader(outcome)
     for number, piece in enumerate(pieces):
         reader.feed(piece, float(number))
@@ -60,7 +60,7 @@ def test_tokens_that_spell_no_text_still_arrive() -> None:
 
 
 def test_a_chunk_of_several_tokens_counts_for_each_of_them() -> None:
-    outcome = Outcome(0.0, 1, 6, [1.0, 2.0, 3.0], 3.0, sizes=[5, 5, 15])
+    outcome = StreamedAnswer(0.0, 1, 6, [1.0, 2.0, 3.0], 3.0, sizes=[5, 5, 15])
     assert outcome.gaps == [1.0, 1.0]
     # Five gaps between six tokens: one token and a surplus of 3 * 5/20 in the second chunk, the rest in the third.
     assert outcome.token_gaps == pytest.approx([0.5, 0.5, 1 / 3, 1 / 3, 1 / 3])

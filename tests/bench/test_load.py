@@ -16,13 +16,16 @@ from tests.bench.fake_server import Script, serving
 from weighbridge.bench.interference import InterferenceOptions
 from weighbridge.bench.interference import run_async as run_interference
 from weighbridge.bench.prompts import WORDS
-from weighbridge.bench.report import DEFAULT_TPOT, DEFAULT_TTFT, Report, Slo
+from weighbridge.bench.report import LoadReport
 from weighbridge.bench.serve import ServeOptions, run_async
 from weighbridge.errors import BadInput, WeighbridgeError
-from weighbridge.workload.load import Arrival, closed, read_trace
+from weighbridge.workload.arrivals import closed
+from weighbridge.workload.requests import TraceRow
+from weighbridge.workload.slo import USUAL
+from weighbridge.workload.traces import TraceOptions, read_rows
 
 
-async def measure(script: Script, **options: object) -> Report:
+async def measure(script: Script, **options: object) -> LoadReport:
     async with serving(script) as url:
         base = ServeOptions(url, None, closed(6, 10, 4), concurrency=3, timeout=10.0)
         return await asyncio.wait_for(run_async(dataclasses.replace(base, **options)), 30)  # type: ignore[arg-type]
@@ -49,7 +52,7 @@ async def test_the_closed_loop_keeps_its_clients_busy_and_no_more() -> None:
 
 async def test_the_open_loop_waits_for_nobody() -> None:
     script = Script(pause=0.02)
-    arrivals = [Arrival(0.001 * n, 10, 4) for n in range(12)]
+    arrivals = [TraceRow(0.001 * n, 10, 4) for n in range(12)]
     report = await measure(script, arrivals=arrivals, concurrency=None)
     assert script.most == 12
     figures = report.as_dict()
@@ -123,7 +126,7 @@ def test_a_url_may_end_as_openai_clients_write_it(url: str) -> None:
 
 
 def test_the_table_and_the_json_have_the_names_that_scripts_read(capsys: pytest.CaptureFixture[str]) -> None:
-    report = Report([], 0.0, Slo())
+    report = LoadReport([], 0.0, USUAL)
     report.print()
     assert "output tokens/s" in capsys.readouterr().out
     figures = report.as_dict()
@@ -132,45 +135,23 @@ def test_the_table_and_the_json_have_the_names_that_scripts_read(capsys: pytest.
     assert {"output_tokens_per_s", "goodput_rps", "errors", "requests"} <= set(figures)
 
 
-@pytest.mark.parametrize(
-    ("text", "slo"),
-    [
-        ("ttft=500ms,tpot=50ms", Slo(0.5, 0.05)),
-        ("tpot=0.2", Slo(DEFAULT_TTFT, 0.2)),
-        ("ttft=2s", Slo(2.0, DEFAULT_TPOT)),
-        (" tpot=20ms , ttft=3 ", Slo(3.0, 0.02)),
-    ],
-)
-def test_slos_are_read(text: str, slo: Slo) -> None:
-    parsed = Slo.parse(text)
-    assert (parsed.ttft, parsed.tpot) == pytest.approx((slo.ttft, slo.tpot))
-
-
-@pytest.mark.parametrize(
-    "text", ["", "ttft", "ttft=", "ttft=-1s", "ttft=nan", "tpot=inf", "itl=5ms", "ttft=5us"]
-)
-def test_other_slos_are_refused(text: str) -> None:
-    with pytest.raises(BadInput, match="ttft=500ms"):
-        Slo.parse(text)
-
-
 def test_a_trace_is_put_in_order_and_bad_ones_are_named(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     rows = ['{"timestamp": 5000, "input_length": 900, "output_length": 0}']
     rows += ['{"timestamp": 2000, "input_length": 30, "output_length": 7}', ""]
     path.write_text("\n".join(rows))
-    assert read_trace(path, speed=3.0, scale_prompt=0.5, max_prompt=100) == [
-        Arrival(0.0, 15, 7),
-        Arrival(1.0, 100, 1),
+    assert read_rows(path, TraceOptions(speed=3.0, scale_prompt=0.5, max_prompt=100)) == [
+        TraceRow(0.0, 15, 7),
+        TraceRow(1.0, 100, 1),
     ]
-    assert read_trace(path, limit=1) == [Arrival(0.0, 30, 7)]
+    assert read_rows(path, TraceOptions(limit=1)) == [TraceRow(0.0, 30, 7)]
     for content in ("", "[1, 2]\n", "no json\n", '{"timestamp": "x"}\n'):
         path.write_text(content)
         with pytest.raises(BadInput, match=r"trace\.jsonl"):
-            read_trace(path)
+            read_rows(path)
     for missing in (tmp_path / "none.csv", tmp_path):
         with pytest.raises(BadInput, match="cannot be read"):
-            read_trace(missing)
+            read_rows(missing)
 
 
 async def test_interference_tells_before_from_during() -> None:

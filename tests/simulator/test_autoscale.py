@@ -11,8 +11,9 @@ from weighbridge.errors import BadInput
 from weighbridge.fleet.scaling import ScalingSettings
 from weighbridge.simulator.autoscale import Autoscaling
 from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, Run, SimulatedEngine, Simulation
-from weighbridge.simulator.report import Targets, over_seeds, summary
+from weighbridge.simulator.report import over_seeds, summary
 from weighbridge.workload.requests import SimulatedRequest, Span
+from weighbridge.workload.slo import USUAL
 
 COST = StepCost(overhead=0.004, memory=0.012, per_token=6e-5, per_context_token=2e-8, per_sequence=5e-5)
 ONE = ReplicaSpec(cost=COST, settings=SimulatedEngine(enable_prefix_cache=False).settings())
@@ -52,7 +53,7 @@ def test_the_fleet_grows_in_a_rush_and_shrinks_after_it() -> None:
     assert max(grown.outcomes.ttft) < max(alone.outcomes.ttft)
     paid, most = sum(grown.present.values()), 4 * grown.seconds
     assert grown.seconds < paid < most
-    assert summary(grown, scaled, Targets())["most_replicas"] == max(sizes)
+    assert summary(grown, scaled, USUAL)["most_replicas"] == max(sizes)
 
 
 def test_the_same_seed_scales_alike() -> None:
@@ -97,8 +98,8 @@ def test_a_drained_replica_can_be_kept_after_all() -> None:
 
 def test_seeds_may_have_had_different_replicas() -> None:
     fleet = FleetSpec(replicas=(ONE,), prefix_index=False, autoscale=RULE)
-    busy = summary(run(fleet, rush(20.0, 50.0, 40.0)), fleet, Targets())
-    calm = summary(run(fleet, rush(0.1, 50.0, 10.0)), fleet, Targets())
+    busy = summary(run(fleet, rush(20.0, 50.0, 40.0)), fleet, USUAL)
+    calm = summary(run(fleet, rush(0.1, 50.0, 10.0)), fleet, USUAL)
     merged = over_seeds([calm, busy])
     assert set(merged["replicas"]) == set(busy["replicas"]) > set(calm["replicas"])
 

@@ -23,7 +23,7 @@ _CHOICE = re.compile(rb'"choices":\s*\[\s*\{')
 
 
 @dataclass(slots=True)
-class Outcome:
+class StreamedAnswer:
     """What one request brought. Times are seconds on one clock.
 
     `chunks` are the times at which text arrived, `sizes` the bytes of text in each. `asked` and
@@ -93,14 +93,14 @@ async def complete(
     *,
     timeout: float,
     asked: int = 0,
-    outcome: Outcome | None = None,
-) -> Outcome:
+    outcome: StreamedAnswer | None = None,
+) -> StreamedAnswer:
     """POST a streaming request and read it to the end. Never raises: a failure is in `error`.
 
     `timeout` is in seconds, for the whole request. An `outcome` that is passed in is filled while the stream
     runs, so that others can watch it.
     """
-    outcome = outcome or Outcome(0.0)
+    outcome = outcome or StreamedAnswer(0.0)
     outcome.asked = asked
     outcome.started = time.perf_counter()
     reader = _StreamReader(outcome)
@@ -123,9 +123,9 @@ async def complete(
 
 
 class _StreamReader:
-    """Server-sent events into an `Outcome`, from whatever pieces the network delivers."""
+    """Server-sent events into an `StreamedAnswer`, from whatever pieces the network delivers."""
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, outcome: StreamedAnswer) -> None:
         self._outcome = outcome
         self._rest = b""
         self._usage = b""

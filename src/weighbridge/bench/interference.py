@@ -12,10 +12,10 @@ from typing import Any
 
 from rich.console import Console
 
-from weighbridge.bench.client import Outcome, complete
-from weighbridge.bench.report import percentile
+from weighbridge.bench.client import StreamedAnswer, complete
+from weighbridge.bench.prompts import prompt_ids
 from weighbridge.bench.serve import ServeOptions, first_model, open_session, request_body
-from weighbridge.workload.load import prompt_ids
+from weighbridge.workload.quantiles import quantile, quantiles_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class InterferenceReport:
     before: list[float]
     during: list[float]
     after: list[float]
-    prompt: Outcome
+    prompt: StreamedAnswer
     errors: list[str]
     cut_short: int = 0  # streams that ended before the long prompt had its first token
 
@@ -52,14 +52,14 @@ class InterferenceReport:
         return self.before + self.during + self.after
 
     def as_dict(self) -> dict[str, Any]:
-        usual, during = percentile(self.before, 0.5), percentile(self.during, 0.5)
-        worst = percentile(self.during, 0.99)
+        usual, during = quantile(self.before, 0.5), quantile(self.during, 0.5)
+        worst = quantile(self.during, 0.99)
         return {
             "itl_ms": _figures(self.gaps),
             "itl_before_prompt_ms": _figures(self.before),
             "itl_during_prompt_ms": _figures(self.during),
             "max_gap_ms": max(self.gaps, default=0.0) * 1e3,
-            "p99_over_median": _ratio(percentile(self.gaps, 0.99), percentile(self.gaps, 0.5)),
+            "p99_over_median": _ratio(quantile(self.gaps, 0.99), quantile(self.gaps, 0.5)),
             "p99_over_median_during": _ratio(worst, during),
             "p99_during_over_median_before": _ratio(worst, usual),
             "prompt_ttft_ms": self.prompt.ttft * 1e3 if self.prompt.chunks else None,
@@ -103,9 +103,11 @@ async def run_async(options: InterferenceOptions) -> InterferenceReport:
         serve = ServeOptions(options.url, options.model, [])
         model = options.model or await first_model(session, serve.base)
         rng = random.Random(time.time_ns())  # a prompt the server has not seen, however often this is run
-        outcomes = [Outcome(0.0) for _ in range(options.streams)]
+        outcomes = [StreamedAnswer(0.0) for _ in range(options.streams)]
 
-        def start(prompt_tokens: int, output_tokens: int, outcome: Outcome) -> asyncio.Task[Outcome]:
+        def start(
+            prompt_tokens: int, output_tokens: int, outcome: StreamedAnswer
+        ) -> asyncio.Task[StreamedAnswer]:
             ids = prompt_ids(prompt_tokens, range(*serve.vocabulary), rng)
             payload = json.dumps(request_body(model, ids, output_tokens, serve)).encode()
             sent = complete(
@@ -118,12 +120,12 @@ async def run_async(options: InterferenceOptions) -> InterferenceReport:
             done, _ = await asyncio.wait(streams, timeout=0.01)
             if len(done) == len(streams):
                 break
-        prompt = await start(options.prompt_tokens, 1, Outcome(0.0))
+        prompt = await start(options.prompt_tokens, 1, StreamedAnswer(0.0))
         await asyncio.gather(*streams)
     return _report(outcomes, prompt)
 
 
-def _report(outcomes: list[Outcome], prompt: Outcome) -> InterferenceReport:
+def _report(outcomes: list[StreamedAnswer], prompt: StreamedAnswer) -> InterferenceReport:
     steady = max((one.chunks[0] for one in outcomes if one.chunks), default=0.0)
     end = prompt.chunks[0] if prompt.chunks else prompt.started
     before: list[float] = []
@@ -141,8 +143,7 @@ def _report(outcomes: list[Outcome], prompt: Outcome) -> InterferenceReport:
 
 
 def _figures(gaps: list[float]) -> dict[str, float]:
-    figures = {f"p{round(share * 100)}": percentile(gaps, share) * 1e3 for share in (0.5, 0.95, 0.99)}
-    return {**figures, "max": max(gaps, default=0.0) * 1e3}
+    return {**quantiles_ms(gaps, (0.5, 0.95, 0.99)), "max": max(gaps, default=0.0) * 1e3}
 
 
 def _ratio(value: float, by: float) -> float:

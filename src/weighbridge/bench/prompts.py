@@ -1,4 +1,4 @@
-"""Text prompts of exact lengths in tokens, for servers and endpoints that take no token ids."""
+"""Prompts of exact lengths in tokens: token ids, and texts for servers and endpoints that take no ids."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 import aiohttp
 
 from weighbridge.errors import BadInput
+
+#: Token ids that are ordinary text in every vocabulary met so far: past the special ones and single bytes.
+FIRST_ID, LAST_ID = 1000, 15_000
 
 #: With a space in front, each is one token in the vocabularies of Llama, Mistral, Qwen, GPT and SmolLM.
 _COMMON = (
@@ -23,6 +26,14 @@ WORDS = _COMMON.split()
 
 Count = Callable[[str], Awaitable[int]]
 ROUNDS = 8  # of counting and correcting a text
+
+
+def prompt_ids(
+    length: int, vocabulary: Sequence[int], rng: random.Random, prefix: Sequence[int] = ()
+) -> list[int]:
+    """`length` token ids: `prefix` as far as it goes, then random ones, so that no cache helps by chance."""
+    shared = list(prefix[:length])
+    return shared + [rng.choice(vocabulary) for _ in range(length - len(shared))]
 
 
 async def prompt_text(length: int, count: Count, rng: random.Random, prefix: Sequence[str] = ()) -> list[str]:

@@ -7,17 +7,26 @@ import json
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import aiohttp
 
-from weighbridge.bench.client import Outcome, complete
-from weighbridge.bench.prompts import count_with_file, count_with_server, count_words, prompt_text
-from weighbridge.bench.report import Report, Slo
+from weighbridge.bench.client import StreamedAnswer, complete
+from weighbridge.bench.prompts import (
+    FIRST_ID,
+    LAST_ID,
+    count_with_file,
+    count_with_server,
+    count_words,
+    prompt_ids,
+    prompt_text,
+)
+from weighbridge.bench.report import LoadReport
 from weighbridge.errors import WeighbridgeError
-from weighbridge.workload.load import FIRST_ID, LAST_ID, Arrival, prompt_ids
+from weighbridge.workload.requests import TraceRow
+from weighbridge.workload.slo import USUAL, Slo
 
 Prompt = list[int] | str
 
@@ -28,7 +37,7 @@ class ServeOptions:
 
     url: str
     model: str | None
-    arrivals: Sequence[Arrival]
+    arrivals: Sequence[TraceRow]
     concurrency: int | None = None
     shared_prefix: int = 0  # tokens every prompt begins with
     warm_up: int = 0  # requests sent first, all at once, and not counted
@@ -39,7 +48,7 @@ class ServeOptions:
         False  # words instead of token ids; without it a server that takes no ids gets words too
     )
     api_key: str | None = None
-    slo: Slo = field(default_factory=Slo)
+    slo: Slo = USUAL
     endpoint: Literal["completions", "chat"] = "completions"
     tokenizer: Path | None = None  # counts text prompts where the server has no /tokenize
     vocabulary: tuple[int, int] = (FIRST_ID, LAST_ID)  # token ids drawn from
@@ -57,16 +66,16 @@ class ServeOptions:
 class Prepared:
     """A request as the bytes to send, made before the clock starts."""
 
-    arrival: Arrival
+    arrival: TraceRow
     payload: bytes
 
 
-def run(options: ServeOptions) -> Report:
+def run(options: ServeOptions) -> LoadReport:
     """Send the whole workload and wait for all of it. Raises WeighbridgeError when the server is not there."""
     return asyncio.run(run_async(options))
 
 
-async def run_async(options: ServeOptions) -> Report:
+async def run_async(options: ServeOptions) -> LoadReport:
     async with open_session(options.api_key) as session:
         model = options.model or await first_model(session, options.base)
         takes_ids = await _takes_ids(session, options, model)
@@ -80,7 +89,7 @@ async def run_async(options: ServeOptions) -> Report:
         else:
             outcomes, late = await _closed_loop(send, counted, options.concurrency), None
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-        return Report(outcomes, seconds, options.slo, "ids" if takes_ids else "text", cpu, late)
+        return LoadReport(outcomes, seconds, options.slo, "ids" if takes_ids else "text", cpu, late)
 
 
 def open_session(api_key: str | None = None) -> aiohttp.ClientSession:
@@ -169,21 +178,21 @@ async def _text_prompts(
     return [" ".join(await prompt_text(length, count, rng, shared)) for length in lengths]
 
 
-Send = Callable[[Prepared], Coroutine[Any, Any, Outcome]]
+Send = Callable[[Prepared], Coroutine[Any, Any, StreamedAnswer]]
 
 
 def _sender(session: aiohttp.ClientSession, options: ServeOptions) -> Send:
-    async def send(one: Prepared) -> Outcome:
+    async def send(one: Prepared) -> StreamedAnswer:
         asked = one.arrival.output_tokens
         return await complete(session, options.target, one.payload, timeout=options.timeout, asked=asked)
 
     return send
 
 
-async def _closed_loop(send: Send, counted: Sequence[Prepared], concurrency: int) -> list[Outcome]:
+async def _closed_loop(send: Send, counted: Sequence[Prepared], concurrency: int) -> list[StreamedAnswer]:
     """`concurrency` clients; each sends its next request when the last one is done."""
     waiting = iter(counted)
-    outcomes: list[Outcome] = []
+    outcomes: list[StreamedAnswer] = []
 
     async def client() -> None:
         for one in waiting:
@@ -194,7 +203,7 @@ async def _closed_loop(send: Send, counted: Sequence[Prepared], concurrency: int
     return outcomes
 
 
-async def _open_loop(send: Send, counted: Sequence[Prepared]) -> tuple[list[Outcome], list[float]]:
+async def _open_loop(send: Send, counted: Sequence[Prepared]) -> tuple[list[StreamedAnswer], list[float]]:
     """Every request at its own time, whatever became of the others; and by how many seconds each left late."""
     began = time.perf_counter()
     late: list[float] = []

@@ -46,25 +46,19 @@ def bench_serve(
 ) -> None:
     """Throughput, TTFT, ITL, TPOT and goodput under a closed loop, Poisson arrivals or a trace."""
     from weighbridge.bench import serve
-    from weighbridge.bench.report import Slo
-    from weighbridge.workload import load as workload
+    from weighbridge.workload.arrivals import closed, poisson
+    from weighbridge.workload.slo import parse_slo
+    from weighbridge.workload.traces import TraceOptions, read_rows
 
     if sum(option is not None for option in (concurrency, rate, trace)) > 1:
         raise BadInput("give one of --concurrency, --rate and --trace")
     if trace is not None:
-        arrivals = workload.read_trace(
-            trace,
-            speed=speed,
-            limit=limit,
-            scale_prompt=scale_prompt,
-            scale_output=scale_output,
-            max_prompt=max_prompt,
-            max_output=max_output,
-        )
+        changes = TraceOptions(speed, limit, scale_prompt, scale_output, max_prompt, max_output)
+        arrivals = read_rows(trace, changes)
     else:
-        arrivals = workload.closed(requests, prompt_tokens, output_tokens)
+        arrivals = closed(requests, prompt_tokens, output_tokens)
     if rate is not None:
-        arrivals = workload.poisson(arrivals, rate, random.Random(seed))
+        arrivals = poisson(arrivals, rate, random.Random(seed))
     closed_loop = concurrency or (8 if rate is None and trace is None else None)
     options = serve.ServeOptions(
         url,
@@ -77,7 +71,7 @@ def bench_serve(
         timeout=timeout,
         text_prompts=text_prompts,
         api_key=api_key,
-        slo=Slo.parse(slo),
+        slo=parse_slo(slo),
     )
     report = serve.run(options)
     if json_output:

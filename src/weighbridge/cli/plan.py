@@ -37,8 +37,9 @@ from weighbridge.planner.search.speed import (
     step_cost,
     typical_batch,
 )
+from weighbridge.workload.slo import Slo, parse_slo
 from weighbridge.workload.traces import read_rows
-from weighbridge.workload.traffic import Arrival, parse_slo, traffic_of
+from weighbridge.workload.traffic import traffic_of
 
 Flag = typer.Option
 
@@ -273,11 +274,10 @@ def _recommend(
         raise BadInput("--recommend takes one MODEL and needs --traffic TRACE")
     if varied.price is not None and device is None:
         raise BadInput("--price is that of one device: with --recommend give --device too")
-    rows = [Arrival(row.at, row.prompt_tokens, row.output_tokens) for row in read_rows(trace)]
     kv = None if varied.kv_dtype == "auto" else varied.kv_dtype
     search = Search([device] if device else None, varied.tp, varied.weights, kv, varied.count, varied.price)
-    traffic = traffic_of(rows)
-    objectives = parse_slo(slo)
+    traffic = traffic_of(read_rows(trace))
+    objectives = parse_slo(slo, Slo())
     choices = recommend_deployments(models[0], deployment, traffic, objectives, search)
     if varied.simulate:
         choices = confirmed(choices, traffic, objectives, search, simulated)

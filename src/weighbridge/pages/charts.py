@@ -9,7 +9,7 @@ from html import escape
 
 import numpy as np
 
-from weighbridge.workload.measures import Floats
+from weighbridge.workload.quantiles import Floats
 
 WIDTH, LEFT, RIGHT, ABOVE, BELOW = 960, 64, 16, 12, 40
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from weighbridge.errors import BadInput
 from weighbridge.simulator.fleet import FleetSpec, Simulation
-from weighbridge.simulator.report import Targets, over_seeds, summary
+from weighbridge.simulator.report import over_seeds, summary
 from weighbridge.simulator.side_by_side import Mapper
 from weighbridge.workload.requests import SimulatedRequest
+from weighbridge.workload.slo import USUAL, Slo
 from weighbridge.workload.synthetic import Synthetic
 
-#: A rate is served when this share of the requests keeps the targets.
-SERVED = 0.95
 #: How closely the knee is searched, as a ratio of rates.
 CLOSE = 1.05
 #: Rates a knee's curve is drawn by, as factors of the knee.
@@ -88,7 +87,7 @@ class Experiment:
 
     fleet: FleetSpec
     source: Source
-    targets: Targets = field(default_factory=Targets)
+    targets: Slo = USUAL
     seeds: Sequence[int] = (0,)
     rate: float | None = None
     report: Callable[[int, int], None] | None = None
@@ -104,10 +103,10 @@ class Experiment:
         return dict(zip(fleets, results, strict=True))
 
     def sweep(self, rates: Sequence[float]) -> dict[str, Any]:
-        """Figures at each rate, and the knee between them: the highest rate that is served (see `SERVED`)."""
+        """Return figures at each rate, and the knee: the highest rate at which as many are good as `targets` ask."""
         points = self._at(*sorted(rates))
-        good = [point["rate"] for point in points if point["good_share"] >= SERVED]
-        return {"served_share": SERVED, "knee_rps": max(good, default=None), "points": points}
+        good = [point["rate"] for point in points if point["good_share"] >= self.targets.quantile]
+        return {"served_share": self.targets.quantile, "knee_rps": max(good, default=None), "points": points}
 
     def find_knee(self, start: float | None = None) -> dict[str, Any]:
         """Double or halve from `start` (None: the workload's own rate) until the knee is enclosed, then bisect; last
@@ -115,8 +114,8 @@ class Experiment:
         rate = start or self.source.rate or 1.0
         points = self._at(rate)
         for _ in range(_ROUNDS):
-            served = [p["rate"] for p in points if p["good_share"] >= SERVED]
-            missed = [p["rate"] for p in points if p["good_share"] < SERVED]
+            served = [p["rate"] for p in points if p["good_share"] >= self.targets.quantile]
+            missed = [p["rate"] for p in points if p["good_share"] < self.targets.quantile]
             low, high = max(served, default=0.0), min(missed, default=float("inf"))
             if low and high < float("inf") and high / low <= CLOSE:
                 break
@@ -127,13 +126,17 @@ class Experiment:
             else:
                 rate = (low * high) ** 0.5
             points += self._at(rate)
-        knee = max((p["rate"] for p in points if p["good_share"] >= SERVED), default=None)
+        knee = max((p["rate"] for p in points if p["good_share"] >= self.targets.quantile), default=None)
         around = [knee * factor for factor in AROUND] if knee is not None else []
         missing = [r for r in around if all(abs(math.log(r / p["rate"])) > math.log(1.1) for p in points)]
         points += self._at(*missing)
         points.sort(key=lambda point: float(point["rate"]))
-        served = [p["rate"] for p in points if p["good_share"] >= SERVED]
-        return {"served_share": SERVED, "knee_rps": max(served, default=None), "points": points}
+        served = [p["rate"] for p in points if p["good_share"] >= self.targets.quantile]
+        return {
+            "served_share": self.targets.quantile,
+            "knee_rps": max(served, default=None),
+            "points": points,
+        }
 
     def _at(self, *rates: float) -> list[dict[str, Any]]:
         results = self._over_seeds([(self.fleet, rate) for rate in rates])
@@ -159,7 +162,7 @@ class _Job:
 
     fleet: FleetSpec
     source: Source
-    targets: Targets
+    targets: Slo
     seed: int
     rate: float | None
 

@@ -22,8 +22,8 @@ from weighbridge.simulator.gateway import SimulatedGateway
 from weighbridge.simulator.replica import LONGEST_STRIDE, SimulatedReplica, Watcher, Work
 from weighbridge.simulator.simulation import Clock, Feed
 from weighbridge.simulator.stepping import Stepping, SteppingScheduler, SteppingStatic
-from weighbridge.workload.measures import GapHistogram
 from weighbridge.workload.outcomes import Outcome, Outcomes
+from weighbridge.workload.quantiles import GapHistogram
 from weighbridge.workload.requests import SimulatedRequest
 
 #: Tokens of a KV cache that nobody gave a size.

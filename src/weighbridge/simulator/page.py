@@ -212,13 +212,15 @@ def _of_replica(track: Track, end: float, acts: Sequence[tuple[float, str]]) -> 
 def _sweep(sweep: Figures, experiment: Experiment) -> Iterator[str]:
     points: Sequence[Figures] = sweep["points"]
     knee, share = sweep["knee_rps"], f"{sweep['served_share']:.0%}"
-    targets = f"TTFT {experiment.targets.ttft * 1e3:,.0f} ms and TPOT {experiment.targets.tpot * 1e3:,.0f} ms"
+    targets = (
+        f"TTFT {experiment.targets.ttft_s * 1e3:,.0f} ms and TPOT {experiment.targets.tpot_s * 1e3:,.0f} ms"
+    )
     said = "No rate that was tried" if knee is None else f"Up to {knee:.3g} requests/s, the knee,"
     yield f"<h2>Rates</h2><p>{said} keeps {share} of the requests within {targets}.</p>"
     yield _compared({f"{point['rate']:.3g} requests/s": point for point in points})
     for name, key, target in (
-        ("TTFT", "ttft_ms", experiment.targets.ttft * 1e3),
-        ("TPOT", "tpot_ms", experiment.targets.tpot * 1e3),
+        ("TTFT", "ttft_ms", experiment.targets.ttft_s * 1e3),
+        ("TPOT", "tpot_ms", experiment.targets.tpot_s * 1e3),
     ):
         yield _curve(points, knee, name, key, target)
     good = Line("within targets", [p["rate"] for p in points], [p["goodput_rps"] for p in points], dots=True)

@@ -13,7 +13,7 @@ from weighbridge.engine.batch import Batch
 from weighbridge.engine.request import FinishReason, Request
 from weighbridge.engine.schedule.scheduler_api import Progress
 from weighbridge.simulator.stepping import Stepping, Strides, sample
-from weighbridge.workload.measures import Floats, GapHistogram
+from weighbridge.workload.quantiles import Floats, GapHistogram
 
 #: Iterations planned ahead in one stride at most.
 LONGEST_STRIDE = 512

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from weighbridge.errors import BadInput
 from weighbridge.simulator.fleet import FleetSpec, Run
-from weighbridge.workload.measures import quantiles
+from weighbridge.workload.quantiles import percentile_name, quantiles_ms
+from weighbridge.workload.slo import Slo
 
 SHARES = (0.5, 0.9, 0.95, 0.99)
 
@@ -36,31 +36,7 @@ _T95 = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """What a request must keep to count as good: seconds to the first token, and per token after it."""
-
-    ttft: float = 1.0
-    tpot: float = 0.1
-
-    @staticmethod
-    def parse(text: str) -> Targets:
-        """`ttft=500ms,tpot=50ms`; a bare number is seconds. Raises BadInput otherwise."""
-        values = {"ttft": 1.0, "tpot": 0.1}
-        for part in text.split(","):
-            name, _, value = part.strip().partition("=")
-            try:
-                factor = 1e-3 if value.endswith("ms") else 1.0
-                seconds = float(value.removesuffix("ms" if factor < 1.0 else "s")) * factor
-            except ValueError:
-                seconds = -1.0
-            if name not in values or not 0.0 < seconds < math.inf:
-                raise BadInput(f"--slo {text!r}: write for example ttft=500ms,tpot=50ms", param="slo")
-            values[name] = seconds
-        return Targets(**values)
-
-
-def summary(run: Run, fleet: FleetSpec, targets: Targets, warm_up: float = 0.0) -> dict[str, Any]:
+def summary(run: Run, fleet: FleetSpec, targets: Slo, warm_up: float = 0.0) -> dict[str, Any]:
     """All figures of one run, as plain JSON types. Latencies in ms, rates per second, shares from 0 to 1.
 
     Requests that arrived before `warm_up` seconds are left out of those that are per request or token of them.
@@ -70,7 +46,7 @@ def summary(run: Run, fleet: FleetSpec, targets: Targets, warm_up: float = 0.0) 
     tokens = int(np.sum(outcomes.output_tokens)) if len(outcomes) else 0
     prompts = int(np.sum(outcomes.prompt_tokens)) if len(outcomes) else 0
     cached = int(np.sum(outcomes.cached_tokens)) if len(outcomes) else 0
-    good = int(np.sum((outcomes.ttft <= targets.ttft) & (outcomes.tpot <= targets.tpot)))
+    good = int(np.sum((outcomes.ttft <= targets.ttft_s) & (outcomes.tpot <= targets.tpot_s)))
     failed = sum(outcomes.errors.values())
     usd = _usd(run, fleet)
     return {
@@ -81,7 +57,7 @@ def summary(run: Run, fleet: FleetSpec, targets: Targets, warm_up: float = 0.0) 
         "seconds": seconds,
         "ttft_ms": _quantiles_ms(outcomes.ttft),
         "tpot_ms": _quantiles_ms(outcomes.tpot[np.asarray(outcomes.output_tokens) > 1]),
-        "itl_ms": {_name(share): run.gaps.quantile(share) * 1e3 for share in SHARES},
+        "itl_ms": {percentile_name(share): run.gaps.quantile(share) * 1e3 for share in SHARES},
         "e2e_ms": _quantiles_ms(outcomes.e2e),
         "gateway_wait_ms": _quantiles_ms(np.asarray(outcomes.dispatched) - np.asarray(outcomes.arrived)),
         "requests_per_s": len(outcomes) / seconds,
@@ -109,13 +85,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _quantiles_ms(seconds: Any) -> dict[str, float]:
-    found = quantiles(seconds, SHARES)
     mean = float(np.mean(seconds)) if len(seconds) else 0.0
-    return {"mean": mean * 1e3, **{_name(s): q * 1e3 for s, q in zip(SHARES, found, strict=True)}}
-
-
-def _name(share: float) -> str:
-    return f"p{round(share * 100)}"
+    return {"mean": mean * 1e3, **quantiles_ms(seconds, SHARES)}
 
 
 def _replicas(run: Run, fleet: FleetSpec) -> dict[str, dict[str, float]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from weighbridge.simulator.replica import SimulatedReplica
-from weighbridge.workload.measures import Floats
+from weighbridge.workload.quantiles import Floats
 
 #: Spans kept of each replica; beyond, every second one goes and of the further ones every second is kept.
 MOST_SPANS = 100_000

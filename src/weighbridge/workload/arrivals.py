@@ -1,9 +1,12 @@
-"""When requests arrive: the gaps between them, by a law of arrivals. Randomness is passed in."""
+"""When requests arrive: the gaps between them by a law of arrivals. Randomness is passed in."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from weighbridge.workload.requests import TraceRow
 
 ARRIVALS = ("poisson", "gamma", "constant", "bursts")
 
@@ -36,3 +39,17 @@ def _bursts(rng: random.Random, rate: float, burst: float) -> Iterator[float]:
         yield rng.expovariate(1.0 / calm)
         while rng.random() < 1.0 - 1.0 / burst:
             yield rng.expovariate(1.0 / inside)
+
+
+def closed(requests: int, prompt_tokens: int, output_tokens: int) -> list[TraceRow]:
+    """Return equal requests without times of their own, for a closed loop."""
+    return [TraceRow(0.0, prompt_tokens, output_tokens)] * requests
+
+
+def poisson(rows: Sequence[TraceRow], rate: float, rng: random.Random) -> list[TraceRow]:
+    """Return the same requests, arriving at random `rate` times a second."""
+    now, timed = 0.0, []
+    for row, gap in zip(rows, gaps("poisson", rng, rate), strict=False):
+        now += gap
+        timed.append(replace(row, at=now))
+    return timed

@@ -1,4 +1,4 @@
-"""What arrives in a simulation: lengths, times, and contents that are named instead of written out.
+"""What arrives: rows of a trace, and requests of a simulation, whose contents are named instead of written out.
 
 A trace has no tokens, only lengths and, at best, names of the blocks that prompts share. So a prompt is a list
 of spans, each a name and a length: every token of a span has the span's name as its id. Two prompts share a
@@ -11,6 +11,29 @@ from dataclasses import dataclass
 
 #: Ends every simulated output; no span has this name.
 END = 0
+
+
+#: Tokens of the blocks that Mooncake's `hash_ids` name.
+MOONCAKE_BLOCK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRow:
+    """One request of a trace, recorded or made up: when it comes, and how long it is.
+
+    `at`: seconds after the first. `blocks` name the blocks of its prompt, where they are known.
+    """
+
+    at: float
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int | None = None
+    tenant: str = "default"
+    priority: int = 0
+    deadline: float | None = None  # seconds after the arrival
+    session: str = ""
+    blocks: tuple[int, ...] = ()
+    block_tokens: int = MOONCAKE_BLOCK
 
 
 @dataclass(frozen=True, slots=True)

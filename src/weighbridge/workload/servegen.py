@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weighbridge.errors import BadInput
-from weighbridge.workload.traces import TraceRow
+from weighbridge.workload.requests import TraceRow
 
 WINDOW = 600.0  # seconds that a rate holds
 

@@ -10,8 +10,7 @@ from itertools import count
 from weighbridge.errors import BadInput
 from weighbridge.workload.arrivals import ARRIVALS, gaps
 from weighbridge.workload.lengths import Lengths
-from weighbridge.workload.requests import SimulatedRequest, Span, answered
-from weighbridge.workload.traces import TraceRow
+from weighbridge.workload.requests import SimulatedRequest, Span, TraceRow, answered
 
 #: Names of spans: blocks of a trace are their own names behind this, everything else is numbered below it.
 _TRACE_BLOCKS = 1 << 40

@@ -12,25 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge.errors import BadInput
-
-#: Tokens of the blocks that Mooncake's `hash_ids` name.
-MOONCAKE_BLOCK = 512
-
-
-@dataclass(frozen=True, slots=True)
-class TraceRow:
-    """One recorded request. `at`: seconds after the first. `blocks` name its prompt's blocks, where known."""
-
-    at: float
-    prompt_tokens: int
-    output_tokens: int
-    max_tokens: int | None = None
-    tenant: str = "default"
-    priority: int = 0
-    deadline: float | None = None  # seconds after the arrival
-    session: str = ""
-    blocks: tuple[int, ...] = ()
-    block_tokens: int = MOONCAKE_BLOCK
+from weighbridge.workload.requests import TraceRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ def _setup(
         "workload": workload.words,
         "replicas": f"{number} of {machine.words}{speeds}, {fleet.replicas[0].settings.batching} batching",
         "gateway": f"policy {fleet.policy}",
-        "targets": f"TTFT {targets.ttft * 1e3:,.0f} ms, TPOT {targets.tpot * 1e3:,.0f} ms",
+        "targets": f"TTFT {targets.ttft_s * 1e3:,.0f} ms, TPOT {targets.tpot_s * 1e3:,.0f} ms",
     }
     if compare is not None:
         setup["compared"] = compare

@@ -26,9 +26,9 @@ from weighbridge.planner.search.speed import step_cost
 from weighbridge.simulator.autoscale import Autoscaling
 from weighbridge.simulator.experiment import RecordedSource, Source, SyntheticSource
 from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, SimulatedEngine
-from weighbridge.simulator.report import Targets
 from weighbridge.simulator.step_costs import fit_timings, read_step_cost
 from weighbridge.workload import servegen, traces
+from weighbridge.workload.slo import USUAL, Slo, parse_slo
 from weighbridge.workload.synthetic import Synthetic, from_rows
 
 #: What `--compare` may vary, and how a value is read.
@@ -107,7 +107,7 @@ class FleetSettings:
 class RunSettings:
     """What is to be found out."""
 
-    slo: Targets = knob(Targets(), "What counts as good.", parse=Targets.parse, written="ttft=1s,tpot=100ms")
+    slo: Slo = knob(USUAL, "What counts as good.", parse=parse_slo, written="ttft=1s,tpot=100ms")
     seed: int = knob(0, "First seed.", min=0)
     seeds: int = knob(1, "How many, for confidence intervals.", min=1)
     compare: str | None = knob(

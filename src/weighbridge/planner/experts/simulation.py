@@ -15,6 +15,7 @@ import numpy as np
 from weighbridge.cost.experts import ExpertUse, power_law
 from weighbridge.errors import BadInput
 from weighbridge.planner.experts.placement import Devices, Floats, Placement, gpu_loads, moved_slots
+from weighbridge.workload.quantiles import quantile
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def simulate(
     return Outcome(
         tokens_per_second=traffic.tokens * steps / total,
         mean_step=total / steps,
-        p99_step=float(np.quantile(seconds, 0.99)),
+        p99_step=quantile(seconds, 0.99),
         balancedness=float(even.mean()),
         fetched_experts=fetched,
     )

@@ -22,7 +22,8 @@ from typing import Protocol
 from weighbridge.cost.hardware import Device
 from weighbridge.planner.memory.memory import MemoryPlan
 from weighbridge.planner.search.speed import SERVING_SECONDS, step_cost
-from weighbridge.workload.traffic import Slo, Traffic
+from weighbridge.workload.slo import Slo
+from weighbridge.workload.traffic import Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def analytic(candidate: Candidate, traffic: Traffic, slo: Slo) -> Outcome:
     second = mean_prefill * long_prefill  # E[S^2], from below by the mean squared, from above by the longest
     wait_prompt = _tail(rate * second / (2 * (1 - busy)), busy, slo.quantile)
     ttft = SERVING_SECONDS + wait_slot + wait_prompt + long_prefill + tpot
-    meets = (slo.ttft is None or ttft <= slo.ttft) and (slo.tpot is None or tpot <= slo.tpot)
+    meets = slo.met(ttft, tpot)
     why = f"about {batch:.0f} of {slots:.0f} requests run at once; prompts take {busy:.0%} of the time"
     return Outcome(meets, ttft, tpot, batch, load, why)
 

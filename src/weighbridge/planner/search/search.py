@@ -10,7 +10,8 @@ from weighbridge.errors import BadInput
 from weighbridge.planner.memory.memory import MemoryPlan, Model, plan_memory
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.search.queueing import Candidate, Evaluate, Outcome, analytic
-from weighbridge.workload.traffic import Slo, Traffic
+from weighbridge.workload.slo import Slo
+from weighbridge.workload.traffic import Traffic
 
 _MOST_REPLICAS = 64
 _PARALLEL = (1, 2, 4, 8)

@@ -13,8 +13,10 @@ from weighbridge.cost.roofline import decode_share
 from weighbridge.planner.search.queueing import Candidate, Outcome, slots_of
 from weighbridge.planner.search.speed import SERVING_SECONDS, step_cost
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, SimulatedEngine, Simulation
-from weighbridge.workload.requests import SimulatedRequest, Span
-from weighbridge.workload.traffic import Arrival, Slo, Traffic, busiest_arrivals
+from weighbridge.workload.quantiles import quantile
+from weighbridge.workload.requests import SimulatedRequest, Span, TraceRow
+from weighbridge.workload.slo import Slo
+from weighbridge.workload.traffic import Traffic, busiest_arrivals
 
 #: Requests simulated: enough for a 99th percentile, few enough for seconds.
 MOST_REQUESTS = 1500
@@ -50,23 +52,22 @@ def _replica(candidate: Candidate, traffic: Traffic) -> ReplicaSpec:
     return ReplicaSpec(cost=cost, settings=settings, price=Price(usd_per_hour=hourly))
 
 
-def _request(number: int, arrival: Arrival) -> SimulatedRequest:
-    prompt = (Span(2 * number + 1, arrival.prompt),)
-    return SimulatedRequest(
-        f"q{number}", arrival.at, prompt, arrival.output, arrival.output, answer=2 * number + 2
-    )
+def _request(number: int, row: TraceRow) -> SimulatedRequest:
+    prompt = (Span(2 * number + 1, row.prompt_tokens),)
+    length = row.output_tokens
+    return SimulatedRequest(f"q{number}", row.at, prompt, length, length, answer=2 * number + 2)
 
 
 def _read_off(run: Run, requests: int, seats: int, slo: Slo) -> Outcome:
     outcomes = run.outcomes
     failed = requests - len(outcomes)
     several = np.asarray(outcomes.output_tokens) > 1
-    ttft = SERVING_SECONDS + (float(np.quantile(outcomes.ttft, slo.quantile)) if len(outcomes) else np.inf)
-    tpot = float(np.quantile(outcomes.tpot[several], slo.quantile)) if several.any() else 0.0
+    ttft = SERVING_SECONDS + (quantile(outcomes.ttft, slo.quantile) if len(outcomes) else np.inf)
+    tpot = quantile(outcomes.tpot[several], slo.quantile)
     busy = [work.busy / max(run.seconds, 1e-9) for work in run.work.values()]
     batches = sum(work.sequences for work in run.work.values())
     iterations = sum(work.iterations for work in run.work.values())
-    meets = not failed and (slo.ttft is None or ttft <= slo.ttft) and (slo.tpot is None or tpot <= slo.tpot)
+    meets = not failed and slo.met(ttft, tpot)
     batch = batches / max(iterations, 1)
     why = (
         f"simulated {requests:,} requests of the busiest time: on average {batch:.1f} of {seats} seats taken, "

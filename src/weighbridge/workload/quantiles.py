@@ -1,4 +1,4 @@
-"""What a simulation measures as it goes: quantiles of many gaps in little memory."""
+"""Quantiles: exact ones of values that are kept, and close ones of so many durations that they are not."""
 
 from __future__ import annotations
 
@@ -16,6 +16,29 @@ RESOLUTION = 0.005
 _LOG_BASE = math.log1p(RESOLUTION)
 _SMALLEST = 1e-7  # seconds
 _BUCKETS = 6000  # up to some eleven days
+
+
+def quantiles(values: Sequence[float] | Floats, shares: Sequence[float]) -> list[float]:
+    """Interpolate linearly between order statistics; zeros for no values."""
+    if len(values) == 0:
+        return [0.0] * len(shares)
+    return [float(q) for q in np.quantile(np.asarray(values, np.float64), shares)]
+
+
+def quantile(values: Sequence[float] | Floats, share: float) -> float:
+    """Return one of `quantiles`."""
+    return quantiles(values, (share,))[0]
+
+
+def quantiles_ms(seconds: Sequence[float] | Floats, shares: Sequence[float]) -> dict[str, float]:
+    """Return quantiles of seconds in milliseconds, called p50, p95 and so on."""
+    found = zip(shares, quantiles(seconds, shares), strict=True)
+    return {percentile_name(share): value * 1e3 for share, value in found}
+
+
+def percentile_name(share: float) -> str:
+    """Return the name of a quantile in reports: p99 for 0.99."""
+    return f"p{round(share * 100)}"
 
 
 class GapHistogram:
@@ -60,10 +83,3 @@ class GapHistogram:
 
 def _bucket(seconds: float) -> int:
     return min(int(math.log(max(seconds / _SMALLEST, 1.0)) / _LOG_BASE) + 1, _BUCKETS - 1)
-
-
-def quantiles(values: Sequence[float] | Floats, shares: Sequence[float]) -> list[float]:
-    """Linear interpolation between order statistics; zeros for no values."""
-    if len(values) == 0:
-        return [0.0] * len(shares)
-    return [float(q) for q in np.quantile(np.asarray(values, np.float64), shares)]
