@@ -17,11 +17,15 @@ from weighbridge.workload.requests import TraceRow
 
 WINDOW = 600.0  # seconds that a rate holds
 
+#: Requests a second that no client sends; a rate beyond is a mistake, and would never end.
+_FASTEST = 1e6
+_SMALLEST_SHAPE = 1e-3
+
 _ENTRY = re.compile(r"([0-9.]+)\s*:\s*([0-9.eE+-]+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class RateWindow:
     """Arrivals of one client for a while: `pattern` is the law of the gaps, with shape and scale (s)."""
 
     start: float
@@ -43,7 +47,7 @@ class Client:
     """`lengths`: from a time on, (prompt, output) distributions as values with their cumulated shares."""
 
     name: str
-    windows: tuple[Window, ...]
+    windows: tuple[RateWindow, ...]
     lengths: tuple[tuple[float, Discrete, Discrete], ...]
 
 
@@ -107,36 +111,61 @@ def _rows_of(client: Client, rng: random.Random, begin: float, end: float) -> It
             now += window.gap(rng)
 
 
-def _windows(path: Path) -> tuple[Window, ...]:
+def _windows(path: Path) -> tuple[RateWindow, ...]:
     windows = []
-    with path.open(newline="") as file:
-        for number, row in enumerate(csv.reader(file), 1):
-            try:
-                rate = float(row[1])
-                if rate > 0.0:
-                    windows.append(Window(float(row[0]), rate, row[3], float(row[4]), float(row[5])))
-            except (IndexError, ValueError) as error:
-                raise BadInput(
-                    f"{path}:{number}: expected start, rate, cv, pattern and its two parameters ({error})",
-                    param="trace",
-                ) from error
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for number, row in enumerate(csv.reader(file), 1):
+                try:
+                    window = _window(row)
+                except (IndexError, ValueError) as error:
+                    raise BadInput(
+                        f"{path}:{number}: expected start, rate, cv, pattern and its two parameters ({error})",
+                        param="trace",
+                    ) from error
+                if window.rate > 0.0:
+                    windows.append(window)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{path} cannot be read: {error}", param="trace") from error
     return tuple(windows)
+
+
+def _window(row: list[str]) -> RateWindow:
+    """Raises IndexError or ValueError for a line that is no window."""
+    window = RateWindow(float(row[0]), float(row[1]), row[3], float(row[4]), float(row[5]))
+    if not 0.0 <= window.start < math.inf or not 0.0 <= window.rate <= _FASTEST:
+        raise ValueError(f"start {row[0]}, rate {row[1]}")
+    shaped = window.rate > 0.0 and window.pattern in ("Gamma", "Weibull")
+    if shaped and not (
+        _SMALLEST_SHAPE < window.shape < math.inf and 1.0 / _FASTEST < window.scale < math.inf
+    ):
+        raise ValueError(f"{window.pattern} with {row[4]} and {row[5]}")
+    return window
 
 
 def _lengths(path: Path) -> tuple[tuple[float, Discrete, Discrete], ...]:
     try:
-        record: Mapping[str, Mapping[str, str]] = json.loads(path.read_text())
+        record: Mapping[str, Mapping[str, str]] = json.loads(path.read_text(encoding="utf-8"))
         entries = [
-            (float(start), _discrete(both["input_tokens"]), _discrete(both["output_tokens"]))
+            (_start(start), _discrete(both["input_tokens"]), _discrete(both["output_tokens"]))
             for start, both in record.items()
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror or error}", param="trace") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BadInput(
             f"{path}: expected input_tokens and output_tokens by time ({error})", param="trace"
         ) from error
     return tuple(
         (start, i, o) for start, i, o in sorted(entries, key=lambda e: e[0]) if i.values and o.values
     )
+
+
+def _start(text: str) -> float:
+    start = float(text)
+    if not math.isfinite(start):
+        raise ValueError(f"time {text}")
+    return start
 
 
 def _discrete(text: str) -> Discrete:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
+from math import inf
 
 from weighbridge.errors import BadInput
 from weighbridge.workload.arrivals import ARRIVALS, gaps
@@ -47,11 +48,11 @@ class Synthetic:
                 f"{self.kind!r} is not a workload; choose from {', '.join(KINDS)}", param="workload"
             )
         for name in ("rate", "requests", "tenants", "cv", "burst", "prefixes", "turns"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < inf:
                 raise BadInput(
                     f"workload: {name} is {getattr(self, name)}, but must be above 0", param="workload"
                 )
-        if self.turns < 1.0 or self.think < 0.0 or self.prefix < 0:
+        if self.turns < 1.0 or not 0.0 <= self.think < inf or self.prefix < 0:
             raise BadInput(
                 "workload: turns must be at least 1, think and prefix not negative", param="workload"
             )

@@ -14,6 +14,9 @@ from typing import Any
 from weighbridge.errors import BadInput
 from weighbridge.workload.requests import TraceRow
 
+#: More tokens than any request has: such a number is a mistake, and a simulation of it would fill the memory.
+_MOST = 100_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class TraceOptions:
@@ -44,6 +47,8 @@ def read_rows(path: Path, options: TraceOptions | None = None) -> list[TraceRow]
         rows = _azure(path) if path.suffix == ".csv" else _json_lines(path)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}", param="trace") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is no text in UTF-8: {error.reason}", param="trace") from error
     if not rows:
         raise BadInput(f"{path} holds no requests", param="trace")
     return changed(rows, options)
@@ -90,7 +95,7 @@ def _smeared(times: Sequence[float]) -> list[float]:
 
 
 def _azure(path: Path) -> list[TraceRow]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         missing = {"TIMESTAMP", "ContextTokens", "GeneratedTokens"} - set(reader.fieldnames or ())
         if missing:
@@ -99,14 +104,18 @@ def _azure(path: Path) -> list[TraceRow]:
                 f"there is no {', '.join(sorted(missing))}",
                 param="trace",
             )
-        return [
-            TraceRow(
-                _timestamp(row["TIMESTAMP"], f"{path}:{number}"),
-                _count(row["ContextTokens"], "ContextTokens", f"{path}:{number}"),
-                _count(row["GeneratedTokens"], "GeneratedTokens", f"{path}:{number}"),
-            )
-            for number, row in enumerate(reader, 2)
-        ]
+        try:
+            return [_azure_row(row, f"{path}:{reader.line_num}") for row in reader]
+        except csv.Error as error:
+            raise BadInput(f"{path}:{reader.line_num} is not CSV: {error}", param="trace") from error
+
+
+def _azure_row(row: Mapping[str, str | None], where: str) -> TraceRow:
+    return TraceRow(
+        _timestamp(row["TIMESTAMP"], where),
+        _count(row["ContextTokens"], "ContextTokens", where),
+        _count(row["GeneratedTokens"], "GeneratedTokens", where),
+    )
 
 
 def _timestamp(text: str | None, where: str) -> float:
@@ -118,7 +127,7 @@ def _timestamp(text: str | None, where: str) -> float:
 
 
 def _json_lines(path: Path) -> list[TraceRow]:
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         rows = (_json_row(line, f"{path}:{number}") for number, line in enumerate(file, 1) if line.strip())
         return [row for row in rows if row is not None]
 
@@ -126,7 +135,7 @@ def _json_lines(path: Path) -> list[TraceRow]:
 def _json_row(line: str, where: str) -> TraceRow | None:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{where} is not JSON: {error}", param="trace") from error
     if not isinstance(row, dict):
         raise BadInput(f"{where}: expected an object, not {row!r}", param="trace")
@@ -158,18 +167,27 @@ def _ticket_row(row: Mapping[str, Any], where: str) -> TraceRow | None:
 
 def _plain_row(row: Mapping[str, Any], where: str) -> TraceRow:
     most, priority = row.get("max_tokens"), row.get("priority", 0)
-    if type(priority) is not int:
+    if type(priority) is not int or abs(priority) > _MOST:
         raise BadInput(f"{where}: priority is {priority!r}, but must be a whole number", param="trace")
     return TraceRow(
         _seconds(row, "at", where),
         _count(row.get("prompt_tokens"), "prompt_tokens", where),
         _count(row.get("output_tokens"), "output_tokens", where),
         None if most is None else _count(most, "max_tokens", where),
-        str(row.get("tenant", "default")),
+        _name(row, "tenant", "default", where),
         priority,
         None if row.get("deadline") is None else _seconds(row, "deadline", where),
-        str(row.get("session", "")),
+        _name(row, "session", "", where),
     )
+
+
+def _name(row: Mapping[str, Any], name: str, default: str, where: str) -> str:
+    value = row.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise BadInput(f"{where}: {name} is {value!r}, but must be a name", param="trace")
+    return str(value)
 
 
 def _seconds(row: Mapping[str, Any], name: str, where: str) -> float:
@@ -187,9 +205,9 @@ def _count(value: Any, name: str, where: str) -> int:
     """A number of tokens; Azure has them as text. Some traces have zeros, which `changed` makes 1."""
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1
-    if number < 0 or isinstance(value, bool):
+    if isinstance(value, bool) or (isinstance(value, float) and number != value) or not 0 <= number <= _MOST:
         raise BadInput(
             f"{where}: {name} is {value!r}, but must be a whole number, not negative", param="trace"
         )
