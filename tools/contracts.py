@@ -81,7 +81,7 @@ PURE = (
 
 #: Modules that other modules of their folder stand on; in the graph of folders they are a folder of their own.
 ROWS: dict[str, set[str]] = {
-    "cli": {"options", "terminal"},
+    "cli": {"options", "remote", "terminal"},
     "engine": {"api", "batch", "request"},
     "fleet": {"api", "replica", "scaling"},
     "routes": {"budget", "caps", "errors", "judge", "policy", "request", "settings"},

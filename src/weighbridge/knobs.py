@@ -108,7 +108,7 @@ class Knob:
             return self.written
         if self.unit == "bytes":
             return bytes_text(value)
-        return value if self.unit is None else value * _PER_SECOND[self.unit]
+        return value if self.unit is None else float(f"{value * _PER_SECOND[self.unit]:.12g}")
 
     def _read(self, value: Any) -> Any:
         if self.parse is not None:
@@ -186,7 +186,15 @@ def parse_bytes(text: str) -> int:
 
 def bytes_text(size: int) -> str:
     """The shortest exact way to write a size: `2GiB`, `1500MB`, or plain bytes."""
-    for factor, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (10**9, "GB"), (10**6, "MB")):
+    units = (
+        (1 << 40, "TiB"),
+        (1 << 30, "GiB"),
+        (1 << 20, "MiB"),
+        (10**12, "TB"),
+        (10**9, "GB"),
+        (10**6, "MB"),
+    )
+    for factor, unit in units:
         if size and size % factor == 0:
             return f"{size // factor}{unit}"
     return str(size)

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from tests.planner.test_experts import MIXTRAL, README, README_PLACEMENT
 from tests.tiny import make_tiny
 from weighbridge.cli.app import app
-from weighbridge.cli.moe_curve import cliff
-from weighbridge.cli.moe_stats import heat_map
+from weighbridge.cli.moe.curve import cliff
+from weighbridge.cli.moe.stats import heat_map
 from weighbridge.errors import BadInput
 
 PLACE = ["--gpus", "8", "--nodes", "2", "--groups", "4", "--replicas", "16"]

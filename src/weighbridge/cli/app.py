@@ -84,31 +84,31 @@ COMMANDS: dict[str, Command | Group] = {
         "Make, measure, place and offload mixtures of experts.",
         {
             "stats": Command(
-                "weighbridge.cli.moe_stats:stats",
+                "weighbridge.cli.moe.stats:stats",
                 "Show which experts a server's tokens use: a heat map, balance, hot and cold experts, coverage.",
             ),
             "curve": Command(
-                "weighbridge.cli.moe_curve:curve",
+                "weighbridge.cli.moe.curve:curve",
                 "Measure step time and experts touched against batch size, and show where the cliff is.",
             ),
             "simulate": Command(
-                "weighbridge.cli.moe_simulate:simulate",
+                "weighbridge.cli.moe.simulate:simulate",
                 "Run an expert-parallel group under skewed, drifting loads: the slowest GPU sets each step.",
             ),
             "upcycle": Command(
-                "weighbridge.cli.moe:upcycle_model",
+                "weighbridge.cli.moe.upcycle:upcycle_model",
                 "Turn a dense model into a mixture of experts by copying its feed-forward blocks.",
             ),
             "params": Command(
-                "weighbridge.cli.moe:parameters",
+                "weighbridge.cli.moe.upcycle:parameters",
                 "Count total and active parameters of a mixture of experts from its config.json.",
             ),
             "place": Command(
-                "weighbridge.cli.moe:place_experts",
+                "weighbridge.cli.moe.place:place_experts",
                 "Place experts on GPUs so that measured loads spread evenly.",
             ),
             "offload": Command(
-                "weighbridge.cli.moe:offload_experts",
+                "weighbridge.cli.moe.offload:offload_experts",
                 "Choose which experts to keep on the fast device, and the flags that say so to other engines.",
             ),
         },
@@ -185,27 +185,27 @@ COMMANDS: dict[str, Command | Group] = {
         "Edge or cloud: train, measure and serve routes.",
         {
             "explain": Command(
-                "weighbridge.cli.route_report:explain",
+                "weighbridge.cli.route.tickets:explain",
                 "Say in words where a request went, why, what left the machine, and what it cost.",
             ),
             "report": Command(
-                "weighbridge.cli.route_report:report",
+                "weighbridge.cli.route.tickets:report",
                 "Share local, money saved, quality, latency; drift since training; better thresholds, if there are.",
             ),
             "serve": Command(
-                "weighbridge.cli.route:serve",
+                "weighbridge.cli.route.serve:serve",
                 "Serve the routes of a configuration by themselves, over sides that run elsewhere.",
             ),
             "train": Command(
-                "weighbridge.cli.route:train",
+                "weighbridge.cli.route.difficulty:train",
                 "Learn from your own labels which prompts need the cloud, and which local answers are right.",
             ),
             "eval": Command(
-                "weighbridge.cli.route:evaluate",
+                "weighbridge.cli.route.difficulty:evaluate",
                 "Measure a router: APGR and CPT beside random, prompt length and an oracle, with 95 % intervals.",
             ),
             "calibrate": Command(
-                "weighbridge.cli.route:calibrate",
+                "weighbridge.cli.route.difficulty:calibrate",
                 "Set the pre-router's threshold so that a given share of the traffic goes to the cloud.",
             ),
         },

@@ -6,16 +6,26 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Protocol
 
-import aiohttp
 import typer
 
-from weighbridge.cli.options import Only, options
-from weighbridge.cli.terminal import errors
+from weighbridge.cli.options import ApiKey, Only, options
+from weighbridge.cli.remote import Server
+from weighbridge.cli.terminal import errors, visible
+from weighbridge.engine.api import Generation
+from weighbridge.engine.engine import LocalEngine
+from weighbridge.engine.request import SamplingParams
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import WeighbridgeError
+from weighbridge.knobs import knob
+from weighbridge.server.engine.prompts import ChatTokenizer
+from weighbridge.wire.errors import error_message
+from weighbridge.wire.sse import EventFramer, event_data
+
+#: Seconds of silence after which a server is given up.
+PATIENCE = 300.0
 
 Messages = list[dict[str, Any]]
 
@@ -24,36 +34,43 @@ class Answerer(Protocol):
     def answer(self, messages: Messages) -> AsyncIterator[str]: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatSettings:
+    """How answers are made."""
+
+    system: str | None = knob(None, "A system prompt.")
+    temperature: float = knob(0.7, min=0.0, max=2.0)
+    max_tokens: int = knob(1024, "Longest answer, in tokens.", min=1)
+
+
 @options
 def chat(
     model: Annotated[str | None, typer.Argument(help="Model to load, when no --url is given.")] = None,
     url: Annotated[
         str | None, typer.Option(help="A running server, for example http://127.0.0.1:8080.")
     ] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="WEIGHBRIDGE_API_KEY", help="Its API key.")] = None,
-    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
+    api_key: ApiKey = None,
     *,
+    params: ChatSettings,
     engine: Annotated[EngineSettings, Only({"quantize"})],
 ) -> None:
     """Chat in the terminal, streaming. Ctrl-C stops an answer, Ctrl-D or /bye leaves, /new starts over."""
-    history: Messages = [{"role": "system", "content": system}] if system else []
+    history: Messages = [{"role": "system", "content": params.system}] if params.system else []
     if url is not None:
-        asyncio.run(_converse(Remote(url, api_key, temperature, max_tokens), history))
+        asyncio.run(_converse(Remote(url, api_key, params), history))
     else:
-        asyncio.run(_chat_locally(model, engine, temperature, max_tokens, history))
+        asyncio.run(_chat_locally(model or "default", engine, params, history))
 
 
 async def _chat_locally(
-    model: str | None, settings: EngineSettings, temperature: float, max_tokens: int, history: Messages
+    model: str, settings: EngineSettings, params: ChatSettings, history: Messages
 ) -> None:
     from weighbridge.cli.serve.model import load  # loads torch
 
-    replica = load(model or "default", model or "default", replace(settings, max_sequences=1))
+    replica = load(model, model, replace(settings, max_sequences=1))
     replica.engine.start()
     try:
-        await _converse(Local(replica, temperature, max_tokens), history)
+        await _converse(Local(replica.engine, replica.tokenizer, params), history)
     finally:
         replica.engine.stop()
 
@@ -88,7 +105,7 @@ async def _print_answer(answerer: Answerer, history: Messages) -> str:
     async def stream() -> None:
         async for piece in answerer.answer(history):
             pieces.append(piece)
-            sys.stdout.write(piece)
+            sys.stdout.write(visible(piece))
             sys.stdout.flush()
 
     task = asyncio.ensure_future(stream())
@@ -106,18 +123,14 @@ async def _print_answer(answerer: Answerer, history: Messages) -> str:
 class Local:
     """The model in this process."""
 
-    def __init__(self, replica: Any, temperature: float, max_tokens: int) -> None:
-        self._replica = replica
-        self._temperature = temperature
-        self._max_tokens = max_tokens
+    def __init__(self, engine: LocalEngine, tokenizer: ChatTokenizer, params: ChatSettings) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._params = SamplingParams(max_tokens=params.max_tokens, temperature=params.temperature)
 
     async def answer(self, messages: Messages) -> AsyncIterator[str]:
-        from weighbridge.engine.api import Generation
-        from weighbridge.engine.request import SamplingParams
-
-        prompt = self._replica.tokenizer.encode_chat(messages)
-        params = SamplingParams(max_tokens=self._max_tokens, temperature=self._temperature)
-        stream = self._replica.engine.submit(Generation(prompt, params))
+        prompt = self._tokenizer.encode_chat(messages)
+        stream = self._engine.submit(Generation(prompt, self._params))
         try:
             async for deltas in stream:
                 for delta in deltas:
@@ -129,48 +142,36 @@ class Local:
 class Remote:
     """Any server with an OpenAI-compatible chat endpoint."""
 
-    def __init__(self, url: str, api_key: str | None, temperature: float, max_tokens: int) -> None:
-        self._url = url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._options = {"temperature": temperature, "max_tokens": max_tokens, "stream": True}
+    def __init__(self, url: str, api_key: str | None, params: ChatSettings) -> None:
+        self._server = Server(url, api_key, "is `weighbridge serve` running?", mistakes=())
+        self._options = {"temperature": params.temperature, "max_tokens": params.max_tokens, "stream": True}
 
     async def answer(self, messages: Messages) -> AsyncIterator[str]:
-        timeout = aiohttp.ClientTimeout(total=None, connect=10, sock_read=300)
-        try:
-            async with aiohttp.ClientSession(headers=self._headers, timeout=timeout) as session:
-                body = {**self._options, "model": await self._model(session), "messages": messages}
-                async with session.post(f"{self._url}/v1/chat/completions", json=body) as answer:
-                    await _raise_for_error(answer)
-                    async for line in answer.content:
-                        text = _content(line)
-                        if text:
-                            yield text
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise WeighbridgeError(
-                f"no answer from {self._url} ({error}); is `weighbridge serve` running?"
-            ) from error
-
-    async def _model(self, session: aiohttp.ClientSession) -> str:
-        async with session.get(f"{self._url}/v1/models") as answer:
-            await _raise_for_error(answer)
-            return str((await answer.json())["data"][0]["id"])
+        models = await self._server.answer("GET", "/v1/models", patience=PATIENCE)
+        body = {**self._options, "model": _first_model(models), "messages": messages}
+        framer = EventFramer()
+        async with self._server.opened("POST", "/v1/chat/completions", body, patience=PATIENCE) as response:
+            while True:
+                async with asyncio.timeout(PATIENCE):
+                    data = await response.read()
+                for event in event_data(framer.feed(data) if data else framer.flush()):
+                    if event != b"[DONE]":
+                        yield _content(event)
+                if not data:
+                    return
 
 
-async def _raise_for_error(answer: aiohttp.ClientResponse) -> None:
-    if answer.status < 400:
-        return
+def _first_model(listed: Any) -> str:
+    """Raises WeighbridgeError where a server lists none."""
     try:
-        message = (await answer.json(content_type=None))["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = f"the server answered {answer.status}"
-    raise WeighbridgeError(str(message))
+        return str(listed["data"][0]["id"])
+    except (KeyError, IndexError, TypeError) as error:
+        raise WeighbridgeError("the server lists no model at /v1/models") from error
 
 
-def _content(line: bytes) -> str:
-    """The text of one server-sent event line, empty for everything else."""
-    if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
-        return ""
-    event = json.loads(line[6:])
-    if "error" in event:
-        raise WeighbridgeError(str(event["error"].get("message", event["error"])))
-    return "".join(choice["delta"].get("content") or "" for choice in event.get("choices", ()))
+def _content(event: bytes) -> str:
+    """The text of one event. Raises WeighbridgeError for an error in the middle of a stream."""
+    value = json.loads(event)
+    if "error" in value:
+        raise WeighbridgeError(error_message(event))
+    return "".join(choice["delta"].get("content") or "" for choice in value.get("choices", ()))

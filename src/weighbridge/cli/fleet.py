@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from typing import Annotated, Any
+from urllib.parse import quote
 
-import aiohttp
 import typer
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from weighbridge.cli.terminal import print_json
+from weighbridge.cli.options import DEFAULT_URL, JsonOutput
+from weighbridge.cli.remote import Server
+from weighbridge.cli.terminal import outside, print_json
+from weighbridge.cli.ticket import ticket_path
 from weighbridge.errors import BadInput, WeighbridgeError
+from weighbridge.fleet.api import Choice
+from weighbridge.fleet.explain import explain
 
 _URL = Annotated[str, typer.Option(envvar="WEIGHBRIDGE_URL", help="The gateway to ask.")]
 _KEY = Annotated[
     str | None, typer.Option("--admin-key", envvar="WEIGHBRIDGE_ADMIN_KEY", help="The gateway's admin_key.")
 ]
-_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DEFAULT_URL = "http://127.0.0.1:8080"
+
+GATEWAY_HINT = "is a gateway running there?"
 
 _COLOURS = {"up": "green", "starting": "yellow", "draining": "yellow"}
 
 
-def list_replicas(url: _URL = DEFAULT_URL, json_output: _JSON = False) -> None:
+def list_replicas(url: _URL = DEFAULT_URL, json_output: JsonOutput = False) -> None:
     """All replicas, how they are, and what they have done."""
-    load = call("GET", url, "/v1/load")
+    load = load_of(url)
     if json_output:
         print_json(load["models"])
     else:
@@ -47,7 +51,7 @@ def top(
     with Live(Text("asking..."), refresh_per_second=8, console=Console()) as live:
         looks = 0
         while count is None or looks < count:
-            load = call("GET", url, "/v1/load")
+            load = load_of(url)
             now = time.monotonic()
             live.update(fleet_table(load, before, now - asked), refresh=True)
             before, asked = load, now
@@ -62,22 +66,19 @@ def explain_ticket(
     api_key: Annotated[
         str | None, typer.Option(envvar="WEIGHBRIDGE_API_KEY", help="The key of the ticket's tenant.")
     ] = None,
-    json_output: _JSON = False,
+    json_output: JsonOutput = False,
 ) -> None:
     """Why a request went where it went: what it weighed, every try, and what stood against the other replicas."""
-    record = call("GET", url, f"/v1/tickets/{ticket}", api_key)
+    record = ask("GET", url, ticket_path(ticket), api_key)
     lines = explained(record)
     if json_output:
         print_json({"ticket": ticket, "explanation": lines})
     else:
-        Console().print("\n".join(lines), markup=False)
+        Console().print(outside("\n".join(lines)))
 
 
 def explained(ticket: dict[str, Any]) -> list[str]:
     """A gateway's ticket in words."""
-    from weighbridge.fleet.api import Choice
-    from weighbridge.fleet.explain import explain
-
     if not ticket.get("attempts"):
         return [
             f"no replica was chosen for {ticket['id']}: {ticket.get('error') or ticket.get('finish_reason')}"
@@ -106,14 +107,14 @@ def add(
     ] = None,
     url: _URL = DEFAULT_URL,
     admin_key: _KEY = None,
-    json_output: _JSON = False,
+    json_output: JsonOutput = False,
 ) -> None:
     """Add a replica; it gets requests as soon as it answers."""
     entry = _entry(replica)
     entry |= {key: value for key, value in (("name", name), ("dialect", dialect)) if value is not None}
     if model:
         entry["for"] = model
-    added = call("POST", url, "/admin/replicas", admin_key, entry)
+    added = ask("POST", url, "/admin/replicas", admin_key, entry)
     _say(added, json_output, "added " + ", ".join(one["name"] for one in added["data"]))
 
 
@@ -122,11 +123,11 @@ def drain(
     undo: Annotated[bool, typer.Option("--undo", help="Let it have requests again.")] = False,
     url: _URL = DEFAULT_URL,
     admin_key: _KEY = None,
-    json_output: _JSON = False,
+    json_output: JsonOutput = False,
 ) -> None:
     """Send nothing more to a replica; what runs there goes on."""
     action = "undrain" if undo else "drain"
-    state = call("POST", url, f"/admin/replicas/{replica}/{action}", admin_key)
+    state = ask("POST", url, f"/admin/replicas/{quote(replica, safe='')}/{action}", admin_key)
     text = f"{replica} is {state['standing']}, {state['requests']} requests in flight"
     _say(state, json_output, text)
 
@@ -136,11 +137,11 @@ def remove(
     timeout: Annotated[float, typer.Option(min=0.0, help="Seconds to wait for what runs there.")] = 30.0,
     url: _URL = DEFAULT_URL,
     admin_key: _KEY = None,
-    json_output: _JSON = False,
+    json_output: JsonOutput = False,
 ) -> None:
     """Drain a replica and take it out of the fleet."""
-    path = f"/admin/replicas/{replica}?timeout={timeout:g}"
-    answer = call("DELETE", url, path, admin_key, patience=timeout + 10.0)
+    path = f"/admin/replicas/{quote(replica, safe='')}?timeout={timeout:g}"
+    answer = ask("DELETE", url, path, admin_key, patience=timeout + 10.0)
     drained = "" if answer["drained"] else "; requests were cut off"
     _say(answer, json_output, f"removed {replica}{drained}")
 
@@ -159,41 +160,23 @@ def _say(value: Any, as_json: bool, text: str) -> None:
     if as_json:
         print_json(value)
     else:
-        Console().print(text)
+        Console().print(outside(text))
 
 
-def call(
-    method: str,
-    url: str,
-    path: str,
-    key: str | None = None,
-    body: Any = None,
-    patience: float = 10.0,
+def ask(
+    method: str, url: str, path: str, key: str | None = None, body: Any = None, patience: float = 10.0
 ) -> Any:
     """Ask a gateway. Raises BadInput for what it calls wrong, WeighbridgeError when it cannot be asked."""
-    return asyncio.run(_call(method, url.rstrip("/") + path, key, body, patience))
+    return Server(url, key, GATEWAY_HINT).ask(method, path, body, patience=patience)
 
 
-async def _call(method: str, url: str, key: str | None, body: Any, patience: float) -> Any:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=patience)) as session,
-            session.request(method, url, headers=headers, json=body) as answer,
-        ):
-            value = await answer.json(content_type=None)
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        raise WeighbridgeError(f"no answer from {url} ({error}); is a gateway running there?") from error
-    if answer.status >= 400:
-        message = value.get("error", {}).get("message", f"{url} answered {answer.status}")
-        raise BadInput(message) if answer.status < 500 else WeighbridgeError(message)
-    if "models" not in value and path_is_load(url):
-        raise WeighbridgeError(f"{url} is a single replica, not a gateway; start one with `serve --config`")
-    return value
-
-
-def path_is_load(url: str) -> bool:
-    return url.endswith("/v1/load")
+def load_of(url: str) -> Any:
+    """The load of all models. Raises WeighbridgeError where a single replica answers."""
+    load = ask("GET", url, "/v1/load")
+    if "models" not in load:
+        where = f"{url.rstrip('/')}/v1/load"
+        raise WeighbridgeError(f"{where} is a single replica, not a gateway; start one with `serve --config`")
+    return load
 
 
 def fleet_table(load: dict[str, Any], before: dict[str, Any] | None, seconds: float) -> Group:
@@ -203,8 +186,10 @@ def fleet_table(load: dict[str, Any], before: dict[str, Any] | None, seconds: fl
 
 def _model_table(name: str, model: dict[str, Any], before: dict[str, Any] | None, seconds: float) -> Table:
     table = Table(
-        title=f"{name} · {model['policy']} · {model['queued_requests']} waiting "
-        f"({model['queued_tokens']} tokens) · imbalance {model['imbalance']:.2f}",
+        title=outside(
+            f"{name} · {model['policy']} · {model['queued_requests']} waiting "
+            f"({model['queued_tokens']} tokens) · imbalance {model['imbalance']:.2f}"
+        ),
         title_justify="left",
     )
     for heading in ("replica", "standing"):
@@ -219,20 +204,20 @@ def _model_table(name: str, model: dict[str, Any], before: dict[str, Any] | None
     return table
 
 
-def _row(one: dict[str, Any], earlier: dict[str, Any], seconds: float) -> list[str]:
+def _row(one: dict[str, Any], earlier: dict[str, Any], seconds: float) -> list[Text]:
     made = one["output_tokens"] - earlier["output_tokens"]
     total, prompt = one["kv_tokens_total"], one["prompt_tokens"]
-    standing = one["standing"]
-    return [
-        one["name"],
-        f"[{_COLOURS.get(standing, 'red')}]{standing}[/]",
-        str(one["requests"]),
-        str(one["uncomputed_tokens"]),
-        str(one["remaining_output_tokens"]),
-        f"{one['kv_tokens'] / total:.0%}" if total else str(one["kv_tokens"]),
+    standing = outside(one["standing"])
+    standing.stylize(_COLOURS.get(one["standing"], "red"))
+    figures = (
+        one["requests"],
+        one["uncomputed_tokens"],
+        one["remaining_output_tokens"],
+        f"{one['kv_tokens'] / total:.0%}" if total else one["kv_tokens"],
         f"{made / seconds:.0f}" if seconds > 0.0 else "-",
-        str(one["finished"]),
-        str(one["failures"]),
+        one["finished"],
+        one["failures"],
         f"{one['cached_tokens'] / prompt:.0%}" if prompt else "-",
         one["why"],
-    ]
+    )
+    return [outside(one["name"]), standing, *map(outside, figures)]

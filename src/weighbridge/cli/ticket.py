@@ -2,79 +2,67 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any
+from urllib.parse import quote
 
-import aiohttp
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from weighbridge.cli.terminal import print_json
-from weighbridge.errors import BadInput, WeighbridgeError
+from weighbridge.cli.options import DEFAULT_URL, ApiKey, JsonOutput, Url
+from weighbridge.cli.remote import Server
+from weighbridge.cli.terminal import outside, print_json
+
+HEADINGS = ("ticket", "tenant", "model", "prompt", "cached", "output", "TTFT ms", "total ms", "finish")
 
 
 def ticket(
     id: Annotated[
         str | None, typer.Argument(help="The id from x-weighbridge-ticket; none: the recent ones.")
     ] = None,
-    url: Annotated[str, typer.Option(help="The server to ask.")] = "http://127.0.0.1:8080",
-    api_key: Annotated[str | None, typer.Option(envvar="WEIGHBRIDGE_API_KEY", help="Its API key.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    json_output: JsonOutput = False,
 ) -> None:
     """Show a request's ticket, or list the most recent tickets of a running server."""
-    path = "/v1/tickets" if id is None else f"/v1/tickets/{id}"
-    body = asyncio.run(fetch(url.rstrip("/") + path, api_key))
+    server = tickets_of(url, api_key)
+    body = server.ask("GET", "/v1/tickets" if id is None else ticket_path(id))
     if json_output:
         print_json(body)
-    elif id is None:
-        _print_list(body["data"])
     else:
-        _print_one(body)
+        Console().print(_list(body["data"]) if id is None else _single(body))
 
 
-async def fetch(url: str, api_key: str | None) -> Any:
-    """GET JSON from a Weighbridge server; errors say what to do."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    timeout = aiohttp.ClientTimeout(total=10)
-    try:
-        async with (
-            aiohttp.ClientSession(headers=headers, timeout=timeout) as session,
-            session.get(url) as answer,
-        ):
-            body = await answer.json(content_type=None)
-            if answer.status == 404:
-                raise BadInput(body.get("error", {}).get("message", f"{url} does not exist"))
-            if answer.status >= 400:
-                raise WeighbridgeError(
-                    body.get("error", {}).get("message", f"{url} answered {answer.status}")
-                )
-            return body
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise WeighbridgeError(
-            f"no answer from {url} ({error}); is `weighbridge serve` running there?"
-        ) from error
+def tickets_of(url: str, api_key: str | None) -> Server:
+    """A server that is asked for tickets: one that it does not have is the user's mistake, anything else is not."""
+    return Server(url, api_key, mistakes={404})
 
 
-def _print_list(tickets: list[dict[str, Any]]) -> None:
-    table = Table("ticket", "tenant", "model", "prompt", "cached", "output", "TTFT ms", "total ms", "finish")
+def ticket_path(id: str) -> str:
+    """Where a server answers one ticket."""
+    return f"/v1/tickets/{quote(id, safe='')}"
+
+
+def _list(tickets: list[dict[str, Any]]) -> Table:
+    table = Table(*HEADINGS)
     for one in tickets:
-        table.add_row(
+        cells = (
             one["id"],
             one["tenant"],
             one["model"],
-            str(one["prompt_tokens"]),
-            str(one["cached_tokens"]),
-            str(one["output_tokens"]),
+            one["prompt_tokens"],
+            one["cached_tokens"],
+            one["output_tokens"],
             f"{one['ttft_ms']:.0f}" if "ttft_ms" in one else "-",
             f"{one['e2e_ms']:.0f}" if "e2e_ms" in one else "-",
             one["finish_reason"] or "running",
         )
-    Console().print(table)
+        table.add_row(*map(outside, cells))
+    return table
 
 
-def _print_one(ticket: dict[str, Any]) -> None:
+def _single(ticket: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in ticket.items():
-        table.add_row(name.replace("_", " "), "-" if value is None else str(value))
-    Console().print(table)
+        table.add_row(outside(name.replace("_", " ")), outside("-" if value is None else value))
+    return table

@@ -14,6 +14,7 @@ import numpy as np
 
 from weighbridge.cost.experts import ExpertUse, power_law
 from weighbridge.errors import BadInput
+from weighbridge.knobs import knob
 from weighbridge.planner.experts.placement import Devices, Floats, Placement, gpu_loads, moved_slots
 from weighbridge.workload.quantiles import quantile
 
@@ -91,9 +92,11 @@ class LoadGenerator:
 class Times:
     """Seconds: of a step beside its experts, of one token in an expert, of reading one expert's weights."""
 
-    other: float = 0.005
-    per_token: float = 1e-6
-    per_expert: float = 6.3e-6  # Qwen3-30B-A3B on an RTX PRO 6000, as LLMServingSim measured it
+    other: float = knob(0.005, "A step beside its experts, in ms.", flag="--other-ms", unit="ms", min=0.0)
+    per_token: float = knob(1e-6, "One token in one expert, in us.", flag="--token-us", unit="us", min=0.0)
+    per_expert: float = knob(
+        6.3e-6, "Reading one expert's weights, in us.", flag="--expert-us", unit="us", min=0.0
+    )  # Qwen3-30B-A3B on an RTX PRO 6000, as LLMServingSim measured it
 
 
 @dataclass(frozen=True, slots=True)

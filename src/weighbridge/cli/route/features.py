@@ -5,39 +5,40 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import typer
-
-from weighbridge.errors import BadInput
-
-if TYPE_CHECKING:
-    from weighbridge.routes.difficulty.trained import TrainedRouter
-    from weighbridge.routes.difficulty.vectors import Embedder, Source, VectorTable
+from weighbridge.cli.remote import Server
+from weighbridge.errors import BadInput, WeighbridgeError
+from weighbridge.knobs import knob
+from weighbridge.routes.difficulty.edge_state import EdgeServer, EdgeState
+from weighbridge.routes.difficulty.minilm import MiniLm
+from weighbridge.routes.difficulty.trained import TrainedRouter
+from weighbridge.routes.difficulty.vectors import Embedder, Source, VectorTable, embed_all, mismatch
+from weighbridge.routes.place import is_here
 
 KNOWN = ("text", "minilm", "edge")
 #: Seconds that the edge may take for one of many prompts; it may have other work.
 PATIENCE = 600.0
 
-Features = Annotated[
-    str,
-    typer.Option(
-        help="What a prompt is judged by: text, and with it minilm (extra `embedding`) or edge (the state of "
-        "the edge's engine at --edge-url), such as text,minilm,edge."
-    ),
-]
-EdgeUrl = Annotated[str | None, typer.Option(help="The edge's engine, such as http://127.0.0.1:8000.")]
-EdgeModel = Annotated[str | None, typer.Option("--model", help="The edge's model; none: the one it serves.")]
-EdgeKey = Annotated[str | None, typer.Option(envvar="WEIGHBRIDGE_API_KEY", help="The edge's API key.")]
 
-
-@dataclass(frozen=True, slots=True)
-class Edge:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeSettings:
     """Where the edge's engine is, for the features `edge`."""
 
-    url: str | None = None
-    model: str | None = None
-    key: str | None = None
+    url: str | None = knob(None, "The edge's engine, such as http://127.0.0.1:8000.", flag="--edge-url")
+    model: str | None = knob(None, "The edge's model; none: the one it serves.")
+    key: str | None = knob(None, "The edge's API key.", flag="--edge-key", environment="WEIGHBRIDGE_API_KEY")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureSettings(EdgeSettings):
+    """What a prompt is judged by."""
+
+    features: str = knob(
+        "text",
+        "What a prompt is judged by: text, and with it minilm (extra `embedding`) or edge (the state of "
+        "the edge's engine at --edge-url), such as text,minilm,edge.",
+    )
 
 
 def named(features: str) -> tuple[str, ...]:
@@ -49,7 +50,7 @@ def named(features: str) -> tuple[str, ...]:
     return tuple(name for name in KNOWN[1:] if name in names)
 
 
-def tables(names: Sequence[str], prompts: Sequence[str], edge: Edge) -> list[VectorTable]:
+def tables(names: Sequence[str], prompts: Sequence[str], edge: EdgeSettings) -> list[VectorTable]:
     """The vectors of all prompts. Raises BadInput where a source is missing or fails."""
     if "edge" in names and edge.url is None:
         raise BadInput(
@@ -58,10 +59,8 @@ def tables(names: Sequence[str], prompts: Sequence[str], edge: Edge) -> list[Vec
     return asyncio.run(_tables(names, prompts, edge)) if names else []
 
 
-def tables_for(router: TrainedRouter, prompts: Sequence[str], edge: Edge) -> list[VectorTable]:
+def tables_for(router: TrainedRouter, prompts: Sequence[str], edge: EdgeSettings) -> list[VectorTable]:
     """Those that a router wants, from the models it was trained with."""
-    from weighbridge.routes.difficulty.vectors import mismatch
-
     wanted: dict[str, Source] = {one.name: one for one in router.wanted}
     found = tables(tuple(wanted), prompts, edge)
     for table in found:
@@ -75,9 +74,7 @@ def used(found: Sequence[VectorTable]) -> list[str]:
     return ["text", *(table.source.name for table in found)]
 
 
-async def _tables(names: Sequence[str], prompts: Sequence[str], edge: Edge) -> list[VectorTable]:
-    from weighbridge.routes.difficulty.vectors import embed_all
-
+async def _tables(names: Sequence[str], prompts: Sequence[str], edge: EdgeSettings) -> list[VectorTable]:
     found = []
     for name in names:
         embedder, close = await _embedder(name, edge)
@@ -89,16 +86,11 @@ async def _tables(names: Sequence[str], prompts: Sequence[str], edge: Edge) -> l
     return found
 
 
-async def _embedder(name: str, edge: Edge) -> tuple[Embedder, list[Any]]:
+async def _embedder(name: str, edge: EdgeSettings) -> tuple[Embedder, list[Any]]:
     """An embedder, and what to close after it."""
     if name == "minilm":
-        from weighbridge.routes.difficulty.minilm import MiniLm
-
         embedder = MiniLm(threads=2)
         return embedder, [embedder]
-    from weighbridge.routes.difficulty.edge_state import EdgeServer, EdgeState
-    from weighbridge.routes.place import is_here
-
     url = (edge.url or "").rstrip("/")
     url = url if url.endswith("/v1") else f"{url}/v1"
     if not url.startswith(("http://", "https://")) or not is_here(url):
@@ -112,17 +104,11 @@ async def _embedder(name: str, edge: Edge) -> tuple[Embedder, list[Any]]:
 
 async def _only_model(url: str, key: str | None) -> str:
     """The model that a server has, where there is one only."""
-    import aiohttp
-
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(30)) as session,
-            session.get(f"{url}/models", headers=headers) as answer,
-        ):
-            names = [one["id"] for one in (await answer.json())["data"]]
-    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
+        listed = await Server(url, key, mistakes=()).answer("GET", "/models", patience=30.0)
+        names = [str(one["id"]) for one in listed["data"]]
+    except (WeighbridgeError, KeyError, TypeError) as error:
         raise BadInput(f"--edge-url: {url} does not say which models it has ({error})") from error
     if len(names) != 1:
         raise BadInput(f"--model: say which of {', '.join(names)}")
-    return str(names[0])
+    return names[0]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,23 +11,22 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from weighbridge.cli.terminal import print_json
-from weighbridge.errors import BadInput, WeighbridgeError
-
-JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+from weighbridge.cli.options import DEFAULT_URL, ApiKey, JsonOutput, Url
+from weighbridge.cli.remote import Server
+from weighbridge.cli.terminal import outside, print_json
 
 #: Seconds to wait for a server's report.
-TIMEOUT = 30.0
+PATIENCE = 30.0
 
 
 def stats(
-    url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8080",
-    api_key: Annotated[str | None, typer.Option(envvar="WEIGHBRIDGE_API_KEY", help="Its key.")] = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
     page: Annotated[Path | None, typer.Option("--html", help="Write a heat map to this file.")] = None,
     json_output: JsonOutput = False,
 ) -> None:
     """Show which experts a server's tokens use: a heat map, balance, hot and cold experts, coverage."""
-    report = fetch(url, api_key)
+    report = Server(url, api_key).ask("GET", "/v1/experts", patience=PATIENCE)
     if page is not None:
         page.write_text(heat_map(report), encoding="utf-8")
     if json_output:
@@ -38,29 +34,7 @@ def stats(
         return
     _print_report(report)
     if page is not None:
-        Console().print(f"heat map in {page}")
-
-
-def fetch(url: str, api_key: str | None) -> dict[str, Any]:
-    """What `/v1/experts` answers. Raises BadInput for a dense model, WeighbridgeError when nothing answers."""
-    address = url.rstrip("/") + "/v1/experts"
-    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-    try:
-        request = urllib.request.Request(address, headers=headers)
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            report: dict[str, Any] = json.load(answer)
-    except urllib.error.HTTPError as error:
-        raise BadInput(f"{address}: {_message(error)}", param="url") from None
-    except (OSError, ValueError) as error:
-        raise WeighbridgeError(f"{address} does not answer: {error}") from None
-    return report
-
-
-def _message(error: urllib.error.HTTPError) -> str:
-    try:
-        return str(json.load(error)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"HTTP {error.code}"
+        Console().print(outside(f"heat map in {page}"))
 
 
 def _print_report(report: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""`weighbridge moe`: make, measure, place and offload mixtures of experts."""

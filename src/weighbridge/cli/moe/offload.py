@@ -1,0 +1,78 @@
+"""`weighbridge moe offload`: which experts stay on the fast device, and the flags that say so to other engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from weighbridge.cli.moe.inputs import ConfigFile, read_config, read_loads
+from weighbridge.cli.options import JsonOutput, options
+from weighbridge.cli.terminal import print_json
+from weighbridge.knobs import knob, parse_bytes
+from weighbridge.planner.experts.layout import count_parameters
+from weighbridge.planner.experts.offload import Machine, engine_flags, keep_hottest, keep_last_layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffloadSettings:
+    """The experts, and the two memories they may be in."""
+
+    loads: Path | None = knob(None, "Measured tokens per expert; none: all alike.")
+    bits: float = knob(4.5, "Bits per weight.", min=1.0, max=32.0)
+    fast: int = knob(10**12, "Bandwidth of the fast device, per second.", unit="bytes")
+    slow: int = knob(60 * 10**9, "Bandwidth of main memory, per second.", unit="bytes")
+
+
+@options
+def offload_experts(
+    config: ConfigFile,
+    memory: Annotated[str, typer.Option(help="Memory of the fast device for weights, such as 24GB.")],
+    *,
+    told: OffloadSettings,
+    json_output: JsonOutput = False,
+) -> None:
+    """Choose which experts to keep on the fast device, and the flags that say so to other engines."""
+    fields = read_config(config)
+    counted = count_parameters(fields)
+    machine = Machine(parse_bytes(memory), told.fast, told.slow)
+    heat = read_loads(told.loads).loads if told.loads else None
+    bytes_each = told.bits / 8
+    hottest = keep_hottest(counted, bytes_each, heat, machine)
+    by_layer = keep_last_layers(counted, bytes_each, heat, machine)
+    first = int(fields.get("first_k_dense_replace") or 0)
+    answer = {
+        "experts_kept": int(hottest.kept.sum()),
+        "experts": counted.sparse_layers * counted.experts,
+        "hit_rate": hottest.hit_rate,
+        "tokens_per_second": hottest.tokens_per_second,
+        "tokens_per_second_by_layer": by_layer.tokens_per_second,
+        "hit_rate_by_layer": by_layer.hit_rate,
+        "kept_per_layer": hottest.kept.sum(axis=1).tolist(),
+        "kept": [row.nonzero()[0].tolist() for row in hottest.kept],
+        "flags": engine_flags(hottest, counted.routed * bytes_each, first),
+    }
+    if json_output:
+        print_json(answer)
+        return
+    console = Console()
+    console.print(
+        f"{answer['experts_kept']:,} of {answer['experts']:,} experts fit; {hottest.hit_rate:.1%} of a token's "
+        f"experts are found there: [bold]{hottest.tokens_per_second:.1f} tokens/s[/] predicted "
+        f"({by_layer.tokens_per_second:.1f} when whole layers are kept)",
+        soft_wrap=True,
+    )
+    llama = answer["flags"]["llama.cpp"]
+    console.print(f"llama.cpp: --n-cpu-moe {llama['n_cpu_moe']}", soft_wrap=True, highlight=False)
+    if llama["override_tensor"]:
+        console.print(
+            f'       or: -ot "{llama["override_tensor"]}"', soft_wrap=True, highlight=False, markup=False
+        )
+    kt = answer["flags"]["ktransformers"]["kt-num-gpu-experts"]
+    console.print(
+        f"KTransformers: --kt-num-gpu-experts {kt} --kt-expert-placement-strategy frequency", soft_wrap=True
+    )
+    console.print(f"vLLM: --cpu-offload-gb {answer['flags']['vllm']['cpu-offload-gb']}")

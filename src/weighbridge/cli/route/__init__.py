@@ -1,0 +1,1 @@
+"""`weighbridge route`: train, evaluate, calibrate, serve and explain edge/cloud routes."""
