@@ -36,7 +36,7 @@ def test_catalogue_as_json() -> None:
     ("words", "says"),
     [
         (["serve", "--no-such-flag"], "no-such-flag"),
-        (["serve", "no-such-model"], "no-such-model"),
+        (["serve", "no-such-model", "--port", "0"], "no-such-model"),
         (["serve", "--kv-cache-memory", "lots"], "lots"),
         (["serve", "--api-key", "team="], "TENANT=KEY"),
         (["models", "pull", "no-such-model"], "no-such-model"),

@@ -1,0 +1,234 @@
+"""Commands that ask a server: what they send, what they show of an answer, and how they fail."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.cli.answering import answering
+from weighbridge.cli.app import app
+from weighbridge.cli.terminal import outside, visible
+from weighbridge.errors import BadInput, WeighbridgeError
+
+#: What a client may call itself, and what a backend may say: markup that rich would take for its own, emoji codes,
+#: commands to the terminal (clear the screen, set its title), text that turns direction, half a character.
+NASTY = "[/nope] [red]:bomb: \x1b[2J\x1b]0;owned\x07 \x9b31m \u202eesrever \ud800"
+SHOWN = "[/nope] [red]:bomb: \\x1b[2J\\x1b]0;owned\\x07 \\x9b31m \\u202eesrever \\ud800"
+
+TICKET = {
+    "id": "t1",
+    "tenant": NASTY,
+    "model": "m",
+    "prompt_tokens": 3,
+    "cached_tokens": 0,
+    "output_tokens": 2,
+    "finish_reason": None,
+    "placement": "edge",
+    "replica": "a",
+    "decisions": [NASTY],
+    "attempts": 1,
+    "exact": True,
+    "weighed_tokens": 3,
+    "predicted_output_tokens": 2.0,
+    "arrived": 1.0,
+    "scheduled": 1.5,
+    "scores": {},
+    "score_unit": "",
+    "error": None,
+}
+REPLICA = {
+    "name": NASTY,
+    "standing": "[/up]",
+    "why": NASTY,
+    "requests": 1,
+    "uncomputed_tokens": 0,
+    "remaining_output_tokens": 0,
+    "kv_tokens": 5,
+    "kv_tokens_total": 10,
+    "output_tokens": 0,
+    "finished": 1,
+    "failures": 0,
+    "cached_tokens": 1,
+    "prompt_tokens": 4,
+}
+MODEL = {
+    "policy": "weigh",
+    "queued_requests": 0,
+    "queued_tokens": 0,
+    "imbalance": 0.0,
+    "replicas": [REPLICA],
+}
+PAGES = {
+    "GET /v1/tickets": {"data": [TICKET]},
+    "GET /v1/tickets/t1": TICKET,
+    "GET /v1/tickets/t2": {**TICKET, "scores": {"a": 0.1, NASTY: 0.3}, "score_unit": "s"},
+    "GET /v1/load": {"models": {NASTY: MODEL}},
+}
+
+
+def run(*words: str) -> Any:
+    return CliRunner(env={"COLUMNS": "400"}).invoke(app, list(words))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ticket"],
+        ["ticket", "t1"],
+        ["fleet", "list"],
+        ["fleet", "top", "--count", "1"],
+        ["fleet", "explain", "t1"],
+        ["fleet", "explain", "t2"],
+        ["route", "explain", "t1"],
+        ["route", "explain", "t2"],
+    ],
+    ids=" ".join,
+)
+def test_text_from_outside_is_text(words: list[str]) -> None:
+    with answering(PAGES) as url:
+        done = run(*words, "--url", url)
+    assert done.exception is None, done.exception
+    assert SHOWN in done.output
+    assert not set(done.output) & set("\x1b\x07\x9b\u202e")
+
+
+def test_json_is_as_the_server_said_and_drives_no_terminal() -> None:
+    with answering(PAGES) as url:
+        text = run("ticket", "t1", "--url", url, "--json").output
+    assert json.loads(text) == TICKET
+    assert not set(text) & set("\x1b\x07\x9b\u202e")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words", "kind", "says"),
+    [
+        (404, {"error": {"message": NASTY}}, ["ticket", "t1"], BadInput, "[/nope]"),
+        (401, {"error": {"message": "no key"}}, ["ticket", "t1"], WeighbridgeError, "no key"),
+        (401, {"error": {"message": "no key"}}, ["fleet", "list"], BadInput, "no key"),
+        (500, {"error": "[/x]"}, ["fleet", "list"], WeighbridgeError, "[/x]"),
+        (502, b"<html>bad gateway</html>", ["fleet", "list"], WeighbridgeError, "bad gateway"),
+        (503, b"", ["ticket"], WeighbridgeError, "/v1/tickets answered 503"),
+        (301, b"", ["ticket"], WeighbridgeError, "/v1/tickets answered 301"),
+        (200, b"pong", ["ticket"], WeighbridgeError, "did not answer with JSON"),
+        (200, {"load": 1}, ["fleet", "list"], WeighbridgeError, "single replica, not a gateway"),
+        (400, {"error": {"message": "a dense model"}}, ["moe", "stats"], BadInput, "a dense model"),
+    ],
+)
+def test_an_answer_that_is_none_is_one_error(
+    status: int, body: Any, words: list[str], kind: type[Exception], says: str
+) -> None:
+    paths = ("/v1/tickets", "/v1/tickets/t1", "/v1/load", "/v1/experts")
+    with answering({f"GET {path}": (status, body) for path in paths}) as url:
+        error = run(*words, "--url", url).exception
+    assert type(error) is kind
+    assert says in str(error)
+
+
+def test_an_error_with_markup_and_commands_is_printed_as_text() -> None:
+    whole = NASTY.removesuffix(" \ud800")  # half a character is no JSON
+    with answering({"GET /v1/tickets/t1": (404, {"error": {"message": whole}})}) as url:
+        command = [sys.executable, "-m", "weighbridge", "ticket", "t1", "--url", url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert SHOWN.removesuffix(" \\ud800") in done.stderr
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "ftp://127.0.0.1", "http://", "http://[::1"])
+def test_a_url_that_is_none(url: str) -> None:
+    error = run("ticket", "--url", url).exception
+    assert isinstance(error, BadInput)
+    assert "http://127.0.0.1:8080" in str(error)
+
+
+def test_nobody_there_is_said_without_the_password() -> None:
+    error = run("fleet", "list", "--url", "http://me:secret@127.0.0.1:9").exception
+    assert isinstance(error, WeighbridgeError)
+    assert "http://127.0.0.1:9/v1/load" in str(error)
+    assert "is a gateway running there?" in str(error)
+    assert "secret" not in str(error)
+
+
+def test_what_changes_a_fleet_is_sent_with_the_admin_key() -> None:
+    asked: list[dict[str, Any]] = []
+    pages = {
+        "POST /admin/replicas": {"data": [{"name": "new"}]},
+        "POST /admin/replicas/a%20b/drain": {"standing": "draining", "requests": 2},
+        "DELETE /admin/replicas/a%20b?timeout=30": {"drained": False},
+    }
+    with answering(pages, asked) as url:
+        rest = ["--url", url, "--admin-key", "secret"]
+        added = run("fleet", "add", "http://127.0.0.1:1", "--name", "new", "--for", "m", *rest)
+        drained = run("fleet", "drain", "a b", *rest)
+        removed = run("fleet", "remove", "a b", *rest)
+    assert added.output == "added new\n"
+    assert drained.output == "a b is draining, 2 requests in flight\n"
+    assert removed.output == "removed a b; requests were cut off\n"
+    assert json.loads(asked[0]["body"]) == {"url": "http://127.0.0.1:1", "name": "new", "for": "m"}
+    assert {one["headers"]["Authorization"] for one in asked} == {"Bearer secret"}
+
+
+def stream(*events: Any) -> bytes:
+    data = [one if isinstance(one, str) else json.dumps(one) for one in events]
+    return "".join(f"data: {one}\n\n" for one in data).encode()
+
+
+def delta(text: str) -> dict[str, Any]:
+    return {"choices": [{"delta": {"content": text}}]}
+
+
+def chat(*said: str, pages: dict[str, Any]) -> Any:
+    asked: list[dict[str, Any]] = []
+    with answering({"GET /v1/models": {"data": [{"id": "m"}]}, **pages}, asked) as url:
+        done = CliRunner().invoke(app, ["chat", "--url", url, "--system", "Be brief."], input="\n".join(said))
+    return done, [json.loads(one["body"]) for one in asked if one["body"]]
+
+
+def test_a_chat_goes_on_from_what_was_said_and_answers_drive_no_terminal() -> None:
+    events = stream(delta("Hi \x1b[2J"), {"choices": []}, delta("there"), "[DONE]")
+    done, bodies = chat("Hello", "More", "/bye", pages={"POST /v1/chat/completions": events})
+    assert done.output == "Hi \\x1b[2Jthere\n" * 2
+    assert [one["role"] for one in bodies[-1]["messages"]] == ["system", "user", "assistant", "user"]
+    assert bodies[0]["model"] == "m"
+    assert bodies[0]["stream"] is True
+
+
+def test_an_error_in_the_middle_of_an_answer_ends_the_chat() -> None:
+    events = stream(delta("Hi"), {"error": {"message": "the engine failed"}})
+    done, _ = chat("Hello", pages={"POST /v1/chat/completions": events})
+    assert isinstance(done.exception, WeighbridgeError)
+    assert str(done.exception) == "the engine failed"
+
+
+def test_a_server_without_a_model_is_said() -> None:
+    done, _ = chat("Hello", pages={"GET /v1/models": {"data": []}})
+    assert "lists no model" in str(done.exception)
+
+
+def test_ctrl_c_is_130() -> None:
+    asked: list[dict[str, Any]] = []
+    with answering(PAGES, asked) as url:
+        command = [sys.executable, "-m", "weighbridge", "fleet", "top", "--url", url, "--interval", "30"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            while not asked:
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def test_what_a_terminal_obeys_is_shown_and_the_rest_is_as_it_was() -> None:
+    assert visible(NASTY) == SHOWN
+    assert visible("Grüße, 你好\tשלום\nnext [x]") == "Grüße, 你好\tשלום\nnext [x]"
+    assert outside(NASTY).plain == SHOWN
+    assert not outside(NASTY).spans
