@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 
 from weighbridge.engine.batch import Batch, Sampled
 from weighbridge.engine.request import FinishReason, Request
+from weighbridge.engine.schedule.books import Books
 from weighbridge.engine.schedule.plan import Plan
 from weighbridge.engine.schedule.scheduler import Scheduler
 from weighbridge.engine.schedule.scheduler_api import CostSource, SchedulerLike, SchedulerSettings
@@ -103,15 +104,14 @@ def _change(counts: dict[Key, int], key: Key, change: int) -> None:
         del counts[key]
 
 
-class SteppingScheduler(Scheduler):
-    """Continuous batching that strides over pure decode iterations."""
+class CountingBooks(Books):
+    """Books that also count what their requests have in common, so that a stride needs no look at each."""
 
     def __init__(self, settings: SchedulerSettings, cost: CostSource) -> None:
         super().__init__(settings, cost)
-        self._classes: dict[int, int] = {}  # of all that wait or run
-        self._tenants: dict[str, int] = {}
-        self._with_deadline = 0
-        self.adds_ahead = not settings.enable_prefix_cache  # a deadline is checked by what is cached
+        self.classes: dict[int, int] = {}  # of all that wait or run
+        self.tenants: dict[str, int] = {}
+        self.with_deadline = 0
 
     def add(self, request: Request, now: float) -> None:
         super().add(request, now)
@@ -122,15 +122,30 @@ class SteppingScheduler(Scheduler):
         self._count(request, -1)
 
     def _count(self, request: Request, change: int) -> None:
-        _change(self._classes, request.priority, change)
-        _change(self._tenants, request.tenant, change)
-        self._with_deadline += change * (request.deadline is not None)
+        _change(self.classes, request.priority, change)
+        _change(self.tenants, request.tenant, change)
+        self.with_deadline += change * (request.deadline is not None)
+
+    def next_deadline(self) -> float | None:
+        """The earliest deadline of all that wait or run."""
+        if not self.with_deadline:
+            return None
+        return min(request.deadline for request in self if request.deadline is not None)
+
+
+class SteppingScheduler(Scheduler):
+    """Continuous batching that strides over pure decode iterations."""
+
+    def __init__(self, settings: SchedulerSettings, cost: CostSource) -> None:
+        self._counted = CountingBooks(settings, cost)
+        super().__init__(settings, cost, self._counted)
+        self.adds_ahead = not settings.enable_prefix_cache  # a deadline is checked by what is cached
 
     def _plan_drafts(self, plan: Plan) -> None:
         """Simulated tokens do not resemble text, so nothing is guessed from them."""
 
     def strides(self, limit: int) -> Strides | None:
-        if self._forks or self._ended_in_flight:
+        if not self._counted.settled:
             return None
         count, pairs = limit, 0
         requests = list(self._running)
@@ -147,12 +162,9 @@ class SteppingScheduler(Scheduler):
         count = self._within_memory(requests, count)
         if count < 1:
             return None
-        return Strides(count, len(requests), len(requests), pairs, len(requests), requests, self._deadline())
-
-    def _deadline(self) -> float | None:
-        if not self._with_deadline:
-            return None
-        return min(r.deadline for r in self._requests.values() if r.deadline is not None)
+        return Strides(
+            count, len(requests), len(requests), pairs, len(requests), requests, self._counted.next_deadline()
+        )
 
     def _waits_in_vain(self) -> bool:
         """Whether nobody waits, or whoever is next cannot start before somebody running ends.
@@ -162,14 +174,14 @@ class SteppingScheduler(Scheduler):
         """
         if not self._queue.has_eligible:
             return True
-        if len(self._classes) > 1 or not len(self._running):
+        if len(self._counted.classes) > 1 or not len(self._running):
             return False
         if len(self._running) >= self.settings.seats:
-            return not self._with_deadline
+            return not self._counted.with_deadline
         turn = self._queue.peek(self._now)
-        if turn is None or len(self._tenants) > 1 or self._with_deadline:
+        if turn is None or len(self._counted.tenants) > 1 or self._counted.with_deadline:
             return False
-        return not self._fits(self._opening(turn[0]))
+        return not self._fits(self._books.opening(turn[0]))
 
     def _within_memory(self, requests: list[Request], count: int) -> int:
         """At most `count` iterations for which the blocks last without anybody giving way."""

@@ -5,6 +5,8 @@ Every change of a request's state happens here; which request runs next is decid
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from weighbridge.cost import StepCost
 from weighbridge.engine.api import Load
 from weighbridge.engine.batch import Batch, Sampled, Slice
@@ -226,6 +228,15 @@ class Books:
     def __len__(self) -> int:
         """How many requests wait or run."""
         return len(self._requests)
+
+    def __iter__(self) -> Iterator[Request]:
+        """All that wait or run."""
+        return iter(self._requests.values())
+
+    @property
+    def settled(self) -> bool:
+        """Whether no request waits for another one's prompt, and no blocks wait for the end of an iteration."""
+        return not self._forks and not self._ended_in_flight
 
     def load(self) -> Load:
         return Load(

@@ -43,9 +43,9 @@ class Scheduler:
     The books know where each request is and change that when told to; everything here is a decision.
     """
 
-    def __init__(self, settings: SchedulerSettings, cost: CostSource) -> None:
+    def __init__(self, settings: SchedulerSettings, cost: CostSource, books: Books | None = None) -> None:
         self.settings = settings
-        self._books = Books(settings, cost)
+        self._books = Books(settings, cost) if books is None else books
         self.pool = self._books.pool
         self._tables = self._books.tables
         self._queue = self._books.queue
