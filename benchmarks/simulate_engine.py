@@ -170,7 +170,7 @@ def _send(url: str, load: Load, name: str, seed: int) -> dict[str, Any]:
     options = serve.ServeOptions(url, None, load.arrivals(name), concurrency=load.clients, seed=seed)
     report = serve.run(options)
     good = report.good
-    assert len(good) == len(report.outcomes), "a request failed"
+    assert len(good) == len(report.answers), "a request failed"
     ttft = [one.ttft for one in good]
     tokens = sum(one.output_tokens for one in good)
     measured = figures(ttft, [one.tpot or 0.0 for one in good], tokens, report.seconds)

@@ -29,6 +29,7 @@ class Script:
     pause: float = 0.0
     empty_finish: bool = False  # the last event holds no text
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    ports: list[int] = field(default_factory=list)  # of the clients' ends
     running: int = 0
     most: int = 0
 
@@ -64,6 +65,8 @@ class FakeServer:
         if isinstance(prompt, list) and not self.script.takes_ids:
             return web.json_response({"error": {"message": "prompt must be a string"}}, status=422)
         self.script.bodies.append(body)
+        assert request.transport is not None
+        self.script.ports.append(request.transport.get_extra_info("peername")[1])
         self.script.running += 1
         self.script.most = max(self.script.most, self.script.running)
         try:

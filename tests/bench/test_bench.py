@@ -25,11 +25,11 @@ from weighbridge.workload.traces import TraceOptions, read_rows
 
 
 def test_tpot_is_the_time_after_the_first_token_over_the_rest() -> None:
-    outcome = StreamedAnswer(10.0, 5, 11, [10.5, 11.0, 12.5], 12.5)
-    assert outcome.ttft == pytest.approx(0.5)
-    assert outcome.e2e == pytest.approx(2.5)
-    assert outcome.tpot == pytest.approx(0.2)
-    assert outcome.gaps == pytest.approx([0.5, 1.5])
+    answer = StreamedAnswer(10.0, 5, 11, [10.5, 11.0, 12.5], 12.5)
+    assert answer.ttft == pytest.approx(0.5)
+    assert answer.e2e == pytest.approx(2.5)
+    assert answer.tpot == pytest.approx(0.2)
+    assert answer.gaps == pytest.approx([0.5, 1.5])
 
 
 def test_percentiles_interpolate() -> None:
@@ -121,9 +121,9 @@ async def test_a_closed_loop_counts_what_the_server_did(refuse: bool) -> None:
     assert fake.most <= 4
     assert fake.seen == 20
     assert (figures["requests"], figures["errors"]) == (20, 4 if refuse else 0)
-    for outcome in report.good:
-        assert (outcome.prompt_tokens, outcome.output_tokens, len(outcome.chunks)) == (12, 6, 6)
-        assert outcome.ttft >= 0.004
-        assert outcome.e2e >= 0.028
+    for answer in report.good:
+        assert (answer.prompt_tokens, answer.output_tokens, len(answer.chunks)) == (12, 6, 6)
+        assert answer.ttft >= 0.004
+        assert answer.e2e >= 0.028
     if refuse:
         assert "429" in figures["error_samples"][0]

@@ -77,14 +77,14 @@ async def test_a_server_that_takes_no_ids_gets_text_of_the_right_length(shape: s
     report = await measure(script, warm_up=1, shared_prefix=5)
     assert report.prompts == "text"
     assert report.as_dict()["errors"] == 0
-    assert {one.prompt_tokens for one in report.outcomes} == {10}
+    assert {one.prompt_tokens for one in report.answers} == {10}
     prompts = [body["prompt"].split() for body in script.bodies]
     assert all(len(words) == 8 and words[:3] == prompts[0][:3] for words in prompts)
 
 
 async def test_text_without_any_tokenizer_is_one_token_a_word() -> None:
     report = await measure(Script(), text_prompts=True)
-    assert {one.prompt_tokens for one in report.outcomes} == {10}
+    assert {one.prompt_tokens for one in report.answers} == {10}
 
 
 async def test_a_local_tokenizer_counts_for_a_chat(tmp_path: Path) -> None:
@@ -122,7 +122,8 @@ async def test_no_server_is_said_plainly() -> None:
 
 @pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])
 def test_a_url_may_end_as_openai_clients_write_it(url: str) -> None:
-    assert ServeOptions(url, "m", []).target == "http://h:1/v1/completions"
+    options = ServeOptions(url, "m", [])
+    assert options.base + options.path == "http://h:1/v1/completions"
 
 
 def test_the_table_and_the_json_have_the_names_that_scripts_read(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-import aiohttp
+from yarl import URL
+
+from weighbridge.errors import BadInput
+from weighbridge.wire.client import HttpClient, Response
+from weighbridge.wire.sse import EventFramer, event_data
+
+_CONNECT_WITHIN = 30.0  # seconds
+_LARGEST_PAGE = 16 << 20  # bytes of an answer that is no stream
 
 #: The text of a chunk, when there is any. Chunks are searched, not decoded: the load generator shares its
 #: cores with the server it measures.
@@ -36,6 +43,7 @@ class StreamedAnswer:
     chunks: list[float] = field(default_factory=list)
     finished: float = 0.0
     error: str | None = None
+    status: int = 0  # HTTP's; 0: no answer
     asked: int = 0
     sizes: list[int] = field(default_factory=list)
     counted: bool = False  # the server told the number of tokens; otherwise chunks were counted
@@ -86,72 +94,132 @@ def share_out(surplus: int, sizes: list[int]) -> list[int]:
     return counts
 
 
+class LoadClient:
+    """HTTP to the server under load: a new connection for every request, and as many as it takes.
+
+    Kept connections fail on servers that close them without saying so (llama-server does).
+    """
+
+    def __init__(self, base: str, api_key: str | None = None) -> None:
+        """Raises BadInput for what is no URL of a server."""
+        url = URL(base)
+        if url.scheme not in ("http", "https") or not url.host:
+            raise BadInput(f"{base!r} is no server: write for example http://127.0.0.1:8080", param="url")
+        self._http = HttpClient(base, _CONNECT_WITHIN, keep_seconds=0.0)
+        self._headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._heads: dict[tuple[str, str], bytes] = {}
+
+    async def __aenter__(self) -> LoadClient:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._http.close()
+
+    async def ask(self, path: str, body: object = None, *, timeout: float = 10.0) -> Any:
+        """GET `path`, or POST `body` to it, and decode the answer.
+
+        Raises TimeoutError, ConnectionError, and ValueError for an answer that is no JSON or no success.
+        """
+        payload = b"" if body is None else json.dumps(body).encode()
+        async with asyncio.timeout(timeout):
+            response = await self.send("POST" if payload else "GET", path, payload)
+            try:
+                await response.begin(timeout)
+                answer = await _whole(response)
+            finally:
+                response.close()
+        if response.status != 200:
+            raise ValueError(f"HTTP {response.status}: {answer[:300].decode(errors='replace')}")
+        return json.loads(answer)
+
+    async def send(self, method: str, path: str, payload: bytes = b"") -> Response:
+        """Send a request. Raises ConnectionError without a connection, ValueError for a key that is no header."""
+        head = self._heads.get((method, path))
+        if head is None:
+            head = self._heads[method, path] = self._http.head(method, path, self._headers)
+        return await self._http.send(head, payload)
+
+
 async def complete(
-    session: aiohttp.ClientSession,
-    url: str,
+    client: LoadClient,
+    path: str,
     payload: bytes,
     *,
     timeout: float,
     asked: int = 0,
-    outcome: StreamedAnswer | None = None,
+    answer: StreamedAnswer | None = None,
 ) -> StreamedAnswer:
     """POST a streaming request and read it to the end. Never raises: a failure is in `error`.
 
-    `timeout` is in seconds, for the whole request. An `outcome` that is passed in is filled while the stream
+    `timeout` is in seconds, for the whole request. An `answer` that is passed in is filled while the stream
     runs, so that others can watch it.
     """
-    outcome = outcome or StreamedAnswer(0.0)
-    outcome.asked = asked
-    outcome.started = time.perf_counter()
-    reader = _StreamReader(outcome)
-    headers = {"Content-Type": "application/json"}
-    limit = aiohttp.ClientTimeout(total=timeout)
+    answer = answer or StreamedAnswer(0.0)
+    answer.asked = asked
+    answer.started = time.perf_counter()
     try:
-        async with session.post(url, data=payload, headers=headers, timeout=limit) as answer:
-            if answer.status != 200:
-                outcome.error = f"HTTP {answer.status}: {(await answer.text(errors='replace'))[:300]}"
-                return outcome
-            async for data in answer.content.iter_any():
-                reader.feed(data, time.perf_counter())
-        outcome.finished = time.perf_counter()
-        reader.close()
+        async with asyncio.timeout(timeout):
+            await _read(await client.send("POST", path, payload), answer, timeout)
     except TimeoutError:
-        outcome.error = f"no end within {timeout:g} s"
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        outcome.error = f"{type(error).__name__}: {error}"
-    return outcome
+        answer.error = f"no end within {timeout:g} s"
+    except (OSError, ValueError) as error:
+        answer.error = f"{type(error).__name__}: {error}"
+    return answer
+
+
+async def _read(response: Response, answer: StreamedAnswer, timeout: float) -> None:
+    reader = _StreamReader(answer)
+    try:
+        await response.begin(timeout)
+        answer.status = response.status
+        if response.status != 200:
+            body = await _whole(response)
+            answer.error = f"HTTP {response.status}: {body.decode(errors='replace')[:300]}"
+            return
+        while data := await response.read():
+            reader.feed(data, time.perf_counter())
+        answer.finished = time.perf_counter()
+        reader.close(answer.finished)
+    finally:
+        response.close()
+
+
+async def _whole(response: Response) -> bytes:
+    body = bytearray()
+    while data := await response.read():
+        body += data
+        if len(body) > _LARGEST_PAGE:
+            raise ValueError(f"an answer of more than {_LARGEST_PAGE >> 20} MiB")
+    return bytes(body)
 
 
 class _StreamReader:
-    """Server-sent events into an `StreamedAnswer`, from whatever pieces the network delivers."""
+    """Server-sent events into a `StreamedAnswer`, from whatever pieces the network delivers."""
 
-    def __init__(self, outcome: StreamedAnswer) -> None:
-        self._outcome = outcome
-        self._rest = b""
+    def __init__(self, answer: StreamedAnswer) -> None:
+        self._answer = answer
+        self._framer = EventFramer()
         self._usage = b""
         self._first_event: float | None = None
         self._ended = False
 
     def feed(self, data: bytes, now: float) -> None:
-        for event in self._events(data):
+        """Take what has come at `now`. Raises ValueError for an event that never ends."""
+        for event in event_data(self._framer.feed(data)):
             self._take(event, now)
-
-    def _events(self, data: bytes) -> Iterator[bytes]:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                yield line[5:]
 
     def _take(self, event: bytes, now: float) -> None:
         text = _TEXT.search(event)
         if text is not None:
-            self._outcome.chunks.append(now)
-            self._outcome.sizes.append(len(text[1]))
+            self._answer.chunks.append(now)
+            self._answer.sizes.append(len(text[1]))
         elif event.strip() == b"[DONE]":
             self._ended = True
             return
         elif _ERROR.match(event):
-            self._outcome.error = event.strip()[:300].decode(errors="replace")
+            self._answer.error = event.strip()[:300].decode(errors="replace")
             return
         if self._first_event is None and _CHOICE.search(event) and not _OPENING.search(event):
             self._first_event = now
@@ -160,21 +228,23 @@ class _StreamReader:
         if _FINISHED.search(event):
             self._ended = True
 
-    def close(self) -> None:
-        """Count the tokens, and say what is wrong with a stream that ended too early. May raise ValueError."""
-        outcome = self._outcome
+    def close(self, now: float) -> None:
+        """Count the tokens, and say what is wrong with a stream that ended too early. Raises ValueError."""
+        for event in event_data(self._framer.flush()):
+            self._take(event, now)
+        answer = self._answer
         usage = _usage_of(self._usage)
-        outcome.counted = "completion_tokens" in usage
-        outcome.output_tokens = int(usage.get("completion_tokens") or len(outcome.chunks))
-        outcome.prompt_tokens = int(usage.get("prompt_tokens") or 0)
-        if not outcome.chunks and outcome.output_tokens and self._first_event is not None:
-            outcome.chunks, outcome.sizes = [self._first_event], [1]  # tokens that spell no text
-        if outcome.error is not None:
+        answer.counted = "completion_tokens" in usage
+        answer.output_tokens = int(usage.get("completion_tokens") or len(answer.chunks))
+        answer.prompt_tokens = int(usage.get("prompt_tokens") or 0)
+        if not answer.chunks and answer.output_tokens and self._first_event is not None:
+            answer.chunks, answer.sizes = [self._first_event], [1]  # tokens that spell no text
+        if answer.error is not None:
             return
         if not self._ended:
-            outcome.error = "the stream ended without a finish reason or [DONE]"
-        elif not outcome.chunks:
-            outcome.error = "the stream brought no tokens"
+            answer.error = "the stream ended without a finish reason or [DONE]"
+        elif not answer.chunks:
+            answer.error = "the stream brought no tokens"
 
 
 def _usage_of(event: bytes) -> dict[str, Any]:

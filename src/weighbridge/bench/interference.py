@@ -12,9 +12,9 @@ from typing import Any
 
 from rich.console import Console
 
-from weighbridge.bench.client import StreamedAnswer, complete
+from weighbridge.bench.client import LoadClient, StreamedAnswer, complete
 from weighbridge.bench.prompts import prompt_ids
-from weighbridge.bench.serve import ServeOptions, first_model, open_session, request_body
+from weighbridge.bench.serve import ServeOptions, first_model, request_body
 from weighbridge.workload.quantiles import quantile, quantiles_ms
 
 
@@ -99,46 +99,46 @@ def run(options: InterferenceOptions) -> InterferenceReport:
 
 
 async def run_async(options: InterferenceOptions) -> InterferenceReport:
-    async with open_session(options.api_key) as session:
-        serve = ServeOptions(options.url, options.model, [])
-        model = options.model or await first_model(session, serve.base)
+    serve = ServeOptions(options.url, options.model, [])
+    async with LoadClient(serve.base, options.api_key) as client:
+        model = options.model or await first_model(client, serve.base)
         rng = random.Random(time.time_ns())  # a prompt the server has not seen, however often this is run
-        outcomes = [StreamedAnswer(0.0) for _ in range(options.streams)]
+        answers = [StreamedAnswer(0.0) for _ in range(options.streams)]
 
         def start(
-            prompt_tokens: int, output_tokens: int, outcome: StreamedAnswer
+            prompt_tokens: int, output_tokens: int, answer: StreamedAnswer
         ) -> asyncio.Task[StreamedAnswer]:
             ids = prompt_ids(prompt_tokens, range(*serve.vocabulary), rng)
             payload = json.dumps(request_body(model, ids, output_tokens, serve)).encode()
             sent = complete(
-                session, serve.target, payload, timeout=options.timeout, asked=output_tokens, outcome=outcome
+                client, serve.path, payload, timeout=options.timeout, asked=output_tokens, answer=answer
             )
             return asyncio.create_task(sent)
 
-        streams = [start(options.stream_prompt, options.stream_output, one) for one in outcomes]
-        while any(len(one.chunks) < options.settle for one in outcomes if one.error is None):
+        streams = [start(options.stream_prompt, options.stream_output, one) for one in answers]
+        while any(len(one.chunks) < options.settle for one in answers if one.error is None):
             done, _ = await asyncio.wait(streams, timeout=0.01)
             if len(done) == len(streams):
                 break
         prompt = await start(options.prompt_tokens, 1, StreamedAnswer(0.0))
         await asyncio.gather(*streams)
-    return _report(outcomes, prompt)
+    return _report(answers, prompt)
 
 
-def _report(outcomes: list[StreamedAnswer], prompt: StreamedAnswer) -> InterferenceReport:
-    steady = max((one.chunks[0] for one in outcomes if one.chunks), default=0.0)
+def _report(answers: list[StreamedAnswer], prompt: StreamedAnswer) -> InterferenceReport:
+    steady = max((one.chunks[0] for one in answers if one.chunks), default=0.0)
     end = prompt.chunks[0] if prompt.chunks else prompt.started
     before: list[float] = []
     during: list[float] = []
     after: list[float] = []
-    for one in outcomes:
+    for one in answers:
         for earlier, later in pairwise(one.chunks):
             if earlier < steady:
                 continue
             where = before if later <= prompt.started else during if earlier < end else after
             where.append(later - earlier)
-    errors = [one.error for one in [*outcomes, prompt] if one.error]
-    cut_short = sum(not one.chunks or one.chunks[-1] < end for one in outcomes)
+    errors = [one.error for one in [*answers, prompt] if one.error]
+    cut_short = sum(not one.chunks or one.chunks[-1] < end for one in answers)
     return InterferenceReport(before, during, after, prompt, errors, cut_short)
 
 

@@ -6,8 +6,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-import aiohttp
-
+from weighbridge.bench.client import LoadClient
 from weighbridge.errors import BadInput
 
 #: Token ids that are ordinary text in every vocabulary met so far: past the special ones and single bytes.
@@ -75,14 +74,11 @@ def count_with_file(path: Path) -> Count:
     return count
 
 
-async def count_with_server(session: aiohttp.ClientSession, url: str, model: str) -> Count | None:
+async def count_with_server(client: LoadClient, model: str) -> Count | None:
     """Count with the server's own /tokenize, as vLLM and Weighbridge or as llama-server spell it, if it has one."""
-    limit = aiohttp.ClientTimeout(total=10)
 
     async def ask(body: dict[str, object]) -> int:
-        async with session.post(f"{url}/tokenize", json=body, timeout=limit) as answer:
-            answer.raise_for_status()
-            return len((await answer.json())["tokens"])
+        return len((await client.ask("/tokenize", body))["tokens"])
 
     async def as_vllm(text: str) -> int:
         return await ask({"model": model, "prompt": text})
@@ -94,6 +90,6 @@ async def count_with_server(session: aiohttp.ClientSession, url: str, model: str
         try:
             if await count(" ".join(WORDS)) >= len(WORDS):
                 return count
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue
     return None

@@ -20,7 +20,7 @@ _SHARES = (0.5, 0.95, 0.99)
 class LoadReport:
     """One run: `seconds` from the first request sent to the last token received."""
 
-    outcomes: list[StreamedAnswer]
+    answers: list[StreamedAnswer]
     seconds: float
     slo: Slo
     prompts: str = "ids"  # or text
@@ -30,7 +30,7 @@ class LoadReport:
     @property
     def good(self) -> list[StreamedAnswer]:
         """Requests that came to their end, whatever the SLO says of them."""
-        return [one for one in self.outcomes if one.error is None]
+        return [one for one in self.answers if one.error is None]
 
     def as_dict(self) -> dict[str, Any]:
         good = self.good
@@ -38,7 +38,7 @@ class LoadReport:
         output = sum(one.output_tokens for one in good)
         prompt = sum(one.prompt_tokens for one in good)
         kept = sum(self.slo.met(one.ttft, one.tpot or 0.0) for one in good)
-        share = kept / len(self.outcomes) if self.outcomes else 0.0
+        share = kept / len(self.answers) if self.answers else 0.0
         return {
             "output_tokens_per_s": output / seconds,
             "total_tokens_per_s": (output + prompt) / seconds,
@@ -54,11 +54,11 @@ class LoadReport:
                 "p": self.slo.quantile * 100,
                 "met": share >= self.slo.quantile,
             },
-            "errors": len(self.outcomes) - len(good),
+            "errors": len(self.answers) - len(good),
             "error_samples": [
-                text for text, _ in Counter(o.error for o in self.outcomes if o.error).most_common(3)
+                text for text, _ in Counter(o.error for o in self.answers if o.error).most_common(3)
             ],
-            "requests": len(self.outcomes),
+            "requests": len(self.answers),
             "seconds": self.seconds,
             "output_tokens": output,
             "prompt_tokens": prompt,

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import aiohttp
-
-from weighbridge.bench.client import StreamedAnswer, complete
+from weighbridge.bench.client import LoadClient, StreamedAnswer, complete
 from weighbridge.bench.prompts import (
     FIRST_ID,
     LAST_ID,
@@ -58,8 +56,8 @@ class ServeOptions:
         return self.url.rstrip("/").removesuffix("/v1")
 
     @property
-    def target(self) -> str:
-        return f"{self.base}/v1/{'chat/completions' if self.endpoint == 'chat' else 'completions'}"
+    def path(self) -> str:
+        return "/v1/chat/completions" if self.endpoint == "chat" else "/v1/completions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,38 +74,27 @@ def run(options: ServeOptions) -> LoadReport:
 
 
 async def run_async(options: ServeOptions) -> LoadReport:
-    async with open_session(options.api_key) as session:
-        model = options.model or await first_model(session, options.base)
-        takes_ids = await _takes_ids(session, options, model)
-        prepared = await _prepare(session, options, model, takes_ids)
-        send = _sender(session, options)
+    async with LoadClient(options.base, options.api_key) as client:
+        model = options.model or await first_model(client, options.base)
+        takes_ids = await _takes_ids(client, options, model)
+        prepared = await _prepare(client, options, model, takes_ids)
+        send = _sender(client, options)
         first, counted = prepared[: options.warm_up], prepared[options.warm_up :]
         await asyncio.gather(*(send(one) for one in first))
         began, cpu = time.perf_counter(), time.process_time()
         if options.concurrency is None:
-            outcomes, late = await _open_loop(send, counted)
+            answers, late = await _open_loop(send, counted)
         else:
-            outcomes, late = await _closed_loop(send, counted, options.concurrency), None
+            answers, late = await _closed_loop(send, counted, options.concurrency), None
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-        return LoadReport(outcomes, seconds, options.slo, "ids" if takes_ids else "text", cpu, late)
+        return LoadReport(answers, seconds, options.slo, "ids" if takes_ids else "text", cpu, late)
 
 
-def open_session(api_key: str | None = None) -> aiohttp.ClientSession:
-    """A client with a new connection for every request, and as many as it takes.
-
-    Kept connections fail on servers that close them without saying so (llama-server does).
-    """
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    return aiohttp.ClientSession(headers=headers, connector=connector)
-
-
-async def first_model(session: aiohttp.ClientSession, base: str) -> str:
+async def first_model(client: LoadClient, base: str) -> str:
     """The name of the first model the server has. Raises WeighbridgeError when there is none."""
     try:
-        async with session.get(f"{base}/v1/models", timeout=aiohttp.ClientTimeout(total=10)) as answer:
-            return str((await answer.json())["data"][0]["id"])
-    except (aiohttp.ClientError, TimeoutError, OSError, LookupError, TypeError, ValueError) as error:
+        return str((await client.ask("/v1/models"))["data"][0]["id"])
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise WeighbridgeError(
             f"no model at {base} ({type(error).__name__}: {error}); is a server running there?"
         ) from error
@@ -129,7 +116,7 @@ def request_body(model: str, prompt: Prompt, output_tokens: int, options: ServeO
     }
 
 
-async def _takes_ids(session: aiohttp.ClientSession, options: ServeOptions, model: str) -> bool:
+async def _takes_ids(client: LoadClient, options: ServeOptions, model: str) -> bool:
     """Whether prompts go as token ids; where a warm-up is allowed, one small request finds out."""
     if options.text_prompts or options.endpoint == "chat":
         return False
@@ -137,18 +124,16 @@ async def _takes_ids(session: aiohttp.ClientSession, options: ServeOptions, mode
         return True
     ids = prompt_ids(8, range(*options.vocabulary), random.Random(options.seed - 1))
     payload = json.dumps(request_body(model, ids, 1, options)).encode()
-    outcome = await complete(session, options.target, payload, timeout=options.timeout, asked=1)
-    return not (outcome.error or "").startswith(("HTTP 400", "HTTP 422"))
+    answer = await complete(client, options.path, payload, timeout=options.timeout, asked=1)
+    return answer.status not in (400, 422)
 
 
-async def _prepare(
-    session: aiohttp.ClientSession, options: ServeOptions, model: str, takes_ids: bool
-) -> list[Prepared]:
+async def _prepare(client: LoadClient, options: ServeOptions, model: str, takes_ids: bool) -> list[Prepared]:
     """All requests, the warm-up's first."""
     again = range(options.warm_up)
     arrivals = [*(options.arrivals[i % len(options.arrivals)] for i in again), *options.arrivals]
     make = _id_prompts if takes_ids else _text_prompts
-    prompts = await make(session, options, model, [one.prompt_tokens for one in arrivals])
+    prompts = await make(client, options, model, [one.prompt_tokens for one in arrivals])
     return [
         Prepared(one, json.dumps(request_body(model, prompt, one.output_tokens, options)).encode())
         for one, prompt in zip(arrivals, prompts, strict=True)
@@ -156,7 +141,7 @@ async def _prepare(
 
 
 async def _id_prompts(
-    session: aiohttp.ClientSession, options: ServeOptions, model: str, lengths: list[int]
+    client: LoadClient, options: ServeOptions, model: str, lengths: list[int]
 ) -> Sequence[Prompt]:
     rng = random.Random(options.seed)
     vocabulary = range(*options.vocabulary)
@@ -165,13 +150,13 @@ async def _id_prompts(
 
 
 async def _text_prompts(
-    session: aiohttp.ClientSession, options: ServeOptions, model: str, lengths: list[int]
+    client: LoadClient, options: ServeOptions, model: str, lengths: list[int]
 ) -> Sequence[Prompt]:
     rng = random.Random(options.seed)
     if options.tokenizer is not None:
         count = count_with_file(options.tokenizer)
     else:
-        count = await count_with_server(session, options.base, model) or count_words
+        count = await count_with_server(client, model) or count_words
     shared: list[str] = []
     if options.shared_prefix:
         shared = await prompt_text(options.shared_prefix, count, rng)
@@ -181,10 +166,10 @@ async def _text_prompts(
 Send = Callable[[Prepared], Coroutine[Any, Any, StreamedAnswer]]
 
 
-def _sender(session: aiohttp.ClientSession, options: ServeOptions) -> Send:
+def _sender(client: LoadClient, options: ServeOptions) -> Send:
     async def send(one: Prepared) -> StreamedAnswer:
         asked = one.arrival.output_tokens
-        return await complete(session, options.target, one.payload, timeout=options.timeout, asked=asked)
+        return await complete(client, options.path, one.payload, timeout=options.timeout, asked=asked)
 
     return send
 
@@ -192,15 +177,15 @@ def _sender(session: aiohttp.ClientSession, options: ServeOptions) -> Send:
 async def _closed_loop(send: Send, counted: Sequence[Prepared], concurrency: int) -> list[StreamedAnswer]:
     """`concurrency` clients; each sends its next request when the last one is done."""
     waiting = iter(counted)
-    outcomes: list[StreamedAnswer] = []
+    answers: list[StreamedAnswer] = []
 
     async def client() -> None:
-        for one in waiting:
-            outcome = await send(one)
-            outcomes.append(outcome)
+        for prepared in waiting:
+            answer = await send(prepared)
+            answers.append(answer)
 
     await asyncio.gather(*(client() for _ in range(min(concurrency, len(counted)))))
-    return outcomes
+    return answers
 
 
 async def _open_loop(send: Send, counted: Sequence[Prepared]) -> tuple[list[StreamedAnswer], list[float]]:
