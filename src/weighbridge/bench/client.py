@@ -105,7 +105,7 @@ class LoadClient:
         url = URL(base)
         if url.scheme not in ("http", "https") or not url.host:
             raise BadInput(f"{base!r} is no server: write for example http://127.0.0.1:8080", param="url")
-        self._http = HttpClient(base, _CONNECT_WITHIN, keep_seconds=0.0)
+        self._http = HttpClient(base, _CONNECT_WITHIN, keep=False)
         self._headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"

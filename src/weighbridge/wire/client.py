@@ -245,15 +245,15 @@ class _Connection(asyncio.Protocol):
 class HttpClient:
     """Connections to the server of `base` (scheme, host, port, path before every path), made when they are needed.
 
-    `connect_within`: seconds for a new one. `keep_seconds`: how long an unused one is kept; 0: every request gets
-    a connection of its own.
+    `connect_within`: seconds for a new one. `keep`: whether one that is unused waits for the next request; else
+    every request gets a connection of its own.
     """
 
-    def __init__(self, base: str, connect_within: float, keep_seconds: float = KEEP_SECONDS) -> None:
+    def __init__(self, base: str, connect_within: float, keep: bool = True) -> None:
         self.connections: set[_Connection] = set()
         self._url = URL(base)
         self._connect_within = connect_within
-        self._keep_seconds = keep_seconds
+        self._keep = keep
         self._idle: deque[_Connection] = deque()  # the longest unused first
         self._ssl: ssl.SSLContext | None = None
 
@@ -277,12 +277,12 @@ class HttpClient:
 
     def give_back(self, connection: _Connection) -> None:
         """It is unused now."""
-        if self._keep_seconds <= 0.0:
+        if not self._keep:
             connection.transport.close()
             return
         connection.idle_since = now = asyncio.get_running_loop().time()
         self._idle.append(connection)
-        while self._idle and self._idle[0].idle_since < now - self._keep_seconds:
+        while self._idle and self._idle[0].idle_since < now - KEEP_SECONDS:
             self._idle.popleft().drop()
 
     def close(self) -> None:
@@ -292,7 +292,7 @@ class HttpClient:
             connection.transport.abort()
 
     def _unused(self) -> _Connection | None:
-        oldest = asyncio.get_running_loop().time() - self._keep_seconds
+        oldest = asyncio.get_running_loop().time() - KEEP_SECONDS
         while self._idle:
             connection = self._idle.pop()
             if connection.idle_since >= oldest and not connection.transport.is_closing():
