@@ -18,10 +18,10 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-import aiohttp
+import httpx
 from benchmarks.flow.serving import serving
 
-from weighbridge.flow.llm.client import ChatClient, Endpoint
+from weighbridge.flow.llm.client import ChatClient, ChatEndpoint
 
 LONG = "The quick brown fox jumps over the lazy dog. " * 400
 STORY = {
@@ -36,12 +36,11 @@ def prompt(number: int) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": f"{number} {LONG}"}], "max_tokens": 20}
 
 
-async def free(session: aiohttp.ClientSession, url: str) -> float:
+async def free(session: httpx.AsyncClient, url: str) -> float:
     """Seconds until no request is left."""
     began = time.perf_counter()
     while True:
-        async with session.get(f"{url}/v1/load") as answer:
-            load = await answer.json()
+        load = (await session.get(f"{url}/v1/load")).json()
         if not load["running_requests"] and not load["queued_requests"]:
             return time.perf_counter() - began
         if time.perf_counter() - began > 30.0:
@@ -49,7 +48,7 @@ async def free(session: aiohttp.ClientSession, url: str) -> float:
         await asyncio.sleep(0.001)
 
 
-async def before_first_token(client: ChatClient, endpoint: Endpoint, number: int) -> None:
+async def before_first_token(client: ChatClient, endpoint: ChatEndpoint, number: int) -> None:
     stream = client.open(endpoint, prompt(number), False)
     task = asyncio.create_task(stream.start())
     await asyncio.sleep(0.05)
@@ -57,16 +56,16 @@ async def before_first_token(client: ChatClient, endpoint: Endpoint, number: int
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def mid_stream(client: ChatClient, endpoint: Endpoint, number: int) -> None:
+async def mid_stream(client: ChatClient, endpoint: ChatEndpoint, number: int) -> None:
     stream = await client.open(endpoint, STORY, False).start()
     for _ in range(5 + number % 7):
         await stream.next()
     await stream.close()
 
 
-async def not_streaming(client: ChatClient, endpoint: Endpoint, number: int) -> None:
+async def not_streaming(client: ChatClient, endpoint: ChatEndpoint, number: int) -> None:
     async def ask() -> None:
-        async with aiohttp.ClientSession() as session:
+        async with httpx.AsyncClient(timeout=60.0) as session:
             await session.post(f"{endpoint.url}/v1/chat/completions", json=STORY)
 
     task = asyncio.create_task(ask())
@@ -75,7 +74,7 @@ async def not_streaming(client: ChatClient, endpoint: Endpoint, number: int) -> 
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def token_gap(client: ChatClient, endpoint: Endpoint) -> float:
+async def token_gap(client: ChatClient, endpoint: ChatEndpoint) -> float:
     """Median seconds between tokens of one stream alone."""
     stream = await client.open(endpoint, {**STORY, "max_tokens": 60}, False).start()
     times = []
@@ -85,7 +84,7 @@ async def token_gap(client: ChatClient, endpoint: Endpoint) -> float:
     return median(b - a for a, b in pairwise(times))
 
 
-async def first_token(client: ChatClient, endpoint: Endpoint) -> float:
+async def first_token(client: ChatClient, endpoint: ChatEndpoint) -> float:
     """Seconds to the first token of a long prompt: more than any one iteration of it takes."""
     began = time.perf_counter()
     stream = await client.open(endpoint, prompt(-1), False).start()
@@ -94,14 +93,14 @@ async def first_token(client: ChatClient, endpoint: Endpoint) -> float:
     return seconds
 
 
-Cancel = Callable[[ChatClient, Endpoint, int], Awaitable[None]]
+Cancel = Callable[[ChatClient, ChatEndpoint, int], Awaitable[None]]
 
 
 async def measure(url: str, trials: int, label: str) -> bool:
-    endpoint, client = Endpoint(url), ChatClient()
+    endpoint, client = ChatEndpoint(url), ChatClient()
     good = True
     # A connection per question: a kept one may wait 40 ms for a delayed acknowledgement, which is not measured here.
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
+    async with httpx.AsyncClient(limits=httpx.Limits(max_keepalive_connections=0)) as session:
         gap, prefill = await token_gap(client, endpoint), await first_token(client, endpoint)
         await free(session, url)
         endpoint.ours = False  # measured here, not by the client

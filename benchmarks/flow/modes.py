@@ -18,10 +18,10 @@ import msgspec
 from benchmarks.flow.workloads import write
 
 from weighbridge.flow.replay.replay import ReplayMode, ReplaySettings, replay
-from weighbridge.flow.replay.workload import Task, read_workload
+from weighbridge.flow.replay.workload import RecordedTask, read_workload
 
 
-def free(tasks: list[Task]) -> list[Task]:
+def free(tasks: list[RecordedTask]) -> list[RecordedTask]:
     """The same tasks at no price."""
     return [
         msgspec.structs.replace(

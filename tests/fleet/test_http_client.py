@@ -209,6 +209,25 @@ async def test_closing_and_cancelling_close_the_connection() -> None:
         await asyncio.wait_for(server.gone.wait(), 30)
 
 
+async def test_a_whole_body_has_a_bound() -> None:
+    async with served(WHOLE, WHOLE) as (server, client):
+        assert await (await ask(client)).whole(100) == b"hello"
+        assert await (await ask(client)).whole(3) == b"hel"
+        assert server.connections == 1
+    endless = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000
+    async with served(endless) as (server, client):
+        assert await (await ask(client)).whole(10) == b"x" * 10
+        await asyncio.wait_for(server.gone.wait(), 30.0)
+        assert not client.connections
+
+
+async def test_an_answer_may_take_any_time_where_its_reader_says_so() -> None:
+    async with served(WHOLE) as (_, client):
+        response = await client.send(client.head("GET", "/v1/x", {}))
+        await response.begin(None)
+        assert (response.status, await response.whole(100)) == (200, b"hello")
+
+
 async def test_no_answer_in_time() -> None:
     async with served(b"HTTP/1.1 ") as (server, client):
         response = await client.send(client.head("POST", "/", {}), b"x")

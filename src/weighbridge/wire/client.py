@@ -63,9 +63,10 @@ class Response:
         self._error: OSError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    async def begin(self, limit: float) -> None:
+    async def begin(self, limit: float | None) -> None:
         """Wait for status and headers. Raises TimeoutError after `limit` seconds, and ConnectionError."""
-        timer = asyncio.get_running_loop().call_later(limit, self.cut, TimeoutError())
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(limit, self.cut, TimeoutError()) if limit is not None else None
         try:
             while not self.status:
                 await self._more()
@@ -73,7 +74,8 @@ class Response:
             self.close()
             raise
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
 
     async def read(self) -> bytes:
         """All that came since the last time, waiting until there is something; empty at the end.
@@ -91,6 +93,16 @@ class Response:
         if self._connection is not None:
             self._connection.go_on()
         return data
+
+    async def whole(self, max_bytes: int) -> bytes:
+        """Return the rest of the body in one piece; a longer body is cut off, and its connection with it."""
+        body = b""
+        try:
+            while len(body) < max_bytes and (data := await self.read()):
+                body += data
+        finally:
+            self.close()
+        return body[:max_bytes]
 
     def close(self) -> None:
         """After the end this does nothing; before it, the server sees the connection go."""

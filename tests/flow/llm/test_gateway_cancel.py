@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import aiohttp
+import httpx
 import pytest
 
 from tests.flow.llm.test_llm import idle_within
 from tests.server.running import serving
 from tests.tiny import make_tiny
-from weighbridge.flow.llm.client import ChatClient, ChatStream, Endpoint
+from weighbridge.flow.llm.client import ChatClient, ChatEndpoint, ChatStream
 
 STORY: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Story"}],
@@ -31,10 +31,10 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def asking(url: str) -> AsyncIterator[tuple[ChatClient, Endpoint]]:
+async def asking(url: str) -> AsyncIterator[tuple[ChatClient, ChatEndpoint]]:
     client = ChatClient()
     try:
-        yield client, Endpoint(url)
+        yield client, ChatEndpoint(url)
     finally:
         await client.close()
     assert await idle_within(url, 10.0)
@@ -42,12 +42,12 @@ async def asking(url: str) -> AsyncIterator[tuple[ChatClient, Endpoint]]:
 
 async def known(url: str, ticket: str) -> dict[str, Any]:
     """The ticket's record, once the gateway has one."""
-    async with aiohttp.ClientSession() as session:
+    async with httpx.AsyncClient() as session:
         for _ in range(1000):
-            async with session.get(f"{url}/v1/tickets/{ticket}") as answer:
-                if answer.status == 200:
-                    record: dict[str, Any] = await answer.json()
-                    return record
+            answer = await session.get(f"{url}/v1/tickets/{ticket}")
+            if answer.status_code == 200:
+                record: dict[str, Any] = answer.json()
+                return record
             await asyncio.sleep(0.01)
     raise AssertionError("the gateway does not know the ticket that was proposed")
 
@@ -69,7 +69,7 @@ async def test_in_the_queue(gateway: str) -> None:
     async with asking(gateway) as (holder, endpoint):
         held = await holder.open(endpoint, STORY, False).start()  # takes the only place
         client = ChatClient()
-        stream = client.open(Endpoint(gateway), STORY, False)
+        stream = client.open(ChatEndpoint(gateway), STORY, False)
         task = asyncio.create_task(stream.start())
         await known(gateway, stream.ticket)
         await cancelled(task)
@@ -98,7 +98,7 @@ async def test_without_streaming(gateway: str) -> None:
 
     async def ask() -> None:
         headers = {"x-weighbridge-ticket": ticket}
-        async with aiohttp.ClientSession() as session:
+        async with httpx.AsyncClient(timeout=60.0) as session:
             await session.post(f"{gateway}/v1/chat/completions", json=STORY, headers=headers)
 
     task = asyncio.create_task(ask())

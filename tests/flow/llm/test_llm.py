@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+import httpx
 import pytest
 
 from tests.flow.llm.fake_openai import called, openai, said, used
@@ -18,7 +18,7 @@ from tests.tiny import make_tiny
 from weighbridge.cost.price import Price
 from weighbridge.errors import BadInput
 from weighbridge.flow import Budget, first, flow, guess, llm, step
-from weighbridge.flow.llm.client import ChatClient, Endpoint, LlmError
+from weighbridge.flow.llm.client import ChatClient, ChatEndpoint, LlmError
 
 
 @pytest.fixture(scope="module")
@@ -201,10 +201,9 @@ async def test_a_slow_first_token_is_hedged_to_the_other_replica_only() -> None:
 
 async def idle_within(url: str, seconds: float) -> bool:
     ends = time.monotonic() + seconds
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
+    async with httpx.AsyncClient() as session:
         while time.monotonic() < ends:
-            async with session.get(f"{url}/v1/load") as answer:
-                load = await answer.json()
+            load = (await session.get(f"{url}/v1/load")).json()
             if not load["running_requests"] and not load["queued_requests"] and not load["kv_blocks_used"]:
                 return True
             await asyncio.sleep(0.002)
@@ -232,14 +231,14 @@ async def test_a_request_cancelled_before_its_first_token_is_confirmed_by_its_ti
     """Also when it is the first to its server, which has said nothing yet: the client proposed the ticket."""
     story = {"messages": [{"role": "user", "content": "Story"}], "max_tokens": 900, "ignore_eos": True}
     with serving(make_tiny("llama", tmp_path / "tiny"), "--max-sequences", "1") as (url, _):
-        holder, client, endpoint = ChatClient(), ChatClient(), Endpoint(url)
-        held = await holder.open(Endpoint(url), story, False).start()  # takes the only place
-        async with aiohttp.ClientSession() as session:
+        holder, client, endpoint = ChatClient(), ChatClient(), ChatEndpoint(url)
+        held = await holder.open(ChatEndpoint(url), story, False).start()  # takes the only place
+        async with httpx.AsyncClient() as session:
 
             async def record(ticket: str) -> dict[str, Any]:
-                async with session.get(f"{url}/v1/tickets/{ticket}") as answer:
-                    found: dict[str, Any] = await answer.json() if answer.status == 200 else {}
-                    return found
+                answer = await session.get(f"{url}/v1/tickets/{ticket}")
+                found: dict[str, Any] = answer.json() if answer.status_code == 200 else {}
+                return found
 
             stream = client.open(endpoint, story, False)
             task = asyncio.create_task(stream.start())
@@ -265,7 +264,7 @@ async def test_a_request_cancelled_before_its_first_token_is_confirmed_by_its_ti
 
 async def test_a_foreign_server_is_asked_for_no_ticket_twice() -> None:
     async with openai(lambda body, n: [30.0, said("late")]) as (url, seen):
-        client, endpoint = ChatClient(), Endpoint(url)
+        client, endpoint = ChatClient(), ChatEndpoint(url)
         for expected in (None, False):
             assert endpoint.ours is expected
             task = asyncio.create_task(client.open(endpoint, {"messages": []}, False).start())
@@ -303,8 +302,8 @@ async def test_speculative_requests_run_at_the_lowest_priority(tiny_server: str)
         return await ask.text(await guess(think(), by=lambda: "q"))
 
     await body()
-    async with aiohttp.ClientSession() as session, session.get(f"{tiny_server}/v1/tickets?limit=2") as answer:
-        tickets = (await answer.json())["data"]
+    async with httpx.AsyncClient() as session:
+        tickets = (await session.get(f"{tiny_server}/v1/tickets?limit=2")).json()["data"]
     assert 1_000_000 in [ticket["priority"] for ticket in tickets]
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.server.running import serving
 from tests.server.tool_model import CALL, make_tool_model
 from weighbridge.flow import Llm, flow, guess, llm, step
-from weighbridge.flow.llm.client import ChatClient, Endpoint
+from weighbridge.flow.llm.client import ChatClient, ChatEndpoint
 from weighbridge.flow.report.record import BetRecord
 
 
@@ -77,7 +77,7 @@ async def test_the_calls_of_a_plan_start_with_their_lines(server: str) -> None:
 @asynccontextmanager
 async def full(url: str, requests: int) -> AsyncIterator[None]:
     """So many endless answers at the server: two are written, the rest waits."""
-    client, endpoint = ChatClient(), Endpoint(url)
+    client, endpoint = ChatClient(), ChatEndpoint(url)
     story = {"messages": [{"role": "user", "content": "Story"}], "max_tokens": 900, "ignore_eos": True}
     streams = [client.open(endpoint, story, False) for _ in range(requests)]
     tasks = [asyncio.create_task(one.start()) for one in streams]

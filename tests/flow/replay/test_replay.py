@@ -12,24 +12,30 @@ import pytest
 from weighbridge.errors import BadInput
 from weighbridge.flow.replay.replay import ReplaySettings, replay
 from weighbridge.flow.replay.virtual_time import run_virtual
-from weighbridge.flow.replay.workload import Call, Task, read_workload
+from weighbridge.flow.replay.workload import RecordedCall, RecordedTask, read_workload
 
 
-def chain(task: int, accuracy: float, usd: float, tool_seconds: float = 1.0, think: float = 3.0) -> Task:
+def chain(
+    task: int, accuracy: float, usd: float, tool_seconds: float = 1.0, think: float = 3.0
+) -> RecordedTask:
     """A model that thinks and a tool that answers, four times, and a write."""
-    calls: list[Call] = []
+    calls: list[RecordedCall] = []
     for turn in range(4):
         after = (calls[-1].id,) if calls else ()
-        calls.append(Call(f"think{turn}", after, think, "pure", usd, accuracy, f"call {turn}", name="think"))
         calls.append(
-            Call(f"tool{turn}", (f"think{turn}",), tool_seconds, "read", 0.0, output=turn, name="tool")
+            RecordedCall(f"think{turn}", after, think, "pure", usd, accuracy, f"call {turn}", name="think")
         )
-    calls.append(Call("answer", (calls[-1].id,), think, "pure", usd, output="answer"))
-    calls.append(Call("send", ("answer",), 0.5, "write", 0.0, output="sent"))
-    return Task(str(task), tuple(calls))
+        calls.append(
+            RecordedCall(
+                f"tool{turn}", (f"think{turn}",), tool_seconds, "read", 0.0, output=turn, name="tool"
+            )
+        )
+    calls.append(RecordedCall("answer", (calls[-1].id,), think, "pure", usd, output="answer"))
+    calls.append(RecordedCall("send", ("answer",), 0.5, "write", 0.0, output="sent"))
+    return RecordedTask(str(task), tuple(calls))
 
 
-def mean(tasks: list[Task], mode: Any) -> dict[str, Any]:
+def mean(tasks: list[RecordedTask], mode: Any) -> dict[str, Any]:
     sequential = replay(tasks, ReplaySettings("sequential"))
     report = replay(tasks, ReplaySettings(mode)).report(sequential)
     assert report["writes"] == len(tasks)
@@ -69,7 +75,11 @@ def test_bad_workloads_name_the_line(tmp_path: Path) -> None:
 
 
 def test_real_time_and_virtual_time_agree() -> None:
-    tasks = [Task("1", (Call("a", (), 0.1, output=1), Call("b", ("a",), 0.1, "read", output=2)))]
+    tasks = [
+        RecordedTask(
+            "1", (RecordedCall("a", (), 0.1, output=1), RecordedCall("b", ("a",), 0.1, "read", output=2))
+        )
+    ]
     virtual = replay(tasks, ReplaySettings("parallel")).makespans[0]
     real = replay(tasks, ReplaySettings("parallel", real_time=True)).makespans[0]
     assert virtual == pytest.approx(0.2)

@@ -85,7 +85,7 @@ class HttpReplica:
             await response.begin(limit)
             if response.status >= 300:
                 async with asyncio.timeout(limit):
-                    body = await _whole(response, _LARGEST_ERROR)
+                    body = await response.whole(_LARGEST_ERROR)
                 return BytesAnswer(response.status, body, passed_on(response.headers))
         except Unreachable as error:
             raise self._unreachable(str(error)) from error
@@ -106,7 +106,7 @@ class HttpReplica:
             async with asyncio.timeout(limit):
                 response = await self._client.send(self._head("GET", path))
                 await response.begin(limit)
-                page = await _whole(response, _LARGEST_PAGE)
+                page = await response.whole(_LARGEST_PAGE)
         except TimeoutError as error:
             raise ReplicaError(self.name, Failure.PROBE, f"{path} did not answer in {limit:g} s") from error
         except (OSError, ValueError) as error:
@@ -153,17 +153,6 @@ def _own_headers(endpoint: Endpoint) -> dict[str, str]:
     if endpoint.key is not None:
         headers["Authorization"] = f"Bearer {endpoint.key}"
     return headers
-
-
-async def _whole(response: Response, most: int) -> bytes:
-    """A body in one piece; a longer one is cut off, and its connection with it."""
-    body = b""
-    try:
-        while len(body) < most and (data := await response.read()):
-            body += data
-    finally:
-        response.close()
-    return body[:most]
 
 
 class HttpAnswer:

@@ -5,24 +5,34 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import msgspec
 
 from weighbridge.cost.step import StepCost
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.flow.bets.gate import ServerLoad
+from weighbridge.wire.client import HttpClient, Response, without_password
+from weighbridge.wire.errors import error_message
+from weighbridge.wire.sse import EventFramer, EventTooLong, event_data
 
 CONNECT_SECONDS = 10.0
 #: How long a cancelled request's slot is watched until it is free, and how often.
-FREED_SECONDS, FREED_EVERY = 2.0, 0.005
+FREED_SECONDS, FREED_EVERY_SECONDS = 2.0, 0.005
 #: How long a ticket may be unknown: the server may still be reading the request that proposed it.
 UNKNOWN_SECONDS = 0.05
 #: A server's load is asked for at most this often, and is taken as known for so long.
 LOAD_SECONDS, STALE_SECONDS = 0.5, 10.0
+#: How long the body of an answer may take to end behind its last event; after that its connection is not used again.
+END_SECONDS = 1.0
+#: How long the body of an error may take, and how much of it is read.
+ERROR_SECONDS, MAX_ERROR_BYTES = 10.0, 1 << 20
+#: A ticket or a load is not larger.
+MAX_PAGE_BYTES = 1 << 20
 
 
 class LlmError(WeighbridgeError):
@@ -34,76 +44,89 @@ class LlmError(WeighbridgeError):
 
 
 @dataclass(slots=True)
-class Endpoint:
+class ChatEndpoint:
     """One server. `ours` (is it Weighbridge?) is learned from its first answer; None before."""
 
     url: str
     api_key: str | None = None
     ours: bool | None = None
     load: ServerLoad | None = None
-    heard: float = -1e9  # when it last said what its load is, by `time.monotonic`
-    asked: float = -1e9  # and was last asked
+    load_at: float = -1e9  # when it last said what its load is, by `time.monotonic`
+    asked_at: float = -1e9  # when it was last asked for it
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise BadInput(f"llm: {self.url!r} is not a URL; give one like http://127.0.0.1:8080/v1")
-        self.url = self.url.rstrip("/")
-        if self.url.endswith("/v1"):
-            self.url = self.url[: -len("/v1")]
+        self.url = self.url.rstrip("/").removesuffix("/v1")
+
+    def __str__(self) -> str:
+        return without_password(self.url)
 
     def load_now(self) -> ServerLoad | None:
-        """Its load, as far as that is known; what was heard long ago says nothing."""
-        return self.load if time.monotonic() - self.heard < STALE_SECONDS else None
+        """Return its load if it is known; what was heard long ago says nothing."""
+        return self.load if time.monotonic() - self.load_at < STALE_SECONDS else None
 
     def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        headers = {"User-Agent": "weighbridge", "Accept-Encoding": "identity"}
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        return headers
 
 
 class ChatClient:
-    """A connection pool; a flow's run opens one and closes it."""
+    """Connections to chat servers; a flow's run opens a client and closes it."""
 
     def __init__(self) -> None:
-        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS)
-        trace = aiohttp.TraceConfig()
-        trace.on_request_headers_sent.append(_sent)
-        self._session = aiohttp.ClientSession(
-            timeout=timeout, connector=aiohttp.TCPConnector(limit=0), trace_configs=[trace]
-        )
+        self._http: dict[str, HttpClient] = {}
         self.freed_seconds: list[float] = []  # from cancelling a request to seeing its slot free
 
     async def close(self) -> None:
-        await self._session.close()
+        for http in self._http.values():
+            http.close()
+        await asyncio.sleep(0)  # the loop may end next; let it see the connections go
 
-    def open(self, endpoint: Endpoint, body: dict[str, Any], speculative: bool) -> ChatStream:
-        return ChatStream(self, self._session, endpoint, body, speculative)
+    def open(self, endpoint: ChatEndpoint, body: dict[str, Any], speculative: bool) -> ChatStream:
+        return ChatStream(self, endpoint, body, speculative)
 
-    async def freed(self, endpoint: Endpoint, ticket: str) -> None:
-        """Watch until the server says that a cancelled request has ended; at most `FREED_SECONDS`.
+    async def send(
+        self,
+        endpoint: ChatEndpoint,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+    ) -> Response:
+        """Send a request. Raises OSError without a connection, and ValueError for a URL or header that is none."""
+        http = self._http.get(endpoint.url)
+        if http is None:
+            http = self._http[endpoint.url] = HttpClient(endpoint.url, CONNECT_SECONDS)
+        return await http.send(http.head(method, path, {**endpoint.headers(), **(headers or {})}), body)
 
-        A server that is not known yet is asked too: the first request to it may be the one cancelled.
+    async def freed(self, endpoint: ChatEndpoint, ticket: str) -> None:
+        """Watch until the server says that a cancelled request has ended; for `FREED_SECONDS` at most.
+
+        A server that is not known yet is asked too: the first request to it may be the cancelled one.
         """
         began = time.perf_counter()
-        with suppress(aiohttp.ClientError, TimeoutError, ValueError):
+        with suppress(OSError, ValueError, msgspec.MsgspecError):
             async with asyncio.timeout(FREED_SECONDS):
-                while (found := await self._ticket(endpoint, ticket)) is not None:
+                while (record := await self._ticket(endpoint, ticket)) is not None:
                     waited = time.perf_counter() - began
-                    if found.get("finished") is not None:
+                    if record.get("finished") is not None:
                         self.freed_seconds.append(waited)
                         return
-                    if not found and waited > UNKNOWN_SECONDS:
+                    if not record and waited > UNKNOWN_SECONDS:
                         return
-                    await asyncio.sleep(FREED_EVERY)
+                    await asyncio.sleep(FREED_EVERY_SECONDS)
         if endpoint.ours is None:
             endpoint.ours = False  # until one of its answers says otherwise
 
-    async def _ticket(self, endpoint: Endpoint, ticket: str) -> dict[str, Any] | None:
-        """A ticket's record, empty while the server knows none of this id; None: it keeps no tickets."""
-        url = f"{endpoint.url}/v1/tickets/{ticket}"
-        async with self._session.get(url, headers=endpoint.headers()) as answer:
-            record = await answer.json() if answer.status in (200, 404) else None
-        if not isinstance(record, dict):
+    async def _ticket(self, endpoint: ChatEndpoint, ticket: str) -> dict[str, Any] | None:
+        """Return a ticket's record, empty while the server knows no such id; None: it keeps no tickets."""
+        status, record = await self._get(endpoint, f"/v1/tickets/{ticket}")
+        if status not in (200, 404) or not isinstance(record, dict):
             return None
-        if answer.status == 200 and record.get("id") == ticket:
+        if status == 200 and record.get("id") == ticket:
             endpoint.ours = True
             return record
         error = record.get("error")
@@ -112,93 +135,84 @@ class ChatClient:
             return {}
         return None
 
-    async def ask_load(self, endpoint: Endpoint) -> None:
+    async def ask_load(self, endpoint: ChatEndpoint) -> None:
         """Refresh what is known of the load of one of our servers."""
         now = time.monotonic()
-        if not endpoint.ours or now - endpoint.asked < LOAD_SECONDS:
+        if not endpoint.ours or now - endpoint.asked_at < LOAD_SECONDS:
             return
-        endpoint.asked = now
-        with suppress(aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError, AttributeError):
-            async with self._session.get(f"{endpoint.url}/v1/load", headers=endpoint.headers()) as answer:
-                load = await answer.json()
+        endpoint.asked_at = now
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, msgspec.MsgspecError):
+            _, load = await self._get(endpoint, "/v1/load")
             cost = load.get("step_cost")
             endpoint.load = ServerLoad(
                 int(load["queued_requests"]),
                 int(load["running_requests"]),
                 StepCost(**{name: float(value) for name, value in cost.items()}) if cost else None,
             )
-            endpoint.heard = time.monotonic()
+            endpoint.load_at = time.monotonic()
 
-
-async def _sent(session: aiohttp.ClientSession, context: Any, headers: Any) -> None:
-    """A request has left for its server: from now on, that it was cancelled must be confirmed."""
-    if isinstance(context.trace_request_ctx, ChatStream):
-        context.trace_request_ctx.sent = True
+    async def _get(self, endpoint: ChatEndpoint, path: str) -> tuple[int, Any]:
+        """Return status and JSON of a page. Raises OSError, ValueError, and MsgspecError for what is no JSON."""
+        response = await self.send(endpoint, "GET", path)
+        await response.begin(None)
+        return response.status, msgspec.json.decode(await response.whole(MAX_PAGE_BYTES))
 
 
 class ChatStream:
-    """One streamed chat completion. Leaving it early closes the connection, which cancels it at the server."""
+    """One streamed request. `start` sends it, `next` gives its chunks, `close` ends it at any point."""
 
     def __init__(
-        self,
-        client: ChatClient,
-        session: aiohttp.ClientSession,
-        endpoint: Endpoint,
-        body: dict[str, Any],
-        speculative: bool,
+        self, client: ChatClient, endpoint: ChatEndpoint, body: dict[str, Any], speculative: bool
     ) -> None:
         self._client = client
-        self._session = session
         self._endpoint = endpoint
         self._body = body
         self._speculative = speculative
-        self._response: aiohttp.ClientResponse | None = None
-        self._ended = False
+        self._response: Response | None = None
+        self._framer = EventFramer()
+        self._events: deque[bytes] = deque()  # data of events that have come
         self._first: dict[str, Any] | None = None
-        self.sent = False
+        self._ended = False
+        self.sent = False  # from now on, that it was cancelled must be confirmed
         self.ticket = uuid.uuid4().hex  # proposed; the server's answer says what it is
 
     async def start(self) -> ChatStream:
         """Send the request and wait for the first event. Raises LlmError. Cancelled, it leaves nothing."""
         try:
-            self._response = await self._session.post(
-                f"{self._endpoint.url}/v1/chat/completions",
-                json=self._payload(),
-                headers=self._headers(),
-                trace_request_ctx=self,
-            )
-            named = "x-weighbridge-ticket" in self._response.headers
-            if named or self._response.status == 200:  # a refusal need not name a ticket
+            path, body = "/v1/chat/completions", msgspec.json.encode(self._payload())
+            response = await self._client.send(self._endpoint, "POST", path, self._headers(), body)
+            self._response, self.sent = response, True
+            await response.begin(None)
+            named = "x-weighbridge-ticket" in response.headers
+            if named or response.status == 200:  # a refusal need not name a ticket
                 self._endpoint.ours = named
-            self.ticket = self._response.headers.get("x-weighbridge-ticket", self.ticket)
-            if self._response.status != 200:
-                raise await self._failure(self._response)
+            self.ticket = response.headers.get("x-weighbridge-ticket", self.ticket)
+            if response.status != 200:
+                raise await self._failure(response)
             self._first = await self._read()
         except BaseException as error:
             await self.close()
-            if isinstance(error, aiohttp.ClientError | TimeoutError):
-                raise LlmError(f"no answer from {self._endpoint.url}: {error or 'timed out'}") from error
+            if isinstance(error, OSError | ValueError):
+                raise LlmError(f"no answer from {self._endpoint}: {error or 'timed out'}") from error
             raise
         return self
 
     async def next(self) -> dict[str, Any] | None:
-        """The next chunk; None at the end. Raises LlmError when the server breaks off."""
+        """Return the next chunk; None at the end. Raises LlmError when the server breaks off."""
         event, self._first = self._first, None
         try:
             return event or await self._read()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise LlmError(f"{self._endpoint.url} broke off in the middle of an answer: {error}") from error
+        except OSError as error:
+            raise LlmError(f"{self._endpoint} broke off in the middle of an answer: {error}") from error
 
     async def close(self) -> None:
         """End the exchange; one that had not ended is cancelled, and on our server its slot is seen free."""
         response, self._response = self._response, None
-        if self._ended:
-            if response is not None:
-                response.release()
-            return
-        self._ended = True
         if response is not None:
             response.close()
+        if self._ended:
+            return
+        self._ended = True
         if self.sent and self._endpoint.ours is not False:
             await self._client.freed(self._endpoint, self.ticket)
 
@@ -209,7 +223,7 @@ class ChatStream:
         return body
 
     def _headers(self) -> dict[str, str]:
-        headers = {**self._endpoint.headers(), "x-weighbridge-ticket": self.ticket}
+        headers = {"Content-Type": "application/json", "x-weighbridge-ticket": self.ticket}
         if self._speculative:
             headers["x-weighbridge-speculative"] = "true"
         return headers
@@ -218,23 +232,48 @@ class ChatStream:
         response = self._response
         if self._ended or response is None:
             return None
-        while line := await response.content.readline():
-            data = line[5:].strip() if line.startswith(b"data:") else b""
-            if not data:
-                continue
-            if data == b"[DONE]":
-                await response.content.read()  # to the end, so that the connection can be used again
-                self._ended = True
-                return None
-            event: dict[str, Any] = msgspec.json.decode(data)
-            if "error" in event:
-                raise LlmError(f"{self._endpoint.url}: {event['error'].get('message', event['error'])}", 500)
-            return event
-        raise LlmError(f"{self._endpoint.url} broke off in the middle of an answer")
+        while not self._events:
+            await self._receive(response)
+        data = self._events.popleft()
+        if data == b"[DONE]":
+            self._ended = True
+            await _read_to_the_end(response)
+            return None
+        try:
+            event: dict[str, Any] = msgspec.json.decode(data, type=dict[str, Any])
+        except msgspec.MsgspecError as error:
+            raise LlmError(f"{self._endpoint} sent an event that is no JSON object: {error}") from error
+        if "error" in event:
+            raise LlmError(f"{self._endpoint}: {error_message(data)}", 500)
+        return event
 
-    async def _failure(self, response: aiohttp.ClientResponse) -> LlmError:
+    async def _receive(self, response: Response) -> None:
+        """Wait for more of the answer. Raises LlmError when it ends before its last event has come."""
+        piece = await response.read()
+        try:
+            events = self._framer.feed(piece) if piece else self._framer.flush()
+        except EventTooLong as error:
+            raise LlmError(f"{self._endpoint} {error}") from error
+        self._events.extend(data for data in event_data(events) if data)
+        if not piece and not self._events:
+            raise LlmError(f"{self._endpoint} broke off in the middle of an answer")
+
+    async def _failure(self, response: Response) -> LlmError:
         self._ended = True
-        text = await response.text()
-        with suppress(msgspec.MsgspecError, KeyError, TypeError):
-            text = msgspec.json.decode(text)["error"]["message"]
-        return LlmError(f"{self._endpoint.url} answered {response.status}: {text[:500]}", response.status)
+        status = response.status
+        if status in (301, 302, 303, 307, 308):
+            target = response.headers.get("location", "elsewhere")
+            return LlmError(
+                f"{self._endpoint} answered {status}: it has moved to {target[:300]}; give that URL", status
+            )
+        async with asyncio.timeout(ERROR_SECONDS):
+            body = await response.whole(MAX_ERROR_BYTES)
+        return LlmError(f"{self._endpoint} answered {status}: {error_message(body)}", status)
+
+
+async def _read_to_the_end(response: Response) -> None:
+    """Read what is left of a body, so that its connection can be used again."""
+    with suppress(OSError):
+        async with asyncio.timeout(END_SECONDS):
+            while await response.read():
+                pass

@@ -15,9 +15,9 @@ from weighbridge.cost.price import Price
 from weighbridge.errors import BadInput
 from weighbridge.flow.bets.gate import INPUT_TOKENS, OUTPUT_TOKENS, seat_seconds
 from weighbridge.flow.bets.learn import Learner
-from weighbridge.flow.llm.client import ChatClient, ChatStream, Endpoint, LlmError
+from weighbridge.flow.llm.client import ChatClient, ChatEndpoint, ChatStream, LlmError
 from weighbridge.flow.llm.plan import PlanRunner
-from weighbridge.flow.llm.reply import Answer, Reply
+from weighbridge.flow.llm.reply import Reply, ReplyBuilder
 from weighbridge.flow.llm.tool_schema import answer_schema, tool_schema
 from weighbridge.flow.nursery import first_success
 from weighbridge.flow.runtime import Execution, FlowRun, charge, this_execution
@@ -35,7 +35,7 @@ class Llm:
     """A model to talk to. Calls are steps: they start at once in a flow, and are shared, cancelled, journaled."""
 
     def __init__(
-        self, endpoints: list[Endpoint], model: str | None, options: Options, **settings: Any
+        self, endpoints: list[ChatEndpoint], model: str | None, options: Options, **settings: Any
     ) -> None:
         self._endpoints = endpoints
         self._model = model
@@ -114,19 +114,19 @@ class Llm:
         if execution is None:
             client = ChatClient()
             try:
-                return await self._exchange(client, body, Answer({}), None)
+                return await self._exchange(client, body, ReplyBuilder({}), None)
             finally:
                 await client.close()
         client = execution.run.nursery.resource(ChatClient, ChatClient)
         self.watch(execution.run)
-        answer = Answer({tool.name: tool for tool in tools}, on_text)
+        answer = ReplyBuilder({tool.name: tool for tool in tools}, on_text)
         return await self._exchange(client, body, answer, execution)
 
     async def _exchange(
         self,
         client: ChatClient,
         body: dict[str, Any],
-        answer: Answer,
+        answer: ReplyBuilder,
         execution: Execution | None,
     ) -> Reply:
         stream = await self._open(client, body, execution)
@@ -254,7 +254,7 @@ def llm(
         retry_on=_passing,
     )
     return Llm(
-        [Endpoint(one, key) for one in urls],
+        [ChatEndpoint(one, key) for one in urls],
         model,
         options,
         price=price or Price(),

@@ -67,7 +67,7 @@ class Reply:
         return message
 
 
-class Answer:
+class ReplyBuilder:
     """A reply as it comes; tool calls that have come whole are prefetched."""
 
     def __init__(

@@ -16,7 +16,7 @@ from weighbridge.flow.budget import Budget
 from weighbridge.flow.flow import VALUE_PER_SECOND, Flow, Mode
 from weighbridge.flow.identity import freeze
 from weighbridge.flow.replay.virtual_time import run_virtual
-from weighbridge.flow.replay.workload import Call, Task, drawn
+from weighbridge.flow.replay.workload import RecordedCall, RecordedTask, drawn
 from weighbridge.flow.report.record import Record
 from weighbridge.flow.runtime import charge
 from weighbridge.flow.step import Step, step
@@ -76,7 +76,7 @@ class Replayed:
         }
 
 
-def replay(tasks: Sequence[Task], settings: ReplaySettings) -> Replayed:
+def replay(tasks: Sequence[RecordedTask], settings: ReplaySettings) -> Replayed:
     """Run every task once, in order, by one flow that learns as it goes.
 
     Raises WeighbridgeError if any output or write differs from what the workload says: that would be a
@@ -99,7 +99,7 @@ class _Replay:
         mode: Mode = "speculate"
         if settings.mode in ("sequential", "parallel"):
             mode = cast(Mode, settings.mode)
-        self._flow: Flow[[Task], dict[str, Any]] = Flow(
+        self._flow: Flow[[RecordedTask], dict[str, Any]] = Flow(
             self._body,
             mode=mode,
             budget=settings.budget,
@@ -110,7 +110,7 @@ class _Replay:
         if settings.mode == "oracle":
             self._flow.learner = _Certain()
 
-    async def run(self, tasks: Sequence[Task]) -> Replayed:
+    async def run(self, tasks: Sequence[RecordedTask]) -> Replayed:
         result = Replayed(self._settings)
         for task in tasks:
             self._written = []
@@ -122,7 +122,7 @@ class _Replay:
             result.written.append(self._written)
         return result
 
-    async def _body(self, task: Task) -> dict[str, Any]:
+    async def _body(self, task: RecordedTask) -> dict[str, Any]:
         made: dict[str, Awaitable[Any]] = {}
         calls = {call.id: call for call in task.steps}
         for call in task.steps:
@@ -132,13 +132,13 @@ class _Replay:
             )
         return {name: await promise for name, promise in made.items()}
 
-    def _argument(self, task: Task, call: Call, promise: Awaitable[Any]) -> Awaitable[Any]:
+    def _argument(self, task: RecordedTask, call: RecordedCall, promise: Awaitable[Any]) -> Awaitable[Any]:
         if not call.guessed:
             return promise
         told = _Told(self._predictions(task, call), call.prediction_seconds)
         return guess(promise, by=told, site=call.site, width=max(len(call.predictions), 1))
 
-    def _predictions(self, task: Task, call: Call) -> Sequence[Any]:
+    def _predictions(self, task: RecordedTask, call: RecordedCall) -> Sequence[Any]:
         if self._settings.mode == "oracle":
             return [call.output]
         if self._settings.mode == "liar":
@@ -150,7 +150,7 @@ class _Replay:
         right = drawn(self._settings.seed, task.id, call.id) < (call.predictable or 0.0)
         return [call.output if right else LIE]
 
-    def _step(self, call: Call) -> Step[Any, Any]:
+    def _step(self, call: RecordedCall) -> Step[Any, Any]:
         """One step per name and effect, so that durations are learned by name."""
         key = f"{call.site}:{call.effect}"
         if key not in self._steps:
@@ -159,7 +159,7 @@ class _Replay:
             self._steps[key] = decorate(self._act)
         return self._steps[key]
 
-    async def _act(self, task: str, call: Call, expected: list[Any], *arguments: Any) -> Any:
+    async def _act(self, task: str, call: RecordedCall, expected: list[Any], *arguments: Any) -> Any:
         charge(call.usd)
         await asyncio.sleep(call.seconds)
         if call.effect in ("write", "undo"):
@@ -199,7 +199,7 @@ async def _nothing(_: Any) -> None:
     """Taking back a recorded call takes nothing."""
 
 
-def _check(tasks: Sequence[Task], replayed: Replayed) -> None:
+def _check(tasks: Sequence[RecordedTask], replayed: Replayed) -> None:
     for task, outputs, written in zip(tasks, replayed.outputs, replayed.written, strict=True):
         for call in task.steps:
             if freeze(outputs[call.id]) != freeze(call.output):

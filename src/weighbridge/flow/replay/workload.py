@@ -15,7 +15,7 @@ from weighbridge.flow.step import Effect
 NonNegative = Annotated[float, Meta(ge=0.0)]
 
 
-class Call(Struct, forbid_unknown_fields=True, frozen=True):
+class RecordedCall(Struct, forbid_unknown_fields=True, frozen=True):
     """One call of a task. `after`: ids of earlier calls whose outputs it takes."""
 
     id: str
@@ -40,11 +40,11 @@ class Call(Struct, forbid_unknown_fields=True, frozen=True):
         return self.name or self.id
 
 
-class Task(Struct, forbid_unknown_fields=True, frozen=True):
+class RecordedTask(Struct, forbid_unknown_fields=True, frozen=True):
     """Calls in program order: reads and writes keep that order among themselves."""
 
     id: str
-    steps: tuple[Call, ...]
+    steps: tuple[RecordedCall, ...]
 
     def check(self) -> None:
         """Raises BadInput naming the call whose id or `after` is wrong."""
@@ -60,7 +60,7 @@ class Task(Struct, forbid_unknown_fields=True, frozen=True):
             seen.add(call.id)
 
 
-def read_workload(path: Path) -> list[Task]:
+def read_workload(path: Path) -> list[RecordedTask]:
     """The tasks of a JSONL file. Raises BadInput naming the line that is wrong."""
     try:
         lines = path.read_text("utf-8").splitlines()
@@ -71,7 +71,7 @@ def read_workload(path: Path) -> list[Task]:
         if not line.strip():
             continue
         try:
-            task = msgspec.json.decode(line, type=Task)
+            task = msgspec.json.decode(line, type=RecordedTask)
         except msgspec.MsgspecError as error:
             raise BadInput(f"workload {path}, line {number}: {error}") from error
         task.check()
