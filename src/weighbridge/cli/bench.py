@@ -3,101 +3,130 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from weighbridge.bench import interference, serve
+from weighbridge.cli.options import DEFAULT_URL, JsonOutput, options
 from weighbridge.cli.terminal import print_json
 from weighbridge.errors import BadInput, WeighbridgeError
+from weighbridge.knobs import knob
+from weighbridge.workload.arrivals import closed, poisson
+from weighbridge.workload.requests import TraceRow
+from weighbridge.workload.slo import USUAL, Slo, parse_slo
+from weighbridge.workload.traces import TraceOptions, read_rows
 
 Url = Annotated[str, typer.Option(help="The server.")]
 Model = Annotated[str | None, typer.Option(help="Its model; none: the first it lists.")]
-JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSettings:
+    """What is sent, and when: by clients that wait for their answers, at random, or as in a trace."""
+
+    concurrency: int | None = knob(None, "Closed loop: clients at once.", min=1)
+    requests: int = knob(64, "Requests in all.", min=1)
+    prompt_tokens: int = knob(100, min=1)
+    output_tokens: int = knob(64, min=1)
+    rate: float | None = knob(None, "Open loop: Poisson arrivals per second.", min=0.001)
+    trace: Path | None = knob(None, "Open loop: an Azure CSV or a Mooncake JSONL.")
+    speed: float = knob(1.0, "How much faster than the trace.", min=0.001)
+    limit: int | None = knob(None, "Only the trace's first requests.", min=1)
+    scale_prompt: float = knob(1.0, "Factor on the trace's prompts.", min=0.0)
+    scale_output: float = knob(1.0, "Factor on the trace's outputs.", min=0.0)
+    max_prompt: int | None = knob(None, min=1)
+    max_output: int | None = knob(None, min=1)
+
+    def __post_init__(self) -> None:
+        if sum(told is not None for told in (self.concurrency, self.rate, self.trace)) > 1:
+            raise BadInput("give one of --concurrency, --rate and --trace")
+
+    @property
+    def clients(self) -> int | None:
+        """How many wait for their answers; None: requests come at their own times."""
+        return self.concurrency or (8 if self.rate is None and self.trace is None else None)
+
+    def arrivals(self, rng: random.Random) -> Sequence[TraceRow]:
+        """The requests, in order."""
+        if self.trace is not None:
+            changes = TraceOptions(
+                self.speed,
+                self.limit,
+                self.scale_prompt,
+                self.scale_output,
+                self.max_prompt,
+                self.max_output,
+            )
+            return read_rows(self.trace, changes)
+        rows = closed(self.requests, self.prompt_tokens, self.output_tokens)
+        return rows if self.rate is None else poisson(rows, self.rate, rng)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureSettings:
+    """How requests are made, and which of them count."""
+
+    shared_prefix: int = knob(0, "Tokens all prompts begin with.", min=0)
+    warm_up: int = knob(2, "Requests sent first and not counted.", min=0)
+    slo: Slo = knob(USUAL, "What counts as good.", parse=parse_slo, written="ttft=1s,tpot=100ms")
+    seed: int = knob(0)
+    timeout: float = knob(600.0, "Seconds for each request.", min=0.1)
+    text_prompts: bool = knob(False, "For servers that take no token ids.", flag="--text-prompts")
+    api_key: str | None = knob(None, environment="WEIGHBRIDGE_API_KEY")
+
+
+@options
 def bench_serve(
-    url: Url = "http://127.0.0.1:8080",
+    url: Url = DEFAULT_URL,
     model: Model = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Closed loop: clients at once.")] = None,
-    requests: Annotated[int, typer.Option(min=1, help="Requests in all.")] = 64,
-    prompt_tokens: Annotated[int, typer.Option(min=1)] = 100,
-    output_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    rate: Annotated[
-        float | None, typer.Option(min=0.001, help="Open loop: Poisson arrivals per second.")
-    ] = None,
-    trace: Annotated[Path | None, typer.Option(help="Open loop: an Azure CSV or a Mooncake JSONL.")] = None,
-    speed: Annotated[float, typer.Option(min=0.001, help="How much faster than the trace.")] = 1.0,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the trace's first requests.")] = None,
-    scale_prompt: Annotated[float, typer.Option(min=0.0, help="Factor on the trace's prompts.")] = 1.0,
-    scale_output: Annotated[float, typer.Option(min=0.0, help="Factor on the trace's outputs.")] = 1.0,
-    max_prompt: Annotated[int | None, typer.Option(min=1)] = None,
-    max_output: Annotated[int | None, typer.Option(min=1)] = None,
-    shared_prefix: Annotated[int, typer.Option(min=0, help="Tokens all prompts begin with.")] = 0,
-    warm_up: Annotated[int, typer.Option(min=0, help="Requests sent first and not counted.")] = 2,
-    slo: Annotated[str, typer.Option(help="What counts as good.")] = "ttft=1s,tpot=100ms",
-    seed: Annotated[int, typer.Option()] = 0,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for each request.")] = 600.0,
-    text_prompts: Annotated[
-        bool, typer.Option("--text-prompts", help="For servers that take no token ids.")
-    ] = False,
-    api_key: Annotated[str | None, typer.Option(envvar="WEIGHBRIDGE_API_KEY")] = None,
+    *,
+    load: LoadSettings,
+    how: MeasureSettings,
     json_output: JsonOutput = False,
 ) -> None:
     """Throughput, TTFT, ITL, TPOT and goodput under a closed loop, Poisson arrivals or a trace."""
-    from weighbridge.bench import serve
-    from weighbridge.workload.arrivals import closed, poisson
-    from weighbridge.workload.slo import parse_slo
-    from weighbridge.workload.traces import TraceOptions, read_rows
-
-    if sum(option is not None for option in (concurrency, rate, trace)) > 1:
-        raise BadInput("give one of --concurrency, --rate and --trace")
-    if trace is not None:
-        changes = TraceOptions(speed, limit, scale_prompt, scale_output, max_prompt, max_output)
-        arrivals = read_rows(trace, changes)
-    else:
-        arrivals = closed(requests, prompt_tokens, output_tokens)
-    if rate is not None:
-        arrivals = poisson(arrivals, rate, random.Random(seed))
-    closed_loop = concurrency or (8 if rate is None and trace is None else None)
-    options = serve.ServeOptions(
-        url,
-        model,
-        arrivals,
-        concurrency=closed_loop,
-        shared_prefix=shared_prefix,
-        warm_up=warm_up,
-        seed=seed,
-        timeout=timeout,
-        text_prompts=text_prompts,
-        api_key=api_key,
-        slo=parse_slo(slo),
+    report = serve.run(
+        serve.ServeOptions(
+            url,
+            model,
+            load.arrivals(random.Random(how.seed)),
+            concurrency=load.clients,
+            shared_prefix=how.shared_prefix,
+            warm_up=how.warm_up,
+            seed=how.seed,
+            timeout=how.timeout,
+            text_prompts=how.text_prompts,
+            api_key=how.api_key,
+            slo=how.slo,
+        )
     )
-    report = serve.run(options)
-    if json_output:
-        print_json(report.as_dict())
-    else:
-        report.print()
+    _show(report, json_output)
     if not report.good:
         raise WeighbridgeError("every request failed")
 
 
 def bench_interference(
-    url: Url = "http://127.0.0.1:8080",
+    url: Url = DEFAULT_URL,
     model: Model = None,
     streams: Annotated[int, typer.Option(min=1, help="Streams that decode.")] = 16,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt that arrives.")] = 4000,
     json_output: JsonOutput = False,
 ) -> None:
     """What a long prompt does to the gaps of the streams that decode beside it."""
-    from weighbridge.bench import interference
-
     report = interference.run(
         interference.InterferenceOptions(url, model, streams=streams, prompt_tokens=prompt_tokens)
     )
-    if json_output:
+    _show(report, json_output)
+    if report.errors:
+        raise WeighbridgeError(f"{len(report.errors)} requests failed: {report.errors[0]}")
+
+
+def _show(report: Any, as_json: bool) -> None:
+    if as_json:
         print_json(report.as_dict())
     else:
         report.print()
-    if report.errors:
-        raise WeighbridgeError(f"{len(report.errors)} requests failed: {report.errors[0]}")

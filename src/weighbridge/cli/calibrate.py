@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from weighbridge.cli.options import JsonOutput, Model, Only, options
-from weighbridge.cli.terminal import counting, print_json
+from weighbridge.cli.terminal import counting, outside, print_json
 from weighbridge.engine.settings import EngineSettings
 
 
@@ -59,4 +59,4 @@ def calibrate(
         )
     console = Console()
     console.print(table)
-    console.print(f"median error {median_error:.1%}; stored in {file}", soft_wrap=True)
+    console.print(outside(f"median error {median_error:.1%}; stored in {file}"), soft_wrap=True)

@@ -5,29 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from weighbridge.cli.terminal import print_json
-
-if TYPE_CHECKING:
-    from weighbridge.fleet.config.spec import FleetSpec, SharedLimitsSpec
-    from weighbridge.routes.settings import RouteSettings
-
+from weighbridge.cli.options import JsonOutput
+from weighbridge.cli.terminal import outside, print_json
+from weighbridge.fleet.config.reader import Secret
+from weighbridge.fleet.config.spec import FleetSpec, ReplicaSpec, SharedLimitsSpec
+from weighbridge.routes.config import load_configuration
+from weighbridge.routes.settings import RouteSettings
 
 _FILE = Annotated[Path, typer.Argument(help="The configuration.")]
-_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEFAULT_FILE = Path("weighbridge.yaml")
 
 
-def check(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
+def check(file: _FILE = DEFAULT_FILE, json_output: JsonOutput = False) -> None:
     """Read the file and say what is wrong, line by line; exit 2 when anything is."""
-    from weighbridge.routes.config import load_configuration
-
     read = load_configuration(file)
     spec = read.fleet
     counts = {
@@ -40,13 +37,11 @@ def check(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
         print_json({"file": str(file), "ok": True, **{f"{name}s": n for name, n in counts.items()}})
     else:
         said = [f"{n} {name}{'s' * (n > 1)}" for name, n in counts.items()]
-        Console().print(f"{file}: ok, {', '.join(said)}")
+        Console().print(outside(f"{file}: ok, {', '.join(said)}"))
 
 
-def show(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
+def show(file: _FILE = DEFAULT_FILE, json_output: JsonOutput = False) -> None:
     """The configuration with every default filled in; keys are not shown."""
-    from weighbridge.routes.config import load_configuration
-
     read = load_configuration(file)
     spec, routes = read.fleet, read.routes.routes
     if json_output:
@@ -56,20 +51,14 @@ def show(file: _FILE = DEFAULT_FILE, json_output: _JSON = False) -> None:
     for model in spec.models:
         for one in model.replicas:
             name = f"{one.name} x {one.count}" if one.count > 1 else one.name
-            table.add_row(
-                model.name,
-                model.policy,
-                name,
-                one.kind,
-                one.shown,
-                one.dialect,
-                one.model or "as clients do",
-            )
+            called = one.model or "as clients do"
+            cells = (model.name, model.policy, name, one.kind, one.shown, one.dialect, called)
+            table.add_row(*map(outside, cells))
     console = Console()
     console.print(table)
     if routes:
         console.print(_routes(routes))
-    console.print(_settings(spec))
+    console.print(outside(_settings(spec)))
 
 
 def _routes(routes: Sequence[RouteSettings]) -> Table:
@@ -77,7 +66,8 @@ def _routes(routes: Sequence[RouteSettings]) -> Table:
     for route in routes:
         below = f"{route.cascade.threshold:g}" if route.cascade.enabled else "never"
         rules = ", ".join(f"{rule.name}: {rule.residency}" for rule in route.policy.rules) or "none"
-        table.add_row(route.name, route.shown_places, route.policy.default, rules, below)
+        cells = (route.name, route.shown_places, route.policy.default, rules, below)
+        table.add_row(*map(outside, cells))
     return table
 
 
@@ -103,10 +93,7 @@ def _shared(spec: SharedLimitsSpec | None) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as JSON; keys become stars."""
-    from weighbridge.fleet.config.reader import Secret
-    from weighbridge.fleet.config.spec import ReplicaSpec
-
+    """Return dataclasses as plain JSON types; keys become stars."""
     if isinstance(value, Secret):
         return "***"
     if is_dataclass(value) and not isinstance(value, type):

@@ -9,22 +9,33 @@ import inspect
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
+import msgspec
 import typer
+from rich.console import Console
+from rich.table import Table
 
-from weighbridge.cli.terminal import print_json
+from weighbridge.cli.options import JsonOutput
+from weighbridge.cli.terminal import outside, print_json, visible
 from weighbridge.errors import BadInput, WeighbridgeError
+from weighbridge.flow import Budget, Flow
+from weighbridge.flow.journal.journal import Journal
+from weighbridge.flow.replay.replay import Replayed, ReplayMode, ReplaySettings
+from weighbridge.flow.replay.replay import replay as run_replay
+from weighbridge.flow.replay.workload import read_workload
+from weighbridge.flow.report.explain import explain
+from weighbridge.flow.report.record_json import record_from_json
+from weighbridge.flow.report.timeline import text
+from weighbridge.flow.report.timeline_page import page
+from weighbridge.models.files.store import weighbridge_home
 
 JournalOption = Annotated[
     Path | None, typer.Option(help="SQLite file that remembers runs (default: flows.sqlite in the home).")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _journal_path(given: Path | None) -> Path:
-    from weighbridge.models.files.store import weighbridge_home
-
     return given if given is not None else weighbridge_home() / "flows.sqlite"
 
 
@@ -41,7 +52,7 @@ def run(
         str | None, typer.Option(help="Name of the run; an interrupted one is resumed.")
     ] = None,
     mode: Annotated[str | None, typer.Option(help="sequential, parallel or speculate.")] = None,
-    json_output: JsonOption = False,
+    json_output: JsonOutput = False,
 ) -> None:
     """Run a flow with a journal; print its result."""
     flow = _load(target)
@@ -66,14 +77,12 @@ def run(
             {"run": record.run_id, "result": _plain(result), "seconds": seconds, "usd": usd, "bets": bets}
         )
     else:
-        print(result if isinstance(result, str) else json.dumps(_plain(result), ensure_ascii=False))
+        print(visible(result if isinstance(result, str) else json.dumps(_plain(result), ensure_ascii=False)))
         print(f"run {record.run_id}: {record.seconds:.3f} s, ${record.usd:.4g}", file=sys.stderr)
 
 
 def _load(target: str) -> Any:
     """The flow that MODULE:FLOW names. Raises BadInput saying what is missing."""
-    from weighbridge.flow import Flow
-
     name, colon, attribute = target.rpartition(":")
     if not colon or not name or not attribute:
         raise BadInput(f"{target!r}: name a flow as MODULE:FLOW or FILE.py:FLOW")
@@ -117,8 +126,6 @@ def _arguments(given: str | None) -> tuple[list[Any], dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    import msgspec
-
     try:
         return msgspec.to_builtins(value)
     except TypeError:
@@ -128,14 +135,9 @@ def _plain(value: Any) -> Any:
 def runs(
     journal: JournalOption = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, the latest first.")] = 20,
-    json_output: JsonOption = False,
+    json_output: JsonOutput = False,
 ) -> None:
     """List the runs of a journal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from weighbridge.flow.journal.journal import Journal
-
     book = Journal(_existing(journal))
     listed = book.runs(limit)
     book.close()
@@ -145,7 +147,8 @@ def runs(
     table = Table("run", "flow", "status", "seconds", "arguments")
     for one in listed:
         seconds = f"{one['ended'] - one['began']:.3f}" if one["ended"] else "-"
-        table.add_row(one["run_id"], one["flow"], one["status"], seconds, one["arguments"][:60])
+        cells = (one["run_id"], one["flow"], one["status"], seconds, one["arguments"][:60])
+        table.add_row(*map(outside, cells))
     Console().print(table)
 
 
@@ -163,15 +166,9 @@ def timeline(
     journal: JournalOption = None,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained page instead.")] = None,
     width: Annotated[int, typer.Option(min=60, help="Columns of the text.")] = 100,
-    json_output: JsonOption = False,
+    json_output: JsonOutput = False,
 ) -> None:
     """Show a run: what was committed, shadow or cancelled, the critical path, and every bet."""
-    from weighbridge.flow.journal.journal import Journal
-    from weighbridge.flow.report.explain import explain
-    from weighbridge.flow.report.record_json import record_from_json
-    from weighbridge.flow.report.timeline import text
-    from weighbridge.flow.report.timeline_page import page
-
     book = Journal(_existing(journal))
     data = book.record_of(run)
     book.close()
@@ -180,8 +177,8 @@ def timeline(
         return
     record = record_from_json(data)
     if html is None:
-        print(text(record, width))
-        print(explain(record))
+        print(visible(text(record, width)))
+        print(visible(explain(record)))
         return
     try:
         html.write_text(page(record), encoding="utf-8")
@@ -204,16 +201,9 @@ def replay(
     ] = 0.5,
     limit: Annotated[int | None, typer.Option(min=1, help="Most calls at once (default: no limit).")] = None,
     seed: Annotated[int, typer.Option(help="Which predictions come true where only a rate is given.")] = 0,
-    json_output: JsonOption = False,
+    json_output: JsonOutput = False,
 ) -> None:
     """Replay a workload through the real runtime and gate, in virtual time unless told otherwise."""
-    from typing import get_args
-
-    from weighbridge.flow import Budget
-    from weighbridge.flow.replay.replay import Replayed, ReplayMode, ReplaySettings
-    from weighbridge.flow.replay.replay import replay as run_replay
-    from weighbridge.flow.replay.workload import read_workload
-
     if mode not in get_args(ReplayMode):
         raise BadInput(f"--mode {mode}: must be one of {', '.join(get_args(ReplayMode))}")
     tasks = read_workload(workload)

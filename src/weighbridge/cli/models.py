@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from weighbridge.cli.terminal import DownloadBar, print_json
+from weighbridge.cli.options import JsonOutput
+from weighbridge.cli.terminal import DownloadBar, outside, print_json
 from weighbridge.errors import BadInput
-
-JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+from weighbridge.models.files import catalogue
+from weighbridge.models.files.store import installed, resolve
 
 
 def list_models(json_output: JsonOutput = False) -> None:
     """The catalogue, and which of its models are in the cache."""
-    from weighbridge.models.files import catalogue
-    from weighbridge.models.files.store import installed
-
     here = {one.entry.name: one.path for one in installed()}
     if json_output:
         print_json(
@@ -44,9 +43,6 @@ def pull_model(
     name: Annotated[str, typer.Argument(help="A name from `weighbridge models list`.")] = "default",
 ) -> None:
     """Bring a model into the cache, checked against its pinned hash."""
-    from weighbridge.models.files import catalogue
-    from weighbridge.models.files.store import resolve
-
     if catalogue.find(name) is None and "/" not in name:
         known = ", ".join(entry.name for entry in catalogue.CATALOGUE)
         raise BadInput(f"no model {name!r} in the catalogue; there is {known}", param="name")
@@ -58,10 +54,7 @@ def show_model(
     json_output: JsonOutput = False,
 ) -> None:
     """A model's shape: layers, heads, context, and what a token costs in KV memory."""
-    from dataclasses import asdict
-
-    from weighbridge.models.files.checkpoint import open_checkpoint
-    from weighbridge.models.files.store import resolve
+    from weighbridge.models.files.checkpoint import open_checkpoint  # loads torch
 
     path = resolve(model, progress=DownloadBar(f"Pulling {model}"))
     config = open_checkpoint(path).config
@@ -81,5 +74,5 @@ def show_model(
         "KV bytes per token": f"{config.kv_elements_per_token * 2} in bfloat16",
     }
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        table.add_row(name, outside(value))
     Console().print(table, soft_wrap=True)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from weighbridge.cli.terminal import print_json
+from weighbridge.cli.options import JsonOutput
+from weighbridge.cli.terminal import outside, print_json
 from weighbridge.errors import BadInput
-
-if TYPE_CHECKING:
-    from weighbridge.routes.privacy.guard import Guard
+from weighbridge.routes.build import build_guard
+from weighbridge.routes.privacy import walk
+from weighbridge.routes.privacy.guard import Guard
+from weighbridge.routes.privacy.hits import DEFAULT_TYPES
+from weighbridge.routes.privacy.ner import model_directory
+from weighbridge.routes.settings import PrivacySettings
 
 
 def scan(
@@ -26,7 +30,7 @@ def scan(
     deny: Annotated[list[str] | None, typer.Option(help="A phrase that must not leave; repeatable.")] = None,
     locations: Annotated[bool, typer.Option(help="Report places named on their own, too.")] = False,
     show: Annotated[bool, typer.Option(help="Show the values; default: only where they are.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json_output: JsonOutput = False,
 ) -> None:
     """List the sensitive values in FILE: type, line, place and detector."""
     text = _read(file)
@@ -43,7 +47,7 @@ def scan(
         return
     table = Table("type", "line", "from", "to", "detector", *(["value"] if show else []))
     for row in found:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*map(outside, row.values()))
     Console().print(table)
     if not with_ner:
         Console(stderr=True).print("names and addresses were not looked for: the NER model is not in use")
@@ -58,18 +62,12 @@ def _read(file: Path) -> str:
 
 
 def _guard(ner: bool | None, deny: list[str], locations: bool) -> tuple[Guard, bool]:
-    from weighbridge.routes.build import build_guard
-    from weighbridge.routes.privacy.hits import DEFAULT_TYPES
-    from weighbridge.routes.settings import PrivacySettings
-
     types = DEFAULT_TYPES | ({"LOCATION"} if locations else set())
     wanted = ner if ner is not None else _ner_is_installed()
     return build_guard(PrivacySettings(wanted, tuple(deny), frozenset(types))), wanted
 
 
 def _ner_is_installed() -> bool:
-    from weighbridge.routes.privacy.ner import model_directory
-
     try:
         return model_directory().is_dir()
     except BadInput:
@@ -78,8 +76,6 @@ def _ner_is_installed() -> bool:
 
 def _texts(text: str) -> list[tuple[int, str]]:
     """Texts with the line each is on: the strings of JSON or JSONL, else the whole text, paragraph by paragraph."""
-    from weighbridge.routes.privacy import walk
-
     values = []
     try:
         values = [(1, json.loads(text))]

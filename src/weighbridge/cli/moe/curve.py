@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from weighbridge.bench.prompts import WORDS
 from weighbridge.cli.options import JsonOutput, Only, options
 from weighbridge.cli.terminal import counting, print_json
 from weighbridge.engine.settings import EngineSettings
@@ -63,8 +64,6 @@ def curve(
 
 def _text(tokenizer: Any, length: int, number: int) -> list[int]:
     """Token ids of random words, other ones for every sequence."""
-    from weighbridge.bench.prompts import WORDS
-
     rng = random.Random(number)
     tokens: list[int] = []
     while len(tokens) < length:

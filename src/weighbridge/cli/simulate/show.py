@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from weighbridge.cli.terminal import outside
 
 
 def show(result: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, 120)
     for name, words in result["setup"].items():
-        console.print(f"[dim]{name + ':':<10}[/] {escape(words)}", soft_wrap=True)
+        console.print(Text.assemble((f"{name + ':':<10}", "dim"), " ", outside(words)), soft_wrap=True)
     if "compare" in result:
         console.print(_table(result["compare"]))
     elif "sweep" in result:

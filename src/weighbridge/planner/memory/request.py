@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from weighbridge.errors import BadInput
+from weighbridge.knobs import knob
 
 ENGINES = ("vllm", "sglang", "llama.cpp", "weighbridge")
 
@@ -16,36 +17,48 @@ class Deployment:
     Memory in bytes. `kv_cache_memory` is per GPU and overrides what would be left over.
     """
 
-    engine: str = "vllm"
-    version: str | None = None
+    engine: str = knob("vllm", "vllm, sglang, llama.cpp or weighbridge.")
+    version: str | None = knob(None, "Rules of this version; none: a recent one.", flag="--engine-version")
     tp: int = 1
-    pp: int = 1
-    dp: int = 1
-    ep: int = 1
-    dcp: int = 1  # decode context parallel: the cache of a sequence over ranks
-    weights: str | None = None
-    kv_dtype: str = "auto"
-    max_model_len: int | None = None
-    concurrency: int | None = None
-    gpu_memory_utilization: float | None = None
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    block_size: int | None = None
-    kv_cache_memory: int | None = None
-    prefix_caching: bool | None = None
-    enforce_eager: bool = False
-    speculative: str | None = None  # "mtp" or "eagle": draft layers join the cache
-    num_speculative_tokens: int = 0
-    lora_rank: int = 0
-    max_loras: int = 0
+    pp: int = knob(1, "Pipeline parallelism.", min=1)
+    dp: int = knob(1, "Data parallelism.", min=1)
+    ep: int = knob(1, "Expert parallelism: tp x dp, or 1.", min=1)
+    # the cache of a sequence over ranks
+    dcp: int = knob(1, "Decode context parallelism.", min=1)
+    weights: str | None = knob(None, "bf16, fp8, awq, nvfp4, q4_k_m ...; none: as published.")
+    kv_dtype: str = knob("auto", "bf16, fp8, int8, q8_0 ...", flag=("--kv-dtype", "--kv-cache-dtype"))
+    max_model_len: int | None = knob(
+        None, "Longest request in tokens.", flag=("--max-model-len", "--context-length", "-c"), min=1
+    )
+    concurrency: int | None = knob(None, "Full-length requests wanted at once.", min=1)
+    gpu_memory_utilization: float | None = knob(
+        None,
+        "Share of memory the engine takes.",
+        flag=("--gpu-memory-utilization", "--mem-fraction-static"),
+    )
+    max_num_seqs: int | None = knob(None, "Requests in a batch; llama.cpp: slots.", min=1)
+    max_num_batched_tokens: int | None = knob(None, "Tokens in a batch.", min=1)
+    block_size: int | None = knob(None, "Tokens of a cache block.", min=1)
+    kv_cache_memory: int | None = knob(
+        None, "Cache per GPU, such as 20GiB, instead of what is left.", unit="bytes"
+    )
+    prefix_caching: bool | None = knob(None)
+    enforce_eager: bool = knob(False, "No CUDA graphs.", flag="--enforce-eager")
+    speculative: str | None = knob(None, "mtp or eagle: draft layers join the cache.")
+    num_speculative_tokens: int = knob(0, min=0)
+    lora_rank: int = knob(0, "Largest adapter rank.", min=0)
+    max_loras: int = knob(0, "Adapters in memory at once.", min=0)
     towers: bool = True
-    host_experts: int = 0  # llama.cpp --n-cpu-moe: layers whose experts stay in host memory
-    gpu_layers: int | None = None  # llama.cpp -ngl
-    unified_kv: bool | None = None  # llama.cpp --kv-unified
-    swa_full: bool = False  # llama.cpp --swa-full; vLLM --disable-hybrid-kv-cache-manager
-    flash_attention: bool | None = None
+    gpu_layers: int | None = knob(None, "llama.cpp.", flag=("--gpu-layers", "-ngl"), min=0)
+    host_experts: int = knob(
+        0, "llama.cpp: layers whose experts stay in host memory.", flag="--n-cpu-moe", min=0
+    )
+    unified_kv: bool | None = knob(None, "llama.cpp.", flag="--kv-unified/--no-kv-unified")
+    # llama.cpp --swa-full; vLLM --disable-hybrid-kv-cache-manager
+    swa_full: bool = knob(False, "Keep sliding layers in full.", flag="--swa-full")
+    flash_attention: bool | None = knob(None, "llama.cpp.", flag="--flash-attn/--no-flash-attn")
     swa_ratio: float | None = None  # SGLang --swa-full-tokens-ratio
-    ubatch: int = 512
+    ubatch: int = knob(512, "llama.cpp micro-batch.", min=1)
 
     @property
     def gpus(self) -> int:
