@@ -146,7 +146,7 @@ async def embed(engine: LocalEngine, prompt: list[int], **options: Any) -> Embed
     (delta,) = [delta async for deltas in stream for delta in deltas]
     assert (delta.text, delta.tokens, delta.finish, delta.error) == ("", [], FinishReason.STOP, None)
     assert delta.embedding is not None
-    assert stream.usage.completion_tokens == 0
+    assert stream.usage.output_tokens == 0
     assert stream.ticket.first_token is None
     return delta.embedding
 
