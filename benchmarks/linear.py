@@ -23,7 +23,7 @@ import torch
 
 from weighbridge.models.compute.linear import DenseLinear, Linear
 from weighbridge.models.compute.linear_packed import bfloat16_linear, multiplies_bfloat16, quantized_linear
-from weighbridge.models.compute.quantized import GROUP_SIZE, GroupQuantized
+from weighbridge.models.files.quantized import GROUP_SIZE, GroupQuantized
 
 SHAPES = {  # rows, columns, layers of the model
     "qkv": (960, 576, 30),

@@ -20,9 +20,9 @@ from weighbridge.engine.experts.telemetry import attach
 from weighbridge.models.compute.allocator import tune_allocator
 from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.kernels.api import BatchLayout
-from weighbridge.models.compute.loader import Quantize, choose_dtype, load_decoder
 from weighbridge.models.experts.moe import SparseMlp
 from weighbridge.models.files.checkpoint import open_checkpoint
+from weighbridge.models.loader import Quantize, choose_dtype, load_decoder
 
 BLOCK, PROMPT = 32, 16
 

@@ -25,11 +25,10 @@ from weighbridge.engine.experts.telemetry import attach
 from weighbridge.models.compute.allocator import tune_allocator
 from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.kernels.api import BatchLayout
-from weighbridge.models.compute.loader import Quantize, load_decoder
-from weighbridge.models.compute.quantized import GroupQuantized
 from weighbridge.models.experts.moe import SparseMlp
-from weighbridge.models.files.config import ModelConfig, RopeConfig
-from weighbridge.models.files.moe_config import ExpertsConfig
+from weighbridge.models.files.config import ExpertsConfig, ModelConfig, RopeConfig
+from weighbridge.models.files.quantized import GroupQuantized
+from weighbridge.models.loader import Quantize, load_decoder
 
 WARM_UP = 3  # steps that are not timed
 BATCHES = (1, 2, 4, 8, 16, 32, 64)

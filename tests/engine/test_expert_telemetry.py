@@ -16,8 +16,8 @@ from weighbridge.engine.experts import statistics
 from weighbridge.engine.experts.telemetry import ExpertTelemetry, attach
 from weighbridge.engine.request import Request, SamplingParams
 from weighbridge.engine.runner import Runner
-from weighbridge.models.compute.loader import load_decoder
 from weighbridge.models.files.checkpoint import open_checkpoint
+from weighbridge.models.loader import load_decoder
 
 BLOCK = 16
 
@@ -166,7 +166,7 @@ def test_recording_is_quick() -> None:
     """30 layers, 8 experts, 64 decodes take 0.5 ms; the bound is for a machine that is slow and busy."""
     from weighbridge.models.compute.kernels.api import BatchLayout
     from weighbridge.models.experts.moe import RoutingTrace
-    from weighbridge.models.files.moe_config import ExpertsConfig
+    from weighbridge.models.files.config import ExpertsConfig
 
     trace = RoutingTrace()
     telemetry = ExpertTelemetry(range(30), ExpertsConfig(8, 2, 64, True, (True,) * 30), trace)

@@ -11,9 +11,9 @@ import torch
 from tests.tiny import make_tiny
 from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.kernels.api import BatchLayout, States
-from weighbridge.models.compute.loader import Quantize, load_decoder
-from weighbridge.models.compute.quantized import GroupQuantized, quantize
 from weighbridge.models.files.checkpoint import Checkpoint, open_checkpoint
+from weighbridge.models.files.quantized import GroupQuantized, quantize
+from weighbridge.models.loader import Quantize, load_decoder
 
 transformers = pytest.importorskip("transformers", reason="the oracle is transformers")
 

@@ -13,10 +13,10 @@ from tests.models.tiny_moe import make_tiny_moe
 from tests.tiny import make_tiny
 from weighbridge.errors import BadInput
 from weighbridge.models.compute.decoder import Decoder
-from weighbridge.models.compute.loader import Quantize, load_decoder
 from weighbridge.models.experts.cache import CachedExperts, ExpertCache
 from weighbridge.models.experts.moe import SparseMlp
 from weighbridge.models.files.checkpoint import open_checkpoint
+from weighbridge.models.loader import Quantize, load_decoder
 
 
 @pytest.fixture(scope="module", params=["mixtral", "qwen2-moe-mixed", "olmoe"])

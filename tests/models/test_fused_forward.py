@@ -18,8 +18,8 @@ from weighbridge.models.compute.kernels.api import BatchLayout, States
 from weighbridge.models.compute.kernels.native_kernels import NativeKernels
 from weighbridge.models.compute.linear_hybrid import HybridLinear
 from weighbridge.models.compute.linear_packed import multiplies_bfloat16
-from weighbridge.models.compute.loader import Quantize, load_decoder
 from weighbridge.models.files.checkpoint import open_checkpoint
+from weighbridge.models.loader import Quantize, load_decoder
 
 BLOCK, BLOCKS_EACH = 16, 8
 

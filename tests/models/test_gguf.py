@@ -21,11 +21,11 @@ from tests.tiny_gguf import finish, write_gguf
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.compute.decoder import Mlp
 from weighbridge.models.compute.linear_packed import PackedLinear, kernels_available
-from weighbridge.models.compute.loader import Quantize, choose_dtype, load_decoder
 from weighbridge.models.compute.rope import cos_sin_table
 from weighbridge.models.files.checkpoint import open_checkpoint
 from weighbridge.models.files.gguf import GgufFile
 from weighbridge.models.files.gguf_format import read_gguf
+from weighbridge.models.loader import Quantize, choose_dtype, load_decoder
 
 Kind = GGMLQuantizationType
 

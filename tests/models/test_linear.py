@@ -28,7 +28,7 @@ from weighbridge.models.compute.linear_packed import (
     pack_scales,
     quantized_linear,
 )
-from weighbridge.models.compute.quantized import GROUP_SIZE, GroupQuantized, quantize
+from weighbridge.models.files.quantized import GROUP_SIZE, GroupQuantized, quantize
 
 DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 5e-3}  # bfloat16 outputs have 8 bits
@@ -253,7 +253,7 @@ def test_quantize_rounds_well(bits: int, bound: float) -> None:
 def test_quantize_of_many_rows_equals_quantize_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(50, 64, generator=torch.Generator().manual_seed(11))
     whole = quantize(weight, 4).dequantized()
-    monkeypatch.setattr("weighbridge.models.compute.quantized.ELEMENTS_AT_ONCE", 64 * 7)
+    monkeypatch.setattr("weighbridge.models.files.quantized.ELEMENTS_AT_ONCE", 64 * 7)
     np.testing.assert_array_equal(quantize(weight, 4).dequantized(), whole)
 
 

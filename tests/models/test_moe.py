@@ -11,10 +11,10 @@ import torch
 from tests.models.test_decoder import logits_in_chunks
 from tests.models.tiny_moe import MOE_FAMILIES, make_tiny_moe
 from weighbridge.models.compute.decoder import Decoder
-from weighbridge.models.compute.loader import Quantize, load_decoder
 from weighbridge.models.experts.moe import ListedExperts, Router, RoutingTrace, SparseMlp
 from weighbridge.models.experts.moe_grouped import GroupedExperts, choose
 from weighbridge.models.files.checkpoint import open_checkpoint
+from weighbridge.models.loader import Quantize, load_decoder
 
 transformers = pytest.importorskip("transformers", reason="the oracle is transformers")
 

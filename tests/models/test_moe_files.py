@@ -18,10 +18,10 @@ from tests.tiny import make_tiny
 from tests.tiny_gguf import write_gguf
 from tests.tiny_moe_gguf import write_moe_gguf
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.compute.loader import Quantize, load_decoder
 from weighbridge.models.experts.moe import SparseMlp
 from weighbridge.models.experts.moe_grouped import GroupedExperts
 from weighbridge.models.files.checkpoint import open_checkpoint
+from weighbridge.models.loader import Quantize, load_decoder
 
 TOKENS = np.random.default_rng(1).integers(3, 400, 80).tolist()
 #: Qwen3-MoE without normalised weights cannot be said in GGUF; llama.cpp always normalises it.

@@ -14,11 +14,11 @@ from tests.tiny import make_tiny
 from tests.tiny_gguf import write_gguf
 from weighbridge.errors import BadInput
 from weighbridge.models.compute.decoder import Decoder
-from weighbridge.models.compute.loader import load_decoder
 from weighbridge.models.experts.moe import RoutingTrace, SparseMlp
-from weighbridge.models.experts.upcycle import Upcycling, upcycle
 from weighbridge.models.files.checkpoint import open_checkpoint
+from weighbridge.models.loader import load_decoder
 from weighbridge.models.text.tokenizer import load_tokenizer
+from weighbridge.models.upcycle import Upcycling, upcycle
 
 TEXT = np.random.default_rng(5).integers(3, 500, 400).tolist()
 

@@ -23,9 +23,9 @@ from weighbridge.errors import BadInput
 from weighbridge.models.compute.allocator import tune_allocator
 from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.kernels.seats import seat_compute_threads
-from weighbridge.models.compute.loader import Quantize, choose_dtype, load_decoder
 from weighbridge.models.files.cache import weighbridge_home
 from weighbridge.models.files.checkpoint import Checkpoint, open_checkpoint
+from weighbridge.models.loader import Quantize, choose_dtype, load_decoder
 from weighbridge.models.text.tokenizer import Tokenizer, load_tokenizer
 
 Report = Callable[[int, int], None]

@@ -45,9 +45,9 @@ def upcycle_model(
 ) -> None:
     """Turn a dense model into a mixture of experts by copying its feed-forward blocks."""
     # These load torch.
-    from weighbridge.models.compute.loader import choose_dtype
-    from weighbridge.models.experts.upcycle import Upcycling, upcycle
     from weighbridge.models.files.checkpoint import open_checkpoint
+    from weighbridge.models.loader import choose_dtype
+    from weighbridge.models.upcycle import Upcycling, upcycle
 
     dtype = None if mixture.dtype == "source" else choose_dtype(mixture.dtype)
     path = resolve(model, progress=DownloadBar("Pulling the model"))

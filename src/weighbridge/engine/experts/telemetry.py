@@ -25,7 +25,7 @@ from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.kernels.api import BatchLayout, Int32
 from weighbridge.models.experts.cache import CachedExperts, ExpertCache
 from weighbridge.models.experts.moe import RoutingTrace, SparseMlp
-from weighbridge.models.files.moe_config import ExpertsConfig
+from weighbridge.models.files.config import ExpertsConfig
 
 #: Co-activation is counted on at most this many tokens of an iteration: prompts would make it dear.
 COACTIVATION_TOKENS = 64

@@ -13,7 +13,7 @@ from weighbridge.models.compute.linear_packed import (
     multiplies_bfloat16,
     quantized_linear,
 )
-from weighbridge.models.compute.quantized import GROUP_SIZE, GroupQuantized
+from weighbridge.models.files.quantized import GROUP_SIZE, GroupQuantized
 
 # Tokens for which oneDNN lays dense weights out. The layout it picks serves every other batch size too.
 PACK_BATCH_HINT = 16

@@ -10,7 +10,7 @@ import torch
 
 from weighbridge.models.compute.linear import DenseLinear, Linear, make_linear
 from weighbridge.models.compute.linear_packed import PackedLinear
-from weighbridge.models.compute.quantized import GROUP_SIZE, GroupQuantized
+from weighbridge.models.files.quantized import GROUP_SIZE, GroupQuantized
 
 TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _ROUNDS = 5

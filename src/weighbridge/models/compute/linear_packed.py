@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from weighbridge.errors import BadInput
-from weighbridge.models.compute.quantized import GROUP_SIZE, GroupQuantized
+from weighbridge.models.files.quantized import GROUP_SIZE, GroupQuantized
 
 try:
     _native: Any = importlib.import_module("weighbridge.models.compute.kernels._native")

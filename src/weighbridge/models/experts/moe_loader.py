@@ -23,8 +23,7 @@ from weighbridge.models.experts.moe import (
     SparseMlp,
 )
 from weighbridge.models.experts.moe_grouped import group
-from weighbridge.models.files.config import ModelConfig
-from weighbridge.models.files.moe_config import ExpertsConfig
+from weighbridge.models.files.config import ExpertsConfig, ModelConfig
 
 
 class Weights(Protocol):

@@ -1,7 +1,15 @@
-"""One face for every checkpoint: a Hugging Face directory of safetensors, or a GGUF file."""
+"""One face for every checkpoint: a Hugging Face directory of safetensors, or a GGUF file.
+
+Some safetensors hold all experts of a layer in one tensor, as transformers 5 keeps them: `experts.gate_up_proj` is
+[experts, 2 * size, hidden], gate above up, and `experts.down_proj` [experts, hidden, size]; some files have each
+matrix transposed. Every family calls the block `mlp` there, and its router `mlp.gate`. One expert's part is read.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,14 +17,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.compute.quantized import GroupQuantized
-from weighbridge.models.experts import fused_experts
 from weighbridge.models.files import cache, gguf, gguf_config, hf_config
 from weighbridge.models.files.config import ModelConfig
 from weighbridge.models.files.hf_config import read_json
+from weighbridge.models.files.quantized import GroupQuantized
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_EXPERT = re.compile(r"(model\.layers\.\d+)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")
+_ROUTER = re.compile(r"(model\.layers\.\d+)\.block_sparse_moe\.gate\.weight")
+_PARTS = {"gate_proj": 0, "w1": 0, "up_proj": 1, "w3": 1, "down_proj": 2, "w2": 2}
 
 
 class Checkpoint(Protocol):
@@ -69,9 +79,7 @@ class SafetensorsCheckpoint:
         return list(self._file_of)
 
     def tensor(self, name: str) -> torch.Tensor:
-        part = (
-            fused_experts.Part(name) if name in self._file_of else fused_experts.locate(name, self._file_of)
-        )
+        part = _Part(name) if name in self._file_of else _locate(name, self._file_of)
         if part is None:
             raise BadInput(f"{self.path} has no tensor {name!r}: the checkpoint is incomplete")
         file = self._file_of[part.name]
@@ -92,14 +100,14 @@ class SafetensorsCheckpoint:
     def fingerprint(self) -> str:
         return cache.fingerprint(sorted({self.path / "config.json", *self._file_of.values()}))
 
-    def _read(self, file: Path, part: fused_experts.Part) -> torch.Tensor:
+    def _read(self, file: Path, part: _Part) -> torch.Tensor:
         """A whole tensor, or what one expert has of it: nothing else is read."""
         tensor: torch.Tensor
         if part.expert is None:
             tensor = self._opened(file).get_tensor(part.name)
             return tensor
         stored = self._opened(file).get_slice(part.name)
-        cut = fused_experts.cut(part, stored.get_shape(), self.config)
+        cut = _cut(part, stored.get_shape(), self.config)
         if cut.transposed:
             tensor = stored[part.expert, :, cut.start : cut.end]
             return tensor.T.contiguous()
@@ -144,6 +152,57 @@ class SafetensorsCheckpoint:
             f"; {pickles[0]} is a pickle, which can run code and is never opened: convert the model with "
             "transformers, `AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)`"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Where a matrix is: all of tensor `name` (expert None), or of one expert the half `half` (None: both)."""
+
+    name: str
+    expert: int | None = None
+    half: int | None = None
+
+
+def _locate(name: str, stored: Collection[str]) -> _Part | None:
+    """The place of what a checkpoint does not have under its usual `name`; None: it has it nowhere."""
+    router = _ROUTER.fullmatch(name)
+    if router is not None:
+        return _if_stored(_Part(f"{router[1]}.mlp.gate.weight"), stored)
+    match = _EXPERT.fullmatch(name)
+    kind = None if match is None else _PARTS.get(match[3])
+    if match is None or kind is None:
+        return None
+    stem = f"{match[1]}.mlp.experts"
+    tensor = f"{stem}.down_proj" if kind == 2 else f"{stem}.gate_up_proj"
+    return _if_stored(_Part(tensor, int(match[2]), None if kind == 2 else kind), stored)
+
+
+def _if_stored(part: _Part, stored: Collection[str]) -> _Part | None:
+    return part if part.name in stored else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Rows or columns of one expert's matrix: `start` to `end` along the outer or inner axis, then turned or not."""
+
+    start: int
+    end: int
+    transposed: bool
+
+
+def _cut(part: _Part, shape: list[int], config: ModelConfig) -> _Cut:
+    """How to take `part` out of a tensor of this shape. Raises BadInput when it is not that of the model."""
+    experts = config.experts
+    assert experts is not None
+    size, hidden = experts.intermediate_size, config.hidden_size
+    usual = (hidden, size) if part.half is None else (2 * size, hidden)
+    if len(shape) != 3 or shape[0] != experts.count or tuple(shape[1:]) not in (usual, usual[::-1]):
+        expected = [experts.count, *usual]
+        raise BadInput(f"tensor {part.name!r} has shape {shape}, not {expected}: the checkpoint is damaged")
+    transposed = tuple(shape[1:]) != usual
+    if part.half is None:
+        return _Cut(0, usual[0], transposed)
+    return _Cut(part.half * size, (part.half + 1) * size, transposed)
 
 
 class GgufCheckpoint:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weighbridge.models.files.moe_config import ExpertsConfig
-
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
@@ -21,6 +19,27 @@ class RopeConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     divisors: tuple[float, ...] | None = None  # of each frequency, as GGUF stores llama3's rule
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsConfig:
+    """Experts of the sparse layers. Each token runs through `top_k` of `count` experts, and the shared one.
+
+    The router takes the softmax over all experts, then the `top_k` largest; `normalize` divides those by their
+    sum, which is the same as a softmax over them alone.
+    """
+
+    count: int
+    top_k: int
+    intermediate_size: int
+    normalize: bool
+    sparse_layers: tuple[bool, ...]  # False: this layer has an ordinary feed-forward block
+    shared_intermediate_size: int = 0  # 0: no shared expert
+    mixtral_names: bool = False  # tensors are called block_sparse_moe.experts.N.w1 instead of mlp.experts.N.…
+
+    @property
+    def num_sparse_layers(self) -> int:
+        return sum(self.sparse_layers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,31 +11,13 @@ from gguf.constants import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.compute.quantized import GROUP_SIZE, GroupQuantized
-from weighbridge.models.experts import gguf_experts
+from weighbridge.models.files import gguf_names
 from weighbridge.models.files.config import ModelConfig
-from weighbridge.models.files.gguf_format import TensorEntry
-from weighbridge.models.files.gguf_metadata import GgufMetadata
+from weighbridge.models.files.gguf_format import GgufMetadata, TensorEntry
+from weighbridge.models.files.quantized import GROUP_SIZE, GroupQuantized
 
 #: Architectures whose query and key rows the converter reorders, so that rotated pairs are neighbours.
 PERMUTED = frozenset({"llama", "smollm3"})
-
-_LAYER_NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    **gguf_experts.NAMES,
-}
-_TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_OUR_NAMES = {theirs: ours for ours, theirs in (_LAYER_NAMES | _TOP_NAMES).items()}
 
 _SUPPORTED = (
     *(Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0),
@@ -64,7 +46,7 @@ class GgufFile(GgufMetadata):
         """Names of all tensors, as Hugging Face calls them."""
         found: list[str] = []
         for name, entry in self._contents.tensors.items():
-            found += gguf_experts.expert_names(entry) or [hf_name(name)]
+            found += gguf_names.expert_names(entry) or [gguf_names.hf_name(name)]
         return found
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -91,13 +73,13 @@ class GgufFile(GgufMetadata):
     def _find(self, name: str) -> TensorEntry:
         entry = self._entry(name)
         if entry is None:
-            wanted = gguf_experts.fused_name(name) or gguf_name(name)
+            wanted = gguf_names.fused_name(name) or gguf_names.gguf_name(name)
             raise BadInput(f"{self.path.name} has no tensor {wanted!r}: the file is incomplete")
         return entry
 
     def _entry(self, name: str) -> TensorEntry | None:
         tensors = self._contents.tensors
-        return tensors.get(gguf_name(name)) or gguf_experts.find_expert(name, tensors)
+        return tensors.get(gguf_names.gguf_name(name)) or gguf_names.find_expert(name, tensors)
 
     def _row_order(self, name: str, config: ModelConfig) -> npt.NDArray[np.int64] | None:
         stem = name.rpartition(".")[0]
@@ -140,27 +122,6 @@ def rotate_half_order(heads: int, head_dim: int) -> npt.NDArray[np.int64]:
     """Row of the file for each row of ours: the file interleaves the halves of a head, we keep them apart."""
     rows = np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2)
     return rows.swapaxes(1, 2).reshape(-1)
-
-
-def gguf_name(name: str) -> str:
-    """GGUF's name of a Hugging Face tensor: model.layers.3.self_attn.q_proj.weight is blk.3.attn_q.weight.
-
-    Names that only GGUF has, such as rope_freqs.weight, stay as they are.
-    """
-    stem, _, kind = name.rpartition(".")
-    if stem.startswith("model.layers."):
-        _, _, index, rest = stem.split(".", 3)
-        return f"blk.{index}.{_LAYER_NAMES.get(rest, rest)}.{kind}"
-    return f"{_TOP_NAMES.get(stem, stem)}.{kind}"
-
-
-def hf_name(name: str) -> str:
-    """The inverse of `gguf_name`."""
-    stem, _, kind = name.rpartition(".")
-    if stem.startswith("blk."):
-        _, index, rest = stem.split(".", 2)
-        return f"model.layers.{index}.{_OUR_NAMES.get(rest, rest)}.{kind}"
-    return f"{_OUR_NAMES.get(stem, stem)}.{kind}"
 
 
 def _half(blocks: npt.NDArray[np.uint8], offset: int) -> npt.NDArray[np.float32]:

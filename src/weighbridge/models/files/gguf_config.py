@@ -6,13 +6,21 @@ import math
 from typing import Any
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.experts.gguf_experts import FAMILIES, read_experts
-from weighbridge.models.files.config import ModelConfig, RopeConfig
+from weighbridge.models.files.config import ExpertsConfig, ModelConfig, RopeConfig
 from weighbridge.models.files.fields import whole_number
 from weighbridge.models.files.gguf import GgufFile
 
 #: GGUF architectures. Mistral and Mixtral files call themselves llama.
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "qwen2moe", "qwen3moe", "olmoe")
+
+#: Those with experts: their Hugging Face family, and whether a token's weights are normalised. llama.cpp has that in
+#: its code for the architecture, not in the file.
+MIXTURES = {
+    "llama": ("mixtral", True),
+    "qwen2moe": ("qwen2_moe", False),
+    "qwen3moe": ("qwen3_moe", True),
+    "olmoe": ("olmoe", False),
+}
 
 
 def read_config(file: GgufFile) -> ModelConfig:
@@ -26,13 +34,13 @@ def read_config(file: GgufFile) -> ModelConfig:
     )
     window = _whole(file, "attention.sliding_window", 0) if architecture == "llama" else 0
     count = _whole(file, "expert_count", 0)
-    if count and architecture not in FAMILIES:
+    if count and architecture not in MIXTURES:
         raise UnsupportedModel(
             f"a mixture of {count} experts of architecture {architecture} is not supported"
         )
     normed = "model.layers.0.self_attn.q_norm.weight" in file
     return ModelConfig(
-        architecture=FAMILIES[architecture][0] if count else architecture,
+        architecture=MIXTURES[architecture][0] if count else architecture,
         vocab_size=file.shape("model.embed_tokens.weight")[0],
         hidden_size=hidden,
         intermediate_size=_whole(file, "feed_forward_length"),
@@ -53,9 +61,32 @@ def read_config(file: GgufFile) -> ModelConfig:
         qk_norm=normed and architecture != "olmoe",
         qk_norm_all_heads=normed and architecture == "olmoe",
         clip_qkv=_number(file, "attention.clamp_kqv", 0.0) or None,
-        experts=read_experts(file, layers, count, _whole(file, "expert_used_count")) if count else None,
+        experts=_experts(file, layers, count, _whole(file, "expert_used_count")) if count else None,
         eos_token_ids=file.end_token_ids(),
         bos_token_id=file.index("tokenizer.ggml.bos_token_id"),
+    )
+
+
+def _experts(file: GgufFile, layers: int, count: int, top_k: int) -> ExpertsConfig:
+    """The experts of `file`, which has `count` and uses `top_k`. Raises BadInput for sizes that do not fit."""
+    if not 1 <= top_k <= count:
+        raise BadInput(f"{file.path.name}: a token cannot use {top_k} of {count} experts")
+    sparse = tuple(f"model.layers.{layer}.mlp.gate.weight" in file for layer in range(layers))
+    if True not in sparse:
+        raise BadInput(f"{file.path.name} declares {count} experts and has no router (ffn_gate_inp)")
+    prefix = f"model.layers.{sparse.index(True)}.mlp."
+    routed = file.shape(f"{prefix}gate.weight")[0]
+    if routed != count:
+        raise BadInput(f"{file.path.name} declares {count} experts, its router knows {routed}")
+    shared = f"{prefix}shared_expert.gate_proj.weight"
+    normalize = MIXTURES[file.architecture][1]
+    return ExpertsConfig(
+        count=count,
+        top_k=top_k,
+        intermediate_size=file.shape(f"{prefix}experts.{count - 1}.gate_proj.weight")[0],
+        normalize=file.flag(f"{file.architecture}.expert_weights_norm", normalize),
+        sparse_layers=sparse,
+        shared_intermediate_size=file.shape(shared)[0] if shared in file else 0,
     )
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.files.config import ModelConfig, RopeConfig
+from weighbridge.models.files.config import ExpertsConfig, ModelConfig, RopeConfig
 from weighbridge.models.files.fields import Fields
-from weighbridge.models.files.moe_config import read_experts
 
 Json = dict[str, Any]
 
@@ -48,6 +47,19 @@ _DEFAULTS: dict[str, Json] = {
 }
 FAMILIES = tuple(_DEFAULTS)
 
+#: What transformers assumes for the experts of a family when config.json does not say.
+_EXPERT_DEFAULTS: dict[str, Json] = {
+    "mixtral": {"experts": 8, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "experts": 60,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+    },
+    "qwen3_moe": {"experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+    "olmoe": {"experts": 64, "num_experts_per_tok": 8},
+}
+
 
 def read_config(directory: Path) -> ModelConfig:
     """The shape of the model in `directory`. Raises BadInput or UnsupportedModel naming the field."""
@@ -55,7 +67,7 @@ def read_config(directory: Path) -> ModelConfig:
     family = fields["model_type"]
     heads, layers = _whole(fields, "num_attention_heads"), _whole(fields, "num_hidden_layers")
     hidden = _whole(fields, "hidden_size")
-    kv_heads = _whole(fields, "num_key_value_heads", heads)
+    kv_heads = _whole(fields, "num_key_value_heads", default=heads)
     if heads % kv_heads:
         raise BadInput(f"config.json: {heads} attention heads cannot share {kv_heads} key/value heads evenly")
     no_bias = ("mistral", "mixtral", "qwen2", "qwen2_moe")
@@ -70,7 +82,7 @@ def read_config(directory: Path) -> ModelConfig:
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=_whole(fields, "head_dim", hidden // heads),
+        head_dim=_whole(fields, "head_dim", default=hidden // heads),
         max_position_embeddings=_whole(fields, "max_position_embeddings"),
         rms_norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
         rope=_rope(fields),
@@ -83,7 +95,7 @@ def read_config(directory: Path) -> ModelConfig:
         qk_norm=family in ("qwen3", "qwen3_moe"),
         qk_norm_all_heads=family == "olmoe",
         clip_qkv=None if clip is None else float(clip),
-        experts=read_experts(fields, layers),
+        experts=_experts(fields, layers),
         eos_token_ids=end_token_ids(directory),
         bos_token_id=fields.get("bos_token_id"),
     )
@@ -121,9 +133,46 @@ def read_json(path: Path) -> Json:
     return value
 
 
-def _whole(fields: Json, name: str, default: int | None = None) -> int:
-    """A count; `default` is for fields that may be missing or null."""
-    return Fields(fields).whole(name, default=default)
+def _whole(fields: Json, *names: str, default: int | None = None) -> int:
+    """Return the count under the first of `names` that is there; `default` is for what may be missing or null."""
+    return Fields(fields).whole(*names, default=default)
+
+
+def _experts(fields: Json, layers: int) -> ExpertsConfig | None:
+    """The experts of a supported family, or None for a dense one. Raises BadInput naming the field."""
+    family = fields["model_type"]
+    if family not in _EXPERT_DEFAULTS:
+        return None
+    defaults = _EXPERT_DEFAULTS[family]
+    count = _whole(fields, "num_local_experts", "num_experts", default=defaults["experts"])
+    top_k = _whole(fields, "num_experts_per_tok", default=defaults["num_experts_per_tok"])
+    if top_k > count:
+        raise BadInput(f"config.json: num_experts_per_tok {top_k} is more than the {count} experts there are")
+    size_name = "moe_intermediate_size" if "moe_intermediate_size" in defaults else "intermediate_size"
+    shared = 0
+    if "shared_expert_intermediate_size" in defaults:
+        name = "shared_expert_intermediate_size"
+        shared = _whole(fields, name, default=defaults[name])
+    return ExpertsConfig(
+        count=count,
+        top_k=top_k,
+        intermediate_size=_whole(fields, size_name, default=defaults.get(size_name)),
+        normalize=family == "mixtral" or bool(fields.get("norm_topk_prob")),
+        sparse_layers=_sparse_layers(fields, layers),
+        shared_intermediate_size=shared,
+        mixtral_names=family == "mixtral",
+    )
+
+
+def _sparse_layers(fields: Json, layers: int) -> tuple[bool, ...]:
+    """Qwen has experts in every `decoder_sparse_step`-th layer that `mlp_only_layers` does not exclude."""
+    if not fields["model_type"].startswith("qwen"):
+        return (True,) * layers
+    step = _whole(fields, "decoder_sparse_step", default=1)
+    dense = fields.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise BadInput(f"config.json: mlp_only_layers must be a list of layers, not {dense!r}")
+    return tuple(index not in dense and (index + 1) % step == 0 for index in range(layers))
 
 
 def _rope(fields: Json) -> RopeConfig:
@@ -161,7 +210,7 @@ def _rotary_layers(fields: Json, layers: int) -> tuple[bool, ...]:
         return (True,) * layers
     flags = fields.get("no_rope_layers")
     if flags is None:
-        interval = _whole(fields, "no_rope_layer_interval", 4)
+        interval = _whole(fields, "no_rope_layer_interval", default=4)
         return tuple((index + 1) % interval != 0 for index in range(layers))
     return tuple(bool(flag) for flag in _per_layer(flags, "no_rope_layers", layers))
 

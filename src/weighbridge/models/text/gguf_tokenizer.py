@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.files.gguf_metadata import GgufMetadata
+from weighbridge.models.files.gguf_format import GgufMetadata
 from weighbridge.models.text.chat_template import ChatTemplate
 from weighbridge.models.text.tokenizer_parts import TokenizerParts, wrap_texts
 

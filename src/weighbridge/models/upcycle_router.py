@@ -16,8 +16,8 @@ import torch
 from weighbridge.errors import BadInput
 from weighbridge.models.compute.decoder import Decoder, FeedForward
 from weighbridge.models.compute.kernels.api import BatchLayout
-from weighbridge.models.compute.loader import choose_dtype, load_decoder
 from weighbridge.models.files.checkpoint import Checkpoint
+from weighbridge.models.loader import choose_dtype, load_decoder
 
 _BLOCK = 16
 FEWEST_TOKENS = 64

@@ -14,12 +14,12 @@ from weighbridge.models.compute.kernels import load_kernels
 from weighbridge.models.compute.kernels.api import Kernels
 from weighbridge.models.compute.linear import Linear, make_linear
 from weighbridge.models.compute.linear_hybrid import hybrid_linear, measure_quantized_crossover
-from weighbridge.models.compute.quantized import GROUP_SIZE, GroupQuantized, quantize, stack
 from weighbridge.models.compute.rope import cos_sin_table
 from weighbridge.models.experts.cache import ExpertCache
 from weighbridge.models.experts.moe_loader import build_mlp, make_cache, normed_projection
 from weighbridge.models.files.cache import weighbridge_home
 from weighbridge.models.files.checkpoint import Checkpoint
+from weighbridge.models.files.quantized import GROUP_SIZE, GroupQuantized, quantize, stack
 
 log = logging.getLogger("weighbridge.models")
 

@@ -1,41 +1,63 @@
-"""Mixtures of experts in GGUF files: their names, one expert out of a fused tensor, and what the file leaves unsaid.
+"""What GGUF calls a tensor that Hugging Face calls something else, and one expert out of a fused tensor.
 
-A layer's experts are three tensors [experts, rows, columns]; before April 2024 each expert had its own. Whether
-the weights of the chosen experts are normalised is part of an architecture's code in llama.cpp, not of its files.
+A layer's experts are three tensors [experts, rows, columns]; before April 2024 each expert had its own.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from weighbridge.errors import BadInput
 from weighbridge.models.files.gguf_format import TensorEntry
-from weighbridge.models.files.moe_config import ExpertsConfig
-
-if TYPE_CHECKING:
-    from weighbridge.models.files.gguf import GgufFile
-
-#: GGUF architectures with experts: their Hugging Face family, and whether a token's weights are normalised.
-FAMILIES = {
-    "llama": ("mixtral", True),
-    "qwen2moe": ("qwen2_moe", False),
-    "qwen3moe": ("qwen3_moe", True),
-    "olmoe": ("olmoe", False),
-}
 
 #: Hugging Face names, behind the layer, of what surrounds the experts.
-NAMES = {
+_EXPERT_NAMES = {
     "mlp.gate": "ffn_gate_inp",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
     "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp",
 }
+_LAYER_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    **_EXPERT_NAMES,
+}
+_TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_OUR_NAMES = {theirs: ours for ours, theirs in (_LAYER_NAMES | _TOP_NAMES).items()}
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
 _FUSED = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight")
 _SINGLE = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.weight")
+
+
+def gguf_name(name: str) -> str:
+    """GGUF's name of a Hugging Face tensor: model.layers.3.self_attn.q_proj.weight is blk.3.attn_q.weight.
+
+    Names that only GGUF has, such as rope_freqs.weight, stay as they are.
+    """
+    stem, _, kind = name.rpartition(".")
+    if stem.startswith("model.layers."):
+        _, _, index, rest = stem.split(".", 3)
+        return f"blk.{index}.{_LAYER_NAMES.get(rest, rest)}.{kind}"
+    return f"{_TOP_NAMES.get(stem, stem)}.{kind}"
+
+
+def hf_name(name: str) -> str:
+    """The inverse of `gguf_name`."""
+    stem, _, kind = name.rpartition(".")
+    if stem.startswith("blk."):
+        _, index, rest = stem.split(".", 2)
+        return f"model.layers.{index}.{_OUR_NAMES.get(rest, rest)}.{kind}"
+    return f"{_OUR_NAMES.get(stem, stem)}.{kind}"
 
 
 def fused_name(name: str) -> str | None:
@@ -75,26 +97,3 @@ def expert_names(entry: TensorEntry) -> list[str]:
     else:
         return []
     return [f"model.layers.{layer}.mlp.experts.{number}.{part}_proj.weight" for number in numbers]
-
-
-def read_experts(file: GgufFile, layers: int, count: int, top_k: int) -> ExpertsConfig:
-    """The experts of `file`, which has `count` and uses `top_k`. Raises BadInput for sizes that do not fit."""
-    if not 1 <= top_k <= count:
-        raise BadInput(f"{file.path.name}: a token cannot use {top_k} of {count} experts")
-    sparse = tuple(f"model.layers.{layer}.mlp.gate.weight" in file for layer in range(layers))
-    if True not in sparse:
-        raise BadInput(f"{file.path.name} declares {count} experts and has no router (ffn_gate_inp)")
-    prefix = f"model.layers.{sparse.index(True)}.mlp."
-    routed = file.shape(f"{prefix}gate.weight")[0]
-    if routed != count:
-        raise BadInput(f"{file.path.name} declares {count} experts, its router knows {routed}")
-    shared = f"{prefix}shared_expert.gate_proj.weight"
-    normalize = FAMILIES[file.architecture][1]
-    return ExpertsConfig(
-        count=count,
-        top_k=top_k,
-        intermediate_size=file.shape(f"{prefix}experts.{count - 1}.gate_proj.weight")[0],
-        normalize=file.flag(f"{file.architecture}.expert_weights_norm", normalize),
-        sparse_layers=sparse,
-        shared_intermediate_size=file.shape(shared)[0] if shared in file else 0,
-    )

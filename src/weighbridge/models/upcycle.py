@@ -19,11 +19,10 @@ from safetensors.torch import save_file
 
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.experts.moe_loader import expert_matrices, router_name
-from weighbridge.models.experts.upcycle_router import router_weights
 from weighbridge.models.files.checkpoint import Checkpoint, GgufCheckpoint
-from weighbridge.models.files.config import ModelConfig
-from weighbridge.models.files.moe_config import ExpertsConfig
+from weighbridge.models.files.config import ExpertsConfig, ModelConfig
 from weighbridge.models.text.tokenizer import load_tokenizer
+from weighbridge.models.upcycle_router import router_weights
 
 Report = Callable[[int, int], None]
 
