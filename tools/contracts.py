@@ -90,8 +90,8 @@ ROWS: dict[str, set[str]] = {
 }
 
 #: Today's figures: more is an error. Lower them with the code; the aim is 0.
-MODULES_IN_CIRCLES = 10
-FOLDER_LINKS_IN_CIRCLES = 24
+MODULES_IN_CIRCLES = 8
+FOLDER_LINKS_IN_CIRCLES = 16
 
 
 @dataclass(frozen=True, slots=True)
