@@ -150,7 +150,6 @@ BODIES = [
             ("Upgrade", "h2c"),
             ("HTTP2-Settings", "AAMAAABkAAQAoAAAAAIAAAAA"),
         ),
-        later="issue 15: served as HTTP/1.1",
     ),
     Row(
         "a body packed with gzip",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tests.doors.rows.extension import header
-from tests.doors.table import Row, bad, chat, fresh_ticket, ok, told
+from tests.doors.table import TICKET, Row, bad, chat, ok, told
 
-MINE = {name: fresh_ticket() for name in ("used", "twice")}
+FIRST, SECOND = f"{TICKET}1", f"{TICKET}2"
 
 
 def other_ticket(name: str, *proposed: str) -> Row:
@@ -54,14 +54,14 @@ CALLER = [
         chat(),
         headers=header("tenant", "jörg"),
     ),
-    Row("a ticket of the client's", ok(ticket=MINE["used"]), chat(), headers=header("ticket", MINE["used"])),
+    Row("a ticket of the client's", ok(ticket=FIRST), chat(), headers=header("ticket", FIRST)),
     Row(
         "a ticket of the client's for a stream",
-        ok(ticket=MINE["twice"]),
+        ok(ticket=SECOND),
         chat(stream=True),
-        headers=header("ticket", MINE["twice"]),
+        headers=header("ticket", SECOND),
     ),
-    other_ticket("a ticket that is in use", MINE["used"]),
+    other_ticket("a ticket that is in use", FIRST),
     other_ticket("a ticket that is too short", "0" * 31),
     other_ticket("a ticket that is too long", "0" * 33),
     other_ticket("a ticket in capitals", "ABCDEF" + "0" * 26),

@@ -80,6 +80,10 @@ def has(*names: str) -> Any:
     return lambda reply: all(name in reply.json for name in names)
 
 
+HEALTH = ok(headers=JSON, body=has("status", "version"))
+LOAD = ok(headers=JSON, body=has("queued_tokens", "draining"))
+MORE = at("gateway route routes", "says more", HEALTH)
+
 PROMPT = {"model": MODEL, "prompt": "It weighs", "max_tokens": 3, "temperature": 0}
 INPUT = {"model": MODEL, "input": "It weighs"}
 
@@ -127,20 +131,20 @@ ENDPOINTS = [
     Row("the list of models", ok(headers=JSON, body=lists_models), method="GET", path="/v1/models"),
     Row(
         "one model",
-        ok(body=lambda reply: is_model(reply.json)),
+        ok(body=is_one_model),
         method="GET",
         path=f"/v1/models/{MODEL}",
-        alike=False,
+        differs=at("route routes", "says more", ok(body=is_one_model)),
     ),
     Row("one model that is not there", NO_MODEL, method="GET", path="/v1/models/nobody"),
     Row("one model with slashes in its name", NO_MODEL, method="GET", path="/v1/models/nobody/at/all"),
     # -- beside the completions
     Row("the page", ok(headers={"content-type": "text/html; charset=utf-8"}), method="GET", path="/"),
-    Row("health", ok(headers=JSON, body=has("status", "version")), method="GET", path="/health"),
+    Row("health", HEALTH, method="GET", path="/health", differs=MORE),
     Row(
         "metrics", ok(body=lambda reply: b"# TYPE weighbridge_" in reply.body), method="GET", path="/metrics"
     ),
-    Row("load", ok(body=has("queued_tokens", "draining")), method="GET", path="/v1/load", alike=False),
+    Row("load", LOAD, method="GET", path="/v1/load", differs=at("gateway route routes", "says more", LOAD)),
     Row(
         "tokens of a text",
         ok(body=has("tokens", "count")),
@@ -200,6 +204,6 @@ ENDPOINTS = [
     Row("a path that climbs", NOT_HERE, method="GET", path="/v1/../../etc/passwd"),
     Row("a chat with a slash behind", ok(tokens=4), chat(), path="/v1/chat/completions/"),
     Row("the models with a slash behind", ok(body=lists_models), method="GET", path="/v1/models/"),
-    Row("health with a slash behind", ok(body=has("status")), method="GET", path="/health/"),
+    Row("health with a slash behind", HEALTH, method="GET", path="/health/", differs=MORE),
     Row("an unknown path with a slash behind", NOT_HERE, method="GET", path="/v1/nothing/"),
 ]

@@ -207,8 +207,8 @@ EXTENSION = [
         b'{"model": "$MODEL", "messages": [{"role": "user", "content": "x"}], "weighbridge": {"priority": 1e400}}',
     ),
     Row(
-        "a restriction named twice: the last one counts",
-        EDGE,
+        "a restriction named twice, one of them wrong",
+        WRONG,
         b'{"model": "$MODEL", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4, '
         b'"weighbridge": {"placement": "moon"}, "weighbridge": {"placement": "only_edge"}}',
     ),
