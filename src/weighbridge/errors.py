@@ -34,7 +34,8 @@ class Refused(WeighbridgeError):
 
     status = 503
     kind = "server_error"
-    code = "refused"
+    code: str | None = "refused"
+    param: str | None = None
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)

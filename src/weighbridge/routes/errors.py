@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from weighbridge.errors import Refused
 
 
@@ -29,17 +32,30 @@ class CloudDenied(Refused):
 
 
 class PlaceFailed(Refused):
-    """A place broke while answering. `status` is what it said; `billable`: it had begun to work."""
+    """A place broke while answering. `status` is what it said; `billable`: it had begun to work.
+
+    Where the request is at fault, the client is told what the place said of it: `said`, an error's fields as OpenAI has
+    them.
+    """
 
     status = 502
-    code = "side_failed"
+    code: str | None = "side_failed"
 
     def __init__(
-        self, message: str, *, status: int = 502, retry_after: float | None = None, billable: bool = False
+        self,
+        message: str,
+        *,
+        status: int = 502,
+        retry_after: float | None = None,
+        billable: bool = False,
+        said: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message, retry_after=retry_after)
         self.status = status
         self.billable = billable
+        if said is not None and self.is_request_at_fault:
+            self.kind = _text(said.get("type")) or "invalid_request_error"
+            self.code, self.param = _text(said.get("code")), _text(said.get("param"))
 
     @property
     def is_request_at_fault(self) -> bool:
@@ -67,3 +83,15 @@ class DoesNotFit(PlaceFailed):
     @property
     def is_request_at_fault(self) -> bool:
         return False
+
+
+class TooLate(PlaceFailed):
+    """The deadline has passed, or this place cannot meet it; another one may."""
+
+    status = 504
+    kind = "timeout_error"
+    code = "deadline_missed"
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

@@ -15,7 +15,7 @@ import msgspec
 from weighbridge.errors import BadInput, Refused
 from weighbridge.routes.answer import BrokenOff, Shown, whole_answer
 from weighbridge.routes.budget import FREE_OF_CHARGE, Reservation
-from weighbridge.routes.errors import CloudDenied, NoPlaceCan, PlaceFailed, PolicyForbids
+from weighbridge.routes.errors import CloudDenied, NoPlaceCan, PlaceFailed, PolicyForbids, TooLate
 from weighbridge.routes.leg import FIRST_TOKEN, WHOLE, LegRun
 from weighbridge.routes.place import Place
 from weighbridge.routes.policy import Asked, Grant, Level, PlaceFacts, Residency, RoutePlan, decide, residency
@@ -35,6 +35,8 @@ log = logging.getLogger("weighbridge.routes")
 
 #: Pause before the cloud is asked again, in seconds, where it names none; and the longest that is waited.
 RETRY_PAUSE, LONGEST_PAUSE = 0.2, 2.0
+#: Seconds that must be left for a place to be asked; the event loop's clock counts in no smaller ones.
+SHORTEST_DEADLINE = 0.001
 
 
 class RouteService:
@@ -110,16 +112,15 @@ class RouteJourney:
         return RouteOpened(self._request.ask.stream)
 
     def headers(self) -> HeaderList:
+        """What a stream costs is known at its end only: here it is expected."""
         ticket = self.ticket
-        headers = [
+        return [
             (b"x-weighbridge-ticket", ticket.id.encode()),
             (b"x-weighbridge-replica", ticket.replica.encode("latin-1", "replace")),
             (b"x-weighbridge-placement", ticket.placement.encode()),
             (b"x-weighbridge-degraded", b"true" if ticket.degraded else b"false"),
+            (b"x-weighbridge-cost", f"{self._usd:.9f}".encode()),
         ]
-        if self._is_whole:
-            headers.append((b"x-weighbridge-cost", f"{self._usd:.9f}".encode()))
-        return headers
 
     async def stream(self) -> AsyncIterator[Event]:
         run, parse = self._begun(), chat.chat_parts
@@ -265,7 +266,7 @@ class RouteJourney:
     def _unanswered(self, error: Refused, plan: RoutePlan, places: Sequence[Place]) -> Refused:
         """What the client is told when the last place failed, or no place can help."""
         stays = all(place.level is Level.EDGE for place in places)
-        if not stays or _at_fault(error) or not isinstance(error, PlaceFailed):
+        if not stays or _at_fault(error) or isinstance(error, TooLate) or not isinstance(error, PlaceFailed):
             return error
         message = f"{error}; policy permits no other side ({plan.rule})"
         return NoPlaceCan(message, retry_after=error.retry_after)
@@ -304,6 +305,9 @@ class RouteJourney:
 
         Raises CloudDenied or PlaceFailed.
         """
+        left = self._deadline - asyncio.get_running_loop().time()
+        if self._request.deadline_seconds is not None and left < SHORTEST_DEADLINE:
+            raise TooLate(f"{place.name}: the deadline has passed before it was asked", status=504)
         cascade, stream = self._route.settings.cascade, self._request.ask.stream
         window = (cascade.window if judged else FIRST_TOKEN) if stream else WHOLE
         if place.level is Level.EDGE:
@@ -360,7 +364,7 @@ class RouteJourney:
         deadline = None
         if self._request.deadline_seconds is not None:
             left = self._deadline - asyncio.get_running_loop().time()
-            deadline = place.gateway.clock() + max(left, 0.001)
+            deadline = place.gateway.clock() + max(left, SHORTEST_DEADLINE)
         ask = place.ask(self._request, fields, deadline)
         run = LegRun(place, ask, self._route.cashier, reservation, ends=self._ends, purpose=purpose)
         run.reads_all = self._route.observer is not None

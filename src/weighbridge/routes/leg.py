@@ -11,20 +11,20 @@ from typing import Any, cast
 
 import msgspec
 
-from weighbridge.errors import BadInput, NeverFits, RateLimited, Refused, WeighbridgeError
+from weighbridge.errors import BadInput, DeadlineMissed, NeverFits, RateLimited, Refused, WeighbridgeError
 from weighbridge.fleet.attempt import Opened
 from weighbridge.fleet.journey import FleetJourney
 from weighbridge.fleet.meter import Meter
 from weighbridge.fleet.reliability.retry import retry_after
 from weighbridge.routes.budget import FREE_OF_CHARGE, NANO, Cashier, Reservation
-from weighbridge.routes.errors import DoesNotFit, LimitReached, PlaceFailed
+from weighbridge.routes.errors import DoesNotFit, LimitReached, PlaceFailed, TooLate
 from weighbridge.routes.judge import Draft, SignalMeter
 from weighbridge.routes.place import Place
 from weighbridge.routes.policy import Level
 from weighbridge.routes.settings import Window
 from weighbridge.ticket import Leg
 from weighbridge.wire.ask import Ask
-from weighbridge.wire.errors import error_message
+from weighbridge.wire.errors import error_fields, error_message
 from weighbridge.wire.events import Event
 from weighbridge.wire.journey import Answered
 from weighbridge.wire.sse import event_data
@@ -117,9 +117,7 @@ class LegRun:
         """Raises PlaceFailed for an answer that is no stream of chunks."""
         name = self.place.name
         if opened.status >= 400:
-            raise PlaceFailed(
-                f"{name} answered {opened.status}: {error_message(opened.first)}", status=opened.status
-            )
+            raise _answered(name, opened.status, opened.first)
         if not opened.is_stream:
             raise PlaceFailed(f"{name} sent no stream although it was asked for one", billable=True)
 
@@ -287,17 +285,27 @@ class LegRun:
         if isinstance(error, TimeoutError):
             return PlaceFailed(f"{name}: no answer in time", status=504, billable=admitted)
         if isinstance(error, Answered):
-            wait = retry_after(error.headers, time.time())
-            text = f"{name} answered {error.status}: {error_message(error.body)}"
-            return PlaceFailed(text, status=error.status, retry_after=wait)
+            return _answered(name, error.status, error.body, retry_after(error.headers, time.time()))
         if isinstance(error, RateLimited) and is_edge:
             return LimitReached(text, status=429, retry_after=error.retry_after)
         if isinstance(error, NeverFits) and is_edge:
             return DoesNotFit(text, status=400)
+        if isinstance(error, DeadlineMissed):
+            return TooLate(text, status=504, billable=admitted)
         if isinstance(error, Refused):
             late = error.status == 504 and admitted  # it was sent, and may have been worked on
             return PlaceFailed(text, status=error.status, retry_after=error.retry_after, billable=late)
-        return PlaceFailed(text, status=400) if isinstance(error, BadInput) else None
+        if isinstance(error, BadInput):
+            return PlaceFailed(text, status=400, said={"code": error.code, "param": error.param})
+        return None
+
+
+def _answered(name: str, status: int, body: bytes, wait: float | None = None) -> PlaceFailed:
+    """What a place's own error means for a route."""
+    text, said = f"{name} answered {status}: {error_message(body)}", error_fields(body)
+    if status == DeadlineMissed.status and said.get("code") == DeadlineMissed.code:
+        return TooLate(text, status=status)
+    return PlaceFailed(text, status=status, retry_after=wait, said=said)
 
 
 #: What a leg takes over from the ticket that the fleet settled; where it was asked, it knows itself.

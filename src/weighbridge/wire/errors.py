@@ -41,7 +41,12 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, Refused):
         return ApiError(
-            error.status, str(error), kind=error.kind, code=error.code, retry_after=error.retry_after
+            error.status,
+            str(error),
+            kind=error.kind,
+            code=error.code,
+            param=error.param,
+            retry_after=error.retry_after,
         )
     if isinstance(error, BadInput):
         return ApiError(error.status, str(error), code=error.code, param=error.param)
