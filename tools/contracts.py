@@ -29,7 +29,7 @@ FLOORS: dict[str, set[str]] = {
     "models": _BASE,
     "engine": _BASE | {"models", "workload"},
     "fleet": _ENGINE | {"wire"},
-    "routes": _FLEET,
+    "routes": _FLEET | {"pages"},
     "pages": _BASE | {"workload"},
     "simulator": _FLEET | {"pages"},
     "planner": _FLEET | {"simulator", "pages"},

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weighbridge.pages.charts import Chart, Line, binned, decades, short, ticks
+from weighbridge.pages.charts import Chart, Series, binned, decades, short, ticks
 from weighbridge.simulator.experiment import Experiment, SyntheticSource
 from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, SimulatedEngine, Simulation
 from weighbridge.simulator.page import write_page
@@ -67,8 +67,8 @@ def test_bins_keep_the_area_and_the_peak(spans: list[tuple[float, float, float]]
 
 def test_a_chart_has_axes_labels_legend_and_marks() -> None:
     lines = [
-        Line("p50", [1, 2, 3], [10, 20, 400], dots=True, notes=["a", "b", "c"]),
-        Line("p99", [1, 3], [5, 8]),
+        Series("p50", [1, 2, 3], [10, 20, 400], dots=True, notes=["a", "b", "c"]),
+        Series("p99", [1, 3], [5, 8]),
     ]
     drawn = Chart(
         "TTFT over throughput", "output tokens/s", "TTFT, ms", lines, 3.0, logarithmic=True, down=[(2, "knee: 2")],
@@ -88,7 +88,7 @@ def test_a_chart_has_axes_labels_legend_and_marks() -> None:
 
 
 def test_names_cannot_break_the_page() -> None:
-    chart = Chart("<b>", "x", "y", [Line("a & <script>", [0, 1], [0, 1]), Line("b", [0], [1])], 1.0)
+    chart = Chart("<b>", "x", "y", [Series("a & <script>", [0, 1], [0, 1]), Series("b", [0], [1])], 1.0)
     assert "<script" not in chart.html()
     ElementTree.fromstring(chart.html())
 

@@ -22,7 +22,7 @@ from weighbridge.planner.memory.memory import MemoryPlan, Model, plan_memory
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.memory.source import open_model
 from weighbridge.planner.model.catalogue import catalogue
-from weighbridge.planner.report.html import page
+from weighbridge.planner.report.page import page
 from weighbridge.planner.report.printing import print_choices, print_packing, print_plan
 from weighbridge.planner.report.report import choice_json, placed_json, plan_json
 from weighbridge.planner.search.commands import engine_command, fleet_yaml

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 
 import numpy as np
 
+from weighbridge.pages.html import Html, html, tag
 from weighbridge.workload.quantiles import Floats
 
 WIDTH, LEFT, RIGHT, ABOVE, BELOW = 960, 64, 16, 12, 40
@@ -16,31 +16,14 @@ WIDTH, LEFT, RIGHT, ABOVE, BELOW = 960, 64, 16, 12, 40
 #: Lines in order; each reads on white and on near-black.
 COLOURS = ("#2f74d0", "#c9780a", "#1f9463", "#d0453f", "#8a5bd0", "#5f7688", "#b04a8c", "#7b8c1e")
 
-STYLE = """
-:root{color-scheme:light dark;--ink:#1c2128;--soft:#5b6470;--line:#d9dce1;--page:#fff}
-@media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--soft:#9aa3ad;--line:#3a414a;--page:#16191d}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);margin:2rem auto;max-width:1060px;
-padding:0 1rem}
-p{overflow-wrap:anywhere}
-h1{font-size:1.5rem;margin:0 0 .2rem}h2{font-size:1.15rem;margin:2rem 0 .4rem}h3{font-size:1rem;margin:1.4rem 0 .2rem}
-summary{font-weight:600;cursor:pointer;padding:.3rem 0}
-.soft{color:var(--soft)}.wide{overflow-x:auto}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-td,th{padding:.25rem .8rem .25rem 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th{color:var(--soft);font-weight:500;white-space:normal;vertical-align:bottom}td:first-child,th:first-child{text-align:left}
-figure{margin:.6rem 0 1.2rem}figcaption{font-weight:500}
-.legend{display:flex;flex-wrap:wrap;gap:.1rem 1.2rem;font-size:13px;color:var(--soft)}
-.legend i{display:inline-block;width:1.3em;height:.25em;margin-right:.4em;vertical-align:middle}
-svg{display:block;width:100%;min-width:640px;height:auto}
-svg text{font:12px system-ui,sans-serif;fill:var(--soft)}svg .ink{fill:var(--ink)}
-"""
-
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A named line. `steps`: a value holds until the next point. `peak`: of each point, the most that it stands
-    for, drawn as a shade above the line. `dots`: mark the points, with `notes` shown when one points at them, and
-    `labels` always."""
+class Series:
+    """A named line of a chart.
+
+    `steps`: a value holds until the next point. `peak`: of each point, the most that it stands for, drawn as a shade
+    above the line. `dots`: mark the points, with `notes` shown when somebody points at them, and `labels` always.
+    """
 
     name: str
     x: Sequence[float] | Floats
@@ -60,7 +43,7 @@ class Chart:
     title: str
     x_label: str
     y_label: str
-    lines: Sequence[Line]
+    lines: Sequence[Series]
     right: float
     height: int = 170
     logarithmic: bool = False
@@ -103,26 +86,25 @@ class Chart:
             share = (value - low) / (high - low)
         return self._above + (self.height - ABOVE - BELOW) * (1.0 - min(max(share, 0.0), 1.0))
 
-    def html(self) -> str:
-        """The chart as a figure with its title and legend."""
-        parts = [
-            f"<figure><figcaption>{escape(self.title)}</figcaption>",
-            self._legend(),
-            '<div class="wide">',
-        ]
-        label = escape(f"{self.title}: {self.y_label} over {self.x_label}", quote=True)
-        parts.append(f'<svg viewBox="0 0 {WIDTH} {self._tall}" role="img" aria-label="{label}">')
-        parts += [*self._axes(), *self._marks()]
+    def html(self) -> Html:
+        """Return the chart as a figure with its title and legend."""
+        parts = [*self._axes(), *self._marks()]
         for number, line in enumerate(self.lines):
             parts += self._drawn(line, COLOURS[number % len(COLOURS)])
-        return "".join([*parts, "</svg></div></figure>"])
-
-    def _legend(self) -> str:
-        names = [
-            f'<span><i style="background:{COLOURS[number % len(COLOURS)]}"></i>{escape(line.name)}</span>'
-            for number, line in enumerate(self.lines)
-        ]
-        return f'<div class="legend">{"".join(names)}</div>' if len(names) > 1 else ""
+        drawn = tag(
+            "svg",
+            Html("".join(parts)),
+            viewBox=f"0 0 {WIDTH} {self._tall}",
+            role="img",
+            aria_label=f"{self.title}: {self.y_label} over {self.x_label}",
+        )
+        names = [line.name for line in self.lines]
+        return tag(
+            "figure",
+            tag("figcaption", self.title),
+            legend(zip(COLOURS * len(names), names, strict=False)) if len(names) > 1 else "",
+            tag("div", drawn, cls="wide"),
+        )
 
     def _axes(self) -> list[str]:
         bottom, edge, parts = self._tall - BELOW, WIDTH - RIGHT, []
@@ -142,9 +124,9 @@ class Chart:
         middle = (self._above + bottom) / 2
         parts.append(f'<line x1="{LEFT}" x2="{edge}" y1="{bottom}" y2="{bottom}" stroke="var(--soft)"/>')
         parts.append(f'<text x="{(LEFT + edge) / 2}" y="{self._tall - 6}" text-anchor="middle">')
-        parts.append(f"{escape(self.x_label)}</text>")
+        parts.append(f"{html(self.x_label)}</text>")
         parts.append(f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">')
-        parts.append(f"{escape(self.y_label)}</text>")
+        parts.append(f"{html(self.y_label)}</text>")
         return parts
 
     def _marks(self) -> list[str]:
@@ -153,7 +135,7 @@ class Chart:
             y = self.y(at)
             parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"')
             parts.append(' stroke="var(--soft)" stroke-dasharray="2 4"/>')
-            parts.append(f'<text x="{LEFT + 6}" y="{y - 5:.1f}">{escape(words)}</text>')
+            parts.append(f'<text x="{LEFT + 6}" y="{y - 5:.1f}">{html(words)}</text>')
         for row, (at, words) in enumerate(self.down):
             x = self.x(at)
             anchor, beside = ("end", x - 6) if x > WIDTH * 0.7 else ("start", x + 6)
@@ -161,11 +143,11 @@ class Chart:
             parts.append(' stroke="var(--ink)" stroke-dasharray="5 4"/>')
             y = ABOVE + 9 + 14 * (row % 3)
             parts.append(
-                f'<text class="ink" x="{beside:.1f}" y="{y}" text-anchor="{anchor}">{escape(words)}</text>'
+                f'<text class="ink" x="{beside:.1f}" y="{y}" text-anchor="{anchor}">{html(words)}</text>'
             )
         return parts
 
-    def _drawn(self, line: Line, colour: str) -> list[str]:
+    def _drawn(self, line: Series, colour: str) -> list[str]:
         xs = [self.x(float(x)) for x in line.x]
         ys = [self.y(float(y)) for y in line.y]
         parts = []
@@ -182,14 +164,20 @@ class Chart:
         if line.dots:
             notes = line.notes or [""] * len(xs)
             parts += [
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"><title>{escape(note)}</title></circle>'
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"><title>{html(note)}</title></circle>'
                 for x, y, note in zip(xs, ys, notes, strict=True)
             ]
         parts += [
-            f'<text class="ink" x="{x + 7:.1f}" y="{y - 6:.1f}">{escape(label)}</text>'
+            f'<text class="ink" x="{x + 7:.1f}" y="{y - 6:.1f}">{html(label)}</text>'
             for x, y, label in zip(xs, ys, line.labels, strict=False)
         ]
         return parts
+
+
+def legend(entries: Iterable[tuple[str, str]]) -> Html:
+    """Return a legend of colours with their names."""
+    marks = (tag("span", tag("i", style=f"background:{colour}"), name) for colour, name in entries)
+    return tag("div", *marks, cls="legend")
 
 
 def _path(xs: Sequence[float], ys: Sequence[float], steps: bool, *, back: bool = False) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from weighbridge.errors import BadInput
-from weighbridge.pages.charts import STYLE, Chart, Line, binned
+from weighbridge.pages.charts import Chart, Series, binned
+from weighbridge.pages.html import Html, joined, page, save, table, tag
 from weighbridge.simulator.experiment import Experiment
-from weighbridge.simulator.fleet import Run, Simulation
+from weighbridge.simulator.fleet import Act, Run, Simulation
 from weighbridge.simulator.timeline import Timeline, Track
 
 #: Parts of the time axis: more spans than that become their mean and their peak in each part.
@@ -27,42 +26,27 @@ def write_page(path: Path, experiment: Experiment, result: Figures) -> None:
 
     Raises BadInput when the file cannot be written.
     """
-    parts = ["<h1>weighbridge simulate</h1>", *_setup(result.get("setup", {}))]
+    parts = [tag("h1", "weighbridge simulate"), *_setup(result.get("setup", {}))]
     if "sweep" in result:
         parts += _sweep(result["sweep"], experiment)
     elif "compare" in result:
-        parts += ["<h2>Compared</h2>", _compared(result["compare"])]
+        parts += [tag("h2", "Compared"), _compared(result["compare"])]
     else:
-        parts += ["<h2>Figures</h2>", _latencies(result), _one(result), *_timelines(experiment)]
-    body = "\n".join(parts)
-    page = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>weighbridge simulate</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style><body>{body}</body></html>\n'
-    )
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"{path} cannot be written: {error.strerror or error}", param="html") from error
+        parts += [tag("h2", "Figures"), _latencies(result), *_facts(result), *_timelines(experiment)]
+    save(path, page("weighbridge simulate", *parts))
 
 
-def _setup(setup: Mapping[str, str]) -> Iterator[str]:
+def _setup(setup: Mapping[str, str]) -> Iterator[Html]:
     """What was simulated, a line for each thing."""
     if setup:
-        lines = "<br>".join(f"{escape(name)}: {escape(words)}" for name, words in setup.items())
-        yield f'<p class="soft">{lines}</p>'
+        lines = (f"{name}: {words}" for name, words in setup.items())
+        yield tag("p", joined(lines, Html("<br>")), cls="soft")
 
 
 # -- tables --------------------------------------------------------------------------------------------
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells of `rows` are HTML already."""
-    heads = "".join(f"<th>{escape(text)}</th>" for text in head)
-    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{heads}</tr>{lines}</table></div>'
-
-
-def _latencies(result: Figures) -> str:
+def _latencies(result: Figures) -> Html:
     names = {
         "TTFT, ms": "ttft_ms",
         "TPOT, ms": "tpot_ms",
@@ -71,21 +55,21 @@ def _latencies(result: Figures) -> str:
         "waiting in the gateway, ms": "gateway_wait_ms",
     }
     columns = ("mean", "p50", "p90", "p95", "p99")
-    return _table(
+    return table(
         ("", *columns), ([name, *(_ms(result, key, q) for q in columns)] for name, key in names.items())
     )
 
 
-def _ms(result: Figures, key: str, column: str) -> str:
+def _ms(result: Figures, key: str, column: str) -> object:
     if column not in result[key]:
         return ""
     interval = result.get("intervals", {}).get(key, {}).get(column)
     half = interval["high"] - interval["mean"] if interval else 0.0
     value = f"{result[key][column]:,.1f}"
-    return f'{value} <span class="soft">± {half:,.1f}</span>' if half else value
+    return joined((value, " ", tag("span", f"± {half:,.1f}", cls="soft"))) if half else value
 
 
-def _one(result: Figures) -> str:
+def _facts(result: Figures) -> Iterator[Html]:
     """What is no latency, in words and numbers; and the replicas."""
     seeds = f", mean of {result['seeds']} seeds, ± for 95 % of them" if result["seeds"] > 1 else ""
     facts = [
@@ -100,7 +84,7 @@ def _one(result: Figures) -> str:
         )
     rows = [
         (
-            escape(name),
+            name,
             f"{one['requests']:,.0f}",
             f"{one['utilization']:.1%}",
             f"{one['kv_occupancy']:.1%}",
@@ -111,7 +95,8 @@ def _one(result: Figures) -> str:
         for name, one in list(result["replicas"].items())[:64]
     ]
     head = ("replica", "requests", "busy", "KV held", "iterations", "tokens each", "sequences each")
-    return f"<p>{'; '.join(facts)}.</p>" + _table(head, rows)
+    yield tag("p", f"{'; '.join(facts)}.")
+    yield table(head, rows)
 
 
 #: Columns of comparisons and sweeps: name, digits, whether less is better (None: neither), and the value.
@@ -126,31 +111,31 @@ _COLUMNS: tuple[tuple[str, str, str | None], ...] = (
 )
 
 
-def _compared(results: Mapping[str, Figures]) -> str:
+def _compared(results: Mapping[str, Figures]) -> Html:
     """A row each; the bar behind a number is its share of the column's largest."""
     rows = []
     columns = [
         [float(one[key] if q is None else one[key][q]) for one in results.values()] for _, key, q in _COLUMNS
     ]
     for place, name in enumerate(results):
-        cells = [escape(name)]
+        cells: list[object] = [name]
         for (_, key, q), column in zip(_COLUMNS, columns, strict=True):
             value = column[place]
             text = f"{value:.1%}" if q is None and "per_s" not in key else f"{value:,.{1 if q else 0}f}"
             cells.append(_bar(text, value / (max(column) or 1.0)))
         rows.append(cells)
-    return _table(("", *(name for name, _, _ in _COLUMNS)), rows)
+    return table(("", *(name for name, _, _ in _COLUMNS)), rows)
 
 
-def _bar(text: str, share: float) -> str:
+def _bar(text: str, share: float) -> Html:
     fill = f"linear-gradient(to left,#2f74d033 {share:.1%},transparent {share:.1%})"
-    return f'<span style="display:block;padding:0 .3rem;background:{fill}">{text}</span>'
+    return tag("span", text, style=f"display:block;padding:0 .3rem;background:{fill}")
 
 
 # -- timelines -----------------------------------------------------------------------------------------
 
 
-def _timelines(experiment: Experiment) -> Iterator[str]:
+def _timelines(experiment: Experiment) -> Iterator[Html]:
     simulation: Simulation
     timeline = Timeline(lambda name: simulation.replicas[name], lambda: len(simulation.gateway.queue))
     seed = experiment.seeds[0]
@@ -158,20 +143,24 @@ def _timelines(experiment: Experiment) -> Iterator[str]:
     simulation = Simulation(experiment.fleet, requests, seed, watcher=timeline)
     run = simulation.run()
     end = run.seconds or 1.0
-    acts = [(act.at, f"{act.what} {act.replica}") for act in experiment.fleet.script if act.at <= end]
-    yield f'<h2>Timelines of seed {seed}</h2><p class="soft">{_grain(end)}</p>'
-    queue = Line("waiting", *_columns(timeline.gateway), steps=True)
+    script = [act for act in experiment.fleet.script if act.at <= end]
+    acts = [_mark(act) for act in script]
+    yield tag("h2", f"Timelines of seed {seed}")
+    yield tag("p", _grain(end), cls="soft")
+    queue = Series("waiting", *_columns(timeline.gateway), steps=True)
     yield Chart("Waiting at the gateway", "seconds", "requests", [queue], end, down=acts).html()
     if len(run.sizes) > len(experiment.fleet.replicas):
         yield _sizes(run, end, acts)
     for number, (name, track) in enumerate(sorted(timeline.replicas.items())):
-        own = [(at, words) for at, words in acts if words.endswith(f" {name.partition('@')[0]}")]
-        opened = " open" if number == 0 else ""
-        yield f"<details{opened}><summary>Replica {escape(name)}</summary>"
-        yield from (chart.html() for chart in _of_replica(track, end, own))
-        yield "</details>"
+        own = [_mark(act) for act in script if act.replica == name.partition("@")[0]]
+        drawn = (chart.html() for chart in _of_replica(track, end, own))
+        yield tag("details", tag("summary", f"Replica {name}"), *drawn, open=number == 0 or None)
     if timeline.left_out:
-        yield f"<p>{len(timeline.left_out)} more replicas are not drawn.</p>"
+        yield tag("p", f"{len(timeline.left_out)} more replicas are not drawn.")
+
+
+def _mark(act: Act) -> tuple[float, str]:
+    return act.at, f"{act.what} {act.replica}"
 
 
 def _grain(end: float) -> str:
@@ -182,19 +171,19 @@ def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[f
     return [x for x, _ in points], [float(y) for _, y in points]
 
 
-def _sizes(run: Run, end: float, acts: Sequence[tuple[float, str]]) -> str:
+def _sizes(run: Run, end: float, acts: Sequence[tuple[float, str]]) -> Html:
     at, sizes = _columns([*run.sizes, (end, run.sizes[-1][1])])
-    line = Line("replicas", at, sizes, steps=True)
+    line = Series("replicas", at, sizes, steps=True)
     return Chart(
         "Replicas that are paid for", "seconds", "replicas", [line], end, height=140, down=acts
     ).html()
 
 
 def _of_replica(track: Track, end: float, acts: Sequence[tuple[float, str]]) -> Iterator[Chart]:
-    def line(name: str, column: str, factor: float = 1.0) -> Line:
+    def line(name: str, column: str, factor: float = 1.0) -> Series:
         begins, ends = track.span(end)
         x, mean, peak = binned(begins, ends, track[column] * factor, end, BINS)
-        return Line(name, x, mean, steps=True, peak=peak)
+        return Series(name, x, mean, steps=True, peak=peak)
 
     decodes, prompts = line("sequences that decode", "decodes"), line("prompt tokens", "prompt_tokens")
     yield Chart("Batch of an iteration: decodes", "seconds", "sequences", [decodes], end, down=acts)
@@ -209,21 +198,24 @@ def _of_replica(track: Track, end: float, acts: Sequence[tuple[float, str]]) -> 
 # -- sweeps --------------------------------------------------------------------------------------------
 
 
-def _sweep(sweep: Figures, experiment: Experiment) -> Iterator[str]:
+def _sweep(sweep: Figures, experiment: Experiment) -> Iterator[Html]:
     points: Sequence[Figures] = sweep["points"]
     knee, share = sweep["knee_rps"], f"{sweep['served_share']:.0%}"
     targets = (
         f"TTFT {experiment.targets.ttft_s * 1e3:,.0f} ms and TPOT {experiment.targets.tpot_s * 1e3:,.0f} ms"
     )
     said = "No rate that was tried" if knee is None else f"Up to {knee:.3g} requests/s, the knee,"
-    yield f"<h2>Rates</h2><p>{said} keeps {share} of the requests within {targets}.</p>"
+    yield tag("h2", "Rates")
+    yield tag("p", f"{said} keeps {share} of the requests within {targets}.")
     yield _compared({f"{point['rate']:.3g} requests/s": point for point in points})
     for name, key, target in (
         ("TTFT", "ttft_ms", experiment.targets.ttft_s * 1e3),
         ("TPOT", "tpot_ms", experiment.targets.tpot_s * 1e3),
     ):
         yield _curve(points, knee, name, key, target)
-    good = Line("within targets", [p["rate"] for p in points], [p["goodput_rps"] for p in points], dots=True)
+    good = Series(
+        "within targets", [p["rate"] for p in points], [p["goodput_rps"] for p in points], dots=True
+    )
     most = max(point["rate"] for point in points) * 1.04
     yield Chart(
         "Goodput over the rate offered", "requests/s offered", "requests/s within targets", [good], most,
@@ -235,11 +227,11 @@ def _knee(at: float | None, knee: float | None) -> list[tuple[float, str]]:
     return [] if at is None or knee is None else [(at, f"knee: {knee:.3g} requests/s")]
 
 
-def _curve(points: Sequence[Figures], knee: float | None, name: str, key: str, target: float) -> str:
+def _curve(points: Sequence[Figures], knee: float | None, name: str, key: str, target: float) -> Html:
     """Latency over throughput: up and to the right as the rate rises, and straight up behind the knee."""
     x = [float(point["output_tokens_per_s"]) for point in points]
     notes = [f"{point['rate']:.3g} requests/s offered" for point in points]
-    lines = [Line(q, x, [point[key][q] for point in points], dots=True, notes=notes) for q in _QUANTILES]
+    lines = [Series(q, x, [point[key][q] for point in points], dots=True, notes=notes) for q in _QUANTILES]
     at = next((out for out, point in zip(x, points, strict=True) if point["rate"] == knee), None)
     return Chart(
         f"{name} over throughput", "output tokens/s", f"{name}, ms", lines, max(x) * 1.04, height=320,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +13,12 @@ from rich.text import Text
 from weighbridge.cli.options import DEFAULT_URL, ApiKey, JsonOutput, Url
 from weighbridge.cli.remote import Server
 from weighbridge.cli.terminal import outside, print_json
+from weighbridge.pages import html
+from weighbridge.pages.html import tag
+
+_HEAT = (
+    "table.heat{border-spacing:1px;border-collapse:separate}.heat td{min-width:10px;height:16px;padding:0}"
+)
 
 #: Seconds to wait for a server's report.
 PATIENCE = 30.0
@@ -28,7 +33,7 @@ def stats(
     """Show which experts a server's tokens use: a heat map, balance, hot and cold experts, coverage."""
     report = Server(url, api_key).ask("GET", "/v1/experts", patience=PATIENCE)
     if page is not None:
-        page.write_text(heat_map(report), encoding="utf-8")
+        html.save(page, heat_map(report))
     if json_output:
         print_json(report)
         return
@@ -85,16 +90,24 @@ def heat_map(report: dict[str, Any]) -> str:
     rows = []
     for layer in report["layers"]:
         largest = max(layer["tokens"]) or 1
-        cells = "".join(
-            f'<td style="background:rgba(37,99,235,{value / largest:.3f})" '
-            f'title="layer {layer["layer"]}, expert {expert}: {value:,} tokens"></td>'
+        cells = (
+            tag(
+                "td",
+                style=f"background:rgba(37,99,235,{value / largest:.3f})",
+                title=f"layer {layer['layer']}, expert {expert}: {value:,} tokens",
+            )
             for expert, value in enumerate(layer["tokens"])
         )
-        rows.append(f"<tr><th>{layer['layer']}</th>{cells}<td class=n>{layer['balancedness']:.2f}</td></tr>")
-    title = html.escape(f"{report['experts']} experts, {report['top_k']} used, {report['steps']:,} steps")
-    return (
-        "<!doctype html><meta charset=utf-8><title>Experts</title><style>body{font:14px sans-serif;margin:2em}"
-        "td{min-width:10px;height:16px}th,.n{font-weight:normal;padding:0 8px}table{border-spacing:1px}</style>"
-        f"<h1>{title}</h1><p>Darker: more tokens, within a layer. Right: balancedness.</p>"
-        f"<table>{''.join(rows)}</table>\n"
+        rows.append(
+            tag(
+                "tr", tag("th", layer["layer"]), *cells, tag("td", f"{layer['balancedness']:.2f}", cls="soft")
+            )
+        )
+    title = f"{report['experts']} experts, {report['top_k']} used, {report['steps']:,} steps"
+    return html.page(
+        title,
+        tag("h1", title),
+        tag("p", "Darker: more tokens, within a layer. Right: balancedness.", cls="soft"),
+        tag("div", tag("table", *rows, cls="heat"), cls="wide"),
+        style=_HEAT,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from weighbridge.errors import BadInput
+from weighbridge.pages.html import page, table, tag
 
 Ticket = Mapping[str, Any]
 
@@ -120,17 +120,13 @@ def _suggestion(one: Mapping[str, Any]) -> str:
 def as_html(summary: Mapping[str, Any]) -> str:
     """One page without scripts or anything fetched."""
     columns = list(summary["routes"][0]) if summary["routes"] else []
-    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in columns)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(_shown(row[name]))}</td>" for name in columns) + "</tr>"
-        for row in summary["routes"]
-    )
+    rows = ([_shown(row[name]) for name in columns] for row in summary["routes"])
     said = sentences(summary) or ["No shadow evaluations."]
-    text = "".join(f"<p>{html.escape(line)}</p>" for line in said)
-    style = "body{font:15px system-ui;margin:3em}td,th{padding:.4em 1em;text-align:right;border-bottom:1px solid #ccc}"
-    return (
-        f"<!doctype html><meta charset=utf-8><title>Edge and cloud</title><style>{style}</style>"
-        f"<h1>Edge and cloud</h1><table><tr>{head}</tr>{rows}</table>{text}"
+    return page(
+        "Edge and cloud",
+        tag("h1", "Edge and cloud"),
+        table([name.replace("_", " ") for name in columns], rows),
+        *(tag("p", line) for line in said),
     )
 
 
