@@ -95,7 +95,7 @@ class Flow(Generic[P, T]):
         return self._execute(args, kwargs)
 
     def run(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run to the end from synchronous code. RuntimeError inside a running event loop: `await` it there."""
+        """Run to the end from synchronous code. Raises RuntimeError inside a running event loop: `await` it there."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -110,7 +110,7 @@ class Flow(Generic[P, T]):
         mode: Mode | None = None,
         budget: Budget | None = None,
     ) -> Flow[P, T]:
-        """The same flow, learning together with this one, under other options.
+        """Return the same flow under other options; the two learn together.
 
         `journal`: an SQLite file that remembers runs. `run_id`: the run to start, or to resume where it was
         interrupted; the arguments must be those it began with.
@@ -179,15 +179,15 @@ class Flow(Generic[P, T]):
         return slots
 
     def explain(self) -> str:
-        """Every bet of the last run: what the gate said and what came of it."""
+        """Return every bet of the last run in words: what the gate said and what came of it."""
         return explain(self._last())
 
     def timeline(self, width: int = 100) -> str:
-        """The last run as text."""
+        """Return the last run as text."""
         return text(self._last(), width)
 
     def timeline_html(self) -> str:
-        """The last run as a page that needs nothing else."""
+        """Return the last run as a page that needs nothing else."""
         return page(self._last())
 
     def _last(self) -> Record:

@@ -108,7 +108,7 @@ class ExecutionView(Protocol):
 
     @property
     def span(self) -> StepSpan | None:
-        """None for one that did not run because its result was known."""
+        """None for an execution that did not run because its result was known."""
         ...
 
     @property

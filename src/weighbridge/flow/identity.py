@@ -17,7 +17,7 @@ _PLAIN = (str, type(None), bytes)
 
 
 class Pending:
-    """Base of values that are not there yet. A key holds what `Replace` says in their place."""
+    """Base of values that are not there yet. In a key, `Replace` says what stands in their place."""
 
     __slots__ = ()
 
@@ -38,14 +38,14 @@ class Identity:
 
 
 def freeze(value: Any, replace: Replace | None = None) -> Hashable:
-    """`value` as something hashable that is equal exactly when the values are: 1, 1.0 and True differ."""
+    """Return something hashable that is equal exactly when the values are: 1, 1.0 and True differ."""
     kind = type(value)
     if kind in _PLAIN:
         return value  # type: ignore[no-any-return]
     if kind is int or kind is float or kind is bool:
         return (kind.__name__, value)
     if kind is list or kind is tuple:
-        return (kind.__name__, *[freeze(one, replace) for one in value])
+        return (kind.__name__, *[freeze(item, replace) for item in value])
     if kind is dict:
         return ("dict", *sorted(((freeze(k), freeze(v, replace)) for k, v in value.items()), key=_order))
     if isinstance(value, Pending):
@@ -54,8 +54,8 @@ def freeze(value: Any, replace: Replace | None = None) -> Hashable:
 
 
 def freeze_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], replace: Replace | None = None) -> Hashable:
-    """The arguments of a call. Keyword arguments are told apart from positional ones."""
-    frozen = tuple([freeze(one, replace) for one in args])
+    """Return the arguments of a call as a key. Keyword and positional arguments differ."""
+    frozen = tuple([freeze(item, replace) for item in args])
     if not kwargs:
         return frozen
     return (frozen, *[(name, freeze(kwargs[name], replace)) for name in sorted(kwargs)])
@@ -74,7 +74,7 @@ def _freeze_object(value: Any, replace: Replace | None) -> Hashable:
     if isinstance(value, Enum):
         return (name, value.name)
     if isinstance(value, set | frozenset):
-        return (kind.__name__, frozenset(freeze(one) for one in value))
+        return (kind.__name__, frozenset(freeze(item) for item in value))
     if is_dataclass(value):
         return (name, *[freeze(getattr(value, field.name), replace) for field in fields(value)])
     if hasattr(kind, "__struct_fields__"):
@@ -87,7 +87,7 @@ def _freeze_object(value: Any, replace: Replace | None) -> Hashable:
 
 
 def _freeze_function(function: types.FunctionType, replace: Replace | None) -> Hashable:
-    """A lambda made anew by a replay is the same one when its code and what it captured are."""
+    """A lambda that is made anew stays the same if its code and what it captured do."""
     captured = inspect.getclosurevars(function).nonlocals if function.__closure__ else {}
     return (
         "function",
@@ -98,21 +98,21 @@ def _freeze_function(function: types.FunctionType, replace: Replace | None) -> H
 
 
 def contains_identity(frozen: Hashable) -> Any | None:
-    """The first object in a frozen key that exists only in this process; None when there is none."""
+    """Return the first object in a frozen key that exists only in this process; None if there is none."""
     if isinstance(frozen, Identity):
         return frozen.value
     if isinstance(frozen, types.CodeType):
         return None
     if isinstance(frozen, tuple | frozenset):
-        for one in frozen:
-            found = contains_identity(one)
-            if found is not None:
-                return found
+        for part in frozen:
+            unstable = contains_identity(part)
+            if unstable is not None:
+                return unstable
     return None
 
 
 def digest(frozen: Hashable) -> str:
-    """128 bits of a frozen key, equal in every process."""
+    """Return 128 bits of a frozen key, equal in every process."""
     return hashlib.blake2b(_text(frozen).encode(), digest_size=16).hexdigest()
 
 
@@ -126,15 +126,15 @@ def _text(frozen: Hashable) -> str:
     return repr(frozen)
 
 
-def substitute(value: Any, known: Callable[[Any], Any]) -> Any:
-    """`value` with every pending part replaced by `known(part)`; lists, tuples and dicts are looked into."""
+def substitute(value: Any, value_of: Callable[[Any], Any]) -> Any:
+    """Return `value` with `value_of(part)` for every pending part; lists, tuples and dicts are looked into."""
     if isinstance(value, Pending):
-        return known(value)
+        return value_of(value)
     kind = type(value)
     if kind is list:
-        return [substitute(one, known) for one in value]
+        return [substitute(item, value_of) for item in value]
     if kind is tuple:
-        return tuple(substitute(one, known) for one in value)
+        return tuple(substitute(item, value_of) for item in value)
     if kind is dict:
-        return {key: substitute(one, known) for key, one in value.items()}
+        return {key: substitute(item, value_of) for key, item in value.items()}
     return value

@@ -240,8 +240,8 @@ class Execution:
         """
         self.handles.pop(promise, None)
         handles = self.handles
-        wanted = any(not handle.inherited for handle in handles) if self.committed else bool(handles)
-        if not wanted and not self.done and self._task is not None:
+        needed = any(not handle.inherited for handle in handles) if self.committed else bool(handles)
+        if not needed and not self.done and self._task is not None:
             self._stopped = True
             self._task.cancel()
 
@@ -812,7 +812,7 @@ class FlowRun:
         return self._numbers.setdefault(identity, len(self._numbers))
 
     def beside(self, kind: type[W]) -> W:
-        """Return the run's world of a kind other than the body's, made when it is first asked for."""
+        """Return the run's world of a kind other than the body's, made on first use."""
         world = self._beside.get(kind)
         if world is None:
             world = self._beside[kind] = kind(self)

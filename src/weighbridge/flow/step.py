@@ -19,7 +19,7 @@ V = TypeVar("V")
 #: discloses its arguments to somebody else. undo: changes something and can take it back. write: changes.
 Effect = Literal["pure", "read", "remote", "undo", "write"]
 
-#: A value, or something that will be one: how a step declares that it may be given promises.
+#: A value, or something that will be a value: how a step declares that it also takes promises.
 In: TypeAlias = V | Awaitable[V]
 
 _RANK: dict[str, int] = {"pure": 0, "read": 1, "remote": 2, "undo": 3, "write": 4}
@@ -57,11 +57,11 @@ class Options:
     retries: int = 0
     hedge: float = 0.0  # share of calls that may be launched a second time
     cache: float | bool = False  # True: as long as the store lives; a number: that many seconds
-    resource: str | None = None  # what it touches: orders effects, and is what limits are given for
+    resource: str | None = None  # what it touches: effects are ordered, and limits set, by resource
     usd: float = 0.0  # declared price of a call; `charge` reports what it really was
     speculate: bool = True  # False: never before it is certain; for remote steps the default is False
     dedup: bool = True  # identical pure or read calls in flight are one call
-    undo: Callable[[Any], Awaitable[None]] | None = None  # given the result, takes it back
+    undo: Callable[[Any], Awaitable[None]] | None = None  # takes the result back
     settle: Callable[..., Awaitable[Any]] | None = None  # after a crash: the result, or raise NotDone
     retry_on: Callable[[Exception], bool] | None = None  # which errors are worth another attempt
     schema: dict[str, Any] | None = None  # JSON schema of its arguments; by default from its signature
@@ -131,7 +131,7 @@ class Step(Generic[P, T]):
     def positional(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The call with as few keyword arguments as possible, so that f(1) and f(x=1) are the same call.
+        """Return the call with as few keyword arguments as possible, so that f(1) and f(x=1) are the same call.
 
         Raises TypeError as the call itself would.
         """
@@ -187,7 +187,7 @@ def step(
     calls that may be launched a second time when they are slow. `cache`: keep results between runs, True or
     seconds. `resource`: what the step touches; writes are ordered with reads and writes of the same
     resource, and `@flow(limits=...)` bounds how many run at once. `usd`: its price per call. `speculate`:
-    let a `remote` step start early (what was sent cannot be unsent), or keep another one from it.
+    let a `remote` step start early (what was sent cannot be unsent), or keep any other step from it.
     `undo`: for effect="undo", an async function of the result that takes it back when the flow fails.
     `settle`: for writes of journaled flows, asked after a crash with the call's arguments whether the
     effect happened: it returns the result, or raises `NotDone`.
@@ -195,10 +195,10 @@ def step(
     """
     if isinstance(function, str):
         raise BadInput(f"step: write @step(effect={function!r}); options have names")
-    unknown = options.keys() - {one.name for one in fields(Options)}
+    unknown = options.keys() - {option.name for option in fields(Options)}
     if unknown:
-        known = ", ".join(one.name for one in fields(Options))
-        raise BadInput(f"step: there is no option {min(unknown)!r}; the options are {known}, name")
+        names = ", ".join(option.name for option in fields(Options))
+        raise BadInput(f"step: there is no option {min(unknown)!r}; the options are {names}, name")
     if speculate is None:
         speculate = effect != "remote"
     settings = Options(effect=effect, speculate=speculate, **options)

@@ -6,27 +6,16 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
+from weighbridge.cost.mean import Mean
+
 #: Observed durations needed before a step is hedged.
 MIN_HEDGE_SAMPLES = 20
 #: Only calls slower than the quantile are hedged, not those that take just as long.
 HEDGE_SLACK_SECONDS = 0.001
+#: Weight of the latest value in what is averaged over calls and runs.
+RECENT_WEIGHT = 0.1
 #: Assumed duration of a step never seen.
 UNKNOWN_SECONDS = 1.0
-
-
-class Average:
-    """Exponentially weighted mean that starts as a plain one."""
-
-    __slots__ = ("count", "value", "weight")
-
-    def __init__(self, weight: float = 0.1) -> None:
-        self.weight = weight
-        self.count = 0
-        self.value = 0.0
-
-    def add(self, sample: float) -> None:
-        self.count += 1
-        self.value += max(self.weight, 1.0 / self.count) * (sample - self.value)
 
 
 class StepTimes:
@@ -36,7 +25,7 @@ class StepTimes:
 
     def __init__(self) -> None:
         self.seconds: deque[float] = deque(maxlen=256)
-        self.usd = Average()
+        self.usd = Mean(RECENT_WEIGHT)
         self._hedges: HedgeBudget | None = None
 
     def add(self, seconds: float) -> None:
@@ -46,14 +35,14 @@ class StepTimes:
         return sum(self.seconds) / len(self.seconds) if self.seconds else UNKNOWN_SECONDS
 
     def remaining(self, elapsed: float) -> float:
-        """Expected time to go for a call that has run for `elapsed`: the mean residual of longer calls."""
+        """Return the expected time to go for a call that has run for `elapsed`: the mean residual of longer calls."""
         if not self.seconds:
             return max(UNKNOWN_SECONDS - elapsed, 0.0)
         longer = [seconds - elapsed for seconds in self.seconds if seconds > elapsed]
         return sum(longer) / len(longer) if longer else 0.0
 
     def hedge_delay(self, share: float) -> float | None:
-        """Seconds until a second attempt is due; None while too little is known. Earns budget for it."""
+        """Return the seconds until a second attempt is due; None while too little is known. Earns budget for it."""
         if self._hedges is None:
             self._hedges = HedgeBudget(share)
         self._hedges.earn()

@@ -109,7 +109,7 @@ class ServerLoad:
 
 
 def seat_seconds(load: ServerLoad, input_tokens: float, output_tokens: float, took: float) -> float:
-    """Seconds by which one more request delays each request that waits.
+    """Return the seconds by which another request delays each request that waits.
 
     Its prompt is computed in their stead, token by token; then it has one of `running` seats for as many
     iterations as it has output tokens, and a seat held for t seconds lets each of those in the queue in
@@ -123,7 +123,7 @@ def seat_seconds(load: ServerLoad, input_tokens: float, output_tokens: float, to
 
 
 def queue_usd(value_per_second: float, seconds: float) -> float:
-    """Q when the others wait `seconds` longer in total; a second is worth as much to them as to the flow."""
+    """Return Q when the others wait `seconds` longer in total; a second is worth as much to them as to the flow."""
     return value_per_second * seconds
 
 
@@ -169,7 +169,7 @@ class Belief:
 
 
 def beta_quantile(q: float, a: float, b: float) -> float:
-    """x with I_x(a, b) = q: the inverse of the regularised incomplete beta function, by bisection to 1e-9."""
+    """Return x with I_x(a, b) = q: the inverse of the regularised incomplete beta function, by bisection to 1e-9."""
     low, high = 0.0, 1.0
     while high - low > 1e-9:
         middle = (low + high) / 2
@@ -181,7 +181,7 @@ def beta_quantile(q: float, a: float, b: float) -> float:
 
 
 def beta_cdf(x: float, a: float, b: float) -> float:
-    """I_x(a, b), by Lentz's continued fraction (Numerical Recipes, 6.4)."""
+    """Return I_x(a, b), by Lentz's continued fraction (Numerical Recipes, 6.4)."""
     if x <= 0.0 or x >= 1.0:
         return 0.0 if x <= 0.0 else 1.0
     log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
@@ -230,7 +230,7 @@ class Saving:
 
 
 def finish_times(nodes: Sequence[Node]) -> list[float]:
-    """When each node ends if all of them start as soon as they can."""
+    """Return when each node ends if all of them start as soon as they can."""
     ends: list[float] = []
     for node in nodes:
         ends.append(max((ends[i] for i in node.after), default=0.0) + node.seconds)
@@ -238,7 +238,7 @@ def finish_times(nodes: Sequence[Node]) -> list[float]:
 
 
 def critical_path(nodes: Sequence[Node]) -> list[int]:
-    """Positions of the nodes on the longest path, first to last."""
+    """Return the positions of the nodes on the longest path, first to last."""
     if not nodes:
         return []
     ends = finish_times(nodes)
@@ -251,7 +251,7 @@ def critical_path(nodes: Sequence[Node]) -> list[int]:
 
 
 def saving(nodes: Sequence[Node], guessed: int) -> Saving:
-    """ΔL and C of a right guess of node `guessed`, placed when that node starts.
+    """Return ΔL and C of a right guess of node `guessed`, placed when that node starts.
 
     What depends on it starts then instead of when it ends, except writes, which wait for it as before,
     and with them what depends on them.

@@ -176,10 +176,10 @@ class Bets(Hook):
         promise.on_settled(bet.resolve)
 
     def usual_usd(self, step: Step[..., Any]) -> float:
-        """Price assumed before anything is known of what follows a guess: the highest so far, or this step's."""
-        known = [times.usd.value for times in self.learner.steps.values() if times.usd.count]
+        """Return the price of what follows a guess before it is known: the highest so far, or this step's."""
+        averages = [times.usd.value for times in self.learner.steps.values() if times.usd.count]
         recent = islice(reversed(self.record.spans), RECENT_SPANS)
-        return max([step.options.usd, *known, *[span.usd for span in recent]])
+        return max([step.options.usd, *averages, *[span.usd for span in recent]])
 
     def queue_usd(self) -> float:
         """Q: what one call of each model that the flow uses does to those who wait there."""
@@ -187,7 +187,7 @@ class Bets(Hook):
         return queue_usd(self.value_per_second, waiting)
 
     def refusal(self, stakes: Stakes, world: World) -> BetVerdict | None:
-        """Reasons to decline beyond the gate's inequality."""
+        """Return a reason to decline beyond the gate's inequality, if there is one."""
         if len(world.assumed) >= MAX_DEPTH:
             return BetVerdict(False, f"{MAX_DEPTH} guesses behind each other already", stakes)
         if self.shadows >= MAX_SHADOWS:
@@ -424,8 +424,8 @@ class Bet:
 
     def move_to(self, world: World, number: int) -> None:
         """Its world was confirmed and is part of `world` now."""
-        known = cast("Bet | None", world.bets.get(number))
-        if known is not None and not known._covered:
+        present = cast("Bet | None", world.bets.get(number))
+        if present is not None and not present._covered:
             self.give_up()
             return
         self.world = world
@@ -456,7 +456,7 @@ def _bets_in(world: World) -> list[Bet]:
 
 
 def _elapsed(execution: ExecutionView | None, now: float) -> float:
-    """Seconds for which the guessed call has run."""
+    """Return the seconds for which the guessed call has run."""
     span = execution.span if execution is not None else None
     return now - span.started if span is not None and span.started is not None else 0.0
 

@@ -7,10 +7,11 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from weighbridge.cost.mean import Mean
 from weighbridge.flow.bets.gate import Belief, BetVerdict, Stakes, decide
 from weighbridge.flow.hooks import ExecutionView, Hook
 from weighbridge.flow.runtime import FlowRun
-from weighbridge.flow.step_times import Average, StepTimes
+from weighbridge.flow.step_times import RECENT_WEIGHT, StepTimes
 
 #: Outcomes are discounted by this factor each: a window of about 50.
 FORGETTING = 0.98
@@ -18,14 +19,18 @@ FORGETTING = 0.98
 WINDOW, MIN_BETS = 32, 8
 
 
+def _mean() -> Mean:
+    return Mean(RECENT_WEIGHT)
+
+
 @dataclass(slots=True)
 class Site:
     """One call site of `guess`: how often each kind of prediction is right, and what bets have brought."""
 
     beliefs: dict[Hashable, Belief] = field(default_factory=dict)
-    saving: Average = field(default_factory=Average)  # seconds a right guess takes off the critical path
-    cost: Average = field(default_factory=Average)  # dollars it would start meanwhile
-    spent: Average = field(default_factory=Average)  # share of that spent by lost bets
+    saving: Mean = field(default_factory=_mean)  # seconds a right guess takes off the critical path
+    cost: Mean = field(default_factory=_mean)  # dollars it would start meanwhile
+    spent: Mean = field(default_factory=_mean)  # share of that spent by lost bets
     realised: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # dollars, per bet
 
     @property
@@ -34,7 +39,7 @@ class Site:
         return len(self.realised) >= MIN_BETS and sum(self.realised) < 0.0
 
     def verdict(self, stakes: Stakes) -> BetVerdict:
-        """The gate's verdict, unless the site is off."""
+        """Return the gate's verdict, unless the site is off."""
         verdict = decide(stakes)
         if verdict.launch and self.off:
             lost = -sum(self.realised)
@@ -51,7 +56,7 @@ class WatchedServer(Protocol):
         ...
 
     def queued_seconds(self) -> float:
-        """Seconds that those who wait there would wait longer for one more call, all together."""
+        """Return the seconds that another call would make all those wait longer who wait there, in total."""
         ...
 
 
@@ -89,21 +94,21 @@ class Learner(Hook):
         return site
 
     def belief(self, site: str, kind: Hashable) -> Belief:
-        """How often predictions of this `kind` are right at this site.
+        """Return how often predictions of this `kind` are right at this site.
 
         A new site starts from what other sites have seen of the kind, counted as at most 20 outcomes; where
         nobody has seen anything, from Beta(2, 2).
         """
         beliefs = self.site(site).beliefs
-        known = beliefs.get(kind)
-        if known is None:
+        belief = beliefs.get(kind)
+        if belief is None:
             pool = self._pool.get(kind)
             prior = (2.0, 2.0)
             if pool is not None and pool.count >= 20:
                 strength = min(4.0 + pool.count / 10, 20.0)
                 prior = (strength * pool.mean, strength * (1.0 - pool.mean))
-            known = beliefs[kind] = Belief(*prior, forgetting=FORGETTING)
-        return known
+            belief = beliefs[kind] = Belief(*prior, forgetting=FORGETTING)
+        return belief
 
     def observe(self, site: str, kind: Hashable, right: bool) -> None:
         """A prediction was right or wrong; also learned from bets that were declined."""
@@ -113,7 +118,7 @@ class Learner(Hook):
     # -- between processes -----------------------------------------------------------------------------
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types: step durations and site averages, and beliefs with textual kinds."""
+        """Return plain JSON types: step durations and site averages, and beliefs with textual kinds."""
         return {
             "steps": {name: list(stats.seconds) for name, stats in self.steps.items()},
             "sites": {
@@ -137,11 +142,11 @@ class Learner(Hook):
         """Take over what `as_dict` of an earlier process gave."""
         for name, seconds in saved.get("steps", {}).items():
             self.step(name).seconds.extend(seconds)
-        for name, one in saved.get("sites", {}).items():
+        for name, saved_site in saved.get("sites", {}).items():
             site = self.site(name)
-            for kind, prior_won, prior_lost, won, lost in one["beliefs"]:
+            for kind, prior_won, prior_lost, won, lost in saved_site["beliefs"]:
                 site.beliefs[tuple(kind)] = Belief(prior_won, prior_lost, FORGETTING, won, lost)
-            for key, (count, value) in one["averages"].items():
-                average: Average = getattr(site, key)
+            for key, (count, value) in saved_site["averages"].items():
+                average: Mean = getattr(site, key)
                 average.count, average.value = count, value
-            site.realised.extend(one["realised"])
+            site.realised.extend(saved_site["realised"])

@@ -1,4 +1,4 @@
-"""Who guesses: a history of outcomes, a function, or a small model. None of them says how sure it is."""
+"""Predictors: a history of outcomes, a function, or a small model. None of them says how sure it is."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Predictor(Protocol):
         ...
 
     def learn(self, call: GuessedCall, outcome: Any) -> None:
-        """What the call really gave, told once the flow is sure of it."""
+        """Learn what the call really gave, once the flow is sure of it."""
         ...
 
 
@@ -127,14 +127,14 @@ class History:
 
     def predict(self, call: GuessedCall) -> Sequence[Prediction]:
         speaking = [
-            (self._scores.get((call.site, table), 0.5), table, known)
+            (self._scores.get((call.site, table), 0.5), table, outcomes)
             for table, key in self._contexts(call)
-            if (known := self._tables.get(key)) is not None and known.counts
+            if (outcomes := self._tables.get(key)) is not None and outcomes.counts
         ]
         if not speaking:
             return ()
-        _, _, known = max(speaking, key=lambda one: (one[0], one[1]))
-        ranked = known.ranked()
+        _, _, outcomes = max(speaking, key=lambda entry: entry[:2])
+        ranked = outcomes.ranked()
         return [
             Prediction(value, ("history", rank, min(count, 4).bit_length()))
             for rank, (count, value) in enumerate(ranked)
@@ -143,16 +143,16 @@ class History:
     def learn(self, call: GuessedCall, outcome: Any) -> None:
         key = freeze(outcome)
         for table, context in self._contexts(call):
-            known = self._tables.get(context)
-            if known is None:
+            outcomes = self._tables.get(context)
+            if outcomes is None:
                 if len(self._tables) >= self.MAX_CONTEXTS:
                     self._tables.pop(next(iter(self._tables)))
-                known = self._tables[context] = _Outcomes()
-            elif known.counts:
-                right = freeze(known.ranked()[0][1]) == key
+                outcomes = self._tables[context] = _Outcomes()
+            elif outcomes.counts:
+                right = freeze(outcomes.ranked()[0][1]) == key
                 score = self._scores.get((call.site, table), 0.5)
                 self._scores[call.site, table] = score + 0.1 * (float(right) - score)
-            known.add(outcome)
+            outcomes.add(outcome)
 
     def _contexts(self, call: GuessedCall) -> list[tuple[int, tuple[str, int, Hashable]]]:
         arguments = (freeze(call.args), freeze(call.kwargs))

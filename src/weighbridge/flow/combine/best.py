@@ -50,7 +50,7 @@ async def _best_in_flow(
         launcher.close()
 
 
-#: `best` is a step itself: shared between worlds, journaled and cancelled as one.
+#: `best` is a step itself: shared between worlds, journaled and cancelled as a whole.
 _BEST: Step[..., Any] = Step(_best_in_flow, Options(effect="pure", dedup=False), "best")
 
 

@@ -52,19 +52,19 @@ class Journal:
         self.connection.close()
 
     def runs(self, limit: int = 50) -> list[dict[str, Any]]:
-        """The latest runs first: id, flow, arguments, status, times."""
+        """Return runs, the latest first: id, flow, arguments, status, times."""
         names = ("run_id", "flow", "arguments", "status", "began", "ended", "error")
         query = f"SELECT {', '.join(names)} FROM runs ORDER BY began DESC LIMIT ?"
         return [dict(zip(names, row, strict=True)) for row in self.connection.execute(query, (limit,))]
 
     def record_of(self, run_id: str) -> bytes:
-        """The saved record of a run that has ended. Raises BadInput when there is none."""
+        """Return the saved record of a run that has ended. Raises BadInput if there is none."""
         row = self.connection.execute(
             "SELECT record, status FROM runs WHERE run_id = ?", (run_id,)
         ).fetchone()
         if row is None:
-            known = ", ".join(run["run_id"] for run in self.runs(5)) or "none yet"
-            raise BadInput(f"journal {self.path} has no run {run_id!r}; the latest are: {known}")
+            latest = ", ".join(run["run_id"] for run in self.runs(5)) or "none yet"
+            raise BadInput(f"journal {self.path} has no run {run_id!r}; the latest are: {latest}")
         if row[0] is None:
             raise BadInput(f"run {run_id} is {row[1]} and has no timeline yet; let it end, or resume it")
         return bytes(row[0])

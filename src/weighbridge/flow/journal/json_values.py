@@ -14,7 +14,7 @@ _hints: dict[Any, Any] = {}
 
 
 def return_type(function: Callable[..., Any]) -> Any:
-    """The return annotation of a function, or Any."""
+    """Return the return annotation of a function, or Any."""
     if function not in _hints:
         try:
             _hints[function] = typing.get_type_hints(function).get("return", Any)
@@ -24,7 +24,7 @@ def return_type(function: Callable[..., Any]) -> Any:
 
 
 def encode(value: Any, kind: Any, what: str) -> bytes:
-    """`value` as JSON. Raises BadInput when reading it back as `kind` would not give the same."""
+    """Return `value` as JSON. Raises BadInput when reading it back as `kind` would not give the same."""
     try:
         pydantic = hasattr(value, "model_dump_json")
         data: bytes = value.model_dump_json().encode() if pydantic else msgspec.json.encode(value)
@@ -38,14 +38,14 @@ def encode(value: Any, kind: Any, what: str) -> bytes:
 
 
 def decode(data: bytes, kind: Any) -> Any:
-    """The value that `encode` wrote."""
+    """Return the value that `encode` wrote."""
     if hasattr(kind, "model_validate_json"):
         return kind.model_validate_json(data)
     return msgspec.json.decode(data, type=kind)
 
 
 def shown(value: Any) -> str:
-    """Arguments for people to read: JSON where possible."""
+    """Return arguments for people to read: JSON where possible."""
     try:
         return msgspec.json.encode(value).decode()
     except (TypeError, ValueError):

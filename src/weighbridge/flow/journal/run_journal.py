@@ -110,9 +110,9 @@ class RunJournal(Hook):
 
     def key(self, call: CallView) -> str:
         """Return the journal key of a call. Raises BadInput for arguments that exist only in this process."""
-        known = self._digests.get(call.number)
-        if known is not None:
-            return known
+        digested = self._digests.get(call.number)
+        if digested is not None:
+            return digested
         unstable = contains_identity(call.identity)
         if unstable is not None:
             kind = type(unstable).__name__
@@ -125,12 +125,12 @@ class RunJournal(Hook):
         return key
 
     def recall(self, call: CallView, execution: ExecutionView) -> bool:
-        known = self._known.get(self.key(call))
-        if known is None or known[0] not in ("done", "undone"):
+        state, value, _ = self._known.get(self.key(call), ("new", None, 0.0))
+        if state not in ("done", "undone"):
             return False
-        assert known[1] is not None
-        execution.undone = known[0] == "undone"
-        execution.finish_with(decode(known[1], return_type(call.step.function)))
+        assert value is not None
+        execution.undone = state == "undone"
+        execution.finish_with(decode(value, return_type(call.step.function)))
         return True
 
     def started(self, call: CallView, execution: ExecutionView) -> None:
@@ -138,8 +138,7 @@ class RunJournal(Hook):
         if not call.step.writes:
             return
         key = execution.journal_key = self.key(call)
-        known = self._known.get(key)
-        if known is not None:
+        if key in self._known:
             if call.step.options.settle is None:
                 raise InDoubt(
                     f"step {call.step.name} had started when run {self._run_id} was interrupted, and may "
@@ -222,7 +221,7 @@ def _frozen_arguments(flow: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _renumbered(frozen: Hashable, keys: dict[int, str]) -> Hashable:
-    """A call's identity with the calls it refers to by their keys instead of numbers of this process."""
+    """Return a call's identity, with the calls it refers to by their keys instead of numbers of this process."""
     if not isinstance(frozen, tuple) or not keys:
         return frozen
     if len(frozen) == 2 and frozen[0] == "promise" and isinstance(frozen[1], int):

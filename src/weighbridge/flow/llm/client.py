@@ -25,7 +25,7 @@ CONNECT_SECONDS = 10.0
 FREED_SECONDS, FREED_EVERY_SECONDS = 2.0, 0.005
 #: How long a ticket may be unknown: the server may still be reading the request that proposed it.
 UNKNOWN_SECONDS = 0.05
-#: A server's load is asked for at most this often, and is taken as known for so long.
+#: A server's load is asked for at most this often, and is believed for so long.
 LOAD_SECONDS, STALE_SECONDS = 0.5, 10.0
 #: How long the body of an answer may take to end behind its last event; after that its connection is not used again.
 END_SECONDS = 1.0

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
+from weighbridge.cost.mean import Mean
 from weighbridge.cost.price import Price
 from weighbridge.errors import BadInput
 from weighbridge.flow.bets.gate import INPUT_TOKENS, OUTPUT_TOKENS, seat_seconds
@@ -22,7 +23,7 @@ from weighbridge.flow.llm.tool_schema import answer_schema, tool_schema
 from weighbridge.flow.nursery import first_success
 from weighbridge.flow.runtime import Execution, FlowRun, charge, this_execution
 from weighbridge.flow.step import Effect, Options, Step
-from weighbridge.flow.step_times import Average
+from weighbridge.flow.step_times import RECENT_WEIGHT
 
 T = TypeVar("T")
 Prompt = str | Sequence[Any]
@@ -48,7 +49,7 @@ class Llm:
         self._text: Step[..., str] = Step(self._ask_text, options, f"{self.name}.text")
         self._planned: Step[..., str] = Step(self._ask_plan, options, f"{self.name}.plan")
         self._typed: dict[Any, Step[..., Any]] = {}
-        self._input, self._output, self._seconds = Average(), Average(), Average()
+        self._input, self._output, self._seconds = (Mean(RECENT_WEIGHT) for _ in range(3))
 
     def __call__(
         self, prompt: Prompt, *, tools: Sequence[Step[..., Any]] = (), **parameters: Any
@@ -57,7 +58,7 @@ class Llm:
         return self._reply(_messages(prompt), list(tools), parameters)
 
     def text(self, prompt: Prompt, **parameters: Any) -> Awaitable[str]:
-        """The answer's text."""
+        """Return the answer's text."""
         return self._text(_messages(prompt), parameters)
 
     async def plan(
@@ -72,7 +73,7 @@ class Llm:
         return PlanRunner(tools).start(text)
 
     def json(self, prompt: Prompt, kind: type[T], **parameters: Any) -> Awaitable[T]:
-        """An answer of type `kind` (a dataclass, TypedDict, msgspec Struct or plain type), held to its schema."""
+        """Return an answer held to the schema of `kind`: a dataclass, TypedDict, msgspec Struct or plain type."""
         if kind not in self._typed:
             name = f"{self.name}.{getattr(kind, '__name__', 'json')}"
             self._typed[kind] = Step(
@@ -149,7 +150,7 @@ class Llm:
     async def _open(
         self, client: ChatClient, body: dict[str, Any], execution: Execution | None
     ) -> ChatStream:
-        """The stream that answers first: of one replica, or of two when the first is slow to begin."""
+        """Return the stream that answers first: of one replica, or of two when the first is slow to begin."""
         if execution is None:
             return await client.open(self._endpoints[0], body, False).start()
         run = execution.run
@@ -167,7 +168,7 @@ class Llm:
             except asyncio.CancelledError:
                 await _give_up(run, [opening])
                 raise
-            # Needed for certain, and still in the queue behind all others: ask again as one who is needed.
+            # Needed for certain, and still in the queue behind all others: send it again as an ordinary request.
             await _give_up(run, [opening])
 
     async def _first_answer(
@@ -185,7 +186,7 @@ class Llm:
                     execution.note_hedge()
                     tasks.append(run.nursery.spawn_child(client.open(self._endpoints[1], body, bet).start()))
             stream: ChatStream = await first_success(tasks)
-            winner = next(one for one in tasks if _opened(one) and one.result() is stream)
+            winner = next(task for task in tasks if _opened(task) and task.result() is stream)
         except BaseException:
             await _give_up(run, tasks)
             raise
@@ -204,7 +205,7 @@ class Llm:
             nursery.spawn(nursery.resource(ChatClient, ChatClient).ask_load(self._endpoints[0]))
 
     def queued_seconds(self) -> float:
-        """Request-seconds of waiting that one more call of the usual size brings those in the queue."""
+        """Return the request-seconds of waiting that another call of the usual size brings those in the queue."""
         load = self._endpoints[0].load_now()
         if load is None or not load.waiting:
             return 0.0
@@ -231,12 +232,12 @@ def llm(
 ) -> Llm:
     """A chat model behind `url` (with or without /v1), or behind several replicas of it.
 
-    `model`: as the server names it; a server of one model may do without. `api_key`: by default from
+    `model`: as the server names it; a server with a single model needs no name. `api_key`: by default from
     OPENAI_API_KEY for https URLs. `price`: what its tokens cost. `effect`: "remote" when prompts must not be
     sent before it is certain that they will be. `hedge`: share of calls that may be asked of the second
     replica too, when the first is slow to begin. `parameters`: temperature, max_tokens and the like, for
     every call; a call can give its own. In a bet a request is sent as speculative, which Weighbridge runs
-    behind all others; if the bet is won before it has begun, it is sent again as an ordinary one.
+    behind all others; if the bet is won before it has begun, it is sent again as an ordinary request.
     """
     urls = [url] if isinstance(url, str) else list(url)
     if not urls:
@@ -254,7 +255,7 @@ def llm(
         retry_on=_passing,
     )
     return Llm(
-        [ChatEndpoint(one, key) for one in urls],
+        [ChatEndpoint(address, key) for address in urls],
         model,
         options,
         price=price or Price(),
@@ -271,7 +272,7 @@ def _messages(prompt: Prompt) -> list[Any]:
 
 
 def _rough_tokens(messages: list[Any]) -> int:
-    """Tokens of a prompt whose answer was cancelled before the server counted them: four characters each."""
+    """Guess the tokens of a prompt whose answer was cancelled before the server counted them: four characters each."""
     return sum(len(str(message)) for message in messages) // 4
 
 

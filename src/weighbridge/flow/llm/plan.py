@@ -61,7 +61,7 @@ class PlanReader:
 
 
 def parse_line(line: str) -> PlannedCall | None:
-    """A call, or None for a line that is none. Raises PlanError for arguments that are no literals."""
+    """Return the call in a line, or None if there is none. Raises PlanError for arguments that are no literals."""
     match = _LINE.match(line)
     if match is None:
         return None
@@ -69,15 +69,15 @@ def parse_line(line: str) -> PlannedCall | None:
     try:
         tree = ast.parse("f" + _marked(arguments), mode="eval").body
         assert isinstance(tree, ast.Call)
-        args = tuple(_value(one) for one in tree.args)
-        kwargs = {str(one.arg): _value(one.value) for one in tree.keywords}
+        args = tuple(_value(argument) for argument in tree.args)
+        kwargs = {str(keyword.arg): _value(keyword.value) for keyword in tree.keywords}
     except (SyntaxError, ValueError, AssertionError) as error:
         raise PlanError(f"plan, call {number}: {arguments} cannot be read ({error})") from error
     return PlannedCall(number, tool, args, kwargs)
 
 
 def _marked(arguments: str) -> str:
-    """References outside of quotes as names."""
+    """Turn references outside of quotes into names."""
     parts = re.split(r"(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')", arguments)
     return "".join(
         part if part[:1] in "\"'" and part else _REFERENCE.sub(rf"{_MARK}\1", part) for part in parts
@@ -88,7 +88,7 @@ def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Name) and node.id.startswith(_MARK):
         return Reference(int(node.id.removeprefix(_MARK)))
     if isinstance(node, ast.List):
-        return [_value(one) for one in node.elts]
+        return [_value(item) for item in node.elts]
     return ast.literal_eval(node)
 
 
@@ -116,11 +116,11 @@ class PlanRunner:
         Raises PlanError for an unknown tool or a reference to a call that does not come before it.
         """
         made: dict[int, Any] = {}
-        for call in [one for line in plan.split("\n") if (one := parse_line(line)) is not None]:
+        for call in [call for line in plan.split("\n") if (call := parse_line(line)) is not None]:
             tool = self._tools.get(call.tool)
             if tool is None:
-                known = ", ".join(self._tools) or "none"
-                raise PlanError(f"plan, call {call.number}: no tool {call.tool!r}; the tools are: {known}")
+                names = ", ".join(self._tools) or "none"
+                raise PlanError(f"plan, call {call.number}: no tool {call.tool!r}; the tools are: {names}")
             missing = [number for number in _references(call) if number not in made]
             if missing:
                 raise PlanError(f"plan, call {call.number}: ${missing[0]} does not come before it")
@@ -129,13 +129,13 @@ class PlanRunner:
 
 
 def _references(call: PlannedCall) -> list[int]:
-    found: list[int] = []
+    numbers: list[int] = []
 
     def note(reference: Reference) -> None:
-        found.append(reference.number)
+        numbers.append(reference.number)
 
     _walk([list(call.args), call.kwargs], note)
-    return found
+    return numbers
 
 
 def _filled(value: Any, made: dict[int, Any]) -> Any:
@@ -146,7 +146,7 @@ def _walk(value: Any, each: Callable[[Reference], Any]) -> Any:
     if isinstance(value, Reference):
         return each(value)
     if isinstance(value, list | tuple):
-        return type(value)(_walk(one, each) for one in value)
+        return type(value)(_walk(item, each) for item in value)
     if isinstance(value, dict):
-        return {key: _walk(one, each) for key, one in value.items()}
+        return {key: _walk(item, each) for key, item in value.items()}
     return value

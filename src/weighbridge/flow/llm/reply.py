@@ -40,17 +40,17 @@ class Reply:
 
         Raises WeighbridgeError for a tool that is not among `tools`.
         """
-        known = {tool.name: tool for tool in tools}
+        by_name = {tool.name: tool for tool in tools}
         for call in self.calls:
-            if call.name not in known:
+            if call.name not in by_name:
                 raise WeighbridgeError(
-                    f"the model called {call.name!r}; it may call: {', '.join(known) or 'nothing'}"
+                    f"the model called {call.name!r}; it may call: {', '.join(by_name) or 'nothing'}"
                 )
-        return [known[call.name](**call.arguments) for call in self.calls]
+        return [by_name[call.name](**call.arguments) for call in self.calls]
 
     @property
     def message(self) -> dict[str, Any]:
-        """The reply as a message, to go on from."""
+        """The reply as a message, to continue from."""
         message: dict[str, Any] = {"role": "assistant", "content": self.text or None}
         if self.calls:
             message["tool_calls"] = [

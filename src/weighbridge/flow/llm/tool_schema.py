@@ -13,7 +13,7 @@ from weighbridge.flow.step import Step
 
 
 def tool_schema(tool: Step[..., Any]) -> dict[str, Any]:
-    """OpenAI's description of a tool. Raises BadInput for parameters JSON cannot describe."""
+    """Return OpenAI's description of a tool. Raises BadInput for parameters JSON cannot describe."""
     described = tool.options.schema
     if described is None:
         described = _parameters(tool)
@@ -44,7 +44,7 @@ def _parameters(tool: Step[..., Any]) -> dict[str, Any]:
 
 
 def answer_schema(kind: Any) -> dict[str, Any]:
-    """The JSON schema of a type, closed (no further properties) as strict structured output wants it."""
+    """Return the JSON schema of a type, closed (no further properties) as strict structured output wants it."""
     schema: dict[str, Any] = _closed(msgspec.json.schema(kind))
     name = str(schema.get("$ref", "")).rpartition("/")[2]
     if name:
@@ -55,7 +55,7 @@ def answer_schema(kind: Any) -> dict[str, Any]:
 
 def _closed(schema: Any) -> Any:
     if isinstance(schema, list):
-        return [_closed(one) for one in schema]
+        return [_closed(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
     closed = {key: _closed(value) for key, value in schema.items()}

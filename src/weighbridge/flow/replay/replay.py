@@ -30,7 +30,7 @@ LIE = "(a lie)"
 
 @dataclass(frozen=True, slots=True)
 class ReplaySettings:
-    """How to replay. `limit`: most calls at once, over all effects (None: no limit)."""
+    """How to replay. `limit`: how many calls run at once, over all effects (None: no limit)."""
 
     mode: ReplayMode = "speculate"
     value_per_second: float = VALUE_PER_SECOND
@@ -51,7 +51,7 @@ class Replayed:
     outputs: list[dict[str, Any]] = field(default_factory=list)
 
     def report(self, sequential: Replayed) -> dict[str, Any]:
-        """The figures of the command line, beside a sequential replay of the same workload."""
+        """Return the figures of the command line, beside a sequential replay of the same workload."""
         usd = sum(record.usd for record in self.records)
         wasted_usd = sum(record.wasted_usd for record in self.records)
         busy = sum(record.busy_seconds for record in self.records)
@@ -71,13 +71,13 @@ class Replayed:
             "speedup_over_sequential": round(mean_sequential / mean, 4) if mean > 0.0 else 1.0,
             "wasted_share": round(share, 6),
             "usd": round(usd, 8),
-            "bets": {name: sum(one[name] for one in outcomes) for name in ("won", "lost", "declined")},
-            "writes": sum(len(one) for one in self.written),
+            "bets": {name: sum(counts[name] for counts in outcomes) for name in ("won", "lost", "declined")},
+            "writes": sum(len(writes) for writes in self.written),
         }
 
 
 def replay(tasks: Sequence[RecordedTask], settings: ReplaySettings) -> Replayed:
-    """Run every task once, in order, by one flow that learns as it goes.
+    """Run every task once, in order, through a single flow that learns as it goes.
 
     Raises WeighbridgeError if any output or write differs from what the workload says: that would be a
     defect of the runtime.
@@ -135,8 +135,8 @@ class _Replay:
     def _argument(self, task: RecordedTask, call: RecordedCall, promise: Awaitable[Any]) -> Awaitable[Any]:
         if not call.guessed:
             return promise
-        told = _Told(self._predictions(task, call), call.prediction_seconds)
-        return guess(promise, by=told, site=call.site, width=max(len(call.predictions), 1))
+        recorded = _RecordedPredictor(self._predictions(task, call), call.prediction_seconds)
+        return guess(promise, by=recorded, site=call.site, width=max(len(call.predictions), 1))
 
     def _predictions(self, task: RecordedTask, call: RecordedCall) -> Sequence[Any]:
         if self._settings.mode == "oracle":
@@ -168,8 +168,8 @@ class _Replay:
         return call.output if right else ASTRAY
 
 
-class _Told:
-    """Says what the workload says the predictor said, as long after as it took."""
+class _RecordedPredictor:
+    """Repeats the predictions of the workload, after the time that predicting took."""
 
     name = "workload"
 
@@ -212,7 +212,7 @@ def _check(tasks: Sequence[RecordedTask], replayed: Replayed) -> None:
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
-    """Linear interpolation between order statistics."""
+    """Return a quantile, by linear interpolation between order statistics."""
     ordered = sorted(values)
     position = share * (len(ordered) - 1)
     low = int(position)

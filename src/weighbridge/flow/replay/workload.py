@@ -61,7 +61,7 @@ class RecordedTask(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 def read_workload(path: Path) -> list[RecordedTask]:
-    """The tasks of a JSONL file. Raises BadInput naming the line that is wrong."""
+    """Return the tasks of a JSONL file. Raises BadInput naming the line that is wrong."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -82,6 +82,6 @@ def read_workload(path: Path) -> list[RecordedTask]:
 
 
 def drawn(*parts: Any) -> float:
-    """A number in [0, 1) that depends on nothing but `parts`."""
+    """Return a number in [0, 1) that depends on nothing but `parts`."""
     data = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(data) / 2**64

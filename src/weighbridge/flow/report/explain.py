@@ -7,7 +7,7 @@ from weighbridge.flow.report.record import Record
 
 
 def explain(record: Record) -> str:
-    """One paragraph per bet in the order they were considered, and what they brought together."""
+    """Return one paragraph per bet in the order they were considered, and what they brought together."""
     if not record.bets:
         reason = "nothing was guessed" if record.mode == "speculate" else f"the mode was {record.mode}"
         return f"{_head(record)}\nNo bets: {reason}."

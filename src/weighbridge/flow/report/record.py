@@ -45,7 +45,7 @@ class Record(Hook):
 
     @property
     def seconds(self) -> float:
-        """From begin to end of the run."""
+        """How long the run took, from its beginning to its end."""
         return (self.ended_at if self.ended_at is not None else self.clock()) - self.began
 
     @property

@@ -11,7 +11,7 @@ MAX_ROWS = 200
 
 
 def text(record: Record, width: int = 100) -> str:
-    """Bars over time. A bet that was won is a committed bar that began early, marked with `?`."""
+    """Draw bars over time. A bet that was won is a committed bar that began early, marked with `?`."""
     if record.calls:
         mark_critical(record)
     spans = record.spans[:MAX_ROWS]

@@ -36,7 +36,7 @@ _KEY = (
 
 
 def page(record: Record) -> str:
-    """The whole page."""
+    """Return the whole page."""
     if record.calls:
         mark_critical(record)
     key = (tag("span", tag("i", cls=name), text) for name, text in _KEY)
@@ -74,7 +74,7 @@ def _chart(record: Record) -> Html:
 
 
 def _ticks(total: float) -> list[float]:
-    """Round times from 0 to `total` seconds, at most seven: steps of 1, 2 or 5 times a power of ten."""
+    """Return round times from 0 to `total` seconds, at most seven: steps of 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(total / 6))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * 6 >= total)
     return [step * number for number in range(int(total / step + 1e-9) + 1)]
