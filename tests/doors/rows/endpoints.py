@@ -206,4 +206,12 @@ ENDPOINTS = [
     Row("the models with a slash behind", ok(body=lists_models), method="GET", path="/v1/models/"),
     Row("health with a slash behind", HEALTH, method="GET", path="/health/", differs=MORE),
     Row("an unknown path with a slash behind", NOT_HERE, method="GET", path="/v1/nothing/"),
+    Row("a path of bytes that are no text", NOT_HERE, method="GET", path="/v1/%ff%fe"),
+    Row("a path of 4,000 characters", NOT_HERE, method="GET", path="/v1/" + "x" * 4000),
+    Row("a path that is a whole script", NOT_HERE, method="GET", path="/v1/<script>alert(1)</script>"),
+    Row("a model's name that climbs", NO_MODEL, method="GET", path="/v1/models/..%2f..%2fetc%2fpasswd"),
+    Row("a model's name that is code", NO_MODEL, chat(model="{{7*7}}${7*7}__proto__")),
+    Row("a model's name of 100,000 characters", NO_MODEL, chat(model="x" * 100_000)),
+    Row("two limits for tickets", bad("limit"), method="GET", path="/v1/tickets?limit=5&limit=0"),
+    Row("OPTIONS of everything", Want(404), method="OPTIONS", path="*"),
 ]
