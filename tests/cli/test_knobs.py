@@ -10,13 +10,18 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from tests.tiny import make_tiny
 from weighbridge.cli.options import Only, Panel, Without, options, written
+from weighbridge.cli.serve.fleet import overridden, replicated
 from weighbridge.engine.schedule.scheduler_api import SchedulerOptions
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.reader import read_yaml
+from weighbridge.fleet.config.spec import FleetSpec
 from weighbridge.knobs import arguments, bytes_text, knob, knobs, parse_bytes, settings_from
+from weighbridge.server.settings import ServerSettings
 from weighbridge.simulator.fleet import SimulatedEngine
+from weighbridge.wire.keys import parse_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,3 +150,22 @@ def test_sizes_are_written_as_they_are_read(size: int) -> None:
 
 def test_what_nobody_wrote_has_its_default() -> None:
     assert settings_from(Odd, {"path": None, "key": None}) == Odd()
+
+
+def test_every_engine_option_that_differs_goes_on_to_the_replicas_of_a_gateway(tmp_path: Path) -> None:
+    engine = EngineSettings(max_sequences=8, expert_cache=4 << 30, itl_target=0.05, threads=2)
+    spec = replicated(str(make_tiny("llama", tmp_path / "tiny")), "name", 3, "local", engine)
+    [replica] = spec.models[0].replicas
+    assert (replica.count, replica.threads, replica.model) == (3, 2, "name")
+    assert replica.options == (
+        *("--max-sequences", "8", "--itl-target", "50.0"),
+        *("--expert-cache", "4GiB"),
+    )
+
+
+def test_what_is_written_wins_over_the_file_and_what_is_not_does_not() -> None:
+    spec = FleetSpec(models=(), port=9000, max_body=5, drain_timeout=3.0)
+    server = ServerSettings(port=8080, max_body=7, api_keys=(parse_key("us=secret"),))
+    changed = overridden(spec, server, {"max_body", "api_key"})
+    assert (changed.port, changed.max_body, changed.drain_timeout) == (9000, 7, 3.0)
+    assert [tenant.name for tenant in changed.tenants] == ["us"]

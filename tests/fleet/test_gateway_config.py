@@ -61,9 +61,18 @@ def test_a_good_file_is_read() -> None:
     assert spec.tenants[0].limits.tokens_per_minute == 1000
 
 
+def test_options_of_a_process_may_be_a_mapping_of_the_engines() -> None:
+    text = GOOD.replace("[--quantize, int8]", "{quantize: int8, kv_cache_memory: 1GiB, speculate: false}")
+    process = parse(text).models[0].replicas[1]
+    assert process.options == ("--no-speculate", "--quantize", "int8", "--kv-cache-memory", "1GiB")
+
+
 @pytest.mark.parametrize(
     ("wrong", "line", "said"),
     [
+        (GOOD.replace("[--quantize, int8]", "{quantise: int8}"), 20, "did you mean 'quantize'"),
+        (GOOD.replace("[--quantize, int8]", "{max_sequences: 0}"), 20, "at least 1"),
+        (GOOD.replace("[--quantize, int8]", "{kv_cache_memory: lots}"), 20, "512MiB"),
         (GOOD.replace("policy: least_tokens", "policy: least_token"), 11, "did you mean 'least_tokens'"),
         (GOOD.replace("aliases:", "alias:"), 10, "did you mean 'aliases'"),
         (GOOD.replace("dialect: vllm", "dialect: vlm"), 14, "did you mean 'vllm'"),

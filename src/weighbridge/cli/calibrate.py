@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from weighbridge.cli.options import JsonOutput, Model, Only, options
 from weighbridge.cli.terminal import counting, outside, print_json
+from weighbridge.cost import Sample, StepCost
 from weighbridge.engine.settings import EngineSettings
 
 
@@ -25,38 +27,39 @@ def calibrate(
     replica = load(model or "default", model or "default", engine, quiet=json_output)
     with counting("Measuring iterations", quiet=json_output) as report:
         cost, samples, file = replica.calibrate(report)
-    errors = sorted(abs(cost.predict(s) / s.seconds - 1) for s in samples)
-    median_error = errors[len(errors) // 2]
+    errors = sorted(abs(cost.predict(sample) / sample.seconds - 1) for sample in samples)
+    median = errors[len(errors) // 2]
     if json_output:
-        print_json(
+        print_json(_as_json(cost, samples, median, file))
+    else:
+        console = Console()
+        console.print(_table(cost, samples))
+        console.print(outside(f"median error {median:.1%}; stored in {file}"), soft_wrap=True)
+
+
+def _as_json(cost: StepCost, samples: list[Sample], median: float, file: Path) -> dict[str, Any]:
+    return {
+        "step_cost": cost.as_dict(),
+        "median_relative_error": median,
+        "samples": [
             {
-                "step_cost": cost.as_dict(),
-                "median_relative_error": median_error,
-                "samples": [
-                    {
-                        "tokens": s.tokens,
-                        "sequences": s.sequences,
-                        "context_tokens": s.context_tokens,
-                        "prompt_pairs": s.prompt_pairs,
-                        "seconds": s.seconds,
-                        "predicted": cost.predict(s),
-                    }
-                    for s in samples
-                ],
-                "file": str(file),
+                "tokens": sample.tokens,
+                "sequences": sample.sequences,
+                "context_tokens": sample.context_tokens,
+                "prompt_pairs": sample.prompt_pairs,
+                "seconds": sample.seconds,
+                "predicted": cost.predict(sample),
             }
-        )
-        return
+            for sample in samples
+        ],
+        "file": str(file),
+    }
+
+
+def _table(cost: StepCost, samples: list[Sample]) -> Table:
     table = Table("tokens", "sequences", "context", "prompt pairs", "measured ms", "fitted ms")
-    for s in samples:
-        table.add_row(
-            str(s.tokens),
-            str(s.sequences),
-            str(s.context_tokens),
-            str(s.prompt_pairs),
-            f"{s.seconds * 1e3:.1f}",
-            f"{cost.predict(s) * 1e3:.1f}",
-        )
-    console = Console()
-    console.print(table)
-    console.print(outside(f"median error {median_error:.1%}; stored in {file}"), soft_wrap=True)
+    for sample in samples:
+        counts = (sample.tokens, sample.sequences, sample.context_tokens, sample.prompt_pairs)
+        times = (f"{sample.seconds * 1e3:.1f}", f"{cost.predict(sample) * 1e3:.1f}")
+        table.add_row(*map(str, counts), *times)
+    return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -13,20 +14,30 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from weighbridge.cli.options import DEFAULT_URL, JsonOutput
+from weighbridge.cli.options import DEFAULT_URL, JsonOutput, options
 from weighbridge.cli.remote import Server
 from weighbridge.cli.terminal import outside, print_json
 from weighbridge.cli.ticket import ticket_path
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.fleet.api import Choice
 from weighbridge.fleet.explain import explain
+from weighbridge.knobs import knob
 
 _URL = Annotated[str, typer.Option(envvar="WEIGHBRIDGE_URL", help="The gateway to ask.")]
-_KEY = Annotated[
-    str | None, typer.Option("--admin-key", envvar="WEIGHBRIDGE_ADMIN_KEY", help="The gateway's admin_key.")
-]
-
 GATEWAY_HINT = "is a gateway running there?"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminSettings:
+    """A gateway, and the right to change its fleet."""
+
+    url: str = knob(DEFAULT_URL, "The gateway to ask.", environment="WEIGHBRIDGE_URL")
+    admin_key: str | None = knob(None, "The gateway's admin_key.", environment="WEIGHBRIDGE_ADMIN_KEY")
+
+    def ask(self, method: str, path: str, body: Any = None, patience: float = 10.0) -> Any:
+        """Ask with the operator's key."""
+        return ask(method, self.url, path, self.admin_key, body, patience)
+
 
 _COLOURS = {"up": "green", "starting": "yellow", "draining": "yellow"}
 
@@ -94,6 +105,7 @@ def explained(ticket: dict[str, Any]) -> list[str]:
     return lines + explain(choice, "")[1:]
 
 
+@options
 def add(
     replica: Annotated[
         str, typer.Argument(help="A URL, or a replica as JSON like an entry of weighbridge.yaml.")
@@ -105,8 +117,8 @@ def add(
     dialect: Annotated[
         str | None, typer.Option(help="weighbridge, vllm, sglang, llama-server, ollama, openai.")
     ] = None,
-    url: _URL = DEFAULT_URL,
-    admin_key: _KEY = None,
+    *,
+    gateway: AdminSettings,
     json_output: JsonOutput = False,
 ) -> None:
     """Add a replica; it gets requests as soon as it answers."""
@@ -114,34 +126,36 @@ def add(
     entry |= {key: value for key, value in (("name", name), ("dialect", dialect)) if value is not None}
     if model:
         entry["for"] = model
-    added = ask("POST", url, "/admin/replicas", admin_key, entry)
+    added = gateway.ask("POST", "/admin/replicas", entry)
     _say(added, json_output, "added " + ", ".join(one["name"] for one in added["data"]))
 
 
+@options
 def drain(
     replica: str,
     undo: Annotated[bool, typer.Option("--undo", help="Let it have requests again.")] = False,
-    url: _URL = DEFAULT_URL,
-    admin_key: _KEY = None,
+    *,
+    gateway: AdminSettings,
     json_output: JsonOutput = False,
 ) -> None:
     """Send nothing more to a replica; what runs there goes on."""
     action = "undrain" if undo else "drain"
-    state = ask("POST", url, f"/admin/replicas/{quote(replica, safe='')}/{action}", admin_key)
+    state = gateway.ask("POST", f"/admin/replicas/{quote(replica, safe='')}/{action}")
     text = f"{replica} is {state['standing']}, {state['requests']} requests in flight"
     _say(state, json_output, text)
 
 
+@options
 def remove(
     replica: str,
     timeout: Annotated[float, typer.Option(min=0.0, help="Seconds to wait for what runs there.")] = 30.0,
-    url: _URL = DEFAULT_URL,
-    admin_key: _KEY = None,
+    *,
+    gateway: AdminSettings,
     json_output: JsonOutput = False,
 ) -> None:
     """Drain a replica and take it out of the fleet."""
     path = f"/admin/replicas/{quote(replica, safe='')}?timeout={timeout:g}"
-    answer = ask("DELETE", url, path, admin_key, patience=timeout + 10.0)
+    answer = gateway.ask("DELETE", path, patience=timeout + 10.0)
     drained = "" if answer["drained"] else "; requests were cut off"
     _say(answer, json_output, f"removed {replica}{drained}")
 

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -16,18 +17,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from weighbridge.cli.options import JsonOutput
+from weighbridge.cli.options import JsonOutput, options
 from weighbridge.cli.terminal import outside, print_json, visible
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.flow import Budget, Flow
 from weighbridge.flow.journal.journal import Journal
-from weighbridge.flow.replay.replay import Replayed, ReplayMode, ReplaySettings
+from weighbridge.flow.replay.replay import ReplayMode, ReplaySettings
 from weighbridge.flow.replay.replay import replay as run_replay
 from weighbridge.flow.replay.workload import read_workload
 from weighbridge.flow.report.explain import explain
 from weighbridge.flow.report.record_json import record_from_json
 from weighbridge.flow.report.timeline import text
 from weighbridge.flow.report.timeline_page import page
+from weighbridge.knobs import knob
 from weighbridge.models.files.store import weighbridge_home
 
 JournalOption = Annotated[
@@ -187,33 +189,39 @@ def timeline(
     print(html)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions:
+    """How a workload is replayed."""
+
+    mode: str = knob("speculate", "sequential, parallel, speculate, oracle or liar.")
+    real_time: bool = knob(False, "Sleep instead of jumping the clock.", flag="--real-time")
+    value_per_second: float = knob(0.001, "What a second saved is worth, in dollars.", min=0.0)
+    waste: float = knob(0.5, "Largest share of the money that may go to lost bets.", min=0.0, max=1.0)
+    limit: int | None = knob(None, "Most calls at once (default: no limit).", min=1)
+    seed: int = knob(0, "Which predictions come true where only a rate is given.")
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(ReplayMode):
+            raise BadInput(f"--mode {self.mode}: must be one of {', '.join(get_args(ReplayMode))}")
+
+    def settings(self, mode: Any) -> ReplaySettings:
+        """The settings of a replay in one mode."""
+        budget = Budget(waste=self.waste)
+        return ReplaySettings(mode, self.value_per_second, budget, self.limit, self.real_time, self.seed)
+
+
+@options
 def replay(
     workload: Annotated[Path, typer.Option(help="JSONL, one task a line.")],
-    mode: Annotated[str, typer.Option(help="sequential, parallel, speculate, oracle or liar.")] = "speculate",
-    real_time: Annotated[
-        bool, typer.Option("--real-time", help="Sleep instead of jumping the clock.")
-    ] = False,
-    value_per_second: Annotated[
-        float, typer.Option(min=0.0, help="What a second saved is worth, in dollars.")
-    ] = 0.001,
-    waste: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Largest share of the money that may go to lost bets.")
-    ] = 0.5,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most calls at once (default: no limit).")] = None,
-    seed: Annotated[int, typer.Option(help="Which predictions come true where only a rate is given.")] = 0,
+    *,
+    how: ReplayOptions,
     json_output: JsonOutput = False,
 ) -> None:
     """Replay a workload through the real runtime and gate, in virtual time unless told otherwise."""
-    if mode not in get_args(ReplayMode):
-        raise BadInput(f"--mode {mode}: must be one of {', '.join(get_args(ReplayMode))}")
-    tasks = read_workload(workload)
-
-    def under(name: Any) -> Replayed:
-        budget = Budget(waste=waste)
-        return run_replay(tasks, ReplaySettings(name, value_per_second, budget, limit, real_time, seed))
-
-    sequential = under("sequential")
-    report = (sequential if mode == "sequential" else under(mode)).report(sequential)
+    tasks, mode = read_workload(workload), how.mode
+    sequential = run_replay(tasks, how.settings("sequential"))
+    replayed = sequential if mode == "sequential" else run_replay(tasks, how.settings(mode))
+    report = replayed.report(sequential)
     if json_output:
         print_json(report)
         return

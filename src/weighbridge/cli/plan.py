@@ -124,6 +124,13 @@ class OutputSettings:
     json: bool = knob(False, "Print JSON.", flag="--json")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedDeployment(Deployment):
+    """A deployment as it is asked for: what is left out is said, not what is there."""
+
+    language_model_only: bool = knob(False, "Without encoders.", flag="--language-model-only")
+
+
 @options
 def plan(
     models: Annotated[
@@ -131,10 +138,7 @@ def plan(
     ] = None,
     *,
     devices: DeviceSettings,
-    deployment: Deployment,
-    language_model_only: Annotated[
-        bool, typer.Option("--language-model-only", help="Without encoders.")
-    ] = False,
+    deployment: PlannedDeployment,
     speed: SpeedSettings,
     search: SearchSettings,
     output: OutputSettings,
@@ -151,7 +155,7 @@ def plan(
         deployment,
         tp=devices.tensor_parallel(deployment.pp, deployment.dp),
         num_speculative_tokens=deployment.num_speculative_tokens or int(speculative),
-        towers=not language_model_only and deployment.engine != "llama.cpp",
+        towers=not deployment.language_model_only and deployment.engine != "llama.cpp",
     )
     _check(deployment)
     opened = [open_model(name) for name in models]

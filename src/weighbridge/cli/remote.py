@@ -52,7 +52,7 @@ class Server:
         self, method: str, path: str, body: Any = None, *, patience: float
     ) -> AsyncIterator[Response]:
         """An answer whose status is good and whose body has yet to be read. `patience`: seconds until it begins."""
-        client = HttpClient(self._base(), CONNECT_WITHIN)
+        client = HttpClient(self._base(), CONNECT_WITHIN, keep=False)
         try:
             response = await client.send(client.head(method, path, self._headers(body)), _encoded(body))
             await response.begin(patience)

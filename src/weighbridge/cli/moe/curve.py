@@ -44,22 +44,24 @@ def curve(
     texts = [_text(replica.tokenizer, context, number) for number in range(max(sizes))]
     with counting("Measuring", quiet=json_output) as report:
         points, alike = measure_curve(replica.runner, texts, sizes, block_size, report)
-    rows = [
-        {
-            "batch": point.batch,
-            "ms": point.seconds * 1e3,
-            "ms_per_token": point.seconds * 1e3 / point.batch,
-            "experts_per_layer": point.touched,
-            "predicted": point.predicted,
-            "iterations": point.iterations,
-        }
-        for point in points
-    ]
+    rows = [_row(point) for point in points]
     worst = cliff(rows)
     if json_output:
         print_json({"curve": rows, "cliff": worst, "correlation": alike})
         return
     _print_curve(rows, worst)
+
+
+def _row(point: Any) -> dict[str, float]:
+    """A point of the curve, as JSON shows it."""
+    return {
+        "batch": point.batch,
+        "ms": point.seconds * 1e3,
+        "ms_per_token": point.seconds * 1e3 / point.batch,
+        "experts_per_layer": point.touched,
+        "predicted": point.predicted,
+        "iterations": point.iterations,
+    }
 
 
 def _text(tokenizer: Any, length: int, number: int) -> list[int]:

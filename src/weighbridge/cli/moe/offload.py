@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -57,22 +57,25 @@ def offload_experts(
     }
     if json_output:
         print_json(answer)
-        return
-    console = Console()
+    else:
+        _print_offload(answer)
+
+
+def _print_offload(answer: dict[str, Any]) -> None:
+    console, flags = Console(), answer["flags"]
     console.print(
-        f"{answer['experts_kept']:,} of {answer['experts']:,} experts fit; {hottest.hit_rate:.1%} of a token's "
-        f"experts are found there: [bold]{hottest.tokens_per_second:.1f} tokens/s[/] predicted "
-        f"({by_layer.tokens_per_second:.1f} when whole layers are kept)",
+        f"{answer['experts_kept']:,} of {answer['experts']:,} experts fit; {answer['hit_rate']:.1%} of a token's "
+        f"experts are found there: [bold]{answer['tokens_per_second']:.1f} tokens/s[/] predicted "
+        f"({answer['tokens_per_second_by_layer']:.1f} when whole layers are kept)",
         soft_wrap=True,
     )
-    llama = answer["flags"]["llama.cpp"]
+    llama = flags["llama.cpp"]
     console.print(f"llama.cpp: --n-cpu-moe {llama['n_cpu_moe']}", soft_wrap=True, highlight=False)
     if llama["override_tensor"]:
-        console.print(
-            f'       or: -ot "{llama["override_tensor"]}"', soft_wrap=True, highlight=False, markup=False
-        )
-    kt = answer["flags"]["ktransformers"]["kt-num-gpu-experts"]
+        tensors = f'       or: -ot "{llama["override_tensor"]}"'
+        console.print(tensors, soft_wrap=True, highlight=False, markup=False)
+    kept = flags["ktransformers"]["kt-num-gpu-experts"]
     console.print(
-        f"KTransformers: --kt-num-gpu-experts {kt} --kt-expert-placement-strategy frequency", soft_wrap=True
+        f"KTransformers: --kt-num-gpu-experts {kept} --kt-expert-placement-strategy frequency", soft_wrap=True
     )
-    console.print(f"vLLM: --cpu-offload-gb {answer['flags']['vllm']['cpu-offload-gb']}")
+    console.print(f"vLLM: --cpu-offload-gb {flags['vllm']['cpu-offload-gb']}")

@@ -230,24 +230,30 @@ class Section:
 
     def settings(self, kind: type[Settings]) -> Settings:
         """A settings class whose knobs are the fields of this section; those that are missing have their defaults."""
-        values = {one.key: self._knob(one) for one in knobs(kind) if one.key in self}
+        values = {one.key: value for one in knobs(kind) if (value := self._knob(one)) is not None}
         self.done()
         try:
             return settings_from(kind, values)
         except BadInput as error:
-            self.problem(error.param or "", str(error))
+            where = self._path(error.param) if error.param else self.where
+            self.problems.add(self.line_of(error.param or ""), where, str(error))
             return kind()
 
     def _knob(self, one: Knob) -> Any:
-        """What is written for a knob, checked; None after noting a problem."""
+        """What is written for a knob, checked; None where nothing is, and after noting a problem."""
         if one.kind is bool:
-            return self.flag(one.key, one.default)
+            return self.flag(one.key, one.default) if one.key in self else None
         if one.kind is int:
             return self.count(one.key, None, least=int(one.min or 0))
         if one.kind is float:
             return self.number(one.key, None, least=one.min or 0.0)
         value = self.plain(one.key)
-        return value if value is None or isinstance(value, str) else str(value)
+        text = value if value is None or isinstance(value, str) else str(value)
+        try:
+            return None if text is None or one.read(text) is None else text
+        except BadInput as error:
+            self.problem(one.key, str(error))
+            return None
 
     def named(self, name: str) -> Iterator[tuple[str, Section]]:
         """The entries of a mapping of sections."""
