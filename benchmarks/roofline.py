@@ -24,7 +24,7 @@ import weighbridge  # noqa: F401  sets how OpenMP waits, before torch loads
 # isort: split
 import torch
 
-from weighbridge.engine.build import Replica, build_replica
+from weighbridge.engine.build import EngineReplica, build_replica
 from weighbridge.engine.calibration import Shape, measure
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.models.files.store import resolve
@@ -97,7 +97,7 @@ def main() -> None:
         options.json.write_text(json.dumps({"machine": asdict(machine), "steps": rows}, indent=1))
 
 
-def work_of(replica: Replica, shape: Shape) -> Work:
+def work_of(replica: EngineReplica, shape: Shape) -> Work:
     """Weights once, keys and values of every context once; two operations per weight and token.
 
     Attention costs four operations per (query, key) pair, query head and head element. Only sampled tokens,
@@ -115,7 +115,7 @@ def work_of(replica: Replica, shape: Shape) -> Work:
     return Work(weight_bytes(replica) + kv_bytes, operations)
 
 
-def parameters(replica: Replica) -> int:
+def parameters(replica: EngineReplica) -> int:
     """Elements of all matrices a token is multiplied with, the output matrix included."""
     config = replica.decoder.config
     heads = config.num_heads + config.num_kv_heads
@@ -124,7 +124,7 @@ def parameters(replica: Replica) -> int:
     return config.num_layers * layer + config.vocab_size * config.hidden_size
 
 
-def weight_bytes(replica: Replica) -> int:
+def weight_bytes(replica: EngineReplica) -> int:
     """Bytes of those matrices as they are kept; of the embedding table a step reads single rows only."""
     embedding = replica.decoder.config.vocab_size * replica.decoder.config.hidden_size
     return replica.decoder.nbytes - embedding * replica.decoder.dtype.itemsize

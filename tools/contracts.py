@@ -91,7 +91,7 @@ ROWS: dict[str, set[str]] = {
 
 #: Today's figures: more is an error. Lower them with the code; the aim is 0.
 MODULES_IN_CIRCLES = 8
-FOLDER_LINKS_IN_CIRCLES = 16
+FOLDER_LINKS_IN_CIRCLES = 14
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from tests.engine.fake_model import Driver, check_embedding, make_request, make_
 from tests.models.tiny_moe import make_tiny_moe
 from tests.tiny import make_tiny
 from weighbridge.engine.api import Delta, Generation
-from weighbridge.engine.build import Replica, build_replica
+from weighbridge.engine.build import EngineReplica, build_replica
 from weighbridge.engine.engine import LocalEngine
 from weighbridge.engine.request import Embedding, FinishReason, SamplingParams
 from weighbridge.engine.settings import EngineSettings
@@ -107,7 +107,7 @@ def test_tenants_share_what_embeddings_cost() -> None:
 
 def replica(
     directory: Path, *, pool_tokens: int = 64 * BLOCK, quantize: str = "none", **settings: Any
-) -> Replica:
+) -> EngineReplica:
     config = transformers.AutoConfig.from_pretrained(directory)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * 4

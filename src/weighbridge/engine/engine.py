@@ -19,8 +19,8 @@ from weighbridge.engine.batch import Batch
 from weighbridge.engine.loop import BatchRunner, EngineLoop
 from weighbridge.engine.request import FinishReason, Request, SamplingParams
 from weighbridge.engine.schedule.scheduler_api import Progress, SchedulerLike
-from weighbridge.engine.stream import Choice, EngineStream
-from weighbridge.engine.text import Decoder, TextStream
+from weighbridge.engine.stream import EngineStream, StreamChoice
+from weighbridge.engine.text import TextStream, TokenDecoder
 from weighbridge.errors import Draining, NeverFits
 from weighbridge.ticket import Ticket
 
@@ -36,10 +36,10 @@ class EngineTokenizer(Protocol):
     @property
     def eos_token_ids(self) -> tuple[int, ...]: ...
 
-    def stream(self) -> Decoder: ...
+    def stream(self) -> TokenDecoder: ...
 
 
-class Observer(Protocol):
+class EngineObserver(Protocol):
     """Told what happens, on the event loop; metrics and ticket stores listen here."""
 
     def on_step(self, sequences: int, tokens: int, seconds: float) -> None: ...
@@ -66,15 +66,17 @@ class LocalEngine:
         self._tokenizer = tokenizer
         self._scheduler = scheduler
         self._step_clock = step_clock
-        self.experts = getattr(runner, "experts", None)  # telemetry of a mixture of experts
-        self.hidden_size: int | None = getattr(runner, "hidden_size", None)  # of embeddings
+        self.experts = runner.experts
+        self.hidden_size = runner.hidden_size
         self._kv_bytes_per_token = kv_bytes_per_token
         self._clock = clock
-        self._streams: dict[str, tuple[EngineStream, Choice]] = {}  # request id -> where its output goes
+        self._streams: dict[
+            str, tuple[EngineStream, StreamChoice]
+        ] = {}  # request id -> where its output goes
         self._event_loop: asyncio.AbstractEventLoop | None = None
         self._draining = False
         self._idle = asyncio.Event()
-        self.observers: list[Observer] = []
+        self.observers: list[EngineObserver] = []
         self._loop = EngineLoop(
             scheduler,
             runner,
@@ -150,7 +152,7 @@ class LocalEngine:
         ticket = self._ticket(generation, params)
         arrival = self._clock()
         deadline = None if generation.deadline_ms is None else arrival + generation.deadline_ms / 1e3
-        choices: list[Choice] = []
+        choices: list[StreamChoice] = []
         for index in range(generation.choices):
             request = Request(
                 id=f"{ticket.id}-{index}",
@@ -164,7 +166,7 @@ class LocalEngine:
                 stop_token_ids=self._stop_ids(params),
                 embeds=generation.embeds,
             )
-            choices.append(Choice(index, request, TextStream(self._tokenizer.stream(), params.stop)))
+            choices.append(StreamChoice(index, request, TextStream(self._tokenizer.stream(), params.stop)))
         return EngineStream(ticket, choices, self._cancel)
 
     def _bounded(self, generation: Generation) -> SamplingParams:
@@ -272,7 +274,7 @@ class LocalEngine:
             )
         )
 
-    def _last_delta(self, stream: EngineStream, choice: Choice, reason: FinishReason | None) -> Delta:
+    def _last_delta(self, stream: EngineStream, choice: StreamChoice, reason: FinishReason | None) -> Delta:
         finish = reason or FinishReason.ABORT
         error = None
         if finish is FinishReason.DEADLINE:
@@ -283,7 +285,7 @@ class LocalEngine:
         return Delta(choice.index, choice.text.flush(), finish=finish, error=error)
 
     def _close_choice(
-        self, stream: EngineStream, choice: Choice, finish: FinishReason, error: str | None = None
+        self, stream: EngineStream, choice: StreamChoice, finish: FinishReason, error: str | None = None
     ) -> None:
         ticket, request = stream.ticket, choice.request
         stream.open_choices -= 1

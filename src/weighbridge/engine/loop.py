@@ -6,12 +6,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from weighbridge.cost import Sample, StepClock
 from weighbridge.engine.batch import Batch, Sampled
 from weighbridge.engine.request import Request
 from weighbridge.engine.schedule.scheduler_api import Progress, SchedulerLike
+
+if TYPE_CHECKING:  # it loads torch, which a simulated replica does without
+    from weighbridge.engine.experts.telemetry import ExpertTelemetry
 
 log = logging.getLogger("weighbridge.engine")
 
@@ -20,7 +23,21 @@ IDLE_POLL = 0.05
 
 
 class BatchRunner(Protocol):
-    def execute(self, batch: Batch) -> Sampled: ...
+    """What computes iterations, on the loop's thread."""
+
+    @property
+    def experts(self) -> ExpertTelemetry | None:
+        """What the experts of a mixture did; None for a dense model, and where nothing is computed."""
+        ...
+
+    @property
+    def hidden_size(self) -> int | None:
+        """Numbers in an embedding; None where there are no hidden states (a simulated model)."""
+        ...
+
+    def execute(self, batch: Batch) -> Sampled:
+        """Compute every slice of `batch` and sample where it says so."""
+        ...
 
 
 #: Called under the lock after every iteration, with the batch that ran and how long it took.

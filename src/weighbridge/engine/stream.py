@@ -12,7 +12,7 @@ from weighbridge.engine.text import TextStream
 from weighbridge.ticket import Ticket
 
 
-class Choice:
+class StreamChoice:
     """One of the n continuations: its request, its text so far, its place in the answer."""
 
     __slots__ = ("index", "request", "text")
@@ -26,7 +26,9 @@ class Choice:
 class EngineStream:
     """Deltas of all choices, in the order they were produced. Read on one event loop only."""
 
-    def __init__(self, ticket: Ticket, choices: list[Choice], cancel: Callable[[EngineStream], None]) -> None:
+    def __init__(
+        self, ticket: Ticket, choices: list[StreamChoice], cancel: Callable[[EngineStream], None]
+    ) -> None:
         self.ticket = ticket
         self.choices = choices
         self.open_choices = len(choices)  # the engine's count of unfinished ones

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class Decoder(Protocol):
+class TokenDecoder(Protocol):
     """An incremental detokeniser: never emits a broken UTF-8 character."""
 
     def push(self, token: int, /) -> str: ...
@@ -25,7 +25,7 @@ class TextDelta:
 class TextStream:
     """Decodes the tokens of one choice and watches for its stop strings; the first that is complete wins."""
 
-    def __init__(self, decoder: Decoder, stop: Sequence[str] = ()) -> None:
+    def __init__(self, decoder: TokenDecoder, stop: Sequence[str] = ()) -> None:
         self._decoder = decoder
         self._stop = tuple(one for one in stop if one)
         self._longest = max((len(one) for one in self._stop), default=0)

@@ -9,7 +9,7 @@ from enum import StrEnum
 import torch
 
 from weighbridge.errors import BadInput
-from weighbridge.models.compute.decoder import Decoder, Layer
+from weighbridge.models.compute.decoder import Decoder, DecoderLayer
 from weighbridge.models.compute.kernels import load_kernels
 from weighbridge.models.compute.kernels.api import Kernels
 from weighbridge.models.compute.linear import Linear, make_linear
@@ -126,13 +126,13 @@ class _Builder:
     def _bits(self) -> int:
         return 4 if self.scheme is Quantize.INT4 else 8
 
-    def layer(self, index: int, kernels: Kernels) -> Layer:
+    def layer(self, index: int, kernels: Kernels) -> DecoderLayer:
         config = self.checkpoint.config
         prefix = f"model.layers.{index}."
         attention = prefix + "self_attn."
         bits = self._bits
         qkv = [f"{attention}{name}_proj.weight" for name in "qkv"]
-        return Layer(
+        return DecoderLayer(
             input_norm=self.norm(prefix + "input_layernorm.weight"),
             qkv=normed_projection(self, config, index, self.linear(qkv, config.qkv_bias, bits)),
             output=self.linear([attention + "o_proj.weight"], config.output_bias, bits),

@@ -29,6 +29,9 @@ class SimulatedRunner:
     machine for a while, as a driver reset or a page storm would.
     """
 
+    experts = None  # a simulated model is dense, and has no hidden states
+    hidden_size = None
+
     def __init__(
         self,
         cost: StepCost,

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from weighbridge.cli.serve.running import address, serve_engine, served_name
 from weighbridge.cli.terminal import DownloadBar, counting, errors
-from weighbridge.engine.build import Replica, build_replica
+from weighbridge.engine.build import EngineReplica, build_replica
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.models.files.store import resolve
 from weighbridge.server.app import create_app
@@ -36,14 +36,14 @@ def serve_model(
     serve_engine(app, replica.engine, listener, server)
 
 
-def load(model: str, name: str | None, settings: EngineSettings, *, quiet: bool = False) -> Replica:
+def load(model: str, name: str | None, settings: EngineSettings, *, quiet: bool = False) -> EngineReplica:
     """The replica for `model`: a name, a directory or a file. `name` None: what the catalogue or the path calls it."""
     path = resolve(model, progress=DownloadBar("Pulling the model"))
     with counting("Packing layers", quiet=quiet) as report:
         return build_replica(path, name or served_name(model, path), settings, report)
 
 
-def assemble(replica: Replica, settings: ServerSettings) -> ASGIApp:
+def assemble(replica: EngineReplica, settings: ServerSettings) -> ASGIApp:
     """The ASGI application over a replica; its engine starts with the event loop."""
     engine = replica.engine
     metrics = EngineMetrics(engine, TicketStore(path=settings.tickets), settings.json_logs)
@@ -52,7 +52,7 @@ def assemble(replica: Replica, settings: ServerSettings) -> ASGIApp:
     return create_app(EngineService(engine, replica.tokenizer, settings, metrics, validate, engine.start))
 
 
-def _announce(replica: Replica, where: str, seconds: float) -> None:
+def _announce(replica: EngineReplica, where: str, seconds: float) -> None:
     pool = replica.num_blocks * replica.settings.block_size
     errors.print(
         Text.assemble(

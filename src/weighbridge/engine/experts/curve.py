@@ -10,10 +10,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from weighbridge.engine.batch import Batch, Slice
+from weighbridge.engine.batch import Batch, Sampled, Slice
+from weighbridge.engine.experts.telemetry import ExpertTelemetry
 from weighbridge.engine.request import Request, SamplingParams
-from weighbridge.engine.runner import Runner
 
 #: Decode steps of one group of sequences, and the most groups for a batch size: small batches need many to average.
 STEPS, GROUPS = 12, 16
@@ -33,13 +34,22 @@ class Point:
     predicted: float
 
 
+class CountingRunner(Protocol):
+    """A runner that counts what its routers choose, where it has any."""
+
+    @property
+    def experts(self) -> ExpertTelemetry | None: ...
+
+    def execute(self, batch: Batch) -> Sampled: ...
+
+
 def tokens_per_sequence(sizes: Sequence[int], context: int) -> int:
     """KV entries that `measure_curve` needs for each of max(sizes) sequences."""
     return context + 1 + STEPS * len(sizes)
 
 
 def measure_curve(
-    runner: Runner,
+    runner: CountingRunner,
     texts: Sequence[Sequence[int]],
     sizes: Sequence[int],
     block_size: int,
@@ -92,7 +102,7 @@ def _requests(texts: Sequence[Sequence[int]], room: int, block_size: int) -> lis
     ]
 
 
-def _step(runner: Runner, requests: Sequence[Request]) -> None:
+def _step(runner: CountingRunner, requests: Sequence[Request]) -> None:
     """Compute what is outstanding of every request, and append the token it samples."""
     slices = [
         Slice(one, one.num_computed_tokens, one.num_tokens - one.num_computed_tokens, samples=True)

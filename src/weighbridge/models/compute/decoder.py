@@ -47,7 +47,7 @@ class Mlp:
 
 
 @dataclass(slots=True)
-class Layer:
+class DecoderLayer:
     """Weights of one transformer layer; norms are float32 [hidden]."""
 
     input_norm: torch.Tensor
@@ -70,7 +70,7 @@ class Decoder:
         dtype: torch.dtype,
         kernels: Kernels,
         embedding: torch.Tensor,
-        layers: list[Layer],
+        layers: list[DecoderLayer],
         final_norm: torch.Tensor,
         lm_head: Linear,
         cos_sin: torch.Tensor,
@@ -150,7 +150,7 @@ class Decoder:
         return self.lm_head(hidden)
 
     def _attend(
-        self, index: int, layer: Layer, hidden: torch.Tensor, layout: BatchLayout, cache: KVCache
+        self, index: int, layer: DecoderLayer, hidden: torch.Tensor, layout: BatchLayout, cache: KVCache
     ) -> torch.Tensor:
         heads, real = self.config.num_heads, len(layout.positions)
         qkv = layer.qkv(hidden)

@@ -17,7 +17,7 @@ from weighbridge.models.compute.linear_hybrid import HybridLinear
 from weighbridge.models.compute.linear_packed import PackedLinear
 
 if TYPE_CHECKING:
-    from weighbridge.models.compute.decoder import Decoder, Layer
+    from weighbridge.models.compute.decoder import Decoder, DecoderLayer
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 MOST_WINDOWS = (
@@ -123,7 +123,7 @@ def fuse(decoder: Decoder) -> FusedForward | None:
     return FusedForward(decoder, [*matrices, (head,)], max_tokens, max_rows)
 
 
-def _linears(layer: Layer) -> tuple[Linear, Linear, Linear, Linear] | None:
+def _linears(layer: DecoderLayer) -> tuple[Linear, Linear, Linear, Linear] | None:
     from weighbridge.models.compute.decoder import Mlp
 
     if not isinstance(layer.mlp, Mlp):

@@ -58,7 +58,7 @@ class RoutingTrace:
         return chosen
 
 
-class Experts(Protocol):
+class LayerExperts(Protocol):
     """All experts of one layer."""
 
     @property
@@ -136,7 +136,9 @@ class SharedExpert:
 class SparseMlp:
     """The feed-forward block of a sparse layer. `trace`, once set, hears what the router chose."""
 
-    def __init__(self, layer: int, router: Router, experts: Experts, shared: SharedExpert | None) -> None:
+    def __init__(
+        self, layer: int, router: Router, experts: LayerExperts, shared: SharedExpert | None
+    ) -> None:
         self.layer = layer
         self.router = router
         self.experts = experts

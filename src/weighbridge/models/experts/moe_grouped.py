@@ -14,7 +14,7 @@ from weighbridge.models.compute.linear_packed import PackedLinear, kernels_avail
 if TYPE_CHECKING:
     from weighbridge.models.compute.decoder import Mlp
     from weighbridge.models.compute.linear import Linear
-    from weighbridge.models.experts.moe import Experts
+    from weighbridge.models.experts.moe import LayerExperts
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _native: Any = (
@@ -45,7 +45,7 @@ class GroupedExperts:
     """
 
     def __init__(
-        self, experts: Sequence[Mlp], dtype: torch.dtype, most_tokens: int | None, listed: Experts
+        self, experts: Sequence[Mlp], dtype: torch.dtype, most_tokens: int | None, listed: LayerExperts
     ) -> None:
         self._native = native_experts(experts[0], len(experts), dtype)
         for index, expert in enumerate(experts):
@@ -84,7 +84,7 @@ def native_experts(example: Mlp, count: int, dtype: torch.dtype) -> Any:
     return _native.Experts(example.gate_up.in_features, example.down.in_features, _DTYPES[dtype], count)
 
 
-def group(experts: Sequence[Mlp], dtype: torch.dtype, listed: Experts) -> GroupedExperts | None:
+def group(experts: Sequence[Mlp], dtype: torch.dtype, listed: LayerExperts) -> GroupedExperts | None:
     """`experts` as one group; None where some of their matrices are not our kernels'."""
     linears = [linear for expert in experts for linear in (expert.gate_up, expert.down)]
     if _native is None or any(packed_matrix(linear) is None for linear in linears):

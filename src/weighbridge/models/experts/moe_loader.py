@@ -15,7 +15,7 @@ from weighbridge.models.compute.linear import Linear
 from weighbridge.models.experts.cache import ExpertCache, Load, computation_of
 from weighbridge.models.experts.file import MappedExperts, packed, write
 from weighbridge.models.experts.moe import (
-    Experts,
+    LayerExperts,
     ListedExperts,
     NormedProjection,
     Router,
@@ -80,7 +80,7 @@ def build_mlp(
     return SparseMlp(layer, router, arrange(blocks, weights.dtype), shared)
 
 
-def arrange(experts: Sequence[Mlp], dtype: torch.dtype) -> Experts:
+def arrange(experts: Sequence[Mlp], dtype: torch.dtype) -> LayerExperts:
     """All experts of a layer: in one call of our kernels where they can, else one after the other."""
     listed = ListedExperts(experts)
     return group(experts, dtype, listed) or listed

