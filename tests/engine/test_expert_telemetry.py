@@ -12,8 +12,15 @@ import torch
 
 from tests.models.tiny_moe import make_tiny_moe
 from weighbridge.engine.batch import Batch, Sampled, Slice
-from weighbridge.engine.experts import statistics
-from weighbridge.engine.experts.telemetry import ExpertTelemetry, attach
+from weighbridge.engine.experts.telemetry import (
+    ExpertTelemetry,
+    attach,
+    balancedness,
+    entropy_bits,
+    layer_report,
+    probabilities,
+    top_share,
+)
 from weighbridge.engine.request import Request, SamplingParams
 from weighbridge.engine.runner import Runner
 from weighbridge.models.files.checkpoint import open_checkpoint
@@ -153,13 +160,13 @@ def test_dense_models_have_none(tmp_path: Path) -> None:
 
 def test_statistics_of_known_distributions() -> None:
     counts = np.array([[10] * 10, [100] + [0] * 9, [40, 10, 10, 10, 10, 10, 10, 0, 0, 0], [0] * 10])
-    assert statistics.balancedness(counts).tolist() == [1.0, 0.1, 0.25, 0.0]
-    assert statistics.top_share(counts).tolist() == [0.2, 1.0, 0.5, 0.0]
-    assert statistics.entropy_bits(counts)[:2] == pytest.approx([math.log2(10), 0.0])
-    reports = statistics.layer_report(counts, [0, 2, 4, 6])
+    assert balancedness(counts).tolist() == [1.0, 0.1, 0.25, 0.0]
+    assert top_share(counts).tolist() == [0.2, 1.0, 0.5, 0.0]
+    assert entropy_bits(counts)[:2] == pytest.approx([math.log2(10), 0.0])
+    reports = layer_report(counts, [0, 2, 4, 6])
     assert [report["hot"] for report in reports] == [[], [0], [0], []]
     assert [report["cold"] for report in reports] == [[], list(range(1, 10)), [7, 8, 9], []]
-    assert statistics.probabilities(counts, 2)[3].tolist() == [0.2] * 10
+    assert probabilities(counts, 2)[3].tolist() == [0.2] * 10
 
 
 def test_recording_is_quick() -> None:
