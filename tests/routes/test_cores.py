@@ -35,6 +35,7 @@ from weighbridge.routes.policy import (
     residency,
 )
 from weighbridge.routes.privacy import checksums
+from weighbridge.routes.privacy.patterns import PATTERNS, PatternDetector
 from weighbridge.routes.privacy.redact import TextRestorer
 from weighbridge.wire.ask import Placement
 
@@ -277,3 +278,24 @@ def test_the_bandit_finds_the_better_threshold() -> None:
         arm = bandit.choose()
         bandit.learn(arm, 0.9 if arm == 0.8 else 0.8, 0.001 if arm == 0.8 else 0.005)
     assert sum(bandit.choose() == 0.8 for _ in range(100)) > 80
+
+
+_LETTERS = "aAzZ019 @:./-_+()#\n="
+_WORDS = """ann|example.com|10.0.0.1|fe80::1|::|BOX 12|Apt 4|STE. 12|PO Box 77|p.o.box9|Postfach 12|APO, AE 09012|
+-----BEGIN RSA PRIVATE KEY-----|-----END RSA PRIVATE KEY-----|sk-|SK_live_|ghp_|glpat-|AKIA|ABCDEFGHIJKLMNOP|AIza|ya29.|
+xoxb-|HF_|npm_|abcdefghijklmnop0123456789abcdefghij|eyJ|abcdefghij.|Bearer |https://|user:pass@|host|PASSWORD: |
+api_key=|
+token is |hunter2a|secret='|my_pwd := """
+FRAGMENTS = st.sampled_from([*_LETTERS, *_WORDS.replace("|\n", "|").split("|")])
+
+
+@given(st.lists(FRAGMENTS, max_size=12))
+def test_no_pattern_is_left_out_that_would_have_found_something(fragments: list[str]) -> None:
+    """Patterns are skipped where a text lacks what each of their values has; nothing may be lost by that."""
+    text = "".join(fragments)
+    all_of_them = (
+        PATTERNS
+        if any(map(str.isdigit, text))
+        else [each for each in PATTERNS if each.type in ("EMAIL", "KEY", "IP")]
+    )
+    assert PatternDetector().detect(text) == [hit for each in all_of_them for hit in each.hits(text)]

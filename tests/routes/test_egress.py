@@ -98,6 +98,7 @@ class Moody:
     """The patterns, but it crashes, or comes too late, when it is told to."""
 
     name = "moody"
+    is_quick = False
 
     def __init__(self) -> None:
         self.mood = "well"

@@ -185,7 +185,7 @@ async def test_too_long_for_the_edge_goes_to_the_cloud_unless_it_must_not() -> N
 
 async def test_a_race_cancels_the_loser_and_pays_for_what_it_did() -> None:
     race = CascadeSettings(race=True)
-    edge, cloud = said("local", logprob=SURE), said("remote", first=300.0)
+    edge, cloud = said("local", logprob=SURE, first=0.3), said("remote", first=300.0)
     async with serving(edge, cloud) as urls, routed(urls, cascade=race) as over:
         found = await asyncio.wait_for(answer(over, ask()), 60)
         assert over.ledger.spent().reserved == 0.0

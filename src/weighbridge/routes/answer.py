@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,44 @@ class Shown:
 
 def _event(chunk: Any) -> bytes:
     return b"data: " + _encode(chunk) + b"\n\n"
+
+
+class _Part(msgspec.Struct):
+    """A choice of a chunk without its log-probabilities, which are most of its bytes."""
+
+    index: int = 0
+    delta: dict[str, Any] | None = None
+    finish_reason: str | None = None
+
+
+class _PartWithLogprobs(_Part):
+    logprobs: dict[str, Any] | None = None
+
+
+class _Chunk(msgspec.Struct):
+    id: str | None = None
+    created: int | None = None
+    choices: list[_Part] | None = None
+    usage: dict[str, Any] | None = None
+
+
+class _ChunkWithLogprobs(_Chunk):
+    choices: list[_PartWithLogprobs] | None = None  # type: ignore[assignment]
+
+
+_bare = msgspec.json.Decoder(_Chunk).decode
+_with_logprobs = msgspec.json.Decoder(_ChunkWithLogprobs).decode
+
+
+def chunks_of(events: bytes, *, keep_logprobs: bool) -> list[dict[str, Any]]:
+    """The chunks of events that were read before, decoded."""
+    decode = _with_logprobs if keep_logprobs else _bare
+    found = [decode(data) for data in event_data(events) if data != b"[DONE]"]
+    return [msgspec.structs.asdict(chunk) | {"choices": _plain(chunk.choices)} for chunk in found]
+
+
+def _plain(choices: Sequence[_Part] | None) -> list[dict[str, Any]]:
+    return [msgspec.structs.asdict(choice) for choice in choices or ()]
 
 
 @dataclass(slots=True)

@@ -95,14 +95,20 @@ class Ledger:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = threading.RLock()
-            self._db = sqlite3.connect(
-                path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            self._db = self._connected(path, BUSY_SECONDS)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_SCHEMA)
+            # Looking needs no lock in a file, and must not wait for a transaction that does.
+            self._reader = self._db if path is None else self._connected(path, 0.0)
         except (sqlite3.Error, OSError) as error:
             raise BadInput(f"cannot open the ledger {path}: {error}") from error
+
+    @staticmethod
+    def _connected(path: Path | None, timeout: float) -> sqlite3.Connection:
+        return sqlite3.connect(
+            path or ":memory:", timeout=timeout, isolation_level=None, check_same_thread=False
+        )
 
     def reserve(self, tenant: str, route: str, usd: float) -> Reservation | str:
         """Set `usd` aside in every budget concerned, or say which of them is exhausted.
@@ -116,7 +122,7 @@ class Ledger:
             return FREE_OF_CHARGE
         day = self._day()
         with self._transaction():
-            refusal = self.refusal(tenant, route, usd)
+            refusal = self._refusal(self._db, tenant, route, amount)
             if refusal:
                 return refusal
             reservation = Reservation(uuid.uuid4().hex, amount)
@@ -131,16 +137,15 @@ class Ledger:
         """What `reserve` would say now, without reserving; empty when it would succeed."""
         if usd > HIGHEST_USD:
             return f"it may cost {usd:.0f} USD; ask for a shorter answer"
-        day, amount = self._day(), nano(usd)
+        return self._refusal(self._reader, tenant, route, nano(usd))
+
+    def _refusal(self, db: sqlite3.Connection, tenant: str, route: str, amount: int) -> str:
+        day = self._day()
         for name, limit, whose, which in self._limits(tenant, route) if amount > 0 else ():
-            taken = self._taken(day, whose, which)
+            taken = self._taken(db, day, whose, which)
             if taken + amount > round(limit * NANO):
                 return f"{name} is exhausted: {taken / NANO:.6f} of {limit:g} USD of today are taken"
         return ""
-
-    def is_limited(self, tenant: str, route: str) -> bool:
-        """Whether any budget concerns such a request."""
-        return bool(self._limits(tenant, route))
 
     def settle(self, reservation: Reservation, usd: float) -> None:
         """Replace a reservation by what it really cost. Settling twice keeps the first amount."""
@@ -169,6 +174,7 @@ class Ledger:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+            self._reader.close()
 
     def _limits(self, tenant: str, route: str) -> list[tuple[str, float, str | None, str | None]]:
         """Name, US dollars, and the tenant and route whose spending counts, for each budget concerned."""
@@ -183,14 +189,14 @@ class Ledger:
             limits.append((f"route {route}'s budget", budgets.routes[route], None, route))
         return limits
 
-    def _taken(self, day: str, tenant: str | None, route: str | None) -> int:
+    @staticmethod
+    def _taken(db: sqlite3.Connection, day: str, tenant: str | None, route: str | None) -> int:
         """Settled and reserved nano-dollars of a day."""
         query = (
             "SELECT COALESCE(SUM(amount), 0) FROM taken "
             "WHERE day = ? AND (? IS NULL OR tenant = ?) AND (? IS NULL OR route = ?)"
         )
-        with self._lock:
-            return int(self._db.execute(query, (day, tenant, tenant, route, route)).fetchone()[0])
+        return int(db.execute(query, (day, tenant, tenant, route, route)).fetchone()[0])
 
     def _take(self, day: str, tenant: str, route: str, amount: int) -> None:
         self._db.execute(
@@ -263,11 +269,14 @@ class Cashier:
                 self._unsettled.append((made, 0.0))
             raise
 
-    async def refusal(self, tenant: str, route: str, usd: float) -> str:
-        """What `reserve` would say now, without reserving; empty when it would succeed."""
-        if usd <= 0.0 or not self.ledger.is_limited(tenant, route):
+    def refusal(self, tenant: str, route: str, usd: float) -> str:
+        """What `reserve` would say now, without reserving; empty when it would succeed. Looking waits for nobody."""
+        if usd <= 0.0:
             return ""
-        return await self._run(self._refusal, tenant, route, usd)
+        try:
+            return self.ledger.refusal(tenant, route, usd)
+        except (sqlite3.Error, ValueError) as error:
+            return self._failed(error)
 
     async def settle(self, reservation: Reservation, usd: float) -> None:
         """Replace a reservation by what it really cost, once; also when whoever waits for it is cancelled."""
@@ -295,12 +304,6 @@ class Cashier:
         if isinstance(made, Reservation) and made.id and not claim.keep(made):
             self._settle(made, 0.0)
         return made
-
-    def _refusal(self, tenant: str, route: str, usd: float) -> str:
-        try:
-            return self.ledger.refusal(tenant, route, usd)
-        except (sqlite3.Error, ValueError) as error:
-            return self._failed(error)
 
     def _settle(self, reservation: Reservation, usd: float) -> None:
         self._unsettled.append((reservation, usd))

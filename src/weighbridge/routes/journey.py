@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from weighbridge.errors import BadInput, Refused
-from weighbridge.routes.answer import BrokenOff, Shown, whole_answer
+from weighbridge.routes.answer import BrokenOff, Shown, chunks_of, whole_answer
 from weighbridge.routes.budget import FREE_OF_CHARGE, Reservation
 from weighbridge.routes.errors import CloudDenied, NoPlaceCan, PlaceFailed, PolicyForbids, TooLate
 from weighbridge.routes.leg import FIRST_TOKEN, WHOLE, LegRun
@@ -149,7 +149,7 @@ class RouteJourney:
 
     async def whole(self) -> WholeAnswer:
         run, restore = self._begun(), self._restorer(self._begun())
-        chunks: Sequence[dict[str, Any]] = run.chunks
+        chunks = chunks_of(run.held(), keep_logprobs=not run.asked_logprobs)
         self.ticket.first_token = time.time()
         if restore is not None:
             chunks = [restore.chunk(chunk) for chunk in chunks]
@@ -211,7 +211,8 @@ class RouteJourney:
         route, request = self._route, self._request
         if not route.settings.policy.needs_scan or request.ask.placement is Placement.ONLY_EDGE:
             return Inspection.nothing()
-        return await route.guard.inspect(request.forwarded(Level.CLOUD))
+        size = sum(map(len, request.fields(Level.CLOUD).values()))
+        return await route.guard.inspect(request.forwarded(Level.CLOUD), size)
 
     async def _facts(self, place: Place, *, may_leave: bool) -> PlaceFacts:
         if place.level is Level.CLOUD and not may_leave:
@@ -222,7 +223,7 @@ class RouteJourney:
         if place.level is Level.EDGE:
             self.ticket.prompt_tokens = self.ticket.prompt_tokens or facts.tokens - (ask.max_tokens or 1)
             return facts
-        reason = await self._route.refusal(ask.tenant, facts.usd)
+        reason = self._route.refusal(ask.tenant, facts.usd)
         return replace(facts, grant=Grant(not reason, reason))
 
     def _sent_to(self, place: Place) -> Fields:
@@ -444,14 +445,15 @@ class RouteJourney:
 
     async def _finish(self) -> None:
         try:
-            ends = (run.close(self._error if run is self._committed else None) for run in self._runs)
-            for failure in await asyncio.gather(*ends, return_exceptions=True):
-                if isinstance(failure, BaseException):
-                    log.error("closing a leg of %s failed", self.ticket.id, exc_info=failure)
+            for run in self._runs:
+                try:
+                    await run.finish(self._error if run is self._committed else None)
+                except Exception:
+                    log.exception("closing a leg of %s failed", self.ticket.id)
         finally:
             self._fill_ticket()
-            run = self._committed if self._is_whole and self._error is None else None
-            self._route.finished(self._request, self.ticket, run.text if run is not None else None)
+            ended = self._committed if self._is_whole and self._error is None else None
+            self._route.finished(self._request, self.ticket, ended.text if ended is not None else None)
 
     def _fill_ticket(self) -> None:
         """Add up what all legs took, and what another place would have cost."""

@@ -45,7 +45,7 @@ class Draft:
     text: str
     complete: bool
     finish_reason: str | None
-    signals: Signals | None
+    meter: SignalMeter
 
 
 class AnswerModel(Protocol):
@@ -75,12 +75,12 @@ class AnswerJudge:
             return Judgement(0.0, bad)
         agreeing = share(draft.text, samples) if samples else None
         whole = draft.text if draft.complete else ""
-        learned = self._learned(prompt, whole, draft.signals, agreeing)
-        judged = learned or _untrained(draft.signals)
+        learned = self._learned(prompt, whole, draft.meter, agreeing)
+        judged = learned or _untrained(draft.meter)
         if agreeing is None:
             return judged
         count = f"{round(agreeing * len(samples))} of {len(samples)} further samples agree"
-        if learned is None and draft.signals is None:
+        if learned is None and not draft.meter.logprobs:
             return Judgement(pooled(0.5, agreeing, len(samples)), count)
         certain = judged.confidence
         if learned is None or self._model is None or not self._model.judge_has_agreement:
@@ -88,21 +88,24 @@ class AnswerJudge:
         return Judgement(certain, f"{judged.reason}; {count}")
 
     def _learned(
-        self, prompt: str, answer: str, signals: Signals | None, agreeing: float | None
+        self, prompt: str, answer: str, meter: SignalMeter, agreeing: float | None
     ) -> Judgement | None:
         """None where the model was trained on more than is known of this answer."""
         model = self._model
         if model is None or not answer:
             return None
+        signals = meter.read()
         if (model.judge_has_signals and signals is None) or (model.judge_has_agreement and agreeing is None):
             return None
         return Judgement(model.confidence(prompt, answer, signals, agreeing), "the trained judge")
 
 
-def _untrained(signals: Signals | None) -> Judgement:
-    if signals is None:
+def _untrained(meter: SignalMeter) -> Judgement:
+    """The geometric mean of the tokens' probabilities."""
+    tokens = len(meter.logprobs)
+    if not tokens:
         return Judgement(1.0, "nothing to judge it by: the edge gives no log-probabilities")
-    return Judgement(confidence(signals), f"mean probability of {signals.tokens} tokens")
+    return Judgement(math.exp(_mean(meter.logprobs)), f"mean probability of {tokens} tokens")
 
 
 # -- the text --------------------------------------------------------------------------------------------
@@ -180,33 +183,36 @@ class SignalMeter:
     """Collects the log-probabilities of a stream's chunks."""
 
     logprobs: list[float] = field(default_factory=list)
-    margins: list[float] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)
+    alternatives: list[Sequence[float]] = field(default_factory=list)  # of tokens that have more than one
 
     def add(self, content: Iterable[Mapping[str, Any]]) -> None:
         """Take in OpenAI's `choices[].logprobs.content`."""
         for token in content:
-            self.logprobs.append(max(float(token["logprob"]), FLOOR))
-            top = [max(float(other["logprob"]), FLOOR) for other in token.get("top_logprobs") or ()]
-            if len(top) >= 2:
-                top.sort(reverse=True)
-                self.margins.append(top[0] - top[1])
-                self.entropies.append(_entropy(top))
+            top = [float(other["logprob"]) for other in token.get("top_logprobs") or ()]
+            self.token(float(token["logprob"]), top)
+
+    def token(self, logprob: float, alternatives: Sequence[float]) -> None:
+        """Take in one token and the log-probabilities of the most probable ones in its place."""
+        self.logprobs.append(max(logprob, FLOOR))
+        if len(alternatives) >= 2:
+            self.alternatives.append(alternatives)
 
     def read(self) -> Signals | None:
         """None while nothing has been collected."""
         if not self.logprobs:
             return None
         ordered = sorted(self.logprobs)
+        tops = [sorted([max(other, FLOOR) for other in top], reverse=True) for top in self.alternatives]
+        entropies = [_entropy(top) for top in tops]
         return Signals(
             tokens=len(ordered),
             mean=sum(ordered) / len(ordered),
             least=ordered[0],
             lowest_tenth=ordered[len(ordered) // 10],
             first=self.logprobs[0],
-            margin=_mean(self.margins),
-            entropy=_mean(self.entropies),
-            first_entropy=self.entropies[0] if self.entropies else 0.0,
+            margin=_mean([top[0] - top[1] for top in tops]),
+            entropy=_mean(entropies),
+            first_entropy=entropies[0] if entropies else 0.0,
         )
 
 

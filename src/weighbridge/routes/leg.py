@@ -36,7 +36,38 @@ CREDIBLE = 2.0
 #: Seconds in which a body must end behind its last event.
 END_WITHIN = 1.5
 
-Chunk = dict[str, Any]  # one `chat.completion.chunk`, decoded
+
+class _Alternative(msgspec.Struct):
+    logprob: float
+
+
+class _Token(msgspec.Struct):
+    logprob: float
+    top_logprobs: list[_Alternative] | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Token] | None = None
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    delta: dict[str, Any] | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Chunk(msgspec.Struct):
+    """One `chat.completion.chunk`, as far as a judge reads it: of log-probabilities only the numbers."""
+
+    choices: list[_Choice] | None = None
+    usage: dict[str, Any] | None = None
+    error: Any = None
+    id: str | None = None
+    created: int | None = None
+
+
+_decode = msgspec.json.Decoder(_Chunk).decode
 
 
 class LegRun:
@@ -56,7 +87,6 @@ class LegRun:
         purpose: str = "answer",
     ) -> None:
         self.place = place
-        self.chunks: list[Chunk] = []  # what was held back, decoded
         self.signals = SignalMeter()
         self.finish_reason: str | None = None
         self.complete = False  # its last event is here
@@ -77,6 +107,7 @@ class LegRun:
         self._billable = False
         self._started_at = self._opened_at = 0.0
         self._closing: asyncio.Task[None] | None = None
+        self._is_finished = False
 
     @property
     def text(self) -> str:
@@ -85,7 +116,7 @@ class LegRun:
 
     def draft(self) -> Draft:
         """What there is of the answer now, to be judged."""
-        return Draft(self.text, self.complete, self.finish_reason, self.signals.read())
+        return Draft(self.text, self.complete, self.finish_reason, self.signals)
 
     # -- until it may be judged ------------------------------------------------------------------------
 
@@ -155,37 +186,39 @@ class LegRun:
         """Take in what an event says: its text, its log-probabilities, how many tokens it carries."""
         for data in event_data(event.raw):
             if data != b"[DONE]":
-                chunk = self._chunk(data)
-                self.chunks.append(chunk)
-                self._note(chunk)
+                self._note(self._chunk(data))
 
-    def _chunk(self, data: bytes) -> Chunk:
+    def _chunk(self, data: bytes) -> _Chunk:
         name = self.place.name
         try:
-            chunk = msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise PlaceFailed(f"{name} sent an event that is no JSON", billable=True) from None
-        if not isinstance(chunk, dict):
-            raise PlaceFailed(f"{name} sent an event that is no object", billable=True)
-        if chunk.get("error"):
+            chunk = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            why = "in no known shape" if isinstance(error, msgspec.ValidationError) else "that is no JSON"
+            raise PlaceFailed(f"{name} sent an event {why}", billable=True) from None
+        if chunk.error:
             raise PlaceFailed(f"{name} failed: {error_message(data)}", billable=True)
         return chunk
 
-    def _note(self, chunk: Chunk) -> None:
-        try:
-            for choice in chunk.get("choices") or ():
-                delta = choice.get("delta") or {}
-                logprobs = (choice.get("logprobs") or {}).get("content") or ()
-                if delta.get("content") or delta.get("tool_calls") or logprobs:
-                    self._counted += max(len(logprobs), 1)
-                if choice.get("index", 0) == 0:
-                    self._text.append(_text(delta.get("content")))
-                    self.signals.add(logprobs)
-                    self.finish_reason = choice.get("finish_reason") or self.finish_reason
-        except (AttributeError, TypeError, ValueError, KeyError):
-            raise PlaceFailed(f"{self.place.name} sent a chunk in no known shape", billable=True) from None
+    def _note(self, chunk: _Chunk) -> None:
+        for choice in chunk.choices or ():
+            delta = choice.delta or {}
+            tokens = (choice.logprobs.content if choice.logprobs is not None else None) or ()
+            content = delta.get("content")
+            if content or delta.get("tool_calls") or tokens:
+                self._counted += max(len(tokens), 1)
+            if choice.index == 0:
+                if content is not None and not isinstance(content, str):
+                    raise PlaceFailed(f"{self.place.name} sent content that is no text", billable=True)
+                self._text.append(content or "")
+                for token in tokens:
+                    self.signals.token(token.logprob, [top.logprob for top in token.top_logprobs or ()])
+                self.finish_reason = choice.finish_reason or self.finish_reason
 
     # -- the answer ------------------------------------------------------------------------------------
+
+    def held(self) -> bytes:
+        """The events that were held back."""
+        return b"".join([event.raw for event in self._held])
 
     async def rest(self) -> AsyncIterator[Event]:
         """What was held back, as one event, then the rest as it comes. Raises PlaceFailed where it breaks off."""
@@ -221,7 +254,17 @@ class LegRun:
             self._closing = asyncio.get_running_loop().create_task(self._finish(error))
         await asyncio.shield(self._closing)
 
+    async def finish(self, error: str | None = None) -> None:
+        """Close it in a task that nobody cancels."""
+        if self._closing is not None:
+            await self._closing
+        else:
+            await self._finish(error)
+
     async def _finish(self, error: str | None) -> None:
+        if self._is_finished:
+            return
+        self._is_finished = True
         try:
             await self._stop()
         finally:
@@ -315,12 +358,6 @@ _SETTLED = [each.name for each in fields(Leg) if each.name not in ("model", "pla
 def _reason(error: BaseException) -> str | None:
     """What went wrong, for the ticket; None where nothing did but that nobody wants the answer any more."""
     return None if isinstance(error, asyncio.CancelledError) else str(error) or type(error).__name__
-
-
-def _text(content: Any) -> str:
-    if content is not None and not isinstance(content, str):
-        raise TypeError("content that is no text")
-    return content or ""
 
 
 def _joined(events: list[Event]) -> Event:

@@ -108,10 +108,10 @@ class Route:
         default = 0.7 if self.settings.threshold is None else self.settings.threshold
         return default if self.observer is None else self.observer.threshold(default)
 
-    async def refusal(self, tenant: str, usd: float) -> str:
+    def refusal(self, tenant: str, usd: float) -> str:
         """Why caps or budgets keep a request from the cloud; empty when they do not."""
         capped = self.caps.refusal(tenant, self.clock())
-        return capped or await self.cashier.refusal(tenant, self.name, usd)
+        return capped or self.cashier.refusal(tenant, self.name, usd)
 
     def other(self, place: Place) -> Place | None:
         """The place at the other side of the boundary that an answer's cost is compared with."""

@@ -6,12 +6,13 @@ A prompt is a row of measured features and a row of hashed n-grams (Weinberger e
 from __future__ import annotations
 
 import re
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from math import log, log1p
+from math import log, log1p, sqrt
+from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -27,6 +28,7 @@ LONGEST = 32
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 _TOKEN = re.compile(r"[^\W_]+|[^\w\s]")
 _OPTION = re.compile(r"^\s*\(?[A-Ja-j1-9][.):]\s")
+_SENTENCE_ENDS = re.compile(r"[.?!\n]")
 _FUNCTION_WORDS = frozenset(
     ["the", "of", "a", "an", "is", "to", "in", "and", "that", "which", "for", "are", "by", "on", "with", "as"]
 )
@@ -53,52 +55,74 @@ def prompt_features(prompt: str) -> list[float]:
     text = prompt[:MAX_CHARACTERS]
     words = [word.lower() for word in _WORD.findall(text)]
     lines = [line for line in text.split("\n") if line.strip()]
-    options = [len(line) for line in lines if _OPTION.match(line)]
-    body = "\n".join(line for line in lines if not _OPTION.match(line))
+    marked = [_OPTION.match(line) is not None for line in lines]
+    option_lines = [line for line, is_option in zip(lines, marked, strict=True) if is_option]
+    options = [len(line) for line in option_lines]
+    body = "\n".join([line for line, is_option in zip(lines, marked, strict=True) if not is_option])
     size, count = len(text) + 1, len(words) + 1
     times = Counter(text)
-    spread = float(np.std(options) / (np.mean(options) + 1)) if options else 0.0
+    kinds = _kinds(times)
+    mean = sum(options) / len(options) if options else 0.0
+    known = set(words)
     return [
         log(len(prompt) + 1),
         log(count),
         log1p(len(body)),
         log1p(len(lines)),
         len(options),
-        log1p(float(np.mean(options))) if options else 0.0,
+        log1p(mean),
         log1p(max(options, default=0)),
-        spread,
-        sum(any(c.isdigit() for c in line) for line in lines if _OPTION.match(line)) / (len(options) + 1),
-        log1p(max((len(part) for part in re.split(r"[.?!\n]", text)), default=0)),
+        _deviation(options, mean) / (mean + 1) if options else 0.0,
+        sum([any(map(str.isdigit, line)) for line in option_lines]) / (len(options) + 1),
+        log1p(max(map(len, _SENTENCE_ENDS.split(text)))),
         log1p(body.count(".")),
-        _part(times, str.isdigit) / size,
-        _part(times, str.isupper) / size,
-        sum(times[c] for c in "+-*/=^<>$\\{}|") / size,
-        (len(text) - _part(times, str.isascii)) / size,
-        (len(text) - _part(times, str.isalnum) - _part(times, str.isspace)) / size,
+        kinds["digit"] / size,
+        kinds["capital"] / size,
+        sum([times[c] for c in "+-*/=^<>$\\{}|"]) / size,
+        kinds["beyond"] / size,
+        kinds["mark"] / size,
         log1p(len(numbers(text))),
         times["?"],
         times[","] / size,
         times["("],
-        float('"' in text or "“" in text),
-        float("_" in text),
+        float('"' in times or "“" in times),
+        float("_" in times),
         sum(map(len, words)) / count,
-        sum(len(word) > 8 for word in words) / count,
-        len(set(words)) / count,
-        sum(word in _FUNCTION_WORDS for word in words) / count,
-        float(any(word in _PERSONS for word in words)),
-        sum(word in _REASONS for word in words) / count,
-        float(any(word in _NEGATIONS for word in words)),
-        log1p(_longest_line(lines)),
+        sum([len(word) > 8 for word in words]) / count,
+        len(known) / count,
+        sum(map(_FUNCTION_WORDS.__contains__, words)) / count,
+        float(not _PERSONS.isdisjoint(known)),
+        sum(map(_REASONS.__contains__, words)) / count,
+        float(not _NEGATIONS.isdisjoint(known)),
+        log1p(max(map(len, lines), default=0)),
     ]
 
 
-def _part(times: Mapping[str, int], kind: Callable[[str], bool]) -> int:
-    """How many characters are of a kind."""
-    return sum(count for character, count in times.items() if kind(character))
+def _deviation(values: Sequence[int], mean: float) -> float:
+    """The standard deviation. Few values are quicker without numpy, and give the same bits."""
+    if len(values) >= 8:  # numpy adds more of them up in another order
+        return float(np.std(values))
+    return sqrt(sum([(value - mean) ** 2 for value in values]) / len(values))
 
 
-def _longest_line(lines: Iterable[str]) -> int:
-    return max(map(len, lines), default=0)
+def _kinds(times: Mapping[str, int]) -> dict[str, int]:
+    """How many characters are digits, capitals, beyond ASCII, or neither letters, digits nor space."""
+    kinds = {"digit": 0, "capital": 0, "beyond": 0, "mark": 0}
+    for character, count in times.items():
+        for kind in _kinds_of(character):
+            kinds[kind] += count
+    return kinds
+
+
+@lru_cache(maxsize=4096)
+def _kinds_of(character: str) -> tuple[str, ...]:
+    tests = {
+        "digit": character.isdigit(),
+        "capital": character.isupper(),
+        "beyond": not character.isascii(),
+        "mark": not (character.isalnum() or character.isspace()),
+    }
+    return tuple(kind for kind, holds in tests.items() if holds)
 
 
 def answer_features(
@@ -170,23 +194,33 @@ def hashed(text: str) -> tuple[np.ndarray, np.ndarray]:
     tokens = _TOKEN.findall(text[:MAX_CHARACTERS].lower())
     if not tokens:
         return np.empty(0, np.int64), np.empty(0)
-    pairs = np.array([_code(f"2{a} {b}") for a, b in pairwise(tokens)], np.int64)
     words = [_codes(token) if len(token) <= LONGEST else _codes.__wrapped__(token) for token in tokens]
-    codes, times = np.unique(np.concatenate([pairs, *words]), return_counts=True)
+    pairs = [crc32(second.text, first.before) for first, second in pairwise(words)]
+    known = [np.array(pairs, np.int64), *[word.codes for word in words]]
+    codes, times = np.unique(np.concatenate(known), return_counts=True)
     signs = np.where(codes & 0x8000_0000, 1.0, -1.0)
     return codes % COLUMNS, signs * (1.0 + np.log(times))
 
 
+class _Word(NamedTuple):
+    """`codes`: of its own n-grams; `before`: the hash of a pair of words up to the second; `text`: as that second."""
+
+    codes: np.ndarray
+    before: int
+    text: bytes
+
+
 def _code(gram: str) -> int:
-    return zlib.crc32(gram.encode("utf-8", "surrogatepass"))
+    return crc32(gram.encode("utf-8", "surrogatepass"))
 
 
 @lru_cache(maxsize=50_000)
-def _codes(token: str) -> np.ndarray:
+def _codes(token: str) -> _Word:
     """Hashes of a word and of the character n-grams of its beginning."""
     framed = f"<{token[:LONGEST]}>"
     parts = [framed[start : start + size] for size in (3, 4, 5) for start in range(len(framed) - size + 1)]
-    return np.array([_code("1" + token), *(_code("c" + part) for part in parts)], np.int64)
+    codes = np.array([_code("1" + token), *(_code("c" + part) for part in parts)], np.int64)
+    return _Word(codes, _code(f"2{token} "), token.encode("utf-8", "surrogatepass"))
 
 
 def hashed_row(text: str) -> np.ndarray:

@@ -44,6 +44,7 @@ class NerDetector:
     """Rampart through onnxruntime, one thread. `threshold`: least probability that a token is no ordinary one."""
 
     name = "rampart"
+    is_quick = False
 
     def __init__(self, threshold: float = 0.3, directory: Path | None = None) -> None:
         home = directory or model_directory()

@@ -22,7 +22,10 @@ _PHONE_WORDS = r"phone|telephone|tel|call|mobile|cell|fax|contact|number|whatsap
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """`context`: a word that must stand shortly before the value, for shapes that say too little."""
+    """`context`: a word that must stand shortly before the value, for shapes that say too little.
+
+    `needs`: no text without one of these, in lower case, has such a value. Looking for them is much quicker.
+    """
 
     type: str
     expression: re.Pattern[str]
@@ -30,6 +33,7 @@ class Pattern:
     context: re.Pattern[str] | None = None
     rank: int = 5
     group: int = 0
+    needs: tuple[str, ...] = ()
 
     def hits(self, text: str) -> Iterable[Hit]:
         for match in self.expression.finditer(text):
@@ -48,10 +52,10 @@ def _p(
     context: str | None = None,
     rank: int = 5,
     group: int = 0,
-    flags: int = 0,
+    needs: str = "",
 ) -> Pattern:
     words = re.compile(rf"(?i:\b(?:{context})\b)") if context else None
-    return Pattern(type, re.compile(expression, flags), valid, words, rank, group)
+    return Pattern(type, re.compile(expression), valid, words, rank, group, tuple(needs.split()))
 
 
 def _ip(text: str) -> bool:
@@ -75,7 +79,7 @@ _D = r"(?<![\w.])"  # no digit or letter before
 _E = r"(?!\w|\.\d)"  # nor behind
 
 PATTERNS: tuple[Pattern, ...] = (
-    _p("EMAIL", r"(?<![\w.+%-])[\w.+%'-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}\b", rank=9),
+    _p("EMAIL", r"(?<![\w.+%-])[\w.+%'-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}\b", rank=9, needs="@"),
     _p("CARD", r"(?<![\w.-])\d(?:[ -]?\d){11,18}(?![\w-]|\.\d)", check.card, rank=9),
     _p(
         "CARD",
@@ -88,12 +92,13 @@ PATTERNS: tuple[Pattern, ...] = (
     _p("IBAN", r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)", check.iban, rank=9),
     _p("SSN", r"(?<![\w-])\d{3}[- ]\d{2}[- ]\d{4}(?![\w-])", check.us_ssn, rank=8),
     _p("SSN", r"(?<![\w-])\d{9}(?![\w-])", check.us_ssn, "ssn|social security(?: number| no)?", rank=8),
-    _p("IP", r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)", _ip, rank=8),
+    _p("IP", r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)", _ip, rank=8, needs="."),
     _p(
         "IP",
         r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])",
         lambda t: len(t) > 5 and _ip(t),
         rank=8,
+        needs=":",
     ),
     # -- national ids ---------------------------------------------------------------------------------------
     _p("NATIONAL_ID", r"(?<!\w)[XYZxyz]?-?\d{7,8}-?[A-Za-z](?!\w)", check.spanish_id, rank=7),
@@ -140,14 +145,14 @@ PATTERNS: tuple[Pattern, ...] = (
     _p(
         "NATIONAL_ID",
         r"(?<!\w)[A-Za-z0-9]{6,12}(?!\w)",
-        lambda t: any(c.isdigit() for c in t),
+        lambda t: any(map(str.isdigit, t)),
         r"passport(?: (?:number|no|is))*\W{0,3}",
         6,
     ),
     _p(
         "NATIONAL_ID",
         r"(?<!\w)[A-Za-z0-9-]{6,16}(?!\w)",
-        lambda t: sum(c.isdigit() for c in t) > 3,
+        lambda t: sum(map(str.isdigit, t)) > 3,
         r"(?:driver'?s? licen[cs]e|licen[cs]e number)(?: (?:number|no|is))*\W{0,3}",
         6,
     ),
@@ -176,41 +181,65 @@ PATTERNS: tuple[Pattern, ...] = (
         4,
     ),
     # -- parts of addresses ---------------------------------------------------------------------------------
-    _p("ADDRESS", r"(?<!\w)(?:Apt|Apartment|Suite|Ste|Flat|Unit)\.? ?#?\d{1,5}[A-Za-z]?(?!\w)", rank=4),
+    _p(
+        "ADDRESS",
+        r"(?<!\w)(?:Apt|Apartment|Suite|Ste|Flat|Unit)\.? ?#?\d{1,5}[A-Za-z]?(?!\w)",
+        rank=4,
+        needs="apt apartment suite ste flat unit",
+    ),
     _p(
         "ADDRESS",
         r"(?i)(?<!\w)(?:p\.? ?o\.? ?box|postbox|postfach|apartado|"
         r"(?:PSC|CMR|Unit) \d{1,5},? box) ?\d{1,6}(?!\w)",
         rank=4,
+        needs="box postfach apartado",
     ),
-    _p("ADDRESS", r"(?<!\w)(?:[^\n]{2,30}\n)?(?:APO|FPO|DPO),? A[AEP] \d{5}(?:-\d{4})?(?!\w)", rank=4),
+    _p(
+        "ADDRESS",
+        r"(?<!\w)(?:[^\n]{2,30}\n)?(?:APO|FPO|DPO),? A[AEP] \d{5}(?:-\d{4})?(?!\w)",
+        rank=4,
+        needs="apo fpo dpo",
+    ),
     # -- keys and tokens ------------------------------------------------------------------------------------
     _p(
         "KEY",
         r"-----BEGIN (?:[A-Z]{1,12} ){0,3}PRIVATE KEY-----[\s\S]{1,8000}?-----END "
         r"(?:[A-Z]{1,12} ){0,3}PRIVATE KEY-----",
         rank=9,
+        needs="-----begin",
     ),
-    _p("KEY", r"(?<![\w-])(?:sk|pk|rk)[-_](?:[A-Za-z]{2,12}[-_]){0,3}[A-Za-z0-9_-]{16,200}", rank=9),
-    _p("KEY", r"(?<!\w)(?:gh[pousr]_[A-Za-z0-9]{30,255}|github_pat_\w{22,255}|glpat-[\w-]{20,64})", rank=9),
-    _p("KEY", r"(?<!\w)(?:AKIA|ASIA|AIDA|AROA)[A-Z0-9]{16}(?!\w)", rank=9),
-    _p("KEY", r"(?<!\w)AIza[\w-]{35}|(?<!\w)ya29\.[\w-]{20,300}", rank=9),
+    _p(
+        "KEY",
+        r"(?<![\w-])(?:sk|pk|rk)[-_](?:[A-Za-z]{2,12}[-_]){0,3}[A-Za-z0-9_-]{16,200}",
+        rank=9,
+        needs="sk- sk_ pk- pk_ rk- rk_",
+    ),
+    _p(
+        "KEY",
+        r"(?<!\w)(?:gh[pousr]_[A-Za-z0-9]{30,255}|github_pat_\w{22,255}|glpat-[\w-]{20,64})",
+        rank=9,
+        needs="ghp_ gho_ ghu_ ghs_ ghr_ github_pat_ glpat-",
+    ),
+    _p("KEY", r"(?<!\w)(?:AKIA|ASIA|AIDA|AROA)[A-Z0-9]{16}(?!\w)", rank=9, needs="akia asia aida aroa"),
+    _p("KEY", r"(?<!\w)AIza[\w-]{35}|(?<!\w)ya29\.[\w-]{20,300}", rank=9, needs="aiza ya29."),
     _p(
         "KEY",
         r"(?<!\w)xox[abeoprs]-[A-Za-z0-9-]{10,200}|(?<!\w)hf_[A-Za-z0-9]{30,60}|(?<!\w)"
         r"(?:npm|pypi)[_-][A-Za-z0-9_-]{30,250}",
         rank=9,
+        needs="xox hf_ npm_ npm- pypi_ pypi-",
     ),
-    _p("KEY", r"(?<![\w-])eyJ[\w-]{8,2000}\.eyJ[\w-]{8,8000}\.[\w-]{0,2000}", rank=9),
-    _p("KEY", r"(?i)\bbearer\s{1,4}([A-Za-z0-9._~+/-]{12,2000}=*)", group=1, rank=7),
-    _p("KEY", r"(?<=://)[^\s/:@]{1,64}:[^\s/@]{1,128}(?=@)", rank=7),
+    _p("KEY", r"(?<![\w-])eyJ[\w-]{8,2000}\.eyJ[\w-]{8,8000}\.[\w-]{0,2000}", rank=9, needs="eyj"),
+    _p("KEY", r"(?i)\bbearer\s{1,4}([A-Za-z0-9._~+/-]{12,2000}=*)", group=1, rank=7, needs="bearer"),
+    _p("KEY", r"(?<=://)[^\s/:@]{1,64}:[^\s/@]{1,128}(?=@)", rank=7, needs="://"),
     _p(
         "KEY",
         r"(?i)\b(?:\w{0,24}[_-])?(?:pass(?:word|wd|phrase)?|pwd|secret|api[_-]?key|access[_-]?key|auth[_-]?token|token)"
         r"[\"']?\s{0,3}(?::=|[:=]|\bis\b)\s{0,3}[\"']?([^\s\"',;]{6,256})",
-        lambda t: any(c.isdigit() for c in t) and any(c.isalpha() for c in t),
+        lambda t: any(map(str.isdigit, t)) and any(map(str.isalpha, t)),
         group=1,
         rank=6,
+        needs="pass pwd secret key token",
     ),
 )
 
@@ -219,24 +248,28 @@ class PatternDetector:
     """All patterns over a text that is already normalised."""
 
     name = "patterns"
+    is_quick = True
 
     def __init__(self, patterns: Sequence[Pattern] = PATTERNS) -> None:
         self._patterns = patterns
+        self._without_digits = [each for each in patterns if each.type in ("EMAIL", "KEY", "IP")]
 
     def detect(self, text: str) -> list[Hit]:
-        has_digit = any(one.isdigit() for one in text)
-        return [
-            hit
-            for pattern in self._patterns
-            if has_digit or pattern.type in ("EMAIL", "KEY", "IP")
-            for hit in pattern.hits(text)
-        ]
+        has_digit = any(map(str.isdigit, text))
+        patterns = self._patterns if has_digit else self._without_digits
+        if text.isascii():  # else letters have more than one lower case
+            lower = text.lower()
+            patterns = [
+                each for each in patterns if not each.needs or any(map(lower.__contains__, each.needs))
+            ]
+        return [hit for pattern in patterns for hit in pattern.hits(text)]
 
 
 class DenyListDetector:
     """Words and phrases that an operator never wants to leave. Whole words, whatever the case."""
 
     name = "deny list"
+    is_quick = True
 
     def __init__(self, phrases: Sequence[str]) -> None:
         parts = sorted((re.escape(one.strip()) for one in phrases if one.strip()), key=len, reverse=True)
