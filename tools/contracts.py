@@ -85,7 +85,17 @@ ROWS: dict[str, set[str]] = {
     "engine": {"api", "batch", "request"},
     "fleet": {"api", "replica", "scaling"},
     "routes": {"budget", "caps", "errors", "judge", "policy", "request", "settings"},
-    "flow": {"budget", "effect_order", "hooks", "identity", "nursery", "runtime", "slots", "step", "step_times"},
+    "flow": {
+        "budget",
+        "effect_order",
+        "hooks",
+        "identity",
+        "nursery",
+        "runtime",
+        "slots",
+        "step",
+        "step_times",
+    },
     "server": {"settings", "auth", "protocol"},
 }
 

@@ -33,7 +33,6 @@ from weighbridge.flow.bets.gate import (
     saving,
     seat_seconds,
 )
-from weighbridge.flow.step_times import HedgeBudget, hedge_delay
 
 COST = tokens_usd(800, 300, 0.5, 1.5)
 
@@ -157,21 +156,6 @@ def test_beta_distribution_against_closed_forms() -> None:
         assert beta_cdf(x, 1, 1) == pytest.approx(x)
         assert beta_cdf(x, 3, 1) == pytest.approx(x**3)
         assert beta_cdf(x, 2, 2) == pytest.approx(3 * x**2 - 2 * x**3)
-
-
-def test_hedge_delay_from_observations() -> None:
-    assert hedge_delay([float(n) for n in range(100)], 0.05) == 95.0
-    with pytest.raises(ValueError, match="durations"):
-        hedge_delay([], 0.05)
-
-
-def test_hedge_budget_bounds_launches() -> None:
-    budget = HedgeBudget(0.05)
-    launches = 0
-    for _ in range(1000):
-        budget.earn()
-        launches += budget.take()
-    assert launches <= 1000 * 0.05 + 3
 
 
 def test_longest_path_and_graham() -> None:
