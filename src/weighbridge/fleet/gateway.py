@@ -18,11 +18,12 @@ from weighbridge.errors import BadInput, Draining, Refused, UnknownModel
 from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.autoscale import Autoscale
 from weighbridge.fleet.config.spec import FleetSpec, ReplicaSpec
+from weighbridge.fleet.desk import Standing
 from weighbridge.fleet.journey import FleetJourney
 from weighbridge.fleet.limits.shared import SharedLimits
 from weighbridge.fleet.limits.tenant import Limiter
 from weighbridge.fleet.load.weigher import Counter
-from weighbridge.fleet.member import Member, Standing
+from weighbridge.fleet.member import Member
 from weighbridge.fleet.pool import Build, Pool, Rules
 from weighbridge.ticket import Ticket, TicketStore, prompt_hash
 from weighbridge.wire.ask import Ask, Placement

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Any
 
+from weighbridge.errors import BadInput, RateLimited
 from weighbridge.fleet.api import Arrival, Call, Capacity, Replica, Report
 from weighbridge.fleet.config.spec import ReplicaSpec
+from weighbridge.fleet.desk import Standing
 from weighbridge.fleet.limits.tenant import Limiter
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.reliability.breaker import BreakerState, CircuitBreaker
 from weighbridge.wire.ask import Ask
-
-
-class Standing(StrEnum):
-    """A replica's place in the fleet, as `fleet list` shows it."""
-
-    STARTING = "starting"  # not heard of yet
-    UP = "up"
-    DOWN = "down"
-    OPEN = "breaker_open"
-    HELD = "held"  # asked us to wait, or refuses our key
-    DRAINING = "draining"
 
 
 @dataclass(slots=True)
@@ -96,6 +86,31 @@ class Member:
         if now < self.held_until:
             return self.held_why
         return "" if self.standing(now) is Standing.UP else self.last_error or self.standing(now).value
+
+    def reserve(self, arrival: Arrival, now: float) -> bool:
+        """Set the request aside in the replica's own rate limits, as a cloud account has them."""
+        if self.account is None:
+            return True
+        try:
+            tokens = round(arrival.weight.expected_tokens)
+            usd = self.cost(arrival.weight.prompt_tokens, round(arrival.weight.output.mean), 0)
+            self.account.reserve(self.name, arrival.id, tokens, usd, now)
+        except RateLimited as error:
+            self.hold(now + min(error.retry_after or 1.0, 5.0), str(error))
+            return False
+        except BadInput:
+            return False  # larger than the whole limit, or already there
+        return True
+
+    def sent(self, now: float) -> None:
+        """A request is on its way there."""
+        self.breaker.sent(now)
+        self.counts.requests += 1
+
+    def settle(self, arrival: Arrival, produced: int, now: float) -> None:
+        """A request is over there, after `produced` output tokens."""
+        if self.account is not None:
+            self.account.settle(arrival.id, arrival.weight.prompt_tokens + produced, 0.0, now)
 
     def cost(self, prompt_tokens: int, output_tokens: int, cached_tokens: int) -> float:
         """US dollars that a request costs here."""

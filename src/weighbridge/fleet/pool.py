@@ -16,13 +16,14 @@ from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Arrival, Replica
 from weighbridge.fleet.attempt import Attempts, Opened
 from weighbridge.fleet.config.spec import HealthSpec, ModelSpec, QueueSpec, ReplicaSpec
-from weighbridge.fleet.dispatch import Dispatcher, Patience
+from weighbridge.fleet.desk import Patience, Standing
+from weighbridge.fleet.dispatch import Dispatcher
 from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.load.weigher import Counter, Scales, Weighed
-from weighbridge.fleet.member import Member, Standing, capacity_of
+from weighbridge.fleet.member import Member, capacity_of
 from weighbridge.fleet.meter import Meter
 from weighbridge.fleet.policies import make_policy
 from weighbridge.fleet.reliability.breaker import BreakerSettings, CircuitBreaker

@@ -131,12 +131,18 @@ class GatewayQueue:
         if arrival.deadline is not None and now + least_seconds > arrival.deadline:
             raise deadline_missed(arrival, now, least_seconds)
 
+    def is_full(self, arrival: Arrival) -> bool:
+        """Whether there is no room for `arrival`: too many wait, or too many tokens with it."""
+        limits, waiting = self.settings, len(self)
+        if waiting >= limits.max_requests:
+            return True
+        tokens = self.tokens + arrival.weight.expected_tokens
+        return bool(waiting) and limits.max_tokens is not None and tokens > limits.max_tokens
+
     def _check_room(self, arrival: Arrival, drain_seconds: float | None) -> None:
-        limits, tokens = self.settings, arrival.weight.expected_tokens
-        waiting = len(self)
-        full = waiting >= limits.max_requests
-        heavy = limits.max_tokens is not None and waiting and self.tokens + tokens > limits.max_tokens
-        if full or heavy:
+        if self.is_full(arrival):
+            limits, tokens, waiting = self.settings, arrival.weight.expected_tokens, len(self)
+            full = waiting >= limits.max_requests
             limit = f"{limits.max_requests} requests" if full else f"{limits.max_tokens} tokens"
             when = "later" if drain_seconds is None else f"in about {drain_seconds:.0f} s"
             raise QueueFull(

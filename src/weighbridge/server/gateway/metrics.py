@@ -9,8 +9,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from weighbridge.fleet.desk import Standing
 from weighbridge.fleet.gateway import Gateway
-from weighbridge.fleet.member import Member, Standing
+from weighbridge.fleet.member import Member
 from weighbridge.ticket import Leg, Ticket
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)

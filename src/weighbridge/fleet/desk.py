@@ -1,0 +1,382 @@
+"""Who goes where, and when: the policy chooses among members with room, the rest wait in the fair queue.
+
+Pure: the time is passed in, nothing is awaited. The live gateway (`fleet.dispatch`) puts futures around it, the
+simulator a virtual clock; both are told by it where each request goes:
+
+    offer -> a lease now, or a place in the queue          pump -> leases for those who wait, in the queue's order
+    lease.release -> the member has room again             expire, doubts -> those who wait in vain
+
+Every decision is credited at once, so that two of them in the same millisecond see each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Generic, Protocol, TypeVar
+
+from weighbridge.errors import DeadlineMissed, NeverFits, QueueFull, Refused
+from weighbridge.fleet.api import Arrival, Choice, Policy
+from weighbridge.fleet.load.queue import SOON, GatewayQueue, deadline_missed, least_seconds, work_seconds
+from weighbridge.fleet.load.state import ReplicaState
+
+NOBODY: Set[str] = frozenset()
+
+
+class Standing(StrEnum):
+    """A replica's place in the fleet, as `fleet list` shows it."""
+
+    STARTING = "starting"  # not heard of yet
+    UP = "up"
+    DOWN = "down"
+    OPEN = "breaker_open"
+    HELD = "held"  # asked us to wait, or refuses our key
+    DRAINING = "draining"
+
+
+#: Standings from which a replica can be expected back soon; without any such, waiting is pointless.
+_HOPEFUL = frozenset({Standing.STARTING, Standing.UP, Standing.OPEN, Standing.HELD})
+
+
+class NoReplica(Refused):
+    """No replica of the model is up, and none is about to be."""
+
+    status = 503
+    code = "no_replica"
+
+
+class Seat(Protocol):
+    """A replica as the desk sees it."""
+
+    held_until: float  # it asked to be left alone so long
+
+    @property
+    def state(self) -> ReplicaState: ...
+
+    def accepts(self, arrival: Arrival, now: float) -> bool:
+        """Whether it may be sent `arrival` now."""
+        ...
+
+    def usable(self, now: float) -> bool:
+        """Whether it may be sent anything now, room or not."""
+        ...
+
+    def standing(self, now: float) -> Standing: ...
+
+    def why(self, now: float) -> str:
+        """What stands against it now, in words; empty when nothing does."""
+        ...
+
+    def reserve(self, arrival: Arrival, now: float) -> bool:
+        """Set the request aside in rate limits of the replica's own; False when they have no room for it."""
+        ...
+
+    def sent(self, now: float) -> None:
+        """A request is on its way there."""
+        ...
+
+    def settle(self, arrival: Arrival, produced: int, now: float) -> None:
+        """A request is over there, after `produced` output tokens."""
+        ...
+
+
+Member = TypeVar("Member", bound=Seat)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds a request waits in the queue at most, waits for any replica to come up, and for one that asked
+    to be left alone."""
+
+    max_wait: float = 600.0
+    for_any: float = 10.0
+    for_held: float = 10.0
+
+
+@dataclass(slots=True, eq=False)
+class Lease(Generic[Member]):
+    """A request's place on a replica: credited before it is sent, drawn down as it streams, released once."""
+
+    desk: Desk[Member]
+    member: Member
+    arrival: Arrival
+    choice: Choice
+    sent: float
+    expected_first: float | None  # predicted seconds until its first token; None: not learned
+    copy: bool = False  # a hedge
+    started: bool = False
+    produced: int = 0
+
+    def first_byte(self, now: float) -> None:
+        self.started = True
+        self.member.state.first_token(self.arrival.id, now)
+
+    def tokens(self, count: int, now: float) -> None:
+        self.produced += count
+        self.member.state.tokens(self.arrival.id, count, now)
+
+    def release(self, now: float) -> None:
+        """Idempotent. Whoever waits may have the place."""
+        if self.member.state.release(self.arrival.id, now):
+            self.member.settle(self.arrival, self.produced, now)
+            self.desk.over(self, now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    arrival: Arrival
+    avoid: Set[str]
+    streamed: bool
+
+
+class Desk(Generic[Member]):
+    """Places the requests of one model on its members.
+
+    `freed` is called when a lease is released: whoever owns the desk pumps then, or later. `draw` picks the names
+    of those that are looked at for one request, in fleets too large to ask everybody; if it picks none, or none of
+    them has room, all are looked at. `look` hears of members before they are asked.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        policy: Policy,
+        queue: GatewayQueue,
+        patience: Patience,
+        *,
+        freed: Callable[[float], None] = lambda now: None,
+        draw: Callable[[], Sequence[str]] | None = None,
+        look: Callable[[Collection[Member], float], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.policy = policy
+        self.queue = queue
+        self.patience = patience
+        self.members: dict[str, Member] = {}
+        self._freed = freed
+        self._draw = draw
+        self._look = look
+        self._waiting: dict[str, _Waiting] = {}
+        self._hopeless_since: float | None = None
+
+    # -- requests come ---------------------------------------------------------------------------------
+
+    def place(
+        self,
+        arrival: Arrival,
+        now: float,
+        avoid: Set[str] = NOBODY,
+        *,
+        streamed: bool = True,
+        copy: bool = False,
+    ) -> Lease[Member] | None:
+        """The place the policy chooses, credited; None when no member outside `avoid` has room.
+
+        `streamed`: tokens will tell how far it has come. `copy`: a second one of a request that runs elsewhere.
+        """
+        refusing = avoid
+        while candidates := self._candidates(arrival, refusing, now):
+            choice = self.policy.choose(arrival, candidates, now)
+            member = self.members[choice.replica]
+            if member.reserve(arrival, now):
+                return self._credit(member, arrival, choice, now, streamed, copy)
+            refusing = refusing | {choice.replica}
+        return None
+
+    def offer(
+        self,
+        arrival: Arrival,
+        now: float,
+        avoid: Set[str] = NOBODY,
+        *,
+        streamed: bool = True,
+        again: bool = False,
+    ) -> Lease[Member] | None:
+        """A place now; else the request waits, and `pump` has its lease one day.
+
+        `avoid` holds unless there is nobody else; `again`: it was placed before and its replica failed, so it goes to
+        the front. Raises Refused: NeverFits, QueueFull, DeadlineMissed, NoReplica; then it does not wait.
+        """
+        if again or not len(self.queue):
+            lease = self.place(arrival, now, avoid, streamed=streamed)
+            if lease is not None:
+                if not again:
+                    fresh = arrival.weight.prompt_tokens - lease.choice.cached_tokens
+                    self.queue.charge(arrival, input_tokens=fresh)
+                return lease
+        self._check_possible(arrival, now)
+        self.wait(arrival, now, avoid, streamed=streamed, front=again)
+        return None
+
+    def wait(
+        self,
+        arrival: Arrival,
+        now: float,
+        avoid: Set[str] = NOBODY,
+        *,
+        streamed: bool = True,
+        front: bool = False,
+    ) -> None:
+        """Put it in the queue. Raises QueueFull and DeadlineMissed."""
+        full = not front and self.queue.is_full(arrival)
+        drain = self.drain_seconds(now, arrival.weight.expected_tokens) if full else 0.0
+        self.queue.push(
+            arrival, now, drain_seconds=drain, least_seconds=self._least_seconds(arrival), front=front
+        )
+        self._waiting[arrival.id] = _Waiting(arrival, avoid, streamed)
+
+    def withdraw(self, request_id: str) -> None:
+        """Its client is gone, or it has waited too long."""
+        if self._waiting.pop(request_id, None) is not None:
+            self.queue.remove(request_id)
+
+    @property
+    def waiting(self) -> list[str]:
+        """The ids of those who wait."""
+        return list(self._waiting)
+
+    # -- places come free ------------------------------------------------------------------------------
+
+    def pump(self, now: float) -> Iterator[Lease[Member]]:
+        """A lease for as many of those who wait as there is room for, in the queue's order.
+
+        A lease that was yielded is taken: who does not want it releases it.
+        """
+        while (arrival := self.queue.peek(now)) is not None:
+            waiting = self._waiting[arrival.id]
+            lease = self.place(arrival, now, self._avoiding(waiting, now), streamed=waiting.streamed)
+            if lease is None:
+                return
+            self.queue.take(arrival, now, lease.choice.cached_tokens)
+            del self._waiting[arrival.id]
+            yield lease
+
+    def over(self, lease: Lease[Member], now: float) -> None:
+        """A lease was released: charge what was produced."""
+        self.queue.charge(lease.arrival, output_tokens=lease.produced)
+        self._freed(now)
+
+    def expire(self, now: float) -> list[tuple[Arrival, DeadlineMissed]]:
+        """Those who can no longer meet their deadline; they do not wait any more."""
+        gone = self.queue.expired(now)
+        for arrival in gone:
+            del self._waiting[arrival.id]
+        return [(arrival, deadline_missed(arrival, now, self._least_seconds(arrival))) for arrival in gone]
+
+    def doubt(self, now: float) -> Refused | None:
+        """Why waiting is in vain, for everybody; None while a member may come up or have room."""
+        if not self._waiting:
+            self._hopeless_since = None if self._hope(now) else self._hopeless_since or now
+            return None
+        try:
+            self._check_hope(now)
+        except Refused as error:
+            return error
+        return None
+
+    # -- what is predicted -----------------------------------------------------------------------------
+
+    def drain_seconds(self, now: float, more: float = 0.0) -> float | None:
+        """In which the replicas that are up work off what waits and `more` tokens; at least a second."""
+        seconds = self.work_seconds(self.queue.tokens + more, now)
+        return None if seconds is None else max(seconds, SOON)
+
+    def work_seconds(self, tokens: float, now: float) -> float | None:
+        """In which the replicas that are up produce `tokens` together, those of known speed alone counted.
+
+        None when replicas are up, but the speed of none of them is known.
+        """
+        up = [m.state.step_cost for m in self.members.values() if m.standing(now) is Standing.UP]
+        return work_seconds(tokens, up)
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    def _candidates(self, arrival: Arrival, refusing: Set[str], now: float) -> list[ReplicaState]:
+        members = self.members
+        if self._draw is not None and (names := self._draw()):
+            drawn = self._open({name: members[name] for name in names}, arrival, refusing, now)
+            if drawn:
+                return drawn
+        return self._open(members, arrival, refusing, now)
+
+    def _open(
+        self, members: dict[str, Member], arrival: Arrival, refusing: Set[str], now: float
+    ) -> list[ReplicaState]:
+        if self._look is not None:
+            self._look(members.values(), now)
+        return [
+            member.state
+            for name, member in members.items()
+            if name not in refusing and member.accepts(arrival, now)
+        ]
+
+    def _credit(
+        self, member: Member, arrival: Arrival, choice: Choice, now: float, streamed: bool, copy: bool
+    ) -> Lease[Member]:
+        state, held = member.state, choice.cached_tokens
+        expected_first = state.first_token_seconds(arrival.weight.prompt_tokens - held, held, now)
+        state.credit(arrival, held, now, streamed=streamed)
+        member.sent(now)
+        return Lease(self, member, arrival, choice, now, expected_first, copy)
+
+    def _avoiding(self, waiting: _Waiting, now: float) -> Set[str]:
+        if not waiting.avoid:
+            return NOBODY
+        others = (m for name, m in self.members.items() if name not in waiting.avoid)
+        return waiting.avoid if any(m.usable(now) and m.state.healthy for m in others) else NOBODY
+
+    def _check_possible(self, arrival: Arrival, now: float) -> None:
+        members = self.members.values()
+        if members and not any(member.state.fits(arrival) for member in members):
+            limits = {m.state.capacity.max_model_len or m.state.capacity.kv_tokens for m in members}
+            longest = max(limit for limit in limits if limit is not None)
+            weight = arrival.weight
+            raise NeverFits(
+                f"{weight.prompt_tokens} prompt tokens and up to {weight.max_tokens} more are beyond the "
+                f"{longest} tokens that any replica of {self.model!r} takes; shorten the prompt or lower max_tokens"
+            )
+        self._check_hope(now)
+
+    def _hope(self, now: float) -> bool:
+        return any(member.standing(now) in _HOPEFUL for member in self.members.values())
+
+    def _check_hope(self, now: float) -> None:
+        """Raise NoReplica or QueueFull when waiting would be in vain."""
+        if not self._hope(now):
+            self._hopeless_since = self._hopeless_since or now
+            if now - self._hopeless_since >= self.patience.for_any:
+                raise NoReplica(f"no replica of {self.model!r} is up{self._why(now)}", retry_after=5.0)
+            return
+        self._hopeless_since = None
+        if self.patience.for_held == math.inf:
+            return
+        waits = [self._held_for(member, now) for member in self.members.values()]
+        if waits and min(waits) > self.patience.for_held:
+            raise QueueFull(
+                f"every replica of {self.model!r} asked to be left alone for a while{self._why(now)}",
+                retry_after=min(waits),
+            )
+
+    def _held_for(self, member: Member, now: float) -> float:
+        if member.standing(now) in (Standing.DOWN, Standing.DRAINING):
+            return math.inf
+        return max(member.held_until - now, 0.0)
+
+    def _why(self, now: float) -> str:
+        reasons = [f"{name}: {m.why(now)}" for name, m in self.members.items() if m.why(now)]
+        return f" ({'; '.join(reasons)})" if reasons else ""
+
+    def _least_seconds(self, arrival: Arrival) -> float:
+        """What the prompt takes at least: on the fastest replica, idle. 0 where the speed of one is not known."""
+        if arrival.deadline is None:
+            return 0.0
+        costs = [member.state.step_cost for member in self.members.values()]
+        return least_seconds(arrival.weight.prompt_tokens, costs)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless all who wait are in the queue, and nobody else."""
+        self.queue.check_integrity()
+        if len(self._waiting) != len(self.queue) or any(name not in self.queue for name in self._waiting):
+            raise AssertionError("the queue does not hold exactly those who wait")
