@@ -17,10 +17,12 @@ import time
 from pathlib import Path
 
 from weighbridge.cost.length import OutputLengths
+from weighbridge.cost.step import DEFAULT_STEP_COST
 from weighbridge.cost.weight import Weight
 from weighbridge.fleet.api import Arrival, Replica
-from weighbridge.fleet.config.spec import ReplicaSpec
-from weighbridge.fleet.dispatch import Dispatcher, Lease, Patience
+from weighbridge.fleet.config.spec import CapacitySpec, ReplicaSpec
+from weighbridge.fleet.desk import Patience
+from weighbridge.fleet.dispatch import Dispatcher, Lease
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue
 from weighbridge.fleet.load.state import ReplicaState
@@ -43,7 +45,8 @@ def dispatcher(policy: str, replicas: int) -> Dispatcher:
     index = PrefixIndex()
     made = Dispatcher("m", make_policy(policy, random.Random(1)), GatewayQueue(), Patience(), time.monotonic)
     for number in range(replicas):
-        spec = ReplicaSpec(f"r{number}", "url", "http://nowhere")
+        capacity = CapacitySpec(step_cost=DEFAULT_STEP_COST)
+        spec = ReplicaSpec(f"r{number}", "url", "http://nowhere", capacity=capacity)
         state = ReplicaState(spec.name, capacity_of(spec, BLOCK_SIZE), index, time.monotonic())
         replica: Replica = Nowhere(spec.name)  # type: ignore[assignment]
         member = Member(spec, replica, state, CircuitBreaker(BreakerSettings()), heard=True)

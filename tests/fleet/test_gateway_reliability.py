@@ -9,6 +9,7 @@ import aiohttp
 
 from tests.fleet.backends import Backend, config_of, events, fleet, text_of, until
 from tests.server.running import free_port
+from weighbridge.fleet.desk import Patience
 
 
 async def test_an_unreachable_replica_is_passed_over() -> None:
@@ -220,9 +221,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused() -> None:
 async def test_no_replica_up_is_said_soon() -> None:
     config = config_of([Backend("gone", url=f"http://127.0.0.1:{free_port()}")])
     async with fleet(config=config, wait=False) as front:
-        front.gateway.pools["m"].dispatcher._patience = type(front.gateway.pools["m"].dispatcher._patience)(
-            for_any=0.3
-        )
+        front.gateway.pools["m"].dispatcher.desk.patience = Patience(for_any=0.3)
         front.gateway.pools["m"].members["gone"].heard = True  # it was there once
         async with asyncio.timeout(60):
             async with front.post() as answer:

@@ -1,4 +1,4 @@
-"""The simulated gateway and the live one decide alike: the same events through `fleet.dispatch`, the same choices."""
+"""One desk, two shells: the events of a simulation through the live dispatcher give the same choices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 
 from weighbridge.fleet.api import Arrival, Choice, Policy
 from weighbridge.fleet.config.spec import ReplicaSpec as MemberSpec
-from weighbridge.fleet.dispatch import Dispatcher, Lease, Patience
+from weighbridge.fleet.desk import Patience
+from weighbridge.fleet.dispatch import Dispatcher, Lease
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
 from weighbridge.fleet.load.state import ReplicaState
@@ -45,24 +46,23 @@ def policy_of(name: str) -> Logged:
 
 
 class Recorder:
-    """Wraps a simulated gateway and keeps what a live one would have seen: arrivals, chunks, ends."""
+    """Listens at the desk of a simulated gateway and keeps what a live one sees: arrivals, chunks, ends."""
 
     def __init__(self, simulation: Simulation) -> None:
         self.events: list[tuple[float, str, Any, int]] = []
         gateway = simulation.gateway
-        weigh, over = gateway._weigh, gateway._over
-        first, tokens = gateway.first_token, gateway.tokens
+        desk = gateway.desk
+        offer, over, first, tokens = desk.offer, desk.over, gateway.first_token, gateway.tokens
 
-        def recorded_weigh(request: Any, now: float) -> Arrival:
+        def recorded_offer(arrival: Arrival, now: float) -> Any:
             for replica in simulation.replicas.values():
                 replica.tell(now)  # chunks of this very moment came before it, here and there
-            arrival = weigh(request, now)
             self.events.append((now, "arrive", arrival, 0))
-            return arrival
+            return offer(arrival, now)
 
-        def recorded_over(flight: Any, now: float) -> None:
-            self.events.append((now, "end", flight.arrival.id, 0))
-            over(flight, now)
+        def recorded_over(lease: Any, now: float) -> None:
+            self.events.append((now, "end", lease.arrival.id, 0))
+            over(lease, now)
 
         def recorded_first(request: Any, now: float) -> None:
             self.events.append((now, "first", request.id, 0))
@@ -72,8 +72,8 @@ class Recorder:
             self.events.append((now, "tokens", request.id, count))
             tokens(request, count, now)
 
-        gateway._weigh = recorded_weigh  # type: ignore[method-assign]
-        gateway._over = recorded_over  # type: ignore[method-assign]
+        desk.offer = recorded_offer  # type: ignore[method-assign, assignment]
+        desk.over = recorded_over  # type: ignore[method-assign]
         gateway.first_token = recorded_first  # type: ignore[method-assign]
         gateway.tokens = recorded_tokens  # type: ignore[method-assign]
 

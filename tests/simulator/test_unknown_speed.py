@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from weighbridge.cost import DEFAULT_STEP_COST
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, Simulation, engine_settings
+from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, SimulatedEngine, Simulation
 from weighbridge.workload.requests import SimulatedRequest, Span
 
 #: Twenty times the default: a request of `streams` takes about a second.
 QUICK = ReplicaSpec(
     cost=DEFAULT_STEP_COST.scaled(20.0),
-    settings=engine_settings("vllm", max_sequences=1),
+    settings=SimulatedEngine(profile="vllm", max_sequences=1).settings(),
     concurrency=256,
 )
 

@@ -1,0 +1,215 @@
+"""The desk: who goes where and who waits, as a pure machine under any history."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fleet.arrivals import COST, arrival
+from weighbridge.errors import BadInput, NeverFits, QueueFull
+from weighbridge.fleet.api import Arrival, Capacity
+from weighbridge.fleet.desk import Desk, Lease, NoReplica, Patience, Standing
+from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
+from weighbridge.fleet.load.state import ReplicaState
+from weighbridge.fleet.policies import make_policy
+
+
+@dataclass(eq=False)
+class Seat:
+    """A replica with so many seats, which a test can turn off, hold or limit."""
+
+    state: ReplicaState
+    up: bool = True
+    held_until: float = 0.0
+    refuses: set[str] = field(default_factory=set)
+    log: list[str] = field(default_factory=list)
+
+    def accepts(self, arrival: Arrival, now: float) -> bool:
+        return self.usable(now) and self.state.accepts(arrival, now)
+
+    def usable(self, now: float) -> bool:
+        return self.up and now >= self.held_until
+
+    def standing(self, now: float) -> Standing:
+        return Standing.DOWN if not self.up else Standing.HELD if now < self.held_until else Standing.UP
+
+    def why(self, now: float) -> str:
+        return "" if self.usable(now) else "it rests"
+
+    def reserve(self, arrival: Arrival, now: float) -> bool:
+        return arrival.id not in self.refuses
+
+    def sent(self, now: float) -> None:
+        self.log.append("sent")
+
+    def settle(self, arrival: Arrival, produced: int, now: float) -> None:
+        self.log.append(f"{arrival.id} {produced}")
+
+
+def desk_of(
+    *seats: int, policy: str = "least_requests", draw: Sequence[str] | None = None, **queue: int
+) -> Desk[Seat]:
+    made: Desk[Seat] = Desk(
+        "m",
+        make_policy(policy, random.Random(0)),
+        GatewayQueue(QueueSettings(**queue)),
+        Patience(),
+        draw=None if draw is None else lambda: draw,
+    )
+    for number, count in enumerate(seats):
+        state = ReplicaState(f"r{number}", Capacity(COST, max_sequences=count, max_model_len=4096))
+        made.members[state.name] = Seat(state)
+    return made
+
+
+def held(lease: Lease[Seat] | None) -> Lease[Seat]:
+    assert lease is not None
+    return lease
+
+
+def test_who_finds_no_room_waits_and_has_the_next_place() -> None:
+    desk = desk_of(1)
+    first = held(desk.offer(arrival("a"), 0.0))
+    assert desk.offer(arrival("b"), 0.0) is None
+    assert desk.offer(arrival("c"), 0.0) is None
+    assert list(desk.pump(1.0)) == []
+    first.tokens(3, 1.0)
+    first.release(2.0)
+    assert first.member.log == ["sent", "a 3"]
+    assert [lease.arrival.id for lease in desk.pump(2.0)] == ["b"]
+    assert desk.waiting == ["c"]
+    desk.check_integrity()
+
+
+def test_nobody_overtakes_those_who_wait() -> None:
+    desk = desk_of(1)
+    lease = held(desk.offer(arrival("a"), 0.0))
+    assert desk.offer(arrival("b"), 0.0) is None
+    lease.release(1.0)
+    assert desk.offer(arrival("c"), 1.0) is None
+    assert [lease.arrival.id for lease in desk.pump(1.0)] == ["b"]
+
+
+def test_one_whose_replica_failed_goes_first_and_elsewhere() -> None:
+    desk = desk_of(1, 1)
+    leases = [held(desk.offer(arrival(name), 0.0)) for name in "ab"]
+    assert desk.offer(arrival("waits"), 0.0) is None
+    failed = leases[0]
+    assert desk.offer(arrival("again"), 1.0, {failed.member.state.name}, again=True) is None
+    failed.release(1.0)  # its own place is free, but it is to be avoided
+    assert list(desk.pump(1.0)) == []
+    leases[1].release(2.0)
+    placed = [(lease.arrival.id, lease.member) for lease in desk.pump(2.0)]
+    assert placed[0] == ("again", leases[1].member)
+
+
+def test_what_is_avoided_is_used_when_nobody_else_is_there() -> None:
+    desk = desk_of(1, 1)
+    lease = held(desk.offer(arrival("a"), 0.0, {"r1"}))
+    assert desk.offer(arrival("b"), 0.0, {"r1"}) is None
+    desk.members["r0"].up = False
+    assert [one.member.state.name for one in desk.pump(0.5)] == ["r1"]
+    lease.release(1.0)
+
+
+def test_a_member_without_room_in_its_own_limits_is_passed_over() -> None:
+    desk = desk_of(4, 4, policy="round_robin")
+    for member in desk.members.values():
+        member.refuses = {"a"}
+    assert desk.place(arrival("a"), 0.0) is None
+    desk.members["r1"].refuses.clear()
+    assert held(desk.place(arrival("a"), 0.0)).member.state.name == "r1"
+
+
+def test_what_can_never_fit_or_come_is_said_at_once() -> None:
+    desk = desk_of(1)
+    with pytest.raises(NeverFits, match="4096"):
+        desk.offer(arrival("a", 4000), 0.0)
+    desk.members["r0"].up = False
+    assert desk.offer(arrival("b"), 5.0) is None  # it may come back
+    assert desk.doubt(5.1) is None
+    assert isinstance(desk.doubt(20.0), NoReplica)
+    with pytest.raises(NoReplica, match="it rests"):
+        desk.offer(arrival("c"), 20.0)
+    desk.members["r0"].up, desk.members["r0"].held_until = True, 60.0
+    assert isinstance(desk.doubt(20.0), QueueFull)
+    desk.withdraw("b")
+    assert desk.doubt(20.0) is None
+    desk.check_integrity()
+
+
+def test_a_full_queue_keeps_nothing() -> None:
+    desk = desk_of(1, max_requests=1)
+    held(desk.offer(arrival("a"), 0.0))
+    assert desk.offer(arrival("b"), 0.0) is None
+    with pytest.raises(QueueFull) as refused:
+        desk.offer(arrival("c"), 0.0)
+    assert refused.value.retry_after == desk.drain_seconds(0.0, arrival("c").weight.expected_tokens)
+    with pytest.raises(BadInput, match="differ"):
+        desk.wait(arrival("b"), 0.0, front=True)
+    assert desk.waiting == ["b"]
+    desk.check_integrity()
+
+
+def test_a_deadline_that_cannot_be_met_is_given_up() -> None:
+    desk = desk_of(1)
+    held(desk.offer(arrival("a"), 0.0))
+    assert desk.offer(arrival("b", deadline=5.0), 0.0) is None
+    assert desk.expire(4.0) == []
+    [(gone, error)] = desk.expire(5.0)
+    assert (gone.id, error.code) == ("b", "deadline_missed")
+    assert desk.waiting == []
+    desk.check_integrity()
+
+
+def test_those_drawn_are_asked_first_and_all_when_they_have_no_room() -> None:
+    desk = desk_of(1, 1, 1, draw=["r2"])
+    names = [held(desk.offer(arrival(name), 0.0)).member.state.name for name in "abc"]
+    assert names[0] == "r2"
+    assert sorted(names) == ["r0", "r1", "r2"]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["offer", "release", "withdraw", "turn", "expire"]), st.integers(0, 7))
+    ),
+    st.sampled_from(["weigh", "round_robin", "least_tokens"]),
+)
+def test_nobody_is_lost_or_placed_twice(steps: list[tuple[str, int]], policy: str) -> None:
+    desk = desk_of(1, 2, policy=policy, max_requests=4)
+    leases: dict[str, Lease[Seat]] = {}
+    there: set[str] = set()
+    now = 0.0
+    for kind, number in steps:
+        now += 0.5
+        name = f"q{number}"
+        if kind == "offer" and name not in there:
+            deadline = now + 2.0 if number % 2 else None
+            try:
+                lease = desk.offer(arrival(name, deadline=deadline), now)
+            except QueueFull:
+                continue
+            there.add(name)
+            if lease is not None:
+                leases[name] = lease
+        elif kind == "release" and name in leases:
+            leases.pop(name).release(now)
+            there.discard(name)
+        elif kind == "withdraw" and name not in leases:
+            desk.withdraw(name)
+            there.discard(name)
+        elif kind == "turn":
+            desk.members[f"r{number % 2}"].up ^= True
+        elif kind == "expire":
+            there -= {gone.id for gone, _ in desk.expire(now)}
+        for lease in desk.pump(now):
+            assert lease.arrival.id not in leases
+            leases[lease.arrival.id] = lease
+        desk.check_integrity()
+        assert there == leases.keys() | set(desk.waiting)
+        assert sum(member.state.requests for member in desk.members.values()) == len(leases)
