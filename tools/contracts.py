@@ -58,6 +58,7 @@ PURE = (
     "engine.memory.*",
     "engine.schedule.*",
     "fleet.api",
+    "fleet.desk",
     "fleet.load.*",
     "!fleet.load.weigher",  # tokenises in a thread
     "fleet.limits.tenant",

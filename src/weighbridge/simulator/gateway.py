@@ -163,7 +163,7 @@ class SimulatedGateway:
                 try:
                     self.desk.wait(flight.arrival, now, front=True)
                 except Refused as error:
-                    self._fail(flight, error.code, now)
+                    self._fail(flight, error.code or "refused", now)
         self._pump(now)
 
     def tell(self, now: float) -> None:
