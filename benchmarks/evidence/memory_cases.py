@@ -20,7 +20,7 @@ from weighbridge.planner.memory.activation import FITTED, Constants
 from weighbridge.planner.memory.gguf_mix import file_type
 from weighbridge.planner.memory.kv_dtype import kv_type
 from weighbridge.planner.memory.kv_layout import CacheSpec, cached_layers
-from weighbridge.planner.memory.memory import GIB, MemoryPlan, Model, plan_memory
+from weighbridge.planner.memory.memory import GIB, MemoryPlan, PlannedModel, plan_memory
 from weighbridge.planner.memory.other_kv import llama_cpp_pools
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.model.catalogue import completed, lookup
@@ -67,7 +67,7 @@ def read_cases(path: Path) -> Iterator[dict[str, Any]]:
         yield case
 
 
-def case_model(case: dict[str, Any]) -> Model:
+def case_model(case: dict[str, Any]) -> PlannedModel:
     """The case's model; what its configuration lacks comes from the catalogue, by name or shape."""
     config = {k: v for k, v in case["hf_config"].items() if not k.startswith("_")}
     named = lookup(str(case.get("model_id", "")).split(" ")[0])
@@ -77,7 +77,7 @@ def case_model(case: dict[str, Any]) -> Model:
     if isinstance(config.get("layer_types"), str):  # a remark; the counts say it in numbers
         del config["layer_types"]
     config, noted = completed(config)
-    return Model(str(case.get("model_id", "")), read_architecture(config, noted), source="case")
+    return PlannedModel(str(case.get("model_id", "")), read_architecture(config, noted), source="case")
 
 
 def case_device(case: dict[str, Any]) -> Device | None:
@@ -235,7 +235,7 @@ def _printed_memory(reported: dict[str, Any]) -> float | None:
     return None
 
 
-def _llama_cpp(rows: _Rows, model: Model, d: Deployment, reported: dict[str, Any]) -> None:
+def _llama_cpp(rows: _Rows, model: PlannedModel, d: Deployment, reported: dict[str, Any]) -> None:
     """Pools in MiB, and weights where the file type says them."""
     cells = reported.get("full_cells") or reported.get("cells")
     if d.max_model_len is None and cells:

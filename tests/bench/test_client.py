@@ -91,7 +91,7 @@ async def test_failures_are_told_and_never_raised(script: Script, message: str) 
         script.finish = False
     async with serving(script) as url, LoadClient(url) as client:
         body = json.dumps({"prompt": [1, 2], "max_tokens": 4}).encode()
-        answer = await complete(client, "/v1/completions", body, timeout=0.2, asked=4)
+        answer = await complete(client, "/v1/completions", body, timeout=0.2, ordered_tokens=4)
     assert answer.error is not None
     assert message in answer.error
 
@@ -107,7 +107,7 @@ async def test_nobody_there_is_an_error_of_the_request() -> None:
 async def test_without_usage_chunks_are_counted(usage: bool) -> None:
     async with serving(Script(usage=usage, empty_finish=True)) as url, LoadClient(url) as client:
         body = json.dumps({"prompt": [1, 2], "max_tokens": 4}).encode()
-        answer = await complete(client, "/v1/completions", body, timeout=5, asked=4)
+        answer = await complete(client, "/v1/completions", body, timeout=5, ordered_tokens=4)
     assert answer.error is None
     assert answer.counted is usage
     assert (answer.output_tokens, len(answer.chunks)) == (4, 4)

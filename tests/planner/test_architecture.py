@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from weighbridge.errors import BadInput
-from weighbridge.planner.model.architecture import Architecture, Attention, Experts, Latent, Recurrent
+from weighbridge.planner.model.architecture import Architecture, Attention, ExpertBlock, Latent, Recurrent
 from weighbridge.planner.model.catalogue import catalogue, lookup
 from weighbridge.planner.model.config_reader import read_architecture
 from weighbridge.planner.model.layer_kinds import spread
@@ -127,9 +127,9 @@ def test_nested_text_config_and_towers() -> None:
 
 def test_experts_by_layer() -> None:
     deepseek = _named("deepseek-v3")
-    sparse = [isinstance(layer.feed_forward, Experts) for layer in deepseek.layers]
+    sparse = [isinstance(layer.feed_forward, ExpertBlock) for layer in deepseek.layers]
     assert sparse[:4] == [False, False, False, True]
-    jamba = [isinstance(layer.feed_forward, Experts) for layer in _named("jamba-1.5-mini").layers]
+    jamba = [isinstance(layer.feed_forward, ExpertBlock) for layer in _named("jamba-1.5-mini").layers]
     assert jamba[:4] == [False, True, False, True]
 
 

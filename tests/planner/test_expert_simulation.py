@@ -7,18 +7,24 @@ import pytest
 
 from weighbridge.errors import BadInput
 from weighbridge.planner.experts.local_search import balance
-from weighbridge.planner.experts.placement import Devices, Floats, Placement, eplb, static_placement
-from weighbridge.planner.experts.simulation import LoadGenerator, Times, Traffic, fitted_traffic, simulate
+from weighbridge.planner.experts.placement import Devices, ExpertPlacement, Floats, eplb, static_placement
+from weighbridge.planner.experts.simulation import (
+    ExpertTraffic,
+    LoadGenerator,
+    Times,
+    fitted_traffic,
+    simulate,
+)
 
-TRAFFIC = Traffic(layers=6, experts=64, top_k=4, tokens=512, skew=0.9)
+TRAFFIC = ExpertTraffic(layers=6, experts=64, top_k=4, tokens=512, skew=0.9)
 DEVICES = Devices(gpus=8, replicas=80)
 
 
-def static(loads: Floats, _: Placement | None = None) -> Placement:
+def static(loads: Floats, _: ExpertPlacement | None = None) -> ExpertPlacement:
     return static_placement(len(loads), loads.shape[1], DEVICES.replicas)
 
 
-def run(traffic: Traffic, place, steps: int = 300, **options):  # type: ignore[no-untyped-def]
+def run(traffic: ExpertTraffic, place, steps: int = 300, **options):  # type: ignore[no-untyped-def]
     return simulate(traffic, DEVICES, place, steps, np.random.default_rng(4), **options)
 
 
@@ -33,7 +39,7 @@ def test_the_same_seed_gives_the_same_outcome() -> None:
 
 
 def test_a_step_of_even_load_has_a_closed_form() -> None:
-    even = Traffic(layers=2, experts=8, top_k=1, tokens=80_000, skew=0.0, noise=0.0)
+    even = ExpertTraffic(layers=2, experts=8, top_k=1, tokens=80_000, skew=0.0, noise=0.0)
     times = Times(other=0.001, per_token=1e-6, per_expert=1e-5)
     devices = Devices(gpus=4, replicas=8)
     outcome = simulate(
@@ -53,9 +59,9 @@ def test_placement_raises_throughput_and_lowers_p99() -> None:
 
 
 def test_drift_makes_a_placement_stale_and_replacing_helps() -> None:
-    drifting = Traffic(layers=6, experts=64, top_k=4, tokens=512, skew=0.9, drift=1.0)
+    drifting = ExpertTraffic(layers=6, experts=64, top_k=4, tokens=512, skew=0.9, drift=1.0)
 
-    def place(loads: Floats, _: Placement | None) -> Placement:
+    def place(loads: Floats, _: ExpertPlacement | None) -> ExpertPlacement:
         return eplb(loads, DEVICES)
 
     steady, stale = run(TRAFFIC, place, 2000), run(drifting, place, 2000)
@@ -67,11 +73,11 @@ def test_drift_makes_a_placement_stale_and_replacing_helps() -> None:
 
 def test_only_experts_that_a_gpu_lacked_count_as_fetched() -> None:
     """The same experts in other slots of their GPU cost nothing; two GPUs that trade theirs fetch all of them."""
-    devices, traffic = Devices(gpus=2, replicas=8), Traffic(layers=3, experts=8, top_k=2, tokens=64)
+    devices, traffic = Devices(gpus=2, replicas=8), ExpertTraffic(layers=3, experts=8, top_k=2, tokens=64)
     order, shuffled, traded = [0, 1, 2, 3, 4, 5, 6, 7], [3, 2, 1, 0, 5, 4, 7, 6], [4, 5, 6, 7, 0, 1, 2, 3]
 
     def fetched(*rows: list[int]) -> int:
-        placements = iter([Placement.of(np.array([row] * 3), 8) for row in rows])
+        placements = iter([ExpertPlacement.of(np.array([row] * 3), 8) for row in rows])
         rng = np.random.default_rng(0)
         outcome = simulate(traffic, devices, lambda *_: next(placements), 10, rng, replace_every=10)
         return outcome.fetched_experts
@@ -82,7 +88,7 @@ def test_only_experts_that_a_gpu_lacked_count_as_fetched() -> None:
 
 
 def test_renewal_that_keeps_gpus_in_place_fetches_less_for_the_same_balance() -> None:
-    drifting = Traffic(layers=6, experts=64, top_k=4, tokens=512, skew=0.9, drift=1.0)
+    drifting = ExpertTraffic(layers=6, experts=64, top_k=4, tokens=512, skew=0.9, drift=1.0)
     anew = run(drifting, lambda loads, _: balance(loads, DEVICES), 1000, replace_every=200)
     kept = run(
         drifting, lambda loads, current: balance(loads, DEVICES, current=current), 1000, replace_every=200
@@ -100,13 +106,13 @@ def test_traffic_is_fitted_to_counts() -> None:
 @pytest.mark.parametrize(
     "traffic",
     [
-        Traffic(1, 1, 1, 5),
-        Traffic(1, 8, 9, 5),
-        Traffic(1, 8, 2, 0),
-        Traffic(1, 8, 2, 5, correlation=1.0),
-        Traffic(1, 8, 2, 5, skew=-1.0),
+        ExpertTraffic(1, 1, 1, 5),
+        ExpertTraffic(1, 8, 9, 5),
+        ExpertTraffic(1, 8, 2, 0),
+        ExpertTraffic(1, 8, 2, 5, correlation=1.0),
+        ExpertTraffic(1, 8, 2, 5, skew=-1.0),
     ],
 )
-def test_traffic_that_cannot_be_is_named(traffic: Traffic) -> None:
+def test_traffic_that_cannot_be_is_named(traffic: ExpertTraffic) -> None:
     with pytest.raises(BadInput):
         LoadGenerator(traffic, np.random.default_rng(0))

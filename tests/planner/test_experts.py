@@ -15,7 +15,7 @@ from weighbridge.planner.experts.layout import count_parameters, replacement
 from weighbridge.planner.experts.local_search import balance, colocation
 from weighbridge.planner.experts.placement import (
     Devices,
-    Placement,
+    ExpertPlacement,
     balancedness,
     check_loads,
     eplb,
@@ -141,7 +141,7 @@ def test_gpus_keep_what_they_hold() -> None:
     loads = skewed(np.random.default_rng(3), 4, 32)
     devices = Devices(8, 40)
     held = balance(loads, devices)
-    shuffled = Placement.of(held.physical_to_logical.reshape(4, 8, 5)[:, ::-1].reshape(4, 40), 32)
+    shuffled = ExpertPlacement.of(held.physical_to_logical.reshape(4, 8, 5)[:, ::-1].reshape(4, 40), 32)
     again = balance(loads, devices, current=shuffled)
     assert moved_slots(shuffled, again, 8).sum() == 0
     assert moved_slots(shuffled, held, 8).sum() > 0

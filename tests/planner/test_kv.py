@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from weighbridge.planner.memory.engines import parse_version, rules_for
 from weighbridge.planner.memory.kv_dtype import kv_type
-from weighbridge.planner.memory.memory import GIB, Model, plan_memory
+from weighbridge.planner.memory.memory import GIB, PlannedModel, plan_memory
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.memory.vllm_kv import group_size
 from weighbridge.planner.model.catalogue import catalogue
@@ -20,7 +20,7 @@ _NAMES = [
     "llama-3.1-8b", "gemma-3-12b", "gpt-oss-20b", "qwen3.5-27b", "deepseek-v3.2", "kimi-linear-48b-a3b",
     "nemotron-nano-9b-v2", "mistral-7b", "llama-4-scout", "jamba-1.5-mini", "mimo-v2-flash",
 ]  # fmt: skip
-_MODELS = {name: Model(name, read_architecture(catalogue()[name])) for name in _NAMES}
+_MODELS = {name: PlannedModel(name, read_architecture(catalogue()[name])) for name in _NAMES}
 _VERSIONS = st.sampled_from(["0.8.5", "0.11.0", "0.19.0", "0.24.0", None])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from weighbridge.cost.hardware import custom_device, find_device
-from weighbridge.planner.memory.memory import GIB, Model, plan_memory
+from weighbridge.planner.memory.memory import GIB, PlannedModel, plan_memory
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.memory.source import open_model
 from weighbridge.planner.model.config_reader import read_architecture
@@ -147,7 +147,7 @@ def test_attention_blocks_grow_to_the_state(kv_dtype: str, block: int) -> None:
         "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128,
         "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "mamba_ssm_dtype": "float32",
     }  # fmt: skip
-    model = Model("qwen3.5-9b", read_architecture(config))
+    model = PlannedModel("qwen3.5-9b", read_architecture(config))
     kv = plan_memory(model, _pinned(10.0, kv_dtype=kv_dtype, max_model_len=32_768), None).kv
     assert kv is not None
     assert kv.block_size == block

@@ -15,7 +15,7 @@ from weighbridge.planner.memory.memory import plan_memory
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.memory.source import open_model
 from weighbridge.planner.report.report import price_of
-from weighbridge.planner.search.queueing import Candidate, Outcome, _erlang_c, _erlang_wait, _tail, analytic
+from weighbridge.planner.search.queueing import Candidate, Forecast, _erlang_c, _erlang_wait, _tail, analytic
 from weighbridge.planner.search.search import Search, confirmed, recommend
 from weighbridge.planner.search.simulated import simulated
 from weighbridge.workload.requests import TraceRow
@@ -59,16 +59,16 @@ def test_little_holds_at_the_fixed_point() -> None:
     device = find_device("H100")
     plan = plan_memory(open_model("llama-3.1-8b"), Deployment(max_model_len=4096), device)
     traffic = _traffic(5.0)
-    outcome = analytic(Candidate(plan, device, 1, 1.0), traffic, Slo(quantile=0.5))
-    residence = traffic.output * outcome.tpot  # at the median the batch is its mean
-    assert outcome.batch == pytest.approx(traffic.peak_rate * residence, rel=0.05)
+    forecast = analytic(Candidate(plan, device, 1, 1.0), traffic, Slo(quantile=0.5))
+    residence = traffic.output * forecast.tpot  # at the median the batch is its mean
+    assert forecast.batch == pytest.approx(traffic.peak_rate * residence, rel=0.05)
 
 
 def test_a_search_takes_the_fewest_replicas_that_meet() -> None:
     traffic, slo = _traffic(30.0, 2000, 300), Slo(1.0, 0.05, 0.95)
     search = Search([find_device("L40S")], tp=1, weights="fp8")
     (choice,) = recommend(open_model("llama-3.1-8b"), Deployment(), traffic, slo, search)
-    assert choice.outcome.meets
+    assert choice.forecast.meets
     assert choice.candidate.replicas > 1
     fewer = replace(choice.candidate, replicas=choice.candidate.replicas - 1)
     assert not analytic(fewer, traffic, slo).meets
@@ -78,17 +78,17 @@ def test_choices_are_ranked_by_cost_and_all_meet() -> None:
     traffic, slo = _traffic(5.0), Slo(0.5, 0.03, 0.99)
     pool = [find_device(name) for name in ("H100", "L40S", "A100-80GB", "L4")]
     found = recommend(open_model("llama-3.1-8b"), Deployment(), traffic, slo, Search(pool))
-    assert all(choice.outcome.meets for choice in found)
+    assert all(choice.forecast.meets for choice in found)
     costs = [choice.candidate.usd_per_hour for choice in found]
     assert costs == sorted(costs)
-    assert all(choice.outcome.tpot <= 0.03 for choice in found)
+    assert all(choice.forecast.tpot <= 0.03 for choice in found)
 
 
 def test_another_evaluator_takes_the_seat() -> None:
     """A simulation has the same signature; here one that wants five replicas."""
 
-    def five(candidate: Candidate, traffic: Traffic, slo: Slo) -> Outcome:
-        return Outcome(candidate.replicas >= 5, 0.1, 0.01, 1.0, 0.5, "because")
+    def five(candidate: Candidate, traffic: Traffic, slo: Slo) -> Forecast:
+        return Forecast(candidate.replicas >= 5, 0.1, 0.01, 1.0, 0.5, "because")
 
     search = Search([find_device("H100")], tp=1, weights="bf16", kv_dtype="auto")
     (choice,) = recommend(open_model("qwen3-8b"), Deployment(), _traffic(1.0), Slo(), search, five)
@@ -110,11 +110,11 @@ def test_a_simulation_confirms_or_wants_more() -> None:
 
 
 def test_confirmed_choices_meet_in_the_surer_eye() -> None:
-    def wants(candidate: Candidate, traffic: Traffic, slo: Slo) -> Outcome:
-        return Outcome(candidate.replicas >= 2, 0.1, 0.01, 1.0, 0.5, "two at least")
+    def wants(candidate: Candidate, traffic: Traffic, slo: Slo) -> Forecast:
+        return Forecast(candidate.replicas >= 2, 0.1, 0.01, 1.0, 0.5, "two at least")
 
-    def dear(candidate: Candidate, traffic: Traffic, slo: Slo) -> Outcome:
-        return Outcome(False, 9.0, 9.0, 1.0, 1.0, "never")
+    def dear(candidate: Candidate, traffic: Traffic, slo: Slo) -> Forecast:
+        return Forecast(False, 9.0, 9.0, 1.0, 1.0, "never")
 
     traffic, slo = _traffic(2.0), Slo(1.0, 0.05, 0.9)
     search = Search([find_device(name) for name in ("H100", "H200", "L40S")], weights="bf16", kv_dtype="auto")

@@ -14,7 +14,7 @@ from tests.tiny_gguf import write_gguf
 from weighbridge.cost.hardware import find_device
 from weighbridge.errors import BadInput
 from weighbridge.planner.memory.gguf_mix import gguf_bytes
-from weighbridge.planner.memory.memory import Model, plan_memory
+from weighbridge.planner.memory.memory import PlannedModel, plan_memory
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.memory.source import open_model
 from weighbridge.planner.memory.weight_formats import published_format, weight_format
@@ -157,12 +157,12 @@ def test_what_model_may_be(tmp_path: Path) -> None:
 
 
 def test_bounds_of_weights_widen_with_what_is_not_known() -> None:
-    def spread(model: Model, **flags: Any) -> float:
+    def spread(model: PlannedModel, **flags: Any) -> float:
         weights = plan_memory(model, Deployment(max_model_len=4096, **flags), None).weights
         return 1 - weights.low / weights.value
 
     config = {k: v for k, v in catalogue()["llama-3.1-8b"].items() if k != "intermediate_size"}
-    guessed = Model("guessed", read_architecture(config))
+    guessed = PlannedModel("guessed", read_architecture(config))
     known = open_model("llama-3.1-8b")
     assert spread(known) == pytest.approx(0.01)
     assert spread(known, engine="llama.cpp", weights="q4_k_m") == pytest.approx(0.025)

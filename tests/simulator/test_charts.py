@@ -15,7 +15,7 @@ from weighbridge.pages.charts import Chart, Series, binned, decades, short, tick
 from weighbridge.simulator.experiment import Experiment, SyntheticSource
 from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, SimulatedEngine, Simulation
 from weighbridge.simulator.page import write_page
-from weighbridge.simulator.timeline import MOST_REPLICAS, Timeline
+from weighbridge.simulator.timeline import MAX_REPLICAS, Timeline
 from weighbridge.workload.synthetic import Synthetic
 
 
@@ -100,10 +100,10 @@ WORKLOAD = Synthetic.parse("bursts:rate=20,requests=200,prompt=lognormal:200:0.7
 def test_a_timeline_follows_every_iteration_and_says_when_a_replica_was_idle() -> None:
     simulation: Simulation
     timeline = Timeline(lambda name: simulation.replicas[name], lambda: len(simulation.gateway.queue))
-    fleet = FleetSpec(replicas=(ReplicaSpec(settings=SETTINGS),) * (MOST_REPLICAS + 2))
+    fleet = FleetSpec(replicas=(ReplicaSpec(settings=SETTINGS),) * (MAX_REPLICAS + 2))
     simulation = Simulation(fleet, WORKLOAD.generate(0), 0, watcher=timeline)
     run = simulation.run()
-    assert len(timeline.replicas) == MOST_REPLICAS
+    assert len(timeline.replicas) == MAX_REPLICAS
     assert len(timeline.left_out) == 2
     for name, track in timeline.replicas.items():
         begins, ends = track.span(run.seconds)

@@ -31,9 +31,9 @@ _CHOICE = re.compile(rb'"choices":\s*\[\s*\{')
 
 @dataclass(slots=True)
 class StreamedAnswer:
-    """What one request brought. Times are seconds on one clock.
+    """What a request brought. Times are seconds on one clock.
 
-    `chunks` are the times at which text arrived, `sizes` the bytes of text in each. `asked` and
+    `chunks` are the times at which text arrived, `sizes` the bytes of text in each. `ordered_tokens` and
     `output_tokens` are the tokens ordered and delivered.
     """
 
@@ -44,7 +44,7 @@ class StreamedAnswer:
     finished: float = 0.0
     error: str | None = None
     status: int = 0  # HTTP's; 0: no answer
-    asked: int = 0
+    ordered_tokens: int = 0
     sizes: list[int] = field(default_factory=list)
     counted: bool = False  # the server told the number of tokens; otherwise chunks were counted
 
@@ -84,7 +84,7 @@ class StreamedAnswer:
 
 
 def share_out(surplus: int, sizes: list[int]) -> list[int]:
-    """One token to every chunk, and `surplus` more by their `sizes`; the sum is exact."""
+    """Give one token to every chunk, and `surplus` more by their `sizes`; the sum is exact."""
     total, given, bytes_so_far, counts = sum(sizes), 0, 0, []
     for size in sizes:
         bytes_so_far += size
@@ -101,7 +101,7 @@ class LoadClient:
     """
 
     def __init__(self, base: str, api_key: str | None = None) -> None:
-        """Raises BadInput for what is no URL of a server."""
+        """Raises BadInput unless `base` is the URL of a server."""
         url = URL(base)
         if url.scheme not in ("http", "https") or not url.host:
             raise BadInput(f"{base!r} is no server: write for example http://127.0.0.1:8080", param="url")
@@ -148,7 +148,7 @@ async def complete(
     payload: bytes,
     *,
     timeout: float,
-    asked: int = 0,
+    ordered_tokens: int = 0,
     answer: StreamedAnswer | None = None,
 ) -> StreamedAnswer:
     """POST a streaming request and read it to the end. Never raises: a failure is in `error`.
@@ -157,7 +157,7 @@ async def complete(
     runs, so that others can watch it.
     """
     answer = answer or StreamedAnswer(0.0)
-    answer.asked = asked
+    answer.ordered_tokens = ordered_tokens
     answer.started = time.perf_counter()
     try:
         async with asyncio.timeout(timeout):
@@ -196,7 +196,7 @@ async def _whole(response: Response) -> bytes:
 
 
 class _StreamReader:
-    """Server-sent events into a `StreamedAnswer`, from whatever pieces the network delivers."""
+    """Reads server-sent events into a `StreamedAnswer`, from whatever pieces the network delivers."""
 
     def __init__(self, answer: StreamedAnswer) -> None:
         self._answer = answer

@@ -94,7 +94,7 @@ class InterferenceReport:
 
 
 def run(options: InterferenceOptions) -> InterferenceReport:
-    """Raises WeighbridgeError when the server is not there."""
+    """Measure, and wait for all of it. Raises WeighbridgeError when the server is not there."""
     return asyncio.run(run_async(options))
 
 
@@ -111,12 +111,17 @@ async def run_async(options: InterferenceOptions) -> InterferenceReport:
             ids = prompt_ids(prompt_tokens, range(*serve.vocabulary), rng)
             payload = json.dumps(request_body(model, ids, output_tokens, serve)).encode()
             sent = complete(
-                client, serve.path, payload, timeout=options.timeout, asked=output_tokens, answer=answer
+                client,
+                serve.path,
+                payload,
+                timeout=options.timeout,
+                ordered_tokens=output_tokens,
+                answer=answer,
             )
             return asyncio.create_task(sent)
 
-        streams = [start(options.stream_prompt, options.stream_output, one) for one in answers]
-        while any(len(one.chunks) < options.settle for one in answers if one.error is None):
+        streams = [start(options.stream_prompt, options.stream_output, stream) for stream in answers]
+        while any(len(stream.chunks) < options.settle for stream in answers if stream.error is None):
             done, _ = await asyncio.wait(streams, timeout=0.01)
             if len(done) == len(streams):
                 break
@@ -126,19 +131,19 @@ async def run_async(options: InterferenceOptions) -> InterferenceReport:
 
 
 def _report(answers: list[StreamedAnswer], prompt: StreamedAnswer) -> InterferenceReport:
-    steady = max((one.chunks[0] for one in answers if one.chunks), default=0.0)
+    steady = max((stream.chunks[0] for stream in answers if stream.chunks), default=0.0)
     end = prompt.chunks[0] if prompt.chunks else prompt.started
     before: list[float] = []
     during: list[float] = []
     after: list[float] = []
-    for one in answers:
-        for earlier, later in pairwise(one.chunks):
+    for stream in answers:
+        for earlier, later in pairwise(stream.chunks):
             if earlier < steady:
                 continue
             where = before if later <= prompt.started else during if earlier < end else after
             where.append(later - earlier)
-    errors = [one.error for one in [*answers, prompt] if one.error]
-    cut_short = sum(not one.chunks or one.chunks[-1] < end for one in answers)
+    errors = [stream.error for stream in [*answers, prompt] if stream.error]
+    cut_short = sum(not stream.chunks or stream.chunks[-1] < end for stream in answers)
     return InterferenceReport(before, during, after, prompt, errors, cut_short)
 
 

@@ -30,13 +30,13 @@ ROUNDS = 8  # of counting and correcting a text
 def prompt_ids(
     length: int, vocabulary: Sequence[int], rng: random.Random, prefix: Sequence[int] = ()
 ) -> list[int]:
-    """`length` token ids: `prefix` as far as it goes, then random ones, so that no cache helps by chance."""
+    """Return `length` token ids: `prefix` as far as it goes, then random ones, so that no cache helps by chance."""
     shared = list(prefix[:length])
     return shared + [rng.choice(vocabulary) for _ in range(length - len(shared))]
 
 
 async def prompt_text(length: int, count: Count, rng: random.Random, prefix: Sequence[str] = ()) -> list[str]:
-    """Words that `count` says are `length` tokens together: `prefix` as far as it goes, then random ones.
+    """Return words that `count` says are `length` tokens together: `prefix` as far as it goes, then random ones.
 
     Where no number of words gives that length (one token under a tokenizer that adds its own), the nearest.
     """
@@ -54,7 +54,7 @@ async def prompt_text(length: int, count: Count, rng: random.Random, prefix: Seq
 
 
 async def count_words(text: str) -> int:
-    """One token a word: what is left when nobody can be asked. The server's usage tells the true number."""
+    """Count a token a word, for want of anybody to ask. The server's usage tells the true number."""
     return text.count(" ") + 1
 
 

@@ -18,7 +18,7 @@ _SHARES = (0.5, 0.95, 0.99)
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """One run: `seconds` from the first request sent to the last token received."""
+    """A run of load: `seconds` from the first request sent to the last token received."""
 
     answers: list[StreamedAnswer]
     seconds: float
@@ -30,22 +30,22 @@ class LoadReport:
     @property
     def good(self) -> list[StreamedAnswer]:
         """Requests that came to their end, whatever the SLO says of them."""
-        return [one for one in self.answers if one.error is None]
+        return [answer for answer in self.answers if answer.error is None]
 
     def as_dict(self) -> dict[str, Any]:
         good = self.good
         seconds = self.seconds or 1.0
-        output = sum(one.output_tokens for one in good)
-        prompt = sum(one.prompt_tokens for one in good)
-        kept = sum(self.slo.met(one.ttft, one.tpot or 0.0) for one in good)
+        output = sum(answer.output_tokens for answer in good)
+        prompt = sum(answer.prompt_tokens for answer in good)
+        kept = sum(self.slo.met(answer.ttft, answer.tpot or 0.0) for answer in good)
         share = kept / len(self.answers) if self.answers else 0.0
         return {
             "output_tokens_per_s": output / seconds,
             "total_tokens_per_s": (output + prompt) / seconds,
-            "ttft_ms": quantiles_ms([one.ttft for one in good], _SHARES),
-            "itl_ms": quantiles_ms([gap for one in good for gap in one.token_gaps], _SHARES),
-            "tpot_ms": quantiles_ms([one.tpot for one in good if one.tpot is not None], _SHARES),
-            "e2e_ms": quantiles_ms([one.e2e for one in good], _SHARES),
+            "ttft_ms": quantiles_ms([answer.ttft for answer in good], _SHARES),
+            "itl_ms": quantiles_ms([gap for answer in good for gap in answer.token_gaps], _SHARES),
+            "tpot_ms": quantiles_ms([answer.tpot for answer in good if answer.tpot is not None], _SHARES),
+            "e2e_ms": quantiles_ms([answer.e2e for answer in good], _SHARES),
             "goodput_rps": kept / seconds,
             "good_share": share,
             "slo": {
@@ -63,8 +63,10 @@ class LoadReport:
             "output_tokens": output,
             "prompt_tokens": prompt,
             "prompts": self.prompts,
-            "short": sum(one.output_tokens < one.asked for one in good),  # fewer tokens than asked
-            "counted_by_chunks": sum(not one.counted for one in good),  # the server told no usage
+            "short": sum(
+                answer.output_tokens < answer.ordered_tokens for answer in good
+            ),  # fewer tokens than asked
+            "counted_by_chunks": sum(not answer.counted for answer in good),  # the server told no usage
             "client_cpu_share": self.client_seconds / seconds,
             **({} if self.late is None else {"late_ms": quantiles_ms(self.late, _SHARES)}),
         }
@@ -94,7 +96,7 @@ class LoadReport:
             console.print(f"error: {sample}", style="red", markup=False, soft_wrap=True)
 
     def _warnings(self, figures: dict[str, Any]) -> list[str]:
-        """What makes the figures mean less than they seem to."""
+        """Say what makes the figures mean less than they seem to."""
         said = []
         if figures["short"]:
             said.append(f"{figures['short']} answers were shorter than asked: the server ended them early")

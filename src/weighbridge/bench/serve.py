@@ -31,7 +31,7 @@ Prompt = list[int] | str
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """A run. `concurrency` None: open loop, each request at its own time."""
+    """What to send. `concurrency` None: open loop, each request at its own time."""
 
     url: str
     model: str | None
@@ -80,7 +80,7 @@ async def run_async(options: ServeOptions) -> LoadReport:
         prepared = await _prepare(client, options, model, takes_ids)
         send = _sender(client, options)
         first, counted = prepared[: options.warm_up], prepared[options.warm_up :]
-        await asyncio.gather(*(send(one) for one in first))
+        await asyncio.gather(*(send(prepared) for prepared in first))
         began, cpu = time.perf_counter(), time.process_time()
         if options.concurrency is None:
             answers, late = await _open_loop(send, counted)
@@ -91,7 +91,7 @@ async def run_async(options: ServeOptions) -> LoadReport:
 
 
 async def first_model(client: LoadClient, base: str) -> str:
-    """The name of the first model the server has. Raises WeighbridgeError when there is none."""
+    """Return the name of the first model that the server lists. Raises WeighbridgeError when there is none."""
     try:
         return str((await client.ask("/v1/models"))["data"][0]["id"])
     except (OSError, LookupError, TypeError, ValueError) as error:
@@ -101,13 +101,13 @@ async def first_model(client: LoadClient, base: str) -> str:
 
 
 def request_body(model: str, prompt: Prompt, output_tokens: int, options: ServeOptions) -> dict[str, Any]:
-    """A streaming request that must produce exactly `output_tokens`."""
-    asked: dict[str, Any] = {"prompt": prompt}
+    """Return a streaming request that must produce exactly `output_tokens`."""
+    content: dict[str, Any] = {"prompt": prompt}
     if options.endpoint == "chat":
-        asked = {"messages": [{"role": "user", "content": prompt}]}
+        content = {"messages": [{"role": "user", "content": prompt}]}
     return {
         "model": model,
-        **asked,
+        **content,
         "max_tokens": output_tokens,
         "temperature": options.temperature,
         "ignore_eos": True,
@@ -117,26 +117,26 @@ def request_body(model: str, prompt: Prompt, output_tokens: int, options: ServeO
 
 
 async def _takes_ids(client: LoadClient, options: ServeOptions, model: str) -> bool:
-    """Whether prompts go as token ids; where a warm-up is allowed, one small request finds out."""
+    """Return whether prompts go as token ids; where a warm-up is allowed, one small request finds out."""
     if options.text_prompts or options.endpoint == "chat":
         return False
     if not options.warm_up:
         return True
     ids = prompt_ids(8, range(*options.vocabulary), random.Random(options.seed - 1))
     payload = json.dumps(request_body(model, ids, 1, options)).encode()
-    answer = await complete(client, options.path, payload, timeout=options.timeout, asked=1)
+    answer = await complete(client, options.path, payload, timeout=options.timeout, ordered_tokens=1)
     return answer.status not in (400, 422)
 
 
 async def _prepare(client: LoadClient, options: ServeOptions, model: str, takes_ids: bool) -> list[Prepared]:
-    """All requests, the warm-up's first."""
+    """Prepare all requests, the warm-up's first."""
     again = range(options.warm_up)
     arrivals = [*(options.arrivals[i % len(options.arrivals)] for i in again), *options.arrivals]
     make = _id_prompts if takes_ids else _text_prompts
-    prompts = await make(client, options, model, [one.prompt_tokens for one in arrivals])
+    prompts = await make(client, options, model, [row.prompt_tokens for row in arrivals])
     return [
-        Prepared(one, json.dumps(request_body(model, prompt, one.output_tokens, options)).encode())
-        for one, prompt in zip(arrivals, prompts, strict=True)
+        Prepared(row, json.dumps(request_body(model, prompt, row.output_tokens, options)).encode())
+        for row, prompt in zip(arrivals, prompts, strict=True)
     ]
 
 
@@ -167,15 +167,17 @@ Send = Callable[[Prepared], Coroutine[Any, Any, StreamedAnswer]]
 
 
 def _sender(client: LoadClient, options: ServeOptions) -> Send:
-    async def send(one: Prepared) -> StreamedAnswer:
-        asked = one.arrival.output_tokens
-        return await complete(client, options.path, one.payload, timeout=options.timeout, asked=asked)
+    async def send(prepared: Prepared) -> StreamedAnswer:
+        tokens = prepared.arrival.output_tokens
+        return await complete(
+            client, options.path, prepared.payload, timeout=options.timeout, ordered_tokens=tokens
+        )
 
     return send
 
 
 async def _closed_loop(send: Send, counted: Sequence[Prepared], concurrency: int) -> list[StreamedAnswer]:
-    """`concurrency` clients; each sends its next request when the last one is done."""
+    """Run `concurrency` clients; each sends its next request when its last is done."""
     waiting = iter(counted)
     answers: list[StreamedAnswer] = []
 
@@ -189,14 +191,14 @@ async def _closed_loop(send: Send, counted: Sequence[Prepared], concurrency: int
 
 
 async def _open_loop(send: Send, counted: Sequence[Prepared]) -> tuple[list[StreamedAnswer], list[float]]:
-    """Every request at its own time, whatever became of the others; and by how many seconds each left late."""
+    """Send every request at its own time, whatever became of the others; tell by how many seconds each left late."""
     began = time.perf_counter()
     late: list[float] = []
     async with asyncio.TaskGroup() as group:
         tasks = []
-        for one in counted:
-            early = one.arrival.at - (time.perf_counter() - began)
+        for prepared in counted:
+            early = prepared.arrival.at - (time.perf_counter() - began)
             await asyncio.sleep(max(early, 0.0))
-            late.append(max(time.perf_counter() - began - one.arrival.at, 0.0))
-            tasks.append(group.create_task(send(one)))
+            late.append(max(time.perf_counter() - began - prepared.arrival.at, 0.0))
+            tasks.append(group.create_task(send(prepared)))
     return [task.result() for task in tasks], late

@@ -18,7 +18,7 @@ from weighbridge.errors import BadInput
 from weighbridge.knobs import knob
 from weighbridge.planner.memory.engines import parse_version
 from weighbridge.planner.memory.fit import changes
-from weighbridge.planner.memory.memory import MemoryPlan, Model, plan_memory
+from weighbridge.planner.memory.memory import MemoryPlan, PlannedModel, plan_memory
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.memory.source import open_model
 from weighbridge.planner.model.catalogue import catalogue
@@ -227,7 +227,7 @@ def _speeds(result: MemoryPlan, shape: _Shape) -> list[Speed]:
 
 
 def _recommend(
-    model: Model,
+    model: PlannedModel,
     deployment: Deployment,
     traffic: Traffic,
     varied: Search,
@@ -252,7 +252,7 @@ def _recommend(
 
 
 def _pack(
-    models: list[Model],
+    models: list[PlannedModel],
     deployment: Deployment,
     device: Device | None,
     count: int | None,

@@ -65,7 +65,7 @@ class Chart:
         return self.height + self._above - ABOVE
 
     def _ends(self) -> tuple[float, float]:
-        """The least and the largest value of the vertical axis."""
+        """Return the smallest and the largest value of the vertical axis."""
         values = [
             float(v) for line in self.lines for v in (*line.y, *(line.peak if line.peak is not None else ()))
         ]
@@ -181,7 +181,7 @@ def legend(entries: Iterable[tuple[str, str]]) -> Html:
 
 
 def _path(xs: Sequence[float], ys: Sequence[float], steps: bool, *, back: bool = False) -> str:
-    """`back`: the points come from the right; a step still holds from its own place to the next one's."""
+    """Return the path through the points. `back`: they come from the right, and steps still hold to the right."""
     path: list[str] = []
     before = (math.nan, math.nan)
     for x, y in zip(xs, ys, strict=True):
@@ -193,24 +193,24 @@ def _path(xs: Sequence[float], ys: Sequence[float], steps: bool, *, back: bool =
     return "".join(path)
 
 
-def ticks(most: float, number: int) -> list[float]:
-    """About `number` round values from 0 to at most `most`, a step of 1, 2 or 5 times a power of ten apart."""
-    rough = most / max(number, 1)
+def ticks(largest: float, number: int) -> list[float]:
+    """Return about `number` round values from 0 to at most `largest`, 1, 2 or 5 times a power of ten apart."""
+    rough = largest / max(number, 1)
     power = 10.0 ** math.floor(math.log10(rough))
     steps = [power * factor for factor in (1, 2, 5, 10)]
-    step = next((one for one in steps if rough * 0.999 <= one <= most), steps[0])
-    return [step * index for index in range(int(most / step * (1 + 1e-9)) + 1)]
+    step = next((size for size in steps if rough * 0.999 <= size <= largest), steps[0])
+    return [step * index for index in range(int(largest / step * (1 + 1e-9)) + 1)]
 
 
 def decades(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten between the two; over more than three decades the powers alone."""
+    """Return 1, 2 and 5 times the powers of ten between the two; over more than three decades the powers alone."""
     factors = (1, 2, 5) if high / low < 1500 else (1,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
 
 
 def short(value: float) -> str:
-    """A number for an axis: 0.05, 12, 2,500, 1.2M."""
+    """Write a number for an axis: 0.05, 12, 2,500, 1.2M."""
     if abs(value) >= 1e6:
         return f"{value / 1e6:,.4g}M"
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
@@ -219,8 +219,9 @@ def short(value: float) -> str:
 def binned(
     begins: Floats, ends: Floats, values: Floats, right: float, bins: int
 ) -> tuple[Floats, Floats, Floats]:
-    """What holds from `begins` to `ends`, over `bins` equal parts of 0 to `right`: where each part begins, its mean
-    over time (0 where nothing holds), and the most that held in it. Spans must not overlap.
+    """Return what holds from `begins` to `ends` over `bins` equal parts of 0 to `right`. Spans must not overlap.
+
+    Of each part: where it begins, its mean over time (0 where nothing holds), and the most that held in it.
     """
     width = right / bins
     edges = np.arange(bins + 1) * width

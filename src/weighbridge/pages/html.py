@@ -47,12 +47,12 @@ def html(value: object) -> Html:
 
 
 def joined(parts: Iterable[object], between: str = "") -> Html:
-    """Return the parts one behind the other."""
+    """Return the parts behind each other, with `between` between them."""
     return Html(html(between).join(map(html, parts)))
 
 
 def tag(name: str, *content: object, **attributes: object) -> Html:
-    """Return an element. `cls` is its class; an attribute that is None is left out, True stands without a value."""
+    """Return an element. `cls` is its class; an attribute that is None is left out, and True has no value."""
     head = [name]
     for key, value in attributes.items():
         key = "class" if key == "cls" else key.replace("_", "-")
@@ -89,7 +89,7 @@ def page(title: str, *body: object, style: str = "") -> str:
 
 
 def save(path: Path, text: str) -> None:
-    """Write a page to a file. Raises BadInput when that cannot be."""
+    """Write a page to a file. Raises BadInput when that fails."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -37,7 +37,7 @@ def write_page(path: Path, experiment: Experiment, result: Figures) -> None:
 
 
 def _setup(setup: Mapping[str, str]) -> Iterator[Html]:
-    """What was simulated, a line for each thing."""
+    """Say what was simulated, a line for each thing."""
     if setup:
         lines = (f"{name}: {words}" for name, words in setup.items())
         yield tag("p", joined(lines, Html("<br>")), cls="soft")
@@ -70,7 +70,7 @@ def _ms(result: Figures, key: str, column: str) -> object:
 
 
 def _facts(result: Figures) -> Iterator[Html]:
-    """What is no latency, in words and numbers; and the replicas."""
+    """Say what is no latency, in words and numbers; and list the replicas."""
     seeds = f", mean of {result['seeds']} seeds, ± for 95 % of them" if result["seeds"] > 1 else ""
     facts = [
         f"{result['requests']:,.0f} requests in {result['seconds']:,.1f} s{seeds}",
@@ -85,14 +85,14 @@ def _facts(result: Figures) -> Iterator[Html]:
     rows = [
         (
             name,
-            f"{one['requests']:,.0f}",
-            f"{one['utilization']:.1%}",
-            f"{one['kv_occupancy']:.1%}",
-            f"{one['iterations']:,.0f}",
-            f"{one['tokens_per_iteration']:,.1f}",
-            f"{one['sequences_per_iteration']:,.1f}",
+            f"{replica['requests']:,.0f}",
+            f"{replica['utilization']:.1%}",
+            f"{replica['kv_occupancy']:.1%}",
+            f"{replica['iterations']:,.0f}",
+            f"{replica['tokens_per_iteration']:,.1f}",
+            f"{replica['sequences_per_iteration']:,.1f}",
         )
-        for name, one in list(result["replicas"].items())[:64]
+        for name, replica in list(result["replicas"].items())[:64]
     ]
     head = ("replica", "requests", "busy", "KV held", "iterations", "tokens each", "sequences each")
     yield tag("p", f"{'; '.join(facts)}.")
@@ -112,10 +112,11 @@ _COLUMNS: tuple[tuple[str, str, str | None], ...] = (
 
 
 def _compared(results: Mapping[str, Figures]) -> Html:
-    """A row each; the bar behind a number is its share of the column's largest."""
+    """Return a row for each; the bar behind a number is its share of the column's largest."""
     rows = []
     columns = [
-        [float(one[key] if q is None else one[key][q]) for one in results.values()] for _, key, q in _COLUMNS
+        [float(figures[key] if q is None else figures[key][q]) for figures in results.values()]
+        for _, key, q in _COLUMNS
     ]
     for place, name in enumerate(results):
         cells: list[object] = [name]
@@ -228,7 +229,7 @@ def _knee(at: float | None, knee: float | None) -> list[tuple[float, str]]:
 
 
 def _curve(points: Sequence[Figures], knee: float | None, name: str, key: str, target: float) -> Html:
-    """Latency over throughput: up and to the right as the rate rises, and straight up behind the knee."""
+    """Draw latency over throughput: up and to the right as the rate rises, and straight up behind the knee."""
     x = [float(point["output_tokens_per_s"]) for point in points]
     notes = [f"{point['rate']:.3g} requests/s offered" for point in points]
     lines = [Series(q, x, [point[key][q] for point in points], dots=True, notes=notes) for q in _QUANTILES]

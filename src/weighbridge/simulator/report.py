@@ -37,7 +37,7 @@ _T95 = (
 
 
 def summary(run: Run, fleet: FleetSpec, targets: Slo, warm_up: float = 0.0) -> dict[str, Any]:
-    """All figures of one run, as plain JSON types. Latencies in ms, rates per second, shares from 0 to 1.
+    """Return all figures of a run as plain JSON types. Latencies in ms, rates per second, shares from 0 to 1.
 
     Requests that arrived before `warm_up` seconds are left out of those that are per request or token of them.
     """
@@ -48,7 +48,7 @@ def summary(run: Run, fleet: FleetSpec, targets: Slo, warm_up: float = 0.0) -> d
     cached = int(np.sum(outcomes.cached_tokens)) if len(outcomes) else 0
     good = int(np.sum((outcomes.ttft <= targets.ttft_s) & (outcomes.tpot <= targets.tpot_s)))
     failed = sum(outcomes.errors.values())
-    usd = _usd(run, fleet)
+    usd, replicas = _usd(run, fleet), _replicas(run, fleet)
     return {
         "requests": len(outcomes) + failed,
         "failed": failed,
@@ -74,9 +74,9 @@ def summary(run: Run, fleet: FleetSpec, targets: Slo, warm_up: float = 0.0) -> d
         "most_replicas": max((size for at, size in run.sizes if at <= run.seconds), default=0),
         "usd": usd,
         "usd_per_million_output_tokens": usd / tokens * 1e6 if tokens else 0.0,
-        "utilization": _mean([one["utilization"] for one in _replicas(run, fleet).values()]),
-        "kv_occupancy": _mean([one["kv_occupancy"] for one in _replicas(run, fleet).values()]),
-        "replicas": _replicas(run, fleet),
+        "utilization": _mean([replica["utilization"] for replica in replicas.values()]),
+        "kv_occupancy": _mean([replica["kv_occupancy"] for replica in replicas.values()]),
+        "replicas": replicas,
     }
 
 
@@ -117,7 +117,7 @@ def _usd(run: Run, fleet: FleetSpec) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Mean over seeds with its 95 % confidence interval (Student's t); of one seed, only the value."""
+    """Mean over seeds with its 95 % confidence interval (Student's t); of a single seed, only the value."""
 
     mean: float
     low: float
@@ -138,13 +138,13 @@ class Estimate:
 
 
 def over_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The same figures, each the mean over seeds (of a replica, over those it was there in); those that differ
+    """Return the same figures, each the mean over seeds (of a replica, over those it was there in); those that differ
     with their interval under `intervals`.
     """
     merged: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
     for key in summaries[0]:
-        values = [one[key] for one in summaries]
+        values = [figures[key] for figures in summaries]
         if isinstance(values[0], Mapping):
             if key == "errors":
                 merged[key] = {
@@ -166,9 +166,9 @@ def over_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _mean_of_replicas(values: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     return {
-        name: {key: _mean([one[key] for one in found]) for key in found[0]}
+        name: {key: _mean([figures[key] for figures in there]) for key in there[0]}
         for name in sorted(set().union(*values), key=_numbered)
-        if (found := [value[name] for value in values if name in value])
+        if (there := [value[name] for value in values if name in value])
     }
 
 

@@ -12,11 +12,11 @@ from weighbridge.simulator.replica import SimulatedReplica
 from weighbridge.workload.quantiles import Floats
 
 #: Spans kept of each replica; beyond, every second one goes and of the further ones every second is kept.
-MOST_SPANS = 100_000
+MAX_SPANS = 100_000
 #: Replicas followed: more could not be drawn.
-MOST_REPLICAS = 8
+MAX_REPLICAS = 8
 #: Points kept of the gateway's queue; beyond, two neighbours become the larger one.
-MOST_POINTS = 4000
+MAX_POINTS = 4000
 
 _COLUMNS = ("begin", "end", "decodes", "prompt_tokens", "waiting", "running", "kv_share")
 
@@ -37,7 +37,7 @@ class Track:
     def add(self, *values: float) -> None:
         for column, value in zip(self.columns.values(), values, strict=True):
             column.append(value)
-        if len(self) > MOST_SPANS:
+        if len(self) > MAX_SPANS:
             self.columns = {name: column[::2] for name, column in self.columns.items()}
             self.every *= 2
 
@@ -68,7 +68,7 @@ class Timeline:
         self, replica: str, begin: float, end: float, decodes: int, prompt_tokens: int, count: int
     ) -> None:
         track = self.replicas.get(replica)
-        if track is None and len(self.replicas) < MOST_REPLICAS:
+        if track is None and len(self.replicas) < MAX_REPLICAS:
             track = self.replicas[replica] = Track()
         if track is None:
             self.left_out.add(replica)
@@ -86,7 +86,7 @@ class Timeline:
             points.append((now, waiting))
         elif waiting > points[-1][1]:
             points[-1] = (points[-1][0], waiting)
-        if len(points) > MOST_POINTS:
+        if len(points) > MAX_POINTS:
             pairs = zip(points[::2], [*points[1::2], points[-1]], strict=False)
             self.gateway = [(one[0], max(one[1], other[1])) for one, other in pairs]
-            self._gateway_every = 2 * (now - points[0][0]) / MOST_POINTS
+            self._gateway_every = 2 * (now - points[0][0]) / MAX_POINTS

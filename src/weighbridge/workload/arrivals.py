@@ -15,7 +15,7 @@ BURST_SPEED = 20.0
 
 
 def gaps(law: str, rng: random.Random, rate: float, cv: float = 1.0, burst: float = 16.0) -> Iterator[float]:
-    """Seconds between arrivals, `1 / rate` on average, for ever.
+    """Yield the seconds between arrivals, `1 / rate` on average, for ever.
 
     `poisson`; `gamma` with coefficient of variation `cv`; `constant`; `bursts` of a geometric number of requests,
     `burst` on average, that come `BURST_SPEED` times as fast as on average, with calm between them.

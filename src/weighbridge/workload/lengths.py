@@ -16,7 +16,7 @@ _KINDS = {"fixed": 1, "uniform": 2, "exponential": 1, "lognormal": 2, "pareto": 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """A distribution of token counts, at least 1 and at most `most`.
+    """A distribution of token counts, at least 1 and at most `max_tokens`.
 
     `fixed` n; `uniform` low, high; `exponential` mean; `lognormal` median, sigma of the logarithm (what real
     prompts and answers resemble); `pareto` smallest, alpha (a heavy tail: infinite variance below 2).
@@ -24,23 +24,23 @@ class Lengths:
 
     kind: str
     parameters: tuple[float, ...]
-    most: int = 1 << 20
+    max_tokens: int = 1 << 20
 
     @staticmethod
-    def parse(text: str, most: int = 1 << 20) -> Lengths:
-        """`200`, or a kind with its parameters behind colons. Raises BadInput with examples otherwise."""
+    def parse(text: str, max_tokens: int = 1 << 20) -> Lengths:
+        """Read `200`, or a kind with its parameters behind colons. Raises BadInput with examples otherwise."""
         name, *rest = text.strip().split(":")
         try:
             if not rest:
                 name, rest = "fixed", [name]
-            numbers = tuple(float(one) for one in rest)
+            numbers = tuple(float(part) for part in rest)
             if len(numbers) != _KINDS[name] or not all(0.0 < n < math.inf for n in numbers):
                 raise ValueError(name)
             if name == "uniform" and numbers[0] > numbers[1]:
                 raise ValueError(name)
         except (KeyError, ValueError):
             raise BadInput(f"{text!r} is not a length: write for example {_EXAMPLES}") from None
-        return Lengths(name, numbers, most)
+        return Lengths(name, numbers, max_tokens)
 
     def draw(self, rng: random.Random) -> int:
         first, second = (*self.parameters, 0.0)[:2]
@@ -54,4 +54,4 @@ class Lengths:
             value = first * math.exp(rng.gauss(0.0, second))
         else:
             value = first * rng.paretovariate(second)
-        return max(1, min(round(value), self.most))
+        return max(1, min(round(value), self.max_tokens))

@@ -18,7 +18,7 @@ _COLUMNS = (
 
 @dataclass(slots=True)
 class Outcome:
-    """One request while it lasts. Times are seconds of the simulation; NaN: it did not come to that."""
+    """What becomes of a request while it lasts. Times are seconds of the simulation; NaN: it never happened."""
 
     id: str
     tenant: str
@@ -37,7 +37,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Outcomes:
-    """All that ended, in the order they did."""
+    """All requests that ended, in the order in which they did."""
 
     arrived: array[float] = field(default_factory=lambda: array("d"))
     dispatched: array[float] = field(default_factory=lambda: array("d"))
@@ -70,7 +70,7 @@ class Outcomes:
         self.cached_tokens.append(outcome.cached_tokens)
 
     def arrived_from(self, time: float) -> Outcomes:
-        """Only those that arrived at `time` or later; counts that have no time stay whole."""
+        """Return only the requests that arrived at `time` or later; counts that have no time stay whole."""
         keep = [index for index, at in enumerate(self.arrived) if at >= time]
         kept = replace(self)
         for name in _COLUMNS:
@@ -92,7 +92,7 @@ class Outcomes:
 
     @property
     def tpot(self) -> NDArray[np.float64]:
-        """Mean seconds per token after the first; 0 where there was only one."""
+        """Mean seconds per token after the first; 0 where there was only a first."""
         more = _floats(self.output_tokens) - 1.0
         lasted = _floats(self.finished) - _floats(self.first)
         return np.where(more > 0.0, lasted / np.maximum(more, 1.0), 0.0)

@@ -42,7 +42,7 @@ def percentile_name(share: float) -> str:
 
 
 class GapHistogram:
-    """Counts of durations in buckets of equal relative width (after DDSketch): no sample is kept."""
+    """Counts durations in buckets of equal relative width (after DDSketch) and keeps no sample."""
 
     def __init__(self) -> None:
         self._counts = [0] * _BUCKETS
@@ -53,7 +53,7 @@ class GapHistogram:
         self.total += seconds * times
 
     def add_between(self, ends: Sequence[float], times: int) -> None:
-        """The gaps from each of `ends` to the next, `times` times; gaps that do not become shorter."""
+        """Add the gaps from each of `ends` to the next, `times` times. No gap is shorter than the one before it."""
         if len(ends) < 2:
             return
         place = _bucket(ends[1] - ends[0])
@@ -73,7 +73,7 @@ class GapHistogram:
         return sum(self._counts)
 
     def quantile(self, share: float) -> float:
-        """The middle of the bucket that holds it; 0 for no gaps."""
+        """Return the middle of the bucket that holds the quantile; 0 for no gaps."""
         count = self.count
         if not count:
             return 0.0

@@ -46,7 +46,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRequest:
-    """One request of a workload. `output_tokens` is the truth: only the simulated model knows it.
+    """A request of a workload. `output_tokens` is the truth: only the simulated model knows it.
 
     `at`: seconds after the start. `follows`: the request is sent `think` seconds after that other one ended
     (a turn of a conversation, a step of an agent), and `at` is when the first of the chain was.
@@ -70,7 +70,7 @@ class SimulatedRequest:
         return sum(span.length for span in self.prompt)
 
     def token_ids(self) -> list[int]:
-        """The prompt as the engine takes it. Runs of one small object: eight bytes a token."""
+        """Return the prompt as the engine takes it, in runs of one small object: eight bytes a token."""
         ids: list[int] = []
         for span in self.prompt:
             ids += [span.name] * span.length
@@ -78,6 +78,6 @@ class SimulatedRequest:
 
 
 def answered(request: SimulatedRequest) -> tuple[Span, ...]:
-    """Prompt and output of `request`: what the next prompt of its conversation begins with."""
+    """Return prompt and output of `request`, which is what the next prompt of its conversation begins with."""
     said = Span(request.answer, request.output_tokens - 1)
     return (*request.prompt, said, Span(END, 1)) if said.length else (*request.prompt, Span(END, 1))

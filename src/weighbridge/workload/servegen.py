@@ -44,7 +44,7 @@ class RateWindow:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """`lengths`: from a time on, (prompt, output) distributions as values with their cumulated shares."""
+    """A client and what it sends. `lengths`: from a time on, distributions of prompt and output."""
 
     name: str
     windows: tuple[RateWindow, ...]
@@ -53,6 +53,8 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Discrete:
+    """Values with their cumulated shares."""
+
     values: tuple[int, ...]
     cumulated: tuple[float, ...]
 
@@ -62,7 +64,7 @@ class Discrete:
 
 
 def read_clients(directory: Path) -> list[Client]:
-    """The clients in `directory`. Raises BadInput when there are none, or naming what is wrong with one."""
+    """Read the clients in `directory`. Raises BadInput when there are none, or naming what is wrong."""
     clients = []
     for trace in sorted(directory.glob("chunk-*-trace.csv")):
         name = trace.name.removesuffix("-trace.csv")
@@ -75,7 +77,7 @@ def read_clients(directory: Path) -> list[Client]:
 
 
 def busiest(clients: list[Client]) -> float:
-    """When the window begins in which most clients send, of equals the one with most requests."""
+    """Return when the window begins in which most clients send; of equals, that with most requests."""
     totals: dict[float, tuple[int, float]] = {}
     for client in clients:
         for window in client.windows:
@@ -89,7 +91,7 @@ def busiest(clients: list[Client]) -> float:
 def rows(
     clients: list[Client], rng: random.Random, *, start: float | None = None, seconds: float = WINDOW
 ) -> list[TraceRow]:
-    """The requests of all clients from `start` (none: the busiest window) for `seconds`, each a tenant."""
+    """Return requests of all clients from `start` (none: the busiest window) for `seconds`, each a tenant."""
     begin = busiest(clients) if start is None else start
     found = [row for client in clients for row in _rows_of(client, rng, begin, begin + seconds)]
     if not found:
@@ -169,7 +171,7 @@ def _start(text: str) -> float:
 
 
 def _discrete(text: str) -> Discrete:
-    """`{163: 0.25, 165: 0.01}`: token counts and their shares."""
+    """Read `{163: 0.25, 165: 0.01}`: token counts and their shares."""
     values, cumulated, total = [], [], 0.0
     for value, share in _ENTRY.findall(text):
         weight = float(share)

@@ -59,10 +59,10 @@ class Synthetic:
 
     @staticmethod
     def parse(text: str) -> Synthetic:
-        """Raises BadInput naming the option that is wrong and those there are."""
+        """Read a workload. Raises BadInput naming the option that is wrong and those there are."""
         kind, _, rest = text.strip().partition(":")
         values: dict[str, object] = {"kind": kind}
-        types = {one.name: one.type for one in fields(Synthetic)}
+        types = {option.name: option.type for option in fields(Synthetic)}
         for part in filter(None, rest.split(",")):
             name, separator, value = part.strip().partition("=")
             if name not in types or name == "kind" or not separator:
@@ -80,13 +80,13 @@ class Synthetic:
         return self.kind in ("shared_prefix", "sessions", "agents")
 
     def generate(self, seed: int) -> Iterator[SimulatedRequest]:
-        """The same requests for the same seed; made as they are asked for."""
+        """Yield the same requests for the same seed, made as they are asked for."""
         rng = random.Random(f"workload {seed}")
         return KINDS[self.kind](self, rng)
 
     @property
-    def most_tokens(self) -> int:
-        return self.max_tokens or self.output.most
+    def allowed_tokens(self) -> int:
+        return self.max_tokens or self.output.max_tokens
 
 
 _HEAVY: dict[str, object] = {
@@ -109,7 +109,7 @@ _LONGEST = {"prompt": 16_000, "output": 4096}  # tokens, where the distribution 
 def _option(name: str, value: str, kind: str) -> object:
     if "Lengths" in kind:
         lengths = Lengths.parse(value, _LONGEST[name])
-        return replace(lengths, most=max(lengths.most, round(lengths.parameters[0])))
+        return replace(lengths, max_tokens=max(lengths.max_tokens, round(lengths.parameters[0])))
     try:
         return int(value) if "int" in kind else float(value)
     except ValueError:
@@ -120,7 +120,7 @@ def _option(name: str, value: str, kind: str) -> object:
 
 
 def from_rows(rows: Sequence[TraceRow], max_tokens: int | None = None) -> list[SimulatedRequest]:
-    """A recorded trace as requests. Prompt blocks it names are shared; sessions share nothing unless it does.
+    """Return a trace as requests. Prompt blocks that it names are shared; sessions share nothing unless they do.
 
     `max_tokens`: what clients allow; None: the row's own, else the longest output of the trace, rounded up to
     a power of two, since no request's own length may be given away.
@@ -130,14 +130,13 @@ def from_rows(rows: Sequence[TraceRow], max_tokens: int | None = None) -> list[S
     names = count(1)
     requests = []
     for number, row in enumerate(rows):
-        most = max(row.max_tokens or allowed, row.output_tokens)
         requests.append(
             SimulatedRequest(
                 id=f"r{number}",
                 at=row.at,
                 prompt=_spans(row, names),
                 output_tokens=row.output_tokens,
-                max_tokens=most,
+                max_tokens=max(row.max_tokens or allowed, row.output_tokens),
                 answer=next(names),
                 tenant=row.tenant,
                 priority=row.priority,
@@ -149,7 +148,7 @@ def from_rows(rows: Sequence[TraceRow], max_tokens: int | None = None) -> list[S
 
 
 def _spans(row: TraceRow, names: Iterator[int]) -> tuple[Span, ...]:
-    """The blocks it names, as far as the prompt goes, and a span of its own for what is beyond them."""
+    """Return the blocks that a row names, as far as its prompt goes, and a span of its own for the rest."""
     spans, left = [], row.prompt_tokens
     for block in row.blocks:
         length = min(row.block_tokens, left)
@@ -167,48 +166,67 @@ def _spans(row: TraceRow, names: Iterator[int]) -> tuple[Span, ...]:
 Generate = Callable[[Synthetic, random.Random], Iterator[SimulatedRequest]]
 
 
+class _Maker:
+    """Makes the requests of a synthetic workload, numbered as they come; the randomness is passed in."""
+
+    def __init__(self, spec: Synthetic, rng: random.Random, prefixes: int = 0) -> None:
+        self.number = 0
+        self._spec, self._rng = spec, rng
+        self._names = count(1 + prefixes)  # of spans; shared prefixes have the first ones
+
+    def prompt(self, before: tuple[Span, ...] = ()) -> tuple[Span, ...]:
+        """Return a prompt that nobody else has, behind `before`."""
+        return (*before, Span(next(self._names), self._spec.prompt.draw(self._rng)))
+
+    def request(self, at: float, prompt: tuple[Span, ...], tenant: str | None = None) -> SimulatedRequest:
+        """Return the next request. `tenant` None: any."""
+        answer = next(self._names)
+        tenant = _tenant(self._spec, self._rng) if tenant is None else tenant
+        allowed = self._spec.allowed_tokens
+        output = min(self._spec.output.draw(self._rng), allowed)
+        request = SimulatedRequest(f"r{self.number}", at, prompt, output, allowed, answer, tenant)
+        self.number += 1
+        return request
+
+
 def _plain(spec: Synthetic, rng: random.Random) -> Iterator[SimulatedRequest]:
-    names = count(1)
+    make = _Maker(spec, rng)
     arrival = "poisson" if spec.kind == "heavy_tail" else spec.kind
-    for number, at in enumerate(_times(spec, arrival, rng, spec.requests, spec.rate)):
-        prompt = (Span(next(names), spec.prompt.draw(rng)),)
-        yield _request(spec, rng, f"r{number}", at, prompt, next(names), _tenant(spec, rng))
+    for at in _times(spec, arrival, rng, spec.requests, spec.rate):
+        yield make.request(at, make.prompt())
 
 
 def _shared_prefix(spec: Synthetic, rng: random.Random) -> Iterator[SimulatedRequest]:
-    names = count(1 + spec.prefixes)
+    make = _Maker(spec, rng, spec.prefixes)
     popularity = [1.0 / rank for rank in range(1, spec.prefixes + 1)]
-    for number, at in enumerate(_times(spec, "poisson", rng, spec.requests, spec.rate)):
+    for at in _times(spec, "poisson", rng, spec.requests, spec.rate):
         group = rng.choices(range(1, spec.prefixes + 1), popularity)[0]
-        prompt = (*_prefix(spec, group), Span(next(names), spec.prompt.draw(rng)))
-        yield _request(spec, rng, f"r{number}", at, prompt, next(names), _tenant(spec, rng))
+        yield make.request(at, make.prompt(_prefix(spec, group)))
 
 
 def _sessions(spec: Synthetic, rng: random.Random) -> Iterator[SimulatedRequest]:
     """Whole conversations arrive; each turn follows the one before, so when it comes depends on the fleet."""
-    names = count(1 + spec.prefixes)
-    number = 0
+    make = _Maker(spec, rng, spec.prefixes)
     for session, at in enumerate(_times(spec, "poisson", rng, spec.requests, spec.rate / spec.turns)):
         context: tuple[Span, ...] = ()
         if spec.kind == "agents":
             context = _prefix(spec, 1 + int(rng.random() * spec.prefixes))
         tenant, previous = _tenant(spec, rng), None
         for _ in range(_turns(spec, rng)):
-            if number >= spec.requests:
+            if make.number >= spec.requests:
                 return
-            prompt = (*context, Span(next(names), spec.prompt.draw(rng)))
+            prompt = make.prompt(context)
             if previous is not None and sum(span.length for span in prompt) > spec.context:
                 break
-            request = _request(spec, rng, f"r{number}", at, prompt, next(names), tenant)
+            request = make.request(at, prompt, tenant)
             think = rng.expovariate(1.0 / spec.think) if spec.think else 0.0
             request = replace(request, session=f"s{session}", follows=previous, think=think)
             yield request
             context, previous = answered(request), request.id
-            number += 1
 
 
 def _turns(spec: Synthetic, rng: random.Random) -> int:
-    """Geometric with mean `turns`."""
+    """Draw a number of turns: geometric with mean `turns`."""
     turns = 1
     while rng.random() < 1.0 - 1.0 / spec.turns:
         turns += 1
@@ -229,20 +247,6 @@ def _times(spec: Synthetic, arrival: str, rng: random.Random, number: int, rate:
     for _ in range(number):
         now += next(steps)
         yield now
-
-
-def _request(
-    spec: Synthetic,
-    rng: random.Random,
-    name: str,
-    at: float,
-    prompt: tuple[Span, ...],
-    answer: int,
-    tenant: str,
-) -> SimulatedRequest:
-    most = spec.most_tokens
-    output = min(spec.output.draw(rng), most)
-    return SimulatedRequest(name, at, prompt, output, most, answer, tenant)
 
 
 KINDS: dict[str, Generate] = {

@@ -15,7 +15,7 @@ from weighbridge.errors import BadInput
 from weighbridge.workload.requests import TraceRow
 
 #: More tokens than any request has: such a number is a mistake, and a simulation of it would fill the memory.
-_MOST = 100_000_000
+_MAX_TOKENS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class TraceOptions:
 
 
 def read_rows(path: Path, options: TraceOptions | None = None) -> list[TraceRow]:
-    """Requests in order of time, the first at 0. Raises BadInput naming the file, the line and what is wrong.
+    """Read requests in order of time, the first at 0. Raises BadInput naming the file, the line and what is wrong.
 
     A `.csv` file has Azure's columns. JSON lines are Mooncake's (`timestamp` in ms, `input_length`,
     `output_length`, `hash_ids`) or plain (`at` in seconds, `prompt_tokens`, `output_tokens`, and optionally
@@ -55,7 +55,7 @@ def read_rows(path: Path, options: TraceOptions | None = None) -> list[TraceRow]
 
 
 def changed(rows: Sequence[TraceRow], options: TraceOptions) -> list[TraceRow]:
-    """`rows` by time, moved to 0 and changed as `options` say. Lengths stay at least 1."""
+    """Return `rows` by time, moved to 0 and changed as `options` say. Lengths stay at least 1."""
     rows = sorted(rows, key=lambda row: row.at)[: options.limit]
     times = _smeared([row.at for row in rows]) if options.smear else [row.at for row in rows]
     prompt = _scaling(options.scale_prompt, options.max_prompt)
@@ -71,16 +71,16 @@ def changed(rows: Sequence[TraceRow], options: TraceOptions) -> list[TraceRow]:
     ]
 
 
-def _scaling(factor: float, most: int | None) -> Callable[[int], int]:
+def _scaling(factor: float, longest: int | None) -> Callable[[int], int]:
     def scaled(length: int) -> int:
         wanted = max(1, round(length * factor))
-        return wanted if most is None else min(wanted, most)
+        return wanted if longest is None else min(wanted, longest)
 
     return scaled
 
 
 def _smeared(times: Sequence[float]) -> list[float]:
-    """Equal times spread evenly up to the next different one, those at the end as far as the others were."""
+    """Spread equal times evenly up to the next different time, those at the end as far as the others were."""
     spread, index = list(times), 0
     width = 0.0
     while index < len(times):
@@ -119,7 +119,7 @@ def _azure_row(row: Mapping[str, str | None], where: str) -> TraceRow:
 
 
 def _timestamp(text: str | None, where: str) -> float:
-    """Seconds. Azure writes seven digits of a second; Python reads six. The zone does not matter."""
+    """Return seconds. Azure writes seven digits of a second; Python reads six. The zone does not matter."""
     try:
         return datetime.fromisoformat((text or "")[:26]).replace(tzinfo=UTC).timestamp()
     except ValueError:
@@ -159,21 +159,21 @@ def _mooncake_row(row: Mapping[str, Any], where: str) -> TraceRow:
 
 
 def _ticket_row(row: Mapping[str, Any], where: str) -> TraceRow | None:
-    """What a ticket tells: never what was said. None when nothing was produced."""
+    """Read what a ticket tells, which is never what was said. None when nothing was produced."""
     if not row.get("output_tokens"):
         return None
     return _plain_row({**row, "at": row.get("arrived"), "deadline": None}, where)
 
 
 def _plain_row(row: Mapping[str, Any], where: str) -> TraceRow:
-    most, priority = row.get("max_tokens"), row.get("priority", 0)
-    if type(priority) is not int or abs(priority) > _MOST:
+    allowed, priority = row.get("max_tokens"), row.get("priority", 0)
+    if type(priority) is not int or abs(priority) > _MAX_TOKENS:
         raise BadInput(f"{where}: priority is {priority!r}, but must be a whole number", param="trace")
     return TraceRow(
         _seconds(row, "at", where),
         _count(row.get("prompt_tokens"), "prompt_tokens", where),
         _count(row.get("output_tokens"), "output_tokens", where),
-        None if most is None else _count(most, "max_tokens", where),
+        None if allowed is None else _count(allowed, "max_tokens", where),
         _name(row, "tenant", "default", where),
         priority,
         None if row.get("deadline") is None else _seconds(row, "deadline", where),
@@ -202,12 +202,16 @@ def _seconds(row: Mapping[str, Any], name: str, where: str) -> float:
 
 
 def _count(value: Any, name: str, where: str) -> int:
-    """A number of tokens; Azure has them as text. Some traces have zeros, which `changed` makes 1."""
+    """Read a number of tokens; Azure has them as text. Some traces have zeros, which `changed` makes 1."""
     try:
         number = int(value)
     except (TypeError, ValueError, OverflowError):
         number = -1
-    if isinstance(value, bool) or (isinstance(value, float) and number != value) or not 0 <= number <= _MOST:
+    if (
+        isinstance(value, bool)
+        or (isinstance(value, float) and number != value)
+        or not 0 <= number <= _MAX_TOKENS
+    ):
         raise BadInput(
             f"{where}: {name} is {value!r}, but must be a whole number, not negative", param="trace"
         )

@@ -29,7 +29,7 @@ class Traffic:
 
 
 def traffic_of(rows: Sequence[TraceRow]) -> Traffic:
-    """Raises BadInput for an empty trace or lengths below 1."""
+    """Return a trace in numbers. Raises BadInput for an empty one or lengths below 1."""
     if not rows:
         raise BadInput("the trace holds no requests", param="traffic")
     for row in rows:
@@ -52,13 +52,13 @@ def traffic_of(rows: Sequence[TraceRow]) -> Traffic:
 
 
 def _busiest(times: Sequence[float], window: float) -> float:
-    """Most arrivals per second in any `window` seconds; at least a second is taken."""
+    """Return the most arrivals per second in any `window` seconds, of which a second is the least."""
     start, stop = busiest_window(times, window)
     return (stop - start) / max(window, 1.0)
 
 
 def busiest_window(times: Sequence[float], window: float) -> tuple[int, int]:
-    """First and last + 1 of the most arrivals within `window` seconds."""
+    """Return the first and the last + 1 of the most arrivals within `window` seconds."""
     best, first = (0, 1), 0
     for last, time in enumerate(times):
         while time - times[first] > window:
@@ -68,11 +68,11 @@ def busiest_window(times: Sequence[float], window: float) -> tuple[int, int]:
     return best
 
 
-def busiest_arrivals(traffic: Traffic, most: int) -> list[TraceRow]:
-    """Up to `most` arrivals around the busiest minute, moved to begin at 0: what a simulation needs to see."""
+def busiest_arrivals(traffic: Traffic, limit: int) -> list[TraceRow]:
+    """Return up to `limit` arrivals around the busiest minute, moved to 0, for a simulation."""
     arrivals = traffic.arrivals
     start, stop = busiest_window([a.at for a in arrivals], min(_WINDOW, traffic.seconds))
     middle = (start + stop) // 2
-    first = max(min(middle - most // 2, len(arrivals) - most), 0)
-    chosen = arrivals[first : first + most]
+    first = max(min(middle - limit // 2, len(arrivals) - limit), 0)
+    chosen = arrivals[first : first + limit]
     return [replace(row, at=row.at - chosen[0].at) for row in chosen]

@@ -14,7 +14,7 @@ from weighbridge.cli.options import JsonOutput, options
 from weighbridge.cli.terminal import print_json
 from weighbridge.knobs import knob, parse_bytes
 from weighbridge.planner.experts.layout import count_parameters
-from weighbridge.planner.experts.offload import Machine, engine_flags, keep_hottest, keep_last_layers
+from weighbridge.planner.experts.offload import OffloadMachine, engine_flags, keep_hottest, keep_last_layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ def offload_experts(
     """Choose which experts to keep on the fast device, and the flags that say so to other engines."""
     fields = read_config(config)
     counted = count_parameters(fields)
-    machine = Machine(parse_bytes(memory), told.fast, told.slow)
+    machine = OffloadMachine(parse_bytes(memory), told.fast, told.slow)
     heat = read_loads(told.loads).loads if told.loads else None
     bytes_each = told.bits / 8
     hottest = keep_hottest(counted, bytes_each, heat, machine)

@@ -17,7 +17,7 @@ from weighbridge.cli.options import JsonOutput, options
 from weighbridge.cli.terminal import print_json
 from weighbridge.errors import BadInput
 from weighbridge.knobs import knob
-from weighbridge.planner.experts.placement import Placement
+from weighbridge.planner.experts.placement import ExpertPlacement
 from weighbridge.planner.experts.report import DEEPSEEK_V3_EXPERT_BYTES, place
 
 
@@ -67,7 +67,7 @@ def place_experts(
         _print_placement(answer, gpus)
 
 
-def _current(path: Path, experts: int) -> Placement:
+def _current(path: Path, experts: int) -> ExpertPlacement:
     try:
         value = json.loads(read_text(path, "--current"))
         rows = np.array(value["physical_to_logical"] if isinstance(value, dict) else value, dtype=np.int64)
@@ -75,7 +75,7 @@ def _current(path: Path, experts: int) -> Placement:
         raise BadInput(f"{path} must hold physical_to_logical: a list of expert numbers per layer") from None
     if rows.ndim != 2 or rows.size == 0 or rows.min() < 0:
         raise BadInput(f"{path} must hold physical_to_logical: a list of expert numbers per layer")
-    return Placement.of(rows, experts)
+    return ExpertPlacement.of(rows, experts)
 
 
 def _print_placement(answer: dict[str, Any], gpus: int) -> None:

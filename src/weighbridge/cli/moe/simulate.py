@@ -15,8 +15,8 @@ from weighbridge.cli.terminal import counting, print_json
 from weighbridge.errors import BadInput
 from weighbridge.knobs import knob
 from weighbridge.planner.experts.local_search import balance
-from weighbridge.planner.experts.placement import Devices, Floats, Placement, eplb, static_placement
-from weighbridge.planner.experts.simulation import Outcome, Place, Times, Traffic, fitted_traffic
+from weighbridge.planner.experts.placement import Devices, ExpertPlacement, Floats, eplb, static_placement
+from weighbridge.planner.experts.simulation import ExpertRun, ExpertTraffic, Place, Times, fitted_traffic
 from weighbridge.planner.experts.simulation import simulate as run_group
 
 
@@ -38,7 +38,7 @@ class TrafficSettings:
     noise: float = knob(0.2, "How far loads of a step are from their mean (log scale).", min=0.0)
     drift: float = knob(0.0, "Share of experts that trade popularity every 1,000 steps.")
 
-    def traffic(self) -> Traffic:
+    def traffic(self) -> ExpertTraffic:
         """Raises BadInput unless either measured loads or layers and experts are given."""
         traffic = replace(
             self._told() if self.loads is None else self._measured(self.loads),
@@ -49,13 +49,13 @@ class TrafficSettings:
         traffic.check()
         return traffic
 
-    def _told(self) -> Traffic:
+    def _told(self) -> ExpertTraffic:
         if self.layers is None or self.experts is None:
             raise BadInput("give --loads FILE, or --layers and --experts, such as --layers 48 --experts 128")
         skew = 1.0 if self.skew is None else self.skew
-        return Traffic(self.layers, self.experts, self.top_k, self.tokens, skew)
+        return ExpertTraffic(self.layers, self.experts, self.top_k, self.tokens, skew)
 
-    def _measured(self, loads: Path) -> Traffic:
+    def _measured(self, loads: Path) -> ExpertTraffic:
         if self.layers is not None or self.experts is not None:
             raise BadInput(
                 "--loads says how many layers and experts there are: leave out --layers and --experts"
@@ -113,11 +113,11 @@ def simulate(
 
 
 def _outcomes(
-    traffic: Traffic, devices: Devices, times: Times, run: StepSettings, *, quiet: bool
-) -> dict[str, Outcome]:
+    traffic: ExpertTraffic, devices: Devices, times: Times, run: StepSettings, *, quiet: bool
+) -> dict[str, ExpertRun]:
     """The same loads on each placement; with `replace_every`, also on those that are renewed."""
 
-    def static(loads: Floats, _: Placement | None) -> Placement:
+    def static(loads: Floats, _: ExpertPlacement | None) -> ExpertPlacement:
         return static_placement(len(loads), loads.shape[1], devices.replicas)
 
     placers: dict[str, tuple[Place, int | None]] = {
@@ -128,7 +128,7 @@ def _outcomes(
     if run.replace_every is not None:
         for name in ("eplb", "balance"):
             placers[f"{name}, every {run.replace_every}"] = (placers[name][0], run.replace_every)
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, ExpertRun] = {}
     with counting("Simulating", quiet=quiet) as report:
         for name, (place, every) in placers.items():
             rng = np.random.default_rng(run.seed)
@@ -137,7 +137,7 @@ def _outcomes(
     return outcomes
 
 
-def _print(traffic: Traffic, devices: Devices, outcomes: dict[str, Outcome]) -> None:
+def _print(traffic: ExpertTraffic, devices: Devices, outcomes: dict[str, ExpertRun]) -> None:
     table = Table(
         "placement", "tokens/s", "gain", "step mean ms", "p99 ms", "balancedness", "experts fetched"
     )
@@ -158,7 +158,7 @@ def _print(traffic: Traffic, devices: Devices, outcomes: dict[str, Outcome]) -> 
     console.print(_sentence(traffic, devices), soft_wrap=True)
 
 
-def _sentence(traffic: Traffic, devices: Devices) -> str:
+def _sentence(traffic: ExpertTraffic, devices: Devices) -> str:
     extra = devices.replicas - traffic.experts
     return (
         f"{traffic.layers} layers of {traffic.experts} experts, {traffic.top_k} of them for each of "

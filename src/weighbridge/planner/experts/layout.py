@@ -15,7 +15,7 @@ from weighbridge.models.files.fields import Fields, whole_number
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """Parameters of a model by what happens to them when it runs. Counts of elements."""
+    """The parameters of a model by what happens to them when it runs, as counts of elements."""
 
     attention: int  # all layers
     dense_mlp: int  # feed-forward blocks of layers without experts, all of them
@@ -35,7 +35,7 @@ class Parameters:
 
     @property
     def resident(self) -> int:
-        """What every token needs: everything but the routed experts."""
+        """What every token needs, which is everything but the routed experts."""
         every = self.attention + self.dense_mlp + self.shared_experts + self.routers
         return every + self.embeddings + self.norms
 
@@ -142,7 +142,7 @@ def _first(fields: Fields, *names: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """Whether moving experts pays. `pays_after_steps` is None when the new placement is not faster."""
+    """What moving experts gains and costs. `pays_after_steps` is None when the new placement is not faster."""
 
     gain_per_step: float  # seconds
     moving: float  # seconds, all GPUs at once
@@ -153,14 +153,14 @@ def replacement(
     expert_seconds: float,
     balancedness_before: float,
     balancedness_after: float,
-    most_moved_bytes: float,
+    max_moved_bytes: float,
     bytes_per_second: float,
 ) -> Replacement:
     """Weigh a re-placement. The slowest GPU sets the step: experts take `expert_seconds` / balancedness.
 
     expert_seconds: of the experts in one step, if all GPUs were equally loaded.
-    most_moved_bytes: what the GPU that fetches most has to fetch.
+    max_moved_bytes: what the GPU that fetches most has to fetch.
     """
     gain = expert_seconds * (1.0 / balancedness_before - 1.0 / balancedness_after)
-    moving = most_moved_bytes / bytes_per_second
+    moving = max_moved_bytes / bytes_per_second
     return Replacement(gain, moving, moving / gain if gain > 0.0 else None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from weighbridge.planner.experts.placement import Devices, Floats, Ints, Placement, eplb, moved_slots
+from weighbridge.planner.experts.placement import Devices, ExpertPlacement, Floats, Ints, eplb, moved_slots
 
 #: Rounding of sums: an improvement smaller than this share of the mean load is none.
 TOLERANCE = 1e-9
@@ -53,9 +53,9 @@ def balance(
     loads: Floats,
     devices: Devices,
     coactivation: Floats | None = None,
-    current: Placement | None = None,
-) -> Placement:
-    """The improved placement. Its balancedness is at least EPLB's in every layer.
+    current: ExpertPlacement | None = None,
+) -> ExpertPlacement:
+    """Return an improved placement. Its balancedness is at least EPLB's in every layer.
 
     coactivation: how often tokens use two experts together, symmetric [layers, experts, experts].
     current: what the GPUs hold now; GPUs are numbered so that little of it has to move.
@@ -74,12 +74,12 @@ def balance(
             if coactivation is not None:
                 _bring_together(layer, coactivation[index])
         rows.append(layer.contents)
-    improved = Placement.of(np.stack(rows), experts)
+    improved = ExpertPlacement.of(np.stack(rows), experts)
     return improved if current is None else keep_in_place(improved, current, devices.gpus, node_of)
 
 
 def _even_out(layer: _Layer) -> None:
-    """Swaps and re-replications of the heaviest GPU until neither lowers the load of any such GPU."""
+    """Swap and re-replicate experts of the heaviest GPU until neither lowers the load of any such GPU."""
     target = layer.loads.sum() / len(layer.node_of)
     slack = target * TOLERANCE
     for _ in range(4 * len(layer.contents)):
@@ -92,7 +92,7 @@ def _even_out(layer: _Layer) -> None:
 
 
 def _swap_from(layer: _Layer, heaviest: int, per_gpu: Floats, slack: float) -> bool:
-    """The swap that leaves the heavier of the two GPUs lightest; False when none lowers `heaviest`."""
+    """Make the swap that leaves the heavier of the two GPUs lightest; return False when none lowers `heaviest`."""
     shares = layer.shares()
     mine = np.flatnonzero(layer.gpu_of == heaviest)
     given = shares[mine][:, None] - shares[None, :]  # load that leaves with the swap [mine, replicas]
@@ -108,7 +108,7 @@ def _swap_from(layer: _Layer, heaviest: int, per_gpu: Floats, slack: float) -> b
 
 
 def _replicate_from(layer: _Layer, heaviest: int, slack: float) -> bool:
-    """Give a slot of some well replicated expert to one of `heaviest`; False when that lowers no maximum.
+    """Give a slot of some well replicated expert to one of `heaviest`; return False when that lowers no maximum.
 
     All GPUs are weighed anew for every pair of (expert that gains, slot that changes).
     """
@@ -165,8 +165,10 @@ def _bring_together(layer: _Layer, coactivation: Floats) -> None:
         layer.swap(*divmod(best, len(gpu_of)))
 
 
-def keep_in_place(placement: Placement, current: Placement, gpus: int, node_of: Ints) -> Placement:
-    """The same placement with GPUs renamed, inside nodes, so that they keep most of what they hold now."""
+def keep_in_place(
+    placement: ExpertPlacement, current: ExpertPlacement, gpus: int, node_of: Ints
+) -> ExpertPlacement:
+    """Return the same placement with GPUs renamed, inside nodes, so that they keep most of what they hold now."""
     experts = placement.logical_count.shape[1]
     rows = []
     for new, old in zip(placement.physical_to_logical, current.physical_to_logical, strict=True):
@@ -175,13 +177,13 @@ def keep_in_place(placement: Placement, current: Placement, gpus: int, node_of: 
             np.put_along_axis(held[side], row.reshape(gpus, -1), 1.0, axis=1)
         match = _match(held[0] @ held[1].T, node_of)
         rows.append(new.reshape(gpus, -1)[match].reshape(-1))
-    renamed = Placement.of(np.stack(rows), experts)
+    renamed = ExpertPlacement.of(np.stack(rows), experts)
     stays = moved_slots(current, placement, gpus).sum() <= moved_slots(current, renamed, gpus).sum()
     return placement if stays else renamed
 
 
 def _match(overlap: npt.NDArray[np.float32], node_of: Ints) -> Ints:
-    """Greedy assignment: for each old GPU the new one put in its place, largest overlaps first."""
+    """Assign greedily: for each old GPU the new one put in its place, largest overlaps first."""
     overlap = np.where(node_of[:, None] == node_of[None, :], overlap, 0)
     shared = np.argwhere(overlap > 0)
     order = np.argsort(-overlap[shared[:, 0], shared[:, 1]], kind="stable")
@@ -195,8 +197,8 @@ def _match(overlap: npt.NDArray[np.float32], node_of: Ints) -> Ints:
     return chosen
 
 
-def colocation(coactivation: Floats, placement: Placement, gpus: int) -> Floats:
-    """Share of co-activated pairs that find each other on one GPU, per layer, replicas chosen at random."""
+def colocation(coactivation: Floats, placement: ExpertPlacement, gpus: int) -> Floats:
+    """Return the share of co-activated pairs that find each other on one GPU, per layer, replicas chosen at random."""
     shares = []
     for row, counts, pairs in zip(
         placement.physical_to_logical, placement.logical_count, coactivation, strict=True

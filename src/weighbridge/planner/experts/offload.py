@@ -20,7 +20,7 @@ Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class OffloadMachine:
     """fast_bytes: memory of the fast device for weights. Bandwidths in bytes per second; `efficiency`: the share
     of a bandwidth that kernels reach."""
 
@@ -47,7 +47,7 @@ class Split:
 
 
 def keep_hottest(
-    parameters: Parameters, bytes_per_weight: float, heat: Floats | None, machine: Machine
+    parameters: Parameters, bytes_per_weight: float, heat: Floats | None, machine: OffloadMachine
 ) -> Split:
     """Fill what fast memory is left beside the resident weights with the experts that are used most.
 
@@ -70,9 +70,9 @@ def keep_hottest(
 
 
 def keep_last_layers(
-    parameters: Parameters, bytes_per_weight: float, heat: Floats | None, machine: Machine
+    parameters: Parameters, bytes_per_weight: float, heat: Floats | None, machine: OffloadMachine
 ) -> Split:
-    """What llama.cpp's --n-cpu-moe can say: all experts of the first layers on the CPU, the others fast."""
+    """Keep what llama.cpp's --n-cpu-moe can keep: all experts of the first layers on the CPU, the others fast."""
     machine.check()
     shape = (parameters.sparse_layers, parameters.experts)
     layer = parameters.experts * parameters.expert * bytes_per_weight
@@ -86,9 +86,12 @@ def keep_last_layers(
 
 
 def evaluate(
-    parameters: Parameters, bytes_per_weight: float, use: Floats, kept: Flags, machine: Machine
+    parameters: Parameters, bytes_per_weight: float, use: Floats, kept: Flags, machine: OffloadMachine
 ) -> Split:
-    """Speed of decoding one sequence. use: probability that a token chooses an expert [sparse layers, experts]."""
+    """Return the speed of decoding one sequence.
+
+    use: probability that a token chooses an expert [sparse layers, experts].
+    """
     expert = parameters.expert * bytes_per_weight
     resident = parameters.resident * bytes_per_weight
     fast, slow = float(use[kept].sum()), float(use[~kept].sum())
@@ -109,7 +112,7 @@ def _probabilities(heat: Floats | None, shape: tuple[int, int], top_k: int) -> F
 
 
 def engine_flags(split: Split, routed_bytes: float, first_sparse_layer: int = 0) -> dict[str, Any]:
-    """Settings that come closest in other engines, which keep or leave whole layers.
+    """Return the settings that come closest in other engines, which keep or leave whole layers.
 
     llama.cpp stores the experts of a layer as one tensor, so it moves layers; the layers with the least heat on
     the fast device go to the CPU. vLLM offloads weights of any kind, without regard to heat.
@@ -134,6 +137,6 @@ def engine_flags(split: Split, routed_bytes: float, first_sparse_layer: int = 0)
 
 
 def override_pattern(layers: list[int]) -> str:
-    """A regular expression for llama.cpp's -ot that names the expert tensors of exactly these layers."""
+    """Return a regular expression for llama.cpp's -ot that names the expert tensors of exactly these layers."""
     numbers = "|".join(str(layer) for layer in layers)
     return rf"blk\.({numbers})\.ffn_(up|down|gate)_exps"

@@ -78,14 +78,14 @@ class Devices:
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class ExpertPlacement:
     """physical_to_logical [layers, replicas]: the expert in each slot. logical_count [layers, experts]."""
 
     physical_to_logical: Ints
     logical_count: Ints
 
     @classmethod
-    def of(cls, physical_to_logical: Ints, experts: int) -> Placement:
+    def of(cls, physical_to_logical: Ints, experts: int) -> ExpertPlacement:
         """Raises BadInput when an expert has no slot."""
         count = np.stack([np.bincount(row, minlength=experts) for row in physical_to_logical])
         if count.shape[1] != experts or (count == 0).any():
@@ -94,7 +94,7 @@ class Placement:
 
 
 def check_loads(value: Any) -> Floats:
-    """Loads as [layers, experts]; a plain list is one layer. Raises BadInput saying which number is wrong."""
+    """Return loads as [layers, experts]; a plain list is one layer. Raises BadInput saying which number is wrong."""
     try:
         loads = np.array(value, dtype=np.float64)
     except (TypeError, ValueError):
@@ -118,13 +118,13 @@ def check_loads(value: Any) -> Floats:
     return loads
 
 
-def static_placement(layers: int, experts: int, replicas: int) -> Placement:
-    """Experts in their order, then again from the first: how engines start before anything is measured."""
-    return Placement.of(np.tile(np.arange(replicas) % experts, (layers, 1)), experts)
+def static_placement(layers: int, experts: int, replicas: int) -> ExpertPlacement:
+    """Place experts in their order, then again from the first, as engines start before anything is measured."""
+    return ExpertPlacement.of(np.tile(np.arange(replicas) % experts, (layers, 1)), experts)
 
 
-def eplb(loads: Floats, devices: Devices) -> Placement:
-    """EPLB's placement: hierarchical where the groups divide over the nodes, else global."""
+def eplb(loads: Floats, devices: Devices) -> ExpertPlacement:
+    """Return EPLB's placement: hierarchical where the groups divide over the nodes, else global."""
     layers, experts = loads.shape
     devices.check(experts)
     groups, nodes = (devices.groups, devices.nodes) if devices.hierarchical else (1, 1)
@@ -139,11 +139,11 @@ def eplb(loads: Floats, devices: Devices) -> Placement:
         replicas, _slot_contents(pack_evenly(shares, devices.gpus // nodes)), axis=1
     )
     physical = np.take_along_axis(members, in_slots, axis=1).reshape(layers, devices.replicas)
-    return Placement.of(physical, experts)
+    return ExpertPlacement.of(physical, experts)
 
 
 def pack_evenly(weights: Floats, packs: int) -> Ints:
-    """The slot of each item, in `packs` packs of equally many: heaviest first, each to the lightest pack with room.
+    """Return the slot of each item, in `packs` equal packs: heaviest first, each to the lightest pack with room.
 
     weights [rows, items]; returns [rows, items] with slot = pack * (items / packs) + place in the pack.
     """
@@ -181,33 +181,33 @@ def replicate(weights: Floats, slots: int) -> tuple[Ints, Ints]:
 
 
 def _slot_contents(slot: Ints) -> Ints:
-    """The item in each slot, from the slot of each item."""
+    """Return the item in each slot, from the slot of each item."""
     return np.argsort(slot, axis=1)
 
 
-def gpu_loads(loads: Floats, placement: Placement, gpus: int) -> Floats:
-    """Tokens of each GPU [layers, gpus] when the replicas of an expert share its load evenly."""
+def gpu_loads(loads: Floats, placement: ExpertPlacement, gpus: int) -> Floats:
+    """Return the tokens of each GPU [layers, gpus] when the replicas of an expert share its load evenly."""
     shares = np.take_along_axis(loads / placement.logical_count, placement.physical_to_logical, axis=1)
     total: Floats = shares.reshape(len(loads), gpus, -1).sum(axis=2)
     return total
 
 
-def balancedness(loads: Floats, placement: Placement, gpus: int) -> Floats:
-    """Mean over maximum of the GPUs' loads, per layer: 1 is even; a step takes 1 / balancedness times as long."""
+def balancedness(loads: Floats, placement: ExpertPlacement, gpus: int) -> Floats:
+    """Return the mean over the maximum of the GPUs' loads, per layer: 1 is even, else a step takes 1 / that as long."""
     per_gpu = gpu_loads(loads, placement, gpus)
     ratio: Floats = per_gpu.mean(axis=1) / per_gpu.max(axis=1)
     return ratio
 
 
-def moved_slots(before: Placement, after: Placement, gpus: int) -> Ints:
-    """Expert weights each GPU must fetch, per layer [layers, gpus]: those it holds after and did not before."""
+def moved_slots(before: ExpertPlacement, after: ExpertPlacement, gpus: int) -> Ints:
+    """Return how many experts each GPU must fetch [layers, gpus]: those it holds after and did not before."""
     experts = before.logical_count.shape[1]
     held = [_held(placement, gpus, experts) for placement in (before, after)]
     moved: Ints = (held[1] & ~held[0]).sum(axis=2)
     return moved
 
 
-def _held(placement: Placement, gpus: int, experts: int) -> npt.NDArray[np.bool_]:
+def _held(placement: ExpertPlacement, gpus: int, experts: int) -> npt.NDArray[np.bool_]:
     """[layers, gpus, experts]: whether the GPU holds the expert; a second copy on it costs no transfer."""
     rows = placement.physical_to_logical.reshape(len(placement.physical_to_logical), gpus, -1)
     held = np.zeros((len(rows), gpus, experts), np.bool_)

@@ -15,8 +15,8 @@ from weighbridge.planner.experts.layout import replacement
 from weighbridge.planner.experts.local_search import balance, colocation
 from weighbridge.planner.experts.placement import (
     Devices,
+    ExpertPlacement,
     Floats,
-    Placement,
     balancedness,
     check_loads,
     eplb,
@@ -39,7 +39,7 @@ class Loads:
 
 
 def parse_loads(text: str, name: str) -> Loads:
-    """Loads from JSON or CSV: a matrix of layers x experts, or an object that holds one.
+    """Read loads from JSON or CSV: a matrix of layers x experts, or an object that holds one.
 
     An object may be what `/v1/experts` answers, or have the matrix under "loads" or "weight" (as EPLB calls it)
     and optionally "coactivation" [layers, experts, experts]. CSV: a row of numbers per layer.
@@ -93,7 +93,7 @@ def place(
     devices: Devices,
     *,
     method: str = "eplb",
-    current: Placement | None = None,
+    current: ExpertPlacement | None = None,
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
     expert_seconds: float | None = None,
     bytes_per_second: float = 50e9,
@@ -113,7 +113,7 @@ def place(
     improve = method == "balance"
     after = balance(loads, devices, measured.coactivation, before) if improve else eplb(loads, devices)
     moved = moved_slots(before, after, gpus)
-    even_before, even_after = (balancedness(loads, one, gpus) for one in (before, after))
+    even_before, even_after = (balancedness(loads, placement, gpus) for placement in (before, after))
     answer = {
         "method": method,
         "hierarchical": devices.hierarchical and devices.nodes > 1,

@@ -15,12 +15,12 @@ import numpy as np
 from weighbridge.cost.experts import ExpertUse, power_law
 from weighbridge.errors import BadInput
 from weighbridge.knobs import knob
-from weighbridge.planner.experts.placement import Devices, Floats, Placement, gpu_loads, moved_slots
+from weighbridge.planner.experts.placement import Devices, ExpertPlacement, Floats, gpu_loads, moved_slots
 from weighbridge.workload.quantiles import quantile
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class ExpertTraffic:
     """tokens: of one step. skew: exponent of the power law. correlation in [0, 1): how much of a step's deviation
     from the mean load carries over to the next. noise: size of that deviation, on a logarithmic scale. drift: share
     of the experts that trade popularity every 1,000 steps."""
@@ -44,18 +44,18 @@ class Traffic:
             raise BadInput("skew and noise must be at least 0")
 
 
-def fitted_traffic(counts: Floats, top_k: int, tokens: int) -> Traffic:
-    """Traffic with the skew of measured counts [layers, experts]."""
+def fitted_traffic(counts: Floats, top_k: int, tokens: int) -> ExpertTraffic:
+    """Return traffic with the skew of measured counts [layers, experts]."""
     layers, experts = counts.shape
     use = ExpertUse.of((counts / counts.sum(axis=1, keepdims=True) * top_k).tolist())
-    return Traffic(layers, experts, top_k, tokens, use.skew)
+    return ExpertTraffic(layers, experts, top_k, tokens, use.skew)
 
 
 class LoadGenerator:
     """Tokens per expert [layers, experts] of one step after the other; same generator state, same loads."""
 
-    def __init__(self, traffic: Traffic, rng: np.random.Generator) -> None:
-        """Raises BadInput for traffic that cannot be."""
+    def __init__(self, traffic: ExpertTraffic, rng: np.random.Generator) -> None:
+        """Raises BadInput for impossible traffic."""
         traffic.check()
         self._traffic = traffic
         self._rng = rng
@@ -64,11 +64,11 @@ class LoadGenerator:
         self._deviation = rng.normal(size=self._popularity.shape) * traffic.noise
 
     def mean_loads(self) -> Floats:
-        """What long measurement would show now."""
+        """Return what a long measurement would show now."""
         return self._popularity * self._traffic.tokens * self._traffic.top_k
 
     def step(self) -> Floats:
-        """Loads of the next step; every token of every layer is in them."""
+        """Draw the loads of the next step; every token of every layer is in them."""
         traffic, rng = self._traffic, self._rng
         self._drift()
         fresh = rng.normal(size=self._deviation.shape) * traffic.noise
@@ -100,9 +100,12 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """Of all steps together. fetched_experts: expert weights that GPUs fetched because a new placement wants them
-    where they were not; a step does not wait for them."""
+class ExpertRun:
+    """Figures of all steps together.
+
+    fetched_experts: expert weights that GPUs fetched because a new placement wants them where they were not; a step
+    does not wait for them.
+    """
 
     tokens_per_second: float
     mean_step: float
@@ -112,18 +115,18 @@ class Outcome:
 
 
 #: A placement for mean loads [layers, experts]; the second argument is what the GPUs hold now (None: nothing).
-Place = Callable[[Floats, Placement | None], Placement]
+Place = Callable[[Floats, ExpertPlacement | None], ExpertPlacement]
 
 
 def simulate(
-    traffic: Traffic,
+    traffic: ExpertTraffic,
     devices: Devices,
     place: Place,
     steps: int,
     rng: np.random.Generator,
     times: Times | None = None,
     replace_every: int | None = None,
-) -> Outcome:
+) -> ExpertRun:
     """Run `steps` steps on the placement that `place` makes of mean loads.
 
     replace_every: steps after which a new placement is made of the loads seen since the last one; None: never.
@@ -144,7 +147,7 @@ def simulate(
             fetched += int(moved_slots(placement, after, devices.gpus).sum())
             placement, seen = after, np.zeros_like(seen)
     total = float(seconds.sum())
-    return Outcome(
+    return ExpertRun(
         tokens_per_second=traffic.tokens * steps / total,
         mean_step=total / steps,
         p99_step=quantile(seconds, 0.99),
@@ -154,7 +157,7 @@ def simulate(
 
 
 def _step_seconds(
-    loads: Floats, per_gpu: Floats, placement: Placement, devices: Devices, times: Times
+    loads: Floats, per_gpu: Floats, placement: ExpertPlacement, devices: Devices, times: Times
 ) -> float:
     """Each layer waits for its slowest GPU: the weights of the experts with tokens, and the tokens themselves."""
     used = np.take_along_axis(loads, placement.physical_to_logical, axis=1) > 0

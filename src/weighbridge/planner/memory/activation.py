@@ -16,16 +16,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from weighbridge.cost.hardware import Device
-from weighbridge.planner.memory.engines import Rules
+from weighbridge.planner.memory.engines import EngineRules
 from weighbridge.planner.memory.request import Deployment, Range
-from weighbridge.planner.model.architecture import Architecture, Attention, Dense, Experts, Latent, Recurrent
+from weighbridge.planner.model.architecture import (
+    Architecture,
+    Attention,
+    DenseBlock,
+    ExpertBlock,
+    Latent,
+    Recurrent,
+)
 
 GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """What was fitted: bytes that sampling takes per request and logit, GiB of CUDA graphs per layer."""
+    """Fitted constants: bytes that sampling takes per request and logit, GiB of CUDA graphs per layer."""
 
     sampler_bytes: float = 40.0
     graph_gib: float = 0.015
@@ -36,7 +43,7 @@ FITTED = Constants()
 
 @dataclass(frozen=True, slots=True)
 class Overheads:
-    """In GiB, per GPU, each with its reason."""
+    """Overheads in GiB per GPU, each with its reason."""
 
     activation: Range
     framework: Range
@@ -49,12 +56,12 @@ class Overheads:
 def overheads(
     architecture: Architecture,
     d: Deployment,
-    rules: Rules,
+    rules: EngineRules,
     device: Device | None,
     length: int,
     constants: Constants = FITTED,
 ) -> Overheads:
-    """The overheads of one GPU of the deployment, for requests up to `length` tokens."""
+    """Estimate the overheads of one GPU of the deployment, for requests up to `length` tokens."""
     if rules.engine == "llama.cpp":
         activation, why = _llama_cpp(architecture, d, rules, length)
     elif rules.engine == "weighbridge":
@@ -67,7 +74,7 @@ def overheads(
 
 
 def _gpu_engine(
-    architecture: Architecture, d: Deployment, rules: Rules, constants: Constants
+    architecture: Architecture, d: Deployment, rules: EngineRules, constants: Constants
 ) -> tuple[Range, str]:
     tokens, seqs = rules.max_num_batched_tokens, rules.max_num_seqs
     sampler = seqs * architecture.vocab * constants.sampler_bytes / GIB
@@ -86,15 +93,15 @@ def _gpu_engine(
 
 
 def layer_bytes_per_token(architecture: Architecture, tp: int) -> float:
-    """Bytes that the widest layer keeps alive per token of a batch, residuals included."""
+    """Return the bytes that the widest layer keeps alive per token of a batch, residuals included."""
     widest = 0.0
     for layer in set(architecture.layers):
         block = layer.feed_forward
         width = 0.0
         match block:
-            case Dense(intermediate, gated):
+            case DenseBlock(intermediate, gated):
                 width = (3 if gated else 2) * intermediate / tp
-            case Experts():
+            case ExpertBlock():
                 width = block.active * (
                     2.0 * block.intermediate / tp + max(2.0 * block.intermediate / tp, architecture.hidden)
                 )
@@ -109,7 +116,9 @@ def layer_bytes_per_token(architecture: Architecture, tp: int) -> float:
     return 2.0 * (widest + 5 * architecture.hidden)
 
 
-def _llama_cpp(architecture: Architecture, d: Deployment, rules: Rules, length: int) -> tuple[Range, str]:
+def _llama_cpp(
+    architecture: Architecture, d: Deployment, rules: EngineRules, length: int
+) -> tuple[Range, str]:
     """The compute buffer: logits of a micro-batch with flash attention, all attention scores without."""
     batch = d.ubatch
     hidden = 4.0 * batch * 4 * architecture.hidden
@@ -123,14 +132,14 @@ def _llama_cpp(architecture: Architecture, d: Deployment, rules: Rules, length: 
     return Range(value, 0.6 * value, 1.5 * value), why
 
 
-def _local(architecture: Architecture, d: Deployment, rules: Rules) -> tuple[Range, str]:
+def _local(architecture: Architecture, d: Deployment, rules: EngineRules) -> tuple[Range, str]:
     tokens = rules.max_num_batched_tokens
     value = (2 * tokens * layer_bytes_per_token(architecture, 1) + 4.0 * 64 * architecture.vocab) / GIB
     why = f"a batch of {tokens:,} tokens through the widest layer in 32 bits, and logits of its sampled rows"
     return Range(value, 0.5 * value, 2 * value), why
 
 
-def _framework(d: Deployment, rules: Rules, device: Device | None) -> tuple[Range, str]:
+def _framework(d: Deployment, rules: EngineRules, device: Device | None) -> tuple[Range, str]:
     if rules.engine == "weighbridge":
         return Range(0.35, 0.2, 0.6), "Python, torch and the tokenizer"
     if rules.engine == "llama.cpp":
@@ -145,7 +154,7 @@ def _framework(d: Deployment, rules: Rules, device: Device | None) -> tuple[Rang
 
 
 def _graphs(
-    architecture: Architecture, d: Deployment, rules: Rules, constants: Constants
+    architecture: Architecture, d: Deployment, rules: EngineRules, constants: Constants
 ) -> tuple[Range, str]:
     if rules.engine != "vllm" or d.enforce_eager:
         return Range.exact(0.0), "no CUDA graphs are captured, or they lie outside the budget"

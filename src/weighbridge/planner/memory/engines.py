@@ -13,7 +13,7 @@ LATEST = {"vllm": (0, 26), "sglang": (0, 5), "llama.cpp": (9999,), "weighbridge"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class EngineRules:
     """Settings that apply to one deployment, defaults filled in."""
 
     engine: str
@@ -44,7 +44,7 @@ _SGLANG_SIZES = (
 
 
 def parse_version(text: str | None) -> tuple[int, ...] | None:
-    """The leading numbers of "0.21.0", "~0.15.1", "v0.20.1rc1", "b9496", "main (V0 ~0.4.1)"; None without any.
+    """Return the leading numbers of "0.21.0", "~0.15.1", "v0.20.1rc1", "b9496", "main (V0 ~0.4.1)"; None without any.
 
     llama.cpp builds are one number; a date ("2025-12") is not a version.
     """
@@ -52,8 +52,8 @@ def parse_version(text: str | None) -> tuple[int, ...] | None:
     return tuple(int(x) for x in match.groups() if x is not None) if match else None
 
 
-def rules_for(deployment: Deployment, device: Device | None, length: int) -> Rules:
-    """The rules of `deployment`'s engine and version, on `device`, for requests up to `length` tokens."""
+def rules_for(deployment: Deployment, device: Device | None, length: int) -> EngineRules:
+    """Return the rules of `deployment`'s engine and version, on `device`, for requests up to `length` tokens."""
     version = parse_version(deployment.version) or LATEST[deployment.engine]
     if deployment.engine == "sglang":
         return _sglang(deployment, device, version)
@@ -62,7 +62,7 @@ def rules_for(deployment: Deployment, device: Device | None, length: int) -> Rul
     return _vllm(deployment, device, version, length)
 
 
-def _vllm(d: Deployment, device: Device | None, version: tuple[int, ...], length: int) -> Rules:
+def _vllm(d: Deployment, device: Device | None, version: tuple[int, ...], length: int) -> EngineRules:
     """Sources: vllm/config/cache.py, engine/arg_utils.py get_batch_defaults, v1/core/kv_cache_utils.py."""
     large = device is not None and device.memory_gib >= 70 and not device.name.startswith("A100")
     v1 = version >= (0, 8)
@@ -73,7 +73,7 @@ def _vllm(d: Deployment, device: Device | None, version: tuple[int, ...], length
     batched = d.max_num_batched_tokens or batched
     seqs = min(d.max_num_seqs or seqs, batched)
     caching = version >= (0, 20) if d.prefix_caching is None else d.prefix_caching
-    return Rules(
+    return EngineRules(
         engine="vllm",
         version=version,
         utilization=d.gpu_memory_utilization or (0.92 if version >= (0, 21) else 0.9),
@@ -87,7 +87,7 @@ def _vllm(d: Deployment, device: Device | None, version: tuple[int, ...], length
     )
 
 
-def _sglang(d: Deployment, device: Device | None, version: tuple[int, ...]) -> Rules:
+def _sglang(d: Deployment, device: Device | None, version: tuple[int, ...]) -> EngineRules:
     """Source: sglang/srt/server_args.py: what is set aside for prefill, graphs and parallelism, in MiB."""
     memory = (device.memory_gib if device else 80.0) * 1024
     chunk, small, big = next(row for limit, *row in _SGLANG_SIZES if memory < limit * 1024)
@@ -100,7 +100,7 @@ def _sglang(d: Deployment, device: Device | None, version: tuple[int, ...]) -> R
         reserved += 2 * 1024
     share = d.gpu_memory_utilization or max(round((memory - reserved) / memory, 3), 0.1)
     seqs = d.max_num_seqs or max(graphs, 16)
-    return Rules(
+    return EngineRules(
         engine="sglang",
         version=version,
         utilization=share,
@@ -110,7 +110,7 @@ def _sglang(d: Deployment, device: Device | None, version: tuple[int, ...]) -> R
     )
 
 
-def _local(d: Deployment, version: tuple[int, ...]) -> Rules:
+def _local(d: Deployment, version: tuple[int, ...]) -> EngineRules:
     seqs = d.max_num_seqs or (256 if d.engine == "weighbridge" else 1)
     batched = d.max_num_batched_tokens or (2048 if d.engine == "weighbridge" else d.ubatch)
     share = d.gpu_memory_utilization or 1.0
@@ -118,7 +118,7 @@ def _local(d: Deployment, version: tuple[int, ...]) -> Rules:
     flash = d.flash_attention if d.flash_attention is not None else modern
     pad = 256 if modern or flash else 32
     caching = d.engine == "weighbridge"
-    return Rules(
+    return EngineRules(
         engine=d.engine,
         version=version,
         utilization=share,

@@ -36,7 +36,7 @@ _DTYPE_BITS = {
 
 
 def safetensors_weights(files: list[Path], architecture: Architecture) -> Stored:
-    """Bytes of every tensor that the headers list. Nothing but headers is read."""
+    """Read the bytes of every tensor that the headers list. Nothing but headers is read."""
     sizes: dict[Tensor, float] = {}
     for path in files:
         for name, entry in _header(path).items():
@@ -54,7 +54,7 @@ def safetensors_weights(files: list[Path], architecture: Architecture) -> Stored
 
 
 def gguf_weights(contents: Contents, architecture: Architecture) -> Stored:
-    """Bytes of every tensor of a GGUF file."""
+    """Return the bytes of every tensor of a GGUF file."""
     sizes: dict[Tensor, float] = {}
     for name, entry in contents.tensors.items():
         tensor = _tensor(name, list(entry.shape), architecture)

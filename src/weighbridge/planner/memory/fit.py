@@ -11,13 +11,13 @@ from weighbridge.planner.memory.gguf_mix import file_type
 from weighbridge.planner.memory.memory import MemoryPlan, longest_request, plan_memory
 
 _UTILIZATION = 0.95
-_LEAST_LENGTH = 1024
+_MIN_LENGTH = 1024
 _USEFUL_LENGTH = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change, in words and as flags; `plan` is what comes of it."""
+    """A change in words and as flags; `plan` is the plan after it."""
 
     words: str
     flags: str
@@ -26,7 +26,7 @@ class Change:
 
 
 def changes(plan: MemoryPlan, limit: int = 4) -> list[Change]:
-    """Changes that each make `plan` fit, best first. Empty when it fits, or when nothing tried helps.
+    """Return changes that each make `plan` fit, best first; none when it fits, or when nothing that is tried helps.
 
     The order: what costs nothing (share of memory, batch limits), what costs accuracy little (cache type), what
     was not asked for (length), fewer requests, smaller weights, host memory, more devices, another device.
@@ -111,7 +111,7 @@ def _cache_type(plan: MemoryPlan) -> Iterator[Try]:
 
 def _length(plan: MemoryPlan) -> Iterator[Try]:
     longest = longest_request(plan)
-    if longest >= _LEAST_LENGTH:
+    if longest >= _MIN_LENGTH:
         flags = f"{_length_flag(plan)} {longest}"
         yield f"serve requests of at most {longest:,} tokens", flags, _with(plan, max_model_len=longest)
 
@@ -180,8 +180,8 @@ def _other_device(plan: MemoryPlan) -> Iterator[Try]:
             yield f"use {device.name}", f"--device {device.name}", replace(plan, device=device)
 
 
-def _comparable(one: Device, other: Device) -> bool:
+def _comparable(device: Device, other: Device) -> bool:
     """Another device on which the same engine runs; unified memory (Strix Halo, Apple) is its own world."""
-    if one.kind == other.kind == "consumer":
-        return one.vendor == other.vendor
-    return one.kind == other.kind or (one.kind == "datacenter" and other.kind == "consumer")
+    if device.kind == other.kind == "consumer":
+        return device.vendor == other.vendor
+    return device.kind == other.kind or (device.kind == "datacenter" and other.kind == "consumer")

@@ -13,7 +13,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from weighbridge.errors import BadInput
 from weighbridge.planner.memory.weight_formats import Arithmetic
-from weighbridge.planner.model.architecture import Architecture, Attention, Experts
+from weighbridge.planner.model.architecture import Architecture, Attention, ExpertBlock
 from weighbridge.planner.model.tensors import EMBED, HEAD, Kind, Tensor, all_tensors
 
 _BASE = {
@@ -58,7 +58,7 @@ def file_type(name: str) -> FileType | None:
 
 
 def gguf_bytes(architecture: Architecture, name: str, *, drafts: bool = False) -> dict[Tensor, int]:
-    """Bytes of every tensor of a GGUF file of type `name`. Raises BadInput when the type is not known."""
+    """Return the bytes of every tensor of a GGUF file of type `name`. Raises BadInput when the type is not known."""
     kind = file_type(name)
     if kind is None:
         raise BadInput(f"GGUF type {name!r} is not known; known: {', '.join(FILE_TYPES)}")
@@ -90,7 +90,7 @@ class _Mix:
         self._layers = len(architecture.layers)
         self._tied = architecture.tied
         self._eight = any(
-            isinstance(x.feed_forward, Experts) and x.feed_forward.count == 8 for x in architecture.layers
+            isinstance(x.feed_forward, ExpertBlock) and x.feed_forward.count == 8 for x in architecture.layers
         )
         self._queries_per_key = max(
             (m.heads // m.kv_heads for m in architecture.attention_layers if isinstance(m, Attention)),

@@ -41,12 +41,12 @@ class KVType:
     scale_bytes: int  # per head and side (keys, values)
 
     def attention_bytes(self, layer: Attention, tp: int) -> float:
-        """Bytes per token that one tensor-parallel rank keeps for this layer."""
+        """Return the bytes per token that one tensor-parallel rank keeps for this layer."""
         heads = max(1, layer.kv_heads // tp)
         return heads * ((layer.key_dim + layer.value_dim) * self.value_bytes + 2 * self.scale_bytes)
 
     def latent_bytes(self, layer: Latent) -> float:
-        """Bytes per token of the compressed vector; every rank keeps all of it.
+        """Return the bytes per token of the compressed vector; every rank keeps all of it.
 
         fp8_ds_mla (vLLM, FlashMLA sparse): 512 fp8 values, four float scales, the rope part in 16 bits.
         """
@@ -56,14 +56,14 @@ class KVType:
 
     @staticmethod
     def indexer_bytes(layer: Latent) -> int:
-        """Bytes per token of the indexer's own cache: fp8 keys with a scale per 128 values."""
+        """Return the bytes per token of the indexer's own cache: fp8 keys with a scale per 128 values."""
         if layer.indexer is None:
             return 0
         return layer.indexer.dim + _INDEX_SCALE * -(-layer.indexer.dim // 128)
 
 
 def kv_type(name: str) -> KVType:
-    """The cache type called `name`. Raises BadInput when it is not known."""
+    """Return the cache type called `name`. Raises BadInput when it is not known."""
     key = re.sub(r"[- ]", "_", name.strip().lower())
     key = _ALIASES.get(key, key)
     if key not in _TYPES:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weighbridge.planner.memory.engines import Rules
+from weighbridge.planner.memory.engines import EngineRules
 from weighbridge.planner.memory.kv_dtype import KVType
 from weighbridge.planner.memory.request import Deployment
-from weighbridge.planner.model.architecture import Architecture, Attention, Latent, Layer, Recurrent
+from weighbridge.planner.model.architecture import Architecture, Attention, Latent, LayerShape, Recurrent
 
 
 @dataclass(frozen=True, slots=True)
 class CacheSpec:
     """What a cache is for: layers that keep one, flags and rules, the type of its values, the longest request."""
 
-    layers: Sequence[Layer]
+    layers: Sequence[LayerShape]
     deployment: Deployment
-    rules: Rules
+    rules: EngineRules
     kv: KVType
     length: int
     family: str
@@ -40,8 +40,10 @@ class KVPlan:
     pools: tuple[tuple[str, float], ...] = ()  # bytes of separate pools, where the engine prints them apart
 
 
-def cached_layers(architecture: Architecture, deployment: Deployment, stage: tuple[int, int]) -> list[Layer]:
-    """The layers of a pipeline stage whose mixer keeps a cache, draft layers last."""
+def cached_layers(
+    architecture: Architecture, deployment: Deployment, stage: tuple[int, int]
+) -> list[LayerShape]:
+    """Return the layers of a pipeline stage whose mixer keeps a cache, draft layers last."""
     layers = [layer for layer in architecture.layers[stage[0] : stage[1]] if _keeps(layer)]
     if deployment.speculative == "mtp" and stage[1] == len(architecture.layers):
         layers += list(architecture.drafts)
@@ -51,7 +53,7 @@ def cached_layers(architecture: Architecture, deployment: Deployment, stage: tup
     return layers
 
 
-def _keeps(layer: Layer) -> bool:
+def _keeps(layer: LayerShape) -> bool:
     match layer.mixer:
         case Attention() as attention:
             return attention.owns_cache
@@ -63,6 +65,6 @@ def _keeps(layer: Layer) -> bool:
 def recurrent_bytes(
     r: Recurrent, tp: int, speculative: int, conv_bytes: int, state_bytes: int | None = None
 ) -> int:
-    """Bytes of one sequence's state in one layer, on one rank: the convolution's window and the state."""
+    """Return the bytes of one sequence's state in one layer, on one rank: the convolution's window and the state."""
     conv = r.conv_dim * (r.kernel - 1 + speculative) * conv_bytes // tp
     return conv + r.state_heads * r.state_size * (state_bytes or r.state_bytes) // tp

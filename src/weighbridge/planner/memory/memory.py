@@ -9,7 +9,7 @@ from math import ceil
 from weighbridge.cost.hardware import Device
 from weighbridge.errors import BadInput
 from weighbridge.planner.memory.activation import FITTED, Constants, Overheads, overheads
-from weighbridge.planner.memory.engines import Rules, rules_for
+from weighbridge.planner.memory.engines import EngineRules, rules_for
 from weighbridge.planner.memory.kv_dtype import KVType, kv_type
 from weighbridge.planner.memory.kv_layout import CacheSpec, KVPlan, cached_layers
 from weighbridge.planner.memory.other_kv import plan_llama_cpp, plan_sglang, plan_weighbridge
@@ -28,7 +28,7 @@ WEIGHBRIDGE_SHARE = 0.25  # of what is free, unless told otherwise
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class PlannedModel:
     """A model to be planned: its architecture, and the bytes of its tensors where a file says them."""
 
     name: str
@@ -51,12 +51,12 @@ class Room:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """Everything in GiB per GPU unless its name says otherwise."""
+    """A planned deployment. Everything is in GiB per GPU unless its name says otherwise."""
 
-    model: Model
+    model: PlannedModel
     deployment: Deployment
     device: Device | None
-    rules: Rules
+    rules: EngineRules
     length: int  # tokens of the longest request
     weights: Range
     stored: Stored
@@ -98,7 +98,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    model: Model, deployment: Deployment, device: Device | None, constants: Constants = FITTED
+    model: PlannedModel, deployment: Deployment, device: Device | None, constants: Constants = FITTED
 ) -> MemoryPlan:
     """Plan one deployment. Raises BadInput when the flags cannot go together or the model has no such layout."""
     deployment.check()
@@ -164,7 +164,7 @@ def _length(architecture: Architecture, d: Deployment) -> int:
     return d.max_model_len
 
 
-def _kv_type(d: Deployment, architecture: Architecture, device: Device | None, rules: Rules) -> KVType:
+def _kv_type(d: Deployment, architecture: Architecture, device: Device | None, rules: EngineRules) -> KVType:
     """vLLM's fp8 cache of sparse latent attention has a layout of its own before Blackwell (FlashMLA)."""
     name = d.kv_dtype
     sparse = any(isinstance(m, Latent) and m.indexer for m in architecture.attention_layers)
@@ -175,11 +175,13 @@ def _kv_type(d: Deployment, architecture: Architecture, device: Device | None, r
 
 
 def kv_type_of(plan: MemoryPlan) -> KVType:
-    """The cache type of a plan."""
+    """Return the cache type of a plan."""
     return _kv_type(plan.deployment, plan.model.architecture, plan.device, plan.rules)
 
 
-def _weights(model: Model, gpu: GpuWeights, stored: Stored, rules: Rules, device: Device | None) -> Range:
+def _weights(
+    model: PlannedModel, gpu: GpuWeights, stored: Stored, rules: EngineRules, device: Device | None
+) -> Range:
     factor = 1.0
     if rules.engine == "sglang":
         factor = LOADING_FACTOR["sglang"]
@@ -198,7 +200,7 @@ def _weights(model: Model, gpu: GpuWeights, stored: Stored, rules: Rules, device
     return Range(value, low, high)
 
 
-def _room(d: Deployment, device: Device | None, rules: Rules, weights: Range, over: Overheads) -> Room:
+def _room(d: Deployment, device: Device | None, rules: EngineRules, weights: Range, over: Overheads) -> Room:
     if d.kv_cache_memory is not None:
         budget = Range.exact(device.memory_gib * rules.utilization) if device else None
         return Room(budget, Range.exact(d.kv_cache_memory / GIB))
@@ -245,7 +247,9 @@ def _cached_stage(architecture: Architecture, d: Deployment, heaviest: tuple[int
     return max(stages, key=lambda s: (s[1] - s[0], s == heaviest))
 
 
-def _problem(d: Deployment, rules: Rules, available: Range | None, kv: KVPlan | None, length: int) -> str:
+def _problem(
+    d: Deployment, rules: EngineRules, available: Range | None, kv: KVPlan | None, length: int
+) -> str:
     """What keeps the engine from starting, or from holding what was asked for; "" when nothing does."""
     if available is None or kv is None:
         return ""
@@ -296,7 +300,7 @@ def _sentences(plan: MemoryPlan) -> Iterator[str]:
 
 
 def longest_request(plan: MemoryPlan) -> int:
-    """The longest request of which the wanted number fit at once; 0 when none does."""
+    """Return the longest request length at which the wanted number fits at once; 0 when none does."""
     if plan.available is None or plan.available.value <= 0:
         return 0
     low, high = 0, ceil(plan.length / 256)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from weighbridge.errors import BadInput
-from weighbridge.planner.memory.engines import Rules
+from weighbridge.planner.memory.engines import EngineRules
 from weighbridge.planner.memory.kv_dtype import KVType
 from weighbridge.planner.memory.kv_layout import CacheSpec, KVPlan, recurrent_bytes
 from weighbridge.planner.memory.request import Deployment
@@ -54,7 +54,7 @@ def _split(cache: CacheSpec, conv_bytes: int, state_bytes: int | None) -> _Bytes
     return _Bytes(full, sliding, states, window)
 
 
-def _latent_extra(m: Latent, d: Deployment, rules: Rules, kv: KVType) -> float:
+def _latent_extra(m: Latent, d: Deployment, rules: EngineRules, kv: KVType) -> float:
     """Beside the compressed vector: the indexer's keys; and before llama.cpp's caches without values (build
     7830, pull request 19067) the compressed part once more."""
     if d.engine == "sglang":

@@ -1,4 +1,4 @@
-"""What is asked of the planner: how a model is to be deployed."""
+"""What the planner is asked: how a model will be deployed."""
 
 from __future__ import annotations
 

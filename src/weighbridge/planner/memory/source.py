@@ -10,13 +10,13 @@ from weighbridge.models.files.gguf_fields import config_fields
 from weighbridge.models.files.gguf_format import read_gguf
 from weighbridge.models.files.hf_config import read_json
 from weighbridge.planner.memory.file_weights import gguf_weights, safetensors_weights
-from weighbridge.planner.memory.memory import Model
+from weighbridge.planner.memory.memory import PlannedModel
 from weighbridge.planner.model import catalogue
 from weighbridge.planner.model.config_reader import read_architecture
 
 
-def open_model(name: str) -> Model:
-    """The model called `name` or stored at that path. Raises BadInput saying what MODEL may be."""
+def open_model(name: str) -> PlannedModel:
+    """Open the model called `name` or stored at that path. Raises BadInput saying what MODEL may be."""
     path = Path(name).expanduser()
     if path.is_dir():
         return _directory(path)
@@ -40,12 +40,12 @@ def open_model(name: str) -> Model:
     return _config(found[1], found[0], "catalogue")
 
 
-def _config(fields: dict[str, Any], name: str, source: str) -> Model:
+def _config(fields: dict[str, Any], name: str, source: str) -> PlannedModel:
     fields, noted = catalogue.completed(fields)
-    return Model(name, read_architecture(fields, noted), source=source)
+    return PlannedModel(name, read_architecture(fields, noted), source=source)
 
 
-def _directory(path: Path, files: list[Path] | None = None) -> Model:
+def _directory(path: Path, files: list[Path] | None = None) -> PlannedModel:
     if not (path / "config.json").is_file():
         found = sorted(path.glob("*.gguf"))
         if len(found) == 1:
@@ -56,10 +56,10 @@ def _directory(path: Path, files: list[Path] | None = None) -> Model:
     if not shards:
         return model
     architecture = model.architecture
-    return Model(model.name, architecture, safetensors_weights(shards, architecture), str(path))
+    return PlannedModel(model.name, architecture, safetensors_weights(shards, architecture), str(path))
 
 
-def _gguf(path: Path) -> Model:
+def _gguf(path: Path) -> PlannedModel:
     contents = read_gguf(path)
     architecture = read_architecture(config_fields(contents))
-    return Model(path.stem, architecture, gguf_weights(contents, architecture), str(path))
+    return PlannedModel(path.stem, architecture, gguf_weights(contents, architecture), str(path))

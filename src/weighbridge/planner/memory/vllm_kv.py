@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from math import ceil
 
 from weighbridge.errors import BadInput
-from weighbridge.planner.memory.engines import Rules
+from weighbridge.planner.memory.engines import EngineRules
 from weighbridge.planner.memory.kv_dtype import KVType
 from weighbridge.planner.memory.kv_layout import CacheSpec, KVPlan, recurrent_bytes
 from weighbridge.planner.memory.request import Deployment
-from weighbridge.planner.model.architecture import Attention, Latent, Layer, Recurrent
+from weighbridge.planner.model.architecture import Attention, Latent, LayerShape, Recurrent
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def plan_vllm(cache: CacheSpec, memory: float) -> KVPlan:
     return _groups(counts, cache, memory)
 
 
-def _kind(layer: Layer, d: Deployment, kv: KVType) -> _Kind:
+def _kind(layer: LayerShape, d: Deployment, kv: KVType) -> _Kind:
     match layer.mixer:
         case Recurrent() as r:
             return _Kind("state", page=recurrent_bytes(r, d.tp, d.num_speculative_tokens, 2))
@@ -189,7 +189,7 @@ def _pages(counts: Mapping[_Kind, int], d: Deployment) -> tuple[dict[_Kind, int]
     return {**sizes, **dict.fromkeys(states, block)}, page, notes
 
 
-def group_size(counts: list[int], rules: Rules) -> int:
+def group_size(counts: list[int], rules: EngineRules) -> int:
     """Layers in a group: the rarest kind's number, or the commonest's when both are near."""
     near = 1.5 if rules.version >= (0, 20) else 1.25
     return max(counts) if max(counts) < min(counts) * near else min(counts)

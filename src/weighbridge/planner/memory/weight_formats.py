@@ -24,7 +24,7 @@ _EXPERTS = frozenset({Kind.EXPERT})
 
 
 class Remark(StrEnum):
-    """What has to be said of a format; the value is the sentence for people."""
+    """Something people should know of a format; the value is the sentence."""
 
     EXPERTS_ONLY = "only the routed experts are quantised, as in published checkpoints of such models"
     SECRET_MIX = "Unsloth's dynamic mixes are not public: give the file for exact sizes"
@@ -88,13 +88,13 @@ NAMES = tuple(_FORMATS)
 
 
 def is_format(name: str) -> bool:
-    """Whether `name` is a format of vLLM and SGLang (GGUF types have names of their own)."""
+    """Return whether `name` is a format of vLLM and SGLang (GGUF types have names of their own)."""
     key = re.sub(r"[_ ]+", "-", name.strip().lower())
     return _ALIASES.get(key, key) in _FORMATS
 
 
 def weight_format(name: str, architecture: Architecture) -> WeightFormat:
-    """The format called `name`, as checkpoints of such a model use it. Raises BadInput for an unknown name.
+    """Return the format called `name`, as checkpoints of such a model use it. Raises BadInput for an unknown name.
 
     "-g64" or "-g-1" (one group a row) after awq, gptq or int4 sets the group size. Published nvfp4 checkpoints
     of experts models, and int4 ones with latent attention (Kimi), quantise the routed experts only; nvfp4 leaves
@@ -117,7 +117,7 @@ def weight_format(name: str, architecture: Architecture) -> WeightFormat:
 
 
 def published_format(architecture: Architecture) -> WeightFormat:
-    """The format that quantization_config says, or 16 bits. Raises BadInput for a method not known."""
+    """Return the format that quantization_config names, or 16 bits. Raises BadInput for an unknown method."""
     config = architecture.quantization
     if not config:
         return _FORMATS["bf16"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from weighbridge.errors import BadInput
-from weighbridge.planner.memory.engines import Rules
+from weighbridge.planner.memory.engines import EngineRules
 from weighbridge.planner.memory.gguf_mix import FILE_TYPES, arithmetic_of, file_type, gguf_bytes
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.memory.weight_formats import (
@@ -16,7 +16,7 @@ from weighbridge.planner.memory.weight_formats import (
     published_format,
     weight_format,
 )
-from weighbridge.planner.model.architecture import Architecture, Experts, Latent, Layer
+from weighbridge.planner.model.architecture import Architecture, ExpertBlock, Latent, LayerShape
 from weighbridge.planner.model.tensors import DRAFT, EMBED, HEAD, Kind, Shard, Tensor, all_tensors
 
 GIB = 1 << 30
@@ -40,7 +40,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class GpuWeights:
-    """What one GPU, the fullest, keeps. `parts` by kind, in bytes; `host` stays in host memory."""
+    """What the fullest GPU keeps. `parts` by kind, in bytes; `host` stays in host memory."""
 
     parts: dict[str, float]
     host: float
@@ -51,8 +51,8 @@ class GpuWeights:
         return sum(self.parts.values())
 
 
-def stored_weights(architecture: Architecture, deployment: Deployment, rules: Rules) -> Stored:
-    """Bytes by tensor in the format asked for, else the published one, else 16 bits."""
+def stored_weights(architecture: Architecture, deployment: Deployment, rules: EngineRules) -> Stored:
+    """Return bytes by tensor in the format that was asked for, else the published one, else 16 bits."""
     drafts = deployment.speculative == "mtp"
     name = deployment.weights
     gguf = file_type(name) if name and (rules.engine == "llama.cpp" or not is_format(name)) else None
@@ -73,14 +73,14 @@ def stored_weights(architecture: Architecture, deployment: Deployment, rules: Ru
 
 
 def bulk_bits(tensors: dict[Tensor, float]) -> float:
-    """Bits per element of the matrices inside the layers."""
+    """Return the bits per element of the matrices inside the layers."""
     kinds = {Kind.EXPERT, Kind.MLP, Kind.ATTENTION, Kind.LINEAR}
     inner = {t: size for t, size in tensors.items() if t.kind in kinds}
     elements = sum(t.elements for t in inner)
     return 8 * sum(inner.values()) / elements if elements else 16.0
 
 
-def _padding(tensor: Tensor, form: WeightFormat, rules: Rules) -> float:
+def _padding(tensor: Tensor, form: WeightFormat, rules: EngineRules) -> float:
     """vLLM pads mxfp4 experts to what its kernels take: hidden size to 256, width to 64 (128 before 0.10.2)."""
     if form.name != "mxfp4" or tensor.kind is not Kind.EXPERT or rules.engine != "vllm":
         return 1.0
@@ -94,7 +94,7 @@ def _round(value: int, multiple: int) -> int:
 
 
 def gpu_weights(architecture: Architecture, stored: Stored, deployment: Deployment) -> GpuWeights:
-    """The fullest pipeline stage's share on one of its GPUs."""
+    """Return the fullest pipeline stage's share on one of its GPUs."""
     stages = architecture.stages(deployment.pp)
     candidates = [_stage(architecture, stored, deployment, stage, stages) for stage in stages]
     return max(candidates, key=lambda weights: weights.total)
@@ -132,7 +132,7 @@ def _stage(
 
 
 def shard_share(tensor: Tensor, deployment: Deployment) -> float:
-    """The part of a tensor that one rank keeps."""
+    """Return the part of a tensor that one rank keeps."""
     tp = deployment.tp
     match tensor.shard:
         case Shard.SPLIT:
@@ -147,7 +147,7 @@ def shard_share(tensor: Tensor, deployment: Deployment) -> float:
 
 def _absorbed(architecture: Architecture, stage: tuple[int, int], deployment: Deployment) -> float:
     """Latent attention multiplies by kv_b's two halves at decode: engines keep 16-bit copies of them."""
-    layers: list[Layer] = list(architecture.layers[stage[0] : stage[1]])
+    layers: list[LayerShape] = list(architecture.layers[stage[0] : stage[1]])
     return sum(
         2.0 * m.heads * (m.nope_dim + m.value_dim) * m.kv_rank / deployment.tp
         for m in (layer.mixer for layer in layers)
@@ -171,7 +171,7 @@ def _on_host(tensor: Tensor, deployment: Deployment, architecture: Architecture)
 
 
 def lora_bytes(stored: Stored, deployment: Deployment, stage: tuple[int, int]) -> float:
-    """Slots of `max_loras` adapters on every linear layer: rank x (rows + columns) in 16 bits.
+    """Return the bytes of `max_loras` adapters on every linear layer: rank x (rows + columns) in 16 bits.
 
     The half that meets the unsharded side is kept whole by every rank, as vLLM does.
     """
@@ -184,9 +184,9 @@ def lora_bytes(stored: Stored, deployment: Deployment, stage: tuple[int, int]) -
 
 
 def expert_bytes(architecture: Architecture, stored: Stored) -> tuple[float, int, int]:
-    """Bytes of one routed expert over all its layers, experts in a layer, experts a token uses."""
+    """Return the bytes of one routed expert over all its layers, experts in a layer, experts a token uses."""
     for layer in architecture.layers:
-        if isinstance(layer.feed_forward, Experts):
+        if isinstance(layer.feed_forward, ExpertBlock):
             block = layer.feed_forward
             size = sum(b for t, b in stored.tensors.items() if t.kind is Kind.EXPERT and t.layer >= 0)
             return size / block.count, block.count, block.active

@@ -78,13 +78,13 @@ class Recurrent:
 
 
 @dataclass(frozen=True, slots=True)
-class Dense:
+class DenseBlock:
     intermediate: int
     gated: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Experts:
+class ExpertBlock:
     count: int
     active: int
     intermediate: int
@@ -97,11 +97,11 @@ class Experts:
 
 
 Mixer = Attention | Latent | Recurrent
-FeedForward = Dense | Experts
+FeedForward = DenseBlock | ExpertBlock
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerShape:
     mixer: Mixer | None
     feed_forward: FeedForward | None
 
@@ -121,11 +121,11 @@ class Architecture:
     family: str
     hidden: int
     vocab: int
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerShape, ...]
     tied: bool
     max_positions: int
     rotary_dim: int
-    drafts: tuple[Layer, ...] = ()
+    drafts: tuple[LayerShape, ...] = ()
     towers: tuple[Tower, ...] = ()
     gated_vocab: int = 0  # per-layer embedding table columns (Gemma 3n), on top of the usual one
     quantization: dict[str, object] = field(default_factory=dict)  # quantization_config, as published
@@ -145,10 +145,10 @@ class Architecture:
 
     @property
     def has_experts(self) -> bool:
-        return any(isinstance(x.feed_forward, Experts) for x in self.layers)
+        return any(isinstance(x.feed_forward, ExpertBlock) for x in self.layers)
 
     def stages(self, pp: int) -> list[tuple[int, int]]:
-        """First and last + 1 layer of each pipeline stage, as vLLM cuts them: the remainder goes to the
+        """Return the first and last + 1 layer of each pipeline stage, as vLLM cuts them: the remainder goes to the
         stages before the last, which also has the head."""
         base, rest = divmod(len(self.layers), pp)
         sizes = [base] * pp

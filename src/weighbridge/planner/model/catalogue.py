@@ -17,14 +17,14 @@ _ALIASES = {"llama-3.3-70b": "llama-3.1-70b", "llama-3-8b": "llama-3.1-8b", "lla
 
 @cache
 def catalogue() -> dict[str, dict[str, Any]]:
-    """Model name to configuration fields."""
+    """Return the configuration fields of every model, by name."""
     text = files("weighbridge.planner.model").joinpath("catalogue.json").read_text(encoding="utf-8")
     models: dict[str, dict[str, Any]] = json.loads(text)
     return models
 
 
 def lookup(name: str) -> tuple[str, dict[str, Any]] | None:
-    """The entry for "qwen3-8b", "Qwen/Qwen3-8B" or "meta-llama/Llama-3.1-8B-Instruct"; None when unknown."""
+    """Return the entry for "qwen3-8b", "Qwen/Qwen3-8B" or "meta-llama/Llama-3.1-8B-Instruct"; None when unknown."""
     key = name.rsplit("/", 1)[-1].lower().replace("_", "-").removeprefix("meta-")
     if key.replace("-instruct", "") in catalogue():
         key = key.replace("-instruct", "")
@@ -36,12 +36,12 @@ def lookup(name: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def near(name: str) -> list[str]:
-    """Catalogue names that look like `name`."""
+    """Return catalogue names that look like `name`."""
     return get_close_matches(name.rsplit("/", 1)[-1].lower(), catalogue(), n=3, cutoff=0.4)
 
 
 def completed(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[Assumption, ...]]:
-    """`config` with what it lacks taken from the catalogue's model of the same family and shape.
+    """Return `config` with what it lacks taken from the catalogue's model of the same family and shape.
 
     Everything when something that weights need is missing, else only the longest position. What was filled in
     is stated.

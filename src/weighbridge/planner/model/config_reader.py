@@ -9,10 +9,10 @@ from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.planner.model.architecture import (
     Architecture,
     Assumption,
-    Dense,
-    Experts,
+    DenseBlock,
+    ExpertBlock,
     FeedForward,
-    Layer,
+    LayerShape,
     Tower,
 )
 from weighbridge.planner.model.catalogue import catalogue
@@ -47,7 +47,7 @@ _TIED = {
 
 
 def read_architecture(config: dict[str, Any], assumptions: tuple[Assumption, ...] = ()) -> Architecture:
-    """The architecture that a config.json describes. Raises BadInput or UnsupportedModel naming the field."""
+    """Return the architecture that a config.json describes. Raises BadInput or UnsupportedModel naming the field."""
     noted = list(assumptions)
     outer = ModelFields(config, noted)
     fields = outer.inner("text_config", "llm_config", "language_config", "thinker_config") or outer
@@ -61,7 +61,7 @@ def read_architecture(config: dict[str, Any], assumptions: tuple[Assumption, ...
     layers = fields.whole("num_hidden_layers", "n_layer", "n_layers", "num_layers")
     kinds = layer_kinds(fields, family, layers)
     built = tuple(
-        Layer(mixer(fields, family, kind, index, layers), feed_forward(fields, family, index, layers))
+        LayerShape(mixer(fields, family, kind, index, layers), feed_forward(fields, family, index, layers))
         for index, kind in enumerate(kinds)
     )
     rotary = _rotary_dim(fields)
@@ -93,7 +93,7 @@ def _refuse_unknown(fields: ModelFields, family: str) -> None:
 
 
 def feed_forward(fields: ModelFields, family: str, index: int, layers: int) -> FeedForward | None:
-    """The block behind the mixer of layer `index`: dense, experts, or none (Nemotron-H's mixer layers)."""
+    """Return the block behind the mixer of layer `index`: dense, experts, or none (Nemotron-H's mixer layers)."""
     pattern = fields.get("hybrid_override_pattern")
     if isinstance(pattern, str):
         mark = pattern.replace("|", "")[index]
@@ -125,7 +125,7 @@ def _sparse(fields: ModelFields, family: str, index: int, layers: int) -> bool:
     return (index + 1) % step == 0
 
 
-def _dense(fields: ModelFields, family: str) -> Dense:
+def _dense(fields: ModelFields, family: str) -> DenseBlock:
     names: tuple[str, ...] = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
     if family.startswith("llama4"):
         names = ("intermediate_size_mlp", *names)
@@ -134,10 +134,10 @@ def _dense(fields: ModelFields, family: str) -> Dense:
         width = hidden * 7 // 2
         sentence = f"intermediate_size is not given; 3.5 x hidden_size = {width} assumed"
         fields = fields.with_guess(Assumption("intermediate_size", width, sentence, rough=True))
-    return Dense(fields.whole(*names), gated=family not in _UNGATED)
+    return DenseBlock(fields.whole(*names), gated=family not in _UNGATED)
 
 
-def _experts(fields: ModelFields, family: str) -> Experts:
+def _experts(fields: ModelFields, family: str) -> ExpertBlock:
     count = fields.whole(*_COUNTS)
     if fields.get("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size") is None:
         width = max(fields.whole("hidden_size") // 4, 1)
@@ -152,7 +152,7 @@ def _experts(fields: ModelFields, family: str) -> Experts:
     gate = "shared_expert_intermediate_size" in fields
     names = ("shared_expert_intermediate_size", "shared_intermediate_size")
     beside = fields.whole("intermediate_size") if family.startswith("gemma4") else 0
-    return Experts(
+    return ExpertBlock(
         count,
         fields.whole(
             "num_experts_per_tok", "top_k_experts", "num_experts_per_token", "moe_topk", "moe_top_k"
@@ -199,8 +199,8 @@ def _rotary_dim(fields: ModelFields) -> int:
 
 
 def _drafts(
-    fields: ModelFields, family: str, layers: tuple[Layer, ...], kinds: list[str]
-) -> tuple[Layer, ...]:
+    fields: ModelFields, family: str, layers: tuple[LayerShape, ...], kinds: list[str]
+) -> tuple[LayerShape, ...]:
     count = fields.whole("num_nextn_predict_layers", "mtp_num_hidden_layers", default=0, min=0)
     full = [layer for layer, kind in zip(layers, kinds, strict=True) if kind == "full"]
     return tuple((full or list(layers))[-1:] * count)

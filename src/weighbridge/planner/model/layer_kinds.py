@@ -38,7 +38,7 @@ _EVERY_LAYER = {"mistral", "mixtral", "starcoder2", "phi3", "ministral"}
 
 
 def layer_kinds(fields: ModelFields, family: str, layers: int) -> list[str]:
-    """The mixer of each of `layers` layers. Raises BadInput for a kind that is not known."""
+    """Return the kind of mixer of each layer. Raises BadInput for an unknown kind."""
     for rule in (_from_lists, _from_counts, _from_intervals, _from_windows):
         kinds = rule(fields, family, layers)
         if kinds is not None:
@@ -47,7 +47,7 @@ def layer_kinds(fields: ModelFields, family: str, layers: int) -> list[str]:
 
 
 def spread(counts: dict[str, int], layers: int) -> list[str]:
-    """Kinds in the given numbers, mixed as evenly as they can be: what counts alone tell about an order.
+    """Return kinds in these numbers, mixed as evenly as possible: counts alone tell nothing more about an order.
 
     Raises BadInput when the counts do not add up to `layers`.
     """

@@ -13,7 +13,7 @@ _GATED = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_5", "qwen3_5_
 
 
 def mixer(fields: ModelFields, family: str, kind: str, index: int, layers: int) -> Mixer | None:
-    """The mixer of layer `index`, whose kind `layer_kinds` has named."""
+    """Return the mixer of layer `index`, whose kind `layer_kinds` has named."""
     if kind == "none":
         return None
     if kind == "linear":
@@ -100,7 +100,7 @@ def _has_indexer(fields: ModelFields, index: int, layers: int) -> bool:
 
 
 def recurrent(fields: ModelFields, family: str) -> Recurrent:
-    """The recurrent mixer that the fields describe. Raises BadInput when they describe none."""
+    """Return the recurrent mixer that the fields describe. Raises BadInput when they describe none."""
     if "linear_num_value_heads" in fields:
         return _gated_delta_net(fields)
     linear = fields.inner("linear_attn_config")

@@ -9,10 +9,10 @@ from enum import StrEnum
 from weighbridge.planner.model.architecture import (
     Architecture,
     Attention,
-    Dense,
-    Experts,
+    DenseBlock,
+    ExpertBlock,
     Latent,
-    Layer,
+    LayerShape,
     Recurrent,
 )
 
@@ -64,7 +64,7 @@ class Tensor:
 
 
 def all_tensors(architecture: Architecture, *, drafts: bool = False) -> Iterator[Tensor]:
-    """Every tensor of the checkpoint; the model's own draft layers only with `drafts`."""
+    """Yield every tensor of the checkpoint; the model's own draft layers only with `drafts`."""
     hidden, vocab = architecture.hidden, architecture.vocab
     yield Tensor("token_embd", EMBED, vocab, hidden, Kind.EMBED)
     if architecture.gated_vocab:
@@ -82,8 +82,8 @@ def all_tensors(architecture: Architecture, *, drafts: bool = False) -> Iterator
             yield from layer_tensors(layer, DRAFT, hidden)
 
 
-def layer_tensors(layer: Layer, index: int, hidden: int) -> Iterator[Tensor]:
-    """The tensors of one layer, which is number `index`."""
+def layer_tensors(layer: LayerShape, index: int, hidden: int) -> Iterator[Tensor]:
+    """Yield the tensors of layer number `index`."""
     match layer.mixer:
         case Attention() as attention:
             yield from _attention(attention, index, hidden)
@@ -92,9 +92,9 @@ def layer_tensors(layer: Layer, index: int, hidden: int) -> Iterator[Tensor]:
         case Recurrent() as recurrent:
             yield from _recurrent(recurrent, index, hidden)
     match layer.feed_forward:
-        case Dense(width, gated):
+        case DenseBlock(width, gated):
             yield from _mlp("", index, hidden, width, gated, Kind.MLP)
-        case Experts() as experts:
+        case ExpertBlock() as experts:
             yield from _experts(experts, index, hidden)
     yield Tensor("norms", index, 2, hidden, Kind.SMALL, Shard.WHOLE)
 
@@ -146,7 +146,7 @@ def _mlp(suffix: str, index: int, hidden: int, width: int, gated: bool, kind: Ki
     yield Tensor("ffn_down" + suffix, index, hidden, width, kind)
 
 
-def _experts(e: Experts, index: int, hidden: int) -> Iterator[Tensor]:
+def _experts(e: ExpertBlock, index: int, hidden: int) -> Iterator[Tensor]:
     inner = e.latent or hidden
     used = e.active / e.count
     names = ("ffn_gate_exps", "ffn_up_exps") if e.gated else ("ffn_up_exps",)
@@ -168,7 +168,7 @@ def _experts(e: Experts, index: int, hidden: int) -> Iterator[Tensor]:
 
 
 def parameters(architecture: Architecture) -> tuple[int, int]:
-    """Parameters, and those that one token passes through (without the embedding look-up)."""
+    """Count the parameters, and those that a token passes through (without the embedding look-up)."""
     total, active = 0, 0.0
     for tensor in all_tensors(architecture):
         total += tensor.elements

@@ -12,14 +12,14 @@ from weighbridge.planner.memory.fit import Change
 from weighbridge.planner.memory.memory import MemoryPlan
 from weighbridge.planner.report.report import figures, price_of
 from weighbridge.planner.search.packing import Placed
-from weighbridge.planner.search.search import Choice
+from weighbridge.planner.search.search import Recommendation
 from weighbridge.planner.search.speed import Speed
 
 
 def print_plan(
     plan: MemoryPlan, speeds: Sequence[Speed], changes: Sequence[Change], command: str, console: Console
 ) -> None:
-    """Verdict, figures with bounds, speed, and why, in words."""
+    """Print the verdict, figures with their bounds, speed, and why."""
     d, device = plan.deployment, plan.device
     where = f"{d.gpus} x {device.name}" if device else "no device given"
     console.print(f"[bold]{escape(plan.model.name)}[/] with {plan.rules.engine} on {where}", highlight=False)
@@ -78,8 +78,8 @@ def print_speeds(speeds: Sequence[Speed], console: Console) -> None:
     console.print(table)
 
 
-def print_choices(choices: Sequence[Choice], command: str, config: str, console: Console) -> None:
-    """Recommendations, cheapest first, and how to start the first."""
+def print_choices(choices: Sequence[Recommendation], command: str, config: str, console: Console) -> None:
+    """Print recommendations, cheapest first, and how to start the first."""
     table = Table(
         "",
         "devices",
@@ -93,7 +93,7 @@ def print_choices(choices: Sequence[Choice], command: str, config: str, console:
         pad_edge=False,
     )
     for number, choice in enumerate(choices, 1):
-        c, d, o = choice.candidate, choice.candidate.plan.deployment, choice.outcome
+        c, d, o = choice.candidate, choice.candidate.plan.deployment, choice.forecast
         layout = f"{c.replicas} x (tp {d.tp})" if d.tp > 1 else str(c.replicas)
         table.add_row(
             str(number),
@@ -115,27 +115,27 @@ def print_choices(choices: Sequence[Choice], command: str, config: str, console:
         line = f"  {name}: {price:,.2f} USD per device-hour, {source}"
         console.print(escape(line), highlight=False, soft_wrap=True)
     named = _names_it(choices[0].candidate.plan)
-    console.print(f"why the first: {escape(choices[0].outcome.why)}", highlight=False, soft_wrap=True)
+    console.print(f"why the first: {escape(choices[0].forecast.why)}", highlight=False, soft_wrap=True)
     console.print(f"[bold]start each replica[/]{named}\n  {escape(command)}", highlight=False, soft_wrap=True)
     console.print(f"[bold]weighbridge.yaml[/]\n{escape(config)}", highlight=False, soft_wrap=True)
 
 
 def print_packing(placed: Sequence[Placed], commands: Sequence[str], console: Console) -> None:
-    """Who lies where, and what each gets."""
+    """Print which model is on which devices, and what it gets."""
     table = Table(
         "model", "devices", "share", "weights GiB", "cache tokens", "full requests", box=None, pad_edge=False
     )
-    for one in placed:
-        kv = one.plan.kv
+    for item in placed:
+        kv = item.plan.kv
         table.add_row(
-            escape(one.plan.model.name),
-            ", ".join(map(str, one.devices)),
-            f"{one.share:.3f}",
-            f"{one.plan.weights.value:.2f}",
+            escape(item.plan.model.name),
+            ", ".join(map(str, item.devices)),
+            f"{item.share:.3f}",
+            f"{item.plan.weights.value:.2f}",
             f"{kv.tokens:,}" if kv else "",
             f"{kv.max_concurrency:.1f}" if kv else "",
         )
     console.print(table)
-    for one, command in zip(placed, commands, strict=True):
-        visible = ",".join(map(str, one.devices))
+    for item, command in zip(placed, commands, strict=True):
+        visible = ",".join(map(str, item.devices))
         console.print(f"  CUDA_VISIBLE_DEVICES={visible} {escape(command)}", highlight=False, soft_wrap=True)

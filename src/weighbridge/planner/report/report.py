@@ -12,12 +12,12 @@ from weighbridge.planner.memory.memory import GIB, MemoryPlan
 from weighbridge.planner.memory.request import Range
 from weighbridge.planner.model.tensors import parameters
 from weighbridge.planner.search.packing import Placed
-from weighbridge.planner.search.search import Choice
+from weighbridge.planner.search.search import Recommendation
 from weighbridge.planner.search.speed import SPREAD, Speed
 
 
 def memory_json(plan: MemoryPlan) -> dict[str, Any]:
-    """The plan under its public keys; every estimated figure also as {value, low, high} under `ranges`."""
+    """Return the plan under its public keys; every estimated figure also as {value, low, high} under `ranges`."""
     kv, over = plan.kv, plan.overheads
     total, active = parameters(plan.model.architecture)
     d = plan.deployment
@@ -81,7 +81,7 @@ def _kv_json(kv: KVPlan | None) -> dict[str, Any]:
 
 
 def ranges(plan: MemoryPlan) -> dict[str, Range]:
-    """Every figure with its bounds; those that are exact have all three alike."""
+    """Return every figure with its bounds; exact ones have all three alike."""
     over = plan.overheads
     found = {
         "weights_gib": plan.weights,
@@ -107,7 +107,7 @@ def ranges(plan: MemoryPlan) -> dict[str, Range]:
 def plan_json(
     plan: MemoryPlan, speeds: Sequence[Speed], changes: Sequence[Change], command: str
 ) -> dict[str, Any]:
-    """The plan with its speed, the changes that would make it fit, and the command that starts it."""
+    """Return the plan with its speed, the changes that would make it fit, and the command that starts it."""
     result = memory_json(plan)
     result["speed"] = [speed_json(speed) for speed in speeds]
     result["changes"] = [{"what": c.words, "flags": c.flags} for c in changes]
@@ -117,7 +117,7 @@ def plan_json(
 
 
 def speed_json(speed: Speed) -> dict[str, Any]:
-    """Times in seconds, each also with the bounds that measurements mostly lie in."""
+    """Return times in seconds, each also with the bounds that most measurements lie in."""
     record = {name: value for name, value in asdict(speed).items() if name != "explain"}
     low, high = SPREAD
     record["ranges"] = {
@@ -127,16 +127,16 @@ def speed_json(speed: Speed) -> dict[str, Any]:
     return record
 
 
-def price_of(choice: Choice) -> tuple[float, str]:
-    """USD per device-hour, and where that is from."""
+def price_of(choice: Recommendation) -> tuple[float, str]:
+    """Return USD per device-hour, and where that price is from."""
     candidate = choice.candidate
     price = candidate.usd_per_hour / candidate.gpus
     listed = abs(price - candidate.device.usd_per_hour) < 1e-6
     return price, candidate.device.price_note if listed else "as given with --price"
 
 
-def choice_json(choice: Choice) -> dict[str, Any]:
-    """One recommendation."""
+def choice_json(choice: Recommendation) -> dict[str, Any]:
+    """Return a recommendation as plain JSON types."""
     candidate, d = choice.candidate, choice.candidate.plan.deployment
     return {
         "device": candidate.device.name,
@@ -150,13 +150,13 @@ def choice_json(choice: Choice) -> dict[str, Any]:
             "usd_per_device_hour": candidate.device.usd_per_hour,
             "source": candidate.device.price_note,
         },
-        **asdict(choice.outcome),
+        **asdict(choice.forecast),
         "plan": memory_json(candidate.plan),
     }
 
 
 def placed_json(placed: Placed, command: str) -> dict[str, Any]:
-    """One packed model."""
+    """Return a packed model as plain JSON types."""
     return {
         "model": placed.plan.model.name,
         "devices": list(placed.devices),
@@ -167,7 +167,7 @@ def placed_json(placed: Placed, command: str) -> dict[str, Any]:
 
 
 def figures(plan: MemoryPlan) -> list[tuple[str, str, str]]:
-    """Rows of the text report: what, how much, and between which bounds."""
+    """Return the rows of the text report: what, how much, and between which bounds."""
 
     def row(name: str, value: Range, unit: str, digits: int = 2) -> tuple[str, str, str]:
         text = f"{value.value:,.{digits}f} {unit}".rstrip()

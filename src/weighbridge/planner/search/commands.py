@@ -11,7 +11,7 @@ _PORT = 8000
 
 
 def engine_command(plan: MemoryPlan) -> str:
-    """One shell command in the engine's own flags. The model's name is the user's to make a path or hub id."""
+    """Return one shell command in the engine's own flags; the user turns the model's name into a path or hub id."""
     match plan.rules.engine:
         case "vllm":
             return _join(["vllm", "serve", plan.model.name, *_vllm(plan)])
@@ -107,7 +107,7 @@ def _weighbridge(plan: MemoryPlan) -> list[str]:
 
 
 def fleet_yaml(plan: MemoryPlan, cost: StepCost, replicas: int, usd_per_hour: float) -> str:
-    """A weighbridge.yaml: `replicas` of the planned engine behind one gateway, weighed by their step cost."""
+    """Return a weighbridge.yaml: `replicas` of the planned engine behind one gateway, weighed by their step cost."""
     tokens = plan.kv.tokens if plan.kv else 0
     lines = ["listen: 127.0.0.1:8080", "policy: weigh", "models:", f"  {plan.model.name}:", "    replicas:"]
     for index in range(replicas):

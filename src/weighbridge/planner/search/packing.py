@@ -15,13 +15,13 @@ from itertools import islice
 
 from weighbridge.cost.hardware import Device
 from weighbridge.errors import BadInput
-from weighbridge.planner.memory.memory import GIB, MemoryPlan, Model, plan_memory
+from weighbridge.planner.memory.memory import GIB, MemoryPlan, PlannedModel, plan_memory
 from weighbridge.planner.memory.request import Deployment
 
-_MOST_UTILIZATION = 0.95
-_MOST_MODELS = 12
+_MAX_UTILIZATION = 0.95
+_MAX_MODELS = 12
 #: Placements looked at from either end; boxes are small, so this is mostly all of them.
-_MOST_PLACEMENTS = 2000
+_MAX_PLACEMENTS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class _Need:
-    model: Model
+    model: PlannedModel
     deployment: Deployment
     gib: float  # of each of its devices
     request_gib: float
@@ -45,16 +45,16 @@ class _Need:
         return self.deployment.tp
 
 
-def pack(models: Sequence[Model], base: Deployment, device: Device, count: int) -> list[Placed]:
-    """A placement of all `models` on `count` devices, in the order given.
+def pack(models: Sequence[PlannedModel], base: Deployment, device: Device, count: int) -> list[Placed]:
+    """Place all `models` on `count` devices; the result keeps their order.
 
     Raises BadInput saying which model does not fit, or by how much all of them together do not.
     """
-    if len(models) > _MOST_MODELS:
-        raise BadInput(f"packing is for up to {_MOST_MODELS} models on one box")
+    if len(models) > _MAX_MODELS:
+        raise BadInput(f"packing is for up to {_MAX_MODELS} models on one box")
     needs = [_need(model, base, device, count) for model in models]
     order = sorted(range(len(needs)), key=lambda i: -needs[i].gib * needs[i].width)
-    capacity = device.memory_gib * _MOST_UTILIZATION
+    capacity = device.memory_gib * _MAX_UTILIZATION
     free = [capacity] * count
     placed = _best(order, needs, free)
     if placed is None:
@@ -66,13 +66,13 @@ def pack(models: Sequence[Model], base: Deployment, device: Device, count: int) 
     return [_share(i, placed, needs, device) for i in range(len(needs))]
 
 
-def _need(model: Model, base: Deployment, device: Device, count: int) -> _Need:
-    """The narrowest tensor parallelism with which the model fits alone, and what it then needs."""
+def _need(model: PlannedModel, base: Deployment, device: Device, count: int) -> _Need:
+    """Return the narrowest tensor parallelism with which the model fits alone, and what it then needs."""
     problem = ""
     for tp in (1, 2, 4, 8):
         if tp > count:
             break
-        deployment = replace(base, tp=tp, gpu_memory_utilization=_MOST_UTILIZATION)
+        deployment = replace(base, tp=tp, gpu_memory_utilization=_MAX_UTILIZATION)
         try:
             plan = plan_memory(model, deployment, device)
         except BadInput as error:
@@ -87,20 +87,20 @@ def _need(model: Model, base: Deployment, device: Device, count: int) -> _Need:
 
 
 def _best(order: list[int], needs: Sequence[_Need], free: list[float]) -> dict[int, tuple[int, ...]] | None:
-    """Of the placements that are tried, the one that leaves the worst-off model most; None when there is none."""
+    """Return the placement, of those tried, that leaves the worst-off model most; None when nothing fits."""
     capacity = free[0]
     found = [
         placed
         for fullest in (True, False)
-        for placed in islice(_placements(order, needs, list(free), fullest), _MOST_PLACEMENTS)
+        for placed in islice(_placements(order, needs, list(free), fullest), _MAX_PLACEMENTS)
     ]
     return max(found, key=lambda placed: min(_spare(placed, needs, capacity)), default=None)
 
 
 def _spare(placed: dict[int, tuple[int, ...]], needs: Sequence[_Need], capacity: float) -> list[float]:
-    """Of each device in use, the full requests beyond their needs that each model on it can hold."""
+    """Return, for each device in use, how many more full requests each model on it can hold."""
     found = []
-    for device in {one for chosen in placed.values() for one in chosen}:
+    for device in {index for chosen in placed.values() for index in chosen}:
         held = [needs[index] for index, chosen in placed.items() if device in chosen]
         left = capacity - sum(need.gib for need in held)
         found.append(left / max(sum(need.request_gib for need in held), 1e-9))
@@ -134,12 +134,12 @@ def _placements(
 
 
 def _share(index: int, placed: dict[int, tuple[int, ...]], needs: Sequence[_Need], device: Device) -> Placed:
-    """Its need, and its part of what its fullest device has left."""
+    """Give a model what it needs, and its part of what its fullest device has left."""
     need, chosen = needs[index], placed[index]
     extra = []
     for i in chosen:
         neighbours = [needs[j] for j, at in placed.items() if i in at]
-        left = device.memory_gib * _MOST_UTILIZATION - sum(n.gib for n in neighbours)
+        left = device.memory_gib * _MAX_UTILIZATION - sum(n.gib for n in neighbours)
         wanted = sum(n.request_gib for n in neighbours)
         extra.append(left * need.request_gib / wanted if wanted else 0.0)
     share = int((need.gib + min(extra)) / device.memory_gib * 1000) / 1000

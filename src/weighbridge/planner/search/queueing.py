@@ -28,7 +28,7 @@ from weighbridge.workload.traffic import Traffic
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A deployment to be judged: `replicas` times the plan, on `device`."""
+    """A deployment that is judged: `replicas` times the plan, on `device`."""
 
     plan: MemoryPlan
     device: Device
@@ -41,7 +41,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Forecast:
     """Quantiles at the objective's share, in seconds; `load` 1 is the most the candidate can carry."""
 
     meets: bool
@@ -55,10 +55,10 @@ class Outcome:
 class Evaluate(Protocol):
     """Anything that can judge a candidate: the closed form below, or a simulation."""
 
-    def __call__(self, candidate: Candidate, traffic: Traffic, slo: Slo) -> Outcome: ...
+    def __call__(self, candidate: Candidate, traffic: Traffic, slo: Slo) -> Forecast: ...
 
 
-def analytic(candidate: Candidate, traffic: Traffic, slo: Slo) -> Outcome:
+def analytic(candidate: Candidate, traffic: Traffic, slo: Slo) -> Forecast:
     """Judge by the closed form above, at the rate of the busiest minute."""
     plan, device = candidate.plan, candidate.device
     rate = traffic.peak_rate / (candidate.replicas * plan.deployment.dp)
@@ -70,7 +70,7 @@ def analytic(candidate: Candidate, traffic: Traffic, slo: Slo) -> Outcome:
     busy = rate * mean_prefill
     slots = slots_of(plan, prompt + output / 2)
     if busy >= 1.0 or slots < 1:
-        return Outcome(False, inf, inf, inf, max(busy, 1.0), "prompts alone need more time than there is")
+        return Forecast(False, inf, inf, inf, max(busy, 1.0), "prompts alone need more time than there is")
 
     def step(batch: float) -> float:
         pairs = round(batch * (prompt + output / 2))
@@ -79,7 +79,7 @@ def analytic(candidate: Candidate, traffic: Traffic, slo: Slo) -> Outcome:
     batch = _little(step, rate * output, slots)
     load = max(batch / slots, busy)
     if batch >= slots:
-        return Outcome(
+        return Forecast(
             False, inf, step(slots), batch, load, f"{slots:.0f} requests fit at once, more would run"
         )
     z = NormalDist().inv_cdf(slo.quantile)
@@ -90,11 +90,11 @@ def analytic(candidate: Candidate, traffic: Traffic, slo: Slo) -> Outcome:
     ttft = SERVING_SECONDS + wait_slot + wait_prompt + long_prefill + tpot
     meets = slo.met(ttft, tpot)
     why = f"about {batch:.0f} of {slots:.0f} requests run at once; prompts take {busy:.0%} of the time"
-    return Outcome(meets, ttft, tpot, batch, load, why)
+    return Forecast(meets, ttft, tpot, batch, load, why)
 
 
 def slots_of(plan: MemoryPlan, context: float) -> float:
-    """Requests of average size that cache and batch limit hold."""
+    """Return how many requests of average size cache and batch limit hold."""
     if plan.kv is None:
         return 0.0
     held = (
@@ -106,7 +106,7 @@ def slots_of(plan: MemoryPlan, context: float) -> float:
 
 
 def _little(step: _Step, produced: float, slots: float) -> float:
-    """The batch B = produced x s(B), the smallest fixed point; `slots` when there is none below."""
+    """Return the batch B = produced x s(B), the smallest fixed point; `slots` when there is none below."""
     batch = 0.0
     for _ in range(200):
         following = produced * step(max(batch, 1.0))
@@ -123,14 +123,14 @@ class _Step(Protocol):
 
 
 def _tail(mean_wait: float, busy: float, quantile: float) -> float:
-    """The quantile of a wait that is 0 with probability 1 - busy, else exponential."""
+    """Return the quantile of a wait that is 0 with probability 1 - busy, else exponential."""
     if busy <= 1.0 - quantile:
         return 0.0
     return mean_wait / max(busy, 1e-9) * log(busy / (1.0 - quantile))
 
 
 def _erlang_wait(offered: float, slots: float, service: float, quantile: float) -> float:
-    """Quantile of the wait in M/M/c with `slots` servers and `offered` erlangs of work."""
+    """Return the quantile of the wait in M/M/c with `slots` servers and `offered` erlangs of work."""
     servers = max(int(slots), 1)
     if offered >= servers:
         return inf
@@ -141,7 +141,7 @@ def _erlang_wait(offered: float, slots: float, service: float, quantile: float) 
 
 
 def _erlang_c(offered: float, servers: int) -> float:
-    """Probability that an arrival waits (Erlang C), from the recursion of Erlang B, which is stable."""
+    """Return the probability that an arrival waits (Erlang C), from the recursion of Erlang B, which is stable."""
     blocked = 1.0
     for count in range(1, servers + 1):
         blocked = offered * blocked / (count + offered * blocked)

@@ -7,22 +7,22 @@ from dataclasses import dataclass, replace
 
 from weighbridge.cost.hardware import Device, devices
 from weighbridge.errors import BadInput
-from weighbridge.planner.memory.memory import MemoryPlan, Model, plan_memory
+from weighbridge.planner.memory.memory import MemoryPlan, PlannedModel, plan_memory
 from weighbridge.planner.memory.request import Deployment
-from weighbridge.planner.search.queueing import Candidate, Evaluate, Outcome, analytic
+from weighbridge.planner.search.queueing import Candidate, Evaluate, Forecast, analytic
 from weighbridge.workload.slo import Slo
 from weighbridge.workload.traffic import Traffic
 
-_MOST_REPLICAS = 64
+_MAX_REPLICAS = 64
 _PARALLEL = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A candidate that meets the objectives, with what it is expected to do."""
+class Recommendation:
+    """A candidate that meets the objectives, and what to expect of it."""
 
     candidate: Candidate
-    outcome: Outcome
+    forecast: Forecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +38,19 @@ class Search:
 
 
 def recommend(
-    model: Model, base: Deployment, traffic: Traffic, slo: Slo, search: Search, evaluate: Evaluate = analytic
-) -> list[Choice]:
-    """Deployments that meet `slo`, cheapest first; of equal cost the least quantised, then the lightest loaded.
+    model: PlannedModel,
+    base: Deployment,
+    traffic: Traffic,
+    slo: Slo,
+    search: Search,
+    evaluate: Evaluate = analytic,
+) -> list[Recommendation]:
+    """Return deployments that meet `slo`, cheapest first; of equal cost the least quantised, then the lightest loaded.
 
     One entry for each device and format: the best of its parallelisms and caches. Raises BadInput when nothing does.
     """
     base = replace(base, max_model_len=base.max_model_len or -(-traffic.longest // 256) * 256)
-    best: dict[tuple[str, str | None], Choice] = {}
+    best: dict[tuple[str, str | None], Recommendation] = {}
     reason = "no device of the catalogue holds the model"
     for plan, device in _plans(model, base, search):
         choice, problem = _fewest(plan, device, traffic, slo, search, evaluate)
@@ -60,8 +65,8 @@ def recommend(
     return sorted(best.values(), key=_rank)
 
 
-def _plans(model: Model, base: Deployment, search: Search) -> Iterator[tuple[MemoryPlan, Device]]:
-    """Plans that fit, over everything that may vary."""
+def _plans(model: PlannedModel, base: Deployment, search: Search) -> Iterator[tuple[MemoryPlan, Device]]:
+    """Yield plans that fit, over everything that may vary."""
     pool = search.devices or [x for x in devices() if x.kind == "datacenter" and x.rentable]
     local = base.engine in ("llama.cpp", "weighbridge")
     for device in pool:
@@ -79,7 +84,7 @@ def _plans(model: Model, base: Deployment, search: Search) -> Iterator[tuple[Mem
                         yield plan, device
 
 
-def _formats(model: Model, base: Deployment, search: Search, device: Device) -> tuple[str | None, ...]:
+def _formats(model: PlannedModel, base: Deployment, search: Search, device: Device) -> tuple[str | None, ...]:
     if search.weights or model.exact or base.engine == "weighbridge":
         return (search.weights,)
     if base.engine == "llama.cpp":
@@ -99,43 +104,48 @@ def _caches(base: Deployment, search: Search, device: Device) -> tuple[str, ...]
 
 def _fewest(
     plan: MemoryPlan, device: Device, traffic: Traffic, slo: Slo, search: Search, evaluate: Evaluate
-) -> tuple[Choice | None, str]:
-    """The fewest replicas that meet the objectives, by doubling and bisection; else why not."""
+) -> tuple[Recommendation | None, str]:
+    """Find the fewest replicas that meet the objectives, by doubling and bisection; else say why not."""
     per_replica = plan.deployment.gpus
-    most = min(_MOST_REPLICAS, (search.gpus or _MOST_REPLICAS * per_replica) // per_replica)
+    limit = min(_MAX_REPLICAS, (search.gpus or _MAX_REPLICAS * per_replica) // per_replica)
 
-    def judge(replicas: int) -> Choice:
+    def judge(replicas: int) -> Recommendation:
         price = device.usd_per_hour if search.usd_per_device_hour is None else search.usd_per_device_hour
         hourly = price * per_replica * replicas
         candidate = Candidate(plan, device, replicas, hourly)
-        return Choice(candidate, evaluate(candidate, traffic, slo))
+        return Recommendation(candidate, evaluate(candidate, traffic, slo))
 
-    if most < 1:
+    if limit < 1:
         return None, "not enough devices"
     low, high = 0, 1
-    while high <= most and not judge(high).outcome.meets:
+    while high <= limit and not judge(high).forecast.meets:
         low, high = high, high * 2
-    if high > most:
-        last = judge(most)
-        if not last.outcome.meets:
-            return None, f"{most} replicas on {device.name}: {last.outcome.why}"
-        high = most
+    if high > limit:
+        last = judge(limit)
+        if not last.forecast.meets:
+            return None, f"{limit} replicas on {device.name}: {last.forecast.why}"
+        high = limit
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if judge(middle).outcome.meets else (middle, high)
+        low, high = (low, middle) if judge(middle).forecast.meets else (middle, high)
     return judge(high), ""
 
 
-def _rank(choice: Choice) -> tuple[float, int, int, float]:
+def _rank(choice: Recommendation) -> tuple[float, int, int, float]:
     plan = choice.candidate.plan
     changed = plan.deployment.weights is not None and not plan.model.architecture.quantization
     cheaper_cache = plan.deployment.kv_dtype not in ("auto", "bf16")
-    return (round(choice.candidate.usd_per_hour, 2), int(changed), int(cheaper_cache), choice.outcome.load)
+    return (round(choice.candidate.usd_per_hour, 2), int(changed), int(cheaper_cache), choice.forecast.load)
 
 
 def confirmed(
-    choices: Sequence[Choice], traffic: Traffic, slo: Slo, search: Search, evaluate: Evaluate, wanted: int = 3
-) -> list[Choice]:
+    choices: Sequence[Recommendation],
+    traffic: Traffic,
+    slo: Slo,
+    search: Search,
+    evaluate: Evaluate,
+    wanted: int = 3,
+) -> list[Recommendation]:
     """The cheapest `wanted` of `choices` that `evaluate`, slower and surer, agrees with, cheapest first: one for each
     device, or, where there is only one device, for each format on it.
 
@@ -143,22 +153,26 @@ def confirmed(
     then cost more than the next one, which is judged before it is taken. Raises BadInput when none is left.
     """
     waiting = sorted(choices, key=_rank)
-    most_of = {id(choice.candidate.plan): -(-3 * choice.candidate.replicas // 2) + 1 for choice in waiting}
+    max_replicas = {
+        id(choice.candidate.plan): -(-3 * choice.candidate.replicas // 2) + 1 for choice in waiting
+    }
     several = len({choice.candidate.device.name for choice in choices}) > 1
-    found: list[Choice] = []
+    found: list[Recommendation] = []
     while waiting and len(found) < wanted:
         candidate = waiting.pop(0).candidate
-        judged = Choice(candidate, evaluate(candidate, traffic, slo))
-        if judged.outcome.meets:
+        judged = Recommendation(candidate, evaluate(candidate, traffic, slo))
+        if judged.forecast.meets:
             found.append(judged)
             if several:
-                waiting = [one for one in waiting if one.candidate.device != candidate.device]
+                waiting = [other for other in waiting if other.candidate.device != candidate.device]
             continue
         replicas = candidate.replicas + 1
         gpus = replicas * candidate.plan.deployment.gpus
-        if replicas <= most_of[id(candidate.plan)] and (search.gpus is None or gpus <= search.gpus):
+        if replicas <= max_replicas[id(candidate.plan)] and (search.gpus is None or gpus <= search.gpus):
             hourly = candidate.usd_per_hour / candidate.replicas * replicas
-            waiting.append(Choice(replace(candidate, replicas=replicas, usd_per_hour=hourly), judged.outcome))
+            waiting.append(
+                Recommendation(replace(candidate, replicas=replicas, usd_per_hour=hourly), judged.forecast)
+            )
             waiting.sort(key=_rank)
     if not found:
         raise BadInput("no deployment holds up in simulation; relax --slo or allow more with --count")

@@ -10,7 +10,7 @@ import numpy as np
 
 from weighbridge.cost.price import Price
 from weighbridge.cost.roofline import decode_share
-from weighbridge.planner.search.queueing import Candidate, Outcome, slots_of
+from weighbridge.planner.search.queueing import Candidate, Forecast, slots_of
 from weighbridge.planner.search.speed import SERVING_SECONDS, step_cost
 from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, SimulatedEngine, Simulation
 from weighbridge.workload.quantiles import quantile
@@ -19,12 +19,12 @@ from weighbridge.workload.slo import Slo
 from weighbridge.workload.traffic import Traffic, busiest_arrivals
 
 #: Requests simulated: enough for a 99th percentile, few enough for seconds.
-MOST_REQUESTS = 1500
+MAX_REQUESTS = 1500
 
 
-def simulated(candidate: Candidate, traffic: Traffic, slo: Slo) -> Outcome:
-    """Judge by simulating up to `MOST_REQUESTS` requests around the busiest minute."""
-    arrivals = busiest_arrivals(traffic, MOST_REQUESTS)
+def simulated(candidate: Candidate, traffic: Traffic, slo: Slo) -> Forecast:
+    """Judge by simulating up to `MAX_REQUESTS` requests around the busiest minute."""
+    arrivals = busiest_arrivals(traffic, MAX_REQUESTS)
     fleet = FleetSpec(
         replicas=(_replica(candidate, traffic),) * (candidate.replicas * candidate.plan.deployment.dp)
     )
@@ -58,7 +58,7 @@ def _request(number: int, row: TraceRow) -> SimulatedRequest:
     return SimulatedRequest(f"q{number}", row.at, prompt, length, length, answer=2 * number + 2)
 
 
-def _read_off(run: Run, requests: int, seats: int, slo: Slo) -> Outcome:
+def _read_off(run: Run, requests: int, seats: int, slo: Slo) -> Forecast:
     outcomes = run.outcomes
     failed = requests - len(outcomes)
     several = np.asarray(outcomes.output_tokens) > 1
@@ -75,4 +75,4 @@ def _read_off(run: Run, requests: int, seats: int, slo: Slo) -> Outcome:
     )
     if failed:
         why += f", {failed} failed"
-    return Outcome(meets, ttft, tpot, batch, batch / seats, why)
+    return Forecast(meets, ttft, tpot, batch, batch / seats, why)

@@ -12,7 +12,7 @@ from weighbridge.planner.memory.kv_layout import cached_layers
 from weighbridge.planner.memory.memory import MemoryPlan, kv_type_of
 from weighbridge.planner.memory.weight_formats import Arithmetic
 from weighbridge.planner.memory.weights import shard_share
-from weighbridge.planner.model.architecture import Attention, Experts, Latent
+from weighbridge.planner.model.architecture import Attention, ExpertBlock, Latent
 from weighbridge.planner.model.tensors import DRAFT, Kind, all_tensors
 
 DEFAULT_PROMPT, DEFAULT_OUTPUT = 1024, 256
@@ -23,7 +23,7 @@ SPREAD = (0.75, 1.5)
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """One replica at `batch` running requests of `prompt` and `output` tokens. Seconds, tokens, USD."""
+    """A replica at `batch` running requests of `prompt` and `output` tokens. Seconds, tokens, USD."""
 
     batch: int
     prompt: int
@@ -39,38 +39,21 @@ class Speed:
 
 
 def demand(plan: MemoryPlan) -> Demand:
-    """What one GPU of the replica does per step, token, pair and sequence."""
+    """Return what one GPU of the replica does per step, token, pair and sequence."""
     architecture, d = plan.model.architecture, plan.deployment
-    always, experts, expert_layers = 0.0, 0.0, 0
-    count = used = 0
-    for tensor, size in plan.stored.tensors.items():
-        if tensor.layer == DRAFT or tensor.kind is Kind.TOWER:
-            continue
-        share = size * shard_share(tensor, d) / d.pp
-        if tensor.kind is Kind.EXPERT:
-            experts += share
-        elif tensor.kind is not Kind.EMBED or architecture.tied:
-            always += share
-    for layer in architecture.layers:
-        if isinstance(layer.feed_forward, Experts):
-            expert_layers += 1
-            count, used = layer.feed_forward.count, layer.feed_forward.active
-    used_flops = {True: 0.0, False: 0.0}  # by whether they are of routed experts
-    for tensor in all_tensors(architecture):
-        if tensor.kind is not Kind.EMBED:
-            used_flops[tensor.kind is Kind.EXPERT] += 2.0 * tensor.elements * tensor.used
-    flops = used_flops[False]
-    if architecture.tied:
-        flops += 2.0 * architecture.vocab * architecture.hidden
+    always, routed = _weight_bytes(plan)
+    blocks = [x.feed_forward for x in architecture.layers if isinstance(x.feed_forward, ExpertBlock)]
+    experts, used = (blocks[-1].count, blocks[-1].active) if blocks else (0, 0)
+    flops, routed_flops = _flops(plan)
     layers = len(architecture.layers)
     return Demand(
         weight_bytes=always * d.pp,  # stages run one after the other
-        expert_bytes=experts * d.pp / (count * expert_layers) if count else 0.0,
-        experts=count,
+        expert_bytes=routed * d.pp / (experts * len(blocks)) if blocks else 0.0,
+        experts=experts,
         experts_used=used,
-        expert_layers=expert_layers,
+        expert_layers=len(blocks),
         flops_per_token=flops / d.tp,
-        expert_flops_per_token=used_flops[True] / d.tp,
+        expert_flops_per_token=routed_flops / d.tp,
         kv_bytes_per_pair=_kv_bytes(plan),
         flops_per_pair=_pair_flops(plan),
         state_bytes_per_sequence=plan.kv.state_bytes if plan.kv else 0.0,
@@ -88,8 +71,38 @@ def demand(plan: MemoryPlan) -> Demand:
     )
 
 
+def _weight_bytes(plan: MemoryPlan) -> tuple[float, float]:
+    """Return the bytes on one GPU that every step reads, and those of routed experts."""
+    tied = plan.model.architecture.tied
+    always = routed = 0.0
+    for tensor, size in plan.stored.tensors.items():
+        if tensor.layer == DRAFT or tensor.kind is Kind.TOWER:
+            continue
+        share = size * shard_share(tensor, plan.deployment) / plan.deployment.pp
+        if tensor.kind is Kind.EXPERT:
+            routed += share
+        elif tensor.kind is not Kind.EMBED or tied:
+            always += share
+    return always, routed
+
+
+def _flops(plan: MemoryPlan) -> tuple[float, float]:
+    """Return the FLOPs of a token in what every token passes through, and in routed experts."""
+    architecture = plan.model.architecture
+    always = routed = 0.0
+    for tensor in all_tensors(architecture):
+        flops = 2.0 * tensor.elements * tensor.used
+        if tensor.kind is Kind.EXPERT:
+            routed += flops
+        elif tensor.kind is not Kind.EMBED:
+            always += flops
+    if architecture.tied:
+        always += 2.0 * architecture.vocab * architecture.hidden
+    return always, routed
+
+
 def _kv_bytes(plan: MemoryPlan) -> float:
-    """Cached bytes that one decode step reads per token of context; windows read less, and count as nothing."""
+    """Return the cached bytes that a decode step reads per token of context. Windows read less and count as nothing."""
     kv, d = kv_type_of(plan), plan.deployment
     layers = cached_layers(
         plan.model.architecture, replace(d, speculative=None), (0, len(plan.model.architecture.layers))
@@ -107,7 +120,7 @@ def _kv_bytes(plan: MemoryPlan) -> float:
 
 
 def _pair_flops(plan: MemoryPlan) -> float:
-    """FLOPs of one (query, key) pair over all layers: scores and sums, 2 FLOPs per element each."""
+    """Return the FLOPs of one (query, key) pair over all layers: scores and sums, 2 FLOPs per element each."""
     total = 0.0
     for m in plan.model.architecture.attention_layers:
         if isinstance(m, Attention) and not m.window:
@@ -123,12 +136,12 @@ def _pair_flops(plan: MemoryPlan) -> float:
 
 
 def step_cost(plan: MemoryPlan, device: Device, decode_share: float = 1.0) -> StepCost:
-    """The replica's step cost on `device`: what the simulator and the engine's scheduler take."""
+    """Return the replica's step cost on `device`, which is what the simulator and the engine's scheduler take."""
     return roofline(device, demand(plan), decode_share, efficiency_of(device, plan.deployment.engine))
 
 
 def time_per_token(decode: StepCost, prefill: StepCost, batch: float, prompt: float, output: float) -> float:
-    """TPOT of one of `batch` running requests: a decode step, and its share of the others' prompts.
+    """Return the TPOT of one of `batch` running requests: a decode step, and its share of the others' prompts.
 
     Engines compute prompts beside the decodes, so a prompt adds its tokens and pairs to steps that run anyway.
     """
@@ -140,7 +153,7 @@ def time_per_token(decode: StepCost, prefill: StepCost, batch: float, prompt: fl
 def measure(
     plan: MemoryPlan, device: Device, batch: int, prompt: int, output: int, price: float | None = None
 ) -> Speed:
-    """Speed of one replica with `batch` requests running, and the money its tokens cost at full use.
+    """Return the speed of a replica with `batch` requests running, and the money its tokens cost at full use.
 
     TTFT: the prompt computed in chunks beside the decodes of the others. TPOT: a decode step, and the prompts of
     others computed in between, as engines that batch both together measure it.
@@ -157,53 +170,47 @@ def measure(
     hourly = (device.usd_per_hour if price is None else price) * d.gpus
     produced = tokens_per_second * 3600
     read = prompt / alone * 3600 * d.dp
+    source = device.price_note if price is None else "price given"
     return Speed(
-        batch,
-        prompt,
-        output,
-        ttft,
-        tpot,
-        tokens_per_second,
-        prompt / alone * d.dp,
-        hourly,
-        hourly / produced * 1e6 if hourly else 0.0,
-        hourly / read * 1e6 if hourly else 0.0,
-        _explain(plan, device, decode, batch, context, hourly, price),
+        batch=batch,
+        prompt=prompt,
+        output=output,
+        ttft=ttft,
+        tpot=tpot,
+        tokens_per_second=tokens_per_second,
+        prefill_tokens_per_second=prompt / alone * d.dp,
+        usd_per_hour=hourly,
+        usd_per_million_output=hourly / produced * 1e6 if hourly else 0.0,
+        usd_per_million_input=hourly / read * 1e6 if hourly else 0.0,
+        explain=(
+            _explain_step(plan, device, decode, batch, context),
+            f"{hourly:.2f} USD per hour for {d.gpus} x {device.name} ({source})",
+        ),
     )
 
 
-def _explain(
-    plan: MemoryPlan,
-    device: Device,
-    cost: StepCost,
-    batch: int,
-    context: float,
-    hourly: float,
-    price: float | None,
-) -> tuple[str, ...]:
-    asked = demand(plan)
+def _explain_step(plan: MemoryPlan, device: Device, cost: StepCost, batch: int, context: float) -> str:
+    per_gpu = demand(plan)
     step = cost.seconds(batch, batch, round(batch * context))
-    experts = cost.per_expert * cost.expert_use.touched(batch, batch) if cost.per_expert else 0.0
     parts = [
-        f"weights {cost.memory * 1e3:.2f} ms ({asked.weight_bytes / 1e9:.1f} GB per GPU, "
+        f"weights {cost.memory * 1e3:.2f} ms ({per_gpu.weight_bytes / 1e9:.1f} GB per GPU, "
         f"{device.bandwidth_gbs:,.0f} GB/s)",
+    ]
+    if cost.per_expert:
+        touched = cost.expert_use.touched(batch, batch)
+        parts.append(
+            f"experts {cost.per_expert * touched * 1e3:.2f} ms ({touched / per_gpu.expert_layers:.0f} of "
+            f"{per_gpu.experts} touched in a layer)"
+        )
+    parts += [
         f"cache {cost.per_context_token * batch * context * 1e3:.2f} ms ({batch} x {context:,.0f} tokens)",
         f"overhead {cost.overhead * 1e3:.2f} ms",
     ]
-    if experts:
-        touched = cost.expert_use.touched(batch, batch) / asked.expert_layers
-        parts.insert(
-            1, f"experts {experts * 1e3:.2f} ms ({touched:.0f} of {asked.experts} touched in a layer)"
-        )
-    source = device.price_note if price is None else "price given"
-    return (
-        f"a decode step of {batch} takes {step * 1e3:.1f} ms: " + ", ".join(parts),
-        f"{hourly:.2f} USD per hour for {plan.deployment.gpus} x {device.name} ({source})",
-    )
+    return f"a decode step of {batch} takes {step * 1e3:.1f} ms: " + ", ".join(parts)
 
 
 def typical_batch(plan: MemoryPlan, prompt: int, output: int) -> int:
-    """How many requests of this size run at once: what the cache holds on average, at most the batch limit."""
+    """Return how many requests of this size run at once: what the cache holds on average, at most the batch limit."""
     if plan.kv is None or plan.kv.tokens <= 0:
         return 1
     mean = prompt + output / 2
