@@ -74,41 +74,30 @@ def build_replica(
         torch.set_num_threads(settings.threads)
     checkpoint = open_checkpoint(path)
     tokenizer = load_tokenizer(path)
-    longest = checkpoint.config.max_position_embeddings
-    max_model_len = settings.max_model_len or longest
-    if max_model_len > longest:
-        raise BadInput(
-            f"--max-model-len {max_model_len} is more than the {longest} positions this model was trained for",
-            param="max_model_len",
-        )
-    compute = choose_dtype(settings.dtype)
+    max_model_len = _context(settings, checkpoint)
+    settings = replace(settings, max_model_len=max_model_len)
     scheme = _scheme(settings.quantize)
     decoder = load_decoder(
         checkpoint,
-        compute,
+        choose_dtype(settings.dtype),
         scheme,
         max_model_len=max_model_len,
         report=report,
         expert_cache=settings.expert_cache,
     )
     tune_allocator()
-    bytes_per_token = checkpoint.config.kv_elements_per_token * compute.itemsize
+    bytes_per_token = checkpoint.config.kv_elements_per_token * decoder.dtype.itemsize
     num_blocks = pool_blocks(settings, bytes_per_token, max_model_len)
     guides = GuideFactory(tokenizer.backend, tokenizer.vocab_size, tokenizer.eos_token_ids)
     sampler = Sampler(decoder.kernels, guides, tokenizer.vocab_size, random.Random())
-    experts = expert_telemetry.attach(decoder)
-    runner = Runner(decoder, sampler, num_blocks, settings.block_size, experts)
-    key = _calibration_key(checkpoint, compute, scheme, decoder)
+    runner = Runner(decoder, sampler, num_blocks, settings.block_size, expert_telemetry.attach(decoder))
+    key = _calibration_key(checkpoint, scheme, decoder)
     stored = _store().load(key)
-    step_clock = StepClock(stored or DEFAULT_STEP_COST)
-    if experts is not None:
-        step_clock.set_expert_use(experts.use())
-        experts.on_use = step_clock.set_expert_use
-    scheduler = make_scheduler(settings.sized(max_model_len=max_model_len, num_blocks=num_blocks), step_clock)
+    step_clock = _step_clock(stored, runner)
     engine = LocalEngine(
         model_name,
         tokenizer,
-        scheduler,
+        make_scheduler(settings.sized(max_model_len=max_model_len, num_blocks=num_blocks), step_clock),
         runner,
         step_clock,
         kv_bytes_per_token=bytes_per_token,
@@ -122,7 +111,7 @@ def build_replica(
         runner=runner,
         decoder=decoder,
         step_clock=step_clock,
-        settings=replace(settings, max_model_len=max_model_len),
+        settings=settings,
         max_model_len=max_model_len,
         num_blocks=num_blocks,
         calibrated=stored is not None,
@@ -130,9 +119,30 @@ def build_replica(
     )
 
 
-def _calibration_key(checkpoint: Checkpoint, dtype: torch.dtype, scheme: Quantize, decoder: Decoder) -> str:
+def _context(settings: EngineSettings, checkpoint: Checkpoint) -> int:
+    """The longest prompt and answer together, in tokens. Raises BadInput for more than the model knows."""
+    longest = checkpoint.config.max_position_embeddings
+    max_model_len = settings.max_model_len or longest
+    if max_model_len > longest:
+        raise BadInput(
+            f"--max-model-len {max_model_len} is more than the {longest} positions this model was trained for",
+            param="max_model_len",
+        )
+    return max_model_len
+
+
+def _step_clock(stored: StepCost | None, runner: Runner) -> StepClock:
+    """A clock that starts from what was measured on this machine, and hears how tokens spread over experts."""
+    step_clock = StepClock(stored or DEFAULT_STEP_COST)
+    if runner.experts is not None:
+        step_clock.set_expert_use(runner.experts.use())
+        runner.experts.on_use = step_clock.set_expert_use
+    return step_clock
+
+
+def _calibration_key(checkpoint: Checkpoint, scheme: Quantize, decoder: Decoder) -> str:
     """What a step cost depends on: the weights, how they are kept, and what computes."""
-    kept = f"{str(dtype).removeprefix('torch.')}-{scheme.value}"
+    kept = f"{str(decoder.dtype).removeprefix('torch.')}-{scheme.value}"
     machine = f"{decoder.kernels.name}-{torch.get_num_threads()}t-{platform.machine()}"
     return f"{checkpoint.fingerprint()[:16]}-{kept}-{machine}"
 
