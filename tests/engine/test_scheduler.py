@@ -18,7 +18,7 @@ from tests.engine.fake_model import (
 )
 from weighbridge.engine.batch import Batch, Sampled
 from weighbridge.engine.request import FinishReason, Request, TokenLogprob
-from weighbridge.engine.schedule.admission import least_seconds
+from weighbridge.engine.schedule.admission import min_seconds
 from weighbridge.engine.schedule.plan import Plan
 from weighbridge.engine.schedule.scheduler_api import SchedulerSettings
 from weighbridge.errors import BadInput, DeadlineMissed, NeverFits, QueueFull
@@ -516,7 +516,7 @@ def test_the_least_time_counts_the_attention_over_what_is_cached() -> None:
     request = make_request("a", [1] * 100, 9, min_tokens=3)
     settings = SchedulerSettings(max_model_len=1000, num_blocks=100)
     expected = COST.prefill_seconds(60, 40) + 2 * COST.seconds(1, 1, 100)
-    assert least_seconds(request, 40, settings, COST) == pytest.approx(expected, rel=1e-12)
+    assert min_seconds(request, 40, settings, COST) == pytest.approx(expected, rel=1e-12)
 
 
 def test_settings_that_cannot_work_are_refused() -> None:

@@ -74,7 +74,7 @@ class Sampled:
     embeddings: dict[int, Embedding] = field(default_factory=dict)
 
     def problem(self, index: int, piece: Slice) -> str | None:
-        """What went wrong with `Batch.slices[index]`, which is `piece`. One that samples must bring something."""
+        """What went wrong with `Batch.slices[index]`, which is `piece`; a slice that samples must bring something."""
         if index in self.errors or not piece.samples:
             return self.errors.get(index)
         if piece.request.embeds:

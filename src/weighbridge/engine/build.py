@@ -1,4 +1,4 @@
-"""Puts a replica together: checkpoint, decoder, KV pool, scheduler, sampler, loop."""
+"""Put a replica together: checkpoint, decoder, KV pool, scheduler, sampler, loop."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def build_replica(
 
 
 def _context(settings: EngineSettings, checkpoint: Checkpoint) -> int:
-    """The longest prompt and answer together, in tokens. Raises BadInput for more than the model knows."""
+    """Return the longest prompt and answer together, in tokens. Raises BadInput for more than the model allows."""
     longest = checkpoint.config.max_position_embeddings
     max_model_len = settings.max_model_len or longest
     if max_model_len > longest:
@@ -132,7 +132,7 @@ def _context(settings: EngineSettings, checkpoint: Checkpoint) -> int:
 
 
 def _step_clock(stored: StepCost | None, runner: Runner) -> StepClock:
-    """A clock that starts from what was measured on this machine, and hears how tokens spread over experts."""
+    """Return a clock that starts from what was measured on this machine and learns how tokens spread over experts."""
     step_clock = StepClock(stored or DEFAULT_STEP_COST)
     if runner.experts is not None:
         step_clock.set_expert_use(runner.experts.use())
@@ -142,17 +142,17 @@ def _step_clock(stored: StepCost | None, runner: Runner) -> StepClock:
 
 def _calibration_key(checkpoint: Checkpoint, scheme: Quantize, decoder: Decoder) -> str:
     """What a step cost depends on: the weights, how they are kept, and what computes."""
-    kept = f"{str(decoder.dtype).removeprefix('torch.')}-{scheme.value}"
+    form = f"{str(decoder.dtype).removeprefix('torch.')}-{scheme.value}"
     machine = f"{decoder.kernels.name}-{torch.get_num_threads()}t-{platform.machine()}"
-    return f"{checkpoint.fingerprint()[:16]}-{kept}-{machine}"
+    return f"{checkpoint.fingerprint()[:16]}-{form}-{machine}"
 
 
 def _scheme(name: str) -> Quantize:
     try:
         return Quantize(name)
     except ValueError:
-        known = ", ".join(scheme.value for scheme in Quantize)
-        raise BadInput(f"quantisation {name!r} is not known: use one of {known}", param="quantize") from None
+        names = ", ".join(scheme.value for scheme in Quantize)
+        raise BadInput(f"quantisation {name!r} is not known: use one of {names}", param="quantize") from None
 
 
 def _store() -> calibration.CalibrationStore:

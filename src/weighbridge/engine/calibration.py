@@ -1,4 +1,4 @@
-"""Measures iterations on this machine and fits `StepCost` to them; the result is kept for the next start."""
+"""Measure iterations on this machine and fit `StepCost` to them; the result is stored for the next start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Shape:
 
 
 def shapes(max_model_len: int, pool_tokens: int, max_batch_tokens: int) -> list[Shape]:
-    """Decodes and prompt chunks, small and large, near and far, as far as context and pool allow."""
+    """Return decodes and prompt chunks, small and large, with short and long contexts, that context and pool allow."""
     decodes = [Shape(n, 1, c) for n in (1, 2, 4, 8, 16, 32, 64) for c in (32, 512, 2048)]
     chunks = [Shape(1, t, c) for t in (32, 64, 128, 256, 512, 1024, 2048) for c in (0, 1024, 4096)]
     return [
@@ -46,7 +46,7 @@ def measure(
     report: Callable[[int, int], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Sample]:
-    """Median seconds of each shape. Uses blocks 0 and up of the runner's pool: nothing else may run."""
+    """Return the median seconds of each shape. Uses blocks 0 and up of the runner's pool: nothing else may run."""
     samples = []
     for index, shape in enumerate(candidates):
         batch = _batch(shape, block_size)
@@ -103,7 +103,7 @@ class CalibrationStore:
         self._directory = directory
 
     def load(self, key: str) -> StepCost | None:
-        """The stored fit, or None when there is none or it cannot be read."""
+        """Return the stored fit, or None when there is none or it cannot be read."""
         record = load_record(self._path(key))
         try:
             return StepCost(**record["step_cost"]) if record else None
@@ -111,7 +111,7 @@ class CalibrationStore:
             return None
 
     def save(self, key: str, cost: StepCost, samples: list[Sample]) -> Path:
-        """Write atomically; returns the file."""
+        """Write a fit atomically and return its file."""
         measured = [[s.tokens, s.sequences, s.context_tokens, s.prompt_pairs, s.seconds] for s in samples]
         save_record(self._path(key), {"step_cost": cost.as_dict(), "samples": measured})
         return self._path(key)

@@ -40,7 +40,7 @@ class EngineTokenizer(Protocol):
 
 
 class EngineObserver(Protocol):
-    """Told what happens, on the event loop; metrics and ticket stores listen here."""
+    """A listener, called on the event loop; metrics and ticket stores are such."""
 
     def on_step(self, sequences: int, tokens: int, seconds: float) -> None: ...
     def on_finished(self, ticket: Ticket) -> None: ...
@@ -87,7 +87,7 @@ class LocalEngine:
             on_start=on_thread_start,
         )
 
-    # -- what callers ask ------------------------------------------------------------------------------
+    # -- for callers ----------------------------------------------------------------------------------
 
     @property
     def model_name(self) -> str:
@@ -170,7 +170,7 @@ class LocalEngine:
         return EngineStream(ticket, choices, self._cancel)
 
     def _bounded(self, generation: Generation) -> SamplingParams:
-        """Its parameters, within what the context leaves. Raises NeverFits when that is nothing."""
+        """Return the sampling parameters within what the context leaves. Raises NeverFits when that is nothing."""
         params, length = generation.params, len(generation.prompt)
         room = self.max_model_len - length
         if room < (0 if generation.embeds else 1):
@@ -209,7 +209,7 @@ class LocalEngine:
     # -- from iterations to deltas ---------------------------------------------------------------------
 
     def _cancel(self, stream: EngineStream) -> None:
-        """The reader is gone: free its requests before the next iteration is scheduled."""
+        """Free the requests of a reader that is gone, before the next iteration is scheduled."""
         with self._loop.lock:
             for choice in stream.choices:
                 if self._streams.pop(choice.request.id, None) is not None:
@@ -319,7 +319,7 @@ class LocalEngine:
 
 
 def _reseeded(params: SamplingParams, index: int) -> SamplingParams:
-    """Choice `index` draws from a stream of its own: its seed follows from the request's, so it repeats."""
+    """Give choice `index` a random stream of its own; its seed follows from the request's, so that it repeats."""
     assert params.seed is not None
     return replace(params, seed=(params.seed + index * 0x9E3779B97F4A7C15) % (1 << 62))
 

@@ -31,7 +31,7 @@ class GuideFactory:
         return LLTokenizer(self._backend.to_str(), n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
 
     def validate(self, guide: Guide) -> None:
-        """Raises BadInput saying what is wrong with a schema, pattern or grammar."""
+        """Raise BadInput that says what is wrong with a schema, pattern or grammar."""
         error: str = LLMatcher.validate_grammar(_grammar(guide), self._tokenizer)
         if error:
             raise BadInput(
@@ -39,7 +39,7 @@ class GuideFactory:
             )
 
     def matcher(self, guide: Guide) -> Matcher:
-        """A fresh matcher at the start of the output. Raises BadInput as `validate` does."""
+        """Return a fresh matcher at the start of the output. Raises BadInput as `validate` does."""
         return Matcher(LLMatcher(self._tokenizer, _grammar(guide)), self._vocab_size)
 
 

@@ -109,7 +109,7 @@ class EngineLoop:
             self.lock.wait()
 
     def _wait_until_runnable(self) -> None:
-        """Work waits, but none of it may run yet (a static batch that fills up)."""
+        """Pause while work waits but none of it may run yet (a static batch that fills up)."""
         wake_at = self._scheduler.wake_at()
         pause = IDLE_POLL if wake_at is None else min(max(wake_at - self._clock(), 0.0), IDLE_POLL)
         if self._scheduler.has_work() and pause > 0.0:

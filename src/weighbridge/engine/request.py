@@ -84,8 +84,10 @@ class NextToken:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """What a prompt comes to at its last position. `vector`: the hidden state that the output matrix reads,
-    float32 [hidden], scaled to length 1 ("last-token pooling")."""
+    """The model's state at the last position of a prompt ("last-token pooling").
+
+    vector: the hidden state that the output matrix reads, float32 [hidden], scaled to length 1.
+    """
 
     vector: npt.NDArray[np.float32]
     next_token: NextToken
@@ -135,5 +137,5 @@ class Request:
 
     @property
     def max_total_tokens(self) -> int:
-        """Most tokens this request can ever hold: what admission checks against the pool."""
+        """Tokens this request holds at most, prompt and output: what admission checks against the pool."""
         return len(self.prompt) + self.params.max_tokens

@@ -46,14 +46,14 @@ class Runner:
             token_ids = np.concatenate([token_ids, np.zeros(padding, np.int32)])
         if self.experts is not None:
             self.experts.begin()
-        states = self._wanted_states(batch.slices)
+        states = self._states_needed(batch.slices)
         logits = self._decoder.forward(token_ids, layout, self.cache, rows, states)
         if self.experts is not None:
             batch.experts_touched = self.experts.record(layout, rows)
         return self._sampler.sample(logits, batch, None if states is None else states.out)
 
-    def _wanted_states(self, slices: list[Slice]) -> States | None:
-        """Room for the hidden states of requests that embed and have their last position in this batch."""
+    def _states_needed(self, slices: list[Slice]) -> States | None:
+        """Make room for the hidden states of requests that embed and have their last position in this batch."""
         rows = embedding_rows(slices)
         if not len(rows):
             return None
@@ -61,7 +61,7 @@ class Runner:
 
 
 def lay_out(slices: list[Slice], block_size: int) -> tuple[Int32, BatchLayout]:
-    """Token ids [T] of `slices` in order, and where each of them sits in the cache."""
+    """Return the token ids [T] of `slices` in order, and where each of them sits in the cache."""
     counts = np.fromiter((s.count for s in slices), np.int32, len(slices))
     starts = np.fromiter((s.start for s in slices), np.int32, len(slices))
     query_starts = np.zeros(len(slices) + 1, np.int32)
@@ -84,7 +84,7 @@ def lay_out(slices: list[Slice], block_size: int) -> tuple[Int32, BatchLayout]:
 
 
 def sampled_rows(slices: list[Slice], query_starts: Int32) -> Int32:
-    """Rows of the batch whose logits are needed: the last of a sampling slice, and one per draft."""
+    """Return the rows of the batch whose logits are needed: the last of a sampling slice, and one per draft."""
     rows: list[int] = []
     for piece, end in zip(slices, query_starts[1:].tolist(), strict=True):
         if piece.samples:
@@ -93,10 +93,10 @@ def sampled_rows(slices: list[Slice], query_starts: Int32) -> Int32:
 
 
 def embedding_rows(slices: list[Slice]) -> Int32:
-    """Which of the sampled rows are wanted as hidden states."""
+    """Return which of the sampled rows are needed as hidden states."""
     if not any(piece.request.embeds for piece in slices):
         return np.empty(0, np.int32)
     counts = [1 + len(piece.drafts) if piece.samples else 0 for piece in slices]
     ends = np.cumsum(counts, dtype=np.int32)
-    wanted = [piece.samples and piece.request.embeds for piece in slices]
-    return ends[wanted] - np.int32(1)
+    embeds = [piece.samples and piece.request.embeds for piece in slices]
+    return ends[embeds] - np.int32(1)

@@ -270,7 +270,7 @@ def next_token_of(logits: npt.NDArray[np.float32]) -> NextToken:
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments."""
+    """Return a number in [0, 1) that depends on nothing but its arguments."""
     data = f"{seed}/{position}".encode()
     digest = hashlib.blake2b(data, digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53

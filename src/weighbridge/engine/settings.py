@@ -51,7 +51,7 @@ def available_memory() -> int:
 
 
 def pool_blocks(settings: EngineSettings, bytes_per_token: int, max_model_len: int) -> int:
-    """Blocks of the KV pool. Raises BadInput when the memory given does not hold one block.
+    """Return the blocks of the KV pool. Raises BadInput when the memory set for it does not hold one block.
 
     By default a share of the available memory, and no more than every seat could ever fill.
     """

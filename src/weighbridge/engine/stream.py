@@ -13,7 +13,7 @@ from weighbridge.ticket import Ticket
 
 
 class StreamChoice:
-    """One of the n continuations: its request, its text so far, its place in the answer."""
+    """A continuation out of n: its request, its text so far, its place in the answer."""
 
     __slots__ = ("index", "request", "text")
 

@@ -1,4 +1,4 @@
-"""Text of one choice as it comes: tokens decoded, stop strings cut, nothing shown that may be part of one."""
+"""The text of a choice as it comes: tokens decoded, stop strings cut, and nothing shown that may begin one."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class TextStream:
 
     def __init__(self, decoder: TokenDecoder, stop: Sequence[str] = ()) -> None:
         self._decoder = decoder
-        self._stop = tuple(one for one in stop if one)
-        self._longest = max((len(one) for one in self._stop), default=0)
+        self._stop = tuple(stop_string for stop_string in stop if stop_string)
+        self._longest = max((len(stop_string) for stop_string in self._stop), default=0)
         self._held = ""  # decoded, but may turn out to begin a stop string
         self._ended = False
 
     def push(self, tokens: Sequence[int]) -> TextDelta:
-        """Text made safe by `tokens`; after a stop string nothing more comes."""
+        """Return the text that `tokens` made safe to show; after a stop string nothing more comes."""
         if self._ended:
             return TextDelta("")
         return self._take("".join(self._decoder.push(token) for token in tokens))
 
     def flush(self) -> str:
-        """What is left at the end: bytes of an unfinished character, and text that began no stop string."""
+        """Return what is left at the end: bytes of an unfinished character, and text that began no stop string."""
         if self._ended:
             return ""
         delta = self._take(self._decoder.flush())
@@ -51,23 +51,23 @@ class TextStream:
         if not self._stop:
             return TextDelta(text)
         text = self._held + text
-        cut, found = self._earliest(text)
-        if found is not None:
+        cut, stop = self._earliest(text)
+        if stop is not None:
             self._ended, self._held = True, ""
-            return TextDelta(text[:cut], found)
+            return TextDelta(text[:cut], stop)
         keep = self._unfinished(text)
         self._held = text[len(text) - keep :]
         return TextDelta(text[: len(text) - keep])
 
     def _earliest(self, text: str) -> tuple[int, str | None]:
-        """Where the stop string starts that is complete first; of several complete at once, the longest.
+        """Return where the first complete stop string starts, and it; of several complete at once, the longest.
 
-        What counts is the end: a longer one that began before might never be completed.
+        The end counts: a longer stop string that began before may never be completed.
         """
-        found = [(at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
-        if not found:
+        complete = [(at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
+        if not complete:
             return len(text), None
-        _, start, first = min(found)
+        _, start, first = min(complete)
         return start, first
 
     def _unfinished(self, text: str) -> int:

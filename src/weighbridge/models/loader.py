@@ -73,7 +73,7 @@ class _Builder:
         return self._linear(names, bias, bits, self._crossover)
 
     def output_matrix(self, name: str) -> Linear:
-        """The matrix that decides each token directly: it keeps 8 bits even where the layers keep 4.
+        """Return the matrix that decides each token directly: it keeps 8 bits even where the layers keep 4.
 
         It sees sampled rows alone, rarely as many as make a dense copy pay, which in float32 is four times the
         codes and a third of a small model: there it is not kept.
@@ -96,14 +96,14 @@ class _Builder:
         return make_linear(weight, offset, self.dtype)
 
     def _quantized(self, names: Sequence[str], bits: int) -> GroupQuantized | None:
-        """The file's own codes where it has them, else our rounding; None: this layer stays dense."""
+        """Return the file's own codes where it has them, else our rounding; None: this layer stays dense."""
         parts = [self.checkpoint.quantized(name) for name in names]
-        kept = [part for part in parts if part is not None]
-        alike = len(kept) == len(names) and len({part.bits for part in kept}) == 1
+        coded = [part for part in parts if part is not None]
+        alike = len(coded) == len(names) and len({part.bits for part in coded}) == 1
         if self.scheme is Quantize.AUTO:
-            return stack(kept) if alike else None
-        if alike and kept[0].bits == bits:
-            return stack(kept)
+            return stack(coded) if alike else None
+        if alike and coded[0].bits == bits:
+            return stack(coded)
         weight = torch.cat([self.checkpoint.tensor(name).float() for name in names])
         return quantize(weight, bits) if weight.shape[1] % GROUP_SIZE == 0 else None
 
@@ -118,8 +118,8 @@ class _Builder:
         return self._dense_from[bits]
 
     def make_cache(self, memory: int, kernels: Kernels) -> ExpertCache | None:
-        kept = f"{str(self.dtype).removeprefix('torch.')}-{self.scheme.value}"
-        directory = weighbridge_home() / "experts" / f"{self.checkpoint.fingerprint()[:16]}-{kept}"
+        form = f"{str(self.dtype).removeprefix('torch.')}-{self.scheme.value}"
+        directory = weighbridge_home() / "experts" / f"{self.checkpoint.fingerprint()[:16]}-{form}"
         return make_cache(self, self.checkpoint.config, kernels, self._bits, memory, directory)
 
     @property

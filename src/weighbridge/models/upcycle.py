@@ -114,8 +114,8 @@ def _target(config: ModelConfig) -> str:
     if config.experts is not None:
         raise UnsupportedModel("the model is a mixture of experts already")
     if target is None:
-        known = ", ".join(TARGETS)
-        raise UnsupportedModel(f"{config.architecture} has no mixture of the same shape ({known} have)")
+        families = ", ".join(TARGETS)
+        raise UnsupportedModel(f"{config.architecture} has no mixture of the same shape ({families} have)")
     if config.mlp_bias or (target == "mixtral" and (config.qkv_bias or config.output_bias)):
         raise UnsupportedModel(f"{target} has no biases, which this model needs")
     if config.rope.divisors is not None:
@@ -126,14 +126,14 @@ def _target(config: ModelConfig) -> str:
 def _files(
     checkpoint: Checkpoint, experts: ExpertsConfig, options: Upcycling, routers: list[torch.Tensor]
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """The tensors of each layer, then what lies around the layers."""
+    """Yield the tensors of each layer, then what lies around the layers."""
     layers = checkpoint.config.num_layers
     rest = [name for name in checkpoint.names() if not name.startswith("model.layers.")]
     for layer in range(layers):
         prefix = f"model.layers.{layer}."
         mlp = {part: checkpoint.tensor(f"{prefix}mlp.{part}_proj.weight") for part in ("gate", "up", "down")}
         tensors = {
-            name: _kept(checkpoint.tensor(name), options)
+            name: _owned(checkpoint.tensor(name), options)
             for name in checkpoint.names()
             if name.startswith(prefix) and ".mlp." not in name
         }
@@ -143,9 +143,9 @@ def _files(
             # The same numbers whatever is written before: a seed for each expert.
             generator = torch.Generator().manual_seed(hash((options.seed, layer, expert)) % (1 << 62))
             for name, part in zip([*gated, *down], ("gate", "up", "down"), strict=True):
-                tensors[name] = _kept(_noisy(mlp[part], options.noise, generator), options)
+                tensors[name] = _owned(_noisy(mlp[part], options.noise, generator), options)
         yield tensors
-    yield {name: _kept(checkpoint.tensor(name), options) for name in rest if "rope_freqs" not in name}
+    yield {name: _owned(checkpoint.tensor(name), options) for name in rest if "rope_freqs" not in name}
 
 
 def _noisy(weight: torch.Tensor, noise: float, generator: torch.Generator) -> torch.Tensor:
@@ -156,8 +156,8 @@ def _noisy(weight: torch.Tensor, noise: float, generator: torch.Generator) -> to
     return (wide + added).to(weight.dtype)
 
 
-def _kept(tensor: torch.Tensor, options: Upcycling) -> torch.Tensor:
-    """A tensor of its own memory: safetensors refuses views of one another."""
+def _owned(tensor: torch.Tensor, options: Upcycling) -> torch.Tensor:
+    """Return a tensor of its own memory: safetensors refuses views of one another."""
     return tensor.to(options.dtype or tensor.dtype).contiguous().clone()
 
 

@@ -55,7 +55,7 @@ class _Listener:
 def router_weights(
     checkpoint: Checkpoint, options: RouterOptions, calibration_tokens: Sequence[int]
 ) -> list[torch.Tensor]:
-    """A router [experts, hidden] for every layer. Raises BadInput when a skew has too little text to lean on."""
+    """Return a router [experts, hidden] for every layer. Raises BadInput when a skew has too little text to lean on."""
     generator = torch.Generator().manual_seed(options.seed)
     config = checkpoint.config
     shape = (config.num_layers, options.experts, config.hidden_size)

@@ -1,4 +1,4 @@
-"""Step time and experts touched against batch size, on texts of their own: what a mixture of experts does to a batch.
+"""What a mixture of experts does to a batch: step time and experts touched by batch size, a text for each sequence.
 
 Sequences differ in their texts and are continued by sampling, because batches of like sequences share experts that
 those of real traffic do not.
@@ -16,7 +16,8 @@ from weighbridge.engine.batch import Batch, Sampled, Slice
 from weighbridge.engine.experts.telemetry import ExpertTelemetry
 from weighbridge.engine.request import Request, SamplingParams
 
-#: Decode steps of one group of sequences, and the most groups for a batch size: small batches need many to average.
+#: Decode steps of one group of sequences, and the largest number of groups for a batch size: small batches need many
+#: to average over.
 STEPS, GROUPS = 12, 16
 
 #: Prompt tokens of one iteration.
@@ -44,7 +45,7 @@ class CountingRunner(Protocol):
 
 
 def tokens_per_sequence(sizes: Sequence[int], context: int) -> int:
-    """KV entries that `measure_curve` needs for each of max(sizes) sequences."""
+    """Return how many KV entries `measure_curve` needs for each of max(sizes) sequences."""
     return context + 1 + STEPS * len(sizes)
 
 
@@ -56,7 +57,7 @@ def measure_curve(
     report: Callable[[int, int], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[Point], float]:
-    """The curve over `sizes`, and the correlation of sequences that its predictions use.
+    """Return the curve over `sizes`, and the correlation of sequences that its predictions use.
 
     texts: one for each of max(sizes) sequences, equally long; they run first, then every size decodes with groups
     of them in turn. Uses blocks 0 and up of the runner's pool: nothing else may run. The runner must have experts.
@@ -105,10 +106,10 @@ def _requests(texts: Sequence[Sequence[int]], room: int, block_size: int) -> lis
 def _step(runner: CountingRunner, requests: Sequence[Request]) -> None:
     """Compute what is outstanding of every request, and append the token it samples."""
     slices = [
-        Slice(one, one.num_computed_tokens, one.num_tokens - one.num_computed_tokens, samples=True)
-        for one in requests
+        Slice(item, item.num_computed_tokens, item.num_tokens - item.num_computed_tokens, samples=True)
+        for item in requests
     ]
     sampled = runner.execute(Batch(slices))
-    for one, tokens in zip(requests, sampled.tokens, strict=True):
-        one.num_computed_tokens = one.num_tokens
-        one.tokens += tokens
+    for request, tokens in zip(requests, sampled.tokens, strict=True):
+        request.num_computed_tokens = request.num_tokens
+        request.tokens += tokens

@@ -30,7 +30,7 @@ HOT, COLD = 2.0, 0.25
 #: Co-activated pairs to name per layer.
 PAIRS = 8
 
-#: Co-activation is counted on at most this many tokens of an iteration: prompts would make it dear.
+#: Co-activation is counted on at most this many tokens of an iteration: prompts would make it slow.
 COACTIVATION_TOKENS = 64
 
 #: Iterations after which the step cost learns the spread anew; the first ones soon, then every so often.
@@ -58,7 +58,7 @@ class _Touched:
 
 @dataclass(slots=True)
 class _Window:
-    """Everything that is counted."""
+    """All counts since the last reset."""
 
     decode: Counts
     prefill: Counts
@@ -79,7 +79,7 @@ class _Window:
 
 
 class ExpertTelemetry:
-    """Counts of one engine. `record` after every forward pass; everything else at any time, from any thread."""
+    """The counts of one engine. Call `record` after every forward pass, the rest at any time, from any thread."""
 
     def __init__(self, layers: Sequence[int], config: ExpertsConfig, trace: RoutingTrace) -> None:
         """layers: numbers of the sparse ones."""
@@ -116,13 +116,13 @@ class ExpertTelemetry:
         return touched
 
     def _due(self, steps: int) -> bool:
-        """Whether enough was counted since the step cost learned last."""
+        """Whether the step cost should learn again: enough was counted since it last did."""
         return steps >= next((at for at in LEARN_AT if at > self._learned), self._learned + LEARN_EVERY)
 
     def _stacked(
         self, chosen: list[tuple[int, Int32]], real: int, rows: Int32
     ) -> list[tuple[int, npt.NDArray[np.int32]]]:
-        """Consecutive layers with equally many tokens as one array [layers, tokens, top_k], padding cut off.
+        """Stack consecutive layers with equally many tokens to arrays [layers, tokens, top_k] without padding.
 
         The last layer of the model runs the sampled tokens alone.
         """
@@ -159,10 +159,11 @@ class ExpertTelemetry:
     def _count_pairs(self, window: _Window, first: int, keys: npt.NDArray[np.int32]) -> None:
         flat = window.pairs.reshape(-1)
         start = first * self.config.count
-        for one in range(self.config.top_k):
-            for other in range(self.config.top_k):
-                if one != other:
-                    pair = (keys[..., one] + start) * self.config.count + keys[..., other] % self.config.count
+        for first_choice in range(self.config.top_k):
+            for second_choice in range(self.config.top_k):
+                if first_choice != second_choice:
+                    row = (keys[..., first_choice] + start) * self.config.count
+                    pair = row + keys[..., second_choice] % self.config.count
                     np.add.at(flat, pair.ravel(), 1)
 
     def _note_size(self, window: _Window, queries: Int32, sampled: int, experts: float) -> None:
@@ -183,16 +184,16 @@ class ExpertTelemetry:
     # -- what is known ----------------------------------------------------------------------------------
 
     def use(self) -> ExpertUse:
-        """How tokens spread over experts, for the step cost: even until something was counted."""
+        """Return how tokens spread over experts, for the step cost: evenly until something was counted."""
         with self._lock:
             counts = self._window.decode + self._window.prefill
-            chunks = [(size, one.mean) for size, one in self._window.by_chunk.items() if size > 1]
+            chunks = [(size, touched.mean) for size, touched in self._window.by_chunk.items() if size > 1]
         use = probabilities(counts, self.config.top_k)
         overlap = fit_overlap(use.mean(axis=0).tolist(), chunks) if chunks and counts.any() else 0.0
         return ExpertUse.of(use.tolist(), overlap)
 
     def report(self, coactivation: bool = False, coverage: bool = True) -> dict[str, Any]:
-        """Everything counted in the window, as plain JSON types.
+        """Return everything counted in the window, as plain JSON types.
 
         coactivation: with the whole matrices. coverage: with experts touched by batch size, which takes a while for
         hundreds of experts in many layers.
@@ -202,7 +203,9 @@ class ExpertTelemetry:
             decode, prefill, pairs = window.decode.copy(), window.prefill.copy(), window.pairs.copy()
             steps, touched = window.steps, window.touched
             shared = window.shared / window.sequence_pairs if window.sequence_pairs else 0.0
-            by_decodes = {size: (one.iterations, one.mean) for size, one in window.by_decodes.items()}
+            by_decodes = {
+                size: (experts.iterations, experts.mean) for size, experts in window.by_decodes.items()
+            }
         use = probabilities(decode, self.config.top_k).tolist()
         alike = round(correlation(use, shared), 5)  # of the sequences of an iteration
         layers = layer_report(decode + prefill, self.layers)
@@ -230,7 +233,7 @@ class ExpertTelemetry:
 def _coverage(
     use: list[list[float]], alike: float, by_decodes: dict[int, tuple[int, float]]
 ) -> list[dict[str, float]]:
-    """Experts per layer that decode batches touched, against what `use`, each layer's probabilities, predicts.
+    """Return the experts per layer that decode batches touched, beside what the probabilities `use` predict.
 
     alike: correlation of the sequences of an iteration.
     """
@@ -264,7 +267,7 @@ def attach(decoder: Decoder) -> ExpertTelemetry | None:
 
 
 def balancedness(counts: Counts) -> Floats:
-    """Mean over maximum of each layer; 1 is even, 1 / experts is one expert alone. 0 without tokens."""
+    """Mean over maximum of each layer: 1 when even, 1 / experts when one expert takes all, 0 without tokens."""
     top = counts.max(axis=1)
     even: Floats = np.divide(counts.mean(axis=1), top, out=np.zeros(len(counts)), where=top > 0)
     return even
@@ -280,7 +283,7 @@ def top_share(counts: Counts, share: float = 0.2) -> Floats:
 
 
 def entropy_bits(counts: Counts) -> Floats:
-    """Of which expert a choice falls on; log2(experts) is even."""
+    """Entropy of the expert that a token chooses, in each layer; log2(experts) when all are equally likely."""
     total = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
     logs = np.log2(share, out=np.zeros(counts.shape), where=share > 0)
@@ -289,7 +292,7 @@ def entropy_bits(counts: Counts) -> Floats:
 
 
 def probabilities(counts: Counts, top_k: int) -> Floats:
-    """How likely a token uses each expert [layers, experts]; layers without tokens are taken as even."""
+    """Probability that a token uses each expert [layers, experts]; layers without tokens count as even."""
     total = counts.sum(axis=1, keepdims=True)
     even = np.full(counts.shape, top_k / counts.shape[1])
     use: Floats = np.divide(counts * float(top_k), total, out=even, where=total > 0)
@@ -318,8 +321,8 @@ def layer_report(counts: Counts, numbers: list[int]) -> list[dict[str, Any]]:
 
 
 def strongest_pairs(pairs: Counts) -> list[list[int]]:
-    """The pairs of one layer [experts, experts] that tokens use together most: [expert, expert, tokens]."""
+    """Return the pairs of experts that tokens of one layer use together most often: [expert, expert, tokens]."""
     upper = np.triu(pairs, 1)
     order = np.argsort(-upper, axis=None, kind="stable")[:PAIRS]
-    found = [(*divmod(int(flat), upper.shape[1]), int(upper.flat[flat])) for flat in order]
-    return [list(pair) for pair in found if pair[2] > 0]
+    strongest = [(*divmod(int(flat), upper.shape[1]), int(upper.flat[flat])) for flat in order]
+    return [list(pair) for pair in strongest if pair[2] > 0]

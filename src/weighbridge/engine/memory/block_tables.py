@@ -86,7 +86,7 @@ class BlockTables:
         return index < len(table) and self.pool.ref_counts[table[index]] == 1
 
     def blocks_to_write(self, request: Request, end: int) -> int:
-        """Blocks it takes to write [num_computed_tokens, end): for growth, and for copies of shared ones."""
+        """Blocks it takes to write [num_computed_tokens, end): for growth, and for copies of shared blocks."""
         table, counts = request.block_table, self.pool.ref_counts
         first, last = request.num_computed_tokens // self._size, self.pool.blocks_for(end)
         return max(last - len(table), 0) + sum(counts[block] > 1 for block in table[first:last])
@@ -110,7 +110,7 @@ class BlockTables:
         return copies
 
     def take_over(self, request: Request) -> int:
-        """At a block boundary, adopt blocks that others computed meanwhile; returns the tokens won."""
+        """At a block boundary, adopt blocks that other requests computed meanwhile; returns the tokens won."""
         computed = request.num_computed_tokens
         if self._prefix is None or computed % self._size:
             return 0
@@ -145,7 +145,7 @@ class BlockTables:
         return (len(request.block_table) + self.pool.num_free) * self._size - request.num_tokens
 
     def commit(self, request: Request) -> None:
-        """After an iteration: offer the blocks it completed to the prefix cache."""
+        """Offer the blocks that an iteration completed to the prefix cache."""
         full = request.num_computed_tokens // self._size
         entered = self._entered[request]
         if full > entered and self._prefix is not None:
@@ -172,17 +172,17 @@ class BlockTables:
         self._entered.pop(request, None)
 
     def forget(self, request: Request) -> None:
-        """The request is done for good: drop its digests."""
+        """Drop the digests of a request that is done for good."""
         self._chains.pop(request, None)
 
     def freed_by(self, requests: Iterable[Request], keep: list[int]) -> Iterator[tuple[Request, int]]:
         """Blocks that become available by closing `requests` up to each of them; `keep` is not counted."""
         named: Counter[int] = Counter()
-        kept, freed = set(keep), 0
+        protected, freed = set(keep), 0
         for request in requests:
             for block in request.block_table:
                 named[block] += 1
-                freed += named[block] == self.pool.ref_counts[block] and block not in kept
+                freed += named[block] == self.pool.ref_counts[block] and block not in protected
             yield request, freed
 
     def _release(self, block: int) -> None:

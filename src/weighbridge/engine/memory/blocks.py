@@ -66,14 +66,14 @@ class BlockPool:
         return -(-tokens // self.block_size)
 
     def allocate(self, tenant: str) -> int:
-        """A block with one reference; its contents are undefined. IndexError when `num_available` is 0."""
+        """Return a block with one reference; its contents are undefined. IndexError when `num_available` is 0."""
         block = self._free.pop() if self._free else self._evict()
         self.ref_counts[block] = 1
         self._give(block, tenant)
         return block
 
     def allocate_many(self, count: int, tenant: str) -> list[int]:
-        """As `count` times `allocate`, the same blocks in the same order; quicker where they are all free."""
+        """Return what `count` calls of `allocate` would, in the same order; quicker where all are free."""
         free = self._free
         if not 0 < count <= len(free):
             return [self.allocate(tenant) for _ in range(count)]
@@ -87,7 +87,7 @@ class BlockPool:
         return blocks
 
     def share(self, block: int, tenant: str) -> None:
-        """One more reference to a block that is referenced or cached."""
+        """Add a reference to a block that is referenced or cached."""
         if self.ref_counts[block] == 0:
             self._take_from_cache(block)
             self._take(block)
@@ -95,7 +95,7 @@ class BlockPool:
         self.ref_counts[block] += 1
 
     def release(self, block: int, *, keep: bool) -> None:
-        """One reference less. At none the block is cached if `keep` (it can serve prefix hits), else free."""
+        """Drop a reference. Without any, the block is cached if `keep` (it can serve prefix hits), else free."""
         count = self.ref_counts[block] - 1
         if count < 0:
             raise ValueError(f"block {block} was released more often than it was taken")
@@ -112,9 +112,9 @@ class BlockPool:
             self._free.append(block)
 
     def free_all(self, blocks: Iterable[int]) -> None:
-        """As `release` of each of them in their order with nothing to keep."""
+        """Release each of the blocks in their order, with nothing to keep."""
         counts, owners, freed = self.ref_counts, self._owners, self._free
-        given_back: dict[str, int] = {}
+        returned: dict[str, int] = {}
         for block in blocks:
             count = counts[block] - 1
             if count < 0:
@@ -122,12 +122,12 @@ class BlockPool:
             counts[block] = count
             if not count:
                 freed.append(block)
-                given_back[owners[block]] = given_back.get(owners[block], 0) + 1
-        for tenant, count in given_back.items():
+                returned[owners[block]] = returned.get(owners[block], 0) + 1
+        for tenant, count in returned.items():
             self._hold_less(tenant, count)
 
     def cached_of(self, tenant: str) -> int:
-        """Cached blocks charged to `tenant`."""
+        """How many cached blocks are charged to `tenant`."""
         return len(self._cached.get(tenant, ()))
 
     # -- whose blocks they are -------------------------------------------------------------------------
@@ -167,7 +167,7 @@ class BlockPool:
         return block
 
     def _largest_holder(self) -> str:
-        """The tenant with cached blocks that holds most. The heap is brought up to date only here."""
+        """Return the tenant with the most cached blocks. Only this brings the heap up to date."""
         if len(self._cached) == 1:
             return next(iter(self._cached))
         if len(self._heap) > 4 * len(self._cached) + 64:

@@ -33,20 +33,20 @@ class PrefixCache:
         chain += block_digests(parent, tokens, len(chain) * size, end, size)
 
     def longest(self, chain: list[Digest], limit: int) -> list[int]:
-        """Blocks that hold the longest cached prefix of `chain`, at most `limit` of them."""
-        found: list[int] = []
+        """Return the blocks that hold the longest cached prefix of `chain`, at most `limit` of them."""
+        blocks: list[int] = []
         for digest in chain[:limit]:
             block = self._blocks.get(digest)
             if block is None:
                 break
-            found.append(block)
-        return found
+            blocks.append(block)
+        return blocks
 
     def find(self, digest: Digest) -> int | None:
         return self._blocks.get(digest)
 
     def enter(self, digest: Digest, block: int) -> None:
-        """`block` now holds the contents named by `digest`. The first block with the same contents stays."""
+        """Note that `block` holds the contents named by `digest`. The first block with the same contents stays."""
         if digest not in self._blocks:
             self._blocks[digest] = block
             self._digests[block] = digest

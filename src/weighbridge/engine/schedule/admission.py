@@ -17,17 +17,17 @@ def check_request(request: Request, settings: SchedulerSettings) -> None:
             f"max_tokens is {request.params.max_tokens}, but must be at least 1", param="max_tokens"
         )
     total = request.max_total_tokens
-    asked = f"{request.num_prompt_tokens} prompt tokens and max_tokens {request.params.max_tokens}"
+    size = f"{request.num_prompt_tokens} prompt tokens and max_tokens {request.params.max_tokens}"
     if total > settings.max_model_len:
         raise NeverFits(
-            f"{asked} make {total}, but the context is {settings.max_model_len} tokens; "
+            f"{size} make {total}, but the context is {settings.max_model_len} tokens; "
             "shorten the prompt or lower max_tokens"
         )
     # The last token is sent, never computed on: it needs no place in the cache. An embedded prompt is all computed.
     blocks = -(-(total if request.embeds else total - 1) // settings.block_size)
     if blocks > settings.num_blocks:
         raise NeverFits(
-            f"{asked} need {blocks} KV blocks of {settings.block_size} tokens, but the pool has "
+            f"{size} need {blocks} KV blocks of {settings.block_size} tokens, but the pool has "
             f"{settings.num_blocks}; shorten the prompt, lower max_tokens or enlarge the KV cache"
         )
 
@@ -62,8 +62,8 @@ def drain_seconds(tokens: int, output_tokens: int, settings: SchedulerSettings, 
     return (tokens - output_tokens) * prompt_step + output_tokens * output_step
 
 
-def least_seconds(request: Request, cached: int, settings: SchedulerSettings, cost: StepCost) -> float:
-    """The least time in which `request` can end: alone on the machine, ending as early as it may.
+def min_seconds(request: Request, cached: int, settings: SchedulerSettings, cost: StepCost) -> float:
+    """Return the shortest time in which `request` can end: alone on the machine, ending as early as it may.
 
     Its tokens behind the `cached` ones are computed, which yields one token; the fewest others follow.
     """
@@ -78,10 +78,10 @@ def check_deadline(
     request: Request, now: float, cached: int, settings: SchedulerSettings, cost: StepCost
 ) -> None:
     """Raise DeadlineMissed when `request` cannot end in time even if it had the machine to itself."""
-    least = least_seconds(request, cached, settings, cost)
-    if request.deadline is not None and now + least > request.deadline:
+    shortest_s = min_seconds(request, cached, settings, cost)
+    if request.deadline is not None and now + shortest_s > request.deadline:
         left = request.deadline - now
         raise DeadlineMissed(
             f"the deadline is {left * 1e3:.0f} ms away, but computing this request takes at least "
-            f"{least * 1e3:.0f} ms; allow more time or shorten the prompt"
+            f"{shortest_s * 1e3:.0f} ms; allow more time or shorten the prompt"
         )

@@ -82,7 +82,7 @@ class Books:
         queue.push(request, now, work, held=self._forks.hold(request))
 
     def _check_deadline(self, request: Request) -> None:
-        """Raise DeadlineMissed when not even an idle machine, with what is cached now, would be in time."""
+        """Raise DeadlineMissed when even an idle machine, with what is cached now, would be too late."""
         if request.deadline is None:
             return
         try:
@@ -92,7 +92,7 @@ class Books:
             raise
 
     def opening(self, request: Request) -> Opening:
-        """With which blocks the request would start now: its parent's, or those of the prefix cache."""
+        """Return the blocks with which the request would start now: its parent's, or those of the prefix cache."""
         parent = request.fork_of
         if parent is not None and prompt_computed(parent) and not request.num_output_tokens:
             return self.tables.opening_of_fork(request, parent)
@@ -152,7 +152,7 @@ class Books:
         return progress
 
     def _embedded(self, request: Request, embedding: Embedding) -> Progress:
-        """Its prompt is computed and in the prefix cache: that was all."""
+        """End a request whose prompt is computed and in the prefix cache, which was all it wanted."""
         self._end(request, FinishReason.STOP)
         return Progress(request, [], None, FinishReason.STOP, embedding=embedding)
 
@@ -195,12 +195,12 @@ class Books:
         self._finished.append(request)
 
     def take_finished(self) -> list[Request]:
-        """Requests that `expire` ended since the last call."""
+        """Return the requests that `expire` ended since the last call."""
         finished, self._finished = self._finished, []
         return finished
 
     def _end(self, request: Request, reason: FinishReason) -> None:
-        """The one exit, from wherever the request is."""
+        """End a request, wherever it is; there is no other exit."""
         del self._requests[request.id]
         if request.state is RequestState.RUNNING:
             self.running.remove(request)

@@ -28,7 +28,7 @@ class VirtualTokenCounters:
         self._last_left = 0.0  # counter of the tenant that left last: the level an empty queue restarts from
 
     def activate(self, tenant: str) -> None:
-        """`tenant` has work again: lift its counter to the level of those that never stopped."""
+        """Note that `tenant` has work again: lift its counter to the level of those that never stopped."""
         counter = max(self._counters.get(tenant, 0.0), self._level())
         self._activations += 1
         self._counters[tenant] = counter
@@ -39,7 +39,7 @@ class VirtualTokenCounters:
             heapify(self._heap)
 
     def deactivate(self, tenant: str) -> None:
-        """`tenant` has nothing waiting any more; its counter stays, so that leaving wipes out no debt."""
+        """Note that `tenant` has nothing waiting any more; its counter stays, so that leaving wipes out no debt."""
         del self._active[tenant]
         self._last_left = self._counters[tenant]
         if len(self._counters) - len(self._active) > MAX_IDLE_TENANTS:
@@ -73,7 +73,7 @@ class VirtualTokenCounters:
         return self._counters[self.next()] if self._active else self._last_left
 
     def _drop_idle(self) -> None:
-        """Forget idle tenants: those that would be lifted anyway first, then those that owe least."""
+        """Forget idle tenants: first those that would be lifted anyway, then those with the smallest debt."""
         level = self._level()
         idle = sorted((c, tenant) for tenant, c in self._counters.items() if tenant not in self._active)
         for rank, (counter, tenant) in enumerate(idle):

@@ -25,7 +25,7 @@ def append_tokens(
 
 
 class OutputLength:
-    """How long outputs are expected to be, learned from those that finished. Never looks at one's own end.
+    """Learns from finished outputs how long the others will be; a request's own end is never looked at.
 
     A smoothed mean; what remains of a running output is taken as memoryless: after any number of tokens the
     mean is expected again, bounded by what `max_tokens` still allows.
@@ -36,7 +36,7 @@ class OutputLength:
         self._smoothing = smoothing
 
     def observe(self, request: Request) -> None:
-        """Learn from one that ended. Embeddings have no output, and say nothing of that of others."""
+        """Learn from a request that ended. Embeddings have no output, and say nothing about that of others."""
         if not request.embeds:
             self.mean += self._smoothing * (request.num_output_tokens - self.mean)
 
@@ -56,7 +56,7 @@ class Forks:
         self._waiting: dict[Request, list[Request]] = {}
 
     def hold(self, request: Request) -> bool:
-        """Whether `request` should wait because the one it forks is about to have the prompt computed."""
+        """Whether `request` should wait because its parent is about to have the prompt computed."""
         parent = request.fork_of
         if parent is None or prompt_computed(parent) or parent.num_preemptions:
             return False
@@ -66,12 +66,12 @@ class Forks:
         return True
 
     def discard(self, request: Request) -> None:
-        """`request` waits no longer: it is gone."""
+        """Forget `request`, which is gone."""
         if request.fork_of is not None and request in self._waiting.get(request.fork_of, ()):
             self._waiting[request.fork_of].remove(request)
 
     def release(self, parent: Request) -> list[Request]:
-        """Who need not wait for `parent` any more: its prompt is there, or it will not come soon."""
+        """Return those that need not wait for `parent` any more: its prompt is there, or will not come soon."""
         return self._waiting.pop(parent, [])
 
     def __bool__(self) -> bool:

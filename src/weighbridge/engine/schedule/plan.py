@@ -9,7 +9,7 @@ from weighbridge.engine.request import Request
 
 
 class Plan:
-    """At most one slice per request."""
+    """An iteration under construction, with at most one slice per request."""
 
     __slots__ = (
         "_computing",
@@ -44,14 +44,14 @@ class Plan:
         return self.tokens, self.sequences, self.context_tokens, self.prompt_pairs
 
     def add_decode(self, request: Request, position: int) -> None:
-        """The one token at `position`, which samples the next."""
+        """Add the one token at `position`, which samples the next."""
         self.decodes[request] = Slice(request, position, 1, True)
         self.tokens += 1
         self.budget -= 1
         self.context_tokens += position + 1
 
     def add_chunk(self, request: Request, start: int, count: int, digests: list[Digest]) -> None:
-        """Tokens [start, start + count) of a prompt, in the blocks `digests`; samples at its end."""
+        """Add tokens [start, start + count) of a prompt, in the blocks `digests`; its end samples."""
         self.chunks[request] = Slice(request, start, count, start + count == request.num_tokens)
         self._computing.update(dict.fromkeys(digests, request))
         self._account(start, count, 1)
@@ -81,7 +81,7 @@ class Plan:
         return request in self.decodes or request in self.chunks
 
     def batch(self) -> Batch:
-        """Decodes first, then chunks, each in the order they were planned."""
+        """Return the batch: decodes first, then chunks, each in the order they were planned."""
         return Batch([*self.decodes.values(), *self.chunks.values()], self.copies)
 
     def _account(self, start: int, count: int, sign: int) -> None:

@@ -26,7 +26,7 @@ MAX_IDLE_CLASSES = 256
 
 
 class Queued(Protocol):
-    """What the line needs to know of who stands in it: the engine's requests, the gateway's arrivals."""
+    """What the line needs to know about an entry: the engine's requests and the gateway's arrivals have it."""
 
     @property
     def id(self) -> str: ...
@@ -106,14 +106,14 @@ class FairQueue(Generic[Item]):
             self._line_up(request, now, front=front)
 
     def unhold(self, request_id: str, now: float) -> None:
-        """A held request becomes eligible, ahead of its tenant's others: it belongs to one that ran."""
+        """Make a held request eligible, ahead of its tenant's others: its parent has run."""
         waiting = self._waiting[request_id]
         if waiting.held:
             waiting.held = False
             self._line_up(waiting.request, now, front=True)
 
     def peek(self, now: float) -> tuple[Item, int] | None:
-        """Whose turn it is, and the class it competes in: its own, or the one it was lifted to."""
+        """Return whose turn it is, and the class it competes in: its own, or a better class it was lifted to."""
         if not self._order:
             return None
         best = self._order[0]
@@ -167,7 +167,7 @@ class FairQueue(Generic[Item]):
             self._order.remove(request.priority)
 
     def _overdue(self, now: float) -> int | None:
-        """The class that has gone unserved longest, when that is at least `ageing_seconds`."""
+        """Return the class that has gone unserved longest, when that is at least `ageing_seconds`."""
         if self._ageing_seconds is None:
             return None
         oldest = min(self._order[1:], key=lambda priority: self._classes[priority].unserved_since)
@@ -213,7 +213,7 @@ class Deadlines:
             self._sweep_at = 2 * len(self._heap) + 64
 
     def passed(self, now: float) -> Iterator[Request]:
-        """Unfinished requests whose deadline is before `now`, each of them once."""
+        """Return the unfinished requests whose deadline is before `now`, each of them once."""
         while self._heap and (self._heap[0][0] < now or self._heap[0][2].state is RequestState.FINISHED):
             request = heappop(self._heap)[2]
             if request.state is not RequestState.FINISHED:

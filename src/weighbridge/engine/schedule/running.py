@@ -32,19 +32,19 @@ class RunningSet:
         return self._by_rank[-1]
 
     def add(self, request: Request, priority: int, now: float) -> None:
-        """`request` runs from now on, in class `priority`."""
+        """Add `request`, which runs from now on in class `priority`."""
         self._unserved_since[request] = now
         self._insert(request, priority)
 
     def served(self, request: Request, now: float, *, done: bool) -> None:
-        """A prompt under way got a chunk; with `done` it was the last one."""
+        """Note that a prompt under way got a chunk; with `done` it was the last."""
         if done:
             self._unserved_since.pop(request, None)
         else:
             self._unserved_since[request] = now
 
     def lift_unserved(self, since: float) -> None:
-        """Prompts under way that got nothing after `since` compete in the most urgent class from now on."""
+        """Let prompts under way that got nothing after `since` compete in the most urgent class from now on."""
         for request in [r for r, served in self._unserved_since.items() if served <= since]:
             self._by_rank.remove(request)
             best = self.priority(self._by_rank[0]) if self._by_rank else self.priority(request)
@@ -65,7 +65,7 @@ class RunningSet:
         return self._lifted.get(request, request.priority)
 
     def below(self, priority: int) -> Iterator[Request]:
-        """Requests less urgent than class `priority`, lowest rank first: those it may make give way."""
+        """Yield the requests less urgent than class `priority`, lowest rank first: those that may have to give way."""
         for request in reversed(self._by_rank):
             if self.priority(request) <= priority:
                 return

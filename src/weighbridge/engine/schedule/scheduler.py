@@ -28,7 +28,7 @@ from weighbridge.engine.api import Load
 from weighbridge.engine.batch import Batch, Sampled
 from weighbridge.engine.memory.block_tables import Opening
 from weighbridge.engine.request import FinishReason, Request, RequestState
-from weighbridge.engine.schedule.admission import least_seconds
+from weighbridge.engine.schedule.admission import min_seconds
 from weighbridge.engine.schedule.books import Books
 from weighbridge.engine.schedule.plan import Plan
 from weighbridge.engine.schedule.scheduler_api import CostSource, Progress, SchedulerSettings
@@ -101,7 +101,7 @@ class Scheduler:
         self._books.begin(now)
 
     def _plan_decodes(self, plan: Plan) -> None:
-        """Streams first: every running request with one token left to compute."""
+        """Plan the streams first: every running request with one token left to compute."""
         for request in self._running:
             position = request.num_computed_tokens
             if position + 1 != len(request.tokens) or request.state is not RequestState.RUNNING:
@@ -110,7 +110,7 @@ class Scheduler:
                 plan.add_decode(request, position)
 
     def _plan_chunks(self, plan: Plan) -> None:
-        """Prompts: of each class those under way, then those that wait, before any of a less urgent class."""
+        """Plan prompts: of each class those under way, then those that wait, before any of a less urgent class."""
         if self.settings.ageing_seconds is not None:
             self._running.lift_unserved(self._now - self.settings.ageing_seconds)
         reached: int | None = None
@@ -128,7 +128,7 @@ class Scheduler:
         self._admit(plan)
 
     def _plan_chunk(self, request: Request, plan: Plan) -> bool:
-        """The next chunk of a running request; False when this iteration takes no more prompt tokens.
+        """Plan the next chunk of a running request; False when this iteration takes no more prompt tokens.
 
         A request whose next block is computed by another chunk of this very iteration sits it out and takes
         the block over in the next: a burst of requests with one system prompt computes it once.
@@ -143,16 +143,16 @@ class Scheduler:
         return count > 0
 
     def _chunk_size(self, start: int, end: int, plan: Plan) -> int:
-        """How many of the tokens [start, end) run: what the budget and, beside decodes, the ITL target allow.
+        """Return how many of the tokens [start, end) run: what the budget and, beside decodes, the ITL target allow.
 
         The first chunk gets a few tokens however long the decodes take by themselves: prompts never starve.
         """
         limit = min(end - start, plan.budget)
         if limit and plan.decodes:
-            least = 0 if plan.chunks else min(limit, SMALLEST_CHUNK)
+            smallest = 0 if plan.chunks else min(limit, SMALLEST_CHUNK)
             target, cost = self._itl_target(plan), self._cost
             fitting = cost.largest_chunk(target, start, limit, *plan.work)
-            limit = max(fitting, least)
+            limit = max(fitting, smallest)
         return limit
 
     def _itl_target(self, plan: Plan) -> float:
@@ -167,7 +167,7 @@ class Scheduler:
         return max(self.settings.itl_stretch * alone, floor)
 
     def _plan_drafts(self, plan: Plan) -> None:
-        """Guessed tokens for the decodes, when they pay: never while prompts want the same compute."""
+        """Add guessed tokens to the decodes when they pay: never while prompts need the same compute."""
         if plan.chunks or self._queue.has_eligible or not self._speculator.worthwhile(self._cost, plan):
             return
         for request, piece in plan.decodes.items():
@@ -188,7 +188,7 @@ class Scheduler:
     # -- admission -------------------------------------------------------------------------------------
 
     def _admit(self, plan: Plan, above: int | None = None) -> None:
-        """From the queue, in its order, while seats, blocks and budget last; only classes before `above`.
+        """Admit from the queue, in its order, while seats, blocks and budget last; only classes before `above`.
 
         Not in an iteration in which memory ran short.
         """
@@ -212,11 +212,11 @@ class Scheduler:
                 return
 
     def _too_late(self, request: Request, opening: Opening) -> bool:
-        """Whether a request that would start now cannot meet its deadline any more."""
+        """Whether a request that starts now would miss its deadline in any case."""
         if request.deadline is None:
             return False
-        least = least_seconds(request, opening.computed, self.settings, self._cost)
-        return self._now + least > request.deadline
+        shortest_s = min_seconds(request, opening.computed, self.settings, self._cost)
+        return self._now + shortest_s > request.deadline
 
     def _fits(self, opening: Opening) -> bool:
         """Whether there is a seat, and memory for all present tokens with a reserve for those that run."""
@@ -225,11 +225,11 @@ class Scheduler:
         return opening.needed + self._reserve(len(self._running)) <= self.pool.num_available
 
     def _reserve(self, running: int) -> int:
-        """Blocks kept for growth: one for each request that runs, or 1 % of the pool. None when none runs."""
+        """Blocks kept for growth: one for each request that runs, at least 1 % of the pool; 0 when none runs."""
         return max(running, self.pool.num_blocks // 100) if running else 0
 
     def _displace(self, priority: int, opening: Opening, plan: Plan) -> bool:
-        """Preempt as few requests of lower classes as make `opening` fit; none, and False, if none do."""
+        """Preempt just enough requests of lower classes for `opening` to fit; nobody, and False, if that cannot be."""
         victims: list[Request] = []
         lower = self._running.below(priority)
         for victim, freed in self._tables.freed_by(lower, keep=opening.shared):

@@ -64,8 +64,8 @@ class SchedulerOptions:
             )
 
     def sized(self, *, max_model_len: int, num_blocks: int) -> SchedulerSettings:
-        """The settings of a scheduler, with what follows from the model and the machine."""
-        own = {one.name: getattr(self, one.name) for one in fields(SchedulerOptions)}
+        """Return the settings of a scheduler, with what follows from the model and the machine."""
+        own = {option.name: getattr(self, option.name) for option in fields(SchedulerOptions)}
         return SchedulerSettings(**own, max_model_len=max_model_len, num_blocks=num_blocks)
 
 
@@ -127,7 +127,7 @@ class SchedulerLike(Protocol):
         ...
 
     def schedule(self, now: float) -> Batch:
-        """What the next iteration computes; empty when nothing can run."""
+        """Return what the next iteration computes; empty when nothing can run."""
         ...
 
     def update(self, batch: Batch, sampled: Sampled, now: float) -> list[Progress]:
@@ -139,17 +139,17 @@ class SchedulerLike(Protocol):
         ...
 
     def finish(self, request_id: str, reason: FinishReason) -> Request | None:
-        """As `abort`, for an end that the caller saw, such as a stop string."""
+        """End a request because of something the caller saw, such as a stop string; as `abort`."""
         ...
 
     def take_finished(self) -> list[Request]:
-        """Requests the scheduler itself ended outside `update` (deadlines), since the last call."""
+        """Return the requests that the scheduler itself ended outside `update` (deadlines) since the last call."""
         ...
 
     def has_work(self) -> bool: ...
 
     def wake_at(self) -> float | None:
-        """When an empty batch may become a full one without any call: a time, or None for not by itself."""
+        """When work may become runnable without any call: a time, or None when only a call can make it so."""
         ...
 
     def load(self) -> Load: ...

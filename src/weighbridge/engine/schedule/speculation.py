@@ -34,7 +34,7 @@ class NgramIndex:
         self._previous: list[int] = [0, 0]  # position -> the one before with the same two tokens; 0: none
 
     def behind(self, tokens: list[int]) -> int:
-        """Positions still to be indexed. The end itself is not: it looks for earlier places, not for itself."""
+        """Positions still to be indexed, without the end itself: it looks for earlier places."""
         return max(len(tokens) - len(self._previous), 0)
 
     def extend(self, tokens: list[int], limit: int) -> None:
@@ -140,14 +140,14 @@ class Speculator:
         self._indexed = 0  # tokens in this iteration
 
     def worthwhile(self, cost: StepCost, plan: Plan) -> bool:
-        """Whether a first draft as good as they come pays at this batch size: the cheap test before lookups."""
+        """Whether the best possible first draft pays at this batch size: the cheap test before lookups."""
         self._indexed = 0
         if not plan.decodes or not self._max_drafts:
             return False
         return self._drafts_that_pay(cost, plan, plan.context_tokens // plan.sequences, BEST_CHANCE, 1) > 0
 
     def propose(self, request: Request, room: int, cost: StepCost, plan: Plan) -> tuple[int, ...]:
-        """Drafts for a decode of `plan`, at most `room`; none when they do not pay or nothing repeats."""
+        """Return drafts for a decode of `plan`, at most `room`; none when they do not pay or nothing repeats."""
         if not may_speculate(request.params):
             return ()
         guesser = self._guessers.get(request)
@@ -175,7 +175,7 @@ class Speculator:
         self._guessers.pop(request, None)
 
     def _drafts_that_pay(self, cost: StepCost, plan: Plan, context: int, chance: float, limit: int) -> int:
-        """How many drafts to add. Each is worth less than the last and costs no less: stop at a loss."""
+        """Return how many drafts to add. Each is worth less than the last and costs no less: stop at a loss."""
         tokens, sequences, read, pairs = plan.work
         before = cost.seconds(tokens, sequences, read, pairs)
         worth = before / sequences

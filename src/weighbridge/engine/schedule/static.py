@@ -110,7 +110,7 @@ class StaticScheduler:
         return finished
 
     def _end(self, request: Request, reason: FinishReason) -> None:
-        """The request is done; `_seat_ghosts` sees to its seat, but not while the runner reads its blocks."""
+        """End a request; `_seat_ghosts` sees to its seat, but not while the runner reads its blocks."""
         waiting = self._waiting.pop(request.id, None)
         if waiting is not None:
             self._queued_tokens -= waiting.tokens
@@ -141,7 +141,7 @@ class StaticScheduler:
         return wake_at is not None and now >= wake_at
 
     def _form(self) -> None:
-        """First come, first served, one seat each."""
+        """Form a batch: first come, first served, a seat for each."""
         members = [waiting.request for waiting in islice(self._waiting.values(), self.batch_size)]
         for request in members:
             self._queued_tokens -= self._waiting.pop(request.id).tokens
@@ -151,7 +151,7 @@ class StaticScheduler:
         self._batch = _Formation(members, max(request.num_prompt_tokens for request in members))
 
     def _prompt_columns(self, batch: _Formation) -> Batch:
-        """The next columns of the padded rectangle: whole rows of it are padding until a short prompt begins.
+        """Return the next columns of the padded rectangle: whole rows are padding until a short prompt begins.
 
         A row that is all padding has no slice to carry it, so the longest row carries it; that one has none.
         """
@@ -199,7 +199,7 @@ class StaticScheduler:
         return progress
 
     def _advance_ghost(self, request: Request, tokens: list[int]) -> None:
-        """Its output is dropped. At the end of its seat or of the context it repeats its last step."""
+        """Advance a ghost and drop its output. At the end of its seat or of the context it repeats its last step."""
         if request.state is RequestState.RUNNING and request.num_computed_tokens == request.num_tokens:
             request.tokens.append(tokens[0] if tokens else 0)
             room = len(request.block_table) * self.pool.block_size
@@ -208,7 +208,7 @@ class StaticScheduler:
             request.num_computed_tokens = request.num_tokens - 1
 
     def _seat_ghosts(self) -> None:
-        """Nothing is being computed now: ghosts take the seats of who finished, or the batch is over."""
+        """Let ghosts take the seats of finished requests, or end the batch; call while nothing is computed."""
         batch = self._batch
         if batch is None:
             return
@@ -246,7 +246,7 @@ class StaticScheduler:
         return bool(self._waiting or self._members)
 
     def wake_at(self) -> float | None:
-        """When the next batch starts by itself: at once if full, else when its first has waited enough."""
+        """When the next batch starts by itself: at once if full, else when its first request has waited enough."""
         if self._batch is not None or not self._waiting:
             return None
         since = next(iter(self._waiting.values())).since

@@ -145,8 +145,8 @@ class Decoder:
             next_norm = self.final_norm if index == last else self.layers[index + 1].input_norm
             kernels.add_rms_norm(hidden, residual, layer.mlp(hidden), next_norm, eps)
         if states is not None:
-            kept = torch.from_numpy(states.rows.astype(np.int64))
-            torch.index_select(hidden, 0, kept, out=states.out)
+            state_rows = torch.from_numpy(states.rows.astype(np.int64))
+            torch.index_select(hidden, 0, state_rows, out=states.out)
         return self.lm_head(hidden)
 
     def _attend(

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from weighbridge.models.compute.decoder import Decoder, DecoderLayer
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-MOST_WINDOWS = (
-    4  # different window sizes of one model; more plans of attention are not kept (attention_plan.cpp)
-)
+#: Different window sizes of one model; attention_plan.cpp keeps no more plans.
+MAX_WINDOWS = 4
 _NO_ROWS = np.empty(0, np.int32)
 
 
@@ -103,12 +102,12 @@ class FusedForward:
 
 
 def fuse(decoder: Decoder) -> FusedForward | None:
-    """The fused pass of `decoder`; None where some part of it is not our kernels' (dense oneDNN, MoE, torch)."""
+    """Return the fused pass of `decoder`; None where some part of it is not our kernels' (dense oneDNN, MoE, torch)."""
     if not isinstance(decoder.kernels, NativeKernels) or decoder.dtype not in _DTYPES:
         return None
     windows = {layer.window for layer in decoder.layers}
     linears = [_linears(layer) for layer in decoder.layers]
-    if len(windows) > MOST_WINDOWS or any(one is None for one in linears):
+    if len(windows) > MAX_WINDOWS or any(linear is None for linear in linears):
         return None
     matrices, max_tokens = [], math.inf
     for group in linears:
@@ -132,7 +131,7 @@ def _linears(layer: DecoderLayer) -> tuple[Linear, Linear, Linear, Linear] | Non
 
 
 def _packed(linear: Linear) -> tuple[Any, float]:
-    """The packed matrix of `linear` (None: it has none), and the largest number of tokens it is meant for."""
+    """Return the packed matrix of `linear` (None: it has none), and the largest number of tokens it is meant for."""
     if isinstance(linear, HybridLinear):
         matrix, _ = _packed(linear.few)
         return matrix, linear.many_from - 1

@@ -80,7 +80,7 @@ def make_linear(
     dtype: torch.dtype,
     quantized: GroupQuantized | None = None,
 ) -> Linear:
-    """A linear layer for weight [out, in], or for `quantized` codes of it, with activations in `dtype`.
+    """Return a linear layer for weight [out, in], or for `quantized` codes of it, with activations in `dtype`.
 
     Codes are multiplied as they are where our kernels can; where those were not built, or the columns do not
     divide into groups of 32, the codes are expanded and the layer is dense.

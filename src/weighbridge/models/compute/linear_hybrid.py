@@ -41,7 +41,7 @@ class HybridLinear:
 def hybrid_linear(
     quantized: GroupQuantized, bias: torch.Tensor | None, dtype: torch.dtype, many_from: int | None
 ) -> Linear:
-    """The codes, and from `many_from` tokens on their expansion to `dtype`; None: the codes alone.
+    """Return the codes, and from `many_from` tokens on their expansion to `dtype`; None: the codes alone.
 
     Where the expansion wins from the first token on, or nothing multiplies the codes, it is all that is kept.
     """
@@ -55,7 +55,7 @@ def hybrid_linear(
 def measure_crossover(
     few: Linear, many: Linear, dtype: torch.dtype, token_counts: Sequence[int] = TOKEN_COUNTS
 ) -> int | None:
-    """The number of tokens from which `many` pays, here and now; None: it does not within `token_counts`.
+    """Return the number of tokens from which `many` pays, here and now; None: it does not within `token_counts`.
 
     It pays where it is `WORTH_KEEPING` times faster, which also keeps the answer from changing with the noise
     of a start. Each count is timed as the best of five alternating calls, which takes some milliseconds in

@@ -145,7 +145,7 @@ def pack_scales(quantized: GroupQuantized) -> tuple[torch.Tensor, float]:
 
 
 def _aligned(array: npt.NDArray[np.generic]) -> torch.Tensor:
-    """A copy in C order, as bytes in memory that torch aligns to 64 bytes."""
+    """Return a copy in C order, as bytes in memory that torch aligns to 64 bytes."""
     packed = torch.empty(array.nbytes, dtype=torch.uint8)
     packed.numpy().view(array.dtype).reshape(array.shape)[...] = array
     return packed

@@ -59,17 +59,17 @@ class ExpertCache:
         self._flight = 2 * top_k  # experts loaded ahead or in use beside the residents
         capacity = min(memory // expert_bytes - self._flight, layers * experts)
         if capacity < layers:
-            least = (layers + self._flight) * expert_bytes
+            min_bytes = (layers + self._flight) * expert_bytes
             raise BadInput(
                 f"--expert-cache {memory / 1e6:.0f} MB is too little: this model needs at least "
-                f"{least / 1e6:.0f} MB, one expert per layer and {self._flight} in flight",
+                f"{min_bytes / 1e6:.0f} MB, one expert per layer and {self._flight} in flight",
                 param="expert_cache",
             )
         self.expert_bytes = expert_bytes
         self.capacity = capacity
         self._load = load
         self._compute = compute
-        self._policy = HeatAware(layers, experts, capacity, least=top_k)
+        self._policy = HeatAware(layers, experts, capacity, min_per_visit=top_k)
         self._resident = {expert: load(*expert) for expert in sorted(self._policy.resident)}
         self._coming: dict[Expert, Future[Mlp]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="weighbridge-experts")
@@ -77,7 +77,7 @@ class ExpertCache:
         self._uses = self._prefetched = self._loads = 0
 
     def next_layer(self) -> CachedExperts:
-        """The experts of the layer whose router was added last."""
+        """Return the experts of the layer whose router was added last."""
         index = len(self.routers) - 1
         return CachedExperts(index, self, self._compute[index])
 
@@ -158,14 +158,14 @@ class CachedExperts:
     def __call__(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         cache, layer = self.cache, self._layer
         computation = self._make(x, ids, weights)
-        wanted = np.unique(ids.numpy()).tolist()
-        found = [(number, mlp) for number in wanted if (mlp := cache.resident(layer, number)) is not None]
-        missing = [number for number in wanted if cache.resident(layer, number) is None]
+        chosen = np.unique(ids.numpy()).tolist()
+        resident = [(number, mlp) for number in chosen if (mlp := cache.resident(layer, number)) is not None]
+        missing = [number for number in chosen if cache.resident(layer, number) is None]
         cache.look_ahead(layer + 1, x)
-        if found:
-            computation.compute(found)
-        del found  # what leaves is freed before more is loaded
-        cache.visit(layer, wanted, missing)
+        if resident:
+            computation.compute(resident)
+        del resident  # what leaves is freed before more is loaded
+        cache.visit(layer, chosen, missing)
         for number in missing:
             mlp = cache.obtain(layer, number)
             computation.compute([(number, mlp)])

@@ -28,7 +28,7 @@ _PARTS = ("gate_up", "down")
 
 
 def packed(linear: Linear) -> PackedLinear | None:
-    """The packed form of a linear layer that has one."""
+    """Return the packed form of a linear layer that has one."""
     few = linear.few if isinstance(linear, HybridLinear) else linear
     return few if isinstance(few, PackedLinear) else None
 

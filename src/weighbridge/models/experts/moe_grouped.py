@@ -23,7 +23,7 @@ _native: Any = (
 
 
 def choose(logits: torch.Tensor, top_k: int, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `top_k` largest of a softmax over `logits` float32 [tokens, experts]: int32 ids and float32 weights,
+    """Return the `top_k` largest of a softmax over `logits` float32 [tokens, experts]: int32 ids and float32 weights,
     both [tokens, top_k] by falling weight; `normalize`: the weights of a token add up to 1."""
     tokens, experts = logits.shape
     if _native is None:
@@ -40,18 +40,18 @@ def choose(logits: torch.Tensor, top_k: int, normalize: bool) -> tuple[torch.Ten
 class GroupedExperts:
     """Experts on packed weights, in one parallel region for the layer. The same numbers as one by one, to the bit.
 
-    Batches that bring an expert more than `most_tokens` on average go to `listed`, whose linear layers have a
+    Batches that bring an expert more than `max_tokens` on average go to `listed`, whose linear layers have a
     faster form for them (None: they have not).
     """
 
     def __init__(
-        self, experts: Sequence[Mlp], dtype: torch.dtype, most_tokens: int | None, listed: LayerExperts
+        self, experts: Sequence[Mlp], dtype: torch.dtype, max_tokens: int | None, listed: LayerExperts
     ) -> None:
         self._native = native_experts(experts[0], len(experts), dtype)
         for index, expert in enumerate(experts):
             self._native.set(index, packed_matrix(expert.gate_up), packed_matrix(expert.down))
         self.experts = experts  # they own the memory
-        self._most_tokens = most_tokens
+        self._max_tokens = max_tokens
         self._listed = listed
 
     @property
@@ -60,7 +60,7 @@ class GroupedExperts:
 
     def __call__(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         tokens, top_k = ids.shape
-        if self._most_tokens is not None and tokens * top_k > self._most_tokens * len(self.experts):
+        if self._max_tokens is not None and tokens * top_k > self._max_tokens * len(self.experts):
             return self._listed(x, ids, weights)
         x = x.contiguous()
         out = torch.empty_like(x)
@@ -77,7 +77,7 @@ class GroupedExperts:
 
 
 def native_experts(example: Mlp, count: int, dtype: torch.dtype) -> Any:
-    """The kernels' view of `count` experts shaped as `example`, none set yet; None where it is not packed."""
+    """Return the kernels' view of `count` experts shaped as `example`, none set yet; None where it is not packed."""
     matrices = packed_matrix(example.gate_up), packed_matrix(example.down)
     if _native is None or None in matrices:
         return None
@@ -94,7 +94,7 @@ def group(experts: Sequence[Mlp], dtype: torch.dtype, listed: LayerExperts) -> G
 
 
 def packed_matrix(linear: Linear) -> Any:
-    """The kernels' own view of the weights of `linear`, or None when it has none."""
+    """Return the kernels' own view of the weights of `linear`, or None when it has none."""
     if isinstance(linear, HybridLinear):
         return packed_matrix(linear.few)
     return linear.matrix if isinstance(linear, PackedLinear) else None

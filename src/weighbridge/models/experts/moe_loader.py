@@ -32,7 +32,7 @@ class Weights(Protocol):
     dtype: torch.dtype  # activations compute in it
 
     def norm(self, name: str) -> torch.Tensor:
-        """A tensor as float32."""
+        """Return a tensor as float32."""
         ...
 
     def linear(self, names: Sequence[str], bias: bool, bits: int) -> Linear:
@@ -89,7 +89,7 @@ def arrange(experts: Sequence[Mlp], dtype: torch.dtype) -> LayerExperts:
 def make_cache(
     weights: Weights, config: ModelConfig, kernels: Kernels, bits: int, memory: int, directory: Path
 ) -> ExpertCache | None:
-    """A cache of `memory` bytes for all experts of the model; None when all of them fit.
+    """Return a cache of `memory` bytes for all experts of the model; None when all of them fit.
 
     Packed experts are written to `directory` once and mapped; dense ones come from the checkpoint itself.
     Raises BadInput for a dense model or too little memory, WeighbridgeError when the directory cannot be written.
@@ -117,7 +117,7 @@ def make_cache(
 def expert_builder(
     weights: Weights, experts: ExpertsConfig, layer: int, kernels: Kernels, bits: int
 ) -> Callable[[int], Mlp]:
-    """A function from the number of an expert to its packed feed-forward block."""
+    """Return a function from the number of an expert to its packed feed-forward block."""
     return lambda expert: _mlp(weights, expert_matrices(experts, layer, expert), False, kernels, bits)
 
 

@@ -11,8 +11,8 @@ most: back in use, it is taken in again. So such a departure is made only
   free ones: a prompt uses nearly all experts of a layer, and so lets the LRU lose what it held.
 
 Hence hits >= those of the LRU after every visit of any load whose layers are visited in turn (the last one of an
-iteration may be left out), with at least `least` experts each. There is always a harmless expert to throw out: as
-many as the LRU holds and we lack, we hold and it lacks.
+iteration may be left out), with at least `min_per_visit` experts each. There is always a harmless expert to throw
+out: as many as the LRU holds and we lack, we hold and it lacks.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _IDLE, _WANTED, _UNWANTED = (False, False), (True, False), (False, True)
 class HeatAware:
     """What is really resident: `capacity` experts of `layers` layers, the first ones of each layer to begin with.
 
-    least: experts that a visit of a layer uses at the least; the top-k of the model.
+    min_per_visit: experts that each visit of a layer uses at least; the top-k of the model.
     """
 
-    def __init__(self, layers: int, experts: int, capacity: int, least: int = 1) -> None:
+    def __init__(self, layers: int, experts: int, capacity: int, min_per_visit: int = 1) -> None:
         rooms = [
             min(experts, capacity * (layer + 1) // layers - capacity * layer // layers)
             for layer in range(layers)
@@ -60,7 +60,7 @@ class HeatAware:
         self._apart: dict[tuple[bool, bool], OrderedDict[Expert, None]] = {
             kind: OrderedDict() for kind in (_IDLE, _WANTED, _UNWANTED)
         }
-        self._stakes = _Stakes(layers, capacity, least)
+        self._stakes = _Stakes(layers, capacity, min_per_visit)
         self.hits = 0
         self.lru_hits = 0  # of a plain LRU of the same capacity
 
@@ -171,12 +171,12 @@ class _Stakes:
     """How many hits the LRU may still have and we miss: the experts it holds and we lack.
 
     Those of a layer do not count once the LRU is sure to throw them out before the layer's next visit: what was
-    used since its last visit, and at least `least` experts of each layer in between, leave no room for them. Layers
-    become hopeless in the order in which they will be visited.
+    used since its last visit, and at least `min_per_visit` experts of each layer in between, leave no room for them.
+    Layers become hopeless in the order in which they will be visited.
     """
 
-    def __init__(self, layers: int, capacity: int, least: int) -> None:
-        self._layers, self._capacity, self._least = layers, capacity, least
+    def __init__(self, layers: int, capacity: int, min_per_visit: int) -> None:
+        self._layers, self._capacity, self._min_per_visit = layers, capacity, min_per_visit
         self._lacking = [0] * layers  # held by the LRU, not resident
         self._uses, self._uses_at = 0, [0] * layers  # in all, and at the end of each layer's last visit
         self._last = layers - 1
@@ -215,7 +215,7 @@ class _Stakes:
     def _room_is_gone(self) -> bool:
         between = max(self._hopeless - 1, 0)  # the last layer of an iteration may be left out
         used = self._uses - self._uses_at[self._next_layer()]
-        return used + self._least * between >= self._capacity
+        return used + self._min_per_visit * between >= self._capacity
 
     def _is_hopeless(self, layer: int) -> bool:
         return (layer - self._last - 1) % self._layers < self._hopeless

@@ -53,9 +53,9 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (DEFAULT,)
 
 
 def find(name: str) -> CatalogueEntry | None:
-    """The entry called `name`, by its name or an alias, in any case."""
-    wanted = name.casefold()
+    """Return the entry called `name`, by its name or an alias, in any case."""
+    folded = name.casefold()
     for entry in CATALOGUE:
-        if wanted in {one.casefold() for one in (entry.name, *entry.aliases)}:
+        if folded in {alias.casefold() for alias in (entry.name, *entry.aliases)}:
             return entry
     return None

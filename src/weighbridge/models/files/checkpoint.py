@@ -40,14 +40,14 @@ class Checkpoint(Protocol):
         ...
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor in its stored float type (GGUF: float32).
+        """Return a tensor in its stored float type (GGUF: float32).
 
         Raises BadInput when it is not there, UnsupportedModel for a type that is not a plain float.
         """
         ...
 
     def quantized(self, name: str) -> GroupQuantized | None:
-        """The file's own 4- or 8-bit codes of a matrix, or None when it has none."""
+        """Return the file's own 4- or 8-bit codes of a matrix, or None when it has none."""
         ...
 
     def fingerprint(self) -> str:
@@ -101,7 +101,7 @@ class SafetensorsCheckpoint:
         return cache.fingerprint(sorted({self.path / "config.json", *self._file_of.values()}))
 
     def _read(self, file: Path, part: _Part) -> torch.Tensor:
-        """A whole tensor, or what one expert has of it: nothing else is read."""
+        """Return a whole tensor, or what one expert has of it: nothing else is read."""
         tensor: torch.Tensor
         if part.expert is None:
             tensor = self._opened(file).get_tensor(part.name)
@@ -115,7 +115,7 @@ class SafetensorsCheckpoint:
         return tensor
 
     def _opened(self, file: Path) -> Any:
-        """The mapped file. Raises BadInput when it is not safetensors, or is cut short."""
+        """Return the mapped file. Raises BadInput when it is not safetensors, or is cut short."""
         if file not in self._open:
             try:
                 self._open[file] = safe_open(file, framework="pt")
@@ -164,7 +164,7 @@ class _Part:
 
 
 def _locate(name: str, stored: Collection[str]) -> _Part | None:
-    """The place of what a checkpoint does not have under its usual `name`; None: it has it nowhere."""
+    """Return the place of what a checkpoint does not have under its usual `name`; None: it has it nowhere."""
     router = _ROUTER.fullmatch(name)
     if router is not None:
         return _if_stored(_Part(f"{router[1]}.mlp.gate.weight"), stored)

@@ -33,10 +33,10 @@ class GgufFile(GgufMetadata):
         super().__init__(path)
         for entry in self._contents.tensors.values():
             if entry.kind not in _SUPPORTED:
-                known = ", ".join(kind.name for kind in _SUPPORTED)
+                supported = ", ".join(kind.name for kind in _SUPPORTED)
                 raise UnsupportedModel(
                     f"tensor {entry.name!r} of {path.name} has type {entry.kind.name}, which is not "
-                    f"supported ({known} are)"
+                    f"supported ({supported} are)"
                 )
 
     def __contains__(self, name: str) -> bool:
@@ -44,17 +44,17 @@ class GgufFile(GgufMetadata):
 
     def names(self) -> list[str]:
         """Names of all tensors, as Hugging Face calls them."""
-        found: list[str] = []
+        names: list[str] = []
         for name, entry in self._contents.tensors.items():
-            found += gguf_names.expert_names(entry) or [gguf_names.hf_name(name)]
-        return found
+            names += gguf_names.expert_names(entry) or [gguf_names.hf_name(name)]
+        return names
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor by its Hugging Face name, rows first."""
         return self._find(name).shape
 
     def tensor(self, name: str, config: ModelConfig | None = None) -> torch.Tensor:
-        """A tensor by its Hugging Face name, float32; with `config`, rows in Hugging Face's order."""
+        """Return a tensor by its Hugging Face name, float32; with `config`, rows in Hugging Face's order."""
         entry = self._find(name)
         coded = self._codes(entry)
         values = self._floats(entry) if coded is None else coded.dequantized()
@@ -62,7 +62,7 @@ class GgufFile(GgufMetadata):
         return torch.from_numpy(values if order is None else values[order])
 
     def quantized(self, name: str, config: ModelConfig) -> GroupQuantized | None:
-        """The codes of a Q4_0, Q4_1 or Q8_0 matrix; None for every other type."""
+        """Return the codes of a Q4_0, Q4_1 or Q8_0 matrix; None for every other type."""
         coded = self._codes(self._find(name))
         order = self._row_order(name, config)
         if coded is None or order is None:
@@ -73,8 +73,8 @@ class GgufFile(GgufMetadata):
     def _find(self, name: str) -> TensorEntry:
         entry = self._entry(name)
         if entry is None:
-            wanted = gguf_names.fused_name(name) or gguf_names.gguf_name(name)
-            raise BadInput(f"{self.path.name} has no tensor {wanted!r}: the file is incomplete")
+            their_name = gguf_names.fused_name(name) or gguf_names.gguf_name(name)
+            raise BadInput(f"{self.path.name} has no tensor {their_name!r}: the file is incomplete")
         return entry
 
     def _entry(self, name: str) -> TensorEntry | None:
@@ -125,6 +125,6 @@ def rotate_half_order(heads: int, head_dim: int) -> npt.NDArray[np.int64]:
 
 
 def _half(blocks: npt.NDArray[np.uint8], offset: int) -> npt.NDArray[np.float32]:
-    """The float16 at `offset` of each block, as float32 [rows, blocks]."""
+    """Return the float16 at `offset` of each block, as float32 [rows, blocks]."""
     halves = np.ascontiguousarray(blocks[:, :, offset : offset + 2]).view("<f2")
     return halves[:, :, 0].astype(np.float32)

@@ -24,11 +24,11 @@ MIXTURES = {
 
 
 def read_config(file: GgufFile) -> ModelConfig:
-    """The shape of the model in `file`. Raises UnsupportedModel naming what cannot be run."""
+    """Return the shape of the model in `file`. Raises UnsupportedModel naming what cannot be run."""
     architecture = file.architecture
     if architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise UnsupportedModel(f"GGUF architecture {architecture!r} is not supported ({known} are)")
+        supported = ", ".join(ARCHITECTURES)
+        raise UnsupportedModel(f"GGUF architecture {architecture!r} is not supported ({supported} are)")
     heads, hidden, layers = (
         _whole(file, key) for key in ("attention.head_count", "embedding_length", "block_count")
     )
@@ -91,7 +91,7 @@ def _experts(file: GgufFile, layers: int, count: int, top_k: int) -> ExpertsConf
 
 
 def _whole(file: GgufFile, key: str, default: int | None = None) -> int:
-    """A count; some files give it for each layer, which is fine when all layers agree."""
+    """Return a count; some files give it for each layer, which is fine when all layers agree."""
     value: Any = file.value(f"{file.architecture}.{key}")
     if value is None:
         value = default
@@ -106,7 +106,7 @@ def _whole(file: GgufFile, key: str, default: int | None = None) -> int:
 
 
 def _number(file: GgufFile, key: str, default: float | None = None) -> float:
-    """A number under the architecture's own prefix. Raises BadInput when it is neither there nor optional."""
+    """Return a number under the architecture's own prefix. Raises BadInput when it is neither there nor optional."""
     name = f"{file.architecture}.{key}"
     if default is None and file.value(name) is None:
         raise BadInput(f"{file.path.name} lacks the metadata key {name}")

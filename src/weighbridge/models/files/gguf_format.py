@@ -53,7 +53,7 @@ class Contents:
     mapped: npt.NDArray[np.uint8]
 
     def blocks(self, entry: TensorEntry) -> npt.NDArray[np.uint8]:
-        """The stored bytes of a tensor: uint8 [rows, bytes of a row], rows over all leading dimensions."""
+        """Return the stored bytes of a tensor: uint8 [rows, bytes of a row], rows over all leading dimensions."""
         stored = self.mapped[entry.start : entry.start + entry.nbytes]
         return stored.reshape(-1, entry.row_bytes)
 
@@ -89,20 +89,20 @@ class _Cursor:
     def strings(self, count: int) -> list[str]:
         # The slowest part of opening a file, hence without the helpers above.
         data, position, limit = self.data, self.position, len(self.data)
-        lengths, found = struct.Struct("<Q"), []
+        lengths, strings = struct.Struct("<Q"), []
         try:
             for _ in range(count):
                 start = position + 8
                 position = start + lengths.unpack_from(data, position)[0]
                 if position > limit:
                     break
-                found.append(str(data[start:position], "utf-8", "replace"))
+                strings.append(str(data[start:position], "utf-8", "replace"))
         except struct.error:
             position = limit + 1
         if position > limit:
             raise _Damaged(f"it ends at byte {limit}, in the middle of a list of {count} strings")
         self.position = position
-        return found
+        return strings
 
     def value(self, kind: int) -> Any:
         if kind == _STRING:
@@ -208,11 +208,11 @@ class GgufMetadata:
             )
 
     def value(self, key: str) -> Any:
-        """A metadata value as Python types (lists for arrays), or None; it may be of any type."""
+        """Return a metadata value as Python types (lists for arrays), or None; it may be of any type."""
         return self._contents.metadata.get(key)
 
     def text(self, key: str, default: str = "") -> str:
-        """A string. Like the other typed readers, raises BadInput for a value of another type."""
+        """Return a string. Like the other typed readers, raises BadInput for a value of another type."""
         return self._typed(key, str, default)
 
     def number(self, key: str, default: float) -> float:
@@ -223,7 +223,7 @@ class GgufMetadata:
         return self._typed(key, bool, default)
 
     def index(self, key: str) -> int | None:
-        """A number that may be missing, such as the id of a token."""
+        """Return a number that may be missing, such as the id of a token."""
         return None if self.value(key) is None else self._typed(key, int, 0)
 
     def strings(self, key: str) -> list[str]:

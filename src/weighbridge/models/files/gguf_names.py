@@ -52,7 +52,7 @@ def gguf_name(name: str) -> str:
 
 
 def hf_name(name: str) -> str:
-    """The inverse of `gguf_name`."""
+    """Return the inverse of `gguf_name`."""
     stem, _, kind = name.rpartition(".")
     if stem.startswith("blk."):
         _, index, rest = stem.split(".", 2)
@@ -61,13 +61,13 @@ def hf_name(name: str) -> str:
 
 
 def fused_name(name: str) -> str | None:
-    """The tensor that holds an expert's matrix of this Hugging Face name; None for what is no expert's."""
+    """Return the tensor that holds an expert's matrix of this Hugging Face name; None where it is no expert's."""
     match = _EXPERT.fullmatch(name)
     return None if match is None else f"blk.{match[1]}.ffn_{match[3]}_exps.weight"
 
 
 def find_expert(name: str, tensors: dict[str, TensorEntry]) -> TensorEntry | None:
-    """The matrix of one expert by its Hugging Face name; None where the file has no such expert."""
+    """Return the matrix of one expert by its Hugging Face name; None where the file has no such expert."""
     match = _EXPERT.fullmatch(name)
     if match is None:
         return None

@@ -62,7 +62,7 @@ _EXPERT_DEFAULTS: dict[str, Json] = {
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """The shape of the model in `directory`. Raises BadInput or UnsupportedModel naming the field."""
+    """Return the shape of the model in `directory`. Raises BadInput or UnsupportedModel naming the field."""
     fields = _supported(read_json(directory / "config.json"))
     family = fields["model_type"]
     heads, layers = _whole(fields, "num_attention_heads"), _whole(fields, "num_hidden_layers")
@@ -139,7 +139,7 @@ def _whole(fields: Json, *names: str, default: int | None = None) -> int:
 
 
 def _experts(fields: Json, layers: int) -> ExpertsConfig | None:
-    """The experts of a supported family, or None for a dense one. Raises BadInput naming the field."""
+    """Return the experts of a supported family, or None for a dense one. Raises BadInput naming the field."""
     family = fields["model_type"]
     if family not in _EXPERT_DEFAULTS:
         return None
@@ -248,7 +248,7 @@ def end_token_ids(directory: Path) -> tuple[int, ...]:
     ends: dict[int, None] = {}
     for name in ("generation_config.json", "config.json"):
         value = read_json(directory / name).get("eos_token_id") if (directory / name).exists() else None
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, int):
-                ends[one] = None
+        for token_id in value if isinstance(value, list) else [value]:
+            if isinstance(token_id, int):
+                ends[token_id] = None
     return tuple(ends)

@@ -97,10 +97,10 @@ def fetch_with_pip(source: WheelSource, directory: Path, progress: DownloadProgr
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    found = sorted(wheels.glob("*.whl")) if process.returncode == 0 else []
-    if len(found) != 1:
+    downloads = sorted(wheels.glob("*.whl")) if process.returncode == 0 else []
+    if len(downloads) != 1:
         raise WeighbridgeError(_advice(source, _reason(log, timed_out)))
-    return found[0]
+    return downloads[0]
 
 
 def _watch(process: subprocess.Popen[bytes], directory: Path, size: int, progress: DownloadProgress) -> bool:

@@ -61,7 +61,7 @@ def quantize(weight: torch.Tensor, bits: int) -> GroupQuantized:
 
 
 def stack(parts: Sequence[GroupQuantized]) -> GroupQuantized:
-    """The rows of several matrices with the same columns and bits as one matrix."""
+    """Return the rows of several matrices with the same columns and bits as one matrix."""
     if len(parts) == 1:
         return parts[0]
     minimums = [part.minimums for part in parts if part.minimums is not None]
@@ -119,7 +119,7 @@ def _affine_codes(groups: torch.Tensor, scale: torch.Tensor, minimum: torch.Tens
 def _least_squares(
     groups: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, minimum: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The straight line through (code, weight) of each group; the old one where all codes are the same."""
+    """Return the straight line through (code, weight) of each group; the old one where all codes are the same."""
     code_mean, value_mean = codes.mean(dim=2), groups.mean(dim=2)
     centred = codes - code_mean[:, :, None]
     variance = centred.square().sum(dim=2)

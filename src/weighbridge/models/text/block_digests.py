@@ -19,7 +19,7 @@ ROOT = blake2b(digest_size=DIGEST_BYTES).digest()
 
 
 def block_digests(parent: bytes, tokens: list[int], start: int, end: int, block_size: int) -> list[bytes]:
-    """The digests of the full blocks of `tokens[start:end]`, each of the one before it and its tokens as int64.
+    """Return the digests of the full blocks of `tokens[start:end]`, each of the one before it and its tokens as int64.
 
     `parent` stands before the first. 0.5 us for 16 tokens by the compiled module, 1.1 us without.
     """

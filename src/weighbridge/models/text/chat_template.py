@@ -119,7 +119,7 @@ def _listed(messages: object) -> Sequence[object]:
 
 
 def _plain_message(message: object, index: int) -> dict[str, Any]:
-    """A copy with its content as one string and the arguments of tool calls as objects."""
+    """Return a copy with its content as one string and the arguments of tool calls as objects."""
     where = f"messages[{index}]"
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise BadInput(f"{where} must be an object with a role", param=where)

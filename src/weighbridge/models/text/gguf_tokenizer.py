@@ -60,7 +60,7 @@ _ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_t
 
 
 def read_gguf_tokenizer(path: Path) -> TokenizerParts:
-    """The tokenizer and chat template of a GGUF file. Raises UnsupportedModel naming what is unknown."""
+    """Return the tokenizer and chat template of a GGUF file. Raises UnsupportedModel naming what is unknown."""
     file = GgufMetadata(path)
     backend = convert(file)
     names = {role: name for role, key in _ROLES.items() if (name := _token(file, key)) is not None}
@@ -70,7 +70,7 @@ def read_gguf_tokenizer(path: Path) -> TokenizerParts:
 
 
 def convert(file: GgufMetadata) -> tokenizers.Tokenizer:
-    """A `tokenizers.Tokenizer` that splits and merges as the file says."""
+    """Return a `tokenizers.Tokenizer` that splits and merges as the file says."""
     kind = file.text("tokenizer.ggml.model")
     tokens = file.strings("tokenizer.ggml.tokens")
     if not tokens:
@@ -98,8 +98,8 @@ def convert(file: GgufMetadata) -> tokenizers.Tokenizer:
     return backend
 
 
-def _of_type(tokens: list[str], types: list[int], wanted: int) -> Iterator[str]:
-    return (token for token, kind in zip(tokens, types, strict=False) if kind == wanted)
+def _of_type(tokens: list[str], types: list[int], token_type: int) -> Iterator[str]:
+    return (token for token, kind in zip(tokens, types, strict=False) if kind == token_type)
 
 
 def _token(file: GgufMetadata, key: str) -> str | None:
@@ -118,8 +118,8 @@ def _byte_level(file: GgufMetadata, tokens: list[str]) -> tuple[tokenizers.Token
     """Byte-level BPE, and whether its texts start with BOS when the file does not say."""
     rule = file.text("tokenizer.ggml.pre", "none")
     if rule not in _SPLITS:
-        known = ", ".join(sorted(_SPLITS))
-        raise UnsupportedModel(f"GGUF pre-tokenizer {rule!r} is not supported ({known} are)")
+        names_of_splits = ", ".join(sorted(_SPLITS))
+        raise UnsupportedModel(f"GGUF pre-tokenizer {rule!r} is not supported ({names_of_splits} are)")
     merges = [_pair(merge) for merge in file.strings("tokenizer.ggml.merges")]
     try:
         model = models.BPE(_ids(tokens), merges, ignore_merges=rule in _WHOLE_WORDS)
@@ -179,5 +179,5 @@ def _template(file: GgufMetadata, names: dict[str, str]) -> ChatTemplate | None:
     """Templates by name; the default one is stored without a name."""
     key = "tokenizer.chat_template"
     sources = {"default": file.text(key), "tool_use": file.text(f"{key}.tool_use")}
-    given = {name: source for name, source in sources.items() if source}
-    return ChatTemplate(given, names) if "default" in given else None
+    templates = {name: source for name, source in sources.items() if source}
+    return ChatTemplate(templates, names) if "default" in templates else None

@@ -32,7 +32,7 @@ def read_directory(directory: Path) -> TokenizerParts:
 
 
 def _special_names(fields: Fields) -> dict[str, str]:
-    """The special tokens of a configuration by role; each is written as a string or as an object."""
+    """Return the special tokens of a configuration by role; each is written as a string or as an object."""
     names = {}
     for role in _SPECIAL:
         value = fields.get(role)
@@ -80,7 +80,7 @@ def _template_sources(directory: Path, settings: Fields) -> dict[str, str]:
     if isinstance(stored, str):
         sources["default"] = stored
     elif isinstance(stored, list):
-        sources.update({one["name"]: one["template"] for one in stored})
+        sources.update({entry["name"]: entry["template"] for entry in stored})
     if (directory / "chat_template.jinja").exists():
         sources["default"] = (directory / "chat_template.jinja").read_text(encoding="utf-8")
     for file in sorted((directory / "additional_chat_templates").glob("*.jinja")):

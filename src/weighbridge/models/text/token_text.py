@@ -17,14 +17,14 @@ _SPACE_PIECE = "▁"
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The printable character that byte-level BPE (Radford et al. 2019) writes for each byte.
+    """Return the printable character that byte-level BPE (Radford et al. 2019) writes for each byte.
 
     Printable Latin-1 stands for itself; the other 68 bytes take the characters from U+0100 on, in order.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
+    unprintable = [byte for byte in range(256) if byte not in printable]
     alphabet = {chr(byte): byte for byte in sorted(printable)}
-    alphabet.update({chr(0x100 + index): byte for index, byte in enumerate(others)})
+    alphabet.update({chr(0x100 + index): byte for index, byte in enumerate(unprintable)})
     return alphabet
 
 
@@ -44,7 +44,7 @@ class TokenBytes:
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         """Raises UnsupportedModel for a tokenizer whose decoder is neither."""
         self._backend = backend
-        self._known: dict[int, bytes] = {}
+        self._looked_up: dict[int, bytes] = {}
         steps = list(_decoder_steps(json.loads(_decoder_json(backend))))
         kinds = {step["type"] for step in steps}
         self._alphabet = byte_alphabet() if "ByteLevel" in kinds else None
@@ -58,9 +58,9 @@ class TokenBytes:
 
     def __getitem__(self, token_id: int) -> bytes:
         """Empty for ids that no token has: models pad their vocabulary to round sizes."""
-        found = self._known.get(token_id)
+        found = self._looked_up.get(token_id)
         if found is None:
-            found = self._known[token_id] = self._look_up(token_id)
+            found = self._looked_up[token_id] = self._look_up(token_id)
         return found
 
     def _look_up(self, token_id: int) -> bytes:
@@ -102,7 +102,7 @@ class Detokenizer:
         self._strip = token_bytes.strips_space and not continuing
 
     def push(self, token_id: int) -> str:
-        """The text that became certain with this token; often empty inside a character of many bytes."""
+        """Return the text that became certain with this token; often empty inside a character of many bytes."""
         if token_id in self._skipped:
             return ""
         data = self._bytes[token_id]
@@ -117,5 +117,5 @@ class Detokenizer:
 
 
 def decode(token_ids: Iterable[int], stream: Detokenizer) -> str:
-    """The whole text of `token_ids` through a fresh `stream`."""
+    """Return the whole text of `token_ids` through a fresh `stream`."""
     return "".join([stream.push(token_id) for token_id in token_ids]) + stream.flush()

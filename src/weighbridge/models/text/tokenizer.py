@@ -101,11 +101,11 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, ids of no token nothing."""
+        """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD, ids of no token nothing."""
         return decode(ids, Detokenizer(self._bytes, self._special if skip_special_tokens else frozenset()))
 
     def stream(self, *, continuing: bool = False) -> Detokenizer:
-        """A decoder to push one token after the other into; special tokens give no text.
+        """Return a decoder to push one token after the other into; special tokens give no text.
 
         SentencePiece puts a space before each text, which decoding takes away again; `continuing` keeps it,
         for tokens that go on behind a prompt.
@@ -113,7 +113,7 @@ class Tokenizer:
         return Detokenizer(self._bytes, self._special, continuing)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token; not always whole characters, empty for ids of no token."""
+        """Return the bytes of one token; not always whole characters, empty for ids of no token."""
         return self._bytes[token_id]
 
     def token_text(self, token_id: int) -> str:
@@ -140,7 +140,7 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
-        """The conversation as the model was trained to read it; `variables` are the template's own.
+        """Return the conversation as the model was trained to read it; `variables` are the template's own.
 
         Raises BadInput when there is no template, or for messages that the template refuses.
         """
@@ -161,7 +161,7 @@ class Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a model directory or GGUF file. Raises BadInput when there is none."""
+    """Return the tokenizer of a model directory or GGUF file. Raises BadInput when there is none."""
     return Tokenizer(
         hf_tokenizer.read_directory(path) if path.is_dir() else gguf_tokenizer.read_gguf_tokenizer(path)
     )

@@ -198,7 +198,7 @@ class _Parser:
             raise self._unsupported()
 
     def _set(self, folded: bool) -> int:
-        """The bit of the class, escape or character that begins here."""
+        """Return the bit of the class, escape or character that begins here."""
         for form in (_CLASS, _ESCAPE):
             found = form.match(self._source, self._at)
             if found is not None:

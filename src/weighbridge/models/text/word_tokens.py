@@ -107,7 +107,7 @@ class WordTokens:
         self._check(backend)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int] | None:
-        """The ids of `text`, or None when only the library can tell. Raises UnicodeError for half a pair."""
+        """Return the ids of `text`, or None when only the library can tell. Raises UnicodeError for half a pair."""
         ids: list[int] | None = self._answer(self._encoder.encode, text, add_special_tokens)
         return ids
 
@@ -122,10 +122,10 @@ class WordTokens:
     def _answer(self, ask: Callable[..., Any], text: str, *options: Any) -> Any:
         if self._composed and not text.isascii() and not unicodedata.is_normalized("NFC", text):
             return None
-        found = ask(text, *options)
-        if type(found) is not str:
-            return found
-        self._learn(found)
+        answer = ask(text, *options)
+        if type(answer) is not str:
+            return answer
+        self._learn(answer)
         return ask(text, *options)
 
     def _learn(self, characters: str) -> None:
@@ -140,8 +140,8 @@ class WordTokens:
     def _check(self, backend: tokenizers.Tokenizer) -> None:
         for text in _CHECKS:
             for special in (True, False):
-                found = self.encode(text, special)
-                if found is not None and found != backend.encode(text, add_special_tokens=special).ids:
+                ids = self.encode(text, special)
+                if ids is not None and ids != backend.encode(text, add_special_tokens=special).ids:
                     raise UnsupportedModel(f"the tokenizer encodes {text!r} in a way of its own")
 
 
@@ -153,18 +153,18 @@ def _programs(step: dict[str, Any] | None, sets: Sets) -> Iterator[Program]:
     steps = list(_flat(step))
     if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1]["add_prefix_space"]:
         raise UnsupportedModel("the tokenizer's words do not end up as bytes")
-    for one in steps[:-1]:
+    for item in steps[:-1]:
         if (
-            one["type"] == "Split"
-            and one["behavior"] == "Isolated"
-            and not one["invert"]
-            and "Regex" in one["pattern"]
+            item["type"] == "Split"
+            and item["behavior"] == "Isolated"
+            and not item["invert"]
+            and "Regex" in item["pattern"]
         ):
-            yield compile_pattern(one["pattern"]["Regex"], sets)
-        elif one["type"] == "Digits":
-            yield runs_of(_NUMERIC, sets, 1 if one["individual_digits"] else -1)
+            yield compile_pattern(item["pattern"]["Regex"], sets)
+        elif item["type"] == "Digits":
+            yield runs_of(_NUMERIC, sets, 1 if item["individual_digits"] else -1)
         else:
-            raise UnsupportedModel(f"the tokenizer splits with {one['type']}")
+            raise UnsupportedModel(f"the tokenizer splits with {item['type']}")
     if steps[-1]["use_regex"]:
         yield compile_pattern(_GPT2, sets)
 
@@ -173,8 +173,8 @@ def _flat(step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
     if step is None:
         return
     if step["type"] == "Sequence":
-        for one in step["pretokenizers"]:
-            yield from _flat(one)
+        for item in step["pretokenizers"]:
+            yield from _flat(item)
     else:
         yield step
 
@@ -184,13 +184,13 @@ def _composes(normalizer: dict[str, Any] | None) -> bool:
     if normalizer is None:
         return False
     inner = normalizer.get("normalizers", [normalizer])
-    if any(one["type"] != "NFC" for one in inner):
+    if any(item["type"] != "NFC" for item in inner):
         raise UnsupportedModel("the tokenizer normalises texts")
     return bool(inner)
 
 
 def _merging(model: _Model) -> tuple[list[int], bytes, list[tuple[bytes, int]]]:
-    """The token of each byte (-1: none), the merges as triples of tokens, the words that are never merged."""
+    """Return the token of each byte (-1: none), the merges as triples of tokens, the words that are never merged."""
     alphabet = byte_alphabet()
     byte_tokens = [-1] * 256
     for character, byte in alphabet.items():
@@ -222,13 +222,13 @@ def _named(tokens: list[_AddedToken]) -> list[list[tuple[str, int]]]:
     if any(token.normalized and not unicodedata.is_normalized("NFC", token.content) for token in tokens):
         raise UnsupportedModel("a named token of the tokenizer is not in composed form")
     passes = (
-        [(one.content, one.id) for one in tokens if one.normalized is normal] for normal in (False, True)
+        [(item.content, item.id) for item in tokens if item.normalized is normal] for normal in (False, True)
     )
     return [names for names in passes if names]
 
 
 def _around(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that `backend` puts before and behind each text."""
+    """Return the ids that `backend` puts before and behind each text."""
     for text in "abcdefgh":
         alone = backend.encode(text, add_special_tokens=False).ids
         ids = backend.encode(text, add_special_tokens=True).ids
@@ -249,15 +249,15 @@ def _class(source: str) -> _Class:
     def ask(characters: str) -> list[bool]:
         marked: str = replaced.normalize_str(characters)
         if len(marked) != len(characters):  # two characters together were taken for one
-            return [_MARK in replaced.normalize_str(one) for one in characters]
-        return [one == _MARK for one in marked]
+            return [_MARK in replaced.normalize_str(item) for item in characters]
+        return [item == _MARK for item in marked]
 
     return ask
 
 
 def _are_numeric(characters: str) -> list[bool]:
     cut: Iterable[tuple[str, Any]] = pre_tokenizers.Digits(individual_digits=True).pre_tokenize_str(
-        "".join(f"a{one}" for one in characters)
+        "".join(f"a{item}" for item in characters)
     )
     numeric = {piece for piece, _ in cut if len(piece) == 1 and piece != "a"}
-    return [one in numeric for one in characters]
+    return [item in numeric for item in characters]

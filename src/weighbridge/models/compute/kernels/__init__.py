@@ -17,20 +17,20 @@ logger = logging.getLogger(__name__)
 
 
 def load_kernels() -> Kernels:
-    """The fastest kernels that run here, or the ones named by the environment variable WEIGHBRIDGE_KERNELS.
+    """Return the fastest kernels that run here, or the ones named by the environment variable WEIGHBRIDGE_KERNELS.
 
     Its values: portable, avx2, avx512, avx512_bf16, neon, reference. Read once per process.
     Raises BadInput when the variable names kernels that this machine or this installation does not have.
     """
-    wanted = os.environ.get("WEIGHBRIDGE_KERNELS", "")
-    if wanted == "reference":
+    name = os.environ.get("WEIGHBRIDGE_KERNELS", "")
+    if name == "reference":
         return ReferenceKernels()
     problem = native_import_error()
     if problem is None:
         return NativeKernels()
-    if wanted:
+    if name:
         raise BadInput(
-            f"WEIGHBRIDGE_KERNELS={wanted} needs the compiled kernels, which cannot be imported ({problem}). "
+            f"WEIGHBRIDGE_KERNELS={name} needs the compiled kernels, which cannot be imported ({problem}). "
             "Install a C++ compiler and reinstall weighbridge, or leave the variable out.",
             param="WEIGHBRIDGE_KERNELS",
         )

@@ -269,8 +269,8 @@ def _check(kernel: str, matches: bool, *tensors: torch.Tensor) -> None:
                 break
         else:
             return
-    found = ", ".join(f"{str(t.dtype)[6:]}{list(t.shape)} strides {list(t.stride())}" for t in tensors)
-    raise ValueError(f"{kernel}: these tensors do not fit together, or one is not contiguous: {found}")
+    actual = ", ".join(f"{str(t.dtype)[6:]}{list(t.shape)} strides {list(t.stride())}" for t in tensors)
+    raise ValueError(f"{kernel}: these tensors do not fit together, or one is not contiguous: {actual}")
 
 
 def _dtype(tensor: torch.Tensor) -> int:
