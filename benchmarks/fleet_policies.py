@@ -28,7 +28,7 @@ from fleet_finish import FINISHES
 from fleet_rivals import RIVALS
 from weighbridge.cost import StepCost
 from weighbridge.fleet.policies import DEFAULT_POLICY, POLICIES
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, SimulatedEngine, Simulation
+from weighbridge.simulator.fleet import SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec, Simulation
 from weighbridge.simulator.report import over_seeds, summary
 from weighbridge.workload.requests import SimulatedRequest
 from weighbridge.workload.slo import Slo
@@ -50,11 +50,11 @@ MIXES = {
 }
 
 
-def fleet(policy: str, mix: str) -> FleetSpec:
+def fleet(policy: str, mix: str) -> SimulatedFleet:
     shares = mix in ("shared_prefix", "sessions")  # elsewhere a cache would find nothing: save the time
     settings = SimulatedEngine(kv_tokens=200_000, max_sequences=96, enable_prefix_cache=shares).settings()
-    fast = ReplicaSpec(cost=COST, settings=settings)
-    return FleetSpec(replicas=(fast,) * 6 + (fast.slowed(2.0),) * 2, policy=policy, prefix_index=shares)
+    fast = SimulatedReplicaSpec(cost=COST, settings=settings)
+    return SimulatedFleet(replicas=(fast,) * 6 + (fast.slowed(2.0),) * 2, policy=policy, prefix_index=shares)
 
 
 def azure_trace() -> Path | None:

@@ -30,7 +30,7 @@ import numpy as np
 from hybrid_signals import served
 from weighbridge.fleet.api import Call
 from weighbridge.fleet.replicas.dialects import dialect
-from weighbridge.fleet.replicas.http import Endpoint, HttpReplica
+from weighbridge.fleet.replicas.http import HttpEndpoint, HttpReplica
 from weighbridge.routes.difficulty.edge_state import EdgeServer, EdgeState
 from weighbridge.routes.difficulty.evaluate import evaluate, scores
 from weighbridge.routes.difficulty.labels import Label, read_labels
@@ -219,7 +219,7 @@ async def latencies(url: str, prompts: Sequence[str]) -> dict[str, list[float]]:
     """Of each prompt: its first token alone, and after its state was asked for. Neither was seen before."""
     server = edge_server(url)
     state = EdgeState(server, PATIENCE)
-    replica = HttpReplica("edge", Endpoint(url.removesuffix("/v1"), dialect("weighbridge")))
+    replica = HttpReplica("edge", HttpEndpoint(url.removesuffix("/v1"), dialect("weighbridge")))
     took: dict[str, list[float]] = {
         "first token": [], "state": [], "first token after it": [], "state and first token": []
     }  # fmt: skip

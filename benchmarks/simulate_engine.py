@@ -34,7 +34,7 @@ from typing import Any
 
 from weighbridge.bench import serve
 from weighbridge.cost import Sample, StepClock, StepCost, fit
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, SimulatedEngine, Simulation
+from weighbridge.simulator.fleet import SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec, Simulation
 from weighbridge.simulator.stepping import Stepping, SteppingScheduler
 from weighbridge.workload.arrivals import poisson
 from weighbridge.workload.quantiles import quantiles
@@ -224,7 +224,7 @@ def _sample(iteration: Sequence[float], seconds: float) -> Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LearningReplica(ReplicaSpec):
+class LearningReplica(SimulatedReplicaSpec):
     """Its scheduler reads a clock that learns, as the live engine's does."""
 
     clock: StepClock
@@ -301,7 +301,7 @@ def _simulation(
     clock = StepClock(calibration.cost)
     settings = SimulatedEngine(kv_tokens=KV_TOKENS, max_model_len=8192, enable_prefix_cache=False).settings()
     replica = LearningReplica(cost=calibration.cost, settings=settings, clock=clock)
-    fleet = FleetSpec(replicas=(replica,), policy="round_robin", prefix_index=False, stride=1)
+    fleet = SimulatedFleet(replicas=(replica,), policy="round_robin", prefix_index=False, stride=1)
     simulation = Simulation(fleet, requests, clients=load.clients, pause=pause)
     if not exact:
         rng = random.Random(f"noise {seed}")

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from weighbridge.cost import StepCost
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, SimulatedEngine, Simulation
+from weighbridge.simulator.fleet import Run, SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec, Simulation
 from weighbridge.workload.quantiles import quantiles
 from weighbridge.workload.requests import SimulatedRequest
 from weighbridge.workload.synthetic import Synthetic, from_rows
@@ -26,13 +26,13 @@ from weighbridge.workload.traces import read_rows
 COST = StepCost(overhead=0.004, memory=0.012, per_token=6e-5, per_context_token=2e-8, per_sequence=5e-5)
 
 
-def fleet(replicas: int, policy: str, sample: int | None = None) -> FleetSpec:
+def fleet(replicas: int, policy: str, sample: int | None = None) -> SimulatedFleet:
     settings = SimulatedEngine(enable_prefix_cache=False).settings()
-    one = ReplicaSpec(cost=COST, settings=settings)
-    return FleetSpec(replicas=(one,) * replicas, policy=policy, prefix_index=False, sample=sample)
+    one = SimulatedReplicaSpec(cost=COST, settings=settings)
+    return SimulatedFleet(replicas=(one,) * replicas, policy=policy, prefix_index=False, sample=sample)
 
 
-def timed(name: str, spec: FleetSpec, requests: Iterable[SimulatedRequest]) -> Run:
+def timed(name: str, spec: SimulatedFleet, requests: Iterable[SimulatedRequest]) -> Run:
     began, cpu = time.perf_counter(), time.process_time()
     run = Simulation(spec, requests).run()
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from evidence.tune import disagreement, tune
 from weighbridge.cost import StepCost
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, SimulatedEngine, Simulation
-from weighbridge.simulator.tune import disagreement, tune
+from weighbridge.simulator.fleet import SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec, Simulation
 from weighbridge.workload.outcomes import Outcome
 from weighbridge.workload.requests import SimulatedRequest, Span
 
@@ -65,14 +65,14 @@ def predicted(cost: StepCost, requests: list[SimulatedRequest], limits: dict[str
     settings = SimulatedEngine(
         profile="vllm", max_model_len=32_768, enable_prefix_cache=False, **limits
     ).settings()
-    replica = ReplicaSpec(cost=cost, settings=settings, concurrency=1 << 30)
+    replica = SimulatedReplicaSpec(cost=cost, settings=settings, concurrency=1 << 30)
     found: dict[str, tuple[float, float, float]] = {}
 
     def ended(request: SimulatedRequest, outcome: Outcome, now: float) -> None:
         first, last = outcome.first - outcome.arrived, outcome.finished - outcome.arrived
         found[request.id] = (first, (last - first) / max(outcome.output_tokens - 1, 1), last)
 
-    fleet = FleetSpec(replicas=(replica,), policy="round_robin", prefix_index=False)
+    fleet = SimulatedFleet(replicas=(replica,), policy="round_robin", prefix_index=False)
     Simulation(fleet, requests, observe=ended).run()
     return np.array([found[one.id] for one in requests])
 

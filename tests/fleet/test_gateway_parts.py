@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from weighbridge.fleet.meter import Meter
 from weighbridge.fleet.reliability.breaker import BreakerSettings, BreakerState, CircuitBreaker
 from weighbridge.fleet.reliability.hedge import Hedger, HedgeSettings, SlidingQuantile
-from weighbridge.fleet.reliability.retry import Budget, backoff, may_retry, retry_after
+from weighbridge.fleet.reliability.retry import EarnedBudget, backoff, may_retry, retry_after
 from weighbridge.fleet.replicas.dialects import DIALECTS, dialect, read_report
 from weighbridge.fleet.replicas.process import share_cores
 from weighbridge.wire.sse import LARGEST_EVENT, EventFramer, EventTooLong
@@ -137,7 +137,7 @@ def test_many_failures_among_successes_open_it_too() -> None:
 
 @given(st.lists(st.booleans(), max_size=300))
 def test_a_budget_never_spends_more_than_its_share(steps: list[bool]) -> None:
-    budget, sent, again = Budget(0.2, 10.0, 10.0), 0, 0
+    budget, sent, again = EarnedBudget(0.2, 10.0, 10.0), 0, 0
     for spend in steps:
         if spend:
             again += budget.spend()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from weighbridge.cost import StepCost
 from weighbridge.fleet.load.queue import QueueSettings
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, SimulatedEngine, Simulation
+from weighbridge.simulator.fleet import Run, SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec, Simulation
 from weighbridge.workload.requests import SimulatedRequest, Span
 
 #: Two-sided 99 % quantiles of Student's t by degrees of freedom 1 to 11.
@@ -42,7 +42,7 @@ def constant_step(seconds: float) -> StepCost:
     return StepCost(overhead=seconds, memory=0.0, per_token=0.0, per_context_token=0.0, per_sequence=0.0)
 
 
-def single_server(step: float, concurrency: int | None = None) -> ReplicaSpec:
+def single_server(step: float, concurrency: int | None = None) -> SimulatedReplicaSpec:
     """Serves one request at a time, first come first served, for `step` seconds per output token.
 
     `concurrency` None: further requests wait in the replica, else (1) in the gateway.
@@ -50,12 +50,16 @@ def single_server(step: float, concurrency: int | None = None) -> ReplicaSpec:
     settings = SimulatedEngine(
         profile="vllm", kv_tokens=MOST + 64, max_model_len=MOST, max_sequences=1, enable_prefix_cache=False
     ).settings()
-    return ReplicaSpec(cost=constant_step(step), settings=settings, concurrency=concurrency or 1 << 30)
+    return SimulatedReplicaSpec(
+        cost=constant_step(step), settings=settings, concurrency=concurrency or 1 << 30
+    )
 
 
-def fleet_of(*replicas: ReplicaSpec, policy: str = "random", ageing: float | None = None) -> FleetSpec:
+def fleet_of(
+    *replicas: SimulatedReplicaSpec, policy: str = "random", ageing: float | None = None
+) -> SimulatedFleet:
     queue = QueueSettings(max_requests=1 << 30, ageing_seconds=ageing)
-    return FleetSpec(replicas=replicas, policy=policy, queue=queue, prefix_index=False)
+    return SimulatedFleet(replicas=replicas, policy=policy, queue=queue, prefix_index=False)
 
 
 def poisson(
@@ -84,7 +88,7 @@ def poisson(
 
 
 def runs(
-    fleet: FleetSpec,
+    fleet: SimulatedFleet,
     make: Callable[[int], Iterator[SimulatedRequest]],
     seeds: int,
     figure: Callable[[Run], float],

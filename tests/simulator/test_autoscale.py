@@ -10,13 +10,20 @@ from weighbridge.cost import StepCost
 from weighbridge.errors import BadInput
 from weighbridge.fleet.scaling import ScalingSettings
 from weighbridge.simulator.autoscale import Autoscaling
-from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, Run, SimulatedEngine, Simulation
+from weighbridge.simulator.fleet import (
+    Act,
+    Run,
+    SimulatedEngine,
+    SimulatedFleet,
+    SimulatedReplicaSpec,
+    Simulation,
+)
 from weighbridge.simulator.report import over_seeds, summary
 from weighbridge.workload.requests import SimulatedRequest, Span
 from weighbridge.workload.slo import USUAL
 
 COST = StepCost(overhead=0.004, memory=0.012, per_token=6e-5, per_context_token=2e-8, per_sequence=5e-5)
-ONE = ReplicaSpec(cost=COST, settings=SimulatedEngine(enable_prefix_cache=False).settings())
+ONE = SimulatedReplicaSpec(cost=COST, settings=SimulatedEngine(enable_prefix_cache=False).settings())
 RULE = Autoscaling.parse("min=1,max=4,high=2,low=0.5,up=2,down=20,settle=5,startup=10")
 
 
@@ -29,7 +36,7 @@ def rush(rate: float, begin: float, seconds: float) -> list[SimulatedRequest]:
     ]
 
 
-def run(fleet: FleetSpec, requests: list[SimulatedRequest]) -> Run:
+def run(fleet: SimulatedFleet, requests: list[SimulatedRequest]) -> Run:
     simulation = Simulation(fleet, requests)
     found = simulation.run()
     simulation.gateway.check_integrity()
@@ -38,7 +45,7 @@ def run(fleet: FleetSpec, requests: list[SimulatedRequest]) -> Run:
 
 def test_the_fleet_grows_in_a_rush_and_shrinks_after_it() -> None:
     requests = rush(20.0, 50.0, 40.0)
-    fixed = FleetSpec(replicas=(ONE,), prefix_index=False)
+    fixed = SimulatedFleet(replicas=(ONE,), prefix_index=False)
     scaled = replace(fixed, autoscale=RULE)
     alone, grown = run(fixed, requests), run(scaled, requests)
     assert not grown.outcomes.errors
@@ -58,7 +65,7 @@ def test_the_fleet_grows_in_a_rush_and_shrinks_after_it() -> None:
 
 def test_the_same_seed_scales_alike() -> None:
     requests = rush(20.0, 50.0, 40.0)
-    fleet = FleetSpec(replicas=(ONE,), prefix_index=False, autoscale=RULE)
+    fleet = SimulatedFleet(replicas=(ONE,), prefix_index=False, autoscale=RULE)
     first, second = run(fleet, requests), run(fleet, requests)
     assert first.sizes == second.sizes
     assert first.outcomes.finished == second.outcomes.finished
@@ -68,7 +75,9 @@ def test_the_same_seed_scales_alike() -> None:
 
 
 def test_a_fleet_that_lost_all_its_replicas_gets_new_ones() -> None:
-    fleet = FleetSpec(replicas=(ONE,), prefix_index=False, autoscale=RULE, script=(Act(5.0, "fail", "r0"),))
+    fleet = SimulatedFleet(
+        replicas=(ONE,), prefix_index=False, autoscale=RULE, script=(Act(5.0, "fail", "r0"),)
+    )
     found = run(fleet, rush(1.0, 20.0, 10.0))
     assert not found.outcomes.errors.get("no_replica")
     assert set(found.outcomes.replicas) == {"r0", "auto0"}
@@ -76,7 +85,7 @@ def test_a_fleet_that_lost_all_its_replicas_gets_new_ones() -> None:
 
 def test_a_drained_replica_is_paid_for_until_its_work_is_done() -> None:
     requests = rush(20.0, 50.0, 5.0)
-    fleet = FleetSpec(replicas=(ONE, ONE), prefix_index=False, script=(Act(52.0, "drain", "r1"),))
+    fleet = SimulatedFleet(replicas=(ONE, ONE), prefix_index=False, script=(Act(52.0, "drain", "r1"),))
     found = run(fleet, requests)
     assert not found.outcomes.errors
     assert found.present["r0"] == found.seconds
@@ -91,13 +100,13 @@ def test_a_drained_replica_can_be_kept_after_all() -> None:
         Act(54.0, "fail", "r0"),
         Act(80.0, "add", "r0"),
     )
-    found = run(FleetSpec(replicas=(ONE, ONE), prefix_index=False, script=script), rush(20.0, 50.0, 5.0))
+    found = run(SimulatedFleet(replicas=(ONE, ONE), prefix_index=False, script=script), rush(20.0, 50.0, 5.0))
     assert found.present["r1"] == found.seconds
     assert set(found.outcomes.errors) <= {"replica_lost"}
 
 
 def test_seeds_may_have_had_different_replicas() -> None:
-    fleet = FleetSpec(replicas=(ONE,), prefix_index=False, autoscale=RULE)
+    fleet = SimulatedFleet(replicas=(ONE,), prefix_index=False, autoscale=RULE)
     busy = summary(run(fleet, rush(20.0, 50.0, 40.0)), fleet, USUAL)
     calm = summary(run(fleet, rush(0.1, 50.0, 10.0)), fleet, USUAL)
     merged = over_seeds([calm, busy])
@@ -128,4 +137,4 @@ def test_wrong_rules_are_said(text: str, said: str) -> None:
 
 def test_a_fleet_larger_than_its_rule_is_refused() -> None:
     with pytest.raises(BadInput, match="max=4"):
-        FleetSpec(replicas=(ONE,) * 5, autoscale=RULE)
+        SimulatedFleet(replicas=(ONE,) * 5, autoscale=RULE)

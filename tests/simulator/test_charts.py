@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from weighbridge.pages.charts import Chart, Series, binned, decades, short, ticks
 from weighbridge.simulator.experiment import Experiment, SyntheticSource
-from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, SimulatedEngine, Simulation
+from weighbridge.simulator.fleet import Act, SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec, Simulation
 from weighbridge.simulator.page import write_page
 from weighbridge.simulator.timeline import MAX_REPLICAS, Timeline
 from weighbridge.workload.synthetic import Synthetic
@@ -100,7 +100,7 @@ WORKLOAD = Synthetic.parse("bursts:rate=20,requests=200,prompt=lognormal:200:0.7
 def test_a_timeline_follows_every_iteration_and_says_when_a_replica_was_idle() -> None:
     simulation: Simulation
     timeline = Timeline(lambda name: simulation.replicas[name], lambda: len(simulation.gateway.queue))
-    fleet = FleetSpec(replicas=(ReplicaSpec(settings=SETTINGS),) * (MAX_REPLICAS + 2))
+    fleet = SimulatedFleet(replicas=(SimulatedReplicaSpec(settings=SETTINGS),) * (MAX_REPLICAS + 2))
     simulation = Simulation(fleet, WORKLOAD.generate(0), 0, watcher=timeline)
     run = simulation.run()
     assert len(timeline.replicas) == MAX_REPLICAS
@@ -115,7 +115,7 @@ def test_a_timeline_follows_every_iteration_and_says_when_a_replica_was_idle() -
 
 def test_a_page_of_each_kind_is_whole(tmp_path: Path) -> None:
     script = (Act.parse("2:fail:r1"), Act.parse("4:add:r1"))
-    fleet = FleetSpec(replicas=(ReplicaSpec(settings=SETTINGS),) * 2, script=script)
+    fleet = SimulatedFleet(replicas=(SimulatedReplicaSpec(settings=SETTINGS),) * 2, script=script)
     experiment = Experiment(fleet=fleet, source=SyntheticSource(WORKLOAD))
     setup = {"workload": "<bursts>"}
     results = {

@@ -18,7 +18,7 @@ from tests.simulator.queueing import (
     sojourn,
     waiting,
 )
-from weighbridge.simulator.fleet import ReplicaSpec, SimulatedEngine, Simulation
+from weighbridge.simulator.fleet import SimulatedEngine, SimulatedReplicaSpec, Simulation
 
 SIZES = tuple(range(5, 60, 5)) * 3 + tuple(range(80, 400, 40)) + (600, 800)  # skewed, CV² near 1.5
 STEP = 0.02
@@ -141,7 +141,7 @@ def test_kv_in_use_is_little_s_law_in_tokens() -> None:
         max_sequences=1000,
         enable_prefix_cache=False,
     ).settings()
-    replica = ReplicaSpec(cost=constant_step(step), settings=settings)
+    replica = SimulatedReplicaSpec(cost=constant_step(step), settings=settings)
 
     def prompt(rng: random.Random) -> int:
         return rng.randrange(100, 2000)
@@ -167,7 +167,7 @@ def test_waits_grow_beyond_the_kv_bound_and_not_below(share: float, stable: bool
     settings = SimulatedEngine(
         profile="vllm", kv_tokens=pool, max_model_len=30_000, max_sequences=1000, enable_prefix_cache=False
     ).settings()
-    fleet = fleet_of(ReplicaSpec(cost=constant_step(step), settings=settings, concurrency=1 << 30))
+    fleet = fleet_of(SimulatedReplicaSpec(cost=constant_step(step), settings=settings, concurrency=1 << 30))
     number = 2500
     outcomes = (
         Simulation(fleet, poisson(share * bound, number, draw, 1, prompts=lambda rng: 300), 1).run().outcomes

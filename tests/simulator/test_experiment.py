@@ -6,7 +6,7 @@ import pytest
 
 from weighbridge.cost import StepCost
 from weighbridge.simulator.experiment import CLOSE, Experiment, SyntheticSource
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, SimulatedEngine
+from weighbridge.simulator.fleet import SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec
 from weighbridge.workload.slo import Slo
 from weighbridge.workload.synthetic import Synthetic
 
@@ -15,7 +15,7 @@ SLOW = StepCost(overhead=0.004, memory=0.02, per_token=2e-4, per_context_token=1
 
 
 def experiment(targets: Slo) -> Experiment:
-    fleet = FleetSpec(replicas=(ReplicaSpec(cost=SLOW, settings=SETTINGS),))
+    fleet = SimulatedFleet(replicas=(SimulatedReplicaSpec(cost=SLOW, settings=SETTINGS),))
     workload = Synthetic.parse("poisson:rate=5,requests=150,prompt=400,output=20")
     return Experiment(fleet=fleet, source=SyntheticSource(workload), targets=targets)
 

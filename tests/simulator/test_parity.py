@@ -20,7 +20,7 @@ from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.policies import make_policy
 from weighbridge.fleet.reliability.breaker import BreakerSettings, CircuitBreaker
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, SimulatedEngine, Simulation
+from weighbridge.simulator.fleet import SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec, Simulation
 from weighbridge.workload.synthetic import Synthetic, from_rows
 from weighbridge.workload.traces import read_rows
 
@@ -78,7 +78,7 @@ class Recorder:
         gateway.tokens = recorded_tokens  # type: ignore[method-assign]
 
 
-async def replay(events: list[tuple[float, str, Any, int]], spec: FleetSpec, policy: Logged) -> None:
+async def replay(events: list[tuple[float, str, Any, int]], spec: SimulatedFleet, policy: Logged) -> None:
     """Drive the live dispatcher through `events` at their times."""
     now = 0.0
     dispatcher = Dispatcher("simulated", policy, GatewayQueue(spec.queue), Patience(), lambda: now)
@@ -120,9 +120,9 @@ async def test_simulated_and_live_gateway_choose_alike(policy: str, seats: int) 
         "shared_prefix:rate=12,requests=120,prefixes=6,tenants=3,output=lognormal:60:0.6"
     )
     settings = SimulatedEngine(kv_tokens=40_000 if seats == 4 else 4_000_000, max_sequences=seats).settings()
-    replica = ReplicaSpec(settings=settings)
+    replica = SimulatedReplicaSpec(settings=settings)
     queue = QueueSettings(max_requests=1 << 20)
-    spec = FleetSpec(replicas=(replica, replica, replica.slowed(2.0)), policy=policy, queue=queue)
+    spec = SimulatedFleet(replicas=(replica, replica, replica.slowed(2.0)), policy=policy, queue=queue)
     simulated, live = policy_of(policy), policy_of(policy)
     simulation = Simulation(spec, workload.generate(2), policy=simulated)
     recorder = Recorder(simulation)

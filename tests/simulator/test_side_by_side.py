@@ -11,7 +11,7 @@ import pytest
 
 from weighbridge.errors import BadInput
 from weighbridge.simulator.experiment import Experiment, SyntheticSource
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, SimulatedEngine
+from weighbridge.simulator.fleet import SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec
 from weighbridge.simulator.side_by_side import mapping
 from weighbridge.workload.synthetic import Synthetic
 
@@ -19,7 +19,7 @@ SETTINGS = SimulatedEngine(kv_tokens=65_536, max_model_len=8192).settings()
 
 
 def test_processes_change_nothing() -> None:
-    fleet = FleetSpec(replicas=(ReplicaSpec(settings=SETTINGS),) * 2)
+    fleet = SimulatedFleet(replicas=(SimulatedReplicaSpec(settings=SETTINGS),) * 2)
     source = SyntheticSource(Synthetic.parse("bursts:rate=5,requests=40"))
     heard: list[tuple[int, int]] = []
     alone = Experiment(fleet=fleet, source=source, seeds=(0, 3))

@@ -10,14 +10,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from weighbridge.cost import StepCost
-from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, SimulatedEngine, Simulation
+from weighbridge.simulator.fleet import Act, SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec, Simulation
 from weighbridge.workload.requests import SimulatedRequest
 from weighbridge.workload.synthetic import Synthetic
 
 COST = StepCost(overhead=0.004, memory=0.012, per_token=6e-5, per_context_token=2e-8, per_sequence=5e-5)
 
 
-def outcome(spec: FleetSpec, requests: list[SimulatedRequest], seed: int = 0) -> tuple[object, ...]:
+def outcome(spec: SimulatedFleet, requests: list[SimulatedRequest], seed: int = 0) -> tuple[object, ...]:
     """All that a run measures, exactly, after checking that nothing is left over."""
     simulation = Simulation(spec, requests, seed)
     run = simulation.run()
@@ -59,8 +59,8 @@ def test_strides_change_nothing(workload: str, profile: str, batching: str) -> N
     engine = SimulatedEngine(
         profile=profile, kv_tokens=24_576, max_sequences=24, batching=batching
     ).settings()
-    replica = ReplicaSpec(cost=COST, settings=engine, concurrency=64)
-    fleet = FleetSpec(replicas=(replica, replica.slowed(2.0)), policy="least_tokens")
+    replica = SimulatedReplicaSpec(cost=COST, settings=engine, concurrency=64)
+    fleet = SimulatedFleet(replicas=(replica, replica.slowed(2.0)), policy="least_tokens")
     assert outcome(fleet, requests) == outcome(replace(fleet, stride=1), requests)
 
 
@@ -107,6 +107,6 @@ def test_strides_change_nothing_whatever_happens(
     ]
     engine = SimulatedEngine(kv_tokens=kv_tokens, max_sequences=seats, max_model_len=8000).settings()
     acts = (Act(2.0, "fail", "r1"), Act(4.0, "add", "r1"), Act(5.0, "drain", "r0")) if script else ()
-    replica = ReplicaSpec(cost=COST, settings=engine, concurrency=rng.choice((None, 48)))
-    fleet = FleetSpec(replicas=(replica, replica.slowed(1.7)), policy=policy, script=acts)
+    replica = SimulatedReplicaSpec(cost=COST, settings=engine, concurrency=rng.choice((None, 48)))
+    fleet = SimulatedFleet(replicas=(replica, replica.slowed(1.7)), policy=policy, script=acts)
     assert outcome(fleet, requests, seed) == outcome(replace(fleet, stride=1), requests, seed)

@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 
 from weighbridge.cost import DEFAULT_STEP_COST
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, SimulatedEngine, Simulation
+from weighbridge.simulator.fleet import Run, SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec, Simulation
 from weighbridge.workload.requests import SimulatedRequest, Span
 
 #: Twenty times the default: a request of `streams` takes about a second.
-QUICK = ReplicaSpec(
+QUICK = SimulatedReplicaSpec(
     cost=DEFAULT_STEP_COST.scaled(20.0),
     settings=SimulatedEngine(profile="vllm", max_sequences=1).settings(),
     concurrency=256,
 )
 
 
-def silent(slower: float = 1.0) -> ReplicaSpec:
+def silent(slower: float = 1.0) -> SimulatedReplicaSpec:
     return replace(QUICK.slowed(slower), tells_speed=False)
 
 
@@ -37,8 +37,8 @@ def streams(count: int, rate: float) -> list[SimulatedRequest]:
     return requests
 
 
-def run(policy: str, replicas: Sequence[ReplicaSpec], requests: list[SimulatedRequest]) -> Run:
-    fleet = FleetSpec(replicas=tuple(replicas), policy=policy, prefix_index=False)
+def run(policy: str, replicas: Sequence[SimulatedReplicaSpec], requests: list[SimulatedRequest]) -> Run:
+    fleet = SimulatedFleet(replicas=tuple(replicas), policy=policy, prefix_index=False)
     return Simulation(fleet, requests, seed=1).run()
 
 

@@ -30,16 +30,10 @@ class Autoscale:
     def step(self) -> None:
         """Called at regular times."""
         members = self._members()
-        dispatcher = self._pool.dispatcher
-        # What waits, here or in a replica: a prompt that is not computed has not begun.
-        waiting = dispatcher.queue.tokens + sum(member.state.uncomputed_tokens for member in members)
-        produced = sum(member.state.remaining_output for member in members)
-        change = self._scaler.decide(
-            len(members),
-            dispatcher.work_seconds(waiting),
-            dispatcher.work_seconds(waiting + produced),
-            self._pool.clock(),
-        )
+        states = [member.state for member in members]
+        now = self._pool.clock()
+        queued, work = self._pool.dispatcher.desk.backlog_seconds(states, now)
+        change = self._scaler.decide(len(members), queued, work, now)
         if change > 0:
             self._start()
         elif change < 0:

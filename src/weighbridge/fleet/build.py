@@ -10,7 +10,7 @@ from weighbridge.fleet.api import Replica
 from weighbridge.fleet.config.spec import FleetSpec, ModelSpec, ReplicaSpec
 from weighbridge.fleet.load.weigher import Counter
 from weighbridge.fleet.replicas.dialects import dialect
-from weighbridge.fleet.replicas.http import Endpoint, HttpReplica
+from weighbridge.fleet.replicas.http import HttpEndpoint, HttpReplica
 
 Make = Callable[[ReplicaSpec], Replica]
 
@@ -25,8 +25,8 @@ def build_replica(spec: ReplicaSpec, local: dict[str, Make] | None = None) -> Re
     return make(spec)
 
 
-def endpoint_of(spec: ReplicaSpec, base: str) -> Endpoint:
-    return Endpoint(
+def endpoint_of(spec: ReplicaSpec, base: str) -> HttpEndpoint:
+    return HttpEndpoint(
         base=base,
         dialect=dialect(spec.dialect),
         key=spec.key,

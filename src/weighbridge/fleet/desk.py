@@ -291,6 +291,15 @@ class Desk(Generic[Member]):
         up = [m.state.step_cost for m in self.members.values() if m.standing(now) is Standing.UP]
         return work_seconds(tokens, up)
 
+    def backlog_seconds(
+        self, states: Collection[ReplicaState], now: float
+    ) -> tuple[float | None, float | None]:
+        """In which what waits to be begun, here or at `states`, is worked off; and that with all in flight there."""
+        # A prompt that is not computed has not begun.
+        waiting = self.queue.tokens + sum(state.uncomputed_tokens for state in states)
+        produced = sum(state.remaining_output for state in states)
+        return self.work_seconds(waiting, now), self.work_seconds(waiting + produced, now)
+
     # -- inside ----------------------------------------------------------------------------------------
 
     def _candidates(self, arrival: Arrival, refusing: Set[str], now: float) -> list[ReplicaState]:

@@ -24,7 +24,7 @@ from weighbridge.fleet.limits.shared import SharedLimits
 from weighbridge.fleet.limits.tenant import Limiter
 from weighbridge.fleet.load.weigher import Counter
 from weighbridge.fleet.member import Member
-from weighbridge.fleet.pool import Build, Pool, Rules
+from weighbridge.fleet.pool import Build, Pool, PoolRules
 from weighbridge.ticket import Ticket, TicketStore, prompt_hash
 from weighbridge.wire.ask import Ask, Placement
 from weighbridge.wire.journey import Journey, RouteLike
@@ -75,7 +75,7 @@ class Gateway:
         self.limiter = Limiter({tenant.name: tenant.limits for tenant in spec.tenants}, spec.default_limits)
         shared = spec.shared_limits
         self.shared_limits = SharedLimits(shared, self.limiter, clock) if shared is not None else None
-        rules = Rules(spec.queue, spec.health, spec.retry, spec.breaker)
+        rules = PoolRules(spec.queue, spec.health, spec.retry, spec.breaker)
         rng = random.Random(seed)
         self.pools: dict[str, Pool] = {}
         self._names: dict[str, Pool] = {}

@@ -29,7 +29,7 @@ from weighbridge.fleet.policies import make_policy
 from weighbridge.fleet.reliability.breaker import BreakerSettings, CircuitBreaker
 from weighbridge.fleet.reliability.health import Watch
 from weighbridge.fleet.reliability.hedge import Hedger
-from weighbridge.fleet.reliability.retry import Budget, RetrySettings
+from weighbridge.fleet.reliability.retry import EarnedBudget, RetrySettings
 from weighbridge.fleet.replica import ReplicaError
 from weighbridge.ticket import Ticket
 from weighbridge.wire.ask import Ask
@@ -44,7 +44,7 @@ STOP_WITHIN = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class PoolRules:
     """What all pools of a gateway share."""
 
     queue: QueueSpec
@@ -62,7 +62,7 @@ class Pool:
     def __init__(
         self,
         spec: ModelSpec,
-        rules: Rules,
+        rules: PoolRules,
         lengths: OutputLengths,
         build: Build,
         tokenizer: Counter | None,
@@ -72,7 +72,7 @@ class Pool:
         self.spec = spec
         self.clock = clock
         self.retry = retry = spec.retry or rules.retry
-        self.retries = Budget(retry.budget, retry.burst, retry.burst)
+        self.retries = EarnedBudget(retry.budget, retry.burst, retry.burst)
         self.hedger = Hedger(spec.hedge)
         self.attempts = Attempts(clock, rules.health.slow_start)
         self.tokenizer = tokenizer

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 
 from weighbridge.errors import BadInput
-from weighbridge.fleet.load.queue import work_seconds
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.scaling import Scaler, ScalingSettings
 from weighbridge.simulator.gateway import SimulatedGateway
@@ -103,15 +102,8 @@ class SimulatedAutoscaler:
         """What `fleet.autoscale` does: decide by what waits, and by that and all that is to be produced."""
         self._gateway.tell(now)
         states = [state for state in self._gateway.states.values() if not state.draining]
-        costs = [state.step_cost for state in states]
-        waiting = self._gateway.queue.tokens + sum(state.uncomputed_tokens for state in states)
-        produced = sum(state.remaining_output for state in states)
-        change = self._scaler.decide(
-            len(states) + self._starting(),
-            work_seconds(waiting, costs),
-            work_seconds(waiting + produced, costs),
-            now,
-        )
+        queued, work = self._gateway.desk.backlog_seconds(states, now)
+        change = self._scaler.decide(len(states) + self._starting(), queued, work, now)
         if change > 0:
             self._start(now)
         elif change < 0 and states:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from weighbridge.errors import BadInput
-from weighbridge.simulator.fleet import FleetSpec, Simulation
+from weighbridge.simulator.fleet import SimulatedFleet, Simulation
 from weighbridge.simulator.report import over_seeds, summary
 from weighbridge.simulator.side_by_side import Mapper
 from weighbridge.workload.requests import SimulatedRequest
@@ -22,7 +22,7 @@ AROUND = (0.25, 0.5, 0.75, 1.25, 1.5, 2.0)
 _ROUNDS = 12
 
 
-class Source(Protocol):
+class RequestSource(Protocol):
     """Where requests come from. Bounded, the same for the same seed and rate."""
 
     @property
@@ -85,8 +85,8 @@ class RecordedSource:
 class Experiment:
     """A fleet and what it is asked. `report` hears of (done, all) runs; `mapper` carries them out (`side_by_side`)."""
 
-    fleet: FleetSpec
-    source: Source
+    fleet: SimulatedFleet
+    source: RequestSource
     targets: Slo = USUAL
     seeds: Sequence[int] = (0,)
     rate: float | None = None
@@ -97,7 +97,7 @@ class Experiment:
         """Figures over all seeds; see `report.summary`."""
         return self._over_seeds([(self.fleet, self.rate)])[0]
 
-    def compare(self, fleets: Mapping[str, FleetSpec]) -> dict[str, dict[str, Any]]:
+    def compare(self, fleets: Mapping[str, SimulatedFleet]) -> dict[str, dict[str, Any]]:
         """The same requests through each of `fleets`."""
         results = self._over_seeds([(fleet, self.rate) for fleet in fleets.values()])
         return dict(zip(fleets, results, strict=True))
@@ -142,7 +142,7 @@ class Experiment:
         results = self._over_seeds([(self.fleet, rate) for rate in rates])
         return [{"rate": rate, **result} for rate, result in zip(rates, results, strict=True)]
 
-    def _over_seeds(self, cases: Sequence[tuple[FleetSpec, float | None]]) -> list[dict[str, Any]]:
+    def _over_seeds(self, cases: Sequence[tuple[SimulatedFleet, float | None]]) -> list[dict[str, Any]]:
         """Figures of each (fleet, rate) over all seeds."""
         jobs = [
             _Job(fleet, self.source, self.targets, seed, rate) for fleet, rate in cases for seed in self.seeds
@@ -160,8 +160,8 @@ class Experiment:
 class _Job:
     """One run."""
 
-    fleet: FleetSpec
-    source: Source
+    fleet: SimulatedFleet
+    source: RequestSource
     targets: Slo
     seed: int
     rate: float | None

@@ -40,7 +40,7 @@ class _Fixed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaSpec:
+class SimulatedReplicaSpec:
     """One replica: how fast, how large, and which engine's rules it follows."""
 
     cost: StepCost = DEFAULT_STEP_COST
@@ -51,7 +51,7 @@ class ReplicaSpec:
     #: Whether the gateway is told its step cost, as by a replica that reports it.
     tells_speed: bool = True
 
-    def slowed(self, factor: float) -> ReplicaSpec:
+    def slowed(self, factor: float) -> SimulatedReplicaSpec:
         return replace(self, cost=self.cost.scaled(factor))
 
     def scheduler(self) -> Stepping:
@@ -139,10 +139,10 @@ class Act:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FleetSpec:
+class SimulatedFleet:
     """Replicas and the gateway in front of them."""
 
-    replicas: tuple[ReplicaSpec, ...]
+    replicas: tuple[SimulatedReplicaSpec, ...]
     policy: str = DEFAULT_POLICY
     queue: QueueSettings = field(default_factory=lambda: QueueSettings(max_requests=1 << 20))
     limits: TenantLimits | None = None
@@ -189,7 +189,7 @@ class Simulation:
 
     def __init__(
         self,
-        spec: FleetSpec,
+        spec: SimulatedFleet,
         requests: Iterable[SimulatedRequest],
         seed: int = 0,
         *,
@@ -275,7 +275,7 @@ class Simulation:
         if self._observe is not None:
             self._observe(request, outcome, now)
 
-    def _add(self, name: str, spec: ReplicaSpec, now: float) -> None:
+    def _add(self, name: str, spec: SimulatedReplicaSpec, now: float) -> None:
         replica = SimulatedReplica(
             name, spec.scheduler(), spec.cost, self.gateway, stride=self._spec.stride, watcher=self._watcher
         )

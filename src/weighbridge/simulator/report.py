@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from weighbridge.simulator.fleet import FleetSpec, Run
+from weighbridge.simulator.fleet import Run, SimulatedFleet
 from weighbridge.workload.quantiles import percentile_name, quantiles_ms
 from weighbridge.workload.slo import Slo
 
@@ -36,7 +36,7 @@ _T95 = (
 )
 
 
-def summary(run: Run, fleet: FleetSpec, targets: Slo, warm_up: float = 0.0) -> dict[str, Any]:
+def summary(run: Run, fleet: SimulatedFleet, targets: Slo, warm_up: float = 0.0) -> dict[str, Any]:
     """Return all figures of a run as plain JSON types. Latencies in ms, rates per second, shares from 0 to 1.
 
     Requests that arrived before `warm_up` seconds are left out of those that are per request or token of them.
@@ -89,7 +89,7 @@ def _quantiles_ms(seconds: Any) -> dict[str, float]:
     return {"mean": mean * 1e3, **quantiles_ms(seconds, SHARES)}
 
 
-def _replicas(run: Run, fleet: FleetSpec) -> dict[str, dict[str, float]]:
+def _replicas(run: Run, fleet: SimulatedFleet) -> dict[str, dict[str, float]]:
     settings = fleet.replicas[0].settings
     pool = settings.num_blocks * settings.block_size
     return {
@@ -106,7 +106,7 @@ def _replicas(run: Run, fleet: FleetSpec) -> dict[str, dict[str, float]]:
     }
 
 
-def _usd(run: Run, fleet: FleetSpec) -> float:
+def _usd(run: Run, fleet: SimulatedFleet) -> float:
     hourly = [replica.price.usd_per_hour for replica in fleet.replicas]
     by_name = {f"r{number}": price for number, price in enumerate(hourly)}
     return sum(by_name.get(name, hourly[0]) * seconds / 3600.0 for name, seconds in run.present.items())

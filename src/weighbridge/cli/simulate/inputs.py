@@ -24,8 +24,8 @@ from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.memory.source import open_model
 from weighbridge.planner.search.speed import step_cost
 from weighbridge.simulator.autoscale import Autoscaling
-from weighbridge.simulator.experiment import RecordedSource, Source, SyntheticSource
-from weighbridge.simulator.fleet import Act, FleetSpec, ReplicaSpec, SimulatedEngine
+from weighbridge.simulator.experiment import RecordedSource, RequestSource, SyntheticSource
+from weighbridge.simulator.fleet import Act, SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec
 from weighbridge.simulator.step_costs import fit_timings, read_step_cost
 from weighbridge.workload import servegen, traces
 from weighbridge.workload.slo import USUAL, Slo, parse_slo
@@ -129,7 +129,7 @@ class Machine:
     price_source: str = "no price: give --price"
 
 
-def open_source(asked: WorkloadSettings, seed: int) -> Source:
+def open_source(asked: WorkloadSettings, seed: int) -> RequestSource:
     """The workload asked for. Raises BadInput unless it is exactly one."""
     if (asked.trace is None) == (asked.workload is None):
         raise BadInput("give one of --trace FILE and --workload SPEC, such as --workload poisson:rate=5")
@@ -157,7 +157,7 @@ def open_source(asked: WorkloadSettings, seed: int) -> Source:
     return RecordedSource(from_rows(rows, asked.max_tokens), any(row.blocks for row in rows))
 
 
-def machine_of(asked: MachineSettings, engine: SimulatedEngine, source: Source) -> Machine:
+def machine_of(asked: MachineSettings, engine: SimulatedEngine, source: RequestSource) -> Machine:
     """How fast a replica is and what it costs. Raises BadInput unless one thing says so."""
     if asked.price is not None and not asked.price < 1e9:
         raise BadInput("--price: write USD per replica-hour, such as 2.5", param="price")
@@ -169,7 +169,7 @@ def machine_of(asked: MachineSettings, engine: SimulatedEngine, source: Source) 
     return replace(found, usd_per_hour=asked.price, price_source="as given with --price")
 
 
-def _machine(asked: MachineSettings, engine: SimulatedEngine, source: Source) -> Machine:
+def _machine(asked: MachineSettings, engine: SimulatedEngine, source: RequestSource) -> Machine:
     if sum(one is not None for one in (asked.device, asked.step_cost, asked.fit)) > 1:
         raise BadInput("give one of --device, --step-cost and --fit: each says how fast a replica is")
     if asked.step_cost is None and asked.fit is None and (asked.model is None) != (asked.device is None):
@@ -184,7 +184,7 @@ def _machine(asked: MachineSettings, engine: SimulatedEngine, source: Source) ->
 
 
 def _planned(
-    model: str, device: str, asked: MachineSettings, engine: SimulatedEngine, source: Source
+    model: str, device: str, asked: MachineSettings, engine: SimulatedEngine, source: RequestSource
 ) -> Machine:
     found = find_device(device)
     deployment = Deployment(
@@ -209,9 +209,11 @@ def _planned(
     )
 
 
-def fleet_of(asked: FleetSettings, engine: SimulatedEngine, machine: Machine, source: Source) -> FleetSpec:
+def fleet_of(
+    asked: FleetSettings, engine: SimulatedEngine, machine: Machine, source: RequestSource
+) -> SimulatedFleet:
     """The fleet asked for. Raises BadInput for what no fleet can be."""
-    one = ReplicaSpec(
+    one = SimulatedReplicaSpec(
         cost=machine.cost,
         settings=replace(
             engine,
@@ -224,7 +226,7 @@ def fleet_of(asked: FleetSettings, engine: SimulatedEngine, machine: Machine, so
     scaling = Autoscaling.parse(asked.autoscale) if asked.autoscale is not None else None
     number = max(asked.replicas, scaling.rule.least) if scaling else asked.replicas
     limit = asked.tokens_per_minute
-    return FleetSpec(
+    return SimulatedFleet(
         replicas=replicas_of(one, number, asked.speeds),
         policy=asked.policy,
         queue=QueueSettings(max_requests=asked.max_queue),
@@ -245,7 +247,9 @@ def check_policy(name: str) -> None:
     make_policy(name, random.Random(0))
 
 
-def replicas_of(one: ReplicaSpec, number: int, speeds: str | None) -> tuple[ReplicaSpec, ...]:
+def replicas_of(
+    one: SimulatedReplicaSpec, number: int, speeds: str | None
+) -> tuple[SimulatedReplicaSpec, ...]:
     if speeds is None:
         return (one,) * number
     try:
@@ -273,10 +277,10 @@ def rates_of(text: str) -> list[float] | None:
     return rates
 
 
-def fleets_to_compare(text: str, fleet: FleetSpec, engine: SimulatedEngine) -> dict[str, FleetSpec]:
+def fleets_to_compare(text: str, fleet: SimulatedFleet, engine: SimulatedEngine) -> dict[str, SimulatedFleet]:
     """`policy=weigh,round_robin`: a fleet for each value. Raises BadInput for what cannot be compared."""
     name, _, values = text.partition("=")
-    found: dict[str, FleetSpec] = {}
+    found: dict[str, SimulatedFleet] = {}
     for value in filter(None, (one.strip() for one in values.split(","))):
         first = fleet.replicas[0]
         if name == "policy":
@@ -305,5 +309,5 @@ def fleets_to_compare(text: str, fleet: FleetSpec, engine: SimulatedEngine) -> d
     return found
 
 
-def _with_settings(fleet: FleetSpec, settings: SchedulerSettings) -> FleetSpec:
+def _with_settings(fleet: SimulatedFleet, settings: SchedulerSettings) -> SimulatedFleet:
     return replace(fleet, replicas=tuple(replace(one, settings=settings) for one in fleet.replicas))

@@ -200,11 +200,11 @@ def _ray(section: Section) -> RaySpec:
 
 def _scaling(section: Section) -> ScalingSettings:
     default = ScalingSettings()
-    least = section.count("min", default.least)
+    smallest = section.count("min", default.least)
     rules = section.section("scaling")
     settings = ScalingSettings(
-        least=least,
-        most=section.count("max", least),
+        least=smallest,
+        most=section.count("max", smallest),
         high=rules.number("high", default.high, above=0.0),
         low=rules.number("low", default.low),
         up_after=rules.number("up_after", default.up_after),

@@ -50,7 +50,7 @@ NO_LIMITS = TenantLimits()
 
 
 @dataclass(slots=True)
-class Window:
+class SlidingWindow:
     """Sum of amounts over the last `seconds`, in slots: an amount counts until its whole slot is that old."""
 
     seconds: float
@@ -106,9 +106,9 @@ class _Reservation:
 
 @dataclass(slots=True)
 class _Usage:
-    tokens: Window = field(default_factory=lambda: Window(MINUTE))
-    requests: Window = field(default_factory=lambda: Window(MINUTE))
-    usd: Window = field(default_factory=lambda: Window(DAY))
+    tokens: SlidingWindow = field(default_factory=lambda: SlidingWindow(MINUTE))
+    requests: SlidingWindow = field(default_factory=lambda: SlidingWindow(MINUTE))
+    usd: SlidingWindow = field(default_factory=lambda: SlidingWindow(DAY))
     concurrent: int = 0
     reserved: dict[str, _Reservation] = field(default_factory=dict)  # in the order of their coming
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from weighbridge.engine.memory.prefix import Digest
-from weighbridge.fleet.load.prefix_tree import Holding, PrefixTree, Run
+from weighbridge.fleet.load.prefix_tree import BlockRun, Holding, PrefixTree
 
 #: Blocks remembered of a replica whose cache size is not known.
 DEFAULT_BLOCKS = 8192
@@ -50,7 +50,7 @@ class _Held:
             yield holding
             holding = newer
 
-    def use(self, run: Run) -> None:
+    def use(self, run: BlockRun) -> None:
         """It holds all of `run`, as its most recently used."""
         holding = run.holdings.get(self.bit)
         if holding is None:
@@ -216,7 +216,7 @@ class PrefixIndex:
                 excess = held.used - held.capacity
                 self._keep(held, oldest, oldest.run, max(oldest.blocks - excess, 0))
 
-    def _keep(self, held: _Held, holding: Holding, run: Run, blocks: int) -> None:
+    def _keep(self, held: _Held, holding: Holding, run: BlockRun, blocks: int) -> None:
         """Of `run`, of which it holds more, the replica holds `blocks` blocks from now on."""
         held.answers.pop(run.last, None)
         held.used -= holding.blocks - blocks

@@ -28,7 +28,7 @@ class Holding:
     older: Holding
     newer: Holding
 
-    def __init__(self, run: Run | None, blocks: int = 0) -> None:
+    def __init__(self, run: BlockRun | None, blocks: int = 0) -> None:
         self.run = run
         self.blocks = blocks
 
@@ -44,7 +44,7 @@ class Holding:
         del self.older, self.newer  # else they would keep each other alive
 
 
-class Run:
+class BlockRun:
     """A stretch of a chain. `whole`: the replicas, a bit each, that hold all of it; `holdings`: by such a bit.
 
     The digests are one piece of memory: to free hundreds of objects takes longer than all else here.
@@ -52,7 +52,7 @@ class Run:
 
     __slots__ = ("_digests", "blocks", "children", "first", "holdings", "last", "parent", "whole")
 
-    def __init__(self, first: Digest, digests: bytes, parent: Run | None) -> None:
+    def __init__(self, first: Digest, digests: bytes, parent: BlockRun | None) -> None:
         self.first = first
         self.parent = parent
         self.children = 0
@@ -105,9 +105,9 @@ class PrefixTree:
     """All runs. Walking along a chain costs O(runs + log blocks), not O(blocks)."""
 
     def __init__(self) -> None:
-        self._runs: dict[Digest, Run] = {}
+        self._runs: dict[Digest, BlockRun] = {}
 
-    def along(self, chain: Sequence[Digest]) -> Iterator[tuple[Run, int, int]]:
+    def along(self, chain: Sequence[Digest]) -> Iterator[tuple[BlockRun, int, int]]:
         """The runs that `chain` follows: each with where it begins and how many blocks of it are the chain's.
 
         These are all of its blocks, except of the last run. What was yielded may be split or trimmed meanwhile.
@@ -124,29 +124,29 @@ class PrefixTree:
                 return
             start += agreed
 
-    def cover(self, chain: Sequence[Digest]) -> list[Run]:
+    def cover(self, chain: Sequence[Digest]) -> list[BlockRun]:
         """The runs that `chain` consists of, made or split where there are none yet."""
-        path: list[Run] = []
+        path: list[BlockRun] = []
         end = 0
         for run, start, agreed in self.along(chain):
             path.append(run if agreed == run.blocks else self.split(run, agreed))
             end = start + agreed
         if end < len(chain):
             parent = path[-1] if path else None
-            run = Run(chain[end], b"".join(chain[end:]), parent)
+            run = BlockRun(chain[end], b"".join(chain[end:]), parent)
             if parent is not None:
                 parent.children += 1
             self._runs[run.first] = run
             path.append(run)
         return path
 
-    def split(self, run: Run, blocks: int) -> Run:
+    def split(self, run: BlockRun, blocks: int) -> BlockRun:
         """Make the first `blocks` blocks of `run`, which has more, a run of their own and return it.
 
         Whoever holds something of both used the rest just before the head.
         """
         first = run.first
-        head = Run(first, run.cut_head(blocks), run.parent)
+        head = BlockRun(first, run.cut_head(blocks), run.parent)
         head.children = 1
         run.parent = head
         self._runs[first] = head
@@ -164,7 +164,7 @@ class PrefixTree:
                 head.whole |= bit
         return head
 
-    def trim(self, run: Run) -> None:
+    def trim(self, run: BlockRun) -> None:
         """Cut off what nobody holds and nothing follows: the end of `run`, or all of it and the same of its past."""
         while not run.whole and not run.children and not run.cut_end():
             del self._runs[run.first]
@@ -173,7 +173,7 @@ class PrefixTree:
             run = run.parent
             run.children -= 1
 
-    def check_integrity(self) -> list[Run]:
+    def check_integrity(self) -> list[BlockRun]:
         """All runs. Raises AssertionError unless they form a tree and each is held, or followed by others."""
         children: dict[Digest, int] = {}
         for first, run in self._runs.items():

@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass
 
-from weighbridge.fleet.reliability.retry import Budget
+from weighbridge.fleet.reliability.retry import EarnedBudget
 
 #: Prompt tokens of extra work that may be saved up, so that a quiet night does not pay for a storm of hedges.
 LARGEST_SAVING = 65_536.0
@@ -58,7 +58,7 @@ class Hedger:
         self.settings = settings
         self._ratios = SlidingQuantile()
         self._seconds = SlidingQuantile()
-        self._budget = Budget(settings.extra_work, LARGEST_SAVING)
+        self._budget = EarnedBudget(settings.extra_work, LARGEST_SAVING)
 
     def observe(self, seconds: float, predicted: float | None) -> None:
         """A first token came after `seconds`; None: nothing was predicted."""

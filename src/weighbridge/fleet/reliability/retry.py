@@ -25,7 +25,7 @@ class RetrySettings:
     longest_wait: float = 10.0
 
 
-class Budget:
+class EarnedBudget:
     """A bucket: what is sent fills it by a share of its size, what is sent again empties it by its own.
 
     When the whole fleet fails, retries then add at most `share` to the load instead of multiplying it

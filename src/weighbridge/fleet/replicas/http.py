@@ -42,7 +42,7 @@ _LARGEST_PAGE = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class HttpEndpoint:
     """Where a replica is and how to speak to it. `key` goes out as a bearer token; `base` is the URL up to and
     without `/v1`."""
 
@@ -62,7 +62,9 @@ class Endpoint:
 class HttpReplica:
     """One replica over HTTP, with connections of its own that are kept and used again."""
 
-    def __init__(self, name: str, endpoint: Endpoint, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, name: str, endpoint: HttpEndpoint, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.name = name
         self.endpoint = endpoint
         self._clock = clock
@@ -147,7 +149,7 @@ class HttpReplica:
         )
 
 
-def _own_headers(endpoint: Endpoint) -> dict[str, str]:
+def _own_headers(endpoint: HttpEndpoint) -> dict[str, str]:
     """What every request to it carries, whatever the client sent."""
     headers = {"Accept-Encoding": "identity", **endpoint.headers}
     if endpoint.key is not None:

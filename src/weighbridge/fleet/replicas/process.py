@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from weighbridge.fleet.api import Answer, Call, Report
 from weighbridge.fleet.replica import Failure, ReplicaError
-from weighbridge.fleet.replicas.http import Endpoint, HttpReplica
+from weighbridge.fleet.replicas.http import HttpEndpoint, HttpReplica
 
 log = logging.getLogger("weighbridge.fleet")
 
@@ -42,7 +42,7 @@ class ProcessReplica:
         self,
         name: str,
         program: Program,
-        endpoint: Callable[[str], Endpoint],
+        endpoint: Callable[[str], HttpEndpoint],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name

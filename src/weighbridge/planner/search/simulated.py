@@ -12,7 +12,7 @@ from weighbridge.cost.price import Price
 from weighbridge.cost.roofline import decode_share
 from weighbridge.planner.search.queueing import Candidate, Forecast, slots_of
 from weighbridge.planner.search.speed import SERVING_SECONDS, step_cost
-from weighbridge.simulator.fleet import FleetSpec, ReplicaSpec, Run, SimulatedEngine, Simulation
+from weighbridge.simulator.fleet import Run, SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec, Simulation
 from weighbridge.workload.quantiles import quantile
 from weighbridge.workload.requests import SimulatedRequest, Span, TraceRow
 from weighbridge.workload.slo import Slo
@@ -25,14 +25,14 @@ MAX_REQUESTS = 1500
 def simulated(candidate: Candidate, traffic: Traffic, slo: Slo) -> Forecast:
     """Judge by simulating up to `MAX_REQUESTS` requests around the busiest minute."""
     arrivals = busiest_arrivals(traffic, MAX_REQUESTS)
-    fleet = FleetSpec(
+    fleet = SimulatedFleet(
         replicas=(_replica(candidate, traffic),) * (candidate.replicas * candidate.plan.deployment.dp)
     )
     run = Simulation(fleet, [_request(i, a) for i, a in enumerate(arrivals)], 0).run()
     return _read_off(run, len(arrivals), fleet.replicas[0].settings.max_sequences, slo)
 
 
-def _replica(candidate: Candidate, traffic: Traffic) -> ReplicaSpec:
+def _replica(candidate: Candidate, traffic: Traffic) -> SimulatedReplicaSpec:
     """The plan as a simulated replica. Where layers keep windows or states, its cache is told in full requests."""
     plan = candidate.plan
     assert plan.kv is not None
@@ -49,7 +49,7 @@ def _replica(candidate: Candidate, traffic: Traffic) -> ReplicaSpec:
     ).settings()
     cost = step_cost(plan, candidate.device, decode_share(traffic.prompt, traffic.output))
     hourly = candidate.usd_per_hour / (candidate.replicas * plan.deployment.dp)
-    return ReplicaSpec(cost=cost, settings=settings, price=Price(usd_per_hour=hourly))
+    return SimulatedReplicaSpec(cost=cost, settings=settings, price=Price(usd_per_hour=hourly))
 
 
 def _request(number: int, row: TraceRow) -> SimulatedRequest:

@@ -18,7 +18,7 @@ import numpy as np
 from weighbridge.errors import WeighbridgeError
 from weighbridge.fleet.api import Call
 from weighbridge.fleet.replicas.dialects import dialect
-from weighbridge.fleet.replicas.http import Endpoint, HttpReplica
+from weighbridge.fleet.replicas.http import HttpEndpoint, HttpReplica
 from weighbridge.routes.difficulty.vectors import EmbeddingFailed, Question, Source, Vector
 from weighbridge.routes.errors import PlaceFailed
 from weighbridge.wire.errors import error_message
@@ -66,7 +66,7 @@ class EdgeServer:
 
     def __init__(self, base: str, model: str, key: str | None = None) -> None:
         self._model = model
-        self._replica = HttpReplica("edge", Endpoint(base, dialect("weighbridge"), key))
+        self._replica = HttpReplica("edge", HttpEndpoint(base, dialect("weighbridge"), key))
 
     async def embeddings(
         self, chat_body: Mapping[str, Any], timeout: float, tenant: str, priority: int
