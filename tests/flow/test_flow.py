@@ -415,6 +415,31 @@ def test_limits_bound_what_runs_at_once_and_bets_make_way() -> None:
     assert timed(wrong()) == (1, 1.5), "the shadow's call held the only place and had to leave it"
 
 
+def test_a_bet_that_had_to_make_way_and_was_right_is_done_again() -> None:
+    @step(effect="read", resource="api")
+    async def look(n: int) -> int:
+        await asyncio.sleep(2)
+        return n
+
+    @step(resource="api")
+    async def send(n: int) -> int:
+        await asyncio.sleep(1)
+        return n
+
+    @flow(limits={"api": 1})
+    async def body() -> int:
+        sent = await guess(send(look(1)), by=lambda _: 1)  # type: ignore[arg-type]
+        return await think(sent)
+
+    @step(effect="pure", resource="api")
+    async def think(n: int) -> int:
+        await asyncio.sleep(3)
+        return n
+
+    assert timed(body()) == (1, 6.0), "it had the slot when the write came, and lost it"
+    assert [span.status for span in body.last.spans].count("cancelled") == 1  # type: ignore[union-attr]
+
+
 def test_a_flow_inside_a_flow_is_part_of_it() -> None:
     @flow
     async def inner(city: str) -> str:

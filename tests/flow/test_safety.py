@@ -31,7 +31,9 @@ def outcome_of(work: Any) -> tuple[str, Any]:
         return "error", str(error)
 
 
-def run_as_flow(program: list[Statement], mode: Any, seed: int) -> tuple[tuple[str, Any], Outside]:
+def run_as_flow(
+    program: list[Statement], mode: Any, seed: int, limit: int | None
+) -> tuple[tuple[str, Any], Outside]:
     """Run in virtual time with durations and predictions drawn from `seed`."""
     outside = Outside()
 
@@ -48,7 +50,7 @@ def run_as_flow(program: list[Statement], mode: Any, seed: int) -> tuple[tuple[s
     async def body() -> int:
         return await as_flow(program, steps, predict)
 
-    flow = Flow(body, mode=mode)
+    flow = Flow(body, mode=mode, limits={"a": limit, "b": limit} if limit is not None else None)
 
     async def main() -> int:
         try:
@@ -69,13 +71,13 @@ def run_as_flow(program: list[Statement], mode: Any, seed: int) -> tuple[tuple[s
 
 @pytest.mark.parametrize("mode", ["sequential", "parallel", "speculate"])
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(program=statements(), seed=st.integers(0, 1000))
+@given(program=statements(), seed=st.integers(0, 1000), limit=st.sampled_from([None, 1, 2]))
 def test_any_flow_does_what_its_sequential_reading_does(
-    mode: str, program: list[Statement], seed: int
+    mode: str, program: list[Statement], seed: int, limit: int | None
 ) -> None:
     expected_outside = Outside()
     expected = outcome_of(lambda: sequentially(program, expected_outside))
-    got, outside = run_as_flow(program, mode, seed)
+    got, outside = run_as_flow(program, mode, seed, limit)
     assert got == expected
     for resource in ("a", "b"):  # writes of different named resources are independent of each other
         assert outside.log_of(resource) == expected_outside.log_of(resource)

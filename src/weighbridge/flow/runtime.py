@@ -264,9 +264,9 @@ class Execution:
     @property
     def usable(self) -> bool:
         """Whether another promise may stand for it: not when it was stopped, or failed while only a bet."""
-        if self.done:
-            return self.error is None or self.committed
-        return not self._stopped
+        if self.done and self.error is None:
+            return True
+        return not self._stopped and (self.committed or not self.done)
 
     # -- running ---------------------------------------------------------------------------------------
 
