@@ -52,6 +52,7 @@ class Stub:
     pause: float = 0.0  # seconds between tokens
     logprob: float | None = None
     usage: bool = True
+    raw_usage: str | None = None  # what it writes in place of its usage, JSON or not
     log: list[Entry] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
@@ -117,7 +118,8 @@ class Stub:
         await self._event(answer, {}, finish=finish)
         if self.usage:
             usage = {"prompt_tokens": entry.prompt_tokens, "completion_tokens": entry.output_tokens}
-            await answer.write(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n".encode())
+            told = json.dumps(usage) if self.raw_usage is None else self.raw_usage
+            await answer.write(f'data: {{"choices": [], "usage": {told}}}\n\n'.encode())
         await answer.write(b"data: [DONE]\n\n")
         entry.complete = True
         return answer

@@ -194,6 +194,19 @@ async def test_routes_alone_have_what_every_gateway_has(tmp_path: Path) -> None:
         assert [leg["place"] for leg in ticket["legs"]] == ["edge"]
 
 
+async def test_a_full_disk_for_tickets_fails_no_request(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    more = "tickets: /dev/full"
+    async with front_over(said("local", logprob=-0.01), said("remote"), tmp_path, more) as client:
+        for _ in range(3):
+            async with client.post(weighbridge={"placement": "prefer_cloud"}) as answer:
+                assert answer.status == 200
+        await until(lambda: client.gateway.tickets.lost == 3)
+        assert 'gateway_tenant_requests_total{tenant="default"} 3.0' in await client.get("/metrics")
+        assert client.route.cashier.ledger.spent().settled > 0
+
+
 async def test_a_drain_refuses_what_comes_and_ends_what_is_there(tmp_path: Path) -> None:
     edge = said("local", logprob=-0.01, first=0.3)
     async with front_over(edge, said("remote"), tmp_path) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,14 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 _NULL = msgspec.Raw(b"null")
 _EMPTY = (b"[]", b"null")
+
+
+def sound(data: bytes) -> bytes | None:
+    """JSON that some servers write although it is none (NaN, Infinity) as JSON, these as null; None for all else."""
+    try:
+        return _encode(json.loads(data))
+    except (ValueError, RecursionError, msgspec.MsgspecError):
+        return None
 
 
 class BrokenOff(Exception):
@@ -53,7 +62,10 @@ class Shown:
         try:
             fields = _fields(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise BrokenOff(data) from None
+            whole = sound(data)
+            if whole is None or not whole.startswith(b"{"):
+                raise BrokenOff(data) from None
+            fields = _fields(whole)
         if bytes(fields.get("error", _NULL)) not in (b"null", b"false", b'""', b"{}"):
             raise BrokenOff(data)
         fields["model"] = self._model
@@ -127,8 +139,15 @@ _with_logprobs = msgspec.json.Decoder(_ChunkWithLogprobs).decode
 def chunks_of(events: bytes, *, keep_logprobs: bool) -> list[dict[str, Any]]:
     """The chunks of events that were read before, decoded."""
     decode = _with_logprobs if keep_logprobs else _bare
-    found = [decode(data) for data in event_data(events) if data != b"[DONE]"]
+    found = [_decoded(decode, data) for data in event_data(events) if data != b"[DONE]"]
     return [msgspec.structs.asdict(chunk) | {"choices": _plain(chunk.choices)} for chunk in found]
+
+
+def _decoded(decode: Callable[[bytes], _Chunk], data: bytes) -> _Chunk:
+    try:
+        return decode(data)
+    except msgspec.DecodeError:
+        return decode(sound(data) or b"{}")
 
 
 def _plain(choices: Sequence[_Part] | None) -> list[dict[str, Any]]:

@@ -266,7 +266,7 @@ class Cashier:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             if (made := claim.abandon()) is not None:
-                self._unsettled.append((made, 0.0))
+                self._run(self._settle, made, 0.0)
             raise
 
     def refusal(self, tenant: str, route: str, usd: float) -> str:

@@ -16,6 +16,7 @@ from weighbridge.fleet.attempt import Opened
 from weighbridge.fleet.journey import FleetJourney
 from weighbridge.fleet.meter import Meter
 from weighbridge.fleet.reliability.retry import retry_after
+from weighbridge.routes.answer import sound
 from weighbridge.routes.budget import FREE_OF_CHARGE, NANO, Cashier, Reservation
 from weighbridge.routes.errors import DoesNotFit, LimitReached, PlaceFailed, TooLate
 from weighbridge.routes.judge import Draft, SignalMeter
@@ -192,9 +193,13 @@ class LegRun:
         name = self.place.name
         try:
             chunk = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            why = "in no known shape" if isinstance(error, msgspec.ValidationError) else "that is no JSON"
-            raise PlaceFailed(f"{name} sent an event {why}", billable=True) from None
+        except msgspec.ValidationError:
+            raise PlaceFailed(f"{name} sent an event in no known shape", billable=True) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            whole = sound(data)
+            if whole is None:
+                raise PlaceFailed(f"{name} sent an event that is no JSON", billable=True) from None
+            return self._chunk(whole)
         if chunk.error:
             raise PlaceFailed(f"{name} failed: {error_message(data)}", billable=True)
         return chunk
@@ -271,8 +276,10 @@ class LegRun:
             if self._journey is not None:
                 await self._journey.close(error)
                 self._fill(self._journey)
-            self.leg.error = self.leg.error or error
-            self.leg.finished = self.leg.finished or time.time()
+            leg = self.leg
+            leg.error = leg.error or error
+            leg.finished = leg.finished or time.time()
+            leg.outcome = leg.outcome or ("refused" if error else "abort")  # nobody took it
             await self._cashier.settle(self._reservation, self.leg.usd)
 
     async def _stop(self) -> None:
@@ -305,6 +312,9 @@ class LegRun:
             leg.usd = 0.0
         elif usage is None and not leg.usd and ticket.attempts:
             leg.prompt_tokens = ticket.weighed_tokens or 0
+            leg.usd = place.price.cost(leg.prompt_tokens, leg.output_tokens)
+        elif usage is not None and not usage.prompt_tokens:  # no prompt has none: it says nothing sensible
+            leg.prompt_tokens, leg.estimated = ticket.weighed_tokens or 0, True
             leg.usd = place.price.cost(leg.prompt_tokens, leg.output_tokens)
         bound = self._reservation.nano_usd / NANO
         if self._reservation.id and leg.usd > CREDIBLE * bound:
