@@ -194,9 +194,8 @@ async def test_routes_alone_have_what_every_gateway_has(tmp_path: Path) -> None:
         assert [leg["place"] for leg in ticket["legs"]] == ["edge"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 async def test_a_full_disk_for_tickets_fails_no_request(tmp_path: Path) -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("this system has no /dev/full")
     more = "tickets: /dev/full"
     async with front_over(said("local", logprob=-0.01), said("remote"), tmp_path, more) as client:
         for _ in range(3):
