@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from io import FileIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -195,10 +196,10 @@ class TicketStore:
     def get(self, ticket_id: str) -> Ticket | None:
         return self._tickets.get(ticket_id)
 
-    def recent(self, limit: int = 100) -> list[Ticket]:
-        """The newest first."""
-        newest = reversed(self._tickets.values())
-        return [ticket for ticket, _ in zip(newest, range(limit), strict=False)]
+    def recent(self, limit: int = 100, tenant: str | None = None) -> list[Ticket]:
+        """The newest first: `tenant`'s, or everybody's."""
+        newest = (ticket for ticket in reversed(self._tickets.values()) if tenant in (None, ticket.tenant))
+        return list(islice(newest, limit))
 
     def close(self) -> None:
         if self._file is not None:

@@ -13,8 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,34 +91,25 @@ class Door:
 _PLACES = ("queued_requests", "running_requests", "queued_tokens", "running_tokens", "kv_blocks_used")
 
 
-class Backends:
-    """The stubs, on an event loop of their own."""
+class Loop:
+    """An asynchronous context on an event loop of its own, in a thread: `with Loop(serving(app)) as url`."""
 
-    def __init__(self) -> None:
-        self.cloud = Backend("cloud", tokens=3)
-        self._stop = asyncio.Event()
-        self._ready = threading.Event()
+    def __init__(self, context: AbstractAsyncContextManager[str]) -> None:
+        self._context = context
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
-    def __enter__(self) -> Backends:
+    def __enter__(self) -> str:
         self._thread.start()
-        assert self._ready.wait(30.0)
-        return self
+        return self._run(self._context.__aenter__())
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self._run(self._context.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10.0)
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._serve())
-
-    async def _serve(self) -> None:
-        async with serving(self.cloud) as url:
-            self.cloud.url = url
-            self._ready.set()
-            await self._stop.wait()
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30.0)
 
 
 def _gateway_config(keyed: bool, single: str, cloud: str) -> str:
@@ -155,11 +146,21 @@ routes:
 """
 
 
+#: The program with less patience: a stream is silent for long after half a second.
+IMPATIENT = """
+import sys, weighbridge.wire.answer as answer
+answer.KEEP_ALIVE_SECONDS = 0.5
+from weighbridge.cli import main
+sys.exit(main())
+"""
+
+
 @contextmanager
-def logged(words: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def logged(words: list[str], log: Path, *, impatient: bool = False) -> Iterator[subprocess.Popen[bytes]]:
     """`weighbridge WORDS` until the block ends; what it says goes into a file."""
+    program = ["-c", IMPATIENT] if impatient else ["-m", "weighbridge"]
     with log.open("wb") as file:
-        process = subprocess.Popen([sys.executable, "-m", "weighbridge", *words], stdout=file, stderr=file)
+        process = subprocess.Popen([sys.executable, *program, *words], stdout=file, stderr=file)
         try:
             yield process
         finally:
@@ -214,8 +215,9 @@ def _start(stack: ExitStack, folder: Path, keyed: bool, cloud: Backend, model: P
 def all_doors(folder: Path) -> Iterator[dict[bool, dict[str, Door]]]:
     """The doors without keys (False) and with keys (True), all started at the same time."""
     model = make_model(folder / "tiny")
-    with Backends() as backends, ExitStack() as stack:
-        doors = {keyed: _start(stack, folder, keyed, backends.cloud, model) for keyed in (False, True)}
+    cloud = Backend("cloud", tokens=3)
+    with Loop(serving(cloud)) as cloud.url, ExitStack() as stack:
+        doors = {keyed: _start(stack, folder, keyed, cloud, model) for keyed in (False, True)}
         for flavour in doors.values():
             for door in flavour.values():
                 wait_until_ready(door.url, door.process, 120.0)

@@ -198,8 +198,8 @@ class CommonEndpoints:
         limit = request.query_params.get("limit", "100")
         if not (limit.isdecimal() and len(limit) <= 4 and 1 <= int(limit) <= 1000):
             raise ApiError(400, "limit: must be a number from 1 to 1000", param="limit")
-        tickets = [one for one in self._service.tickets.recent(int(limit)) if tenant in (None, one.tenant)]
-        return json_response({"object": "list", "data": [one.as_dict() for one in tickets]})
+        tickets = self._service.tickets.recent(int(limit), tenant)
+        return json_response({"object": "list", "data": [ticket.as_dict() for ticket in tickets]})
 
     async def ticket(self, request: Request) -> Response:
         tenant, name = request.state.tenant, request.path_params["ticket"]
