@@ -92,6 +92,7 @@ class Ticket:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     replica: str = "local"
+    replica_ticket: str = ""  # the replica's own, where it has one
     placement: str = "edge"
     rule: str | None = None  # the residency rule that applied
     score: float | None = None  # difficulty before answering, in [0, 1]
@@ -125,6 +126,7 @@ class Ticket:
             self.model,
             placement=self.placement,
             replica=self.replica,
+            replica_ticket=self.replica_ticket,
             weighed_tokens=self.weighed_tokens,
             prompt_tokens=self.prompt_tokens,
             output_tokens=self.output_tokens,

@@ -16,8 +16,9 @@ import aiohttp
 import uvicorn
 
 from weighbridge.fleet.build import build_replica
-from weighbridge.fleet.config.load import parse_config
 from weighbridge.fleet.gateway import Gateway
+from weighbridge.routes.build import add_routes
+from weighbridge.routes.config import parse_configuration
 from weighbridge.server.app import create_app
 from weighbridge.server.gateway.metrics import GatewayMetrics
 from weighbridge.server.gateway.service import GatewayService
@@ -357,8 +358,9 @@ async def fleet(
     """Backends and a gateway over them; every counter must be at zero when the block ends."""
     async with _all(backends):
         text = config if config is not None else config_of(list(backends), model, top, replica)
-        spec = parse_config(text, "weighbridge.yaml", Path("."))
-        gateway = Gateway(spec, build_replica, tokenizers, seed=1)
+        read = parse_configuration(text, "weighbridge.yaml", Path("."))
+        gateway = Gateway(read.fleet, build_replica, tokenizers, seed=1)
+        add_routes(gateway, read.routes)
         app = create_app(GatewayService(gateway, GatewayMetrics(gateway)))
         async with serving(app, "on") as url, clients() as client:
             front = Front(url, gateway, client)

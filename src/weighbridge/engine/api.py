@@ -26,6 +26,7 @@ class Generation:
     deadline_ms: float | None = None  # from arrival to the last token
     speculative: bool = False  # lowest priority, preempted first
     ticket_id: str | None = None
+    prompt_hash: str = ""  # of the prompt as its client wrote it; empty: that of its tokens
     embeds: bool = False
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import random
 import time
@@ -22,7 +21,7 @@ from weighbridge.engine.schedule.scheduler_api import Progress, SchedulerLike
 from weighbridge.engine.stream import EngineStream, StreamChoice
 from weighbridge.engine.text import TextStream, TokenDecoder
 from weighbridge.errors import Draining, NeverFits
-from weighbridge.ticket import Ticket
+from weighbridge.ticket import Ticket, prompt_hash
 
 log = logging.getLogger("weighbridge.engine")
 
@@ -192,12 +191,11 @@ class LocalEngine:
 
     def _ticket(self, generation: Generation, params: SamplingParams) -> Ticket:
         total = len(generation.prompt) + params.max_tokens
-        digest = hashlib.sha256(array("i", generation.prompt).tobytes()).hexdigest()[:32]
         return Ticket(
             id=generation.ticket_id or uuid.uuid4().hex,
             tenant=generation.tenant,
             model=self._model_name,
-            prompt_hash=digest,
+            prompt_hash=generation.prompt_hash or prompt_hash(array("i", generation.prompt).tobytes()),
             prompt_tokens=len(generation.prompt),
             max_tokens=params.max_tokens,
             priority=SPECULATIVE_PRIORITY if generation.speculative else generation.priority,

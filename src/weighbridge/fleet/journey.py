@@ -96,6 +96,7 @@ class FleetJourney:
         now = self._clock()
         self._opened = opened
         self.ticket.replica = opened.lease.member.name
+        self.ticket.replica_ticket = opened.answer.headers.get("x-weighbridge-ticket", "")
         if opened.status < 400 and self.ask.stream:
             self.ticket.first_token = time.time()
             self.pool.hedger.observe(now - opened.lease.sent, opened.lease.expected_first)
@@ -269,11 +270,6 @@ class FleetJourney:
             (b"x-weighbridge-placement", self.ticket.placement.encode()),
             (b"x-weighbridge-cost", cost.encode()),
         ]
-
-    @property
-    def replica_ticket(self) -> str:
-        """The id of the replica's own ticket, where it has one."""
-        return "" if self._opened is None else self._opened.answer.headers.get("x-weighbridge-ticket", "")
 
     def _begun(self) -> Opened:
         assert self._opened is not None, "open() comes first"

@@ -304,7 +304,6 @@ class LegRun:
             setattr(leg, name, getattr(settled, name))
         leg.error = settled.error or error
         leg.decisions, leg.scores, leg.score_unit = ticket.decisions, ticket.scores, ticket.score_unit
-        leg.replica_ticket = journey.replica_ticket
         usage = journey.meter.usage
         leg.estimated = usage is None
         if usage is None and not self._billable:

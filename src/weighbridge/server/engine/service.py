@@ -22,6 +22,7 @@ from weighbridge.server.engine.prompts import ChatTokenizer, PromptReader
 from weighbridge.server.engine.sampling import Limits, guide_of, sampling_params
 from weighbridge.server.engine.tool_calls import forced_call_guide, tool_names
 from weighbridge.server.settings import ServerSettings
+from weighbridge.ticket import prompt_hash
 from weighbridge.wire.ask import Ask, Placement
 from weighbridge.wire.body import decode
 from weighbridge.wire.errors import ApiError
@@ -220,6 +221,7 @@ class EngineService:
         """
         running: list[Running] = []
         ticket_id = ask.id if first and self.tickets.get(ask.id) is None else None
+        named = prompt_hash(bytes(ask.prompt or b""))
         try:
             for generation, form in zip(generations, forms, strict=True):
                 stream = self.engine.submit(
@@ -230,6 +232,7 @@ class EngineService:
                         deadline_ms=ask.deadline_ms,
                         speculative=ask.speculative,
                         ticket_id=ticket_id if not running else None,
+                        prompt_hash=named,
                     )
                 )
                 self.tickets.add(stream.ticket)
