@@ -43,7 +43,10 @@ class Quantize(StrEnum):
 
 
 def choose_dtype(name: str) -> torch.dtype:
-    """`auto` is bfloat16 where the CPU multiplies it natively (AVX512-BF16, AMX, Arm BF16), else float32."""
+    """Return the compute dtype `name`; `auto` is bfloat16 where the CPU multiplies it natively, else float32.
+
+    It does so with AVX512-BF16, AMX or Arm BF16.
+    """
     if name == "float32":
         return torch.float32
     if name == "bfloat16":

@@ -54,7 +54,7 @@ class Upcycling:
     dtype: torch.dtype | None = None  # of the written matrices; None: as they were read
 
     def check(self) -> None:
-        """Raises BadInput."""
+        """Raise BadInput for options that cannot work."""
         if self.experts < 2:
             raise BadInput(f"--experts must be at least 2, not {self.experts}", param="experts")
         if not 1 <= self.top_k <= self.experts:
@@ -203,7 +203,7 @@ def _rope_fields(config: ModelConfig) -> dict[str, Any]:
 
 
 def _copy_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
-    """The files beside a Hugging Face checkpoint, or a GGUF's vocabulary written as tokenizer.json."""
+    """Copy the files beside a Hugging Face checkpoint, or write a GGUF's vocabulary as tokenizer.json."""
     if not isinstance(checkpoint, GgufCheckpoint):
         for pattern in (*_TOKENIZER_FILES, "generation_config.json"):
             for file in checkpoint.path.glob(pattern):

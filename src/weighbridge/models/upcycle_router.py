@@ -37,7 +37,7 @@ class RouterOptions(Protocol):
 
 
 class _Listener:
-    """Stands in a layer's feed-forward seat and keeps what comes in."""
+    """A listener in a layer's feed-forward seat that records what comes in."""
 
     def __init__(self, inner: FeedForward) -> None:
         self.inner = inner
@@ -85,7 +85,7 @@ def _leaning(rows: torch.Tensor, hidden: torch.Tensor, scores: torch.Tensor) -> 
 
 
 def hidden_states(decoder: Decoder, tokens: Sequence[int]) -> list[torch.Tensor]:
-    """What enters the feed-forward block of each layer: float32 [tokens, hidden]."""
+    """Return what enters the feed-forward block of each layer: float32 [tokens, hidden]."""
     count = min(len(tokens), decoder.config.max_position_embeddings)
     blocks = -(-count // _BLOCK)
     positions = np.arange(count, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Keeps the C library from giving activation memory back to the system after every layer."""
+"""Keep the C library from giving activation memory back to the system after every layer."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class Decoder:
         rows: Int32,
         states: States | None = None,
     ) -> torch.Tensor:
-        """Kernel by kernel, for layers of any kind."""
+        """Run kernel by kernel, for layers of any kind."""
         kernels, eps = self.kernels, self.config.rms_norm_eps
         residual = torch.empty(len(token_ids), self.config.hidden_size)
         kernels.gather_rows(residual, self.embedding, token_ids)

@@ -84,7 +84,7 @@ class PackedLinear:
 def quantized_linear(
     quantized: GroupQuantized, bias: torch.Tensor | None, dtype: torch.dtype
 ) -> PackedLinear:
-    """Weights in 4 or 8 bits: 0.625 or 1.0625 bytes of memory traffic per weight.
+    """Pack weights in 4 or 8 bits: 0.625 or 1.0625 bytes of memory traffic per weight.
 
     Raises BadInput for a compute dtype other than float32 and bfloat16, or without the C++ kernels.
     """
@@ -100,7 +100,7 @@ def quantized_linear(
 
 
 def bfloat16_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
-    """bfloat16 weights [out, in] and activations. Only where `multiplies_bfloat16`, and for an even `in`."""
+    """Pack bfloat16 weights [out, in] for bfloat16 activations. Needs `multiplies_bfloat16` and an even `in`."""
     rows, columns = weight.shape
     tiles = -(-rows // ROWS_PER_TILE)
     padded = weight.to(torch.bfloat16).contiguous()
@@ -112,7 +112,7 @@ def bfloat16_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLi
 
 
 def pack_codes(quantized: GroupQuantized) -> torch.Tensor:
-    """Codes in the order the kernels read them: uint8 [tiles, groups, 4 or 8, 16 rows, 4 columns]."""
+    """Return the codes in the order the kernels read them: uint8 [tiles, groups, 4 or 8, 16 rows, 4 columns]."""
     rows, columns = quantized.codes.shape
     tiles, groups = -(-rows // ROWS_PER_TILE), columns // GROUP_SIZE
     codes = np.zeros((tiles * ROWS_PER_TILE, columns), np.uint8)
@@ -128,7 +128,7 @@ def pack_codes(quantized: GroupQuantized) -> torch.Tensor:
 
 
 def pack_scales(quantized: GroupQuantized) -> tuple[torch.Tensor, float]:
-    """Scales (and minimums) as float16 [tiles, groups, 1 or 2, 16 rows], and the power of two to multiply by.
+    """Return scales (and minimums) as float16 [tiles, groups, 1 or 2, 16 rows], and the power of two to multiply by.
 
     float16 keeps 11 bits, and all that GGUF stores; the power of two keeps weights out of its subnormals.
     """

@@ -11,7 +11,7 @@ from weighbridge.models.files.config import RopeConfig
 
 
 def cos_sin_table(rope: RopeConfig, head_dim: int, positions: int) -> torch.Tensor:
-    """Cosines, then sines, of every position: float32 [positions, head_dim], each half head_dim / 2 wide.
+    """Return the cosines, then sines, of every position: float32 [positions, head_dim], each half head_dim / 2 wide.
 
     Raises UnsupportedModel for a scaling rule that is not known.
     """

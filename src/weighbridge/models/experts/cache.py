@@ -89,7 +89,7 @@ class ExpertCache:
         return self._resident.get((layer, expert))
 
     def obtain(self, layer: int, expert: int) -> Mlp:
-        """One that is not resident: from a load under way, or loaded now."""
+        """Return an expert that is not resident: from a load under way, or loaded now."""
         coming = self._coming.pop((layer, expert), None)
         if coming is None:
             self._loads += 1
@@ -98,7 +98,7 @@ class ExpertCache:
         return coming.result()
 
     def look_ahead(self, layer: int, x: torch.Tensor) -> None:
-        """Begin to load what `layer` will probably want, as far as there is room."""
+        """Begin to load what `layer` will probably need, while there is room."""
         if layer >= len(self.routers):
             return
         ids, _ = self.routers[layer](x)
@@ -112,7 +112,7 @@ class ExpertCache:
                 self._coming[key] = self._thread.submit(self._load, *key)
 
     def visit(self, layer: int, experts: Sequence[int], missing: Sequence[int]) -> None:
-        """`experts` of `layer` are used, `missing` of them not resident: what has to leave for those leaves now."""
+        """Note that `layer` uses `experts`, `missing` of them not resident, and drop what has to leave for those."""
         self._uses += len(experts)
         _, gone = self._policy.visit(layer, experts)
         for expert in gone:
@@ -121,12 +121,12 @@ class ExpertCache:
             self._coming.pop(key).cancel()  # looked ahead in vain
 
     def offer(self, layer: int, expert: int, mlp: Mlp) -> None:
-        """One that was missing is computed: it stays if the policy wants it."""
+        """Offer a missing expert that was computed: it stays if the policy wants it."""
         if (layer, expert) in self._policy.resident:
             self._resident[layer, expert] = mlp
 
     def report(self) -> dict[str, Any]:
-        """Counters since the start, as plain JSON types."""
+        """Return the counters since the start, as plain JSON types."""
         return {
             "capacity": self.capacity,
             "resident_bytes": len(self._resident) * self.expert_bytes,
@@ -174,7 +174,7 @@ class CachedExperts:
 
 
 class ListedComputation:
-    """One expert after the other, for every kind of linear layer."""
+    """Computes one expert after the other, for every kind of linear layer."""
 
     def __init__(self, count: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
         self._gathered, self._order, self._bounds = gather(x, ids, count)
@@ -191,7 +191,7 @@ class ListedComputation:
 
 
 class NativeComputation:
-    """On packed weights, with our kernels."""
+    """Computes packed experts with our kernels."""
 
     def __init__(self, native: Any, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
         self._native = native
@@ -211,7 +211,7 @@ class NativeComputation:
 
 
 def computation_of(example: Mlp, count: int, dtype: torch.dtype) -> Compute:
-    """What computes `count` experts that are kept as `example` is."""
+    """Return what computes `count` experts that are stored as `example` is."""
     native = native_experts(example, count, dtype)
     if native is None:
         return lambda x, ids, weights: ListedComputation(count, x, ids, weights)

@@ -34,7 +34,7 @@ def packed(linear: Linear) -> PackedLinear | None:
 
 
 def write_layer(path: Path, experts: list[Mlp]) -> None:
-    """All experts of one layer; every matrix must be packed."""
+    """Write all experts of one layer; every matrix must be packed."""
     tensors: dict[str, torch.Tensor] = {}
     shapes: dict[str, list[Any]] = {}
     for index, expert in enumerate(experts):

@@ -53,7 +53,7 @@ class RoutingTrace:
         self._chosen.append((layer, ids))
 
     def take(self) -> list[tuple[int, Int32]]:
-        """Everything since the last call; an iteration that failed half way leaves nothing behind."""
+        """Return everything since the last call; an iteration that failed half way leaves nothing behind."""
         chosen, self._chosen = self._chosen, []
         return chosen
 
@@ -91,7 +91,7 @@ class ListedExperts:
 
 
 def gather(x: torch.Tensor, ids: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, Int32]:
-    """Rows of `x` once per chosen expert, sorted by expert.
+    """Repeat each row of `x` once per chosen expert, sorted by expert.
 
     Returns the rows [tokens * top_k, hidden], the place of each (token, choice) pair among them and where the
     rows of each expert begin [count + 1].
@@ -134,7 +134,7 @@ class SharedExpert:
 
 
 class SparseMlp:
-    """The feed-forward block of a sparse layer. `trace`, once set, hears what the router chose."""
+    """The feed-forward block of a sparse layer. `trace`, once set, records what the router chose."""
 
     def __init__(
         self, layer: int, router: Router, experts: LayerExperts, shared: SharedExpert | None

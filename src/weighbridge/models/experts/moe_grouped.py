@@ -85,7 +85,7 @@ def native_experts(example: Mlp, count: int, dtype: torch.dtype) -> Any:
 
 
 def group(experts: Sequence[Mlp], dtype: torch.dtype, listed: LayerExperts) -> GroupedExperts | None:
-    """`experts` as one group; None where some of their matrices are not our kernels'."""
+    """Return `experts` as one group; None where some of their matrices are not our kernels'."""
     linears = [linear for expert in experts for linear in (expert.gate_up, expert.down)]
     if _native is None or any(packed_matrix(linear) is None for linear in linears):
         return None

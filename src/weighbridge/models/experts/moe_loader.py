@@ -41,7 +41,7 @@ class Weights(Protocol):
 
 
 def expert_matrices(experts: ExpertsConfig, layer: int, expert: int) -> tuple[list[str], list[str]]:
-    """Hugging Face names of an expert's (gate and up) and down matrices."""
+    """Return the Hugging Face names of an expert's (gate and up) and down matrices."""
     prefix = f"model.layers.{layer}."
     if experts.mixtral_names:
         stem = f"{prefix}block_sparse_moe.experts.{expert}."
@@ -62,7 +62,7 @@ def build_mlp(
     bits: int,
     cache: ExpertCache | None = None,
 ) -> Mlp | SparseMlp:
-    """The feed-forward block of `layer`; with `cache`, its experts are those that are resident and the rest mapped."""
+    """Build the feed-forward block of `layer`; with `cache`, the experts that are not resident are mapped."""
     experts = config.experts
     prefix = f"model.layers.{layer}.mlp."
     if experts is None or not experts.sparse_layers[layer]:
@@ -81,7 +81,7 @@ def build_mlp(
 
 
 def arrange(experts: Sequence[Mlp], dtype: torch.dtype) -> LayerExperts:
-    """All experts of a layer: in one call of our kernels where they can, else one after the other."""
+    """Join all experts of a layer: in one call of our kernels where they can, else one after the other."""
     listed = ListedExperts(experts)
     return group(experts, dtype, listed) or listed
 
@@ -122,7 +122,7 @@ def expert_builder(
 
 
 def normed_projection(weights: Weights, config: ModelConfig, layer: int, qkv: Linear) -> Linear:
-    """`qkv`, with OLMoE's norms and clamp behind it where the model has them."""
+    """Return `qkv` with OLMoE's norms and clamp behind it where the model has them."""
     if not config.qk_norm_all_heads:
         return qkv
     prefix = f"model.layers.{layer}.self_attn."

@@ -65,7 +65,7 @@ class HeatAware:
         self.lru_hits = 0  # of a plain LRU of the same capacity
 
     def visit(self, layer: int, experts: Sequence[int]) -> tuple[list[Expert], list[Expert]]:
-        """`experts` of `layer` are used. Returns (those to take in, those that leave for them)."""
+        """Note that `layer` uses `experts`; returns (those to take in, those that leave for them)."""
         if layer == 0:
             self._choose()
         used = [(layer, number) for number in experts]
@@ -88,7 +88,7 @@ class HeatAware:
             scores[name] *= self._fading
 
     def _play(self, layer: int, used: Sequence[Expert], experts: Sequence[int]) -> None:
-        """Every way on paper; then what each of them and we hold apart from one another."""
+        """Let every way act on paper, then note where each of them and we differ."""
         lru, resident = self._lru, self.resident
         before = {expert for expert in used if lru.holds(expert)}
         changed = dict.fromkeys(used)
@@ -107,7 +107,7 @@ class HeatAware:
                 self._stakes.add(expert[0], lru.holds(expert) - (expert in before))
 
     def _admit(self, missing: Sequence[Expert]) -> tuple[list[Expert], list[Expert]]:
-        """Take in what is wanted or what it would be a risk to leave out."""
+        """Take in what the way wants, and what would be a risk to leave out."""
         lru, way, stakes = self._lru, self._ways[self.follows], self._stakes
         came: list[Expert] = []
         gone: list[Expert] = []
@@ -129,7 +129,7 @@ class HeatAware:
         return came, gone
 
     def _victim(self, wanted: bool, risk: int, spare: int) -> tuple[Expert | None, int]:
-        """Who leaves for a missing expert, None: the expert stays out; and what either puts at stake."""
+        """Return who leaves for a missing expert (None: it stays out), and what that puts at stake."""
         idle, beyond, unwanted = self._apart[_IDLE], self._apart[_WANTED], self._apart[_UNWANTED]
         if not wanted and not risk:
             return None, 0
@@ -158,7 +158,7 @@ class HeatAware:
             self._stakes.add(expert[0], 1)
 
     def _file(self, expert: Expert) -> None:
-        """Put a resident where it belongs; one that is there already keeps its place."""
+        """Put a resident where it belongs; if it is there already, it keeps its place."""
         where = self._ways[self.follows].holds(expert), self._lru.holds(expert)
         for kind, members in self._apart.items():
             if kind == where:
@@ -184,7 +184,7 @@ class _Stakes:
         self.total = 0  # lacking experts of the layers that are not hopeless
 
     def risks(self, expert: Expert) -> int:
-        """1 when lacking this expert, held by the LRU, counts; else 0."""
+        """Return 1 when lacking this expert, held by the LRU, counts; else 0."""
         return int(not self._is_hopeless(expert[0]))
 
     def add(self, layer: int, lacking: int) -> None:
@@ -193,7 +193,7 @@ class _Stakes:
             self.total += lacking
 
     def visited(self, layer: int, uses: int) -> None:
-        """`layer` has used so many experts."""
+        """Note how many experts `layer` has used."""
         while True:
             self._last = (self._last + 1) % self._layers
             if self._hopeless:
@@ -209,7 +209,7 @@ class _Stakes:
             self._hopeless += 1
 
     def _next_layer(self) -> int:
-        """The first one that is not hopeless."""
+        """Return the first layer that is not hopeless."""
         return (self._last + 1 + self._hopeless) % self._layers
 
     def _room_is_gone(self) -> bool:

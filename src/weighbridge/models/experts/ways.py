@@ -27,12 +27,12 @@ class Way(Protocol):
     def holds(self, expert: Expert) -> bool: ...
 
     def visit(self, layer: int, experts: Sequence[int]) -> tuple[int, list[Expert]]:
-        """`experts` of `layer` are used: how many of them were held, and what leaves for the others."""
+        """Note that `layer` uses `experts`; returns how many of them were held, and what leaves for the others."""
         ...
 
 
 class PlainLru:
-    """One queue over all layers, the expert used longest ago leaves."""
+    """One queue over all layers; the expert used longest ago leaves."""
 
     def __init__(self, capacity: int, held: Iterable[Expert] = ()) -> None:
         self._capacity = capacity
@@ -72,7 +72,7 @@ class LayeredLru:
 
 
 class Hottest:
-    """The experts used most of late, each layer with a room of its own."""
+    """The experts used most often of late, each layer with a room of its own."""
 
     def __init__(self, rooms: Sequence[int], experts: int, held: Iterable[Expert]) -> None:
         self._rooms = rooms

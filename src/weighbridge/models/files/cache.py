@@ -12,7 +12,7 @@ from typing import Any
 
 
 def weighbridge_home() -> Path:
-    """Where pulled models and caches live: WEIGHBRIDGE_HOME, or weighbridge under the XDG cache."""
+    """Return where pulled models and caches live: WEIGHBRIDGE_HOME, or weighbridge under the XDG cache."""
     home = os.environ.get("WEIGHBRIDGE_HOME")
     if home:
         return Path(home).expanduser()
@@ -30,7 +30,7 @@ def fingerprint(files: Iterable[Path]) -> str:
 
 
 def load_record(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`, or None when there is none or it cannot be read."""
+    """Return the JSON object in `path`, or None when there is none or it cannot be read."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -17,7 +17,7 @@ class WheelSource:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """One model that can be had by name."""
+    """A model that can be pulled by name."""
 
     name: str
     aliases: tuple[str, ...]

@@ -124,7 +124,7 @@ class SafetensorsCheckpoint:
         return self._open[file]
 
     def _weight_map(self) -> dict[str, Path]:
-        """Tensor name -> file. Raises BadInput when there are no safetensors, naming what is there."""
+        """Map tensor names to files. Raises BadInput when there are no safetensors, naming what is there."""
         index = self.path / "model.safetensors.index.json"
         if index.exists():
             return self._indexed(index)
@@ -191,7 +191,7 @@ class _Cut:
 
 
 def _cut(part: _Part, shape: list[int], config: ModelConfig) -> _Cut:
-    """How to take `part` out of a tensor of this shape. Raises BadInput when it is not that of the model."""
+    """Return how to take `part` out of a tensor of this shape. Raises BadInput when it is not that of the model."""
     experts = config.experts
     assert experts is not None
     size, hidden = experts.intermediate_size, config.hidden_size
@@ -206,7 +206,7 @@ def _cut(part: _Part, shape: list[int], config: ModelConfig) -> _Cut:
 
 
 class GgufCheckpoint:
-    """A GGUF file. Quantised tensors can be had as floats or as their codes."""
+    """A GGUF file. Quantised tensors are read as floats or as their codes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

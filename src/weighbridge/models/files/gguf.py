@@ -26,7 +26,7 @@ _SUPPORTED = (
 
 
 class GgufFile(GgufMetadata):
-    """A memory-mapped GGUF file; nothing of a tensor is read before it is asked for."""
+    """A memory-mapped GGUF file; a tensor is read when it is asked for, not before."""
 
     def __init__(self, path: Path) -> None:
         """Raises BadInput for what is not a whole GGUF file, UnsupportedModel for unknown tensor types."""

@@ -68,7 +68,7 @@ def read_config(file: GgufFile) -> ModelConfig:
 
 
 def _experts(file: GgufFile, layers: int, count: int, top_k: int) -> ExpertsConfig:
-    """The experts of `file`, which has `count` and uses `top_k`. Raises BadInput for sizes that do not fit."""
+    """Return the experts of `file`, which has `count` and uses `top_k`. Raises BadInput for sizes that do not fit."""
     if not 1 <= top_k <= count:
         raise BadInput(f"{file.path.name}: a token cannot use {top_k} of {count} experts")
     sparse = tuple(f"model.layers.{layer}.mlp.gate.weight" in file for layer in range(layers))

@@ -227,7 +227,7 @@ class GgufMetadata:
         return None if self.value(key) is None else self._typed(key, int, 0)
 
     def strings(self, key: str) -> list[str]:
-        """A list, empty when there is none."""
+        """Return a list of texts, empty when there is none."""
         return self._list(key, str)
 
     def integers(self, key: str) -> list[int]:

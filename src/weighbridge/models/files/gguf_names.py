@@ -40,7 +40,7 @@ _SINGLE = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.weight")
 
 
 def gguf_name(name: str) -> str:
-    """GGUF's name of a Hugging Face tensor: model.layers.3.self_attn.q_proj.weight is blk.3.attn_q.weight.
+    """Return GGUF's name of a Hugging Face tensor: model.layers.3.self_attn.q_proj.weight is blk.3.attn_q.weight.
 
     Names that only GGUF has, such as rope_freqs.weight, stay as they are.
     """
@@ -86,7 +86,7 @@ def _slice(fused: TensorEntry, index: int) -> TensorEntry | None:
 
 
 def expert_names(entry: TensorEntry) -> list[str]:
-    """Hugging Face names of the experts in a tensor; empty when it holds none."""
+    """Return the Hugging Face names of the experts in a tensor; empty when it holds none."""
     fused, single = _FUSED.fullmatch(entry.name), _SINGLE.fullmatch(entry.name)
     if fused is not None:
         layer, part = fused.groups()

@@ -102,7 +102,7 @@ def read_config(directory: Path) -> ModelConfig:
 
 
 def _supported(fields: Json) -> Json:
-    """`fields` with the defaults of their family, once it is clear that the engine can run the model."""
+    """Return `fields` with the defaults of their family. Raises UnsupportedModel for what the engine cannot run."""
     family = fields.get("model_type")
     if not isinstance(family, str) or family not in _DEFAULTS:
         raise UnsupportedModel(f"model type {family!r} is not supported ({', '.join(FAMILIES)} are)")
@@ -119,7 +119,7 @@ def _supported(fields: Json) -> Json:
 
 
 def read_json(path: Path) -> Json:
-    """A JSON object from a file. Raises BadInput when it is missing or is not one."""
+    """Read a JSON object from a file. Raises BadInput when it is missing or is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -244,7 +244,7 @@ def _per_layer(value: object, name: str, layers: int) -> list[Any]:
 
 
 def end_token_ids(directory: Path) -> tuple[int, ...]:
-    """End-of-sequence ids of generation_config.json and config.json together, in that order."""
+    """Return the end-of-sequence ids of generation_config.json and config.json together, in that order."""
     ends: dict[int, None] = {}
     for name in ("generation_config.json", "config.json"):
         value = read_json(directory / name).get("eos_token_id") if (directory / name).exists() else None

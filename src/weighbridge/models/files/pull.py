@@ -26,7 +26,7 @@ _CHUNK = 1 << 20
 
 
 class DownloadProgress(Protocol):
-    """Told how a pull gets on, in bytes; `total` is None when it is not known."""
+    """Hears how a pull gets on, in bytes; `total` is None while it is not known."""
 
     def start(self, total: int | None) -> None: ...
     def advance(self, amount: int) -> None: ...

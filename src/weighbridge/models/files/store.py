@@ -22,7 +22,7 @@ _HUB_SKIPPED = ("*/*", "consolidated*.safetensors")
 
 
 def model_file(entry: CatalogueEntry) -> Path:
-    """Where the file of `entry` is kept, whether it is there or not."""
+    """Return where the file of `entry` belongs, whether it is there or not."""
     return weighbridge_home() / "models" / entry.name / entry.file_name
 
 
@@ -36,7 +36,7 @@ class Installed:
 
 
 def installed() -> list[Installed]:
-    """Models of the catalogue that need no download."""
+    """Return the models of the catalogue that need no download."""
     return [Installed(entry, model_file(entry), entry.size) for entry in CATALOGUE if _present(entry)]
 
 

@@ -43,7 +43,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Plain JSON: jinja's own filter would escape <, > and & for HTML."""
+    """Write plain JSON: jinja's own filter would escape <, > and & for HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -81,7 +81,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
-        """The prompt for `messages`; `variables` are the template's own, such as `enable_thinking`.
+        """Return the prompt for `messages`; `variables` are the template's own, such as `enable_thinking`.
 
         Raises BadInput for malformed messages and for what the template itself refuses, with its words.
         """

@@ -112,7 +112,7 @@ class Detokenizer:
         return self._decoder.decode(data)
 
     def flush(self) -> str:
-        """What is still held back, at the end of the sequence: U+FFFD for an unfinished character."""
+        """Return what is still held back at the end of the sequence: U+FFFD for an unfinished character."""
         return self._decoder.decode(b"", final=True)
 
 

@@ -88,7 +88,7 @@ def runs_of(source: str, sets: Sets, longest: int) -> Program:
 
 
 def _first(sequence: _Sequence) -> tuple[int, bool]:
-    """Sets of which the first character of a match has one, and whether there may be no character at all."""
+    """Return the sets that the first character of a match may be in, and whether a match may be empty."""
     sets = 0
     for node in sequence:
         if isinstance(node, _NotNext):
@@ -117,7 +117,7 @@ def _emit(sequence: _Sequence, program: list[Instruction]) -> None:
 
 
 def _emit_group(group: _Group, program: list[Instruction]) -> None:
-    """Each choice is tried in its order, with all that follows the group."""
+    """Try each choice in its order, with all that follows the group."""
     choices = [*group.choices, []] if group.optional else group.choices
     jumps: list[int] = []
     for number, choice in enumerate(choices):

@@ -70,7 +70,7 @@ class _Model(msgspec.Struct):
 
 
 class _Json(msgspec.Struct):
-    """What tokenizer.json says that decides about ids."""
+    """The parts of tokenizer.json that decide about ids."""
 
     model: _Model
     added_tokens: list[_AddedToken]
@@ -114,7 +114,7 @@ class WordTokens:
     def weigh(
         self, text: str, add_special_tokens: bool, parent: bytes, block_size: int
     ) -> tuple[int, list[bytes]] | None:
-        """How many ids `encode` gives, and the digests of their full blocks (`block_digests.block_digests`)."""
+        """Return how many ids `encode` gives, and the digests of their full blocks (`block_digests.block_digests`)."""
         weighed: tuple[int, list[bytes]] | None
         weighed = self._answer(self._encoder.weigh, text, add_special_tokens, parent, block_size)
         return weighed
@@ -129,7 +129,7 @@ class WordTokens:
         return ask(text, *options)
 
     def _learn(self, characters: str) -> None:
-        """Ask in which classes these are."""
+        """Ask the library in which classes these characters are."""
         members = [ask(characters) for ask in self._classes]
         for index, character in enumerate(characters):
             sets = sum(1 << number for number, found in enumerate(members) if found[index])
@@ -207,7 +207,7 @@ def _merging(model: _Model) -> tuple[list[int], bytes, list[tuple[bytes, int]]]:
 
 
 def _bytes_of(word: str, alphabet: dict[str, int]) -> bytes:
-    """Empty for a word that is written with other characters: no text has it."""
+    """Return the bytes of a word; none where it is written with other characters, which no text has."""
     try:
         return bytes([alphabet[character] for character in word])
     except KeyError:

@@ -28,7 +28,7 @@ PADDING = 16  # values are padded to a full register, see kv_layout.h
 
 
 def native_import_error() -> str | None:
-    """Why the compiled extension is missing; None: it is there."""
+    """Return why the compiled extension is missing, or None when it is there."""
     return _problem
 
 
