@@ -365,9 +365,15 @@ async def fleet(
         async with serving(app, "on") as url, clients() as client:
             front = Front(url, gateway, client)
             if wait:
-                await until(lambda: gateway.ready)
+                await until(lambda: gateway.ready and _all_asked(gateway))
             yield front
             await front.idle()
+
+
+def _all_asked(gateway: Gateway) -> bool:
+    """Whether each replica has answered a probe or failed one: on a busy machine they come up one after another."""
+    members = [member for pool in gateway.pools.values() for member in pool.members.values()]
+    return all(member.heard or member.failed_probes for member in members)
 
 
 @asynccontextmanager
