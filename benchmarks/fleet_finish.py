@@ -11,9 +11,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
-from weighbridge.fleet.api import Arrival, Choice, Policy, Randomness
+from weighbridge.fleet.api import Arrival, Choice, Randomness
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.policies.candidates import matched_tokens
+from weighbridge.fleet.policies.policy import Policy
 from weighbridge.fleet.policies.weigh import Weigh
 
 #: What a second of the answer counts beside a second of waiting for its first token.

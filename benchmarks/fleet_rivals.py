@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from weighbridge.fleet.api import Arrival, Choice, Policy, Randomness
+from weighbridge.fleet.api import Arrival, Choice, Randomness
 from weighbridge.fleet.load.state import ReplicaState
+from weighbridge.fleet.policies.policy import Policy
 
 #: Defaults of the router's `CacheAwareConfig`; its launchers document up to 64 and 1.5 for the last two.
 CACHE_THRESHOLD = 0.5

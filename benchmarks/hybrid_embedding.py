@@ -29,17 +29,11 @@ import numpy as np
 
 from hybrid_signals import served
 from weighbridge.fleet.api import Call
-from weighbridge.fleet.replicas.dialects import dialect
+from weighbridge.fleet.load.dialects import dialect
 from weighbridge.fleet.replicas.http import HttpEndpoint, HttpReplica
-from weighbridge.routes.difficulty.edge_state import EdgeServer, EdgeState
-from weighbridge.routes.difficulty.evaluate import evaluate, scores
-from weighbridge.routes.difficulty.labels import Label, read_labels
-from weighbridge.routes.difficulty.metrics import Report
-from weighbridge.routes.difficulty.minilm import MiniLm
-from weighbridge.routes.difficulty.model import spread as spread_out
-from weighbridge.routes.difficulty.ridge import ridge
-from weighbridge.routes.difficulty.train import train
-from weighbridge.routes.difficulty.vectors import (
+from weighbridge.routes.difficulty.embedders.edge_state import EdgeServer, EdgeState
+from weighbridge.routes.difficulty.embedders.minilm import MiniLm
+from weighbridge.routes.difficulty.embedders.vectors import (
     Embedder,
     Question,
     Source,
@@ -47,6 +41,12 @@ from weighbridge.routes.difficulty.vectors import (
     embed_all,
     vectors_of,
 )
+from weighbridge.routes.difficulty.evaluate import evaluate, scores
+from weighbridge.routes.difficulty.labels import Label, read_labels
+from weighbridge.routes.difficulty.metrics import RankingReport
+from weighbridge.routes.difficulty.model import spread as spread_out
+from weighbridge.routes.difficulty.ridge import ridge
+from weighbridge.routes.difficulty.train import train
 
 DATA = Path(os.environ.get("WEIGHBRIDGE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "routing"
 MODEL = "smollm2-135m-instruct"
@@ -85,7 +85,7 @@ async def table_of(name: str, prompts: Sequence[str], url: str, cache: Path | No
     return VectorTable(source, np.concatenate(parts))
 
 
-def show(name: str, reports: Sequence[Report]) -> None:
+def show(name: str, reports: Sequence[RankingReport]) -> None:
     ends = np.mean([one.interval["apgr"] or (np.nan, np.nan) for one in reports], axis=0)
     base = [
         np.mean([getattr(one, f"{kind}_apgr") for one in reports]) for kind in ("random", "length", "oracle")
@@ -104,7 +104,7 @@ def named(choice: Sequence[str]) -> str:
 
 def few_labels(labels: Sequence[Label], tables: dict[str, VectorTable], seeds: int) -> None:
     """One training for all choices of sources: a head for each is what `route train` makes."""
-    found: dict[tuple[str, ...], list[Report]] = {choice: [] for choice in choices(tables)}
+    found: dict[tuple[str, ...], list[RankingReport]] = {choice: [] for choice in choices(tables)}
     for seed in range(seeds):
         order = np.random.default_rng(seed).permutation(len(labels))
         known, rest = order[:LABELS].tolist(), order[LABELS:].tolist()

@@ -20,13 +20,13 @@ import numpy as np
 
 from weighbridge.routes.difficulty.evaluate import cross_validated, evaluate, scores
 from weighbridge.routes.difficulty.labels import Label, read_labels
-from weighbridge.routes.difficulty.metrics import Report
+from weighbridge.routes.difficulty.metrics import RankingReport
 from weighbridge.routes.difficulty.train import train
 
 DATA = Path(os.environ.get("WEIGHBRIDGE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "routing"
 
 
-def show(name: str, reports: list[Report]) -> None:
+def show(name: str, reports: list[RankingReport]) -> None:
     rows = [asdict(one) for one in reports]
     print(f"{name}: n {rows[0]['n']}, runs {len(rows)}")
     for key in ("apgr", "cpt50", "cpt80", "random_apgr", "length_apgr", "oracle_apgr"):

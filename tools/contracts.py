@@ -67,7 +67,6 @@ PURE = (
     "fleet.reliability.breaker",
     "fleet.reliability.hedge",
     "fleet.reliability.retry",
-    "fleet.scaling",
     "routes.caps",
     "routes.policy",
     "routes.judge",
@@ -84,7 +83,7 @@ PURE = (
 ROWS: dict[str, set[str]] = {
     "cli": {"options", "remote", "terminal"},
     "engine": {"api", "batch", "request"},
-    "fleet": {"api", "replica", "scaling"},
+    "fleet": {"api", "replica"},
     "routes": {"budget", "caps", "errors", "judge", "policy", "request", "settings"},
     "flow": {
         "budget",
@@ -101,8 +100,8 @@ ROWS: dict[str, set[str]] = {
 }
 
 #: Today's figures: more is an error. Lower them with the code; the aim is 0.
-MODULES_IN_CIRCLES = 8
-FOLDER_LINKS_IN_CIRCLES = 14
+MODULES_IN_CIRCLES = 4
+FOLDER_LINKS_IN_CIRCLES = 0
 
 
 @dataclass(frozen=True, slots=True)

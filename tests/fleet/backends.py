@@ -15,8 +15,8 @@ from typing import Any
 import aiohttp
 import uvicorn
 
-from weighbridge.fleet.build import build_replica
 from weighbridge.fleet.gateway import Gateway
+from weighbridge.fleet.replicas.build import build_replica
 from weighbridge.routes.build import add_routes
 from weighbridge.routes.config import parse_configuration
 from weighbridge.server.app import create_app

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from weighbridge.fleet.api import Arrival, Capacity, Policy, Report
+from weighbridge.fleet.api import Arrival, Capacity, Report
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.state import ReplicaState
+from weighbridge.fleet.policies.policy import Policy
 
 
 @dataclass(slots=True, eq=False)

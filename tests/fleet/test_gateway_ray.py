@@ -111,7 +111,7 @@ async def test_queued_work_brings_another_actor_and_rest_takes_it_away(
 def _with_makers(monkeypatch: Any) -> None:
     """The tests' gateway makes Ray replicas as the command line's does."""
     import tests.fleet.backends as backends
-    from weighbridge.fleet.build import build_replica
+    from weighbridge.fleet.replicas.build import build_replica
     from weighbridge.fleet.replicas.ray import make_ray_replica
 
     monkeypatch.setattr(

@@ -13,8 +13,8 @@ import pytest
 
 from tests.fleet.backends import Backend, Front, events, serving, text_of, until
 from weighbridge.errors import BadInput
-from weighbridge.fleet.build import build_replica
 from weighbridge.fleet.gateway import Gateway
+from weighbridge.fleet.replicas.build import build_replica
 from weighbridge.routes.build import add_routes
 from weighbridge.routes.config import parse_configuration
 from weighbridge.server.app import create_app

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weighbridge.cost.step import DEFAULT_STEP_COST
+from weighbridge.fleet.load.scaling import Scaler, ScalingSettings
 from weighbridge.fleet.policies.routing import Routing, body_of
-from weighbridge.fleet.scaling import Scaler, ScalingSettings
 
 RULES = ScalingSettings(least=1, most=3, high=5.0, low=1.0, up_after=2.0, down_after=60.0, settle=10.0)
 

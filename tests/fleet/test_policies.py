@@ -14,10 +14,10 @@ from tests.fleet.arrivals import COST, arrival, replica
 from tests.fleet.small_fleet import Job, SmallFleet
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Capacity, Report
-from weighbridge.fleet.explain import explain
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.policies import POLICIES, make_policy
+from weighbridge.fleet.policies.explain import explain
 
 FIXED = ("least_requests", "least_tokens", "new_prefill_x_batch", "prefix_affinity", "weigh")
 

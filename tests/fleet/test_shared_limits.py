@@ -18,8 +18,6 @@ from tests.fleet.backends import Backend, config_of, fleet, until
 from tests.server.running import free_port
 from weighbridge.errors import BadInput, RateLimited
 from weighbridge.fleet.config.load import parse_config
-from weighbridge.fleet.config.reader import Secret
-from weighbridge.fleet.config.spec import SharedLimitsSpec
 from weighbridge.fleet.limits import shared as shared_limits
 from weighbridge.fleet.limits.shared import SharedLimits
 from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
@@ -75,7 +73,7 @@ class Door:
 
     def __init__(self, url: str, limits: TenantLimits) -> None:
         self.local = Limiter(default=limits)
-        self.shared = SharedLimits(SharedLimitsSpec(Secret(url), timeout=10.0), self.local)
+        self.shared = SharedLimits(url, self.local, timeout=10.0)
 
     async def reserve(self, name: str, tokens: int, usd: float = 0.0) -> None:
         self.local.reserve("t", name, tokens, usd, 0.0)

@@ -104,7 +104,7 @@ def test_reading_one_does_not_import_torch(tmp_path: Path) -> None:
     path = _as_gguf(_trained(pre_tokenizers.ByteLevel(add_prefix_space=False)), "gpt-2", tmp_path / "t.gguf")
     code = (
         "import sys; from pathlib import Path\n"
-        "from weighbridge.fleet.build import load_tokenizers\n"
+        "from weighbridge.fleet.replicas.build import load_tokenizers\n"
         "from weighbridge.fleet.config.spec import FleetSpec, ModelSpec\n"
         "model = ModelSpec('m', (), tokenizer=Path(sys.argv[1]))\n"
         "assert load_tokenizers(FleetSpec(models=(model,)))['m'].encode('one two')\n"

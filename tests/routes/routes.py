@@ -14,14 +14,14 @@ import msgspec
 from tests.fleet.backends import check_drained, until
 from weighbridge.cost.price import Price
 from weighbridge.errors import WeighbridgeError
-from weighbridge.fleet.build import build_replica
 from weighbridge.fleet.gateway import Gateway
+from weighbridge.fleet.replicas.build import build_replica
 from weighbridge.routes.budget import Budgets, Cashier, Ledger
 from weighbridge.routes.build import build_route
 from weighbridge.routes.config import parse_configuration
 from weighbridge.routes.journey import RouteService
 from weighbridge.routes.place import Place
-from weighbridge.routes.policy import Policy
+from weighbridge.routes.policy import ResidencyPolicy
 from weighbridge.routes.privacy.guard import Guard
 from weighbridge.routes.privacy.hits import Detector
 from weighbridge.routes.privacy.patterns import PatternDetector
@@ -82,7 +82,7 @@ class Routed:
 async def routed(
     urls: Sequence[str],
     *,
-    policy: Policy | None = None,
+    policy: ResidencyPolicy | None = None,
     cascade: CascadeSettings | None = None,
     budgets: Budgets | None = None,
     detectors: Sequence[Detector] = (PatternDetector(),),
@@ -100,7 +100,9 @@ async def routed(
     read = parse_configuration(text, "weighbridge.yaml", Path("."))
     gateway = Gateway(read.fleet, build_replica, seed=1)
     [known] = read.routes.routes
-    chosen = replace(known, policy=policy or Policy(), cascade=cascade or CascadeSettings(), **settings)
+    chosen = replace(
+        known, policy=policy or ResidencyPolicy(), cascade=cascade or CascadeSettings(), **settings
+    )
     cashier = Cashier(ledger or Ledger(None, budgets or Budgets()))
     route = build_route(chosen, gateway, cashier)
     route.guard = Guard(detectors, timeout=timeout)

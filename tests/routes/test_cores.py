@@ -27,8 +27,8 @@ from weighbridge.routes.policy import (
     Grant,
     Level,
     PlaceFacts,
-    Policy,
     Residency,
+    ResidencyPolicy,
     Rule,
     Verdict,
     decide,
@@ -80,7 +80,7 @@ def lists_of_places(draw: st.DrawFn) -> list[PlaceFacts]:
 def test_no_score_price_or_failure_widens_policy(
     rules, default, placement, found, label, places, score, late
 ):  # type: ignore[no-untyped-def]
-    policy = Policy(rules, default)
+    policy = ResidencyPolicy(rules, default)
     asked = Asked(placement=placement, found=found, labels=frozenset({label}), deadline_seconds=late)
     verdict = residency(policy, asked)
     if found is None and policy.needs_scan:

@@ -22,14 +22,14 @@ from tests.routes.stub import Stub, serving
 from tests.server.running import free_port, running, wait_until_ready
 from weighbridge.cli.app import app
 from weighbridge.errors import BadInput
-from weighbridge.fleet.build import build_replica
 from weighbridge.fleet.gateway import Gateway
+from weighbridge.fleet.replicas.build import build_replica
 from weighbridge.routes.build import add_routes
 from weighbridge.routes.config import load_configuration
-from weighbridge.routes.difficulty import minilm
-from weighbridge.routes.difficulty.edge_state import EdgeServer, EdgeState
+from weighbridge.routes.difficulty.embedders import minilm
+from weighbridge.routes.difficulty.embedders.edge_state import EdgeServer, EdgeState
+from weighbridge.routes.difficulty.embedders.vectors import EmbeddingFailed, Question, Source
 from weighbridge.routes.difficulty.trained import load_router
-from weighbridge.routes.difficulty.vectors import EmbeddingFailed, Question, Source
 from weighbridge.routes.errors import PlaceFailed
 from weighbridge.routes.place import Place, is_here
 from weighbridge.routes.policy import Level

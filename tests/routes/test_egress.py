@@ -23,7 +23,7 @@ from tests.routes.routes import Routed, answer, ask, routed
 from tests.routes.stub import BROKEN, BUSY, CUT, OK, Stub, echo, serving
 from weighbridge.errors import Refused
 from weighbridge.routes.budget import Budgets
-from weighbridge.routes.policy import Policy, Residency
+from weighbridge.routes.policy import Residency, ResidencyPolicy
 from weighbridge.routes.privacy.checksums import luhn
 from weighbridge.routes.privacy.hits import Hit
 from weighbridge.routes.privacy.patterns import DenyListDetector, PatternDetector
@@ -165,7 +165,7 @@ async def run(residency: Residency, requests: int, seed: int) -> tuple[Tally, St
         moody = Moody()
 
         async def over(urls: list[str], **options: Any) -> Routed:
-            policy = Policy(default=residency)
+            policy = ResidencyPolicy(default=residency)
             return await stack.enter_async_context(routed(urls, policy=policy, **options))
 
         router = await over(urls, detectors=[moody], timeout=2.0)
@@ -230,7 +230,10 @@ async def test_base64_in_running_text_is_left_as_it_is() -> None:
     """No detector reads it, which docs/guide/routes.md says: whoever needs it kept uses `never_leaves`."""
     hidden = base64.b64encode(b"ann@example.com and 4111111111111111").decode()
     cloud = Stub(answer=echo)
-    async with serving(Stub(), cloud) as urls, routed(urls, policy=Policy(default=Residency.REDACT)) as over:
+    async with (
+        serving(Stub(), cloud) as urls,
+        routed(urls, policy=ResidencyPolicy(default=Residency.REDACT)) as over,
+    ):
         await answer(over, ask(f"decode {hidden}", placement="only_cloud"))
     assert hidden in cloud.log[0].raw
 
@@ -245,7 +248,7 @@ async def test_tool_call_arguments_come_back_as_valid_json(stream: bool) -> None
         piece=2,
     )
     options: dict[str, Any] = {
-        "policy": Policy(default=Residency.REDACT),
+        "policy": ResidencyPolicy(default=Residency.REDACT),
         "detectors": [DenyListDetector([secret_value])],
     }
     async with serving(Stub(), cloud) as urls, routed(urls, **options) as over:

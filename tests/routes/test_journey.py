@@ -13,7 +13,7 @@ from tests.routes.stub import BROKEN, BUSY, CUT, HANG, Stub, serving
 from weighbridge.errors import NeverFits
 from weighbridge.routes.budget import Budgets
 from weighbridge.routes.errors import CloudDenied, NoPlaceCan, PolicyForbids
-from weighbridge.routes.policy import Policy, Residency, Rule
+from weighbridge.routes.policy import Residency, ResidencyPolicy, Rule
 from weighbridge.routes.settings import CascadeSettings, Window
 
 SURE, UNSURE = -0.01, -3.0
@@ -158,7 +158,7 @@ async def test_max_usd_is_a_bound() -> None:
 @pytest.mark.parametrize("label", ["patient", "Patient"])
 async def test_never_leaves_means_an_error_when_the_edge_is_down(label: str) -> None:
     edge, cloud = Stub(fates=[BROKEN] * 9), said("remote")
-    policy = Policy((Rule("health", Residency.NEVER, labels=("PATIENT",)),))
+    policy = ResidencyPolicy((Rule("health", Residency.NEVER, labels=("PATIENT",)),))
     async with serving(edge, cloud) as urls, routed(urls, policy=policy) as over:
         with pytest.raises(NoPlaceCan, match="policy permits no other side"):
             await answer(over, ask(labels=[label]))
@@ -269,7 +269,7 @@ async def test_a_window_that_ended_by_time_loses_no_event() -> None:
 @pytest.mark.parametrize(
     ("options", "fields"),
     [
-        ({"policy": Policy(default=Residency.NEVER)}, {}),
+        ({"policy": ResidencyPolicy(default=Residency.NEVER)}, {}),
         ({"budgets": Budgets(total=0.0)}, {}),
         ({}, {"placement": "only_edge"}),
         ({}, {"max_usd": 0.0}),

@@ -12,7 +12,7 @@ import pytest
 from tests.fleet.backends import until
 from tests.routes.routes import answer, ask, routed
 from tests.routes.stub import Stub, serving
-from weighbridge.routes.difficulty.vectors import (
+from weighbridge.routes.difficulty.embedders.vectors import (
     FAILURES,
     REST,
     EmbeddingFailed,
@@ -21,7 +21,7 @@ from weighbridge.routes.difficulty.vectors import (
     Source,
     Vector,
 )
-from weighbridge.routes.policy import Policy, Residency
+from weighbridge.routes.policy import Residency, ResidencyPolicy
 
 SMALL = Source("edge", "small", (2, 3))
 MINILM = Source("minilm", "m", (4,))
@@ -138,9 +138,12 @@ async def test_a_route_decides_by_what_is_there_and_its_ticket_says_so(works: bo
 
 
 @pytest.mark.parametrize(
-    ("policy", "fields"), [(Policy(default=Residency.NEVER), {}), (Policy(), {"placement": "only_edge"})]
+    ("policy", "fields"),
+    [(ResidencyPolicy(default=Residency.NEVER), {}), (ResidencyPolicy(), {"placement": "only_edge"})],
 )
-async def test_nobody_is_asked_about_a_prompt_whose_place_is_settled(policy: Policy, fields: Any) -> None:
+async def test_nobody_is_asked_about_a_prompt_whose_place_is_settled(
+    policy: ResidencyPolicy, fields: Any
+) -> None:
     state = Scripted(SMALL)
     edge, cloud = Stub(answer=lambda body: "local", logprob=-0.01), Stub()
     readers = Readers([(state, SMALL)], 60.0)

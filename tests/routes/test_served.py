@@ -15,8 +15,8 @@ from tests.fleet.backends import check_drained, clients, events, until
 from tests.fleet.backends import serving as serving_app
 from tests.routes.stub import BROKEN, CUT, Stub, serving
 from weighbridge.errors import BadInput
-from weighbridge.fleet.build import build_replica
 from weighbridge.fleet.gateway import Gateway
+from weighbridge.fleet.replicas.build import build_replica
 from weighbridge.routes.build import add_routes
 from weighbridge.routes.config import load_configuration
 from weighbridge.routes.journey import RouteService

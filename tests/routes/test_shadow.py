@@ -20,7 +20,7 @@ from weighbridge.routes.caps import CapSettings
 from weighbridge.routes.difficulty.labels import read_labels
 from weighbridge.routes.learn.bandit import ThresholdBandit
 from weighbridge.routes.learn.shadow import Shadow
-from weighbridge.routes.policy import Policy, Residency, Rule
+from weighbridge.routes.policy import Residency, ResidencyPolicy, Rule
 from weighbridge.routes.settings import ShadowSettings
 
 SURE = -0.01
@@ -97,14 +97,14 @@ async def test_a_budget_bounds_shadows_and_what_judges_them(judge: str) -> None:
 @pytest.mark.parametrize(
     ("policy", "fields"),
     [
-        (Policy(default=Residency.NEVER), {}),
-        (Policy(default=Residency.REDACT), {}),
-        (Policy((Rule("health", Residency.NEVER, labels=("patient",)),)), {"labels": ["Patient"]}),
-        (Policy((Rule("mail", Residency.NEVER, types=("EMAIL",)),)), {}),
-        (Policy(), {"placement": "only_edge"}),
+        (ResidencyPolicy(default=Residency.NEVER), {}),
+        (ResidencyPolicy(default=Residency.REDACT), {}),
+        (ResidencyPolicy((Rule("health", Residency.NEVER, labels=("patient",)),)), {"labels": ["Patient"]}),
+        (ResidencyPolicy((Rule("mail", Residency.NEVER, types=("EMAIL",)),)), {}),
+        (ResidencyPolicy(), {"placement": "only_edge"}),
     ],
 )
-async def test_what_must_not_leave_is_never_shadowed(policy: Policy, fields: dict[str, Any]) -> None:
+async def test_what_must_not_leave_is_never_shadowed(policy: ResidencyPolicy, fields: dict[str, Any]) -> None:
     """Nor by a bandit that would send everything."""
     edge, cloud = said("it is 4", logprob=SURE), said("so it is 4")
     bandit = ThresholdBandit((0.0, 1.01), 0.01, random.Random(1).betavariate)

@@ -12,16 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weighbridge.errors import BadInput
-from weighbridge.routes.difficulty import minilm
 from weighbridge.routes.difficulty.calibrate import calibrated
-from weighbridge.routes.difficulty.evaluate import cross_validated, scores
-from weighbridge.routes.difficulty.labels import Label
-from weighbridge.routes.difficulty.metrics import curve
-from weighbridge.routes.difficulty.ridge import PENALTIES, leave_one_out
-from weighbridge.routes.difficulty.shares import chosen_shares, parts_of
-from weighbridge.routes.difficulty.train import train
-from weighbridge.routes.difficulty.trained import TrainedRouter, load_router
-from weighbridge.routes.difficulty.vectors import (
+from weighbridge.routes.difficulty.embedders import minilm
+from weighbridge.routes.difficulty.embedders.vectors import (
     EmbeddingFailed,
     Question,
     Source,
@@ -29,6 +22,13 @@ from weighbridge.routes.difficulty.vectors import (
     VectorTable,
     embed_all,
 )
+from weighbridge.routes.difficulty.evaluate import cross_validated, scores
+from weighbridge.routes.difficulty.labels import Label
+from weighbridge.routes.difficulty.metrics import curve
+from weighbridge.routes.difficulty.ridge import PENALTIES, leave_one_out
+from weighbridge.routes.difficulty.shares import chosen_shares, parts_of
+from weighbridge.routes.difficulty.train import train
+from weighbridge.routes.difficulty.trained import TrainedRouter, load_router
 
 WORDS = ["stone", "river", "copper", "lamp", "winter", "seven", "garden", "engine", "paper", "cloud"]
 TELLING = Source("minilm", "m", (6,))

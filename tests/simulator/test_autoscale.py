@@ -8,7 +8,7 @@ import pytest
 
 from weighbridge.cost import StepCost
 from weighbridge.errors import BadInput
-from weighbridge.fleet.scaling import ScalingSettings
+from weighbridge.fleet.load.scaling import ScalingSettings
 from weighbridge.simulator.autoscale import Autoscaling
 from weighbridge.simulator.fleet import (
     Act,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from weighbridge.fleet.api import Arrival, Choice, Policy
+from weighbridge.fleet.api import Arrival, Choice
 from weighbridge.fleet.config.spec import ReplicaSpec as MemberSpec
 from weighbridge.fleet.desk import Patience
 from weighbridge.fleet.dispatch import Dispatcher, Lease
@@ -19,6 +19,7 @@ from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.policies import make_policy
+from weighbridge.fleet.policies.policy import Policy
 from weighbridge.fleet.reliability.breaker import BreakerSettings, CircuitBreaker
 from weighbridge.simulator.fleet import SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec, Simulation
 from weighbridge.workload.synthetic import Synthetic, from_rows

@@ -14,17 +14,17 @@ from weighbridge.cost import DEFAULT_STEP_COST, StepClock
 from weighbridge.engine.engine import LocalEngine
 from weighbridge.engine.schedule.scheduler import Scheduler
 from weighbridge.engine.schedule.scheduler_api import SchedulerSettings
-from weighbridge.fleet.build import build_replica
 from weighbridge.fleet.config.load import parse_config
 from weighbridge.fleet.gateway import Gateway
+from weighbridge.fleet.replicas.build import build_replica
 from weighbridge.server.app import create_app
 from weighbridge.server.engine.metrics import EngineMetrics
 from weighbridge.server.engine.service import EngineService
 from weighbridge.server.gateway.metrics import GatewayMetrics
 from weighbridge.server.gateway.service import GatewayService
 from weighbridge.server.settings import ServerSettings
-from weighbridge.simulator.runner import SimulatedRunner
-from weighbridge.simulator.tokenizer import SimulatedTokenizer
+from weighbridge.simulator.served.runner import SimulatedRunner
+from weighbridge.simulator.served.tokenizer import SimulatedTokenizer
 from weighbridge.ticket import TicketStore
 from weighbridge.wire.protocols import PROTOCOLS
 

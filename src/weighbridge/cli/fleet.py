@@ -20,7 +20,7 @@ from weighbridge.cli.terminal import outside, print_json
 from weighbridge.cli.ticket import ticket_path
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.fleet.api import Choice
-from weighbridge.fleet.explain import explain
+from weighbridge.fleet.policies.explain import explain
 from weighbridge.knobs import knob
 
 _URL = Annotated[str, typer.Option(envvar="WEIGHBRIDGE_URL", help="The gateway to ask.")]

@@ -1,4 +1,4 @@
-"""The seams of the fleet: what arrives, what is known of a replica, how one is chosen, how one is spoken to.
+"""The seams of the fleet: what arrives, what is known of a replica, what was chosen, how a replica is spoken to.
 
 Everything here but `Replica` is plain data for pure code, so that the simulator runs the same policies, queue
 and limits under a virtual clock.
@@ -6,17 +6,14 @@ and limits under a virtual clock.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from weighbridge.cost.price import FREE, Price
 from weighbridge.cost.step import StepCost
 from weighbridge.cost.weight import Weight
 from weighbridge.engine.memory.prefix import Digest
-
-if TYPE_CHECKING:
-    from weighbridge.fleet.load.state import ReplicaState
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +89,6 @@ class Randomness(Protocol):
 
     def random(self) -> float:
         """Uniform in [0, 1)."""
-        ...
-
-
-class Policy(Protocol):
-    """One way to choose. Pure: the time is passed in, randomness comes from a generator given at construction."""
-
-    name: str
-
-    def choose(self, arrival: Arrival, replicas: Sequence[ReplicaState], now: float) -> Choice:
-        """One of `replicas` (never empty; all of them may take the request now)."""
         ...
 
 

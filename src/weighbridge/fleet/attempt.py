@@ -28,7 +28,7 @@ _ERROR_EVENT = b'data: {"error"'
 
 
 @dataclass(slots=True, eq=False)
-class Opened:
+class OpenedAttempt:
     """A replica's answer that has begun. `first` is its first content; `chunks` goes on behind it.
 
     `status` of 400 and above: an error that is the client's own, with its body in `first`.
@@ -73,7 +73,7 @@ class Attempts:
         self._clock = clock
         self._slow_start = slow_start
 
-    async def open(self, ask: Ask, lease: Lease, attempt: int) -> Opened:
+    async def open(self, ask: Ask, lease: Lease, attempt: int) -> OpenedAttempt:
         """The beginning of an answer. Raises AttemptFailed; then, and when cancelled, the place is free again."""
         try:
             return await self._open(ask, lease, attempt)
@@ -88,7 +88,7 @@ class Attempts:
             lease.release(self._clock())
             raise
 
-    async def _open(self, ask: Ask, lease: Lease, attempt: int) -> Opened:
+    async def _open(self, ask: Ask, lease: Lease, attempt: int) -> OpenedAttempt:
         member = lease.member
         call = member.call(ask, self._remaining_ms(ask))
         answer = await member.replica.open(call)
@@ -103,7 +103,7 @@ class Attempts:
             if not call.stream:
                 body = await self._whole(member, chunks)
                 self._well(lease)
-                return Opened(lease, answer, chunks, body)
+                return OpenedAttempt(lease, answer, chunks, body)
             first = await self._first_content(member, chunks)
             if first.startswith(_ERROR_EVENT):
                 status, body = _error_in_stream(first)
@@ -112,7 +112,7 @@ class Attempts:
             await answer.close()
             raise
         self._well(lease)
-        return Opened(lease, answer, chunks, first)
+        return OpenedAttempt(lease, answer, chunks, first)
 
     async def _whole(self, member: Member, chunks: AsyncIterator[bytes]) -> bytes:
         """A body in one piece, bounded in bytes and in seconds."""
@@ -144,7 +144,7 @@ class Attempts:
                 )
         raise ReplicaError(member.name, Failure.BROKEN, "ended its stream before anything came")
 
-    def _judge(self, ask: Ask, lease: Lease, attempt: int, answer: Answer, body: bytes) -> Opened:
+    def _judge(self, ask: Ask, lease: Lease, attempt: int, answer: Answer, body: bytes) -> OpenedAttempt:
         """An error answer: the client's own fault is passed on, everything else may be tried elsewhere."""
         member, status = lease.member, answer.status
         if status < 400:
@@ -153,7 +153,7 @@ class Attempts:
         kept = BytesAnswer(status, body, answer.headers)
         if not may_retry(status, attempt, ask.deadline is not None):
             self._well(lease)
-            return Opened(lease, kept, kept.chunks(), body)
+            return OpenedAttempt(lease, kept, kept.chunks(), body)
         now = self._clock()
         failed = AttemptFailed(member, f"answered with status {status}{_message(body)}", answer=kept)
         member.last_error = str(failed)

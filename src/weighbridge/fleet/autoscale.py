@@ -7,9 +7,9 @@ import logging
 from dataclasses import replace
 
 from weighbridge.fleet.config.spec import ReplicaSpec
+from weighbridge.fleet.load.scaling import Scaler
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.pool import Pool
-from weighbridge.fleet.scaling import Scaler
 
 log = logging.getLogger("weighbridge.fleet")
 

@@ -18,9 +18,10 @@ from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
 from weighbridge.errors import DeadlineMissed, NeverFits, QueueFull, Refused
-from weighbridge.fleet.api import Arrival, Choice, Policy
+from weighbridge.fleet.api import Arrival, Choice
 from weighbridge.fleet.load.queue import SOON, GatewayQueue, deadline_missed, least_seconds, work_seconds
 from weighbridge.fleet.load.state import ReplicaState
+from weighbridge.fleet.policies.policy import Policy
 
 NOBODY: Set[str] = frozenset()
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Set
 
 from weighbridge.errors import QueueFull, Refused
 from weighbridge.fleet import desk
-from weighbridge.fleet.api import Arrival, Policy
+from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.desk import NOBODY, Desk, Patience
 from weighbridge.fleet.load.queue import SOON, GatewayQueue
 from weighbridge.fleet.member import Member
+from weighbridge.fleet.policies.policy import Policy
 
 Lease = desk.Lease[Member]
 

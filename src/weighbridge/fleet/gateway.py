@@ -73,8 +73,7 @@ class Gateway:
         self._lengths = OutputLengths()
         self._priorities = {tenant.name: tenant.priority for tenant in spec.tenants}
         self.limiter = Limiter({tenant.name: tenant.limits for tenant in spec.tenants}, spec.default_limits)
-        shared = spec.shared_limits
-        self.shared_limits = SharedLimits(shared, self.limiter, clock) if shared is not None else None
+        self.shared_limits = _shared_limits(spec, self.limiter, clock)
         rules = PoolRules(spec.queue, spec.health, spec.retry, spec.breaker)
         rng = random.Random(seed)
         self.pools: dict[str, Pool] = {}
@@ -298,6 +297,13 @@ class Gateway:
             "draining": self.draining,
             "models": pools,
         }
+
+
+def _shared_limits(spec: FleetSpec, local: Limiter, clock: Callable[[], float]) -> SharedLimits | None:
+    shared = spec.shared_limits
+    if shared is None:
+        return None
+    return SharedLimits(str(shared.redis), local, prefix=shared.prefix, timeout=shared.timeout, clock=clock)
 
 
 def _takes_requests(member: Member, now: float) -> bool:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from weighbridge.errors import Refused, WeighbridgeError
 from weighbridge.fleet.api import Arrival
-from weighbridge.fleet.attempt import AttemptFailed, Opened
+from weighbridge.fleet.attempt import AttemptFailed, OpenedAttempt
 from weighbridge.fleet.dispatch import Lease
 from weighbridge.fleet.load.weigher import Weighed
 from weighbridge.fleet.meter import Meter
-from weighbridge.fleet.reliability.race import race
+from weighbridge.fleet.race import race
+from weighbridge.fleet.reliability.resume import NotResumable, Resumption
 from weighbridge.fleet.reliability.retry import backoff
 from weighbridge.fleet.replica import Failure, ReplicaError
-from weighbridge.fleet.resume import NotResumable, Resumption
 from weighbridge.ticket import Ticket
 from weighbridge.wire.answer import passed_headers
 from weighbridge.wire.ask import Ask
@@ -69,7 +69,7 @@ class FleetJourney:
         self._arrival = arrival
         self._weighed = weighed
         self._clock = pool.clock
-        self._opened: Opened | None = None
+        self._opened: OpenedAttempt | None = None
         self._failures: list[AttemptFailed] = []
         self._resumption: Resumption | None = None
         self._settled = settled
@@ -77,7 +77,7 @@ class FleetJourney:
 
     # -- until the first byte --------------------------------------------------------------------------
 
-    async def open(self) -> Opened:
+    async def open(self) -> OpenedAttempt:
         """The answer that won, with its first content. Raises Refused or Answered when none did."""
         lease = await self.pool.dispatcher.place(self._arrival, streamed=self.ask.stream)
         self.pool.retries.earn()
@@ -92,7 +92,7 @@ class FleetJourney:
             return opened
         raise AssertionError("the last try either returns or raises")
 
-    def _begin(self, opened: Opened) -> None:
+    def _begin(self, opened: OpenedAttempt) -> None:
         now = self._clock()
         self._opened = opened
         self.ticket.replica = opened.lease.member.name
@@ -103,7 +103,7 @@ class FleetJourney:
         if self.pool.resume_wanted(self.ask) and opened.is_stream:
             self._resumption = Resumption(self.ask, self.pool.tokenizer)
 
-    async def _first_byte(self, lease: Lease, attempt: int) -> Opened:
+    async def _first_byte(self, lease: Lease, attempt: int) -> OpenedAttempt:
         hedger = self.pool.hedger
         hedger.sent(self._arrival.weight.prompt_tokens)
         delay = hedger.delay(lease.expected_first) if self.ask.stream else None
@@ -199,7 +199,7 @@ class FleetJourney:
                 return
             self.ticket.resumed += 1
 
-    async def _relay(self, opened: Opened) -> AsyncIterator[bytes]:
+    async def _relay(self, opened: OpenedAttempt) -> AsyncIterator[bytes]:
         meter, lease, clock = self.meter, opened.lease, self._clock
         most = self._most_events()
         silent_since = clock()
@@ -237,7 +237,7 @@ class FleetJourney:
     def _opened_limit(self) -> int | None:
         return self._opened.lease.member.state.capacity.max_model_len if self._opened else None
 
-    async def _continued(self, lost: str) -> Opened:
+    async def _continued(self, lost: str) -> OpenedAttempt:
         """The rest of the stream from another replica. Raises NotResumable, or what `open` raises."""
         if self._resumption is None:
             raise NotResumable("the stream could be continued elsewhere with `resume: true`")
@@ -271,7 +271,7 @@ class FleetJourney:
             (b"x-weighbridge-cost", cost.encode()),
         ]
 
-    def _begun(self) -> Opened:
+    def _begun(self) -> OpenedAttempt:
         assert self._opened is not None, "open() comes first"
         return self._opened
 

@@ -14,10 +14,11 @@ from weighbridge.cost.price import FREE
 from weighbridge.cost.usage import Usage
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Arrival, Replica
-from weighbridge.fleet.attempt import Attempts, Opened
+from weighbridge.fleet.attempt import Attempts, OpenedAttempt
 from weighbridge.fleet.config.spec import HealthSpec, ModelSpec, QueueSpec, ReplicaSpec
 from weighbridge.fleet.desk import Patience, Standing
 from weighbridge.fleet.dispatch import Dispatcher
+from weighbridge.fleet.health import Watch
 from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
@@ -27,7 +28,6 @@ from weighbridge.fleet.member import Member, capacity_of
 from weighbridge.fleet.meter import Meter
 from weighbridge.fleet.policies import make_policy
 from weighbridge.fleet.reliability.breaker import BreakerSettings, CircuitBreaker
-from weighbridge.fleet.reliability.health import Watch
 from weighbridge.fleet.reliability.hedge import Hedger
 from weighbridge.fleet.reliability.retry import EarnedBudget, RetrySettings
 from weighbridge.fleet.replica import ReplicaError
@@ -212,7 +212,7 @@ class Pool:
         arrival: Arrival,
         weighed: Weighed,
         ticket: Ticket,
-        opened: Opened | None,
+        opened: OpenedAttempt | None,
         meter: Meter,
         error: str | None,
     ) -> Usage:

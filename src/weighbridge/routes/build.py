@@ -11,9 +11,9 @@ from weighbridge.errors import BadInput
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.routes.budget import Cashier, Ledger
 from weighbridge.routes.caps import Caps
-from weighbridge.routes.difficulty import edge_state, minilm
+from weighbridge.routes.difficulty.embedders import edge_state, minilm
+from weighbridge.routes.difficulty.embedders.vectors import Embedder, Readers, Source, mismatch
 from weighbridge.routes.difficulty.trained import TrainedRouter, load_router
-from weighbridge.routes.difficulty.vectors import Embedder, Readers, Source, mismatch
 from weighbridge.routes.journey import RouteService
 from weighbridge.routes.judge import AnswerJudge
 from weighbridge.routes.learn.bandit import ThresholdBandit

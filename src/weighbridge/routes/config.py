@@ -37,7 +37,7 @@ from weighbridge.fleet.reliability.retry import RetrySettings
 from weighbridge.fleet.replica import Timeouts
 from weighbridge.routes.budget import Budgets
 from weighbridge.routes.caps import CapSettings
-from weighbridge.routes.policy import Level, Policy, Residency, Rule
+from weighbridge.routes.policy import Level, Residency, ResidencyPolicy, Rule
 from weighbridge.routes.privacy.hits import TYPES
 from weighbridge.routes.settings import (
     DEFAULT_WINDOW,
@@ -152,7 +152,7 @@ class _Routes:
         route = RouteSettings(
             name=name,
             places=self._places(name, section),
-            policy=Policy(rules, default),
+            policy=ResidencyPolicy(rules, default),
             threshold=_share(section, "threshold", 0.7) if "threshold" in section else None,
             router=section.path("router", self._base, must_exist=True),
             score_wait=section.number("score_wait_ms", 500.0, above=0.0) / 1000,

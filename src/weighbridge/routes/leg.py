@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 
 from weighbridge.errors import BadInput, DeadlineMissed, NeverFits, RateLimited, Refused, WeighbridgeError
-from weighbridge.fleet.attempt import Opened
+from weighbridge.fleet.attempt import OpenedAttempt
 from weighbridge.fleet.journey import FleetJourney
 from weighbridge.fleet.meter import Meter
 from weighbridge.fleet.reliability.retry import retry_after
@@ -145,7 +145,7 @@ class LegRun:
                 raise
             raise failure from error
 
-    def _check(self, opened: Opened) -> None:
+    def _check(self, opened: OpenedAttempt) -> None:
         """Raises PlaceFailed for an answer that is no stream of chunks."""
         name = self.place.name
         if opened.status >= 400:

@@ -61,7 +61,7 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class ResidencyPolicy:
     """Rules and what holds where none matches. The strictest of all that match wins, so that adding a label
     or a rule can never undo another."""
 
@@ -158,7 +158,7 @@ class Bar:
     words: str
 
 
-def residency(policy: Policy, asked: Asked) -> Verdict:
+def residency(policy: ResidencyPolicy, asked: Asked) -> Verdict:
     """Decide what of a request may leave. Fails closed: what could not be inspected does not leave, unless
     nothing that was configured depends on looking."""
     if asked.placement is Placement.ONLY_EDGE:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.routes.budget import FREE_OF_CHARGE, Cashier
 from weighbridge.routes.caps import Caps
-from weighbridge.routes.difficulty.vectors import Question, Readers, Vector
+from weighbridge.routes.difficulty.embedders.vectors import Question, Readers, Vector
 from weighbridge.routes.errors import CloudDenied, NoPlaceCan
 from weighbridge.routes.judge import Draft, Judgement
 from weighbridge.routes.leg import WHOLE, LegRun

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from weighbridge.routes.budget import Budgets
 from weighbridge.routes.caps import CapSettings
-from weighbridge.routes.policy import Level, Policy
+from weighbridge.routes.policy import Level, ResidencyPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class RouteSettings:
 
     name: str
     places: tuple[PlaceSettings, ...]
-    policy: Policy = field(default_factory=Policy)
+    policy: ResidencyPolicy = field(default_factory=ResidencyPolicy)
     threshold: float | None = None  # pre-router score from which the cloud answers; None: the router file's
     router: Path | None = None  # what `route train` wrote
     score_wait: float = 0.5  # seconds that a prompt waits for the vectors that the router was trained with

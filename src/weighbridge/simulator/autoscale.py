@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 
 from weighbridge.errors import BadInput
+from weighbridge.fleet.load.scaling import Scaler, ScalingSettings
 from weighbridge.fleet.load.state import ReplicaState
-from weighbridge.fleet.scaling import Scaler, ScalingSettings
 from weighbridge.simulator.gateway import SimulatedGateway
 from weighbridge.simulator.simulation import Clock
 

@@ -10,12 +10,13 @@ from weighbridge.cost import DEFAULT_STEP_COST, StepCost
 from weighbridge.cost.price import FREE, Price
 from weighbridge.engine.schedule.scheduler_api import SchedulerOptions, SchedulerSettings
 from weighbridge.errors import BadInput
-from weighbridge.fleet.api import Capacity, Policy
+from weighbridge.fleet.api import Capacity
 from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.policies import DEFAULT_POLICY, make_policy
+from weighbridge.fleet.policies.policy import Policy
 from weighbridge.knobs import knob
 from weighbridge.simulator.autoscale import Autoscaling, SimulatedAutoscaler
 from weighbridge.simulator.gateway import SimulatedGateway

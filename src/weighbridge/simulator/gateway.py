@@ -15,12 +15,13 @@ from weighbridge.cost.weight import Weight
 from weighbridge.engine.memory.prefix import Digest, PrefixCache
 from weighbridge.engine.request import FinishReason, Request, SamplingParams
 from weighbridge.errors import BadInput, NeverFits, Refused
-from weighbridge.fleet.api import Arrival, Policy
+from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.desk import Desk, Lease, Patience, Standing
 from weighbridge.fleet.limits.tenant import Limiter
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue
 from weighbridge.fleet.load.state import ReplicaState
+from weighbridge.fleet.policies.policy import Policy
 from weighbridge.simulator.replica import SimulatedReplica
 from weighbridge.simulator.stepping import Truth
 from weighbridge.workload.outcomes import Outcome, Outcomes

@@ -18,10 +18,10 @@ from weighbridge.errors import BadInput
 from weighbridge.knobs import knob
 from weighbridge.routes.difficulty import evaluate as measure
 from weighbridge.routes.difficulty.calibrate import calibrated, read_prompts
+from weighbridge.routes.difficulty.embedders.vectors import VectorTable
 from weighbridge.routes.difficulty.labels import Label, read_labels
 from weighbridge.routes.difficulty.train import train as learn
 from weighbridge.routes.difficulty.trained import TrainedRouter, load_router
-from weighbridge.routes.difficulty.vectors import VectorTable
 
 
 @options

@@ -10,10 +10,10 @@ from typing import Any
 from weighbridge.cli.remote import Server
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.knobs import knob
-from weighbridge.routes.difficulty.edge_state import EdgeServer, EdgeState
-from weighbridge.routes.difficulty.minilm import MiniLm
+from weighbridge.routes.difficulty.embedders.edge_state import EdgeServer, EdgeState
+from weighbridge.routes.difficulty.embedders.minilm import MiniLm
+from weighbridge.routes.difficulty.embedders.vectors import Embedder, Source, VectorTable, embed_all, mismatch
 from weighbridge.routes.difficulty.trained import TrainedRouter
-from weighbridge.routes.difficulty.vectors import Embedder, Source, VectorTable, embed_all, mismatch
 from weighbridge.routes.place import is_here
 
 KNOWN = ("text", "minilm", "edge")

@@ -15,10 +15,10 @@ from weighbridge.cli.terminal import errors
 from weighbridge.engine.settings import DEFAULT_MEMORY_SHARE, EngineSettings, available_memory
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.fleet.api import Replica
-from weighbridge.fleet.build import build_replica, endpoint_of, load_tokenizers
 from weighbridge.fleet.config.reader import Secret
 from weighbridge.fleet.config.spec import FleetSpec, KeySpec, ModelSpec, ReplicaSpec, TenantSpec
 from weighbridge.fleet.gateway import Gateway
+from weighbridge.fleet.replicas.build import build_replica, endpoint_of, load_tokenizers
 from weighbridge.fleet.replicas.local import LocalReplica
 from weighbridge.fleet.replicas.process import ProcessReplica, Program, own_cores, serve_command, share_cores
 from weighbridge.fleet.replicas.ray import connect, make_ray_replica

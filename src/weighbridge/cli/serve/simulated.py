@@ -24,11 +24,11 @@ from weighbridge.server.engine.prompts import ChatTokenizer
 from weighbridge.server.engine.service import EngineService
 from weighbridge.server.lifecycle import bind, set_up_logging
 from weighbridge.server.settings import ServerSettings
-from weighbridge.simulator.faults import FaultInjection, Faults
 from weighbridge.simulator.fleet import DEFAULT_KV_TOKENS, SimulatedEngine
-from weighbridge.simulator.runner import SimulatedRunner
+from weighbridge.simulator.served.faults import FaultInjection, Faults
+from weighbridge.simulator.served.runner import SimulatedRunner
+from weighbridge.simulator.served.tokenizer import WORDS, SimulatedTokenizer
 from weighbridge.simulator.step_costs import read_step_cost
-from weighbridge.simulator.tokenizer import WORDS, SimulatedTokenizer
 from weighbridge.ticket import TicketStore
 from weighbridge.wire.keys import ApiKey, parse_key
 from weighbridge.workload.lengths import Lengths
@@ -46,7 +46,7 @@ class ServedEngine(SimulatedEngine):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MachineSettings:
+class SimulatedMachine:
     """How fast a simulated replica is, what it answers and how it fails."""
 
     simulated: bool = knob(False, "Sleep for each iteration instead of computing it.", flag="--simulated")
@@ -82,7 +82,7 @@ class ReplicaTokenizer(ChatTokenizer, EngineTokenizer, Protocol):
 @options
 def replica(
     *,
-    machine: MachineSettings,
+    machine: SimulatedMachine,
     server: Annotated[SimulatedServer, Without({"max_body", "tickets", "json_logs"})],
     engine: ServedEngine,
 ) -> None:
@@ -108,7 +108,7 @@ class Simulated:
 
 
 def assemble_simulated(
-    machine: MachineSettings, options: SimulatedEngine, server: ServerSettings
+    machine: SimulatedMachine, options: SimulatedEngine, server: ServerSettings
 ) -> Simulated:
     """Put a simulated replica together. Raises BadInput for what it cannot be."""
     cost = read_step_cost(machine.step_cost) if machine.step_cost else DEFAULT_STEP_COST

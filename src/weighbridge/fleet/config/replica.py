@@ -14,9 +14,9 @@ from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.reader import Problems, Section
 from weighbridge.fleet.config.spec import KINDS, CapacitySpec, LimitSpec, RaySpec, ReplicaSpec
+from weighbridge.fleet.load.dialects import DIALECTS
+from weighbridge.fleet.load.scaling import ScalingSettings
 from weighbridge.fleet.replica import Timeouts
-from weighbridge.fleet.replicas.dialects import DIALECTS
-from weighbridge.fleet.scaling import ScalingSettings
 from weighbridge.knobs import arguments
 
 _COST_FIELDS = ("overhead", "memory", "per_token", "per_context_token", "per_sequence")

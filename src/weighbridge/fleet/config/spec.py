@@ -11,11 +11,11 @@ from weighbridge.cost.price import FREE, Price
 from weighbridge.cost.step import StepCost
 from weighbridge.fleet.config.reader import Secret
 from weighbridge.fleet.limits.tenant import NO_LIMITS, TenantLimits
+from weighbridge.fleet.load.scaling import ScalingSettings
 from weighbridge.fleet.reliability.breaker import BreakerSettings
 from weighbridge.fleet.reliability.hedge import HedgeSettings
 from weighbridge.fleet.reliability.retry import RetrySettings
 from weighbridge.fleet.replica import Timeouts
-from weighbridge.fleet.scaling import ScalingSettings
 from weighbridge.wire.access import AccessSettings
 
 #: What a replica may be: exactly one of these keys is in its entry.

@@ -17,7 +17,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from weighbridge.errors import BadInput
-from weighbridge.fleet.config.spec import SharedLimitsSpec
 from weighbridge.fleet.limits.tenant import (
     DAY,
     MINUTE,
@@ -146,14 +145,24 @@ class SharedLimits:
     """
 
     def __init__(
-        self, spec: SharedLimitsSpec, local: Limiter, clock: Callable[[], float] = time.monotonic
+        self,
+        url: str,
+        local: Limiter,
+        *,
+        prefix: str = "weighbridge",
+        timeout: float = 0.25,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Raises BadInput where the extra is missing or the URL is none. Connects with the first request."""
+        """The Redis at `url`, whose keys begin with `prefix`; after `timeout` seconds a request goes on without it.
+
+        Connects with the first request. Raises BadInput where the extra is missing or the URL is none.
+        """
         self.fallbacks = 0
-        self._spec = spec
+        self._prefix = prefix
+        self._timeout = timeout
         self._local = local
         self._clock = clock
-        self._redis = _client(spec)
+        self._redis = _client(url, timeout)
         self._reserve: Script = self._redis.register_script(RESERVE)
         self._settle: Script = self._redis.register_script(SETTLE)
         self._failing = False
@@ -176,7 +185,7 @@ class SharedLimits:
         args = [request_id, tokens, f"{usd:.12g}", LEASE_SECONDS, *_limit_args(limits)]
         task = self._start(self._reserve(keys=self._keys(tenant), args=args))
         try:
-            reply = await asyncio.wait_for(asyncio.shield(task), self._spec.timeout)
+            reply = await asyncio.wait_for(asyncio.shield(task), self._timeout)
         except asyncio.CancelledError:  # it may have been reserved, or will be
             self._undo_after(task, tenant, request_id)
             raise
@@ -201,7 +210,7 @@ class SharedLimits:
     async def close(self) -> None:
         """Let what is being told arrive, and disconnect."""
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=2 * self._spec.timeout)
+            await asyncio.wait(self._tasks, timeout=2 * self._timeout)
         for task in self._tasks:
             task.cancel()
         await self._redis.aclose()
@@ -210,7 +219,7 @@ class SharedLimits:
 
     def _keys(self, tenant: str) -> list[str]:
         """All of a tenant's keys, in one slot of a cluster."""
-        start = f"{self._spec.prefix}:{{{tenant}}}:"
+        start = f"{self._prefix}:{{{tenant}}}:"
         return [start + name for name in ("tokens", "requests", "usd", "reserved")]
 
     def _start(self, work: Awaitable[Any]) -> asyncio.Task[Any]:
@@ -231,7 +240,7 @@ class SharedLimits:
         owed = self._owed.pop(tenant, 0.0)
         args = [request_id, tokens, f"{usd:.12g}", f"{owed:.12g}", 1]
         try:
-            async with asyncio.timeout(self._spec.timeout):
+            async with asyncio.timeout(self._timeout):
                 await self._settle(keys=self._keys(tenant), args=args)
         except Exception as error:
             self._failed(error)
@@ -296,17 +305,13 @@ def _limit_args(limits: TenantLimits) -> list[Any]:
     return [-1 if one is None else one for one in given]
 
 
-def _client(spec: SharedLimitsSpec) -> Any:
+def _client(url: str, timeout: float) -> Any:
     try:
         from redis.asyncio import Redis
     except ImportError as error:
         message = "shared_limits: needs the extra `redis`; pip install 'weighbridge[redis]'"
         raise BadInput(message) from error
     try:
-        return Redis.from_url(
-            str(spec.redis),
-            socket_timeout=spec.timeout,
-            socket_connect_timeout=spec.timeout,
-        )
+        return Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout)
     except ValueError as error:
         raise BadInput("shared_limits.redis: is no URL of a Redis; write redis://HOST:PORT/0") from error

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from weighbridge.errors import BadInput
-from weighbridge.fleet.api import Policy, Randomness
+from weighbridge.fleet.api import Randomness
 from weighbridge.fleet.policies.affinity import PrefixAffinity
 from weighbridge.fleet.policies.counting import LeastRequests, PowerOfTwo, Random, RoundRobin
+from weighbridge.fleet.policies.policy import Policy
 from weighbridge.fleet.policies.tokens import LeastTokens, NewPrefillTimesBatch
 from weighbridge.fleet.policies.weigh import Weigh
 

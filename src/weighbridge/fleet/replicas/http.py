@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from weighbridge.fleet.api import Answer, Call, Report
+from weighbridge.fleet.load.dialects import Dialect, read_report
 from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError, Timeouts
-from weighbridge.fleet.replicas.dialects import Dialect, read_report
 from weighbridge.wire.client import HttpClient, Response, Unreachable, header_lines, without_password
 from weighbridge.wire.sse import DONE, EventFramer, EventTooLong
 

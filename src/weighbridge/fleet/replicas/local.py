@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Mutable
 from typing import Any
 
 from weighbridge.fleet.api import Answer, Call, Report
+from weighbridge.fleet.load.dialects import dialect, read_report
 from weighbridge.fleet.replica import Failure, ReplicaError, Timeouts
-from weighbridge.fleet.replicas.dialects import dialect, read_report
 from weighbridge.fleet.replicas.http import passed_on
 
 Message = MutableMapping[str, Any]

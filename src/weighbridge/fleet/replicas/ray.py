@@ -22,9 +22,9 @@ from typing import Any
 
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Answer, Call, Report
-from weighbridge.fleet.build import endpoint_of
 from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.replica import Failure, ReplicaError
+from weighbridge.fleet.replicas.build import endpoint_of
 from weighbridge.fleet.replicas.http import HttpReplica
 from weighbridge.fleet.replicas.process import free_port, serve_command
 

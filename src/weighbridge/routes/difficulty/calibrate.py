@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from weighbridge.errors import BadInput
+from weighbridge.routes.difficulty.embedders.vectors import VectorTable, vectors_of
 from weighbridge.routes.difficulty.trained import TrainedRouter
-from weighbridge.routes.difficulty.vectors import VectorTable, vectors_of
 
 
 def calibrated(

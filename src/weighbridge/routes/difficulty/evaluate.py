@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from weighbridge.routes.difficulty.embedders.vectors import VectorTable, vectors_of
 from weighbridge.routes.difficulty.labels import Label
-from weighbridge.routes.difficulty.metrics import Report, report
+from weighbridge.routes.difficulty.metrics import RankingReport, report
 from weighbridge.routes.difficulty.train import train
 from weighbridge.routes.difficulty.trained import TrainedRouter
-from weighbridge.routes.difficulty.vectors import VectorTable, vectors_of
 
 MODES = ("auto", "prompt", "cascade")
 
@@ -52,7 +52,9 @@ def cross_validated(
     return result
 
 
-def evaluate(labels: Sequence[Label], score: np.ndarray, seed: int = 0, resamples: int = 1000) -> Report:
+def evaluate(
+    labels: Sequence[Label], score: np.ndarray, seed: int = 0, resamples: int = 1000
+) -> RankingReport:
     """The ranking beside random, prompt length and oracle."""
     return report(
         score,

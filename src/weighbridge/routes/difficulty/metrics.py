@@ -71,7 +71,7 @@ def _curve(score: np.ndarray, edge: np.ndarray, cloud: np.ndarray, weight: np.nd
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class RankingReport:
     """What `route eval` prints. Qualities and shares in [0, 1]."""
 
     n: int
@@ -94,12 +94,12 @@ def report(
     length: np.ndarray,
     rng: np.random.Generator,
     resamples: int = 1000,
-) -> Report:
+) -> RankingReport:
     """A ranking beside chance, prompt length and an oracle, with 95 % bootstrap intervals."""
     ours = curve(score, edge, cloud)
     chance = [curve(rng.random(len(score)), edge, cloud).apgr for _ in range(20)]
     known = [one for one in chance if one is not None]
-    return Report(
+    return RankingReport(
         n=len(score),
         weak=ours.weak,
         strong=ours.strong,

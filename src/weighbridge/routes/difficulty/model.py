@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from weighbridge.routes.difficulty.embedders.vectors import Vector
 from weighbridge.routes.difficulty.features import hashed
-from weighbridge.routes.difficulty.vectors import Vector
 
 #: Standardised features are cut off here: a prompt unlike all labels must not run away.
 LIMIT = 4.0

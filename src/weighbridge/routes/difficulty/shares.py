@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from weighbridge.routes.difficulty.embedders.vectors import VectorTable
 from weighbridge.routes.difficulty.model import spread
 from weighbridge.routes.difficulty.ridge import leave_one_out
-from weighbridge.routes.difficulty.vectors import VectorTable
 
 #: Shares that are tried; the text's kernels have 0.5 to 1 each.
 SHARES = (0.25, 0.5, 1.0)

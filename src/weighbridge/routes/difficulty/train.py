@@ -10,13 +10,13 @@ import numpy as np
 
 from weighbridge.errors import BadInput
 from weighbridge.routes.difficulty import isotonic
+from weighbridge.routes.difficulty.embedders.vectors import VectorTable
 from weighbridge.routes.difficulty.features import COLUMNS, hashed_row, prompt_features
 from weighbridge.routes.difficulty.labels import Label
 from weighbridge.routes.difficulty.model import OUTPUTS, Block, Model, Recipe, Space, gain
 from weighbridge.routes.difficulty.ridge import MANY, ridge
 from weighbridge.routes.difficulty.shares import Part, chosen_shares, parts_of
 from weighbridge.routes.difficulty.trained import Baseline, Head, TrainedRouter, judge_features
-from weighbridge.routes.difficulty.vectors import VectorTable
 
 WAVES = 512  # random Fourier features
 PROMPT_RECIPES = tuple(Recipe(gamma, 1.0, 0.0, text) for gamma in (0.3, 1.0) for text in (0.5, 1.0))

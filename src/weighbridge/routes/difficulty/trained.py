@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from weighbridge.errors import BadInput
+from weighbridge.routes.difficulty.embedders.vectors import Source, Vector, mismatch
 from weighbridge.routes.difficulty.features import answer_features, prompt_features
 from weighbridge.routes.difficulty.isotonic import Isotonic
 from weighbridge.routes.difficulty.model import OUTPUTS, Block, Model, Recipe, Space, gain
-from weighbridge.routes.difficulty.vectors import Source, Vector, mismatch
 from weighbridge.routes.judge import Signals
 
 FORMAT = 2

@@ -14,7 +14,7 @@ import msgspec
 from weighbridge.cost.usage import Usage
 from weighbridge.engine.api import Delta
 from weighbridge.engine.request import Embedding, FinishReason, TokenLogprob
-from weighbridge.server.engine.tool_calls import ToolCall, as_delta, parse
+from weighbridge.server.engine.tool_calls import WrittenToolCall, as_delta, parse
 from weighbridge.server.engine.tool_stream import ToolStream
 from weighbridge.wire.usage import usage_fields
 
@@ -143,7 +143,7 @@ class ChatFormat(Format):
     def _choice(self, index: int, gathered: Gathered) -> dict[str, Any]:
         text = "".join(gathered.text)
         message: dict[str, Any] = {"role": "assistant", "content": text}
-        calls: list[ToolCall] = []
+        calls: list[WrittenToolCall] = []
         if self._tools is not None:
             text, calls = parse(text, self._tools)
             if calls:

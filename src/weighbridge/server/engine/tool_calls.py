@@ -16,7 +16,7 @@ from weighbridge.wire.protocols.openai import NamedTool, Tool
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
+class WrittenToolCall:
     """One call; `arguments` is JSON text, as OpenAI has it."""
 
     id: str
@@ -31,16 +31,16 @@ class ToolCall:
         }
 
 
-def parse(text: str, tools: Iterable[str]) -> tuple[str, list[ToolCall]]:
+def parse(text: str, tools: Iterable[str]) -> tuple[str, list[WrittenToolCall]]:
     """What was said, and the calls, of a whole answer: what a stream of it comes to."""
     stream = ToolStream(tools)
     said: list[str] = []
-    calls: list[ToolCall] = []
+    calls: list[WrittenToolCall] = []
     for piece in [*stream.push(text), *stream.finish()]:
         if isinstance(piece, str):
             said.append(piece)
         elif isinstance(piece, CallBegun):
-            calls.append(ToolCall(piece.id, piece.name, ""))
+            calls.append(WrittenToolCall(piece.id, piece.name, ""))
         else:
             calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + piece.text)
     return "".join(said), calls
@@ -55,7 +55,7 @@ def as_delta(pieces: Sequence[Piece]) -> dict[str, Any]:
     parts: dict[int, dict[str, Any]] = {}
     for piece in pieces:
         if isinstance(piece, CallBegun):
-            parts[piece.index] = {"index": piece.index, **ToolCall(piece.id, piece.name, "").as_dict()}
+            parts[piece.index] = {"index": piece.index, **WrittenToolCall(piece.id, piece.name, "").as_dict()}
         elif isinstance(piece, CallArguments):
             part = parts.setdefault(piece.index, {"index": piece.index, "function": {"arguments": ""}})
             part["function"]["arguments"] += piece.text

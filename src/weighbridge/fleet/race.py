@@ -8,11 +8,11 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from weighbridge.fleet.attempt import AttemptFailed, Opened
+from weighbridge.fleet.attempt import AttemptFailed, OpenedAttempt
 from weighbridge.fleet.dispatch import Lease
 from weighbridge.fleet.member import Member
 
-Open = Callable[[Lease], Coroutine[Any, Any, Opened]]
+Open = Callable[[Lease], Coroutine[Any, Any, OpenedAttempt]]
 
 
 async def race(
@@ -21,7 +21,7 @@ async def race(
     delay: float,
     copy: Callable[[Lease], Lease | None],
     lost: Callable[[Member], None],
-) -> Opened:
+) -> OpenedAttempt:
     """The answer on `lease`, or on a copy that starts when nothing came within `delay` seconds.
 
     A copy that fails leaves the race to the other. `lost` is told where a copy was cancelled, so that it can be
@@ -40,7 +40,7 @@ async def race(
                 lost(runner.member)
 
 
-async def _winner(runners: dict[asyncio.Task[Opened], Lease]) -> Opened:
+async def _winner(runners: dict[asyncio.Task[OpenedAttempt], Lease]) -> OpenedAttempt:
     """Takes the winner out of `runners`; what stays there is to be stopped."""
     pending = set(runners)
     failure: AttemptFailed | None = None
@@ -58,7 +58,7 @@ async def _winner(runners: dict[asyncio.Task[Opened], Lease]) -> Opened:
     raise failure
 
 
-async def _stop(task: asyncio.Task[Opened]) -> None:
+async def _stop(task: asyncio.Task[OpenedAttempt]) -> None:
     """Cancel a runner, or close the answer it brought too late."""
     if not task.done():
         task.cancel()

@@ -8,8 +8,8 @@ from pathlib import Path
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Replica
 from weighbridge.fleet.config.spec import FleetSpec, ModelSpec, ReplicaSpec
+from weighbridge.fleet.load.dialects import dialect
 from weighbridge.fleet.load.weigher import Counter
-from weighbridge.fleet.replicas.dialects import dialect
 from weighbridge.fleet.replicas.http import HttpEndpoint, HttpReplica
 
 Make = Callable[[ReplicaSpec], Replica]

@@ -17,9 +17,9 @@ import numpy as np
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.fleet.api import Call
-from weighbridge.fleet.replicas.dialects import dialect
+from weighbridge.fleet.load.dialects import dialect
 from weighbridge.fleet.replicas.http import HttpEndpoint, HttpReplica
-from weighbridge.routes.difficulty.vectors import EmbeddingFailed, Question, Source, Vector
+from weighbridge.routes.difficulty.embedders.vectors import EmbeddingFailed, Question, Source, Vector
 from weighbridge.routes.errors import PlaceFailed
 from weighbridge.wire.errors import error_message
 

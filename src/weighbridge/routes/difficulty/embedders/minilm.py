@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from weighbridge.errors import BadInput
-from weighbridge.routes.difficulty.vectors import EmbeddingFailed, Question, Source, Vector
+from weighbridge.routes.difficulty.embedders.vectors import EmbeddingFailed, Question, Source, Vector
 
 WIDTH = 384
 #: What is read of a prompt. The model was trained on 128 tokens; its time grows with them.

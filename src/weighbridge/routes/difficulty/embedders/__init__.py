@@ -1,0 +1,1 @@
+"""Where vectors beside the text come from: a sentence embedding, the state of an engine."""

@@ -1,0 +1,1 @@
+"""A simulated replica behind real HTTP, on the real clock: what it computes, how it counts tokens, how it fails."""
