@@ -127,7 +127,7 @@ def parameters(replica: EngineReplica) -> int:
 def weight_bytes(replica: EngineReplica) -> int:
     """Bytes of those matrices as they are kept; of the embedding table a step reads single rows only."""
     embedding = replica.decoder.config.vocab_size * replica.decoder.config.hidden_size
-    return replica.decoder.nbytes - embedding * replica.decoder.dtype.itemsize
+    return replica.decoder.weights.nbytes - embedding * replica.decoder.dtype.itemsize
 
 
 def bandwidth() -> float:

@@ -1,12 +1,14 @@
-"""Check the import contracts of the package: floors, pure cores, circles. `make lint` runs it.
+"""Check the contracts of the package: floors, pure cores, no circles, no crowded folder, one meaning a class name.
 
-Every import counts, also one inside a function or behind TYPE_CHECKING. Nothing is imported: the sources are parsed.
+`make lint` runs it. Every import counts, also one inside a function or behind TYPE_CHECKING. Nothing is imported: the
+sources are parsed.
 """
 
 from __future__ import annotations
 
 import ast
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -99,9 +101,8 @@ ROWS: dict[str, set[str]] = {
     "server": {"settings", "auth", "protocol"},
 }
 
-#: Today's figures: more is an error. Lower them with the code; the aim is 0.
-MODULES_IN_CIRCLES = 4
-FOLDER_LINKS_IN_CIRCLES = 0
+#: Modules that may stand side by side, `__init__` included: more than that nobody finds his way about.
+MOST_MODULES = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,25 +298,47 @@ def folder_circles(tree: Tree, rows: Mapping[str, set[str]] = ROWS) -> list[tupl
     ]
 
 
+def crowded(tree: Tree, most: int = MOST_MODULES) -> list[str]:
+    """Folders with more than `most` modules."""
+    found = Counter(path.parent for path in tree.paths.values())
+    return [
+        f"{folder}: {count} modules side by side; move what belongs together into a package of its own"
+        for folder, count in sorted(found.items())
+        if count > most
+    ]
+
+
+def twins(tree: Tree) -> list[str]:
+    """Public class names that mean more than one thing."""
+    places: dict[str, list[str]] = {}
+    for path in tree.paths.values():
+        for node in _statements(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(f"{path}:{node.lineno}")
+    return [
+        f"{found[-1]}: another class is called {name}, at {found[0]}; say in its name what this one holds"
+        for name, found in sorted(places.items())
+        if len(found) > 1
+    ]
+
+
+def circular(tree: Tree) -> list[str]:
+    """Modules, and folders, that import each other in a circle."""
+    found = [
+        f"modules that import each other in a circle: {', '.join(circle)}" for circle in circles(tree.links())
+    ]
+    return found + [
+        f"{tree.place(one)}: in a circle of folders: {here} -> {there}"
+        for here, there, one in folder_circles(tree)
+    ]
+
+
 def main(arguments: list[str]) -> int:
     package = Path(arguments[0]) if arguments else Path("src") / PACKAGE
     tree = read_tree(package)
-    problems = upward(tree) + impure(tree)
-    between = circles(tree.links())
-    inside = sum(len(circle) for circle in between)
-    links = folder_circles(tree)
-    if inside > MODULES_IN_CIRCLES:
-        problems += [f"modules that import each other in a circle: {', '.join(circle)}" for circle in between]
-    if len(links) > FOLDER_LINKS_IN_CIRCLES:
-        problems += [
-            f"{tree.place(one)}: in a circle of folders: {here} -> {there}" for here, there, one in links
-        ]
+    problems = upward(tree) + impure(tree) + circular(tree) + crowded(tree) + twins(tree)
     print("\n".join(problems), end="\n" if problems else "")
-    print(
-        f"import contracts: {len(tree.paths)} modules, {len(problems)} problems; {len(between)} circles of modules "
-        f"with {inside} modules ({MODULES_IN_CIRCLES} allowed), {len(links)} links in circles of folders "
-        f"({FOLDER_LINKS_IN_CIRCLES} allowed)"
-    )
+    print(f"contracts: {len(tree.paths)} modules, {len(problems)} problems")
     return bool(problems)
 
 

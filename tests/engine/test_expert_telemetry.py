@@ -172,7 +172,7 @@ def test_statistics_of_known_distributions() -> None:
 def test_recording_is_quick() -> None:
     """30 layers, 8 experts, 64 decodes take 0.5 ms; the bound is for a machine that is slow and busy."""
     from weighbridge.models.compute.kernels.api import BatchLayout
-    from weighbridge.models.experts.moe import RoutingTrace
+    from weighbridge.models.experts.routing import RoutingTrace
     from weighbridge.models.files.config import ExpertsConfig
 
     trace = RoutingTrace()

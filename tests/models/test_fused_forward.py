@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_every_weight_format(tmp_path: Path, scheme: Quantize) -> None:
         ours = model._fused(ids, layout([0], [30]), caches[0], rows, states[0])
         assert torch.equal(ours, model._forward(ids, layout([0], [30]), caches[1], rows, states[1]))
         assert torch.equal(states[0].out, states[1].out)
-        assert torch.equal(model.lm_head(states[0].out), ours)  # it is what the output matrix read
+        assert torch.equal(model.weights.lm_head(states[0].out), ours)  # it is what the output matrix read
 
 
 def test_dense_float32_layers_are_not_fused(tmp_path: Path) -> None:
@@ -120,13 +121,14 @@ def test_a_dense_form_of_the_output_matrix_counts_sampled_rows_alone(tmp_path: P
     make_tiny("llama", tmp_path)
     model = decoder(tmp_path, torch.float32, Quantize.INT8)
     cache = model.allocate_kv(BLOCKS_EACH, BLOCK)
-    model.lm_head = HybridLinear(model.lm_head, model.lm_head, many_from=4)
-    fused = fuse(model)
+    head = model.weights.lm_head
+    weights = replace(model.weights, lm_head=HybridLinear(head, head, many_from=4))
+    fused = fuse(weights, model.kernels)
     assert fused is not None
     assert fused.serves(1000, 3, cache)
     assert not fused.serves(4, 4, cache)
-    model.layers[1].qkv = HybridLinear(model.layers[1].qkv, model.layers[1].qkv, many_from=64)
-    fused = fuse(model)
+    weights.layers[1].qkv = HybridLinear(weights.layers[1].qkv, weights.layers[1].qkv, many_from=64)
+    fused = fuse(weights, model.kernels)
     assert fused is not None
     assert fused.serves(63, 3, cache)
     assert not fused.serves(64, 3, cache)

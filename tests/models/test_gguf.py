@@ -19,7 +19,7 @@ from tests.models.test_decoder import logits_in_chunks
 from tests.tiny import FAMILIES, make_tiny
 from tests.tiny_gguf import finish, write_gguf
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.compute.decoder import Mlp
+from weighbridge.models.compute.layers import Mlp
 from weighbridge.models.compute.linear_packed import PackedLinear, kernels_available
 from weighbridge.models.compute.rope import cos_sin_table
 from weighbridge.models.files.checkpoint import open_checkpoint
@@ -103,7 +103,7 @@ def test_codes_stay_codes_on_every_cpu(
         pytest.skip("nothing here multiplies codes: they are expanded")
     layer = decoder.layers[0]
     assert isinstance(layer.mlp, Mlp)
-    linears = [layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down, decoder.lm_head]
+    linears = [layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down, decoder.weights.lm_head]
     assert [linear.bits for linear in linears if isinstance(linear, PackedLinear)] == [bits] * 5
 
 

@@ -11,8 +11,9 @@ import torch
 from tests.models.test_decoder import logits_in_chunks
 from tests.models.tiny_moe import MOE_FAMILIES, make_tiny_moe
 from weighbridge.models.compute.decoder import Decoder
-from weighbridge.models.experts.moe import ListedExperts, Router, RoutingTrace, SparseMlp
-from weighbridge.models.experts.moe_grouped import GroupedExperts, choose
+from weighbridge.models.experts.moe import ListedExperts, SparseMlp
+from weighbridge.models.experts.moe_grouped import GroupedExperts
+from weighbridge.models.experts.routing import Router, RoutingTrace, choose
 from weighbridge.models.files.checkpoint import open_checkpoint
 from weighbridge.models.loader import Quantize, load_decoder
 

@@ -14,7 +14,8 @@ from tests.tiny import make_tiny
 from tests.tiny_gguf import write_gguf
 from weighbridge.errors import BadInput
 from weighbridge.models.compute.decoder import Decoder
-from weighbridge.models.experts.moe import RoutingTrace, SparseMlp
+from weighbridge.models.experts.moe import SparseMlp
+from weighbridge.models.experts.routing import RoutingTrace
 from weighbridge.models.files.checkpoint import open_checkpoint
 from weighbridge.models.loader import load_decoder
 from weighbridge.models.text.tokenizer import load_tokenizer

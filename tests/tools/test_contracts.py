@@ -1,11 +1,11 @@
-"""The checker of the import contracts finds what is planted, however it is hidden, and passes what is right."""
+"""The checker of the contracts finds what is planted, however it is hidden, and passes what is right."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from tools.contracts import circles, folder_circles, impure, main, read_tree, upward
+from tools.contracts import circles, crowded, folder_circles, impure, main, read_tree, twins, upward
 
 FLOORS = {"errors": set(), "cost": {"errors"}, "wire": {"errors"}, "fleet": {"errors", "cost", "wire"}}
 
@@ -108,3 +108,20 @@ def test_the_program_says_what_is_wrong_and_fails(tmp_path: Path, capsys: pytest
     root = package(tmp_path, errors="import time")
     assert main([str(root)]) == 1
     assert "the pure core errors reaches time" in capsys.readouterr().out
+
+
+def test_a_crowded_folder_is_found(tmp_path: Path) -> None:
+    root = package(tmp_path, fleet__a="", fleet__b="", cost__step="")
+    assert crowded(read_tree(root), most=3) == []
+    [problem] = crowded(read_tree(root), most=2)
+    assert "weighbridge/fleet: 3 modules" in problem
+
+
+def test_a_class_name_with_two_meanings_is_found_wherever_it_is_defined(tmp_path: Path) -> None:
+    root = package(
+        tmp_path,
+        fleet__a="class Report: ...\nclass _Own: ...\nclass Load: ...",
+        cost__step="def f():\n    class Report: ...\nclass _Own: ...",
+    )
+    [problem] = twins(read_tree(root))
+    assert all(part in problem for part in ("called Report", "fleet/a.py", "cost/step.py"))

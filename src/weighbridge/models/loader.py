@@ -9,9 +9,10 @@ from enum import StrEnum
 import torch
 
 from weighbridge.errors import BadInput
-from weighbridge.models.compute.decoder import Decoder, DecoderLayer
+from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.kernels import load_kernels
 from weighbridge.models.compute.kernels.api import Kernels
+from weighbridge.models.compute.layers import DecoderLayer, DecoderWeights
 from weighbridge.models.compute.linear import Linear, make_linear
 from weighbridge.models.compute.linear_hybrid import hybrid_linear, measure_quantized_crossover
 from weighbridge.models.compute.rope import cos_sin_table
@@ -173,13 +174,13 @@ def load_decoder(
         if report is not None:
             report(index + 1, config.num_layers)
     head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    return Decoder(
+    weights = DecoderWeights(
         config,
         dtype,
-        kernels,
         embedding=checkpoint.tensor("model.embed_tokens.weight").to(dtype).contiguous(),
         layers=layers,
         final_norm=builder.norm("model.norm.weight"),
         lm_head=builder.output_matrix(head),
         cos_sin=cos_sin_table(config.rope, config.head_dim, max_model_len or config.max_position_embeddings),
     )
+    return Decoder(weights, kernels)

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from weighbridge.errors import BadInput
-from weighbridge.models.compute.decoder import Decoder, FeedForward
+from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.kernels.api import BatchLayout
+from weighbridge.models.compute.layers import FeedForward
 from weighbridge.models.files.checkpoint import Checkpoint
 from weighbridge.models.loader import choose_dtype, load_decoder
 
@@ -97,16 +98,8 @@ def hidden_states(decoder: Decoder, tokens: Sequence[int]) -> list[torch.Tensor]
         block_tables=np.arange(blocks, dtype=np.int32)[None, :].copy(),
     )
     listeners = [_Listener(layer.mlp) for layer in decoder.layers]
-    listening = Decoder(
-        decoder.config,
-        decoder.dtype,
-        decoder.kernels,
-        decoder.embedding,
-        [replace(layer, mlp=ear) for layer, ear in zip(decoder.layers, listeners, strict=True)],
-        decoder.final_norm,
-        decoder.lm_head,
-        decoder.cos_sin,
-    )
+    layers = [replace(layer, mlp=ear) for layer, ear in zip(decoder.layers, listeners, strict=True)]
+    listening = Decoder(replace(decoder.weights, layers=layers), decoder.kernels)
     listening.forward(
         np.array(tokens[:count], np.int32), layout, decoder.allocate_kv(blocks, _BLOCK), positions
     )

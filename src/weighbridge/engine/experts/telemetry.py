@@ -18,7 +18,8 @@ from weighbridge.cost.experts import ExpertUse, correlation, coverage, fit_overl
 from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.kernels.api import BatchLayout, Int32
 from weighbridge.models.experts.cache import CachedExperts, ExpertCache
-from weighbridge.models.experts.moe import RoutingTrace, SparseMlp
+from weighbridge.models.experts.moe import SparseMlp
+from weighbridge.models.experts.routing import RoutingTrace
 from weighbridge.models.files.config import ExpertsConfig
 
 Counts = npt.NDArray[np.int64]

@@ -2,101 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
-
 import numpy as np
 import torch
 
 from weighbridge.models.compute.fused_forward import fuse
 from weighbridge.models.compute.kernels.api import BatchLayout, Int32, Kernels, KVCache, States
-from weighbridge.models.compute.linear import Linear
-from weighbridge.models.files.config import ModelConfig
-
-
-class FeedForward(Protocol):
-    """What follows the attention of a layer: one gated block, or a mixture of experts."""
-
-    @property
-    def nbytes(self) -> int:
-        """Resident bytes of the weights."""
-        ...
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[tokens, hidden] to [tokens, hidden], both in the compute dtype."""
-        ...
-
-
-class Mlp:
-    """Gated feed-forward: down(silu(gate(x)) * up(x)), gate and up as one matrix."""
-
-    def __init__(self, gate_up: Linear, down: Linear, kernels: Kernels) -> None:
-        self.gate_up = gate_up
-        self.down = down
-        self._kernels = kernels
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        gate_up = self.gate_up(x)
-        inner = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
-        self._kernels.silu_mul(inner, gate_up)
-        return self.down(inner)
-
-    @property
-    def nbytes(self) -> int:
-        return self.gate_up.nbytes + self.down.nbytes
-
-
-@dataclass(slots=True)
-class DecoderLayer:
-    """Weights of one transformer layer; norms are float32 [hidden]."""
-
-    input_norm: torch.Tensor
-    qkv: Linear
-    output: Linear
-    post_attention_norm: torch.Tensor
-    mlp: FeedForward
-    q_norm: torch.Tensor | None
-    k_norm: torch.Tensor | None
-    rotates: bool
-    window: int
+from weighbridge.models.compute.layers import DecoderLayer, DecoderWeights
 
 
 class Decoder:
     """Llama-shaped decoder. The residual stream is float32; everything between norms is in `dtype`."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        dtype: torch.dtype,
-        kernels: Kernels,
-        embedding: torch.Tensor,
-        layers: list[DecoderLayer],
-        final_norm: torch.Tensor,
-        lm_head: Linear,
-        cos_sin: torch.Tensor,
-    ) -> None:
-        self.config = config
-        self.dtype = dtype
+    def __init__(self, weights: DecoderWeights, kernels: Kernels) -> None:
+        self.weights = weights
+        self.config = weights.config
+        self.dtype = weights.dtype
+        self.layers = weights.layers
         self.kernels = kernels
-        self.lm_head = lm_head
-        self.embedding = embedding
-        self.layers = layers
-        self.final_norm = final_norm
-        self.cos_sin = cos_sin
-        self._scale = config.head_dim**-0.5
-        self._fused = fuse(self)
+        self._scale = self.config.head_dim**-0.5
+        self._fused = fuse(weights, kernels)
 
     def allocate_kv(self, num_blocks: int, block_size: int) -> KVCache:
         config = self.config
         return self.kernels.allocate_kv(
             config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_dim, self.dtype
         )
-
-    @property
-    def nbytes(self) -> int:
-        """Resident bytes of all weights, the embedding table included."""
-        linears = sum(layer.qkv.nbytes + layer.output.nbytes + layer.mlp.nbytes for layer in self.layers)
-        return linears + self.lm_head.nbytes + self.embedding.nbytes
 
     @torch.inference_mode()
     def forward(
@@ -128,7 +58,7 @@ class Decoder:
         """Run kernel by kernel, for layers of any kind."""
         kernels, eps = self.kernels, self.config.rms_norm_eps
         residual = torch.empty(len(token_ids), self.config.hidden_size)
-        kernels.gather_rows(residual, self.embedding, token_ids)
+        kernels.gather_rows(residual, self.weights.embedding, token_ids)
         hidden = torch.empty(residual.shape, dtype=self.dtype)
         kernels.rms_norm(hidden, residual, self.layers[0].input_norm, eps)
         last = len(self.layers) - 1
@@ -142,19 +72,19 @@ class Decoder:
                     return torch.empty(0, self.config.vocab_size, dtype=self.dtype)
             projected = layer.output(attended)
             kernels.add_rms_norm(hidden, residual, projected, layer.post_attention_norm, eps)
-            next_norm = self.final_norm if index == last else self.layers[index + 1].input_norm
+            next_norm = self.weights.final_norm if index == last else self.layers[index + 1].input_norm
             kernels.add_rms_norm(hidden, residual, layer.mlp(hidden), next_norm, eps)
         if states is not None:
             state_rows = torch.from_numpy(states.rows.astype(np.int64))
             torch.index_select(hidden, 0, state_rows, out=states.out)
-        return self.lm_head(hidden)
+        return self.weights.lm_head(hidden)
 
     def _attend(
         self, index: int, layer: DecoderLayer, hidden: torch.Tensor, layout: BatchLayout, cache: KVCache
     ) -> torch.Tensor:
         heads, real = self.config.num_heads, len(layout.positions)
         qkv = layer.qkv(hidden)
-        table = self.cos_sin if layer.rotates else None
+        table = self.weights.cos_sin if layer.rotates else None
         attended = qkv.new_empty(qkv.shape[0], heads * self.config.head_dim)
         if real < qkv.shape[0]:
             attended[real:] = 0.0

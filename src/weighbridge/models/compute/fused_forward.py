@@ -5,19 +5,17 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from weighbridge.models.compute.kernels.api import BatchLayout, Int32, KVCache, States
+from weighbridge.models.compute.kernels.api import BatchLayout, Int32, Kernels, KVCache, States
 from weighbridge.models.compute.kernels.native_kernels import NativeKernels, NativeKVCache
+from weighbridge.models.compute.layers import DecoderLayer, DecoderWeights, Mlp
 from weighbridge.models.compute.linear import Linear
 from weighbridge.models.compute.linear_hybrid import HybridLinear
 from weighbridge.models.compute.linear_packed import PackedLinear
-
-if TYPE_CHECKING:
-    from weighbridge.models.compute.decoder import Decoder, DecoderLayer
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 #: Different window sizes of one model; attention_plan.cpp keeps no more plans.
@@ -33,12 +31,12 @@ class FusedForward:
     """
 
     def __init__(
-        self, decoder: Decoder, matrices: Sequence[tuple[Any, ...]], max_tokens: float, max_rows: float
+        self, weights: DecoderWeights, matrices: Sequence[tuple[Any, ...]], max_tokens: float, max_rows: float
     ) -> None:
         native: Any = importlib.import_module("weighbridge.models.compute.kernels._native")
-        config = decoder.config
+        config = weights.config
         self.max_tokens, self.max_rows = max_tokens, max_rows
-        self._decoder = decoder  # holds the memory that the addresses below point to
+        self._weights = weights  # holds the memory that the addresses below point to
         self._forward = native.Forward(
             config.hidden_size,
             config.intermediate_size,
@@ -47,15 +45,15 @@ class FusedForward:
             config.head_dim,
             config.rms_norm_eps,
             config.head_dim**-0.5,
-            _DTYPES[decoder.dtype],
-            decoder.embedding.data_ptr(),
-            decoder.embedding.shape[0],
-            decoder.cos_sin.data_ptr(),
-            decoder.cos_sin.shape[0],
-            decoder.final_norm.data_ptr(),
+            _DTYPES[weights.dtype],
+            weights.embedding.data_ptr(),
+            weights.embedding.shape[0],
+            weights.cos_sin.data_ptr(),
+            weights.cos_sin.shape[0],
+            weights.final_norm.data_ptr(),
             matrices[-1][0],
         )
-        for layer, (qkv, output, gate_up, down) in zip(decoder.layers, matrices[:-1], strict=True):
+        for layer, (qkv, output, gate_up, down) in zip(weights.layers, matrices[:-1], strict=True):
             self._forward.add_layer(
                 layer.input_norm.data_ptr(),
                 layer.post_attention_norm.data_ptr(),
@@ -83,7 +81,7 @@ class FusedForward:
     ) -> torch.Tensor:
         """As `Decoder.forward`."""
         assert isinstance(cache, NativeKVCache)
-        logits = torch.empty(len(rows), self._decoder.lm_head.out_features, dtype=self._decoder.dtype)
+        logits = torch.empty(len(rows), self._weights.lm_head.out_features, dtype=self._weights.dtype)
         self._forward.run(
             token_ids,
             layout.positions,
@@ -101,12 +99,12 @@ class FusedForward:
         return logits
 
 
-def fuse(decoder: Decoder) -> FusedForward | None:
-    """Return the fused pass of `decoder`; None where some part of it is not our kernels' (dense oneDNN, MoE, torch)."""
-    if not isinstance(decoder.kernels, NativeKernels) or decoder.dtype not in _DTYPES:
+def fuse(weights: DecoderWeights, kernels: Kernels) -> FusedForward | None:
+    """Return the fused pass over `weights`; None where a part of it is not our kernels' (dense oneDNN, MoE, torch)."""
+    if not isinstance(kernels, NativeKernels) or weights.dtype not in _DTYPES:
         return None
-    windows = {layer.window for layer in decoder.layers}
-    linears = [_linears(layer) for layer in decoder.layers]
+    windows = {layer.window for layer in weights.layers}
+    linears = [_linears(layer) for layer in weights.layers]
     if len(windows) > MAX_WINDOWS or any(linear is None for linear in linears):
         return None
     matrices, max_tokens = [], math.inf
@@ -116,15 +114,13 @@ def fuse(decoder: Decoder) -> FusedForward | None:
             return None
         matrices.append(tuple(matrix for matrix, _ in packed))
         max_tokens = min(max_tokens, *(limit for _, limit in packed))
-    head, max_rows = _packed(decoder.lm_head)
+    head, max_rows = _packed(weights.lm_head)
     if head is None:
         return None
-    return FusedForward(decoder, [*matrices, (head,)], max_tokens, max_rows)
+    return FusedForward(weights, [*matrices, (head,)], max_tokens, max_rows)
 
 
 def _linears(layer: DecoderLayer) -> tuple[Linear, Linear, Linear, Linear] | None:
-    from weighbridge.models.compute.decoder import Mlp
-
     if not isinstance(layer.mlp, Mlp):
         return None
     return layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down

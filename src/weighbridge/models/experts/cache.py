@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from weighbridge.errors import BadInput
-from weighbridge.models.compute.decoder import Mlp
-from weighbridge.models.experts.moe import Router, combine, gather
+from weighbridge.models.compute.layers import Mlp
+from weighbridge.models.experts.moe import combine, gather
 from weighbridge.models.experts.moe_grouped import native_experts, packed_matrix
 from weighbridge.models.experts.policy import HeatAware
+from weighbridge.models.experts.routing import Router
 from weighbridge.models.experts.ways import Expert
 
 Load = Callable[[int, int], Mlp]  # layer and expert to its weights, safe to call from another thread

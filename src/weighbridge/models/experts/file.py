@@ -18,8 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from weighbridge.errors import WeighbridgeError
-from weighbridge.models.compute.decoder import Mlp
 from weighbridge.models.compute.kernels.api import Kernels
+from weighbridge.models.compute.layers import Mlp
 from weighbridge.models.compute.linear import Linear
 from weighbridge.models.compute.linear_hybrid import HybridLinear
 from weighbridge.models.compute.linear_packed import PackedLinear

@@ -13,49 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from weighbridge.models.compute.decoder import Mlp
 from weighbridge.models.compute.kernels.api import Int32
+from weighbridge.models.compute.layers import Mlp
 from weighbridge.models.compute.linear import Linear
-from weighbridge.models.experts.moe_grouped import choose
-
-
-class Router:
-    """Scores of the experts for each token. Computed in float32, whatever the compute dtype.
-
-    weight: float32 [experts, hidden].
-    """
-
-    def __init__(self, weight: torch.Tensor, top_k: int, normalize: bool) -> None:
-        self.weight = weight.float().contiguous()
-        self.top_k = top_k
-        self.normalize = normalize
-
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Hidden states [tokens, hidden] to float32 [tokens, experts]."""
-        return F.linear(x.float(), self.weight)
-
-    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Chosen experts, int32 [tokens, top_k] by falling score, and their weights, float32 of that shape."""
-        return choose(self.logits(x), self.top_k, self.normalize)
-
-    @property
-    def nbytes(self) -> int:
-        return self.weight.nbytes
-
-
-class RoutingTrace:
-    """What the routers of one iteration chose: (layer, int32 [tokens, top_k]) in the order they ran."""
-
-    def __init__(self) -> None:
-        self._chosen: list[tuple[int, Int32]] = []
-
-    def add(self, layer: int, ids: Int32) -> None:
-        self._chosen.append((layer, ids))
-
-    def take(self) -> list[tuple[int, Int32]]:
-        """Return everything since the last call; an iteration that failed half way leaves nothing behind."""
-        chosen, self._chosen = self._chosen, []
-        return chosen
+from weighbridge.models.experts.routing import Router, RoutingTrace
 
 
 class LayerExperts(Protocol):

@@ -1,40 +1,23 @@
-"""Routing and experts on our own kernels: a layer's whole mixture in two calls."""
+"""The experts of a layer on our own kernels, in one call."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from weighbridge.models.compute.layers import Mlp
+from weighbridge.models.compute.linear import Linear
 from weighbridge.models.compute.linear_hybrid import HybridLinear
 from weighbridge.models.compute.linear_packed import PackedLinear, kernels_available
-
-if TYPE_CHECKING:
-    from weighbridge.models.compute.decoder import Mlp
-    from weighbridge.models.compute.linear import Linear
-    from weighbridge.models.experts.moe import LayerExperts
+from weighbridge.models.experts.moe import LayerExperts
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _native: Any = (
     importlib.import_module("weighbridge.models.compute.kernels._native") if kernels_available() else None
 )
-
-
-def choose(logits: torch.Tensor, top_k: int, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the `top_k` largest of a softmax over `logits` float32 [tokens, experts]: int32 ids and float32 weights,
-    both [tokens, top_k] by falling weight; `normalize`: the weights of a token add up to 1."""
-    tokens, experts = logits.shape
-    if _native is None:
-        weights, chosen = torch.topk(torch.softmax(logits, dim=-1), top_k, dim=-1)
-        if normalize:
-            weights = weights / weights.sum(dim=-1, keepdim=True)
-        return chosen.int(), weights
-    ids = torch.empty(tokens, top_k, dtype=torch.int32)
-    weights = torch.empty(tokens, top_k)
-    _native.route(ids.data_ptr(), weights.data_ptr(), logits.data_ptr(), tokens, experts, top_k, normalize)
-    return ids, weights
 
 
 class GroupedExperts:

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 
 from weighbridge.errors import BadInput
-from weighbridge.models.compute.decoder import Mlp
 from weighbridge.models.compute.kernels.api import Kernels
+from weighbridge.models.compute.layers import Mlp
 from weighbridge.models.compute.linear import Linear
 from weighbridge.models.experts.cache import ExpertCache, Load, computation_of
 from weighbridge.models.experts.file import MappedExperts, packed, write
@@ -18,11 +18,11 @@ from weighbridge.models.experts.moe import (
     LayerExperts,
     ListedExperts,
     NormedProjection,
-    Router,
     SharedExpert,
     SparseMlp,
 )
 from weighbridge.models.experts.moe_grouped import group
+from weighbridge.models.experts.routing import Router
 from weighbridge.models.files.config import ExpertsConfig, ModelConfig
 
 
