@@ -16,7 +16,7 @@ from pathlib import Path
 
 PACKAGE = "weighbridge"
 
-_BASE = {"errors", "knobs", "ticket", "cost"}
+_BASE = {"errors", "knobs", "secret", "ticket", "cost"}
 _ENGINE = _BASE | {"models", "engine", "workload"}
 _FLEET = _ENGINE | {"wire", "fleet"}
 
@@ -24,6 +24,7 @@ _FLEET = _ENGINE | {"wire", "fleet"}
 FLOORS: dict[str, set[str]] = {
     "errors": set(),
     "knobs": {"errors"},
+    "secret": set(),
     "cost": {"errors", "knobs"},
     "ticket": {"errors", "cost"},
     "workload": _BASE,

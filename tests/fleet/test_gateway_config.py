@@ -13,6 +13,7 @@ from weighbridge.cli.config import plain
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.load import load_config, parse_config
 from weighbridge.fleet.config.replica import replica_from_json
+from weighbridge.secret import Secret
 
 GOOD = """\
 listen: 0.0.0.0:9000
@@ -129,7 +130,8 @@ def test_keys_come_from_the_environment_and_never_show(monkeypatch: pytest.Monke
     monkeypatch.setenv("CLOUD_KEY", "sk-hidden")
     spec = parse(GOOD.replace("dialect: vllm", "key_env: CLOUD_KEY"))
     key = spec.models[0].replicas[0].key
-    assert key == "sk-hidden"
+    assert key is not None
+    assert key.reveal() == "sk-hidden"
     assert "sk-hidden" not in repr(spec)
     assert "sk-hidden" not in json.dumps(plain(spec))
     assert "a-secret" not in json.dumps(plain(spec))
@@ -137,7 +139,9 @@ def test_keys_come_from_the_environment_and_never_show(monkeypatch: pytest.Monke
 
 def test_a_password_in_a_url_does_not_show() -> None:
     spec = parse(GOOD.replace("http://127.0.0.1", "http://user:hidden@127.0.0.1"))
-    assert spec.models[0].replicas[0].shown == "http://127.0.0.1:8001"
+    replica = spec.models[0].replicas[0]
+    assert replica.target == "http://127.0.0.1:8001"
+    assert replica.account == Secret("user:hidden")
     assert "hidden" not in json.dumps(plain(spec))
 
 

@@ -21,6 +21,7 @@ from weighbridge.fleet.config.load import parse_config
 from weighbridge.fleet.limits import shared as shared_limits
 from weighbridge.fleet.limits.shared import SharedLimits
 from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
+from weighbridge.secret import Secret
 
 pytest.importorskip("redis", reason="the extra `redis` is not installed")
 
@@ -73,7 +74,7 @@ class Door:
 
     def __init__(self, url: str, limits: TenantLimits) -> None:
         self.local = Limiter(default=limits)
-        self.shared = SharedLimits(url, self.local, timeout=10.0)
+        self.shared = SharedLimits(Secret(url), self.local, timeout=10.0)
 
     async def reserve(self, name: str, tokens: int, usd: float = 0.0) -> None:
         self.local.reserve("t", name, tokens, usd, 0.0)

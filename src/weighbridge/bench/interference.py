@@ -15,6 +15,7 @@ from rich.console import Console
 from weighbridge.bench.client import LoadClient, StreamedAnswer, complete
 from weighbridge.bench.prompts import prompt_ids
 from weighbridge.bench.serve import ServeOptions, first_model, request_body
+from weighbridge.secret import Secret, without_account
 from weighbridge.workload.quantiles import quantile, quantiles_ms
 
 
@@ -30,7 +31,7 @@ class InterferenceOptions:
     prompt_tokens: int = 4000
     settle: int = 40
     timeout: float = 300.0  # seconds, for each request
-    api_key: str | None = None
+    api_key: Secret | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def run(options: InterferenceOptions) -> InterferenceReport:
 async def run_async(options: InterferenceOptions) -> InterferenceReport:
     serve = ServeOptions(options.url, options.model, [])
     async with LoadClient(serve.base, options.api_key) as client:
-        model = options.model or await first_model(client, serve.base)
+        model = options.model or await first_model(client, without_account(serve.base))
         rng = random.Random(time.time_ns())  # a prompt the server has not seen, however often this is run
         answers = [StreamedAnswer(0.0) for _ in range(options.streams)]
 

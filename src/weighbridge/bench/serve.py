@@ -23,6 +23,7 @@ from weighbridge.bench.prompts import (
 )
 from weighbridge.bench.report import LoadReport
 from weighbridge.errors import WeighbridgeError
+from weighbridge.secret import Secret, without_account
 from weighbridge.workload.requests import TraceRow
 from weighbridge.workload.slo import USUAL, Slo
 
@@ -45,7 +46,7 @@ class ServeOptions:
     text_prompts: bool = (
         False  # words instead of token ids; without it a server that takes no ids gets words too
     )
-    api_key: str | None = None
+    api_key: Secret | None = None
     slo: Slo = USUAL
     endpoint: Literal["completions", "chat"] = "completions"
     tokenizer: Path | None = None  # counts text prompts where the server has no /tokenize
@@ -75,7 +76,7 @@ def run(options: ServeOptions) -> LoadReport:
 
 async def run_async(options: ServeOptions) -> LoadReport:
     async with LoadClient(options.base, options.api_key) as client:
-        model = options.model or await first_model(client, options.base)
+        model = options.model or await first_model(client, without_account(options.base))
         takes_ids = await _takes_ids(client, options, model)
         prepared = await _prepare(client, options, model, takes_ids)
         send = _sender(client, options)

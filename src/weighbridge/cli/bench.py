@@ -15,6 +15,7 @@ from weighbridge.cli.options import DEFAULT_URL, JsonOutput, options
 from weighbridge.cli.terminal import print_json
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.knobs import knob
+from weighbridge.secret import Secret
 from weighbridge.workload.arrivals import closed, poisson
 from weighbridge.workload.requests import TraceRow
 from weighbridge.workload.slo import USUAL, Slo, parse_slo
@@ -76,7 +77,7 @@ class MeasureSettings:
     seed: int = knob(0)
     timeout: float = knob(600.0, "Seconds for each request.", min=0.1)
     text_prompts: bool = knob(False, "For servers that take no token ids.", flag="--text-prompts")
-    api_key: str | None = knob(None, environment="WEIGHBRIDGE_API_KEY")
+    api_key: Secret | None = knob(None, environment="WEIGHBRIDGE_API_KEY", parse=Secret)
 
 
 @options

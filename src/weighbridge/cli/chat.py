@@ -20,6 +20,7 @@ from weighbridge.engine.request import SamplingParams
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import WeighbridgeError
 from weighbridge.knobs import knob
+from weighbridge.secret import Secret
 from weighbridge.server.engine.prompts import ChatTokenizer
 from weighbridge.wire.errors import error_message
 from weighbridge.wire.sse import EventFramer, event_data
@@ -142,7 +143,7 @@ class Local:
 class Remote:
     """Any server with an OpenAI-compatible chat endpoint."""
 
-    def __init__(self, url: str, api_key: str | None, params: ChatSettings) -> None:
+    def __init__(self, url: str, api_key: Secret | None, params: ChatSettings) -> None:
         self._server = Server(url, api_key, "is `weighbridge serve` running?", mistakes=())
         self._options = {"temperature": params.temperature, "max_tokens": params.max_tokens, "stream": True}
 

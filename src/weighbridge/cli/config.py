@@ -14,10 +14,10 @@ from rich.table import Table
 
 from weighbridge.cli.options import JsonOutput
 from weighbridge.cli.terminal import outside, print_json
-from weighbridge.fleet.config.reader import Secret
-from weighbridge.fleet.config.spec import FleetSpec, ReplicaSpec, SharedLimitsSpec
+from weighbridge.fleet.config.spec import FleetSpec, SharedLimitsSpec
 from weighbridge.routes.config import load_configuration
 from weighbridge.routes.settings import RouteSettings
+from weighbridge.secret import SHOWN, Secret, split_account
 
 _FILE = Annotated[Path, typer.Argument(help="The configuration.")]
 DEFAULT_FILE = Path("weighbridge.yaml")
@@ -52,7 +52,7 @@ def show(file: _FILE = DEFAULT_FILE, json_output: JsonOutput = False) -> None:
         for one in model.replicas:
             name = f"{one.name} x {one.count}" if one.count > 1 else one.name
             called = one.model or "as clients do"
-            cells = (model.name, model.policy, name, one.kind, one.shown, one.dialect, called)
+            cells = (model.name, model.policy, name, one.kind, one.target, one.dialect, called)
             table.add_row(*map(outside, cells))
     console = Console()
     console.print(table)
@@ -87,18 +87,17 @@ def _shared(spec: SharedLimitsSpec | None) -> str:
     """Where limits are shared; a URL's user and options may hold a password."""
     if spec is None:
         return "none, each gateway counts alone"
-    url = urlsplit(spec.redis)
-    where = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+    url = urlsplit(split_account(spec.redis.reveal())[0])
+    where = f"{url.scheme}://{url.netloc}{url.path}"
     return f"redis {where}, prefix {spec.prefix}, timeout {spec.timeout:g}"
 
 
 def plain(value: Any) -> Any:
     """Return dataclasses as plain JSON types; keys become stars."""
     if isinstance(value, Secret):
-        return "***"
+        return SHOWN
     if is_dataclass(value) and not isinstance(value, type):
-        fields = {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
-        return {**fields, "target": value.shown} if isinstance(value, ReplicaSpec) else fields
+        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, tuple | list):
         return [plain(one) for one in value]
     if isinstance(value, frozenset):

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from weighbridge.cli.options import DEFAULT_URL, JsonOutput, options
+from weighbridge.cli.options import DEFAULT_URL, ApiKey, JsonOutput, options
 from weighbridge.cli.remote import Server
 from weighbridge.cli.terminal import outside, print_json
 from weighbridge.cli.ticket import ticket_path
@@ -22,6 +22,7 @@ from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.fleet.api import Choice
 from weighbridge.fleet.policies.explain import explain
 from weighbridge.knobs import knob
+from weighbridge.secret import Secret
 
 _URL = Annotated[str, typer.Option(envvar="WEIGHBRIDGE_URL", help="The gateway to ask.")]
 GATEWAY_HINT = "is a gateway running there?"
@@ -32,7 +33,9 @@ class AdminSettings:
     """A gateway, and the right to change its fleet."""
 
     url: str = knob(DEFAULT_URL, "The gateway to ask.", environment="WEIGHBRIDGE_URL")
-    admin_key: str | None = knob(None, "The gateway's admin_key.", environment="WEIGHBRIDGE_ADMIN_KEY")
+    admin_key: Secret | None = knob(
+        None, "The gateway's admin_key.", environment="WEIGHBRIDGE_ADMIN_KEY", parse=Secret
+    )
 
     def ask(self, method: str, path: str, body: Any = None, patience: float = 10.0) -> Any:
         """Ask with the operator's key."""
@@ -74,9 +77,7 @@ def top(
 def explain_ticket(
     ticket: Annotated[str, typer.Argument(help="The id from x-weighbridge-ticket.")],
     url: _URL = DEFAULT_URL,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="WEIGHBRIDGE_API_KEY", help="The key of the ticket's tenant.")
-    ] = None,
+    api_key: ApiKey = None,
     json_output: JsonOutput = False,
 ) -> None:
     """Why a request went where it went: what it weighed, every try, and what stood against the other replicas."""
@@ -178,7 +179,7 @@ def _say(value: Any, as_json: bool, text: str) -> None:
 
 
 def ask(
-    method: str, url: str, path: str, key: str | None = None, body: Any = None, patience: float = 10.0
+    method: str, url: str, path: str, key: Secret | None = None, body: Any = None, patience: float = 10.0
 ) -> Any:
     """Ask a gateway. Raises BadInput for what it calls wrong, WeighbridgeError when it cannot be asked."""
     return Server(url, key, GATEWAY_HINT).ask(method, path, body, patience=patience)

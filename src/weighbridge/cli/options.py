@@ -17,11 +17,15 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from weighbridge.knobs import Knob, knobs, settings_from
+from weighbridge.secret import Secret
 
 Model = Annotated[str | None, typer.Argument(help="Model name or path; none: the default model.")]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Url = Annotated[str, typer.Option(help="The server to ask.")]
-ApiKey = Annotated[str | None, typer.Option(envvar="WEIGHBRIDGE_API_KEY", help="Its API key.")]
+ApiKey = Annotated[
+    Secret | None,
+    typer.Option(envvar="WEIGHBRIDGE_API_KEY", help="Its API key.", parser=Secret, metavar="TEXT"),
+]
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 

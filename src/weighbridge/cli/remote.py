@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncIterator, Container
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from weighbridge.errors import BadInput, WeighbridgeError
+from weighbridge.secret import Secret, without_account
 from weighbridge.wire.client import HttpClient, Response
 from weighbridge.wire.errors import error_message
+from weighbridge.wire.headers import bearer_of
 
 #: Seconds for a new connection.
 CONNECT_WITHIN = 10.0
@@ -29,8 +30,8 @@ class Server:
     `mistakes`: statuses that say that what the user asked for is wrong (exit code 2); others are failures (1).
     """
 
-    url: str
-    key: str | None = None
+    url: str = field(repr=False)  # it may hold a password
+    key: Secret | None = None
     hint: str = "is `weighbridge serve` running there?"
     mistakes: Container[int] = _CLIENT_ERRORS
 
@@ -73,7 +74,10 @@ class Server:
         except ValueError:
             valid = False
         if not valid:
-            raise BadInput(f"{self.url!r} is no URL; write for example http://127.0.0.1:8080", param="url")
+            raise BadInput(
+                f"{without_account(self.url)!r} is no URL; write for example http://127.0.0.1:8080",
+                param="url",
+            )
         return self.url.rstrip("/")
 
     def _headers(self, body: Any) -> dict[str, str]:
@@ -81,7 +85,7 @@ class Server:
         if body is not None:
             headers["Content-Type"] = "application/json"
         if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
+            headers["Authorization"] = bearer_of(self.key)
         return headers
 
     def _refuse(self, path: str, status: int, body: bytes) -> None:
@@ -90,7 +94,7 @@ class Server:
 
     def _shown(self, path: str) -> str:
         """The address for people: without a password that the URL may hold."""
-        return re.sub(r"//[^/@]*@", "//", self.url.rstrip("/")) + path
+        return without_account(self.url.rstrip("/")) + path
 
 
 def _encoded(body: Any) -> bytes:

@@ -12,6 +12,7 @@ from rich.table import Table
 from weighbridge.cli.options import DEFAULT_URL, ApiKey, JsonOutput, Url
 from weighbridge.cli.remote import Server
 from weighbridge.cli.terminal import outside, print_json
+from weighbridge.secret import Secret
 
 HEADINGS = ("ticket", "tenant", "model", "prompt", "cached", "output", "TTFT ms", "total ms", "finish")
 
@@ -33,7 +34,7 @@ def ticket(
         Console().print(_list(body["data"]) if id is None else _single(body))
 
 
-def tickets_of(url: str, api_key: str | None) -> Server:
+def tickets_of(url: str, api_key: Secret | None) -> Server:
     """A server that is asked for tickets: one that it does not have is the user's mistake, anything else is not."""
     return Server(url, api_key, mistakes={404})
 

@@ -303,7 +303,7 @@ def _shared_limits(spec: FleetSpec, local: Limiter, clock: Callable[[], float]) 
     shared = spec.shared_limits
     if shared is None:
         return None
-    return SharedLimits(str(shared.redis), local, prefix=shared.prefix, timeout=shared.timeout, clock=clock)
+    return SharedLimits(shared.redis, local, prefix=shared.prefix, timeout=shared.timeout, clock=clock)
 
 
 def _takes_requests(member: Member, now: float) -> bool:

@@ -164,7 +164,7 @@ class Member:
         return {
             "name": self.name,
             "kind": self.spec.kind,
-            "target": self.spec.shown,
+            "target": self.spec.target,
             "dialect": self.spec.dialect,
             "standing": self.standing(now).value,
             "why": self.why(now),

@@ -281,7 +281,7 @@ class _Routes:
             level,
             own,
             calls_it=spec.model or spec.target,
-            url=spec.shown if spec.kind == "url" else "",
+            url=spec.target if spec.kind == "url" else "",
             abilities=abilities,
             max_tokens=max_tokens,
         )

@@ -237,7 +237,7 @@ def foreign(replicas: Iterable[ReplicaSpec]) -> str:
         if replica.kind in OWN_KINDS:
             continue
         if not is_here(replica.target):
-            return f"its replica {replica.name!r} ({replica.shown}) is not on this machine"
+            return f"its replica {replica.name!r} ({replica.target}) is not on this machine"
         if replica.dialect != "weighbridge":
             return f"its replica {replica.name!r} is no Weighbridge engine; write `dialect: weighbridge` if it is one"
     return ""

@@ -40,7 +40,7 @@ class PlaceSettings:
     level: Level
     model: str
     calls_it: str = ""
-    url: str = ""  # of a replica of its own, without a password that it may hold
+    url: str = ""  # of a replica of its own
     abilities: frozenset[str] | None = None  # None: everything
     context_tokens: int | None = None  # where the route allows less than the replicas take
     max_tokens: int = 1024  # of an answer, where the client sets no limit

@@ -8,7 +8,6 @@ redirects, compression or encodings here; one parser feeds one reader. The parse
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 import ssl
 from base64 import b64encode
@@ -19,6 +18,8 @@ from typing import cast
 from aiohappyeyeballs import start_connection
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from yarl import URL
+
+from weighbridge.secret import Secret, split_account
 
 #: Seconds for which an unused connection is kept.
 KEEP_SECONDS = 20.0
@@ -258,12 +259,16 @@ class HttpClient:
     """Connections to the server of `base` (scheme, host, port, path before every path), made when they are needed.
 
     `connect_within`: seconds for a new one. `keep`: whether one that is unused waits for the next request; else
-    every request gets a connection of its own.
+    every request gets a connection of its own. `account`: `user:password` where `base` names none.
     """
 
-    def __init__(self, base: str, connect_within: float, keep: bool = True) -> None:
+    def __init__(
+        self, base: str, connect_within: float, keep: bool = True, account: Secret | None = None
+    ) -> None:
+        base, named = split_account(base)
         self.connections: set[_Connection] = set()
         self._url = URL(base)
+        self._account = named or account
         self._connect_within = connect_within
         self._keep = keep
         self._idle: deque[_Connection] = deque()  # the longest unused first
@@ -275,8 +280,8 @@ class HttpClient:
         host = f"[{url.raw_host}]" if ":" in (url.raw_host or "") else url.raw_host
         lines = [f"{method} {url.raw_path_qs} HTTP/1.1"]
         lines.append(f"Host: {host}" if url.is_default_port() else f"Host: {host}:{url.port}")
-        if url.user is not None and "authorization" not in {name.lower() for name in headers}:
-            account = b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
+        if self._account is not None and "authorization" not in {name.lower() for name in headers}:
+            account = b64encode(self._account.reveal().encode()).decode()
             lines.append(f"Authorization: Basic {account}")
         return "\r\n".join(lines).encode("latin-1") + b"\r\n" + header_lines(headers)
 
@@ -334,14 +339,12 @@ class HttpClient:
         return connection
 
 
-def without_password(url: str) -> str:
-    """A URL for people: what stands before an `@` of its host is left out."""
-    return re.sub(r"//[^/@]*@", "//", url)
-
-
 def header_lines(headers: Mapping[str, str]) -> bytes:
     """Raises ValueError for a header that would be read as something else."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers) or lines.count("\r") != len(headers) or "\0" in lines:
         raise ValueError("a header has a line break in it")
-    return lines.encode("latin-1")
+    try:
+        return lines.encode("latin-1")
+    except UnicodeEncodeError:  # it holds the headers
+        raise ValueError("a header has a character that HTTP does not have") from None

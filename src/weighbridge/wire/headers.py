@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from weighbridge.secret import Secret
+
 Headers = dict[str, str]
 
 #: Headers of clients that go on to replicas: tracing, and nothing that belongs to this connection or its key.
@@ -27,6 +29,11 @@ def headers_of(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
             text = _utf8(value) or text
         headers[key] = f"{headers[key]}, {text}" if key in headers else text
     return headers
+
+
+def bearer_of(key: Secret) -> str:
+    """The value of `Authorization` that sends a key: its UTF-8, each byte a character, as headers are written."""
+    return "Bearer " + key.reveal().encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def _utf8(value: bytes) -> str | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from hashlib import blake2b
+from dataclasses import dataclass
+from hashlib import sha256
 
 from weighbridge.errors import BadInput
+from weighbridge.secret import Secret
 from weighbridge.wire.errors import ApiError
 
 
@@ -17,7 +18,7 @@ class ApiKey:
     """A secret and the tenant it stands for. `expires`: epoch seconds; None: never."""
 
     tenant: str
-    secret: str = field(repr=False)
+    secret: Secret
     expires: float | None = None
 
 
@@ -28,19 +29,17 @@ def parse_key(text: str) -> ApiKey:
         tenant, secret = "default", text
     if not tenant or not secret:
         hint = "write KEY or TENANT=KEY; a key that ends in = is written with its TENANT="
-        raise BadInput(f"--api-key {text!r}: {hint}", param="api_key")
-    return ApiKey(tenant, secret)
+        raise BadInput(f"--api-key: {hint}", param="api_key")
+    return ApiKey(tenant, Secret(secret))
 
 
 class Keys:
     """Looks tenants up by the digest of their key, so that comparing takes the same time for all."""
 
-    def __init__(self, keys: Iterable[ApiKey] = (), admin: str | None = None) -> None:
+    def __init__(self, keys: Iterable[ApiKey] = (), admin: Secret | None = None) -> None:
         """`admin`: the operator's own key, which may change replicas; None: nobody may."""
-        self._admin = admin
-        self._tenants = {
-            _digest(key.secret.encode("utf-8", "surrogatepass")): (key.tenant, key.expires) for key in keys
-        }
+        self._admin = _digest(admin) if admin is not None else None
+        self._tenants = {_digest(key.secret): (key.tenant, key.expires) for key in keys}
 
     @property
     def are_asked(self) -> bool:
@@ -49,7 +48,7 @@ class Keys:
 
     def is_known(self, headers: Mapping[str, str]) -> bool:
         """Whether the request carries any key of ours, a tenant's that is still good or the operator's."""
-        if self._admin is not None and hmac.compare_digest(bearer(headers).encode(), self._admin.encode()):
+        if self._admin is not None and hmac.compare_digest(_digest(bearer(headers)), self._admin):
             return True
         try:
             return self.tenant(headers) is not None
@@ -60,7 +59,7 @@ class Keys:
         """Return the tenant of the caller's key; None when no keys are asked for. Raises ApiError 401."""
         if not self._tenants:
             return None
-        entry = self._tenants.get(_digest(_sent(headers)))
+        entry = self._tenants.get(_digest(bearer(headers)))
         if entry is None:
             message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"
             raise ApiError(401, message, code="invalid_api_key")
@@ -75,21 +74,21 @@ class Keys:
         if self._admin is None:
             message = "replicas cannot be changed at run time: the configuration has no admin_key"
             raise ApiError(403, message, code="admin_disabled")
-        if not hmac.compare_digest(_sent(headers), self._admin.encode()):
+        if not hmac.compare_digest(_digest(bearer(headers)), self._admin):
             message = "the admin key is missing or wrong; send it as `Authorization: Bearer KEY`"
             raise ApiError(401, message, code="invalid_admin_key")
 
 
-def bearer(headers: Mapping[str, str]) -> str:
-    """The secret in `Authorization: Bearer SECRET`; empty where there is none. The scheme's case does not matter."""
-    scheme, _, secret = headers.get("authorization", "").partition(" ")
-    return secret.strip() if scheme.lower() == "bearer" else ""
+def bearer(headers: Mapping[str, str]) -> Secret:
+    """The secret in `Authorization: Bearer SECRET`; empty where there is none. The scheme's case does not matter.
+
+    Headers are read as Latin-1, each byte a character; a key is what its bytes are in UTF-8.
+    """
+    scheme, _, sent = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        return Secret("")
+    return Secret(sent.strip().encode("latin-1", "backslashreplace").decode("utf-8", "surrogateescape"))
 
 
-def _sent(headers: Mapping[str, str]) -> bytes:
-    """The secret's bytes as they came: headers are read as Latin-1, so that each byte is a character."""
-    return bearer(headers).encode("latin-1", "backslashreplace")
-
-
-def _digest(secret: bytes) -> bytes:
-    return blake2b(secret, digest_size=32).digest()
+def _digest(secret: Secret) -> bytes:
+    return sha256(secret.reveal().encode("utf-8", "surrogateescape")).digest()

@@ -15,6 +15,7 @@ from weighbridge.routes.difficulty.embedders.minilm import MiniLm
 from weighbridge.routes.difficulty.embedders.vectors import Embedder, Source, VectorTable, embed_all, mismatch
 from weighbridge.routes.difficulty.trained import TrainedRouter
 from weighbridge.routes.place import is_here
+from weighbridge.secret import Secret
 
 KNOWN = ("text", "minilm", "edge")
 #: Seconds that the edge may take for one of many prompts; it may have other work.
@@ -27,7 +28,13 @@ class EdgeSettings:
 
     url: str | None = knob(None, "The edge's engine, such as http://127.0.0.1:8000.", flag="--edge-url")
     model: str | None = knob(None, "The edge's model; none: the one it serves.")
-    key: str | None = knob(None, "The edge's API key.", flag="--edge-key", environment="WEIGHBRIDGE_API_KEY")
+    key: Secret | None = knob(
+        None,
+        "The edge's API key.",
+        flag="--edge-key",
+        environment="WEIGHBRIDGE_API_KEY",
+        parse=Secret,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +109,7 @@ async def _embedder(name: str, edge: EdgeSettings) -> tuple[Embedder, list[Any]]
     return EdgeState(server, PATIENCE), [server]
 
 
-async def _only_model(url: str, key: str | None) -> str:
+async def _only_model(url: str, key: Secret | None) -> str:
     """The model that a server has, where there is one only."""
     try:
         listed = await Server(url, key, mistakes=()).answer("GET", "/models", patience=30.0)

@@ -15,7 +15,6 @@ from weighbridge.cli.terminal import errors
 from weighbridge.engine.settings import DEFAULT_MEMORY_SHARE, EngineSettings, available_memory
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.fleet.api import Replica
-from weighbridge.fleet.config.reader import Secret
 from weighbridge.fleet.config.spec import FleetSpec, KeySpec, ModelSpec, ReplicaSpec, TenantSpec
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.replicas.build import build_replica, endpoint_of, load_tokenizers
@@ -76,7 +75,7 @@ def overridden(spec: FleetSpec, server: ServerSettings, written: Collection[str]
 def _tenants(api_keys: tuple[ApiKey, ...]) -> tuple[TenantSpec, ...]:
     keys: dict[str, list[KeySpec]] = {}
     for key in api_keys:
-        keys.setdefault(key.tenant, []).append(KeySpec(Secret(key.secret)))
+        keys.setdefault(key.tenant, []).append(KeySpec(key.secret))
     return tuple(TenantSpec(tenant, tuple(secrets)) for tenant, secrets in keys.items())
 
 

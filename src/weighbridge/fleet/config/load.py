@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from weighbridge.errors import BadInput
-from weighbridge.fleet.config.reader import Secret, Section, read_yaml
+from weighbridge.fleet.config.reader import UNSET, Section, read_yaml
 from weighbridge.fleet.config.replica import Defaults, read_replica, read_timeouts
 from weighbridge.fleet.config.spec import (
     FleetSpec,
@@ -24,6 +24,7 @@ from weighbridge.fleet.reliability.hedge import HedgeSettings
 from weighbridge.fleet.reliability.retry import RetrySettings
 from weighbridge.fleet.replica import Timeouts
 from weighbridge.knobs import parse_bytes
+from weighbridge.secret import Secret
 
 
 def load_config(path: Path) -> FleetSpec:
@@ -96,10 +97,10 @@ def _shared_limits(root: Section) -> SharedLimitsSpec | None:
     redis = section.secret("redis")
     if redis is None:
         section.problem("redis", "is missing; write redis://HOST:PORT/0, or redis_env: VARIABLE with it")
-    elif not redis.startswith(("redis://", "rediss://", "unix://")) and redis != "unset":
+    elif redis != UNSET and not redis.reveal().startswith(("redis://", "rediss://", "unix://")):
         section.problem("redis", "is no URL of a Redis; write redis://HOST:PORT/0")
     spec = SharedLimitsSpec(
-        redis or Secret(""),
+        redis or UNSET,
         section.text("prefix", "weighbridge"),
         section.number("timeout", 0.25, above=0.0),
     )
@@ -268,7 +269,7 @@ def _key(section: Section) -> KeySpec:
     secret = section.secret("key")
     if secret is None:
         section.problem("key", "is missing; write `key_env: VARIABLE`")
-    spec = KeySpec(secret or Secret("unset"), _expiry(section))
+    spec = KeySpec(secret or UNSET, _expiry(section))
     section.done()
     return spec
 
@@ -287,7 +288,7 @@ def _expiry(section: Section) -> float | None:
 
 
 def _check_keys(root: Section, tenants: tuple[TenantSpec, ...]) -> None:
-    owners: dict[str, str] = {}
+    owners: dict[Secret, str] = {}
     for tenant in tenants:
         for key in tenant.keys:
             owner = owners.setdefault(key.secret, tenant.name)

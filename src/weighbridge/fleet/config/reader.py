@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,17 +19,14 @@ import yaml
 
 from weighbridge.errors import BadInput
 from weighbridge.knobs import Knob, Settings, knobs, settings_from
+from weighbridge.secret import SHOWN, Secret
 
 log = logging.getLogger("weighbridge.config")
 
-
-class Secret(str):
-    """A key. It compares and encodes as what it is, but never shows in a representation."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'***'"
+#: Stands for a secret that is wrong or missing, until the file's problems are raised.
+UNSET = Secret("unset")
+#: What a parser quotes of the text before it: more than one character, and not the name of a token.
+_QUOTED = re.compile(r"'[^'<][^']+'")
 
 
 @dataclass(slots=True)
@@ -180,11 +178,6 @@ class Section:
             return ()
         return tuple(str(item) for item in items)
 
-    def table(self, name: str) -> dict[str, str]:
-        """A mapping of texts to texts, such as headers."""
-        section = self.section(name)
-        return {key: section.text(key) for key in list(section._values)}
-
     def numbers(self, name: str) -> dict[str, float]:
         """A mapping of texts to numbers, such as resources."""
         section = self.section(name)
@@ -196,14 +189,31 @@ class Section:
         if variable and name in self:
             self.problem(name, f"is given beside {name}_env; keep one of them")
         if not variable:
-            text = self.text(name)
-            return Secret(text) if text else None
+            return self._hidden(name, self.plain(name))
         value = os.environ.get(variable, "").strip()
         if not value:
             self.problem(
                 f"{name}_env", f"the environment variable {variable} is not set; export {variable}=..."
             )
-            return Secret("unset")
+            return UNSET
+        return self._hidden(f"{name}_env", value)
+
+    def secrets(self, name: str) -> dict[str, Secret]:
+        """A mapping of texts to texts of which nobody knows whether they are secret, such as headers."""
+        section = self.section(name)
+        found = {key: section._hidden(key, section.plain(key)) for key in list(section._values)}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def _hidden(self, name: str, value: Any) -> Secret | None:
+        """A text that no complaint may show."""
+        if value is None:
+            return None
+        if not isinstance(value, str) or not value:
+            self.problem(name, f"must be text, not a {type(value).__name__}; put it in quotes")
+            return UNSET
+        if any(ord(one) < 0x20 or "\ud800" <= one <= "\udfff" for one in value):
+            self.problem(name, "has a line break or another character that no header can carry")
+            return UNSET
         return Secret(value)
 
     def path(self, name: str, base: Path, *, must_exist: bool) -> Path | None:
@@ -299,9 +309,10 @@ def read_yaml(text: str, file: str) -> tuple[Section, Problems]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
-        raise BadInput(f"{file}{line}: this is no YAML: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
-        raise BadInput(f"{file}: this is no YAML: {error}") from error
+        what = _QUOTED.sub(SHOWN, str(error.problem or error.context))
+        raise BadInput(f"{file}{line}: this is no YAML: {what}") from None  # the error quotes the line
+    except yaml.YAMLError:
+        raise BadInput(f"{file}: this is no YAML: it holds a character that no text has") from None
     return Section(node, "", problems), problems
 
 
@@ -324,6 +335,9 @@ def _like(value: Any, node: yaml.Node) -> yaml.Node:
 
 
 def _shown(value: Any) -> str:
+    """A short value as it is; of a long one, or one that holds others (maybe a key), what it is."""
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
     return repr(value) if len(repr(value)) <= 60 else f"a {type(value).__name__}"
 
 

@@ -18,6 +18,7 @@ from weighbridge.fleet.load.dialects import DIALECTS
 from weighbridge.fleet.load.scaling import ScalingSettings
 from weighbridge.fleet.replica import Timeouts
 from weighbridge.knobs import arguments
+from weighbridge.secret import Secret, split_account, without_account
 
 _COST_FIELDS = ("overhead", "memory", "per_token", "per_context_token", "per_sequence")
 
@@ -33,7 +34,7 @@ class Defaults:
 def read_replica(section: Section, name: str, defaults: Defaults) -> ReplicaSpec:
     """`name` is used where the entry gives none. Problems are noted in the section's list."""
     kind = _kind(section)
-    target = _url(section) if kind == "url" else section.text(kind)
+    target, account = _url(section) if kind == "url" else (section.text(kind), None)
     dialect = section.choice("dialect", "openai" if kind == "url" else "weighbridge", tuple(DIALECTS))
     spec = ReplicaSpec(
         name=section.text("name", name),
@@ -42,7 +43,8 @@ def read_replica(section: Section, name: str, defaults: Defaults) -> ReplicaSpec
         dialect=dialect,
         model=section.text("model") or None,
         key=section.secret("key"),
-        headers=section.table("headers"),
+        account=account,
+        headers=section.secrets("headers"),
         price=_price(section.section("price")),
         capacity=read_capacity(section.section("capacity")),
         limits=read_limits(section.section("limits")),
@@ -67,7 +69,10 @@ def read_replica(section: Section, name: str, defaults: Defaults) -> ReplicaSpec
 def _options(section: Section) -> tuple[str, ...]:
     """Options of `weighbridge serve` for a replica that is started here: its words, or a mapping of the engine's."""
     if not section.is_mapping("options"):
-        return section.texts("options")
+        words = section.texts("options")
+        if any(word.partition("=")[0] == "--api-key" for word in words):
+            section.problem("options", "cannot have --api-key: what is started here is asked by us alone")
+        return words
     return tuple(arguments(section.section("options").settings(EngineSettings)))
 
 
@@ -102,16 +107,25 @@ def _kind(section: Section) -> str:
     return given[0] if given else "url"
 
 
-def _url(section: Section) -> str:
+def _url(section: Section) -> tuple[str, Secret | None]:
+    """The server's URL, and the account that stood in it."""
     text = section.text("url").rstrip("/")
     try:
-        parts = urlsplit(text)
+        url, account = split_account(text)
+        parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
-        valid = False
+        url, account, valid = text, None, False
+    shown = without_account(text)
     if "url" in section and not valid:
-        section.problem("url", f"{text!r} is no URL; write for example http://127.0.0.1:8000")
-    return text.removesuffix("/v1")
+        section.problem("url", f"{shown!r} is no URL; write for example http://127.0.0.1:8000")
+    elif "@" in url:  # behind the host: most likely a password with a / in it
+        section.problem(
+            "url", f"{shown!r} has an @ behind its host; write / as %2F and @ as %40 in a password"
+        )
+    elif parts.query or parts.fragment:
+        section.problem("url", "has a ? or # in it; a key goes into `key`, or into one of `headers`")
+    return url.removesuffix("/v1"), account
 
 
 def _prefix(section: Section) -> str:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from weighbridge.cost.price import FREE, Price
 from weighbridge.cost.step import StepCost
-from weighbridge.fleet.config.reader import Secret
 from weighbridge.fleet.limits.tenant import NO_LIMITS, TenantLimits
 from weighbridge.fleet.load.scaling import ScalingSettings
 from weighbridge.fleet.reliability.breaker import BreakerSettings
 from weighbridge.fleet.reliability.hedge import HedgeSettings
 from weighbridge.fleet.reliability.retry import RetrySettings
 from weighbridge.fleet.replica import Timeouts
+from weighbridge.secret import Secret
 from weighbridge.wire.access import AccessSettings
 
 #: What a replica may be: exactly one of these keys is in its entry.
@@ -66,7 +65,7 @@ class RaySpec:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
-    """One replica, or `count` alike. `target` is a URL, or the model that a local replica loads."""
+    """One replica, or `count` alike. `target` is a URL without its account, or the model that a local replica loads."""
 
     name: str
     kind: str
@@ -74,7 +73,8 @@ class ReplicaSpec:
     dialect: str = "openai"
     model: str | None = None  # what this server calls the model; None: whatever the client asked for
     key: Secret | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    account: Secret | None = None  # `user:password` of its URL
+    headers: Mapping[str, Secret] = field(default_factory=dict)
     price: Price = FREE
     capacity: CapacitySpec = field(default_factory=CapacitySpec)
     limits: LimitSpec = field(default_factory=LimitSpec)
@@ -87,11 +87,6 @@ class ReplicaSpec:
     threads: int | None = None
     options: tuple[str, ...] = ()  # of `weighbridge serve`, for replicas that are started here
     ray: RaySpec = field(default_factory=RaySpec)
-
-    @property
-    def shown(self) -> str:
-        """The target for people: without a password that a URL may hold."""
-        return re.sub(r"//[^/@]*@", "//", self.target)
 
 
 @dataclass(frozen=True, slots=True)

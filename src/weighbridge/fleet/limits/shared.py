@@ -27,6 +27,7 @@ from weighbridge.fleet.limits.tenant import (
     TenantLimits,
     over_limit,
 )
+from weighbridge.secret import Secret
 
 log = logging.getLogger("weighbridge.fleet")
 
@@ -146,7 +147,7 @@ class SharedLimits:
 
     def __init__(
         self,
-        url: str,
+        url: Secret,
         local: Limiter,
         *,
         prefix: str = "weighbridge",
@@ -305,13 +306,13 @@ def _limit_args(limits: TenantLimits) -> list[Any]:
     return [-1 if one is None else one for one in given]
 
 
-def _client(url: str, timeout: float) -> Any:
+def _client(url: Secret, timeout: float) -> Any:
     try:
         from redis.asyncio import Redis
     except ImportError as error:
         message = "shared_limits: needs the extra `redis`; pip install 'weighbridge[redis]'"
         raise BadInput(message) from error
     try:
-        return Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout)
-    except ValueError as error:
-        raise BadInput("shared_limits.redis: is no URL of a Redis; write redis://HOST:PORT/0") from error
+        return Redis.from_url(url.reveal(), socket_timeout=timeout, socket_connect_timeout=timeout)
+    except ValueError:  # it quotes the URL
+        raise BadInput("shared_limits.redis: is no URL of a Redis; write redis://HOST:PORT/0") from None

@@ -30,6 +30,7 @@ def endpoint_of(spec: ReplicaSpec, base: str) -> HttpEndpoint:
         base=base,
         dialect=dialect(spec.dialect),
         key=spec.key,
+        account=spec.account,
         headers=spec.headers,
         timeouts=spec.timeouts,
         probe_path=spec.probe_path,

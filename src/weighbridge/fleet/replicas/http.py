@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from weighbridge.fleet.api import Answer, Call, Report
 from weighbridge.fleet.load.dialects import Dialect, read_report
 from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError, Timeouts
-from weighbridge.wire.client import HttpClient, Response, Unreachable, header_lines, without_password
+from weighbridge.secret import Secret, hidden
+from weighbridge.wire.client import HttpClient, Response, Unreachable, header_lines
+from weighbridge.wire.headers import bearer_of
 from weighbridge.wire.sse import DONE, EventFramer, EventTooLong
 
 log = logging.getLogger("weighbridge.fleet")
@@ -48,8 +50,9 @@ class HttpEndpoint:
 
     base: str
     dialect: Dialect
-    key: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    key: Secret | None = None
+    account: Secret | None = None  # `user:password`, for servers that ask for it in place of a key
+    headers: Mapping[str, Secret] = field(default_factory=dict)
     timeouts: Timeouts = field(default_factory=Timeouts)
     probe_path: str | None = None  # None: the dialect's
     prefix: str = "/v1"  # what its paths begin with, in place of /v1
@@ -68,7 +71,7 @@ class HttpReplica:
         self.name = name
         self.endpoint = endpoint
         self._clock = clock
-        self._client = HttpClient(endpoint.base, endpoint.timeouts.connect)
+        self._client = HttpClient(endpoint.base, endpoint.timeouts.connect, account=endpoint.account)
         self._own_headers = _own_headers(endpoint)
         self._own_names = {name.lower() for name in self._own_headers}
         self._heads: dict[tuple[str, str], bytes] = {}  # the beginnings of requests that are always the same
@@ -88,6 +91,8 @@ class HttpReplica:
             if response.status >= 300:
                 async with asyncio.timeout(limit):
                     body = await response.whole(_LARGEST_ERROR)
+                own = self.endpoint
+                body = hidden(body, own.key, own.account, *own.headers.values())
                 return BytesAnswer(response.status, body, passed_on(response.headers))
         except Unreachable as error:
             raise self._unreachable(str(error)) from error
@@ -144,16 +149,15 @@ class HttpReplica:
         return header_lines({name: value for name, value in call.headers.items() if name.lower() not in own})
 
     def _unreachable(self, why: str) -> ReplicaError:
-        return ReplicaError(
-            self.name, Failure.CONNECT, f"{without_password(self.endpoint.base)} is out of reach: {why}"
-        )
+        return ReplicaError(self.name, Failure.CONNECT, f"{self.endpoint.base} is out of reach: {why}")
 
 
 def _own_headers(endpoint: HttpEndpoint) -> dict[str, str]:
     """What every request to it carries, whatever the client sent."""
-    headers = {"Accept-Encoding": "identity", **endpoint.headers}
+    own = {name: value.reveal() for name, value in endpoint.headers.items()}
+    headers = {"Accept-Encoding": "identity", **own}
     if endpoint.key is not None:
-        headers["Authorization"] = f"Bearer {endpoint.key}"
+        headers["Authorization"] = bearer_of(endpoint.key)
     return headers
 
 

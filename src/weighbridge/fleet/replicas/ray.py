@@ -27,6 +27,7 @@ from weighbridge.fleet.replica import Failure, ReplicaError
 from weighbridge.fleet.replicas.build import endpoint_of
 from weighbridge.fleet.replicas.http import HttpReplica
 from weighbridge.fleet.replicas.process import free_port, serve_command
+from weighbridge.secret import Secret
 
 log = logging.getLogger("weighbridge.fleet")
 
@@ -127,7 +128,7 @@ class RayReplica:
         self.name = spec.name
         self._spec = spec
         self._clock = clock
-        self._key = secrets.token_urlsafe(24)  # the replica's port is open to the cluster's network
+        self._key = Secret(secrets.token_urlsafe(24))  # the replica's port is open to the cluster's network
         self._actor: Any = None
         self._http: HttpReplica | None = None
         self._asking: asyncio.Task[str] | None = None
@@ -193,7 +194,7 @@ class RayReplica:
         return str(await self._actor.url.remote())
 
 
-def _make_actor(spec: ReplicaSpec, key: str) -> Any:
+def _make_actor(spec: ReplicaSpec, key: Secret) -> Any:
     ray = connect(spec.ray.address)
     options = list(spec.options)
     if spec.model is not None and "--served-model-name" not in options:
@@ -202,7 +203,7 @@ def _make_actor(spec: ReplicaSpec, key: str) -> Any:
     remote = ray.remote(
         num_cpus=spec.ray.cpus, num_gpus=spec.ray.gpus, resources=dict(spec.ray.resources), max_restarts=-1
     )(ServeActor)
-    return remote.remote(command, key)
+    return remote.remote(command, key.reveal())
 
 
 def _end(actor: Any) -> None:

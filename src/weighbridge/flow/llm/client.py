@@ -16,8 +16,10 @@ import msgspec
 from weighbridge.cost.step import StepCost
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.flow.bets.gate import ServerLoad
-from weighbridge.wire.client import HttpClient, Response, without_password
+from weighbridge.secret import Secret, split_account, without_account
+from weighbridge.wire.client import HttpClient, Response
 from weighbridge.wire.errors import error_message
+from weighbridge.wire.headers import bearer_of
 from weighbridge.wire.sse import EventFramer, EventTooLong, event_data
 
 CONNECT_SECONDS = 10.0
@@ -48,7 +50,8 @@ class ChatEndpoint:
     """One server. `ours` (is it Weighbridge?) is learned from its first answer; None before."""
 
     url: str
-    api_key: str | None = None
+    api_key: Secret | None = None
+    account: Secret | None = None  # `user:password`; where the URL names one, it is taken out of it
     ours: bool | None = None
     load: ServerLoad | None = None
     load_at: float = -1e9  # when it last said what its load is, by `time.monotonic`
@@ -56,11 +59,13 @@ class ChatEndpoint:
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
-            raise BadInput(f"llm: {self.url!r} is not a URL; give one like http://127.0.0.1:8080/v1")
-        self.url = self.url.rstrip("/").removesuffix("/v1")
+            shown = without_account(self.url)
+            raise BadInput(f"llm: {shown!r} is not a URL; give one like http://127.0.0.1:8080/v1")
+        self.url, named = split_account(self.url.rstrip("/").removesuffix("/v1"))
+        self.account = named or self.account
 
     def __str__(self) -> str:
-        return without_password(self.url)
+        return self.url
 
     def load_now(self) -> ServerLoad | None:
         """Return its load if it is known; what was heard long ago says nothing."""
@@ -69,7 +74,7 @@ class ChatEndpoint:
     def headers(self) -> dict[str, str]:
         headers = {"User-Agent": "weighbridge", "Accept-Encoding": "identity"}
         if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
+            headers["Authorization"] = bearer_of(self.api_key)
         return headers
 
 
@@ -77,7 +82,7 @@ class ChatClient:
     """Connections to chat servers; a flow's run opens a client and closes it."""
 
     def __init__(self) -> None:
-        self._http: dict[str, HttpClient] = {}
+        self._http: dict[tuple[str, Secret | None], HttpClient] = {}
         self.freed_seconds: list[float] = []  # from cancelling a request to seeing its slot free
 
     async def close(self) -> None:
@@ -97,9 +102,11 @@ class ChatClient:
         body: bytes = b"",
     ) -> Response:
         """Send a request. Raises OSError without a connection, and ValueError for a URL or header that is none."""
-        http = self._http.get(endpoint.url)
+        place = endpoint.url, endpoint.account
+        http = self._http.get(place)
         if http is None:
-            http = self._http[endpoint.url] = HttpClient(endpoint.url, CONNECT_SECONDS)
+            http = HttpClient(endpoint.url, CONNECT_SECONDS, account=endpoint.account)
+            self._http[place] = http
         return await http.send(http.head(method, path, {**endpoint.headers(), **(headers or {})}), body)
 
     async def freed(self, endpoint: ChatEndpoint, ticket: str) -> None:

@@ -24,6 +24,7 @@ from weighbridge.flow.nursery import first_success
 from weighbridge.flow.runtime import Execution, FlowRun, charge, this_execution
 from weighbridge.flow.step import Effect, Options, Step
 from weighbridge.flow.step_times import RECENT_WEIGHT
+from weighbridge.secret import Secret
 
 T = TypeVar("T")
 Prompt = str | Sequence[Any]
@@ -255,7 +256,7 @@ def llm(
         retry_on=_passing,
     )
     return Llm(
-        [ChatEndpoint(address, key) for address in urls],
+        [ChatEndpoint(address, Secret(key) if key else None) for address in urls],
         model,
         options,
         price=price or Price(),

@@ -21,6 +21,7 @@ from weighbridge.fleet.load.dialects import dialect
 from weighbridge.fleet.replicas.http import HttpEndpoint, HttpReplica
 from weighbridge.routes.difficulty.embedders.vectors import EmbeddingFailed, Question, Source, Vector
 from weighbridge.routes.errors import PlaceFailed
+from weighbridge.secret import Secret
 from weighbridge.wire.errors import error_message
 
 NAME = "edge"
@@ -64,7 +65,7 @@ class EdgeState:
 class EdgeServer:
     """An engine on this machine that is in no fleet: labels are prepared with it. `base`: its URL without /v1."""
 
-    def __init__(self, base: str, model: str, key: str | None = None) -> None:
+    def __init__(self, base: str, model: str, key: Secret | None = None) -> None:
         self._model = model
         self._replica = HttpReplica("edge", HttpEndpoint(base, dialect("weighbridge"), key))
 
