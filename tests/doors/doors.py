@@ -16,6 +16,7 @@ import time
 from collections.abc import Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ DOORS = (SINGLE, GATEWAY, ROUTE, ROUTES)
 
 #: Keys of the doors that ask for one, by tenant.
 KEYS = {"alice": "key-of-alice", "bob": "key-of-bob", "carol": "schlüssel", "dave": "c2VjcmV0a2V5=="}
+#: What a configuration has in their place: Bob's key is known by its hash alone.
+CONFIGURED = KEYS | {"bob": "sha256:" + sha256(KEYS["bob"].encode()).hexdigest()}
 #: What `--api-key` gets for each of them. Dave's has no tenant, and looks as if it had one.
 KEY_OPTIONS = {
     "alice": "alice=key-of-alice",
-    "bob": "bob=key-of-bob",
+    "bob": f"bob={CONFIGURED['bob']}",
     "carol": "carol=schlüssel",
     "dave": KEYS["dave"],
 }
@@ -114,7 +117,7 @@ class Loop:
 
 def _gateway_config(keyed: bool, single: str, cloud: str) -> str:
     key = f", key: {KEYS['alice']}" if keyed else ""
-    tenants = "".join(f"  {name}: {{key: {json.dumps(key)}}}\n" for name, key in KEYS.items())
+    tenants = "".join(f"  {name}: {{key: {json.dumps(key)}}}\n" for name, key in CONFIGURED.items())
     return f"""\
 health: {{interval: 0.2, slow_start: 0}}
 models:
@@ -134,7 +137,7 @@ routes:
 
 def _routes_config(keyed: bool, single: str, cloud: str) -> str:
     key = f", key: {KEYS['alice']}" if keyed else ""
-    keys = "".join(f"  {name}: {{key: {json.dumps(key)}}}\n" for name, key in KEYS.items())
+    keys = "".join(f"  {name}: {{key: {json.dumps(key)}}}\n" for name, key in CONFIGURED.items())
     return f"""\
 routes:
   auto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -124,6 +125,19 @@ def test_two_tenants_must_not_share_a_key() -> None:
     found = problems(GOOD.replace("  alice:\n", "  bob: {key: a-secret}\n  alice:\n"))
     assert "same key" in found[0]
     assert "a-secret" not in found[0]
+
+
+def test_a_key_may_be_its_hash() -> None:
+    """`printf a-secret | sha256sum`."""
+    written = "sha256:" + hashlib.sha256(b"a-secret").hexdigest()
+    spec = parse(GOOD.replace("a-secret", written).replace("operator", written))
+    assert spec.tenants[0].keys[0].secret == Secret(written)
+    assert "same key" in problems(GOOD.replace("  alice:\n", f"  bob: {{key: '{written}'}}\n  alice:\n"))[0]
+    [found] = problems(GOOD.replace("a-secret", "sha256:canary"))
+    assert found.startswith("weighbridge.yaml:6: tenants.alice.keys[0].key: ")
+    assert "64 hexadecimal digits" in found
+    assert "canary" not in found
+    assert "admin_key" in problems(GOOD.replace("operator", "sha256:canary"))[0]
 
 
 def test_keys_come_from_the_environment_and_never_show(monkeypatch: pytest.MonkeyPatch) -> None:

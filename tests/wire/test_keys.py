@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from weighbridge.errors import BadInput
 from weighbridge.secret import Secret
 from weighbridge.wire.errors import ApiError
-from weighbridge.wire.keys import ApiKey, Keys, bearer, parse_key
+from weighbridge.wire.keys import ApiKey, Keys, bearer, digest_of, hash_of, is_short, new_key, parse_key
+
+SECRETS = st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zs")), min_size=1)
 
 
 def test_the_padding_of_base64_names_no_tenant() -> None:
@@ -50,3 +56,62 @@ def test_the_operators_key_is_another_one() -> None:
         with pytest.raises(ApiError):
             refusing.check_admin({"authorization": f"Bearer {secret}"})
     assert not bearer({})
+
+
+def sent(key: str) -> dict[str, str]:
+    """The header as a server reads it: each byte of the UTF-8 a character."""
+    return {"authorization": "Bearer " + key.encode().decode("latin-1")}
+
+
+@given(SECRETS)
+def test_a_hash_stands_for_its_key_and_is_none_itself(text: str) -> None:
+    key = Secret(text)
+    written = hash_of(key)
+    keys = Keys([ApiKey("t", Secret(written))], admin=Secret(written.upper().replace("SHA", "sha")))
+    assert digest_of(Secret(written)) == digest_of(key) or text.startswith("sha256:")
+    assert keys.tenant(sent(text)) == "t"
+    assert keys.is_known(sent(text))
+    keys.check_admin(sent(text))
+    for wrong in (written, written.removeprefix("sha256:"), text + "x"):
+        with pytest.raises(ApiError):
+            keys.tenant(sent(wrong))
+        with pytest.raises(ApiError):
+            keys.check_admin(sent(wrong))
+    assert text not in repr(keys.__dict__) or len(text) < 16
+
+
+@pytest.mark.parametrize("wrong", ["sha256:", "sha256:abc", "sha256:" + "g" * 64, "t=sha256:" + "0" * 63])
+def test_a_hash_that_is_none_is_refused_and_not_repeated(wrong: str) -> None:
+    with pytest.raises(BadInput, match="64 hexadecimal digits; `weighbridge keys hash`") as caught:
+        parse_key(wrong)
+    assert "ggg" not in str(caught.value)
+
+
+def test_two_keys_of_one_tenant_are_good_at_the_same_time_until_one_expires() -> None:
+    old, new = new_key(), new_key()
+    both = Keys([ApiKey("t", old), ApiKey("t", Secret(hash_of(new)), expires=4e9)])
+    assert both.tenant(sent(old.reveal())) == both.tenant(sent(new.reveal())) == "t"
+    later = Keys([ApiKey("t", Secret(hash_of(old)), expires=1.0), ApiKey("t", new)])
+    with pytest.raises(ApiError, match="expired"):
+        later.tenant(sent(old.reveal()))
+    assert not later.is_known(sent(old.reveal()))
+    assert later.tenant(sent(new.reveal())) == "t"
+
+
+def test_a_new_key_is_long_and_another_each_time() -> None:
+    keys = {new_key().reveal() for _ in range(100)}
+    assert len(keys) == 100
+    assert all(len(key) >= 43 and not is_short(Secret(key)) for key in keys)
+
+
+def test_a_short_key_is_warned_of_by_its_tenant(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("weighbridge"), "propagate", True)  # a server's own set-up ends it
+    Keys([ApiKey("fine", new_key()), ApiKey("hashed", Secret(hash_of(Secret("short"))))], admin=new_key())
+    assert not caplog.records
+    Keys([ApiKey("ann", Secret("guess-me"))], admin=Secret("root"))
+    [record] = caplog.records
+    assert "'ann', the operator (admin_key)" in record.getMessage()
+    assert "weighbridge keys new" in record.getMessage()
+    assert "guess-me" not in record.getMessage()

@@ -80,6 +80,19 @@ COMMANDS: dict[str, Command | Group] = {
             ),
         },
     ),
+    "keys": Group(
+        "Keys that servers ask for.",
+        {
+            "new": Command(
+                "weighbridge.cli.serve.keys:new",
+                "Make a key for a client, and the hash for the server's configuration; neither is kept anywhere.",
+            ),
+            "hash": Command(
+                "weighbridge.cli.serve.keys:hash_key",
+                "Read a key from standard input, so that no history of commands keeps it, and print its hash.",
+            ),
+        },
+    ),
     "moe": Group(
         "Make, measure, place and offload mixtures of experts.",
         {

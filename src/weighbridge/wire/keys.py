@@ -1,8 +1,16 @@
-"""API keys: whose request it is. One reader for every door."""
+"""API keys: whose request it is. One reader for every door.
+
+A key is known by its SHA-256, so that the file with the keys need not hold one: `sha256:HEX` stands for the key in
+every place where a key is configured. A slow hash would protect what people can remember, and costs each request its
+time; a key is meant to be as long and random as `weighbridge keys new` makes it, and then trying is of no use.
+"""
 
 from __future__ import annotations
 
 import hmac
+import logging
+import re
+import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,10 +20,19 @@ from weighbridge.errors import BadInput
 from weighbridge.secret import Secret
 from weighbridge.wire.errors import ApiError
 
+log = logging.getLogger("weighbridge.server")
+
+#: What a key begins with where its hash is written in its place.
+HASH = "sha256:"
+#: Characters of a key below which somebody may guess it.
+SHORTEST_KEY = 16
+
+_DIGEST = re.compile("[0-9a-fA-F]{64}")
+
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A secret and the tenant it stands for. `expires`: epoch seconds; None: never."""
+    """A secret, or its hash, and the tenant it stands for. `expires`: epoch seconds; None: never."""
 
     tenant: str
     secret: Secret
@@ -23,23 +40,73 @@ class ApiKey:
 
 
 def parse_key(text: str) -> ApiKey:
-    """Read KEY or TENANT=KEY. The `==` at the end of base64 names no tenant. Raises BadInput for an empty part."""
+    """Read KEY or TENANT=KEY, where KEY may be `sha256:HEX`. The `==` at the end of base64 names no tenant.
+
+    Raises BadInput for an empty part or a hash that is none.
+    """
     tenant, separator, secret = text.partition("=")
     if not separator or (secret and not secret.strip("=")):
         tenant, secret = "default", text
     if not tenant or not secret:
         hint = "write KEY or TENANT=KEY; a key that ends in = is written with its TENANT="
         raise BadInput(f"--api-key: {hint}", param="api_key")
-    return ApiKey(tenant, Secret(secret))
+    key = ApiKey(tenant, Secret(secret))
+    try:
+        digest_of(key.secret)
+    except BadInput as error:
+        raise BadInput(f"--api-key: {error}", param="api_key") from None
+    return key
+
+
+def new_key() -> Secret:
+    """Make a key of 256 random bits."""
+    return Secret("wb-" + secrets.token_urlsafe(32))
+
+
+def hash_of(key: Secret) -> str:
+    """Return what may be written in a key's place: `sha256:HEX`."""
+    return HASH + _digest(key).hex()
+
+
+def digest_of(key: Secret) -> bytes:
+    """Return the digest a key is known by: its own, or the one that `sha256:HEX` writes down.
+
+    Raises BadInput for a hash that is none; its words do not show it.
+    """
+    text = key.reveal()
+    if not text.startswith(HASH):
+        return _digest(key)
+    if _DIGEST.fullmatch(text.removeprefix(HASH)) is None:
+        raise BadInput(f"a hash is {HASH} and 64 hexadecimal digits; `weighbridge keys hash` makes one")
+    return bytes.fromhex(text.removeprefix(HASH))
+
+
+def is_short(key: Secret) -> bool:
+    """Whether a key is short enough to be guessed; of a hash nobody can tell."""
+    return len(key.reveal()) < SHORTEST_KEY
 
 
 class Keys:
-    """Looks tenants up by the digest of their key, so that comparing takes the same time for all."""
+    """Looks tenants up by the digest of their key.
+
+    An early end of that comparison tells nothing: whoever sends keys cannot choose the digests that are compared.
+    """
 
     def __init__(self, keys: Iterable[ApiKey] = (), admin: Secret | None = None) -> None:
-        """`admin`: the operator's own key, which may change replicas; None: nobody may."""
-        self._admin = _digest(admin) if admin is not None else None
-        self._tenants = {_digest(key.secret): (key.tenant, key.expires) for key in keys}
+        """`admin`: the operator's own key, which may change replicas; None: nobody may. Raises BadInput."""
+        known = tuple(keys)
+        self._admin = digest_of(admin) if admin is not None else None
+        self._tenants = {digest_of(key.secret): (key.tenant, key.expires) for key in known}
+        short = sorted({repr(key.tenant) for key in known if is_short(key.secret)})
+        short += ["the operator (admin_key)"] if admin is not None and is_short(admin) else []
+        if short:
+            made = "`weighbridge keys new` makes better ones"
+            log.warning(
+                "keys of fewer than %d characters can be guessed; %s: %s",
+                SHORTEST_KEY,
+                made,
+                ", ".join(short),
+            )
 
     @property
     def are_asked(self) -> bool:
@@ -87,7 +154,8 @@ def bearer(headers: Mapping[str, str]) -> Secret:
     scheme, _, sent = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
         return Secret("")
-    return Secret(sent.strip().encode("latin-1", "backslashreplace").decode("utf-8", "surrogateescape"))
+    sent = sent.strip(" \t")  # and no other space: in UTF-8 the last byte of à is one in Latin-1
+    return Secret(sent.encode("latin-1", "backslashreplace").decode("utf-8", "surrogateescape"))
 
 
 def _digest(secret: Secret) -> bytes:

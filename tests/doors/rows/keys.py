@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 
-from tests.doors.doors import KEYS
+from tests.doors.doors import CONFIGURED, KEYS
 from tests.doors.rows.extension import header
 from tests.doors.table import COMPLETIONS, EMBEDDINGS, Header, Row, Want, at, chat, ok, told
 
@@ -84,7 +84,9 @@ KEY_ROWS = [
         headers=header("tenant", "bob"),
     ),
     Row("a key and another user", ok(tenant="alice"), chat(user="bob"), key="alice"),
-    Row("a key of somebody else", ok(tenant="bob"), chat(), key="bob"),
+    Row("a key that is known by its hash", ok(tenant="bob"), chat(), key="bob"),
+    wrong_key("the hash of a key", f"Bearer {CONFIGURED['bob']}"),
+    wrong_key("the digits of a key's hash", f"Bearer {CONFIGURED['bob'].removeprefix('sha256:')}"),
     Row("a wrong key and half a body", NO_KEY, b'{"model"', headers=auth("Bearer wrong"), keyed=True),
     Row(
         "a wrong key and an unknown model",

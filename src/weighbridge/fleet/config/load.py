@@ -25,6 +25,7 @@ from weighbridge.fleet.reliability.retry import RetrySettings
 from weighbridge.fleet.replica import Timeouts
 from weighbridge.knobs import parse_bytes
 from weighbridge.secret import Secret
+from weighbridge.wire.keys import digest_of
 
 
 def load_config(path: Path) -> FleetSpec:
@@ -73,7 +74,7 @@ def read_fleet(root: Section, base: Path, *, needs_models: bool = True) -> Fleet
         models=models,
         host=host,
         port=port,
-        admin_key=root.secret("admin_key"),
+        admin_key=_key_or_hash(root, "admin_key"),
         tenants=tenants,
         default_limits=_tenant_limits(root.section("limits")),
         shared_limits=_shared_limits(root),
@@ -239,7 +240,7 @@ def _breaker(section: Section) -> BreakerSettings:
 
 def _tenant(name: str, section: Section) -> TenantSpec:
     keys = [_key(entry) for entry in section.items("keys")]
-    single = section.secret("key")
+    single = _key_or_hash(section, "key")
     if single is not None:
         keys.append(KeySpec(single))
     if not keys:
@@ -266,12 +267,22 @@ def _tenant_limits(section: Section) -> TenantLimits:
 
 
 def _key(section: Section) -> KeySpec:
-    secret = section.secret("key")
+    secret = _key_or_hash(section, "key")
     if secret is None:
         section.problem("key", "is missing; write `key_env: VARIABLE`")
     spec = KeySpec(secret or UNSET, _expiry(section))
     section.done()
     return spec
+
+
+def _key_or_hash(section: Section, name: str) -> Secret | None:
+    """A key that callers send, or the hash that stands for it."""
+    secret = section.secret(name)
+    try:
+        return secret if secret is None or digest_of(secret) else None
+    except BadInput as error:
+        section.problem(name if name in section else f"{name}_env", str(error))
+        return UNSET
 
 
 def _expiry(section: Section) -> float | None:
@@ -288,9 +299,9 @@ def _expiry(section: Section) -> float | None:
 
 
 def _check_keys(root: Section, tenants: tuple[TenantSpec, ...]) -> None:
-    owners: dict[Secret, str] = {}
+    owners: dict[bytes, str] = {}
     for tenant in tenants:
         for key in tenant.keys:
-            owner = owners.setdefault(key.secret, tenant.name)
+            owner = owners.setdefault(digest_of(key.secret), tenant.name)
             if owner != tenant.name:
                 root.problem("tenants", f"{owner!r} and {tenant.name!r} have the same key; keys must differ")
