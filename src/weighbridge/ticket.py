@@ -17,12 +17,14 @@ import msgspec
 log = logging.getLogger("weighbridge.ticket")
 
 
-def prompt_hash(prompt: bytes) -> str:
+def prompt_hash(prompt: bytes, salt: str = "") -> str:
     """Name a prompt without showing it: the same for engine, gateway and route, so that it can be followed.
 
-    `prompt`: the JSON of its messages, prompt or input, as the client wrote it.
+    `prompt`: the JSON of its messages, prompt or input, as the client wrote it. Under another `salt`, the request's
+    `cache_salt`, the same prompt has another name.
     """
-    return blake2b(prompt, digest_size=16).hexdigest()
+    key = blake2b(salt.encode()).digest() if salt else b""
+    return blake2b(prompt, digest_size=16, key=key).hexdigest()
 
 
 @dataclass(slots=True)

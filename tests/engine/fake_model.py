@@ -129,6 +129,7 @@ def make_request(
     deadline: float | None = None,
     fork_of: Request | None = None,
     embeds: bool = False,
+    salt: bytes = b"",
 ) -> Request:
     params = SamplingParams(
         max_tokens=0 if embeds else max_tokens, temperature=0.0, min_tokens=min_tokens, seed=seed
@@ -144,6 +145,7 @@ def make_request(
         fork_of=fork_of,
         stop_token_ids=frozenset({STOP}) if stops else frozenset(),
         embeds=embeds,
+        salt=salt,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,18 +13,19 @@ from weighbridge.engine.memory.block_tables import BlockTables
 from weighbridge.engine.memory.blocks import BlockPool
 from weighbridge.engine.memory.prefix import PrefixCache
 from weighbridge.engine.request import FinishReason, Request
+from weighbridge.models.text.block_digests import ROOT
 
 SYSTEM = list(range(100, 140))  # ten blocks of four
 
 
-def start(tables: BlockTables, prompt: list[int], **options: str) -> Request:
+def start(tables: BlockTables, prompt: list[int], **options: str | bytes) -> Request:
     """A request with its blocks, nothing computed but the hits."""
     request = make_request(f"r{id(prompt)}", prompt, **options)
     tables.open(request, tables.opening(request))
     return request
 
 
-def computed(tables: BlockTables, prompt: list[int], **options: str) -> Request:
+def computed(tables: BlockTables, prompt: list[int], **options: str | bytes) -> Request:
     request = start(tables, prompt, **options)
     request.num_computed_tokens = len(prompt)
     tables.commit(request)
@@ -49,11 +52,36 @@ def test_digests_are_equal_exactly_where_prefixes_are(one: list[int], two: list[
         assert (left == right) == (one[: 3 * index + 3] == two[: 3 * index + 3])
 
 
-def test_salts_separate_caches() -> None:
+@given(token_lists, token_lists, st.binary(max_size=80), st.binary(max_size=80))
+def test_chains_of_different_salts_have_no_block_in_common(
+    one: list[int], two: list[int], salt: bytes, other: bytes
+) -> None:
+    cache = PrefixCache(2)
     chains: list[list[bytes]] = [[], []]
-    for chain, salt in zip(chains, (b"one", b"two"), strict=True):
-        PrefixCache(4, salt).extend(chain, SYSTEM, len(SYSTEM))
-    assert not set(chains[0]) & set(chains[1])
+    for chain, tokens, own in zip(chains, (one, two), (salt, other), strict=True):
+        cache.extend(chain, tokens, len(tokens), own)
+    if salt != other:
+        assert not set(chains[0]) & set(chains[1])
+    elif one[:2] == two[:2] and len(one) > 1 and len(two) > 1:
+        assert chains[0][0] == chains[1][0]
+
+
+def test_a_salt_that_spells_a_block_names_no_block() -> None:
+    """A salt is hashed as a salt, so that no choice of it continues the chain of somebody else's text."""
+    cache = PrefixCache(2)
+    victim: list[bytes] = []
+    cache.extend(victim, [1, 2, 3, 4], 4)
+    for parent in (ROOT, victim[0]):
+        guess: list[bytes] = []
+        cache.extend(guess, [3, 4], 2, parent + array("q", [1, 2]).tobytes())
+        assert not set(guess) & set(victim)
+
+
+def test_what_one_salt_computed_serves_no_other(tables: BlockTables) -> None:
+    computed(tables, SYSTEM, salt=b"one")
+    assert start(tables, list(SYSTEM), salt=b"two").num_computed_tokens == 0
+    assert start(tables, list(SYSTEM)).num_computed_tokens == 0
+    assert start(tables, list(SYSTEM), salt=b"one").num_computed_tokens == 36
 
 
 def test_a_prompt_hits_while_the_first_user_still_runs(tables: BlockTables) -> None:

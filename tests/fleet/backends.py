@@ -90,6 +90,7 @@ class Backend:
     """
 
     name: str = "backend"
+    dialect: str = "weighbridge"  # what the gateway takes it for
     tokens: int = 5  # of each answer
     first_delay: float = 0.0
     gap: float = 0.0
@@ -101,6 +102,7 @@ class Backend:
     stall_after: int | None = None  # tokens, then nothing more
     end_early_after: int | None = None  # tokens, then a proper end of the body without finish or [DONE]
     endless: bool = False
+    usage: dict[str, Any] = field(default_factory=dict)  # what it tells beyond the counts
     linger: float = 0.0  # seconds the body stays open behind [DONE]
     comments_only: bool = False
     statuses: list[int] = field(default_factory=list)  # of the next answers; empty: 200
@@ -202,6 +204,7 @@ class Backend:
         if gate is not None and not (call.get("stream") and self.hold_after):
             await gate.wait()
         usage = {"prompt_tokens": 11, "completion_tokens": self.tokens, "total_tokens": 11 + self.tokens}
+        usage |= self.usage
         if not call.get("stream"):
             await asyncio.sleep(self.gap * self.tokens)
             text = "".join(f" t{i}" for i in range(self.tokens))
@@ -336,7 +339,7 @@ def _patience(backend: Backend) -> str:
 def config_of(backends: list[Backend], model: str = "", top: str = "", replica: str = "") -> str:
     """A configuration with these replicas; the texts are further YAML for the model, the file, each replica."""
     entries = "\n".join(
-        f"      - {{name: {one.name}, url: '{one.url}', dialect: weighbridge{replica}{_patience(one)}}}"
+        f"      - {{name: {one.name}, url: '{one.url}', dialect: {one.dialect}{replica}{_patience(one)}}}"
         for one in backends
     )
     return (

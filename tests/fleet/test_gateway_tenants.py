@@ -46,6 +46,79 @@ async def test_keys_name_tenants_and_expire() -> None:
     assert "authorization" not in backend.headers[0]
 
 
+PROMPT = "the quick brown fox jumps over the lazy dog " * 40
+
+
+@pytest.mark.parametrize("dialect", ["weighbridge", "vllm", "sglang"])
+async def test_each_tenant_has_a_cache_of_its_own(dialect: str) -> None:
+    backend = Backend("a", dialect, page=b"", usage={"prompt_tokens_details": {"cached_tokens": 5}})
+    async with fleet(backend, top=KEYS) as front:
+        for secret in ("alices", "bobs", "alices"):
+            async with front.post(
+                "/v1/completions", headers=key(secret), prompt=PROMPT, max_tokens=1
+            ) as answer:
+                told = (await answer.json())["usage"]["prompt_tokens_details"]["cached_tokens"]
+                assert told == 5  # the replica keeps them apart, so what it says is of one's own
+            await front.idle()
+        async with front.post(headers=key("bobs"), prompt=PROMPT, cache_salt="mine"):
+            pass
+        alice, bob, again, mine = (call["cache_salt"] for call in backend.calls)
+        assert alice == again
+        assert len({alice, bob, mine}) == 3
+        index = front.gateway.pools["m"]._index
+        assert index.blocks("a") > 0
+        index.check_integrity()
+
+
+async def test_the_gateway_expects_no_hit_on_what_another_tenant_sent() -> None:
+    async with fleet(Backend("a"), Backend("b"), top=KEYS) as front:
+        scales = front.gateway.pools["m"].scales
+        chains = []
+        for secret in ("alices", "bobs", "alices"):
+            async with front.post("/v1/completions", headers=key(secret), prompt=PROMPT) as answer:
+                assert answer.status == 200
+            await front.idle()
+            chains = list(dict.fromkeys(weighed.chain for weighed in scales._known.values()))
+        assert len(chains) == 2
+        assert len(chains[0]) > 1
+        assert not set(chains[0]) & set(chains[1])
+
+
+@pytest.mark.parametrize("dialect", ["openai", "llama-server", "ollama"])
+async def test_what_a_server_that_cannot_keep_tenants_apart_has_cached_is_not_shown(dialect: str) -> None:
+    usage = {"prompt_tokens_details": {"cached_tokens": 5}, "prompt_cache_hit_tokens": 5}
+    backend = Backend("a", dialect, page=b"", usage=usage)
+    async with fleet(backend, top=KEYS) as front:
+        async with front.post(headers=key("bobs"), cache_salt="mine") as answer:
+            told = (await answer.json())["usage"]
+        assert told["prompt_tokens"] == 11
+        assert (told["prompt_tokens_details"], told["prompt_cache_hit_tokens"]) == ({"cached_tokens": 0}, 0)
+        wanted = {"headers": key("bobs"), "stream_options": {"include_usage": True}}
+        told = next(one["usage"] for one in await front.stream(**wanted) if one.get("usage"))
+        assert told["prompt_tokens_details"] == {"cached_tokens": 0}
+        assert all("cache_salt" not in call for call in backend.calls)
+        await front.idle()
+        tickets = (await front.get("/v1/tickets", key("bobs")))["data"]
+        assert [one["cached_tokens"] for one in tickets] == [0, 0]
+        assert (
+            front.gateway.pools["m"].members["a"].counts.cached_tokens == 10
+        )  # what the operator sees is true
+
+
+async def test_sharing_is_a_setting() -> None:
+    backend = Backend("a", "openai", usage={"prompt_tokens_details": {"cached_tokens": 5}})
+    async with fleet(backend, top=KEYS + "share_prefixes: true") as front:
+        hashes = set()
+        for secret in ("alices", "bobs"):
+            async with front.post(headers=key(secret)) as answer:
+                told = (await answer.json())["usage"]["prompt_tokens_details"]["cached_tokens"]
+                ticket = answer.headers["x-weighbridge-ticket"]
+            assert told == 5
+            hashes.add((await front.get(f"/v1/tickets/{ticket}", key(secret)))["prompt_hash"])
+        assert len(hashes) == 1
+    assert all("cache_salt" not in call for call in backend.calls)
+
+
 async def test_tokens_per_minute_hold_under_concurrency() -> None:
     """litellm #5783: concurrent requests overshot a limit that each of them had checked alone."""
     backend = Backend("a", tokens=5, gate=asyncio.Event())

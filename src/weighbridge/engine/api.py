@@ -28,6 +28,7 @@ class Generation:
     ticket_id: str | None = None
     prompt_hash: str = ""  # of the prompt as its client wrote it; empty: that of its tokens
     embeds: bool = False
+    cache_salt: str = ""  # cached prefixes are shared with generations of the same salt only
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,6 +164,7 @@ class LocalEngine:
                 fork_of=choices[0].request if choices else None,
                 stop_token_ids=self._stop_ids(params),
                 embeds=generation.embeds,
+                salt=generation.cache_salt.encode(),
             )
             choices.append(StreamChoice(index, request, TextStream(self._tokenizer.stream(), params.stop)))
         return EngineStream(ticket, choices, self._cancel)

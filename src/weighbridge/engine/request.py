@@ -107,6 +107,7 @@ class Request:
     fork_of: Request | None = None  # n > 1: share this request's prompt blocks, copy on write
     stop_token_ids: frozenset[int] = frozenset()  # end-of-sequence ids (unless ignored) plus the caller's
     embeds: bool = False  # ends with its prompt's `Embedding` instead of tokens; `params.max_tokens` is 0
+    salt: bytes = b""  # cached prefixes are shared with requests of the same salt only
 
     tokens: list[int] = field(default_factory=list)  # prompt, then output
     num_computed_tokens: int = 0  # tokens whose KV is in the pool

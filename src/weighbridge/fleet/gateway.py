@@ -333,7 +333,7 @@ def ticket_of(ask: Ask, weight: Weight, began: float) -> Ticket:
         ask.id,
         ask.tenant,
         ask.model,
-        prompt_hash(bytes(ask.prompt or b"")),
+        prompt_hash(bytes(ask.prompt or b""), ask.cache_salt),
         weight.prompt_tokens,
         weight.max_tokens,
         priority=ask.priority,

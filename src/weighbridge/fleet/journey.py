@@ -94,7 +94,7 @@ class FleetJourney:
 
     def _begin(self, opened: OpenedAttempt) -> None:
         now = self._clock()
-        self._opened = opened
+        self._take(opened)
         self.ticket.replica = opened.lease.member.name
         self.ticket.replica_ticket = opened.answer.headers.get("x-weighbridge-ticket", "")
         if opened.status < 400 and self.ask.stream:
@@ -102,6 +102,11 @@ class FleetJourney:
             self.pool.hedger.observe(now - opened.lease.sent, opened.lease.expected_first)
         if self.pool.resume_wanted(self.ask) and opened.is_stream:
             self._resumption = Resumption(self.ask, self.pool.tokenizer)
+
+    def _take(self, opened: OpenedAttempt) -> None:
+        """From now on this is the answer that the client gets."""
+        self._opened = opened
+        self.meter.hide_cached = bool(self.ask.cache_salt) and not opened.lease.member.keeps_apart(self.ask)
 
     async def _first_byte(self, lease: Lease, attempt: int) -> OpenedAttempt:
         hedger = self.pool.hedger
@@ -191,7 +196,8 @@ class FleetJourney:
             await opened.close(self._clock())
             self.ticket.decisions.append(f"after {meter.produced} events: {broken}")
             try:
-                opened = self._opened = await self._continued(name)
+                opened = await self._continued(name)
+                self._take(opened)
             except (WeighbridgeError, NotResumable) as why:
                 self.ticket.error = f"{broken}; {why}" if self._resumption is not None else str(broken)
                 meter.failed = True
@@ -257,7 +263,9 @@ class FleetJourney:
         if opened.status < 400:
             self.meter.whole(opened.first)
         content_type = opened.answer.headers.get("content-type", "application/json")
-        return WholeAnswer(opened.first, ANSWER_PARSERS[self.ask.path], opened.status, content_type)
+        return WholeAnswer(
+            self.meter.shown(opened.first), ANSWER_PARSERS[self.ask.path], opened.status, content_type
+        )
 
     def headers(self) -> HeaderList:
         """The replica's own headers and ours. What a stream costs is known at its end only: here it is expected."""

@@ -11,6 +11,7 @@ from weighbridge.fleet.api import Arrival, Call, Capacity, Replica, Report
 from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.desk import Standing
 from weighbridge.fleet.limits.tenant import Limiter
+from weighbridge.fleet.load.dialects import DIALECTS
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.reliability.breaker import BreakerState, CircuitBreaker
 from weighbridge.wire.ask import Ask
@@ -116,6 +117,13 @@ class Member:
         """US dollars that a request costs here."""
         return self.spec.price.cost(prompt_tokens, output_tokens, cached_tokens)
 
+    def keeps_apart(self, ask: Ask) -> bool:
+        """Whether its prefix cache is told to keep this request apart from those of another salt.
+
+        Who is not told whose a request is gets no salt either: it would be a name.
+        """
+        return not ask.anonymous and DIALECTS[self.spec.dialect].takes_salt
+
     def call(self, ask: Ask, remaining_ms: float | None) -> Call:
         """The request as this server understands it."""
         extension: dict[str, Any] | None = None
@@ -125,7 +133,8 @@ class Member:
                 extension["tenant"] = ask.tenant
             if remaining_ms is not None:
                 extension["deadline_ms"] = remaining_ms
-        body = ask.body(self.spec.model, extension, ask_usage=self.spec.stream_usage)
+        salt = ask.cache_salt if self.keeps_apart(ask) else ""
+        body = ask.body(self.spec.model, extension, ask_usage=self.spec.stream_usage, cache_salt=salt)
         return Call(ask.path, body, ask.headers, ask.stream)
 
     def hold(self, until: float, why: str) -> None:

@@ -15,6 +15,12 @@ _FINISH = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]+)"')
 #: Only a line of its own ends a stream; inside JSON a line break is written as an escape.
 _DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
 _ERROR = re.compile(rb'(?:^|\n)data: ?\{\s*"error"')
+#: How servers say what of a prompt was in their cache. Inside a JSON text the quotes have backslashes, so that none of
+#: these is ever a part of an answer's text.
+_CACHED = re.compile(
+    rb'("(?:cached_tokens|tokens_cached|prompt_cache_(?:hit|miss)_tokens|cache_(?:read|creation)_input_tokens'
+    rb'|cache_n|prompt_n)"\s*:\s*)[0-9][0-9.eE+-]*'
+)
 
 
 class _Choice(msgspec.Struct):
@@ -33,12 +39,14 @@ class Meter:
     """Reads along. `usage`, `finish` and `done` are set as they come by.
 
     `hide_usage`: the client did not ask for the event that carries nothing but usage, so it is taken out.
+    `hide_cached`: what the server's cache held of the prompt may be another tenant's, so clients read 0.
     """
 
-    __slots__ = ("_hide_usage", "done", "failed", "finish", "produced", "usage")
+    __slots__ = ("_hide_usage", "done", "failed", "finish", "hide_cached", "produced", "usage")
 
     def __init__(self, hide_usage: bool) -> None:
         self._hide_usage = hide_usage
+        self.hide_cached = False
         self.produced = 0
         self.usage: Usage | None = None
         self.finish: str | None = None
@@ -66,16 +74,20 @@ class Meter:
         return events
 
     def strip(self, chunk: bytes) -> bytes:
-        """Take note of usage, and take its event out where the client did not ask for it."""
+        """Take note of usage, and take out of it, or its whole event, what the client is not to see."""
         if b'"usage"' not in chunk or not _USAGE.search(chunk):
-            return chunk
+            return self.shown(chunk)
         gap = b"\r\n\r\n" if b"\r\n\r\n" in chunk else b"\n\n"
         kept = []
         for event in chunk.split(gap):
             alone = self._note(event)
             if not (alone and self._hide_usage):
                 kept.append(event)
-        return gap.join(kept)
+        return self.shown(gap.join(kept))
+
+    def shown(self, data: bytes) -> bytes:
+        """A part of an answer as its client may see it."""
+        return _CACHED.sub(rb"\g<1>0", data) if self.hide_cached else data
 
     def _note(self, event: bytes) -> bool:
         """Read the usage of an event; True when the event has nothing else."""

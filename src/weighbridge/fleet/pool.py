@@ -223,7 +223,8 @@ class Pool:
             prompt = arrival.weight.prompt_tokens if opened is not None and opened.status < 400 else 0
             usage = Usage(prompt, meter.produced, 0)
         ticket.finished = time.time()
-        ticket.output_tokens, ticket.cached_tokens = usage.output_tokens, usage.cached_tokens
+        ticket.output_tokens = usage.output_tokens
+        ticket.cached_tokens = 0 if meter.hide_cached else usage.cached_tokens
         ticket.error = ticket.error or error
         ended = meter.complete and not meter.failed and opened is not None and opened.status < 400
         ticket.finish_reason = meter.finish or "stop" if ended else "error" if ticket.error else "abort"

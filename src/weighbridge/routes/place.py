@@ -126,6 +126,7 @@ class Place:
             session=asked.session if is_edge else "",
             speculative=asked.speculative if is_edge else False,
             anonymous=not is_edge,
+            cache_salt=asked.cache_salt,
             headers={**asked.headers, **_tenant_header(asked.tenant)} if is_edge else {},
         )
 
@@ -162,6 +163,7 @@ class Place:
             deadline=self.gateway.clock() + timeout,
             route=self._route,
             headers=_tenant_header(tenant),
+            cache_salt=chat_body.get("cache_salt", ""),
         )
         journey: FleetJourney | None = None
         try:

@@ -99,7 +99,9 @@ class Route:
         if self.scorer is None or self.readers is None:
             return (None if self.scorer is None else self.scorer(request.prompt)), ""
         ask = request.ask
-        question = Question(request.prompt, request.body, request.size, ask.tenant, ask.priority)
+        question = Question(
+            request.prompt, request.body, request.size, ask.tenant, ask.priority, ask.cache_salt
+        )
         longest = LARGEST_SHARE * (request.deadline_seconds or self.settings.timeout)
         reading = await self.readers.read(question, longest)
         return self.scorer(request.prompt, reading.vectors), str(reading)
@@ -155,7 +157,7 @@ class Route:
             id=ask.id,
             tenant=ask.tenant,
             model=self.name,
-            prompt_hash=prompt_hash(bytes(ask.prompt or b"")),
+            prompt_hash=prompt_hash(bytes(ask.prompt or b""), ask.cache_salt),
             prompt_tokens=0,
             max_tokens=ask.max_tokens or first.settings.max_tokens,
             priority=ask.priority,

@@ -67,6 +67,8 @@ class Door:
                 body = await read_body(receive, headers, service.max_body)
                 ask = protocol.read(body)
                 apply_caller(ask, headers, tenant, self._clock())
+                if tenant is not None and not service.access.share_prefixes:
+                    ask.keep_apart(tenant)
             except Exception as error:
                 failure = as_api_error(error)
                 if failure.status == 500:

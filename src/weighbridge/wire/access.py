@@ -26,6 +26,10 @@ class AccessSettings:
         False,
         "With keys on, show /metrics, /v1/load and the console to everybody, not only to this machine and keys.",
     )
+    share_prefixes: bool = knob(
+        False,
+        "With keys on, share cached prompt beginnings between tenants; cached_tokens then tell of others' texts.",
+    )
     allow_hosts: tuple[str, ...] = knob(
         (),
         "Host name under which a server without keys on a loopback address may be asked; may repeat.",

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from hashlib import blake2b
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -16,6 +17,8 @@ Fields = dict[str, msgspec.Raw]
 
 #: Characters of a name that a client chooses: tenant, route, session.
 LONGEST_NAME = 200
+#: And of a salt.
+LONGEST_SALT = 1024
 #: Labels of one request.
 MAX_LABELS = 32
 
@@ -88,6 +91,12 @@ class Ask:
     raw: bytes = b""  # the whole body, where it came in OpenAI's form
     extension: Extension | None = None  # the body's own word on how it is to be treated
     user: str | None = None  # the name that OpenAI's `user` gives the caller
+    cache_salt: str = ""  # what is cached of a prompt is for requests of the same salt only
+
+    def keep_apart(self, tenant: str) -> None:
+        """Let nothing that is cached of this request's prompt show in the answers of other tenants than `tenant`."""
+        own = blake2b(tenant.encode("utf-8", "surrogatepass")).digest()
+        self.cache_salt = blake2b(self.cache_salt.encode(), digest_size=16, key=own).hexdigest()
 
     @property
     def prompt(self) -> msgspec.Raw | None:
@@ -102,14 +111,23 @@ class Ask:
         return self.raw or _encode(self.fields)
 
     def body(
-        self, model: str | None, extension: Mapping[str, Any] | None, *, ask_usage: bool = True
+        self,
+        model: str | None,
+        extension: Mapping[str, Any] | None,
+        *,
+        ask_usage: bool = True,
+        cache_salt: str = "",
     ) -> bytes:
-        """The JSON for a replica: `model` as that server calls it (None: as the client did), our own key only
-        for those who know it, and for a stream the wish for usage, which settles what it really weighed."""
+        """The JSON for a replica: `model` as that server calls it (None: as the client did), our own key and a
+        `cache_salt` only for those who know them, and for a stream the wish for usage, which settles what it really
+        weighed."""
         fields = dict(self.fields)
         fields.pop("weighbridge", None)
+        fields.pop("cache_salt", None)
         if extension is not None:
             fields["weighbridge"] = msgspec.Raw(_encode(extension))
+        if cache_salt:
+            fields["cache_salt"] = msgspec.Raw(_encode(cache_salt))
         if model is not None:
             fields["model"] = msgspec.Raw(_encode(model))
         if self.stream and ask_usage and not self.wants_usage:

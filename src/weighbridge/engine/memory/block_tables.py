@@ -74,7 +74,7 @@ class BlockTables:
         """Digests of the request's full blocks; each block is hashed once in the request's life."""
         chain = self._chains.setdefault(request, [])
         if self._prefix is not None and len(chain) < request.num_tokens // self._size:
-            self._prefix.extend(chain, request.tokens, request.num_tokens)
+            self._prefix.extend(chain, request.tokens, request.num_tokens, request.salt)
         return chain
 
     # -- running ---------------------------------------------------------------------------------------

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
-
-from weighbridge.models.text.block_digests import block_digests
+from weighbridge.models.text.block_digests import ROOT, block_digests, root
 
 #: Names a block by its tokens and all before them. 256 bits: no collision to fear, by chance or intent.
 Digest = bytes
@@ -15,21 +13,20 @@ class PrefixCache:
 
     A digest covers the parent's digest and the block's tokens, so equal digests mean equal prefixes. A block
     is entered as soon as its tokens are computed, while its request still runs: the second user of a system
-    prompt shares the blocks of the first. `salt` separates caches that must not see each other.
+    prompt shares the blocks of the first. Chains of different salts share nothing: tenants are kept apart so.
     """
 
-    def __init__(self, block_size: int, salt: bytes = b"") -> None:
+    def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._root = blake2b(salt, digest_size=32).digest()
         self._blocks: dict[Digest, int] = {}
         self._digests: dict[int, Digest] = {}
 
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def extend(self, chain: list[Digest], tokens: list[int], end: int) -> None:
+    def extend(self, chain: list[Digest], tokens: list[int], end: int, salt: bytes = b"") -> None:
         """Add to `chain` the digests of the full blocks of `tokens[:end]` that it does not have yet."""
-        size, parent = self._block_size, chain[-1] if chain else self._root
+        size, parent = self._block_size, chain[-1] if chain else root(salt) if salt else ROOT
         chain += block_digests(parent, tokens, len(chain) * size, end, size)
 
     def longest(self, chain: list[Digest], limit: int) -> list[int]:

@@ -33,9 +33,7 @@ class Books:
     def __init__(self, settings: SchedulerSettings, cost: CostSource) -> None:
         self.settings = settings
         self.pool = BlockPool(settings.num_blocks, settings.block_size)
-        cache = (
-            PrefixCache(settings.block_size, settings.prefix_salt) if settings.enable_prefix_cache else None
-        )
+        cache = PrefixCache(settings.block_size) if settings.enable_prefix_cache else None
         self.tables = BlockTables(self.pool, cache)
         self.queue = FairQueue[Request](
             settings.input_weight, settings.output_weight, settings.ageing_seconds

@@ -37,7 +37,6 @@ class SchedulerOptions:
     enable_prefix_cache: bool = knob(
         True, "Share equal prompt beginnings.", flag="--prefix-cache/--no-prefix-cache"
     )
-    prefix_salt: bytes = b""
     speculate: bool = knob(True, "Guess tokens by looking them up in the text so far.")
     max_draft_tokens: int = 8
     max_queue_requests: int = knob(

@@ -86,6 +86,7 @@ def read_fleet(root: Section, base: Path, *, needs_models: bool = True) -> Fleet
         max_body=_bytes(root, "max_body", 8 << 20),
         drain_timeout=root.number("drain_timeout", 30.0),
         open_pages=root.flag("open_pages", False),
+        share_prefixes=root.flag("share_prefixes", False),
         allow_hosts=root.texts("allow_hosts"),
         allow_origins=root.texts("allow_origins"),
     )

@@ -164,6 +164,7 @@ class FleetSpec:
     max_body: int = 8 << 20
     drain_timeout: float = 30.0
     open_pages: bool = False
+    share_prefixes: bool = False
     allow_hosts: tuple[str, ...] = ()
     allow_origins: tuple[str, ...] = ()
 
@@ -171,5 +172,8 @@ class FleetSpec:
     def access(self) -> AccessSettings:
         """From where the gateway may be asked."""
         return AccessSettings(
-            open_pages=self.open_pages, allow_hosts=self.allow_hosts, allow_origins=self.allow_origins
+            open_pages=self.open_pages,
+            share_prefixes=self.share_prefixes,
+            allow_hosts=self.allow_hosts,
+            allow_origins=self.allow_origins,
         )

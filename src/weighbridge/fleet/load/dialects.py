@@ -32,6 +32,7 @@ class Dialect:
     path: str
     read: Callable[[bytes, float], Report]
     reports_requests: bool  # whether running and queued requests are among what it tells
+    takes_salt: bool = False  # whether `cache_salt` keeps the prompts of two requests apart in its cache
 
 
 class Samples:
@@ -171,9 +172,9 @@ def _object(page: bytes) -> dict[str, Any]:
 DIALECTS = {
     one.name: one
     for one in (
-        Dialect("weighbridge", "/v1/load", _weighbridge, True),
-        Dialect("vllm", "/metrics", _vllm, True),
-        Dialect("sglang", "/metrics", _sglang, True),
+        Dialect("weighbridge", "/v1/load", _weighbridge, True, takes_salt=True),
+        Dialect("vllm", "/metrics", _vllm, True, takes_salt=True),
+        Dialect("sglang", "/metrics", _sglang, True, takes_salt=True),
         Dialect("llama-server", "/metrics", _llama_server, True),
         Dialect("ollama", "/api/ps", _answers, False),
         Dialect("openai", "/v1/models", _answers, False),

@@ -16,7 +16,7 @@ from weighbridge.cost.mean import Mean
 from weighbridge.cost.weight import OutputEstimate, Weight
 from weighbridge.engine.memory.prefix import Digest
 from weighbridge.errors import BadInput
-from weighbridge.models.text.block_digests import ROOT, block_digests
+from weighbridge.models.text.block_digests import block_digests, root
 from weighbridge.wire.ask import Ask
 
 #: Prompts of more bytes are tokenised in a thread, so that streams flow on. A thread costs 0.1 ms, as much as
@@ -44,7 +44,7 @@ class Counter(Protocol):
     def quicken(self) -> None: ...
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
     def weigh_quickly(
-        self, text: str, add_special_tokens: bool, block_size: int
+        self, text: str, add_special_tokens: bool, block_size: int, parent: Digest = ...
     ) -> tuple[int, list[Digest]] | None: ...
     def render_chat(
         self,
@@ -165,11 +165,13 @@ class Scales:
             except (BadInput, msgspec.MsgspecError, TypeError, ValueError, KeyError):
                 pass  # its template refuses the prompt; the replica will say so in its own words
         if ids is not None:
-            chain = block_digests(ROOT, ids, 0, len(ids), self._block_size)
+            chain = block_digests(_root(ask), ids, 0, len(ids), self._block_size)
             return Weighed(max(len(ids), 1), tuple(chain), True, 0)
         text, parts = _text_of(value)
         data = text.encode("utf-8", "surrogatepass")
-        return Weighed(0, self._chain_of_bytes(data), False, len(data) + parts * PART_TOKENS * CHAIN_BYTES)
+        return Weighed(
+            0, self._chain_of_bytes(data, _root(ask)), False, len(data) + parts * PART_TOKENS * CHAIN_BYTES
+        )
 
     def _quickly(self, ask: Ask, value: Any, size: int) -> Weighed | None:
         """Exactly weighed, where that is so quick that nobody else needs to be let in meanwhile."""
@@ -181,7 +183,7 @@ class Scales:
         texts = self._texts(ask, value)
         if len(texts) != 1:
             return None
-        found = self._tokenizer.weigh_quickly(*texts[0], self._block_size)
+        found = self._tokenizer.weigh_quickly(*texts[0], self._block_size, _root(ask))
         return None if found is None else Weighed(max(found[0], 1), tuple(found[1]), True, 0)
 
     async def _tokenised(self, ask: Ask, value: Any, size: int) -> list[int] | None:
@@ -212,20 +214,23 @@ class Scales:
         messages = [_for_template(one) for one in value]
         return [(self._tokenizer.render_chat(messages, tools, generate is not False, **variables), False)]
 
-    def _chain_of_bytes(self, data: bytes) -> tuple[Digest, ...]:
+    def _chain_of_bytes(self, data: bytes, parent: Digest) -> tuple[Digest, ...]:
         """Blocks of text stand in for blocks of tokens: equal beginnings are found all the same."""
         step = self._block_size * CHAIN_BYTES
         chain: list[Digest] = []
-        parent = b""
         for start in range(0, len(data) - step + 1, step):
             parent = blake2b(parent + data[start : start + step], digest_size=32).digest()
             chain.append(parent)
         return tuple(chain)
 
 
+def _root(ask: Ask) -> Digest:
+    return root(ask.cache_salt.encode())
+
+
 def _key(ask: Ask) -> bytes:
-    """Names all that decides how many tokens a prompt has."""
-    digest = blake2b(ask.path.encode(), digest_size=16)
+    """Names all that decides how many tokens a prompt has, and who may share its blocks."""
+    digest = blake2b(ask.path.encode(), digest_size=16, key=_root(ask))
     for name in ("messages", "prompt", "input", "tools", "chat_template_kwargs", "add_generation_prompt"):
         raw = ask.fields.get(name)
         if raw is not None:

@@ -14,8 +14,15 @@ except ImportError:  # installed without a C++ compiler
     _words = None
 
 DIGEST_BYTES = 32
-#: Stands before the first block, where caches have no salt.
-ROOT = blake2b(digest_size=DIGEST_BYTES).digest()
+
+
+def root(salt: bytes = b"") -> bytes:
+    """Return what stands before the first block of a chain. Chains of different salts have no block in common."""
+    return blake2b(salt, digest_size=DIGEST_BYTES, person=b"root of chain").digest()
+
+
+#: Stands before the first block of what has no salt.
+ROOT = root()
 
 
 def block_digests(parent: bytes, tokens: list[int], start: int, end: int, block_size: int) -> list[bytes]:

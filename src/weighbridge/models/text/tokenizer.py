@@ -73,12 +73,15 @@ class Tokenizer:
             return None
 
     def weigh_quickly(
-        self, text: str, add_special_tokens: bool, block_size: int
+        self, text: str, add_special_tokens: bool, block_size: int, parent: bytes = ROOT
     ) -> tuple[int, list[bytes]] | None:
-        """The number of tokens and the chain of their blocks' digests, without a list of them; or None as above."""
+        """The number of tokens and the chain of their blocks' digests behind `parent`, without a list of them; or
+        None as above."""
         try:
             return (
-                None if self._words is None else self._words.weigh(text, add_special_tokens, ROOT, block_size)
+                None
+                if self._words is None
+                else self._words.weigh(text, add_special_tokens, parent, block_size)
             )
         except UnicodeError:
             return None

@@ -221,7 +221,7 @@ class EngineService:
         """
         running: list[Running] = []
         ticket_id = ask.id if first and self.tickets.get(ask.id) is None else None
-        named = prompt_hash(bytes(ask.prompt or b""))
+        named = prompt_hash(bytes(ask.prompt or b""), ask.cache_salt)
         try:
             for generation, form in zip(generations, forms, strict=True):
                 stream = self.engine.submit(
@@ -233,6 +233,7 @@ class EngineService:
                         speculative=ask.speculative,
                         ticket_id=ticket_id if not running else None,
                         prompt_hash=named,
+                        cache_salt=ask.cache_salt,
                     )
                 )
                 self.tickets.add(stream.ticket)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from weighbridge.wire.ask import Ask, Extension, Fields
+from weighbridge.wire.ask import LONGEST_SALT, Ask, Extension, Fields
 from weighbridge.wire.errors import ApiError, error_event
 from weighbridge.wire.events import (
     ErrorPart,
@@ -71,6 +71,9 @@ class Peek(Struct, kw_only=True):
     n: Positive | None = None
     max_tokens: Positive | None = None
     user: str | None = None
+    cache_salt: Annotated[str, Meta(max_length=LONGEST_SALT)] | None = (
+        None  # named as vLLM and SGLang name it
+    )
     weighbridge: Extension | None = None
 
 
@@ -132,6 +135,7 @@ def ask_of(path: str, peek: Peek, body: bytes) -> Ask:
         raw=body,
         extension=peek.weighbridge,
         user=peek.user,
+        cache_salt=peek.cache_salt or "",
     )
 
 

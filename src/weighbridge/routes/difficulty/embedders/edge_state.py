@@ -52,6 +52,8 @@ class EdgeState:
     async def embed(self, question: Question) -> Vector:
         chat = {name: question.body[name] for name in CHAT_FIELDS if question.body.get(name) is not None}
         body = {**chat, "encoding_format": "base64"}
+        if question.cache_salt:
+            body["cache_salt"] = question.cache_salt
         try:
             answer = await self._engine.embeddings(body, self._timeout, question.tenant, question.priority)
         except PlaceFailed as error:

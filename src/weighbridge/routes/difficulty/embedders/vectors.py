@@ -45,13 +45,15 @@ class Vector:
 @dataclass(frozen=True, slots=True)
 class Question:
     """A prompt to embed: `text` is what is asked, `body` the chat it is part of (OpenAI's, with `messages`), `size`
-    its bytes. `tenant` and `priority`: whose time it takes where an engine computes it."""
+    its bytes. `tenant` and `priority`: whose time it takes where an engine computes it; `cache_salt`: who may
+    reuse what it computed."""
 
     text: str
     body: Mapping[str, Any]
     size: int
     tenant: str = "default"
     priority: int = 0
+    cache_salt: str = ""
 
     @staticmethod
     def alone(text: str) -> Question:
