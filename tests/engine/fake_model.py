@@ -74,6 +74,7 @@ class FakeModel:
     block_size: int
     slots: list[int] = field(default_factory=list)
     fail: set[str] = field(default_factory=set)  # ids of requests whose sampling breaks
+    defer: set[str] = field(default_factory=set)  # ids of requests whose next sampling has to wait
     tokens_run: int = 0
 
     def __post_init__(self) -> None:
@@ -96,6 +97,10 @@ class FakeModel:
             if piece.samples and piece.request.embeds:
                 result.embeddings[index] = embedding(context)
             samples = piece.samples and not piece.request.embeds
+            if samples and piece.request.id in self.defer:
+                self.defer.remove(piece.request.id)
+                result.deferred.add(index)
+                samples = False
             result.tokens.append(self._sample(piece) if samples else [])
             result.logprobs.append(None)
             if piece.request.id in self.fail:

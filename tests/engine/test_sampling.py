@@ -13,7 +13,7 @@ import torch
 
 from weighbridge.engine.batch import Batch, Slice
 from weighbridge.engine.request import Request, SamplingParams
-from weighbridge.engine.sampler import Sampler, filtered, uniform
+from weighbridge.engine.sampler import Sampler, State, filtered, uniform
 
 VOCABULARY = 50
 
@@ -116,6 +116,29 @@ def test_penalties_follow_their_formulas() -> None:
     for token, times in Counter(output).items():
         scores[token] -= 0.5 + 0.7 * times
     assert one(logits, r) == [int(scores.argmax())]
+
+
+def test_penalties_grow_with_the_output_and_are_those_of_a_fresh_look() -> None:
+    r = request([1, 2], presence_penalty=0.5, frequency_penalty=0.7, repetition_penalty=1.3, seed=5)
+    for step in range(40):
+        logits = rows(1, step)
+        again = request([1, 2], r.tokens[2:], presence_penalty=0.5, frequency_penalty=0.7)
+        again.params = r.params
+        token = one(logits, r)
+        assert one(logits, again) == token
+        r.tokens += token
+
+
+def test_what_a_request_wishes_is_worked_out_once_for_all_its_choices() -> None:
+    first = request(logit_bias={1: 2.0, 3: -1.0}, seed=1)
+    second = request(logit_bias={1: 2.0, 3: -1.0}, seed=2)
+    second.fork_of = first
+    s = sampler()
+    for r in (first, second):
+        s.sample(rows(1), Batch([Slice(r, 2, 1, True)]))
+    assert isinstance(first.sampler_state, State)
+    assert isinstance(second.sampler_state, State)
+    assert second.sampler_state.wishes is first.sampler_state.wishes
 
 
 def test_bias_and_bans() -> None:

@@ -127,6 +127,11 @@ class AnyHistory(RuleBasedStateMachine):
         if self.accepted:
             self.driver.model.fail.add(list(self.accepted)[choice % len(self.accepted)])
 
+    @rule(choice=st.integers(0, 1000))
+    def defer_one(self, choice):
+        if self.accepted:
+            self.driver.model.defer.add(list(self.accepted)[choice % len(self.accepted)])
+
     @rule(seconds=st.sampled_from([0.01, 0.2, 1.0]))
     def wait(self, seconds):
         self.driver.now += seconds

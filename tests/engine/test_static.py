@@ -150,12 +150,15 @@ def test_outputs_are_right_and_everything_returns_to_zero(data: st.DataObject) -
     left = data.draw(st.sets(st.integers(0, 11)))
     failing = data.draw(st.sets(st.integers(0, 11), max_size=2))
     driver.model.fail.update(f"r{i}" for i in failing)
+    waiting = data.draw(st.sets(st.integers(0, 11), max_size=3))
     for turn in range(10_000):
         if not driver.scheduler.has_work():
             break
         batch = driver.schedule()
         if turn in left:
             driver.abort(f"r{turn}")
+        if turn % 2:
+            driver.model.defer.update(f"r{i}" for i in waiting)
         driver.complete(batch)
         driver.scheduler.check_integrity()
         if not batch.slices:

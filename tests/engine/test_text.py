@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from weighbridge.engine.text import TextStream
+from weighbridge.engine.text import StopStrings, TextStream
 
 
 class Letters:
@@ -37,7 +37,7 @@ stops = st.lists(st.text(alphabet="ab", min_size=1, max_size=4), max_size=3)
 @given(pieces, stops)
 @example(["ab", "a"], ["b", "aba"])
 def test_the_text_is_cut_at_the_first_stop(pieces: list[str], stops: list[str]) -> None:
-    stream = TextStream(Letters(pieces), stops)
+    stream = TextStream(Letters(pieces), StopStrings(stops))
     whole, shown = "".join(pieces), ""
     ended = None
     for token in range(len(pieces)):
@@ -60,7 +60,7 @@ def test_without_stops_everything_comes_at_once(pieces: list[str]) -> None:
 
 
 def test_several_tokens_at_once_are_as_good_as_one_by_one() -> None:
-    stream = TextStream(Letters(["he", "ll", "o wor", "ld"]), ["o w"])
+    stream = TextStream(Letters(["he", "ll", "o wor", "ld"]), StopStrings(["o w"]))
     delta = stream.push([0, 1, 2, 3])
     assert (delta.text, delta.stopped_by) == ("hell", "o w")
     assert stream.push([0]).text == ""

@@ -153,6 +153,26 @@ def test_regex_is_kept(server: str) -> None:
     assert re.fullmatch("[0-9]{4}-[0-9]{2}", text)
 
 
+def test_sixteen_choices_keep_a_schema_of_1800_properties(server: str) -> None:
+    properties = {f"property_{i}": {"type": ["string", "integer"][i % 2]} for i in range(1800)}
+    wanted = {"type": "json_schema", "json_schema": {"schema": {"type": "object", "properties": properties}}}
+    body = {"messages": MESSAGES, "max_tokens": 8, "n": 16, "response_format": wanted}
+    answer = httpx.post(f"{server}/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    for choice in answer.json()["choices"]:
+        assert choice["finish_reason"] in ("length", "stop")
+        assert choice["message"]["content"].lstrip().startswith("{")
+    at_rest(server)
+
+
+def test_a_grammar_of_50_000_alternatives_is_refused(server: str) -> None:
+    words = " | ".join(f'"word{i * 7919}"' for i in range(50_000))
+    body = {"prompt": "x", "max_tokens": 5, "structured_outputs": {"grammar": f"start: {words}"}}
+    answer = httpx.post(f"{server}/v1/completions", json=body, timeout=120)
+    assert answer.status_code == 400
+    assert "make it smaller" in answer.json()["error"]["message"]
+
+
 def test_a_required_tool_call_is_made(client: openai.OpenAI) -> None:
     tool: Any = {
         "type": "function",
@@ -264,6 +284,11 @@ BAD: list[tuple[str, Any, int, str]] = [
     (TEXT, OK | {"n": 1000}, 400, "n"),
     (TEXT, OK | {"stop": ["a"] * 17}, 400, "stop"),
     (TEXT, OK | {"stop": ""}, 400, "stop"),
+    (TEXT, OK | {"stop": ["x" * 1000] * 1000}, 400, "stop"),
+    (TEXT, OK | {"stop": "x" * 100_000}, 400, "stop"),
+    (TEXT, OK | {"stop_token_ids": list(range(500)) * 100}, 400, "stop_token_ids"),
+    (TEXT, OK | {"logit_bias": {str(token): 1 for token in range(10_000)}}, 400, "logit_bias"),
+    (TEXT, OK | {"logit_bias": {"9" * 5000: 1}}, 400, "logit_bias"),
     (TEXT, OK | {"stop_token_ids": [9_999_999]}, 400, "stop_token_ids"),
     (TEXT, OK | {"logit_bias": {"cat": 1}}, 400, "logit_bias"),
     (TEXT, OK | {"logit_bias": {"99999999": 1}}, 400, "logit_bias"),

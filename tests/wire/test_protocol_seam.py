@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,9 @@ async def engine_door() -> AsyncIterator[tuple[str, Any]]:
     engine = LocalEngine("m", tokenizer, scheduler, runner, clock, kv_bytes_per_token=0)
     metrics = EngineMetrics(engine, TicketStore())
     engine.observers.append(metrics)
-    service = EngineService(engine, tokenizer, ServerSettings(), metrics, lambda guide: None, engine.start)
+    service = EngineService(
+        engine, tokenizer, ServerSettings(), metrics, lambda guide: Future(), engine.start
+    )
     try:
         async with serving(create_app(service, protocols=SPOKEN), "on") as front, clients() as client:
             yield front, client

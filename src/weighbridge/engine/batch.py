@@ -65,17 +65,19 @@ class Sampled:
     `tokens[i]` is empty for a slice that does not sample, else the accepted drafts followed by one new
     token. `logprobs[i]` is aligned with `tokens[i]` when the request asked for them, else None.
     `errors` maps a slice's index to what went wrong with that request alone, `embeddings` to what came of a
-    sampling slice whose request embeds: it has no tokens.
+    sampling slice whose request embeds: it has no tokens. `deferred` are sampling slices whose constraint is still
+    being worked out: they have no tokens either, and their last own token is computed again in a later iteration.
     """
 
     tokens: list[list[int]]
     logprobs: list[list[TokenLogprob] | None]
     errors: dict[int, str] = field(default_factory=dict)
     embeddings: dict[int, Embedding] = field(default_factory=dict)
+    deferred: set[int] = field(default_factory=set)
 
     def problem(self, index: int, piece: Slice) -> str | None:
         """What went wrong with `Batch.slices[index]`, which is `piece`; a slice that samples must bring something."""
-        if index in self.errors or not piece.samples:
+        if index in self.errors or index in self.deferred or not piece.samples:
             return self.errors.get(index)
         if piece.request.embeds:
             return None if index in self.embeddings else "the model returned no embedding for this request"

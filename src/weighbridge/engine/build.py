@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import random
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from weighbridge.cost import DEFAULT_STEP_COST, Sample, StepClock, StepCost
 from weighbridge.engine import calibration
 from weighbridge.engine.engine import LocalEngine
 from weighbridge.engine.experts import telemetry as expert_telemetry
-from weighbridge.engine.guidance import GuideFactory
+from weighbridge.engine.guidance.factory import GuideFactory
 from weighbridge.engine.runner import Runner
 from weighbridge.engine.sampler import Sampler
 from weighbridge.engine.schedule.make import make_scheduler
@@ -27,6 +29,8 @@ from weighbridge.models.files.cache import weighbridge_home
 from weighbridge.models.files.checkpoint import Checkpoint, open_checkpoint
 from weighbridge.models.loader import Quantize, choose_dtype, load_decoder
 from weighbridge.models.text.tokenizer import Tokenizer, load_tokenizer
+
+log = logging.getLogger("weighbridge.engine")
 
 Report = Callable[[int, int], None]
 
@@ -77,6 +81,9 @@ def build_replica(
     max_model_len = _context(settings, checkpoint)
     settings = replace(settings, max_model_len=max_model_len)
     scheme = _scheme(settings.quantize)
+    guides = GuideFactory(tokenizer.backend, tokenizer.vocab_size, tokenizer.eos_token_ids)
+    preparing = threading.Thread(target=_prepare, args=(guides,), name="prepare-guides")
+    preparing.start()  # while the weights are read
     decoder = load_decoder(
         checkpoint,
         choose_dtype(settings.dtype),
@@ -85,10 +92,10 @@ def build_replica(
         report=report,
         expert_cache=settings.expert_cache,
     )
+    preparing.join()
     tune_allocator()
     bytes_per_token = checkpoint.config.kv_elements_per_token * decoder.dtype.itemsize
     num_blocks = pool_blocks(settings, bytes_per_token, max_model_len)
-    guides = GuideFactory(tokenizer.backend, tokenizer.vocab_size, tokenizer.eos_token_ids)
     sampler = Sampler(decoder.kernels, guides, tokenizer.vocab_size, random.Random())
     runner = Runner(decoder, sampler, num_blocks, settings.block_size, expert_telemetry.attach(decoder))
     key = _calibration_key(checkpoint, scheme, decoder)
@@ -117,6 +124,14 @@ def build_replica(
         calibrated=stored is not None,
         calibration_key=key,
     )
+
+
+def _prepare(guides: GuideFactory) -> None:
+    """Prepare structured output; a model whose vocabulary cannot be constrained serves without."""
+    try:
+        guides.prepare()
+    except BadInput as error:
+        log.warning("requests with a constraint will be refused: %s", error)
 
 
 def _context(settings: EngineSettings, checkpoint: Checkpoint) -> int:

@@ -19,7 +19,7 @@ from weighbridge.engine.loop import BatchRunner, EngineLoop
 from weighbridge.engine.request import FinishReason, Request, SamplingParams
 from weighbridge.engine.schedule.scheduler_api import Progress, SchedulerLike
 from weighbridge.engine.stream import EngineStream, StreamChoice
-from weighbridge.engine.text import TextStream, TokenDecoder
+from weighbridge.engine.text import StopStrings, TextStream, TokenDecoder
 from weighbridge.errors import Draining, NeverFits
 from weighbridge.ticket import Ticket, prompt_hash
 
@@ -152,6 +152,7 @@ class LocalEngine:
         arrival = self._clock()
         deadline = None if generation.deadline_ms is None else arrival + generation.deadline_ms / 1e3
         choices: list[StreamChoice] = []
+        stop, stop_ids = StopStrings(params.stop), self._stop_ids(params)
         for index in range(generation.choices):
             request = Request(
                 id=f"{ticket.id}-{index}",
@@ -162,11 +163,11 @@ class LocalEngine:
                 priority=SPECULATIVE_PRIORITY if generation.speculative else generation.priority,
                 deadline=deadline,
                 fork_of=choices[0].request if choices else None,
-                stop_token_ids=self._stop_ids(params),
+                stop_token_ids=stop_ids,
                 embeds=generation.embeds,
                 salt=generation.cache_salt.encode(),
             )
-            choices.append(StreamChoice(index, request, TextStream(self._tokenizer.stream(), params.stop)))
+            choices.append(StreamChoice(index, request, TextStream(self._tokenizer.stream(), stop)))
         return EngineStream(ticket, choices, self._cancel)
 
     def _bounded(self, generation: Generation) -> SamplingParams:

@@ -147,6 +147,8 @@ class EngineLoop:
             result.logprobs += alone.logprobs
             if alone.errors:
                 result.errors[index] = alone.errors[0]
+            if alone.deferred:
+                result.deferred.add(index)
             if alone.embeddings:
                 result.embeddings[index] = alone.embeddings[0]
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +15,9 @@ from weighbridge.models.compute.kernels.api import BatchLayout, Int32, States
 
 
 class TokenSampler(Protocol):
-    def sample(self, logits: torch.Tensor, batch: Batch, states: torch.Tensor | None = None) -> Sampled: ...
+    def sample(
+        self, logits: torch.Tensor, batch: Batch, states: torch.Tensor | None, patience: float
+    ) -> Sampled: ...
 
 
 class Runner:
@@ -47,10 +50,12 @@ class Runner:
         if self.experts is not None:
             self.experts.begin()
         states = self._states_needed(batch.slices)
+        began = time.perf_counter()
         logits = self._decoder.forward(token_ids, layout, self.cache, rows, states)
+        took = time.perf_counter() - began  # what a mask may cost the others: as much again
         if self.experts is not None:
             batch.experts_touched = self.experts.record(layout, rows)
-        return self._sampler.sample(logits, batch, None if states is None else states.out)
+        return self._sampler.sample(logits, batch, None if states is None else states.out, took)
 
     def _states_needed(self, slices: list[Slice]) -> States | None:
         """Make room for the hidden states of requests that embed and have their last position in this batch."""

@@ -1,6 +1,6 @@
 """From logits to tokens: greedy at full speed, everything else row by row, exact and repeatable.
 
-Order for a row: logit bias, penalties, constraint, bans before `min_tokens`, temperature, min-p, top-k,
+Order for a row: logit bias, penalties, bans before `min_tokens`, constraint, temperature, min-p, top-k,
 top-p, then one draw. The draw's randomness is a hash of (seed, output position), so a request gets the same
 tokens whatever else is in the batch and whether or not drafts are verified along the way.
 """
@@ -10,26 +10,39 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from weighbridge.engine.batch import Batch, Sampled, Slice
-from weighbridge.engine.guidance import GuideFactory, Matcher
+from weighbridge.engine.guidance.factory import GuideFactory
+from weighbridge.engine.guidance.matcher import Matcher
 from weighbridge.engine.request import Embedding, NextToken, Request, SamplingParams, TokenLogprob
-from weighbridge.errors import BadInput
+from weighbridge.errors import WeighbridgeError
 
 #: Candidates looked at first for top-p; widened only when they hold too little of the mass.
 CANDIDATES = 256
+#: Seconds that a batch waits at the least for the masks of its constrained outputs.
+SHORTEST_PATIENCE = 0.01
 
 
 class Argmax(Protocol):
     def argmax(self, logits: torch.Tensor) -> npt.NDArray[np.int32]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a request's parameters mean for every one of its rows, worked out once for all its choices."""
+
+    biased: torch.Tensor  # int64: tokens with a bias
+    biases: torch.Tensor  # float32, one for each
+    stops: torch.Tensor  # int64: tokens that are banned before `min_tokens`
+    in_prompt: torch.Tensor | None  # bool [vocab], where repetition is penalised
 
 
 @dataclass(slots=True)
@@ -38,8 +51,9 @@ class State:
 
     seed: int
     matcher: Matcher | None
-    counts: Counter[int] = field(default_factory=Counter)  # of output tokens
-    counted: int = 0  # output tokens in `counts`
+    wishes: Wishes
+    times: torch.Tensor | None = None  # float32 [vocab]: how often each token is in the output, for penalties
+    counted: int = 0  # output tokens in `times`
 
 
 class Sampler:
@@ -54,13 +68,21 @@ class Sampler:
         self._rng = rng
 
     @torch.inference_mode()
-    def sample(self, logits: torch.Tensor, batch: Batch, states: torch.Tensor | None = None) -> Sampled:
+    def sample(
+        self,
+        logits: torch.Tensor,
+        batch: Batch,
+        states: torch.Tensor | None = None,
+        patience: float = SHORTEST_PATIENCE,
+    ) -> Sampled:
         """`logits` [rows, vocab]: one row per sampling slice in order, and one more for each of its drafts.
 
-        `states` [embeddings, hidden]: one row per sampling slice whose request embeds, in order.
+        `states` [embeddings, hidden]: one row per sampling slice whose request embeds, in order. `patience`: seconds
+        that the batch may wait for the masks of constrained outputs; whose is not there by then is deferred.
         """
         result = Sampled([[] for _ in batch.slices], [None] * len(batch.slices))
         best = self._best(logits)
+        _await_masks(batch, max(patience, SHORTEST_PATIENCE))
         row = 0
         for index, piece in enumerate(batch.slices):
             if not piece.samples:
@@ -75,8 +97,10 @@ class Sampler:
                 elif is_plain(piece.request.params):
                     result.tokens[index] = _accept(piece.drafts, best, rows)
                 else:
-                    self._sample_slice(logits, rows, piece, index, result)
-            except (ValueError, BadInput) as error:
+                    result.tokens[index], result.logprobs[index] = self._sample_slice(logits, rows, piece)
+                    if not result.tokens[index]:
+                        result.deferred.add(index)
+            except (ValueError, WeighbridgeError) as error:
                 result.tokens[index] = []
                 result.errors[index] = str(error)
         self._refuse_broken(logits, batch, result)
@@ -107,15 +131,23 @@ class Sampler:
                 row += count
 
     def _sample_slice(
-        self, logits: torch.Tensor, rows: range, piece: Slice, index: int, result: Sampled
-    ) -> None:
+        self, logits: torch.Tensor, rows: range, piece: Slice
+    ) -> tuple[list[int], list[TokenLogprob] | None]:
+        """Return the tokens of one slice, as far as their masks are there in time, and their log-probabilities."""
         request = piece.request
         state = self._state(request)
         tokens: list[int] = []
         logprobs: list[TokenLogprob] = []
         for step, row in enumerate(rows):
+            forbidden = None
+            if state.matcher is not None:
+                forbidden = state.matcher.forbidden()
+                if forbidden is None:
+                    break
             scores = logits[row, : self._vocab_size].float()
             adjusted = self._adjust(scores.clone(), request, state, tokens)
+            if forbidden is not None:
+                adjusted.masked_fill_(forbidden, -torch.inf)
             token = self._draw(adjusted, request.params, state.seed, request.num_output_tokens + step)
             tokens.append(token)
             if request.params.logprobs is not None:
@@ -124,8 +156,7 @@ class Sampler:
                 state.matcher.accept(token)
             if step < len(piece.drafts) and token != piece.drafts[step]:
                 break
-        result.tokens[index] = tokens
-        result.logprobs[index] = logprobs if request.params.logprobs is not None else None
+        return tokens, logprobs if request.params.logprobs is not None else None
 
     def _state(self, request: Request) -> State:
         state = request.sampler_state
@@ -137,22 +168,31 @@ class Sampler:
                 if self._guides is None:
                     raise ValueError("structured output needs a tokenizer, which this engine was not given")
                 matcher = self._guides.matcher(params.guide)
-            state = request.sampler_state = State(seed, matcher)
+            state = request.sampler_state = State(seed, matcher, self._wishes(request))
         return state
+
+    def _wishes(self, request: Request) -> Wishes:
+        """What `request` wants of every row; further choices share what the first one has."""
+        if request.fork_of is not None and isinstance(request.fork_of.sampler_state, State):
+            return request.fork_of.sampler_state.wishes
+        params, in_prompt = request.params, None
+        if params.repetition_penalty != 1.0:
+            in_prompt = torch.zeros(self._vocab_size, dtype=torch.bool)
+            in_prompt[_ids(request.prompt)] = True
+        biases = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
+        return Wishes(_ids(params.logit_bias), biases, _ids(request.stop_token_ids), in_prompt)
 
     def _adjust(
         self, scores: torch.Tensor, request: Request, state: State, fresh: Sequence[int]
     ) -> torch.Tensor:
-        """Bias, penalties, constraint and bans, in place. `fresh` are tokens drawn in this very iteration."""
-        params = request.params
-        for token, bias in params.logit_bias.items():
-            scores[token] += bias
+        """Bias, penalties and bans, in place. `fresh` are tokens drawn in this very iteration."""
+        params, wishes = request.params, state.wishes
+        if len(wishes.biased):
+            scores.index_add_(0, wishes.biased, wishes.biases)
         if has_penalties(params):
             apply_penalties(scores, request, state, fresh)
-        if state.matcher is not None:
-            scores.masked_fill_(~state.matcher.allowed(), -torch.inf)
-        if request.num_output_tokens + len(fresh) < params.min_tokens and request.stop_token_ids:
-            scores[list(request.stop_token_ids)] = -torch.inf
+        if request.num_output_tokens + len(fresh) < params.min_tokens and len(wishes.stops):
+            scores[wishes.stops] = -torch.inf
         return scores
 
     def _draw(self, scores: torch.Tensor, params: SamplingParams, seed: int, position: int) -> int:
@@ -195,21 +235,41 @@ def _accept(drafts: Sequence[int], best: Sequence[int], rows: range) -> list[int
 
 
 def apply_penalties(scores: torch.Tensor, request: Request, state: State, fresh: Sequence[int]) -> None:
-    """Repetition (Keskar et al. 2019) over prompt and output; presence and frequency over the output, as OpenAI."""
+    """Repetition (Keskar et al. 2019) over prompt and output; presence and frequency over the output, as OpenAI.
+
+    Takes as long at the end of a long output as at its beginning.
+    """
     params = request.params
-    output = request.tokens[request.num_prompt_tokens :]
-    state.counts.update(output[state.counted :])
-    state.counted = len(output)
-    counts = state.counts + Counter(fresh) if fresh else state.counts
-    if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({*request.prompt, *counts}))
-        values = scores[seen]
-        penalty = params.repetition_penalty
-        scores[seen] = torch.where(values > 0, values / penalty, values * penalty)
-    if counts and (params.presence_penalty or params.frequency_penalty):
-        ids = torch.tensor(list(counts))
-        times = torch.tensor(list(counts.values()), dtype=torch.float32)
-        scores[ids] -= params.presence_penalty + params.frequency_penalty * times
+    if state.times is None:
+        state.times = torch.zeros(len(scores))
+    times = state.times
+    output = request.tokens[request.num_prompt_tokens + state.counted :]
+    state.counted += len(output)
+    for token in output:
+        times[token] += 1
+    if fresh:
+        times = times.clone()
+        for token in fresh:
+            times[token] += 1
+    if state.wishes.in_prompt is not None:
+        seen, penalty = state.wishes.in_prompt | (times > 0), params.repetition_penalty
+        scores.copy_(torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores))
+    if params.presence_penalty or params.frequency_penalty:
+        scores -= params.presence_penalty * (times > 0) + params.frequency_penalty * times
+
+
+def _ids(tokens: Iterable[int]) -> torch.Tensor:
+    return torch.tensor(list(tokens), dtype=torch.int64)
+
+
+def _await_masks(batch: Batch, patience: float) -> None:
+    """Let the masks come that the batch can wait for. Where all that is left to do waits for one, any will do."""
+    states = [piece.request.sampler_state for piece in batch.slices if piece.samples]
+    matchers = [state.matcher for state in states if isinstance(state, State) and state.matcher is not None]
+    pending: list[Future[Any]] = [matcher.pending for matcher in matchers if not matcher.pending.done()]
+    if pending:
+        others = len(pending) < len(batch.slices)
+        wait(pending, patience, ALL_COMPLETED if others else FIRST_COMPLETED)
 
 
 def filtered(scores: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -22,13 +22,34 @@ class TextDelta:
     stopped_by: str | None = None
 
 
-class TextStream:
-    """Decodes the tokens of one choice and watches for its stop strings; the first that is complete wins."""
+class StopStrings:
+    """The stop strings of one request, prepared once for all its choices."""
 
-    def __init__(self, decoder: TokenDecoder, stop: Sequence[str] = ()) -> None:
+    def __init__(self, strings: Sequence[str]) -> None:
+        self.patterns = tuple((string, _borders(string)) for string in strings if string)
+
+
+def _borders(string: str) -> list[int]:
+    """Of each beginning of `string`, the longest shorter end that begins it too (Knuth, Morris and Pratt 1977)."""
+    borders, length = [0] * len(string), 0
+    for at in range(1, len(string)):
+        while length and string[at] != string[length]:
+            length = borders[length - 1]
+        length += string[at] == string[length]
+        borders[at] = length
+    return borders
+
+
+class TextStream:
+    """Decodes the tokens of one choice and watches for its stop strings; the first that is complete wins.
+
+    Takes a time linear in the text, whatever the stop strings are and however much of them has come.
+    """
+
+    def __init__(self, decoder: TokenDecoder, stop: StopStrings | None = None) -> None:
         self._decoder = decoder
-        self._stop = tuple(stop_string for stop_string in stop if stop_string)
-        self._longest = max((len(stop_string) for stop_string in self._stop), default=0)
+        self._patterns = stop.patterns if stop is not None else ()
+        self._matched = [0] * len(self._patterns)  # of each, how much of it the text so far ends with
         self._held = ""  # decoded, but may turn out to begin a stop string
         self._ended = False
 
@@ -47,32 +68,35 @@ class TextStream:
         self._ended = True
         return delta.text + rest
 
-    def _take(self, text: str) -> TextDelta:
-        if not self._stop:
-            return TextDelta(text)
-        text = self._held + text
-        cut, stop = self._earliest(text)
-        if stop is not None:
+    def _take(self, new: str) -> TextDelta:
+        if not self._patterns:
+            return TextDelta(new)
+        text, held = self._held + new, len(self._held)
+        # Of those complete at once, the longest; the end counts, as one that began before may never be completed.
+        complete = [
+            (held + end, -len(pattern[0]), pattern[0])
+            for place, pattern in enumerate(self._patterns)
+            if (end := self._scan(place, pattern, new)) is not None
+        ]
+        if complete:
+            end, length, stop = min(complete)
             self._ended, self._held = True, ""
-            return TextDelta(text[:cut], stop)
-        keep = self._unfinished(text)
-        self._held = text[len(text) - keep :]
-        return TextDelta(text[: len(text) - keep])
+            return TextDelta(text[: end + length], stop)
+        shown = len(text) - max(self._matched)
+        self._held = text[shown:]
+        return TextDelta(text[:shown])
 
-    def _earliest(self, text: str) -> tuple[int, str | None]:
-        """Return where the first complete stop string starts, and it; of several complete at once, the longest.
-
-        The end counts: a longer stop string that began before may never be completed.
-        """
-        complete = [(at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
-        if not complete:
-            return len(text), None
-        _, start, first = min(complete)
-        return start, first
-
-    def _unfinished(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
-        for length in range(min(self._longest - 1, len(text)), 0, -1):
-            if any(stop.startswith(text[len(text) - length :]) for stop in self._stop):
-                return length
-        return 0
+    def _scan(self, place: int, pattern: tuple[str, list[int]], new: str) -> int | None:
+        """Return how far into `new` the pattern is complete, or None, with how much of it is there in the end noted."""
+        string, borders = pattern
+        matched = self._matched[place]
+        if not matched and string[0] not in new:
+            return None
+        for at, character in enumerate(new):
+            while matched and character != string[matched]:
+                matched = borders[matched - 1]
+            matched += character == string[matched]
+            if matched == len(string):
+                return at + 1
+        self._matched[place] = matched
+        return None

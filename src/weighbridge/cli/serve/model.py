@@ -48,8 +48,8 @@ def assemble(replica: EngineReplica, settings: ServerSettings) -> ASGIApp:
     engine = replica.engine
     metrics = EngineMetrics(engine, TicketStore(path=settings.tickets), settings.json_logs)
     engine.observers.append(metrics)
-    validate = replica.guides.validate
-    return create_app(EngineService(engine, replica.tokenizer, settings, metrics, validate, engine.start))
+    compiled = replica.guides.compiled
+    return create_app(EngineService(engine, replica.tokenizer, settings, metrics, compiled, engine.start))
 
 
 def _announce(replica: EngineReplica, where: str, seconds: float) -> None:

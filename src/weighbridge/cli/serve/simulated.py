@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, NoReturn, Protocol
 
 from rich.text import Text
 from starlette.types import ASGIApp
@@ -146,5 +146,5 @@ def words_of(tokenizer: ReplicaTokenizer) -> tuple[int, ...]:
     return tuple(dict.fromkeys(tokenizer.encode(word, False)[0] for word in WORDS))
 
 
-def _refuse_guide(guide: object) -> None:
+def _refuse_guide(guide: object) -> NoReturn:
     raise BadInput("a simulated replica cannot keep its answers to a schema, grammar or pattern")

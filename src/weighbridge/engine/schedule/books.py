@@ -140,6 +140,8 @@ class Books:
             if error is not None:
                 self._end(request, FinishReason.ERROR)
                 progress.append(Progress(request, [], None, FinishReason.ERROR, error))
+            elif index in sampled.deferred:
+                self._defer(piece)
             elif piece.samples and not request.embeds:
                 progress.append(self._advance(piece, sampled.tokens[index], sampled.logprobs[index]))
             else:
@@ -148,6 +150,14 @@ class Books:
                 if piece.samples:
                     progress.append(self._embedded(request, sampled.embeddings[index]))
         return progress
+
+    def _defer(self, piece: Slice) -> None:
+        """Keep what a slice computed but for its last own token, which is to be computed, and sampled from, again."""
+        request = piece.request
+        request.num_computed_tokens = request.num_tokens - 1
+        self.tables.commit(request)
+        if piece.drafts:
+            self.tables.trim(request)
 
     def _embedded(self, request: Request, embedding: Embedding) -> Progress:
         """End a request whose prompt is computed and in the prefix cache, which was all it wanted."""

@@ -185,6 +185,8 @@ class StaticScheduler:
             elif error is not None:
                 self._end(request, FinishReason.ERROR)
                 progress.append(Progress(request, [], None, FinishReason.ERROR, error))
+            elif index in sampled.deferred:
+                request.num_computed_tokens = request.num_tokens - 1
             elif piece.samples and request.embeds:
                 self._end(request, FinishReason.STOP)
                 embedding = sampled.embeddings[index]

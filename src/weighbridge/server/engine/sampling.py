@@ -13,6 +13,12 @@ from weighbridge.server.settings import ServerSettings
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.protocols.openai import Common
 
+#: Strings that may end an output, and characters of one; OpenAI takes four.
+MAX_STOPS = 16
+LONGEST_STOP = 1024
+#: Token ids that may end an output.
+MAX_STOP_IDS = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -33,9 +39,9 @@ def sampling_params(
         )
     if request.n is not None and request.n > settings.max_choices:
         raise ApiError(400, f"n: at most {settings.max_choices} choices can be had", param="n")
-    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    if len(stop) > 16 or any(not one for one in stop):
-        raise ApiError(400, "stop: give at most 16 strings, none of them empty", param="stop")
+    stop = _stop_strings(request.stop)
+    if request.stop_token_ids is not None and len(request.stop_token_ids) > MAX_STOP_IDS:
+        raise ApiError(400, f"stop_token_ids: give at most {MAX_STOP_IDS}", param="stop_token_ids")
     ids = frozenset(request.stop_token_ids or ())
     _check_ids(ids, "stop_token_ids", limits)
     if request.min_tokens is not None and request.min_tokens > max_tokens:
@@ -54,7 +60,7 @@ def sampling_params(
         logit_bias=_logit_bias(request.logit_bias or {}, limits),
         seed=request.seed,
         logprobs=logprobs,
-        stop=tuple(stop),
+        stop=stop,
         stop_token_ids=ids,
         ignore_eos=bool(request.ignore_eos),
         min_tokens=_or(request.min_tokens, 0),
@@ -64,6 +70,15 @@ def sampling_params(
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
+
+
+def _stop_strings(given: str | list[str] | None) -> tuple[str, ...]:
+    stop = (given,) if isinstance(given, str) else tuple(given or ())
+    if len(stop) > MAX_STOPS or any(not one for one in stop):
+        raise ApiError(400, f"stop: give at most {MAX_STOPS} strings, none of them empty", param="stop")
+    if any(len(one) > LONGEST_STOP for one in stop):
+        raise ApiError(400, f"stop: a string may have at most {LONGEST_STOP} characters", param="stop")
+    return stop
 
 
 def _check_ids(ids: frozenset[int], name: str, limits: Limits) -> None:
@@ -78,9 +93,12 @@ def _check_ids(ids: frozenset[int], name: str, limits: Limits) -> None:
 
 def _logit_bias(bias: Mapping[str, float], limits: Limits) -> dict[int, float]:
     result = {}
+    if len(bias) > limits.vocab_size:
+        message = f"logit_bias: has {len(bias)} entries, but the vocabulary only {limits.vocab_size} tokens"
+        raise ApiError(400, message, param="logit_bias")
     for key, value in bias.items():
-        if not key.isdecimal():
-            raise ApiError(400, f"logit_bias: keys are token ids, not {key!r}", param="logit_bias")
+        if not (key.isdecimal() and len(key) <= 9):
+            raise ApiError(400, f"logit_bias: keys are token ids, not {key[:40]!r}", param="logit_bias")
         result[int(key)] = value
     _check_ids(frozenset(result), "logit_bias", limits)
     return result

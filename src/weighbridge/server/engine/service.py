@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, replace
 from importlib.resources import files
 from typing import Any, ClassVar
@@ -39,7 +40,7 @@ BURST = 8
 class EngineService:
     """An engine with its tokenizer, as the door sees it. `on_start` runs when the event loop does.
 
-    `validate_guide` raises BadInput for a constraint that cannot be kept.
+    `compile_guide` promises that a constraint is ready to be used; the promise is broken with BadInput where it cannot.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class EngineService:
         tokenizer: ChatTokenizer,
         settings: ServerSettings,
         metrics: EngineMetrics,
-        validate_guide: Callable[[Guide], None],
+        compile_guide: Callable[[Guide], Future[Any]],
         on_start: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine = engine
@@ -61,7 +62,7 @@ class EngineService:
         self._prompts = PromptReader(tokenizer, Limits(settings, tokenizer.vocab_size))
         self._tokenizer = tokenizer
         self._metrics = metrics
-        self._validate_guide = validate_guide
+        self._compile_guide = compile_guide
         self._on_start = on_start
         self._created = int(time.time())
 
@@ -195,7 +196,8 @@ class EngineService:
         prompt: list[int],
     ) -> SamplingParams:
         if guide is not None:
-            await asyncio.to_thread(self._validate_guide, guide)
+            # Others may wait for the same one: whoever goes away must not cancel it.
+            await asyncio.shield(asyncio.wrap_future(self._compile_guide(guide)))
         room = max(self.engine.max_model_len - len(prompt), 1)
         wanted = max_tokens if max_tokens is not None else min(room, self.settings.default_max_tokens)
         return sampling_params(body, wanted, logprobs, guide, self._prompts.limits)
