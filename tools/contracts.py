@@ -16,7 +16,7 @@ from pathlib import Path
 
 PACKAGE = "weighbridge"
 
-_BASE = {"errors", "knobs", "secret", "ticket", "cost"}
+_BASE = {"errors", "knobs", "secret", "state", "ticket", "cost"}
 _ENGINE = _BASE | {"models", "engine", "workload"}
 _FLEET = _ENGINE | {"wire", "fleet"}
 
@@ -26,7 +26,8 @@ FLOORS: dict[str, set[str]] = {
     "knobs": {"errors"},
     "secret": set(),
     "cost": {"errors", "knobs"},
-    "ticket": {"errors", "cost"},
+    "state": {"errors"},
+    "ticket": {"errors", "cost", "state"},
     "workload": _BASE,
     "wire": _BASE,
     "models": _BASE,

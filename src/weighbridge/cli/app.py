@@ -294,14 +294,19 @@ def root(
     """Do nothing but take the options that belong to no command."""
 
 
+def _told(error: WeighbridgeError) -> str:
+    """The error's words and what was noted about it on the way."""
+    return "; ".join([str(error), *getattr(error, "__notes__", ())])
+
+
 def main() -> None:
     """Run the command line; errors raised on purpose become one line on standard error."""
     try:
         app()
     except BadInput as error:
-        fail(str(error), code=2)
+        fail(_told(error), code=2)
     except WeighbridgeError as error:
-        fail(str(error), code=1)
+        fail(_told(error), code=1)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

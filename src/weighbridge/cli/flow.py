@@ -69,7 +69,8 @@ def run(
     except (WeighbridgeError, KeyboardInterrupt):
         raise
     except Exception as error:
-        raise WeighbridgeError(f"{target} failed: {type(error).__name__}: {error}") from error
+        noted = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        raise WeighbridgeError(f"{target} failed: {type(error).__name__}: {error}{noted}") from error
     record = configured.last
     assert record is not None
     if json_output:

@@ -22,13 +22,15 @@ from weighbridge.flow.llm.mcp import mcp_tools
 from weighbridge.flow.llm.model import Llm, llm
 from weighbridge.flow.llm.plan import PlanError
 from weighbridge.flow.llm.reply import Reply, ToolCall
-from weighbridge.flow.runtime import FlowTimeout, Promise, StepTimeout, attempt, charge
+from weighbridge.flow.recorded import recorded
+from weighbridge.flow.runtime import Diverged, FlowTimeout, Promise, StepTimeout, attempt, charge
 from weighbridge.flow.step import Effect, In, NotDone, Step, step
 
 __all__ = [
     "NOTHING",
     "Budget",
     "BudgetExceeded",
+    "Diverged",
     "Effect",
     "Flow",
     "FlowTimeout",
@@ -57,5 +59,6 @@ __all__ = [
     "llm",
     "mcp_tools",
     "prefetch",
+    "recorded",
     "step",
 ]

@@ -25,7 +25,7 @@ from weighbridge.flow.report.explain import explain
 from weighbridge.flow.report.record import Record
 from weighbridge.flow.report.timeline import text
 from weighbridge.flow.report.timeline_page import page
-from weighbridge.flow.runtime import FlowRun
+from weighbridge.flow.runtime import Diverged, FlowRun
 from weighbridge.flow.slots import Slots
 from weighbridge.flow.step import current_world
 
@@ -135,10 +135,15 @@ class Flow(Generic[P, T]):
         if self.journal is None:
             return cast(T, await self._run(args, kwargs, self._new_record(run_id)).execute())
         with Journal(self.journal).open_run(self.name, run_id, args, kwargs) as journal:
-            record = self._new_record(run_id)
-            run = self._run(args, kwargs, record, journal)
             kind = return_type(self.function)
-            return cast(T, await journal.execute(run.execute, kind, record, self.learner))
+            while True:
+                record = self._new_record(run_id)
+                run = self._run(args, kwargs, record, journal)
+                try:
+                    return cast(T, await journal.execute(run.execute, kind, record, self.learner))
+                except Diverged:
+                    if not journal.goes_again():
+                        raise
 
     def _new_record(self, run_id: str) -> Record:
         clock = asyncio.get_running_loop().time

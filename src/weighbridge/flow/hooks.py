@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from weighbridge.flow.step import Step
 
 H = TypeVar("H", bound="Hook")
+GoOn = Callable[[], None]
 
 
 @dataclass(slots=True)
@@ -70,6 +71,15 @@ class RunView(Protocol):
     usd: float  # spent so far
     resumed: int  # results that an earlier life of the run had left
     error: str | None  # why it failed
+    diverged: Any  # set by a hook: the run ends with this error, and undoes nothing
+
+    def now(self) -> float:
+        """Return the seconds since the run began."""
+        ...
+
+    def in_body(self) -> bool:
+        """Tell whether the code that runs now is the body itself, not a task that it has made."""
+        ...
 
     @property
     def clock(self) -> Callable[[], float]: ...
@@ -117,8 +127,8 @@ class ExecutionView(Protocol):
     @property
     def error(self) -> BaseException | None: ...
 
-    def finish_with(self, value: Any) -> None:
-        """Give it its result without running it."""
+    def finish_with(self, value: Any, error: BaseException | None = None) -> None:
+        """Give it its result, or its error, without running it."""
         ...
 
 
@@ -186,6 +196,20 @@ class Hook:
         A WeighbridgeError raised here becomes the call's error.
         """
 
+    def hold_start(self, call: CallView, go_on: GoOn) -> bool:
+        """Tell whether a call whose arguments are there must wait; then the hook calls `go_on` when it may start."""
+        return False
+
+    def hold_result(self, call: CallView, error: BaseException | None, go_on: GoOn) -> bool:
+        """Tell whether the flow must wait for a result that is there; then the hook calls `go_on` when it may see it.
+
+        Asked before `settled`. `error`: what the call ended with, None for a value.
+        """
+        return False
+
+    def awaited(self, call: CallView) -> None:
+        """The committed body has seen the result or error of a call that it awaited."""
+
     def undone(self, call: CallView) -> None:
         """What a call did has been taken back, because the flow failed."""
 
@@ -196,12 +220,28 @@ class Hook:
 class Hooks:
     """The hooks of a run, by event: an event reaches only those that listen to it."""
 
-    __slots__ = ("called", "ended", "every", "finished", "recall", "settled", "started", "undone")
+    __slots__ = (
+        "awaited",
+        "called",
+        "ended",
+        "every",
+        "finished",
+        "hold_result",
+        "hold_start",
+        "recall",
+        "settled",
+        "started",
+        "undone",
+    )
 
     def __init__(self, hooks: Iterable[Hook]) -> None:
         self.every = tuple(hooks)
         self.called: tuple[Callable[[CallView], None], ...] = self._listening("called")
         self.recall: tuple[Callable[[CallView, ExecutionView], bool], ...] = self._listening("recall")
+        self.hold_start: tuple[Callable[[CallView, GoOn], bool], ...] = self._listening("hold_start")
+        self.hold_result: tuple[Callable[[CallView, BaseException | None, GoOn], bool], ...]
+        self.hold_result = self._listening("hold_result")
+        self.awaited: tuple[Callable[[CallView], None], ...] = self._listening("awaited")
         self.started: tuple[Callable[[CallView, ExecutionView], None], ...] = self._listening("started")
         self.finished: tuple[Callable[[ExecutionView], None], ...] = self._listening("finished")
         self.settled: tuple[Callable[[CallView], None], ...] = self._listening("settled")

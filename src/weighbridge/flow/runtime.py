@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Hashable, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -41,6 +42,10 @@ UNDO_SECONDS = 30.0
 
 class StepTimeout(WeighbridgeError, TimeoutError):
     """A step took longer than its `timeout`."""
+
+
+class Diverged(WeighbridgeError):
+    """A resumed run goes another way than before, past a write that has happened. Nothing is undone for it."""
 
 
 class FlowTimeout(WeighbridgeError, TimeoutError):
@@ -140,7 +145,16 @@ class Promise(Pending, Generic[T]):
             self._callbacks.append(callback)
 
     def settle(self, value: T | None, error: BaseException | None = None) -> None:
-        """Give it its result. Later results are ignored."""
+        """Give it its result, unless a hook holds that back for now. Later results are ignored."""
+        if self.done:
+            return
+        for hold in self.world.hold_result:
+            if hold(self, error, lambda: self.settle_now(value, error)):
+                return
+        self.settle_now(value, error)
+
+    def settle_now(self, value: T | None, error: BaseException | None = None) -> None:
+        """Give it its result, whatever hooks would say."""
         if self.done:
             return
         self.done, self._value, self.error = True, value, error
@@ -160,7 +174,7 @@ class Promise(Pending, Generic[T]):
         if self.done:
             return
         execution, self.execution = self.execution, None
-        self.settle(None, asyncio.CancelledError(f"{self.step.name} was let go"))
+        self.settle_now(None, asyncio.CancelledError(f"{self.step.name} was let go"))
         if execution is not None:
             execution.release(self)
 
@@ -262,6 +276,24 @@ class Execution:
             self._task.cancel()
 
     @property
+    def may_have_happened(self) -> bool:
+        """Whether nobody knows if a write that ended with an error had its effect."""
+        began = self.span is not None and self.span.started is not None
+        return began and self.error is not None and not isinstance(self.error, NotDone)
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether its function has begun, and may have had an effect, and has not ended."""
+        return not self.done and self.span is not None and self.span.started is not None
+
+    def stop(self) -> asyncio.Task[None] | None:
+        """Cancel it, and return the task that ends."""
+        self._stopped = True
+        if self._task is not None:
+            self._task.cancel()
+        return self._task
+
+    @property
     def usable(self) -> bool:
         """Whether another promise may stand for it: not when it was stopped, or failed while only a bet."""
         if self.done and self.error is None:
@@ -287,9 +319,9 @@ class Execution:
         if not self.done:
             self._task = run.nursery.spawn(self._run())
 
-    def finish_with(self, value: Any) -> None:
-        """Give it its result without running it."""
-        self.done, self.value, self.finished_at = True, value, self.run.clock()
+    def finish_with(self, value: Any, error: BaseException | None = None) -> None:
+        """Give it its result, or its error, without running it."""
+        self.done, self.value, self.error, self.finished_at = True, value, error, self.run.clock()
         self.span = None
 
     async def _run(self) -> None:
@@ -345,8 +377,9 @@ class Execution:
         except TimeoutError as error:
             if isinstance(error, StepTimeout):
                 raise
+            doubt = "; it may have happened all the same" if self.step.writes else ""
             raise StepTimeout(
-                f"step {self.step.name} took longer than its timeout of {seconds:g} s"
+                f"step {self.step.name} took longer than its timeout of {seconds:g} s{doubt}"
             ) from error
 
     async def _hedged(self, share: float) -> Any:
@@ -458,6 +491,9 @@ class World:
         self.frontier: Join | None = None
         self.order: EffectOrder[Promise[Any]] = EffectOrder()
         self.hear_settled = run.hooks.settled if self.reported else ()
+        self.hold_result = run.hooks.hold_result if self.reported else ()
+        self._hear_awaited = run.hooks.awaited if self.reported else ()
+        self._hold_start = run.hooks.hold_start if self.reported else ()
         self._ask_recall = run.hooks.recall if self.reported else ()
         self._counts: dict[Hashable, int] = {}
         self._used: dict[Hashable, int] = {}
@@ -541,6 +577,8 @@ class World:
         frontier = self.frontier
         if frontier is None or frontier.call is not promise:
             self.frontier = Join(frontier, promise)
+        for awaited in self._hear_awaited:
+            awaited(promise)
 
     def blocked(self, promise: Promise[Any]) -> None:
         """The body waits for `promise`."""
@@ -564,6 +602,11 @@ class World:
     # -- binding ---------------------------------------------------------------------------------------
 
     def _bind(self, promise: Promise[Any]) -> None:
+        if promise.done:
+            return
+        for hold in self._hold_start:
+            if hold(promise, lambda: self._bind(promise)):
+                return
         args, kwargs = promise.args, promise.kwargs
         if promise.pending or self.assumed:
             try:
@@ -623,7 +666,7 @@ class World:
 
     def refused(self, promise: Promise[Any], refusal: WeighbridgeError) -> None:
         """A hook does not let a call start."""
-        promise.settle(None, refusal)
+        promise.settle_now(None, refusal)
 
     # -- combinations ----------------------------------------------------------------------------------
 
@@ -638,7 +681,7 @@ class World:
                 called(promise)
             execution = self._recalled(promise, promise.args, {}, None) if self._ask_recall else None
             if execution is not None:
-                promise.settle(execution.value)
+                promise.settle(execution.value, execution.error)
         return promise
 
     def abandon(self) -> None:
@@ -693,17 +736,23 @@ class FlowRun:
         self.usd = 0.0
         self.resumed = 0  # results that an earlier life of the run had left
         self.error: str | None = None
+        self.diverged: Diverged | None = None
         self.executions: dict[Hashable, list[Execution]] = {}
         self.committed = World(self)
         self._slots = slots
         self._beside: dict[type[World], World] = {}
         self._numbers: dict[Hashable, int] = {}
         self._undoable: list[Promise[Any]] = []
+        self._body_task: asyncio.Task[Any] | None = None
         self._dispatching: deque[tuple[Callable[[Any], None], Promise[Any]]] | None = None
 
     def now(self) -> float:
         """Seconds since the run began."""
         return self.clock() - self.began
+
+    def in_body(self) -> bool:
+        """Tell whether the code that runs now is the body itself, not a task that it has made."""
+        return asyncio.current_task() is self._body_task
 
     @property
     def frontier(self) -> Join | None:
@@ -715,10 +764,18 @@ class FlowRun:
     async def execute(self) -> Any:
         """Return the body's result. Raises what the body raises, FlowTimeout, or a failed write nobody awaited."""
         try:
-            return await self._within_budget()
+            result = await self._within_budget()
+            if self.diverged is not None:  # the body took it for an ordinary error
+                raise self.diverged
+            return result
         except BaseException as error:
+            if self.diverged is not None and error is not self.diverged:
+                self.error = f"Diverged: {self.diverged}"
+                raise self.diverged from error
             self.error = f"{type(error).__name__}: {error}"
-            await self._undo()
+            for note in await self._undo() if self.diverged is None else ():
+                self.error += f"; {note}"
+                error.add_note(note)
             raise
         finally:
             await self._close()
@@ -744,7 +801,8 @@ class FlowRun:
             return result
 
         try:
-            result = await self.nursery.spawn(body())
+            self._body_task = self.nursery.spawn(body())
+            result = await self._body_task
         except Exception:
             await self._finish_writes()
             raise
@@ -773,27 +831,43 @@ class FlowRun:
 
     def may_undo(self, promise: Promise[Any]) -> None:
         """An `undo` step of the committed world has settled."""
-        if promise.error is None:
+        execution = promise.execution
+        if promise.error is None or (execution is not None and execution.may_have_happened):
             self._undoable.append(promise)
 
-    async def _undo(self) -> None:
-        """Take back what `undo` steps did, last first."""
+    async def _undo(self) -> list[str]:
+        """Take back what `undo` steps did, last first; return what is to be said of those that could not be."""
+        notes: list[str] = []
+        await self._stop_undoable()
         for promise in reversed(self._undoable):
-            take_back, execution = promise.step.options.undo, promise.execution
-            if take_back is None or execution is None or execution.undone:
+            execution = promise.execution
+            if execution is None or execution.undone:
                 continue
-            task = self.nursery.spawn(_call(take_back, promise.result()))
             try:
-                await asyncio.wait([task], timeout=promise.step.options.timeout or UNDO_SECONDS)
+                seconds = promise.step.options.timeout or UNDO_SECONDS
+                task = self.nursery.spawn(_take_back(promise, execution))
+                await asyncio.wait([task], timeout=seconds)
                 failed = task.cancel() or task.exception() is not None
+                note = f"undoing {promise.step.name} failed" if failed else task.result()
             except asyncio.CancelledError:
-                failed = True
-            if failed:
-                self.error = f"{self.error}; undoing {promise.step.name} failed"
+                note = f"undoing {promise.step.name} failed"
+            if note:
+                notes.append(note)
                 continue
             execution.undone = True
             for undone in self.hooks.undone:
                 undone(promise)
+        return notes
+
+    async def _stop_undoable(self) -> None:
+        """End `undo` steps that still run, so that what they did can be taken back."""
+        running = [
+            promise.execution
+            for promise in self.committed.writes
+            if promise.step.options.undo is not None and promise.execution and promise.execution.in_flight
+        ]
+        with suppress(asyncio.CancelledError):
+            await self.nursery.reap(task for execution in running if (task := execution.stop()) is not None)
 
     async def _close(self) -> None:
         """Cancel whatever still runs, wait until it has ended, and close what was opened."""
@@ -853,5 +927,24 @@ class FlowRun:
             self._dispatching = None
 
 
-async def _call(function: Callable[[Any], Coroutine[Any, Any, None] | Awaitable[None]], value: Any) -> None:
-    await function(value)
+async def _take_back(promise: Promise[Any], execution: Execution) -> str:
+    """Undo a step; where nobody knows whether it happened, its `settle` is asked. Return why it could not be undone."""
+    step, options = promise.step, promise.step.options
+    assert options.undo is not None
+    if promise.error is None:
+        await options.undo(promise.result())
+        return ""
+    if options.settle is None:
+        return (
+            f"step {step.name} may or may not have happened, and was not undone; "
+            "give it settle=function, which looks that up"
+        )
+    inside = current_execution.set(execution)
+    try:
+        value = await options.settle(*execution.args, **execution.kwargs)
+    except NotDone:
+        return ""
+    finally:
+        current_execution.reset(inside)
+    await options.undo(value)
+    return ""

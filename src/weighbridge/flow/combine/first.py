@@ -59,6 +59,7 @@ class _Race:
 
     def __init__(self, world: World, promises: list[Promise[Any]]) -> None:
         self._promises = promises
+        self._is_decided = False
         self.promise = world.combine(_FIRST, promises)
         if self.promise.done:
             self._let_go()
@@ -73,7 +74,7 @@ class _Race:
             promise.on_settled(self._settled)
 
     def _settled(self, promise: Promise[Any]) -> None:
-        if self.promise.done:
+        if self.promise.done or self._is_decided:
             return
         if promise.error is None:
             self._won(promise)
@@ -81,6 +82,7 @@ class _Race:
             self.promise.settle(None, promise.error)
 
     def _won(self, winner: Promise[Any]) -> None:
+        self._is_decided = True
         self.promise.settle(winner.result())
         self._let_go()
 

@@ -10,7 +10,6 @@ again; its `settle` function says whether it happened.
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,16 +19,11 @@ import filelock
 
 from weighbridge.errors import BadInput
 from weighbridge.flow.journal.run_journal import RunJournal
+from weighbridge.flow.journal.schema import JOURNAL
+from weighbridge.state.database import open_database, said, sentence
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS runs (
-    run_id TEXT PRIMARY KEY, flow TEXT NOT NULL, arguments TEXT NOT NULL, arguments_digest TEXT NOT NULL,
-    status TEXT NOT NULL, began REAL NOT NULL, ended REAL, result BLOB, error TEXT, record BLOB);
-CREATE TABLE IF NOT EXISTS steps (
-    run_id TEXT NOT NULL, key TEXT NOT NULL, name TEXT NOT NULL, effect TEXT NOT NULL, state TEXT NOT NULL,
-    value BLOB, usd REAL NOT NULL DEFAULT 0, at REAL NOT NULL, PRIMARY KEY (run_id, key)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS learned (flow TEXT PRIMARY KEY, record BLOB NOT NULL);
-"""
+#: Seconds that a transaction waits for other processes.
+WAIT_SECONDS = 5.0
 
 
 class Journal:
@@ -37,16 +31,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.connection = sqlite3.connect(path, isolation_level=None, timeout=30.0)
-            self.connection.execute("PRAGMA journal_mode=WAL")
-            self.connection.execute("PRAGMA synchronous=FULL")
-            self.connection.executescript(_SCHEMA)
-        except (sqlite3.Error, OSError) as error:
-            raise BadInput(
-                f"journal {path}: {error}; give the path of an SQLite file or a new one"
-            ) from error
+        self.connection = open_database(path, JOURNAL, wait_s=WAIT_SECONDS, durable=True)
 
     def close(self) -> None:
         self.connection.close()
@@ -55,13 +40,16 @@ class Journal:
         """Return runs, the latest first: id, flow, arguments, status, times."""
         names = ("run_id", "flow", "arguments", "status", "began", "ended", "error")
         query = f"SELECT {', '.join(names)} FROM runs ORDER BY began DESC LIMIT ?"
-        return [dict(zip(names, row, strict=True)) for row in self.connection.execute(query, (limit,))]
+        with said("journal", self.path):
+            rows = self.connection.execute(query, (limit,)).fetchall()
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
     def record_of(self, run_id: str) -> bytes:
         """Return the saved record of a run that has ended. Raises BadInput if there is none."""
-        row = self.connection.execute(
-            "SELECT record, status FROM runs WHERE run_id = ?", (run_id,)
-        ).fetchone()
+        with said("journal", self.path):
+            row = self.connection.execute(
+                "SELECT record, status FROM runs WHERE run_id = ?", (run_id,)
+            ).fetchone()
         if row is None:
             latest = ", ".join(run["run_id"] for run in self.runs(5)) or "none yet"
             raise BadInput(f"journal {self.path} has no run {run_id!r}; the latest are: {latest}")
@@ -76,14 +64,29 @@ class Journal:
         """Begin or resume a run; one process at a time. Raises BadInput for other arguments than before."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run_id):
             raise BadInput(f"run id {run_id!r}: use up to 100 letters, digits, dots, dashes and underscores")
-        lock = filelock.FileLock(f"{self.path}.{run_id}.lock", timeout=0)
         try:
-            with lock:
-                yield RunJournal(self.connection, flow, run_id, args, kwargs)
-        except filelock.Timeout:
-            raise BadInput(f"run {run_id} is being executed by another process; wait for it") from None
+            with _alone(Path(f"{self.path}.{run_id}.lock"), run_id):
+                yield RunJournal(self.connection, self.path, flow, run_id, args, kwargs)
         finally:
             self.close()
-            if not lock.is_locked:
-                with suppress(OSError):
-                    Path(lock.lock_file).unlink()
+
+
+@contextmanager
+def _alone(path: Path, run_id: str) -> Iterator[None]:
+    """Be the only one that executes a run. The system forgets the lock with the process that holds it.
+
+    The file goes only while its lock is held: whoever waits with the file that was removed looks again.
+    """
+    lock = filelock.FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise BadInput(f"run {run_id} is being executed by another process; wait for it") from None
+    except OSError as error:
+        raise BadInput(sentence(error, "lock", path)) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        lock.release()

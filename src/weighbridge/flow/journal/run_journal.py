@@ -1,26 +1,40 @@
-"""One run in the journal: what its calls gave, and what is known of writes that were interrupted."""
+"""One run in the journal: what its calls gave, in which order, and what is known of writes that were interrupted.
+
+What a resumed run sees of its earlier lives comes in the order in which it saw it then (`replay.py`).
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.flow.bets.learn import Learner
-from weighbridge.flow.hooks import CallView, ExecutionView, Hook, RunView
+from weighbridge.flow.hooks import CallView, ExecutionView, GoOn, Hook, Join, RunView
 from weighbridge.flow.identity import contains_identity, digest, freeze_call
+from weighbridge.flow.journal.errors_json import decode_error, encode_error
 from weighbridge.flow.journal.json_values import decode, encode, return_type, shown
+from weighbridge.flow.journal.replay import Replay, Seen
 from weighbridge.flow.report.record import Record
 from weighbridge.flow.report.record_json import record_json
-from weighbridge.flow.runtime import this_execution
+from weighbridge.flow.runtime import Diverged, this_execution
 from weighbridge.flow.step import NotDone
+from weighbridge.state.database import StateError, said
+
+log = logging.getLogger("weighbridge.flow")
 
 #: Results that nothing rests on yet are written at least this often, in seconds.
 FLUSH_SECONDS = 0.05
+
+Row = tuple[Any, ...]
 
 
 class InDoubt(WeighbridgeError):
@@ -33,24 +47,44 @@ class RunJournal(Hook):
     def __init__(
         self,
         connection: sqlite3.Connection,
+        path: Path,
         flow: str,
         run_id: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
         self._connection = connection
+        self._path = path
         self._run_id = run_id
         self._flow = flow
-        self._digests: dict[int, str] = {}
-        self._dirty = False
+        self._unwritten: dict[str, Row | None] = {}  # rows to write by key; None: to delete
         self.result: bytes | None = None  # of a run that had ended
         arguments = _frozen_arguments(flow, args, kwargs)
         shown_arguments = shown({"args": list(args), **({"kwargs": kwargs} if kwargs else {})})
-        self._begin(arguments, shown_arguments)
-        rows = self._connection.execute(
-            "SELECT key, state, value, usd FROM steps WHERE run_id = ?", (run_id,)
-        ).fetchall()
-        self._known: dict[str, tuple[str, bytes | None, float]] = {row[0]: row[1:] for row in rows}
+        with self._said():
+            self._begin(arguments, shown_arguments)
+        self._read(is_paced=False)
+
+    def _read(self, *, is_paced: bool) -> None:
+        """Begin a life of the run with what earlier ones have left."""
+        with self._said():
+            rows = self._connection.execute(
+                "SELECT key, state, value, seq, elapsed, name, effect FROM steps WHERE run_id = ?",
+                (self._run_id,),
+            ).fetchall()
+        self._digests: dict[int, str] = {}
+        self._known: dict[str, tuple[str, bytes | None]] = {row[0]: (row[1], row[2]) for row in rows}
+        self._places: dict[str, int] = {row[0]: row[3] for row in rows if row[3] is not None}
+        self._next_place = 1 + max(self._places.values(), default=-1)
+        self._errors: dict[int, int] = {}  # calls that failed, by number -> place among the settled
+        self._seen: Join | None = None  # what the body had awaited when it last called a write
+        seen = [Seen(row[0], row[4]) for row in sorted(rows, key=_by_place) if row[3] is not None]
+        writes = {
+            key: Seen(name, elapsed)
+            for key, state, _, _, elapsed, name, effect in rows
+            if effect in ("undo", "write") and state != "declined"
+        }
+        self._replay = Replay(self._run_id, seen, writes, is_paced=is_paced)
 
     def _begin(self, arguments: str, shown_arguments: str) -> None:
         row = self._connection.execute(
@@ -81,28 +115,56 @@ class RunJournal(Hook):
         self._restore(learner)
         try:
             self.result = encode(await run(), kind, f"the result of flow {self._flow}")
+            self._replay.check_end()
         except BaseException as error:
-            self._end("failed", f"{type(error).__name__}: {error}", record, learner)
+            self.result = None
+            if isinstance(error, Diverged) and not self._replay.is_paced:
+                raise
+            try:
+                self._end("failed", f"{type(error).__name__}: {error}", record, learner)
+            except StateError as unwritten:
+                log.error("how run %s ended was not written down: %s", self._run_id, unwritten)
             raise
         self._end("done", None, record, learner)
         return decode(self.result, kind)
 
-    def _end(self, status: str, error: str | None, record: Record, learner: Learner) -> None:
-        self._write()
-        self._connection.execute(
-            "UPDATE runs SET status = ?, ended = ?, result = ?, error = ?, record = ? WHERE run_id = ?",
-            (status, time.time(), self.result, error, record_json(record), self._run_id),
-        )
-        self._connection.execute(
-            "INSERT OR REPLACE INTO learned VALUES (?, ?)",
-            (self._flow, msgspec.json.encode(learner.as_dict())),
-        )
+    def goes_again(self) -> bool:
+        """After Diverged: begin the life anew, in the time that the earlier ones took; False after that, too.
+
+        Time-outs of a flow's body pass again then, which they do not when results come as soon as they can.
+        """
+        if self._replay.is_paced:
+            return False
         self.flush()
+        self._read(is_paced=True)
+        return True
+
+    def _end(self, status: str, error: str | None, record: Record, learner: Learner) -> None:
+        self.flush()
+        with self._said():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._connection.execute(
+                    "UPDATE runs SET status = ?, ended = MAX(?, began), result = ?, error = ?, record = ? "
+                    "WHERE run_id = ?",
+                    (status, time.time(), self.result, error, record_json(record), self._run_id),
+                )
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO learned VALUES (?, ?)",
+                    (self._flow, msgspec.json.encode(learner.as_dict())),
+                )
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._roll_back()
+                raise
 
     def _restore(self, learner: Learner) -> None:
         if learner.steps or learner.sites:
             return
-        row = self._connection.execute("SELECT record FROM learned WHERE flow = ?", (self._flow,)).fetchone()
+        with self._said():
+            row = self._connection.execute(
+                "SELECT record FROM learned WHERE flow = ?", (self._flow,)
+            ).fetchone()
         if row is not None:
             learner.restore(decode(row[0], dict[str, Any]))
 
@@ -124,17 +186,45 @@ class RunJournal(Hook):
         self._digests[call.number] = key = digest((stable, call.occurrence))
         return key
 
+    def called(self, call: CallView) -> None:
+        if call.step.writes:
+            with suppress(BadInput):  # which `recall` raises where the caller sees it
+                self._replay.called(self.key(call))
+            self._keep_caught_errors(call.frontier)
+
     def recall(self, call: CallView, execution: ExecutionView) -> bool:
-        state, value, _ = self._known.get(self.key(call), ("new", None, 0.0))
-        if state not in ("done", "undone"):
+        state, value = self._known.get(self.key(call), ("new", None))
+        if state in ("new", "started"):
             return False
         assert value is not None
         execution.undone = state == "undone"
-        execution.finish_with(decode(value, return_type(call.step.function)))
+        if state in ("failed", "declined"):
+            execution.finish_with(None, decode_error(value, call.step.name))
+        else:
+            execution.finish_with(decode(value, return_type(call.step.function)))
         return True
 
+    def hold_start(self, call: CallView, go_on: GoOn) -> bool:
+        """A new write waits until every write that has happened was called again."""
+        if not call.step.writes or self.key(call) in self._known:
+            return False
+        return self._replay.holds_start(call.run, go_on)
+
+    def hold_result(self, call: CallView, error: BaseException | None, go_on: GoOn) -> bool:
+        """A resumed run sees results in their recorded order. What a write has done now is written down at once."""
+        if self._replay.over or (call.step.writes and not self._is_recorded(call)):
+            return False
+        self._replay.arrives(call, self.key(call), go_on)
+        return True
+
+    def _is_recorded(self, call: CallView) -> bool:
+        return self._known.get(self.key(call), ("new", None))[0] not in ("new", "started")
+
+    def awaited(self, call: CallView) -> None:
+        self._replay.awaited(call)
+
     def started(self, call: CallView, execution: ExecutionView) -> None:
-        """Make durable that a write starts. Raises InDoubt when it had started before."""
+        """Make durable that a write starts. Raises InDoubt when it had started before, Diverged past another one."""
         if not call.step.writes:
             return
         key = execution.journal_key = self.key(call)
@@ -146,61 +236,121 @@ class RunJournal(Hook):
                 )
             execution.in_doubt = True
             return
-        self._put(call, "started", None, 0.0)
-        self.flush()
+        self._replay.check_write(call)
+        self._put(call, "started", None)
+        try:
+            self.flush()
+        except StateError:
+            del self._known[key], self._unwritten[key]  # it does not start
+            raise
 
     def settled(self, call: CallView) -> None:
         """Write the result down. The flow sees it as the journal gives it back."""
         if call.error is not None:
-            if call.step.writes and call.execution is not None and isinstance(call.error, NotDone):
-                self._forget(call)
+            self._failed(call, call.error)
             return
-        key = self.key(call)
-        if key in self._known and self._known[key][0] != "started":
+        if self._is_recorded(call) or (self._replay.is_lost and not call.step.writes):
             return
         combined = call.execution is None
         what = f"the result of {call.step.name}" if combined else f"the result of step {call.step.name}"
         data = encode(call.result(), return_type(call.step.function), what)
         span = call.execution.span if call.execution is not None else None
-        self._put(call, "done", data, span.usd if span is not None else 0.0)
+        self._put(call, "done", data, span.usd if span is not None else 0.0, self._place())
         if call.step.writes:
             self.flush()
 
+    def _failed(self, call: CallView, error: BaseException) -> None:
+        if not self._replay.over:
+            self._replay.let_go(call, self._digests.get(call.number, ""))
+        if isinstance(error, asyncio.CancelledError | InDoubt | Diverged) or self._is_recorded(call):
+            return
+        self._errors[call.number] = self._place()
+        if isinstance(error, NotDone) and call.step.writes and call.execution is not None:
+            self._forget(call)
+
+    def _keep_caught_errors(self, frontier: Join | None) -> None:
+        """Errors that the body has seen and lived with are part of why it calls a write now."""
+        join, seen, self._seen = frontier, self._seen, frontier
+        while join is not None and join is not seen:
+            call, join = join.call, join.before
+            place = self._errors.pop(call.number, None)
+            if place is not None and call.error is not None:
+                state = "declined" if isinstance(call.error, NotDone) else "failed"
+                self._put(call, state, encode_error(call.error), 0.0, place)
+
     def undone(self, call: CallView) -> None:
-        self._put(call, "undone", self._known[self.key(call)][1], 0.0)
-        self.flush()
+        key = self.key(call)
+        state, value = self._known.get(key, ("new", None))
+        if state == "done":
+            self._put(call, "undone", value, 0.0, self._places.get(key))
+            self.flush()
+        elif state == "started":  # nobody knew whether it had happened; now it has not
+            self._forget(call)
 
     # -- writing ---------------------------------------------------------------------------------------
 
-    def _put(self, call: CallView, state: str, value: bytes | None, usd: float) -> None:
-        self._write(call.run)
+    def _place(self) -> int:
+        """Return the next place among the calls that have settled."""
+        self._next_place += 1
+        return self._next_place - 1
+
+    def _put(
+        self, call: CallView, state: str, value: bytes | None, usd: float = 0.0, seq: int | None = None
+    ) -> None:
         key, step = self.key(call), call.step
-        self._known[key] = (state, value, usd)
-        self._connection.execute(
-            "INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (self._run_id, key, step.name, step.options.effect, state, value, usd, time.time()),
-        )
+        self._known[key] = (state, value)
+        if seq is not None:
+            self._places[key] = seq
+        row = (self._run_id, key, step.name, step.options.effect, state, value, usd, time.time(), seq)
+        self._write(key, (*row, self._replay.elapsed(call.run)), call.run)
 
     def _forget(self, call: CallView) -> None:
         key = self.key(call)
         self._known.pop(key, None)
-        self._write(call.run)
-        self._connection.execute("DELETE FROM steps WHERE run_id = ? AND key = ?", (self._run_id, key))
+        self._write(key, None, call.run)
         self.flush()
 
-    def _write(self, run: RunView | None = None) -> None:
-        """Be in a transaction; it ends with the next effect, or soon."""
-        if not self._dirty:
-            self._dirty = True
-            self._connection.execute("BEGIN IMMEDIATE")
-            if run is not None:
-                run.later(FLUSH_SECONDS, self.flush)
+    def _write(self, key: str, row: Row | None, run: RunView) -> None:
+        """Write a row with the next effect, or soon."""
+        if not self._unwritten:
+            run.later(FLUSH_SECONDS, self._flush_now_and_then)
+        self._unwritten[key] = row
+
+    def _flush_now_and_then(self) -> None:
+        try:
+            self.flush()
+        except StateError as error:  # it stays to be written, and the next effect waits for that
+            log.warning("%s; run %s goes on and tries again", error, self._run_id)
 
     def flush(self) -> None:
-        """Make everything so far durable."""
-        if self._dirty:
-            self._dirty = False
-            self._connection.execute("COMMIT")
+        """Make everything so far durable. Raises StateError; then it is all still to be written."""
+        if not self._unwritten:
+            return
+        with self._said():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                for key, row in self._unwritten.items():
+                    if row is None:
+                        self._connection.execute(
+                            "DELETE FROM steps WHERE run_id = ? AND key = ?", (self._run_id, key)
+                        )
+                    else:
+                        self._connection.execute(
+                            "INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row
+                        )
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._roll_back()
+                raise
+        self._unwritten.clear()
+
+    def _roll_back(self) -> None:
+        with suppress(sqlite3.Error):
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+    def _said(self) -> Any:
+        return said("journal", self._path)
 
 
 def idempotency_key() -> str:
@@ -218,6 +368,10 @@ def _frozen_arguments(flow: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         kind = type(unstable).__name__
         raise BadInput(f"flow {flow}: an argument of type {kind} cannot be journaled; pass plain data")
     return digest(frozen)
+
+
+def _by_place(row: Row) -> int:
+    return -1 if row[3] is None else int(row[3])
 
 
 def _renumbered(frozen: Hashable, keys: dict[int, str]) -> Hashable:

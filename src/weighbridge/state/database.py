@@ -1,0 +1,177 @@
+"""SQLite files that many processes share: opened, brought to this version, and never waited for without a bound.
+
+Whatever goes wrong is one sentence that names the file, what is the matter, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from weighbridge.errors import BadInput, WeighbridgeError
+from weighbridge.state.schema import Schema
+
+_REMEDIES = {
+    sqlite3.SQLITE_BUSY: "another process keeps it locked; find out which, or try again",
+    sqlite3.SQLITE_LOCKED: "another connection keeps it locked; try again",
+    sqlite3.SQLITE_FULL: "the disk is full; free some room",
+    sqlite3.SQLITE_READONLY: "it cannot be written; check the permissions of file and directory",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened as an SQLite file; check the path and the permissions",
+    sqlite3.SQLITE_PERM: "it cannot be opened; check the permissions of file and directory",
+    sqlite3.SQLITE_NOTADB: "it is no SQLite file; name another one",
+    sqlite3.SQLITE_CORRUPT: "it is damaged; restore it from a backup, or move it away",
+    sqlite3.SQLITE_IOERR: "the disk failed; look at the system's log",
+}
+
+
+class StateError(WeighbridgeError):
+    """A file of ours cannot be read or written now."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSchema(Schema[sqlite3.Connection]):
+    """The schema of an SQLite file. A new file is one of version 0, migrated, so that both are the same.
+
+    `application_id` is SQLite's own mark for a kind of file; version 0 has none and is known by its `tables`.
+    """
+
+    application_id: int
+    first: str  # what makes a file of version 0
+    tables: frozenset[str]
+
+
+def sentence(error: Exception, name: str, where: object) -> str:
+    """Say what is wrong with the file of a kind, and what to do about it."""
+    code = getattr(error, "sqlite_errorcode", None)
+    remedy = None if code is None else _REMEDIES.get(code & 0xFF)
+    if isinstance(error, OSError):
+        remedy = f"{(error.strerror or str(error)).lower()}; check the path and its permissions"
+    return f"the {name} {where}: {remedy or error}"
+
+
+@contextmanager
+def said(name: str, where: object) -> Iterator[None]:
+    """Raise StateError with a sentence for errors of SQLite and of the system."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise StateError(sentence(error, name, where)) from error
+
+
+def open_database(
+    path: Path | None, schema: DatabaseSchema, *, wait_s: float, durable: bool
+) -> sqlite3.Connection:
+    """Return a connection to a file of this version; one that does not exist is made, an older one is migrated.
+
+    `path`: None for one in memory. `wait_s`: how long each transaction waits for other processes. `durable`: what is
+    committed survives a power cut, not only a crash of the process. The connection may be used by any one thread at a
+    time. Raises BadInput, also for a file of another kind and for a version from the future.
+    """
+    where = path if path is not None else "in memory"
+    try:
+        with said(schema.name, where):
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            connection = connect(path, wait_s)
+    except StateError as error:
+        raise BadInput(str(error)) from error
+    try:
+        with said(schema.name, where):
+            found = version_of(connection, schema, str(where))
+            _use_wal(connection, wait_s)
+            connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            if found != schema.version:
+                migrate(connection, schema, str(where))
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, StateError):
+            raise BadInput(str(error)) from error
+        raise
+    return connection
+
+
+def _use_wal(connection: sqlite3.Connection, wait_s: float) -> None:
+    """Let readers and a writer work side by side. SQLite itself does not wait for others when it changes this."""
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+        time.sleep(0.01)
+
+
+def connect(path: Path | None, wait_s: float, *, read_only: bool = False) -> sqlite3.Connection:
+    """Return a connection that begins transactions only when told to. Raises sqlite3.Error."""
+    name = ":memory:" if path is None else str(path)
+    if read_only and path is not None:
+        name = f"{path.resolve().as_uri()}?mode=ro"
+    return sqlite3.connect(
+        name,
+        timeout=wait_s,
+        isolation_level=None,
+        check_same_thread=False,
+        uri=read_only and path is not None,
+    )
+
+
+def version_of(connection: sqlite3.Connection, schema: DatabaseSchema, where: str) -> int:
+    """Return the version of a file; an empty one has -1. Raises BadInput where it is none of this kind."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if not tables and not version and not application:
+        return -1
+    is_ours = application == schema.application_id or (
+        not application and not version and schema.tables <= tables
+    )
+    if not is_ours:
+        raise BadInput(f"{where} is an SQLite file, but no {schema.name}; name another file")
+    return schema.check(version, where)
+
+
+def migrate(connection: sqlite3.Connection, schema: DatabaseSchema, where: str) -> None:
+    """Bring a file to this version, whole or not at all, also while other processes look. Raises sqlite3.Error."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        found = version_of(connection, schema, where)  # another process may have been first
+        if found < 0:
+            for statement in schema.first.split(";"):
+                connection.execute(statement)
+        if found != schema.version:
+            schema.upgrade(connection, max(found, 0), where)
+            connection.execute(f"PRAGMA application_id={schema.application_id}")
+            connection.execute(f"PRAGMA user_version={schema.version}")
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+
+
+def damage(connection: sqlite3.Connection) -> str:
+    """Return what SQLite's own check finds wrong with a file; empty: nothing. Raises sqlite3.Error."""
+    found = [text for (text,) in connection.execute("PRAGMA integrity_check(5)")]
+    return "" if found == ["ok"] else "; ".join(found)
+
+
+def copy_database(source: Path, target: Path, *, wait_s: float) -> None:
+    """Copy a file as it is at one moment, while others write to it. `target` must not exist. Raises sqlite3.Error."""
+    reading = connect(source, wait_s, read_only=True)
+    try:
+        writing = connect(target, wait_s)
+        try:
+            reading.backup(
+                writing, pages=-1
+            )  # in one step: else it starts again whenever another process writes
+            writing.execute("PRAGMA journal_mode=DELETE")
+        finally:
+            writing.close()
+    finally:
+        reading.close()
