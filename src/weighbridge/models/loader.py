@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
@@ -69,8 +70,22 @@ class _Builder:
         )
         self._dense_from: dict[int, int | None] = {}
 
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a tensor of the checkpoint. Raises BadInput where it holds what is no number."""
+        tensor = self.checkpoint.tensor(name)
+        # One pass without a copy; a sum may also be too large, which the exact question settles.
+        if not math.isfinite(float(tensor.sum(dtype=torch.float32))) and not bool(tensor.isfinite().all()):
+            raise self._damaged(name)
+        return tensor
+
+    def _damaged(self, name: str) -> BadInput:
+        path, own_name = self.checkpoint.path, self.checkpoint.own_name(name)
+        return BadInput(
+            f"tensor {own_name!r} of {path} holds values that are not finite: the file is damaged"
+        )
+
     def norm(self, name: str) -> torch.Tensor:
-        return self.checkpoint.tensor(name).float().contiguous()
+        return self.tensor(name).float().contiguous()
 
     def linear(self, names: Sequence[str], bias: bool, bits: int) -> Linear:
         """One linear layer from the rows of several matrices. `bits` is what a quantised scheme keeps."""
@@ -90,26 +105,33 @@ class _Builder:
     ) -> Linear:
         offset = None
         if bias:
-            parts = [self.checkpoint.tensor(name.removesuffix("weight") + "bias") for name in names]
+            parts = [self.tensor(name.removesuffix("weight") + "bias") for name in names]
             offset = torch.cat(parts).to(self.dtype)
         if self.scheme is not Quantize.NONE:
             quantized = self._quantized(names, bits)
             if quantized is not None:
                 return hybrid_linear(quantized, offset, self.dtype, crossover(quantized.bits))
-        weight = torch.cat([self.checkpoint.tensor(name).to(self.dtype) for name in names])
+        weight = torch.cat([self.tensor(name).to(self.dtype) for name in names])
         return make_linear(weight, offset, self.dtype)
 
     def _quantized(self, names: Sequence[str], bits: int) -> GroupQuantized | None:
         """Return the file's own codes where it has them, else our rounding; None: this layer stays dense."""
-        parts = [self.checkpoint.quantized(name) for name in names]
+        parts = [self._codes(name) for name in names]
         coded = [part for part in parts if part is not None]
         alike = len(coded) == len(names) and len({part.bits for part in coded}) == 1
         if self.scheme is Quantize.AUTO:
             return stack(coded) if alike else None
         if alike and coded[0].bits == bits:
             return stack(coded)
-        weight = torch.cat([self.checkpoint.tensor(name).float() for name in names])
+        weight = torch.cat([self.tensor(name).float() for name in names])
         return quantize(weight, bits) if weight.shape[1] % GROUP_SIZE == 0 else None
+
+    def _codes(self, name: str) -> GroupQuantized | None:
+        """Return the file's own codes of a matrix, if any. Raises BadInput where a scale is no number."""
+        codes = self.checkpoint.quantized(name)
+        if codes is not None and not codes.is_finite():
+            raise self._damaged(name)
+        return codes
 
     def _crossover(self, bits: int) -> int | None:
         """Tokens from which a dense copy pays on this machine (AMX), measured on this model's widest layer."""
@@ -177,7 +199,7 @@ def load_decoder(
     weights = DecoderWeights(
         config,
         dtype,
-        embedding=checkpoint.tensor("model.embed_tokens.weight").to(dtype).contiguous(),
+        embedding=builder.tensor("model.embed_tokens.weight").to(dtype).contiguous(),
         layers=layers,
         final_norm=builder.norm("model.norm.weight"),
         lm_head=builder.output_matrix(head),

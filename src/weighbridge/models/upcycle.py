@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.experts.moe_loader import expert_matrices, router_name
 from weighbridge.models.files.checkpoint import Checkpoint, GgufCheckpoint
 from weighbridge.models.files.config import ExpertsConfig, ModelConfig
+from weighbridge.models.files.tensors import expert_matrices, router_name
 from weighbridge.models.text.tokenizer import load_tokenizer
 from weighbridge.models.upcycle_router import router_weights
 
@@ -137,9 +137,9 @@ def _files(
             for name in checkpoint.names()
             if name.startswith(prefix) and ".mlp." not in name
         }
-        tensors[router_name(experts, layer)] = routers[layer]
+        tensors[router_name(experts, prefix)] = routers[layer]
         for expert in range(options.experts):
-            gated, down = expert_matrices(experts, layer, expert)
+            gated, down = expert_matrices(experts, prefix, expert)
             # The same numbers whatever is written before: a seed for each expert.
             generator = torch.Generator().manual_seed(hash((options.seed, layer, expert)) % (1 << 62))
             for name, part in zip([*gated, *down], ("gate", "up", "down"), strict=True):

@@ -24,6 +24,7 @@ from weighbridge.models.experts.moe import (
 from weighbridge.models.experts.moe_grouped import group
 from weighbridge.models.experts.routing import Router
 from weighbridge.models.files.config import ExpertsConfig, ModelConfig
+from weighbridge.models.files.tensors import expert_matrices, gated_matrices, router_name
 
 
 class Weights(Protocol):
@@ -40,20 +41,6 @@ class Weights(Protocol):
         ...
 
 
-def expert_matrices(experts: ExpertsConfig, layer: int, expert: int) -> tuple[list[str], list[str]]:
-    """Return the Hugging Face names of an expert's (gate and up) and down matrices."""
-    prefix = f"model.layers.{layer}."
-    if experts.mixtral_names:
-        stem = f"{prefix}block_sparse_moe.experts.{expert}."
-        return [f"{stem}w1.weight", f"{stem}w3.weight"], [f"{stem}w2.weight"]
-    return _gated(f"{prefix}mlp.experts.{expert}.")
-
-
-def router_name(experts: ExpertsConfig, layer: int) -> str:
-    block = "block_sparse_moe" if experts.mixtral_names else "mlp"
-    return f"model.layers.{layer}.{block}.gate.weight"
-
-
 def build_mlp(
     weights: Weights,
     config: ModelConfig,
@@ -64,14 +51,15 @@ def build_mlp(
 ) -> Mlp | SparseMlp:
     """Build the feed-forward block of `layer`; with `cache`, the experts that are not resident are mapped."""
     experts = config.experts
-    prefix = f"model.layers.{layer}.mlp."
+    layer_prefix = f"model.layers.{layer}."
+    prefix = f"{layer_prefix}mlp."
     if experts is None or not experts.sparse_layers[layer]:
-        return _mlp(weights, _gated(prefix), config.mlp_bias, kernels, bits)
+        return _mlp(weights, gated_matrices(prefix), config.mlp_bias, kernels, bits)
     shared = None
     if experts.shared_intermediate_size:
-        mlp = _mlp(weights, _gated(prefix + "shared_expert."), False, kernels, bits)
+        mlp = _mlp(weights, gated_matrices(prefix + "shared_expert."), False, kernels, bits)
         shared = SharedExpert(mlp, weights.norm(prefix + "shared_expert_gate.weight"))
-    router = Router(weights.norm(router_name(experts, layer)), experts.top_k, experts.normalize)
+    router = Router(weights.norm(router_name(experts, layer_prefix)), experts.top_k, experts.normalize)
     if cache is not None:
         cache.routers.append(router)
         return SparseMlp(layer, router, cache.next_layer(), shared)
@@ -118,7 +106,8 @@ def expert_builder(
     weights: Weights, experts: ExpertsConfig, layer: int, kernels: Kernels, bits: int
 ) -> Callable[[int], Mlp]:
     """Return a function from the number of an expert to its packed feed-forward block."""
-    return lambda expert: _mlp(weights, expert_matrices(experts, layer, expert), False, kernels, bits)
+    prefix = f"model.layers.{layer}."
+    return lambda expert: _mlp(weights, expert_matrices(experts, prefix, expert), False, kernels, bits)
 
 
 def normed_projection(weights: Weights, config: ModelConfig, layer: int, qkv: Linear) -> Linear:
@@ -128,10 +117,6 @@ def normed_projection(weights: Weights, config: ModelConfig, layer: int, qkv: Li
     prefix = f"model.layers.{layer}.self_attn."
     q_norm, k_norm = (weights.norm(f"{prefix}{name}_norm.weight") for name in "qk")
     return NormedProjection(qkv, q_norm, k_norm, config.rms_norm_eps, config.clip_qkv)
-
-
-def _gated(stem: str) -> tuple[list[str], list[str]]:
-    return [f"{stem}gate_proj.weight", f"{stem}up_proj.weight"], [f"{stem}down_proj.weight"]
 
 
 def _mlp(

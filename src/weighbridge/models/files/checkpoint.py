@@ -17,10 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.files import cache, gguf, gguf_config, hf_config
+from weighbridge.models.files import cache, gguf, gguf_config, gguf_names, hf_config
 from weighbridge.models.files.config import ModelConfig
+from weighbridge.models.files.fields import shown
 from weighbridge.models.files.hf_config import read_json
 from weighbridge.models.files.quantized import GroupQuantized
+from weighbridge.models.files.tensors import PLAIN, Stored, TensorTable, check_tensors
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -29,11 +31,8 @@ _ROUTER = re.compile(r"(model\.layers\.\d+)\.block_sparse_moe\.gate\.weight")
 _PARTS = {"gate_proj": 0, "w1": 0, "up_proj": 1, "w3": 1, "down_proj": 2, "w2": 2}
 
 
-class Checkpoint(Protocol):
+class Checkpoint(TensorTable, Protocol):
     """Weights by their Hugging Face names, read one at a time from a mapped file."""
-
-    config: ModelConfig
-    path: Path
 
     def names(self) -> list[str]:
         """Hugging Face names of all tensors."""
@@ -56,14 +55,21 @@ class Checkpoint(Protocol):
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a directory or a .gguf file. Raises BadInput or UnsupportedModel."""
+    """Open a directory or a .gguf file, whose tensors are then those of its configuration.
+
+    Raises BadInput or UnsupportedModel.
+    """
+    checkpoint: Checkpoint
     if path.is_dir():
-        return SafetensorsCheckpoint(path)
-    if not path.exists():
+        checkpoint = SafetensorsCheckpoint(path)
+    elif not path.exists():
         raise BadInput(f"{path} does not exist")
-    if path.suffix != ".gguf":
+    elif path.suffix != ".gguf" or not path.is_file():
         raise BadInput(f"{path} is neither a model directory nor a .gguf file")
-    return GgufCheckpoint(path)
+    else:
+        checkpoint = GgufCheckpoint(path)
+    check_tensors(checkpoint)
+    return checkpoint
 
 
 class SafetensorsCheckpoint:
@@ -79,7 +85,7 @@ class SafetensorsCheckpoint:
         return list(self._file_of)
 
     def tensor(self, name: str) -> torch.Tensor:
-        part = _Part(name) if name in self._file_of else _locate(name, self._file_of)
+        part = self._part(name)
         if part is None:
             raise BadInput(f"{self.path} has no tensor {name!r}: the checkpoint is incomplete")
         file = self._file_of[part.name]
@@ -97,8 +103,35 @@ class SafetensorsCheckpoint:
     def quantized(self, name: str) -> GroupQuantized | None:
         return None
 
+    @property
+    def matrix_kinds(self) -> tuple[str, ...]:
+        return PLAIN
+
+    def own_name(self, name: str) -> str:
+        return name
+
+    def own_names(self) -> Collection[str]:
+        return self._file_of.keys()
+
+    def stored(self, name: str) -> Stored | None:
+        part = self._part(name)
+        if part is None:
+            return None
+        file = self._file_of[part.name]
+        try:
+            held = self._opened(file).get_slice(part.name)
+        except SafetensorError as error:
+            raise BadInput(f"{file} has no readable tensor {part.name!r}: {error}") from error
+        shape = tuple(held.get_shape())
+        if part.expert is not None:
+            shape = _cut(part, held.get_shape(), self.config).shape
+        return Stored(part.name, shape, str(held.get_dtype()))
+
     def fingerprint(self) -> str:
         return cache.fingerprint(sorted({self.path / "config.json", *self._file_of.values()}))
+
+    def _part(self, name: str) -> _Part | None:
+        return _Part(name) if name in self._file_of else _locate(name, self._file_of)
 
     def _read(self, file: Path, part: _Part) -> torch.Tensor:
         """Return a whole tensor, or what one expert has of it: nothing else is read."""
@@ -128,10 +161,19 @@ class SafetensorsCheckpoint:
         index = self.path / "model.safetensors.index.json"
         if index.exists():
             return self._indexed(index)
-        files = sorted(self.path.glob("*.safetensors"))
+        files = sorted(file for file in self.path.glob("*.safetensors") if file.is_file())
         if not files:
             raise BadInput(f"{self.path} has no .safetensors file{self._pickle_hint()}")
-        return {name: file for file in files for name in self._opened(file).keys()}  # noqa: SIM118
+        file_of: dict[str, Path] = {}
+        for file in files:
+            for name in self._opened(file).keys():  # noqa: SIM118 (no dict)
+                if name in file_of:
+                    raise BadInput(
+                        f"tensor {shown(name)} is in {file_of[name].name} and in {file.name} of {self.path}: "
+                        "remove one of them, or add the model.safetensors.index.json that says which counts"
+                    )
+                file_of[name] = file
+        return file_of
 
     def _indexed(self, index: Path) -> dict[str, Path]:
         entries = read_json(index).get("weight_map")
@@ -139,9 +181,13 @@ class SafetensorsCheckpoint:
             raise BadInput(f"{index} has no weight_map from tensors to files")
         # A file name, never a path: an index must not reach outside its directory.
         files = {file: self.path / Path(file).name for file in entries.values()}
-        missing = sorted(name for name, file in files.items() if not file.exists())
+        missing = sorted(name for name, file in files.items() if not file.is_file())
         if missing:
             raise BadInput(f"{index} names files that are not there: {', '.join(missing)}")
+        held = {file: set(self._opened(file).keys()) for file in files.values()}
+        lost = next((name for name, file in entries.items() if name not in held[files[file]]), None)
+        if lost is not None:
+            raise BadInput(f"{index} says that {entries[lost]} has a tensor {shown(lost)}, which it has not")
         return {name: files[file] for name, file in entries.items()}
 
     def _pickle_hint(self) -> str:
@@ -187,7 +233,13 @@ class _Cut:
 
     start: int
     end: int
+    columns: int
     transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the matrix as it is read."""
+        return self.end - self.start, self.columns
 
 
 def _cut(part: _Part, shape: list[int], config: ModelConfig) -> _Cut:
@@ -198,11 +250,13 @@ def _cut(part: _Part, shape: list[int], config: ModelConfig) -> _Cut:
     usual = (hidden, size) if part.half is None else (2 * size, hidden)
     if len(shape) != 3 or shape[0] != experts.count or tuple(shape[1:]) not in (usual, usual[::-1]):
         expected = [experts.count, *usual]
-        raise BadInput(f"tensor {part.name!r} has shape {shape}, not {expected}: the checkpoint is damaged")
+        raise BadInput(
+            f"tensor {part.name!r} has shape {shown(shape)}, not {expected}: the checkpoint is damaged"
+        )
     transposed = tuple(shape[1:]) != usual
     if part.half is None:
-        return _Cut(0, usual[0], transposed)
-    return _Cut(part.half * size, (part.half + 1) * size, transposed)
+        return _Cut(0, *usual, transposed)
+    return _Cut(part.half * size, (part.half + 1) * size, hidden, transposed)
 
 
 class GgufCheckpoint:
@@ -221,6 +275,19 @@ class GgufCheckpoint:
 
     def quantized(self, name: str) -> GroupQuantized | None:
         return self.file.quantized(name, self.config)
+
+    @property
+    def matrix_kinds(self) -> tuple[str, ...]:
+        return tuple(kind.name for kind in gguf.SUPPORTED)
+
+    def own_name(self, name: str) -> str:
+        return gguf_names.own_name(name)
+
+    def own_names(self) -> Collection[str]:
+        return self.file.own_names()
+
+    def stored(self, name: str) -> Stored | None:
+        return self.file.stored(name, self.config)
 
     def fingerprint(self) -> str:
         return cache.fingerprint([self.path])

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from weighbridge.errors import BadInput, UnsupportedModel
+
+MAX_HEAD_DIM = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
@@ -69,6 +73,19 @@ class ModelConfig:
     experts: ExpertsConfig | None = None  # None: every layer is dense
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
+
+    def check(self, where: str) -> None:
+        """Raise BadInput or UnsupportedModel, which begins with `where`, for sizes that contradict each other."""
+        heads, kv_heads, experts = self.num_heads, self.num_kv_heads, self.experts
+        if heads % kv_heads:
+            raise BadInput(f"{where}: {heads} attention heads cannot share {kv_heads} key/value heads evenly")
+        if self.head_dim % 2 or not 2 <= self.head_dim <= MAX_HEAD_DIM:
+            raise UnsupportedModel(
+                f"{where}: a head_dim of {self.head_dim} is not supported: it must be even and at most "
+                f"{MAX_HEAD_DIM} (without a head_dim it is hidden_size {self.hidden_size} by {heads} heads)"
+            )
+        if experts is not None and experts.top_k > experts.count:
+            raise BadInput(f"{where}: a token cannot use {experts.top_k} of {experts.count} experts")
 
     @property
     def kv_elements_per_token(self) -> int:

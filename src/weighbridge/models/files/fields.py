@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 from weighbridge.errors import BadInput
+
+#: More than any count of a model is, and as much as the kernels' 32-bit sizes hold.
+MAX_COUNT = 2**31 - 1
+#: More layers than any model has: what is made for each layer stays small.
+MAX_LAYERS = 10_000
+#: The kernels compute in float32: larger numbers are infinite there.
+MAX_NUMBER = 3.4e38
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 80
+
+
+def shown(value: object) -> str:
+    """Return `value` as a message can show it, whatever its size: on one line, cut where it is long."""
+    return _repr.repr(value)
 
 
 class Fields:
@@ -28,23 +44,32 @@ class Fields:
                 return self.values[name]
         return None
 
-    def whole(self, *names: str, default: int | None = None, min: int = 1) -> int:
+    def whole(self, *names: str, default: int | None = None, min: int = 1, max: int = MAX_COUNT) -> int:
         """Return the count under the first of `names` that is there, or else `default`."""
         value = self.get(*names)
-        return whole_number(default if value is None else value, names[0], self.where, min)
+        return whole_number(default if value is None else value, names[0], self.where, min, max)
+
+    def layers(self, *names: str) -> int:
+        """Return the number of layers under the first of `names`, which is small enough to count them one by one."""
+        return self.whole(*names, max=MAX_LAYERS)
 
     def number(self, name: str, default: float) -> float:
-        """Return a number, or `default` where there is none."""
+        """Return a finite number, or `default` where there is none."""
         value = self.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise BadInput(f"{self.where}: {name} is {value!r}, not a number", param=name)
-        return float(value)
+        return default if value is None else finite_number(value, name, self.where)
+
+    def positive(self, name: str, default: float) -> float:
+        """Return a finite number above 0, or `default` where there is none."""
+        value = self.number(name, default)
+        if value <= 0:
+            raise BadInput(f"{self.where}: {name} must be above 0, not {value}", param=name)
+        return value
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """Return whether the field is set to anything that counts as true."""
+        """Return a yes or no, which may also be written as a number."""
         value = self.get(name)
+        if value is not None and not isinstance(value, int | float):
+            raise BadInput(f"{self.where}: {name} is {shown(value)}, not true or false", param=name)
         return default if value is None else bool(value)
 
     def listed(self, name: str, length: int) -> list[Any] | None:
@@ -64,12 +89,23 @@ class Fields:
         return value
 
 
-def whole_number(value: Any, name: str, where: str, min: int = 1) -> int:
-    """Return `value` as a whole number of at least `min`, which is 0 or 1. Raises BadInput otherwise."""
+def whole_number(value: Any, name: str, where: str, min: int = 1, max: int = MAX_COUNT) -> int:
+    """Return `value` as a whole number from `min`, which is 0 or 1, to `max`. Raises BadInput otherwise."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and value >= min:
-        return value
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and min <= value <= max:
+        return int(value)
+    if whole and value > max:
+        raise BadInput(f"{where}: {name} is {shown(value)}, more than the {max} there can be", param=name)
     wanted = "a positive whole number" if min else "a whole number of at least 0"
-    says = f"is missing; it must be {wanted}" if value is None else f"must be {wanted}, not {value!r}"
+    says = f"is missing; it must be {wanted}" if value is None else f"must be {wanted}, not {shown(value)}"
     raise BadInput(f"{where}: {name} {says}", param=name)
+
+
+def finite_number(value: Any, name: str, where: str) -> float:
+    """Return `value` as a number that float32 can hold. Raises BadInput for others and for what is no number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not -MAX_NUMBER <= value <= MAX_NUMBER:  # NaN is in no range
+        raise BadInput(f"{where}: {name} is {shown(value)}, not a number that can be used", param=name)
+    return float(value)

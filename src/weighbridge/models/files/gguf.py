@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ from weighbridge.models.files import gguf_names
 from weighbridge.models.files.config import ModelConfig
 from weighbridge.models.files.gguf_format import GgufMetadata, TensorEntry
 from weighbridge.models.files.quantized import GROUP_SIZE, GroupQuantized
+from weighbridge.models.files.tensors import Stored
 
 #: Architectures whose query and key rows the converter reorders, so that rotated pairs are neighbours.
 PERMUTED = frozenset({"llama", "smollm3"})
 
-_SUPPORTED = (
+#: Types of tensors that can be read.
+SUPPORTED = (
     *(Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0),
     *(Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K),
 )
@@ -32,8 +35,8 @@ class GgufFile(GgufMetadata):
         """Raises BadInput for what is not a whole GGUF file, UnsupportedModel for unknown tensor types."""
         super().__init__(path)
         for entry in self._contents.tensors.values():
-            if entry.kind not in _SUPPORTED:
-                supported = ", ".join(kind.name for kind in _SUPPORTED)
+            if entry.kind not in SUPPORTED:
+                supported = ", ".join(kind.name for kind in SUPPORTED)
                 raise UnsupportedModel(
                     f"tensor {entry.name!r} of {path.name} has type {entry.kind.name}, which is not "
                     f"supported ({supported} are)"
@@ -48,6 +51,27 @@ class GgufFile(GgufMetadata):
         for name, entry in self._contents.tensors.items():
             names += gguf_names.expert_names(entry) or [gguf_names.hf_name(name)]
         return names
+
+    def own_names(self) -> Collection[str]:
+        """Names of all tensors, as GGUF calls them."""
+        return self._contents.tensors.keys()
+
+    def stored(self, name: str, config: ModelConfig) -> Stored | None:
+        """Return what the file says of a tensor by its Hugging Face name; None: it has none.
+
+        Raises BadInput where a tensor holds more or fewer experts than the model has.
+        """
+        entry = self._entry(name)
+        if entry is None:
+            return None
+        whole = self._contents.tensors[entry.name]
+        experts = config.experts
+        if len(whole.shape) == 3 and experts is not None and whole.shape[0] != experts.count:
+            raise BadInput(
+                f"tensor {entry.name!r} of {self.path} has shape {list(whole.shape)}, but the model has "
+                f"{experts.count} experts"
+            )
+        return Stored(entry.name, entry.shape, entry.kind.name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor by its Hugging Face name, rows first."""
@@ -73,8 +97,9 @@ class GgufFile(GgufMetadata):
     def _find(self, name: str) -> TensorEntry:
         entry = self._entry(name)
         if entry is None:
-            their_name = gguf_names.fused_name(name) or gguf_names.gguf_name(name)
-            raise BadInput(f"{self.path.name} has no tensor {their_name!r}: the file is incomplete")
+            raise BadInput(
+                f"{self.path.name} has no tensor {gguf_names.own_name(name)!r}: the file is incomplete"
+            )
         return entry
 
     def _entry(self, name: str) -> TensorEntry | None:

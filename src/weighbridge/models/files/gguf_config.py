@@ -7,7 +7,7 @@ from typing import Any
 
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.files.config import ExpertsConfig, ModelConfig, RopeConfig
-from weighbridge.models.files.fields import whole_number
+from weighbridge.models.files.fields import MAX_COUNT, MAX_LAYERS, MAX_NUMBER, shown, whole_number
 from weighbridge.models.files.gguf import GgufFile
 
 #: GGUF architectures. Mistral and Mixtral files call themselves llama.
@@ -28,18 +28,17 @@ def read_config(file: GgufFile) -> ModelConfig:
     architecture = file.architecture
     if architecture not in ARCHITECTURES:
         supported = ", ".join(ARCHITECTURES)
-        raise UnsupportedModel(f"GGUF architecture {architecture!r} is not supported ({supported} are)")
-    heads, hidden, layers = (
-        _whole(file, key) for key in ("attention.head_count", "embedding_length", "block_count")
-    )
-    window = _whole(file, "attention.sliding_window", 0) if architecture == "llama" else 0
-    count = _whole(file, "expert_count", 0)
+        raise UnsupportedModel(f"GGUF architecture {shown(architecture)} is not supported ({supported} are)")
+    heads, hidden = _whole(file, "attention.head_count"), _whole(file, "embedding_length")
+    layers = _whole(file, "block_count", max=MAX_LAYERS)
+    window = _whole(file, "attention.sliding_window", 0, min=0) if architecture == "llama" else 0
+    count = _whole(file, "expert_count", 0, min=0)
     if count and architecture not in MIXTURES:
         raise UnsupportedModel(
             f"a mixture of {count} experts of architecture {architecture} is not supported"
         )
-    normed = "model.layers.0.self_attn.q_norm.weight" in file
-    return ModelConfig(
+    head_dim = _head_dim(file, hidden, heads)
+    config = ModelConfig(
         architecture=MIXTURES[architecture][0] if count else architecture,
         vocab_size=file.shape("model.embed_tokens.weight")[0],
         hidden_size=hidden,
@@ -47,30 +46,30 @@ def read_config(file: GgufFile) -> ModelConfig:
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=_whole(file, "attention.head_count_kv", heads),
-        head_dim=_head_dim(file, hidden // heads),
+        head_dim=head_dim,
         max_position_embeddings=_whole(file, "context_length"),
-        rms_norm_eps=_number(file, "attention.layer_norm_rms_epsilon"),
-        rope=_rope(file),
+        rms_norm_eps=_positive(file, "attention.layer_norm_rms_epsilon"),
+        rope=_rope(file, head_dim),
         # The file does not say it: every fourth layer of SmolLM3 has no rotary embedding.
         rotary_layers=tuple(architecture != "smollm3" or (index + 1) % 4 != 0 for index in range(layers)),
         sliding_windows=(window,) * layers,
         tie_word_embeddings="lm_head.weight" not in file,
-        qkv_bias="model.layers.0.self_attn.q_proj.bias" in file,
+        qkv_bias=architecture == "qwen2" or "model.layers.0.self_attn.q_proj.bias" in file,
         output_bias="model.layers.0.self_attn.o_proj.bias" in file,
         mlp_bias="model.layers.0.mlp.down_proj.bias" in file,
-        qk_norm=normed and architecture != "olmoe",
-        qk_norm_all_heads=normed and architecture == "olmoe",
-        clip_qkv=_number(file, "attention.clamp_kqv", 0.0) or None,
+        qk_norm=architecture in ("qwen3", "qwen3moe"),
+        qk_norm_all_heads=architecture == "olmoe",
+        clip_qkv=_clip(file),
         experts=_experts(file, layers, count, _whole(file, "expert_used_count")) if count else None,
         eos_token_ids=file.end_token_ids(),
         bos_token_id=file.index("tokenizer.ggml.bos_token_id"),
     )
+    config.check(file.path.name)
+    return config
 
 
 def _experts(file: GgufFile, layers: int, count: int, top_k: int) -> ExpertsConfig:
     """Return the experts of `file`, which has `count` and uses `top_k`. Raises BadInput for sizes that do not fit."""
-    if not 1 <= top_k <= count:
-        raise BadInput(f"{file.path.name}: a token cannot use {top_k} of {count} experts")
     sparse = tuple(f"model.layers.{layer}.mlp.gate.weight" in file for layer in range(layers))
     if True not in sparse:
         raise BadInput(f"{file.path.name} declares {count} experts and has no router (ffn_gate_inp)")
@@ -90,31 +89,50 @@ def _experts(file: GgufFile, layers: int, count: int, top_k: int) -> ExpertsConf
     )
 
 
-def _whole(file: GgufFile, key: str, default: int | None = None) -> int:
+def _whole(file: GgufFile, key: str, default: int | None = None, min: int = 1, max: int = MAX_COUNT) -> int:
     """Return a count; some files give it for each layer, which is fine when all layers agree."""
-    value: Any = file.value(f"{file.architecture}.{key}")
+    name = f"{file.architecture}.{key}"
+    value: Any = file.value(name)
     if value is None:
         value = default
     if isinstance(value, list) and value:
-        if len(set(value)) != 1:
+        if any(other != value[0] for other in value):
             raise UnsupportedModel(
                 f"{file.path.name} has a different {key} in each layer, which is not supported"
             )
         value = value[0]
-    name = f"{file.architecture}.{key}"
-    return whole_number(value, name, file.path.name, min=1 if default is None else 0)
+    return whole_number(value, name, file.path.name, min, max)
 
 
-def _number(file: GgufFile, key: str, default: float | None = None) -> float:
-    """Return a number under the architecture's own prefix. Raises BadInput when it is neither there nor optional."""
+def _number(file: GgufFile, key: str, default: float) -> float:
+    """Return a finite number under the architecture's own prefix."""
+    return file.number(f"{file.architecture}.{key}", default)
+
+
+def _positive(file: GgufFile, key: str, default: float | None = None) -> float:
+    """Return a finite number above 0. Raises BadInput for others, and when it is neither there nor optional."""
     name = f"{file.architecture}.{key}"
     if default is None and file.value(name) is None:
         raise BadInput(f"{file.path.name} lacks the metadata key {name}")
-    return file.number(name, 0.0 if default is None else default)
+    value = file.number(name, 0.0 if default is None else default)
+    if value <= 0:
+        raise BadInput(f"{file.path.name}: {name} must be above 0, not {value}")
+    return value
 
 
-def _head_dim(file: GgufFile, default: int) -> int:
-    head_dim = _whole(file, "attention.key_length", default)
+def _clip(file: GgufFile) -> float | None:
+    """Return the largest magnitude of queries, keys and values; 0 in the file means none."""
+    return _positive(file, "attention.clamp_kqv") if _number(file, "attention.clamp_kqv", 0.0) else None
+
+
+def _head_dim(file: GgufFile, hidden: int, heads: int) -> int:
+    key = "attention.key_length"
+    if hidden % heads and file.value(f"{file.architecture}.{key}") is None:
+        raise BadInput(
+            f"{file.path.name}: an embedding_length of {hidden} does not divide among {heads} heads, and there is no "
+            f"{key}"
+        )
+    head_dim = _whole(file, key, hidden // heads)
     value_dim = _whole(file, "attention.value_length", head_dim)
     rotated = _whole(file, "rope.dimension_count", head_dim)
     if value_dim != head_dim:
@@ -128,38 +146,55 @@ def _head_dim(file: GgufFile, default: int) -> int:
     return head_dim
 
 
-def _rope(file: GgufFile) -> RopeConfig:
-    theta = _number(file, "rope.freq_base", 10_000.0)
-    divisors = None
-    if "rope_freqs.weight" in file:
-        divisors = tuple(file.tensor("rope_freqs.weight").tolist())
-    old_factor = _number(file, "rope.scale_linear", 1.0)
+def _rope(file: GgufFile, head_dim: int) -> RopeConfig:
+    theta = _positive(file, "rope.freq_base", 10_000.0)
+    divisors = _divisors(file, head_dim)
+    old_factor = _positive(file, "rope.scale_linear", 1.0)
     scaling = file.text(f"{file.architecture}.rope.scaling.type", "none" if old_factor == 1.0 else "linear")
-    factor = _number(file, "rope.scaling.factor", old_factor)
     if scaling == "none":
         return RopeConfig(theta, divisors=divisors)
     if scaling not in ("linear", "yarn"):
-        raise UnsupportedModel(f"rope scaling {scaling!r} is not supported (none, linear and yarn are)")
+        raise UnsupportedModel(f"rope scaling {shown(scaling)} is not supported (none, linear and yarn are)")
     if _number(file, "rope.scaling.yarn_log_multiplier", 0.0):
         raise UnsupportedModel("yarn with a log multiplier (mscale) is not supported")
+    factor = _positive(file, "rope.scaling.factor", old_factor)
     return RopeConfig(
         theta,
         scaling=scaling,
         factor=factor,
-        original_max_position_embeddings=_whole(
-            file, "rope.scaling.original_context_length", _whole(file, "context_length")
-        ),
+        original_max_position_embeddings=_original_context(file),
         attention_factor=_attention_factor(file, factor),
-        beta_fast=_number(file, "rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=_number(file, "rope.scaling.yarn_beta_slow", 1.0),
+        beta_fast=_positive(file, "rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=_positive(file, "rope.scaling.yarn_beta_slow", 1.0),
         divisors=divisors,
     )
 
 
+def _divisors(file: GgufFile, head_dim: int) -> tuple[float, ...] | None:
+    """Return llama3's rule as GGUF has it, one number above 0 for each pair of a head; None: there is none."""
+    name = "rope_freqs.weight"
+    if name not in file:
+        return None
+    shape = file.shape(name)
+    if shape != (head_dim // 2,):
+        raise BadInput(
+            f"{file.path.name}: tensor {name!r} has shape {list(shape)}, but heads of {head_dim} need [{head_dim // 2}]"
+        )
+    divisors: list[float] = file.tensor(name).tolist()
+    if not all(0 < divisor <= MAX_NUMBER for divisor in divisors):
+        raise BadInput(f"{file.path.name}: tensor {name!r} holds values that no frequency can be divided by")
+    return tuple(divisors)
+
+
+def _original_context(file: GgufFile) -> int:
+    key = "rope.scaling.original_context_length"
+    given = file.value(f"{file.architecture}.{key}") is not None
+    return _whole(file, key if given else "context_length")
+
+
 def _attention_factor(file: GgufFile, factor: float) -> float | None:
     """llama.cpp multiplies yarn's own amplitude by the file's factor; ours replaces it."""
-    prefix = f"{file.architecture}.rope.scaling"
-    for key in (f"{prefix}.attn_factor", f"{prefix}.yarn_attn_factor"):
-        if file.value(key) is not None:
-            return file.number(key, 1.0) * (0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0)
+    for key in ("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"):
+        if file.value(f"{file.architecture}.{key}") is not None:
+            return _positive(file, key) * (0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0)
     return None

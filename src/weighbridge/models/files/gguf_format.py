@@ -17,6 +17,7 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models.files.fields import finite_number, shown
 
 T = TypeVar("T")
 
@@ -168,7 +169,7 @@ def _read(path: Path, mapped: npt.NDArray[np.uint8]) -> Contents:
 
 def _table_line(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name, dimensions = cursor.string(), cursor.uint32()
-    if dimensions > _MAX_DIMENSIONS:
+    if not 1 <= dimensions <= _MAX_DIMENSIONS:
         raise _Damaged(f"tensor {name!r} has {dimensions} dimensions")
     shape = tuple(reversed([cursor.uint64() for _ in range(dimensions)]))
     return name, shape, cursor.uint32(), cursor.uint64()
@@ -217,7 +218,7 @@ class GgufMetadata:
 
     def number(self, key: str, default: float) -> float:
         value = self.value(key)
-        return float(value) if isinstance(value, int) else self._typed(key, float, default)
+        return default if value is None else finite_number(value, key, self.path.name)
 
     def flag(self, key: str, default: bool) -> bool:
         return self._typed(key, bool, default)
@@ -244,7 +245,7 @@ class GgufMetadata:
     def _typed(self, key: str, kind: type[T], default: T) -> T:
         value = self._contents.metadata.get(key, default)
         if not isinstance(value, kind):
-            raise BadInput(f"{self.path.name}: {key} must be of type {kind.__name__}, not {value!r}")
+            raise BadInput(f"{self.path.name}: {key} must be of type {kind.__name__}, not {shown(value)}")
         return value
 
     def _list(self, key: str, kind: type[T]) -> list[T]:

@@ -54,16 +54,16 @@ def gguf_name(name: str) -> str:
 def hf_name(name: str) -> str:
     """Return the inverse of `gguf_name`."""
     stem, _, kind = name.rpartition(".")
-    if stem.startswith("blk."):
+    if stem.startswith("blk.") and stem.count(".") > 1:
         _, index, rest = stem.split(".", 2)
         return f"model.layers.{index}.{_OUR_NAMES.get(rest, rest)}.{kind}"
     return f"{_OUR_NAMES.get(stem, stem)}.{kind}"
 
 
-def fused_name(name: str) -> str | None:
-    """Return the tensor that holds an expert's matrix of this Hugging Face name; None where it is no expert's."""
+def own_name(name: str) -> str:
+    """Return the tensor that GGUF has for a Hugging Face name: an expert's matrix is in one with all of its layer."""
     match = _EXPERT.fullmatch(name)
-    return None if match is None else f"blk.{match[1]}.ffn_{match[3]}_exps.weight"
+    return gguf_name(name) if match is None else f"blk.{match[1]}.ffn_{match[3]}_exps.weight"
 
 
 def find_expert(name: str, tensors: dict[str, TensorEntry]) -> TensorEntry | None:

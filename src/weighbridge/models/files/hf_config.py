@@ -8,9 +8,12 @@ from typing import Any
 
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.files.config import ExpertsConfig, ModelConfig, RopeConfig
-from weighbridge.models.files.fields import Fields
+from weighbridge.models.files.fields import Fields, shown
 
 Json = dict[str, Any]
+
+#: The largest JSON file that belongs to a model, with room: an index of tensors has a few megabytes.
+MAX_JSON_BYTES = 64 << 20
 
 #: What transformers assumes when config.json of a family does not say; its configuration classes.
 _DEFAULTS: dict[str, Json] = {
@@ -64,68 +67,76 @@ _EXPERT_DEFAULTS: dict[str, Json] = {
 def read_config(directory: Path) -> ModelConfig:
     """Return the shape of the model in `directory`. Raises BadInput or UnsupportedModel naming the field."""
     fields = _supported(read_json(directory / "config.json"))
-    family = fields["model_type"]
-    heads, layers = _whole(fields, "num_attention_heads"), _whole(fields, "num_hidden_layers")
-    hidden = _whole(fields, "hidden_size")
-    kv_heads = _whole(fields, "num_key_value_heads", default=heads)
-    if heads % kv_heads:
-        raise BadInput(f"config.json: {heads} attention heads cannot share {kv_heads} key/value heads evenly")
+    family = fields.values["model_type"]
+    heads, layers = fields.whole("num_attention_heads"), fields.layers("num_hidden_layers")
+    hidden = fields.whole("hidden_size")
     no_bias = ("mistral", "mixtral", "qwen2", "qwen2_moe")
-    attention_bias = family not in no_bias and bool(fields.get("attention_bias"))
-    qkv_bias = family == "qwen2" or (family == "qwen2_moe" and bool(fields["qkv_bias"]))
-    clip = fields.get("clip_qkv") if family == "olmoe" else None
-    return ModelConfig(
+    attention_bias = family not in no_bias and fields.flag("attention_bias")
+    qkv_bias = family == "qwen2" or (family == "qwen2_moe" and fields.flag("qkv_bias"))
+    config = ModelConfig(
         architecture=family,
-        vocab_size=_whole(fields, "vocab_size"),
+        vocab_size=fields.whole("vocab_size"),
         hidden_size=hidden,
-        intermediate_size=_whole(fields, "intermediate_size"),
+        intermediate_size=fields.whole("intermediate_size"),
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=_whole(fields, "head_dim", default=hidden // heads),
-        max_position_embeddings=_whole(fields, "max_position_embeddings"),
-        rms_norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+        num_kv_heads=fields.whole("num_key_value_heads", default=heads),
+        head_dim=_head_dim(fields, hidden, heads),
+        max_position_embeddings=fields.whole("max_position_embeddings"),
+        rms_norm_eps=fields.positive("rms_norm_eps", 1e-6),
         rope=_rope(fields),
         rotary_layers=_rotary_layers(fields, layers),
         sliding_windows=_sliding_windows(fields, layers),
-        tie_word_embeddings=bool(fields.get("tie_word_embeddings")),
+        tie_word_embeddings=fields.flag("tie_word_embeddings"),
         qkv_bias=attention_bias or qkv_bias,
         output_bias=attention_bias,
-        mlp_bias=family in ("llama", "smollm3") and bool(fields.get("mlp_bias")),
+        mlp_bias=family in ("llama", "smollm3") and fields.flag("mlp_bias"),
         qk_norm=family in ("qwen3", "qwen3_moe"),
         qk_norm_all_heads=family == "olmoe",
-        clip_qkv=None if clip is None else float(clip),
+        clip_qkv=fields.positive("clip_qkv", 1.0) if family == "olmoe" and "clip_qkv" in fields else None,
         experts=_experts(fields, layers),
         eos_token_ids=end_token_ids(directory),
-        bos_token_id=fields.get("bos_token_id"),
+        bos_token_id=fields.whole("bos_token_id", min=0) if "bos_token_id" in fields else None,
     )
+    config.check("config.json")
+    return config
 
 
-def _supported(fields: Json) -> Json:
-    """Return `fields` with the defaults of their family. Raises UnsupportedModel for what the engine cannot run."""
-    family = fields.get("model_type")
-    if not isinstance(family, str) or family not in _DEFAULTS:
-        raise UnsupportedModel(f"model type {family!r} is not supported ({', '.join(FAMILIES)} are)")
-    activation = fields.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise UnsupportedModel(f"activation {activation!r} is not supported (silu is)")
-    quantization = fields.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown")
-        raise UnsupportedModel(
-            f"weights quantised by {method!r} are not supported; use a GGUF file or the original weights"
+def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
+    if "head_dim" not in fields and hidden % heads:
+        raise BadInput(
+            f"config.json: hidden_size {hidden} does not divide among {heads} attention heads, and there is no head_dim"
         )
-    return {**_DEFAULTS[family], **fields}
+    return fields.whole("head_dim", default=hidden // heads)
+
+
+def _supported(values: Json) -> Fields:
+    """Return `values` with the defaults of their family. Raises UnsupportedModel for what the engine cannot run."""
+    family = values.get("model_type")
+    if not isinstance(family, str) or family not in _DEFAULTS:
+        raise UnsupportedModel(f"model type {shown(family)} is not supported ({', '.join(FAMILIES)} are)")
+    activation = values.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise UnsupportedModel(f"activation {shown(activation)} is not supported (silu is)")
+    quantization = Fields(values).nested("quantization_config")
+    if quantization:
+        method = shown(quantization.get("quant_method", "unknown"))
+        raise UnsupportedModel(
+            f"weights quantised by {method} are not supported; use a GGUF file or the original weights"
+        )
+    return Fields({**_DEFAULTS[family], **values})
 
 
 def read_json(path: Path) -> Json:
     """Read a JSON object from a file. Raises BadInput when it is missing or is not one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(_text(path))
     except FileNotFoundError:
         raise BadInput(
             f"{path.parent} has no {path.name}: it is not a Hugging Face model directory"
         ) from None
+    except RecursionError:
+        raise BadInput(f"{path} cannot be read: it is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
@@ -133,107 +144,115 @@ def read_json(path: Path) -> Json:
     return value
 
 
-def _whole(fields: Json, *names: str, default: int | None = None) -> int:
-    """Return the count under the first of `names` that is there; `default` is for what may be missing or null."""
-    return Fields(fields).whole(*names, default=default)
+def _text(path: Path) -> str:
+    """Return the text of a regular file. Raises OSError, or BadInput for one that no model would have."""
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path} is not a regular file")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise BadInput(f"{path} has more than {MAX_JSON_BYTES >> 20} MiB, which is not a configuration")
+    return path.read_text(encoding="utf-8")
 
 
-def _experts(fields: Json, layers: int) -> ExpertsConfig | None:
+def _experts(fields: Fields, layers: int) -> ExpertsConfig | None:
     """Return the experts of a supported family, or None for a dense one. Raises BadInput naming the field."""
-    family = fields["model_type"]
+    family = fields.values["model_type"]
     if family not in _EXPERT_DEFAULTS:
         return None
     defaults = _EXPERT_DEFAULTS[family]
-    count = _whole(fields, "num_local_experts", "num_experts", default=defaults["experts"])
-    top_k = _whole(fields, "num_experts_per_tok", default=defaults["num_experts_per_tok"])
-    if top_k > count:
-        raise BadInput(f"config.json: num_experts_per_tok {top_k} is more than the {count} experts there are")
+    count = fields.whole("num_local_experts", "num_experts", default=defaults["experts"])
+    top_k = fields.whole("num_experts_per_tok", default=defaults["num_experts_per_tok"])
     size_name = "moe_intermediate_size" if "moe_intermediate_size" in defaults else "intermediate_size"
     shared = 0
     if "shared_expert_intermediate_size" in defaults:
         name = "shared_expert_intermediate_size"
-        shared = _whole(fields, name, default=defaults[name])
+        shared = fields.whole(name, default=defaults[name])
     return ExpertsConfig(
         count=count,
         top_k=top_k,
-        intermediate_size=_whole(fields, size_name, default=defaults.get(size_name)),
-        normalize=family == "mixtral" or bool(fields.get("norm_topk_prob")),
+        intermediate_size=fields.whole(size_name, default=defaults.get(size_name)),
+        normalize=family == "mixtral" or fields.flag("norm_topk_prob"),
         sparse_layers=_sparse_layers(fields, layers),
         shared_intermediate_size=shared,
         mixtral_names=family == "mixtral",
     )
 
 
-def _sparse_layers(fields: Json, layers: int) -> tuple[bool, ...]:
+def _sparse_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
     """Qwen has experts in every `decoder_sparse_step`-th layer that `mlp_only_layers` does not exclude."""
-    if not fields["model_type"].startswith("qwen"):
+    if not fields.values["model_type"].startswith("qwen"):
         return (True,) * layers
-    step = _whole(fields, "decoder_sparse_step", default=1)
+    step = fields.whole("decoder_sparse_step", default=1)
     dense = fields.get("mlp_only_layers") or []
-    if not isinstance(dense, list):
-        raise BadInput(f"config.json: mlp_only_layers must be a list of layers, not {dense!r}")
-    return tuple(index not in dense and (index + 1) % step == 0 for index in range(layers))
+    if not isinstance(dense, list) or not all(isinstance(index, int) for index in dense):
+        raise BadInput(f"config.json: mlp_only_layers must be a list of layers, not {shown(dense)}")
+    excluded = set(dense)
+    return tuple(index not in excluded and (index + 1) % step == 0 for index in range(layers))
 
 
-def _rope(fields: Json) -> RopeConfig:
+def _rope(fields: Fields) -> RopeConfig:
     """transformers 5 writes `rope_parameters`; before it was `rope_theta` and `rope_scaling`."""
-    rope: Json = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0)
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if float(rope.get("partial_rotary_factor") or fields.get("partial_rotary_factor") or 1.0) != 1.0:
+    rope = Fields(
+        fields.nested("rope_parameters") or fields.nested("rope_scaling") or {}, "config.json: rope"
+    )
+    theta = rope.positive("rope_theta", fields.positive("rope_theta", 10_000.0))
+    kind = rope.get("rope_type", "type") or "default"
+    if rope.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0)) != 1.0:
         raise UnsupportedModel("a partial rotary embedding (partial_rotary_factor below 1) is not supported")
     if kind == "default":
         return RopeConfig(theta)
     if kind not in ("linear", "llama3", "yarn"):
-        raise UnsupportedModel(f"rope type {kind!r} is not supported (default, linear, llama3 and yarn are)")
+        raise UnsupportedModel(
+            f"rope type {shown(kind)} is not supported (default, linear, llama3 and yarn are)"
+        )
     if rope.get("mscale") or rope.get("mscale_all_dim") or rope.get("truncate") is False:
         raise UnsupportedModel("yarn with mscale, mscale_all_dim or truncate: false is not supported")
-    longest = _whole(fields, "max_position_embeddings")
-    outer = fields.get("original_max_position_embeddings")  # where some files keep it
-    original = int(outer or rope.get("original_max_position_embeddings") or longest)
+    longest = fields.whole("max_position_embeddings")
+    name = "original_max_position_embeddings"  # some files keep it outside
+    original = fields.whole(name) if name in fields else rope.whole(name, default=longest)
     return RopeConfig(
         theta,
         scaling=kind,
-        factor=float(rope.get("factor") or longest / original),
-        low_freq_factor=float(rope.get("low_freq_factor", 1.0)),
-        high_freq_factor=float(rope.get("high_freq_factor", 4.0)),
+        factor=rope.positive("factor", longest / original),
+        low_freq_factor=rope.positive("low_freq_factor", 1.0),
+        high_freq_factor=rope.positive("high_freq_factor", 4.0),
         original_max_position_embeddings=original,
-        attention_factor=rope.get("attention_factor"),
-        beta_fast=float(rope.get("beta_fast") or 32.0),
-        beta_slow=float(rope.get("beta_slow") or 1.0),
+        attention_factor=rope.positive("attention_factor", 1.0) if "attention_factor" in rope else None,
+        beta_fast=rope.positive("beta_fast", 32.0),
+        beta_slow=rope.positive("beta_slow", 1.0),
     )
 
 
-def _rotary_layers(fields: Json, layers: int) -> tuple[bool, ...]:
+def _rotary_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
     """SmolLM3 names the list after its exceptions, yet 1 in it means that the layer rotates."""
-    if fields["model_type"] != "smollm3":
+    if fields.values["model_type"] != "smollm3":
         return (True,) * layers
     flags = fields.get("no_rope_layers")
     if flags is None:
-        interval = _whole(fields, "no_rope_layer_interval", default=4)
+        interval = fields.whole("no_rope_layer_interval", default=4)
         return tuple((index + 1) % interval != 0 for index in range(layers))
     return tuple(bool(flag) for flag in _per_layer(flags, "no_rope_layers", layers))
 
 
-def _sliding_windows(fields: Json, layers: int) -> tuple[int, ...]:
+def _sliding_windows(fields: Fields, layers: int) -> tuple[int, ...]:
     """Mistral and Mixtral limit every layer; Qwen and SmolLM3 only where `use_sliding_window` switches it on."""
-    window = fields.get("sliding_window") or 0
-    family = fields["model_type"]
+    window = fields.whole("sliding_window", default=0, min=0)
+    family = fields.values["model_type"]
     if family in ("mistral", "mixtral"):
         return (window,) * layers
-    if family in ("llama", "olmoe") or not window or not fields.get("use_sliding_window"):
+    if family in ("llama", "olmoe") or not window or not fields.flag("use_sliding_window"):
         return (0,) * layers
     if family == "qwen3_moe":
         return (window,) * layers
     kinds = fields.get("layer_types")
     if kinds is not None:
-        unknown = set(_per_layer(kinds, "layer_types", layers)) - {"sliding_attention", "full_attention"}
+        known = ("sliding_attention", "full_attention")
+        unknown = [kind for kind in _per_layer(kinds, "layer_types", layers) if kind not in known]
         if unknown:
-            raise UnsupportedModel(f"attention of type {min(unknown, key=str)!r} is not supported")
+            raise UnsupportedModel(f"attention of type {shown(unknown[0])} is not supported")
         return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
     if family == "smollm3":
         return tuple(0 if rotates else window for rotates in _rotary_layers(fields, layers))
-    first = fields["max_window_layers"]
+    first = fields.whole("max_window_layers", min=0)
     return tuple(window if index >= first else 0 for index in range(layers))
 
 

@@ -34,6 +34,11 @@ class GroupQuantized:
     scales: npt.NDArray[np.float32]
     minimums: npt.NDArray[np.float32] | None
 
+    def is_finite(self) -> bool:
+        """Return whether every scale and minimum is a number."""
+        parts = [self.scales] if self.minimums is None else [self.scales, self.minimums]
+        return all(bool(np.isfinite(part).all()) for part in parts)
+
     def dequantized(self) -> npt.NDArray[np.float32]:
         rows, columns = self.codes.shape
         groups = self.codes.reshape(rows, columns // GROUP_SIZE, GROUP_SIZE).astype(np.float32)

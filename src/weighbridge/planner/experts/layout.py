@@ -56,7 +56,7 @@ def count_parameters(config: dict[str, Any]) -> Parameters:
     for a dense model or a missing field.
     """
     fields = Fields(config.get("text_config") or config)
-    hidden, layers = fields.whole("hidden_size"), fields.whole("num_hidden_layers")
+    hidden, layers = fields.whole("hidden_size"), fields.layers("num_hidden_layers")
     experts = _first(fields, "num_local_experts", "num_experts", "n_routed_experts")
     if experts is None:
         raise BadInput("config.json names no experts: this is a dense model")

@@ -58,7 +58,7 @@ def read_architecture(config: dict[str, Any], assumptions: tuple[Assumption, ...
         raise BadInput("config.json: model_type is missing; it says how the other fields are meant")
     _refuse_unknown(fields, family)
     _assume_usual(fields, outer, family)
-    layers = fields.whole("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    layers = fields.layers("num_hidden_layers", "n_layer", "n_layers", "num_layers")
     kinds = layer_kinds(fields, family, layers)
     built = tuple(
         LayerShape(mixer(fields, family, kind, index, layers), feed_forward(fields, family, index, layers))

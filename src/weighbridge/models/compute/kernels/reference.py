@@ -7,6 +7,7 @@ import torch
 
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.compute.kernels.api import BatchLayout, Int32, KVCache
+from weighbridge.models.files.config import MAX_HEAD_DIM
 
 BLOCK_SIZES = (16, 32, 64)
 QUERY_ROWS_AT_A_TIME = 256  # bounds the score matrix of a long prompt
@@ -24,8 +25,10 @@ def check_cache_shape(
         raise BadInput(
             f"a KV cache needs at least one layer, block and head, got {layers}, {num_blocks}, {kv_heads}"
         )
-    if head_dim < 2 or head_dim % 2 or head_dim > 1024:
-        raise UnsupportedModel(f"head_dim {head_dim} is not supported: it must be even and at most 1024")
+    if head_dim < 2 or head_dim % 2 or head_dim > MAX_HEAD_DIM:
+        raise UnsupportedModel(
+            f"head_dim {head_dim} is not supported: it must be even and at most {MAX_HEAD_DIM}"
+        )
     if dtype not in (torch.float32, torch.bfloat16):
         raise BadInput(f"compute dtype {dtype} is not supported; use float32 or bfloat16", param="dtype")
 
