@@ -22,7 +22,7 @@ from weighbridge.models.files.config import ModelConfig
 from weighbridge.models.files.fields import shown
 from weighbridge.models.files.hf_config import read_json
 from weighbridge.models.files.quantized import GroupQuantized
-from weighbridge.models.files.tensors import PLAIN, Stored, TensorTable, check_tensors
+from weighbridge.models.files.tensors import PLAIN, StoredTensor, TensorTable, check_tensors
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -113,7 +113,7 @@ class SafetensorsCheckpoint:
     def own_names(self) -> Collection[str]:
         return self._file_of.keys()
 
-    def stored(self, name: str) -> Stored | None:
+    def stored(self, name: str) -> StoredTensor | None:
         part = self._part(name)
         if part is None:
             return None
@@ -125,7 +125,7 @@ class SafetensorsCheckpoint:
         shape = tuple(held.get_shape())
         if part.expert is not None:
             shape = _cut(part, held.get_shape(), self.config).shape
-        return Stored(part.name, shape, str(held.get_dtype()))
+        return StoredTensor(part.name, shape, str(held.get_dtype()))
 
     def fingerprint(self) -> str:
         return cache.fingerprint(sorted({self.path / "config.json", *self._file_of.values()}))
@@ -286,7 +286,7 @@ class GgufCheckpoint:
     def own_names(self) -> Collection[str]:
         return self.file.own_names()
 
-    def stored(self, name: str) -> Stored | None:
+    def stored(self, name: str) -> StoredTensor | None:
         return self.file.stored(name, self.config)
 
     def fingerprint(self) -> str:

@@ -16,7 +16,7 @@ from weighbridge.models.files import gguf_names
 from weighbridge.models.files.config import ModelConfig
 from weighbridge.models.files.gguf_format import GgufMetadata, TensorEntry
 from weighbridge.models.files.quantized import GROUP_SIZE, GroupQuantized
-from weighbridge.models.files.tensors import Stored
+from weighbridge.models.files.tensors import StoredTensor
 
 #: Architectures whose query and key rows the converter reorders, so that rotated pairs are neighbours.
 PERMUTED = frozenset({"llama", "smollm3"})
@@ -56,7 +56,7 @@ class GgufFile(GgufMetadata):
         """Names of all tensors, as GGUF calls them."""
         return self._contents.tensors.keys()
 
-    def stored(self, name: str, config: ModelConfig) -> Stored | None:
+    def stored(self, name: str, config: ModelConfig) -> StoredTensor | None:
         """Return what the file says of a tensor by its Hugging Face name; None: it has none.
 
         Raises BadInput where a tensor holds more or fewer experts than the model has.
@@ -71,7 +71,7 @@ class GgufFile(GgufMetadata):
                 f"tensor {entry.name!r} of {self.path} has shape {list(whole.shape)}, but the model has "
                 f"{experts.count} experts"
             )
-        return Stored(entry.name, entry.shape, entry.kind.name)
+        return StoredTensor(entry.name, entry.shape, entry.kind.name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor by its Hugging Face name, rows first."""

@@ -31,7 +31,7 @@ _OF_THE_OUTPUT = ("lm_head.bias", "output.bias", "model.norm.bias", "output_norm
 
 
 @dataclass(frozen=True, slots=True)
-class Needed:
+class NeededTensor:
     """A tensor by its Hugging Face name, and its shape; vectors stay in plain floats."""
 
     name: str
@@ -39,7 +39,7 @@ class Needed:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredTensor:
     """What a file says of a matrix or vector: the tensor that it is in, its own shape, and its type there."""
 
     name: str
@@ -53,7 +53,7 @@ class TensorTable(Protocol):
     path: Path
     config: ModelConfig
 
-    def stored(self, name: str) -> Stored | None:
+    def stored(self, name: str) -> StoredTensor | None:
         """Return what the file says of the tensor with this Hugging Face name, or None."""
         ...
 
@@ -71,25 +71,25 @@ class TensorTable(Protocol):
         ...
 
 
-def needed(config: ModelConfig) -> Iterator[Needed]:
+def needed(config: ModelConfig) -> Iterator[NeededTensor]:
     """Every tensor that a model of this configuration is made of, in the order of its layers."""
     hidden = config.hidden_size
-    yield Needed("model.embed_tokens.weight", (config.vocab_size, hidden))
+    yield NeededTensor("model.embed_tokens.weight", (config.vocab_size, hidden))
     for index in range(config.num_layers):
         prefix = f"model.layers.{index}."
-        yield Needed(f"{prefix}input_layernorm.weight", (hidden,))
+        yield NeededTensor(f"{prefix}input_layernorm.weight", (hidden,))
         yield from _attention(config, f"{prefix}self_attn.")
-        yield Needed(f"{prefix}post_attention_layernorm.weight", (hidden,))
+        yield NeededTensor(f"{prefix}post_attention_layernorm.weight", (hidden,))
         if config.experts is not None and config.experts.sparse_layers[index]:
             yield from _mixture(config.experts, hidden, prefix)
         else:
             yield from _gated(f"{prefix}mlp.", hidden, config.intermediate_size, config.mlp_bias)
-    yield Needed("model.norm.weight", (hidden,))
+    yield NeededTensor("model.norm.weight", (hidden,))
     if not config.tie_word_embeddings:
-        yield Needed("lm_head.weight", (config.vocab_size, hidden))
+        yield NeededTensor("lm_head.weight", (config.vocab_size, hidden))
 
 
-def _attention(config: ModelConfig, prefix: str) -> Iterator[Needed]:
+def _attention(config: ModelConfig, prefix: str) -> Iterator[NeededTensor]:
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     for name, rows in (("q", queries), ("k", keys), ("v", keys)):
         yield from _linear(f"{prefix}{name}_proj", rows, config.hidden_size, config.qkv_bias)
@@ -97,31 +97,31 @@ def _attention(config: ModelConfig, prefix: str) -> Iterator[Needed]:
     if config.qk_norm or config.qk_norm_all_heads:
         widths = (queries, keys) if config.qk_norm_all_heads else (config.head_dim, config.head_dim)
         for name, width in zip("qk", widths, strict=True):
-            yield Needed(f"{prefix}{name}_norm.weight", (width,))
+            yield NeededTensor(f"{prefix}{name}_norm.weight", (width,))
 
 
-def _mixture(experts: ExpertsConfig, hidden: int, prefix: str) -> Iterator[Needed]:
+def _mixture(experts: ExpertsConfig, hidden: int, prefix: str) -> Iterator[NeededTensor]:
     size = experts.intermediate_size
     for number in range(experts.count):
         gate_up, down = expert_matrices(experts, prefix, number)
-        yield from (Needed(name, (size, hidden)) for name in gate_up)
-        yield Needed(down[0], (hidden, size))
-    yield Needed(router_name(experts, prefix), (experts.count, hidden))
+        yield from (NeededTensor(name, (size, hidden)) for name in gate_up)
+        yield NeededTensor(down[0], (hidden, size))
+    yield NeededTensor(router_name(experts, prefix), (experts.count, hidden))
     if experts.shared_intermediate_size:
         yield from _gated(f"{prefix}mlp.shared_expert.", hidden, experts.shared_intermediate_size, False)
-        yield Needed(f"{prefix}mlp.shared_expert_gate.weight", (1, hidden))
+        yield NeededTensor(f"{prefix}mlp.shared_expert_gate.weight", (1, hidden))
 
 
-def _gated(prefix: str, hidden: int, size: int, bias: bool) -> Iterator[Needed]:
+def _gated(prefix: str, hidden: int, size: int, bias: bool) -> Iterator[NeededTensor]:
     yield from _linear(f"{prefix}gate_proj", size, hidden, bias)
     yield from _linear(f"{prefix}up_proj", size, hidden, bias)
     yield from _linear(f"{prefix}down_proj", hidden, size, bias)
 
 
-def _linear(stem: str, rows: int, columns: int, bias: bool) -> Iterator[Needed]:
-    yield Needed(f"{stem}.weight", (rows, columns))
+def _linear(stem: str, rows: int, columns: int, bias: bool) -> Iterator[NeededTensor]:
+    yield NeededTensor(f"{stem}.weight", (rows, columns))
     if bias:
-        yield Needed(f"{stem}.bias", (rows,))
+        yield NeededTensor(f"{stem}.bias", (rows,))
 
 
 def gated_matrices(prefix: str) -> tuple[list[str], list[str]]:
@@ -160,7 +160,7 @@ def check_tensors(table: TensorTable) -> None:
     _check_surplus(table, set(table.own_names()) - used)
 
 
-def _check(table: TensorTable, need: Needed, stored: Stored) -> None:
+def _check(table: TensorTable, need: NeededTensor, stored: StoredTensor) -> None:
     # GGUF leaves a leading 1 out.
     if stored.shape != need.shape and (1, *stored.shape) != need.shape:
         raise BadInput(

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge.errors import BadInput
-from weighbridge.models.files.gguf_fields import config_fields
 from weighbridge.models.files.gguf_format import read_gguf
 from weighbridge.models.files.hf_config import read_json
 from weighbridge.planner.memory.file_weights import gguf_weights, safetensors_weights
 from weighbridge.planner.memory.memory import PlannedModel
 from weighbridge.planner.model import catalogue
 from weighbridge.planner.model.config_reader import read_architecture
+from weighbridge.planner.model.gguf_fields import config_fields
 
 
 def open_model(name: str) -> PlannedModel:
