@@ -77,7 +77,7 @@ def build_replica(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     checkpoint = open_checkpoint(path)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, control_tokens_in_content=settings.control_tokens_in_content)
     max_model_len = _context(settings, checkpoint)
     settings = replace(settings, max_model_len=max_model_len)
     scheme = _scheme(settings.quantize)

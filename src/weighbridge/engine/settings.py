@@ -31,6 +31,11 @@ class EngineSettings(SchedulerOptions):
         "Memory for the experts of a mixture, such as 4GB; the rest is mapped. None: all.",
         unit="bytes",
     )
+    control_tokens_in_content: bool = knob(
+        False,
+        "Let the names of control tokens in messages be those tokens, so that a message can forge turns.",
+        flag="--control-tokens-in-content",
+    )
     check_integrity: bool = knob(False, "Check the KV accounting whenever idle.", flag="--check-integrity")
 
 

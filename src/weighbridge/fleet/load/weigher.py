@@ -18,6 +18,7 @@ from weighbridge.engine.memory.prefix import Digest
 from weighbridge.errors import BadInput
 from weighbridge.models.text.block_digests import block_digests, root
 from weighbridge.wire.ask import Ask
+from weighbridge.wire.protocols.openai import Tool
 
 #: Prompts of more bytes are tokenised in a thread, so that streams flow on. A thread costs 0.1 ms, as much as
 #: tokenising 200 bytes; 4,000 bytes take 1 to 2 ms, which no other stream should have to wait for.
@@ -38,6 +39,18 @@ FIRST_RATIO = 4.0
 CHAIN_BYTES = 4
 
 
+#: The fields of a body that decide how many tokens its prompt has.
+_WEIGHED = (
+    "messages",
+    "prompt",
+    "input",
+    "tools",
+    "tool_choice",
+    "chat_template_kwargs",
+    "add_generation_prompt",
+)
+
+
 class Counter(Protocol):
     """What the scales need of a tokenizer; `models.text.tokenizer.Tokenizer` says what each does."""
 
@@ -46,13 +59,21 @@ class Counter(Protocol):
     def weigh_quickly(
         self, text: str, add_special_tokens: bool, block_size: int, parent: Digest = ...
     ) -> tuple[int, list[Digest]] | None: ...
-    def render_chat(
+    def plain_chat(
         self,
         messages: Sequence[Any],
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
-        **variables: Any,
-    ) -> str: ...
+        variables: Mapping[str, Any] | None = None,
+    ) -> str | None: ...
+    def encode_chat(
+        self,
+        messages: Sequence[Any],
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+        answer: str = "",
+    ) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +201,13 @@ class Scales:
         if isinstance(value, list) and len(value) > MANY_MESSAGES:
             return None
         assert self._tokenizer is not None
-        texts = self._texts(ask, value)
-        if len(texts) != 1:
+        if _is_chat(ask):
+            text, adds = self._tokenizer.plain_chat(*_chat(ask, value)), False
+        else:
+            text, adds = value if isinstance(value, str) else None, True
+        if text is None:
             return None
-        found = self._tokenizer.weigh_quickly(*texts[0], self._block_size, _root(ask))
+        found = self._tokenizer.weigh_quickly(text, adds, self._block_size, _root(ask))
         return None if found is None else Weighed(max(found[0], 1), tuple(found[1]), True, 0)
 
     async def _tokenised(self, ask: Ask, value: Any, size: int) -> list[int] | None:
@@ -201,18 +225,10 @@ class Scales:
 
     def _exactly(self, ask: Ask, value: Any) -> list[int]:
         assert self._tokenizer is not None
-        return [token for text in self._texts(ask, value) for token in self._tokenizer.encode(*text)]
-
-    def _texts(self, ask: Ask, value: Any) -> list[tuple[str, bool]]:
-        """The texts of a prompt, and whether the tokenizer adds BOS and EOS: a template writes its own."""
-        assert self._tokenizer is not None
-        if "messages" not in ask.fields:  # embeddings may have them as well
-            return [(text, True) for text in ([value] if isinstance(value, str) else value)]
-        tools = _decoded(ask, "tools")
-        variables: Mapping[str, Any] = _decoded(ask, "chat_template_kwargs") or {}
-        generate = _decoded(ask, "add_generation_prompt")
-        messages = [_for_template(one) for one in value]
-        return [(self._tokenizer.render_chat(messages, tools, generate is not False, **variables), False)]
+        if _is_chat(ask):
+            return self._tokenizer.encode_chat(*_chat(ask, value))
+        texts = [value] if isinstance(value, str) else value
+        return [token for text in texts for token in self._tokenizer.encode(text)]
 
     def _chain_of_bytes(self, data: bytes, parent: Digest) -> tuple[Digest, ...]:
         """Blocks of text stand in for blocks of tokens: equal beginnings are found all the same."""
@@ -231,12 +247,32 @@ def _root(ask: Ask) -> Digest:
 def _key(ask: Ask) -> bytes:
     """Names all that decides how many tokens a prompt has, and who may share its blocks."""
     digest = blake2b(ask.path.encode(), digest_size=16, key=_root(ask))
-    for name in ("messages", "prompt", "input", "tools", "chat_template_kwargs", "add_generation_prompt"):
+    for name in _WEIGHED:
         raw = ask.fields.get(name)
         if raw is not None:
             digest.update(name.encode() + b"\0")
             digest.update(raw)
     return digest.digest()
+
+
+def _is_chat(ask: Ask) -> bool:
+    """Embeddings may be of a chat as well."""
+    return "messages" in ask.fields
+
+
+def _chat(ask: Ask, value: Any) -> tuple[list[Any], list[Any] | None, bool, dict[str, Any]]:
+    """What a template makes a prompt of: messages, tools, whether an answer is to begin, variables."""
+    generate, variables = _decoded(ask, "add_generation_prompt"), _decoded(ask, "chat_template_kwargs")
+    return [_for_template(one) for one in value], _tools(ask), generate is not False, variables or {}
+
+
+def _tools(ask: Ask) -> list[Any] | None:
+    """The tools as the engine shows them to a template: what OpenAI's API knows of them, unless none may be called."""
+    raw = ask.fields.get("tools")
+    if raw is None or _decoded(ask, "tool_choice") == "none":
+        return None
+    tools: list[Any] = msgspec.to_builtins(msgspec.json.decode(raw, type=list[Tool] | None))
+    return tools
 
 
 def _decoded(ask: Ask, name: str) -> Any:

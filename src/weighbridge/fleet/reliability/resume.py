@@ -97,10 +97,9 @@ class Resumption:
             raise NotResumable("a chat can be continued only with the model's tokenizer; set `tokenizer:`")
         variables = msgspec.json.decode(self._ask.fields.get("chat_template_kwargs", msgspec.Raw(b"{}")))
         try:
-            text = self._tokenizer.render_chat(value, None, True, **variables)
+            return self._tokenizer.encode_chat(value, None, True, variables, self._text)
         except BadInput as error:
             raise NotResumable(f"the chat template refuses it: {error}") from error
-        return self._tokenizer.encode(text + self._text, False)
 
     def _read_sent(self) -> None:
         """The text of what was sent since the last time, and how its events began."""

@@ -44,7 +44,14 @@ def load_tokenizers(spec: FleetSpec) -> dict[str, Counter]:
     Raises BadInput naming the model.
     """
     paths = {model.name: _tokenizer_path(model) for model in spec.models}
-    return {name: _tokenizer(name, path) for name, path in paths.items() if path is not None}
+    forgeable = {
+        model.name
+        for model in spec.models
+        if any("--control-tokens-in-content" in replica.options for replica in model.replicas)
+    }
+    return {
+        name: _tokenizer(name, path, name in forgeable) for name, path in paths.items() if path is not None
+    }
 
 
 def _tokenizer_path(model: ModelSpec) -> Path | None:
@@ -56,12 +63,12 @@ def _tokenizer_path(model: ModelSpec) -> Path | None:
     return resolve(local)
 
 
-def _tokenizer(model: str, path: Path) -> Counter:
+def _tokenizer(model: str, path: Path, control_tokens_in_content: bool) -> Counter:
     from weighbridge.models.text.tokenizer import (
         load_tokenizer,  # takes a second, which many gateways need not spend
     )
 
     try:
-        return load_tokenizer(path)
+        return load_tokenizer(path, control_tokens_in_content=control_tokens_in_content)
     except (BadInput, OSError, ValueError) as error:
         raise BadInput(f"model {model!r}: cannot read a tokenizer at {path}: {error}") from error

@@ -89,7 +89,7 @@ class ChatTemplate:
             "documents": None,
             **self._special_tokens,
             **variables,
-            "messages": [_plain_message(message, index) for index, message in enumerate(_listed(messages))],
+            "messages": plain_messages(messages),
             "tools": [dict(tool) for tool in tools] if tools else None,
             "add_generation_prompt": add_generation_prompt,
         }
@@ -110,6 +110,14 @@ def _compile(environment: jinja2.Environment, source: str) -> jinja2.Template:
         raise UnsupportedModel(
             f"the model's chat template has a mistake on line {error.lineno}: {error}"
         ) from error
+
+
+def plain_messages(messages: object) -> list[dict[str, Any]]:
+    """Return messages with their contents as one string each, and the arguments of tool calls as objects.
+
+    Raises BadInput naming the message that is none.
+    """
+    return [_plain_message(message, index) for index, message in enumerate(_listed(messages))]
 
 
 def _listed(messages: object) -> Sequence[object]:

@@ -11,7 +11,8 @@ from typing import Any
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.text import gguf_tokenizer, hf_tokenizer
 from weighbridge.models.text.block_digests import ROOT
-from weighbridge.models.text.chat_template import Message
+from weighbridge.models.text.chat_template import Message, plain_messages
+from weighbridge.models.text.control_tokens import ControlTokens
 from weighbridge.models.text.token_text import Detokenizer, TokenBytes, decode
 from weighbridge.models.text.tokenizer_parts import TokenizerParts
 from weighbridge.models.text.word_tokens import WordTokens
@@ -31,8 +32,11 @@ class Tokenizer:
     to share between threads: what is remembered from one call to the next changes no result.
     """
 
-    def __init__(self, parts: TokenizerParts) -> None:
-        """Raises UnsupportedModel for a vocabulary that is neither byte-level BPE nor SentencePiece."""
+    def __init__(self, parts: TokenizerParts, *, control_tokens_in_content: bool = False) -> None:
+        """Raises UnsupportedModel for a vocabulary that is neither byte-level BPE nor SentencePiece.
+
+        `control_tokens_in_content`: messages may forge turns, as the templates' own language allows.
+        """
         backend = parts.backend
         # Files saved while training may cut or pad texts; a prompt must never be shortened in silence.
         backend.no_truncation()
@@ -47,6 +51,10 @@ class Tokenizer:
         ends = [*parts.eos_token_ids, *(index for index in turns if index in self._special)]
         self.eos_token_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
         self._template = parts.template
+        control = self._special.union(self.eos_token_ids)
+        names = {token.content: index for index, token in added.items() if token.content and index in control}
+        guarded = parts.template is not None and names and not control_tokens_in_content
+        self._control = ControlTokens(backend, names) if guarded else None
         self._bytes = TokenBytes(backend)
         self._words: WordTokens | None = None
         self._quickened = False
@@ -89,8 +97,8 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. `add_special_tokens` puts a BOS (or EOS) where the model wants one.
 
-        The names of special tokens inside `text` become those tokens. Raises BadInput for text that is not
-        Unicode, such as half of a surrogate pair.
+        The names of special tokens inside `text` become those tokens, unlike in chats. Raises BadInput for text that
+        is not Unicode, such as half of a surrogate pair.
         """
         if len(text) >= _LONG_TEXT and not self._quickened and not self._quickening.locked():
             threading.Thread(target=self.quicken, name="quicken-tokenizer").start()
@@ -141,30 +149,78 @@ class Tokenizer:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the conversation as the model was trained to read it; `variables` are the template's own.
 
         Raises BadInput when there is no template, or for messages that the template refuses.
         """
-        if self._template is None:
-            raise BadInput("this model has no chat template; send a plain prompt to /v1/completions instead")
-        return self._template.render(messages, tools, add_generation_prompt, **variables)
+        return ControlTokens.unmarked(self._rendered(messages, tools, add_generation_prompt, variables)[0])
+
+    def plain_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str | None:
+        """Return the text that `encode` gives the ids of `encode_chat` for; None where it takes more than a text.
+
+        Content that spells control tokens looks in a text as if the template had written them.
+        """
+        text, spelled = self._rendered(messages, tools, add_generation_prompt, variables)
+        return None if spelled else text
 
     def encode_chat(
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
+        answer: str = "",
     ) -> list[int]:
-        """Token ids of `render_chat`; the template writes its own special tokens."""
-        text = self.render_chat(messages, tools, add_generation_prompt, **variables)
+        """Token ids of a conversation, with an `answer` that has begun behind it.
+
+        The template writes its own special tokens; what content spells is text, unless it was allowed to be more.
+        """
+        text, spelled = self._rendered(messages, tools, add_generation_prompt, variables, answer)
+        if spelled and self._control is not None:
+            return self._control.encode(text)
         return self.encode(text, add_special_tokens=False)
 
+    def _rendered(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None,
+        answer: str = "",
+    ) -> tuple[str, bool]:
+        """Return the text of a conversation, and whether its content spells control tokens: then they are marked."""
+        if self._template is None:
+            raise BadInput("this model has no chat template; send a plain prompt to /v1/completions instead")
+        given: dict[str, Any] = {
+            "messages": plain_messages(messages),
+            "tools": tools,
+            "variables": variables or {},
+        }
+        spelled = self._control is not None and self._control.spelled([given, answer])
+        if self._control is not None and spelled:
+            given, answer = self._control.marked(given), self._control.marked(answer)
+        for name in ("messages", "tools", "add_generation_prompt"):
+            if name in given["variables"]:
+                raise BadInput(
+                    f"chat_template_kwargs: {name!r} is a field of its own", param="chat_template_kwargs"
+                )
+        text = self._template.render(
+            given["messages"], given["tools"], add_generation_prompt, **given["variables"]
+        )
+        return text + answer, spelled
 
-def load_tokenizer(path: Path) -> Tokenizer:
+
+def load_tokenizer(path: Path, *, control_tokens_in_content: bool = False) -> Tokenizer:
     """Return the tokenizer of a model directory or GGUF file. Raises BadInput when there is none."""
     return Tokenizer(
-        hf_tokenizer.read_directory(path) if path.is_dir() else gguf_tokenizer.read_gguf_tokenizer(path)
+        hf_tokenizer.read_directory(path) if path.is_dir() else gguf_tokenizer.read_gguf_tokenizer(path),
+        control_tokens_in_content=control_tokens_in_content,
     )

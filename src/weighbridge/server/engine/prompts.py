@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from weighbridge.server.engine.sampling import Limits
@@ -29,7 +29,7 @@ class ChatTokenizer(Protocol):
         messages: Sequence[Any],
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
-        **options: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]: ...
     @property
     def supports_tools(self) -> bool: ...
@@ -52,7 +52,7 @@ class PromptReader:
 
         def encode() -> list[int]:
             return self._tokenizer.encode_chat(
-                messages, tools_for_template(body), body.add_generation_prompt, **options
+                messages, tools_for_template(body), body.add_generation_prompt, options
             )
 
         return await asyncio.to_thread(encode) if size > LONG_TEXT else encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _PAIRS = 1 << 24  # where the tokens of two bytes begin,
@@ -47,7 +47,7 @@ class SimulatedTokenizer:
         messages: Sequence[Any],
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
-        **options: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """`<|role|>` and the content of each message, a line each, then the assistant's turn."""
         lines = [f"<|{message['role']}|>{_text(message.get('content'))}\n" for message in messages]
