@@ -13,7 +13,7 @@ import uvicorn
 
 from tests.fleet.backends import Quiet, until
 from weighbridge.server import connections
-from weighbridge.server.connections import BoundedHttp, without_upgrade
+from weighbridge.server.connections import MOST_GATHERED, BoundedHttp, Gathering, without_upgrade
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -124,3 +124,41 @@ async def test_too_many_silent_connections_make_room_for_those_that_speak(
         await until(lambda: sum(reader.at_eof() for reader, _ in silent) >= 30)
         for _, writer in silent:
             writer.close()
+
+
+class Written:
+    """A transport that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed
+        self.writes.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+
+async def test_writes_of_one_turn_go_out_together_and_nothing_is_lost_at_the_end() -> None:
+    written = Written()
+    line = Gathering(written, asyncio.get_running_loop())  # type: ignore[arg-type]
+    line.write(b"head")
+    line.write(b"first")
+    assert written.writes == []
+    await asyncio.sleep(0)
+    assert written.writes == [b"headfirst"]
+    line.write(b"x" * MOST_GATHERED)
+    assert len(written.writes) == 1
+    line.write(b"y")  # more than may wait
+    assert written.writes[1:] == [b"x" * MOST_GATHERED + b"y"]
+    line.write(b"last")
+    line.close()
+    assert written.writes[2:] == [b"last"]
+    assert line.is_closing()
+    await asyncio.sleep(0)
+    assert len(written.writes) == 3

@@ -13,7 +13,8 @@ from weighbridge.wire.usage import read_usage
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]+)"')
 #: Only a line of its own ends a stream; inside JSON a line break is written as an escape.
-_DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
+_DONE = (b"data: [DONE]", b"data:[DONE]")
+_DONE_WITHIN = tuple(b"\n" + line for line in _DONE)
 _ERROR = re.compile(rb'(?:^|\n)data: ?\{\s*"error"')
 #: How servers say what of a prompt was in their cache. Inside a JSON text the quotes have backslashes, so that none of
 #: these is ever a part of an answer's text.
@@ -65,7 +66,7 @@ class Meter:
         events = chunk.count(b"\n\n") or chunk.count(b"\r\n\r\n") or 1
         if b'"finish_reason"' in chunk and (match := _FINISH.search(chunk)):
             self.finish = match[1].decode()
-        if b"[DONE]" in chunk and _DONE.search(chunk):
+        if b"[DONE]" in chunk and _ends(chunk):
             self.done = True
             events -= 1
         elif b'"error"' in chunk and _ERROR.search(chunk):
@@ -87,7 +88,9 @@ class Meter:
 
     def shown(self, data: bytes) -> bytes:
         """A part of an answer as its client may see it."""
-        return _CACHED.sub(rb"\g<1>0", data) if self.hide_cached else data
+        if not self.hide_cached or not (b"cache" in data or b'"prompt_n' in data):
+            return data
+        return _CACHED.sub(rb"\g<1>0", data)
 
     def _note(self, event: bytes) -> bool:
         """Read the usage of an event; True when the event has nothing else."""
@@ -112,3 +115,9 @@ class Meter:
         finish = next((choice.finish_reason for choice in answer.choices or ()), None)
         self.finish = finish if isinstance(finish, str) else "stop" if answer.choices is None else None
         self.done = True
+
+
+def _ends(chunk: bytes) -> bool:
+    """Whether one of a chunk's lines is the end of the stream. Asked of each last chunk, so without a pattern, which
+    would try every byte."""
+    return chunk.startswith(_DONE) or any(line in chunk for line in _DONE_WITHIN)

@@ -24,12 +24,51 @@ LARGEST_HEAD = 64 << 10
 HEAD_SECONDS = 15.0
 #: Seconds for a whole body behind its head.
 BODY_SECONDS = 120.0
+#: Bytes of one answer that wait for the end of a turn of the loop.
+MOST_GATHERED = 64 << 10
 #: Files that are not connections of clients: connections to replicas, models, logs.
 RESERVED_FILES = 128
 #: More connections than this are of no use to anybody.
 MOST_CONNECTIONS = 50_000
 
 _END = b"\r\n\r\n"
+
+
+class Gathering:
+    """A transport whose writes of one turn of the loop go out together.
+
+    An answer's head and its first event are two writes; together they are one system call, and the client wakes once.
+    """
+
+    __slots__ = ("_loop", "_parts", "_size", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > MOST_GATHERED:  # a writer must feel that its reader is slow
+            self._flush()
+
+    def _flush(self) -> None:
+        parts = self._parts
+        if parts:
+            self._parts, self._size = [], 0
+            self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the transport's own."""
+        return getattr(self._transport, name)
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -45,7 +84,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(Gathering(transport, self.loop))  # type: ignore[arg-type]
         self._expect(HEAD_SECONDS)
         if len(self.connections) > connection_limit():
             self._make_room()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from weighbridge.fleet.desk import Standing
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.member import Member
+from weighbridge.server.series import Spread, Sums
 from weighbridge.ticket import Leg, Ticket
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -26,11 +27,11 @@ class GatewayMetrics:
         self._gateway = gateway
         registry = self._registry = CollectorRegistry()
 
-        def histogram(name: str, text: str, *labels: str) -> Histogram:
-            return Histogram(f"weighbridge_{name}", text, labels, buckets=_SECONDS, registry=registry)
+        def histogram(name: str, text: str, *labels: str) -> Spread:
+            return Spread(registry, f"weighbridge_{name}", text, labels, _SECONDS)
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"weighbridge_{name}", text, labels, registry=registry)
+        def counter(name: str, text: str, *labels: str) -> Sums:
+            return Sums(registry, f"weighbridge_{name}", text, labels)
 
         by_model = ("model", "policy")
         self._wait = histogram("gateway_wait_seconds", "Arrival to the first replica chosen", *by_model)
@@ -46,51 +47,41 @@ class GatewayMetrics:
         self._resumed = counter("gateway_resumed_streams", "Streams that went on at another replica", "model")
         self._http = counter("http_requests", "HTTP requests", "route", "status")
         self._tenants: set[str] = set()
-        self._children: dict[tuple[Any, tuple[str, ...]], Any] = {}
         registry.register(_FleetCollector(gateway))
         gateway.on_finished.append(self.finished)
 
     def answered(self, route: str, status: int) -> None:
-        self._child(self._http, route, str(status)).inc()
+        self._http.add((route, str(status)))
 
     def finished(self, ticket: Ticket) -> None:
         """Count a request once for its tenant, and each of its legs for the model that worked on it."""
-        child, tenant = self._child, self._tenant(ticket.tenant)
+        tenant = self._tenant(ticket.tenant)
         legs = ticket.every_leg()
-        child(self._requests, tenant).inc()
-        for kind in ("prompt", "output"):
-            child(self._tokens, tenant, kind).inc(sum(getattr(leg, f"{kind}_tokens") for leg in legs))
-        if usd := sum(leg.usd for leg in legs):
-            child(self._usd, tenant).inc(usd)
+        self._requests.add((tenant,))
+        self._tokens.add((tenant, "prompt"), sum([leg.prompt_tokens for leg in legs]))
+        self._tokens.add((tenant, "output"), sum([leg.output_tokens for leg in legs]))
+        if usd := sum([leg.usd for leg in legs]):
+            self._usd.add((tenant,), usd)
         if not legs:
-            child(self._finished, ticket.model, ticket.finish_reason or "unknown").inc()
+            self._finished.add((ticket.model, ticket.finish_reason or "unknown"))
         for leg in legs:
             self._leg(leg, ticket.choices)
 
     def _leg(self, leg: Leg, choices: int) -> None:
-        child, model = self._child, leg.model
-        by_model = (model, self._gateway.pools[model].spec.policy)
-        child(self._finished, model, leg.outcome or "unknown").inc()
+        by_model = (leg.model, self._gateway.pools[leg.model].spec.policy)
+        self._finished.add((leg.model, leg.outcome or "unknown"))
         if leg.resumed:
-            child(self._resumed, model).inc(leg.resumed)
+            self._resumed.add((leg.model,), leg.resumed)
         if leg.scheduled is not None:
-            child(self._wait, *by_model).observe(max(leg.scheduled - leg.arrived, 0.0))
+            self._wait.observe(by_model, max(leg.scheduled - leg.arrived, 0.0))
         if leg.finished is None:
             return
-        child(self._e2e, *by_model).observe(leg.finished - leg.arrived)
+        self._e2e.observe(by_model, leg.finished - leg.arrived)
         if leg.first_token is not None:
-            child(self._ttft, *by_model).observe(leg.first_token - leg.arrived)
+            self._ttft.observe(by_model, leg.first_token - leg.arrived)
             if leg.output_tokens > choices:
                 gaps = leg.output_tokens / choices - 1
-                child(self._itl, *by_model).observe((leg.finished - leg.first_token) / gaps)
-
-    def _child(self, metric: Any, *labels: str) -> Any:
-        """What `metric.labels` returns; that look-up takes a lock and copies, which adds up."""
-        key = (metric, labels)
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = metric.labels(*labels)
-        return child
+                self._itl.observe(by_model, (leg.finished - leg.first_token) / gaps)
 
     def exposition(self) -> bytes:
         page: bytes = generate_latest(self._registry)

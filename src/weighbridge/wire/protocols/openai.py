@@ -6,6 +6,7 @@ import time
 import uuid
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -246,9 +247,18 @@ class OpenAIEncoder(Encoder):
     ) -> None:
         self._parse, self._parse_whole = parse, parse_whole
         self._chunk, self._whole = chunk, whole
-        self._head = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": ask.model}
+        self._prefix, self._model = prefix, ask.model
         self._wants_usage = ask.wants_usage
         self._passed = False
+
+    @cached_property
+    def _head(self) -> dict[str, Any]:
+        """What all chunks begin with; who passes bytes through has no need of it."""
+        return {
+            "id": f"{self._prefix}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": self._model,
+        }
 
     def event(self, event: Event) -> bytes:
         if event.parse is self._parse:
