@@ -67,6 +67,22 @@ def test_a_ticket_of_somebody_else_is_not_to_be_had(name: str, doors: Doors) -> 
     assert door.ticket(ticket, KEYS["alice"])["tenant"] == "alice"
 
 
+@every_door
+def test_stalls_are_among_the_figures(name: str, doors: Doors) -> None:
+    door = doors[False][name]
+    assert exchange(door.port, sent(door, chat())).status == 200
+    threads = ("loop", "engine") if name == "single" else ("loop",)
+    counts = [f'weighbridge_loop_stall_seconds_count{{thread="{thread}"}} ' for thread in threads]
+    deadline = time.monotonic() + 30.0
+    while True:  # the loop's first beat may still be to come
+        page = door.get("/metrics").body.decode()
+        found = [line for line in page.splitlines() if line.startswith(tuple(counts))]
+        if len(found) == len(counts) and not any(line.endswith(" 0.0") for line in found):
+            return
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+
+
 REFUSED = {
     "a wrong field": (chat(n=0), 400),
     "an unknown model": (chat(model="nobody"), 404),

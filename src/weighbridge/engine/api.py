@@ -63,6 +63,14 @@ class Load:
     step_cost: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a thread is at: which one it is, and since when (seconds of the monotonic clock)."""
+
+    thread: int
+    began: float
+
+
 class Stream(Protocol):
     """The output of one generation. Iterate to the end, or `close()` to cancel and free its blocks."""
 
@@ -99,6 +107,10 @@ class Engine(Protocol):
         ...
 
     def load(self) -> Load: ...
+
+    def turn(self) -> Turn | None:
+        """The iteration that the engine's thread is at; None while it waits for work."""
+        ...
 
     async def drain(self, timeout: float) -> bool:
         """Refuse new work, finish what was accepted; False when `timeout` seconds were not enough."""

@@ -67,6 +67,7 @@ class Sampled:
     `errors` maps a slice's index to what went wrong with that request alone, `embeddings` to what came of a
     sampling slice whose request embeds: it has no tokens. `deferred` are sampling slices whose constraint is still
     being worked out: they have no tokens either, and their last own token is computed again in a later iteration.
+    `model_seconds` is what the model itself took.
     """
 
     tokens: list[list[int]]
@@ -74,6 +75,7 @@ class Sampled:
     errors: dict[int, str] = field(default_factory=dict)
     embeddings: dict[int, Embedding] = field(default_factory=dict)
     deferred: set[int] = field(default_factory=set)
+    model_seconds: float = 0.0
 
     def problem(self, index: int, piece: Slice) -> str | None:
         """What went wrong with `Batch.slices[index]`, which is `piece`; a slice that samples must bring something."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from weighbridge.cost import StepClock
-from weighbridge.engine.api import Delta, Generation, Load
+from weighbridge.engine.api import Delta, Generation, Load, Turn
 from weighbridge.engine.batch import Batch
 from weighbridge.engine.loop import BatchRunner, EngineLoop
 from weighbridge.engine.request import FinishReason, Request, SamplingParams
@@ -39,10 +39,13 @@ class EngineTokenizer(Protocol):
 
 
 class EngineObserver(Protocol):
-    """A listener, called on the event loop; metrics and ticket stores are such."""
+    """A listener, called on the event loop but for `on_turn`; metrics and ticket stores are such."""
 
     def on_step(self, sequences: int, tokens: int, seconds: float) -> None: ...
     def on_finished(self, ticket: Ticket) -> None: ...
+    def on_turn(self, seconds: float) -> None:
+        """Hear, on the engine's thread, what an iteration took beside the model's own time."""
+        ...
 
 
 class LocalEngine:
@@ -84,6 +87,7 @@ class LocalEngine:
             clock=clock,
             check_integrity=check_integrity,
             on_start=on_thread_start,
+            on_turn=self._turned,
         )
 
     # -- for callers ----------------------------------------------------------------------------------
@@ -133,6 +137,9 @@ class LocalEngine:
         with self._loop.lock:
             load = self._scheduler.load()
         return replace(load, draining=self._draining, step_cost=self._step_clock.cost.as_dict())
+
+    def turn(self) -> Turn | None:
+        return self._loop.turn()
 
     async def drain(self, timeout: float) -> bool:
         """Refuse new work and wait for what was accepted; False when `timeout` seconds were not enough."""
@@ -307,6 +314,10 @@ class LocalEngine:
 
         if self._event_loop is not None and not self._event_loop.is_closed():
             self._event_loop.call_soon_threadsafe(tell)
+
+    def _turned(self, seconds: float) -> None:
+        for observer in self.observers:
+            observer.on_turn(seconds)
 
     def _dispatch(
         self, deltas: dict[EngineStream, list[Delta]], sequences: int, tokens: int, seconds: float

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from weighbridge.cost import Sample, StepClock
+from weighbridge.engine.api import Turn
 from weighbridge.engine.batch import Batch, Sampled
 from weighbridge.engine.request import Request
 from weighbridge.engine.schedule.scheduler_api import Progress, SchedulerLike
@@ -57,8 +58,12 @@ class EngineLoop:
         clock: Callable[[], float] = time.monotonic,
         check_integrity: bool = False,
         on_start: Callable[[], None] | None = None,
+        on_turn: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """`on_start` runs on the loop's thread before anything is computed there."""
+        """`on_start` runs on the loop's thread before anything is computed there.
+
+        `on_turn` hears there, after every iteration, the seconds that it took beside the model's own.
+        """
         self.lock = threading.Condition()
         self._scheduler = scheduler
         self._runner = runner
@@ -67,6 +72,8 @@ class EngineLoop:
         self._clock = clock
         self._check_integrity = check_integrity
         self._on_start = on_start
+        self._on_turn = on_turn
+        self._turn_began: float | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="weighbridge-engine", daemon=True)
 
@@ -76,6 +83,11 @@ class EngineLoop:
     def wake(self) -> None:
         """Tell the loop that work was added. The caller holds `lock`."""
         self.lock.notify()
+
+    def turn(self) -> Turn | None:
+        """The iteration under way; None while there is none."""
+        began, ident = self._turn_began, self._thread.ident
+        return None if began is None or ident is None else Turn(ident, began)
 
     def stop(self, timeout: float = 10.0) -> None:
         """End after the current iteration; waits at most `timeout` seconds for it."""
@@ -93,14 +105,18 @@ class EngineLoop:
                 self._wait_for_work()
                 if self._stopping:
                     return
-                batch = self._scheduler.schedule(self._clock())
+                began = self._turn_began = self._clock()
+                batch = self._scheduler.schedule(began)
                 expired = self._scheduler.take_finished()
                 if expired:
                     self._deliver(Batch(), [], expired, 0.0)
                 if not batch.slices:
+                    self._turn_began = None
                     self._wait_until_runnable()
             if batch.slices:
-                self._iterate(batch)
+                model_seconds = self._iterate(batch)
+                self._turn_began = None
+                self._on_turn(self._clock() - began - model_seconds)
 
     def _wait_for_work(self) -> None:
         while not self._stopping and not self._scheduler.has_work():
@@ -115,7 +131,8 @@ class EngineLoop:
         if self._scheduler.has_work() and pause > 0.0:
             self.lock.wait(pause)
 
-    def _iterate(self, batch: Batch) -> None:
+    def _iterate(self, batch: Batch) -> float:
+        """Run one iteration and deliver what came of it; returns the seconds that the model took."""
         started = self._clock()
         sampled = self._execute(batch)
         seconds = self._clock() - started
@@ -126,6 +143,7 @@ class EngineLoop:
                 Sample(tokens, sequences, context, seconds, batch.experts_touched, pairs)
             )
             self._deliver(batch, progress, self._scheduler.take_finished(), seconds)
+        return sampled.model_seconds
 
     def _execute(self, batch: Batch) -> Sampled:
         try:
@@ -143,6 +161,7 @@ class EngineLoop:
                 alone = self._runner.execute(Batch([piece], batch.copies if index == 0 else []))
             except Exception as error:
                 alone = Sampled([[]], [None], {0: f"{type(error).__name__}: {error}"})
+            result.model_seconds += alone.model_seconds
             result.tokens += alone.tokens
             result.logprobs += alone.logprobs
             if alone.errors:

@@ -55,7 +55,9 @@ class Runner:
         took = time.perf_counter() - began  # what a mask may cost the others: as much again
         if self.experts is not None:
             batch.experts_touched = self.experts.record(layout, rows)
-        return self._sampler.sample(logits, batch, None if states is None else states.out, took)
+        sampled = self._sampler.sample(logits, batch, None if states is None else states.out, took)
+        sampled.model_seconds = took
+        return sampled
 
     def _states_needed(self, slices: list[Slice]) -> States | None:
         """Make room for the hidden states of requests that embed and have their last position in this batch."""

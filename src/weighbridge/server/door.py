@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from weighbridge.server.endpoint import HttpService
+from weighbridge.server.watchdog import Watchdog
 from weighbridge.wire.access import check_site
 from weighbridge.wire.answer import Answers
 from weighbridge.wire.body import read_body
@@ -87,10 +88,13 @@ class Door:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         await self._service.start()
+        watchdog = Watchdog(self._service.stalled, self._service.watched())
+        watchdog.start()
         self._answers.start()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self._answers.stop()
+        watchdog.stop()
         await self._service.stop()
         await send({"type": "lifespan.shutdown.complete"})
 

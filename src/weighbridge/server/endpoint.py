@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from weighbridge.engine.api import Turn
 from weighbridge.wire.access import AccessSettings
 from weighbridge.wire.journey import Service
 from weighbridge.wire.keys import Keys
@@ -91,6 +92,14 @@ class HttpService(Service, Protocol):
 
     def answered(self, path: str, status: int) -> None:
         """Hear of every answer, for the metrics."""
+        ...
+
+    def stalled(self, thread: str, seconds: float) -> None:
+        """Hear how long a thread kept everybody waiting, for the metrics."""
+        ...
+
+    def watched(self) -> Mapping[str, Callable[[], Turn | None]]:
+        """The threads beside the event loop that are to be watched, by name, and what each is at."""
         ...
 
     def endpoints(self) -> Sequence[Endpoint]:

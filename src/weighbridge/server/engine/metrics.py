@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from weighbridge.engine.api import Engine
 from weighbridge.server.engine.experts import ExpertCollector, telemetry_of
+from weighbridge.server.watchdog import stall_histogram
 from weighbridge.ticket import Ticket, TicketStore
 
 log = logging.getLogger("weighbridge.requests")
@@ -47,6 +48,8 @@ class EngineMetrics:
         self.preemptions = counter("preemptions", "Times a request gave way and was computed again")
         self.drafted = counter("draft_tokens", "Tokens proposed by speculation")
         self.accepted = counter("accepted_draft_tokens", "Proposed tokens that were right")
+        self.stalls = stall_histogram(registry)
+        self._own_time = self.stalls.labels("engine")
         self.http_requests = counter("http_requests", "HTTP requests", "route", "status")
         experts = telemetry_of(engine)
         if experts is not None:
@@ -68,6 +71,9 @@ class EngineMetrics:
     def on_step(self, sequences: int, tokens: int, seconds: float) -> None:
         self.step_seconds.observe(seconds)
         self.step_tokens.observe(tokens)
+
+    def on_turn(self, seconds: float) -> None:
+        self._own_time.observe(max(seconds, 0.0))
 
     def on_finished(self, ticket: Ticket) -> None:
         self.finished.labels(ticket.finish_reason or "unknown").inc()

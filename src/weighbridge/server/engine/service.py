@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from importlib.resources import files
 from typing import Any, ClassVar
 
-from weighbridge.engine.api import Engine, Generation
+from weighbridge.engine.api import Engine, Generation, Turn
 from weighbridge.engine.request import Guide, SamplingParams
 from weighbridge.errors import NeverFits, UnknownModel
 from weighbridge.server.endpoint import Endpoint, TextTokenizer
@@ -103,6 +103,12 @@ class EngineService:
 
     def answered(self, path: str, status: int) -> None:
         self._metrics.http_requests.labels(path, str(status)).inc()
+
+    def stalled(self, thread: str, seconds: float) -> None:
+        self._metrics.stalls.labels(thread).observe(seconds)
+
+    def watched(self) -> dict[str, Callable[[], Turn | None]]:
+        return {"engine": self.engine.turn}
 
     def endpoints(self) -> list[Endpoint]:
         experts = ExpertEndpoints(self.engine)

@@ -13,6 +13,7 @@ from weighbridge.fleet.desk import Standing
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.member import Member
 from weighbridge.server.series import Spread, Sums
+from weighbridge.server.watchdog import stall_histogram
 from weighbridge.ticket import Leg, Ticket
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -46,6 +47,7 @@ class GatewayMetrics:
         self._requests = counter("gateway_tenant_requests", "Finished requests by tenant", "tenant")
         self._resumed = counter("gateway_resumed_streams", "Streams that went on at another replica", "model")
         self._http = counter("http_requests", "HTTP requests", "route", "status")
+        self.stalls = stall_histogram(registry)
         self._tenants: set[str] = set()
         registry.register(_FleetCollector(gateway))
         gateway.on_finished.append(self.finished)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any, cast
 
+from weighbridge.engine.api import Turn
 from weighbridge.errors import BadInput
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.server.endpoint import Audience, Endpoint, TextTokenizer
@@ -87,6 +89,12 @@ class GatewayService:
 
     def answered(self, path: str, status: int) -> None:
         self._metrics.answered(path, status)
+
+    def stalled(self, thread: str, seconds: float) -> None:
+        self._metrics.stalls.labels(thread).observe(seconds)
+
+    def watched(self) -> dict[str, Callable[[], Turn | None]]:
+        return {}
 
     def endpoints(self) -> list[Endpoint]:
         admin = Admin(self.gateway, self.keys)

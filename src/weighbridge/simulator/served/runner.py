@@ -58,11 +58,12 @@ class SimulatedRunner:
             self._thawed.set()
 
     def execute(self, batch: Batch) -> Sampled:
-        ends = self._clock() + self._cost.seconds(*batch.work)
+        began = self._clock()
+        ends = began + self._cost.seconds(*batch.work)
         tokens = [[self._next(piece)] if piece.samples else [] for piece in batch.slices]
         logprobs = [_logprobs(piece, ids) for piece, ids in zip(batch.slices, tokens, strict=True)]
         self._wait_until(ends)
-        return Sampled(tokens, logprobs)
+        return Sampled(tokens, logprobs, model_seconds=self._clock() - began)
 
     def _wait_until(self, ends: float) -> None:
         remaining = ends - self._clock()
