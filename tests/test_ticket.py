@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from weighbridge.ticket import Leg, Ticket, TicketStore, prompt_hash
+from weighbridge.ticket.record import KEPT_SCORES
 
 
 def ticket(**fields: object) -> Ticket:
@@ -60,3 +61,17 @@ def test_a_full_disk_fails_no_request_and_is_said_once(caplog: pytest.LogCapture
     store.close()
     assert store.lost == 3
     assert len([record for record in caplog.records if "could not be written" in record.message]) == 1
+
+
+def test_a_ticket_is_no_larger_in_a_large_fleet() -> None:
+    """The chosen replica, the best others, and how many there were."""
+    scores = {f"replica-{n:04d}": float(n) for n in range(1000)}
+    one = ticket()
+    one.note_scores(scores, "replica-0500", "s")
+    assert list(one.scores) == ["replica-0500", *[f"replica-{n:04d}" for n in range(KEPT_SCORES)]]
+    assert (one.score_unit, one.candidates) == ("s", 1000)
+    assert len(json.dumps(one.as_dict())) < 2500
+    one.note_scores({"only": 1.0}, "only", "s")
+    assert (one.scores, one.candidates) == ({"only": 1.0}, 1)
+    one.note_scores({}, "drawn", "")
+    assert (one.scores, one.candidates) == ({}, 0)

@@ -103,7 +103,9 @@ def explained(ticket: dict[str, Any]) -> list[str]:
         *ticket["decisions"],
     ]
     choice = Choice(ticket["replica"], "", ticket["scores"], ticket["score_unit"])
-    return lines + explain(choice, "")[1:]
+    lines += explain(choice, "")[1:]
+    more = ticket.get("candidates", 0) - len(ticket["scores"])
+    return [*lines, f"and {more} more"] if more > 0 else lines
 
 
 @options

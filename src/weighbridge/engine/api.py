@@ -8,7 +8,7 @@ from typing import Protocol
 
 from weighbridge.cost.usage import Usage
 from weighbridge.engine.request import Embedding, FinishReason, SamplingParams, TokenLogprob
-from weighbridge.ticket import Ticket
+from weighbridge.ticket.record import Ticket
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -12,7 +13,14 @@ from weighbridge.cost import Sample, StepCost, fit
 from weighbridge.engine.batch import Batch, Slice
 from weighbridge.engine.loop import BatchRunner
 from weighbridge.engine.request import Request, SamplingParams
+from weighbridge.errors import BadInput
 from weighbridge.models.files.cache import load_record, save_record
+from weighbridge.state.schema import DocumentSchema, unchanged
+
+log = logging.getLogger("weighbridge.engine")
+
+#: A stored fit, as JSON.
+CALIBRATION = DocumentSchema("calibration", (unchanged,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +114,18 @@ class CalibrationStore:
         """Return the stored fit, or None when there is none or it cannot be read."""
         record = load_record(self._path(key))
         try:
-            return StepCost(**record["step_cost"]) if record else None
+            return StepCost(**CALIBRATION.read(record, str(self._path(key)))["step_cost"]) if record else None
+        except BadInput as error:
+            log.warning("%s; without it the speed is measured as it goes", error)
+            return None
         except (KeyError, TypeError):
             return None
 
     def save(self, key: str, cost: StepCost, samples: list[Sample]) -> Path:
         """Write a fit atomically and return its file."""
         measured = [[s.tokens, s.sequences, s.context_tokens, s.prompt_pairs, s.seconds] for s in samples]
-        save_record(self._path(key), {"step_cost": cost.as_dict(), "samples": measured})
+        record = {"step_cost": cost.as_dict(), "samples": measured}
+        save_record(self._path(key), CALIBRATION.stamped(record))
         return self._path(key)
 
     def _path(self, key: str) -> Path:

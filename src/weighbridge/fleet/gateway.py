@@ -122,7 +122,7 @@ class Gateway:
             await self.shared_limits.close()
         for ended in self.on_close:
             ended()
-        self.tickets.close()
+        await asyncio.to_thread(self.tickets.close)
 
     async def _tick(self) -> None:
         while True:

@@ -172,7 +172,7 @@ class FleetJourney:
             ticket.scheduled = time.time()
         ticket.attempts += 1
         ticket.replica = choice.replica
-        ticket.scores, ticket.score_unit = dict(choice.scores), choice.unit
+        ticket.note_scores(choice.scores, choice.replica, choice.unit)
         ticket.decisions.append(f"{self.pool.dispatcher.policy.name} chose {choice.replica}: {choice.reason}")
 
     # -- the answer ------------------------------------------------------------------------------------

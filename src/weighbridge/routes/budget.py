@@ -1,13 +1,15 @@
 """Money: reserve before spending, settle after. Kept in SQLite, so that a restart forgets nothing.
 
 Amounts are whole nano-dollars: sums of them are exact. A reservation counts against its budgets until it is
-settled; one whose process died stays reserved until its day ends, because nobody knows what it cost.
+settled; one whose process died stays reserved until its day ends, because nobody knows what it cost. The tables, and
+what a day is when clocks jump, are in `ledger/books.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sqlite3
 import threading
 import time
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from weighbridge.errors import BadInput
+from weighbridge.routes.ledger.books import LEDGER, add, drop, read_day, stale_days, total, turn_to
+from weighbridge.state.database import check_version, connect, open_database, reason, sentence
 
 log = logging.getLogger("weighbridge.routes")
 
@@ -33,16 +37,8 @@ HIGHEST_USD = 1e6
 #: Seconds that a transaction waits for another process; then the cloud is refused, and settling is tried again later.
 BUSY_SECONDS = 0.5
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS spending (
-    id TEXT PRIMARY KEY, day TEXT NOT NULL, tenant TEXT NOT NULL, route TEXT NOT NULL,
-    reserved INTEGER NOT NULL, settled INTEGER, at REAL NOT NULL
-);
-CREATE TABLE IF NOT EXISTS taken (
-    day TEXT NOT NULL, tenant TEXT NOT NULL, route TEXT NOT NULL, amount INTEGER NOT NULL,
-    PRIMARY KEY (day, tenant, route)
-);
-"""
+#: The last moment that has a date, in seconds since the epoch: the end of the year 9999.
+_LAST_SECOND = 253_402_300_799.0
 
 
 def nano(usd: float) -> int:
@@ -90,25 +86,13 @@ class Ledger:
         self, path: Path | None, budgets: Budgets = Budgets(), clock: Callable[[], float] = time.time
     ) -> None:
         self.budgets = budgets
+        self.where = str(path) if path is not None else "in memory"
         self._clock = clock
-        try:
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = threading.RLock()
-            self._db = self._connected(path, BUSY_SECONDS)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(_SCHEMA)
-            # Looking needs no lock in a file, and must not wait for a transaction that does.
-            self._reader = self._db if path is None else self._connected(path, 0.0)
-        except (sqlite3.Error, OSError) as error:
-            raise BadInput(f"cannot open the ledger {path}: {error}") from error
-
-    @staticmethod
-    def _connected(path: Path | None, timeout: float) -> sqlite3.Connection:
-        return sqlite3.connect(
-            path or ":memory:", timeout=timeout, isolation_level=None, check_same_thread=False
-        )
+        self._lock = threading.RLock()
+        self._db = open_database(path, LEDGER, wait_s=BUSY_SECONDS, durable=False)
+        # Looking needs no lock in a file, and must not wait for a transaction that does.
+        self._reader = self._db if path is None else connect(path, 0.0)
+        self._stale: list[tuple[str, bool]] = []  # days to drop: whole, or only their tenants
 
     def reserve(self, tenant: str, route: str, usd: float) -> Reservation | str:
         """Set `usd` aside in every budget concerned, or say which of them is exhausted.
@@ -120,29 +104,33 @@ class Ledger:
         amount = nano(usd)
         if amount <= 0:
             return FREE_OF_CHARGE
-        day = self._day()
         with self._transaction():
-            refusal = self._refusal(self._db, tenant, route, amount)
+            day, is_new = turn_to(self._db, self._today())
+            self._tidy(is_new)
+            refusal = self._refusal(self._db, day, tenant, route, amount)
             if refusal:
                 return refusal
             reservation = Reservation(uuid.uuid4().hex, amount)
             self._db.execute(
-                "INSERT INTO spending VALUES (?, ?, ?, ?, ?, NULL, ?)",
-                (reservation.id, day, tenant, route, amount, self._clock()),
+                "INSERT INTO reservations VALUES (?, ?, ?, ?, ?)",
+                (reservation.id, day, tenant, route, amount),
             )
-            self._take(day, tenant, route, amount)
+            add(self._db, day, tenant, route, settled=0, reserved=amount)
         return reservation
 
     def refusal(self, tenant: str, route: str, usd: float) -> str:
         """What `reserve` would say now, without reserving; empty when it would succeed."""
         if usd > HIGHEST_USD:
             return f"it may cost {usd:.0f} USD; ask for a shorter answer"
-        return self._refusal(self._reader, tenant, route, nano(usd))
+        amount = nano(usd)
+        if amount <= 0 or not self._limits(tenant, route):
+            return ""
+        day, _ = read_day(self._reader, self._today())
+        return self._refusal(self._reader, day, tenant, route, amount)
 
-    def _refusal(self, db: sqlite3.Connection, tenant: str, route: str, amount: int) -> str:
-        day = self._day()
-        for name, limit, whose, which in self._limits(tenant, route) if amount > 0 else ():
-            taken = self._taken(db, day, whose, which)
+    def _refusal(self, db: sqlite3.Connection, day: str, tenant: str, route: str, amount: int) -> str:
+        for name, limit, whose, which in self._limits(tenant, route):
+            taken = sum(total(db, day, whose, which))
             if taken + amount > round(limit * NANO):
                 return f"{name} is exhausted: {taken / NANO:.6f} of {limit:g} USD of today are taken"
         return ""
@@ -153,23 +141,19 @@ class Ledger:
             return
         with self._transaction():
             row = self._db.execute(
-                "SELECT day, tenant, route, reserved FROM spending WHERE id = ? AND settled IS NULL",
+                "DELETE FROM reservations WHERE id = ? RETURNING day, tenant, route, amount",
                 (reservation.id,),
             ).fetchone()
             if row is not None:
                 day, tenant, route, reserved = row
-                self._db.execute("UPDATE spending SET settled = ? WHERE id = ?", (nano(usd), reservation.id))
-                self._take(day, tenant, route, nano(usd) - reserved)
+                add(self._db, day, tenant, route, settled=nano(usd), reserved=-reserved)
 
     def spent(self, tenant: str | None = None, route: str | None = None, day: str | None = None) -> Spent:
         """What a day (UTC, `YYYY-MM-DD`; default today) has cost so far."""
-        query = (
-            "SELECT COALESCE(SUM(settled), 0), COALESCE(SUM(CASE WHEN settled IS NULL THEN reserved END), 0) "
-            "FROM spending WHERE day = ? AND (? IS NULL OR tenant = ?) AND (? IS NULL OR route = ?)"
-        )
         with self._lock:
-            row = self._db.execute(query, (day or self._day(), tenant, tenant, route, route)).fetchone()
-        return Spent(row[0] / NANO, row[1] / NANO)
+            day = day or read_day(self._db, self._today())[0]
+            settled, reserved = total(self._db, day, tenant, route)
+        return Spent(settled / NANO, reserved / NANO)
 
     def close(self) -> None:
         with self._lock:
@@ -189,21 +173,15 @@ class Ledger:
             limits.append((f"route {route}'s budget", budgets.routes[route], None, route))
         return limits
 
-    @staticmethod
-    def _taken(db: sqlite3.Connection, day: str, tenant: str | None, route: str | None) -> int:
-        """Settled and reserved nano-dollars of a day."""
-        query = (
-            "SELECT COALESCE(SUM(amount), 0) FROM taken "
-            "WHERE day = ? AND (? IS NULL OR tenant = ?) AND (? IS NULL OR route = ?)"
-        )
-        return int(db.execute(query, (day, tenant, tenant, route, route)).fetchone()[0])
-
-    def _take(self, day: str, tenant: str, route: str, amount: int) -> None:
-        self._db.execute(
-            "INSERT INTO taken VALUES (?, ?, ?, ?) "
-            "ON CONFLICT (day, tenant, route) DO UPDATE SET amount = amount + excluded.amount",
-            (day, tenant, route, amount),
-        )
+    def _tidy(self, is_new_day: bool) -> None:
+        """Drop a part of what is too old, or too much, to be kept."""
+        if is_new_day:
+            whole, details = stale_days(self._db)
+            self._stale = [(day, True) for day in whole] + [(day, False) for day in details]
+            if self._stale:
+                log.info("the ledger %s drops the totals of %d days", self.where, len(self._stale))
+        if self._stale and not drop(self._db, self._stale[0][0], whole=self._stale[0][1]):
+            del self._stale[0]
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -211,6 +189,7 @@ class Ledger:
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                check_version(self._db, LEDGER, self.where)  # a newer Weighbridge may have come meanwhile
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
@@ -218,8 +197,9 @@ class Ledger:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def _day(self) -> str:
-        return datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%d")
+    def _today(self) -> str:
+        seconds = min(max(self._clock(), 0.0), _LAST_SECOND)
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
 
 
 class _Claim:
@@ -247,7 +227,8 @@ class Cashier:
     """Asks a ledger without stopping the event loop; one thread works for all requests.
 
     A ledger that fails refuses the cloud, as an exhausted budget does. It never costs an answer that was paid for:
-    what could not be settled stays reserved, and is settled with the next request. `failures` counts both.
+    what could not be settled stays reserved, and is settled with the next request. `failures` counts both. Whoever has
+    waited while it failed for somebody else does not try it again: so nobody waits for more than one failure.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -255,6 +236,8 @@ class Cashier:
         self.failures = 0
         self._thread = ThreadPoolExecutor(1, "weighbridge-ledger")
         self._unsettled: list[tuple[Reservation, float]] = []
+        self._failed_at = -math.inf
+        self._last_error: Exception | None = None
 
     async def reserve(self, tenant: str, route: str, usd: float) -> Reservation | str:
         """Set `usd` aside, or say why not. Whoever is cancelled while it waits has nothing reserved."""
@@ -275,7 +258,7 @@ class Cashier:
             return ""
         try:
             return self.ledger.refusal(tenant, route, usd)
-        except (sqlite3.Error, ValueError) as error:
+        except (sqlite3.Error, BadInput, ValueError) as error:
             return self._failed(error)
 
     async def settle(self, reservation: Reservation, usd: float) -> None:
@@ -285,32 +268,34 @@ class Cashier:
 
     def close(self) -> None:
         """Settle what is left and let the thread go."""
-        self._thread.submit(self._settle_rest)
+        self._thread.submit(self._settle_rest, time.monotonic())
         self._thread.shutdown(wait=True)
 
     # -- on the event loop -----------------------------------------------------------------------------
 
     def _run(self, work: Callable[..., T], *values: Any) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._thread, work, *values)
+        return asyncio.get_running_loop().run_in_executor(self._thread, work, time.monotonic(), *values)
 
     # -- on the thread ---------------------------------------------------------------------------------
 
-    def _claim(self, claim: _Claim, tenant: str, route: str, usd: float) -> Reservation | str:
-        self._settle_rest()
+    def _claim(self, asked: float, claim: _Claim, tenant: str, route: str, usd: float) -> Reservation | str:
+        self._settle_rest(asked)
+        if self._last_error is not None and self._failed_at >= asked:
+            return self._failed(self._last_error)
         try:
             made = self.ledger.reserve(tenant, route, usd)
-        except (sqlite3.Error, ValueError) as error:
+        except (sqlite3.Error, BadInput, ValueError) as error:
             return self._failed(error)
         if isinstance(made, Reservation) and made.id and not claim.keep(made):
-            self._settle(made, 0.0)
+            self._settle(asked, made, 0.0)
         return made
 
-    def _settle(self, reservation: Reservation, usd: float) -> None:
+    def _settle(self, asked: float, reservation: Reservation, usd: float) -> None:
         self._unsettled.append((reservation, usd))
-        self._settle_rest()
+        self._settle_rest(asked)
 
-    def _settle_rest(self) -> None:
-        while self._unsettled:
+    def _settle_rest(self, asked: float) -> None:
+        while self._unsettled and self._failed_at < asked:
             reservation, usd = self._unsettled[0]
             try:
                 self.ledger.settle(reservation, usd)
@@ -319,13 +304,16 @@ class Cashier:
                 usd = reservation.nano_usd / NANO
                 self._unsettled[0] = (reservation, usd)
                 continue
-            except sqlite3.Error as error:
+            except (sqlite3.Error, BadInput) as error:
                 self._failed(error)
                 return
             del self._unsettled[0]
 
     def _failed(self, error: Exception) -> str:
+        if not isinstance(error, ValueError):
+            self._failed_at, self._last_error = time.monotonic(), error
         if not self.failures:
-            log.error("the ledger failed, so the cloud is refused while it does: %s", error)
+            said = sentence(error, "ledger", self.ledger.where)
+            log.error("the ledger failed, so the cloud is refused while it does: %s", said)
         self.failures += 1
-        return f"the ledger failed ({error}), so nothing may be spent"
+        return f"the ledger failed ({reason(error)}), so nothing may be spent"

@@ -304,6 +304,7 @@ class LegRun:
             setattr(leg, name, getattr(settled, name))
         leg.error = settled.error or error
         leg.decisions, leg.scores, leg.score_unit = ticket.decisions, ticket.scores, ticket.score_unit
+        leg.candidates = ticket.candidates
         usage = journey.meter.usage
         leg.estimated = usage is None
         if usage is None and not self._billable:

@@ -44,13 +44,17 @@ class DatabaseSchema(Schema[sqlite3.Connection]):
     tables: frozenset[str]
 
 
+def reason(error: Exception) -> str:
+    """Say what is wrong with a file, and what to do about it, without naming it."""
+    if isinstance(error, OSError):
+        return f"{(error.strerror or str(error)).lower()}; check the path and its permissions"
+    code = getattr(error, "sqlite_errorcode", None)
+    return _REMEDIES.get(code & 0xFF, str(error)) if code is not None else str(error)
+
+
 def sentence(error: Exception, name: str, where: object) -> str:
     """Say what is wrong with the file of a kind, and what to do about it."""
-    code = getattr(error, "sqlite_errorcode", None)
-    remedy = None if code is None else _REMEDIES.get(code & 0xFF)
-    if isinstance(error, OSError):
-        remedy = f"{(error.strerror or str(error)).lower()}; check the path and its permissions"
-    return f"the {name} {where}: {remedy or error}"
+    return f"the {name} {where}: {reason(error)}"
 
 
 @contextmanager
@@ -134,6 +138,14 @@ def version_of(connection: sqlite3.Connection, schema: DatabaseSchema, where: st
     if not is_ours:
         raise BadInput(f"{where} is an SQLite file, but no {schema.name}; name another file")
     return schema.check(version, where)
+
+
+def check_version(connection: sqlite3.Connection, schema: DatabaseSchema, where: str) -> None:
+    """Raises BadInput where somebody has brought an open file to another version than this one's."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version != schema.version:
+        schema.check(version, where)
+        raise BadInput(f"{where} is a {schema.name} of an older version again; restart Weighbridge")
 
 
 def migrate(connection: sqlite3.Connection, schema: DatabaseSchema, where: str) -> None:

@@ -7,7 +7,7 @@ one wrote, through `migrations`; an older one refuses what a newer one wrote, in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from weighbridge.errors import BadInput
@@ -16,6 +16,10 @@ Content = TypeVar("Content")
 
 #: The key under which documents and lines of JSON say their version.
 VERSION_KEY = "schema"
+
+
+def unchanged(content: object) -> None:
+    """The migration of a file that gained nothing but its version."""
 
 
 class NewerSchema(BadInput):
@@ -28,6 +32,8 @@ class Schema(Generic[Content]):
 
     name: str  # of the kind, for people
     migrations: Sequence[Callable[[Content], None]]
+    oldest: int = field(default=0, kw_only=True)  # the first version that can still be read
+    remedy: str = field(default="", kw_only=True)  # what to do about a file that is older
 
     @property
     def version(self) -> int:
@@ -45,6 +51,10 @@ class Schema(Generic[Content]):
                 f"{where} is a {self.name} of version {found}, written by a newer Weighbridge; this one reads up to "
                 f"version {self.version}: upgrade it, or name another file"
             )
+        if found < self.oldest:
+            raise BadInput(
+                f"{where} is a {self.name} of version {found}, which is no longer read; {self.remedy}"
+            )
         return found
 
     def upgrade(self, content: Content, found: object, where: str) -> None:
@@ -57,12 +67,14 @@ class Schema(Generic[Content]):
 class DocumentSchema(Schema[dict[str, Any]]):
     """The schema of a JSON object, or of each line of a file of them."""
 
+    key: str = field(default=VERSION_KEY, kw_only=True)
+
     def stamped(self, content: dict[str, Any]) -> dict[str, Any]:
         """Return the content as it is written, its version first."""
-        return {VERSION_KEY: self.version, **content}
+        return {self.key: self.version, **content}
 
     def read(self, content: dict[str, Any], where: str) -> dict[str, Any]:
         """Return a written content as this version has it, without its version. Raises what `check` does."""
-        found = content.pop(VERSION_KEY, 0)
+        found = content.pop(self.key, 0)
         self.upgrade(content, found, where)
         return content

@@ -19,9 +19,12 @@ from weighbridge.errors import BadInput
 from weighbridge.knobs import knob
 from weighbridge.routes.difficulty.trained import load_router
 from weighbridge.routes.learn.drift import drift
-from weighbridge.routes.learn.report import as_html, read_tickets, sentences, summarise
+from weighbridge.routes.learn.report import as_html, sentences, summarise
 from weighbridge.routes.learn.report import explain as in_words
+from weighbridge.routes.learn.shadow import SHADOW
 from weighbridge.routes.learn.suggest import suggest
+from weighbridge.state.lines import read_lines
+from weighbridge.ticket import TICKETS
 
 Rows = list[dict[str, Any]]
 COLUMNS = ("route", "requests", "local", "degraded", "USD", "saved USD", "p50 ms edge", "p50 ms cloud")
@@ -37,7 +40,7 @@ def explain(
     if tickets is None:
         print(_in_words(tickets_of(url, api_key).ask("GET", ticket_path(ticket))))
         return
-    found = [one for one in read_tickets(tickets) if one.get("id") == ticket]
+    found = [one for one in read_lines(tickets, TICKETS) if one.get("id") == ticket]
     if not found:
         raise BadInput(f"{tickets} holds no ticket {ticket!r}")
     print(_in_words(found[-1]))
@@ -67,8 +70,8 @@ def report(
     json_output: JsonOutput = False,
 ) -> None:
     """Share local, money saved, quality, latency; drift since training; better thresholds, if there are."""
-    rows = _of(told.route, read_tickets(tickets), "model")
-    judged = _of(told.route, read_tickets(told.shadow) if told.shadow else [], "route")
+    rows = _of(told.route, list(read_lines(tickets, TICKETS)), "model")
+    judged = _of(told.route, list(read_lines(told.shadow, SHADOW)) if told.shadow else [], "route")
     summary = summarise(rows, judged)
     summary["suggestions"] = _suggestions(judged, told.usd_per_quality)
     if told.router is not None:

@@ -23,8 +23,12 @@ from weighbridge.models.compute.layers import Mlp
 from weighbridge.models.compute.linear import Linear
 from weighbridge.models.compute.linear_hybrid import HybridLinear
 from weighbridge.models.compute.linear_packed import PackedLinear
+from weighbridge.state.schema import VERSION_KEY, Schema, unchanged
 
 _PARTS = ("gate_up", "down")
+
+#: A file of packed experts; its version stands in the metadata of safetensors.
+PACKED: Schema[object] = Schema("file of packed experts", (unchanged,))
 
 
 def packed(linear: Linear) -> PackedLinear | None:
@@ -50,7 +54,7 @@ def write_layer(path: Path, experts: list[Mlp]) -> None:
                 linear.bits,
                 linear.multiplier,
             ]
-    save_file(tensors, path, metadata={"linears": json.dumps(shapes)})
+    save_file(tensors, path, metadata={"linears": json.dumps(shapes), VERSION_KEY: str(PACKED.version)})
 
 
 class MappedExperts:
@@ -60,6 +64,8 @@ class MappedExperts:
         self._files: list[Any] = [
             safe_open(_file(directory, layer), framework="pt") for layer in range(layers)
         ]
+        for file in self._files:
+            PACKED.check(int(file.metadata().get(VERSION_KEY, "0")), str(directory))
         self._shapes = [json.loads(file.metadata()["linears"]) for file in self._files]
         self._dtype = dtype
         self._kernels = kernels

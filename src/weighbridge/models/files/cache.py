@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from weighbridge.state.documents import replace_file
 
 
 def weighbridge_home() -> Path:
@@ -40,12 +41,4 @@ def load_record(path: Path) -> dict[str, Any] | None:
 
 def save_record(path: Path, record: dict[str, Any]) -> None:
     """Write `record` in one rename. Raises OSError when the directory cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(record, file)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(path, json.dumps(record).encode())

@@ -16,8 +16,12 @@ from weighbridge.routes.difficulty.features import answer_features, prompt_featu
 from weighbridge.routes.difficulty.isotonic import Isotonic
 from weighbridge.routes.difficulty.model import OUTPUTS, Block, Model, Recipe, Space, gain
 from weighbridge.routes.judge import Signals
+from weighbridge.state.database import sentence
+from weighbridge.state.documents import replace_file
+from weighbridge.state.schema import DocumentSchema, unchanged
 
-FORMAT = 2
+#: A trained router as JSON. Before version 2 it lacks what a head needs.
+ROUTER = DocumentSchema("router", (unchanged, unchanged), key="format", oldest=2, remedy="train it again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +128,14 @@ class TrainedRouter:
         return self.judge.outputs(judge_features(prompt, answer, known, agreeing), answer)
 
     def save(self, path: Path) -> None:
-        fields = {"format": FORMAT, "kind": "weighbridge-router", **_plain(self)}
+        """Write it whole or not at all. Raises BadInput where it cannot be written."""
+        fields = ROUTER.stamped({"kind": "weighbridge-router", **_plain(self)})
         for head in fields["heads"]:
             del head["model"]["space"]  # that of `prompt`
-        path.write_text(json.dumps(fields), encoding="utf-8")
+        try:
+            replace_file(path, json.dumps(fields).encode())
+        except OSError as error:
+            raise BadInput(sentence(error, ROUTER.name, path)) from error
 
 
 def judge_features(prompt: str, answer: str, signals: Signals | None, agreement: float | None) -> list[float]:
@@ -141,10 +149,7 @@ def load_router(path: Path) -> TrainedRouter:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(fields, dict) or fields.get("kind") != "weighbridge-router":
             raise BadInput(f"{path} is no router; write one with `weighbridge route train`")
-        if fields["format"] != FORMAT:
-            raise BadInput(
-                f"{path} has format {fields['format']}, this version reads {FORMAT}; train it again"
-            )
+        fields = ROUTER.read(fields, str(path))
         judge, prompt = fields["judge"], _model(fields["prompt"])
         return TrainedRouter(
             prompt=prompt,

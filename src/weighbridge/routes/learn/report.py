@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from weighbridge.errors import BadInput
 from weighbridge.pages.html import page, table, tag
 
 Ticket = Mapping[str, Any]
-
-
-def read_tickets(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file; a last line that is still being written is left out. Raises BadInput."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read {path}: {error}") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise BadInput(f"{path}:{number}: this is no JSON: {error}") from error
-    return rows
 
 
 def explain(ticket: Ticket) -> str:

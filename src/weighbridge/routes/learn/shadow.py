@@ -6,12 +6,11 @@ In the background, bounded in number, paid out of the same budgets, and never fo
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -22,10 +21,16 @@ from weighbridge.routes.learn.bandit import ThresholdBandit
 from weighbridge.routes.policy import Asked, Level, Residency, residency
 from weighbridge.routes.request import RouteRequest
 from weighbridge.routes.settings import RouteSettings, ShadowSettings
+from weighbridge.state.lines import LineFile
+from weighbridge.state.schema import DocumentSchema, unchanged
 from weighbridge.ticket import Ticket
 from weighbridge.wire.ask import Placement
 
 log = logging.getLogger("weighbridge.routes")
+
+
+#: A comparison as a line of a file.
+SHADOW = DocumentSchema("shadow evaluation", (unchanged,))
 
 
 class SecondAnswers(Protocol):
@@ -66,7 +71,7 @@ class Shadow:
         self._draw = draw
         self._bandit = bandit
         self._tasks: set[asyncio.Task[None]] = set()
-        self._file: IO[str] | None = path.open("a", encoding="utf-8", buffering=1) if path else None
+        self._file = LineFile(path, SHADOW) if path is not None else None
 
     def threshold(self, default: float) -> float:
         return default if self._bandit is None else self._bandit.choose()
@@ -91,8 +96,7 @@ class Shadow:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            await asyncio.to_thread(self._file.close)
 
     async def _compare(
         self, route: SecondAnswers, request: RouteRequest, ticket: Ticket, answer: str
@@ -142,4 +146,4 @@ class Shadow:
         if self._settings.keep_texts:
             row |= {"prompt": request.prompt, "edge_response": edge, "cloud_response": cloud}
             row |= {"edge_correct": quality, "cloud_correct": 1.0}
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.append(row)

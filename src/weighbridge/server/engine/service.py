@@ -72,7 +72,8 @@ class EngineService:
         self._on_start()
 
     async def stop(self) -> None:
-        """The engine outlives its door: whoever made it stops it."""
+        """Write the last tickets down. The engine outlives its door: whoever made it stops it."""
+        await asyncio.to_thread(self.tickets.close)
 
     def models(self) -> list[dict[str, Any]]:
         return [self.model("")]

@@ -1,20 +1,15 @@
-"""The ticket: one record per request of what it weighed, what was decided, and why; and where tickets are kept."""
+"""The ticket: one record per request of what it weighed, what was decided, and why."""
 
 from __future__ import annotations
 
-import logging
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from hashlib import blake2b
-from io import FileIO
-from itertools import islice
-from pathlib import Path
+from heapq import nsmallest
 from typing import Any
 
-import msgspec
-
-log = logging.getLogger("weighbridge.ticket")
+#: Scores of replicas that a ticket keeps beside that of the chosen one.
+KEPT_SCORES = 16
 
 
 def prompt_hash(prompt: bytes, salt: str = "") -> str:
@@ -56,13 +51,14 @@ class Leg:
     decisions: list[str] = field(default_factory=list)  # of the fleet, about this leg alone
     scores: dict[str, float] = field(default_factory=dict)
     score_unit: str = ""
+    candidates: int = 0  # that were compared
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {name: getattr(self, name) for name in _LEG_FIELDS}
+        return {name: getattr(self, name) for name in LEG_FIELDS}
 
 
-_LEG_FIELDS = tuple(each.name for each in fields(Leg))
+LEG_FIELDS = tuple(each.name for each in fields(Leg))
 
 
 @dataclass(slots=True)
@@ -112,9 +108,17 @@ class Ticket:
     attempts: int = 0  # replicas it was sent to, one after the other
     hedged: bool = False  # a second copy was sent
     resumed: int = 0  # times its stream went on at another replica
-    scores: dict[str, float] = field(default_factory=dict)  # of the candidates at the last choice; lower wins
+    scores: dict[str, float] = field(default_factory=dict)  # at the last choice, as `note_scores` keeps them
     score_unit: str = ""
+    candidates: int = 0  # that were compared at the last choice
     legs: list[Leg] = field(default_factory=list)  # of a route's request; any other is a leg of its own
+
+    def note_scores(self, scores: Mapping[str, float], chosen: str, unit: str) -> None:
+        """Keep what a choice was between: the chosen replica and the best others, lowest first, and how many there
+        were. A ticket is no larger in a large fleet."""
+        best = nsmallest(KEPT_SCORES, scores.items(), key=lambda item: item[1])
+        self.scores = {chosen: scores[chosen]} | dict(best) if chosen in scores else dict(best)
+        self.score_unit, self.candidates = unit, len(scores)
 
     def every_leg(self) -> Sequence[Leg]:
         """The legs of the request, in their order. Without a route it is one; none while nobody works on it."""
@@ -160,52 +164,3 @@ class Ticket:
 
 
 _TICKET_FIELDS = tuple(each.name for each in fields(Ticket))
-
-
-class TicketStore:
-    """The last `capacity` tickets by id; `path`: a file that every finished ticket is appended to.
-
-    A file that cannot be written fails no request: `lost` counts the tickets that it lacks.
-    """
-
-    def __init__(self, capacity: int = 10_000, path: Path | None = None) -> None:
-        self.lost = 0
-        self._capacity = capacity
-        self._tickets: OrderedDict[str, Ticket] = OrderedDict()
-        self._path = path
-        self._file: FileIO | None = None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = FileIO(path, "a")
-
-    def add(self, ticket: Ticket) -> None:
-        """Remember a ticket from its first moment on; the oldest make room."""
-        self._tickets[ticket.id] = ticket
-        while len(self._tickets) > self._capacity:
-            self._tickets.popitem(last=False)
-
-    def finish(self, ticket: Ticket) -> None:
-        """Write a finished ticket to the file: one line, one write, so that processes may share the file."""
-        if self._file is None:
-            return
-        try:
-            line = msgspec.json.encode(ticket.as_dict()) + b"\n"
-            if self._file.write(line) != len(line):
-                raise OSError("the disk took only a part of it")
-        except (OSError, ValueError) as error:
-            if not self.lost:
-                log.error("a ticket could not be written to %s, nor may later ones be: %s", self._path, error)
-            self.lost += 1
-
-    def get(self, ticket_id: str) -> Ticket | None:
-        return self._tickets.get(ticket_id)
-
-    def recent(self, limit: int = 100, tenant: str | None = None) -> list[Ticket]:
-        """The newest first: `tenant`'s, or everybody's."""
-        newest = (ticket for ticket in reversed(self._tickets.values()) if tenant in (None, ticket.tenant))
-        return list(islice(newest, limit))
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None

@@ -1,0 +1,80 @@
+"""Where tickets are kept: the latest in memory, all of them in a file where one is wanted."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from weighbridge.state.lines import LineFile
+from weighbridge.state.schema import DocumentSchema
+from weighbridge.ticket.record import LEG_FIELDS, Ticket
+
+
+def _with_legs(record: dict[str, Any]) -> None:
+    """What one model's replicas did of a request is a leg; version 0 has the request alone."""
+    record.setdefault("candidates", len(record.get("scores", ())))
+    if "legs" in record:
+        return
+    named = {
+        "place": "",
+        "purpose": "answer",
+        "decisions": [],
+        "scores": {},
+        "score_unit": "",
+        "candidates": 0,
+    }
+    renamed = {
+        "tries": "attempts",
+        "usd": "cost_usd",
+        "estimated": "cost_estimated",
+        "outcome": "finish_reason",
+    }
+    leg = {name: record.get(renamed.get(name, name)) for name in LEG_FIELDS}
+    record["legs"] = [{**leg, **named}] if record.get("replica") else []
+
+
+#: A ticket as a line of a file.
+TICKETS = DocumentSchema("ticket", (_with_legs,))
+
+
+class TicketStore:
+    """The last `capacity` tickets by id; `path`: a file that every finished ticket is appended to.
+
+    A file that cannot be written fails no request: `lost` counts the tickets that it lacks.
+    """
+
+    def __init__(self, capacity: int = 10_000, path: Path | None = None) -> None:
+        """Raises BadInput where the file cannot be opened."""
+        self._capacity = capacity
+        self._tickets: OrderedDict[str, Ticket] = OrderedDict()
+        self._file = LineFile(path, TICKETS) if path is not None else None
+
+    @property
+    def lost(self) -> int:
+        return 0 if self._file is None else self._file.lost
+
+    def add(self, ticket: Ticket) -> None:
+        """Remember a ticket from its first moment on; the oldest make room."""
+        self._tickets[ticket.id] = ticket
+        while len(self._tickets) > self._capacity:
+            self._tickets.popitem(last=False)
+
+    def finish(self, ticket: Ticket) -> None:
+        """Write a finished ticket to the file, soon: one line, so that processes may share the file."""
+        if self._file is not None:
+            self._file.append(ticket.as_dict())
+
+    def get(self, ticket_id: str) -> Ticket | None:
+        return self._tickets.get(ticket_id)
+
+    def recent(self, limit: int = 100, tenant: str | None = None) -> list[Ticket]:
+        """The newest first: `tenant`'s, or everybody's."""
+        newest = (ticket for ticket in reversed(self._tickets.values()) if tenant in (None, ticket.tenant))
+        return list(islice(newest, limit))
+
+    def close(self) -> None:
+        """Write what waits, for some seconds at most."""
+        if self._file is not None:
+            self._file.close()
