@@ -50,20 +50,20 @@ class Gathering:
 
     def write(self, data: bytes) -> None:
         if not self._parts:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._parts.append(data)
         self._size += len(data)
         if self._size > MOST_GATHERED:  # a writer must feel that its reader is slow
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         parts = self._parts
         if parts:
             self._parts, self._size = [], 0
             self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._transport.close()
 
     def __getattr__(self, name: str) -> Any:
@@ -84,10 +84,15 @@ class BoundedHttp(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(Gathering(transport, self.loop))  # type: ignore[arg-type]
+        self._line = Gathering(transport, self.loop)
+        super().connection_made(self._line)  # type: ignore[arg-type]
         self._expect(HEAD_SECONDS)
         if len(self.connections) > connection_limit():
             self._make_room()
+
+    def eof_received(self) -> None:
+        self._line.flush()  # asyncio closes behind a client that says no more
+        super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
