@@ -127,6 +127,33 @@ def test_two_tenants_must_not_share_a_key() -> None:
     assert "a-secret" not in found[0]
 
 
+def test_files_and_names_of_identity_are_checked_where_they_are_written(tmp_path: Path) -> None:
+    for line, said in (
+        ("tls_cert: none.pem", "tls_cert: .*none.pem does not exist"),
+        ("tls_client_ca: .", "tls_client_ca needs tls_cert"),
+        ("insecure: maybe", "true or false"),
+        ("tls_cert: .\ntls_client_ca: .\nclient_certificates: {IP:1: a}", "DNS:batch.example=batch"),
+        ("client_certificates: [CN:a=b]", "need tls_client_ca"),
+        ("tls_crt: x", "did you mean 'tls_cert'"),
+    ):
+        with pytest.raises(BadInput, match=said) as caught:
+            parse_config(f"{GOOD}{line}\n", "weighbridge.yaml", tmp_path)
+        assert str(caught.value).startswith(f"weighbridge.yaml:{21 + line.count(chr(10))}: ")
+    text = "tls_cert: c.pem\ntls_client_ca: c.pem\nclient_certificates: {'URI:spiffe://x': a, CN:b: b}\n"
+    (tmp_path / "c.pem").touch()
+    spec = parse_config(GOOD + text, "weighbridge.yaml", tmp_path)
+    assert spec.tls_cert == tmp_path / "c.pem"
+    assert [(one.name, one.tenant) for one in spec.client_certificates] == [
+        ("URI:spiffe://x", "a"),
+        ("CN:b", "b"),
+    ]
+    replica = GOOD.replace("dialect: vllm", "tls_ca: c.pem")
+    assert (
+        parse_config(replica, "weighbridge.yaml", tmp_path).models[0].replicas[0].trust.ca
+        == tmp_path / "c.pem"
+    )
+
+
 def test_a_key_may_be_its_hash() -> None:
     """`printf a-secret | sha256sum`."""
     written = "sha256:" + hashlib.sha256(b"a-secret").hexdigest()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.fleet.backends import Backend, body, clients, fleet
-from weighbridge.server import app as server_app
+from weighbridge.wire.identity import callers
 
 CHAT = "/v1/chat/completions"
 KEYS = "tenants: {alice: {keys: [{key: alices-long-key}]}}"
@@ -49,7 +49,7 @@ async def test_what_is_allowed_is_served_and_told_to_the_browser() -> None:
 @asynccontextmanager
 async def keyed_from_afar(monkeypatch: pytest.MonkeyPatch, top: str) -> AsyncIterator[Any]:
     """A gateway with keys whose clients are not on this machine, as far as it can tell."""
-    monkeypatch.setattr(server_app, "is_loopback", lambda host: False)
+    monkeypatch.setattr(callers, "is_loopback", lambda host: False)
     async with fleet(Backend("a"), top=top) as front:
         yield front
 

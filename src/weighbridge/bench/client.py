@@ -14,7 +14,7 @@ from yarl import URL
 
 from weighbridge.errors import BadInput
 from weighbridge.secret import Secret, without_account
-from weighbridge.wire.client import HttpClient, Response
+from weighbridge.wire.client import HttpClient, Response, Trust
 from weighbridge.wire.headers import bearer_of
 from weighbridge.wire.sse import EventFramer, event_data
 
@@ -102,13 +102,13 @@ class LoadClient:
     Kept connections fail on servers that close them without saying so (llama-server does).
     """
 
-    def __init__(self, base: str, api_key: Secret | None = None) -> None:
+    def __init__(self, base: str, api_key: Secret | None = None, trust: Trust | None = None) -> None:
         """Raises BadInput unless `base` is the URL of a server."""
         url = URL(base)
         if url.scheme not in ("http", "https") or not url.host:
             shown = without_account(base)
             raise BadInput(f"{shown!r} is no server: write for example http://127.0.0.1:8080", param="url")
-        self._http = HttpClient(base, _CONNECT_WITHIN, keep=False)
+        self._http = HttpClient(base, _CONNECT_WITHIN, keep=False, trust=trust)
         self._headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = bearer_of(api_key)

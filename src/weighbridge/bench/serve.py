@@ -7,7 +7,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from weighbridge.bench.prompts import (
 from weighbridge.bench.report import LoadReport
 from weighbridge.errors import WeighbridgeError
 from weighbridge.secret import Secret, without_account
+from weighbridge.wire.client import Trust
 from weighbridge.workload.requests import TraceRow
 from weighbridge.workload.slo import USUAL, Slo
 
@@ -47,6 +48,7 @@ class ServeOptions:
         False  # words instead of token ids; without it a server that takes no ids gets words too
     )
     api_key: Secret | None = None
+    trust: Trust = field(default_factory=Trust)
     slo: Slo = USUAL
     endpoint: Literal["completions", "chat"] = "completions"
     tokenizer: Path | None = None  # counts text prompts where the server has no /tokenize
@@ -75,7 +77,7 @@ def run(options: ServeOptions) -> LoadReport:
 
 
 async def run_async(options: ServeOptions) -> LoadReport:
-    async with LoadClient(options.base, options.api_key) as client:
+    async with LoadClient(options.base, options.api_key, options.trust) as client:
         model = options.model or await first_model(client, without_account(options.base))
         takes_ids = await _takes_ids(client, options, model)
         prepared = await _prepare(client, options, model, takes_ids)

@@ -16,6 +16,7 @@ from weighbridge.cli.terminal import print_json
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.knobs import knob
 from weighbridge.secret import Secret
+from weighbridge.wire.client import Trust
 from weighbridge.workload.arrivals import closed, poisson
 from weighbridge.workload.requests import TraceRow
 from weighbridge.workload.slo import USUAL, Slo, parse_slo
@@ -78,6 +79,7 @@ class MeasureSettings:
     timeout: float = knob(600.0, "Seconds for each request.", min=0.1)
     text_prompts: bool = knob(False, "For servers that take no token ids.", flag="--text-prompts")
     api_key: Secret | None = knob(None, environment="WEIGHBRIDGE_API_KEY", parse=Secret)
+    tls_ca: Path | None = knob(None, "Authorities (PEM) that an https server is believed by.")
 
 
 @options
@@ -102,6 +104,7 @@ def bench_serve(
             timeout=how.timeout,
             text_prompts=how.text_prompts,
             api_key=how.api_key,
+            trust=Trust(how.tls_ca),
             slo=how.slo,
         )
     )

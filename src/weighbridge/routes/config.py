@@ -105,7 +105,7 @@ class _Routes:
         self._anonymous: list[ModelSpec] = []
         self._beyond: set[str] = set()  # models that are beyond the boundary for some route
         timeouts = root.section("timeouts")
-        self._defaults = Defaults(read_timeouts(timeouts, PATIENCE), probe=False)
+        self._defaults = Defaults(read_timeouts(timeouts, PATIENCE), probe=False, base=base)
 
     def read(self) -> RoutesSettings:
         root = self._root

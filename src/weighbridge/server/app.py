@@ -21,10 +21,11 @@ from starlette.types import ASGIApp
 from weighbridge import __version__
 from weighbridge.server.door import Door
 from weighbridge.server.endpoint import Audience, Endpoint, Handler, HttpService, json_response
-from weighbridge.wire.access import check_site, is_loopback
+from weighbridge.wire.access import check_site
 from weighbridge.wire.body import decode, read_body
 from weighbridge.wire.errors import ApiError, as_api_error, error_body, retry_after_header
 from weighbridge.wire.headers import headers_of
+from weighbridge.wire.identity.callers import peer_of
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols import PROTOCOLS
 from weighbridge.wire.protocols.openai import NonNegative
@@ -86,7 +87,7 @@ def _guarded(row: Endpoint, service: HttpService) -> Handler:
 
     async def call(request: Request) -> Response:
         try:
-            admit_caller(row.audience, request, service)
+            await admit_caller(row.audience, request, service)
             response = await row.handler(request)
         except Exception as error:
             failure = as_api_error(error)
@@ -99,19 +100,16 @@ def _guarded(row: Endpoint, service: HttpService) -> Handler:
     return call
 
 
-def admit_caller(audience: Audience, request: Request, service: HttpService) -> None:
-    """Check from where and with which key an endpoint is asked. Raises ApiError 401 or 403."""
-    headers, keys = headers_of(request.headers.raw), service.keys
-    if not keys.are_asked:
+async def admit_caller(audience: Audience, request: Request, service: HttpService) -> None:
+    """Check from where and by whom an endpoint is asked. Raises ApiError 401 or 403."""
+    headers, peer, callers = headers_of(request.headers.raw), peer_of(request.scope), service.callers
+    if not callers.are_asked:
         check_site(service.access, request.scope["server"][0], headers)
     request.state.tenant = None
     if audience is Audience.TENANTS:
-        request.state.tenant = keys.tenant(headers)
-    elif audience is Audience.WATCHERS and keys.are_asked and not service.access.open_pages:
-        here = request.client is not None and is_loopback(request.client.host)
-        if not here and not keys.is_known(headers):
-            message = "figures are shown to this machine and with a key; send one, or start with --open-pages"
-            raise ApiError(401, message, code="invalid_api_key")
+        request.state.tenant = await callers.tenant(headers, peer)
+    elif audience is Audience.WATCHERS and callers.are_asked and not service.access.open_pages:
+        await callers.check_watcher(headers, peer)
 
 
 def error_response(error: ApiError) -> Response:

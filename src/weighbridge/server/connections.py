@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+from collections.abc import Mapping
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -82,10 +83,12 @@ class BoundedHttp(HttpToolsProtocol):
             0  # bytes of an unfinished head that the parser has already: it came behind another request
         )
         self._timer: asyncio.TimerHandle | None = None
+        self._names: tuple[str, ...] = ()  # in the certificate that the client showed
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._line = Gathering(transport, self.loop)
         super().connection_made(self._line)  # type: ignore[arg-type]
+        self._names = names_in(transport.get_extra_info("peercert") or {})
         self._expect(HEAD_SECONDS)
         if len(self.connections) > connection_limit():
             self._make_room()
@@ -137,6 +140,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        if self._names:
+            self.scope["extensions"] = {"tls": {"client_names": self._names}}
         self._in_head, self._fed = True, 1
 
     def on_headers_complete(self) -> None:
@@ -231,3 +236,13 @@ def connection_limit() -> int:
     if soft == resource.RLIM_INFINITY:
         return MOST_CONNECTIONS
     return max(min(soft - RESERVED_FILES, MOST_CONNECTIONS), 16)
+
+
+def names_in(certificate: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names in a certificate as `ssl` tells it, such as `CN:batch` and `DNS:batch.example`."""
+    subject = [pair for entry in certificate.get("subject", ()) for pair in entry]
+    names = [f"CN:{value}" for kind, value in subject if kind == "commonName"]
+    kinds = {"DNS": "DNS", "URI": "URI", "email": "EMAIL"}
+    alternative = certificate.get("subjectAltName", ())
+    names += [f"{kinds[kind]}:{value}" for kind, value in alternative if kind in kinds]
+    return tuple(names)

@@ -20,6 +20,7 @@ from weighbridge.wire.body import read_body
 from weighbridge.wire.errors import ApiError, as_api_error, retry_after_header
 from weighbridge.wire.extension import apply_caller
 from weighbridge.wire.headers import headers_of
+from weighbridge.wire.identity.callers import peer_of
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols import PROTOCOLS
 
@@ -62,9 +63,9 @@ class Door:
         try:
             try:
                 headers = headers_of(scope["headers"])
-                if not service.keys.are_asked:
+                if not service.callers.are_asked:
                     check_site(service.access, scope["server"][0], headers)
-                tenant = service.keys.tenant(headers)
+                tenant = await service.callers.tenant(headers, peer_of(scope))
                 body = await read_body(receive, headers, service.max_body)
                 ask = protocol.read(body)
                 apply_caller(ask, headers, tenant, self._clock())

@@ -13,8 +13,8 @@ from starlette.responses import Response
 
 from weighbridge.engine.api import Turn
 from weighbridge.wire.access import AccessSettings
+from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.journey import Service
-from weighbridge.wire.keys import Keys
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -54,7 +54,7 @@ class TextTokenizer(Protocol):
 class HttpService(Service, Protocol):
     """A service that answers over HTTP: one engine, or a gateway. The door serves the same endpoints over both."""
 
-    keys: Keys
+    callers: Callers
 
     @property
     def access(self) -> AccessSettings: ...

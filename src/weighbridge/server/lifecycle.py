@@ -18,7 +18,9 @@ from starlette.types import ASGIApp
 
 from weighbridge.errors import BadInput
 from weighbridge.server.connections import BoundedHttp, raise_file_limit
-from weighbridge.server.settings import ServerSettings
+from weighbridge.server.tls import Certificates, TlsServer
+from weighbridge.wire.access import is_loopback
+from weighbridge.wire.identity.settings import IdentitySettings
 
 log = logging.getLogger("weighbridge.server")
 
@@ -71,12 +73,27 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: the drain below decides when it ends."""
+def check_reach(listener: socket.socket, settings: IdentitySettings, has_keys: bool) -> None:
+    """Refuse to listen beyond this machine without keys or TLS, unless told to; warn where one of them is missing.
 
-    @contextlib.contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]
-        yield
+    Raises BadInput.
+    """
+    host = str(listener.getsockname()[0])
+    knows, private = has_keys or settings.knows_callers, settings.tls_cert is not None
+    if settings.insecure or is_loopback(host):
+        return
+    if not knows and not private:
+        raise BadInput(
+            f"on {host} everybody who reaches this machine could call; give --api-key and --tls-cert, listen on "
+            "127.0.0.1, or say --insecure (in weighbridge.yaml: tenants, tls_cert, listen, insecure: true)",
+            param="host",
+        )
+    if not knows:
+        log.warning("on %s everybody who reaches this machine may call; give --api-key", host)
+    if not private:
+        log.warning(
+            "on %s keys and prompts are sent readably; give --tls-cert, or a proxy that has one", host
+        )
 
 
 def _quicken() -> None:
@@ -102,14 +119,26 @@ class Drainable(Protocol):
         ...
 
 
-def run_server(app: ASGIApp, service: Drainable, listener: socket.socket, settings: ServerSettings) -> bool:
-    """Serve until SIGTERM or SIGINT, then drain. False when the drain ran out of time."""
-    _quicken()
-    raise_file_limit()
+def _server(app: ASGIApp, certificates: Certificates | None) -> uvicorn.Server:
+    """uvicorn with our bounds. `_serve` leaves the signals to us: the drain decides when it ends."""
     config = uvicorn.Config(
         app, http=BoundedHttp, ws="none", log_level="warning", access_log=False, timeout_keep_alive=30
     )
-    server = _Server(config)
+    return uvicorn.Server(config) if certificates is None else TlsServer(config, certificates)
+
+
+def run_server(
+    app: ASGIApp,
+    service: Drainable,
+    listener: socket.socket,
+    settings: IdentitySettings,
+    drain_timeout: float,
+) -> bool:
+    """Serve until SIGTERM or SIGINT, then drain. False when the drain ran out of time. Raises BadInput."""
+    certificates = Certificates.of(settings)
+    _quicken()
+    raise_file_limit()
+    server = _server(app, certificates)
     drained = True
 
     async def serve() -> None:
@@ -118,16 +147,14 @@ def run_server(app: ASGIApp, service: Drainable, listener: socket.socket, settin
         loop = asyncio.get_running_loop()
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, lambda: os._exit(130) if stop.is_set() else stop.set())
-        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        serving = asyncio.ensure_future(server._serve([listener]))
         stopping = asyncio.ensure_future(stop.wait())
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         if stopping.done() and not serving.done():
             log.info("draining: finishing what was accepted, refusing the rest (again to end at once)")
-            drained = await service.drain(settings.drain_timeout)
+            drained = await service.drain(drain_timeout)
             if not drained:
-                log.warning(
-                    "the drain took more than %.0f s; open requests are cut off", settings.drain_timeout
-                )
+                log.warning("the drain took more than %.0f s; open requests are cut off", drain_timeout)
             server.should_exit = True
             server.force_exit = not drained
         stopping.cancel()

@@ -6,22 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weighbridge.knobs import knob
-from weighbridge.wire.access import AccessSettings
+from weighbridge.wire.identity.settings import IdentitySettings
 from weighbridge.wire.keys import ApiKey, parse_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ListenSettings(AccessSettings):
-    """Where a server listens, and from where it may be asked."""
+class ListenSettings(IdentitySettings):
+    """Where a server listens, and by whom it may be asked."""
 
     host: str = knob("127.0.0.1", "Address to listen on.")
     port: int = knob(8080, "Port; 0 takes a free one.", min=0, max=65535)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSettings(ListenSettings):
-    """Limits and behaviour of the HTTP server. Sizes in bytes, times in seconds."""
-
     api_keys: tuple[ApiKey, ...] = knob(  # none: everybody may call, and names its own tenant
         (),
         "KEY or TENANT=KEY; may repeat.",
@@ -29,6 +23,12 @@ class ServerSettings(ListenSettings):
         parse=parse_key,
         environment="WEIGHBRIDGE_API_KEYS",
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings(ListenSettings):
+    """Limits and behaviour of the HTTP server. Sizes in bytes, times in seconds."""
+
     max_body: int = knob(8 << 20, "Largest request body.", unit="bytes")
     max_choices: int = 16
     max_inputs: int = 2048  # of one embeddings request; OpenAI's own limit

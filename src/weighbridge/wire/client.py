@@ -13,6 +13,8 @@ import ssl
 from base64 import b64encode
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from aiohappyeyeballs import start_connection
@@ -255,15 +257,40 @@ class _Connection(asyncio.Protocol):
             self._kept = self._kept and self._parser.should_keep_alive()  # it knows until it begins anew
 
 
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What servers behind https are believed by, and what is shown to them. None: this machine's authorities, nothing.
+
+    `ca`, `cert` and `key` are PEM files: authorities, our certificate chain, and its key unless that is in the same
+    file.
+    """
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """Read the files. Raises OSError for what is none."""
+        context = ssl.create_default_context(cafile=self.ca)
+        if self.cert is not None:
+            context.load_cert_chain(self.cert, self.key, password="")  # never ask at the terminal
+        return context
+
+
 class HttpClient:
     """Connections to the server of `base` (scheme, host, port, path before every path), made when they are needed.
 
     `connect_within`: seconds for a new one. `keep`: whether one that is unused waits for the next request; else
-    every request gets a connection of its own. `account`: `user:password` where `base` names none.
+    every request gets a connection of its own. `account`: `user:password` where `base` names none. `trust`: for https.
     """
 
     def __init__(
-        self, base: str, connect_within: float, keep: bool = True, account: Secret | None = None
+        self,
+        base: str,
+        connect_within: float,
+        keep: bool = True,
+        account: Secret | None = None,
+        trust: Trust | None = None,
     ) -> None:
         base, named = split_account(base)
         self.connections: set[_Connection] = set()
@@ -272,6 +299,7 @@ class HttpClient:
         self._connect_within = connect_within
         self._keep = keep
         self._idle: deque[_Connection] = deque()  # the longest unused first
+        self._trust = trust or Trust()
         self._ssl: ssl.SSLContext | None = None
 
     def head(self, method: str, path: str, headers: Mapping[str, str]) -> bytes:
@@ -320,9 +348,9 @@ class HttpClient:
     async def _connect(self) -> _Connection:
         loop, url = asyncio.get_running_loop(), self._url
         name = url.raw_host or ""
-        if url.scheme == "https" and self._ssl is None:
-            self._ssl = ssl.create_default_context()
         try:
+            if url.scheme == "https" and self._ssl is None:
+                self._ssl = self._trust.context()
             async with asyncio.timeout(self._connect_within):
                 found = await loop.getaddrinfo(name, url.port or 80, type=socket.SOCK_STREAM)
                 line = await start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS_AFTER, loop=loop)

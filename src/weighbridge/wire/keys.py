@@ -113,14 +113,9 @@ class Keys:
         """Whether a caller needs a key."""
         return bool(self._tenants)
 
-    def is_known(self, headers: Mapping[str, str]) -> bool:
-        """Whether the request carries any key of ours, a tenant's that is still good or the operator's."""
-        if self._admin is not None and hmac.compare_digest(_digest(bearer(headers)), self._admin):
-            return True
-        try:
-            return self.tenant(headers) is not None
-        except ApiError:
-            return False
+    def is_admin(self, headers: Mapping[str, str]) -> bool:
+        """Whether the request carries the operator's key."""
+        return self._admin is not None and hmac.compare_digest(_digest(bearer(headers)), self._admin)
 
     def tenant(self, headers: Mapping[str, str]) -> str | None:
         """Return the tenant of the caller's key; None when no keys are asked for. Raises ApiError 401."""
@@ -141,7 +136,7 @@ class Keys:
         if self._admin is None:
             message = "replicas cannot be changed at run time: the configuration has no admin_key"
             raise ApiError(403, message, code="admin_disabled")
-        if not hmac.compare_digest(_digest(bearer(headers)), self._admin):
+        if not self.is_admin(headers):
             message = "the admin key is missing or wrong; send it as `Authorization: Bearer KEY`"
             raise ApiError(401, message, code="invalid_admin_key")
 

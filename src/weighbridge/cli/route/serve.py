@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from weighbridge.cli.options import Only, options, written
-from weighbridge.cli.serve.fleet import serve_spec
+from weighbridge.cli.options import options, written
+from weighbridge.cli.serve.fleet import overridden, serve_spec
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.spec import FleetSpec
 from weighbridge.knobs import knob
@@ -31,7 +31,7 @@ def serve(
         "weighbridge.yaml"
     ),
     *,
-    listen: Annotated[RouteListen, Only({"host", "port"})],
+    listen: RouteListen,
 ) -> None:
     """Serve the routes of a configuration by themselves, over sides that run elsewhere."""
     read = load_configuration(config)
@@ -39,9 +39,7 @@ def serve(
         raise BadInput(f"{config}: routes: needs at least one route with its edge and cloud", param="config")
     fleet, told = read.fleet, written(context)
     plain = FleetSpec(models=())
-    unsaid = (fleet.host, fleet.port) == (plain.host, plain.port)  # the file has no address of its own
-    if unsaid or "host" in told:
-        fleet = replace(fleet, host=listen.host)
-    if unsaid or "port" in told:
+    if (fleet.host, fleet.port) == (plain.host, plain.port):  # the file has no address of its own
         fleet = replace(fleet, port=listen.port)
+    fleet = overridden(fleet, listen, told)
     serve_spec(fleet, read.routes, json_logs=False)

@@ -14,7 +14,7 @@ from weighbridge.cli.serve.fleet import overridden, replicated, serve_spec, spec
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import BadInput
 from weighbridge.knobs import knob
-from weighbridge.server.lifecycle import bind, set_up_logging
+from weighbridge.server.lifecycle import bind, check_reach, set_up_logging
 from weighbridge.server.settings import ServerSettings
 
 Model = Annotated[
@@ -56,6 +56,7 @@ def serve(
         began = time.monotonic()
         set_up_logging(server.json_logs)
         listener = bind(server.host, server.port)  # before loading: a taken port is said at once
+        check_reach(listener, server, bool(server.api_keys))
         from weighbridge.cli.serve.model import serve_model  # loads torch
 
         serve_model(model or "default", what.served_model_name, engine, server, listener, began)

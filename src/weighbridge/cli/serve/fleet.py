@@ -29,14 +29,14 @@ from weighbridge.routes.settings import RoutesSettings
 from weighbridge.server.app import create_app
 from weighbridge.server.gateway.metrics import GatewayMetrics
 from weighbridge.server.gateway.service import GatewayService
-from weighbridge.server.lifecycle import bind, run_server, set_up_logging
-from weighbridge.server.settings import ServerSettings
+from weighbridge.server.lifecycle import bind, check_reach, run_server, set_up_logging
+from weighbridge.server.settings import ListenSettings, ServerSettings
 from weighbridge.wire.keys import ApiKey
 
 #: Options that say how the server itself behaves, and not what it serves: they go with `--config`.
 _SERVER_OPTIONS = {one.key for one in knobs(ServerSettings)}
-#: Those that weighbridge.yaml has too; written on the command line they win over the file.
-_OVERRIDES = [one for one in knobs(ServerSettings) if one.name in {name.name for name in fields(FleetSpec)}]
+#: What weighbridge.yaml has too; written on the command line it wins over the file.
+_IN_FILES = {one.name for one in fields(FleetSpec)}
 
 
 def spec_of_file(config: Path, written: Collection[str]) -> tuple[FleetSpec, RoutesSettings]:
@@ -66,9 +66,10 @@ def replicated(model: str, name: str | None, count: int, on: str, engine: Engine
     return FleetSpec(models=(ModelSpec(name=served, replicas=(spec,), aliases=(), tokenizer=path),))
 
 
-def overridden(spec: FleetSpec, server: ServerSettings, written: Collection[str]) -> FleetSpec:
+def overridden(spec: FleetSpec, server: ListenSettings, written: Collection[str]) -> FleetSpec:
     """The fleet with the options that were written on the command line, and with the tenants of `--api-key`."""
-    values: dict[str, Any] = {one.name: getattr(server, one.name) for one in _OVERRIDES if one.key in written}
+    told = [one for one in knobs(type(server)) if one.name in _IN_FILES and one.key in written]
+    values: dict[str, Any] = {one.name: getattr(server, one.name) for one in told}
     return replace(spec, **values, tenants=(*spec.tenants, *_tenants(server.api_keys)))
 
 
@@ -83,6 +84,7 @@ def serve_spec(spec: FleetSpec, routes: RoutesSettings | None = None, *, json_lo
     """Serve until SIGTERM or Ctrl-C, then drain. `routes`: routes over the fleet."""
     set_up_logging(json_logs)
     listener = bind(spec.host, spec.port)  # before anything starts: a taken port is said at once
+    check_reach(listener, spec, any(tenant.keys for tenant in spec.tenants))
     makers = LocalMakers(spec)
     makers.connect()
     gateway = Gateway(spec, lambda one: build_replica(one, makers.by_kind()), load_tokenizers(spec))
@@ -90,9 +92,8 @@ def serve_spec(spec: FleetSpec, routes: RoutesSettings | None = None, *, json_lo
         add_routes(gateway, routes)
     app = create_app(GatewayService(gateway, GatewayMetrics(gateway)))
     if not json_logs:
-        _announce(spec, routes, address(listener))
-    settings = ServerSettings(drain_timeout=spec.drain_timeout, json_logs=json_logs)
-    drained = run_server(app, gateway, listener, settings)
+        _announce(spec, routes, address(listener, spec))
+    drained = run_server(app, gateway, listener, spec, spec.drain_timeout)
     if not drained:
         raise WeighbridgeError(CUT_OFF)
 
@@ -106,7 +107,7 @@ def _announce(spec: FleetSpec, routes: RoutesSettings | None, where: str) -> Non
     for route in routes.routes if routes is not None else ():
         said[route.name] = route.shown_places
     for name, what in said.items():
-        errors.print(Text.assemble((name, "bold"), " on ", (f"http://{where}", "bold"), f": {what}"))
+        errors.print(Text.assemble((name, "bold"), " on ", (where, "bold"), f": {what}"))
 
 
 def _counted(replicas: int) -> str:

@@ -32,7 +32,7 @@ def serve_model(
     replica = load(model, name, engine)
     app = assemble(replica, server)
     if not server.json_logs:
-        _announce(replica, address(listener), time.monotonic() - began)
+        _announce(replica, address(listener, server), time.monotonic() - began)
     serve_engine(app, replica.engine, listener, server)
 
 
@@ -58,7 +58,7 @@ def _announce(replica: EngineReplica, where: str, seconds: float) -> None:
         Text.assemble(
             (replica.engine.model_name, "bold"),
             " on ",
-            (f"http://{where}", "bold"),
+            (where, "bold"),
             f", ready in {seconds:.1f} s: {replica.decoder.kernels.name} kernels, KV cache of {pool:,} tokens, "
             f"context {replica.max_model_len:,}",
         )

@@ -13,6 +13,7 @@ from weighbridge.errors import WeighbridgeError
 from weighbridge.models.files import catalogue
 from weighbridge.server.lifecycle import run_server
 from weighbridge.server.settings import ServerSettings
+from weighbridge.wire.identity.settings import IdentitySettings
 
 #: How long one thread may hold the interpreter while the other waits, in seconds. The engine's thread asks
 #: for it after every kernel, so the default of 5 ms would add up to a stall.
@@ -21,9 +22,11 @@ SWITCH_INTERVAL = 0.0001
 CUT_OFF = "some requests were cut off: the drain timeout was too short for them"
 
 
-def address(listener: socket.socket) -> str:
-    """The host and port of a listening socket."""
-    return "{}:{}".format(*listener.getsockname()[:2])
+def address(listener: socket.socket, settings: IdentitySettings) -> str:
+    """The URL of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    scheme = "http" if settings.tls_cert is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def served_name(model: str, path: Path) -> str:
@@ -37,7 +40,7 @@ def serve_engine(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, drain, and stop the engine. Raises WeighbridgeError if requests were cut off."""
     sys.setswitchinterval(SWITCH_INTERVAL)
-    drained = run_server(app, engine, listener, settings)
+    drained = run_server(app, engine, listener, settings, settings.drain_timeout)
     engine.stop()
     if not drained:
         raise WeighbridgeError(CUT_OFF)

@@ -25,6 +25,7 @@ from weighbridge.fleet.reliability.retry import RetrySettings
 from weighbridge.fleet.replica import Timeouts
 from weighbridge.knobs import parse_bytes
 from weighbridge.secret import Secret
+from weighbridge.wire.identity.settings import IdentitySettings
 from weighbridge.wire.keys import digest_of
 
 
@@ -62,7 +63,7 @@ def read_fleet(root: Section, base: Path, *, needs_models: bool = True) -> Fleet
     policy = root.choice("policy", DEFAULT_POLICY, tuple(POLICIES))
     resume = root.flag("resume", False)
     models = tuple(
-        _model(name, section, base, Defaults(timeouts), hedge, policy, resume)
+        _model(name, section, base, Defaults(timeouts, base=base), hedge, policy, resume)
         for name, section in root.named("models")
     )
     if not models and needs_models:
@@ -85,10 +86,7 @@ def read_fleet(root: Section, base: Path, *, needs_models: bool = True) -> Fleet
         tickets=root.path("tickets", base, must_exist=False),
         max_body=_bytes(root, "max_body", 8 << 20),
         drain_timeout=root.number("drain_timeout", 30.0),
-        open_pages=root.flag("open_pages", False),
-        share_prefixes=root.flag("share_prefixes", False),
-        allow_hosts=root.texts("allow_hosts"),
-        allow_origins=root.texts("allow_origins"),
+        **root.fields(IdentitySettings, base),
     )
 
 

@@ -249,6 +249,39 @@ class Section:
             self.problems.add(self.line_of(error.param or ""), where, str(error))
             return kind()
 
+    def fields(self, kind: type[Settings], base: Path) -> dict[str, Any]:
+        """The fields of a settings class that are written here among others; a list goes by its field's name.
+
+        `base` is where relative paths start. Nothing is returned where the settings do not go together.
+        """
+        found = {one.name: self._field(one, base) for one in knobs(kind)}
+        values = {name: value for name, value in found.items() if value is not None}
+        try:
+            kind(**values)
+        except BadInput as error:
+            self.problem(error.param or "", str(error))
+            return {}
+        return values
+
+    def _field(self, one: Knob, base: Path) -> Any:
+        """The value of one of `fields`, as its settings hold it; None where nothing is written, or a problem."""
+        if one.kind is Path:
+            return self.path(one.key, base, must_exist=True)
+        if not one.repeats:
+            written = self._knob(one)
+            return None if written is None else one.read(written)
+        if one.name not in self:
+            return None
+        section = self.section(one.name) if self.is_mapping(one.name) else None
+        names = section._values if section is not None else ()
+        # What a flag writes as NAME=VALUE may be a mapping here.
+        texts = self.texts(one.name) if section is None else [f"{key}={section.text(key)}" for key in names]
+        try:
+            return one.read(texts)
+        except BadInput as error:
+            self.problem(one.name, str(error))
+            return None
+
     def _knob(self, one: Knob) -> Any:
         """What is written for a knob, checked; None where nothing is, and after noting a problem."""
         if one.kind is bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from weighbridge.fleet.load.scaling import ScalingSettings
 from weighbridge.fleet.replica import Timeouts
 from weighbridge.knobs import arguments
 from weighbridge.secret import Secret, split_account, without_account
+from weighbridge.wire.client import Trust
 
 _COST_FIELDS = ("overhead", "memory", "per_token", "per_context_token", "per_sequence")
 
@@ -29,6 +31,7 @@ class Defaults:
 
     timeouts: Timeouts = field(default_factory=Timeouts)
     probe: bool = True
+    base: Path = Path()  # where relative paths start
 
 
 def read_replica(section: Section, name: str, defaults: Defaults) -> ReplicaSpec:
@@ -49,6 +52,7 @@ def read_replica(section: Section, name: str, defaults: Defaults) -> ReplicaSpec
         capacity=read_capacity(section.section("capacity")),
         limits=read_limits(section.section("limits")),
         timeouts=read_timeouts(section.section("timeouts"), defaults.timeouts),
+        trust=_trust(section, defaults.base),
         probe=section.flag("probe", defaults.probe),
         probe_path=section.text("probe_path") or None,
         prefix=_prefix(section),
@@ -126,6 +130,15 @@ def _url(section: Section) -> tuple[str, Secret | None]:
     elif parts.query or parts.fragment:
         section.problem("url", "has a ? or # in it; a key goes into `key`, or into one of `headers`")
     return url.removesuffix("/v1"), account
+
+
+def _trust(section: Section, base: Path) -> Trust:
+    """What the server behind an https URL is believed by, and what we show it."""
+    names = ("tls_ca", "tls_cert", "tls_key")
+    ca, cert, key = (section.path(name, base, must_exist=True) for name in names)
+    if key is not None and cert is None:
+        section.problem("tls_key", "needs tls_cert, the certificate it belongs to")
+    return Trust(ca, cert, key)
 
 
 def _prefix(section: Section) -> str:

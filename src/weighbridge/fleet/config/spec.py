@@ -15,7 +15,8 @@ from weighbridge.fleet.reliability.hedge import HedgeSettings
 from weighbridge.fleet.reliability.retry import RetrySettings
 from weighbridge.fleet.replica import Timeouts
 from weighbridge.secret import Secret
-from weighbridge.wire.access import AccessSettings
+from weighbridge.wire.client import Trust
+from weighbridge.wire.identity.settings import IdentitySettings
 
 #: What a replica may be: exactly one of these keys is in its entry.
 KINDS = ("url", "process", "engine", "ray")
@@ -79,6 +80,7 @@ class ReplicaSpec:
     capacity: CapacitySpec = field(default_factory=CapacitySpec)
     limits: LimitSpec = field(default_factory=LimitSpec)
     timeouts: Timeouts = field(default_factory=Timeouts)
+    trust: Trust = field(default_factory=Trust)
     probe: bool = True  # ask for its health; off for APIs that must only be called for work
     probe_path: str | None = None
     prefix: str = "/v1"  # what its paths begin with, in place of /v1
@@ -146,8 +148,8 @@ class HealthSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class FleetSpec:
-    """The whole of weighbridge.yaml."""
+class FleetSpec(IdentitySettings):
+    """The whole of weighbridge.yaml. What it has in common with a single server is inherited."""
 
     models: tuple[ModelSpec, ...]
     host: str = "127.0.0.1"
@@ -163,17 +165,3 @@ class FleetSpec:
     tickets: Path | None = None
     max_body: int = 8 << 20
     drain_timeout: float = 30.0
-    open_pages: bool = False
-    share_prefixes: bool = False
-    allow_hosts: tuple[str, ...] = ()
-    allow_origins: tuple[str, ...] = ()
-
-    @property
-    def access(self) -> AccessSettings:
-        """From where the gateway may be asked."""
-        return AccessSettings(
-            open_pages=self.open_pages,
-            share_prefixes=self.share_prefixes,
-            allow_hosts=self.allow_hosts,
-            allow_origins=self.allow_origins,
-        )

@@ -31,6 +31,7 @@ def endpoint_of(spec: ReplicaSpec, base: str) -> HttpEndpoint:
         dialect=dialect(spec.dialect),
         key=spec.key,
         account=spec.account,
+        trust=spec.trust,
         headers=spec.headers,
         timeouts=spec.timeouts,
         probe_path=spec.probe_path,

@@ -12,7 +12,7 @@ from weighbridge.fleet.api import Answer, Call, Report
 from weighbridge.fleet.load.dialects import Dialect, read_report
 from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError, Timeouts
 from weighbridge.secret import Secret, hidden
-from weighbridge.wire.client import HttpClient, Response, Unreachable, header_lines
+from weighbridge.wire.client import HttpClient, Response, Trust, Unreachable, header_lines
 from weighbridge.wire.headers import bearer_of
 from weighbridge.wire.sse import DONE, EventFramer, EventTooLong
 
@@ -52,6 +52,7 @@ class HttpEndpoint:
     dialect: Dialect
     key: Secret | None = None
     account: Secret | None = None  # `user:password`, for servers that ask for it in place of a key
+    trust: Trust = field(default_factory=Trust)
     headers: Mapping[str, Secret] = field(default_factory=dict)
     timeouts: Timeouts = field(default_factory=Timeouts)
     probe_path: str | None = None  # None: the dialect's
@@ -71,7 +72,9 @@ class HttpReplica:
         self.name = name
         self.endpoint = endpoint
         self._clock = clock
-        self._client = HttpClient(endpoint.base, endpoint.timeouts.connect, account=endpoint.account)
+        self._client = HttpClient(
+            endpoint.base, endpoint.timeouts.connect, account=endpoint.account, trust=endpoint.trust
+        )
         self._own_headers = _own_headers(endpoint)
         self._own_names = {name.lower() for name in self._own_headers}
         self._heads: dict[tuple[str, str], bytes] = {}  # the beginnings of requests that are always the same

@@ -8,7 +8,7 @@ import uuid
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from weighbridge.cost.step import StepCost
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.flow.bets.gate import ServerLoad
 from weighbridge.secret import Secret, split_account, without_account
-from weighbridge.wire.client import HttpClient, Response
+from weighbridge.wire.client import HttpClient, Response, Trust
 from weighbridge.wire.errors import error_message
 from weighbridge.wire.headers import bearer_of
 from weighbridge.wire.sse import EventFramer, EventTooLong, event_data
@@ -52,6 +52,7 @@ class ChatEndpoint:
     url: str
     api_key: Secret | None = None
     account: Secret | None = None  # `user:password`; where the URL names one, it is taken out of it
+    trust: Trust = field(default_factory=Trust)
     ours: bool | None = None
     load: ServerLoad | None = None
     load_at: float = -1e9  # when it last said what its load is, by `time.monotonic`
@@ -82,7 +83,7 @@ class ChatClient:
     """Connections to chat servers; a flow's run opens a client and closes it."""
 
     def __init__(self) -> None:
-        self._http: dict[tuple[str, Secret | None], HttpClient] = {}
+        self._http: dict[tuple[str, Secret | None, Trust], HttpClient] = {}
         self.freed_seconds: list[float] = []  # from cancelling a request to seeing its slot free
 
     async def close(self) -> None:
@@ -102,10 +103,10 @@ class ChatClient:
         body: bytes = b"",
     ) -> Response:
         """Send a request. Raises OSError without a connection, and ValueError for a URL or header that is none."""
-        place = endpoint.url, endpoint.account
+        place = endpoint.url, endpoint.account, endpoint.trust
         http = self._http.get(place)
         if http is None:
-            http = HttpClient(endpoint.url, CONNECT_SECONDS, account=endpoint.account)
+            http = HttpClient(endpoint.url, CONNECT_SECONDS, account=endpoint.account, trust=endpoint.trust)
             self._http[place] = http
         return await http.send(http.head(method, path, {**endpoint.headers(), **(headers or {})}), body)
 

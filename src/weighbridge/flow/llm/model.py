@@ -7,6 +7,7 @@ import functools
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -25,6 +26,7 @@ from weighbridge.flow.runtime import Execution, FlowRun, charge, this_execution
 from weighbridge.flow.step import Effect, Options, Step
 from weighbridge.flow.step_times import RECENT_WEIGHT
 from weighbridge.secret import Secret
+from weighbridge.wire.client import Trust
 
 T = TypeVar("T")
 Prompt = str | Sequence[Any]
@@ -221,6 +223,7 @@ def llm(
     model: str | None = None,
     *,
     api_key: str | None = None,
+    tls_ca: str | Path | None = None,
     price: Price | None = None,
     effect: Effect = "pure",
     timeout: float | None = 120.0,
@@ -234,7 +237,8 @@ def llm(
     """A chat model behind `url` (with or without /v1), or behind several replicas of it.
 
     `model`: as the server names it; a server with a single model needs no name. `api_key`: by default from
-    OPENAI_API_KEY for https URLs. `price`: what its tokens cost. `effect`: "remote" when prompts must not be
+    OPENAI_API_KEY for https URLs. `tls_ca`: a PEM file with the authorities that an https server is believed by,
+    in place of this machine's. `price`: what its tokens cost. `effect`: "remote" when prompts must not be
     sent before it is certain that they will be. `hedge`: share of calls that may be asked of the second
     replica too, when the first is slow to begin. `parameters`: temperature, max_tokens and the like, for
     every call; a call can give its own. In a bet a request is sent as speculative, which Weighbridge runs
@@ -246,6 +250,7 @@ def llm(
     if effect not in ("pure", "read", "remote"):
         raise BadInput(f"llm: effect={effect!r} must be pure, read or remote")
     key = api_key or (os.environ.get("OPENAI_API_KEY") if urls[0].startswith("https://") else None)
+    trust = Trust(Path(tls_ca)) if tls_ca is not None else Trust()
     options = Options(
         effect=effect,
         timeout=timeout,
@@ -256,7 +261,7 @@ def llm(
         retry_on=_passing,
     )
     return Llm(
-        [ChatEndpoint(address, Secret(key) if key else None) for address in urls],
+        [ChatEndpoint(address, Secret(key) if key else None, trust=trust) for address in urls],
         model,
         options,
         price=price or Price(),

@@ -27,6 +27,7 @@ from weighbridge.ticket import prompt_hash
 from weighbridge.wire.ask import Ask, Placement
 from weighbridge.wire.body import decode
 from weighbridge.wire.errors import ApiError
+from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.keys import Keys
 from weighbridge.wire.protocols import chat, completions, embeddings
 from weighbridge.wire.protocols.chat import ChatRequest
@@ -55,7 +56,7 @@ class EngineService:
         self.engine = engine
         self.settings = settings
         self.tickets = metrics.tickets
-        self.keys = Keys(settings.api_keys)
+        self.callers = Callers(Keys(settings.api_keys), settings)
         self.access = settings
         self.max_body = settings.max_body
         self.page = (files("weighbridge.server.engine") / "console.html").read_text(encoding="utf-8")

@@ -14,6 +14,7 @@ from weighbridge.server.endpoint import Audience, Endpoint, TextTokenizer
 from weighbridge.server.gateway.admin import Admin
 from weighbridge.server.gateway.metrics import GatewayMetrics
 from weighbridge.wire.ask import Ask
+from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.journey import Journey
 from weighbridge.wire.keys import ApiKey, Keys
 
@@ -25,13 +26,13 @@ class GatewayService:
         spec = gateway.spec
         self.gateway = gateway
         self.tickets = gateway.tickets
-        self.access = spec.access
+        self.access = spec
         self.max_body = spec.max_body
         self.page = (files("weighbridge.server.gateway") / "console.html").read_text(encoding="utf-8")
         keys = [
             ApiKey(tenant.name, key.secret, key.expires) for tenant in spec.tenants for key in tenant.keys
         ]
-        self.keys = Keys(keys, spec.admin_key)
+        self.callers = Callers(Keys(keys, spec.admin_key), spec)
         self._metrics = metrics
         self._created = int(time.time())
 
@@ -97,7 +98,7 @@ class GatewayService:
         return {}
 
     def endpoints(self) -> list[Endpoint]:
-        admin = Admin(self.gateway, self.keys)
+        admin = Admin(self.gateway, self.callers.keys)
         return [
             Endpoint("GET", "/admin/replicas", admin.replicas, Audience.ALL),
             Endpoint("POST", "/admin/replicas", admin.add, Audience.ALL),

@@ -1,0 +1,280 @@
+"""HTTPS and who calls, at every door: one engine, a gateway over it, a route in that gateway, routes alone."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPSConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.doors.doors import ENGINE, logged
+from tests.doors.model import make_model
+from tests.server.running import free_port
+from tests.wire.certificates import Authority, Pair
+from weighbridge.cli.app import app
+from weighbridge.errors import BadInput
+from weighbridge.flow import flow, llm
+from weighbridge.flow.llm.client import LlmError
+
+KEY = "a-key-of-a-client-that-has-one"
+
+
+@dataclass
+class SecureDoor:
+    """A door over HTTPS. `model` is what its clients ask for."""
+
+    port: int
+    model: str
+    log: Path
+
+    def ask(
+        self, context: ssl.SSLContext, key: str | None = None, method: str = "POST", path: str = ""
+    ) -> tuple[int, Any]:
+        line = HTTPSConnection("localhost", self.port, context=context, timeout=60)
+        body = {"model": self.model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+        headers = {"Content-Type": "application/json"}
+        headers |= {"Authorization": f"Bearer {key}"} if key else {}
+        text = json.dumps(body) if method == "POST" else None
+        line.request(method, path or "/v1/chat/completions", text, headers)
+        answer = line.getresponse()
+        told = answer.read()
+        self.ticket = answer.headers.get("x-weighbridge-ticket")
+        line.close()
+        return answer.status, json.loads(told) if told.startswith(b"{") else told
+
+    def tenant(self, context: ssl.SSLContext, key: str | None = None) -> str:
+        """The tenant that a request counted as."""
+        status, told = self.ask(context, key)
+        assert status == 200, told
+        status, ticket = self.ask(context, key, "GET", f"/v1/tickets/{self.ticket}")
+        assert status == 200, ticket
+        return str(ticket["tenant"])
+
+
+@dataclass
+class Secured:
+    """The four doors, the authority that they believe, and certificates that it signed."""
+
+    doors: dict[str, SecureDoor]
+    authority: Authority
+    batch: Pair
+    nobody: Pair
+    two: Pair
+
+
+DOORS = ("single", "gateway", "route", "routes")
+
+
+def _files(folder: Path, authority: Authority, ports: dict[str, int]) -> None:
+    behind = "tls_ca: tests-ca.pem, tls_cert: gateway.pem, tls_key: gateway-key.pem"
+    shared = f"""\
+tls_cert: server.pem
+tls_key: server-key.pem
+tls_client_ca: tests-ca.pem
+client_certificates: {{"DNS:batch.example": batch, "CN:one": one, "CN:two": two}}
+tenants: {{keyed: {{key: {KEY}}}}}
+"""
+    (folder / "gateway.yaml").write_text(f"""\
+listen: 127.0.0.1:{ports["gateway"]}
+health: {{interval: 0.2, slow_start: 0}}
+models: {{tiny: {{replicas: [{{url: 'https://localhost:{ports["single"]}', dialect: weighbridge, {behind}}}]}}}}
+routes:
+  auto: {{cascade: {{enabled: false}}, edge: {{model: tiny}}, cloud: {{url: 'http://127.0.0.1:9/v1', model: big}}}}
+{shared}""")
+    (folder / "routes.yaml").write_text(f"""\
+routes:
+  auto:
+    cascade: {{enabled: false}}
+    edge: {{url: 'https://localhost:{ports["single"]}/v1', model: tiny, {behind}}}
+    cloud: {{url: 'http://127.0.0.1:9/v1', model: big}}
+{shared}""")
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    folder = tmp_path_factory.mktemp("secured")
+    authority = Authority(folder)
+    server, model = authority.server(), make_model(folder / "tiny")
+    authority.sign("gateway", "gateway")
+    ports = {name: free_port() for name in ("single", "gateway", "routes")}
+    _files(folder, authority, ports)
+    tls = [
+        "--tls-cert",
+        str(server.cert),
+        "--tls-key",
+        str(server.key),
+        "--tls-client-ca",
+        str(authority.file),
+    ]
+    names = ["DNS:batch.example=batch", "CN:one=one", "CN:two=two", "CN:gateway=gateway"]
+    names = [word for name in names for word in ("--client-certificate", name)]
+    commands = {
+        "single": ["serve", str(model), *ENGINE.split(), *tls, *names, "--api-key", f"keyed={KEY}"],
+        "gateway": ["serve", "--config", str(folder / "gateway.yaml")],
+        "routes": ["route", "serve", "--config", str(folder / "routes.yaml")],
+    }
+    processes: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for name, words in commands.items():
+            log = folder / f"{name}.log"
+            processes[name] = stack.enter_context(logged([*words, "--port", str(ports[name])], log))
+        for name, process in processes.items():
+            _wait(SecureDoor(ports[name], "", folder / f"{name}.log"), authority, process)
+        doors = {
+            name: SecureDoor(ports[name], "tiny" if name != "routes" else "auto", folder / f"{name}.log")
+            for name in ports
+        }
+        doors["route"] = SecureDoor(ports["gateway"], "auto", doors["gateway"].log)
+        yield Secured(
+            doors,
+            authority,
+            batch=authority.sign("batch", "whoever", "DNS:Batch.Example"),
+            nobody=authority.sign("nobody", "nobody", "DNS:nobody.example"),
+            two=authority.sign("both", "one", "DNS:batch.example"),
+        )
+
+
+def _wait(door: SecureDoor, authority: Authority, process: Any) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, door.log.read_text()
+        try:
+            status, _ = door.ask(authority.context(), None, "GET", "/health")
+        except (OSError, HTTPException):
+            status = 0
+        if status == 200:
+            return
+        time.sleep(0.1)
+    raise AssertionError(door.log.read_text())
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_a_caller_is_known_by_key_or_certificate(secured: Secured, name: str) -> None:
+    door, authority = secured.doors[name], secured.authority
+    batch = authority.context(secured.batch)
+    assert door.tenant(authority.context(), KEY) == "keyed"
+    assert door.tenant(batch) == "batch"
+    assert door.tenant(batch, "none") == "batch"  # as libraries send that must send some key
+    assert door.tenant(batch, KEY) == "keyed"
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_everybody_else_is_refused(secured: Secured, name: str) -> None:
+    door, authority = secured.doors[name], secured.authority
+    for context, code in (
+        (authority.context(), "invalid_api_key"),
+        (authority.context(secured.nobody), "invalid_api_key"),
+        (authority.context(secured.two), "ambiguous_certificate"),
+    ):
+        for method, path in (("POST", ""), ("GET", "/v1/models"), ("GET", "/v1/tickets")):
+            status, told = door.ask(context, None, method, path)
+            assert (status, told["error"]["code"]) == (401, code)
+    with pytest.raises((ssl.SSLError, OSError, HTTPException)):
+        door.ask(ssl.create_default_context())
+    plain = ssl.create_default_context(cafile=authority.file)
+    stranger = Authority(secured.batch.cert.parent, "stranger").sign("stranger", "one")
+    plain.load_cert_chain(stranger.cert, stranger.key)
+    with pytest.raises((ssl.SSLError, OSError, HTTPException)):
+        door.ask(plain)
+
+
+@pytest.mark.parametrize("name", ["gateway", "routes"])
+def test_the_request_behind_comes_with_our_certificate(secured: Secured, name: str) -> None:
+    """The engine asks for one too, and knows the gateway by it."""
+    door, single = secured.doors[name], secured.doors["single"]
+    assert door.tenant(secured.authority.context(), KEY) == "keyed"
+    gateway = Pair(secured.batch.cert.parent / "gateway.pem", secured.batch.cert.parent / "gateway-key.pem")
+    _, told = single.ask(secured.authority.context(gateway), None, "GET", "/v1/tickets")
+    assert {one["tenant"] for one in told["data"]} == {"gateway"}
+
+
+def test_an_answer_that_streams_comes_whole_while_the_certificate_changes(secured: Secured) -> None:
+    door, folder = secured.doors["single"], secured.batch.cert.parent
+    context = secured.authority.context()
+    line = HTTPSConnection("localhost", door.port, context=context, timeout=60)
+    line.connect()
+    before = line.sock.getpeercert(binary_form=True)
+    other = secured.authority.server("other")
+    (folder / "server.pem").write_bytes(other.cert.read_bytes())
+    (folder / "server-key.pem").write_bytes(other.key.read_bytes())
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with ssl.create_default_context(cafile=secured.authority.file).wrap_socket(
+            socket.create_connection(("127.0.0.1", door.port)), server_hostname="localhost"
+        ) as new:
+            if new.getpeercert(binary_form=True) != before:
+                break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("the new certificate is not served")
+    body = {"model": "tiny", "prompt": "hi", "max_tokens": 4, "stream": True}
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    line.request("POST", "/v1/completions", json.dumps(body), headers)
+    assert line.getresponse().read().endswith(b"data: [DONE]\n\n")
+    assert "new connections use them" in door.log.read_text()
+
+
+def test_our_own_clients_believe_a_private_authority(secured: Secured) -> None:
+    url, ca = f"https://localhost:{secured.doors['single'].port}", str(secured.authority.file)
+    load = [
+        "--requests",
+        "2",
+        "--warm-up",
+        "0",
+        "--concurrency",
+        "1",
+        "--prompt-tokens",
+        "4",
+        "--output-tokens",
+        "2",
+    ]
+    words = ["bench", "serve", "--url", url, "--api-key", KEY, *load, "--text-prompts", "--json"]
+    good = CliRunner().invoke(app, [*words, "--tls-ca", ca])
+    assert good.exit_code == 0, good.output
+    assert "certificate" in str(CliRunner().invoke(app, words).exception)
+
+    @flow
+    async def ask(tls_ca: str | None) -> str:
+        return str(await llm(url, api_key=KEY, tls_ca=tls_ca, retries=0).text("hi", max_tokens=2))
+
+    assert isinstance(ask.run(ca), str)
+    with pytest.raises(LlmError, match="certificate"):
+        ask.run(None)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["serve", "no-such-model", "--host", "0.0.0.0"],
+        ["serve", "--config", "FILE", "--host", "0.0.0.0"],
+        ["serve", "--config", "WORLD"],
+        ["route", "serve", "--config", "ROUTES", "--host", "0.0.0.0"],
+        ["replica", "--simulated", "--host", "0.0.0.0"],
+    ],
+)
+def test_no_door_is_open_to_the_world_by_accident(tmp_path: Path, words: list[str]) -> None:
+    models = "models: {m: {replicas: [{url: 'http://127.0.0.1:9'}]}}\n"
+    edge = "routes: {r: {edge: {url: 'http://127.0.0.1:9', model: a}, cloud: {url: 'http://127.0.0.1:9', model: b}}}"
+    for name, text in (
+        ("FILE", models),
+        ("WORLD", models + "listen: 0.0.0.0:0\n"),
+        ("ROUTES", edge),
+    ):
+        (tmp_path / name).write_text(text)
+    files = [str(tmp_path / word) if word.isupper() else word for word in words]
+    port = [] if "WORLD" in words else ["--port", "0"]
+    result = CliRunner().invoke(app, [*files, *port])
+    assert isinstance(result.exception, BadInput)
+    assert "everybody who reaches this machine could call; give --api-key and --tls-cert" in str(
+        result.exception
+    )
+    assert "--insecure" in str(result.exception)
