@@ -89,6 +89,7 @@ ROWS: dict[str, set[str]] = {
     "engine": {"api", "batch", "request"},
     "fleet": {"api", "replica"},
     "routes": {"budget", "caps", "errors", "judge", "policy", "request", "settings"},
+    "routes.privacy": {"checksums", "fields", "hits", "reading"},
     "flow": {
         "budget",
         "effect_order",

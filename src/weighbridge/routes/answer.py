@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from weighbridge.routes.privacy.redact import ChunkRestorer
+from weighbridge.routes.privacy.restoring.chunks import ChunkRestorer
 from weighbridge.wire.sse import DONE, event_data
 
 _encode = msgspec.json.encode

@@ -20,7 +20,7 @@ from weighbridge.routes.leg import FIRST_TOKEN, WHOLE, LegRun
 from weighbridge.routes.place import Place
 from weighbridge.routes.policy import Asked, Grant, Level, PlaceFacts, Residency, RoutePlan, decide, residency
 from weighbridge.routes.privacy.guard import Inspection, Redacted
-from weighbridge.routes.privacy.redact import ChunkRestorer
+from weighbridge.routes.privacy.restoring.chunks import ChunkRestorer
 from weighbridge.routes.request import RouteRequest
 from weighbridge.routes.route import Route
 from weighbridge.routes.settings import Window
@@ -189,7 +189,7 @@ class RouteJourney:
         )
         verdict = residency(policy, asked)
         if verdict.residency is Residency.REDACT:
-            self._redacted = inspection.redact(request.forwarded(Level.CLOUD))
+            self._redacted = await route.guard.redact(inspection, request.forwarded(Level.CLOUD))
             if self._redacted is None:
                 asked = replace(asked, found=None)
                 verdict = residency(policy, asked)
@@ -211,8 +211,7 @@ class RouteJourney:
         route, request = self._route, self._request
         if not route.settings.policy.needs_scan or request.ask.placement is Placement.ONLY_EDGE:
             return Inspection.nothing()
-        size = sum(map(len, request.fields(Level.CLOUD).values()))
-        return await route.guard.inspect(request.forwarded(Level.CLOUD), size)
+        return await route.guard.inspect(request.forwarded(Level.CLOUD))
 
     async def _facts(self, place: Place, *, may_leave: bool) -> PlaceFacts:
         if place.level is Level.CLOUD and not may_leave:

@@ -1,6 +1,10 @@
-"""Which fields of a chat may leave this machine, and which go to our own engines at most."""
+"""Which fields of a chat may leave this machine, and what stands where in one. Pure."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
 
 #: Top-level fields that may go to any place. What is not named here (user, metadata, store, ...) stays: it is of
 #: no use to a model, and may name people.
@@ -16,3 +20,146 @@ _EDGE_ONLY = (
     "add_generation_prompt"
 )
 EDGE_ONLY = frozenset(_EDGE_ONLY.split())
+
+# -- what a chat is made of ------------------------------------------------------------------------------
+
+
+class TextKind(Enum):
+    """What may stand in a string of the body."""
+
+    TEXT = auto()  # anything: a value becomes `[EMAIL_1]`
+    NAME = auto()  # letters, digits, `_` and `-` only: a value becomes `EMAIL_1`
+    WORD = auto()  # the API's own words; nothing may stand for a value
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A position of the body: what a string there is, and what is inside of an object or a list there.
+
+    `words` are the API's own for a string here, `fields` are names that the API gives: both are exempt from looking,
+    and nothing else is. `others` are under names that somebody else gave.
+    """
+
+    kind: TextKind = TextKind.TEXT
+    words: frozenset[str] = frozenset()
+    fields: Mapping[str, Field] = field(default_factory=dict)
+    others: Field | None = None
+    items: Field | None = None
+
+    def below(self, name: str) -> Field:
+        return self.fields.get(name) or self.others or ANY
+
+    @property
+    def each(self) -> Field:
+        return self.items or ANY
+
+
+def _word(words: str) -> Field:
+    allowed = frozenset(words.split())
+    return Field(TextKind.WORD, allowed, items=Field(TextKind.WORD, allowed))
+
+
+def _fields(named: Mapping[str, Field], texts: str = "") -> Field:
+    """An object of named fields; those of `texts` hold anything."""
+    return Field(fields={**dict.fromkeys(texts.split(), ANY), **named})
+
+
+ANY = Field()
+NAME = Field(TextKind.NAME, items=Field(TextKind.NAME))
+_FUNCTION = _word("function")
+
+#: JSON Schema: its keywords are the API's, the names of properties and definitions are not.
+_KEYWORDS: dict[str, Field] = {}
+SCHEMA = Field(fields=_KEYWORDS)
+_OF_SCHEMA = Field(fields=_KEYWORDS, items=SCHEMA)
+_BY_NAME = Field(others=SCHEMA)
+_TYPES = "object array string number integer boolean null"
+_FORMATS = "date date-time time duration email hostname ipv4 ipv6 uuid uri uri-reference regex int32 int64 float double"
+_NAMERS = "properties $defs definitions patternProperties dependentSchemas"
+_SCHEMAS = (
+    "items prefixItems additionalProperties contains not if then else anyOf oneOf allOf propertyNames "
+    "unevaluatedProperties"
+)
+_VALUES = (
+    "title description default enum const examples pattern minimum maximum exclusiveMinimum exclusiveMaximum "
+    "multipleOf minLength maxLength minItems maxItems uniqueItems minProperties maxProperties nullable strict "
+    "deprecated readOnly writeOnly $schema $id $comment"
+)
+_KEYWORDS.update(dict.fromkeys(_NAMERS.split(), _BY_NAME))
+_KEYWORDS.update(dict.fromkeys(_SCHEMAS.split(), _OF_SCHEMA))
+_KEYWORDS.update(dict.fromkeys(_VALUES.split(), ANY))
+_KEYWORDS["type"], _KEYWORDS["format"] = _word(_TYPES), _word(_FORMATS)
+_KEYWORDS["required"] = _KEYWORDS["$ref"] = NAME
+_KEYWORDS["dependentRequired"] = Field(others=NAME)
+
+_CALLED = _fields({"name": NAME}, "arguments")
+_CALL = _fields({"id": NAME, "type": _word("function custom"), "function": _CALLED, "index": ANY})
+_PART = _fields(
+    {
+        "type": _word("text refusal image_url input_audio file video_url"),
+        "image_url": _fields({"detail": _word("auto low high")}, "url"),
+        "input_audio": _fields({"format": _word("wav mp3")}, "data"),
+        "file": _fields({"file_id": NAME}, "filename file_data"),
+        "cache_control": _fields({"type": _word("ephemeral")}),
+    },
+    "text refusal",
+)
+#: The content of a message: a text, or parts.
+PARTS = Field(items=_PART)
+_MESSAGE = _fields(
+    {
+        "role": _word("system developer user assistant tool function"),
+        "content": PARTS,
+        "name": NAME,
+        "tool_calls": Field(items=_CALL),
+        "tool_call_id": NAME,
+        "function_call": _CALLED,
+    },
+    "refusal reasoning_content reasoning",
+)
+_TOOL = _fields(
+    {
+        "type": _FUNCTION,
+        "function": _fields({"name": NAME, "parameters": SCHEMA}, "description strict"),
+    }
+)
+_FORMAT = _fields(
+    {
+        "type": _word("text json_object json_schema"),
+        "json_schema": _fields({"name": NAME, "schema": SCHEMA}, "description strict"),
+    }
+)
+_CHOICE = Field(
+    TextKind.WORD,
+    frozenset(("auto", "none", "required")),
+    fields={"type": _FUNCTION, "function": _fields({"name": NAME})},
+)
+#: The whole body of a chat.
+BODY = Field(
+    fields={
+        **dict.fromkeys(FORWARDED | EDGE_ONLY, ANY),
+        "messages": Field(items=_MESSAGE),
+        "tools": Field(items=_TOOL),
+        "tool_choice": _CHOICE,
+        "response_format": _FORMAT,
+        "reasoning_effort": _word("none minimal low medium high xhigh"),
+    }
+)
+
+
+def _own(top: Field) -> frozenset[str]:
+    """Every name and word that the API gives anywhere."""
+    found: set[str] = set()
+    met: set[int] = set()
+    left = [top]
+    while left:
+        one = left.pop()
+        if id(one) not in met:
+            met.add(id(one))
+            found |= one.words | one.fields.keys()
+            left += [each for each in (*one.fields.values(), one.others, one.items) if each is not None]
+    return frozenset(found)
+
+
+#: What the API says of itself, wherever it stands.
+VOCABULARY = _own(BODY)

@@ -5,36 +5,53 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import re
 import threading
+import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from weighbridge.routes.privacy import walk
-from weighbridge.routes.privacy.hits import DEFAULT_TYPES, Detector, Hit, join_addresses, merge, normalise
-from weighbridge.routes.privacy.redact import ChunkRestorer, Vault
+from weighbridge.routes.privacy.addresses import join_addresses
+from weighbridge.routes.privacy.fields import TextKind
+from weighbridge.routes.privacy.hits import DEFAULT_TYPES, Detector, Hit, merge
+from weighbridge.routes.privacy.lastlook import still_there
+from weighbridge.routes.privacy.reading import TextReading, readings
+from weighbridge.routes.privacy.redact import Vault
+from weighbridge.routes.privacy.restoring.chunks import ChunkRestorer
+from weighbridge.routes.privacy.seams import Seams
+from weighbridge.routes.privacy.walk import Leaf, Unhidable
 
 log = logging.getLogger("weighbridge.routes")
 
-#: Bodies of up to so many bytes are looked into at once where all detectors are quick: a thread of their own takes
-#: longer to wake than they take to look, and regular expressions hold the interpreter there as well as here.
-SMALL = 4000
 #: Texts whose hits are remembered: conversations repeat their history with every turn.
 REMEMBERED = 4096
+
+T = TypeVar("T")
+Tick = Callable[[], None]
+
+
+class OverBudget(Exception):
+    """Looking took longer than it may."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A value in a text, by its place in the text as it was given."""
+    """A value in a text, by its place in the text as it was written. `read`: as it was read there."""
 
     start: int
     end: int
     type: str
     detector: str
     value: str
+    read: str = ""
+    rank: int = 0
+
+    @property
+    def hit(self) -> Hit:
+        return Hit(self.start, self.end, self.type, self.detector, self.rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,49 +76,25 @@ class Redacted:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What was found in a request. `found` None: the detectors failed, so nothing is known."""
+    """What was found in a request. `found` None: the detectors failed, so nothing is known.
+
+    `places`: where, in each text that is replaced by its places; `values`: what must be replaced wherever it stands.
+    """
 
     found: frozenset[str] | None
     unreadable: str = ""
-    values: tuple[tuple[str, str], ...] = ()  # value, type
+    values: Mapping[str, str] = field(default_factory=dict)  # value -> type
+    places: Mapping[str, tuple[Found, ...]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def nothing(cls) -> Inspection:
         return cls(frozenset())
 
-    def redact(self, body: dict[str, Any]) -> Redacted | None:
-        """The body with every value replaced; None where that cannot be done for certain."""
-        if self.found is None or self.unreadable:
-            return None
-        vault = Vault(walk.strings(body))
-        for value, type in self.values:
-            vault.add(value, type)
-        redacted = vault.redact(body)
-        if not isinstance(redacted, dict) or vault.leaks(_as_seen(redacted)):
-            return None
-        return Redacted(redacted, vault)
-
-
-def _as_seen(body: dict[str, Any]) -> Iterable[str]:
-    """All texts, as written and as a reader sees them."""
-    for text in walk.strings(body):
-        yield text
-        plain = normalise(text).text
-        if plain != text:
-            yield plain
-    yield from walk.joined_parts(body)
-
-
-def _pieces(value: str, text: str) -> list[str]:
-    """A value; one that reaches over JSON's punctuation as its parts, so that the JSON stays whole."""
-    if '"' not in value or not walk.is_json(text):
-        return [value]
-    return [part for part in re.split(r'[\s,:{}\[\]]*"[\s,:{}\[\]]*', value) if len(part) > 1]
-
 
 class Guard:
-    """Runs detectors over bodies: in a thread of its own, within `timeout` seconds, or not at all."""
+    """Runs detectors over bodies, and takes out what they found: in threads of its own, within `timeout` seconds, or
+    not at all."""
 
     def __init__(
         self,
@@ -116,30 +109,24 @@ class Guard:
         self._threads = ThreadPoolExecutor(threads, "weighbridge-detectors")
         self._known: OrderedDict[bytes, tuple[Found, ...]] = OrderedDict()
         self._lock = threading.Lock()
-        self._quick = all(detector.is_quick for detector in detectors)
 
-    async def inspect(self, body: Mapping[str, Any], size: int) -> Inspection:
-        """What the whole body holds, of which `size` bytes are text. Never raises: a detector that crashes or is late
-        means `found` None."""
-        loop = asyncio.get_running_loop()
-        try:
-            if size <= SMALL and self._quick:
-                return self._inspect(body)
-            async with asyncio.timeout(self._timeout):
-                return await loop.run_in_executor(self._threads, self._inspect, body)
-        except TimeoutError:
-            log.error("the detectors took more than %.1f s; the request stays local", self._timeout)
-        except Exception:
-            log.exception("the detectors failed; the request stays local")
-        return Inspection(None)
+    async def inspect(self, body: Mapping[str, Any]) -> Inspection:
+        """What the whole body holds. Never raises: a detector that crashes or is late means `found` None."""
+        return await self._run(lambda tick: self._inspect(body, tick)) or Inspection(None)
 
-    def scan(self, text: str) -> tuple[Found, ...]:
+    async def redact(self, inspection: Inspection, body: dict[str, Any]) -> Redacted | None:
+        """The body with every value replaced; None where that cannot be done for certain, or in time."""
+        if inspection.found is None or inspection.unreadable:
+            return None
+        return await self._run(lambda tick: _redacted(inspection, body, tick))
+
+    def scan(self, text: str, tick: Tick = lambda: None) -> tuple[Found, ...]:
         """Values in one text, in order and without overlap. Raises whatever a detector raises."""
         key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         with self._lock:
             known = self._known.get(key)
         if known is None:
-            known = self._scan(text)
+            known = self._scan(text, self._detectors, tick)
             with self._lock:
                 self._known[key] = known
                 if len(self._known) > REMEMBERED:
@@ -150,31 +137,115 @@ class Guard:
         """Let go of the threads without waiting for a detector that hangs."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _scan(self, text: str) -> tuple[Found, ...]:
-        normal = normalise(text)
-        hits: list[Hit] = []
-        for detector in self._detectors:
-            hits += detector.detect(normal.text)
-        joined = merge(join_addresses(normal.text, merge(hits)))
-        found = []
-        for hit in joined:
-            start, end = normal.span(hit.start, hit.end)
-            if hit.type in self._types and end > start:
-                found.append(Found(start, end, hit.type, hit.detector, text[start:end]))
-        return tuple(found)
+    async def _run(self, work: Callable[[Tick], T | None]) -> T | None:
+        """Work in a thread; None where it fails or is late. A thread that is late stops at its next `tick`."""
+        ends = time.monotonic() + self._timeout
 
-    def _inspect(self, body: Mapping[str, Any]) -> Inspection:
-        values: dict[str, str] = {}
-        counts: Counter[str] = Counter()
-        for text in walk.strings(body):
-            for one in self.scan(text):
-                counts[one.type] += 1
-                for value in _pieces(one.value, text):
-                    values.setdefault(value, one.type)
-        unreadable = [walk.unreadable_parts(body)]
-        joined = walk.joined_parts(body)
-        if any(one.value not in values for text in joined for one in self.scan(text)):
-            unreadable.append("a value split over the parts of a message")
-        return Inspection(
-            frozenset(values.values()), "; ".join(filter(None, unreadable)), tuple(values.items()), counts
+        def tick() -> None:
+            if time.monotonic() > ends:
+                raise OverBudget
+
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work, tick)
+        except (TimeoutError, OverBudget):
+            log.error("looking for values took more than %.1f s; the request stays local", self._timeout)
+        except Unhidable as error:
+            log.warning("%s; the request stays local", error)
+        except Exception:
+            log.exception("the detectors failed; the request stays local")
+        return None
+
+    def _scan(self, text: str, detectors: Sequence[Detector], tick: Tick) -> tuple[Found, ...]:
+        hits: list[Hit] = []
+        read: dict[tuple[int, int], str] = {}
+        for number, reading in enumerate(readings(text)):
+            is_spelled = number == 0 or (number == 1 and "\\u" in text)
+            for hit in self._hits(reading, [one for one in detectors if one.is_quick or is_spelled], tick):
+                start, end = reading.span(hit.start, hit.end)
+                if end > start:
+                    hits.append(Hit(start, end, hit.type, hit.detector, hit.rank))
+                    read[start, end] = reading.text[hit.start : hit.end]
+        return tuple(
+            Found(
+                hit.start,
+                hit.end,
+                hit.type,
+                hit.detector,
+                value,
+                read.get((hit.start, hit.end), value),
+                hit.rank,
+            )
+            for hit in merge(hits)
+            if (value := text[hit.start : hit.end])
         )
+
+    def _hits(self, reading: TextReading, detectors: Sequence[Detector], tick: Tick) -> list[Hit]:
+        """What is in one reading, by its places there."""
+        hits: list[Hit] = []
+        for detector in detectors:
+            tick()
+            hits += detector.detect(reading.text)
+        return [hit for hit in merge(join_addresses(reading.text, merge(hits))) if hit.type in self._types]
+
+    def _inspect(self, body: Mapping[str, Any], tick: Tick) -> Inspection:
+        values: dict[str, str] = {}
+        places: dict[str, tuple[Found, ...]] = {}
+        counts: Counter[str] = Counter()
+        found_in: list[tuple[Leaf, tuple[Found, ...]]] = []
+        for leaf in walk.leaves(body):
+            tick()
+            found = self.scan(leaf.text, tick)
+            found_in.append((leaf, found))
+            counts.update(one.type for one in found)
+            if leaf.opened:
+                spans = [(one.start, one.end) for one in found]
+                named = [(value, found[number].type) for number, value in walk.values_in(leaf.text, spans)]
+            else:
+                places[leaf.text] = found
+                named = [(value, one.type) for one in found for value in (one.value, one.read)]
+            for value, type in named:
+                values.setdefault(value, type)
+        unreadable = [walk.unreadable_parts(body), self._split(body, found_in, values, tick)]
+        return Inspection(
+            frozenset(values.values()), "; ".join(filter(None, unreadable)), values, places, counts
+        )
+
+    def _split(
+        self,
+        body: Mapping[str, Any],
+        found_in: Sequence[tuple[Leaf, tuple[Found, ...]]],
+        values: dict[str, str],
+        tick: Tick,
+    ) -> str:
+        """What is split over texts, if anything is; values that only the text before gives away are added."""
+        quick = tuple(one for one in self._detectors if one.is_quick)
+        known = {leaf.text: found for leaf, found in found_in}
+        groups = [
+            (Seams(each.texts, glue), self._detectors if each.of_parts else quick, True)
+            for each in walk.siblings(body)
+            for glue in ("", "\n")
+        ]
+        texts = [leaf.text for leaf, _ in found_in if not (leaf.opened or leaf.is_key or leaf.is_number)]
+        groups += [(Seams(texts, glue), quick, False) for glue in ("", "\n")]
+        for seams, detectors, are_siblings in groups:
+            for one in self._scan(seams.text, detectors, tick):
+                if seams.is_inside(one.start, one.end):
+                    values.setdefault(one.value, one.type)
+                elif seams.is_split(one, known, are_siblings=are_siblings):
+                    return "a value split over texts"
+        return ""
+
+
+def _redacted(inspection: Inspection, body: dict[str, Any], tick: Tick) -> Redacted | None:
+    """The body without values, after a last look at it by other means."""
+    vault = Vault(walk.strings(body), inspection.values, tick)
+    places = inspection.places
+
+    def hide(text: str, kind: TextKind) -> str:
+        return vault.hide(text, [one.hit for one in places.get(text, ())], kind)
+
+    made = walk.rewrite(body, hide)
+    if not isinstance(made, dict) or still_there([*inspection.values, *vault.values.values()], made, tick):
+        return None
+    return Redacted(made, vault)

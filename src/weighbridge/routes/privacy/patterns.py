@@ -1,251 +1,249 @@
-"""Values that have a shape: cards, accounts, national ids, addresses of mail and machines, phones, secrets.
+"""Values that have a shape: cards, accounts, addresses of mail and machines, secrets; national ids and phones beside.
 
-Whatever has check digits is checked; whatever has none needs a telling shape or a word beside it. Every
-expression runs in linear time: no nested repetition, all repeats bounded.
+Whatever has check digits is checked; whatever has none needs a telling shape or a word beside it.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+
+import re2
 
 from weighbridge.routes.privacy import checksums as check
 from weighbridge.routes.privacy.hits import Hit
+from weighbridge.routes.privacy.reading import fold, folded, written
+from weighbridge.routes.privacy.shapes.identities import IDENTITIES
+from weighbridge.routes.privacy.shapes.pattern import LETTER, Pattern, W, as_bytes, shape
+from weighbridge.routes.privacy.shapes.phones import PHONES
+from weighbridge.routes.privacy.shapes.words import (
+    LONGEST,
+    Context,
+    Expression,
+    RightBefore,
+    RightBehind,
+    Words,
+    is_edge,
+)
 
-#: How far before a value a word may stand that says what it is, in characters.
-CONTEXT = 48
-
-_PHONE_WORDS = r"phone|telephone|tel|call|mobile|cell|fax|contact|number|whatsapp|sms|text me|dial|reach"
-
-
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """`context`: a word that must stand shortly before the value, for shapes that say too little.
-
-    `needs`: no text without one of these, in lower case, has such a value. Looking for them is much quicker.
-    """
-
-    type: str
-    expression: re.Pattern[str]
-    valid: Callable[[str], bool] | None = None
-    context: re.Pattern[str] | None = None
-    rank: int = 5
-    group: int = 0
-    needs: tuple[str, ...] = ()
-
-    def hits(self, text: str) -> Iterable[Hit]:
-        for match in self.expression.finditer(text):
-            start, end = match.span(self.group)
-            if self.valid is not None and not self.valid(match[self.group]):
-                continue
-            if self.context is not None and not self.context.search(text, max(0, start - CONTEXT), start):
-                continue
-            yield Hit(start, end, self.type, "patterns", self.rank)
-
-
-def _p(
-    type: str,
-    expression: str,
-    valid: Callable[[str], bool] | None = None,
-    context: str | None = None,
-    rank: int = 5,
-    group: int = 0,
-    needs: str = "",
-) -> Pattern:
-    words = re.compile(rf"(?i:\b(?:{context})\b)") if context else None
-    return Pattern(type, re.compile(expression), valid, words, rank, group, tuple(needs.split()))
+#: Phrases longer than this are found also where their words are written as one.
+LONG_PHRASE = 8
+_CARD_WORDS = Words(
+    "cards?|credit|debit|visa|mastercard|amex|maestro|karte|tarjeta|carte|cartão|карт*|卡号|银行卡|信用卡|カード"
+)
+#: Words that a number of four parts is a version after, as in `version 1.2.3.4`.
+_VERSION = RightBefore(
+    "versions?|ver|v|releases?|build|firmware|driver|sdk|tag|patch|update|(?:upgrad|updat|chang|bump)ed (?:to|from)",
+    r"[a-z0-9_]/|[=~<>^]=? ?[\"']?|[a-z0-9_]-|[0-9] (?:to|->|=>) v?",
+)
+#: What has suites and units and is nobody's home.
+_HOME = Context(
+    barred=RightBefore("tests?|benchmarks?|cipher"), after=RightBehind("tests?|passed|failed|of|cases?")
+)
+#: Endings of names that are none of hosts: files beside an `@2x`, units of systemd.
+_FILES = "png jpg jpeg gif svg webp pdf css html json yaml yml txt exe dll tsx jsx gz"
+_NO_HOSTS = frozenset(f"{_FILES} service socket timer target mount".split())
+#: Names that machines log in by, not people.
+_NO_PEOPLE = frozenset(("git", "hg", "svn"))
+#: Groups that anything may stand between, so that they are looked at for what issuers give out only.
+_GAP = r"[ \t\r\n.,/_|:;\x83-]{1,3}"
 
 
 def _ip(text: str) -> bool:
+    """An address of some machine: not one that means "here" or "everywhere"."""
     try:
-        ipaddress.ip_address(text.split("%")[0])
+        address = ipaddress.ip_address(text)
     except ValueError:
         return False
-    return True
+    is_mask = text.startswith("255.")
+    return not (address.is_loopback or address.is_unspecified or is_mask)
 
 
-def _phone(text: str) -> bool:
-    """7 to 15 digits that are no date and no version, and not the same digit over and over."""
-    digits = check.digits_of(text)
-    dateish = re.fullmatch(
-        r"(?:19|20)\d\d[-./ ]\d{1,2}[-./ ]\d{1,2}|\d{1,2}[-./ ]\d{1,2}[-./ ](?:19|20)?\d\d", text
+def _ipv6(text: str) -> bool:
+    """Eight groups, or fewer that begin as an address which is given out does: `db::add` is code."""
+    begins = re.match(
+        r"(?i)[23][0-9a-f]{3}:|f[cd][0-9a-f]{2}:|fe[89ab][0-9a-f]:|ff[0-9a-f]{2}:|64:ff9b:", text
     )
-    return 7 <= len(digits) <= 15 and len(set(digits)) > 2 and not dateish
+    is_whole = text.count(":") == 7 and "::" not in text
+    return bool(begins or is_whole) and any(map(str.isdigit, text)) and _ip(text)
 
 
-_D = r"(?<![\w.])"  # no digit or letter before
-_E = r"(?!\w|\.\d)"  # nor behind
+def _mail(text: str) -> bool:
+    name, _, host = text.rpartition("@")
+    return host.rpartition(".")[2].lower() not in _NO_HOSTS and name.lower() not in _NO_PEOPLE
 
-PATTERNS: tuple[Pattern, ...] = (
-    _p("EMAIL", r"(?<![\w.+%-])[\w.+%'-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}\b", rank=9, needs="@"),
-    _p("CARD", r"(?<![\w.-])\d(?:[ -]?\d){11,18}(?![\w-]|\.\d)", check.card, rank=9),
-    _p(
-        "CARD",
-        r"(?<!\w)\d(?:[ -]?\d){11,18}(?!\w)",
-        None,
-        "card|credit|debit|visa|mastercard|amex|maestro",
-        6,
-    ),
-    _p("IBAN", r"(?<!\w)[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11,30}(?!\w)", check.iban, rank=9),
-    _p("IBAN", r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)", check.iban, rank=9),
-    _p("SSN", r"(?<![\w-])\d{3}[- ]\d{2}[- ]\d{4}(?![\w-])", check.us_ssn, rank=8),
-    _p("SSN", r"(?<![\w-])\d{9}(?![\w-])", check.us_ssn, "ssn|social security(?: number| no)?", rank=8),
-    _p("IP", r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)", _ip, rank=8, needs="."),
-    _p(
-        "IP",
-        r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])",
-        lambda t: len(t) > 5 and _ip(t),
-        rank=8,
-        needs=":",
-    ),
-    # -- national ids ---------------------------------------------------------------------------------------
-    _p("NATIONAL_ID", r"(?<!\w)[XYZxyz]?-?\d{7,8}-?[A-Za-z](?!\w)", check.spanish_id, rank=7),
-    _p(
-        "NATIONAL_ID",
-        r"(?<!\w)[12] ?\d\d ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:\d\d|2[AB]) ?\d{3} ?\d{3} ?\d\d(?!\w)",
-        check.french_nir,
-        rank=8,
-    ),
-    _p(
-        "NATIONAL_ID",
-        r"(?<!\w)[A-Za-z]{6}\d\d[A-EHLMPRSTa-ehlmprst]\d\d[A-Za-z]\d{3}[A-Za-z](?!\w)",
-        check.italian_tax_code,
-        rank=8,
-    ),
-    _p("NATIONAL_ID", r"(?<!\w)756[. ]?\d{4}[. ]?\d{4}[. ]?\d\d(?!\w)", check.swiss_ahv, rank=8),
-    _p("NATIONAL_ID", r"(?<!\w)\d{3}\.\d{3}\.\d{3}-\d\d(?!\w)", check.cpf, rank=8),
-    _p("NATIONAL_ID", r"(?<!\w)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d\d ?\d\d ?\d\d ?[A-D](?!\w)", rank=7),
-    _p("NATIONAL_ID", r"(?<!\w)\d{3}[ -]?\d{3}[ -]?\d{4}(?!\w)", check.nhs, "nhs(?: number| no)?", rank=8),
-    _p("NATIONAL_ID", r"(?<!\w)\d{9}(?!\w)", check.bsn, "bsn|burgerservicenummer|sofi", rank=8),
-    _p("NATIONAL_ID", r"(?<!\w)\d{11}(?!\w)", check.pesel, "pesel", rank=8),
-    _p("NATIONAL_ID", r"(?<!\w)\d{11}(?!\w)", check.cpf, "cpf", rank=8),
-    _p(
-        "NATIONAL_ID",
-        r"(?<!\w)\d{2} ?\d{3} ?\d{3} ?\d{3}(?!\w)",
-        check.german_tax_id,
-        r"steuer\S*|tax id|idnr",
-        rank=8,
-    ),
-    _p(
-        "NATIONAL_ID",
-        r"(?<!\w)\d{4}[ -]?\d{4}[ -]?\d{4}(?!\w)",
-        check.verhoeff,
-        "aadhaar|aadhar|uidai",
-        rank=8,
-    ),
-    _p(
-        "NATIONAL_ID",
-        r"(?<!\w)(?:\d\d)?\d{6}[-+]\d{4}(?!\w)",
-        lambda t: check.luhn(t[-11:]),
-        "personnummer|personal (?:id|number)",
-        8,
-    ),
-    _p(
-        "NATIONAL_ID",
-        r"(?<!\w)[A-Za-z0-9]{6,12}(?!\w)",
-        lambda t: any(map(str.isdigit, t)),
-        r"passport(?: (?:number|no|is))*\W{0,3}",
-        6,
-    ),
-    _p(
-        "NATIONAL_ID",
-        r"(?<!\w)[A-Za-z0-9-]{6,16}(?!\w)",
-        lambda t: sum(map(str.isdigit, t)) > 3,
-        r"(?:driver'?s? licen[cs]e|licen[cs]e number)(?: (?:number|no|is))*\W{0,3}",
-        6,
-    ),
-    # -- phones ---------------------------------------------------------------------------------------------
-    _p(
-        "PHONE",
-        r"(?<![\w+])\+\d{1,3}(?:[ .\-()/]{0,2}\d){6,13}(?:\s?(?:x|ext\.?)\s?\d{1,6})?(?!\w)",
-        _phone,
-        rank=7,
-    ),
-    _p(
-        "PHONE",
-        r"(?<![\w.-])(?:00\d{1,2}[ .-])?\(?\d{3}\)?[ .-]?\d{3}[.-]\d{4}(?:\s?"
-        r"(?:x|ext\.?)\s?\d{1,6})?(?![\w-])",
-        _phone,
-        rank=6,
-    ),
-    _p("PHONE", r"(?<![\w.])\(\d{2,4}\) ?\d{3,4}[ -]?\d{3,4}(?!\w)", _phone, rank=6),
-    _p("PHONE", r"(?<![\w.,$€£-])0\d{1,4}[ .-]\d{2,4}(?:[ .-]?\d{2,4}){1,3}(?![\w-]|\.\d)", _phone, rank=5),
-    _p("PHONE", r"(?<![\w.,$€£/-])\d{2,5}(?:[ .-]\d{2,5}){1,4}(?![\w-]|[.,]\d)", _phone, _PHONE_WORDS, 4),
-    _p(
-        "PHONE",
-        r"(?<![\w.,$€£/-])\d{7,12}(?![\w-]|[.,]\d)",
-        _phone,
-        r"phone|telephone|tel|mobile|cell|fax|whatsapp|call me (?:at|on)",
-        4,
-    ),
-    # -- parts of addresses ---------------------------------------------------------------------------------
-    _p(
-        "ADDRESS",
-        r"(?<!\w)(?:Apt|Apartment|Suite|Ste|Flat|Unit)\.? ?#?\d{1,5}[A-Za-z]?(?!\w)",
-        rank=4,
-        needs="apt apartment suite ste flat unit",
-    ),
-    _p(
-        "ADDRESS",
-        r"(?i)(?<!\w)(?:p\.? ?o\.? ?box|postbox|postfach|apartado|"
-        r"(?:PSC|CMR|Unit) \d{1,5},? box) ?\d{1,6}(?!\w)",
-        rank=4,
-        needs="box postfach apartado",
-    ),
-    _p(
-        "ADDRESS",
-        r"(?<!\w)(?:[^\n]{2,30}\n)?(?:APO|FPO|DPO),? A[AEP] \d{5}(?:-\d{4})?(?!\w)",
-        rank=4,
-        needs="apo fpo dpo",
-    ),
-    # -- keys and tokens ------------------------------------------------------------------------------------
-    _p(
-        "KEY",
-        r"-----BEGIN (?:[A-Z]{1,12} ){0,3}PRIVATE KEY-----[\s\S]{1,8000}?-----END "
-        r"(?:[A-Z]{1,12} ){0,3}PRIVATE KEY-----",
-        rank=9,
-        needs="-----begin",
-    ),
-    _p(
-        "KEY",
-        r"(?<![\w-])(?:sk|pk|rk)[-_](?:[A-Za-z]{2,12}[-_]){0,3}[A-Za-z0-9_-]{16,200}",
-        rank=9,
-        needs="sk- sk_ pk- pk_ rk- rk_",
-    ),
-    _p(
-        "KEY",
-        r"(?<!\w)(?:gh[pousr]_[A-Za-z0-9]{30,255}|github_pat_\w{22,255}|glpat-[\w-]{20,64})",
-        rank=9,
-        needs="ghp_ gho_ ghu_ ghs_ ghr_ github_pat_ glpat-",
-    ),
-    _p("KEY", r"(?<!\w)(?:AKIA|ASIA|AIDA|AROA)[A-Z0-9]{16}(?!\w)", rank=9, needs="akia asia aida aroa"),
-    _p("KEY", r"(?<!\w)AIza[\w-]{35}|(?<!\w)ya29\.[\w-]{20,300}", rank=9, needs="aiza ya29."),
-    _p(
-        "KEY",
-        r"(?<!\w)xox[abeoprs]-[A-Za-z0-9-]{10,200}|(?<!\w)hf_[A-Za-z0-9]{30,60}|(?<!\w)"
-        r"(?:npm|pypi)[_-][A-Za-z0-9_-]{30,250}",
-        rank=9,
-        needs="xox hf_ npm_ npm- pypi_ pypi-",
-    ),
-    _p("KEY", r"(?<![\w-])eyJ[\w-]{8,2000}\.eyJ[\w-]{8,8000}\.[\w-]{0,2000}", rank=9, needs="eyj"),
-    _p("KEY", r"(?i)\bbearer\s{1,4}([A-Za-z0-9._~+/-]{12,2000}=*)", group=1, rank=7, needs="bearer"),
-    _p("KEY", r"(?<=://)[^\s/:@]{1,64}:[^\s/@]{1,128}(?=@)", rank=7, needs="://"),
-    _p(
-        "KEY",
-        r"(?i)\b(?:\w{0,24}[_-])?(?:pass(?:word|wd|phrase)?|pwd|secret|api[_-]?key|access[_-]?key|auth[_-]?token|token)"
-        r"[\"']?\s{0,3}(?::=|[:=]|\bis\b)\s{0,3}[\"']?([^\s\"',;]{6,256})",
-        lambda t: any(map(str.isdigit, t)) and any(map(str.isalpha, t)),
-        group=1,
-        rank=6,
-        needs="pass pwd secret key token",
-    ),
+
+def _card(text: str) -> bool:
+    """A card written as cards are: in one, in groups of which the first has four digits, or digit by digit."""
+    groups = re.split("[ -]", text)
+    is_written_so = len(groups) == 1 or len(groups[0]) == 4 or set(map(len, groups)) == {1}
+    digits = "".join(filter(str.isdigit, text))
+    is_short = len(digits) == 12 and digits[:2] not in (
+        "50",
+        "56",
+        "57",
+        "58",
+        "63",
+        "67",
+    )  # none but Maestro's
+    return is_written_so and not is_short and check.card(text)
+
+
+def _has_both(text: str) -> bool:
+    """Digits and letters, as secrets have."""
+    return any(map(str.isdigit, text)) and any(map(str.isalpha, text))
+
+
+#: What code has where a secret would stand: a call, an element, an attribute.
+_CODE = re.compile(
+    r"[A-Za-z_][\w.]*[(\[]|(?:self|this|os|process|config|settings|env|request|ctx|args)\.|[$%{<]"
 )
 
 
+def _secret(text: str) -> bool:
+    return _has_both(text) and _CODE.match(text) is None
+
+
+def _random(text: str) -> bool:
+    """Ten letters and digits in a row, of both kinds: no words of a name."""
+    return any(_has_both(run) for run in re.findall("[A-Za-z0-9]{10,}", text))
+
+
+_LOCAL = r"[\w.+%'-]+"
+_ASCII_HOST = r"(?:[\w-]+\.)+[A-Za-z]{2,24}"
+_OPEN, _SHUT = r"[\[({<] ?", r" ?[\])}>]"
+_HOST = rf"(?:[{W}-]+\.)+[{LETTER}]{{2,24}}"
+_PRIVATE = r"(?:[A-Z]{1,12} ){0,3}PRIVATE KEY"
+
+PATTERNS: tuple[Pattern, ...] = (
+    shape("EMAIL", rf"{_LOCAL}@{_ASCII_HOST}", _mail, before=W + r".+%\-", after=r"\w", rank=9, needs="@"),
+    shape("EMAIL", rf"[{W}.+%'-]+@{_HOST}", _mail, before=W + r".+%\-", rank=9, needs="@"),
+    shape("EMAIL", rf"[{W}\x84.+%'-]*\x84@(?:[{W}\x84-]+\.)+[{LETTER}\x84]{{2,24}}", after=None, rank=8, needs="@"),
+    shape(
+        "EMAIL",
+        rf"[{W}.+-]+ ?{_OPEN}(?i:at){_SHUT} ?(?:[{W}-]+(?:\.| ?{_OPEN}(?i:dot){_SHUT} ?))+[{LETTER}]{{2,24}}",
+        rank=8,
+        needs="at",
+    ),
+    shape("CARD", r"\d(?:[ -]?\d){11,18}", _card, before=W + r".\-", after=W + r"\-", unless_digit=".", rank=9),
+    shape(
+        "CARD",
+        rf"\d{{4}}(?:{_GAP}\d{{4}}){{2}}{_GAP}\d{{1,7}}|\d{{4}}{_GAP}\d{{6}}{_GAP}\d{{4,5}}",
+        check.issued_card,
+        rank=8,
+    ),
+    shape("CARD", r"\d(?:[ -]?\d){11,18}", context=Context(_CARD_WORDS), rank=6),
+    shape("IBAN", r"[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11,30}", check.iban, rank=9),
+    shape("IBAN", r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?", check.iban, rank=9),
+    shape("IBAN", rf"[A-Z]{{2}}\d{{2}}(?:{_GAP}[A-Z0-9]{{4}}){{2,7}}(?:{_GAP}[A-Z0-9]{{1,3}})?", check.iban, rank=9),
+    shape(
+        "IP",
+        r"(?:\d{1,3}\.){3}\d{1,3}",
+        _ip,
+        before=W + ".",
+        unless_digit=".",
+        context=Context(barred=_VERSION),
+        rank=8,
+        needs=".",
+    ),
+    shape(
+        "IP",
+        r"[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}",
+        _ipv6,
+        before=W + ":.",
+        after=W + ":(",
+        rank=8,
+        needs=":",
+    ),
+    *IDENTITIES,
+    *PHONES,
+    # -- parts of addresses ---------------------------------------------------------------------------------
+    shape(
+        "ADDRESS",
+        r"(?:Apt|Apartment|Suite|Ste|Flat|Unit)\.? ?#?\d{1,5}[A-Za-z]?",
+        context=_HOME,
+        rank=4,
+        needs="apt apartment suite ste flat unit",
+    ),
+    shape(
+        "ADDRESS",
+        r"(?i:(?:p\.? ?o\.? ?box|postbox|postfach|apartado|(?:PSC|CMR|Unit) \d{1,5},? box) ?\d{1,6})",
+        rank=4,
+        needs="box postfach apartado",
+    ),
+    shape("ADDRESS", r"(?:[^\n]{2,30}\n)?(?:APO|FPO|DPO),? A[AEP] \d{5}(?:-\d{4})?", rank=4, needs="apo fpo dpo"),
+    # -- keys and tokens ------------------------------------------------------------------------------------
+    shape(
+        "KEY",
+        rf"-----BEGIN {_PRIVATE}-----(?:(?:[^-]|-{{1,4}}[^-])*-----END {_PRIVATE}-----"
+        r"|(?:(?:\s|\\[nr])*[A-Za-z0-9+/=]{32,})*)",
+        before=None,
+        after=None,
+        rank=9,
+        needs="-----begin",
+    ),
+    shape(
+        "KEY",
+        r"(?:sk|pk|rk)[-_](?:[A-Za-z]{2,12}[-_]){0,3}[A-Za-z0-9_-]{16,}",
+        _random,
+        before=W + r"\-",
+        after=None,
+        rank=9,
+        needs="sk- sk_ pk- pk_ rk- rk_",
+    ),
+    shape(
+        "KEY",
+        r"(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{22,}|glpat-[\w-]{20,})",
+        after=None,
+        rank=9,
+        needs="ghp_ gho_ ghu_ ghs_ ghr_ github_pat_ glpat-",
+    ),
+    shape("KEY", r"(?:AKIA|ASIA|AIDA|AROA)[A-Z0-9]{16}", rank=9, needs="akia asia aida aroa"),
+    shape("KEY", r"AIza[\w-]{35}|ya29\.[\w-]{20,}", after=None, rank=9, needs="aiza ya29."),
+    shape(
+        "KEY",
+        r"xox[abeoprs]-[A-Za-z0-9-]{10,}|hf_[A-Za-z0-9]{30,}|(?:npm|pypi)[_-][A-Za-z0-9_-]{30,}",
+        after=None,
+        rank=9,
+        needs="xox hf_ npm_ npm- pypi_ pypi-",
+    ),
+    shape("KEY", r"eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*", before=W + r"\-", after=None, rank=9, needs="eyj"),
+    shape(
+        "KEY",
+        r"(?i:bearer)\s{1,4}([A-Za-z0-9._~+/-]{12,}=*)",
+        _random,
+        after=None,
+        inner=True,
+        rank=7,
+        needs="bearer",
+    ),
+    shape("KEY", r"://([^\s/:@]{1,64}:[^\s/@]{1,128})@", before=None, after=None, inner=True, rank=7, needs="://"),
+    shape(
+        "KEY",
+        rf"(?i:(?:[{W}]{{0,24}}[_-])?(?:pass(?:word|wd|phrase)?|pwd|secret|api[_-]?key|access[_-]?key|auth[_-]?token|token)"
+        r"[\"']?\s{0,3}(?::=|[:=]|\bis\b)\s{0,3}[\"']?([^\s\"',;]{6,}))",
+        _secret,
+        after=None,
+        inner=True,
+        rank=6,
+        needs="pass pwd secret key token",
+    ),
+)  # fmt: skip
+
+
+def _spaced(found: str) -> str:
+    """A phrase as it is kept."""
+    return " ".join(re.split(r"[ ._/-]+", found))
+
+
+def _gap(phrase: str) -> str:
+    """What may stand between the words of a phrase: for long ones also nothing."""
+    return rf"[ ._/\-]{{{0 if len(phrase) > LONG_PHRASE else 1},3}}"
+
+
 class PatternDetector:
-    """All patterns over a text that is already normalised."""
+    """All patterns over a text that is already plain."""
 
     name = "patterns"
     is_quick = True
@@ -255,29 +253,50 @@ class PatternDetector:
         self._without_digits = [each for each in patterns if each.type in ("EMAIL", "KEY", "IP")]
 
     def detect(self, text: str) -> list[Hit]:
-        has_digit = any(map(str.isdigit, text))
+        data = as_bytes(text)
+        return [hit for pattern in self.worth_trying(text) for hit in pattern.hits(text, data)]
+
+    def worth_trying(self, text: str) -> Sequence[Pattern]:
+        """The patterns that may find something in a text."""
+        has_digit = re.search("[0-9]", text) is not None
         patterns = self._patterns if has_digit else self._without_digits
-        if text.isascii():  # else letters have more than one lower case
-            lower = text.lower()
-            patterns = [
-                each for each in patterns if not each.needs or any(map(lower.__contains__, each.needs))
-            ]
-        return [hit for pattern in patterns for hit in pattern.hits(text)]
+        lower = text.lower()
+        return [each for each in patterns if not each.needs or any(need in lower for need in each.needs)]
 
 
 class DenyListDetector:
-    """Words and phrases that an operator never wants to leave. Whole words, whatever the case."""
+    """Words and phrases that an operator never wants to leave. Whole words, whatever the case, accents and spaces.
+
+    Parts of a name count as words: `bluefin` is found in `bluefin_search`, `getBluefin` and `bluefin2`.
+    """
 
     name = "deny list"
     is_quick = True
 
     def __init__(self, phrases: Sequence[str]) -> None:
-        parts = sorted((re.escape(one.strip()) for one in phrases if one.strip()), key=len, reverse=True)
-        self._expression = (
-            re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)", re.IGNORECASE) if parts else None
-        )
+        wanted = {" ".join(fold(one).split()) for one in phrases} - {""}
+        #: Phrase -> the others that it begins with: tried where it is no whole word.
+        self._beginnings = {
+            one: [one[:size] for size in range(1, len(one)) if one[:size] in wanted] for one in wanted
+        }
+        parts = [_gap(one).join(map(re2.escape, one.split(" "))) for one in wanted]
+        self._expression = re2.compile("|".join(parts).encode(), LONGEST) if parts else None
 
     def detect(self, text: str) -> list[Hit]:
         if self._expression is None:
             return []
-        return [Hit(*m.span(), "DENIED", self.name, 10) for m in self._expression.finditer(text)]
+        return [Hit(*place, "DENIED", self.name, 10) for place in self._places(text, self._expression)]
+
+    def _places(self, text: str, expression: Expression) -> Iterator[tuple[int, int]]:
+        reading = folded(written(text))
+        data = reading.text.encode()
+        position = at = counted = 0  # where the search is; `counted` characters are before the byte `at`
+        while match := expression.search(data, position):
+            counted, at = counted + len(data[at : match.start()].decode()), match.start()
+            found = match[0].decode()
+            for size in (len(found), *map(len, reversed(self._beginnings.get(_spaced(found), ())))):
+                start, end = reading.span(counted, counted + size)
+                if is_edge(text, start) and is_edge(text, end):
+                    yield start, end
+                    break
+            position = match.start() + len(found[:1].encode())

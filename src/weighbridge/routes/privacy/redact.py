@@ -1,181 +1,142 @@
-"""Placeholders for values, the same one for the same value, and their return. Pure.
+"""Placeholders for values, the same one for the same value. Pure.
 
-    alice@example.com  ->  [EMAIL_1]  ->  alice@example.com
+    alice@example.com  ->  [EMAIL_1], and EMAIL_1 where an API takes letters, digits and `_` only
 
-What comes back is restored also where a placeholder is split over stream chunks, and, inside the arguments of
-tool calls, as the JSON string that the value is.
+A value is replaced at its places in the text as it was written. Places come from whoever found it, and from looking
+for each value wherever else it stands, in any case and with any accents.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
 
-from weighbridge.routes.privacy import walk
+from weighbridge.routes.privacy.fields import TextKind
+from weighbridge.routes.privacy.hits import TYPES, Hit, merge
+from weighbridge.routes.privacy.reading import fold, folded, readings
+from weighbridge.routes.privacy.walk import Unhidable
 
 #: Values this long are replaced wherever they stand; shorter ones only as whole words.
 LONG = 6
+#: What APIs allow in a name, and how much of it.
+LONGEST_NAME = 64
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+#: A word before a number as a placeholder has them, however it is written: `EMAIL_1`, `email\\_1`, `[Email 1]`.
+#: Linear: every word is looked at once, and little behind it.
+_NUMBERED = re.compile(
+    r"(?<![A-Za-z])([A-Za-z]++)(?:\\{0,4}+_[\\_ ]{0,4}+[0-9]"
+    r"|[^A-Za-z0-9]{0,8}+[0-9]{1,9}+[^A-Za-z0-9]{0,8}?[\]\u3011\uff3d])"
+)
+_ENDS = tuple(sorted({type.rpartition("_")[2] for type in TYPES}))
+_LONGEST_TAG, _LONGEST_END = 6, max(map(len, _ENDS))
+
+
+def free_tag(texts: Iterable[str]) -> str:
+    """Letters that make every placeholder unlike all that is in `texts`; none where that goes without."""
+    taken: set[str] = set()
+    for text in texts:
+        for word in _NUMBERED.findall(text):
+            tail = word[-_LONGEST_TAG - _LONGEST_END :].upper()
+            for end in _ENDS:
+                place = tail.find(end)
+                while place >= 0:
+                    taken.add(tail[place + len(end) :])
+                    place = tail.find(end, place + 1)
+    tags = ("".join(letters) for size in range(_LONGEST_TAG + 1) for letters in product("XQZJ", repeat=size))
+    for tag in tags:
+        if tag not in taken:
+            return tag
+    raise Unhidable("every placeholder stands in the request already")
 
 
 class Vault:
     """The placeholders of one request. Forgotten with it."""
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        """`texts`: all that the request holds, so that no placeholder looks like something already there."""
-        self._all = "\x00".join(texts)
-        self._tag = ""
-        while re.search(rf"\[[A-Z_]+{self._tag}_\d+\]", self._all):
-            self._tag += "X"
-        self.placeholders: dict[str, str] = {}  # value -> placeholder
-        self.values: dict[str, str] = {}  # placeholder -> value
+    def __init__(
+        self, texts: Iterable[str], values: Mapping[str, str], tick: Callable[[], None] = lambda: None
+    ) -> None:
+        """`texts`: all that the request holds. `values`: what must not leave, and its type. `tick` may raise."""
+        self._tag = free_tag(texts)
+        self._tick = tick
+        self._placeholders: dict[str, tuple[str, int]] = {}  # value as written -> type, number
+        #: Placeholder -> value as written.
+        self.values: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
-        self._types: dict[str, str] = {}  # value, case folded -> type
+        self._types: dict[str, str] = {}  # folded -> type
+        for value, type in values.items():
+            if form := fold(value).strip():
+                self._types.setdefault(form, type)
 
-    def add(self, value: str, type: str) -> None:
-        """Keep a value secret from now on."""
-        self._types.setdefault(value.casefold(), type)
-        self._placeholder(value)
+    def hide(self, text: str, found: Sequence[Hit], kind: TextKind) -> str:
+        """The text with a placeholder for each value in it. Raises Unhidable where none may stand."""
+        places = merge([*found, *self.places(text)])
+        if not places:
+            return text
+        if kind is TextKind.WORD:
+            raise Unhidable("a value where the API takes words of its own only")
+        if kind is TextKind.NAME:
+            return self._hidden_name(text, places)
+        parts, done = [], 0
+        for place in places:
+            parts += [text[done : place.start], self._placeholder(text[place.start : place.end], place.type)]
+            done = place.end
+        return "".join([*parts, text[done:]])
 
-    def replacer(self) -> re.Pattern[str] | None:
-        """Matches every value kept, longest first, whatever its case."""
-        if not self._types:
-            return None
-        known = sorted(self._types, key=len, reverse=True)
-        parts = [re.escape(v) if len(v) >= LONG else rf"(?<!\w){re.escape(v)}(?!\w)" for v in known]
-        return re.compile("|".join(parts), re.IGNORECASE)
+    def places(self, text: str) -> list[Hit]:
+        """Where any known value stands in a text."""
+        found: list[Hit] = []
+        for reading in readings(text):
+            plain = folded(reading)
+            for start, end, type in self._known_in(plain.text):
+                found.append(Hit(*plain.span(start, end), type, "known", 1))
+        return found
 
-    def redact(self, value: Any) -> Any:
-        """A JSON value with every secret replaced, keys and embedded JSON included."""
-        expression = self.replacer()
-        if expression is None:
-            return value
-        return walk.rewrite(
-            value, lambda text: expression.sub(lambda match: self._placeholder(match[0]), text)
-        )
+    def _known_in(self, text: str) -> Iterator[tuple[int, int, str]]:
+        for value, type in self._types.items():
+            self._tick()
+            start = text.find(value)
+            while start >= 0:
+                end = start + len(value)
+                if len(value) >= LONG or _stands_alone(text, start, end):
+                    yield start, end, type
+                start = text.find(value, end)
 
-    def leaks(self, texts: Iterable[str]) -> bool:
-        """Whether any value kept can still be read in `texts`."""
-        expression = self.replacer()
-        return expression is not None and any(expression.search(text) for text in texts)
+    def _hidden_name(self, text: str, places: Sequence[Hit]) -> str:
+        parts, done = [], 0
+        for place in places:
+            start, end = place.start, place.end
+            while start > done and _sticks(text[start - 1]):
+                start -= 1
+            while end < len(text) and text[end].isdigit():
+                end += 1
+            if start < done:
+                raise Unhidable("two values side by side in a name")
+            parts += [text[done:start], self._placeholder(text[start:end], place.type)[1:-1]]
+            done = end
+        name = "".join([*parts, text[done:]])
+        if _NAME.fullmatch(text) and len(text) <= LONGEST_NAME < len(name):
+            raise Unhidable("a name would become too long")
+        return name
 
-    def _placeholder(self, value: str) -> str:
-        known = self.placeholders.get(value)
-        if known is not None:
-            return known
-        type = self._types.get(value.casefold(), "VALUE")
-        self.counts[type] += 1
-        placeholder = f"[{type}{self._tag}_{self.counts[type]}]"
-        self.placeholders[value] = placeholder
-        self.values[placeholder] = value
-        return placeholder
-
-
-class TextRestorer:
-    """Restores a text that comes in pieces. Holds back only what may become a placeholder."""
-
-    def __init__(self, values: Mapping[str, str], *, in_json: bool = False) -> None:
-        if in_json:
-            values = {key: json.dumps(value, ensure_ascii=False)[1:-1] for key, value in values.items()}
-        self._values = values
-        self._longest = max(map(len, values), default=0)
-        self._expression = re.compile(
-            "|".join(map(re.escape, sorted(values, key=len, reverse=True))) or r"(?!)"
-        )
-        self._held = ""
-
-    def push(self, piece: str) -> str:
-        text = self._held + piece
-        start = text.rfind("[")
-        if start >= 0 and self._may_become_one(text[start:]):
-            text, self._held = text[:start], text[start:]
-        else:
-            self._held = ""
-        return self._put_back(text)
-
-    def finish(self) -> str:
-        text, self._held = self._held, ""
-        return self._put_back(text)
-
-    def _may_become_one(self, tail: str) -> bool:
-        return len(tail) < self._longest and any(one.startswith(tail) for one in self._values)
-
-    def _put_back(self, text: str) -> str:
-        return self._expression.sub(lambda match: self._values[match[0]], text)
+    def _placeholder(self, value: str, type: str) -> str:
+        known = self._placeholders.get(value)
+        if known is None:
+            self.counts[type] += 1
+            known = self._placeholders[value] = (type, self.counts[type])
+            self.values[f"[{type}{self._tag}_{known[1]}]"] = value
+        return f"[{known[0]}{self._tag}_{known[1]}]"
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Which text of an answer: a field of a choice, or the arguments of one of its tool calls."""
-
-    choice: int
-    field: str
-    call: int = -1
+def _sticks(character: str) -> bool:
+    """Whether an alias behind this could not be told apart: `A` + `EMAIL_1`."""
+    return character.isdigit() or ("A" <= character <= "Z")
 
 
-class ChunkRestorer:
-    """Restores the chunks of a chat stream: content, refusals, reasoning, names and arguments of tool calls."""
-
-    _FIELDS = ("content", "refusal", "reasoning_content", "reasoning")
-
-    def __init__(self, values: Mapping[str, str]) -> None:
-        self._values = values
-        self._texts: dict[_Place, TextRestorer] = {}
-
-    def chunk(self, chunk: dict[str, Any]) -> dict[str, Any]:
-        choices = [self._choice(choice) for choice in chunk.get("choices") or ()]
-        return {**chunk, "choices": choices}
-
-    def _choice(self, choice: dict[str, Any]) -> dict[str, Any]:
-        index = choice.get("index", 0)
-        delta = dict(choice.get("delta") or {})
-        for field in self._FIELDS:
-            if isinstance(delta.get(field), str):
-                delta[field] = self._push(_Place(index, field), delta[field])
-        if delta.get("tool_calls"):
-            delta["tool_calls"] = [self._call(index, call) for call in delta["tool_calls"]]
-        if choice.get("finish_reason") is not None:
-            self._flush(index, delta)
-        return {**choice, "delta": delta}
-
-    def _call(self, index: int, call: dict[str, Any]) -> dict[str, Any]:
-        function = dict(call.get("function") or {})
-        number = call.get("index", 0)
-        if isinstance(function.get("arguments"), str):
-            function["arguments"] = self._push(_Place(index, "arguments", number), function["arguments"])
-        restored = {**call, "function": function}
-        if isinstance(call.get("id"), str):
-            restored["id"] = TextRestorer(self._values).push(call["id"])
-        return restored
-
-    def _push(self, place: _Place, piece: str) -> str:
-        text = self._texts.get(place)
-        if text is None:
-            in_json = place.field == "arguments"
-            text = self._texts[place] = TextRestorer(self._values, in_json=in_json)
-        return text.push(piece)
-
-    def _flush(self, index: int, delta: dict[str, Any]) -> None:
-        """The end of a choice: what was held back goes out with it."""
-        for place, text in self._texts.items():
-            rest = text.finish() if place.choice == index else ""
-            if not rest:
-                continue
-            if place.field == "arguments":
-                calls = delta.setdefault("tool_calls", [])
-                calls.append({"index": place.call, "function": {"arguments": rest}})
-            else:
-                delta[place.field] = (delta.get(place.field) or "") + rest
-
-    def finish(self) -> dict[int, dict[str, Any]]:
-        """Choices that ended without saying so: their index, and a delta with what was held back."""
-        deltas: dict[int, dict[str, Any]] = {}
-        for index in {place.choice for place in self._texts}:
-            delta: dict[str, Any] = {}
-            self._flush(index, delta)
-            if delta:
-                deltas[index] = delta
-        return deltas
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    before, behind = text[start - 1 : start], text[end : end + 1]
+    return not (before.isalnum() and text[start].isalnum()) and not (
+        behind.isalnum() and text[end - 1].isalnum()
+    )

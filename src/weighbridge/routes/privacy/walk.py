@@ -1,8 +1,8 @@
-"""Every string of a request body, wherever it hides: messages, parts, tool arguments and results, attachments.
+"""Every string of a request body, wherever it hides: messages, parts, tool arguments and results, attachments. Pure.
 
 JSON inside a string (tool arguments, most tool results) is opened, so that an escape cannot hide a value and
 a replacement cannot break the JSON. Text in base64 is left as it is, except in attachments that say they are
-text.
+text. Words of the API are passed over only where the API defines them (`fields.BODY`).
 """
 
 from __future__ import annotations
@@ -10,116 +10,231 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from weighbridge.routes.privacy.fields import FORWARDED
+from weighbridge.routes.privacy.fields import ANY, BODY, PARTS, Field, TextKind
 
 #: JSON within JSON within a string: this deep, then it is text.
 DEPTH = 5
 
-#: Values of these keys are words of the API, not of a person.
-_API_WORDS = frozenset(("role", "type"))
-#: Names that the API itself gives to fields: never a secret, and never to be replaced.
-_API_NAMES = (
-    "role content type text name id index function arguments tool_calls tool_call_id parameters properties "
-    "required items enum description strict json_schema schema image_url url detail file file_data filename "
-    "input_audio data format refusal additionalProperties default title anyOf oneOf allOf"
-)
-_API_KEYS = FORWARDED | frozenset(_API_NAMES.split())
+Replace = Callable[[str, TextKind], str]
 
 
-def strings(value: Any, depth: int = 0) -> Iterator[str]:
-    """All texts of a JSON value, opened; numbers as they are written."""
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A text of the body as it is written. `opened`: it is JSON whose own texts follow; `is_key`: it names a value."""
+
+    text: str
+    kind: TextKind = TextKind.TEXT
+    opened: bool = False
+    is_key: bool = False
+    is_number: bool = False
+
+
+def leaves(value: Any, at: Field = BODY, depth: int = 0) -> Iterator[Leaf]:
+    """All texts of a JSON value in order, opened; numbers as they are written."""
     if isinstance(value, str):
-        yield value
-        opened = _opened(value, depth)
-        if opened is not None:
-            yield from strings(opened, depth + 1)
-        attached = _attached_text(value)
-        if attached is not None:
-            yield attached[1]
+        if value not in at.words:
+            yield from _text_leaves(value, at.kind, depth)
     elif isinstance(value, Mapping):
         for key, one in value.items():
-            if key not in _API_KEYS:
-                yield key
-            if key not in _API_WORDS or not isinstance(one, str):
-                yield from strings(one, depth)
+            if key not in at.fields:
+                yield Leaf(key, TextKind.NAME, is_key=True)
+            yield from leaves(one, at.below(key), depth)
     elif isinstance(value, list):
         for one in value:
-            yield from strings(one, depth)
+            yield from leaves(one, at.each, depth)
     elif type(value) is int or isinstance(value, float):
-        yield json.dumps(value)
+        yield Leaf(json.dumps(value), is_number=True)
 
 
-def rewrite(value: Any, replace: Callable[[str], str], depth: int = 0) -> Any:
-    """The same value with `replace` applied to all that `strings` yields. Equal parts are kept as they were."""
+def _text_leaves(text: str, kind: TextKind, depth: int) -> Iterator[Leaf]:
+    opened = _opened(text, depth)
+    yield Leaf(text, kind, opened=opened is not None)
+    if opened is not None:
+        yield from leaves(opened, ANY, depth + 1)
+    attached = attachment(text)
+    if attached is not None:
+        yield Leaf(attached.text)
+
+
+def strings(value: Any) -> Iterator[str]:
+    """The texts of all leaves."""
+    return (leaf.text for leaf in leaves(value))
+
+
+def rewrite(value: Any, replace: Replace, at: Field = BODY, depth: int = 0) -> Any:
+    """The same value with `replace` applied to the text of every leaf. Equal parts are kept as they were."""
     if isinstance(value, str):
-        return _rewrite_text(value, replace, depth)
+        return value if value in at.words else _rewrite_text(value, replace, at.kind, depth)
     if isinstance(value, Mapping):
-        return {
-            key if key in _API_KEYS else replace(key): one
-            if key in _API_WORDS and isinstance(one, str)
-            else rewrite(one, replace, depth)
-            for key, one in value.items()
-        }
+        made = {}
+        for key, one in value.items():
+            name = key if key in at.fields else replace(key, TextKind.NAME)
+            made[name] = rewrite(one, replace, at.below(key), depth)
+        if len(made) != len(value):
+            raise Unhidable("two names would become one")
+        return made
     if isinstance(value, list):
-        return [rewrite(one, replace, depth) for one in value]
+        return [rewrite(one, replace, at.each, depth) for one in value]
     if type(value) is int or isinstance(value, float):
         written = json.dumps(value)
-        replaced = replace(written)
+        replaced = replace(written, TextKind.TEXT)
         return value if replaced == written else replaced
     return value
 
 
-def _rewrite_text(text: str, replace: Callable[[str], str], depth: int) -> str:
+class Unhidable(Exception):
+    """A value stands where nothing may stand for it."""
+
+
+def _rewrite_text(text: str, replace: Replace, kind: TextKind, depth: int) -> str:
     opened = _opened(text, depth)
     if opened is not None:
-        changed = rewrite(opened, replace, depth + 1)
-        if changed != opened:
-            text = json.dumps(changed, ensure_ascii=False)
-    attached = _attached_text(text)
+        changed = rewrite(opened, replace, ANY, depth + 1)
+        return text if changed == opened else json.dumps(changed, ensure_ascii=False)
+    attached = attachment(text)
     if attached is not None:
-        head, inside = attached
-        changed_inside = replace(inside)
-        if changed_inside != inside:
-            return head + base64.b64encode(changed_inside.encode()).decode()
-        return text
-    return replace(text)
+        inside = replace(attached.text, TextKind.TEXT)
+        return text if inside == attached.text else attached.with_text(inside)
+    return replace(text, kind)
+
+
+# -- JSON in strings -------------------------------------------------------------------------------------
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; one that has a name twice hides what stands under the first, so it is no JSON to us."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a name stands twice")
+    return made
 
 
 def _opened(text: str, depth: int) -> Any:
     """What JSON a text holds; None when it holds none worth opening."""
-    if depth >= DEPTH or not text.lstrip()[:1] or text.lstrip()[0] not in '{["':
+    start = text.lstrip(" \t\r\n")[:1]
+    if depth >= DEPTH or start not in ("{", "[", '"'):
         return None
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict | list) or (isinstance(value, str) and value != text) else None
 
 
-def _attached_text(text: str) -> tuple[str, str] | None:
-    """A `data:text/...;base64,` URL as its head and its text."""
-    if not text.startswith("data:") or ";base64," not in text[:200]:
+#: A string of JSON, and whether it is a name.
+_STRING = re.compile(r'"((?:[^"\\]|\\.)*+)"(\s*+:)?')
+
+
+def values_in(text: str, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, str]]:
+    """The values of a JSON text that lie in some parts of it, with the part's number; names are left out.
+
+    `spans`: in order and without overlap.
+    """
+    number = 0
+    for match in _STRING.finditer(text):
+        low, high = match.span(1)
+        while number < len(spans) and spans[number][1] <= low - 1:
+            yield from _bare(text, number, spans[number])
+            number += 1
+        for inside in range(number, len(spans)):
+            start, end = spans[inside]
+            if start >= high:
+                break
+            if end > low and not match[2]:
+                yield inside, _as_opened(text[max(low, start) : min(high, end)])
+    for rest in range(number, len(spans)):
+        yield from _bare(text, rest, spans[rest])
+
+
+def _bare(text: str, number: int, span: tuple[int, int]) -> Iterator[tuple[int, str]]:
+    """What stands outside of strings: a number."""
+    value = text[span[0] : span[1]].strip()
+    if value and '"' not in value:
+        yield number, value
+
+
+def _as_opened(inside: str) -> str:
+    try:
+        return str(json.loads(f'"{inside}"'))
+    except ValueError:  # a part of an escape
+        return inside
+
+
+# -- attachments -----------------------------------------------------------------------------------------
+
+_CHARSET = re.compile(r";\s*charset=\"?([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
+_MARKS = (
+    (b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe\x00\x00", "utf-32-le"), (b"\x00\x00\xfe\xff", "utf-32-be"),
+    (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A `data:text/...;base64,` URL as its head and its text, in the encoding that it was written in."""
+
+    head: str
+    text: str
+    encoding: str
+    mark: bytes = b""
+
+    def with_text(self, text: str) -> str:
+        data = self.mark + text.encode(self.encoding, "xmlcharrefreplace")
+        return self.head + base64.b64encode(data).decode()
+
+
+def attachment(text: str) -> Attachment | None:
+    """What a data URL of text holds; None where it is none, or cannot be read for certain."""
+    if text[:5].lower() != "data:" or ";base64," not in text[:200]:
         return None
     head, _, data = text.partition(";base64,")
-    if not is_text_media(head.removeprefix("data:")):
+    media = head[5:]
+    if not is_text_media(media):
         return None
     try:
-        return f"{head};base64,", base64.b64decode(data, validate=True).decode("utf-8")
-    except (binascii.Error, UnicodeDecodeError, ValueError):
+        raw = base64.b64decode(
+            "".join(data.split()), altchars=b"-_" if set(data) & {"-", "_"} else None, validate=True
+        )
+        return _decoded(f"{head};base64,", raw, media)
+    except (binascii.Error, UnicodeError, LookupError, ValueError):
         return None
 
 
-def is_json(text: str) -> bool:
-    """Whether a text is JSON that `strings` opens."""
-    return _opened(text, 0) is not None
+def _decoded(head: str, raw: bytes, media: str) -> Attachment:
+    for mark, encoding in _MARKS:
+        if raw.startswith(mark):
+            return Attachment(head, _clean(raw[len(mark) :].decode(encoding)), encoding, mark)
+    said = _CHARSET.search(media)
+    encoding = said[1].lower() if said else _guessed(raw)
+    return Attachment(head, _clean(raw.decode(encoding)), encoding)
+
+
+def _guessed(raw: bytes) -> str:
+    """UTF-16 shows by its zeros, which stand at every second place; else it is UTF-8."""
+    half = len(raw) // 2
+    if half and len(raw) % 2 == 0:
+        if raw[1::2].count(0) * 2 > half and raw[::2].count(0) * 4 < half:
+            return "utf-16-le"
+        if raw[::2].count(0) * 2 > half and raw[1::2].count(0) * 4 < half:
+            return "utf-16-be"
+    return "utf-8"
+
+
+def _clean(text: str) -> str:
+    """Text without zeros; raises for what has them, for it is no text in that encoding."""
+    if "\x00" in text:
+        raise ValueError("zeros in a text")
+    return text
 
 
 def is_text_media(media: str) -> bool:
     kind = media.partition(";")[0].strip().lower()
-    return kind.startswith("text/") or kind in ("application/json", "application/xml", "application/yaml")
+    return kind.startswith("text/") or kind in ("application/json", "application/xml", "application/yaml", "")
 
 
 def unreadable_parts(body: Mapping[str, Any]) -> str:
@@ -131,17 +246,43 @@ def unreadable_parts(body: Mapping[str, Any]) -> str:
             kind = part.get("type") if isinstance(part, Mapping) else None
             if kind in ("text", "refusal"):
                 continue
-            data = (part.get("file") or {}).get("file_data") if kind == "file" else None
-            if not isinstance(data, str) or _attached_text(data) is None:
+            file = part.get("file") if isinstance(part, Mapping) and kind == "file" else None
+            data = file.get("file_data") if isinstance(file, Mapping) else None
+            if not isinstance(data, str) or attachment(data) is None:
                 kinds.add(str(kind))
     return ", ".join(sorted(kinds))
 
 
-def joined_parts(body: Mapping[str, Any]) -> Iterator[str]:
-    """The text parts of each message run together: what a value split over parts would look like."""
-    for message in body.get("messages") or ():
-        content = message.get("content")
-        if isinstance(content, list):
-            texts = [p["text"] for p in content if isinstance(p, Mapping) and isinstance(p.get("text"), str)]
-            if len(texts) > 1:
-                yield "".join(texts)
+@dataclass(frozen=True, slots=True)
+class Siblings:
+    """Texts that stand side by side: in one list, in one object, in the parts of one message (`of_parts`)."""
+
+    texts: list[str]
+    of_parts: bool = False
+
+
+def siblings(value: Any, at: Field = BODY, depth: int = 0) -> Iterator[Siblings]:
+    """All texts that have others beside them; messages do not stand side by side."""
+    if isinstance(value, str):
+        opened = None if value in at.words else _opened(value, depth)
+        if opened is not None:
+            yield from siblings(opened, ANY, depth + 1)
+        return
+    inner = [(one, at.below(key)) for key, one in value.items()] if isinstance(value, Mapping) else []
+    if isinstance(value, list):
+        inner = [(one, at.each) for one in value]
+    texts = [text for one, below in inner for text in _direct(one, below, is_listed=isinstance(value, list))]
+    if len(texts) > 1 and at is not BODY and at is not BODY.fields["messages"]:
+        yield Siblings(texts, of_parts=at is PARTS)
+    for one, below in inner:
+        if isinstance(one, str | Mapping | list):
+            yield from siblings(one, below, depth)
+
+
+def _direct(value: Any, at: Field, *, is_listed: bool) -> Iterator[str]:
+    """The texts that a value is, or that an object in a list has itself."""
+    if isinstance(value, str) and value not in at.words:
+        yield value
+    elif isinstance(value, Mapping) and is_listed:
+        for key, one in value.items():
+            yield from _direct(one, at.below(key), is_listed=False)

@@ -1,0 +1,118 @@
+"""Numbers that states give to people: with check digits where there are any, else with a word beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from weighbridge.routes.privacy import checksums as check
+from weighbridge.routes.privacy.shapes.pattern import Pattern, shape
+from weighbridge.routes.privacy.shapes.words import Context, RightBefore, Words
+
+_ID_WORDS = Words(
+    r"""
+    national (?:id|identity|identification)(?: card)?(?: number| no)?|identity card|id card|id-card|citizen id|nric
+    social security(?: number| no)?|social insurance(?: number| no)?|tax id|taxpayer id|itin|nin|nid|cnic|nicop|ssnit
+    dni|nif|cédula|rut|curp|rfc|cpf|documento de identidad|identidad|identidade
+    carte d'identité|numéro de sécurité sociale|sécurité sociale|sécu|nir|numéro national
+    personalausweis*|ausweis*|steuer*|sozialversicherung*|rentenversicherung*|idnr|svnr
+    codice fiscale|carta d'identità|паспорт*|снилс|инн|удостоверение личности|рнокпп|посвідчення
+    kimlik*|tckn|nik|ktp|no ktp|nomor induk|mykad|kad pengenalan
+    cccd|cmnd|căn cước*|chứng minh*|số định danh
+    pesel|dowód*|bsn|burgerservicenummer|sofi|personnummer|personal (?:id|number)|rodné číslo|cnp
+    aadhaar|aadhar|uidai|pan card|voter id|आधार|पैन|पहचान पत्र|আধার|জাতীয় পরিচয়পত্র|এনআইডি
+    ఆధార్|ஆதார்|ਆਧਾਰ|આધાર|kitambulisho|nida|bvn
+    هوية|الهوية|رقم قومي|الرقم القومي|رقم الهوية|إقامة|بطاقة|شناختی کارڈ|قومی شناختی|کد ملی|شماره ملی|شناسنامه
+    身份证|身分證|身份證|居民身份|证件号|證件號|社保号|统一编号|統一編號|マイナンバー|個人番号|基礎年金番号|免許証
+    주민등록번호|주민번호|외국인등록번호|บัตรประชาชน|เลขประจำตัว
+    """
+)
+_PASSPORT_WORDS = Words(
+    r"""
+    passports?|passeport|pasaporte|passaporte|passaporto|reisepass*|paspoort|paszport*|паспорт*|pasaport
+    paspor|hộ chiếu|pasipoti|جواز|گذرنامه|پاسپورٹ|पासपोर्ट|পাসপোর্ট|పాస్‌పోర్ట్|பாஸ்போர்ட்
+    护照|護照|パスポート|旅券|여권|หนังสือเดินทาง
+    """
+)
+_LICENCE_WORDS = Words(
+    r"""
+    driver'?s? licen[cs]e|driving licen[cs]e|licen[cs]e number|führerschein*|permis de conduire
+    licencia de conducir|carnet de conducir|carteira de motorista|cnh|водительск*
+    sürücü belgesi|rijbewijs|prawo jazdy
+    驾驶证|驾照|駕照|運転免許|운전면허
+    """
+)
+_NAMED = Context(
+    _ID_WORDS, RightBefore("orders?|invoices?|tickets?|runs?|builds?|releases?|versions?|jobs?|requests?")
+)
+
+
+def _only(names: str) -> Context:
+    return Context(Words(names))
+
+
+def _has_digits(least: int) -> Callable[[str], bool]:
+    def valid(text: str) -> bool:
+        return sum(map(str.isdigit, text)) >= least
+
+    return valid
+
+
+def _id(text: str) -> bool:
+    """6 to 20 digits that are no date."""
+    is_date = re.fullmatch(
+        r"(?:19|20)\d\d[-./ ]?[01]\d[-./ ]?[0-3]\d|[0-3]\d[-./ ][01]\d[-./ ](?:19|20)\d\d", text
+    )
+    return 6 <= sum(map(str.isdigit, text)) <= 20 and not is_date
+
+
+def _swedish(text: str) -> bool:
+    return check.luhn(text[-11:])
+
+
+IDENTITIES: tuple[Pattern, ...] = (
+    # -- that a checksum or a telling shape gives away ------------------------------------------------------
+    shape("SSN", r"\d{3}[- ]\d{2}[- ]\d{4}", check.us_ssn, before=r"\w\x80\x81.\-", after=r"\w\x80\x81\-", rank=8),
+    shape("NATIONAL_ID", r"(?:\d{8}|[XYZxyz]-?\d{7})-?[A-Za-z]", check.spanish_id, rank=7),
+    shape(
+        "NATIONAL_ID",
+        r"[12] ?\d\d ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:\d\d|2[AB]) ?\d{3} ?\d{3} ?\d\d",
+        check.french_nir,
+        rank=8,
+    ),
+    shape(
+        "NATIONAL_ID",
+        r"[A-Za-z]{6}\d\d[A-EHLMPRSTa-ehlmprst]\d\d[A-Za-z]\d{3}[A-Za-z]",
+        check.italian_tax_code,
+        rank=8,
+    ),
+    shape("NATIONAL_ID", r"756[. ]?\d{4}[. ]?\d{4}[. ]?\d\d", check.swiss_ahv, rank=8),
+    shape("NATIONAL_ID", r"\d{3}\.\d{3}\.\d{3}-\d\d", check.cpf, rank=8),
+    shape("NATIONAL_ID", r"[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d\d ?\d\d ?\d\d ?[A-D]", rank=7),
+    shape("NATIONAL_ID", r"[1-8]\d{5}(?:18|19|20)\d{9}[0-9Xx]", check.chinese_id, rank=9),
+    shape("NATIONAL_ID", r"\d{6}-[1-8]\d{6}", check.korean_id, rank=8),
+    shape("NATIONAL_ID", r"\d{3}-\d{3}-\d{3}[ -]\d\d", check.snils, rank=8),
+    shape("NATIONAL_ID", r"[A-Z]{4}\d{6}[HMX][A-Z]{5}[A-Z0-9]\d", check.curp, rank=8),
+    shape("NATIONAL_ID", r"\d{1,2}\.\d{3}\.\d{3}-[0-9Kk]", check.chilean_id, rank=8),
+    shape("NATIONAL_ID", r"\d-\d{4}-\d{5}-\d\d-\d", check.thai_id, rank=8),
+    shape("NATIONAL_ID", r"[A-Z]{1,2}\d{6}\([0-9A]\)", check.hong_kong_id, rank=8),
+    # -- that a word gives away, checked besides ------------------------------------------------------------
+    shape("SSN", r"\d{9}", check.us_ssn, context=_only("ssn|social security(?: number| no)?"), rank=8),
+    shape("NATIONAL_ID", r"\d{3}[ -]?\d{3}[ -]?\d{4}", check.nhs, context=_only("nhs(?: number| no)?"), rank=8),
+    shape("NATIONAL_ID", r"\d{9}", check.bsn, context=_NAMED, rank=8),
+    shape("NATIONAL_ID", r"\d{11}", check.pesel, context=_NAMED, rank=8),
+    shape("NATIONAL_ID", r"\d{11}", check.cpf, context=_NAMED, rank=8),
+    shape("NATIONAL_ID", r"\d{11}", check.turkish_id, context=_only("kimlik*|t\\.?c\\.?|tckn"), rank=8),
+    shape("NATIONAL_ID", r"\d{2} ?\d{3} ?\d{3} ?\d{3}", check.german_tax_id, context=_NAMED, rank=8),
+    shape("NATIONAL_ID", r"\d{4}[ -]?\d{4}[ -]?\d{4}", check.verhoeff, context=_NAMED, rank=8),
+    shape("NATIONAL_ID", r"(?:\d\d)?\d{6}[-+]\d{4}", _swedish, context=_NAMED, rank=8),
+    # -- that a word gives away -----------------------------------------------------------------------------
+    shape("NATIONAL_ID", r"[A-Z]{5}\d{4}[A-Z]", context=_only("pan(?: card| number| no)?|पैन"), rank=7),
+    shape(
+        "NATIONAL_ID", r"[A-Za-z]{0,2}\d{1,10}(?:[ ./-]{1,2}\d{1,8}){0,5}(?:-?[0-9A-Za-z])?", _id,
+        before=r"\w\x80\x81.,\-", after=r"\w\x80\x81\-", unless_digit=".,", context=_NAMED, rank=5,
+    ),
+    shape("NATIONAL_ID", r"[A-Za-z0-9]{6,12}", _has_digits(1), context=Context(_PASSPORT_WORDS), rank=6),
+    shape("NATIONAL_ID", r"\d\d ?\d\d ?(?:№ ?)?\d{6}", context=Context(_PASSPORT_WORDS), rank=6),
+    shape("NATIONAL_ID", r"[A-Za-z0-9-]{6,16}", _has_digits(4), context=Context(_LICENCE_WORDS), rank=6),
+)  # fmt: skip
