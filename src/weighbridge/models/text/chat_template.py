@@ -1,7 +1,7 @@
 """Chat templates: the Jinja program a model brings along that turns messages into its prompt.
 
 The environment has the settings and helpers that Hugging Face transformers gives templates, since they are
-written against it; templates are untrusted, so they run in Jinja's immutable sandbox.
+written against it; templates are untrusted, so they run in a sandbox with a budget (`template_sandbox.py`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,16 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models.text.template_sandbox import Budget, BudgetedEnvironment, OverBudget, Rendering
 
 Message = Mapping[str, Any]
+
+#: Characters of all templates of a model; the longest there are have some 20,000.
+MAX_SOURCE = 100_000
+#: Characters of what a template may say about messages that it refuses.
+MAX_WORDS = 1000
 
 
 class _GenerationTag(Extension):
@@ -53,11 +58,11 @@ def _now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> BudgetedEnvironment:
+    environment = BudgetedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
     )
-    environment.filters["tojson"] = _to_json
+    environment.add_filter("tojson", _to_json)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _now
     return environment
@@ -68,11 +73,15 @@ class ChatTemplate:
 
     def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
         """`sources` has "default". Raises UnsupportedModel for a template with a mistake in it."""
+        length = sum(len(source) for source in sources.values())
+        if length > MAX_SOURCE:
+            raise UnsupportedModel(
+                f"the model's chat template has {length} characters, more than {MAX_SOURCE}"
+            )
         environment = _environment()
         self._special_tokens = dict(special_tokens)
         self._templates = {name: _compile(environment, source) for name, source in sources.items()}
-        read = [meta.find_undeclared_variables(environment.parse(source)) for source in sources.values()]
-        self.supports_tools = any("tools" in names for names in read)
+        self.supports_tools = any("tools" in _variables(environment, source) for source in sources.values())
 
     def render(
         self,
@@ -96,20 +105,49 @@ class ChatTemplate:
         template = self._templates.get("tool_use") if tools else None
         template = template or self._templates["default"]
         try:
-            return template.render(settings)
+            return _rendered(template, settings)
+        except (OverBudget, RecursionError) as error:
+            why = error if isinstance(error, OverBudget) else "it calls itself too often"
+            raise BadInput(
+                f"the model's chat template is stopped: {why}; use a template that does less (chat_template.jinja)",
+                param="messages",
+            ) from error
         except Exception as error:  # whatever a template may raise, it is these messages that it cannot take
             raise BadInput(
-                f"the model's chat template refuses these messages: {error}", param="messages"
+                f"the model's chat template refuses these messages: {_words(error)}", param="messages"
             ) from error
 
 
-def _compile(environment: jinja2.Environment, source: str) -> jinja2.Template:
+def _rendered(template: jinja2.Template, settings: Mapping[str, Any]) -> str:
+    """Render within a budget that grows with what is given."""
+    with Rendering(Budget(settings)):
+        return template.render(settings)
+
+
+def _compile(environment: BudgetedEnvironment, source: str) -> jinja2.Template:
     try:
-        return environment.from_string(source)
+        with Rendering(Budget(source)):
+            template: jinja2.Template = environment.compiled(source)
+        return template
     except jinja2.TemplateSyntaxError as error:
         raise UnsupportedModel(
-            f"the model's chat template has a mistake on line {error.lineno}: {error}"
+            f"the model's chat template has a mistake on line {error.lineno}: {_words(error)}"
         ) from error
+    except Exception as error:  # nested too deeply for the parser, or for Python's
+        raise UnsupportedModel(
+            f"the model's chat template cannot be compiled: {_words(error) or type(error).__name__}"
+        ) from error
+
+
+def _variables(environment: jinja2.Environment, source: str) -> set[str]:
+    """Names that a template reads and does not set."""
+    return meta.find_undeclared_variables(environment.parse(source))
+
+
+def _words(error: Exception) -> str:
+    """What an error says, without what a template might append to it."""
+    words = str(error)
+    return words if len(words) <= MAX_WORDS else f"{words[:MAX_WORDS]}…"
 
 
 def plain_messages(messages: object) -> list[dict[str, Any]]:
