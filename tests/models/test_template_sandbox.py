@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.text import template_sandbox
 from weighbridge.models.text.chat_template import MAX_SOURCE, ChatTemplate
-from weighbridge.models.text.template_sandbox import Budget, OverBudget
+from weighbridge.models.text.template_sandbox import OverBudget, RenderBudget
 
 HI = [{"role": "user", "content": "hi"}]
 GROW = "{% set ns = namespace(x='ab', y='ab') %}{% for i in range(100) %}"
@@ -200,7 +200,7 @@ values: Any = st.recursive(
 @given(value=values)
 def test_a_weight_is_at_least_what_a_value_holds(value: Any) -> None:
     """Every character and item counts, those of shared parts again."""
-    budget = Budget(None)
+    budget = RenderBudget(None)
 
     def held(part: Any) -> int:
         if isinstance(part, str):

@@ -17,7 +17,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.text.template_sandbox import Budget, BudgetedEnvironment, OverBudget, Rendering
+from weighbridge.models.text.template_sandbox import BudgetedEnvironment, OverBudget, RenderBudget, Rendering
 
 Message = Mapping[str, Any]
 
@@ -120,13 +120,13 @@ class ChatTemplate:
 
 def _rendered(template: jinja2.Template, settings: Mapping[str, Any]) -> str:
     """Render within a budget that grows with what is given."""
-    with Rendering(Budget(settings)):
+    with Rendering(RenderBudget(settings)):
         return template.render(settings)
 
 
 def _compile(environment: BudgetedEnvironment, source: str) -> jinja2.Template:
     try:
-        with Rendering(Budget(source)):
+        with Rendering(RenderBudget(source)):
             template: jinja2.Template = environment.compiled(source)
         return template
     except jinja2.TemplateSyntaxError as error:

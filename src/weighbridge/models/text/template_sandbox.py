@@ -1,7 +1,7 @@
 """Jinja in a sandbox with a budget: a template comes with a model, and may be written to take all there is.
 
 Nothing can interrupt one operation inside the interpreter, so each is bounded before or after: what it makes has a
-weight (`Budget.weigh`), which is what it would take to write it out, compare or hash it, and no value may have more
+weight (`RenderBudget.weigh`), which is what it would take to write it out, compare or hash it, and no value may have more
 than the budget's. Around the operations, steps are counted and the thread's own CPU time is looked at: a loop or a
 macro costs a step each time, a value one for every few thousand characters.
 """
@@ -50,7 +50,7 @@ class OverBudget(TemplateError):
     """A template wants more than a template may have."""
 
 
-class Budget:
+class RenderBudget:
     """What one rendering may use, more for a template that is given more."""
 
     def __init__(self, given: object) -> None:
@@ -137,10 +137,10 @@ _running = threading.local()
 class Rendering:
     """The time in which this thread works for one template: `with Rendering(budget):`."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: RenderBudget) -> None:
         self._budget = budget
 
-    def __enter__(self) -> Budget:
+    def __enter__(self) -> RenderBudget:
         _running.budget = self._budget
         return self._budget
 
@@ -148,8 +148,8 @@ class Rendering:
         _running.budget = None
 
 
-def _budget() -> Budget:
-    budget: Budget | None = getattr(_running, "budget", None)
+def _budget() -> RenderBudget:
+    budget: RenderBudget | None = getattr(_running, "budget", None)
     if budget is None:
         raise OverBudget("it runs without a budget")
     return budget
@@ -289,7 +289,7 @@ def _counted(values: Iterable[Any]) -> Iterator[Any]:
         yield _budget().passed(value)
 
 
-def _check_method(budget: Budget, name: str, owner: Any, args: Sequence[Any]) -> None:
+def _check_method(budget: RenderBudget, name: str, owner: Any, args: Sequence[Any]) -> None:
     """Raise OverBudget for a method of a text or number that would make too much."""
     if name in _REFUSED_METHODS:
         raise OverBudget(f"it calls {name}")
@@ -299,7 +299,7 @@ def _check_method(budget: Budget, name: str, owner: Any, args: Sequence[Any]) ->
         _check_filter(budget, name, (owner, *args))
 
 
-def _check_filter(budget: Budget, name: str, values: Sequence[Any]) -> None:
+def _check_filter(budget: RenderBudget, name: str, values: Sequence[Any]) -> None:
     """Raise OverBudget for a filter that would make too much of `values`, of which the first is what it is put to."""
     weights = [budget.weigh(value) for value in values]
     budget.step(sum(weights))
@@ -323,7 +323,7 @@ def _check_filter(budget: Budget, name: str, values: Sequence[Any]) -> None:
         raise OverBudget("it adds lists up")
 
 
-def _check_form(budget: Budget, form: str | bytes, wide: re.Pattern[str], weight: int) -> None:
+def _check_form(budget: RenderBudget, form: str | bytes, wide: re.Pattern[str], weight: int) -> None:
     """Raise OverBudget for a form that would be filled with too much, of values of this weight in all."""
     text = form if isinstance(form, str) else form.decode("latin-1")
     if wide.search(text):
