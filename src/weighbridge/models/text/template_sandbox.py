@@ -1,8 +1,8 @@
 """Jinja in a sandbox with a budget: a template comes with a model, and may be written to take all there is.
 
 Nothing can interrupt one operation inside the interpreter, so each is bounded before or after: what it makes has a
-weight (`RenderBudget.weigh`), which is what it would take to write it out, compare or hash it, and no value may have more
-than the budget's. Around the operations, steps are counted and the thread's own CPU time is looked at: a loop or a
+weight (`RenderBudget.weigh`), which is what it would take to write it out, compare or hash it, and no value may have
+more than the budget's. Around the operations, steps are counted and the thread's own CPU time is looked at: a loop or a
 macro costs a step each time, a value one for every few thousand characters.
 """
 
