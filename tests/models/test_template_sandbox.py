@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.text import template_sandbox
 from weighbridge.models.text.chat_template import MAX_SOURCE, ChatTemplate
-from weighbridge.models.text.template_sandbox import OverBudget, RenderBudget
+from weighbridge.models.text.template_sandbox import RenderBudget, TemplateStopped
 
 HI = [{"role": "user", "content": "hi"}]
 GROW = "{% set ns = namespace(x='ab', y='ab') %}{% for i in range(100) %}"
@@ -166,7 +166,7 @@ def test_a_budget_is_gone_after_the_rendering_and_new_for_the_next() -> None:
         {"default": "{% for i in range(15000) %}{% endfor %}{{ messages[0].content }}"}, {}
     )
     assert [template.render(HI) for _ in range(3)] == ["hi"] * 3
-    with pytest.raises(OverBudget, match="without a budget"):
+    with pytest.raises(TemplateStopped, match="without a budget"):
         template_sandbox.BudgetedEnvironment().from_string("{{ 1 + x }}").render(x=1)
 
 

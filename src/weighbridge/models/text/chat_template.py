@@ -17,7 +17,12 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.text.template_sandbox import BudgetedEnvironment, OverBudget, RenderBudget, Rendering
+from weighbridge.models.text.template_sandbox import (
+    BudgetedEnvironment,
+    RenderBudget,
+    Rendering,
+    TemplateStopped,
+)
 
 Message = Mapping[str, Any]
 
@@ -106,8 +111,8 @@ class ChatTemplate:
         template = template or self._templates["default"]
         try:
             return _rendered(template, settings)
-        except (OverBudget, RecursionError) as error:
-            why = error if isinstance(error, OverBudget) else "it calls itself too often"
+        except (TemplateStopped, RecursionError) as error:
+            why = error if isinstance(error, TemplateStopped) else "it calls itself too often"
             raise BadInput(
                 f"the model's chat template is stopped: {why}; use a template that does less (chat_template.jinja)",
                 param="messages",

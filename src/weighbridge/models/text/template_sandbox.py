@@ -46,7 +46,7 @@ _WIDE_PERCENT = re.compile(r"%(\([^)%]{0,99}\))?[^a-zA-Z%]*(\*|[0-9]{5})")
 _WIDE_BRACES = re.compile(r"\{[^{}:]*:[^{}]*?([0-9]{5}|\{)")
 
 
-class OverBudget(TemplateError):
+class TemplateStopped(TemplateError):
     """A template wants more than a template may have."""
 
 
@@ -65,7 +65,7 @@ class RenderBudget:
         self._next_look = self.steps
 
     def step(self, weight: int = 0) -> None:
-        """Count an operation on values of that weight. Raises OverBudget when no steps are left, or no time."""
+        """Count an operation on values of that weight. Raises TemplateStopped when no steps are left, or no time."""
         self.steps -= 1 + weight // _WEIGHT_OF_A_STEP
         if self.steps < self._next_look:
             self.look()
@@ -74,12 +74,12 @@ class RenderBudget:
         """Look at the clock, which takes a microsecond: after every few steps, and after what may take longer."""
         self._next_look = self.steps - _STEPS_BETWEEN_LOOKS
         if self.steps < 0 or time.thread_time() > self._until:
-            raise OverBudget("it takes too many steps")
+            raise TemplateStopped("it takes too many steps")
 
     def bound(self, weight: float) -> None:
-        """Raise OverBudget if a value of this weight is too large."""
+        """Raise TemplateStopped if a value of this weight is too large."""
         if weight > self.largest:
-            raise OverBudget("it makes a text or list that is too long")
+            raise TemplateStopped("it makes a text or list that is too long")
 
     def passed(self, value: T) -> T:
         """Return `value`, which an operation made, once it is weighed and paid for."""
@@ -101,10 +101,10 @@ class RenderBudget:
             return 1, 0
         if isinstance(value, int):
             if value.bit_length() > MAX_BITS:
-                raise OverBudget("it computes with numbers that are too large")
+                raise TemplateStopped("it computes with numbers that are too large")
             return 1, 0
         if isinstance(value, Namespace):
-            raise OverBudget("it uses a namespace as a value")  # whose weight could change afterwards
+            raise TemplateStopped("it uses a namespace as a value")  # whose weight could change afterwards
         if not isinstance(value, _CONTAINERS):
             return 1, 0
         known = self._known.get(id(value))
@@ -115,7 +115,7 @@ class RenderBudget:
             inner, deep = self._weigh(part)
             weight, depth = weight + inner, max(depth, deep)
         if depth >= MAX_DEPTH:
-            raise OverBudget("it nests values too deeply")
+            raise TemplateStopped("it nests values too deeply")
         self.bound(weight)
         self._known[id(value)] = (value, weight, depth + 1)
         return weight, depth + 1
@@ -151,7 +151,7 @@ class Rendering:
 def _budget() -> RenderBudget:
     budget: RenderBudget | None = getattr(_running, "budget", None)
     if budget is None:
-        raise OverBudget("it runs without a budget")
+        raise TemplateStopped("it runs without a budget")
     return budget
 
 
@@ -244,7 +244,7 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
             return left + right
         weights = budget.weigh(left), budget.weigh(right)
         if operator == "**" and not _small_power(left, right):
-            raise OverBudget("it computes with numbers that are too large")
+            raise TemplateStopped("it computes with numbers that are too large")
         if operator == "+":
             budget.bound(sum(weights))
         if operator == "*" and isinstance(left, Sized) and isinstance(right, int):
@@ -290,9 +290,9 @@ def _counted(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _check_method(budget: RenderBudget, name: str, owner: Any, args: Sequence[Any]) -> None:
-    """Raise OverBudget for a method of a text or number that would make too much."""
+    """Raise TemplateStopped for a method of a text or number that would make too much."""
     if name in _REFUSED_METHODS:
-        raise OverBudget(f"it calls {name}")
+        raise TemplateStopped(f"it calls {name}")
     if name == "join":
         _check_filter(budget, name, (*args, owner))
     else:
@@ -300,7 +300,7 @@ def _check_method(budget: RenderBudget, name: str, owner: Any, args: Sequence[An
 
 
 def _check_filter(budget: RenderBudget, name: str, values: Sequence[Any]) -> None:
-    """Raise OverBudget for a filter that would make too much of `values`, of which the first is what it is put to."""
+    """Raise TemplateStopped for a filter that would make too much of `values`, of which the first is what it is put to."""
     weights = [budget.weigh(value) for value in values]
     budget.step(sum(weights))
     first, rest = values[0] if values else "", values[1:]
@@ -312,7 +312,7 @@ def _check_filter(budget: RenderBudget, name: str, values: Sequence[Any]) -> Non
         places = weights[0] if mark is None or not isinstance(first, str) else first.count(mark) + 1
         budget.bound(weights[0] + places * (width if width <= _LARGEST_INDENT else math.inf))
     elif name == "round" and number > _LARGEST_PRECISION:
-        raise OverBudget("it rounds to more places than a number has")
+        raise TemplateStopped("it rounds to more places than a number has")
     elif name == "replace" and len(values) > 2 and isinstance(first, str | bytes):
         budget.bound(weights[0] + first.count(rest[0]) * weights[2])
     elif name == "join" and values:
@@ -320,14 +320,14 @@ def _check_filter(budget: RenderBudget, name: str, values: Sequence[Any]) -> Non
     elif name == "format" and isinstance(first, str):
         _check_form(budget, first, _WIDE_PERCENT, sum(weights[1:]))
     elif name == "sum" and any(isinstance(value, list | tuple) for value in rest):
-        raise OverBudget("it adds lists up")
+        raise TemplateStopped("it adds lists up")
 
 
 def _check_form(budget: RenderBudget, form: str | bytes, wide: re.Pattern[str], weight: int) -> None:
-    """Raise OverBudget for a form that would be filled with too much, of values of this weight in all."""
+    """Raise TemplateStopped for a form that would be filled with too much, of values of this weight in all."""
     text = form if isinstance(form, str) else form.decode("latin-1")
     if wide.search(text):
-        raise OverBudget("it formats wider than 9999 characters")
+        raise TemplateStopped("it formats wider than 9999 characters")
     places = text.count("%") + text.count("{")
     budget.bound(len(text) + places * (1 + weight))
 
