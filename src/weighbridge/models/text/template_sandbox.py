@@ -300,7 +300,7 @@ def _check_method(budget: RenderBudget, name: str, owner: Any, args: Sequence[An
 
 
 def _check_filter(budget: RenderBudget, name: str, values: Sequence[Any]) -> None:
-    """Raise TemplateStopped for a filter that would make too much of `values`, of which the first is what it is put to."""
+    """Raise TemplateStopped for a filter that would make too much of `values`; the first is what it is put to."""
     weights = [budget.weigh(value) for value in values]
     budget.step(sum(weights))
     first, rest = values[0] if values else "", values[1:]
