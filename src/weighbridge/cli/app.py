@@ -140,7 +140,7 @@ COMMANDS: dict[str, Command | Group] = {
         },
     ),
     "config": Group(
-        "Check and show the configuration of a fleet.",
+        "Check, show and modernise the configuration of a fleet.",
         {
             "check": Command(
                 "weighbridge.cli.config:check",
@@ -149,6 +149,28 @@ COMMANDS: dict[str, Command | Group] = {
             "show": Command(
                 "weighbridge.cli.config:show",
                 "The configuration with every default filled in; keys are not shown.",
+            ),
+            "migrate": Command(
+                "weighbridge.cli.config:migrate",
+                "Write settings that were renamed as they are now, and show the difference; comments keep their place.",
+            ),
+        },
+    ),
+    "state": Group(
+        "Files that outlive a process: ledgers, journals, tickets, what was learned.",
+        {
+            "check": Command(
+                "weighbridge.cli.state.command:check",
+                "Read every file and say what it is, of which version, and whether it is well; exit 1 if one is not.",
+            ),
+            "backup": Command(
+                "weighbridge.cli.state.command:backup",
+                "Copy every file as it is at one moment, and check the copies; servers and flows go on meanwhile.",
+            ),
+            "migrate": Command(
+                "weighbridge.cli.state.command:migrate",
+                "Bring every file to this version, a copy of what it was beside it; a server does the same when it "
+                "begins.",
             ),
         },
     ),

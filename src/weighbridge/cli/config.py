@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,11 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from weighbridge.cli.options import JsonOutput
-from weighbridge.cli.terminal import outside, print_json
+from weighbridge.cli.terminal import outside, print_json, visible
+from weighbridge.errors import BadInput
+from weighbridge.fleet.config.load import config_text
 from weighbridge.fleet.config.spec import FleetSpec, SharedLimitsSpec
-from weighbridge.routes.config import load_configuration
+from weighbridge.routes.config import Configuration, load_configuration, modernised, parse_configuration
 from weighbridge.routes.settings import RouteSettings
 from weighbridge.secret import SHOWN, Secret, split_account
+from weighbridge.state.database import sentence
+from weighbridge.state.documents import replace_file
 
 _FILE = Annotated[Path, typer.Argument(help="The configuration.")]
 DEFAULT_FILE = Path("weighbridge.yaml")
@@ -38,6 +44,62 @@ def check(file: _FILE = DEFAULT_FILE, json_output: JsonOutput = False) -> None:
     else:
         said = [f"{n} {name}{'s' * (n > 1)}" for name, n in counts.items()]
         Console().print(outside(f"{file}: ok, {', '.join(said)}"))
+
+
+def migrate(
+    file: _FILE = DEFAULT_FILE,
+    write: Annotated[bool, typer.Option("--write", help="Change the file; without it, only show.")] = False,
+    json_output: JsonOutput = False,
+) -> None:
+    """Write settings that were renamed as they are now, and show the difference; comments keep their place."""
+    old = config_text(file)
+    new = modernised(old, str(file), file.parent)
+    lines = difflib.unified_diff(
+        old.splitlines(), new.splitlines(), str(file), f"{file} (new)", "", "", 2, ""
+    )
+    difference = _without_secrets("\n".join(lines), parse_configuration(new, str(file), file.parent))
+    if write and new != old:
+        _replace(file, new)
+    if json_output:
+        print_json({"file": str(file), "changed": new != old, "written": write, "diff": difference})
+    elif new == old:
+        print(visible(f"{file}: nothing is old"))
+    else:
+        print(visible(difference))
+        print(visible(f"{file} is written" if write else f"{file} is as it was; --write changes it"))
+
+
+def _replace(file: Path, text: str) -> None:
+    """Raises BadInput where the file cannot be written; then it is as it was."""
+    path = file.resolve()
+    try:
+        mode = path.stat().st_mode & 0o777
+        replace_file(path, text.encode())
+        os.chmod(path, mode)
+    except OSError as error:
+        raise BadInput(sentence(error, "configuration", file)) from error
+
+
+def _without_secrets(text: str, read: Configuration) -> str:
+    """A piece of the file for a terminal: the keys that it holds become stars."""
+    for secret in sorted(set(_secrets(read)), key=len, reverse=True):
+        text = text.replace(secret, SHOWN)
+    return text
+
+
+def _secrets(value: Any) -> Iterator[str]:
+    if isinstance(value, Secret):
+        if value:
+            yield value.reveal()
+    elif is_dataclass(value) and not isinstance(value, type):
+        for name in value.__dataclass_fields__:
+            yield from _secrets(getattr(value, name))
+    elif isinstance(value, tuple | list | frozenset):
+        for one in value:
+            yield from _secrets(one)
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _secrets(one)
 
 
 def show(file: _FILE = DEFAULT_FILE, json_output: JsonOutput = False) -> None:

@@ -29,8 +29,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from weighbridge.cost.step import DEFAULT_STEP_COST
+from weighbridge.errors import BadInput
+from weighbridge.fleet.config.edits import rewritten
 from weighbridge.fleet.config.load import config_text, read_fleet
-from weighbridge.fleet.config.reader import Section, read_yaml
+from weighbridge.fleet.config.reader import Problems, Section, read_yaml
 from weighbridge.fleet.config.replica import Defaults, read_replica, read_timeouts
 from weighbridge.fleet.config.spec import KINDS, FleetSpec, ModelSpec
 from weighbridge.fleet.reliability.retry import RetrySettings
@@ -73,6 +75,33 @@ def load_configuration(path: Path) -> Configuration:
 
 def parse_configuration(text: str, file: str, base: Path) -> Configuration:
     """`base` is where relative paths start. Raises BadInput like `load_configuration`."""
+    configuration, problems = _read(text, file, base)
+    problems.raise_any()
+    return configuration
+
+
+def modernised(text: str, file: str, base: Path) -> str:
+    """Return the text with every old setting written as it is now. Raises BadInput like `load_configuration`.
+
+    What it means is compared before and after, and the same, or it is refused.
+    """
+    before, problems = _read(text, file, base)
+    if problems.found or not problems.edits:
+        problems.raise_any()
+        return text
+    try:
+        new = rewritten(text, problems.edits)
+        after, left = _read(new, file, base)
+    except BadInput as error:
+        raise BadInput(f"{file}: it cannot be rewritten: {error}") from error
+    if left.found or left.edits or after != before:
+        raise BadInput(
+            f"{file}: it cannot be rewritten so that it means the same; change it by hand, as the log says"
+        )
+    return new
+
+
+def _read(text: str, file: str, base: Path) -> tuple[Configuration, Problems]:
     root, problems = read_yaml(text, file)
     has_routes = "routes" in root
     if has_routes and "models" not in root:
@@ -84,8 +113,7 @@ def parse_configuration(text: str, file: str, base: Path) -> Configuration:
         routes = reader.read()
         fleet = replace(fleet, models=reader.models())
     root.done()
-    problems.raise_any()
-    return Configuration(fleet, routes)
+    return Configuration(fleet, routes), problems
 
 
 def _old_keys(root: Section) -> None:

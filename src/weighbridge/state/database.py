@@ -128,16 +128,21 @@ def connect(path: Path | None, wait_s: float, *, read_only: bool = False) -> sql
 def version_of(connection: sqlite3.Connection, schema: DatabaseSchema, where: str) -> int:
     """Return the version of a file; an empty one has -1. Raises BadInput where it is none of this kind."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if not tables and not version and not application:
+    (count,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    if not count and not version:
         return -1
-    is_ours = application == schema.application_id or (
-        not application and not version and schema.tables <= tables
-    )
-    if not is_ours:
+    if not is_of(connection, schema):
         raise BadInput(f"{where} is an SQLite file, but no {schema.name}; name another file")
     return schema.check(version, where)
+
+
+def is_of(connection: sqlite3.Connection, schema: DatabaseSchema) -> bool:
+    """Tell whether a file is of this kind, whatever its version."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    if application:
+        return bool(application == schema.application_id)
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return schema.tables <= tables
 
 
 def check_version(connection: sqlite3.Connection, schema: DatabaseSchema, where: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from weighbridge.errors import BadInput
+from weighbridge.fleet.config.edits import Added, Dropped, Edit, Moved
 from weighbridge.knobs import Knob, Settings, knobs, settings_from
 from weighbridge.secret import SHOWN, Secret
 
@@ -36,6 +37,7 @@ class Problems:
     file: str
     found: list[tuple[int, str]] = field(default_factory=list)  # line from 0, text
     warnings: list[tuple[int, str]] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)  # what makes the settings that are warned of new ones
 
     def add(self, node: yaml.Node | None, where: str, what: str) -> None:
         self.found.append(self._placed(node, where, what))
@@ -99,6 +101,8 @@ class Section:
         """
         node = self._values.pop(old)
         *home, name = new.split(".")
+        if isinstance(self.node, yaml.MappingNode):
+            self.problems.edits.append(Moved(self.node, old, "".join(home), name, value))
         written = f"`{home[0]}: {{{name}: ...}}`" if home else f"`{name}: ...`"
         self.problems.warn(node, self._path(old), f"is read for one more release; write {written} instead")
         target = self.section(home[0]) if home else self
@@ -109,11 +113,15 @@ class Section:
 
     def drop(self, old: str, why: str) -> None:
         """Do without an old setting for this release, and warn of it."""
+        if isinstance(self.node, yaml.MappingNode):
+            self.problems.edits.append(Dropped(self.node, old))
         self.problems.warn(self._values.pop(old), self._path(old), why)
 
     def assume(self, name: str, value: Any, beside: str, why: str) -> None:
         """Read as if `name: value` stood beside a setting that used to mean it, and warn there."""
         node = self._values[beside]
+        if isinstance(self.node, yaml.MappingNode):
+            self.problems.edits.append(Added(self.node, beside, name, value))
         self.problems.warn(node, self._path(beside), why)
         self._values[name] = _like(value, node)
 

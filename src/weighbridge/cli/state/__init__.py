@@ -1,0 +1,1 @@
+"""`weighbridge state`: files that outlive a process, copied, checked and brought to this version."""
