@@ -178,15 +178,22 @@ def damage(connection: sqlite3.Connection) -> str:
     return "" if found == ["ok"] else "; ".join(found)
 
 
+def _give_up(status: int, remaining: int, total: int) -> None:
+    if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        raise StateError(_REMEDIES[status])
+
+
 def copy_database(source: Path, target: Path, *, wait_s: float) -> None:
-    """Copy a file as it is at one moment, while others write to it. `target` must not exist. Raises sqlite3.Error."""
+    """Copy a file as it is at one moment, while others write to it. `target` must not exist.
+
+    `wait_s`: how long a lock is waited for. Raises sqlite3.Error, and StateError for a file that stays locked.
+    """
     reading = connect(source, wait_s, read_only=True)
     try:
         writing = connect(target, wait_s)
         try:
-            reading.backup(
-                writing, pages=-1
-            )  # in one step: else it starts again whenever another process writes
+            # In one step: else it starts again whenever another process writes. SQLite itself would wait for ever.
+            reading.backup(writing, pages=-1, progress=_give_up)
             writing.execute("PRAGMA journal_mode=DELETE")
         finally:
             writing.close()
