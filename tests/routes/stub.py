@@ -47,6 +47,7 @@ class Stub:
     fates: Iterable[str] = ()
     answer: Callable[[dict[str, Any]], str] = echo
     arguments: Callable[[dict[str, Any]], str | None] = lambda body: None
+    called: Callable[[dict[str, Any]], str] = lambda body: "send"  # the tool, where there are arguments
     piece: int = 4
     first: float = 0.0  # seconds to the first token
     pause: float = 0.0  # seconds between tokens
@@ -111,7 +112,7 @@ class Stub:
             call: dict[str, Any] = {"index": 0, "function": part}
             if number == 0:
                 call |= {"id": "call_1", "type": "function"}
-                part["name"] = "send"
+                part["name"] = self.called(body)
             finish = "tool_calls"
             await self._event(answer, {"tool_calls": [call]})
             entry.output_tokens += 1

@@ -37,7 +37,7 @@ from weighbridge.routes.policy import (
 from weighbridge.routes.privacy import checksums
 from weighbridge.routes.privacy.patterns import PATTERNS, PatternDetector
 from weighbridge.routes.privacy.restoring.placeholders import TextRestorer
-from weighbridge.routes.privacy.shapes.pattern import as_bytes
+from weighbridge.routes.privacy.shapes.pattern import Scene
 from weighbridge.wire.ask import Placement
 
 residencies = st.sampled_from(list(Residency))
@@ -299,6 +299,4 @@ def test_no_pattern_is_left_out_that_would_have_found_something(fragments: list[
         if any(map(str.isdigit, text))
         else [each for each in PATTERNS if each.type in ("EMAIL", "KEY", "IP")]
     )
-    assert PatternDetector().detect(text) == [
-        hit for each in all_of_them for hit in each.hits(text, as_bytes(text))
-    ]
+    assert PatternDetector().detect(text) == [hit for each in all_of_them for hit in each.hits(Scene(text))]

@@ -18,7 +18,7 @@ from weighbridge.routes.privacy import checksums as check
 from weighbridge.routes.privacy.hits import Hit
 from weighbridge.routes.privacy.patterns import PATTERNS, PatternDetector
 from weighbridge.routes.privacy.reading import readings
-from weighbridge.routes.privacy.shapes.pattern import Pattern, W, as_bytes, shape
+from weighbridge.routes.privacy.shapes.pattern import Pattern, Scene, W, as_bytes, shape
 
 ALPHABET = "aZé名_0199 .-+@:\n"
 texts = st.text(ALPHABET, max_size=40)
@@ -40,7 +40,7 @@ def test_neighbours_that_are_matched_and_given_back_are_those_of_look_around(
     expression: str, pattern: Pattern, text: str
 ) -> None:
     expected = [match.span() for match in re.finditer(expression, text)]
-    assert [(hit.start, hit.end) for hit in pattern.hits(text, as_bytes(text))] == expected
+    assert [(hit.start, hit.end) for hit in pattern.hits(Scene(text))] == expected
 
 
 def test_a_byte_stands_for_each_character() -> None:
@@ -99,10 +99,8 @@ REASONS: list[tuple[str, Callable[[Hit, str], bool]]] = [
 
 def unexplained(text: str) -> list[tuple[str, str]]:
     """What the reference finds in a text, the patterns do not, and no reason covers."""
-    data = as_bytes(text)
-    covered = {
-        place for each in PATTERNS for hit in each.hits(text, data) for place in range(hit.start, hit.end)
-    }
+    scene = Scene(text)
+    covered = {place for each in PATTERNS for hit in each.hits(scene) for place in range(hit.start, hit.end)}
     lost = []
     for reference in REFERENCES:
         for hit in reference.hits(text):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from weighbridge.routes.privacy import walk
 from weighbridge.routes.privacy.addresses import join_addresses
 from weighbridge.routes.privacy.fields import TextKind
-from weighbridge.routes.privacy.hits import DEFAULT_TYPES, Detector, Hit, merge
+from weighbridge.routes.privacy.hits import DEFAULT_TYPES, Detector, Hit, Interruptible, Tick, merge
 from weighbridge.routes.privacy.lastlook import still_there
 from weighbridge.routes.privacy.reading import TextReading, readings
 from weighbridge.routes.privacy.redact import Vault
@@ -30,7 +30,6 @@ log = logging.getLogger("weighbridge.routes")
 REMEMBERED = 4096
 
 T = TypeVar("T")
-Tick = Callable[[], None]
 
 
 class OverBudget(Exception):
@@ -159,7 +158,7 @@ class Guard:
     def _scan(self, text: str, detectors: Sequence[Detector], tick: Tick) -> tuple[Found, ...]:
         hits: list[Hit] = []
         read: dict[tuple[int, int], str] = {}
-        for number, reading in enumerate(readings(text)):
+        for number, reading in enumerate(readings(text, tick)):
             is_spelled = number == 0 or (number == 1 and "\\u" in text)
             for hit in self._hits(reading, [one for one in detectors if one.is_quick or is_spelled], tick):
                 start, end = reading.span(hit.start, hit.end)
@@ -185,7 +184,10 @@ class Guard:
         hits: list[Hit] = []
         for detector in detectors:
             tick()
-            hits += detector.detect(reading.text)
+            if isinstance(detector, Interruptible):
+                hits += detector.detect_within(reading.text, tick)
+            else:
+                hits += detector.detect(reading.text)
         return [hit for hit in merge(join_addresses(reading.text, merge(hits))) if hit.type in self._types]
 
     def _inspect(self, body: Mapping[str, Any], tick: Tick) -> Inspection:

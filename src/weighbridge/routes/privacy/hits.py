@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 #: All types a detector may report. LOCATION is a place named on its own; it is reported only when asked for.
 _TYPES = "PERSON PHONE EMAIL CARD IBAN SSN IP ADDRESS NATIONAL_ID BANK_ACCOUNT KEY DENIED LOCATION URL"
@@ -23,16 +23,28 @@ class Hit:
     rank: int = 0
 
 
+#: Called between two steps of what may take long; raises to stop.
+Tick = Callable[[], None]
+
+
 class Detector(Protocol):
     """Finds sensitive values in one text. May be slow, may raise: its caller fails closed.
 
-    `is_quick`: it takes less than a millisecond for a text of some thousand characters, whatever they are.
+    `is_quick`: it takes less than a millisecond for a text of some thousand characters, so that it is also shown what
+    the text says where escapes and markup are looked through.
     """
 
     name: str
     is_quick: bool
 
     def detect(self, text: str) -> list[Hit]: ...
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """A detector that can be stopped between two steps."""
+
+    def detect_within(self, text: str, tick: Tick) -> list[Hit]: ...
 
 
 def merge(hits: Iterable[Hit]) -> list[Hit]:

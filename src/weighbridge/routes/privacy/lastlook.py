@@ -21,6 +21,8 @@ SURE = 7
 #: Escapes within escapes are undone this often.
 ROUNDS = 5
 
+#: Characters that are taken apart at a time, for the interpreter cannot be taken from that.
+_PIECE = 1 << 16
 _BACKSLASH = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|U[0-9a-fA-F]{3}([0-9a-fA-F]{5})|x([0-9a-fA-F]{2}))")
 _PERCENT = re.compile(rb"%([0-9a-fA-F]{2})")
 _BASE64 = re.compile(r";base64,([A-Za-z0-9+/=_-]*+)")
@@ -106,8 +108,12 @@ def _attached(text: str) -> Iterator[str]:
 
 def _words(text: str) -> list[str]:
     """The letters and digits of a text, in runs: in upper case, without marks, whatever their width and script."""
-    loose = unicodedata.normalize("NFKD", text.upper()).upper()
-    return loose.translate(_KEPT).split()
+    pieces = (text[at : at + _PIECE] for at in range(0, len(text), _PIECE))
+    return "".join([_loose(piece) for piece in pieces]).split()
+
+
+def _loose(text: str) -> str:
+    return unicodedata.normalize("NFKD", text.upper()).upper().translate(_KEPT)
 
 
 class _Kept(dict[int, str | None]):

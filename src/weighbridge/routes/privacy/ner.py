@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from weighbridge.errors import BadInput
-from weighbridge.routes.privacy.hits import Hit
+from weighbridge.routes.privacy.hits import Hit, Tick
 
 #: The model reads 512 tokens; it finds most in shorter windows. Characters per window, and their overlap.
 WINDOW, OVERLAP = 480, 96
@@ -67,8 +67,12 @@ class NerDetector:
         )
 
     def detect(self, text: str) -> list[Hit]:
+        return self.detect_within(text, lambda: None)
+
+    def detect_within(self, text: str, tick: Tick) -> list[Hit]:
         hits: list[Hit] = []
         for start in range(0, max(len(text) - OVERLAP, 1), WINDOW - OVERLAP):
+            tick()
             hits += self._window(text, start, min(start + WINDOW, len(text)))
         return words(text, hits)
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 import re2
 
 from weighbridge.routes.privacy import checksums as check
-from weighbridge.routes.privacy.hits import Hit
-from weighbridge.routes.privacy.reading import fold, folded, written
+from weighbridge.routes.privacy.hits import Hit, Tick
+from weighbridge.routes.privacy.reading import fold, folded, no_tick, written
 from weighbridge.routes.privacy.shapes.identities import IDENTITIES
-from weighbridge.routes.privacy.shapes.pattern import LETTER, Pattern, W, as_bytes, shape
+from weighbridge.routes.privacy.shapes.pattern import LETTER, Pattern, Scene, W, shape
 from weighbridge.routes.privacy.shapes.phones import PHONES
 from weighbridge.routes.privacy.shapes.words import (
     LONGEST,
@@ -146,6 +146,7 @@ PATTERNS: tuple[Pattern, ...] = (
         context=Context(barred=_VERSION),
         rank=8,
         needs=".",
+        digits=4,
     ),
     shape(
         "IP",
@@ -249,19 +250,17 @@ class PatternDetector:
     is_quick = True
 
     def __init__(self, patterns: Sequence[Pattern] = PATTERNS) -> None:
-        self._patterns = patterns
-        self._without_digits = [each for each in patterns if each.type in ("EMAIL", "KEY", "IP")]
+        most = max(each.digits for each in patterns)
+        #: Digits of a text -> what may be found in it: most patterns want many.
+        self._by_digits = [[each for each in patterns if each.digits <= count] for count in range(most + 1)]
 
     def detect(self, text: str) -> list[Hit]:
-        data = as_bytes(text)
-        return [hit for pattern in self.worth_trying(text) for hit in pattern.hits(text, data)]
+        return self.detect_within(text, no_tick)
 
-    def worth_trying(self, text: str) -> Sequence[Pattern]:
-        """The patterns that may find something in a text."""
-        has_digit = re.search("[0-9]", text) is not None
-        patterns = self._patterns if has_digit else self._without_digits
-        lower = text.lower()
-        return [each for each in patterns if not each.needs or any(need in lower for need in each.needs)]
+    def detect_within(self, text: str, tick: Tick) -> list[Hit]:
+        scene = Scene(text, tick)
+        patterns = self._by_digits[min(scene.digits, len(self._by_digits) - 1)]
+        return [hit for pattern in patterns if pattern.is_worth_trying(scene) for hit in pattern.hits(scene)]
 
 
 class DenyListDetector:
@@ -283,9 +282,16 @@ class DenyListDetector:
         self._expression = re2.compile("|".join(parts).encode(), LONGEST) if parts else None
 
     def detect(self, text: str) -> list[Hit]:
+        return self.detect_within(text, no_tick)
+
+    def detect_within(self, text: str, tick: Tick) -> list[Hit]:
         if self._expression is None:
             return []
-        return [Hit(*place, "DENIED", self.name, 10) for place in self._places(text, self._expression)]
+        hits = []
+        for place in self._places(text, self._expression):
+            tick()
+            hits.append(Hit(*place, "DENIED", self.name, 10))
+        return hits
 
     def _places(self, text: str, expression: Expression) -> Iterator[tuple[int, int]]:
         reading = folded(written(text))

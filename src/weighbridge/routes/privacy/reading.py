@@ -17,6 +17,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from weighbridge.routes.privacy.hits import Tick
+
 #: Escapes within escapes are undone this often.
 ROUNDS = 4
 #: Characters searched at a time, for the interpreter cannot be taken from a search; and the longest bounded match.
@@ -27,6 +29,10 @@ _BLANK = frozenset("\u115f\u1160\u3164\uffa0\ufffc")  # letters and marks that s
 _LINE_ENDS = frozenset("\x0b\x0c\x85\u2028\u2029")
 #: Categories of what nobody sees: controls, formats, surrogates, unassigned, private, marks on other characters.
 _UNSEEN = frozenset(("Cc", "Cf", "Cs", "Cn", "Co", "Me", "Mn"))
+
+
+def no_tick() -> None:
+    """Time does not matter."""
 
 
 @dataclass(slots=True)
@@ -124,24 +130,25 @@ def written(text: str) -> TextReading:
     return TextReading(text)
 
 
-def readings(text: str) -> Iterator[TextReading]:
+def readings(text: str, tick: Tick = no_tick) -> Iterator[TextReading]:
     """The plain reading, and what else the text says where escapes and markup are looked through, each once."""
-    first = plain(written(text))
+    first = plain(written(text), tick)
     yield first
     seen = {first.text}
-    clear = decoded(written(text))
-    bare = without_markup(clear)
-    for other in (clear, bare, closed_up(bare), with_latin(bare)):
-        reading = plain(other)
+    clear = decoded(written(text), tick)
+    bare = without_markup(clear, tick)
+    for other in (clear, bare, closed_up(bare, tick), with_latin(bare, tick)):
+        reading = plain(other, tick)
         if reading.text not in seen:
             seen.add(reading.text)
             yield reading
 
 
-def _found(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+def _found(pattern: re.Pattern[str], text: str, tick: Tick) -> Iterator[re.Match[str]]:
     """`finditer`, a window at a time; what has no bound (runs of one kind) may come in two parts."""
     position = 0
     while position < len(text):
+        tick()
         window = position + _WINDOW
         for match in pattern.finditer(text, position, window + _LONGEST):
             if match.start() >= window:
@@ -172,20 +179,20 @@ class _Characters(dict[str, str]):
         return made
 
 
-def plain(of: TextReading) -> TextReading:
+def plain(of: TextReading, tick: Tick = no_tick) -> TextReading:
     """Without what is invisible; compatibility forms (full-width, ligatures), digits, dashes and spaces plain."""
     if _is_plain_ascii(of.text):
         return of
-    return _changed(of, _STRANGE, _PLAIN)
+    return _changed(of, _STRANGE, _PLAIN, tick)
 
 
 def _is_plain_ascii(text: str) -> bool:
     return text.isascii() and len(text.encode().translate(None, _CONTROLS)) == len(text)
 
 
-def _changed(of: TextReading, where: re.Pattern[str], table: _Characters) -> TextReading:
+def _changed(of: TextReading, where: re.Pattern[str], table: _Characters, tick: Tick) -> TextReading:
     build = _Builder(of)
-    for match in _found(where, of.text):
+    for match in _found(where, of.text, tick):
         run = match[0]
         made = [table[character] for character in run]
         if "".join(made) != run:
@@ -213,13 +220,13 @@ def _plain(character: str) -> str:
 # -- folded ------------------------------------------------------------------------------------------------
 
 
-def folded(of: TextReading) -> TextReading:
+def folded(of: TextReading, tick: Tick = no_tick) -> TextReading:
     """As values are compared: without case, accents and kinds of white space."""
     text = of.text
     if text.isascii():
         lower = text.lower().translate(_SPACES)
         return of if lower == text else TextReading(lower, of)
-    return _changed(of, _ANY, _FOLDED)
+    return _changed(of, _ANY, _FOLDED, tick)
 
 
 def fold(text: str) -> str:
@@ -255,7 +262,7 @@ _LETTERS = {"n": "\n", "r": "\r", "t": "\t"}
 _MARKUP = re.compile(r"<!--[^<>]{0,200}-->|</?[A-Za-z][^<>]{0,200}>|\*\*|__|[`*]|\\(?=[!-/:-@\[-`{-~])")
 
 
-def decoded(of: TextReading) -> TextReading:
+def decoded(of: TextReading, tick: Tick = no_tick) -> TextReading:
     """What percent signs, entities, backslashes and quoted-printable stand for, several times over."""
     reading = of
     for _ in range(ROUNDS):
@@ -264,7 +271,7 @@ def decoded(of: TextReading) -> TextReading:
             break
         quoted = "=3D" in text or "=\n" in text or "=\r\n" in text
         build = _Builder(reading)
-        for match in _found(_ESCAPED, text):
+        for match in _found(_ESCAPED, text, tick):
             _decode(build, match, quoted)
         after = build.done()
         if after is reading or after.text == text:
@@ -318,12 +325,12 @@ def _unescape(body: str) -> str:
     return _LETTERS.get(body, body)
 
 
-def without_markup(of: TextReading) -> TextReading:
+def without_markup(of: TextReading, tick: Tick = no_tick) -> TextReading:
     """Without tags, comments and the marks of Markdown."""
     if not any(sign in of.text for sign in "<*_`\\"):
         return of
     build = _Builder(of)
-    for match in _found(_MARKUP, of.text):
+    for match in _found(_MARKUP, of.text, tick):
         build.replace(*match.span(), "")
     return build.done()
 
@@ -332,10 +339,10 @@ def without_markup(of: TextReading) -> TextReading:
 _SPACED = re.compile(r"(?<!\S)\S(?: {1,3}\S){5,}(?!\S)")
 
 
-def closed_up(of: TextReading) -> TextReading:
+def closed_up(of: TextReading, tick: Tick = no_tick) -> TextReading:
     """With characters together that were spaced out."""
     build = _Builder(of)
-    for match in _found(_SPACED, of.text):
+    for match in _found(_SPACED, of.text, tick):
         for gap in re.finditer(" +", match[0]):
             start, end = match.start() + gap.start(), match.start() + gap.end()
             build.replace(start, end, "" if len(gap[0]) == 1 else " ")
@@ -357,8 +364,8 @@ _FOREIGN = re.compile("[" + "".join(_LIKE) + "]+")
 _LATIN = _Characters(lambda character: _LIKE.get(character, character))
 
 
-def with_latin(of: TextReading) -> TextReading:
+def with_latin(of: TextReading, tick: Tick = no_tick) -> TextReading:
     """With Latin letters for those that look like them, where a word has both."""
     if of.text.isascii() or not _MIXED.search(of.text):
         return of
-    return _changed(of, _FOREIGN, _LATIN)
+    return _changed(of, _FOREIGN, _LATIN, tick)

@@ -20,6 +20,8 @@ from weighbridge.routes.privacy.walk import Unhidable
 
 #: Values this long are replaced wherever they stand; shorter ones only as whole words.
 LONG = 6
+#: Characters looked at between two ticks.
+_WINDOW = 1 << 16
 #: What APIs allow in a name, and how much of it.
 LONGEST_NAME = 64
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -65,10 +67,15 @@ class Vault:
         #: Placeholder -> value as written.
         self.values: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
-        self._types: dict[str, str] = {}  # folded -> type
+        self._short: dict[str, str] = {}  # folded -> type
+        #: First characters -> length -> folded -> type.
+        self._long: dict[str, dict[int, dict[str, str]]] = {}
         for value, type in values.items():
-            if form := fold(value).strip():
-                self._types.setdefault(form, type)
+            form = fold(value).strip()
+            if len(form) >= LONG:
+                self._long.setdefault(form[:LONG], {}).setdefault(len(form), {}).setdefault(form, type)
+            elif form:
+                self._short.setdefault(form, type)
 
     def hide(self, text: str, found: Sequence[Hit], kind: TextKind) -> str:
         """The text with a placeholder for each value in it. Raises Unhidable where none may stand."""
@@ -88,21 +95,31 @@ class Vault:
     def places(self, text: str) -> list[Hit]:
         """Where any known value stands in a text."""
         found: list[Hit] = []
-        for reading in readings(text):
-            plain = folded(reading)
-            for start, end, type in self._known_in(plain.text):
+        for reading in readings(text, self._tick):
+            plain = folded(reading, self._tick)
+            for start, end, type in [*self._long_in(plain.text), *self._short_in(plain.text)]:
                 found.append(Hit(*plain.span(start, end), type, "known", 1))
         return found
 
-    def _known_in(self, text: str) -> Iterator[tuple[int, int, str]]:
-        for value, type in self._types.items():
+    def _long_in(self, text: str) -> Iterator[tuple[int, int, str]]:
+        """Long values, found by their first characters: the time does not grow with their number."""
+        for window in range(0, len(text) if self._long else 0, _WINDOW):
+            self._tick()
+            stop = min(window + _WINDOW, len(text) - LONG + 1)
+            for start in [at for at in range(window, stop) if text[at : at + LONG] in self._long]:
+                for size, values in self._long[text[start : start + LONG]].items():
+                    type = values.get(text[start : start + size])
+                    if type is not None:
+                        yield start, start + size, type
+
+    def _short_in(self, text: str) -> Iterator[tuple[int, int, str]]:
+        for value, type in self._short.items():
             self._tick()
             start = text.find(value)
             while start >= 0:
-                end = start + len(value)
-                if len(value) >= LONG or _stands_alone(text, start, end):
-                    yield start, end, type
-                start = text.find(value, end)
+                if _stands_alone(text, start, start + len(value)):
+                    yield start, start + len(value), type
+                start = text.find(value, start + 1)
 
     def _hidden_name(self, text: str, places: Sequence[Hit]) -> str:
         parts, done = [], 0

@@ -107,12 +107,12 @@ IDENTITIES: tuple[Pattern, ...] = (
     shape("NATIONAL_ID", r"\d{4}[ -]?\d{4}[ -]?\d{4}", check.verhoeff, context=_NAMED, rank=8),
     shape("NATIONAL_ID", r"(?:\d\d)?\d{6}[-+]\d{4}", _swedish, context=_NAMED, rank=8),
     # -- that a word gives away -----------------------------------------------------------------------------
-    shape("NATIONAL_ID", r"[A-Z]{5}\d{4}[A-Z]", context=_only("pan(?: card| number| no)?|पैन"), rank=7),
+    shape("NATIONAL_ID", r"[A-Z]{5}\d{4}[A-Z]", context=_only("pan(?: card| number| no)?|पैन"), rank=7, digits=4),
     shape(
-        "NATIONAL_ID", r"[A-Za-z]{0,2}\d{1,10}(?:[ ./-]{1,2}\d{1,8}){0,5}(?:-?[0-9A-Za-z])?", _id,
+        "NATIONAL_ID", r"[A-Za-z]{0,2}\d{1,20}(?:[ ./-]{1,2}\d{1,8}){0,5}(?:-?[0-9A-Za-z])?", _id,
         before=r"\w\x80\x81.,\-", after=r"\w\x80\x81\-", unless_digit=".,", context=_NAMED, rank=5,
     ),
-    shape("NATIONAL_ID", r"[A-Za-z0-9]{6,12}", _has_digits(1), context=Context(_PASSPORT_WORDS), rank=6),
+    shape("NATIONAL_ID", r"[A-Za-z0-9]{6,12}", _has_digits(1), context=Context(_PASSPORT_WORDS), rank=6, digits=1),
     shape("NATIONAL_ID", r"\d\d ?\d\d ?(?:№ ?)?\d{6}", context=Context(_PASSPORT_WORDS), rank=6),
-    shape("NATIONAL_ID", r"[A-Za-z0-9-]{6,16}", _has_digits(4), context=Context(_LICENCE_WORDS), rank=6),
+    shape("NATIONAL_ID", r"[A-Za-z0-9-]{6,16}", _has_digits(4), context=Context(_LICENCE_WORDS), rank=6, digits=4),
 )  # fmt: skip

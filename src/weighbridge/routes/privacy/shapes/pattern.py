@@ -9,13 +9,15 @@ in the text. What may not stand beside a value is matched with it, and given bac
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import re2
 
-from weighbridge.routes.privacy.hits import Hit
-from weighbridge.routes.privacy.shapes.words import Context, Expression, is_unspaced
+from weighbridge.routes.privacy.hits import Hit, Tick
+from weighbridge.routes.privacy.reading import no_tick
+from weighbridge.routes.privacy.shapes.words import CONTEXT, Context, Expression, Words, is_unspaced
 
 #: For use in classes: letters and numbers of scripts with spaces, and `_`; letters alone.
 W = r"\w\x80\x81"
@@ -39,12 +41,17 @@ class _Bytes(dict[int, int]):
         return made
 
 
+#: Characters that are translated at a time, for the interpreter cannot be taken from a translation.
+_PIECE = 1 << 16
 _BYTES = _Bytes({code: code for code in range(128)})
 
 
 def as_bytes(text: str) -> bytes:
     """One byte for each character."""
-    return text.encode() if text.isascii() else text.translate(_BYTES).encode("latin-1")
+    if text.isascii():
+        return text.encode()
+    pieces = (text[at : at + _PIECE] for at in range(0, len(text), _PIECE))
+    return b"".join([piece.translate(_BYTES).encode("latin-1") for piece in pieces])
 
 
 def compiled(expression: str) -> Expression:
@@ -53,11 +60,40 @@ def compiled(expression: str) -> Expression:
     return made
 
 
+class Scene:
+    """A text that many patterns look at, with what each of them would work out again.
+
+    `text` is a plain reading. `tick` is called between two steps, and may raise to stop.
+    """
+
+    def __init__(self, text: str, tick: Tick = no_tick) -> None:
+        self.text = text
+        self.tick = tick
+        self.data = as_bytes(text)
+        self.lower = text.lower()
+        self.digits = len(self.data) - len(self.data.translate(None, b"0123456789"))
+        self._words: dict[Words, list[tuple[int, int]]] = {}
+
+    def words(self, words: Words) -> list[tuple[int, int]]:
+        """Where words of a table stand, by their ends."""
+        found = self._words.get(words)
+        if found is None:
+            self.tick()
+            found = self._words[words] = words.places(self.text)
+        return found
+
+    def has_before(self, words: Words, start: int) -> bool:
+        """Whether one of them stands shortly before a place."""
+        places = self.words(words)
+        last = bisect_right(places, (start, start)) - 1
+        return last >= 0 and places[last][1] >= start - CONTEXT
+
+
 @dataclass(frozen=True, slots=True)
 class Pattern:
     """A shape, and what a value of that shape must be besides.
 
-    `needs`: no text without one of these, in lower case, has such a value. Looking for them is much quicker.
+    No text without one of `needs`, in lower case, or with fewer `digits` has such a value: to look for these is quick.
     """
 
     type: str
@@ -67,17 +103,33 @@ class Pattern:
     rank: int = 5
     group: int = 1
     needs: tuple[str, ...] = ()
+    digits: int = 0
 
-    def hits(self, text: str, data: bytes) -> Iterator[Hit]:
-        """The values in a text; `data` is `as_bytes` of it."""
-        position = 0
-        while match := self.expression.search(data, position):
+    def is_worth_trying(self, scene: Scene) -> bool:
+        """Whether a text has what every value of this shape has, and the words that must stand before it."""
+        if scene.digits < self.digits or (self.needs and not any(need in scene.lower for need in self.needs)):
+            return False
+        given = self.context.given if self.context is not None else None
+        return given is None or bool(scene.words(given))
+
+    def hits(self, scene: Scene) -> Iterator[Hit]:
+        """The values in a text."""
+        given = self.context.given if self.context is not None else None
+        text, position = scene.text, 0
+        while match := self.expression.search(scene.data, position):
+            scene.tick()
             start, end = match.span(self.group)
             position = max(end - 1, match.span(1)[0] + 1)  # what stands behind may stand before the next
+            if given is not None and not scene.has_before(given, start):
+                continue
             if self.valid is not None and not self.valid(text[start:end]):
                 continue
             if self.context is None or self.context.allows(text, start, end):
                 yield Hit(start, end, self.type, "patterns", self.rank)
+
+
+#: Digits that a value of a type has at least; one of another type may have none.
+_DIGITS = {"CARD": 12, "IBAN": 8, "SSN": 9, "PHONE": 7, "NATIONAL_ID": 6, "ADDRESS": 1}
 
 
 def shape(
@@ -92,6 +144,7 @@ def shape(
     rank: int = 5,
     inner: bool = False,
     needs: str = "",
+    digits: int | None = None,
 ) -> Pattern:
     """A pattern of `core` between characters that are not of the classes `before` and `after`.
 
@@ -103,4 +156,5 @@ def shape(
     if after is not None:
         tail += rf"|[{unless_digit}](?:\z|[^0-9]))" if unless_digit else ")"
     expression = compiled(f"{head}({core}){tail}")
-    return Pattern(type, expression, valid, context, rank, 2 if inner else 1, tuple(needs.split()))
+    least = _DIGITS.get(type, 0) if digits is None else digits
+    return Pattern(type, expression, valid, context, rank, 2 if inner else 1, tuple(needs.split()), least)

@@ -9,7 +9,7 @@ from typing import AnyStr, Protocol
 
 import re2
 
-from weighbridge.routes.privacy.reading import fold
+from weighbridge.routes.privacy.reading import fold, folded, written
 
 #: How far before a value a word may stand that says what it is, in characters; and one that says it is another thing.
 CONTEXT, NEAR = 48, 32
@@ -62,14 +62,17 @@ class Words:
         self._whole = _any_of(each for each in rows if not each.endswith("*"))
         self._beginnings = _any_of(each[:-1] for each in rows if each.endswith("*"))
 
-    def __call__(self, text: str) -> bool:
-        """Whether one of them stands in a short text."""
-        plain = fold(text)
-        return any(
-            is_edge(plain, match.start()) and (is_edge(plain, match.end()) or expression is self._beginnings)
-            for expression in (self._whole, self._beginnings)
-            for match in expression.finditer(plain)
-        )
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """Where they end in a text, and where they begin: in the order of their ends."""
+        reading = folded(written(text))
+        found = []
+        for expression in (self._whole, self._beginnings):
+            for match in expression.finditer(reading.text):
+                is_word = is_edge(reading.text, match.end()) or expression is self._beginnings
+                if is_word and is_edge(reading.text, match.start()):
+                    start, end = reading.span(*match.span())
+                    found.append((end, start))
+        return sorted(found)
 
 
 def _any_of(alternatives: Iterable[str]) -> Expression:
@@ -111,8 +114,7 @@ class Context:
     after: RightBehind | None = None
 
     def allows(self, text: str, start: int, end: int) -> bool:
-        if self.given is not None and not self.given(text[max(0, start - CONTEXT) : start]):
-            return False
+        """Whether nothing beside a value says that it is another thing."""
         if self.barred is not None and self.barred(text[max(0, start - NEAR) : start]):
             return False
         return self.after is None or not self.after(text[end : end + 12])
