@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tests.doors.doors import ENGINE, logged
+from tests.doors.doors import ENGINE, Loop, logged
 from tests.doors.model import make_model
+from tests.fleet.backends import serving
 from tests.server.running import free_port
 from tests.wire.certificates import Authority, Pair
+from tests.wire.provider import AUDIENCE, ISSUER, Provider, jwk, jwks, token
 from weighbridge.cli.app import app
 from weighbridge.errors import BadInput
 from weighbridge.flow import flow, llm
@@ -37,12 +39,21 @@ class SecureDoor:
     log: Path
 
     def ask(
-        self, context: ssl.SSLContext, key: str | None = None, method: str = "POST", path: str = ""
+        self,
+        context: ssl.SSLContext,
+        key: str | None = None,
+        method: str = "POST",
+        path: str = "",
+        more: dict[str, str] | None = None,
+        source: str = "127.0.0.1",
     ) -> tuple[int, Any]:
+        place = "127.0.0.1", self.port
         line = HTTPSConnection("localhost", self.port, context=context, timeout=60)
+        line._create_connection = lambda *_: socket.create_connection(place, 60, (source, 0))  # type: ignore[attr-defined]
         body = {"model": self.model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
         headers = {"Content-Type": "application/json"}
         headers |= {"Authorization": f"Bearer {key}"} if key else {}
+        headers |= more or {}
         text = json.dumps(body) if method == "POST" else None
         line.request(method, path or "/v1/chat/completions", text, headers)
         answer = line.getresponse()
@@ -51,11 +62,17 @@ class SecureDoor:
         line.close()
         return answer.status, json.loads(told) if told.startswith(b"{") else told
 
-    def tenant(self, context: ssl.SSLContext, key: str | None = None) -> str:
+    def tenant(
+        self,
+        context: ssl.SSLContext,
+        key: str | None = None,
+        more: dict[str, str] | None = None,
+        source: str = "127.0.0.1",
+    ) -> str:
         """The tenant that a request counted as."""
-        status, told = self.ask(context, key)
+        status, told = self.ask(context, key, more=more, source=source)
         assert status == 200, told
-        status, ticket = self.ask(context, key, "GET", f"/v1/tickets/{self.ticket}")
+        status, ticket = self.ask(context, key, "GET", f"/v1/tickets/{self.ticket}", more, source)
         assert status == 200, ticket
         return str(ticket["tenant"])
 
@@ -74,7 +91,7 @@ class Secured:
 DOORS = ("single", "gateway", "route", "routes")
 
 
-def _files(folder: Path, authority: Authority, ports: dict[str, int]) -> None:
+def _files(folder: Path, ports: dict[str, int], keys: str) -> None:
     behind = "tls_ca: tests-ca.pem, tls_cert: gateway.pem, tls_key: gateway-key.pem"
     shared = f"""\
 tls_cert: server.pem
@@ -82,6 +99,11 @@ tls_key: server-key.pem
 tls_client_ca: tests-ca.pem
 client_certificates: {{"DNS:batch.example": batch, "CN:one": one, "CN:two": two}}
 tenants: {{keyed: {{key: {KEY}}}}}
+trusted_proxies: [127.0.0.1]
+tenant_header: X-Weighbridge-Tenant
+oidc_issuer: {ISSUER}
+oidc_audiences: [{AUDIENCE}]
+oidc_claim: team
 """
     (folder / "gateway.yaml").write_text(f"""\
 listen: 127.0.0.1:{ports["gateway"]}
@@ -89,14 +111,18 @@ health: {{interval: 0.2, slow_start: 0}}
 models: {{tiny: {{replicas: [{{url: 'https://localhost:{ports["single"]}', dialect: weighbridge, {behind}}}]}}}}
 routes:
   auto: {{cascade: {{enabled: false}}, edge: {{model: tiny}}, cloud: {{url: 'http://127.0.0.1:9/v1', model: big}}}}
-{shared}""")
+{shared}
+oidc_jwks_url: {keys}/jwks
+""")
     (folder / "routes.yaml").write_text(f"""\
 routes:
   auto:
     cascade: {{enabled: false}}
     edge: {{url: 'https://localhost:{ports["single"]}/v1', model: tiny, {behind}}}
     cloud: {{url: 'http://127.0.0.1:9/v1', model: big}}
-{shared}""")
+{shared}
+oidc_jwks: jwks.json
+""")
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +132,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     server, model = authority.server(), make_model(folder / "tiny")
     authority.sign("gateway", "gateway")
     ports = {name: free_port() for name in ("single", "gateway", "routes")}
-    _files(folder, authority, ports)
+    (folder / "jwks.json").write_bytes(jwks(jwk("ES256", "one"), jwk("RS256", "two")))
     tls = [
         "--tls-cert",
         str(server.cert),
@@ -117,6 +143,9 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     ]
     names = ["DNS:batch.example=batch", "CN:one=one", "CN:two=two", "CN:gateway=gateway"]
     names = [word for name in names for word in ("--client-certificate", name)]
+    names += ["--trusted-proxy", "127.0.0.1", "--tenant-header", "x-weighbridge-tenant"]
+    names += ["--oidc-jwks", str(folder / "jwks.json"), "--oidc-issuer", ISSUER, "--oidc-audience", AUDIENCE]
+    names += ["--oidc-claim", "team"]
     commands = {
         "single": ["serve", str(model), *ENGINE.split(), *tls, *names, "--api-key", f"keyed={KEY}"],
         "gateway": ["serve", "--config", str(folder / "gateway.yaml")],
@@ -124,6 +153,8 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     }
     processes: dict[str, Any] = {}
     with ExitStack() as stack:
+        keys = stack.enter_context(Loop(serving(Provider((folder / "jwks.json").read_bytes()))))
+        _files(folder, ports, keys)
         for name, words in commands.items():
             log = folder / f"{name}.log"
             processes[name] = stack.enter_context(logged([*words, "--port", str(ports[name])], log))
@@ -221,6 +252,58 @@ def test_an_answer_that_streams_comes_whole_while_the_certificate_changes(secure
     line.request("POST", "/v1/completions", json.dumps(body), headers)
     assert line.getresponse().read().endswith(b"data: [DONE]\n\n")
     assert "new connections use them" in door.log.read_text()
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_the_tenants_header_is_believed_from_a_trusted_proxy_alone(secured: Secured, name: str) -> None:
+    """The other end of these connections is 127.0.0.1, which is trusted, or 127.0.0.2, which is not."""
+    door, context, said = secured.doors[name], secured.authority.context(), {"X-Weighbridge-Tenant": "ann"}
+    assert door.tenant(context, None, said) == "ann"
+    assert door.tenant(context, KEY, said) == "ann"
+    assert door.tenant(context, KEY, said, source="127.0.0.2") == "keyed"
+    status, told = door.ask(context, None, more=said, source="127.0.0.2")
+    assert (status, told["error"]["code"]) == (401, "invalid_api_key")
+    status, told = door.ask(context, KEY, more={"X-Weighbridge-Tenant": "ann, bob"})
+    assert (status, told["error"]["code"]) == (401, "ambiguous_tenant")
+    for forged in ({"X-Weighbridge_Tenant": "ann"}, {"X_Weighbridge_Tenant": "ann"}):
+        assert door.ask(context, None, more=forged)[0] == 401
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_figures_are_for_this_machine_and_not_for_whom_it_asks(secured: Secured, name: str) -> None:
+    door, context = secured.doors[name], secured.authority.context()
+    afar = {"X-Forwarded-For": "203.0.113.9"}
+    for path in ("/metrics", "/v1/load", "/"):
+        assert door.ask(context, None, "GET", path, source="127.0.0.2")[0] == 200
+        for source, more in (
+            ("127.0.0.1", afar),
+            ("127.0.0.2", afar),
+            ("127.0.0.2", {"X-Forwarded-For": "127.0.0.1"}),
+            ("127.0.0.1", {"X-Forwarded-For": "127.0.0.1, 203.0.113.9"}),
+            ("127.0.0.2", {"Forwarded": "for=127.0.0.1"}),
+        ):
+            assert door.ask(context, None, "GET", path, more, source)[0] == 401, (source, more)
+            assert door.ask(context, KEY, "GET", path, more, source)[0] == 200
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_a_token_of_the_provider_is_read(secured: Secured, name: str) -> None:
+    door, context = secured.doors[name], secured.authority.context()
+    assert door.tenant(context, token(team="team-a")) == "team-a"
+    assert door.tenant(context, token("RS256", "two", team="team-b"), source="127.0.0.2") == "team-b"
+    batch = secured.authority.context(secured.batch)
+    assert door.tenant(batch, token(team="team-a")) == "team-a"
+    for wrong, code in (
+        (token(team="team-a", exp=1), "expired_token"),
+        (token(team="team-a", aud="another"), "invalid_token"),
+        (token("ES256", "one", 1, team="team-a"), "invalid_token"),
+        (token(), "invalid_token"),
+        ("a.b.c", "invalid_token"),
+    ):
+        for method, path in (("POST", ""), ("GET", "/v1/models")):
+            status, told = door.ask(context, wrong, method, path)
+            assert (status, told["error"]["code"]) == (401, code)
+        assert wrong not in str(told)
 
 
 def test_our_own_clients_believe_a_private_authority(secured: Secured) -> None:

@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -166,4 +167,4 @@ def plain(value: Any) -> Any:
         return sorted(value)
     if isinstance(value, dict):
         return {str(key): plain(one) for key, one in value.items()}
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path | IPv4Network | IPv6Network) else value

@@ -88,6 +88,7 @@ class Door:
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
+        self._service.callers.start()
         await self._service.start()
         watchdog = Watchdog(self._service.stalled, self._service.watched())
         watchdog.start()
@@ -97,6 +98,7 @@ class Door:
         await self._answers.stop()
         watchdog.stop()
         await self._service.stop()
+        await self._service.callers.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
 

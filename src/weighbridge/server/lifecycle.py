@@ -122,7 +122,13 @@ class Drainable(Protocol):
 def _server(app: ASGIApp, certificates: Certificates | None) -> uvicorn.Server:
     """uvicorn with our bounds. `_serve` leaves the signals to us: the drain decides when it ends."""
     config = uvicorn.Config(
-        app, http=BoundedHttp, ws="none", log_level="warning", access_log=False, timeout_keep_alive=30
+        app,
+        http=BoundedHttp,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=30,
+        proxy_headers=False,  # who may say for whom it asks is known elsewhere: `wire.identity.proxies`
     )
     return uvicorn.Server(config) if certificates is None else TlsServer(config, certificates)
 

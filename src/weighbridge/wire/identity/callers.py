@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weighbridge.wire.access import is_loopback
 from weighbridge.wire.ask import LONGEST_NAME
 from weighbridge.wire.errors import ApiError
+from weighbridge.wire.identity.proxies import Proxies
 from weighbridge.wire.identity.settings import IdentitySettings
-from weighbridge.wire.keys import Keys
+from weighbridge.wire.keys import Keys, bearer
+
+if TYPE_CHECKING:
+    from weighbridge.wire.identity.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,44 +33,81 @@ def peer_of(scope: Mapping[str, Any]) -> Peer:
 
 
 class Callers:
-    """Knows a caller by a key, else by the certificate of the connection."""
+    """Knows a caller by the word of a trusted proxy, else by a key or a token, else by the connection's certificate."""
 
     def __init__(self, keys: Keys, settings: IdentitySettings) -> None:
+        """Raises BadInput for a file of settings that is no good."""
         self.keys = keys
+        self._proxies = Proxies(settings.trusted_proxies, settings.tenant_header)
         self._certificates = CertificateNames(settings) if settings.tls_client_ca is not None else None
+        self._tokens = _tokens(settings)
+        self.are_asked = keys.are_asked or settings.knows_callers  # whether a caller has to be known
 
-    @property
-    def are_asked(self) -> bool:
-        """Whether a caller has to be known."""
-        return self.keys.are_asked or self._certificates is not None
+    def start(self) -> None:
+        """Begin to keep a provider's keys; called on the event loop that serves."""
+        if self._tokens is not None:
+            self._tokens.keys.start()
 
-    async def tenant(self, headers: Mapping[str, str], peer: Peer) -> str | None:
-        """Return the caller's tenant; None where callers need not be known. Raises ApiError 401.
+    async def stop(self) -> None:
+        if self._tokens is not None:
+            await self._tokens.keys.stop()
 
-        A key that is wrong does no harm beside a good certificate: many clients must send some key.
+    async def tenant(self, headers: dict[str, str], peer: Peer) -> str | None:
+        """Return the caller's tenant; None where callers need not be known. Raises ApiError 401, seldom 503.
+
+        The header of proxies is taken out of `headers`, whoever sent it. A key that is wrong does no harm beside a good
+        certificate: many clients must send some key.
         """
-        if not self.are_asked:
-            return None
-        refusal = ApiError(401, "a client certificate is needed here", code="invalid_api_key")
-        if self.keys.are_asked:
-            try:
-                return self.keys.tenant(headers)
-            except ApiError as error:
-                refusal = error
-        tenant = self._certificates.tenant(peer.names) if self._certificates is not None else None
-        if tenant is None:
-            raise refusal
-        return tenant
+        named = self._proxies.tenant(headers, peer.address)
+        if named is not None or not self.are_asked:
+            return named
+        try:
+            return await self._by_bearer(headers)
+        except ApiError:
+            tenant = self._certificates.tenant(peer.names) if self._certificates is not None else None
+            if tenant is None:
+                raise
+            return tenant
 
-    async def check_watcher(self, headers: Mapping[str, str], peer: Peer) -> None:
+    async def check_watcher(self, headers: dict[str, str], peer: Peer) -> None:
         """Let this machine, the operator and whoever is known see figures. Raises ApiError 401 for others."""
-        if is_loopback(peer.address) or self.keys.is_admin(headers):
+        if is_loopback(self._proxies.client(headers, peer.address)) or self.keys.is_admin(headers):
             return
         try:
             await self.tenant(headers, peer)
         except ApiError as error:
             message = "figures are shown to this machine and with a key; send one, or start with --open-pages"
             raise ApiError(error.status, message, code=error.code) from error
+
+    async def _by_bearer(self, headers: Mapping[str, str]) -> str:
+        try:
+            tenant = self.keys.tenant(headers)
+        except ApiError:
+            tenant = await self._by_token(headers)
+            if tenant is None:
+                raise
+            return tenant
+        tenant = tenant or await self._by_token(headers)
+        if tenant is None:
+            message = "nothing says who calls: send a token or a certificate that is known here"
+            raise ApiError(401, message, code="invalid_api_key")
+        return tenant
+
+    async def _by_token(self, headers: Mapping[str, str]) -> str | None:
+        """The tenant in a token; None where the caller sent none, or none is read here."""
+        sent = bearer(headers)
+        if self._tokens is None or sent.reveal().count(".") != 2:  # three parts in base64
+            return None
+        return await self._tokens.tenant(sent)
+
+
+def _tokens(settings: IdentitySettings) -> Tokens | None:
+    """What checks tokens, where there are to be any."""
+    if not settings.reads_tokens:
+        return None
+    from weighbridge.wire.identity.tokens import Tokens  # loads cryptography, which takes half a second
+
+    return Tokens(settings)
 
 
 class CertificateNames:
