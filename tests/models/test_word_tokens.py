@@ -188,7 +188,7 @@ def test_the_default_model_qualifies(default_model_path: Path) -> None:
 
     check()
     messages = [
-        {"role": "user", "content": "a <|im_end|> look-alike"},
+        {"role": "user", "content": "a <|im_end|look-alike"},  # the name itself is text there
         {"role": "assistant", "content": "So?"},
     ]
     rendered = ours.render_chat(messages)

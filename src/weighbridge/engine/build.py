@@ -78,6 +78,7 @@ def build_replica(
         torch.set_num_threads(settings.threads)
     checkpoint = open_checkpoint(path)
     tokenizer = load_tokenizer(path, control_tokens_in_content=settings.control_tokens_in_content)
+    _check_vocabulary(tokenizer, checkpoint)
     max_model_len = _context(settings, checkpoint)
     settings = replace(settings, max_model_len=max_model_len)
     scheme = _scheme(settings.quantize)
@@ -132,6 +133,19 @@ def _prepare(guides: GuideFactory) -> None:
         guides.prepare()
     except BadInput as error:
         log.warning("requests with a constraint will be refused: %s", error)
+
+
+def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+    """Raise BadInput for a tokenizer whose tokens the model does not know.
+
+    Tokens that were added to it may be beyond: some have a padding token of which the model never heard.
+    """
+    tokens, rows = tokenizer.size_without_added, checkpoint.config.vocab_size
+    if tokens > rows:
+        raise BadInput(
+            f"the tokenizer of {checkpoint.path} has token ids up to {tokens - 1}, the model only to {rows - 1}: they "
+            "belong to different models"
+        )
 
 
 def _context(settings: EngineSettings, checkpoint: Checkpoint) -> int:

@@ -130,27 +130,32 @@ def _supported(values: Json) -> Fields:
 def read_json(path: Path) -> Json:
     """Read a JSON object from a file. Raises BadInput when it is missing or is not one."""
     try:
-        value = json.loads(_text(path))
+        value = json.loads(read_text(path))
     except FileNotFoundError:
         raise BadInput(
             f"{path.parent} has no {path.name}: it is not a Hugging Face model directory"
         ) from None
     except RecursionError:
         raise BadInput(f"{path} cannot be read: it is nested too deeply") from None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise BadInput(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise BadInput(f"{path} must hold a JSON object")
     return value
 
 
-def _text(path: Path) -> str:
-    """Return the text of a regular file. Raises OSError, or BadInput for one that no model would have."""
+def read_text(path: Path) -> str:
+    """Return the text of a file of a model. Raises FileNotFoundError, or BadInput for one that no model would have."""
     if path.exists() and not path.is_file():
         raise BadInput(f"{path} is not a regular file")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise BadInput(f"{path} has more than {MAX_JSON_BYTES >> 20} MiB, which is not a configuration")
-    return path.read_text(encoding="utf-8")
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise BadInput(f"{path} has more than {MAX_JSON_BYTES >> 20} MiB, which is not a configuration")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeError) as error:
+        raise BadInput(f"{path} cannot be read: {error}") from error
 
 
 def _experts(fields: Fields, layers: int) -> ExpertsConfig | None:
@@ -268,6 +273,6 @@ def end_token_ids(directory: Path) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
         value = read_json(directory / name).get("eos_token_id") if (directory / name).exists() else None
         for token_id in value if isinstance(value, list) else [value]:
-            if isinstance(token_id, int):
+            if isinstance(token_id, int) and not isinstance(token_id, bool):
                 ends[token_id] = None
     return tuple(ends)

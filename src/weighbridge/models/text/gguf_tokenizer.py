@@ -56,6 +56,9 @@ _WHOLE_WORDS = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "tekken"
 #: Rules of vocabularies that were learned on text in Unicode's composed form.
 _COMPOSED = frozenset({"qwen2", "deepseek-r1-qwen", "megrez"})
 
+#: Characters of a token, and of all tokens, that are tried for pairs to merge: what is tried grows with both.
+MAX_PIECE_LENGTH, MAX_PIECES_LENGTH = 1024, 1 << 23
+
 _ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -64,9 +67,8 @@ def read_gguf_tokenizer(path: Path) -> TokenizerParts:
     file = GgufMetadata(path)
     backend = convert(file)
     names = {role: name for role, key in _ROLES.items() if (name := _token(file, key)) is not None}
-    return TokenizerParts(
-        backend, file.end_token_ids(), file.index("tokenizer.ggml.bos_token_id"), _template(file, names)
-    )
+    size, bos = len(file.strings("tokenizer.ggml.tokens")), file.index("tokenizer.ggml.bos_token_id")
+    return TokenizerParts(backend, file.end_token_ids(), bos, _template(file, names), size)
 
 
 def convert(file: GgufMetadata) -> tokenizers.Tokenizer:
@@ -164,6 +166,12 @@ def _merges_from_scores(file: GgufMetadata, tokens: list[str], ids: dict[str, in
     types = file.integers("tokenizer.ggml.token_type")
     if not len(scores) == len(types) == len(tokens):
         raise BadInput(f"{file.path.name} must have a score and a type for each of its {len(tokens)} tokens")
+    length = sum(map(len, tokens))
+    if length > MAX_PIECES_LENGTH or max(map(len, tokens)) > MAX_PIECE_LENGTH:
+        raise BadInput(
+            f"the tokens of {file.path.name} are too long to be merged by their scores: at most {MAX_PIECE_LENGTH} "
+            f"characters, {MAX_PIECES_LENGTH} in all"
+        )
     pieces = {token for token, kind in zip(tokens, types, strict=True) if kind in (_NORMAL, _USER_DEFINED)}
     ranked = []
     for token, score in zip(tokens, scores, strict=True):

@@ -8,12 +8,15 @@ from typing import Any
 import tokenizers
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.files.hf_config import end_token_ids, read_json
+from weighbridge.models.files.fields import shown
+from weighbridge.models.files.hf_config import end_token_ids, read_json, read_text
 from weighbridge.models.text.chat_template import ChatTemplate
 from weighbridge.models.text.tokenizer_parts import TokenizerParts, wrap_texts
 
 Fields = dict[str, Any]
 
+#: The largest there are have some 30.
+MAX_TOKENIZER_BYTES = 256 << 20
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -28,7 +31,11 @@ def read_directory(directory: Path) -> TokenizerParts:
     )
     ends = [*end_token_ids(directory), *([] if eos is None else [eos])]
     sources = _template_sources(directory, settings)
-    return TokenizerParts(backend, tuple(ends), bos, ChatTemplate(sources, names) if sources else None)
+    size = 1 + max(backend.get_vocab(with_added_tokens=False).values(), default=-1)
+    if not size:
+        raise BadInput(f"the tokenizer of {directory} has no vocabulary")
+    template = ChatTemplate(sources, names) if sources else None
+    return TokenizerParts(backend, tuple(ends), bos, template, size)
 
 
 def _special_names(fields: Fields) -> dict[str, str]:
@@ -45,10 +52,9 @@ def _special_names(fields: Fields) -> dict[str, str]:
 def _backend(directory: Path) -> tokenizers.Tokenizer:
     file = directory / "tokenizer.json"
     if file.exists():
-        try:
-            return tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises plain Exception
-            raise UnsupportedModel(f"{file} cannot be used: {error}") from error
+        if not file.is_file() or file.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise UnsupportedModel(f"{file} is no file of at most {MAX_TOKENIZER_BYTES >> 20} MiB")
+        return tokenizers.Tokenizer.from_file(str(file))
     # Rare and slow (transformers takes seconds to import): a bare SentencePiece or tiktoken file.
     try:
         from transformers import AutoTokenizer
@@ -80,11 +86,21 @@ def _template_sources(directory: Path, settings: Fields) -> dict[str, str]:
     if isinstance(stored, str):
         sources["default"] = stored
     elif isinstance(stored, list):
-        sources.update({entry["name"]: entry["template"] for entry in stored})
+        for entry in stored:
+            name, source = (
+                entry.get(key) if isinstance(entry, dict) else None for key in ("name", "template")
+            )
+            if not isinstance(name, str) or not isinstance(source, str):
+                raise BadInput(
+                    "tokenizer_config.json: chat_template must list objects with a name and a template"
+                )
+            sources[name] = source
+    elif stored is not None:
+        raise BadInput(f"tokenizer_config.json: chat_template is {shown(stored)}, not a text")
     if (directory / "chat_template.jinja").exists():
-        sources["default"] = (directory / "chat_template.jinja").read_text(encoding="utf-8")
+        sources["default"] = read_text(directory / "chat_template.jinja")
     for file in sorted((directory / "additional_chat_templates").glob("*.jinja")):
-        sources[file.stem] = file.read_text(encoding="utf-8")
+        sources[file.stem] = read_text(file)
     if sources and "default" not in sources:
         sources["default"] = next(iter(sources.values()))
     return sources

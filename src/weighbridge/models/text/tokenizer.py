@@ -14,7 +14,7 @@ from weighbridge.models.text.block_digests import ROOT
 from weighbridge.models.text.chat_template import Message, plain_messages
 from weighbridge.models.text.control_tokens import ControlTokens
 from weighbridge.models.text.token_text import Detokenizer, TokenBytes, decode
-from weighbridge.models.text.tokenizer_parts import TokenizerParts
+from weighbridge.models.text.tokenizer_parts import TokenizerParts, is_panic
 from weighbridge.models.text.word_tokens import WordTokens
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>")
 #: The first text of so many characters is the sign that quick encoding is worth its preparation.
 _LONG_TEXT = 2_000
+#: More tokens than any model has; what is made for each of them stays small.
+MAX_VOCABULARY = 1 << 22
+_MAX_WORDS = 300  # characters of what the library says about a file
+_PROBE = "Hello, wörld! 12 \n東京"
 
 
 class Tokenizer:
@@ -43,13 +47,21 @@ class Tokenizer:
         backend.no_padding()
         added = backend.get_added_tokens_decoder()
         self.backend = backend
+        self.size_without_added = parts.size
         size: int = backend.get_vocab_size(with_added_tokens=True)
-        self.vocab_size = max([size, *(index + 1 for index in added)])
+        self.vocab_size = max([size, parts.size, *(index + 1 for index in added)])
+        if self.vocab_size > MAX_VOCABULARY:
+            raise UnsupportedModel(
+                f"the tokenizer has a token with the id {self.vocab_size - 1}, more than {MAX_VOCABULARY}"
+            )
         self.bos_token_id = parts.bos_token_id
         self._special = frozenset(index for index, token in added.items() if token.special)
         turns = (backend.token_to_id(name) for name in TURN_ENDS)
         ends = [*parts.eos_token_ids, *(index for index in turns if index in self._special)]
-        self.eos_token_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
+        # Ids that no token has would never be seen.
+        self.eos_token_ids: tuple[int, ...] = tuple(
+            dict.fromkeys(index for index in ends if 0 <= index < self.vocab_size)
+        )
         self._template = parts.template
         control = self._special.union(self.eos_token_ids)
         names = {token.content: index for index, token in added.items() if token.content and index in control}
@@ -109,6 +121,10 @@ class Tokenizer:
             ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeError) as error:
             raise BadInput(f"the text is not valid Unicode: {error}") from error
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise BadInput(f"the model's tokenizer cannot encode this text: {error}") from error
         return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
@@ -219,8 +235,19 @@ class Tokenizer:
 
 
 def load_tokenizer(path: Path, *, control_tokens_in_content: bool = False) -> Tokenizer:
-    """Return the tokenizer of a model directory or GGUF file. Raises BadInput when there is none."""
-    return Tokenizer(
-        hf_tokenizer.read_directory(path) if path.is_dir() else gguf_tokenizer.read_gguf_tokenizer(path),
-        control_tokens_in_content=control_tokens_in_content,
-    )
+    """Return the tokenizer of a model directory or GGUF file. Raises BadInput when there is none that works."""
+    try:
+        tokenizer = Tokenizer(
+            hf_tokenizer.read_directory(path) if path.is_dir() else gguf_tokenizer.read_gguf_tokenizer(path),
+            control_tokens_in_content=control_tokens_in_content,
+        )
+        tokenizer.decode(tokenizer.encode(_PROBE))
+    except BadInput:
+        raise
+    except BaseException as error:  # the library raises plain Exception, or panics
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        said = str(error).partition("\n")[0][:_MAX_WORDS] or type(error).__name__
+        where = path / "tokenizer.json" if path.is_dir() else f"the tokenizer of {path}"
+        raise UnsupportedModel(f"{where} cannot be used: {said}") from error
+    return tokenizer

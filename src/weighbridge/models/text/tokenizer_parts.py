@@ -13,12 +13,21 @@ from weighbridge.models.text.chat_template import ChatTemplate
 
 @dataclass(frozen=True, slots=True)
 class TokenizerParts:
-    """`eos_token_ids` are the ones that the model's files declare."""
+    """`eos_token_ids` are the ones that the model's files declare.
+
+    `size`: ids of the vocabulary proper, without tokens that were added to it, are below it.
+    """
 
     backend: tokenizers.Tokenizer
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     template: ChatTemplate | None = None
+    size: int = 0
+
+
+def is_panic(error: BaseException) -> bool:
+    """Return whether `error` is a mistake inside the `tokenizers` library, which raises it as no Exception."""
+    return type(error).__module__ == "pyo3_runtime"
 
 
 def wrap_texts(backend: tokenizers.Tokenizer, before: str | None, after: str | None) -> None:

@@ -199,7 +199,10 @@ def _merging(model: _Model) -> tuple[list[int], bytes, list[tuple[bytes, int]]]:
     if odd or (model.unk_token is not None and -1 in byte_tokens):
         raise UnsupportedModel("the tokenizer's BPE has more to it than merges of bytes")
     vocab = model.vocab
-    triples = array("I", chain.from_iterable((vocab[a], vocab[b], vocab[a + b]) for a, b in model.merges))
+    try:
+        triples = array("I", chain.from_iterable((vocab[a], vocab[b], vocab[a + b]) for a, b in model.merges))
+    except (KeyError, OverflowError) as error:
+        raise UnsupportedModel(f"a merge of the tokenizer is of no tokens: {error}") from error
     words = (
         [(_bytes_of(word, alphabet), token) for word, token in vocab.items()] if model.ignore_merges else []
     )
