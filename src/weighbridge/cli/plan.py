@@ -164,12 +164,8 @@ def plan(
             raise BadInput("--recommend takes one MODEL and needs --traffic TRACE")
         if speed.price is not None and device is None:
             raise BadInput("--price is that of one device: with --recommend give --device too")
-        traffic = traffic_of(read_rows(search.traffic))
-        kv = None if deployment.kv_dtype == "auto" else deployment.kv_dtype
-        varied = Search(
-            [device] if device else None, devices.tp, deployment.weights, kv, devices.count, speed.price
-        )
-        _recommend(opened[0], deployment, traffic, varied, search, output)
+        varied = _varied(devices, deployment, speed.price)
+        _recommend(opened[0], deployment, traffic_of(read_rows(search.traffic)), varied, search, output)
     elif len(opened) > 1:
         if output.html is not None:
             raise BadInput("--html shows one model; leave it out when packing several")
@@ -181,6 +177,13 @@ def plan(
             _Shape(prompt, answer, speed.batch, speed.price),
             output,
         )
+
+
+def _varied(devices: DeviceSettings, deployment: PlannedDeployment, price: float | None) -> Search:
+    """What a search may change: all that was not said."""
+    device = devices.found()
+    kv = None if deployment.kv_dtype == "auto" else deployment.kv_dtype
+    return Search([device] if device else None, devices.tp, deployment.weights, kv, devices.count, price)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from weighbridge.errors import BadInput
-from weighbridge.flow.hooks import Hook, RunView
+from weighbridge.flow.bets.guess import BetRecord
+from weighbridge.flow.hooks import Hook, RunView, StepSpan
 from weighbridge.flow.report.record import Record
 
 
@@ -42,28 +43,28 @@ def export_spans(record: Record, tracer: Any = None) -> None:
     root = tracer.start_span(record.flow, start_time=at(0.0))
     root.set_attributes({"flow.run": record.run_id, "flow.mode": record.mode, "flow.usd": record.usd})
     for bet in record.bets:
-        facts = {
-            "site": bet.site,
-            "prediction": bet.prediction,
-            "outcome": bet.outcome,
-            "why": str(bet.verdict),
-        }
-        root.add_event("bet", facts, timestamp=at(bet.placed))
+        root.add_event("bet", _facts_of_bet(bet), timestamp=at(bet.placed))
     within = trace.set_span_in_context(root)
     for span in record.spans:
         start = span.started if span.started is not None else span.called
         child = tracer.start_span(span.name, context=within, start_time=at(start))
-        child.set_attributes(
-            {
-                "step.effect": span.effect,
-                "step.status": span.status,
-                "step.bet": span.bet,
-                "step.usd": span.usd,
-            }
-        )
+        child.set_attributes(_facts_of_step(span))
         if span.error is not None:
             child.set_status(Status(StatusCode.ERROR, span.error))
         child.end(at(span.finished if span.finished is not None else record.seconds))
     if record.error is not None:
         root.set_status(Status(StatusCode.ERROR, record.error))
     root.end(at(record.seconds))
+
+
+def _facts_of_bet(bet: BetRecord) -> dict[str, Any]:
+    return {"site": bet.site, "prediction": bet.prediction, "outcome": bet.outcome, "why": str(bet.verdict)}
+
+
+def _facts_of_step(span: StepSpan) -> dict[str, Any]:
+    return {
+        "step.effect": span.effect,
+        "step.status": span.status,
+        "step.bet": span.bet,
+        "step.usd": span.usd,
+    }

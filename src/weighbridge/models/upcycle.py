@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,20 +93,26 @@ def upcycle(
     )
     routers = router_weights(checkpoint, options, calibration_tokens)
     out.mkdir(parents=True, exist_ok=True)
+    _write_tensors(out, _files(checkpoint, experts, options, routers), config.num_layers + 1, report)
+    _write_json(out / "config.json", _config_fields(config, target, experts, options))
+    _copy_tokenizer(checkpoint, out)
+
+
+def _write_tensors(
+    out: Path, files: Iterable[dict[str, torch.Tensor]], count: int, report: Report | None
+) -> None:
+    """Write one safetensors file for each of `files`, and the index of all."""
     weight_map: dict[str, str] = {}
     size = 0
-    for index, tensors in enumerate(_files(checkpoint, experts, options, routers)):
-        name = f"model-{index + 1:05d}-of-{config.num_layers + 1:05d}.safetensors"
+    for number, tensors in enumerate(files, 1):
+        name = f"model-{number:05d}-of-{count:05d}.safetensors"
         save_file(tensors, out / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, name)
         size += sum(tensor.nbytes for tensor in tensors.values())
         if report is not None:
-            report(index + 1, config.num_layers + 1)
-    _write_json(
-        out / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map}
-    )
-    _write_json(out / "config.json", _config_fields(config, target, experts, options))
-    _copy_tokenizer(checkpoint, out)
+            report(number, count)
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    _write_json(out / "model.safetensors.index.json", index)
 
 
 def _target(config: ModelConfig) -> str:

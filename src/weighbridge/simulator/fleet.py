@@ -207,20 +207,7 @@ class Simulation:
         self._watcher = watcher
         self._observe = observe
         self.outcomes = Outcomes()
-        index = PrefixIndex() if spec.prefix_index else None
-        self.gateway = SimulatedGateway(
-            policy or make_policy(spec.policy, random.Random(f"policy {seed}")),
-            self.outcomes,
-            queue=GatewayQueue(spec.queue),
-            limiter=Limiter(default=spec.limits) if spec.limits else None,
-            index=index,
-            block_size=spec.replicas[0].settings.block_size,
-            sample=spec.sample,
-            rng=random.Random(f"sample {seed}"),
-            ended=self._ended,
-            moved=self.clock.watch,
-        )
-        self._feed.gateway = self.gateway
+        self.gateway = self._feed.gateway = self._gateway(policy, seed)
         self.replicas: dict[str, SimulatedReplica] = {}  # all there ever were
         self._present: dict[str, float] = {}
         self._since: dict[str, float] = {}
@@ -234,15 +221,32 @@ class Simulation:
         for act in spec.script:
             self.clock.at(act.at, lambda now, one=act: self._act(one, now))  # type: ignore[misc]
         if spec.autoscale is not None:
-            scaler = SimulatedAutoscaler(
-                spec.autoscale,
-                self.clock,
-                self.gateway,
-                start=self._begin_start,
-                stop=self._drain,
-                starting=lambda: self._starting,
-            )
-            self.clock.at(0.0, scaler.step)
+            self.clock.at(0.0, self._autoscaler(spec.autoscale).step)
+
+    def _gateway(self, policy: Policy | None, seed: int) -> SimulatedGateway:
+        spec = self._spec
+        return SimulatedGateway(
+            policy or make_policy(spec.policy, random.Random(f"policy {seed}")),
+            self.outcomes,
+            queue=GatewayQueue(spec.queue),
+            limiter=Limiter(default=spec.limits) if spec.limits else None,
+            index=PrefixIndex() if spec.prefix_index else None,
+            block_size=spec.replicas[0].settings.block_size,
+            sample=spec.sample,
+            rng=random.Random(f"sample {seed}"),
+            ended=self._ended,
+            moved=self.clock.watch,
+        )
+
+    def _autoscaler(self, rule: Autoscaling) -> SimulatedAutoscaler:
+        return SimulatedAutoscaler(
+            rule,
+            self.clock,
+            self.gateway,
+            start=self._begin_start,
+            stop=self._drain,
+            starting=lambda: self._starting,
+        )
 
     def run(self) -> Run:
         """To the end of the last request."""

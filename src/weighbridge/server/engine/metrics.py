@@ -16,6 +16,17 @@ log = logging.getLogger("weighbridge.requests")
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _TOKENS = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 32768)
 
+_GAUGES = {
+    "queued_requests": "Requests waiting",
+    "running_requests": "Requests in the batch",
+    "queued_tokens": "Tokens of work waiting",
+    "running_tokens": "Tokens of work left in the batch",
+    "kv_blocks_used": "KV blocks that running requests hold",
+    "kv_blocks_cached": "KV blocks kept for prefix hits",
+    "kv_blocks_free": "KV blocks without content",
+    "kv_blocks_total": "KV blocks in all",
+}
+
 
 class EngineMetrics:
     """Hears every iteration and every finished request; `exposition` is what `/metrics` answers."""
@@ -55,17 +66,7 @@ class EngineMetrics:
         if experts is not None:
             registry.register(ExpertCollector(experts))
         self._gauges = {
-            name: Gauge(f"weighbridge_{name}", text, registry=registry)
-            for name, text in {
-                "queued_requests": "Requests waiting",
-                "running_requests": "Requests in the batch",
-                "queued_tokens": "Tokens of work waiting",
-                "running_tokens": "Tokens of work left in the batch",
-                "kv_blocks_used": "KV blocks that running requests hold",
-                "kv_blocks_cached": "KV blocks kept for prefix hits",
-                "kv_blocks_free": "KV blocks without content",
-                "kv_blocks_total": "KV blocks in all",
-            }.items()
+            name: Gauge(f"weighbridge_{name}", text, registry=registry) for name, text in _GAUGES.items()
         }
 
     def on_step(self, sequences: int, tokens: int, seconds: float) -> None:
