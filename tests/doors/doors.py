@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -32,6 +32,8 @@ DOORS = (SINGLE, GATEWAY, ROUTE, ROUTES)
 KEYS = {"alice": "key-of-alice", "bob": "key-of-bob", "carol": "schlüssel", "dave": "c2VjcmV0a2V5=="}
 #: What a configuration has in their place: Bob's key is known by its hash alone.
 CONFIGURED = KEYS | {"bob": "sha256:" + sha256(KEYS["bob"].encode()).hexdigest()}
+#: A key of erin's, at the doors that are told of an end.
+EXPIRED = "key-of-erin"
 #: What `--api-key` gets for each of them. Dave's has no tenant, and looks as if it had one.
 KEY_OPTIONS = {
     "alice": "alice=key-of-alice",
@@ -39,6 +41,8 @@ KEY_OPTIONS = {
     "carol": "carol=schlüssel",
     "dave": KEYS["dave"],
 }
+
+PRICE = "price: {input_usd_per_million: 1, output_usd_per_million: 1}"
 
 ENGINE = "--dtype float32 --served-model-name tiny --threads 1 --kv-cache-memory 4MiB --max-sequences 8"
 
@@ -117,35 +121,36 @@ class Loop:
 
 def _gateway_config(keyed: bool, single: str, cloud: str) -> str:
     key = f", key: {KEYS['alice']}" if keyed else ""
-    tenants = "".join(f"  {name}: {{key: {json.dumps(key)}}}\n" for name, key in CONFIGURED.items())
     return f"""\
 health: {{interval: 0.2, slow_start: 0}}
 models:
   tiny:
     replicas: [{{name: near, url: '{single}', dialect: weighbridge{key}}}]
   big:
-    replicas: [{{name: far, url: '{cloud}', dialect: weighbridge}}]
+    replicas: [{{name: far, url: '{cloud}', dialect: weighbridge, {PRICE}}}]
 routes:
   auto:
     edge: {{model: tiny}}
     cloud: {{model: big}}
 {ROUTE_SETTINGS}
-{"tenants:" if keyed else ""}
-{tenants if keyed else ""}
+{_tenants("tenants") if keyed else ""}
 """
+
+
+def _tenants(section: str) -> str:
+    keys = "".join(f"  {name}: {{key: {json.dumps(key)}}}\n" for name, key in CONFIGURED.items())
+    return f"{section}:\n{keys}  erin: {{keys: [{{key: {EXPIRED}, expires: 2001-01-01}}]}}\n"
 
 
 def _routes_config(keyed: bool, single: str, cloud: str) -> str:
     key = f", key: {KEYS['alice']}" if keyed else ""
-    keys = "".join(f"  {name}: {{key: {json.dumps(key)}}}\n" for name, key in CONFIGURED.items())
     return f"""\
 routes:
   auto:
     edge: {{url: '{single}/v1', model: tiny{key}}}
-    cloud: {{url: '{cloud}/v1', model: big}}
+    cloud: {{url: '{cloud}/v1', model: big, {PRICE}}}
 {ROUTE_SETTINGS}
-{"keys:" if keyed else ""}
-{keys if keyed else ""}
+{_tenants("keys") if keyed else ""}
 """
 
 
@@ -215,12 +220,12 @@ def _start(stack: ExitStack, folder: Path, keyed: bool, cloud: Backend, model: P
 
 
 @contextmanager
-def all_doors(folder: Path) -> Iterator[dict[bool, dict[str, Door]]]:
-    """The doors without keys (False) and with keys (True), all started at the same time."""
+def all_doors(folder: Path, flavours: Sequence[bool]) -> Iterator[dict[bool, dict[str, Door]]]:
+    """The doors without keys (False) and with keys (True), as `flavours` says, all started at the same time."""
     model = make_model(folder / "tiny")
     cloud = Backend("cloud", tokens=3)
     with Loop(serving(cloud)) as cloud.url, ExitStack() as stack:
-        doors = {keyed: _start(stack, folder, keyed, cloud, model) for keyed in (False, True)}
+        doors = {keyed: _start(stack, folder, keyed, cloud, model) for keyed in flavours}
         for flavour in doors.values():
             for door in flavour.values():
                 wait_until_ready(door.url, door.process, 120.0)

@@ -9,8 +9,9 @@ REASONS = {
         "The server that reads it refuses it before."
     ),
     "behind all": "A speculative request has a class of its own in the engine's ticket, not yet in a gateway's.",
+    "a ticket each": "An engine writes a ticket for each prompt of a completion; a gateway, one for all of them.",
     "says more": "Where there are routes, health, load and the models tell of them too.",
-    "no name": "A key that the command line gives no tenant belongs to `default`; in a file every key has a tenant.",
+    "short words": "A key on the command line may have no tenant and never expires; a file says both of each key.",
     "room": "A route that knows a place's context does not ask it for more tokens than fit; a server cuts the answer.",
     "two places": "A route may have answered from its second choice, and says so in `x-weighbridge-degraded`.",
 }

@@ -59,6 +59,8 @@ class Want:
     placement: str | None = None  # of the ticket
     left: bool | None = None  # whether anything went to the cloud
     tokens: int | None = None  # of the answer
+    choices: int | None = None  # of the ticket
+    max_tokens: int | None = None  # of the ticket
     ticket: str | None = None  # its id, as in the row
     body: Callable[[Reply], bool] | None = None
     answered: bool = True  # whether there is an answer at all
@@ -242,6 +244,8 @@ def complaints(row: Row, door: Door, seen: Seen) -> list[str]:
     check("the priority", want.priority, seen.ticket.get("priority"))
     check("the placement", want.placement, seen.ticket.get("placement"))
     check("the tokens of the answer", want.tokens, seen.ticket.get("output_tokens"))
+    check("the choices", want.choices, seen.ticket.get("choices"))
+    check("the bound of the answer", want.max_tokens, seen.ticket.get("max_tokens"))
     check("the ticket", want.ticket and named(want.ticket, door), reply.header("x-weighbridge-ticket"))
     check("that something left", want.left, seen.left)
     if want.body is not None and not want.body(reply):

@@ -184,6 +184,9 @@ ABSURD = [
     '{"prompt_tokens": "many", "completion_tokens": []}',
     '{"prompt_tokens": 10, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 1e40}}',
     '{"prompt_tokens": 10, "completion_tokens": 3, "prompt_tokens_details": 7}',
+    '"many"',
+    "[10, 3]",
+    "7",
 ]
 
 

@@ -125,7 +125,7 @@ class _Chunk(msgspec.Struct):
     id: str | None = None
     created: int | None = None
     choices: list[_Part] | None = None
-    usage: dict[str, Any] | None = None
+    usage: Any = None  # an object, if it is to be believed
 
 
 class _ChunkWithLogprobs(_Chunk):
@@ -174,7 +174,8 @@ def whole_answer(chunks: Iterable[Mapping[str, Any]], model: str, *, keep_logpro
     for chunk in chunks:
         answer["id"] = answer["id"] or chunk.get("id") or ""
         answer["created"] = answer["created"] or chunk.get("created") or 0
-        usage = chunk.get("usage") or usage
+        if isinstance(told := chunk.get("usage"), dict):
+            usage = told
         for part in chunk.get("choices") or ():
             choice = choices.setdefault(part.get("index", 0), _Choice())
             delta = part.get("delta") or {}

@@ -62,7 +62,6 @@ class _Chunk(msgspec.Struct):
     """One `chat.completion.chunk`, as far as a judge reads it: of log-probabilities only the numbers."""
 
     choices: list[_Choice] | None = None
-    usage: dict[str, Any] | None = None
     error: Any = None
     id: str | None = None
     created: int | None = None

@@ -18,13 +18,14 @@ OURS = "x-weighbridge-"
 
 
 def headers_of(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """Headers by name. Several lines of one name become one, with commas between, as HTTP has it.
+    """Headers by name, as a server gives them: names in lower case. Several lines of one name become one, with commas
+    between, as HTTP has it.
 
     HTTP knows Latin-1 alone; our own headers may be UTF-8, as the same words in the body are.
     """
     headers: Headers = {}
     for name, value in raw:
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        key, text = name.decode("latin-1"), value.decode("latin-1")
         if not value.isascii() and key.startswith(OURS):
             text = _utf8(value) or text
         headers[key] = f"{headers[key]}, {text}" if key in headers else text

@@ -115,7 +115,22 @@ ENDPOINTS = [
         path=COMPLETIONS,
         differs=CHATS_ONLY,
     ),
+    Row(
+        "a completion of two prompts",
+        ok(tokens=6, choices=2, body=lambda reply: len(reply.json["choices"]) == 2),
+        {**PROMPT, "prompt": ["It weighs", "It"]},
+        path=COMPLETIONS,
+        differs=CHATS_ONLY | at("single", "a ticket each", ok(tokens=3)),
+    ),
+    Row(
+        "a completion of too many prompts",
+        bad("prompt", says="at most 2048"),
+        {**PROMPT, "prompt": ["x"] * 2049},
+        path=COMPLETIONS,
+    ),
     Row("an embedding", ok(headers=JSON), INPUT, path=EMBEDDINGS, differs=CHATS_ONLY),
+    Row("an embedding of nothing", bad("input"), {"model": MODEL}, path=EMBEDDINGS),
+    Row("an embedding of a text and a chat", bad("input"), {**chat(), **INPUT}, path=EMBEDDINGS),
     Row("a query behind the path", ok(tokens=4), chat(), path="/v1/chat/completions?api-version=1"),
     # -- models
     Row("no model", ok(tokens=4), chat(model=GONE), differs=SEVERAL),

@@ -80,7 +80,8 @@ EXTENSION = [
     stays("a label with a letter of elsewhere in a header", *header("labels", "ärztlich")),
     stays("a label in Latin-1 in a header", ("x-weighbridge-labels", "ärztlich".encode("latin-1"))),
     stays("a header's name in capitals", ("X-WEIGHBRIDGE-LABELS", "patient")),
-    *wrong("labels", "patient", "", 7, {}, [7], [None], ["patient", 7], ["x"] * 33),
+    *wrong("labels", "patient", "", 7, {}, [7], [None], ["patient", 7]),
+    Row("33 equal labels in the body", WRONG, told(labels=["x"] * 33)),
     Row(
         "33 labels in a header",
         bad("weighbridge"),
@@ -173,6 +174,9 @@ EXTENSION = [
     # -- money
     Row("a sum", EDGE, told(max_usd=0.5)),
     Row("a sum of nothing", EDGE, told(max_usd=0)),
+    stays("a sum for which the cloud answers nothing", max_usd=0),
+    stays("the smaller sum of two", *header("max-usd", "0"), max_usd=1),
+    stays("the smaller sum of two, turned round", *header("max-usd", "1"), max_usd=0),
     *wrong("max_usd", -1, "much", True, []),
     *wrong_header("max-usd", "-1", "much", "", "nan", "inf", "1_0"),
     # -- flags

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.doors.table import GONE, Row, at, bad, chat, ok
+from tests.doors.table import GONE, Row, at, bad, chat, ok, told
 
 
 def user(**message: Any) -> list[dict[str, Any]]:
@@ -66,8 +66,24 @@ FIELDS = [
     *refused("max_tokens", 0, -1, True, 1.5, "4", []),
     *taken("max_tokens", 4),
     *refused("max_completion_tokens", 0, -1, True, "4"),
-    Row("max_completion_tokens alone", ok(tokens=3), chat(max_tokens=GONE, max_completion_tokens=3)),
-    Row("max_completion_tokens beside max_tokens", ok(tokens=3), chat(max_completion_tokens=3)),
+    Row(
+        "max_completion_tokens alone",
+        ok(tokens=3, max_tokens=3),
+        chat(max_tokens=GONE, max_completion_tokens=3),
+    ),
+    Row("max_completion_tokens beside max_tokens", ok(tokens=3, max_tokens=3), chat(max_completion_tokens=3)),
+    *(
+        Row(
+            f"{field}: {short(value)}, for a cloud", bad(field), told(placement="only_cloud") | {field: value}
+        )
+        for field, value in (
+            ("messages", []),
+            ("messages", user(role="")),
+            ("n", 0),
+            ("max_tokens", 0),
+            ("max_completion_tokens", -1),
+        )
+    ),
     Row(
         "more tokens than the context has room for",
         ok(),

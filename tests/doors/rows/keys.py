@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 
-from tests.doors.doors import CONFIGURED, KEYS
+from tests.doors.doors import CONFIGURED, EXPIRED, KEYS
 from tests.doors.rows.extension import header
 from tests.doors.table import COMPLETIONS, EMBEDDINGS, Header, Row, Want, at, chat, ok, told
 
@@ -72,9 +73,17 @@ KEY_ROWS = [
         ok(tokens=4, tenant="dave"),
         chat(),
         key="dave",
-        differs=at("single", "no name", ok(tokens=4, tenant="default")),
+        differs=at("single", "short words", ok(tokens=4, tenant="default")),
     ),
     wrong_key("the padding of somebody's key", "Bearer ="),
+    Row(
+        "a key that has expired",
+        replace(NO_KEY, code="expired_api_key"),
+        chat(),
+        headers=auth(f"Bearer {EXPIRED}"),
+        keyed=True,
+        differs=at("single", "short words", NO_KEY),
+    ),
     Row("a key and another tenant in the body", ok(tenant="alice"), told(tenant="bob"), key="alice"),
     Row(
         "a key and another tenant in a header",

@@ -249,7 +249,6 @@ class OpenAIEncoder(Encoder):
         self._chunk, self._whole = chunk, whole
         self._prefix, self._model = prefix, ask.model
         self._wants_usage = ask.wants_usage
-        self._passed = False
 
     @cached_property
     def _head(self) -> dict[str, Any]:
@@ -262,12 +261,11 @@ class OpenAIEncoder(Encoder):
 
     def event(self, event: Event) -> bytes:
         if event.parse is self._parse:
-            self._passed = True
             return event.raw
         return b"".join([self._written(part) for part in event.parts])
 
     def end(self) -> bytes:
-        return b"" if self._passed else DONE
+        return DONE
 
     def failure(self, error: ApiError) -> bytes:
         return error_event(error)
