@@ -89,7 +89,7 @@ async def behaving(scope: Any, receive: Any, send: Any) -> None:
             )
         await send({"type": "http.response.body", "body": b""})
     elif how == "head":
-        await answer(200, whole(usage), send, (b"x-odd", b"y" * (1 << 18)))
+        await answer(200, whole(usage), send, (b"x-odd", b"y" * (1 << 20)))
     elif int(word) != 200:
         await asyncio.sleep(LONG if how == "late" else 0.0)
         await refuse(int(word), how, send)
