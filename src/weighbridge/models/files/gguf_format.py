@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +29,9 @@ _STRING, _ARRAY = 8, 9
 _INTEGERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 10: "<u8", 11: "<i8"}
 _NUMBERS = {**_INTEGERS, 6: "<f4", 7: "?", 12: "<f8"}
 _MAX_DIMENSIONS = 4
+#: More than any model has. A file may be a terabyte of zeros that take no room, and every one of them would be read.
+_MAX_HEADER_BYTES = 256 << 20
+_MAX_VALUES, _MAX_TENSORS, _MAX_ENTRIES = 1 << 16, 1 << 20, 1 << 24
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -74,9 +79,18 @@ class _Cursor:
         end = self.position + count
         if end > len(self.data):
             raise _Damaged(f"it ends at byte {len(self.data)}, in the middle of its header")
+        if end > _MAX_HEADER_BYTES:
+            raise _Damaged(f"its header has more than {_MAX_HEADER_BYTES >> 20} MiB")
         taken = self.data[self.position : end]
         self.position = end
         return taken
+
+    def count(self, largest: int, what: str) -> int:
+        """Return a number of things of which there are no more than `largest`."""
+        count = self.uint64()
+        if count > largest:
+            raise _Damaged(f"it claims {count} {what}")
+        return count
 
     def uint32(self) -> int:
         return int.from_bytes(self.take(4), "little")
@@ -89,7 +103,7 @@ class _Cursor:
 
     def strings(self, count: int) -> list[str]:
         # The slowest part of opening a file, hence without the helpers above.
-        data, position, limit = self.data, self.position, len(self.data)
+        data, position, limit = self.data, self.position, min(len(self.data), _MAX_HEADER_BYTES)
         lengths, strings = struct.Struct("<Q"), []
         try:
             for _ in range(count):
@@ -109,7 +123,7 @@ class _Cursor:
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:
-            inner, count = self.uint32(), self.uint64()
+            inner, count = self.uint32(), self.count(_MAX_ENTRIES, "entries of a list")
             if inner == _STRING:
                 return self.strings(count)
             if inner == _ARRAY:
@@ -131,6 +145,8 @@ def read_gguf(path: Path) -> Contents:
     Raises BadInput when it is not a GGUF file or is cut short, UnsupportedModel for a version or a tensor
     type that is not known.
     """
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path} is not a regular file")
     try:
         mapped = np.memmap(path, mode="r", dtype=np.uint8)
     except (OSError, ValueError) as error:
@@ -151,26 +167,39 @@ def _read(path: Path, mapped: npt.NDArray[np.uint8]) -> Contents:
         raise UnsupportedModel(
             f"{path} has GGUF version {version}{note}, but 2 and 3 are supported: convert it again"
         )
-    tensor_count, value_count = cursor.uint64(), cursor.uint64()
+    tensor_count, value_count = cursor.count(_MAX_TENSORS, "tensors"), cursor.count(_MAX_VALUES, "values")
     metadata: dict[str, Any] = {}
     for _ in range(value_count):
         key = cursor.string()
+        if key in metadata:
+            raise _Damaged(f"it has the key {shown(key)} twice")
         metadata[key] = cursor.value(cursor.uint32())
     table = [_table_line(cursor) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:
         raise _Damaged(f"its alignment is {alignment!r}")
     base = -(-cursor.position // alignment) * alignment
-    tensors = {}
+    tensors: dict[str, TensorEntry] = {}
     for name, shape, kind, offset in table:
+        if name in tensors:
+            raise _Damaged(f"it has the tensor {shown(name)} twice")
         tensors[name] = _entry(name, shape, kind, base + offset, len(mapped))
+    _check_apart(tensors.values())
     return Contents(metadata, tensors, mapped)
+
+
+def _check_apart(tensors: Iterable[TensorEntry]) -> None:
+    """Raise _Damaged where two tensors share bytes."""
+    ordered = sorted(tensors, key=lambda entry: entry.start)
+    for first, second in pairwise(ordered):
+        if first.start + first.nbytes > second.start:
+            raise _Damaged(f"its tensors {shown(first.name)} and {shown(second.name)} overlap")
 
 
 def _table_line(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name, dimensions = cursor.string(), cursor.uint32()
     if not 1 <= dimensions <= _MAX_DIMENSIONS:
-        raise _Damaged(f"tensor {name!r} has {dimensions} dimensions")
+        raise _Damaged(f"tensor {shown(name)} has {dimensions} dimensions")
     shape = tuple(reversed([cursor.uint64() for _ in range(dimensions)]))
     return name, shape, cursor.uint32(), cursor.uint64()
 
@@ -179,18 +208,18 @@ def _entry(name: str, shape: tuple[int, ...], code: int, start: int, limit: int)
     try:
         kind = GGMLQuantizationType(code)
     except ValueError:
-        raise UnsupportedModel(f"tensor {name!r} has type {code}, which is not known") from None
+        raise UnsupportedModel(f"tensor {shown(name)} has type {code}, which is not known") from None
     block_size, block_bytes = GGML_QUANT_SIZES[kind]
     columns = shape[-1] if shape else 1
     if columns % block_size:
         raise _Damaged(
-            f"tensor {name!r} has {columns} columns, but type {kind.name} packs {block_size} together"
+            f"tensor {shown(name)} has {columns} columns, but type {kind.name} packs {block_size} together"
         )
     if 0 in shape:
-        raise _Damaged(f"tensor {name!r} has no elements")
+        raise _Damaged(f"tensor {shown(name)} has no elements")
     nbytes = math.prod(shape) // block_size * block_bytes
     if start + nbytes > limit:
-        raise _Damaged(f"tensor {name!r} ends at byte {start + nbytes}, but the file has only {limit}")
+        raise _Damaged(f"tensor {shown(name)} ends at byte {start + nbytes}, but the file has only {limit}")
     return TensorEntry(name, kind, shape, start, nbytes)
 
 
