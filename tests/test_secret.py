@@ -114,7 +114,7 @@ def test_what_is_no_url_is_shown_without_an_account(text: str) -> None:
 
 @given(VALUES, st.binary(), st.binary())
 def test_an_echo_of_a_secret_is_hidden(value: str, before: bytes, behind: bytes) -> None:
-    found = hidden(before + value.encode() + behind, Secret(value), None, Secret(""))
+    found = hidden(before + value.encode() + behind, [Secret(value), Secret("")])
     assert value.encode() not in found
     assert b"***" in found
-    assert hidden(b"nothing of ours", Secret(value)) == b"nothing of ours"
+    assert hidden(b"nothing of ours", [Secret(value), Secret("ours")]) == b"nothing of ours"

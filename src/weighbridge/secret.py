@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hmac
-import re
+from collections.abc import Iterable
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 #: What is shown in a secret's place.
 SHOWN = "***"
+#: Bytes of a secret that is looked for in what others say.
+LEAST_HIDDEN = 8
 
 
 class Secret:
@@ -79,12 +81,15 @@ def without_account(text: str) -> str:
     return f"{scheme}://{host}" if slashes else f"{SHOWN}@{host}"
 
 
-def hidden(text: bytes, *secrets: Secret | None) -> bytes:
-    """Return foreign bytes with stars wherever one of our secrets stands in them: a server may echo its request."""
+def hidden(text: bytes, secrets: Iterable[Secret]) -> bytes:
+    """Return foreign bytes with stars wherever one of our secrets stands in them: a server may echo its request.
+
+    What is shorter than `LEAST_HIDDEN` would take words out of messages, and stays.
+    """
     for one in secrets:
-        value = _bytes(one.reveal()) if one is not None else b""
-        if value:
-            text = re.sub(re.escape(value), SHOWN.encode(), text)
+        value = _bytes(one.reveal())
+        if len(value) >= LEAST_HIDDEN:
+            text = text.replace(value, SHOWN.encode())
     return text
 
 

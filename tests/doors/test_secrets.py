@@ -7,6 +7,7 @@ import asyncio
 import json
 import re
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -54,6 +55,8 @@ models:
     replicas: [{{url: 'ECHO/401', key: key-{CANARY}, probe: false}}]
   echo500:
     replicas: [{{url: 'ECHO/500', key: key-{CANARY}, probe: false}}]
+  stream200:
+    replicas: [{{url: 'ECHO/200', key: key-{CANARY}, headers: {{api-key: header-{CANARY}}}, probe: false}}]
   unsendable:
     replicas: [{{url: 'http://127.0.0.1:9', headers: {{X-Euro: '€-{CANARY}'}}, probe: false}}]
 routes:
@@ -61,7 +64,17 @@ routes:
     edge: {{model: down}}
     cloud: {{url: 'http://user:cloud-{CANARY}@127.0.0.1:9/v1', model: big, key: cloud-key-{CANARY}}}
 """
-MODELS = ("down", "account", "echo400", "echo401", "echo500", "unsendable", "auto", f"model-{CANARY[:3]}")
+MODELS = (
+    "down",
+    "account",
+    "echo400",
+    "echo401",
+    "echo500",
+    "stream200",
+    "unsendable",
+    "auto",
+    f"model-{CANARY[:3]}",
+)
 
 
 class Echo:
@@ -72,6 +85,10 @@ class Echo:
         said = " ".join(f"{name.decode()}: {value.decode()}" for name, value in scope["headers"])
         body = json.dumps({"error": {"message": said, "code": "echo"}}).encode()
         headers = [(b"content-type", b"application/json")]
+        if status == 200:  # an error behind a first piece of the answer
+            headers = [(b"content-type", b"text/event-stream")]
+            first = b'data: {"choices": [{"index": 0, "delta": {"content": "echo"}}]}\n\n'
+            body = first + b"data: " + body + b"\n\n"
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -143,12 +160,14 @@ def test_a_gateway_with_everything_wrong_shows_no_secret(tmp_path: Path, echo: s
     assert b"refuses the key" in told
     assert b"echo" in told
     assert len(tickets.json["data"]) >= len(MODELS) - 1
+    account = b64encode(f"user:account-{CANARY}".encode())
     for text in (told, log.read_bytes(), (tmp_path / "tickets.jsonl").read_bytes()):
-        assert CANARY.encode() not in text, _around(text)
+        for secret in (CANARY.encode(), account):
+            assert secret not in text, _around(text, secret)
 
 
-def _around(text: bytes) -> str:
-    place = text.index(CANARY.encode())
+def _around(text: bytes, secret: bytes) -> str:
+    place = text.index(secret)
     return text[max(place - 300, 0) : place + 100].decode(errors="replace")
 
 
@@ -158,6 +177,26 @@ def test_commands_that_read_it_show_none(tmp_path: Path, echo: str, command: str
     shown = CliRunner().invoke(app, [*words[:2], str(written(tmp_path, echo)), *words[2:]])
     assert shown.exit_code == 0, shown.output
     assert CANARY not in shown.output
+
+
+def test_a_migration_shows_none(tmp_path: Path, echo: str) -> None:
+    """The lines that change, and those around them."""
+    file = tmp_path / "weighbridge.yaml"
+    cloud = (
+        f"url: 'http://user:%41-{CANARY}@127.0.0.1:9/v1', model: big, key: key-{CANARY}, price: {{input: 1}}"
+    )
+    file.write_text(f"""\
+admin_key: {ADMIN}
+routes:
+  auto:
+    edge: {{url: 'http://127.0.0.1:9/v1', model: small, context: 99}}
+    cloud: {{{cloud}, headers: {{api-key: header-{CANARY}}}}}
+""")
+    for words in ([], ["--json"]):
+        shown = CliRunner().invoke(app, ["config", "migrate", str(file), *words])
+        assert shown.exit_code == 0, shown.output
+        assert "input_usd_per_million" in shown.output
+        assert CANARY not in shown.output
 
 
 def test_settings_show_none(tmp_path: Path, echo: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -28,6 +29,8 @@ from weighbridge.state.documents import replace_file
 
 _FILE = Annotated[Path, typer.Argument(help="The configuration.")]
 DEFAULT_FILE = Path("weighbridge.yaml")
+#: The account in a URL.
+_ACCOUNT = re.compile(r"//[^/\s]*@")
 
 
 def check(file: _FILE = DEFAULT_FILE, json_output: JsonOutput = False) -> None:
@@ -85,7 +88,7 @@ def _without_secrets(text: str, read: Configuration) -> str:
     """A piece of the file for a terminal: the keys that it holds become stars."""
     for secret in sorted(set(_secrets(read)), key=len, reverse=True):
         text = text.replace(secret, SHOWN)
-    return text
+    return _ACCOUNT.sub(f"//{SHOWN}@", text)  # it may be written with other characters than it has
 
 
 def _secrets(value: Any) -> Iterator[str]:
@@ -95,8 +98,8 @@ def _secrets(value: Any) -> Iterator[str]:
     elif is_dataclass(value) and not isinstance(value, type):
         for name in value.__dataclass_fields__:
             yield from _secrets(getattr(value, name))
-    elif isinstance(value, tuple | list | frozenset):
-        for one in value:
+    elif isinstance(value, tuple | list | frozenset | Mapping):
+        for one in value.values() if isinstance(value, Mapping) else value:
             yield from _secrets(one)
     elif isinstance(value, dict):
         for one in value.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import ssl
@@ -22,6 +23,8 @@ log = logging.getLogger("weighbridge.server")
 LOOK_SECONDS = 2.0
 #: Seconds that a client may take to say goodbye, once we have; it holds its connection meanwhile.
 GOODBYE_SECONDS = 3.0
+#: The system has no more files or memory, for now.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 #: Seconds until the next try where the system gives no connection.
 ACCEPT_AGAIN_SECONDS = 0.2
 
@@ -127,10 +130,11 @@ class TlsServer(uvicorn.Server):
         while True:
             try:
                 line, _ = await loop.sock_accept(listener)
-            except OSError as error:  # no more files, for now
-                log.warning("a connection could not be accepted: %s", error.strerror)
-                await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
-                continue
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    log.warning("a connection could not be accepted: %s", error.strerror)
+                    await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
+                continue  # else the client went away before
             if (
                 len(self._shaking) + len(self.server_state.connections) >= connection_limit()
                 and self._shaking

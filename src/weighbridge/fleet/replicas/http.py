@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from weighbridge.fleet.api import Answer, Call, Report
@@ -58,6 +59,13 @@ class HttpEndpoint:
     probe_path: str | None = None  # None: the dialect's
     prefix: str = "/v1"  # what its paths begin with, in place of /v1
 
+    def secrets(self) -> tuple[Secret, ...]:
+        """What an error of the server must not repeat to clients, as it was sent."""
+        sent = [self.key, *self.headers.values()]
+        if self.account is not None:
+            sent += [self.account, Secret(b64encode(self.account.reveal().encode()).decode())]
+        return tuple(one for one in sent if one is not None)
+
     def path(self, path: str) -> str:
         """A path of OpenAI's API as this server has it."""
         return self.prefix + path.removeprefix("/v1") if path.startswith("/v1/") else path
@@ -76,6 +84,7 @@ class HttpReplica:
             endpoint.base, endpoint.timeouts.connect, account=endpoint.account, trust=endpoint.trust
         )
         self._own_headers = _own_headers(endpoint)
+        self._secrets = endpoint.secrets()
         self._own_names = {name.lower() for name in self._own_headers}
         self._heads: dict[tuple[str, str], bytes] = {}  # the beginnings of requests that are always the same
         self._doubted = ""
@@ -94,8 +103,7 @@ class HttpReplica:
             if response.status >= 300:
                 async with asyncio.timeout(limit):
                     body = await response.whole(_LARGEST_ERROR)
-                own = self.endpoint
-                body = hidden(body, own.key, own.account, *own.headers.values())
+                body = hidden(body, self._secrets)
                 return BytesAnswer(response.status, body, passed_on(response.headers))
         except Unreachable as error:
             raise self._unreachable(str(error)) from error
@@ -107,7 +115,7 @@ class HttpReplica:
                     self.name, Failure.STALE, "closed the connection without an answer"
                 ) from error
             raise ReplicaError(self.name, Failure.BROKEN, f"the call failed: {error!r}") from error
-        return HttpAnswer(self.name, response, call.stream, timeouts)
+        return HttpAnswer(self.name, response, call.stream, timeouts, self._secrets)
 
     async def probe(self) -> Report:
         path = self.endpoint.probe_path or self.endpoint.path(self.endpoint.dialect.path)
@@ -167,7 +175,16 @@ def _own_headers(endpoint: HttpEndpoint) -> dict[str, str]:
 class HttpAnswer:
     """An answer that is still coming. Reading to its end gives the connection back; `close` cuts it."""
 
-    def __init__(self, replica: str, response: Response, streaming: bool, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        replica: str,
+        response: Response,
+        streaming: bool,
+        timeouts: Timeouts,
+        secrets: Sequence[Secret] = (),
+    ) -> None:
+        """`secrets`: what an error in it must not repeat."""
+        self._secrets = secrets
         self.status = response.status
         self.headers: Mapping[str, str] = passed_on(response.headers)
         self._replica = replica
@@ -192,6 +209,8 @@ class HttpAnswer:
                     break
                 whole = framer.feed(data) if self._streaming else data
                 if whole:
+                    if self._secrets and b'"error"' in whole:
+                        whole = hidden(whole, self._secrets)
                     if self._streaming and whole.endswith(DONE):
                         self._ends_soon()
                     yield whole

@@ -71,8 +71,8 @@ class Proxies:
         """
         if not self.trusts(address):
             return "" if any(name in headers for name in FORWARDED) else address
-        hops = [_bare(hop) for hop in headers.get("x-forwarded-for", "").split(",")]
-        for hop in reversed(hops[-MOST_HOPS:]):
+        hops = headers.get("x-forwarded-for", "").rsplit(",", MOST_HOPS)[-MOST_HOPS:]
+        for hop in map(_bare, reversed(hops)):
             if not self.trusts(hop):
                 return hop if _address(hop) is not None else ""
         return ""
