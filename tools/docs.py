@@ -138,7 +138,7 @@ def _ends(folder: str) -> Iterator[str]:
 
 
 def pages() -> list[Page]:
-    names = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"]
+    names = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"]
     names += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
     return [read_page(name) for name in names]
 

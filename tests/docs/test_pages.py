@@ -11,6 +11,16 @@ def test_pages_are_true() -> None:
     assert docs.problems(docs.pages()) == []
 
 
+def test_every_promise_names_a_test() -> None:
+    """That the tests are there is checked with all other names on pages."""
+    promised = (
+        docs.read_page("SECURITY.md").text.partition("## What is promised")[2].partition("## What is not")[0]
+    )
+    rows = [line for line in promised.splitlines() if line.startswith("| ") and line != "| promise | tests |"]
+    assert len(rows) > 20
+    assert [row for row in rows if "`test_" not in row.split(" | ")[-1]] == []
+
+
 def test_docstrings_name_what_exists() -> None:
     assert docs.problems_of_sources() == []
 
