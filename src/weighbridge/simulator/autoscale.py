@@ -35,7 +35,7 @@ class Autoscaling:
 
     @staticmethod
     def parse(text: str) -> Autoscaling:
-        """`min=2,max=8`, and optionally high, low, up, down, settle, startup, every in seconds (see
+        """Read `min=2,max=8`, and optionally high, low, up, down, settle, startup, every in seconds (see
         `ScalingSettings`). Raises BadInput otherwise."""
         rule, own = ScalingSettings(), Autoscaling()
         for part in text.split(","):
@@ -56,7 +56,7 @@ class Autoscaling:
         return replace(own, rule=rule).checked()
 
     def checked(self) -> Autoscaling:
-        """Itself. Raises BadInput for a rule that cannot work."""
+        """Return the settings themselves. Raises BadInput for a rule that cannot work."""
         rule = self.rule
         if not 1 <= rule.least <= rule.most:
             raise BadInput(f"autoscaling from {rule.least} to {rule.most} replicas: write 1 <= min <= max")
@@ -99,7 +99,7 @@ class SimulatedAutoscaler:
         self._start, self._stop, self._starting = start, stop, starting
 
     def step(self, now: float) -> None:
-        """What `fleet.autoscale` does: decide by what waits, and by that and all that is to be produced."""
+        """Decide as `fleet.autoscale` does: by what waits, and by that and all that is still to be produced."""
         self._gateway.tell(now)
         states = [state for state in self._gateway.states.values() if not state.draining]
         queued, work = self._gateway.desk.backlog_seconds(states, now)

@@ -27,12 +27,12 @@ class RequestSource(Protocol):
 
     @property
     def shares(self) -> bool:
-        """Whether prompts share beginnings."""
+        """Return whether prompts share their beginnings."""
         ...
 
     @property
     def rate(self) -> float:
-        """Requests a second on average, as it is."""
+        """Return how many requests a second come on average, unscaled."""
         ...
 
     def requests(self, seed: int, rate: float | None = None) -> Iterable[SimulatedRequest]: ...
@@ -94,11 +94,11 @@ class Experiment:
     mapper: Mapper = map
 
     def run(self) -> dict[str, Any]:
-        """Figures over all seeds; see `report.summary`."""
+        """Return the figures over all seeds; see `report.summary`."""
         return self._over_seeds([(self.fleet, self.rate)])[0]
 
     def compare(self, fleets: Mapping[str, SimulatedFleet]) -> dict[str, dict[str, Any]]:
-        """The same requests through each of `fleets`."""
+        """Return the figures of each of `fleets` under the same requests."""
         results = self._over_seeds([(fleet, self.rate) for fleet in fleets.values()])
         return dict(zip(fleets, results, strict=True))
 
@@ -143,7 +143,7 @@ class Experiment:
         return [{"rate": rate, **result} for rate, result in zip(rates, results, strict=True)]
 
     def _over_seeds(self, cases: Sequence[tuple[SimulatedFleet, float | None]]) -> list[dict[str, Any]]:
-        """Figures of each (fleet, rate) over all seeds."""
+        """Return the figures of each (fleet, rate) over all seeds."""
         jobs = [
             _Job(fleet, self.source, self.targets, seed, rate) for fleet, rate in cases for seed in self.seeds
         ]
@@ -158,7 +158,7 @@ class Experiment:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One run."""
+    """Run one fleet once and return its figures."""
 
     fleet: SimulatedFleet
     source: RequestSource

@@ -98,7 +98,7 @@ class SimulatedEngine(SchedulerOptions):
     max_queue_requests: int = 1 << 20
 
     def settings(self) -> SchedulerSettings:
-        """The scheduler's settings. Raises BadInput for a cache without a block."""
+        """Return the scheduler's settings. Raises BadInput for a cache without a block."""
         as_vllm = self.profile == "vllm"
         size = self.tokens_per_block or (16 if as_vllm else 32)
         tokens = self.kv_tokens or DEFAULT_KV_TOKENS
@@ -125,7 +125,7 @@ class Act:
 
     @staticmethod
     def parse(text: str) -> Act:
-        """`60:fail:r0`. Raises BadInput otherwise."""
+        """Read `60:fail:r0`. Raises BadInput otherwise."""
         parts = text.split(":")
         try:
             at, what, name = float(parts[0]), parts[1], parts[2]
@@ -200,7 +200,8 @@ class Simulation:
         clients: int | None = None,
         pause: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """`policy` replaces the spec's. `observe` hears of each request that ended. `clients`: see `Feed`."""
+        """Prepare a run. `policy` replaces the spec's; `observe` hears of each request that ended; `clients`: see
+        `Feed`."""
         self._spec = spec
         self.clock = Clock()
         self._feed = Feed(self.clock, requests, clients, pause)
@@ -249,7 +250,7 @@ class Simulation:
         )
 
     def run(self) -> Run:
-        """To the end of the last request."""
+        """Run to the end of the last request."""
         self._feed.start()
         self.clock.run()
         self.gateway.give_up(self.clock.now)
@@ -327,7 +328,7 @@ class Simulation:
             self.gateway.retire(name)
 
     def _begin_start(self, now: float) -> None:
-        """A replica is paid for from now on; it takes requests when it has loaded its model."""
+        """Start a replica: it is paid for from now on, and takes requests once it has loaded its model."""
         assert self._spec.autoscale is not None
         name = f"auto{self._started}"
         self._started += 1

@@ -135,23 +135,23 @@ class SimulatedGateway:
         self._pump(now)
 
     def drain(self, name: str) -> None:
-        """Nothing new goes there."""
+        """Send nothing new to a replica."""
         self.desk.members[name].state.draining = True
 
     def keep(self, name: str, now: float) -> None:
-        """It is not drained after all."""
+        """Take a replica back that was being drained."""
         self.desk.members[name].state.draining = False
         self._pump(now)
 
     def retire(self, name: str) -> SimulatedMember:
-        """A drained replica without work goes."""
+        """Remove a drained replica that has no work left."""
         self._names.remove(name)
         if self.index is not None:
             self.index.remove_replica(name)
         return self.desk.members.pop(name)
 
     def lose(self, name: str, now: float) -> None:
-        """The replica is dead. Requests without a byte out are tried elsewhere, first in line; others end."""
+        """Take note that a replica died: requests without a byte out are tried elsewhere, first in line; others end."""
         self.desk.members[name].replica.tell(now)
         dead = self.retire(name)
         dead.replica.die(now)
@@ -175,14 +175,14 @@ class SimulatedGateway:
 
     @property
     def imbalance(self) -> float:
-        """Mean over arrivals of (largest - mean) / mean seconds of work in flight on a replica; 0 is even."""
+        """Return the mean over arrivals of (largest - mean) / mean seconds of work in flight on a replica; 0: even."""
         return self._imbalances / self._samples if self._samples else 0.0
 
     def _drawn(self) -> Sequence[str]:
         return self._rng.sample(self._names, self._sample) if self._sample < len(self._names) else ()
 
     def _look(self, members: Collection[SimulatedMember], now: float) -> None:
-        """These may be sent something now: by what is known at this moment."""
+        """Let `members` learn what is known at this moment: they may be sent something now."""
         if not self._counts_tokens and len(members) > _LARGE_FLEET:
             return
         for member in members:
@@ -221,7 +221,7 @@ class SimulatedGateway:
             self._fail(self._flights[arrival.id], missed.code, now)
 
     def give_up(self, now: float) -> None:
-        """Nothing will happen any more: whoever still waits found no replica."""
+        """End whoever still waits: nothing will happen any more, so they found no replica."""
         for flight in list(self._flights.values()):
             self._fail(flight, "no_replica", now)
 

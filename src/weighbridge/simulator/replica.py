@@ -43,7 +43,7 @@ class _Stride:
     told: int = 0  # iterations whose tokens are counted as come
 
     def over(self, now: float) -> int:
-        """Iterations that have ended by `now`."""
+        """Return how many iterations have ended by `now`."""
         return bisect_right(self.ends, now)
 
 
@@ -83,7 +83,7 @@ class SimulatedReplica:
         stride: int = LONGEST_STRIDE,
         watcher: Watcher | None = None,
     ) -> None:
-        """`stride` 1 runs every iteration by itself; the results are the same, it only takes longer."""
+        """Set the replica up. With `stride` 1 every iteration is run by itself: the same results, only more slowly."""
         self.name = name
         self.scheduler = scheduler
         self.cost = cost
@@ -103,7 +103,7 @@ class SimulatedReplica:
 
     @property
     def next_event(self) -> float | None:
-        """When something happens here by itself; None when nothing will."""
+        """Return when something happens here by itself; None when nothing will."""
         if self._iteration is not None:
             return self._iteration.ends
         if self._stride is not None:
@@ -123,7 +123,7 @@ class SimulatedReplica:
             self._wake = now
 
     def die(self, now: float) -> None:
-        """Nothing happens here any more; what it was doing is lost."""
+        """End the replica: nothing happens here any more, and what it was doing is lost."""
         self._catch_up(now)
         if self._stride is not None:
             self._advance(self._stride, self._stride.over(now))
@@ -132,7 +132,7 @@ class SimulatedReplica:
         self.dead = True
 
     def fire(self, now: float) -> None:
-        """`next_event` has come."""
+        """Do what is due: `next_event` has come."""
         if self._iteration is not None:
             self._end_iteration(self._iteration, now)
         elif self._stride is not None:
@@ -153,7 +153,7 @@ class SimulatedReplica:
     # -- inside ----------------------------------------------------------------------------------------
 
     def _begin(self, now: float) -> None:
-        """The next iteration, or the next stride of them."""
+        """Begin the next iteration, or the next stride of them."""
         ahead = self.scheduler.strides(self._longest) if self._longest > 1 else None
         if ahead is not None and ahead.count > 1:
             ends = self._ends(ahead, now)
@@ -163,7 +163,7 @@ class SimulatedReplica:
         self._schedule(now)
 
     def _ends(self, ahead: Strides, now: float) -> list[float]:
-        """When each iteration of a stride ends; those that would begin after the deadline are left out."""
+        """Return when each iteration of a stride ends; those that would begin after the deadline are left out."""
         pairs = ahead.pairs + ahead.growth * np.arange(ahead.count)
         lasting: Floats = self.cost.seconds(ahead.tokens, ahead.sequences, pairs)  # type: ignore
         lasting[0] += now
@@ -187,12 +187,12 @@ class SimulatedReplica:
         self._iteration = _Iteration(batch, work, now, now + self.cost.seconds(*work))
 
     def _catch_up(self, now: float) -> None:
-        """What ends by `now` ends before anything else happens now."""
+        """End what ends by `now`, before anything else happens."""
         while self.computing and self.next_event is not None and self.next_event <= now:
             self.fire(self.next_event)
 
     def _interrupt(self, now: float) -> None:
-        """Something comes in the middle of a stride: what is over is over, the rest is planned anew.
+        """Cut a stride short because something comes in the middle of it: what is over stays, the rest is planned anew.
 
         The iteration under way was decided before, and goes on: as the last one of the stride where the
         scheduler allows, else as an iteration of its own.

@@ -117,7 +117,7 @@ def _usd(run: Run, fleet: SimulatedFleet) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Mean over seeds with its 95 % confidence interval (Student's t); of a single seed, only the value."""
+    """Return the mean over seeds with its 95 % confidence interval (Student's t); of a single seed, only the value."""
 
     mean: float
     low: float
@@ -173,7 +173,7 @@ def _mean_of_replicas(values: Sequence[Mapping[str, Mapping[str, float]]]) -> di
 
 
 def _numbered(name: str) -> tuple[str, int, str]:
-    """Sorts r2 before r10."""
+    """Return a sort key that puts r2 before r10."""
     word = name.partition("@")[0].rstrip("0123456789")
     digits = name.partition("@")[0][len(word) :]
     return word, int(digits or 0), name

@@ -14,15 +14,16 @@ Result = TypeVar("Result")
 
 
 class Mapper(Protocol):
-    """As the built-in `map`: results come in the order of the jobs."""
+    """Yield results in the order of the jobs, as the built-in `map` does."""
 
     def __call__(self, work: Callable[[Job], Result], jobs: Iterable[Job], /) -> Iterator[Result]: ...
 
 
 @contextmanager
 def mapping(processes: int) -> Iterator[Mapper]:
-    """A `map` over so many processes; one is `map` itself. Leaving early, by Ctrl-C for one, ends them at once.
+    """Yield a `map` over so many processes; with one process it is `map` itself.
 
+    Leaving early, by Ctrl-C for one, ends them at once.
     What is mapped, and what comes of it, must be picklable. Raises BrokenProcessPool where a process was killed.
     """
     if processes <= 1:
@@ -42,5 +43,5 @@ def mapping(processes: int) -> Iterator[Mapper]:
 
 
 def _end_on_interrupt() -> None:
-    """Silently: it is the parent that says what happened."""
+    """End silently: the parent says what happened."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -33,7 +33,7 @@ class Clock:
         heappush(self._events, (max(time, self.now), _ARRIVAL, next(self._numbers), happen))
 
     def watch(self, replica: SimulatedReplica) -> None:
-        """`replica` has a new next event. Its old ones are passed over when they come up."""
+        """Take note that `replica` has a new next event. Its old ones are passed over when they come up."""
         time = replica.next_event
         if time is not None:
             rank = _ITERATION if replica.computing else _WAKE
@@ -41,11 +41,11 @@ class Clock:
 
     @property
     def pending(self) -> bool:
-        """Whether anything is still to happen."""
+        """Return whether anything is still to happen."""
         return any(not isinstance(e, SimulatedReplica) or e.next_event == at for at, _, _, e in self._events)
 
     def run(self, until: float | None = None) -> None:
-        """Until nothing is left to happen, or the clock has reached `until`."""
+        """Run until nothing is left to happen, or the clock has reached `until`."""
         events = self._events
         while events and (until is None or events[0][0] <= until):
             time, _, _, event = heappop(events)
@@ -109,7 +109,7 @@ class Feed:
         self.gateway.arrive(request, now)
 
     def ended(self, request: SimulatedRequest, outcome: Outcome, now: float) -> None:
-        """`request` is over: what follows it comes after a while, unless it failed."""
+        """Take note that `request` is over: what follows it comes after a while, unless it failed."""
         if self._clients is not None:
             for following in islice(self._coming, 1):
                 self._clock.arrive(now + self._pause(), partial(self._follow, following))

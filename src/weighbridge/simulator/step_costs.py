@@ -25,7 +25,7 @@ _COLUMNS = {
 
 
 def read_step_cost(path: Path) -> StepCost:
-    """The step cost in a JSON file: its five fields at the top, or under `step_cost` as `calibrate` writes them.
+    """Return the step cost in a JSON file: its five fields at the top, or under `step_cost` as `calibrate` writes them.
 
     Raises BadInput naming the field that is missing or no number of seconds.
     """
@@ -43,7 +43,8 @@ def read_step_cost(path: Path) -> StepCost:
 
 
 def step_cost_of(record: Mapping[str, object], where: str) -> StepCost:
-    """Raises BadInput, naming `where`, unless every field is a number of seconds, not all of them 0."""
+    """Return the step cost in `record`. Raises BadInput, naming `where`, unless every field is a number of seconds
+    and one of them is not 0."""
     values = {}
     for name in (*_FIELDS, *(name for name in _OPTIONAL if name in record)):
         value = record.get(name)

@@ -48,7 +48,7 @@ class Strides:
     deadline: float | None = None  # no iteration begins after this without a decision
 
     def only(self, number: int) -> Strides:
-        """One of the iterations, by its number from 0."""
+        """Return one of the iterations, by its number from 0."""
         pairs = self.pairs + number * self.growth
         return Strides(1, self.tokens, self.sequences, pairs, self.growth, self.requests, self.deadline)
 
@@ -60,11 +60,11 @@ class Stepping(SchedulerLike, Protocol):
     adds_ahead: bool
 
     def strides(self, limit: int) -> Strides | None:
-        """At most `limit` iterations that leave nothing to decide; None when the next one does."""
+        """Return at most `limit` iterations that leave nothing to decide; None when the next one does."""
         ...
 
     def stride(self, ahead: Strides, count: int, now: float) -> None:
-        """As `count` times `schedule` and `update`, the last of them at `now`."""
+        """Do what `count` times `schedule` and `update` would, the last of them at `now`."""
         ...
 
 
@@ -84,7 +84,7 @@ def sample(batch: Batch) -> Sampled:
 
 
 def output_left(request: Request, max_model_len: int) -> int:
-    """Tokens until `request` ends, by itself or by a limit. Only the simulated model may ask."""
+    """Return the tokens until `request` ends, by itself or by a limit. Only the simulated model may ask."""
     truth = request.sampler_state
     assert isinstance(truth, Truth)
     produced = request.num_output_tokens
@@ -127,7 +127,7 @@ class CountingBooks(Books):
         self.with_deadline += change * (request.deadline is not None)
 
     def next_deadline(self) -> float | None:
-        """The earliest deadline of all that wait or run."""
+        """Return the earliest deadline of all that wait or run."""
         if not self.with_deadline:
             return None
         return min(request.deadline for request in self if request.deadline is not None)
@@ -142,7 +142,7 @@ class SteppingScheduler(Scheduler):
         self.adds_ahead = not settings.enable_prefix_cache  # a deadline is checked by what is cached
 
     def _plan_drafts(self, plan: Plan) -> None:
-        """Simulated tokens do not resemble text, so nothing is guessed from them."""
+        """Draft nothing: simulated tokens do not resemble text."""
 
     def strides(self, limit: int) -> Strides | None:
         if not self._counted.settled:
@@ -167,7 +167,7 @@ class SteppingScheduler(Scheduler):
         )
 
     def _waits_in_vain(self) -> bool:
-        """Whether nobody waits, or whoever is next cannot start before somebody running ends.
+        """Return whether nobody waits, or whoever is next cannot start before somebody running ends.
 
         That is so behind full seats, and for want of blocks while the one next stays the same: only ends
         return blocks, and no other prompt is being computed that it might share.
@@ -184,7 +184,7 @@ class SteppingScheduler(Scheduler):
         return not self._fits(self._books.opening(turn[0]))
 
     def _within_memory(self, requests: list[Request], count: int) -> int:
-        """At most `count` iterations for which the blocks last without anybody giving way."""
+        """Return at most `count` iterations for which the blocks last without anybody giving way."""
         size, available = self.pool.block_size, self.pool.num_available
         rooms = [len(r.block_table) * size - r.num_computed_tokens for r in requests]
         if count <= min(rooms, default=0):

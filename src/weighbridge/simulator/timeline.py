@@ -45,7 +45,7 @@ class Track:
         return len(self.columns["begin"])
 
     def span(self, end: float) -> tuple[Floats, Floats]:
-        """When each begins, and until when it holds in a run that lasts `end` seconds."""
+        """Return when each begins, and until when it holds in a run that lasts `end` seconds."""
         begins, ends = self["begin"], self["end"]
         return begins, ends if self.every == 1 else np.append(begins[1:], end)
 

@@ -54,7 +54,7 @@ class Faults:
 
     @staticmethod
     def parse(text: str) -> Faults:
-        """`error_rate=0.05,stall_seconds=2`. Raises BadInput otherwise."""
+        """Read `error_rate=0.05,stall_seconds=2`. Raises BadInput otherwise."""
         values: dict[str, int | float] = {}
         for part in filter(None, map(str.strip, text.split(","))):
             name, _, value = part.partition("=")
@@ -67,7 +67,7 @@ class Faults:
         return Faults().changed(values)
 
     def changed(self, values: object) -> Faults:
-        """With some fields replaced. Raises BadInput for fields or types that there are not."""
+        """Return these faults with some fields replaced. Raises BadInput for fields or types that there are not."""
         if not isinstance(values, dict):
             raise BadInput("faults are a JSON object of rates and seconds")
         known = {field.name for field in fields(self)}
@@ -153,7 +153,7 @@ class FaultInjection:
         return None
 
     def _broken_off(self, send: Send, fate: str) -> Send:
-        """Lets some parts of the body through, then pauses or breaks; at the last part at the latest."""
+        """Let some parts of the body through, then pause or break; at the last part at the latest."""
         left = self._rng.randrange(1, 8)
         seconds = self.faults.stall_seconds
 
@@ -170,7 +170,7 @@ class FaultInjection:
         return through
 
     def _endless(self, send: Send, gone: asyncio.Event) -> Send:
-        """Withholds the last part, until the client has gone."""
+        """Withhold the last part until the client has gone."""
         latest = b""
 
         async def through(message: Message) -> None:
@@ -211,7 +211,7 @@ class FaultInjection:
 
 
 def _lying(send: Send, factor: float) -> Send:
-    """Multiplies what the body says of requests, tokens and used blocks."""
+    """Multiply what the body says of requests, tokens and used blocks."""
     parts: list[bytes] = []
     start: Message = {}
 

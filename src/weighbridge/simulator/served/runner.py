@@ -52,7 +52,7 @@ class SimulatedRunner:
         self._thawed = threading.Event()
 
     def freeze(self, seconds: float) -> None:
-        """No iteration ends before `seconds` from now have passed; 0 ends a freeze at once."""
+        """Let no iteration end before `seconds` from now have passed; 0 ends a freeze at once."""
         self._frozen_until = self._clock() + seconds
         if not seconds:
             self._thawed.set()
@@ -84,7 +84,7 @@ class SimulatedRunner:
         return self._words[(answer.key + produced * 0x9E3779B1 >> 7) % len(self._words)]
 
     def _answer(self, request: Request) -> _Answer:
-        """How long the answer is and where its words begin: the same for the same prompt and seed."""
+        """Return how long the answer is and where its words begin: the same for the same prompt and seed."""
         given = request.params.seed or 0
         key = zlib.crc32(array("q", [self._seed, given, *request.prompt]).tobytes())
         if self._lengths is None or request.params.ignore_eos:
