@@ -145,7 +145,7 @@ class Attempts:
         raise ReplicaError(member.name, Failure.BROKEN, "ended its stream before anything came")
 
     def _judge(self, ask: Ask, lease: Lease, attempt: int, answer: Answer, body: bytes) -> OpenedAttempt:
-        """An error answer: the client's own fault is passed on, everything else may be tried elsewhere."""
+        """Judge an error answer: the client's own fault is passed on, everything else may be tried elsewhere."""
         member, status = lease.member, answer.status
         if status < 400:
             place = answer.headers.get("location", "somewhere else")
@@ -193,7 +193,7 @@ class Attempts:
             member.state.healthy = False  # the next probe that is answered brings it back
 
     def broke_off(self, lease: Lease, error: ReplicaError) -> None:
-        """A stream that had begun ended too early."""
+        """Take note that a stream which had begun ended too early."""
         self._blame(lease.member, error)
 
     def _remaining_ms(self, ask: Ask) -> float | None:

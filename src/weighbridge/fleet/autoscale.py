@@ -28,7 +28,7 @@ class Autoscale:
         self._stopping: set[asyncio.Task[bool]] = set()
 
     def step(self) -> None:
-        """Called at regular times."""
+        """Start or stop a replica where it is time to; called at regular times."""
         members = self._members()
         states = [member.state for member in members]
         now = self._pool.clock()
@@ -40,7 +40,7 @@ class Autoscale:
             self._stop(min(members, key=lambda member: member.state.outstanding_tokens))
 
     def _members(self) -> list[Member]:
-        """Those of this entry that are meant to stay."""
+        """Return the members of this entry that are meant to stay."""
         prefix = f"{self._spec.name}-"
         named = (
             m for name, m in self._pool.members.items() if name == self._spec.name or name.startswith(prefix)

@@ -75,11 +75,11 @@ class Seat(Protocol):
         ...
 
     def sent(self, now: float) -> None:
-        """A request is on its way there."""
+        """Take note that a request is on its way there."""
         ...
 
     def settle(self, arrival: Arrival, produced: int, now: float) -> None:
-        """A request is over there, after `produced` output tokens."""
+        """Take note that a request is over there, after `produced` output tokens."""
         ...
 
 
@@ -119,7 +119,7 @@ class Lease(Generic[Member]):
         self.member.state.tokens(self.arrival.id, count, now)
 
     def release(self, now: float) -> None:
-        """Idempotent. Whoever waits may have the place."""
+        """Give the place to whoever waits. Idempotent."""
         if self.member.state.release(self.arrival.id, now):
             self.member.settle(self.arrival, self.produced, now)
             self.desk.over(self, now)
@@ -195,7 +195,7 @@ class Desk(Generic[Member]):
         streamed: bool = True,
         again: bool = False,
     ) -> Lease[Member] | None:
-        """A place now; else the request waits, and `pump` has its lease one day.
+        """Return a place now; else the request waits, and `pump` has its lease one day.
 
         `avoid` holds unless there is nobody else; `again`: it was placed before and its replica failed, so it goes to
         the front. Raises Refused: NeverFits, QueueFull, DeadlineMissed, NoReplica; then it does not wait.
@@ -229,7 +229,7 @@ class Desk(Generic[Member]):
         self._waiting[arrival.id] = _Waiting(arrival, avoid, streamed)
 
     def withdraw(self, request_id: str) -> None:
-        """Its client is gone, or it has waited too long."""
+        """Take a request out of the queue: its client is gone, or it has waited too long."""
         if self._waiting.pop(request_id, None) is not None:
             self.queue.remove(request_id)
 
@@ -241,7 +241,7 @@ class Desk(Generic[Member]):
     # -- places come free ------------------------------------------------------------------------------
 
     def pump(self, now: float) -> Iterator[Lease[Member]]:
-        """A lease for as many of those who wait as there is room for, in the queue's order.
+        """Return a lease for as many of those who wait as there is room for, in the queue's order.
 
         A lease that was yielded is taken: who does not want it releases it.
         """
@@ -255,12 +255,12 @@ class Desk(Generic[Member]):
             yield lease
 
     def over(self, lease: Lease[Member], now: float) -> None:
-        """A lease was released: charge what was produced."""
+        """Charge what was produced, since a lease was released."""
         self.queue.charge(lease.arrival, output_tokens=lease.produced)
         self._freed(now)
 
     def expire(self, now: float) -> list[tuple[Arrival, DeadlineMissed]]:
-        """Those who can no longer meet their deadline; they do not wait any more."""
+        """Take out and return those who can no longer meet their deadline."""
         gone = self.queue.expired(now)
         for arrival in gone:
             del self._waiting[arrival.id]
@@ -280,12 +280,13 @@ class Desk(Generic[Member]):
     # -- what is predicted -----------------------------------------------------------------------------
 
     def drain_seconds(self, now: float, more: float = 0.0) -> float | None:
-        """In which the replicas that are up work off what waits and `more` tokens; at least a second."""
+        """Return the seconds in which the replicas that are up work off what waits and `more` tokens; at least
+        a second."""
         seconds = self.work_seconds(self.queue.tokens + more, now)
         return None if seconds is None else max(seconds, SOON)
 
     def work_seconds(self, tokens: float, now: float) -> float | None:
-        """In which the replicas that are up produce `tokens` together, those of known speed alone counted.
+        """Return the seconds in which the replicas that are up and of known speed produce `tokens` together.
 
         None when replicas are up, but the speed of none of them is known.
         """
@@ -295,7 +296,8 @@ class Desk(Generic[Member]):
     def backlog_seconds(
         self, states: Collection[ReplicaState], now: float
     ) -> tuple[float | None, float | None]:
-        """In which what waits to be begun, here or at `states`, is worked off; and that with all in flight there."""
+        """Return the seconds in which what waits to be begun, here or at `states`, is worked off; and the same with all
+        that is in flight there."""
         # A prompt that is not computed has not begun.
         waiting = self.queue.tokens + sum(state.uncomputed_tokens for state in states)
         produced = sum(state.remaining_output for state in states)

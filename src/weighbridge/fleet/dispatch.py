@@ -81,7 +81,7 @@ class Dispatcher:
                 place.set_result(lease)
 
     def tick(self) -> None:
-        """Called now and then: give up those who wait in vain, and look again at who has room."""
+        """Give up those who wait in vain, and look again at who has room; called now and then."""
         now = self._clock()
         for arrival, missed in self.desk.expire(now):
             self._refuse(arrival.id, missed)
@@ -91,13 +91,13 @@ class Dispatcher:
             self.refuse_all(doubt)
 
     def refuse_all(self, error: Refused) -> None:
-        """Everybody who waits is told `error`."""
+        """Tell everybody who waits `error`."""
         for request_id in self.desk.waiting:
             self.desk.withdraw(request_id)
             self._refuse(request_id, error)
 
     def work_seconds(self, tokens: float) -> float | None:
-        """In which the replicas that are up produce `tokens` together; None: no speed is known."""
+        """Return the seconds in which the replicas that are up produce `tokens` together; None: no speed is known."""
         return self.desk.work_seconds(tokens, self._clock())
 
     def _freed(self, now: float) -> None:

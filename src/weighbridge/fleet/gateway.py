@@ -232,7 +232,7 @@ class Gateway:
         self.finished(ticket)
 
     def _settled(self, journey: FleetJourney) -> None:
-        """A request has ended: its place among the open ones, its limits and its ticket are settled."""
+        """Settle a request that has ended: its place among the open ones, its limits and its ticket."""
         self._leg_settled(journey)
         self.finished(journey.ticket)
 
@@ -250,7 +250,7 @@ class Gateway:
         self.tell(ticket)
 
     def tell(self, ticket: Ticket) -> None:
-        """A listener that fails costs no request: it is counted, and the log says so once."""
+        """Tell the listeners of a ticket. One that fails costs no request: it is counted, and the log says so once."""
         for heard in self.on_finished:
             try:
                 heard(ticket)

@@ -80,7 +80,7 @@ class Watch:
         return "" if up else f": {member.last_error}"
 
     def _failed(self, member: Member, why: str) -> None:
-        """Down after so many failures in a row; but whoever sends chunks is alive, however slow its probes are."""
+        """Count a failure, and after so many in a row the replica is down; but whoever sends chunks is alive."""
         member.last_error = why
         member.failed_probes += 1
         streaming = self._clock() - member.alive_at < self._spec.interval * self._spec.failures

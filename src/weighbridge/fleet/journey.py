@@ -104,7 +104,7 @@ class FleetJourney:
             self._resumption = Resumption(self.ask, self.pool.tokenizer)
 
     def _take(self, opened: OpenedAttempt) -> None:
-        """From now on this is the answer that the client gets."""
+        """Make this the answer that the client gets from now on."""
         self._opened = opened
         self.meter.hide_cached = bool(self.ask.cache_salt) and not opened.lease.member.keeps_apart(self.ask)
 

@@ -104,12 +104,12 @@ class Member:
         return True
 
     def sent(self, now: float) -> None:
-        """A request is on its way there."""
+        """Take note that a request is on its way there."""
         self.breaker.sent(now)
         self.counts.requests += 1
 
     def settle(self, arrival: Arrival, produced: int, now: float) -> None:
-        """A request is over there, after `produced` output tokens."""
+        """Take note that a request is over there, after `produced` output tokens."""
         if self.account is not None:
             self.account.settle(arrival.id, arrival.weight.prompt_tokens + produced, 0.0, now)
 
@@ -138,12 +138,12 @@ class Member:
         return Call(ask.path, body, ask.headers, ask.stream)
 
     def hold(self, until: float, why: str) -> None:
-        """Nothing is sent before `until`; the longest wish counts."""
+        """Send nothing before `until`; the longest wish counts."""
         if until > self.held_until:
             self.held_until, self.held_why = until, why
 
     def alive(self, now: float, slow_start: float) -> None:
-        """A sign of life. One that was down, or is new, warms up for `slow_start` seconds."""
+        """Take note of a sign of life. One that was down, or is new, warms up for `slow_start` seconds."""
         self.alive_at = now
         self.failed_probes = 0
         if self.state.healthy and self.heard:

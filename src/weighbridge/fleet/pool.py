@@ -122,7 +122,7 @@ class Pool:
     # -- replicas come and go --------------------------------------------------------------------------
 
     def add(self, spec: ReplicaSpec) -> Member:
-        """A replica joins and is probed from now on. Raises BadInput for a name that is taken."""
+        """Add a replica, which is probed from now on. Raises BadInput for a name that is taken."""
         if spec.name in self.members:
             raise BadInput(
                 f"a replica called {spec.name!r} is there already; choose another name", param="name"
@@ -140,7 +140,7 @@ class Pool:
         return member
 
     def drain(self, name: str) -> Member:
-        """Nothing more is sent there; what runs goes on."""
+        """Send nothing more there; what runs goes on."""
         member = self._member(name)
         member.draining = True
         return member
@@ -184,13 +184,13 @@ class Pool:
     # -- hedges ----------------------------------------------------------------------------------------
 
     def lost(self, member: Member) -> None:
-        """A copy was cancelled there: see to it that the replica has really stopped."""
+        """See to it that a replica has really stopped a copy that was cancelled."""
         task = asyncio.create_task(self._verify_stopped(member))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _verify_stopped(self, member: Member) -> None:
-        """The replica's own count must come down to what we know to be there."""
+        """Wait, for `STOP_WITHIN` seconds at most, until the replica counts no more than we know to be there."""
         deadline = self.clock() + STOP_WITHIN
         while self.clock() < deadline:
             await asyncio.sleep(0.1)

@@ -41,7 +41,7 @@ async def race(
 
 
 async def _winner(runners: dict[asyncio.Task[OpenedAttempt], Lease]) -> OpenedAttempt:
-    """Takes the winner out of `runners`; what stays there is to be stopped."""
+    """Take the winner out of `runners`; what stays there is to be stopped."""
     pending = set(runners)
     failure: AttemptFailed | None = None
     while pending:

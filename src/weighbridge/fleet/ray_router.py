@@ -31,7 +31,7 @@ class WeighRouter(RequestRouter):  # type: ignore[misc]
     """Ranks the candidates of each request by predicted marginal cost; Serve sends it to the first with room."""
 
     def initialize_state(self, **options: Any) -> None:
-        """Takes `policy`, `tokenizer` (a path), `max_sequences`, `default_max_tokens` and `seed`, as `routing` does."""
+        """Take `policy`, `tokenizer` (a path), `max_sequences`, `default_max_tokens` and `seed`, as `routing` does."""
         path = options.pop("tokenizer", None)
         tokenizer = None
         if path is not None:

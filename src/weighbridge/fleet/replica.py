@@ -54,4 +54,4 @@ class BytesAnswer:
         yield self.body
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: nothing is held."""

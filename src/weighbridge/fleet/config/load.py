@@ -44,7 +44,7 @@ def config_text(path: Path) -> str:
 
 
 def parse_config(text: str, file: str, base: Path) -> FleetSpec:
-    """`base` is where relative paths start. Raises BadInput like `load_config`."""
+    """Read a configuration; `base` is where relative paths start. Raises BadInput like `load_config`."""
     root, problems = read_yaml(text, file)
     spec = read_fleet(root, base)
     root.done()
@@ -159,7 +159,7 @@ def _model(
 
 
 def _check_names(root: Section, models: tuple[ModelSpec, ...]) -> None:
-    """A name leads to one model, and a replica's name to one replica."""
+    """Complain unless each name leads to one model, and each replica's name to one replica."""
     models_of: dict[str, str] = {}
     replicas: set[str] = set()
     for model in models:

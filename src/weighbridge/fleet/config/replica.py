@@ -35,7 +35,7 @@ class Defaults:
 
 
 def read_replica(section: Section, name: str, defaults: Defaults) -> ReplicaSpec:
-    """`name` is used where the entry gives none. Problems are noted in the section's list."""
+    """Read a replica's entry; `name` is used where it gives none. Problems are noted in the section's list."""
     kind = _kind(section)
     target, account = _url(section) if kind == "url" else (section.text(kind), None)
     dialect = section.choice("dialect", "openai" if kind == "url" else "weighbridge", tuple(DIALECTS))

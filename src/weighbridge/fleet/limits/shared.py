@@ -200,7 +200,7 @@ class SharedLimits:
             raise self._refusal(tenant, limits, reply, tokens, usd)
 
     def settle(self, tenant: str, request_id: str, tokens: int, usd: float) -> None:
-        """The request used this much; told to Redis in the background. One that Redis did not know is added."""
+        """Tell Redis in the background what the request used. One that Redis did not know is added."""
         if self._local.limits(tenant) == NO_LIMITS:
             return
         if self.away:
@@ -254,7 +254,7 @@ class SharedLimits:
             self._owed[tenant] = self._owed.get(tenant, 0.0) + usd
 
     def _undo_after(self, task: asyncio.Task[Any], tenant: str, request_id: str) -> None:
-        """Whatever became of a reservation nobody waits for any more, it is given back."""
+        """Give a reservation back that nobody waits for any more, whatever became of it."""
 
         async def undo() -> None:
             await asyncio.wait({task})  # its connection has a time-out
@@ -267,7 +267,8 @@ class SharedLimits:
     def _refusal(
         self, tenant: str, limits: TenantLimits, reply: list[Any], tokens: int, usd: float
     ) -> Exception:
-        """From what the script found full: its place in `_WINDOWS`, Redis's time and the window's slots."""
+        """Return the error for what the script found full: its place in `_WINDOWS`, Redis's time and the
+        window's slots."""
         place, now, used, *slots = (float(one) for one in reply)
         if int(place) == len(_WINDOWS):
             limit = limits.concurrent_tokens or 0
@@ -296,7 +297,7 @@ class SharedLimits:
 
 
 def _limit_args(limits: TenantLimits) -> list[Any]:
-    """-1 where there is no limit."""
+    """Return the limits as the script reads them: -1 where there is none."""
     given = (
         limits.tokens_per_minute,
         limits.requests_per_minute,

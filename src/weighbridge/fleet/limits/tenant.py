@@ -133,7 +133,7 @@ class Limiter:
         return self._limits.get(tenant, self._default)
 
     def set_limits(self, tenant: str, limits: TenantLimits) -> None:
-        """From now on; what is reserved stays."""
+        """Set limits from now on; what is reserved stays."""
         self._limits[tenant] = limits
 
     def reserve(self, tenant: str, request_id: str, tokens: int, usd: float, now: float) -> None:
@@ -153,7 +153,7 @@ class Limiter:
         self._reserved[request_id] = usage.reserved[request_id] = reservation
 
     def settle(self, request_id: str, tokens: int, usd: float, now: float) -> None:
-        """The request is over and used this much. Without a reservation (any more): nothing happens."""
+        """Settle a request that is over and used this much. Without a reservation (any more) nothing happens."""
         reservation = self._reserved.get(request_id)
         if reservation is None:
             return
@@ -162,11 +162,11 @@ class Limiter:
             self._seconds_per_token.add((now - reservation.began) / max(reservation.tokens, 1))
 
     def cancel(self, request_id: str, now: float) -> None:
-        """The request never ran: as if it had used nothing. It still counts as a request of this minute."""
+        """Settle a request that never ran, as if it had used nothing. It still counts as a request of this minute."""
         self.settle(request_id, 0, 0.0, now)
 
     def withdraw(self, request_id: str) -> None:
-        """The request was refused elsewhere: as if it had never been asked here. Without a reservation: nothing."""
+        """Forget a request that was refused elsewhere, as if it had never been asked here."""
         reservation = self._reserved.get(request_id)
         if reservation is not None:
             self._give_back(request_id, 0, 0.0)

@@ -82,7 +82,7 @@ def _weighbridge(page: bytes, at: float) -> Report:
 
 
 def _natural(load: dict[str, Any], name: str) -> int:
-    """A load is a count. A replica that says otherwise is not believed."""
+    """Return a count of load. A replica that says otherwise is not believed."""
     value = load[name]
     if not isinstance(value, int) or value < 0:
         raise ValueError(f"{name} is {value!r}, which is no count")
@@ -158,7 +158,7 @@ def _llama_server(page: bytes, at: float) -> Report:
 
 
 def _answers(page: bytes, at: float) -> Report:
-    """The page is there, so the server is; it says nothing of its load."""
+    """Return an empty report: the page is there, so the server is, but it says nothing of its load."""
     return Report(at=at)
 
 

@@ -45,7 +45,7 @@ class InFlight:
         self.price(self.work)
 
     def price(self, work: float) -> None:
-        """What of its prompt is still to be computed takes `work` seconds."""
+        """Set what the rest of its prompt takes: `work` seconds."""
         self.work = self.whole_work = work
         self.unproven = UNPROVEN * work if self.streamed else 0.0
 

@@ -47,7 +47,7 @@ class OwnLoad:
         self.update_capacity(capacity)
 
     def update_capacity(self, capacity: Capacity) -> None:
-        """The replica turned out to be different: another step cost or cache size. What is in flight stays."""
+        """Take over another step cost or cache size. What is in flight stays."""
         before = self.step_cost
         self.capacity = capacity
         self.step_cost = capacity.step_cost
@@ -113,7 +113,7 @@ class OwnLoad:
             self.index.enter(self.name, arrival.chain)
 
     def first_token(self, request_id: str, now: float) -> None:
-        """The first token came: its prompt is computed, and the request decodes from now on."""
+        """Take note of a first token: its prompt is computed, and the request decodes from now on."""
         request = self._in_flight.get(request_id)
         if request is not None and not request.started:
             self.advance(now)
@@ -132,7 +132,7 @@ class OwnLoad:
         self.context_tokens += choices * request.arrival.weight.prompt_tokens
 
     def tokens(self, request_id: str, n: int, now: float) -> None:
-        """`n` more output tokens came, of all choices together."""
+        """Take note of `n` more output tokens, of all choices together."""
         request = self._in_flight.get(request_id)
         if request is None or n <= 0:
             return
@@ -148,7 +148,7 @@ class OwnLoad:
         request.remaining = left
 
     def release(self, request_id: str, now: float) -> bool:
-        """The request is over, however it ended; False when it was not in flight here (any more)."""
+        """Forget a request, however it ended; False when it was not in flight here (any more)."""
         request = self._in_flight.pop(request_id, None)
         if request is None:
             return False
@@ -172,7 +172,7 @@ class OwnLoad:
     # -- what is computed meanwhile ---------------------------------------------------------------------
 
     def advance(self, now: float) -> None:
-        """Prefill went on since the last call, in the order sent; never past what a first token would prove."""
+        """Let prefill go on since the last call, in the order sent; never past what a first token would prove."""
         elapsed = now - self._advanced_at
         if elapsed <= 0.0:
             return
@@ -183,7 +183,7 @@ class OwnLoad:
             self._assume_prefill(elapsed)
 
     def _assume_prefill(self, elapsed: float) -> None:
-        """Of each full iteration, the part that is not streams' goes to prompts, the earliest first."""
+        """Give prompts the part of each full iteration that is not streams', the earliest first."""
         cost, width = self.step_cost, self.capacity.max_batch_tokens
         assert cost is not None
         left = elapsed * cost.prompt_share(self.decoding, self.context_tokens, width)
@@ -210,7 +210,7 @@ class OwnLoad:
             self._silent[request.arrival.id] = request
 
     def _assume_tokens(self, elapsed: float) -> None:
-        """Streams that nobody sees advance by a token per iteration, as long as more are expected."""
+        """Let streams that nobody sees advance by a token an iteration, as long as more are expected."""
         cost = self.step_cost
         if cost is None:
             return
@@ -223,7 +223,7 @@ class OwnLoad:
     # -- inside -----------------------------------------------------------------------------------------
 
     def _price_prompts(self) -> None:
-        """The speed has become known: what the prompts in flight take still, which nobody could say before."""
+        """Price the prompts in flight, now that the speed has become known."""
         cost = self.step_cost
         for request in self._prefilling.values():
             tokens, cached = request.uncomputed, request.cached_tokens
@@ -258,7 +258,7 @@ class OwnLoad:
             self.index.occupy(self.name, ends // size - weight.prompt_tokens // size, chain[-1])
 
     def _settle(self) -> None:
-        """Sums of floats are exact again whenever nothing is left to sum."""
+        """Set the sums to exactly 0 whenever nothing is left to sum."""
         if not self._prefilling:
             self.uncomputed_tokens = self.prefill_seconds = 0.0
         if not self._in_flight:

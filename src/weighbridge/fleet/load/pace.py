@@ -30,20 +30,21 @@ class PrefillPace:
         self._measuring = False
 
     def begin(self) -> None:
-        """A line begins: the first prompt was sent to a replica that had none to compute."""
+        """Begin a line: the first prompt was sent to a replica that had none to compute."""
         self._work = self._passed = 0.0
         self._measuring = True
 
     def disturb(self) -> None:
-        """Something else was in the line, or left it half done: this line teaches nothing."""
+        """Learn nothing from this line: something else was in it, or left it half done."""
         self._measuring = False
 
     def passed(self, seconds: float) -> None:
-        """So much prefill should have been done since the last call."""
+        """Add the prefill that should have been done since the last call."""
         self._passed += seconds
 
     def first_token(self, work: float, full: float) -> None:
-        """A prompt of `work` predicted seconds is done; a full iteration computes `full` seconds of work."""
+        """Learn from a prompt of `work` predicted seconds that is done; a full iteration computes `full`
+        seconds of work."""
         self._work += work
         if not self._measuring or self._work < full or full <= 0.0:
             return

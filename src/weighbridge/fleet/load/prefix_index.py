@@ -51,7 +51,7 @@ class _Held:
             holding = newer
 
     def use(self, run: BlockRun) -> None:
-        """It holds all of `run`, as its most recently used."""
+        """Hold all of `run`, as its most recently used."""
         holding = run.holdings.get(self.bit)
         if holding is None:
             holding = run.holdings[self.bit] = Holding(run)

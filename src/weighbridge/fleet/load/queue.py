@@ -94,16 +94,16 @@ class GatewayQueue:
         return turn[0] if turn else None
 
     def take(self, arrival: Arrival, now: float, cached_tokens: int = 0) -> None:
-        """`arrival` is dispatched: it leaves, and its tenant is charged the prompt tokens to be computed."""
+        """Take out `arrival`, which is dispatched: its tenant is charged the prompt tokens to be computed."""
         self._fair.take(arrival, now)
         self._fair.charge(arrival, input_tokens=arrival.weight.prompt_tokens - cached_tokens)
 
     def charge(self, arrival: Arrival, *, input_tokens: int = 0, output_tokens: int = 0) -> None:
-        """Service the tenant received meanwhile; negative to take a charge back."""
+        """Charge service that the tenant received meanwhile; negative to take a charge back."""
         self._fair.charge(arrival, input_tokens=input_tokens, output_tokens=output_tokens)
 
     def remove(self, request_id: str) -> Arrival | None:
-        """It waits no longer (its client went away); None when it does not wait."""
+        """Take out a request whose client went away; None when it does not wait."""
         return self._fair.remove(request_id)
 
     def expired(self, now: float) -> list[Arrival]:
@@ -152,7 +152,7 @@ class GatewayQueue:
             )
 
     def _watch(self, arrival: Arrival, latest: float) -> None:
-        """Now and then those that left long before their deadline are swept out."""
+        """Sweep out, now and then, those that left long before their deadline."""
         self._count += 1
         heappush(self._latest, (latest, self._count, arrival))
         if len(self._latest) > 2 * len(self._fair) + 64:
@@ -181,7 +181,7 @@ _BATCH, _CONTEXT = 32, 512
 
 
 def work_seconds(tokens: float, costs: Sequence[StepCost | None]) -> float | None:
-    """In which replicas with these step costs produce `tokens` together, in batches of usual size.
+    """Return the seconds in which replicas with these step costs produce `tokens` together, in batches of usual size.
 
     Those whose speed is not known are left out, so that it is an upper bound; None when it is known of none. 0
     without replicas.
@@ -193,7 +193,7 @@ def work_seconds(tokens: float, costs: Sequence[StepCost | None]) -> float | Non
 
 
 def drain_seconds(tokens: float, seconds_per_token: Sequence[float]) -> float:
-    """In which replicas with these speeds work off `tokens` together; 0 without replicas."""
+    """Return the seconds in which replicas with these speeds work off `tokens` together; 0 without replicas."""
     speed = sum(1.0 / seconds for seconds in seconds_per_token if seconds > 0.0)
     return tokens / speed if speed else 0.0
 

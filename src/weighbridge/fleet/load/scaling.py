@@ -37,7 +37,7 @@ class Scaler:
     def decide(
         self, replicas: int, queued_seconds: float | None, work_seconds: float | None, now: float
     ) -> int:
-        """1, 0 or -1 replicas more.
+        """Return how many replicas more there should be: 1, 0 or -1.
 
         `queued_seconds`: in which all replicas work off what waits to be begun. `work_seconds`: in which they
         work off that and all that is in flight. None: no replica's speed is known; until one's is, only the bounds

@@ -143,7 +143,7 @@ class Scales:
             self._known.popitem(last=False)
 
     def settle(self, weighed: Weighed, prompt_tokens: int) -> None:
-        """A prompt has `prompt_tokens`, as a replica or our tokenizer counted: estimates learn from it."""
+        """Let estimates learn from a prompt of `prompt_tokens`, as a replica or our tokenizer counted."""
         if prompt_tokens > 0 and weighed.size > 0:
             ratio = min(max(weighed.size / prompt_tokens, 0.5), 16.0)
             self._bytes_per_token.add(ratio)
@@ -245,7 +245,7 @@ def _root(ask: Ask) -> Digest:
 
 
 def _key(ask: Ask) -> bytes:
-    """Names all that decides how many tokens a prompt has, and who may share its blocks."""
+    """Name all that decides how many tokens a prompt has, and who may share its blocks."""
     digest = blake2b(ask.path.encode(), digest_size=16, key=_root(ask))
     for name in _WEIGHED:
         raw = ask.fields.get(name)

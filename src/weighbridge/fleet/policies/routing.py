@@ -56,7 +56,7 @@ class Routing:
         self._ranked: OrderedDict[str, Arrival] = OrderedDict()
 
     def replicas(self, names: Sequence[str], now: float) -> None:
-        """These are there now; others are gone, and what was in flight on them with them."""
+        """Say which replicas there are now; others are gone, and what was in flight on them with them."""
         for name in set(self._states) - set(names):
             del self._states[name]
             self._index.remove_replica(name)
@@ -66,7 +66,7 @@ class Routing:
                 self._states[name] = ReplicaState(name, capacity, self._index, now)
 
     def learn(self, name: str, step_cost: StepCost) -> None:
-        """A replica told how fast it is."""
+        """Take note of how fast a replica says it is."""
         state = self._states[name]
         if state.capacity.step_cost != step_cost:
             state.update_capacity(replace(state.capacity, step_cost=step_cost))
@@ -83,14 +83,14 @@ class Routing:
         return Ranking((choice.replica, *others), choice.reason)
 
     def sent(self, request_id: str, name: str, now: float) -> None:
-        """The request went to `name`: from now on it counts there."""
+        """Count a request at `name` from now on."""
         arrival = self._ranked.pop(request_id, None)
         state = self._states.get(name)
         if arrival is not None and state is not None and request_id not in state:
             state.credit(arrival, state.cached_tokens(arrival), now)
 
     def done(self, request_id: str, name: str, now: float) -> None:
-        """It is over, however it ended. Idempotent."""
+        """Count a request no longer, however it ended. Idempotent."""
         state = self._states.get(name)
         if state is not None:
             state.release(request_id, now)

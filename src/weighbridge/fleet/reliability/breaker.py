@@ -53,7 +53,7 @@ class CircuitBreaker:
         return state is BreakerState.CLOSED
 
     def sent(self, now: float) -> None:
-        """A request goes out; half open, it is the trial."""
+        """Take note that a request goes out; half open, it is the trial."""
         if self.state(now) is BreakerState.HALF_OPEN:
             self._trial_since = now
 
@@ -76,7 +76,7 @@ class CircuitBreaker:
             self._open(now)
 
     def gave_up(self) -> None:
-        """The request on trial was cancelled; its place is free again and nothing was learned."""
+        """Free the place of a trial that was cancelled; nothing was learned."""
         self._trial_since = None
 
     def _open(self, now: float) -> None:

@@ -61,14 +61,14 @@ class Hedger:
         self._budget = EarnedBudget(settings.extra_work, LARGEST_SAVING)
 
     def observe(self, seconds: float, predicted: float | None) -> None:
-        """A first token came after `seconds`; None: nothing was predicted."""
+        """Learn from a first token that came after `seconds`; None: nothing was predicted."""
         if predicted is not None and predicted > 0.0:
             self._ratios.observe(seconds / predicted)
         else:
             self._seconds.observe(seconds)
 
     def sent(self, tokens: float) -> None:
-        """A request of so many prompt tokens was sent; its share of extra work may be used later."""
+        """Count a request of so many prompt tokens; its share of extra work may be used later."""
         self._budget.earn(tokens)
 
     def delay(self, predicted: float | None) -> float | None:

@@ -141,7 +141,7 @@ class Resumption:
         return {"index": 0, "delta": content, "logprobs": None, "finish_reason": choice.get("finish_reason")}
 
     def _usage(self, usage: dict[str, Any]) -> dict[str, Any]:
-        """As if one replica had done it all: what was sent before counts as output, not as prompt."""
+        """Write usage as if one replica had done it all: what was sent before counts as output, not as prompt."""
         prompt, output = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
         fixed = {
             **usage,

@@ -16,7 +16,8 @@ Make = Callable[[ReplicaSpec], Replica]
 
 
 def build_replica(spec: ReplicaSpec, local: dict[str, Make] | None = None) -> Replica:
-    """`local` makes the kinds that need more than a URL: processes, engines in this process, Ray actors."""
+    """Return the adapter of a replica; `local` makes the kinds that need more than a URL: processes, engines
+    in this process, Ray actors."""
     if spec.kind == "url":
         return HttpReplica(spec.name, endpoint_of(spec, spec.target))
     make = (local or {}).get(spec.kind)

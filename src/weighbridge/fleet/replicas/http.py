@@ -138,7 +138,7 @@ class HttpReplica:
             return Report(at=self._clock())
 
     def _doubt(self, why: str) -> None:
-        """It answers, so it lives; what it says of its load is not believed. Said once for each reason."""
+        """Log that what it says of its load is not believed, once for each reason: it answers, so it lives."""
         if why != self._doubted:
             self._doubted = why
             log.warning("the load that replica %r reports is not used: %s", self.name, why)
@@ -231,19 +231,19 @@ class HttpAnswer:
             yield rest
 
     async def close(self) -> None:
-        """After the end of the body this does nothing; before it, the server sees the connection go."""
+        """Cut the connection, unless the body has ended."""
         self._timer.cancel()
         self._response.close()
 
     def _ends_soon(self) -> None:
-        """The body should end with its last event; a server that keeps it open loses the connection."""
+        """Expect the body to end with its last event; a server that keeps it open loses the connection."""
         self._ended = True
         self._idle = min(self._idle, END_WITHIN)
         self._timer.cancel()
         self._timer = self._loop.call_later(self._idle, self._look)
 
     def _look(self) -> None:
-        """One timer for a whole stream instead of one for each chunk: it looks how long the silence has lasted."""
+        """Look how long the silence has lasted: one timer for a whole stream instead of one for each chunk."""
         since = self._waiting_since
         silent = 0.0 if since is None else self._loop.time() - since
         if silent >= self._idle:

@@ -172,12 +172,12 @@ class LocalAnswer:
                 raise ReplicaError(self._replica, Failure.IDLE, f"silent for {self._idle:g} s") from error
 
     async def close(self) -> None:
-        """The application hears of a client that went away; it cancels what runs."""
+        """Tell the application that its client went away; it cancels what runs."""
         self._gone.set()
         self._room.set()
 
 
 def _looked_at(task: asyncio.Task[None]) -> None:
-    """Its reader is told that it broke off; the application logs why."""
+    """Tell the reader that the answer broke off; the application logs why."""
     if not task.cancelled():
         task.exception()

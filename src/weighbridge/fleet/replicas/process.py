@@ -63,13 +63,13 @@ class ProcessReplica:
         return await self._running().open(call)
 
     async def probe(self) -> Report:
-        """Starts the process the first time it is asked."""
+        """Ask for its health; the first time, start the process."""
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep())
         return await self._running().probe()
 
     async def close(self) -> None:
-        """SIGTERM, time to drain, then SIGKILL."""
+        """End the process: SIGTERM, time to drain, then SIGKILL."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
@@ -157,7 +157,8 @@ def own_cores() -> list[int]:
 
 
 def own_environment() -> dict[str, str]:
-    """Ours, without the keys of our clients: a replica listens on loopback and is asked by us alone."""
+    """Return our environment without the keys of our clients: a replica listens on loopback and is asked by us
+    alone."""
     return {name: value for name, value in os.environ.items() if name != "WEIGHBRIDGE_API_KEYS"}
 
 

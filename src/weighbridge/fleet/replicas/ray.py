@@ -72,7 +72,7 @@ class ServeActor:
         self._url = self._start(list(command), key)
 
     def url(self) -> str:
-        """Where it listens. The actor dies with its process, so that Ray starts both again."""
+        """Return where it listens. The actor dies with its process, so that Ray starts both again."""
         if self._process is None or self._process.poll() is not None:
             os._exit(1)
         return self._url
@@ -82,7 +82,7 @@ class ServeActor:
         return self._process.pid
 
     def stop(self, seconds: float) -> None:
-        """SIGTERM, time to drain, then SIGKILL."""
+        """End the process: SIGTERM, time to drain, then SIGKILL."""
         process = self._process
         if process is None or process.poll() is not None:
             return
@@ -220,6 +220,6 @@ def _first_line(error: Exception) -> str:
 
 
 def make_ray_replica(spec: ReplicaSpec) -> RayReplica:
-    """Connects to the cluster now, so that a missing one is said at once."""
+    """Return a replica of this entry. Connects to the cluster now, so that a missing one is said at once."""
     connect(spec.ray.address)
     return RayReplica(spec)
