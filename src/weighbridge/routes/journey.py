@@ -35,6 +35,8 @@ log = logging.getLogger("weighbridge.routes")
 
 #: Pause before the cloud is asked again, in seconds, where it names none; and the longest that is waited.
 RETRY_PAUSE, LONGEST_PAUSE = 0.2, 2.0
+#: Bytes of events that are made the client's on the event loop; more take a thread.
+AT_ONCE = 16_384
 #: Seconds that must be left for a place to be asked; the event loop's clock counts in no smaller ones.
 SHORTEST_DEADLINE = 0.001
 
@@ -132,7 +134,10 @@ class RouteJourney:
             async for event in run.rest():
                 if self.ticket.first_token is None:
                     self.ticket.first_token = time.time()
-                body = shown.events(event.raw)
+                if len(event.raw) <= AT_ONCE:
+                    body = shown.events(event.raw)
+                else:
+                    body = await asyncio.to_thread(shown.events, event.raw)
                 if run.complete:
                     self._is_whole = True
                     yield Event(body + shown.rest(), parse, last=True)
@@ -152,9 +157,7 @@ class RouteJourney:
         chunks = chunks_of(run.held(), keep_logprobs=not run.asked_logprobs)
         self.ticket.first_token = time.time()
         if restore is not None:
-            chunks = [restore.chunk(chunk) for chunk in chunks]
-            rest = [{"index": index, "delta": delta} for index, delta in restore.finish().items()]
-            chunks = [*chunks, {"choices": rest}]
+            chunks = await asyncio.to_thread(restore.whole, chunks)
         answer = whole_answer(chunks, self.ticket.model, keep_logprobs=not run.asked_logprobs)
         body = msgspec.json.encode(answer)
         self._is_whole = True

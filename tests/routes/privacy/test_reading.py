@@ -63,6 +63,7 @@ def test_folding(text: str, said: str) -> None:
         ("alice%40example.com", "alice@example.com"),
         ("alice%2540example.com", "alice@example.com"),
         ("gro%C3%9F%e9", "großé"),
+        ("a%u0040b", "a@b"),
         ("alice&#64;example&period;com", "alice@example.com"),
         ("alice&amp;#x40;example.com", "alice@example.com"),
         ("\\u0061\\x6c\\151\\ud83d\\ude00", "ali\N{GRINNING FACE}"),

@@ -181,6 +181,8 @@ async def test_a_value_where_the_api_takes_its_own_words_only_stays(value: str) 
     message = {"role": value, "content": "hi"}
     assert await redact({"messages": [message]}) is None
     assert await redact(chat("hi", tool_choice=value)) is None
+    assert await redact(chat("hi", seed=4111111111111111)) is None
+    assert await redact(chat("hi", tools=[tool("f", {"p": {"maximum": 4111111111111111}})])) is None
     assert await redact(chat("hi", tools=[tool("f", {"p": {"type": value}})])) is None
 
 

@@ -84,6 +84,7 @@ REASONS: list[tuple[str, Callable[[Hit, str], bool]]] = [
     _reason("a call, a contact, a number and what can be reached say nothing of a phone alone", "PHONE", lambda v, b, a: re.search(r"(?i)\b(call|contact|number|reach|dial)\b", b[-48:]) is not None),
     _reason("a part of a longer row or path of digits", "PHONE", lambda v, b, a: re.match(r"[ .,/:-]\d|/|:", a) is not None or b[-1:] in "/:"),
     _reason("a number with its leading 0 has 9 to 12 digits and no second 0", "PHONE", lambda v, b, a: v.startswith("00") or (v.startswith("0") and not 9 <= _count(v) <= 12)),
+    _reason("a postal code, or four digits between dots", "PHONE", lambda v, b, a: re.fullmatch(r"\d{5}-\d{4}", v) is not None or re.search(r"\d{3}\.|\.\d{3}", v) is not None),
     _reason("a date at its beginning", "PHONE", lambda v, b, a: re.match(r"(?:19|20)\d\d[-./ ]\d|\d{1,2}[-./ ]\d{1,2}[-./ ]\d\d", v) is not None),
     _reason("a year in brackets", "PHONE", lambda v, b, a: re.match(r"\((?:19|20)\d\d\)", v) is not None),
     _reason("no country begins with 0", "PHONE", lambda v, b, a: v.startswith("+0")),

@@ -80,14 +80,15 @@ _SCHEMAS = (
     "items prefixItems additionalProperties contains not if then else anyOf oneOf allOf propertyNames "
     "unevaluatedProperties"
 )
-_VALUES = (
-    "title description default enum const examples pattern minimum maximum exclusiveMinimum exclusiveMaximum "
-    "multipleOf minLength maxLength minItems maxItems uniqueItems minProperties maxProperties nullable strict "
-    "deprecated readOnly writeOnly $schema $id $comment"
+_VALUES = "title description default enum const examples pattern $schema $id $comment"
+_FIGURES = (
+    "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength minItems maxItems uniqueItems "
+    "minProperties maxProperties nullable strict deprecated readOnly writeOnly"
 )
 _KEYWORDS.update(dict.fromkeys(_NAMERS.split(), _BY_NAME))
 _KEYWORDS.update(dict.fromkeys(_SCHEMAS.split(), _OF_SCHEMA))
 _KEYWORDS.update(dict.fromkeys(_VALUES.split(), ANY))
+_KEYWORDS.update(dict.fromkeys(_FIGURES.split(), _word("")))
 _KEYWORDS["type"], _KEYWORDS["format"] = _word(_TYPES), _word(_FORMATS)
 _KEYWORDS["required"] = _KEYWORDS["$ref"] = NAME
 _KEYWORDS["dependentRequired"] = Field(others=NAME)
@@ -134,10 +135,13 @@ _CHOICE = Field(
     frozenset(("auto", "none", "required")),
     fields={"type": _FUNCTION, "function": _fields({"name": NAME})},
 )
+#: Fields that hold a number or a switch: nothing can stand for a value there.
+_SETTINGS = FORWARDED - {"messages", "tools", "tool_choice", "response_format", "stop", "reasoning_effort"}
 #: The whole body of a chat.
 BODY = Field(
     fields={
         **dict.fromkeys(FORWARDED | EDGE_ONLY, ANY),
+        **dict.fromkeys(_SETTINGS, _word("")),
         "messages": Field(items=_MESSAGE),
         "tools": Field(items=_TOOL),
         "tool_choice": _CHOICE,

@@ -42,7 +42,7 @@ _HOME = Context(
     barred=RightBefore("tests?|benchmarks?|cipher"), after=RightBehind("tests?|passed|failed|of|cases?")
 )
 #: Endings of names that are none of hosts: files beside an `@2x`, units of systemd.
-_FILES = "png jpg jpeg gif svg webp pdf css html json yaml yml txt exe dll tsx jsx gz"
+_FILES = "png jpg jpeg gif svg webp pdf css html json yaml yml txt exe dll tsx jsx gz tar zip"
 _NO_HOSTS = frozenset(f"{_FILES} service socket timer target mount".split())
 #: Names that machines log in by, not people.
 _NO_PEOPLE = frozenset(("git", "hg", "svn"))
@@ -75,9 +75,10 @@ def _mail(text: str) -> bool:
 
 
 def _card(text: str) -> bool:
-    """A card written as cards are: in one, in groups of which the first has four digits, or digit by digit."""
+    """A card as cards are written: in one, in groups of which the first has four digits (six of 19), or one by one."""
     groups = re.split("[ -]", text)
-    is_written_so = len(groups) == 1 or len(groups[0]) == 4 or set(map(len, groups)) == {1}
+    sizes = [len(group) for group in groups]
+    is_written_so = len(groups) == 1 or sizes[0] == 4 or set(sizes) == {1} or sizes == [6, 13]
     digits = "".join(filter(str.isdigit, text))
     is_short = len(digits) == 12 and digits[:2] not in (
         "50",

@@ -251,7 +251,7 @@ _PLAIN, _FOLDED = _Characters(_plain), _Characters(_fold)
 
 #: Every alternative begins with another character and is bounded, but for runs of one kind: linear.
 _ESCAPED = re.compile(
-    r"(?P<percent>(?:%[0-9A-Fa-f]{2})+)"
+    r"(?P<percent>(?:%[0-9A-Fa-f]{2})+)|%u[0-9A-Fa-f]{4}"
     r"|&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});?"
     r"|\\(?:u[dD][89abAB][0-9A-Fa-f]{2}\\u[dD][c-fC-F][0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|u\{[0-9A-Fa-f]{1,6}\}"
     r"|U[0-9A-Fa-f]{8}|x[0-9A-Fa-f]{2}|[0-3][0-7]{2}|[nrt\"'/\\])"

@@ -48,7 +48,7 @@ def leaves(value: Any, at: Field = BODY, depth: int = 0) -> Iterator[Leaf]:
         for one in value:
             yield from leaves(one, at.each, depth)
     elif type(value) is int or isinstance(value, float):
-        yield Leaf(json.dumps(value), is_number=True)
+        yield Leaf(json.dumps(value), at.kind, is_number=True)
 
 
 def _text_leaves(text: str, kind: TextKind, depth: int) -> Iterator[Leaf]:
@@ -82,7 +82,7 @@ def rewrite(value: Any, replace: Replace, at: Field = BODY, depth: int = 0) -> A
         return [rewrite(one, replace, at.each, depth) for one in value]
     if type(value) is int or isinstance(value, float):
         written = json.dumps(value)
-        replaced = replace(written, TextKind.TEXT)
+        replaced = replace(written, at.kind)
         return value if replaced == written else replaced
     return value
 

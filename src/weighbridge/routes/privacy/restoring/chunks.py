@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,12 @@ class ChunkRestorer:
                 call["arguments"] = (call.get("arguments") or "") + rest
             else:
                 delta[place.field] = (delta.get(place.field) or "") + rest
+
+    def whole(self, chunks: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """All chunks of an answer that is complete, and one with what was held back."""
+        restored = [self.chunk(chunk) for chunk in chunks]
+        rest = [{"index": index, "delta": delta} for index, delta in self.finish().items()]
+        return [*restored, {"choices": rest}]
 
     def finish(self) -> dict[int, dict[str, Any]]:
         """Choices that ended without saying so: their index, and a delta with what was held back."""

@@ -11,74 +11,35 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from weighbridge.routes.privacy.restoring.json_place import JsonPlace
 
 #: No placeholder is longer, however it is written.
 LONGEST = 160
 
-_MARK = r"\\{0,4}"  # a backslash of Markdown, and of JSON before that
 _PLACEHOLDER = re.compile(r"\[([A-Z_]+)_(\d+)\]")
-
-
-class _Atom(NamedTuple):
-    """One step of an expression, and how it may have begun where a text ends within it."""
-
-    whole: str
-    begun: str = ""
-
-
-def _spelled(name: str, between: list[_Atom]) -> list[_Atom]:
-    """A name in any case, letter by letter, with `between` for its underscores."""
-    atoms: list[_Atom] = []
-    for letter in name:
-        atoms += between if letter == "_" else [_Atom(f"[{letter}{letter.lower()}]")]
-    return atoms
-
-
-def _atoms(*expressions: str) -> list[_Atom]:
-    return [_Atom(each) for each in expressions]
-
-
-_NUMBER = "[0-9]{1,9}"
-
-
-def _bracketed(name: str) -> list[_Atom]:
-    spelled = _spelled(name, _atoms(_MARK, r"[ _\-]?"))
-    return [
-        *_atoms(r"[\[\u3010\uff3b]", " ?"),
-        *spelled,
-        *_atoms(_MARK, "[ _#-]?", " ?", _NUMBER, " ?", r"[\]\u3011\uff3d]"),
-    ]
-
-
-def _escaped(name: str) -> list[_Atom]:
-    return [*_atoms(r"\\{1,4}", r"\["), *_bracketed(name)[1:-1], *_atoms(r"\\{1,4}", r"\]")]
-
-
-def _in_url(name: str) -> list[_Atom]:
-    gap = [_Atom("(?:_|%5[Ff]|%20|-)", "%[52]?")]
-    return [*_atoms("%", "5", "[Bb]"), *_spelled(name, gap), *gap, *_atoms(_NUMBER, "%", "5", "[Dd]")]
-
-
-def _bare(name: str) -> list[_Atom]:
-    letters = [
-        atom for letter in name[1:] for atom in (_atoms(_MARK, "_") if letter == "_" else _atoms(letter))
-    ]
-    return [*_atoms(rf"(?<![A-Z0-9]){name[0]}"), *letters, *_atoms(_MARK, "_", _NUMBER)]
-
-
-def _beginning(atoms: list[_Atom]) -> str:
-    """Whatever `atoms` begin with, up to the end of the text."""
-    rest = ""
-    for atom in reversed(atoms[1:]):
-        rest = f"(?:{atom.whole}{rest}|{atom.begun})?" if atom.begun else f"(?:{atom.whole}{rest})?"
-    return atoms[0].whole + rest
+_OPEN, _SHUT = r"[\[\u3010\uff3b]", r"[\]\u3011\uff3d]"
+#: A name as it may be spelled, and what may stand between it and its number. All of it is bounded.
+_NAME, _GAP, _NUMBER = r"[A-Za-z][A-Za-z_ \\-]{0,48}?", r"[\\_ #-]{0,6}", "[0-9]{1,9}"
+_URL_GAP = "(?:_|%5[Ff]|%20|-)"
+#: Whatever looks like a placeholder; whether it is one, its name tells.
+_WHOLE = re.compile(
+    rf"\\{{1,4}}\[ ?(?P<escaped>{_NAME}){_GAP}(?P<e>{_NUMBER}) ?\\{{1,4}}\]"
+    rf"|{_OPEN} ?(?P<bracketed>{_NAME}){_GAP}(?P<b>{_NUMBER}) ?{_SHUT}"
+    rf"|%5[Bb](?P<url>[A-Za-z](?:[A-Za-z]|{_URL_GAP}){{0,48}}?){_URL_GAP}?(?P<u>{_NUMBER})%5[Dd]"
+    rf"|(?P<bare>[A-Z](?<![A-Z0-9][A-Z])(?:[A-Z]|\\{{0,4}}_){{0,48}}?)\\{{0,4}}_(?P<n>{_NUMBER})"
+)
+#: What may go on to be one, up to the end of a text: more than can, for that costs nothing but a moment.
+_BEGUN = re.compile(
+    rf"(?:\\{{1,4}}|\\{{0,4}}{_OPEN} ?(?P<bracketed>[A-Za-z_ \\#-]{{0,60}})(?P<b>[0-9]{{0,9}})[ \\]{{0,6}}"
+    r"|%(?:5(?:[Bb](?P<url>(?:[A-Za-z_-]|%5[Ff]|%20){0,60})(?P<u>[0-9]{0,9})(?:%(?:[52]?))?)?)?"
+    r"|(?P<bare>[A-Z](?<![A-Z0-9][A-Z])(?:[A-Z]|\\{0,4}_){0,60})\\{0,4}(?P<n>[0-9]{0,9}))\Z"
+)
+_KINDS = (("escaped", "e"), ("bracketed", "b"), ("url", "u"), ("bare", "n"))
 
 
 class Placeholders:
-    """All of a request: how each may be written, and what it stands for."""
+    """All of a request: what each stands for."""
 
     def __init__(self, values: Mapping[str, str]) -> None:
         """`values`: `[EMAIL_1]` and so on, and what each stands for."""
@@ -86,38 +47,36 @@ class Placeholders:
         for placeholder, value in values.items():
             match = _PLACEHOLDER.fullmatch(placeholder)
             assert match is not None, placeholder
-            self._values[_plain(match[1]), int(match[2])] = value
-        names = sorted(
-            {match[1] for match in map(_PLACEHOLDER.fullmatch, values) if match}, key=len, reverse=True
-        )
-        forms = [(kind, form(name)) for name in names for kind, form in _FORMS]
-        wholes = ["".join(atom.whole for atom in form) for _, form in forms]
-        named = [f"(?P<{kind}{number}>{wholes[number]})" for number, (kind, _) in enumerate(forms)]
-        self.whole = re.compile("|".join(named) or "(?!)")
-        # An alias may go on with a digit; all other forms are over with their last character.
-        starts = [_beginning(form if kind == "bare" else form[:-1]) for kind, form in forms]
-        self.begun = re.compile("(?:" + "|".join(starts) + r")\Z" if starts else "(?!)")
+            self._values[_letters(match[1]), int(match[2])] = value
+        self._names = {name for name, _ in self._values}
+        self._beginnings = {name[:size] for name in self._names for size in range(len(name) + 1)}
         #: Whether any value looks different in a string of JSON.
         self.need_escapes = any(_in_json(value, 1) != value for value in values.values())
 
-    def value(self, match: re.Match[str], depth: int) -> str:
-        """What a match of `whole` stands for, as it is written `depth` strings of JSON deep; itself where unknown."""
-        text = match[0]
-        is_url = (match.lastgroup or "").startswith("url")
-        clean = text.replace("%5F", "_").replace("%5f", "_").replace("%20", "_")[3:-3] if is_url else text
-        digits = re.search(r"[0-9]+(?=[^0-9]*\Z)", clean)
-        assert digits is not None
-        value = self._values.get((_plain(clean[: digits.start()]), int(digits[0])))
-        if value is None:
-            return text
-        return _in_json(_for_url(value) if is_url else value, depth)
+    def find(self, text: str, position: int) -> tuple[int, int, str, bool] | None:
+        """The next placeholder: where it stands, its value, and whether it stands in a URL."""
+        while self._values and (match := _WHOLE.search(text, position)):
+            kind, number = next(each for each in _KINDS if match[each[0]] is not None)
+            value = self._values.get((_letters(match[kind]), int(match[number])))
+            if value is not None:
+                return match.start(), match.end(), value, kind == "url"
+            position = match.start() + 1
+        return None
+
+    def begun(self, text: str, position: int) -> int | None:
+        """Where what may still become a placeholder begins."""
+        position = max(position, len(text) - LONGEST)
+        while self._values and (match := _BEGUN.search(text, position)):
+            name = next((match[kind] for kind, _ in _KINDS[1:] if match[kind] is not None), "")
+            has_number = any(match[number] for _, number in _KINDS[1:])
+            if _letters(name) in (self._names if has_number else self._beginnings):
+                return match.start()
+            position = match.start() + 1
+        return None
 
 
-_FORMS = (("escaped", _escaped), ("bracketed", _bracketed), ("url", _in_url), ("bare", _bare))
-
-
-def _plain(name: str) -> str:
-    return "".join(filter(str.isalpha, name)).upper()
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalpha, name.replace("%5F", "").replace("%5f", ""))).upper()
 
 
 def _for_url(value: str) -> str:
@@ -156,18 +115,20 @@ class TextRestorer:
         position = start = len(self._before)
         out: list[str] = []
         while True:
-            match = self._all.whole.search(text, position)
-            held = None if is_end else self._all.begun.search(text, max(position, len(text) - LONGEST))
-            if held is not None and (match is None or held.start() <= match.start()):
-                stop = held.start()
+            found = self._all.find(text, position)
+            held = None if is_end else self._all.begun(text, position)
+            if held is not None and (found is None or held <= found[0]):
+                stop = held
                 break
-            if match is None:
+            if found is None:
                 stop = len(text)
                 break
-            out += [self._pass(text[position : match.start()]), self._all.value(match, self._depth())]
+            begin, end, value, is_url = found
+            passed = self._pass(text[position:begin])
+            out += [passed, _in_json(_for_url(value) if is_url else value, self._depth())]
             if self._place is not None:
                 self._place.value()
-            position = match.end()
+            position = end
         out.append(self._pass(text[position:stop]))
         self._held = text[stop:]
         self._before = text[max(start - 1, stop - 1, 0) : stop]

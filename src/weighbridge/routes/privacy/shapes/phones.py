@@ -68,8 +68,10 @@ def is_phone(text: str) -> bool:
 
 
 def _of_trunk(text: str) -> bool:
-    """9 to 12 digits, as numbers with their leading 0 have."""
-    return is_phone(text) and 9 <= len(digits_of(text)) <= 12
+    """9 to 12 digits, as numbers with their leading 0 have; in pairs where dots stand between; no postal code."""
+    is_of_pairs = "." not in text or all(len(group) == 2 for group in re.split(r"[ .-]", text))
+    is_postal = re.fullmatch(r"\d{5}-\d{4}", text) is not None
+    return is_phone(text) and 9 <= len(digits_of(text)) <= 12 and is_of_pairs and not is_postal
 
 
 def _in_brackets(text: str) -> bool:
@@ -87,6 +89,15 @@ PHONES: tuple[Pattern, ...] = (
         is_phone,
         before=W + "+",
         rank=7,
+    ),
+    shape(
+        "PHONE",
+        r"00[1-9]\d{0,2}[ .\-()/](?:[ .\-()/]{0,2}\d){6,12}",
+        is_phone,
+        before=W + r".,$\x82/:\-",
+        unless_digit=".",
+        context=_ALONE,
+        rank=6,
     ),
     shape("PHONE", r"\+[1-9]\d{0,2}(?:\s{1,3}\d{2,8}){1,4}", is_phone, before=W + "+", rank=7),
     shape(
