@@ -210,6 +210,10 @@ COMMANDS: dict[str, Command | Group] = {
                 "weighbridge.cli.flow:timeline",
                 "Show a run: what was committed, shadow or cancelled, the critical path, and every bet.",
             ),
+            "prune": Command(
+                "weighbridge.cli.flow:prune",
+                "Forget runs that are done: their results, steps and records; runs that can go on are kept.",
+            ),
             "replay": Command(
                 "weighbridge.cli.flow:replay",
                 "Replay a workload through the real runtime and gate, in virtual time unless told otherwise.",

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import json
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -164,11 +165,33 @@ def _existing(journal: Path | None) -> Path:
     return path
 
 
+def prune(
+    journal: JournalOption = None,
+    older_than: Annotated[float, typer.Option(min=0.0, help="Days since a run ended.")] = 30.0,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Also runs that failed and could be resumed.")
+    ] = False,
+    json_output: JsonOutput = False,
+) -> None:
+    """Forget runs that are done: their results, steps and records; runs that can go on are kept."""
+    path = _existing(journal)
+    book = Journal(path)
+    try:
+        runs, rows = book.prune(time.time() - older_than * 86_400.0, failed=failed)
+    finally:
+        book.close()
+    if json_output:
+        print_json({"journal": str(path), "runs": runs, "rows": rows, "bytes": path.stat().st_size})
+    else:
+        print(visible(f"{path}: {runs} runs dropped with {rows} rows; {path.stat().st_size} bytes are left"))
+
+
 def timeline(
     run: Annotated[str, typer.Argument(help="The run's id; `weighbridge flow runs` lists them.")],
     journal: JournalOption = None,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained page instead.")] = None,
     width: Annotated[int, typer.Option(min=60, help="Columns of the text.")] = 100,
+    skip: Annotated[int, typer.Option(min=0, help="Executions to pass over; 200 are shown.")] = 0,
     json_output: JsonOutput = False,
 ) -> None:
     """Show a run: what was committed, shadow or cancelled, the critical path, and every bet."""
@@ -180,7 +203,7 @@ def timeline(
         return
     record = record_from_json(data)
     if html is None:
-        print(visible(text(record, width)))
+        print(visible(text(record, width, skip)))
         print(visible(explain(record)))
         return
     try:

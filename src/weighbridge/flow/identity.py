@@ -101,9 +101,7 @@ def contains_identity(frozen: Hashable) -> Any | None:
     """Return the first object in a frozen key that exists only in this process; None if there is none."""
     if isinstance(frozen, Identity):
         return frozen.value
-    if isinstance(frozen, types.CodeType):
-        return None
-    if isinstance(frozen, tuple | frozenset):
+    if isinstance(frozen, (tuple, frozenset)):  # a union of types would be made anew by each call
         for part in frozen:
             unstable = contains_identity(part)
             if unstable is not None:

@@ -20,6 +20,7 @@ import filelock
 from weighbridge.errors import BadInput
 from weighbridge.flow.journal.run_journal import RunJournal
 from weighbridge.flow.journal.schema import JOURNAL
+from weighbridge.flow.journal.upkeep import drop, ended_before
 from weighbridge.state.database import open_database, said, sentence
 
 #: Seconds that a transaction waits for other processes.
@@ -56,6 +57,21 @@ class Journal:
         if row[0] is None:
             raise BadInput(f"run {run_id} is {row[1]} and has no timeline yet; let it end, or resume it")
         return bytes(row[0])
+
+    def prune(self, moment: float, *, failed: bool = False) -> tuple[int, int]:
+        """Forget runs that were done before a moment (seconds since the epoch); return how many, and how many rows.
+
+        `failed`: also those that failed, which could have been resumed; one that is being executed stays.
+        """
+        runs = rows = 0
+        with said("journal", self.path):
+            for run_id in ended_before(self.connection, moment, ["done", "failed"] if failed else ["done"]):
+                with suppress(BadInput), _alone(Path(f"{self.path}.{run_id}.lock"), run_id):
+                    rows += drop(self.connection, [], [run_id])
+                    runs += 1
+            if runs:
+                self.connection.execute("VACUUM")
+        return runs, rows
 
     @contextmanager
     def open_run(

@@ -55,7 +55,7 @@ class Replay:
             None  # the call whose result was let through, while it may not have been seen
         )
         self._progress = 0  # results let through
-        self._awaited_key = ""  # the one that has a time to come
+        self._is_watched = False  # whether the next result comes in time
         self._ahead = 0.0  # seconds that were saved on the way here
         self._diverged: Diverged | None = None
         self.is_paced = is_paced
@@ -121,18 +121,22 @@ class Replay:
     def _wait(self, run: RunView) -> None:
         """Give the next recorded call the time that it took before, and some more; then do without the order."""
         key = self._order.next_key
-        if key is None or key == self._awaited_key:
+        if key is None or self._is_watched:
             return
-        self._awaited_key = key
-        due = self._due[key]
+        self._is_watched = True
 
-        def gone() -> None:
-            if not self.over and self._order.next_key == key:
-                log.info("run %s does not make the calls that it made before, in their order", run.run_id)
-                self.is_lost = bool(self._uncalled)
-                self._finish()
+        def look() -> None:
+            self._is_watched = False
+            if self.over:
+                return
+            if self._order.next_key != key:  # it came: now it is another's turn
+                self._wait(run)
+                return
+            log.info("run %s does not make the calls that it made before, in their order", run.run_id)
+            self.is_lost = bool(self._uncalled)
+            self._finish()
 
-        run.later(max(due - run.now(), 0.0) + SLACK_SECONDS, gone)
+        run.later(max(self._due[key] - run.now(), 0.0) + SLACK_SECONDS, look)
 
     def _finish(self) -> None:
         self.over = True

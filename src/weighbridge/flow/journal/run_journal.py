@@ -23,6 +23,7 @@ from weighbridge.flow.identity import contains_identity, digest, freeze_call
 from weighbridge.flow.journal.errors_json import decode_error, encode_error
 from weighbridge.flow.journal.json_values import decode, encode, return_type, shown
 from weighbridge.flow.journal.replay import Replay, Seen
+from weighbridge.flow.journal.upkeep import tidy
 from weighbridge.flow.report.record import Record
 from weighbridge.flow.report.record_json import record_json
 from weighbridge.flow.runtime import Diverged, this_execution
@@ -126,6 +127,7 @@ class RunJournal(Hook):
                 log.error("how run %s ended was not written down: %s", self._run_id, unwritten)
             raise
         self._end("done", None, record, learner)
+        self._tidy()
         return decode(self.result, kind)
 
     def goes_again(self) -> bool:
@@ -157,6 +159,17 @@ class RunJournal(Hook):
             except BaseException:
                 self._roll_back()
                 raise
+
+    def _tidy(self) -> None:
+        """Of runs that are done only the latest are kept whole, and their results for longer."""
+        try:
+            with self._said():
+                dropped = tidy(self._connection)
+        except StateError as error:
+            log.warning("old runs were not dropped: %s", error)
+        else:
+            if dropped:
+                log.info("the journal %s has dropped %d rows of old runs", self._path, dropped)
 
     def _restore(self, learner: Learner) -> None:
         if learner.steps or learner.sites:

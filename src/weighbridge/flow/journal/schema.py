@@ -27,6 +27,7 @@ def _order(connection: sqlite3.Connection) -> None:
         "WHERE run_id = run AND key = call"
     )
     connection.execute("CREATE INDEX runs_began ON runs (began)")
+    connection.execute("CREATE INDEX runs_ended ON runs (status, ended)")
 
 
 #: `seq`: the place of a call among those that settled. `elapsed`: seconds from the beginning of the run's life.

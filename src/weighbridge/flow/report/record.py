@@ -28,6 +28,9 @@ class Record(Hook):
     final: Join | None = None  # what the body had awaited when it returned
     writes: int = 0
     resumed: int = 0  # results taken from the journal
+    dropped_spans: int = 0  # the first ones, which a saved record does not hold any more
+    dropped_bets: int = 0
+    dropped_usd: float = 0.0  # what those spans cost
 
     def called(self, call: CallView) -> None:
         self.calls.append(call)
@@ -50,7 +53,7 @@ class Record(Hook):
 
     @property
     def usd(self) -> float:
-        return sum(span.usd for span in self.spans)
+        return self.dropped_usd + sum(span.usd for span in self.spans)
 
     @property
     def wasted_usd(self) -> float:

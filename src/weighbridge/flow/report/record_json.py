@@ -12,10 +12,14 @@ from weighbridge.flow.bets.guess import BetRecord
 from weighbridge.flow.hooks import StepSpan
 from weighbridge.flow.report.record import Record, mark_critical
 
+#: Executions and bets of a run that are saved, the latest; of those before them their number and price are.
+MAX_SPANS, MAX_BETS = 5000, 1000
+
 
 def record_json(record: Record) -> bytes:
-    """Return everything that a timeline shows."""
+    """Return everything that a timeline shows, of a size that does not grow with the run's length."""
     mark_critical(record)
+    spans, bets = record.spans[-MAX_SPANS:], record.bets[-MAX_BETS:]
     return msgspec.json.encode(
         {
             "flow": record.flow,
@@ -25,8 +29,11 @@ def record_json(record: Record) -> bytes:
             "error": record.error,
             "writes": record.writes,
             "resumed": record.resumed,
-            "spans": record.spans,
-            "bets": record.bets,
+            "spans": spans,
+            "bets": bets,
+            "dropped_spans": len(record.spans) - len(spans),
+            "dropped_bets": len(record.bets) - len(bets),
+            "dropped_usd": sum(span.usd for span in record.spans[:-MAX_SPANS]),
         }
     )
 
@@ -38,6 +45,8 @@ def record_from_json(data: bytes) -> Record:
         record = Record(saved["flow"], saved["run_id"], saved["mode"], lambda: 0.0)
         record.ended_at, record.error = saved["seconds"], saved["error"]
         record.writes, record.resumed = saved["writes"], saved["resumed"]
+        for name in ("dropped_spans", "dropped_bets", "dropped_usd"):
+            setattr(record, name, saved.get(name, 0))  # version 0 dropped nothing
         record.spans = msgspec.convert(saved["spans"], list[StepSpan])
         for bet in saved["bets"]:
             verdict = bet.pop("verdict")

@@ -10,18 +10,23 @@ MARKS = {"committed": "█", "shadow": "░", "cancelled": "╌", "failed": "×"
 MAX_ROWS = 200
 
 
-def text(record: Record, width: int = 100) -> str:
-    """Draw bars over time. A bet that was won is a committed bar that began early, marked with `?`."""
+def text(record: Record, width: int = 100, first: int = 0) -> str:
+    """Draw bars over time. A bet that was won is a committed bar that began early, marked with `?`.
+
+    `first`: how many executions are passed over, for runs of more than `MAX_ROWS`.
+    """
     if record.calls:
         mark_critical(record)
-    spans = record.spans[:MAX_ROWS]
+    spans = record.spans[first : first + MAX_ROWS]
     label = min(max([len(span.name) for span in spans], default=4), 28)
     room = max(width - label - 30, 20)
     total = max([record.seconds, *[span.finished or 0.0 for span in spans], 1e-9])
     lines = [_head(record)]
+    if record.dropped_spans:
+        lines.append(f"{record.dropped_spans} executions before these were not kept")
     lines += [_row(span, label, room, total) for span in spans]
-    if len(record.spans) > MAX_ROWS:
-        lines.append(f"... and {len(record.spans) - MAX_ROWS} more")
+    if len(record.spans) > first + MAX_ROWS:
+        lines.append(f"... and {len(record.spans) - first - MAX_ROWS} more")
     lines.append(f"{'':{label}}  0{total:>{room - 1}.3f} s")
     lines.append("█ committed  ░ shadow, not used  ╌ cancelled  × failed   ? bet   * critical path")
     return "\n".join(lines)
