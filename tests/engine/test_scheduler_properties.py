@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -34,22 +36,20 @@ class AnyHistory(RuleBasedStateMachine):
         speculate=st.booleans(),
         itl_target=st.sampled_from([0.001, 0.02, 1.0]),
         ageing=st.sampled_from([None, 0.5]),
+        patience=st.sampled_from([math.inf, 0.0, 0.05]),
+        share=st.sampled_from([1.0, 0.4, 0.1]),
     )
-    def set_up(
-        self, num_blocks, block_size, max_batch_tokens, max_sequences, cache, speculate, itl_target, ageing
-    ):
+    def set_up(self, cache, itl_target, ageing, patience, share, **options):
         self.driver = Driver(
             make_scheduler(
                 max_model_len=60,
-                num_blocks=num_blocks,
-                block_size=block_size,
-                max_batch_tokens=max_batch_tokens,
-                max_sequences=max_sequences,
                 enable_prefix_cache=cache,
-                speculate=speculate,
                 itl_target=itl_target,
                 ageing_seconds=ageing,
+                tenant_patience=patience,
+                tenant_kv_share=share,
                 max_queue_requests=30,
+                **options,
             )
         )
         self.accepted: dict[str, Request] = {}

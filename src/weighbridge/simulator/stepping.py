@@ -8,6 +8,7 @@ in the same order, the same charges. What decides anything (admission, prompts, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -163,8 +164,14 @@ class SteppingScheduler(Scheduler):
         if count < 1:
             return None
         return Strides(
-            count, len(requests), len(requests), pairs, len(requests), requests, self._counted.next_deadline()
+            count, len(requests), len(requests), pairs, len(requests), requests, self._next_decision()
         )
+
+    def _next_decision(self) -> float | None:
+        """When something is decided though nobody comes or ends: a deadline passes, or a tenant takes over a seat."""
+        claim = self.next_claim()
+        times = [self._counted.next_deadline(), claim and math.nextafter(claim[1], -math.inf)]
+        return min((time for time in times if time is not None), default=None)
 
     def _waits_in_vain(self) -> bool:
         """Return whether nobody waits, or whoever is next cannot start before somebody running ends.

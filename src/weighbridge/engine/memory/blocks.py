@@ -126,6 +126,10 @@ class BlockPool:
         for tenant, count in returned.items():
             self._hold_less(tenant, count)
 
+    def referenced_of(self, tenant: str) -> int:
+        """How many blocks in block tables are charged to `tenant`."""
+        return self._holdings.get(tenant, 0) - self.cached_of(tenant)
+
     def cached_of(self, tenant: str) -> int:
         """How many cached blocks are charged to `tenant`."""
         return len(self._cached.get(tenant, ()))

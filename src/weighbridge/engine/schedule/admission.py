@@ -41,11 +41,18 @@ def check_queue(
     """
     full = requests >= settings.max_queue_requests
     heavy = settings.max_queue_tokens is not None and requests and tokens + added > settings.max_queue_tokens
-    if not (full or heavy):
-        return
+    if full or heavy:
+        raise queue_full(settings, requests, tokens, added, output_length, cost)
+
+
+def queue_full(
+    settings: SchedulerSettings, requests: int, tokens: int, added: int, output_length: float, cost: StepCost
+) -> QueueFull:
+    """Return the error for one request of `added` tokens more than the queue takes. Arguments as in `check_queue`."""
+    full = requests >= settings.max_queue_requests
     retry_after = drain_seconds(tokens, round(min(requests * output_length, tokens)), settings, cost)
     limit = f"{settings.max_queue_requests} requests" if full else f"{settings.max_queue_tokens} tokens"
-    raise QueueFull(
+    return QueueFull(
         f"{requests} requests with {tokens} tokens of work wait, this one adds {added}, and the queue takes "
         f"at most {limit}; try again in about {retry_after:.0f} s",
         retry_after=retry_after,

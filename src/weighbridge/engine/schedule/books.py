@@ -14,7 +14,7 @@ from weighbridge.engine.memory.block_tables import BlockTables, Opening
 from weighbridge.engine.memory.blocks import BlockPool
 from weighbridge.engine.memory.prefix import PrefixCache
 from weighbridge.engine.request import Embedding, FinishReason, Request, RequestState, TokenLogprob
-from weighbridge.engine.schedule.admission import check_deadline, check_queue, check_request
+from weighbridge.engine.schedule.admission import check_deadline, check_request, queue_full
 from weighbridge.engine.schedule.output import Forks, OutputLength, append_tokens, prompt_computed
 from weighbridge.engine.schedule.queue import Deadlines, FairQueue
 from weighbridge.engine.schedule.running import RunningSet
@@ -72,7 +72,9 @@ class Books:
             raise BadInput(f"a request with id {request.id!r} is here already; ids must differ", param="id")
         queue, work = self.queue, self.output_length.work(request)
         mean = self.output_length.mean
-        check_queue(self.settings, len(queue), queue.num_tokens, work, mean, self.cost)
+        limits = self.settings
+        if queue.is_full_for(request.tenant, work, limits.max_queue_requests, limits.max_queue_tokens):
+            raise queue_full(limits, len(queue), queue.num_tokens, work, mean, self.cost)
         self.now = now
         self._check_deadline(request)
         self._requests[request.id] = request
@@ -265,6 +267,7 @@ class Books:
     def check_integrity(self) -> None:
         """Raise AssertionError unless every count agrees with what it counts."""
         self.queue.check_integrity()
+        self.running.check_integrity()
         self.tables.check_integrity([*self.running, *self._ended_in_flight])
         waiting = {request.id for request in self.queue}
         running = {request.id for request in self.running}

@@ -20,6 +20,7 @@ class Plan:
         "decodes",
         "preempted",
         "prompt_pairs",
+        "taken_over",
         "tokens",
     )
 
@@ -32,6 +33,7 @@ class Plan:
         self.tokens = 0
         self.context_tokens = 0
         self.prompt_pairs = 0
+        self.taken_over = False  # whether a tenant took over a place of another one
         self.preempted = False  # whether memory ran short and a request had to give way
 
     @property

@@ -5,6 +5,8 @@
     class 5    tenant a: r3 r5        only when class 0 is empty, or when it is this class's turn: a class
                                       that got nothing for `ageing_seconds` may send one request
 
+Nor does one tenant fill the line: when it is full, who has less than their share waiting is let in all the same.
+
 Ageing bounds starvation without upsetting the order: under a flood of urgent work, each lower class still
 gets one request admitted per `ageing_seconds`, and that request competes in the class it was lifted to.
 """
@@ -42,6 +44,17 @@ Item = TypeVar("Item", bound=Queued)
 
 
 @dataclass(slots=True)
+class Backlog:
+    """What one tenant has waiting."""
+
+    requests: int = 0
+    tokens: int = 0
+
+
+_NOTHING = Backlog()
+
+
+@dataclass(slots=True)
 class _Waiting(Generic[Item]):
     request: Item
     tokens: int  # what it weighs: tokens still to be computed for it
@@ -52,6 +65,8 @@ class _Waiting(Generic[Item]):
 class _Class(Generic[Item]):
     counters: VirtualTokenCounters = field(default_factory=VirtualTokenCounters)
     tenants: dict[str, OrderedDict[str, Item]] = field(default_factory=dict)
+    #: When each of the tenants last sent a request, or began to have one waiting; the earliest first.
+    tenants_unserved: OrderedDict[str, float] = field(default_factory=OrderedDict)
     unserved_since: float = 0.0  # when it last sent a request, or began to have one waiting
 
 
@@ -73,6 +88,7 @@ class FairQueue(Generic[Item]):
         self._classes: dict[int, _Class[Item]] = {}
         self._order: list[int] = []  # classes with eligible requests, most urgent first
         self._waiting: dict[str, _Waiting[Item]] = {}
+        self._backlogs: dict[str, Backlog] = {}  # by tenant
         self.num_tokens = 0  # tokens still to be computed for all that wait
 
     def __len__(self) -> int:
@@ -83,6 +99,25 @@ class FairQueue(Generic[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         return (waiting.request for waiting in self._waiting.values())
+
+    def backlog(self, tenant: str) -> Backlog:
+        """What `tenant` has waiting, in all classes."""
+        return self._backlogs.get(tenant, _NOTHING)
+
+    def is_full_for(self, tenant: str, tokens: float, max_requests: int, max_tokens: int | None) -> bool:
+        """Whether `tenant` has to stay outside with a request of `tokens`: the line is full, and it has its share.
+
+        The share is the bound over all that wait. So with `n` tenants the line holds at most 1 + 1/2 + ... + 1/n times
+        its bounds, and nobody is kept out by what others have waiting.
+        """
+        heavy = max_tokens is not None and bool(self._waiting) and self.num_tokens + tokens > max_tokens
+        if len(self._waiting) < max_requests and not heavy:
+            return False
+        own = self._backlogs.get(tenant, _NOTHING)
+        sharers = len(self._backlogs) + (tenant not in self._backlogs)
+        if own.requests >= max_requests // sharers:
+            return True
+        return max_tokens is not None and bool(own.requests) and own.tokens + tokens > max_tokens / sharers
 
     def holds(self, request_id: str) -> bool:
         """Whether a waiting request is not eligible yet."""
@@ -102,6 +137,9 @@ class FairQueue(Generic[Item]):
         """
         self._waiting[request.id] = _Waiting(request, tokens, held)
         self.num_tokens += tokens
+        backlog = self._backlogs.setdefault(request.tenant, Backlog())
+        backlog.requests += 1
+        backlog.tokens += tokens
         if not held:
             self._line_up(request, now, front=front)
 
@@ -121,10 +159,34 @@ class FairQueue(Generic[Item]):
         line = self._classes[best if chosen is None else chosen]
         return next(iter(line.tenants[line.counters.next()].values())), best
 
+    @property
+    def best_class(self) -> int | None:
+        """The most urgent class of which something may be admitted; None when nothing may."""
+        return self._order[0] if self._order else None
+
+    def unserved(self) -> Iterator[tuple[Item, float]]:
+        """Yield the next request of each tenant in the most urgent class, and since when that tenant got nothing:
+        the longest first."""
+        if self._order:
+            line = self._classes[self._order[0]]
+            for tenant, since in line.tenants_unserved.items():
+                yield next(iter(line.tenants[tenant].values())), since
+
+    def by_service(self) -> list[Item]:
+        """Return the next request of each tenant in the most urgent class, in the order of their turns. O(n log n)."""
+        if not self._order:
+            return []
+        line = self._classes[self._order[0]]
+        return [next(iter(line.tenants[tenant].values())) for tenant in line.counters.in_order()]
+
     def take(self, request: Item, now: float) -> None:
         """Remove `request` because it is admitted."""
         self.remove(request.id)
-        self._classes[request.priority].unserved_since = now
+        line = self._classes[request.priority]
+        line.unserved_since = now
+        if request.tenant in line.tenants:
+            line.tenants_unserved[request.tenant] = now
+            line.tenants_unserved.move_to_end(request.tenant)
 
     def remove(self, request_id: str) -> Item | None:
         """Remove a request wherever it stands; None when it does not wait."""
@@ -132,6 +194,7 @@ class FairQueue(Generic[Item]):
         if waiting is None:
             return None
         self.num_tokens -= waiting.tokens
+        self._forget(waiting.request.tenant, waiting.tokens)
         if not waiting.held:
             self._leave(waiting.request)
         return waiting.request
@@ -151,6 +214,7 @@ class FairQueue(Generic[Item]):
         queue = line.tenants.get(request.tenant)
         if queue is None:
             queue = line.tenants[request.tenant] = OrderedDict()
+            line.tenants_unserved[request.tenant] = now
             line.counters.activate(request.tenant)
         queue[request.id] = request
         if front:
@@ -162,9 +226,17 @@ class FairQueue(Generic[Item]):
         del queue[request.id]
         if not queue:
             del line.tenants[request.tenant]
+            del line.tenants_unserved[request.tenant]
             line.counters.deactivate(request.tenant)
         if not line.tenants:
             self._order.remove(request.priority)
+
+    def _forget(self, tenant: str, tokens: int) -> None:
+        backlog = self._backlogs[tenant]
+        backlog.requests -= 1
+        backlog.tokens -= tokens
+        if not backlog.requests:
+            del self._backlogs[tenant]
 
     def _overdue(self, now: float) -> int | None:
         """Return the class that has gone unserved longest, when that is at least `ageing_seconds`."""
@@ -189,6 +261,16 @@ class FairQueue(Generic[Item]):
         eligible = {key for key, waiting in self._waiting.items() if not waiting.held}
         if lined != eligible or self.num_tokens != sum(w.tokens for w in self._waiting.values()):
             raise AssertionError("the queue's totals do not match the requests in it")
+        backlogs: dict[str, Backlog] = {}
+        for waiting in self._waiting.values():
+            backlog = backlogs.setdefault(waiting.request.tenant, Backlog())
+            backlog.requests, backlog.tokens = backlog.requests + 1, backlog.tokens + waiting.tokens
+        if backlogs != self._backlogs:
+            raise AssertionError("what tenants have waiting is miscounted")
+        for line in self._classes.values():
+            since = list(line.tenants_unserved.values())
+            if line.tenants_unserved.keys() != line.tenants.keys() or since != sorted(since):
+                raise AssertionError("the tenants of a class do not stand in the order of their waiting")
         if self._order != sorted(p for p, c in self._classes.items() if c.tenants):
             raise AssertionError("the queue's order of classes is wrong")
 

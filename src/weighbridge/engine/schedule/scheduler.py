@@ -19,10 +19,16 @@ When blocks run out, the request of lowest rank gives way: its blocks return (th
 cache), it goes back to the front of its line and is computed again later. The request of highest rank always
 gets its blocks and its tokens, so something always advances: no deadlock, no livelock, nothing lost.
 
+Tenants take turns: who is next is by the service each received (`queue`), and a tenant that waits and gets nothing
+for a while takes over a seat of the one that holds most.
+
 Plain Python: time is passed in, and the simulator runs this very class.
 """
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 from weighbridge.engine.api import Load
 from weighbridge.engine.batch import Batch, Sampled
@@ -199,6 +205,8 @@ class Scheduler:
             request, priority = turn
             if above is not None and priority >= above:
                 return
+            if self._over_share(request.tenant):
+                request = self._within_share(request)
             opening = self._books.opening(request)
             if self._too_late(request, opening):
                 self._books.expire(request)
@@ -208,7 +216,9 @@ class Scheduler:
             if self._fits(opening):
                 self._books.start(request, priority, opening)
                 self._plan_chunk(request, plan)
-            elif not self._displace(priority, opening, plan):
+            elif not self._displace(self._running.below(priority), opening, plan) and not self._take_turns(
+                priority, plan
+            ):
                 return
 
     def _too_late(self, request: Request, opening: Opening) -> bool:
@@ -228,10 +238,9 @@ class Scheduler:
         """Blocks kept for growth: one for each request that runs, at least 1 % of the pool; 0 when none runs."""
         return max(running, self.pool.num_blocks // 100) if running else 0
 
-    def _displace(self, priority: int, opening: Opening, plan: Plan) -> bool:
-        """Preempt just enough requests of lower classes for `opening` to fit; nobody, and False, if that cannot be."""
+    def _displace(self, lower: Iterable[Request], opening: Opening, plan: Plan) -> bool:
+        """Preempt just enough of `lower` for `opening` to fit; nobody, and False, if that cannot be."""
         victims: list[Request] = []
-        lower = self._running.below(priority)
         for victim, freed in self._tables.freed_by(lower, keep=opening.shared):
             victims.append(victim)
             left = len(self._running) - len(victims)
@@ -241,6 +250,76 @@ class Scheduler:
                     self._preempt(request, plan)
                 return True
         return False
+
+    # -- between tenants -------------------------------------------------------------------------------
+
+    def _take_turns(self, priority: int, plan: Plan) -> bool:
+        """Start a request whose tenant has waited for too long, where others of its class have more than their share.
+
+        Its tenant got nothing for `tenant_patience`. So that is how long one waits for each seat, however many
+        requests another one sends and however long they run. One in an iteration: the request of highest rank, which
+        never gives way here, advances between any two.
+        """
+        waiting = None if plan.taken_over else self.next_claim()
+        if waiting is None or self._now < waiting[1]:
+            return False
+        request = waiting[0]
+        opening = self._books.opening(request)
+        if self._too_late(request, opening):
+            self._books.expire(request)
+            return True
+        if not self._chunk_size(opening.computed, request.num_tokens, plan):
+            return False
+        if self._over_share(request.tenant, opening.needed):
+            return False  # it would be the next to give way
+        if not self._displace(self._givers(request.tenant, priority), opening, plan):
+            return False
+        plan.taken_over = True
+        self._books.start(request, priority, opening)
+        self._plan_chunk(request, plan)
+        return True
+
+    def next_claim(self) -> tuple[Request, float] | None:
+        """The waiting request that may take over the place of another tenant's soonest, and from when on.
+
+        None while nobody holds two seats more than a tenant that waits, nor more memory than `tenant_kv_share`.
+        Those passed over hold seats, so that no more of them are looked at than there are seats.
+        """
+        share_counts = self.settings.tenant_kv_share < 1.0
+        memory = share_counts and any(self._over_share(request.tenant) for request in self._running)
+        seats = self._running.seats(self._queue.best_class)
+        for request, since in self._queue.unserved() if memory or seats.most > 1 else ():
+            if seats.of(request.tenant) + 2 <= seats.most or (
+                memory and not self._over_share(request.tenant)
+            ):
+                return request, since + self.settings.tenant_patience
+        return None
+
+    def _givers(self, tenant: str, priority: int) -> Iterator[Request]:
+        """Those that may have to give way to a request of `tenant` in class `priority`, lowest rank first: of the
+        tenant that holds most seats until both hold as many, and of tenants that hold more memory than they may."""
+        seats = self._running.seats(priority)
+        more: dict[str | None, int] = {seats.fullest: (seats.most - seats.of(tenant)) // 2}
+        given: Counter[str] = Counter()  # blocks, at most
+        for request in self._running.of_class(priority):
+            giver = request.tenant
+            if giver == tenant or request is self._running.highest:
+                continue
+            if more.get(giver, 0) > 0 or self._over_share(giver, -given[giver]):
+                more[giver] = more.get(giver, 0) - 1
+                given[giver] += len(request.block_table)
+                yield request
+
+    def _over_share(self, tenant: str, more: int = 0) -> bool:
+        """Whether the running requests of `tenant`, with `more` blocks, fill more memory than it may while others
+        wait."""
+        share = self.settings.tenant_kv_share
+        return share < 1.0 and self.pool.referenced_of(tenant) + more > share * self.pool.num_blocks
+
+    def _within_share(self, request: Request) -> Request:
+        """The next request of a tenant that is within its share of the memory; `request` itself if there is none."""
+        turns = self._queue.by_service()
+        return next((one for one in turns if not self._over_share(one.tenant)), request)
 
     # -- giving way ------------------------------------------------------------------------------------
 

@@ -50,6 +50,14 @@ class SchedulerOptions:
     max_queue_tokens: int | None = None  # tokens still to be computed for all that wait; None: no limit
     input_weight: float = 1.0  # service charged per prompt token computed (VTC)
     output_weight: float = 2.0  # and per token produced
+    tenant_patience: float = knob(
+        0.5,
+        "Seconds after which a tenant that waits takes over a seat of the one that holds most; inf: never.",
+        min=0.0,
+    )
+    tenant_kv_share: float = knob(
+        1.0, "Share of the KV cache that one tenant may fill while others wait for memory.", min=0.01, max=1.0
+    )
     ageing_seconds: float | None = 30.0  # a class unserved for so long gets a turn; None: strictly never
 
     def __post_init__(self) -> None:

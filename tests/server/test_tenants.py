@@ -1,0 +1,92 @@
+"""Tenants at a real engine: who sends thousands of prompts keeps nobody else from being answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.fleet.backends import clients
+from tests.server.running import serving
+
+TEXT = "/v1/completions"
+ENDLESS = {"ignore_eos": True, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def narrow(tiny_model: Path) -> Iterator[str]:
+    """A server with two seats, which asks for keys."""
+    options = ["--max-sequences", "2", "--tenant-patience", "0.05", "--max-queue", "2100"]
+    with serving(tiny_model, *options, "--api-key", "a=key-of-a", "--api-key", "b=key-of-b") as (url, _):
+        yield url
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[aiohttp.ClientSession]:
+    async with clients() as session:
+        yield session
+
+
+def key(tenant: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer key-of-{tenant}"}
+
+
+async def post(client: aiohttp.ClientSession, url: str, tenant: str, **fields: Any) -> tuple[int, Any, str]:
+    body = {"model": "tiny", **ENDLESS, **fields}
+    async with client.post(url + TEXT, json=body, headers=key(tenant)) as answer:
+        return answer.status, await answer.json(), answer.headers.get("x-weighbridge-ticket", "")
+
+
+async def ticket(client: aiohttp.ClientSession, url: str, tenant: str, name: str) -> dict[str, Any]:
+    async with client.get(f"{url}/v1/tickets/{name}", headers=key(tenant)) as answer:
+        found: dict[str, Any] = await answer.json()
+        return found
+
+
+async def test_a_tenant_that_holds_all_seats_gives_one_up(narrow: str, client: aiohttp.ClientSession) -> None:
+    alone = await post(client, narrow, "a", prompt="a long story", max_tokens=900)
+    both = [
+        asyncio.create_task(post(client, narrow, "a", prompt="a long story", max_tokens=900)) for _ in "12"
+    ]
+    await running(client, narrow, 2)
+    status, _, name = await post(client, narrow, "b", prompt="in between", max_tokens=4)
+    assert status == 200
+    stories = await asyncio.gather(*both)
+    assert [story[1]["choices"][0]["text"] for story in stories] == [alone[1]["choices"][0]["text"]] * 2
+    theirs = [await ticket(client, narrow, "a", story[2]) for story in stories]
+    ours = await ticket(client, narrow, "b", name)
+    assert ours["finished"] < min(one["finished"] for one in theirs)
+    assert sum(one["preemptions"] for one in theirs) == 1
+
+
+async def test_thousands_of_prompts_leave_room_in_the_line(
+    narrow: str, client: aiohttp.ClientSession
+) -> None:
+    flood = {"prompt": ["again and again"] * 2048, "max_tokens": 64}
+    floods = [asyncio.create_task(post(client, narrow, "a", **flood)) for _ in "12"]
+    done, _ = await asyncio.wait(floods, return_when=asyncio.FIRST_COMPLETED)
+    refused = done.pop().result()  # the line takes 2,100, so one of the two finds no room
+    assert (refused[0], refused[1]["error"]["code"]) == (429, "queue_full")
+    answers = await asyncio.gather(
+        *(post(client, narrow, "b", prompt=f"a short one {i}", max_tokens=2) for i in range(60))
+    )
+    assert [status for status, _, _ in answers] == [200] * 60
+    assert any(not one.done() for one in floods)
+    for one in floods:
+        one.cancel()
+    await asyncio.gather(*floods, return_exceptions=True)
+    await running(client, narrow, 0)
+
+
+async def running(client: aiohttp.ClientSession, url: str, count: int) -> None:
+    """Wait until so many requests run there."""
+    async with asyncio.timeout(60):
+        while True:
+            async with client.get(f"{url}/v1/load") as answer:
+                if (await answer.json())["running_requests"] == count:
+                    return
+            await asyncio.sleep(0.01)
