@@ -9,7 +9,7 @@ from weighbridge.routes.privacy import checksums as check
 from weighbridge.routes.privacy.shapes.pattern import Pattern, shape
 from weighbridge.routes.privacy.shapes.words import Context, RightBefore, Words
 
-_ID_WORDS = Words(
+ID_WORDS = Words(
     r"""
     national (?:id|identity|identification)(?: card)?(?: number| no)?|identity card|id card|id-card|citizen id|nric
     social security(?: number| no)?|social insurance(?: number| no)?|tax id|taxpayer id|itin|nin|nid|cnic|nicop|ssnit
@@ -27,14 +27,14 @@ _ID_WORDS = Words(
     주민등록번호|주민번호|외국인등록번호|บัตรประชาชน|เลขประจำตัว
     """
 )
-_PASSPORT_WORDS = Words(
+PASSPORT_WORDS = Words(
     r"""
     passports?|passeport|pasaporte|passaporte|passaporto|reisepass*|paspoort|paszport*|паспорт*|pasaport
     paspor|hộ chiếu|pasipoti|جواز|گذرنامه|پاسپورٹ|पासपोर्ट|পাসপোর্ট|పాస్‌పోర్ట్|பாஸ்போர்ட்
     护照|護照|パスポート|旅券|여권|หนังสือเดินทาง
     """
 )
-_LICENCE_WORDS = Words(
+LICENCE_WORDS = Words(
     r"""
     driver'?s? licen[cs]e|driving licen[cs]e|licen[cs]e number|führerschein*|permis de conduire
     licencia de conducir|carnet de conducir|carteira de motorista|cnh|водительск*
@@ -43,7 +43,7 @@ _LICENCE_WORDS = Words(
     """
 )
 _NAMED = Context(
-    _ID_WORDS, RightBefore("orders?|invoices?|tickets?|runs?|builds?|releases?|versions?|jobs?|requests?")
+    ID_WORDS, RightBefore("orders?|invoices?|tickets?|runs?|builds?|releases?|versions?|jobs?|requests?")
 )
 
 
@@ -112,7 +112,7 @@ IDENTITIES: tuple[Pattern, ...] = (
         "NATIONAL_ID", r"[A-Za-z]{0,2}\d{1,20}(?:[ ./-]{1,2}\d{1,8}){0,5}(?:-?[0-9A-Za-z])?", _id,
         before=r"\w\x80\x81.,\-", after=r"\w\x80\x81\-", unless_digit=".,", context=_NAMED, rank=5,
     ),
-    shape("NATIONAL_ID", r"[A-Za-z0-9]{6,12}", _has_digits(1), context=Context(_PASSPORT_WORDS), rank=6, digits=1),
-    shape("NATIONAL_ID", r"\d\d ?\d\d ?(?:№ ?)?\d{6}", context=Context(_PASSPORT_WORDS), rank=6),
-    shape("NATIONAL_ID", r"[A-Za-z0-9-]{6,16}", _has_digits(4), context=Context(_LICENCE_WORDS), rank=6, digits=4),
+    shape("NATIONAL_ID", r"[A-Za-z0-9]{6,12}", _has_digits(1), context=Context(PASSPORT_WORDS), rank=6, digits=1),
+    shape("NATIONAL_ID", r"\d\d ?\d\d ?(?:№ ?)?\d{6}", context=Context(PASSPORT_WORDS), rank=6),
+    shape("NATIONAL_ID", r"[A-Za-z0-9-]{6,16}", _has_digits(4), context=Context(LICENCE_WORDS), rank=6, digits=4),
 )  # fmt: skip

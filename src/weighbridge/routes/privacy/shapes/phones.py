@@ -53,7 +53,7 @@ _UNITS = RightBehind(
     """
 )
 _SPOKEN = Context(PHONE_WORDS, _OTHER_THINGS, _UNITS)
-_ALONE = Context(None, _OTHER_THINGS, _UNITS)
+ALONE = Context(None, _OTHER_THINGS, _UNITS)
 
 _DATE = re.compile(
     r"(?:19|20)\d\d([-./ ])(?:0?[1-9]|1[0-2])\1(?:0?[1-9]|[12]\d|3[01])(?!\d)"
@@ -96,7 +96,7 @@ PHONES: tuple[Pattern, ...] = (
         is_phone,
         before=W + r".,$\x82/:\-",
         unless_digit=".",
-        context=_ALONE,
+        context=ALONE,
         rank=6,
     ),
     shape("PHONE", r"\+[1-9]\d{0,2}(?:\s{1,3}\d{2,8}){1,4}", is_phone, before=W + "+", rank=7),
@@ -106,10 +106,10 @@ PHONES: tuple[Pattern, ...] = (
         is_phone,
         before=W + r".\-/",
         after=W + r"\-/",
-        context=_ALONE,
+        context=ALONE,
         rank=6,
     ),
-    shape("PHONE", r"\(\d{2,4}\) ?\d{3,4}[ -]?\d{3,4}", _in_brackets, before=W + ".", context=_ALONE, rank=6),
+    shape("PHONE", r"\(\d{2,4}\) ?\d{3,4}[ -]?\d{3,4}", _in_brackets, before=W + ".", context=ALONE, rank=6),
     shape("PHONE", r"[78] ?\(\d{3,4}\) ?\d{2,3}[ -]\d\d[ -]\d\d", is_phone, before=W + ".", rank=6),
     shape(
         "PHONE",
@@ -118,7 +118,7 @@ PHONES: tuple[Pattern, ...] = (
         before=W + r".,$\x82/:\-",
         after=W + "/:",
         unless_digit=r" .,\-",
-        context=_ALONE,
+        context=ALONE,
     ),
     shape(
         "PHONE",

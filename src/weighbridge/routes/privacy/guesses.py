@@ -1,0 +1,142 @@
+"""Which guesses of the NER model are believed: it was made for letters, and sees people in code and logs. Pure.
+
+A guess is believed where what it says can be read there: a name or a place among words of a language, or written as
+names are; a number beside a word that says what it is, or among words that nothing speaks against, or in an address.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from weighbridge.routes.privacy.hits import Hit
+from weighbridge.routes.privacy.shapes.identities import ID_WORDS, LICENCE_WORDS, PASSPORT_WORDS
+from weighbridge.routes.privacy.shapes.pattern import Scene
+from weighbridge.routes.privacy.shapes.phones import ALONE, PHONE_WORDS, is_phone
+from weighbridge.routes.privacy.shapes.words import Words, is_unspaced
+
+#: Characters on each side of a guess by which it is judged whether words of a language stand there, or code.
+AROUND, BESIDE = 120, 40
+#: Characters between two pieces of one place.
+APART = 12
+#: Marks of code beside a guess that are too many for a letter.
+MARKS = 3
+
+_PLACES = ("ADDRESS", "LOCATION")
+_NUMBERS = ("PHONE", "NATIONAL_ID", "BANK_ACCOUNT")
+_BANK_WORDS = Words(
+    "account*|acct|a/c|iban|routing|konto*|cuenta|compte|conta|rekening|счет*|rachunek|hesap|bank*|账号|账户|口座|계좌"
+)
+_SSN = Words("ssn")
+_ALL_IDS = (_SSN, ID_WORDS, PASSPORT_WORDS, LICENCE_WORDS, _BANK_WORDS)
+_WORD = re.compile(r"[\"'(\[\xbf\xa1>]*[^\W\d_]+(?:['\u2019-][^\W\d_]+)*[.,;:!?)\]\"'\u2026]*")
+_LETTERS = re.compile(r"[^\W\d_]{2,}")
+#: Characters that a telephone number is written with.
+_RUN = re.compile(r"[+(]?\d[\d ().x/-]*\d")
+_CODE = frozenset("{}[]=\\;#$@*_%`")
+#: Words of machines and figures, which no place is named by.
+_OF_MACHINES = (
+    "a and at batch build by bytes cache call chapter code count debug dpi error errors exit failed file "
+    "flat for from function gb get http https id in index info is job kb layer level line lines list mb "
+    "min ms no node nr of on or page passed path pid port post put px queue release role row rows run "
+    "running score sec seed shape shard size step steps suite task test tests the to token tokens took "
+    "total trace type uid unit user version warn warning was with worker"
+)
+_TECHNICAL = frozenset(_OF_MACHINES.split())
+
+
+def believed(text: str, hits: Iterable[Hit]) -> list[Hit]:
+    """The guesses about `text` that are believed, in order."""
+    ordered = sorted(hits, key=lambda hit: (hit.start, hit.end))
+    scene = Scene(text)
+    kept = [hit for place in _places(ordered) if _is_place(text, place) for hit in place]
+    spans = [(hit.start, hit.end) for hit in kept]
+    for hit in ordered:
+        if hit.type == "PERSON":
+            is_believed = _is_person(text, hit)
+        elif hit.type in _NUMBERS:
+            in_place = any(hit.start - end <= APART and start - hit.end <= APART for start, end in spans)
+            is_believed = in_place or _is_number(scene, hit)
+        else:
+            is_believed = hit.type == "URL"  # addresses of mail have a shape, which patterns know
+        if is_believed:
+            kept.append(hit)
+    return sorted(kept, key=lambda hit: (hit.start, hit.end))
+
+
+def _places(hits: Sequence[Hit]) -> list[list[Hit]]:
+    """Pieces of places that stand together."""
+    together: list[list[Hit]] = []
+    end = 0
+    for hit in hits:
+        if hit.type in _PLACES:
+            if together and hit.start - end <= APART:
+                together[-1].append(hit)
+            else:
+                together.append([hit])
+            end = max(end, hit.end)
+    return together
+
+
+def _is_place(text: str, pieces: Sequence[Hit]) -> bool:
+    start, end = pieces[0].start, max(piece.end for piece in pieces)
+    value = " ".join(text[piece.start : piece.end] for piece in pieces)
+    if _is_code(text, start, end):
+        return False
+    if _has_name(value):
+        return True
+    if not _is_prose(text, start, end):
+        return False
+    if any(word.lower() not in _TECHNICAL for word in _LETTERS.findall(value)):
+        return True
+    return not _LETTERS.search(value) and _has_name(text[max(0, start - APART) : end + APART])
+
+
+def _is_person(text: str, hit: Hit) -> bool:
+    value = text[hit.start : hit.end]
+    if _has_name(value) and not _is_code(text, hit.start, hit.end):
+        return True
+    return _LETTERS.search(value) is not None and _is_prose(text, hit.start, hit.end)
+
+
+def _is_number(scene: Scene, hit: Hit) -> bool:
+    digits = sum(map(str.isdigit, scene.text[hit.start : hit.end]))
+    if hit.type != "PHONE" and digits >= 5 and any(scene.has_before(words, hit.start) for words in _ALL_IDS):
+        return True
+    return _is_telephone(scene, hit)
+
+
+def _is_telephone(scene: Scene, hit: Hit) -> bool:
+    """Whether the row of digits that a guess is part of is a number of a telephone, or may be one among words."""
+    text = scene.text
+    for run in _RUN.finditer(text, max(0, hit.start - BESIDE), hit.end + BESIDE):
+        start, end = run.span()
+        if start < hit.end and hit.start < end:
+            is_named = any(scene.has_before(words, start) for words in (PHONE_WORDS, _SSN))
+            is_named = is_named or any(end <= begin <= end + 3 for _, begin in scene.words(PHONE_WORDS))
+            is_said = is_named or (hit.type == "PHONE" and _is_prose(text, start, end))
+            return is_said and is_phone(run[0]) and ALONE.allows(text, start, end)
+    return False
+
+
+def _has_name(text: str) -> bool:
+    """Whether a word is written as names are, and is none of machines."""
+    words = _LETTERS.findall(text)
+    return any(word[0].isupper() and word[1:].islower() and word.lower() not in _TECHNICAL for word in words)
+
+
+def _is_prose(text: str, start: int, end: int) -> bool:
+    """Whether words of a language stand around a place, and little else but numbers."""
+    around = text[max(0, start - AROUND) : end + AROUND]
+    tokens = [
+        each for each in around.split() if any(map(str.isalpha, each)) and not any(map(str.isdigit, each))
+    ]
+    words = sum(1 for each in tokens if _WORD.fullmatch(each))
+    if words >= 4 and words >= 0.7 * len(tokens):
+        return True
+    unspaced = sum(map(is_unspaced, around))
+    return unspaced >= 6 and sum(map(str.isdigit, around)) < unspaced
+
+
+def _is_code(text: str, start: int, end: int) -> bool:
+    return sum(one in _CODE for one in text[max(0, start - BESIDE) : end + BESIDE]) >= MARKS

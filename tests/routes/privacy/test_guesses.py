@@ -1,0 +1,60 @@
+"""Guesses of a model of names: which are believed in prose, and which are not in code and logs."""
+
+from __future__ import annotations
+
+import pytest
+
+from weighbridge.routes.privacy.guesses import believed
+from weighbridge.routes.privacy.hits import Hit
+
+
+def kinds(text: str, *guesses: tuple[str, str]) -> list[str]:
+    """The values that are believed of guesses, given as value and type."""
+    hits = [Hit(text.index(value), text.index(value) + len(value), type, "test") for value, type in guesses]
+    return [text[hit.start : hit.end] for hit in believed(text, hits)]
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "type"),
+    [
+        ("Please tell Anna Berg about it", "Anna Berg", "PERSON"),
+        (">Anna Berg\n>Suite 4", "Anna Berg", "PERSON"),
+        ("my sister maria lives there too", "maria", "PERSON"),
+        ("send it to 12 High Street please", "12 High Street", "ADDRESS"),
+        ("we all met at hegyalja út 98 yesterday", "hegyalja út 98", "ADDRESS"),
+        ("they live in LONDON since last year", "LONDON", "LOCATION"),
+        ("They're not answering at 516 466 638", "516 466 638", "PHONE"),
+        ("Office 3660170548-Fax", "3660170548", "NATIONAL_ID"),
+        ("passport X1234567", "X1234567", "NATIONAL_ID"),
+        ("account 123456789", "123456789", "BANK_ACCOUNT"),
+        ("我的朋友张伟明天来北京", "张伟", "PERSON"),
+    ],
+)
+def test_what_can_be_read_there_is_believed(text: str, value: str, type: str) -> None:
+    assert kinds(text, (value, type)) == [value]
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "type"),
+    [
+        ("PID 28622 killed, exit code 299", "exit", "ADDRESS"),
+        ("resolution 8245x9698, 768 dpi", "768 dpi", "ADDRESS"),
+        ("port 7415, pid 48127, uid 6712", "port 7415, pid 48127", "ADDRESS"),
+        ('File "batch.py", line 9172, in add', "line 9172", "ADDRESS"),
+        ("for _ in range(self.Size): x[i] = Walk(y)", "Walk", "PERSON"),
+        ("from 111218 to 9485531 in 370 steps", "9485531", "BANK_ACCOUNT"),
+        ("The answer is 636116294.", "636116294", "NATIONAL_ID"),
+        ("crc32 f4a06e35 adler a999a556", "a999a556", "NATIONAL_ID"),
+        ("48039 + 143703 = 9056849", "143703", "PHONE"),
+        ("function call took 8726 1315 ms", "8726 1315", "PHONE"),
+        ("git clone git@github.com:a/b.git", "clone git@github.com", "EMAIL"),
+    ],
+)
+def test_what_is_said_by_nothing_beside_it_is_not(text: str, value: str, type: str) -> None:
+    assert kinds(text, (value, type)) == []
+
+
+def test_numbers_in_an_address_belong_to_it() -> None:
+    text = "The restaurant is at Box 5797, Kaarikatu 32, 99081"
+    guesses = [("5797", "NATIONAL_ID"), ("Kaarikatu 32", "ADDRESS"), ("99081", "LOCATION")]
+    assert kinds(text, *guesses) == ["5797", "Kaarikatu 32", "99081"]
