@@ -67,7 +67,7 @@ def tables(names: Sequence[str], prompts: Sequence[str], edge: EdgeSettings) -> 
 
 
 def tables_for(router: TrainedRouter, prompts: Sequence[str], edge: EdgeSettings) -> list[VectorTable]:
-    """Those that a router wants, from the models it was trained with."""
+    """The vectors that a router wants, from the models it was trained with."""
     wanted: dict[str, Source] = {one.name: one for one in router.wanted}
     found = tables(tuple(wanted), prompts, edge)
     for table in found:

@@ -238,7 +238,7 @@ def fleet_of(
 
 
 def check_page(path: Path | None) -> None:
-    """A page that cannot be written is said before an hour is simulated."""
+    """Refuse a page that cannot be written, before an hour is simulated."""
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise BadInput(f"--html {path}: give a file in a directory that exists", param="html")
 

@@ -54,7 +54,7 @@ def _number(result: dict[str, Any], key: str, column: str) -> str:
 
 
 def _right(*heads: str) -> Table:
-    """All columns but the first hold numbers."""
+    """Return a table whose columns but the first hold numbers."""
     table = Table(*heads, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
