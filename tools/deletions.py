@@ -322,6 +322,13 @@ BODIES = [
         rows=("max_completion_tokens alone", "max_completion_tokens beside max_tokens"),
     ),
     Deletion(
+        "the length of a cache's salt",
+        "protocols.openai:Peek",
+        "cache_salt: Annotated[str, Meta(max_length=LONGEST_SALT)] | None = None",
+        "cache_salt: str | None = None",
+        rows=("a salt of 1,025 characters",),
+    ),
+    Deletion(
         "the number of prompts",
         "protocols.completions:_prompts",
         "if len(value) > MAX_PROMPTS and not isinstance(value[0], int): ...",
@@ -544,6 +551,12 @@ CALLERS = [
         rows=("a key that has expired",),
     ),
     Deletion(
+        "what is cached of a prompt, for its tenant alone",
+        "ask:Ask.keep_apart",
+        "self.cache_salt = blake2b(self.cache_salt.encode(), digest_size=16, key=own).hexdigest()",
+        tests=("test_tenants_apart.py::test_cached_tokens_tell_nothing_of_another_tenants_text",),
+    ),
+    Deletion(
         "the scheme of a key",
         "keys:bearer",
         "if scheme.lower() != 'bearer': ...",
@@ -560,6 +573,60 @@ CALLERS = [
         "access:check_site",
         "if origin is not None and (not origin_allowed(access, origin)): ...",
         rows=("a script of 'http://evil.example'",),
+    ),
+]
+IDENTITY = [
+    Deletion(
+        "a tenant's header from whoever sends it",
+        "identity.proxies:Proxies.tenant",
+        "if word is None or not self.trusts(address): ...",
+        "if word is None:\n    return None",
+        tests=("test_identity.py::test_the_tenants_header_is_believed_from_a_trusted_proxy_alone",),
+    ),
+    Deletion(
+        "a tenant's header that names several",
+        "identity.proxies:Proxies.tenant",
+        "if not 0 < len(word) <= LONGEST_NAME or ',' in word or (not word.isprintable()): ...",
+        tests=("test_identity.py::test_the_tenants_header_is_believed_from_a_trusted_proxy_alone",),
+    ),
+    Deletion(
+        "for whom a proxy asks that is not trusted",
+        "identity.proxies:Proxies.client",
+        "'' if any((name in headers for name in FORWARDED)) else address",
+        "address",
+        tests=("test_identity.py::test_figures_are_for_this_machine_and_not_for_whom_it_asks",),
+    ),
+    Deletion(
+        "a certificate of several tenants",
+        "identity.callers:CertificateNames.tenant",
+        "if len(found) > 1: ...",
+        tests=("test_identity.py::test_everybody_else_is_refused",),
+    ),
+    Deletion(
+        "the audience of a token",
+        "identity.tokens:Tokens._checked",
+        "{'require': ['exp', 'iss', 'aud']}",
+        "{'verify_aud': False}",
+        tests=("test_identity.py::test_a_token_of_the_provider_is_read",),
+    ),
+    Deletion(
+        "the end of a token",
+        "identity.tokens:Tokens._checked",
+        "{'require': ['exp', 'iss', 'aud']}",
+        "{'verify_exp': False}",
+        tests=("test_identity.py::test_a_token_of_the_provider_is_read",),
+    ),
+    Deletion(
+        "the length of a token",
+        "identity.tokens:Tokens.tenant",
+        "if len(token.reveal()) > LONGEST_TOKEN: ...",
+        tests=("test_identity.py::test_a_token_of_the_provider_is_read",),
+    ),
+    Deletion(
+        "a token that names no tenant",
+        "identity.tokens:Tokens._tenant_in",
+        "if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME or (not value.isprintable()): ...",
+        tests=("test_identity.py::test_a_token_of_the_provider_is_read",),
     ),
 ]
 #: Of the answer: how it goes out, and what is believed of the servers behind.
@@ -693,7 +760,7 @@ ANSWERS = [
         tests=("test_upstream.py::test_an_error_in_another_shape_is_an_error_here",),
     ),
 ]
-DELETIONS = [*BODIES, *EXTENSION, *CALLERS, *ANSWERS]
+DELETIONS = [*BODIES, *EXTENSION, *CALLERS, *IDENTITY, *ANSWERS]
 
 
 def chosen(words: Sequence[str]) -> Iterator[Deletion]:

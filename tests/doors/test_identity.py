@@ -298,6 +298,7 @@ def test_a_token_of_the_provider_is_read(secured: Secured, name: str) -> None:
         (token(team="team-a", aud="another"), "invalid_token"),
         (token("ES256", "one", 1, team="team-a"), "invalid_token"),
         (token(), "invalid_token"),
+        (token(team="team-a", more="x" * (16 << 10)), "invalid_token"),
         ("a.b.c", "invalid_token"),
     ):
         for method, path in (("POST", ""), ("GET", "/v1/models")):

@@ -105,6 +105,8 @@ FIELDS = [
     *taken("stop", None, [], "\u0000never", ["\u0000never", "\u0000ever"]),
     *refused("logit_bias", {"a": 1}, {"5": 101}, {"5": "much"}, {"999999": 1}, [], 7),
     *refused("user", 7, [], {}),
+    Row("a salt of 1,025 characters", bad("cache_salt"), chat(cache_salt="x" * 1025)),
+    *refused("cache_salt", 7, [], {}),
     *refused("response_format", "json", {}, {"type": "xml"}, {"type": "json_schema"}, []),
     *refused(
         "tools", "weigh", {}, [{}], [{"type": "function"}], [{"type": "function", "function": {"name": ""}}]
