@@ -26,6 +26,7 @@ class Seat:
     state: ReplicaState
     up: bool = True
     held_until: float = 0.0
+    shares: bool = True  # its seats among tenants
     refuses: set[str] = field(default_factory=set)
     log: list[str] = field(default_factory=list)
 
@@ -34,6 +35,9 @@ class Seat:
 
     def usable(self, now: float) -> bool:
         return self.up and now >= self.held_until
+
+    def takes_turns(self, arrival: Arrival, now: float) -> bool:
+        return self.shares and self.usable(now) and self.state.open_to(arrival)
 
     def standing(self, now: float) -> Standing:
         return Standing.DOWN if not self.up else Standing.HELD if now < self.held_until else Standing.UP
@@ -165,6 +169,90 @@ def test_a_deadline_that_cannot_be_met_is_given_up() -> None:
     assert (gone.id, error.code) == ("b", "deadline_missed")
     assert desk.waiting == []
     desk.check_integrity()
+
+
+def test_a_tenant_behind_full_seats_crowds_in_where_they_are_shared() -> None:
+    desk = desk_of(4)
+    for number in range(40):
+        desk.offer(arrival(f"a{number}", tenant="a"), 0.0)
+    for number in range(9):
+        assert desk.offer(arrival(f"b{number}", tenant="b"), 1.0) is None
+    assert list(desk.pump(1.4)) == []
+    desk.members["r0"].shares = False
+    assert list(desk.pump(1.6)) == []  # where they are not, waiting here is as good as waiting there
+    desk.members["r0"].shares = True
+    assert [lease.arrival.id for lease in desk.pump(1.6)] == ["b0"]
+    assert list(desk.pump(1.7)) == []
+    assert [lease.arrival.id for lease in desk.pump(2.2)] == ["b1"]
+    assert [lease.arrival.id for lease in desk.pump(2.8)] == ["b2"]
+    assert list(desk.pump(9.0)) == []  # the replica evens four and three out
+    desk.check_integrity()
+
+
+def test_a_tenant_alone_crowds_nowhere() -> None:
+    desk = desk_of(2, 2)
+    leases = [desk.offer(arrival(f"a{number}", tenant="a"), 0.0) for number in range(40)]
+    assert sum(lease is not None for lease in leases) == 4
+    assert list(desk.pump(100.0)) == []
+
+
+def test_outputs_count_as_they_come() -> None:
+    desk = desk_of(2)
+    first = [held(desk.offer(arrival(f"a{number}", tenant="a"), 0.0)) for number in range(2)]
+    for tenant in "ab":
+        for number in range(2, 6):
+            desk.offer(arrival(f"{tenant}{number}", tenant=tenant), 0.0)
+    first[0].tokens(70, 0.1)
+    first[1].tokens(70, 0.1)
+    first[0].produced = 60  # as its usage says in the end
+    for lease in first:
+        lease.release(0.2)
+    assert [lease.arrival.tenant for lease in desk.pump(0.2)] == ["b", "b"]
+    counters = desk.queue._fair._classes[0].counters
+    assert counters.counter("a") == 2 * 100 + 2 * (60 + 70)
+
+
+def test_requests_that_compute_nothing_new_have_their_price_too() -> None:
+    desk = desk_of(1)
+    desk.queue.charge_prompt(arrival("a", 10, 0, tenant="a"), cached_tokens=10)
+    assert desk.queue._fair._classes[0].counters.counter("a") >= 1.0
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), min_size=1, max_size=120),
+    st.integers(1, 6),
+    st.booleans(),
+)
+def test_no_tenant_waits_long_for_a_first_place(
+    steps: list[tuple[str, bool]], seats: int, shares: bool
+) -> None:
+    """As long as seats are shared there, and another has two; places in flight are counted to the last."""
+    desk = desk_of(seats, max_requests=1000)
+    desk.members["r0"].shares = shares
+    leases: list[Lease[Seat]] = []
+    waits_since: dict[str, float] = {}
+    now = 0.0
+    for number, (tenant, ends) in enumerate(steps):
+        now += 0.2
+        if ends and leases:
+            leases.pop(number % len(leases)).release(now)
+        lease = desk.offer(arrival(f"{tenant}{number}", tenant=tenant), now)
+        leases += [] if lease is None else [lease]
+        leases += desk.pump(now)
+        desk.check_integrity()
+        having = [lease.arrival.tenant for lease in leases]
+        for name in "abc":
+            waits = any(one.startswith(name) for one in desk.waiting)
+            others = max((having.count(other) for other in "abc" if other != name), default=0)
+            if name in having or not waits or others < 2:
+                waits_since[name] = now
+            if shares:
+                assert now - waits_since[name] <= desk.queue.settings.tenant_patience + 0.2 + 1e-9
+        if not shares:
+            assert len(leases) <= seats
+    for lease in leases:
+        lease.release(now)
+    assert desk._places.most == 0 or desk.waiting
 
 
 def test_those_drawn_are_asked_first_and_all_when_they_have_no_room() -> None:

@@ -194,6 +194,27 @@ async def test_a_heavy_tenant_does_not_keep_out_a_light_one() -> None:
     assert max(index for index, tenant in enumerate(order) if tenant == "light") < 12
 
 
+async def test_a_full_line_still_takes_a_tenant_that_has_little_in_it() -> None:
+    backend = Backend("a", gate=asyncio.Event())
+    top = "queue: {max_requests: 8}"
+    async with fleet(backend, top=top, replica=", limits: {concurrent_requests: 1}") as front:
+        queue = front.gateway.pools["m"].dispatcher.queue
+
+        async def one(tenant: str) -> int:
+            async with front.post(weighbridge={"tenant": tenant}) as answer:
+                return int(answer.status)
+
+        heavy = [asyncio.create_task(one("heavy")) for _ in range(30)]
+        await until(lambda: len(queue) == 8 and sum(job.done() for job in heavy) == 21)
+        assert {job.result() for job in heavy if job.done()} == {429}
+        light = [asyncio.create_task(one("light")) for _ in range(6)]
+        await until(lambda: len(queue) == 12 and sum(job.done() for job in light) == 2)
+        backend.let_go()
+        statuses = await asyncio.gather(*light)
+        assert sorted(statuses) == [200] * 4 + [429] * 2
+        await asyncio.gather(*heavy)
+
+
 async def test_urgent_requests_go_first() -> None:
     backend = Backend("a", gate=asyncio.Event())
     async with fleet(backend, replica=", limits: {concurrent_requests: 1}") as front:

@@ -87,7 +87,7 @@ async def replay(events: list[tuple[float, str, Any, int]], spec: SimulatedFleet
     for number, replica in enumerate(spec.replicas):
         name = f"r{number}"
         dispatcher.members[name] = Member(
-            MemberSpec(name, "url", "http://127.0.0.1:1"),
+            MemberSpec(name, "url", "http://127.0.0.1:1", dialect="weighbridge"),
             None,  # type: ignore[arg-type]
             ReplicaState(name, replica.capacity, index),
             CircuitBreaker(BreakerSettings()),

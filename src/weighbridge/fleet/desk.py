@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
+from weighbridge.engine.schedule.fairness import Seats
 from weighbridge.errors import DeadlineMissed, NeverFits, QueueFull, Refused
 from weighbridge.fleet.api import Arrival, Choice
 from weighbridge.fleet.load.queue import SOON, GatewayQueue, deadline_missed, least_seconds, work_seconds
@@ -64,6 +65,10 @@ class Seat(Protocol):
         """Whether it may be sent anything now, room or not."""
         ...
 
+    def takes_turns(self, arrival: Arrival, now: float) -> bool:
+        """Whether it may be sent `arrival` now, room or not, because it shares its seats among tenants by itself."""
+        ...
+
     def standing(self, now: float) -> Standing: ...
 
     def why(self, now: float) -> str:
@@ -109,6 +114,7 @@ class Lease(Generic[Member]):
     copy: bool = False  # a hedge
     started: bool = False
     produced: int = 0
+    charged: int = 0  # of what is produced, so far
 
     def first_byte(self, now: float) -> None:
         self.started = True
@@ -117,6 +123,7 @@ class Lease(Generic[Member]):
     def tokens(self, count: int, now: float) -> None:
         self.produced += count
         self.member.state.tokens(self.arrival.id, count, now)
+        self.desk.streamed(self)
 
     def release(self, now: float) -> None:
         """Give the place to whoever waits. Idempotent."""
@@ -160,6 +167,7 @@ class Desk(Generic[Member]):
         self._draw = draw
         self._look = look
         self._waiting: dict[str, _Waiting] = {}
+        self._places = Seats()  # in flight, by tenant
         self._hopeless_since: float | None = None
 
     # -- requests come ---------------------------------------------------------------------------------
@@ -204,8 +212,7 @@ class Desk(Generic[Member]):
             lease = self.place(arrival, now, avoid, streamed=streamed)
             if lease is not None:
                 if not again:
-                    fresh = arrival.weight.prompt_tokens - lease.choice.cached_tokens
-                    self.queue.charge(arrival, input_tokens=fresh)
+                    self.queue.charge_prompt(arrival, lease.choice.cached_tokens)
                 return lease
         self._check_possible(arrival, now)
         self.wait(arrival, now, avoid, streamed=streamed, front=again)
@@ -243,21 +250,36 @@ class Desk(Generic[Member]):
     def pump(self, now: float) -> Iterator[Lease[Member]]:
         """Return a lease for as many of those who wait as there is room for, in the queue's order.
 
-        A lease that was yielded is taken: who does not want it releases it.
+        A lease that was yielded is taken: who does not want it releases it. Tenants that have waited for too long
+        crowd in behind the others, where replicas share their seats among tenants.
         """
         while (arrival := self.queue.peek(now)) is not None:
             waiting = self._waiting[arrival.id]
             lease = self.place(arrival, now, self._avoiding(waiting, now), streamed=waiting.streamed)
             if lease is None:
+                break
+            yield self._taken(lease, now)
+        while (arrival := self._overdue(now)) is not None:
+            lease = self._crowded_in(arrival, now)
+            if lease is None:
                 return
-            self.queue.take(arrival, now, lease.choice.cached_tokens)
-            del self._waiting[arrival.id]
-            yield lease
+            yield self._taken(lease, now)
 
     def over(self, lease: Lease[Member], now: float) -> None:
         """Charge what was produced, since a lease was released."""
-        self.queue.charge(lease.arrival, output_tokens=lease.produced)
+        self._places.give_back(lease.arrival.tenant)
+        self._charge(lease)
         self._freed(now)
+
+    def streamed(self, lease: Lease[Member]) -> None:
+        """Note that more was produced. It counts at once while somebody waits: who has all places and lets them work
+        for long would else be next again."""
+        if self._waiting:
+            self._charge(lease)
+
+    def _charge(self, lease: Lease[Member]) -> None:
+        self.queue.charge(lease.arrival, output_tokens=lease.produced - lease.charged)
+        lease.charged = lease.produced
 
     def expire(self, now: float) -> list[tuple[Arrival, DeadlineMissed]]:
         """Take out and return those who can no longer meet their deadline."""
@@ -305,6 +327,39 @@ class Desk(Generic[Member]):
 
     # -- inside ----------------------------------------------------------------------------------------
 
+    def _taken(self, lease: Lease[Member], now: float) -> Lease[Member]:
+        """Note that who has this lease waits no more."""
+        self.queue.take(lease.arrival, now, lease.choice.cached_tokens)
+        del self._waiting[lease.arrival.id]
+        return lease
+
+    def _overdue(self, now: float) -> Arrival | None:
+        """Return who may crowd in: its tenant got nothing for `tenant_patience`, and has two places fewer than another.
+
+        Those passed over have places, so that no more of them are looked at than there are places.
+        """
+        if self._places.most < 2:
+            return None
+        for arrival, since in self.queue.unserved():
+            if now < since + self.queue.settings.tenant_patience:
+                return None
+            if self._places.of(arrival.tenant) + 2 <= self._places.most:
+                return arrival
+        return None
+
+    def _crowded_in(self, arrival: Arrival, now: float) -> Lease[Member] | None:
+        """Return a place beyond the seats of a replica that shares them among tenants; None where there is none."""
+        waiting = self._waiting[arrival.id]
+        avoid = self._avoiding(waiting, now)
+        takers = [m for name, m in self.members.items() if name not in avoid and m.takes_turns(arrival, now)]
+        if not takers:
+            return None
+        choice = self.policy.choose(arrival, [member.state for member in takers], now)
+        member = self.members[choice.replica]
+        if not member.reserve(arrival, now):
+            return None
+        return self._credit(member, arrival, choice, now, waiting.streamed, False)
+
     def _candidates(self, arrival: Arrival, refusing: Set[str], now: float) -> list[ReplicaState]:
         members = self.members
         if self._draw is not None and (names := self._draw()):
@@ -330,6 +385,7 @@ class Desk(Generic[Member]):
         state, held = member.state, choice.cached_tokens
         expected_first = state.first_token_seconds(arrival.weight.prompt_tokens - held, held, now)
         state.credit(arrival, held, now, streamed=streamed)
+        self._places.take(arrival.tenant)
         member.sent(now)
         return Lease(self, member, arrival, choice, now, expected_first, copy)
 

@@ -57,6 +57,9 @@ class SimulatedMember:
     def usable(self, now: float) -> bool:
         return not self.state.draining
 
+    def takes_turns(self, arrival: Arrival, now: float) -> bool:
+        return self.state.open_to(arrival)
+
     def standing(self, now: float) -> Standing:
         return Standing.DRAINING if self.state.draining else Standing.UP
 
@@ -160,6 +163,8 @@ class SimulatedGateway:
             if flight.outcome.first == flight.outcome.first:  # not NaN: its stream had begun
                 self._fail(flight, "replica_lost", now)
             else:
+                assert flight.lease is not None
+                flight.lease.release(now)
                 flight.lease, flight.outcome.retries = None, flight.outcome.retries + 1
                 try:
                     self.desk.wait(flight.arrival, now, front=True)

@@ -7,7 +7,7 @@ goes to whichever replica the policy says, so that no tenant can crowd out anoth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -29,6 +29,9 @@ class QueueSettings:
     input_weight: float = 1.0  # service charged per prompt token computed (VTC)
     output_weight: float = 2.0  # and per token produced
     ageing_seconds: float | None = 30.0  # a class unserved for so long gets a turn; None: strictly never
+    tenant_patience: float = (
+        0.5  # a tenant that got no place for so long may crowd in where tenants share seats
+    )
 
     def __post_init__(self) -> None:
         if self.max_requests < 0:
@@ -93,10 +96,19 @@ class GatewayQueue:
         turn = self._fair.peek(now)
         return turn[0] if turn else None
 
+    def unserved(self) -> Iterator[tuple[Arrival, float]]:
+        """Yield the next request of each tenant in the most urgent class, and since when that tenant got nothing:
+        the longest first."""
+        return self._fair.unserved()
+
     def take(self, arrival: Arrival, now: float, cached_tokens: int = 0) -> None:
         """Take out `arrival`, which is dispatched: its tenant is charged the prompt tokens to be computed."""
         self._fair.take(arrival, now)
-        self._fair.charge(arrival, input_tokens=arrival.weight.prompt_tokens - cached_tokens)
+        self.charge_prompt(arrival, cached_tokens)
+
+    def charge_prompt(self, arrival: Arrival, cached_tokens: int) -> None:
+        """Charge what of a prompt is to be computed: at least its last token, so that no place is for free."""
+        self._fair.charge(arrival, input_tokens=max(arrival.weight.prompt_tokens - cached_tokens, 1))
 
     def charge(self, arrival: Arrival, *, input_tokens: int = 0, output_tokens: int = 0) -> None:
         """Charge service that the tenant received meanwhile; negative to take a charge back."""
@@ -132,12 +144,11 @@ class GatewayQueue:
             raise deadline_missed(arrival, now, least_seconds)
 
     def is_full(self, arrival: Arrival) -> bool:
-        """Whether there is no room for `arrival`: too many wait, or too many tokens with it."""
-        limits, waiting = self.settings, len(self)
-        if waiting >= limits.max_requests:
-            return True
-        tokens = self.tokens + arrival.weight.expected_tokens
-        return bool(waiting) and limits.max_tokens is not None and tokens > limits.max_tokens
+        """Whether there is no room for `arrival`: too many wait, or too many tokens with it, and its tenant has its
+        share of the line."""
+        limits = self.settings
+        tokens = arrival.weight.expected_tokens
+        return self._fair.is_full_for(arrival.tenant, tokens, limits.max_requests, limits.max_tokens)
 
     def _check_room(self, arrival: Arrival, drain_seconds: float | None) -> None:
         if self.is_full(arrival):

@@ -55,13 +55,17 @@ class ReplicaState(OwnLoad):
         limit, pool = self.capacity.max_model_len, self.capacity.kv_tokens
         return (limit is None or total <= limit) and (pool is None or total <= pool)
 
+    def open_to(self, arrival: Arrival) -> bool:
+        """Whether it may be sent there at all, now or when there is room: up, not draining, large enough."""
+        return self.healthy and not self.draining and not self.tells_draining and self.fits(arrival)
+
     def accepts(self, arrival: Arrival, now: float) -> bool:
         """Whether it may be sent there now: up, not draining, a seat and memory free, no line beyond `max_line`.
 
         Who finds most of its prompt cached here may line up regardless: waiting costs less than computing it
         elsewhere.
         """
-        if not self.healthy or self.draining or self.tells_draining or not self.fits(arrival):
+        if not self.open_to(arrival):
             return False
         others = self.others.queued_requests and self.others.queued_requests * self._freshness(now)
         if not self._in_flight and not others:
