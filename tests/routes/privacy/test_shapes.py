@@ -18,18 +18,18 @@ from weighbridge.routes.privacy import checksums as check
 from weighbridge.routes.privacy.hits import Hit
 from weighbridge.routes.privacy.patterns import PATTERNS, PatternDetector
 from weighbridge.routes.privacy.reading import readings
-from weighbridge.routes.privacy.shapes.pattern import Pattern, Scene, W, as_bytes, shape
+from weighbridge.routes.privacy.shapes.pattern import Edges, Pattern, Scene, W, as_bytes, shape
 
 ALPHABET = "aZé名_0199 .-+@:\n"
 texts = st.text(ALPHABET, max_size=40)
 
 #: The same twice: what is between its neighbours, with and without look-around.
 TWINS: list[tuple[str, Pattern]] = [
-    (r"(?<!\w)\d(?:[ -]?\d){3,8}(?!\w)", shape("X", r"\d(?:[ -]?\d){3,8}", before=W + r"\x84", after=W + r"\x84")),
-    (r"(?<![\w.])\d{2,4}(?!\w|\.\d)", shape("X", r"\d{2,4}", before=W + r"\x84.", after=W + r"\x84", unless_digit=".")),
-    (r"(?<![\w.+-])[\w.+-]+@[\w-]+(?!\w)", shape("X", rf"[{W}\x84.+-]+@[{W}\x84-]+", before=W + r"\x84.+\-", after=W + r"\x84")),
-    (r"(?<![\w:.])(?:[09aZ]{0,4}:){2,7}[09aZ]{0,4}(?![\w:])", shape("X", r"(?:[09aZ]{0,4}:){2,7}[09aZ]{0,4}", before=W + r"\x84:.", after=W + r"\x84:")),
-    (r"(?<!\w)(?:é|Z)+\d", shape("X", r"(?:[Z]|\x80)+\d", before=W + r"\x84", after=None)),
+    (r"(?<!\w)\d(?:[ -]?\d){3,8}(?!\w)", shape("X", r"\d(?:[ -]?\d){3,8}", edges=Edges(before=W + r"\x84", after=W + r"\x84"))),
+    (r"(?<![\w.])\d{2,4}(?!\w|\.\d)", shape("X", r"\d{2,4}", edges=Edges(before=W + r"\x84.", after=W + r"\x84", unless_digit="."))),
+    (r"(?<![\w.+-])[\w.+-]+@[\w-]+(?!\w)", shape("X", rf"[{W}\x84.+-]+@[{W}\x84-]+", edges=Edges(before=W + r"\x84.+\-", after=W + r"\x84"))),
+    (r"(?<![\w:.])(?:[09aZ]{0,4}:){2,7}[09aZ]{0,4}(?![\w:])", shape("X", r"(?:[09aZ]{0,4}:){2,7}[09aZ]{0,4}", edges=Edges(before=W + r"\x84:.", after=W + r"\x84:"))),
+    (r"(?<!\w)(?:é|Z)+\d", shape("X", r"(?:[Z]|\x80)+\d", edges=Edges(before=W + r"\x84", after=None))),
 ]  # fmt: skip
 
 

@@ -114,7 +114,8 @@ def _is_telephone(scene: Scene, hit: Hit) -> bool:
         if start < hit.end and hit.start < end:
             is_named = any(scene.has_before(words, start) for words in (PHONE_WORDS, _SSN))
             is_named = is_named or any(end <= begin <= end + 3 for _, begin in scene.words(PHONE_WORDS))
-            is_said = is_named or (hit.type == "PHONE" and _is_prose(text, start, end))
+            is_written_so = hit.type == "PHONE" or len(re.findall(r"\d[ /-]+(?=\d)", run[0])) > 1
+            is_said = is_named or (is_written_so and _is_prose(text, start, end))
             return is_said and is_phone(run[0]) and ALONE.allows(text, start, end)
     return False
 

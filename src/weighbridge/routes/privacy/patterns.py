@@ -15,7 +15,7 @@ from weighbridge.routes.privacy import checksums as check
 from weighbridge.routes.privacy.hits import Hit, Tick
 from weighbridge.routes.privacy.reading import fold, folded, no_tick, written
 from weighbridge.routes.privacy.shapes.identities import IDENTITIES
-from weighbridge.routes.privacy.shapes.pattern import LETTER, Pattern, Scene, W, shape
+from weighbridge.routes.privacy.shapes.pattern import LETTER, Edges, Pattern, Scene, W, shape
 from weighbridge.routes.privacy.shapes.phones import PHONES
 from weighbridge.routes.privacy.shapes.words import (
     LONGEST,
@@ -113,21 +113,31 @@ def _random(text: str) -> bool:
 
 _LOCAL = r"[\w.+%'-]+"
 _ASCII_HOST = r"(?:[\w-]+\.)+[A-Za-z]{2,24}"
-_OPEN, _SHUT = r"[\[({<] ?", r" ?[\])}>]"
+_AT, _DOT = (rf"[\[({{<] ?(?i:{word}) ?[\])}}>]" for word in ("at", "dot"))
 _HOST = rf"(?:[{W}-]+\.)+[{LETTER}]{{2,24}}"
 _PRIVATE = r"(?:[A-Z]{1,12} ){0,3}PRIVATE KEY"
 
 PATTERNS: tuple[Pattern, ...] = (
-    shape("EMAIL", rf"{_LOCAL}@{_ASCII_HOST}", _mail, before=W + r".+%\-", after=r"\w", rank=9, needs="@"),
-    shape("EMAIL", rf"[{W}.+%'-]+@{_HOST}", _mail, before=W + r".+%\-", rank=9, needs="@"),
-    shape("EMAIL", rf"[{W}\x84.+%'-]*\x84@(?:[{W}\x84-]+\.)+[{LETTER}\x84]{{2,24}}", after=None, rank=8, needs="@"),
+    shape(
+        "EMAIL", rf"{_LOCAL}@{_ASCII_HOST}", _mail, Edges(before=W + r".+%\-", after=r"\w"), rank=9
+    ).needing("@"),
+    shape("EMAIL", rf"[{W}.+%'-]+@{_HOST}", _mail, Edges(before=W + r".+%\-"), rank=9).needing("@"),
     shape(
         "EMAIL",
-        rf"[{W}.+-]+ ?{_OPEN}(?i:at){_SHUT} ?(?:[{W}-]+(?:\.| ?{_OPEN}(?i:dot){_SHUT} ?))+[{LETTER}]{{2,24}}",
+        rf"[{W}\x84.+%'-]*\x84@(?:[{W}\x84-]+\.)+[{LETTER}\x84]{{2,24}}",
+        edges=Edges(after=None),
         rank=8,
-        needs="at",
+    ).needing("@"),
+    shape("EMAIL", rf"[{W}.+-]+ ?{_AT} ?(?:[{W}-]+(?:\.| ?{_DOT} ?))+[{LETTER}]{{2,24}}", rank=8).needing(
+        "at"
     ),
-    shape("CARD", r"\d(?:[ -]?\d){11,18}", _card, before=W + r".\-", after=W + r"\-", unless_digit=".", rank=9),
+    shape(
+        "CARD",
+        r"\d(?:[ -]?\d){11,18}",
+        _card,
+        Edges(before=W + r".\-", after=W + r"\-", unless_digit="."),
+        rank=9,
+    ),
     shape(
         "CARD",
         rf"\d{{4}}(?:{_GAP}\d{{4}}){{2}}{_GAP}\d{{1,7}}|\d{{4}}{_GAP}\d{{6}}{_GAP}\d{{4,5}}",
@@ -137,101 +147,90 @@ PATTERNS: tuple[Pattern, ...] = (
     shape("CARD", r"\d(?:[ -]?\d){11,18}", context=Context(_CARD_WORDS), rank=6),
     shape("IBAN", r"[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11,30}", check.iban, rank=9),
     shape("IBAN", r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?", check.iban, rank=9),
-    shape("IBAN", rf"[A-Z]{{2}}\d{{2}}(?:{_GAP}[A-Z0-9]{{4}}){{2,7}}(?:{_GAP}[A-Z0-9]{{1,3}})?", check.iban, rank=9),
+    shape(
+        "IBAN",
+        rf"[A-Z]{{2}}\d{{2}}(?:{_GAP}[A-Z0-9]{{4}}){{2,7}}(?:{_GAP}[A-Z0-9]{{1,3}})?",
+        check.iban,
+        rank=9,
+    ),
     shape(
         "IP",
         r"(?:\d{1,3}\.){3}\d{1,3}",
         _ip,
-        before=W + ".",
-        unless_digit=".",
+        Edges(before=W + ".", unless_digit="."),
         context=Context(barred=_VERSION),
         rank=8,
-        needs=".",
-        digits=4,
-    ),
+    ).needing(".", digits=4),
     shape(
         "IP",
         r"[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}",
         _ipv6,
-        before=W + ":.",
-        after=W + ":(",
+        Edges(before=W + ":.", after=W + ":("),
         rank=8,
-        needs=":",
-    ),
+    ).needing(":"),
     *IDENTITIES,
     *PHONES,
     # -- parts of addresses ---------------------------------------------------------------------------------
     shape(
-        "ADDRESS",
-        r"(?:Apt|Apartment|Suite|Ste|Flat|Unit)\.? ?#?\d{1,5}[A-Za-z]?",
-        context=_HOME,
-        rank=4,
-        needs="apt apartment suite ste flat unit",
-    ),
+        "ADDRESS", r"(?:Apt|Apartment|Suite|Ste|Flat|Unit)\.? ?#?\d{1,5}[A-Za-z]?", context=_HOME, rank=4
+    ).needing("apt apartment suite ste flat unit"),
     shape(
         "ADDRESS",
         r"(?i:(?:p\.? ?o\.? ?box|postbox|postfach|apartado|(?:PSC|CMR|Unit) \d{1,5},? box) ?\d{1,6})",
         rank=4,
-        needs="box postfach apartado",
+    ).needing("box postfach apartado"),
+    shape("ADDRESS", r"(?:[^\n]{2,30}\n)?(?:APO|FPO|DPO),? A[AEP] \d{5}(?:-\d{4})?", rank=4).needing(
+        "apo fpo dpo"
     ),
-    shape("ADDRESS", r"(?:[^\n]{2,30}\n)?(?:APO|FPO|DPO),? A[AEP] \d{5}(?:-\d{4})?", rank=4, needs="apo fpo dpo"),
     # -- keys and tokens ------------------------------------------------------------------------------------
     shape(
         "KEY",
         rf"-----BEGIN {_PRIVATE}-----(?:(?:[^-]|-{{1,4}}[^-])*-----END {_PRIVATE}-----"
         r"|(?:(?:\s|\\[nr])*[A-Za-z0-9+/=]{32,})*)",
-        before=None,
-        after=None,
+        edges=Edges(before=None, after=None),
         rank=9,
-        needs="-----begin",
-    ),
+    ).needing("-----begin"),
     shape(
         "KEY",
         r"(?:sk|pk|rk)[-_](?:[A-Za-z]{2,12}[-_]){0,3}[A-Za-z0-9_-]{16,}",
         _random,
-        before=W + r"\-",
-        after=None,
+        Edges(before=W + r"\-", after=None),
         rank=9,
-        needs="sk- sk_ pk- pk_ rk- rk_",
-    ),
+    ).needing("sk- sk_ pk- pk_ rk- rk_"),
     shape(
         "KEY",
         r"(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{22,}|glpat-[\w-]{20,})",
-        after=None,
+        edges=Edges(after=None),
         rank=9,
-        needs="ghp_ gho_ ghu_ ghs_ ghr_ github_pat_ glpat-",
-    ),
-    shape("KEY", r"(?:AKIA|ASIA|AIDA|AROA)[A-Z0-9]{16}", rank=9, needs="akia asia aida aroa"),
-    shape("KEY", r"AIza[\w-]{35}|ya29\.[\w-]{20,}", after=None, rank=9, needs="aiza ya29."),
+    ).needing("ghp_ gho_ ghu_ ghs_ ghr_ github_pat_ glpat-"),
+    shape("KEY", r"(?:AKIA|ASIA|AIDA|AROA)[A-Z0-9]{16}", rank=9).needing("akia asia aida aroa"),
+    shape("KEY", r"AIza[\w-]{35}|ya29\.[\w-]{20,}", edges=Edges(after=None), rank=9).needing("aiza ya29."),
     shape(
         "KEY",
         r"xox[abeoprs]-[A-Za-z0-9-]{10,}|hf_[A-Za-z0-9]{30,}|(?:npm|pypi)[_-][A-Za-z0-9_-]{30,}",
-        after=None,
+        edges=Edges(after=None),
         rank=9,
-        needs="xox hf_ npm_ npm- pypi_ pypi-",
-    ),
-    shape("KEY", r"eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*", before=W + r"\-", after=None, rank=9, needs="eyj"),
+    ).needing("xox hf_ npm_ npm- pypi_ pypi-"),
     shape(
-        "KEY",
-        r"(?i:bearer)\s{1,4}([A-Za-z0-9._~+/-]{12,}=*)",
-        _random,
-        after=None,
-        inner=True,
-        rank=7,
-        needs="bearer",
-    ),
-    shape("KEY", r"://([^\s/:@]{1,64}:[^\s/@]{1,128})@", before=None, after=None, inner=True, rank=7, needs="://"),
+        "KEY", r"eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*", edges=Edges(before=W + r"\-", after=None), rank=9
+    ).needing("eyj"),
+    shape("KEY", r"(?i:bearer)\s{1,4}([A-Za-z0-9._~+/-]{12,}=*)", _random, Edges(after=None), rank=7)
+    .needing("bearer")
+    .inside(),
+    shape("KEY", r"://([^\s/:@]{1,64}:[^\s/@]{1,128})@", edges=Edges(before=None, after=None), rank=7)
+    .needing("://")
+    .inside(),
     shape(
         "KEY",
         rf"(?i:(?:[{W}]{{0,24}}[_-])?(?:pass(?:word|wd|phrase)?|pwd|secret|api[_-]?key|access[_-]?key|auth[_-]?token|token)"
         r"[\"']?\s{0,3}(?::=|[:=]|\bis\b)\s{0,3}[\"']?([^\s\"',;]{6,}))",
         _secret,
-        after=None,
-        inner=True,
+        Edges(after=None),
         rank=6,
-        needs="pass pwd secret key token",
-    ),
-)  # fmt: skip
+    )
+    .needing("pass pwd secret key token")
+    .inside(),
+)
 
 
 def _spaced(found: str) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from weighbridge.routes.privacy import checksums as check
-from weighbridge.routes.privacy.shapes.pattern import Pattern, shape
+from weighbridge.routes.privacy.shapes.pattern import Edges, Pattern, shape
 from weighbridge.routes.privacy.shapes.words import Context, RightBefore, Words
 
 ID_WORDS = Words(
@@ -72,7 +72,13 @@ def _swedish(text: str) -> bool:
 
 IDENTITIES: tuple[Pattern, ...] = (
     # -- that a checksum or a telling shape gives away ------------------------------------------------------
-    shape("SSN", r"\d{3}[- ]\d{2}[- ]\d{4}", check.us_ssn, before=r"\w\x80\x81.\-", after=r"\w\x80\x81\-", rank=8),
+    shape(
+        "SSN",
+        r"\d{3}[- ]\d{2}[- ]\d{4}",
+        check.us_ssn,
+        Edges(before=r"\w\x80\x81.\-", after=r"\w\x80\x81\-"),
+        rank=8,
+    ),
     shape("NATIONAL_ID", r"(?:\d{8}|[XYZxyz]-?\d{7})-?[A-Za-z]", check.spanish_id, rank=7),
     shape(
         "NATIONAL_ID",
@@ -98,7 +104,9 @@ IDENTITIES: tuple[Pattern, ...] = (
     shape("NATIONAL_ID", r"[A-Z]{1,2}\d{6}\([0-9A]\)", check.hong_kong_id, rank=8),
     # -- that a word gives away, checked besides ------------------------------------------------------------
     shape("SSN", r"\d{9}", check.us_ssn, context=_only("ssn|social security(?: number| no)?"), rank=8),
-    shape("NATIONAL_ID", r"\d{3}[ -]?\d{3}[ -]?\d{4}", check.nhs, context=_only("nhs(?: number| no)?"), rank=8),
+    shape(
+        "NATIONAL_ID", r"\d{3}[ -]?\d{3}[ -]?\d{4}", check.nhs, context=_only("nhs(?: number| no)?"), rank=8
+    ),
     shape("NATIONAL_ID", r"\d{9}", check.bsn, context=_NAMED, rank=8),
     shape("NATIONAL_ID", r"\d{11}", check.pesel, context=_NAMED, rank=8),
     shape("NATIONAL_ID", r"\d{11}", check.cpf, context=_NAMED, rank=8),
@@ -107,12 +115,22 @@ IDENTITIES: tuple[Pattern, ...] = (
     shape("NATIONAL_ID", r"\d{4}[ -]?\d{4}[ -]?\d{4}", check.verhoeff, context=_NAMED, rank=8),
     shape("NATIONAL_ID", r"(?:\d\d)?\d{6}[-+]\d{4}", _swedish, context=_NAMED, rank=8),
     # -- that a word gives away -----------------------------------------------------------------------------
-    shape("NATIONAL_ID", r"[A-Z]{5}\d{4}[A-Z]", context=_only("pan(?: card| number| no)?|पैन"), rank=7, digits=4),
     shape(
-        "NATIONAL_ID", r"[A-Za-z]{0,2}\d{1,20}(?:[ ./-]{1,2}\d{1,8}){0,5}(?:-?[0-9A-Za-z])?", _id,
-        before=r"\w\x80\x81.,\-", after=r"\w\x80\x81\-", unless_digit=".,", context=_NAMED, rank=5,
+        "NATIONAL_ID", r"[A-Z]{5}\d{4}[A-Z]", context=_only("pan(?: card| number| no)?|पैन"), rank=7
+    ).needing(digits=4),
+    shape(
+        "NATIONAL_ID",
+        r"[A-Za-z]{0,2}\d{1,20}(?:[ ./-]{1,2}\d{1,8}){0,5}(?:-?[0-9A-Za-z])?",
+        _id,
+        Edges(before=r"\w\x80\x81.,\-", after=r"\w\x80\x81\-", unless_digit=".,"),
+        context=_NAMED,
+        rank=5,
     ),
-    shape("NATIONAL_ID", r"[A-Za-z0-9]{6,12}", _has_digits(1), context=Context(PASSPORT_WORDS), rank=6, digits=1),
+    shape(
+        "NATIONAL_ID", r"[A-Za-z0-9]{6,12}", _has_digits(1), context=Context(PASSPORT_WORDS), rank=6
+    ).needing(digits=1),
     shape("NATIONAL_ID", r"\d\d ?\d\d ?(?:№ ?)?\d{6}", context=Context(PASSPORT_WORDS), rank=6),
-    shape("NATIONAL_ID", r"[A-Za-z0-9-]{6,16}", _has_digits(4), context=Context(LICENCE_WORDS), rank=6, digits=4),
-)  # fmt: skip
+    shape(
+        "NATIONAL_ID", r"[A-Za-z0-9-]{6,16}", _has_digits(4), context=Context(LICENCE_WORDS), rank=6
+    ).needing(digits=4),
+)

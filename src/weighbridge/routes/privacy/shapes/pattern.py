@@ -11,7 +11,8 @@ from __future__ import annotations
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import re2
 
@@ -105,6 +106,14 @@ class Pattern:
     needs: tuple[str, ...] = ()
     digits: int = 0
 
+    def needing(self, needs: str = "", digits: int | None = None) -> Pattern:
+        """The same, looked for only where one of `needs` and so many digits are."""
+        return replace(self, needs=tuple(needs.split()), digits=self.digits if digits is None else digits)
+
+    def inside(self) -> Pattern:
+        """The same, of which the value is the group within."""
+        return replace(self, group=2)
+
     def is_worth_trying(self, scene: Scene) -> bool:
         """Whether a text has what every value of this shape has, and the words that must stand before it."""
         if scene.digits < self.digits or (self.needs and not any(need in scene.lower for need in self.needs)):
@@ -128,6 +137,27 @@ class Pattern:
                 yield Hit(start, end, self.type, "patterns", self.rank)
 
 
+class Edges(NamedTuple):
+    """What may not stand beside a value: classes of characters, None for whatever there is.
+
+    `unless_digit`: characters that may follow, but not with a digit behind them.
+    """
+
+    before: str | None = W
+    after: str | None = W
+    unless_digit: str = ""
+
+    def around(self, core: str) -> str:
+        """The whole expression; the value is its first group."""
+        head = "" if self.before is None else rf"(?:^|[^{self.before}])"
+        if self.after is None:
+            return f"{head}({core})"
+        tail = rf"\z|[^{self.after}{self.unless_digit}]"
+        if self.unless_digit:
+            tail += rf"|[{self.unless_digit}](?:\z|[^0-9])"
+        return f"{head}({core})(?:{tail})"
+
+
 #: Digits that a value of a type has at least; one of another type may have none.
 _DIGITS = {"CARD": 12, "IBAN": 8, "SSN": 9, "PHONE": 7, "NATIONAL_ID": 6, "ADDRESS": 1}
 
@@ -136,25 +166,9 @@ def shape(
     type: str,
     core: str,
     valid: Callable[[str], bool] | None = None,
-    *,
-    before: str | None = W,
-    after: str | None = W,
-    unless_digit: str = "",
+    edges: Edges = Edges(),  # noqa: B008 - it cannot be changed
     context: Context | None = None,
     rank: int = 5,
-    inner: bool = False,
-    needs: str = "",
-    digits: int | None = None,
 ) -> Pattern:
-    """A pattern of `core` between characters that are not of the classes `before` and `after`.
-
-    `unless_digit`: characters that may follow, but not with a digit behind them. `inner`: the value is the group of
-    `core`, not all of it.
-    """
-    head = "" if before is None else rf"(?:^|[^{before}])"
-    tail = "" if after is None else rf"(?:\z|[^{after}{unless_digit}]"
-    if after is not None:
-        tail += rf"|[{unless_digit}](?:\z|[^0-9]))" if unless_digit else ")"
-    expression = compiled(f"{head}({core}){tail}")
-    least = _DIGITS.get(type, 0) if digits is None else digits
-    return Pattern(type, expression, valid, context, rank, 2 if inner else 1, tuple(needs.split()), least)
+    """A pattern of `core` between `edges`, that is `valid` and stands in its `context`."""
+    return Pattern(type, compiled(edges.around(core)), valid, context, rank, digits=_DIGITS.get(type, 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from weighbridge.routes.privacy.checksums import digits_of
-from weighbridge.routes.privacy.shapes.pattern import Pattern, W, shape
+from weighbridge.routes.privacy.shapes.pattern import Edges, Pattern, W, shape
 from weighbridge.routes.privacy.shapes.words import Context, RightBefore, RightBehind, Words
 
 #: Words that say "telephone", each row a language.
@@ -87,46 +87,47 @@ PHONES: tuple[Pattern, ...] = (
         "PHONE",
         rf"\+[1-9]\d{{0,2}}(?:[ .\-()/]{{0,2}}\d){{6,13}}{_EXTENSION}",
         is_phone,
-        before=W + "+",
+        Edges(before=W + "+"),
         rank=7,
     ),
     shape(
         "PHONE",
         r"00[1-9]\d{0,2}[ .\-()/](?:[ .\-()/]{0,2}\d){6,12}",
         is_phone,
-        before=W + r".,$\x82/:\-",
-        unless_digit=".",
+        Edges(before=W + r".,$\x82/:\-", unless_digit="."),
         context=ALONE,
         rank=6,
     ),
-    shape("PHONE", r"\+[1-9]\d{0,2}(?:\s{1,3}\d{2,8}){1,4}", is_phone, before=W + "+", rank=7),
+    shape("PHONE", r"\+[1-9]\d{0,2}(?:\s{1,3}\d{2,8}){1,4}", is_phone, Edges(before=W + "+"), rank=7),
     shape(
         "PHONE",
         rf"(?:00?\d{{1,2}}[ .-])?(?:\(\d{{3}}\)[ .-]?|[2-9]\d\d[ .-])\d{{3}}[.-]\d{{4}}{_EXTENSION}",
         is_phone,
-        before=W + r".\-/",
-        after=W + r"\-/",
+        Edges(before=W + r".\-/", after=W + r"\-/"),
         context=ALONE,
         rank=6,
     ),
-    shape("PHONE", r"\(\d{2,4}\) ?\d{3,4}[ -]?\d{3,4}", _in_brackets, before=W + ".", context=ALONE, rank=6),
-    shape("PHONE", r"[78] ?\(\d{3,4}\) ?\d{2,3}[ -]\d\d[ -]\d\d", is_phone, before=W + ".", rank=6),
+    shape(
+        "PHONE",
+        r"\(\d{2,4}\) ?\d{3,4}[ -]?\d{3,4}",
+        _in_brackets,
+        Edges(before=W + "."),
+        context=ALONE,
+        rank=6,
+    ),
+    shape("PHONE", r"[78] ?\(\d{3,4}\) ?\d{2,3}[ -]\d\d[ -]\d\d", is_phone, Edges(before=W + "."), rank=6),
     shape(
         "PHONE",
         r"0[1-9]\d{0,3}[ .-]\d{2,4}(?:[ .-]?\d{2,4}){1,3}",
         _of_trunk,
-        before=W + r".,$\x82/:\-",
-        after=W + "/:",
-        unless_digit=r" .,\-",
+        Edges(before=W + r".,$\x82/:\-", after=W + "/:", unless_digit=r" .,\-"),
         context=ALONE,
     ),
     shape(
         "PHONE",
         rf"\(?\d{{1,5}}\)?(?:{_GAP}\d{{1,8}}){{1,6}}",
         is_phone,
-        before=W + r".,$\x82/\-",
-        after=W + r"\-",
-        unless_digit=".,",
+        Edges(before=W + r".,$\x82/\-", after=W + r"\-", unless_digit=".,"),
         context=_SPOKEN,
         rank=4,
     ),
@@ -134,9 +135,7 @@ PHONES: tuple[Pattern, ...] = (
         "PHONE",
         r"\d{6,13}",
         is_phone,
-        before=W + r".,$\x82/\-",
-        after=W + r"\-",
-        unless_digit=".,",
+        Edges(before=W + r".,$\x82/\-", after=W + r"\-", unless_digit=".,"),
         context=_SPOKEN,
         rank=4,
     ),
