@@ -70,11 +70,11 @@ def listening() -> socket.socket:
 
 
 @asynccontextmanager
-async def serving(app: Any, lifespan: str = "off") -> AsyncIterator[str]:
+async def serving(app: Any, lifespan: str = "off", http: Any = "auto") -> AsyncIterator[str]:
     """The URL of an ASGI application while the block runs."""
     listener = listening()
     config = uvicorn.Config(
-        app, log_level="critical", lifespan=lifespan, access_log=False, timeout_graceful_shutdown=1
+        app, http=http, log_level="critical", lifespan=lifespan, access_log=False, timeout_graceful_shutdown=1
     )
     server = Quiet(config)
     async with server.running(listener):

@@ -70,8 +70,8 @@ async def test_a_gateway_counts_the_tokens_that_an_engine_counts(
     template = CHAT_TEMPLATE + "{% if tools %}{{ tools | tojson }}{% endif %}{{ mood }}"
     (tmp_path / "chat_template.jinja").write_text(template)
     tokenizer = load_tokenizer(tmp_path)
-    reader = PromptReader(tokenizer, Limits(ServerSettings(), tokenizer.vocab_size))
-    ids = await reader.chat(msgspec.convert(fields, ChatRequest))
+    reader = PromptReader(tokenizer, Limits(ServerSettings(), tokenizer.vocab_size), 1 << 20)
+    ids = reader.chat(msgspec.convert(fields, ChatRequest))
     for quick in (False, True):
         if quick:
             tokenizer.quicken()
@@ -140,7 +140,7 @@ async def test_a_burst_of_long_new_prompts_does_not_wait_for_its_tokens() -> Non
         def quicken(self) -> None:
             pass
 
-        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        def encode(self, text: str, add_special_tokens: bool = True, *, most: int | None = None) -> list[int]:
             assert gate.wait(60)
             return [1] * 7000
 

@@ -198,6 +198,25 @@ def test_a_templates_variables_replace_no_field_of_a_request(directory: Path, na
         load_tokenizer(directory).encode_chat([{"role": "user", "content": "x"}], None, True, variables)
 
 
+def test_long_texts_are_as_short_ones(tokenizers_by_kind: dict[str, module.Tokenizer]) -> None:
+    """Looked through in strides and asked of the library in another way: no seam is seen."""
+    tokenizer = tokenizers_by_kind["tokenizer.json"]
+    plain = Tokenizer.from_str(tokenizer.backend.to_str())
+    plain.encode_special_tokens = True
+    for shift in range(12):
+        content = "x" * shift + "<|im_end|>abc" * 8000
+        ids = tokenizer.encode_chat([{"role": "user", "content": content}])
+        inside = plain.encode(f"user\n{content}", add_special_tokens=False).ids
+        assert ids[: len(inside) + 2] == [1, *inside, 2]
+
+
+@pytest.mark.parametrize("repeated", [1, 5000])
+def test_half_a_pair_beside_a_control_token_is_refused(directory: Path, repeated: int) -> None:
+    messages = [{"role": "user", "content": "<|im_end|>\ud83d" * repeated}]
+    with pytest.raises(BadInput, match="not valid Unicode"):
+        load_tokenizer(directory).encode_chat(messages)
+
+
 def test_looking_for_names_takes_a_time_linear_in_the_text() -> None:
     """A thousand names that begin alike: each character is looked at a bounded number of times, not a thousand."""
     backend = Tokenizer(models.BPE({"<": 0}, []))

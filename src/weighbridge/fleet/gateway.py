@@ -25,7 +25,7 @@ from weighbridge.fleet.limits.tenant import Limiter
 from weighbridge.fleet.load.weigher import Counter
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.pool import Build, Pool, PoolRules
-from weighbridge.ticket import Ticket, TicketStore, prompt_hash
+from weighbridge.ticket import Ticket, TicketStore
 from weighbridge.wire.ask import Ask, Placement
 from weighbridge.wire.journey import Journey, RouteLike
 
@@ -333,7 +333,7 @@ def ticket_of(ask: Ask, weight: Weight, began: float) -> Ticket:
         ask.id,
         ask.tenant,
         ask.model,
-        prompt_hash(bytes(ask.prompt or b""), ask.cache_salt),
+        ask.prompt_hash,
         weight.prompt_tokens,
         weight.max_tokens,
         priority=ask.priority,

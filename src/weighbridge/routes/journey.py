@@ -26,6 +26,7 @@ from weighbridge.routes.route import Route
 from weighbridge.routes.settings import Window
 from weighbridge.ticket import Ticket
 from weighbridge.wire.ask import Ask, Fields, Placement
+from weighbridge.wire.body import LONG_BODY, apart
 from weighbridge.wire.errors import as_api_error, error_event, error_message
 from weighbridge.wire.events import Event
 from weighbridge.wire.journey import HeaderList, WholeAnswer
@@ -52,7 +53,8 @@ class RouteService:
         if ask.path != chat.PATH:
             message = f"{ask.model!r} is a route between models, and routes answer chats; use {chat.PATH}"
             raise BadInput(message, param="model")
-        request, gateway = RouteRequest(ask), self.route.gateway
+        request = await apart(len(ask.raw), RouteRequest.read, ask)
+        gateway = self.route.gateway
         gateway.claim_id(ask)
         ticket = self.route.new_ticket(ask)
         gateway.tickets.add(ticket)
@@ -154,14 +156,19 @@ class RouteJourney:
 
     async def whole(self) -> WholeAnswer:
         run, restore = self._begun(), self._restorer(self._begun())
-        chunks = chunks_of(run.held(), keep_logprobs=not run.asked_logprobs)
         self.ticket.first_token = time.time()
-        if restore is not None:
-            chunks = await asyncio.to_thread(restore.whole, chunks)
-        answer = whole_answer(chunks, self.ticket.model, keep_logprobs=not run.asked_logprobs)
-        body = msgspec.json.encode(answer)
+        events = run.held()
+        size = len(events) if restore is None else LONG_BODY  # looking for values is long work
+        body = await apart(size, self._merged, events, restore, not run.asked_logprobs)
         self._is_whole = True
         return WholeAnswer(body, chat.chat_answer_parts)
+
+    def _merged(self, events: bytes, restore: ChunkRestorer | None, keep_logprobs: bool) -> bytes:
+        """A stream's events as an answer in one piece, with redacted values put back."""
+        chunks = chunks_of(events, keep_logprobs=keep_logprobs)
+        if restore is not None:
+            chunks = restore.whole(chunks)
+        return msgspec.json.encode(whole_answer(chunks, self.ticket.model, keep_logprobs=keep_logprobs))
 
     async def close(self, error: str | None = None) -> bool:
         """Cancel what still runs, settle, and write the ticket; whoever waits may be cancelled meanwhile."""
@@ -188,7 +195,7 @@ class RouteJourney:
             deadline_seconds=request.deadline_seconds,
             found=inspection.found,
             unreadable=inspection.unreadable,
-            needs=request.needs(),
+            needs=request.needs,
         )
         verdict = residency(policy, asked)
         if verdict.residency is Residency.REDACT:

@@ -58,6 +58,14 @@ class RouteRequest:
     def deadline_seconds(self) -> float | None:
         return None if self.ask.deadline_ms is None else self.ask.deadline_ms / 1e3
 
+    @classmethod
+    def read(cls, ask: Ask) -> RouteRequest:
+        """The request with all that is worked out of it, so that a long one can be read on a thread of its own."""
+        request = cls(ask)
+        _ = request.needs, request.prompt
+        return request
+
+    @cached_property
     def needs(self) -> frozenset[str]:
         """The abilities that a place must have."""
         wanted = set()

@@ -20,7 +20,7 @@ from weighbridge.routes.policy import Level
 from weighbridge.routes.privacy.guard import Guard
 from weighbridge.routes.request import RouteRequest
 from weighbridge.routes.settings import RouteSettings
-from weighbridge.ticket import Ticket, prompt_hash
+from weighbridge.ticket import Ticket
 from weighbridge.wire.ask import Ask
 
 #: Part of the time a client gives that may be spent on looking at the prompt.
@@ -157,7 +157,7 @@ class Route:
             id=ask.id,
             tenant=ask.tenant,
             model=self.name,
-            prompt_hash=prompt_hash(bytes(ask.prompt or b""), ask.cache_salt),
+            prompt_hash=ask.prompt_hash,
             prompt_tokens=0,
             max_tokens=ask.max_tokens or first.settings.max_tokens,
             priority=ask.priority,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,9 +19,9 @@ from starlette.types import ASGIApp
 
 from weighbridge import __version__
 from weighbridge.server.door import Door
-from weighbridge.server.endpoint import Audience, Endpoint, Handler, HttpService, json_response
+from weighbridge.server.endpoint import Audience, Endpoint, Handler, HttpService, json_bytes, json_response
 from weighbridge.wire.access import check_site
-from weighbridge.wire.body import decode, read_body
+from weighbridge.wire.body import apart, decode, read_body
 from weighbridge.wire.errors import ApiError, as_api_error, error_body, retry_after_header
 from weighbridge.wire.headers import headers_of
 from weighbridge.wire.identity.callers import peer_of
@@ -31,10 +30,6 @@ from weighbridge.wire.protocols import PROTOCOLS
 from weighbridge.wire.protocols.openai import NonNegative
 
 log = logging.getLogger("weighbridge.server")
-
-
-#: Bytes or tokens from which texts are tokenised in a thread, so that the event loop goes on.
-LONG_TEXT = 20_000
 
 
 #: Headers of an answer that scripts of other sites may read.
@@ -167,29 +162,31 @@ class CommonEndpoints:
         return json_response(self._service.model(request.path_params["model"]))
 
     async def tokenize(self, request: Request) -> Response:
-        raw = await self._body(request)
+        body = await self._body(request)
+        return json_bytes(await apart(len(body), self._tokenized, body))
+
+    def _tokenized(self, raw: bytes) -> bytes:
         body = decode(raw, TokenizeRequest)
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "give either `prompt` or `messages`", param="prompt")
         tokenizer, longest = self._service.tokenizer(body.model or "")
-
-        def encode() -> list[int]:
-            if body.prompt is not None:
-                return tokenizer.encode(body.prompt, body.add_special_tokens)
-            return tokenizer.encode_chat(body.messages or [])
-
-        tokens = await asyncio.to_thread(encode) if len(raw) > LONG_TEXT else encode()
-        return json_response({"tokens": tokens, "count": len(tokens), "max_model_len": longest})
+        if body.prompt is not None:
+            tokens = tokenizer.encode(body.prompt, body.add_special_tokens)
+        else:
+            tokens = tokenizer.encode_chat(body.messages or [])
+        return msgspec.json.encode({"tokens": tokens, "count": len(tokens), "max_model_len": longest})
 
     async def detokenize(self, request: Request) -> Response:
-        body = decode(await self._body(request), DetokenizeRequest)
+        body = await self._body(request)
+        return json_bytes(await apart(len(body), self._detokenized, body))
+
+    def _detokenized(self, raw: bytes) -> bytes:
+        body = decode(raw, DetokenizeRequest)
         tokenizer, _ = self._service.tokenizer(body.model or "")
         if (largest := max(body.tokens, default=0)) >= tokenizer.vocab_size:
             last = tokenizer.vocab_size - 1
             raise ApiError(400, f"tokens: {largest} is not in the vocabulary (0 to {last})", param="tokens")
-        decoded = partial(tokenizer.decode, body.tokens, skip_special_tokens=False)
-        long = len(body.tokens) > LONG_TEXT
-        return json_response({"prompt": await asyncio.to_thread(decoded) if long else decoded()})
+        return msgspec.json.encode({"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)})
 
     async def recent_tickets(self, request: Request) -> Response:
         tenant = request.state.tenant

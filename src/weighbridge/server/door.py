@@ -16,7 +16,7 @@ from weighbridge.server.endpoint import HttpService
 from weighbridge.server.watchdog import Watchdog
 from weighbridge.wire.access import check_site
 from weighbridge.wire.answer import Answers
-from weighbridge.wire.body import read_body
+from weighbridge.wire.body import apart, read_body
 from weighbridge.wire.errors import ApiError, as_api_error, retry_after_header
 from weighbridge.wire.extension import apply_caller
 from weighbridge.wire.headers import headers_of
@@ -67,10 +67,11 @@ class Door:
                     check_site(service.access, scope["server"][0], headers)
                 tenant = await service.callers.tenant(headers, peer_of(scope))
                 body = await read_body(receive, headers, service.max_body)
-                ask = protocol.read(body)
+                ask = await apart(len(body), protocol.read, body)
                 apply_caller(ask, headers, tenant, self._clock())
                 if tenant is not None and not service.access.share_prefixes:
                     ask.keep_apart(tenant)
+                await apart(len(body), getattr, ask, "prompt_hash")
             except Exception as error:
                 failure = as_api_error(error)
                 if failure.status == 500:

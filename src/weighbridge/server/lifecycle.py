@@ -96,8 +96,8 @@ def check_reach(listener: socket.socket, settings: IdentitySettings, has_keys: b
         )
 
 
-def _quicken() -> None:
-    """The faster event loop where it is, and less garbage collection.
+def settle_collector() -> None:
+    """Have less garbage collected.
 
     What was imported and loaded lives for ever, so the collector need not look at it again, which would hold up
     every stream for 140 ms; requests make few cycles.
@@ -105,6 +105,11 @@ def _quicken() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+
+
+def _quicken() -> None:
+    """The faster event loop where it is, and less garbage collection."""
+    settle_collector()
     with contextlib.suppress(ImportError):  # not on Windows
         import uvloop
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -15,9 +16,10 @@ from weighbridge.cost.length import LengthCurve, OutputLengths
 from weighbridge.cost.mean import Mean
 from weighbridge.cost.weight import OutputEstimate, Weight
 from weighbridge.engine.memory.prefix import Digest
-from weighbridge.errors import BadInput
+from weighbridge.errors import BadInput, NeverFits
 from weighbridge.models.text.block_digests import block_digests, root
 from weighbridge.wire.ask import Ask
+from weighbridge.wire.body import apart
 from weighbridge.wire.protocols.openai import Tool
 
 #: Prompts of more bytes are tokenised in a thread, so that streams flow on. A thread costs 0.1 ms, as much as
@@ -51,11 +53,15 @@ _WEIGHED = (
 )
 
 
+#: What tokenizers and templates say of prompts that they cannot take.
+_REFUSED = (BadInput, NeverFits, msgspec.MsgspecError, TypeError, ValueError, KeyError, RecursionError)
+
+
 class Counter(Protocol):
     """What the scales need of a tokenizer; `models.text.tokenizer.Tokenizer` says what each does."""
 
     def quicken(self) -> None: ...
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    def encode(self, text: str, add_special_tokens: bool = True, *, most: int | None = None) -> list[int]: ...
     def weigh_quickly(
         self, text: str, add_special_tokens: bool, block_size: int, parent: Digest = ...
     ) -> tuple[int, list[Digest]] | None: ...
@@ -73,6 +79,8 @@ class Counter(Protocol):
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
         answer: str = "",
+        *,
+        most: int | None = None,
     ) -> list[int]: ...
 
 
@@ -125,10 +133,11 @@ class Scales:
 
     async def weigh(self, ask: Ask) -> tuple[Weight, Weighed]:
         """The weight of a request, and what it was counted from. Raises BadInput for text that is not Unicode."""
-        key = _key(ask)
+        size = sum([len(raw) for name in _WEIGHED if (raw := ask.fields.get(name)) is not None])
+        key = await apart(size >> 4, _key, ask)  # quickly done
         known = self._known.get(key)
         if known is None:
-            known = await self._count(ask)
+            known = await self._count(ask, size)
             if known.exact or self._tokenizer is None:
                 self._remember(key, known)
         else:
@@ -170,21 +179,49 @@ class Scales:
         longest = self._longest()
         return wanted if longest is None else min(wanted, max(longest - prompt_tokens, 1))
 
-    async def _count(self, ask: Ask) -> Weighed:
+    async def _count(self, ask: Ask, size: int) -> Weighed:
+        """`size`: bytes of all that decides how many tokens there are."""
         prompt = ask.prompt
         if prompt is None:
             return Weighed(1, (), False, 1)
+        found = self._quickly(ask, prompt) if self._quick and size <= LONG_QUICK_PROMPT else None
+        if found is not None:
+            return found
+        if size <= LONG_PROMPT:
+            return self._weighed(ask, prompt)
+        if self._tokenising >= MAX_TOKENISING:  # an estimate now is worth more than the truth later
+            return await apart(size, self._weighed, ask, prompt, tokenise=False)
+        self._tokenising += 1
+        try:
+            return await asyncio.to_thread(self._weighed, ask, prompt)
+        finally:
+            self._tokenising -= 1
+
+    def _quickly(self, ask: Ask, prompt: bytes) -> Weighed | None:
+        """Exactly weighed, where that is so quick that nobody else needs to be let in meanwhile."""
+        assert self._tokenizer is not None
+        value = msgspec.json.decode(prompt)
+        if isinstance(value, list) and len(value) > MANY_MESSAGES:
+            return None
+        try:
+            if _is_chat(ask):
+                text, adds = self._tokenizer.plain_chat(*_chat(ask, value)), False
+            else:
+                text, adds = value if isinstance(value, str) else None, True
+        except _REFUSED:
+            return None
+        if text is None:
+            return None
+        found = self._tokenizer.weigh_quickly(text, adds, self._block_size, _root(ask))
+        return None if found is None else Weighed(max(found[0], 1), tuple(found[1]), True, 0)
+
+    def _weighed(self, ask: Ask, prompt: bytes, tokenise: bool = True) -> Weighed:
+        """Exactly weighed where there are token ids or, with `tokenise`, a tokenizer; else from bytes."""
         value = msgspec.json.decode(prompt)
         ids = _token_ids(value)
-        if ids is None and self._tokenizer is not None:
-            size = len(bytes(prompt))
-            try:
-                found = self._quickly(ask, value, size)
-                if found is not None:
-                    return found
-                ids = await self._tokenised(ask, value, size)
-            except (BadInput, msgspec.MsgspecError, TypeError, ValueError, KeyError):
-                pass  # its template refuses the prompt; the replica will say so in its own words
+        if ids is None and self._tokenizer is not None and tokenise:
+            with suppress(*_REFUSED):  # the replica will say so in its own words
+                ids = self._tokens(ask, value)
         if ids is not None:
             chain = block_digests(_root(ask), ids, 0, len(ids), self._block_size)
             return Weighed(max(len(ids), 1), tuple(chain), True, 0)
@@ -194,41 +231,13 @@ class Scales:
             0, self._chain_of_bytes(data, _root(ask)), False, len(data) + parts * PART_TOKENS * CHAIN_BYTES
         )
 
-    def _quickly(self, ask: Ask, value: Any, size: int) -> Weighed | None:
-        """Exactly weighed, where that is so quick that nobody else needs to be let in meanwhile."""
-        if not self._quick or size > LONG_QUICK_PROMPT:
-            return None
-        if isinstance(value, list) and len(value) > MANY_MESSAGES:
-            return None
+    def _tokens(self, ask: Ask, value: Any) -> list[int]:
         assert self._tokenizer is not None
+        longest = self._longest()
         if _is_chat(ask):
-            text, adds = self._tokenizer.plain_chat(*_chat(ask, value)), False
-        else:
-            text, adds = value if isinstance(value, str) else None, True
-        if text is None:
-            return None
-        found = self._tokenizer.weigh_quickly(text, adds, self._block_size, _root(ask))
-        return None if found is None else Weighed(max(found[0], 1), tuple(found[1]), True, 0)
-
-    async def _tokenised(self, ask: Ask, value: Any, size: int) -> list[int] | None:
-        """The prompt's tokens; None when so many prompts are being tokenised that an estimate now is worth more
-        than the truth later."""
-        if size <= LONG_PROMPT:
-            return self._exactly(ask, value)
-        if self._tokenising >= MAX_TOKENISING:
-            return None
-        self._tokenising += 1
-        try:
-            return await asyncio.to_thread(self._exactly, ask, value)
-        finally:
-            self._tokenising -= 1
-
-    def _exactly(self, ask: Ask, value: Any) -> list[int]:
-        assert self._tokenizer is not None
-        if _is_chat(ask):
-            return self._tokenizer.encode_chat(*_chat(ask, value))
+            return self._tokenizer.encode_chat(*_chat(ask, value), most=longest)
         texts = [value] if isinstance(value, str) else value
-        return [token for text in texts for token in self._tokenizer.encode(text)]
+        return [token for text in texts for token in self._tokenizer.encode(text, most=longest)]
 
     def _chain_of_bytes(self, data: bytes, parent: Digest) -> tuple[Digest, ...]:
         """Blocks of text stand in for blocks of tokens: equal beginnings are found all the same."""

@@ -8,18 +8,22 @@ an alias, the marks go, and the text is encoded by a twin of the tokenizer that 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Tokenizer
 
 from weighbridge.errors import BadInput
+from weighbridge.models.text.tokenizer_parts import encoded
 
 # Unicode keeps these two from being characters: no text has them but to do mischief.
 _MARK = "\ufdd0"  # stands behind the first character of a name in content
 _ALIAS = "\ufdd1"  # stands before a name that the template wrote
-_MISCHIEF = str.maketrans({_MARK: "\ufffd", _ALIAS: "\ufffd"})
+_MISCHIEF = "\ufffd"
+#: Characters that are looked through without a turn for other threads.
+_STRIDE = 1 << 15
 
 
 class ControlTokens:
@@ -29,7 +33,8 @@ class ControlTokens:
         self._ids = frozenset(names.values())
         trie = _alternatives(sorted(names))
         self._begins = tuple(sorted({name[:2] for name in names}))
-        self._spelled = re.compile(f"(?=(?:{trie}))(.)", re.DOTALL)
+        self._longest = max(map(len, names))
+        self._spelled = re.compile(f"(?={trie})")
         self._written = re.compile(f"(?:{trie})(?!{_MARK})")
         self._twin, self._id_of = _twin(backend, names)
 
@@ -40,8 +45,11 @@ class ControlTokens:
     def marked(self, value: Any) -> Any:
         """Return a copy of `value` in which those names are broken, for a template to write out."""
         if isinstance(value, str):
-            clean = value.translate(_MISCHIEF)
-            return self._spelled.sub(rf"\1{_MARK}", clean) if self._in(clean) else clean
+            clean = value.replace(_MARK, _MISCHIEF).replace(_ALIAS, _MISCHIEF)
+            if not self._in(clean):
+                return clean
+            starts = [start + 1 for start, _ in self._found(self._spelled, clean)]
+            return _MARK.join(_cut(clean, starts))
         if isinstance(value, Mapping):
             return {self.marked(key): self.marked(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -50,8 +58,9 @@ class ControlTokens:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of what a template made of marked values. Raises BadInput where they would be control tokens."""
-        aliased = self._written.sub(rf"{_ALIAS}\g<0>", text).replace(_MARK, "")
-        found: list[int] = self._twin.encode(aliased, add_special_tokens=False).ids
+        starts = [start for start, _ in self._found(self._written, text)]
+        aliased = _ALIAS.join(_cut(text, starts)).replace(_MARK, "")
+        found = encoded(self._twin, aliased, add_special_tokens=False)
         if not self._ids.isdisjoint(found):
             message = "messages: a control token's name in them cannot be written as text in this vocabulary"
             raise BadInput(message, param="messages")
@@ -63,7 +72,25 @@ class ControlTokens:
         return text.replace(_MARK, "")
 
     def _in(self, text: str) -> bool:
-        return any(begin in text for begin in self._begins) and self._spelled.search(text) is not None
+        if not any(begin in text for begin in self._begins):
+            return False
+        return next(self._found(self._spelled, text), None) is not None
+
+    def _found(self, pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
+        """Where matches start and end, one behind the other; other threads run every few milliseconds."""
+        at = 0
+        while at < len(text):
+            end = at + _STRIDE
+            match = pattern.search(text, at, end + self._longest + 1)
+            if match is None or match.start() >= end:
+                at = end
+                continue
+            yield match.span()
+            at = max(match.end(), match.start() + 1)
+
+
+def _cut(text: str, places: list[int]) -> list[str]:
+    return [text[start:end] for start, end in pairwise([0, *places, len(text)])]
 
 
 def _texts(value: Any) -> Iterable[str]:

@@ -56,6 +56,11 @@ class TokenBytes:
         #: Decoded texts lose one leading space: SentencePiece put it there.
         self.strips_space = any(_strips(step) for step in steps)
 
+    @property
+    def is_byte_level(self) -> bool:
+        """Whether every byte of a text is in one token, and nothing else is."""
+        return self._alphabet is not None
+
     def __getitem__(self, token_id: int) -> bytes:
         """Empty for ids that no token has: models pad their vocabulary to round sizes."""
         found = self._looked_up.get(token_id)

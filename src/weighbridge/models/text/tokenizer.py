@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.errors import BadInput, NeverFits, UnsupportedModel
 from weighbridge.models.text import gguf_tokenizer, hf_tokenizer
 from weighbridge.models.text.block_digests import ROOT
 from weighbridge.models.text.chat_template import Message, plain_messages
 from weighbridge.models.text.control_tokens import ControlTokens
 from weighbridge.models.text.token_text import Detokenizer, TokenBytes, decode
-from weighbridge.models.text.tokenizer_parts import TokenizerParts, is_panic
+from weighbridge.models.text.tokenizer_parts import TokenizerParts, encoded, is_panic
 from weighbridge.models.text.word_tokens import WordTokens
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ _LONG_TEXT = 2_000
 MAX_VOCABULARY = 1 << 22
 _MAX_WORDS = 300  # characters of what the library says about a file
 _PROBE = "Hello, wörld! 12 \n東京"
+#: A text of so many characters waits for it: the library takes longer.
+_ENDLESS_TEXT = 200_000
 
 
 class Tokenizer:
@@ -106,26 +109,23 @@ class Tokenizer:
         except UnicodeError:
             return None
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, *, most: int | None = None) -> list[int]:
         """Token ids of `text`. `add_special_tokens` puts a BOS (or EOS) where the model wants one.
+
+        Raises NeverFits, and looks no further, for a text that must have more than `most` tokens.
 
         The names of special tokens inside `text` become those tokens, unlike in chats. Raises BadInput for text that
         is not Unicode, such as half of a surrogate pair.
         """
-        if len(text) >= _LONG_TEXT and not self._quickened and not self._quickening.locked():
+        self._check_fits(text, most)
+        if len(text) >= _ENDLESS_TEXT:
+            self.quicken()
+        elif len(text) >= _LONG_TEXT and not self._quickened and not self._quickening.locked():
             threading.Thread(target=self.quicken, name="quicken-tokenizer").start()
         quickly = self.encode_quickly(text, add_special_tokens)
         if quickly is not None:
             return quickly
-        try:
-            ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except (TypeError, UnicodeError) as error:
-            raise BadInput(f"the text is not valid Unicode: {error}") from error
-        except BaseException as error:
-            if not is_panic(error):
-                raise
-            raise BadInput(f"the model's tokenizer cannot encode this text: {error}") from error
-        return ids
+        return encoded(self.backend, text, add_special_tokens)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD, ids of no token nothing."""
@@ -194,15 +194,35 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
         answer: str = "",
+        *,
+        most: int | None = None,
     ) -> list[int]:
-        """Token ids of a conversation, with an `answer` that has begun behind it.
+        """Token ids of a conversation, with an `answer` that has begun behind it. `most` as for `encode`.
 
         The template writes its own special tokens; what content spells is text, unless it was allowed to be more.
         """
         text, spelled = self._rendered(messages, tools, add_generation_prompt, variables, answer)
+        self._check_fits(text, most)
         if spelled and self._control is not None:
             return self._control.encode(text)
         return self.encode(text, add_special_tokens=False)
+
+    def _check_fits(self, text: str, most: int | None) -> None:
+        if most is None or len(text) <= most or not self._longest_token:
+            return
+        fewest = len(text) // self._longest_token
+        if fewest > most:
+            message = f"the prompt has at least {fewest} tokens, but this model's context is {most} tokens"
+            raise NeverFits(f"{message}; shorten the prompt")
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Characters that one token may stand for; 0 where there is no telling."""
+        added = self.backend.get_added_tokens_decoder().values()
+        if not self._bytes.is_byte_level or any(token.lstrip or token.rstrip for token in added):
+            return 0
+        shrinks = 1 if self.backend.normalizer is None else 4  # composing takes characters together
+        return shrinks * max(map(len, self.backend.get_vocab(with_added_tokens=True)), default=0)
 
     def _rendered(
         self,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from weighbridge.errors import UnsupportedModel
+from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.text.chat_template import ChatTemplate
 
 
@@ -28,6 +28,27 @@ class TokenizerParts:
 def is_panic(error: BaseException) -> bool:
     """Return whether `error` is a mistake inside the `tokenizers` library, which raises it as no Exception."""
     return type(error).__module__ == "pyo3_runtime"
+
+
+#: Characters from which the library is asked in the way in which it lets other threads run: 4 ms or more.
+_LONG_TEXT = 4_000
+
+
+def encoded(backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    """Return the ids of `text`. Raises BadInput for what is no Unicode, or makes the library fail."""
+    try:
+        if len(text) < _LONG_TEXT:
+            found = backend.encode(text, add_special_tokens=add_special_tokens)
+        else:  # 2 s a megabyte, in which `encode` would hold the interpreter
+            [found] = backend.encode_batch([text], add_special_tokens=add_special_tokens)
+    except (TypeError, UnicodeError) as error:
+        raise BadInput(f"the text is not valid Unicode: {error}") from error
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        raise BadInput(f"the model's tokenizer cannot encode this text: {error}") from error
+    ids: list[int] = found.ids
+    return ids
 
 
 def wrap_texts(backend: tokenizers.Tokenizer, before: str | None, after: str | None) -> None:

@@ -64,13 +64,13 @@ class EmbeddingFormat(Format):
         }
 
 
-async def embedding_generations(
+def embedding_generations(
     engine: Engine, reader: PromptReader, ask: Ask
 ) -> tuple[list[Generation], EmbeddingFormat]:
     """One generation an input, and the format of the answer. Raises ApiError naming what is wrong, and where."""
     body = decode(ask.as_body(), EmbeddingRequest)
     _check_width(body.dimensions, engine.hidden_size)
-    prompts = await _prompts(body, reader, engine.max_model_len)
+    prompts = _prompts(body, reader, engine.max_model_len)
     generations = [Generation(prompt, _NOTHING, embeds=True) for prompt in prompts]
     return generations, EmbeddingFormat(engine.model_name, body.encoding_format)
 
@@ -84,14 +84,14 @@ def _check_width(dimensions: int | None, width: int | None) -> None:
         raise ApiError(400, message, param="dimensions")
 
 
-async def _prompts(body: EmbeddingRequest, reader: PromptReader, longest: int) -> list[list[int]]:
+def _prompts(body: EmbeddingRequest, reader: PromptReader, longest: int) -> list[list[int]]:
     """Token ids of all inputs, or of the one chat."""
     chat = body.chat()
     if (chat is None) == (body.input is None):
         raise ApiError(400, "give either `input` or `messages`", param="input")
     if chat is not None:
-        return [_fitting(await reader.chat(chat), longest, "messages", "messages")]
-    prompts = await reader.texts(body.input, "input", reader.limits.settings.max_inputs)
+        return [_fitting(reader.chat(chat), longest, "messages", "messages")]
+    prompts = reader.texts(body.input, "input", reader.limits.settings.max_inputs)
     places = ["input"] if len(prompts) == 1 else [f"input[{index}]" for index in range(len(prompts))]
     return [_fitting(prompt, longest, place, "input") for prompt, place in zip(prompts, places, strict=True)]
 

@@ -33,6 +33,12 @@ class Gathered:
     stopped_by: str | int | None = None
     embedding: Embedding | None = None
 
+    @property
+    def size(self) -> int:
+        """About how many characters and numbers it is written with."""
+        size = sum(map(len, self.text)) + sum(8 * (1 + len(item.top)) for item in self.logprobs)
+        return size if self.embedding is None else size + 8 * len(self.embedding.vector)
+
 
 def finish_name(finish: FinishReason | None, called: bool = False) -> str | None:
     """OpenAI's word. A deadline that cut an answer short reads as a length."""

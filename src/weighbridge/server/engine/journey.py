@@ -18,8 +18,10 @@ from weighbridge.wire.journey import HeaderList, WholeAnswer
 from weighbridge.wire.protocols import ANSWER_PARSERS, EVENT_PARSERS
 from weighbridge.wire.sse import DONE
 
-#: The answer to more prompts is put together in a thread, so that the event loop goes on.
-FEW_PROMPTS = 16
+#: An answer of more characters and log-probabilities is put together in a thread, so that the event loop goes on.
+SHORT_ANSWER = 4_000
+#: Streams of one request that are read or closed without a turn for others.
+BURST = 16
 
 
 @dataclass(slots=True)
@@ -96,13 +98,12 @@ class EngineJourney:
         if self._closed:
             return False
         self._closed = True
-        for one in self._running:
-            one.stream.close()
+        await close_all(self._running)
         return True
 
     async def _gathered(self) -> bytes:
         answers: list[list[Gathered]] = []
-        for one in self._running:
+        for place, one in enumerate(self._running, 1):
             choices = [Gathered() for _ in range(one.choices)]
             async for deltas in one.stream:
                 for delta in deltas:
@@ -110,17 +111,33 @@ class EngineJourney:
                         raise failure
                     _gather(choices[delta.index], delta)
             answers.append(choices)
+            if not place % BURST:
+                await asyncio.sleep(0)
         if any(choice.finish in (None, FinishReason.ABORT) for choices in answers for choice in choices):
             raise ApiError(503, "the request was cancelled", kind="server_error", code="cancelled")
         choices = [choice for choices in answers for choice in choices]
         merge = partial(self._running[0].format.whole, choices, self._usage())
-        return merge() if len(answers) <= FEW_PROMPTS else await asyncio.to_thread(merge)
+        size = sum(choice.size for choice in choices)
+        return merge() if size <= SHORT_ANSWER else await asyncio.to_thread(merge)
 
     def _usage(self) -> Usage:
         total = Usage(0, 0)
         for one in self._running:
             total += one.stream.usage
         return total
+
+
+async def close_all(running: Sequence[Running]) -> None:
+    """Cancel everything that still runs, whatever happens; others get a turn in between."""
+    left = iter(running)
+    try:
+        for place, one in enumerate(left, 1):
+            one.stream.close()
+            if not place % BURST:
+                await asyncio.sleep(0)
+    finally:
+        for one in left:  # cancelled itself: there is no time to be polite
+            one.stream.close()
 
 
 def failure_of(delta: Delta) -> ApiError | None:

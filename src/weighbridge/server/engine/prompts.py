@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -12,16 +11,13 @@ from weighbridge.server.engine.tool_calls import tools_for_template
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.protocols.chat import ChatRequest
 
-#: Texts longer than this are tokenised in a thread, so that the event loop goes on.
-LONG_TEXT = 20_000
-
 
 class ChatTokenizer(Protocol):
     """What the server needs of a tokenizer."""
 
     vocab_size: int
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    def encode(self, text: str, add_special_tokens: bool = True, *, most: int | None = None) -> list[int]: ...
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
     def token_text(self, token: int) -> str: ...
     def encode_chat(
@@ -30,51 +26,48 @@ class ChatTokenizer(Protocol):
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        *,
+        most: int | None = None,
     ) -> list[int]: ...
     @property
     def supports_tools(self) -> bool: ...
 
 
 class PromptReader:
-    """Reads prompts for one model."""
+    """Reads prompts for one model. Raises NeverFits for one that is plainly longer than `longest` tokens."""
 
-    def __init__(self, tokenizer: ChatTokenizer, limits: Limits) -> None:
+    def __init__(self, tokenizer: ChatTokenizer, limits: Limits, longest: int) -> None:
         self.limits = limits
         self._tokenizer = tokenizer
+        self._longest = longest
 
-    async def chat(self, body: ChatRequest) -> list[int]:
+    def chat(self, body: ChatRequest) -> list[int]:
         """Token ids of a chat. Raises ApiError for tools or messages that the model's template cannot show."""
         if body.wants_tools and not self._tokenizer.supports_tools and body.tool_choice in (None, "auto"):
             raise ApiError(400, "tools: this model's chat template has no place for tools", param="tools")
         messages = [checked_message(message, index) for index, message in enumerate(body.messages)]
-        options = body.chat_template_kwargs or {}
-        size = sum(len(str(message.get("content"))) for message in messages)
+        tools, variables = tools_for_template(body), body.chat_template_kwargs
+        return self._tokenizer.encode_chat(
+            messages, tools, body.add_generation_prompt, variables, most=self._longest
+        )
 
-        def encode() -> list[int]:
-            return self._tokenizer.encode_chat(
-                messages, tools_for_template(body), body.add_generation_prompt, options
-            )
-
-        return await asyncio.to_thread(encode) if size > LONG_TEXT else encode()
-
-    async def texts(self, prompt: Any, field: str, largest: int | None = None) -> list[list[int]]:
-        """Token ids of one prompt or several, texts or ids; much text is encoded in a thread.
+    def texts(self, prompt: Any, field: str, largest: int | None = None) -> list[list[int]]:
+        """Token ids of one prompt or several, texts or ids.
 
         `largest`: so many at the most. Raises ApiError naming `field`.
         """
+        if largest is not None and isinstance(prompt, list) and len(prompt) > largest:
+            check_count(prompt, largest, field)
         prompts = prompts_of(prompt, self.limits, field)
-        if largest is not None and len(prompts) > largest:
-            message = (
-                f"{field}: has {len(prompts)} texts, but one request takes at most {largest}; send several"
-            )
-            raise ApiError(400, message, param=field)
-        encode = self._tokenizer.encode
+        encode, most = self._tokenizer.encode, self._longest
+        return [encode(item, most=most) if isinstance(item, str) else item for item in prompts]
 
-        def tokenise() -> list[list[int]]:
-            return [encode(item) if isinstance(item, str) else item for item in prompts]
 
-        size = sum(len(item) for item in prompts if isinstance(item, str))
-        return await asyncio.to_thread(tokenise) if size > LONG_TEXT else tokenise()
+def check_count(prompt: list[Any], largest: int, field: str) -> None:
+    """Raise ApiError for too many texts; one list of token ids is one text."""
+    if not isinstance(prompt[0], int):
+        message = f"{field}: has {len(prompt)} texts, but one request takes at most {largest}; send several"
+        raise ApiError(400, message, param=field)
 
 
 def checked_message(message: dict[str, Any], index: int) -> dict[str, Any]:

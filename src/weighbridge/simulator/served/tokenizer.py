@@ -25,7 +25,7 @@ class SimulatedTokenizer:
     eos_token_ids = (END_OF_TEXT,)
     supports_tools = False
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, *, most: int | None = None) -> list[int]:
         data = text.encode("utf-8", "surrogatepass")
         whole = len(data) - len(data) % 3
         ids = [(data[i] << 16) | (data[i + 1] << 8) | data[i + 2] for i in range(0, whole, 3)]
@@ -48,6 +48,8 @@ class SimulatedTokenizer:
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        *,
+        most: int | None = None,
     ) -> list[int]:
         """`<|role|>` and the content of each message, a line each, then the assistant's turn."""
         lines = [f"<|{message['role']}|>{_text(message.get('content'))}\n" for message in messages]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,10 @@ from weighbridge.wire.protocols.openai import (
 )
 
 PATH = "/v1/completions"
+#: A list of texts, or of lists of token ids.
+_SEVERAL = re.compile(rb'\[\s*["[]')
+_decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
 #: Prompts of one request; each takes a seat of its own.
 MAX_PROMPTS = 2048
 
@@ -59,15 +64,15 @@ class CompletionProtocol(WireProtocol):
 
 def _prompts(raw: bytes) -> int:
     """How many prompts there are: each gets its own output."""
-    if not raw.startswith(b"["):
+    if not _SEVERAL.match(raw):
         return 1
-    value = msgspec.json.decode(raw)
-    if len(value) > MAX_PROMPTS and not isinstance(value[0], int):
+    items = _decode_items(raw)
+    if len(items) > MAX_PROMPTS:
         message = (
-            f"prompt: has {len(value)} prompts, but one request takes at most {MAX_PROMPTS}; send several"
+            f"prompt: has {len(items)} prompts, but one request takes at most {MAX_PROMPTS}; send several"
         )
         raise ApiError(400, message, param="prompt")
-    return max(len(value), 1) if all(not isinstance(item, int) for item in value) else 1
+    return len(items)
 
 
 class CompletionEncoder(OpenAIEncoder):

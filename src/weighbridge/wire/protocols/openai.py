@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from weighbridge.wire.ask import LONGEST_SALT, Ask, Extension, Fields
+from weighbridge.wire.body import MAX_FIELDS
 from weighbridge.wire.errors import ApiError, error_event
 from weighbridge.wire.events import (
     ErrorPart,
@@ -122,11 +123,14 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
 def ask_of(path: str, peek: Peek, body: bytes) -> Ask:
-    """The common request: what `peek` read, and every value of the body as it was written."""
+    """The common request: what `peek` read, and every value of the body as it was written. Raises ApiError."""
+    fields = _decode_fields(body)
+    if len(fields) > MAX_FIELDS:
+        raise ApiError(400, f"the request has {len(fields)} fields, but at most {MAX_FIELDS} are taken")
     return Ask(
         id="",
         path=path,
-        fields=_decode_fields(body),
+        fields=fields,
         model=peek.model or "",
         tenant="",
         stream=bool(peek.stream),

@@ -1,0 +1,82 @@
+"""What one turn of an event loop, or of the engine's thread, takes in CPU time: whatever else the machine is doing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from weighbridge.engine.build import EngineReplica
+from weighbridge.ticket import Ticket
+
+
+@dataclass
+class Turns:
+    """The longest turn of each thread since `clear`, in seconds of its own CPU time, and what it was."""
+
+    names: dict[int, str] = field(default_factory=dict)  # of the threads that are looked at
+    longest: dict[str, tuple[float, str]] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        self.longest.clear()
+
+    def note(self, seconds: float, what: Callable[[], str]) -> None:
+        name = self.names.get(threading.get_ident())
+        if name is not None and seconds > self.longest.get(name, (0.0, ""))[0]:
+            self.longest[name] = (seconds, what())
+
+    @contextmanager
+    def of_loops(self) -> Iterator[None]:
+        """Look at every callback of every event loop of asyncio's own."""
+        run = asyncio.Handle._run  # type: ignore[attr-defined]
+
+        def timed(handle: Any) -> None:
+            began = time.thread_time()
+            run(handle)
+            self.note(time.thread_time() - began, lambda: repr(handle))
+
+        asyncio.Handle._run = timed  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            asyncio.Handle._run = run  # type: ignore[attr-defined]
+
+    def of_engine(self, replica: EngineReplica) -> EngineTurns:
+        """Look at every iteration of a replica, but for the model's own time."""
+        return EngineTurns(self, replica)
+
+
+class EngineTurns:
+    """An observer of one engine."""
+
+    def __init__(self, turns: Turns, replica: EngineReplica) -> None:
+        self._turns = turns
+        self._since: float | None = None
+        self._model = 0.0
+        forward = replica.decoder.forward
+
+        def timed(*arguments: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return forward(*arguments)
+            finally:
+                self._model += time.thread_time() - began
+
+        replica.decoder.forward = timed  # type: ignore[method-assign]
+        replica.engine.observers.append(self)
+
+    def on_turn(self, seconds: float) -> None:
+        now = time.thread_time()
+        if self._since is None:
+            self._turns.names[threading.get_ident()] = "step"
+        else:
+            self._turns.note(now - self._since - self._model, lambda: "an iteration")
+        self._since, self._model = now, 0.0
+
+    def on_step(self, sequences: int, tokens: int, seconds: float) -> None: ...
+
+    def on_finished(self, ticket: Ticket) -> None: ...
