@@ -370,3 +370,14 @@ def test_money_never_goes_down_by_what_is_settled(usd: float) -> None:
         assert ledger.spent().reserved == 0.25, "it stays reserved"
     assert ledger.spent().settled >= 0.25
     ledger.close()
+
+
+async def test_a_ledger_of_a_newer_version_refuses_the_cloud_and_shows_clients_no_path(
+    tmp_path: Path,
+) -> None:
+    cashier = Cashier(Ledger(tmp_path / "l.sqlite", Budgets(total=1.0)))
+    with closing(sqlite3.connect(tmp_path / "l.sqlite")) as newer:
+        newer.execute(f"PRAGMA user_version={books.LEDGER.version + 1}")
+    refused = await cashier.reserve("t", "auto", 0.1)
+    assert refused == "the ledger failed (it is of another version), so nothing may be spent"
+    await asyncio.to_thread(cashier.close)

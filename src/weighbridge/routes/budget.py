@@ -316,4 +316,7 @@ class Cashier:
             said = sentence(error, "ledger", self.ledger.where)
             log.error("the ledger failed, so the cloud is refused while it does: %s", said)
         self.failures += 1
-        return f"the ledger failed ({reason(error)}), so nothing may be spent"
+        why = (
+            "it is of another version" if isinstance(error, BadInput) else reason(error)
+        )  # no paths for clients
+        return f"the ledger failed ({why}), so nothing may be spent"
