@@ -236,11 +236,13 @@ class RouteJourney:
         return replace(facts, grant=Grant(not reason, reason))
 
     def _sent_to(self, place: Place) -> Fields:
-        """The fields that go to a place: beyond the boundary redacted, where the verdict wants it."""
-        if place.level is Level.EDGE or self._redacted is None:
+        """The fields that go to a place: beyond the boundary redacted, where the verdict wants it, and in any case only
+        what was looked at: of a field that is written twice, detectors see one."""
+        if place.level is Level.EDGE or not self._route.settings.policy.needs_scan:
             return self._request.fields(place.level)
-        body = self._redacted.body
-        return {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in body.items()}
+        return _raw(
+            self._redacted.body if self._redacted is not None else self._request.forwarded(place.level)
+        )
 
     # -- trying ----------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any
 
+import msgspec
 import pytest
 from benchmarks.evidence.encodings import ENCODINGS
 
@@ -14,7 +15,7 @@ from tests.routes.privacy.bodies import tool
 from tests.routes.routes import answer, ask, routed
 from tests.routes.stub import Stub, echo, serving
 from weighbridge.errors import Refused
-from weighbridge.routes.policy import Residency, ResidencyPolicy
+from weighbridge.routes.policy import Residency, ResidencyPolicy, Rule
 from weighbridge.routes.privacy.patterns import DenyListDetector, PatternDetector
 
 REDACT = ResidencyPolicy(default=Residency.REDACT)
@@ -141,3 +142,16 @@ async def test_a_placeholder_that_the_model_rewrote_comes_back(written: str, str
         request = ask("write to ann@example.com", placement="only_cloud", stream=stream)
         found = await answer(over, request)
     assert found.message["content"].replace("*", "") == "I wrote to ann@example.com."
+
+
+async def test_what_no_detector_saw_does_not_leave() -> None:
+    """A field that is written twice: decoders take the last, and the bytes have both."""
+    policy = ResidencyPolicy((Rule("no mail", Residency.NEVER, types=("EMAIL",)),))
+    edge, cloud = Stub(), Stub()
+    async with serving(edge, cloud) as urls, routed(urls, policy=policy) as over:
+        request = ask("hello", placement="prefer_cloud")
+        twice = b'[{"role": "user", "content": "ann@example.com", "content": "hello"}]'
+        request.fields["messages"] = msgspec.Raw(twice)
+        await answer(over, request)
+    assert len(cloud.log) == 1
+    assert "ann@" not in cloud.log[0].raw

@@ -70,6 +70,8 @@ def _swedish(text: str) -> bool:
     return check.luhn(text[-11:])
 
 
+_SOCIAL_SECURITY = _only("ssn|social security*")
+
 IDENTITIES: tuple[Pattern, ...] = (
     # -- that a checksum or a telling shape gives away ------------------------------------------------------
     shape(
@@ -103,6 +105,13 @@ IDENTITIES: tuple[Pattern, ...] = (
     shape("NATIONAL_ID", r"\d-\d{4}-\d{5}-\d\d-\d", check.thai_id, rank=8),
     shape("NATIONAL_ID", r"[A-Z]{1,2}\d{6}\([0-9A]\)", check.hong_kong_id, rank=8),
     # -- that a word gives away, checked besides ------------------------------------------------------------
+    shape(
+        "SSN",
+        r"\d{3}[\s./-]{1,2}\d{2}[\s./-]{1,2}\d{4}",
+        check.us_ssn,
+        context=_only("ssn|social security*"),
+        rank=8,
+    ),
     shape("SSN", r"\d{9}", check.us_ssn, context=_only("ssn|social security(?: number| no)?"), rank=8),
     shape(
         "NATIONAL_ID", r"\d{3}[ -]?\d{3}[ -]?\d{4}", check.nhs, context=_only("nhs(?: number| no)?"), rank=8

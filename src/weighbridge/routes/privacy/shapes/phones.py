@@ -80,7 +80,7 @@ def _in_brackets(text: str) -> bool:
 
 
 _EXTENSION = r"(?:\s?(?:x|ext\.?)\s?\d{1,6})?"
-_GAP = r"[ ./()-]{1,3}"
+_GAP = r"[ \t./()-]{1,3}"
 
 PHONES: tuple[Pattern, ...] = (
     shape(
