@@ -21,6 +21,7 @@ ENDLESS = {"ignore_eos": True, "temperature": 0}
 def narrow(tiny_model: Path) -> Iterator[str]:
     """A server with two seats, which asks for keys."""
     options = ["--max-sequences", "2", "--tenant-patience", "0.05", "--max-queue", "2100"]
+    options += ["--tenant-priority", "a=-3"]
     with serving(tiny_model, *options, "--api-key", "a=key-of-a", "--api-key", "b=key-of-b") as (url, _):
         yield url
 
@@ -80,6 +81,15 @@ async def test_thousands_of_prompts_leave_room_in_the_line(
         one.cancel()
     await asyncio.gather(*floods, return_exceptions=True)
     await running(client, narrow, 0)
+
+
+async def test_nobody_is_more_urgent_than_the_operator_allows(
+    narrow: str, client: aiohttp.ClientSession
+) -> None:
+    for tenant, asked, has in (("a", -10, -3), ("a", -2, -2), ("b", -10, 0), ("b", 7, 7), ("b", 5000, 1000)):
+        told = {"prompt": "who goes first", "max_tokens": 1, "weighbridge": {"priority": asked}}
+        _, _, name = await post(client, narrow, tenant, **told)
+        assert (await ticket(client, narrow, tenant, name))["priority"] == has
 
 
 async def running(client: aiohttp.ClientSession, url: str, count: int) -> None:

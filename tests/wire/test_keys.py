@@ -10,7 +10,17 @@ from weighbridge.errors import BadInput
 from weighbridge.secret import Secret
 from weighbridge.wire import keys as keys_module
 from weighbridge.wire.errors import ApiError
-from weighbridge.wire.keys import ApiKey, Keys, bearer, digest_of, hash_of, is_short, new_key, parse_key
+from weighbridge.wire.keys import (
+    ApiKey,
+    Keys,
+    bearer,
+    digest_of,
+    hash_of,
+    is_short,
+    new_key,
+    parse_key,
+    parse_tenant_priority,
+)
 
 SECRETS = st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zs")), min_size=1)
 
@@ -112,3 +122,16 @@ def test_a_short_key_is_warned_of_by_its_tenant(monkeypatch: pytest.MonkeyPatch)
     assert "'ann', the operator (admin_key)" in said
     assert "weighbridge keys new" in said
     assert "guess-me" not in said
+
+
+@given(st.text(min_size=1), st.integers(-5000, 5000))
+def test_a_tenants_class_is_read_as_it_is_written(tenant: str, priority: int) -> None:
+    read = parse_tenant_priority(f"{tenant}={priority}")
+    assert read == (tenant, priority)
+    assert parse_tenant_priority(str(read)) == read
+
+
+@pytest.mark.parametrize("text", ["", "a", "=5", "a=", "a=high", "a=1.5", "a=--5", "a= 5", "a=²"])
+def test_a_class_that_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="TENANT=CLASS"):
+        parse_tenant_priority(text)

@@ -71,7 +71,6 @@ class Gateway:
         self.clock = clock
         self.routes: dict[str, RouteLike] = {}  # between models, addressed as models themselves
         self._lengths = OutputLengths()
-        self._priorities = {tenant.name: tenant.priority for tenant in spec.tenants}
         self.limiter = Limiter({tenant.name: tenant.limits for tenant in spec.tenants}, spec.default_limits)
         self.shared_limits = _shared_limits(spec, self.limiter, clock)
         rules = PoolRules(spec.queue, spec.health, spec.retry, spec.breaker)
@@ -184,7 +183,6 @@ class Gateway:
 
     async def _journey(self, ask: Ask, pool: Pool, *, is_leg: bool = False) -> FleetJourney:
         ask.model = pool.spec.name
-        ask.priority = max(ask.priority, self._priorities.get(ask.tenant, ask.priority))
         arrived, began = self.clock(), time.time()
         weight, weighed = await pool.scales.weigh(ask)
         if not is_leg:

@@ -69,6 +69,7 @@ class Door:
                 body = await read_body(receive, headers, service.max_body)
                 ask = await apart(len(body), protocol.read, body)
                 apply_caller(ask, headers, tenant, self._clock())
+                ask.priority = max(ask.priority, service.callers.most_urgent(ask.tenant))
                 if tenant is not None and not service.access.share_prefixes:
                     ask.keep_apart(tenant)
                 await apart(len(body), getattr, ask, "prompt_hash")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from weighbridge.knobs import knob
 from weighbridge.wire.identity.settings import IdentitySettings
-from weighbridge.wire.keys import ApiKey, parse_key
+from weighbridge.wire.keys import ApiKey, TenantPriority, parse_key, parse_tenant_priority
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,12 @@ class ListenSettings(IdentitySettings):
         flag="--api-key",
         parse=parse_key,
         environment="WEIGHBRIDGE_API_KEYS",
+    )
+    tenant_priorities: tuple[TenantPriority, ...] = knob(
+        (),
+        "TENANT=CLASS: the most urgent class a tenant may ask for (lower is more urgent), 0 unless said; may repeat.",
+        flag="--tenant-priority",
+        parse=parse_tenant_priority,
     )
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import NamedTuple
 
 from weighbridge.errors import BadInput
 from weighbridge.secret import Secret
@@ -37,6 +38,27 @@ class ApiKey:
     tenant: str
     secret: Secret
     expires: float | None = None
+
+
+class TenantPriority(NamedTuple):
+    """The most urgent class that a tenant may ask for; a lower number is more urgent."""
+
+    tenant: str
+    priority: int
+
+    def __str__(self) -> str:
+        return f"{self.tenant}={self.priority}"
+
+
+def parse_tenant_priority(text: str) -> TenantPriority:
+    """Read TENANT=CLASS. Raises BadInput for anything else."""
+    tenant, _, number = text.rpartition("=")
+    if not tenant or not number.removeprefix("-").isdecimal():
+        message = (
+            f"--tenant-priority {text!r}: write TENANT=CLASS, where CLASS is a whole number such as 0 or -5"
+        )
+        raise BadInput(message, param="tenant_priorities")
+    return TenantPriority(tenant, int(number))
 
 
 def parse_key(text: str) -> ApiKey:

@@ -128,5 +128,14 @@ KEY_ROWS = [
         path="/v1/nothing",
         keyed=True,
     ),
+    Row("an urgent class that a tenant was not given", ok(priority=0), told(priority=-5), key="alice"),
+    Row(
+        "an urgent class in a header that a tenant was not given",
+        ok(priority=0),
+        chat(),
+        headers=header("priority", "-999999"),
+        key="alice",
+    ),
+    Row("a patient class with a key", ok(priority=7), told(priority=7), key="alice"),
     Row("a list of models with a key", ok(), method="GET", path="/v1/models", key="alice"),
 ]

@@ -70,7 +70,12 @@ def overridden(spec: FleetSpec, server: ListenSettings, written: Collection[str]
     """The fleet with the options that were written on the command line, and with the tenants of `--api-key`."""
     told = [one for one in knobs(type(server)) if one.name in _IN_FILES and one.key in written]
     values: dict[str, Any] = {one.name: getattr(server, one.name) for one in told}
-    return replace(spec, **values, tenants=(*spec.tenants, *_tenants(server.api_keys)))
+    tenants = (*spec.tenants, *_tenants(server.api_keys))
+    priorities = dict(server.tenant_priorities)
+    named = tuple(replace(one, priority=priorities.get(one.name, one.priority)) for one in tenants)
+    others = priorities.keys() - {one.name for one in tenants}
+    more = tuple(TenantSpec(name, priority=priorities[name]) for name in sorted(others))
+    return replace(spec, **values, tenants=(*named, *more))
 
 
 def _tenants(api_keys: tuple[ApiKey, ...]) -> tuple[TenantSpec, ...]:

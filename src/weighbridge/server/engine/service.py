@@ -50,7 +50,7 @@ class EngineService:
         self.engine = engine
         self.settings = settings
         self.tickets = metrics.tickets
-        self.callers = Callers(Keys(settings.api_keys), settings)
+        self.callers = Callers(Keys(settings.api_keys), settings, dict(settings.tenant_priorities))
         self.access = settings
         self.max_body = settings.max_body
         self.page = (files("weighbridge.server.engine") / "console.html").read_text(encoding="utf-8")

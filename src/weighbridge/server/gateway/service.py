@@ -32,7 +32,8 @@ class GatewayService:
         keys = [
             ApiKey(tenant.name, key.secret, key.expires) for tenant in spec.tenants for key in tenant.keys
         ]
-        self.callers = Callers(Keys(keys, spec.admin_key), spec)
+        priorities = {tenant.name: tenant.priority for tenant in spec.tenants}
+        self.callers = Callers(Keys(keys, spec.admin_key), spec, priorities)
         self._metrics = metrics
         self._created = int(time.time())
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from weighbridge.wire.access import is_loopback
 from weighbridge.wire.ask import LONGEST_NAME
 from weighbridge.wire.errors import ApiError
+from weighbridge.wire.extension import LOWEST_PRIORITY
 from weighbridge.wire.identity.proxies import Proxies
 from weighbridge.wire.identity.settings import IdentitySettings
 from weighbridge.wire.keys import Keys, bearer
@@ -35,9 +37,12 @@ def peer_of(scope: Mapping[str, Any]) -> Peer:
 class Callers:
     """Knows a caller by the word of a trusted proxy, else by a key or a token, else by the connection's certificate."""
 
-    def __init__(self, keys: Keys, settings: IdentitySettings) -> None:
-        """Raises BadInput for a file of settings that is no good."""
+    def __init__(
+        self, keys: Keys, settings: IdentitySettings, priorities: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
+        """`priorities`: each tenant's most urgent class. Raises BadInput for a file of settings that is no good."""
         self.keys = keys
+        self._priorities = dict(priorities)
         self._proxies = Proxies(settings.trusted_proxies, settings.tenant_header)
         self._certificates = CertificateNames(settings) if settings.tls_client_ca is not None else None
         self._tokens = _tokens(settings)
@@ -47,6 +52,10 @@ class Callers:
         """Begin to keep a provider's keys; called on the event loop that serves."""
         if self._tokens is not None:
             self._tokens.keys.start()
+
+    def most_urgent(self, tenant: str) -> int:
+        """Return the most urgent class that `tenant` may ask for: as configured, else 0 where callers are known."""
+        return self._priorities.get(tenant, 0 if self.are_asked else LOWEST_PRIORITY)
 
     async def stop(self) -> None:
         if self._tokens is not None:
