@@ -96,7 +96,10 @@ FIELDS = [
         chat(messages=user(content="weigh it " * 2000), weighbridge={"placement": "only_edge"}),
     ),
     *refused("temperature", -0.1, 2.1, "hot", True, []),
-    *taken("temperature", None, 0, 2),
+    *taken("temperature", 0),
+    # A seed, so that no draw of an end comes before the fourth token at one of the doors.
+    Row("temperature: None", ok(tokens=4), chat(temperature=None, seed=1)),
+    Row("temperature: 2", ok(tokens=4), chat(temperature=2, seed=1)),
     *refused("top_p", 0, -1, 1.1, "all"),
     *refused("presence_penalty", -2.1, 2.1, "much"),
     *refused("frequency_penalty", -2.1, 2.1),
