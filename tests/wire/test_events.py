@@ -71,6 +71,15 @@ def test_parts_survive_the_way_through_chunks() -> None:
     assert list(completion_parts(text)) == kept
 
 
+def test_a_last_event_of_another_protocol_ends_the_stream_unless_it_is_an_error() -> None:
+    said, failed = [TextPart("so"), FinishPart("stop")], [ErrorPart("gone", "replica_lost")]
+    for encoder in (ChatEncoder(ask()), CompletionEncoder(ask())):
+        assert encoder.event(Event(b"?", lambda raw: said, last=True)).endswith(b"data: [DONE]\n\n")
+        assert encoder.event(Event(b"?", lambda raw: [], last=True)) == b"data: [DONE]\n\n"
+        assert b"[DONE]" not in encoder.event(Event(b"?", lambda raw: said))
+        assert b"[DONE]" not in encoder.event(Event(b"?", lambda raw: failed, last=True))
+
+
 def test_parts_become_a_whole_answer_and_come_back() -> None:
     body = ChatEncoder(ask()).whole(WholeAnswer(b"?", lambda raw: PARTS))
     answer = json.loads(body)

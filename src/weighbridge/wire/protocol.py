@@ -25,7 +25,8 @@ class Encoder(ABC):
 
     @abstractmethod
     def event(self, event: Event) -> bytes:
-        """The bytes of an event in this protocol; empty when it has nothing to show."""
+        """The bytes of an event in this protocol, and behind the last one what ends a stream; empty when it has nothing
+        to show."""
 
     @abstractmethod
     def end(self) -> bytes:

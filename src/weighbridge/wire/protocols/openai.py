@@ -266,7 +266,10 @@ class OpenAIEncoder(Encoder):
     def event(self, event: Event) -> bytes:
         if event.parse is self._parse:
             return event.raw
-        return b"".join([self._written(part) for part in event.parts])
+        parts = event.parts
+        written = b"".join([self._written(part) for part in parts])
+        failed = any(isinstance(part, ErrorPart) for part in parts)
+        return written + DONE if event.last and not failed else written
 
     def end(self) -> bytes:
         return DONE
