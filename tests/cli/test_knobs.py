@@ -17,11 +17,11 @@ from weighbridge.engine.schedule.scheduler_api import SchedulerOptions
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.reader import read_yaml
-from weighbridge.fleet.config.spec import FleetSpec
+from weighbridge.fleet.config.spec import FleetSpec, TenantSpec
 from weighbridge.knobs import arguments, bytes_text, knob, knobs, parse_bytes, settings_from
 from weighbridge.server.settings import ServerSettings
 from weighbridge.simulator.fleet import SimulatedEngine
-from weighbridge.wire.keys import parse_key
+from weighbridge.wire.keys import parse_key, parse_tenant_priority
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,3 +169,17 @@ def test_what_is_written_wins_over_the_file_and_what_is_not_does_not() -> None:
     changed = overridden(spec, server, {"max_body", "api_key"})
     assert (changed.port, changed.max_body, changed.drain_timeout) == (9000, 7, 3.0)
     assert [tenant.name for tenant in changed.tenants] == ["us"]
+
+
+def test_classes_of_tenants_hold_for_those_of_the_file_of_the_keys_and_for_others() -> None:
+    spec = FleetSpec(models=(), tenants=(TenantSpec("filed", priority=2), TenantSpec("left", priority=3)))
+    priorities = tuple(map(parse_tenant_priority, ("filed=-1", "us=-2", "others=-3")))
+    server = ServerSettings(api_keys=(parse_key("us=secret"),), tenant_priorities=priorities)
+    changed = overridden(spec, server, {"api_key", "tenant_priorities"})
+    assert {one.name: one.priority for one in changed.tenants} == {
+        "filed": -1,
+        "left": 3,
+        "us": -2,
+        "others": -3,
+    }
+    assert [one.name for one in changed.tenants if one.keys] == ["us"]

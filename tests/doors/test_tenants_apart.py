@@ -94,3 +94,21 @@ def test_no_tenant_sees_tickets_of_another(name: str, doors: Doors) -> None:
     for tenant in ("alice", "bob"):
         listed = door.get("/v1/tickets?limit=1000", KEYS[tenant]).json["data"]
         assert {one["tenant"] for one in listed} <= {tenant}
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/v1/load", "/"])
+@pytest.mark.parametrize("name", DOORS)
+def test_figures_are_for_this_machine_and_for_keys(name: str, path: str, doors: Doors) -> None:
+    afar: list[Any] = [
+        ("X-Forwarded-For", "203.0.113.9")
+    ]  # whoever comes through a proxy is not on this machine
+
+    def status(keyed: bool, headers: list[Any]) -> int:
+        port = doors[keyed][name].port
+        return exchange(port, request("GET", path, headers, None, f"127.0.0.1:{port}")).status
+
+    assert status(True, []) == 200
+    assert status(True, afar) == 401
+    assert status(True, [*afar, ("Authorization", "Bearer wrong")]) == 401
+    assert status(True, [*afar, ("Authorization", f"Bearer {KEYS['bob']}")]) == 200
+    assert status(False, afar) == 200

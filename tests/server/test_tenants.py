@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from tests.fleet.backends import clients
+from tests.fleet.backends import clients, fleet, until
 from tests.server.running import serving
 
 TEXT = "/v1/completions"
@@ -81,6 +82,32 @@ async def test_thousands_of_prompts_leave_room_in_the_line(
         one.cancel()
     await asyncio.gather(*floods, return_exceptions=True)
     await running(client, narrow, 0)
+
+
+GATEWAY = """
+health: {{slow_start: 0}}
+models:
+  tiny:
+    replicas: [{{name: engine, url: "{url}", dialect: weighbridge, model: tiny, capacity: {{max_sequences: 2}}}}]
+tenants: {{a: {{key: key-of-a}}, b: {{key: key-of-b}}}}
+"""
+
+
+async def test_a_gateway_sends_a_tenant_on_that_waits_behind_all_seats(tiny_model: Path) -> None:
+    with serving(tiny_model, "--max-sequences", "2", "--tenant-patience", "0.05") as (url, _):
+        async with fleet(config=GATEWAY.format(url=url), wait=False) as front:
+            await until(lambda: front.gateway.member("engine")[1].heard)
+            queue = front.gateway.pools["tiny"].dispatcher.queue
+            queue.settings = replace(queue.settings, tenant_patience=0.05)
+            long = {"prompt": "a long story", "max_tokens": 900}
+            flood = [asyncio.create_task(post(front.client, front.url, "a", **long)) for _ in range(4)]
+            await running(front.client, url, 2)
+            status, _, name = await post(front.client, front.url, "b", prompt="in between", max_tokens=4)
+            ours = await ticket(front.client, front.url, "b", name)
+            stories = await asyncio.gather(*flood)
+            theirs = [await ticket(front.client, front.url, "a", story[2]) for story in stories]
+            assert [status, *(story[0] for story in stories)] == [200] * 5
+            assert ours["finished"] < min(one["finished"] for one in theirs)
 
 
 async def test_nobody_is_more_urgent_than_the_operator_allows(
