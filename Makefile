@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/weighbridge/models/compute/kernels/native/*)
 
-.PHONY: serve test proof lint format clean
+.PHONY: serve test proof asan lint format clean
 
 serve: .make/install
 	$(BIN)/weighbridge serve $(ARGS)
@@ -15,6 +15,10 @@ test: .make/install-dev lint
 # The slow proofs, with every optional dependency: about an hour.
 proof: .make/install-proof
 	$(BIN)/python -m pytest -m proof --timeout 1800
+
+# The kernels with AddressSanitizer and UndefinedBehaviorSanitizer, under the tests of kernels and model files.
+asan: .make/install-dev
+	$(BIN)/python tools/asan.py $(ARGS)
 
 lint: .make/install-dev
 	$(BIN)/ruff check src tests benchmarks tools examples

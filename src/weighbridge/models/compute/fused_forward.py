@@ -16,6 +16,7 @@ from weighbridge.models.compute.layers import DecoderLayer, DecoderWeights, Mlp
 from weighbridge.models.compute.linear import Linear
 from weighbridge.models.compute.linear_hybrid import HybridLinear
 from weighbridge.models.compute.linear_packed import PackedLinear
+from weighbridge.models.compute.memory import memory_of
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 #: Different window sizes of one model; attention_plan.cpp keeps no more plans.
@@ -46,19 +47,19 @@ class FusedForward:
             config.rms_norm_eps,
             config.head_dim**-0.5,
             _DTYPES[weights.dtype],
-            weights.embedding.data_ptr(),
+            memory_of(weights.embedding),
             weights.embedding.shape[0],
-            weights.cos_sin.data_ptr(),
+            memory_of(weights.cos_sin),
             weights.cos_sin.shape[0],
-            weights.final_norm.data_ptr(),
+            memory_of(weights.final_norm),
             matrices[-1][0],
         )
         for layer, (qkv, output, gate_up, down) in zip(weights.layers, matrices[:-1], strict=True):
             self._forward.add_layer(
-                layer.input_norm.data_ptr(),
-                layer.post_attention_norm.data_ptr(),
-                0 if layer.q_norm is None else layer.q_norm.data_ptr(),
-                0 if layer.k_norm is None else layer.k_norm.data_ptr(),
+                memory_of(layer.input_norm),
+                memory_of(layer.post_attention_norm),
+                memory_of(layer.q_norm),
+                memory_of(layer.k_norm),
                 qkv,
                 output,
                 gate_up,
@@ -91,9 +92,9 @@ class FusedForward:
             layout.block_tables,
             rows,
             cache.pool,
-            logits.data_ptr(),
+            memory_of(logits),
             _NO_ROWS if states is None else states.rows,
-            0 if states is None else states.out.data_ptr(),
+            memory_of(None if states is None else states.out),
             torch.get_num_threads(),
         )
         return logits

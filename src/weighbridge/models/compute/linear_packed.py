@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from weighbridge.errors import BadInput
+from weighbridge.models.compute.memory import memory_of
 from weighbridge.models.files.quantized import GROUP_SIZE, GroupQuantized
 
 try:
@@ -60,8 +61,7 @@ class PackedLinear:
         # The matrix holds addresses only: these tensors keep the memory alive.
         self.codes, self.scales, self.multiplier = codes, scales, multiplier
         self._tensors = [codes, scales, None if bias is None else _padded(bias.float())]
-        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in self._tensors]
-        self.matrix = _native.PackedMatrix(*addresses, multiplier, bits, *shape)
+        self.matrix = _native.PackedMatrix(*map(memory_of, self._tensors), multiplier, bits, *shape)
 
     @property
     def nbytes(self) -> int:

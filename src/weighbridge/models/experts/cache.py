@@ -16,6 +16,7 @@ import torch
 
 from weighbridge.errors import BadInput
 from weighbridge.models.compute.layers import Mlp
+from weighbridge.models.compute.memory import memory_of
 from weighbridge.models.experts.moe import combine, gather
 from weighbridge.models.experts.moe_grouped import native_experts, packed_matrix
 from weighbridge.models.experts.policy import HeatAware
@@ -198,8 +199,8 @@ class NativeComputation:
         self._native = native
         self._x, self._ids, self._weights = x.contiguous(), ids, weights  # kept alive until finish
         self._out = torch.empty_like(self._x)
-        addresses = [tensor.data_ptr() for tensor in (self._out, self._x, ids, weights)]
-        native.begin(*addresses, *ids.shape)
+        places = memory_of(ids, torch.int32), memory_of(weights, torch.float32)
+        native.begin(memory_of(self._out), memory_of(self._x), *places, *ids.shape)
 
     def compute(self, experts: Sequence[tuple[int, Mlp]]) -> None:
         for number, mlp in experts:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from weighbridge.errors import WeighbridgeError
@@ -26,6 +26,7 @@ from weighbridge.models.compute.linear_packed import PackedLinear
 from weighbridge.state.schema import VERSION_KEY, Schema, unchanged
 
 _PARTS = ("gate_up", "down")
+_UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)
 
 #: A file of packed experts; its version stands in the metadata of safetensors.
 PACKED: Schema[object] = Schema("file of packed experts", (unchanged,))
@@ -61,12 +62,14 @@ class MappedExperts:
     """Experts of all sparse layers in a directory that `write` made."""
 
     def __init__(self, directory: Path, layers: int, dtype: torch.dtype, kernels: Kernels) -> None:
-        self._files: list[Any] = [
-            safe_open(_file(directory, layer), framework="pt") for layer in range(layers)
-        ]
-        for file in self._files:
-            PACKED.check(int(file.metadata().get(VERSION_KEY, "0")), str(directory))
-        self._shapes = [json.loads(file.metadata()["linears"]) for file in self._files]
+        self._directory = directory
+        try:
+            self._files: list[Any] = [
+                safe_open(_file(directory, layer), framework="pt") for layer in range(layers)
+            ]
+            self._shapes = [json.loads(file.metadata()["linears"]) for file in self._files]
+        except _UNREADABLE as error:
+            raise self._damaged(error) from error
         self._dtype = dtype
         self._kernels = kernels
 
@@ -75,11 +78,20 @@ class MappedExperts:
         return Mlp(gate_up, down, self._kernels)
 
     def _linear(self, layer: int, name: str) -> PackedLinear:
-        rows, columns, bits, multiplier = self._shapes[layer][name]
         file = self._files[layer]
-        codes = file.get_tensor(f"{name}.codes").clone()  # its own memory, aligned as the kernels need it
-        scales = None if bits == 16 else file.get_tensor(f"{name}.scales").clone()
-        return PackedLinear((rows, columns), bits, codes, scales, multiplier, None, self._dtype)
+        try:
+            rows, columns, bits, multiplier = self._shapes[layer][name]
+            codes = file.get_tensor(f"{name}.codes").clone()  # its own memory, aligned as the kernels need it
+            scales = None if bits == 16 else file.get_tensor(f"{name}.scales").clone()
+            return PackedLinear((rows, columns), bits, codes, scales, multiplier, None, self._dtype)
+        except _UNREADABLE as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> WeighbridgeError:
+        return WeighbridgeError(
+            f"the packed experts in {self._directory} are damaged ({error}): delete that directory, and they are "
+            "packed again at the next start"
+        )
 
 
 def write(directory: Path, layers: int, pack: Callable[[int], list[Mlp]]) -> None:

@@ -12,6 +12,7 @@ from weighbridge.models.compute.layers import Mlp
 from weighbridge.models.compute.linear import Linear
 from weighbridge.models.compute.linear_hybrid import HybridLinear
 from weighbridge.models.compute.linear_packed import PackedLinear, kernels_available
+from weighbridge.models.compute.memory import memory_of
 from weighbridge.models.experts.moe import LayerExperts
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -48,10 +49,10 @@ class GroupedExperts:
         x = x.contiguous()
         out = torch.empty_like(x)
         self._native.run(
-            out.data_ptr(),
-            x.data_ptr(),
-            ids.data_ptr(),
-            weights.data_ptr(),
+            memory_of(out),
+            memory_of(x),
+            memory_of(ids, torch.int32),
+            memory_of(weights, torch.float32),
             tokens,
             top_k,
             torch.get_num_threads(),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from weighbridge.models.compute.kernels.api import Int32
 from weighbridge.models.compute.linear_packed import kernels_available
+from weighbridge.models.compute.memory import memory_of
 
 _native: Any = (
     importlib.import_module("weighbridge.models.compute.kernels._native") if kernels_available() else None
@@ -27,7 +28,8 @@ def choose(logits: torch.Tensor, top_k: int, normalize: bool) -> tuple[torch.Ten
         return chosen.int(), weights
     ids = torch.empty(tokens, top_k, dtype=torch.int32)
     weights = torch.empty(tokens, top_k)
-    _native.route(ids.data_ptr(), weights.data_ptr(), logits.data_ptr(), tokens, experts, top_k, normalize)
+    places = memory_of(ids), memory_of(weights), memory_of(logits, torch.float32)
+    _native.route(*places, tokens, experts, top_k, normalize)
     return ids, weights
 
 

@@ -60,7 +60,14 @@ class NativeKVCache:
         self._memory = _reserve(layers * num_blocks * kv_heads * chunk, dtype)
         self._memory = self._memory.view(num_blocks, layers, kv_heads, chunk)
         self.pool = _native.KvPool(
-            self._memory.data_ptr(), layers, num_blocks, block_size, kv_heads, head_dim, _DTYPES[dtype]
+            self._memory.data_ptr(),
+            self._memory.nbytes,
+            layers,
+            num_blocks,
+            block_size,
+            kv_heads,
+            head_dim,
+            _DTYPES[dtype],
         )
 
     @property

@@ -11,7 +11,6 @@ namespace weighbridge {
 
 static constexpr int smallest_part = 256;     // keys: below, merging costs more than the second core brings
 static constexpr int items_per_thread = 4;    // enough to even out the ends
-static constexpr size_t plans_kept = 4;       // one per window size of the model's layers
 
 static bool same(const std::vector<int32_t> &ours, const int32_t *theirs, int64_t count) {
   return (int64_t)ours.size() == count && std::memcmp(ours.data(), theirs, count * sizeof(int32_t)) == 0;
@@ -95,8 +94,12 @@ void AttentionPlan::add_tile(int s, int kv_head, int row_begin, int row_end, int
 
 const AttentionPlan &attention_plan(const LayoutView &layout, const AttentionShape &shape) {
   static thread_local std::vector<std::unique_ptr<AttentionPlan>> plans;
-  for (const auto &plan : plans)
-    if (plan->matches(layout, shape)) return *plan;
+  for (auto plan = plans.begin(); plan != plans.end(); ++plan)
+    if ((*plan)->matches(layout, shape)) {
+      // The latest: a pass keeps the plans of all its windows, and the next of them may push out the oldest.
+      std::rotate(plan, plan + 1, plans.end());
+      return *plans.back();
+    }
   auto plan = std::make_unique<AttentionPlan>(layout, shape);
   if (plans.size() == plans_kept) plans.erase(plans.begin());
   plans.push_back(std::move(plan));

@@ -1,6 +1,7 @@
 // How the attention of one batch is cut into items. Depends on the layout only, so all layers share it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -47,7 +48,9 @@ class AttentionPlan {
   AttentionShape shape_;
 };
 
-// The plan of this batch: the calling thread's last few are kept.
+constexpr size_t plans_kept = 4;  // one for each size of the windows of a model's layers
+
+// The plan of this batch: the calling thread's last few are kept, the latest of them longest.
 const AttentionPlan &attention_plan(const LayoutView &layout, const AttentionShape &shape);
 
 }  // namespace weighbridge

@@ -24,6 +24,8 @@ static void paged_attention(uintptr_t out, uintptr_t qkv, int64_t tokens, const 
     throw std::invalid_argument("batch layout: query_starts, context_lens and block_tables disagree in length");
   if (!(scale > 0)) throw std::invalid_argument("the scale of attention scores must be positive");
   const KvLayout &kv = pool.layout;
+  if (num_heads < 1 || num_heads % kv.kv_heads != 0)
+    throw std::invalid_argument("the heads of the queries must be a multiple of those of keys and values");
   const LayoutView view{query_starts.data(), context_lens.data(), block_tables.data(), sequences,
                         (int64_t)block_tables.shape(1)};
   const AttentionPlan &plan = attention_plan(
@@ -55,8 +57,8 @@ static void paged_attention(uintptr_t out, uintptr_t qkv, int64_t tokens, const 
 
 void bind_attention(nb::module_ &module) {
   nb::class_<KvPool>(module, "KvPool")
-      .def(nb::init<uintptr_t, int, int, int, int, int, int>(), nb::arg("address"), nb::arg("layers"),
-           nb::arg("num_blocks"), nb::arg("block_size"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("dtype"))
+      .def(nb::init<uintptr_t, int64_t, int, int, int, int, int, int>(), nb::arg("address"), nb::arg("bytes"),
+           nb::arg("layers"), nb::arg("num_blocks"), nb::arg("block_size"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("dtype"))
       .def("copy_block", &KvPool::copy_block);
   module.def("paged_attention", &paged_attention);
 }

@@ -1,7 +1,9 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 
 #include "forward.h"
+#include "memory.h"
 
 namespace nb = nanobind;
 using namespace weighbridge;
@@ -9,35 +11,44 @@ using namespace weighbridge;
 using Int32Row = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Int32Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-template <class T>
-static const T *pointer(uintptr_t address) {
-  return reinterpret_cast<const T *>(address);
-}
-
 static void construct(Forward *self, int hidden, int intermediate, int num_heads, int kv_heads, int head_dim,
-                      float eps, float scale, int dtype, uintptr_t embedding, int64_t vocabulary, uintptr_t cos_sin,
-                      int64_t positions, uintptr_t final_norm, const PackedMatrix &lm_head) {
+                      float eps, float scale, int dtype, Memory embedding, int64_t vocabulary, Memory cos_sin,
+                      int64_t positions, Memory final_norm, const PackedMatrix &lm_head) {
+  if (hidden < 1 || intermediate < 1 || kv_heads < 1 || num_heads < 1 || num_heads % kv_heads != 0 || head_dim < 2 ||
+      head_dim % 2 != 0 || vocabulary < 1 || vocabulary > INT32_MAX || positions < 1 || positions > INT32_MAX)
+    throw std::invalid_argument("these are no sizes of a decoder");
   const ModelShape shape{hidden, intermediate, num_heads, kv_heads, head_dim, eps, scale, (Dtype)dtype};
-  const ModelWeights weights{pointer<void>(embedding), vocabulary, pointer<float>(cos_sin), positions,
-                             pointer<float>(final_norm), lm_head};
+  const int64_t element = shape.dtype == Dtype::bfloat16 ? 2 : 4;
+  const ModelWeights weights{take<const void>(embedding, vocabulary * hidden * element, "the embedding"), vocabulary,
+                             take<const float>(cos_sin, positions * head_dim * 4, "the rotary table"), positions,
+                             take<const float>(final_norm, hidden * int64_t(4), "the last norm"), lm_head};
   new (self) Forward(shape, weights);
 }
 
-static void add_layer(Forward &self, uintptr_t input_norm, uintptr_t post_attention_norm, uintptr_t q_norm,
-                      uintptr_t k_norm, const PackedMatrix &qkv, const PackedMatrix &output,
-                      const PackedMatrix &gate_up, const PackedMatrix &down, bool rotates, int window) {
-  self.add_layer({pointer<float>(input_norm), pointer<float>(post_attention_norm), pointer<float>(q_norm),
-                  pointer<float>(k_norm), qkv, output, gate_up, down, rotates, window});
+static void add_layer(Forward &self, Memory input_norm, Memory post_attention_norm, Memory q_norm, Memory k_norm,
+                      const PackedMatrix &qkv, const PackedMatrix &output, const PackedMatrix &gate_up,
+                      const PackedMatrix &down, bool rotates, int window) {
+  const int64_t hidden = self.shape().hidden * int64_t(4), head = self.shape().head_dim * int64_t(4);
+  self.add_layer({take<const float>(input_norm, hidden, "the norm before attention"),
+                  take<const float>(post_attention_norm, hidden, "the norm behind attention"),
+                  take_if_there<const float>(q_norm, head, "the norm of queries"),
+                  take_if_there<const float>(k_norm, head, "the norm of keys"), qkv, output, gate_up, down, rotates,
+                  window});
 }
 
 static void run(Forward &self, Int32Row token_ids, Int32Row positions, Int32Row slots, Int32Row query_starts,
-                Int32Row context_lens, Int32Table block_tables, Int32Row rows, const KvPool &pool, uintptr_t logits,
-                Int32Row state_rows, uintptr_t states, int threads) {
+                Int32Row context_lens, Int32Table block_tables, Int32Row rows, const KvPool &pool, Memory logits,
+                Int32Row state_rows, Memory states, int threads) {
   const size_t sequences = context_lens.shape(0);
   if (query_starts.shape(0) != sequences + 1 || block_tables.shape(0) != sequences)
     throw std::invalid_argument("batch layout: query_starts, context_lens and block_tables disagree in length");
   if (positions.shape(0) != slots.shape(0) || positions.shape(0) > token_ids.shape(0))
     throw std::invalid_argument("batch layout: positions and slots need one entry per token that is not padding");
+  const int64_t element = self.shape().dtype == Dtype::bfloat16 ? 2 : 4;
+  const int64_t logit_bytes = (int64_t)rows.shape(0) * self.outputs() * element;
+  const int64_t state_bytes = (int64_t)state_rows.shape(0) * self.shape().hidden * element;
+  void *const logits_out = logit_bytes == 0 ? nullptr : take<void>(logits, logit_bytes, "the logits");
+  void *const states_out = state_bytes == 0 ? nullptr : take<void>(states, state_bytes, "the states");
   const ForwardBatch batch{token_ids.data(),
                            (int64_t)token_ids.shape(0),
                            (int64_t)positions.shape(0),
@@ -47,10 +58,10 @@ static void run(Forward &self, Int32Row token_ids, Int32Row positions, Int32Row 
                             (int64_t)block_tables.shape(1)},
                            rows.data(),
                            (int64_t)rows.shape(0),
-                           reinterpret_cast<void *>(logits),
+                           logits_out,
                            state_rows.data(),
                            (int64_t)state_rows.shape(0),
-                           reinterpret_cast<void *>(states)};
+                           states_out};
   nb::gil_scoped_release release;
   self.run(batch, pool, threads);
 }

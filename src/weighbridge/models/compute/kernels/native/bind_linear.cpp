@@ -1,8 +1,9 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 
 #include <optional>
 
-#include "linear.h"
+#include "linear_checks.h"
 #include "parallel.h"
 
 namespace nb = nanobind;
@@ -15,6 +16,7 @@ constexpr int64_t release_gil_from = 4'000'000;
 
 // out = x W^T + bias; out and x hold `tokens` rows of `dtype`.
 void multiply(const PackedMatrix &matrix, uintptr_t out, uintptr_t x, int dtype, int64_t tokens, int threads) {
+  check_shape(matrix, "the matrix", matrix.rows, matrix.columns, static_cast<Dtype>(dtype));
   thread_local Buffer scratch;
   LinearArgs args{};
   args.out = reinterpret_cast<void *>(out);
@@ -31,26 +33,16 @@ void multiply(const PackedMatrix &matrix, uintptr_t out, uintptr_t x, int dtype,
   with_team(threads, [&](Team &team, int) { kernels.linear(args, team); });
 }
 
-void construct(PackedMatrix *self, uintptr_t codes, uintptr_t scales, uintptr_t bias, float multiplier, int bits,
-               int64_t rows, int64_t columns) {
-  if (bits != 4 && bits != 8 && !(bits == 16 && active_linear().multiplies_bfloat16))
-    throw nb::value_error("weights must be in 4 or 8 bits, or in 16 where the kernels multiply bfloat16");
-  if (columns % (bits == 16 ? 2 : columns_per_group) != 0)
-    throw nb::value_error("the columns do not divide into groups");
-  new (self) PackedMatrix{reinterpret_cast<const uint8_t *>(codes),
-                          reinterpret_cast<const uint16_t *>(scales),
-                          reinterpret_cast<const float *>(bias),
-                          multiplier,
-                          bits,
-                          rows,
-                          columns};
+void construct(PackedMatrix *self, Memory codes, Memory scales, Memory bias, float multiplier, int bits, int64_t rows,
+               int64_t columns) {
+  new (self) PackedMatrix(packed_matrix(codes, scales, bias, multiplier, bits, rows, columns));
 }
 
 }  // namespace
 
 void bind_linear(nb::module_ &module) {
   nb::class_<PackedMatrix>(module, "PackedMatrix",
-                           "Addresses of packed codes, scales and bias (0: none); the caller keeps them alive.")
+                           "Packed codes, scales and bias as (address, bytes), (0, 0) for none; the caller keeps them alive.")
       .def("__init__", &construct, nb::arg("codes"), nb::arg("scales"), nb::arg("bias"), nb::arg("multiplier"),
            nb::arg("bits"), nb::arg("rows"), nb::arg("columns"))
       .def("multiply", &multiply);

@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "linear_checks.h"
+
 namespace weighbridge {
 
 namespace {
@@ -180,6 +182,25 @@ AttentionArgs Forward::attention_args(const Workspace &work, const KvPool &pool,
   return args;
 }
 
+Forward::Forward(const ModelShape &shape, const ModelWeights &weights) : shape_(shape), weights_(weights) {
+  check_shape(weights.lm_head, "the output matrix", weights.lm_head.rows, shape.hidden, shape.dtype);
+}
+
+void Forward::add_layer(const LayerWeights &layer) {
+  const int64_t queries = int64_t(shape_.num_heads) * shape_.head_dim;
+  const int64_t keys = int64_t(shape_.kv_heads) * shape_.head_dim;
+  check_shape(layer.qkv, "qkv", queries + 2 * keys, shape_.hidden, shape_.dtype);
+  check_shape(layer.output, "the output of attention", shape_.hidden, queries, shape_.dtype);
+  check_shape(layer.gate_up, "gate and up", 2 * int64_t(shape_.intermediate), shape_.hidden, shape_.dtype);
+  check_shape(layer.down, "down", shape_.hidden, shape_.intermediate, shape_.dtype);
+  // A pass holds a plan for each size of window, and no more are kept.
+  std::vector<int> windows{layer.window};
+  for (const LayerWeights &other : layers_)
+    if (std::find(windows.begin(), windows.end(), other.window) == windows.end()) windows.push_back(other.window);
+  if (windows.size() > plans_kept) throw std::invalid_argument("the layers have too many sizes of windows");
+  layers_.push_back(layer);
+}
+
 void Forward::check(const ForwardBatch &batch, const KvPool &pool) const {
   const KvLayout &kv = pool.layout;
   if (pool.dtype != shape_.dtype || kv.kv_heads != shape_.kv_heads || kv.head_dim != shape_.head_dim ||
@@ -189,6 +210,8 @@ void Forward::check(const ForwardBatch &batch, const KvPool &pool) const {
   check_range(batch.positions, batch.real_tokens, weights_.positions, "position");
   check_range(batch.slots, batch.real_tokens, (int64_t)pool.num_blocks * kv.block_size, "slot");
   check_range(batch.rows, batch.num_rows, batch.tokens, "row");
+  for (int64_t i = 1; i < batch.num_rows; i++)
+    if (batch.rows[i] <= batch.rows[i - 1]) throw std::invalid_argument("the rows of a batch must ascend");
   check_range(batch.state_rows, batch.num_states, batch.num_rows, "state row");
 }
 

@@ -55,9 +55,12 @@ struct ForwardBatch {
 
 class Forward {
  public:
-  Forward(const ModelShape &shape, const ModelWeights &weights) : shape_(shape), weights_(weights) {}
+  // Both throw std::invalid_argument for matrices of other shapes than the model's.
+  Forward(const ModelShape &shape, const ModelWeights &weights);
+  void add_layer(const LayerWeights &layer);
 
-  void add_layer(const LayerWeights &layer) { layers_.push_back(layer); }
+  const ModelShape &shape() const { return shape_; }
+  int64_t outputs() const { return weights_.lm_head.rows; }
 
   // Throws std::out_of_range or std::invalid_argument for a batch that points outside the model or the pool.
   void run(const ForwardBatch &batch, const KvPool &pool, int threads);

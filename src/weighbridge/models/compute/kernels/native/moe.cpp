@@ -7,6 +7,7 @@
 #include <string>
 
 #include "elementwise.h"
+#include "linear_checks.h"
 
 namespace weighbridge {
 
@@ -95,13 +96,12 @@ void route(const RouteArgs &args) {
 }
 
 Experts::Experts(int64_t hidden, int64_t intermediate, Dtype dtype, int64_t count)
-    : hidden_(hidden), intermediate_(intermediate), dtype_(dtype), experts_(count) {}
+    : hidden_(hidden), intermediate_(intermediate), dtype_(dtype), experts_(count), starts_(count + 1) {}
 
 void Experts::set(int64_t index, const PackedMatrix &gate_up, const PackedMatrix &down) {
   if (index < 0 || index >= int64_t(experts_.size())) throw std::out_of_range("no such expert");
-  if (gate_up.columns != hidden_ || gate_up.rows != 2 * intermediate_ || down.columns != intermediate_ ||
-      down.rows != hidden_)
-    throw std::invalid_argument("the matrices of an expert have other shapes than its layer");
+  check_shape(gate_up, "gate and up of an expert", 2 * intermediate_, hidden_, dtype_);
+  check_shape(down, "down of an expert", hidden_, intermediate_, dtype_);
   experts_[index] = {gate_up, down};
 }
 

@@ -33,6 +33,9 @@ class Experts {
  public:
   Experts(int64_t hidden, int64_t intermediate, Dtype dtype, int64_t count);
 
+  int64_t count() const { return int64_t(experts_.size()); }
+  int64_t row_bytes() const { return hidden_ * (dtype_ == Dtype::bfloat16 ? 2 : 4); }
+
   // Experts may be set anew at any time between runs; one that was never set must not be chosen.
   void set(int64_t index, const PackedMatrix &gate_up, const PackedMatrix &down);
 
