@@ -85,7 +85,7 @@ WB_INLINE void round_tile(const LinearArgs &args, int64_t token, int count, uint
       uint8_t *scales = group + count * columns_per_group;
       std::memcpy(scales + m * 4, &rounded.scale, 4);
       const float weighted_sum = rounded.scale * rounded.sum;
-      const int32_t offset = -128 * rounded.sum;
+      const int32_t offset = int32_t(-128u * uint32_t(rounded.sum));  // wraps where codes of NaN are anything
       std::memcpy(scales + (count + m) * 4, args.matrix.bits == 4 ? (const void *)&weighted_sum : &offset, 4);
     }
   }
