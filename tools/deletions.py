@@ -331,7 +331,7 @@ BODIES = [
     Deletion(
         "the number of prompts",
         "protocols.completions:_prompts",
-        "if len(value) > MAX_PROMPTS and not isinstance(value[0], int): ...",
+        "if len(items) > MAX_PROMPTS: ...",
         rows=("a completion of too many prompts",),
     ),
     Deletion(
