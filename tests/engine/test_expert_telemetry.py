@@ -30,7 +30,9 @@ BLOCK = 16
 
 
 class NoSampler:
-    def sample(self, logits: torch.Tensor, batch: Batch, states: torch.Tensor | None = None) -> Sampled:
+    def sample(
+        self, logits: torch.Tensor, batch: Batch, states: torch.Tensor | None = None, patience: float = 0.0
+    ) -> Sampled:
         return Sampled([[] for _ in batch.slices], [None for _ in batch.slices])
 
 
