@@ -113,6 +113,22 @@ async def test_the_ratio_follows_the_usage_that_comes_back() -> None:
     assert scales.bytes_per_token < 3.0
 
 
+async def test_an_estimate_that_others_made_refuses_nobody() -> None:
+    scales = Scales(OutputLengths(), longest=lambda: 1000)
+    for _ in range(200):  # what the template makes of short prompts tells nothing of the next one
+        _, weighed = await scales.weigh(ask(prompt="x"))
+        scales.settle(weighed, 30)
+    weight, _ = await scales.weigh(ask(prompt="y" * 800))
+    assert weight.prompt_tokens == 200
+    for _ in range(200):  # text of many tokens moves the ratio, and makes no prompt too long that may fit
+        _, weighed = await scales.weigh(ask(prompt="z" * 400))
+        scales.settle(weighed, 800)
+    weight, _ = await scales.weigh(ask(prompt="y" * 800))
+    assert weight.prompt_tokens + weight.max_tokens == 1000
+    weight, _ = await scales.weigh(ask(prompt="y" * 16_000))
+    assert weight.prompt_tokens > 1000  # whatever its tokens are, they are too many
+
+
 async def test_parts_that_are_no_text_weigh_something() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 400_000}}
     messages = [{"role": "user", "content": [{"type": "text", "text": "what is this"}, image]}]

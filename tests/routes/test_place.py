@@ -262,3 +262,11 @@ async def test_replicas_of_a_cloud_are_not_told_who_asks_nor_what_its_client_sen
         assert b"logit_bias" not in backend.raw[0]
         request = RouteRequest(ask(TEXT, headers=headers, **fields))
         assert place.ask(request, request.fields(Level.CLOUD)).headers == {}
+
+
+def test_a_body_of_any_depth_has_a_size() -> None:
+    parameters: dict[str, object] = {}
+    for _ in range(900):  # as deep as a body may be
+        parameters = {"a": parameters}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    assert RouteRequest.read(ask(TEXT, tools=tools)).size > 900 * 5

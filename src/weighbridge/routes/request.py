@@ -110,13 +110,21 @@ def _messages(messages: Any) -> Sequence[Mapping[str, Any]]:
 
 
 def _size(value: Any) -> int:
-    """Bytes of all strings, keys included; pictures and sound at a flat rate."""
-    if isinstance(value, str):
-        return len(value.encode("utf-8", "surrogatepass"))
-    if isinstance(value, dict):
-        if value.get("type") in ("image_url", "input_audio"):
-            return MEDIA_BYTES
-        return sum(_size(key) + _size(inner) + 4 for key, inner in value.items())
-    if isinstance(value, list):
-        return sum(_size(inner) + 2 for inner in value)
-    return 8
+    """Bytes of all strings, keys included; pictures and sound at a flat rate. However deep the value is."""
+    size, left = 0, [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            size += len(one.encode("utf-8", "surrogatepass"))
+        elif isinstance(one, dict):
+            if one.get("type") in ("image_url", "input_audio"):
+                size += MEDIA_BYTES
+            else:
+                size += 4 * len(one)
+                left += [*one, *one.values()]
+        elif isinstance(one, list):
+            size += 2 * len(one)
+            left += one
+        else:
+            size += 8
+    return size

@@ -144,7 +144,23 @@ def test_nothing_is_lost_without_a_reason_in_lines_of_code_and_logs() -> None:
             "A" * 9000,
         ),  # nor on a key
         ("-----BEGIN EC PRIVATE KEY-----\n" + "Ab1+" * 16 + "\n" + "Ab1+" * 9, "Ab1+" * 9),  # cut off
+        (
+            "-----BEGIN RSA PRIVATE KEY-----\nDEK-Info: AES-128-CBC,0F\n\n" + ("Ab1+" * 16 + "\n") * 2,
+            "Ab1+" * 16 + "\n" + "Ab1+" * 16,
+        ),  # cut off behind a head
+        ("> -----BEGIN PRIVATE KEY-----\n> " + "Ab1+" * 16 + "\n> " + "Ab1+" * 9, "Ab1+" * 9),  # and quoted
+        (
+            "-----BEGIN PGP PRIVATE KEY BLOCK-----\n\n"
+            + "Ab1+" * 9
+            + "\n-----END PGP PRIVATE KEY BLOCK-----",
+            "Ab1+" * 9,
+        ),
         ("eyJ" + "a" * 20000 + ".eyJ" + "b" * 20000 + ".c", "b" * 20000),
+        ("see alice@example.com.pdf", "alice@example.com"),  # the name of a file
+        ("mbox-alice@example.com-2024.tar.gz", "alice@example.com"),
+        ("alice@example.com_old", "alice@example.com"),
+        ("alice@example.com4111 1111 1111 1111", "alice@example.com"),
+        ("redis://:s3cr3t@cache", ":s3cr3t"),  # a password of nobody
     ],
 )
 def test_what_is_found_besides(text: str, value: str) -> None:

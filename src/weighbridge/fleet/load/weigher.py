@@ -36,6 +36,10 @@ MAX_TOKENISING = 4
 PART_TOKENS = 1024
 #: Bytes of a prompt per token before any usage came back: about right for English under any BPE.
 FIRST_RATIO = 4.0
+#: Bytes of a prompt per token, at least and at most, whatever usage says.
+LEAST_RATIO, MOST_RATIO = 0.5, 16.0
+#: Bytes of a prompt that tells of the ratio; of shorter ones the template makes most of the tokens.
+TELLING_BYTES = 256
 #: Bytes that stand for a token in the chain of a prompt that cannot be tokenised. Fixed, unlike the ratio,
 #: because equal prompts must give equal chains.
 CHAIN_BYTES = 4
@@ -153,8 +157,8 @@ class Scales:
 
     def settle(self, weighed: Weighed, prompt_tokens: int) -> None:
         """Let estimates learn from a prompt of `prompt_tokens`, as a replica or our tokenizer counted."""
-        if prompt_tokens > 0 and weighed.size > 0:
-            ratio = min(max(weighed.size / prompt_tokens, 0.5), 16.0)
+        if prompt_tokens > 0 and weighed.size >= TELLING_BYTES:
+            ratio = min(max(weighed.size / prompt_tokens, LEAST_RATIO), MOST_RATIO)
             self._bytes_per_token.add(ratio)
 
     def _output(self, ask: Ask, most: int) -> OutputEstimate:
@@ -169,7 +173,11 @@ class Scales:
         return estimate
 
     def _estimated(self, size: int) -> int:
-        return max(round(size / self.bytes_per_token), 1)
+        """Tokens that so many bytes are likely to be. What may fit is not made too long by a guess, which others'
+        prompts have made what it is: the replica counts, and says so if it is."""
+        tokens, longest = max(round(size / self.bytes_per_token), 1), self._longest()
+        may_fit = longest is not None and size / MOST_RATIO < longest <= tokens
+        return max(longest - 1, 1) if longest is not None and may_fit else tokens
 
     def _longest_output(self, ask: Ask, prompt_tokens: int) -> int:
         """Zero for embeddings; otherwise what the client allows, or what is left of the context."""

@@ -43,7 +43,10 @@ _HOME = Context(
 )
 #: Endings of names that are none of hosts: files beside an `@2x`, units of systemd.
 _FILES = "png jpg jpeg gif svg webp pdf css html json yaml yml txt exe dll tsx jsx gz tar zip"
-_NO_HOSTS = frozenset(f"{_FILES} service socket timer target mount".split())
+_UNITS = "service socket timer target mount"
+_OF_FILES, _OF_UNITS = frozenset(_FILES.split()), frozenset(_UNITS.split())
+#: Top-level domains that more may stand right behind, as in `ann@example.com_old`.
+_COMMON = "com|org|net|edu|gov|eu|de|fr|uk"
 #: Names that machines log in by, not people.
 _NO_PEOPLE = frozenset(("git", "hg", "svn"))
 #: Groups that anything may stand between, so that they are looked at for what issuers give out only.
@@ -70,8 +73,17 @@ def _ipv6(text: str) -> bool:
 
 
 def _mail(text: str) -> bool:
+    """An address, also where it is a file's name: `ann@example.com.pdf`, and neither `icon@2x.png` nor a unit."""
     name, _, host = text.rpartition("@")
-    return host.rpartition(".")[2].lower() not in _NO_HOSTS and name.lower() not in _NO_PEOPLE
+    labels = host.lower().split(".")
+    if labels[-1] in _OF_UNITS or name.lower() in _NO_PEOPLE:
+        return False
+    if labels[-1] not in _OF_FILES:
+        return True
+    while labels and labels[-1] in _OF_FILES:
+        labels.pop()
+    is_scale = re.match(r"\dx(?![a-z0-9])", host) is not None
+    return len(labels) > 1 and not is_scale and re.match(r"[^\W\d_]{2,24}(?:[-_]|$)", labels[-1]) is not None
 
 
 def _card(text: str) -> bool:
@@ -115,11 +127,18 @@ _LOCAL = r"[\w.+%'-]+"
 _ASCII_HOST = r"(?:[\w-]+\.)+[A-Za-z]{2,24}"
 _AT, _DOT = (rf"[\[({{<] ?(?i:{word}) ?[\])}}>]" for word in ("at", "dot"))
 _HOST = rf"(?:[{W}-]+\.)+[{LETTER}]{{2,24}}"
-_PRIVATE = r"(?:[A-Z]{1,12} ){0,3}PRIVATE KEY"
+_PRIVATE = r"(?:[A-Z]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?"
 
 PATTERNS: tuple[Pattern, ...] = (
     shape(
         "EMAIL", rf"{_LOCAL}@{_ASCII_HOST}", _mail, Edges(before=W + r".+%\-", after=r"\w"), rank=9
+    ).needing("@"),
+    shape(
+        "EMAIL",
+        rf"{_LOCAL}@(?:[\w-]+\.)+(?i:{_COMMON})",
+        _mail,
+        Edges(before=W + r".+%\-", after=LETTER),
+        rank=8,
     ).needing("@"),
     shape("EMAIL", rf"[{W}.+%'-]+@{_HOST}", _mail, Edges(before=W + r".+%\-"), rank=9).needing("@"),
     shape(
@@ -186,7 +205,7 @@ PATTERNS: tuple[Pattern, ...] = (
     shape(
         "KEY",
         rf"-----BEGIN {_PRIVATE}-----(?:(?:[^-]|-{{1,4}}[^-])*-----END {_PRIVATE}-----"
-        r"|(?:(?:\s|\\[nr])*[A-Za-z0-9+/=]{32,})*)",
+        r"|(?:(?:[\s>|#*]|\\[nr]|[A-Z][A-Za-z-]{2,19}: [^\n]{0,80}\n)*[A-Za-z0-9+/=]{32,})*)",
         edges=Edges(before=None, after=None),
         rank=9,
     ).needing("-----begin"),
@@ -217,7 +236,7 @@ PATTERNS: tuple[Pattern, ...] = (
     shape("KEY", r"(?i:bearer)\s{1,4}([A-Za-z0-9._~+/-]{12,}=*)", _random, Edges(after=None), rank=7)
     .needing("bearer")
     .inside(),
-    shape("KEY", r"://([^\s/:@]{1,64}:[^\s/@]{1,128})@", edges=Edges(before=None, after=None), rank=7)
+    shape("KEY", r"://([^\s/:@]{0,64}:[^\s/@]{1,128})@", edges=Edges(before=None, after=None), rank=7)
     .needing("://")
     .inside(),
     shape(

@@ -48,7 +48,7 @@ def leaves(value: Any, at: Field = BODY, depth: int = 0) -> Iterator[Leaf]:
         for one in value:
             yield from leaves(one, at.each, depth)
     elif type(value) is int or isinstance(value, float):
-        yield Leaf(json.dumps(value), at.kind, is_number=True)
+        yield Leaf(_digits(value), at.kind, is_number=True)
 
 
 def _text_leaves(text: str, kind: TextKind, depth: int) -> Iterator[Leaf]:
@@ -81,10 +81,16 @@ def rewrite(value: Any, replace: Replace, at: Field = BODY, depth: int = 0) -> A
     if isinstance(value, list):
         return [rewrite(one, replace, at.each, depth) for one in value]
     if type(value) is int or isinstance(value, float):
-        written = json.dumps(value)
+        written = _digits(value)
         replaced = replace(written, at.kind)
         return value if replaced == written else replaced
     return value
+
+
+def _digits(number: float) -> str:
+    """A number as it is written; a whole one without a point, which is the same number."""
+    is_whole = isinstance(number, float) and number.is_integer()
+    return str(int(number)) if is_whole and abs(number) < 1e21 else json.dumps(number)
 
 
 class Unhidable(Exception):
