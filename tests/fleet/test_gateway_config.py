@@ -106,6 +106,19 @@ def test_all_problems_are_told_in_the_order_of_the_file() -> None:
     assert [one.split(":")[1] for one in found] == ["1", "1", "2", "3"]
 
 
+def test_days_and_numbers_that_there_are_not() -> None:
+    fleet = "models: {m: {replicas: [{url: 'http://h:1'}]}}\n"
+    for day in ("0000-01-01", "2026-02-30", "2026-01-01 25:00:00"):
+        found = problems(fleet + f"tenants: {{t: {{keys: [{{key: secret, expires: {day}}}]}}}}")
+        assert f"tenants.t.keys[0].expires: '{day}' is no date" in found[0]
+    assert "max_wait: must be a number" in problems(fleet + f"queue: {{max_wait: {'9' * 5000}}}")[0]
+    assert "is no address" in problems(fleet + f"listen: 'h:{'1' * 5000}'")[0]
+
+
+def test_files_that_are_nested_too_deeply() -> None:
+    assert problems("{a: " * 2000) == ["weighbridge.yaml: it is nested too deeply"]
+
+
 def test_files_that_are_no_yaml() -> None:
     assert problems("models: [")[0].startswith("weighbridge.yaml:1: this is no YAML")
     assert "must be a mapping" in problems("just text")[0]

@@ -138,6 +138,26 @@ def test_gguf_files_give_exact_bytes_and_the_same_shape(tmp_path: Path, family: 
     assert by_file.bytes_per_token == by_config.bytes_per_token
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *('{"dtype":"F32","shape":[1]}', "5", "[" * 20_000, '{"dtype":"F32","shape":5,"data_offsets":[0,4]}'),
+        *('{"dtype":"F32","shape":[1],"data_offsets":[0]}', '{"dtype":[],"shape":[1],"data_offsets":[0,4]}'),
+        *(
+            '{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}',
+            '{"dtype":"F32","shape":[1],"data_offsets":[0,1e9]}',
+        ),
+        '{"dtype":"F32","shape":[' + "9" * 400 + '],"data_offsets":[0,4]}',
+    ],
+)
+def test_headers_that_say_what_no_tensor_is_are_refused(tmp_path: Path, entry: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(catalogue()["qwen3-8b"]))
+    header = f'{{"odd":{entry}}}'.encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(BadInput, match=r"model\.safetensors"):
+        open_model(str(tmp_path))
+
+
 def test_what_model_may_be(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps(catalogue()["qwen3-8b"]))

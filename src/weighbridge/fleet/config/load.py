@@ -111,7 +111,7 @@ def _shared_limits(root: Section) -> SharedLimitsSpec | None:
 def _listen(root: Section) -> tuple[str, int]:
     text = root.text("listen", "127.0.0.1:8080")
     host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
+    if not host or not port.isdecimal() or len(port) > 5 or int(port) > 65535:
         root.problem("listen", f"{text!r} is no address; write HOST:PORT, for example 127.0.0.1:8080")
         return "127.0.0.1", 8080
     return host.strip("[]"), int(port)

@@ -354,6 +354,8 @@ def read_yaml(text: str, file: str) -> tuple[Section, Problems]:
         raise BadInput(f"{file}{line}: this is no YAML: {what}") from None  # the error quotes the line
     except yaml.YAMLError:
         raise BadInput(f"{file}: this is no YAML: it holds a character that no text has") from None
+    except RecursionError:
+        raise BadInput(f"{file}: it is nested too deeply") from None
     return Section(node, "", problems), problems
 
 
@@ -362,7 +364,7 @@ def _plain(node: yaml.Node) -> Any:
     loader = yaml.SafeLoader("")
     try:
         return loader.construct_document(node)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # a day or number that there is not
         return node.value
     finally:
         loader.dispose()

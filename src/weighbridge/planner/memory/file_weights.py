@@ -6,10 +6,14 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from weighbridge.errors import BadInput
+from weighbridge.models.files.fields import MAX_COUNT, shown
 from weighbridge.models.files.gguf_format import Contents
 from weighbridge.planner.memory.gguf_mix import arithmetic_of
 from weighbridge.planner.memory.weights import Stored, bulk_bits
@@ -34,20 +38,30 @@ _DTYPE_BITS = {
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U64": 64, "U32": 32, "U16": 16, "F4": 4,
 }  # fmt: skip
 
+_Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
+_Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class _HeaderEntry(msgspec.Struct):
+    """What the header of a safetensors file says of one tensor."""
+
+    dtype: str
+    shape: Annotated[list[_Size], msgspec.Meta(max_length=8)]
+    data_offsets: tuple[_Offset, _Offset]
+
 
 def safetensors_weights(files: list[Path], architecture: Architecture) -> Stored:
     """Read the bytes of every tensor that the headers list. Nothing but headers is read."""
     sizes: dict[Tensor, float] = {}
     for path in files:
-        for name, entry in _header(path).items():
-            if name == "__metadata__":
-                continue
-            shape = [int(x) for x in entry["shape"]]
-            start, end = entry["data_offsets"]
-            tensor = _tensor(name, shape, architecture)
+        for name, entry in _entries(path):
+            tensor = _tensor(name, entry.shape, architecture)
+            start, end = entry.data_offsets
             sizes[tensor] = sizes.get(tensor, 0.0) + float(end - start)
-            if entry["dtype"] not in _DTYPE_BITS:
-                raise BadInput(f"{path}: tensor {name!r} has type {entry['dtype']!r}, which is not known")
+            if entry.dtype not in _DTYPE_BITS:
+                raise BadInput(
+                    f"{path}: tensor {shown(name)} has type {shown(entry.dtype)}, which is not known"
+                )
     if not sizes:
         raise BadInput(f"{files[0].parent}: the safetensors files hold no tensors")
     return Stored(sizes, "the file's own format", _bits(sizes, architecture))
@@ -75,6 +89,16 @@ def _bits(sizes: dict[Tensor, float], architecture: Architecture) -> float:
     return min(8 * stored / elements, 32.0) if elements else bulk_bits(sizes)
 
 
+def _entries(path: Path) -> Iterator[tuple[str, _HeaderEntry]]:
+    for name, fields in _header(path).items():
+        if name == "__metadata__":
+            continue
+        try:
+            yield name, msgspec.convert(fields, _HeaderEntry)
+        except msgspec.ValidationError as error:
+            raise BadInput(f"{path} is not a safetensors file: tensor {shown(name)}: {error}") from error
+
+
 def _header(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
@@ -82,7 +106,7 @@ def _header(path: Path) -> dict[str, Any]:
             if not 2 <= length <= _MAX_HEADER:
                 raise BadInput(f"{path} is not a safetensors file: its header would take {length} bytes")
             header = json.loads(file.read(length))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} cannot be read: {error}") from error
     if not isinstance(header, dict):
         raise BadInput(f"{path} is not a safetensors file: its header is no object")

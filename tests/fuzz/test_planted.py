@@ -1,0 +1,31 @@
+"""The fuzzer finds a bug that was planted in each target within a minute, and says so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tools.fuzz import NAMES, ROOT
+
+from tests.fuzz.target import PlantedBug
+from tests.fuzz.targets import target
+
+pytestmark = pytest.mark.proof
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_planted_bug_is_found_within_a_minute(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason="the extra `fuzz`")
+    driver = [sys.executable, "tools/fuzz.py", "--seconds", "60", "--folder", str(tmp_path), "--seed", "1"]
+    ran = subprocess.run([*driver, "--planted", name], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    print(ran.stdout)
+    assert ran.returncode == 1, ran.stderr
+    assert f"{name} " in ran.stdout
+    assert "FINDING" in ran.stdout
+    assert "PlantedBug" in ran.stderr
+    [found] = (tmp_path / "findings" / name).iterdir()
+    with pytest.raises(PlantedBug):
+        target(name).run(found.read_bytes(), planted=True)
+    target(name).run(found.read_bytes())  # it is the planted one alone

@@ -1,0 +1,188 @@
+"""Fuzz the parsers of what comes from outside, guided by coverage: `python tools/fuzz.py [--seconds 60] [TARGET ...]`.
+
+The targets are those of `tests/fuzz`. Each runs in a process of its own for as long as it is told, with the corpus of
+earlier runs in `build/fuzz/corpus`. An input with which a target raises what it should not, takes too long or too much
+memory is kept in `build/fuzz/findings`, and the program ends with 1; `--replay FILE TARGET` runs it once more, without
+the fuzzer. Branches of our Python code guide the search, those of libraries and of native code below it do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.fuzz import targets  # noqa: E402
+
+NAMES = tuple(targets.MODULES)
+#: Seconds that one input may take, start and end of a run together, and megabytes of the process.
+_INPUT_S, _AROUND_S, _PROCESS_MB = 20, 120, 3072
+_STATUS = re.compile(r"#(\d+)\s.*?(?:cov: (\d+) ft: (\d+))? corp: (\d+)/")
+#: Lines of progress, and the input in three notations, which is in the file.
+_NOISE = ("#", "0x", "Base64:", "INFO:", "WARNING:")
+_LINES_KEPT, _CHARACTERS_KEPT = 40, 300
+#: Longer inputs find nothing new and are slow.
+_INPUT_BYTES = 4096
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run of one target came to; `edges` and `features` are the fuzzer's counts of what was reached."""
+
+    target: str
+    executions: int = 0
+    edges: int = 0
+    features: int = 0
+    corpus: int = 0
+    finding: Path | None = None
+    words: str = ""
+    failed: bool = False
+
+    def __str__(self) -> str:
+        counts = f"{self.executions} executions, {self.edges} edges, {self.features} features, corpus of {self.corpus}"
+        found = f"FINDING {self.finding}" if self.finding else "did not run" if self.failed else "no finding"
+        return f"{self.target:<12} {counts}: {found}"
+
+    def read(self, line: str) -> None:
+        """Take the counts from a line that the fuzzer prints now and then."""
+        if status := _STATUS.match(line):
+            self.executions = int(status[1])
+            self.edges, self.features = int(status[2] or self.edges), int(status[3] or self.features)
+            self.corpus = int(status[4])
+
+
+def fuzz(name: str, seconds: int, folder: Path, *, planted: bool = False, seed: int = 0) -> Outcome:
+    """Run one target for so long in a process of its own; its corpus and findings are kept in `folder`."""
+    corpus, findings = folder / "corpus" / name, folder / "findings" / name
+    corpus.mkdir(parents=True, exist_ok=True)
+    findings.mkdir(parents=True, exist_ok=True)
+    before = set(findings.iterdir())
+    options = [f"-max_total_time={seconds}", f"-artifact_prefix={findings}/", f"-seed={seed}"]
+    command = [sys.executable, str(Path(__file__)), "--inside", name, *(["--planted"] if planted else [])]
+    outcome, last = Outcome(name), deque[str](maxlen=_LINES_KEPT)
+    with tempfile.TemporaryDirectory(prefix="weighbridge-fuzz-") as scratch:
+        process = subprocess.Popen(
+            [*command, "--", *options, str(corpus)],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": scratch, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,  # where the traceback comes
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        limit = threading.Timer(seconds + _AROUND_S, process.kill)
+        limit.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                outcome.read(line)
+                if not line.startswith(_NOISE):
+                    last.append(line[:_CHARACTERS_KEPT].rstrip() + "\n")
+            process.wait()
+        finally:
+            limit.cancel()
+            process.kill()
+    outcome.finding = next(iter(sorted(set(findings.iterdir()) - before)), None)
+    outcome.failed = process.returncode != 0 and outcome.finding is None
+    outcome.words = "".join(last) if outcome.finding or outcome.failed else ""
+    return outcome
+
+
+def _inside(name: str, planted: bool, options: Sequence[str]) -> None:
+    """Be the process of one target. It ends with the fuzzer."""
+    import atheris  # an extra of its own
+
+    logging.disable()
+    with atheris.instrument_imports(include=["weighbridge", "tests.fuzz"]):
+        target = targets.target(name)
+    scratch = Path(tempfile.mkdtemp())
+    for number, data in enumerate(target.seeds()):
+        (scratch / f"seed-{number}").write_bytes(data)
+    words = scratch.with_suffix(".words")
+    words.write_text("".join(_dictionary_line(word) for word in target.words))
+    bounds = [
+        f"-max_len={_INPUT_BYTES}",
+        f"-timeout={_INPUT_S}",
+        "-use_value_profile=1",
+        f"-rss_limit_mb={_PROCESS_MB}",
+        f"-dict={words}",
+    ]
+    atheris.Setup(
+        [sys.argv[0], *bounds, *options, str(scratch)], lambda data: target.run(data, planted=planted)
+    )
+    atheris.Fuzz()
+
+
+def _dictionary_line(word: bytes) -> str:
+    return '"' + "".join(rf"\x{byte:02x}" for byte in word) + '"\n'
+
+
+def _replay(name: str, file: Path, planted: bool) -> None:
+    target = targets.target(name)
+    target.run(file.read_bytes(), planted=planted)
+    print(f"{name} reads or refuses {file} as it should")
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument(
+        "targets", nargs="*", metavar="TARGET", help=f"one or more of {', '.join(NAMES)}; none: all"
+    )
+    parser.add_argument("--seconds", type=int, default=60, help="for each target")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "build" / "fuzz", help="of corpora and findings"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the fuzzer's random numbers; 0: another each time"
+    )
+    parser.add_argument(
+        "--planted", action="store_true", help="with a bug in each target, which must be found"
+    )
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="run one target with this input alone")
+    parser.add_argument("--inside", metavar="TARGET", choices=NAMES, help=argparse.SUPPRESS)
+    known = parser.parse_args(words)
+    if unknown := set(known.targets) - set(NAMES):
+        parser.error(f"no target {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    if known.seconds < 1:
+        parser.error("--seconds must be at least 1")
+    if known.replay and len(known.targets) != 1:
+        parser.error("--replay takes one TARGET")
+    return known
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what the command line says; 1 where something was found, 2 where a target could not run."""
+    words, _, options = ("\0".join(arguments)).partition("\0--\0")
+    known = _parsed([word for word in words.split("\0") if word])
+    if known.inside:
+        _inside(known.inside, known.planted, options.split("\0"))
+    if known.replay:
+        _replay(known.targets[0], known.replay, known.planted)
+        return 0
+    if importlib.util.find_spec("atheris") is None:
+        print("the fuzzer is not installed: pip install -c constraints.txt -e '.[dev,fuzz]'", file=sys.stderr)
+        return 2
+    outcomes = []
+    for name in known.targets or NAMES:
+        outcome = fuzz(name, known.seconds, known.folder.resolve(), planted=known.planted, seed=known.seed)
+        print(outcome, flush=True)
+        print(outcome.words, end="", file=sys.stderr, flush=True)
+        outcomes.append(outcome)
+    return 2 if any(one.failed for one in outcomes) else int(any(one.finding for one in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
