@@ -64,7 +64,11 @@ def check_site(access: AccessSettings, server: str, headers: Mapping[str, str]) 
 def origin_allowed(access: AccessSettings, origin: str) -> bool:
     if ANY_ORIGIN in access.allow_origins or origin in access.allow_origins:
         return True
-    return is_this_machine(host_of(urlsplit(origin).netloc))
+    try:
+        place = urlsplit(origin).netloc
+    except ValueError:  # brackets without an address
+        return False
+    return "@" not in place and is_this_machine(host_of(place))
 
 
 def host_of(text: str) -> str:

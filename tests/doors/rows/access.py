@@ -58,6 +58,8 @@ ACCESS = [
         for value in (
             "http://evil.example",
             "null",
+            "http://[",
+            "http://localhost:x@evil.example",
             "",
             "http://localhost.evil.example",
             "http://127.0.0.1@evil.example",
