@@ -14,6 +14,7 @@ from tests.fuzz import seeds
 from tests.fuzz.target import Target
 from weighbridge.errors import BadInput
 from weighbridge.models.files.checkpoint import Checkpoint, open_checkpoint
+from weighbridge.models.files.gguf_format import GgufMetadata
 from weighbridge.models.text.tokenizer import load_tokenizer
 from weighbridge.planner.memory.source import open_model
 
@@ -61,6 +62,12 @@ def _first_tensor(checkpoint: Checkpoint) -> str:
     return next((name for name in names if not name.startswith("model.")), names[0])
 
 
+def _planned_tensors(file: Path) -> str:
+    """Read a file as the planner does; return the names of its tensors."""
+    stored = open_model(str(file)).stored
+    return "" if stored is None else " ".join(tensor.name for tensor in stored.tensors)
+
+
 def parse_safetensors(data: bytes) -> str | None:
     """A header as JSON, which gets its length and some zeros as tensors; else a whole file."""
     folder = _new_folder()
@@ -71,8 +78,8 @@ def parse_safetensors(data: bytes) -> str | None:
     try:
         return _each(
             (BadInput,),
+            lambda: _planned_tensors(file),
             lambda: _first_tensor(open_checkpoint(folder)),
-            lambda: open_model(str(file)).source and None,
         )
     finally:
         _remove(folder)
@@ -86,9 +93,10 @@ def parse_gguf(data: bytes) -> str | None:
     try:
         return _each(
             (BadInput,),
+            lambda: GgufMetadata(file).text("general.name"),
             lambda: load_tokenizer(file).token_text(0),
             lambda: _first_tensor(open_checkpoint(file)),
-            lambda: open_model(str(file)).source and None,
+            lambda: _planned_tensors(file),
         )
     finally:
         _remove(folder)

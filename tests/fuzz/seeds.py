@@ -33,7 +33,7 @@ _SHAPES = {
     "model.layers.0.input_layernorm.weight": [4],
     "model.layers.0.post_attention_layernorm.weight": [4],
     "model.norm.weight": [4],
-    "zone": [1],
+    "zone.of.no.layer": [1],
 }
 #: Bytes of all tensors of the smallest model, as float32.
 TENSOR_BYTES = sum(4 * shape[0] * shape[-1] ** (len(shape) - 1) for shape in _SHAPES.values())
@@ -49,7 +49,7 @@ def safetensors() -> list[bytes]:
         at += size
     plain = _compact(header)
     noted = _compact({"__metadata__": {"format": "pt"}, **header})
-    one = _compact({"a": {"dtype": "BF16", "shape": [2, 1], "data_offsets": [0, 4]}})
+    one = _compact({"a tensor": {"dtype": "BF16", "shape": [2, 1], "data_offsets": [0, 4]}})
     return [plain, noted, one, struct.pack("<Q", len(plain)) + plain + bytes(TENSOR_BYTES)]
 
 
@@ -85,7 +85,7 @@ def gguf() -> list[bytes]:
         _value("llama.attention.layer_norm_rms_epsilon", 1e-5),
         _value("tokenizer.ggml.model", "gpt2"),
         _value("tokenizer.ggml.pre", "gpt-2"),
-        _value("tokenizer.ggml.tokens", ["zed", "a", "b", "ab", "<s>"]),
+        _value("tokenizer.ggml.tokens", ["the last letter", "a", "b", "ab", "<s>"]),
         _value("tokenizer.ggml.token_type", [1, 1, 1, 1, 3]),
         _value("tokenizer.ggml.merges", ["a b"]),
         _value("tokenizer.ggml.bos_token_id", 4),
@@ -94,7 +94,7 @@ def gguf() -> list[bytes]:
     model = _value("general.architecture", "llama")
     return [
         *(_gguf(version, [model, *values], table, at) for version in (2, 3)),
-        _gguf(3, [model, _value("general.alignment", 64)], [], 0),
+        _gguf(3, [model, _value("general.name", "a name"), _value("general.alignment", 64)], [], 0),
     ]
 
 
@@ -130,7 +130,11 @@ def tokenizers() -> list[bytes]:
     """Byte-level BPE as usual, and as SentencePiece's files are converted."""
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    bpe = {"type": "BPE", "vocab": {"zed": 0, "a": 1, "b": 2, "ab": 3, "<s>": 4}, "merges": [["a", "b"]]}
+    bpe = {
+        "type": "BPE",
+        "vocab": {"the last letter": 0, "a": 1, "b": 2, "ab": 3, "<s>": 4},
+        "merges": [["a", "b"]],
+    }
     added = [{"id": 4, "content": "<s>", **special}]
     split = {"type": "Split", "pattern": {"Regex": r"\p{N}|\s+"}, "behavior": "Isolated", "invert": False}
     byte_level: Json = {
@@ -174,6 +178,7 @@ def tokenizers() -> list[bytes]:
 def templates() -> list[bytes]:
     """A turn of each common form, tools, macros, loops, and what a template may refuse."""
     return [
+        b"Plain words of a template.\n{{ bos_token }}",
         b"{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m.content|trim }}<|im_end|>\n{% endfor %}"
         b"{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
         b"{%- if tools is not none %}{% for t in tools %}{{ t|tojson(indent=2) }}{% endfor %}{% endif -%}"
