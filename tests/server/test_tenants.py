@@ -65,6 +65,7 @@ async def test_a_tenant_that_holds_all_seats_gives_one_up(narrow: str, client: a
     assert sum(one["preemptions"] for one in theirs) == 1
 
 
+@pytest.mark.proof
 async def test_thousands_of_prompts_leave_room_in_the_line(
     narrow: str, client: aiohttp.ClientSession
 ) -> None:
