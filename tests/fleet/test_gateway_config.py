@@ -115,6 +115,14 @@ def test_days_and_numbers_that_there_are_not() -> None:
     assert "is no address" in problems(fleet + f"listen: 'h:{'1' * 5000}'")[0]
 
 
+@pytest.mark.parametrize(
+    "value", ["!!timestamp soon", "!!bool maybe", '!!int ""', '!!float ""', "!!binary é"]
+)
+def test_what_is_not_of_the_type_that_it_claims(value: str) -> None:
+    fleet = "models: {m: {replicas: [{url: 'http://h:1'}]}}\n"
+    assert "queue.max_wait: must be a number" in problems(f"{fleet}queue: {{max_wait: {value}}}")[0]
+
+
 def test_files_that_are_nested_too_deeply() -> None:
     assert problems("{a: " * 2000) == ["weighbridge.yaml: it is nested too deeply"]
 

@@ -1,6 +1,6 @@
 """The fuzzer finds a bug that was planted in a target within a minute, and says so.
 
-In a model's files it does not yet: a change that keeps such a file well-formed as a whole is too rare.
+In the other formats it does not reliably yet: a change that keeps such a file well-formed is too rare.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tools.fuzz import NAMES, ROOT
 from tests.fuzz.target import PlantedBug
 from tests.fuzz.targets import target
 
-NOT_WITHIN_A_MINUTE = ("safetensors", "gguf", "tokenizer")
+NOT_WITHIN_A_MINUTE = ("safetensors", "gguf", "tokenizer", "template", "yaml")
 
 pytestmark = pytest.mark.proof
 

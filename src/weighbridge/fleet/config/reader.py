@@ -28,6 +28,8 @@ log = logging.getLogger("weighbridge.config")
 UNSET = Secret("unset")
 #: What a parser quotes of the text before it: more than one character, and not the name of a token.
 _QUOTED = re.compile(r"'[^'<][^']+'")
+#: What the parser raises beside its own errors, as for a day that there is not, `!!timestamp soon` or `!!bool maybe`.
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 @dataclass(slots=True)
@@ -364,7 +366,7 @@ def _plain(node: yaml.Node) -> Any:
     loader = yaml.SafeLoader("")
     try:
         return loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # a day or number that there is not
+    except (yaml.YAMLError, *_UNREADABLE):
         return node.value
     finally:
         loader.dispose()
