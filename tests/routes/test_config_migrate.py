@@ -67,6 +67,11 @@ def migrated(text: str) -> str:
     return modernised(text, "weighbridge.yaml", Path("."))
 
 
+def test_a_url_that_is_none_is_refused_with_its_line() -> None:
+    with pytest.raises(BadInput, match=r":8: routes.auto.edge.url: 'https://\[x' is no URL"):
+        read(OLD.replace("http://127.0.0.1:8001/api   # behind a proxy", "'https://[x'"))
+
+
 def test_an_old_file_is_rewritten_and_its_comments_stay(caplog: pytest.LogCaptureFixture) -> None:
     new = migrated(OLD)
     assert read(new) == read(OLD)

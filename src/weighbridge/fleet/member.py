@@ -72,12 +72,15 @@ class Member:
         return self.state.accepts(arrival, now)
 
     def takes_turns(self, arrival: Arrival, now: float) -> bool:
-        """Whether it may be sent `arrival` beyond its seats, because it shares them among tenants by itself."""
+        """Whether it may be sent `arrival` beyond its seats, because it shares them among tenants by itself.
+
+        One that asks for a key takes everything for the work of one tenant: the key's.
+        """
+        if self.spec.dialect != "weighbridge" or self.spec.key is not None:
+            return False
         limit = self.spec.limits.concurrent_requests
         room = limit is None or self.state.requests < limit
-        return (
-            self.spec.dialect == "weighbridge" and room and self.usable(now) and self.state.open_to(arrival)
-        )
+        return room and self.usable(now) and self.state.open_to(arrival)
 
     def standing(self, now: float) -> Standing:
         if self.draining or self.state.draining or self.state.tells_draining:

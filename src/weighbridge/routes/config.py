@@ -346,10 +346,18 @@ def _modernise(section: Section) -> None:
             section.move("reports_load", "dialect", "weighbridge")
         else:
             section.drop("reports_load", "is read for one more release; leave it out")
-    path = urlsplit(section.text("url")).path.rstrip("/") if "url" in section else ""
+    path = _path_of(section.text("url")) if "url" in section else ""
     if path and not path.endswith("/v1") and "prefix" not in section:
         why = "is read as the whole base for one more release; write `prefix: ''` beside it"
         section.assume("prefix", "", "url", why)
+
+
+def _path_of(url: str) -> str:
+    """The path of a URL without a slash at its end; empty for what is none, which is refused where URLs are read."""
+    try:
+        return urlsplit(url).path.rstrip("/")
+    except ValueError:
+        return ""
 
 
 # -- the rest of a route ---------------------------------------------------------------------------------
