@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,16 @@ from weighbridge.models.files import catalogue, store
 
 settings.register_profile("weighbridge", deadline=None)  # a busy machine is no failure of ours
 settings.load_profile("weighbridge")
+
+
+@pytest.fixture(autouse=True)
+def our_log_is_left_as_it_was() -> Iterator[None]:
+    """A command that runs in this process sets the log up for itself; the next test must not find it so."""
+    log = logging.getLogger("weighbridge")
+    propagate, level, handlers = log.propagate, log.level, log.handlers[:]
+    yield
+    log.propagate, log.handlers[:] = propagate, handlers
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session")
