@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,9 @@ MAX_FIELDS = 1024
 
 #: Few threads, so that the event loop never waits for the interpreter behind many of them.
 _readers = ThreadPoolExecutor(2, thread_name_prefix="readers")
+
+_decoders: dict[type, msgspec.json.Decoder[Any]] = {}
+_learning = threading.Lock()
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -80,7 +84,7 @@ def decode(body: bytes, kind: type[T]) -> T:
     if not body.strip():
         raise ApiError(400, "the request body is empty; send a JSON object")
     try:
-        return msgspec.json.decode(body, type=kind)
+        return _decoder(kind).decode(body)
     except msgspec.ValidationError as error:
         message, param = _explain(str(error))
         raise ApiError(400, message, param=param) from error
@@ -88,6 +92,16 @@ def decode(body: bytes, kind: type[T]) -> T:
         raise ApiError(400, f"the request body is not valid JSON: {error}") from error
     except RecursionError:
         raise ApiError(400, "the request body is nested too deeply") from None
+
+
+def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
+    """The decoder of a type, made by one thread alone: msgspec learns a type at its first use, and two threads that
+    do so at once crash the process."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        with _learning:
+            decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+    return decoder
 
 
 def _explain(text: str) -> tuple[str, str | None]:

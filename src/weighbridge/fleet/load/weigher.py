@@ -58,6 +58,8 @@ _WEIGHED = (
 
 
 #: What tokenizers and templates say of prompts that they cannot take.
+#: Made here, since threads that learn a type at once crash the process.
+_read_tools = msgspec.json.Decoder(list[Tool] | None).decode
 _REFUSED = (BadInput, NeverFits, msgspec.MsgspecError, TypeError, ValueError, KeyError, RecursionError)
 
 
@@ -288,7 +290,7 @@ def _tools(ask: Ask) -> list[Any] | None:
     raw = ask.fields.get("tools")
     if raw is None or _decoded(ask, "tool_choice") == "none":
         return None
-    tools: list[Any] = msgspec.to_builtins(msgspec.json.decode(raw, type=list[Tool] | None))
+    tools: list[Any] = msgspec.to_builtins(_read_tools(raw))
     return tools
 
 
