@@ -57,9 +57,10 @@ _WEIGHED = (
 )
 
 
-#: What tokenizers and templates say of prompts that they cannot take.
 #: Made here, since threads that learn a type at once crash the process.
 _read_tools = msgspec.json.Decoder(list[Tool] | None).decode
+
+#: What tokenizers and templates say of prompts that they cannot take.
 _REFUSED = (BadInput, NeverFits, msgspec.MsgspecError, TypeError, ValueError, KeyError, RecursionError)
 
 
