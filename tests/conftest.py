@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.models.files import catalogue, store
 
-settings.register_profile("weighbridge", deadline=None)  # a busy machine is no failure of ours
+# A busy machine is no failure of ours.
+settings.register_profile("weighbridge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("weighbridge")
 
 
