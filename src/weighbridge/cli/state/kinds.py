@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -62,24 +63,24 @@ class Finding:
         return not self.problem and self.version < self.current
 
 
-class StateFile:
+class StateFile(ABC):
     """A file of a known kind. Everything it does may be done while others use the file."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
         self.name = name
 
+    @abstractmethod
     def check(self) -> Finding:
         """Read all of it. Raises BadInput or StateError where it cannot be read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def copy(self, target: Path) -> None:
         """Write it as it is at one moment to a file that does not exist. Raises StateError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def migrate(self) -> str:
         """Bring it to this version; return what was done, in words."""
-        raise NotImplementedError
 
 
 class DatabaseFile(StateFile):
