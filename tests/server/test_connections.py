@@ -29,9 +29,9 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def listening() -> AsyncIterator[int]:
+async def listening(app: Any = echo) -> AsyncIterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
-    server = Quiet(uvicorn.Config(echo, http=BoundedHttp, ws="none", log_level="error", lifespan="off"))
+    server = Quiet(uvicorn.Config(app, http=BoundedHttp, ws="none", log_level="error", lifespan="off"))
     async with server.running(listener):
         yield listener.getsockname()[1]
 
@@ -126,6 +126,47 @@ async def test_too_many_silent_connections_make_room_for_those_that_speak(
             writer.close()
 
 
+async def test_whoever_leaves_is_missed_though_more_was_asked_on_the_same_line() -> None:
+    """The answer under way is not that of the request that was read last."""
+    begun, missed = asyncio.Event(), asyncio.Event()
+
+    async def until_left(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        begun.set()
+        while (await receive())["type"] != "http.disconnect":
+            await send({"type": "http.response.body", "body": b"more", "more_body": True})
+        missed.set()
+
+    async with listening(until_left) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request(b"") * 3)
+        await asyncio.wait_for(begun.wait(), 30)
+        writer.transport.abort()
+        await asyncio.wait_for(missed.wait(), 30)
+
+
+async def test_a_line_holds_few_requests_that_wait_for_their_turn() -> None:
+    served, go_on = [], asyncio.Event()
+
+    async def slowly(scope: Any, receive: Any, send: Any) -> None:
+        served.append(scope["path"])
+        await go_on.wait()
+        await echo(scope, receive, send)
+
+    async with listening(slowly) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request(b"") * (connections.MOST_PIPELINED + 2))
+        with pytest.raises(OSError):  # noqa: PT012
+            assert await asyncio.wait_for(reader.read(), 30) == b""
+            raise ConnectionResetError
+        writer.close()
+        go_on.set()
+        few = request(b"") * connections.MOST_PIPELINED + request(b"", "Connection: close")
+        assert (await said(port, few)).count(b"200 OK") == connections.MOST_PIPELINED + 1
+        assert len(served) <= connections.MOST_PIPELINED + 2
+
+
 class Written:
     """A transport that keeps what it is given."""
 
@@ -162,3 +203,14 @@ async def test_writes_of_one_turn_go_out_together_and_nothing_is_lost_at_the_end
     assert line.is_closing()
     await asyncio.sleep(0)
     assert len(written.writes) == 3
+
+
+async def test_what_comes_too_late_for_a_line_is_dropped() -> None:
+    written = Written()
+    line = Gathering(written, asyncio.get_running_loop())  # type: ignore[arg-type]
+    line.write(b"head")
+    written.closed = True
+    line.flush()
+    line.write(b"more")
+    await asyncio.sleep(0)
+    assert written.writes == []

@@ -13,7 +13,7 @@ import resource
 from collections.abc import Mapping
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from weighbridge.wire.errors import ApiError, error_body
 
@@ -27,6 +27,8 @@ HEAD_SECONDS = 15.0
 BODY_SECONDS = 120.0
 #: Bytes of one answer that wait for the end of a turn of the loop.
 MOST_GATHERED = 64 << 10
+#: Requests that may wait on a connection for the answers of those before them.
+MOST_PIPELINED = 32
 #: Files that are not connections of clients: connections to replicas, models, logs.
 RESERVED_FILES = 128
 #: More connections than this are of no use to anybody.
@@ -61,7 +63,8 @@ class Gathering:
         parts = self._parts
         if parts:
             self._parts, self._size = [], 0
-            self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+            if not self._transport.is_closing():  # else nobody is there to read it
+                self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def close(self) -> None:
         self.flush()
@@ -84,6 +87,8 @@ class BoundedHttp(HttpToolsProtocol):
         )
         self._timer: asyncio.TimerHandle | None = None
         self._names: tuple[str, ...] = ()  # in the certificate that the client showed
+        # The request that is being answered: uvicorn's `cycle` is the one that was read last.
+        self._answered: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._line = Gathering(transport, self.loop)
@@ -99,6 +104,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self.pipeline.clear()
+        self._give_up()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -149,10 +156,23 @@ class BoundedHttp(HttpToolsProtocol):
         self._stop_timer()
         super().on_headers_complete()
 
+        if len(self.pipeline) > MOST_PIPELINED:
+            self.transport.abort()
+            raise ValueError("too many requests wait for the answers of those before them")
+
     def on_message_complete(self) -> None:
         self._in_head, self._fed = True, 0
         self._stop_timer()
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.pipeline:  # what was read comes first
+            self.flow.pause_reading()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     # -- bounds ----------------------------------------------------------------------------------------
 
@@ -176,15 +196,20 @@ class BoundedHttp(HttpToolsProtocol):
         """Say why, unless an answer has begun, and close."""
         self._stop_timer()
         if not self.transport.is_closing():
-            if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            answered = self._answered
+            if answered is None or answered.response_complete or not answered.response_started:
                 body = error_body(ApiError(status, message, code=_CODES[status]))
                 head = f"HTTP/1.1 {status} {_WORDS[status]}\r\ncontent-type: application/json\r\n"
                 head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
                 self.transport.write(head.encode() + body)
             self.transport.close()
-        if self.cycle is not None:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Tell whoever answers that nobody listens any more."""
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     def _make_room(self) -> None:
         """There are too many connections: the longest silent one goes, else this one."""
