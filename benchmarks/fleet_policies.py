@@ -1,8 +1,9 @@
-"""Policies side by side on eight simulated replicas, two of them half as fast, in virtual time.
+"""Policies side by side on simulated replicas, one in four of them half as fast, in virtual time.
 
     python benchmarks/fleet_policies.py --fast                     # two seeds, 1,200 requests: about a minute
     python benchmarks/fleet_policies.py                            # all mixes, loads, policies; five seeds
     python benchmarks/fleet_policies.py --mixes azure --loads 0.9 --policies weigh,round_robin --json
+    python benchmarks/fleet_policies.py --replicas 128 --requests 12000 --policies weigh,weigh_all   # a large fleet
 
 The scheduler, prefix cache, policies, queue and length estimates are the product's own. Loads are shares of
 what the fleet does when everything waits from the start (measured per mix). Each seed has its own requests:
@@ -26,6 +27,7 @@ from typing import Any
 
 from fleet_finish import FINISHES
 from fleet_rivals import RIVALS
+from gateway.decision import WeighAll
 from weighbridge.cost import StepCost
 from weighbridge.fleet.policies import DEFAULT_POLICY, POLICIES
 from weighbridge.simulator.fleet import SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec, Simulation
@@ -40,6 +42,7 @@ from weighbridge.workload.traces import read_rows
 COST = StepCost(overhead=0.003, memory=0.010, per_token=6e-5, per_context_token=6e-8, per_sequence=2e-5)
 TARGETS = Slo(1.0, 0.08, 0.95)
 WARM_UP = 0.2
+REPLICAS = 8
 
 MIXES = {
     "azure": "",
@@ -50,11 +53,13 @@ MIXES = {
 }
 
 
-def fleet(policy: str, mix: str) -> SimulatedFleet:
+def fleet(policy: str, mix: str, replicas: int = REPLICAS) -> SimulatedFleet:
     shares = mix in ("shared_prefix", "sessions")  # elsewhere a cache would find nothing: save the time
     settings = SimulatedEngine(kv_tokens=200_000, max_sequences=96, enable_prefix_cache=shares).settings()
     fast = SimulatedReplicaSpec(cost=COST, settings=settings)
-    return SimulatedFleet(replicas=(fast,) * 6 + (fast.slowed(2.0),) * 2, policy=policy, prefix_index=shares)
+    slow = replicas // 4
+    fleet = (fast,) * (replicas - slow) + (fast.slowed(2.0),) * slow
+    return SimulatedFleet(replicas=fleet, policy=policy, prefix_index=shares)
 
 
 def azure_trace() -> Path | None:
@@ -90,13 +95,16 @@ def capacity(mix: str, number: int) -> float:
     return len(run.outcomes) / run.seconds
 
 
-def measure(job: tuple[str, str, float, float, int, int]) -> dict[str, Any]:
-    mix, policy, load, rate, seed, number = job
+Job = tuple[str, str, float, float, int, int, int]
+
+
+def measure(job: Job) -> dict[str, Any]:
+    mix, policy, load, rate, seed, number, replicas = job
     began = time.perf_counter()
     requests = at_rate(requests_of(mix, seed, number), rate * load)
-    made = {**RIVALS, **FINISHES}.get(policy)
+    made = {**RIVALS, **FINISHES, WeighAll.name: WeighAll}.get(policy)
     rival = made(random.Random(seed)) if made else None
-    spec = fleet(DEFAULT_POLICY if rival else policy, mix)
+    spec = fleet(DEFAULT_POLICY if rival else policy, mix, replicas)
     run = Simulation(spec, requests, seed, policy=rival).run()
     figures = summary(run, spec, TARGETS, warm_up=WARM_UP * requests[-1].at)
     return {"job": job, "wall": time.perf_counter() - began, **figures}
@@ -113,6 +121,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0, help="where they begin; others to choose by")
     parser.add_argument("--requests", type=int, default=3000)
+    parser.add_argument(
+        "--replicas", type=int, default=REPLICAS, help="loads are shares of so many times the capacity of 8"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -123,11 +134,12 @@ def main() -> None:
     results: dict[str, Any] = {}
     with ProcessPoolExecutor(options.jobs) as pool:
         for mix in mixes:
-            rate = capacity(mix, options.requests)
+            rate = capacity(mix, min(options.requests, 3000)) * options.replicas / REPLICAS
             for load in (float(one) for one in options.loads.split(",")):
                 key = f"{mix} at {load:.0%}"
                 seeds = range(options.first_seed, options.first_seed + options.seeds)
-                jobs = [(mix, p, load, rate, s, options.requests) for p in policies for s in seeds]
+                size = (options.requests, options.replicas)
+                jobs = [(mix, p, load, rate, s, *size) for p in policies for s in seeds]
                 found = list(pool.map(measure, jobs))
                 results[key] = {"capacity_rps": rate}
                 for policy in policies:

@@ -67,7 +67,7 @@ def desk_of(
     )
     for number, count in enumerate(seats):
         state = ReplicaState(f"r{number}", Capacity(COST, max_sequences=count, max_model_len=4096))
-        made.members[state.name] = Seat(state)
+        made.join(Seat(state), 0.0)
     return made
 
 

@@ -153,8 +153,30 @@ def test_runs_count_what_blocks_count(sizes: list[int], steps: list[tuple[str, s
         index.check_integrity()
         seen.add((*path, 0))
         for asked in seen:
-            assert dict(index.matched(chain_of(asked))) == model.matched(chain_of(asked))
+            chain, held = chain_of(asked), model.matched(chain_of(asked))
+            assert dict(index.matched(chain)) == held
+            assert dict(index.matched(chain, "wyx")) == {one: held[one] for one in "wxy" if one in held}
+            leading = index.leading(chain, 1 + number % 6, number)
+            assert len(set(leading)) == len(leading) == min(len(held), 1 + number % 6)
+            assert held.keys() >= set(leading)
         assert [index.blocks(name) for name in "uvwxyz"] == [model.blocks(name) for name in "uvwxyz"]
+
+
+def test_those_who_hold_most_lead_and_equals_take_turns() -> None:
+    index = PrefixIndex()
+    for name in "abcdefgh":
+        index.add_replica(name, 100)
+        index.enter(name, CHAINS[0][:2])
+    index.enter("b", CHAINS[0][:4])
+    index.enter("f", CHAINS[0][:9])
+    index.enter("g", CHAINS[0][:9])
+    index.occupy("f", 95)  # the end of it is forgotten
+    assert index.leading(CHAINS[0], 1) == ["g"]
+    assert index.leading(CHAINS[0], 3) == ["g", "f", "b"]
+    assert set(index.leading(CHAINS[0], 3, 5)) == {"g", "f", "b"}
+    others = {name for turn in range(8) for name in index.leading(CHAINS[0], 4, turn)[3:]}
+    assert others == set("acdeh")
+    assert index.leading(CHAINS[1], 3) == []
 
 
 def test_what_is_forgotten_takes_no_memory() -> None:

@@ -86,13 +86,14 @@ async def replay(events: list[tuple[float, str, Any, int]], spec: SimulatedFleet
     index = PrefixIndex()
     for number, replica in enumerate(spec.replicas):
         name = f"r{number}"
-        dispatcher.members[name] = Member(
+        member = Member(
             MemberSpec(name, "url", "http://127.0.0.1:1", dialect="weighbridge"),
             None,  # type: ignore[arg-type]
             ReplicaState(name, replica.capacity, index),
             CircuitBreaker(BreakerSettings()),
             heard=True,
         )
+        dispatcher.desk.join(member, now)
     placing: dict[str, asyncio.Task[Lease]] = {}
     for at, what, subject, count in events:
         now = at

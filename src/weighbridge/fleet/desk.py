@@ -12,7 +12,7 @@ Every decision is credited at once, so that two of them in the same millisecond 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
@@ -22,7 +22,13 @@ from weighbridge.errors import DeadlineMissed, NeverFits, QueueFull, Refused
 from weighbridge.fleet.api import Arrival, Choice
 from weighbridge.fleet.load.queue import SOON, GatewayQueue, deadline_missed, least_seconds, work_seconds
 from weighbridge.fleet.load.state import ReplicaState
-from weighbridge.fleet.policies.policy import Policy
+from weighbridge.fleet.policies.policy import ComparesCosts, Policy
+from weighbridge.fleet.policies.shortlist import Shortlist
+
+#: Replicas up to which every one is looked at for every request. Beyond, a policy that compares costs looks at a few.
+LARGE_FLEET = 64
+#: Replicas that a refusal names; at most.
+NAMED = 5
 
 NOBODY: Set[str] = frozenset()
 
@@ -119,6 +125,7 @@ class Lease(Generic[Member]):
     def first_byte(self, now: float) -> None:
         self.started = True
         self.member.state.first_token(self.arrival.id, now)
+        self.desk.touch(self.member.state.name, now)
 
     def tokens(self, count: int, now: float) -> None:
         self.produced += count
@@ -144,7 +151,8 @@ class Desk(Generic[Member]):
 
     `freed` is called when a lease is released: whoever owns the desk pumps then, or later. `draw` picks the names
     of those that are looked at for one request, in fleets too large to ask everybody; if it picks none, or none of
-    them has room, all are looked at. `look` hears of members before they are asked.
+    them has room, all are looked at. `look` hears of members before they are asked. In fleets of more than `large`
+    replicas a policy that compares costs sees a few of them (see `policies.shortlist`).
     """
 
     def __init__(
@@ -157,18 +165,53 @@ class Desk(Generic[Member]):
         freed: Callable[[float], None] = lambda now: None,
         draw: Callable[[], Sequence[str]] | None = None,
         look: Callable[[Collection[Member], float], None] | None = None,
+        large: int = LARGE_FLEET,
     ) -> None:
         self.model = model
         self.policy = policy
         self.queue = queue
         self.patience = patience
-        self.members: dict[str, Member] = {}
+        self._members: dict[str, Member] = {}
+        self._compares = policy if isinstance(policy, ComparesCosts) else None
+        self._shortlist: Shortlist[Member] | None = None  # of a large fleet
         self._freed = freed
         self._draw = draw
+        self._large = large
         self._look = look
         self._waiting: dict[str, _Waiting] = {}
         self._places = Seats()  # in flight, by tenant
         self._hopeless_since: float | None = None
+
+    # -- replicas come and go --------------------------------------------------------------------------
+
+    @property
+    def members(self) -> Mapping[str, Member]:
+        """By name. They change by `join` and `leave`."""
+        return self._members
+
+    def join(self, member: Member, now: float) -> None:
+        """Take a replica into the fleet, under the name of its state."""
+        name = member.state.name
+        self.leave(name)
+        self._members[name] = member
+        if self._shortlist is not None:
+            self._shortlist.join(name, now)
+        elif len(self._members) > self._large and self._compares is not None:
+            self._shortlist = Shortlist(self._compares, self._members, now)
+
+    def leave(self, name: str) -> Member | None:
+        """Take a replica out of the fleet; None when it is not there."""
+        member = self._members.pop(name, None)
+        if member is not None and self._shortlist is not None:
+            self._shortlist.leave(name)
+            if len(self._members) <= self._large:
+                self._shortlist = None
+        return member
+
+    def touch(self, name: str, now: float) -> None:
+        """Take note that something changed at a replica that the desk was not told of otherwise: a report, a pause."""
+        if self._shortlist is not None and name in self._members:
+            self._shortlist.touch(name, now)
 
     # -- requests come ---------------------------------------------------------------------------------
 
@@ -187,8 +230,8 @@ class Desk(Generic[Member]):
         """
         refusing = avoid
         while candidates := self._candidates(arrival, refusing, now):
-            choice = self.policy.choose(arrival, candidates, now)
-            member = self.members[choice.replica]
+            choice = self._choose(arrival, candidates, now)
+            member = self._members[choice.replica]
             if member.reserve(arrival, now):
                 return self._credit(member, arrival, choice, now, streamed, copy)
             refusing = refusing | {choice.replica}
@@ -269,6 +312,7 @@ class Desk(Generic[Member]):
         """Charge what was produced, since a lease was released."""
         self._places.give_back(lease.arrival.tenant)
         self._charge(lease)
+        self.touch(lease.member.state.name, now)
         self._freed(now)
 
     def streamed(self, lease: Lease[Member]) -> None:
@@ -312,7 +356,7 @@ class Desk(Generic[Member]):
 
         None when replicas are up, but the speed of none of them is known.
         """
-        up = [m.state.step_cost for m in self.members.values() if m.standing(now) is Standing.UP]
+        up = [m.state.step_cost for m in self._members.values() if m.standing(now) is Standing.UP]
         return work_seconds(tokens, up)
 
     def backlog_seconds(
@@ -351,22 +395,35 @@ class Desk(Generic[Member]):
         """Return a place beyond the seats of a replica that shares them among tenants; None where there is none."""
         waiting = self._waiting[arrival.id]
         avoid = self._avoiding(waiting, now)
-        takers = [m for name, m in self.members.items() if name not in avoid and m.takes_turns(arrival, now)]
+        if self._shortlist is not None:
+            takers = self._shortlist.takers(arrival, avoid, now)
+        else:
+            takers = [m for n, m in self._members.items() if n not in avoid and m.takes_turns(arrival, now)]
         if not takers:
             return None
-        choice = self.policy.choose(arrival, [member.state for member in takers], now)
-        member = self.members[choice.replica]
+        choice = self._choose(arrival, [member.state for member in takers], now)
+        member = self._members[choice.replica]
         if not member.reserve(arrival, now):
             return None
         return self._credit(member, arrival, choice, now, waiting.streamed, False)
 
+    def _choose(self, arrival: Arrival, candidates: Sequence[ReplicaState], now: float) -> Choice:
+        if self._shortlist is None or self._compares is None:
+            return self.policy.choose(arrival, candidates, now)
+        return self._compares.choose_of(arrival, candidates, now, self._shortlist.usual(now))
+
     def _candidates(self, arrival: Arrival, refusing: Set[str], now: float) -> list[ReplicaState]:
-        members = self.members
+        members = self._members
         if self._draw is not None and (names := self._draw()):
             drawn = self._open({name: members[name] for name in names}, arrival, refusing, now)
             if drawn:
                 return drawn
-        return self._open(members, arrival, refusing, now)
+        if self._shortlist is None:
+            return self._open(members, arrival, refusing, now)
+        listed = self._shortlist.candidates(arrival, refusing, now)
+        if self._look is not None:
+            self._look(listed, now)
+        return [member.state for member in listed]
 
     def _open(
         self, members: dict[str, Member], arrival: Arrival, refusing: Set[str], now: float
@@ -387,16 +444,17 @@ class Desk(Generic[Member]):
         state.credit(arrival, held, now, streamed=streamed)
         self._places.take(arrival.tenant)
         member.sent(now)
+        self.touch(state.name, now)
         return Lease(self, member, arrival, choice, now, expected_first, copy)
 
     def _avoiding(self, waiting: _Waiting, now: float) -> Set[str]:
         if not waiting.avoid:
             return NOBODY
-        others = (m for name, m in self.members.items() if name not in waiting.avoid)
+        others = (m for name, m in self._members.items() if name not in waiting.avoid)
         return waiting.avoid if any(m.usable(now) and m.state.healthy for m in others) else NOBODY
 
     def _check_possible(self, arrival: Arrival, now: float) -> None:
-        members = self.members.values()
+        members = self._members.values()
         if members and not any(member.state.fits(arrival) for member in members):
             limits = {m.state.capacity.max_model_len or m.state.capacity.kv_tokens for m in members}
             longest = max(limit for limit in limits if limit is not None)
@@ -408,7 +466,7 @@ class Desk(Generic[Member]):
         self._check_hope(now)
 
     def _hope(self, now: float) -> bool:
-        return any(member.standing(now) in _HOPEFUL for member in self.members.values())
+        return any(member.standing(now) in _HOPEFUL for member in self._members.values())
 
     def _check_hope(self, now: float) -> None:
         """Raise NoReplica or QueueFull when waiting would be in vain."""
@@ -420,11 +478,11 @@ class Desk(Generic[Member]):
         self._hopeless_since = None
         if self.patience.for_held == math.inf:
             return
-        waits = [self._held_for(member, now) for member in self.members.values()]
-        if waits and min(waits) > self.patience.for_held:
+        members = self._members.values()
+        if members and all(self._held_for(member, now) > self.patience.for_held for member in members):
             raise QueueFull(
                 f"every replica of {self.model!r} asked to be left alone for a while{self._why(now)}",
-                retry_after=min(waits),
+                retry_after=min(self._held_for(member, now) for member in members),
             )
 
     def _held_for(self, member: Member, now: float) -> float:
@@ -433,14 +491,16 @@ class Desk(Generic[Member]):
         return max(member.held_until - now, 0.0)
 
     def _why(self, now: float) -> str:
-        reasons = [f"{name}: {m.why(now)}" for name, m in self.members.items() if m.why(now)]
+        reasons = [f"{name}: {m.why(now)}" for name, m in self._members.items() if m.why(now)]
+        if len(reasons) > NAMED:
+            reasons[NAMED:] = [f"and {len(reasons) - NAMED} more"]
         return f" ({'; '.join(reasons)})" if reasons else ""
 
     def _least_seconds(self, arrival: Arrival) -> float:
         """What the prompt takes at least: on the fastest replica, idle. 0 where the speed of one is not known."""
         if arrival.deadline is None:
             return 0.0
-        costs = [member.state.step_cost for member in self.members.values()]
+        costs = [member.state.step_cost for member in self._members.values()]
         return least_seconds(arrival.weight.prompt_tokens, costs)
 
     def check_integrity(self) -> None:
@@ -448,3 +508,5 @@ class Desk(Generic[Member]):
         self.queue.check_integrity()
         if len(self._waiting) != len(self.queue) or any(name not in self.queue for name in self._waiting):
             raise AssertionError("the queue does not hold exactly those who wait")
+        if self._shortlist is not None:
+            self._shortlist.check_integrity()

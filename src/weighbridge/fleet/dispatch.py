@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 
 from weighbridge.errors import QueueFull, Refused
 from weighbridge.fleet import desk
@@ -32,7 +32,7 @@ class Dispatcher:
         return self.desk.policy
 
     @property
-    def members(self) -> dict[str, Member]:
+    def members(self) -> Mapping[str, Member]:
         return self.desk.members
 
     def place_now(

@@ -18,13 +18,18 @@ SLOWEST = 5.0
 
 
 class Watch:
-    """One task per replica. `changed` is called whenever a replica came up or went down."""
+    """One task per replica. `heard` is called after every probe; `changed` whenever a replica came up or went down."""
 
     def __init__(
-        self, spec: HealthSpec, clock: Callable[[], float], changed: Callable[[Member], None]
+        self,
+        spec: HealthSpec,
+        clock: Callable[[], float],
+        heard: Callable[[Member], None],
+        changed: Callable[[Member], None],
     ) -> None:
         self._spec = spec
         self._clock = clock
+        self._heard = heard
         self._changed = changed
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -69,6 +74,7 @@ class Watch:
         else:
             member.alive(self._clock(), self._spec.slow_start)
             member.learn(report)
+        self._heard(member)
         after = member.usable(self._clock()) and member.state.healthy
         if before != after:
             log.info(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from weighbridge.cost.length import OutputLengths
@@ -93,11 +93,11 @@ class Pool:
             default_max_tokens=spec.default_max_tokens,
             longest=self.longest_context,
         )
-        self._watch = Watch(rules.health, clock, lambda _: self.dispatcher.pump())
+        self._watch = Watch(rules.health, clock, self._look_again, lambda _: self.dispatcher.pump())
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
-    def members(self) -> dict[str, Member]:
+    def members(self) -> Mapping[str, Member]:
         return self.dispatcher.members
 
     def longest_context(self) -> int | None:
@@ -134,7 +134,7 @@ class Pool:
         member = Member(
             spec, self._build(spec), state, CircuitBreaker(self._rules.breaker), account=_account(spec)
         )
-        self.members[spec.name] = member
+        self.dispatcher.desk.join(member, now)
         self._watch.start(member)
         self.dispatcher.pump()
         return member
@@ -143,11 +143,13 @@ class Pool:
         """Send nothing more there; what runs goes on."""
         member = self._member(name)
         member.draining = True
+        self._look_again(member)
         return member
 
     def undrain(self, name: str) -> Member:
         member = self._member(name)
         member.draining = False
+        self._look_again(member)
         self.dispatcher.pump()
         return member
 
@@ -161,7 +163,7 @@ class Pool:
             await asyncio.sleep(0.02)
         await self._watch.stop(name)
         await member.replica.close()
-        self.members.pop(name, None)
+        self.dispatcher.desk.leave(name)
         self._index.remove_replica(name)
         return drained
 
@@ -173,6 +175,10 @@ class Pool:
         for outcome in await asyncio.gather(*closings, *self._tasks, return_exceptions=True):
             if isinstance(outcome, Exception):
                 log.warning("closing a replica failed: %r", outcome)
+
+    def _look_again(self, member: Member) -> None:
+        """Something about a replica changed that the desk does not see."""
+        self.dispatcher.desk.touch(member.name, self.clock())
 
     def _member(self, name: str) -> Member:
         try:

@@ -133,7 +133,7 @@ class SimulatedGateway:
         return {name: member.state for name, member in self.desk.members.items()}
 
     def add_replica(self, replica: SimulatedReplica, state: ReplicaState, now: float) -> None:
-        self.desk.members[replica.name] = SimulatedMember(replica, state)
+        self.desk.join(SimulatedMember(replica, state), now)
         self._names.append(replica.name)
         self._pump(now)
 
@@ -144,6 +144,7 @@ class SimulatedGateway:
     def keep(self, name: str, now: float) -> None:
         """Take a replica back that was being drained."""
         self.desk.members[name].state.draining = False
+        self.desk.touch(name, now)
         self._pump(now)
 
     def retire(self, name: str) -> SimulatedMember:
@@ -151,7 +152,9 @@ class SimulatedGateway:
         self._names.remove(name)
         if self.index is not None:
             self.index.remove_replica(name)
-        return self.desk.members.pop(name)
+        gone = self.desk.leave(name)
+        assert gone is not None
+        return gone
 
     def lose(self, name: str, now: float) -> None:
         """Take note that a replica died: requests without a byte out are tried elsewhere, first in line; others end."""

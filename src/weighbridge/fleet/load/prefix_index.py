@@ -20,11 +20,13 @@ does: it is the next turn of that conversation, and the blocks of the answer cou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from weighbridge.engine.memory.prefix import Digest
 from weighbridge.fleet.load.prefix_tree import BlockRun, Holding, PrefixTree
 
+#: A run of a chain, where it begins, and how many blocks of it are the chain's.
+Step = tuple[BlockRun, int, int]
 #: Blocks remembered of a replica whose cache size is not known.
 DEFAULT_BLOCKS = 8192
 
@@ -55,6 +57,7 @@ class _Held:
         holding = run.holdings.get(self.bit)
         if holding is None:
             holding = run.holdings[self.bit] = Holding(run)
+            run.held |= self.bit
         else:
             holding.leave()
         holding.follow(self.ring.older)
@@ -93,6 +96,7 @@ class PrefixIndex:
         self._held: dict[str, _Held] = {}
         self._names: dict[int, str] = {}  # bit -> replica
         self._memo: tuple[Sequence[Digest], dict[str, int]] | None = None
+        self._walked: tuple[Sequence[Digest], list[Step]] | None = None
 
     def add_replica(self, name: str, blocks: int | None = None) -> None:
         """Begin to keep track of `name`, whose cache holds `blocks` blocks; again: a new size, same contents."""
@@ -101,7 +105,7 @@ class PrefixIndex:
         if held is not None:
             held.capacity = capacity
             self._evict(held)
-            self._memo = None
+            self._memo = self._walked = None
             return
         bit = 1
         while bit in self._names:
@@ -118,21 +122,25 @@ class PrefixIndex:
             if holding.run is not None:
                 self._keep(held, holding, holding.run, 0)
         del self._names[held.bit]
-        self._memo = None
+        self._memo = self._walked = None
 
     def blocks(self, name: str) -> int:
         """Prompt blocks `name` is believed to hold."""
         return sum(holding.blocks for holding in self._held.get(name, ()) if holding.run is not None)
 
-    def matched(self, chain: Sequence[Digest]) -> Mapping[str, int]:
-        """How many leading blocks of `chain` each replica holds; those that hold none are left out."""
-        if self._memo is not None and self._memo[0] is chain:
+    def matched(self, chain: Sequence[Digest], among: Iterable[str] | None = None) -> Mapping[str, int]:
+        """How many leading blocks of `chain` each replica holds; those that hold none are left out.
+
+        `among`: only these are looked up.
+        """
+        if among is None and self._memo is not None and self._memo[0] is chain:
             return self._memo[1]
+        asked = -1 if among is None else self._bits(among)
         found: dict[str, int] = {}
         left = end = 0
-        for run, start, agreed in self._tree.along(chain):
+        for run, start, agreed in self._walk(chain):
             if not start:
-                left = sum(run.holdings)  # bits
+                left = run.held & asked
             ending = left & ~run.whole
             while ending:
                 bit = ending & -ending
@@ -147,8 +155,54 @@ class PrefixIndex:
             bit = left & -left
             self._end(bit, chain, end, found)
             left ^= bit
-        self._memo = (chain, found)
+        if among is None:
+            self._memo = (chain, found)
         return found
+
+    def leading(self, chain: Sequence[Digest], most: int, turn: int = 0) -> list[str]:
+        """Names of at most `most` replicas that hold the longest beginnings of `chain`, the longest first.
+
+        Of those with equally long ones, which are taken depends on `turn`. Output behind a prompt is not counted.
+        """
+        groups: list[int] = []  # of replicas, a bit each; later ones hold more
+        left = -1
+        for run, _, _ in self._walk(chain):
+            left &= run.held
+            groups += (left & ~run.whole, left & run.whole)
+            left &= run.whole
+            if not left:
+                break
+        names: list[str] = []
+        seen = 0
+        for group in reversed(groups):
+            self._take(group & ~seen, most, turn, names)
+            seen |= group
+            if len(names) >= most:
+                break
+        return names
+
+    def _take(self, group: int, most: int, turn: int, names: list[str]) -> None:
+        """Add the names of `group` until there are `most`, beginning at a place that `turn` says."""
+        behind = group >> (turn % group.bit_length()) << (turn % group.bit_length()) if group else 0
+        for part in (behind, group ^ behind):
+            while part and len(names) < most:
+                bit = part & -part
+                names.append(self._names[bit])
+                part ^= bit
+
+    def _walk(self, chain: Sequence[Digest]) -> list[Step]:
+        """The runs of `chain`, found once however often it is asked for."""
+        if self._walked is None or self._walked[0] is not chain:
+            self._walked = (chain, list(self._tree.along(chain)))
+        return self._walked[1]
+
+    def _bits(self, names: Iterable[str]) -> int:
+        bits = 0
+        for name in names:
+            held = self._held.get(name)
+            if held is not None:
+                bits |= held.bit
+        return bits
 
     def _end(self, bit: int, chain: Sequence[Digest], end: int, found: dict[str, int]) -> None:
         """The replica of `bit` holds `chain[:end]`, and perhaps the output behind."""
@@ -170,7 +224,7 @@ class PrefixIndex:
             held.use(run)
             held.drop_answer(run.last)
         self._evict(held)
-        self._memo = None
+        self._memo = self._walked = None
 
     def occupy(self, name: str, blocks: int, behind: Digest | None = None) -> None:
         """`name` filled `blocks` blocks with output, which push others out.
@@ -188,7 +242,7 @@ class PrefixIndex:
             held.drop_answer(behind)
             held.answers[behind] = output
         self._evict(held)
-        self._memo = None
+        self._memo = self._walked = None
 
     def forget(self, name: str, chain: Sequence[Digest], start: int = 0) -> None:
         """`name` does not hold `chain[start:]` after all."""
@@ -203,7 +257,7 @@ class PrefixIndex:
             if holding.blocks > agreed:  # the rest is of another chain
                 run = self._tree.split(run, agreed)
             self._keep(held, run.holdings[held.bit], run, kept)
-        self._memo = None
+        self._memo = self._walked = None
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -225,6 +279,7 @@ class PrefixIndex:
         if not blocks:
             holding.leave()
             del run.holdings[held.bit]
+            run.held ^= held.bit
         self._tree.trim(run)
 
     def check_integrity(self) -> None:

@@ -45,18 +45,19 @@ class Holding:
 
 
 class BlockRun:
-    """A stretch of a chain. `whole`: the replicas, a bit each, that hold all of it; `holdings`: by such a bit.
+    """A stretch of a chain. `whole`: the replicas, a bit each, that hold all of it; `holdings`: by such a bit, and
+    `held`: those bits.
 
     The digests are one piece of memory: to free hundreds of objects takes longer than all else here.
     """
 
-    __slots__ = ("_digests", "blocks", "children", "first", "holdings", "last", "parent", "whole")
+    __slots__ = ("_digests", "blocks", "children", "first", "held", "holdings", "last", "parent", "whole")
 
     def __init__(self, first: Digest, digests: bytes, parent: BlockRun | None) -> None:
         self.first = first
         self.parent = parent
         self.children = 0
-        self.whole = 0
+        self.whole = self.held = 0
         self.holdings: dict[int, Holding] = {}
         self._digests = digests
         self.blocks = len(digests) // len(first)
@@ -158,8 +159,10 @@ class PrefixTree:
                 holding.follow(rest)
             else:
                 del run.holdings[bit]
+                run.held ^= bit
                 holding.run = head
             head.holdings[bit] = holding
+            head.held |= bit
             if holding.blocks == blocks:
                 head.whole |= bit
         return head
@@ -184,6 +187,8 @@ class PrefixTree:
                 raise AssertionError("a replica's holding is entered with another run")
             if any(not 0 < blocks <= run.blocks for blocks in held.values()):
                 raise AssertionError("a replica holds more of a run than there is, or nothing")
+            if run.held != sum(held):
+                raise AssertionError("it is wrong which replicas hold some of a run")
             if run.whole != sum(bit for bit, blocks in held.items() if blocks == run.blocks):
                 raise AssertionError("it is wrong which replicas hold the whole of a run")
             if not run.whole and not run.children:

@@ -8,10 +8,13 @@ from weighbridge.fleet.api import Arrival, Randomness
 from weighbridge.fleet.load.state import ReplicaState
 
 
-def matched_tokens(arrival: Arrival, replicas: Sequence[ReplicaState]) -> list[int]:
-    """Prompt tokens that each of `replicas` is believed to hold, in their order."""
+def matched_tokens(arrival: Arrival, replicas: Sequence[ReplicaState], *, few: bool = False) -> list[int]:
+    """Prompt tokens that each of `replicas` is believed to hold, in their order. `few`: of a large fleet, so that
+    nobody else is looked up."""
     index = replicas[0].index  # one for the whole fleet
-    held = index.matched(arrival.chain) if index is not None and arrival.chain else None
+    if index is None or not arrival.chain:
+        return [0] * len(replicas)
+    held = index.matched(arrival.chain, [replica.name for replica in replicas] if few else None)
     if not held:
         return [0] * len(replicas)
     most = arrival.weight.prompt_tokens - 1  # at least one token is left to compute

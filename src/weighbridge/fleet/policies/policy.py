@@ -1,9 +1,10 @@
-"""The seam of a balancing policy."""
+"""The seams of a balancing policy: it chooses among replicas; one that compares costs can serve large fleets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from weighbridge.fleet.api import Arrival, Choice
 from weighbridge.fleet.load.state import ReplicaState
@@ -16,4 +17,30 @@ class Policy(Protocol):
 
     def choose(self, arrival: Arrival, replicas: Sequence[ReplicaState], now: float) -> Choice:
         """One of `replicas` (never empty; all of them may take the request now)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """What a large fleet is like: its replicas, sequences on each of them and prompt tokens of a request on
+    average, and whether the speed of every one is known."""
+
+    replicas: int
+    streams: float
+    prompt_tokens: int
+    speeds_known: bool
+
+
+@runtime_checkable
+class ComparesCosts(Policy, Protocol):
+    """A policy that need not see all replicas of a large fleet (see `shortlist`)."""
+
+    def usual_cost(self, replica: ReplicaState, usual: Usual, now: float) -> float:
+        """What a usual request would cost there: who costs least is looked at first."""
+        ...
+
+    def choose_of(
+        self, arrival: Arrival, replicas: Sequence[ReplicaState], now: float, usual: Usual
+    ) -> Choice:
+        """One of `replicas`, which are a few of a fleet that is as `usual` says."""
         ...

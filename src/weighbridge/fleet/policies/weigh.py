@@ -27,9 +27,12 @@ from weighbridge.cost.weight import Weight
 from weighbridge.fleet.api import Arrival, Choice, Randomness
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.policies.candidates import matched_tokens
+from weighbridge.fleet.policies.policy import Usual
 
 #: What the own wait counts beside that of the streams on a usual replica.
 OWN = 0.5
+#: Beside so many tokens, others make half a request's difference among those with equally many requests.
+_MANY_TOKENS = 1e6
 
 
 class Weigh:
@@ -46,33 +49,58 @@ class Weigh:
         self._rng = rng
 
     def choose(self, arrival: Arrival, replicas: Sequence[ReplicaState], now: float) -> Choice:
+        return self._choose(arrival, replicas, now, None)
+
+    def choose_of(
+        self, arrival: Arrival, replicas: Sequence[ReplicaState], now: float, usual: Usual
+    ) -> Choice:
+        """One of a few of a large fleet: what is usual is the fleet's, not theirs."""
+        return self._choose(arrival, replicas, now, usual)
+
+    def usual_cost(self, replica: ReplicaState, usual: Usual, now: float) -> float:
+        """The score of a usual request of which nothing is cached; where seconds are not compared, requests and then
+        tokens."""
+        first = replica.first_token_seconds(usual.prompt_tokens, 0, now) if usual.speeds_known else None
+        if first is None:
+            tokens = replica.total_tokens(now)
+            return replica.total_requests(now) + tokens / (tokens + _MANY_TOKENS)
+        return first * (1.0 + replica.streams(now) + OWN * (1.0 + usual.streams))
+
+    def _choose(
+        self, arrival: Arrival, replicas: Sequence[ReplicaState], now: float, fleet: Usual | None
+    ) -> Choice:
         prompt, choices = arrival.weight.prompt_tokens, arrival.weight.choices
-        cached = matched_tokens(arrival, replicas)
+        cached = matched_tokens(arrival, replicas, few=fleet is not None)
         streams = [
             choices + (replica.streams(now) if replica.others.queued_requests else replica.sequences)
             for replica in replicas
         ]
-        usual = sum(streams) / len(streams)
+        usual = sum(streams) / len(streams) if fleet is None else choices + fleet.streams
         scale, own = 1.0 / (usual * (1.0 + OWN)), OWN * usual
         firsts: list[float] = []
         for replica, held in zip(replicas, cached, strict=True):
             first = replica.first_token_seconds(prompt - held, held, now)
             if first is None:
-                return self._by_requests(arrival, replicas, cached, now)
+                return self._by_requests(arrival, replicas, cached, now, fleet)
             firsts.append(first)
         scores = [first * (own + count) * scale for first, count in zip(firsts, streams, strict=True)]
         best = self._draw(replicas, scores, now)
         held, chosen = cached[best], replicas[best]
         return Choice(
             chosen.name,
-            _reason(chosen, arrival.weight, held, firsts[best], len(replicas)),
+            _reason(chosen, arrival.weight, held, firsts[best], _count(replicas, fleet)),
             {replica.name: score for replica, score in zip(replicas, scores, strict=True)},
             "s",
             held,
         )
 
     def _by_requests(
-        self, arrival: Arrival, replicas: Sequence[ReplicaState], cached: Sequence[int], now: float
+        self,
+        arrival: Arrival,
+        replicas: Sequence[ReplicaState],
+        cached: Sequence[int],
+        now: float,
+        fleet: Usual | None,
     ) -> Choice:
         """The fewest requests, of equals the fewest tokens with this one, of equals any; no seconds compared."""
         prompt = arrival.weight.prompt_tokens
@@ -91,7 +119,7 @@ class Weigh:
         return Choice(
             chosen.name,
             f"{requests[best]:.0f} requests there and {tokens[best]:.0f} tokens with this one, the fewest of "
-            f"{len(replicas)}: {_unknown(replicas)} not learned yet, so no seconds are compared",
+            f"{_count(replicas, fleet)}: {_unknown(replicas)} not learned yet, so no seconds are compared",
             {replica.name: float(count) for replica, count in zip(replicas, requests, strict=True)},
             "requests",
             cached[best],
@@ -106,7 +134,7 @@ class Weigh:
         return near[0] if len(near) == 1 else near[int(self._rng.random() * len(near))]
 
 
-def _reason(replica: ReplicaState, weight: Weight, cached: int, first: float, count: int) -> str:
+def _reason(replica: ReplicaState, weight: Weight, cached: int, first: float, count: str) -> str:
     prompt = weight.prompt_tokens
     line = f"behind {replica.uncomputed_tokens:.0f} prompt tokens and beside {replica.decoding} streams"
     own = f"{prompt - cached} of {prompt} prompt tokens to compute" if cached else f"{prompt} prompt tokens"
@@ -114,6 +142,10 @@ def _reason(replica: ReplicaState, weight: Weight, cached: int, first: float, co
     assert last is not None  # its speed is known: it has a `first`
     when = f"first token in about {first * 1e3:.0f} ms, last in about {last:.2g} s"
     return f"{own} {line}: {when}, the least cost of {count}"
+
+
+def _count(replicas: Sequence[ReplicaState], fleet: Usual | None) -> str:
+    return f"{len(replicas)}" if fleet is None else f"{len(replicas)} looked at of {fleet.replicas}"
 
 
 def _unknown(replicas: Sequence[ReplicaState]) -> str:
