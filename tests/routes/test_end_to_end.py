@@ -16,6 +16,7 @@ import pytest
 from tests.routes.routes import PRICE, Routed, answer, ask, routed
 from tests.routes.stub import BROKEN, BUSY, CUT, OK, Stub, serving
 from tests.server.running import wait_until_ready
+from weighbridge.cost.usage import Usage
 from weighbridge.errors import Refused
 from weighbridge.routes.settings import CascadeSettings
 from weighbridge.ticket import Ticket
@@ -62,9 +63,9 @@ async def test_two_hundred_at_once_agree_with_the_cloud_to_the_cent(edge: str) -
         spent = over.ledger.spent()
         assert over.in_flight() == 0
     placed = Counter(ticket.placement for ticket in tickets)
-    billed = sum(PRICE.cost(one.prompt_tokens, one.output_tokens) for one in cloud.log)
+    billed = sum(PRICE.usd(Usage(one.prompt_tokens, one.output_tokens)) for one in cloud.log)
     claimed = sum(ticket.cost_usd for ticket in tickets)
-    whole = sum(PRICE.cost(one.prompt_tokens, one.output_tokens) for one in cloud.log if one.complete)
+    whole = sum(PRICE.usd(Usage(one.prompt_tokens, one.output_tokens)) for one in cloud.log if one.complete)
     certain = sum(ticket.cost_usd for ticket in tickets if not ticket.cost_estimated)
     print(
         f"\n{dict(placed)}; cloud calls {len(cloud.log)}: {dict(Counter(one.fate for one in cloud.log))}; "

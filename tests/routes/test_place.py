@@ -13,6 +13,7 @@ from tests.fleet.backends import STEP_COST, Backend, Front, fleet, until
 from tests.routes.routes import ask
 from weighbridge.cost.price import FREE, Price
 from weighbridge.cost.step import StepCost
+from weighbridge.cost.usage import Usage
 from weighbridge.routes.budget import Budgets, Cashier, Ledger
 from weighbridge.routes.errors import DoesNotFit, LimitReached, PlaceFailed
 from weighbridge.routes.leg import FIRST_TOKEN, LegRun
@@ -127,11 +128,14 @@ async def test_what_is_queued_counts() -> None:
 
 def test_the_highest_price_bounds_all() -> None:
     prices = {Price(1.0, 8.0, 0.5), Price(2.0, 4.0), FREE}
+    assert highest(prices) == Price(2.0, 8.0, 2.0)
+    prices.add(Price(1.0, 1.0, cache_write_usd_per_million=2.5))
     bound = highest(prices)
-    assert bound == Price(2.0, 8.0, 2.0)
+    assert bound == Price(2.0, 8.0, 2.0, cache_write_usd_per_million=2.5)
     for price in prices:
-        for tokens in ((100, 10, 0), (100, 0, 100), (7, 900, 3)):
-            assert price.cost(*tokens) <= bound.cost(*tokens)
+        for tokens in ((100, 10), (100, 0, 100), (7, 900, 3), (100, 1, 10, 90), (50, 0, 0, 50)):
+            usage = Usage(*tokens)
+            assert price.usd(usage) <= bound.usd(usage) <= bound.at_most(*tokens[:2])
 
 
 async def test_an_answer_costs_what_its_own_replica_charges() -> None:

@@ -237,7 +237,8 @@ class Gateway:
     def _leg_settled(self, journey: FleetJourney) -> None:
         ticket = journey.ticket
         self.open_journeys -= 1
-        used = ticket.output_tokens + (journey.prompt_tokens if ticket.attempts else 0)
+        charged = journey.charge.usage
+        used = charged.output_tokens + (charged.prompt_tokens if ticket.attempts else 0)
         self.limiter.settle(ticket.id, used, ticket.cost_usd, self.clock())
         if self.shared_limits is not None:
             self.shared_limits.settle(ticket.tenant, ticket.id, used, ticket.cost_usd)

@@ -7,14 +7,16 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING
 
+from weighbridge.cost.usage import Charge, Usage, charge
 from weighbridge.errors import Refused, WeighbridgeError
 from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.attempt import AttemptFailed, OpenedAttempt
 from weighbridge.fleet.dispatch import Lease
 from weighbridge.fleet.load.weigher import Weighed
+from weighbridge.fleet.member import Member
 from weighbridge.fleet.meter import Meter
+from weighbridge.fleet.pool import JourneyEnd, Pool
 from weighbridge.fleet.race import race
 from weighbridge.fleet.reliability.resume import NotResumable, Resumption
 from weighbridge.fleet.reliability.retry import backoff
@@ -22,18 +24,20 @@ from weighbridge.fleet.replica import Failure, ReplicaError
 from weighbridge.ticket import Ticket
 from weighbridge.wire.answer import passed_headers
 from weighbridge.wire.ask import Ask
+from weighbridge.wire.body import apart
 from weighbridge.wire.errors import ApiError, error_event
 from weighbridge.wire.events import Event
 from weighbridge.wire.journey import Answered, HeaderList, WholeAnswer
 from weighbridge.wire.protocols import ANSWER_PARSERS, EVENT_PARSERS
 
-if TYPE_CHECKING:
-    from weighbridge.fleet.pool import Pool
-
 log = logging.getLogger("weighbridge.fleet")
 
 #: Events a stream may have beyond the tokens it was allowed: role, finish, usage, a comment or two.
 SPARE_EVENTS = 64
+
+
+#: So many times the output that a server tells must have been guessed from text to be believed more than the server.
+CLEARLY_MORE = 1.5
 
 
 class Unavailable(Refused):
@@ -63,13 +67,14 @@ class FleetJourney:
     ) -> None:
         self.ask = ask
         self.ticket = ticket
-        self.prompt_tokens = 0  # as settled
+        self.charge = Charge(Usage(0, 0))  # as settled
         self.meter = Meter(hide_usage=not ask.wants_usage)
         self.pool = pool
         self._arrival = arrival
         self._weighed = weighed
         self._clock = pool.clock
         self._opened: OpenedAttempt | None = None
+        self._asked: Member | None = None  # it may be at work on the request, and has not answered
         self._failures: list[AttemptFailed] = []
         self._resumption: Resumption | None = None
         self._settled = settled
@@ -94,6 +99,7 @@ class FleetJourney:
 
     def _begin(self, opened: OpenedAttempt) -> None:
         now = self._clock()
+        self._asked = None
         self._take(opened)
         self.ticket.replica = opened.lease.member.name
         self.ticket.replica_ticket = opened.answer.headers.get("x-weighbridge-ticket", "")
@@ -141,6 +147,8 @@ class FleetJourney:
     async def _another(self, failure: AttemptFailed, attempt: int) -> Lease:
         """A place for the next try; raises what the client is told when there is none."""
         self._failures.append(failure)
+        if not failure.timed_out:
+            self._asked = None
         self.ticket.decisions.append(f"try {attempt} failed at {failure}")
         pool, failed = self.pool, {one.member.name for one in self._failures}
         now = self._clock()
@@ -168,6 +176,7 @@ class FleetJourney:
 
     def _note_choice(self, lease: Lease) -> None:
         choice, ticket = lease.choice, self.ticket
+        self._asked = lease.member
         if ticket.scheduled is None:
             ticket.scheduled = time.time()
         ticket.attempts += 1
@@ -194,7 +203,7 @@ class FleetJourney:
             broken = broken or ReplicaError(name, Failure.BROKEN, "ended its stream before its end")
             self.pool.attempts.broke_off(opened.lease, broken)
             await opened.close(self._clock())
-            self.ticket.decisions.append(f"after {meter.produced} events: {broken}")
+            self.ticket.decisions.append(f"after {meter.events} events: {broken}")
             try:
                 opened = await self._continued(name)
                 self._take(opened)
@@ -226,7 +235,7 @@ class FleetJourney:
             chunk = meter.strip(chunk)
             if chunk:
                 yield chunk
-            if meter.produced > most:
+            if meter.events > most:
                 raise ReplicaError(lease.member.name, Failure.BROKEN, f"does not end: over {most} events")
             try:
                 chunk = await anext(chunks)
@@ -254,7 +263,7 @@ class FleetJourney:
         if opened.status >= 400 or not opened.is_stream:
             await opened.close(self._clock())
             raise NotResumable(f"{lease.member.name} refused to continue it (status {opened.status})")
-        self.ticket.decisions.append(f"continued on {lease.member.name} behind {self.meter.produced} events")
+        self.ticket.decisions.append(f"continued on {lease.member.name} behind {self.meter.events} events")
         return opened
 
     async def whole(self) -> WholeAnswer:
@@ -262,6 +271,7 @@ class FleetJourney:
         opened = self._begun()
         if opened.status < 400:
             self.meter.whole(opened.first)
+            await self._count_whole()
         content_type = opened.answer.headers.get("content-type", "application/json")
         return WholeAnswer(
             self.meter.shown(opened.first), ANSWER_PARSERS[self.ask.path], opened.status, content_type
@@ -286,13 +296,34 @@ class FleetJourney:
     def cost(self) -> float:
         """US dollars: of an answer that is here, what it costs; of one that begins, what it is expected to."""
         opened = self._begun()
-        member, usage, weight = opened.lease.member, self.meter.usage, self._arrival.weight
+        member, weight = opened.lease.member, self._arrival.weight
         if opened.status >= 400:
             return 0.0
-        if usage is not None:
-            return member.cost(usage.prompt_tokens, usage.output_tokens, usage.cached_tokens)
+        if self.meter.usage is not None or self.meter.done:
+            return member.cost(self._charged().usage)
         output = round(weight.choices * weight.output.mean)
-        return member.cost(weight.prompt_tokens, output, opened.lease.choice.cached_tokens)
+        cached = min(opened.lease.choice.cached_tokens, weight.prompt_tokens)
+        return member.cost(Usage(weight.prompt_tokens, output, cached))
+
+    async def _count_whole(self) -> None:
+        """Count an answer in one piece, where its server does not, or may have counted one choice of several."""
+        meter, told = self.meter, self.meter.usage
+        if not meter.texts or (told is not None and len(meter.texts) == 1):
+            return
+        size = sum([len(text) for text in meter.texts])
+        counts = await apart(size, lambda: [self.pool.scales.count(text) for text in meter.texts])
+        counted, exact = sum([tokens for tokens, _ in counts]), all(exact for _, exact in counts)
+        if told is None or exact or counted > CLEARLY_MORE * told.output_tokens:
+            meter.produced = counted
+
+    def _charged(self) -> Charge:
+        """What is charged now."""
+        weighed, opened = self._arrival.weight.prompt_tokens, self._opened
+        if opened is None:  # whoever was asked and cut off has the prompt, and bills it
+            return Charge(Usage(weighed, 0), True) if self._asked is not None else Charge(Usage(0, 0))
+        if opened.status >= 400:
+            return Charge(self.meter.usage or Usage(0, 0))
+        return charge(self.meter.usage, self.meter.produced, weighed)
 
     # -- the end ---------------------------------------------------------------------------------------
 
@@ -301,15 +332,14 @@ class FleetJourney:
         if self._closed:
             return False
         self._closed = True
-        if self._opened is not None:
-            usage = self.meter.usage
-            if usage is not None:  # what is charged for it
-                self._opened.lease.produced = usage.output_tokens
-            await self._opened.close(self._clock())
-        usage = self.pool.settle(
-            self.ask, self._arrival, self._weighed, self.ticket, self._opened, self.meter, error
-        )
-        self.prompt_tokens = usage.prompt_tokens
+        opened, self.charge = self._opened, self._charged()
+        if opened is not None:
+            if self.meter.usage is not None:  # what is charged for it
+                opened.lease.produced = self.charge.usage.output_tokens
+            await opened.close(self._clock())
+        member = self._asked if opened is None else opened.lease.member
+        end = JourneyEnd(self.charge, self.meter, member, opened is not None and opened.status < 400)
+        self.pool.settle(self.ask, self._arrival, self._weighed, self.ticket, end, error)
         if self._settled is not None:
             self._settled(self)
         return True

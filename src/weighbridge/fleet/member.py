@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from weighbridge.cost.usage import Usage
 from weighbridge.errors import BadInput, RateLimited
 from weighbridge.fleet.api import Arrival, Call, Capacity, Replica, Report
 from weighbridge.fleet.config.spec import ReplicaSpec
@@ -105,7 +106,7 @@ class Member:
             return True
         try:
             tokens = round(arrival.weight.expected_tokens)
-            usd = self.cost(arrival.weight.prompt_tokens, round(arrival.weight.output.mean), 0)
+            usd = self.cost(Usage(arrival.weight.prompt_tokens, round(arrival.weight.output.mean)))
             self.account.reserve(self.name, arrival.id, tokens, usd, now)
         except RateLimited as error:
             self.hold(now + min(error.retry_after or 1.0, 5.0), str(error))
@@ -124,9 +125,9 @@ class Member:
         if self.account is not None:
             self.account.settle(arrival.id, arrival.weight.prompt_tokens + produced, 0.0, now)
 
-    def cost(self, prompt_tokens: int, output_tokens: int, cached_tokens: int) -> float:
+    def cost(self, usage: Usage) -> float:
         """US dollars that a request costs here."""
-        return self.spec.price.cost(prompt_tokens, output_tokens, cached_tokens)
+        return self.spec.price.usd(usage)
 
     def keeps_apart(self, ask: Ask) -> bool:
         """Whether its prefix cache is told to keep this request apart from those of another salt.

@@ -1,4 +1,5 @@
-"""Counts what a stream carries without decoding it: events are tokens, until the usage at its end says better."""
+"""Counts what a stream carries: an event with something in it is a token of each of its choices, or as many as its
+log-probabilities say. The usage at the end of a stream may say more, but not less."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 import msgspec
 
 from weighbridge.cost.usage import Usage
+from weighbridge.wire.sse import event_data
 from weighbridge.wire.usage import read_usage
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
@@ -15,41 +17,145 @@ _FINISH = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]+)"')
 #: Only a line of its own ends a stream; inside JSON a line break is written as an escape.
 _DONE = (b"data: [DONE]", b"data:[DONE]")
 _DONE_WITHIN = tuple(b"\n" + line for line in _DONE)
-_ERROR = re.compile(rb'(?:^|\n)data: ?\{\s*"error"')
+_ERROR = re.compile(rb'\s*\{\s*"error"')
 #: How servers say what of a prompt was in their cache. Inside a JSON text the quotes have backslashes, so that none of
 #: these is ever a part of an answer's text.
 _CACHED = re.compile(
     rb'("(?:cached_tokens|tokens_cached|prompt_cache_(?:hit|miss)_tokens|cache_(?:read|creation)_input_tokens'
-    rb'|cache_n|prompt_n)"\s*:\s*)[0-9][0-9.eE+-]*'
+    rb'|cache_n|prompt_n|cache_write_tokens|cache_creation_tokens|ephemeral_[a-z0-9]+_input_tokens)"\s*:\s*)[0-9][0-9.eE+-]*'
 )
+
+
+_NULL = msgspec.Raw(b"null")
+#: What a delta says that carries nothing.
+_NOTHING = (b"null", b'""', b"[]", b"{}")
+_NO_ERROR = (*_NOTHING, b"false")
+
+
+class _Delta(msgspec.Struct):
+    """What a choice may carry. All of it is generated, and billed: thinking and refusals as well as the answer."""
+
+    content: msgspec.Raw = _NULL
+    reasoning_content: msgspec.Raw = _NULL
+    reasoning: msgspec.Raw = _NULL
+    refusal: msgspec.Raw = _NULL
+    tool_calls: msgspec.Raw = _NULL
+    function_call: msgspec.Raw = _NULL
+    audio: msgspec.Raw = _NULL
+
+    @property
+    def is_empty(self) -> bool:
+        return (
+            bytes(self.content) in _NOTHING
+            and bytes(self.reasoning_content) in _NOTHING
+            and bytes(self.reasoning) in _NOTHING
+            and bytes(self.tool_calls) in _NOTHING
+            and bytes(self.refusal) in _NOTHING
+            and bytes(self.function_call) in _NOTHING
+            and bytes(self.audio) in _NOTHING
+        )
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[msgspec.Raw] | None = None
+    tokens: list[msgspec.Raw] | None = None  # of completions that are no chats
 
 
 class _Choice(msgspec.Struct):
     finish_reason: Any = None
+    delta: _Delta | None = None
+    text: msgspec.Raw = _NULL
+    logprobs: _Logprobs | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it carries, as far as that can be seen."""
+        known = self.logprobs
+        said = len(known.content or known.tokens or ()) if known is not None else 0
+        if said:
+            return said
+        return int((self.delta is not None and not self.delta.is_empty) or bytes(self.text) not in _NOTHING)
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    error: msgspec.Raw = _NULL
+
+
+class _Groq(msgspec.Struct):
+    usage: Any = None
+
+
+#: Of a thought that is given under two names, one counts.
+_SAID = ("content", "refusal", "tool_calls", "function_call")
+_THOUGHT = ("reasoning_content", "reasoning")
+
+
+class _WholeChoice(msgspec.Struct):
+    finish_reason: Any = None
+    message: dict[str, Any] | None = None
+    text: Any = None
+
+    @property
+    def generated(self) -> str:
+        """All that was generated for it: thinking, answer, refusal, calls."""
+        message = self.message or {}
+        said = [self.text, *(message.get(name) for name in _SAID)]
+        said.append(next((thought for name in _THOUGHT if (thought := message.get(name))), None))
+        return "".join([one if isinstance(one, str) else _calls(one) for one in said])
+
+
+def _calls(value: Any) -> str:
+    """What is generated of tool calls: their names and arguments."""
+    found = []
+    for call in value if isinstance(value, list) else [value]:
+        function = call.get("function", call) if isinstance(call, dict) else {}
+        if isinstance(function, dict):
+            found += [part for name in ("name", "arguments") if isinstance(part := function.get(name), str)]
+    return "".join(found)
 
 
 class _Body(msgspec.Struct):
     usage: Any = None
-    choices: list[_Choice] | None = None
+    choices: list[_WholeChoice] | None = None
+    x_groq: _Groq | None = None
+
+    def told(self, counted: int) -> Usage | None:
+        """Its usage, wherever it stands."""
+        beside = self.x_groq.usage if self.x_groq is not None else None
+        return read_usage(self.usage, counted) or read_usage(beside, counted)
 
 
+_decode_event = msgspec.json.Decoder(_Event).decode
 _decode = msgspec.json.Decoder(_Body).decode
 
 
 class Meter:
-    """Reads along. `usage`, `finish` and `done` are set as they come by.
+    """Reads along. `usage`, `finish` and `done` are set as they come by; `events` have come, `produced` tokens in them.
 
     `hide_usage`: the client did not ask for the event that carries nothing but usage, so it is taken out.
     `hide_cached`: what the server's cache held of the prompt may be another tenant's, so clients read 0.
     """
 
-    __slots__ = ("_hide_usage", "done", "failed", "finish", "hide_cached", "produced", "usage")
+    __slots__ = (
+        "_hide_usage",
+        "done",
+        "events",
+        "failed",
+        "finish",
+        "hide_cached",
+        "produced",
+        "texts",
+        "usage",
+    )
 
     def __init__(self, hide_usage: bool) -> None:
         self._hide_usage = hide_usage
         self.hide_cached = False
+        self.events = 0
         self.produced = 0
         self.usage: Usage | None = None
+        self.texts: list[str] = []  # of an answer in one piece: what was generated, by choice
         self.finish: str | None = None
         self.done = False
         self.failed = False  # the replica sent an error event
@@ -60,19 +166,44 @@ class Meter:
         return self.done or self.finish is not None or self.failed
 
     def count(self, chunk: bytes) -> int:
-        """Events of a chunk of whole events, less those that carry no token; adds them to `produced`."""
+        """Events of a chunk of whole events, less comments and the one that says that all is done; adds what they
+        carry to `produced`."""
         if chunk.startswith(b":"):
             return 0
         events = chunk.count(b"\n\n") or chunk.count(b"\r\n\r\n") or 1
-        if b'"finish_reason"' in chunk and (match := _FINISH.search(chunk)):
-            self.finish = match[1].decode()
         if b"[DONE]" in chunk and _ends(chunk):
             self.done = True
             events -= 1
-        elif b'"error"' in chunk and _ERROR.search(chunk):
-            self.failed = True
-        self.produced += events
+        if events == 1 and chunk.startswith(b"data:") and not self.done and chunk.count(b"\n") <= 2:
+            self._read(chunk[5:])  # what nearly every chunk is
+        else:
+            for data in event_data(chunk):
+                if data != b"[DONE]":
+                    self._read(data)
+        self.events += events
         return events
+
+    def _read(self, data: bytes) -> None:
+        """Take in what one event says."""
+        try:
+            event = _decode_event(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self._guess(data)
+            return
+        for choice in event.choices or ():
+            self.produced += choice.tokens
+            if isinstance(choice.finish_reason, str):
+                self.finish = choice.finish_reason
+        if event.error is not _NULL and bytes(event.error) not in _NO_ERROR:
+            self.failed = True
+
+    def _guess(self, data: bytes) -> None:
+        """Take in an event that is no JSON, or in no known shape: it is taken to be a token."""
+        self.produced += 1
+        if match := _FINISH.search(data):
+            self.finish = match[1].decode()
+        if _ERROR.match(data):
+            self.failed = True
 
     def strip(self, chunk: bytes) -> bytes:
         """Take note of usage, and take out of it, or its whole event, what the client is not to see."""
@@ -100,7 +231,7 @@ class Meter:
             body = _decode(event[event.index(b"{") :])
         except (msgspec.DecodeError, ValueError):
             return False
-        self.usage = read_usage(body.usage, self.produced) or self.usage
+        self.usage = body.told(self.produced) or self.usage
         return not body.choices
 
     def whole(self, body: bytes) -> None:
@@ -109,9 +240,8 @@ class Meter:
             answer = _decode(body)
         except (msgspec.DecodeError, ValueError):
             return
-        self.usage = read_usage(answer.usage, 0)
-        if self.usage is not None:
-            self.produced = self.usage.output_tokens
+        self.usage = answer.told(0)
+        self.texts = [choice.generated for choice in answer.choices or ()]
         finish = next((choice.finish_reason for choice in answer.choices or ()), None)
         self.finish = finish if isinstance(finish, str) else "stop" if answer.choices is None else None
         self.done = True

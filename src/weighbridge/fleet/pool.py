@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.price import FREE
-from weighbridge.cost.usage import Usage
+from weighbridge.cost.usage import Charge, Usage
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Arrival, Replica
-from weighbridge.fleet.attempt import Attempts, OpenedAttempt
+from weighbridge.fleet.attempt import Attempts
 from weighbridge.fleet.config.spec import HealthSpec, ModelSpec, QueueSpec, ReplicaSpec
 from weighbridge.fleet.desk import Patience, Standing
 from weighbridge.fleet.dispatch import Dispatcher
@@ -41,6 +41,16 @@ log = logging.getLogger("weighbridge.fleet")
 BLOCK_SIZE = 64
 #: Seconds in which a cancelled copy must be gone from the replica's own account of itself.
 STOP_WITHIN = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class JourneyEnd:
+    """How a request ended. `member`: whoever answered, or was at work on it; `answered`: with no error."""
+
+    charge: Charge
+    meter: Meter
+    member: Member | None
+    answered: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +124,9 @@ class Pool:
     def dearest(self, prompt_tokens: int, output_tokens: int) -> float:
         """US dollars that a request costs at most, wherever it goes."""
         priced = (member for member in self.members.values() if member.spec.price is not FREE)
-        return max((member.cost(prompt_tokens, output_tokens, 0) for member in priced), default=0.0)
+        return max(
+            (member.spec.price.at_most(prompt_tokens, output_tokens) for member in priced), default=0.0
+        )
 
     def resume_wanted(self, ask: Ask) -> bool:
         return self.spec.resume if ask.resume is None else ask.resume
@@ -218,33 +230,26 @@ class Pool:
         arrival: Arrival,
         weighed: Weighed,
         ticket: Ticket,
-        opened: OpenedAttempt | None,
-        meter: Meter,
+        end: JourneyEnd,
         error: str | None,
-    ) -> Usage:
+    ) -> None:
         """Write down what a request really took, and learn from it."""
-        usage = meter.usage
-        counted = usage is not None
-        if usage is None:
-            prompt = arrival.weight.prompt_tokens if opened is not None and opened.status < 400 else 0
-            usage = Usage(prompt, meter.produced, 0)
+        usage, meter = end.charge.usage, end.meter
         ticket.finished = time.time()
         ticket.output_tokens = usage.output_tokens
         ticket.cached_tokens = 0 if meter.hide_cached else usage.cached_tokens
         ticket.error = ticket.error or error
-        ended = meter.complete and not meter.failed and opened is not None and opened.status < 400
+        ended = meter.complete and not meter.failed and end.answered
         ticket.finish_reason = meter.finish or "stop" if ended else "error" if ticket.error else "abort"
-        if opened is not None:
-            self._count(opened.lease.member, usage, ended)
-            ticket.cost_usd = opened.lease.member.cost(
-                usage.prompt_tokens, usage.output_tokens, usage.cached_tokens
-            )
-        if counted:
+        if end.member is not None:
+            self._count(end.member, usage, ended)
+            ticket.cost_usd = end.member.cost(usage)
+            ticket.cost_estimated = end.charge.estimated and ticket.cost_usd > 0
+        if meter.usage is not None:
             ticket.prompt_tokens = usage.prompt_tokens
-            self.scales.settle(weighed, usage.prompt_tokens)
+            self.scales.settle(weighed, meter.usage.prompt_tokens)
         if ended and usage.output_tokens:
             self._lengths.observe(ask.tenant, ask.model, ask.route, usage.output_tokens // ask.choices)
-        return usage
 
     def _count(self, member: Member, usage: Usage, ended: bool) -> None:
         counts = member.counts
@@ -252,7 +257,7 @@ class Pool:
         counts.prompt_tokens += usage.prompt_tokens
         counts.cached_tokens += usage.cached_tokens
         counts.output_tokens += usage.output_tokens
-        counts.usd += member.cost(usage.prompt_tokens, usage.output_tokens, usage.cached_tokens)
+        counts.usd += member.cost(usage)
 
     def imbalance(self) -> float:
         """Coefficient of variation of outstanding tokens over the replicas that are up; 0 is even."""

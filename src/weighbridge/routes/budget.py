@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from weighbridge.cost.price import NANO
 from weighbridge.errors import BadInput
 from weighbridge.routes.ledger.books import LEDGER, add, drop, read_day, stale_days, total, turn_to
 from weighbridge.state.database import check_version, connect, open_database, reason, sentence
@@ -30,7 +31,6 @@ log = logging.getLogger("weighbridge.routes")
 
 T = TypeVar("T")
 
-NANO = 1_000_000_000
 ALL = "*"
 #: No single answer costs more, in US dollars; an amount beyond it is a mistake of whoever says so.
 HIGHEST_USD = 1e6

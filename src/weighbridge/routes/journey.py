@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from weighbridge.cost.usage import Usage
 from weighbridge.errors import BadInput, Refused
 from weighbridge.routes.answer import BrokenOff, Shown, chunks_of, whole_answer
 from weighbridge.routes.budget import FREE_OF_CHARGE, Reservation
@@ -476,6 +477,9 @@ class RouteJourney:
         ticket.finish_reason = "error" if self._error else "abort"
         committed = self._committed
         if committed is None:
+            if legs:  # left before an answer was chosen: the last one that was begun
+                ticket.output_tokens, ticket.cached_tokens = legs[-1].output_tokens, legs[-1].cached_tokens
+                ticket.weighed_tokens = legs[-1].weighed_tokens
             return
         leg = committed.leg
         if not self._error and self._is_whole:
@@ -486,8 +490,7 @@ class RouteJourney:
         ticket.attempts = sum(leg.tries for leg in legs)
         other = self._route.other(committed.place)
         if other is not None:
-            usd = other.price.cost(leg.prompt_tokens, leg.output_tokens)
-            ticket.counterfactual_usd = round(usd, 9)
+            ticket.counterfactual_usd = other.price.usd(Usage(leg.prompt_tokens, leg.output_tokens))
 
 
 def _raw(fields: dict[str, Any]) -> Fields:

@@ -11,13 +11,14 @@ from typing import Any, cast
 
 import msgspec
 
+from weighbridge.cost.price import NANO
 from weighbridge.errors import BadInput, DeadlineMissed, NeverFits, RateLimited, Refused, WeighbridgeError
 from weighbridge.fleet.attempt import OpenedAttempt
 from weighbridge.fleet.journey import FleetJourney
 from weighbridge.fleet.meter import Meter
 from weighbridge.fleet.reliability.retry import retry_after
 from weighbridge.routes.answer import sound
-from weighbridge.routes.budget import FREE_OF_CHARGE, NANO, Cashier, Reservation
+from weighbridge.routes.budget import FREE_OF_CHARGE, Cashier, Reservation
 from weighbridge.routes.errors import DoesNotFit, LimitReached, PlaceFailed, TooLate
 from weighbridge.routes.judge import Draft, SignalMeter
 from weighbridge.routes.place import Place
@@ -138,7 +139,9 @@ class LegRun:
         except BaseException as error:
             failure = self._failure(error)
             if failure is not None:
-                self._billable = failure.billable or self._counted > 0
+                self._billable = failure.billable or (
+                    self._journey is not None and self._journey.meter.produced > 0
+                )
             await self.close(_reason(error))
             if failure is None or failure is error:
                 raise
@@ -305,16 +308,10 @@ class LegRun:
         leg.decisions, leg.scores, leg.score_unit = ticket.decisions, ticket.scores, ticket.score_unit
         leg.candidates = ticket.candidates
         usage = journey.meter.usage
-        leg.estimated = usage is None
+        leg.estimated = journey.charge.estimated or usage is None
         if usage is None and not self._billable:
             leg.prompt_tokens = leg.output_tokens = 0
             leg.usd = 0.0
-        elif usage is None and not leg.usd and ticket.attempts:
-            leg.prompt_tokens = ticket.weighed_tokens or 0
-            leg.usd = place.price.cost(leg.prompt_tokens, leg.output_tokens)
-        elif usage is not None and not usage.prompt_tokens:  # no prompt has none: it says nothing sensible
-            leg.prompt_tokens, leg.estimated = ticket.weighed_tokens or 0, True
-            leg.usd = place.price.cost(leg.prompt_tokens, leg.output_tokens)
         bound = self._reservation.nano_usd / NANO
         if self._reservation.id and leg.usd > CREDIBLE * bound:
             leg.decisions.append(

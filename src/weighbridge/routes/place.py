@@ -98,7 +98,7 @@ class Place:
     def max_usd(self, request: RouteRequest) -> float:
         """A bound on what an answer costs: no prompt has more tokens than bytes, no answer more than it may have."""
         longest = (request.ask.max_tokens or self.settings.max_tokens) * request.ask.choices
-        return self.price.cost(request.max_prompt_tokens, longest)
+        return self.price.at_most(request.max_prompt_tokens, longest)
 
     def ask(self, request: RouteRequest, fields: Fields, deadline: float | None = None) -> Ask:
         """The request as the gateway is asked for this place's model. Replicas beyond the boundary are told neither
@@ -221,15 +221,18 @@ def highest(prices: set[Price]) -> Price:
     """The highest of each rate: a bound for all of `prices`."""
     if len(prices) <= 1:
         return next(iter(prices), FREE)
-    cached = [
-        price.input_usd_per_million if price.cached_usd_per_million is None else price.cached_usd_per_million
-        for price in prices
-    ]
+
+    def rate(of_input: float, own: float | None) -> float:
+        return of_input if own is None else own
+
     return Price(
         max(price.input_usd_per_million for price in prices),
         max(price.output_usd_per_million for price in prices),
-        max(cached),
+        max(rate(price.input_usd_per_million, price.cached_usd_per_million) for price in prices),
         max(price.usd_per_hour for price in prices),
+        None
+        if all(price.cache_write_usd_per_million is None for price in prices)
+        else max(rate(price.input_usd_per_million, price.cache_write_usd_per_million) for price in prices),
     )
 
 

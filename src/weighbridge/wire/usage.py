@@ -1,14 +1,45 @@
-"""`usage` as servers write it: read once, here, and checked, because money and limits are made of it."""
+"""`usage` as servers write it: read once, here, and checked, because money and limits are made of it.
+
+Servers agree on three names and on little else: whether thinking is inside the completion or on top of it, and cached
+input inside the prompt, is told by the sums alone. `tests/wire/test_usage_shapes.py` has a row for each known shape.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from weighbridge.cost.usage import Usage
 
 #: No request has more tokens; a server that says so is not believed.
 MOST_TOKENS = 1 << 32
+
+#: Where servers say more about the prompt, and about the completion, than one number.
+_PROMPT = ("prompt_tokens_details", "input_tokens_details")
+_OUTPUT = ("completion_tokens_details", "output_tokens_details")
+_CACHED = ("cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens", "tokens_cached")
+_WRITTEN = ("cache_creation_input_tokens", "cache_write_tokens", "cache_creation_tokens")
+#: Beside `input_tokens`, or where they do not fit into the prompt, these are counted apart from it.
+_APART = ("cache_read_input_tokens", "cache_creation_input_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a server says, before it is known what is a part of what. None: it does not say."""
+
+    prompt: int | None
+    output: int | None
+    total: int | None
+    cached: int
+    written: int
+    reasoning: int
+    apart: bool  # what a cache has is no part of `prompt`
+
+    @property
+    def in_cache(self) -> int:
+        return self.cached + self.written
 
 
 def read_usage(value: Any, counted: int | None = None) -> Usage | None:
@@ -18,15 +49,87 @@ def read_usage(value: Any, counted: int | None = None) -> Usage | None:
     """
     if not isinstance(value, dict):
         return None
-    prompt, output = tokens(value.get("prompt_tokens")), tokens(value.get("completion_tokens"))
-    if output is None:
-        output = counted
+    told = _told(value)
+    prompt, output = _completed(told, counted)
     if prompt is None and output is None:
         return None
-    details = value.get("prompt_tokens_details")
-    cached = tokens(details.get("cached_tokens")) if isinstance(details, dict) else None
-    prompt = prompt or 0
-    return Usage(prompt, output or 0, min(cached or 0, prompt))
+    prompt, output = prompt or 0, output or 0
+    if told.prompt is not None and told.output is not None:
+        whole = _whole_prompt(told, prompt, output)
+        prompt, output = whole, _whole_output(told, whole, output)
+    cached = min(told.cached, prompt)
+    return Usage(prompt, output, cached, min(told.written, prompt - cached))
+
+
+def _told(value: Mapping[str, Any]) -> _Told:
+    prompt = _first(value, "prompt_tokens", "input_tokens")
+    if prompt is None and "prompt_cache_miss_tokens" in value:
+        hit, miss = _first(value, "prompt_cache_hit_tokens"), _first(value, "prompt_cache_miss_tokens")
+        prompt = None if miss is None else miss + (hit or 0)
+    cached = max(_all(value, _PROMPT, _CACHED), default=0)
+    written = max(_all(value, _PROMPT, _WRITTEN), default=0)
+    is_apart = "prompt_tokens" not in value or cached + written > (prompt or 0)
+    return _Told(
+        prompt,
+        _first(value, "completion_tokens", "output_tokens"),
+        _first(value, "total_tokens"),
+        cached,
+        written,
+        max(_all(value, _OUTPUT, ("reasoning_tokens",)), default=0),
+        is_apart and any(name in value for name in _APART),
+    )
+
+
+def _completed(told: _Told, counted: int | None) -> tuple[int | None, int | None]:
+    """Prompt and output, where one of them is left out or both are."""
+    prompt, output, total = told.prompt, told.output, told.total
+    if output is None and total is not None and prompt is not None:
+        output = max(total - prompt, 0)
+    elif output is None:
+        output = counted
+    if prompt is None and total is not None:
+        prompt = max(total - (output or 0), 0)
+    return prompt, output
+
+
+def _is_on_top(told: _Told, prompt: int, output: int) -> bool:
+    """Whether thinking comes on top of the completion: the sum says so, or it does not fit inside."""
+    if not told.reasoning:
+        return False
+    if told.total is None:
+        return told.reasoning > output
+    return told.total >= prompt + output + told.reasoning
+
+
+def _whole_prompt(told: _Told, prompt: int, output: int) -> int:
+    """The prompt, with what a cache has of it where that is counted apart."""
+    if not told.in_cache or _is_on_top(told, prompt, output):
+        return prompt
+    is_apart = told.apart or told.total == prompt + output + told.in_cache
+    return prompt + told.in_cache if is_apart else prompt
+
+
+def _whole_output(told: _Told, prompt: int, output: int) -> int:
+    """All that was generated. Where nothing is said of thinking, what the sum has more is that."""
+    if _is_on_top(told, prompt, output):
+        return output + told.reasoning
+    if told.total is None or told.reasoning:
+        return output
+    return max(output, told.total - prompt)
+
+
+def _first(value: Mapping[str, Any], *names: str) -> int | None:
+    """The first of these that is a count."""
+    return next((found for name in names if (found := tokens(value.get(name))) is not None), None)
+
+
+def _all(value: Mapping[str, Any], details: tuple[str, ...], names: tuple[str, ...]) -> Iterator[int]:
+    """Every count of one of these names, beside the others and in the details."""
+    for place in (value, *(value.get(name) for name in details)):
+        if isinstance(place, dict):
+            for name in names:
+                if (found := tokens(place.get(name))) is not None:
+                    yield found
 
 
 def tokens(value: Any) -> int | None:

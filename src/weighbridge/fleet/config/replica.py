@@ -158,6 +158,7 @@ def _price(section: Section) -> Price:
         output_usd_per_million=section.number("output_usd_per_million", 0.0),
         cached_usd_per_million=section.number("cached_usd_per_million", None),
         usd_per_hour=section.number("usd_per_hour", 0.0),
+        cache_write_usd_per_million=section.number("cache_write_usd_per_million", None),
     )
     section.done()
     return price if price != FREE else FREE

@@ -158,6 +158,13 @@ class Scales:
         if len(self._known) > self._remembered:
             self._known.popitem(last=False)
 
+    def count(self, text: str) -> tuple[int, bool]:
+        """Tokens of a generated text, and whether they were counted rather than guessed from its bytes."""
+        if self._tokenizer is not None:
+            return len(self._tokenizer.encode(text, False)), True
+        size = len(text.encode("utf-8", "replace"))
+        return (max(round(size / self.bytes_per_token), 1) if size else 0), False
+
     def settle(self, weighed: Weighed, prompt_tokens: int) -> None:
         """Let estimates learn from a prompt of `prompt_tokens`, as a replica or our tokenizer counted."""
         if prompt_tokens > 0 and weighed.size >= TELLING_BYTES:

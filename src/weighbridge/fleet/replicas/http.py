@@ -8,14 +8,16 @@ import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from weighbridge.fleet.api import Answer, Call, Report
 from weighbridge.fleet.load.dialects import Dialect, read_report
 from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError, Timeouts
+from weighbridge.fleet.replicas.unzip import Unzip, unzip_of
 from weighbridge.secret import Secret, hidden
 from weighbridge.wire.client import HttpClient, Response, Trust, Unreachable, header_lines
 from weighbridge.wire.headers import bearer_of
-from weighbridge.wire.sse import DONE, EventFramer, EventTooLong
+from weighbridge.wire.sse import DONE, EventFramer
 
 log = logging.getLogger("weighbridge.fleet")
 
@@ -100,9 +102,12 @@ class HttpReplica:
                 head + self._headers(call) if call.headers else head, call.body
             )
             await response.begin(limit)
+            unzip = unzip_of(response.headers.pop("content-encoding", None))
             if response.status >= 300:
                 async with asyncio.timeout(limit):
                     body = await response.whole(_LARGEST_ERROR)
+                if unzip is not None:
+                    body = b"".join(islice(unzip.pieces(body), 1))[:_LARGEST_ERROR]
                 body = hidden(body, self._secrets)
                 return BytesAnswer(response.status, body, passed_on(response.headers))
         except Unreachable as error:
@@ -115,7 +120,7 @@ class HttpReplica:
                     self.name, Failure.STALE, "closed the connection without an answer"
                 ) from error
             raise ReplicaError(self.name, Failure.BROKEN, f"the call failed: {error!r}") from error
-        return HttpAnswer(self.name, response, call.stream, timeouts, self._secrets)
+        return HttpAnswer(self.name, response, unzip, call.stream, timeouts, self._secrets)
 
     async def probe(self) -> Report:
         path = self.endpoint.probe_path or self.endpoint.path(self.endpoint.dialect.path)
@@ -179,11 +184,13 @@ class HttpAnswer:
         self,
         replica: str,
         response: Response,
+        unzip: Unzip | None,
         streaming: bool,
         timeouts: Timeouts,
         secrets: Sequence[Secret] = (),
     ) -> None:
-        """`secrets`: what an error in it must not repeat."""
+        """`unzip`: what unpacks it. `secrets`: what an error in it must not repeat."""
+        self._unzip = unzip
         self._secrets = secrets
         self.status = response.status
         self.headers: Mapping[str, str] = passed_on(response.headers)
@@ -199,14 +206,9 @@ class HttpAnswer:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Whole events of a stream as they come. Raises ReplicaError when it breaks off or falls silent."""
-        read, framer, time_now = self._response.read, EventFramer(), self._loop.time
+        framer = EventFramer()
         try:
-            while True:
-                self._waiting_since = time_now()
-                data = await read()
-                self._waiting_since = None
-                if not data:
-                    break
+            async for data in self._pieces():
                 whole = framer.feed(data) if self._streaming else data
                 if whole:
                     if self._secrets and b'"error"' in whole:
@@ -214,7 +216,7 @@ class HttpAnswer:
                     if self._streaming and whole.endswith(DONE):
                         self._ends_soon()
                     yield whole
-        except EventTooLong as error:
+        except ValueError as error:  # an event without end, or a body that cannot be unpacked
             raise ReplicaError(self._replica, Failure.BROKEN, str(error)) from error
         except OSError as error:
             if self._ended:
@@ -229,6 +231,21 @@ class HttpAnswer:
         rest = framer.flush()
         if rest:
             yield rest
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        """The body as it comes, unpacked."""
+        read, time_now, unzip = self._response.read, self._loop.time, self._unzip
+        while True:
+            self._waiting_since = time_now()
+            data = await read()
+            self._waiting_since = None
+            if not data:
+                return
+            if unzip is None:
+                yield data
+            else:
+                for piece in unzip.pieces(data):
+                    yield piece
 
     async def close(self) -> None:
         """Cut the connection, unless the body has ended."""

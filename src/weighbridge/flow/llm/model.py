@@ -14,6 +14,7 @@ import msgspec
 
 from weighbridge.cost.mean import Mean
 from weighbridge.cost.price import Price
+from weighbridge.cost.usage import Usage
 from weighbridge.errors import BadInput
 from weighbridge.flow.bets.gate import INPUT_TOKENS, OUTPUT_TOKENS, seat_seconds
 from weighbridge.flow.bets.learn import Learner
@@ -139,7 +140,7 @@ class Llm:
             while (event := await stream.next()) is not None:
                 answer.add(event)
         except BaseException:
-            charge(self._price.cost(_rough_tokens(body["messages"]), answer.pieces))
+            charge(self._price.usd(Usage(_rough_tokens(body["messages"]), answer.pieces)))
             raise
         finally:
             await stream.close()
@@ -147,7 +148,7 @@ class Llm:
         self._input.add(reply.input_tokens)
         self._output.add(reply.output_tokens)
         self._seconds.add(time.monotonic() - began)
-        charge(self._price.cost(reply.input_tokens, reply.output_tokens, reply.cached_tokens))
+        charge(self._price.usd(answer.usage))
         return reply
 
     async def _open(

@@ -8,11 +8,16 @@ from typing import Any
 
 import msgspec
 
+from weighbridge.cost.usage import Usage, charge
 from weighbridge.errors import WeighbridgeError
 from weighbridge.flow.bets.prefetch import prefetch
 from weighbridge.flow.llm.client import LlmError
 from weighbridge.flow.llm.json_stream import JsonEnd
 from weighbridge.flow.step import Step
+from weighbridge.wire.usage import read_usage
+
+#: What a delta may carry; all of it is billed.
+_GENERATED = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls")
 
 
 @dataclass(slots=True)
@@ -77,17 +82,17 @@ class ReplyBuilder:
         self._on_text = on_text
         self._text: list[str] = []
         self._calls: dict[int, tuple[dict[str, str], JsonEnd]] = {}
-        self._usage: dict[str, Any] = {}
+        self._usage: Usage | None = None
         self._finish: str | None = None
         self.pieces = 0
 
     def add(self, event: dict[str, Any]) -> None:
-        self._usage = event.get("usage") or self._usage
+        self._usage = read_usage(event.get("usage"), self.pieces) or self._usage
         for choice in event.get("choices", ()):
             delta = choice.get("delta") or {}
             self._finish = choice.get("finish_reason") or self._finish
+            self.pieces += any(delta.get(name) for name in _GENERATED)
             if delta.get("content"):
-                self.pieces += 1
                 self._text.append(delta["content"])
                 if self._on_text is not None:
                     self._on_text(delta["content"])
@@ -95,7 +100,6 @@ class ReplyBuilder:
                 self._add_call(piece.get("index", position), piece)
 
     def _add_call(self, index: int, piece: dict[str, Any]) -> None:
-        self.pieces += 1
         call, end = self._calls.setdefault(index, ({"id": "", "name": "", "arguments": ""}, JsonEnd()))
         function = piece.get("function") or {}
         call["id"] = piece.get("id") or call["id"]
@@ -116,9 +120,19 @@ class ReplyBuilder:
                     f"the model called {call['name']} with what is no JSON object: {call['arguments'][:200]}"
                 )
             calls.append(ToolCall(call["id"], call["name"], arguments))
-        cached = (self._usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        tokens = int(self._usage.get("prompt_tokens") or 0), int(self._usage.get("completion_tokens") or 0)
-        return Reply("".join(self._text), calls, self._finish, *tokens, int(cached))
+        return Reply(
+            "".join(self._text),
+            calls,
+            self._finish,
+            self.usage.prompt_tokens,
+            self.usage.output_tokens,
+            self.usage.cached_tokens,
+        )
+
+    @property
+    def usage(self) -> Usage:
+        """What it took: as the server told, and no less output than came."""
+        return charge(self._usage, self.pieces, 0).usage
 
 
 def _parsed(text: str) -> Any:

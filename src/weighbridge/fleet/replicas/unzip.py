@@ -1,0 +1,48 @@
+"""Bodies that are packed although they were asked for as they are: some proxies pack whatever passes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+#: Bytes that come out at one time: a small body may be a very long one.
+PIECE = 1 << 20
+#: Encodings that can be unpacked. What some call deflate has a head and for others it has none.
+_KNOWN = ("gzip", "x-gzip", "deflate")
+
+
+class Unzip:
+    """Unpacks a body as it comes."""
+
+    def __init__(self, encoding: str) -> None:
+        """Raises ValueError for an encoding that cannot be unpacked."""
+        if encoding not in _KNOWN:
+            raise ValueError(f"the body is packed as {encoding[:40]!r}, which was not asked for")
+        self._may_be_bare = encoding == "deflate"
+        self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        """What is in `data`, in pieces of at most `PIECE` bytes. Raises ValueError for what is not packed so."""
+        while data:
+            try:
+                piece = self._unpacker.decompress(data, PIECE)
+            except zlib.error as error:
+                if not self._may_be_bare:
+                    raise ValueError(f"the body cannot be unpacked: {error}") from error
+                self._may_be_bare = False
+                self._unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+                continue
+            self._may_be_bare = False
+            data = self._unpacker.unconsumed_tail
+            if piece:
+                yield piece
+            if self._unpacker.eof:
+                data = self._unpacker.unused_data
+                if data:  # another member behind the first
+                    self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
+
+
+def unzip_of(encoding: str | None) -> Unzip | None:
+    """What unpacks a body with this `Content-Encoding`; None where it is not packed. Raises ValueError."""
+    name = (encoding or "").strip().lower()
+    return None if name in ("", "identity") else Unzip(name)
