@@ -22,6 +22,7 @@ from weighbridge.routes.place import Place
 from weighbridge.routes.policy import Asked, Grant, Level, PlaceFacts, Residency, RoutePlan, decide, residency
 from weighbridge.routes.privacy.guard import Inspection, Redacted
 from weighbridge.routes.privacy.restoring.chunks import ChunkRestorer
+from weighbridge.routes.privacy.walk import Unhidable
 from weighbridge.routes.request import RouteRequest
 from weighbridge.routes.route import Route
 from weighbridge.routes.settings import Window
@@ -200,10 +201,8 @@ class RouteJourney:
         )
         verdict = residency(policy, asked)
         if verdict.residency is Residency.REDACT:
-            self._redacted = await route.guard.redact(inspection, request.forwarded(Level.CLOUD))
-            if self._redacted is None:
-                asked = replace(asked, found=None)
-                verdict = residency(policy, asked)
+            asked = await self._redact(inspection, asked)
+            verdict = residency(policy, asked)
         facts = [await self._facts(place, may_leave=verdict.may_leave) for place in route.places.values()]
         score = threshold = None
         if verdict.may_leave and ask.placement is Placement.AUTO:
@@ -216,6 +215,15 @@ class RouteJourney:
         self.ticket.degraded = plan.degraded
         self._must_redact = plan.redact
         return plan
+
+    async def _redact(self, inspection: Inspection, asked: Asked) -> Asked:
+        """Take out what was found; where that cannot be, `asked` says why."""
+        try:
+            body = self._request.forwarded(Level.CLOUD)
+            self._redacted = await self._route.guard.redact(inspection, body)
+        except Unhidable as error:
+            return replace(asked, unhidable=str(error))
+        return asked if self._redacted is not None else replace(asked, found=None)
 
     async def _inspect(self) -> Inspection:
         """Look only where a rule depends on it; `only_edge` never leaves whatever is found."""

@@ -80,6 +80,7 @@ class Asked:
     """What is known of a request before anything is decided. `found` None: the detectors failed.
 
     `unreadable` names content that detectors cannot look into (images, audio); empty when there is none.
+    `unhidable` says why a value that was found cannot be taken out; empty when it can.
     """
 
     tenant: str = "default"
@@ -90,6 +91,7 @@ class Asked:
     deadline_seconds: float | None = None
     found: frozenset[str] | None = frozenset()
     unreadable: str = ""
+    unhidable: str = ""
     needs: frozenset[str] = frozenset()  # abilities: "tools", "images", ...
 
 
@@ -180,6 +182,8 @@ def residency(policy: ResidencyPolicy, asked: Asked) -> Verdict:
     if asked.unreadable and (verdict.residency is Residency.REDACT or any(r.types for r in policy.rules)):
         reason = f"no detector can look into {asked.unreadable}: it does not leave"
         return Verdict(Residency.NEVER, "unreadable", reason)
+    if asked.unhidable and verdict.residency is Residency.REDACT:
+        return Verdict(Residency.NEVER, "unhidable", f"{asked.unhidable}: it does not leave")
     return verdict
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from weighbridge.routes.privacy.guard import Guard, Redacted
 from weighbridge.routes.privacy.hits import Detector
 from weighbridge.routes.privacy.patterns import DenyListDetector, PatternDetector
+from weighbridge.routes.privacy.walk import Unhidable
 
 
 def chat(content: Any, **fields: Any) -> dict[str, Any]:
@@ -26,6 +27,8 @@ async def redact(body: dict[str, Any], deny: Sequence[str] = (), timeout: float 
     guard = Guard(detectors, timeout=timeout)
     try:
         return await guard.redact(await guard.inspect(body), body)
+    except Unhidable:
+        return None
     finally:
         guard.close()
 

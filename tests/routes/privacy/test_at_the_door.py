@@ -85,6 +85,18 @@ async def test_only_cloud_is_refused_where_a_value_cannot_be_taken_out() -> None
     assert cloud.log == []
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_schema_that_would_be_changed_is_answered_here_and_its_ticket_says_why(stream: bool) -> None:
+    edge, cloud = Stub(), Stub()
+    async with serving(edge, cloud) as urls, routed(urls, policy=REDACT) as over:
+        tools = [tool("send", {"to": {"type": "string", "enum": ["ann@example.com"]}})]
+        found = await answer(over, ask("write", placement="prefer_cloud", stream=stream, tools=tools))
+    assert cloud.log == []
+    assert "ann@example.com" in edge.log[0].raw
+    assert found.ticket.rule == "unhidable"
+    assert any("pattern, enum or const" in reason for reason in found.ticket.decisions)
+
+
 ADDRESS = '12 "High" Street\nLondon\nN1 9GU'
 
 

@@ -186,6 +186,37 @@ async def test_a_value_where_the_api_takes_its_own_words_only_stays(value: str) 
     assert await redact(chat("hi", tools=[tool("f", {"p": {"type": value}})])) is None
 
 
+HELD_TO: dict[str, dict[str, Any]] = {
+    "enum": {"enum": ["nobody", "alice@example.com"]},
+    "const": {"const": "alice@example.com"},
+    "a const that is an object": {"const": {"to": ["alice@example.com"]}},
+    "a name in a const": {"const": {"alice@example.com": 1}},
+    "JSON in a const": {"const": json.dumps({"to": "alice@example.com"})},
+    "a number": {"const": 4111111111111111},
+    "pattern": {"pattern": r"^(nobody|alice@example\.com)$"},
+    "a pattern of names": {"type": "object", "patternProperties": {r"^alice@example\.com$": {}}},
+    "deep inside": {"anyOf": [{"type": "array", "items": {"not": {"enum": ["alice@example.com"]}}}]},
+}
+
+
+@pytest.mark.parametrize("schema", HELD_TO.values(), ids=HELD_TO)
+async def test_what_an_answer_is_held_to_is_never_changed(schema: dict[str, Any]) -> None:
+    """With a placeholder in it, a model could only give an answer that the client's own schema refuses."""
+    formats = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"properties": {"p": schema}}}}
+    assert await redact(chat("who?", response_format=formats)) is None
+    assert await redact(chat("who?", tools=[tool("f", {"p": schema})])) is None
+
+
+async def test_a_schema_stays_whose_value_is_only_found_elsewhere() -> None:
+    properties = {"p": {"enum": ["bluefin", "other"]}}
+    assert await redact(chat("about bluefin", tools=[tool("f", properties)]), ["bluefin"]) is None
+    assert await redact(chat("ann@example.com", tools=[tool("f", properties)])) is not None
+    described = {"p": {"type": "string", "description": "such as ann@example.com", "enum": ["a"]}}
+    redacted = await redact(chat("hi", tools=[tool("f", described)]))
+    assert redacted is not None
+    assert "ann@" not in sent(redacted)
+
+
 async def test_words_of_the_api_stay_as_they_are_though_they_are_denied() -> None:
     body = chat("the user has a function of type string", tools=[tool("f", {"p": {"type": "string"}})])
     redacted = await redact(body, ["user", "function", "string", "type"])

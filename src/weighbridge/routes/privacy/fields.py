@@ -30,6 +30,7 @@ class TextKind(Enum):
     TEXT = auto()  # anything: a value becomes `[EMAIL_1]`
     NAME = auto()  # letters, digits, `_` and `-` only: a value becomes `EMAIL_1`
     WORD = auto()  # the API's own words; nothing may stand for a value
+    RULE = auto()  # what an answer is held to: with a placeholder in it, it would ask for another answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +46,19 @@ class Field:
     fields: Mapping[str, Field] = field(default_factory=dict)
     others: Field | None = None
     items: Field | None = None
+    names: TextKind = TextKind.NAME  # what may stand in the names that somebody else gave
 
     def below(self, name: str) -> Field:
-        return self.fields.get(name) or self.others or ANY
+        return self.fields.get(name) or self.others or self.inside
+
+    @property
+    def inside(self) -> Field:
+        """What is inside of anything here that nothing more is said of, as JSON in a string."""
+        return RULE if self.kind is TextKind.RULE else ANY
 
     @property
     def each(self) -> Field:
-        return self.items or ANY
+        return self.items or self.inside
 
 
 def _word(words: str) -> Field:
@@ -65,6 +72,8 @@ def _fields(named: Mapping[str, Field], texts: str = "") -> Field:
 
 
 ANY = Field()
+#: What an answer must equal or match, whole, at every depth.
+RULE = Field(TextKind.RULE, names=TextKind.RULE)
 NAME = Field(TextKind.NAME, items=Field(TextKind.NAME))
 _FUNCTION = _word("function")
 
@@ -80,7 +89,7 @@ _SCHEMAS = (
     "items prefixItems additionalProperties contains not if then else anyOf oneOf allOf propertyNames "
     "unevaluatedProperties"
 )
-_VALUES = "title description default enum const examples pattern $schema $id $comment"
+_VALUES = "title description default examples $schema $id $comment"
 _FIGURES = (
     "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength minItems maxItems uniqueItems "
     "minProperties maxProperties nullable strict deprecated readOnly writeOnly"
@@ -88,6 +97,8 @@ _FIGURES = (
 _KEYWORDS.update(dict.fromkeys(_NAMERS.split(), _BY_NAME))
 _KEYWORDS.update(dict.fromkeys(_SCHEMAS.split(), _OF_SCHEMA))
 _KEYWORDS.update(dict.fromkeys(_VALUES.split(), ANY))
+_KEYWORDS.update(dict.fromkeys(("enum", "const", "pattern"), RULE))
+_KEYWORDS["patternProperties"] = Field(others=SCHEMA, names=TextKind.RULE)
 _KEYWORDS.update(dict.fromkeys(_FIGURES.split(), _word("")))
 _KEYWORDS["type"], _KEYWORDS["format"] = _word(_TYPES), _word(_FORMATS)
 _KEYWORDS["required"] = _KEYWORDS["$ref"] = NAME

@@ -114,7 +114,10 @@ class Guard:
         return await self._run(lambda tick: self._inspect(body, tick)) or Inspection(None)
 
     async def redact(self, inspection: Inspection, body: dict[str, Any]) -> Redacted | None:
-        """The body with every value replaced; None where that cannot be done for certain, or in time."""
+        """The body with every value replaced; None where that cannot be done for certain, or in time.
+
+        Raises Unhidable where a value stands that nothing may stand for.
+        """
         if inspection.found is None or inspection.unreadable:
             return None
         return await self._run(lambda tick: _redacted(inspection, body, tick))
@@ -137,7 +140,10 @@ class Guard:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, work: Callable[[Tick], T | None]) -> T | None:
-        """Work in a thread; None where it fails or is late. A thread that is late stops at its next `tick`."""
+        """Work in a thread; None where it fails or is late. A thread that is late stops at its next `tick`.
+
+        Raises Unhidable where the work does.
+        """
         ends = time.monotonic() + self._timeout
 
         def tick() -> None:
@@ -149,8 +155,8 @@ class Guard:
                 return await asyncio.get_running_loop().run_in_executor(self._threads, work, tick)
         except (TimeoutError, OverBudget):
             log.error("looking for values took more than %.1f s; the request stays local", self._timeout)
-        except Unhidable as error:
-            log.warning("%s; the request stays local", error)
+        except Unhidable:
+            raise
         except Exception:
             log.exception("the detectors failed; the request stays local")
         return None

@@ -84,6 +84,10 @@ class Vault:
             return text
         if kind is TextKind.WORD:
             raise Unhidable("a value where the API takes words of its own only")
+        if kind is TextKind.RULE:
+            raise Unhidable(
+                "a value stands in what the answer is held to (pattern, enum or const of a schema)"
+            )
         if kind is TextKind.NAME:
             return self._hidden_name(text, places)
         parts, done = [], 0

@@ -38,11 +38,11 @@ def leaves(value: Any, at: Field = BODY, depth: int = 0) -> Iterator[Leaf]:
     """All texts of a JSON value in order, opened; numbers as they are written."""
     if isinstance(value, str):
         if value not in at.words:
-            yield from _text_leaves(value, at.kind, depth)
+            yield from _text_leaves(value, at, depth)
     elif isinstance(value, Mapping):
         for key, one in value.items():
             if key not in at.fields:
-                yield Leaf(key, TextKind.NAME, is_key=True)
+                yield Leaf(key, at.names, is_key=True)
             yield from leaves(one, at.below(key), depth)
     elif isinstance(value, list):
         for one in value:
@@ -51,14 +51,14 @@ def leaves(value: Any, at: Field = BODY, depth: int = 0) -> Iterator[Leaf]:
         yield Leaf(_digits(value), at.kind, is_number=True)
 
 
-def _text_leaves(text: str, kind: TextKind, depth: int) -> Iterator[Leaf]:
+def _text_leaves(text: str, at: Field, depth: int) -> Iterator[Leaf]:
     opened = _opened(text, depth)
-    yield Leaf(text, kind, opened=opened is not None)
+    yield Leaf(text, at.kind, opened=opened is not None)
     if opened is not None:
-        yield from leaves(opened, ANY, depth + 1)
+        yield from leaves(opened, at.inside, depth + 1)
     attached = attachment(text)
     if attached is not None:
-        yield Leaf(attached.text)
+        yield Leaf(attached.text, at.inside.kind)
 
 
 def strings(value: Any) -> Iterator[str]:
@@ -69,11 +69,11 @@ def strings(value: Any) -> Iterator[str]:
 def rewrite(value: Any, replace: Replace, at: Field = BODY, depth: int = 0) -> Any:
     """The same value with `replace` applied to the text of every leaf. Equal parts are kept as they were."""
     if isinstance(value, str):
-        return value if value in at.words else _rewrite_text(value, replace, at.kind, depth)
+        return value if value in at.words else _rewrite_text(value, replace, at, depth)
     if isinstance(value, Mapping):
         made = {}
         for key, one in value.items():
-            name = key if key in at.fields else replace(key, TextKind.NAME)
+            name = key if key in at.fields else replace(key, at.names)
             made[name] = rewrite(one, replace, at.below(key), depth)
         if len(made) != len(value):
             raise Unhidable("two names would become one")
@@ -97,16 +97,16 @@ class Unhidable(Exception):
     """A value stands where nothing may stand for it."""
 
 
-def _rewrite_text(text: str, replace: Replace, kind: TextKind, depth: int) -> str:
+def _rewrite_text(text: str, replace: Replace, at: Field, depth: int) -> str:
     opened = _opened(text, depth)
     if opened is not None:
-        changed = rewrite(opened, replace, ANY, depth + 1)
+        changed = rewrite(opened, replace, at.inside, depth + 1)
         return text if changed == opened else json.dumps(changed, ensure_ascii=False)
     attached = attachment(text)
     if attached is not None:
-        inside = replace(attached.text, TextKind.TEXT)
+        inside = replace(attached.text, at.inside.kind)
         return text if inside == attached.text else attached.with_text(inside)
-    return replace(text, kind)
+    return replace(text, at.kind)
 
 
 # -- JSON in strings -------------------------------------------------------------------------------------
