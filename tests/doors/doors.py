@@ -30,6 +30,8 @@ DOORS = (SINGLE, GATEWAY, ROUTE, ROUTES)
 
 #: Keys of the doors that ask for one, by tenant.
 KEYS = {"alice": "key-of-alice", "bob": "key-of-bob", "carol": "schlüssel", "dave": "c2VjcmV0a2V5=="}
+#: Of those known as gateway and as watcher.
+KEYS |= {"front": "key-of-a-gateway", "eyes": "key-of-a-watcher"}
 #: What a configuration has in their place: Bob's key is known by its hash alone.
 CONFIGURED = KEYS | {"bob": "sha256:" + sha256(KEYS["bob"].encode()).hexdigest()}
 #: A key of erin's, at the doors that are told of an end.
@@ -40,6 +42,8 @@ KEY_OPTIONS = {
     "bob": f"bob={CONFIGURED['bob']}",
     "carol": "carol=schlüssel",
     "dave": KEYS["dave"],
+    "front": f"front={KEYS['front']}",
+    "eyes": f"eyes={KEYS['eyes']}",
 }
 
 PRICE = "price: {input_usd_per_million: 1, output_usd_per_million: 1}"
@@ -68,15 +72,17 @@ class Door:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def get(self, path: str, key: str | None = None) -> Reply:
+    def get(self, path: str, key: str | None = None, tenant: str | None = None) -> Reply:
+        """`tenant`: whom a gateway's key asks for."""
         headers: list[Any] = [("Authorization", f"Bearer {key}")] if key else []
+        headers += [("x-weighbridge-tenant", tenant)] if tenant else []
         return exchange(self.port, request("GET", path, headers, None, f"127.0.0.1:{self.port}"))
 
-    def ticket(self, name: str, key: str | None = None) -> dict[str, Any]:
+    def ticket(self, name: str, key: str | None = None, tenant: str | None = None) -> dict[str, Any]:
         """The ticket, once it is finished; empty when there is none."""
         deadline = time.monotonic() + 10.0
         while True:
-            reply = self.get(f"/v1/tickets/{name}", key)
+            reply = self.get(f"/v1/tickets/{name}", key, tenant)
             if reply.status != 200:
                 return {}
             ticket: dict[str, Any] = reply.json
@@ -139,7 +145,8 @@ routes:
 
 def _tenants(section: str) -> str:
     keys = "".join(f"  {name}: {{key: {json.dumps(key)}}}\n" for name, key in CONFIGURED.items())
-    return f"{section}:\n{keys}  erin: {{keys: [{{key: {EXPIRED}, expires: 2001-01-01}}]}}\n"
+    erin = f"  erin: {{keys: [{{key: {EXPIRED}, expires: 2001-01-01}}]}}"
+    return f"{section}:\n{keys}{erin}\ngateways: [front]\nwatchers: [eyes]\n"
 
 
 def _routes_config(keyed: bool, single: str, cloud: str) -> str:
@@ -188,7 +195,8 @@ def _start(stack: ExitStack, folder: Path, keyed: bool, cloud: Backend, model: P
     gateway_file, routes_file = folder / f"gateway-{suffix}.yaml", folder / f"routes-{suffix}.yaml"
     gateway_file.write_text(_gateway_config(keyed, single, cloud.url), encoding="utf-8")
     routes_file.write_text(_routes_config(keyed, single, cloud.url), encoding="utf-8")
-    options = [word for option in KEY_OPTIONS.values() for word in ("--api-key", option)] if keyed else []
+    options = [word for option in KEY_OPTIONS.values() for word in ("--api-key", option)]
+    options = [*options, "--gateway", "front", "--watcher", "eyes"] if keyed else []
     commands = {
         SINGLE: ["serve", str(model), *ENGINE.split(), *options],
         GATEWAY: ["serve", "--config", str(gateway_file)],

@@ -201,7 +201,8 @@ def see(row: Row, door: Door) -> Seen:
     except NoReply as error:
         failure = str(error)
     name = reply.header("x-weighbridge-ticket") if reply else None
-    ticket = door.ticket(name, KEYS[row.key or "alice"]) if name else {}
+    asked_for = row.want_at(door.name).tenant if row.key == "front" else None
+    ticket = door.ticket(name, KEYS[row.key or "alice"], asked_for) if name else {}
     return Seen(reply, failure, ticket, len(door.cloud.calls) > before, at_rest(door))
 
 

@@ -98,7 +98,9 @@ def test_no_tenant_sees_tickets_of_another(name: str, doors: Doors) -> None:
 
 @pytest.mark.parametrize("path", ["/metrics", "/v1/load", "/"])
 @pytest.mark.parametrize("name", DOORS)
-def test_figures_are_for_this_machine_and_for_keys(name: str, path: str, doors: Doors) -> None:
+def test_figures_are_for_this_machine_and_for_those_who_may_see_them(
+    name: str, path: str, doors: Doors
+) -> None:
     afar: list[Any] = [
         ("X-Forwarded-For", "203.0.113.9")
     ]  # whoever comes through a proxy is not on this machine
@@ -110,5 +112,46 @@ def test_figures_are_for_this_machine_and_for_keys(name: str, path: str, doors: 
     assert status(True, []) == 200
     assert status(True, afar) == 401
     assert status(True, [*afar, ("Authorization", "Bearer wrong")]) == 401
-    assert status(True, [*afar, ("Authorization", f"Bearer {KEYS['bob']}")]) == 200
+    assert status(True, [*afar, ("Authorization", f"Bearer {KEYS['eyes']}")]) == 200
+    others = 403 if path == "/metrics" else 200
+    assert status(True, [*afar, ("Authorization", f"Bearer {KEYS['bob']}")]) == others
     assert status(False, afar) == 200
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_a_tenants_key_shows_nothing_of_others(name: str, doors: Doors) -> None:
+    """Names, addresses, money: whatever /v1/load says to this machine and not to a tenant is of all of them."""
+    door = doors[True][name]
+    path, body = bodies("whose figures are these")[0]
+    sent(door, path, KEYS["alice"], **body)
+    afar: list[Any] = [("X-Forwarded-For", "203.0.113.9"), ("Authorization", f"Bearer {KEYS['bob']}")]
+
+    def page(path: str) -> str:
+        reply = exchange(door.port, request("GET", path, afar, None, f"127.0.0.1:{door.port}"))
+        return bytes(reply.body).decode()
+
+    told = json.loads(page("/v1/load"))
+    assert {"queued_requests", "running_requests"} <= told.keys()
+    assert all(
+        isinstance(value, int | bool) or name == "step_cost" for name, value in told.items() if value
+    ), told
+    assert "alice" not in page("/metrics")
+    assert name == SINGLE or "alice" in bytes(door.get("/metrics").body).decode()
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_a_gateway_sees_the_tickets_of_whom_it_speaks_for(name: str, doors: Doors) -> None:
+    door = doors[True][name]
+    path, body = bodies("a ticket through a gateway")[0]
+    _, ticket = sent(door, path, KEYS["front"], **body, weighbridge={"tenant": "ann"})
+    ann: list[Any] = [("x-weighbridge-tenant", "ann")]
+
+    def status(key: str, headers: list[Any]) -> int:
+        told = [*headers, ("Authorization", f"Bearer {key}")]
+        return exchange(
+            door.port, request("GET", f"/v1/tickets/{ticket}", told, None, f"127.0.0.1:{door.port}")
+        ).status
+
+    assert status(KEYS["front"], ann) == 200
+    assert status(KEYS["front"], []) == 404
+    assert status(KEYS["bob"], ann) == 404

@@ -12,7 +12,7 @@ from tests.fleet.backends import Backend, body, clients, fleet
 from weighbridge.wire.identity import callers
 
 CHAT = "/v1/chat/completions"
-KEYS = "tenants: {alice: {keys: [{key: alices-long-key}]}}"
+KEYS = "tenants: {alice: {keys: [{key: alices-long-key}]}, watcher: {key: watchers-long-key}}\nwatchers: [watcher]"
 WATCHED = ("/metrics", "/v1/load", "/")
 
 
@@ -59,9 +59,11 @@ async def test_figures_need_a_key_where_keys_are_on(monkeypatch: pytest.MonkeyPa
         for path in WATCHED:
             async with front.client.get(front.url + path) as answer:
                 assert answer.status == 401, path
-            headers = {"authorization": "Bearer alices-long-key"}
-            async with front.client.get(front.url + path, headers=headers) as answer:
-                assert answer.status == 200, path
+            for tenant in ("alice", "watcher"):
+                headers = {"authorization": f"Bearer {tenant}s-long-key"}
+                async with front.client.get(front.url + path, headers=headers) as answer:
+                    others = tenant == "alice" and path == "/metrics"
+                    assert answer.status == (403 if others else 200), path
         async with front.client.get(front.url + "/health") as answer:
             assert answer.status == 200
 

@@ -89,15 +89,21 @@ GATEWAY = """
 health: {{slow_start: 0}}
 models:
   tiny:
-    replicas: [{{name: engine, url: "{url}", dialect: weighbridge, model: tiny, capacity: {{max_sequences: 2}}}}]
+    replicas: [{{name: engine, url: "{url}", dialect: weighbridge, model: tiny{more}}}]
 tenants: {{a: {{key: key-of-a}}, b: {{key: key-of-b}}}}
 """
 
 
-async def test_a_gateway_sends_a_tenant_on_that_waits_behind_all_seats(tiny_model: Path) -> None:
-    with serving(tiny_model, "--max-sequences", "2", "--tenant-patience", "0.05") as (url, _):
-        async with fleet(config=GATEWAY.format(url=url), wait=False) as front:
-            await until(lambda: front.gateway.member("engine")[1].heard)
+FRONT = ["--api-key", "front=key-of-front", "--gateway", "front"]
+
+
+@pytest.mark.parametrize("keyed", [False, True], ids=["no key", "a gateway's key"])
+async def test_a_gateway_sends_a_tenant_on_that_waits_behind_all_seats(tiny_model: Path, keyed: bool) -> None:
+    seats = ", capacity: {max_sequences: 2}" + (", key: key-of-front" if keyed else "")
+    options = ["--max-sequences", "2", "--tenant-patience", "0.05", *(FRONT if keyed else [])]
+    with serving(tiny_model, *options) as (url, _):
+        async with fleet(config=GATEWAY.format(url=url, more=seats), wait=False) as front:
+            await until(lambda: front.gateway.member("engine")[1].last_report is not None)
             queue = front.gateway.pools["tiny"].dispatcher.queue
             queue.settings = replace(queue.settings, tenant_patience=0.05)
             long = {"prompt": "a long story", "max_tokens": 900}
@@ -109,6 +115,44 @@ async def test_a_gateway_sends_a_tenant_on_that_waits_behind_all_seats(tiny_mode
             theirs = [await ticket(front.client, front.url, "a", story[2]) for story in stories]
             assert [status, *(story[0] for story in stories)] == [200] * 5
             assert ours["finished"] < min(one["finished"] for one in theirs)
+
+
+@pytest.mark.parametrize(("told", "tenants"), [([], ["front"]), (["--gateway", "front"], ["a", "b"])])
+async def test_a_replica_shares_its_seats_among_whom_a_gateway_speaks_for(
+    tiny_model: Path, told: list[str], tenants: list[str]
+) -> None:
+    """The gateway does not know how few seats there are, so that all of a heavy tenant's requests are at the replica.
+
+    One that takes the gateway for one tenant lets the light tenant wait for all of them.
+    """
+    options = ["--max-sequences", "2", "--tenant-patience", "0.05", "--api-key", "front=key-of-front", *told]
+    with serving(tiny_model, *options) as (url, _):
+        config = GATEWAY.format(url=url, more=", key: key-of-front")
+        async with fleet(config=config, wait=False) as front:
+            await until(lambda: front.gateway.member("engine")[1].last_report is not None)
+            long = {"prompt": "a long story", "max_tokens": 900}
+            flood = [asyncio.create_task(post(front.client, front.url, "a", **long)) for _ in range(6)]
+            await running(front.client, url, 2)
+            status, _, name = await post(front.client, front.url, "b", prompt="in between", max_tokens=4)
+            ours = await ticket(front.client, front.url, "b", name)
+            stories = await asyncio.gather(*flood)
+            theirs = [(await ticket(front.client, front.url, "a", one[2]))["finished"] for one in stories]
+        assert [status, *(one[0] for one in stories)] == [200] * 7
+        first = sum(ours["finished"] > one for one in theirs)
+        assert first == 0 if told else first >= 4
+        seen = await tickets_of(url, tenants)
+        assert seen == dict(zip(tenants, [6, 1] if told else [7], strict=True))
+
+
+async def tickets_of(url: str, tenants: list[str]) -> dict[str, int]:
+    """How many tickets the replica wrote for each tenant, as the gateway's key sees them."""
+    found = {}
+    async with clients() as client:
+        for tenant in tenants:
+            headers = {"Authorization": "Bearer key-of-front", "x-weighbridge-tenant": tenant}
+            async with client.get(f"{url}/v1/tickets", headers=headers) as answer:
+                found[tenant] = len((await answer.json())["data"])
+    return found
 
 
 async def test_nobody_is_more_urgent_than_the_operator_allows(

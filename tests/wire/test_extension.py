@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 
 from weighbridge.wire.ask import Ask, Extension, Placement
 from weighbridge.wire.errors import ApiError
-from weighbridge.wire.extension import HIGHEST_PRIORITY, LOWEST_PRIORITY, apply_caller
+from weighbridge.wire.extension import HIGHEST_PRIORITY, LOWEST_PRIORITY, KnownCaller, apply_caller
 from weighbridge.wire.headers import headers_of
 
 
 def read(
     headers: list[tuple[str, str]] | None = None,
     key: str | None = None,
+    is_gateway: bool = False,
     user: str | None = None,
     **body: object,
 ) -> Ask:
@@ -22,9 +23,9 @@ def read(
         headers = []
     ask = Ask("", "/v1/chat/completions", {}, "m", "", user=user)
     ask.extension = Extension(**body) if body else None  # type: ignore[arg-type]
-    apply_caller(
-        ask, headers_of((f"x-weighbridge-{n}".encode(), v.encode()) for n, v in headers), key, now=100.0
-    )
+    caller = KnownCaller(key, is_gateway) if key is not None else None
+    sent = headers_of((f"x-weighbridge-{n}".encode(), v.encode()) for n, v in headers)
+    apply_caller(ask, sent, caller, now=100.0)
     return ask
 
 
@@ -58,6 +59,13 @@ def test_the_nearer_deadline_and_the_smaller_sum_hold() -> None:
 
 def test_a_keys_tenant_cannot_be_overridden() -> None:
     assert read([("tenant", "h")], key="k", user="u", tenant="b").tenant == "k"
+
+
+def test_a_gateways_word_is_believed_and_what_its_clients_write_is_not() -> None:
+    told = {"key": "k", "is_gateway": True}
+    assert read([("tenant", "h")], **told, tenant="b").tenant == "b"  # type: ignore[arg-type]
+    assert read([("tenant", "h")], **told, user="u").tenant == "h"  # type: ignore[arg-type]
+    assert read(**told, user="u").tenant == "k"  # type: ignore[arg-type]
     assert read([("tenant", "h")], user="u", tenant="b").tenant == "b"
     assert read([("tenant", "h")], user="u").tenant == "h"
     assert read(user="u").tenant == "u"

@@ -67,6 +67,9 @@ class Report:
     draining: bool = False
     step_cost: StepCost | None = None
     max_model_len: int | None = None
+    believes_tenants: bool | None = (
+        None  # whether it takes our word on whose a request is; None: it does not say
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,13 +75,19 @@ class Member:
     def takes_turns(self, arrival: Arrival, now: float) -> bool:
         """Whether it may be sent `arrival` beyond its seats, because it shares them among tenants by itself.
 
-        One that asks for a key takes everything for the work of one tenant: the key's.
+        One that asks for a key and does not know us for a gateway takes everything for the work of one tenant: the
+        key's.
         """
-        if self.spec.dialect != "weighbridge" or self.spec.key is not None:
+        if self.spec.dialect != "weighbridge" or not self._believes_tenants():
             return False
         limit = self.spec.limits.concurrent_requests
         room = limit is None or self.state.requests < limit
         return room and self.usable(now) and self.state.open_to(arrival)
+
+    def _believes_tenants(self) -> bool:
+        """Whether it takes our word on whose a request is; one that does not say so, if it asks for no key."""
+        told = self.last_report.believes_tenants if self.last_report is not None else None
+        return self.spec.key is None if told is None else told
 
     def standing(self, now: float) -> Standing:
         if self.draining or self.state.draining or self.state.tells_draining:

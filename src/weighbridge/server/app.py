@@ -24,7 +24,7 @@ from weighbridge.wire.access import check_site
 from weighbridge.wire.body import apart, decode, read_body
 from weighbridge.wire.errors import ApiError, as_api_error, error_body, retry_after_header
 from weighbridge.wire.headers import headers_of
-from weighbridge.wire.identity.callers import peer_of
+from weighbridge.wire.identity.callers import Visitor, peer_of
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols import PROTOCOLS
 from weighbridge.wire.protocols.openai import NonNegative
@@ -102,9 +102,12 @@ async def admit_caller(audience: Audience, request: Request, service: HttpServic
         check_site(service.access, request.scope["server"][0], headers)
     request.state.tenant = None
     if audience is Audience.TENANTS:
-        request.state.tenant = await callers.tenant(headers, peer)
-    elif audience is Audience.WATCHERS and callers.are_asked and not service.access.open_pages:
-        await callers.check_watcher(headers, peer)
+        caller = await callers.caller(headers, peer)
+        request.state.tenant = caller.named(None, headers) if caller is not None else None
+    elif audience is not Audience.ALL:
+        request.state.visitor = visitor = await callers.visitor(headers, peer)
+        if audience is Audience.WATCHERS:
+            visitor.check_sees_all()
 
 
 def error_response(error: ApiError) -> Response:
@@ -130,10 +133,10 @@ class CommonEndpoints:
 
     def endpoints(self) -> list[Endpoint]:
         return [
-            Endpoint("GET", "/", self.console, Audience.WATCHERS),
+            Endpoint("GET", "/", self.console, Audience.VISITORS),
             Endpoint("GET", "/health", self.health, Audience.ALL),
             Endpoint("GET", "/metrics", self.metrics, Audience.WATCHERS),
-            Endpoint("GET", "/v1/load", self.load, Audience.WATCHERS),
+            Endpoint("GET", "/v1/load", self.load, Audience.VISITORS),
             Endpoint("GET", "/v1/models", self.models),
             Endpoint("GET", "/v1/models/{model:path}", self.model),
             Endpoint("POST", "/tokenize", self.tokenize),
@@ -153,7 +156,9 @@ class CommonEndpoints:
         return Response(self._service.exposition(), media_type="text/plain; version=0.0.4")
 
     async def load(self, request: Request) -> Response:
-        return json_response(self._service.load())
+        visitor: Visitor = request.state.visitor
+        told = self._service.load(visitor.sees_all)
+        return json_response({**told, "believes_tenants": visitor.believes_tenants})
 
     async def models(self, request: Request) -> Response:
         return json_response({"object": "list", "data": self._service.models()})

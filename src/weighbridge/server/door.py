@@ -65,13 +65,13 @@ class Door:
                 headers = headers_of(scope["headers"])
                 if not service.callers.are_asked:
                     check_site(service.access, scope["server"][0], headers)
-                tenant = await service.callers.tenant(headers, peer_of(scope))
+                caller = await service.callers.caller(headers, peer_of(scope))
                 body = await read_body(receive, headers, service.max_body)
                 ask = await apart(len(body), protocol.read, body)
-                apply_caller(ask, headers, tenant, self._clock())
-                ask.priority = max(ask.priority, service.callers.most_urgent(ask.tenant))
-                if tenant is not None and not service.access.share_prefixes:
-                    ask.keep_apart(tenant)
+                apply_caller(ask, headers, caller, self._clock())
+                ask.priority = max(ask.priority, service.callers.most_urgent(ask.tenant, caller))
+                if caller is not None and not service.access.share_prefixes:
+                    ask.keep_apart(ask.tenant)
                 await apart(len(body), getattr, ask, "prompt_hash")
             except Exception as error:
                 failure = as_api_error(error)

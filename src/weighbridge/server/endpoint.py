@@ -31,7 +31,8 @@ class Audience(StrEnum):
     """Whom an endpoint answers."""
 
     TENANTS = "tenants"  # whoever has a key, where keys are asked for
-    WATCHERS = "watchers"  # tenants, this machine, and everybody where pages are open
+    VISITORS = "visitors"  # tenants, the operator, this machine, and everybody where pages are open
+    WATCHERS = "watchers"  # of those, the ones who may see what others do: not any tenant
     ALL = "all"  # everybody; or the handler asks for a key of its own
 
 
@@ -84,7 +85,9 @@ class HttpService(Service, Protocol):
         """The status of `/health`, and what it says beside the version: `status` in words first."""
         ...
 
-    def load(self) -> dict[str, Any]: ...
+    def load(self, in_full: bool) -> dict[str, Any]:
+        """What `/v1/load` answers. Not `in_full`: how busy it is, without names, addresses and money."""
+        ...
 
     def exposition(self) -> bytes:
         """What `/metrics` answers."""

@@ -2,7 +2,7 @@
 
 Where a word can only restrict, the words of all sides add up: labels are united, the later priority, the nearer
 deadline, the smaller sum and `only_edge` hold, whoever says so. Where it can widen, the trusted side has the last
-word: a key's tenant cannot be overridden.
+word: a key's tenant cannot be overridden, but where it is a gateway's.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import re
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from weighbridge.wire.ask import LONGEST_NAME, MAX_LABELS, Ask, Extension, Placement, folded
 from weighbridge.wire.errors import ApiError
@@ -28,10 +29,31 @@ _FLAGS = {
 }
 
 
-def apply_caller(ask: Ask, headers: Mapping[str, str], key_tenant: str | None, now: float) -> None:
+@dataclass(frozen=True, slots=True)
+class KnownCaller:
+    """A caller by its tenant, and what that tenant may do beside its own requests.
+
+    `is_gateway`: whom it names as the tenant is believed. `is_watcher`: it sees everybody's figures.
+    """
+
+    tenant: str
+    is_gateway: bool = False
+    is_watcher: bool = False
+
+    def named(self, body: str | None, headers: Mapping[str, str]) -> str:
+        """The tenant that a request of this caller is for: a gateway's word, else the caller itself.
+
+        OpenAI's `user` is not asked: it is a gateway's client that writes it.
+        """
+        if not self.is_gateway:
+            return self.tenant
+        return (body or headers.get(OURS + "tenant") or self.tenant)[:LONGEST_NAME]
+
+
+def apply_caller(ask: Ask, headers: Mapping[str, str], caller: KnownCaller | None, now: float) -> None:
     """Write into `ask` who asks and how it is to be treated. `now` is the server's clock.
 
-    `key_tenant` is whom the API key belongs to, if keys are asked for. Raises ApiError 400 naming the header.
+    `caller` is who calls, if callers have to be known. Raises ApiError 400 naming the header.
     """
     body = ask.extension or _NOTHING
     ours = {name[len(OURS) :]: value for name, value in headers.items() if name.startswith(OURS)}
@@ -42,7 +64,10 @@ def apply_caller(ask: Ask, headers: Mapping[str, str], key_tenant: str | None, n
     ask.proposed_id = _TICKET.fullmatch(proposed) is not None
     ask.id = proposed if ask.proposed_id else uuid.uuid4().hex
     ask.headers = {name: value for name, value in headers.items() if name in PASSED_ON}
-    ask.tenant = (key_tenant or body.tenant or ours.get("tenant") or ask.user or "default")[:LONGEST_NAME]
+    if caller is not None:
+        ask.tenant = caller.named(body.tenant, headers)
+    else:
+        ask.tenant = (body.tenant or ours.get("tenant") or ask.user or "default")[:LONGEST_NAME]
     ask.route = (body.route or ours.get("route") or ask.path.rsplit("/v1/", 1)[-1])[:LONGEST_NAME]
     ask.session = (body.session or ours.get("session") or "")[:LONGEST_NAME]
     ask.priority = _priority(body.priority, ours)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from tests.doors.doors import KEYS
 from tests.doors.rows.keys import NO_KEY, auth
-from tests.doors.table import Header, Row, Want, chat, ok
+from tests.doors.table import Header, Row, Want, at, chat, ok
 
 NO_HOST = Want(403, "host_not_allowed", "invalid_request_error", error=True, left=False)
 NO_ORIGIN = Want(403, "origin_not_allowed", "invalid_request_error", error=True, left=False)
+NO_FIGURES = Want(403, "figures_of_others", "invalid_request_error", error=True, left=False)
 PREFLIGHT = (("Access-Control-Request-Method", "POST"), ("Access-Control-Request-Headers", "authorization"))
 
 
@@ -98,12 +99,22 @@ ACCESS = [
         "no key and a script of elsewhere", NO_KEY, chat(), keyed=True, headers=origin("http://evil.example")
     ),
     Row("metrics without a key, on this machine", ok(), method="GET", path="/metrics", keyed=True),
-    Row(
-        "metrics with a key",
-        ok(),
-        method="GET",
-        path="/metrics",
-        headers=auth(f"Bearer {KEYS['bob']}"),
-        keyed=True,
+    *(
+        Row(
+            f"{path} with the key of {tenant}, from elsewhere",
+            want,
+            method="GET",
+            path=path,
+            headers=(*auth(f"Bearer {KEYS[tenant]}"), ("X-Forwarded-For", "203.0.113.9")),
+            keyed=True,
+            differs=at("gateway route routes", "says more", want) if path == "/v1/load" else {},
+        )
+        for path, tenant, want in (
+            ("/metrics", "bob", NO_FIGURES),
+            ("/metrics", "front", NO_FIGURES),
+            ("/metrics", "eyes", ok()),
+            ("/v1/load", "bob", ok(body=lambda reply: "models" not in reply.json)),
+            ("/v1/load", "eyes", ok()),
+        )
     ),
 ]

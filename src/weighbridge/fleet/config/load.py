@@ -248,7 +248,7 @@ def _tenant(name: str, section: Section) -> TenantSpec:
         name=name,
         keys=tuple(keys),
         limits=_tenant_limits(section.section("limits")),
-        priority=section.count("priority", 0, least=-1000),
+        priority=section.count("priority", None, least=-1000),
     )
     section.done()
     return spec

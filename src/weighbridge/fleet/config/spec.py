@@ -125,7 +125,7 @@ class TenantSpec:
     name: str
     keys: tuple[KeySpec, ...] = ()
     limits: TenantLimits = NO_LIMITS
-    priority: int = 0  # the best class its requests may ask for
+    priority: int | None = None  # the best class its requests may ask for; None: 0, and of a gateway any
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,7 @@ def _weighbridge(page: bytes, at: float) -> Report:
         draining=bool(load.get("draining", False)),
         step_cost=_step_cost(cost) if cost else None,
         max_model_len=_natural(load, "max_model_len") if "max_model_len" in load else None,
+        believes_tenants=_flag(load, "believes_tenants"),
     )
 
 
@@ -86,6 +87,13 @@ def _natural(load: dict[str, Any], name: str) -> int:
     value = load[name]
     if not isinstance(value, int) or value < 0:
         raise ValueError(f"{name} is {value!r}, which is no count")
+    return value
+
+
+def _flag(load: dict[str, Any], name: str) -> bool | None:
+    value = load.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}, which is neither true nor false")
     return value
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from weighbridge.engine.api import Engine, Turn
 from weighbridge.engine.request import Guide
 from weighbridge.errors import NeverFits, UnknownModel
-from weighbridge.server.endpoint import Endpoint, TextTokenizer
+from weighbridge.server.endpoint import Audience, Endpoint, TextTokenizer
 from weighbridge.server.engine.experts import ExpertEndpoints
 from weighbridge.server.engine.journey import EngineJourney, Running, close_all
 from weighbridge.server.engine.metrics import EngineMetrics
@@ -87,7 +87,7 @@ class EngineService:
         draining = self.engine.load().draining
         return (503, {"status": "draining"}) if draining else (200, {"status": "ok"})
 
-    def load(self) -> dict[str, Any]:
+    def load(self, in_full: bool) -> dict[str, Any]:
         return asdict(self.engine.load())
 
     def exposition(self) -> bytes:
@@ -109,7 +109,7 @@ class EngineService:
     def endpoints(self) -> list[Endpoint]:
         experts = ExpertEndpoints(self.engine)
         return [
-            Endpoint("GET", "/v1/experts", experts.report),
+            Endpoint("GET", "/v1/experts", experts.report, Audience.WATCHERS),
             Endpoint("POST", "/v1/experts/reset", experts.reset),
         ]
 

@@ -32,7 +32,7 @@ class GatewayService:
         keys = [
             ApiKey(tenant.name, key.secret, key.expires) for tenant in spec.tenants for key in tenant.keys
         ]
-        priorities = {tenant.name: tenant.priority for tenant in spec.tenants}
+        priorities = {one.name: one.priority for one in spec.tenants if one.priority is not None}
         self.callers = Callers(Keys(keys, spec.admin_key), spec, priorities)
         self._metrics = metrics
         self._created = int(time.time())
@@ -73,8 +73,9 @@ class GatewayService:
             return 503, {"status": "no replica is up for some model", **more}
         return 200, {"status": "ok", **more}
 
-    def load(self) -> dict[str, Any]:
-        return self.gateway.load()
+    def load(self, in_full: bool) -> dict[str, Any]:
+        told = self.gateway.load()
+        return told if in_full else {name: value for name, value in told.items() if name != "models"}
 
     def exposition(self) -> bytes:
         return self._metrics.exposition()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weighbridge.wire.access import is_loopback
 from weighbridge.wire.ask import LONGEST_NAME
 from weighbridge.wire.errors import ApiError
-from weighbridge.wire.extension import LOWEST_PRIORITY
+from weighbridge.wire.extension import LOWEST_PRIORITY, KnownCaller
 from weighbridge.wire.identity.proxies import Proxies
 from weighbridge.wire.identity.settings import IdentitySettings
 from weighbridge.wire.keys import Keys, bearer
@@ -25,6 +25,25 @@ class Peer:
 
     address: str = ""
     names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Somebody who looks at a page. `sees_all`: also what others do here. `believes_tenants`: it is taken at its word
+    on whose a request is, as gateways are, and everybody where callers need not be known."""
+
+    caller: KnownCaller | None = None
+    sees_all: bool = False
+    believes_tenants: bool = False
+
+    def check_sees_all(self) -> None:
+        """Raises ApiError 403 for a tenant like any other."""
+        if not self.sees_all:
+            message = (
+                "these figures are of all tenants: ask from this machine, with the operator's key, or with that of a "
+                "tenant that is started with --watcher TENANT (watchers: in weighbridge.yaml); /v1/tickets has your own"
+            )
+            raise ApiError(403, message, code="figures_of_others")
 
 
 def peer_of(scope: Mapping[str, Any]) -> Peer:
@@ -46,6 +65,8 @@ class Callers:
         self._proxies = Proxies(settings.trusted_proxies, settings.tenant_header)
         self._certificates = CertificateNames(settings) if settings.tls_client_ca is not None else None
         self._tokens = _tokens(settings)
+        self._gateways, self._watchers = frozenset(settings.gateways), frozenset(settings.watchers)
+        self._open_pages = settings.open_pages
         self.are_asked = keys.are_asked or settings.knows_callers  # whether a caller has to be known
 
     def start(self) -> None:
@@ -53,23 +74,49 @@ class Callers:
         if self._tokens is not None:
             self._tokens.keys.start()
 
-    def most_urgent(self, tenant: str) -> int:
-        """Return the most urgent class that `tenant` may ask for: as configured, else 0 where callers are known."""
-        return self._priorities.get(tenant, 0 if self.are_asked else LOWEST_PRIORITY)
+    def most_urgent(self, tenant: str, caller: KnownCaller | None) -> int:
+        """Return the most urgent class that a request of `tenant` may ask for: as configured, else 0 where callers
+        are known. A gateway has held its tenants to their bounds, and is held to one only where it has one itself."""
+        if caller is None:
+            return self._priorities.get(tenant, LOWEST_PRIORITY)
+        others = self._priorities.get(caller.tenant, LOWEST_PRIORITY) if caller.is_gateway else 0
+        return self._priorities.get(tenant, others)
 
     async def stop(self) -> None:
         if self._tokens is not None:
             await self._tokens.keys.stop()
 
-    async def tenant(self, headers: dict[str, str], peer: Peer) -> str | None:
-        """Return the caller's tenant; None where callers need not be known. Raises ApiError 401, seldom 503.
+    async def caller(self, headers: dict[str, str], peer: Peer) -> KnownCaller | None:
+        """Return who calls; None where callers need not be known. Raises ApiError 401, seldom 503.
 
         The header of proxies is taken out of `headers`, whoever sent it. A key that is wrong does no harm beside a good
         certificate: many clients must send some key.
         """
-        named = self._proxies.tenant(headers, peer.address)
-        if named is not None or not self.are_asked:
-            return named
+        tenant = self._proxies.tenant(headers, peer.address)
+        if tenant is None and self.are_asked:
+            tenant = await self._by_proof(headers, peer)
+        if tenant is None:
+            return None
+        return KnownCaller(tenant, tenant in self._gateways, tenant in self._watchers)
+
+    async def visitor(self, headers: dict[str, str], peer: Peer) -> Visitor:
+        """Who looks at a page, and how much of it is for them. Raises ApiError 401 for those whom nobody knows."""
+        here = is_loopback(self._proxies.client(headers, peer.address))
+        sees_all = self._open_pages or not self.are_asked or here or self.keys.is_admin(headers)
+        try:
+            caller = await self.caller(headers, peer)
+        except ApiError as error:
+            if not sees_all:
+                message = (
+                    "figures are shown to this machine and with a key; send one, or start with --open-pages"
+                )
+                raise ApiError(error.status, message, code=error.code) from error
+            return Visitor(sees_all=True)
+        if caller is None:
+            return Visitor(sees_all=True, believes_tenants=True)
+        return Visitor(caller, sees_all or caller.is_watcher, caller.is_gateway)
+
+    async def _by_proof(self, headers: Mapping[str, str], peer: Peer) -> str:
         try:
             return await self._by_bearer(headers)
         except ApiError:
@@ -77,16 +124,6 @@ class Callers:
             if tenant is None:
                 raise
             return tenant
-
-    async def check_watcher(self, headers: dict[str, str], peer: Peer) -> None:
-        """Let this machine, the operator and whoever is known see figures. Raises ApiError 401 for others."""
-        if is_loopback(self._proxies.client(headers, peer.address)) or self.keys.is_admin(headers):
-            return
-        try:
-            await self.tenant(headers, peer)
-        except ApiError as error:
-            message = "figures are shown to this machine and with a key; send one, or start with --open-pages"
-            raise ApiError(error.status, message, code=error.code) from error
 
     async def _by_bearer(self, headers: Mapping[str, str]) -> str:
         try:

@@ -38,6 +38,13 @@ def parse_certificate_name(text: str) -> CertificateName:
     return CertificateName(name, tenant)
 
 
+def parse_tenant(text: str) -> str:
+    """Read a tenant's name. Raises BadInput for what can be none."""
+    if not 0 < len(text) <= LONGEST_NAME:
+        raise BadInput(f"tenant {text[:LONGEST_NAME]!r}: a name has 1 to {LONGEST_NAME} characters")
+    return text
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentitySettings(AccessSettings):
     """How callers are known beside keys, and whether the line to them is private."""
@@ -73,6 +80,18 @@ class IdentitySettings(AccessSettings):
         (), "An audience that tokens may be for; may repeat.", flag="--oidc-audience"
     )
     oidc_claim: str = knob("sub", "The claim of a token that is its tenant.")
+    gateways: tuple[str, ...] = knob(
+        (),
+        "Tenant that is a gateway: whose request it says one is, is believed; may repeat.",
+        flag="--gateway",
+        parse=parse_tenant,
+    )
+    watchers: tuple[str, ...] = knob(
+        (),
+        "Tenant that sees everybody's figures in /metrics and /v1/load, such as Prometheus; may repeat.",
+        flag="--watcher",
+        parse=parse_tenant,
+    )
     insecure: bool = knob(
         False, "Listen beyond this machine although there are neither keys nor TLS.", flag="--insecure"
     )
