@@ -104,6 +104,7 @@ tenant_header: X-Weighbridge-Tenant
 oidc_issuer: {ISSUER}
 oidc_audiences: [{AUDIENCE}]
 oidc_claim: team
+watchers: [keyed]
 """
     (folder / "gateway.yaml").write_text(f"""\
 listen: 127.0.0.1:{ports["gateway"]}
@@ -145,7 +146,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     names = [word for name in names for word in ("--client-certificate", name)]
     names += ["--trusted-proxy", "127.0.0.1", "--tenant-header", "x-weighbridge-tenant"]
     names += ["--oidc-jwks", str(folder / "jwks.json"), "--oidc-issuer", ISSUER, "--oidc-audience", AUDIENCE]
-    names += ["--oidc-claim", "team"]
+    names += ["--oidc-claim", "team", "--watcher", "keyed"]
     commands = {
         "single": ["serve", str(model), *ENGINE.split(), *tls, *names, "--api-key", f"keyed={KEY}"],
         "gateway": ["serve", "--config", str(folder / "gateway.yaml")],
@@ -284,6 +285,8 @@ def test_figures_are_for_this_machine_and_not_for_whom_it_asks(secured: Secured,
         ):
             assert door.ask(context, None, "GET", path, more, source)[0] == 401, (source, more)
             assert door.ask(context, KEY, "GET", path, more, source)[0] == 200
+    batch = secured.authority.context(secured.batch)
+    assert door.ask(batch, None, "GET", "/metrics", afar)[0] == 403
 
 
 @pytest.mark.parametrize("name", DOORS)

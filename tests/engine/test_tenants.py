@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine.fake_model import Driver, make_request, make_scheduler, reference_output
-from weighbridge.engine.request import Request, RequestState
+from tests.engine.fake_model import Costs, Driver, make_request, make_scheduler, reference_output
+from weighbridge.engine.request import Places, Request, RequestState
+from weighbridge.engine.schedule import make as schedulers
 from weighbridge.engine.schedule.fairness import MAX_IDLE_TENANTS, Seats, VirtualTokenCounters
+from weighbridge.engine.schedule.places import Backlog
 from weighbridge.engine.schedule.queue import FairQueue
-from weighbridge.errors import QueueFull
+from weighbridge.engine.schedule.scheduler_api import SchedulerSettings
+from weighbridge.errors import BadInput, QueueFull
 
 PATIENCE = 0.5
 
@@ -283,6 +286,68 @@ def test_the_line_is_bounded_and_nobody_with_less_than_a_share_is_kept_out(
             queue.push(make_request(f"r{number}", [1], tenant=tenant), float(number), size)
         queue.check_integrity()
         assert len(queue) <= bound * sum(1 / n for n in range(1, 9))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9), st.integers(0, 20)), max_size=40),
+    st.integers(1, 12),
+)
+def test_places_that_are_kept_count_as_if_somebody_waited_there(
+    steps: list[tuple[str, int, int]], bound: int
+) -> None:
+    """Whether calls are queued at once or a request at a time between others: the same ones get in."""
+    line: FairQueue[Request] = FairQueue()
+    plain: FairQueue[Request] = FairQueue()
+    left: list[Places] = []
+    number = 0
+
+    def come(places: Places) -> None:
+        nonlocal number
+        number += 1
+        line.kept.give_back(places, 1)
+        line.push(make_request(f"r{number}", [1], tenant=places.tenant), 0.0, 10)
+
+    for tenant, requests, turns in steps:
+        full = plain.is_full_for(tenant, 10 * requests, bound, None, requests)
+        assert line.is_full_for(tenant, 10 * requests, bound, None, requests) == full
+        if not full:
+            left.append(line.kept.keep(tenant, requests, 10 * requests))
+            for one in range(requests):
+                plain.push(make_request(f"p{number}-{len(left)}-{one}", [1], tenant=tenant), 0.0, 10)
+        for turn in range(turns):
+            if waiting := [one for one in left if one.requests]:
+                come(waiting[turn % len(waiting)])
+        line.check_integrity()
+        assert len(line) + line.kept.total.requests == len(plain)
+        assert line.num_tokens + line.kept.total.tokens == plain.num_tokens
+    for one in left:
+        line.kept.give_back(one)
+    assert (line.kept.total, line.kept.by_tenant) == (Backlog(), {})
+
+
+@pytest.mark.parametrize("batching", ["continuous", "static"])
+def test_a_call_gets_places_for_all_of_its_requests_or_for_none(batching: str) -> None:
+    bound = SchedulerSettings(num_blocks=64, max_model_len=400, max_queue_requests=10, batching=batching)
+    scheduler = schedulers.make_scheduler(bound, Costs())
+    first = scheduler.keep_places("a", [(5, 5)] * 7)
+    with pytest.raises(QueueFull, match="in 7 requests"):
+        scheduler.keep_places("a", [(5, 5)] * 7)
+    with pytest.raises(BadInput, match="brings 11 requests"):
+        scheduler.keep_places("a", [(5, 5)] * 11)
+    others = several("a", 4)
+    for one in others[:3]:
+        scheduler.add(one, 0.0)
+    with pytest.raises(QueueFull):
+        scheduler.add(others[3], 0.0)
+    for one in several("x", 5):
+        one.tenant = "a"
+        scheduler.add(one, 0.0, first)
+    assert scheduler.load().queued_requests == 8
+    scheduler.give_back(first)
+    scheduler.give_back(first)
+    scheduler.add(others[3], 0.0)
+    scheduler.check_integrity()
 
 
 # -- what is counted -----------------------------------------------------------------------------------

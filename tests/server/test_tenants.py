@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,33 @@ async def test_a_tenant_that_holds_all_seats_gives_one_up(narrow: str, client: a
     assert sum(one["preemptions"] for one in theirs) == 1
 
 
-@pytest.mark.proof
+@pytest.mark.parametrize("floods", [2, 4])
+async def test_one_of_several_floods_that_fit_is_let_in_and_all_of_it(
+    narrow: str, client: aiohttp.ClientSession, floods: int
+) -> None:
+    """They are queued a few prompts at a time: each used to fill the line for the other, and none got in."""
+    flood = {"prompt": ["again and again"] * 1300, "max_tokens": 64}
+    sent = [asyncio.create_task(post(client, narrow, "a", **flood)) for _ in range(floods)]
+    pending = set(sent)
+    while len(pending) > 1:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for one in done:
+            assert (one.result()[0], one.result()[1]["error"]["code"]) == (429, "queue_full")
+            assert "1300 requests" in one.result()[1]["error"]["message"]
+    await told(client, narrow, lambda load: load["queued_requests"] > 1200)
+    assert not any(one.done() for one in pending)
+    await cut(pending, client, narrow)
+
+
+async def test_more_prompts_than_may_ever_wait_are_refused_in_a_sentence(
+    narrow: str, client: aiohttp.ClientSession
+) -> None:
+    status, answer, _ = await post(client, narrow, "a", prompt=["again"] * 1100, n=2, max_tokens=1)
+    assert status == 400
+    assert "2200 requests" in answer["error"]["message"]
+    assert "--max-queue" in answer["error"]["message"]
+
+
 async def test_thousands_of_prompts_leave_room_in_the_line(
     narrow: str, client: aiohttp.ClientSession
 ) -> None:
@@ -79,10 +105,7 @@ async def test_thousands_of_prompts_leave_room_in_the_line(
     )
     assert [status for status, _, _ in answers] == [200] * 60
     assert any(not one.done() for one in floods)
-    for one in floods:
-        one.cancel()
-    await asyncio.gather(*floods, return_exceptions=True)
-    await running(client, narrow, 0)
+    await cut(floods, client, narrow)
 
 
 GATEWAY = """
@@ -159,16 +182,29 @@ async def test_nobody_is_more_urgent_than_the_operator_allows(
     narrow: str, client: aiohttp.ClientSession
 ) -> None:
     for tenant, asked, has in (("a", -10, -3), ("a", -2, -2), ("b", -10, 0), ("b", 7, 7), ("b", 5000, 1000)):
-        told = {"prompt": "who goes first", "max_tokens": 1, "weighbridge": {"priority": asked}}
-        _, _, name = await post(client, narrow, tenant, **told)
+        wanted = {"prompt": "who goes first", "max_tokens": 1, "weighbridge": {"priority": asked}}
+        _, _, name = await post(client, narrow, tenant, **wanted)
         assert (await ticket(client, narrow, tenant, name))["priority"] == has
+
+
+async def cut(floods: Iterable[asyncio.Task[Any]], client: aiohttp.ClientSession, url: str) -> None:
+    """Cancel what is under way, and wait until the engine is rid of it."""
+    for one in floods:
+        one.cancel()
+    await asyncio.gather(*floods, return_exceptions=True)
+    await running(client, url, 0)
 
 
 async def running(client: aiohttp.ClientSession, url: str, count: int) -> None:
     """Wait until so many requests run there."""
+    await told(client, url, lambda load: load["running_requests"] == count)
+
+
+async def told(client: aiohttp.ClientSession, url: str, enough: Callable[[dict[str, Any]], bool]) -> None:
+    """Wait until a server tells enough of its load."""
     async with asyncio.timeout(60):
         while True:
             async with client.get(f"{url}/v1/load") as answer:
-                if (await answer.json())["running_requests"] == count:
+                if enough(await answer.json()):
                     return
             await asyncio.sleep(0.01)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from weighbridge.cost.usage import Usage
-from weighbridge.engine.request import Embedding, FinishReason, SamplingParams, TokenLogprob
+from weighbridge.engine.request import Embedding, FinishReason, Places, SamplingParams, TokenLogprob
 from weighbridge.ticket.record import Ticket
 
 
@@ -102,8 +102,20 @@ class Engine(Protocol):
         """Numbers in an embedding; None: nothing here has hidden states (a simulated model)."""
         ...
 
-    def submit(self, generation: Generation) -> Stream:
-        """Accept a generation, or raise `Refused` (NeverFits, QueueFull, Draining, DeadlineMissed)."""
+    def keep_places(self, tenant: str, generations: Sequence[Generation]) -> Places:
+        """Keep places in the line for the generations of one call, which are submitted one after another: for all of
+        them, or raise `Refused` or BadInput."""
+        ...
+
+    def give_back(self, places: Places) -> None:
+        """Give back what is left of them."""
+        ...
+
+    def submit(self, generation: Generation, places: Places | None = None) -> Stream:
+        """Accept a generation, or raise `Refused` (NeverFits, QueueFull, Draining, DeadlineMissed).
+
+        One for which a place is kept is not refused because the line is full.
+        """
         ...
 
     def load(self) -> Load: ...

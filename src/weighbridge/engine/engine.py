@@ -8,7 +8,7 @@ import random
 import time
 import uuid
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from weighbridge.cost import StepClock
 from weighbridge.engine.api import Delta, Generation, Load, Turn
 from weighbridge.engine.batch import Batch
 from weighbridge.engine.loop import BatchRunner, EngineLoop
-from weighbridge.engine.request import FinishReason, Request, SamplingParams
+from weighbridge.engine.request import FinishReason, Places, Request, SamplingParams
 from weighbridge.engine.schedule.scheduler_api import Progress, SchedulerLike
 from weighbridge.engine.stream import EngineStream, StreamChoice
 from weighbridge.engine.text import StopStrings, TextStream, TokenDecoder
@@ -111,10 +111,26 @@ class LocalEngine:
         for stream, _ in list(self._streams.values()):
             stream.close()
 
-    def submit(self, generation: Generation) -> EngineStream:
-        """Weigh and queue a generation. Raises Refused with the reason when it cannot run."""
+    def keep_places(self, tenant: str, generations: Sequence[Generation]) -> Places:
+        """Keep places in the line for generations of one call. Raises Refused where there is not room for all."""
+        self._check_open()
+        sizes = [(len(one.prompt), 0 if one.embeds else one.params.max_tokens) for one in generations]
+        counted = [size for one, size in zip(generations, sizes, strict=True) for _ in range(one.choices)]
+        with self._loop.lock:
+            return self._scheduler.keep_places(tenant, counted)
+
+    def give_back(self, places: Places) -> None:
+        """Give back the places of generations that were not submitted."""
+        with self._loop.lock:
+            self._scheduler.give_back(places)
+
+    def _check_open(self) -> None:
         if self._draining:
             raise Draining("the server is shutting down and takes no new requests; try another replica")
+
+    def submit(self, generation: Generation, places: Places | None = None) -> EngineStream:
+        """Weigh and queue a generation. Raises Refused with the reason when it cannot run."""
+        self._check_open()
         stream = self._open(generation)
         requests = [choice.request for choice in stream.choices]
         with self._loop.lock:
@@ -122,7 +138,7 @@ class LocalEngine:
             added: list[Request] = []
             try:
                 for request in requests:
-                    self._scheduler.add(request, now)
+                    self._scheduler.add(request, now, places)
                     added.append(request)
             except Exception:
                 for request in added:

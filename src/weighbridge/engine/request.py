@@ -140,3 +140,12 @@ class Request:
     def max_total_tokens(self) -> int:
         """Tokens this request holds at most, prompt and output: what admission checks against the pool."""
         return len(self.prompt) + self.params.max_tokens
+
+
+@dataclass(slots=True)
+class Places:
+    """What is left of the places that were kept in the line for the requests of one call."""
+
+    tenant: str
+    requests: int
+    tokens: int

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from weighbridge.engine.batch import Batch, Sampled
-from weighbridge.engine.request import FinishReason, Request
+from weighbridge.engine.request import FinishReason, Places, Request
 from weighbridge.engine.schedule.books import Books
 from weighbridge.engine.schedule.plan import Plan
 from weighbridge.engine.schedule.scheduler import Scheduler
@@ -114,8 +114,8 @@ class CountingBooks(Books):
         self.tenants: dict[str, int] = {}
         self.with_deadline = 0
 
-    def add(self, request: Request, now: float) -> None:
-        super().add(request, now)
+    def add(self, request: Request, now: float, places: Places | None = None) -> None:
+        super().add(request, now, places)
         self._count(request, 1)
 
     def _end(self, request: Request, reason: FinishReason) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weighbridge.cost import StepCost
 from weighbridge.engine.request import Request
+from weighbridge.engine.schedule.places import Backlog
 from weighbridge.engine.schedule.scheduler_api import SchedulerSettings
 from weighbridge.errors import BadInput, DeadlineMissed, NeverFits, QueueFull
 
@@ -32,28 +33,40 @@ def check_request(request: Request, settings: SchedulerSettings) -> None:
         )
 
 
-def check_queue(
-    settings: SchedulerSettings, requests: int, tokens: int, added: int, output_length: float, cost: StepCost
-) -> None:
-    """Raise QueueFull when one more request of `added` tokens exceeds a limit of the queue.
+def check_ever(settings: SchedulerSettings, requests: int) -> None:
+    """Raise BadInput when a call brings more requests than may ever wait."""
+    if requests > settings.max_queue_requests:
+        raise BadInput(
+            f"this call brings {requests} requests (prompts times n), and the queue takes at most "
+            f"{settings.max_queue_requests}; send fewer at a time, or start the server with a larger --max-queue"
+        )
 
-    `requests` with `tokens` of work wait, `output_length` of which each are expected to be output.
+
+def check_queue(
+    settings: SchedulerSettings, waiting: Backlog, added: Backlog, output_length: float, cost: StepCost
+) -> None:
+    """Raise QueueFull when `added` exceeds a limit of the queue.
+
+    `output_length` tokens of the work of each that waits are expected to be output.
     """
-    full = requests >= settings.max_queue_requests
-    heavy = settings.max_queue_tokens is not None and requests and tokens + added > settings.max_queue_tokens
-    if full or heavy:
-        raise queue_full(settings, requests, tokens, added, output_length, cost)
+    total = waiting + added
+    full = total.requests > settings.max_queue_requests
+    most = settings.max_queue_tokens
+    if full or (most is not None and total.requests > 1 and total.tokens > most):
+        raise queue_full(settings, waiting, added, output_length, cost)
 
 
 def queue_full(
-    settings: SchedulerSettings, requests: int, tokens: int, added: int, output_length: float, cost: StepCost
+    settings: SchedulerSettings, waiting: Backlog, added: Backlog, output_length: float, cost: StepCost
 ) -> QueueFull:
-    """Return the error for one request of `added` tokens more than the queue takes. Arguments as in `check_queue`."""
-    full = requests >= settings.max_queue_requests
+    """Return the error for more than the queue takes. Arguments as in `check_queue`."""
+    requests, tokens = waiting.requests, waiting.tokens
+    full = requests + added.requests > settings.max_queue_requests
     retry_after = drain_seconds(tokens, round(min(requests * output_length, tokens)), settings, cost)
     limit = f"{settings.max_queue_requests} requests" if full else f"{settings.max_queue_tokens} tokens"
+    adds = f"{added.tokens}" if added.requests == 1 else f"{added.tokens} in {added.requests} requests"
     return QueueFull(
-        f"{requests} requests with {tokens} tokens of work wait, this one adds {added}, and the queue takes "
+        f"{requests} requests with {tokens} tokens of work wait, this one adds {adds}, and the queue takes "
         f"at most {limit}; try again in about {retry_after:.0f} s",
         retry_after=retry_after,
     )

@@ -5,7 +5,7 @@ Every change of a request's state happens here; which request runs next is decid
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from weighbridge.cost import StepCost
 from weighbridge.engine.api import Load
@@ -13,14 +13,15 @@ from weighbridge.engine.batch import Batch, Sampled, Slice
 from weighbridge.engine.memory.block_tables import BlockTables, Opening
 from weighbridge.engine.memory.blocks import BlockPool
 from weighbridge.engine.memory.prefix import PrefixCache
-from weighbridge.engine.request import Embedding, FinishReason, Request, RequestState, TokenLogprob
-from weighbridge.engine.schedule.admission import check_deadline, check_request, queue_full
+from weighbridge.engine.request import Embedding, FinishReason, Places, Request, RequestState, TokenLogprob
+from weighbridge.engine.schedule.admission import check_deadline, check_ever, check_request, queue_full
 from weighbridge.engine.schedule.output import Forks, OutputLength, append_tokens, prompt_computed
+from weighbridge.engine.schedule.places import Backlog
 from weighbridge.engine.schedule.queue import Deadlines, FairQueue
 from weighbridge.engine.schedule.running import RunningSet
 from weighbridge.engine.schedule.scheduler_api import CostSource, Progress, SchedulerSettings
 from weighbridge.engine.schedule.speculation import Speculator
-from weighbridge.errors import BadInput, DeadlineMissed
+from weighbridge.errors import BadInput, DeadlineMissed, QueueFull
 
 
 class Books:
@@ -65,16 +66,30 @@ class Books:
 
     # -- in --------------------------------------------------------------------------------------------
 
-    def add(self, request: Request, now: float) -> None:
+    def keep_places(self, tenant: str, sizes: Sequence[tuple[int, int]]) -> Places:
+        """See `SchedulerLike.keep_places`."""
+        check_ever(self.settings, len(sizes))
+        queue, limits = self.queue, self.settings
+        work = sum([self.output_length.work_of(prompt, most) for prompt, most in sizes])
+        count = len(sizes)
+        if queue.is_full_for(tenant, work, limits.max_queue_requests, limits.max_queue_tokens, count):
+            raise self._full(count, work)
+        return queue.kept.keep(tenant, count, work)
+
+    def _full(self, requests: int, work: int) -> QueueFull:
+        waiting = Backlog(len(self.queue), self.queue.num_tokens) + self.queue.kept.total
+        return queue_full(self.settings, waiting, Backlog(requests, work), self.output_length.mean, self.cost)
+
+    def add(self, request: Request, now: float, places: Places | None = None) -> None:
         """Put a request in the queue, or raise why it is refused and keep nothing."""
         check_request(request, self.settings)
         if request.id in self._requests:
             raise BadInput(f"a request with id {request.id!r} is here already; ids must differ", param="id")
-        queue, work = self.queue, self.output_length.work(request)
-        mean = self.output_length.mean
-        limits = self.settings
-        if queue.is_full_for(request.tenant, work, limits.max_queue_requests, limits.max_queue_tokens):
-            raise queue_full(limits, len(queue), queue.num_tokens, work, mean, self.cost)
+        queue, work, limits = self.queue, self.output_length.work(request), self.settings
+        if places is not None and places.requests:
+            queue.kept.give_back(places, 1)
+        elif queue.is_full_for(request.tenant, work, limits.max_queue_requests, limits.max_queue_tokens):
+            raise self._full(1, work)
         self.now = now
         self._check_deadline(request)
         self._requests[request.id] = request

@@ -44,6 +44,10 @@ class OutputLength:
         """Expected output tokens still to come."""
         return min(round(self.mean), request.params.max_tokens - request.num_output_tokens)
 
+    def work_of(self, prompt_tokens: int, max_tokens: int) -> int:
+        """Tokens to be computed for a request that has not begun."""
+        return prompt_tokens + min(round(self.mean), max_tokens)
+
     def work(self, request: Request) -> int:
         """Tokens still to be computed: of those that exist, and of those expected."""
         return request.num_tokens - request.num_computed_tokens + self.remaining(request)

@@ -22,6 +22,7 @@ from typing import Generic, Protocol, TypeVar
 
 from weighbridge.engine.request import Request, RequestState
 from weighbridge.engine.schedule.fairness import VirtualTokenCounters
+from weighbridge.engine.schedule.places import NOTHING, Backlog, KeptPlaces
 
 #: Classes remembered while nothing of theirs waits; priorities are the clients' to choose, memory is ours.
 MAX_IDLE_CLASSES = 256
@@ -41,17 +42,6 @@ class Queued(Protocol):
 
 
 Item = TypeVar("Item", bound=Queued)
-
-
-@dataclass(slots=True)
-class Backlog:
-    """What one tenant has waiting."""
-
-    requests: int = 0
-    tokens: int = 0
-
-
-_NOTHING = Backlog()
 
 
 @dataclass(slots=True)
@@ -89,6 +79,7 @@ class FairQueue(Generic[Item]):
         self._order: list[int] = []  # classes with eligible requests, most urgent first
         self._waiting: dict[str, _Waiting[Item]] = {}
         self._backlogs: dict[str, Backlog] = {}  # by tenant
+        self.kept = KeptPlaces()
         self.num_tokens = 0  # tokens still to be computed for all that wait
 
     def __len__(self) -> int:
@@ -102,22 +93,28 @@ class FairQueue(Generic[Item]):
 
     def backlog(self, tenant: str) -> Backlog:
         """What `tenant` has waiting, in all classes."""
-        return self._backlogs.get(tenant, _NOTHING)
+        return self._backlogs.get(tenant, NOTHING)
 
-    def is_full_for(self, tenant: str, tokens: float, max_requests: int, max_tokens: int | None) -> bool:
-        """Whether `tenant` has to stay outside with a request of `tokens`: the line is full, and it has its share.
+    def is_full_for(
+        self, tenant: str, tokens: float, max_requests: int, max_tokens: int | None, requests: int = 1
+    ) -> bool:
+        """Whether `tenant` has to stay outside with `requests` of `tokens` in all: the line is full, and it has its
+        share. Places that are kept count as taken.
 
         The share is the bound over all that wait. So with `n` tenants the line holds at most 1 + 1/2 + ... + 1/n times
         its bounds, and nobody is kept out by what others have waiting.
         """
-        heavy = max_tokens is not None and bool(self._waiting) and self.num_tokens + tokens > max_tokens
-        if len(self._waiting) < max_requests and not heavy:
+        kept = self.kept.total
+        count, work = len(self._waiting) + kept.requests + requests, self.num_tokens + kept.tokens + tokens
+        heavy = max_tokens is not None and count > 1 and work > max_tokens
+        if count <= max_requests and not heavy:
             return False
-        own = self._backlogs.get(tenant, _NOTHING)
-        sharers = len(self._backlogs) + (tenant not in self._backlogs)
-        if own.requests >= max_requests // sharers:
+        own = self.backlog(tenant) + self.kept.of(tenant)
+        sharers = len(self._backlogs.keys() | self.kept.by_tenant.keys() | {tenant})
+        if own.requests + requests > max_requests // sharers:
             return True
-        return max_tokens is not None and bool(own.requests) and own.tokens + tokens > max_tokens / sharers
+        few = own.requests + requests == 1
+        return max_tokens is not None and not few and own.tokens + tokens > max_tokens / sharers
 
     def holds(self, request_id: str) -> bool:
         """Whether a waiting request is not eligible yet."""

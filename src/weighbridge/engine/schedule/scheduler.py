@@ -28,12 +28,12 @@ Plain Python: time is passed in, and the simulator runs this very class.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from weighbridge.engine.api import Load
 from weighbridge.engine.batch import Batch, Sampled
 from weighbridge.engine.memory.block_tables import Opening
-from weighbridge.engine.request import FinishReason, Request, RequestState
+from weighbridge.engine.request import FinishReason, Places, Request, RequestState
 from weighbridge.engine.schedule.admission import min_seconds
 from weighbridge.engine.schedule.books import Books
 from weighbridge.engine.schedule.plan import Plan
@@ -60,8 +60,14 @@ class Scheduler:
         self._cost = self._books.cost  # as it was when the iteration began
         self._now = 0.0
 
-    def add(self, request: Request, now: float) -> None:
-        self._books.add(request, now)
+    def keep_places(self, tenant: str, sizes: Sequence[tuple[int, int]]) -> Places:
+        return self._books.keep_places(tenant, sizes)
+
+    def give_back(self, places: Places) -> None:
+        self._queue.kept.give_back(places)
+
+    def add(self, request: Request, now: float, places: Places | None = None) -> None:
+        self._books.add(request, now, places)
 
     def schedule(self, now: float) -> Batch:
         self._begin(now)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
 from weighbridge.cost import StepCost
 from weighbridge.engine.api import Load
 from weighbridge.engine.batch import Batch, Sampled
-from weighbridge.engine.request import Embedding, FinishReason, Request, TokenLogprob
+from weighbridge.engine.request import Embedding, FinishReason, Places, Request, TokenLogprob
 from weighbridge.errors import BadInput
 from weighbridge.knobs import check_choices, knob
 
@@ -129,8 +130,20 @@ class SchedulerLike(Protocol):
     @property
     def settings(self) -> SchedulerSettings: ...
 
-    def add(self, request: Request, now: float) -> None:
-        """Accept a request, or raise BadInput, NeverFits, QueueFull or DeadlineMissed and keep nothing."""
+    def keep_places(self, tenant: str, sizes: Sequence[tuple[int, int]]) -> Places:
+        """Keep places in the line for requests that come one after another, or raise QueueFull or BadInput and keep
+        none. `sizes`: of each, the tokens of its prompt and the most that it may produce."""
+        ...
+
+    def give_back(self, places: Places) -> None:
+        """Give back the places of requests that did not come."""
+        ...
+
+    def add(self, request: Request, now: float, places: Places | None = None) -> None:
+        """Accept a request, or raise BadInput, NeverFits, QueueFull or DeadlineMissed and keep nothing.
+
+        It takes one of `places`, so that the line is not full for it.
+        """
         ...
 
     def schedule(self, now: float) -> Batch:

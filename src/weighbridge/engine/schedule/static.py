@@ -18,6 +18,7 @@ The rules, each of them what classic serving does, none made worse:
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -25,9 +26,10 @@ from weighbridge.cost import StepCost
 from weighbridge.engine.api import Load
 from weighbridge.engine.batch import Batch, Sampled, Slice
 from weighbridge.engine.memory.blocks import BlockPool
-from weighbridge.engine.request import FinishReason, Request, RequestState, SamplingParams
-from weighbridge.engine.schedule.admission import check_deadline, check_queue, check_request
+from weighbridge.engine.request import FinishReason, Places, Request, RequestState, SamplingParams
+from weighbridge.engine.schedule.admission import check_deadline, check_ever, check_queue, check_request
 from weighbridge.engine.schedule.output import OutputLength, append_tokens
+from weighbridge.engine.schedule.places import Backlog, KeptPlaces
 from weighbridge.engine.schedule.queue import Deadlines
 from weighbridge.engine.schedule.scheduler_api import CostSource, Progress, SchedulerSettings
 from weighbridge.errors import BadInput
@@ -70,6 +72,7 @@ class StaticScheduler:
         self._deadlines = Deadlines()
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
         self._queued_tokens = 0
+        self._kept = KeptPlaces()
         self._members: dict[str, Request] = {}  # of the running batch, not finished
         self._batch: _Formation | None = None
         self._finished: list[Request] = []
@@ -82,12 +85,28 @@ class StaticScheduler:
 
     # -- requests come and go --------------------------------------------------------------------------
 
-    def add(self, request: Request, now: float) -> None:
+    def keep_places(self, tenant: str, sizes: Sequence[tuple[int, int]]) -> Places:
+        check_ever(self.settings, len(sizes))
+        work = sum([self._output_length.work_of(prompt, most) for prompt, most in sizes])
+        self._check_room(Backlog(len(sizes), work))
+        return self._kept.keep(tenant, len(sizes), work)
+
+    def give_back(self, places: Places) -> None:
+        self._kept.give_back(places)
+
+    def _check_room(self, added: Backlog) -> None:
+        waiting = Backlog(len(self._waiting), self._queued_tokens) + self._kept.total
+        check_queue(self.settings, waiting, added, self._output_length.mean, self._cost)
+
+    def add(self, request: Request, now: float, places: Places | None = None) -> None:
         check_request(request, self.settings)
         if request.id in self._waiting or request.id in self._members:
             raise BadInput(f"a request with id {request.id!r} is here already; ids must differ", param="id")
-        work, mean = self._output_length.work(request), self._output_length.mean
-        check_queue(self.settings, len(self._waiting), self._queued_tokens, work, mean, self._cost)
+        work = self._output_length.work(request)
+        if places is not None and places.requests:
+            self._kept.give_back(places, 1)
+        else:
+            self._check_room(Backlog(1, work))
         check_deadline(request, now, 0, self.settings, self._cost)
         self._waiting[request.id] = _Waiting(request, now, work)
         self._queued_tokens += work

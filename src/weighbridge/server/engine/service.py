@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from weighbridge.engine.api import Engine, Turn
-from weighbridge.engine.request import Guide
+from weighbridge.engine.request import Guide, Places
 from weighbridge.errors import NeverFits, UnknownModel
 from weighbridge.server.endpoint import Audience, Endpoint, TextTokenizer
 from weighbridge.server.engine.experts import ExpertEndpoints
@@ -131,12 +131,17 @@ class EngineService:
         """Queue every generation of a request, or none when one is refused; others get a turn in between."""
         embeds = ask.path == embeddings.PATH
         running: list[Running] = []
+        places: Places | None = None
         try:
+            if len(work.generations) > 1:  # there is room for all of them before the first is queued
+                places = self.engine.keep_places(ask.tenant, work.generations)
             for start in range(0, len(work.generations), BURST):
-                running += self.submit(ask, work, range(start, start + BURST))
+                running += self.submit(ask, work, range(start, start + BURST), places)
                 if len(work.generations) > BURST:
                     await asyncio.sleep(0)
         except BaseException as error:
+            if places is not None:
+                self.engine.give_back(places)
             await close_all(running)
             if embeds and isinstance(error, NeverFits):  # the context is longer than the KV pool
                 field = "messages" if "messages" in ask.fields else "input"
@@ -154,17 +159,19 @@ class EngineService:
             message = f"the model {name!r} does not exist here; this server has {self._model!r}"
             raise UnknownModel(message, param="model")
 
-    def submit(self, ask: Ask, work: EngineWork, places: range) -> list[Running]:
-        """Queue the generations at these places on behalf of `ask`, or none of them when one is refused.
+    def submit(
+        self, ask: Ask, work: EngineWork, numbers: range, places: Places | None = None
+    ) -> list[Running]:
+        """Queue the generations of these numbers on behalf of `ask`, or none of them when one is refused.
 
         The first of all carries the ticket's id. Raises what the engine's `submit` does.
         """
         running: list[Running] = []
-        ticket_id = ask.id if not places.start and self.tickets.get(ask.id) is None else None
+        ticket_id = ask.id if not numbers.start and self.tickets.get(ask.id) is None else None
         try:
-            for place in places[: max(len(work.generations) - places.start, 0)]:
+            for number in numbers[: max(len(work.generations) - numbers.start, 0)]:
                 generation = replace(
-                    work.generations[place],
+                    work.generations[number],
                     tenant=ask.tenant,
                     priority=ask.priority,
                     deadline_ms=ask.deadline_ms,
@@ -173,9 +180,9 @@ class EngineService:
                     prompt_hash=work.prompt_hash,
                     cache_salt=ask.cache_salt,
                 )
-                stream = self.engine.submit(generation)
+                stream = self.engine.submit(generation, places)
                 self.tickets.add(stream.ticket)
-                running.append(Running(stream, work.forms[place], generation.choices))
+                running.append(Running(stream, work.forms[number], generation.choices))
         except Exception:
             for one in running:
                 one.stream.close()
