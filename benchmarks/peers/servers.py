@@ -35,10 +35,24 @@ def server(peer: str, clients: int) -> Iterator[str]:
     """A peer's server on a free local port, once it answers; ended by its own process id."""
     port = free_port()
     command, settings = command_of(peer, port, clients)
+    with running(command, settings, peer, port) as url:
+        yield url
+
+
+@contextmanager
+def serving(program: list[str], name: str) -> Iterator[str]:
+    """The default model, served by a checkout's own `weighbridge`; `name` is what its log is called."""
+    port = free_port()
+    with running([*program, "serve", "--port", str(port), *OURS], {}, name, port) as url:
+        yield url
+
+
+@contextmanager
+def running(command: list[str], settings: dict[str, str], name: str, port: int) -> Iterator[str]:
     if shutil.which("timeout"):
         command = ["timeout", f"--kill-after={STOP_TIMEOUT:.0f}", str(LIFE_LIMIT), *command]
     environments.HOME.mkdir(parents=True, exist_ok=True)
-    with (environments.HOME / f"{peer}.log").open("w") as log:
+    with (environments.HOME / f"{name}.log").open("w") as log:
         process = subprocess.Popen(
             command, env={**os.environ, **settings}, stdout=log, stderr=log, start_new_session=True
         )

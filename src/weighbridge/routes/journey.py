@@ -220,7 +220,7 @@ class RouteJourney:
         """Take out what was found; where that cannot be, `asked` says why."""
         try:
             body = self._request.forwarded(Level.CLOUD)
-            self._redacted = await self._route.guard.redact(inspection, body)
+            self._redacted = await self._route.guard.redact(inspection, body, self._request.sent_bytes)
         except Unhidable as error:
             return replace(asked, unhidable=str(error))
         return asked if self._redacted is not None else replace(asked, found=None)
@@ -230,7 +230,7 @@ class RouteJourney:
         route, request = self._route, self._request
         if not route.settings.policy.needs_scan or request.ask.placement is Placement.ONLY_EDGE:
             return Inspection.nothing()
-        return await route.guard.inspect(request.forwarded(Level.CLOUD))
+        return await route.guard.inspect(request.forwarded(Level.CLOUD), request.sent_bytes)
 
     async def _facts(self, place: Place, *, may_leave: bool) -> PlaceFacts:
         if place.level is Level.CLOUD and not may_leave:

@@ -29,6 +29,11 @@ class RouteRequest:
         #: UTF-8 bytes of all text that reaches the model.
         self.size = sum(_size(self.body.get(name)) for name in ("messages", "tools", "response_format"))
 
+    @property
+    def sent_bytes(self) -> int:
+        """Of all that was sent, whatever it is."""
+        return sum(memoryview(raw).nbytes for raw in self.ask.fields.values())
+
     def fields(self, level: Level) -> Fields:
         """The fields that may go to a place of this level, as the client wrote them."""
         allowed = _ALLOWED[level]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,13 @@ class Isotonic:
     levels: tuple[float, ...]
 
     def __call__(self, score: float) -> float:
-        return float(np.interp(score, self.knots, self.levels))
+        knots, levels = self.knots, self.levels
+        right = bisect_right(knots, score)
+        if right in (0, len(knots)):
+            return levels[0 if right == 0 else -1]
+        left = right - 1
+        rise = (levels[right] - levels[left]) / (knots[right] - knots[left])
+        return levels[left] + rise * (score - knots[left])
 
 
 def fit(

@@ -28,6 +28,8 @@ log = logging.getLogger("weighbridge.routes")
 
 #: Texts whose hits are remembered: conversations repeat their history with every turn.
 REMEMBERED = 4096
+#: Bytes of a body from which on a thread looks at it. A shorter one takes tenths of a millisecond.
+LONG = 2048
 
 T = TypeVar("T")
 
@@ -92,8 +94,8 @@ class Inspection:
 
 
 class Guard:
-    """Runs detectors over bodies, and takes out what they found: in threads of its own, within `timeout` seconds, or
-    not at all."""
+    """Runs detectors over bodies, and takes out what they found: in threads of its own but for short ones, within
+    `timeout` seconds, or not at all."""
 
     def __init__(
         self,
@@ -103,24 +105,29 @@ class Guard:
         threads: int = 2,
     ) -> None:
         self._detectors = tuple(detectors)
+        self._look = {one: _interruptible(one) for one in detectors}
+        self._are_quick = all(one.is_quick for one in detectors)
         self._types = types or DEFAULT_TYPES
         self._timeout = timeout
         self._threads = ThreadPoolExecutor(threads, "weighbridge-detectors")
         self._known: OrderedDict[bytes, tuple[Found, ...]] = OrderedDict()
         self._lock = threading.Lock()
 
-    async def inspect(self, body: Mapping[str, Any]) -> Inspection:
-        """What the whole body holds. Never raises: a detector that crashes or is late means `found` None."""
-        return await self._run(lambda tick: self._inspect(body, tick)) or Inspection(None)
+    async def inspect(self, body: Mapping[str, Any], size: int = LONG) -> Inspection:
+        """What the whole body holds. Never raises: a detector that crashes or is late means `found` None.
 
-    async def redact(self, inspection: Inspection, body: dict[str, Any]) -> Redacted | None:
+        `size`: at least its bytes. A short one is looked at here and now, which takes less than asking a thread to.
+        """
+        return await self._run(lambda tick: self._inspect(body, tick), size) or Inspection(None)
+
+    async def redact(self, inspection: Inspection, body: dict[str, Any], size: int = LONG) -> Redacted | None:
         """The body with every value replaced; None where that cannot be done for certain, or in time.
 
         Raises Unhidable where a value stands that nothing may stand for.
         """
         if inspection.found is None or inspection.unreadable:
             return None
-        return await self._run(lambda tick: _redacted(inspection, body, tick))
+        return await self._run(lambda tick: _redacted(inspection, body, tick), size)
 
     def scan(self, text: str, tick: Tick = lambda: None) -> tuple[Found, ...]:
         """Values in one text, in order and without overlap. Raises whatever a detector raises."""
@@ -139,7 +146,7 @@ class Guard:
         """Let go of the threads without waiting for a detector that hangs."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _run(self, work: Callable[[Tick], T | None]) -> T | None:
+    async def _run(self, work: Callable[[Tick], T | None], size: int) -> T | None:
         """Work in a thread; None where it fails or is late. A thread that is late stops at its next `tick`.
 
         Raises Unhidable where the work does.
@@ -151,6 +158,8 @@ class Guard:
                 raise OverBudget
 
         try:
+            if size < LONG and self._are_quick:
+                return work(tick)
             async with asyncio.timeout(self._timeout):
                 return await asyncio.get_running_loop().run_in_executor(self._threads, work, tick)
         except (TimeoutError, OverBudget):
@@ -190,10 +199,7 @@ class Guard:
         hits: list[Hit] = []
         for detector in detectors:
             tick()
-            if isinstance(detector, Interruptible):
-                hits += detector.detect_within(reading.text, tick)
-            else:
-                hits += detector.detect(reading.text)
+            hits += self._look[detector](reading.text, tick)
         return [hit for hit in merge(join_addresses(reading.text, merge(hits))) if hit.type in self._types]
 
     def _inspect(self, body: Mapping[str, Any], tick: Tick) -> Inspection:
@@ -237,6 +243,8 @@ class Guard:
         texts = [leaf.text for leaf, _ in found_in if not (leaf.opened or leaf.is_key or leaf.is_number)]
         groups += [(Seams(texts, glue), quick, False) for glue in ("", "\n")]
         for seams, detectors, are_siblings in groups:
+            if not seams.are_some:
+                continue
             for one in self._scan(seams.text, detectors, tick):
                 if seams.is_inside(one.start, one.end):
                     values.setdefault(one.value, one.type)
@@ -245,8 +253,16 @@ class Guard:
         return ""
 
 
+def _interruptible(detector: Detector) -> Callable[[str, Tick], list[Hit]]:
+    if isinstance(detector, Interruptible):
+        return detector.detect_within
+    return lambda text, tick: detector.detect(text)
+
+
 def _redacted(inspection: Inspection, body: dict[str, Any], tick: Tick) -> Redacted | None:
     """The body without values, after a last look at it by other means."""
+    if not inspection.values:
+        return Redacted(body, Vault((), {}))
     vault = Vault(walk.strings(body), inspection.values, tick)
     places = inspection.places
 

@@ -49,6 +49,11 @@ class Seams:
                 size += len(stretch)
         self.text = "".join(pieces)
 
+    @property
+    def are_some(self) -> bool:
+        """Whether anything is run together here at all."""
+        return len(self._texts) > 1
+
     def is_inside(self, start: int, end: int) -> bool:
         """Whether one text holds all of a place; else it reaches over a seam."""
         return self._of[self._stretch(start)][0] == self._of[self._stretch(end - 1)][0]
