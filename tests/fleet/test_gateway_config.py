@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -121,10 +122,6 @@ def test_days_and_numbers_that_there_are_not() -> None:
 def test_what_is_not_of_the_type_that_it_claims(value: str) -> None:
     fleet = "models: {m: {replicas: [{url: 'http://h:1'}]}}\n"
     assert "queue.max_wait: must be a number" in problems(f"{fleet}queue: {{max_wait: {value}}}")[0]
-
-
-def test_files_that_are_nested_too_deeply() -> None:
-    assert problems("{a: " * 2000) == ["weighbridge.yaml: it is nested too deeply"]
 
 
 def test_files_that_are_no_yaml() -> None:
@@ -247,3 +244,40 @@ def test_a_missing_file(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
     with pytest.raises(BadInput, match="does not exist"):
         parse("models: {m: {tokenizer: nowhere, replicas: [{url: 'http://h:1'}]}}")
+
+
+@pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? ", "[{a: "])
+def test_what_is_nested_without_end_is_refused_at_once(opening: str) -> None:
+    began = time.thread_time()
+    [said] = problems(opening * 4000)
+    assert time.thread_time() - began < 0.5
+    assert said == "weighbridge.yaml:1: it is nested too deeply: lists and mappings go 64 deep"
+    [said] = problems("".join(f"{' ' * depth}a:\n" for depth in range(300)))
+    assert said.startswith("weighbridge.yaml:65: it is nested too deeply")
+
+
+@pytest.mark.parametrize("text", ["models:\n\tm: 1\n", "models:\n  m:\n\treplicas: []\n", "-\t\ta: 1\n\tb"])
+def test_a_tab_is_called_one(text: str) -> None:
+    assert "there is a tab where YAML takes spaces only" in problems(text)[0]
+
+
+def test_names_that_are_numbers_are_not_taken_for_numbers_of_lines() -> None:
+    twice = (
+        "models: {m: {replicas: [{url: 'http://a'}]}}\ntenants: {7: {key: aa}, 7: {key: bb}}\n7: x\n7: y\n"
+    )
+    said = problems(twice)
+    assert "weighbridge.yaml:2: tenants.'7': is given twice; keep one of them" in said
+    assert "weighbridge.yaml:4: '7': is given twice; keep one of them" in said
+
+
+def test_a_name_is_text() -> None:
+    assert problems(GOOD + "health: {[1]: 2}\n") == [
+        "weighbridge.yaml:21: health: has a name that is a list or a mapping; a name is text"
+    ]
+
+
+def test_the_patience_of_tenants_is_a_setting_of_the_queue() -> None:
+    assert parse(GOOD).queue.tenant_patience == 0.5
+    assert parse(GOOD + "queue: {tenant_patience: 0}\n").queue.tenant_patience == 0.0
+    [said] = problems(GOOD + "queue: {tenant_patience: -1}\n")
+    assert "queue.tenant_patience: must be a number of at least 0" in said

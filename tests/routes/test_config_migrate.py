@@ -212,3 +212,11 @@ def test_the_command_shows_the_difference_and_writes_when_told(tmp_path: Path) -
     assert read(file.read_text()) == read(OLD)
     assert file.stat().st_mode & 0o777 == 0o640
     assert "nothing is old" in command(tmp_path).stdout
+
+
+def test_a_residency_in_capitals_is_told_which_one_it_is() -> None:
+    rule = "rules: [{name: a, labels: [b], residency: Never_Leaves}]"
+    with pytest.raises(
+        BadInput, match=r"residency: 'Never_Leaves' is not known \(did you mean 'never_leaves'\?\)"
+    ):
+        read(f"routes: {{auto: {{edge: {{url: http://a}}, cloud: {{url: http://b}}, {rule}}}}}")

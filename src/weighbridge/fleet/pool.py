@@ -91,8 +91,13 @@ class Pool:
         self._build = build
         self._lengths = lengths
         self._index = PrefixIndex()
+        line = rules.queue
         queue = GatewayQueue(
-            QueueSettings(max_requests=rules.queue.max_requests, max_tokens=rules.queue.max_tokens)
+            QueueSettings(
+                max_requests=line.max_requests,
+                max_tokens=line.max_tokens,
+                tenant_patience=line.tenant_patience,
+            )
         )
         patience = Patience(rules.queue.max_wait, for_held=retry.longest_wait)
         self.dispatcher = Dispatcher(spec.name, make_policy(spec.policy, rng), queue, patience, clock)

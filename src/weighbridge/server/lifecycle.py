@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import json
 import logging
@@ -20,7 +21,9 @@ from weighbridge.errors import BadInput
 from weighbridge.server.connections import BoundedHttp, raise_file_limit
 from weighbridge.server.tls import Certificates, TlsServer
 from weighbridge.wire.access import is_loopback
+from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.identity.settings import IdentitySettings
+from weighbridge.wire.keys import Keys
 
 log = logging.getLogger("weighbridge.server")
 
@@ -66,11 +69,29 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise BadInput(
-            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0).lower()}; choose another --port",
-            param="port",
-        ) from error
+        raise _cannot_listen(host, port, error) from error
     return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> BadInput:
+    if isinstance(error, socket.gaierror | UnicodeError):
+        what = f"cannot listen on {host!r}: it is no address, and no name of one; give --host 127.0.0.1, for example"
+        return BadInput(what, param="host")
+    why = os.strerror(error.errno or 0).lower()
+    if error.errno == errno.EADDRNOTAVAIL:
+        return BadInput(
+            f"cannot listen on {host}: it is no address of this machine; give another --host", param="host"
+        )
+    return BadInput(f"cannot listen on {host}:{port}: {why}; choose another --port", param="port")
+
+
+def check_files(settings: IdentitySettings) -> None:
+    """Read the files by which callers will be known, before anything is loaded that takes long.
+
+    Raises BadInput for one that is no good.
+    """
+    Certificates.of(settings)
+    Callers(Keys(), settings)
 
 
 def check_reach(listener: socket.socket, settings: IdentitySettings, has_keys: bool) -> None:

@@ -14,7 +14,7 @@ from weighbridge.cli.serve.fleet import overridden, replicated, serve_spec, spec
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import BadInput
 from weighbridge.knobs import knob
-from weighbridge.server.lifecycle import bind, check_reach, set_up_logging
+from weighbridge.server.lifecycle import bind, check_files, check_reach, set_up_logging
 from weighbridge.server.settings import ServerSettings
 
 Model = Annotated[
@@ -57,6 +57,7 @@ def serve(
         set_up_logging(server.json_logs)
         listener = bind(server.host, server.port)  # before loading: a taken port is said at once
         check_reach(listener, server, bool(server.api_keys))
+        check_files(server)
         from weighbridge.cli.serve.model import serve_model  # loads torch
 
         serve_model(model or "default", what.served_model_name, engine, server, listener, began)

@@ -29,7 +29,7 @@ from weighbridge.routes.settings import RoutesSettings
 from weighbridge.server.app import create_app
 from weighbridge.server.gateway.metrics import GatewayMetrics
 from weighbridge.server.gateway.service import GatewayService
-from weighbridge.server.lifecycle import bind, check_reach, run_server, set_up_logging
+from weighbridge.server.lifecycle import bind, check_files, check_reach, run_server, set_up_logging
 from weighbridge.server.settings import ListenSettings, ServerSettings
 from weighbridge.wire.keys import ApiKey
 
@@ -90,6 +90,7 @@ def serve_spec(spec: FleetSpec, routes: RoutesSettings | None = None, *, json_lo
     set_up_logging(json_logs)
     listener = bind(spec.host, spec.port)  # before anything starts: a taken port is said at once
     check_reach(listener, spec, any(tenant.keys for tenant in spec.tenants))
+    check_files(spec)
     makers = LocalMakers(spec)
     makers.connect()
     gateway = Gateway(spec, lambda one: build_replica(one, makers.by_kind()), load_tokenizers(spec))

@@ -29,8 +29,11 @@ def serve_model(
     began: float,
 ) -> None:
     """Load a model and serve it. `name`: what clients call it; `began`: when the user asked, for the announcement."""
+    tickets = TicketStore(
+        path=server.tickets
+    )  # before loading: a file that cannot be written is said at once
     replica = load(model, name, engine)
-    app = assemble(replica, server)
+    app = assemble(replica, server, tickets)
     if not server.json_logs:
         _announce(replica, address(listener, server), time.monotonic() - began)
     serve_engine(app, replica.engine, listener, server)
@@ -43,10 +46,10 @@ def load(model: str, name: str | None, settings: EngineSettings, *, quiet: bool 
         return build_replica(path, name or served_name(model, path), settings, report)
 
 
-def assemble(replica: EngineReplica, settings: ServerSettings) -> ASGIApp:
+def assemble(replica: EngineReplica, settings: ServerSettings, tickets: TicketStore | None = None) -> ASGIApp:
     """The ASGI application over a replica; its engine starts with the event loop."""
     engine = replica.engine
-    metrics = EngineMetrics(engine, TicketStore(path=settings.tickets), settings.json_logs)
+    metrics = EngineMetrics(engine, tickets or TicketStore(path=settings.tickets), settings.json_logs)
     engine.observers.append(metrics)
     compiled = replica.guides.compiled
     return create_app(EngineService(engine, replica.tokenizer, settings, metrics, compiled, engine.start))

@@ -22,7 +22,7 @@ from weighbridge.server.app import create_app
 from weighbridge.server.engine.metrics import EngineMetrics
 from weighbridge.server.engine.prompts import ChatTokenizer
 from weighbridge.server.engine.service import EngineService
-from weighbridge.server.lifecycle import bind, check_reach, set_up_logging
+from weighbridge.server.lifecycle import bind, check_files, check_reach, set_up_logging
 from weighbridge.server.settings import ServerSettings
 from weighbridge.simulator.fleet import DEFAULT_KV_TOKENS, SimulatedEngine
 from weighbridge.simulator.served.faults import FaultInjection, Faults
@@ -92,9 +92,10 @@ def replica(
             "this command runs simulated replicas only: add --simulated, or use `weighbridge serve`"
         )
     set_up_logging(False)
-    running = assemble_simulated(machine, engine, server)
     listener = bind(server.host, server.port)
     check_reach(listener, server, bool(server.api_keys))
+    check_files(server)
+    running = assemble_simulated(machine, engine, server)
     where = address(listener, server)
     errors.print(Text.assemble("simulated ", (machine.served_model_name, "bold"), " on ", (where, "bold")))
     serve_engine(running.app, running.engine, listener, server)

@@ -94,6 +94,11 @@ def min_seconds(request: Request, cached: int, settings: SchedulerSettings, cost
     return prefill + more * cost.seconds(1, 1, length)
 
 
+def deadline_left(seconds: float) -> str:
+    """What is left until a deadline, behind "the deadline"."""
+    return f"is {max(seconds * 1e3, 1.0):.0f} ms away" if seconds > 0.0 else "has passed"
+
+
 def check_deadline(
     request: Request, now: float, cached: int, settings: SchedulerSettings, cost: StepCost
 ) -> None:
@@ -102,6 +107,6 @@ def check_deadline(
     if request.deadline is not None and now + shortest_s > request.deadline:
         left = request.deadline - now
         raise DeadlineMissed(
-            f"the deadline is {left * 1e3:.0f} ms away, but computing this request takes at least "
+            f"the deadline {deadline_left(left)}, but computing this request takes at least "
             f"{shortest_s * 1e3:.0f} ms; allow more time or shorten the prompt"
         )

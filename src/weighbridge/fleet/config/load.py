@@ -195,6 +195,7 @@ def _queue(section: Section) -> QueueSpec:
         max_requests=section.count("max_requests", default.max_requests),
         max_tokens=section.count("max_tokens", default.max_tokens),
         max_wait=section.number("max_wait", default.max_wait, above=0.0),
+        tenant_patience=section.number("tenant_patience", default.tenant_patience),
     )
     section.done()
     return spec

@@ -24,6 +24,9 @@ from weighbridge.secret import SHOWN, Secret
 
 log = logging.getLogger("weighbridge.config")
 
+#: How deep lists and mappings may stand inside each other.
+DEEPEST = 64
+
 #: Stands for a secret that is wrong or missing, until the file's problems are raised.
 UNSET = Secret("unset")
 #: What a parser quotes of the text before it: more than one character, and not the name of a token.
@@ -77,6 +80,9 @@ class Section:
             problems.add(node, where, "must be a mapping of `name: value` lines")
             return
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                problems.add(key, where, "has a name that is a list or a mapping; a name is text")
+                continue
             name = str(key.value)
             if name in self._values:
                 problems.add(key, self._path(name), "is given twice; keep one of them")
@@ -341,23 +347,57 @@ class Section:
         return None if node is None else _plain(node)
 
     def _path(self, name: str) -> str:
+        name = repr(name) if name.isdigit() else name  # or it looks like one more number of a line
         return f"{self.where}.{name}" if self.where else name
+
+
+class _TooDeep(Exception):
+    """Lists or mappings inside each other without end."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__()
+        self.line = line
+
+
+class _Bounded(yaml.SafeLoader):  # type: ignore[misc]  # the library has no types
+    """Gives up on what is nested too deeply at once: the scanner's time grows with the square of the depth."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        self._check_depth()
+        super().fetch_flow_collection_start(TokenClass)
+
+    def add_indent(self, column: int) -> bool:
+        self._check_depth()
+        return bool(super().add_indent(column))
+
+    def _check_depth(self) -> None:
+        if self.flow_level + len(self.indents) >= DEEPEST:
+            raise _TooDeep(self.line)
+
+
+def _is_at_a_tab(error: yaml.MarkedYAMLError) -> bool:
+    mark = error.problem_mark
+    return mark is not None and mark.buffer is not None and mark.buffer[mark.pointer] == "\t"
 
 
 def read_yaml(text: str, file: str) -> tuple[Section, Problems]:
     """The whole file as a section. Raises BadInput where it is no YAML, with the line."""
     problems = Problems(file)
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Bounded)
+    except _TooDeep as error:
+        raise BadInput(
+            f"{file}:{error.line + 1}: it is nested too deeply: lists and mappings go {DEEPEST} deep"
+        ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         what = _QUOTED.sub(SHOWN, str(error.problem or error.context))
+        if _is_at_a_tab(error):
+            what = "there is a tab where YAML takes spaces only; write spaces"
         raise BadInput(f"{file}{line}: this is no YAML: {what}") from None  # the error quotes the line
     except yaml.YAMLError:
         raise BadInput(f"{file}: this is no YAML: it holds a character that no text has") from None
-    except RecursionError:
-        raise BadInput(f"{file}: it is nested too deeply") from None
     return Section(node, "", problems), problems
 
 
@@ -388,4 +428,4 @@ def _shown(value: Any) -> str:
 
 def _guess(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return f" (did you mean {str(close[0])!r}?)" if close else ""

@@ -135,6 +135,9 @@ class QueueSpec:
     max_requests: int = 4096
     max_tokens: int | None = None
     max_wait: float = 600.0
+    tenant_patience: float = (
+        0.5  # seconds after which a tenant without a place may crowd in where seats are shared
+    )
 
 
 @dataclass(frozen=True, slots=True)

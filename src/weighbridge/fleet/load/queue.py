@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from weighbridge.cost.step import StepCost
+from weighbridge.engine.schedule.admission import deadline_left
 from weighbridge.engine.schedule.queue import FairQueue
 from weighbridge.errors import BadInput, DeadlineMissed, QueueFull
 from weighbridge.fleet.api import Arrival
@@ -36,6 +37,8 @@ class QueueSettings:
     def __post_init__(self) -> None:
         if self.max_requests < 0:
             raise BadInput("max_requests must not be negative; 0 refuses whatever cannot go at once")
+        if not self.tenant_patience >= 0.0:
+            raise BadInput("tenant_patience must be seconds of at least 0; inf waits for a free place")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise BadInput(f"max_tokens is {self.max_tokens}, but must be at least 1; leave it out for none")
 
@@ -182,7 +185,7 @@ def deadline_missed(arrival: Arrival, now: float, least_seconds: float) -> Deadl
     """The error for a request that can no longer end in time."""
     left = (arrival.deadline or now) - now
     return DeadlineMissed(
-        f"the deadline is {left * 1e3:.0f} ms away, but this request takes at least {least_seconds * 1e3:.0f} ms "
+        f"the deadline {deadline_left(left)}, but this request takes at least {least_seconds * 1e3:.0f} ms "
         "on the fastest replica; allow more time or shorten the prompt"
     )
 
