@@ -38,10 +38,8 @@ from weighbridge.server.lifecycle import settle_collector
 from weighbridge.server.settings import ServerSettings
 from weighbridge.ticket import Ticket, TicketStore
 
-#: Seconds of CPU time that one turn may take.
+#: Seconds of CPU time that one turn may take; in a step of the engine, beside computing the model.
 LONGEST = 0.05
-#: The same for a step of the engine, in which the model is computed as well: that alone takes 20 to 60 ms, by machine.
-LONGEST_STEP = 0.2
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 MEGABYTES = 7_500_000
 
@@ -61,11 +59,7 @@ class House:
 
     def check(self) -> None:
         """Fail for a long turn since the last `clear`."""
-        late = {
-            name: turn
-            for name, turn in self.turns.longest.items()
-            if turn[0] > (LONGEST_STEP if name == "step" else LONGEST)
-        }
+        late = {name: turn for name, turn in self.turns.longest.items() if turn[0] > LONGEST}
         assert not late
 
     def wait(self, there: Callable[[dict[str, Any]], bool]) -> None:

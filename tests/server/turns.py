@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,32 +52,45 @@ class Turns:
 
 
 class EngineTurns:
-    """An observer of one engine."""
+    """An observer of one engine: what its thread does in each iteration beside computing the model, and of what kind."""
 
     def __init__(self, turns: Turns, replica: EngineReplica) -> None:
         self._turns = turns
         self._since: float | None = None
-        self._model = 0.0
-        forward = replica.decoder.forward
-
-        def timed(*arguments: Any) -> Any:
-            began = time.thread_time()
-            try:
-                return forward(*arguments)
-            finally:
-                self._model += time.thread_time() - began
-
-        replica.decoder.forward = timed  # type: ignore[method-assign]
+        self._parts: Counter[str] = Counter()  # seconds in this iteration
+        loop = replica.engine._loop
+        self._time("model", replica.decoder, "forward")
+        self._time("scheduling", loop._scheduler, "schedule")
+        self._time("accounting", loop._scheduler, "update")
+        self._time("sampling and masks", loop._runner._sampler, "sample")  # type: ignore[attr-defined]
+        self._time("text and delivery", loop, "_deliver")
         replica.engine.observers.append(self)
 
     def on_turn(self, seconds: float) -> None:
-        now = time.thread_time()
+        now, parts = time.thread_time(), self._parts
         if self._since is None:
             self._turns.names[threading.get_ident()] = "step"
         else:
-            self._turns.note(now - self._since - self._model, lambda: "an iteration")
-        self._since, self._model = now, 0.0
+            own = now - self._since - parts.pop("model", 0.0)
+            parts["the rest"] = own - parts.total()
+            self._turns.note(
+                own, lambda: ", ".join(f"{name} {1e3 * took:.1f} ms" for name, took in parts.items())
+            )
+        self._since, self._parts = now, Counter()
 
     def on_step(self, sequences: int, tokens: int, seconds: float) -> None: ...
 
     def on_finished(self, ticket: Ticket) -> None: ...
+
+    def _time(self, part: str, owner: Any, name: str) -> None:
+        """Take the CPU time of every call of a method."""
+        call = getattr(owner, name)
+
+        def timed(*arguments: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return call(*arguments)
+            finally:
+                self._parts[part] += time.thread_time() - began
+
+        setattr(owner, name, timed)
