@@ -46,6 +46,9 @@ KEY_OPTIONS = {
     "eyes": f"eyes={KEYS['eyes']}",
 }
 
+#: Carol's limits, where a door has any.
+LIMITS = "{requests_per_minute: 1000, tokens_per_minute: 900000}"
+
 PRICE = "price: {input_usd_per_million: 1, output_usd_per_million: 1}"
 
 ENGINE = "--dtype float32 --served-model-name tiny --threads 1 --kv-cache-memory 4MiB --max-sequences 8"
@@ -144,7 +147,10 @@ routes:
 
 
 def _tenants(section: str) -> str:
-    keys = "".join(f"  {name}: {{key: {json.dumps(key)}}}\n" for name, key in CONFIGURED.items())
+    limits = {"carol": f", limits: {LIMITS}"}
+    keys = "".join(
+        f"  {name}: {{key: {json.dumps(key)}{limits.get(name, '')}}}\n" for name, key in CONFIGURED.items()
+    )
     erin = f"  erin: {{keys: [{{key: {EXPIRED}, expires: 2001-01-01}}]}}"
     return f"{section}:\n{keys}{erin}\ngateways: [front]\nwatchers: [eyes]\n"
 

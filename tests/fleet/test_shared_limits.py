@@ -200,13 +200,17 @@ class TestWithRedis:
         top = f"shared_limits: {{redis: '{redis.url}', timeout: 10}}\nlimits: {{requests_per_minute: 5}}"
         backend = Backend("a")
         async with fleet(backend, top=top) as one, fleet(config=config_of([backend], top=top)) as two:
-            statuses = []
+            statuses, left = [], []
             for n in range(10):
                 async with (one, two)[n % 2].post() as answer:
                     statuses.append(answer.status)
+                    left.append(answer.headers["x-ratelimit-remaining-requests"])
+                    assert answer.headers["x-ratelimit-limit-requests"] == "5"
+                    assert answer.headers["x-ratelimit-reset-requests"].endswith("s")
             async with one.client.get(one.url + "/metrics") as answer:
                 page = await answer.text()
         assert (statuses.count(200), statuses.count(429)) == (5, 5)
+        assert left == ["4", "3", "2", "1", "0", "0", "0", "0", "0", "0"]  # of both together
         assert "weighbridge_gateway_shared_limits_up 1.0" in page
 
 

@@ -20,6 +20,7 @@ from weighbridge.fleet.autoscale import Autoscale
 from weighbridge.fleet.config.spec import FleetSpec, ReplicaSpec
 from weighbridge.fleet.desk import Standing
 from weighbridge.fleet.journey import FleetJourney
+from weighbridge.fleet.limits.rates import Rate
 from weighbridge.fleet.limits.shared import SharedLimits
 from weighbridge.fleet.limits.tenant import Limiter
 from weighbridge.fleet.load.weigher import Counter
@@ -224,6 +225,12 @@ class Gateway:
             except BaseException:
                 self.limiter.withdraw(ask.id)
                 raise
+
+    def rates(self, tenant: str) -> tuple[Rate, ...]:
+        """What is left of a tenant's limits by the minute, as whoever would refuse its next request counts."""
+        if self.shared_limits is not None and (shared := self.shared_limits.rates(tenant)) is not None:
+            return shared
+        return self.limiter.rates(tenant, self.clock())
 
     def _turned_away(self, ticket: Ticket, reason: str, error: str | None = None) -> None:
         ticket.finished, ticket.finish_reason, ticket.error = time.time(), reason, error

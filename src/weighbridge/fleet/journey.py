@@ -313,8 +313,10 @@ class FleetJourney:
         size = sum([len(text) for text in meter.texts])
         counts = await apart(size, lambda: [self.pool.scales.count(text) for text in meter.texts])
         counted, exact = sum([tokens for tokens, _ in counts]), all(exact for _, exact in counts)
-        if told is None or exact or counted > CLEARLY_MORE * told.output_tokens:
-            meter.produced = counted
+        most = self._arrival.weight.max_tokens
+        is_one = told is not None and told.output_tokens <= most  # it may be that of one choice
+        if told is None or (is_one and (exact or counted > CLEARLY_MORE * told.output_tokens)):
+            meter.produced = min(counted, most * len(meter.texts))
 
     def _charged(self) -> Charge:
         """What is charged now."""

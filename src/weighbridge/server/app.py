@@ -35,6 +35,11 @@ log = logging.getLogger("weighbridge.server")
 #: Headers of an answer that scripts of other sites may read.
 EXPOSED_HEADERS = [
     "retry-after",
+    *(
+        f"x-ratelimit-{what}-{kind}"
+        for what in ("limit", "remaining", "reset")
+        for kind in ("requests", "tokens")
+    ),
     *(f"x-weighbridge-{name}" for name in ("ticket", "replica", "placement", "cost", "degraded")),
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from weighbridge.wire.ask import Ask
@@ -26,12 +27,30 @@ _NOT_PASSED_ON = frozenset({"content-type", "content-length", "cache-control", "
 class Line:
     """The connection to one client. `status` is None until the answer has begun."""
 
-    __slots__ = ("_encoder", "_protocol", "_send", "ended", "status", "streaming", "ticket", "wrote_at")
+    __slots__ = (
+        "_encoder",
+        "_limits",
+        "_protocol",
+        "_send",
+        "ended",
+        "status",
+        "streaming",
+        "ticket",
+        "wrote_at",
+    )
 
     def __init__(
-        self, send: Send, protocol: WireProtocol, encoder: Encoder, streaming: bool, now: float
+        self,
+        send: Send,
+        protocol: WireProtocol,
+        encoder: Encoder,
+        limits: Callable[[], HeaderList],
+        streaming: bool,
+        now: float,
     ) -> None:
+        """`limits`: what every answer says of its tenant's limits, whatever became of the request."""
         self._send = send
+        self._limits = limits
         self._protocol = protocol
         self._encoder = encoder
         self.streaming = streaming
@@ -42,6 +61,7 @@ class Line:
 
     async def start(self, status: int, headers: HeaderList) -> None:
         self.status = status
+        headers = [*headers, *self._limits()]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def start_stream(self, headers: HeaderList) -> None:
@@ -117,7 +137,8 @@ class Answers:
         Raises what nobody foresaw, after the client was told.
         """
         encoder = protocol.encoder(ask)
-        line = Line(send, protocol, encoder, ask.stream, self._clock())
+        limits = partial(self._service.limit_headers, ask.tenant)
+        line = Line(send, protocol, encoder, limits, ask.stream, self._clock())
         task = asyncio.current_task()
         assert task is not None
         gone = False
@@ -219,9 +240,11 @@ def passed_headers(headers: Any) -> HeaderList:
     for name, value in headers.items():
         if name == "x-weighbridge-ticket":
             passed.append((b"x-weighbridge-replica-ticket", value.encode("latin-1")))
-        elif name not in _NOT_PASSED_ON and name not in _OURS:
+        elif name not in _NOT_PASSED_ON and name not in _OURS and not name.startswith(_OF_ACCOUNTS):
             passed.append((name.encode("latin-1"), value.encode("latin-1")))
     return passed
 
 
+#: What a provider says of our account with it, which is not the client's.
+_OF_ACCOUNTS = "x-ratelimit-"
 _OURS = frozenset({"x-weighbridge-replica", "x-weighbridge-cost", "x-weighbridge-placement"})

@@ -81,6 +81,10 @@ class Service(Protocol):
         """Accept a request, or raise Refused or BadInput. The caller closes the journey."""
         ...
 
+    def limit_headers(self, tenant: str) -> HeaderList:
+        """What answers say of a tenant's limits; nothing where it has none."""
+        ...
+
 
 class RouteLike(Protocol):
     """What a gateway has for a name of its own beside its models; it closes it when it ends."""

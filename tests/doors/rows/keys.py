@@ -12,6 +12,12 @@ from tests.doors.table import COMPLETIONS, EMBEDDINGS, Header, Row, Want, at, ch
 NO_KEY = Want(401, "invalid_api_key", "invalid_request_error", error=True, left=False)
 ALICE = KEYS["alice"]
 GUEST = base64.b64encode(f"alice:{ALICE}".encode()).decode()
+#: Somebody with limits by the minute, at the doors that have any.
+LIMITED = ok(
+    headers={"x-ratelimit-limit-requests": "1000", "x-ratelimit-limit-tokens": "900000"},
+    body=lambda reply: 0 < int(reply.header("x-ratelimit-remaining-requests") or 0) < 1000,
+)
+UNLIMITED = at("single", "short words", ok(headers={"x-ratelimit-limit-requests": None}))
 
 
 def auth(*values: str | bytes) -> tuple[Header, ...]:
@@ -68,6 +74,9 @@ KEY_ROWS = [
     wrong_key("a tenant's name for a key", "Bearer alice"),
     wrong_key("the command line's own word", f"Bearer alice={ALICE}"),
     Row("a key with a letter of elsewhere", ok(tenant="carol"), chat(), key="carol"),
+    Row("limits are told", LIMITED, chat(), key="carol", differs=UNLIMITED),
+    Row("limits are told of a stream", LIMITED, chat(stream=True), key="carol", differs=UNLIMITED),
+    Row("no limits are none", ok(headers={"x-ratelimit-limit-requests": None}), chat(), key="alice"),
     Row(
         "a key that base64 has padded",
         ok(tokens=4, tenant="dave"),

@@ -13,12 +13,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from weighbridge.errors import BadInput
+from weighbridge.fleet.limits.rates import Rate
 from weighbridge.fleet.limits.tenant import (
     DAY,
+    MAX_IDLE_TENANTS,
     MINUTE,
     NO_LIMITS,
     SLOTS,
@@ -62,27 +65,40 @@ end
 """
 
 #: KEYS: the four hashes. ARGV: request id, tokens, dollars, seconds it may last, then limits of tokens, requests and
-#: dollars in their windows and of tokens at one time, -1 for none. Replies with nothing when it is reserved, else with
-#: the place of the limit that is full, the time, what is used, and the slots and amounts of its window.
+#: dollars in their windows and of tokens at one time, -1 for none. Replies with -1 when it is reserved, else with the
+#: place of the limit that is full; then with the time, and of tokens and of requests what is used and the last slot
+#: that has any; of a limit that is full also what of it is used, and the slots and amounts of its window.
 RESERVE = (
     _COMMON
     + """
-if redis.call('HEXISTS', KEYS[4], ARGV[1]) == 1 then return {} end
 local amounts = {tonumber(ARGV[2]), 1, tonumber(ARGV[3])}
+local totals, last, windows = {}, {}, {}
 for i = 1, 3 do
-  local limit, total, window = tonumber(ARGV[4 + i]), 0, {}
+  local total, newest, window = 0, -1, {}
   local counted = redis.call('HGETALL', KEYS[i])
   for n = 1, #counted, 2 do
     if tonumber(counted[n]) < slots[i] - 60 then
       redis.call('HDEL', KEYS[i], counted[n])
     else
       total = total + tonumber(counted[n + 1])
+      if tonumber(counted[n + 1]) > 0 then newest = math.max(newest, tonumber(counted[n])) end
       window[#window + 1] = counted[n]
       window[#window + 1] = counted[n + 1]
     end
   end
-  if limit >= 0 and total + amounts[i] > limit + 1e-9 then
-    return {tostring(i - 1), string.format('%.6f', now), string.format('%.12g', total), unpack(window)}
+  totals[i], last[i], windows[i] = total, newest, window
+end
+
+local function reply(place, ...)
+  return {tostring(place), string.format('%.6f', now), string.format('%.12g', totals[1]), tostring(last[1]),
+    string.format('%.12g', totals[2]), tostring(last[2]), ...}
+end
+
+if redis.call('HEXISTS', KEYS[4], ARGV[1]) == 1 then return reply(-1) end
+for i = 1, 3 do
+  local limit = tonumber(ARGV[4 + i])
+  if limit >= 0 and totals[i] + amounts[i] > limit + 1e-9 then
+    return reply(i - 1, string.format('%.12g', totals[i]), unpack(windows[i]))
   end
 end
 local held, records = 0, redis.call('HGETALL', KEYS[4])
@@ -96,17 +112,19 @@ for n = 1, #records, 2 do
 end
 local most = tonumber(ARGV[8])
 if most >= 0 and held + amounts[1] > most then
-  return {'3', string.format('%.6f', now), string.format('%.12g', held)}
+  return reply(3, string.format('%.12g', held))
 end
 for i = 1, 3 do
   add(i, slots[i], amounts[i])
+  totals[i] = totals[i] + amounts[i]
+  if amounts[i] > 0 then last[i] = slots[i] end
   redis.call('EXPIRE', KEYS[i], widths[i] * 62)
 end
 local ends = now + tonumber(ARGV[4])
 redis.call('HSET', KEYS[4], ARGV[1], string.format(
   '%d %s %d %d %.6f', amounts[1], ARGV[3], slots[1], slots[3], ends))
 redis.call('EXPIRE', KEYS[4], tonumber(ARGV[4]) + 60)
-return {}
+return reply(-1)
 """
 )
 
@@ -169,6 +187,7 @@ class SharedLimits:
         self._failing = False
         self._retry_at = float("-inf")
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._rates: OrderedDict[str, tuple[float, tuple[Rate, ...]]] = OrderedDict()  # when, and what
         self._owed: dict[str, float] = {}  # US dollars that Redis has not heard of, by tenant
 
     @property
@@ -196,8 +215,19 @@ class SharedLimits:
             self.fallbacks += 1
             return
         self._works()
-        if reply:
-            raise self._refusal(tenant, limits, reply, tokens, usd)
+        place, now, *said = (float(one) for one in reply)
+        self._remember(tenant, limits, now, said[:4])
+        if place >= 0:
+            raise self._refusal(tenant, limits, (int(place), now, *said[4:]), tokens, usd)
+
+    def rates(self, tenant: str) -> tuple[Rate, ...] | None:
+        """What was left of a tenant's shared limits when one of its requests was last let in or refused; None where
+        that is not known, or Redis is away."""
+        known = self._rates.get(tenant)
+        if known is None or self.away:
+            return None
+        at, rates = known
+        return tuple(rate.after(self._clock() - at) for rate in rates)
 
     def settle(self, tenant: str, request_id: str, tokens: int, usd: float) -> None:
         """Tell Redis in the background what the request used. One that Redis did not know is added."""
@@ -217,6 +247,23 @@ class SharedLimits:
         await self._redis.aclose()
 
     # -- inside ----------------------------------------------------------------------------------------
+
+    def _remember(self, tenant: str, limits: TenantLimits, now: float, said: list[float]) -> None:
+        """Keep what Redis counted: of tokens and of requests what is used, and the last slot that has any."""
+        tokens, last_tokens, requests, last_requests = said
+        counted = (
+            ("requests", limits.requests_per_minute, requests, last_requests),
+            ("tokens", limits.tokens_per_minute, tokens, last_tokens),
+        )
+        rates = tuple(
+            Rate(kind, limit, used, max((last + 1 + SLOTS) * MINUTE / SLOTS - now, 0.0) if last >= 0 else 0.0)
+            for kind, limit, used, last in counted
+            if limit is not None
+        )
+        self._rates[tenant] = self._clock(), rates
+        self._rates.move_to_end(tenant)
+        if len(self._rates) > MAX_IDLE_TENANTS:
+            self._rates.popitem(last=False)
 
     def _keys(self, tenant: str) -> list[str]:
         """All of a tenant's keys, in one slot of a cluster."""
@@ -265,11 +312,11 @@ class SharedLimits:
         self._start(undo())
 
     def _refusal(
-        self, tenant: str, limits: TenantLimits, reply: list[Any], tokens: int, usd: float
+        self, tenant: str, limits: TenantLimits, reply: Sequence[float], tokens: int, usd: float
     ) -> Exception:
         """Return the error for what the script found full: its place in `_WINDOWS`, Redis's time and the
         window's slots."""
-        place, now, used, *slots = (float(one) for one in reply)
+        place, now, used, *slots = reply
         if int(place) == len(_WINDOWS):
             limit = limits.concurrent_tokens or 0
             wait = self._local.release_in(tenant, used + tokens - limit, self._clock())

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from weighbridge.cost.mean import Mean
 from weighbridge.errors import BadInput, RateLimited
+from weighbridge.fleet.limits.rates import Rate
 
 SLOTS = 60
 MINUTE = 60.0
@@ -83,6 +84,13 @@ class SlidingWindow:
                 entry[1] += change
                 self.total += change
                 return
+
+    def empty_in(self, now: float) -> float:
+        """Seconds until nothing that is counted now counts any more."""
+        for number, counted in reversed(self.slots):
+            if counted > 0.0:
+                return max((number + 1 + SLOTS) * self.seconds / SLOTS - now, 0.0)
+        return 0.0
 
     def room_in(self, amount: float, limit: float, now: float) -> float:
         """Seconds until `amount` more fits under `limit`, if nothing else comes."""
@@ -171,6 +179,20 @@ class Limiter:
         if reservation is not None:
             self._give_back(request_id, 0, 0.0)
             self._usage[reservation.tenant].requests.adjust(reservation.token_slot, -1)
+
+    def rates(self, tenant: str, now: float) -> tuple[Rate, ...]:
+        """What is left of a tenant's limits by the minute; nothing of those that it has not."""
+        limits, usage = self.limits(tenant), self._usage.get(tenant) or _Usage()
+        windows = (
+            ("requests", limits.requests_per_minute, usage.requests),
+            ("tokens", limits.tokens_per_minute, usage.tokens),
+        )
+        found = []
+        for kind, limit, window in windows:
+            if limit is not None:
+                window.advance(now)
+                found.append(Rate(kind, limit, window.total, window.empty_in(now)))
+        return tuple(found)
 
     def release_in(self, tenant: str, tokens: float, now: float) -> float:
         """Predicted seconds until `tokens` of what this tenant has in flight are given back.

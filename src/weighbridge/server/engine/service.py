@@ -25,6 +25,7 @@ from weighbridge.wire.ask import Ask, Placement
 from weighbridge.wire.body import apart
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.identity.callers import Callers
+from weighbridge.wire.journey import HeaderList
 from weighbridge.wire.keys import Keys
 from weighbridge.wire.protocols import embeddings
 
@@ -114,6 +115,9 @@ class EngineService:
         ]
 
     # -- requests --------------------------------------------------------------------------------------
+
+    def limit_headers(self, tenant: str) -> HeaderList:
+        return []  # tenants share an engine, and have no limits of their own by the minute
 
     async def admit(self, ask: Ask) -> EngineJourney:
         """Queue a request. Raises ApiError, BadInput or Refused."""

@@ -10,12 +10,13 @@ from typing import Any, cast
 from weighbridge.engine.api import Turn
 from weighbridge.errors import BadInput
 from weighbridge.fleet.gateway import Gateway
+from weighbridge.fleet.limits.rates import rate_headers
 from weighbridge.server.endpoint import Audience, Endpoint, TextTokenizer
 from weighbridge.server.gateway.admin import Admin
 from weighbridge.server.gateway.metrics import GatewayMetrics
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.identity.callers import Callers
-from weighbridge.wire.journey import Journey
+from weighbridge.wire.journey import HeaderList, Journey
 from weighbridge.wire.keys import ApiKey, Keys
 
 
@@ -45,6 +46,9 @@ class GatewayService:
 
     async def admit(self, ask: Ask) -> Journey:
         return await self.gateway.admit(ask)
+
+    def limit_headers(self, tenant: str) -> HeaderList:
+        return rate_headers(self.gateway.rates(tenant))
 
     # -- what the door asks beside requests ------------------------------------------------------------
 
