@@ -11,20 +11,27 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.state.released import errands
+from tests.state.released.numbers_of_experts import BITS, matrix
 from weighbridge.engine.calibration import CALIBRATION, CalibrationStore
-from weighbridge.errors import BadInput
+from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.flow.journal.journal import Journal
 from weighbridge.flow.journal.schema import JOURNAL
 from weighbridge.flow.report.record_json import record_from_json
+from weighbridge.models.compute.kernels.native_kernels import NativeKernels
+from weighbridge.models.compute.linear_packed import PackedLinear, pack_codes
+from weighbridge.models.experts.file import PACKED, MappedExperts
+from weighbridge.models.files.quantized import GroupQuantized
 from weighbridge.routes.budget import Budgets, Ledger, Reservation
 from weighbridge.routes.difficulty.trained import ROUTER, load_router
 from weighbridge.routes.learn.shadow import SHADOW
 from weighbridge.routes.ledger.books import LEDGER
 from weighbridge.state.database import damage
 from weighbridge.state.lines import read_lines
-from weighbridge.state.schema import NewerSchema, Schema
+from weighbridge.state.schema import VERSION_KEY, NewerSchema, Schema
 from weighbridge.ticket import TICKETS, Ticket
 
 RELEASED = sorted(
@@ -124,6 +131,19 @@ def test_shadow_evaluations_calibrations_and_routers_are_read(released: Path) ->
     assert load_router(unpacked).trained_on == 40
 
 
+def test_packed_experts_are_loaded_and_not_packed_anew(released: Path) -> None:
+    experts = MappedExperts(released / "experts", 1, torch.float32, NativeKernels())
+    x = torch.eye(32)
+    for expert in range(len(BITS)):
+        loaded = experts.load(0, expert)
+        for part, linear in enumerate((loaded.gate_up, loaded.down)):
+            weights = GroupQuantized(*matrix(expert, part))
+            assert isinstance(linear, PackedLinear)
+            assert torch.equal(linear.codes, pack_codes(weights))
+            exact = torch.from_numpy(weights.dequantized()).T
+            assert torch.allclose(linear(x), exact, rtol=0.02, atol=0.02)
+
+
 # -- the other way round -------------------------------------------------------------------------------------
 
 
@@ -163,6 +183,16 @@ def test_a_ledger_that_a_newer_version_takes_over_while_this_one_serves_is_not_w
     with pytest.raises(NewerSchema):
         ledger.reserve("ann", "auto", 0.5)
     ledger.close()
+
+
+def test_newer_packed_experts_are_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "layer-00000.safetensors"
+    for version, error in ((PACKED.version + 1, "written by a newer Weighbridge"), ("soon", "are damaged")):
+        save_file({"x": torch.zeros(1)}, path, metadata={"linears": "{}", VERSION_KEY: str(version)})
+        before = path.read_bytes()
+        with pytest.raises(WeighbridgeError, match=error):
+            MappedExperts(tmp_path, 1, torch.float32, NativeKernels())
+        assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("schema", [TICKETS, SHADOW])

@@ -27,6 +27,7 @@ def main(out: Path) -> None:
     write_journal(out)
     write_calibration(out)
     write_router(out)
+    write_packed_experts(out)
 
 
 def write_ledger(out: Path) -> None:
@@ -117,6 +118,32 @@ def write_router(out: Path) -> None:
     ):
         packed.write((out / "router.json").read_bytes())
     (out / "router.json").unlink()
+
+
+def write_packed_experts(out: Path) -> None:
+    """Two experts of one layer, made of `numbers_of_experts`; 0.1.0 asks for kernels that its file does not need."""
+    from types import SimpleNamespace
+
+    import torch
+    from numbers_of_experts import BITS, matrix  # type: ignore[import-not-found]
+    from weighbridge.models.decoder import Mlp
+    from weighbridge.models.expert_file import write_layer
+    from weighbridge.models.quantized import GroupQuantized
+
+    from weighbridge.models import linear_packed
+
+    unused: Any = None
+    linear_packed._native = SimpleNamespace(PackedMatrix=lambda *given: None)
+    linears = {
+        (expert, part): linear_packed.quantized_linear(
+            GroupQuantized(*matrix(expert, part)), None, torch.float32
+        )
+        for expert in range(len(BITS))
+        for part in range(2)
+    }
+    (out / "experts").mkdir(exist_ok=True)
+    experts = [Mlp(linears[one, 0], linears[one, 1], unused) for one in range(len(BITS))]
+    write_layer(out / "experts" / "layer-00000.safetensors", experts)
 
 
 if __name__ == "__main__":

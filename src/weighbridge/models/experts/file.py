@@ -67,9 +67,13 @@ class MappedExperts:
             self._files: list[Any] = [
                 safe_open(_file(directory, layer), framework="pt") for layer in range(layers)
             ]
-            self._shapes = [json.loads(file.metadata()["linears"]) for file in self._files]
+            told = [file.metadata() for file in self._files]
+            self._shapes = [json.loads(one["linears"]) for one in told]
+            versions = [int(one.get(VERSION_KEY, 0)) for one in told]
         except _UNREADABLE as error:
             raise self._damaged(error) from error
+        for layer, version in enumerate(versions):
+            PACKED.check(version, str(_file(directory, layer)))  # nothing but the version was added so far
         self._dtype = dtype
         self._kernels = kernels
 
