@@ -35,7 +35,7 @@ class Deletion:
     `where` is a module below `wire` and what the check stands in ("access:check_site", "ask:Extension"); `code` is the
     check itself: a statement (for `if` and `for` the head alone, with `...` as the body), an `except` clause, an
     expression or a keyword argument. `instead` stands there afterwards; empty: nothing. `rows` are rows of the doors'
-    table that must notice, `tests` other tests below tests/doors.
+    table that must notice, `tests` other tests below tests/doors, or below tests where a folder is named.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Deletion:
         row = "tests/doors/test_doors.py::test_a_door_answers_as_wanted[{}-{}]"
         return [
             *(row.format(door, name) for name in self.rows for door in DOORS),
-            *(f"tests/doors/{name}" for name in self.tests),
+            *(f"tests/{name}" if "/" in name else f"tests/doors/{name}" for name in self.tests),
         ]
 
 
@@ -245,6 +245,12 @@ def baseline(deletions: Sequence[Deletion]) -> Outcome:
 
 
 # -- the checks ------------------------------------------------------------------------------------------
+
+FORGED = "wire/test_tokens.py::test_no_way_to_forge_one"
+CRITICAL = "wire/test_tokens.py::test_what_a_header_says_must_be_understood_is"
+NO_SET = "wire/test_tokens.py::test_what_is_no_set_of_keys_is_refused"
+USELESS = "wire/test_tokens.py::test_keys_that_cannot_check_a_signature_are_left_out"
+HOPS = "wire/test_proxies.py::test_the_client_is_the_last_one_that_a_trusted_proxy_saw"
 
 #: Of the front: what a client may send, and who it is.
 BODIES = [
@@ -627,6 +633,134 @@ IDENTITY = [
         "identity.tokens:Tokens._tenant_in",
         "if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME or (not value.isprintable()): ...",
         tests=("test_identity.py::test_a_token_of_the_provider_is_read",),
+    ),
+    Deletion(
+        "a header of a token that must be understood",
+        "identity.tokens:Tokens.tenant",
+        "'crit' in header or not isinstance(algorithm, str) or (not isinstance(kid, str | None))",
+        "not isinstance(algorithm, str) or not isinstance(kid, str | None)",
+        tests=(CRITICAL,),
+    ),
+    Deletion(
+        "a token that two keys could have signed",
+        "identity.jwks:Jwks._known",
+        "fitting if len(fitting) == 1 else []",
+        "fitting",
+        tests=(FORGED,),
+    ),
+    Deletion(
+        "a key under another's name",
+        "identity.jwks:Jwks._known",
+        "[key for key in fitting if key.kid == kid]",
+        "fitting",
+        tests=(FORGED,),
+    ),
+    Deletion(
+        "an algorithm that a key is not for",
+        "identity.jwks:Jwks._known",
+        "algorithm in key.algorithms",
+        "True",
+        tests=(FORGED,),
+    ),
+    Deletion(
+        "keys that could not be read for a day",
+        "identity.jwks:Jwks._known",
+        "if self._clock() - self._read_at > KEEP_SECONDS: ...",
+        tests=("wire/test_tokens.py::test_keys_that_could_not_be_read_for_a_day_are_not_believed",),
+    ),
+    Deletion(
+        "how often keys are read for one that is unknown",
+        "identity.jwks:Jwks.find",
+        "is_reading or self._clock() - self._tried_at >= UNKNOWN_SECONDS",
+        "True",
+        tests=("wire/test_tokens.py::test_a_file_with_new_keys_is_read_when_a_token_names_one",),
+    ),
+    Deletion(
+        "the size of a set of keys",
+        "identity.jwks:read_jwks",
+        "if len(data) > LARGEST_SET: ...",
+        tests=(NO_SET,),
+    ),
+    Deletion(
+        "the number of keys in a set",
+        "identity.jwks:read_jwks",
+        "if len(entries) > MOST_KEYS: ...",
+        tests=(NO_SET,),
+    ),
+    Deletion(
+        "what a key is for",
+        "identity.jwks:_public_key",
+        "if entry.get('use', 'sig') != 'sig' or not isinstance(operations, list) or 'verify' not in operations: ...",
+        tests=(USELESS,),
+    ),
+    Deletion(
+        "the algorithm that a key is published for",
+        "identity.jwks:_public_key",
+        "if 'alg' in entry: ...",
+        tests=(FORGED, USELESS),
+    ),
+    Deletion(
+        "the length of an RSA key",
+        "identity.jwks:_public_key",
+        "if isinstance(key, RSAPublicKey) and key.key_size < SHORTEST_RSA: ...",
+        tests=(USELESS,),
+    ),
+    Deletion(
+        "a set without a key",
+        "identity.jwks:Jwks._take",
+        "if not keys: ...",
+        tests=("wire/test_tokens.py::test_a_file_without_a_key_is_refused_at_the_start",),
+    ),
+    Deletion(
+        "the status of a provider's answer",
+        "identity.jwks:Jwks._fetch",
+        "if response.status != 200: ...",
+        tests=(
+            "wire/test_tokens.py::test_keys_of_a_url_are_read_before_the_first_token_and_kept_when_it_fails",
+        ),
+    ),
+    Deletion(
+        "how many proxies are looked through",
+        "identity.proxies:Proxies.client",
+        "headers.get('x-forwarded-for', '').rsplit(',', MOST_HOPS)[-MOST_HOPS:]",
+        "headers.get('x-forwarded-for', '').split(',')",
+        tests=(HOPS,),
+    ),
+    Deletion(
+        "which proxies are looked through",
+        "identity.proxies:Proxies.client",
+        "if not self.trusts(hop): ...",
+        "if True:\n    return hop if _address(hop) is not None else ''",
+        tests=(HOPS,),
+    ),
+    Deletion(
+        "a hop that is no address",
+        "identity.proxies:Proxies.client",
+        "hop if _address(hop) is not None else ''",
+        "hop",
+        tests=(HOPS,),
+    ),
+    Deletion(
+        "from which side hops are read",
+        "identity.proxies:Proxies.client",
+        "reversed(hops)",
+        "hops",
+        tests=(HOPS, "wire/test_proxies.py::test_nobody_becomes_this_machine_by_what_it_writes"),
+    ),
+    Deletion(
+        "whose word on a tenant is believed",
+        "extension:KnownCaller.named",
+        "if not self.is_gateway: ...",
+        rows=("a key and another tenant in the body", "a key and another tenant in a header"),
+    ),
+    Deletion(
+        "who sees figures of others",
+        "identity.callers:Visitor.check_sees_all",
+        "if not self.sees_all: ...",
+        rows=(
+            "/metrics with the key of bob, from elsewhere",
+            "/metrics with the key of front, from elsewhere",
+        ),
     ),
 ]
 #: Of the answer: how it goes out, and what is believed of the servers behind.

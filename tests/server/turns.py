@@ -52,7 +52,7 @@ class Turns:
 
 
 class EngineTurns:
-    """An observer of one engine: what its thread does in each iteration beside computing the model, and of what kind."""
+    """An observer of one engine: what its thread does in each iteration beside computing the model, part by part."""
 
     def __init__(self, turns: Turns, replica: EngineReplica) -> None:
         self._turns = turns

@@ -140,6 +140,16 @@ async def test_no_way_to_forge_one(tmp_path: Path) -> None:
         assert (await refused(tokens, one)).status == 401, one
 
 
+async def test_what_a_header_says_must_be_understood_is(tmp_path: Path) -> None:
+    """Refused by us also where the library knows the word, and would read the token in another way."""
+    tokens = tokens_of(tmp_path, jwk("ES256", "one"))
+    for critical in (["x"], ["b64"], [], "b64", None):
+        error = await refused(tokens, token(header={"crit": critical, "b64": True, "x": 1}))
+        assert error.status == 401, critical
+    error = await refused(tokens, token(header={"crit": ["b64"], "b64": False}))
+    assert "has a header that is not understood here" in str(error)
+
+
 @given(st.text(max_size=50), st.text(max_size=50), st.text(max_size=50))
 async def test_whatever_is_sent_is_an_answer(one: str, two: str, three: str) -> None:
     tokens = Tokens.__new__(Tokens)
@@ -190,6 +200,8 @@ def test_keys_that_cannot_check_a_signature_are_left_out() -> None:
 def test_what_is_no_set_of_keys_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"JWKS|larger"):
         read_jwks(data)
+    with pytest.raises(ValueError, match="larger than"):  # one that would be read, but for its size
+        read_jwks(jwks(jwk("ES256", "one")) + b" " * LARGEST_SET)
     with pytest.raises(ValueError, match="more than"):
         read_jwks(jwks(*[{}] * (MOST_KEYS + 1)))
 
