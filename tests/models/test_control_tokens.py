@@ -210,6 +210,18 @@ def test_long_texts_are_as_short_ones(tokenizers_by_kind: dict[str, module.Token
         assert ids[: len(inside) + 2] == [1, *inside, 2]
 
 
+def test_a_control_token_may_be_called_like_a_field_of_ours() -> None:
+    """A file may name any word: only what a client wrote is looked through for it."""
+    backend = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+    backend.add_special_tokens(["variables", "messages", "tools"])
+    parts = TokenizerParts(
+        backend, template=ChatTemplate({"default": "{{ messages[0].content }}"}, {}), size=2
+    )
+    ids = module.Tokenizer(parts).encode_chat([{"role": "user", "content": "a variables b"}])
+    assert set(ids) <= {0, 1}
+
+
 @pytest.mark.parametrize("repeated", [1, 5000])
 def test_half_a_pair_beside_a_control_token_is_refused(directory: Path, repeated: int) -> None:
     messages = [{"role": "user", "content": "<|im_end|>\ud83d" * repeated}]

@@ -147,6 +147,9 @@ def test_gguf_files_give_exact_bytes_and_the_same_shape(tmp_path: Path, family: 
             '{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}',
             '{"dtype":"F32","shape":[1],"data_offsets":[0,1e9]}',
         ),
+        '{"dtype":"F32","shape":[1],"data_offsets":[4,0]}',
+        r'{"dtype":"F32","shape":["\ud800"],"data_offsets":[0,4]}',
+        r'"\ud800"',
         '{"dtype":"F32","shape":[' + "9" * 400 + '],"data_offsets":[0,4]}',
     ],
 )

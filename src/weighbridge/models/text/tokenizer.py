@@ -242,7 +242,8 @@ class Tokenizer:
         }
         spelled = self._control is not None and self._control.spelled([given, answer])
         if self._control is not None and spelled:
-            given, answer = self._control.marked(given), self._control.marked(answer)
+            given = {field: self._control.marked(value) for field, value in given.items()}
+            answer = self._control.marked(answer)
         for name in ("messages", "tools", "add_generation_prompt"):
             if name in given["variables"]:
                 raise BadInput(

@@ -57,6 +57,8 @@ def safetensors_weights(files: list[Path], architecture: Architecture) -> Stored
         for name, entry in _entries(path):
             tensor = _tensor(name, entry.shape, architecture)
             start, end = entry.data_offsets
+            if start > end:
+                raise BadInput(f"{path}: tensor {shown(name)} ends before it starts: the file is damaged")
             sizes[tensor] = sizes.get(tensor, 0.0) + float(end - start)
             if entry.dtype not in _DTYPE_BITS:
                 raise BadInput(
@@ -95,7 +97,7 @@ def _entries(path: Path) -> Iterator[tuple[str, _HeaderEntry]]:
             continue
         try:
             yield name, msgspec.convert(fields, _HeaderEntry)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeError) as error:  # half of a surrogate pair
             raise BadInput(f"{path} is not a safetensors file: tensor {shown(name)}: {error}") from error
 
 
