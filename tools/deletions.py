@@ -32,8 +32,8 @@ class Moved(Exception):
 class Deletion:
     """One check and how it is taken out.
 
-    `where` is a module below `wire` and what the check stands in ("access:check_site", "ask:Extension"); `code` is the
-    check itself: a statement (for `if` and `for` the head alone, with `...` as the body), an `except` clause, an
+    `where` is a module below `package` and what the check stands in ("access:check_site", "ask:Extension"); `code` is
+    the check itself: a statement (for `if` and `for` the head alone, with `...` as the body), an `except` clause, an
     expression or a keyword argument. `instead` stands there afterwards; empty: nothing. `rows` are rows of the doors'
     table that must notice, `tests` other tests below tests/doors, or below tests where a folder is named.
     """
@@ -44,10 +44,11 @@ class Deletion:
     instead: str = ""
     rows: tuple[str, ...] = ()
     tests: tuple[str, ...] = ()
+    package: str = "weighbridge.wire"
 
     @property
     def module(self) -> str:
-        return f"weighbridge.wire.{self.where.partition(':')[0]}"
+        return f"{self.package}.{self.where.partition(':')[0]}"
 
     @property
     def path(self) -> Path:

@@ -4,6 +4,7 @@ The targets are those of `tests/fuzz`. Each runs in a process of its own for as 
 earlier runs in `build/fuzz/corpus`. An input with which a target raises what it should not, takes too long or too much
 memory is kept in `build/fuzz/findings`, and the program ends with 1; `--replay FILE TARGET` runs it once more, without
 the fuzzer. Branches of our Python code guide the search, those of libraries and of native code below it do not.
+`--planted` takes a check out of the parser first, which the target must then miss: see `tests/fuzz/planted.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import importlib.util
 import logging
 import os
+import random
 import re
 import subprocess
 import sys
@@ -25,7 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.fuzz import targets  # noqa: E402
+from tests.fuzz import planted, targets  # noqa: E402
+from tests.fuzz.forms import INPUT_BYTES  # noqa: E402
 
 NAMES = tuple(targets.MODULES)
 #: Seconds that one input may take, start and end of a run together, and megabytes of the process.
@@ -33,9 +36,11 @@ _INPUT_S, _AROUND_S, _PROCESS_MB = 20, 120, 3072
 _STATUS = re.compile(r"#(\d+)\s.*?(?:cov: (\d+) ft: (\d+))? corp: (\d+)/")
 #: Lines of progress, and the input in three notations, which is in the file.
 _NOISE = ("#", "0x", "Base64:", "INFO:", "WARNING:")
+#: Panics of libraries are expected where they are caught, and their traces would hide ours.
+_QUIET = {"OMP_NUM_THREADS": "1", "RUST_BACKTRACE": "0", "PYTHONWARNINGS": "ignore"}
 _LINES_KEPT, _CHARACTERS_KEPT = 40, 300
-#: Longer inputs find nothing new and are slow.
-_INPUT_BYTES = 4096
+#: How often an input is changed as bytes where its target has better ways.
+_AS_BYTES = 0.15
 
 
 @dataclass(slots=True)
@@ -64,20 +69,20 @@ class Outcome:
             self.corpus = int(status[4])
 
 
-def fuzz(name: str, seconds: int, folder: Path, *, planted: bool = False, seed: int = 0) -> Outcome:
+def fuzz(name: str, seconds: int, folder: Path, *, bug: str | None = None, seed: int = 0) -> Outcome:
     """Run one target for so long in a process of its own; its corpus and findings are kept in `folder`."""
     corpus, findings = folder / "corpus" / name, folder / "findings" / name
     corpus.mkdir(parents=True, exist_ok=True)
     findings.mkdir(parents=True, exist_ok=True)
     before = set(findings.iterdir())
     options = [f"-max_total_time={seconds}", f"-artifact_prefix={findings}/", f"-seed={seed}"]
-    command = [sys.executable, str(Path(__file__)), "--inside", name, *(["--planted"] if planted else [])]
+    command = [sys.executable, str(Path(__file__)), "--inside", name, *(["--planted", bug] if bug else [])]
     outcome, last = Outcome(name), deque[str](maxlen=_LINES_KEPT)
     with tempfile.TemporaryDirectory(prefix="weighbridge-fuzz-") as scratch:
         process = subprocess.Popen(
             [*command, "--", *options, str(corpus)],
             cwd=ROOT,
-            env={**os.environ, "TMPDIR": scratch, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "TMPDIR": scratch, **_QUIET, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,  # where the traceback comes
             stderr=subprocess.STDOUT,
             text=True,
@@ -101,28 +106,34 @@ def fuzz(name: str, seconds: int, folder: Path, *, planted: bool = False, seed: 
     return outcome
 
 
-def _inside(name: str, planted: bool, options: Sequence[str]) -> None:
+def _inside(name: str, bug: str | None, options: Sequence[str]) -> None:
     """Be the process of one target. It ends with the fuzzer."""
     import atheris  # an extra of its own
 
     logging.disable()
-    with atheris.instrument_imports(include=["weighbridge", "tests.fuzz"]):
-        target = targets.target(name)
     scratch = Path(tempfile.mkdtemp())
+    planted.plant(bug)
+    with atheris.instrument_imports(include=["weighbridge"]):
+        target = targets.target(name)
     for number, data in enumerate(target.seeds()):
         (scratch / f"seed-{number}").write_bytes(data)
     words = scratch.with_suffix(".words")
     words.write_text("".join(_dictionary_line(word) for word in target.words))
     bounds = [
-        f"-max_len={_INPUT_BYTES}",
+        f"-max_len={INPUT_BYTES}",
         f"-timeout={_INPUT_S}",
         "-use_value_profile=1",
         f"-rss_limit_mb={_PROCESS_MB}",
         f"-dict={words}",
     ]
-    atheris.Setup(
-        [sys.argv[0], *bounds, *options, str(scratch)], lambda data: target.run(data, planted=planted)
-    )
+
+    def change(data: bytes, most: int, seed: int) -> bytes:
+        draw = random.Random(seed)
+        made = target.change(data, draw) if target.change is not None and draw.random() > _AS_BYTES else None
+        changed: bytes = atheris.Mutate(data, most) if made is None or len(made) > most else made
+        return changed
+
+    atheris.Setup([sys.argv[0], *bounds, *options, str(scratch)], target.run, custom_mutator=change)
     atheris.Fuzz()
 
 
@@ -130,10 +141,11 @@ def _dictionary_line(word: bytes) -> str:
     return '"' + "".join(rf"\x{byte:02x}" for byte in word) + '"\n'
 
 
-def _replay(name: str, file: Path, planted: bool) -> None:
+def _replay(name: str, file: Path, bug: str | None) -> None:
+    planted.plant(bug)
     target = targets.target(name)
-    target.run(file.read_bytes(), planted=planted)
-    print(f"{name} reads or refuses {file} as it should")
+    accepted = target.run(file.read_bytes())
+    print(f"{name} {'reads' if accepted else 'refuses'} {file} as it should")
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -149,7 +161,10 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
         "--seed", type=int, default=0, help="of the fuzzer's random numbers; 0: another each time"
     )
     parser.add_argument(
-        "--planted", action="store_true", help="with a bug in each target, which must be found"
+        "--planted",
+        metavar="BUG",
+        choices=tuple(planted.BUGS),
+        help="without a check, as named in tests/fuzz",
     )
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run one target with this input alone")
     parser.add_argument("--inside", metavar="TARGET", choices=NAMES, help=argparse.SUPPRESS)
@@ -160,6 +175,8 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
         parser.error("--seconds must be at least 1")
     if known.replay and len(known.targets) != 1:
         parser.error("--replay takes one TARGET")
+    if known.planted and not known.inside and known.targets != [planted.BUGS[known.planted].target]:
+        parser.error(f"--planted {known.planted!r} takes the TARGET {planted.BUGS[known.planted].target}")
     return known
 
 
@@ -177,7 +194,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     outcomes = []
     for name in known.targets or NAMES:
-        outcome = fuzz(name, known.seconds, known.folder.resolve(), planted=known.planted, seed=known.seed)
+        outcome = fuzz(name, known.seconds, known.folder.resolve(), bug=known.planted, seed=known.seed)
         print(outcome, flush=True)
         print(outcome.words, end="", file=sys.stderr, flush=True)
         outcomes.append(outcome)

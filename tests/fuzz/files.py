@@ -9,18 +9,32 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from gguf.quants import dequantize
 
 from tests.fuzz import seeds
+from tests.fuzz.forms import INPUT_BYTES
+from tests.fuzz.forms.gguf import changed_gguf
+from tests.fuzz.forms.trees import changed_json
 from tests.fuzz.target import Target
 from weighbridge.errors import BadInput
 from weighbridge.models.files.checkpoint import Checkpoint, open_checkpoint
+from weighbridge.models.files.gguf import GgufFile
 from weighbridge.models.files.gguf_format import GgufMetadata
-from weighbridge.models.text.tokenizer import load_tokenizer
+from weighbridge.models.files.tensors import needed
+from weighbridge.models.text.tokenizer import Tokenizer, load_tokenizer
+from weighbridge.models.text.tokenizer_parts import encoded
 from weighbridge.planner.memory.source import open_model
 
 _numbers = itertools.count()
-#: Names tensors, so that reading them stays quick.
-_FIRST = 8
+#: Tensors that are read, so that an input stays quick.
+_FIRST = 24
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_TEXTS = ("a bc <s> Größe 東京\n", "", "aab\n\n  ab 12345 <s>a", "a" * 70 + "▁ ▁a", "it's\té é \U0010ffff\0")
+_CHAT = [{"role": "user", "content": "a <s> b</s>"}, {"role": "assistant", "content": "ab"}]
 
 
 @cache
@@ -41,77 +55,143 @@ def _remove(folder: Path) -> None:
     folder.rmdir()
 
 
-def _each(errors: tuple[type[BaseException], ...], *readers: Callable[[], str | None]) -> str | None:
-    """Run all readers, whichever of them refuse; return what the first that does not has found."""
-    found = None
+def _each(*readers: Callable[[], None]) -> None:
+    """Run all readers, whichever of them refuse. Raises BadInput where all do."""
+    refused = []
     for reader in readers:
         try:
-            value = reader()
-        except errors:
-            continue
-        found = found or value
-    return found
+            reader()
+        except BadInput as error:
+            refused.append(error)
+    if len(refused) == len(readers):
+        raise refused[0]
 
 
-def _first_tensor(checkpoint: Checkpoint) -> str:
-    """Read some tensors, and return the name of one that nothing needs, or else the first one's."""
-    names = checkpoint.names()
-    for name in names[:_FIRST]:
-        checkpoint.tensor(name)
-        checkpoint.quantized(name)
-    return next((name for name in names if not name.startswith("model.")), names[0])
+def _read(checkpoint: Checkpoint) -> None:
+    """What was opened has every tensor that its configuration needs, in the shape it needs and in floats."""
+    for need in itertools.islice(needed(checkpoint.config), _FIRST):
+        tensor = checkpoint.tensor(need.name)
+        assert tensor.dtype in _FLOATS
+        assert tuple(tensor.shape) in (need.shape, need.shape[1:] if need.shape[0] == 1 else need.shape)
+        coded = checkpoint.quantized(need.name)
+        if coded is not None:
+            assert np.array_equal(coded.dequantized(), tensor.numpy(), equal_nan=True), "codes are no floats"
+    for name in checkpoint.names()[:_FIRST]:
+        tensor = checkpoint.tensor(name)
+        assert tensor.dtype in _FLOATS, f"{name} is read as {tensor.dtype}"
+        tensor.double().sum().item()  # every byte is there
 
 
-def _planned_tensors(file: Path) -> str:
-    """Read a file as the planner does; return the names of its tensors."""
-    stored = open_model(str(file)).stored
-    return "" if stored is None else " ".join(tensor.name for tensor in stored.tensors)
+def _split(data: bytes) -> tuple[bytes, bytes]:
+    """Two files in one input, an empty line between them."""
+    first, _, second = data.partition(b"\n\n")
+    return first, second
 
 
-def parse_safetensors(data: bytes) -> str | None:
-    """A header as JSON, which gets its length and some zeros as tensors; else a whole file."""
+def parse_safetensors(data: bytes) -> None:
+    """A header as JSON, which gets its length and some zeros as tensors, and maybe a config.json; or a whole file."""
     folder = _new_folder()
     file = folder / "model.safetensors"
-    framed = struct.pack("<Q", len(data)) + data + bytes(seeds.TENSOR_BYTES)
+    header, config = _split(data) if data.startswith(b"{") else (data, b"")
+    framed = struct.pack("<Q", len(header)) + header + bytes(seeds.TENSOR_BYTES)
     file.write_bytes(framed if data.startswith(b"{") else data)
-    (folder / "config.json").write_text(json.dumps(seeds.CONFIG))
+    (folder / "config.json").write_bytes(config or json.dumps(seeds.CONFIG).encode())
     try:
-        return _each(
-            (BadInput,),
-            lambda: _planned_tensors(file),
-            lambda: _first_tensor(open_checkpoint(folder)),
-        )
+        _each(lambda: _plan(file), lambda: _read(open_checkpoint(folder)))
     finally:
         _remove(folder)
 
 
-def parse_gguf(data: bytes) -> str | None:
-    """A whole file: as a model, as a tokenizer, and as the planner sees it."""
+def _plan(file: Path) -> None:
+    """Read a file as the planner does: it takes no more bytes than there are."""
+    stored = open_model(str(file)).stored
+    assert stored is not None
+    assert all(size >= 0 for size in stored.tensors.values()), "fewer bytes than none"
+
+
+def _of_its_own_codes(file: GgufFile) -> None:
+    """What we make of the codes is what the format's own package makes of them."""
+    for entry in itertools.islice(file._contents.tensors.values(), _FIRST):
+        blocks = file._contents.blocks(entry)
+        values = file._floats(entry)
+        coded = file._codes(entry)
+        assert blocks.size == entry.nbytes
+        if coded is not None:
+            theirs = dequantize(blocks, entry.kind).reshape(values.shape)
+            assert np.array_equal(coded.dequantized(), theirs, equal_nan=True), entry
+
+
+def parse_gguf(data: bytes) -> None:
+    """A whole file: as a table of tensors, as a tokenizer, as a model, and as the planner sees it."""
     folder = _new_folder()
     file = folder / "model.gguf"
     file.write_bytes(data)
     try:
-        return _each(
-            (BadInput,),
-            lambda: GgufMetadata(file).text("general.name"),
-            lambda: load_tokenizer(file).token_text(0),
-            lambda: _first_tensor(open_checkpoint(file)),
-            lambda: _planned_tensors(file),
+        GgufMetadata(file)
+        _each(
+            lambda: _of_its_own_codes(GgufFile(file)),
+            lambda: _use(load_tokenizer(file)),
+            lambda: _read(open_checkpoint(file)),
+            lambda: _plan(file),
         )
     finally:
         _remove(folder)
 
 
-def parse_tokenizer(data: bytes) -> str:
-    """tokenizer.json, and a text there and back."""
+def parse_tokenizer(data: bytes) -> None:
+    """tokenizer.json, and maybe tokenizer_config.json; texts and a chat there and back."""
     folder = _new_folder()
-    (folder / "tokenizer.json").write_bytes(data)
+    tokenizer, config = _split(data)
+    (folder / "tokenizer.json").write_bytes(tokenizer)
+    if config:
+        (folder / "tokenizer_config.json").write_bytes(config)
     try:
-        tokenizer = load_tokenizer(folder)
-        tokenizer.decode(tokenizer.encode("a bc <s> Größe 東京\n"))
-        return tokenizer.token_text(0)
+        _use(load_tokenizer(folder))
     finally:
         _remove(folder)
+
+
+def _use(tokenizer: Tokenizer) -> None:
+    """Two ways of encoding agree, no id is outside the vocabulary, and text comes back piece by piece as in one."""
+    tokenizer.quicken()
+    names = sorted(tokenizer.backend.get_vocab(with_added_tokens=True))[:20]
+    for text in (*_TEXTS, " ".join(names), "".join(names)):
+        for special in (True, False):
+            try:
+                ids = encoded(tokenizer.backend, text, special)
+            except BadInput:
+                continue
+            quick = tokenizer.encode_quickly(text, special)
+            assert quick is None or quick == ids, f"{text!r} is {ids}, and quickly {quick}"
+            assert all(0 <= index < tokenizer.vocab_size for index in ids), ids
+            stream = tokenizer.stream()
+            pieces = "".join(stream.push(index) for index in ids) + stream.flush()
+            assert pieces == tokenizer.decode(ids)
+    if tokenizer.has_chat_template:
+        try:
+            tokenizer.encode_chat(_CHAT)
+        except BadInput:
+            return
+
+
+def _change_two(data: bytes, draw: Random, pieces: tuple[object, ...]) -> bytes | None:
+    """Change one of two files of JSON."""
+    files = list(_split(data))
+    at = 1 if files[1] and draw.random() < 0.4 else 0
+    made = changed_json(files[at], draw, pieces)
+    if made is None:
+        return None
+    files[at] = made.replace(b"\n", b" ")
+    whole = b"\n\n".join(filter(None, files))
+    return whole if len(whole) <= INPUT_BYTES else None
+
+
+def _change_header(data: bytes, draw: Random) -> bytes | None:
+    if data.startswith(b"{"):
+        return _change_two(data, draw, seeds.HEADER_PIECES)
+    length = int.from_bytes(data[:8], "little")
+    made = changed_json(data[8 : 8 + length], draw, seeds.HEADER_PIECES)
+    return None if made is None else struct.pack("<Q", len(made)) + made + data[8 + length :]
 
 
 SAFETENSORS = Target(
@@ -127,6 +207,7 @@ SAFETENSORS = Target(
         b'"__metadata__":{',
         b"18446744073709551615",
     ),
+    _change_header,
 )
 GGUF = Target(
     "gguf",
@@ -140,6 +221,7 @@ GGUF = Target(
         b"split.count",
         b"\xff\xff\xff\xff\xff\xff\xff\xff",
     ),
+    changed_gguf,
 )
 TOKENIZER = Target(
     "tokenizer",
@@ -150,4 +232,5 @@ TOKENIZER = Target(
         *(b'"type":"BPE"', b'"WordPiece"', b'"Unigram"', b'"WordLevel"', b'"Replace"', b'"Strip"', b'"Fuse"'),
         *(b'"Sequence"', b'"ByteFallback"', b'"Metaspace"', b'"Regex":"', b"null", b"true", b"4294967295"),
     ),
+    lambda data, draw: _change_two(data, draw, seeds.TOKENIZER_PIECES),
 )

@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from functools import cache
 
 from tests.fuzz import seeds
+from tests.fuzz.forms.lines import changed_answer, changed_events
 from tests.fuzz.target import Target
+from tests.fuzz.typed import check_fields
 from weighbridge.wire.client import HttpClient, _Connection
-from weighbridge.wire.events import Event
+from weighbridge.wire.events import ErrorPart, Event, Part, UsagePart
 from weighbridge.wire.protocols import ANSWER_PARSERS, EVENT_PARSERS
 from weighbridge.wire.sse import EventFramer, EventTooLong, event_data
+from weighbridge.wire.usage import MOST_TOKENS
 
 _MOST_BODY = 1 << 16
+#: What a server answers to the next request on a connection that was kept.
+_NEXT = b"HTTP/1.1 201 Next\r\nContent-Length: 4\r\n\r\nnext"
 _Answer = tuple[int, dict[str, str], bytes]
 
 
@@ -23,19 +28,34 @@ def _pieces(data: bytes) -> tuple[bytes, list[bytes]]:
     return rest, [rest[at : at + size] for at in range(0, len(rest), size)] if size else [rest]
 
 
-def parse_sse(data: bytes) -> bytes | None:
-    """A stream of events: nothing is lost or made where it is cut, and every protocol reads what is in it."""
+def _check_parts(parts: Sequence[Part]) -> None:
+    """What a server says has the types that the rest of the program relies on, and counts are counts."""
+    for part in parts:
+        check_fields(part)
+        assert isinstance(part, UsagePart | ErrorPart) or part.choice >= 0, part
+        if isinstance(part, UsagePart):
+            usage = part.usage
+            assert (
+                0 <= usage.cached_tokens <= usage.prompt_tokens <= MOST_TOKENS >= usage.output_tokens >= 0
+            ), usage
+
+
+def _data(blocks: Sequence[bytes]) -> list[bytes]:
+    return [data for block in blocks for data in event_data(block)]
+
+
+def parse_sse(data: bytes) -> None:
+    """A stream of events: it says the same wherever it is cut, and every protocol reads what is in it."""
     stream, pieces = _pieces(data)
     framer = EventFramer()
     blocks = [*(framer.feed(piece) for piece in pieces), framer.flush()]
     assert b"".join(blocks) == stream
+    assert len(pieces) < 2 or _data(blocks) == _data([stream]), "where it is cut changes the events"
     for parse in EVENT_PARSERS.values():
         for block in filter(None, blocks):
-            repr(Event(block, parse).parts)
+            _check_parts(Event(block, parse).parts)
     for parse in ANSWER_PARSERS.values():
-        repr(parse(stream))
-    found = [data for block in blocks for data in event_data(block)]
-    return found[0] if found else None
+        _check_parts(parse(stream))
 
 
 class _Line(asyncio.Transport):
@@ -63,16 +83,24 @@ class _Line(asyncio.Transport):
 
 
 async def _answer(pieces: Sequence[bytes]) -> _Answer:
-    """What comes of a server that sends these pieces and hangs up, whatever is read of it while they come."""
+    """What comes of a server that sends these pieces, and answers another request if the connection is kept."""
     client = HttpClient("http://127.0.0.1:1", 1.0)
     connection, line = _Connection(client), _Line()
     connection.connection_made(line)
-    response = connection.send(client.head("GET", "/", {}) + b"\r\n")
+    head = client.head("GET", "/", {}) + b"\r\n"
+    response = connection.send(head)
     for piece in pieces:
         if not line.closed:
             connection.data_received(piece)
     reused = client._unused()
     assert reused is None or response.ended, "a connection waits for a request in the middle of an answer"
+    if reused is not None:
+        second = reused.send(head)
+        reused.data_received(_NEXT)
+        await second.begin(None)
+        assert (second.status, await second.whole(_MOST_BODY)) == (201, b"next"), (
+            "a request gets another's answer"
+        )
     connection.connection_lost(None)
     await response.begin(None)
     return response.status, response.headers, await response.whole(_MOST_BODY)
@@ -83,7 +111,7 @@ def _loop() -> asyncio.AbstractEventLoop:
     return asyncio.new_event_loop()
 
 
-def parse_http(data: bytes) -> bytes:
+def parse_http(data: bytes) -> None:
     """An answer in pieces is what it is as a whole."""
     stream, pieces = _pieces(data)
     answer = _loop().run_until_complete(_answer(pieces))
@@ -91,7 +119,6 @@ def parse_http(data: bytes) -> bytes:
     assert len(pieces) < 2 or answer == _loop().run_until_complete(_answer([stream])), (
         "pieces change the answer"
     )
-    return answer[2]
 
 
 SSE = Target(
@@ -100,35 +127,12 @@ SSE = Target(
     (EventTooLong,),
     seeds.events,
     (
-        *(
-            b"data: ",
-            b"data:",
-            b"\n\n",
-            b"\r\n\r\n",
-            b": comment\n",
-            b"event: x\n",
-            b"data: [DONE]\n\n",
-            b'"choices":[',
-        ),
-        *(
-            b'"delta":{',
-            b'"index":',
-            b'"content":"',
-            b'"tool_calls":[',
-            b'"function":{',
-            b'"arguments":"',
-            b'"usage":{',
-        ),
-        *(
-            b'"prompt_tokens":',
-            b'"error":{',
-            b'"message":"',
-            b'"finish_reason":',
-            b'"embedding":[',
-            b"1e999",
-            b"null",
-        ),
+        *(b"data: ", b"data:", b"\n\n", b"\r\n\r\n", b": comment\n", b"event: x\n", b"data: [DONE]\n\n"),
+        *(b'"choices":[', b'"delta":{', b'"index":', b'"content":"', b'"tool_calls":[', b'"function":{'),
+        *(b'"arguments":"', b'"usage":{', b'"prompt_tokens":', b'"error":{', b'"message":"'),
+        *(b'"finish_reason":', b'"embedding":[', b"1e999", b"null"),
     ),
+    lambda data, draw: changed_events(data, draw, seeds.EVENT_PIECES),
 )
 HTTP = Target(
     "http",
@@ -159,4 +163,5 @@ HTTP = Target(
             b";x=1\r\n",
         ),
     ),
+    changed_answer,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from typing import Any
 
@@ -27,6 +28,15 @@ _MATRICES = (
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
 )
+#: The same with two experts, which are in one tensor.
+MIXTURE: Json = {
+    **CONFIG,
+    "model_type": "qwen3_moe",
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 2,
+    "head_dim": 4,
+}
 _SHAPES = {
     "model.embed_tokens.weight": [5, 4],
     **{f"model.layers.0.{name}.weight": [4, 4] for name in _MATRICES},
@@ -35,22 +45,71 @@ _SHAPES = {
     "model.norm.weight": [4],
     "zone.of.no.layer": [1],
 }
-#: Bytes of all tensors of the smallest model, as float32.
-TENSOR_BYTES = sum(4 * shape[0] * shape[-1] ** (len(shape) - 1) for shape in _SHAPES.values())
+_MIXTURE_SHAPES = {
+    **{name: shape for name, shape in _SHAPES.items() if ".mlp." not in name},
+    "model.layers.0.self_attn.q_norm.weight": [4],
+    "model.layers.0.self_attn.k_norm.weight": [4],
+    "model.layers.0.mlp.gate.weight": [2, 4],
+    "model.layers.0.mlp.experts.gate_up_proj": [2, 4, 4],
+    "model.layers.0.mlp.experts.down_proj": [2, 4, 2],
+}
+del _MIXTURE_SHAPES["zone.of.no.layer"]
+#: Bytes of all tensors of the smallest model, as float32, and some more.
+TENSOR_BYTES = 1024
+#: What headers and configurations have somewhere.
+HEADER_PIECES = (
+    *("F32", "F16", "BF16", "F64", "I64", "I8", "U8", "BOOL", "F8_E4M3", "dtype", "shape", "data_offsets"),
+    *(
+        "__metadata__",
+        "lm_head.weight",
+        "model.layers.0.mlp.experts.gate_up_proj",
+        "model.layers.1.mlp.gate.weight",
+    ),
+    *([4, 4], [4], [], [2, 4, 4], [1, 4, 4], [0, 4], [1 << 31, 1 << 31], [0, 64], [64, 0], [0, 0]),
+    *(*({"model_type": name} for name in ("mixtral", "qwen2_moe", "olmoe", "smollm3", "qwen2", "mistral")),),
+    *(
+        {"num_local_experts": 2},
+        {"shared_expert_intermediate_size": 4},
+        {"mlp_only_layers": [0]},
+        {"sliding_window": 8},
+    ),
+    *({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, {"rope_parameters": {"rope_type": "llama3"}}),
+    *(
+        {"layer_types": ["sliding_attention"]},
+        {"no_rope_layers": [1]},
+        {"quantization_config": {}},
+        {"eos_token_id": [4]},
+    ),
+    *(
+        {"clip_qkv": 8.0},
+        {"head_dim": 2},
+        {"tie_word_embeddings": False},
+        {"attention_bias": True},
+        {"use_sliding_window": 1},
+    ),
+)
+
+
+def _header(shapes: dict[str, list[int]]) -> Json:
+    header: Json = {}
+    at = 0
+    for name, shape in shapes.items():
+        size = 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    spare = TENSOR_BYTES - at
+    header["spare"] = {"dtype": "F32", "shape": [spare // 4], "data_offsets": [at, TENSOR_BYTES]}
+    return header
 
 
 def safetensors() -> list[bytes]:
-    """Headers of the smallest model, and a whole file."""
-    header: Json = {}
-    at = 0
-    for name, shape in _SHAPES.items():
-        size = 4 * shape[0] * shape[-1] ** (len(shape) - 1)
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
-        at += size
+    """Headers of the smallest models, one with its configuration, and a whole file."""
+    header = _header(_SHAPES)
     plain = _compact(header)
+    mixed = _compact(_header(_MIXTURE_SHAPES)) + b"\n\n" + _compact(MIXTURE)
     noted = _compact({"__metadata__": {"format": "pt"}, **header})
     one = _compact({"a tensor": {"dtype": "BF16", "shape": [2, 1], "data_offsets": [0, 4]}})
-    return [plain, noted, one, struct.pack("<Q", len(plain)) + plain + bytes(TENSOR_BYTES)]
+    return [plain, noted, one, mixed, struct.pack("<Q", len(plain)) + plain + bytes(TENSOR_BYTES)]
 
 
 def gguf() -> list[bytes]:
@@ -126,13 +185,95 @@ def _typed(value: object) -> tuple[int, bytes]:
     return 4, struct.pack("<I", value)
 
 
+_ADDED = {
+    "id": 5,
+    "content": "</s>",
+    "single_word": False,
+    "lstrip": True,
+    "rstrip": False,
+    "normalized": True,
+    "special": False,
+}
+#: What tokenizer.json and tokenizer_config.json have somewhere.
+TOKENIZER_PIECES = (
+    *(
+        "BPE",
+        "WordPiece",
+        "Unigram",
+        "WordLevel",
+        "ByteLevel",
+        "Ġ",
+        "Ġa",
+        "<0x41>",
+        "▁",
+        "é",
+        "e\u0301",
+        r"\p{L}+|\s",
+        "a|",
+    ),
+    *(
+        r"(?i:a)|[^\r\n]?x{1,3}",
+        r"\d(?!a)",
+        "(",
+        "[",
+        "</s>",
+        "Isolated",
+        "Removed",
+        "MergedWithPrevious",
+        "Contiguous",
+    ),
+    *(_ADDED, {"type": "NFC"}, {"type": "NFKD"}, {"type": "Lowercase"}, {"type": "Prepend", "prepend": "▁"}),
+    *(
+        {"type": "Digits", "individual_digits": True},
+        {"type": "Whitespace"},
+        {"type": "Punctuation", "behavior": "Isolated"},
+    ),
+    *(
+        {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True},
+        {"type": "Sequence"},
+    ),
+    *({"type": "Strip", "content": " ", "start": 1, "stop": 0}, {"type": "ByteFallback"}, {"type": "Fuse"}),
+    *(
+        {"byte_fallback": True},
+        {"ignore_merges": True},
+        {"dropout": 0.5},
+        {"unk_token": "a"},
+        {"fuse_unk": True},
+    ),
+    *(
+        {"continuing_subword_prefix": "##"},
+        {"end_of_word_suffix": "</w>"},
+        {"lstrip": True},
+        {"rstrip": True},
+    ),
+    *(
+        {"single_word": True},
+        {"normalized": True},
+        {"special": False},
+        {"add_prefix_space": True},
+        {"use_regex": False},
+    ),
+    *(
+        {"bos_token": "<s>"},
+        {"eos_token": {"content": "<s>"}},
+        {"add_bos_token": True},
+        {"add_eos_token": True},
+    ),
+    *(
+        {"chat_template": "{{ messages[0].content }}<s>"},
+        {"chat_template": [{"name": "default", "template": "a"}]},
+    ),
+    *({"padding": {"strategy": "BatchLongest"}}, {"truncation": {"max_length": 1}}),
+)
+
+
 def tokenizers() -> list[bytes]:
-    """Byte-level BPE as usual, and as SentencePiece's files are converted."""
+    """Byte-level BPE as usual, and as SentencePiece's files are converted; one with its configuration."""
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     bpe = {
         "type": "BPE",
-        "vocab": {"the last letter": 0, "a": 1, "b": 2, "ab": 3, "<s>": 4},
+        "vocab": {"\u0120": 0, "a": 1, "b": 2, "ab": 3, "<s>": 4},
         "merges": [["a", "b"]],
     }
     added = [{"id": 4, "content": "<s>", **special}]
@@ -172,7 +313,9 @@ def tokenizers() -> list[bytes]:
         },
     }
     splitting = {**byte_level, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]}}
-    return [_compact(byte_level), _compact(splitting), _compact(sentence)]
+    settings = {"bos_token": "<s>", "add_bos_token": True, "chat_template": "<s>{{ messages[0].content }}"}
+    pair = _compact(byte_level) + b"\n\n" + _compact(settings)
+    return [_compact(byte_level), _compact(splitting), _compact(sentence), pair]
 
 
 def templates() -> list[bytes]:
@@ -195,6 +338,67 @@ def templates() -> list[bytes]:
     ]
 
 
+#: What a configuration has somewhere.
+YAML_PIECES = (
+    *(
+        "http://h:1",
+        "https://u:p@h/v1",
+        "127.0.0.1:8080",
+        "small",
+        "8MiB",
+        "1e3",
+        "-1",
+        "2027-01-31",
+        "yes",
+        "a b",
+        "*",
+    ),
+    *("sha256:" + "0" * 64, "never_leaves", "redact_then_cloud", "weigh", "round_robin", "EMAIL", "3/1.5"),
+    *(
+        {"replicas": [{"url": "http://h:2"}]},
+        {"replicas": [{"process": "smollm2-135m-instruct"}]},
+        {"replicas": [{"ray": "m"}]},
+    ),
+    *(
+        {"keys": [{"key": "k" * 16}]},
+        {"key_env": "HOME"},
+        {"hedge": {"quantile": 0.5}},
+        {"timeouts": {"connect": 1}},
+    ),
+    *(
+        {"capacity": {"kv_tokens": 100, "max_sequences": 4}},
+        {"limits": {"tokens_per_minute": 5}},
+        {"count": 2},
+    ),
+    *(
+        {"price": {"input": 1, "output": 2}},
+        {"headers": {"X": "y"}},
+        {"scaling": {"min": 1, "max": 3}},
+        {"aliases": "x"},
+    ),
+    *(
+        {"places": [{"name": "site", "level": "edge", "model": "small"}]},
+        {"bandit": {}},
+        {"shadow": {"rate": 0.5}},
+    ),
+    *(
+        {"rules": [{"name": "r", "types": ["EMAIL"], "residency": "never_leaves"}]},
+        {"budgets": {"usd_per_day": 1}},
+    ),
+    *(
+        {"health": {"interval": 1}},
+        {"shared_limits": {"redis": "redis://h:1/0"}},
+        {"keys": {"one": {"key": "kkkkkkkk"}}},
+    ),
+    *(
+        {"oidc_issuer": "https://h"},
+        {"trusted_proxies": ["10.0.0.0/8"]},
+        {"tls_cert": "a.pem"},
+        {"drain_timeout": 3},
+    ),
+)
+
+
 def yaml() -> list[bytes]:
     """A gateway with every section, a route with rules, and what YAML has beside plain values."""
     return [
@@ -213,6 +417,44 @@ def yaml() -> list[bytes]:
         b"%YAML 1.1\n---\nmodels:\n  ? zero\n  : aliases: &a [!!str 1, 0x1f, 1:2]\n    replicas: "
         b'[{url: "http://h:1\\u0031", key: *a}]\n...\n',
     ]
+
+
+#: What chunks and answers have somewhere.
+EVENT_PIECES = (
+    *(
+        "content",
+        "reasoning_content",
+        "refusal",
+        "tool_calls",
+        "function",
+        "arguments",
+        "finish_reason",
+        "stop",
+        "usage",
+    ),
+    *(
+        {"index": 1},
+        {"text": "a"},
+        {"delta": {"content": "a"}},
+        {"message": {"content": "a"}},
+        {"finish_reason": "stop"},
+    ),
+    *(
+        {"function": {"name": "f", "arguments": "{}"}},
+        {"tool_calls": [{"index": 0, "function": {"name": "f"}}]},
+    ),
+    *(
+        {"usage": {"prompt_tokens": 1, "completion_tokens": 1}},
+        {"prompt_tokens_details": {"cached_tokens": 9}},
+    ),
+    *(
+        {"error": {"message": "no", "code": 7}},
+        {"error": "no"},
+        {"embedding": [1, 2]},
+        {"reasoning": "a"},
+        {"refusal": "a"},
+    ),
+)
 
 
 def events() -> list[bytes]:

@@ -6,13 +6,10 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 
 #: What one input may take: seconds of the thread's own CPU time, and growth of the process.
 MAX_CPU_S, MAX_GROWTH_BYTES = 10.0, 512 << 20
-
-
-class PlantedBug(Exception):
-    """The bug that a target has when it is asked for one: it shows that the fuzzer would find a real one."""
 
 
 class Unbounded(Exception):
@@ -21,42 +18,36 @@ class Unbounded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`parse` reads an input and returns a text or bytes that a well-formed one has in its depth, or None.
+    """`parse` reads an input, and asserts what is promised of whatever it accepts.
 
     `errors`: what `parse` may raise, as documented. `seeds`: the corpus to begin with. `words`: what the format is
-    written in.
+    written in. `change`: returns an input that is the format still, or nearly so, with something in it changed; None
+    where it cannot.
     """
 
     name: str
-    parse: Callable[[bytes], str | bytes | None]
+    parse: Callable[[bytes], None]
     errors: tuple[type[BaseException], ...]
     seeds: Callable[[], Sequence[bytes]]
     words: Sequence[bytes] = ()
+    change: Callable[[bytes, Random], bytes | None] | None = None
+    max_cpu_s: float = MAX_CPU_S
+    max_growth_bytes: int = MAX_GROWTH_BYTES
 
-    def run(self, data: bytes, *, planted: bool = False) -> None:
-        """Raise what an input must not lead to: an undocumented error, or too much time or memory.
-
-        `planted`: with a bug behind six characters in the depth of a well-formed input.
-        """
+    def run(self, data: bytes) -> bool:
+        """Return whether the input is accepted. Raise what it must not lead to: an undocumented error, a broken
+        promise, or too much time or memory."""
         began, held = time.thread_time(), _peak_bytes()
+        accepted = True
         try:
-            found = self.parse(data)
+            self.parse(data)
         except self.errors:
-            found = None
+            accepted = False
         took, grown = time.thread_time() - began, _peak_bytes() - held
-        if took > MAX_CPU_S or grown > MAX_GROWTH_BYTES:
+        if took > self.max_cpu_s or grown > self.max_growth_bytes:
             raise Unbounded(f"{took:.1f} s, {grown >> 20} MiB more")
-        if planted and found is not None:
-            _planted(found.encode("utf-8", "replace") if isinstance(found, str) else found)
+        return accepted
 
 
 def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-
-
-def _planted(found: bytes) -> None:
-    """Fail behind two branches, the second of which is seen only by who has passed the first."""
-    for at in range(min(len(found), 32)):
-        if found[at : at + 3] == b"~!~":  # noqa: SIM102 (a branch of its own, for the fuzzer to see)
-            if found[at + 3 : at + 6] == b"bug":
-                raise PlantedBug(found[:40])

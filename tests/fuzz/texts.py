@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from functools import cache
 from pathlib import Path
+from random import Random
+
+import yaml
 
 from tests.fuzz import seeds
+from tests.fuzz.forms import INPUT_BYTES
+from tests.fuzz.forms.templates import changed_template
+from tests.fuzz.forms.trees import changed, written
 from tests.fuzz.target import Target
+from tests.fuzz.typed import check_fields
 from weighbridge.errors import BadInput
 from weighbridge.models.text.chat_template import ChatTemplate
-from weighbridge.routes.config import load_configuration
+from weighbridge.routes.config import load_configuration, modernised, parse_configuration
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -27,12 +35,11 @@ TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type":
 MOST_CHARACTERS = 32 << 20
 
 
-def parse_template(data: bytes) -> str:
+def parse_template(data: bytes) -> None:
     """The source of a template, over a conversation with a tool."""
     template = ChatTemplate({"default": data.decode("utf-8", "replace")}, {"bos_token": "<s>"})
     text = template.render(MESSAGES, TOOLS, enable_thinking=False)
     assert len(text) <= MOST_CHARACTERS, f"{len(text)} characters"
-    return text
 
 
 @cache
@@ -40,12 +47,28 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="weighbridge-fuzz-")
 
 
-def parse_yaml(data: bytes) -> str:
+def parse_yaml(data: bytes) -> None:
     """The configuration of a gateway with routes, as a file."""
     path = Path(_folder().name) / "weighbridge.yaml"
     path.write_bytes(data)
-    model = load_configuration(path).fleet.models[0]
-    return " ".join((*model.aliases, model.name))
+    configuration = load_configuration(path)
+    check_fields(configuration)
+    assert (
+        parse_configuration(modernised(data.decode(), "now", path.parent), "now", path.parent)
+        == configuration
+    )
+
+
+def _change_yaml(data: bytes, draw: Random) -> bytes | None:
+    """Change the values that a text stands for; the text is then in one of the ways in which YAML can be written."""
+    try:
+        value = yaml.load(data, yaml.CSafeLoader)
+        made = written(changed(value, draw, seeds.YAML_PIECES))
+        if draw.random() < 0.5:
+            made = yaml.dump(json.loads(made), Dumper=yaml.CSafeDumper, allow_unicode=True).encode()
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError, LookupError):
+        return None
+    return made if len(made) <= INPUT_BYTES else None
 
 
 TEMPLATE = Target(
@@ -97,6 +120,10 @@ TEMPLATE = Target(
             b"self.",
         ),
     ),
+    changed_template,
+    # Its budget is a tenth of a second and some megabytes for these messages, and one operation over.
+    max_cpu_s=3.0,
+    max_growth_bytes=64 << 20,
 )
 YAML = Target(
     "yaml",
@@ -130,4 +157,5 @@ YAML = Target(
         ),
         *(b"? ", b"|\n ", b">-\n ", b"{", b"}", b"[", b"]", b"2026-02-30", b"1_000", b"~"),
     ),
+    _change_yaml,
 )

@@ -1,0 +1,164 @@
+"""Bugs that each fuzz target must find within a minute: a check of its parser that is not there.
+
+They are deletions of the real checks, none of which a seed meets, and are noticed by what the target asserts anyway.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+from tools.deletions import Deletion, without
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """A check that is taken out, and the target that must notice."""
+
+    target: str
+    deletion: Deletion
+
+
+def _bug(target: str, name: str, where: str, code: str, instead: str = "") -> tuple[str, Bug]:
+    return name, Bug(target, Deletion(name, where, code, instead, package="weighbridge"))
+
+
+BUGS = dict(
+    [
+        _bug(
+            "safetensors",
+            "the type of a tensor that is read",
+            "models.files.checkpoint:SafetensorsCheckpoint.tensor",
+            "if tensor.dtype not in _FLOATS: ...",
+        ),
+        _bug(
+            "safetensors",
+            "the shape of a tensor with all experts",
+            "models.files.checkpoint:_cut",
+            "len(shape) != 3 or shape[0] != experts.count or tuple(shape[1:]) not in (usual, usual[::-1])",
+            "len(shape) != 3",
+        ),
+        _bug(
+            "gguf",
+            "columns that do not divide into blocks",
+            "models.files.gguf_format:_entry",
+            "if columns % block_size: ...",
+        ),
+        _bug(
+            "gguf",
+            "where a tensor ends",
+            "models.files.gguf_format:_entry",
+            "start + nbytes > limit",
+            "start > limit",
+        ),
+        _bug(
+            "gguf",
+            "an alignment of nothing",
+            "models.files.gguf_format:_read",
+            "if not isinstance(alignment, int) or alignment < 1: ...",
+        ),
+        _bug(
+            "tokenizer",
+            "a vocabulary with gaps",
+            "models.text.tokenizer:Tokenizer.__init__",
+            "max([size, parts.size, *(index + 1 for index in added)])",
+            "size",
+        ),
+        _bug(
+            "tokenizer",
+            "named tokens that take spaces with them",
+            "models.text.word_tokens:_named",
+            "if any(token.single_word or token.lstrip or token.rstrip for token in tokens): ...",
+        ),
+        _bug(
+            "template",
+            "the width of what is padded",
+            "models.text.template_sandbox:_check_filter",
+            "budget.bound(weights[0] + number)",
+        ),
+        _bug(
+            "template",
+            "a power of large numbers",
+            "models.text.template_sandbox:BudgetedEnvironment.call_binop",
+            "if operator == '**' and not _small_power(left, right): ...",
+        ),
+        _bug(
+            "yaml",
+            "a section that is no mapping",
+            "fleet.config.reader:Section.__init__",
+            "if not isinstance(node, yaml.MappingNode): ...",
+        ),
+        _bug(
+            "yaml",
+            "a count that is no number",
+            "fleet.config.reader:Section.count",
+            "type(value) is not int or value < least",
+            "type(value) is int and value < least",
+        ),
+        _bug(
+            "sse",
+            "a choice below the first",
+            "wire.protocols.openai:choice_index",
+            "type(index) is int and index >= 0",
+            "type(index) is int",
+        ),
+        _bug(
+            "sse",
+            "a text that is none",
+            "wire.protocols.openai:message_parts",
+            "(content := message.get('content')) and isinstance(content, str)",
+            "(content := message.get('content'))",
+        ),
+        _bug(
+            "http",
+            "a connection that the server closes",
+            "wire.client:_Connection.on_message_complete",
+            "self._kept and self._parser.should_keep_alive()",
+            "self._kept",
+        ),
+    ]
+)
+
+
+class _Instead(MetaPathFinder):
+    """Finds one module in another file."""
+
+    def __init__(self, module: str, file: Path) -> None:
+        self._module, self._file = module, file
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return importlib.util.spec_from_file_location(name, self._file) if name == self._module else None
+
+
+def plant(name: str | None) -> None:
+    """Take a check out for the rest of the process, before its module is imported; None: no check."""
+    if name is None:
+        return
+    deletion = BUGS[name].deletion
+    assert deletion.module not in sys.modules, f"{deletion.module} is imported already"
+    file = Path(tempfile.mkdtemp(prefix="weighbridge-planted-")) / deletion.path.name
+    file.write_text(without(deletion.path.read_text(encoding="utf-8"), deletion), encoding="utf-8")
+    sys.meta_path.insert(0, _Instead(deletion.module, file))
+
+
+def main(name: str) -> None:
+    """Read the seeds without a check: nothing is noticed yet."""
+    plant(name)
+    from tests.fuzz.targets import target  # now that the check is gone
+
+    found = target(BUGS[name].target)
+    for seed in found.seeds():
+        found.run(seed)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
