@@ -1,0 +1,67 @@
+"""Hostile files: models, tables and tokenizers, given one after another to the loaders of one process.
+
+Now and then one is given to `weighbridge serve`, which must say in a line what is wrong, and end.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.adversary.programs import Task, report
+from tests.fuzz.changes import changed
+from tests.fuzz.targets import target
+from tests.models.test_hostile_gguf import HEADERS
+
+TARGETS = ("safetensors", "gguf", "tokenizer", "template")
+#: Seconds between two servers that are started over a hostile file.
+EVERY = 20.0
+
+
+def serve(file: Path) -> str:
+    """Start a server over a file; returns how it ended."""
+    command = [sys.executable, "-m", "weighbridge", "serve", str(file), "--port", "0"]
+    try:
+        ended = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return "served too long"
+    said = ended.stderr.decode("utf-8", "replace") + ended.stdout.decode("utf-8", "replace")
+    if ended.returncode != 2 or "Traceback" in said:
+        return f"served with code {ended.returncode}: {said[-300:]}"
+    return "served not"
+
+
+def main(task: Task) -> None:
+    draw, until, next_server = random.Random(task.seed), task.until(), time.monotonic() + 2.0
+    logging.disable()  # what is hostile is warned of
+    targets, done, half = [target(name) for name in TARGETS], Counter[str](), 0
+    middle = time.monotonic() + task.seconds / 2
+    with tempfile.TemporaryDirectory() as folder:
+        while time.monotonic() < until:
+            chosen = draw.choice(targets)
+            chosen.run(changed(draw.choice(chosen.seeds()), chosen.words, draw))
+            done[chosen.name] += 1
+            if time.monotonic() > next_server and until - time.monotonic() > 10.0:
+                file = Path(folder) / "hostile.gguf"
+                file.write_bytes(HEADERS[draw.choice(sorted(HEADERS))][0])
+                done[serve(file)] += 1
+                next_server = time.monotonic() + EVERY
+            if not half and time.monotonic() > middle:
+                half = peak()
+    report(done, grown_mib=(peak() - half) / 1024)
+
+
+def peak() -> int:
+    """The most memory this process has had, in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    main(Task.told())
