@@ -80,6 +80,28 @@ def test_a_prompt_gets_a_block_per_iteration_even_when_decodes_alone_miss_the_ta
     assert counts(driver.step()[0])["q"] == 8
 
 
+def test_streams_of_a_less_urgent_class_hold_up_no_prompt() -> None:
+    """They get a token in each iteration, and do not bound its length; a stream of the same class does."""
+    driver = make_driver(num_blocks=1000, max_batch_tokens=256, itl_target=0.03)
+    decoding(driver, 4)
+    driver.add(make_request("p", [1] * 240, 9, priority=-1))
+    batch, _ = driver.step()
+    assert counts(batch) == {"d0": 1, "d1": 1, "d2": 1, "d3": 1, "p": 240}
+    driver.add(make_request("q", [2] * 240, 2, priority=-1), make_request("r", [3] * 240, 2))
+    batch, _ = driver.step()
+    assert 0 < counts(batch)["q"] < 240
+    assert "r" not in counts(batch)
+    assert COST.seconds(*batch.work) <= 0.03
+
+
+def test_a_prompt_beside_a_stream_of_a_more_urgent_class_gets_a_token_an_iteration_at_least() -> None:
+    driver = make_driver(num_blocks=1000, itl_target=0.0001)
+    driver.add(make_request("s", [1, 2, 3], 1000, priority=-1))
+    driver.step()
+    driver.add(make_request("p", [1] * 20, 2))
+    assert [counts(driver.step()[0]) for _ in range(20)] == [{"s": 1, "p": 1}] * 20
+
+
 def test_the_chunk_follows_the_step_cost_as_it_is_refined() -> None:
     costs = Costs()
     driver = Driver(make_scheduler(costs, num_blocks=1000, itl_target=0.05, speculate=False))

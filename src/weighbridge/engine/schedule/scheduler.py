@@ -148,20 +148,23 @@ class Scheduler:
         start = request.num_computed_tokens
         if plan.computes(self._tables.digests(request, start, start + self.pool.block_size)):
             return True
-        count = self._chunk_size(start, request.num_tokens, plan)
+        count = self._chunk_size(start, request.num_tokens, self._running.priority(request), plan)
         if count and self._make_room(request, start + count, plan):
             plan.add_chunk(request, start, count, self._tables.touched(request, start, start + count))
             self._running.served(request, self._now, done=start + count == request.num_tokens)
         return count > 0
 
-    def _chunk_size(self, start: int, end: int, plan: Plan) -> int:
+    def _chunk_size(self, start: int, end: int, priority: int, plan: Plan) -> int:
         """Return how many of the tokens [start, end) run: what the budget and, beside decodes, the ITL target allow.
 
-        The first chunk gets a few tokens however long the decodes take by themselves: prompts never starve.
+        Streams that are all of a less urgent class than `priority` wait for the prompt. The first chunk gets a few
+        tokens however long the decodes take by themselves, or one beside a more urgent stream: prompts never starve.
         """
         limit = min(end - start, plan.budget)
-        if limit and plan.decodes:
-            smallest = 0 if plan.chunks else min(limit, SMALLEST_CHUNK)
+        first = next(iter(plan.decodes), None)  # the most urgent: decodes are planned by rank
+        urgent = priority + 1 if first is None else self._running.priority(first)
+        if limit and urgent <= priority:
+            smallest = 0 if plan.chunks else min(limit, 1 if urgent < priority else SMALLEST_CHUNK)
             target, cost = self._itl_target(plan), self._cost
             fitting = cost.largest_chunk(target, start, limit, *plan.work)
             limit = max(fitting, smallest)
@@ -217,7 +220,7 @@ class Scheduler:
             if self._too_late(request, opening):
                 self._books.expire(request)
                 continue
-            if not self._chunk_size(opening.computed, request.num_tokens, plan):
+            if not self._chunk_size(opening.computed, request.num_tokens, priority, plan):
                 return
             if self._fits(opening):
                 self._books.start(request, priority, opening)
@@ -274,7 +277,7 @@ class Scheduler:
         if self._too_late(request, opening):
             self._books.expire(request)
             return True
-        if not self._chunk_size(opening.computed, request.num_tokens, plan):
+        if not self._chunk_size(opening.computed, request.num_tokens, priority, plan):
             return False
         if self._over_share(request.tenant, opening.needed):
             return False  # it would be the next to give way
