@@ -16,10 +16,10 @@ from typing import Any
 import aiohttp
 
 from tests.adversary.programs import Task, report
-from tests.adversary.site import GATEWAY, HONEST_KEY, MODELS, ROUTE, SINGLE, Ports
+from tests.adversary.site import GATEWAY, HONEST_KEY, MODELS, PRIORITY, ROUTE, SINGLE, Ports
 
 #: Requests a second at each door.
-RATES = {SINGLE: 0.8, GATEWAY: 0.6, ROUTE: 0.4}
+RATES = {SINGLE: 1.0, GATEWAY: 0.6, ROUTE: 0.4}
 TOKENS = 24
 TEXT = (
     "weigh the load before it runs, ask who pays for it, write down what was said, and send the answer to "
@@ -44,15 +44,18 @@ def prompt(draw: random.Random, door: str) -> str:
 
 def body(draw: random.Random, door: str) -> dict[str, Any]:
     """A short chat; at the route one that is read for what must not leave, and answered at the edge."""
-    found: dict[str, Any] = {
+    told: dict[str, Any] = {"priority": PRIORITY}
+    if door == ROUTE:
+        told["placement"] = "prefer_edge"
+    return {
         "model": MODELS[door],
         "messages": [{"role": "user", "content": prompt(draw, door)}],
         "max_tokens": TOKENS,
         "temperature": 0,
         "stream": True,
         "ignore_eos": True,
+        "weighbridge": told,
     }
-    return found | ({"weighbridge": {"placement": "prefer_edge"}} if door == ROUTE else {})
 
 
 async def ask(client: aiohttp.ClientSession, ports: Ports, door: str, chat: dict[str, Any]) -> Sample:

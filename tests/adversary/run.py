@@ -13,7 +13,7 @@ from typing import Any
 from tests.adversary import honest
 from tests.adversary.measure import Sampler, longest_stall, open_files, stalls, wait_until_idle
 from tests.adversary.programs import GRACE, Program, Task, started
-from tests.adversary.site import Ports, Server, open_site
+from tests.adversary.site import GATEWAY, SINGLE, Ports, Server, open_site
 
 #: The adversary's programs beside its backends.
 ATTACKERS = ("malformed", "slow", "heavy", "files")
@@ -86,7 +86,7 @@ class Stage:
         """New servers, warm; afterwards what they wrote is in the run."""
         run = Run(self.seconds)
         with open_site(self.folder / name, self.model, self._liars) as servers:
-            ports = Ports(*(server.port for server in servers))
+            ports = Ports(*(server.port for server in servers if server.name in (SINGLE, GATEWAY)))
             self._honest(Task(ports, min(WARM_UP, self.seconds / 2), 1))
             yield servers, Task(ports, self.seconds, 2), run
             run.alive = {server.name: server.process.poll() is None for server in servers}

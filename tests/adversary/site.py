@@ -1,7 +1,8 @@
-"""What is attacked: a server over the default model, and a gateway in front of it and of backends that lie.
+"""What is attacked: a server over the default model, and a gateway in front of an engine and of backends that lie.
 
-Both ask for keys. `tiny` is the model's name at both; `far` has liars only; `auto` is a route that keeps `tiny` as its
-edge and redacts what goes to `far`.
+Both ask for keys; the engine behind the gateway does not, so that it tells tenants apart as the gateway does. `tiny` is
+the model's name at both; `far` has liars only; `auto` is a route that keeps `tiny` as its edge and redacts what goes to
+`far`. The operator has given the honest a class that nobody else may ask for, and bounds what one step may take.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +18,19 @@ from tests.doors.client import Reply, exchange, request
 from tests.doors.doors import CONFIGURED, KEY_OPTIONS, logged
 from tests.server.running import free_port, wait_until_ready
 
-SINGLE, GATEWAY, ROUTE = "single", "gateway", "route"
+SINGLE, GATEWAY, ROUTE, ENGINE = "single", "gateway", "route", "engine"
 #: What a client of each door asks for.
 MODELS = {SINGLE: "tiny", GATEWAY: "tiny", ROUTE: "auto"}
-#: Who behaves, who asks for as much as it can get, and what the gateway calls itself at the server.
-HONEST_KEY, HEAVY_KEY, GATEWAY_KEY = "key-of-honest", "key-of-heavy", "key-of-gateway"
+#: Who behaves, and who asks for as much as it can get.
+HONEST_KEY, HEAVY_KEY = "key-of-honest", "key-of-heavy"
+#: The class of the honest.
+PRIORITY = -1
 
-SEATS = 16
+SEATS = 3
 #: Sized so that the KV pool is touched in the first minute: what grows later is no cache.
-ENGINE = (
-    f"--served-model-name tiny --kv-cache-memory 256MiB --max-sequences {SEATS} --max-batch-tokens 256 "
-    "--check-integrity"
+OPTIONS = (
+    f"--served-model-name tiny --kv-cache-memory 96MiB --max-sequences {SEATS} --max-batch-tokens 128 "
+    f"--itl-target 12 --threads 1 --check-integrity --tenant-priority honest={PRIORITY}"
 )
 
 CONFIG = """\
@@ -40,10 +43,8 @@ models:
     tokenizer: {model}
     replicas:
       - name: engine
-        url: {single}
+        url: {engine}
         dialect: weighbridge
-        key: {gateway_key}
-        capacity: {{max_sequences: {seats}}}
   far:
     replicas:
 {liars}
@@ -61,7 +62,7 @@ tenants:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One of the two processes under attack."""
+    """One of the processes under attack."""
 
     name: str
     port: int
@@ -86,45 +87,44 @@ class Ports:
         return self.single if door == SINGLE else self.gateway
 
 
-def _config(model: Path, single: str, liars: Sequence[str]) -> str:
+def _config(model: Path, engine: str, liars: Sequence[str]) -> str:
     keys = {**CONFIGURED, "honest": HONEST_KEY, "heavy": HEAVY_KEY}
     return CONFIG.format(
         model=model,
-        single=single,
-        gateway_key=GATEWAY_KEY,
-        seats=SEATS,
+        engine=engine,
         liars="\n".join(
             f"      - {{name: liar-{number}, url: '{url}', dialect: weighbridge, "
             "timeouts: {first_byte: 3, idle: 2, answer: 5}, "
             "price: {input_usd_per_million: 1, output_usd_per_million: 1}}"
             for number, url in enumerate(liars)
         ),
-        tenants="\n".join(f"  {name}: {{key: {json.dumps(key)}}}" for name, key in keys.items()),
+        tenants="\n".join(
+            f"  {name}: {{key: {json.dumps(key)}, priority: {PRIORITY if name == 'honest' else 0}}}"
+            for name, key in keys.items()
+        ),
     )
 
 
 @contextmanager
 def open_site(folder: Path, model: Path, liars: Sequence[str]) -> Iterator[list[Server]]:
-    """The server and the gateway, ready, until the block ends; logs go into `folder`."""
+    """The server, the gateway and its engine, ready, until the block ends; logs go into `folder`."""
     folder.mkdir()
-    ports = {SINGLE: free_port(), GATEWAY: free_port()}
+    ports = {name: free_port() for name in (SINGLE, GATEWAY, ENGINE)}
     file = folder / "weighbridge.yaml"
-    file.write_text(_config(model, f"http://127.0.0.1:{ports[SINGLE]}", liars), encoding="utf-8")
-    keys = [
-        *KEY_OPTIONS.values(),
-        f"honest={HONEST_KEY}",
-        f"heavy={HEAVY_KEY}",
-        f"gateway={GATEWAY_KEY}",
-    ]
-    options = [word for key in keys for word in ("--api-key", key)]
-    logs = {name: folder / f"{name}.log" for name in ports}
-    single = ["serve", str(model), *ENGINE.split(), *options, "--port", str(ports[SINGLE])]
-    gateway = ["serve", "--config", str(file), "--port", str(ports[GATEWAY])]
-    with logged(single, logs[SINGLE]) as one, logged(gateway, logs[GATEWAY]) as two:
-        servers = [
-            Server(SINGLE, ports[SINGLE], one, logs[SINGLE]),
-            Server(GATEWAY, ports[GATEWAY], two, logs[GATEWAY]),
-        ]
+    file.write_text(_config(model, f"http://127.0.0.1:{ports[ENGINE]}", liars), encoding="utf-8")
+    keys = [*KEY_OPTIONS.values(), f"honest={HONEST_KEY}", f"heavy={HEAVY_KEY}"]
+    serve = ["serve", str(model), *OPTIONS.split()]
+    commands = {
+        SINGLE: [*serve, *(word for key in keys for word in ("--api-key", key))],
+        GATEWAY: ["serve", "--config", str(file)],
+        ENGINE: serve,
+    }
+    with ExitStack() as stack:
+        servers = []
+        for name, command in commands.items():
+            log, port = folder / f"{name}.log", ports[name]
+            process = stack.enter_context(logged([*command, "--port", str(port)], log))
+            servers.append(Server(name, port, process, log))
         for server in servers:
             wait_until_ready(f"http://127.0.0.1:{server.port}", server.process, 120.0)
         yield servers
