@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ class Entry:
     prompt_tokens: int = 0
     output_tokens: int = 0
     complete: bool = False
+    at: float = field(default_factory=time.monotonic)
 
 
 def echo(body: dict[str, Any]) -> str:
@@ -53,6 +55,8 @@ class Stub:
     pause: float = 0.0  # seconds between tokens
     logprob: float | None = None
     usage: bool = True
+    thoughts: int = 0  # chunks of reasoning before the answer
+    rest: str | Callable[[], str] = "0.05"  # what a busy one writes as its Retry-After
     raw_usage: str | None = None  # what it writes in place of its usage, JSON or not
     log: list[Entry] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -82,7 +86,7 @@ class Stub:
         self.paths.append(request.path_qs)
         body = json.loads(raw)
         if fate == BUSY:
-            headers = {"retry-after": "0.05"}
+            headers = {"retry-after": self.rest if isinstance(self.rest, str) else self.rest()}
             return web.json_response({"error": {"message": "slow down"}}, status=429, headers=headers)
         if fate == BROKEN:
             return web.json_response({"error": {"message": "out of luck"}}, status=500)
@@ -100,6 +104,10 @@ class Stub:
         most = body.get("max_tokens") or 10**6
         pieces = [text[i : i + self.piece] for i in range(0, len(text), self.piece)][:most]
         finish = "length" if len(pieces) * self.piece < len(text) else "stop"
+        for number in range(self.thoughts):
+            await self._event(answer, {"reasoning_content": f"thought {number}"})
+            entry.output_tokens += 1
+            await asyncio.sleep(self.pause)
         for number, piece in enumerate(pieces):
             if entry.fate == CUT and number >= max(1, len(pieces) // 2):
                 request.transport.close()

@@ -56,6 +56,10 @@ class _Delta(msgspec.Struct):
         )
 
 
+#: The fields of a delta that carry what was generated.
+GENERATED = _Delta.__struct_fields__
+
+
 class _Logprobs(msgspec.Struct):
     content: list[msgspec.Raw] | None = None
     tokens: list[msgspec.Raw] | None = None  # of completions that are no chats

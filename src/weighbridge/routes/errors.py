@@ -88,9 +88,11 @@ class DoesNotFit(PlaceFailed):
 class TooLate(PlaceFailed):
     """The deadline has passed, or this place cannot meet it; another one may."""
 
-    status = 504
     kind = "timeout_error"
     code = "deadline_missed"
+
+    def __init__(self, message: str, *, billable: bool = False) -> None:
+        super().__init__(message, status=504, billable=billable)
 
 
 def _text(value: Any) -> str | None:

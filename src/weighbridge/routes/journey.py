@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import suppress
@@ -19,7 +20,17 @@ from weighbridge.routes.budget import FREE_OF_CHARGE, Reservation
 from weighbridge.routes.errors import CloudDenied, NoPlaceCan, PlaceFailed, PolicyForbids, TooLate
 from weighbridge.routes.leg import FIRST_TOKEN, WHOLE, LegRun
 from weighbridge.routes.place import Place
-from weighbridge.routes.policy import Asked, Grant, Level, PlaceFacts, Residency, RoutePlan, decide, residency
+from weighbridge.routes.policy import (
+    Asked,
+    Grant,
+    Level,
+    PlaceFacts,
+    Residency,
+    RoutePlan,
+    decide,
+    residency,
+    share_seconds,
+)
 from weighbridge.routes.privacy.guard import Inspection, Redacted
 from weighbridge.routes.privacy.restoring.chunks import ChunkRestorer
 from weighbridge.routes.privacy.walk import Unhidable
@@ -36,7 +47,8 @@ from weighbridge.wire.protocols import chat
 
 log = logging.getLogger("weighbridge.routes")
 
-#: Pause before the cloud is asked again, in seconds, where it names none; and the longest that is waited.
+#: Pause before the cloud is asked again, in seconds, where it names none; and the longest that is waited for one that
+#: does.
 RETRY_PAUSE, LONGEST_PAUSE = 0.2, 2.0
 #: Bytes of events that are made the client's on the event loop; more take a thread.
 AT_ONCE = 16_384
@@ -90,9 +102,10 @@ class RouteJourney:
         self._redacted: Redacted | None = None
         self._must_redact = False
         self._fields: dict[str, Fields] = {}  # what would be sent to each place
+        self._expected: dict[str, float | None] = {}  # seconds that each place's answer should take
         now = asyncio.get_running_loop().time()
         self._ends = now + route.settings.timeout
-        self._deadline = self._ends if request.deadline_seconds is None else now + request.deadline_seconds
+        self._deadline = min(self._ends, now + (request.deadline_seconds or math.inf))
         self._error: str | None = None
         self._is_whole = False  # the client has been given all there is
         self._closing: asyncio.Task[None] | None = None
@@ -238,6 +251,7 @@ class RouteJourney:
         ask = self._request.ask
         fields = self._fields[place.name] = self._sent_to(place)
         facts = await place.facts(self._request, fields)
+        self._expected[place.name] = facts.seconds
         if place.level is Level.EDGE:
             self.ticket.prompt_tokens = self.ticket.prompt_tokens or facts.tokens - (ask.max_tokens or 1)
             return facts
@@ -266,7 +280,7 @@ class RouteJourney:
             if judged and cascade.race and draft is None:
                 return await self._race(place, following[0])
             try:
-                run = await self._begin(place, judged=judged)
+                run = await self._begin(place, self._until(place, following), judged=judged)
             except Refused as error:
                 if draft is None and (_at_fault(error) or not following):
                     raise self._unanswered(error, plan, places) from error
@@ -295,8 +309,9 @@ class RouteJourney:
     async def _race(self, near: Place, far: Place) -> LegRun:
         """Both at once: the local answer if it is judged good, or the other's if that is there first."""
         self.note(f"race: {near.name} and {far.name} start together")
-        local_task = asyncio.ensure_future(self._begin(near, judged=True))
-        other_task = asyncio.ensure_future(self._begin(far, judged=False))
+        until = self._until(near, ())
+        local_task = asyncio.ensure_future(self._begin(near, until, judged=True))
+        other_task = asyncio.ensure_future(self._begin(far, until, judged=False))
         try:
             await asyncio.wait((local_task, other_task), return_when=asyncio.FIRST_COMPLETED)
             if other_task.done() and not other_task.exception() and not local_task.done():
@@ -308,7 +323,7 @@ class RouteJourney:
             if remote is not None:
                 return self._win(remote, "the local answer is not good enough")
             if local is None:
-                raise NoPlaceCan("both sides failed: " + "; ".join(self.ticket.decisions[-2:]))
+                raise _neither(local_task.exception(), other_task.exception())
             self.ticket.degraded = True
             return self._win(local, f"the {far.name} failed; the local answer stands")
         finally:
@@ -321,28 +336,35 @@ class RouteJourney:
         self.note(f"race: {why}")
         return winner
 
-    async def _begin(self, place: Place, *, judged: bool) -> LegRun:
+    def _until(self, place: Place, following: Sequence[Place]) -> float:
+        """When a place must have answered, so that the deadline leaves those who follow their share."""
+        if self._request.deadline_seconds is None:
+            return math.inf
+        now = asyncio.get_running_loop().time()
+        others = [self._expected.get(other.name) for other in following]
+        return now + share_seconds(self._deadline - now, self._expected.get(place.name), others)
+
+    async def _begin(self, place: Place, until: float, *, judged: bool) -> LegRun:
         """Ask a place for its answer, beyond the boundary more than once where that may help.
 
         Raises CloudDenied or PlaceFailed.
         """
-        left = self._deadline - asyncio.get_running_loop().time()
-        if self._request.deadline_seconds is not None and left < SHORTEST_DEADLINE:
-            raise TooLate(f"{place.name}: the deadline has passed before it was asked", status=504)
+        if until - asyncio.get_running_loop().time() < SHORTEST_DEADLINE:
+            raise TooLate(f"{place.name}: the deadline has passed before it was asked")
         cascade, stream = self._route.settings.cascade, self._request.ask.stream
         window = (cascade.window if judged else FIRST_TOKEN) if stream else WHOLE
         if place.level is Level.EDGE:
-            return await self._ask(place, window, FREE_OF_CHARGE, judged=judged)
+            return await self._ask(place, window, FREE_OF_CHARGE, until, judged=judged)
         attempts = self._route.settings.cloud_attempts
         for number in range(1, attempts + 1):
             reservation = await self._reserve(place)
             try:
-                return await self._ask(place, window, reservation)
+                return await self._ask(place, window, reservation, until)
             except PlaceFailed as error:
                 self.note(str(error))
-                pause = min(error.retry_after or RETRY_PAUSE * number, LONGEST_PAUSE)
-                late = asyncio.get_running_loop().time() + pause > self._deadline
-                if number == attempts or error.is_request_at_fault or late:
+                pause = error.retry_after or RETRY_PAUSE * number
+                late = asyncio.get_running_loop().time() + pause > min(until, self._ends)
+                if number == attempts or error.is_request_at_fault or late or pause > LONGEST_PAUSE:
                     raise
                 await asyncio.sleep(pause)
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -359,7 +381,7 @@ class RouteJourney:
         return reservation
 
     async def _ask(
-        self, place: Place, window: Window, reservation: Reservation, *, judged: bool = False
+        self, place: Place, window: Window, reservation: Reservation, until: float, *, judged: bool = False
     ) -> LegRun:
         fields = dict(self._fields[place.name])
         extra: dict[str, Any] = {}
@@ -367,7 +389,7 @@ class RouteJourney:
             body, cascade = self._request.body, self._route.settings.cascade
             wanted = max(cascade.top_logprobs, body.get("top_logprobs") or 0)
             extra = {"logprobs": True, "top_logprobs": wanted}
-        run = self._new_run(place, {**fields, **_raw(extra)}, reservation)
+        run = self._new_run(place, {**fields, **_raw(extra)}, reservation, until)
         run.asked_logprobs = bool(extra) and not self._request.body.get("logprobs")
         if place.level is Level.CLOUD:
             if self._must_redact and self._redacted is None:
@@ -380,14 +402,16 @@ class RouteJourney:
         return run
 
     def _new_run(
-        self, place: Place, fields: Fields, reservation: Reservation, purpose: str = "answer"
+        self, place: Place, fields: Fields, reservation: Reservation, until: float, purpose: str = "answer"
     ) -> LegRun:
         deadline = None
         if self._request.deadline_seconds is not None:
             left = self._deadline - asyncio.get_running_loop().time()
             deadline = place.gateway.clock() + max(left, SHORTEST_DEADLINE)
         ask = place.ask(self._request, fields, deadline)
-        run = LegRun(place, ask, self._route.cashier, reservation, ends=self._ends, purpose=purpose)
+        run = LegRun(
+            place, ask, self._route.cashier, reservation, ends=self._ends, until=until, purpose=purpose
+        )
         run.reads_all = self._route.observer is not None
         self._runs.append(run)
         self.ticket.legs.append(run.leg)
@@ -413,7 +437,7 @@ class RouteJourney:
         if cascade.samples < 2 or not (run.complete and run.text) or self._request.ask.choices > 1:
             return []
         drawn = [
-            self._new_run(run.place, self._sampling(number), FREE_OF_CHARGE, "sample")
+            self._new_run(run.place, self._sampling(number), FREE_OF_CHARGE, run.until, "sample")
             for number in range(1, cascade.samples)
         ]
         ended = await asyncio.gather(*(each.start(WHOLE) for each in drawn), return_exceptions=True)
@@ -507,6 +531,16 @@ def _raw(fields: dict[str, Any]) -> Fields:
 
 def _at_fault(error: Refused) -> bool:
     return isinstance(error, PlaceFailed) and error.is_request_at_fault
+
+
+def _neither(*errors: BaseException | None) -> Refused:
+    """What the client is told when both sides of a race failed."""
+    said = [error for error in errors if isinstance(error, Refused)]
+    words = "both sides failed: " + "; ".join(str(error) for error in said)
+    if said and all(isinstance(error, TooLate) for error in said):
+        return TooLate(words)
+    rests = [error.retry_after for error in said if error.retry_after is not None]
+    return NoPlaceCan(words, retry_after=min(rests, default=None))
 
 
 async def _or_none(task: Awaitable[LegRun]) -> LegRun | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
@@ -15,7 +16,7 @@ from weighbridge.cost.price import NANO
 from weighbridge.errors import BadInput, DeadlineMissed, NeverFits, RateLimited, Refused, WeighbridgeError
 from weighbridge.fleet.attempt import OpenedAttempt
 from weighbridge.fleet.journey import FleetJourney
-from weighbridge.fleet.meter import Meter
+from weighbridge.fleet.meter import GENERATED, Meter
 from weighbridge.fleet.reliability.retry import retry_after
 from weighbridge.routes.answer import sound
 from weighbridge.routes.budget import FREE_OF_CHARGE, Cashier, Reservation
@@ -74,7 +75,8 @@ _decode = msgspec.json.Decoder(_Chunk).decode
 class LegRun:
     """Opens a journey at a place, and settles its reservation when it is closed.
 
-    `ends`: when the whole answer must be there, on the event loop's clock.
+    `ends`: when the whole answer must be there, on the event loop's clock. `until`: when what is held back must be,
+    where the client's deadline says so.
     """
 
     def __init__(
@@ -85,9 +87,11 @@ class LegRun:
         reservation: Reservation = FREE_OF_CHARGE,
         *,
         ends: float,
+        until: float = math.inf,
         purpose: str = "answer",
     ) -> None:
         self.place = place
+        self.until = until
         self.signals = SignalMeter()
         self.finish_reason: str | None = None
         self.complete = False  # its last event is here
@@ -126,7 +130,7 @@ class LegRun:
         gateway = self.place.gateway
         self._started_at = gateway.clock()
         try:
-            async with asyncio.timeout_at(self._ends):
+            async with asyncio.timeout_at(min(self._ends, self.until)):
                 self._journey = await gateway.leg(self._ask, self.place.pool)
                 self._journey.meter = Meter(
                     hide_usage=False
@@ -142,7 +146,7 @@ class LegRun:
                 self._billable = failure.billable or (
                     self._journey is not None and self._journey.meter.produced > 0
                 )
-            await self.close(_reason(error))
+            await self.close(_reason(failure or error))
             if failure is None or failure is error:
                 raise
             raise failure from error
@@ -211,7 +215,7 @@ class LegRun:
             delta = choice.delta or {}
             tokens = (choice.logprobs.content if choice.logprobs is not None else None) or ()
             content = delta.get("content")
-            if content or delta.get("tool_calls") or tokens:
+            if tokens or any(delta.get(name) for name in GENERATED):  # a thought is a first token too
                 self._counted += max(len(tokens), 1)
             if choice.index == 0:
                 if content is not None and not isinstance(content, str):
@@ -331,6 +335,8 @@ class LegRun:
         text = f"{name}: {error}"
         if isinstance(error, PlaceFailed):
             return error
+        if isinstance(error, TimeoutError) and self.until < self._ends:
+            return TooLate(f"{name}: no answer within its share of the deadline", billable=admitted)
         if isinstance(error, TimeoutError):
             return PlaceFailed(f"{name}: no answer in time", status=504, billable=admitted)
         if isinstance(error, Answered):
@@ -340,7 +346,7 @@ class LegRun:
         if isinstance(error, NeverFits) and is_edge:
             return DoesNotFit(text, status=400)
         if isinstance(error, DeadlineMissed):
-            return TooLate(text, status=504, billable=admitted)
+            return TooLate(text, billable=admitted)
         if isinstance(error, Refused):
             late = error.status == 504 and admitted  # it was sent, and may have been worked on
             return PlaceFailed(text, status=error.status, retry_after=error.retry_after, billable=late)
@@ -353,7 +359,7 @@ def _answered(name: str, status: int, body: bytes, wait: float | None = None) ->
     """What a place's own error means for a route."""
     text, said = f"{name} answered {status}: {error_message(body)}", error_fields(body)
     if status == DeadlineMissed.status and said.get("code") == DeadlineMissed.code:
-        return TooLate(text, status=status)
+        return TooLate(text)
     return PlaceFailed(text, status=status, retry_after=wait, said=said)
 
 

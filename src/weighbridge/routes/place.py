@@ -16,6 +16,7 @@ import msgspec
 from weighbridge.cost.price import FREE, Price
 from weighbridge.errors import WeighbridgeError
 from weighbridge.fleet.config.spec import ReplicaSpec
+from weighbridge.fleet.desk import Standing
 from weighbridge.fleet.gateway import Gateway, arrival_of, ticket_of
 from weighbridge.fleet.journey import FleetJourney
 from weighbridge.fleet.member import Member
@@ -69,6 +70,15 @@ class Place:
         """Whether any replica may be sent something now; whether it has room is the queue's to wait for."""
         return bool(self._usable())
 
+    @property
+    def rest_seconds(self) -> float | None:
+        """Seconds until the first replica is back, where all that could answer asked to be left alone."""
+        if self.healthy:
+            return None
+        now = self.gateway.clock()
+        members = self.pool.members.values()
+        return min((m.held_until - now for m in members if m.standing(now) is Standing.HELD), default=None)
+
     def expected_seconds(self, prompt_tokens: int, output_tokens: float) -> float | None:
         """Seconds until an answer is complete, on the replica that is quickest; None when nothing is known yet.
 
@@ -88,6 +98,7 @@ class Place:
             self.name,
             self.level,
             healthy=self.healthy,
+            rest_seconds=self.rest_seconds,
             context_tokens=self.context_tokens,
             abilities=self.settings.abilities,
             tokens=weight.prompt_tokens + (request.ask.max_tokens or 1),

@@ -110,6 +110,7 @@ class PlaceFacts:
     name: str
     level: Level
     healthy: bool = True
+    rest_seconds: float | None = None  # that it asked to be left alone for, if nothing else keeps it away
     context_tokens: int | None = None
     abilities: frozenset[str] | None = None  # None: everything
     tokens: int = 0
@@ -227,6 +228,20 @@ def decide(
     )
 
 
+def share_seconds(left: float, own: float | None, following: Sequence[float | None]) -> float:
+    """The part of `left` seconds that a place may take, so that those who follow have theirs should it fail.
+
+    In proportion to what each is expected to take; whoever is unknown counts as the mean of the others. Nobody has less
+    than half an even part, since what is expected of a place that hangs says nothing.
+    """
+    known = [seconds for seconds in (own, *following) if seconds is not None]
+    usual = sum(known) / len(known) if known else 1.0
+    needs = [usual if seconds is None else seconds for seconds in (own, *following)]
+    least = left / (2 * len(needs))
+    wanted = left * needs[0] / sum(needs) if sum(needs) > 0 else left / len(needs)
+    return min(max(wanted, least), left - len(following) * least)
+
+
 def _bar(place: PlaceFacts, verdict: Verdict, asked: Asked) -> Bar | None:
     """Why a place cannot take the request; None when it can."""
     is_cloud = place.level is Level.CLOUD
@@ -240,6 +255,8 @@ def _bar(place: PlaceFacts, verdict: Verdict, asked: Asked) -> Bar | None:
     missing = sorted(asked.needs - place.abilities) if place.abilities is not None else []
     if missing:
         return Bar(BarKind.ABILITY, f"it has no {', '.join(missing)}")
+    if place.rest_seconds is not None:
+        return Bar(BarKind.HEALTH, f"it asked to be left alone for another {place.rest_seconds:.1f} s")
     if not place.healthy:
         return Bar(BarKind.HEALTH, "it is down")
     return _money_bar(place, asked) if is_cloud else None
@@ -309,14 +326,21 @@ def _refuse(asked: Asked, places: Sequence[PlaceFacts], bars: dict[str, Bar]) ->
     edge = [place.name for place in places if place.level is Level.EDGE]
     cloud = [place.name for place in places if place.level is Level.CLOUD]
     of_cloud = _words(cloud, bars)
+    wait = _rest(places, bars)
     if asked.placement is Placement.ONLY_CLOUD:
         if cloud and _never_fits(cloud, bars):
             raise NeverFits(f"the cloud cannot: {of_cloud}; shorten the request")
-        raise CloudDenied(f"only_cloud was asked for, but the cloud cannot: {of_cloud}")
+        raise CloudDenied(f"only_cloud was asked for, but the cloud cannot: {of_cloud}", retry_after=wait)
     said = f"the edge cannot: {_words(edge, bars)}; the cloud may not: {of_cloud}"
     if edge and _never_fits(edge, bars):
         raise NeverFits(said)
-    raise NoPlaceCan(said)
+    raise NoPlaceCan(said, retry_after=wait)
+
+
+def _rest(places: Sequence[PlaceFacts], bars: dict[str, Bar]) -> float | None:
+    """Seconds until the first place is back that only rests; None where none does."""
+    rests = [place.rest_seconds for place in places if bars[place.name].kind is BarKind.HEALTH]
+    return min((rest for rest in rests if rest is not None), default=None)
 
 
 def _never_fits(names: list[str], bars: dict[str, Bar]) -> bool:
