@@ -363,8 +363,8 @@ async def fleet(
         text = config if config is not None else config_of(list(backends), model, top, replica)
         read = parse_configuration(text, "weighbridge.yaml", Path("."))
         gateway = Gateway(read.fleet, build_replica, tokenizers, seed=1)
-        add_routes(gateway, read.routes)
-        app = create_app(GatewayService(gateway, GatewayMetrics(gateway)))
+        usage = add_routes(gateway, read.routes)
+        app = create_app(GatewayService(gateway, GatewayMetrics(gateway), usage))
         async with serving(app, "on") as url, clients() as client:
             front = Front(url, gateway, client)
             if wait:

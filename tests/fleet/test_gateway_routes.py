@@ -67,8 +67,8 @@ async def routed(
         text = config(edge_url or near, far, route, top)
         read = parse_configuration(text, "weighbridge.yaml", Path("."))
         gateway = Gateway(read.fleet, build_replica, seed=1)
-        add_routes(gateway, read.routes)
-        app = create_app(GatewayService(gateway, GatewayMetrics(gateway)))
+        usage = add_routes(gateway, read.routes)
+        app = create_app(GatewayService(gateway, GatewayMetrics(gateway), usage))
         async with serving(app, "on") as url, aiohttp.ClientSession() as client:
             front = Front(url, gateway, client)
             if edge_url is None:
@@ -368,8 +368,8 @@ async def test_a_model_may_be_there_for_routes_only() -> None:
         filled = text.replace("{edge}", near).replace("{cloud}", far)
         read = parse_configuration(filled, "weighbridge.yaml", Path("."))
         gateway = Gateway(read.fleet, build_replica, seed=1)
-        add_routes(gateway, read.routes)
-        app = create_app(GatewayService(gateway, GatewayMetrics(gateway)))
+        usage = add_routes(gateway, read.routes)
+        app = create_app(GatewayService(gateway, GatewayMetrics(gateway), usage))
         async with serving(app, "on") as url, aiohttp.ClientSession() as client:
             front = Front(url, gateway, client)
             await until(lambda: gateway.member("far")[1].heard)
@@ -404,8 +404,8 @@ async def test_three_places_are_tried_in_the_order_of_trust() -> None:
         text = PLACES.format(near=a, site=b, far=c, price=PRICE)
         read = parse_configuration(text, "weighbridge.yaml", Path("."))
         gateway = Gateway(read.fleet, build_replica, seed=1)
-        add_routes(gateway, read.routes)
-        app = create_app(GatewayService(gateway, GatewayMetrics(gateway)))
+        usage = add_routes(gateway, read.routes)
+        app = create_app(GatewayService(gateway, GatewayMetrics(gateway), usage))
         async with serving(app, "on") as url, aiohttp.ClientSession() as client:
             front = Front(url, gateway, client)
             await until(lambda: all(gateway.routes["auto"].health().values()))

@@ -72,8 +72,8 @@ async def front_over(edge: Stub, cloud: Stub, folder: Path, more: str = "") -> A
         path.write_text(CONFIG.format(edge=edge_url, cloud=cloud_url, more=more), encoding="utf-8")
         read = load_configuration(path)
         gateway = Gateway(read.fleet, build_replica)
-        add_routes(gateway, read.routes)
-        app = create_app(GatewayService(gateway, GatewayMetrics(gateway)))
+        usage = add_routes(gateway, read.routes)
+        app = create_app(GatewayService(gateway, GatewayMetrics(gateway), usage))
         async with serving_app(app, "on") as url, clients() as session:
             yield Client(url, session, gateway)
             await until(lambda: not gateway.open_journeys)

@@ -131,8 +131,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         text = CONFIG.format(model=model, single=urls["engine"], cloud=stack.enter_context(cloud))
         read = parse_configuration(text, "turns.yaml", Path("."))
         gateway = Gateway(read.fleet, fleet_build.build_replica, fleet_build.load_tokenizers(read.fleet))
-        add_routes(gateway, read.routes)
-        urls["gateway"] = door("gateway", create_app(GatewayService(gateway, GatewayMetrics(gateway))))
+        usage = add_routes(gateway, read.routes)
+        urls["gateway"] = door("gateway", create_app(GatewayService(gateway, GatewayMetrics(gateway), usage)))
         ports = {name: int(url.rpartition(":")[2]) for name, url in urls.items()}
         stores = [(metrics.tickets, metrics.on_finished), (gateway.tickets, gateway.tell)]
         yield House(ports | {"route": ports["gateway"]}, turns, stores)

@@ -156,6 +156,15 @@ COMMANDS: dict[str, Command | Group] = {
             ),
         },
     ),
+    "usage": Group(
+        "What was used and what it cost.",
+        {
+            "export": Command(
+                "weighbridge.cli.state.usage:export",
+                "Print what was used and what it cost, by tenant, model and day or month, from a ledger or a server.",
+            ),
+        },
+    ),
     "state": Group(
         "Files that outlive a process: ledgers, journals, tickets, what was learned.",
         {

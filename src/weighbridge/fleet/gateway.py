@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from weighbridge.cost.length import OutputLengths
+from weighbridge.cost.usage import Charge
 from weighbridge.cost.weight import Weight
 from weighbridge.engine.memory.prefix import Digest
 from weighbridge.errors import BadInput, Draining, Refused, UnknownModel
@@ -67,6 +68,7 @@ class Gateway:
         self.draining = False
         self.open_journeys = 0
         self.on_finished: list[Callable[[Ticket], None]] = []
+        self.on_charged: list[Callable[[Ticket, Charge], None]] = []  # of requests that are no legs of others
         self.unheard = 0  # times that one of them failed
         self.on_close: list[Callable[[], None]] = []
         self.clock = clock
@@ -239,6 +241,8 @@ class Gateway:
     def _settled(self, journey: FleetJourney) -> None:
         """Settle a request that has ended: its place among the open ones, its limits and its ticket."""
         self._leg_settled(journey)
+        for heard in self.on_charged:
+            heard(journey.ticket, journey.charge)
         self.finished(journey.ticket)
 
     def _leg_settled(self, journey: FleetJourney) -> None:

@@ -1,8 +1,8 @@
 """Money: reserve before spending, settle after. Kept in SQLite, so that a restart forgets nothing.
 
 Amounts are whole nano-dollars: sums of them are exact. A reservation counts against its budgets until it is
-settled; one whose process died stays reserved until its day ends, because nobody knows what it cost. The tables, and
-what a day is when clocks jump, are in `ledger/books.py`.
+settled; one whose process died stays reserved until its budget's time is over, because nobody knows what it cost. The
+tables, and what a day is when clocks jump, are in `ledger/books.py`; budgets and their zone in `ledger/allowance.py`.
 """
 
 from __future__ import annotations
@@ -14,31 +14,48 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from weighbridge.cost.price import NANO
 from weighbridge.errors import BadInput
-from weighbridge.routes.ledger.books import LEDGER, add, drop, read_day, stale_days, total, turn_to
+from weighbridge.routes.ledger.allowance import NO_BUDGETS, Budgets, Concerned, Per
+from weighbridge.routes.ledger.books import (
+    LEDGER,
+    add,
+    add_hour,
+    drop,
+    hourly,
+    month_total,
+    read_day,
+    stale_days,
+    total,
+    turn_to,
+)
+from weighbridge.routes.ledger.periods import FIRST_SECOND, HOUR, LAST_SECOND, Day, day_at, moment
+from weighbridge.routes.ledger.usage import (
+    UsageQuery,
+    UsageRow,
+    Used,
+    drop_old_usage,
+    first_day,
+    note_usage,
+    usage_rows,
+)
 from weighbridge.state.database import check_version, connect, open_database, reason, sentence
 
 log = logging.getLogger("weighbridge.routes")
 
 T = TypeVar("T")
 
-ALL = "*"
 #: No single answer costs more, in US dollars; an amount beyond it is a mistake of whoever says so.
 HIGHEST_USD = 1e6
 #: Seconds that a transaction waits for another process; then the cloud is refused, and settling is tried again later.
 BUSY_SECONDS = 0.5
-
-#: The last moment that has a date, in seconds since the epoch: the end of the year 9999.
-_LAST_SECOND = 253_402_300_799.0
 
 
 def nano(usd: float) -> int:
@@ -46,15 +63,6 @@ def nano(usd: float) -> int:
     if not 0.0 <= usd <= HIGHEST_USD:
         raise ValueError(f"{usd!r} US dollars cannot be spent")
     return round(usd * NANO)
-
-
-@dataclass(frozen=True, slots=True)
-class Budgets:
-    """US dollars per day (UTC), all of them hard. Names not listed have no budget of their own."""
-
-    total: float | None = None
-    tenants: Mapping[str, float] = field(default_factory=dict)
-    routes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,36 @@ class Spent:
 FREE_OF_CHARGE = Reservation("", 0)
 
 
+class Denial(str):
+    """Why a budget has no room; `retry_after`: seconds until it may have."""
+
+    __slots__ = ("retry_after",)
+    retry_after: float | None
+
+    def __new__(cls, reason: str, retry_after: float | None = None) -> Denial:
+        denial = super().__new__(cls, reason)
+        denial.retry_after = retry_after
+        return denial
+
+
+def wait_of(refusal: str) -> float | None:
+    """Seconds after which what was refused may be tried again, where that is known."""
+    return refusal.retry_after if isinstance(refusal, Denial) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Now:
+    """A moment as budgets see it."""
+
+    seconds: float  # since the epoch
+    day: str  # of the ledger: a clock that goes back opens none again
+    today: Day
+
+    @property
+    def hour(self) -> int:
+        return int(self.seconds // HOUR)
+
+
 class Ledger:
     """Reservations and settlements of all processes that share one file. `path` None: in memory only.
 
@@ -83,11 +121,13 @@ class Ledger:
     """
 
     def __init__(
-        self, path: Path | None, budgets: Budgets = Budgets(), clock: Callable[[], float] = time.time
+        self, path: Path | None, budgets: Budgets = NO_BUDGETS, clock: Callable[[], float] = time.time
     ) -> None:
         self.budgets = budgets
         self.where = str(path) if path is not None else "in memory"
         self._clock = clock
+        self._rolls = budgets.rolls
+        self._today: Day | None = None
         self._lock = threading.RLock()
         self._db = open_database(path, LEDGER, wait_s=BUSY_SECONDS, durable=False)
         # Looking needs no lock in a file, and must not wait for a transaction that does.
@@ -105,17 +145,22 @@ class Ledger:
         if amount <= 0:
             return FREE_OF_CHARGE
         with self._transaction():
-            day, is_new = turn_to(self._db, self._today())
+            today = self.today()
+            day, is_new = turn_to(self._db, today.name)
             self._tidy(is_new)
-            refusal = self._refusal(self._db, day, tenant, route, amount)
+            now = _Now(self._seconds(), day, today)
+            refusal = self._refusal(self._db, now, tenant, route, amount)
             if refusal:
                 return refusal
             reservation = Reservation(uuid.uuid4().hex, amount)
+            hour = now.hour if self._rolls else 0
             self._db.execute(
-                "INSERT INTO reservations VALUES (?, ?, ?, ?, ?)",
-                (reservation.id, day, tenant, route, amount),
+                "INSERT INTO reservations (id, day, tenant, route, amount, hour) VALUES (?, ?, ?, ?, ?, ?)",
+                (reservation.id, day, tenant, route, amount, hour),
             )
             add(self._db, day, tenant, route, settled=0, reserved=amount)
+            if hour:
+                add_hour(self._db, hour, tenant, route, amount)
         return reservation
 
     def refusal(self, tenant: str, route: str, usd: float) -> str:
@@ -123,35 +168,79 @@ class Ledger:
         if usd > HIGHEST_USD:
             return f"it may cost {usd:.0f} USD; ask for a shorter answer"
         amount = nano(usd)
-        if amount <= 0 or not self._limits(tenant, route):
+        if amount <= 0 or not self.budgets.concerned(tenant, route):
             return ""
-        day, _ = read_day(self._reader, self._today())
-        return self._refusal(self._reader, day, tenant, route, amount)
+        today = self.today()
+        day, _ = read_day(self._reader, today.name)
+        return self._refusal(self._reader, _Now(self._seconds(), day, today), tenant, route, amount)
 
-    def _refusal(self, db: sqlite3.Connection, day: str, tenant: str, route: str, amount: int) -> str:
-        for name, limit, whose, which in self._limits(tenant, route):
-            taken = sum(total(db, day, whose, which))
-            if taken + amount > round(limit * NANO):
-                return f"{name} is exhausted: {taken / NANO:.6f} of {limit:g} USD of today are taken"
+    def _refusal(self, db: sqlite3.Connection, now: _Now, tenant: str, route: str, amount: int) -> str:
+        for budget in self.budgets.concerned(tenant, route):
+            limit = round(budget.allowance.usd * NANO)
+            if budget.allowance.per is Per.WINDOW:
+                taken, resets = _window(db, budget, now, amount)
+            elif budget.allowance.per is Per.MONTH:
+                taken, resets = (
+                    month_total(db, now.day[:7], budget.tenant, budget.route),
+                    now.today.month_ends,
+                )
+            else:
+                taken, resets = sum(total(db, now.day, budget.tenant, budget.route)), now.today.ends
+            if taken + amount > limit:
+                return self._denial(budget, taken, resets if amount <= limit else None)
         return ""
 
-    def settle(self, reservation: Reservation, usd: float) -> None:
-        """Replace a reservation by what it really cost. Settling twice keeps the first amount."""
+    def _denial(self, budget: Concerned, taken: int, resets: float | None) -> Denial:
+        """`resets`: when there may be room, in seconds since the epoch; None: never, so large is the request."""
+        allowance, zone = budget.allowance, self.budgets.zone
+        within = {Per.DAY: "today", Per.MONTH: "this month"}.get(allowance.per, f"{allowance.hours} hours")
+        said = (
+            f"{budget.name} is exhausted: {taken / NANO:.6f} of {allowance.usd:g} USD of {within} are taken"
+        )
+        if resets is None:
+            return Denial(f"{said}, and this request alone may cost more; ask for a shorter answer")
+        when = f"{moment(resets, zone)} ({zone})"
+        return Denial(f"{said}; it resets at {when}", max(resets - self._seconds(), 1.0))
+
+    def settle(self, reservation: Reservation, usd: float, used: Used | None = None) -> None:
+        """Replace a reservation by what it really cost. Settling twice keeps the first amount.
+
+        `used`: whose model worked for it and how much, for the bill; its cost there is what is settled here.
+        """
         if not reservation.id:
             return
         with self._transaction():
             row = self._db.execute(
-                "DELETE FROM reservations WHERE id = ? RETURNING day, tenant, route, amount",
+                "DELETE FROM reservations WHERE id = ? RETURNING day, tenant, route, amount, hour",
                 (reservation.id,),
             ).fetchone()
             if row is not None:
-                day, tenant, route, reserved = row
-                add(self._db, day, tenant, route, settled=nano(usd), reserved=-reserved)
+                day, tenant, route, reserved, hour = row
+                amount = nano(usd)
+                add(self._db, day, tenant, route, settled=amount, reserved=-reserved)
+                if hour:
+                    add_hour(self._db, hour, tenant, route, amount - reserved)
+                known = used if used is not None else Used(tenant, "", requests=0)
+                billed = replace(known, tenant=tenant, route=route, nano_usd=amount)
+                note_usage(self._db, day, billed, budgeted=amount)
+
+    def note(self, used: Iterable[tuple[str, Used]]) -> None:
+        """Write what was used on which day, beside what is settled. All of it or nothing."""
+        with self._transaction():
+            for day, one in used:
+                note_usage(self._db, day, one)
+            if drop_old_usage(self._db):
+                log.info("the ledger %s drops usage of its first day", self.where)
+
+    def usage(self, query: UsageQuery) -> tuple[list[UsageRow], str]:
+        """Return the rows of a query, and the first day of which anything is known."""
+        with self._lock:
+            return usage_rows(self._db, query), first_day(self._db)
 
     def spent(self, tenant: str | None = None, route: str | None = None, day: str | None = None) -> Spent:
-        """What a day (UTC, `YYYY-MM-DD`; default today) has cost so far."""
+        """What a day (of the budgets' zone, `YYYY-MM-DD`; default today) has cost so far."""
         with self._lock:
-            day = day or read_day(self._db, self._today())[0]
+            day = day or read_day(self._db, self.today().name)[0]
             settled, reserved = total(self._db, day, tenant, route)
         return Spent(settled / NANO, reserved / NANO)
 
@@ -159,19 +248,6 @@ class Ledger:
         with self._lock:
             self._db.close()
             self._reader.close()
-
-    def _limits(self, tenant: str, route: str) -> list[tuple[str, float, str | None, str | None]]:
-        """Name, US dollars, and the tenant and route whose spending counts, for each budget concerned."""
-        limits: list[tuple[str, float, str | None, str | None]] = []
-        budgets = self.budgets
-        if budgets.total is not None:
-            limits.append(("the daily budget", budgets.total, None, None))
-        own = budgets.tenants.get(tenant, budgets.tenants.get(ALL))
-        if own is not None:
-            limits.append((f"tenant {tenant}'s budget", own, tenant, None))
-        if route in budgets.routes:
-            limits.append((f"route {route}'s budget", budgets.routes[route], None, route))
-        return limits
 
     def _tidy(self, is_new_day: bool) -> None:
         """Drop a part of what is too old, or too much, to be kept."""
@@ -197,9 +273,33 @@ class Ledger:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def _today(self) -> str:
-        seconds = min(max(self._clock(), 0.0), _LAST_SECOND)
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+    @property
+    def zone(self) -> str:
+        """Where days begin."""
+        return self.budgets.zone
+
+    def today(self) -> Day:
+        """The day that it is in the budgets' zone, by the clock. Any thread may ask."""
+        now, known = self._seconds(), self._today
+        if known is None or not known.begins <= now < known.ends:
+            self._today = known = day_at(now, self.budgets.zone)
+        return known
+
+    def _seconds(self) -> float:
+        return min(max(self._clock(), FIRST_SECOND), LAST_SECOND)
+
+
+def _window(db: sqlite3.Connection, budget: Concerned, now: _Now, amount: int) -> tuple[int, float]:
+    """What a window that rolls has taken, and when it has room for `amount`, if nothing else comes."""
+    allowance = budget.allowance
+    rows = hourly(db, now.hour, allowance.hours, budget.tenant, budget.route)
+    taken = left = sum(amount for _, amount in rows)
+    limit = round(allowance.usd * NANO)
+    for hour, counted in rows:
+        left -= counted
+        if left + amount <= limit:
+            return taken, (hour + allowance.hours + 1) * HOUR
+    return taken, now.seconds + HOUR
 
 
 class _Claim:
@@ -231,11 +331,13 @@ class Cashier:
     waited while it failed for somebody else does not try it again: so nobody waits for more than one failure.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, on_used: Callable[[Used], None] = lambda used: None) -> None:
+        """`on_used` hears what was used without being paid from a budget."""
         self.ledger = ledger
+        self.on_used = on_used
         self.failures = 0
         self._thread = ThreadPoolExecutor(1, "weighbridge-ledger")
-        self._unsettled: list[tuple[Reservation, float]] = []
+        self._unsettled: list[tuple[Reservation, float, Used | None]] = []
         self._failed_at = -math.inf
         self._last_error: Exception | None = None
 
@@ -249,7 +351,7 @@ class Cashier:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             if (made := claim.abandon()) is not None:
-                self._run(self._settle, made, 0.0)
+                self._run(self._settle, made, 0.0, None)
             raise
 
     def refusal(self, tenant: str, route: str, usd: float) -> str:
@@ -261,10 +363,15 @@ class Cashier:
         except (sqlite3.Error, BadInput, ValueError) as error:
             return self._failed(error)
 
-    async def settle(self, reservation: Reservation, usd: float) -> None:
-        """Replace a reservation by what it really cost, once; also when whoever waits for it is cancelled."""
+    async def settle(self, reservation: Reservation, usd: float, used: Used | None = None) -> None:
+        """Replace a reservation by what it really cost, once; also when whoever waits for it is cancelled.
+
+        `used` is written with it, or for itself where nothing was reserved.
+        """
         if reservation.id:
-            await asyncio.shield(self._run(self._settle, reservation, usd))
+            await asyncio.shield(self._run(self._settle, reservation, usd, used))
+        elif used is not None:
+            self.on_used(used)
 
     def close(self) -> None:
         """Settle what is left and let the thread go."""
@@ -287,22 +394,22 @@ class Cashier:
         except (sqlite3.Error, BadInput, ValueError) as error:
             return self._failed(error)
         if isinstance(made, Reservation) and made.id and not claim.keep(made):
-            self._settle(asked, made, 0.0)
+            self._settle(asked, made, 0.0, None)
         return made
 
-    def _settle(self, asked: float, reservation: Reservation, usd: float) -> None:
-        self._unsettled.append((reservation, usd))
+    def _settle(self, asked: float, reservation: Reservation, usd: float, used: Used | None) -> None:
+        self._unsettled.append((reservation, usd, used))
         self._settle_rest(asked)
 
     def _settle_rest(self, asked: float) -> None:
         while self._unsettled and self._failed_at < asked:
-            reservation, usd = self._unsettled[0]
+            reservation, usd, used = self._unsettled[0]
             try:
-                self.ledger.settle(reservation, usd)
+                self.ledger.settle(reservation, usd, used)
             except ValueError as error:  # no amount at all: it counts as what was reserved
                 self._failed(error)
                 usd = reservation.nano_usd / NANO
-                self._unsettled[0] = (reservation, usd)
+                self._unsettled[0] = (reservation, usd, used)
                 continue
             except (sqlite3.Error, BadInput) as error:
                 self._failed(error)

@@ -18,6 +18,7 @@ from weighbridge.routes.journey import RouteService
 from weighbridge.routes.judge import AnswerJudge
 from weighbridge.routes.learn.bandit import ThresholdBandit
 from weighbridge.routes.learn.shadow import Shadow
+from weighbridge.routes.ledger.keeper import UsageKeeper
 from weighbridge.routes.place import Place
 from weighbridge.routes.policy import Level
 from weighbridge.routes.privacy.guard import Guard
@@ -27,14 +28,19 @@ from weighbridge.routes.route import Route
 from weighbridge.routes.settings import PrivacySettings, RouteSettings, RoutesSettings
 
 
-def add_routes(gateway: Gateway, settings: RoutesSettings) -> None:
-    """Make a gateway's routes. Raises BadInput where a file or an extra is missing."""
-    if not settings.routes:
-        return
-    cashier = Cashier(Ledger(settings.ledger, settings.budgets))
+def add_routes(gateway: Gateway, settings: RoutesSettings) -> UsageKeeper:
+    """Make a gateway's routes, if there are to be any; return what keeps all that is used, also without them.
+
+    Raises BadInput where a file or an extra is missing.
+    """
+    ledger = Ledger(settings.ledger, settings.budgets)
+    keeper = UsageKeeper(ledger)
+    gateway.on_charged.append(keeper.charged)
+    cashier = Cashier(ledger, keeper.add)
     for route in settings.routes:
         gateway.routes[route.name] = RouteService(build_route(route, gateway, cashier, settings.shadow_file))
-    gateway.on_close.append(cashier.close)
+    gateway.on_close += [cashier.close, keeper.close]
+    return keeper
 
 
 def build_route(

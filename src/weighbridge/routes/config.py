@@ -23,7 +23,7 @@ model: big-one}, ...]`. A place is a model of the file, or a replica of its own:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -37,8 +37,10 @@ from weighbridge.fleet.config.replica import Defaults, read_replica, read_timeou
 from weighbridge.fleet.config.spec import KINDS, FleetSpec, ModelSpec
 from weighbridge.fleet.reliability.retry import RetrySettings
 from weighbridge.fleet.replica import Timeouts
-from weighbridge.routes.budget import Budgets
 from weighbridge.routes.caps import CapSettings
+from weighbridge.routes.ledger.allowance import Allowance, Allowances, Budgets, Per
+from weighbridge.routes.ledger.books import KEPT_HOURS
+from weighbridge.routes.ledger.periods import zone_of
 from weighbridge.routes.policy import Level, Residency, ResidencyPolicy, Rule
 from weighbridge.routes.privacy.hits import TYPES
 from weighbridge.routes.settings import (
@@ -108,7 +110,9 @@ def _read(text: str, file: str, base: Path) -> tuple[Configuration, Problems]:
         _old_keys(root)
     fleet = read_fleet(root, base, needs_models=not has_routes)
     routes = RoutesSettings()
-    if has_routes:
+    if not has_routes:
+        routes = RoutesSettings(ledger=root.path("ledger", base, must_exist=False))
+    else:
         reader = _Routes(root, base, fleet)
         routes = reader.read()
         fleet = replace(fleet, models=reader.models())
@@ -146,9 +150,10 @@ class _Routes:
         settings = RoutesSettings(
             routes=routes,
             budgets=Budgets(
-                total=budgets.number("usd_per_day", None),
+                total=_allowances(budgets),
                 tenants=_amounts(budgets, "tenants"),
                 routes=_amounts(budgets, "routes"),
+                zone=_zone(budgets),
             ),
             ledger=root.path("ledger", self._base, must_exist=False),
             shadow_file=root.path("shadow_file", self._base, must_exist=False),
@@ -363,10 +368,47 @@ def _path_of(url: str) -> str:
 # -- the rest of a route ---------------------------------------------------------------------------------
 
 
-def _amounts(section: Section, which: str) -> Mapping[str, float]:
+def _amounts(section: Section, which: str) -> Mapping[str, Allowances]:
+    """Budgets by name: a number is US dollars per day, a mapping says within which time."""
     inside = section.section(which)
     written = section.plain(which)
-    return {str(name): inside.number(str(name), 0.0) for name in written} if isinstance(written, dict) else {}
+    found: dict[str, Allowances] = {}
+    for name, value in written.items() if isinstance(written, dict) else ():
+        if isinstance(value, dict):
+            own = inside.section(str(name))
+            found[str(name)] = _allowances(own) or ()
+            own.done()
+        else:
+            found[str(name)] = inside.number(str(name), 0.0)
+    return found
+
+
+def _allowances(section: Section) -> Sequence[Allowance] | None:
+    """What may be spent by day, month and window; None where nothing is said."""
+    per_day, per_month = section.number("usd_per_day", None), section.number("usd_per_month", None)
+    given = ((per_day, Per.DAY), (per_month, Per.MONTH))
+    found = [Allowance(usd, per) for usd, per in given if usd is not None]
+    window, hours = section.number("usd_per_window", None), section.count("window_hours", None)
+    if hours is not None and hours > KEPT_HOURS:
+        section.problem("window_hours", f"must be at most {KEPT_HOURS}, which are 31 days")
+    elif (window is None) != (hours is None):
+        section.problem(
+            "usd_per_window" if hours is None else "window_hours",
+            "usd_per_window and window_hours belong together: so many US dollars within so many hours",
+        )
+    elif window is not None:
+        found.append(Allowance(window, Per.WINDOW, hours))
+    return tuple(found) or None
+
+
+def _zone(section: Section) -> str:
+    name = section.text("zone", "UTC")
+    try:
+        zone_of(name)
+    except BadInput as error:
+        section.problem("zone", str(error))
+        return "UTC"
+    return name
 
 
 def _rule(section: Section, index: int) -> Rule:

@@ -16,7 +16,7 @@ import msgspec
 from weighbridge.cost.usage import Usage
 from weighbridge.errors import BadInput, Refused
 from weighbridge.routes.answer import BrokenOff, Shown, chunks_of, whole_answer
-from weighbridge.routes.budget import FREE_OF_CHARGE, Reservation
+from weighbridge.routes.budget import FREE_OF_CHARGE, Reservation, wait_of
 from weighbridge.routes.errors import CloudDenied, NoPlaceCan, PlaceFailed, PolicyForbids, TooLate
 from weighbridge.routes.leg import FIRST_TOKEN, WHOLE, LegRun
 from weighbridge.routes.place import Place
@@ -256,7 +256,7 @@ class RouteJourney:
             self.ticket.prompt_tokens = self.ticket.prompt_tokens or facts.tokens - (ask.max_tokens or 1)
             return facts
         reason = self._route.refusal(ask.tenant, facts.usd)
-        return replace(facts, grant=Grant(not reason, reason))
+        return replace(facts, grant=Grant(not reason, reason, wait_of(reason)))
 
     def _sent_to(self, place: Place) -> Fields:
         """The fields that go to a place: beyond the boundary redacted, where the verdict wants it, and in any case only
@@ -376,7 +376,7 @@ class RouteJourney:
         usd = place.max_usd(request)
         reservation = refusal or await route.cashier.reserve(tenant, route.name, usd)
         if isinstance(reservation, str):
-            raise CloudDenied(f"{place.name}: {reservation}")
+            raise CloudDenied(f"{place.name}: {reservation}", retry_after=wait_of(reservation))
         route.caps.sent(tenant, route.clock())
         return reservation
 

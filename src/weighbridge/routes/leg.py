@@ -13,6 +13,7 @@ from typing import Any, cast
 import msgspec
 
 from weighbridge.cost.price import NANO
+from weighbridge.cost.usage import Usage
 from weighbridge.errors import BadInput, DeadlineMissed, NeverFits, RateLimited, Refused, WeighbridgeError
 from weighbridge.fleet.attempt import OpenedAttempt
 from weighbridge.fleet.journey import FleetJourney
@@ -22,6 +23,7 @@ from weighbridge.routes.answer import sound
 from weighbridge.routes.budget import FREE_OF_CHARGE, Cashier, Reservation
 from weighbridge.routes.errors import DoesNotFit, LimitReached, PlaceFailed, TooLate
 from weighbridge.routes.judge import Draft, SignalMeter
+from weighbridge.routes.ledger.usage import Used
 from weighbridge.routes.place import Place
 from weighbridge.routes.policy import Level
 from weighbridge.routes.settings import Window
@@ -286,7 +288,16 @@ class LegRun:
             leg.error = leg.error or error
             leg.finished = leg.finished or time.time()
             leg.outcome = leg.outcome or ("refused" if error else "abort")  # nobody took it
-            await self._cashier.settle(self._reservation, self.leg.usd)
+            await self._cashier.settle(self._reservation, leg.usd, self._used())
+
+    def _used(self) -> Used | None:
+        """What it took, for the bill; None where nobody was asked."""
+        leg, journey = self.leg, self._journey
+        if journey is None or not journey.ticket.attempts:
+            return None
+        is_free = journey.meter.usage is None and not self._billable
+        usage = Usage(0, 0) if is_free else journey.charge.usage
+        return Used(self._ask.tenant, leg.model, self.place.route, usage, round(leg.usd * NANO))
 
     async def _stop(self) -> None:
         if self._next is not None:

@@ -46,7 +46,7 @@ class Place:
         self.latency = Latency()
         self.gateway = gateway
         self.pool = gateway.pools[settings.model]
-        self._route = route
+        self.route = route
 
     @property
     def model(self) -> str:
@@ -133,7 +133,7 @@ class Place:
             choices=asked.choices,
             priority=asked.priority,
             deadline=deadline,
-            route=self._route,
+            route=self.route,
             session=asked.session if is_edge else "",
             speculative=asked.speculative if is_edge else False,
             anonymous=not is_edge,
@@ -172,7 +172,7 @@ class Place:
             tenant=tenant,
             priority=priority,
             deadline=self.gateway.clock() + timeout,
-            route=self._route,
+            route=self.route,
             headers=_tenant_header(tenant),
             cache_salt=chat_body.get("cache_salt", ""),
         )

@@ -97,10 +97,11 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Whether budget and caps let this request spend; `reason` when not."""
+    """Whether budget and caps let this request spend; `reason` when not, and in how many seconds they may."""
 
     allowed: bool = True
     reason: str = ""
+    retry_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,8 +339,9 @@ def _refuse(asked: Asked, places: Sequence[PlaceFacts], bars: dict[str, Bar]) ->
 
 
 def _rest(places: Sequence[PlaceFacts], bars: dict[str, Bar]) -> float | None:
-    """Seconds until the first place is back that only rests; None where none does."""
+    """Seconds until the first place is back that only rests, or may be paid again; None where none does."""
     rests = [place.rest_seconds for place in places if bars[place.name].kind is BarKind.HEALTH]
+    rests += [place.grant.retry_after for place in places if bars[place.name].kind is BarKind.MONEY]
     return min((rest for rest in rests if rest is not None), default=None)
 
 

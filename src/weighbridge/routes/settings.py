@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from weighbridge.routes.budget import Budgets
 from weighbridge.routes.caps import CapSettings
+from weighbridge.routes.ledger.allowance import Budgets
 from weighbridge.routes.policy import Level, ResidencyPolicy
 
 

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from weighbridge import __version__
 from weighbridge.server.door import Door
 from weighbridge.server.endpoint import Audience, Endpoint, Handler, HttpService, json_bytes, json_response
+from weighbridge.server.usage import UsageEndpoint
 from weighbridge.wire.access import check_site
 from weighbridge.wire.body import apart, decode, read_body
 from weighbridge.wire.errors import ApiError, as_api_error, error_body, retry_after_header
@@ -146,6 +147,7 @@ class CommonEndpoints:
             Endpoint("GET", "/v1/models/{model:path}", self.model),
             Endpoint("POST", "/tokenize", self.tokenize),
             Endpoint("POST", "/detokenize", self.detokenize),
+            Endpoint("GET", "/v1/usage", UsageEndpoint(self._service).usage, Audience.ALL),
             Endpoint("GET", "/v1/tickets", self.recent_tickets),
             Endpoint("GET", "/v1/tickets/{ticket}", self.ticket),
         ]

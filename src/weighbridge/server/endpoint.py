@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from weighbridge.engine.api import Turn
+from weighbridge.routes.ledger.keeper import UsageKeeper
 from weighbridge.wire.access import AccessSettings
 from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.journey import Service
@@ -60,6 +61,7 @@ class HttpService(Service, Protocol):
     """A service that answers over HTTP: one engine, or a gateway. The door serves the same endpoints over both."""
 
     callers: Callers
+    usage: UsageKeeper
 
     @property
     def access(self) -> AccessSettings: ...

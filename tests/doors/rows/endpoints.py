@@ -169,6 +169,11 @@ ENDPOINTS = [
         later_at=(GATEWAY, ROUTE, ROUTES, "all"),
     ),
     Row("the list of tickets", ok(body=has("object", "data")), method="GET", path="/v1/tickets"),
+    Row("usage", ok(body=has("object", "data", "zone", "kept_days")), method="GET", path="/v1/usage"),
+    Row("usage by month", ok(body=has("data")), method="GET", path="/v1/usage?by=month&month=2026-11"),
+    Row("usage by week", bad("by"), method="GET", path="/v1/usage?by=week"),
+    Row("usage of a day that is none", bad("day"), method="GET", path="/v1/usage?day=today"),
+    Row("usage with an unknown filter", bad("colour"), method="GET", path="/v1/usage?colour=red"),
     Row(
         "one ticket",
         ok(body=lambda reply: len(reply.json["data"]) == 1),

@@ -136,6 +136,21 @@ KEY_ROWS = [
     *behind_the_key("one model", "GET", "/v1/models/$MODEL"),
     *behind_the_key("a model that is not there", "GET", "/v1/models/nobody"),
     *behind_the_key("the list of tickets", "GET", "/v1/tickets"),
+    *behind_the_key("usage", "GET", "/v1/usage"),
+    Row(
+        "one's own usage alone",
+        ok(body=lambda reply: {row["tenant"] for row in reply.json["data"]} <= {"bob"}),
+        method="GET",
+        path="/v1/usage",
+        key="bob",
+    ),
+    Row(
+        "somebody else's usage",
+        Want(403, "figures_of_others", "permission_error", "tenant", error=True),
+        method="GET",
+        path="/v1/usage?tenant=alice",
+        key="bob",
+    ),
     *behind_the_key("a ticket", "GET", "/v1/tickets/" + "0" * 32),
     Row(
         "health without a key",

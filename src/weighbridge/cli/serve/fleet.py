@@ -94,9 +94,8 @@ def serve_spec(spec: FleetSpec, routes: RoutesSettings | None = None, *, json_lo
     makers = LocalMakers(spec)
     makers.connect()
     gateway = Gateway(spec, lambda one: build_replica(one, makers.by_kind()), load_tokenizers(spec))
-    if routes is not None:
-        add_routes(gateway, routes)
-    app = create_app(GatewayService(gateway, GatewayMetrics(gateway)))
+    usage = add_routes(gateway, routes if routes is not None else RoutesSettings())
+    app = create_app(GatewayService(gateway, GatewayMetrics(gateway), usage))
     if not json_logs:
         _announce(spec, routes, address(listener, spec))
     drained = run_server(app, gateway, listener, spec, spec.drain_timeout)

@@ -15,6 +15,8 @@ KEPT_DAYS = 400
 MAX_ROWS = 1_000_000
 #: Rows that go in one transaction, which somebody waits for.
 ROWS_AT_ONCE = 500
+#: Hours that are kept for windows that roll, and the longest of them.
+KEPT_HOURS = 31 * 24
 
 _FIRST = """
 CREATE TABLE spending (
@@ -66,7 +68,65 @@ def _totals(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-LEDGER = DatabaseSchema("ledger", (_totals,), 0x57424C47, _FIRST, frozenset({"spending", "taken"}))
+#: Money of days before this version has no model, and no tokens are known of it. `hours` has what windows that roll
+#: need: what was settled and is reserved, by the hour of its reservation.
+_USAGE = """
+CREATE TABLE usage (
+    day TEXT NOT NULL, tenant TEXT NOT NULL, model TEXT NOT NULL, route TEXT NOT NULL,
+    requests INTEGER NOT NULL, prompt INTEGER NOT NULL, cached INTEGER NOT NULL, written INTEGER NOT NULL,
+    output INTEGER NOT NULL, nano_usd INTEGER NOT NULL, budgeted INTEGER NOT NULL,
+    PRIMARY KEY (day, tenant, model, route)
+) WITHOUT ROWID;
+CREATE TABLE hours (
+    kind TEXT NOT NULL, tenant TEXT NOT NULL, route TEXT NOT NULL, hour INTEGER NOT NULL, amount INTEGER NOT NULL,
+    PRIMARY KEY (kind, tenant, route, hour)
+) WITHOUT ROWID;
+CREATE INDEX hours_hour ON hours (hour);
+ALTER TABLE reservations ADD COLUMN hour INTEGER NOT NULL DEFAULT 0;
+INSERT INTO usage SELECT day, tenant, '', route, 0, 0, 0, 0, 0, settled, settled
+    FROM totals WHERE kind = 'pair' AND settled > 0
+"""
+
+
+def _usage(connection: sqlite3.Connection) -> None:
+    """What was used, by tenant and model, beside what was spent; hours, for budgets whose window rolls."""
+    for statement in _USAGE.split(";"):
+        connection.execute(statement)
+
+
+LEDGER = DatabaseSchema("ledger", (_totals, _usage), 0x57424C47, _FIRST, frozenset({"spending", "taken"}))
+
+
+def add_hour(db: sqlite3.Connection, hour: int, tenant: str, route: str, amount: int) -> None:
+    """Add nano-dollars to an hour's totals; old hours go, some at a time."""
+    db.executemany(
+        "INSERT INTO hours VALUES (?, ?, ?, ?, ?) ON CONFLICT (kind, tenant, route, hour) DO UPDATE SET "
+        "amount = amount + excluded.amount",
+        [
+            (kind, tenant if by_tenant else "", route if by_route else "", hour, amount)
+            for kind, by_tenant, by_route in KINDS
+        ],
+    )
+    db.execute(
+        "DELETE FROM hours WHERE (kind, tenant, route, hour) IN "
+        "(SELECT kind, tenant, route, hour FROM hours WHERE hour < ? LIMIT ?)",
+        (hour - KEPT_HOURS, ROWS_AT_ONCE),
+    )
+
+
+def hourly(
+    db: sqlite3.Connection, hour: int, hours: int, tenant: str | None, route: str | None
+) -> list[tuple[int, int]]:
+    """Return the hours of a window that ends with `hour`, the oldest first, and what each of them took.
+
+    An hour counts until all of it is so old; those that a clock was ahead by count too, unless it was by more.
+    """
+    rows = db.execute(
+        "SELECT hour, amount FROM hours WHERE kind = ? AND tenant = ? AND route = ? AND hour BETWEEN ? AND ? "
+        "ORDER BY hour",
+        (_kind(tenant, route), tenant or "", route or "", hour - hours, hour + hours),
+    )
+    return [(row[0], row[1]) for row in rows]
 
 
 def add(db: sqlite3.Connection, day: str, tenant: str, route: str, *, settled: int, reserved: int) -> None:
@@ -83,13 +143,27 @@ def add(db: sqlite3.Connection, day: str, tenant: str, route: str, *, settled: i
 
 def total(db: sqlite3.Connection, day: str, tenant: str | None, route: str | None) -> tuple[int, int]:
     """Return what was settled and what is reserved on a day, in nano-dollars; None: of all tenants or routes."""
-    which = tenant is not None, route is not None
-    kind = next(kind for kind, *by in KINDS if tuple(by) == which)
     row = db.execute(
         "SELECT settled, reserved FROM totals WHERE day = ? AND kind = ? AND tenant = ? AND route = ?",
-        (day, kind, tenant or "", route or ""),
+        (day, _kind(tenant, route), tenant or "", route or ""),
     ).fetchone()
     return (0, 0) if row is None else (row[0], row[1])
+
+
+def month_total(db: sqlite3.Connection, month: str, tenant: str | None, route: str | None) -> int:
+    """Return what was settled and is reserved in a month, `YYYY-MM`, in nano-dollars."""
+    days = [f"{month}-{number:02}" for number in range(1, 32)]
+    (found,) = db.execute(
+        f"SELECT COALESCE(SUM(settled + reserved), 0) FROM totals WHERE day IN ({', '.join('?' * len(days))}) "
+        "AND kind = ? AND tenant = ? AND route = ?",
+        (*days, _kind(tenant, route), tenant or "", route or ""),
+    ).fetchone()
+    return int(found)
+
+
+def _kind(tenant: str | None, route: str | None) -> str:
+    which = tenant is not None, route is not None
+    return next(kind for kind, *by in KINDS if tuple(by) == which)
 
 
 # -- which day it is -----------------------------------------------------------------------------------------

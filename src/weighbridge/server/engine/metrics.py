@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -35,6 +36,7 @@ class EngineMetrics:
         self._engine = engine
         self.tickets = tickets
         self._json_logs = json_logs
+        self.heard: list[Callable[[Ticket], None]] = []  # what else hears of finished requests
         registry = self._registry = CollectorRegistry()
 
         def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
@@ -87,6 +89,8 @@ class EngineMetrics:
         self.accepted.inc(ticket.accepted_tokens)
         self._observe_times(ticket)
         self.tickets.finish(ticket)
+        for heard in self.heard:
+            heard(ticket)
         if self._json_logs:
             log.info("finished", extra={"ticket": ticket})
 

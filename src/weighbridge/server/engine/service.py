@@ -13,6 +13,8 @@ from typing import Any
 from weighbridge.engine.api import Engine, Turn
 from weighbridge.engine.request import Guide, Places
 from weighbridge.errors import NeverFits, UnknownModel
+from weighbridge.routes.budget import Ledger
+from weighbridge.routes.ledger.keeper import UsageKeeper
 from weighbridge.server.endpoint import Audience, Endpoint, TextTokenizer
 from weighbridge.server.engine.experts import ExpertEndpoints
 from weighbridge.server.engine.journey import EngineJourney, Running, close_all
@@ -55,6 +57,8 @@ class EngineService:
         self.access = settings
         self.max_body = settings.max_body
         self.page = (files("weighbridge.server.engine") / "console.html").read_text(encoding="utf-8")
+        self.usage = UsageKeeper(Ledger(None))
+        metrics.heard.append(self.usage.finished)
         self._reader = RequestReader(engine, tokenizer, Limits(settings, tokenizer.vocab_size))
         self._tokenizer = tokenizer
         self._metrics = metrics
@@ -70,6 +74,7 @@ class EngineService:
     async def stop(self) -> None:
         """Write the last tickets down. The engine outlives its door: whoever made it stops it."""
         await asyncio.to_thread(self.tickets.close)
+        await asyncio.to_thread(self.usage.close)
 
     def models(self) -> list[dict[str, Any]]:
         return [self.model("")]

@@ -11,6 +11,8 @@ from weighbridge.engine.api import Turn
 from weighbridge.errors import BadInput
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.limits.rates import rate_headers
+from weighbridge.routes.budget import Ledger
+from weighbridge.routes.ledger.keeper import UsageKeeper
 from weighbridge.server.endpoint import Audience, Endpoint, TextTokenizer
 from weighbridge.server.gateway.admin import Admin
 from weighbridge.server.gateway.metrics import GatewayMetrics
@@ -20,11 +22,20 @@ from weighbridge.wire.journey import HeaderList, Journey
 from weighbridge.wire.keys import ApiKey, Keys
 
 
+def _kept_in_memory(gateway: Gateway) -> UsageKeeper:
+    keeper = UsageKeeper(Ledger(None))
+    gateway.on_charged.append(keeper.charged)
+    gateway.on_close.append(keeper.close)
+    return keeper
+
+
 class GatewayService:
     """A gateway as the door sees it. It starts and closes with the door."""
 
-    def __init__(self, gateway: Gateway, metrics: GatewayMetrics) -> None:
+    def __init__(self, gateway: Gateway, metrics: GatewayMetrics, usage: UsageKeeper | None = None) -> None:
+        """`usage`: what keeps all that is used; None: it is kept in memory."""
         spec = gateway.spec
+        self.usage = usage if usage is not None else _kept_in_memory(gateway)
         self.gateway = gateway
         self.tickets = gateway.tickets
         self.access = spec
