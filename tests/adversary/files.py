@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -41,8 +40,7 @@ def serve(file: Path) -> str:
 def main(task: Task) -> None:
     draw, until, next_server = random.Random(task.seed), task.until(), time.monotonic() + 2.0
     logging.disable()  # what is hostile is warned of
-    targets, done, half = [target(name) for name in TARGETS], Counter[str](), 0
-    middle = time.monotonic() + task.seconds / 2
+    targets, done = [target(name) for name in TARGETS], Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         while time.monotonic() < until:
             chosen = draw.choice(targets)
@@ -53,14 +51,7 @@ def main(task: Task) -> None:
                 file.write_bytes(HEADERS[draw.choice(sorted(HEADERS))][0])
                 done[serve(file)] += 1
                 next_server = time.monotonic() + EVERY
-            if not half and time.monotonic() > middle:
-                half = peak()
-    report(done, grown_mib=(peak() - half) / 1024)
-
-
-def peak() -> int:
-    """The most memory this process has had, in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    report(done)
 
 
 if __name__ == "__main__":

@@ -107,9 +107,9 @@ class Stage:
             sampler.close()
         run.seconds = time.monotonic() - began
         run.cpu = {name: sampler.cpu(name) for name in pids}
+        run.grown_mib = {name: sampler.grown_mib(name) for name in pids}
         for server in servers:
             readings = sampler.readings[server.name]
-            run.grown_mib[server.name] = sampler.grown_mib(server.name)
             run.rss_mib[server.name] = (readings[0].rss_mib, readings[-1].rss_mib)
             run.files[server.name] = (before[server.name], max(reading.files for reading in readings))
 

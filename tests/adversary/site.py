@@ -29,7 +29,7 @@ PRIORITY = -1
 SEATS = 3
 #: Sized so that the KV pool is touched in the first minute: what grows later is no cache.
 OPTIONS = (
-    f"--served-model-name tiny --kv-cache-memory 96MiB --max-sequences {SEATS} --max-batch-tokens 128 "
+    f"--served-model-name tiny --kv-cache-memory 192MiB --max-sequences {SEATS} --max-batch-tokens 128 "
     f"--itl-target 12 --threads 1 --check-integrity --tenant-priority honest={PRIORITY}"
 )
 

@@ -9,7 +9,10 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import process_time
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.adversary.burner import burn
@@ -39,6 +42,10 @@ def p(run: Run, share: float, figure: Figure, door: str | None = None) -> float:
     return 1000 * percentile(values, share)
 
 
+def rounded(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: np.round(value, 1).tolist() for name, value in values.items()}
+
+
 def told(attacked: Run, quiet: Run) -> str:
     """Everything that is measured, as text."""
     lines = [f"honest requests: {len(attacked.samples)} attacked, {len(quiet.samples)} quiet"]
@@ -52,7 +59,9 @@ def told(attacked: Run, quiet: Run) -> str:
     for title, run in (("attacked", attacked), ("quiet", quiet)):
         shares = {name: f"{used / run.seconds:.3f}" for name, used in run.cpu.items()}
         lines.append(f"{title}, {run.seconds:.0f} s, CPU in cores: {shares}")
-        lines.append(f"  memory in MiB {run.rss_mib}, grown {run.grown_mib}, files {run.files}")
+        lines.append(
+            f"  memory in MiB {rounded(run.rss_mib)}, grown {rounded(run.grown_mib)}, files {run.files}"
+        )
         lines.append(f"  longest stalls {run.stalls}")
     lines += [f"{name}: {did}" for name, did in attacked.did.items()]
     return "\n".join(lines)
@@ -79,8 +88,8 @@ def check_the_servers(run: Run) -> None:
     """They are the same processes, hold nothing, have not grown, and met nothing that they did not mean to."""
     assert all(run.alive.values()), run.alive
     assert run.held == {}
-    assert max(run.grown_mib.values()) <= MOST_GROWTH_MIB, run.grown_mib
     for name, (before, after) in run.files.items():
+        assert run.grown_mib[name] <= MOST_GROWTH_MIB, run.grown_mib
         assert after <= before + MOST_FILES, (name, before, after)
     for name, log in run.logs.items():
         found = UNHANDLED.search(log)
@@ -95,14 +104,12 @@ def check_the_adversary(run: Run) -> None:
     assert liars["told a secret"] == 0
     assert set(files) <= {"safetensors", "gguf", "tokenizer", "template", "served not"}, files
     assert min(files[name] for name in ("safetensors", "gguf", "tokenizer", "template")) > 0
-    assert run.did["files"]["grown_mib"] <= 64.0
+    assert run.grown_mib["files"] <= MOST_GROWTH_MIB, run.grown_mib
     malformed = run.did["malformed"]["done"]
     assert not [answer for answer in malformed if answer.split()[1] == "500"], malformed
 
 
 def test_a_burner_burns_what_it_is_told() -> None:
-    from time import process_time
-
     began = process_time()
     burn(0.5, 0.2)
     assert 0.05 <= process_time() - began <= 0.2
