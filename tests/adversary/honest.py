@@ -6,7 +6,6 @@ Every answer must come whole. The same seed gives the same prompts at the same t
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections import Counter
@@ -102,4 +101,4 @@ if __name__ == "__main__":
 
 def read(result: dict[str, Any]) -> list[Sample]:
     """The samples of a program's last line."""
-    return [Sample(**sample) for sample in json.loads(json.dumps(result["samples"]))]
+    return [Sample(**sample) for sample in result["samples"]]

@@ -58,7 +58,6 @@ def percentile(values: Sequence[float], share: float) -> float:
 class Reading:
     """A process at one moment."""
 
-    at: float
     cpu_s: float
     rss_mib: float
     files: int
@@ -83,7 +82,7 @@ class Sampler:
     def _read(self) -> None:
         for name, pid in self._pids.items():
             with suppress(OSError, IndexError):  # it may have ended
-                reading = Reading(time.monotonic(), cpu_seconds(pid), rss_mib(pid), open_files(pid))
+                reading = Reading(cpu_seconds(pid), rss_mib(pid), open_files(pid))
                 self.readings[name].append(reading)
 
     def close(self) -> None:

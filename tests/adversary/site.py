@@ -36,6 +36,7 @@ OPTIONS = (
 CONFIG = """\
 timeouts: {{connect: 1, first_byte: 30, idle: 10, answer: 60, probe: 1}}
 health: {{interval: 1, slow_start: 0}}
+queue: {{tenant_patience: 0}}
 breaker: {{cool_off: 0.5, longest_cool_off: 2}}
 retry: {{longest_wait: 2}}
 models:
