@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import msgspec
-
 from weighbridge.errors import BadInput
 from weighbridge.routes.policy import Level
 from weighbridge.routes.privacy.fields import EDGE_ONLY, FORWARDED
 from weighbridge.wire.ask import Ask, Fields
+from weighbridge.wire.body import plain
 
 MEDIA_BYTES = 6000  # what a picture weighs: about 1,500 tokens at four bytes each
 
@@ -98,7 +97,7 @@ def text_of(message: Mapping[str, Any]) -> str:
 
 def _decoded(fields: Fields) -> dict[str, Any]:
     try:
-        return {name: msgspec.json.decode(raw) for name, raw in fields.items()}
+        return {name: plain(raw, name) for name, raw in fields.items()}
     except RecursionError:
         raise BadInput("the request body is nested too deeply") from None
 

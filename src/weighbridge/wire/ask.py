@@ -105,10 +105,12 @@ class Ask:
     @property
     def prompt(self) -> msgspec.Raw | None:
         """The messages, prompt or input, as they were written."""
-        for name in ("messages", "prompt", "input"):
-            if name in self.fields:
-                return self.fields[name]
-        return None
+        return self.fields.get(self.prompt_field)
+
+    @property
+    def prompt_field(self) -> str:
+        """What the field with the prompt is called."""
+        return next((name for name in ("messages", "prompt") if name in self.fields), "input")
 
     @property
     def prompt_hash(self) -> str:

@@ -84,6 +84,8 @@ def decode(body: bytes, kind: type[T]) -> T:
     if not body.strip():
         raise ApiError(400, "the request body is empty; send a JSON object")
     try:
+        if not body.isascii():
+            body.decode()  # what is kept as it was written is UTF-8 as well
         return _decoder(kind).decode(body)
     except msgspec.ValidationError as error:
         message, param = _explain(str(error))
@@ -92,6 +94,14 @@ def decode(body: bytes, kind: type[T]) -> T:
         raise ApiError(400, f"the request body is not valid JSON: {error}") from error
     except RecursionError:
         raise ApiError(400, "the request body is nested too deeply") from None
+
+
+def plain(raw: bytes, name: str) -> Any:
+    """Return the field `name` of a body, kept as it was written. Raises ApiError 400: a number may be beyond all."""
+    try:
+        return msgspec.json.decode(raw)
+    except msgspec.DecodeError as error:
+        raise ApiError(400, f"{name}: cannot be read: {error}", param=name) from error
 
 
 def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:

@@ -66,6 +66,21 @@ BODIES = [
     Row("a byte order mark before the body", bad(says="not valid JSON"), b"\xef\xbb\xbf" + text().encode()),
     Row("a body in UTF-16", bad(says="not valid JSON"), text().encode("utf-16")),
     Row("a body in Latin-1", bad(), text(user="@").replace("@", "Jörg").encode("latin-1")),
+    Row(
+        "a message in Latin-1",
+        bad(says="not valid JSON"),
+        text(messages=[{"role": "user", "content": "@"}]).replace("@", "Jörg").encode("latin-1"),
+    ),
+    Row(
+        "a field whose name is in Latin-1",
+        bad(says="not valid JSON"),
+        text(odd="@").replace("odd", "größe").encode("latin-1"),
+    ),
+    Row(
+        "a number beyond all numbers in a message",
+        bad(says="out of range"),
+        text(messages=[{"role": "user", "content": "weigh it", "odd": "@"}]).replace('"@"', "1e999").encode(),
+    ),
     Row("a NUL in the body", bad(says="not valid JSON"), text().encode() + b"\x00"),
     Row("a body nested without end", bad(), b"[" * DEEP),
     Row("a field nested too deeply", bad(), text(x="@").replace('"@"', "[" * DEEP + "]" * DEEP).encode()),

@@ -19,7 +19,7 @@ from weighbridge.engine.memory.prefix import Digest
 from weighbridge.errors import BadInput, NeverFits
 from weighbridge.models.text.block_digests import block_digests, root
 from weighbridge.wire.ask import Ask
-from weighbridge.wire.body import apart
+from weighbridge.wire.body import apart, plain
 from weighbridge.wire.protocols.openai import Tool
 
 #: Prompts of more bytes are tokenised in a thread, so that streams flow on. A thread costs 0.1 ms, as much as
@@ -218,7 +218,7 @@ class Scales:
     def _quickly(self, ask: Ask, prompt: bytes) -> Weighed | None:
         """Exactly weighed, where that is so quick that nobody else needs to be let in meanwhile."""
         assert self._tokenizer is not None
-        value = msgspec.json.decode(prompt)
+        value = plain(prompt, ask.prompt_field)
         if isinstance(value, list) and len(value) > MANY_MESSAGES:
             return None
         try:
@@ -235,7 +235,7 @@ class Scales:
 
     def _weighed(self, ask: Ask, prompt: bytes, tokenise: bool = True) -> Weighed:
         """Exactly weighed where there are token ids or, with `tokenise`, a tokenizer; else from bytes."""
-        value = msgspec.json.decode(prompt)
+        value = plain(prompt, ask.prompt_field)
         ids = _token_ids(value)
         if ids is None and self._tokenizer is not None and tokenise:
             with suppress(*_REFUSED):  # the replica will say so in its own words
