@@ -130,12 +130,13 @@ def test_a_ledger_of_version_1_has_its_money_in_both(tmp_path: Path) -> None:
 
 def test_days_and_rows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_of, "KEPT_DAYS", 5)
-    monkeypatch.setattr(rows_of, "MAX_DAY_ROWS", 4)
+    monkeypatch.setattr(rows_of, "MAX_DAY_ROWS", 4 * rows_of.SHARE_IN_MEMORY)
     clock = Clock()
     ledger = Ledger(None, Budgets(), clock)
     for day in range(12):
         ledger.note([(ledger.today().name, used(f"t{day}-{n}", "m", 1)) for n in range(10)])
-        clock.now += DAY
+        if day < 11:
+            clock.now += DAY
     for _ in range(20):
         ledger.note([])
     rows, first = ledger.usage(UsageQuery())
@@ -147,7 +148,8 @@ def test_days_and_rows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(own) == 5
         assert sum(row.nano_usd for row in own) == 10
         assert [row.nano_usd for row in own if row.tenant == OTHERS] == [6]
-    monkeypatch.setattr(rows_of, "MAX_USAGE_ROWS", 12)
+    monkeypatch.setattr(rows_of, "MAX_USAGE_ROWS", 12 * rows_of.SHARE_IN_MEMORY)
+    clock.now += DAY
     for _ in range(20):
         ledger.note([])
     assert len(ledger.usage(UsageQuery())[0]) <= 12

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,15 +37,7 @@ from weighbridge.routes.ledger.books import (
     turn_to,
 )
 from weighbridge.routes.ledger.periods import FIRST_SECOND, HOUR, LAST_SECOND, Day, day_at, moment
-from weighbridge.routes.ledger.usage import (
-    UsageQuery,
-    UsageRow,
-    Used,
-    drop_old_usage,
-    first_day,
-    note_usage,
-    usage_rows,
-)
+from weighbridge.routes.ledger.usage import UsageQuery, UsageRow, UsageTable, Used, first_day, usage_rows
 from weighbridge.state.database import check_version, connect, open_database, reason, sentence
 
 log = logging.getLogger("weighbridge.routes")
@@ -127,6 +119,8 @@ class Ledger:
         self.where = str(path) if path is not None else "in memory"
         self._clock = clock
         self._rolls = budgets.rolls
+        self._path = path
+        self._usage = UsageTable(in_memory=path is None)
         self._today: Day | None = None
         self._lock = threading.RLock()
         self._db = open_database(path, LEDGER, wait_s=BUSY_SECONDS, durable=False)
@@ -222,20 +216,23 @@ class Ledger:
                     add_hour(self._db, hour, tenant, route, amount - reserved)
                 known = used if used is not None else Used(tenant, "", requests=0)
                 billed = replace(known, tenant=tenant, route=route, nano_usd=amount)
-                note_usage(self._db, day, billed, budgeted=amount)
+                self._usage.note(self._db, day, billed, budgeted=amount)
 
     def note(self, used: Iterable[tuple[str, Used]]) -> None:
         """Write what was used on which day, beside what is settled. All of it or nothing."""
         with self._transaction():
             for day, one in used:
-                note_usage(self._db, day, one)
-            if drop_old_usage(self._db):
+                self._usage.note(self._db, day, one)
+            if self._usage.drop_old(self._db, self.today().name):
                 log.info("the ledger %s drops usage of its first day", self.where)
 
     def usage(self, query: UsageQuery) -> tuple[list[UsageRow], str]:
-        """Return the rows of a query, and the first day of which anything is known."""
-        with self._lock:
-            return usage_rows(self._db, query), first_day(self._db)
+        """Return the rows of a query, and the first day of which anything is known. Blocks."""
+        if self._path is None:
+            with self._lock:
+                return usage_rows(self._db, query), first_day(self._db)
+        with closing(connect(self._path, BUSY_SECONDS, read_only=True)) as reader:
+            return usage_rows(reader, query), first_day(reader)
 
     def spent(self, tenant: str | None = None, route: str | None = None, day: str | None = None) -> Spent:
         """What a day (of the budgets' zone, `YYYY-MM-DD`; default today) has cost so far."""

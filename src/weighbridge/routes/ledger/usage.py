@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from weighbridge.cost.usage import Usage
 from weighbridge.routes.ledger.books import KEPT_DAYS, ROWS_AT_ONCE
 
-#: Rows that are kept, and rows of one day; whoever comes later on a day counts under `OTHERS`. Names are the clients'
-#: to choose, disks are ours.
+#: Rows that are kept, and rows of one day; whoever comes later on a day counts under `OTHERS`.
 MAX_USAGE_ROWS = 1_000_000
 MAX_DAY_ROWS = 50_000
 OTHERS = "(others)"
+#: In memory a part of that is kept: one of so many.
+SHARE_IN_MEMORY = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,40 +58,77 @@ class UsageRow:
     budgeted_nano_usd: int
 
 
-def note_usage(db: sqlite3.Connection, day: str, used: Used, budgeted: int = 0) -> None:
-    """Add what was used to its row. `budgeted`: nano-dollars of it that a budget was asked for."""
-    usage = used.usage
-    amounts = (
-        used.requests,
-        usage.prompt_tokens,
-        usage.cached_tokens,
-        usage.written_tokens,
-        usage.output_tokens,
-        used.nano_usd,
-        budgeted,
-    )
-    if not any(amounts):
-        return
-    changed = db.execute(
-        "UPDATE usage SET requests = requests + ?, prompt = prompt + ?, cached = cached + ?, written = written + ?, "
-        "output = output + ?, nano_usd = nano_usd + ?, budgeted = budgeted + ? "
-        "WHERE day = ? AND tenant = ? AND model = ? AND route = ?",
-        (*amounts, day, used.tenant, used.model, used.route),
-    ).rowcount
-    if changed:
-        return
-    (rows,) = db.execute(
-        "SELECT COUNT(*) FROM (SELECT 1 FROM usage WHERE day = ? LIMIT ?)", (day, MAX_DAY_ROWS)
-    ).fetchone()
-    tenant = used.tenant if rows < MAX_DAY_ROWS else OTHERS
-    db.execute(
-        "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT (day, tenant, model, route) DO UPDATE SET requests = requests + excluded.requests, "
-        "prompt = prompt + excluded.prompt, cached = cached + excluded.cached, "
-        "written = written + excluded.written, output = output + excluded.output, "
-        "nano_usd = nano_usd + excluded.nano_usd, budgeted = budgeted + excluded.budgeted",
-        (day, tenant, used.model, used.route, *amounts),
-    )
+class UsageTable:
+    """Writes rows, and lets the oldest go. Names are the clients' to choose, so that a day has a bound too."""
+
+    def __init__(self, *, in_memory: bool) -> None:
+        self._share = SHARE_IN_MEMORY if in_memory else 1
+        self._rows: dict[str, int] = {}  # of the days that were written to lately
+        self._tidied = ""  # the day on which there was nothing more to let go
+
+    def note(self, db: sqlite3.Connection, day: str, used: Used, budgeted: int = 0) -> None:
+        """Add what was used to its row. `budgeted`: nano-dollars of it that a budget was asked for."""
+        usage = used.usage
+        amounts = (
+            used.requests,
+            usage.prompt_tokens,
+            usage.cached_tokens,
+            usage.written_tokens,
+            usage.output_tokens,
+            used.nano_usd,
+            budgeted,
+        )
+        if not any(amounts):
+            return
+        if not self._add(db, day, used.tenant, used, amounts):
+            tenant = used.tenant if self._has_room(db, day) else OTHERS
+            if tenant == used.tenant or not self._add(db, day, tenant, used, amounts):
+                values = (day, tenant, used.model, used.route, *amounts)
+                db.execute(f"INSERT INTO usage VALUES ({', '.join('?' * len(values))})", values)
+                self._rows[day] += 1
+
+    def drop_old(self, db: sqlite3.Connection, today: str) -> int:
+        """Let some rows of the oldest day go where more is kept than is to be; return how many. Looked at once a day.
+
+        By the number of days and not by their dates, so that a clock that was wrong once costs no history.
+        """
+        if self._tidied == today:
+            return 0
+        (rows,) = db.execute("SELECT COUNT(*) FROM usage").fetchone()
+        (days,) = db.execute(
+            "WITH RECURSIVE days (day) AS (SELECT MIN(day) FROM usage UNION ALL "
+            "SELECT (SELECT MIN(day) FROM usage WHERE day > days.day) FROM days WHERE day IS NOT NULL) "
+            "SELECT COUNT(day) FROM days"
+        ).fetchone()
+        if rows <= MAX_USAGE_ROWS // self._share and days <= KEPT_DAYS:
+            self._tidied = today
+            return 0
+        return db.execute(
+            "DELETE FROM usage WHERE (day, tenant, model, route) IN "
+            "(SELECT day, tenant, model, route FROM usage WHERE day = (SELECT MIN(day) FROM usage) LIMIT ?)",
+            (ROWS_AT_ONCE,),
+        ).rowcount
+
+    def _add(
+        self, db: sqlite3.Connection, day: str, tenant: str, used: Used, amounts: tuple[int, ...]
+    ) -> bool:
+        """Add to a row that is there; whether it is."""
+        changed = db.execute(
+            "UPDATE usage SET requests = requests + ?, prompt = prompt + ?, cached = cached + ?, "
+            "written = written + ?, output = output + ?, nano_usd = nano_usd + ?, budgeted = budgeted + ? "
+            "WHERE day = ? AND tenant = ? AND model = ? AND route = ?",
+            (*amounts, day, tenant, used.model, used.route),
+        ).rowcount
+        return changed > 0
+
+    def _has_room(self, db: sqlite3.Connection, day: str) -> bool:
+        """Whether a day takes another row. What other processes add meanwhile is not known, so each has the bound."""
+        if day not in self._rows:
+            (rows,) = db.execute("SELECT COUNT(*) FROM usage WHERE day = ?", (day,)).fetchone()
+            for old in sorted(self._rows)[: len(self._rows) - 3]:
+                del self._rows[old]
+            self._rows[day] = rows
+        return self._rows[day] < MAX_DAY_ROWS // self._share
 
 
 def usage_rows(db: sqlite3.Connection, query: UsageQuery) -> list[UsageRow]:
@@ -121,19 +159,3 @@ def _where(query: UsageQuery) -> tuple[str, list[str]]:
     given = [(clause, value) for clause, value in asked if value is not None]
     where = " AND ".join(clause for clause, _ in given)
     return (f"WHERE {where}" if where else ""), [value for _, value in given]
-
-
-def drop_old_usage(db: sqlite3.Connection) -> int:
-    """Let some rows of the oldest day go where more is kept than is to be; return how many.
-
-    By the number of days and not by their dates, so that a clock that was wrong once costs no history.
-    """
-    (rows,) = db.execute("SELECT COUNT(*) FROM usage").fetchone()
-    days = db.execute("SELECT COUNT(DISTINCT day) FROM usage").fetchone()[0]
-    if rows <= MAX_USAGE_ROWS and days <= KEPT_DAYS:
-        return 0
-    return db.execute(
-        "DELETE FROM usage WHERE (day, tenant, model, route) IN "
-        "(SELECT day, tenant, model, route FROM usage WHERE day = (SELECT MIN(day) FROM usage) LIMIT ?)",
-        (ROWS_AT_ONCE,),
-    ).rowcount
