@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from tests.planner.test_experts import MIXTRAL, README, README_PLACEMENT
+from tests.planner.test_experts import MIXTRAL, QWEN3_30B, README, README_PLACEMENT
 from tests.tiny import make_tiny
 from weighbridge.cli.app import app
 from weighbridge.cli.moe.curve import cliff
 from weighbridge.cli.moe.stats import heat_map
 from weighbridge.errors import BadInput
 
+EPLB = ["--method", "eplb"]
 PLACE = ["--gpus", "8", "--nodes", "2", "--groups", "4", "--replicas", "16"]
 
 
@@ -30,7 +32,7 @@ def loads_file(tmp_path: Path, value: Any) -> str:
 
 
 def test_place_answers_the_contract(tmp_path: Path) -> None:
-    result = run("place", "--loads", loads_file(tmp_path, {"weight": README}), *PLACE, "--json")
+    result = run("place", "--loads", loads_file(tmp_path, {"weight": README}), *PLACE, *EPLB, "--json")
     answer = json.loads(result.stdout)
     assert answer["physical_to_logical"] == README_PLACEMENT
     assert answer["balancedness_after"] == pytest.approx((0.8277 + 0.8050) / 2, abs=1e-3)
@@ -92,7 +94,7 @@ def test_params_and_offload(tmp_path: Path) -> None:
 def test_heat_decides_what_is_kept(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
     loads = loads_file(tmp_path, [[100, 1, 1, 1, 1, 1, 1, 100]] * 32)
-    answer = json.loads(run("offload", str(tmp_path), "--memory", "8GB", "--loads", loads, "--json").stdout)
+    answer = json.loads(run("offload", str(tmp_path), "--memory", "9GB", "--loads", loads, "--json").stdout)
     assert all(row == [0, 7] or set(row) > {0, 7} for row in answer["kept"])
     assert answer["hit_rate"] > 0.95
 
@@ -125,3 +127,51 @@ def test_the_cliff_is_where_the_step_grows_most() -> None:
     rows = [{"batch": b, "ms": ms} for b, ms in ((1, 10.0), (2, 18.0), (4, 24.0), (8, 25.0))]
     assert cliff(rows) == 2
     assert cliff(rows[:1]) is None
+
+
+def test_flags_of_other_engines_fit_with_the_cache_and_buffers(tmp_path: Path) -> None:
+    """Qwen3-30B-A3B, 4.5 bits: what --n-cpu-moe leaves on the device is no more than the device has."""
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_30B))
+    counted = json.loads(run("params", str(tmp_path), "--json").stdout)
+    each, resident = counted["one_expert"] * 4.5 / 8, counted["resident"] * 4.5 / 8
+    reserved = []
+    for context in ("1", "4096", "32768"):
+        answer = json.loads(
+            run("offload", str(tmp_path), "--memory", "10GB", "--context", context, "--json").stdout
+        )
+        reserved.append(answer["cache_and_buffer_bytes"])
+        llama = answer["flags"]["llama.cpp"]
+        on_device = (48 - llama["n_cpu_moe"]) * 128
+        room = 10e9 - resident - reserved[-1]
+        assert on_device * each <= room < (on_device + 128) * each
+        assert answer["experts_kept"] * each <= room < (answer["experts_kept"] + 1) * each
+        left_out = (6144 - answer["experts_kept"]) * each / 2**30
+        assert answer["flags"]["vllm"]["cpu-offload-gb"] == pytest.approx(left_out + 0.005, abs=0.0051)
+    per_token = 48 * 2 * 4 * 128 * 2
+    assert reserved[2] - reserved[1] == pytest.approx((32768 - 4096) * per_token, rel=0.01)
+    assert reserved[0] > 2e8  # buffers
+
+
+def test_the_pattern_for_llama_cpp_is_its_own(tmp_path: Path) -> None:
+    """common.h: `\\.ffn_(up|down|gate|gate_up)_(ch|)exps`, for exactly the layers that are named."""
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_30B | {"num_hidden_layers": 24}))
+    answer = json.loads(run("offload", str(tmp_path), "--memory", "6GB", "--json").stdout)
+    pattern, _, where = answer["flags"]["llama.cpp"]["override_tensor"].rpartition("=")
+    assert where == "CPU"
+    whole = sum(answer["kept_per_layer"]) // 128
+    for layer in range(24):
+        for part in ("up_exps", "down_exps", "gate_exps", "gate_up_exps", "up_chexps", "gate_up_chexps"):
+            found = re.search(pattern, f"blk.{layer}.ffn_{part}.weight") is not None
+            assert found == (layer >= whole)
+    assert re.search(pattern, "blk.20.ffn_gate_inp.weight") is None
+    assert re.search(pattern, "blk.20.ffn_up_shexp.weight") is None
+
+
+def test_layers_between_dense_ones_are_counted_where_they_are(tmp_path: Path) -> None:
+    """--n-cpu-moe counts all layers, also those that have no experts."""
+    interleaved = QWEN3_30B | {"model_type": "qwen2_moe", "decoder_sparse_step": 2}
+    (tmp_path / "config.json").write_text(json.dumps(interleaved))
+    answer = json.loads(run("offload", str(tmp_path), "--memory", "6GB", "--json").stdout)
+    whole = sum(answer["kept_per_layer"]) // 128
+    assert 0 < whole < 24
+    assert answer["flags"]["llama.cpp"]["n_cpu_moe"] == 48 - 2 * whole

@@ -13,8 +13,15 @@ from weighbridge.cli.moe.inputs import ConfigFile, read_config, read_loads
 from weighbridge.cli.options import JsonOutput, options
 from weighbridge.cli.terminal import print_json
 from weighbridge.knobs import knob, parse_bytes
-from weighbridge.planner.experts.layout import count_parameters
-from weighbridge.planner.experts.offload import OffloadMachine, engine_flags, keep_hottest, keep_last_layers
+from weighbridge.planner.experts.layout import mixture_parameters
+from weighbridge.planner.experts.offload import (
+    OffloadMachine,
+    engine_flags,
+    keep_hottest,
+    keep_last_layers,
+    serving_bytes,
+)
+from weighbridge.planner.model.config_reader import read_architecture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +29,8 @@ class OffloadSettings:
     """The experts, and the two memories they may be in."""
 
     loads: Path | None = knob(None, "Measured tokens per expert; none: all alike.")
+    context: int = knob(4096, "Tokens whose cache is on the fast device too.", min=1)
+    kv_dtype: str = knob("f16", "bf16, q8_0 ...: how that cache is kept.")
     bits: float = knob(4.5, "Bits per weight.", min=1.0, max=32.0)
     fast: int = knob(10**12, "Bandwidth of the fast device, per second.", unit="bytes")
     slow: int = knob(60 * 10**9, "Bandwidth of main memory, per second.", unit="bytes")
@@ -30,20 +39,20 @@ class OffloadSettings:
 @options
 def offload_experts(
     config: ConfigFile,
-    memory: Annotated[str, typer.Option(help="Memory of the fast device for weights, such as 24GB.")],
+    memory: Annotated[str, typer.Option(help="Memory of the fast device, such as 24GB.")],
     *,
     told: OffloadSettings,
     json_output: JsonOutput = False,
 ) -> None:
     """Choose which experts to keep on the fast device, and the flags that say so to other engines."""
-    fields = read_config(config)
-    counted = count_parameters(fields)
-    machine = OffloadMachine(parse_bytes(memory), told.fast, told.slow)
+    architecture = read_architecture(read_config(config))
+    counted = mixture_parameters(architecture)
+    reserved = serving_bytes(architecture, told.context, told.kv_dtype)
+    machine = OffloadMachine(parse_bytes(memory), told.fast, told.slow, reserved_bytes=reserved)
     heat = read_loads(told.loads).loads if told.loads else None
     bytes_each = told.bits / 8
     hottest = keep_hottest(counted, bytes_each, heat, machine)
     by_layer = keep_last_layers(counted, bytes_each, heat, machine)
-    first = int(fields.get("first_k_dense_replace") or 0)
     answer = {
         "experts_kept": int(hottest.kept.sum()),
         "experts": counted.sparse_layers * counted.experts,
@@ -53,7 +62,8 @@ def offload_experts(
         "hit_rate_by_layer": by_layer.hit_rate,
         "kept_per_layer": hottest.kept.sum(axis=1).tolist(),
         "kept": [row.nonzero()[0].tolist() for row in hottest.kept],
-        "flags": engine_flags(hottest, counted.routed * bytes_each, first),
+        "cache_and_buffer_bytes": round(reserved),
+        "flags": engine_flags(hottest, counted, bytes_each),
     }
     if json_output:
         print_json(answer)

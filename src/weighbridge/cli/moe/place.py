@@ -25,7 +25,9 @@ from weighbridge.planner.experts.report import DEEPSEEK_V3_EXPERT_BYTES, place
 class MoveSettings:
     """How a placement is found, and what getting there costs."""
 
-    method: str = knob("eplb", "eplb: DeepSeek's algorithm. balance: improved by local search.")
+    method: str = knob(
+        "balance", "balance: no expert twice on a GPU, local search. eplb: DeepSeek's as it is."
+    )
     current: Path | None = knob(None, "What the slots hold now: JSON with physical_to_logical.")
     expert_bytes: int | None = knob(
         None, "Size of one expert of one layer; none: DeepSeek-V3's, 44 MB.", unit="bytes"

@@ -1,14 +1,16 @@
-"""A placement that starts from EPLB's and is never less even: local search on load, co-activation and moves.
+"""A placement that starts from EPLB's: no expert twice on a GPU, then local search on load, co-activation and moves.
 
-EPLB packs greedily and looks back at nothing. Here the GPU that carries most swaps replicas with another, or
-a replica elsewhere is given to the expert that weighs it down, for as long as that helps. Then, without
-touching the balance that was reached, experts that are used together come together (fewer GPUs a token), and
-GPUs trade names so that as few experts as possible move.
+EPLB packs greedily and looks back at nothing; it may give a GPU two replicas of one expert, which take a slot and
+share no load. Those are dealt out anew. Then the GPU that carries most swaps replicas with another, or a replica
+elsewhere is given to the expert that weighs it down, for as long as that helps. Then, without touching the balance
+that was reached, experts that are used together come together (fewer GPUs a token), and GPUs trade names so that as
+few experts as possible move.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,9 @@ TOLERANCE = 1e-9
 
 #: Swaps for the sake of co-activation, per layer: each looks at all pairs of slots.
 COACTIVATION_SWAPS = 64
+
+#: Bounds on an expert's replicas that are tried where EPLB doubles one on a GPU: all GPUs, half of them, and so on.
+BOUNDS_TRIED = 4
 
 
 @dataclass(slots=True)
@@ -39,11 +44,24 @@ class _Layer:
     def per_gpu(self) -> Floats:
         return np.bincount(self.gpu_of, weights=self.shares(), minlength=len(self.node_of)).astype(np.float64)
 
+    def heaviest(self) -> float:
+        return float(self.per_gpu().max())
+
     def presence(self) -> Ints:
         """Replicas of each expert on each GPU [experts, gpus]."""
-        held = np.zeros((len(self.loads), len(self.node_of)), np.int64)
-        np.add.at(held, (self.contents, self.gpu_of), 1)
-        return held
+        shape = len(self.loads), len(self.node_of)
+        places = np.ravel_multi_index((self.contents, self.gpu_of), shape)
+        return np.bincount(places, minlength=math.prod(shape)).reshape(shape)
+
+    def doubled(self) -> bool:
+        """Whether a GPU holds an expert twice while another of its node's is lacking there."""
+        held = self.presence()
+        for node in np.unique(self.node_of):
+            here = held[:, self.node_of == node]
+            here = here[here.any(axis=1)]
+            if ((here > 1).any(axis=0) & (here == 0).any(axis=0)).any():
+                return True
+        return False
 
     def swap(self, a: int, b: int) -> None:
         self.contents[a], self.contents[b] = self.contents[b], self.contents[a]
@@ -55,7 +73,10 @@ def balance(
     coactivation: Floats | None = None,
     current: ExpertPlacement | None = None,
 ) -> ExpertPlacement:
-    """Return an improved placement. Its balancedness is at least EPLB's in every layer.
+    """Return an improved placement. No GPU holds an expert twice while another of its node is lacking there.
+
+    Its balancedness is at least EPLB's in every layer where EPLB keeps to that too. Elsewhere it is nearly always: two
+    replicas on one GPU can only help by drawing two thirds of an expert's load there.
 
     coactivation: how often tokens use two experts together, symmetric [layers, experts, experts].
     current: what the GPUs hold now; GPUs are numbered so that little of it has to move.
@@ -69,13 +90,85 @@ def balance(
     rows = []
     for index, contents in enumerate(start.physical_to_logical):
         layer = _Layer(loads[index], contents.copy(), start.logical_count[index].copy(), gpu_of, node_of)
-        if devices.slots > 1:
+        if layer.doubled():
+            layer = _undoubled(layer, nodes)
+        elif devices.slots > 1:
             _even_out(layer)
-            if coactivation is not None:
-                _bring_together(layer, coactivation[index])
+        if coactivation is not None and devices.slots > 1:
+            _bring_together(layer, coactivation[index])
         rows.append(layer.contents)
     improved = ExpertPlacement.of(np.stack(rows), experts)
     return improved if current is None else keep_in_place(improved, current, devices.gpus, node_of)
+
+
+def _undoubled(layer: _Layer, nodes: int) -> _Layer:
+    """The evenest of several layers without doubles.
+
+    An expert on most GPUs weighs on none of them, but takes slots that others may need more, so a few bounds on its
+    replicas are tried, and the two best are improved.
+    """
+    gpus, tried = len(layer.node_of) // nodes, []
+    for most in sorted({max(gpus >> halved, 1) for halved in range(BOUNDS_TRIED)}):
+        one = replace(layer, contents=layer.contents.copy(), counts=layer.counts.copy())
+        _deal_out(one, nodes, most)
+        tried.append(one)
+    best = sorted(tried, key=_Layer.heaviest)[:2]
+    for one in best:
+        _even_out(one)
+    return min(best, key=_Layer.heaviest)
+
+
+def _deal_out(layer: _Layer, nodes: int, most: int) -> None:
+    """Choose replicas anew, `most` of an expert where that fills the slots, and give them to GPUs that lack it."""
+    gpus, slots = len(layer.node_of) // nodes, len(layer.contents) // len(layer.node_of)
+    for node in range(nodes):
+        mine = np.flatnonzero(layer.node_of[layer.gpu_of] == node)
+        members = np.unique(layer.contents[mine])
+        loads = layer.loads[members]
+        if slots >= len(members):  # all of them everywhere, and what is left over alike on all GPUs
+            rows = np.tile(np.arange(slots) % len(members), (gpus, 1))
+        else:
+            bound = max(most, -(-gpus * slots // len(members)))
+            rows = _dealt(loads, replicas_within(loads, gpus * slots, bound), gpus, slots)
+        layer.contents[mine] = members[rows].reshape(-1)
+    layer.counts[:] = np.bincount(layer.contents, minlength=len(layer.counts))
+
+
+def replicas_within(loads: Floats, slots: int, most: int) -> Ints:
+    """Fill `slots` with items: each once, then again whichever carries most per replica, at most `most` times."""
+    counts = np.ones(len(loads), np.int64)
+    for _ in range(slots - len(loads)):
+        per_replica = np.where(counts < most, loads / counts, -1.0)
+        counts[int(per_replica.argmax())] += 1
+    return counts
+
+
+def _dealt(loads: Floats, counts: Ints, gpus: int, slots: int) -> Ints:
+    """Return the items of each GPU [gpus, slots], all different.
+
+    The heaviest replica comes first, each to the lightest GPU with room that lacks it; or another makes room.
+    """
+    held, room = np.zeros((gpus, len(loads)), np.bool_), np.full(gpus, slots)
+    carried = np.zeros(gpus)
+    shares = loads / counts
+    for item in np.repeat(np.arange(len(loads)), counts)[
+        np.argsort(-np.repeat(shares, counts), kind="stable")
+    ].tolist():
+        fits = (room > 0) & ~held[:, item]
+        if fits.any():
+            gpu = int(np.where(fits, carried, np.inf).argmin())
+        else:  # whoever has room has it already: a full one that lacks it gives something that is lacking there
+            gpu = int(np.where(~held[:, item], carried, np.inf).argmin())
+            taker = int(np.flatnonzero(room)[0])
+            given = int(np.flatnonzero(held[gpu] & ~held[taker])[0])
+            held[gpu, given], held[taker, given] = False, True
+            carried[gpu] -= shares[given]
+            carried[taker] += shares[given]
+            room[gpu], room[taker] = 1, room[taker] - 1
+        held[gpu, item] = True
+        room[gpu] -= 1
+        carried[gpu] += shares[item]
+    return np.nonzero(held)[1].reshape(gpus, slots)
 
 
 def _even_out(layer: _Layer) -> None:
@@ -99,12 +192,22 @@ def _swap_from(layer: _Layer, heaviest: int, per_gpu: Floats, slack: float) -> b
     after = np.maximum(per_gpu[heaviest] - given, (per_gpu[layer.gpu_of])[None, :] + given)
     same_node = layer.node_of[layer.gpu_of] == layer.node_of[heaviest]
     after[:, (layer.gpu_of == heaviest) | ~same_node] = np.inf
+    after[_doubles(layer, mine)] = np.inf
     best = int(after.argmin())
     if after.flat[best] >= per_gpu[heaviest] - slack:
         return False
     row, slot = divmod(best, len(shares))
     layer.swap(int(mine[row]), slot)
     return True
+
+
+def _doubles(layer: _Layer, slots: Ints) -> npt.NDArray[np.bool_]:
+    """Whether swapping each of `slots` with any slot brings a GPU an expert that it holds already [slots, replicas]."""
+    held, contents = layer.presence() > 0, layer.contents
+    there = held[contents[slots][:, None], layer.gpu_of[None, :]]  # mine is where the other is
+    here = held[contents[None, :], layer.gpu_of[slots][:, None]]
+    doubles: npt.NDArray[np.bool_] = there | here
+    return doubles
 
 
 def _replicate_from(layer: _Layer, heaviest: int, slack: float) -> bool:
@@ -128,7 +231,7 @@ def _replicate_from(layer: _Layer, heaviest: int, slack: float) -> bool:
         share = loads[winner] / (counts[winner] + 1)
         after = base + held[winner] * (share - loads[winner] / counts[winner])
         after[every, gpus] += share
-        after[losers == winner] = np.inf
+        after[held[winner, gpus] > 0] = np.inf  # it would be there twice
         maximum = after.max(axis=1)
         if maximum.min() < best:
             best, choice = maximum.min(), (winner, int(slots[maximum.argmin()]))
@@ -157,7 +260,7 @@ def _bring_together(layer: _Layer, coactivation: Floats) -> None:
         gain = there + there.T - at_home[:, None] - at_home[None, :] - 2 * own[:, layer.contents]
         brought = per_gpu[gpu_of][:, None] - shares[:, None] + shares[None, :]
         light = brought <= per_gpu.max()
-        fits = allowed & light & light.T
+        fits = allowed & light & light.T & ~_doubles(layer, np.arange(len(gpu_of)))
         gain[~fits] = 0.0
         best = int(gain.argmax())
         if gain.flat[best] <= TOLERANCE * max(float(together.sum()), 1e-300):

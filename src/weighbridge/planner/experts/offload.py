@@ -6,6 +6,7 @@ slow memory (computed there, as llama.cpp and KTransformers do) where they are n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ import numpy.typing as npt
 
 from weighbridge.errors import BadInput
 from weighbridge.planner.experts.layout import Parameters
+from weighbridge.planner.memory.memory import GIB, PlannedModel, plan_memory
+from weighbridge.planner.memory.request import Deployment
+from weighbridge.planner.model.architecture import Architecture
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -21,13 +25,31 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class OffloadMachine:
-    """fast_bytes: memory of the fast device for weights. Bandwidths in bytes per second; `efficiency`: the share
-    of a bandwidth that kernels reach."""
+    """fast_bytes: memory of the fast device. reserved_bytes: what of it is not for weights: the cache, compute buffers.
+
+    Bandwidths in bytes per second; `efficiency`: the share of a bandwidth that kernels reach.
+    """
 
     fast_bytes: float
     fast_bandwidth: float
     slow_bandwidth: float
     efficiency: float = 0.8
+    reserved_bytes: float = 0.0
+
+    def room(self, resident_bytes: float) -> float:
+        """What is left for experts. Raises BadInput when not even the resident weights fit."""
+        left = self.fast_bytes - self.reserved_bytes - resident_bytes
+        if left < 0:
+            beside = (
+                f" and the cache and buffers {self.reserved_bytes / 1e9:.2f} GB"
+                if self.reserved_bytes
+                else ""
+            )
+            raise BadInput(
+                f"the weights every token needs take {resident_bytes / 1e9:.2f} GB{beside}, more than the "
+                f"{self.fast_bytes / 1e9:.2f} GB given: use fewer bits per weight, a shorter --context or more memory"
+            )
+        return left
 
     def check(self) -> None:
         """Raises BadInput."""
@@ -57,12 +79,7 @@ def keep_hottest(
     machine.check()
     shape = (parameters.sparse_layers, parameters.experts)
     use = _probabilities(heat, shape, parameters.top_k)
-    room = machine.fast_bytes - parameters.resident * bytes_per_weight
-    if room < 0:
-        raise BadInput(
-            f"the weights every token needs take {parameters.resident * bytes_per_weight / 1e9:.2f} GB, more "
-            f"than the {machine.fast_bytes / 1e9:.2f} GB given: use fewer bits per weight or more memory"
-        )
+    room = machine.room(parameters.resident * bytes_per_weight)
     count = min(int(room // (parameters.expert * bytes_per_weight)), use.size)
     kept = np.zeros(use.size, np.bool_)
     kept[np.argsort(-use, axis=None, kind="stable")[:count]] = True
@@ -76,8 +93,7 @@ def keep_last_layers(
     machine.check()
     shape = (parameters.sparse_layers, parameters.experts)
     layer = parameters.experts * parameters.expert * bytes_per_weight
-    room = machine.fast_bytes - parameters.resident * bytes_per_weight
-    whole = min(max(int(room // layer), 0), shape[0])
+    whole = min(int(machine.room(parameters.resident * bytes_per_weight) // layer), shape[0])
     kept = np.zeros(shape, np.bool_)
     kept[shape[0] - whole :] = True
     return evaluate(
@@ -111,32 +127,42 @@ def _probabilities(heat: Floats | None, shape: tuple[int, int], top_k: int) -> F
     return probabilities
 
 
-def engine_flags(split: Split, routed_bytes: float, first_sparse_layer: int = 0) -> dict[str, Any]:
-    """Return the settings that come closest in other engines, which keep or leave whole layers.
+def serving_bytes(architecture: Architecture, context: int, kv_dtype: str) -> float:
+    """Return what is on the fast device beside weights when llama.cpp serves `context` tokens: the cache, and compute
+    buffers at the upper end of their estimate, since flags that need more than there is are of no use."""
+    deployment = Deployment(engine="llama.cpp", max_model_len=context, kv_dtype=kv_dtype)
+    plan = plan_memory(PlannedModel(architecture.family, architecture), deployment, None)
+    assert plan.kv is not None, "llama.cpp's cache has a size without a device"
+    return plan.kv.pool_bytes + (plan.overheads.activation.high + plan.overheads.framework.high) * GIB
+
+
+def engine_flags(split: Split, parameters: Parameters, bytes_per_weight: float) -> dict[str, Any]:
+    """Return the settings that come closest in other engines, which keep or leave whole layers, and fit.
 
     llama.cpp stores the experts of a layer as one tensor, so it moves layers; the layers with the least heat on
     the fast device go to the CPU. vLLM offloads weights of any kind, without regard to heat.
-    routed_bytes: of all routed experts. first_sparse_layer: where sparse layers begin (3 in DeepSeek-V3).
     """
     per_layer = split.kept.sum(axis=1)
     layers, experts = split.kept.shape
-    whole = round(int(per_layer.sum()) / experts)  # as many experts, in whole layers
+    whole = int(per_layer.sum()) // experts  # no more experts than that, in whole layers
     order = np.argsort(-per_layer, kind="stable")
-    on_cpu = sorted(int(index) + first_sparse_layer for index in order[whole:])
+    on_cpu = sorted(parameters.sparse[int(index)] for index in order[whole:])
+    left = float((~split.kept).mean()) * parameters.routed * bytes_per_weight / 2**30
     return {
         "llama.cpp": {
-            "n_cpu_moe": first_sparse_layer + layers - whole if whole < layers else 0,
+            "n_cpu_moe": parameters.sparse[layers - whole - 1] + 1 if whole < layers else 0,
             "override_tensor": f"{override_pattern(on_cpu)}=CPU" if on_cpu else None,
         },
         "ktransformers": {
             "kt-num-gpu-experts": int(per_layer.sum() // layers),
             "kt-expert-placement-strategy": "frequency",
         },
-        "vllm": {"cpu-offload-gb": round(float((~split.kept).mean()) * routed_bytes / 2**30, 2)},
+        "vllm": {"cpu-offload-gb": math.ceil(left * 100) / 100},
     }
 
 
 def override_pattern(layers: list[int]) -> str:
-    """Return a regular expression for llama.cpp's -ot that names the expert tensors of exactly these layers."""
+    """Return a regular expression for llama.cpp's -ot that names the expert tensors of exactly these layers: those that
+    its own --n-cpu-moe names, with gate and up in one tensor or in two."""
     numbers = "|".join(str(layer) for layer in layers)
-    return rf"blk\.({numbers})\.ffn_(up|down|gate)_exps"
+    return rf"blk\.({numbers})\.ffn_(up|down|gate|gate_up)_(ch|)exps"

@@ -27,7 +27,7 @@ from weighbridge.planner.experts.placement import (
 #: One expert of one layer of DeepSeek-V3 in FP8: 3 x 7168 x 2048. Used where nobody says how large an expert is.
 DEEPSEEK_V3_EXPERT_BYTES = 44_040_192
 
-METHODS = ("eplb", "balance")
+METHODS = ("balance", "eplb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def place(
     measured: Loads,
     devices: Devices,
     *,
-    method: str = "eplb",
+    method: str = "balance",
     current: ExpertPlacement | None = None,
     expert_bytes: float = DEEPSEEK_V3_EXPERT_BYTES,
     expert_seconds: float | None = None,

@@ -37,6 +37,8 @@ class Attention:
     output_bias: bool = False
     gated: bool = False  # q_proj also makes an output gate, so it has twice the rows
     keys_are_values: bool = False  # one projection serves both; the cache still holds both
+    norms: int = 0  # elements that queries and keys are scaled by
+    sinks: bool = False  # one logit per head
     owns_cache: bool = True  # False: reads the cache of an earlier layer
 
 
@@ -92,6 +94,7 @@ class ExpertBlock:
     shared_gate: bool = False
     gated: bool = True
     bias: bool = False
+    router_bias: bool = False  # one number for each expert's score
     latent: int = 0  # width the experts work in, when not the hidden size
     dense_intermediate: int = 0  # a dense block beside the experts (Gemma 4)
 

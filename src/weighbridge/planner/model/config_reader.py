@@ -9,28 +9,34 @@ from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.planner.model.architecture import (
     Architecture,
     Assumption,
-    DenseBlock,
-    ExpertBlock,
-    FeedForward,
     LayerShape,
     Tower,
 )
 from weighbridge.planner.model.catalogue import catalogue
+from weighbridge.planner.model.feed_forward import feed_forwards
 from weighbridge.planner.model.fields import ModelFields
 from weighbridge.planner.model.layer_kinds import layer_kinds
 from weighbridge.planner.model.mixers import head_dim, mixer
 
-#: Two matrices instead of three: no gate.
-_UNGATED = {"opt", "gpt2", "gpt_neox", "gpt_bigcode", "starcoder2", "falcon", "phi", "nemotron", "nemotron_h"}
 #: ModelFields that change memory in ways this reader does not model; silence about them would be a wrong plan.
 _DECISIVE = re.compile(r"^(compress_ratios?|block_configs|block_ffn_mult|mamba_layers|rwkv|retention)")
 _UNMODELLED = {
+    "bailing_hybrid": "its linear layers are of a kind of their own",
+    "glm5_next": "its linear layers are of a kind of their own",
+    "glm5_next_text": "its linear layers are of a kind of their own",
     "deepseek_v4": "its layers compress the cache by different ratios",
     "nemotron_h_puzzle": "its blocks differ from layer to layer",
+    "dbrx": "its fields stand in ffn_config and attn_config",
+    "ernie4_5_vl_moe": "its experts for text and for pictures differ in width",
+    "ernie4_5_vl_moe_text": "its experts for text and for pictures differ in width",
+    "jetmoe": "its attention heads are experts too",
+    "longcat_flash": "its layers hold two blocks of attention, and experts that compute nothing",
+    "nllb-moe": "it has an encoder and a decoder",
+    "switch_transformers": "it has an encoder and a decoder",
+    "unlimited_ocr_text": "its layers look at a picture in a way of their own",
     "nemotron-nas": "its blocks differ from layer to layer",
     "deci": "its blocks differ from layer to layer",
 }
-_COUNTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts", "num_moe_experts")
 #: Types beside the catalogue's whose fields mean what they say.
 _KNOWN = {
     "llama4", "qwen2_moe", "qwen2_vl", "qwen2_5_vl", "qwen2_5_vl_text", "qwen3_vl", "qwen3_vl_text",
@@ -58,11 +64,12 @@ def read_architecture(config: dict[str, Any], assumptions: tuple[Assumption, ...
         raise BadInput("config.json: model_type is missing; it says how the other fields are meant")
     _refuse_unknown(fields, family)
     _assume_usual(fields, outer, family)
-    layers = fields.layers("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    layers = _layers(fields)
     kinds = layer_kinds(fields, family, layers)
+    blocks = feed_forwards(fields, family, layers)
     built = tuple(
-        LayerShape(mixer(fields, family, kind, index, layers), feed_forward(fields, family, index, layers))
-        for index, kind in enumerate(kinds)
+        LayerShape(mixer(fields, family, kind, index, layers), block)
+        for index, (kind, block) in enumerate(zip(kinds, blocks, strict=True))
     )
     rotary = _rotary_dim(fields)
     return Architecture(
@@ -81,6 +88,13 @@ def read_architecture(config: dict[str, Any], assumptions: tuple[Assumption, ...
     )
 
 
+def _layers(fields: ModelFields) -> int:
+    kinds = fields.get("layers_block_type")
+    if "num_hidden_layers" not in fields and isinstance(kinds, list) and kinds:  # Nemotron-H
+        return len(kinds)
+    return fields.layers("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
 def _refuse_unknown(fields: ModelFields, family: str) -> None:
     if family in _UNMODELLED:
         raise UnsupportedModel(f"model type {family!r} is not planned: {_UNMODELLED[family]}")
@@ -90,81 +104,6 @@ def _refuse_unknown(fields: ModelFields, family: str) -> None:
                 f"config.json: {name} of {family!r} changes memory in a way the planner does not know; "
                 "give a GGUF or safetensors file for exact weights, or use a model without it"
             )
-
-
-def feed_forward(fields: ModelFields, family: str, index: int, layers: int) -> FeedForward | None:
-    """Return the block behind the mixer of layer `index`: dense, experts, or none (Nemotron-H's mixer layers)."""
-    pattern = fields.get("hybrid_override_pattern")
-    if isinstance(pattern, str):
-        mark = pattern.replace("|", "")[index]
-        if mark in "M*":
-            return None
-        return _experts(fields, family) if mark == "E" else _dense(fields, family)
-    if fields.get(*_COUNTS) in (None, 0, 1) or not _sparse(fields, family, index, layers):
-        return _dense(fields, family)
-    return _experts(fields, family)
-
-
-def _sparse(fields: ModelFields, family: str, index: int, layers: int) -> bool:
-    if fields.values.get("enable_moe_block") is False:
-        return False
-    frequency = fields.get("moe_layer_freq")
-    if isinstance(frequency, list):
-        return bool(frequency[index])
-    if index < fields.whole("first_k_dense_replace", default=0, min=0):
-        return False
-    if index in (fields.get("mlp_only_layers") or ()):
-        return False
-    listed = fields.get("moe_layers")
-    if isinstance(listed, list):
-        return index in listed
-    if "expert_layer_period" in fields:  # Jamba
-        period = fields.whole("expert_layer_period")
-        return index % period == fields.whole("expert_layer_offset", default=0, min=0)
-    step = fields.whole("interleave_moe_layer_step", "decoder_sparse_step", "moe_layer_freq", default=1)
-    return (index + 1) % step == 0
-
-
-def _dense(fields: ModelFields, family: str) -> DenseBlock:
-    names: tuple[str, ...] = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
-    if family.startswith("llama4"):
-        names = ("intermediate_size_mlp", *names)
-    hidden = fields.whole("hidden_size", "n_embd", "d_model")
-    if fields.get(*names) is None:
-        width = hidden * 7 // 2
-        sentence = f"intermediate_size is not given; 3.5 x hidden_size = {width} assumed"
-        fields = fields.with_guess(Assumption("intermediate_size", width, sentence, rough=True))
-    return DenseBlock(fields.whole(*names), gated=family not in _UNGATED)
-
-
-def _experts(fields: ModelFields, family: str) -> ExpertBlock:
-    count = fields.whole(*_COUNTS)
-    if fields.get("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size") is None:
-        width = max(fields.whole("hidden_size") // 4, 1)
-        sentence = f"moe_intermediate_size is not given; hidden_size / 4 = {width} assumed"
-        fields = fields.with_guess(Assumption("moe_intermediate_size", width, sentence, rough=True))
-    width = fields.whole("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size")
-    shared = fields.whole("n_shared_experts", "num_shared_experts", default=0, min=0) * fields.whole(
-        "moe_shared_expert_intermediate_size", default=width
-    )
-    if family.startswith("llama4"):
-        shared = width
-    gate = "shared_expert_intermediate_size" in fields
-    names = ("shared_expert_intermediate_size", "shared_intermediate_size")
-    beside = fields.whole("intermediate_size") if family.startswith("gemma4") else 0
-    return ExpertBlock(
-        count,
-        fields.whole(
-            "num_experts_per_tok", "top_k_experts", "num_experts_per_token", "moe_topk", "moe_top_k"
-        ),
-        width,
-        shared_intermediate=fields.whole(*names, default=shared, min=0),
-        shared_gate=gate,
-        gated=family not in _UNGATED,
-        bias=family == "gpt_oss",
-        latent=fields.whole("moe_latent_size", default=0, min=0),
-        dense_intermediate=beside,
-    )
 
 
 def _vocab(fields: ModelFields, outer: ModelFields) -> int:

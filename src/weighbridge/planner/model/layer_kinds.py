@@ -18,10 +18,12 @@ _HF_NAMES = {
     "global": "full",
     "deepseek_sparse_attention": "full",
     "minimax_m3_sparse": "full",
+    "indexed_attention": "full",
     "hybrid": "full",  # Zamba 2: a shared attention block in a Mamba layer
     "sliding_attention": "sliding",
     "sliding_window": "sliding",
     "local": "sliding",
+    "hybrid_sliding": "sliding",
     "chunked_attention": "chunked",
     "linear_attention": "linear",
     "mamba": "linear",

@@ -57,17 +57,20 @@ def _attention(fields: ModelFields, family: str, kind: str, index: int, layers: 
         raise BadInput(f"config.json: {heads} attention heads cannot share {kv_heads} key/value heads evenly")
     shared = fields.whole("num_kv_shared_layers", default=0, min=0)
     biased = fields.flag("attention_bias") or fields.flag("qkv_bias") or family in _BIASED
+    norms = {"olmoe": heads * key + kv_heads * key}.get(family, 2 * key if family.startswith("qwen3") else 0)
     return Attention(
         heads,
         kv_heads,
         key,
         value,
-        window=fields.whole("sliding_window") if kind == "sliding" else 0,
+        window=fields.whole("sliding_window", "sliding_window_size") if kind == "sliding" else 0,
         chunk=fields.whole("attention_chunk_size", default=8192) if kind == "chunked" else 0,
         bias=biased,
         output_bias=biased and family not in ("qwen2", "qwen2_moe"),
         gated=fields.flag("attn_output_gate", family in _GATED),
         keys_are_values=twins,
+        norms=norms,
+        sinks=family == "gpt_oss",
         owns_cache=index < layers - shared,
     )
 
@@ -106,6 +109,11 @@ def recurrent(fields: ModelFields, family: str) -> Recurrent:
     linear = fields.inner("linear_attn_config")
     if linear is not None:
         return _kimi_delta(fields, linear)
+    if family == "kimi_linear":  # as transformers writes it
+        names = {"head_dim": "linear_head_dim", "num_heads": "linear_num_heads"}
+        names["short_conv_kernel_size"] = "linear_conv_kernel_dim"
+        flat = {name: fields.get(written) for name, written in names.items()}
+        return _kimi_delta(fields, ModelFields(flat, fields.assumptions))
     if family.startswith("jamba"):
         return _mamba1(fields)
     if family.startswith("lfm2"):

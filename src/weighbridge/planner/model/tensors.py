@@ -18,6 +18,8 @@ from weighbridge.planner.model.architecture import (
 
 EMBED, HEAD = -1, -2  # `Tensor.layer` of what lies around the layers
 DRAFT = -3
+#: The name of what is added in routed experts.
+EXPERT_BIAS = "ffn_exps_bias"
 
 
 class Kind(StrEnum):
@@ -108,6 +110,8 @@ def _attention(a: Attention, index: int, hidden: int) -> Iterator[Tensor]:
     if a.owns_cache and not a.keys_are_values:
         yield Tensor("attn_v", index, a.kv_heads * a.value_dim, hidden, kind, Shard.HEADS, heads=a.kv_heads)
     yield Tensor("attn_output", index, hidden, a.heads * a.value_dim, kind)
+    if a.norms or a.sinks:
+        yield Tensor("attn_scales", index, 1, a.norms + a.heads * a.sinks, Kind.SMALL, Shard.WHOLE)
     if a.bias:
         width = rows + a.kv_heads * (a.key_dim + a.value_dim)
         yield Tensor("attn_bias", index, 1, width + hidden * a.output_bias, Kind.SMALL)
@@ -124,6 +128,7 @@ def _latent(m: Latent, index: int, hidden: int) -> Iterator[Tensor]:
     yield Tensor("attn_kv_a_mqa", index, m.kv_rank + m.rope_dim, hidden, kind, whole)
     yield Tensor("attn_kv_b", index, m.heads * (m.nope_dim + m.value_dim), m.kv_rank, kind)
     yield Tensor("attn_output", index, hidden, m.heads * m.value_dim, kind)
+    yield Tensor("attn_scales", index, 1, m.q_rank + m.kv_rank, Kind.SMALL, whole)
     if m.indexer is not None:
         yield Tensor("indexer.attn_q_b", index, m.indexer.heads * m.indexer.dim, m.q_rank, kind, whole)
         yield Tensor("indexer.attn_k", index, m.indexer.dim, hidden, kind, whole)
@@ -155,8 +160,10 @@ def _experts(e: ExpertBlock, index: int, hidden: int) -> Iterator[Tensor]:
     yield Tensor("ffn_down_exps", index, inner, e.intermediate, Kind.EXPERT, Shard.EXPERT, e.count, used=used)
     if e.bias:
         width = (2 if e.gated else 1) * e.intermediate + inner
-        yield Tensor("ffn_exps_bias", index, e.count, width, Kind.SMALL, used=used)
+        yield Tensor(EXPERT_BIAS, index, e.count, width, Kind.SMALL, used=used)
     yield Tensor("ffn_gate_inp", index, e.count, hidden, Kind.ROUTER, Shard.WHOLE)
+    if e.router_bias:
+        yield Tensor("exp_probs_b", index, 1, e.count, Kind.SMALL, Shard.WHOLE)
     if e.shared_intermediate:
         yield from _mlp("_shexp", index, hidden, e.shared_intermediate, e.gated, Kind.SHARED)
     if e.shared_gate:
