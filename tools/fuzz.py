@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,17 +28,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.fuzz import planted, targets  # noqa: E402
+from tests.fuzz import planted, seeds, targets  # noqa: E402
 from tests.fuzz.forms import INPUT_BYTES  # noqa: E402
 
-NAMES = tuple(targets.MODULES)
-#: Seconds that one input may take, start and end of a run together, and megabytes of the process.
-_INPUT_S, _AROUND_S, _PROCESS_MB = 20, 120, 3072
+from tools import fuzz_native  # noqa: E402
+
+#: The target that is compiled: libFuzzer alone, without Python.
+NATIVE = "native"
+NAMES = (*targets.MODULES, NATIVE)
+BUGS = {**planted.BUGS, **planted.NATIVE_BUGS}
+#: Seconds for start and end of a run together, and megabytes of the process.
+_AROUND_S, _PROCESS_MB = 180, 3072
 _STATUS = re.compile(r"#(\d+)\s.*?(?:cov: (\d+) ft: (\d+))? corp: (\d+)/")
 #: Lines of progress, and the input in three notations, which is in the file.
 _NOISE = ("#", "0x", "Base64:", "INFO:", "WARNING:")
 #: Panics of libraries are expected where they are caught, and their traces would hide ours.
-_QUIET = {"OMP_NUM_THREADS": "1", "RUST_BACKTRACE": "0", "PYTHONWARNINGS": "ignore"}
+_QUIET = {"OMP_NUM_THREADS": "1", "RUST_BACKTRACE": "0", "PYTHONWARNINGS": "ignore", "OMP_THREAD_LIMIT": "2"}
+#: Without a program of its own, the sanitizers name places in the code with that of the linker.
+_PLACES = {"ASAN_SYMBOLIZER_PATH": shutil.which("llvm-symbolizer") or shutil.which("addr2line") or ""}
 _LINES_KEPT, _CHARACTERS_KEPT = 40, 300
 #: How often an input is changed as bytes where its target has better ways.
 _AS_BYTES = 0.15
@@ -69,20 +77,23 @@ class Outcome:
             self.corpus = int(status[4])
 
 
-def fuzz(name: str, seconds: int, folder: Path, *, bug: str | None = None, seed: int = 0) -> Outcome:
+def fuzz(
+    name: str, seconds: int, folder: Path, *, options: Sequence[str] = (), bug: str | None = None
+) -> Outcome:
     """Run one target for so long in a process of its own; its corpus and findings are kept in `folder`."""
     corpus, findings = folder / "corpus" / name, folder / "findings" / name
     corpus.mkdir(parents=True, exist_ok=True)
     findings.mkdir(parents=True, exist_ok=True)
     before = set(findings.iterdir())
-    options = [f"-max_total_time={seconds}", f"-artifact_prefix={findings}/", f"-seed={seed}"]
-    command = [sys.executable, str(Path(__file__)), "--inside", name, *(["--planted", bug] if bug else [])]
+    options = [*options, f"-max_total_time={seconds}", f"-artifact_prefix={findings}/"]
+    command = _command(name, folder, bug)
+    more = [str(_written(seeds.native(), folder / "seeds"))] if name == NATIVE else []
     outcome, last = Outcome(name), deque[str](maxlen=_LINES_KEPT)
     with tempfile.TemporaryDirectory(prefix="weighbridge-fuzz-") as scratch:
         process = subprocess.Popen(
-            [*command, "--", *options, str(corpus)],
+            [*command, *options, str(corpus), *more],
             cwd=ROOT,
-            env={**os.environ, "TMPDIR": scratch, **_QUIET, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "TMPDIR": scratch, **_QUIET, **_PLACES, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,  # where the traceback comes
             stderr=subprocess.STDOUT,
             text=True,
@@ -106,26 +117,39 @@ def fuzz(name: str, seconds: int, folder: Path, *, bug: str | None = None, seed:
     return outcome
 
 
+def _command(name: str, folder: Path, bug: str | None) -> list[str]:
+    """Return the program of a target, to which the fuzzer's options are added."""
+    if name == NATIVE:
+        return [str(_native(folder, bug)), *_bounds()]
+    return [sys.executable, str(Path(__file__)), "--inside", name, *(["--planted", bug] if bug else []), "--"]
+
+
+def _native(folder: Path, bug: str | None) -> Path:
+    """Build the compiled target. Raises NotBuilt."""
+    where = f"native-without-{list(planted.NATIVE_BUGS).index(bug)}" if bug else NATIVE
+    return fuzz_native.build(folder / where, planted.NATIVE_BUGS[bug] if bug else None)
+
+
+def _bounds() -> list[str]:
+    return [
+        f"-max_len={INPUT_BYTES}",
+        "-use_value_profile=1",
+        f"-rss_limit_mb={_PROCESS_MB}",
+    ]
+
+
 def _inside(name: str, bug: str | None, options: Sequence[str]) -> None:
     """Be the process of one target. It ends with the fuzzer."""
     import atheris  # an extra of its own
 
     logging.disable()
-    scratch = Path(tempfile.mkdtemp())
     planted.plant(bug)
     with atheris.instrument_imports(include=["weighbridge"]):
         target = targets.target(name)
-    for number, data in enumerate(target.seeds()):
-        (scratch / f"seed-{number}").write_bytes(data)
+    scratch = _written(target.seeds(), Path(tempfile.mkdtemp()))
     words = scratch.with_suffix(".words")
     words.write_text("".join(_dictionary_line(word) for word in target.words))
-    bounds = [
-        f"-max_len={INPUT_BYTES}",
-        f"-timeout={_INPUT_S}",
-        "-use_value_profile=1",
-        f"-rss_limit_mb={_PROCESS_MB}",
-        f"-dict={words}",
-    ]
+    bounds = [*_bounds(), f"-dict={words}"]
 
     def change(data: bytes, most: int, seed: int) -> bytes:
         draw = random.Random(seed)
@@ -137,15 +161,25 @@ def _inside(name: str, bug: str | None, options: Sequence[str]) -> None:
     atheris.Fuzz()
 
 
+def _written(inputs: Sequence[bytes], folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, data in enumerate(inputs):
+        (folder / f"seed-{number}").write_bytes(data)
+    return folder
+
+
 def _dictionary_line(word: bytes) -> str:
     return '"' + "".join(rf"\x{byte:02x}" for byte in word) + '"\n'
 
 
-def _replay(name: str, file: Path, bug: str | None) -> None:
+def _replay(name: str, file: Path, folder: Path, bug: str | None) -> int:
+    if name == NATIVE:
+        return subprocess.run([_native(folder, bug), str(file)], check=False).returncode
     planted.plant(bug)
     target = targets.target(name)
     accepted = target.run(file.read_bytes())
     print(f"{name} {'reads' if accepted else 'refuses'} {file} as it should")
+    return 0
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -155,6 +189,12 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
     parser.add_argument(
+        "--input-seconds",
+        type=int,
+        default=20,
+        help="for one input; more where the machine is busy or stands still",
+    )
+    parser.add_argument(
         "--folder", type=Path, default=ROOT / "build" / "fuzz", help="of corpora and findings"
     )
     parser.add_argument(
@@ -163,11 +203,11 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--planted",
         metavar="BUG",
-        choices=tuple(planted.BUGS),
+        choices=tuple(BUGS),
         help="without a check, as named in tests/fuzz",
     )
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run one target with this input alone")
-    parser.add_argument("--inside", metavar="TARGET", choices=NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("--inside", metavar="TARGET", choices=tuple(targets.MODULES), help=argparse.SUPPRESS)
     known = parser.parse_args(words)
     if unknown := set(known.targets) - set(NAMES):
         parser.error(f"no target {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
@@ -175,8 +215,8 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
         parser.error("--seconds must be at least 1")
     if known.replay and len(known.targets) != 1:
         parser.error("--replay takes one TARGET")
-    if known.planted and not known.inside and known.targets != [planted.BUGS[known.planted].target]:
-        parser.error(f"--planted {known.planted!r} takes the TARGET {planted.BUGS[known.planted].target}")
+    if known.planted and not known.inside and known.targets != [BUGS[known.planted].target]:
+        parser.error(f"--planted {known.planted!r} takes the TARGET {BUGS[known.planted].target}")
     return known
 
 
@@ -187,14 +227,18 @@ def main(arguments: Sequence[str]) -> int:
     if known.inside:
         _inside(known.inside, known.planted, options.split("\0"))
     if known.replay:
-        _replay(known.targets[0], known.replay, known.planted)
-        return 0
-    if importlib.util.find_spec("atheris") is None:
+        return _replay(known.targets[0], known.replay, known.folder.resolve(), known.planted)
+    names = known.targets or NAMES
+    if names != [NATIVE] and importlib.util.find_spec("atheris") is None:
         print("the fuzzer is not installed: pip install -c constraints.txt -e '.[dev,fuzz]'", file=sys.stderr)
         return 2
+    wanted = [f"-seed={known.seed}", f"-timeout={known.input_seconds}"]
     outcomes = []
-    for name in known.targets or NAMES:
-        outcome = fuzz(name, known.seconds, known.folder.resolve(), bug=known.planted, seed=known.seed)
+    for name in names:
+        try:
+            outcome = fuzz(name, known.seconds, known.folder.resolve(), options=wanted, bug=known.planted)
+        except fuzz_native.NotBuilt as error:
+            outcome = Outcome(name, words=f"{error}\n", failed=True)
         print(outcome, flush=True)
         print(outcome.words, end="", file=sys.stderr, flush=True)
         outcomes.append(outcome)

@@ -26,6 +26,16 @@ class Bug:
     deletion: Deletion
 
 
+@dataclass(frozen=True, slots=True)
+class NativeBug:
+    """A check of the compiled layer, as it is written in one of its files, and what stands there instead."""
+
+    file: str
+    code: str
+    instead: str
+    target: str = "native"
+
+
 def _bug(target: str, name: str, where: str, code: str, instead: str = "") -> tuple[str, Bug]:
     return name, Bug(target, Deletion(name, where, code, instead, package="weighbridge"))
 
@@ -125,6 +135,25 @@ BUGS = dict(
         ),
     ]
 )
+
+
+#: Bugs of the target that is compiled; it is built anew for each.
+NATIVE_BUGS = {
+    "a block behind the last one": NativeBug(
+        "attention_plan.cpp", "id < 0 || id >= shape_.num_blocks", "id < 0 || id > shape_.num_blocks"
+    ),
+    "a context of more blocks than there are": NativeBug(
+        "attention_plan.cpp", "if (blocks > max_blocks)", "if (blocks > max_blocks + 1)"
+    ),
+    "the rows of a packed matrix": NativeBug(
+        "linear_checks.cpp",
+        "if (matrix.rows != rows || matrix.columns != columns)",
+        "if (matrix.columns != columns)",
+    ),
+    "a state of a row that is not there": NativeBug(
+        "forward.cpp", 'check_range(batch.state_rows, batch.num_states, batch.num_rows, "state row");', ""
+    ),
+}
 
 
 class _Instead(MetaPathFinder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import struct
 from typing import Any
 
@@ -497,6 +498,21 @@ def answers() -> list[bytes]:
         b"\x10HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 Not Found\r\nConnection: close\r\n\r\nuntil the end",
         b"\x00HTTP/1.0 204 No Content\r\nConnection: keep-alive\r\n\r\n",
         b"\x08HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+    ]
+
+
+#: Parts of the compiled layer, by the first byte of an input of its target.
+_NATIVE_PARTS = 6
+
+
+def native() -> list[bytes]:
+    """Choices for each part of the compiled layer: the smallest sizes, and some of all; none that is out of range."""
+    draw = random.Random("native")
+    no_sequences = b"a\n"
+    return [no_sequences] + [
+        bytes([part]) + bytes(draw.randrange(most) for _ in range(1500))
+        for part in range(_NATIVE_PARTS)
+        for most in (1, 240, 240)
     ]
 
 

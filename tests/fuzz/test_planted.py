@@ -7,26 +7,24 @@ import sys
 from pathlib import Path
 
 import pytest
-from tools.fuzz import NAMES, ROOT
-
-from tests.fuzz.planted import BUGS
+from tools.fuzz import BUGS, NATIVE, ROOT
+from tools.fuzz_native import compiler
 
 pytestmark = pytest.mark.proof
 
 
 def _run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-
-def test_every_target_has_a_bug_to_find() -> None:
-    assert {bug.target for bug in BUGS.values()} == set(NAMES)
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.parametrize("name", BUGS)
 def test_a_missing_check_is_found_within_a_minute(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("atheris", reason="the extra `fuzz`")
-    assert _run("-m", "tests.fuzz.planted", name).returncode == 0, "the seeds find it already"
     target = BUGS[name].target
+    if target == NATIVE and compiler() is None:
+        pytest.skip("clang")
+    if target != NATIVE:
+        pytest.importorskip("atheris", reason="the extra `fuzz`")
+        assert _run("-m", "tests.fuzz.planted", name).returncode == 0, "the seeds find it already"
     fuzzing = ("tools/fuzz.py", "--seconds", "60", "--folder", str(tmp_path), "--seed", "1")
     ran = _run(*fuzzing, "--planted", name, target)
     print(ran.stdout)

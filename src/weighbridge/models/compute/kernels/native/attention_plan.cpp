@@ -1,7 +1,6 @@
 #include "attention_plan.h"
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <numeric>
 #include <stdexcept>
@@ -13,7 +12,7 @@ static constexpr int smallest_part = 256;     // keys: below, merging costs more
 static constexpr int items_per_thread = 4;    // enough to even out the ends
 
 static bool same(const std::vector<int32_t> &ours, const int32_t *theirs, int64_t count) {
-  return (int64_t)ours.size() == count && std::memcmp(ours.data(), theirs, count * sizeof(int32_t)) == 0;
+  return (int64_t)ours.size() == count && std::equal(ours.begin(), ours.end(), theirs);
 }
 
 bool AttentionPlan::matches(const LayoutView &layout, const AttentionShape &shape) const {
