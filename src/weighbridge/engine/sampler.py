@@ -20,13 +20,12 @@ import numpy.typing as npt
 import torch
 
 from weighbridge.engine.batch import Batch, Sampled, Slice
+from weighbridge.engine.drawing import Ids, Scores, Tally, drawn, penalise, token_logprob
 from weighbridge.engine.guidance.factory import GuideFactory
 from weighbridge.engine.guidance.matcher import Matcher
 from weighbridge.engine.request import Embedding, NextToken, Request, SamplingParams, TokenLogprob
 from weighbridge.errors import WeighbridgeError
 
-#: Candidates looked at first for top-p; widened only when they hold too little of the mass.
-CANDIDATES = 256
 #: Seconds that a batch waits at the least for the masks of its constrained outputs.
 SHORTEST_PATIENCE = 0.01
 
@@ -39,10 +38,11 @@ class Argmax(Protocol):
 class Wishes:
     """What a request's parameters mean for every one of its rows, worked out once for all its choices."""
 
-    biased: torch.Tensor  # int64: tokens with a bias
-    biases: torch.Tensor  # float32, one for each
-    stops: torch.Tensor  # int64: tokens that are banned before `min_tokens`
-    in_prompt: torch.Tensor | None  # bool [vocab], where repetition is penalised
+    biased: Ids  # tokens with a bias
+    biases: Scores  # one for each
+    stops: Ids  # tokens that are banned before `min_tokens`
+    prompt: Ids  # each token of the prompt once, where repetition is penalised
+    in_prompt: npt.NDArray[np.bool_] | None  # [vocab], there
 
 
 @dataclass(slots=True)
@@ -52,8 +52,8 @@ class State:
     seed: int
     matcher: Matcher | None
     wishes: Wishes
-    times: torch.Tensor | None = None  # float32 [vocab]: how often each token is in the output, for penalties
-    counted: int = 0  # output tokens in `times`
+    tally: Tally | None = None  # of the output, for penalties
+    counted: int = 0  # output tokens in it
 
 
 class Sampler:
@@ -81,7 +81,8 @@ class Sampler:
         that the batch may wait for the masks of constrained outputs; whose is not there by then is deferred.
         """
         result = Sampled([[] for _ in batch.slices], [None] * len(batch.slices))
-        best = self._best(logits)
+        plain = any(piece.samples and is_plain(piece.request.params) for piece in batch.slices)
+        best = self._best(logits) if plain else []
         _await_masks(batch, max(patience, SHORTEST_PATIENCE))
         row = 0
         for index, piece in enumerate(batch.slices):
@@ -144,10 +145,10 @@ class Sampler:
                 forbidden = state.matcher.forbidden()
                 if forbidden is None:
                     break
-            scores = logits[row, : self._vocab_size].float()
-            adjusted = self._adjust(scores.clone(), request, state, tokens)
+            scores: Scores = logits[row, : self._vocab_size].float().numpy()
+            adjusted = self._adjust(scores.copy(), request, state, tokens)
             if forbidden is not None:
-                adjusted.masked_fill_(forbidden, -torch.inf)
+                np.putmask(adjusted, forbidden.numpy(), -np.inf)
             token = self._draw(adjusted, request.params, state.seed, request.num_output_tokens + step)
             tokens.append(token)
             if request.params.logprobs is not None:
@@ -175,35 +176,27 @@ class Sampler:
         """What `request` wants of every row; further choices share what the first one has."""
         if request.fork_of is not None and isinstance(request.fork_of.sampler_state, State):
             return request.fork_of.sampler_state.wishes
-        params, in_prompt = request.params, None
+        params, prompt, in_prompt = request.params, _ids(()), None
         if params.repetition_penalty != 1.0:
-            in_prompt = torch.zeros(self._vocab_size, dtype=torch.bool)
-            in_prompt[_ids(request.prompt)] = True
-        biases = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
-        return Wishes(_ids(params.logit_bias), biases, _ids(request.stop_token_ids), in_prompt)
+            prompt = np.unique(_ids(request.prompt))
+            in_prompt = np.zeros(self._vocab_size, np.bool_)
+            in_prompt[prompt] = True
+        biases = np.array(list(params.logit_bias.values()), np.float32)
+        return Wishes(_ids(params.logit_bias), biases, _ids(request.stop_token_ids), prompt, in_prompt)
 
-    def _adjust(
-        self, scores: torch.Tensor, request: Request, state: State, fresh: Sequence[int]
-    ) -> torch.Tensor:
+    def _adjust(self, scores: Scores, request: Request, state: State, fresh: Sequence[int]) -> Scores:
         """Bias, penalties and bans, in place. `fresh` are tokens drawn in this very iteration."""
         params, wishes = request.params, state.wishes
         if len(wishes.biased):
-            scores.index_add_(0, wishes.biased, wishes.biases)
+            scores[wishes.biased] += wishes.biases
         if has_penalties(params):
             apply_penalties(scores, request, state, fresh)
         if request.num_output_tokens + len(fresh) < params.min_tokens and len(wishes.stops):
-            scores[wishes.stops] = -torch.inf
+            scores[wishes.stops] = -np.inf
         return scores
 
-    def _draw(self, scores: torch.Tensor, params: SamplingParams, seed: int, position: int) -> int:
-        if params.greedy:
-            return int(scores.argmax())
-        probabilities, ids = filtered(scores / params.temperature, params)
-        cumulative = torch.cumsum(probabilities.double(), 0)
-        target = uniform(seed, position) * float(cumulative[-1])
-        chosen = int(torch.searchsorted(cumulative, target, right=True))
-        chosen = min(chosen, len(cumulative) - 1)
-        return int(ids[chosen]) if ids is not None else chosen
+    def _draw(self, scores: Scores, params: SamplingParams, seed: int, position: int) -> int:
+        return int(scores.argmax()) if params.greedy else drawn(scores, params, uniform(seed, position))
 
 
 def is_plain(params: SamplingParams) -> bool:
@@ -234,32 +227,22 @@ def _accept(drafts: Sequence[int], best: Sequence[int], rows: range) -> list[int
     return tokens
 
 
-def apply_penalties(scores: torch.Tensor, request: Request, state: State, fresh: Sequence[int]) -> None:
-    """Repetition (Keskar et al. 2019) over prompt and output; presence and frequency over the output, as OpenAI.
-
-    Takes as long at the end of a long output as at its beginning.
-    """
-    params = request.params
-    if state.times is None:
-        state.times = torch.zeros(len(scores))
-    times = state.times
+def apply_penalties(scores: Scores, request: Request, state: State, fresh: Sequence[int]) -> None:
+    """Penalties for what is in prompt and output. Takes as long at the end of a long output as at its beginning."""
+    if state.tally is None:
+        state.tally = Tally()
+    tally = state.tally
     output = request.tokens[request.num_prompt_tokens + state.counted :]
     state.counted += len(output)
-    for token in output:
-        times[token] += 1
-    if fresh:
-        times = times.clone()
-        for token in fresh:
-            times[token] += 1
-    if state.wishes.in_prompt is not None:
-        seen, penalty = state.wishes.in_prompt | (times > 0), params.repetition_penalty
-        scores.copy_(torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores))
-    if params.presence_penalty or params.frequency_penalty:
-        scores -= params.presence_penalty * (times > 0) + params.frequency_penalty * times
+    for token in (*output, *fresh):
+        tally.add(token)
+    penalise(scores, request.params, tally, state.wishes.in_prompt, state.wishes.prompt)
+    for token in reversed(fresh):
+        tally.take_back(token)
 
 
-def _ids(tokens: Iterable[int]) -> torch.Tensor:
-    return torch.tensor(list(tokens), dtype=torch.int64)
+def _ids(tokens: Iterable[int]) -> Ids:
+    return np.array(list(tokens), np.int64)
 
 
 def _await_masks(batch: Batch, patience: float) -> None:
@@ -270,46 +253,6 @@ def _await_masks(batch: Batch, patience: float) -> None:
     if pending:
         others = len(pending) < len(batch.slices)
         wait(pending, patience, ALL_COMPLETED if others else FIRST_COMPLETED)
-
-
-def filtered(scores: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Unnormalised probabilities of the tokens that min-p, top-k and top-p leave, and their ids.
-
-    Ids None: every token, in order. min-p keeps what has at least that share of the likeliest token's
-    probability; top-p then keeps the fewest of the likeliest that hold at least `top_p` of what is left.
-    """
-    weights = torch.softmax(scores, 0)
-    if params.min_p > 0.0:
-        weights = weights.masked_fill(weights < params.min_p * weights.max(), 0.0)
-    limit = min(params.top_k, len(weights)) if params.top_k > 0 else 0
-    if not limit and params.top_p >= 1.0:
-        return weights, None
-    best, ids = torch.topk(weights, limit) if limit else _most_likely(weights, params.top_p)
-    if params.top_p < 1.0:
-        cumulative = torch.cumsum(best, 0)
-        total = cumulative[-1] if limit else weights.sum()
-        keep = int((cumulative - best < params.top_p * total).sum())
-        best, ids = best[: max(keep, 1)], ids[: max(keep, 1)]
-    return best, ids
-
-
-def _most_likely(weights: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Enough of the likeliest tokens, best first, to hold `top_p` of the mass."""
-    total, count = float(weights.sum()), CANDIDATES
-    while count < len(weights):
-        best, ids = torch.topk(weights, count)
-        if float(best.sum()) >= top_p * total:
-            return best, ids
-        count *= 8
-    return torch.sort(weights, descending=True)
-
-
-def token_logprob(scores: torch.Tensor, token: int, top: int) -> TokenLogprob:
-    """Log-probability under the model's own distribution: before bias, penalties and temperature."""
-    logprobs = torch.log_softmax(scores, 0)
-    best, ids = torch.topk(logprobs, min(top, len(logprobs))) if top else (logprobs[:0], logprobs[:0])
-    pairs = tuple((int(i), float(v)) for i, v in zip(ids.tolist(), best.tolist(), strict=True))
-    return TokenLogprob(token, float(logprobs[token]), pairs)
 
 
 def embedding_of(state: torch.Tensor, scores: torch.Tensor) -> Embedding:
