@@ -188,11 +188,14 @@ def ask(
 
 
 def load_of(url: str) -> Any:
-    """The load of all models. Raises WeighbridgeError where a single replica answers."""
+    """The load of all models. Raises WeighbridgeError where they are not told."""
     load = ask("GET", url, "/v1/load")
     if "models" not in load:
         where = f"{url.rstrip('/')}/v1/load"
-        raise WeighbridgeError(f"{where} is a single replica, not a gateway; start one with `serve --config`")
+        raise WeighbridgeError(
+            f"{where} tells of no models: it is a single replica (`serve --config` starts a gateway), or a gateway "
+            "that shows them to the operator's key and to watchers only"
+        )
     return load
 
 
