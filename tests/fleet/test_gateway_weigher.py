@@ -191,3 +191,20 @@ async def test_the_output_is_bounded_by_what_is_left_of_the_context() -> None:
     embedded, _ = await scales.weigh(ask("/v1/embeddings", input="text"))
     assert [one.max_tokens for one in (free, greedy, small, embedded)] == [400, 400, 5, 0]
     assert embedded.output.mean == 0.0
+
+
+async def test_what_is_remembered_of_prompts_is_bounded_in_bytes() -> None:
+    """Long prompts have a digest for each block; a few of them are not worth the memory of all others."""
+    scales = Scales(OutputLengths(), remembered_bytes=200_000)
+    long = [f"{number} " + "word " * 20_000 for number in range(40)]  # some 1,500 blocks each
+    for prompt in long:
+        await scales.weigh(ask(prompt=prompt))
+    held = sum(known.held_bytes for known in scales._known.values())
+    assert 0 < held <= 200_000
+    assert scales._room_bytes == 200_000 - held
+    _, first = await scales.weigh(ask(prompt=long[-1]))
+    assert first is next(reversed(scales._known.values()))  # the last one is still there
+    for number in range(5000):
+        await scales.weigh(ask(prompt=f"short {number}"))
+    assert len(scales._known) <= 4096
+    assert scales._room_bytes == 200_000 - sum(known.held_bytes for known in scales._known.values())

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.fleet.backends import Front, events, fleet, serving, text_of, until
-from weighbridge.fleet.replicas.unzip import unzip_of
+from weighbridge.unzip import unzip_of
 
 #: Nano-dollars a token: input 1250, output 2500, cached 200, written to a cache 1562.5.
 PRICE = (

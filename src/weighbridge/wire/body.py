@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
+from weighbridge.unzip import Unzip, unzip_of
 from weighbridge.wire.errors import ApiError
 
 T = TypeVar("T")
@@ -35,7 +36,35 @@ Receive = Callable[[], Awaitable[Message]]
 
 
 async def read_body(receive: Receive, headers: Mapping[str, str], limit: int) -> bytes:
-    """The whole body; never more than `limit` bytes are held. Raises ApiError 413, or 400 when the client went away."""
+    """The whole body, unpacked where it came packed; never more than `limit` bytes are held either way.
+
+    Raises ApiError 413, 415 for a way of packing that is not known, or 400 when the client went away.
+    """
+    try:
+        packed = unzip_of(headers.get("content-encoding"))
+    except ValueError as error:
+        raise ApiError(415, f"{error}; send it as it is", code="unsupported_encoding") from None
+    body = await _as_sent(receive, headers, limit)
+    return body if packed is None else await apart(max(len(body), LONG_BODY), _unpacked, packed, body, limit)
+
+
+def _unpacked(unzip: Unzip, body: bytes, limit: int) -> bytes:
+    """What is packed in a body; bounded by what comes out, since a small body may be a very long one."""
+    parts, size = [], 0
+    try:
+        for piece in unzip.pieces(body):
+            parts.append(piece)
+            size += len(piece)
+            if size > limit:
+                raise _too_large(limit)
+    except ValueError as error:
+        raise ApiError(400, str(error)) from None
+    if not unzip.complete:
+        raise ApiError(400, "the packed body ends too early; send all of it")
+    return b"".join(parts)
+
+
+async def _as_sent(receive: Receive, headers: Mapping[str, str], limit: int) -> bytes:
     declared = headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
+from collections.abc import Callable
 
 from tests.doors.table import CHAT, Row, Want, bad, chat, ok
 
@@ -36,6 +38,13 @@ def one_dot_zero(model: str, host: str) -> list[bytes]:
         b"POST %b HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
         % (CHAT.encode(), len(body), body)
     ]
+
+
+def packed(model: str, host: str, encoding: str, pack: Callable[[bytes], bytes]) -> list[bytes]:
+    body = pack(text().replace("$MODEL", model).encode())
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    more = f"Content-Encoding: {encoding}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return [f"{head}{more}".encode() + body]
 
 
 def whole_url(model: str, host: str) -> list[bytes]:
@@ -169,9 +178,44 @@ BODIES = [
     Row(
         "a body packed with gzip",
         ok(tokens=4),
-        gzip.compress(text().encode()),
+        pieces=lambda model, host: packed(model, host, "gzip", gzip.compress),
+    ),
+    Row(
+        "a body packed with deflate",
+        ok(tokens=4),
+        pieces=lambda model, host: packed(model, host, "deflate", zlib.compress),
+    ),
+    Row("a body that says it is as it is", ok(tokens=4), chat(), headers=(("Content-Encoding", "identity"),)),
+    Row(
+        "a small body that is a very long one",
+        TOO_LARGE,
+        gzip.compress(b" " * (80 << 20)),
         headers=(("Content-Encoding", "gzip"),),
-        later="issue 19: gzip bodies",
+    ),
+    Row(
+        "half a packed body",
+        bad(says="ends too early"),
+        gzip.compress(text().encode())[:-12],
+        headers=(("Content-Encoding", "gzip"),),
+    ),
+    Row(
+        "a body that says it is packed and is not",
+        bad(says="cannot be unpacked"),
+        text().encode(),
+        headers=(("Content-Encoding", "gzip"),),
+    ),
+    Row(
+        "a body packed in a way nobody here knows",
+        Want(
+            415,
+            "unsupported_encoding",
+            "invalid_request_error",
+            says="only gzip and deflate",
+            error=True,
+            left=False,
+        ),
+        text().encode(),
+        headers=(("Content-Encoding", "zstd"),),
     ),
     # -- what a server in front could read in another way
     Row(

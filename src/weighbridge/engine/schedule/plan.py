@@ -17,6 +17,7 @@ class Plan:
         "chunks",
         "context_tokens",
         "copies",
+        "decode_pairs",
         "decodes",
         "preempted",
         "prompt_pairs",
@@ -27,6 +28,7 @@ class Plan:
     def __init__(self, budget: int) -> None:
         self.budget = budget  # tokens that may still be added
         self.decodes: dict[Request, Slice] = {}  # one own token each: streams that wait for this iteration
+        self.decode_pairs = 0  # tokens that the decodes look at, without drafts
         self.chunks: dict[Request, Slice] = {}  # pieces of prompts
         self.copies: list[tuple[int, int]] = []
         self._computing: dict[Digest, Request] = {}  # blocks that the chunks work on
@@ -51,6 +53,7 @@ class Plan:
         self.tokens += 1
         self.budget -= 1
         self.context_tokens += position + 1
+        self.decode_pairs += position + 1
 
     def add_chunk(self, request: Request, start: int, count: int, digests: list[Digest]) -> None:
         """Add tokens [start, start + count) of a prompt, in the blocks `digests`; its end samples."""
@@ -72,7 +75,10 @@ class Plan:
 
     def drop(self, request: Request) -> None:
         """Take a slice out again, because its request was preempted; the budget returns."""
-        piece = self.decodes.pop(request, None) or self.chunks.pop(request, None)
+        decode = self.decodes.pop(request, None)
+        if decode is not None:
+            self.decode_pairs -= decode.start + 1
+        piece = decode or self.chunks.pop(request, None)
         if piece is not None:
             self._account(piece.start, piece.count, -1)
             self._computing = {

@@ -174,8 +174,7 @@ class Scheduler:
         """Seconds that the streams of this iteration may wait for it."""
         if self.settings.itl_target is not None:
             return self.settings.itl_target
-        pairs = sum(piece.start + 1 for piece in plan.decodes.values())
-        alone = self._cost.seconds(len(plan.decodes), len(plan.decodes), pairs)
+        alone = self._cost.seconds(len(plan.decodes), len(plan.decodes), plan.decode_pairs)
         without_token = len(self._queue) + len(self._running) - len(plan.decodes)
         pressed = without_token >= self.settings.backlog
         floor = self.settings.itl_backlog if pressed else self.settings.itl_floor

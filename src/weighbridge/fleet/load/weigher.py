@@ -40,6 +40,8 @@ FIRST_RATIO = 4.0
 LEAST_RATIO, MOST_RATIO = 0.5, 16.0
 #: Bytes of a prompt that tells of the ratio; of shorter ones the template makes most of the tokens.
 TELLING_BYTES = 256
+#: Memory for what was counted of prompts; and what one of them takes, without its chain and for each digest in it.
+REMEMBERED_BYTES, HELD_BYTES, DIGEST_BYTES = 32 << 20, 320, 57
 #: Bytes that stand for a token in the chain of a prompt that cannot be tokenised. Fixed, unlike the ratio,
 #: because equal prompts must give equal chains.
 CHAIN_BYTES = 4
@@ -100,6 +102,11 @@ class Weighed:
     exact: bool
     size: int
 
+    @property
+    def held_bytes(self) -> int:
+        """About what it takes in memory."""
+        return HELD_BYTES + len(self.chain) * DIGEST_BYTES
+
 
 class Scales:
     """Weighs the requests of one model.
@@ -118,6 +125,7 @@ class Scales:
         default_max_tokens: int = 1024,
         longest: Callable[[], int | None] = lambda: None,
         remembered: int = 4096,
+        remembered_bytes: int = REMEMBERED_BYTES,
     ) -> None:
         if tokenizer is not None:
             tokenizer.quicken()
@@ -129,6 +137,7 @@ class Scales:
         self._longest = longest
         self._known: OrderedDict[bytes, Weighed] = OrderedDict()
         self._remembered = remembered
+        self._room_bytes = remembered_bytes
         self._tokenising = 0
         self._estimates: dict[tuple[LengthCurve, int], OutputEstimate] = {}
         self._bytes_per_token = Mean(0.05, FIRST_RATIO)
@@ -154,9 +163,13 @@ class Scales:
         return Weight(tokens, most, self._output(ask, most), ask.choices, exact=known.exact), known
 
     def _remember(self, key: bytes, weighed: Weighed) -> None:
+        """Keep what was counted, within bounds of prompts and of bytes: a long prompt's chain has a digest a block."""
+        replaced = self._known.pop(key, None)
+        self._room_bytes += 0 if replaced is None else replaced.held_bytes
         self._known[key] = weighed
-        if len(self._known) > self._remembered:
-            self._known.popitem(last=False)
+        self._room_bytes -= weighed.held_bytes
+        while self._known and (len(self._known) > self._remembered or self._room_bytes < 0):
+            self._room_bytes += self._known.popitem(last=False)[1].held_bytes
 
     def count(self, text: str) -> tuple[int, bool]:
         """Tokens of a generated text, and whether they were counted rather than guessed from its bytes."""

@@ -13,8 +13,8 @@ from itertools import islice
 from weighbridge.fleet.api import Answer, Call, Report
 from weighbridge.fleet.load.dialects import Dialect, read_report
 from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError, Timeouts
-from weighbridge.fleet.replicas.unzip import Unzip, unzip_of
 from weighbridge.secret import Secret, hidden
+from weighbridge.unzip import Unzip, unzip_of
 from weighbridge.wire.client import HttpClient, Response, Trust, Unreachable, header_lines
 from weighbridge.wire.headers import bearer_of
 from weighbridge.wire.sse import DONE, EventFramer

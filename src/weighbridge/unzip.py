@@ -1,4 +1,4 @@
-"""Bodies that are packed although they were asked for as they are: some proxies pack whatever passes."""
+"""Bodies that come packed: a client's, and a replica's behind a proxy that packs whatever passes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,16 @@ class Unzip:
     def __init__(self, encoding: str) -> None:
         """Raises ValueError for an encoding that cannot be unpacked."""
         if encoding not in _KNOWN:
-            raise ValueError(f"the body is packed as {encoding[:40]!r}, which was not asked for")
+            raise ValueError(
+                f"the body is packed as {encoding[:40]!r}; only gzip and deflate can be unpacked"
+            )
         self._may_be_bare = encoding == "deflate"
         self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was packed has come."""
+        return self._unpacker.eof
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
         """What is in `data`, in pieces of at most `PIECE` bytes. Raises ValueError for what is not packed so."""
