@@ -63,7 +63,8 @@ async def test_a_hundred_at_once_are_all_answered_while_two_are_compared_at_a_ti
         spent = over.ledger.spent()
         assert len(over.tickets.recent(1000)) == 100
         assert (
-            b'gateway_requests_finished_total{model="auto.cloud",reason="stop"}' in over.metrics.exposition()
+            b'gateway_requests_finished_total{model="auto.cloud",reason="stop"}'
+            in await over.metrics.exposition()
         )
     assert all(found.message["content"] == "it is 4" for found in answers)
     assert all(found.ticket.cost_usd == 0.0 for found in answers)

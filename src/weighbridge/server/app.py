@@ -160,7 +160,7 @@ class CommonEndpoints:
         return json_response({**told, "version": __version__}, status)
 
     async def metrics(self, request: Request) -> Response:
-        return Response(self._service.exposition(), media_type="text/plain; version=0.0.4")
+        return Response(await self._service.exposition(), media_type="text/plain; version=0.0.4")
 
     async def load(self, request: Request) -> Response:
         visitor: Visitor = request.state.visitor

@@ -91,7 +91,7 @@ class HttpService(Service, Protocol):
         """What `/v1/load` answers. Not `in_full`: how busy it is, without names, addresses and money."""
         ...
 
-    def exposition(self) -> bytes:
+    async def exposition(self) -> bytes:
         """What `/metrics` answers."""
         ...
 

@@ -96,7 +96,7 @@ class EngineService:
     def load(self, in_full: bool) -> dict[str, Any]:
         return asdict(self.engine.load())
 
-    def exposition(self) -> bytes:
+    async def exposition(self) -> bytes:
         return self._metrics.exposition()
 
     def tokenizer(self, model: str) -> tuple[TextTokenizer, int | None]:

@@ -92,8 +92,8 @@ class GatewayService:
         told = self.gateway.load()
         return told if in_full else {name: value for name, value in told.items() if name != "models"}
 
-    def exposition(self) -> bytes:
-        return self._metrics.exposition()
+    async def exposition(self) -> bytes:
+        return await self._metrics.exposition()
 
     def tokenizer(self, model: str) -> tuple[TextTokenizer, int | None]:
         if model in self.gateway.routes:
