@@ -15,6 +15,9 @@ log = logging.getLogger("weighbridge.fleet")
 
 #: Probe failures after which a replica that is down is asked less and less often, at most every so many seconds.
 SLOWEST = 5.0
+#: Probes a second that replicas get together where nothing happens: with more of them each is asked less often, at
+#: least every so many seconds.
+QUIET_RATE, QUIETEST = 100.0, 15.0
 
 
 class Watch:
@@ -53,13 +56,19 @@ class Watch:
     async def _watch(self, member: Member) -> None:
         while True:
             await self.probe(member)
-            pause = self._spec.interval
-            if not member.heard:
-                pause = min(pause, 0.2)  # it is starting: the first answer is waited for
-            elif not member.state.healthy:
-                pause = min(pause * max(member.failed_probes / 4, 1.0), max(SLOWEST, pause))
             # Several gateways must not ask in step.
-            await asyncio.sleep(pause * (0.9 + 0.2 * random.random()))
+            await asyncio.sleep(self._pause(member) * (0.9 + 0.2 * random.random()))
+
+    def _pause(self, member: Member) -> float:
+        """Seconds until it is asked again."""
+        pause = self._spec.interval
+        if not member.heard:
+            return min(pause, 0.2)  # it is starting: the first answer is waited for
+        if not member.state.healthy:
+            return min(pause * max(member.failed_probes / 4, 1.0), max(SLOWEST, pause))
+        if member.is_quiet:
+            return max(pause, min(len(self._tasks) / QUIET_RATE, QUIETEST))
+        return pause
 
     async def probe(self, member: Member) -> None:
         """Ask once and take in the answer, or the lack of one."""

@@ -57,6 +57,11 @@ class Member:
     def name(self) -> str:
         return self.spec.name
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing happens there, as far as is known: no request of anybody's, and its last probe went well."""
+        return not (self.state.requests or self.state.others.queued_requests or self.failed_probes)
+
     def usable(self, now: float) -> bool:
         """Whether it may be sent anything at all now; whether there is room is the state's to say."""
         return self.heard and not self.draining and now >= self.held_until and self.breaker.allows(now)
