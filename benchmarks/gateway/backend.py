@@ -1,6 +1,8 @@
 """A replica that costs nothing: answers at once with as many SSE chunks as asked for, stamped with its clock.
 
-    python benchmarks/gateway/backend.py PORT
+    python benchmarks/gateway/backend.py PORT [COUNT]
+
+With COUNT it is so many replicas, on as many ports from PORT on.
 
 Written straight on asyncio's protocol, so that the backend does not hide what a gateway adds. The first chunk
 carries, in nanoseconds of the machine's monotonic clock, when the request was complete here and when the answer
@@ -88,10 +90,12 @@ class Backend(asyncio.Protocol):
         write(framed(LAST) + b"0\r\n\r\n")
 
 
-async def main(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(Backend, "127.0.0.1", port)
-    await server.serve_forever()
+async def main(port: int, count: int = 1) -> None:
+    loop = asyncio.get_running_loop()
+    for number in range(count):
+        await loop.create_server(Backend, "127.0.0.1", port + number)
+    await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1])))
+    uvloop.run(main(*map(int, sys.argv[1:])))

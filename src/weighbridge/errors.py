@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class WeighbridgeError(Exception):
     """Base of every error raised on purpose; the command line prints it and exits 1."""
@@ -27,6 +29,12 @@ class UnknownModel(BadInput):
 
     status = 404
     code = "model_not_found"
+
+
+def some_of(names: Sequence[str], most: int = 5, joint: str = ", ") -> str:
+    """The first of `names` and how many more there are: for messages that should stay readable."""
+    more = len(names) - most
+    return joint.join(names if more <= 0 else [*names[:most], f"and {more} more"])
 
 
 class Refused(WeighbridgeError):

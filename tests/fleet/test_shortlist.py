@@ -18,7 +18,7 @@ from weighbridge.fleet.load.cost_order import CostOrder
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
 from weighbridge.fleet.load.state import ReplicaState
-from weighbridge.fleet.policies.shortlist import ASK_AGAIN, CHEAPEST, HOLDERS, TURN
+from weighbridge.fleet.policies.shortlist import ASK_AGAIN, CHEAPEST, HOLDERS, LONG, TURN
 from weighbridge.fleet.policies.weigh import Weigh
 
 FEW = HOLDERS + CHEAPEST + TURN
@@ -151,7 +151,9 @@ def check_against_scratch(desk: Desk[Seat]) -> None:
     assert set(listed._room) == roomy
     policy = Weigh(random.Random(0))
     for name in roomy:
-        assert listed._room.cost(name) == policy.usual_cost(desk.members[name].state, listed._usual, 1.0)
+        state, usual = desk.members[name].state, listed._usual
+        assert listed._room.cost(name) == policy.usual_cost(state, usual, usual.prompt_tokens, 1.0)
+        assert listed._long.cost(name) == policy.usual_cost(state, usual, LONG * usual.prompt_tokens, 1.0)
     speeds = all(one.state.speed_known for one in desk.members.values())
     assert listed.usual(1.0).speeds_known is speeds
     assert listed._usual.speeds_known is speeds

@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
 from weighbridge.engine.schedule.fairness import Seats
-from weighbridge.errors import DeadlineMissed, NeverFits, QueueFull, Refused
+from weighbridge.errors import DeadlineMissed, NeverFits, QueueFull, Refused, some_of
 from weighbridge.fleet.api import Arrival, Choice
 from weighbridge.fleet.load.queue import SOON, GatewayQueue, deadline_missed, least_seconds, work_seconds
 from weighbridge.fleet.load.state import ReplicaState
@@ -27,8 +27,6 @@ from weighbridge.fleet.policies.shortlist import Shortlist
 
 #: Replicas up to which every one is looked at for every request. Beyond, a policy that compares costs looks at a few.
 LARGE_FLEET = 64
-#: Replicas that a refusal names; at most.
-NAMED = 5
 
 NOBODY: Set[str] = frozenset()
 
@@ -410,7 +408,9 @@ class Desk(Generic[Member]):
     def _choose(self, arrival: Arrival, candidates: Sequence[ReplicaState], now: float) -> Choice:
         if self._shortlist is None or self._compares is None:
             return self.policy.choose(arrival, candidates, now)
-        return self._compares.choose_of(arrival, candidates, now, self._shortlist.usual(now))
+        choice = self._compares.choose_of(arrival, candidates, now, self._shortlist.usual(now))
+        self._shortlist.sent(arrival.weight.prompt_tokens - choice.cached_tokens)
+        return choice
 
     def _candidates(self, arrival: Arrival, refusing: Set[str], now: float) -> list[ReplicaState]:
         members = self._members
@@ -492,9 +492,7 @@ class Desk(Generic[Member]):
 
     def _why(self, now: float) -> str:
         reasons = [f"{name}: {m.why(now)}" for name, m in self._members.items() if m.why(now)]
-        if len(reasons) > NAMED:
-            reasons[NAMED:] = [f"and {len(reasons) - NAMED} more"]
-        return f" ({'; '.join(reasons)})" if reasons else ""
+        return f" ({some_of(reasons, joint='; ')})" if reasons else ""
 
     def _least_seconds(self, arrival: Arrival) -> float:
         """What the prompt takes at least: on the fastest replica, idle. 0 where the speed of one is not known."""

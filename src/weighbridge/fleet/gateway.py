@@ -15,7 +15,7 @@ from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.usage import Charge
 from weighbridge.cost.weight import Weight
 from weighbridge.engine.memory.prefix import Digest
-from weighbridge.errors import BadInput, Draining, Refused, UnknownModel
+from weighbridge.errors import BadInput, Draining, Refused, UnknownModel, some_of
 from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.autoscale import Autoscale
 from weighbridge.fleet.config.spec import FleetSpec, ReplicaSpec
@@ -276,7 +276,7 @@ class Gateway:
         for pool in self.pools.values():
             if name in pool.members:
                 return pool, pool.members[name]
-        known = ", ".join(name for pool in self.pools.values() for name in pool.members)
+        known = some_of([name for pool in self.pools.values() for name in pool.members])
         raise BadInput(f"there is no replica {name!r}; there are: {known or 'none'}")
 
     @property

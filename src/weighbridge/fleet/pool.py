@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from weighbridge.cost.length import OutputLengths
-from weighbridge.cost.price import FREE
+from weighbridge.cost.price import Price
 from weighbridge.cost.usage import Charge, Usage
-from weighbridge.errors import BadInput
+from weighbridge.errors import BadInput, some_of
 from weighbridge.fleet.api import Arrival, Replica
 from weighbridge.fleet.attempt import Attempts
 from weighbridge.fleet.config.spec import HealthSpec, ModelSpec, QueueSpec, ReplicaSpec
@@ -23,6 +23,7 @@ from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
 from weighbridge.fleet.load.state import ReplicaState
+from weighbridge.fleet.load.tally import Tally
 from weighbridge.fleet.load.weigher import Counter, Scales, Weighed
 from weighbridge.fleet.member import Member, capacity_of
 from weighbridge.fleet.meter import Meter
@@ -91,6 +92,8 @@ class Pool:
         self._build = build
         self._lengths = lengths
         self._index = PrefixIndex()
+        self._contexts: Tally[int | None] = Tally()  # tokens that each replica takes; None: any number
+        self._prices: Tally[Price] = Tally()
         line = rules.queue
         queue = GatewayQueue(
             QueueSettings(
@@ -117,21 +120,12 @@ class Pool:
 
     def longest_context(self) -> int | None:
         """Tokens that the roomiest replica takes; None while one of them may take any number."""
-        known = []
-        for member in self.members.values():
-            capacity = member.state.capacity
-            limits = [one for one in (capacity.max_model_len, capacity.kv_tokens) if one is not None]
-            if not limits:
-                return None
-            known.append(min(limits))
-        return max(known, default=None)
+        known = [limit for limit in self._contexts if limit is not None]
+        return None if None in self._contexts else max(known, default=None)
 
     def dearest(self, prompt_tokens: int, output_tokens: int) -> float:
         """US dollars that a request costs at most, wherever it goes."""
-        priced = (member for member in self.members.values() if member.spec.price is not FREE)
-        return max(
-            (member.spec.price.at_most(prompt_tokens, output_tokens) for member in priced), default=0.0
-        )
+        return max((price.at_most(prompt_tokens, output_tokens) for price in self._prices), default=0.0)
 
     def resume_wanted(self, ask: Ask) -> bool:
         return self.spec.resume if ask.resume is None else ask.resume
@@ -152,6 +146,8 @@ class Pool:
             spec, self._build(spec), state, CircuitBreaker(self._rules.breaker), account=_account(spec)
         )
         self.dispatcher.desk.join(member, now)
+        self._prices.set(spec.name, spec.price)
+        self._contexts.set(spec.name, _context(member))
         self._watch.start(member)
         self.dispatcher.pump()
         return member
@@ -181,6 +177,8 @@ class Pool:
         await self._watch.stop(name)
         await member.replica.close()
         self.dispatcher.desk.leave(name)
+        self._prices.discard(name)
+        self._contexts.discard(name)
         self._index.remove_replica(name)
         return drained
 
@@ -194,14 +192,16 @@ class Pool:
                 log.warning("closing a replica failed: %r", outcome)
 
     def _look_again(self, member: Member) -> None:
-        """Something about a replica changed that the desk does not see."""
+        """Something about a replica changed that nobody here was told."""
+        if member.name in self.members:
+            self._contexts.set(member.name, _context(member))
         self.dispatcher.desk.touch(member.name, self.clock())
 
     def _member(self, name: str) -> Member:
         try:
             return self.members[name]
         except KeyError:
-            known = ", ".join(self.members) or "none"
+            known = some_of(list(self.members)) or "none"
             raise BadInput(f"{self.spec.name!r} has no replica {name!r}; there are: {known}") from None
 
     # -- hedges ----------------------------------------------------------------------------------------
@@ -272,6 +272,13 @@ class Pool:
         if mean <= 0.0:
             return 0.0
         return float((sum((load - mean) ** 2 for load in loads) / len(loads)) ** 0.5 / mean)
+
+
+def _context(member: Member) -> int | None:
+    """Tokens that a replica takes, as far as is known; None: any number."""
+    capacity = member.state.capacity
+    limits = [one for one in (capacity.max_model_len, capacity.kv_tokens) if one is not None]
+    return min(limits, default=None)
 
 
 def _account(spec: ReplicaSpec) -> Limiter | None:

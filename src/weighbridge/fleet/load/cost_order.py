@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 
@@ -52,7 +53,9 @@ class CostOrder:
             del self._entries[bisect_left(self._entries, entry)]
 
     def cost(self, name: str) -> float:
-        return self._entry[name][0]
+        """What was set for `name`; infinite where nothing was."""
+        entry = self._entry.get(name)
+        return math.inf if entry is None else entry[0]
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless everybody is there once, in order."""

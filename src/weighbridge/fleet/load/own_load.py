@@ -61,7 +61,7 @@ class OwnLoad:
         """Prompt tokens the replica is believed to hold; at least one token is left to compute."""
         if self.index is None or not arrival.chain:
             return 0
-        blocks = self.index.matched(arrival.chain).get(self.name, 0)
+        blocks = self.index.matched(arrival.chain, (self.name,)).get(self.name, 0)
         return min(blocks * self.capacity.block_size, arrival.weight.prompt_tokens - 1)
 
     @property

@@ -22,8 +22,8 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """What a large fleet is like: its replicas, sequences on each of them and prompt tokens of a request on
-    average, and whether the speed of every one is known."""
+    """What a large fleet is like: its replicas, sequences on each of them and prompt tokens of a request that its
+    caches do not hold, on average, and whether the speed of every one is known."""
 
     replicas: int
     streams: float
@@ -35,8 +35,9 @@ class Usual:
 class ComparesCosts(Policy, Protocol):
     """A policy that need not see all replicas of a large fleet (see `shortlist`)."""
 
-    def usual_cost(self, replica: ReplicaState, usual: Usual, now: float) -> float:
-        """What a usual request would cost there: who costs least is looked at first."""
+    def usual_cost(self, replica: ReplicaState, usual: Usual, prompt_tokens: int, now: float) -> float:
+        """What a request with so long a prompt, none of it cached, would cost there: who costs least is looked at
+        first."""
         ...
 
     def choose_of(

@@ -1,7 +1,7 @@
 """Which replicas of a large fleet are worth looking at for one request, without looking at all.
 
     holders   those that hold the longest beginnings of its prompt            (`load.prefix_index`)
-    cheapest  those where a usual request would cost least                    (`load.cost_order`)
+    cheapest  those where a usual request would cost least, or one with a long prompt    (`load.cost_order`)
     turn      the next few of all, one after the other
 
 A replica's place in the order is what was true when something last happened there: a request sent, a first token, an
@@ -25,11 +25,15 @@ from weighbridge.fleet.policies.policy import ComparesCosts, Usual
 
 #: How many of each kind are looked at.
 HOLDERS, CHEAPEST, TURN = 8, 12, 4
+#: Of the holders, those with the longest beginnings, and of how many others the rest are the cheapest.
+DEEPEST, LEADING = 3, 32
 _ENOUGH = HOLDERS + CHEAPEST + TURN
 #: Replicas asked for room at most once somebody has it.
 ASKED = 128
 #: Seconds between two times that everybody is asked for room in vain.
 ASK_AGAIN = 0.05
+#: A long prompt, by which the second order goes, in usual ones; and from where on a prompt counts as long.
+LONG, LONG_FROM = 4, 2
 #: By how much the usual may change until all costs are computed anew.
 DRIFT = 1.5
 
@@ -57,6 +61,7 @@ class Shortlist(Generic[One]):
         self._policy = policy
         self._members = members
         self._room = CostOrder()  # those that had room when last looked at
+        self._long = CostOrder()  # the same, by what a long prompt costs
         self._full = CostOrder()  # those that had none, or were not to be used: the latter at the end
         self._streams: dict[str, float] = {}  # of those with room
         self._total = 0.0  # of these
@@ -78,8 +83,8 @@ class Shortlist(Generic[One]):
     def leave(self, name: str) -> None:
         """Forget a replica that is in the fleet no more."""
         self._round.remove(name)
-        self._room.discard(name)
-        self._full.discard(name)
+        for order in (self._room, self._long, self._full):
+            order.discard(name)
         self._total -= self._streams.pop(name, 0.0)
         self._unknown.discard(name)
 
@@ -95,16 +100,22 @@ class Shortlist(Generic[One]):
         self._total -= self._streams.pop(name, 0.0)
         if usable and member.accepts(_SMALLEST, now):
             self._full.discard(name)
-            self._room.set(name, self._policy.usual_cost(state, self._usual, now))
+            self._room.set(name, self._cost(state, 1, now))
+            self._long.set(name, self._cost(state, LONG, now))
             self._streams[name] = streams = state.streams(now)
             self._total += streams
             if self._vain is not None:
                 self._vain.since[name] = None
         else:
             self._room.discard(name)
-            self._full.set(name, self._policy.usual_cost(state, self._usual, now) if usable else math.inf)
+            self._long.discard(name)
+            self._full.set(name, self._cost(state, 1, now) if usable else math.inf)
             if self._vain is not None:
                 self._vain.since.pop(name, None)
+
+    def sent(self, fresh_tokens: int) -> None:
+        """Take note of a request of whose prompt so many tokens are to be computed where it was sent."""
+        self._prompt.add(fresh_tokens)
 
     def usual(self, now: float) -> Usual:
         """What the fleet is like. Computes all costs anew where that has become something else."""
@@ -123,17 +134,18 @@ class Shortlist(Generic[One]):
     def candidates(self, arrival: Arrival, refusing: Set[str], now: float) -> list[One]:
         """Return replicas outside `refusing` that may be sent `arrival` now: a few good ones; none where nobody may, as
         far as is known."""
-        self._prompt.add(arrival.weight.prompt_tokens)
         found: dict[str, One] = {}
         turn = self._next()
         for name in turn:
             self.touch(name, now)
-        self._ask((*self._holders(arrival), *turn), found, arrival, refusing, now)
+        holders, fresh = self._holders(arrival)
+        self._ask((*holders, *turn), found, arrival, refusing, now)
         if self._vain is not None and self._vain.covers(arrival, now):
             self._ask(list(self._vain.since), found, arrival, refusing, now)
             return list(found.values())
         self._vain = None
-        self._ask_cheapest(found, arrival, refusing, now)
+        is_long = fresh > LONG_FROM * self._usual.prompt_tokens
+        self._ask_cheapest(self._long if is_long else self._room, found, arrival, refusing, now)
         if not found:
             self._ask(self._full, found, arrival, refusing, now)
             for name in found:
@@ -157,13 +169,23 @@ class Shortlist(Generic[One]):
 
     # -- inside ----------------------------------------------------------------------------------------
 
-    def _holders(self, arrival: Arrival) -> list[str]:
+    def _cost(self, state: ReplicaState, times: int, now: float) -> float:
+        """What a request costs there whose prompt is so many times the usual one."""
+        usual = self._usual
+        return self._policy.usual_cost(state, usual, times * usual.prompt_tokens, now)
+
+    def _holders(self, arrival: Arrival) -> tuple[list[str], int]:
+        """Who holds most of the prompt, and how many tokens are to be computed there at least."""
+        prompt = arrival.weight.prompt_tokens
         if not arrival.chain or not self._round:
-            return []
+            return [], prompt
         index = self._members[self._round[0]].state.index  # one for the whole fleet
         if index is None:
-            return []
-        return [name for name in index.leading(arrival.chain, HOLDERS, self._turn) if name in self._members]
+            return [], prompt
+        names = [one for one in index.leading(arrival.chain, LEADING, self._turn) if one in self._members]
+        if len(names) > HOLDERS:
+            names[DEEPEST:] = sorted(names[DEEPEST:], key=self._room.cost)[: HOLDERS - DEEPEST]
+        return names, prompt - (self._members[names[0]].state.cached_tokens(arrival) if names else 0)
 
     def _next(self) -> list[str]:
         """Whose turn it is."""
@@ -184,9 +206,11 @@ class Shortlist(Generic[One]):
                 if len(found) >= _ENOUGH:
                     return
 
-    def _ask_cheapest(self, found: dict[str, One], arrival: Arrival, refusing: Set[str], now: float) -> None:
+    def _ask_cheapest(
+        self, order: CostOrder, found: dict[str, One], arrival: Arrival, refusing: Set[str], now: float
+    ) -> None:
         left, refused = CHEAPEST, []
-        for asked, name in enumerate(self._room):
+        for asked, name in enumerate(order):
             if name in refusing:
                 continue
             member = self._members[name]
@@ -203,12 +227,13 @@ class Shortlist(Generic[One]):
     def check_integrity(self) -> None:
         """Raise AssertionError unless each replica is in one order, and the sums are those of what was seen."""
         self._room.check_integrity()
+        self._long.check_integrity()
         self._full.check_integrity()
         both = [*self._room, *self._full]
         if sorted(both) != sorted(self._members) or sorted(self._round) != sorted(self._members):
             raise AssertionError("a replica is in no order, or in two")
         if (
-            sorted(self._streams) != sorted(self._room)
+            not sorted(self._streams) == sorted(self._room) == sorted(self._long)
             or abs(sum(self._streams.values()) - self._total) > 1e-6
         ):
             raise AssertionError("the sequences of those with room are miscounted")

@@ -57,10 +57,9 @@ class Weigh:
         """One of a few of a large fleet: what is usual is the fleet's, not theirs."""
         return self._choose(arrival, replicas, now, usual)
 
-    def usual_cost(self, replica: ReplicaState, usual: Usual, now: float) -> float:
-        """The score of a usual request of which nothing is cached; where seconds are not compared, requests and then
-        tokens."""
-        first = replica.first_token_seconds(usual.prompt_tokens, 0, now) if usual.speeds_known else None
+    def usual_cost(self, replica: ReplicaState, usual: Usual, prompt_tokens: int, now: float) -> float:
+        """The score, but for a factor; where seconds are not compared, requests and then tokens."""
+        first = replica.first_token_seconds(prompt_tokens, 0, now) if usual.speeds_known else None
         if first is None:
             tokens = replica.total_tokens(now)
             return replica.total_requests(now) + tokens / (tokens + _MANY_TOKENS)
