@@ -15,7 +15,7 @@ from weighbridge.fleet.api import Answer, Call, Capacity, Report
 from weighbridge.fleet.config.spec import HealthSpec, ReplicaSpec
 from weighbridge.fleet.health import QUIET_RATE, QUIETEST, Watch
 from weighbridge.fleet.load.state import ReplicaState
-from weighbridge.fleet.load.tally import Tally
+from weighbridge.fleet.load.varieties import Varieties
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.reliability.breaker import BreakerSettings, CircuitBreaker
 from weighbridge.fleet.replica import Failure, ReplicaError
@@ -100,17 +100,17 @@ async def test_a_small_fleet_is_asked_at_the_interval() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.one_of(st.none(), st.integers(0, 2)), st.booleans())))
-def test_a_tally_has_each_value_that_somebody_has(steps: list[tuple[str, int | None, bool]]) -> None:
-    tally: Tally[int | None] = Tally()
+def test_varieties_are_each_value_that_somebody_has(steps: list[tuple[str, int | None, bool]]) -> None:
+    varieties: Varieties[int | None] = Varieties()
     model: dict[str, int | None] = {}
     for name, value, leaves in steps:
         if leaves:
-            tally.discard(name)
+            varieties.discard(name)
             model.pop(name, None)
         else:
-            tally.set(name, value)
+            varieties.set(name, value)
             model[name] = value
-        assert sorted(tally, key=str) == sorted(set(model.values()), key=str)
+        assert sorted(varieties, key=str) == sorted(set(model.values()), key=str)
 
 
 @pytest.mark.parametrize(

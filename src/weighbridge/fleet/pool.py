@@ -23,7 +23,7 @@ from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
 from weighbridge.fleet.load.state import ReplicaState
-from weighbridge.fleet.load.tally import Tally
+from weighbridge.fleet.load.varieties import Varieties
 from weighbridge.fleet.load.weigher import Counter, Scales, Weighed
 from weighbridge.fleet.member import Member, capacity_of
 from weighbridge.fleet.meter import Meter
@@ -92,8 +92,10 @@ class Pool:
         self._build = build
         self._lengths = lengths
         self._index = PrefixIndex()
-        self._contexts: Tally[int | None] = Tally()  # tokens that each replica takes; None: any number
-        self._prices: Tally[Price] = Tally()
+        self._contexts: Varieties[int | None] = (
+            Varieties()
+        )  # tokens that each replica takes; None: any number
+        self._prices: Varieties[Price] = Varieties()
         line = rules.queue
         queue = GatewayQueue(
             QueueSettings(

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 Value = TypeVar("Value", bound=Hashable)
 
 
-class Tally(Generic[Value]):
+class Varieties(Generic[Value]):
     """One value for each name. Iterating yields each different value once; all else is O(1)."""
 
     def __init__(self) -> None:
