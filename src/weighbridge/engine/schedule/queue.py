@@ -77,6 +77,7 @@ class FairQueue(Generic[Item]):
         self._ageing_seconds = ageing_seconds
         self._classes: dict[int, _Class[Item]] = {}
         self._order: list[int] = []  # classes with eligible requests, most urgent first
+        self._by_service: OrderedDict[int, None] = OrderedDict()  # the same, unserved longest first
         self._waiting: dict[str, _Waiting[Item]] = {}
         self._backlogs: dict[str, Backlog] = {}  # by tenant
         self.kept = KeptPlaces()
@@ -181,6 +182,8 @@ class FairQueue(Generic[Item]):
         self.remove(request.id)
         line = self._classes[request.priority]
         line.unserved_since = now
+        if line.tenants:
+            self._by_service.move_to_end(request.priority)
         if request.tenant in line.tenants:
             line.tenants_unserved[request.tenant] = now
             line.tenants_unserved.move_to_end(request.tenant)
@@ -207,6 +210,7 @@ class FairQueue(Generic[Item]):
         line = self._class(request.priority)
         if not line.tenants:
             insort(self._order, request.priority)
+            self._by_service[request.priority] = None
             line.unserved_since = now
         queue = line.tenants.get(request.tenant)
         if queue is None:
@@ -227,6 +231,7 @@ class FairQueue(Generic[Item]):
             line.counters.deactivate(request.tenant)
         if not line.tenants:
             self._order.remove(request.priority)
+            del self._by_service[request.priority]
 
     def _forget(self, tenant: str, tokens: int) -> None:
         backlog = self._backlogs[tenant]
@@ -239,9 +244,18 @@ class FairQueue(Generic[Item]):
         """Return the class that has gone unserved longest, when that is at least `ageing_seconds`."""
         if self._ageing_seconds is None:
             return None
-        oldest = min(self._order[1:], key=lambda priority: self._classes[priority].unserved_since)
-        waited = now - self._classes[oldest].unserved_since
-        return oldest if waited >= self._ageing_seconds else None
+        best, oldest, since = self._order[0], None, 0.0
+        for priority in self._by_service:
+            if priority == best:
+                continue
+            its = self._classes[priority].unserved_since
+            if oldest is not None and its > since:
+                break
+            oldest, since = (
+                (priority if oldest is None else min(oldest, priority)),
+                its,
+            )  # the more urgent of equals
+        return oldest if oldest is not None and now - since >= self._ageing_seconds else None
 
     def _class(self, priority: int) -> _Class[Item]:
         line = self._classes.get(priority)
