@@ -41,7 +41,7 @@ LEAST_RATIO, MOST_RATIO = 0.5, 16.0
 #: Bytes of a prompt that tells of the ratio; of shorter ones the template makes most of the tokens.
 TELLING_BYTES = 256
 #: Memory for what was counted of prompts; and what one of them takes, without its chain and for each digest in it.
-REMEMBERED_BYTES, HELD_BYTES, DIGEST_BYTES = 32 << 20, 320, 57
+REMEMBERED_BYTES, HELD_BYTES, DIGEST_BYTES = 32 << 20, 320, 73
 #: Bytes that stand for a token in the chain of a prompt that cannot be tokenised. Fixed, unlike the ratio,
 #: because equal prompts must give equal chains.
 CHAIN_BYTES = 4
