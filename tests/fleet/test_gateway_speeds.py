@@ -38,8 +38,10 @@ async def test_one_that_tells_its_speed_is_not_starved_by_one_that_does_not() ->
             assert min(counts) >= 8, counts
             decisions = [line for ticket in front.gateway.tickets.recent(24) for line in ticket.decisions]
             assert any("the speed of silent is not learned yet" in line for line in decisions)
-            shown = {
-                name: member.as_dict(front.gateway.clock())["step_cost"] for name, member in members.items()
-            }
-            assert shown["told"] is not None
-            assert shown["silent"] is None
+            assert any("learned from" in line for line in decisions)
+            assert members["silent"].state.speed_known
+            shown = members["silent"].as_dict(front.gateway.clock())
+            assert shown["speed"].startswith("learned from")
+            assert shown["step_cost"] is not None
+            async with front.client.get(front.url + "/metrics") as page:
+                assert 'weighbridge_prediction_error{model="m",replica="silent"}' in await page.text()

@@ -175,15 +175,14 @@ def unknown(name: str, index: PrefixIndex | None = None) -> ReplicaState:
 
 
 @pytest.mark.parametrize("slower", [0.01, 1.0, 100.0])
-def test_while_one_speed_is_unknown_requests_are_compared(slower: float) -> None:
+def test_whose_speed_is_unknown_gets_a_few_to_find_it_out(slower: float) -> None:
     """A default in its place would win or lose against everything that is measured."""
     states = [replica("told", slower=slower), unknown("silent")]
     policy = make_policy("weigh", random.Random(0))
     for n in range(20):
         choice = policy.choose(arrival(f"q{n}", 500), states, 0.0)
         next(s for s in states if s.name == choice.replica).credit(arrival(f"q{n}", 500), 0, 0.0)
-        assert choice.unit == "requests"
-    assert [state.requests for state in states] == [10, 10]
+    assert states[1].requests == 4  # enough to be found out by
 
 
 def test_of_equally_many_requests_the_fewest_tokens_decide() -> None:

@@ -81,4 +81,6 @@ def test_where_all_tell_seconds_are_compared() -> None:
     told = (QUICK, QUICK.slowed(3.0))
     requests = streams(40, 1.0)
     known, unknown = run("weigh", told, requests), run("weigh", (QUICK, silent(3.0)), requests)
-    assert np.quantile(waits(known), 0.95) <= np.quantile(waits(unknown), 0.95)
+    assert np.quantile(waits(known), 0.95) <= 1.5 * np.quantile(
+        waits(unknown), 0.95
+    )  # a seat each is learned by both

@@ -152,6 +152,7 @@ class Attempts:
             raise AttemptFailed(member, f"redirects to {place}; write that URL into the configuration")
         kept = BytesAnswer(status, body, answer.headers)
         if not may_retry(status, attempt, ask.deadline is not None):
+            lease.look_away()  # a refusal is quick, whatever the replica is
             self._well(lease)
             return OpenedAttempt(lease, kept, kept.chunks(), body)
         now = self._clock()

@@ -20,6 +20,7 @@ from typing import Generic, Protocol, TypeVar
 from weighbridge.engine.schedule.fairness import Seats
 from weighbridge.errors import DeadlineMissed, NeverFits, QueueFull, Refused, some_of
 from weighbridge.fleet.api import Arrival, Choice
+from weighbridge.fleet.load.in_flight import ExpectedFirst
 from weighbridge.fleet.load.queue import SOON, GatewayQueue, deadline_missed, least_seconds, work_seconds
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.policies.policy import ComparesCosts, Policy
@@ -130,9 +131,13 @@ class Lease(Generic[Member]):
         self.member.state.tokens(self.arrival.id, count, now)
         self.desk.streamed(self)
 
+    def look_away(self) -> None:
+        """Learn nothing of the replica's speed from this one any more."""
+        self.member.state.look_away(self.arrival.id)
+
     def release(self, now: float) -> None:
         """Give the place to whoever waits. Idempotent."""
-        if self.member.state.release(self.arrival.id, now):
+        if self.member.state.release(self.arrival.id, now, self.produced):
             self.member.settle(self.arrival, self.produced, now)
             self.desk.over(self, now)
 
@@ -441,7 +446,10 @@ class Desk(Generic[Member]):
     ) -> Lease[Member]:
         state, held = member.state, choice.cached_tokens
         expected_first = state.first_token_seconds(arrival.weight.prompt_tokens - held, held, now)
-        state.credit(arrival, held, now, streamed=streamed)
+        forecast = None
+        if expected_first is not None:
+            forecast = ExpectedFirst(expected_first, expected_first - state.held_up_seconds(now))
+        state.credit(arrival, held, now, streamed=streamed, forecast=forecast)
         self._places.take(arrival.tenant)
         member.sent(now)
         self.touch(state.name, now)

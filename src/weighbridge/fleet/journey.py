@@ -36,6 +36,9 @@ log = logging.getLogger("weighbridge.fleet")
 SPARE_EVENTS = 64
 
 
+#: Seconds that a client may take for an event until its stream says nothing of the replica's speed.
+READ_SLOWLY = 0.05
+
 #: So many times the output that a server tells must have been guessed from text to be believed more than the server.
 CLEARLY_MORE = 1.5
 
@@ -235,6 +238,8 @@ class FleetJourney:
             chunk = meter.strip(chunk)
             if chunk:
                 yield chunk
+                if clock() - now > READ_SLOWLY:
+                    lease.look_away()
             if meter.events > most:
                 raise ReplicaError(lease.member.name, Failure.BROKEN, f"does not end: over {most} events")
             try:

@@ -208,6 +208,11 @@ class Member:
             "kv_tokens": state.kv_tokens,
             "kv_tokens_total": state.capacity.kv_tokens,
             "step_cost": None if state.step_cost is None else state.step_cost.as_dict(),
+            "speed": "told" if state.believed else state.experience.in_words(told=state.tells),
+            "seats": state.experience.seats.count,
+            "prediction_error": round(state.experience.score.error, 3)
+            if state.experience.score.count
+            else None,
             "breaker": self.breaker.state(now).value,
             "last_report_age": None if self.last_report is None else round(now - self.last_report.at, 3),
             "finished": counts.finished,

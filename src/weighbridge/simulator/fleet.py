@@ -51,6 +51,8 @@ class SimulatedReplicaSpec:
     concurrency: int | None = None
     #: Whether the gateway is told its step cost, as by a replica that reports it.
     tells_speed: bool = True
+    #: What the gateway is told instead of the truth, as by a replica that measured badly.
+    claims: StepCost | None = None
 
     def slowed(self, factor: float) -> SimulatedReplicaSpec:
         return replace(self, cost=self.cost.scaled(factor))
@@ -65,7 +67,7 @@ class SimulatedReplicaSpec:
     def capacity(self) -> Capacity:
         settings = self.settings
         return Capacity(
-            self.cost if self.tells_speed else None,
+            (self.claims or self.cost) if self.tells_speed else None,
             kv_tokens=settings.num_blocks * settings.block_size,
             block_size=settings.block_size,
             max_sequences=self.concurrency or settings.seats,

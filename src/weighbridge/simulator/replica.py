@@ -122,6 +122,12 @@ class SimulatedReplica:
         if self._iteration is None:
             self._wake = now
 
+    def slow(self, factor: float, now: float) -> None:
+        """Take `factor` times as long for everything that begins from now on."""
+        self._catch_up(now)
+        self._interrupt(now)
+        self.cost = self.cost.scaled(factor)
+
     def die(self, now: float) -> None:
         """End the replica: nothing happens here any more, and what it was doing is lost."""
         self._catch_up(now)

@@ -23,6 +23,14 @@ class Others:
     kv_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ExpectedFirst:
+    """Predicted seconds to a first token: in all, and `clear` of what holds the whole replica up."""
+
+    first: float
+    clear: float
+
+
 @dataclass(slots=True, eq=False)
 class InFlight:
     """One request on a replica, as the gateway follows it."""
@@ -37,12 +45,32 @@ class InFlight:
     produced: int = 0  # output tokens so far, of all choices
     started: bool = False  # the first token has come
     revise_at: int = 1  # tokens produced at which `remaining` is estimated anew
+    forecast: ExpectedFirst | None = None  # None: nothing was predicted
+    level: int = 0  # sequences that were there when it was sent
+    #: Since when its stream is watched, and what had been done there until then: tokens, prompts, streams x seconds.
+    marked_at: float = 0.0
+    marked_tokens: int = 0
+    marked_prompts: float = 0.0
+    marked_area: float = 0.0
+    marked_line: bool = False  # prompts waited then
+    token_at: float = 0.0  # when its last token came
+    watched: bool = True  # its tokens come as the replica sends them, not as its client reads them
     whole_work: float = field(init=False)  # seconds of prefill that it brought
     #: Seconds of it that count as ahead until the first token comes; nothing tells of one not streamed.
     unproven: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.price(self.work)
+
+    @property
+    def fresh(self) -> int:
+        """Prompt tokens that were to be computed for it."""
+        return self.arrival.weight.prompt_tokens - self.cached_tokens
+
+    def mark(self, now: float, tokens: int, prompts: float, area: float, line: bool) -> None:
+        """Watch its stream from now on, for the next observation."""
+        self.marked_at, self.marked_tokens = now, tokens
+        self.marked_prompts, self.marked_area, self.marked_line = prompts, area, line
 
     def price(self, work: float) -> None:
         """Set what the rest of its prompt takes: `work` seconds."""

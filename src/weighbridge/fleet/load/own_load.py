@@ -11,10 +11,13 @@ it says (`pace.py`); but no prompt counts as computed before its first token pro
 
 from __future__ import annotations
 
+from itertools import islice
+
 from weighbridge.cost.mean import Mean
 from weighbridge.cost.step import StepCost
 from weighbridge.fleet.api import Arrival, Capacity
-from weighbridge.fleet.load.in_flight import InFlight, sums
+from weighbridge.fleet.load.experience import Experience
+from weighbridge.fleet.load.in_flight import ExpectedFirst, InFlight, sums
 from weighbridge.fleet.load.pace import PrefillPace
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 
@@ -43,16 +46,17 @@ class OwnLoad:
         self._prefilling: dict[str, InFlight] = {}  # in the order they were sent
         self._advanced_at = now
         self.pace = PrefillPace()
-        self.step_cost: StepCost | None = None  # None: its speed is not known
+        self.experience = Experience(now)
+        self.step_cost: StepCost | None = None  # told, stated or learned; None: its speed is not known
+        self.stretch = 1.0  # seconds that one predicted second of prefill takes
         self.update_capacity(capacity)
 
     def update_capacity(self, capacity: Capacity) -> None:
         """Take over another step cost or cache size. What is in flight stays."""
-        before = self.step_cost
         self.capacity = capacity
-        self.step_cost = capacity.step_cost
-        if (before is None) != (self.step_cost is None):
-            self._price_prompts()
+        told = capacity.step_cost
+        self._told = told if told is not None and is_plausible(told) else None
+        self._take_speed()
         if self.index is not None:
             tokens = capacity.kv_tokens
             self.index.add_replica(self.name, None if tokens is None else tokens // capacity.block_size)
@@ -63,6 +67,16 @@ class OwnLoad:
             return 0
         blocks = self.index.matched(arrival.chain, (self.name,)).get(self.name, 0)
         return min(blocks * self.capacity.block_size, arrival.weight.prompt_tokens - 1)
+
+    @property
+    def tells(self) -> bool:
+        """Whether a step cost is told or stated that may be one."""
+        return self._told is not None
+
+    @property
+    def believed(self) -> bool:
+        """Whether what is told of its speed is gone by; else that is learned."""
+        return self._told is not None and not self.experience.doubted
 
     @property
     def requests(self) -> int:
@@ -79,10 +93,19 @@ class OwnLoad:
 
     # -- the life of a request --------------------------------------------------------------------------
 
-    def credit(self, arrival: Arrival, cached_tokens: int, now: float, *, streamed: bool = True) -> None:
+    def credit(
+        self,
+        arrival: Arrival,
+        cached_tokens: int,
+        now: float,
+        *,
+        streamed: bool = True,
+        forecast: ExpectedFirst | None = None,
+    ) -> None:
         """Count `arrival` as sent, BEFORE it is. Raises ValueError when it is in flight here already.
 
-        With `streamed` False no token will tell how far it has come: that is estimated until `release`.
+        With `streamed` False no token will tell how far it has come: that is estimated until `release`. `forecast`:
+        what was predicted for it, to be held against what happens.
         """
         if arrival.id in self._in_flight:
             raise ValueError(f"request {arrival.id!r} is in flight on {self.name!r} already")
@@ -99,7 +122,11 @@ class OwnLoad:
             uncomputed=float(fresh),
             work=work,
             remaining=weight.choices * weight.output.mean,
+            forecast=forecast,
+            level=self.sequences,
         )
+        if not self._in_flight:
+            self.experience.heard = now
         if not self._prefilling:
             self.pace.begin()
         self._in_flight[arrival.id] = self._prefilling[arrival.id] = request
@@ -120,7 +147,11 @@ class OwnLoad:
             if self.step_cost is not None:
                 full = self.step_cost.per_token * self.capacity.max_batch_tokens
                 self.pace.first_token(request.whole_work, full)
+            if request.streamed and request.watched:
+                line = len(self._prefilling) > 1
+                self.experience.first_token(request, self.decoding, line, self._told, now)
             self._begin(request)
+            self._take_speed()
 
     def _begin(self, request: InFlight) -> None:
         if request.started:
@@ -141,18 +172,31 @@ class OwnLoad:
         request.produced += n
         self.context_tokens += n
         self.kv_tokens += n
+        self.experience.elapse(self.decoding, now)
+        if request.streamed:
+            self.experience.tokens(request, self.decoding, bool(self._prefilling), self._told, now)
         left = max(request.remaining - n, 0.0)
         if request.produced >= request.revise_at:
             left = self._expected_rest(request)
         self.remaining_output += left - request.remaining
         request.remaining = left
 
-    def release(self, request_id: str, now: float) -> bool:
-        """Forget a request, however it ended; False when it was not in flight here (any more)."""
+    def look_away(self, request_id: str) -> None:
+        """Learn nothing of the replica's speed from this one any more: its client sets the pace, or it was refused."""
+        request = self._in_flight.get(request_id)
+        if request is not None:
+            request.watched = False
+
+    def release(self, request_id: str, now: float, produced: int = 0) -> bool:
+        """Forget a request, however it ended; False when it was not in flight here (any more).
+
+        `produced`: output tokens of one that was not streamed, as its end told.
+        """
         request = self._in_flight.pop(request_id, None)
         if request is None:
             return False
         self.advance(now)
+        self.experience.end(request, self.decoding, self.sequences, self._told, now, produced)
         if not request.started:
             self.pace.disturb()
         self._prefilled(request)
@@ -165,6 +209,7 @@ class OwnLoad:
             self.decoding -= weight.choices
             self.context_tokens -= weight.choices * weight.prompt_tokens + request.produced
         self._settle()
+        self._take_speed()
         if self.index is not None and request.arrival.chain:
             self._leave_in_cache(request)
         return True
@@ -183,14 +228,17 @@ class OwnLoad:
             self._assume_prefill(elapsed)
 
     def _assume_prefill(self, elapsed: float) -> None:
-        """Give prompts the part of each full iteration that is not streams', the earliest first."""
+        """Give prompts the part of each full iteration that is not streams', the earliest first; none to who has no
+        seat."""
         cost, width = self.step_cost, self.capacity.max_batch_tokens
         assert cost is not None
         left = elapsed * cost.prompt_share(self.decoding, self.context_tokens, width)
         self.pace.passed(left)
-        left /= self.pace.stretch
+        left /= self.stretch
         begun: list[InFlight] = []
-        for request in self._prefilling.values():
+        seats = self.experience.seats.count
+        line = self._prefilling.values()
+        for request in line if seats is None else islice(line, max(seats - self.decoding, 0)):
             work = request.work - request.unproven
             if work > 0.0:  # those without are computed as far as one can tell
                 done = left if left < work else work
@@ -221,6 +269,19 @@ class OwnLoad:
             self.remaining_output -= done
 
     # -- inside -----------------------------------------------------------------------------------------
+
+    def _take_speed(self) -> None:
+        """Go by what is told while experience bears it out, else by what was learned.
+
+        What was learned is of the prompts as they come, so that nothing stretches it.
+        """
+        before = self.step_cost
+        if self.believed:
+            self.step_cost, self.stretch = self._told, self.pace.stretch
+        else:
+            self.step_cost, self.stretch = self.experience.speed.cost(), 1.0
+        if before is not self.step_cost and _differ(before, self.step_cost):
+            self._price_prompts()
 
     def _price_prompts(self) -> None:
         """Price the prompts in flight, now that the speed has become known."""
@@ -271,3 +332,15 @@ class OwnLoad:
         wrong += [n for n, value in close.items() if abs(getattr(self, n) - value) > 1e-6 * max(value, 1.0)]
         if wrong:
             raise AssertionError(f"{self.name}: {', '.join(wrong)} do not match what is in flight")
+
+
+def is_plausible(cost: StepCost) -> bool:
+    """Whether a step cost may be one: prompt tokens take time. A fit of too few kinds of steps comes out otherwise."""
+    return cost.per_token > 0.0
+
+
+def _differ(before: StepCost | None, after: StepCost | None) -> bool:
+    """Whether prompts in flight have to be priced anew."""
+    if before is None or after is None:
+        return before is not after
+    return not 0.8 * before.per_token <= after.per_token <= 1.25 * before.per_token

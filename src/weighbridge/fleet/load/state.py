@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from weighbridge.cost.mean import Mean
+from weighbridge.cost.step import StepCost
 from weighbridge.fleet.api import Arrival, Capacity, Report
 from weighbridge.fleet.load.in_flight import Others
 from weighbridge.fleet.load.own_load import OwnLoad
@@ -173,7 +174,7 @@ class ReplicaState(OwnLoad):
 
     @property
     def speed_known(self) -> bool:
-        """Whether the replica told its speed, or the configuration states it; else nothing in seconds is predicted."""
+        """Whether its speed is told, stated or learned; else nothing in seconds is predicted."""
         return self.step_cost is not None
 
     def line_seconds(self, now: float) -> float | None:
@@ -188,7 +189,7 @@ class ReplicaState(OwnLoad):
         The prompts in line and its own are computed in iterations filled up to `max_batch_tokens`, each of
         which also advances all streams; before them comes half of the iteration that runs now. Where the KV
         pool is short, the missing share has to be given back by those that run; what they will grow beyond
-        the pool is computed twice.
+        the pool is computed twice. Then there is what holds all of it up (`held_up_seconds`).
         """
         cost, capacity = self.step_cost, self.capacity
         if cost is None:
@@ -204,7 +205,7 @@ class ReplicaState(OwnLoad):
             tokens += self.others.prompt_tokens * fresher
             work += self.others.prompt_tokens * fresher * cost.per_token
         seconds = cost.line_seconds(
-            work * self.pace.stretch,
+            work * self.stretch,
             tokens,
             streams,
             self.context_tokens,
@@ -220,7 +221,39 @@ class ReplicaState(OwnLoad):
             if used + (growth if growth > block else block) > pool:
                 step = cost.seconds(streams, streams + 1, self.context_tokens)
                 seconds += self._short_of_memory(used, fresh + cached, pool, step, cost.per_token)
+        seconds += self.held_up_seconds(now)
         return seconds / self.warmth(now) if self.slow_start else seconds
+
+    def held_up_seconds(self, now: float) -> float:
+        """Predicted seconds in which no new prompt is begun: for want of a seat, and because it is silent.
+
+        Where it serves fewer at a time than are there, as many have to end before; one of which nothing is told serves
+        no more than one more than it was seen to. A silence beyond what explains
+        itself is expected to last as long again.
+        """
+        cost, experience = self.step_cost, self.experience
+        seconds = 0.0 if self.believed else experience.speed.answer
+        if cost is None or not self.sequences:
+            return seconds
+        seats = experience.seats.count if self.believed else experience.seats.expected
+        if seats is not None:
+            there = self.streams(now)
+            if there >= seats:
+                step = cost.decode_seconds(seats, self.context_tokens)
+                each = self.remaining_output / self.sequences
+                seconds += each * step * (there - seats + 1.0) / seats
+        return seconds + self._silence(cost, now)
+
+    def _silence(self, cost: StepCost, now: float) -> float:
+        """Seconds for which nothing has come from it beyond those it may take to the next sign."""
+        gap = now - self.experience.heard
+        due = 4.0 * cost.decode_seconds(self.sequences, self.context_tokens)
+        if gap <= due:
+            return 0.0
+        if self.decoding <= len(self._silent) and not any(r.streamed for r in self._prefilling.values()):
+            return 0.0  # nobody there would say anything
+        due += 2.0 * self.stretch * sum(r.whole_work for r in self._prefilling.values())
+        return max(gap - due, 0.0)
 
     def last_token_seconds(
         self, first: float | None, prompt: int, output: float, choices: int = 1

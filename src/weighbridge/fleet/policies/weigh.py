@@ -14,13 +14,15 @@ makes of them (`pace.py`), and what is usual from the fleet at that moment. The 
 the score it lengthens the tail of the first tokens (docs/measured/policies.md). Affinity is no rule of its own; a
 cached prefix makes `seconds` short, and a line in front of it makes them long, for each request anew.
 
-While the speed of any candidate is not known, seconds cannot be compared: a measured step cost against a default
-says which of the two was measured, not which replica is quicker. Until then all of them are compared in what all
-of them have, as `least_requests` does; of equals, the one that would have the fewest tokens of work.
+A speed that is neither told nor stated is learned (`speed.py`). Until it is, seconds cannot be compared: a measured
+cost against a default says which of the two was measured, not which replica is quicker. Whose speed is not known is
+found out: it gets the next request as long as it has no more than a few, and no more than anybody else; of several,
+and while nobody's speed is known, the one with the fewest requests, of equals the one with the fewest tokens.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from weighbridge.cost.weight import Weight
@@ -33,6 +35,8 @@ from weighbridge.fleet.policies.policy import Usual
 OWN = 0.5
 #: Beside so many tokens, others make half a request's difference among those with equally many requests.
 _MANY_TOKENS = 1e6
+#: Requests at a time that one whose speed is not known gets, to find it out, where that of others is.
+EXPLORED = 4
 
 
 class Weigh:
@@ -77,18 +81,20 @@ class Weigh:
         usual = sum(streams) / len(streams) if fleet is None else choices + fleet.streams
         scale, own = 1.0 / (usual * (1.0 + OWN)), OWN * usual
         firsts: list[float] = []
+        unknown = False
         for replica, held in zip(replicas, cached, strict=True):
             first = replica.first_token_seconds(prompt - held, held, now)
-            if first is None:
-                return self._by_requests(arrival, replicas, cached, now, fleet)
-            firsts.append(first)
+            unknown = unknown or first is None
+            firsts.append(math.inf if first is None else first)
+        if unknown and _to_find_out(replicas, now):
+            return self._by_requests(arrival, replicas, cached, now, fleet)
         scores = [first * (own + count) * scale for first, count in zip(firsts, streams, strict=True)]
         best = self._draw(replicas, scores, now)
         held, chosen = cached[best], replicas[best]
         return Choice(
             chosen.name,
             _reason(chosen, arrival.weight, held, firsts[best], _count(replicas, fleet)),
-            {replica.name: score for replica, score in zip(replicas, scores, strict=True)},
+            {r.name: score for r, score in zip(replicas, scores, strict=True) if r.speed_known},
             "s",
             held,
         )
@@ -133,6 +139,14 @@ class Weigh:
         return near[0] if len(near) == 1 else near[int(self._rng.random() * len(near))]
 
 
+def _to_find_out(replicas: Sequence[ReplicaState], now: float) -> bool:
+    """Whether requests are to be counted: nobody's speed is known, or that of one who has few of them is not."""
+    if not any(replica.speed_known for replica in replicas):
+        return True
+    least = min(replica.total_requests(now) for replica in replicas if not replica.speed_known)
+    return least < EXPLORED and all(replica.total_requests(now) >= least for replica in replicas)
+
+
 def _reason(replica: ReplicaState, weight: Weight, cached: int, first: float, count: str) -> str:
     prompt = weight.prompt_tokens
     line = f"behind {replica.uncomputed_tokens:.0f} prompt tokens and beside {replica.decoding} streams"
@@ -140,7 +154,19 @@ def _reason(replica: ReplicaState, weight: Weight, cached: int, first: float, co
     last = replica.last_token_seconds(first, prompt, weight.output.mean, weight.choices)
     assert last is not None  # its speed is known: it has a `first`
     when = f"first token in about {first * 1e3:.0f} ms, last in about {last:.2g} s"
-    return f"{own} {line}: {when}, the least cost of {count}"
+    return f"{own} {line}: {when}, the least cost of {count}{_borne_out(replica, first)}"
+
+
+def _borne_out(replica: ReplicaState, first: float) -> str:
+    """How such predictions held up there, and what they rest on where nobody told; empty where that is nothing."""
+    experience = replica.experience
+    parts = []
+    if experience.score.count:
+        low, high = experience.score.interval(first)
+        parts.append(f"four of five such predictions held between {low * 1e3:.0f} and {high * 1e3:.0f} ms")
+    if not replica.believed:
+        parts.append(experience.in_words(told=replica.tells))
+    return f"; {'; '.join(parts)}" if parts else ""
 
 
 def _count(replicas: Sequence[ReplicaState], fleet: Usual | None) -> str:

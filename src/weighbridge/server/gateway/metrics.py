@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -190,6 +191,11 @@ def _up(member: Member, now: float) -> float:
     return float(member.standing(now) is Standing.UP)
 
 
+def _error(member: Member, now: float) -> float:
+    score = member.state.experience.score
+    return score.error if score.count else math.nan
+
+
 _GAUGES = (
     ("replica_up", "Whether it may be sent requests", _up),
     ("replica_requests", "Requests in flight there", lambda m, now: m.state.requests),
@@ -197,6 +203,7 @@ _GAUGES = (
     ("replica_uncomputed_tokens", "Prompt tokens not computed yet", lambda m, now: m.state.uncomputed_tokens),
     ("replica_kv_tokens", "Tokens of KV cache held or promised", lambda m, now: m.state.kv_tokens),
     ("replica_others_requests", "Requests there that are not ours", lambda m, now: m.state.others.queued_requests),
+    ("prediction_error", "By what share first tokens were lately off what was predicted; NaN until one was", _error),
 )  # fmt: skip
 _COUNTERS = (
     ("replica_requests_sent", "Requests sent there", "requests"),

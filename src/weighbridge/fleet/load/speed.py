@@ -1,0 +1,239 @@
+"""How fast a replica is, learned from what is seen of it: a small fit with a prior, and how well it predicts.
+
+    seconds = answer x first tokens + token x prompt tokens computed + step x steps + beside x streams in these steps
+
+Nothing is believed about how fast machines are: the prior is of proportions alone (what a prompt token costs in steps),
+so that whatever all observed times are multiplied by, every prediction is too. What observations do not tell apart
+keeps its proportion. First tokens and steps fade each at their own pace, so that many of one kind do not wash out
+what the other told; and where several in a row are off by one factor, what was known is scaled by it at once.
+Pure: no clock; whoever observes hands in how long it took.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from statistics import median
+
+from weighbridge.cost.mean import Mean
+from weighbridge.cost.step import StepCost
+
+#: Observations of a kind after which an older one counts less by a factor e.
+MEMORY = 40.0
+#: What a usual observation is off by, as a share: a proportion of the prior weighs as much as one observation that
+#: is off by all of it.
+NOISE = 0.2
+#: The prior: of each quantity in steps of one stream, what it is likely to be, and by how much it may be off.
+LIKELY = {"answer": (0.0, 0.5), "token": (0.01, 0.03), "beside": (0.02, 0.06)}
+#: Observations in a row that say one thing before what is known is scaled, and how much they must be off.
+ROW, OFF = 5, 1.5
+#: What such a scaling leaves of the weight of all that was known.
+LEFT = 0.3
+#: An observation so many times as long as predicted counts as that long: a stall is no speed.
+LONGEST = 4.0
+#: Observations, one of them a first token, after which a speed counts as known.
+ENOUGH = 3
+
+_ANSWER, _TOKEN, _STEP, _BESIDE = range(4)
+Row = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Seconds that went by at a replica, and what it did in them.
+
+    `firsts`: 1 where they end with a first token, else 0. `steps`: tokens that each stream was given; `beside`: these
+    times the streams there were.
+    """
+
+    seconds: float
+    firsts: float
+    prompt_tokens: float
+    steps: float
+    beside: float
+
+    @property
+    def row(self) -> Row:
+        return self.firsts, self.prompt_tokens, self.steps, self.beside
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Sums over the observations of one kind, fading."""
+
+    matrix: list[list[float]]
+    right: list[float]
+    count: int
+    residuals: deque[float]
+
+    @staticmethod
+    def empty() -> _Kind:
+        return _Kind([[0.0] * 4 for _ in range(4)], [0.0] * 4, 0, deque(maxlen=ROW))
+
+    def add(self, row: Row, seconds: float, expected: float) -> None:
+        fade, weight = 1.0 - 1.0 / MEMORY, 1.0 / (expected * NOISE) ** 2
+        for i, part in enumerate(row):
+            line, share = self.matrix[i], weight * part
+            for j in range(4):
+                line[j] = fade * line[j] + share * row[j]
+            self.right[i] = fade * self.right[i] + share * seconds
+        self.count += 1
+
+    def scale(self, factor: float) -> None:
+        """Have all of it been `factor` times slower, and less certain."""
+        for i in range(4):
+            self.matrix[i] = [LEFT * value / factor**2 for value in self.matrix[i]]
+            self.right[i] *= LEFT / factor
+        self.residuals.clear()
+
+
+class SpeedLearner:
+    """What one replica was seen to take. Memory and time of an observation do not grow with their number."""
+
+    __slots__ = ("_kinds", "_times", "scaled", "spread")
+
+    def __init__(self) -> None:
+        self._kinds = (_Kind.empty(), _Kind.empty())  # steps, first tokens
+        self._times: list[float] | None = None
+        self.spread = Mean(0.05)  # of the squared logarithm of observed over predicted
+        self.scaled = 0  # times that all was found to have become slower or quicker
+
+    @property
+    def steps(self) -> int:
+        """Observations of streams."""
+        return self._kinds[0].count
+
+    @property
+    def firsts(self) -> int:
+        """Observations of first tokens."""
+        return self._kinds[1].count
+
+    @property
+    def known(self) -> bool:
+        return self.firsts > 0 and self.firsts + self.steps >= ENOUGH
+
+    def observe(self, seen: Observed) -> None:
+        """Take in one observation; one without a time or without work says nothing."""
+        row, seconds = seen.row, seen.seconds
+        work = seen.firsts + seen.steps
+        if not (0.0 < seconds < math.inf and 0.0 < work < math.inf and seen.prompt_tokens < math.inf):
+            return
+        if self._times is None:
+            self._times = self._alone(row, seconds)
+        kind = self._kinds[seen.firsts > 0.0]
+        expected = self._seconds(row)
+        off = math.log(seconds / expected)
+        kind.residuals.append(off)
+        self.spread.add(min(off * off, 4.0))
+        if kind.count < 2 * ROW:  # what is expected so far is mostly the prior's
+            expected = seconds
+        kind.add(row, min(seconds, LONGEST * expected), expected)
+        self._heed_change(kind)
+        self._solve()
+
+    def seconds(self, seen: Row) -> float | None:
+        """Predicted seconds of such work; None while the speed is not known."""
+        return self._seconds(seen) if self.known else None
+
+    @property
+    def answer(self) -> float:
+        """Seconds before every first token, however short the prompt."""
+        return self._times[_ANSWER] if self._times is not None else 0.0
+
+    def cost(self) -> StepCost | None:
+        """What was learned as a step cost; None while the speed is not known.
+
+        Attention and weights cannot be told from the rest by who sees tokens alone: they are in it.
+        """
+        if not self.known or self._times is None:
+            return None
+        _, token, step, beside = self._times
+        return StepCost(
+            overhead=step,
+            memory=0.0,
+            per_token=token,
+            per_context_token=0.0,
+            per_sequence=max(beside - token, 0.0),
+        )
+
+    def error(self) -> float:
+        """By what factor above 1 observations are usually off."""
+        return math.exp(math.sqrt(self.spread.value))
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    def _seconds(self, row: Row) -> float:
+        assert self._times is not None
+        a, t, s, b = self._times
+        return max(a * row[0] + t * row[1] + s * row[2] + b * row[3], 1e-9)
+
+    def _alone(self, row: Row, seconds: float) -> list[float]:
+        """What one observation says with the prior's proportions."""
+        parts = [LIKELY["answer"][0], LIKELY["token"][0], 1.0, LIKELY["beside"][0]]
+        unit = seconds / max(sum([x * part for x, part in zip(row, parts, strict=True)]), 1e-9)
+        return [unit * part for part in parts]
+
+    def _heed_change(self, kind: _Kind) -> None:
+        if len(kind.residuals) < ROW:
+            return
+        middle = median(kind.residuals)
+        if abs(middle) > math.log(OFF) and kind.count > 2 * ROW:
+            kind.scale(math.exp(middle))
+            self.scaled += 1
+
+    def _solve(self) -> None:
+        assert self._times is not None
+        unit = max(self._times[_STEP], 1e-9)
+        matrix = [
+            [x + y for x, y in zip(one, other, strict=True)]
+            for one, other in zip(self._kinds[0].matrix, self._kinds[1].matrix, strict=True)
+        ]
+        right = [x + y for x, y in zip(self._kinds[0].right, self._kinds[1].right, strict=True)]
+        for place, name in ((_ANSWER, "answer"), (_TOKEN, "token"), (_BESIDE, "beside")):
+            share, off = LIKELY[name]
+            weight = (
+                1.0 / max(off * unit, self._times[place]) ** 2
+            )  # where it is much more, that is no surprise
+            matrix[place][place] += weight
+            matrix[place][_STEP] -= weight * share
+            matrix[_STEP][place] -= weight * share
+            matrix[_STEP][_STEP] += weight * share * share
+        self._times = _non_negative(matrix, right, self._times)
+
+
+def _non_negative(matrix: list[list[float]], right: list[float], before: list[float]) -> list[float]:
+    """The solution with nothing below 0 and a step above it; `before` where there is none."""
+    active = list(range(4))
+    while active:
+        found = _solved([[matrix[i][j] for j in active] for i in active], [right[i] for i in active])
+        if found is None:
+            return before
+        negative = [(value, place) for value, place in zip(found, active, strict=True) if value < 0.0]
+        if not negative:
+            result = [0.0] * 4
+            for place, value in zip(active, found, strict=True):
+                result[place] = value
+            result[_STEP] = max(result[_STEP], 1e-3 * before[_STEP])
+            return result
+        active.remove(min(negative, key=lambda one: one[0] * math.sqrt(matrix[one[1]][one[1]]))[1])
+    return before
+
+
+def _solved(matrix: list[list[float]], right: list[float]) -> list[float] | None:
+    """Solve a small symmetric system by elimination; None where it is singular."""
+    size = len(right)
+    rows = [[*line, value] for line, value in zip(matrix, right, strict=True)]
+    for i in range(size):
+        pivot = rows[i][i]
+        if not pivot > 1e-12 * abs(matrix[i][i]) or not math.isfinite(pivot):
+            return None
+        for other in rows[i + 1 :]:
+            factor = other[i] / pivot
+            if factor:
+                for j in range(i, size + 1):
+                    other[j] -= factor * rows[i][j]
+    found = [0.0] * size
+    for i in reversed(range(size)):
+        found[i] = (rows[i][size] - sum([rows[i][j] * found[j] for j in range(i + 1, size)])) / rows[i][i]
+    return found
