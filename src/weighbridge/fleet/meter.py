@@ -14,9 +14,8 @@ from weighbridge.wire.usage import read_usage
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]+)"')
-#: Only a line of its own ends a stream; inside JSON a line break is written as an escape.
-_DONE = (b"data: [DONE]", b"data:[DONE]")
-_DONE_WITHIN = tuple(b"\n" + line for line in _DONE)
+#: Only as the whole data of an event it ends a stream; inside JSON it is text.
+_DONE = b"[DONE]"
 _ERROR = re.compile(rb'\s*\{\s*"error"')
 #: How servers say what of a prompt was in their cache. Inside a JSON text the quotes have backslashes, so that none of
 #: these is ever a part of an answer's text.
@@ -26,64 +25,49 @@ _CACHED = re.compile(
 )
 
 
-_NULL = msgspec.Raw(b"null")
-#: What a delta says that carries nothing.
-_NOTHING = (b"null", b'""', b"[]", b"{}")
-_NO_ERROR = (*_NOTHING, b"false")
-
-
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     """What a choice may carry. All of it is generated, and billed: thinking and refusals as well as the answer."""
 
-    content: msgspec.Raw = _NULL
-    reasoning_content: msgspec.Raw = _NULL
-    reasoning: msgspec.Raw = _NULL
-    refusal: msgspec.Raw = _NULL
-    tool_calls: msgspec.Raw = _NULL
-    function_call: msgspec.Raw = _NULL
-    audio: msgspec.Raw = _NULL
-
-    @property
-    def is_empty(self) -> bool:
-        return (
-            bytes(self.content) in _NOTHING
-            and bytes(self.reasoning_content) in _NOTHING
-            and bytes(self.reasoning) in _NOTHING
-            and bytes(self.tool_calls) in _NOTHING
-            and bytes(self.refusal) in _NOTHING
-            and bytes(self.function_call) in _NOTHING
-            and bytes(self.audio) in _NOTHING
-        )
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    refusal: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+    audio: Any = None
 
 
 #: The fields of a delta that carry what was generated.
 GENERATED = _Delta.__struct_fields__
 
 
-class _Logprobs(msgspec.Struct):
+class _Logprobs(msgspec.Struct, gc=False):
     content: list[msgspec.Raw] | None = None
     tokens: list[msgspec.Raw] | None = None  # of completions that are no chats
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     finish_reason: Any = None
     delta: _Delta | None = None
-    text: msgspec.Raw = _NULL
+    text: Any = None
     logprobs: _Logprobs | None = None
 
     @property
     def tokens(self) -> int:
         """Tokens that it carries, as far as that can be seen."""
-        known = self.logprobs
-        said = len(known.content or known.tokens or ()) if known is not None else 0
-        if said:
-            return said
-        return int((self.delta is not None and not self.delta.is_empty) or bytes(self.text) not in _NOTHING)
+        known, delta = self.logprobs, self.delta
+        if known is not None and (said := known.content or known.tokens):
+            return len(said)
+        if self.text or (delta is not None and delta.content):
+            return 1
+        return int(delta is not None and any(map(delta.__getattribute__, GENERATED)))
 
 
-class _Event(msgspec.Struct):
+class _Event(msgspec.Struct, gc=False):
+    """None of these is tracked by the garbage collector: there is one for every chunk, and none holds itself."""
+
     choices: list[_Choice] | None = None
-    error: msgspec.Raw = _NULL
+    error: Any = None
 
 
 class _Groq(msgspec.Struct):
@@ -131,6 +115,7 @@ class _Body(msgspec.Struct):
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
+_decode_events = msgspec.json.Decoder(list[_Event]).decode
 _decode = msgspec.json.Decoder(_Body).decode
 
 
@@ -172,20 +157,35 @@ class Meter:
     def count(self, chunk: bytes) -> int:
         """Events of a chunk of whole events, less comments and the one that says that all is done; adds what they
         carry to `produced`."""
-        if chunk.startswith(b":"):
-            return 0
-        events = chunk.count(b"\n\n") or chunk.count(b"\r\n\r\n") or 1
-        if b"[DONE]" in chunk and _ends(chunk):
-            self.done = True
-            events -= 1
-        if events == 1 and chunk.startswith(b"data:") and not self.done and chunk.count(b"\n") <= 2:
-            self._read(chunk[5:])  # what nearly every chunk is
+        if chunk.find(b"\n") == len(chunk) - 2 and chunk.startswith(b"data:") and chunk.endswith(b"\n"):
+            found = [chunk[5:].strip()]  # what nearly every chunk is
         else:
-            for data in event_data(chunk):
-                if data != b"[DONE]":
-                    self._read(data)
+            found = event_data(chunk)
+        if _DONE in found:
+            self.done = True
+            found = [data for data in found if data != _DONE]
+            events = len(found)
+        else:
+            events = len(found) or int(not chunk.startswith(b":"))
+        if len(found) == 1:
+            self._read(found[0])
+        elif found:
+            self._read_all(found)
         self.events += events
         return events
+
+    def _read_all(self, found: list[bytes]) -> None:
+        """Take in what several events say: as one list, which takes a third of the time."""
+        try:
+            events = _decode_events(b"[%b]" % b",".join(found))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            events = []
+        if len(events) == len(found):
+            for event in events:
+                self._take(event)
+        else:  # one is no JSON, or two are one together
+            for data in found:
+                self._read(data)
 
     def _read(self, data: bytes) -> None:
         """Take in what one event says."""
@@ -194,11 +194,14 @@ class Meter:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self._guess(data)
             return
+        self._take(event)
+
+    def _take(self, event: _Event) -> None:
         for choice in event.choices or ():
             self.produced += choice.tokens
             if isinstance(choice.finish_reason, str):
                 self.finish = choice.finish_reason
-        if event.error is not _NULL and bytes(event.error) not in _NO_ERROR:
+        if event.error:
             self.failed = True
 
     def _guess(self, data: bytes) -> None:
@@ -249,9 +252,3 @@ class Meter:
         finish = next((choice.finish_reason for choice in answer.choices or ()), None)
         self.finish = finish if isinstance(finish, str) else "stop" if answer.choices is None else None
         self.done = True
-
-
-def _ends(chunk: bytes) -> bool:
-    """Whether one of a chunk's lines is the end of the stream. Asked of each last chunk, so without a pattern, which
-    would try every byte."""
-    return chunk.startswith(_DONE) or any(line in chunk for line in _DONE_WITHIN)

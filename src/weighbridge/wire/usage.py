@@ -6,7 +6,7 @@ input inside the prompt, is told by the sums alone. `tests/wire/test_usage_shape
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +65,8 @@ def _told(value: Mapping[str, Any]) -> _Told:
     if prompt is None and "prompt_cache_miss_tokens" in value:
         hit, miss = _first(value, "prompt_cache_hit_tokens"), _first(value, "prompt_cache_miss_tokens")
         prompt = None if miss is None else miss + (hit or 0)
-    cached = max(_all(value, _PROMPT, _CACHED), default=0)
-    written = max(_all(value, _PROMPT, _WRITTEN), default=0)
+    cached = _most(value, _PROMPT, _CACHED)
+    written = _most(value, _PROMPT, _WRITTEN)
     is_apart = "prompt_tokens" not in value or cached + written > (prompt or 0)
     return _Told(
         prompt,
@@ -74,7 +74,7 @@ def _told(value: Mapping[str, Any]) -> _Told:
         _first(value, "total_tokens"),
         cached,
         written,
-        max(_all(value, _OUTPUT, ("reasoning_tokens",)), default=0),
+        _most(value, _OUTPUT, ("reasoning_tokens",)),
         is_apart and any(name in value for name in _APART),
     )
 
@@ -119,16 +119,20 @@ def _whole_output(told: _Told, prompt: int, output: int) -> int:
 
 def _first(value: Mapping[str, Any], *names: str) -> int | None:
     """The first of these that is a count."""
-    return next((found for name in names if (found := tokens(value.get(name))) is not None), None)
+    for name in names:
+        if name in value and (found := tokens(value[name])) is not None:
+            return found
+    return None
 
 
-def _all(value: Mapping[str, Any], details: tuple[str, ...], names: tuple[str, ...]) -> Iterator[int]:
-    """Every count of one of these names, beside the others and in the details."""
-    for place in (value, *(value.get(name) for name in details)):
-        if isinstance(place, dict):
-            for name in names:
-                if (found := tokens(place.get(name))) is not None:
-                    yield found
+def _most(value: Mapping[str, Any], details: tuple[str, ...], names: tuple[str, ...]) -> int:
+    """The largest count of one of these names, beside the others and in the details; 0 without one."""
+    most = 0
+    for place in (value, *[inner for name in details if isinstance(inner := value.get(name), dict)]):
+        for name in names:
+            if name in place and (found := tokens(place[name])) is not None and found > most:
+                most = found
+    return most
 
 
 def tokens(value: Any) -> int | None:

@@ -206,16 +206,17 @@ class HttpAnswer:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Whole events of a stream as they come. Raises ReplicaError when it breaks off or falls silent."""
-        framer = EventFramer()
+        framer, unzip, time_now = EventFramer(), self._unzip, self._loop.time
         try:
-            async for data in self._pieces():
-                whole = framer.feed(data) if self._streaming else data
-                if whole:
-                    if self._secrets and b'"error"' in whole:
-                        whole = hidden(whole, self._secrets)
-                    if self._streaming and whole.endswith(DONE):
-                        self._ends_soon()
-                    yield whole
+            while True:
+                self._waiting_since = time_now()
+                data = await self._response.read()
+                self._waiting_since = None
+                if not data:
+                    break
+                for piece in (data,) if unzip is None else unzip.pieces(data):
+                    if whole := self._shown(framer.feed(piece) if self._streaming else piece):
+                        yield whole
         except ValueError as error:  # an event without end, or a body that cannot be unpacked
             raise ReplicaError(self._replica, Failure.BROKEN, str(error)) from error
         except OSError as error:
@@ -232,20 +233,13 @@ class HttpAnswer:
         if rest:
             yield rest
 
-    async def _pieces(self) -> AsyncIterator[bytes]:
-        """The body as it comes, unpacked."""
-        read, time_now, unzip = self._response.read, self._loop.time, self._unzip
-        while True:
-            self._waiting_since = time_now()
-            data = await read()
-            self._waiting_since = None
-            if not data:
-                return
-            if unzip is None:
-                yield data
-            else:
-                for piece in unzip.pieces(data):
-                    yield piece
+    def _shown(self, whole: bytes) -> bytes:
+        """What came, without our own secrets in it."""
+        if self._secrets and b'"error"' in whole:
+            whole = hidden(whole, self._secrets)
+        if self._streaming and whole.endswith(DONE):
+            self._ends_soon()
+        return whole
 
     async def close(self) -> None:
         """Cut the connection, unless the body has ended."""
