@@ -214,7 +214,7 @@ class Meter:
 
     def strip(self, chunk: bytes) -> bytes:
         """Take note of usage, and take out of it, or its whole event, what the client is not to see."""
-        if b'"usage"' not in chunk or not _USAGE.search(chunk):
+        if not _has_usage(chunk):
             return self.shown(chunk)
         gap = b"\r\n\r\n" if b"\r\n\r\n" in chunk else b"\n\n"
         kept = []
@@ -232,7 +232,7 @@ class Meter:
 
     def _note(self, event: bytes) -> bool:
         """Read the usage of an event; True when the event has nothing else."""
-        if not _USAGE.search(event):
+        if not _has_usage(event):
             return False
         try:
             body = _decode(event[event.index(b"{") :])
@@ -252,3 +252,9 @@ class Meter:
         finish = next((choice.finish_reason for choice in answer.choices or ()), None)
         self.finish = finish if isinstance(finish, str) else "stop" if answer.choices is None else None
         self.done = True
+
+
+def _has_usage(data: bytes) -> bool:
+    """Whether usage is told. A pattern alone would try every quotation mark."""
+    at = data.find(b'"usage"')
+    return at >= 0 and _USAGE.search(data, at) is not None

@@ -49,13 +49,12 @@ def event_data(events: bytes) -> list[bytes]:
 
     Several `data:` lines of one event are joined with line breaks, as the standard has it.
     """
-    if b"\r" not in events and events.count(b"\n") == 2 * events.count(
-        b"\n\n"
-    ):  # as nearly always: a line each
-        return [line[5:].removeprefix(b" ") for line in events.split(b"\n\n") if line.startswith(b"data:")]
+    split = events.split(b"\n") if b"\r" not in events else events.splitlines()
+    if not any(split[1::2]):  # a line each, as nearly always
+        return [line[5:].removeprefix(b" ") for line in split[::2] if line.startswith(b"data:")]
     found: list[bytes] = []
     lines: list[bytes] = []
-    for line in [*events.splitlines(), b""]:
+    for line in [*split, b""]:
         if line.startswith(b"data:"):
             lines.append(line[5:].removeprefix(b" "))
         elif not line and lines:
