@@ -117,7 +117,7 @@ def test_json_is_as_the_server_said_and_drives_no_terminal() -> None:
         (503, b"", ["ticket"], WeighbridgeError, "/v1/tickets answered 503"),
         (301, b"", ["ticket"], WeighbridgeError, "/v1/tickets answered 301"),
         (200, b"pong", ["ticket"], WeighbridgeError, "did not answer with JSON"),
-        (200, {"load": 1}, ["fleet", "list"], WeighbridgeError, "single replica, not a gateway"),
+        (200, {"load": 1}, ["fleet", "list"], WeighbridgeError, "it is a single replica"),
         (400, {"error": {"message": "a dense model"}}, ["moe", "stats"], BadInput, "a dense model"),
     ],
 )

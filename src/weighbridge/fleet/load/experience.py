@@ -30,6 +30,10 @@ TOUCHES = 3
 DOUBTED, BELIEVED = 1.6, 1.3
 #: Observations that a doubt takes, and by what factor it may be off when there are two.
 DOUBTS, AT_ONCE = 6, 3.0
+#: By what factor one observation counts as off at most: a stall is no speed.
+MOST_OFF = 4.0
+#: Observations in a row that are as told, until what is told is believed again.
+BORNE_OUT = 2
 #: Seconds that an answer may take on its way: they are no fault of a step cost.
 ON_THE_WAY = 0.02
 #: What a prediction may be off by before anything was predicted, as a logarithm: by a factor of two.
@@ -113,6 +117,8 @@ class Experience:
         self.doubted = False  # what it tells of its speed, or what is stated
         self.heard = now  # when something last came from it
         self._told = Mean(0.1)  # logarithm of observed over what its told cost says
+        self._compared_at = -math.inf  # when that was last observed
+        self._borne_out = 0  # observations in a row that are as it says
         self._at = now
         self._area = 0.0  # streams, summed over seconds
         self._prompts = 0.0  # prompt tokens computed
@@ -147,7 +153,7 @@ class Experience:
         fresh = request.fresh
         self._first(Observed(now - begun, 1.0, fresh, 1.0, streams), now)
         if told is not None and not request.level:
-            self._compare(waited, told.prefill_seconds(fresh, request.cached_tokens))
+            self._compare(waited, told.prefill_seconds(fresh, request.cached_tokens), now)
         self._prompts += fresh
         self._last_first = now
         choices = request.arrival.weight.choices
@@ -222,7 +228,7 @@ class Experience:
             and (not (line or request.marked_line) or (seats is not None and streams >= seats))
         ):
             context = beside * (request.arrival.weight.prompt_tokens + request.produced)
-            self._compare(seconds, steps * told.decode_seconds(beside, context))
+            self._compare(seconds, steps * told.decode_seconds(beside, context), now)
         request.mark(now, request.produced, self._prompts, self._area, line)
 
     def _whole(self, request: InFlight, streams: int, now: float, produced: int) -> None:
@@ -238,16 +244,25 @@ class Experience:
         taken = self._last_end - request.sent
         return taken > 0.0 and request.forecast is not None and taken > LATE * request.forecast.clear
 
-    def _compare(self, seconds: float, predicted: float) -> None:
-        """Hold what is told against what is seen: a cost that is far off is not believed any more."""
+    def _compare(self, seconds: float, predicted: float, now: float) -> None:
+        """Hold what is told against what is seen: a cost that is far off is not believed any more.
+
+        Of what was seen at the same time one counts: a replica that stood still was late with all it had.
+        """
+        if now - seconds < self._compared_at - 1e-6:  # what clocks round off
+            return
+        self._compared_at = now
         near = abs(seconds - predicted) < ON_THE_WAY
         ratio = 0.0 if near else math.log(max(seconds, 1e-9) / max(predicted, 1e-9))
-        self._told.add(min(max(ratio, -7.0), 7.0))
+        limit = math.log(MOST_OFF)
+        self._told.add(min(max(ratio, -limit), limit))
+        self._borne_out = self._borne_out + 1 if abs(ratio) < math.log(BELIEVED) else 0
         off = abs(self._told.value)
-        if off > math.log(DOUBTED if self._told.count >= DOUBTS else AT_ONCE) and self._told.count > 1:
-            self.doubted = True
-        elif off < math.log(BELIEVED):
+        if self._borne_out >= BORNE_OUT:
             self.doubted = False
+            self._told = Mean(0.1)
+        elif off > math.log(DOUBTED if self._told.count >= DOUBTS else AT_ONCE) and self._told.count > 1:
+            self.doubted = True
 
     # -- in words --------------------------------------------------------------------------------------
 

@@ -79,6 +79,11 @@ class OwnLoad:
         return self._told is not None and not self.experience.doubted
 
     @property
+    def heard_at(self) -> float:
+        """When something last came from it, or was sent to it when it was idle."""
+        return self.experience.heard
+
+    @property
     def requests(self) -> int:
         """Requests of this gateway in flight."""
         return len(self._in_flight)

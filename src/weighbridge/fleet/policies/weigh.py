@@ -17,7 +17,8 @@ cached prefix makes `seconds` short, and a line in front of it makes them long, 
 A speed that is neither told nor stated is learned (`speed.py`). Until it is, seconds cannot be compared: a measured
 cost against a default says which of the two was measured, not which replica is quicker. Whose speed is not known is
 found out: it gets the next request as long as it has no more than a few, and no more than anybody else; of several,
-and while nobody's speed is known, the one with the fewest requests, of equals the one with the fewest tokens.
+and while nobody's speed is known, the one with the fewest requests, of equals the one with the fewest tokens. One that
+was found slow and stands idle for a while beside busy ones is tried again by one request.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ OWN = 0.5
 _MANY_TOKENS = 1e6
 #: Requests at a time that one whose speed is not known gets, to find it out, where that of others is.
 EXPLORED = 4
+#: Seconds for which a replica that was found slow is left idle beside busy ones; then one request tries it again.
+LEFT_IDLE = 5.0
+#: How much slower than it tells a replica must have been to be tried again.
+FOUND_SLOW = 1.5
 
 
 class Weigh:
@@ -90,10 +95,15 @@ class Weigh:
             return self._by_requests(arrival, replicas, cached, now, fleet)
         scores = [first * (own + count) * scale for first, count in zip(firsts, streams, strict=True)]
         best = self._draw(replicas, scores, now)
+        again = _to_try_again(replicas, best, now)
+        best = best if again is None else again
         held, chosen = cached[best], replicas[best]
+        why = _reason(chosen, arrival.weight, held, firsts[best], _count(replicas, fleet))
         return Choice(
             chosen.name,
-            _reason(chosen, arrival.weight, held, firsts[best], _count(replicas, fleet)),
+            why
+            if again is None
+            else f"found slow, and idle for {now - chosen.heard_at:.0f} s, so tried again: {why}",
             {r.name: score for r, score in zip(replicas, scores, strict=True) if r.speed_known},
             "s",
             held,
@@ -145,6 +155,22 @@ def _to_find_out(replicas: Sequence[ReplicaState], now: float) -> bool:
         return True
     least = min(replica.total_requests(now) for replica in replicas if not replica.speed_known)
     return least < EXPLORED and all(replica.total_requests(now) >= least for replica in replicas)
+
+
+def _to_try_again(replicas: Sequence[ReplicaState], best: int, now: float) -> int | None:
+    """Index of one that was found slow and has been passed over since: nobody would learn that it is not any more."""
+    if not replicas[best].requests:
+        return None
+    idle = [
+        index
+        for index, one in enumerate(replicas)
+        if not one.requests
+        and one.speed_known
+        and now - one.heard_at > LEFT_IDLE
+        and not one.others.queued_requests
+        and (not one.believed or one.stretch > FOUND_SLOW)
+    ]
+    return min(idle, key=lambda index: replicas[index].heard_at, default=None)
 
 
 def _reason(replica: ReplicaState, weight: Weight, cached: int, first: float, count: str) -> str:
