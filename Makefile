@@ -12,7 +12,7 @@ serve: .make/install
 test: .make/install-dev lint
 	$(BIN)/python -m pytest
 
-# The slow proofs, with every optional dependency: about an hour.
+# The slow proofs, with every optional dependency: about two hours.
 proof: .make/install-proof
 	$(BIN)/python -m pytest -m proof --timeout 1800
 
