@@ -230,3 +230,41 @@ def test_once_all_speeds_are_told_seconds_are_compared() -> None:
     states[1].report(Report(0.0, step_cost=COST.scaled(50.0)))
     choice = policy.choose(arrival("q", 500), states, 0.0)
     assert (choice.replica, choice.unit) == ("quick", "s")
+
+
+def test_one_found_slow_is_tried_again_by_one_request() -> None:
+    """It was late twice with what it tells; nobody would learn that it is not any more."""
+    states = [replica("steady"), replica("was slow")]
+    policy = make_policy("weigh", random.Random(0))
+    slow, now = states[1], 0.0
+    for number in range(6):
+        request = arrival(f"late {number}", 100)
+        slow.credit(request, 0, now)
+        now += 30.0
+        slow.first_token(request.id, now)
+        slow.release(request.id, now, 0)
+    assert not slow.believed
+    states[0].credit(arrival("busy", 100), 0, now)
+    reasons = []
+    for number in range(40):
+        now += 0.5
+        request = arrival(f"q{number}", 100)
+        choice = policy.choose(request, states, now)
+        if choice.replica == "was slow":
+            slow.credit(request, 0, now)
+            reasons.append(choice.reason)
+    assert len(reasons) == 1
+    assert "tried again" in reasons[0]
+
+
+def test_what_stood_still_once_is_believed_on() -> None:
+    """All that was in flight came late together: that is one observation, and no speed."""
+    state, now = replica("stalled"), 0.0
+    requests = [arrival(f"q{number}", 100) for number in range(6)]
+    for request in requests:
+        state.credit(request, 0, now)
+    for request in requests:
+        state.first_token(request.id, 60.0)
+    for request in requests:
+        state.release(request.id, 61.0, 1)
+    assert state.believed

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -32,6 +33,8 @@ ROW, OFF = 5, 1.5
 LEFT = 0.3
 #: An observation so many times as long as predicted counts as that long: a stall is no speed.
 LONGEST = 4.0
+#: What a step takes at least, in prompt tokens.
+LEAST_STEP = 0.01
 #: Observations, one of them a first token, after which a speed counts as known.
 ENOUGH = 3
 
@@ -203,21 +206,57 @@ class SpeedLearner:
 
 
 def _non_negative(matrix: list[list[float]], right: list[float], before: list[float]) -> list[float]:
-    """The solution with nothing below 0 and a step above it; `before` where there is none."""
-    active = list(range(4))
-    while active:
-        found = _solved([[matrix[i][j] for j in active] for i in active], [right[i] for i in active])
+    """The solution with nothing below 0; `before` where there is none.
+
+    A step takes its share of a prompt token at least: first tokens alone could make it next to nothing, and its
+    proportions would hold all the rest there.
+    """
+    found = _over(matrix, right, range(4))
+    if found is None:
+        return before
+    if min(found) < 0.0:
+        found = _bounded(matrix, right)
+    found[_STEP] = max(found[_STEP], LEAST_STEP * found[_TOKEN], 1e-3 * before[_STEP])
+    return found
+
+
+def _bounded(matrix: list[list[float]], right: list[float]) -> list[float]:
+    """Least squares with nothing below 0 (Lawson and Hanson 1974): quantities come in one by one, the one that helps
+    most first, and go as soon as they would be negative."""
+    at = [0.0] * 4
+    free: list[int] = []
+    for _ in range(12):  # of four, a few do
+        slopes = [right[i] - sum([matrix[i][j] * at[j] for j in range(4)]) for i in range(4)]
+        helps = [
+            (slopes[i] / math.sqrt(matrix[i][i]), i)
+            for i in range(4)
+            if i not in free and matrix[i][i] > 0.0 and slopes[i] > 1e-9 * abs(right[i])
+        ]
+        if not helps:
+            break
+        free.append(max(helps)[1])
+        while (found := _over(matrix, right, free)) is not None and min(found[i] for i in free) <= 0.0:
+            part = min(at[i] / (at[i] - found[i]) for i in free if found[i] <= 0.0)
+            at = [one + part * (other - one) for one, other in zip(at, found, strict=True)]
+            at = [value if i in free and found[i] > 0.0 else max(value, 0.0) for i, value in enumerate(at)]
+            gone = min((i for i in free if found[i] <= 0.0), key=at.__getitem__)
+            free.remove(gone)
+            at[gone] = 0.0
         if found is None:
-            return before
-        negative = [(value, place) for value, place in zip(found, active, strict=True) if value < 0.0]
-        if not negative:
-            result = [0.0] * 4
-            for place, value in zip(active, found, strict=True):
-                result[place] = value
-            result[_STEP] = max(result[_STEP], 1e-3 * before[_STEP])
-            return result
-        active.remove(min(negative, key=lambda one: one[0] * math.sqrt(matrix[one[1]][one[1]]))[1])
-    return before
+            break
+        at = found
+    return at
+
+
+def _over(matrix: list[list[float]], right: list[float], free: Sequence[int]) -> list[float] | None:
+    """The solution in which only `free` are not 0."""
+    found = _solved([[matrix[i][j] for j in free] for i in free], [right[i] for i in free])
+    if found is None:
+        return None
+    result = [0.0] * 4
+    for value, place in zip(found, free, strict=True):
+        result[place] = value
+    return result
 
 
 def _solved(matrix: list[list[float]], right: list[float]) -> list[float] | None:
