@@ -29,9 +29,10 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def listening(app: Any = echo) -> AsyncIterator[int]:
+async def listening(app: Any = echo, **options: Any) -> AsyncIterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
-    server = Quiet(uvicorn.Config(app, http=BoundedHttp, ws="none", log_level="error", lifespan="off"))
+    config = uvicorn.Config(app, http=BoundedHttp, ws="none", log_level="error", lifespan="off", **options)
+    server = Quiet(config)
     async with server.running(listener):
         yield listener.getsockname()[1]
 
@@ -165,6 +166,57 @@ async def test_a_line_holds_few_requests_that_wait_for_their_turn() -> None:
         few = request(b"") * connections.MOST_PIPELINED + request(b"", "Connection: close")
         assert (await said(port, few)).count(b"200 OK") == connections.MOST_PIPELINED + 1
         assert len(served) <= connections.MOST_PIPELINED + 2
+
+
+async def test_nothing_holds_a_connection_without_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty lines are no request, and neither is the rest of a body that was answered before it came."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+
+    async def refuse(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with listening(refuse, timeout_keep_alive=1) as port:
+        for first, rest in (
+            (b"\r\n\r\n", b""),
+            (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n\r\n"),
+            (request(b"12345")[:-2], b"45"),
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(first)
+            await writer.drain()
+            await asyncio.sleep(0.2)
+            writer.write(rest)
+            answer = await asyncio.wait_for(reader.read(), 10)
+            assert answer.count(b"401 Unauthorized") == bool(rest), first
+            writer.close()
+
+
+async def test_lines_behind_a_body_are_believed_by_nobody_and_bounded() -> None:
+    seen: list[list[tuple[bytes, bytes]]] = []
+
+    async def listed(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["headers"])
+        await echo(scope, receive, send)
+
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    async with listening(listed) as port:
+        answer = await said(port, head + b"3\r\nabc\r\n0\r\nX-Tenant: another\r\n\r\n")
+        assert answer.endswith(b"abc")
+        assert b"x-tenant" not in dict(seen[0])
+        for line in (b"a: b\r\n" * 1000, b"a" * 8000):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head + b"3\r\nabc\r\n0\r\nX: ")
+            sent = 0
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):  # noqa: PT012
+                while sent < 16 << 20 and not reader.at_eof():
+                    writer.write(line)
+                    sent += len(line)
+                    await writer.drain()
+                    await asyncio.sleep(0)
+                raise ConnectionError
+            assert sent < 16 << 20
+            writer.close()
 
 
 class Written:

@@ -34,6 +34,7 @@ RESERVED_FILES = 128
 #: More connections than this are of no use to anybody.
 MOST_CONNECTIONS = 50_000
 
+_LINE = b"\r\n"
 _END = b"\r\n\r\n"
 
 
@@ -85,6 +86,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._fed = (
             0  # bytes of an unfinished head that the parser has already: it came behind another request
         )
+        self._beside = 0  # bytes since the last of a body: frames of chunks, lines behind the last one
         self._timer: asyncio.TimerHandle | None = None
         self._names: tuple[str, ...] = ()  # in the certificate that the client showed
         # The request that is being answered: uvicorn's `cycle` is the one that was read last.
@@ -110,12 +112,15 @@ class BoundedHttp(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if not self._in_head:
+            self._beside += len(data)
             super().data_received(data)
         elif self._fed:
             self._fed += len(data)
             super().data_received(data)
         else:
-            self._head += data
+            self._head = self._head + data if self._head else data.lstrip(_LINE)
+            if not self._head:  # empty lines before a request are none, and hold no connection
+                return
             if _END not in self._head:
                 if len(self._head) > LARGEST_HEAD:
                     self._refuse(
@@ -131,10 +136,12 @@ class BoundedHttp(HttpToolsProtocol):
                 )
                 return
             super().data_received(without_upgrade(head))
-        if self._fed > LARGEST_HEAD:
+        if max(self._fed, self._beside) > LARGEST_HEAD:
             self._refuse(431, f"the request's headers are larger than {LARGEST_HEAD >> 10} KiB; send less")
         elif self._in_head and not self._fed:
             self._stop_timer()  # nothing is under way: uvicorn's own keep-alive counts
+            if self.cycle is not None and self.cycle.response_complete:  # or did, until this came too late
+                self._expect(self.timeout_keep_alive)
         elif self._timer is None:
             self._expect(HEAD_SECONDS if self._in_head else BODY_SECONDS)
 
@@ -151,8 +158,16 @@ class BoundedHttp(HttpToolsProtocol):
             self.scope["extensions"] = {"tls": {"client_names": self._names}}
         self._in_head, self._fed = True, 1
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # what comes behind a body is believed by nobody: no proxy has looked at it
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._beside = 0
+        super().on_body(body)
+
     def on_headers_complete(self) -> None:
-        self._in_head, self._fed = False, 0
+        self._in_head, self._fed, self._beside = False, 0, 0
         self._stop_timer()
         super().on_headers_complete()
 
@@ -161,7 +176,7 @@ class BoundedHttp(HttpToolsProtocol):
             raise ValueError("too many requests wait for the answers of those before them")
 
     def on_message_complete(self) -> None:
-        self._in_head, self._fed = True, 0
+        self._in_head, self._fed, self._beside = True, 0, 0
         self._stop_timer()
         super().on_message_complete()
 
@@ -186,8 +201,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _late(self) -> None:
         self._timer = None
-        if self.is_silent and not self._head and not self._fed:
-            self.transport.close()  # it never asked for anything
+        if self._in_head and not self._head and not self._fed:
+            self.transport.close()  # it asks for nothing
         else:
             what = "headers" if self._in_head else "body"
             self._refuse(408, f"the request's {what} did not come in time; send it again")
