@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 #: Bytes that come out at one time: a small body may be a very long one.
 PIECE = 1 << 20
+#: Bytes that go in at one time: behind each of many short members zlib copies all that is left of them.
+WINDOW = 16 << 10
 #: Encodings that can be unpacked. What some call deflate has a head and for others it has none.
 _KNOWN = ("gzip", "x-gzip", "deflate")
 
@@ -30,7 +32,13 @@ class Unzip:
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
         """What is in `data`, in pieces of at most `PIECE` bytes. Raises ValueError for what is not packed so."""
+        for start in range(0, len(data), WINDOW):
+            yield from self._pieces(data[start : start + WINDOW])
+
+    def _pieces(self, data: bytes) -> Iterator[bytes]:
         while data:
+            if self._unpacker.eof:  # another member behind the one that has ended
+                self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
             try:
                 piece = self._unpacker.decompress(data, PIECE)
             except zlib.error as error:
@@ -40,13 +48,10 @@ class Unzip:
                 self._unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
                 continue
             self._may_be_bare = False
-            data = self._unpacker.unconsumed_tail
+            unpacker = self._unpacker
+            data = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
             if piece:
                 yield piece
-            if self._unpacker.eof:
-                data = self._unpacker.unused_data
-                if data:  # another member behind the first
-                    self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
 
 
 def unzip_of(encoding: str | None) -> Unzip | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.fleet.backends import Front, events, fleet, serving, text_of, until
-from weighbridge.unzip import unzip_of
+from weighbridge.unzip import WINDOW, unzip_of
 
 #: Nano-dollars a token: input 1250, output 2500, cached 200, written to a cache 1562.5.
 PRICE = (
@@ -356,3 +358,25 @@ def test_gzip_of_several_members_is_one_body() -> None:
     packer = zlib.compressobj(wbits=-15)
     assert b"".join(bare.pieces(packer.compress(b"bare") + packer.flush())) == b"bare"
     assert unzip_of(None) is unzip_of("identity") is None
+
+
+def test_a_body_of_many_short_members_is_unpacked_in_a_time_that_grows_with_its_length() -> None:
+    """Behind each member all the rest was copied: 8 MiB of empty ones took minutes."""
+    empty = gzip.compress(b"")
+    packed = empty * ((8 << 20) // len(empty)) + gzip.compress(b"body")
+    unzip = unzip_of("gzip")
+    assert unzip is not None
+    began = time.thread_time()
+    assert b"".join(unzip.pieces(packed)) == b"body"
+    assert time.thread_time() - began < 10.0
+    assert unzip.complete
+
+
+def test_members_are_one_body_wherever_they_end() -> None:
+    for size in range(WINDOW - 60, WINDOW + 60):
+        first = gzip.compress(os.urandom(size - 23), compresslevel=0)
+        unzip = unzip_of("gzip")
+        assert unzip is not None
+        packed = first + gzip.compress(b"body")
+        assert b"".join(unzip.pieces(packed)) == gzip.decompress(packed)
+        assert unzip.complete
