@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.fleet.backends import Backend, Front, fleet, until
+from tests.fleet.backends import STEP_COST, Backend, Front, fleet, until
 from weighbridge.fleet import attempt
 from weighbridge.fleet.meter import Meter
 
@@ -101,6 +101,69 @@ async def test_an_answer_that_trickles_for_ever_is_cut_off_in_time() -> None:
     async with raw_backend(talk, ", timeouts: {answer: 0.5}") as front, front.post() as answer:
         assert answer.status == 504
         assert "took over 0.5 s" in await answer.text()
+
+
+async def test_an_event_that_trickles_for_ever_is_cut_off_in_time() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        while not writer.is_closing():
+            writer.write(b"1\r\nx\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    extra = ", timeouts: {first_byte: 0.5, idle: 0.5}"
+    async with raw_backend(talk, extra) as front, asyncio.timeout(20), front.post(stream=True) as answer:
+        assert answer.status == 504
+        assert "no whole event for 0.5 s" in await answer.text()
+
+
+async def test_lines_behind_an_answer_do_not_fill_the_memory() -> None:
+    sent = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"2\r\n{}\r\n0\r\nX: "
+        )
+        while not writer.is_closing() and sent < 64 << 20:
+            writer.write(b"a" * 65536)
+            sent += 65536
+            await writer.drain()
+
+    async with raw_backend(talk) as front, asyncio.timeout(20), front.post() as answer:
+        assert answer.status == 502
+        await answer.read()
+    assert sent < 64 << 20
+
+
+_ENORMOUS: dict[str, Any] = {"kv_blocks_total": 1 << 62, "kv_blocks_used": 1 << 62, "running_requests": 9}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {**_ENORMOUS, "block_size": 1 << 62},
+        {**_ENORMOUS, "block_size": 1e308},
+        {"step_cost": {**STEP_COST, "per_token": 1e308}},
+        {"step_cost": {**STEP_COST, "per_token": 1e-320, "per_prompt_pair": 1.0}},
+    ],
+    ids=lambda lie: str(lie)[-40:],
+)
+async def test_what_one_replica_says_of_its_load_keeps_nobody_out(lie: dict[str, Any]) -> None:
+    """It was reckoned with for all replicas: too large for a float, each request failed, and so did /v1/load."""
+    honest, liar = Backend(name="honest"), Backend(name="liar", load=lie)
+    async with fleet(honest, liar, model="    policy: weigh") as front:
+        for page in ("/v1/load", "/metrics"):
+            async with front.client.get(front.url + page) as answer:
+                assert answer.status == 200, page
+        for _ in range(20):
+            async with front.post() as answer:
+                assert answer.status == 200, await answer.text()
+        watched = liar.probes
+        await until(lambda: liar.probes > watched)
 
 
 @pytest.mark.parametrize("status", [999, 600, 199])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -36,6 +39,17 @@ def test_an_event_without_end_does_not_fill_the_memory() -> None:
         framer.feed(b"x" * (1 << 20))
     with pytest.raises(EventTooLong, match="16 MiB"):
         framer.feed(b"x")
+
+
+def test_a_long_event_costs_the_same_in_however_many_pieces_it_comes() -> None:
+    """Looked at from its start with every piece, a long event kept everybody waiting for minutes."""
+    framer = EventFramer()
+    framer.feed(b"x" * (LARGEST_EVENT - 100_000))
+    began = time.thread_time()
+    for _ in range(20_000):
+        framer.feed(b"y")
+    assert time.thread_time() - began < 2.0
+    assert framer.feed(b"\n\n").endswith(b"y\n\n")
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=20), st.booleans(), st.booleans())
@@ -253,11 +267,46 @@ def test_dialects_read_what_their_servers_tell() -> None:
 
 @pytest.mark.parametrize("name", ["weighbridge", "vllm", "sglang", "llama-server"])
 @pytest.mark.parametrize(
-    "page", [b"", b"{}", b"[]", b"\xff\xfe", b"<html>", b"vllm:num_requests_running NaN"]
+    "page", [b"", b"{}", b"[]", b"\xff\xfe", b"<html>", b"vllm:num_requests_running NaN", b"[" * 100_000]
 )
 def test_pages_that_make_no_sense_are_refused(name: str, page: bytes) -> None:
     with pytest.raises(ValueError):
         read_report(DIALECTS[name], page, 0.0)
+
+
+LOAD: dict[str, Any] = {
+    "queued_requests": 0,
+    "running_requests": 1,
+    "queued_tokens": 0,
+    "running_tokens": 0,
+    "kv_blocks_total": 1,
+    "kv_blocks_used": 1,
+    "block_size": 16,
+}
+COST = dict.fromkeys(("overhead", "memory", "per_token", "per_context_token", "per_sequence"), 1e-4)
+EXPERTS = {"per_expert": 1e-6, "expert_layers": 1.0, "expert_top_k": 2.0}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"block_size": 1e308},
+        {"block_size": -1},
+        {"block_size": 1 << 62, "kv_blocks_total": 1 << 62},
+        {"queued_tokens": 1 << 60},
+        {"max_model_len": 1 << 60},
+        {"step_cost": {**COST, "per_token": 1e308}},
+        {"step_cost": {**COST, "per_token": 1e-320, "per_prompt_pair": 1.0}},
+        {"step_cost": {**COST, **EXPERTS, "experts": 1e8}},
+        {"step_cost": {**COST, "overhead": "inf"}},
+    ],
+    ids=lambda lie: str(lie)[:40],
+)
+def test_numbers_beyond_all_reason_are_not_reckoned_with(lie: dict[str, Any]) -> None:
+    honest = {**LOAD, "step_cost": {**COST, **EXPERTS, "experts": 64.0}}
+    assert read_report(dialect("weighbridge"), json.dumps(honest).encode(), 0.0).step_cost is not None
+    with pytest.raises(ValueError, match=r"step_cost|negative|server answers"):
+        read_report(dialect("weighbridge"), json.dumps({**LOAD, **lie}).encode(), 0.0)
 
 
 @given(st.binary(max_size=200))

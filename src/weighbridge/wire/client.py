@@ -99,13 +99,13 @@ class Response:
 
     async def whole(self, max_bytes: int) -> bytes:
         """Return the rest of the body in one piece; a longer body is cut off, and its connection with it."""
-        body = b""
+        body = bytearray()  # which takes small pieces without being copied for each
         try:
             while len(body) < max_bytes and (data := await self.read()):
                 body += data
         finally:
             self.close()
-        return body[:max_bytes]
+        return bytes(body[:max_bytes])
 
     def close(self) -> None:
         """After the end this does nothing; before it, the server sees the connection go."""
@@ -160,7 +160,7 @@ class _Connection(asyncio.Protocol):
         self._client = client
         self._parser = HttpResponseParser(self)
         self._response: Response | None = None
-        self._head = 0  # bytes so far
+        self._head = 0  # bytes so far that are of no body: of headers, and of lines behind the last chunk
         self._held_back = False
         self._kept = True
         self.idle_since = 0.0
@@ -192,8 +192,7 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
             return
         response.answered = True
-        if not response.status:
-            self._head += len(data)
+        self._head += len(data)
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
@@ -201,7 +200,7 @@ class _Connection(asyncio.Protocol):
                 response.cut(ConnectionError(f"no HTTP: {error}"))
                 return
             self._kept = False  # the answer is whole; what came behind it is nobody's
-        if not response.status and self._head > _LARGEST_HEAD:
+        if self._head > _LARGEST_HEAD:
             response.cut(ConnectionError(f"headers of more than {_LARGEST_HEAD >> 10} KiB"))
         if response.ended:
             self._finished()
@@ -246,6 +245,7 @@ class _Connection(asyncio.Protocol):
             response.status = status
 
     def on_body(self, body: bytes) -> None:
+        self._head = 0
         response = self._response
         if response is not None and not response.ended and response.add(body) and not self._held_back:
             self._held_back = True

@@ -20,27 +20,30 @@ class EventTooLong(ValueError):
 
 
 class EventFramer:
-    """Cuts a stream of bytes behind whole events."""
+    """Cuts a stream of bytes behind whole events. Each byte is looked at once, in however many pieces it comes."""
 
     __slots__ = ("_held",)
 
     def __init__(self) -> None:
-        self._held = b""
+        self._held = bytearray()
 
     def feed(self, data: bytes) -> bytes:
         """All whole events that are here now; empty while one is still incomplete. Raises EventTooLong."""
-        if not self._held and data.endswith(b"\n\n"):
+        held = self._held
+        if not held and data.endswith(b"\n\n"):
             return data  # what nearly every chunk of nearly every server looks like
-        data = self._held + data
-        end = max((at + len(gap) for gap in _GAPS if (at := data.rfind(gap)) >= 0), default=0)
-        self._held = data[end:]
-        if len(self._held) > LARGEST_EVENT:
+        seen = max(len(held) - len(_GAPS[-1]) + 1, 0)  # before this no gap begins that is not here already
+        held += data
+        end = max((at + len(gap) for gap in _GAPS if (at := held.rfind(gap, seen)) >= 0), default=0)
+        if len(held) - end > LARGEST_EVENT:
             raise EventTooLong
-        return data[:end]
+        whole = bytes(held[:end])
+        del held[:end]
+        return whole
 
     def flush(self) -> bytes:
         """What came behind the last whole event, when the stream ends: servers forget the empty line."""
-        held, self._held = self._held, b""
+        held, self._held = bytes(self._held), bytearray()
         return held
 
 

@@ -18,6 +18,12 @@ from weighbridge.cost.step import StepCost
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Report
 
+#: No replica has more requests or tokens, and no part of a step cost is less or more: with such numbers sums and
+#: quotients that all replicas share would leave the numbers there are.
+MOST_COUNT, LEAST_COST, MOST_COST = 1 << 48, 1e-20, 1e9
+#: Experts of one layer: each is looked at for every prediction.
+MOST_EXPERTS = 2048
+
 #: One sample of Prometheus' text format: name, labels, value.
 _SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[^}]*\})?\s+([^\s]+)", re.MULTILINE)
 _BLOCK_SIZE = re.compile(r'block_size="(\d+)"')
@@ -99,8 +105,10 @@ def _flag(load: dict[str, Any], name: str) -> bool | None:
 
 def _step_cost(fields: dict[str, float]) -> StepCost:
     cost = StepCost(**{name: float(value) for name, value in fields.items()})
-    if not all(0.0 <= value < math.inf for value in cost.as_dict().values()):
-        raise ValueError("step_cost has a negative or infinite part")
+    if not all(value == 0.0 or LEAST_COST <= value <= MOST_COST for value in cost.as_dict().values()):
+        raise ValueError("step_cost has a part that is negative or beyond all reason")
+    if cost.experts > MOST_EXPERTS * max(cost.expert_layers, 1.0):
+        raise ValueError(f"step_cost has more than {MOST_EXPERTS} experts a layer")
     return cost
 
 
@@ -199,9 +207,26 @@ def dialect(name: str) -> Dialect:
         raise BadInput(f"dialect {name!r} is not known: use one of {known}", param="dialect") from None
 
 
+#: What pages raise that are none of the kind.
+_NO_REPORT = (KeyError, TypeError, AttributeError, OverflowError, RecursionError, msgspec.DecodeError)
+_COUNTS = (
+    "queued_requests",
+    "running_requests",
+    "queued_tokens",
+    "running_tokens",
+    "kv_tokens_used",
+    "kv_tokens_total",
+    "max_model_len",
+)
+
+
 def read_report(speaks: Dialect, page: bytes, at: float) -> Report:
     """The report on a page. Raises ValueError with what is wrong with it."""
     try:
-        return speaks.read(page, at)
-    except (KeyError, TypeError, AttributeError, msgspec.DecodeError) as error:
+        report = speaks.read(page, at)
+    except _NO_REPORT as error:
         raise ValueError(f"{speaks.path} is not what a {speaks.name} server answers ({error!r})") from error
+    for name in _COUNTS:
+        if not 0 <= (getattr(report, name) or 0) <= MOST_COUNT:
+            raise ValueError(f"{name} is negative, or beyond all that a replica has")
+    return report

@@ -198,6 +198,7 @@ class HttpAnswer:
         self._response = response
         self._streaming = streaming
         self._idle = timeouts.idle if streaming else timeouts.answer
+        self._longest = max(self._idle, timeouts.first_byte)  # seconds between whole events
         self._loop = asyncio.get_running_loop()
         self._waiting_since: float | None = None  # for the next bytes; None while nobody reads
         self._fell_silent = False
@@ -205,8 +206,10 @@ class HttpAnswer:
         self._timer = self._loop.call_later(self._idle, self._look)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Whole events of a stream as they come. Raises ReplicaError when it breaks off or falls silent."""
+        """Whole events of a stream as they come. Raises ReplicaError when it breaks off or falls silent, and for an
+        event that trickles in for ever."""
         framer, unzip, time_now = EventFramer(), self._unzip, self._loop.time
+        since = time_now()  # the last whole event
         try:
             while True:
                 self._waiting_since = time_now()
@@ -217,6 +220,11 @@ class HttpAnswer:
                 for piece in (data,) if unzip is None else unzip.pieces(data):
                     if whole := self._shown(framer.feed(piece) if self._streaming else piece):
                         yield whole
+                        since = time_now()
+                if time_now() - since > self._longest:
+                    raise ReplicaError(
+                        self._replica, Failure.IDLE, f"sent no whole event for {self._longest:g} s"
+                    )
         except ValueError as error:  # an event without end, or a body that cannot be unpacked
             raise ReplicaError(self._replica, Failure.BROKEN, str(error)) from error
         except OSError as error:
