@@ -62,7 +62,7 @@ def test_alike_tokens_touch_less(p: float, alike: float, tokens: int) -> None:
     assert two == pytest.approx(1 - (1 - p) ** 2 - alike * p * (1 - p), abs=1e-9)
     touched = coverage([p], tokens, alike)
     assert min(p, tokens) - 1e-9 <= touched <= coverage([p], tokens) + 1e-9
-    assert touched <= coverage([p], tokens + 1, alike) + 1e-12
+    assert touched <= coverage([p], tokens + 1, alike) + 1e-9  # what lgamma rounds off
     assert coverage([p], tokens, 1e-9) == pytest.approx(coverage([p], tokens), abs=1e-4)
 
 
