@@ -872,13 +872,13 @@ ANSWERS = [
     Deletion(
         "the size of an event",
         "sse:EventFramer.feed",
-        "if len(self._held) > LARGEST_EVENT: ...",
+        "if len(held) - end > LARGEST_EVENT: ...",
         tests=("test_upstream.py::test_what_never_ends_is_cut_off",),
     ),
     Deletion(
         "the size of a head",
         "client:_Connection.data_received",
-        "if not response.status and self._head > _LARGEST_HEAD: ...",
+        "if self._head > _LARGEST_HEAD: ...",
         tests=("test_upstream.py::test_what_never_ends_is_cut_off",),
     ),
     Deletion(
