@@ -28,6 +28,7 @@ from weighbridge.fleet.limits.tenant import (
     Limiter,
     SlidingWindow,
     TenantLimits,
+    over_in,
     over_limit,
 )
 from weighbridge.secret import Secret
@@ -256,7 +257,7 @@ class SharedLimits:
             ("tokens", limits.tokens_per_minute, tokens, last_tokens),
         )
         rates = tuple(
-            Rate(kind, limit, used, max((last + 1 + SLOTS) * MINUTE / SLOTS - now, 0.0) if last >= 0 else 0.0)
+            Rate(kind, limit, used, over_in(last, MINUTE, now) if last >= 0 else 0.0)
             for kind, limit, used, last in counted
             if limit is not None
         )

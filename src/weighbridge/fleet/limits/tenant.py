@@ -50,6 +50,11 @@ class TenantLimits:
 NO_LIMITS = TenantLimits()
 
 
+def over_in(slot: float, seconds: float, now: float) -> float:
+    """Seconds until a slot has left a window of so many `seconds`."""
+    return max((slot + 1 + SLOTS) * seconds / SLOTS - now, 0.0)
+
+
 @dataclass(slots=True)
 class SlidingWindow:
     """Sum of amounts over the last `seconds`, in slots: an amount counts until its whole slot is that old."""
@@ -89,7 +94,7 @@ class SlidingWindow:
         """Seconds until nothing that is counted now counts any more."""
         for number, counted in reversed(self.slots):
             if counted > 0.0:
-                return max((number + 1 + SLOTS) * self.seconds / SLOTS - now, 0.0)
+                return over_in(number, self.seconds, now)
         return 0.0
 
     def room_in(self, amount: float, limit: float, now: float) -> float:
@@ -98,7 +103,7 @@ class SlidingWindow:
         for number, counted in self.slots:
             excess -= counted
             if excess <= 0.0:
-                return max((number + 1 + SLOTS) * self.seconds / SLOTS - now, 0.0)
+                return over_in(number, self.seconds, now)
         return self.seconds
 
 

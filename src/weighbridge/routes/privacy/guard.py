@@ -21,7 +21,7 @@ from weighbridge.routes.privacy.lastlook import still_there
 from weighbridge.routes.privacy.reading import TextReading, readings
 from weighbridge.routes.privacy.redact import Vault
 from weighbridge.routes.privacy.restoring.chunks import ChunkRestorer
-from weighbridge.routes.privacy.seams import Seams
+from weighbridge.routes.privacy.seams import seams_of
 from weighbridge.routes.privacy.walk import Leaf, Unhidable
 
 log = logging.getLogger("weighbridge.routes")
@@ -236,15 +236,16 @@ class Guard:
         quick = tuple(one for one in self._detectors if one.is_quick)
         known = {leaf.text: found for leaf, found in found_in}
         groups = [
-            (Seams(each.texts, glue), self._detectors if each.of_parts else quick, True)
-            for each in walk.siblings(body)
-            for glue in ("", "\n")
+            (each.texts, self._detectors if each.of_parts else quick, True) for each in walk.siblings(body)
         ]
         texts = [leaf.text for leaf, _ in found_in if not (leaf.opened or leaf.is_key or leaf.is_number)]
-        groups += [(Seams(texts, glue), quick, False) for glue in ("", "\n")]
-        for seams, detectors, are_siblings in groups:
-            if not seams.are_some:
-                continue
+        groups.append((texts, quick, False))
+        run_together = (
+            (seams, detectors, are_siblings)
+            for texts, detectors, are_siblings in groups
+            for seams in seams_of(texts)
+        )
+        for seams, detectors, are_siblings in run_together:
             for one in self._scan(seams.text, detectors, tick):
                 if seams.is_inside(one.start, one.end):
                     values.setdefault(one.value, one.type)

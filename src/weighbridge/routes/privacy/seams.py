@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 #: So much of each text is looked at on either side of a seam; between, what no value and no word reaches over.
@@ -49,11 +49,6 @@ class Seams:
                 size += len(stretch)
         self.text = "".join(pieces)
 
-    @property
-    def are_some(self) -> bool:
-        """Whether anything is run together here at all."""
-        return len(self._texts) > 1
-
     def is_inside(self, start: int, end: int) -> bool:
         """Whether one text holds all of a place; else it reaches over a seam."""
         return self._of[self._stretch(start)][0] == self._of[self._stretch(end - 1)][0]
@@ -80,3 +75,10 @@ class Seams:
 
     def _stretch(self, position: int) -> int:
         return max(0, bisect_right(self._at, position) - 1)
+
+
+def seams_of(texts: Sequence[str]) -> Iterator[Seams]:
+    """Texts run together, with nothing and with a line break between; one text has no seam."""
+    if sum(map(bool, texts)) > 1:
+        for glue in ("", "\n"):
+            yield Seams(texts, glue)
