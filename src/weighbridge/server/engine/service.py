@@ -130,7 +130,7 @@ class EngineService:
         if ask.placement is Placement.ONLY_CLOUD:
             message = "placement: this server has no cloud; use only_edge or prefer_edge"
             raise ApiError(400, message, param="weighbridge")
-        work = await apart(len(ask.raw), self._reader.read, ask)
+        work = await apart(ask.size, self._reader.read, ask)
         if work.guide is not None:
             # Others may wait for the same one: whoever goes away must not cancel it.
             await asyncio.shield(asyncio.wrap_future(self._compile_guide(work.guide)))
