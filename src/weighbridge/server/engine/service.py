@@ -127,6 +127,7 @@ class EngineService:
     async def admit(self, ask: Ask) -> EngineJourney:
         """Queue a request. Raises ApiError, BadInput or Refused."""
         self.check_model(ask.model)
+        ask.model = self._model
         if ask.placement is Placement.ONLY_CLOUD:
             message = "placement: this server has no cloud; use only_edge or prefer_edge"
             raise ApiError(400, message, param="weighbridge")
