@@ -100,6 +100,9 @@ async def test_what_a_server_that_cannot_keep_tenants_apart_has_cached_is_not_sh
         await front.idle()
         tickets = (await front.get("/v1/tickets", key("bobs")))["data"]
         assert [one["cached_tokens"] for one in tickets] == [0, 0]
+        for who, cached in (("bobs", 0), ("operator", 10)):
+            [row] = (await front.get("/v1/usage", key(who)))["data"]
+            assert (row["requests"], row["cached_tokens"]) == (2, cached), who
         assert (
             front.gateway.pools["m"].members["a"].counts.cached_tokens == 10
         )  # what the operator sees is true
@@ -335,3 +338,40 @@ async def test_ten_times_as_many_requests_bring_no_more_service_through_the_gate
     assert left["modest"] == 0  # it was served in turn, not behind 196 others
     assert left["greedy"] > 150
     assert max(gaps) <= 2 * max(longest, 4 * produced)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("told", [{"completion_tokens": 1 << 32}, {"prompt_tokens": 1 << 32}])
+async def test_no_backends_word_uses_up_a_tenants_limits_and_money(
+    told: dict[str, int], stream: bool
+) -> None:
+    """What a request can have taken is known from its weight and from what came; a model named directly included."""
+    backend = Backend("a", tokens=5, usage={**told, "total_tokens": 1 << 32})
+    price = ", price: {input_usd_per_million: 1, output_usd_per_million: 1}"
+    tenants = "tenants: {bob: {key: bobs, limits: {tokens_per_minute: 10000, usd_per_day: 0.01}}}"
+    async with fleet(backend, top=tenants, replica=price) as front:
+        for _ in range(3):
+            async with front.post(headers=key("bobs"), max_tokens=20, stream=stream) as answer:
+                assert answer.status == 200, await answer.text()
+                await answer.read()
+                ticket = answer.headers["x-weighbridge-ticket"]
+            await front.idle()
+        mine = await front.get(f"/v1/tickets/{ticket}", key("bobs"))
+        assert mine["prompt_tokens"] < 1000
+        assert mine["output_tokens"] <= 20
+        assert any("which cannot be" in line for line in mine["decisions"])
+        assert mine["cost_estimated"]
+        assert mine["cost_usd"] < 1e-3
+        usage = (await front.get("/v1/usage", key("bobs")))["data"][0]
+        assert usage["prompt_tokens"] + usage["output_tokens"] < 1000
+
+
+async def test_thinking_beyond_max_tokens_is_believed_where_the_model_is_said_to_think() -> None:
+    backend = Backend("a", tokens=5, usage={"completion_tokens": 3000, "total_tokens": 3011})
+    for thinks, charged in ((0, 20), (4096, 3000)):
+        async with fleet(backend, model=f"    thinking_tokens: {thinks}") as front:
+            async with front.post(max_tokens=20, stream=True) as answer:
+                await answer.read()
+                ticket = answer.headers["x-weighbridge-ticket"]
+            await front.idle()
+            assert (await front.get(f"/v1/tickets/{ticket}"))["output_tokens"] == charged

@@ -123,8 +123,8 @@ BUGS = dict(
             "sse",
             "a text that is none",
             "wire.protocols.openai:message_parts",
-            "isinstance(content, str) and (content or logprobs)",
-            "content or logprobs",
+            "(content := message.get('content')) and isinstance(content, str)",
+            "(content := message.get('content'))",
         ),
         _bug(
             "http",

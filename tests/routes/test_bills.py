@@ -25,8 +25,8 @@ PRICE = (
 )
 #: What a request is, at each door.
 DOORS = {"gateway": {"model": "big"}, "route": {"model": "auto", "weighbridge": {"placement": "only_cloud"}}}
-#: A request that may cost what the dearest answer here does; a route believes no bill beyond that.
-LONG = {"messages": [{"role": "user", "content": "weigh " * 700}], "max_tokens": 5000}
+#: A request that may take what the longest answer here says; no door believes more.
+LONG = {"messages": [{"role": "user", "content": "weigh " * 1700}], "max_tokens": 5000}
 
 
 def event(value: Any) -> bytes:
@@ -285,7 +285,10 @@ async def test_a_packed_answer_is_read_and_billed(door: str, encoding: str) -> N
 async def test_an_answer_in_one_piece_is_unpacked_and_billed(encoding: str) -> None:
     choice = {"index": 0, "message": {"content": "it weighs"}, "finish_reason": "stop"}
     whole = json.dumps({"choices": [choice], "usage": XAI}).encode()
-    async with billed(Provider([], whole, encoding)) as front, front.post(model="big") as answer:
+    async with (
+        billed(Provider([], whole, encoding)) as front,
+        front.post(**{**LONG, "model": "big"}) as answer,
+    ):
         assert "content-encoding" not in answer.headers
         assert (await answer.json())["choices"] == [choice]
         assert answer.headers["x-weighbridge-cost"] == "0.0232856"

@@ -10,6 +10,8 @@ import shutil
 import sqlite3
 import sys
 from collections import Counter
+from contextlib import closing
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from weighbridge.routes.ledger import keeper as keepers
 from weighbridge.routes.ledger import usage as rows_of
 from weighbridge.routes.ledger.keeper import UsageKeeper
 from weighbridge.routes.ledger.usage import OTHERS, UsageQuery, Used
+from weighbridge.state.database import open_database
 
 DAY = 86_400.0
 START = 1_796_000_000.0  # 2026-11-30
@@ -394,5 +397,20 @@ def test_a_name_is_no_formula() -> None:
     ]
 
 
-def test_the_newest_version_is_the_one_with_usage() -> None:
-    assert books.LEDGER.version == 2
+def test_what_may_be_of_another_tenants_text_is_hidden_from_tenants_and_in_rows_of_the_version_before(
+    tmp_path: Path,
+) -> None:
+    path, before = tmp_path / "ledger.sqlite", replace(books.LEDGER, migrations=books.LEDGER.migrations[:2])
+    with closing(open_database(path, before, wait_s=1.0, durable=False)) as old:
+        old.execute("INSERT INTO usage VALUES ('2026-11-01', 'ann', 'm', '', 1, 100, 70, 0, 5, 9, 0)")
+    with closing(Ledger(path)) as ledger:
+        ledger.note(
+            [
+                ("2026-11-02", Used("ann", "m", usage=Usage(100, 5, 60), hidden_tokens=hidden))
+                for hidden in (0, 60)
+            ]
+        )
+        for hides, cached in ((False, [70, 120]), (True, [0, 60])):
+            rows, _ = ledger.usage(UsageQuery(tenant="ann", hides=hides))
+            assert [row.cached_tokens for row in rows] == cached
+    assert books.LEDGER.version == 3

@@ -7,8 +7,10 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
-from weighbridge.cost.usage import Charge, Usage, charge
+from weighbridge.cost.price import FREE
+from weighbridge.cost.usage import Charge, Credible, Usage, charge
 from weighbridge.errors import Refused, WeighbridgeError
 from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.attempt import AttemptFailed, OpenedAttempt
@@ -41,6 +43,12 @@ READ_SLOWLY = 0.05
 
 #: So many times the output that a server tells must have been guessed from text to be believed more than the server.
 CLEARLY_MORE = 1.5
+
+#: A server is believed that a request took so many times what it weighs, and what may come on top of a small one: words
+#: that its template adds. Beyond that its word would use up a tenant's limits and money.
+CREDIBLE, SPARE_PROMPT_TOKENS = 2, 1024
+#: What a choice of a server that is paid may have thought beyond that, unless the model's `thinking_tokens` says so.
+HIDDEN_THINKING_TOKENS = 32_768
 
 
 class Unavailable(Refused):
@@ -313,24 +321,58 @@ class FleetJourney:
     async def _count_whole(self) -> None:
         """Count an answer in one piece, where its server does not, or may have counted one choice of several."""
         meter, told = self.meter, self.meter.usage
-        if not meter.texts or (told is not None and len(meter.texts) == 1):
+        is_credible = told is not None and self._credible().covers(told)
+        if not meter.texts or (is_credible and len(meter.texts) == 1):
             return
         size = sum([len(text) for text in meter.texts])
         counts = await apart(size, lambda: [self.pool.scales.count(text) for text in meter.texts])
         counted, exact = sum([tokens for tokens, _ in counts]), all(exact for _, exact in counts)
         most = self._arrival.weight.max_tokens
         is_one = told is not None and told.output_tokens <= most  # it may be that of one choice
-        if told is None or (is_one and (exact or counted > CLEARLY_MORE * told.output_tokens)):
+        if (
+            told is None
+            or not is_credible
+            or (is_one and (exact or counted > CLEARLY_MORE * told.output_tokens))
+        ):
             meter.produced = min(counted, most * len(meter.texts))
 
     def _charged(self) -> Charge:
         """What is charged now."""
-        weighed, opened = self._arrival.weight.prompt_tokens, self._opened
+        weighed, opened, told = self._arrival.weight.prompt_tokens, self._opened, self.meter.usage
         if opened is None:  # whoever was asked and cut off has the prompt, and bills it
             return Charge(Usage(weighed, 0), True) if self._asked is not None else Charge(Usage(0, 0))
+        most = self._credible()
         if opened.status >= 400:
-            return Charge(self.meter.usage or Usage(0, 0))
-        return charge(self.meter.usage, self.meter.produced, weighed)
+            return Charge(told if told is not None and most.covers(told) else Usage(0, 0))
+        return charge(told, self._counted(), weighed, most)
+
+    def _counted(self) -> int:
+        """Output tokens that were seen to come; an event says itself how many it has, and is not believed all."""
+        return min(self.meter.produced, self._most_events())
+
+    def _credible(self) -> Credible:
+        """What its server may say that it took."""
+        weight, ask, counted = self._arrival.weight, self.ask, self._counted()
+        choices = weight.choices
+        beside = sum(
+            [len(raw) for name, raw in ask.fields.items() if name != ask.prompt_field]
+        )  # tools, schemas
+        prompt = max(CREDIBLE * weight.prompt_tokens, self._weighed.size) + beside
+        prompt += SPARE_PROMPT_TOKENS + counted  # which a stream that goes on elsewhere repeats
+        output = CREDIBLE * max(choices * weight.max_tokens, counted) + SPARE_EVENTS
+        reserved = choices * (weight.max_tokens if ask.max_tokens is not None else weight.output.p90)
+        return Credible(prompt, output + choices * self._thinking_tokens(), reserved)
+
+    def _thinking_tokens(self) -> int:
+        """What a choice may have thought beyond `max_tokens` and what is shown: a server that is paid may hide it."""
+        told = self.pool.spec.thinking_tokens
+        if told is not None:
+            return told
+        return (
+            0
+            if self._opened is None or self._opened.lease.member.spec.price == FREE
+            else HIDDEN_THINKING_TOKENS
+        )
 
     # -- the end ---------------------------------------------------------------------------------------
 
@@ -340,6 +382,9 @@ class FleetJourney:
             return False
         self._closed = True
         opened, self.charge = self._opened, self._charged()
+        if self.meter.hide_cached:
+            self.charge = replace(self.charge, hidden_tokens=self.charge.usage.cached_tokens)
+        self._note_doubt()
         if opened is not None:
             if self.meter.usage is not None:  # what is charged for it
                 opened.lease.produced = self.charge.usage.output_tokens
@@ -350,6 +395,17 @@ class FleetJourney:
         if self._settled is not None:
             self._settled(self)
         return True
+
+    def _note_doubt(self) -> None:
+        """Say in the ticket where a server's word is not what is charged, because it cannot be true."""
+        told, charged = self.meter.usage, self.charge.usage
+        if told is None or self._credible().covers(told):
+            return
+        self.ticket.decisions.append(
+            f"it says that it took {told.prompt_tokens} and {told.output_tokens} tokens, which cannot be: "
+            f"{charged.prompt_tokens} and {charged.output_tokens} are charged (thinking beyond max_tokens: see "
+            "`thinking_tokens` of the model)"
+        )
 
 
 def broken_off(why: str | None) -> bytes:

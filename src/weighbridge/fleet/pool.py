@@ -254,7 +254,8 @@ class Pool:
             ticket.cost_estimated = end.charge.estimated and ticket.cost_usd > 0
         if meter.usage is not None:
             ticket.prompt_tokens = usage.prompt_tokens
-            self.scales.settle(weighed, meter.usage.prompt_tokens)
+            if usage.prompt_tokens == meter.usage.prompt_tokens:  # it is believed
+                self.scales.settle(weighed, usage.prompt_tokens)
         if ended and usage.output_tokens:
             self._lengths.observe(ask.tenant, ask.model, ask.route, usage.output_tokens // ask.choices)
 

@@ -304,6 +304,7 @@ class _Routes:
                 own,
                 (spec,),
                 default_max_tokens=max_tokens,
+                thinking_tokens=section.count("thinking_tokens", None, least=0),
                 only_routes=True,
                 placement=level.value,
                 retry=ONE_TRY,

@@ -297,7 +297,9 @@ class LegRun:
             return None
         is_free = journey.meter.usage is None and not self._billable
         usage = Usage(0, 0) if is_free else journey.charge.usage
-        return Used(self._ask.tenant, leg.model, self.place.route, usage, round(leg.usd * NANO))
+        hidden = min(journey.charge.hidden_tokens, usage.cached_tokens)
+        nano = round(leg.usd * NANO)
+        return Used(self._ask.tenant, leg.model, self.place.route, usage, nano, hidden_tokens=hidden)
 
     async def _stop(self) -> None:
         if self._next is not None:
@@ -336,7 +338,7 @@ class LegRun:
         if self.complete and usage is not None and journey.meter.complete and self._opened_at:
             now = place.gateway.clock()
             place.latency.observe(
-                self._opened_at - self._started_at, now - self._opened_at, usage.output_tokens
+                self._opened_at - self._started_at, now - self._opened_at, journey.charge.usage.output_tokens
             )
 
     def _failure(self, error: BaseException) -> PlaceFailed | None:

@@ -110,6 +110,8 @@ async def admit_caller(audience: Audience, request: Request, service: HttpServic
     if audience is Audience.TENANTS:
         caller = await callers.caller(headers, peer)
         request.state.tenant = caller.named(None, headers) if caller is not None else None
+    elif audience is Audience.OPERATOR:
+        callers.check_operator(headers)
     elif audience is not Audience.ALL:
         request.state.visitor = visitor = await callers.visitor(headers, peer)
         if audience is Audience.WATCHERS:

@@ -34,6 +34,7 @@ class Audience(StrEnum):
     TENANTS = "tenants"  # whoever has a key, where keys are asked for
     VISITORS = "visitors"  # tenants, the operator, this machine, and everybody where pages are open
     WATCHERS = "watchers"  # of those, the ones who may see what others do: not any tenant
+    OPERATOR = "operator"  # with keys on, whoever has the operator's own
     ALL = "all"  # everybody; or the handler asks for a key of its own
 
 

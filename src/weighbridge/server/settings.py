@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weighbridge.knobs import knob
+from weighbridge.secret import Secret
 from weighbridge.wire.identity.settings import IdentitySettings
 from weighbridge.wire.keys import ApiKey, TenantPriority, parse_key, parse_tenant_priority
 
@@ -35,6 +36,12 @@ class ListenSettings(IdentitySettings):
 class ServerSettings(ListenSettings):
     """Limits and behaviour of the HTTP server. Sizes in bytes, times in seconds."""
 
+    admin_key: Secret | None = knob(
+        None,
+        "The operator's own key, or its hash: with keys on, for what changes a server for all.",
+        parse=Secret,
+        environment="WEIGHBRIDGE_ADMIN_KEY",
+    )
     max_body: int = knob(8 << 20, "Largest request body.", unit="bytes")
     max_choices: int = 16
     max_inputs: int = 2048  # of one embeddings request; OpenAI's own limit

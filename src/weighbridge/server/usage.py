@@ -75,6 +75,7 @@ class UsageEndpoint:
             asked.get("model"),
             _count(asked.get("limit", str(MOST_ROWS)), "limit", 1, MOST_ROWS),
             _count(asked.get("offset", "0"), "offset", 0, 10**9),
+            hides=own is not None,
         )
 
     async def _own(self, request: Request) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from weighbridge.secret import Secret
+from weighbridge.wire.errors import ApiError
 
 Headers = dict[str, str]
 
@@ -15,19 +16,26 @@ PASSED_ON = frozenset(
 
 #: The prefix of our own headers.
 OURS = "x-weighbridge-"
+#: Those of ours that name one thing, of which two lines would make a third.
+_NAMES = frozenset(OURS + name for name in ("tenant", "route", "session"))
 
 
 def headers_of(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
     """Headers by name, as a server gives them: names in lower case. Several lines of one name become one, with commas
     between, as HTTP has it.
 
-    HTTP knows Latin-1 alone; our own headers may be UTF-8, as the same words in the body are.
+    HTTP knows Latin-1 alone; our own headers may be UTF-8, as the same words in the body are. Raises ApiError 400 for
+    a name that is given twice.
     """
     headers: Headers = {}
     for name, value in raw:
         key, text = name.decode("latin-1"), value.decode("latin-1")
         if not value.isascii() and key.startswith(OURS):
             text = _utf8(value) or text
+        if key in _NAMES and key in headers:
+            raise ApiError(
+                400, f"header {key} is there twice, and names one {key.removeprefix(OURS)}: send one line"
+            )
         headers[key] = f"{headers[key]}, {text}" if key in headers else text
     return headers
 

@@ -156,7 +156,7 @@ class Keys:
     def check_admin(self, headers: Mapping[str, str]) -> None:
         """Raises ApiError 401 or 403 unless the operator's key was sent."""
         if self._admin is None:
-            message = "replicas cannot be changed at run time: the configuration has no admin_key"
+            message = "this is for the operator alone: configure an admin_key (--admin-key, or admin_key: in a file)"
             raise ApiError(403, message, code="admin_disabled")
         if not self.is_admin(headers):
             message = "the admin key is missing or wrong; send it as `Authorization: Bearer KEY`"

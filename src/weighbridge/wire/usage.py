@@ -57,8 +57,7 @@ def read_usage(value: Any, counted: int | None = None) -> Usage | None:
         whole = _whole_prompt(told, prompt, output)
         prompt, output = whole, _whole_output(told, whole, output)
     cached = min(told.cached, prompt)
-    written, reasoning = min(told.written, prompt - cached), min(told.reasoning, output)
-    return Usage(prompt, output, cached, written, reasoning)
+    return Usage(prompt, output, cached, min(told.written, prompt - cached))
 
 
 def _told(value: Mapping[str, Any]) -> _Told:
@@ -145,11 +144,9 @@ def tokens(value: Any) -> int | None:
 
 def usage_fields(usage: Usage) -> dict[str, Any]:
     """`usage` as OpenAI's clients read it."""
-    thought = {"reasoning_tokens": usage.reasoning_tokens}
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.prompt_tokens + usage.output_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        **({"completion_tokens_details": thought} if usage.reasoning_tokens else {}),
     }

@@ -22,6 +22,10 @@ CALLER = [
     Row("nobody says who asks", ok(tenant="default"), chat()),
     Row("a tenant in the body", ok(tenant="ann"), told(tenant="ann")),
     Row("a tenant in a header", ok(tenant="ann"), chat(), headers=header("tenant", "ann")),
+    *(
+        Row(f"two lines of one {name}", bad(), chat(), headers=header(name, "ann", "ann"))
+        for name in ("tenant", "route", "session")
+    ),
     Row("OpenAI's user", ok(tenant="ann"), chat(user="ann")),
     Row(
         "a tenant in the body, another in a header",

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tests.doors.doors import CONFIGURED, EXPIRED, KEYS
 from tests.doors.rows.extension import header
-from tests.doors.table import COMPLETIONS, EMBEDDINGS, Header, Row, Want, at, chat, ok, told
+from tests.doors.table import COMPLETIONS, EMBEDDINGS, Header, Row, Want, at, bad, chat, ok, told
 
 NO_KEY = Want(401, "invalid_api_key", "invalid_request_error", error=True, left=False)
 ALICE = KEYS["alice"]
@@ -109,6 +109,13 @@ KEY_ROWS = [
         chat(),
         key="front",
         headers=header("tenant", "ann"),
+    ),
+    Row(
+        "a gateway's key and two tenants in headers",
+        bad(),
+        chat(),
+        headers=header("tenant", "ann", "ben"),
+        key="front",
     ),
     Row("a gateway's key and a user", ok(tenant="front"), chat(user="ann"), key="front"),
     Row(

@@ -18,6 +18,7 @@ from weighbridge.engine.engine import EngineTokenizer, LocalEngine
 from weighbridge.engine.schedule.make import make_scheduler
 from weighbridge.errors import BadInput
 from weighbridge.knobs import knob
+from weighbridge.secret import Secret
 from weighbridge.server.app import create_app
 from weighbridge.server.engine.metrics import EngineMetrics
 from weighbridge.server.engine.prompts import ChatTokenizer
@@ -73,6 +74,7 @@ class SimulatedServer(ServerSettings):
     api_keys: tuple[ApiKey, ...] = knob(
         (), "KEY or TENANT=KEY; may repeat.", flag="--api-key", parse=parse_key
     )
+    admin_key: Secret | None = knob(None, "The operator's own key, or its hash.", parse=Secret)
 
 
 class ReplicaTokenizer(ChatTokenizer, EngineTokenizer, Protocol):
@@ -129,9 +131,16 @@ def assemble_simulated(
     engine = LocalEngine(machine.served_model_name, tokenizer, scheduler, runner, clock, kv_bytes_per_token=0)
     metrics = EngineMetrics(engine, TicketStore())
     engine.observers.append(metrics)
-    app = create_app(EngineService(engine, tokenizer, server, metrics, _refuse_guide, engine.start))
+    service = EngineService(engine, tokenizer, server, metrics, _refuse_guide, engine.start)
     seeded = random.Random(machine.seed)
-    injected = FaultInjection(app, machine.faults, seeded, runner.freeze, lambda: engine.load().draining)
+    injected = FaultInjection(
+        create_app(service),
+        machine.faults,
+        seeded,
+        runner.freeze,
+        lambda: engine.load().draining,
+        service.callers.check_operator,
+    )
     return Simulated(engine, injected)
 
 

@@ -152,6 +152,7 @@ def _model(
         resume=section.flag("resume", resume),
         hedge=_hedge(section.section("hedge"), hedge),
         default_max_tokens=section.count("default_max_tokens", 1024),
+        thinking_tokens=section.count("thinking_tokens", None, least=0),
         only_routes=section.flag("only_routes", False),
     )
     section.done()

@@ -107,6 +107,9 @@ class ModelSpec:
     resume: bool = False  # a stream whose replica dies goes on elsewhere, re-prefilled
     hedge: HedgeSettings = field(default_factory=HedgeSettings)
     default_max_tokens: int = 1024
+    thinking_tokens: int | None = (
+        None  # that servers may count beyond max_tokens and not show; None: if they are paid
+    )
     only_routes: bool = False
     placement: str = "edge"
     retry: RetrySettings | None = None  # None: that of the whole fleet

@@ -22,6 +22,8 @@ log = logging.getLogger("weighbridge.fleet")
 #: A process that lived so long had started well; its next start is not delayed.
 STARTED_WELL = 60.0
 LONGEST_PAUSE = 30.0
+#: Where the keys of our own clients and operator may stand.
+OUR_KEYS = ("WEIGHBRIDGE_API_KEYS", "WEIGHBRIDGE_ADMIN_KEY")
 #: Exit code of bad input: starting again would not help.
 BAD_INPUT = 2
 
@@ -157,9 +159,9 @@ def own_cores() -> list[int]:
 
 
 def own_environment() -> dict[str, str]:
-    """Return our environment without the keys of our clients: a replica listens on loopback and is asked by us
-    alone."""
-    return {name: value for name, value in os.environ.items() if name != "WEIGHBRIDGE_API_KEYS"}
+    """Return our environment without the keys of our clients and operator: a replica listens on loopback and is asked
+    by us alone."""
+    return {name: value for name, value in os.environ.items() if name not in OUR_KEYS}
 
 
 def free_port() -> int:

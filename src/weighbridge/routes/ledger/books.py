@@ -94,7 +94,15 @@ def _usage(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-LEDGER = DatabaseSchema("ledger", (_totals, _usage), 0x57424C47, _FIRST, frozenset({"spending", "taken"}))
+def _hidden(connection: sqlite3.Connection) -> None:
+    """Of cached tokens, those that a tenant is not shown; of what was written before, all may be of others' texts."""
+    connection.execute("ALTER TABLE usage ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0")
+    connection.execute("UPDATE usage SET hidden = cached")
+
+
+LEDGER = DatabaseSchema(
+    "ledger", (_totals, _usage, _hidden), 0x57424C47, _FIRST, frozenset({"spending", "taken"})
+)
 
 
 def add_hour(db: sqlite3.Connection, hour: int, tenant: str, route: str, amount: int) -> None:

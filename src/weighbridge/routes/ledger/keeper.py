@@ -66,7 +66,10 @@ class UsageKeeper:
         """Count a request for a model of a gateway, which has been settled."""
         if ticket.attempts:
             nano = round(ticket.cost_usd * NANO)
-            self.add(Used(ticket.tenant, ticket.model, usage=charge.usage, nano_usd=nano))
+            hidden = charge.hidden_tokens
+            self.add(
+                Used(ticket.tenant, ticket.model, usage=charge.usage, nano_usd=nano, hidden_tokens=hidden)
+            )
 
     def finished(self, ticket: Ticket) -> None:
         """Count a request that an engine has worked on."""
@@ -121,4 +124,5 @@ def _sum(one: Used, other: Used, tenant: str) -> Used:
         one.usage + other.usage,
         one.nano_usd + other.nano_usd,
         one.requests + other.requests,
+        one.hidden_tokens + other.hidden_tokens,
     )

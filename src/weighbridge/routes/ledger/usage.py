@@ -19,7 +19,10 @@ SHARE_IN_MEMORY = 20
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What one request used of one model, or several did. `nano_usd`: what it cost."""
+    """What one request used of one model, or several did. `nano_usd`: what it cost.
+
+    `hidden_tokens`: of the cached ones, those that the tenant is not shown.
+    """
 
     tenant: str
     model: str
@@ -27,11 +30,15 @@ class Used:
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
     nano_usd: int = 0
     requests: int = 1
+    hidden_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """Which rows are asked for. Days are `YYYY-MM-DD`, both included; empty: from the first, to the last."""
+    """Which rows are asked for. Days are `YYYY-MM-DD`, both included; empty: from the first, to the last.
+
+    `hides`: cached tokens that may be of another tenant's text are left out.
+    """
 
     first: str = ""
     last: str = ""
@@ -40,6 +47,7 @@ class UsageQuery:
     model: str | None = None
     limit: int = 10_000
     offset: int = 0
+    hides: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,7 @@ class UsageTable:
             usage.output_tokens,
             used.nano_usd,
             budgeted,
+            used.hidden_tokens,
         )
         if not any(amounts):
             return
@@ -115,7 +124,8 @@ class UsageTable:
         """Add to a row that is there; whether it is."""
         changed = db.execute(
             "UPDATE usage SET requests = requests + ?, prompt = prompt + ?, cached = cached + ?, "
-            "written = written + ?, output = output + ?, nano_usd = nano_usd + ?, budgeted = budgeted + ? "
+            "written = written + ?, output = output + ?, nano_usd = nano_usd + ?, budgeted = budgeted + ?, "
+            "hidden = hidden + ? "
             "WHERE day = ? AND tenant = ? AND model = ? AND route = ?",
             (*amounts, day, tenant, used.model, used.route),
         ).rowcount
@@ -134,9 +144,10 @@ class UsageTable:
 def usage_rows(db: sqlite3.Connection, query: UsageQuery) -> list[UsageRow]:
     """Return the rows of a query, by period, tenant and model."""
     period = "substr(day, 1, 7)" if query.by_month else "day"
+    cached = "cached - hidden" if query.hides else "cached"
     where, values = _where(query)
     rows = db.execute(
-        f"SELECT {period}, tenant, model, SUM(requests), SUM(prompt), SUM(cached), SUM(written), SUM(output), "
+        f"SELECT {period}, tenant, model, SUM(requests), SUM(prompt), SUM({cached}), SUM(written), SUM(output), "
         f"SUM(nano_usd), SUM(budgeted) FROM usage {where} GROUP BY 1, 2, 3 ORDER BY 1, 2, 3 LIMIT ? OFFSET ?",
         (*values, query.limit, query.offset),
     )

@@ -53,7 +53,8 @@ class EngineService:
         self.engine = engine
         self.settings = settings
         self.tickets = metrics.tickets
-        self.callers = Callers(Keys(settings.api_keys), settings, dict(settings.tenant_priorities))
+        keys = Keys(settings.api_keys, settings.admin_key)
+        self.callers = Callers(keys, settings, dict(settings.tenant_priorities))
         self.access = settings
         self.max_body = settings.max_body
         self.page = (files("weighbridge.server.engine") / "console.html").read_text(encoding="utf-8")
@@ -116,7 +117,7 @@ class EngineService:
         experts = ExpertEndpoints(self.engine)
         return [
             Endpoint("GET", "/v1/experts", experts.report, Audience.WATCHERS),
-            Endpoint("POST", "/v1/experts/reset", experts.reset),
+            Endpoint("POST", "/v1/experts/reset", experts.reset, Audience.OPERATOR),
         ]
 
     # -- requests --------------------------------------------------------------------------------------
@@ -127,11 +128,10 @@ class EngineService:
     async def admit(self, ask: Ask) -> EngineJourney:
         """Queue a request. Raises ApiError, BadInput or Refused."""
         self.check_model(ask.model)
-        ask.model = self._model
         if ask.placement is Placement.ONLY_CLOUD:
             message = "placement: this server has no cloud; use only_edge or prefer_edge"
             raise ApiError(400, message, param="weighbridge")
-        work = await apart(ask.size, self._reader.read, ask)
+        work = await apart(len(ask.raw), self._reader.read, ask)
         if work.guide is not None:
             # Others may wait for the same one: whoever goes away must not cancel it.
             await asyncio.shield(asyncio.wrap_future(self._compile_guide(work.guide)))

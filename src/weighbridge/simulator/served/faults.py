@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import msgspec
+
 from weighbridge.errors import BadInput
+from weighbridge.wire.body import read_body
+from weighbridge.wire.errors import ApiError, error_body
+from weighbridge.wire.headers import headers_of
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -19,6 +24,9 @@ AsgiApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 #: Seconds between the repeated parts of a stream without end.
 ENDLESS_PAUSE = 0.1
+
+#: Bytes of a body that changes faults.
+LARGEST_BODY = 1 << 16
 
 GENERATING = ("/v1/completions", "/v1/chat/completions")
 
@@ -97,12 +105,15 @@ class FaultInjection:
         rng: random.Random,
         freeze: Callable[[float], None],
         stopping: Callable[[], bool],
+        check: Callable[[Mapping[str, str]], None] = lambda headers: None,
     ) -> None:
+        """`check` raises ApiError for a caller by whose headers it may not see or change faults."""
         self._app = app
         self.faults = faults
         self._rng = rng
         self._freeze = freeze
         self._stopping = stopping
+        self._check = check
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -195,9 +206,16 @@ class FaultInjection:
         await _answer(send, faults.error_status, {"error": error}, headers)
 
     async def _control(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        headers = headers_of(scope["headers"])
+        try:
+            self._check(headers)
+            body = await read_body(receive, headers, LARGEST_BODY)
+        except ApiError as error:
+            await _answer(send, error.status, msgspec.json.decode(error_body(error)))
+            return
         if scope["method"] == "POST":
             try:
-                values = json.loads(await _body(receive) or b"{}")
+                values = json.loads(body or b"{}")
                 seconds = values.pop("freeze_seconds", None) if isinstance(values, dict) else None
                 if seconds is not None and not 0.0 <= float(seconds) <= 3600.0:
                     raise BadInput("freeze_seconds must be from 0 to 3600", param="freeze_seconds")

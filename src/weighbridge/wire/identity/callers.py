@@ -99,6 +99,11 @@ class Callers:
             return None
         return KnownCaller(tenant, tenant in self._gateways, tenant in self._watchers)
 
+    def check_operator(self, headers: Mapping[str, str]) -> None:
+        """Raises ApiError 401 or 403 for whoever is not the operator, where callers have to be known."""
+        if self.are_asked:
+            self.keys.check_admin(headers)
+
     async def visitor(self, headers: dict[str, str], peer: Peer) -> Visitor:
         """Who looks at a page, and how much of it is for them. Raises ApiError 401 for those whom nobody knows."""
         here = is_loopback(self._proxies.client(headers, peer.address))

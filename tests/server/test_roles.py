@@ -1,0 +1,135 @@
+"""Who may do what, at every path of every application: a path that is not in this table has no test, and fails one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.fleet.backends import Backend, clients, fleet, serving
+from weighbridge.cli.serve.simulated import (
+    ServedEngine,
+    SimulatedMachine,
+    SimulatedServer,
+    assemble_simulated,
+)
+from weighbridge.secret import Secret
+from weighbridge.server import app as server_app
+from weighbridge.server.endpoint import Endpoint, HttpService
+from weighbridge.wire.identity import callers
+from weighbridge.wire.keys import ApiKey
+from weighbridge.wire.protocols import PROTOCOLS
+
+ROLES = ("none", "tenant", "gateway", "watcher", "operator")
+KEYS = {role: f"a-long-key-of-a-{role}" for role in ROLES[1:]}
+CONFIG = f"admin_key: {KEYS['operator']}\ngateways: [gateway]\nwatchers: [watcher]\ntenants:\n" + "".join(
+    f"  {role}: {{key: {KEYS[role]}}}\n" for role in ("tenant", "gateway", "watcher")
+)
+
+EVERYBODY = set(ROLES)
+#: Whoever has a tenant's key of whatever kind; the operator's is none.
+CALLERS = {"tenant", "gateway", "watcher"}
+VISITORS = CALLERS | {"operator"}
+WATCHERS = {"watcher", "operator"}
+OPERATOR = {"operator"}
+
+#: Which roles get an answer, from afar, where keys are on.
+COMMON = {
+    "GET /": VISITORS,
+    "GET /health": EVERYBODY,
+    "GET /metrics": WATCHERS,
+    "GET /v1/load": VISITORS,
+    "GET /v1/models": CALLERS,
+    "GET /v1/models/{model:path}": CALLERS,
+    "POST /tokenize": CALLERS,
+    "POST /detokenize": CALLERS,
+    "GET /v1/usage": VISITORS,
+    "GET /v1/tickets": CALLERS,
+    "GET /v1/tickets/{ticket}": CALLERS,
+    "POST /v1/chat/completions": CALLERS,
+    "POST /v1/completions": CALLERS,
+    "POST /v1/embeddings": CALLERS,
+}
+GATEWAY = COMMON | {
+    "GET /admin/replicas": OPERATOR,
+    "POST /admin/replicas": OPERATOR,
+    "DELETE /admin/replicas/{replica}": OPERATOR,
+    "POST /admin/replicas/{replica}/drain": OPERATOR,
+    "POST /admin/replicas/{replica}/undrain": OPERATOR,
+}
+ENGINE = COMMON | {
+    "GET /v1/experts": WATCHERS,
+    "POST /v1/experts/reset": OPERATOR,
+    "GET /faults": OPERATOR,
+    "POST /faults": OPERATOR,
+}
+
+
+@asynccontextmanager
+async def gateway() -> AsyncIterator[str]:
+    async with fleet(Backend("a"), top=CONFIG) as front:
+        yield front.url
+
+
+@asynccontextmanager
+async def engine() -> AsyncIterator[str]:
+    server = SimulatedServer(
+        api_keys=tuple(ApiKey(role, Secret(KEYS[role])) for role in ("tenant", "gateway", "watcher")),
+        admin_key=Secret(KEYS["operator"]),
+        gateways=("gateway",),
+        watchers=("watcher",),
+    )
+    simulated = assemble_simulated(SimulatedMachine(), ServedEngine(), server)
+    async with serving(simulated.app, "on") as url:
+        yield url
+
+
+APPLICATIONS = {"gateway": (gateway, GATEWAY), "engine": (engine, ENGINE)}
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """The paths of each application that is made, as its own tables of endpoints have them."""
+    found: list[set[str]] = []
+    make = server_app.CommonEndpoints.endpoints
+
+    def endpoints(self: server_app.CommonEndpoints) -> list[Endpoint]:
+        service: HttpService = self._service
+        rows = make(self)
+        paths = {f"{row.method} {row.path}" for row in (*rows, *service.endpoints())}
+        found.append(paths | {f"POST {one.path}" for one in PROTOCOLS})
+        return rows
+
+    monkeypatch.setattr(server_app.CommonEndpoints, "endpoints", endpoints)
+    monkeypatch.setattr(callers, "is_loopback", lambda host: False)
+    return found
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+async def test_each_path_answers_those_it_is_for_and_nobody_else(name: str, tables: list[set[str]]) -> None:
+    running, wanted = APPLICATIONS[name]
+    async with running() as url, clients() as client:
+        assert tables[0] <= set(wanted), "a path is in no table of roles"
+        assert {path for path in wanted if not path.endswith("/faults")} == tables[0]
+        answered: dict[str, Any] = {path: set() for path in wanted}
+        for path in wanted:
+            method, place = path.split(" ")
+            place = place.replace("{model:path}", "x").replace("{ticket}", "x").replace("{replica}", "x")
+            for role in ROLES:
+                headers = {"Authorization": f"Bearer {KEYS[role]}"} if role in KEYS else {}
+                async with client.request(method, url + place, headers=headers) as answer:
+                    if answer.status not in (401, 403):
+                        answered[path].add(role)
+        assert answered == wanted
+
+
+async def test_a_tenants_word_resets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on this machine either, where keys are on: whoever has a tenant's key may well be here."""
+    async with engine() as url, clients() as client:
+        for key in (KEYS["tenant"], KEYS["watcher"], "wrong"):
+            headers = {"Authorization": f"Bearer {key}"}
+            async with client.post(url + "/v1/experts/reset", headers=headers) as answer:
+                assert answer.status == 401
+                assert (await answer.json())["error"]["code"] == "invalid_admin_key"
