@@ -20,7 +20,6 @@ from typing import Generic, Protocol, TypeVar
 from weighbridge.engine.schedule.fairness import Seats
 from weighbridge.errors import DeadlineMissed, NeverFits, QueueFull, Refused, some_of
 from weighbridge.fleet.api import Arrival, Choice
-from weighbridge.fleet.load.in_flight import ExpectedFirst
 from weighbridge.fleet.load.queue import SOON, GatewayQueue, deadline_missed, least_seconds, work_seconds
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.policies.policy import ComparesCosts, Policy
@@ -445,15 +444,12 @@ class Desk(Generic[Member]):
         self, member: Member, arrival: Arrival, choice: Choice, now: float, streamed: bool, copy: bool
     ) -> Lease[Member]:
         state, held = member.state, choice.cached_tokens
-        expected_first = state.first_token_seconds(arrival.weight.prompt_tokens - held, held, now)
-        forecast = None
-        if expected_first is not None:
-            forecast = ExpectedFirst(expected_first, expected_first - state.held_up_seconds(now))
+        forecast = state.expected_first(arrival.weight.prompt_tokens - held, held, now)
         state.credit(arrival, held, now, streamed=streamed, forecast=forecast)
         self._places.take(arrival.tenant)
         member.sent(now)
         self.touch(state.name, now)
-        return Lease(self, member, arrival, choice, now, expected_first, copy)
+        return Lease(self, member, arrival, choice, now, None if forecast is None else forecast.first, copy)
 
     def _avoiding(self, waiting: _Waiting, now: float) -> Set[str]:
         if not waiting.avoid:

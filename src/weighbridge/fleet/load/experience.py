@@ -75,36 +75,24 @@ class ServedAtOnce:
     It shows as a ceiling: the streams come to the same number again and again while others wait, and never to more.
     """
 
-    __slots__ = ("_levels", "_touched")
+    __slots__ = ("_levels", "_touched", "count", "expected", "most")
 
     def __init__(self) -> None:
-        self._levels: deque[int] = deque(
-            maxlen=LOOK_BACK
-        )  # streams there at each first token, that one included
+        self._levels: deque[int] = deque(maxlen=LOOK_BACK)  # streams at each first token, that one included
         self._touched = 0  # times that they came to the most of these while others waited
+        self.most = 0  # streams at a time, of late
+        self.count: int | None = None  # how many; None where nothing says that they are few
+        self.expected = 1  # how many; where nothing says so, one more than were seen, to find out
 
     def first_token(self, streams: int, *, line: bool) -> None:
-        most = self.most
-        self._levels.append(streams)
-        if streams > most:
+        if streams > self.most:
             self._touched = 0
-        if streams >= most and line:
+        if streams >= self.most and line:
             self._touched += 1
-
-    @property
-    def most(self) -> int:
-        """The most streams at a time, of late."""
-        return max(self._levels, default=0)
-
-    @property
-    def count(self) -> int | None:
-        """How many; None where nothing says that they are few."""
-        return self.most if self._touched >= TOUCHES and self._levels else None
-
-    @property
-    def expected(self) -> int:
-        """How many; one more than were seen where nothing says that they are few, to find out."""
-        return self.count or self.most + 1
+        self._levels.append(streams)
+        self.most = max(self._levels)
+        self.count = self.most if self._touched >= TOUCHES else None
+        self.expected = self.count or self.most + 1
 
 
 class Experience:

@@ -15,7 +15,6 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from weighbridge.cost.mean import Mean
 from weighbridge.cost.step import StepCost
@@ -29,6 +28,8 @@ NOISE = 0.2
 LIKELY = {"answer": (0.0, 0.5), "token": (0.01, 0.03), "beside": (0.02, 0.06)}
 #: Observations in a row that say one thing before what is known is scaled, and how much they must be off.
 ROW, OFF = 5, 1.5
+#: What is known is worked out anew when observations have grown by one in so many.
+SOLVED = 10
 #: What such a scaling leaves of the weight of all that was known.
 LEFT = 0.3
 #: An observation so many times as long as predicted counts as that long: a stall is no speed.
@@ -39,7 +40,12 @@ LEAST_STEP = 0.01
 ENOUGH = 3
 
 _ANSWER, _TOKEN, _STEP, _BESIDE = range(4)
+_PRIOR = ((_ANSWER, LIKELY["answer"]), (_TOKEN, LIKELY["token"]), (_BESIDE, LIKELY["beside"]))
+_OFF = math.log(OFF)
 Row = tuple[float, float, float, float]
+#: Which parts of a row each sum of products is of, and where in the sums each pair stands.
+_PAIRS = tuple((i, j) for i in range(4) for j in range(i, 4))
+_AT = [[_PAIRS.index((min(i, j), max(i, j))) for j in range(4)] for i in range(4)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,42 +69,44 @@ class Observed:
 
 @dataclass(slots=True)
 class _Kind:
-    """Sums over the observations of one kind, fading."""
+    """Sums over the observations of one kind, fading: the products of a row's parts, then those with its seconds."""
 
-    matrix: list[list[float]]
-    right: list[float]
+    sums: list[float]
     count: int
     residuals: deque[float]
 
     @staticmethod
     def empty() -> _Kind:
-        return _Kind([[0.0] * 4 for _ in range(4)], [0.0] * 4, 0, deque(maxlen=ROW))
+        return _Kind([0.0] * (len(_PAIRS) + 4), 0, deque(maxlen=ROW))
 
     def add(self, row: Row, seconds: float, expected: float) -> None:
         fade, weight = 1.0 - 1.0 / MEMORY, 1.0 / (expected * NOISE) ** 2
-        for i, part in enumerate(row):
-            line, share = self.matrix[i], weight * part
-            for j in range(4):
-                line[j] = fade * line[j] + share * row[j]
-            self.right[i] = fade * self.right[i] + share * seconds
+        a, t, s, b = row
+        of_parts = (a * a, a * t, a * s, a * b, t * t, t * s, t * b, s * s, s * b, b * b)
+        of_seconds = (a * seconds, t * seconds, s * seconds, b * seconds)
+        new = of_parts + of_seconds
+        self.sums = [fade * before + weight * one for before, one in zip(self.sums, new, strict=True)]
         self.count += 1
 
     def scale(self, factor: float) -> None:
         """Have all of it been `factor` times slower, and less certain."""
-        for i in range(4):
-            self.matrix[i] = [LEFT * value / factor**2 for value in self.matrix[i]]
-            self.right[i] *= LEFT / factor
+        products = LEFT / factor**2
+        self.sums = [value * products for value in self.sums]
+        self.sums[len(_PAIRS) :] = [value * factor for value in self.sums[len(_PAIRS) :]]
         self.residuals.clear()
 
 
 class SpeedLearner:
     """What one replica was seen to take. Memory and time of an observation do not grow with their number."""
 
-    __slots__ = ("_kinds", "_times", "scaled", "spread")
+    __slots__ = ("_cost", "_free", "_kinds", "_times", "_unsolved", "scaled", "spread")
 
     def __init__(self) -> None:
         self._kinds = (_Kind.empty(), _Kind.empty())  # steps, first tokens
         self._times: list[float] | None = None
+        self._cost: StepCost | None = None  # the same
+        self._free: Sequence[int] = range(4)  # what was not 0 in the last solution
+        self._unsolved = 0  # observations since then
         self.spread = Mean(0.05)  # of the squared logarithm of observed over predicted
         self.scaled = 0  # times that all was found to have become slower or quicker
 
@@ -132,8 +140,9 @@ class SpeedLearner:
         if kind.count < 2 * ROW:  # what is expected so far is mostly the prior's
             expected = seconds
         kind.add(row, min(seconds, LONGEST * expected), expected)
-        self._heed_change(kind)
-        self._solve()
+        self._unsolved += 1
+        if self._heed_change(kind) or self._unsolved * SOLVED >= min(self.firsts + self.steps, MEMORY):
+            self._solve()
 
     def seconds(self, seen: Row) -> float | None:
         """Predicted seconds of such work; None while the speed is not known."""
@@ -151,14 +160,16 @@ class SpeedLearner:
         """
         if not self.known or self._times is None:
             return None
-        _, token, step, beside = self._times
-        return StepCost(
-            overhead=step,
-            memory=0.0,
-            per_token=token,
-            per_context_token=0.0,
-            per_sequence=max(beside - token, 0.0),
-        )
+        if self._cost is None:
+            _, token, step, beside = self._times
+            self._cost = StepCost(
+                overhead=step,
+                memory=0.0,
+                per_token=token,
+                per_context_token=0.0,
+                per_sequence=max(beside - token, 0.0),
+            )
+        return self._cost
 
     def error(self) -> float:
         """By what factor above 1 observations are usually off."""
@@ -177,50 +188,69 @@ class SpeedLearner:
         unit = seconds / max(sum([x * part for x, part in zip(row, parts, strict=True)]), 1e-9)
         return [unit * part for part in parts]
 
-    def _heed_change(self, kind: _Kind) -> None:
-        if len(kind.residuals) < ROW:
-            return
-        middle = median(kind.residuals)
-        if abs(middle) > math.log(OFF) and kind.count > 2 * ROW:
-            kind.scale(math.exp(middle))
-            self.scaled += 1
+    def _heed_change(self, kind: _Kind) -> bool:
+        """Whether the last few say that all has become slower or quicker; then it is taken to have."""
+        if kind.count <= 2 * ROW or len(kind.residuals) < ROW:
+            return False
+        middle = sorted(kind.residuals)[ROW // 2]
+        if abs(middle) <= _OFF:
+            return False
+        kind.scale(math.exp(middle))
+        self.scaled += 1
+        return True
 
     def _solve(self) -> None:
         assert self._times is not None
-        unit = max(self._times[_STEP], 1e-9)
-        matrix = [
-            [x + y for x, y in zip(one, other, strict=True)]
-            for one, other in zip(self._kinds[0].matrix, self._kinds[1].matrix, strict=True)
-        ]
-        right = [x + y for x, y in zip(self._kinds[0].right, self._kinds[1].right, strict=True)]
-        for place, name in ((_ANSWER, "answer"), (_TOKEN, "token"), (_BESIDE, "beside")):
-            share, off = LIKELY[name]
-            weight = (
-                1.0 / max(off * unit, self._times[place]) ** 2
-            )  # where it is much more, that is no surprise
-            matrix[place][place] += weight
-            matrix[place][_STEP] -= weight * share
-            matrix[_STEP][place] -= weight * share
-            matrix[_STEP][_STEP] += weight * share * share
-        self._times = _non_negative(matrix, right, self._times)
+        times, unit = self._times, max(self._times[_STEP], 1e-9)
+        sums = [x + y for x, y in zip(self._kinds[0].sums, self._kinds[1].sums, strict=True)]
+        for place, (share, off) in _PRIOR:
+            weight = 1.0 / max(off * unit, times[place]) ** 2  # where it is much more, that is no surprise
+            sums[_AT[place][place]] += weight
+            sums[_AT[place][_STEP]] -= weight * share
+            sums[_AT[_STEP][_STEP]] += weight * share * share
+        self._times, self._free = _non_negative(sums, times, self._free)
+        self._unsolved, self._cost = 0, None
 
 
-def _non_negative(matrix: list[list[float]], right: list[float], before: list[float]) -> list[float]:
-    """The solution with nothing below 0; `before` where there is none.
+def _non_negative(
+    sums: Sequence[float], before: list[float], free: Sequence[int]
+) -> tuple[list[float], Sequence[int]]:
+    """The solution with nothing below 0, and what in it is not 0; `before` where there is none.
 
-    A step takes its share of a prompt token at least: first tokens alone could make it next to nothing, and its
-    proportions would hold all the rest there.
+    `free`: what was not 0 the last time, and mostly is not this time. A step takes its share of a prompt token at
+    least: first tokens alone could make it next to nothing, and its proportions would hold all the rest there.
     """
-    found = _over(matrix, right, range(4))
-    if found is None:
-        return before
-    if min(found) < 0.0:
-        found = _bounded(matrix, right)
+    right = sums[len(_PAIRS) :]
+    matrix = [[sums[at] for at in line] for line in _AT]
+    found = _over(matrix, right, free)
+    if found is None or not _is_least(matrix, right, found, free):
+        free = range(4)
+        found = _over(matrix, right, free)
+        if found is None:
+            return before, free
+        if min(found) < 0.0:
+            found = _bounded(matrix, right)
+            free = [place for place, value in enumerate(found) if value > 0.0]
     found[_STEP] = max(found[_STEP], LEAST_STEP * found[_TOKEN], 1e-3 * before[_STEP])
-    return found
+    return found, free
 
 
-def _bounded(matrix: list[list[float]], right: list[float]) -> list[float]:
+def _is_least(
+    matrix: list[list[float]], right: Sequence[float], found: list[float], free: Sequence[int]
+) -> bool:
+    """Whether nothing is below 0 and nothing that is 0 would help (Karush, Kuhn and Tucker): there is one such."""
+    if min(found) < 0.0:
+        return False
+    if len(free) == 4:
+        return True
+    return all(
+        right[i] - sum([matrix[i][j] * found[j] for j in free]) <= 1e-9 * abs(right[i])
+        for i in range(4)
+        if i not in free
+    )
+
+
+def _bounded(matrix: list[list[float]], right: Sequence[float]) -> list[float]:
     """Least squares with nothing below 0 (Lawson and Hanson 1974): quantities come in one by one, the one that helps
     most first, and go as soon as they would be negative."""
     at = [0.0] * 4
@@ -248,7 +278,7 @@ def _bounded(matrix: list[list[float]], right: list[float]) -> list[float]:
     return at
 
 
-def _over(matrix: list[list[float]], right: list[float], free: Sequence[int]) -> list[float] | None:
+def _over(matrix: list[list[float]], right: Sequence[float], free: Sequence[int]) -> list[float] | None:
     """The solution in which only `free` are not 0."""
     found = _solved([[matrix[i][j] for j in free] for i in free], [right[i] for i in free])
     if found is None:

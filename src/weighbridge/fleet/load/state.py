@@ -11,7 +11,7 @@ from dataclasses import replace
 from weighbridge.cost.mean import Mean
 from weighbridge.cost.step import StepCost
 from weighbridge.fleet.api import Arrival, Capacity, Report
-from weighbridge.fleet.load.in_flight import Others
+from weighbridge.fleet.load.in_flight import ExpectedFirst, Others
 from weighbridge.fleet.load.own_load import OwnLoad
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 
@@ -185,11 +185,28 @@ class ReplicaState(OwnLoad):
         """Predicted seconds to the first token of a prompt of `cached` tokens in its cache and `fresh` ones.
 
         None while the replica's speed is not known.
+        """
+        clear = self._clear_seconds(fresh, cached, now)
+        if clear is None:
+            return None
+        seconds = clear + self.held_up_seconds(now)
+        return seconds / self.warmth(now) if self.slow_start else seconds
+
+    def expected_first(self, fresh: int, cached: int, now: float) -> ExpectedFirst | None:
+        """The same, and how much of it would be left if nothing held the replica up."""
+        clear = self._clear_seconds(fresh, cached, now)
+        if clear is None:
+            return None
+        warmth = self.warmth(now)
+        return ExpectedFirst((clear + self.held_up_seconds(now)) / warmth, clear / warmth)
+
+    def _clear_seconds(self, fresh: int, cached: int, now: float) -> float | None:
+        """Predicted seconds to a first token but for what holds all of the replica up.
 
         The prompts in line and its own are computed in iterations filled up to `max_batch_tokens`, each of
         which also advances all streams; before them comes half of the iteration that runs now. Where the KV
         pool is short, the missing share has to be given back by those that run; what they will grow beyond
-        the pool is computed twice. Then there is what holds all of it up (`held_up_seconds`).
+        the pool is computed twice.
         """
         cost, capacity = self.step_cost, self.capacity
         if cost is None:
@@ -221,8 +238,7 @@ class ReplicaState(OwnLoad):
             if used + (growth if growth > block else block) > pool:
                 step = cost.seconds(streams, streams + 1, self.context_tokens)
                 seconds += self._short_of_memory(used, fresh + cached, pool, step, cost.per_token)
-        seconds += self.held_up_seconds(now)
-        return seconds / self.warmth(now) if self.slow_start else seconds
+        return seconds
 
     def held_up_seconds(self, now: float) -> float:
         """Predicted seconds in which no new prompt is begun: for want of a seat, and because it is silent.
@@ -247,6 +263,8 @@ class ReplicaState(OwnLoad):
     def _silence(self, cost: StepCost, now: float) -> float:
         """Seconds for which nothing has come from it beyond those it may take to the next sign."""
         gap = now - self.experience.heard
+        if gap <= 4.0 * cost.overhead:  # the least that the next line can come to
+            return 0.0
         due = 4.0 * cost.decode_seconds(self.sequences, self.context_tokens)
         if gap <= due:
             return 0.0
