@@ -15,6 +15,7 @@ from tests.doors.doors import DOORS, KEYS, Door
 from tests.doors.reasons import HEADERS, OF_REFUSALS
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+RESPONSES = "/v1/responses"
 
 #: Stands for the name that a door's model has, in paths, headers and bodies.
 MODEL = "$MODEL"

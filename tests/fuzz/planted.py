@@ -123,8 +123,8 @@ BUGS = dict(
             "sse",
             "a text that is none",
             "wire.protocols.openai:message_parts",
-            "(content := message.get('content')) and isinstance(content, str)",
-            "(content := message.get('content'))",
+            "isinstance(content, str) and (content or logprobs)",
+            "content or logprobs",
         ),
         _bug(
             "http",

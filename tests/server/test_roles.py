@@ -51,6 +51,7 @@ COMMON = {
     "POST /v1/chat/completions": CALLERS,
     "POST /v1/completions": CALLERS,
     "POST /v1/embeddings": CALLERS,
+    "POST /v1/responses": CALLERS,
 }
 GATEWAY = COMMON | {
     "GET /admin/replicas": OPERATOR,

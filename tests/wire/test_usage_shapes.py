@@ -19,8 +19,9 @@ from weighbridge.wire.usage import MOST_TOKENS, read_usage
 #: 1250, 2500, 200 and 1562.5.
 PRICE = Price(1.25, 2.5, 0.2, cache_write_usd_per_million=1.5625)
 
-#: Server and what is special about it; what it writes; tokens of prompt, output, cached and written; nano-dollars.
-SHAPES: list[tuple[str, dict[str, Any], tuple[int, int, int, int], int]] = [
+#: Server and what is special about it; what it writes; tokens of prompt, output, cached, written and, where that is
+#: told, thinking; nano-dollars.
+SHAPES: list[tuple[str, dict[str, Any], tuple[int, ...], int]] = [
     (
         "OpenAI: thinking is inside the completion, cached is inside the prompt",
         {
@@ -30,7 +31,7 @@ SHAPES: list[tuple[str, dict[str, Any], tuple[int, int, int, int], int]] = [
             "prompt_tokens_details": {"cached_tokens": 600, "audio_tokens": 0},
             "completion_tokens_details": {"reasoning_tokens": 400, "accepted_prediction_tokens": 0},
         },
-        (1000, 500, 600, 0),
+        (1000, 500, 600, 0, 400),
         400 * 1250 + 600 * 200 + 500 * 2500,
     ),
     (
@@ -42,7 +43,7 @@ SHAPES: list[tuple[str, dict[str, Any], tuple[int, int, int, int], int]] = [
             "prompt_tokens_details": {"cached_tokens": 128, "text_tokens": 10120},
             "completion_tokens_details": {"reasoning_tokens": 2809},
         },
-        (10120, 4308, 128, 0),
+        (10120, 4308, 128, 0, 2809),
         23_285_600,
     ),
     (
@@ -54,7 +55,7 @@ SHAPES: list[tuple[str, dict[str, Any], tuple[int, int, int, int], int]] = [
     (
         "Perplexity: more thinking than completion, and no sum that has it",
         {"prompt_tokens": 33, "completion_tokens": 100, "reasoning_tokens": 7000, "citation_tokens": 900},
-        (33, 7100, 0, 0),
+        (33, 7100, 0, 0, 7000),
         33 * 1250 + 7100 * 2500,
     ),
     (
@@ -67,7 +68,7 @@ SHAPES: list[tuple[str, dict[str, Any], tuple[int, int, int, int], int]] = [
             "prompt_cache_miss_tokens": 60,
             "completion_tokens_details": {"reasoning_tokens": 50},
         },
-        (700, 80, 640, 0),
+        (700, 80, 640, 0, 50),
         60 * 1250 + 640 * 200 + 80 * 2500,
     ),
     (
@@ -140,7 +141,7 @@ SHAPES: list[tuple[str, dict[str, Any], tuple[int, int, int, int], int]] = [
             "output_tokens_details": {"reasoning_tokens": 30},
             "total_tokens": 140,
         },
-        (100, 40, 64, 0),
+        (100, 40, 64, 0, 30),
         36 * 1250 + 64 * 200 + 40 * 2500,
     ),
     (
@@ -193,7 +194,7 @@ SHAPES: list[tuple[str, dict[str, Any], tuple[int, int, int, int], int]] = [
             "total_tokens": 190,
             "completion_tokens_details": {"reasoning_tokens": 50},
         },
-        (100, 60, 0, 0),
+        (100, 60, 0, 0, 50),
         100 * 1250 + 60 * 2500,
     ),
     (
@@ -212,7 +213,7 @@ SHAPES: list[tuple[str, dict[str, Any], tuple[int, int, int, int], int]] = [
 
 @pytest.mark.parametrize(("name", "written", "expected", "nano"), SHAPES, ids=[row[0] for row in SHAPES])
 def test_each_shape_has_its_tokens_and_its_price(
-    name: str, written: dict[str, Any], expected: tuple[int, int, int, int], nano: int
+    name: str, written: dict[str, Any], expected: tuple[int, ...], nano: int
 ) -> None:
     usage = read_usage(written, 3)
     assert usage == Usage(*expected)

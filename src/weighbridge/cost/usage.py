@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 class Usage:
     """Tokens of one request, or of several added up. Output is all that was generated, thinking included.
 
-    Of the prompt, `cached_tokens` were not computed, and `written_tokens` were put into a cache that charges for it.
+    Of the prompt, `cached_tokens` were not computed, and `written_tokens` were put into a cache that charges for it;
+    of the output, `reasoning_tokens` are thinking.
     """
 
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int = 0
     written_tokens: int = 0
+    reasoning_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -23,6 +25,7 @@ class Usage:
             self.output_tokens + other.output_tokens,
             self.cached_tokens + other.cached_tokens,
             self.written_tokens + other.written_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
         )
 
 

@@ -67,7 +67,7 @@ class RouteService:
         if ask.path != chat.PATH:
             message = f"{ask.model!r} is a route between models, and routes answer chats; use {chat.PATH}"
             raise BadInput(message, param="model")
-        request = await apart(len(ask.raw), RouteRequest.read, ask)
+        request = await apart(ask.size, RouteRequest.read, ask)
         gateway = self.route.gateway
         gateway.claim_id(ask)
         ticket = self.route.new_ticket(ask)

@@ -70,9 +70,11 @@ class Door:
                 ask = await apart(len(body), protocol.read, body)
                 apply_caller(ask, headers, caller, self._clock())
                 ask.priority = max(ask.priority, service.callers.most_urgent(ask.tenant, caller))
+                await protocol.recall(ask, ask.tenant if caller is not None else None)
                 if caller is not None and not service.access.share_prefixes:
                     ask.keep_apart(ask.tenant)
-                await apart(len(body), getattr, ask, "prompt_hash")
+                await apart(ask.size, getattr, ask, "prompt_hash")
+                detached = await protocol.detach(ask)
             except Exception as error:
                 failure = as_api_error(error)
                 if failure.status == 500:
@@ -80,7 +82,10 @@ class Door:
                 status = failure.status
                 await refuse(protocol, failure, send)
                 return
-            status = await self._answers.answer(ask, protocol, receive, send)
+            if detached is not None:
+                status = await detached(receive, send)
+            else:
+                status = await self._answers.answer(ask, protocol, receive, send)
         except OSError:  # the client's connection broke
             pass
         except Exception:
@@ -98,6 +103,8 @@ class Door:
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self._answers.stop()
+        for protocol in self._protocols.values():
+            await protocol.close()
         watchdog.stop()
         await self._service.stop()
         await self._service.callers.stop()

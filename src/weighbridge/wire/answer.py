@@ -227,10 +227,14 @@ class Answers:
 def answered_error(error: Answered) -> ApiError:
     """A server's own error as one of ours, for a protocol or a moment that cannot pass it on as it came."""
     fields = error_fields(error.body)
-    code = fields.get("code")
+    code, param = fields.get("code"), fields.get("param")
     kind = str(fields.get("type") or ("invalid_request_error" if error.status < 500 else "server_error"))
     return ApiError(
-        error.status, error_message(error.body), kind=kind, code=None if code is None else str(code)
+        error.status,
+        error_message(error.body),
+        kind=kind,
+        code=None if code is None else str(code),
+        param=param if isinstance(param, str) else None,
     )
 
 

@@ -94,6 +94,7 @@ class Ask:
     extension: Extension | None = None  # the body's own word on how it is to be treated
     user: str | None = None  # the name that OpenAI's `user` gives the caller
     cache_salt: str = ""  # what is cached of a prompt is for requests of the same salt only
+    own: Any = None  # the request as its protocol read it, for that protocol's encoder alone
     _prompt_hash: str = field(default="", init=False)
 
     def keep_apart(self, tenant: str) -> None:
@@ -101,6 +102,11 @@ class Ask:
         self._prompt_hash = ""
         own = blake2b(tenant.encode("utf-8", "surrogatepass")).digest()
         self.cache_salt = blake2b(self.cache_salt.encode(), digest_size=16, key=own).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """About how many bytes there are to read of it."""
+        return len(self.raw) or sum([len(raw) for raw in self.fields.values()])
 
     @property
     def prompt(self) -> msgspec.Raw | None:

@@ -6,18 +6,20 @@ same protocol passes bytes through and pays for nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from weighbridge.cost.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """Text of one choice, behind what came before."""
+    """Text of one choice, behind what came before. `logprobs`: of its tokens as OpenAI writes them, where asked for."""
 
     text: str
     choice: int = 0
+    logprobs: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,16 @@ into the door's table; nothing else has to know.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 
 from weighbridge.wire.ask import Ask
+from weighbridge.wire.body import Message, Receive
 from weighbridge.wire.errors import ApiError, error_body
 from weighbridge.wire.events import Event
 from weighbridge.wire.journey import WholeAnswer
+
+#: Writes an answer to a client; returns the status.
+AnswerWriter = Callable[[Receive, Callable[[Message], Awaitable[None]]], Awaitable[int]]
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 
@@ -52,6 +57,20 @@ class WireProtocol(ABC):
     @abstractmethod
     def read(self, body: bytes) -> Ask:
         """What a body asks, without who asks. Raises ApiError 400 naming the field that is wrong."""
+
+    async def recall(self, ask: Ask, owner: str | None) -> None:  # noqa: B027
+        """Add to an ask what the server remembers. `owner`: the tenant that is known to call; None: nobody need be.
+
+        Raises ApiError for what is asked for and is not there.
+        """
+
+    async def detach(self, ask: Ask) -> AnswerWriter | None:
+        """Begin an answer that outlives its connection, and return what tells the client of it; None: it is written
+        like any other. Raises what `Service.admit` does."""
+        return None
+
+    async def close(self) -> None:  # noqa: B027
+        """Let go of all that is kept; called when the server ends."""
 
     @abstractmethod
     def encoder(self, ask: Ask) -> Encoder:

@@ -57,7 +57,8 @@ def read_usage(value: Any, counted: int | None = None) -> Usage | None:
         whole = _whole_prompt(told, prompt, output)
         prompt, output = whole, _whole_output(told, whole, output)
     cached = min(told.cached, prompt)
-    return Usage(prompt, output, cached, min(told.written, prompt - cached))
+    written, reasoning = min(told.written, prompt - cached), min(told.reasoning, output)
+    return Usage(prompt, output, cached, written, reasoning)
 
 
 def _told(value: Mapping[str, Any]) -> _Told:
@@ -144,9 +145,11 @@ def tokens(value: Any) -> int | None:
 
 def usage_fields(usage: Usage) -> dict[str, Any]:
     """`usage` as OpenAI's clients read it."""
+    thought = {"reasoning_tokens": usage.reasoning_tokens}
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.prompt_tokens + usage.output_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        **({"completion_tokens_details": thought} if usage.reasoning_tokens else {}),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -203,14 +204,13 @@ def _text(content: object, where: str) -> str:
 
 
 def _plain_call(call: object, where: str) -> dict[str, Any]:
-    """Clients send arguments as a string of JSON; templates expect the object that it spells."""
+    """Clients send arguments as a string of JSON; templates expect the object that it spells. What spells none, as in
+    a call that was cut off, is text: else no later turn of its conversation could be answered."""
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(call, Mapping) or not isinstance(function, Mapping):
         raise BadInput(f"{where} must be an object with a function", param=where)
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        try:
+        with suppress(ValueError):
             arguments = json.loads(arguments) if arguments.strip() else {}
-        except ValueError as error:
-            raise BadInput(f"{where}.function.arguments is not JSON: {error}", param=where) from error
     return {**call, "function": {**function, "arguments": arguments}}

@@ -128,10 +128,11 @@ class EngineService:
     async def admit(self, ask: Ask) -> EngineJourney:
         """Queue a request. Raises ApiError, BadInput or Refused."""
         self.check_model(ask.model)
+        ask.model = self._model
         if ask.placement is Placement.ONLY_CLOUD:
             message = "placement: this server has no cloud; use only_edge or prefer_edge"
             raise ApiError(400, message, param="weighbridge")
-        work = await apart(len(ask.raw), self._reader.read, ask)
+        work = await apart(ask.size, self._reader.read, ask)
         if work.guide is not None:
             # Others may wait for the same one: whoever goes away must not cancel it.
             await asyncio.shield(asyncio.wrap_future(self._compile_guide(work.guide)))

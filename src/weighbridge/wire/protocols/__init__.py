@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 from weighbridge.wire.events import Parse
 from weighbridge.wire.protocol import WireProtocol
-from weighbridge.wire.protocols import chat, completions, embeddings
+from weighbridge.wire.protocols import chat, completions, embeddings, responses
 
 PROTOCOLS: tuple[WireProtocol, ...] = (
     chat.ChatProtocol(),
     completions.CompletionProtocol(),
     embeddings.EmbeddingProtocol(),
+    responses.ResponsesProtocol(),
 )
 
 #: Reads the events, and the whole answers, of a server that was asked at a path.

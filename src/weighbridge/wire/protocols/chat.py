@@ -21,7 +21,6 @@ from weighbridge.wire.protocols.openai import (
     ToolChoice,
     ask_of,
     body_of,
-    choice_index,
     datas,
     delta_of,
     message_parts,
@@ -109,11 +108,9 @@ class ChatEncoder(OpenAIEncoder):
 
 def chat_parts(raw: bytes) -> Sequence[Part]:
     """The parts of `chat.completion.chunk` events."""
-    return parts_of(datas(raw), lambda choice: message_parts(choice.get("delta"), choice_index(choice)))
+    return parts_of(datas(raw), lambda choice: message_parts(choice, "delta"))
 
 
 def chat_answer_parts(body: bytes) -> Sequence[Part]:
     """The parts of a whole `chat.completion`."""
-    return parts_of(
-        [body_of(body)], lambda choice: message_parts(choice.get("message"), choice_index(choice))
-    )
+    return parts_of([body_of(body)], lambda choice: message_parts(choice, "message"))

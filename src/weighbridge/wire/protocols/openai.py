@@ -194,16 +194,18 @@ def choice_index(choice: dict[str, Any]) -> int:
     return index if type(index) is int and index >= 0 else 0
 
 
-def message_parts(message: Any, index: int) -> list[Part]:
-    """What a chat's `delta` or `message` says."""
+def message_parts(choice: dict[str, Any], name: str) -> list[Part]:
+    """What the `delta` or `message` of a chat's choice says."""
+    message, index = choice.get(name), choice_index(choice)
     if not isinstance(message, dict):
         return []
     parts: list[Part] = []
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     if reasoning and isinstance(reasoning, str):
         parts.append(ReasoningPart(reasoning, index))
-    if (content := message.get("content")) and isinstance(content, str):
-        parts.append(TextPart(content, index))
+    content, logprobs = message.get("content"), _logprobs(choice)
+    if isinstance(content, str) and (content or logprobs):
+        parts.append(TextPart(content, index, logprobs))
     if (refusal := message.get("refusal")) and isinstance(refusal, str):
         parts.append(RefusalPart(refusal, index))
     calls = message.get("tool_calls")
@@ -222,6 +224,12 @@ def message_parts(message: Any, index: int) -> list[Part]:
                 )
             )
     return parts
+
+
+def _logprobs(choice: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    told = choice.get("logprobs")
+    tokens = told.get("content") if isinstance(told, dict) else None
+    return [one for one in tokens if isinstance(one, dict)] if isinstance(tokens, list) else ()
 
 
 def delta_of(part: Part) -> dict[str, Any]:
