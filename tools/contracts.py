@@ -62,6 +62,7 @@ PURE = (
     "engine.memory.*",
     "engine.schedule.*",
     "fleet.api",
+    "fleet.abilities.*",
     "fleet.desk",
     "fleet.load.*",
     "!fleet.load.weigher",  # tokenises in a thread

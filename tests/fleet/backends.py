@@ -112,9 +112,13 @@ class Backend:
     load: dict[str, Any] = field(default_factory=dict)
     load_status: int = 200
     page: bytes | None = None  # what /metrics answers
+    pages: dict[str, Any] = field(default_factory=dict)  # further pages by path: JSON, or a status and JSON
+    refuses: Callable[[str, dict[str, Any]], tuple[int, Any] | None] | None = None  # by path and body
+    answer_headers: dict[str, str] = field(default_factory=dict)
     calls: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)  # of `pages`
     probes: int = 0
     running: int = 0
     peak: int = 0
@@ -130,7 +134,12 @@ class Backend:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         path = scope["path"]
-        if path == "/v1/load":
+        if path in self.pages:
+            self.asked.append(path)
+            page = self.pages[path]
+            status, value = page if isinstance(page, tuple) else (200, page)
+            await (self._bytes if isinstance(value, bytes) else self._json)(send, status, value)
+        elif path == "/v1/load":
             self.probes += 1
             await self._json(send, self.load_status, self.report())
         elif path == "/metrics":
@@ -169,6 +178,10 @@ class Backend:
         self.headers.append({n.decode(): v.decode() for n, v in scope["headers"]})
         if self.key is not None and self.headers[-1].get("authorization") != f"Bearer {self.key}":
             await self._json(send, 401, {"error": {"message": "the key expired", "code": "invalid_api_key"}})
+            return
+        refused = self.refuses(scope["path"], call) if self.refuses is not None else None
+        if refused is not None:
+            await self._json(send, *refused)
             return
         status = self.statuses.pop(0) if self.statuses else 200
         if status != 200:
@@ -212,7 +225,7 @@ class Backend:
             choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
             await self._json(send, 200, {"id": "x", "choices": [choice], "usage": usage})
             return
-        headers = [(b"content-type", b"text/event-stream"), (b"x-own", b"kept")]
+        headers = [(b"content-type", b"text/event-stream"), (b"x-own", b"kept"), *self._more_headers()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         if self.error_in_stream:
             await self._event(send, {"error": {"message": "out of memory", "code": 503}})
@@ -255,8 +268,12 @@ class Backend:
     async def _json(self, send: Any, status: int, value: Any) -> None:
         await self._bytes(send, status, json.dumps(value).encode())
 
+    def _more_headers(self) -> list[tuple[bytes, bytes]]:
+        return [(name.encode(), value.encode()) for name, value in self.answer_headers.items()]
+
     async def _bytes(self, send: Any, status: int, body: bytes) -> None:
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers += self._more_headers()
         if status >= 400 and self.retry_after is not None:
             headers.append((b"retry-after", self.retry_after.encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -359,7 +376,7 @@ async def fleet(
     wait: bool = True,
 ) -> AsyncIterator[Front]:
     """Backends and a gateway over them; every counter must be at zero when the block ends."""
-    async with _all(backends):
+    async with all_served(backends):
         text = config if config is not None else config_of(list(backends), model, top, replica)
         read = parse_configuration(text, "weighbridge.yaml", Path("."))
         gateway = Gateway(read.fleet, build_replica, tokenizers, seed=1)
@@ -380,7 +397,8 @@ def _all_asked(gateway: Gateway) -> bool:
 
 
 @asynccontextmanager
-async def _all(backends: tuple[Backend, ...]) -> AsyncIterator[None]:
+async def all_served(backends: tuple[Backend, ...]) -> AsyncIterator[None]:
+    """Serve these, each at its `url`."""
     servers = [serving(backend) for backend in backends]
     urls = await asyncio.gather(*(one.__aenter__() for one in servers))
     for backend, url in zip(backends, urls, strict=True):

@@ -14,6 +14,8 @@ from weighbridge.cost.price import FREE, Price
 from weighbridge.cost.step import StepCost
 from weighbridge.cost.weight import Weight
 from weighbridge.engine.memory.prefix import Digest
+from weighbridge.fleet.abilities.ability import NOTHING, Needs
+from weighbridge.fleet.abilities.told import Told
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class Arrival:
     deadline: float | None = None
     chain: tuple[Digest, ...] = ()
     session: str = ""  # requests of one conversation, where the client says so
+    needs: Needs = NOTHING  # what not every replica can
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Report:
     believes_tenants: bool | None = (
         None  # whether it takes our word on whose a request is; None: it does not say
     )
+    told: Told | None = None  # what its other pages say; None: they were not asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from weighbridge.errors import WeighbridgeError
+from weighbridge.fleet.abilities.refusal import ReplicaRefusal, error_of, read_refusal
 from weighbridge.fleet.api import Answer
 from weighbridge.fleet.dispatch import Lease
 from weighbridge.fleet.member import Member
@@ -54,15 +55,25 @@ class OpenedAttempt:
 
 
 class AttemptFailed(WeighbridgeError):
-    """Nothing came that could be passed on. `answer` is the error the replica gave, if it gave one."""
+    """Nothing came that could be passed on. `answer` is the error the replica gave, if it gave one.
+
+    `refusal`: the replica is well, and will not serve this request, which another one may.
+    """
 
     def __init__(
-        self, member: Member, why: str, *, timed_out: bool = False, answer: BytesAnswer | None = None
+        self,
+        member: Member,
+        why: str,
+        *,
+        timed_out: bool = False,
+        answer: BytesAnswer | None = None,
+        refusal: ReplicaRefusal | None = None,
     ):
         super().__init__(f"{member.name}: {why}")
         self.member = member
         self.timed_out = timed_out
         self.answer = answer
+        self.refusal = refusal
         self.wait = 0.0  # seconds that the replica asked to be left alone
 
 
@@ -151,6 +162,12 @@ class Attempts:
             place = answer.headers.get("location", "somewhere else")
             raise AttemptFailed(member, f"redirects to {place}; write that URL into the configuration")
         kept = BytesAnswer(status, body, answer.headers)
+        refusal = read_refusal(status, body, ask.path, lease.arrival.needs)
+        if refusal is not None:
+            lease.look_away()
+            self._well(lease)
+            why = f"refused it with status {status}{_message(body)}"
+            raise AttemptFailed(member, why, answer=kept, refusal=refusal)
         if not may_retry(status, attempt, ask.deadline is not None):
             lease.look_away()  # a refusal is quick, whatever the replica is
             self._well(lease)
@@ -210,5 +227,5 @@ def _error_in_stream(event: bytes) -> tuple[int, bytes]:
 
 def _message(body: bytes) -> str:
     """What the error says, short, for the ticket and the log."""
-    message = str(error_fields(body).get("message") or "")
+    message = str(error_of(body).get("message") or "").strip()
     return f": {message[:200]}" if message else ""

@@ -39,6 +39,7 @@ class Standing(StrEnum):
     DOWN = "down"
     OPEN = "breaker_open"
     HELD = "held"  # asked us to wait, or refuses our key
+    FAULTY = "misconfigured"  # is not what the configuration takes it for
     DRAINING = "draining"
 
 

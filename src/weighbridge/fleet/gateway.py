@@ -16,6 +16,7 @@ from weighbridge.cost.usage import Charge
 from weighbridge.cost.weight import Weight
 from weighbridge.engine.memory.prefix import Digest
 from weighbridge.errors import BadInput, Draining, Refused, UnknownModel, some_of
+from weighbridge.fleet.abilities.ability import NOTHING, Needs, needs_of
 from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.autoscale import Autoscale
 from weighbridge.fleet.config.spec import FleetSpec, ReplicaSpec
@@ -187,6 +188,8 @@ class Gateway:
     async def _journey(self, ask: Ask, pool: Pool, *, is_leg: bool = False) -> FleetJourney:
         ask.model = pool.spec.name
         arrived, began = self.clock(), time.time()
+        needs = needs_of(ask.path, ask.fields)
+        pool.check_able(needs, self._who_can)
         weight, weighed = await pool.scales.weigh(ask)
         if not is_leg:
             self.claim_id(ask)
@@ -205,9 +208,13 @@ class Gateway:
                 self._turned_away(ticket, "abort")
             raise
         self.open_journeys += 1
-        arrival = arrival_of(ask, weight, weighed.chain, arrived)
+        arrival = arrival_of(ask, weight, weighed.chain, arrived, needs)
         settled = self._leg_settled if is_leg else self._settled
         return FleetJourney(pool, ask, arrival, weighed, ticket, settled)
+
+    def _who_can(self, needs: Needs) -> list[str]:
+        """The models that clients may name of which a replica is known to have all of `needs`."""
+        return [name for name, pool in self.pools.items() if name in self._names and pool.is_known_to(needs)]
 
     def claim_id(self, ask: Ask) -> None:
         """Give a request another id where its client proposed one that was used before."""
@@ -321,7 +328,9 @@ def _takes_requests(member: Member, now: float) -> bool:
     return standing is Standing.UP or (standing is Standing.OPEN and member.usable(now))
 
 
-def arrival_of(ask: Ask, weight: Weight, chain: tuple[Digest, ...], arrived: float) -> Arrival:
+def arrival_of(
+    ask: Ask, weight: Weight, chain: tuple[Digest, ...], arrived: float, needs: Needs = NOTHING
+) -> Arrival:
     """What policies and queue see of a request. `arrived`: on the gateway's clock."""
     return Arrival(
         id=ask.id,
@@ -334,6 +343,7 @@ def arrival_of(ask: Ask, weight: Weight, chain: tuple[Digest, ...], arrived: flo
         deadline=ask.deadline,
         chain=chain,
         session=ask.session,
+        needs=needs,
     )
 
 

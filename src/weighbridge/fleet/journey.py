@@ -87,6 +87,7 @@ class FleetJourney:
         self._opened: OpenedAttempt | None = None
         self._asked: Member | None = None  # it may be at work on the request, and has not answered
         self._failures: list[AttemptFailed] = []
+        self._refusals: list[AttemptFailed] = []  # by replicas that are well, but will not serve this one
         self._resumption: Resumption | None = None
         self._settled = settled
         self._closed = False
@@ -95,22 +96,41 @@ class FleetJourney:
 
     async def open(self) -> OpenedAttempt:
         """The answer that won, with its first content. Raises Refused or Answered when none did."""
-        lease = await self.pool.dispatcher.place(self._arrival, streamed=self.ask.stream)
+        avoid = self.pool.unsure(self._arrival.needs)
+        lease = await self.pool.dispatcher.place(self._arrival, avoid, streamed=self.ask.stream)
         self.pool.retries.earn()
-        for attempt in range(1, self.pool.retry.attempts + 1):
+        attempt = 1
+        while True:
             self._note_choice(lease)
             try:
                 opened = await self._first_byte(lease, attempt)
             except AttemptFailed as failure:
-                lease = await self._another(failure, attempt)
+                if failure.refusal is not None:
+                    lease = await self._elsewhere(failure)
+                else:
+                    lease = await self._another(failure, attempt)
+                    attempt += 1
                 continue
             self._begin(opened)
             return opened
-        raise AssertionError("the last try either returns or raises")
+
+    async def _elsewhere(self, failure: AttemptFailed) -> Lease:
+        """A place at a replica that may serve what this one refused; raises what the client is told without one."""
+        self._asked = None
+        self._refusals.append(failure)
+        self.ticket.decisions.append(str(failure))
+        others = self.pool.refused(failure, [one.member.name for one in self._refusals], self._arrival)
+        if not others:
+            raise self.pool.all_refused(self._refusals)
+        avoid = self.pool.members.keys() - others
+        return await self.pool.dispatcher.place(self._arrival, avoid, streamed=self.ask.stream, again=True)
 
     def _begin(self, opened: OpenedAttempt) -> None:
         now = self._clock()
         self._asked = None
+        if opened.status < 400:
+            opened.lease.member.abilities.answered(self._arrival.needs)
+            self.pool.proved(self._refusals, now)
         self._take(opened)
         self.ticket.replica = opened.lease.member.name
         self.ticket.replica_ticket = opened.answer.headers.get("x-weighbridge-ticket", "")
@@ -391,6 +411,11 @@ class FleetJourney:
             await opened.close(self._clock())
         member = self._asked if opened is None else opened.lease.member
         end = JourneyEnd(self.charge, self.meter, member, opened is not None and opened.status < 400)
+        if self._refusals and self.meter.usage is not None:
+            used = self.charge.usage
+            self.pool.learn_contexts(
+                self._refusals, used.prompt_tokens + max(used.output_tokens, self.ask.max_tokens or 0)
+            )
         self.pool.settle(self.ask, self._arrival, self._weighed, self.ticket, end, error)
         if self._settled is not None:
             self._settled(self)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
+
 from weighbridge.cost.usage import Usage
-from weighbridge.errors import BadInput, RateLimited
+from weighbridge.errors import BadInput, RateLimited, some_of
+from weighbridge.fleet.abilities.known import KnownAbilities
+from weighbridge.fleet.abilities.told import KNOWN_OF, NOTHING_TOLD, Told, is_named
 from weighbridge.fleet.api import Arrival, Call, Capacity, Replica, Report
 from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.desk import Standing
@@ -16,6 +21,13 @@ from weighbridge.fleet.load.dialects import DIALECTS
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.reliability.breaker import BreakerState, CircuitBreaker
 from weighbridge.wire.ask import Ask
+
+#: Seconds that a replica which does not know its model is left alone, and at most, doubled each time.
+FAULT_PAUSE, LONGEST_FAULT_PAUSE = 5.0, 60.0
+#: No server has more seats than this, as far as it matters.
+MOST_SEATS = 1 << 20
+#: Names of served models that are shown of one replica.
+SHOWN_NAMES = 8
 
 
 @dataclass(slots=True)
@@ -50,6 +62,13 @@ class Member:
     last_report: Report | None = None
     account: Limiter | None = None  # rate limits of a cloud account
     alive_at: float = float("-inf")
+    abilities: KnownAbilities = field(default_factory=KnownAbilities)
+    told: Told = NOTHING_TOLD
+    fault: str = ""  # what is wrong with its configuration, in words
+    fault_until: float = 0.0
+    faults: int = 0  # in a row, found by refusals
+    was_named: bool = False  # its pages have listed the model that is configured
+    longest_served: int = 0  # tokens, prompt and output, of the longest request that it has answered
     counts: Counts = field(default_factory=Counts)
     joined: float = field(default_factory=time.time)
 
@@ -64,11 +83,15 @@ class Member:
 
     def usable(self, now: float) -> bool:
         """Whether it may be sent anything at all now; whether there is room is the state's to say."""
-        return self.heard and not self.draining and now >= self.held_until and self.breaker.allows(now)
+        if not self.heard or self.draining or now < self.held_until or now < self.fault_until:
+            return False
+        return self.breaker.allows(now)
 
     def accepts(self, arrival: Arrival, now: float) -> bool:
         """Usable, and with room for this one. Asked of every replica for every request, so it is written flat."""
-        if not self.heard or self.draining or now < self.held_until:
+        if not self.heard or self.draining or now < self.held_until or now < self.fault_until:
+            return False
+        if self.abilities.lacks(arrival.needs, now):
             return False
         if self.breaker.open_until is not None and not self.breaker.allows(now):
             return False
@@ -87,7 +110,11 @@ class Member:
             return False
         limit = self.spec.limits.concurrent_requests
         room = limit is None or self.state.requests < limit
-        return room and self.usable(now) and self.state.open_to(arrival)
+        return room and self.usable(now) and self.can_ever(arrival, now) and self.state.open_to(arrival)
+
+    def can_ever(self, arrival: Arrival, now: float) -> bool:
+        """Whether it could serve `arrival` if it had nothing else to do."""
+        return self.state.fits(arrival) and not self.abilities.lacks(arrival.needs, now)
 
     def _believes_tenants(self) -> bool:
         """Whether it takes our word on whose a request is; one that does not say so, if it asks for no key."""
@@ -101,12 +128,16 @@ class Member:
             return Standing.STARTING
         if not self.state.healthy:
             return Standing.DOWN
+        if now < self.fault_until:
+            return Standing.FAULTY
         if self.breaker.state(now) is not BreakerState.CLOSED:
             return Standing.OPEN
         return Standing.HELD if now < self.held_until else Standing.UP
 
     def why(self, now: float) -> str:
         """What stands against it now, in words; empty when nothing does."""
+        if now < self.fault_until:
+            return self.fault
         if now < self.held_until:
             return self.held_why
         return "" if self.standing(now) is Standing.UP else self.last_error or self.standing(now).value
@@ -157,8 +188,47 @@ class Member:
             if remaining_ms is not None:
                 extension["deadline_ms"] = remaining_ms
         salt = ask.cache_salt if self.keeps_apart(ask) else ""
-        body = ask.body(self.spec.model, extension, ask_usage=self.spec.stream_usage, cache_salt=salt)
+        body = ask.body(self.model_name(ask), extension, ask_usage=self.spec.stream_usage, cache_salt=salt)
         return Call(ask.path, body, ask.headers, ask.stream)
+
+    def model_name(self, ask: Ask) -> str | None:
+        """What it is asked for; None: what the client wrote, which it serves as far as is known."""
+        if self.spec.model is not None or not self.told.models:
+            return self.spec.model
+        raw = ask.fields.get("model")
+        asked = None if raw is None else msgspec.json.decode(raw)
+        if isinstance(asked, str) and is_named(asked, self.told.models):
+            return None
+        return next((name for name in self.spec.names if is_named(name, self.told.models)), None)
+
+    @property
+    def expected_names(self) -> tuple[str, ...]:
+        """What the configuration takes its model to be called there."""
+        return self.spec.names if self.spec.model is None else (self.spec.model,)
+
+    def misnamed(self, now: float) -> str:
+        """Take note that it does not know the model under the name it was sent; return what is wrong, in words."""
+        self.faults += 1
+        self.fault = self._other_model()
+        self.fault_until = now + min(FAULT_PAUSE * 2 ** min(self.faults - 1, 8), LONGEST_FAULT_PAUSE)
+        return self.fault
+
+    def _other_model(self) -> str:
+        wanted = some_of([repr(name) for name in self.expected_names])
+        serves = some_of([repr(name) for name in self.told.models], most=3) or "no such model"
+        return f"serves {serves} and not {wanted}: start it with that model, or write under `model:` what it calls it"
+
+    def _check_name(self, now: float) -> None:
+        """Look whether the model that is configured is among those that its pages list."""
+        names = self.told.models
+        if not names or not self.expected_names:
+            return
+        if any(is_named(name, names) for name in self.expected_names):
+            if self.fault_until == math.inf or now < self.fault_until:
+                self.fault_until = 0.0
+            self.fault, self.was_named, self.faults = "", True, 0
+        elif DIALECTS[self.spec.dialect].checks_names or self.was_named:
+            self.fault, self.fault_until = self._other_model(), math.inf
 
     def hold(self, until: float, why: str) -> None:
         """Send nothing before `until`; the longest wish counts."""
@@ -175,20 +245,35 @@ class Member:
             self.heard = True
         else:
             self.state.started_at, self.state.slow_start = now, slow_start
+            self.abilities.started_anew()
         self.state.healthy = True
 
     def learn(self, report: Report) -> None:
         """Take in what it says of itself: its load, and of its capacity what the configuration left open."""
         self.last_report = report
+        if report.told is not None and report.told != self.told:
+            self._take_in(report.told)
+        if report.told is not None:
+            self._check_name(report.at)
         given = self.spec.capacity
         self.state.report(
             replace(
                 report,
                 step_cost=None if given.step_cost is not None else report.step_cost,
                 kv_tokens_total=None if given.kv_tokens is not None else report.kv_tokens_total,
-                max_model_len=None if given.max_model_len is not None else report.max_model_len,
+                max_model_len=None
+                if given.max_model_len is not None
+                else report.max_model_len or self.told.context,
             )
         )
+
+    def _take_in(self, told: Told) -> None:
+        """Learn from its pages what it can, and how many requests it works on at once."""
+        self.told = told
+        self.abilities.tell({**KNOWN_OF.get(self.spec.dialect, {}), **told.can})
+        seats = min(told.seats or MOST_SEATS, self.spec.capacity.max_sequences)
+        if seats != self.state.capacity.max_sequences:
+            self.state.update_capacity(replace(self.state.capacity, max_sequences=seats))
 
     def as_dict(self, now: float) -> dict[str, Any]:
         """Plain JSON, for `/v1/load`, `/admin/replicas` and the terminal."""
@@ -214,6 +299,10 @@ class Member:
             if state.experience.score.count
             else None,
             "breaker": self.breaker.state(now).value,
+            "serves": list(self.told.models[:SHOWN_NAMES]),
+            "context": state.capacity.max_model_len,
+            "abilities": self.abilities.as_dict(now),
+            "server": self.told.version,
             "last_report_age": None if self.last_report is None else round(now - self.last_report.at, 3),
             "finished": counts.finished,
             "failures": counts.failures,

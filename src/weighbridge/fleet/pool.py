@@ -6,17 +6,22 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.price import Price
 from weighbridge.cost.usage import Charge, Usage
-from weighbridge.errors import BadInput, some_of
+from weighbridge.errors import BadInput, WeighbridgeError, some_of
+from weighbridge.fleet.abilities.ability import NOTHING, Needs
+from weighbridge.fleet.abilities.elsewhere import MOST_REFUSALS, SILENTLY_LACKED, nobody_can, refused_by_all
+from weighbridge.fleet.abilities.known import KnownAbilities
+from weighbridge.fleet.abilities.refusal import RefusalKind
+from weighbridge.fleet.abilities.told import KNOWN_OF
 from weighbridge.fleet.api import Arrival, Replica
-from weighbridge.fleet.attempt import Attempts
-from weighbridge.fleet.config.spec import HealthSpec, ModelSpec, QueueSpec, ReplicaSpec
-from weighbridge.fleet.desk import Patience, Standing
+from weighbridge.fleet.attempt import AttemptFailed, Attempts
+from weighbridge.fleet.config.spec import STARTED_HERE, HealthSpec, ModelSpec, QueueSpec, ReplicaSpec
+from weighbridge.fleet.desk import NOBODY, Patience, Standing
 from weighbridge.fleet.dispatch import Dispatcher
 from weighbridge.fleet.health import Watch
 from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
@@ -34,12 +39,19 @@ from weighbridge.fleet.reliability.retry import EarnedBudget, RetrySettings
 from weighbridge.fleet.replica import ReplicaError
 from weighbridge.ticket import Ticket
 from weighbridge.wire.ask import Ask
+from weighbridge.wire.journey import Answered
 
 log = logging.getLogger("weighbridge.fleet")
 
 #: Tokens of one block in the gateway's own account of what replicas have cached: small beside any prefix worth
 #: sharing, large enough that naming the blocks of 16 KiB of prompt takes 0.1 ms.
 BLOCK_SIZE = 64
+#: Refusals that name what is lacking.
+CLEAR = frozenset({RefusalKind.ABILITY, RefusalKind.ENDPOINT})
+#: The option of `weighbridge serve` that names what is served.
+SERVED_NAME = "--served-model-name"
+#: Seconds for which a context learned from a refusal counts.
+CONTEXT_REMEMBERED = 600.0
 #: Seconds in which a cancelled copy must be gone from the replica's own account of itself.
 STOP_WITHIN = 3.0
 
@@ -140,12 +152,18 @@ class Pool:
             raise BadInput(
                 f"a replica called {spec.name!r} is there already; choose another name", param="name"
             )
+        spec = self._named(spec)
         now = self.clock()
         state = ReplicaState(
             spec.name, capacity_of(spec, BLOCK_SIZE), self._index, now, self._rules.health.slow_start
         )
         member = Member(
-            spec, self._build(spec), state, CircuitBreaker(self._rules.breaker), account=_account(spec)
+            spec,
+            self._build(spec),
+            state,
+            CircuitBreaker(self._rules.breaker),
+            account=_account(spec),
+            abilities=KnownAbilities(spec.abilities, KNOWN_OF.get(spec.dialect, {})),
         )
         self.dispatcher.desk.join(member, now)
         self._prices.set(spec.name, spec.price)
@@ -153,6 +171,15 @@ class Pool:
         self._watch.start(member)
         self.dispatcher.pump()
         return member
+
+    def _named(self, spec: ReplicaSpec) -> ReplicaSpec:
+        """The replica with the names of its model; what is started here is called as its clients call it."""
+        spec = replace(spec, names=(self.spec.name, *self.spec.aliases))
+        if spec.kind not in STARTED_HERE or spec.model is not None:
+            return spec
+        options = spec.options
+        given = options.index(SERVED_NAME) + 1 if SERVED_NAME in options else len(options)
+        return replace(spec, model=options[given] if given < len(options) else self.spec.name)
 
     def drain(self, name: str) -> Member:
         """Send nothing more there; what runs goes on."""
@@ -205,6 +232,105 @@ class Pool:
         except KeyError:
             known = some_of(list(self.members)) or "none"
             raise BadInput(f"{self.spec.name!r} has no replica {name!r}; there are: {known}") from None
+
+    # -- who can ---------------------------------------------------------------------------------------
+
+    def check_able(self, needs: Needs, others: Callable[[Needs], Sequence[str]]) -> None:
+        """Raise NobodyCan unless a replica may have all of `needs`. `others`: models that have what is lacking."""
+        now, members = self.clock(), self.members
+        if members and all(member.abilities.lacks(needs, now) for member in members.values()):
+            known = [(name, member.abilities) for name, member in members.items()]
+            raise nobody_can(self.spec.name, needs, known, others, now)
+
+    def is_known_to(self, needs: Needs) -> bool:
+        """Whether one of its replicas is known to have all of `needs`."""
+        now = self.clock()
+        return any(member.abilities.has_all(needs, now) for member in self.members.values())
+
+    def unsure(self, needs: Needs) -> Set[str]:
+        """Who must not be asked as long as others are known to have what a server may lack without a word."""
+        silent = needs & SILENTLY_LACKED
+        if not silent:
+            return NOBODY
+        now, members = self.clock(), self.members
+        sure = {
+            name
+            for name, one in members.items()
+            if one.abilities.has_all(silent, now) and one.usable(now) and one.state.healthy
+        }
+        return members.keys() - sure if sure else NOBODY
+
+    def refused(self, failure: AttemptFailed, asked: Sequence[str], arrival: Arrival) -> Set[str]:
+        """Take note of a refusal, and return who may serve the request instead."""
+        refusal, member, now = failure.refusal, failure.member, self.clock()
+        assert refusal is not None
+        if refusal.kind is RefusalKind.MODEL:
+            log.warning("replica %s: %s", member.name, member.misnamed(now))
+        if len(asked) >= MOST_REFUSALS or (refusal.kind is RefusalKind.UNCLEAR and not self._may_ask(asked)):
+            return NOBODY
+        others = {
+            name: one
+            for name, one in self.members.items()
+            if name not in asked and one.usable(now) and one.state.healthy and one.can_ever(arrival, now)
+        }
+        if refusal.kind is RefusalKind.CONTEXT:
+            limit = refusal.context or member.state.capacity.max_model_len
+            return {name for name, one in others.items() if _is_roomier(one, limit)}
+        return others.keys()
+
+    def _may_ask(self, asked: Sequence[str]) -> bool:
+        """Whether a refusal that may be the request's own fault is put to one more replica."""
+        return len(asked) == 1 and self.retries.spend()
+
+    def all_refused(self, failures: Sequence[AttemptFailed]) -> WeighbridgeError:
+        """What the client is told when nobody is left to ask: what they lack, or the first one's own words."""
+        last, now = failures[-1].refusal, self.clock()
+        lacked = NOTHING if last is None else last.lacks
+        named = all(
+            one.refusal is not None and one.refusal.kind in CLEAR and one.refusal.lacks == lacked
+            for one in failures
+        )
+        asked = {one.member.name for one in failures}
+        lacked = NOTHING if len(self.members) == 1 else lacked
+        rest = [(n, m) for n, m in self.members.items() if n not in asked]
+        if lacked and named and all(member.abilities.lacks(lacked, now) for _, member in rest):
+            reasons = [str(one) for one in failures]
+            reasons += [f"{n}: lacks it {m.abilities.why(next(iter(lacked)), now)}" for n, m in rest]
+            return refused_by_all(self.spec.name, lacked, reasons, ())
+        answer = failures[0].answer
+        assert answer is not None
+        return Answered(answer.status, answer.body, answer.headers)
+
+    def proved(self, failures: Sequence[AttemptFailed], now: float) -> None:
+        """Believe what replicas claimed of themselves, now that another one has served the very same request."""
+        for one in failures:
+            refusal = one.refusal
+            if refusal is None:
+                continue
+            if refusal.kind in CLEAR or (refusal.kind is RefusalKind.UNCLEAR and len(refusal.lacks) == 1):
+                one.member.abilities.refuse(refusal.lacks, now, str(one))
+                log.info("%s; it is not sent such requests for a while", one)
+
+    def learn_contexts(self, failures: Sequence[AttemptFailed], tokens: int) -> None:
+        """Believe the limits that replicas named when they refused a request that then took `tokens` elsewhere."""
+        for one in failures:
+            limit = one.refusal.context if one.refusal is not None else None
+            member = one.member
+            known = member.state.capacity.max_model_len
+            if limit is None or known is not None or not member.longest_served <= limit < tokens:
+                continue
+            self._set_context(member, limit)
+            loop = asyncio.get_running_loop()
+            loop.call_later(CONTEXT_REMEMBERED, self._forget_context, member, limit)
+
+    def _set_context(self, member: Member, limit: int | None) -> None:
+        member.state.update_capacity(replace(member.state.capacity, max_model_len=limit))
+        self._look_again(member)
+
+    def _forget_context(self, member: Member, limit: int) -> None:
+        """Let a longer request try again, unless the replica itself has told its context meanwhile."""
+        if member.state.capacity.max_model_len == limit and member.told.context != limit:
+            self._set_context(member, None)
 
     # -- hedges ----------------------------------------------------------------------------------------
 
@@ -265,6 +391,8 @@ class Pool:
         counts.prompt_tokens += usage.prompt_tokens
         counts.cached_tokens += usage.cached_tokens
         counts.output_tokens += usage.output_tokens
+        if ended:
+            member.longest_served = max(member.longest_served, usage.prompt_tokens + usage.output_tokens)
         counts.usd += member.cost(usage)
 
     def imbalance(self) -> float:
@@ -275,6 +403,12 @@ class Pool:
         if mean <= 0.0:
             return 0.0
         return float((sum((load - mean) ** 2 for load in loads) / len(loads)) ** 0.5 / mean)
+
+
+def _is_roomier(member: Member, limit: int | None) -> bool:
+    """Whether it takes more than `limit` tokens, as far as is known."""
+    own = _context(member)
+    return own is None or limit is None or own > limit
 
 
 def _context(member: Member) -> int | None:

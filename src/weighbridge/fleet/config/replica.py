@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from weighbridge.cost.price import FREE, Price
 from weighbridge.cost.step import AS_CONTEXT, StepCost
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import BadInput
+from weighbridge.fleet.abilities.ability import Ability
 from weighbridge.fleet.config.reader import Problems, Section
 from weighbridge.fleet.config.spec import KINDS, CapacitySpec, LimitSpec, RaySpec, ReplicaSpec
 from weighbridge.fleet.load.dialects import DIALECTS
@@ -56,6 +58,8 @@ def read_replica(section: Section, name: str, defaults: Defaults) -> ReplicaSpec
         probe=section.flag("probe", defaults.probe),
         probe_path=section.text("probe_path") or None,
         prefix=_prefix(section),
+        api_version=_api_version(section, dialect),
+        abilities=_abilities(section),
         stream_usage=section.flag("stream_usage", True),
         count=section.count("count", 1),
         threads=section.count("threads", None),
@@ -141,14 +145,39 @@ def _trust(section: Section, base: Path) -> Trust:
     return Trust(ca, cert, key)
 
 
-def _prefix(section: Section) -> str:
+def _abilities(section: Section) -> dict[Ability, bool]:
+    """What it is stated to have and to lack. A list stands for a place of a route, which reads it itself."""
+    if "abilities" not in section or isinstance(section.plain("abilities"), list):
+        return {}
+    if not section.is_mapping("abilities"):
+        section.problem("abilities", "must be a mapping, for example {tools: true, vision: false}")
+        return {}
+    stated = section.section("abilities")
+    found = {one: stated.flag(one.value, False) for one in Ability if one.value in stated}
+    stated.done()
+    return found
+
+
+def _api_version(section: Section, dialect: str) -> str | None:
+    """Azure's older paths name the deployment and a version of the API."""
+    version = section.text("api_version") or None
+    if version is not None and dialect != "azure":
+        section.problem("api_version", "is Azure's; write `dialect: azure` beside it")
+    elif version is not None and not re.fullmatch(r"[0-9A-Za-z.-]{1,40}", version):
+        section.problem("api_version", f"{version!r} is no version; write for example 2024-10-21")
+    elif version is not None and not section.text("model"):
+        section.problem("model", "is missing; with `api_version` it is the name of the deployment")
+    return version
+
+
+def _prefix(section: Section) -> str | None:
     """What stands in a server's paths where others have /v1; empty is possible, so it is not read as a text."""
     value = section.plain("prefix")
     if value is None:
-        return "/v1"
+        return None
     if not isinstance(value, str) or (value and not value.startswith("/")) or value.endswith("/"):
         section.problem("prefix", "must begin with / and not end with it, such as /v2, or be empty: ''")
-        return "/v1"
+        return None
     return value
 
 

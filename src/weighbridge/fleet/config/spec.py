@@ -8,6 +8,7 @@ from pathlib import Path
 
 from weighbridge.cost.price import FREE, Price
 from weighbridge.cost.step import StepCost
+from weighbridge.fleet.abilities.ability import Ability
 from weighbridge.fleet.limits.tenant import NO_LIMITS, TenantLimits
 from weighbridge.fleet.load.scaling import ScalingSettings
 from weighbridge.fleet.reliability.breaker import BreakerSettings
@@ -20,6 +21,8 @@ from weighbridge.wire.identity.settings import IdentitySettings
 
 #: What a replica may be: exactly one of these keys is in its entry.
 KINDS = ("url", "process", "engine", "ray")
+#: Those that are started here, under whatever name we like.
+STARTED_HERE = frozenset({"process", "engine", "ray"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,10 @@ class ReplicaSpec:
     trust: Trust = field(default_factory=Trust)
     probe: bool = True  # ask for its health; off for APIs that must only be called for work
     probe_path: str | None = None
-    prefix: str = "/v1"  # what its paths begin with, in place of /v1
+    prefix: str | None = None  # what its paths begin with, in place of /v1; None: as its dialect has it
+    api_version: str | None = None  # Azure's: paths by deployment, with this version
+    abilities: Mapping[Ability, bool] = field(default_factory=dict)  # as stated; others are learned
+    names: tuple[str, ...] = ()  # what clients call its model; filled in by the model
     stream_usage: bool = True  # it understands `stream_options.include_usage`
     count: int = 1
     threads: int | None = None

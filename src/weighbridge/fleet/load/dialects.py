@@ -1,7 +1,7 @@
-"""How different servers tell their load: Weighbridge, vLLM, SGLang, llama-server, Ollama, any OpenAI API.
+"""How different servers tell their load: Weighbridge, vLLM, SGLang, llama-server, Ollama, TGI, clouds, any OpenAI API.
 
-A dialect knows which page to ask and how to read it. What a server does not tell stays unknown, and the
-fleet's own account of what it sent stands in for it.
+A dialect knows which page to ask and how to read it, and which to ask where a server was started without that one. What
+a server does not tell stays unknown, and the fleet's own account of what it sent stands in for it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,26 @@ _BLOCK_SIZE = re.compile(r'block_size="(\d+)"')
 _BLOCKS = re.compile(r'num_gpu_blocks="(\d+)"')
 
 
+#: A page of load and the time it came, into a report. Raises ValueError when the page is not what it knows.
+ReadLoad = Callable[[bytes, float], Report]
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """`read` turns the page at `path` into a report; it raises ValueError when the page is not what it knows."""
+    """`read` turns the page at `path` into a report. `instead`: pages to ask where there is no such page, in order."""
 
     name: str
     path: str
-    read: Callable[[bytes, float], Report]
+    read: ReadLoad
     reports_requests: bool  # whether running and queued requests are among what it tells
     takes_salt: bool = False  # whether `cache_salt` keeps the prompts of two requests apart in its cache
+    instead: tuple[tuple[str, ReadLoad], ...] = ()
+    hint: str = ""  # what its server is to be started with, so that there is the first page
+    checks_names: bool = False  # whether it refuses requests for a model that it does not list
+    prefix: str = "/v1"  # what its paths begin with, in place of /v1
+    key_header: str = ""  # where its key goes; empty: into Authorization, as a bearer token
+    headers: tuple[tuple[str, str], ...] = ()  # what it wants with every request
+    max_tokens_only: bool = False  # it does not know `max_completion_tokens`, the newer name of `max_tokens`
 
 
 class Samples:
@@ -173,6 +184,22 @@ def _llama_server(page: bytes, at: float) -> Report:
     )
 
 
+def _llama_slots(page: bytes, at: float) -> Report:
+    """`/slots` of llama-server: who works. Who waits for a slot is not told."""
+    slots = msgspec.json.decode(page)
+    if not isinstance(slots, list):
+        raise ValueError("/slots is no list")
+    return Report(at=at, running_requests=sum(bool(slot["is_processing"]) for slot in slots))
+
+
+def _tgi(page: bytes, at: float) -> Report:
+    samples = Samples(page)
+    running = samples.count("tgi_batch_current_size")
+    if running is None:
+        raise ValueError("there is no tgi_batch_current_size among its metrics")
+    return Report(at=at, queued_requests=samples.count("tgi_queue_size") or 0, running_requests=running)
+
+
 def _answers(page: bytes, at: float) -> Report:
     """Return an empty report: the page is there, so the server is, but it says nothing of its load."""
     return Report(at=at)
@@ -185,15 +212,39 @@ def _object(page: bytes) -> dict[str, Any]:
     return value
 
 
+_LISTED: tuple[tuple[str, ReadLoad], ...] = (("/health", _answers), ("/v1/models", _answers))
+
 DIALECTS = {
     one.name: one
     for one in (
-        Dialect("weighbridge", "/v1/load", _weighbridge, True, takes_salt=True),
-        Dialect("vllm", "/metrics", _vllm, True, takes_salt=True),
-        Dialect("sglang", "/metrics", _sglang, True, takes_salt=True),
-        Dialect("llama-server", "/metrics", _llama_server, True),
-        Dialect("ollama", "/api/ps", _answers, False),
-        Dialect("openai", "/v1/models", _answers, False),
+        Dialect("weighbridge", "/v1/load", _weighbridge, True, takes_salt=True, checks_names=True),
+        Dialect(
+            "vllm",
+            "/metrics",
+            _vllm,
+            True,
+            takes_salt=True,
+            instead=_LISTED,
+            hint="its metrics",
+            checks_names=True,
+        ),
+        Dialect(
+            "sglang", "/metrics", _sglang, True, takes_salt=True, instead=_LISTED, hint="--enable-metrics"
+        ),
+        Dialect(
+            "llama-server",
+            "/metrics",
+            _llama_server,
+            True,
+            instead=(("/slots", _llama_slots), *_LISTED),
+            hint="--metrics",
+        ),
+        Dialect("ollama", "/api/ps", _answers, False, checks_names=True, max_tokens_only=True),
+        Dialect("tgi", "/metrics", _tgi, True, instead=_LISTED, hint="its metrics", max_tokens_only=True),
+        Dialect("openai", "/v1/models", _answers, False, instead=(("/health", _answers),)),
+        Dialect("anthropic", "/v1/models", _answers, False, headers=(("anthropic-version", "2023-06-01"),)),
+        Dialect("gemini", "/v1/models", _answers, False, prefix="/v1beta/openai"),
+        Dialect("azure", "/v1/models", _answers, False, prefix="/openai/v1", key_header="api-key"),
     )
 }
 
@@ -220,10 +271,10 @@ _COUNTS = (
 )
 
 
-def read_report(speaks: Dialect, page: bytes, at: float) -> Report:
-    """The report on a page. Raises ValueError with what is wrong with it."""
+def read_report(speaks: Dialect, page: bytes, at: float, read: ReadLoad | None = None) -> Report:
+    """The report on a page, which `read` reads (None: the dialect). Raises ValueError with what is wrong with it."""
     try:
-        report = speaks.read(page, at)
+        report = (read or speaks.read)(page, at)
     except _NO_REPORT as error:
         raise ValueError(f"{speaks.path} is not what a {speaks.name} server answers ({error!r})") from error
     for name in _COUNTS:

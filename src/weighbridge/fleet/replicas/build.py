@@ -27,16 +27,19 @@ def build_replica(spec: ReplicaSpec, local: dict[str, Make] | None = None) -> Re
 
 
 def endpoint_of(spec: ReplicaSpec, base: str) -> HttpEndpoint:
+    speaks = dialect(spec.dialect)
     return HttpEndpoint(
         base=base,
-        dialect=dialect(spec.dialect),
+        dialect=speaks,
+        model=spec.model or next(iter(spec.names), ""),
         key=spec.key,
         account=spec.account,
         trust=spec.trust,
         headers=spec.headers,
         timeouts=spec.timeouts,
         probe_path=spec.probe_path,
-        prefix=spec.prefix,
+        prefix=speaks.prefix if spec.prefix is None else spec.prefix,
+        api_version=spec.api_version,
     )
 
 

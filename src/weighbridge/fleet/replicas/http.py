@@ -7,9 +7,13 @@ import logging
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from urllib.parse import quote
 
+import msgspec
+
+from weighbridge.fleet.abilities.told import NOTHING_TOLD, PAGES, Page, Told, read_page
 from weighbridge.fleet.api import Answer, Call, Report
 from weighbridge.fleet.load.dialects import Dialect, read_report
 from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError, Timeouts
@@ -44,6 +48,10 @@ END_WITHIN = 1.0
 _LARGEST_ERROR = 1 << 20
 #: What a replica tells of itself.
 _LARGEST_PAGE = 1 << 24
+#: Statuses of a page that a server does not have.
+_NO_PAGE = frozenset({404, 405, 501})
+#: Every so many probes it is asked again what it serves and can: another model may be behind the address.
+LOOK_EVERY = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,8 @@ class HttpEndpoint:
     timeouts: Timeouts = field(default_factory=Timeouts)
     probe_path: str | None = None  # None: the dialect's
     prefix: str = "/v1"  # what its paths begin with, in place of /v1
+    model: str = ""  # what it calls the model; empty: whatever it serves
+    api_version: str | None = None  # Azure's: paths by deployment, with this version
 
     def secrets(self) -> tuple[Secret, ...]:
         """What an error of the server must not repeat to clients, as it was sent."""
@@ -70,6 +80,9 @@ class HttpEndpoint:
 
     def path(self, path: str) -> str:
         """A path of OpenAI's API as this server has it."""
+        if self.api_version is not None and path.startswith("/v1/"):
+            where = "" if path == "/v1/models" else f"/deployments/{quote(self.model, safe='')}"
+            return f"/openai{where}{path.removeprefix('/v1')}?api-version={self.api_version}"
         return self.prefix + path.removeprefix("/v1") if path.startswith("/v1/") else path
 
 
@@ -90,6 +103,10 @@ class HttpReplica:
         self._own_names = {name.lower() for name in self._own_headers}
         self._heads: dict[tuple[str, str], bytes] = {}  # the beginnings of requests that are always the same
         self._doubted = ""
+        self._lacking: set[str] = set()  # pages that were said not to be there
+        self._page = 0  # which of the pages of its load it has
+        self._probes = 0  # since it was last away
+        self._told = NOTHING_TOLD
 
     async def open(self, call: Call) -> Answer:
         """Send a call and wait for its status. Raises ReplicaError; cancelling closes the connection."""
@@ -123,24 +140,74 @@ class HttpReplica:
         return HttpAnswer(self.name, response, unzip, call.stream, timeouts, self._secrets)
 
     async def probe(self) -> Report:
-        path = self.endpoint.probe_path or self.endpoint.path(self.endpoint.dialect.path)
+        """Its load now, with what its other pages said when they were last asked."""
+        try:
+            report = await self._load()
+        except ReplicaError:
+            self._page = self._probes = 0  # it may come back as something else
+            raise
+        if self._probes % LOOK_EVERY == 0:
+            self._told = await self._look()
+        self._probes += 1
+        return replace(report, told=self._told)
+
+    async def _load(self) -> Report:
+        """The page of its load, or where it was started without one, the next best."""
+        speaks = self.endpoint.dialect
+        given = self.endpoint.probe_path
+        pages = ((given, speaks.read),) if given else ((speaks.path, speaks.read), *speaks.instead)
+        while True:
+            name, read = pages[self._page]
+            path = name if given else self.endpoint.path(name)
+            status, page = await self._get(path)
+            if status not in _NO_PAGE or self._page + 1 >= len(pages):
+                break
+            self._page += 1
+            self._doubt(
+                f"{path} is not there ({speaks.hint or 'nothing tells it'}); {pages[self._page][0]} is asked"
+            )
+        if status != 200:
+            raise ReplicaError(self.name, Failure.PROBE, f"{path} answers with status {status}")
+        try:
+            return read_report(speaks, page, self._clock(), read)
+        except ValueError as error:
+            self._doubt(f"{path}: {error}")
+            return Report(at=self._clock())
+
+    async def _look(self) -> Told:
+        """What its pages tell of models and abilities; a page that it does not have tells nothing."""
+        told, asked = NOTHING_TOLD, self.endpoint.model
+        for page in PAGES.get(self.endpoint.dialect.name, ()):
+            if page.asks is not None and not asked:
+                continue
+            try:
+                status, body = await self._get(self.endpoint.path(page.path), _question(page, asked))
+            except ReplicaError:
+                continue
+            if status == 200:
+                told = told.and_then(read_page(page, body, asked))
+        return told
+
+    async def _get(self, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Status and body of one of its own pages; asked with POST where there is a `body`."""
         limit = self.endpoint.timeouts.probe
         try:
             async with asyncio.timeout(limit):
-                response = await self._client.send(self._head("GET", path))
+                response = await self._client.send(self._head("POST" if body else "GET", path), body)
                 await response.begin(limit)
-                page = await response.whole(_LARGEST_PAGE)
+                return response.status, await response.whole(_LARGEST_PAGE)
         except TimeoutError as error:
             raise ReplicaError(self.name, Failure.PROBE, f"{path} did not answer in {limit:g} s") from error
         except (OSError, ValueError) as error:
             raise ReplicaError(self.name, Failure.PROBE, f"{path} is out of reach: {error}") from error
-        if response.status != 200:
-            raise ReplicaError(self.name, Failure.PROBE, f"{path} answers with status {response.status}")
-        try:
-            return read_report(self.endpoint.dialect, page, self._clock())
-        except ValueError as error:
-            self._doubt(f"{path}: {error}")
-            return Report(at=self._clock())
+
+    def _say_instead(self, path: str, other: str) -> None:
+        """Log once which page stands in for that of its load."""
+        if path not in self._lacking:
+            self._lacking.add(path)
+            hint = self.endpoint.dialect.hint
+            remedy = f"; start it with {hint} to have all of its load told" if hint else ""
+            log.warning("replica %r has no %s, and is asked for %s%s", self.name, path, other, remedy)
 
     def _doubt(self, why: str) -> None:
         """Log that what it says of its load is not believed, once for each reason: it answers, so it lives."""
@@ -171,10 +238,16 @@ class HttpReplica:
 def _own_headers(endpoint: HttpEndpoint) -> dict[str, str]:
     """What every request to it carries, whatever the client sent."""
     own = {name: value.reveal() for name, value in endpoint.headers.items()}
-    headers = {"Accept-Encoding": "identity", **own}
+    speaks = endpoint.dialect
+    headers = {"Accept-Encoding": "identity", **dict(speaks.headers), **own}
     if endpoint.key is not None:
-        headers["Authorization"] = bearer_of(endpoint.key)
+        sent = bearer_of(endpoint.key)
+        headers[speaks.key_header or "Authorization"] = sent.partition(" ")[2] if speaks.key_header else sent
     return headers
+
+
+def _question(page: Page, model: str) -> bytes:
+    return b"" if page.asks is None else msgspec.json.encode({page.asks: model})
 
 
 class HttpAnswer:

@@ -1,0 +1,1 @@
+"""What a replica can: endpoints, tools, schemas, pictures, context; told, stated or learned from refusals."""
