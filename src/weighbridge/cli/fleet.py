@@ -16,7 +16,7 @@ from rich.text import Text
 
 from weighbridge.cli.options import DEFAULT_URL, ApiKey, JsonOutput, options
 from weighbridge.cli.remote import Server
-from weighbridge.cli.terminal import outside, print_json
+from weighbridge.cli.terminal import outside, print_json, visible
 from weighbridge.cli.ticket import ticket_path
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.fleet.api import Choice
@@ -48,10 +48,15 @@ _COLOURS = {"up": "green", "starting": "yellow", "draining": "yellow"}
 def list_replicas(url: _URL = DEFAULT_URL, json_output: JsonOutput = False) -> None:
     """All replicas, how they are, and what they have done."""
     load = load_of(url)
+    console = Console()
     if json_output:
         print_json(load["models"])
+    elif console.is_terminal:
+        console.print(fleet_table(load, None, 0.0, console.width))
+        console.print(Group(*_reasons(load)))
     else:
-        Console().print(fleet_table(load, None, 0.0))
+        for line in plain_lines(load):
+            print(line)
 
 
 def top(
@@ -62,12 +67,14 @@ def top(
     """A live table of the fleet: load, standing and speed of every replica."""
     before: dict[str, Any] | None = None
     asked = time.monotonic()
-    with Live(Text("asking..."), refresh_per_second=8, console=Console()) as live:
+    console = Console()
+    with Live(Text("asking..."), refresh_per_second=8, console=console) as live:
         looks = 0
         while count is None or looks < count:
             load = load_of(url)
             now = time.monotonic()
-            live.update(fleet_table(load, before, now - asked), refresh=True)
+            table = fleet_table(load, before, now - asked, console.width)
+            live.update(Group(table, *_reasons(load)), refresh=True)
             before, asked = load, now
             looks += 1
             if count is None or looks < count:
@@ -199,12 +206,42 @@ def load_of(url: str) -> Any:
     return load
 
 
-def fleet_table(load: dict[str, Any], before: dict[str, Any] | None, seconds: float) -> Group:
-    """One table for each model. `before`: the look `seconds` ago, for speeds."""
-    return Group(*(_model_table(name, model, before, seconds) for name, model in load["models"].items()))
+def plain_lines(load: dict[str, Any]) -> list[str]:
+    """A replica a line, for pipes: model, name, standing, requests, finished, failed, why; a tab between."""
+    return [
+        "\t".join(
+            visible(str(value)).replace("\t", " ").replace("\n", " ")
+            for value in (model, *(one[key] for key in _PLAIN), one["why"] or "-")
+        )
+        for model, pool in load["models"].items()
+        for one in pool["replicas"]
+    ]
 
 
-def _model_table(name: str, model: dict[str, Any], before: dict[str, Any] | None, seconds: float) -> Table:
+def _reasons(load: dict[str, Any]) -> list[Text]:
+    """Why replicas are not up, whole, below the tables: a column of them has no room for that."""
+    replicas = [one for pool in load["models"].values() for one in pool["replicas"]]
+    return [outside(f"{one['name']}: {one['why']}") for one in replicas if one["why"]]
+
+
+_PLAIN = ("name", "standing", "requests", "finished", "failures")
+
+
+#: Columns of the table by their headings, in the order in which they are given up on a narrow terminal, last first.
+_FIGURES = ("requests", "finished", "failed", "tok/s", "cached", "KV", "prompt left", "output left")
+#: Characters that a column of figures takes with its border; and those of the columns that are always there.
+_FIGURE_WIDTH, _BORDERS = 11, 7
+
+
+def fleet_table(load: dict[str, Any], before: dict[str, Any] | None, seconds: float, width: int) -> Group:
+    """One table for each model. `before`: the look `seconds` ago, for speeds. `width`: characters of the terminal."""
+    tables = (_model_table(name, model, before, seconds, width) for name, model in load["models"].items())
+    return Group(*tables)
+
+
+def _model_table(
+    name: str, model: dict[str, Any], before: dict[str, Any] | None, seconds: float, width: int
+) -> Table:
     table = Table(
         title=outside(
             f"{name} · {model['policy']} · {model['queued_requests']} waiting "
@@ -212,32 +249,35 @@ def _model_table(name: str, model: dict[str, Any], before: dict[str, Any] | None
         ),
         title_justify="left",
     )
-    for heading in ("replica", "standing"):
-        table.add_column(heading)
-    for heading in ("requests", "prompt left", "output left", "KV", "tok/s", "finished", "failed", "cached"):
-        table.add_column(heading, justify="right")
-    table.add_column("why", overflow="fold")
+    taken = _BORDERS
+    for heading, key in (("replica", "name"), ("standing", "standing")):
+        longest = max([len(heading), *(len(visible(str(one[key]))) for one in model["replicas"])])
+        table.add_column(heading, min_width=longest, overflow="fold")  # whole: it is what one looks for
+        taken += longest
+    shown = [one for one in _FIGURES if one != "tok/s" or before is not None]
+    shown = shown[: max((width - taken) // _FIGURE_WIDTH, 1)]
+    for heading in shown:
+        table.add_column(heading, justify="right", no_wrap=True)
     known = before["models"].get(name, {}).get("replicas", []) if before is not None else []
     earlier = {one["name"]: one for one in known}
     for one in model["replicas"]:
-        table.add_row(*_row(one, earlier.get(one["name"], one), seconds))
+        table.add_row(*_row(one, earlier.get(one["name"], one), seconds, shown))
     return table
 
 
-def _row(one: dict[str, Any], earlier: dict[str, Any], seconds: float) -> list[Text]:
+def _row(one: dict[str, Any], earlier: dict[str, Any], seconds: float, shown: list[str]) -> list[Text]:
     made = one["output_tokens"] - earlier["output_tokens"]
     total, prompt = one["kv_tokens_total"], one["prompt_tokens"]
     standing = outside(one["standing"])
     standing.stylize(_COLOURS.get(one["standing"], "red"))
-    figures = (
-        one["requests"],
-        one["uncomputed_tokens"],
-        one["remaining_output_tokens"],
-        f"{one['kv_tokens'] / total:.0%}" if total else one["kv_tokens"],
-        f"{made / seconds:.0f}" if seconds > 0.0 else "-",
-        one["finished"],
-        one["failures"],
-        f"{one['cached_tokens'] / prompt:.0%}" if prompt else "-",
-        one["why"],
-    )
-    return [outside(one["name"]), standing, *map(outside, figures)]
+    figures = {
+        "requests": one["requests"],
+        "prompt left": one["uncomputed_tokens"],
+        "output left": one["remaining_output_tokens"],
+        "KV": f"{one['kv_tokens'] / total:.0%}" if total else one["kv_tokens"],
+        "tok/s": f"{made / seconds:.0f}" if seconds > 0.0 else "-",
+        "finished": one["finished"],
+        "failed": one["failures"],
+        "cached": f"{one['cached_tokens'] / prompt:.0%}" if prompt else "-",
+    }
+    return [outside(one["name"]), standing, *(outside(figures[heading]) for heading in shown)]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.fleet.abilities.refusal import ReplicaRefusal, error_of, read_refusal
 from weighbridge.fleet.api import Answer
 from weighbridge.fleet.dispatch import Lease
+from weighbridge.fleet.limits.remaining import seconds_of, used_up
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.reliability.retry import KEY_REFUSED, OVERLOADED, may_retry, retry_after
-from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError
+from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError, has_content
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.errors import error_fields
 
@@ -24,6 +25,9 @@ BRIEF_PAUSE = 0.25
 
 #: Bytes of an answer in one piece: 2,048 embeddings of 4,096 numbers have 180 MiB as text.
 LARGEST_ANSWER = 256 << 20
+
+#: What OpenAI says with 429 where the account has no money left.
+NO_QUOTA = "insufficient_quota"
 
 _ERROR_EVENT = b'data: {"error"'
 
@@ -103,6 +107,7 @@ class Attempts:
         member = lease.member
         call = member.call(ask, self._remaining_ms(ask))
         answer = await member.replica.open(call)
+        self._heed(member, answer.headers)
         try:
             if not 200 <= answer.status < 600:
                 why = f"answered with status {answer.status}, which is none of an answer"
@@ -144,7 +149,7 @@ class Attempts:
         """The first event that is more than a comment to keep the line open."""
         deadline = self._clock() + member.spec.timeouts.first_byte
         async for chunk in chunks:
-            if b"data:" in chunk or b"{" in chunk:
+            if has_content(chunk):
                 return chunk
             member.alive(self._clock(), self._slow_start)
             if self._clock() > deadline:
@@ -177,12 +182,15 @@ class Attempts:
         member.last_error = str(failed)
         member.counts.failures += 1
         wait = retry_after(answer.headers, time.time())
+        wait = retry_delay(body) if wait is None else wait
         if status in KEY_REFUSED:
             failed = AttemptFailed(member, f"refuses the key it was sent (status {status}){_message(body)}")
             member.last_error = str(failed)
             member.hold(now + KEY_PAUSE, member.last_error)
             member.breaker.gave_up()
         elif status in OVERLOADED:
+            if wait is None and error_of(body).get("code") == NO_QUOTA:
+                wait = KEY_PAUSE  # money is not there again in a moment
             failed.wait = BRIEF_PAUSE if wait is None else wait
             member.hold(
                 now + failed.wait, f"answered with status {status} and wants {failed.wait:g} s of rest"
@@ -195,6 +203,13 @@ class Attempts:
         else:
             member.breaker.failed(now)
         raise failed
+
+    def _heed(self, member: Member, headers: Mapping[str, str]) -> None:
+        """Leave it alone until the limits of our account with it, as it says them, have room again."""
+        spent = used_up(headers, time.time())
+        if spent is not None:
+            why = f"says that its limit of {spent.kind} is used up for {spent.rest_s:.0f} s"
+            member.hold(self._clock() + spent.rest_s, why)
 
     def _well(self, lease: Lease) -> None:
         now = self._clock()
@@ -223,6 +238,16 @@ def _error_in_stream(event: bytes) -> tuple[int, bytes]:
     body = event.split(b"\n", 1)[0].removeprefix(b"data:").strip()
     code = error_fields(body).get("code")
     return (code if isinstance(code, int) and 400 <= code < 600 else 500), body
+
+
+def retry_delay(body: bytes) -> float | None:
+    """Seconds that Google's errors ask to wait, in a detail of theirs; None without one."""
+    details = error_of(body).get("details")
+    for one in details if isinstance(details, list) else ():
+        delay = one.get("retryDelay") if isinstance(one, dict) else None
+        if isinstance(delay, str) and (seconds := seconds_of(delay, 0.0)):
+            return seconds
+    return None
 
 
 def _message(body: bytes) -> str:

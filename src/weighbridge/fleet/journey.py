@@ -183,9 +183,13 @@ class FleetJourney:
         self.ticket.decisions.append(f"try {attempt} failed at {failure}")
         pool, failed = self.pool, {one.member.name for one in self._failures}
         now = self._clock()
-        if attempt >= pool.retry.attempts or not pool.retries.spend():
+        if attempt >= pool.retry.attempts:
             raise self._given_up()
         others = any(n not in failed and m.usable(now) and m.state.healthy for n, m in pool.members.items())
+        # A retry at a replica that is well and has nothing to do adds to nobody's load, whatever the others do.
+        idle = any(n not in failed and m.is_idle_and_well(now) for n, m in pool.members.items())
+        if not pool.retries.spend() and not idle:
+            raise self._given_up("the retry budget is spent")
         if not others:
             wait = max(failure.wait, backoff(attempt, random.random()))
             late = self.ask.deadline is not None and now + wait > self.ask.deadline
@@ -196,14 +200,16 @@ class FleetJourney:
         avoid = failed if others else frozenset()
         return await pool.dispatcher.place(self._arrival, avoid, streamed=self.ask.stream, again=True)
 
-    def _given_up(self) -> WeighbridgeError:
+    def _given_up(self, why: str = "") -> WeighbridgeError:
+        """What the client is told; `why` no further try was made, where there could have been one."""
         last = self._failures[-1]
         if last.answer is not None:
             return Answered(last.answer.status, last.answer.body, last.answer.headers)
         reasons = "; ".join(dict.fromkeys(str(one) for one in self._failures))
         status = 504 if last.timed_out else 502
         tries = "1 try" if len(self._failures) == 1 else f"{len(self._failures)} tries"
-        return Unavailable(f"no replica answered after {tries}: {reasons}", status)
+        more = f"; {why}" if why else ""
+        return Unavailable(f"no replica answered after {tries}: {reasons}{more}", status)
 
     def _note_choice(self, lease: Lease) -> None:
         choice, ticket = lease.choice, self.ticket

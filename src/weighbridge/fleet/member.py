@@ -87,6 +87,17 @@ class Member:
             return False
         return self.breaker.allows(now)
 
+    def is_idle_and_well(self, now: float) -> bool:
+        """Whether it has nothing to do, and its last answer and its last probe came."""
+        idle = not self.state.requests and not self.state.others.queued_requests
+        return (
+            idle
+            and self.state.healthy
+            and self.breaker.is_well
+            and self.usable(now)
+            and not self.failed_probes
+        )
+
     def accepts(self, arrival: Arrival, now: float) -> bool:
         """Usable, and with room for this one. Asked of every replica for every request, so it is written flat."""
         if not self.heard or self.draining or now < self.held_until or now < self.fault_until:
@@ -187,6 +198,8 @@ class Member:
                 extension["tenant"] = ask.tenant
             if remaining_ms is not None:
                 extension["deadline_ms"] = remaining_ms
+        if DIALECTS[self.spec.dialect].max_tokens_only:
+            ask = _with_max_tokens(ask)
         salt = ask.cache_salt if self.keeps_apart(ask) else ""
         body = ask.body(self.model_name(ask), extension, ask_usage=self.spec.stream_usage, cache_salt=salt)
         return Call(ask.path, body, ask.headers, ask.stream)
@@ -313,6 +326,15 @@ class Member:
             "output_tokens": counts.output_tokens,
             "usd": round(counts.usd, 6),
         }
+
+
+def _with_max_tokens(ask: Ask) -> Ask:
+    """The request with `max_completion_tokens` under its older name, for servers that know no other."""
+    newer = ask.fields.get("max_completion_tokens")
+    if newer is None:
+        return ask
+    fields = {name: raw for name, raw in ask.fields.items() if name != "max_completion_tokens"}
+    return replace(ask, fields={**fields, "max_tokens": newer})
 
 
 def capacity_of(spec: ReplicaSpec, block_size: int) -> Capacity:

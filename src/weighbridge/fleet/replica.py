@@ -32,14 +32,19 @@ class ReplicaError(WeighbridgeError):
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds a replica may take: to connect, to the first byte of a stream, to a whole answer, between two
-    chunks of a stream, and to answer a probe."""
+    """Seconds a replica may take: to connect, to the first event of a stream, to a whole answer, between two chunks
+    behind the first event, and to answer a probe."""
 
     connect: float = 2.0
     first_byte: float = 120.0
     answer: float = 900.0
     idle: float = 60.0
     probe: float = 2.0
+
+
+def has_content(chunk: bytes) -> bool:
+    """Whether there is more in it than comments that keep the line open."""
+    return b"data:" in chunk or b"{" in chunk
 
 
 @dataclass(slots=True)

@@ -195,6 +195,8 @@ class Answers:
         clock, encode = self._clock, encoder.event
         if line.status is None:
             await line.start_stream(journey.headers())
+        elif encoder.keep_alive:  # opened by a pulse, before anybody knew who would answer
+            await line.write(_as_comment(journey.headers()), True, clock())
         async for event in journey.stream():
             body = encode(event)
             if body or event.last:
@@ -222,6 +224,11 @@ class Answers:
                 if line.streaming and not line.ended and now - line.wrote_at >= KEEP_ALIVE_SECONDS:
                     with suppress(OSError):
                         await line.pulse(now)
+
+
+def _as_comment(headers: HeaderList) -> bytes:
+    """Our own headers as an event stream's comment, for an answer whose headers went out before they were known."""
+    return b"".join(b": %b: %b\n" % one for one in headers if one[0].startswith(b"x-weighbridge-")) + b"\n"
 
 
 def answered_error(error: Answered) -> ApiError:

@@ -160,7 +160,8 @@ def _abilities(section: Section) -> dict[Ability, bool]:
 
 def _api_version(section: Section, dialect: str) -> str | None:
     """Azure's older paths name the deployment and a version of the API."""
-    version = section.text("api_version") or None
+    given = section.plain("api_version")
+    version = None if given is None else str(given)  # YAML takes 2024-10-21 for a date
     if version is not None and dialect != "azure":
         section.problem("api_version", "is Azure's; write `dialect: azure` beside it")
     elif version is not None and not re.fullmatch(r"[0-9A-Za-z.-]{1,40}", version):

@@ -45,6 +45,11 @@ class CircuitBreaker:
             return BreakerState.CLOSED
         return BreakerState.OPEN if now < self.open_until else BreakerState.HALF_OPEN
 
+    @property
+    def is_well(self) -> bool:
+        """Whether its last outcome was none of a failure, as far as there was one."""
+        return self.open_until is None and not self._in_a_row
+
     def allows(self, now: float) -> bool:
         """Whether a request may go now. Half open, one may until its outcome is known or it took too long."""
         state = self.state(now)

@@ -60,10 +60,11 @@ def may_retry(status: int, attempt: int, has_deadline: bool) -> bool:
 def retry_after(headers: Mapping[str, str], wall_now: float) -> float | None:
     """Seconds that an answer asks to wait: a number, or an HTTP date against the epoch seconds `wall_now`."""
     given = headers.get("retry-after", "").strip()
-    if not given:
+    exact = headers.get("retry-after-ms", "").strip()  # OpenAI's and Azure's, beside the other one
+    if not given and not exact:
         return None
     try:
-        seconds = float(given)
+        seconds = float(exact) / 1e3 if exact else float(given)
     except ValueError:
         parsed = email.utils.parsedate_tz(given)
         if parsed is None:

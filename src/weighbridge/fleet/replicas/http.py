@@ -16,7 +16,7 @@ import msgspec
 from weighbridge.fleet.abilities.told import NOTHING_TOLD, PAGES, Page, Told, read_page
 from weighbridge.fleet.api import Answer, Call, Report
 from weighbridge.fleet.load.dialects import Dialect, read_report
-from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError, Timeouts
+from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError, Timeouts, has_content
 from weighbridge.secret import Secret, hidden
 from weighbridge.unzip import Unzip, unzip_of
 from weighbridge.wire.client import HttpClient, Response, Trust, Unreachable, header_lines
@@ -270,8 +270,10 @@ class HttpAnswer:
         self._replica = replica
         self._response = response
         self._streaming = streaming
-        self._idle = timeouts.idle if streaming else timeouts.answer
-        self._longest = max(self._idle, timeouts.first_byte)  # seconds between whole events
+        self._begun = not streaming  # its first event is there
+        self._between = timeouts.idle  # seconds of silence behind it
+        self._idle = timeouts.first_byte if streaming else timeouts.answer
+        self._longest = max(self._idle, timeouts.idle, timeouts.first_byte)  # seconds between whole events
         self._loop = asyncio.get_running_loop()
         self._waiting_since: float | None = None  # for the next bytes; None while nobody reads
         self._fell_silent = False
@@ -292,6 +294,8 @@ class HttpAnswer:
                     break
                 for piece in (data,) if unzip is None else unzip.pieces(data):
                     if whole := self._shown(framer.feed(piece) if self._streaming else piece):
+                        if not self._begun and has_content(whole):
+                            self._begin()
                         yield whole
                         since = time_now()
                 if time_now() - since > self._longest:
@@ -304,7 +308,8 @@ class HttpAnswer:
             if self._ended:
                 return
             if self._fell_silent:
-                raise ReplicaError(self._replica, Failure.IDLE, f"silent for {self._idle:g} s") from error
+                kind = Failure.IDLE if self._begun else Failure.FIRST_BYTE
+                raise ReplicaError(self._replica, kind, f"silent for {self._idle:g} s") from error
             raise ReplicaError(
                 self._replica, Failure.BROKEN, "broke off in the middle of an answer"
             ) from error
@@ -326,6 +331,12 @@ class HttpAnswer:
         """Cut the connection, unless the body has ended."""
         self._timer.cancel()
         self._response.close()
+
+    def _begin(self) -> None:
+        """Wait less long from now on: the prompt has been computed."""
+        self._begun, self._idle = True, self._between
+        self._timer.cancel()
+        self._timer = self._loop.call_later(self._idle, self._look)
 
     def _ends_soon(self) -> None:
         """Expect the body to end with its last event; a server that keeps it open loses the connection."""

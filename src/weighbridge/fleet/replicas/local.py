@@ -10,7 +10,7 @@ from typing import Any
 
 from weighbridge.fleet.api import Answer, Call, Report
 from weighbridge.fleet.load.dialects import dialect, read_report
-from weighbridge.fleet.replica import Failure, ReplicaError, Timeouts
+from weighbridge.fleet.replica import Failure, ReplicaError, Timeouts, has_content
 from weighbridge.fleet.replicas.http import passed_on
 
 Message = MutableMapping[str, Any]
@@ -65,7 +65,9 @@ class LocalReplica:
     async def _call(
         self, method: str, path: str, body: bytes, headers: dict[str, str], streaming: bool
     ) -> LocalAnswer:
-        answer = LocalAnswer(self.name, body, self._timeouts.idle if streaming else self._timeouts.answer)
+        limits = self._timeouts
+        first, idle = (limits.first_byte, limits.idle) if streaming else (limits.answer, limits.answer)
+        answer = LocalAnswer(self.name, body, first, idle)
         scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -99,13 +101,14 @@ class LocalReplica:
 class LocalAnswer:
     """The other end of an application's `receive` and `send`."""
 
-    def __init__(self, replica: str, body: bytes, idle: float) -> None:
+    def __init__(self, replica: str, body: bytes, first: float, idle: float) -> None:
+        """`first`: seconds of silence before its first event; `idle`: behind it."""
         self.status = 0
         self.headers: Mapping[str, str] = {}
         self.begun = asyncio.Event()
         self._replica = replica
         self._request: bytes | None = body
-        self._idle = idle
+        self._silence, self._idle = first, idle
         self._pieces: deque[bytes] = deque()
         self._held = 0
         self._ended = False  # the application sent its last piece
@@ -158,6 +161,8 @@ class LocalAnswer:
                 self._pieces.clear()
                 self._held = 0
                 self._room.set()
+                if has_content(chunk):
+                    self._silence = self._idle
                 yield chunk
                 continue
             if self._ended:
@@ -166,10 +171,11 @@ class LocalAnswer:
                 raise ReplicaError(self._replica, Failure.BROKEN, "broke off in the middle of an answer")
             self._news.clear()
             try:
-                async with asyncio.timeout(self._idle):
+                async with asyncio.timeout(self._silence):
                     await self._news.wait()
             except TimeoutError as error:
-                raise ReplicaError(self._replica, Failure.IDLE, f"silent for {self._idle:g} s") from error
+                why = f"silent for {self._silence:g} s"
+                raise ReplicaError(self._replica, Failure.IDLE, why) from error
 
     async def close(self) -> None:
         """Tell the application that its client went away; it cancels what runs."""
