@@ -116,7 +116,9 @@ class Ask:
     @property
     def prompt_field(self) -> str:
         """What the field with the prompt is called."""
-        return next((name for name in ("messages", "prompt") if name in self.fields), "input")
+        if "messages" in self.fields:
+            return "messages"
+        return "prompt" if "prompt" in self.fields else "input"
 
     @property
     def prompt_hash(self) -> str:

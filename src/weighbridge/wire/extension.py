@@ -69,6 +69,12 @@ def apply_caller(ask: Ask, headers: Mapping[str, str], caller: KnownCaller | Non
     else:
         ask.tenant = (body.tenant or ours.get("tenant") or ask.user or "default")[:LONGEST_NAME]
     ask.route = (body.route or ours.get("route") or ask.path.rsplit("/v1/", 1)[-1])[:LONGEST_NAME]
+    if ours or ask.extension is not None:  # most requests say nothing of the kind
+        _apply_wishes(ask, body, ours, now)
+
+
+def _apply_wishes(ask: Ask, body: Extension, ours: Mapping[str, str], now: float) -> None:
+    """Write into `ask` what the body's own word and our headers, by what follows `OURS`, want of it."""
     ask.session = (body.session or ours.get("session") or "")[:LONGEST_NAME]
     ask.priority = _priority(body.priority, ours)
     deadlines = [value for value in (body.deadline_ms, _number(ours, "deadline-ms", above=0.0)) if value]

@@ -119,8 +119,9 @@ class Experience:
 
     def elapse(self, streams: int, now: float) -> None:
         """Take note that there were `streams` until now; before their number changes."""
-        self._area += streams * max(now - self._at, 0.0)
-        self._at = max(now, self._at)
+        if now > self._at:
+            self._area += streams * (now - self._at)
+            self._at = now
 
     def first_token(
         self, request: InFlight, streams: int, line: bool, told: StepCost | None, now: float

@@ -122,17 +122,18 @@ class SpeedLearner:
 
     @property
     def known(self) -> bool:
-        return self.firsts > 0 and self.firsts + self.steps >= ENOUGH
+        steps, firsts = self._kinds
+        return firsts.count > 0 and firsts.count + steps.count >= ENOUGH
 
     def observe(self, seen: Observed) -> None:
         """Take in one observation; one without a time or without work says nothing."""
-        row, seconds = seen.row, seen.seconds
+        row, seconds, kinds = seen.row, seen.seconds, self._kinds
         work = seen.firsts + seen.steps
         if not (0.0 < seconds < math.inf and 0.0 < work < math.inf and seen.prompt_tokens < math.inf):
             return
         if self._times is None:
             self._times = self._alone(row, seconds)
-        kind = self._kinds[seen.firsts > 0.0]
+        kind = kinds[seen.firsts > 0.0]
         expected = self._seconds(row)
         off = math.log(seconds / expected)
         kind.residuals.append(off)
@@ -141,7 +142,7 @@ class SpeedLearner:
             expected = seconds
         kind.add(row, min(seconds, LONGEST * expected), expected)
         self._unsolved += 1
-        if self._heed_change(kind) or self._unsolved * SOLVED >= min(self.firsts + self.steps, MEMORY):
+        if self._heed_change(kind) or self._unsolved * SOLVED >= min(kinds[0].count + kinds[1].count, MEMORY):
             self._solve()
 
     def seconds(self, seen: Row) -> float | None:

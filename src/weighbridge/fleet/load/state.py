@@ -85,9 +85,8 @@ class ReplicaState(OwnLoad):
 
     def warmth(self, now: float) -> float:
         """Share of its usual work that a replica takes while it warms up; 1 once `slow_start` has passed."""
-        if not self.slow_start:
-            return 1.0
-        return min(max((now - self.started_at) / self.slow_start, COLDEST), 1.0)
+        up, slow_start = now - self.started_at, self.slow_start
+        return 1.0 if not slow_start or up >= slow_start else max(up / slow_start, COLDEST)
 
     # -- with what others put there ---------------------------------------------------------------------
 
