@@ -1,6 +1,6 @@
 """How cost grows with size: the exponent of each curve, and whether it and the largest size keep their bounds.
 
-python benchmarks/growth.py            # all rows, about three minutes; exit code 1 where one is worse than its bound
+python benchmarks/growth.py            # all rows, about ten minutes; exit code 1 where one is worse than its bound
 python benchmarks/growth.py --quick    # small sizes, under a minute
 python benchmarks/growth.py --rows penalties,classes
 
@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import json
 import logging
 import math
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,13 +25,15 @@ import tracemalloc
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
 
+from growth_gateway import constrained, idle, metrics
+from growth_training import LABELS
 from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.step import StepCost
 from weighbridge.cost.weight import OutputEstimate, Weight
@@ -51,7 +55,7 @@ from weighbridge.fleet.load.weigher import Scales
 from weighbridge.fleet.policies.weigh import Weigh
 from weighbridge.flow import flow, step
 from weighbridge.routes.budget import Ledger
-from weighbridge.routes.difficulty.ridge import ridge
+from weighbridge.routes.difficulty.ridge import Dense, ridge
 from weighbridge.routes.privacy.guard import Guard
 from weighbridge.routes.privacy.patterns import PatternDetector
 from weighbridge.ticket import Ticket
@@ -177,7 +181,25 @@ def labels(count: int) -> float:
     rng = np.random.default_rng(0)
     columns = rng.standard_normal((count, 600))
     targets = columns[:, :3] + rng.standard_normal((count, 3))
-    return once(lambda: ridge(columns, targets, rng))
+    return once(lambda: ridge(Dense(columns), targets, rng))
+
+
+def training(count: int) -> float:
+    """Peak memory of a process that trains on so many labels, in MB."""
+    return _trained(count)["peak_mb"]
+
+
+def training_time(count: int) -> float:
+    return _trained(count)["cpu"]
+
+
+@lru_cache(maxsize=8)
+def _trained(count: int) -> dict[str, float]:
+    """What growth_training.py says."""
+    program = str(Path(__file__).parent / "growth_training.py")
+    command = [sys.executable, program, "--labels", str(count), "--width", "0", "--json"]
+    found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return found
 
 
 # -- the fleet --------------------------------------------------------------------------------------------
@@ -495,6 +517,16 @@ ROWS = (
         biases,
     ),
     Row(
+        "schema",
+        "4: a choice whose schema of so many properties was validated",
+        "ms",
+        (100, 1000, 5000),
+        (100, 1000),
+        0,
+        1,
+        constrained,
+    ),
+    Row(
         "tenants",
         "5: counters of tenants that never wait",
         "MB",
@@ -534,6 +566,8 @@ ROWS = (
         400,
         decision,
     ),
+    Row("metrics", "8: longest piece of `/metrics`", "ms", (64, 256, 1000), (8, 64), 1, 10, metrics),
+    Row("idle", "8: a gateway of so many, at rest", "%", (8, 256, 1000), (8, 64), 1, 3, idle),
     Row(
         "labels",
         "9: the regression of `route train`",
@@ -544,6 +578,8 @@ ROWS = (
         60,
         labels,
     ),
+    Row("training", "9: `route train`, peak", "MB", (10_000, 100_000), (1000, 2000), 0.5, 2000, training),
+    Row("training-time", "9: the same, CPU", "s", (10_000, 100_000), (1000, 2000), 1, 600, training_time),
     Row(
         "prompts",
         "10: what 600 prompts of so many bytes leave behind",
@@ -651,7 +687,8 @@ ROWS = (
 def drawn(row: Row, *, quick: bool) -> tuple[str, bool]:
     """A line of the table, and whether the curve keeps its bounds."""
     sizes = row.quick if quick else row.sizes
-    row.measure(sizes[0])  # imports, caches and code that is used for the first time
+    if row.measure not in (training, training_time):  # in a process of its own
+        row.measure(sizes[0])  # imports, caches and code that is used for the first time
     costs = [row.measure(size) for size in sizes]
     found = slope(sizes, costs)
     allowed = row.exponent + SLACK * (2 if quick else 1)
@@ -680,7 +717,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     worse = 0
     for row in ROWS:
-        if not names or row.name in names:
+        if row.name.startswith("training") and not LABELS.exists():
+            print(f"{row.name:<14} left out: there is no {LABELS}")
+        elif not names or row.name in names:
             line, keeps = drawn(row, quick=told.quick)
             print(line, flush=True)
             worse += not keeps

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+from collections.abc import Sequence
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fleet.block_index import BlockIndex
 from weighbridge.fleet.load.prefix_index import PrefixIndex
+from weighbridge.fleet.load.prefix_tree import BlockRun
 
 CHAINS = [tuple(f"{tree}{depth}".encode() * 8 for depth in range(9)) for tree in "abc"]
 
@@ -197,3 +200,36 @@ def test_what_is_forgotten_takes_no_memory() -> None:
         tracemalloc.stop()
     index.check_integrity()
     assert after < 1.2 * before < 4_000_000
+
+
+@pytest.mark.parametrize("homes", ["x", "xy", "xxxy", "xyz"])
+def test_a_further_turn_of_a_conversation_does_not_walk_all_turns_before(
+    monkeypatch: pytest.MonkeyPatch, homes: str
+) -> None:
+    """Whether it stays at one replica or moves between a few: what was used together is one run."""
+    index = PrefixIndex()
+    for name in "xyz":
+        index.add_replica(name, 10**6)
+    shared = tuple(f"s{number}".encode().ljust(16) for number in range(5))
+    index.enter("z", (*shared, b"o" * 16))  # another conversation, with the same beginning
+    chain = (*shared, *(f"{number}".encode().ljust(16) for number in range(1200)))
+    looked_at = _runs_looked_at(monkeypatch)
+    for turn in range(1, 401):
+        seen = tuple(chain[: 5 + 3 * turn])
+        index.matched(seen)
+        index.enter(homes[turn % len(homes)], seen)
+        index.occupy(homes[turn % len(homes)], 2, seen[-1])
+    assert sum(looked_at) < 400 * 12
+    index.check_integrity()
+
+
+def _runs_looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    looked_at: list[int] = []
+    agreement = BlockRun.agreement
+
+    def counted(run: BlockRun, chain: Sequence[bytes], start: int) -> int:
+        looked_at.append(1)
+        return agreement(run, chain, start)
+
+    monkeypatch.setattr(BlockRun, "agreement", counted)
+    return looked_at

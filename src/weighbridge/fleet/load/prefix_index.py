@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from weighbridge.engine.memory.prefix import Digest
-from weighbridge.fleet.load.prefix_tree import BlockRun, Holding, PrefixTree
+from weighbridge.fleet.load.prefix_tree import BlockRun, Holding, PrefixTree, Prompt
 
 #: A run of a chain, where it begins, and how many blocks of it are the chain's.
 Step = tuple[BlockRun, int, int]
@@ -32,9 +32,9 @@ DEFAULT_BLOCKS = 8192
 
 
 class _Held:
-    """What one replica is believed to hold. `answers`: the output behind each prompt it holds, by its last digest."""
+    """What one replica is believed to hold. `prompts`: by the last digest."""
 
-    __slots__ = ("answers", "bit", "capacity", "ring", "used")
+    __slots__ = ("bit", "capacity", "prompts", "ring", "used")
 
     def __init__(self, bit: int, capacity: int) -> None:
         self.bit = bit
@@ -42,7 +42,7 @@ class _Held:
         self.used = 0
         self.ring = Holding(None)
         self.ring.older = self.ring.newer = self.ring
-        self.answers: dict[Digest, Holding | None] = {}
+        self.prompts: dict[Digest, Prompt] = {}
 
     def __iter__(self) -> Iterator[Holding]:
         """Least recently used first. What was yielded may leave."""
@@ -52,30 +52,55 @@ class _Held:
             yield holding
             holding = newer
 
-    def use(self, run: BlockRun) -> None:
-        """Hold all of `run`, as its most recently used."""
+    def use(self, run: BlockRun, before: BlockRun | None = None) -> None:
+        """Hold all of `run`, as its most recently used; `before`: but for that one, which it was used with."""
         holding = run.holdings.get(self.bit)
         if holding is None:
             holding = run.holdings[self.bit] = Holding(run)
             run.held |= self.bit
         else:
             holding.leave()
-        holding.follow(self.ring.older)
+        holding.follow(self.ring.older if before is None else before.holdings[self.bit].older)
         self.used += run.blocks - holding.blocks
         holding.blocks = run.blocks
         run.whole |= self.bit
 
+    def sent(self, digest: Digest, run: BlockRun) -> None:
+        """It was sent a prompt that ends with `digest`, where `run` does."""
+        if digest not in self.prompts:
+            holding = run.holdings[self.bit]
+            self.prompts[digest] = prompt = Prompt(digest, holding, run.blocks)
+            holding.prompts.append(prompt)
+
     def answered(self, digest: Digest) -> int:
         """Blocks of output that it holds behind a prompt that ends with `digest`."""
-        output = self.answers.get(digest)
-        return 0 if output is None else output.blocks
+        prompt = self.prompts.get(digest)
+        return 0 if prompt is None or prompt.output is None else prompt.output.blocks
 
-    def drop_answer(self, digest: Digest) -> None:
-        """The output behind the prompt that ends with `digest`, if any, is gone or known by name now."""
-        output = self.answers.get(digest)
-        if output is not None:
-            self.answers[digest] = None
-            self.drop_output(output)
+    def answer(self, digest: Digest, output: Holding) -> None:
+        """`output` followed the prompt that ends with `digest`, if that is held."""
+        prompt = self.prompts.get(digest)
+        if prompt is None:
+            return
+        if prompt.output is None:
+            prompt.holding.answered.append(prompt)
+        else:
+            self.drop_output(prompt.output)
+        prompt.output = output
+
+    def drop_answers(self, run: BlockRun, but: Digest) -> None:
+        """The output behind prompts that end in `run` is gone or known by name now, except behind one."""
+        holding = run.holdings[self.bit]
+        if not holding.answered:
+            return
+        kept = []
+        for prompt in holding.answered:
+            if prompt.digest == but:
+                kept.append(prompt)
+            elif prompt.output is not None:
+                self.drop_output(prompt.output)
+                prompt.output = None
+        holding.answered = kept
 
     def drop_output(self, output: Holding) -> None:
         if output.blocks:
@@ -87,8 +112,8 @@ class _Held:
 class PrefixIndex:
     """Bounded: per replica, as many blocks as its cache holds, the least recently used forgotten first.
 
-    Entering and forgetting cost O(runs of the chain), a look-up O(runs + replicas); a chain that follows others has a
-    run for each of them that ended or forked in it. All digests must be of one length.
+    Entering and forgetting cost O(runs of the chain), a look-up O(runs + replicas); a chain has a run for each place
+    where others left it, or where it went on at another replica. All digests must be of one length.
     """
 
     def __init__(self) -> None:
@@ -216,13 +241,15 @@ class PrefixIndex:
         held = self._held[name]
         if not chain:
             return
-        path = self._tree.cover(chain)
-        last = path.pop()
-        held.use(last)
-        held.answers.setdefault(last.last)
+        path, end = self._tree.known(chain)
         for run in reversed(path):  # the end is the older, so that it is forgotten first
             held.use(run)
-            held.drop_answer(run.last)
+            held.drop_answers(run, chain[-1])
+        if end < len(chain):
+            last = path[-1] if path else None
+            path.append(self._tree.grow(last, chain[end:]))
+            held.use(path[-1], last)
+        held.sent(chain[-1], self._tree.join(path))
         self._evict(held)
         self._memo = self._walked = None
 
@@ -238,9 +265,8 @@ class PrefixIndex:
         output = Holding(None, blocks)
         output.follow(held.ring.older)
         held.used += blocks
-        if behind is not None and behind in held.answers:
-            held.drop_answer(behind)
-            held.answers[behind] = output
+        if behind is not None:
+            held.answer(behind, output)
         self._evict(held)
         self._memo = self._walked = None
 
@@ -272,7 +298,8 @@ class PrefixIndex:
 
     def _keep(self, held: _Held, holding: Holding, run: BlockRun, blocks: int) -> None:
         """Of `run`, of which it holds more, the replica holds `blocks` blocks from now on."""
-        held.answers.pop(run.last, None)
+        for prompt in holding.lose_prompts(blocks):
+            del held.prompts[prompt.digest]
         held.used -= holding.blocks - blocks
         holding.blocks = blocks
         run.whole &= ~held.bit
@@ -297,7 +324,8 @@ class PrefixIndex:
             pasts = [(age[id(h.run)], age.get(id(h.run.parent), len(age))) for h in mine if h.run]
             if any(own > past for own, past in pasts):
                 raise AssertionError("a replica would forget the start of a chain before its end")
-            if not held.answers.keys() <= {h.run.last for h in mine if h.run and h.run.whole & held.bit}:
+            entries = {prompt.digest: prompt for holding in mine for prompt in holding.prompts}
+            if held.prompts != entries:
                 raise AssertionError("an answer is kept behind a prompt that is not held")
         if entered:
             raise AssertionError("the prefix tree names a replica that does not hold a run, or is gone")

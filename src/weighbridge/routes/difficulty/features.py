@@ -221,11 +221,3 @@ def _codes(token: str) -> _Word:
     parts = [framed[start : start + size] for size in (3, 4, 5) for start in range(len(framed) - size + 1)]
     codes = np.array([_code("1" + token), *(_code("c" + part) for part in parts)], np.int64)
     return _Word(codes, _code(f"2{token} "), token.encode("utf-8", "surrogatepass"))
-
-
-def hashed_row(text: str) -> np.ndarray:
-    """The hashed n-grams as a dense row, not yet weighed or normalised."""
-    row = np.zeros(COLUMNS)
-    columns, weights = hashed(text)
-    np.add.at(row, columns, weights)
-    return row

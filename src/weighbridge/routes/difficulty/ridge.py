@@ -2,27 +2,61 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 PENALTIES = 10.0 ** np.arange(-1.5, 2.6, 0.25)
 #: Rows from which leave-one-out gives way to a hold-out fifth, which costs less.
 MANY = 4000
+FOLDS = 5
+#: Rows that are made together: of a few thousand columns, tens of megabytes.
+AT_ONCE = 2048
+
+
+class Matrix(Protocol):
+    """Rows that are made when they are asked for."""
+
+    def __len__(self) -> int: ...
+    def take(self, picks: np.ndarray) -> np.ndarray:
+        """(len(picks), columns): the rows that are picked, by their numbers."""
+        ...
+
+
+class Dense:
+    """Rows that are there already: (n, columns)."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self, picks: np.ndarray) -> np.ndarray:
+        taken: np.ndarray = self._rows[picks]
+        return taken
 
 
 def ridge(
-    columns: np.ndarray, targets: np.ndarray, rng: np.random.Generator
+    matrix: Matrix, targets: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights, bias and predictions for unseen rows; each output has the penalty that predicts it best."""
-    centre, mean = columns.mean(axis=0), targets.mean(axis=0)
-    rows, wanted = columns - centre, targets - mean
-    solve = _by_hold_out if len(rows) > MANY else _by_leave_one_out
-    weights, unseen = solve(rows, wanted, rng)
+    """Weights, bias and predictions for unseen rows; each output has the penalty that predicts it best. Beyond MANY
+    rows, takes memory by columns: three squares of them."""
+    mean = targets.mean(axis=0)
+    everyone = np.arange(len(matrix))
+    if len(matrix) > MANY:
+        centre = sum(matrix.take(picks).sum(axis=0, dtype=np.float64) for picks in _blocks(everyone)) / len(
+            matrix
+        )
+        weights, unseen = _by_hold_out(_Normal(matrix, centre, targets - mean), rng)
+    else:
+        rows = matrix.take(everyone)
+        centre = rows.mean(axis=0)
+        weights, unseen = _by_leave_one_out(rows - centre, targets - mean)
     return weights, mean - centre @ weights, unseen + mean
 
 
-def _by_leave_one_out(
-    rows: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _by_leave_one_out(rows: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     dual, unseen = leave_one_out(rows @ rows.T, wanted)
     return rows.T @ dual, unseen
 
@@ -49,33 +83,82 @@ def leave_one_out(kernel: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, n
     return dual, unseen
 
 
-def _by_hold_out(
-    rows: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+class _Normal:
+    """The normal equations of centred rows, added up a block at a time."""
+
+    def __init__(self, matrix: Matrix, centre: np.ndarray, wanted: np.ndarray) -> None:
+        self._matrix = matrix
+        self._centre = centre
+        self.wanted = wanted  # (n, outputs)
+
+    def sums(self, picks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Gram matrix and sides of some rows. A block's product is in single precision, which takes half the time;
+        what it rounds is far below the least penalty."""
+        gram = np.zeros((len(self._centre), len(self._centre)))
+        side = np.zeros((len(self._centre), self.wanted.shape[1]))
+        for some in _blocks(picks):
+            rows = self._rows(some)
+            side += rows.T @ self.wanted[some]
+            single = rows.astype(np.float32)
+            gram += single.T @ single
+        return gram, side
+
+    def predicted(self, picks: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """(len(picks), outputs)."""
+        return np.concatenate([self._rows(some) @ weights for some in _blocks(picks)])
+
+    def _rows(self, picks: np.ndarray) -> np.ndarray:
+        rows: np.ndarray = self._matrix.take(picks) - self._centre
+        return rows
+
+
+def _by_hold_out(normal: _Normal, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Primal ridge; the penalty is chosen on a fifth held out, `unseen` is predicted over five folds."""
-    fold = rng.permutation(len(rows)) % 5
-    grams = [rows[fold == k].T @ rows[fold == k] for k in range(5)]
-    sides = [rows[fold == k].T @ wanted[fold == k] for k in range(5)]
-    whole, side = sum(grams), sum(sides)
-    held = fold == 0
-    penalties = PENALTIES[::2]
-    errors = np.array(
-        [
-            ((rows[held] @ _solve(whole - grams[0], side - sides[0], p) - wanted[held]) ** 2).mean(axis=0)
-            for p in penalties
-        ]
-    )
-    chosen = penalties[errors.argmin(axis=0)]
-    weights, unseen = np.zeros((rows.shape[1], wanted.shape[1])), np.zeros_like(wanted)
+    wanted = normal.wanted
+    fold = rng.permutation(len(wanted)) % FOLDS
+    whole, side = normal.sums(np.arange(len(wanted)))
+    unseen = np.zeros_like(wanted)
+    chosen = np.empty(0)
+    for k in range(FOLDS):
+        picks = np.flatnonzero(fold == k)
+        gram, part = normal.sums(picks)
+        np.subtract(whole, gram, out=gram)  # now that of all others
+        if not len(chosen):
+            chosen = _chosen(normal, picks, gram, side - part)
+        unseen[picks] = normal.predicted(picks, _weights(gram, side - part, chosen))
+        del gram
+    return _weights(whole, side, chosen), unseen
+
+
+def _chosen(normal: _Normal, held: np.ndarray, gram: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """For each output, the penalty with which rows `held` out are predicted best."""
+    penalties, outputs = PENALTIES[::2], side.shape[1]
+    tried = np.hstack([_solve(gram, side, penalty) for penalty in penalties])
+    errors = (normal.predicted(held, tried) - np.tile(normal.wanted[held], len(penalties))) ** 2
+    chosen: np.ndarray = penalties[errors.mean(axis=0).reshape(-1, outputs).argmin(axis=0)]
+    return chosen
+
+
+def _weights(gram: np.ndarray, side: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """(columns, outputs), each output with its own penalty."""
+    weights = np.zeros_like(side)
     for penalty in np.unique(chosen):
         outputs = np.flatnonzero(chosen == penalty)
-        weights[:, outputs] = _solve(whole, side[:, outputs], penalty)
-        for k in range(5):
-            part = _solve(whole - grams[k], (side - sides[k])[:, outputs], penalty)
-            unseen[np.ix_(fold == k, outputs)] = rows[fold == k] @ part
-    return weights, unseen
+        weights[:, outputs] = _solve(gram, side[:, outputs], penalty)
+    return weights
 
 
 def _solve(gram: np.ndarray, side: np.ndarray, penalty: float) -> np.ndarray:
-    result: np.ndarray = np.linalg.solve(gram + penalty * np.eye(len(gram)), side)
+    """`gram` is as it was afterwards; a copy of it would be the largest thing in memory."""
+    diagonal = np.einsum("ii->i", gram)  # a view
+    before = diagonal.copy()
+    diagonal += penalty
+    try:
+        result: np.ndarray = np.linalg.solve(gram, side)
+    finally:
+        diagonal[:] = before
     return result
+
+
+def _blocks(picks: np.ndarray) -> list[np.ndarray]:
+    return [picks[start : start + AT_ONCE] for start in range(0, len(picks), AT_ONCE)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from weighbridge.routes.difficulty.embedders.vectors import VectorTable
-from weighbridge.routes.difficulty.model import spread
-from weighbridge.routes.difficulty.ridge import leave_one_out
+from weighbridge.routes.difficulty.ridge import Matrix, leave_one_out
+from weighbridge.routes.difficulty.rows import Part
 
 #: Shares that are tried; the text's kernels have 0.5 to 1 each.
 SHARES = (0.25, 0.5, 1.0)
@@ -20,43 +20,28 @@ SURE = 0.5
 MOST_LABELS = 1500
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One part of a source's vectors over all labels: `columns` (n, w), as a `Block` will make them."""
-
-    source: str
-    start: int
-    mean: np.ndarray
-    deviation: np.ndarray
-    columns: np.ndarray
-    share: float = 0.0
-
-
 def parts_of(tables: Sequence[VectorTable]) -> list[Part]:
     """All parts of all sources, without shares yet."""
     parts = []
     for table in tables:
         start = 0
         for width in table.source.parts:
-            piece = table.rows[:, start : start + width].astype(np.float64)
-            mean, deviation = piece.mean(axis=0), piece.std(axis=0) + 1e-6
-            columns = spread(piece, mean, deviation)
-            parts.append(Part(table.source.name, start, mean, deviation, columns))
+            parts.append(Part.of(table.source.name, start, table.rows[:, start : start + width]))
             start += width
     return parts
 
 
 def chosen_shares(
-    base: np.ndarray, targets: np.ndarray, parts: Sequence[Part], rng: np.random.Generator
+    base: Matrix, targets: np.ndarray, parts: Sequence[Part], rng: np.random.Generator
 ) -> list[Part]:
     """The parts with their shares: one after the other, the share whose predictions of unseen labels err least;
-    zero unless that is better than without by more than chance. `base` (n, columns), `targets` (n, 3)."""
+    zero unless that is better than without by more than chance. `targets` (n, 3)."""
     picks = rng.permutation(len(base))[:MOST_LABELS]
     wanted = targets[picks] - targets[picks].mean(axis=0)
-    kernel, chosen = _kernel(base[picks]), []
+    kernel, chosen = _kernel(base.take(picks)), []
     errors = _errors(kernel, wanted)
     for part in parts:
-        more = _kernel(part.columns[picks])
+        more = _kernel(part.columns(picks))
         tried = [(_errors(kernel + share * more, wanted), share) for share in SHARES]
         best, share = min(tried, key=lambda one: float(one[0].mean()))
         won = errors - best

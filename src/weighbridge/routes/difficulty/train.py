@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -11,25 +11,17 @@ import numpy as np
 from weighbridge.errors import BadInput
 from weighbridge.routes.difficulty import isotonic
 from weighbridge.routes.difficulty.embedders.vectors import VectorTable
-from weighbridge.routes.difficulty.features import COLUMNS, hashed_row, prompt_features
+from weighbridge.routes.difficulty.features import COLUMNS, prompt_features
 from weighbridge.routes.difficulty.labels import Label
 from weighbridge.routes.difficulty.model import OUTPUTS, Block, Model, Recipe, Space, gain
 from weighbridge.routes.difficulty.ridge import MANY, ridge
-from weighbridge.routes.difficulty.shares import Part, chosen_shares, parts_of
+from weighbridge.routes.difficulty.rows import Columns, Grams, Part, Rows
+from weighbridge.routes.difficulty.shares import chosen_shares, parts_of
 from weighbridge.routes.difficulty.trained import Baseline, Head, TrainedRouter, judge_features
 
 WAVES = 512  # random Fourier features
 PROMPT_RECIPES = tuple(Recipe(gamma, 1.0, 0.0, text) for gamma in (0.3, 1.0) for text in (0.5, 1.0))
 JUDGE_RECIPES = tuple(Recipe(gamma, 1.0, straight, 0.5) for gamma in (0.3, 1.0) for straight in (0.0, 0.5))
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Training data before a space is chosen: measured (n, d), hashed n-grams (n, COLUMNS), targets (n, 3)."""
-
-    measured: np.ndarray
-    grams: np.ndarray
-    targets: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +39,24 @@ def train(labels: Sequence[Label], seed: int = 0, tables: Sequence[VectorTable] 
     if len(np.unique(targets[:, 2])) < 2:
         raise BadInput("the labels never differ between edge and cloud; there is nothing to learn from them")
     rng = np.random.default_rng(seed)
-    measured = np.array([prompt_features(one.prompt) for one in labels])
-    grams = np.array([hashed_row(one.prompt) for one in labels], dtype=np.float32)
-    rows = _Rows(measured, grams, targets)
+    router = _of_prompts(labels, targets, rng, seed, tables)
+    if any(one.edge_response is None for one in labels):
+        return router
+    return _with_judge(router, labels, targets, rng)
+
+
+def _of_prompts(
+    labels: Sequence[Label],
+    targets: np.ndarray,
+    rng: np.random.Generator,
+    seed: int,
+    tables: Sequence[VectorTable],
+) -> TrainedRouter:
+    """The router as it is without answers."""
+    measured = _table(prompt_features(one.prompt) for one in labels)
+    rows = Rows(measured, Grams(one.prompt for one in labels), targets)
     prompt = _best(rows, PROMPT_RECIPES, rng)
-    router = TrainedRouter(
+    return TrainedRouter(
         prompt.model,
         _ranks(gain(prompt.unseen)),
         0.7,
@@ -59,23 +64,26 @@ def train(labels: Sequence[Label], seed: int = 0, tables: Sequence[VectorTable] 
         sources=tuple(table.source for table in tables),
         heads=_heads(rows, prompt.model.space, tables, seed),
     )
-    if any(one.edge_response is None for one in labels):
-        return router
-    return _with_judge(router, labels, targets, rng)
 
 
-def _heads(rows: _Rows, space: Space, tables: Sequence[VectorTable], seed: int) -> tuple[Head, ...]:
+def _table(rows: Iterable[list[float]]) -> np.ndarray:
+    """(n, features), without a list of lists in between."""
+    arrays = [np.array(row) for row in rows]
+    return np.stack(arrays)
+
+
+def _heads(rows: Rows, space: Space, tables: Sequence[VectorTable], seed: int) -> tuple[Head, ...]:
     """One head for each choice of sources that all tell something, over the space of the text alone."""
     if not tables:
         return ()
-    base, heads = _columns(rows, space), []
+    base, heads = Columns(rows, space), []
     for size in range(len(tables), 0, -1):
         for choice in combinations(tables, size):
             rng = np.random.default_rng(seed)
             parts = chosen_shares(base, rows.targets, parts_of(choice), rng)
             telling = {part.source for part in parts if part.share > 0.0}
             if len(telling) == size:
-                fitted = _fit_columns(base, rows, space, rng, parts)
+                fitted = _fit(rows, space, rng, parts)
                 names = tuple(table.source.name for table in choice)
                 heads.append(Head(names, fitted.model, _ranks(gain(fitted.unseen))))
     return tuple(heads)
@@ -87,19 +95,16 @@ def _with_judge(
     with_signals = all(one.signals is not None for one in labels)
     with_agreement = all(one.agreement is not None for one in labels)
     answers = [one.edge_response or "" for one in labels]
-    measured = np.array(
-        [
-            judge_features(
-                one.prompt,
-                answer,
-                one.signals if with_signals else None,
-                one.agreement if with_agreement else None,
-            )
-            for one, answer in zip(labels, answers, strict=True)
-        ]
+    measured = _table(
+        judge_features(
+            one.prompt,
+            answer,
+            one.signals if with_signals else None,
+            one.agreement if with_agreement else None,
+        )
+        for one, answer in zip(labels, answers, strict=True)
     )
-    grams = np.array([hashed_row(answer) for answer in answers], dtype=np.float32)
-    judge = _best(_Rows(measured, grams, targets), JUDGE_RECIPES, rng)
+    judge = _best(Rows(measured, Grams(answers), targets), JUDGE_RECIPES, rng)
     return replace(
         router,
         judge=judge.model,
@@ -126,44 +131,32 @@ def _ranks(gains: np.ndarray) -> isotonic.Isotonic:
     return isotonic.Isotonic(tuple(knots.tolist()), tuple(levels.tolist()))
 
 
-def _best(rows: _Rows, recipes: Sequence[Recipe], rng: np.random.Generator) -> _Fitted:
+def _best(rows: Rows, recipes: Sequence[Recipe], rng: np.random.Generator) -> _Fitted:
     """The recipe whose predictions of unseen labels err least. With many labels the last one is taken: there
     the choice matters little, and costs much."""
     seeds = rng.integers(0, 2**31)
-    if len(rows.targets) > MANY:
-        return _fit(rows, recipes[-1], np.random.default_rng(seeds))
-    fitted = [_fit(rows, recipe, np.random.default_rng(seeds)) for recipe in recipes]
-    return min(fitted, key=lambda one: one.error)
+    tried = recipes[-1:] if len(rows.targets) > MANY else recipes
+    return min((_by_recipe(rows, recipe, np.random.default_rng(seeds)) for recipe in tried), key=_error)
 
 
-def _fit(rows: _Rows, recipe: Recipe, rng: np.random.Generator) -> _Fitted:
-    space = _space(rows, recipe, rng)
-    return _fit_columns(_columns(rows, space), rows, space, rng)
+def _by_recipe(rows: Rows, recipe: Recipe, rng: np.random.Generator) -> _Fitted:
+    return _fit(rows, _space(rows, recipe, rng), rng)
 
 
-def _columns(rows: _Rows, space: Space) -> np.ndarray:
-    """(n, measured columns + n-grams that occur)."""
-    grams = rows.grams * space.rarity
-    norms = np.linalg.norm(grams, axis=1, keepdims=True)
-    grams *= np.sqrt(space.recipe.text) / np.where(norms > 0.0, norms, 1.0)
-    columns: np.ndarray = np.hstack([space.measured(rows.measured), grams[:, np.flatnonzero(space.rarity)]])
-    return columns
+def _error(fitted: _Fitted) -> float:
+    return fitted.error
 
 
-def _fit_columns(
-    base: np.ndarray, rows: _Rows, space: Space, rng: np.random.Generator, parts: Sequence[Part] = ()
-) -> _Fitted:
-    """`base`: what `_columns` gives. Parts without a share are left out."""
-    told = [part for part in parts if part.share > 0.0]
-    weighed = [part.columns * np.sqrt(part.share) for part in told]
-    weights, bias, unseen = ridge(np.hstack([base, *weighed]), rows.targets, rng)
-    used = np.flatnonzero(space.rarity)
-    measured = base.shape[1] - len(used)
+def _fit(rows: Rows, space: Space, rng: np.random.Generator, parts: Sequence[Part] = ()) -> _Fitted:
+    """Parts without a share are left out."""
+    columns = Columns(rows, space, parts)
+    weights, bias, unseen = ridge(columns, rows.targets, rng)
+    measured, start = columns.measured, columns.measured + len(columns.used)
     text_weights = np.zeros((COLUMNS, len(OUTPUTS)))
-    text_weights[used] = weights[measured : base.shape[1]]
-    blocks, start = [], base.shape[1]
-    for part in told:
-        end = start + part.columns.shape[1]
+    text_weights[columns.used] = weights[measured:start]
+    blocks = []
+    for part in columns.parts:
+        end = start + len(part.mean)
         scaled = weights[start:end] * np.sqrt(part.share)
         blocks.append(Block(part.source, part.start, part.share, part.mean, part.deviation, scaled))
         start = end
@@ -171,14 +164,14 @@ def _fit_columns(
     return _Fitted(Model(space, weights[:measured], text_weights, bias, tuple(blocks)), unseen, error)
 
 
-def _space(rows: _Rows, recipe: Recipe, rng: np.random.Generator) -> Space:
+def _space(rows: Rows, recipe: Recipe, rng: np.random.Generator) -> Space:
     """Directions in orthogonal blocks (Yu et al. 2016): less variance than independent ones."""
     width = rows.measured.shape[1]
     blocks = []
     for _ in range(-(-WAVES // width)):
         square, _ = np.linalg.qr(rng.standard_normal((width, width)))
         blocks.append(square * np.linalg.norm(rng.standard_normal((width, width)), axis=1)[:, None])
-    seen = (rows.grams != 0).sum(axis=0)
+    seen = rows.grams.seen()
     rarity = np.where(seen > 0, np.log((len(rows.grams) + 1) / (seen + 1)), 0.0)
     return Space(
         recipe=recipe,

@@ -128,6 +128,8 @@ _ASCII_HOST = r"(?:[\w-]+\.)+[A-Za-z]{2,24}"
 _AT, _DOT = (rf"[\[({{<] ?(?i:{word}) ?[\])}}>]" for word in ("at", "dot"))
 _HOST = rf"(?:[{W}-]+\.)+[{LETTER}]{{2,24}}"
 _PRIVATE = r"(?:[A-Z]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?"
+#: One after the other, they are one value: a text of nothing else would hold a value every thirty characters.
+_BEGINS = rf"-----BEGIN {_PRIVATE}-----(?:[\s>|#*]*-----BEGIN {_PRIVATE}-----)*"
 
 PATTERNS: tuple[Pattern, ...] = (
     shape(
@@ -204,7 +206,7 @@ PATTERNS: tuple[Pattern, ...] = (
     # -- keys and tokens ------------------------------------------------------------------------------------
     shape(
         "KEY",
-        rf"-----BEGIN {_PRIVATE}-----(?:(?:[^-]|-{{1,4}}[^-])*-----END {_PRIVATE}-----"
+        rf"{_BEGINS}(?:(?:[^-]|-{{1,4}}[^-])*-----END {_PRIVATE}-----"
         r"|(?:(?:[\s>|#*]|\\[nr]|[A-Z][A-Za-z-]{2,19}: [^\n]{0,80}\n)*[A-Za-z0-9+/=]{32,})*)",
         edges=Edges(before=None, after=None),
         rank=9,
