@@ -27,7 +27,7 @@ from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.kernels.api import BatchLayout
 from weighbridge.models.experts.moe import SparseMlp
 from weighbridge.models.files.config import ExpertsConfig, ModelConfig, RopeConfig
-from weighbridge.models.files.quantized import GroupQuantized
+from weighbridge.models.files.quantized import StoredBlocks
 from weighbridge.models.loader import Quantize, load_decoder
 
 WARM_UP = 3  # steps that are not timed
@@ -66,7 +66,7 @@ class RandomCheckpoint:
         rows, columns = shapes[name.removesuffix(".weight").rpartition(".")[2]]
         return torch.randn(rows, columns, generator=self._generator) / columns**0.5
 
-    def quantized(self, name: str) -> GroupQuantized | None:
+    def blocks(self, name: str) -> StoredBlocks | None:
         return None
 
     def fingerprint(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ def write_gguf(
     path: Path,
     kind: GGMLQuantizationType = GGMLQuantizationType.F32,
     pre: str = "gpt-2",
+    kinds: dict[str, GGMLQuantizationType] | None = None,
     **metadata: Any,
 ) -> Path:
     """The transformers model in `directory` as a GGUF file; matrices as `kind`, vectors as float32.
 
+    kinds: types of the matrices whose name has that word in it, instead of `kind`.
     `metadata` are more keys under the architecture's prefix, with "__" for the dot.
     """
     config = json.loads((directory / "config.json").read_text())
@@ -36,7 +39,7 @@ def write_gguf(
     for key, value in metadata.items():
         name = f"{architecture}.{key.replace('__', '.')}"
         {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)](name, value)
-    _write_tensors(writer, directory, config, architecture, kind)
+    _write_tensors(writer, directory, config, architecture, lambda name: _kind_of(name, kinds or {}, kind))
     write_byte_level(writer, Tokenizer.from_file(str(directory / "tokenizer.json")), pre)
     writer.add_chat_template((directory / "chat_template.jinja").read_text())
     finish(writer)
@@ -69,7 +72,11 @@ def write_shape(writer: GGUFWriter, config: dict[str, Any]) -> None:
 
 
 def _write_tensors(
-    writer: GGUFWriter, directory: Path, config: dict[str, Any], architecture: str, kind: GGMLQuantizationType
+    writer: GGUFWriter,
+    directory: Path,
+    config: dict[str, Any],
+    architecture: str,
+    kind_of: Callable[[str], GGMLQuantizationType],
 ) -> None:
     model = getattr(gguf.MODEL_ARCH, architecture.upper())
     names = gguf.get_tensor_name_map(model, config["num_hidden_layers"])
@@ -79,11 +86,17 @@ def _write_tensors(
         projection = name.split(".")[-2]
         if architecture in _PERMUTED and projection in heads:
             values = permute(values, heads[projection])
-        stored = kind if values.ndim == 2 else GGMLQuantizationType.F32
+        stored = kind_of(name) if values.ndim == 2 else GGMLQuantizationType.F32
         writer.add_tensor(theirs, gguf.quants.quantize(values, stored), raw_dtype=stored)
     divisors = llama3_divisors(config)
     if divisors is not None:
         writer.add_tensor("rope_freqs.weight", divisors)
+
+
+def _kind_of(
+    name: str, kinds: dict[str, GGMLQuantizationType], otherwise: GGMLQuantizationType
+) -> GGMLQuantizationType:
+    return next((kind for word, kind in kinds.items() if word in name), otherwise)
 
 
 def permute(values: np.ndarray, heads: int) -> np.ndarray:

@@ -180,7 +180,7 @@ def test_tensors_are_those_in_the_file(family: str, tmp_path: Path) -> None:
     assert set(checkpoint.names()) == set(expected)
     for name, tensor in expected.items():
         assert torch.equal(checkpoint.tensor(name), tensor)
-        assert checkpoint.quantized(name) is None
+        assert checkpoint.blocks(name) is None
 
 
 def test_shards_and_types(directory: Path) -> None:

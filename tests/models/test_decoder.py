@@ -12,7 +12,7 @@ from tests.tiny import make_tiny
 from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.kernels.api import BatchLayout, States
 from weighbridge.models.files.checkpoint import Checkpoint, open_checkpoint
-from weighbridge.models.files.quantized import GroupQuantized, quantize
+from weighbridge.models.files.quantized import StoredBlocks, quantize
 from weighbridge.models.loader import Quantize, load_decoder
 
 transformers = pytest.importorskip("transformers", reason="the oracle is transformers")
@@ -124,7 +124,7 @@ class Rounded:
         bits = 8 if name.startswith("lm_head") else self._bits
         return torch.from_numpy(quantize(tensor, bits).dequantized())
 
-    def quantized(self, name: str) -> GroupQuantized | None:
+    def blocks(self, name: str) -> StoredBlocks | None:
         return None
 
     def fingerprint(self) -> str:

@@ -21,6 +21,7 @@ from tests.tiny_gguf import finish, write_gguf
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.compute.layers import Mlp
 from weighbridge.models.compute.linear_packed import PackedLinear, kernels_available
+from weighbridge.models.compute.packed_forms import FORM_OF, Form
 from weighbridge.models.compute.rope import cos_sin_table
 from weighbridge.models.files.checkpoint import open_checkpoint
 from weighbridge.models.files.gguf import GgufFile
@@ -80,18 +81,19 @@ def test_quantised_tensors_equal_the_reference_decoder(llama: Path, tmp_path: Pa
         if original.dim() == 2:
             stored = gguf.quants.quantize(original.numpy(), kind)
             # Rows are quantised one by one, so the order of rows does not matter to the oracle.
-            np.testing.assert_array_equal(ours.numpy(), gguf.quants.dequantize(stored, kind), err_msg=name)
-        codes = checkpoint.quantized(name)
-        assert (codes is not None) == (original.dim() == 2 and kind in (Kind.Q8_0, Kind.Q4_0, Kind.Q4_1))
-        if codes is not None:
-            assert codes.bits == (8 if kind == Kind.Q8_0 else 4)
-            np.testing.assert_array_equal(codes.dequantized(), ours.numpy())
+            np.testing.assert_array_equal(
+                ours.float().numpy(), gguf.quants.dequantize(stored, kind), err_msg=name
+            )
+        blocks = checkpoint.blocks(name)
+        assert (blocks is not None) == (original.dim() == 2 and kind not in (Kind.F16, Kind.BF16))
+        if blocks is not None:
+            np.testing.assert_array_equal(blocks.dequantized(0, blocks.rows), ours.numpy())
 
 
 @pytest.mark.parametrize("native_bfloat16", [False, True])
-@pytest.mark.parametrize(("kind", "bits"), [(Kind.Q4_0, 4), (Kind.Q4_1, 4), (Kind.Q8_0, 8)])
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0])
 def test_codes_stay_codes_on_every_cpu(
-    llama: Path, tmp_path: Path, kind: Kind, bits: int, native_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+    llama: Path, tmp_path: Path, kind: Kind, native_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By default a layer is what the file has, whichever dtype this CPU computes fastest in."""
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native_bfloat16)
@@ -104,10 +106,15 @@ def test_codes_stay_codes_on_every_cpu(
     layer = decoder.layers[0]
     assert isinstance(layer.mlp, Mlp)
     linears = [layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down, decoder.weights.lm_head]
-    assert [linear.bits for linear in linears if isinstance(linear, PackedLinear)] == [bits] * 5
+    packed = [linear for linear in linears if isinstance(linear, PackedLinear)]
+    assert [linear.forms for linear in packed] == [[FORM_OF[kind]]] * 5
+    embedding = decoder.weights.embedding
+    assert isinstance(embedding, PackedLinear)
+    assert embedding.forms == [FORM_OF[kind]]
+    assert decoder._fused is not None
 
 
-@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0])
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0])
 def test_codes_in_float32_give_the_logits_of_the_expanded_file(
     llama: Path, tmp_path: Path, kind: Kind
 ) -> None:
@@ -117,6 +124,51 @@ def test_codes_in_float32_give_the_logits_of_the_expanded_file(
     exact = logits_in_chunks(load_decoder(checkpoint, torch.float32, Quantize.NONE), tokens, [100])
     codes = logits_in_chunks(load_decoder(checkpoint, torch.float32), tokens, [60, 1, 39])
     assert torch.nn.functional.cosine_similarity(exact, codes, dim=1).min() > 0.98
+
+
+def test_a_mix_of_types_stays_codes(llama: Path, tmp_path: Path) -> None:
+    """As in files that people download: values in more bits than queries and keys, the output in yet more."""
+    kinds = {"v_proj": Kind.Q8_0, "k_proj": Kind.Q4_1, "up_proj": Kind.Q4_0, "embed": Kind.Q4_0}
+    checkpoint = open_checkpoint(write_gguf(llama, tmp_path / "model.gguf", Kind.Q5_0, kinds=kinds))
+    decoder = load_decoder(checkpoint, torch.float32)
+    tokens = list(range(5, 105))
+    exact = logits_in_chunks(load_decoder(checkpoint, torch.float32, Quantize.NONE), tokens, [100])
+    codes = logits_in_chunks(decoder, tokens, [60, 1, 39])
+    assert torch.nn.functional.cosine_similarity(exact, codes, dim=1).min() > 0.98
+    if not kernels_available():
+        return
+    layer = decoder.layers[0]
+    assert isinstance(layer.qkv, PackedLinear)
+    assert isinstance(layer.mlp, Mlp)
+    assert isinstance(layer.mlp.gate_up, PackedLinear)
+    assert layer.qkv.forms == [Form.Q5_0, Form.Q4_1, Form.Q8_0]
+    assert layer.mlp.gate_up.forms == [Form.Q5_0, Form.Q4_0]
+    assert decoder._fused is not None
+
+
+def test_what_became_of_each_class_is_logged(
+    llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_gguf(llama, tmp_path / "model.gguf", Kind.Q5_0, kinds={"v_proj": Kind.Q8_0})
+    with caplog.at_level("INFO", "weighbridge.models"):
+        decoder = load_decoder(open_checkpoint(path), torch.float32)
+    if kernels_available():
+        assert "attention: Q5_0 0.0 MB, Q8_0 0.0 MB; feed-forward: Q5_0 0.1 MB" in caplog.text
+    assert decoder.weights.nbytes > 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_output_matrix_that_is_the_embedding_is_in_memory_once(tmp_path: Path, tied: bool) -> None:
+    directory = make_tiny("llama", tmp_path / "llama", tie_word_embeddings=tied)
+    decoder = load_decoder(
+        open_checkpoint(write_gguf(directory, tmp_path / "m.gguf", Kind.Q8_0)), torch.float32
+    )
+    if not kernels_available():
+        pytest.skip("nothing here multiplies codes: they are expanded")
+    weights = decoder.weights
+    assert (weights.embedding is weights.lm_head) == tied
+    layers = sum(layer.qkv.nbytes + layer.output.nbytes + layer.mlp.nbytes for layer in weights.layers)
+    assert weights.nbytes == layers + weights.lm_head.nbytes * (1 if tied else 2)
 
 
 def one_tensor(path: Path, kind: Kind, rows: int = 3, columns: int = 512) -> tuple[Path, np.ndarray]:
@@ -137,7 +189,7 @@ def test_k_quants_equal_the_reference_decoder(tmp_path: Path, kind: Kind) -> Non
     assert values.shape == (3, 512)
 
 
-@pytest.mark.parametrize("kind", [Kind.IQ4_XS, Kind.TQ1_0])
+@pytest.mark.parametrize("kind", [Kind.Q8_1, Kind.NVFP4])
 def test_unsupported_tensor_type_is_named(tmp_path: Path, kind: Kind) -> None:
     path, _ = one_tensor(tmp_path / "odd.gguf", kind)
     with pytest.raises(UnsupportedModel, match=rf"token_embd\.weight.*{kind.name}"):

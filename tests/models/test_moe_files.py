@@ -18,6 +18,8 @@ from tests.tiny import make_tiny
 from tests.tiny_gguf import write_gguf
 from tests.tiny_moe_gguf import write_moe_gguf
 from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models.compute.linear_packed import PackedLinear
+from weighbridge.models.compute.packed_forms import FORM_OF
 from weighbridge.models.experts.moe import SparseMlp
 from weighbridge.models.experts.moe_grouped import GroupedExperts
 from weighbridge.models.files.checkpoint import open_checkpoint
@@ -79,9 +81,9 @@ def test_codes_of_experts_are_kept(name: str, kind: Kind, tmp_path: Path) -> Non
     if not isinstance(mlp.experts, GroupedExperts):
         pytest.skip("our kernels are not available on this machine")
     checkpoint = open_checkpoint(path)
-    codes = checkpoint.quantized("model.layers.0.mlp.experts.1.down_proj.weight")
-    assert codes is not None
-    assert codes.bits == (8 if kind == Kind.Q8_0 else 4)
+    down = mlp.experts.experts[1].down
+    assert isinstance(down, PackedLinear)
+    assert down.forms == [FORM_OF[kind]]
     exact = load_decoder(checkpoint, torch.float32, Quantize.NONE).layers[0].mlp
     torch.manual_seed(0)
     x = torch.randn(40, 64).bfloat16()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Kind
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -22,8 +23,9 @@ from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.kernels import load_kernels
 from weighbridge.models.compute.kernels.api import BatchLayout
 from weighbridge.models.compute.layers import Mlp
-from weighbridge.models.compute.linear_packed import kernels_available
+from weighbridge.models.compute.linear_packed import kernels_available, multiplies_bfloat16
 from weighbridge.models.compute.memory import memory_of
+from weighbridge.models.compute.packed_forms import Form
 from weighbridge.models.experts.moe_grouped import native_experts, packed_matrix
 from weighbridge.models.experts.routing import choose
 from weighbridge.models.files.checkpoint import open_checkpoint
@@ -55,10 +57,10 @@ def test_a_packed_matrix_takes_memory_of_its_size_alone(bits: int, rows: int, co
     sizes = [
         tiles * 16 * columns * bits // 8,
         tiles * 16 * groups * (2 if bits == 4 else 1) * 2,
-        tiles * 16 * 4,
+        rows * 4,
     ]
     for wrong in range(-1, 3):
-        for difference in (-1, 1, -16, 64):
+        for difference in (-1, 1, 16, 64):
             given = [size + (difference if part == wrong else 0) for part, size in enumerate(sizes)]
             tensors, memory = zip(*map(held, given), strict=True)
             if wrong < 0:
@@ -69,6 +71,50 @@ def test_a_packed_matrix_takes_memory_of_its_size_alone(bits: int, rows: int, co
             del tensors
 
 
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 256), (33, 512)])
+def test_every_form_takes_memory_of_its_size_alone(form: Form, rows: int, columns: int) -> None:
+    if form is Form.BFLOAT16 and not multiplies_bfloat16():
+        pytest.skip("no kernels for bfloat16 weights on this CPU")
+    sizes = native().packed_sizes(int(form), rows, columns)
+    for wrong in (None, 0, 1):
+        given = [size + (64 if part == wrong else 0) for part, size in enumerate(sizes)]
+        tensors, memory = zip(*map(held, given), strict=True)
+        if wrong is None or (wrong == 1 and form is Form.BFLOAT16):  # which has no scales
+            assert native().PackedMatrix(*memory, (0, 0), 1.0, int(form), rows, columns) is not None
+            continue
+        with pytest.raises(ValueError, match=f"takes {sizes[wrong]} bytes, not {given[wrong]}"):
+            native().PackedMatrix(*memory, (0, 0), 1.0, int(form), rows, columns)
+        del tensors
+
+
+def test_what_cannot_be_repacked_is_refused() -> None:
+    sizes = (*native().packed_sizes(int(Form.Q4_0), 16, 32), 16 * 18)
+    tensors, places = zip(*map(held, sizes), strict=True)
+    order = np.arange(16)
+    assert native().repack(*places[:2], int(Form.Q4_0), int(Kind.Q4_0), places[2], order, 32, 1)
+    for stored, columns, rows in ((Kind.Q8_0, 32, order), (Kind.Q4_0, 33, order), (Kind.Q4_0, 32, order + 1)):
+        with pytest.raises(ValueError, match=r"not kept|no sizes|outside"):
+            native().repack(*places[:2], int(Form.Q4_0), int(stored), places[2], rows, columns, 1)
+    with pytest.raises(ValueError, match="takes"):
+        native().repack(*places[:2], int(Form.Q4_0), int(Kind.Q4_0), places[2], order[:8], 64, 1)
+    del tensors
+
+
+def test_matrices_that_do_not_stack_are_refused() -> None:
+    def matrix(columns: int) -> tuple[object, Any]:
+        sizes = native().packed_sizes(int(Form.Q8_0), 16, columns)
+        tensors, memory = zip(*map(held, sizes), strict=True)
+        return tensors, native().PackedMatrix(*memory, (0, 0), 1.0, int(Form.Q8_0), 16, columns)
+
+    kept = [matrix(32), matrix(32), matrix(64)]
+    two = kept[0][1].stacked(kept[1][1])
+    with pytest.raises(ValueError, match="different columns"):
+        two.stacked(kept[2][1])
+    with pytest.raises(ValueError, match="no more than 3 parts"):
+        two.stacked(two)
+
+
 @pytest.mark.parametrize(
     ("bits", "rows", "columns"),
     [
@@ -77,6 +123,7 @@ def test_a_packed_matrix_takes_memory_of_its_size_alone(bits: int, rows: int, co
         (4, -16, 32),
         (4, 16, 33),
         (5, 16, 32),
+        (44, 16, 128),
         (0, 16, 32),
         (4, 2**31, 32),
         (8, 2**62, 2**62),
@@ -84,7 +131,7 @@ def test_a_packed_matrix_takes_memory_of_its_size_alone(bits: int, rows: int, co
 )
 def test_a_packed_matrix_of_no_shape_is_refused(bits: int, rows: int, columns: int) -> None:
     tensor, memory = held(1024)
-    with pytest.raises(ValueError, match=r"bits|row and column|groups"):
+    with pytest.raises(ValueError, match=r"form|row and column|groups"):
         native().PackedMatrix(memory, memory, (0, 0), 1.0, bits, rows, columns)
     del tensor
 
@@ -194,6 +241,7 @@ def test_a_layer_with_matrices_of_another_shape_is_refused(decoder: Decoder) -> 
     ]
     held_by = [
         memory_of(decoder.weights.embedding),
+        None,
         config.vocab_size,
         memory_of(decoder.weights.cos_sin),
         len(decoder.weights.cos_sin),

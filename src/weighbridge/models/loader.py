@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 
 import torch
@@ -15,15 +14,19 @@ from weighbridge.models.compute.kernels import load_kernels
 from weighbridge.models.compute.kernels.api import Kernels
 from weighbridge.models.compute.layers import DecoderLayer, DecoderWeights
 from weighbridge.models.compute.linear import Linear, make_linear
-from weighbridge.models.compute.linear_hybrid import hybrid_linear, measure_quantized_crossover
+from weighbridge.models.compute.linear_hybrid import HybridLinear, hybrid_linear, measure_quantized_crossover
+from weighbridge.models.compute.linear_packed import PackedLinear, PackedRows
+from weighbridge.models.compute.packed_forms import Form, has_bits
+from weighbridge.models.compute.repack import WEIGHTS_AT_ONCE, NotFiniteError, form_of, keeps, repacked
 from weighbridge.models.compute.rope import cos_sin_table
 from weighbridge.models.experts.cache import ExpertCache
 from weighbridge.models.experts.moe_loader import build_mlp, make_cache, normed_projection
 from weighbridge.models.files.cache import weighbridge_home
 from weighbridge.models.files.checkpoint import Checkpoint
 from weighbridge.models.files.quantized import GROUP_SIZE, GroupQuantized, quantize, stack
+from weighbridge.models.kept_weights import KeptWeights
 
-log = logging.getLogger("weighbridge.models")
+EMBEDDING = "model.embed_tokens.weight"
 
 #: Hidden size below which both forms take microseconds and a measurement would be noise.
 SMALLEST_MEASURED = 256
@@ -68,11 +71,14 @@ class _Builder:
         self.expert_cache: ExpertCache | None = (
             None  # once set, experts are resident only as far as it has room
         )
+        self.kept = KeptWeights()
         self._dense_from: dict[int, int | None] = {}
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a tensor of the checkpoint. Raises BadInput where it holds what is no number."""
-        tensor = self.checkpoint.tensor(name)
+        return self._checked(self.checkpoint.tensor(name), name)
+
+    def _checked(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         # One pass without a copy; a sum may also be too large, which the exact question settles.
         if not math.isfinite(float(tensor.sum(dtype=torch.float32))) and not bool(tensor.isfinite().all()):
             raise self._damaged(name)
@@ -87,18 +93,48 @@ class _Builder:
     def norm(self, name: str) -> torch.Tensor:
         return self.tensor(name).float().contiguous()
 
+    def dense(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """Return a matrix in `dtype`; one that is in few bits is expanded some rows at a time."""
+        blocks = self.checkpoint.blocks(name)
+        if blocks is None:
+            return self.tensor(name).to(dtype).contiguous()
+        matrix, start = torch.empty(blocks.rows, blocks.columns, dtype=dtype), 0
+        for rows in self._rows(name):
+            matrix[start : start + len(rows)] = rows
+            start += len(rows)
+        return matrix
+
     def linear(self, names: Sequence[str], bias: bool, bits: int) -> Linear:
         """One linear layer from the rows of several matrices. `bits` is what a quantised scheme keeps."""
         return self._linear(names, bias, bits, self._crossover)
 
-    def output_matrix(self, name: str) -> Linear:
-        """Return the matrix that decides each token directly: it keeps 8 bits even where the layers keep 4.
+    def ends(self) -> tuple[torch.Tensor | PackedLinear, Linear]:
+        """Return the embedding and the output matrix, in one piece of memory where they are the same.
 
-        It sees sampled rows alone, rarely as many as make a dense copy pay, which in float32 is four times the
-        codes and a third of a small model: there it is not kept.
+        The output matrix decides each token directly: it keeps 8 bits even where the layers keep 4. It sees sampled
+        rows alone, rarely as many as make a dense copy pay, which in float32 is four times the codes and a third of a
+        small model: there it is not kept.
         """
         crossover = self._crossover if self.dtype != torch.float32 else lambda bits: None
-        return self._linear([name], False, 8, crossover)
+        tied = self.checkpoint.config.tie_word_embeddings
+        head = self._linear([EMBEDDING if tied else "lm_head.weight"], False, 8, crossover)
+        packed = head.few if isinstance(head, HybridLinear) else head
+        if tied and isinstance(packed, PackedLinear) and self._is_exact(packed):
+            self.kept.shared(EMBEDDING)
+            return packed, head
+        own = self._repacked([EMBEDDING]) if self.scheme is not Quantize.NONE else None
+        if own is not None:
+            return PackedLinear(own, None, self.dtype), head
+        embedding = self.dense(EMBEDDING, self.dtype)
+        self.kept.dense([EMBEDDING], embedding)
+        return embedding, head
+
+    def _is_exact(self, packed: PackedLinear) -> bool:
+        """Whether reading rows of the packed embedding gives what the file has, or what `dtype` keeps of it."""
+        blocks = self.checkpoint.blocks(EMBEDDING)
+        if blocks is None:
+            return packed.forms == [Form.BFLOAT16]
+        return packed.forms == [form_of(blocks.kind)]
 
     def _linear(
         self, names: Sequence[str], bias: bool, bits: int, crossover: Callable[[int], int | None]
@@ -107,35 +143,75 @@ class _Builder:
         if bias:
             parts = [self.tensor(name.removesuffix("weight") + "bias") for name in names]
             offset = torch.cat(parts).to(self.dtype)
-        if self.scheme is not Quantize.NONE:
-            quantized = self._quantized(names, bits)
+        if self._keeps_codes(names, bits):
+            packed = self._repacked(names)
+            if packed is not None:
+                return PackedLinear(packed, offset, self.dtype)
+        if self.scheme in (Quantize.INT8, Quantize.INT4):
+            quantized = self._rounded(names, bits)
             if quantized is not None:
+                self.kept.rounded(names, quantized)
                 return hybrid_linear(quantized, offset, self.dtype, crossover(quantized.bits))
-        weight = torch.cat([self.tensor(name).to(self.dtype) for name in names])
+        weight = torch.cat([self.dense(name, self.dtype) for name in names])
+        self.kept.dense(names, weight)
         return make_linear(weight, offset, self.dtype)
 
-    def _quantized(self, names: Sequence[str], bits: int) -> GroupQuantized | None:
-        """Return the file's own codes where it has them, else our rounding; None: this layer stays dense."""
-        parts = [self._codes(name) for name in names]
-        coded = [part for part in parts if part is not None]
-        alike = len(coded) == len(names) and len({part.bits for part in coded}) == 1
+    def _keeps_codes(self, names: Sequence[str], bits: int) -> bool:
+        """Whether the scheme leaves these matrices as the file has them."""
         if self.scheme is Quantize.AUTO:
-            return stack(coded) if alike else None
-        if alike and coded[0].bits == bits:
-            return stack(coded)
-        weight = torch.cat([self.tensor(name).float() for name in names])
-        return quantize(weight, bits) if weight.shape[1] % GROUP_SIZE == 0 else None
+            return True
+        stored = [self.checkpoint.blocks(name) for name in names]
+        wanted = self.scheme is not Quantize.NONE
+        return wanted and all(blocks is not None and has_bits(blocks.kind, bits) for blocks in stored)
 
-    def _codes(self, name: str) -> GroupQuantized | None:
-        """Return the file's own codes of a matrix, if any. Raises BadInput where a scale is no number."""
-        codes = self.checkpoint.quantized(name)
-        if codes is not None and not codes.is_finite():
-            raise self._damaged(name)
-        return codes
+    def _repacked(self, names: Sequence[str]) -> list[PackedRows] | None:
+        """Return the file's own codes in the order of the kernels; None where it has floats, or no kernel has a form.
+
+        Raises BadInput where a scale is no number.
+        """
+        matrices = []
+        for name in names:
+            blocks = self.checkpoint.blocks(name)
+            if blocks is None or not keeps(blocks):
+                return None
+            matrices.append(blocks)
+        try:
+            packed = repacked(matrices)
+        except NotFiniteError as error:
+            raise self._damaged(names[error.index]) from error
+        self.kept.codes(names, matrices, packed)
+        return packed
+
+    def _rounded(self, names: Sequence[str], bits: int) -> GroupQuantized | None:
+        """Return our own rounding, some rows at a time; None: the columns do not divide into groups."""
+        parts = []
+        for name in names:
+            for rows in self._rows(name):
+                if rows.shape[1] % GROUP_SIZE:
+                    return None
+                parts.append(quantize(rows, bits))
+        return stack(parts)
+
+    def _rows(self, name: str) -> Iterator[torch.Tensor]:
+        """All rows of a matrix, in floats; where it is in few bits, some at a time."""
+        blocks = self.checkpoint.blocks(name)
+        if blocks is None:
+            yield self.tensor(name)
+            return
+        step = max(WEIGHTS_AT_ONCE // blocks.columns, 1)
+        for start in range(0, blocks.rows, step):
+            values = blocks.dequantized(start, min(start + step, blocks.rows))
+            yield self._checked(torch.from_numpy(values), name)
+        blocks.release()
 
     def _crossover(self, bits: int) -> int | None:
-        """Tokens from which a dense copy pays on this machine (AMX), measured on this model's widest layer."""
+        """Tokens from which a dense copy pays on this machine, measured on this model's widest layer.
+
+        None without AMX: nothing else is so much faster that it is worth two to eight times the memory.
+        """
         config = self.checkpoint.config
+        if not torch.cpu._is_amx_tile_supported():
+            return None
         if config.hidden_size % GROUP_SIZE or config.hidden_size < SMALLEST_MEASURED:
             return None
         if bits not in self._dense_from:
@@ -195,14 +271,15 @@ def load_decoder(
         layers.append(builder.layer(index, kernels))
         if report is not None:
             report(index + 1, config.num_layers)
-    head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    embedding, head = builder.ends()
+    builder.kept.log()
     weights = DecoderWeights(
         config,
         dtype,
-        embedding=builder.tensor("model.embed_tokens.weight").to(dtype).contiguous(),
+        embedding=embedding,
         layers=layers,
         final_norm=builder.norm("model.norm.weight"),
-        lm_head=builder.output_matrix(head),
+        lm_head=head,
         cos_sin=cos_sin_table(config.rope, config.head_dim, max_model_len or config.max_position_embeddings),
     )
     return Decoder(weights, kernels)

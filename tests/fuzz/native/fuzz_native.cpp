@@ -89,17 +89,18 @@ class Input {
 
 // A matrix of mostly that shape, out of memory of mostly its size.
 PackedMatrix matrix_of(Input &in, int64_t rows, int64_t columns) {
-  static constexpr int widths[] = {4, 8, 16, 4, 8, 16, 2, 0};
-  const int bits = widths[in.within(0, in.rarely() ? 7 : 5)];
+  static constexpr int forms[] = {4, 8, 16, 40, 41, 43, 50, 51, 42, 44, 54, 64, 2, 0};
+  const int form = forms[in.within(0, in.rarely() ? 13 : columns % 256 == 0 ? 11 : 7)];
   if (in.rarely()) rows = in.near(1, 80);
   if (in.rarely()) columns = in.near(1, 80);
-  const int64_t padded = std::max<int64_t>((rows + 15) / 16 * 16, 0), groups = std::max<int64_t>(columns / 32, 0);
-  if (padded > 4096 || groups > 128) return packed_matrix({0, 0}, {0, 0}, {0, 0}, 1, bits, rows, columns);
-  const int64_t scales = bits == 16 ? 0 : padded * groups * (bits == 4 ? 4 : 2);
-  const Memory codes = in.memory(padded * std::max<int64_t>(columns, 0) * bits / 8);
-  const Memory halves = scales ? in.memory(scales) : Memory{0, 0};
-  const Memory bias = in.flag() ? in.memory(padded * 4) : Memory{0, 0};
-  return packed_matrix(codes, halves, bias, in.number(), bits, rows, columns);
+  if (!is_form(form) || rows < 1 || columns < 1 || rows > 4096 || columns > 4096)
+    return packed_matrix({0, 0}, {0, 0}, {0, 0}, 1, form, rows, columns);
+  const Form own = static_cast<Form>(form);
+  const int64_t scale_bytes = tiles_of(rows) * tile_scale_bytes(own, columns);
+  const Memory codes = in.memory(tiles_of(rows) * tile_code_bytes(own, columns));
+  const Memory scales = scale_bytes ? in.memory(scale_bytes) : Memory{0, 0};
+  const Memory bias = in.flag() ? in.memory(rows * 4) : Memory{0, 0};
+  return packed_matrix(codes, scales, bias, in.number(), form, rows, columns);
 }
 
 KvPool pool_of(Input &in, int layers, int kv_heads, int head_dim, Dtype dtype) {
@@ -144,8 +145,11 @@ void forward(Input &in) {
   const int intermediate = 32 * (int)in.within(1, 3), layers = (int)in.within(1, 2);
   const int64_t vocabulary = in.within(1, 40), positions = in.within(1, 40);
   const ModelShape shape{hidden, intermediate, heads, kv_heads, head_dim, 1e-5f, in.number(), dtype};
+  const bool packed = in.flag();
+  const int64_t table = vocabulary * hidden * element;
   const ModelWeights weights{
-      take<const void>(in.memory(vocabulary * hidden * element), vocabulary * hidden * element, "the embedding"),
+      packed ? nullptr : take<const void>(in.memory(table), table, "the embedding"),
+      packed ? matrix_of(in, vocabulary, hidden) : PackedMatrix{},
       vocabulary,
       take<const float>(in.memory(positions * head_dim * 4), positions * head_dim * 4, "the rotary table"),
       positions,
@@ -181,7 +185,9 @@ void forward(Input &in) {
 }
 
 void linear(Input &in) {
-  const PackedMatrix matrix = matrix_of(in, in.within(1, 70), 32 * in.within(1, 4));
+  const int64_t columns = in.flag() ? 256 : 32 * in.within(1, 4);
+  PackedMatrix matrix = matrix_of(in, in.within(1, 70), columns);
+  if (in.flag()) matrix = stacked(matrix, matrix_of(in, in.within(1, 70), columns));
   const Dtype dtype = in.flag() ? Dtype::bfloat16 : Dtype::float32;
   check_shape(matrix, "the matrix", matrix.rows, matrix.columns, dtype);
   const int64_t element = dtype == Dtype::bfloat16 ? 2 : 4, tokens = in.within(1, 120);
@@ -192,7 +198,7 @@ void linear(Input &in) {
   args.tokens = tokens;
   args.matrix = matrix;
   args.block = block_tokens(matrix, tokens);
-  const int64_t scratch = args.block * scratch_bytes(matrix.bits, matrix.columns);
+  const int64_t scratch = args.block * scratch_bytes(matrix);
   args.scratch = take<uint8_t>(in.memory(scratch), scratch, "the scratch");
   with_team((int)in.within(1, 3), [&](Team &team, int) { active_linear().linear(args, team); });
 }

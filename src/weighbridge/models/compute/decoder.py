@@ -8,6 +8,7 @@ import torch
 from weighbridge.models.compute.fused_forward import fuse
 from weighbridge.models.compute.kernels.api import BatchLayout, Int32, Kernels, KVCache, States
 from weighbridge.models.compute.layers import DecoderLayer, DecoderWeights
+from weighbridge.models.compute.linear_packed import PackedLinear
 
 
 class Decoder:
@@ -58,7 +59,10 @@ class Decoder:
         """Run kernel by kernel, for layers of any kind."""
         kernels, eps = self.kernels, self.config.rms_norm_eps
         residual = torch.empty(len(token_ids), self.config.hidden_size)
-        kernels.gather_rows(residual, self.weights.embedding, token_ids)
+        if isinstance(self.weights.embedding, PackedLinear):
+            self.weights.embedding.read_rows(residual, token_ids)
+        else:
+            kernels.gather_rows(residual, self.weights.embedding, token_ids)
         hidden = torch.empty(residual.shape, dtype=self.dtype)
         kernels.rms_norm(hidden, residual, self.layers[0].input_norm, eps)
         last = len(self.layers) - 1

@@ -35,7 +35,7 @@ class FusedForward:
         self, weights: DecoderWeights, matrices: Sequence[tuple[Any, ...]], max_tokens: float, max_rows: float
     ) -> None:
         native: Any = importlib.import_module("weighbridge.models.compute.kernels._native")
-        config = weights.config
+        config, embedding = weights.config, weights.embedding
         self.max_tokens, self.max_rows = max_tokens, max_rows
         self._weights = weights  # holds the memory that the addresses below point to
         self._forward = native.Forward(
@@ -47,8 +47,9 @@ class FusedForward:
             config.rms_norm_eps,
             config.head_dim**-0.5,
             _DTYPES[weights.dtype],
-            memory_of(weights.embedding),
-            weights.embedding.shape[0],
+            (0, 0) if isinstance(embedding, PackedLinear) else memory_of(embedding),
+            embedding.matrix if isinstance(embedding, PackedLinear) else None,
+            config.vocab_size,
             memory_of(weights.cos_sin),
             weights.cos_sin.shape[0],
             memory_of(weights.final_norm),

@@ -9,6 +9,7 @@ import torch
 
 from weighbridge.models.compute.kernels.api import Kernels
 from weighbridge.models.compute.linear import Linear
+from weighbridge.models.compute.linear_packed import PackedLinear
 from weighbridge.models.files.config import ModelConfig
 
 
@@ -61,12 +62,12 @@ class DecoderLayer:
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """A whole model for one compute dtype: embedding [vocab, hidden] in `dtype`, final norm float32 [hidden],
-    cos_sin float32 [positions, head_dim]."""
+    """A whole model for one compute dtype: embedding [vocab, hidden] in `dtype` or packed (it may be the output
+    matrix then), final norm float32 [hidden], cos_sin float32 [positions, head_dim]."""
 
     config: ModelConfig
     dtype: torch.dtype
-    embedding: torch.Tensor
+    embedding: torch.Tensor | PackedLinear
     layers: list[DecoderLayer]
     final_norm: torch.Tensor
     lm_head: Linear
@@ -76,4 +77,5 @@ class DecoderWeights:
     def nbytes(self) -> int:
         """Resident bytes of all weights, the embedding table included."""
         linears = sum(layer.qkv.nbytes + layer.output.nbytes + layer.mlp.nbytes for layer in self.layers)
-        return linears + self.lm_head.nbytes + self.embedding.nbytes
+        embedding = 0 if self.embedding is self.lm_head else self.embedding.nbytes
+        return linears + self.lm_head.nbytes + embedding

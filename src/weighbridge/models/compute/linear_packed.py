@@ -1,15 +1,18 @@
-"""Linear layers on our own kernels: weights in 4 or 8 bits, or bfloat16, in tiles of 16 rows.
+"""Linear layers on our own kernels: weights in 4 to 8 bits, or bfloat16, in tiles of 16 rows.
 
 Against weights in few bits, activations are rounded to 8 bits on the way, with a scale per token and 32
 columns; the products of a group are summed exactly in int32 and scaled in float32. bfloat16 weights are
-multiplied as they are and summed in float32. `native/linear.h` describes the packed layout.
+multiplied as they are and summed in float32. `native/linear_forms.h` describes the packed layout.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +21,20 @@ import torch
 
 from weighbridge.errors import BadInput
 from weighbridge.models.compute.memory import memory_of
+from weighbridge.models.compute.packed_forms import Form
 from weighbridge.models.files.quantized import GROUP_SIZE, GroupQuantized
+
+#: What `native/linear_forms.h` describes; the kernels say which one they were built for.
+LAYOUT = 2
 
 try:
     _native: Any = importlib.import_module("weighbridge.models.compute.kernels._native")
 except ImportError:  # built without a C++ compiler
+    _native = None
+if _native is not None and getattr(_native, "PACKED_LAYOUT", 1) != LAYOUT:
+    logging.getLogger("weighbridge.models").warning(
+        "The compiled kernels are older than the sources: weights are expanded, which is slow. Reinstall weighbridge."
+    )
     _native = None
 
 ROWS_PER_TILE = 16
@@ -41,32 +53,49 @@ def multiplies_bfloat16() -> bool:
     return kernels_available() and bool(_native.multiplies_bfloat16())
 
 
-class PackedLinear:
-    """y = x W^T + bias on packed weights; made by `quantized_linear` or `bfloat16_linear`."""
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """Rows of a matrix in one form. codes and scales are bytes; weight = multiplier * what the form says."""
 
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        bits: int,
-        codes: torch.Tensor,
-        scales: torch.Tensor | None,
-        multiplier: float,
-        bias: torch.Tensor | None,
-        dtype: torch.dtype,
-    ) -> None:
-        self.out_features, self.in_features = shape
-        self.bits = bits
+    form: Form
+    rows: int
+    columns: int
+    codes: torch.Tensor
+    scales: torch.Tensor | None
+    multiplier: float = 1.0
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    def matrix(self) -> Any:
+        """Return the kernels' view: addresses only, so these rows must stay alive."""
+        memory = map(memory_of, (self.codes, self.scales, None))
+        return _native.PackedMatrix(*memory, self.multiplier, int(self.form), self.rows, self.columns)
+
+
+class PackedLinear:
+    """y = x W^T + bias on packed weights, whose rows may come in several forms."""
+
+    def __init__(self, parts: Sequence[PackedRows], bias: torch.Tensor | None, dtype: torch.dtype) -> None:
+        self.parts = parts  # the matrix holds addresses only: these keep the memory alive
+        self.out_features, self.in_features = sum(part.rows for part in parts), parts[0].columns
         self._dtype = dtype
         self._dtype_number = _DTYPES[dtype]
-        # The matrix holds addresses only: these tensors keep the memory alive.
-        self.codes, self.scales, self.multiplier = codes, scales, multiplier
-        self._tensors = [codes, scales, None if bias is None else _padded(bias.float())]
-        self.matrix = _native.PackedMatrix(*map(memory_of, self._tensors), multiplier, bits, *shape)
+        self._bias = None if bias is None else bias.float().contiguous()
+        matrix = parts[0].matrix()
+        for part in parts[1:]:
+            matrix = matrix.stacked(part.matrix())
+        self.matrix = matrix.with_bias(memory_of(self._bias))
+
+    @property
+    def forms(self) -> list[Form]:
+        return [part.form for part in self.parts]
 
     @property
     def nbytes(self) -> int:
         """Resident bytes of the weights, scales and bias included."""
-        return sum(tensor.nbytes for tensor in self._tensors if tensor is not None)
+        return sum(part.nbytes for part in self.parts) + (0 if self._bias is None else self._bias.nbytes)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, in_features] to [tokens, out_features], both in the compute dtype."""
@@ -80,23 +109,34 @@ class PackedLinear:
             self.matrix.multiply(y.data_ptr(), x.data_ptr(), self._dtype_number, tokens, threads)
         return y
 
+    def read_rows(self, out: torch.Tensor, ids: npt.NDArray[np.int32]) -> None:
+        """Write the rows `ids` as floats: an embedding is looked up in the codes. out float32 [ids, in_features]."""
+        self.matrix.read_rows(memory_of(out, torch.float32), ids, torch.get_num_threads())
+
 
 def quantized_linear(
     quantized: GroupQuantized, bias: torch.Tensor | None, dtype: torch.dtype
 ) -> PackedLinear:
-    """Pack weights in 4 or 8 bits: 0.625 or 1.0625 bytes of memory traffic per weight.
+    """Pack weights of our own rounding: 0.625 or 1.0625 bytes of memory traffic per weight.
 
     Raises BadInput for a compute dtype other than float32 and bfloat16, or without the C++ kernels.
     """
+    check_packable(dtype)
+    rows, columns = quantized.codes.shape
+    scales, multiplier = pack_scales(quantized)
+    form = Form.Q4_1 if quantized.bits == 4 else Form.Q8_0
+    return PackedLinear(
+        [PackedRows(form, rows, columns, pack_codes(quantized), scales, multiplier)], bias, dtype
+    )
+
+
+def check_packable(dtype: torch.dtype) -> None:
+    """Raise BadInput for a compute dtype other than float32 and bfloat16, or without the C++ kernels."""
     if _native is None:
         message = "quantised layers need the C++ kernels: install where there is a C++ compiler"
         raise BadInput(message, param="quantize")
     if dtype not in _DTYPES:
         raise BadInput(f"quantised layers compute in float32 or bfloat16, not {dtype}", param="dtype")
-    rows, columns = quantized.codes.shape
-    scales, multiplier = pack_scales(quantized)
-    codes = pack_codes(quantized)
-    return PackedLinear((rows, columns), quantized.bits, codes, scales, multiplier, bias, dtype)
 
 
 def bfloat16_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
@@ -108,7 +148,7 @@ def bfloat16_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLi
         padded = torch.nn.functional.pad(padded, (0, 0, 0, -rows % ROWS_PER_TILE))
     pairs = padded.view(torch.int32).numpy().reshape(tiles, ROWS_PER_TILE, columns // 2)
     codes = _aligned(pairs.transpose(0, 2, 1))
-    return PackedLinear((rows, columns), 16, codes, None, 1.0, bias, torch.bfloat16)
+    return PackedLinear([PackedRows(Form.BFLOAT16, rows, columns, codes, None)], bias, torch.bfloat16)
 
 
 def pack_codes(quantized: GroupQuantized) -> torch.Tensor:
@@ -149,7 +189,3 @@ def _aligned(array: npt.NDArray[np.generic]) -> torch.Tensor:
     packed = torch.empty(array.nbytes, dtype=torch.uint8)
     packed.numpy().view(array.dtype).reshape(array.shape)[...] = array
     return packed
-
-
-def _padded(bias: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.pad(bias, (0, -bias.shape[0] % ROWS_PER_TILE)).contiguous()

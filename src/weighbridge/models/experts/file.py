@@ -22,7 +22,8 @@ from weighbridge.models.compute.kernels.api import Kernels
 from weighbridge.models.compute.layers import Mlp
 from weighbridge.models.compute.linear import Linear
 from weighbridge.models.compute.linear_hybrid import HybridLinear
-from weighbridge.models.compute.linear_packed import PackedLinear
+from weighbridge.models.compute.linear_packed import PackedLinear, PackedRows
+from weighbridge.models.compute.packed_forms import Form
 from weighbridge.state.schema import VERSION_KEY, Schema, unchanged
 
 _PARTS = ("gate_up", "down")
@@ -33,9 +34,9 @@ PACKED: Schema[object] = Schema("file of packed experts", (unchanged,))
 
 
 def packed(linear: Linear) -> PackedLinear | None:
-    """Return the packed form of a linear layer that has one."""
+    """Return the packed form of a linear layer whose rows are all in one."""
     few = linear.few if isinstance(linear, HybridLinear) else linear
-    return few if isinstance(few, PackedLinear) else None
+    return few if isinstance(few, PackedLinear) and len(few.parts) == 1 else None
 
 
 def write_layer(path: Path, experts: list[Mlp]) -> None:
@@ -46,15 +47,11 @@ def write_layer(path: Path, experts: list[Mlp]) -> None:
         for part in _PARTS:
             linear = packed(getattr(expert, part))
             assert linear is not None
-            tensors[f"{index}.{part}.codes"] = linear.codes
-            if linear.scales is not None:
-                tensors[f"{index}.{part}.scales"] = linear.scales
-            shapes[f"{index}.{part}"] = [
-                linear.out_features,
-                linear.in_features,
-                linear.bits,
-                linear.multiplier,
-            ]
+            rows = linear.parts[0]
+            tensors[f"{index}.{part}.codes"] = rows.codes
+            if rows.scales is not None:
+                tensors[f"{index}.{part}.scales"] = rows.scales
+            shapes[f"{index}.{part}"] = [rows.rows, rows.columns, int(rows.form), rows.multiplier]
     save_file(tensors, path, metadata={"linears": json.dumps(shapes), VERSION_KEY: str(PACKED.version)})
 
 
@@ -84,10 +81,11 @@ class MappedExperts:
     def _linear(self, layer: int, name: str) -> PackedLinear:
         file = self._files[layer]
         try:
-            rows, columns, bits, multiplier = self._shapes[layer][name]
+            rows, columns, form, multiplier = self._shapes[layer][name]
             codes = file.get_tensor(f"{name}.codes").clone()  # its own memory, aligned as the kernels need it
-            scales = None if bits == 16 else file.get_tensor(f"{name}.scales").clone()
-            return PackedLinear((rows, columns), bits, codes, scales, multiplier, None, self._dtype)
+            scales = None if form == Form.BFLOAT16 else file.get_tensor(f"{name}.scales").clone()
+            part = PackedRows(Form(form), rows, columns, codes, scales, multiplier)
+            return PackedLinear([part], None, self._dtype)
         except _UNREADABLE as error:
             raise self._damaged(error) from error
 

@@ -21,7 +21,7 @@ from weighbridge.models.files import cache, gguf, gguf_config, gguf_names, hf_co
 from weighbridge.models.files.config import ModelConfig
 from weighbridge.models.files.fields import shown
 from weighbridge.models.files.hf_config import read_json
-from weighbridge.models.files.quantized import GroupQuantized
+from weighbridge.models.files.quantized import StoredBlocks
 from weighbridge.models.files.tensors import PLAIN, StoredTensor, TensorTable, check_tensors
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -39,14 +39,14 @@ class Checkpoint(TensorTable, Protocol):
         ...
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return a tensor in its stored float type (GGUF: float32).
+        """Return a tensor in its stored float type (float32 where it is quantised).
 
         Raises BadInput when it is not there, UnsupportedModel for a type that is not a plain float.
         """
         ...
 
-    def quantized(self, name: str) -> GroupQuantized | None:
-        """Return the file's own 4- or 8-bit codes of a matrix, or None when it has none."""
+    def blocks(self, name: str) -> StoredBlocks | None:
+        """Return a quantised matrix as the file has it; None: it is in plain floats."""
         ...
 
     def fingerprint(self) -> str:
@@ -100,7 +100,7 @@ class SafetensorsCheckpoint:
             )
         return tensor
 
-    def quantized(self, name: str) -> GroupQuantized | None:
+    def blocks(self, name: str) -> StoredBlocks | None:
         return None
 
     @property
@@ -260,7 +260,7 @@ def _cut(part: _Part, shape: list[int], config: ModelConfig) -> _Cut:
 
 
 class GgufCheckpoint:
-    """A GGUF file. Quantised tensors are read as floats or as their codes."""
+    """A GGUF file. Quantised tensors are read as floats, or as the blocks that they are in."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -273,8 +273,8 @@ class GgufCheckpoint:
     def tensor(self, name: str) -> torch.Tensor:
         return self.file.tensor(name, self.config)
 
-    def quantized(self, name: str) -> GroupQuantized | None:
-        return self.file.quantized(name, self.config)
+    def blocks(self, name: str) -> StoredBlocks | None:
+        return self.file.blocks(name, self.config)
 
     @property
     def matrix_kinds(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""GGUF models: tensors under Hugging Face names and in its row order, and quantised codes as they are."""
+"""GGUF models: tensors under Hugging Face names and in its row order, as floats or in the blocks of the file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,22 @@ from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.files import gguf_names
 from weighbridge.models.files.config import ModelConfig
 from weighbridge.models.files.gguf_format import GgufMetadata, TensorEntry
-from weighbridge.models.files.quantized import GROUP_SIZE, GroupQuantized
+from weighbridge.models.files.quantized import StoredBlocks
 from weighbridge.models.files.tensors import StoredTensor
 
 #: Architectures whose query and key rows the converter reorders, so that rotated pairs are neighbours.
 PERMUTED = frozenset({"llama", "smollm3"})
 
+#: Types of plain floats.
+FLOATS = {Kind.F32: torch.float32, Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}
+
 #: Types of tensors that can be read.
 SUPPORTED = (
-    *(Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0),
+    *FLOATS,
+    *(Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0),
     *(Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K),
+    *(Kind.IQ1_S, Kind.IQ1_M, Kind.IQ2_XXS, Kind.IQ2_XS, Kind.IQ2_S, Kind.IQ3_XXS, Kind.IQ3_S),
+    *(Kind.IQ4_NL, Kind.IQ4_XS, Kind.TQ1_0, Kind.TQ2_0, Kind.MXFP4),
 )
 
 
@@ -78,21 +84,27 @@ class GgufFile(GgufMetadata):
         return self._find(name).shape
 
     def tensor(self, name: str, config: ModelConfig | None = None) -> torch.Tensor:
-        """Return a tensor by its Hugging Face name, float32; with `config`, rows in Hugging Face's order."""
-        entry = self._find(name)
-        coded = self._codes(entry)
-        values = self._floats(entry) if coded is None else coded.dequantized()
-        order = None if config is None else self._row_order(name, config)
-        return torch.from_numpy(values if order is None else values[order])
+        """Return a tensor by its Hugging Face name; with `config`, rows in Hugging Face's order.
 
-    def quantized(self, name: str, config: ModelConfig) -> GroupQuantized | None:
-        """Return the codes of a Q4_0, Q4_1 or Q8_0 matrix; None for every other type."""
-        coded = self._codes(self._find(name))
+        Floats have the type of the file, everything else is float32.
+        """
+        entry = self._find(name)
+        values = self._floats(entry)
+        order = None if config is None else self._row_order(name, config)
+        return values if order is None else values[torch.from_numpy(order)]
+
+    def blocks(self, name: str, config: ModelConfig) -> StoredBlocks | None:
+        """Return a quantised matrix as the file has it; None for floats and for vectors."""
+        entry = self._find(name)
+        if entry.kind in FLOATS or len(entry.shape) != 2:
+            return None
         order = self._row_order(name, config)
-        if coded is None or order is None:
-            return coded
-        minimums = None if coded.minimums is None else coded.minimums[order]
-        return GroupQuantized(coded.bits, coded.codes[order], coded.scales[order], minimums)
+        return StoredBlocks(
+            entry.kind,
+            self._contents.blocks(entry),
+            np.arange(entry.shape[0]) if order is None else order,
+            lambda: self._contents.release(entry),
+        )
 
     def _find(self, name: str) -> TensorEntry:
         entry = self._entry(name)
@@ -113,43 +125,15 @@ class GgufFile(GgufMetadata):
         heads = config.num_heads if stem.endswith("q_proj") else config.num_kv_heads
         return rotate_half_order(heads, config.head_dim)
 
-    def _floats(self, entry: TensorEntry) -> npt.NDArray[np.float32]:
+    def _floats(self, entry: TensorEntry) -> torch.Tensor:
         blocks = self._contents.blocks(entry)
-        if entry.kind == Kind.F32:
-            values = blocks.view("<f4")
-        elif entry.kind == Kind.F16:
-            values = blocks.view("<f2")
-        else:
-            values = dequantize(blocks, entry.kind)
-        return np.array(values, dtype=np.float32).reshape(entry.shape)  # a copy: the file is mapped read-only
-
-    def _codes(self, entry: TensorEntry) -> GroupQuantized | None:
-        """Blocks of 32: Q4_0 is scale, 16 bytes; Q4_1 scale, minimum, 16 bytes; Q8_0 scale, 32 bytes.
-
-        A byte of the 4-bit kinds holds code j in its low and code j + 16 in its high half.
-        """
-        if entry.kind not in (Kind.Q4_0, Kind.Q4_1, Kind.Q8_0) or len(entry.shape) != 2:
-            return None
-        rows = entry.shape[0]
-        head = 4 if entry.kind == Kind.Q4_1 else 2
-        body = GROUP_SIZE if entry.kind == Kind.Q8_0 else GROUP_SIZE // 2
-        blocks = self._contents.blocks(entry).reshape(rows, -1, head + body)
-        packed, scales = np.ascontiguousarray(blocks[:, :, head:]), _half(blocks, 0)
-        if entry.kind == Kind.Q8_0:
-            return GroupQuantized(8, packed.view(np.int8).reshape(rows, -1), scales, None)
-        codes = np.concatenate([packed & 15, packed >> 4], axis=2).reshape(rows, -1)
-        # Q4_0 centres its codes on 8.
-        minimums = scales * np.float32(-8.0) if entry.kind == Kind.Q4_0 else _half(blocks, 2)
-        return GroupQuantized(4, codes, scales, minimums)
+        if entry.kind not in FLOATS:
+            return torch.from_numpy(dequantize(blocks, entry.kind).reshape(entry.shape))
+        # A copy: the file is mapped read-only.
+        return torch.from_numpy(np.array(blocks)).view(FLOATS[entry.kind]).reshape(entry.shape)
 
 
 def rotate_half_order(heads: int, head_dim: int) -> npt.NDArray[np.int64]:
     """Row of the file for each row of ours: the file interleaves the halves of a head, we keep them apart."""
     rows = np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2)
     return rows.swapaxes(1, 2).reshape(-1)
-
-
-def _half(blocks: npt.NDArray[np.uint8], offset: int) -> npt.NDArray[np.float32]:
-    """Return the float16 at `offset` of each block, as float32 [rows, blocks]."""
-    halves = np.ascontiguousarray(blocks[:, :, offset : offset + 2]).view("<f2")
-    return halves[:, :, 0].astype(np.float32)

@@ -7,6 +7,7 @@ tokens, against 0.1 s here. Format: https://github.com/ggml-org/ggml/blob/master
 from __future__ import annotations
 
 import math
+import mmap
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -62,6 +63,15 @@ class Contents:
         """Return the stored bytes of a tensor: uint8 [rows, bytes of a row], rows over all leading dimensions."""
         stored = self.mapped[entry.start : entry.start + entry.nbytes]
         return stored.reshape(-1, entry.row_bytes)
+
+    def release(self, entry: TensorEntry) -> None:
+        """Forget the pages of a tensor that was read: what a mapped file keeps in memory counts as this process's."""
+        pages: mmap.mmap = self.mapped._mmap  # type: ignore[attr-defined]
+        if hasattr(mmap, "MADV_DONTNEED"):
+            first = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE
+            length = entry.start + entry.nbytes - first
+            if length > 0:
+                pages.madvise(mmap.MADV_DONTNEED, first, length)
 
 
 class _Damaged(Exception):

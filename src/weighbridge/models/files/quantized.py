@@ -1,13 +1,16 @@
-"""Weights kept in few bits: one affine form for every source (our own rounding, GGUF Q4_0, Q4_1, Q8_0)."""
+"""Weights in few bits: as a GGUF file has them, and as our own rounding makes them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.constants import GGMLQuantizationType as Kind
+from gguf.quants import dequantize
 
 from weighbridge.errors import BadInput
 
@@ -22,6 +25,33 @@ ELEMENTS_AT_ONCE = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
+class StoredBlocks:
+    """A matrix in the blocks of a mapped GGUF file; nothing of it is read before it is asked for.
+
+    blocks uint8 [stored rows, bytes of a row]; order int64 [rows]: the stored row of each row.
+    """
+
+    kind: Kind
+    blocks: npt.NDArray[np.uint8]
+    order: npt.NDArray[np.int64]
+    release: Callable[[], None]  # gives the memory that reading took back to the system
+
+    @property
+    def rows(self) -> int:
+        return len(self.order)
+
+    @property
+    def columns(self) -> int:
+        block_columns, block_bytes = GGML_QUANT_SIZES[self.kind]
+        return int(self.blocks.shape[1] // block_bytes * block_columns)
+
+    def dequantized(self, start: int, end: int) -> npt.NDArray[np.float32]:
+        """Return the rows from `start` to `end` as floats [end - start, columns]."""
+        values: npt.NDArray[np.float32] = dequantize(self.blocks[self.order[start:end]], self.kind)
+        return values
+
+
+@dataclass(frozen=True, slots=True)
 class GroupQuantized:
     """A [rows, columns] matrix as w = scale * code + minimum, with a scale per row and 32 columns.
 
@@ -33,11 +63,6 @@ class GroupQuantized:
     codes: npt.NDArray[np.uint8] | npt.NDArray[np.int8]
     scales: npt.NDArray[np.float32]
     minimums: npt.NDArray[np.float32] | None
-
-    def is_finite(self) -> bool:
-        """Return whether every scale and minimum is a number."""
-        parts = [self.scales] if self.minimums is None else [self.scales, self.minimums]
-        return all(bool(np.isfinite(part).all()) for part in parts)
 
     def dequantized(self) -> npt.NDArray[np.float32]:
         rows, columns = self.codes.shape

@@ -12,14 +12,17 @@ using Int32Row = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::devic
 using Int32Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 static void construct(Forward *self, int hidden, int intermediate, int num_heads, int kv_heads, int head_dim,
-                      float eps, float scale, int dtype, Memory embedding, int64_t vocabulary, Memory cos_sin,
+                      float eps, float scale, int dtype, Memory embedding,
+                      const PackedMatrix *packed_embedding, int64_t vocabulary, Memory cos_sin,
                       int64_t positions, Memory final_norm, const PackedMatrix &lm_head) {
   if (hidden < 1 || intermediate < 1 || kv_heads < 1 || num_heads < 1 || num_heads % kv_heads != 0 || head_dim < 2 ||
       head_dim % 2 != 0 || vocabulary < 1 || vocabulary > INT32_MAX || positions < 1 || positions > INT32_MAX)
     throw std::invalid_argument("these are no sizes of a decoder");
   const ModelShape shape{hidden, intermediate, num_heads, kv_heads, head_dim, eps, scale, (Dtype)dtype};
   const int64_t element = shape.dtype == Dtype::bfloat16 ? 2 : 4;
-  const ModelWeights weights{take<const void>(embedding, vocabulary * hidden * element, "the embedding"), vocabulary,
+  const bool packed = packed_embedding != nullptr;
+  const void *table = packed ? nullptr : take<const void>(embedding, vocabulary * hidden * element, "the embedding");
+  const ModelWeights weights{table, packed ? *packed_embedding : PackedMatrix{}, vocabulary,
                              take<const float>(cos_sin, positions * head_dim * 4, "the rotary table"), positions,
                              take<const float>(final_norm, hidden * int64_t(4), "the last norm"), lm_head};
   new (self) Forward(shape, weights);
@@ -69,7 +72,10 @@ static void run(Forward &self, Int32Row token_ids, Int32Row positions, Int32Row 
 void bind_forward(nb::module_ &module) {
   nb::class_<Forward>(module, "Forward",
                       "A decoder as addresses of its weights; the caller keeps them alive. See forward.h.")
-      .def("__init__", &construct)
+      .def("__init__", &construct, nb::arg("hidden"), nb::arg("intermediate"), nb::arg("num_heads"), nb::arg("kv_heads"),
+           nb::arg("head_dim"), nb::arg("eps"), nb::arg("scale"), nb::arg("dtype"), nb::arg("embedding"),
+           nb::arg("packed_embedding").none(), nb::arg("vocabulary"), nb::arg("cos_sin"), nb::arg("positions"),
+           nb::arg("final_norm"), nb::arg("lm_head"))
       .def("add_layer", &add_layer)
       .def("run", &run);
 }

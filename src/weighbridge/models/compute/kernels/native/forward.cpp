@@ -75,6 +75,10 @@ struct Forward::Pass {
   }
 
   void embed() {
+    if (model.weights_.embedding == nullptr) {
+      const ReadRowsArgs read{work.residual, batch.token_ids, model.weights_.packed_embedding};
+      return rows(tokens, [&](int64_t begin, int64_t end) { active_linear().read_rows(read, begin, end); });
+    }
     const GatherArgs gather{work.residual,      model.weights_.embedding, Dtype::float32, model.shape_.dtype,
                             batch.token_ids, model.shape_.hidden};
     rows(tokens, [&](int64_t begin, int64_t end) { active_elementwise().gather_rows(gather, begin, end); });
@@ -184,6 +188,8 @@ AttentionArgs Forward::attention_args(const Workspace &work, const KvPool &pool,
 
 Forward::Forward(const ModelShape &shape, const ModelWeights &weights) : shape_(shape), weights_(weights) {
   check_shape(weights.lm_head, "the output matrix", weights.lm_head.rows, shape.hidden, shape.dtype);
+  if (weights.embedding == nullptr)
+    check_shape(weights.packed_embedding, "the embedding", weights.vocabulary, shape.hidden, shape.dtype);
 }
 
 void Forward::add_layer(const LayerWeights &layer) {
@@ -221,7 +227,7 @@ Forward::Workspace Forward::lay_out(const ForwardBatch &batch) {
   const int64_t qkv = heads + 2 * int64_t(shape_.kv_heads) * shape_.head_dim;
   int64_t scratch = 0;
   const auto needs = [&](const PackedMatrix &matrix, int64_t rows) {
-    scratch = std::max(scratch, block_tokens(matrix, rows) * scratch_bytes(matrix.bits, matrix.columns));
+    scratch = std::max(scratch, block_tokens(matrix, rows) * scratch_bytes(matrix));
   };
   for (const LayerWeights &layer : layers_)
     for (const PackedMatrix *matrix : {&layer.qkv, &layer.output, &layer.gate_up, &layer.down})

@@ -30,7 +30,8 @@ struct ModelShape {
 };
 
 struct ModelWeights {
-  const void *embedding;  // [vocabulary, hidden], dtype
+  const void *embedding;  // [vocabulary, hidden], dtype; null: it is in `packed_embedding`
+  PackedMatrix packed_embedding;
   int64_t vocabulary;
   const float *cos_sin;  // [positions, head_dim]
   int64_t positions;

@@ -1,11 +1,12 @@
 // Activations as the inner loop of a linear layer reads them: a tile of M tokens lies column by column, so that
 // the loop walks one pointer and every broadcast is at a constant offset from it.
 //
-//   rounded    per group of 32 columns: codes [8][M][4], scales [M], corrections [M]
+//   rounded    per group of 32 columns: codes [8][M][4], then [M] each of
+//                scale (float), scale * sum of the codes (float), -128 * sum (int32), -128 * sum of the first 16 (int32)
 //   bfloat16   [columns / 2][M][2]
 //
-// The correction restores what unsigned codes of the weights leave out: for 4 bits scale * sum(a) as float, to be
-// multiplied by the minimum; for 8 bits -128 * sum(a) as int32, which the integer sum starts from.
+// The sums restore what unsigned codes of the weights leave out: a minimum is multiplied by the second number, and where
+// codes are centred, on 128 or on less, the integer sum starts from the third and fourth, or from a part of them.
 #pragma once
 
 #include "linear.h"
@@ -37,7 +38,7 @@ WB_INLINE int32_t horizontal_sum(IntVector v) {
 
 struct Rounded {
   float scale;
-  int32_t sum;
+  int32_t sums[2];  // of 16 codes each
   int8_t codes[columns_per_group];
 };
 
@@ -59,14 +60,15 @@ WB_INLINE Rounded round_group(const T *x) {
   const Vector inverse = splat(magnitude > 0 ? 127.0f / magnitude : 0.0f);
   const Vector magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
   Rounded rounded;
-  IntVector sum = {};
+  IntVector sums[2] = {};
   WB_UNROLL for (int i = 0; i < registers; i++) {
     const IntVector code = (IntVector)(values[i] * inverse + magic) - (IntVector)magic;
     const Codes narrow = __builtin_convertvector(code, Codes);
     std::memcpy(rounded.codes + i * lanes, &narrow, sizeof narrow);
-    sum += code;
+    sums[i * 2 / registers] += code;
   }
-  rounded.sum = horizontal_sum(sum);
+  rounded.sums[0] = horizontal_sum(sums[0]);
+  rounded.sums[1] = horizontal_sum(sums[1]);
   rounded.scale = magnitude / 127.0f;
   return rounded;
 }
@@ -82,11 +84,14 @@ WB_INLINE void round_tile(const LinearArgs &args, int64_t token, int count, uint
       const Rounded rounded = round_group(x + k);
       WB_UNROLL for (int i = 0; i < registers_per_group; i++)
         std::memcpy(group + (i * count + m) * 4, rounded.codes + i * 4, 4);
-      uint8_t *scales = group + count * columns_per_group;
-      std::memcpy(scales + m * 4, &rounded.scale, 4);
-      const float weighted_sum = rounded.scale * rounded.sum;
-      const int32_t offset = int32_t(-128u * uint32_t(rounded.sum));  // wraps where codes of NaN are anything
-      std::memcpy(scales + (count + m) * 4, args.matrix.bits == 4 ? (const void *)&weighted_sum : &offset, 4);
+      uint8_t *numbers = group + count * columns_per_group;
+      const uint32_t sum = uint32_t(rounded.sums[0]) + uint32_t(rounded.sums[1]);
+      const float weighted = rounded.scale * int32_t(sum);
+      const uint32_t offset = -128u * sum, first = -128u * uint32_t(rounded.sums[0]);  // codes of NaN are anything
+      std::memcpy(numbers + m * 4, &rounded.scale, 4);
+      std::memcpy(numbers + (count + m) * 4, &weighted, 4);
+      std::memcpy(numbers + (2 * count + m) * 4, &offset, 4);
+      std::memcpy(numbers + (3 * count + m) * 4, &first, 4);
     }
   }
 }

@@ -146,11 +146,11 @@ void Experts::lay_out() {
 void Experts::check(const std::vector<int64_t> &experts) {
   int64_t scratch = 0;
   for (int64_t e : experts) {
-    if (e < 0 || e >= int64_t(experts_.size()) || experts_[e].down.codes == nullptr)
+    if (e < 0 || e >= int64_t(experts_.size()) || experts_[e].down.count == 0)
       throw std::out_of_range("expert " + std::to_string(e) + " is not there");
     const int64_t tokens = starts_[e + 1] - starts_[e];
     for (const PackedMatrix *matrix : {&experts_[e].gate_up, &experts_[e].down})
-      scratch = std::max(scratch, block_tokens(*matrix, tokens) * scratch_bytes(matrix->bits, matrix->columns));
+      scratch = std::max(scratch, block_tokens(*matrix, tokens) * scratch_bytes(*matrix));
   }
   scratch_.reserve(scratch);
 }
