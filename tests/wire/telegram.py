@@ -46,7 +46,7 @@ class TelegramProtocol(WireProtocol):
     def encoder(self, ask: Ask) -> Encoder:
         return TelegramEncoder()
 
-    def error(self, error: ApiError) -> bytes:
+    def error(self, error: ApiError, request: str = "") -> bytes:
         return json.dumps({"trouble": str(error), "number": error.status}).encode() + b"\n"
 
 

@@ -115,6 +115,7 @@ class _Part(msgspec.Struct):
     index: int = 0
     delta: dict[str, Any] | None = None
     finish_reason: str | None = None
+    stop_reason: Any = None
 
 
 class _PartWithLogprobs(_Part):
@@ -160,6 +161,7 @@ class _Choice:
     calls: dict[int, dict[str, Any]] = field(default_factory=dict)
     logprobs: list[Any] = field(default_factory=list)
     finish: str | None = None
+    stopped_by: Any = None
 
 
 #: The texts of a message; content is there even when it is empty.
@@ -186,6 +188,7 @@ def whole_answer(chunks: Iterable[Mapping[str, Any]], model: str, *, keep_logpro
                 _add_call(choice.calls, call)
             choice.logprobs += (part.get("logprobs") or {}).get("content") or []
             choice.finish = part.get("finish_reason") or choice.finish
+            choice.stopped_by = part.get("stop_reason") or choice.stopped_by
     answer["choices"] = [_whole_choice(index, choices[index], keep_logprobs) for index in sorted(choices)]
     answer["usage"] = usage
     return answer
@@ -210,4 +213,11 @@ def _whole_choice(index: int, choice: _Choice, keep_logprobs: bool) -> dict[str,
     if calls:
         message["tool_calls"] = calls
     logprobs = {"content": choice.logprobs} if keep_logprobs and choice.logprobs else None
-    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": choice.finish}
+    stopped_by = {"stop_reason": choice.stopped_by} if isinstance(choice.stopped_by, str) else {}
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": logprobs,
+        "finish_reason": choice.finish,
+        **stopped_by,
+    }

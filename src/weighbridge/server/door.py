@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from weighbridge.errors import WeighbridgeError
 from weighbridge.server.endpoint import HttpService
 from weighbridge.server.watchdog import Watchdog
 from weighbridge.wire.access import check_site
@@ -21,6 +22,7 @@ from weighbridge.wire.errors import ApiError, as_api_error, retry_after_header
 from weighbridge.wire.extension import apply_caller
 from weighbridge.wire.headers import headers_of
 from weighbridge.wire.identity.callers import peer_of
+from weighbridge.wire.journey import HeaderList
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols import PROTOCOLS
 
@@ -79,11 +81,13 @@ class Door:
                 failure = as_api_error(error)
                 if failure.status == 500:
                     log.error("a request to %s failed", protocol.path, exc_info=error)
-                status = failure.status
+                status = protocol.status(failure)
                 await refuse(protocol, failure, send)
                 return
             if detached is not None:
                 status = await detached(receive, send)
+            elif ask.answer is not None:
+                status = await self._answer_at_once(protocol, ask.model, ask.answer, send)
             else:
                 status = await self._answers.answer(ask, protocol, receive, send)
         except OSError:  # the client's connection broke
@@ -92,6 +96,17 @@ class Door:
             log.exception("a request to %s failed", protocol.path)
         finally:
             service.answered(protocol.path, status)
+
+    async def _answer_at_once(self, protocol: WireProtocol, model: str, answer: bytes, send: Send) -> int:
+        """Say what a protocol says by itself of a model that is there."""
+        try:
+            self._service.model(model)
+        except WeighbridgeError as error:
+            failure = as_api_error(error)
+            await refuse(protocol, failure, send)
+            return protocol.status(failure)
+        await send_json(send, 200, answer, [])
+        return 200
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -113,8 +128,10 @@ class Door:
 
 async def refuse(protocol: WireProtocol, failure: ApiError, send: Send) -> None:
     """Answer a request that could not be read."""
-    body = protocol.error(failure)
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    headers += retry_after_header(failure)
-    await send({"type": "http.response.start", "status": failure.status, "headers": headers})
+    await send_json(send, protocol.status(failure), protocol.error(failure), retry_after_header(failure))
+
+
+async def send_json(send: Send, status: int, body: bytes, more: HeaderList) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *more]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

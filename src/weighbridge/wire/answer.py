@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import Receive
 from weighbridge.wire.errors import ApiError, as_api_error, error_fields, error_message, retry_after_header
-from weighbridge.wire.journey import Answered, HeaderList, Journey, Service
+from weighbridge.wire.journey import Answered, HeaderList, Journey, Service, WholeAnswer
 from weighbridge.wire.protocol import Encoder, WireProtocol
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -97,18 +98,25 @@ class Line:
         if self.status is not None:
             await self.write(self._encoder.failure(failure), False, now)
             return
-        body, headers = self._protocol.error(failure), self._ticket_header()
+        body, headers = self._protocol.error(failure, self.ticket), self._ticket_header()
         content_type = "application/json"
         if isinstance(error, Answered):
             headers += passed_headers(error.headers)
-            content_type = error.headers.get("content-type", content_type)
             if self._protocol.passes_errors:
-                body = error.body
+                body, content_type = error.body, error.headers.get("content-type", content_type)
         else:
             headers += retry_after_header(failure)
         headers += [(b"content-type", content_type.encode("latin-1")), (b"content-length", b"%d" % len(body))]
-        await self.start(failure.status, headers)
+        await self.start(self._protocol.status(failure), headers)
         await self.write(body, False, now)
+
+    def refusal(self, answer: WholeAnswer) -> WholeAnswer:
+        """Another server's error as the client gets it: as it came where it is in the protocol's own shape."""
+        if self._protocol.passes_errors:
+            return answer
+        error = answered_error(answer)
+        body, status = self._protocol.error(error, self.ticket), self._protocol.status(error)
+        return replace(answer, body=body, status=status, content_type="application/json")
 
     def _ticket_header(self) -> HeaderList:
         return [(b"x-weighbridge-ticket", self.ticket.encode())] if self.ticket else []
@@ -174,6 +182,7 @@ class Answers:
             finally:  # which id it has is known only now: a refusal may have a ticket too
                 line.ticket = ask.id if self._service.tickets.get(ask.id) is not None else ""
             opened = await journey.open()
+            encoder.begin(journey.ticket)
             if opened.is_stream and opened.status < 400:
                 await self._stream(journey, encoder, line)
             else:
@@ -206,15 +215,16 @@ class Answers:
 
     async def _whole(self, journey: Journey, encoder: Encoder, line: Line) -> None:
         answer = await journey.whole()
-        body = encoder.whole(answer) if answer.status < 400 else answer.body
         if line.status is not None:  # kept open as a stream, but what answered sent none
-            await line.write(b"data: " + body.replace(b"\n", b" ") + b"\n\n", False, self._clock())
+            late = encoder.late(answer) if answer.status < 400 else encoder.failure(answered_error(answer))
+            await line.write(late, False, self._clock())
             return
+        shown = replace(answer, body=encoder.whole(answer)) if answer.status < 400 else line.refusal(answer)
         headers = journey.headers()
-        headers.append((b"content-type", answer.content_type.encode("latin-1")))
-        headers.append((b"content-length", b"%d" % len(body)))
-        await line.start(answer.status, headers)
-        await line.write(body, False, self._clock())
+        headers.append((b"content-type", shown.content_type.encode("latin-1")))
+        headers.append((b"content-length", b"%d" % len(shown.body)))
+        await line.start(shown.status, headers)
+        await line.write(shown.body, False, self._clock())
 
     async def _pulse(self) -> None:
         while True:
@@ -231,7 +241,7 @@ def _as_comment(headers: HeaderList) -> bytes:
     return b"".join(b": %b: %b\n" % one for one in headers if one[0].startswith(b"x-weighbridge-")) + b"\n"
 
 
-def answered_error(error: Answered) -> ApiError:
+def answered_error(error: Answered | WholeAnswer) -> ApiError:
     """A server's own error as one of ours, for a protocol or a moment that cannot pass it on as it came."""
     fields = error_fields(error.body)
     code, param = fields.get("code"), fields.get("param")

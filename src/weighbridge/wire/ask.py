@@ -93,6 +93,7 @@ class Ask:
     raw: bytes = b""  # the whole body, where it came in OpenAI's form
     extension: Extension | None = None  # the body's own word on how it is to be treated
     user: str | None = None  # the name that OpenAI's `user` gives the caller
+    answer: bytes | None = None  # what its protocol answers by itself, where nothing is to be computed
     cache_salt: str = ""  # what is cached of a prompt is for requests of the same salt only
     own: Any = None  # the request as its protocol read it, for that protocol's encoder alone
     _prompt_hash: str = field(default="", init=False)

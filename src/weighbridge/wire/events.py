@@ -51,10 +51,12 @@ class ToolCallPart:
 
 @dataclass(frozen=True, slots=True)
 class FinishPart:
-    """A choice has ended: "stop", "length", "tool_calls", or whatever else the model's server says."""
+    """A choice has ended: "stop", "length", "tool_calls", or whatever else the model's server says. `stopped_by`: the
+    client's own string that ended it, where the server tells."""
 
     reason: str
     choice: int = 0
+    stopped_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

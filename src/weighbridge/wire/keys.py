@@ -164,13 +164,14 @@ class Keys:
 
 
 def bearer(headers: Mapping[str, str]) -> Secret:
-    """The secret in `Authorization: Bearer SECRET`; empty where there is none. The scheme's case does not matter.
+    """The secret in `Authorization: Bearer SECRET`, or in `x-api-key`, as Anthropic's clients send it; empty where
+    there is none. The scheme's case does not matter.
 
     Headers are read as Latin-1, each byte a character; a key is what its bytes are in UTF-8.
     """
     scheme, _, sent = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
-        return Secret("")
+        sent = headers.get("x-api-key", "")
     sent = sent.strip(" \t")  # and no other space: in UTF-8 the last byte of à is one in Latin-1
     return Secret(sent.encode("latin-1", "backslashreplace").decode("utf-8", "surrogateescape"))
 

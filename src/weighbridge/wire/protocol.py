@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 
+from weighbridge.ticket import Ticket
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import Message, Receive
 from weighbridge.wire.errors import ApiError, error_body
@@ -28,6 +29,10 @@ class Encoder(ABC):
     #: What keeps a silent stream open; empty where the protocol has nothing that readers skip.
     keep_alive = b": keep-alive\n\n"
 
+    def begin(self, ticket: Ticket) -> None:  # noqa: B027
+        """Hear of the request's ticket before the first event or the whole answer, where a protocol tells of weights
+        and times."""
+
     @abstractmethod
     def event(self, event: Event) -> bytes:
         """The bytes of an event in this protocol, and behind the last one what ends a stream; empty when it has nothing
@@ -44,6 +49,10 @@ class Encoder(ABC):
     @abstractmethod
     def whole(self, answer: WholeAnswer) -> bytes:
         """The body of an answer in one piece."""
+
+    def late(self, answer: WholeAnswer) -> bytes:
+        """An answer in one piece inside a stream that was kept open, and what ends the stream."""
+        return b"data: " + self.whole(answer).replace(b"\n", b" ") + b"\n\n"
 
 
 class WireProtocol(ABC):
@@ -76,6 +85,11 @@ class WireProtocol(ABC):
     def encoder(self, ask: Ask) -> Encoder:
         """The writer of the answer to `ask`."""
 
-    def error(self, error: ApiError) -> bytes:
-        """The body of an error answer: OpenAI's shape, unless the protocol has another."""
+    def error(self, error: ApiError, request: str = "") -> bytes:
+        """The body of an error answer: OpenAI's shape, unless the protocol has another. `request`: the ticket's id,
+        where there is one."""
         return error_body(error)
+
+    def status(self, error: ApiError) -> int:
+        """The HTTP status of an error, where the protocol has another word for one of ours."""
+        return error.status

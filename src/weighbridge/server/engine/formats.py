@@ -130,6 +130,7 @@ class ChatFormat(Format):
             "delta": content,
             "logprobs": self._logprobs(delta.logprobs),
             "finish_reason": finish_name(delta.finish, delta.index in self._called),
+            **_stopped_by(delta.stopped_by),
         }
         return self._event(choice)
 
@@ -159,6 +160,7 @@ class ChatFormat(Format):
             "message": message,
             "logprobs": self._logprobs(gathered.logprobs),
             "finish_reason": finish_name(gathered.finish, bool(calls)),
+            **_stopped_by(gathered.stopped_by),
         }
 
     def _logprobs(self, items: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
@@ -232,6 +234,11 @@ class TextFormat(Format):
             "top_logprobs": [{self._token_text(t): _finite(v) for t, v in item.top} for item in items],
             "text_offset": offsets,
         }
+
+
+def _stopped_by(stop: str | int | None) -> dict[str, Any]:
+    """The client's own string that ended a choice, under vLLM's name for it."""
+    return {"stop_reason": stop} if isinstance(stop, str) else {}
 
 
 def _finite(logprob: float) -> float:

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 
 from weighbridge.wire.events import Parse
 from weighbridge.wire.protocol import WireProtocol
-from weighbridge.wire.protocols import chat, completions, embeddings, responses
+from weighbridge.wire.protocols import chat, completions, embeddings, messages, ollama, responses
 
 PROTOCOLS: tuple[WireProtocol, ...] = (
     chat.ChatProtocol(),
     completions.CompletionProtocol(),
     embeddings.EmbeddingProtocol(),
     responses.ResponsesProtocol(),
+    messages.MessagesProtocol(),
+    *ollama.PROTOCOLS,
 )
 
 #: Reads the events, and the whole answers, of a server that was asked at a path.

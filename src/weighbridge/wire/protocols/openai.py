@@ -182,7 +182,8 @@ def parts_of(bodies: Sequence[dict[str, Any] | None], choice_parts: Any) -> list
             if isinstance(choice, dict):
                 parts += choice_parts(choice)
                 if isinstance(reason := choice.get("finish_reason"), str):
-                    parts.append(FinishPart(reason, choice_index(choice)))
+                    by = choice.get("stop_reason")  # as vLLM and SGLang name it
+                    parts.append(FinishPart(reason, choice_index(choice), by if isinstance(by, str) else ""))
         usage = read_usage(body.get("usage"))
         if usage is not None:
             parts.append(UsagePart(usage))

@@ -199,7 +199,7 @@ class ResponsesProtocol(WireProtocol):
     def encoder(self, ask: Ask) -> ResponsesEncoder:
         return response_encoder(ask)
 
-    def error(self, error: ApiError) -> bytes:
+    def error(self, error: ApiError, request: str = "") -> bytes:
         error.param = _NAMES.get(error.param or "", error.param)
         return error_body(error)
 

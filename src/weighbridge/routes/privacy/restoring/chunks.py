@@ -43,7 +43,10 @@ class ChunkRestorer:
             delta["function_call"] = self._function(_Place(index, "function_call"), delta["function_call"])
         if choice.get("finish_reason") is not None:
             self._flush(index, delta)
-        return {**choice, "delta": delta}
+        restored = {**choice, "delta": delta}
+        if isinstance(choice.get("stop_reason"), str):  # a string that the client gave, as it was sent on
+            restored["stop_reason"] = self._at_once(choice["stop_reason"])
+        return restored
 
     def _call(self, index: int, call: dict[str, Any]) -> dict[str, Any]:
         place = _Place(index, "arguments", call.get("index", 0))

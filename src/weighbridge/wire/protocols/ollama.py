@@ -1,0 +1,566 @@
+"""Ollama's API: a chat, a prompt and embeddings, answered line by line.
+
+A request is the chat, completion or embedding that it means. Options that change nothing here (`num_ctx`, `num_gpu`,
+`keep_alive`: models stay loaded) are accepted; what would change an answer and cannot be had is an error.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import time
+from abc import abstractmethod
+from base64 import b64decode
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, TypeGuard
+
+import msgspec
+from msgspec import Meta, Struct
+
+from weighbridge.cost.usage import Usage
+from weighbridge.ticket import Ticket
+from weighbridge.wire.ask import Ask, Extension
+from weighbridge.wire.body import decode
+from weighbridge.wire.errors import ApiError
+from weighbridge.wire.events import (
+    ErrorPart,
+    Event,
+    FinishPart,
+    Part,
+    ReasoningPart,
+    RefusalPart,
+    TextPart,
+    ToolCallPart,
+    UsagePart,
+)
+from weighbridge.wire.journey import WholeAnswer
+from weighbridge.wire.protocol import Encoder, WireProtocol
+from weighbridge.wire.protocols import completions, embeddings
+from weighbridge.wire.protocols.chat import ChatProtocol
+from weighbridge.wire.protocols.openai import body_of
+from weighbridge.wire.usage import read_usage
+
+CHAT_PATH, GENERATE_PATH = "/api/chat", "/api/generate"
+EMBED_PATH, EMBEDDINGS_PATH = "/api/embed", "/api/embeddings"
+NDJSON = "application/x-ndjson"
+
+_encode = msgspec.json.encode
+_chat, _completion = ChatProtocol(), completions.CompletionProtocol()
+_embedding = embeddings.EmbeddingProtocol()
+
+Format = str | dict[str, Any]
+Name = Annotated[str, Meta(min_length=1)]
+
+
+class _Options(Struct, kw_only=True):
+    """The options that an answer depends on. All others are about how Ollama runs a model, and pass unheeded."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    num_predict: int | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repeat_penalty: float | None = None
+    typical_p: float | None = None
+    mirostat: int | None = None
+
+
+class _Request(Struct, kw_only=True):
+    model: Name
+    options: _Options | None = None
+    keep_alive: Any = None
+    weighbridge: dict[str, Any] | None = None
+
+
+class _Answering(_Request, kw_only=True):
+    """What a chat and a prompt have in common."""
+
+    stream: bool | None = None
+    format: Format | None = None
+    think: bool | str | None = None
+    logprobs: bool | None = None
+
+
+class _Function(Struct):
+    name: str
+    arguments: dict[str, Any] | str = msgspec.field(default_factory=dict)
+
+
+class _Call(Struct):
+    function: _Function
+    id: str | None = None
+
+
+class _Message(Struct):
+    role: Name
+    content: str | None = None
+    thinking: str | None = None
+    images: list[str] | None = None
+    tool_calls: list[_Call] | None = None
+    tool_name: str | None = None
+    name: str | None = None  # as `tool_name` was called before
+    tool_call_id: str | None = None
+
+
+class _ChatRequest(_Answering, kw_only=True):
+    messages: list[_Message] | None = None
+    tools: list[dict[str, Any]] | None = None
+
+
+class _GenerateRequest(_Answering, kw_only=True):
+    prompt: str | None = None
+    suffix: str | None = None
+    system: str | None = None
+    template: str | None = None
+    context: list[int] | None = None
+    images: list[str] | None = None
+    raw: bool | None = None
+
+
+class _EmbedRequest(_Request, kw_only=True):
+    input: Any = None
+    dimensions: int | None = None
+    truncate: bool | None = None
+
+
+class _EmbeddingsRequest(_Request, kw_only=True):
+    prompt: str = ""
+
+
+class OllamaProtocol(WireProtocol):
+    """What its endpoints share: errors are one sentence."""
+
+    passes_errors = False
+
+    def error(self, error: ApiError, request: str = "") -> bytes:
+        return error_line(error)
+
+
+class OllamaChat(OllamaProtocol):
+    name, path = "ollama_chat", CHAT_PATH
+
+    def read(self, body: bytes) -> Ask:
+        request = decode(body, _ChatRequest)
+        values = _sampling(request)
+        if not request.messages:
+            return _unasked(request, ChatLines(request.model))
+        values["messages"] = chat_messages(request.messages)
+        if request.tools:
+            values["tools"] = [{"type": "function", **tool} for tool in request.tools]
+        return _chat.read(_body(values))
+
+    def encoder(self, ask: Ask) -> Encoder:
+        return ChatLines(ask.model)
+
+
+class OllamaGenerate(OllamaProtocol):
+    name, path = "ollama_generate", GENERATE_PATH
+
+    def read(self, body: bytes) -> Ask:
+        request = decode(body, _GenerateRequest)
+        _check(request)
+        values = _sampling(request)
+        if not request.prompt and not request.images:
+            return _unasked(request, GenerateLines(request.model))
+        if request.raw:
+            for name in ("response_format", "reasoning_effort", "chat_template_kwargs"):
+                form = values.pop(name, None)
+                if form is not None and name == "response_format":
+                    values["structured_outputs"] = _constraint(form)
+            values.setdefault("max_tokens", _RAW_TOKENS)
+            return _completion.read(_body({**values, "prompt": request.prompt or ""}))
+        messages = [_Message("system", request.system)] if request.system else []
+        messages.append(_Message("user", request.prompt or "", images=request.images))
+        return _chat.read(_body({**values, "messages": chat_messages(messages)}))
+
+    def encoder(self, ask: Ask) -> Encoder:
+        return GenerateLines(ask.model)
+
+
+class OllamaEmbed(OllamaProtocol):
+    name, path = "ollama_embed", EMBED_PATH
+
+    def read(self, body: bytes) -> Ask:
+        request = decode(body, _EmbedRequest)
+        values = {"input": request.input, "dimensions": request.dimensions}
+        return _embedding.read(_body({**_common(request), **values}))
+
+    def encoder(self, ask: Ask) -> Encoder:
+        return Vectors(ask.model)
+
+
+class OllamaEmbeddings(OllamaProtocol):
+    """One text's vector, as it was asked for before `/api/embed`."""
+
+    name, path = "ollama_embeddings", EMBEDDINGS_PATH
+
+    def read(self, body: bytes) -> Ask:
+        request = decode(body, _EmbeddingsRequest)
+        return _embedding.read(_body({**_common(request), "input": request.prompt}))
+
+    def encoder(self, ask: Ask) -> Encoder:
+        return OneVector(ask.model)
+
+
+# -- requests --------------------------------------------------------------------------------------------
+
+#: Options that an answer would depend on, and the values that mean that they are not used.
+_UNUSED: Mapping[str, tuple[float, ...]] = {"mirostat": (0,), "typical_p": (0, 1)}
+#: Tokens of an answer to a raw prompt that names no bound; a completion would stop at 16.
+_RAW_TOKENS = 1024
+#: What a name ends in that names no other version.
+_LATEST = ":latest"
+
+
+def model_name(name: str) -> str:
+    """The name of a model without the tag that all names without a tag have."""
+    return name.removesuffix(_LATEST)
+
+
+def _common(request: _Request) -> dict[str, Any]:
+    return {"model": model_name(request.model), "weighbridge": request.weighbridge}
+
+
+def _body(values: Mapping[str, Any]) -> bytes:
+    return _encode({name: value for name, value in values.items() if value is not None})
+
+
+def _sampling(request: _Answering) -> dict[str, Any]:
+    """All fields of an OpenAI request but what is asked."""
+    options = request.options or _Options()
+    for name, unused in _UNUSED.items():
+        value = getattr(options, name)
+        if value is not None and value not in unused:
+            remedy = "use temperature, top_p, top_k or min_p"
+            raise ApiError(400, f"options.{name}: this way of sampling is not supported; {remedy}")
+    if request.logprobs:
+        raise ApiError(400, "logprobs: are not given here; ask at /v1/chat/completions")
+    values = _common(request) | {
+        "temperature": options.temperature,
+        "top_p": None if not options.top_p else min(options.top_p, 1.0),
+        "top_k": options.top_k,
+        "min_p": options.min_p,
+        "seed": options.seed,
+        "stop": options.stop or None,
+        "presence_penalty": options.presence_penalty,
+        "frequency_penalty": options.frequency_penalty,
+        "repetition_penalty": options.repeat_penalty,
+        "response_format": _response_format(request.format),
+    }
+    if options.num_predict is not None and options.num_predict > 0:  # else as many as there is room for
+        values["max_tokens"] = options.num_predict
+    if isinstance(request.think, bool):
+        values["chat_template_kwargs"] = {"enable_thinking": request.think}
+    elif request.think:
+        values["reasoning_effort"] = request.think
+    if request.stream is not False:
+        values |= {"stream": True, "stream_options": {"include_usage": True}}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _response_format(form: Format | None) -> dict[str, Any] | None:
+    if not form:
+        return None
+    if isinstance(form, dict):
+        schema = {"name": "answer", "schema": form, "strict": True}
+        return {"type": "json_schema", "json_schema": schema}
+    if form != "json":
+        raise ApiError(400, f"format: must be 'json' or a JSON schema, not {form[:40]!r}")
+    return {"type": "json_object"}
+
+
+def _constraint(form: Mapping[str, Any]) -> dict[str, Any]:
+    """A format as the constraint of a completion, which knows no `response_format` elsewhere."""
+    return {"json": form["json_schema"]["schema"] if "json_schema" in form else {"type": "object"}}
+
+
+def _check(request: _GenerateRequest) -> None:
+    """Raises ApiError for what would change the prompt and cannot be had."""
+    if request.suffix:
+        raise ApiError(400, "suffix: inserting between prompt and suffix is not supported; leave it out")
+    if request.template:
+        raise ApiError(
+            400, "template: a model's own template is used here; with `raw` the prompt goes in as it is"
+        )
+    if request.context:
+        raise ApiError(
+            400, "context: earlier turns are not kept as tokens; send them to /api/chat as messages"
+        )
+    if request.raw and (request.system or request.images):
+        raise ApiError(400, "raw: the prompt goes in as it is, without `system` and `images`")
+
+
+def chat_messages(messages: Sequence[_Message]) -> list[dict[str, Any]]:
+    """Messages as a chat has them. Ollama's calls may have no ids: what a tool says belongs to the call of its name, or
+    to the next one that nobody answered."""
+    made: list[dict[str, Any]] = []
+    pending: list[tuple[str, str]] = []  # id and name of calls that nobody answered yet
+    for index, message in enumerate(messages):
+        role, text = message.role, message.content or ""
+        if role == "tool":
+            name = message.tool_name or message.name or ""
+            made.append(
+                {
+                    "role": role,
+                    "content": text,
+                    "tool_call_id": _answered(message.tool_call_id, name, pending),
+                }
+            )
+            continue
+        content: Any = text
+        if message.images:
+            content = [{"type": "text", "text": text}] if text else []
+            content += [
+                _image(image, f"messages[{index}].images[{n}]") for n, image in enumerate(message.images)
+            ]
+        one: dict[str, Any] = {"role": role, "content": content}
+        if message.thinking:
+            one["reasoning_content"] = message.thinking
+        if message.tool_calls:
+            one["tool_calls"] = [
+                _call(call, f"call_{index}_{n}") for n, call in enumerate(message.tool_calls)
+            ]
+            pending = [(call["id"], call["function"]["name"]) for call in one["tool_calls"]]
+        made.append(one)
+    return made
+
+
+def _answered(id: str | None, name: str, pending: list[tuple[str, str]]) -> str:
+    """The id of the call that a tool's message answers; it is pending no more."""
+    if id is not None:
+        pending[:] = [one for one in pending if one[0] != id]
+        return id
+    named = [one for one in pending if name and one[1] == name]
+    found = next(iter(named or pending), None)
+    if found is None:
+        return f"call_{name or 'unknown'}"
+    pending.remove(found)
+    return found[0]
+
+
+def _call(call: _Call, id: str) -> dict[str, Any]:
+    arguments = call.function.arguments
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {
+        "id": call.id or id,
+        "type": "function",
+        "function": {"name": call.function.name, "arguments": text},
+    }
+
+
+#: What files of pictures begin with.
+_MARKS = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"), (b"BM", "bmp"))
+
+
+def _image(data: str, place: str) -> dict[str, Any]:
+    """A picture in base64 as the data URL that a chat has, which says of which kind it is."""
+    if data.startswith("data:"):
+        return {"type": "image_url", "image_url": {"url": data}}
+    try:
+        head = b64decode(data[:64], validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(400, f"{place}: must be a picture in base64", param="images") from None
+    kind = next((kind for mark, kind in _MARKS if head.startswith(mark)), None)
+    if kind is None:
+        known = ", ".join(kind for _, kind in _MARKS)
+        raise ApiError(400, f"{place}: is none of the pictures that are known ({known})", param="images")
+    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}
+
+
+def _unasked(request: _Answering, lines: Lines) -> Ask:
+    """Nothing is to be computed: such requests load a model, or with `keep_alive: 0` unload it. Models stay loaded."""
+    reason = "unload" if request.keep_alive in (0, "0", "0s", "0m") else "load"
+    ask = Ask("", CHAT_PATH, {}, model_name(request.model), "")
+    ask.extension = msgspec.convert(request.weighbridge, Extension | None)
+    ask.answer = lines.line("", done=True, done_reason=reason)
+    return ask
+
+
+# -- answers ---------------------------------------------------------------------------------------------
+
+
+def error_line(error: ApiError) -> bytes:
+    """An error as a body, or as the last line of a stream."""
+    return _encode({"error": str(error)}) + b"\n"
+
+
+def stamp(seconds: float) -> str:
+    """Seconds of the epoch as Ollama writes a time."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def nanoseconds(seconds: float) -> int:
+    return max(round(seconds * 1e9), 0)
+
+
+class Timed(Encoder):
+    """Knows how long an answer took: from the request to its end, and where its first token was seen, to that."""
+
+    stream_type = NDJSON
+    keep_alive = b""  # every line would be a piece of the answer to somebody
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.usage: Usage | None = None
+        self._ticket: Ticket | None = None
+        self._began = time.time()
+
+    def begin(self, ticket: Ticket) -> None:
+        self._ticket = ticket
+        self.model = self.model or ticket.model
+        self._began = ticket.arrived or self._began
+
+    def figures(self) -> dict[str, Any]:
+        """Durations in ns and counts of tokens. What nobody measured or counted is left out."""
+        now = time.time()
+        told = {"total_duration": nanoseconds(now - self._began), "load_duration": 0}  # models are loaded
+        ticket = self._ticket
+        # Where a route held an answer back to judge it, its first token was long there when it was shown.
+        first = ticket.first_token if ticket is not None and not ticket.legs else None
+        if self.usage is not None:
+            told |= {"prompt_eval_count": self.usage.prompt_tokens, "eval_count": self.usage.output_tokens}
+        if first is not None and first > self._began:
+            told["prompt_eval_duration"] = nanoseconds(first - self._began)
+            told["eval_duration"] = nanoseconds(now - first)
+        return told
+
+    def failure(self, error: ApiError) -> bytes:
+        return error_line(error)
+
+
+class Lines(Timed):
+    """An answer line by line. The last line has the figures; calls of tools are objects, so each is one piece."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self._finish = "stop"
+        self._calls: dict[int, list[str]] = {}  # id, name, arguments
+        self._ended = False
+
+    @abstractmethod
+    def content(self, text: str, thinking: str, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What was said, as this endpoint writes it."""
+
+    def line(
+        self, text: str, thinking: str = "", calls: Sequence[Mapping[str, Any]] = (), **more: Any
+    ) -> bytes:
+        head = {"model": self.model, "created_at": stamp(time.time())}
+        return _encode({**head, **self.content(text, thinking, calls), "done": False, **more}) + b"\n"
+
+    def event(self, event: Event) -> bytes:
+        out: list[bytes] = []
+        for part in event.parts:
+            if isinstance(part, ErrorPart):
+                self._ended = True
+                return b"".join([*out, self.failure(ApiError(500, part.message))])
+            if not self._noted(part):
+                continue
+            thinks = isinstance(part, ReasoningPart)
+            out.append(self.line("" if thinks else part.text, part.text if thinks else ""))
+        if event.last:
+            out.append(self.end())
+        return b"".join(out)
+
+    def end(self) -> bytes:
+        if self._ended:
+            return b""
+        self._ended = True
+        calls, broken = self._whole_calls()
+        before = self.line(broken, calls=calls) if calls or broken else b""
+        return before + self.line("", done=True, done_reason=self._finish, **self.figures())
+
+    def late(self, answer: WholeAnswer) -> bytes:
+        return self.event(Event(answer.body, answer.parse, last=True))
+
+    def whole(self, answer: WholeAnswer) -> bytes:
+        said = [part for part in answer.parse(answer.body) if self._noted(part)]
+        text = "".join([part.text for part in said if not isinstance(part, ReasoningPart)])
+        thinking = "".join([part.text for part in said if isinstance(part, ReasoningPart)])
+        calls, broken = self._whole_calls()
+        return self.line(
+            text + broken, thinking, calls, done=True, done_reason=self._finish, **self.figures()
+        )
+
+    def _noted(self, part: Part) -> TypeGuard[TextPart | ReasoningPart | RefusalPart]:
+        """Whether a part is text to be shown; what else it says is kept."""
+        if isinstance(part, UsagePart):
+            self.usage = part.usage
+        elif isinstance(part, ErrorPart) or part.choice:
+            return False
+        elif isinstance(part, FinishPart):
+            self._finish = "length" if part.reason == "length" else "stop"
+        elif isinstance(part, ToolCallPart):
+            call = self._calls.setdefault(part.index, ["", "", ""])
+            call[0], call[1] = call[0] or part.id, call[1] or part.name
+            call[2] += part.arguments
+        else:
+            return bool(part.text)
+        return False
+
+    def _whole_calls(self) -> tuple[list[dict[str, Any]], str]:
+        """The calls whose arguments are an object, and as text those that were cut off before they were one."""
+        calls, broken = [], ""
+        for index, (id, name, arguments) in sorted(self._calls.items()):
+            try:
+                value = json.loads(arguments or "{}")
+            except (ValueError, RecursionError):
+                value = None
+            if isinstance(value, dict) and name:
+                function = {"index": index, "name": name, "arguments": value}
+                calls.append({"id": id, "function": function} if id else {"function": function})
+            else:
+                broken += arguments
+        return calls, broken
+
+
+class ChatLines(Lines):
+    def content(self, text: str, thinking: str, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if thinking:
+            message["thinking"] = thinking
+        if calls:
+            message["tool_calls"] = calls
+        return {"message": message}
+
+
+class GenerateLines(Lines):
+    def content(self, text: str, thinking: str, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {"response": text, "thinking": thinking} if thinking else {"response": text}
+
+
+class Vectors(Timed):
+    """Embeddings, which are never streamed."""
+
+    def event(self, event: Event) -> bytes:
+        return event.raw
+
+    def end(self) -> bytes:
+        return b""
+
+    def whole(self, answer: WholeAnswer) -> bytes:
+        body = body_of(answer.body) or {}
+        data = body.get("data")
+        vectors = (
+            [one.get("embedding") for one in data if isinstance(one, dict)] if isinstance(data, list) else []
+        )
+        self.usage = read_usage(body.get("usage"), 0)
+        return _encode(self.shown(vectors))
+
+    def shown(self, vectors: Sequence[Any]) -> dict[str, Any]:
+        figures = self.figures()
+        figures = {name: figures[name] for name in figures if not name.startswith("eval_")}
+        figures.pop("prompt_eval_duration", None)
+        return {"model": self.model, "embeddings": vectors, **figures}
+
+
+class OneVector(Vectors):
+    def shown(self, vectors: Sequence[Any]) -> dict[str, Any]:
+        return {"embedding": vectors[0] if vectors else []}
+
+
+PROTOCOLS: tuple[WireProtocol, ...] = (OllamaChat(), OllamaGenerate(), OllamaEmbed(), OllamaEmbeddings())
