@@ -126,10 +126,10 @@ class Seen:
         reply = self.reply
         if reply is None:
             return {"answered": False}
-        error = reply.error
+        error, is_refused = reply.error, bool(reply.error) or reply.status >= 400
         names = {name for name, _ in reply.headers if name in COMPARED}
         names -= {name for name, (_, where) in HEADERS.items() if door in where}
-        names -= OF_REFUSALS[1] if error else set()
+        names -= OF_REFUSALS[1] if is_refused else set()
         print_ = {
             "status": reply.status,
             "error": {name: error.get(name) for name in ("code", "type", "param")} if error else None,
@@ -140,7 +140,7 @@ class Seen:
             "held": bool(self.held),
             "body": _shape(reply),
         }
-        if self.ticket and not error:
+        if self.ticket and not is_refused:
             print_["ticket"] = {name: self.ticket.get(name) for name in TICKET_FIELDS}
         return print_
 

@@ -69,9 +69,10 @@ def generate(**fields: Any) -> Body:
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 
-def test_a_chat_streams_unless_told_otherwise() -> None:
-    assert chat() == {"model": "m", "messages": [HI], **STREAM}
-    assert chat(stream=False) == {"model": "m", "messages": [HI]}
+@pytest.mark.parametrize("stream", [None, True, False])
+def test_a_chat_streams_to_the_client_unless_told_otherwise(stream: bool | None) -> None:
+    assert chat(stream=stream) == {"model": "m", "messages": [HI], **STREAM}
+    assert asked(OllamaChat(), messages=[HI], stream=stream).own is (stream is False)
 
 
 def test_a_tag_that_says_nothing_is_left_out() -> None:
@@ -85,10 +86,10 @@ def test_options_have_other_names() -> None:
         "repeat_penalty": 1.1, "presence_penalty": 0.1, "frequency_penalty": 0.2, "num_ctx": 99, "num_gpu": 1,
         "mirostat": 0, "typical_p": 1.0,
     }  # fmt: skip
-    found = chat(options=options, keep_alive="5m", stream=False)
+    found = chat(options=options, keep_alive="5m")
     del found["messages"], found["model"]
     assert found == {
-        "max_tokens": 5, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1, "seed": 7, "stop": ["x"],
+        **STREAM, "max_tokens": 5, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1, "seed": 7, "stop": ["x"],
         "repetition_penalty": 1.1, "presence_penalty": 0.1, "frequency_penalty": 0.2,
     }  # fmt: skip
     assert "max_tokens" not in chat(options={"num_predict": -1})
@@ -260,10 +261,11 @@ def test_what_nobody_measured_is_left_out() -> None:
     [last] = streamed(begun(GenerateLines("m")), [[FinishPart("stop")]])
     assert sorted(set(TIMES) & set(last)) == ["load_duration", "total_duration"]
     assert "eval_count" not in last
-    held = begun(
-        GenerateLines("m"), first_token=2.0, legs=[Leg("m")]
-    )  # a route may have held the answer back
-    assert "eval_duration" not in streamed(held, [[FinishPart("stop")]])[-1]
+
+
+def test_an_answer_that_a_route_held_back_began_before_it_was_shown() -> None:
+    held = begun(GenerateLines("m"), first_token=5.0, legs=[Leg("m", first_token=3.0), Leg("m")])
+    assert streamed(held, [[FinishPart("stop")]])[-1]["prompt_eval_duration"] == 2 * 10**9
 
 
 def test_an_error_is_the_last_line() -> None:
@@ -273,8 +275,17 @@ def test_an_error_is_the_last_line() -> None:
 
 def test_a_whole_answer_is_one_line_of_all() -> None:
     parts = [ReasoningPart("hm"), TextPart("a"), TextPart("b"), FinishPart("stop"), UsagePart(Usage(3, 2))]
-    [found] = lines(begun(GenerateLines("m")).whole(WholeAnswer(b"x", lambda raw: parts)))
-    assert (found["response"], found["thinking"], found["done"], found["eval_count"]) == ("ab", "hm", True, 2)
+    for found in (
+        streamed(begun(GenerateLines("m", gathers=True)), [[part] for part in parts]),
+        lines(begun(GenerateLines("m", gathers=True)).whole(WholeAnswer(b"x", lambda raw: parts))),
+    ):
+        [one] = found
+        assert (one["response"], one["thinking"], one["done"], one["eval_count"]) == ("ab", "hm", True, 2)
+
+
+def test_an_error_in_an_answer_that_nobody_saw_yet_is_an_error() -> None:
+    with pytest.raises(ApiError, match="broke"):
+        streamed(begun(ChatLines("m", gathers=True)), [[TextPart("x")], [ErrorPart("broke")]])
 
 
 def test_vectors() -> None:

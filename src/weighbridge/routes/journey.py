@@ -75,6 +75,11 @@ class RouteService:
         gateway.open_journeys += 1  # a drain waits for it, also between two places
         return RouteJourney(self.route, request, ticket)
 
+    @property
+    def counted_as(self) -> str:
+        """The model of its nearest place: a prompt that must not leave can be counted there."""
+        return next(iter(self.route.places.values())).model
+
     def health(self) -> dict[str, bool]:
         return {name: place.healthy for name, place in self.route.places.items()}
 

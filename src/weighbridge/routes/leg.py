@@ -140,6 +140,7 @@ class LegRun:
                 self._billable = True  # a request cut off on its way may have been worked on
                 self._check(await self._journey.open())
                 self._opened_at = gateway.clock()
+                self.leg.first_token = self._journey.ticket.first_token
                 self._events = cast("AsyncGenerator[Event, None]", self._journey.stream())
                 await self._hold(window)
         except BaseException as error:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import msgspec
-from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -19,16 +16,17 @@ from starlette.types import ASGIApp
 
 from weighbridge import __version__
 from weighbridge.server.door import Door
-from weighbridge.server.endpoint import Audience, Endpoint, Handler, HttpService, json_bytes, json_response
+from weighbridge.server.endpoint import Audience, Endpoint, Handler, HttpService, json_response
+from weighbridge.server.ollama import OllamaEndpoints
+from weighbridge.server.tokens import TokenEndpoints
 from weighbridge.server.usage import UsageEndpoint
 from weighbridge.wire.access import check_site
-from weighbridge.wire.body import apart, decode, read_body
 from weighbridge.wire.errors import ApiError, as_api_error, error_body, retry_after_header
 from weighbridge.wire.headers import headers_of
 from weighbridge.wire.identity.callers import Visitor, peer_of
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols import PROTOCOLS
-from weighbridge.wire.protocols.openai import NonNegative
+from weighbridge.wire.protocols.messages import listed, model_info
 
 log = logging.getLogger("weighbridge.server")
 
@@ -45,18 +43,6 @@ EXPOSED_HEADERS = [
 ]
 
 
-class TokenizeRequest(Struct):
-    prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    add_special_tokens: bool = True
-    model: str | None = None
-
-
-class DetokenizeRequest(Struct):
-    tokens: list[NonNegative]
-    model: str | None = None
-
-
 def create_app(
     service: HttpService,
     *,
@@ -65,7 +51,8 @@ def create_app(
 ) -> ASGIApp:
     """Everything that is served over one service: the protocols, and the endpoints beside them."""
     common = CommonEndpoints(service)
-    table = [*common.endpoints(), *service.endpoints()]
+    beside = (common, TokenEndpoints(service), OllamaEndpoints(service))
+    table = [row for one in (*beside, service) for row in one.endpoints()]
     routes = [Route(row.path, _guarded(row, service), methods=[row.method]) for row in table]
     routes += [Route(protocol.path, _only_post, methods=["POST"]) for protocol in protocols]
     rest = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
@@ -94,7 +81,7 @@ def _guarded(row: Endpoint, service: HttpService) -> Handler:
             failure = as_api_error(error)
             if failure.status == 500 and failure is not error:
                 log.error("a request to %s failed", row.path, exc_info=error)
-            response = error_response(failure)
+            response = error_response(failure, row.speaks)
         service.answered(row.path, response.status_code)
         return response
 
@@ -118,8 +105,11 @@ async def admit_caller(audience: Audience, request: Request, service: HttpServic
             visitor.check_sees_all()
 
 
-def error_response(error: ApiError) -> Response:
-    response = Response(error_body(error), error.status, media_type="application/json")
+def error_response(error: ApiError, speaks: WireProtocol | None = None) -> Response:
+    """An error in the shape of a protocol; None: OpenAI's."""
+    body = error_body(error) if speaks is None else speaks.error(error)
+    status = error.status if speaks is None else speaks.status(error)
+    response = Response(body, status, media_type="application/json")
     response.raw_headers.extend(retry_after_header(error))
     return response
 
@@ -131,6 +121,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     response = error_response(ApiError(error.status_code, message, code=code))
     response.headers.update(error.headers or {})
     return response
+
+
+def _is_anthropic(request: Request) -> bool:
+    """Whether a client of Anthropic's asks: the list of models has the same path as OpenAI's."""
+    return "anthropic-version" in request.headers
 
 
 class CommonEndpoints:
@@ -147,8 +142,6 @@ class CommonEndpoints:
             Endpoint("GET", "/v1/load", self.load, Audience.VISITORS),
             Endpoint("GET", "/v1/models", self.models),
             Endpoint("GET", "/v1/models/{model:path}", self.model),
-            Endpoint("POST", "/tokenize", self.tokenize),
-            Endpoint("POST", "/detokenize", self.detokenize),
             Endpoint("GET", "/v1/usage", UsageEndpoint(self._service).usage, Audience.ALL),
             Endpoint("GET", "/v1/tickets", self.recent_tickets),
             Endpoint("GET", "/v1/tickets/{ticket}", self.ticket),
@@ -170,37 +163,14 @@ class CommonEndpoints:
         return json_response({**told, "believes_tenants": visitor.believes_tenants})
 
     async def models(self, request: Request) -> Response:
-        return json_response({"object": "list", "data": self._service.models()})
+        models = self._service.models()
+        if _is_anthropic(request):
+            return json_response(listed(models))
+        return json_response({"object": "list", "data": models})
 
     async def model(self, request: Request) -> Response:
-        return json_response(self._service.model(request.path_params["model"]))
-
-    async def tokenize(self, request: Request) -> Response:
-        body = await self._body(request)
-        return json_bytes(await apart(len(body), self._tokenized, body))
-
-    def _tokenized(self, raw: bytes) -> bytes:
-        body = decode(raw, TokenizeRequest)
-        if (body.prompt is None) == (body.messages is None):
-            raise ApiError(400, "give either `prompt` or `messages`", param="prompt")
-        tokenizer, longest = self._service.tokenizer(body.model or "")
-        if body.prompt is not None:
-            tokens = tokenizer.encode(body.prompt, body.add_special_tokens)
-        else:
-            tokens = tokenizer.encode_chat(body.messages or [])
-        return msgspec.json.encode({"tokens": tokens, "count": len(tokens), "max_model_len": longest})
-
-    async def detokenize(self, request: Request) -> Response:
-        body = await self._body(request)
-        return json_bytes(await apart(len(body), self._detokenized, body))
-
-    def _detokenized(self, raw: bytes) -> bytes:
-        body = decode(raw, DetokenizeRequest)
-        tokenizer, _ = self._service.tokenizer(body.model or "")
-        if (largest := max(body.tokens, default=0)) >= tokenizer.vocab_size:
-            last = tokenizer.vocab_size - 1
-            raise ApiError(400, f"tokens: {largest} is not in the vocabulary (0 to {last})", param="tokens")
-        return msgspec.json.encode({"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)})
+        model = self._service.model(request.path_params["model"])
+        return json_response(model_info(model) if _is_anthropic(request) else model)
 
     async def recent_tickets(self, request: Request) -> Response:
         tenant = request.state.tenant
@@ -217,6 +187,3 @@ class CommonEndpoints:
             message = f"no ticket {name!r}; old tickets make room for new ones"
             raise ApiError(404, message, code="ticket_not_found")
         return json_response(ticket.as_dict())
-
-    async def _body(self, request: Request) -> bytes:
-        return await read_body(request.receive, headers_of(request.headers.raw), self._service.max_body)

@@ -12,10 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from weighbridge.engine.api import Turn
+from weighbridge.errors import BadInput
 from weighbridge.routes.ledger.keeper import UsageKeeper
+from weighbridge.server.chats import ChatTokenizer
 from weighbridge.wire.access import AccessSettings
 from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.journey import Service
+from weighbridge.wire.protocol import WireProtocol
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -46,16 +49,14 @@ class Endpoint:
     path: str
     handler: Handler
     audience: Audience = Audience.TENANTS
+    speaks: WireProtocol | None = None  # whose errors it answers with; None: OpenAI's
 
 
-class TextTokenizer(Protocol):
-    """What `/tokenize` and `/detokenize` need."""
+class NoTokenizer(BadInput):
+    """This process has no tokenizer of a model."""
 
-    vocab_size: int
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
-    def encode_chat(self, messages: Sequence[Any]) -> list[int]: ...
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="model")
 
 
 class HttpService(Service, Protocol):
@@ -96,8 +97,12 @@ class HttpService(Service, Protocol):
         """What `/metrics` answers."""
         ...
 
-    def tokenizer(self, model: str) -> tuple[TextTokenizer, int | None]:
-        """A model's tokenizer and its context in tokens. Raises BadInput where there is none here."""
+    def tokenizer(self, model: str) -> tuple[ChatTokenizer, int | None]:
+        """A model's tokenizer and its context in tokens. Raises NoTokenizer where there is none here."""
+        ...
+
+    async def asked_behind(self, path: str, model: str, fields: Mapping[str, Any]) -> bytes:
+        """What a server behind this one answers at `/tokenize` or `/detokenize`. Raises NoTokenizer where none can."""
         ...
 
     def answered(self, path: str, status: int) -> None:

@@ -146,7 +146,7 @@ class Answers:
         """
         encoder = protocol.encoder(ask)
         limits = partial(self._service.limit_headers, ask.tenant)
-        line = Line(send, protocol, encoder, limits, ask.stream, self._clock())
+        line = Line(send, protocol, encoder, limits, ask.stream and not encoder.gathers, self._clock())
         task = asyncio.current_task()
         assert task is not None
         gone = False
@@ -184,7 +184,7 @@ class Answers:
             opened = await journey.open()
             encoder.begin(journey.ticket)
             if opened.is_stream and opened.status < 400:
-                await self._stream(journey, encoder, line)
+                await (self._gather if encoder.gathers else self._stream)(journey, encoder, line)
             else:
                 await self._whole(journey, encoder, line)
         except asyncio.CancelledError:
@@ -212,6 +212,16 @@ class Answers:
                 await line.write(body, not event.last, clock())
         if not line.ended:
             await line.write(encoder.end(), False, clock())
+
+    async def _gather(self, journey: Journey, encoder: Encoder, line: Line) -> None:
+        """One body out of a stream; an error in it is an answer of its own, since nothing was said before."""
+        parts = [encoder.event(event) async for event in journey.stream()]
+        body = b"".join([*parts, encoder.end()])
+        headers = journey.headers()
+        headers.append((b"content-type", encoder.stream_type.encode("latin-1")))
+        headers.append((b"content-length", b"%d" % len(body)))
+        await line.start(200, headers)
+        await line.write(body, False, self._clock())
 
     async def _whole(self, journey: Journey, encoder: Encoder, line: Line) -> None:
         answer = await journey.whole()

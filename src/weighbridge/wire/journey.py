@@ -89,6 +89,11 @@ class Service(Protocol):
 class RouteLike(Protocol):
     """What a gateway has for a name of its own beside its models; it closes it when it ends."""
 
+    @property
+    def counted_as(self) -> str:
+        """The model whose tokens are those of a prompt."""
+        ...
+
     async def admit(self, ask: Ask) -> Journey: ...
     async def close(self) -> None: ...
     def health(self) -> dict[str, bool]:

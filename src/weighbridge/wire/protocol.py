@@ -26,6 +26,8 @@ class Encoder(ABC):
     """Writes one answer. An encoder belongs to one request; what a stream must remember is kept here."""
 
     stream_type = EVENT_STREAM
+    #: Whether a stream is one body to the client, written when it has ended; what came when is known then.
+    gathers = False
     #: What keeps a silent stream open; empty where the protocol has nothing that readers skip.
     keep_alive = b": keep-alive\n\n"
 

@@ -3,6 +3,7 @@
 from tests.doors.rows.access import ACCESS
 from tests.doors.rows.bodies import BODIES
 from tests.doors.rows.caller import CALLER
+from tests.doors.rows.clients import CLIENTS
 from tests.doors.rows.endpoints import ENDPOINTS
 from tests.doors.rows.extension import EXTENSION
 from tests.doors.rows.fields import FIELDS
@@ -10,4 +11,4 @@ from tests.doors.rows.keys import KEY_ROWS
 from tests.doors.rows.responses import RESPONSES
 from tests.doors.rows.streams import STREAMS
 
-ROWS = [*ENDPOINTS, *BODIES, *FIELDS, *EXTENSION, *CALLER, *KEY_ROWS, *ACCESS, *STREAMS, *RESPONSES]
+ROWS = [*ENDPOINTS, *BODIES, *FIELDS, *EXTENSION, *CALLER, *KEY_ROWS, *ACCESS, *STREAMS, *CLIENTS, *RESPONSES]

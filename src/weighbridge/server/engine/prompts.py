@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from weighbridge.server.chats import ChatTokenizer, chat_tokens
 from weighbridge.server.engine.sampling import Limits
-from weighbridge.server.engine.tool_calls import tools_for_template
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.protocols.chat import ChatRequest
-
-
-class ChatTokenizer(Protocol):
-    """What the server needs of a tokenizer."""
-
-    vocab_size: int
-
-    def encode(self, text: str, add_special_tokens: bool = True, *, most: int | None = None) -> list[int]: ...
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
-    def token_text(self, token: int) -> str: ...
-    def encode_chat(
-        self,
-        messages: Sequence[Any],
-        tools: Sequence[Any] | None = None,
-        add_generation_prompt: bool = True,
-        variables: Mapping[str, Any] | None = None,
-        *,
-        most: int | None = None,
-    ) -> list[int]: ...
-    @property
-    def supports_tools(self) -> bool: ...
 
 
 class PromptReader:
@@ -43,13 +20,7 @@ class PromptReader:
 
     def chat(self, body: ChatRequest) -> list[int]:
         """Token ids of a chat. Raises ApiError for tools or messages that the model's template cannot show."""
-        if body.wants_tools and not self._tokenizer.supports_tools and body.tool_choice in (None, "auto"):
-            raise ApiError(400, "tools: this model's chat template has no place for tools", param="tools")
-        messages = [checked_message(message, index) for index, message in enumerate(body.messages)]
-        tools, variables = tools_for_template(body), body.chat_template_kwargs
-        return self._tokenizer.encode_chat(
-            messages, tools, body.add_generation_prompt, variables, most=self._longest
-        )
+        return chat_tokens(self._tokenizer, body, self._longest)
 
     def texts(self, prompt: Any, field: str, largest: int | None = None) -> list[list[int]]:
         """Token ids of one prompt or several, texts or ids.
@@ -68,36 +39,6 @@ def check_count(prompt: list[Any], largest: int, field: str) -> None:
     if not isinstance(prompt[0], int):
         message = f"{field}: has {len(prompt)} texts, but one request takes at most {largest}; send several"
         raise ApiError(400, message, param=field)
-
-
-def checked_message(message: dict[str, Any], index: int) -> dict[str, Any]:
-    """A message a template can read. Raises ApiError naming what is missing."""
-    role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str) or not role:
-        raise ApiError(
-            400, f"messages[{index}]: the field 'role' is required and must be a string", param="messages"
-        )
-    if not isinstance(content, str | list) and not (content is None and role == "assistant"):
-        message_text = f"messages[{index}].content: must be a string or a list of parts"
-        raise ApiError(400, message_text, param="messages")
-    if not message.get("tool_calls"):
-        return {**message, "content": content or ""}
-    return {
-        **message,
-        "content": content or "",
-        "tool_calls": [_parsed(call) for call in message["tool_calls"]],
-    }
-
-
-def _parsed(call: Any) -> Any:
-    """Templates expect the arguments of earlier calls as objects, OpenAI sends them as text."""
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
-    except ValueError:
-        return call
 
 
 def prompts_of(prompt: Any, limits: Limits, field: str = "prompt") -> list[str | list[int]]:

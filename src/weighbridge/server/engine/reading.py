@@ -8,9 +8,10 @@ from typing import ClassVar
 
 from weighbridge.engine.api import Engine, Generation
 from weighbridge.engine.request import Guide, SamplingParams
+from weighbridge.server.chats import ChatTokenizer
 from weighbridge.server.engine.embeddings import embedding_generations
 from weighbridge.server.engine.formats import ChatFormat, Format, TextFormat
-from weighbridge.server.engine.prompts import ChatTokenizer, PromptReader
+from weighbridge.server.engine.prompts import PromptReader
 from weighbridge.server.engine.sampling import Limits, guide_of, sampling_params
 from weighbridge.server.engine.tool_calls import forced_call_guide, tool_names
 from weighbridge.wire.ask import Ask

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, replace
 from importlib.resources import files
@@ -15,11 +15,11 @@ from weighbridge.engine.request import Guide, Places
 from weighbridge.errors import NeverFits, UnknownModel
 from weighbridge.routes.budget import Ledger
 from weighbridge.routes.ledger.keeper import UsageKeeper
-from weighbridge.server.endpoint import Audience, Endpoint, TextTokenizer
+from weighbridge.server.chats import ChatTokenizer
+from weighbridge.server.endpoint import Audience, Endpoint, NoTokenizer
 from weighbridge.server.engine.experts import ExpertEndpoints
 from weighbridge.server.engine.journey import EngineJourney, Running, close_all
 from weighbridge.server.engine.metrics import EngineMetrics
-from weighbridge.server.engine.prompts import ChatTokenizer
 from weighbridge.server.engine.reading import EngineWork, RequestReader
 from weighbridge.server.engine.sampling import Limits
 from weighbridge.server.settings import ServerSettings
@@ -100,9 +100,12 @@ class EngineService:
     async def exposition(self) -> bytes:
         return self._metrics.exposition()
 
-    def tokenizer(self, model: str) -> tuple[TextTokenizer, int | None]:
+    def tokenizer(self, model: str) -> tuple[ChatTokenizer, int | None]:
         self.check_model(model)
         return self._tokenizer, self.engine.max_model_len
+
+    async def asked_behind(self, path: str, model: str, fields: Mapping[str, Any]) -> bytes:
+        raise NoTokenizer("there is no other server behind this one")
 
     def answered(self, path: str, status: int) -> None:
         self._metrics.http_requests.labels(path, str(status)).inc()

@@ -69,10 +69,6 @@ def tool_names(request: ChatRequest) -> frozenset[str] | None:
     return frozenset(tool.function.name for tool in request.tools or ()) if request.wants_tools else None
 
 
-def tools_for_template(request: ChatRequest) -> list[dict[str, Any]] | None:
-    return [msgspec.to_builtins(tool) for tool in request.tools or ()] if request.wants_tools else None
-
-
 def forced_call_guide(request: ChatRequest) -> Guide | None:
     """`required` or a named function: the output must be a call, so a schema makes sure of it."""
     choice = request.tool_choice

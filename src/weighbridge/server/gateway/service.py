@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Any, cast
 
 from weighbridge.engine.api import Turn
-from weighbridge.errors import BadInput
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.limits.rates import rate_headers
+from weighbridge.fleet.pool import Pool
 from weighbridge.routes.budget import Ledger
 from weighbridge.routes.ledger.keeper import UsageKeeper
-from weighbridge.server.endpoint import Audience, Endpoint, TextTokenizer
+from weighbridge.server.chats import ChatTokenizer
+from weighbridge.server.endpoint import Audience, Endpoint, NoTokenizer
 from weighbridge.server.gateway.admin import Admin
+from weighbridge.server.gateway.behind import asked_behind
 from weighbridge.server.gateway.metrics import GatewayMetrics
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.identity.callers import Callers
@@ -95,15 +97,20 @@ class GatewayService:
     async def exposition(self) -> bytes:
         return await self._metrics.exposition()
 
-    def tokenizer(self, model: str) -> tuple[TextTokenizer, int | None]:
-        if model in self.gateway.routes:
-            raise BadInput(f"{model!r} is a route between models; name one of them", param="model")
-        pool = self.gateway.pool(model)
+    def tokenizer(self, model: str) -> tuple[ChatTokenizer, int | None]:
+        pool = self._counting(model)
         if pool.tokenizer is None:
-            message = f"the gateway has no tokenizer of {pool.spec.name!r}; set `tokenizer:` of the model"
-            raise BadInput(message, param="model")
+            raise NoTokenizer(f"the gateway has no tokenizer of {pool.spec.name!r}")
         # What loads tokenizers for weighing gives them whole.
-        return cast(TextTokenizer, pool.tokenizer), pool.longest_context()
+        return cast(ChatTokenizer, pool.tokenizer), pool.longest_context()
+
+    async def asked_behind(self, path: str, model: str, fields: Mapping[str, Any]) -> bytes:
+        return await asked_behind(self._counting(model), path, fields)
+
+    def _counting(self, model: str) -> Pool:
+        """The model whose tokens are counted: of a route, the one that sees every prompt, which none leaves for."""
+        route = self.gateway.routes.get(model)
+        return self.gateway.pool(model) if route is None else self.gateway.pools[route.counted_as]
 
     def answered(self, path: str, status: int) -> None:
         self._metrics.answered(path, status)

@@ -152,10 +152,10 @@ class OllamaChat(OllamaProtocol):
         values["messages"] = chat_messages(request.messages)
         if request.tools:
             values["tools"] = [{"type": "function", **tool} for tool in request.tools]
-        return _chat.read(_body(values))
+        return _asked(_chat, values, request)
 
     def encoder(self, ask: Ask) -> Encoder:
-        return ChatLines(ask.model)
+        return ChatLines(ask.model, gathers=ask.own)
 
 
 class OllamaGenerate(OllamaProtocol):
@@ -173,13 +173,13 @@ class OllamaGenerate(OllamaProtocol):
                 if form is not None and name == "response_format":
                     values["structured_outputs"] = _constraint(form)
             values.setdefault("max_tokens", _RAW_TOKENS)
-            return _completion.read(_body({**values, "prompt": request.prompt or ""}))
+            return _asked(_completion, {**values, "prompt": request.prompt or ""}, request)
         messages = [_Message("system", request.system)] if request.system else []
         messages.append(_Message("user", request.prompt or "", images=request.images))
-        return _chat.read(_body({**values, "messages": chat_messages(messages)}))
+        return _asked(_chat, {**values, "messages": chat_messages(messages)}, request)
 
     def encoder(self, ask: Ask) -> Encoder:
-        return GenerateLines(ask.model)
+        return GenerateLines(ask.model, gathers=ask.own)
 
 
 class OllamaEmbed(OllamaProtocol):
@@ -230,6 +230,13 @@ def _body(values: Mapping[str, Any]) -> bytes:
     return _encode({name: value for name, value in values.items() if value is not None})
 
 
+def _asked(protocol: WireProtocol, values: Mapping[str, Any], request: _Answering) -> Ask:
+    """The request as OpenAI has it; `own` says that the client wants one body."""
+    ask = protocol.read(_body(values))
+    ask.own = request.stream is False
+    return ask
+
+
 def _sampling(request: _Answering) -> dict[str, Any]:
     """All fields of an OpenAI request but what is asked."""
     options = request.options or _Options()
@@ -240,7 +247,10 @@ def _sampling(request: _Answering) -> dict[str, Any]:
             raise ApiError(400, f"options.{name}: this way of sampling is not supported; {remedy}")
     if request.logprobs:
         raise ApiError(400, "logprobs: are not given here; ask at /v1/chat/completions")
+    # A stream in any case: of an answer in one piece nobody would know when its first token came.
     values = _common(request) | {
+        "stream": True,
+        "stream_options": {"include_usage": True},
         "temperature": options.temperature,
         "top_p": None if not options.top_p else min(options.top_p, 1.0),
         "top_k": options.top_k,
@@ -258,8 +268,6 @@ def _sampling(request: _Answering) -> dict[str, Any]:
         values["chat_template_kwargs"] = {"enable_thinking": request.think}
     elif request.think:
         values["reasoning_effort"] = request.think
-    if request.stream is not False:
-        values |= {"stream": True, "stream_options": {"include_usage": True}}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -398,6 +406,12 @@ def nanoseconds(seconds: float) -> int:
     return max(round(seconds * 1e9), 0)
 
 
+def _first_token(ticket: Ticket) -> float | None:
+    """When the first token of an answer came; where a route held it back to judge it, that was before it was shown."""
+    seen = [leg.first_token for leg in ticket.legs if leg.first_token is not None]
+    return seen[-1] if seen else ticket.first_token
+
+
 class Timed(Encoder):
     """Knows how long an answer took: from the request to its end, and where its first token was seen, to that."""
 
@@ -420,8 +434,7 @@ class Timed(Encoder):
         now = time.time()
         told = {"total_duration": nanoseconds(now - self._began), "load_duration": 0}  # models are loaded
         ticket = self._ticket
-        # Where a route held an answer back to judge it, its first token was long there when it was shown.
-        first = ticket.first_token if ticket is not None and not ticket.legs else None
+        first = _first_token(ticket) if ticket is not None else None
         if self.usage is not None:
             told |= {"prompt_eval_count": self.usage.prompt_tokens, "eval_count": self.usage.output_tokens}
         if first is not None and first > self._began:
@@ -434,10 +447,15 @@ class Timed(Encoder):
 
 
 class Lines(Timed):
-    """An answer line by line. The last line has the figures; calls of tools are objects, so each is one piece."""
+    """An answer line by line, or all of it as one. The last line has the figures; calls of tools are objects, so each
+    is one piece."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, gathers: bool = False) -> None:
         super().__init__(model)
+        self.gathers = gathers
+        self.stream_type = "application/json" if gathers else NDJSON
+        self._text: list[str] = []
+        self._thinking: list[str] = []
         self._finish = "stop"
         self._calls: dict[int, list[str]] = {}  # id, name, arguments
         self._ended = False
@@ -457,11 +475,17 @@ class Lines(Timed):
         for part in event.parts:
             if isinstance(part, ErrorPart):
                 self._ended = True
-                return b"".join([*out, self.failure(ApiError(500, part.message))])
+                failure = ApiError(500, part.message, kind=part.kind, code=part.code)
+                if self.gathers:
+                    raise failure
+                return b"".join([*out, self.failure(failure)])
             if not self._noted(part):
                 continue
             thinks = isinstance(part, ReasoningPart)
-            out.append(self.line("" if thinks else part.text, part.text if thinks else ""))
+            if self.gathers:
+                (self._thinking if thinks else self._text).append(part.text)
+            else:
+                out.append(self.line("" if thinks else part.text, part.text if thinks else ""))
         if event.last:
             out.append(self.end())
         return b"".join(out)
@@ -471,20 +495,18 @@ class Lines(Timed):
             return b""
         self._ended = True
         calls, broken = self._whole_calls()
+        ending = {"done": True, "done_reason": self._finish, **self.figures()}
+        if self.gathers:
+            return self.line("".join([*self._text, broken]), "".join(self._thinking), calls, **ending)
         before = self.line(broken, calls=calls) if calls or broken else b""
-        return before + self.line("", done=True, done_reason=self._finish, **self.figures())
+        return before + self.line("", **ending)
 
     def late(self, answer: WholeAnswer) -> bytes:
-        return self.event(Event(answer.body, answer.parse, last=True))
+        return self.whole(answer)
 
     def whole(self, answer: WholeAnswer) -> bytes:
-        said = [part for part in answer.parse(answer.body) if self._noted(part)]
-        text = "".join([part.text for part in said if not isinstance(part, ReasoningPart)])
-        thinking = "".join([part.text for part in said if isinstance(part, ReasoningPart)])
-        calls, broken = self._whole_calls()
-        return self.line(
-            text + broken, thinking, calls, done=True, done_reason=self._finish, **self.figures()
-        )
+        """What a server answers that sends no stream although it was asked for one."""
+        return self.event(Event(answer.body, answer.parse, last=True))
 
     def _noted(self, part: Part) -> TypeGuard[TextPart | ReasoningPart | RefusalPart]:
         """Whether a part is text to be shown; what else it says is kept."""

@@ -1,0 +1,65 @@
+"""What a gateway has to ask a replica: the tokens of a model that it has no tokenizer of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from weighbridge.fleet.api import Call
+from weighbridge.fleet.journey import Unavailable
+from weighbridge.fleet.member import Member
+from weighbridge.fleet.pool import Pool
+from weighbridge.fleet.replica import ReplicaError
+from weighbridge.server.endpoint import NoTokenizer
+from weighbridge.wire.errors import ApiError, error_message
+
+#: Servers that count a text or a chat at `/tokenize`, in the form that vLLM gave it.
+COUNTING = frozenset({"weighbridge", "vllm"})
+#: Seconds that a count may take, and bytes of what it may be answered with.
+PATIENCE, LARGEST_ANSWER = 30.0, 64 << 20
+
+
+async def asked_behind(pool: Pool, path: str, fields: Mapping[str, Any]) -> bytes:
+    """The answer of a replica of `pool` at `path`, which is one of `/tokenize`.
+
+    Raises NoTokenizer where no replica can be asked, ApiError for what it refuses, Unavailable where it fails.
+    """
+    member = _counting(pool)
+    body = {**fields, "model": member.spec.model or pool.spec.name}
+    try:
+        async with asyncio.timeout(PATIENCE):
+            status, answer = await _whole(member, Call(path, msgspec.json.encode(body)))
+    except TimeoutError:
+        raise Unavailable(f"{member.name} did not count the prompt within {PATIENCE:g} s", 504) from None
+    except ReplicaError as error:
+        raise Unavailable(f"the prompt could not be counted: {error}", 502) from error
+    if status >= 400:
+        raise ApiError(status if status < 500 else 502, f"{member.name}: {error_message(answer)}")
+    return answer
+
+
+def _counting(pool: Pool) -> Member:
+    now = pool.clock()
+    for member in pool.members.values():
+        if member.spec.dialect in COUNTING and member.usable(now) and member.state.healthy:
+            return member
+    remedy = "set `tokenizer:` of the model"
+    raise NoTokenizer(
+        f"the gateway has no tokenizer of {pool.spec.name!r}, nor a replica that counts; {remedy}"
+    )
+
+
+async def _whole(member: Member, call: Call) -> tuple[int, bytes]:
+    answer = await member.replica.open(call)
+    try:
+        body = bytearray()
+        async for chunk in answer.chunks():
+            body += chunk
+            if len(body) > LARGEST_ANSWER:
+                raise Unavailable(f"{member.name} answers with more than {LARGEST_ANSWER >> 20} MiB", 502)
+        return answer.status, bytes(body)
+    finally:
+        await answer.close()

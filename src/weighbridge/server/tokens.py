@@ -1,0 +1,137 @@
+"""Tokens of prompts: `/tokenize`, `/detokenize`, and the count that Anthropic's clients ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from weighbridge.server.chats import ChatTokenizer, chat_tokens
+from weighbridge.server.endpoint import (
+    Endpoint,
+    HttpService,
+    NoTokenizer,
+    json_bytes,
+    json_response,
+)
+from weighbridge.wire.body import apart, decode, read_body
+from weighbridge.wire.errors import ApiError
+from weighbridge.wire.headers import headers_of
+from weighbridge.wire.protocols import messages
+from weighbridge.wire.protocols.chat import ChatRequest
+from weighbridge.wire.protocols.openai import NonNegative, Tool, ToolChoice
+
+TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
+
+
+class TokenizeRequest(Struct):
+    """A text, or a chat with all that is in its prompt."""
+
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool = True
+    model: str | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+
+
+class DetokenizeRequest(Struct):
+    tokens: list[NonNegative]
+    model: str | None = None
+
+
+class TokenEndpoints:
+    """Where this process has no tokenizer of a model, a replica of it is asked."""
+
+    def __init__(self, service: HttpService) -> None:
+        self._service = service
+
+    def endpoints(self) -> list[Endpoint]:
+        return [
+            Endpoint("POST", TOKENIZE, self.tokenize),
+            Endpoint("POST", DETOKENIZE, self.detokenize),
+            Endpoint("POST", messages.COUNT_PATH, self.count, speaks=messages.MessagesProtocol()),
+        ]
+
+    async def tokenize(self, request: Request) -> Response:
+        body = await self._body(request)
+        return json_bytes(
+            await self._tokens(TOKENIZE, body, await apart(len(body), decode, body, TokenizeRequest))
+        )
+
+    async def detokenize(self, request: Request) -> Response:
+        body = await self._body(request)
+        read = await apart(len(body), decode, body, DetokenizeRequest)
+        try:
+            return json_bytes(await apart(len(body), self._detokenized, read))
+        except NoTokenizer:
+            return json_bytes(await self._service.asked_behind(DETOKENIZE, read.model or "", _fields(body)))
+
+    async def count(self, request: Request) -> Response:
+        """Tokens of a message's prompt: as many as the message itself would be weighed with."""
+        body = await self._body(request)
+        chat = await apart(len(body), _chat_of, body)
+        read = await apart(len(chat), decode, chat, TokenizeRequest)
+        told = msgspec.json.decode(await self._tokens(TOKENIZE, chat, read), type=_Counted)
+        return json_response({"input_tokens": told.count})
+
+    async def _tokens(self, path: str, body: bytes, read: TokenizeRequest) -> bytes:
+        try:
+            return await apart(len(body), self._tokenized, read)
+        except NoTokenizer:
+            return await self._service.asked_behind(path, read.model or "", _fields(body))
+
+    def _tokenized(self, body: TokenizeRequest) -> bytes:
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError(400, "give either `prompt` or `messages`", param="prompt")
+        tokenizer, longest = self._service.tokenizer(body.model or "")
+        if body.prompt is not None:
+            tokens = tokenizer.encode(body.prompt, body.add_special_tokens)
+        else:
+            tokens = chat_tokens(tokenizer, _as_chat(body))
+        return msgspec.json.encode({"tokens": tokens, "count": len(tokens), "max_model_len": longest})
+
+    def _detokenized(self, body: DetokenizeRequest) -> bytes:
+        tokenizer, _ = self._service.tokenizer(body.model or "")
+        _check_known(body, tokenizer)
+        text = tokenizer.decode(body.tokens, skip_special_tokens=False)
+        return msgspec.json.encode({"prompt": text})
+
+    async def _body(self, request: Request) -> bytes:
+        return await read_body(request.receive, headers_of(request.headers.raw), self._service.max_body)
+
+
+class _Counted(Struct):
+    count: int
+
+
+def _check_known(body: DetokenizeRequest, tokenizer: ChatTokenizer) -> None:
+    if (largest := max(body.tokens, default=0)) >= tokenizer.vocab_size:
+        last = tokenizer.vocab_size - 1
+        raise ApiError(400, f"tokens: {largest} is not in the vocabulary (0 to {last})", param="tokens")
+
+
+def _as_chat(body: TokenizeRequest) -> ChatRequest:
+    return ChatRequest(
+        messages=body.messages or [],
+        tools=body.tools,
+        tool_choice=body.tool_choice,
+        chat_template_kwargs=body.chat_template_kwargs,
+        add_generation_prompt=body.add_generation_prompt,
+    )
+
+
+def _chat_of(body: bytes) -> bytes:
+    return msgspec.json.encode(messages.chat_of(decode(body, messages.CountRequest)))
+
+
+def _fields(body: bytes) -> Mapping[str, Any]:
+    """The fields of a body that was read before, as they go on."""
+    fields: dict[str, Any] = msgspec.json.decode(body)
+    return fields

@@ -1,0 +1,237 @@
+"""Anthropic's Messages and Ollama's API: what their clients send, and what they can decide by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from tests.doors.client import Reply
+from tests.doors.doors import KEYS
+from tests.doors.rows.endpoints import JSON, STREAM
+from tests.doors.table import MODEL, Row, Want, at, ok
+
+MESSAGES, API_CHAT, GENERATE = "/v1/messages", "/api/chat", "/api/generate"
+HI = {"role": "user", "content": "What does it weigh?"}
+NDJSON = {**STREAM, "content-type": "application/x-ndjson"}
+
+Body = dict[str, Any]
+
+
+def message(**fields: Any) -> Body:
+    return {"model": MODEL, "messages": [HI], "max_tokens": 4, "temperature": 0, **fields}
+
+
+def api_chat(**fields: Any) -> Body:
+    return {"model": MODEL, "messages": [HI], "options": {"num_predict": 4, "temperature": 0}, **fields}
+
+
+def refused(status: int, kind: str, says: str = "") -> Want:
+    """An error in Anthropic's shape."""
+
+    def is_error(reply: Reply) -> bool:
+        told = reply.json
+        return bool(
+            sorted(told) == ["error", "request_id", "type"]
+            and told["type"] == "error"
+            and told["error"]["type"] == kind
+            and says in told["error"]["message"]
+        )
+
+    return Want(status, headers=JSON, body=is_error, left=False)
+
+
+def sentence(status: int, says: str = "") -> Want:
+    """An error in Ollama's shape."""
+
+    def is_error(reply: Reply) -> bool:
+        return list(reply.json) == ["error"] and says in reply.json["error"]
+
+    return Want(status, headers=JSON, body=is_error, left=False)
+
+
+def is_message(reply: Reply) -> bool:
+    told = reply.json
+    return bool(
+        (told["type"], told["role"], told["stop_reason"]) == ("message", "assistant", "max_tokens")
+        and [block["type"] for block in told["content"]] == ["text"]
+        and told["usage"]["output_tokens"] == 4
+        and told["usage"]["input_tokens"] + told["usage"]["cache_read_input_tokens"] > 4
+        and told["id"] == "msg_" + str(reply.header("x-weighbridge-ticket"))
+    )
+
+
+def is_stream_of_a_message(reply: Reply) -> bool:
+    kinds = [event["type"] for event in reply.events]
+    ending = reply.events[-2]
+    return bool(
+        kinds[:2] == ["message_start", "content_block_start"]
+        and set(kinds[2:-3]) <= {"content_block_delta", "ping"}
+        and kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+        and ending["delta"]["stop_reason"] == "max_tokens"
+        and ending["usage"]["output_tokens"] == 4
+    )
+
+
+def lines(check: Callable[[list[Body]], bool]) -> Callable[[Reply], bool]:
+    return lambda reply: check([json.loads(line) for line in reply.body.splitlines()])
+
+
+def ends_a_chat(found: list[Body]) -> bool:
+    last = found[-1]
+    return (
+        all(one["message"]["role"] == "assistant" for one in found)
+        and [one["done"] for one in found] == [False] * (len(found) - 1) + [True]
+        and (last["done_reason"], last["eval_count"]) == ("length", 4)
+        and last["total_duration"] > 0
+        and last["prompt_eval_count"] > 4
+    )
+
+
+def is_whole(name: str) -> Callable[[Reply], bool]:
+    return lambda reply: bool(
+        name in reply.json and reply.json["done"] and reply.json["eval_count"] == 4 and reply.json["model"]
+    )
+
+
+def is_loaded(reply: Reply) -> bool:
+    return bool(reply.json["done"] and reply.json["done_reason"] == "load" and not reply.json["response"])
+
+
+CHATS = at("route routes", "chats", sentence(400, "routes answer chats"))
+LONG = [{"role": "user", "content": "weigh it " * 2000}]
+NEAR = {"placement": "only_edge"}
+
+CLIENTS = [
+    Row("a message", ok(tokens=4, headers=JSON, body=is_message), message(), path=MESSAGES),
+    Row(
+        "a message of Claude Code's: a query, versions, blocks",
+        ok(tokens=4, headers=JSON, body=is_message),
+        message(
+            system=[{"type": "text", "text": "be kind", "cache_control": {"type": "ephemeral"}}],
+            messages=[
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "weigh"}, {"type": "text", "text": "it"}],
+                }
+            ],
+            metadata={"user_id": "u"},
+            thinking={"type": "adaptive"},
+            context_management={"edits": []},
+        ),
+        path=MESSAGES + "?beta=true",
+        headers=(("anthropic-version", "2023-06-01"), ("anthropic-beta", "a,b")),
+    ),
+    Row(
+        "a message as a stream",
+        ok(tokens=4, headers=STREAM, body=is_stream_of_a_message),
+        message(stream=True),
+        path=MESSAGES,
+    ),
+    Row("a message of nobody", refused(404, "not_found_error"), message(model="nobody"), path=MESSAGES),
+    Row(
+        "a message with a document",
+        refused(400, "invalid_request_error", "document"),
+        message(messages=[{"role": "user", "content": [{"type": "document"}]}]),
+        path=MESSAGES,
+    ),
+    Row(
+        "a message without a bound",
+        refused(400, "invalid_request_error", "max_tokens"),
+        {"model": MODEL, "messages": [HI]},
+        path=MESSAGES,
+    ),
+    Row(
+        "a message longer than the context",
+        refused(400, "invalid_request_error"),
+        message(messages=LONG, weighbridge=NEAR, stream=True),
+        path=MESSAGES,
+    ),
+    Row(
+        "a message that must leave",
+        ok(left=True, placement="cloud"),
+        message(weighbridge={"placement": "only_cloud"}),
+        path=MESSAGES,
+        differs=at("single gateway", "one place", refused(400, "invalid_request_error", "placement")),
+    ),
+    Row(
+        "a message with a misspelt restriction",
+        refused(400, "invalid_request_error", "label"),
+        message(weighbridge={"label": ["patient"]}),
+        path=MESSAGES,
+    ),
+    Row(
+        "a message with a key in x-api-key",
+        ok(tenant="alice", body=is_message),
+        message(),
+        path=MESSAGES,
+        headers=(("x-api-key", KEYS["alice"]),),
+        keyed=True,
+    ),
+    Row(
+        "a message with a wrong key",
+        refused(401, "authentication_error"),
+        message(),
+        path=MESSAGES,
+        headers=(("x-api-key", "wrong"),),
+        keyed=True,
+    ),
+    Row("a message larger than all", refused(413, "request_too_large"), b" " * (9 << 20), path=MESSAGES),
+    Row(
+        "an Ollama chat",
+        ok(tokens=4, headers=NDJSON, body=lines(ends_a_chat)),
+        api_chat(keep_alive="5m"),
+        path=API_CHAT,
+    ),
+    Row(
+        "an Ollama chat in one piece",
+        ok(tokens=4, headers=JSON, body=is_whole("message")),
+        api_chat(stream=False),
+        path=API_CHAT,
+    ),
+    Row(
+        "an Ollama prompt",
+        ok(tokens=4, headers=JSON, body=is_whole("response")),
+        {"model": MODEL + ":latest", "prompt": "weigh", "stream": False, "options": {"num_predict": 4}},
+        path=GENERATE,
+    ),
+    Row(
+        "a raw prompt",
+        ok(tokens=4, headers=JSON, body=is_whole("response")),
+        {"model": MODEL, "prompt": "weigh", "raw": True, "stream": False, "options": {"num_predict": 4}},
+        path=GENERATE,
+        differs=CHATS,
+    ),
+    Row("a model to load", ok(headers=JSON, body=is_loaded), {"model": MODEL}, path=GENERATE),
+    Row("a model to load that is not there", sentence(404, "nobody"), {"model": "nobody"}, path=GENERATE),
+    Row("an Ollama chat of nobody", sentence(404, "nobody"), api_chat(model="nobody"), path=API_CHAT),
+    Row(
+        "a prompt with a suffix",
+        sentence(400, "suffix"),
+        {"model": MODEL, "prompt": "a", "suffix": "b"},
+        path=GENERATE,
+    ),
+    Row("an Ollama chat too hot", sentence(400), api_chat(options={"temperature": 9}), path=API_CHAT),
+    Row(
+        "an Ollama chat with a wrong key",
+        sentence(401, "key"),
+        api_chat(),
+        path=API_CHAT,
+        headers=(("Authorization", "Bearer wrong"),),
+        keyed=True,
+    ),
+    Row(
+        "texts to embed for Ollama",
+        ok(headers=JSON, body=lambda reply: [len(one) for one in reply.json["embeddings"]] == [64, 64]),
+        {"model": MODEL, "input": ["weigh", "it"]},
+        path="/api/embed",
+        differs=CHATS,
+    ),
+    Row(
+        "a text to embed for Ollama, as it was",
+        ok(headers=JSON, body=lambda reply: len(reply.json["embedding"]) == 64),
+        {"model": MODEL, "prompt": "weigh"},
+        path="/api/embeddings",
+        differs=CHATS,
+    ),
+]
