@@ -51,8 +51,7 @@ def create_app(
 ) -> ASGIApp:
     """Everything that is served over one service: the protocols, and the endpoints beside them."""
     common = CommonEndpoints(service)
-    beside = (common, TokenEndpoints(service), OllamaEndpoints(service))
-    table = [row for one in (*beside, service) for row in one.endpoints()]
+    table = [*common.endpoints(), *service.endpoints()]
     routes = [Route(row.path, _guarded(row, service), methods=[row.method]) for row in table]
     routes += [Route(protocol.path, _only_post, methods=["POST"]) for protocol in protocols]
     rest = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
@@ -142,6 +141,8 @@ class CommonEndpoints:
             Endpoint("GET", "/v1/load", self.load, Audience.VISITORS),
             Endpoint("GET", "/v1/models", self.models),
             Endpoint("GET", "/v1/models/{model:path}", self.model),
+            *TokenEndpoints(self._service).endpoints(),
+            *OllamaEndpoints(self._service).endpoints(),
             Endpoint("GET", "/v1/usage", UsageEndpoint(self._service).usage, Audience.ALL),
             Endpoint("GET", "/v1/tickets", self.recent_tickets),
             Endpoint("GET", "/v1/tickets/{ticket}", self.ticket),

@@ -129,7 +129,7 @@ class OllamaEndpoints:
             if entry is None:
                 known = ", ".join(one.name for one in CATALOGUE)
                 raise ApiError(404, f"pull: no model {name!r} in the catalogue, which has {known}") from None
-            request.state.visitor.check_sees_all()
+            self._service.callers.check_operator(headers_of(request.headers.raw))
             progress = self._pulled(entry)
         if named.stream is not False:
             return StreamingResponse((line async for line in _lines(progress)), media_type=NDJSON)

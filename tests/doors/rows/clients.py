@@ -12,6 +12,7 @@ from tests.doors.rows.endpoints import JSON, STREAM
 from tests.doors.table import MODEL, Row, Want, at, ok
 
 MESSAGES, API_CHAT, GENERATE = "/v1/messages", "/api/chat", "/api/generate"
+COUNT = "/v1/messages/count_tokens"
 HI = {"role": "user", "content": "What does it weigh?"}
 NDJSON = {**STREAM, "content-type": "application/x-ndjson"}
 
@@ -94,11 +95,42 @@ def is_whole(name: str) -> Callable[[Reply], bool]:
     )
 
 
+def ends_with_success(found: list[Body]) -> bool:
+    return found[-1] == {"status": "success"}
+
+
 def is_loaded(reply: Reply) -> bool:
     return bool(reply.json["done"] and reply.json["done_reason"] == "load" and not reply.json["response"])
 
 
+def is_counted(reply: Reply) -> bool:
+    return list(reply.json) == ["input_tokens"] and reply.json["input_tokens"] > 20
+
+
+def lists(*names: str) -> Callable[[Reply], bool]:
+    """Whether a list of models has these fields of each."""
+    return lambda reply: (
+        bool(reply.json["models"]) and all(name in one for one in reply.json["models"] for name in names)
+    )
+
+
+def is_a_page_of_models(reply: Reply) -> bool:
+    told = reply.json
+    return bool(
+        told["has_more"] is False
+        and told["first_id"] == told["data"][0]["id"]
+        and all(one["type"] == "model" and one["created_at"].endswith("Z") for one in told["data"])
+    )
+
+
+def is_shown(reply: Reply) -> bool:
+    return {"details", "model_info", "capabilities", "modified_at"} <= set(reply.json)
+
+
+VERSION = (("anthropic-version", "2023-06-01"),)
+COUNTED = {"model": MODEL, "messages": [HI], "system": "be kind and brief", "tools": []}
 CHATS = at("route routes", "chats", sentence(400, "routes answer chats"))
+NO_KEY, WRONG = refused(401, "authentication_error"), (("x-api-key", "wrong"),)
 LONG = [{"role": "user", "content": "weigh it " * 2000}]
 NEAR = {"placement": "only_edge"}
 
@@ -168,13 +200,34 @@ CLIENTS = [
         headers=(("x-api-key", KEYS["alice"]),),
         keyed=True,
     ),
+    Row("a message with a wrong key", NO_KEY, message(), path=MESSAGES, headers=WRONG, keyed=True),
+    Row("tokens of a message", ok(headers=JSON, body=is_counted, left=False), COUNTED, path=COUNT),
     Row(
-        "a message with a wrong key",
-        refused(401, "authentication_error"),
-        message(),
-        path=MESSAGES,
-        headers=(("x-api-key", "wrong"),),
-        keyed=True,
+        "tokens of a message of nobody",
+        refused(404, "not_found_error"),
+        {**COUNTED, "model": "nobody"},
+        path=COUNT,
+    ),
+    Row(
+        "tokens of a message with a document",
+        refused(400, "invalid_request_error", "document"),
+        {**COUNTED, "messages": [{"role": "user", "content": [{"type": "document"}]}]},
+        path=COUNT,
+    ),
+    Row("tokens of a message, with a wrong key", NO_KEY, COUNTED, path=COUNT, headers=WRONG, keyed=True),
+    Row(
+        "models for Anthropic's clients",
+        ok(headers=JSON, body=is_a_page_of_models),
+        method="GET",
+        path="/v1/models",
+        headers=VERSION,
+    ),
+    Row(
+        "one model for Anthropic's clients",
+        ok(headers=JSON, body=lambda reply: reply.json["type"] == "model"),
+        method="GET",
+        path=f"/v1/models/{MODEL}",
+        headers=VERSION,
     ),
     Row("a message larger than all", refused(413, "request_too_large"), b" " * (9 << 20), path=MESSAGES),
     Row(
@@ -234,4 +287,32 @@ CLIENTS = [
         path="/api/embeddings",
         differs=CHATS,
     ),
+    Row(
+        "models for Ollama's clients",
+        ok(headers=JSON, body=lists("name", "model", "modified_at", "digest", "size", "details")),
+        method="GET",
+        path="/api/tags",
+    ),
+    Row(
+        "models that are loaded",
+        ok(headers=JSON, body=lists("expires_at", "context_length")),
+        method="GET",
+        path="/api/ps",
+    ),
+    Row("what a model is", ok(headers=JSON, body=is_shown), {"model": MODEL}, path="/api/show"),
+    Row("what a model is that is not there", sentence(404, "nobody"), {"model": "nobody"}, path="/api/show"),
+    Row("what no model is", sentence(400, "model"), {}, path="/api/show"),
+    Row(
+        "the version of Ollama's API",
+        ok(headers=JSON, body=lambda reply: reply.json["version"] >= "0.1"),
+        method="GET",
+        path="/api/version",
+    ),
+    Row(
+        "a model to pull that is here", ok(body=lines(ends_with_success)), {"model": MODEL}, path="/api/pull"
+    ),
+    Row(
+        "a model to pull that nobody knows", sentence(404, "catalogue"), {"model": "nobody"}, path="/api/pull"
+    ),
+    Row("a model to delete", sentence(400, "weighbridge serve"), {"model": MODEL}, "DELETE", "/api/delete"),
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from tests.doors.client import Reply
-from tests.doors.doors import GATEWAY, ROUTE, ROUTES
 from tests.doors.table import COMPLETIONS, EMBEDDINGS, GONE, MODEL, Row, Want, at, bad, chat, ok
 
 STREAM = {
@@ -165,8 +164,6 @@ ENDPOINTS = [
         ok(body=has("tokens", "count")),
         {"prompt": "It weighs", "model": MODEL},
         path="/tokenize",
-        later="issue 19: /tokenize at every door",
-        later_at=(GATEWAY, ROUTE, ROUTES, "all"),
     ),
     Row("the list of tickets", ok(body=has("object", "data")), method="GET", path="/v1/tickets"),
     Row("usage", ok(body=has("object", "data", "zone", "kept_days")), method="GET", path="/v1/usage"),

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from weighbridge.fleet.api import Call
+from weighbridge.fleet.gateway import EDGE
 from weighbridge.fleet.journey import Unavailable
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.pool import Pool
@@ -18,6 +19,8 @@ from weighbridge.wire.errors import ApiError, error_message
 
 #: Servers that count a text or a chat at `/tokenize`, in the form that vLLM gave it.
 COUNTING = frozenset({"weighbridge", "vllm"})
+#: What says no more of a server than that it speaks OpenAI's API: one that takes no money may be one of those.
+_UNTOLD = "openai"
 #: Seconds that a count may take, and bytes of what it may be answered with.
 PATIENCE, LARGEST_ANSWER = 30.0, 64 << 20
 
@@ -36,6 +39,8 @@ async def asked_behind(pool: Pool, path: str, fields: Mapping[str, Any]) -> byte
         raise Unavailable(f"{member.name} did not count the prompt within {PATIENCE:g} s", 504) from None
     except ReplicaError as error:
         raise Unavailable(f"the prompt could not be counted: {error}", 502) from error
+    if status in (404, 405):
+        raise _nobody(pool)
     if status >= 400:
         raise ApiError(status if status < 500 else 502, f"{member.name}: {error_message(answer)}")
     return answer
@@ -44,10 +49,22 @@ async def asked_behind(pool: Pool, path: str, fields: Mapping[str, Any]) -> byte
 def _counting(pool: Pool) -> Member:
     now = pool.clock()
     for member in pool.members.values():
-        if member.spec.dialect in COUNTING and member.usable(now) and member.state.healthy:
+        if _may_count(pool, member) and member.usable(now) and member.state.healthy:
             return member
+    raise _nobody(pool)
+
+
+def _may_count(pool: Pool, member: Member) -> bool:
+    spec = member.spec
+    is_own = pool.spec.placement == EDGE and not (
+        spec.price.input_usd_per_million or spec.price.output_usd_per_million
+    )
+    return spec.dialect in COUNTING or (spec.dialect == _UNTOLD and is_own)
+
+
+def _nobody(pool: Pool) -> NoTokenizer:
     remedy = "set `tokenizer:` of the model"
-    raise NoTokenizer(
+    return NoTokenizer(
         f"the gateway has no tokenizer of {pool.spec.name!r}, nor a replica that counts; {remedy}"
     )
 
