@@ -55,6 +55,89 @@ def steps_until(driver: Driver, condition: object, limit: float) -> float:
     return driver.now - began
 
 
+# -- prompts -------------------------------------------------------------------------------------------
+
+
+def prompts_driver(**options: object) -> Driver:
+    usual = {"num_blocks": 4000, "max_sequences": 32, "max_batch_tokens": 128, "enable_prefix_cache": False}
+    return make_driver(**(usual | options))
+
+
+def test_a_short_prompt_waits_for_no_backlog_of_another_tenants_long_ones() -> None:
+    """Neither for those under way nor for those that wait: it has had less."""
+    driver = prompts_driver()
+    heavy = several("heavy", 12, 5, prompt=900)
+    driver.add(*heavy)
+    for _ in range(4):
+        driver.step()
+    light = make_request("light", [7] * 60, 5, tenant="light")
+    driver.add(light)
+    for _ in range(2):
+        driver.step()
+    assert light.num_output_tokens
+    done = [request for request in heavy if request.num_output_tokens]
+    assert len(done) <= 1
+    while driver.scheduler.has_work():
+        driver.step()
+    driver.scheduler.check_integrity()
+    assert not len(driver.scheduler._books.turns)  # type: ignore[attr-defined]
+
+
+def test_prompts_alike_of_several_tenants_are_computed_one_after_another() -> None:
+    driver = prompts_driver()
+    requests = [make_request(f"r{i}", [i] * 500, 2, tenant=f"t{i}", arrival=float(i)) for i in range(5)]
+    driver.add(*requests)
+    ended: list[str] = []
+    while driver.scheduler.has_work():
+        batch, progress = driver.step()
+        ended += [one.request.id for one in progress if one.request.num_output_tokens == 1]
+        chunks = [piece for piece in batch.slices if piece.count > 1]
+        assert sum(not piece.samples for piece in chunks) <= 1  # no more than one is under way
+    assert ended == [request.id for request in requests]
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 400)), min_size=1, max_size=24))
+def test_a_tenants_prompts_take_no_longer_than_twice_what_they_would_alone(
+    works: list[tuple[str, int]],
+) -> None:
+    """With two tenants each has half, whatever the other one sends; and what is under way is not taken back."""
+    together, longest = _first_tokens(works), max(size for _, size in works)
+    for tenant in "ab":
+        alone = _first_tokens([work for work in works if work[0] == tenant])
+        own = [at for at, work in zip(together, works, strict=True) if work[0] == tenant]
+        for at, best in zip(own, alone, strict=True):
+            assert at <= 2 * best + longest // 32 + 2
+
+
+def _first_tokens(works: list[tuple[str, int]]) -> list[int]:
+    """The iterations in which prompts that come at once get their first tokens, 32 tokens computed in each."""
+    driver = prompts_driver(max_batch_tokens=32, itl_target=1000.0)
+    requests = [
+        make_request(f"r{i:02}", [i % 50] * size, 1, tenant=tenant) for i, (tenant, size) in enumerate(works)
+    ]
+    driver.add(*requests)
+    ended: dict[str, int] = {}
+    for step in range(1, 2000):
+        if not driver.scheduler.has_work():
+            break
+        _, progress = driver.step()
+        ended |= {one.request.id: step for one in progress if one.tokens}
+    return [ended[request.id] for request in requests]
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=12))
+def test_turns_are_nothing_to_a_tenant_alone(sizes: list[int]) -> None:
+    """Whoever is alone has its prompts computed in the order of their coming, as without turns."""
+    driver = prompts_driver(max_sequences=4)
+    turns = driver.scheduler._books.turns  # type: ignore[attr-defined]
+    turns.due = turns.would_be_due = None
+    turns.begin = turns.advance = lambda request, tokens: None
+    driver.add(*(make_request(f"r{i:02}", [i % 50] * size, 3) for i, size in enumerate(sizes)))
+    while driver.scheduler.has_work():
+        driver.step()
+
+
 # -- seats ---------------------------------------------------------------------------------------------
 
 

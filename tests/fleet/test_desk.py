@@ -99,6 +99,30 @@ def test_nobody_overtakes_those_who_wait() -> None:
     assert [lease.arrival.id for lease in desk.pump(1.0)] == ["b"]
 
 
+def test_who_is_more_urgent_is_sent_at_once_where_somebody_gives_way() -> None:
+    """A replica that shares out its seats makes room by class: no patience is needed for that."""
+    desk = desk_of(2, 2)
+    usual = [held(desk.offer(arrival(f"usual{i}"), 0.0)) for i in range(4)]
+    for number in range(4):
+        assert desk.offer(arrival(f"waits{number}", tenant="other"), 0.0) is None
+    assert list(desk.pump(0.0)) == []
+    desk.members["r0"].shares = False
+    urgent = []
+    for number in range(3):
+        assert desk.offer(arrival(f"urgent{number}", priority=-1), 0.0) is None
+        urgent += list(desk.pump(0.0))
+    assert [(one.arrival.id, one.member.state.name) for one in urgent] == [
+        ("urgent0", "r1"),
+        ("urgent1", "r1"),
+    ]
+    desk.check_integrity()
+    next(one for one in usual if one.member.state.name == "r1").release(0.1)
+    assert list(desk.pump(0.1)) == []  # both of its seats have something urgent
+    urgent[0].release(0.1)
+    assert [one.arrival.id for one in desk.pump(0.1)] == ["urgent2"]
+    desk.check_integrity()
+
+
 def test_one_whose_replica_failed_goes_first_and_elsewhere() -> None:
     desk = desk_of(1, 1)
     leases = [held(desk.offer(arrival(name), 0.0)) for name in "ab"]

@@ -266,3 +266,27 @@ async def test_what_comes_too_late_for_a_line_is_dropped() -> None:
     line.write(b"more")
     await asyncio.sleep(0)
     assert written.writes == []
+
+
+async def test_a_body_that_we_hold_back_ourselves_has_its_time_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It came behind a request whose answer takes longer than a body may: that is our time, not its client's."""
+    monkeypatch.setattr(connections, "BODY_SECONDS", 0.2)
+
+    async def slow_at_first(scope: Any, receive: Any, send: Any) -> None:
+        if scope["headers"][-1][0] == b"wait":
+            await asyncio.sleep(0.7)
+        await echo(scope, receive, send)
+
+    long = b"x" * (4 << 20)
+    async with listening(slow_at_first) as port:
+        answer = await said(port, request(b"one", "Wait: yes") + request(long, "Connection: close"))
+        assert answer.count(b"200 OK") == 2
+        assert answer.endswith(long)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request(b"one", "Wait: yes") + request(long)[: 1 << 20])  # and the rest never comes
+        answer = await asyncio.wait_for(reader.read(), 30)
+        assert answer.count(b"200 OK") == 1
+        assert b"408" in answer
+        writer.close()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from weighbridge.wire.access import AccessSettings, check_site, host_of
 from weighbridge.wire.errors import ApiError
+from weighbridge.wire.identity.access import AccessSettings, check_site, host_of
 
 OPEN = AccessSettings()
 

@@ -12,9 +12,11 @@ Every decision is credited at once, so that two of them in the same millisecond 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from weighbridge.engine.schedule.fairness import Seats
@@ -183,6 +185,8 @@ class Desk(Generic[Member]):
         self._look = look
         self._waiting: dict[str, _Waiting] = {}
         self._places = Seats()  # in flight, by tenant
+        self._in_flight: Counter[int] = Counter()  # sequences by class
+        self._classes: dict[str, Counter[int]] = {}  # the same of each member
         self._hopeless_since: float | None = None
 
     # -- replicas come and go --------------------------------------------------------------------------
@@ -302,11 +306,13 @@ class Desk(Generic[Member]):
         while (arrival := self.queue.peek(now)) is not None:
             waiting = self._waiting[arrival.id]
             lease = self.place(arrival, now, self._avoiding(waiting, now), streamed=waiting.streamed)
+            if lease is None and self._is_more_urgent(arrival):
+                lease = self._beyond_seats(arrival, now, partial(self._makes_room, arrival))
             if lease is None:
                 break
             yield self._taken(lease, now)
         while (arrival := self._overdue(now)) is not None:
-            lease = self._crowded_in(arrival, now)
+            lease = self._beyond_seats(arrival, now)
             if lease is None:
                 return
             yield self._taken(lease, now)
@@ -314,6 +320,7 @@ class Desk(Generic[Member]):
     def over(self, lease: Lease[Member], now: float) -> None:
         """Charge what was produced, since a lease was released."""
         self._places.give_back(lease.arrival.tenant)
+        self._count_class(lease.member.state.name, lease.arrival, -1)
         self._charge(lease)
         self.touch(lease.member.state.name, now)
         self._freed(now)
@@ -394,14 +401,32 @@ class Desk(Generic[Member]):
                 return arrival
         return None
 
-    def _crowded_in(self, arrival: Arrival, now: float) -> Lease[Member] | None:
-        """Return a place beyond the seats of a replica that shares them among tenants; None where there is none."""
+    def _is_more_urgent(self, arrival: Arrival) -> bool:
+        """Whether anything less urgent is in flight."""
+        return max(self._in_flight, default=arrival.priority) > arrival.priority
+
+    def _makes_room(self, arrival: Arrival, name: str) -> bool:
+        """Whether a replica that has no seat free would let something less urgent give way: one that does so for us has
+        seats that are not taken by what is as urgent."""
+        there = self._classes.get(name, Counter())
+        as_urgent = sum(count for priority, count in there.items() if priority <= arrival.priority)
+        seats = self._members[name].state.capacity.max_sequences
+        return there.total() > as_urgent and as_urgent + arrival.weight.choices <= seats
+
+    def _beyond_seats(
+        self, arrival: Arrival, now: float, may: Callable[[str], bool] = lambda name: True
+    ) -> Lease[Member] | None:
+        """Return a place beyond the seats of a replica that shares them out by itself; None where there is none.
+
+        `may`: whether the replica of a name is one of them.
+        """
         waiting = self._waiting[arrival.id]
         avoid = self._avoiding(waiting, now)
         if self._shortlist is not None:
             takers = self._shortlist.takers(arrival, avoid, now)
         else:
             takers = [m for n, m in self._members.items() if n not in avoid and m.takes_turns(arrival, now)]
+        takers = [member for member in takers if may(member.state.name)]
         if not takers:
             return None
         choice = self._choose(arrival, [member.state for member in takers], now)
@@ -448,9 +473,20 @@ class Desk(Generic[Member]):
         forecast = state.expected_first(arrival.weight.prompt_tokens - held, held, now)
         state.credit(arrival, held, now, streamed=streamed, forecast=forecast)
         self._places.take(arrival.tenant)
+        self._count_class(state.name, arrival, 1)
         member.sent(now)
         self.touch(state.name, now)
         return Lease(self, member, arrival, choice, now, None if forecast is None else forecast.first, copy)
+
+    def _count_class(self, name: str, arrival: Arrival, sign: int) -> None:
+        """Count an arrival, or take it out, in what is in flight at a member of this name."""
+        there = self._classes.setdefault(name, Counter())
+        for counter in (self._in_flight, there):
+            counter[arrival.priority] += sign * arrival.weight.choices
+            if not counter[arrival.priority]:
+                del counter[arrival.priority]
+        if not there:
+            del self._classes[name]
 
     def _avoiding(self, waiting: _Waiting, now: float) -> Set[str]:
         if not waiting.avoid:
@@ -511,5 +547,7 @@ class Desk(Generic[Member]):
         self.queue.check_integrity()
         if len(self._waiting) != len(self.queue) or any(name not in self.queue for name in self._waiting):
             raise AssertionError("the queue does not hold exactly those who wait")
+        if sum(self._classes.values(), Counter()) != self._in_flight:
+            raise AssertionError("what is in flight is not counted by class")
         if self._shortlist is not None:
             self._shortlist.check_integrity()

@@ -20,13 +20,14 @@ from weighbridge.server.endpoint import Audience, Endpoint, Handler, HttpService
 from weighbridge.server.ollama import OllamaEndpoints
 from weighbridge.server.tokens import TokenEndpoints
 from weighbridge.server.usage import UsageEndpoint
-from weighbridge.wire.access import check_site
 from weighbridge.wire.errors import ApiError, as_api_error, error_body, retry_after_header
 from weighbridge.wire.headers import headers_of
+from weighbridge.wire.identity.access import check_site
 from weighbridge.wire.identity.callers import Visitor, peer_of
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols import PROTOCOLS
 from weighbridge.wire.protocols.messages import listed, model_info
+from weighbridge.wire.readers import whose
 
 log = logging.getLogger("weighbridge.server")
 
@@ -96,6 +97,7 @@ async def admit_caller(audience: Audience, request: Request, service: HttpServic
     if audience is Audience.TENANTS:
         caller = await callers.caller(headers, peer)
         request.state.tenant = caller.named(None, headers) if caller is not None else None
+        whose.set(request.state.tenant or peer.address)
     elif audience is Audience.OPERATOR:
         callers.check_operator(headers)
     elif audience is not Audience.ALL:

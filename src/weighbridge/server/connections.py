@@ -13,6 +13,7 @@ import resource
 from collections.abc import Mapping
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from weighbridge.wire.errors import ApiError, error_body
@@ -25,6 +26,8 @@ LARGEST_HEAD = 64 << 10
 HEAD_SECONDS = 15.0
 #: Seconds for a whole body behind its head.
 BODY_SECONDS = 120.0
+#: Seconds until it is looked again whether a client whose request we held back is late.
+SHORTEST_LOOK = 0.1
 #: Bytes of one answer that wait for the end of a turn of the loop.
 MOST_GATHERED = 64 << 10
 #: Requests that may wait on a connection for the answers of those before them.
@@ -76,6 +79,30 @@ class Gathering:
         return getattr(self._transport, name)
 
 
+class TimedFlow(FlowControl):
+    """Knows for how long we did not read."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(transport)
+        self._loop = loop
+        self._held_s = 0.0
+        self._since = 0.0
+
+    @property
+    def held_s(self) -> float:
+        """Seconds in which nothing was read, because what had come was not wanted yet."""
+        return self._held_s + (self._loop.time() - self._since if self.read_paused else 0.0)
+
+    def pause_reading(self) -> None:
+        if not self.read_paused:
+            self._since = self._loop.time()
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        self._held_s = self.held_s
+        super().resume_reading()
+
+
 class BoundedHttp(HttpToolsProtocol):
     """uvicorn's HTTP/1.1, with bounds. Upgrades are not offered: what asks for one is served as it is."""
 
@@ -88,6 +115,7 @@ class BoundedHttp(HttpToolsProtocol):
         )
         self._beside = 0  # bytes since the last of a body: frames of chunks, lines behind the last one
         self._timer: asyncio.TimerHandle | None = None
+        self._held_before = 0.0  # seconds that we did not read before the timer began
         self._names: tuple[str, ...] = ()  # in the certificate that the client showed
         # The request that is being answered: uvicorn's `cycle` is the one that was read last.
         self._answered: RequestResponseCycle | None = None
@@ -95,6 +123,7 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._line = Gathering(transport, self.loop)
         super().connection_made(self._line)  # type: ignore[arg-type]
+        self.flow: TimedFlow = TimedFlow(self._line, self.loop)  # type: ignore[arg-type]
         self._names = names_in(transport.get_extra_info("peercert") or {})
         self._expect(HEAD_SECONDS)
         if len(self.connections) > connection_limit():
@@ -192,6 +221,7 @@ class BoundedHttp(HttpToolsProtocol):
     # -- bounds ----------------------------------------------------------------------------------------
 
     def _expect(self, seconds: float) -> None:
+        self._held_before = self.flow.held_s
         self._timer = self.loop.call_later(seconds, self._late)
 
     def _stop_timer(self) -> None:
@@ -201,7 +231,9 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _late(self) -> None:
         self._timer = None
-        if self._in_head and not self._head and not self._fed:
+        if (held := self.flow.held_s - self._held_before) > 0.0:  # that was our time and not the client's
+            self._expect(max(held, SHORTEST_LOOK))
+        elif self._in_head and not self._head and not self._fed:
             self.transport.close()  # it asks for nothing
         else:
             what = "headers" if self._in_head else "body"

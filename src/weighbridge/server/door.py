@@ -15,16 +15,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from weighbridge.errors import WeighbridgeError
 from weighbridge.server.endpoint import HttpService
 from weighbridge.server.watchdog import Watchdog
-from weighbridge.wire.access import check_site
 from weighbridge.wire.answer import Answers
-from weighbridge.wire.body import apart, read_body
+from weighbridge.wire.body import apart, held_body, read_body
 from weighbridge.wire.errors import ApiError, as_api_error, retry_after_header
 from weighbridge.wire.extension import apply_caller
 from weighbridge.wire.headers import headers_of
+from weighbridge.wire.identity.access import check_site
 from weighbridge.wire.identity.callers import peer_of
 from weighbridge.wire.journey import HeaderList
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols import PROTOCOLS
+from weighbridge.wire.readers import whose
 
 log = logging.getLogger("weighbridge.server")
 
@@ -67,10 +68,14 @@ class Door:
                 headers = headers_of(scope["headers"])
                 if not service.callers.are_asked:
                     check_site(service.access, scope["server"][0], headers)
-                caller = await service.callers.caller(headers, peer_of(scope))
-                body = await read_body(receive, headers, service.max_body)
-                ask = await apart(len(body), protocol.read, body)
+                peer = peer_of(scope)
+                caller = await service.callers.caller(headers, peer)
+                whose.set(caller.named(None, headers) if caller is not None else peer.address)
+                with held_body() as held:
+                    body = await read_body(receive, headers, service.max_body, held)
+                    ask = await apart(len(body), protocol.read, body)
                 apply_caller(ask, headers, caller, self._clock())
+                whose.set(ask.tenant)
                 ask.priority = max(ask.priority, service.callers.most_urgent(ask.tenant, caller))
                 await protocol.recall(ask, ask.tenant if caller is not None else None)
                 if caller is not None and not service.access.share_prefixes:

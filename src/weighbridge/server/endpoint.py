@@ -15,7 +15,7 @@ from weighbridge.engine.api import Turn
 from weighbridge.errors import BadInput
 from weighbridge.routes.ledger.keeper import UsageKeeper
 from weighbridge.server.chats import ChatTokenizer
-from weighbridge.wire.access import AccessSettings
+from weighbridge.wire.identity.access import AccessSettings
 from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.journey import Service
 from weighbridge.wire.protocol import WireProtocol

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from weighbridge.errors import BadInput
 from weighbridge.server.connections import BoundedHttp, raise_file_limit
 from weighbridge.server.tls import Certificates, TlsServer
-from weighbridge.wire.access import is_loopback
+from weighbridge.wire.identity.access import is_loopback
 from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.identity.settings import IdentitySettings
 from weighbridge.wire.keys import Keys

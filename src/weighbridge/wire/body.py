@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import threading
-import traceback
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,6 +15,7 @@ import msgspec
 
 from weighbridge.unzip import Unzip, unzip_of
 from weighbridge.wire.errors import ApiError
+from weighbridge.wire.readers import ReaderThreads, whose
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -25,8 +26,12 @@ LONG_BODY = 16 << 10
 #: Fields of a body, known or not.
 MAX_FIELDS = 1024
 
-#: Few threads, so that the event loop never waits for the interpreter behind many of them.
-_readers = ThreadPoolExecutor(2, thread_name_prefix="readers")
+#: Bytes of all bodies that are being read, beyond the first piece of each; at least so many of the largest ones.
+MOST_READING, LARGEST_ONES = 256 << 20, 4
+#: Seconds after which to come again whose body found no room.
+BODY_WAIT = 1.0
+
+_readers = ReaderThreads()
 
 _decoders: dict[type, msgspec.json.Decoder[Any]] = {}
 _learning = threading.Lock()
@@ -35,17 +40,93 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
 
-async def read_body(receive: Receive, headers: Mapping[str, str], limit: int) -> bytes:
+class BodyRoom:
+    """How many bytes of bodies are being read: all together, and by whose they are.
+
+    A caller may hold as much as it leaves free: one alone half of all, two a third each, so that there is always room
+    for who has none yet, and bodies that never end keep out their sender's alone.
+    """
+
+    def __init__(self, most: int = MOST_READING) -> None:
+        self.most = most
+        self.total = 0
+        self.held: Counter[str] = Counter()
+
+    def take(self, caller: str, size: int, largest: int) -> bool:
+        """Whether there is room for `size` bytes more of a body that may have `largest`; they are held then."""
+        free = max(self.most, LARGEST_ONES * largest) - self.total - size
+        if self.held[caller] + size > free:
+            return False
+        self.total += size
+        self.held[caller] += size
+        return True
+
+    def give_back(self, caller: str, size: int) -> None:
+        """Free what was held."""
+        self.total -= size
+        self.held[caller] -= size
+        if not self.held[caller]:
+            del self.held[caller]
+
+
+@dataclass(slots=True)
+class Held:
+    """What one request holds of the room, as long as its body is read and understood."""
+
+    room: BodyRoom
+    caller: str
+    size: int = 0
+
+    def grow(self, size: int, largest: int) -> None:
+        """Hold so many bytes more. Raises ApiError 429."""
+        if not self.room.take(self.caller, size, largest):
+            message = (
+                f"this server is reading {self.room.held[self.caller] >> 20} MiB of your request bodies, and takes no "
+                "more from one caller now; send long ones one after another"
+            )
+            raise ApiError(
+                429, message, kind="rate_limit_error", code="too_many_bodies", retry_after=BODY_WAIT
+            )
+        self.size += size
+
+
+_room = BodyRoom()
+
+
+@contextmanager
+def held_body(room: BodyRoom = _room) -> Iterator[Held]:
+    """Hold the bytes of a body while the block lasts, for whom this task works."""
+    held = Held(room, whose.get())
+    try:
+        yield held
+    finally:
+        if held.size:
+            room.give_back(held.caller, held.size)
+
+
+async def read_body(
+    receive: Receive, headers: Mapping[str, str], limit: int, held: Held | None = None
+) -> bytes:
     """The whole body, unpacked where it came packed; never more than `limit` bytes are held either way.
 
-    Raises ApiError 413, 415 for a way of packing that is not known, or 400 when the client went away.
+    `held`: what the request holds until its body is understood; None: it holds it here, until the body is read.
+    Raises ApiError 413, 415 for a way of packing that is not known, 400 when the client went away, or 429 where too
+    much is being read for its caller.
     """
+    if held is None:
+        with held_body() as here:
+            return await read_body(receive, headers, limit, here)
     try:
         packed = unzip_of(headers.get("content-encoding"))
     except ValueError as error:
         raise ApiError(415, f"{error}; send it as it is", code="unsupported_encoding") from None
-    body = await _as_sent(receive, headers, limit)
-    return body if packed is None else await apart(max(len(body), LONG_BODY), _unpacked, packed, body, limit)
+    body = await _as_sent(receive, headers, limit, held)
+    if packed is None:
+        return body
+    whole = await apart(max(len(body), LONG_BODY), _unpacked, packed, body, limit)
+    if len(whole) >= LONG_BODY:
+        held.grow(len(whole), limit)
+    return whole
 
 
 def _unpacked(unzip: Unzip, body: bytes, limit: int) -> bytes:
@@ -64,7 +145,7 @@ def _unpacked(unzip: Unzip, body: bytes, limit: int) -> bytes:
     return b"".join(parts)
 
 
-async def _as_sent(receive: Receive, headers: Mapping[str, str], limit: int) -> bytes:
+async def _as_sent(receive: Receive, headers: Mapping[str, str], limit: int, held: Held) -> bytes:
     declared = headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
@@ -75,32 +156,21 @@ async def _as_sent(receive: Receive, headers: Mapping[str, str], limit: int) -> 
         if size > limit:
             raise _too_large(limit)
         if not message.get("more_body"):
-            return b"".join(parts)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+        held.grow(len(parts[-1]), limit)
     raise ApiError(400, "the connection closed before the body was complete")
 
 
 async def apart(size: int, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-    """What `work` returns or raises; where it is about `size` bytes or more, it is done while the event loop goes on.
+    """What `work` returns or raises; where it is about `size` bytes or more, it is done while the event loop goes on,
+    by turns among callers.
 
     What it does not return it should leave to itself: to free millions of objects takes as long as to make them.
     """
     if size < LONG_BODY:
         return work(*args, **options)
-    return await asyncio.get_running_loop().run_in_executor(
-        _readers, partial(_tidily, work, *args, **options)
-    )
-
-
-def _tidily(work: Callable[..., T], *args: Any, **options: Any) -> T:
-    """Do `work`; an error takes none of its variables along."""
-    try:
-        return work(*args, **options)
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            traceback.clear_frames(cause.__traceback__)
-            cause = cause.__cause__ or cause.__context__
-        raise
+    done: T = await _readers.run(size, partial(work, *args, **options))
+    return done
 
 
 def _too_large(limit: int) -> ApiError:

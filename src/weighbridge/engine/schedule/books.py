@@ -21,6 +21,7 @@ from weighbridge.engine.schedule.queue import Deadlines, FairQueue
 from weighbridge.engine.schedule.running import RunningSet
 from weighbridge.engine.schedule.scheduler_api import CostSource, Progress, SchedulerSettings
 from weighbridge.engine.schedule.speculation import Speculator
+from weighbridge.engine.schedule.turns import PromptTurns
 from weighbridge.errors import BadInput, DeadlineMissed, QueueFull
 
 
@@ -40,6 +41,7 @@ class Books:
             settings.input_weight, settings.output_weight, settings.ageing_seconds
         )
         self.running = RunningSet()
+        self.turns = PromptTurns()
         self.speculator = Speculator(settings.max_draft_tokens if settings.speculate else 0)
         self.output_length = OutputLength()
         self.now = 0.0
@@ -121,6 +123,7 @@ class Books:
         self.tables.open(request, opening)
         request.state = RequestState.RUNNING
         self.running.add(request, priority, self.now)
+        self.turns.begin(request, opening.computed)
         if not request.num_preemptions:
             request.num_cached_tokens = opening.computed
             self.queue.charge(request, input_tokens=request.num_prompt_tokens - opening.computed)
@@ -241,6 +244,7 @@ class Books:
         request.finish_reason = reason
         self._release_forks(request)
         self.tables.forget(request)
+        self.turns.forget(request)
         self.speculator.forget(request)
 
     def _release_forks(self, parent: Request) -> None:
@@ -288,5 +292,7 @@ class Books:
         running = {request.id for request in self.running}
         if waiting & running or waiting | running != self._requests.keys():
             raise AssertionError("a request is lost, or in two places")
+        if len(self.turns) > len(self._requests):
+            raise AssertionError("a request that is gone still has a turn")
         if len(self._forks) != sum(self.queue.holds(request_id) for request_id in waiting):
             raise AssertionError("a held request waits for nobody, or nobody holds one that waits")

@@ -204,6 +204,10 @@ class FairQueue(Generic[Item]):
         amount = self._input_weight * input_tokens + self._output_weight * output_tokens
         self._class(request.priority).counters.charge(request.tenant, amount)
 
+    def service(self, request: Item) -> float:
+        """The service that the request's tenant received in its class."""
+        return self._class(request.priority).counters.counter(request.tenant)
+
     # -- inside ----------------------------------------------------------------------------------------
 
     def _line_up(self, request: Item, now: float, *, front: bool) -> None:

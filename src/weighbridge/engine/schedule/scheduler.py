@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from weighbridge.engine.api import Load
 from weighbridge.engine.batch import Batch, Sampled
@@ -41,6 +42,8 @@ from weighbridge.engine.schedule.scheduler_api import CostSource, Progress, Sche
 
 #: Prompt tokens that an iteration takes even when its decodes alone miss the target.
 SMALLEST_CHUNK = 8
+#: Tenants that are looked at, those that got nothing for longest, when somebody may pass a prompt under way.
+MOST_PASSING = 8
 
 
 class Scheduler:
@@ -56,6 +59,7 @@ class Scheduler:
         self._tables = self._books.tables
         self._queue = self._books.queue
         self._running = self._books.running
+        self._turns = self._books.turns
         self._speculator = self._books.speculator
         self._cost = self._books.cost  # as it was when the iteration began
         self._now = 0.0
@@ -126,18 +130,26 @@ class Scheduler:
         if self.settings.ageing_seconds is not None:
             self._running.lift_unserved(self._now - self.settings.ageing_seconds)
         reached: int | None = None
-        for request in self._running:
+        for request in self._prompts(plan):
             if request in plan or request.state is not RequestState.RUNNING:
                 continue
             priority = self._running.priority(request)
             if priority != reached:
                 self._admit(plan, above=priority)
                 reached = priority
+            self._admit_before(request, plan)
             if request.state is RequestState.RUNNING:  # not displaced by one that was admitted
                 self._books.take_over(request)
                 if not self._plan_chunk(request, plan):
                     return
         self._admit(plan)
+
+    def _prompts(self, plan: Plan) -> list[Request]:
+        """The prompts under way: by rank, and those of several tenants in one class by their turns."""
+        found = [one for one in self._running if one not in plan and one.state is RequestState.RUNNING]
+        if len({request.tenant for request in found}) > 1:
+            found.sort(key=lambda request: (self._running.priority(request), self._turns.due(request)))
+        return found
 
     def _plan_chunk(self, request: Request, plan: Plan) -> bool:
         """Plan the next chunk of a running request; False when this iteration takes no more prompt tokens.
@@ -152,6 +164,7 @@ class Scheduler:
         if count and self._make_room(request, start + count, plan):
             plan.add_chunk(request, start, count, self._tables.touched(request, start, start + count))
             self._running.served(request, self._now, done=start + count == request.num_tokens)
+            self._turns.advance(request, start + count)
         return count > 0
 
     def _chunk_size(self, start: int, end: int, priority: int, plan: Plan) -> int:
@@ -229,6 +242,50 @@ class Scheduler:
             ):
                 return
 
+    def _admit_before(self, running: Request, plan: Plan) -> None:
+        """Admit those of other tenants whose prompts are due before that of `running`, where they have a seat."""
+        priority = self._running.priority(running)
+        while plan.budget and not plan.preempted and running.state is RequestState.RUNNING:
+            found = self._due_before(running)
+            if found is None:
+                return
+            request, opening = found
+            if self._too_late(request, opening):
+                self._books.expire(request)
+                continue
+            if not self._chunk_size(opening.computed, request.num_tokens, priority, plan):
+                return
+            if self._fits(opening):
+                self._books.start(request, priority, opening)
+                self._plan_chunk(request, plan)
+            elif not self._claims(request) or not self._take_turns(priority, plan):
+                return
+
+    def _due_before(self, running: Request) -> tuple[Request, Opening] | None:
+        """The next request of a tenant that got nothing for long, where it is due before `running`, and would have been
+        served before the one whose turn it is if that had not to wait either.
+
+        Not one that goes on where `running` does, which computes that for both.
+        """
+        turn = self._queue.peek(self._now)
+        if turn is None or self._queue.best_class != running.priority or turn[0].priority != running.priority:
+            return None
+        size, passed = self.pool.block_size, self._queue.service(turn[0]) + turn[0].num_tokens
+        for request, _ in islice(self._queue.unserved(), MOST_PASSING):
+            is_next = self._queue.service(request) + request.num_tokens <= passed
+            if request.tenant == running.tenant or not is_next or self._over_share(request.tenant):
+                continue
+            opening = self._books.opening(request)
+            start, at = opening.computed, running.num_computed_tokens
+            if self._turns.would_be_due(request.tenant, request.num_tokens - start) >= self._turns.due(
+                running
+            ):
+                continue
+            following = self._tables.digests(request, start, start + size)
+            if not following or following != self._tables.digests(running, at, at + size):
+                return request, opening
+        return None
+
     def _too_late(self, request: Request, opening: Opening) -> bool:
         """Whether a request that starts now would miss its deadline in any case."""
         if request.deadline is None:
@@ -302,6 +359,11 @@ class Scheduler:
             ):
                 return request, since + self.settings.tenant_patience
         return None
+
+    def _claims(self, request: Request) -> bool:
+        """Whether a waiting request is the next to take over a place."""
+        claim = self.next_claim()
+        return claim is not None and claim[0] is request
 
     def _givers(self, tenant: str, priority: int) -> Iterator[Request]:
         """Those that may have to give way to a request of `tenant` in class `priority`, lowest rank first: of the

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from weighbridge.wire.access import is_loopback
 from weighbridge.wire.ask import LONGEST_NAME
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.extension import LOWEST_PRIORITY, KnownCaller
+from weighbridge.wire.identity.access import is_loopback
 from weighbridge.wire.identity.proxies import Proxies
 from weighbridge.wire.identity.settings import IdentitySettings
 from weighbridge.wire.keys import Keys, bearer

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from weighbridge.errors import BadInput
 from weighbridge.knobs import knob
 from weighbridge.secret import without_account
-from weighbridge.wire.access import AccessSettings, is_this_machine
 from weighbridge.wire.ask import LONGEST_NAME
+from weighbridge.wire.identity.access import AccessSettings, is_this_machine
 from weighbridge.wire.identity.proxies import Network, parse_network
 
 #: The parts of a certificate that a name may stand in: its subject's common name, and its alternative names.
