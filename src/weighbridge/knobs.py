@@ -38,13 +38,15 @@ def knob(
     parse: Callable[[str], Any] | None = None,
     written: str | None = None,
     environment: str | None = None,
+    is_made: bool = False,
 ) -> Any:
     """A field that people can set.
 
     `flag`: other spellings than the field's name with dashes, such as `("--tp", "--tensor-parallel-size")`, or
     `--json` for a switch that cannot be turned off. `min`, `max`: bounds, in the unit that people write.
     `parse` reads the text that people write, for values that are more than a number or a text; `written` is the
-    default in their words. `environment`: a variable that is read where the flag is missing.
+    default in their words. `environment`: a variable that is read where the flag is missing. `is_made`: a path that
+    need not exist.
     """
     told = {
         "help": help,
@@ -56,6 +58,7 @@ def knob(
         "parse": parse,
         "written": written,
         "environment": environment,
+        "is_made": is_made,
     }
     return field(default=default, metadata={_METADATA: told})
 
@@ -78,6 +81,7 @@ class Knob:
     parse: Callable[[str], Any] | None
     written: str | None
     environment: str | None
+    is_made: bool
 
     @property
     def flags(self) -> tuple[str, ...]:

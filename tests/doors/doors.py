@@ -69,6 +69,7 @@ class Door:
     process: subprocess.Popen[bytes]
     cloud: Backend
     log: Path
+    kept: Path  # the file of responses that are written down
     others: list[Door] = field(default_factory=list)  # whose places a request at this door may hold
 
     @property
@@ -128,9 +129,10 @@ class Loop:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30.0)
 
 
-def _gateway_config(keyed: bool, single: str, cloud: str) -> str:
+def _gateway_config(keyed: bool, single: str, cloud: str, kept: Path) -> str:
     key = f", key: {KEYS['alice']}" if keyed else ""
     return f"""\
+responses_file: '{kept}'
 health: {{interval: 0.2, slow_start: 0}}
 models:
   tiny:
@@ -155,9 +157,10 @@ def _tenants(section: str) -> str:
     return f"{section}:\n{keys}{erin}\ngateways: [front]\nwatchers: [eyes]\n"
 
 
-def _routes_config(keyed: bool, single: str, cloud: str) -> str:
+def _routes_config(keyed: bool, single: str, cloud: str, kept: Path) -> str:
     key = f", key: {KEYS['alice']}" if keyed else ""
     return f"""\
+responses_file: '{kept}'
 routes:
   auto:
     edge: {{url: '{single}/v1', model: tiny{key}}}
@@ -198,36 +201,27 @@ def _start(stack: ExitStack, folder: Path, keyed: bool, cloud: Backend, model: P
     ports = {name: free_port() for name in (SINGLE, GATEWAY, ROUTES)}
     single = f"http://127.0.0.1:{ports[SINGLE]}"
     suffix = "keyed" if keyed else "open"
+    kept = {name: folder / f"{name}-{suffix}.sqlite" for name in ports}
     gateway_file, routes_file = folder / f"gateway-{suffix}.yaml", folder / f"routes-{suffix}.yaml"
-    gateway_file.write_text(_gateway_config(keyed, single, cloud.url), encoding="utf-8")
-    routes_file.write_text(_routes_config(keyed, single, cloud.url), encoding="utf-8")
+    gateway_file.write_text(_gateway_config(keyed, single, cloud.url, kept[GATEWAY]), encoding="utf-8")
+    routes_file.write_text(_routes_config(keyed, single, cloud.url, kept[ROUTES]), encoding="utf-8")
     options = [word for option in KEY_OPTIONS.values() for word in ("--api-key", option)]
     options = [*options, "--gateway", "front", "--watcher", "eyes"] if keyed else []
+    options += ["--responses-file", str(kept[SINGLE])]
     commands = {
         SINGLE: ["serve", str(model), *ENGINE.split(), *options],
         GATEWAY: ["serve", "--config", str(gateway_file)],
         ROUTES: ["route", "serve", "--config", str(routes_file)],
     }
+    logs = {name: folder / f"{name}-{suffix}.log" for name in ports}
     processes = {
-        name: stack.enter_context(
-            logged([*command, "--port", str(ports[name])], folder / f"{name}-{suffix}.log")
-        )
+        name: stack.enter_context(logged([*command, "--port", str(ports[name])], logs[name]))
         for name, command in commands.items()
     }
-    doors = {
-        SINGLE: Door(
-            SINGLE, ports[SINGLE], "tiny", processes[SINGLE], cloud, folder / f"{SINGLE}-{suffix}.log"
-        ),
-        GATEWAY: Door(
-            GATEWAY, ports[GATEWAY], "tiny", processes[GATEWAY], cloud, folder / f"{GATEWAY}-{suffix}.log"
-        ),
-        ROUTE: Door(
-            ROUTE, ports[GATEWAY], "auto", processes[GATEWAY], cloud, folder / f"{GATEWAY}-{suffix}.log"
-        ),
-        ROUTES: Door(
-            ROUTES, ports[ROUTES], "auto", processes[ROUTES], cloud, folder / f"{ROUTES}-{suffix}.log"
-        ),
-    }
+    doors = {}
+    for name, model_name in ((SINGLE, "tiny"), (GATEWAY, "tiny"), (ROUTE, "auto"), (ROUTES, "auto")):
+        at = GATEWAY if name == ROUTE else name
+        doors[name] = Door(name, ports[at], model_name, processes[at], cloud, logs[at], kept[at])
     for name in (GATEWAY, ROUTE, ROUTES):
         doors[name].others.append(doors[SINGLE])
     return doors

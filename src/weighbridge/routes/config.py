@@ -196,6 +196,7 @@ class _Routes:
             bandit=_bandit(section.section("bandit")),
             cloud_attempts=section.count("cloud_attempts", 2),
             timeout=section.number("timeout", 120.0, above=0.0),
+            may_store=section.flag("may_store", False),
         )
         section.done()
         return route

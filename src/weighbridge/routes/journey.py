@@ -227,6 +227,9 @@ class RouteJourney:
             (score, said), threshold = await route.score(request), route.threshold()
             if said:
                 self.note(said)
+        taken_out = self._redacted is not None and bool(self._redacted.vault.values)
+        if (not verdict.may_leave or taken_out) and not route.settings.may_store:
+            ask.off_disk = True
         self.ticket.rule, self.ticket.score, self.ticket.threshold = verdict.rule, score, threshold
         plan = decide(verdict, asked, facts, score, 1.0 if threshold is None else threshold)
         self.ticket.decisions.extend(plan.reasons)

@@ -119,6 +119,7 @@ class RouteSettings:
     bandit: BanditSettings = BanditSettings()
     cloud_attempts: int = 2
     timeout: float = 120.0  # seconds for a whole answer
+    may_store: bool = False  # what stays local or is redacted may be written down where its client wants that
 
     @property
     def shown_places(self) -> str:

@@ -17,7 +17,9 @@ from starlette.types import ASGIApp
 from weighbridge import __version__
 from weighbridge.server.door import Door
 from weighbridge.server.endpoint import Audience, Endpoint, Handler, HttpService, json_response
+from weighbridge.server.kept_responses import KeptResponses
 from weighbridge.server.ollama import OllamaEndpoints
+from weighbridge.server.responses.keeper import ResponseKeeper
 from weighbridge.server.tokens import TokenEndpoints
 from weighbridge.server.usage import UsageEndpoint
 from weighbridge.wire.errors import ApiError, as_api_error, error_body, retry_after_header
@@ -52,7 +54,9 @@ def create_app(
 ) -> ASGIApp:
     """Everything that is served over one service: the protocols, and the endpoints beside them."""
     common = CommonEndpoints(service)
-    table = [*common.endpoints(), *service.endpoints()]
+    kept = KeptResponses(service, ResponseKeeper(service.keeping, service.max_body))
+    protocols = [kept if protocol.path == kept.path else protocol for protocol in protocols]
+    table = [*common.endpoints(), *service.endpoints(), *kept.endpoints()]
     routes = [Route(row.path, _guarded(row, service), methods=[row.method]) for row in table]
     routes += [Route(protocol.path, _only_post, methods=["POST"]) for protocol in protocols]
     rest = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from weighbridge.engine.api import Turn
 from weighbridge.errors import BadInput
+from weighbridge.fleet.config.keeping import KeepSettings
 from weighbridge.routes.ledger.keeper import UsageKeeper
 from weighbridge.server.chats import ChatTokenizer
 from weighbridge.wire.identity.access import AccessSettings
@@ -67,6 +68,10 @@ class HttpService(Service, Protocol):
 
     @property
     def access(self) -> AccessSettings: ...
+    @property
+    def keeping(self) -> KeepSettings:
+        """How long what was answered is kept, and where."""
+        ...
 
     max_body: int  # bytes
     page: str  # the console, as HTML

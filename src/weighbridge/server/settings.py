@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from weighbridge.fleet.config.keeping import KeepSettings
 from weighbridge.knobs import knob
 from weighbridge.secret import Secret
-from weighbridge.wire.identity.settings import IdentitySettings
 from weighbridge.wire.keys import ApiKey, TenantPriority, parse_key, parse_tenant_priority
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ListenSettings(IdentitySettings):
+class ListenSettings(KeepSettings):
     """Where a server listens, and by whom it may be asked."""
 
     host: str = knob("127.0.0.1", "Address to listen on.")

@@ -95,6 +95,7 @@ class Ask:
     user: str | None = None  # the name that OpenAI's `user` gives the caller
     answer: bytes | None = None  # what its protocol answers by itself, where nothing is to be computed
     cache_salt: str = ""  # what is cached of a prompt is for requests of the same salt only
+    off_disk: bool = False  # what it asks and what it is answered must not be written down
     own: Any = None  # the request as its protocol read it, for that protocol's encoder alone
     _prompt_hash: str = field(default="", init=False)
 

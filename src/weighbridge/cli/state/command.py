@@ -18,6 +18,7 @@ from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.fleet.config.load import config_text
 from weighbridge.fleet.config.reader import read_yaml
 from weighbridge.models.files.store import weighbridge_home
+from weighbridge.server.responses.file import RESPONSES_FILE
 
 Files = Annotated[
     list[Path] | None,
@@ -152,7 +153,7 @@ def _named(config: Path | None) -> Iterator[Path]:
         return
     file = config or DEFAULT_FILE
     root, _ = read_yaml(config_text(file), str(file))
-    for name in ("ledger", "tickets", "shadow_file"):
+    for name in ("ledger", "tickets", "shadow_file", "responses_file"):
         path = root.path(name, file.parent, must_exist=False)
         if path is not None:
             yield path
@@ -165,4 +166,5 @@ def _named(config: Path | None) -> Iterator[Path]:
 
 def _at_home() -> Iterator[Path]:
     yield weighbridge_home() / "flows.sqlite"
+    yield weighbridge_home() / RESPONSES_FILE
     yield from sorted((weighbridge_home() / "calibration").glob("*.json"))

@@ -17,6 +17,7 @@ from weighbridge.flow.journal.schema import JOURNAL
 from weighbridge.routes.difficulty.trained import ROUTER
 from weighbridge.routes.learn.shadow import SHADOW
 from weighbridge.routes.ledger.books import LEDGER
+from weighbridge.server.responses.file import RESPONSES
 from weighbridge.state.database import (
     DatabaseSchema,
     StateError,
@@ -84,7 +85,7 @@ class StateFile(ABC):
 
 
 class DatabaseFile(StateFile):
-    """A ledger or a journal."""
+    """A ledger, a journal or a file of responses."""
 
     def __init__(self, path: Path, schema: DatabaseSchema) -> None:
         super().__init__(path, schema.name)
@@ -207,7 +208,7 @@ def recognise(path: Path) -> StateFile:
 
 def _database(path: Path) -> StateFile:
     with said("file", path), closing(connect(path, WAIT_SECONDS, read_only=True)) as connection:
-        for schema in (LEDGER, JOURNAL):
+        for schema in (LEDGER, JOURNAL, RESPONSES):
             if is_of(connection, schema):
                 return DatabaseFile(path, schema)
     raise BadInput(f"{path} is an SQLite file of something else; leave it out")

@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from weighbridge.errors import BadInput
+from weighbridge.fleet.config.keeping import KeepSettings
 from weighbridge.fleet.config.reader import UNSET, Section, read_yaml
 from weighbridge.fleet.config.replica import Defaults, read_replica, read_timeouts
 from weighbridge.fleet.config.spec import (
@@ -25,7 +26,6 @@ from weighbridge.fleet.reliability.retry import RetrySettings
 from weighbridge.fleet.replica import Timeouts
 from weighbridge.knobs import parse_bytes
 from weighbridge.secret import Secret
-from weighbridge.wire.identity.settings import IdentitySettings
 from weighbridge.wire.keys import digest_of
 
 
@@ -86,7 +86,7 @@ def read_fleet(root: Section, base: Path, *, needs_models: bool = True) -> Fleet
         tickets=root.path("tickets", base, must_exist=False),
         max_body=_bytes(root, "max_body", 8 << 20),
         drain_timeout=root.number("drain_timeout", 30.0),
-        **root.fields(IdentitySettings, base),
+        **root.fields(KeepSettings, base),
     )
 
 

@@ -282,7 +282,7 @@ class Section:
     def _field(self, one: Knob, base: Path) -> Any:
         """The value of one of `fields`, as its settings hold it; None where nothing is written, or a problem."""
         if one.kind is Path:
-            return self.path(one.key, base, must_exist=True)
+            return self.path(one.key, base, must_exist=not one.is_made)
         if not one.repeats:
             written = self._knob(one)
             return None if written is None else one.read(written)

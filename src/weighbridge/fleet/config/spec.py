@@ -9,6 +9,7 @@ from pathlib import Path
 from weighbridge.cost.price import FREE, Price
 from weighbridge.cost.step import StepCost
 from weighbridge.fleet.abilities.ability import Ability
+from weighbridge.fleet.config.keeping import KeepSettings
 from weighbridge.fleet.limits.tenant import NO_LIMITS, TenantLimits
 from weighbridge.fleet.load.scaling import ScalingSettings
 from weighbridge.fleet.reliability.breaker import BreakerSettings
@@ -17,7 +18,6 @@ from weighbridge.fleet.reliability.retry import RetrySettings
 from weighbridge.fleet.replica import Timeouts
 from weighbridge.secret import Secret
 from weighbridge.wire.client import Trust
-from weighbridge.wire.identity.settings import IdentitySettings
 
 #: What a replica may be: exactly one of these keys is in its entry.
 KINDS = ("url", "process", "engine", "ray")
@@ -160,7 +160,7 @@ class HealthSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class FleetSpec(IdentitySettings):
+class FleetSpec(KeepSettings):
     """The whole of weighbridge.yaml. What it has in common with a single server is inherited."""
 
     models: tuple[ModelSpec, ...]

@@ -55,7 +55,7 @@ class EngineService:
         self.tickets = metrics.tickets
         keys = Keys(settings.api_keys, settings.admin_key)
         self.callers = Callers(keys, settings, dict(settings.tenant_priorities))
-        self.access = settings
+        self.access = self.keeping = settings
         self.max_body = settings.max_body
         self.page = (files("weighbridge.server.engine") / "console.html").read_text(encoding="utf-8")
         self.usage = UsageKeeper(Ledger(None))

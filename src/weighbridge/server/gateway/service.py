@@ -40,7 +40,7 @@ class GatewayService:
         self.usage = usage if usage is not None else _kept_in_memory(gateway)
         self.gateway = gateway
         self.tickets = gateway.tickets
-        self.access = spec
+        self.access = self.keeping = spec
         self.max_body = spec.max_body
         self.page = (files("weighbridge.server.gateway") / "console.html").read_text(encoding="utf-8")
         keys = [

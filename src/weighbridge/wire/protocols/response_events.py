@@ -112,6 +112,11 @@ class ResponseWriter:
                 self._finish()
         return self._taken()
 
+    def queued(self) -> list[dict[str, Any]]:
+        """What there is to tell before the first part."""
+        self.begin()
+        return self._taken()
+
     def failed(self, code: str | None, message: str, param: str | None = None) -> list[dict[str, Any]]:
         """The end of a response that cannot go on."""
         if not self.over:
@@ -396,6 +401,9 @@ class ResponsesEncoder(Encoder):
     def whole(self, answer: WholeAnswer) -> bytes:
         self.writer.events(answer.parse(answer.body), True)
         return _encode(self.writer.snapshot())
+
+    def late(self, answer: WholeAnswer) -> bytes:
+        return _frames(self.writer.events(answer.parse(answer.body), True))
 
 
 def _frames(events: Sequence[Mapping[str, Any]]) -> bytes:

@@ -130,6 +130,7 @@ class ResponseRequest:
     items: list[Item]  # of `input`
     tools: list[FunctionTool]
     previous: list[Item] = field(default_factory=list)  # the turns before, as far as the server keeps them
+    input: bytes = b""  # the items as JSON
 
     @property
     def is_remembered(self) -> bool:
@@ -152,6 +153,10 @@ class ResponseRequest:
         reasoning = self.written.reasoning
         return reasoning is not None and bool(reasoning.summary or reasoning.generate_summary)
 
+    def take(self, items: list[Item]) -> None:
+        """Make these the items of the input."""
+        self.items, self.input = items, _encode(items)
+
     def complete(self, ask: Ask) -> None:
         """Write the turns into the chat, now that all of them are here."""
         messages = chat_messages(self.written.instructions, [*self.previous, *self.items])
@@ -171,7 +176,8 @@ class ResponsesProtocol(WireProtocol):
         _refuse_what_is_not_here(written)
         items = read_items(written.input if written.input is not None else [])
         tools = _tools(written)
-        own = ResponseRequest(f"resp_{uuid.uuid4().hex}", int(time.time()), written, items, tools)
+        own = ResponseRequest(f"resp_{uuid.uuid4().hex}", int(time.time()), written, [], tools)
+        own.take(items)
         ask = Ask(
             id="",
             path=chat.PATH,
