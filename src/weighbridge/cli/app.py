@@ -198,6 +198,10 @@ COMMANDS: dict[str, Command | Group] = {
                 "Why a request went where it went: what it weighed, every try, and what stood against the other "
                 "replicas.",
             ),
+            "probe": Command(
+                "weighbridge.cli.fleet:probe",
+                "Say what a server is and can, and the entry of weighbridge.yaml for it.",
+            ),
             "add": Command(
                 "weighbridge.cli.fleet:add", "Add a replica; it gets requests as soon as it answers."
             ),

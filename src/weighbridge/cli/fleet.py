@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import typer
 from rich.console import Console, Group
@@ -18,11 +19,16 @@ from weighbridge.cli.options import DEFAULT_URL, ApiKey, JsonOutput, options
 from weighbridge.cli.remote import Server
 from weighbridge.cli.terminal import outside, print_json, visible
 from weighbridge.cli.ticket import ticket_path
-from weighbridge.errors import BadInput, WeighbridgeError
+from weighbridge.errors import BadInput, WeighbridgeError, some_of
+from weighbridge.fleet.abilities.ability import Ability
 from weighbridge.fleet.api import Choice
+from weighbridge.fleet.load.dialects import DIALECTS, dialect
 from weighbridge.fleet.policies.explain import explain
+from weighbridge.fleet.replica import Timeouts
+from weighbridge.fleet.replicas.http import HttpEndpoint
+from weighbridge.fleet.replicas.probe import ProbedServer, probe_server
 from weighbridge.knobs import knob
-from weighbridge.secret import Secret
+from weighbridge.secret import Secret, without_account
 
 _URL = Annotated[str, typer.Option(envvar="WEIGHBRIDGE_URL", help="The gateway to ask.")]
 GATEWAY_HINT = "is a gateway running there?"
@@ -124,9 +130,7 @@ def add(
         str, typer.Option("--for", help="The model it serves; needed when there are several.")
     ] = "",
     name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
-    dialect: Annotated[
-        str | None, typer.Option(help="weighbridge, vllm, sglang, llama-server, ollama, openai.")
-    ] = None,
+    dialect: Annotated[str | None, typer.Option(help=", ".join(DIALECTS) + ".")] = None,
     *,
     gateway: AdminSettings,
     json_output: JsonOutput = False,
@@ -168,6 +172,72 @@ def remove(
     answer = gateway.ask("DELETE", path, patience=timeout + 10.0)
     drained = "" if answer["drained"] else "; requests were cut off"
     _say(answer, json_output, f"removed {replica}{drained}")
+
+
+def probe(
+    server: Annotated[str, typer.Argument(metavar="URL", help="The server, up to and without /v1.")],
+    model: Annotated[str, typer.Option(help="The model to look at; none: the first that it lists.")] = "",
+    key: Annotated[
+        str | None, typer.Option(help="The key that it asks for.", envvar="WEIGHBRIDGE_SERVER_KEY")
+    ] = None,
+    trial: Annotated[
+        bool, typer.Option("--try", help="Send it requests of a token or a few, to see what no page tells.")
+    ] = False,
+    json_output: JsonOutput = False,
+) -> None:
+    """Say what a server is and can, and the entry of weighbridge.yaml for it."""
+    base = checked_url(server)
+    endpoint = HttpEndpoint(base, dialect("openai"), Secret(key) if key else None, timeouts=PROBE_PATIENCE)
+    found = asyncio.run(probe_server(endpoint, model, trial=trial))
+    if json_output:
+        print_json(found.as_dict())
+        return
+    console = Console(soft_wrap=True)
+    for line in _found_in_words(found):
+        console.print(outside(line))
+    console.print()
+    print(visible(found.configuration()), end="")
+
+
+#: A server that is asked once may take its time: a trial computes.
+PROBE_PATIENCE = Timeouts(connect=5.0, probe=60.0)
+
+
+def checked_url(text: str) -> str:
+    """A server's URL without what is added to it. Raises BadInput for what is none."""
+    url = text.rstrip("/").removesuffix("/v1")
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise BadInput(f"{without_account(text)!r} is no URL; write for example http://127.0.0.1:8000")
+    return url
+
+
+def _found_in_words(found: ProbedServer) -> list[str]:
+    """What was found of a server, a line for each thing that it tells."""
+    told, report, abilities = found.told, found.report, found.abilities
+    lines = [f"{found.dialect} {told.version}".rstrip() + f" at {found.url}"]
+    if told.models:
+        lines.append("serves " + some_of(list(told.models), most=8))
+    if told.context:
+        lines.append(
+            f"context {told.context:,} tokens" + (f", {told.seats} requests at once" if told.seats else "")
+        )
+    for has, words in ((True, "can"), (False, "cannot")):
+        named = [one.value for one in Ability if abilities.get(one) is has]
+        if named:
+            lines.append(f"{words}: {', '.join(named)}")
+    unknown = [one.value for one in Ability if one not in abilities]
+    if unknown:
+        lines.append(f"not told: {', '.join(unknown)}")
+    if report is not None:
+        lines.append(
+            f"load from {found.load_page}: {report.running_requests} running, {report.queued_requests} waiting"
+        )
+    return lines + [f"note: {note}" for note in found.notes]
 
 
 def _entry(replica: str) -> dict[str, Any]:

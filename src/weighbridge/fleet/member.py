@@ -24,8 +24,6 @@ from weighbridge.wire.ask import Ask
 
 #: Seconds that a replica which does not know its model is left alone, and at most, doubled each time.
 FAULT_PAUSE, LONGEST_FAULT_PAUSE = 5.0, 60.0
-#: No server has more seats than this, as far as it matters.
-MOST_SEATS = 1 << 20
 #: Names of served models that are shown of one replica.
 SHOWN_NAMES = 8
 
@@ -281,12 +279,9 @@ class Member:
         )
 
     def _take_in(self, told: Told) -> None:
-        """Learn from its pages what it can, and how many requests it works on at once."""
+        """Learn from its pages what it can."""
         self.told = told
         self.abilities.tell({**KNOWN_OF.get(self.spec.dialect, {}), **told.can})
-        seats = min(told.seats or MOST_SEATS, self.spec.capacity.max_sequences)
-        if seats != self.state.capacity.max_sequences:
-            self.state.update_capacity(replace(self.state.capacity, max_sequences=seats))
 
     def as_dict(self, now: float) -> dict[str, Any]:
         """Plain JSON, for `/v1/load`, `/admin/replicas` and the terminal."""
@@ -312,6 +307,7 @@ class Member:
             if state.experience.score.count
             else None,
             "breaker": self.breaker.state(now).value,
+            "slots": self.told.seats,
             "serves": list(self.told.models[:SHOWN_NAMES]),
             "context": state.capacity.max_model_len,
             "abilities": self.abilities.as_dict(now),

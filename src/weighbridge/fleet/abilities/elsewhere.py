@@ -49,7 +49,8 @@ def refused_by_all(model: str, lacked: Needs, reasons: Sequence[str], others: Se
         flags = ", ".join(f"{one}: true" for one in Ability if one in lacked)
         remedy = f"add a replica that can, or, where one can all the same, write `abilities: {{{flags}}}` in its entry"
     return NobodyCan(
-        f"no replica of {model!r} can serve {in_words(lacked)}: {some_of(reasons, joint='; ')}; {remedy}",
+        f"no replica of {model!r} can do what this request needs ({in_words(lacked)}): "
+        f"{some_of(reasons, joint='; ')}; {remedy}",
         param=_param(lacked),
     )
 

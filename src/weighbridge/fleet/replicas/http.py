@@ -159,13 +159,11 @@ class HttpReplica:
         while True:
             name, read = pages[self._page]
             path = name if given else self.endpoint.path(name)
-            status, page = await self._get(path)
+            status, page = await self.page(path)
             if status not in _NO_PAGE or self._page + 1 >= len(pages):
                 break
             self._page += 1
-            self._doubt(
-                f"{path} is not there ({speaks.hint or 'nothing tells it'}); {pages[self._page][0]} is asked"
-            )
+            self._say_instead(path, pages[self._page][0])
         if status != 200:
             raise ReplicaError(self.name, Failure.PROBE, f"{path} answers with status {status}")
         try:
@@ -174,6 +172,12 @@ class HttpReplica:
             self._doubt(f"{path}: {error}")
             return Report(at=self._clock())
 
+    @property
+    def load_page(self) -> str:
+        """The page that its load is read from, as far as it has been asked."""
+        speaks = self.endpoint.dialect
+        return self.endpoint.probe_path or (speaks.path, *(path for path, _ in speaks.instead))[self._page]
+
     async def _look(self) -> Told:
         """What its pages tell of models and abilities; a page that it does not have tells nothing."""
         told, asked = NOTHING_TOLD, self.endpoint.model
@@ -181,14 +185,14 @@ class HttpReplica:
             if page.asks is not None and not asked:
                 continue
             try:
-                status, body = await self._get(self.endpoint.path(page.path), _question(page, asked))
+                status, body = await self.page(self.endpoint.path(page.path), _question(page, asked))
             except ReplicaError:
                 continue
             if status == 200:
                 told = told.and_then(read_page(page, body, asked))
         return told
 
-    async def _get(self, path: str, body: bytes = b"") -> tuple[int, bytes]:
+    async def page(self, path: str, body: bytes = b"") -> tuple[int, bytes]:
         """Status and body of one of its own pages; asked with POST where there is a `body`."""
         limit = self.endpoint.timeouts.probe
         try:
@@ -207,7 +211,7 @@ class HttpReplica:
             self._lacking.add(path)
             hint = self.endpoint.dialect.hint
             remedy = f"; start it with {hint} to have all of its load told" if hint else ""
-            log.warning("replica %r has no %s, and is asked for %s%s", self.name, path, other, remedy)
+            log.info("replica %r has no %s, and is asked for %s%s", self.name, path, other, remedy)
 
     def _doubt(self, why: str) -> None:
         """Log that what it says of its load is not believed, once for each reason: it answers, so it lives."""
