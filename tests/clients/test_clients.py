@@ -1,0 +1,154 @@
+"""Clients that nobody here wrote, pinned and in an environment each, at all four doors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.doors.doors import DOORS, KEYS, SINGLE, Door, all_doors, logged
+from tests.server.running import free_port, wait_until_ready
+
+pytestmark = [pytest.mark.proof, pytest.mark.timeout(600)]
+
+#: Program and what it is installed with. A newer version is a change of this line.
+CLIENTS = {"anthropic_sdk": "anthropic==2.14.0", "ollama_sdk": "ollama==0.6.3"}
+PROGRAMS = Path(__file__).parent / "programs"
+
+CLIENT_EVENTS = {"message_start", "content_block_start", "content_block_delta", "text", "content_block_stop"}
+
+
+@pytest.fixture(scope="module")
+def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Door]]:
+    with all_doors(tmp_path_factory.mktemp("doors"), [True]) as found:
+        yield found[True]
+
+
+@pytest.fixture(scope="module")
+def pythons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The interpreter of each client's environment."""
+    found = {}
+    for name, requirement in CLIENTS.items():
+        folder = tmp_path_factory.mktemp(name)
+        venv.create(folder, with_pip=True)
+        found[name] = folder / "bin" / "python"
+        install = [
+            str(found[name]),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            requirement,
+        ]
+        subprocess.run(install, check=True, timeout=300)
+    return found
+
+
+def ran(python: Path, program: str, *words: str) -> dict[str, Any]:
+    """What a client's program says of a server; it has no home and nothing in its environment."""
+    with_nothing = {"HOME": str(python.parent), "PATH": os.defpath, "NO_PROXY": "*"}
+    command = [str(python), "-I", str(PROGRAMS / f"{program}.py"), *words]
+    done = subprocess.run(command, env=with_nothing, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_anthropics_own_client(name: str, doors: dict[str, Door], pythons: dict[str, Path]) -> None:
+    door = doors[name]
+    found = ran(pythons["anthropic_sdk"], "anthropic_sdk", door.url, door.model, KEYS["alice"])
+    assert found["chat"]["output"] == 4
+    assert found["listed"] == {"listed": True, "shown": True}
+    assert found["counted"] == {"exact": True}
+    assert set(found["streamed"]["kinds"]) <= CLIENT_EVENTS | {"message_delta", "message_stop"}
+    assert (found["streamed"]["stop"], found["streamed"]["output"]) == ("max_tokens", 4)
+    assert found["tools"] == {"inputs": [True, True], "stop": "tool_use", "after": True}
+    assert found["structured"] == {"unit": True}
+    assert found["errors"] == {
+        "400": ["BadRequestError", "invalid_request_error"],
+        "401": ["AuthenticationError", "authentication_error"],
+        "404": ["NotFoundError", "not_found_error"],
+    }
+    ticket = door.ticket(found["cancelled"]["id"].removeprefix("msg_"), KEYS["alice"])
+    assert ticket["finish_reason"] in ("abort", "stop")
+    assert ticket["output_tokens"] < 900
+    at_rest(door)
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_ollamas_own_client(name: str, doors: dict[str, Door], pythons: dict[str, Path]) -> None:
+    door = doors[name]
+    found = ran(pythons["ollama_sdk"], "ollama_sdk", door.url, door.model, KEYS["alice"])
+    assert found["chat"] == {"done": "length", "output": 4, "times": True}
+    assert found["streamed"]["output"] == 4
+    assert found["streamed"]["done"][-1] is True
+    assert found["generated"]["loaded"] == "load"
+    assert all(0 < output <= 4 for output in found["generated"]["output"])
+    assert [found["listed"][name] for name in ("listed", "loaded")] == [True, True]
+    assert [found["listed"][name] for name in ("pulled", "progress")] == ["success", "success"]
+    assert found["structured"] == {"heavy": True}
+    assert found["tools"] == {"after": True}
+    assert found["errors"] == {"400": [400, True], "401": [401, True], "404": [404, True]}
+    at_rest(door)
+
+
+LIMITED = """\
+models: {{tiny: {{replicas: [{{url: '{single}', dialect: weighbridge, key: {key}}}]}}}}
+tenants: {{alice: {{key: {key}, limits: {{requests_per_minute: 1}}}}}}
+"""
+ONCE_TOO_OFTEN = {
+    "anthropic_sdk": """
+import sys, anthropic
+client = anthropic.Anthropic(base_url=sys.argv[1], api_key=sys.argv[2], max_retries=0)
+for _ in range(2):
+    try:
+        client.messages.create(model="tiny", max_tokens=1, messages=[{"role": "user", "content": "x"}])
+    except anthropic.RateLimitError as error:
+        print(error.body["error"]["type"], int(error.response.headers["retry-after"]) > 0)
+""",
+    "ollama_sdk": """
+import sys, ollama
+client = ollama.Client(host=sys.argv[1], headers={"Authorization": "Bearer " + sys.argv[2]})
+for _ in range(2):
+    try:
+        client.generate(model="tiny", prompt="x", options={"num_predict": 1})
+    except ollama.ResponseError as error:
+        print(error.status_code, bool(error.error))
+""",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("anthropic_sdk", "rate_limit_error True"), ("ollama_sdk", "429 True")]
+)
+def test_who_asks_too_often_is_told_so(
+    name: str, wanted: str, doors: dict[str, Door], pythons: dict[str, Path], tmp_path: Path
+) -> None:
+    port, file = free_port(), tmp_path / "limited.yaml"
+    file.write_text(LIMITED.format(single=doors[SINGLE].url, key=KEYS["alice"]), encoding="utf-8")
+    with ExitStack() as stack:
+        words = ["serve", "--config", str(file), "--port", str(port)]
+        process = stack.enter_context(logged(words, tmp_path / "log"))
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(url, process, 60.0)
+        command = [str(pythons[name]), "-I", "-c", ONCE_TOO_OFTEN[name], url, KEYS["alice"]]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == wanted, sys.version
+
+
+def at_rest(door: Door) -> None:
+    deadline = time.monotonic() + 10.0
+    while held := door.holds():
+        assert time.monotonic() < deadline, held
+        time.sleep(0.05)
