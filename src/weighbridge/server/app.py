@@ -53,10 +53,9 @@ def create_app(
     clock: Callable[[], float] = time.monotonic,
 ) -> ASGIApp:
     """Everything that is served over one service: the protocols, and the endpoints beside them."""
-    common = CommonEndpoints(service)
     kept = KeptResponses(service, ResponseKeeper(service.keeping, service.max_body))
     protocols = [kept if protocol.path == kept.path else protocol for protocol in protocols]
-    table = [*common.endpoints(), *service.endpoints(), *kept.endpoints()]
+    table = [*CommonEndpoints(service, kept).endpoints(), *service.endpoints()]
     routes = [Route(row.path, _guarded(row, service), methods=[row.method]) for row in table]
     routes += [Route(protocol.path, _only_post, methods=["POST"]) for protocol in protocols]
     rest = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
@@ -136,8 +135,9 @@ def _is_anthropic(request: Request) -> bool:
 class CommonEndpoints:
     """The endpoints that every service has beside its protocols."""
 
-    def __init__(self, service: HttpService) -> None:
+    def __init__(self, service: HttpService, kept: KeptResponses) -> None:
         self._service = service
+        self._kept = kept
 
     def endpoints(self) -> list[Endpoint]:
         return [
@@ -148,6 +148,7 @@ class CommonEndpoints:
             Endpoint("GET", "/v1/models", self.models),
             Endpoint("GET", "/v1/models/{model:path}", self.model),
             *TokenEndpoints(self._service).endpoints(),
+            *self._kept.endpoints(),
             *OllamaEndpoints(self._service).endpoints(),
             Endpoint("GET", "/v1/usage", UsageEndpoint(self._service).usage, Audience.ALL),
             Endpoint("GET", "/v1/tickets", self.recent_tickets),
