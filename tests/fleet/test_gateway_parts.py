@@ -84,7 +84,15 @@ def test_usage_on_an_event_with_text_stays() -> None:
 @pytest.mark.parametrize("space", [b"", b" "])
 @pytest.mark.parametrize(
     "name",
-    [b"cached_tokens", b"tokens_cached", b"prompt_cache_hit_tokens", b"cache_read_input_tokens", b"cache_n"],
+    [
+        b"cached_tokens",
+        b"tokens_cached",
+        b"prompt_cache_hit_tokens",
+        b"cache_read_input_tokens",
+        b"cache_n",
+        b"cachedContentTokenCount",
+        b"cacheReadInputTokens",
+    ],
 )
 def test_a_meter_shows_no_cached_tokens_where_they_may_be_anothers(name: bytes, space: bytes) -> None:
     meter = Meter(hide_usage=False)
@@ -92,6 +100,7 @@ def test_a_meter_shows_no_cached_tokens_where_they_may_be_anothers(name: bytes, 
     said = b'data: {"choices":[{"text":"\\"%s\\":7 %s: 7"}],' % (name, name)
     told = b'"usage":{"prompt_tokens":9,"completion_tokens":3,"details":{"%s":%s%s,"x":7}}}\n\n'
     assert meter.strip(said + told % (name, space, b"7")) == said + told % (name, space, b"0")
+    assert meter.strip(said + told % (name, space, b'"7"')) == said + told % (name, space, b"0")
     meter.hide_cached = False
     assert meter.strip(said + told % (name, space, b"7")) == said + told % (name, space, b"7")
 

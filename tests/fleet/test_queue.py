@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fleet.arrivals import COST, arrival
+from weighbridge.cost.step import StepCost
 from weighbridge.errors import BadInput, DeadlineMissed, QueueFull
 from weighbridge.fleet.load.queue import (
+    FleetSpeed,
     GatewayQueue,
     QueueSettings,
     drain_seconds,
@@ -99,3 +101,47 @@ def test_what_is_not_known_of_a_speed_is_not_made_up() -> None:
     assert work_seconds(1000.0, [COST, COST]) == pytest.approx(alone and alone / 2)
     assert least_seconds(1000, [COST, COST.scaled(2.0)]) == COST.prefill_seconds(1000)
     assert least_seconds(1000, [COST, None]) == 0.0  # it may be quick: no deadline is given up for it
+
+
+@given(
+    st.lists(st.floats(0.2, 5.0), min_size=1, max_size=12),
+    st.integers(1, 200),
+    st.integers(1, 9000),
+    st.booleans(),
+)
+def test_what_a_fleet_takes_is_what_its_replicas_take(
+    speeds: list[float], replicas: int, prompt: int, known: bool
+) -> None:
+    """Whatever its size; where a large one has many speeds, a prompt is said to take no more than on the fastest."""
+    costs = [COST.scaled(speeds[number % len(speeds)]) for number in range(replicas)]
+    told = [*costs, None] if not known else costs
+    fleet = FleetSpeed(lambda now, up: told[: replicas // 2] if up else told)
+    assert fleet.work_seconds(1000.0, 0.0) == pytest.approx(work_seconds(1000.0, told[: replicas // 2]))
+    least, exact = fleet.least_seconds(prompt, 0.0), least_seconds(prompt, told)
+    assert least <= exact * (1 + 1e-9)
+    if len(set(costs)) <= 8 or replicas <= 64:
+        assert least == exact
+
+
+def test_a_large_fleet_is_asked_for_its_speeds_once_for_all_who_are_refused() -> None:
+    asked: list[float] = []
+
+    def costs(now: float, up: bool) -> list[StepCost | None]:
+        asked.append(now)
+        return [COST] * size
+
+    size = 500
+    fleet = FleetSpeed(costs)
+    for number in range(1000):
+        fleet.work_seconds(1000.0, 5.0 + number * 1e-5)
+        fleet.least_seconds(1000, 5.0 + number * 1e-5)
+    assert len(asked) == 2  # those that are up, and all
+    fleet.changed()
+    assert fleet.work_seconds(1000.0, 5.01) == work_seconds(1000.0, [COST] * size)
+    fleet.work_seconds(1000.0, 5.5)
+    assert len(asked) == 6
+    size = 3
+    fleet.changed()
+    for _ in range(5):  # a small one is asked each time
+        fleet.work_seconds(1000.0, 6.0)
+    assert len(asked) > 15

@@ -169,6 +169,50 @@ STREAMS: dict[str, tuple[list[bytes], int, int | None]] = {
         3,
         20 * 1250 + 3 * 2500,
     ),
+    "usage in the choice, as Moonshot has it": (
+        [
+            delta(content="x"),
+            event(
+                {
+                    "choices": [
+                        {
+                            "index": 0,
+                            "delta": {},
+                            "finish_reason": "stop",
+                            "usage": {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25},
+                        }
+                    ]
+                }
+            ),
+        ],
+        5,
+        20 * 1250 + 5 * 2500,
+    ),
+    "usage, and then nothing but zeros": (
+        [
+            delta(content="x"),
+            told(prompt_tokens=20, completion_tokens=5),
+            STOP,
+            told(prompt_tokens=0, completion_tokens=0, total_tokens=0),
+        ],
+        5,
+        20 * 1250 + 5 * 2500,
+    ),
+    "the prompt at the beginning, the output at the end": (
+        [
+            told(prompt_tokens=20, prompt_tokens_details={"cached_tokens": 8}),
+            delta(content="x"),
+            STOP,
+            told(completion_tokens=5),
+        ],
+        5,
+        12 * 1250 + 8 * 200 + 5 * 2500,
+    ),
+    "numbers in quotes": (
+        [delta(content="x"), STOP, told(prompt_tokens="20", completion_tokens="5.0", total_tokens="25")],
+        5,
+        20 * 1250 + 5 * 2500,
+    ),
     "numbers as floats": (
         [delta(content="x"), STOP, told(prompt_tokens=20.0, completion_tokens=1.0, total_tokens=21.0)],
         1,

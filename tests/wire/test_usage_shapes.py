@@ -145,6 +145,42 @@ SHAPES: list[tuple[str, dict[str, Any], tuple[int, ...], int]] = [
         36 * 1250 + 64 * 200 + 40 * 2500,
     ),
     (
+        "all numbers in quotes, some with a point",
+        {
+            "prompt_tokens": "1000",
+            "completion_tokens": " 500.0 ",
+            "total_tokens": "1500",
+            "prompt_tokens_details": {"cached_tokens": "600"},
+            "completion_tokens_details": {"reasoning_tokens": "400"},
+        },
+        (1000, 500, 600, 0, 400),
+        400 * 1250 + 600 * 200 + 500 * 2500,
+    ),
+    (
+        "Gemini's own names: thinking on top of the candidates, cached inside the prompt",
+        {
+            "promptTokenCount": 100,
+            "cachedContentTokenCount": 60,
+            "candidatesTokenCount": 30,
+            "thoughtsTokenCount": 20,
+            "totalTokenCount": 150,
+        },
+        (100, 50, 60, 0, 20),
+        40 * 1250 + 60 * 200 + 50 * 2500,
+    ),
+    (
+        "Bedrock's own names: what a cache had and got is counted apart from the input",
+        {
+            "inputTokens": 50,
+            "outputTokens": 70,
+            "totalTokens": 2520,
+            "cacheReadInputTokens": 2000,
+            "cacheWriteInputTokens": 400,
+        },
+        (2450, 70, 2000, 400),
+        50 * 1250 + 2000 * 200 + 400 * 1_5625 // 10 + 70 * 2500,
+    ),
+    (
         "embeddings: a prompt and a sum",
         {"prompt_tokens": 8, "total_tokens": 8},
         (8, 0, 0, 0),
@@ -228,7 +264,8 @@ def test_the_bill_of_the_public_report_is_right_to_the_nano_dollar() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, [], "7", 7, {}, {"prompt_tokens": "7"}, {"total_tokens": -1}, {"completion_tokens": True}]
+    "value",
+    [None, [], "7", 7, {}, {"prompt_tokens": "seven"}, {"total_tokens": -1}, {"completion_tokens": True}],
 )
 def test_what_is_no_usage_is_none(value: Any) -> None:
     assert read_usage(value) is None

@@ -28,6 +28,20 @@ class Usage:
             self.reasoning_tokens + other.reasoning_tokens,
         )
 
+    def after(self, earlier: Usage | None) -> Usage:
+        """This one, told later in the same stream; what it leaves out is as was told before."""
+        if earlier is None:
+            return self
+        prompt = self if self.prompt_tokens else earlier
+        output = self if self.output_tokens else earlier
+        return Usage(
+            prompt.prompt_tokens,
+            output.output_tokens,
+            prompt.cached_tokens,
+            prompt.written_tokens,
+            output.reasoning_tokens,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Charge:

@@ -19,10 +19,11 @@ from enum import StrEnum
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+from weighbridge.cost.step import StepCost
 from weighbridge.engine.schedule.fairness import Seats
 from weighbridge.errors import DeadlineMissed, NeverFits, QueueFull, Refused, some_of
 from weighbridge.fleet.api import Arrival, Choice
-from weighbridge.fleet.load.queue import SOON, GatewayQueue, deadline_missed, least_seconds, work_seconds
+from weighbridge.fleet.load.queue import SOON, FleetSpeed, GatewayQueue, deadline_missed
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.policies.policy import ComparesCosts, Policy
 from weighbridge.fleet.policies.shortlist import Shortlist
@@ -177,6 +178,7 @@ class Desk(Generic[Member]):
         self.queue = queue
         self.patience = patience
         self._members: dict[str, Member] = {}
+        self._speed = FleetSpeed(self._step_costs)
         self._compares = policy if isinstance(policy, ComparesCosts) else None
         self._shortlist: Shortlist[Member] | None = None  # of a large fleet
         self._freed = freed
@@ -201,6 +203,7 @@ class Desk(Generic[Member]):
         name = member.state.name
         self.leave(name)
         self._members[name] = member
+        self._speed.changed()
         if self._shortlist is not None:
             self._shortlist.join(name, now)
         elif len(self._members) > self._large and self._compares is not None:
@@ -209,6 +212,7 @@ class Desk(Generic[Member]):
     def leave(self, name: str) -> Member | None:
         """Take a replica out of the fleet; None when it is not there."""
         member = self._members.pop(name, None)
+        self._speed.changed()
         if member is not None and self._shortlist is not None:
             self._shortlist.leave(name)
             if len(self._members) <= self._large:
@@ -281,7 +285,7 @@ class Desk(Generic[Member]):
         full = not front and self.queue.is_full(arrival)
         drain = self.drain_seconds(now, arrival.weight.expected_tokens) if full else 0.0
         self.queue.push(
-            arrival, now, drain_seconds=drain, least_seconds=self._least_seconds(arrival), front=front
+            arrival, now, drain_seconds=drain, least_seconds=self._least_seconds(arrival, now), front=front
         )
         self._waiting[arrival.id] = _Waiting(arrival, avoid, streamed)
 
@@ -340,7 +344,9 @@ class Desk(Generic[Member]):
         gone = self.queue.expired(now)
         for arrival in gone:
             del self._waiting[arrival.id]
-        return [(arrival, deadline_missed(arrival, now, self._least_seconds(arrival))) for arrival in gone]
+        return [
+            (arrival, deadline_missed(arrival, now, self._least_seconds(arrival, now))) for arrival in gone
+        ]
 
     def doubt(self, now: float) -> Refused | None:
         """Why waiting is in vain, for everybody; None while a member may come up or have room."""
@@ -366,8 +372,7 @@ class Desk(Generic[Member]):
 
         None when replicas are up, but the speed of none of them is known.
         """
-        up = [m.state.step_cost for m in self._members.values() if m.standing(now) is Standing.UP]
-        return work_seconds(tokens, up)
+        return self._speed.work_seconds(tokens, now)
 
     def backlog_seconds(
         self, states: Collection[ReplicaState], now: float
@@ -535,12 +540,15 @@ class Desk(Generic[Member]):
         reasons = [f"{name}: {m.why(now)}" for name, m in self._members.items() if m.why(now)]
         return f" ({some_of(reasons, joint='; ')})" if reasons else ""
 
-    def _least_seconds(self, arrival: Arrival) -> float:
+    def _least_seconds(self, arrival: Arrival, now: float) -> float:
         """What the prompt takes at least: on the fastest replica, idle. 0 where the speed of one is not known."""
-        if arrival.deadline is None:
-            return 0.0
-        costs = [member.state.step_cost for member in self._members.values()]
-        return least_seconds(arrival.weight.prompt_tokens, costs)
+        return (
+            0.0 if arrival.deadline is None else self._speed.least_seconds(arrival.weight.prompt_tokens, now)
+        )
+
+    def _step_costs(self, now: float, up: bool) -> list[StepCost | None]:
+        members = self._members.values()
+        return [m.state.step_cost for m in members if not up or m.standing(now) is Standing.UP]
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless all who wait are in the queue, and nobody else."""

@@ -296,24 +296,26 @@ class Gateway:
             if not pool.spec.only_routes
         )
 
-    def load(self) -> dict[str, Any]:
+    def load(self, in_full: bool = True) -> dict[str, Any]:
         """The whole fleet, as `/v1/load` shows it; the sums on top are what a replica reports of itself, so a
-        gateway can stand behind another."""
+        gateway can stand behind another. Not `in_full`: these alone."""
         now = self.clock()
-        pools = {name: _pool_load(pool, now) for name, pool in self.pools.items()}
-        members = [member for pool in self.pools.values() for member in pool.members.values()]
-        total = sum(m.state.capacity.kv_tokens or 0 for m in members)
-        return {
-            "queued_requests": sum(one["queued_requests"] for one in pools.values()),
-            "running_requests": sum(m.state.requests for m in members),
-            "queued_tokens": sum(one["queued_tokens"] for one in pools.values()),
-            "running_tokens": round(sum(m.state.outstanding_tokens for m in members)),
+        states = [member.state for pool in self.pools.values() for member in pool.members.values()]
+        queues = [pool.dispatcher.queue for pool in self.pools.values()]
+        total = sum(state.capacity.kv_tokens or 0 for state in states)
+        told: dict[str, Any] = {
+            "queued_requests": sum(len(queue) for queue in queues),
+            "running_requests": sum(state.requests for state in states),
+            "queued_tokens": sum(queue.tokens for queue in queues),
+            "running_tokens": round(sum(state.outstanding_tokens for state in states)),
             "kv_blocks_total": total,
-            "kv_blocks_used": min(sum(m.state.kv_tokens for m in members), total),
+            "kv_blocks_used": min(sum(state.kv_tokens for state in states), total),
             "block_size": 1,
             "draining": self.draining,
-            "models": pools,
         }
+        if in_full:
+            told["models"] = {name: _pool_load(pool, now) for name, pool in self.pools.items()}
+        return told
 
 
 def _shared_limits(spec: FleetSpec, local: Limiter, clock: Callable[[], float]) -> SharedLimits | None:

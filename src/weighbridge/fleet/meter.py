@@ -21,7 +21,8 @@ _ERROR = re.compile(rb'\s*\{\s*"error"')
 #: these is ever a part of an answer's text.
 _CACHED = re.compile(
     rb'("(?:cached_tokens|tokens_cached|prompt_cache_(?:hit|miss)_tokens|cache_(?:read|creation)_input_tokens'
-    rb'|cache_n|prompt_n|cache_write_tokens|cache_creation_tokens|ephemeral_[a-z0-9]+_input_tokens)"\s*:\s*)[0-9][0-9.eE+-]*'
+    rb"|cache_n|prompt_n|cache_write_tokens|cache_creation_tokens|ephemeral_[a-z0-9]+_input_tokens"
+    rb'|cachedContentTokenCount|cache(?:Read|Write)InputTokens)"\s*:\s*)"?[0-9][0-9.eE+-]*"?'
 )
 
 
@@ -84,6 +85,8 @@ class _WholeChoice(msgspec.Struct):
     message: dict[str, Any] | None = None
     text: Any = None
 
+    usage: Any = None  # where Moonshot tells it
+
     @property
     def generated(self) -> str:
         """All that was generated for it: thinking, answer, refusal, calls."""
@@ -110,8 +113,9 @@ class _Body(msgspec.Struct):
 
     def told(self, counted: int) -> Usage | None:
         """Its usage, wherever it stands."""
-        beside = self.x_groq.usage if self.x_groq is not None else None
-        return read_usage(self.usage, counted) or read_usage(beside, counted)
+        beside = [self.x_groq.usage] if self.x_groq is not None else []
+        beside += [choice.usage for choice in self.choices or () if choice.usage]
+        return next(filter(None, (read_usage(one, counted) for one in (self.usage, *beside))), None)
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
@@ -238,7 +242,9 @@ class Meter:
             body = _decode(event[event.index(b"{") :])
         except (msgspec.DecodeError, ValueError):
             return False
-        self.usage = body.told(self.produced) or self.usage
+        told = body.told(self.produced)
+        if told is not None:
+            self.usage = told.after(self.usage)
         return not body.choices
 
     def whole(self, body: bytes) -> None:

@@ -6,6 +6,7 @@ input inside the prompt, is told by the sums alone. `tests/wire/test_usage_shape
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,40 @@ MOST_TOKENS = 1 << 32
 #: Where servers say more about the prompt, and about the completion, than one number.
 _PROMPT = ("prompt_tokens_details", "input_tokens_details")
 _OUTPUT = ("completion_tokens_details", "output_tokens_details")
-_CACHED = ("cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens", "tokens_cached")
-_WRITTEN = ("cache_creation_input_tokens", "cache_write_tokens", "cache_creation_tokens")
+_CACHED = (
+    "cached_tokens",
+    "prompt_cache_hit_tokens",
+    "cache_read_input_tokens",
+    "tokens_cached",
+    "cachedContentTokenCount",
+    "cacheReadInputTokens",
+)
+_WRITTEN = (
+    "cache_creation_input_tokens",
+    "cache_write_tokens",
+    "cache_creation_tokens",
+    "cacheWriteInputTokens",
+)
+_THOUGHT = ("reasoning_tokens", "thoughtsTokenCount")
 #: Beside `input_tokens`, or where they do not fit into the prompt, these are counted apart from it.
-_APART = ("cache_read_input_tokens", "cache_creation_input_tokens")
+_APART = (
+    "cache_read_input_tokens",
+    "cache_creation_input_tokens",
+    "cacheReadInputTokens",
+    "cacheWriteInputTokens",
+)
+#: The three counts: OpenAI's names, Anthropic's, and those of relays that pass on Gemini's and Bedrock's as they are.
+_INPUT = ("prompt_tokens", "input_tokens", "promptTokens", "promptTokenCount", "inputTokens")
+_COMPLETION = (
+    "completion_tokens",
+    "output_tokens",
+    "completionTokens",
+    "candidatesTokenCount",
+    "outputTokens",
+)
+_TOTAL = ("total_tokens", "totalTokens", "totalTokenCount")
+#: A count that is written as a text; some relays put all numbers into quotes.
+_WRITTEN_OUT = re.compile(r"\s*([0-9]{1,12})(?:\.[0-9]{0,12})?\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +93,7 @@ def read_usage(value: Any, counted: int | None = None) -> Usage | None:
 
 
 def _told(value: Mapping[str, Any]) -> _Told:
-    prompt = _first(value, "prompt_tokens", "input_tokens")
+    prompt = _first(value, *_INPUT)
     if prompt is None and "prompt_cache_miss_tokens" in value:
         hit, miss = _first(value, "prompt_cache_hit_tokens"), _first(value, "prompt_cache_miss_tokens")
         prompt = None if miss is None else miss + (hit or 0)
@@ -71,11 +102,11 @@ def _told(value: Mapping[str, Any]) -> _Told:
     is_apart = "prompt_tokens" not in value or cached + written > (prompt or 0)
     return _Told(
         prompt,
-        _first(value, "completion_tokens", "output_tokens"),
-        _first(value, "total_tokens"),
+        _first(value, *_COMPLETION),
+        _first(value, *_TOTAL),
         cached,
         written,
-        _most(value, _OUTPUT, ("reasoning_tokens",)),
+        _most(value, _OUTPUT, _THOUGHT),
         is_apart and any(name in value for name in _APART),
     )
 
@@ -137,7 +168,9 @@ def _most(value: Mapping[str, Any], details: tuple[str, ...], names: tuple[str, 
 
 
 def tokens(value: Any) -> int | None:
-    """A count of tokens from outside: whole, not negative, not absurd; None for anything else."""
+    """A count of tokens from outside: whole, not negative, not absurd, in quotes or not; None for anything else."""
+    if isinstance(value, str) and (match := _WRITTEN_OUT.fullmatch(value)):
+        value = int(match[1])
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return int(value) if 0 <= value <= MOST_TOKENS else None  # NaN is in no range

@@ -201,3 +201,15 @@ def test_random_text_has_no_hit_without_digits_or_marks() -> None:
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(3000)]
     assert PatternDetector().detect(" ".join(words)) == []
+
+
+def test_headers_of_keys_in_a_row_are_one_value() -> None:
+    """A text of nothing else would hold a value every thirty characters, each with its own place to keep."""
+    line = "-----BEGIN PRIVATE KEY-----\n"
+    [hit] = PatternDetector().detect("see " + line * 200 + "and " + "x" * 40)
+    assert (hit.start, hit.end) == (4, 4 + 200 * len(line) - 1)
+    quoted = "> -----BEGIN RSA PRIVATE KEY-----\n> -----BEGIN PRIVATE KEY-----\n> " + "Ab1+" * 16
+    [hit] = PatternDetector().detect(quoted)
+    assert quoted[hit.start : hit.end].endswith("Ab1+")
+    apart = line + "not a key\n" + line
+    assert len(PatternDetector().detect(apart)) == 2

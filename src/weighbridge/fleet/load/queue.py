@@ -7,7 +7,8 @@ goes to whichever replica the policy says, so that no tenant can crowd out anoth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -19,6 +20,10 @@ from weighbridge.fleet.api import Arrival
 
 #: Seconds of a Retry-After that is no prediction.
 SOON = 1.0
+#: Replicas from which on what the fleet produces is worked out once for so many seconds.
+LARGE, KEPT = 64, 0.1
+#: Different step costs among which the fastest is looked for each time.
+_FEW = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,3 +223,68 @@ def least_seconds(prompt_tokens: int, costs: Sequence[StepCost | None]) -> float
     0 where the speed of one is not known: nobody can say that it would be too slow.
     """
     return min((0.0 if cost is None else cost.prefill_seconds(prompt_tokens) for cost in costs), default=0.0)
+
+
+class FleetSpeed:
+    """What the replicas of a fleet produce together, and what a prompt takes on the fastest of them.
+
+    `costs`: their step costs at a time, of those that are up only or of all. In a fleet of more than LARGE replicas
+    they are asked again only after KEPT seconds, or where somebody has come or gone (`changed`): these are words for
+    those who wait and are refused, of whom there may be thousands a second.
+    """
+
+    def __init__(self, costs: Callable[[float, bool], Sequence[StepCost | None]]) -> None:
+        self._costs = costs
+        self._up: Sequence[StepCost | None] = ()
+        self._all: Sequence[StepCost | None] = ()
+        self._replicas = 0
+        self.changed()
+
+    def changed(self) -> None:
+        """Somebody has come or gone."""
+        self._at = -math.inf
+
+    def work_seconds(self, tokens: float, now: float) -> float | None:
+        """Return the seconds in which those that are up work off `tokens` together (see the function)."""
+        self._look(now)
+        return work_seconds(tokens, self._up)
+
+    def least_seconds(self, prompt_tokens: int, now: float) -> float:
+        """Return what a prompt takes at least: on the fastest, idle. Where many are of different speeds, on one that is
+        in each respect as fast as the fastest in that."""
+        self._look(now)
+        return least_seconds(prompt_tokens, self._all)
+
+    def _look(self, now: float) -> None:
+        if self._replicas > LARGE and 0.0 <= now - self._at < KEPT:
+            return
+        self._at = now
+        everybody = self._costs(now, False)
+        self._replicas = len(everybody)
+        if self._replicas <= LARGE:
+            self._up, self._all = self._costs(now, True), everybody
+            return
+        self._up = _together(self._costs(now, True))
+        different = set(everybody)
+        self._all = list(different) if len(different) <= _FEW or None in different else [_floor(different)]
+
+
+def _together(costs: Sequence[StepCost | None]) -> Sequence[StepCost | None]:
+    """One that is as fast as all of them together."""
+    seconds = work_seconds(1.0, costs)
+    if not seconds:
+        return costs[:1]
+    return (StepCost(0.0, 0.0, seconds, 0.0, 0.0),)
+
+
+def _floor(costs: Iterable[StepCost | None]) -> StepCost:
+    """A step cost that is below each of them."""
+    known = [cost for cost in costs if cost is not None]
+    return StepCost(
+        overhead=min(cost.overhead for cost in known),
+        memory=min(cost.memory for cost in known),
+        per_token=min(cost.per_token for cost in known),
+        per_context_token=min(cost.per_context_token for cost in known),
+        per_sequence=min(cost.per_sequence for cost in known),
+        per_prompt_pair=min(cost.per_prompt_pair for cost in known),
+    )

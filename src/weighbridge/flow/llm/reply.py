@@ -87,7 +87,9 @@ class ReplyBuilder:
         self.pieces = 0
 
     def add(self, event: dict[str, Any]) -> None:
-        self._usage = read_usage(event.get("usage"), self.pieces) or self._usage
+        told = read_usage(event.get("usage"), self.pieces)
+        if told is not None:
+            self._usage = told.after(self._usage)
         for choice in event.get("choices", ()):
             delta = choice.get("delta") or {}
             self._finish = choice.get("finish_reason") or self._finish

@@ -91,8 +91,7 @@ class GatewayService:
         return 200, {"status": "ok", **more}
 
     def load(self, in_full: bool) -> dict[str, Any]:
-        told = self.gateway.load()
-        return told if in_full else {name: value for name, value in told.items() if name != "models"}
+        return self.gateway.load(in_full)
 
     async def exposition(self) -> bytes:
         return await self._metrics.exposition()

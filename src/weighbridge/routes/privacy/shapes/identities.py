@@ -20,6 +20,7 @@ ID_WORDS = Words(
     kimlik*|tckn|nik|ktp|no ktp|nomor induk|mykad|kad pengenalan
     cccd|cmnd|căn cước*|chứng minh*|số định danh
     pesel|dowód*|bsn|burgerservicenummer|sofi|personnummer|personal (?:id|number)|rodné číslo|cnp
+    tfn|tax file number|cpr|cpr-nummer|fødselsnummer*|henkilötunnus*|isikukood|oib|jmbg|egn|αφμ|αμκα|cuil|cuit
     aadhaar|aadhar|uidai|pan card|voter id|आधार|पैन|पहचान पत्र|আধার|জাতীয় পরিচয়পত্র|এনআইডি
     ఆధార్|ஆதார்|ਆਧਾਰ|આધાર|kitambulisho|nida|bvn
     هوية|الهوية|رقم قومي|الرقم القومي|رقم الهوية|إقامة|بطاقة|شناختی کارڈ|قومی شناختی|کد ملی|شماره ملی|شناسنامه

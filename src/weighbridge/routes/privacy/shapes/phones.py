@@ -31,6 +31,7 @@ PHONE_WORDS = Words(
     ফোন|মোবাইল|ফোন নম্বর|যোগাযোগ
     ఫోన్|మొబైల్|தொலைபேசி|கைபேசி|அலைபேசி|போன்|ਫ਼ੋਨ|ਫੋਨ|ਮੋਬਾਈਲ|ફોન|મોબાઇલ
     手机|手機|电话|電話|手提|座机|传真|傳真|致电|致電|热线|熱線|携帯|ファックス|連絡先|联系方式|聯絡|微信
+    τηλ|τηλέφωνο*|κινητ*|puh|puhelin*|gsm-nummer|טלפון|נייד
     전화|휴대폰|핸드폰|연락처|휴대전화|팩스|โทร|เบอร์|มือถือ
     """
 )
@@ -61,9 +62,14 @@ _DATE = re.compile(
 )
 
 
+_YEARS = re.compile(r"(?:(?:19|20)\d\d[ .,/()-]{1,3}){1,8}(?:19|20)\d\d")
+
+
 def is_phone(text: str) -> bool:
-    """7 to 15 digits that begin with no date, and are not the same digit over and over."""
+    """7 to 15 digits that begin with no date, are no row of years, and not the same digit over and over."""
     digits = digits_of(text)
+    if _YEARS.fullmatch(text):
+        return False
     return 7 <= len(digits) <= 15 and len(set(digits)) > 2 and not _DATE.match(text)
 
 
