@@ -16,10 +16,12 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,11 +53,16 @@ _LINES_KEPT, _CHARACTERS_KEPT = 40, 300
 _AS_BYTES = 0.15
 
 
+#: Seconds between two looks at the processor time of a run.
+_LOOK_S = 0.5
+
+
 @dataclass(slots=True)
 class Outcome:
     """What a run of one target came to; `edges` and `features` are the fuzzer's counts of what was reached."""
 
     target: str
+    cpu_s: float = 0.0
     executions: int = 0
     edges: int = 0
     features: int = 0
@@ -67,7 +74,7 @@ class Outcome:
     def __str__(self) -> str:
         counts = f"{self.executions} executions, {self.edges} edges, {self.features} features, corpus of {self.corpus}"
         found = f"FINDING {self.finding}" if self.finding else "did not run" if self.failed else "no finding"
-        return f"{self.target:<12} {counts}: {found}"
+        return f"{self.target:<12} {self.cpu_s:.0f} s of CPU, {counts}: {found}"
 
     def read(self, line: str) -> None:
         """Take the counts from a line that the fuzzer prints now and then."""
@@ -77,15 +84,23 @@ class Outcome:
             self.corpus = int(status[4])
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """How long a target runs: seconds of the clock at most, and of its own processor time; None: as many."""
+
+    seconds: int
+    cpu_s: int | None = None
+
+
 def fuzz(
-    name: str, seconds: int, folder: Path, *, options: Sequence[str] = (), bug: str | None = None
+    name: str, span: Span, folder: Path, *, options: Sequence[str] = (), bug: str | None = None
 ) -> Outcome:
     """Run one target for so long in a process of its own; its corpus and findings are kept in `folder`."""
     corpus, findings = folder / "corpus" / name, folder / "findings" / name
     corpus.mkdir(parents=True, exist_ok=True)
     findings.mkdir(parents=True, exist_ok=True)
     before = set(findings.iterdir())
-    options = [*options, f"-max_total_time={seconds}", f"-artifact_prefix={findings}/"]
+    options = [*options, f"-max_total_time={span.seconds}", f"-artifact_prefix={findings}/"]
     command = _command(name, folder, bug)
     more = [str(_written(seeds.native(), folder / "seeds"))] if name == NATIVE else []
     outcome, last = Outcome(name), deque[str](maxlen=_LINES_KEPT)
@@ -99,8 +114,10 @@ def fuzz(
             text=True,
             errors="replace",
         )
-        limit = threading.Timer(seconds + _AROUND_S, process.kill)
+        limit = threading.Timer(span.seconds + _AROUND_S, process.kill)
         limit.start()
+        watch = threading.Thread(target=_watch, args=(process, span, outcome), daemon=True)
+        watch.start()
         try:
             assert process.stdout is not None
             for line in process.stdout:
@@ -111,10 +128,30 @@ def fuzz(
         finally:
             limit.cancel()
             process.kill()
+            watch.join()
     outcome.finding = next(iter(sorted(set(findings.iterdir()) - before)), None)
     outcome.failed = process.returncode != 0 and outcome.finding is None
     outcome.words = "".join(last) if outcome.finding or outcome.failed else ""
     return outcome
+
+
+def _watch(process: subprocess.Popen[str], span: Span, outcome: Outcome) -> None:
+    """Note the processor time of a run, and let it end when it has had its share."""
+    while process.poll() is None:
+        if (used := _cpu_seconds(process.pid)) is not None:
+            outcome.cpu_s = used
+            if span.cpu_s is not None and used >= span.cpu_s:
+                process.send_signal(signal.SIGUSR1)
+        time.sleep(_LOOK_S)
+
+
+def _cpu_seconds(pid: int) -> float | None:
+    """Seconds of user and system time of a process; None where nothing tells."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _command(name: str, folder: Path, bug: str | None) -> list[str]:
@@ -189,6 +226,9 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
     parser.add_argument(
+        "--cpu-seconds", type=int, help="for each target, of its own processor time; needs /proc"
+    )
+    parser.add_argument(
         "--input-seconds",
         type=int,
         default=20,
@@ -236,7 +276,8 @@ def main(arguments: Sequence[str]) -> int:
     outcomes = []
     for name in names:
         try:
-            outcome = fuzz(name, known.seconds, known.folder.resolve(), options=wanted, bug=known.planted)
+            span = Span(known.seconds, known.cpu_seconds)
+            outcome = fuzz(name, span, known.folder.resolve(), options=wanted, bug=known.planted)
         except fuzz_native.NotBuilt as error:
             outcome = Outcome(name, words=f"{error}\n", failed=True)
         print(outcome, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import struct
 import tempfile
 from collections.abc import Callable
@@ -204,8 +205,54 @@ def _change_two(data: bytes, draw: Random, pieces: tuple[object, ...]) -> bytes 
     return whole if len(whole) <= INPUT_BYTES else None
 
 
+#: Bytes of one number of each type that a header may name.
+_WIDTHS = {
+    "F64": 8,
+    "I64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+#: How often tensors get other types and shapes in a header that fits all the same.
+_LAID_OUT_ANEW = 0.3
+
+
+def _laid_out(data: bytes, draw: Random) -> bytes | None:
+    """A header of which one tensor or two are of another type or shape, and that says truly where each of them is."""
+    header, config = _split(data)
+    try:
+        entries = json.loads(header)
+        tensors = [entry for name, entry in entries.items() if name != "__metadata__"]
+        for entry in draw.sample(tensors, min(len(tensors), draw.randint(1, 2))):
+            if draw.random() < 0.7:
+                entry["dtype"] = draw.choice(list(_WIDTHS))
+            else:
+                entry["shape"] = draw.choice(([2, 2], [4], [1, 4, 4], [4, 1], [8, 2], entry["shape"][::-1]))
+        at = 0
+        for entry in tensors:
+            size = _WIDTHS[entry["dtype"]] * math.prod(entry["shape"])
+            entry["data_offsets"], at = [at, at + size], at + size
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return None
+    rest = seeds.TENSOR_BYTES - at
+    if not 0 <= rest <= seeds.TENSOR_BYTES or b'"left over"' in header:
+        return None
+    if rest:
+        entries["left over"] = {"dtype": "U8", "shape": [rest], "data_offsets": [at, at + rest]}
+    whole = b"\n\n".join(filter(None, (json.dumps(entries, separators=(",", ":")).encode(), config)))
+    return whole if len(whole) <= INPUT_BYTES else None
+
+
 def _change_header(data: bytes, draw: Random) -> bytes | None:
     if data.startswith(b"{"):
+        if draw.random() < _LAID_OUT_ANEW and (made := _laid_out(data, draw)) is not None:
+            return made
         return _change_two(data, draw, seeds.HEADER_PIECES)
     length = int.from_bytes(data[:8], "little")
     made = changed_json(data[8 : 8 + length], draw, seeds.HEADER_PIECES)

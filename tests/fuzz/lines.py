@@ -94,6 +94,8 @@ async def _answer(pieces: Sequence[bytes]) -> _Answer:
             connection.data_received(piece)
     reused = client._unused()
     assert reused is None or response.ended, "a connection waits for a request in the middle of an answer"
+    says_close = response.headers.get("connection", "").strip().lower() == "close"
+    assert reused is None or not says_close, "a connection waits for a request that its server closes"
     if reused is not None:
         second = reused.send(head)
         reused.data_received(_NEXT)

@@ -59,7 +59,8 @@ del _MIXTURE_SHAPES["zone.of.no.layer"]
 TENSOR_BYTES = 1024
 #: What headers and configurations have somewhere.
 HEADER_PIECES = (
-    *("F32", "F16", "BF16", "F64", "I64", "I8", "U8", "BOOL", "F8_E4M3", "dtype", "shape", "data_offsets"),
+    *("F32", "F16", "BF16", "F64", "I64", "I32", "I16", "I8", "U8", "BOOL", "F8_E4M3"),
+    *("dtype", "shape", "data_offsets"),
     *(
         "__metadata__",
         "lm_head.weight",
@@ -510,9 +511,9 @@ def native() -> list[bytes]:
     draw = random.Random("native")
     no_sequences = b"a\n"
     return [no_sequences] + [
-        bytes([part]) + bytes(draw.randrange(most) for _ in range(1500))
+        bytes([part]) + bytes(draw.randrange(most) for _ in range(size))
         for part in range(_NATIVE_PARTS)
-        for most in (1, 240, 240)
+        for most, size in ((1, 1500), (240, 400), (240, 400), (240, 1500))
     ]
 
 

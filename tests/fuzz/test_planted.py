@@ -1,4 +1,4 @@
-"""The fuzzer notices within a minute that a check of a parser is gone, and says what the input is."""
+"""The fuzzer notices within a minute of processor time that a check of a parser is gone, and says what the input is."""
 
 from __future__ import annotations
 
@@ -12,19 +12,12 @@ from tools.fuzz_native import compiler
 
 pytestmark = pytest.mark.proof
 
-#: Not found in 6,000, 109,000 and 112,000 executions: what the targets assert does not show these yet.
-NOT_FOUND = (
-    "the type of a tensor that is read",
-    "a connection that the server closes",
-    "a block behind the last one",
-)
-
 
 def _run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
-@pytest.mark.parametrize("name", [name for name in BUGS if name not in NOT_FOUND])
+@pytest.mark.parametrize("name", BUGS)
 def test_a_missing_check_is_found_within_a_minute(name: str, tmp_path: Path) -> None:
     target = BUGS[name].target
     if target == NATIVE and compiler() is None:
@@ -32,7 +25,17 @@ def test_a_missing_check_is_found_within_a_minute(name: str, tmp_path: Path) -> 
     if target != NATIVE:
         pytest.importorskip("atheris", reason="the extra `fuzz`")
         assert _run("-m", "tests.fuzz.planted", name).returncode == 0, "the seeds find it already"
-    fuzzing = ("tools/fuzz.py", "--seconds", "60", "--folder", str(tmp_path), "--seed", "1")
+    fuzzing = (
+        "tools/fuzz.py",
+        "--seconds",
+        "600",
+        "--cpu-seconds",
+        "60",
+        "--folder",
+        str(tmp_path),
+        "--seed",
+        "1",
+    )
     ran = _run(*fuzzing, "--planted", name, target)
     print(ran.stdout)
     assert ran.returncode == 1, ran.stderr

@@ -27,6 +27,7 @@ from weighbridge.routes.build import add_routes
 from weighbridge.routes.config import load_configuration
 from weighbridge.routes.settings import RoutesSettings
 from weighbridge.server.app import create_app
+from weighbridge.server.gateway.heap import given_back
 from weighbridge.server.gateway.metrics import GatewayMetrics
 from weighbridge.server.gateway.service import GatewayService
 from weighbridge.server.lifecycle import bind, check_files, check_reach, run_server, set_up_logging
@@ -98,7 +99,8 @@ def serve_spec(spec: FleetSpec, routes: RoutesSettings | None = None, *, json_lo
     app = create_app(GatewayService(gateway, GatewayMetrics(gateway), usage))
     if not json_logs:
         _announce(spec, routes, address(listener, spec))
-    drained = run_server(app, gateway, listener, spec, spec.drain_timeout)
+    with given_back():
+        drained = run_server(app, gateway, listener, spec, spec.drain_timeout)
     if not drained:
         raise WeighbridgeError(CUT_OFF)
 
