@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from weighbridge.models.compute.rope import cos_sin_table
 from weighbridge.models.files.checkpoint import open_checkpoint
 from weighbridge.models.files.gguf import GgufFile
 from weighbridge.models.files.gguf_format import read_gguf
+from weighbridge.models.files.store import resolve
 from weighbridge.models.loader import Quantize, choose_dtype, load_decoder
 
 Kind = GGMLQuantizationType
@@ -320,3 +322,63 @@ def test_default_model_predicts_english(default_model_path: Path) -> None:
     logits = logits_in_chunks(decoder, tokens, [len(tokens)])
     loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(tokens[1:]))
     assert loss < 2.5
+
+
+def split(directory: Path, folder: Path, parts: int = 3, kind: Kind = Kind.Q8_0) -> list[Path]:
+    """The model in as many files, as llama.cpp splits it: metadata in the first, some tensors in each."""
+    whole = read_gguf(write_gguf(directory, folder / "whole.gguf", kind))
+    files = [folder / f"model-{number + 1:05d}-of-{parts:05d}.gguf" for number in range(parts)]
+    reader = gguf.GGUFReader(folder / "whole.gguf")
+    for number, file in enumerate(files):
+        writer = GGUFWriter(file, "llama")
+        for field in reader.fields.values() if number == 0 else ():
+            if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+                inner = field.types[1] if len(field.types) > 1 else None
+                writer.add_key_value(field.name, field.contents(), field.types[0], inner)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", parts)
+        for name in list(whole.tensors)[number::parts]:
+            entry = whole.tensors[name]
+            writer.add_tensor(name, whole.blocks(entry).reshape(*entry.shape[:-1], -1), raw_dtype=entry.kind)
+        finish(writer)
+    (folder / "whole.gguf").rename(folder / "whole.model")
+    return files
+
+
+def test_a_model_in_several_files_is_one(llama: Path, tmp_path: Path) -> None:
+    files = split(llama, tmp_path)
+    (tmp_path / "whole.model").rename(tmp_path / "other.gguf")
+    whole, parts = open_checkpoint(tmp_path / "other.gguf"), open_checkpoint(files[0])
+    assert set(parts.names()) == set(whole.names())
+    for name in whole.names():
+        assert torch.equal(parts.tensor(name), whole.tensor(name)), name
+    before = parts.fingerprint()
+    files[2].touch()
+    os.utime(files[2], ns=(1, 1))
+    assert parts.fingerprint() != before
+
+
+def test_a_folder_with_all_parts_of_one_model_is_that_model(llama: Path, tmp_path: Path) -> None:
+    files = split(llama, tmp_path)
+    assert resolve(str(tmp_path)) == files[0]
+    files[1].unlink()
+    with pytest.raises(BadInput, match="several GGUF files"):
+        resolve(str(tmp_path))
+
+
+def test_parts_that_do_not_belong_together_are_refused(llama: Path, tmp_path: Path) -> None:
+    files = split(llama, tmp_path)
+    with pytest.raises(BadInput, match="name the first of them"):
+        read_gguf(files[1])
+    third = files[2].read_bytes()
+    files[2].write_bytes(files[1].read_bytes())
+    with pytest.raises(BadInput, match="is not part 3 of the model"):
+        read_gguf(files[0])
+    files[2].write_bytes(third[:-40])
+    with pytest.raises(BadInput, match=r"00003.*not a complete GGUF file"):
+        read_gguf(files[0])
+    files[2].unlink()
+    with pytest.raises(BadInput, match=r"00003-of-00003\.gguf is not beside it"):
+        read_gguf(files[0])
+    with pytest.raises(BadInput, match="name the first of them"):
+        read_gguf(files[0].rename(tmp_path / "renamed.gguf"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ _native: Any = (
 
 #: Rows of a type without a form of its own that are floats at a time, in weights.
 WEIGHTS_AT_ONCE = 1 << 20
+
+#: Bytes of a file that are read before they are given back: what is mapped and read counts as memory of the process.
+BYTES_AT_ONCE = 8 << 20
 
 
 class NotFiniteError(ValueError):
@@ -70,23 +74,26 @@ def _joined(run: Sequence[tuple[int, StoredBlocks]]) -> PackedRows:
     packed = PackedRows(form, rows, columns, codes, scales)
     first = 0
     for index, matrix in run:
-        if not all(_fill(packed, first + start, piece) for start, piece in _pieces(matrix)):
-            raise NotFiniteError(index)
-        matrix.release()
+        for start, piece in _pieces(matrix):
+            if not _fill(packed, first + start, piece):
+                raise NotFiniteError(index)
+            matrix.release()
         first += matrix.rows
     return packed
 
 
 def _pieces(matrix: StoredBlocks) -> Iterator[tuple[int, StoredBlocks]]:
-    """The whole matrix; or, where its type has no form, some rows at a time rounded to Q8_0."""
-    if matrix.kind in FORM_OF:
-        yield 0, matrix
-        return
-    step = max(WEIGHTS_AT_ONCE // matrix.columns // ROWS_PER_TILE, 1) * ROWS_PER_TILE
+    """The matrix, some tiles of rows at a time; where its type has no form, rounded to Q8_0."""
+    kept = matrix.kind in FORM_OF
+    at_once = BYTES_AT_ONCE // matrix.blocks.shape[1] if kept else WEIGHTS_AT_ONCE // matrix.columns
+    step = max(at_once // ROWS_PER_TILE, 1) * ROWS_PER_TILE
     for start in range(0, matrix.rows, step):
-        values = matrix.dequantized(start, min(start + step, matrix.rows))
-        blocks = quantize(values, Kind.Q8_0)
-        yield start, StoredBlocks(Kind.Q8_0, blocks, np.arange(len(blocks)), matrix.release)
+        order = matrix.order[start : start + step]
+        if kept:
+            yield start, replace(matrix, order=order)
+        else:
+            blocks = quantize(matrix.dequantized(start, start + len(order)), Kind.Q8_0)
+            yield start, StoredBlocks(Kind.Q8_0, blocks, np.arange(len(blocks)), matrix.release)
 
 
 def _fill(packed: PackedRows, first: int, matrix: StoredBlocks) -> bool:

@@ -290,4 +290,4 @@ class GgufCheckpoint:
         return self.file.stored(name, self.config)
 
     def fingerprint(self) -> str:
-        return cache.fingerprint([self.path])
+        return cache.fingerprint(self.file.files)

@@ -1,9 +1,13 @@
-"""Typed access to the fields of a model's configuration: every read says what it wanted. Torch is not needed."""
+"""Typed access to the fields of a model's configuration: every read says what it wanted. Torch is not needed.
+
+And what the name of a file says of the files beside it."""
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from weighbridge.errors import BadInput
@@ -17,6 +21,9 @@ MAX_NUMBER = 3.4e38
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
+
+#: A part of a model in several files, as llama.cpp splits it.
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
 def shown(value: object) -> str:
@@ -109,3 +116,12 @@ def finite_number(value: Any, name: str, where: str) -> float:
     if not number or not -MAX_NUMBER <= value <= MAX_NUMBER:  # NaN is in no range
         raise BadInput(f"{where}: {name} is {shown(value)}, not a number that can be used", param=name)
     return float(value)
+
+
+def part_files(path: Path) -> list[Path]:
+    """Return all files of a model by the name of any of them; it alone where its name is no part's."""
+    named = _PART.fullmatch(path.name)
+    count = int(named[3]) if named else 1
+    if named is None or not 1 <= int(named[2]) <= count:
+        return [path]
+    return [path.with_name(f"{named[1]}-{number:05d}-of-{named[3]}.gguf") for number in range(1, count + 1)]

