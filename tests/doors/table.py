@@ -147,7 +147,7 @@ class Seen:
 
 #: Headers whose presence is compared.
 _COMPARED = (
-    "allow cache-control content-type retry-after www-authenticate x-accel-buffering x-weighbridge-cost "
+    "allow cache-control content-type retry-after www-authenticate x-accel-buffering x-request-id x-weighbridge-cost "
     "x-weighbridge-degraded x-weighbridge-placement x-weighbridge-replica x-weighbridge-ticket"
 )
 COMPARED = frozenset(_COMPARED.split())

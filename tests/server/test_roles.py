@@ -39,6 +39,7 @@ OPERATOR = {"operator"}
 COMMON = {
     "GET /": VISITORS,
     "GET /health": EVERYBODY,
+    "GET /version": EVERYBODY,
     "GET /metrics": WATCHERS,
     "GET /v1/load": VISITORS,
     "GET /v1/models": CALLERS,

@@ -21,7 +21,7 @@ from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import WeighbridgeError
 from weighbridge.knobs import knob
 from weighbridge.secret import Secret
-from weighbridge.server.chats import ChatTokenizer
+from weighbridge.server.endpoint import ChatTokenizer
 from weighbridge.wire.errors import error_message
 from weighbridge.wire.sse import EventFramer, event_data
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from weighbridge import __version__
+from weighbridge.server.cross_origin import Sites
 from weighbridge.server.door import Door
 from weighbridge.server.endpoint import Audience, Endpoint, Handler, HttpService, json_response
 from weighbridge.server.kept_responses import KeptResponses
@@ -23,7 +25,7 @@ from weighbridge.server.responses.keeper import ResponseKeeper
 from weighbridge.server.tokens import TokenEndpoints
 from weighbridge.server.usage import UsageEndpoint
 from weighbridge.wire.errors import ApiError, as_api_error, error_body, retry_after_header
-from weighbridge.wire.headers import headers_of
+from weighbridge.wire.headers import headers_of, request_id
 from weighbridge.wire.identity.access import check_site
 from weighbridge.wire.identity.callers import Visitor, peer_of
 from weighbridge.wire.protocol import WireProtocol
@@ -32,18 +34,6 @@ from weighbridge.wire.protocols.messages import listed, model_info
 from weighbridge.wire.readers import whose
 
 log = logging.getLogger("weighbridge.server")
-
-
-#: Headers of an answer that scripts of other sites may read.
-EXPOSED_HEADERS = [
-    "retry-after",
-    *(
-        f"x-ratelimit-{what}-{kind}"
-        for what in ("limit", "remaining", "reset")
-        for kind in ("requests", "tokens")
-    ),
-    *(f"x-weighbridge-{name}" for name in ("ticket", "replica", "placement", "cost", "degraded")),
-]
 
 
 def create_app(
@@ -58,14 +48,9 @@ def create_app(
     table = [*CommonEndpoints(service, kept).endpoints(), *service.endpoints()]
     routes = [Route(row.path, _guarded(row, service), methods=[row.method]) for row in table]
     routes += [Route(protocol.path, _only_post, methods=["POST"]) for protocol in protocols]
-    rest = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
-    door = Door(service, rest, protocols=protocols, clock=clock)
-    origins = service.access.allow_origins
-    if not origins:
-        return door
-    return CORSMiddleware(
-        door, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED_HEADERS
-    )
+    speakers = {row.path: row.speaks for row in table} | {one.path: one for one in protocols}
+    rest = Starlette(routes=routes, exception_handlers={HTTPException: partial(_http_error, speakers)})
+    return Sites(Door(service, rest, protocols=protocols, clock=clock), service.access)
 
 
 async def _only_post(request: Request) -> Response:
@@ -86,9 +71,15 @@ def _guarded(row: Endpoint, service: HttpService) -> Handler:
                 log.error("a request to %s failed", row.path, exc_info=error)
             response = error_response(failure, row.speaks)
         service.answered(row.path, response.status_code)
-        return response
+        return _with_id(request, response)
 
     return call
+
+
+def _with_id(request: Request, response: Response) -> Response:
+    """An answer that can be named: by the client's own word, else by ours."""
+    response.headers["x-request-id"] = request_id(request.headers) or uuid.uuid4().hex
+    return response
 
 
 async def admit_caller(audience: Audience, request: Request, service: HttpService) -> None:
@@ -118,13 +109,17 @@ def error_response(error: ApiError, speaks: WireProtocol | None = None) -> Respo
     return response
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
+async def _http_error(
+    speakers: Mapping[str, WireProtocol | None], request: Request, error: Exception
+) -> Response:
+    """What no endpoint answers: another path, or another method, which is an error in the shape of its path."""
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail.lower()}"
     code = "not_found" if error.status_code == 404 else None
-    response = error_response(ApiError(error.status_code, message, code=code))
+    failure = ApiError(error.status_code, message, code=code)
+    response = error_response(failure, speakers.get(request.url.path))
     response.headers.update(error.headers or {})
-    return response
+    return _with_id(request, response)
 
 
 def _is_anthropic(request: Request) -> bool:
@@ -143,6 +138,7 @@ class CommonEndpoints:
         return [
             Endpoint("GET", "/", self.console, Audience.VISITORS),
             Endpoint("GET", "/health", self.health, Audience.ALL),
+            Endpoint("GET", "/version", self.version, Audience.ALL),
             Endpoint("GET", "/metrics", self.metrics, Audience.WATCHERS),
             Endpoint("GET", "/v1/load", self.load, Audience.VISITORS),
             Endpoint("GET", "/v1/models", self.models),
@@ -161,6 +157,9 @@ class CommonEndpoints:
     async def health(self, request: Request) -> Response:
         status, told = self._service.health()
         return json_response({**told, "version": __version__}, status)
+
+    async def version(self, request: Request) -> Response:
+        return json_response({"version": __version__})
 
     async def metrics(self, request: Request) -> Response:
         return Response(await self._service.exposition(), media_type="text/plain; version=0.0.4")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,7 +20,7 @@ from weighbridge.wire.answer import Answers
 from weighbridge.wire.body import apart, held_body, read_body
 from weighbridge.wire.errors import ApiError, as_api_error, retry_after_header
 from weighbridge.wire.extension import apply_caller
-from weighbridge.wire.headers import headers_of
+from weighbridge.wire.headers import LONGEST_ID, headers_of
 from weighbridge.wire.identity.access import check_site
 from weighbridge.wire.identity.callers import peer_of
 from weighbridge.wire.journey import HeaderList
@@ -87,12 +88,12 @@ class Door:
                 if failure.status == 500:
                     log.error("a request to %s failed", protocol.path, exc_info=error)
                 status = protocol.status(failure)
-                await refuse(protocol, failure, send)
+                await refuse(protocol, failure, scope, send)
                 return
             if detached is not None:
                 status = await detached(receive, send)
             elif ask.answer is not None:
-                status = await self._answer_at_once(protocol, ask.model, ask.answer, send)
+                status = await self._answer_at_once(protocol, ask.model, ask.answer, scope, send)
             else:
                 status = await self._answers.answer(ask, protocol, receive, send)
         except OSError:  # the client's connection broke
@@ -102,15 +103,17 @@ class Door:
         finally:
             service.answered(protocol.path, status)
 
-    async def _answer_at_once(self, protocol: WireProtocol, model: str, answer: bytes, send: Send) -> int:
+    async def _answer_at_once(
+        self, protocol: WireProtocol, model: str, answer: bytes, scope: Scope, send: Send
+    ) -> int:
         """Say what a protocol says by itself of a model that is there."""
         try:
             self._service.model(model)
         except WeighbridgeError as error:
             failure = as_api_error(error)
-            await refuse(protocol, failure, send)
+            await refuse(protocol, failure, scope, send)
             return protocol.status(failure)
-        await send_json(send, 200, answer, [])
+        await _send_json(send, 200, answer, _named(protocol, scope))
         return 200
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -131,12 +134,20 @@ class Door:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-async def refuse(protocol: WireProtocol, failure: ApiError, send: Send) -> None:
+async def refuse(protocol: WireProtocol, failure: ApiError, scope: Scope, send: Send) -> None:
     """Answer a request that could not be read."""
-    await send_json(send, protocol.status(failure), protocol.error(failure), retry_after_header(failure))
+    headers = [*_named(protocol, scope), *retry_after_header(failure)]
+    await _send_json(send, protocol.status(failure), protocol.error(failure), headers)
 
 
-async def send_json(send: Send, status: int, body: bytes, more: HeaderList) -> None:
+def _named(protocol: WireProtocol, scope: Scope) -> HeaderList:
+    """What names an answer to a request that got no name of ours."""
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    name = given[:LONGEST_ID] or uuid.uuid4().hex.encode()
+    return [(header, name) for header in protocol.id_headers]
+
+
+async def _send_json(send: Send, status: int, body: bytes, more: HeaderList) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -15,7 +15,6 @@ from weighbridge.engine.api import Turn
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.keeping import KeepSettings
 from weighbridge.routes.ledger.keeper import UsageKeeper
-from weighbridge.server.chats import ChatTokenizer
 from weighbridge.wire.identity.access import AccessSettings
 from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.journey import Service
@@ -51,6 +50,27 @@ class Endpoint:
     handler: Handler
     audience: Audience = Audience.TENANTS
     speaks: WireProtocol | None = None  # whose errors it answers with; None: OpenAI's
+
+
+class ChatTokenizer(Protocol):
+    """What the server needs of a tokenizer."""
+
+    vocab_size: int
+
+    def encode(self, text: str, add_special_tokens: bool = True, *, most: int | None = None) -> list[int]: ...
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def token_text(self, token: int) -> str: ...
+    def encode_chat(
+        self,
+        messages: Sequence[Any],
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        most: int | None = None,
+    ) -> list[int]: ...
+    @property
+    def supports_tools(self) -> bool: ...
 
 
 class NoTokenizer(BadInput):

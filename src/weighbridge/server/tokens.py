@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,8 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from weighbridge.server.chats import ChatTokenizer, chat_tokens
 from weighbridge.server.endpoint import (
+    ChatTokenizer,
     Endpoint,
     HttpService,
     NoTokenizer,
@@ -135,3 +136,48 @@ def _fields(body: bytes) -> Mapping[str, Any]:
     """The fields of a body that was read before, as they go on."""
     fields: dict[str, Any] = msgspec.json.decode(body)
     return fields
+
+
+# -- chats -----------------------------------------------------------------------------------------------
+
+
+def chat_tokens(tokenizer: ChatTokenizer, body: ChatRequest, longest: int | None = None) -> list[int]:
+    """Token ids of a chat. Raises ApiError for tools or messages that the template cannot show, and NeverFits for more
+    than `longest` tokens."""
+    if body.wants_tools and not tokenizer.supports_tools and body.tool_choice in (None, "auto"):
+        raise ApiError(400, "tools: this model's chat template has no place for tools", param="tools")
+    messages = [checked_message(message, index) for index, message in enumerate(body.messages)]
+    tools = [msgspec.to_builtins(tool) for tool in body.tools or ()] if body.wants_tools else None
+    return tokenizer.encode_chat(
+        messages, tools, body.add_generation_prompt, body.chat_template_kwargs, most=longest
+    )
+
+
+def checked_message(message: dict[str, Any], index: int) -> dict[str, Any]:
+    """A message a template can read. Raises ApiError naming what is missing."""
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not role:
+        raise ApiError(
+            400, f"messages[{index}]: the field 'role' is required and must be a string", param="messages"
+        )
+    if not isinstance(content, str | list) and not (content is None and role == "assistant"):
+        message_text = f"messages[{index}].content: must be a string or a list of parts"
+        raise ApiError(400, message_text, param="messages")
+    if not message.get("tool_calls"):
+        return {**message, "content": content or ""}
+    return {
+        **message,
+        "content": content or "",
+        "tool_calls": [_parsed(call) for call in message["tool_calls"]],
+    }
+
+
+def _parsed(call: Any) -> Any:
+    """Templates expect the arguments of earlier calls as objects, OpenAI sends them as text."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
+    except ValueError:
+        return call

@@ -12,6 +12,7 @@ from typing import Any
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import Receive
 from weighbridge.wire.errors import ApiError, as_api_error, error_fields, error_message, retry_after_header
+from weighbridge.wire.headers import request_id
 from weighbridge.wire.journey import Answered, HeaderList, Journey, Service, WholeAnswer
 from weighbridge.wire.protocol import Encoder, WireProtocol
 
@@ -49,7 +50,7 @@ class Line:
         streaming: bool,
         now: float,
     ) -> None:
-        """`limits`: what every answer says of its tenant's limits, whatever became of the request."""
+        """`limits`: what every answer says, whatever became of the request: its name, and its tenant's limits."""
         self._send = send
         self._limits = limits
         self._protocol = protocol
@@ -145,7 +146,7 @@ class Answers:
         Raises what nobody foresaw, after the client was told.
         """
         encoder = protocol.encoder(ask)
-        limits = partial(self._service.limit_headers, ask.tenant)
+        limits = partial(self._always_said, ask, protocol)
         line = Line(send, protocol, encoder, limits, ask.stream and not encoder.gathers, self._clock())
         task = asyncio.current_task()
         assert task is not None
@@ -172,6 +173,11 @@ class Answers:
             with suppress(asyncio.CancelledError):
                 await watcher
         return line.status or CLIENT_GONE
+
+    def _always_said(self, ask: Ask, protocol: WireProtocol) -> HeaderList:
+        """What names a request, and what is left of its tenant's limits."""
+        name = (request_id(ask.headers) or ask.id).encode("latin-1", "replace")
+        return [*[(header, name) for header in protocol.id_headers], *self._service.limit_headers(ask.tenant)]
 
     async def _serve(self, ask: Ask, encoder: Encoder, line: Line) -> None:
         journey: Journey | None = None
@@ -269,13 +275,18 @@ def passed_headers(headers: Any) -> HeaderList:
     """A server's headers that go on to the client; its ticket goes under a name of its own."""
     passed: HeaderList = []
     for name, value in headers.items():
-        if name == "x-weighbridge-ticket":
-            passed.append((b"x-weighbridge-replica-ticket", value.encode("latin-1")))
+        if name in _RENAMED:
+            passed.append((_RENAMED[name], value.encode("latin-1")))
         elif name not in _NOT_PASSED_ON and name not in _OURS and not name.startswith(_OF_ACCOUNTS):
             passed.append((name.encode("latin-1"), value.encode("latin-1")))
     return passed
 
 
+#: What names a request at the server behind us, and so has another name beside ours.
+_RENAMED = {
+    "x-weighbridge-ticket": b"x-weighbridge-replica-ticket",
+    "x-request-id": b"x-weighbridge-replica-request-id",
+}
 #: What a provider says of our account with it, which is not the client's.
 _OF_ACCOUNTS = "x-ratelimit-"
 _OURS = frozenset({"x-weighbridge-replica", "x-weighbridge-cost", "x-weighbridge-placement"})

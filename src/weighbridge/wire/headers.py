@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from weighbridge.secret import Secret
 from weighbridge.wire.errors import ApiError
@@ -14,6 +14,8 @@ PASSED_ON = frozenset(
     {"x-request-id", "traceparent", "tracestate", "baggage", "openai-organization", "openai-project"}
 )
 
+#: Characters of a request's name that are said back.
+LONGEST_ID = 200
 #: The prefix of our own headers.
 OURS = "x-weighbridge-"
 #: Those of ours that name one thing, of which two lines would make a third.
@@ -38,6 +40,11 @@ def headers_of(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
             )
         headers[key] = f"{headers[key]}, {text}" if key in headers else text
     return headers
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """The name that a client gave its request; empty where it gave none."""
+    return headers.get("x-request-id", "")[:LONGEST_ID]
 
 
 def bearer_of(key: Secret) -> str:

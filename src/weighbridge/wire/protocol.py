@@ -62,6 +62,8 @@ class WireProtocol(ABC):
 
     name: str
     path: str
+    #: Headers that name the request in an answer.
+    id_headers: tuple[bytes, ...] = (b"x-request-id",)
     #: Whether another server's error body goes to the client as it came: it is in OpenAI's shape.
     passes_errors = True
 

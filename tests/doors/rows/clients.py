@@ -9,7 +9,7 @@ from typing import Any
 from tests.doors.client import Reply
 from tests.doors.doors import KEYS
 from tests.doors.rows.endpoints import JSON, STREAM
-from tests.doors.table import MODEL, Row, Want, at, ok
+from tests.doors.table import MODEL, Row, Want, at, bad, chat, ok
 
 MESSAGES, API_CHAT, GENERATE = "/v1/messages", "/api/chat", "/api/generate"
 COUNT = "/v1/messages/count_tokens"
@@ -129,6 +129,10 @@ def is_shown(reply: Reply) -> bool:
 
 VERSION = (("anthropic-version", "2023-06-01"),)
 COUNTED = {"model": MODEL, "messages": [HI], "system": "be kind and brief", "tools": []}
+NAME, NAMED = (("x-request-id", "one of mine"),), {"x-request-id": "one of mine"}
+LOCAL, FOREIGN = ("Origin", "http://localhost:3000"), ("Origin", "https://chat.example")
+SHOWN = {"access-control-allow-origin": "http://localhost:3000"}
+ASKED_HEADERS = ("Access-Control-Request-Headers", "x-api-key, anthropic-version")
 CHATS = at("route routes", "chats", sentence(400, "routes answer chats"))
 NO_KEY, WRONG = refused(401, "authentication_error"), (("x-api-key", "wrong"),)
 LONG = [{"role": "user", "content": "weigh it " * 2000}]
@@ -315,4 +319,57 @@ CLIENTS = [
         "a model to pull that nobody knows", sentence(404, "catalogue"), {"model": "nobody"}, path="/api/pull"
     ),
     Row("a model to delete", sentence(400, "weighbridge serve"), {"model": MODEL}, "DELETE", "/api/delete"),
+    # -- what all clients can decide by
+    Row(
+        "the version",
+        ok(headers=JSON, body=lambda reply: list(reply.json) == ["version"]),
+        method="GET",
+        path="/version",
+    ),
+    Row("the head of a list of models", ok(headers=JSON), method="HEAD", path="/v1/models"),
+    Row("whether anybody is there, as Ollama asks", ok(), method="HEAD", path="/"),
+    Row(
+        "a message with a wrong method",
+        Want(405, headers={"allow": "POST", **JSON}, body=lambda reply: reply.json["type"] == "error"),
+        method="GET",
+        path=MESSAGES,
+    ),
+    Row(
+        "an Ollama chat with a wrong method and a slash",
+        Want(405, headers={"allow": "POST", **JSON}, body=lambda reply: list(reply.json) == ["error"]),
+        method="GET",
+        path=API_CHAT + "/",
+    ),
+    Row("a chat that has a name", ok(headers=NAMED), chat(), headers=NAME),
+    Row("a stream that has a name", ok(headers=NAMED), chat(stream=True), headers=NAME),
+    Row("a refusal that has a name", bad("temperature", headers=NAMED), chat(temperature=9), headers=NAME),
+    Row("a chat that cannot be read and has a name", bad(headers=NAMED), b"{", headers=NAME),
+    Row("a list that has a name", ok(headers=NAMED), method="GET", path="/v1/models", headers=NAME),
+    Row("nothing that has a name", Want(404, headers=NAMED), method="GET", path="/nothing", headers=NAME),
+    Row(
+        "a message that has a name",
+        ok(headers={**NAMED, "request-id": "one of mine"}),
+        message(),
+        path=MESSAGES,
+        headers=NAME,
+    ),
+    # -- scripts of other sites
+    Row("a chat from a page of this machine", ok(headers=SHOWN), chat(), headers=(LOCAL,)),
+    Row(
+        "a message from a page of this machine", ok(headers=SHOWN), message(), path=MESSAGES, headers=(LOCAL,)
+    ),
+    Row(
+        "a page of this machine asks whether it may",
+        ok(headers={**SHOWN, "access-control-allow-headers": "x-api-key, anthropic-version"}),
+        method="OPTIONS",
+        path=MESSAGES,
+        headers=(LOCAL, ("Access-Control-Request-Method", "POST"), ASKED_HEADERS),
+    ),
+    Row(
+        "a page of another site with a key",
+        ok(headers={"access-control-allow-origin": None}),
+        chat(),
+        headers=(FOREIGN,),
+        key="alice",
+    ),
 ]

@@ -20,7 +20,7 @@ from weighbridge.errors import BadInput
 from weighbridge.knobs import knob
 from weighbridge.secret import Secret
 from weighbridge.server.app import create_app
-from weighbridge.server.chats import ChatTokenizer
+from weighbridge.server.endpoint import ChatTokenizer
 from weighbridge.server.engine.metrics import EngineMetrics
 from weighbridge.server.engine.service import EngineService
 from weighbridge.server.lifecycle import bind, check_files, check_reach, set_up_logging

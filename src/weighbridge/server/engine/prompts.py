@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from weighbridge.server.chats import ChatTokenizer, chat_tokens
+from weighbridge.server.endpoint import ChatTokenizer
 from weighbridge.server.engine.sampling import Limits
+from weighbridge.server.tokens import chat_tokens
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.protocols.chat import ChatRequest
 

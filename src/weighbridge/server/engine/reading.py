@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from weighbridge.engine.api import Engine, Generation
 from weighbridge.engine.request import Guide, SamplingParams
-from weighbridge.server.chats import ChatTokenizer
+from weighbridge.server.endpoint import ChatTokenizer
 from weighbridge.server.engine.embeddings import embedding_generations
 from weighbridge.server.engine.formats import ChatFormat, Format, TextFormat
 from weighbridge.server.engine.prompts import PromptReader

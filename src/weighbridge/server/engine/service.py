@@ -15,8 +15,7 @@ from weighbridge.engine.request import Guide, Places
 from weighbridge.errors import NeverFits, UnknownModel
 from weighbridge.routes.budget import Ledger
 from weighbridge.routes.ledger.keeper import UsageKeeper
-from weighbridge.server.chats import ChatTokenizer
-from weighbridge.server.endpoint import Audience, Endpoint, NoTokenizer
+from weighbridge.server.endpoint import Audience, ChatTokenizer, Endpoint, NoTokenizer
 from weighbridge.server.engine.experts import ExpertEndpoints
 from weighbridge.server.engine.journey import EngineJourney, Running, close_all
 from weighbridge.server.engine.metrics import EngineMetrics

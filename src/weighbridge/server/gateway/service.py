@@ -13,8 +13,7 @@ from weighbridge.fleet.limits.rates import rate_headers
 from weighbridge.fleet.pool import Pool
 from weighbridge.routes.budget import Ledger
 from weighbridge.routes.ledger.keeper import UsageKeeper
-from weighbridge.server.chats import ChatTokenizer
-from weighbridge.server.endpoint import Audience, Endpoint, NoTokenizer
+from weighbridge.server.endpoint import Audience, ChatTokenizer, Endpoint, NoTokenizer
 from weighbridge.server.gateway.admin import Admin
 from weighbridge.server.gateway.behind import asked_behind
 from weighbridge.server.gateway.metrics import GatewayMetrics

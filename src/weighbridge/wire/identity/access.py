@@ -37,8 +37,8 @@ class AccessSettings:
     )
     allow_origins: tuple[str, ...] = knob(
         (),
-        "Site whose scripts may call (CORS), such as https://chat.example, or *; may repeat.",
-        flag="--allow-origin",
+        "Site whose scripts may call (CORS), beside those of this machine: https://chat.example, or *; may repeat.",
+        flag=("--allow-origin", "--cors"),
     )
 
 

@@ -112,6 +112,7 @@ class MessagesRequest(CountRequest, kw_only=True):
 
 class MessagesProtocol(WireProtocol):
     name, path, passes_errors = "messages", PATH, False
+    id_headers = (b"x-request-id", b"request-id")
 
     def read(self, body: bytes) -> Ask:
         request = decode(body, MessagesRequest)
