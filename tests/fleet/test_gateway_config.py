@@ -86,6 +86,10 @@ def test_options_of_a_process_may_be_a_mapping_of_the_engines() -> None:
         (GOOD.replace("0.0.0.0:9000", "somewhere"), 1, "HOST:PORT"),
         (GOOD.replace("2999-01-01", "soon"), 6, "2027-01-31"),
         (GOOD.replace("usd_per_day: 2.5", "usd_per_day: -1"), 7, "greater than 0"),
+        (GOOD.replace("usd_per_day: 2.5", "usd_per_day: 2.5, zone: Europe/Munich"), 7, "Europe/Berlin"),
+        (GOOD.replace("usd_per_day: 2.5", "usd_per_day: 2.5, window: week"), 7, "rolling, day"),
+        (GOOD.replace("usd_per_day: 2.5", "usd_per_day: 2.5, window: rolling, zone: UTC"), 7, "window: day"),
+        (GOOD.replace("usd_per_day: 2.5", "window: day"), 7, "usd_per_day"),
         (GOOD.replace("overhead: 0.001, ", ""), 16, "overhead"),
         (GOOD.replace("        dialect: vllm\n", "        process: x\n"), 14, "exactly one of"),
         (
@@ -100,6 +104,23 @@ def test_options_of_a_process_may_be_a_mapping_of_the_engines() -> None:
 def test_what_is_wrong_has_a_line_and_a_remedy(wrong: str, line: int, said: str) -> None:
     found = problems(wrong)
     assert any(one.startswith(f"weighbridge.yaml:{line}: ") and said in one for one in found), found
+
+
+@pytest.mark.parametrize(
+    ("words", "zone"),
+    [
+        ("", None),
+        (", window: rolling", None),
+        (", window: day", "UTC"),
+        (", zone: Asia/Kathmandu", "Asia/Kathmandu"),
+        (", window: day, zone: Australia/Lord_Howe", "Australia/Lord_Howe"),
+    ],
+)
+def test_money_counts_in_the_last_24_hours_or_by_the_days_of_a_zone(words: str, zone: str | None) -> None:
+    spec = parse_config(
+        GOOD.replace("usd_per_day: 2.5", f"usd_per_day: 2.5{words}"), "weighbridge.yaml", Path(".")
+    )
+    assert spec.tenants[0].limits.zone == zone
 
 
 def test_all_problems_are_told_in_the_order_of_the_file() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from weighbridge.errors import BadInput, RateLimited
+from weighbridge.fleet.limits.periods import calendar, day_at
 from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
 
 
@@ -105,3 +109,79 @@ def test_a_withdrawn_request_was_never_there() -> None:
     assert not limiter.holds("a")
     limiter.reserve("t", "b", 10, 1.0, 5.0)
     limiter.check_integrity()
+
+
+# -- money by the days of a zone ---------------------------------------------------------------------------
+
+
+def at(text: str, zone: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone)).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("noon", "zone"),
+    [
+        ("2026-03-29 12:00", "Europe/Berlin"),  # 23 hours
+        ("2026-10-25 12:00", "Europe/Berlin"),  # 25
+        ("2026-04-05 12:00", "Australia/Lord_Howe"),  # 24 and a half
+        ("2026-02-15 12:00", "Africa/Casablanca"),
+        ("2026-06-01 12:00", "Asia/Kathmandu"),  # a quarter of an hour beside the others
+        ("2026-06-01 12:00", "UTC"),
+    ],
+)
+def test_a_day_of_a_zone_ends_when_it_ends_there(noon: str, zone: str) -> None:
+    start = 1000.0  # of a clock that is none on the wall
+    wall = at(noon, zone)
+    days = calendar(lambda: start, lambda: wall)
+    limiter = Limiter(default=TenantLimits(usd_per_day=10.0, zone=zone), calendar=days)
+    ends = start + day_at(wall, zone).ends - wall
+    limiter.reserve("t", "one", 1, 9.0, start)
+    with pytest.raises(RateLimited, match="usd_per_day 10, 9 are used") as refused:
+        limiter.reserve("t", "two", 1, 2.0, start + 60.0)
+    assert refused.value.retry_after == pytest.approx(ends - start - 60.0)
+    with pytest.raises(RateLimited):
+        limiter.reserve("t", "two", 1, 2.0, ends - 0.01)
+    limiter.reserve("t", "two", 1, 2.0, ends)
+    limiter.settle("one", 1, 9.0, ends + 1.0)  # it was of the day before
+    limiter.reserve("t", "three", 1, 8.0, ends + 2.0)
+    limiter.settle("three", 1, 1.0, ends + 3.0)
+    limiter.reserve("t", "four", 1, 7.0, ends + 4.0)
+    with pytest.raises(RateLimited):
+        limiter.reserve("t", "five", 1, 0.01, ends + 5.0)
+    limiter.check_integrity()
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.0, 20 * 3600.0), st.floats(0.1, 4.0), st.floats(0.0, 4.0)), max_size=40)
+)
+def test_no_day_of_a_zone_holds_more_than_the_limit(calls: list[tuple[float, float, float]]) -> None:
+    """Across the end of summer time. Each request is settled at once, and never for more than was reserved."""
+    zone, now = "America/New_York", at("2026-10-30 08:00", "America/New_York")
+    limiter = Limiter(
+        default=TenantLimits(usd_per_day=5.0, zone=zone), calendar=calendar(lambda: 0.0, lambda: 0.0)
+    )
+    spent: dict[str, float] = {}
+    for number, (gap, reserve, part) in enumerate(calls):
+        now += gap
+        day = day_at(now, zone).name
+        try:
+            limiter.reserve("t", f"q{number}", 1, reserve, now)
+        except RateLimited:
+            assert spent.get(day, 0.0) + reserve > 5.0 - 1e-9
+            continue
+        used = min(part, reserve)
+        limiter.settle(f"q{number}", 1, used, now)
+        spent[day] = spent.get(day, 0.0) + used
+    assert all(total <= 5.0 + 1e-9 for total in spent.values())
+
+
+def test_a_clock_that_is_set_back_gives_nobody_a_day_again() -> None:
+    wall = at("2026-06-01 23:59", "UTC")
+    limiter = Limiter(
+        default=TenantLimits(usd_per_day=1.0, zone="UTC"), calendar=calendar(lambda: 0.0, lambda: wall)
+    )
+    limiter.reserve("t", "one", 1, 1.0, 0.0)
+    limiter.reserve("t", "two", 1, 1.0, 120.0)
+    wall -= 3600.0
+    with pytest.raises(RateLimited):
+        limiter.reserve("t", "three", 1, 1.0, 130.0)

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.server.running import free_port
 from weighbridge.errors import BadInput, RateLimited
 from weighbridge.fleet.config.load import parse_config
 from weighbridge.fleet.limits import shared as shared_limits
+from weighbridge.fleet.limits.periods import calendar, day_at
 from weighbridge.fleet.limits.shared import SharedLimits
 from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
 from weighbridge.secret import Secret
@@ -73,7 +75,7 @@ class Door:
     """What one gateway does at the door, without the gateway."""
 
     def __init__(self, url: str, limits: TenantLimits) -> None:
-        self.local = Limiter(default=limits)
+        self.local = Limiter(default=limits, calendar=calendar(lambda: 0.0))
         self.shared = SharedLimits(Secret(url), self.local, timeout=10.0)
 
     async def reserve(self, name: str, tokens: int, usd: float = 0.0) -> None:
@@ -134,6 +136,23 @@ class TestWithRedis:
         with pytest.raises(RateLimited, match="tokens_per_minute") as refused:
             await a.reserve("three", 100)
         assert 30 < (refused.value.retry_after or 0) <= 62
+        await closed(*three)
+
+    async def test_money_by_the_days_of_a_zone_is_one_sum_at_all_gateways(self, redis: Server) -> None:
+        await redis.ready()
+        zone = "Asia/Kathmandu"
+        a, b, _ = three = doors(redis, usd_per_day=2.0, zone=zone)
+        await a.shared.reserve("t", "one", 1, 1.5)
+        with pytest.raises(RateLimited, match=r"usd_per_day 2, 1\.5 are used") as refused:
+            await b.shared.reserve("t", "two", 1, 1.0)
+        left = day_at(time.time(), zone).ends - time.time()
+        assert (refused.value.retry_after or 0) == pytest.approx(left, abs=60)
+        a.shared.settle("t", "one", 1, 0.25)
+        await until(lambda: not a.shared._tasks)
+        await b.shared.reserve("t", "two", 1, 1.5)
+        yesterday = int(day_at(time.time(), zone).begins // 900) - 1
+        await a.shared._redis.hset(a.shared._keys("t")[2], yesterday, "50")
+        await b.shared.reserve("t", "three", 1, 0.2)
         await closed(*three)
 
     async def test_requests_per_minute_and_tenants_apart(self, redis: Server) -> None:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from tests.fleet.backends import Backend, fleet, serving
 from weighbridge.errors import BadInput
+from weighbridge.fleet.limits.periods import HOUR, day_at
 from weighbridge.routes.budget import Budgets, Denial, Ledger, Reservation
 from weighbridge.routes.config import parse_configuration
 from weighbridge.routes.ledger import books
 from weighbridge.routes.ledger.allowance import Allowance, Per
-from weighbridge.routes.ledger.periods import HOUR, day_at
 
 BERLIN = "Europe/Berlin"
 

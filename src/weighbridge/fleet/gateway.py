@@ -22,6 +22,7 @@ from weighbridge.fleet.autoscale import Autoscale
 from weighbridge.fleet.config.spec import FleetSpec, ReplicaSpec
 from weighbridge.fleet.desk import Standing
 from weighbridge.fleet.journey import FleetJourney
+from weighbridge.fleet.limits.periods import calendar
 from weighbridge.fleet.limits.rates import Rate
 from weighbridge.fleet.limits.shared import SharedLimits
 from weighbridge.fleet.limits.tenant import Limiter
@@ -75,7 +76,8 @@ class Gateway:
         self.clock = clock
         self.routes: dict[str, RouteLike] = {}  # between models, addressed as models themselves
         self._lengths = OutputLengths()
-        self.limiter = Limiter({tenant.name: tenant.limits for tenant in spec.tenants}, spec.default_limits)
+        limits = {tenant.name: tenant.limits for tenant in spec.tenants}
+        self.limiter = Limiter(limits, spec.default_limits, calendar(clock))
         self.shared_limits = _shared_limits(spec, self.limiter, clock)
         rules = PoolRules(spec.queue, spec.health, spec.retry, spec.breaker)
         rng = random.Random(seed)

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from weighbridge.cost.price import NANO
 from weighbridge.errors import BadInput
+from weighbridge.fleet.limits.periods import FIRST_SECOND, HOUR, LAST_SECOND, Day, day_at, moment
 from weighbridge.routes.ledger.allowance import NO_BUDGETS, Budgets, Concerned, Per
 from weighbridge.routes.ledger.books import (
     LEDGER,
@@ -36,7 +37,6 @@ from weighbridge.routes.ledger.books import (
     total,
     turn_to,
 )
-from weighbridge.routes.ledger.periods import FIRST_SECOND, HOUR, LAST_SECOND, Day, day_at, moment
 from weighbridge.routes.ledger.usage import UsageQuery, UsageRow, UsageTable, Used, first_day, usage_rows
 from weighbridge.state.database import check_version, connect, open_database, reason, sentence
 

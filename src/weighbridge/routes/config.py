@@ -35,12 +35,12 @@ from weighbridge.fleet.config.load import config_text, read_fleet
 from weighbridge.fleet.config.reader import Problems, Section, read_yaml
 from weighbridge.fleet.config.replica import Defaults, read_replica, read_timeouts
 from weighbridge.fleet.config.spec import KINDS, FleetSpec, ModelSpec
+from weighbridge.fleet.limits.periods import zone_of
 from weighbridge.fleet.reliability.retry import RetrySettings
 from weighbridge.fleet.replica import Timeouts
 from weighbridge.routes.caps import CapSettings
 from weighbridge.routes.ledger.allowance import Allowance, Allowances, Budgets, Per
 from weighbridge.routes.ledger.books import KEPT_HOURS
-from weighbridge.routes.ledger.periods import zone_of
 from weighbridge.routes.policy import Level, Residency, ResidencyPolicy, Rule
 from weighbridge.routes.privacy.hits import TYPES
 from weighbridge.routes.settings import (

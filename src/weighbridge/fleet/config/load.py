@@ -18,6 +18,7 @@ from weighbridge.fleet.config.spec import (
     SharedLimitsSpec,
     TenantSpec,
 )
+from weighbridge.fleet.limits.periods import zone_of
 from weighbridge.fleet.limits.tenant import TenantLimits
 from weighbridge.fleet.policies import DEFAULT_POLICY, POLICIES
 from weighbridge.fleet.reliability.breaker import BreakerSettings
@@ -262,9 +263,28 @@ def _tenant_limits(section: Section) -> TenantLimits:
         tokens_per_minute=section.count("tokens_per_minute", None),
         concurrent_tokens=section.count("concurrent_tokens", None),
         usd_per_day=section.number("usd_per_day", None, above=0.0),
+        zone=_days_of(section),
     )
     section.done()
     return limits
+
+
+def _days_of(section: Section) -> str | None:
+    """The time zone by whose days money counts; None: in the 24 hours that have just passed."""
+    window = section.choice("window", "day" if "zone" in section else "rolling", ["rolling", "day"])
+    zone = section.text("zone", "UTC")
+    if window == "rolling":
+        if "zone" in section:
+            section.problem("zone", "24 hours that roll are the same in every zone; write `window: day`")
+        return None
+    try:
+        zone_of(zone)
+    except BadInput as error:
+        section.problem("zone", str(error))
+        return "UTC"
+    if "usd_per_day" not in section:
+        section.problem("window", "is that of usd_per_day, which is missing here")
+    return zone
 
 
 def _key(section: Section) -> KeySpec:

@@ -18,8 +18,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from weighbridge.errors import BadInput
+from weighbridge.fleet.limits.periods import day_at
 from weighbridge.fleet.limits.rates import Rate
 from weighbridge.fleet.limits.tenant import (
+    BRIEFEST_WAIT,
     DAY,
     MAX_IDLE_TENANTS,
     MINUTE,
@@ -39,18 +41,21 @@ log = logging.getLogger("weighbridge.fleet")
 RETRY_SECONDS = 1.0
 #: Seconds after which a reservation that nobody settled counts as over: the longest answer and the longest queue.
 LEASE_SECONDS = 3600
+#: Seconds of a slot of dollars: a window has SLOTS of them, and a day begins with one, whatever the zone.
+WINDOW_SLOT, DAY_SLOT = 1440, 900
 #: What the reserving script names, in its order, and the seconds of their windows.
 _WINDOWS = (("tokens_per_minute", MINUTE), ("requests_per_minute", MINUTE), ("usd_per_day", DAY))
 
 
 # -- the scripts: Redis runs each of them alone --------------------------------------------------------
 
-#: What both scripts begin with. Of a tenant there are four hashes: amounts by slot of `tokens`, `requests` and `usd`,
-#: and what is `reserved`: by request id its tokens, its dollars, their two slots, and when it ends by itself.
+#: What both scripts begin with; the last of ARGV is the width of a slot of dollars. Of a tenant there are four hashes:
+#: amounts by slot of `tokens`, `requests` and `usd`, and what is `reserved`: by request id its tokens, its dollars,
+#: their two slots, and when it ends by itself.
 _COMMON = """
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
-local widths = {1, 1, 1440}
+local widths = {1, 1, tonumber(ARGV[#ARGV])}
 local slots = {}
 for i = 1, 3 do slots[i] = math.floor(now / widths[i]) end
 
@@ -66,19 +71,21 @@ end
 """
 
 #: KEYS: the four hashes. ARGV: request id, tokens, dollars, seconds it may last, then limits of tokens, requests and
-#: dollars in their windows and of tokens at one time, -1 for none. Replies with -1 when it is reserved, else with the
+#: dollars in their windows and of tokens at one time, -1 for none, and the first slot of dollars of the day, -1 where
+#: they count in a window. Replies with -1 when it is reserved, else with the
 #: place of the limit that is full; then with the time, and of tokens and of requests what is used and the last slot
 #: that has any; of a limit that is full also what of it is used, and the slots and amounts of its window.
 RESERVE = (
     _COMMON
     + """
 local amounts = {tonumber(ARGV[2]), 1, tonumber(ARGV[3])}
+local oldest = tonumber(ARGV[9])
 local totals, last, windows = {}, {}, {}
 for i = 1, 3 do
   local total, newest, window = 0, -1, {}
   local counted = redis.call('HGETALL', KEYS[i])
   for n = 1, #counted, 2 do
-    if tonumber(counted[n]) < slots[i] - 60 then
+    if tonumber(counted[n]) < (i == 3 and oldest >= 0 and oldest or slots[i] - 60) then
       redis.call('HDEL', KEYS[i], counted[n])
     else
       total = total + tonumber(counted[n + 1])
@@ -119,7 +126,7 @@ for i = 1, 3 do
   add(i, slots[i], amounts[i])
   totals[i] = totals[i] + amounts[i]
   if amounts[i] > 0 then last[i] = slots[i] end
-  redis.call('EXPIRE', KEYS[i], widths[i] * 62)
+  redis.call('EXPIRE', KEYS[i], widths[i] == 1 and 62 or 93600)
 end
 local ends = now + tonumber(ARGV[4])
 redis.call('HSET', KEYS[4], ARGV[1], string.format(
@@ -146,7 +153,7 @@ elseif ARGV[5] == '1' then
   owed = owed + usd
 end
 if owed > 0 then add(3, slots[3], owed) end
-for i = 1, 3 do redis.call('EXPIRE', KEYS[i], widths[i] * 62) end
+for i = 1, 3 do redis.call('EXPIRE', KEYS[i], widths[i] == 1 and 62 or 93600) end
 return {}
 """
 )
@@ -203,7 +210,8 @@ class SharedLimits:
         if self.away:
             self.fallbacks += 1
             return
-        args = [request_id, tokens, f"{usd:.12g}", LEASE_SECONDS, *_limit_args(limits)]
+        oldest = -1 if limits.zone is None else int(day_at(time.time(), limits.zone).begins // DAY_SLOT)
+        args = [request_id, tokens, f"{usd:.12g}", LEASE_SECONDS, *_limit_args(limits), oldest, _slot(limits)]
         task = self._start(self._reserve(keys=self._keys(tenant), args=args))
         try:
             reply = await asyncio.wait_for(asyncio.shield(task), self._timeout)
@@ -269,7 +277,8 @@ class SharedLimits:
     def _keys(self, tenant: str) -> list[str]:
         """All of a tenant's keys, in one slot of a cluster."""
         start = f"{self._prefix}:{{{tenant}}}:"
-        return [start + name for name in ("tokens", "requests", "usd", "reserved")]
+        money = "usd" if self._local.limits(tenant).zone is None else "usd-by-day"
+        return [start + name for name in ("tokens", "requests", money, "reserved")]
 
     def _start(self, work: Awaitable[Any]) -> asyncio.Task[Any]:
         async def run() -> Any:
@@ -287,7 +296,8 @@ class SharedLimits:
 
     async def _settled(self, tenant: str, request_id: str, tokens: int, usd: float) -> None:
         owed = self._owed.pop(tenant, 0.0)
-        args = [request_id, tokens, f"{usd:.12g}", f"{owed:.12g}", 1]
+        slot = _slot(self._local.limits(tenant))
+        args = [request_id, tokens, f"{usd:.12g}", f"{owed:.12g}", 1, slot]
         try:
             async with asyncio.timeout(self._timeout):
                 await self._settle(keys=self._keys(tenant), args=args)
@@ -307,7 +317,7 @@ class SharedLimits:
         async def undo() -> None:
             await asyncio.wait({task})  # its connection has a time-out
             if not task.cancelled() and task.exception() is None:
-                args = [request_id, 0, 0, 0, 0]
+                args = [request_id, 0, 0, 0, 0, _slot(self._local.limits(tenant))]
                 await self._settle(keys=self._keys(tenant), args=args)
 
         self._start(undo())
@@ -324,6 +334,9 @@ class SharedLimits:
             return over_limit(tenant, "concurrent_tokens", limit, used, tokens, wait)
         name, seconds = _WINDOWS[int(place)]
         amount = (tokens, 1, usd)[int(place)]
+        if name == "usd_per_day" and limits.zone is not None:
+            wait = max(day_at(now, limits.zone).ends - now, BRIEFEST_WAIT)
+            return over_limit(tenant, name, limits.usd_per_day or 0.0, used, amount, wait)
         window = SlidingWindow(seconds)
         for slot, counted in sorted(zip(slots[::2], slots[1::2], strict=True)):
             window.add(counted, slot * seconds / SLOTS)
@@ -342,6 +355,11 @@ class SharedLimits:
         if self._failing:
             self._failing = False
             log.warning("Redis is back: limits are shared again")
+
+
+def _slot(limits: TenantLimits) -> int:
+    """Seconds of a slot of dollars."""
+    return WINDOW_SLOT if limits.zone is None else DAY_SLOT
 
 
 def _limit_args(limits: TenantLimits) -> list[Any]:

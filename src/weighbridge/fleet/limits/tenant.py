@@ -6,12 +6,14 @@ concurrent ones overshoot a limit by nothing at all when reservations are upper 
 what single requests went beyond their estimates otherwise.
 
 Rates are sliding windows, not buckets: what is counted is the last minute, in slots of a second, so there is no
-moment at which two minutes' worth goes through.
+moment at which two minutes' worth goes through. Money is counted in the last 24 hours in the same way, or by the days
+of a time zone.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from weighbridge.cost.mean import Mean
@@ -31,12 +33,16 @@ MAX_IDLE_TENANTS = 16_384
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantLimits:
-    """None: no limit. Raises BadInput for a limit that is not positive."""
+    """None: no limit. Raises BadInput for a limit that is not positive.
+
+    `zone`: the time zone by whose days `usd_per_day` counts; None: it counts in the 24 hours that have just passed.
+    """
 
     tokens_per_minute: int | None = None
     requests_per_minute: int | None = None
     concurrent_tokens: int | None = None
     usd_per_day: float | None = None
+    zone: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("tokens_per_minute", "requests_per_minute", "concurrent_tokens", "usd_per_day"):
@@ -48,6 +54,31 @@ class TenantLimits:
 
 
 NO_LIMITS = TenantLimits()
+
+
+#: The day that it is in a zone, as `YYYY-MM-DD`, and when it ends: on the clock of who asks.
+Calendar = Callable[[str, float], tuple[str, float]]
+
+
+def no_calendar(zone: str, now: float) -> tuple[str, float]:
+    """Stands in where no limit goes by days."""
+    raise BadInput(f"nothing here says which day it is in {zone}; leave out `zone`", param="zone")
+
+
+@dataclass(slots=True)
+class DayTotal:
+    """Sum of amounts of one day of a zone."""
+
+    name: str = ""
+    ends: float = 0.0
+    total: float = 0.0
+
+    def turn(self, name: str, ends: float) -> None:
+        """Say which day it is. A day that is over does not come back when a clock is set."""
+        if name > self.name:
+            self.name, self.total = name, 0.0
+        if name == self.name:
+            self.ends = ends
 
 
 def over_in(slot: float, seconds: float, now: float) -> float:
@@ -114,6 +145,7 @@ class _Reservation:
     usd: float
     token_slot: int
     usd_slot: int
+    day: str  # of the zone, where money counts by days
     began: float
 
 
@@ -122,6 +154,7 @@ class _Usage:
     tokens: SlidingWindow = field(default_factory=lambda: SlidingWindow(MINUTE))
     requests: SlidingWindow = field(default_factory=lambda: SlidingWindow(MINUTE))
     usd: SlidingWindow = field(default_factory=lambda: SlidingWindow(DAY))
+    day: DayTotal = field(default_factory=DayTotal)
     concurrent: int = 0
     reserved: dict[str, _Reservation] = field(default_factory=dict)  # in the order of their coming
 
@@ -130,8 +163,12 @@ class Limiter:
     """Limits by tenant. Times are seconds on the caller's clock and never go back. All operations are O(slots)."""
 
     def __init__(
-        self, limits: dict[str, TenantLimits] | None = None, default: TenantLimits = NO_LIMITS
+        self,
+        limits: dict[str, TenantLimits] | None = None,
+        default: TenantLimits = NO_LIMITS,
+        calendar: Calendar = no_calendar,
     ) -> None:
+        self._calendar = calendar
         self._limits = dict(limits or {})
         self._default = default
         self._usage: OrderedDict[str, _Usage] = OrderedDict()
@@ -162,7 +199,8 @@ class Limiter:
         usage.requests.add(1, now)
         usage.concurrent += tokens
         slots = usage.tokens.add(tokens, now), usage.usd.add(usd, now)
-        reservation = _Reservation(tenant, tokens, usd, *slots, now)
+        usage.day.total += usd
+        reservation = _Reservation(tenant, tokens, usd, *slots, usage.day.name, now)
         self._reserved[request_id] = usage.reserved[request_id] = reservation
 
     def settle(self, request_id: str, tokens: int, usd: float, now: float) -> None:
@@ -224,6 +262,8 @@ class Limiter:
         del usage.reserved[request_id]
         usage.tokens.adjust(reservation.token_slot, tokens - reservation.tokens)
         usage.usd.adjust(reservation.usd_slot, usd - reservation.usd)
+        if reservation.day == usage.day.name:
+            usage.day.total += usd - reservation.usd
         usage.concurrent -= reservation.tokens
 
     def _usage_of(self, tenant: str) -> _Usage:
@@ -240,17 +280,27 @@ class Limiter:
         windows = (
             ("tokens_per_minute", limits.tokens_per_minute, usage.tokens, tokens),
             ("requests_per_minute", limits.requests_per_minute, usage.requests, 1),
-            ("usd_per_day", limits.usd_per_day, usage.usd, usd),
+            ("usd_per_day", None if limits.zone else limits.usd_per_day, usage.usd, usd),
         )
         for name, limit, window, amount in windows:
             window.advance(now)
             if limit is not None and window.total + amount > limit:
                 wait = window.room_in(amount, limit, now)
                 raise over_limit(tenant, name, limit, window.total, amount, wait)
+        self._check_day(tenant, usage.day, usd, now)
         limit = limits.concurrent_tokens
         if limit is not None and usage.concurrent + tokens > limit:
             wait = self.release_in(tenant, usage.concurrent + tokens - limit, now)
             raise over_limit(tenant, "concurrent_tokens", limit, usage.concurrent, tokens, wait)
+
+    def _check_day(self, tenant: str, day: DayTotal, usd: float, now: float) -> None:
+        limits = self.limits(tenant)
+        if limits.zone is None:
+            return
+        day.turn(*self._calendar(limits.zone, now))
+        limit = limits.usd_per_day
+        if limit is not None and day.total + usd > limit:
+            raise over_limit(tenant, "usd_per_day", limit, day.total, usd, max(day.ends - now, BRIEFEST_WAIT))
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every counter is the sum of what is reserved; zero for nothing."""

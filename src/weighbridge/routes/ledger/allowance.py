@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from weighbridge.errors import BadInput
+from weighbridge.fleet.limits.periods import zone_of
 from weighbridge.routes.ledger.books import KEPT_HOURS
-from weighbridge.routes.ledger.periods import zone_of
 
 #: The tenant that stands for all who have no entry of their own.
 ALL = "*"

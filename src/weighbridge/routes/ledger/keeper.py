@@ -11,7 +11,7 @@ from typing import Protocol
 from weighbridge.cost.price import NANO
 from weighbridge.cost.usage import Charge, Usage
 from weighbridge.errors import BadInput
-from weighbridge.routes.ledger.periods import Day
+from weighbridge.fleet.limits.periods import Day
 from weighbridge.routes.ledger.usage import OTHERS, UsageQuery, UsageRow, Used
 from weighbridge.state.database import sentence
 from weighbridge.ticket import Ticket

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from weighbridge.errors import BadInput
+from weighbridge.fleet.limits.tenant import Calendar
 
 HOUR = 3600.0
 #: What is dated at all, in seconds since the epoch: from its second day to some weeks before the end of the year 9999.
@@ -60,3 +63,14 @@ def moment(seconds: float, zone: str) -> str:
     return datetime.fromtimestamp(seconds, zone_of(zone) if zone != "UTC" else UTC).isoformat(
         timespec="minutes"
     )
+
+
+def calendar(clock: Callable[[], float], wall: Callable[[], float] = time.time) -> Calendar:
+    """Which day it is, for who counts time on `clock`; `wall`: seconds since the epoch."""
+
+    def day_of(zone: str, now: float) -> tuple[str, float]:
+        offset = wall() - clock()
+        day = day_at(now + offset, zone)
+        return day.name, day.ends - offset
+
+    return day_of
