@@ -145,6 +145,14 @@ def test_what_is_not_of_the_type_that_it_claims(value: str) -> None:
     assert "queue.max_wait: must be a number" in problems(f"{fleet}queue: {{max_wait: {value}}}")[0]
 
 
+@pytest.mark.parametrize("path", ["\\ud800", "a\\0b", "~nobody-of-this-name/key.pem"])
+def test_what_can_be_no_path_is_a_problem_of_its_field(path: str) -> None:
+    with pytest.raises(BadInput, match="tls_cert: is no path"):
+        parse_config(
+            f'models: {{m: {{replicas: [{{url: "http://h:1"}}]}}}}\ntls_cert: "{path}"\n', "w.yaml", Path(".")
+        )
+
+
 def test_files_that_are_no_yaml() -> None:
     assert problems("models: [")[0].startswith("weighbridge.yaml:1: this is no YAML")
     assert "must be a mapping" in problems("just text")[0]

@@ -19,7 +19,7 @@ import torch
 from tests.fuzz import seeds
 from tests.fuzz.forms import INPUT_BYTES
 from tests.fuzz.forms.gguf import changed_gguf
-from tests.fuzz.forms.trees import changed_json
+from tests.fuzz.forms.trees import changed_json, written
 from tests.fuzz.target import Target
 from weighbridge.errors import BadInput
 from weighbridge.models.compute.linear_packed import PackedLinear
@@ -221,6 +221,8 @@ _WIDTHS = {
 }
 #: How often tensors get other types and shapes in a header that fits all the same.
 _LAID_OUT_ANEW = 0.3
+#: A tensor that has what no other one has.
+_LEFT_OVER = "left over"
 
 
 def _laid_out(data: bytes, draw: Random) -> bytes | None:
@@ -228,24 +230,25 @@ def _laid_out(data: bytes, draw: Random) -> bytes | None:
     header, config = _split(data)
     try:
         entries = json.loads(header)
-        tensors = [entry for name, entry in entries.items() if name != "__metadata__"]
+        tensors = [entry for name, entry in entries.items() if name not in ("__metadata__", _LEFT_OVER)]
         for entry in draw.sample(tensors, min(len(tensors), draw.randint(1, 2))):
             if draw.random() < 0.7:
                 entry["dtype"] = draw.choice(list(_WIDTHS))
             else:
                 entry["shape"] = draw.choice(([2, 2], [4], [1, 4, 4], [4, 1], [8, 2], entry["shape"][::-1]))
         at = 0
+        if any(type(one) is not int for entry in tensors for one in entry["shape"]):
+            return None  # a text times a number is a long one
         for entry in tensors:
             size = _WIDTHS[entry["dtype"]] * math.prod(entry["shape"])
             entry["data_offsets"], at = [at, at + size], at + size
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        entries.pop(_LEFT_OVER, None)
+        if at < seeds.TENSOR_BYTES:
+            rest = [at, seeds.TENSOR_BYTES]
+            entries[_LEFT_OVER] = {"dtype": "U8", "shape": [rest[1] - rest[0]], "data_offsets": rest}
+        whole = b"\n\n".join(filter(None, (written(entries), config)))
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
-    rest = seeds.TENSOR_BYTES - at
-    if not 0 <= rest <= seeds.TENSOR_BYTES or b'"left over"' in header:
-        return None
-    if rest:
-        entries["left over"] = {"dtype": "U8", "shape": [rest], "data_offsets": [at, at + rest]}
-    whole = b"\n\n".join(filter(None, (json.dumps(entries, separators=(",", ":")).encode(), config)))
     return whole if len(whole) <= INPUT_BYTES else None
 
 

@@ -237,7 +237,15 @@ class Section:
         text = self.text(name)
         if not text:
             return None
-        path = (base / Path(text).expanduser()).resolve()
+        try:
+            path = (base / Path(text).expanduser()).resolve()
+        except (
+            ValueError,
+            OSError,
+            RuntimeError,
+        ) as error:  # half a letter, the home of nobody, links in a ring
+            self.problem(name, f"is no path: {error}")
+            return None
         if must_exist and not path.exists():
             self.problem(name, f"{path} does not exist")
         return path
