@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weighbridge.cost.step import StepCost
 from weighbridge.cost.weight import OutputEstimate, Weight
+from weighbridge.fleet.abilities.ability import NOTHING, Needs
 from weighbridge.fleet.api import Arrival, Capacity
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.state import ReplicaState
@@ -22,10 +23,13 @@ def arrival(
     chain: tuple[bytes, ...] = (),
     choices: int = 1,
     max_tokens: int = 1000,
+    needs: Needs = NOTHING,
 ) -> Arrival:
     estimate = OutputEstimate(output, round(output), round(2 * output))
     weight = Weight(prompt, max_tokens, estimate, choices)
-    return Arrival(name, "m", weight, 0.0, tenant, priority=priority, deadline=deadline, chain=chain)
+    return Arrival(
+        name, "m", weight, 0.0, tenant, priority=priority, deadline=deadline, chain=chain, needs=needs
+    )
 
 
 def replica(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.fleet.arrivals import COST, arrival
 from weighbridge.errors import BadInput, NeverFits, QueueFull
+from weighbridge.fleet.abilities.ability import Ability
 from weighbridge.fleet.api import Arrival, Capacity
 from weighbridge.fleet.desk import Desk, Lease, NoReplica, Patience, Standing
 from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
@@ -27,11 +28,15 @@ class Seat:
     up: bool = True
     held_until: float = 0.0
     shares: bool = True  # its seats among tenants
+    can: frozenset[Ability] = frozenset(Ability)
     refuses: set[str] = field(default_factory=set)
     log: list[str] = field(default_factory=list)
 
     def accepts(self, arrival: Arrival, now: float) -> bool:
-        return self.usable(now) and self.state.accepts(arrival, now)
+        return self.usable(now) and arrival.needs <= self.can and self.state.accepts(arrival, now)
+
+    def can_ever(self, arrival: Arrival, now: float) -> bool:
+        return self.state.fits(arrival) and arrival.needs <= self.can
 
     def usable(self, now: float) -> bool:
         return self.up and now >= self.held_until
@@ -325,3 +330,113 @@ def test_nobody_is_lost_or_placed_twice(steps: list[tuple[str, int]], policy: st
         desk.check_integrity()
         assert there == leases.keys() | set(desk.waiting)
         assert sum(member.state.requests for member in desk.members.values()) == len(leases)
+
+
+SEES = frozenset({Ability.VISION})
+
+
+def blind_and_seeing(*seats: int) -> Desk[Seat]:
+    """Replicas of which the first alone can see."""
+    desk = desk_of(*seats)
+    for name, seat in desk.members.items():
+        seat.shares = False
+        if name != "r0":
+            seat.can = frozenset()
+    return desk
+
+
+def test_nobody_waits_for_a_free_replica_behind_those_who_need_another() -> None:
+    desk = blind_and_seeing(1, 1)
+    seeing = held(desk.offer(arrival("sees0", needs=SEES), 0.0))
+    for number in range(1, 4):
+        assert desk.offer(arrival(f"sees{number}", needs=SEES), 0.0) is None
+    assert desk.offer(arrival("blind"), 0.0) is None
+    assert [one.arrival.id for one in desk.pump(0.0)] == ["blind"]
+    desk.check_integrity()
+    seeing.release(1.0)
+    assert [one.arrival.id for one in desk.pump(1.0)] == ["sees1"]
+    assert set(desk.waiting) == {"sees2", "sees3"}
+    desk.withdraw("sees2")
+    desk.check_integrity()
+
+
+def test_those_aside_and_the_others_take_turns_at_a_replica_that_both_want() -> None:
+    desk = blind_and_seeing(1, 1)
+    busy = [held(desk.offer(arrival("first", needs=SEES), 0.0)), held(desk.offer(arrival("second"), 0.0))]
+    for number in range(6):
+        for needs in (SEES, frozenset[Ability]()):
+            assert desk.offer(arrival(f"{len(needs)}{number}", needs=needs), 0.0) is None
+    list(desk.pump(0.0))
+    lease, order = busy[0], []
+    for step in range(1, 7):
+        lease.release(float(step))
+        (lease,) = desk.pump(float(step))
+        order.append(lease.arrival.id[0])
+    assert sorted(order) == ["0"] * 3 + ["1"] * 3
+    desk.check_integrity()
+
+
+def test_who_needs_a_replica_that_is_down_is_told_in_time() -> None:
+    desk = blind_and_seeing(1, 1)
+    desk.members["r0"].up = False
+    assert desk.offer(arrival("sees", needs=SEES), 0.0) is None
+    list(desk.pump(0.0))
+    assert desk.stranded(0.1) == []
+    assert desk.doubt(60.0) is None, "others may be served"
+    ((gone, error),) = desk.stranded(20.0)
+    assert (gone.id, type(error)) == ("sees", NoReplica)
+    desk.members["r0"].up = True
+    assert desk.stranded(21.0) == []
+
+
+def test_what_is_too_long_for_those_who_could_is_refused_at_once() -> None:
+    desk = blind_and_seeing(1, 1)
+    seeing = desk.members["r0"].state
+    seeing.update_capacity(replace(seeing.capacity, max_model_len=512))
+    with pytest.raises(NeverFits, match="what else this request needs"):
+        desk.offer(arrival("long", 1000, needs=SEES), 0.0)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["sees", "blind", "end", "gone", "down", "up", "tick"]),
+            st.integers(0, 7),
+            st.integers(-1, 1),
+        ),
+        max_size=60,
+    )
+)
+def test_whatever_happens_nobody_is_lost_and_nobody_who_could_go_is_left(
+    events: list[tuple[str, int, int]],
+) -> None:
+    desk, now = blind_and_seeing(1, 2, 1), 0.0
+    leases: list[Lease[Seat]] = []
+    offered: dict[str, Arrival] = {}
+    over: set[str] = set()
+    for kind, number, priority in events:
+        now += 0.3  # beyond what is remembered of kinds
+        if kind in ("sees", "blind"):
+            needs = SEES if kind == "sees" else frozenset[Ability]()
+            one = arrival(f"{len(offered)}", priority=priority, needs=needs, tenant=f"t{number % 3}")
+            offered[one.id] = one
+            try:
+                lease = desk.offer(one, now)
+            except NoReplica:
+                over.add(one.id)
+                continue
+            leases += [lease] if lease is not None else []
+        elif kind == "end" and leases:
+            ended = leases.pop(number % len(leases))
+            ended.release(now)
+            over.add(ended.arrival.id)
+        elif kind == "gone" and desk.waiting:
+            over.add(gone := desk.waiting[number % len(desk.waiting)])
+            desk.withdraw(gone)
+        elif kind in ("down", "up"):
+            desk.members[f"r{number % 3}"].up = kind == "up"
+        leases += list(desk.pump(now))
+        desk.check_integrity()
+        assert offered.keys() == over | set(desk.waiting) | {one.arrival.id for one in leases}
+        for seat in desk.members.values():
+            assert not any(seat.accepts(offered[name], now) for name in desk.waiting), "it could go there"

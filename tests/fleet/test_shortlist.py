@@ -38,6 +38,9 @@ class Seat:
         self.asked += 1
         return self.usable(now) and self.state.accepts(arrival, now)
 
+    def can_ever(self, arrival: Arrival, now: float) -> bool:
+        return self.state.fits(arrival)
+
     def usable(self, now: float) -> bool:
         return self.up and now >= self.held_until
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -23,13 +23,16 @@ from weighbridge.cost.step import StepCost
 from weighbridge.engine.schedule.fairness import Seats
 from weighbridge.errors import DeadlineMissed, NeverFits, QueueFull, Refused, some_of
 from weighbridge.fleet.api import Arrival, Choice
-from weighbridge.fleet.load.queue import SOON, FleetSpeed, GatewayQueue, deadline_missed
+from weighbridge.fleet.load.queue import MOST_LINES, SOON, FleetSpeed, GatewayQueue, deadline_missed
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.policies.policy import ComparesCosts, Policy
 from weighbridge.fleet.policies.shortlist import Shortlist
 
 #: Replicas up to which every one is looked at for every request. Beyond, a policy that compares costs looks at a few.
 LARGE_FLEET = 64
+
+#: Seconds for which it is known whether a kind of request waits for particular replicas.
+LOOK_AGAIN = 0.25
 
 NOBODY: Set[str] = frozenset()
 
@@ -67,6 +70,10 @@ class Seat(Protocol):
 
     def accepts(self, arrival: Arrival, now: float) -> bool:
         """Whether it may be sent `arrival` now."""
+        ...
+
+    def can_ever(self, arrival: Arrival, now: float) -> bool:
+        """Whether it could serve `arrival` if it had nothing else to do."""
         ...
 
     def usable(self, now: float) -> bool:
@@ -190,6 +197,9 @@ class Desk(Generic[Member]):
         self._in_flight: Counter[int] = Counter()  # sequences by class
         self._classes: dict[str, Counter[int]] = {}  # the same of each member
         self._hopeless_since: float | None = None
+        self._line_hopeless: dict[Hashable, float] = {}  # the same, of those who stand aside
+        self._aside_first = False
+        self._particular: dict[Hashable, tuple[float, bool]] = {}  # until when it is known
 
     # -- replicas come and go --------------------------------------------------------------------------
 
@@ -305,21 +315,95 @@ class Desk(Generic[Member]):
         """Return a lease for as many of those who wait as there is room for, in the queue's order.
 
         A lease that was yielded is taken: who does not want it releases it. Tenants that have waited for too long
-        crowd in behind the others, where replicas share their seats among tenants.
+        crowd in behind the others, where replicas share their seats among tenants. Who waits for particular replicas
+        stands aside, so that nobody waits behind for those that are free: before the others and behind them in turns,
+        unless one of both is more urgent.
         """
+        lines = self.queue.lines
+        first = self._lines_first(lines, now) if lines else ()
+        for kind in first:
+            yield from self._pump_line(kind, now)
         while (arrival := self.queue.peek(now)) is not None:
-            waiting = self._waiting[arrival.id]
-            lease = self.place(arrival, now, self._avoiding(waiting, now), streamed=waiting.streamed)
-            if lease is None and self._is_more_urgent(arrival):
-                lease = self._beyond_seats(arrival, now, partial(self._makes_room, arrival))
-            if lease is None:
+            lease = self._place_waiting(arrival, now)
+            if lease is not None:
+                yield self._taken(lease, now)
+            elif not self._is_particular(arrival, now) or not self.queue.set_aside(
+                arrival, _kind(arrival), now
+            ):
                 break
-            yield self._taken(lease, now)
+        for kind in lines:
+            if kind not in first:
+                yield from self._pump_line(kind, now)
         while (arrival := self._overdue(now)) is not None:
             lease = self._beyond_seats(arrival, now)
             if lease is None:
                 return
             yield self._taken(lease, now)
+
+    def _place_waiting(self, arrival: Arrival, now: float) -> Lease[Member] | None:
+        """Return a place for one of those who wait; None when there is none for it now."""
+        waiting = self._waiting[arrival.id]
+        lease = self.place(arrival, now, self._avoiding(waiting, now), streamed=waiting.streamed)
+        if lease is None and self._is_more_urgent(arrival):
+            lease = self._beyond_seats(arrival, now, partial(self._makes_room, arrival))
+        return lease
+
+    def _lines_first(self, lines: Sequence[Hashable], now: float) -> Sequence[Hashable]:
+        """Return the lines of those aside that go before the common one: of one urgency, they take turns."""
+        self._aside_first = not self._aside_first
+        common = self.queue.peek(now)
+        if common is None:
+            return lines
+        limit = common.priority if self._aside_first else common.priority - 1
+        heads = [(kind, self.queue.peek_aside(kind, now)) for kind in lines]
+        return [kind for kind, head in heads if head is not None and head.priority <= limit]
+
+    def _pump_line(self, kind: Hashable, now: float) -> Iterator[Lease[Member]]:
+        """Return leases for those of a line that stands aside, as long as there is room for its next one."""
+        while (arrival := self.queue.peek_aside(kind, now)) is not None:
+            lease = self._place_waiting(arrival, now)
+            if lease is None:
+                return
+            yield self._taken(lease, now)
+
+    def _is_particular(self, arrival: Arrival, now: float) -> bool:
+        """Whether others than the next in line could go to replicas that can never serve this one.
+
+        Looked up for a kind of request now and then only: everybody is asked.
+        """
+        kind = _kind(arrival)
+        known = self._particular.get(kind)
+        if known is None or now >= known[0]:
+            if len(self._particular) >= MOST_LINES:
+                self._particular.clear()
+            members = self._members.values()
+            found = any(member.usable(now) and not member.can_ever(arrival, now) for member in members)
+            known = self._particular[kind] = now + LOOK_AGAIN, found
+        return known[1]
+
+    def stranded(self, now: float) -> list[tuple[Arrival, Refused]]:
+        """Return those who wait for particular replicas, none of which is up or about to be for `patience.for_any`."""
+        gone: list[tuple[Arrival, Refused]] = []
+        hopeless: dict[Hashable, float] = {}
+        for kind in self.queue.lines:
+            head = self.queue.peek_aside(kind, now)
+            if head is None or self._hope_for(head, now):
+                continue
+            since = hopeless[kind] = self._line_hopeless.get(kind, now)
+            if now - since >= self.patience.for_any:
+                error = NoReplica(
+                    f"no replica of {self.model!r} that can serve this request is up{self._why(now)}",
+                    retry_after=5.0,
+                )
+                gone += [(arrival, error) for arrival in self.queue.in_line(kind)]
+        self._line_hopeless = hopeless
+        return gone
+
+    def _hope_for(self, arrival: Arrival, now: float) -> bool:
+        return any(
+            member.standing(now) in _HOPEFUL and member.can_ever(arrival, now)
+            for member in self._members.values()
+        )
 
     def over(self, lease: Lease[Member], now: float) -> None:
         """Charge what was produced, since a lease was released."""
@@ -509,6 +593,11 @@ class Desk(Generic[Member]):
                 f"{weight.prompt_tokens} prompt tokens and up to {weight.max_tokens} more are beyond the "
                 f"{longest} tokens that any replica of {self.model!r} takes; shorten the prompt or lower max_tokens"
             )
+        if members and not any(member.can_ever(arrival, now) for member in members):
+            raise NeverFits(
+                f"no replica of {self.model!r} has both room for {arrival.weight.prompt_tokens} prompt tokens and up "
+                f"to {arrival.weight.max_tokens} more and what else this request needs; shorten it or lower max_tokens"
+            )
         self._check_hope(now)
 
     def _hope(self, now: float) -> bool:
@@ -559,3 +648,9 @@ class Desk(Generic[Member]):
             raise AssertionError("what is in flight is not counted by class")
         if self._shortlist is not None:
             self._shortlist.check_integrity()
+
+
+def _kind(arrival: Arrival) -> Hashable:
+    """What those have in common that the same replicas can serve: what they need, and about how long they are."""
+    weight = arrival.weight
+    return arrival.needs, (weight.prompt_tokens + weight.max_tokens).bit_length()

@@ -85,6 +85,9 @@ class Dispatcher:
         now = self._clock()
         for arrival, missed in self.desk.expire(now):
             self._refuse(arrival.id, missed)
+        for arrival, error in self.desk.stranded(now):
+            self.desk.withdraw(arrival.id)
+            self._refuse(arrival.id, error)
         self.pump()
         doubt = self.desk.doubt(now)
         if doubt is not None:

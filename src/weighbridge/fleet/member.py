@@ -86,7 +86,7 @@ class Member:
         return self.breaker.allows(now)
 
     def is_idle_and_well(self, now: float) -> bool:
-        """Whether it has nothing to do, and its last answer and its last probe came."""
+        """Whether it has nothing to do, its last probe was answered, and no request to it failed of late."""
         idle = not self.state.requests and not self.state.others.queued_requests
         return (
             idle

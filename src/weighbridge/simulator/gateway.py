@@ -54,6 +54,9 @@ class SimulatedMember:
     def __post_init__(self) -> None:
         self.accepts = self.state.accepts
 
+    def can_ever(self, arrival: Arrival, now: float) -> bool:
+        return self.state.fits(arrival)
+
     def usable(self, now: float) -> bool:
         return not self.state.draining
 

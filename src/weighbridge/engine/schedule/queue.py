@@ -148,6 +148,13 @@ class FairQueue(Generic[Item]):
             waiting.held = False
             self._line_up(waiting.request, now, front=True)
 
+    def hold(self, request_id: str) -> None:
+        """Make a waiting request not eligible: it stays in the totals."""
+        waiting = self._waiting[request_id]
+        if not waiting.held:
+            waiting.held = True
+            self._leave(waiting.request)
+
     def peek(self, now: float) -> tuple[Item, int] | None:
         """Return whose turn it is, and the class it competes in: its own, or a better class it was lifted to."""
         if not self._order:
@@ -180,7 +187,7 @@ class FairQueue(Generic[Item]):
     def take(self, request: Item, now: float) -> None:
         """Remove `request` because it is admitted."""
         self.remove(request.id)
-        line = self._classes[request.priority]
+        line = self._class(request.priority)
         line.unserved_since = now
         if line.tenants:
             self._by_service.move_to_end(request.priority)

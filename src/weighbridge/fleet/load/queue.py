@@ -8,7 +8,7 @@ goes to whichever replica the policy says, so that no tenant can crowd out anoth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -18,6 +18,8 @@ from weighbridge.engine.schedule.queue import FairQueue
 from weighbridge.errors import BadInput, DeadlineMissed, QueueFull
 from weighbridge.fleet.api import Arrival
 
+#: Lines of those that stand aside. Who would need one more waits in the common line, in which others wait behind.
+MOST_LINES = 64
 #: Seconds of a Retry-After that is no prediction.
 SOON = 1.0
 #: Replicas from which on what the fleet produces is worked out once for so many seconds.
@@ -53,13 +55,16 @@ class GatewayQueue:
 
     The caller dispatches: `peek`, choose a replica, `take`; then `charge` what is produced as it streams.
     `expired` gives up those whose deadline can no longer be met. `remove` is for clients that went away.
+
+    Who waits for particular replicas is `set_aside`: those behind can go to others meanwhile. All who need the same
+    have one line, which is as fair as the common one, and stay in the totals.
     """
 
     def __init__(self, settings: QueueSettings | None = None) -> None:
         self.settings = settings or QueueSettings()
-        self._fair: FairQueue[Arrival] = FairQueue(
-            self.settings.input_weight, self.settings.output_weight, self.settings.ageing_seconds
-        )
+        self._fair = self._new_line()
+        self._aside: dict[Hashable, FairQueue[Arrival]] = {}
+        self._line_of: dict[str, Hashable] = {}  # of those that stand aside
         self._latest: list[tuple[float, int, Arrival]] = []  # heap: when each must start at the latest
         self._count = 0
 
@@ -104,6 +109,33 @@ class GatewayQueue:
         turn = self._fair.peek(now)
         return turn[0] if turn else None
 
+    def set_aside(self, arrival: Arrival, kind: Hashable, now: float) -> bool:
+        """Let those behind `arrival` pass: it stands in the line of its `kind` from now on. False: too many lines."""
+        line = self._aside.get(kind)
+        if line is None:
+            if len(self._aside) >= MOST_LINES:
+                return False
+            line = self._aside[kind] = self._new_line()
+        self._fair.hold(arrival.id)
+        line.push(arrival, now, round(arrival.weight.expected_tokens))
+        self._line_of[arrival.id] = kind
+        return True
+
+    @property
+    def lines(self) -> list[Hashable]:
+        """The kinds of those that stand aside."""
+        return list(self._aside)
+
+    def peek_aside(self, kind: Hashable, now: float) -> Arrival | None:
+        """Whose turn it is in the line of a kind; None when there is none."""
+        line = self._aside.get(kind)
+        turn = None if line is None else line.peek(now)
+        return turn[0] if turn else None
+
+    def in_line(self, kind: Hashable) -> list[Arrival]:
+        """All who stand aside in one line."""
+        return list(self._aside.get(kind, ()))
+
     def unserved(self) -> Iterator[tuple[Arrival, float]]:
         """Yield the next request of each tenant in the most urgent class, and since when that tenant got nothing:
         the longest first."""
@@ -111,19 +143,29 @@ class GatewayQueue:
 
     def take(self, arrival: Arrival, now: float, cached_tokens: int = 0) -> None:
         """Take out `arrival`, which is dispatched: its tenant is charged the prompt tokens to be computed."""
+        line = self._aside.get(self._line_of.get(arrival.id))
+        if line is not None:
+            line.take(arrival, now)
+            self._left_line(arrival.id)
         self._fair.take(arrival, now)
         self.charge_prompt(arrival, cached_tokens)
 
     def charge_prompt(self, arrival: Arrival, cached_tokens: int) -> None:
         """Charge what of a prompt is to be computed: at least its last token, so that no place is for free."""
-        self._fair.charge(arrival, input_tokens=max(arrival.weight.prompt_tokens - cached_tokens, 1))
+        self.charge(arrival, input_tokens=max(arrival.weight.prompt_tokens - cached_tokens, 1))
 
     def charge(self, arrival: Arrival, *, input_tokens: int = 0, output_tokens: int = 0) -> None:
         """Charge service that the tenant received meanwhile; negative to take a charge back."""
         self._fair.charge(arrival, input_tokens=input_tokens, output_tokens=output_tokens)
+        for line in self._aside.values():
+            line.charge(arrival, input_tokens=input_tokens, output_tokens=output_tokens)
 
     def remove(self, request_id: str) -> Arrival | None:
         """Take out a request whose client went away; None when it does not wait."""
+        line = self._aside.get(self._line_of.get(request_id))
+        if line is not None:
+            line.remove(request_id)
+            self._left_line(request_id)
         return self._fair.remove(request_id)
 
     def expired(self, now: float) -> list[Arrival]:
@@ -132,7 +174,7 @@ class GatewayQueue:
         while self._latest and self._latest[0][0] < now:
             arrival = heappop(self._latest)[2]
             if self._waits(arrival):
-                self._fair.remove(arrival.id)
+                self.remove(arrival.id)
                 gone.append(arrival)
         return gone
 
@@ -143,6 +185,15 @@ class GatewayQueue:
         return self._latest[0][0] if self._latest else None
 
     # -- inside ----------------------------------------------------------------------------------------
+
+    def _new_line(self) -> FairQueue[Arrival]:
+        settings = self.settings
+        return FairQueue(settings.input_weight, settings.output_weight, settings.ageing_seconds)
+
+    def _left_line(self, request_id: str) -> None:
+        kind = self._line_of.pop(request_id)
+        if not len(self._aside[kind]):
+            del self._aside[kind]
 
     def _waits(self, arrival: Arrival) -> bool:
         return arrival.id in self._fair
@@ -181,6 +232,12 @@ class GatewayQueue:
     def check_integrity(self) -> None:
         """Raise AssertionError unless totals and lines agree and every deadline of the line is watched."""
         self._fair.check_integrity()
+        for kind, line in self._aside.items():
+            line.check_integrity()
+            if not len(line) or any(self._line_of.get(one.id) != kind for one in line):
+                raise AssertionError("a line of those that stand aside is empty, or not theirs")
+        if any(name not in self._fair or not self._fair.holds(name) for name in self._line_of):
+            raise AssertionError("who stands aside is in the common line, or gone")
         watched = {entry[2].id for entry in self._latest}
         if any(a.deadline is not None and a.id not in watched for a in self._fair):
             raise AssertionError("a deadline in the queue is not watched")

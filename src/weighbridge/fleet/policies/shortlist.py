@@ -151,7 +151,7 @@ class Shortlist(Generic[One]):
             for name in found:
                 self.touch(name, now)
         if not found:
-            self._vain = _Vain(arrival.weight if len(self._room) else _SMALLEST.weight, now, refusing)
+            self._vain = _Vain(arrival if len(self._room) else _SMALLEST, now, refusing)
         return list(found.values())
 
     def takers(self, arrival: Arrival, avoid: Set[str], now: float) -> list[One]:
@@ -242,16 +242,17 @@ class Shortlist(Generic[One]):
 class _Vain:
     """That everybody was asked for room in vain: until then, only who has changed `since` is asked again."""
 
-    def __init__(self, weight: Weight, now: float, refusing: Set[str]) -> None:
-        self._weight = weight
+    def __init__(self, arrival: Arrival, now: float, refusing: Set[str]) -> None:
+        self._weight, self._needs = arrival.weight, arrival.needs
         self._at = now
         self.since = dict.fromkeys(sorted(refusing))  # who was not asked, and who has changed and has room
 
     def covers(self, arrival: Arrival, now: float) -> bool:
-        """Whether `arrival` needs as much room as the one that found none."""
+        """Whether `arrival` needs as much room, and whatever else, as the one that found none."""
         weight, least = arrival.weight, self._weight
         return (
             now - self._at < ASK_AGAIN
+            and self._needs <= arrival.needs
             and weight.prompt_tokens >= least.prompt_tokens
             and weight.max_tokens >= least.max_tokens
             and weight.choices >= least.choices

@@ -47,8 +47,8 @@ class CircuitBreaker:
 
     @property
     def is_well(self) -> bool:
-        """Whether its last outcome was none of a failure, as far as there was one."""
-        return self.open_until is None and not self._in_a_row
+        """Whether nothing failed within the window."""
+        return self.open_until is None and not self._failed
 
     def allows(self, now: float) -> bool:
         """Whether a request may go now. Half open, one may until its outcome is known or it took too long."""
