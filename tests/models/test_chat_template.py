@@ -64,6 +64,14 @@ def test_parts_are_joined_and_null_is_empty() -> None:
     assert messages[0]["content"] is parts  # the caller's messages stay as they are
 
 
+def test_a_developer_is_the_system_to_templates_that_do_not_know_one() -> None:
+    show = "{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}"
+    messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": "x"}]
+    assert render(show, messages) == "[system:be brief][user:x]"
+    assert render("{# developer #}" + show, messages) == "[developer:be brief][user:x]"
+    assert messages[0]["role"] == "developer", "the caller's messages stay as they are"
+
+
 def test_arguments_of_tool_calls_become_objects() -> None:
     show = "{{ messages[0].tool_calls[0].function.arguments.kg }}"
 

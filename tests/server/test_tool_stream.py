@@ -177,3 +177,23 @@ def test_each_part_is_there_as_soon_as_it_can_be() -> None:
     assert stream.push("}\n</tool_call>\n") == []
     assert stream.push("So be it.") == ["\nSo be it."]
     assert stream.finish() == []
+
+
+FORCED = '{"name": "weigh", "arguments": {"kg": 7}}'
+
+
+@pytest.mark.parametrize("length", range(len(FORCED) + 1))
+def test_a_forced_call_that_is_cut_off_is_a_call_and_never_text(length: int) -> None:
+    for tools in (("weigh",), ("weigh", "look"), ("weigh", "weighty")):
+        stream = ToolStream(tools, forced=True)
+        text, calls = gathered([*stream.push(FORCED[:length]), *stream.finish()])
+        assert text == ""
+        names = [name for name, _ in calls]
+        if tools == ("weigh",):
+            assert names == ["weigh"], "there is no other"
+        else:
+            certain = length > FORCED.index("weigh") + (0 if "look" in tools else 5)
+            assert names == (["weigh"] if certain else [])
+        assert FORCED[len('{"name": "weigh", "arguments": ') : -1].startswith(
+            "".join(one for _, one in calls)
+        )

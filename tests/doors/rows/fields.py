@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.doors.client import Reply
 from tests.doors.table import GONE, Row, at, bad, chat, ok, told
 
 
@@ -27,6 +28,16 @@ def short(value: Any) -> str:
 
 def wrong_messages(name: str, messages: Any) -> Row:
     return Row(f"messages: {name}", bad("messages"), chat(messages=messages))
+
+
+def is_a_begun_call(reply: Reply) -> bool:
+    """A call whose arguments are not there yet, and nothing of it in the text."""
+    [choice] = reply.json["choices"]
+    message = choice["message"]
+    [call] = message["tool_calls"]
+    return (
+        choice["finish_reason"] == "length" and not message["content"] and call["function"]["name"] == "weigh"
+    )
 
 
 TOOL = {"type": "function", "function": {"name": "weigh", "parameters": {"type": "object"}}}
@@ -119,6 +130,16 @@ FIELDS = [
     *refused("top_logprobs", -1, "many"),
     Row(
         "more log-probabilities than there are to have", bad("logprobs"), chat(logprobs=True, top_logprobs=50)
+    ),
+    Row(
+        "a call that must be made and is cut off",
+        ok(tokens=2, body=is_a_begun_call),
+        chat(
+            tools=[TOOL],
+            tool_choice={"type": "function", "function": {"name": "weigh"}},
+            max_tokens=2,
+            weighbridge={"placement": "only_edge"},
+        ),
     ),
     Row("no tools at all", ok(tokens=4), chat(tools=[], tool_choice="none")),
     Row(

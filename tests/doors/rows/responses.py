@@ -81,6 +81,15 @@ def is_streamed(reply: Reply) -> bool:
     )
 
 
+def is_a_begun_call(reply: Reply) -> bool:
+    [item] = reply.json["output"]
+    return bool(
+        reply.json["status"] == item["status"] == "incomplete"
+        and item["type"] == "function_call"
+        and item["name"] == "weigh"
+    )
+
+
 def user(*parts: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": list(parts)}]
 
@@ -174,6 +183,14 @@ RESPONSES = [
         weighbridge={"placement": "only_edge"},
     ),
     row("with tools, none of which may be called", ok(tokens=4), tools=[FUNCTION], tool_choice="none"),
+    row(
+        "of a call that must be made and is cut off",
+        ok(tokens=2, body=is_a_begun_call),
+        tools=[FUNCTION],
+        tool_choice={"type": "function", "name": "weigh"},
+        max_output_tokens=2,
+        weighbridge={"placement": "only_edge"},
+    ),
     *refused("metadata", 7, {"a": 7}, {str(number): "" for number in range(17)}, {"a": "x" * 513}),
     *taken("metadata", {"a": "b"}),
     *refused("truncation", "middle"),

@@ -87,7 +87,15 @@ class ChatTemplate:
         environment = _environment()
         self._special_tokens = dict(special_tokens)
         self._templates = {name: _compile(environment, source) for name, source in sources.items()}
+        self._knows_developers = any("developer" in source for source in sources.values())
         self.supports_tools = any("tools" in _variables(environment, source) for source in sources.values())
+
+    def _in_its_roles(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """A developer speaks as the system to templates that do not know that role: they would leave out what it says,
+        or write a role that the model has never seen."""
+        if self._knows_developers:
+            return messages
+        return [{**one, "role": "system"} if one["role"] == "developer" else one for one in messages]
 
     def render(
         self,
@@ -104,7 +112,7 @@ class ChatTemplate:
             "documents": None,
             **self._special_tokens,
             **variables,
-            "messages": plain_messages(messages),
+            "messages": self._in_its_roles(plain_messages(messages)),
             "tools": [dict(tool) for tool in tools] if tools else None,
             "add_generation_prompt": add_generation_prompt,
         }

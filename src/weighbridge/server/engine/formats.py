@@ -96,17 +96,24 @@ class Format(ABC):
 
 
 class ChatFormat(Format):
-    """`chat.completion` and its chunks. `tools`: names of those whose calls are parsed out of the text."""
+    """`chat.completion` and its chunks. `tools`: names of those whose calls are parsed out of the text; `forced`: all
+    of it is a call."""
 
     prefix = "chatcmpl"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
     def __init__(
-        self, model: str, token_text: TokenText, with_logprobs: bool, tools: frozenset[str] | None
+        self,
+        model: str,
+        token_text: TokenText,
+        with_logprobs: bool,
+        tools: frozenset[str] | None,
+        forced: bool = False,
     ) -> None:
         super().__init__(model, token_text, with_logprobs)
         self._tools = tools
+        self._forced = forced
         self._streams: dict[int, ToolStream] = {}
         self._called: set[int] = set()  # choices that have called a tool
 
@@ -138,7 +145,7 @@ class ChatFormat(Format):
         """What is certain of a choice's text and calls, now that `delta` has come."""
         stream = self._streams.get(delta.index)
         if stream is None:
-            stream = self._streams[delta.index] = ToolStream(tools)
+            stream = self._streams[delta.index] = ToolStream(tools, self._forced)
         pieces = stream.push(delta.text)
         if delta.finish is not None:
             pieces += stream.finish()
@@ -152,7 +159,7 @@ class ChatFormat(Format):
         message: dict[str, Any] = {"role": "assistant", "content": text}
         calls: list[WrittenToolCall] = []
         if self._tools is not None:
-            text, calls = parse(text, self._tools)
+            text, calls = parse(text, self._tools, self._forced)
             if calls:
                 message |= {"content": text or None, "tool_calls": [call.as_dict() for call in calls]}
         return {

@@ -52,13 +52,15 @@ class RequestReader:
 
     def _chat(self, ask: Ask) -> tuple[list[Generation], list[Format]]:
         body = decode(ask.as_body(), ChatRequest)
-        guide = forced_call_guide(body) or guide_of(body)
+        forced = forced_call_guide(body)
+        guide = forced or guide_of(body)
         prompt = self._prompts.chat(body)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         wanted = body.max_completion_tokens or body.max_tokens
         params = self._params(body, wanted, logprobs, guide, len(prompt))
         model, with_logprobs = self._engine.model_name, logprobs is not None
-        form = ChatFormat(model, self._tokenizer.token_text, with_logprobs, tool_names(body))
+        text, called = self._tokenizer.token_text, tool_names(body)
+        form = ChatFormat(model, text, with_logprobs, called, forced is not None)
         return [Generation(prompt, params, choices=body.n or 1)], [form]
 
     def _complete(self, ask: Ask) -> tuple[list[Generation], list[Format]]:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from weighbridge.engine.request import Guide, SamplingParams
+from weighbridge.server.engine.schemas import closed
 from weighbridge.server.settings import ServerSettings
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.protocols.openai import Common
@@ -114,12 +115,11 @@ def guide_of(request: Common) -> Guide | None:
         schema = wanted.json_schema.schema if wanted.json_schema else None
         if schema is None:
             raise ApiError(400, "response_format: json_schema.schema is required", param="response_format")
-        guides.append(Guide("json_schema", msgspec.json.encode(schema).decode()))
+        guides.append(schema_guide(schema))
     extra = request.structured_outputs
     if extra is not None:
         if extra.json is not None:
-            source = extra.json if isinstance(extra.json, str) else msgspec.json.encode(extra.json).decode()
-            guides.append(Guide("json_schema", source))
+            guides.append(schema_guide(_plain_schema(extra.json)))
         if extra.regex is not None:
             guides.append(Guide("regex", extra.regex))
         if extra.grammar is not None:
@@ -127,3 +127,18 @@ def guide_of(request: Common) -> Guide | None:
     if len(guides) > 1:
         raise ApiError(400, "only one constraint on the output can be given", param="structured_outputs")
     return guides[0] if guides else None
+
+
+def schema_guide(schema: Any) -> Guide:
+    """The constraint that a schema is, closed where it does not say that it is open."""
+    return Guide("json_schema", msgspec.json.encode(closed(schema)).decode())
+
+
+def _plain_schema(given: Any) -> Any:
+    if not isinstance(given, str):
+        return given
+    try:
+        return msgspec.json.decode(given)
+    except (msgspec.DecodeError, RecursionError) as error:
+        message = f"structured_outputs.json: is not valid JSON: {error}"
+        raise ApiError(400, message, param="structured_outputs") from error

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import msgspec
-
 from weighbridge.engine.request import Guide
+from weighbridge.server.engine.sampling import schema_guide
 from weighbridge.server.engine.tool_stream import CallArguments, CallBegun, Piece, ToolStream
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.protocols.chat import ChatRequest
@@ -31,9 +30,9 @@ class WrittenToolCall:
         }
 
 
-def parse(text: str, tools: Iterable[str]) -> tuple[str, list[WrittenToolCall]]:
+def parse(text: str, tools: Iterable[str], forced: bool = False) -> tuple[str, list[WrittenToolCall]]:
     """What was said, and the calls, of a whole answer: what a stream of it comes to."""
-    stream = ToolStream(tools)
+    stream = ToolStream(tools, forced)
     said: list[str] = []
     calls: list[WrittenToolCall] = []
     for piece in [*stream.push(text), *stream.finish()]:
@@ -66,6 +65,8 @@ def as_delta(pieces: Sequence[Piece]) -> dict[str, Any]:
 
 def tool_names(request: ChatRequest) -> frozenset[str] | None:
     """The names of the tools that may be called; None when none may."""
+    if isinstance(request.tool_choice, NamedTool):
+        return frozenset((request.tool_choice.function.name,))
     return frozenset(tool.function.name for tool in request.tools or ()) if request.wants_tools else None
 
 
@@ -82,19 +83,38 @@ def forced_call_guide(request: ChatRequest) -> Guide | None:
         if not tools:
             message = f"tool_choice: no tool is called {choice.function.name!r}"
             raise ApiError(400, message, param="tool_choice")
-    options = [_call_schema(tool) for tool in tools]
+    definitions: dict[str, Any] = {}
+    try:
+        options = [_call_schema(tool, number, definitions) for number, tool in enumerate(tools)]
+    except RecursionError:
+        raise ApiError(400, "tools: parameters are nested too deeply", param="tools") from None
     schema = options[0] if len(options) == 1 else {"anyOf": options}
-    return Guide("json_schema", msgspec.json.encode(schema).decode())
+    return schema_guide({**schema, "$defs": definitions} if definitions else schema)
 
 
-def _call_schema(tool: Tool) -> dict[str, Any]:
-    parameters = tool.function.parameters
+def _call_schema(tool: Tool, number: int, definitions: dict[str, Any]) -> dict[str, Any]:
+    """The object that a call is. Parameters that refer to parts of themselves go into `definitions`, whole."""
+    parameters: Any = tool.function.parameters
+    if not isinstance(parameters, dict):  # a function without parameters is called without arguments
+        parameters = {"type": "object", "properties": {}}
+    elif (moved := _moved(parameters, f"#/$defs/tool{number}")) != parameters:
+        definitions[f"tool{number}"] = moved
+        parameters = {"$ref": f"#/$defs/tool{number}"}
     return {
         "type": "object",
-        "properties": {
-            "name": {"const": tool.function.name},
-            "arguments": parameters if isinstance(parameters, dict) else {"type": "object"},
-        },
+        "properties": {"name": {"const": tool.function.name}, "arguments": parameters},
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
+
+
+def _moved(schema: Any, to: str) -> Any:
+    """A schema with its references to itself as they are where it stands below another one."""
+    if isinstance(schema, list):
+        return [_moved(one, to) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {name: _moved(value, to) for name, value in schema.items()}
+    if isinstance(ref := schema.get("$ref"), str) and ref.startswith("#"):
+        made["$ref"] = to + ref[1:]
+    return made

@@ -15,12 +15,15 @@ JSON, which is how OpenAI's API shows it too.
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 _HERMES, _HERMES_END, _MISTRAL = "<tool_call>", "</tool_call>", "[TOOL_CALLS]"
+#: The name in what a forced call begins with, and the quotation mark behind it.
+_NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)("?)')
 _SPACE = " \t\r\n"
 #: What JSON has outside of strings; anything else means that the value has broken off.
 _PLAIN = frozenset(' \t\r\n:,-+.0123456789truefalsnE"{}[]')
@@ -57,8 +60,10 @@ class _NoCall(Exception):
 class ToolStream:
     """Parses one answer. `tools`: the names that a call without a marker may have."""
 
-    def __init__(self, tools: Iterable[str]) -> None:
+    def __init__(self, tools: Iterable[str], forced: bool = False) -> None:
+        """`forced`: the whole answer is a call, whatever of it comes."""
         self._tools = frozenset(tools)
+        self._forced = forced
         self._pieces: list[Piece] = []
         self._held = ""  # read, and neither shown nor known to be part of a call
         self._shown = False
@@ -77,10 +82,22 @@ class ToolStream:
     def finish(self) -> list[Piece]:
         """What was held back, at the end of the answer."""
         held, self._held, self._reading = self._held, "", None
+        if self._forced and not self._calls and not self._shown:
+            self._begin_cut_off(held)
+            return self._take()
         rest = held.strip(_BETWEEN) if self._calls else held
         if not self._inside and not (self._open and _HERMES_END.startswith(rest)):
             self._say(held if rest else "")
         return self._take()
+
+    def _begin_cut_off(self, held: str) -> None:
+        """A call that was cut off before its arguments, where its name is plain by then; else nothing is shown."""
+        found = _NAME.search(held)
+        begun = found[1] if found is not None else ""
+        whole = found is not None and bool(found[2])
+        named = [name for name in self._tools if name == begun or (not whole and name.startswith(begun))]
+        if len(named) == 1 or whole:
+            self._begin(begun if whole else named[0])
 
     def _take(self) -> list[Piece]:
         pieces, self._pieces = self._pieces, []
