@@ -18,7 +18,7 @@ from weighbridge.fleet.load.cost_order import CostOrder
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
 from weighbridge.fleet.load.state import ReplicaState
-from weighbridge.fleet.policies.shortlist import ASK_AGAIN, CHEAPEST, HOLDERS, LONG, TURN
+from weighbridge.fleet.policies.shortlist import ASK_AGAIN, CHEAPEST, HOLDERS, LONG, RENEWED, TURN, Shortlist
 from weighbridge.fleet.policies.weigh import Weigh
 
 FEW = HOLDERS + CHEAPEST + TURN
@@ -160,6 +160,33 @@ def check_against_scratch(desk: Desk[Seat]) -> None:
     speeds = all(one.state.speed_known for one in desk.members.values())
     assert listed.usual(1.0).speeds_known is speeds
     assert listed._usual.speeds_known is speeds
+
+
+def test_what_is_usual_changes_without_holding_up_a_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All costs are computed anew, but not all of them with one request: of 500 replicas that takes milliseconds."""
+    desk = desk_of([seat(number) for number in range(500)])
+    listed = desk._shortlist
+    assert listed is not None
+    touched: list[str] = []
+    touch = Shortlist.touch
+
+    def counted(self: Shortlist[Seat], name: str, now: float) -> None:
+        touched.append(name)
+        touch(self, name, now)
+
+    monkeypatch.setattr(Shortlist, "touch", counted)
+    most, changes, before = 0, 0, listed._usual
+    for number in range(2500):
+        touched.clear()
+        assert desk.place(arrival(f"q{number}", 500), 1.0) is not None
+        most = max(most, len(touched))
+        changes += listed._usual is not before
+        before = listed._usual
+    assert changes >= 2
+    assert most <= RENEWED + 2 * CHEAPEST
+    for _ in range(12):
+        listed.usual(1.0)
+    check_against_scratch(desk)
 
 
 # -- what it must not change -------------------------------------------------------------------------------

@@ -34,8 +34,9 @@ ASKED = 128
 ASK_AGAIN = 0.05
 #: A long prompt, by which the second order goes, in usual ones; and from where on a prompt counts as long.
 LONG, LONG_FROM = 4, 2
-#: By how much the usual may change until all costs are computed anew.
-DRIFT = 1.5
+#: By how much the usual may change until all costs are computed anew, and of how many replicas with each decision: a
+#: thousand at once would hold up the loop for 10 ms.
+DRIFT, RENEWED = 1.5, 64
 
 #: Who has no room for this one has none for anybody who does not find its prompt cached.
 _SMALLEST = Arrival("", "", Weight(1, 1, OutputEstimate(1.0, 1, 1)), 0.0)
@@ -68,6 +69,7 @@ class Shortlist(Generic[One]):
         self._unknown: set[str] = set()  # whose speed nobody knows, of those in use
         self._prompt = Mean(0.01)
         self._usual = Usual(0, 1.0, 512, True)  # as the costs in the order were computed
+        self._old: list[str] = []  # whose costs were computed for what was usual before
         self._round: list[str] = []
         self._turn = 0
         self._vain: _Vain | None = None
@@ -118,15 +120,20 @@ class Shortlist(Generic[One]):
         self._prompt.add(fresh_tokens)
 
     def usual(self, now: float) -> Usual:
-        """What the fleet is like. Computes all costs anew where that has become something else."""
+        """What the fleet is like. Has all costs computed anew where that has become something else: a few with each
+        decision, or all at once where they are in another unit from now on."""
         here = len(self._streams)
         streams = self._total / here if here else self._usual.streams
         prompt = self._prompt.value or self._usual.prompt_tokens
         usual = Usual(len(self._members), streams, max(round(prompt), 1), not self._unknown)
-        if _differ(usual, self._usual):
+        at_once = usual.speeds_known is not self._usual.speeds_known
+        if at_once or _differ(usual, self._usual):
             self._usual = usual
-            for name in self._round:
+            self._old = self._round[:]
+        for name in self._old[-RENEWED:] if not at_once else self._old:
+            if name in self._members:
                 self.touch(name, now)
+        del self._old[-RENEWED if not at_once else 0 :]
         return usual
 
     # -- what is asked ---------------------------------------------------------------------------------
@@ -260,9 +267,7 @@ class _Vain:
 
 
 def _differ(usual: Usual, known: Usual) -> bool:
-    """Whether costs computed for one are of no use for the other."""
-    if usual.speeds_known is not known.speeds_known:
-        return True
+    """Whether costs computed for one are of little use for the other."""
     streams = (usual.streams + 1.0) / (known.streams + 1.0)
     prompts = usual.prompt_tokens / known.prompt_tokens
     return not (1.0 / DRIFT < streams < DRIFT and 1.0 / DRIFT < prompts < DRIFT)
