@@ -64,6 +64,8 @@ PURE = (
     "fleet.api",
     "fleet.abilities.*",
     "fleet.desk",
+    "fleet.kv.*",
+    "!fleet.kv.feed",  # listens
     "fleet.load.*",
     "!fleet.load.weigher",  # tokenises in a thread
     "fleet.limits.tenant",

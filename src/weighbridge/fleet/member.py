@@ -300,6 +300,7 @@ class Member:
             "others_requests": state.others.queued_requests,
             "kv_tokens": state.kv_tokens,
             "kv_tokens_total": state.capacity.kv_tokens,
+            "prefixes": "guessed" if state.kv is None else state.kv.in_words(now),
             "step_cost": None if state.step_cost is None else state.step_cost.as_dict(),
             "speed": "told" if state.believed else state.experience.in_words(told=state.tells),
             "seats": state.experience.seats.count,

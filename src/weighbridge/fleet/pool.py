@@ -24,6 +24,9 @@ from weighbridge.fleet.config.spec import STARTED_HERE, HealthSpec, ModelSpec, Q
 from weighbridge.fleet.desk import NOBODY, Patience, Standing
 from weighbridge.fleet.dispatch import Dispatcher
 from weighbridge.fleet.health import Watch
+from weighbridge.fleet.kv.blocks import KnownBlocks
+from weighbridge.fleet.kv.feed import KvFeed
+from weighbridge.fleet.kv.following import Following
 from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
@@ -46,6 +49,8 @@ log = logging.getLogger("weighbridge.fleet")
 #: Tokens of one block in the gateway's own account of what replicas have cached: small beside any prefix worth
 #: sharing, large enough that naming the blocks of 16 KiB of prompt takes 0.1 ms.
 BLOCK_SIZE = 64
+#: The same where a replica tells of its blocks, which are as small as this in vLLM.
+FINE_BLOCK_SIZE = 16
 #: Refusals that name what is lacking.
 CLEAR = frozenset({RefusalKind.ABILITY, RefusalKind.ENDPOINT})
 #: The option of `weighbridge serve` that names what is served.
@@ -104,6 +109,9 @@ class Pool:
         self._build = build
         self._lengths = lengths
         self._index = PrefixIndex()
+        tells = any(replica.kv_events for replica in spec.replicas)
+        self._block_size = FINE_BLOCK_SIZE if tells else BLOCK_SIZE
+        self._feeds: dict[str, KvFeed] = {}
         self._contexts: Varieties[int | None] = (
             Varieties()
         )  # tokens that each replica takes; None: any number
@@ -121,7 +129,7 @@ class Pool:
         self.scales = Scales(
             lengths,
             tokenizer,
-            block_size=BLOCK_SIZE,
+            block_size=self._block_size,
             default_max_tokens=spec.default_max_tokens,
             longest=self.longest_context,
         )
@@ -155,8 +163,11 @@ class Pool:
         spec = self._named(spec)
         now = self.clock()
         state = ReplicaState(
-            spec.name, capacity_of(spec, BLOCK_SIZE), self._index, now, self._rules.health.slow_start
+            spec.name, capacity_of(spec, self._block_size), self._index, now, self._rules.health.slow_start
         )
+        if spec.kv_events is not None:
+            state.kv = Following(KnownBlocks(self._block_size))
+            self._feeds[spec.name] = KvFeed(spec.name, spec.kv_events, spec.kv_replay, state.kv, self.clock)
         member = Member(
             spec,
             self._build(spec),
@@ -205,6 +216,8 @@ class Pool:
             await asyncio.sleep(0.02)
         await self._watch.stop(name)
         await member.replica.close()
+        if name in self._feeds:
+            await self._feeds.pop(name).close()
         self.dispatcher.desk.leave(name)
         self._prices.discard(name)
         self._contexts.discard(name)
@@ -216,6 +229,7 @@ class Pool:
         for task in list(self._tasks):
             task.cancel()
         closings = [member.replica.close() for member in self.members.values()]
+        closings += [feed.close() for feed in self._feeds.values()]
         for outcome in await asyncio.gather(*closings, *self._tasks, return_exceptions=True):
             if isinstance(outcome, Exception):
                 log.warning("closing a replica failed: %r", outcome)

@@ -60,6 +60,8 @@ def read_replica(section: Section, name: str, defaults: Defaults) -> ReplicaSpec
         prefix=_prefix(section),
         api_version=_api_version(section, dialect),
         abilities=_abilities(section),
+        kv_events=_zeromq_address(section, "kv_events"),
+        kv_replay=_zeromq_address(section, "kv_replay"),
         stream_usage=section.flag("stream_usage", True),
         count=section.count("count", 1),
         threads=section.count("threads", None),
@@ -169,6 +171,25 @@ def _api_version(section: Section, dialect: str) -> str | None:
     elif version is not None and not section.text("model"):
         section.problem("model", "is missing; with `api_version` it is the name of the deployment")
     return version
+
+
+def _zeromq_address(section: Section, name: str) -> str | None:
+    """Where a server publishes KV events, or sends them again."""
+    if name not in section:
+        return None
+    address = section.text(name)
+    parts = urlsplit(address)
+    try:
+        valid = parts.scheme == "tcp" and bool(parts.hostname) and parts.hostname != "*" and bool(parts.port)
+    except ValueError:
+        valid = False
+    if not valid:
+        section.problem(
+            name, f"{address!r} is no address to listen at; write for example tcp://10.0.0.5:5557"
+        )
+    elif name == "kv_replay" and "kv_events" not in section:
+        section.problem(name, "needs kv_events, the address where the events themselves come from")
+    return address if valid else None
 
 
 def _prefix(section: Section) -> str | None:

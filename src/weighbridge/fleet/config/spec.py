@@ -90,6 +90,8 @@ class ReplicaSpec:
     api_version: str | None = None  # Azure's: paths by deployment, with this version
     abilities: Mapping[Ability, bool] = field(default_factory=dict)  # as stated; others are learned
     names: tuple[str, ...] = ()  # what clients call its model; filled in by the model
+    kv_events: str | None = None  # where it publishes what its prefix cache stores and removes, over ZeroMQ
+    kv_replay: str | None = None  # where it sends such events again
     stream_usage: bool = True  # it understands `stream_options.include_usage`
     count: int = 1
     threads: int | None = None

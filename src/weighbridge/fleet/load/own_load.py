@@ -16,6 +16,7 @@ from itertools import islice
 from weighbridge.cost.mean import Mean
 from weighbridge.cost.step import StepCost
 from weighbridge.fleet.api import Arrival, Capacity
+from weighbridge.fleet.kv.following import Following
 from weighbridge.fleet.load.experience import Experience
 from weighbridge.fleet.load.in_flight import ExpectedFirst, InFlight, sums
 from weighbridge.fleet.load.pace import PrefillPace
@@ -47,6 +48,7 @@ class OwnLoad:
         self._advanced_at = now
         self.pace = PrefillPace()
         self.experience = Experience(now)
+        self.kv: Following | None = None  # what it says of its cache, where it does
         self.step_cost: StepCost | None = None  # told, stated or learned; None: its speed is not known
         self.stretch = 1.0  # seconds that one predicted second of prefill takes
         self.update_capacity(capacity)
@@ -65,8 +67,17 @@ class OwnLoad:
         """Prompt tokens the replica is believed to hold; at least one token is left to compute."""
         if self.index is None or not arrival.chain:
             return 0
+        known = self.known_tokens(arrival)
+        if known is not None:
+            return known
         blocks = self.index.matched(arrival.chain, (self.name,)).get(self.name, 0)
         return min(blocks * self.capacity.block_size, arrival.weight.prompt_tokens - 1)
+
+    def known_tokens(self, arrival: Arrival) -> int | None:
+        """The same, where it tells of its blocks and the prompt's are known; None: guess."""
+        if self.kv is None or not arrival.weight.exact:
+            return None
+        return self.kv.cached_tokens(arrival.chain, arrival.weight.prompt_tokens, self._advanced_at)
 
     @property
     def tells(self) -> bool:
@@ -143,6 +154,8 @@ class OwnLoad:
         self._typical_prompt.add(fresh)
         if self.index is not None and arrival.chain:
             self.index.enter(self.name, arrival.chain)
+            if self.kv is not None:
+                self.kv.sent(arrival.chain)
 
     def first_token(self, request_id: str, now: float) -> None:
         """Take note of a first token: its prompt is computed, and the request decodes from now on."""
@@ -155,6 +168,8 @@ class OwnLoad:
             if request.streamed and request.watched:
                 line = len(self._prefilling) > 1
                 self.experience.first_token(request, self.decoding, line, self._told, now)
+            if self.kv is not None and request.arrival.weight.exact:
+                self.kv.computed(request.fresh, now)
             self._begin(request)
             self._take_speed()
 
@@ -217,6 +232,8 @@ class OwnLoad:
         self._take_speed()
         if self.index is not None and request.arrival.chain:
             self._leave_in_cache(request)
+            if self.kv is not None:
+                self.kv.ended(request.arrival.chain)
         return True
 
     # -- what is computed meanwhile ---------------------------------------------------------------------

@@ -15,13 +15,18 @@ def matched_tokens(arrival: Arrival, replicas: Sequence[ReplicaState], *, few: b
     if index is None or not arrival.chain:
         return [0] * len(replicas)
     held = index.matched(arrival.chain, [replica.name for replica in replicas] if few else None)
-    if not held:
+    tellers = any(replica.kv is not None for replica in replicas)
+    if not held and not tellers:
         return [0] * len(replicas)
     most = arrival.weight.prompt_tokens - 1  # at least one token is left to compute
-    return [
+    guessed = [
         min(held[replica.name] * replica.capacity.block_size, most) if replica.name in held else 0
         for replica in replicas
     ]
+    if not tellers:
+        return guessed
+    known = [replica.known_tokens(arrival) for replica in replicas]
+    return [guess if tokens is None else tokens for tokens, guess in zip(known, guessed, strict=True)]
 
 
 def lowest(replicas: Sequence[ReplicaState], scores: dict[str, float], rng: Randomness) -> ReplicaState:

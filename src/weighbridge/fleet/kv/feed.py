@@ -1,0 +1,157 @@
+"""Listens to the KV events of one replica over ZeroMQ, and has missed ones sent again where the server keeps them."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from weighbridge.errors import BadInput
+from weighbridge.fleet.kv.events import UnreadableEvents, read_batch
+from weighbridge.fleet.kv.following import Following, InLine
+
+log = logging.getLogger("weighbridge.fleet")
+
+#: Batches that are held back for us while we work, and bytes of one.
+MOST_WAITING, LARGEST = 100_000, 64 << 20
+#: Seconds in which a server must begin to send again what was missed, and in all.
+REPLAY_SILENCE, REPLAY_WITHIN = 2.0, 30.0
+#: Seconds between two tries when listening fails.
+PAUSE = 1.0
+#: Seconds between two requests for what was missed.
+BETWEEN_REPLAYS = 1.0
+
+
+def zeromq() -> Any:
+    """The library, which only those need who listen. Raises BadInput when it is not installed."""
+    try:
+        return importlib.import_module("zmq.asyncio"), importlib.import_module("zmq")
+    except ImportError:
+        raise BadInput("kv_events needs ZeroMQ: pip install 'weighbridge[kv-events]'") from None
+
+
+class KvFeed:
+    """Keeps `following` up to date until it is closed. `events` and `replay` are ZeroMQ addresses, as tcp://host:5557."""
+
+    def __init__(
+        self, name: str, events: str, replay: str | None, following: Following, clock: Callable[[], float]
+    ) -> None:
+        self._asyncio, self._zmq = zeromq()
+        self._name, self._events, self._replay = name, events, replay
+        self._following, self._clock = following, clock
+        self._replayed_at = float("-inf")
+        self._turn = asyncio.Lock()
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _run(self) -> None:
+        while True:
+            context = self._asyncio.Context()
+            try:
+                await self._listen(context)
+            except Exception as error:  # whatever a foreign server sends, requests are served on
+                log.warning("replica %s: its KV events cannot be followed: %s", self._name, error)
+                self._following.account.unreadable += 1
+                self._following.forget()
+            finally:
+                context.destroy(linger=0)
+            await asyncio.sleep(PAUSE)
+
+    async def _listen(self, context: Any) -> None:
+        zmq = self._zmq
+        socket = self._socket(context, zmq.SUB)
+        socket.setsockopt(zmq.SUBSCRIBE, b"")
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
+        links = socket.get_monitor_socket(zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED)
+        socket.connect(self._events)
+        watching = asyncio.create_task(self._watch_links(context, links))
+        try:
+            while True:
+                if watching.done():
+                    watching.result()
+                parts = await socket.recv_multipart()
+                if len(parts) >= 2 and len(parts[-2]) == 8:
+                    await self._heard(context, int.from_bytes(parts[-2], "big"), parts[-1])
+        finally:
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+
+    def _socket(self, context: Any, kind: int) -> Any:
+        socket = context.socket(kind)
+        socket.setsockopt(self._zmq.RCVHWM, MOST_WAITING)
+        socket.setsockopt(self._zmq.MAXMSGSIZE, LARGEST)
+        socket.setsockopt(self._zmq.LINGER, 0)
+        return socket
+
+    async def _watch_links(self, context: Any, links: Any) -> None:
+        """What a server did while no line stood is not known; once one stands, it may tell."""
+        while True:
+            event = int.from_bytes((await links.recv_multipart())[0][:2], "little")
+            if event == self._zmq.EVENT_DISCONNECTED:
+                self._following.begin_anew()
+            elif event == self._zmq.EVENT_CONNECTED:
+                async with self._turn:
+                    await self._ask_again(context, 0)
+
+    async def _heard(self, context: Any, number: int, data: bytes) -> None:
+        async with self._turn:
+            await self._place(context, number, data)
+
+    async def _place(self, context: Any, number: int, data: bytes) -> None:
+        following, batch = self._following, read_batch(data)
+        place = following.place_of(number, batch)
+        if place is InLine.GAP:
+            await self._ask_again(context, following.next_number)
+            place = following.place_of(number, batch)
+        if place is InLine.GAP:
+            following.skip_to(number)
+        if place is not InLine.OLD:
+            await self._take(number, batch)
+
+    async def _take(self, number: int, batch: Any) -> None:
+        try:
+            for _ in self._following.take(number, batch, self._clock()):
+                await asyncio.sleep(0)
+        except UnreadableEvents as error:
+            log.warning("replica %s: a KV event is not readable: %s", self._name, error)
+            self._following.account.unreadable += 1
+            self._following.skip_to(number + 1)
+
+    async def _ask_again(self, context: Any, number: int) -> None:
+        """Have the batches from `number` on sent again, as far as the server has them still."""
+        if self._replay is None:
+            return
+        await asyncio.sleep(self._replayed_at + BETWEEN_REPLAYS - self._clock())
+        self._replayed_at = self._clock()
+        socket = self._socket(context, self._zmq.DEALER)
+        try:
+            socket.connect(self._replay)
+            await socket.send_multipart([b"", number.to_bytes(8, "big")])
+            async with asyncio.timeout(REPLAY_WITHIN):
+                await self._hear_again(socket)
+        except TimeoutError:
+            log.warning("replica %s: what was missed of its KV events was not sent in time", self._name)
+        finally:
+            socket.close()
+
+    async def _hear_again(self, socket: Any) -> None:
+        while True:
+            async with asyncio.timeout(REPLAY_SILENCE):
+                parts = await socket.recv_multipart()
+            number = int.from_bytes(parts[-2], "big", signed=True) if len(parts) >= 2 else -1
+            if number < 0:
+                return
+            batch = read_batch(parts[-1])
+            place = self._following.place_of(number, batch)
+            if place is InLine.GAP:  # older ones are not kept any more
+                self._following.skip_to(number)
+            if place is not InLine.OLD:
+                await self._take(number, batch)

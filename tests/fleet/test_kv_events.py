@@ -1,0 +1,152 @@
+"""How the events of vLLM and SGLang are read, and what is made of their order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from weighbridge.fleet.kv.blocks import KnownBlocks
+from weighbridge.fleet.kv.events import BlocksRemoved, BlocksStored, UnreadableEvents, read_batch
+from weighbridge.fleet.kv.following import DUE_WITHIN, Following, InLine
+from weighbridge.models.text.block_digests import block_digests, root
+
+TOKENS = list(range(9))
+CHAIN = block_digests(root(), TOKENS, 0, 9, 4)
+#: As vLLM 0.32 publishes them, and as older ones and SGLang do.
+MAP: dict[str, Any] = {
+    "type": "BlockStored",
+    "block_hashes": [b"a" * 32, 2**63],
+    "parent_block_hash": None,
+    "token_ids": TOKENS[:8],
+    "block_size": 4,
+    "lora_id": None,
+    "medium": "GPU",
+    "lora_name": None,
+    "session_id": "s",
+    "group_idx": 0,
+}
+ARRAY = ["BlockStored", [b"a" * 32, 2**63], None, TOKENS[:8], 4, None]
+GONE = ["BlockRemoved", [2**63]]
+
+
+def packed(*events: Any, at: float = 1.0) -> bytes:
+    return msgspec.msgpack.encode([at, list(events), None])
+
+
+def following() -> Following:
+    return Following(KnownBlocks(4))
+
+
+def take(one: Following, number: int, *events: Any, at: float = 1.0, now: float = 0.0) -> None:
+    for _ in one.take(number, read_batch(packed(*events, at=at)), now):
+        pass
+
+
+def cached(one: Following, now: float = 0.0) -> int | None:
+    return one.cached_tokens(CHAIN, 9, now)
+
+
+@pytest.mark.parametrize("stored", [MAP, ARRAY], ids=["map", "array"])
+def test_both_forms_say_the_same(stored: Any) -> None:
+    one = following()
+    take(one, 0, stored)
+    assert cached(one) == 8
+    take(one, 1, {"type": "BlockRemoved", "block_hashes": [2**63], "medium": "GPU"}, at=2.0)
+    assert cached(one) == 4
+    take(
+        one,
+        2,
+        stored[:1] and ["AllBlocksCleared"] if isinstance(stored, list) else {"type": "AllBlocksCleared"},
+    )
+    assert cached(one) == 0
+
+
+def test_events_are_read_as_what_they_are() -> None:
+    stored, removed = read_batch(packed(MAP, GONE)).events()
+    assert isinstance(stored, BlocksStored)
+    assert isinstance(removed, BlocksRemoved)
+    assert (stored.salt, stored.block_size, removed.medium) == ("", 4, None)
+
+
+@pytest.mark.parametrize(
+    ("keys", "salt"),
+    [
+        (None, ""),
+        ([None, None], ""),
+        ([["tenant"], None], "tenant"),
+        ([[["image", 3]], None], None),
+        ([["adapter", "tenant"], None], None),
+    ],
+)
+def test_the_salt_of_a_prompt_names_its_blocks_too(keys: Any, salt: str | None) -> None:
+    one = following()
+    take(one, 0, MAP | {"extra_keys": keys})
+    assert cached(one) == (8 if salt == "" else 0)
+    if salt:
+        salted = block_digests(root(salt.encode()), TOKENS, 0, 9, 4)
+        assert one.cached_tokens(salted, 9, 0.0) == 8
+
+
+@pytest.mark.parametrize(
+    "other", [{"medium": "CPU"}, {"group_idx": 1}, {"lora_name": "x"}, {"lora_id": 3}, {"token_ids": [1]}]
+)
+def test_what_is_elsewhere_or_another_models_is_not_counted(other: dict[str, Any]) -> None:
+    one = following()
+    take(one, 0, MAP | other)
+    assert cached(one) == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        msgspec.msgpack.encode({"a": 1}),
+        packed(["Unheard", 1]),
+        packed(MAP | {"block_size": 0}),
+        packed(MAP | {"token_ids": "x"}),
+        packed(3),
+    ],
+)
+def test_what_is_no_batch_is_said_to_be_none(data: bytes) -> None:
+    with pytest.raises(UnreadableEvents):
+        read_batch(data).events()
+
+
+def test_until_all_is_known_it_is_guessed() -> None:
+    one = following()
+    assert cached(one) is None  # nothing heard
+    batch = read_batch(packed(MAP))
+    assert one.place_of(5, batch) is InLine.GAP
+    one.skip_to(5)
+    take(one, 5, MAP)
+    assert cached(one) is None  # something is there that we were not told of
+    take(one, 6, ["AllBlocksCleared"], at=2.0)
+    assert cached(one) == 0
+    assert one.account.guessed == 2
+
+
+def test_a_server_started_anew_has_an_empty_cache() -> None:
+    one = following()
+    take(one, 0, MAP, at=10.0)
+    take(one, 1, at=11.0)
+    assert one.place_of(0, read_batch(packed(at=10.0))) is InLine.OLD
+    assert one.place_of(0, read_batch(packed(at=12.0))) is InLine.NEXT
+    assert one.account.restarts == 1
+    take(one, 0, at=12.0)
+    assert cached(one) == 0
+
+
+def test_events_that_stop_are_not_gone_by() -> None:
+    one = following()
+    take(one, 0, MAP)
+    one.computed(7, 100.0)  # less than two blocks of theirs: nothing need be told
+    assert cached(one, 200.0) == 8
+    one.computed(8, 300.0)
+    assert cached(one, 300.0 + 0.9 * DUE_WITHIN) == 8
+    assert cached(one, 301.0 + DUE_WITHIN) is None
+    assert "stopped" in one.in_words(310.0)
+    take(one, 1, GONE, at=2.0, now=320.0)
+    assert cached(one, 330.0) == 4
