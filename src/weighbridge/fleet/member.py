@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -301,6 +301,7 @@ class Member:
             "kv_tokens": state.kv_tokens,
             "kv_tokens_total": state.capacity.kv_tokens,
             "prefixes": "guessed" if state.kv is None else state.kv.in_words(now),
+            "kv_events": None if state.kv is None else asdict(state.kv.account),
             "step_cost": None if state.step_cost is None else state.step_cost.as_dict(),
             "speed": "told" if state.believed else state.experience.in_words(told=state.tells),
             "seats": state.experience.seats.count,

@@ -156,6 +156,11 @@ def _model(
         thinking_tokens=section.count("thinking_tokens", None, least=0),
         only_routes=section.flag("only_routes", False),
     )
+    if spec.tokenizer is None and any(one.kv_events and one.kind == "url" for one in replicas):
+        section.problem(
+            "tokenizer",
+            "is missing; kv_events name blocks by their tokens, so prompts must be counted exactly",
+        )
     section.done()
     return spec
 

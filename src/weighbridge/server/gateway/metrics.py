@@ -191,6 +191,10 @@ def _up(member: Member, now: float) -> float:
     return float(member.standing(now) is Standing.UP)
 
 
+def _known(member: Member, now: float) -> float:
+    return float(member.state.kv is not None and member.state.kv.is_reliable(now))
+
+
 def _error(member: Member, now: float) -> float:
     score = member.state.experience.score
     return score.error if score.count else math.nan
@@ -203,6 +207,7 @@ _GAUGES = (
     ("replica_uncomputed_tokens", "Prompt tokens not computed yet", lambda m, now: m.state.uncomputed_tokens),
     ("replica_kv_tokens", "Tokens of KV cache held or promised", lambda m, now: m.state.kv_tokens),
     ("replica_others_requests", "Requests there that are not ours", lambda m, now: m.state.others.queued_requests),
+    ("replica_prefixes_known", "Whether what its prefix cache holds is known from its own events", _known),
     ("prediction_error", "By what share first tokens were lately off what was predicted; NaN until one was", _error),
 )  # fmt: skip
 _COUNTERS = (
