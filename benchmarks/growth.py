@@ -254,9 +254,13 @@ class _Seat:
 
     state: ReplicaState
     rests: bool = False
+    held_until: float = 0.0
 
     def accepts(self, arrival: Arrival, now: float) -> bool:
         return self.usable(now) and self.state.accepts(arrival, now)
+
+    def can_ever(self, arrival: Arrival, now: float) -> bool:
+        return self.state.fits(arrival)
 
     def usable(self, now: float) -> bool:
         return not self.rests
