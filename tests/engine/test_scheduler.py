@@ -131,9 +131,11 @@ def test_a_burst_with_one_system_prompt_computes_it_once(budget: int) -> None:
 
 def test_without_the_cache_nothing_is_shared() -> None:
     driver = make_driver(num_blocks=1000, enable_prefix_cache=False)
-    driver.add(*(make_request(f"r{i}", [*range(200), i], 4) for i in range(3)))
+    requests = [make_request(f"r{i}", [*range(200), i], 4) for i in range(3)]
+    driver.add(*requests)
     driver.run()
     assert driver.model.tokens_run >= 3 * 201
+    assert {request.num_written_tokens for request in requests} == {0}
     assert driver.scheduler.load().kv_blocks_free == 1000
 
 
@@ -146,6 +148,8 @@ def test_an_answer_is_cached_for_the_next_turn_of_the_conversation() -> None:
     driver.add(second)
     driver.run()
     assert second.num_cached_tokens == 20  # 21 tokens of the first are computed, the last it produced is not
+    written = [request.num_written_tokens for request in (first, second)]
+    assert written == [10 // 4 * 4, len(second.prompt) // 4 * 4 - 20]  # blocks of four
 
 
 # -- memory --------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 class Usage:
     """Tokens of one request, or of several added up. Output is all that was generated, thinking included.
 
-    Of the prompt, `cached_tokens` were not computed, and `written_tokens` were put into a cache that charges for it;
+    Of the prompt, `cached_tokens` were not computed, and `written_tokens` were put into a cache;
     of the output, `reasoning_tokens` are thinking.
     """
 

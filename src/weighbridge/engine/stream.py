@@ -70,4 +70,8 @@ class EngineStream:
 
     @property
     def usage(self) -> Usage:
-        return Usage(self.ticket.prompt_tokens, self.ticket.output_tokens, self.ticket.cached_tokens)
+        """What was used so far. Choices share a prompt, so the first one's is theirs."""
+        ticket, first = self.ticket, self.choices[0].request
+        return Usage(
+            ticket.prompt_tokens, ticket.output_tokens, ticket.cached_tokens, first.num_written_tokens
+        )

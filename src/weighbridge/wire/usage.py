@@ -179,10 +179,11 @@ def tokens(value: Any) -> int | None:
 def usage_fields(usage: Usage) -> dict[str, Any]:
     """`usage` as OpenAI's clients read it."""
     thought = {"reasoning_tokens": usage.reasoning_tokens}
+    written = {"cache_write_tokens": usage.written_tokens} if usage.written_tokens else {}
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.prompt_tokens + usage.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, **written},
         **({"completion_tokens_details": thought} if usage.reasoning_tokens else {}),
     }

@@ -126,6 +126,7 @@ class Books:
         self.turns.begin(request, opening.computed)
         if not request.num_preemptions:
             request.num_cached_tokens = opening.computed
+            request.num_written_tokens = self._written(request)
             self.queue.charge(request, input_tokens=request.num_prompt_tokens - opening.computed)
 
     def set_back(self, request: Request) -> None:
@@ -143,7 +144,15 @@ class Books:
         won = self.tables.take_over(request)
         if won and not request.num_preemptions:
             request.num_cached_tokens += won
+            request.num_written_tokens = self._written(request)
             self.queue.charge(request, input_tokens=-won)
+
+    def _written(self, request: Request) -> int:
+        """Tokens of a prompt that the prefix cache has from this request: of full blocks that it did not have."""
+        if not self.settings.enable_prefix_cache:
+            return 0
+        size = self.settings.block_size
+        return max(request.num_prompt_tokens // size * size - request.num_cached_tokens, 0)
 
     def put_in_flight(self, batch: Batch) -> None:
         """Note that the runner reads the block tables of `batch` until the next `begin`."""
