@@ -130,8 +130,9 @@ async def test_an_estimate_that_others_made_refuses_nobody() -> None:
 
 
 async def test_parts_that_are_no_text_weigh_something() -> None:
-    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 400_000}}
-    messages = [{"role": "user", "content": [{"type": "text", "text": "what is this"}, image]}]
+    """A sound as it did, a picture by its formula (tests/fleet/test_pictures.py), and neither by its bytes."""
+    sound = {"type": "input_audio", "input_audio": {"data": "A" * 400_000, "format": "wav"}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "what is this"}, sound]}]
     weight, _ = await Scales(OutputLengths()).weigh(ask(CHAT, messages=messages))
     assert PART_TOKENS <= weight.prompt_tokens <= PART_TOKENS + 20
     assert CHAIN_BYTES * PART_TOKENS < 400_000

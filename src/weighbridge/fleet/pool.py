@@ -132,6 +132,7 @@ class Pool:
             block_size=self._block_size,
             default_max_tokens=spec.default_max_tokens,
             longest=self.longest_context,
+            family=" ".join([spec.name, *(one.model or "" for one in spec.replicas)]),
         )
         self._watch = Watch(rules.health, clock, self._look_again, lambda _: self.dispatcher.pump())
         self._tasks: set[asyncio.Task[None]] = set()

@@ -17,6 +17,7 @@ from weighbridge.cost.mean import Mean
 from weighbridge.cost.weight import OutputEstimate, Weight
 from weighbridge.engine.memory.prefix import Digest
 from weighbridge.errors import BadInput, NeverFits
+from weighbridge.fleet.abilities.images import image_tokens
 from weighbridge.models.text.block_digests import block_digests, root
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import apart, plain
@@ -32,8 +33,12 @@ MANY_MESSAGES = 64
 #: Long prompts that are tokenised at one time; more are estimated from their bytes. Bounds what a burst of long
 #: new prompts can add to everybody's latency.
 MAX_TOKENISING = 4
-#: What a part that is no text (an image, a sound) is taken to weigh, in tokens, where nobody can count it.
+#: What a part that is no text and no picture (a sound, a file) is taken to weigh, in tokens, where nobody can count it.
 PART_TOKENS = 1024
+#: What is in every chat with a picture.
+PICTURE = b"image_url"
+#: What pictures weigh, of what their formula says, at least and at most, whatever usage says.
+LEAST_PICTURE, MOST_PICTURE = 1 / 16, 16.0
 #: Bytes of a prompt per token before any usage came back: about right for English under any BPE.
 FIRST_RATIO = 4.0
 #: Bytes of a prompt per token, at least and at most, whatever usage says.
@@ -95,12 +100,17 @@ class Counter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Weighed:
-    """A prompt's tokens and the chain that names its blocks. `size`: bytes of text where tokens are estimated."""
+    """A prompt's tokens and the chain that names its blocks. `size`: bytes of text where tokens are estimated.
+
+    `pictures`: what those in it weigh by the formula of the model's family, beside `tokens` and `size`; the chain is
+    that of the text.
+    """
 
     tokens: int
     chain: tuple[Digest, ...]
     exact: bool
     size: int
+    pictures: int = 0
 
     @property
     def held_bytes(self) -> int:
@@ -113,7 +123,8 @@ class Scales:
 
     Counts are kept by the hash of what was counted, so a prompt sent again costs one hash. The ratio of bytes
     to tokens is learned from the usage that replicas report, one smoothed value for the whole model. `longest`
-    tells how many tokens, prompt and output, the roomiest replica takes.
+    tells how many tokens, prompt and output, the roomiest replica takes. `family`: names of the model, by which its
+    pictures are weighed until usage says better.
     """
 
     def __init__(
@@ -124,6 +135,7 @@ class Scales:
         block_size: int = 16,
         default_max_tokens: int = 1024,
         longest: Callable[[], int | None] = lambda: None,
+        family: str = "",
         remembered: int = 4096,
         remembered_bytes: int = REMEMBERED_BYTES,
     ) -> None:
@@ -141,6 +153,8 @@ class Scales:
         self._tokenising = 0
         self._estimates: dict[tuple[LengthCurve, int], OutputEstimate] = {}
         self._bytes_per_token = Mean(0.05, FIRST_RATIO)
+        self._family = family
+        self._picture_ratio = Mean(0.2, 1.0)  # what pictures weigh, of what the formula says
 
     @property
     def bytes_per_token(self) -> float:
@@ -154,11 +168,11 @@ class Scales:
         known = self._known.get(key)
         if known is None:
             known = await self._count(ask, size)
-            if known.exact or self._tokenizer is None:
+            if known.exact or known.pictures or self._tokenizer is None:
                 self._remember(key, known)
         else:
             self._known.move_to_end(key)
-        tokens = known.tokens if known.exact else self._estimated(known.size)
+        tokens = known.tokens if known.exact else self._estimated(known)
         most = self._longest_output(ask, tokens)
         return Weight(tokens, most, self._output(ask, most), ask.choices, exact=known.exact), known
 
@@ -180,7 +194,11 @@ class Scales:
 
     def settle(self, weighed: Weighed, prompt_tokens: int) -> None:
         """Let estimates learn from a prompt of `prompt_tokens`, as a replica or our tokenizer counted."""
-        if prompt_tokens > 0 and weighed.size >= TELLING_BYTES:
+        if weighed.pictures:
+            seen = (prompt_tokens - self._text_tokens(weighed)) / weighed.pictures
+            if prompt_tokens > 0:
+                self._picture_ratio.add(min(max(seen, LEAST_PICTURE), MOST_PICTURE))
+        elif prompt_tokens > 0 and weighed.size >= TELLING_BYTES:
             ratio = min(max(weighed.size / prompt_tokens, LEAST_RATIO), MOST_RATIO)
             self._bytes_per_token.add(ratio)
 
@@ -195,12 +213,18 @@ class Scales:
             self._estimates[curve, most] = estimate
         return estimate
 
-    def _estimated(self, size: int) -> int:
-        """Tokens that so many bytes are likely to be. What may fit is not made too long by a guess, which others'
-        prompts have made what it is: the replica counts, and says so if it is."""
-        tokens, longest = max(round(size / self.bytes_per_token), 1), self._longest()
-        may_fit = longest is not None and size / MOST_RATIO < longest <= tokens
+    def _estimated(self, weighed: Weighed) -> int:
+        """Tokens that text of so many bytes and pictures are likely to be. What may fit is not made too long by a
+        guess, which others' prompts have made what it is: the replica counts, and says so if it is."""
+        tokens, longest = self._text_tokens(weighed), self._longest()
+        least = weighed.tokens or weighed.size / MOST_RATIO
+        tokens += round(weighed.pictures * self._picture_ratio.value)
+        may_fit = longest is not None and least < longest <= tokens
         return max(longest - 1, 1) if longest is not None and may_fit else tokens
+
+    def _text_tokens(self, weighed: Weighed) -> int:
+        """Tokens of the text alone: counted beside pictures where there is a tokenizer, else guessed."""
+        return weighed.tokens or max(round(weighed.size / self.bytes_per_token), 1)
 
     def _longest_output(self, ask: Ask, prompt_tokens: int) -> int:
         """Zero for embeddings; otherwise what the client allows, or what is left of the context."""
@@ -231,6 +255,8 @@ class Scales:
     def _quickly(self, ask: Ask, prompt: bytes) -> Weighed | None:
         """Exactly weighed, where that is so quick that nobody else needs to be let in meanwhile."""
         assert self._tokenizer is not None
+        if PICTURE in bytes(prompt):
+            return None
         value = plain(prompt, ask.prompt_field)
         if isinstance(value, list) and len(value) > MANY_MESSAGES:
             return None
@@ -250,17 +276,19 @@ class Scales:
         """Exactly weighed where there are token ids or, with `tokenise`, a tokenizer; else from bytes."""
         value = plain(prompt, ask.prompt_field)
         ids = _token_ids(value)
+        weights = image_tokens(self._family, value) if PICTURE in bytes(prompt) else 0
+        if weights:
+            value = _without_pictures(value)
         if ids is None and self._tokenizer is not None and tokenise:
             with suppress(*_REFUSED):  # the replica will say so in its own words
                 ids = self._tokens(ask, value)
         if ids is not None:
             chain = block_digests(_root(ask), ids, 0, len(ids), self._block_size)
-            return Weighed(max(len(ids), 1), tuple(chain), True, 0)
+            return Weighed(max(len(ids), 1), tuple(chain), not weights, 0, weights)
         text, parts = _text_of(value)
         data = text.encode("utf-8", "surrogatepass")
-        return Weighed(
-            0, self._chain_of_bytes(data, _root(ask)), False, len(data) + parts * PART_TOKENS * CHAIN_BYTES
-        )
+        size = len(data) + parts * PART_TOKENS * CHAIN_BYTES
+        return Weighed(0, self._chain_of_bytes(data, _root(ask)), False, size, weights)
 
     def _tokens(self, ask: Ask, value: Any) -> list[int]:
         assert self._tokenizer is not None
@@ -278,6 +306,25 @@ class Scales:
             parent = blake2b(parent + data[start : start + step], digest_size=32).digest()
             chain.append(parent)
         return tuple(chain)
+
+
+def _without_pictures(messages: Any) -> Any:
+    """The chat with the texts of messages that have pictures, which templates of models without eyes can render."""
+    return [_texts_alone(message) for message in messages]
+
+
+def _texts_alone(message: Any) -> Any:
+    content = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(content, list) or not any(_is_picture(part) for part in content):
+        return message
+    rest = [part for part in content if not _is_picture(part)]
+    if all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in rest):
+        return {**message, "content": "\n".join(part["text"] for part in rest)}
+    return {**message, "content": rest}
+
+
+def _is_picture(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "image_url"
 
 
 def _root(ask: Ask) -> Digest:
