@@ -154,3 +154,15 @@ async def test_a_tenants_word_resets_nothing(monkeypatch: pytest.MonkeyPatch) ->
             async with client.post(url + "/v1/experts/reset", headers=headers) as answer:
                 assert answer.status == 401
                 assert (await answer.json())["error"]["code"] == "invalid_admin_key"
+
+
+@pytest.mark.parametrize(("believed", "tenant"), [(True, "ann"), (False, "default")])
+async def test_a_user_is_a_tenant_only_where_that_is_configured(believed: bool, tenant: str) -> None:
+    server = SimulatedServer(users_are_tenants=believed)
+    simulated = assemble_simulated(SimulatedMachine(), ServedEngine(), server)
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2, "user": "ann"}
+    async with serving(simulated.app, "on") as url, clients() as client:
+        async with client.post(url + "/v1/chat/completions", json=body) as answer:
+            name = answer.headers["x-weighbridge-ticket"]
+        async with client.get(f"{url}/v1/tickets/{name}") as answer:
+            assert (await answer.json())["tenant"] == tenant

@@ -75,6 +75,8 @@ class Door:
                 with held_body() as held:
                     body = await read_body(receive, headers, service.max_body, held)
                     ask = await apart(len(body), protocol.read, body)
+                if not service.callers.users_are_tenants:
+                    ask.user = None  # whoever an application asks for, it is the application that calls
                 apply_caller(ask, headers, caller, self._clock())
                 whose.set(ask.tenant)
                 ask.priority = max(ask.priority, service.callers.most_urgent(ask.tenant, caller))

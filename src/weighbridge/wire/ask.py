@@ -92,7 +92,7 @@ class Ask:
     headers: Mapping[str, str] = field(default_factory=dict)  # what goes on to the replica
     raw: bytes = b""  # the whole body, where it came in OpenAI's form
     extension: Extension | None = None  # the body's own word on how it is to be treated
-    user: str | None = None  # the name that OpenAI's `user` gives the caller
+    user: str | None = None  # who OpenAI's `user` says asks
     answer: bytes | None = None  # what its protocol answers by itself, where nothing is to be computed
     cache_salt: str = ""  # what is cached of a prompt is for requests of the same salt only
     off_disk: bool = False  # what it asks and what it is answered must not be written down

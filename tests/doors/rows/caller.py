@@ -26,7 +26,7 @@ CALLER = [
         Row(f"two lines of one {name}", bad(), chat(), headers=header(name, "ann", "ann"))
         for name in ("tenant", "route", "session")
     ),
-    Row("OpenAI's user", ok(tenant="ann"), chat(user="ann")),
+    Row("OpenAI's user, which is no tenant", ok(tenant="default"), chat(user="ann")),
     Row(
         "a tenant in the body, another in a header",
         ok(tenant="ann"),
@@ -50,7 +50,7 @@ CALLER = [
         chat(),
         headers=header("tenant", "x" * 300),
     ),
-    Row("a user of 300 characters", ok(tenant="x" * 200), chat(user="x" * 300)),
+    Row("a user of 300 characters", ok(tenant="default"), chat(user="x" * 300)),
     Row("a tenant with a letter of elsewhere", ok(tenant="jörg"), told(tenant="jörg")),
     Row(
         "a header's tenant with a letter of elsewhere",

@@ -67,6 +67,7 @@ class Callers:
         self._tokens = _tokens(settings)
         self._gateways, self._watchers = frozenset(settings.gateways), frozenset(settings.watchers)
         self._open_pages = settings.open_pages
+        self.users_are_tenants = settings.users_are_tenants
         self.are_asked = keys.are_asked or settings.knows_callers  # whether a caller has to be known
 
     def start(self) -> None:

@@ -80,6 +80,11 @@ class IdentitySettings(AccessSettings):
         (), "An audience that tokens may be for; may repeat.", flag="--oidc-audience"
     )
     oidc_claim: str = knob("sub", "The claim of a token that is its tenant.")
+    users_are_tenants: bool = knob(
+        False,
+        "Where callers need not be known, take OpenAI's `user` for the tenant.",
+        flag="--users-are-tenants",
+    )
     gateways: tuple[str, ...] = knob(
         (),
         "Tenant that is a gateway: whose request it says one is, is believed; may repeat.",
