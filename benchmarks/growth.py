@@ -32,8 +32,11 @@ import msgspec
 import numpy as np
 import torch
 
-from growth_gateway import constrained, idle, metrics
-from growth_training import LABELS
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.growth_gateway import constrained, idle, metrics
+from benchmarks.growth_training import LABELS
+
 from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.step import StepCost
 from weighbridge.cost.weight import OutputEstimate, Weight
@@ -722,12 +725,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     worse = 0
     for row in ROWS:
+        if (names and row.name not in names) or (told.quick and not row.quick):
+            continue
         if row.name.startswith("training") and not LABELS.exists():
             print(f"{row.name:<14} left out: there is no {LABELS}")
-        elif (not names or row.name in names) and (row.quick or not told.quick):
-            line, keeps = drawn(row, quick=told.quick)
-            print(line, flush=True)
-            worse += not keeps
+            continue
+        line, keeps = drawn(row, quick=told.quick)
+        print(line, flush=True)
+        worse += not keeps
     return 1 if worse else 0
 
 

@@ -184,7 +184,7 @@ def test_what_is_usual_changes_without_holding_up_a_decision(monkeypatch: pytest
         before = listed._usual
     assert changes >= 2
     assert most <= RENEWED + 2 * CHEAPEST
-    for _ in range(12):
+    for _ in range(40):
         listed.usual(1.0)
     check_against_scratch(desk)
 

@@ -36,7 +36,7 @@ ASK_AGAIN = 0.05
 LONG, LONG_FROM = 4, 2
 #: By how much the usual may change until all costs are computed anew, and of how many replicas with each decision: a
 #: thousand at once would hold up the loop for 10 ms.
-DRIFT, RENEWED = 1.5, 64
+DRIFT, RENEWED = 1.5, 16
 
 #: Who has no room for this one has none for anybody who does not find its prompt cached.
 _SMALLEST = Arrival("", "", Weight(1, 1, OutputEstimate(1.0, 1, 1)), 0.0)
