@@ -351,6 +351,8 @@ def test_pages_as_servers_write_them() -> None:
     assert not sglang.can[Ability.EMBEDDINGS]
     tgi = told("tgi", info={"max_total_tokens": 4096, "max_concurrent_requests": 128, "version": "3.3"})
     assert (tgi.context, tgi.seats, tgi.can) == (4096, 128, {Ability.EMBEDDINGS: False})
+    ours = told("weighbridge", load={"abilities": {"tools": False, "vision": 7, "flying": True}})
+    assert ours.can == {Ability.TOOLS: False}
     router = told("openai", models=listing("m", context_length=131072))
     assert router.context == 131072
     assert told("gemini", models=listing("models/m")).models == ("m",)

@@ -77,7 +77,8 @@ _CONTEXT = tuple(
 #: How they name what they lack.
 _ABILITY = {
     Ability.TOOLS: re.compile(
-        r"tool.{0,80}(?:not support|unsupported|requires|--jinja|--enable)|not support.{0,40}\b(?:tool|function)",
+        r"tool.{0,80}(?:not support|unsupported|requires|--jinja|--enable|no place for tools)|"
+        r"not support.{0,40}\b(?:tool|function)",
         re.IGNORECASE | re.DOTALL,
     ),
     Ability.VISION: re.compile(

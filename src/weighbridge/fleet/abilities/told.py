@@ -251,7 +251,13 @@ def tgi_info(page: Any, model: str) -> Told:
 
 def weighbridge_load(page: Any, model: str) -> Told:
     """`/v1/load` of one of ours."""
-    return Told(context=_count(page.get("max_model_len")), seats=_count(page.get("max_sequences")))
+    said = page.get("abilities")
+    can = (
+        {one: said[one] for one in Ability if isinstance(said.get(one), bool)}
+        if isinstance(said, dict)
+        else {}
+    )
+    return Told(can=can, context=_count(page.get("max_model_len")), seats=_count(page.get("max_sequences")))
 
 
 _MODELS = Page("/v1/models", openai_models)
