@@ -148,7 +148,10 @@ class OllamaEndpoints:
                     "digest": f"sha256:{entry.sha256}",
                     **counted.told(),
                 }
-            task.result()
+            try:
+                await task
+            except WeighbridgeError as error:
+                raise ApiError(502, f"pull: {error}", kind="server_error") from error
         yield {"status": f"in the cache of this machine; `weighbridge serve {entry.name}` serves it"}
         yield {"status": "success"}
 
