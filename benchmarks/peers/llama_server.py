@@ -1,4 +1,4 @@
-"""llama-server through xllamacpp, in its own environment: `python llama_server.py MODEL.gguf PORT SLOTS`."""
+"""llama-server through xllamacpp, in its own environment: `python llama_server.py MODEL.gguf PORT SLOTS [THREADS]`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import time
 import xllamacpp
 
 
-def main(model: str, port: int, slots: int) -> None:
+def main(model: str, port: int, slots: int, threads: int = 2) -> None:
     parameters = xllamacpp.CommonParams()
     parameters.model.path = model
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = port
     parameters.n_parallel = slots
-    parameters.n_ctx = slots * 640  # what the largest scenario needs for each slot
-    parameters.cpuparams.n_threads = 2
-    parameters.cpuparams_batch.n_threads = 2
+    parameters.n_ctx = slots * 1024  # what the largest scenario needs for each slot
+    parameters.cpuparams.n_threads = threads
+    parameters.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(parameters)
     print(server.listening_address, flush=True)
     while True:
@@ -24,4 +24,4 @@ def main(model: str, port: int, slots: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], *map(int, sys.argv[2:]))
