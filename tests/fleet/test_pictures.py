@@ -161,8 +161,21 @@ async def test_in_a_redacting_route_a_picture_stays_local(sees: bool) -> None:
                 body = await answer.json()
             assert answer.status == (200 if sees else 400), body
             if not sees:
-                assert "pictures" in body["error"]["message"]
+                assert body["error"]["code"] == "no_replica_can"
+                assert "it has no images" in body["error"]["message"]
             async with front.post(**fields, weighbridge={"placement": "only_cloud"}) as answer:
                 assert answer.status == 403
     assert not there.calls
     assert len(here.calls) == sees
+
+
+async def test_a_picture_goes_to_the_place_of_a_route_whose_replicas_can_see() -> None:
+    here, there = Backend("here"), Backend("there")
+    async with all_served((here, there)):
+        config = ROUTE.format(here=here.url, there=there.url, sees="false")
+        config = config.replace("redact_then_cloud", "free")
+        fields = {"model": "auto", "messages": messages(png(64, 64))}
+        async with fleet(config=config) as front, front.post(**fields) as answer:
+            assert answer.status == 200, await answer.text()
+            assert answer.headers["x-weighbridge-placement"] == "cloud"
+    assert (len(here.calls), len(there.calls)) == (0, 1)

@@ -252,10 +252,15 @@ class Pool:
 
     def check_able(self, needs: Needs, others: Callable[[Needs], Sequence[str]]) -> None:
         """Raise NobodyCan unless a replica may have all of `needs`. `others`: models that have what is lacking."""
-        now, members = self.clock(), self.members
-        if members and all(member.abilities.lacks(needs, now) for member in members.values()):
+        if self.all_lack(needs):
+            now, members = self.clock(), self.members
             known = [(name, member.abilities) for name, member in members.items()]
             raise nobody_can(self.spec.name, needs, known, others, now)
+
+    def all_lack(self, needs: Needs) -> bool:
+        """Whether each of its replicas is known to lack one of `needs`."""
+        now, members = self.clock(), self.members
+        return bool(members) and all(member.abilities.lacks(needs, now) for member in members.values())
 
     def is_known_to(self, needs: Needs) -> bool:
         """Whether one of its replicas is known to have all of `needs`."""

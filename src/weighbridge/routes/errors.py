@@ -23,6 +23,14 @@ class NoPlaceCan(Refused):
     code = "no_side_available"
 
 
+class NoPlaceAble(Refused):
+    """What the request needs no permitted place has, now or later."""
+
+    status = 400
+    kind = "invalid_request_error"
+    code = "no_replica_can"
+
+
 class CloudDenied(Refused):
     """`only_cloud` was asked for, and budget, cap or health do not allow it."""
 

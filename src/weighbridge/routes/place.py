@@ -15,6 +15,7 @@ import msgspec
 
 from weighbridge.cost.price import FREE, Price
 from weighbridge.errors import WeighbridgeError
+from weighbridge.fleet.abilities.ability import Ability
 from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.desk import Standing
 from weighbridge.fleet.gateway import Gateway, arrival_of, ticket_of
@@ -29,6 +30,9 @@ from weighbridge.wire.protocols import chat, embeddings
 
 #: Replicas that are started here, or as actors of the fleet's own cluster.
 OWN_KINDS = frozenset(("process", "engine", "ray"))
+
+#: What requests need, by the words of routes.
+_WORDS = {"tools": Ability.TOOLS, "images": Ability.VISION, "audio": Ability.AUDIO}
 
 _encode = msgspec.json.encode
 
@@ -91,6 +95,14 @@ class Place:
             return self._waiting_seconds() + min(times)
         return self.latency.expected(output_tokens)
 
+    @property
+    def abilities(self) -> frozenset[str] | None:
+        """What it is said to have; else everything but what all of its replicas are known to lack. None: everything."""
+        if self.settings.abilities is not None:
+            return self.settings.abilities
+        lacking = {word for word, ability in _WORDS.items() if self.pool.all_lack(frozenset({ability}))}
+        return frozenset({*_WORDS, "files"} - lacking) if lacking else None
+
     async def facts(self, request: RouteRequest, fields: Fields) -> PlaceFacts:
         """What is known of the place for a request that is sent there as `fields`."""
         weight, _ = await self.pool.scales.weigh(self.ask(request, fields))
@@ -100,7 +112,7 @@ class Place:
             healthy=self.healthy,
             rest_seconds=self.rest_seconds,
             context_tokens=self.context_tokens,
-            abilities=self.settings.abilities,
+            abilities=self.abilities,
             tokens=weight.prompt_tokens + (request.ask.max_tokens or 1),
             seconds=self.expected_seconds(weight.prompt_tokens, weight.output.mean),
             usd=self.max_usd(request),

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import NoReturn
 
 from weighbridge.errors import NeverFits
-from weighbridge.routes.errors import CloudDenied, NoPlaceCan, PolicyForbids
+from weighbridge.routes.errors import CloudDenied, NoPlaceAble, NoPlaceCan, PolicyForbids
 from weighbridge.wire.ask import Placement, folded
 
 
@@ -198,8 +198,8 @@ def decide(
 ) -> RoutePlan:
     """Order the places that may take a request: the whole way of steps up to the first byte of work.
 
-    `places` stand in the order of trust. Raises PolicyForbids, NeverFits, NoPlaceCan or CloudDenied where none of
-    them is open.
+    `places` stand in the order of trust. Raises PolicyForbids, NeverFits, NoPlaceAble, NoPlaceCan or CloudDenied where
+    none of them is open.
     """
     reasons = [verdict.reason]
     if asked.placement is Placement.ONLY_CLOUD and not verdict.may_leave:
@@ -335,6 +335,8 @@ def _refuse(asked: Asked, places: Sequence[PlaceFacts], bars: dict[str, Bar]) ->
     said = f"the edge cannot: {_words(edge, bars)}; the cloud may not: {of_cloud}"
     if edge and _never_fits(edge, bars):
         raise NeverFits(said)
+    if edge and all(bars[name].kind is BarKind.ABILITY for name in edge) and _is_lasting(cloud, bars):
+        raise NoPlaceAble(said)
     raise NoPlaceCan(said, retry_after=wait)
 
 
@@ -347,6 +349,11 @@ def _rest(places: Sequence[PlaceFacts], bars: dict[str, Bar]) -> float | None:
 
 def _never_fits(names: list[str], bars: dict[str, Bar]) -> bool:
     return all(bars[name].kind is BarKind.CONTEXT for name in names)
+
+
+def _is_lasting(names: list[str], bars: dict[str, Bar]) -> bool:
+    """Whether these places will never take such a request."""
+    return all(bars[name].kind in (BarKind.ABILITY, BarKind.RESIDENCY) for name in names)
 
 
 def _words(names: list[str], bars: dict[str, Bar]) -> str:
