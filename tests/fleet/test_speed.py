@@ -64,7 +64,7 @@ def test_who_takes_so_many_times_as_long_is_predicted_to(seed: int, factor: floa
     rows = [engine(rng, 1e-3, 0.05, 0.002, 0.3) for _ in range(40)]
     one = learned(rows)
     other = learned([replace(row, seconds=row.seconds * factor) for row in rows])
-    work = (1.0, 300.0, 10.0, 20.0)
+    work = (1.0, 300.0, 10.0, 20.0, 0.0)
     before, after = one.seconds(work), other.seconds(work)
     assert (before is None) == (after is None)
     if before is not None and after is not None:
@@ -90,7 +90,7 @@ def test_the_order_of_equal_observations_matters_little(seed: int) -> None:
     rows = [engine(rng, 1e-3, 0.05, 0.002) for _ in range(30)]
     shuffled = rows[:]
     rng.shuffle(shuffled)
-    work = (1.0, 300.0, 10.0, 20.0)
+    work = (1.0, 300.0, 10.0, 20.0, 0.0)
     before, after = learned(rows).seconds(work), learned(shuffled).seconds(work)
     assert before is not None
     assert after == pytest.approx(before, rel=0.2)
@@ -101,7 +101,7 @@ def test_the_order_of_equal_observations_matters_little(seed: int) -> None:
 def test_within_twenty_observations_it_is_known_whatever_the_machine(token: float, step: float) -> None:
     rng = random.Random(1)
     learner = learned([engine(rng, token, step, 0.05 * step) for _ in range(20)])
-    for work in ((1.0, 50.0, 1.0, 0.0), (1.0, 900.0, 1.0, 2.0), (0.0, 0.0, 20.0, 40.0)):
+    for work in ((1.0, 50.0, 1.0, 0.0, 0.0), (1.0, 900.0, 1.0, 2.0, 0.0), (0.0, 0.0, 20.0, 40.0, 0.0)):
         truth = token * work[1] + step * work[2] + 0.05 * step * work[3]
         assert learner.seconds(work) == pytest.approx(truth, rel=0.3)
 
@@ -117,7 +117,7 @@ def test_a_change_is_noticed_within_ten_observations(factor: float) -> None:
     learner = learned(rows)
     assert learner.scaled
     truth = factor * (0.3 + 0.5 + 0.04)
-    assert learner.seconds((1.0, 300.0, 10.0, 20.0)) == pytest.approx(truth, rel=0.25)
+    assert learner.seconds((1.0, 300.0, 10.0, 20.0, 0.0)) == pytest.approx(truth, rel=0.25)
 
 
 def test_what_observations_do_not_tell_apart_keeps_its_proportion() -> None:
@@ -133,7 +133,7 @@ def test_what_observations_do_not_tell_apart_keeps_its_proportion() -> None:
 def test_one_stall_is_no_speed() -> None:
     rng = random.Random(3)
     rows = [engine(rng, 1e-3, 0.05, 0.002) for _ in range(100)]
-    work = (1.0, 300.0, 1.0, 2.0)
+    work = (1.0, 300.0, 1.0, 2.0, 0.0)
     before = learned(rows).seconds(work)
     after = learned([*rows, Observed(60.0, 1.0, 300.0, 1.0, 2.0)]).seconds(work)
     assert before is not None

@@ -8,7 +8,6 @@ them ended. An observation of a stream is the time in which it brought a number 
 from __future__ import annotations
 
 import math
-from collections import deque
 
 from weighbridge.cost.mean import Mean
 from weighbridge.cost.step import StepCost
@@ -22,16 +21,19 @@ TOGETHER = 0.05
 #: A first token so many times later than the line explains was held up by something else: by want of a seat,
 #: where it came after somebody's end.
 LATE = 2.0
-#: First tokens within which the most streams there were say how many seats there are.
-LOOK_BACK = 32
-#: Times that streams come to one number while others wait, until that counts as all the seats there are.
-TOUCHES = 3
+#: Seats of which one wait for one of them says that there are no more.
+FEW = 8
+#: First tokens within which it shows that there are fewer seats than there once were, and waits that it takes.
+LOOK_BACK, FEWER = 32, 4
 #: By what factor a step cost that is told or stated may be off until it is not believed, and until it is again.
 DOUBTED, BELIEVED = 1.6, 1.3
 #: Observations that a doubt takes, and by what factor it may be off when there are two.
 DOUBTS, AT_ONCE = 6, 3.0
 #: By what factor one observation counts as off at most: a stall is no speed.
 MOST_OFF = 4.0
+#: How many times sooner than told streams may be, and later all that is seen, lines and others' prompts in it; as how
+#: many times later one of it counts at most; by what share the older counts less with each.
+SOONER, LATER, LATEST, FADING = 2.0, 4.0, 8.0, 0.1
 #: Observations in a row that are as told, until what is told is believed again.
 BORNE_OUT = 2
 #: Seconds that an answer may take on its way: they are no fault of a step cost.
@@ -72,27 +74,113 @@ class Score:
 class ServedAtOnce:
     """How many requests a replica serves at a time, where that is fewer than it is sent.
 
-    It shows as a ceiling: the streams come to the same number again and again while others wait, and never to more.
+    The knee shows in first tokens: one that came late, and soon after another's end, had waited for that seat. As many
+    as were served then are all there are, until more are seen at a time. Where many are, ends are so frequent that a
+    first token comes soon after one anyway: the more there are, the more often it has to be so.
     """
 
-    __slots__ = ("_levels", "_touched", "count", "expected", "most")
+    __slots__ = ("_firsts", "_lower", "_lower_waits", "_waits", "count", "expected", "most")
 
     def __init__(self) -> None:
-        self._levels: deque[int] = deque(maxlen=LOOK_BACK)  # streams at each first token, that one included
-        self._touched = 0  # times that they came to the most of these while others waited
-        self.most = 0  # streams at a time, of late
         self.count: int | None = None  # how many; None where nothing says that they are few
         self.expected = 1  # how many; where nothing says so, one more than were seen, to find out
+        self.most = 0  # streams at a time, as many as there ever were
+        self._waits = 0  # first tokens that waited for a seat when there were as many
+        self._lower = self._lower_waits = self._firsts = 0  # the same of the last first tokens
 
-    def first_token(self, streams: int, *, line: bool) -> None:
+    def first_token(self, streams: int, *, waited: bool) -> None:
+        """Learn from a first token that made it so many streams; `waited`: it was begun only at another's end."""
         if streams > self.most:
-            self._touched = 0
-        if streams >= self.most and line:
-            self._touched += 1
-        self._levels.append(streams)
-        self.most = max(self._levels)
-        self.count = self.most if self._touched >= TOUCHES else None
+            self.most, self._waits = streams, 0
+        if streams == self.most:
+            self._waits += waited
+            self._lower = self._lower_waits = self._firsts = 0
+        else:
+            self._below(streams, waited)
+        self.count = self.most if _enough(self._waits, self.most) else None
         self.expected = self.count or self.most + 1
+
+    def _below(self, streams: int, waited: bool) -> None:
+        self._firsts += 1
+        if streams > self._lower:
+            self._lower, self._lower_waits = streams, 0
+        if streams == self._lower:
+            self._lower_waits += waited
+        if self._firsts >= LOOK_BACK:
+            if self._lower_waits >= FEWER and _enough(self._lower_waits, self._lower):
+                self.most, self._waits = self._lower, self._lower_waits
+            self._lower = self._lower_waits = self._firsts = 0
+
+
+def _enough(waits: int, streams: int) -> bool:
+    """Whether so many waits for a seat say that there are no more than these."""
+    return waits * FEW >= streams > 0
+
+
+class ToldSpeed:
+    """Whether a step cost that is told or stated is gone by: it is held against what is seen.
+
+    Clean observations say by how much it is off: a stream with no prompt beside, a prompt sent to an idle replica.
+    Lines and others' prompts make the rest longer, by how much nobody tells, but not many times; and nothing makes a
+    stream quicker than it is.
+    """
+
+    __slots__ = (
+        "_at",
+        "_borne_out",
+        "_count",
+        "_off",
+        "_predicted",
+        "_seconds",
+        "_sooner",
+        "doubted",
+    )
+
+    def __init__(self) -> None:
+        self.doubted = False
+        self._off = Mean(0.1)  # logarithm of observed over told, of clean ones
+        self._at = -math.inf  # when the last of them was
+        self._borne_out = 0  # of them in a row that were as told
+        self._seconds = self._predicted = 0.0  # of all observations, the last counting most
+        self._count = 0
+        self._sooner = 0  # streams in a row that were much quicker than told
+
+    def hold(self, seen: Observed, told: StepCost) -> None:
+        """Hold what is told against any observation."""
+        steps = max(seen.steps, 1.0)
+        decode = steps * told.decode_seconds(max(seen.beside / steps, 1.0), 0)
+        predicted = told.per_token * seen.prompt_tokens + told.per_prompt_pair * seen.pairs + decode
+        near = abs(seen.seconds - predicted) < ON_THE_WAY
+        seconds = predicted if near else min(seen.seconds, LATEST * predicted)
+        self._seconds += seconds - FADING * self._seconds
+        self._predicted += predicted - FADING * self._predicted
+        self._count += 1
+        if not seen.prompt_tokens:
+            self._sooner = self._sooner + 1 if SOONER * seconds < predicted else 0
+        late = self._count >= DOUBTS and self._seconds > LATER * self._predicted
+        self.doubted = self.doubted or late or self._sooner > 1
+
+    def hold_clean(self, seconds: float, predicted: float, now: float) -> None:
+        """Hold what is told against a clean observation, which may also bear it out.
+
+        Of what was seen at the same time one counts: a replica that stood still was late with all it had.
+        """
+        if now - seconds < self._at - 1e-6:  # what clocks round off
+            return
+        self._at = now
+        near = abs(seconds - predicted) < ON_THE_WAY
+        ratio = 0.0 if near else math.log(max(seconds, 1e-9) / max(predicted, 1e-9))
+        limit = math.log(MOST_OFF)
+        self._off.add(min(max(ratio, -limit), limit))
+        self._borne_out = self._borne_out + 1 if abs(ratio) < math.log(BELIEVED) else 0
+        off = abs(self._off.value)
+        if self._borne_out >= BORNE_OUT:
+            self.doubted = False
+            self._off = Mean(0.1)
+            self._seconds = self._predicted = 0.0
+            self._count = self._sooner = 0
+        elif off > math.log(DOUBTED if self._off.count >= DOUBTS else AT_ONCE) and self._off.count > 1:
+            self.doubted = True
 
 
 class Experience:
@@ -102,15 +190,13 @@ class Experience:
         self.speed = SpeedLearner()
         self.seats = ServedAtOnce()
         self.score = Score()
-        self.doubted = False  # what it tells of its speed, or what is stated
+        self.trust = ToldSpeed()  # in what it tells of its speed, or what is stated
         self.heard = now  # when something last came from it
-        self._told = Mean(0.1)  # logarithm of observed over what its told cost says
-        self._compared_at = -math.inf  # when that was last observed
-        self._borne_out = 0  # observations in a row that are as it says
         self._at = now
         self._area = 0.0  # streams, summed over seconds
-        self._prompts = 0.0  # prompt tokens computed
-        self._last_first = -math.inf
+        self._prompts = self._pairs = 0.0  # prompt tokens computed, and what these attended to
+        self._usual_prompt = Mean(0.05)
+        self.last_first = -math.inf  # when the last first token came
         self._last_end = -math.inf
         self._before_end = 0  # sequences there before the last end
         self._pending: tuple[float, Observed] | None = None  # a first token that others may join
@@ -125,29 +211,29 @@ class Experience:
 
     def first_token(
         self, request: InFlight, streams: int, line: bool, told: StepCost | None, now: float
-    ) -> None:
-        """Learn from a first token of a streamed request, beside `streams` others; `line`: others wait for theirs."""
+    ) -> bool:
+        """Learn from a first token of a streamed request, beside `streams` others; `line`: others wait for theirs.
+
+        Return whether it had waited for a seat.
+        """
         self.elapse(streams, now)
         self.heard = now
-        waited, since_end = now - request.sent, now - self._last_end
-        forecast, late = request.forecast, False
-        if forecast is not None:
-            self.score.add(forecast.first, waited)
-            ended = self._last_end > request.sent and since_end < 0.5 * waited
-            late = ended and waited > LATE * forecast.clear
-        begun = max(request.sent, self._last_first)
-        held_up = self._last_end > begun and self._short_of_seats(request, late)
-        if held_up:
+        waited, fresh = now - request.sent, request.fresh
+        if request.forecast is not None:
+            self.score.add(request.forecast.first, waited)
+        no_seat = self._waited_for_seat(request, streams, told, now)
+        begun = max(request.sent, self.last_first)
+        if self._last_end > begun and self._short_of_seats(request, no_seat):
             begun = self._last_end
-        fresh = request.fresh
-        self._first(Observed(now - begun, 1.0, fresh, 1.0, streams), now)
+        self._first(Observed(now - begun, 1.0, fresh, 1.0, streams, request.pairs), told, now)
         if told is not None and not request.level:
-            self._compare(waited, told.prefill_seconds(fresh, request.cached_tokens), now)
-        self._prompts += fresh
-        self._last_first = now
+            self.trust.hold_clean(waited, told.prefill_seconds(fresh, request.cached_tokens), now)
+        self._computed(request)
+        self.last_first = now
         choices = request.arrival.weight.choices
-        self.seats.first_token(streams + choices, line=line)
-        request.mark(now, choices, self._prompts, self._area, line)
+        self.seats.first_token(streams + choices, waited=no_seat)
+        self._mark(request, now, choices, line)
+        return no_seat
 
     def tokens(self, request: InFlight, streams: int, line: bool, told: StepCost | None, now: float) -> None:
         """Learn from a stream that goes on."""
@@ -176,82 +262,83 @@ class Experience:
 
     # -- inside ----------------------------------------------------------------------------------------
 
-    def _short_of_seats(self, request: InFlight, late: bool) -> bool:
+    def _computed(self, request: InFlight) -> None:
+        self._prompts += request.fresh
+        self._pairs += request.pairs
+        self._usual_prompt.add(request.fresh)
+
+    def _mark(self, request: InFlight, now: float, tokens: int, line: bool) -> None:
+        request.mark(now, tokens, (self._prompts, self._pairs), self._area, line)
+
+    def _waited_for_seat(self, request: InFlight, streams: int, told: StepCost | None, now: float) -> bool:
+        """Whether a first token came late, and as long after the last end as its prompt takes by itself."""
+        if request.forecast is None or now - request.sent <= LATE * request.forecast.clear:
+            return False
+        alone = self.speed.seconds((1.0, request.fresh, 1.0, streams, request.pairs))
+        if alone is None and told is not None:
+            alone = told.prefill_seconds(request.fresh, request.cached_tokens)
+        since = now - self._last_end
+        return alone is not None and alone < LATE * since and since < LATE * alone
+
+    def _short_of_seats(self, request: InFlight, no_seat: bool) -> bool:
         """Whether the last end is what let this request begin."""
         if self.seats.count is not None:
             return self._before_end > self.seats.count
-        return late or request.forecast is None
+        return no_seat or request.forecast is None
 
-    def _first(self, seen: Observed, now: float) -> None:
+    def _learn(self, seen: Observed, told: StepCost | None) -> None:
+        self.speed.observe(seen)
+        if told is not None:
+            self.trust.hold(seen, told)
+
+    def _first(self, seen: Observed, told: StepCost | None, now: float) -> None:
         if self._pending is not None:
             at, before = self._pending
             if now - at <= TOGETHER * before.seconds:
                 together = before.prompt_tokens + seen.prompt_tokens
-                seconds = before.seconds + now - at
-                self._pending = at, Observed(seconds, 1.0, together, 1.0, before.beside)
+                seconds, pairs = before.seconds + now - at, before.pairs + seen.pairs
+                self._pending = at, Observed(seconds, 1.0, together, 1.0, before.beside, pairs)
                 return
-            self._flush(now)
+            self._flush(told, now)
         self._pending = now, seen
 
-    def _flush(self, now: float) -> None:
+    def _flush(self, told: StepCost | None, now: float) -> None:
         """Learn from a first token that no other has joined in time."""
         if self._pending is not None and now - self._pending[0] > TOGETHER * self._pending[1].seconds:
             seen, self._pending = self._pending[1], None
-            self.speed.observe(seen)
+            self._learn(seen, told)
 
     def _stream(self, request: InFlight, streams: int, line: bool, told: StepCost | None, now: float) -> None:
-        self._flush(now)
+        self._flush(told, now)
         self.elapse(streams, now)
         seconds, passed = request.token_at - request.marked_at, now - request.marked_at
         if seconds <= 0.0 or not request.watched:
             return
-        choices = request.arrival.weight.choices
-        steps = (request.produced - request.marked_tokens) / choices
+        steps = (request.produced - request.marked_tokens) / request.arrival.weight.choices
         beside = (self._area - request.marked_area) / passed
-        prompts = self._prompts - request.marked_prompts
-        self.speed.observe(Observed(seconds, 0.0, prompts, steps, steps * beside))
+        prompts, pairs = self._prompts - request.marked_prompts, self._pairs - request.marked_pairs
         seats = self.seats.count
-        if (
-            told is not None
-            and not prompts
-            and (not (line or request.marked_line) or (seats is not None and streams >= seats))
-        ):
+        # Of a prompt that is in line at its beginning or end, nobody knows how much was computed meanwhile.
+        clean = not (line or request.marked_line) or (seats is not None and streams >= seats)
+        if clean or not self.speed.known:
+            self._learn(Observed(seconds, 0.0, prompts, steps, steps * beside, pairs), told)
+        if told is not None and clean and not prompts:
             context = beside * (request.arrival.weight.prompt_tokens + request.produced)
-            self._compare(seconds, steps * told.decode_seconds(beside, context), now)
-        request.mark(now, request.produced, self._prompts, self._area, line)
+            self.trust.hold_clean(seconds, steps * told.decode_seconds(beside, context), now)
+        self._mark(request, now, request.produced, line)
 
     def _whole(self, request: InFlight, streams: int, now: float, produced: int) -> None:
         """Learn from an answer in one piece: its first token and all others in one observation."""
         begun = max(request.sent, self._last_end if self._held_by_whole(request) else -math.inf)
         steps = produced / request.arrival.weight.choices
         beside = max(request.level, streams) * steps
-        self.speed.observe(Observed(now - begun, 1.0, request.fresh, steps, beside))
-        self._prompts += request.fresh
+        self.speed.observe(Observed(now - begun, 1.0, request.fresh, steps, beside, request.pairs))
+        self._computed(request)
 
     def _held_by_whole(self, request: InFlight) -> bool:
         """Whether it could begin only at the last end: longer on its way than it should have been, if that is known."""
         taken = self._last_end - request.sent
         return taken > 0.0 and request.forecast is not None and taken > LATE * request.forecast.clear
-
-    def _compare(self, seconds: float, predicted: float, now: float) -> None:
-        """Hold what is told against what is seen: a cost that is far off is not believed any more.
-
-        Of what was seen at the same time one counts: a replica that stood still was late with all it had.
-        """
-        if now - seconds < self._compared_at - 1e-6:  # what clocks round off
-            return
-        self._compared_at = now
-        near = abs(seconds - predicted) < ON_THE_WAY
-        ratio = 0.0 if near else math.log(max(seconds, 1e-9) / max(predicted, 1e-9))
-        limit = math.log(MOST_OFF)
-        self._told.add(min(max(ratio, -limit), limit))
-        self._borne_out = self._borne_out + 1 if abs(ratio) < math.log(BELIEVED) else 0
-        off = abs(self._told.value)
-        if self._borne_out >= BORNE_OUT:
-            self.doubted = False
-            self._told = Mean(0.1)
-        elif off > math.log(DOUBTED if self._told.count >= DOUBTS else AT_ONCE) and self._told.count > 1:
-            self.doubted = True
 
     # -- in words --------------------------------------------------------------------------------------
 
@@ -263,9 +350,10 @@ class Experience:
             return f"{doubt}its speed is not learned yet, from {_from(speed)}"
         seats = self.seats.count
         few = f", {seats} at a time" if seats is not None else ""
+        prompt = max(self._usual_prompt.value, 1.0)
         return (
-            f"{doubt}learned from {_from(speed)}: {cost.per_token * 1e3:.3g} ms a prompt token and "
-            f"{cost.overhead * 1e3:.3g} ms a step{few}"
+            f"{doubt}learned from {_from(speed)}: {cost.prefill_work(prompt) / prompt * 1e3:.3g} ms a prompt token of "
+            f"{prompt:.0f} and {cost.overhead * 1e3:.3g} ms a step{few}"
         )
 
 

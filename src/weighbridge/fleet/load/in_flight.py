@@ -51,6 +51,7 @@ class InFlight:
     marked_at: float = 0.0
     marked_tokens: int = 0
     marked_prompts: float = 0.0
+    marked_pairs: float = 0.0
     marked_area: float = 0.0
     marked_line: bool = False  # prompts waited then
     token_at: float = 0.0  # when its last token came
@@ -67,10 +68,20 @@ class InFlight:
         """Prompt tokens that were to be computed for it."""
         return self.arrival.weight.prompt_tokens - self.cached_tokens
 
-    def mark(self, now: float, tokens: int, prompts: float, area: float, line: bool) -> None:
-        """Watch its stream from now on, for the next observation."""
+    @property
+    def pairs(self) -> float:
+        """What these attend to: pairs of a token of the prompt and one before it, or itself."""
+        fresh = self.fresh
+        return fresh * self.cached_tokens + 0.5 * fresh * (fresh + 1)
+
+    def mark(self, now: float, tokens: int, prompts: tuple[float, float], area: float, line: bool) -> None:
+        """Watch its stream from now on, for the next observation.
+
+        `prompts`: tokens computed until now, and what they attended to.
+        """
         self.marked_at, self.marked_tokens = now, tokens
-        self.marked_prompts, self.marked_area, self.marked_line = prompts, area, line
+        self.marked_prompts, self.marked_pairs = prompts
+        self.marked_area, self.marked_line = area, line
 
     def price(self, work: float) -> None:
         """Set what the rest of its prompt takes: `work` seconds."""

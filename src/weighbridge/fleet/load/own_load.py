@@ -11,16 +11,20 @@ it says (`pace.py`); but no prompt counts as computed before its first token pro
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 
 from weighbridge.cost.mean import Mean
 from weighbridge.cost.step import StepCost
 from weighbridge.fleet.api import Arrival, Capacity
 from weighbridge.fleet.kv.following import Following
-from weighbridge.fleet.load.experience import Experience
+from weighbridge.fleet.load.experience import LATE, Experience
 from weighbridge.fleet.load.in_flight import ExpectedFirst, InFlight, sums
 from weighbridge.fleet.load.pace import PrefillPace
 from weighbridge.fleet.load.prefix_index import PrefixIndex
+
+#: Tokens of an iteration at most, where prompts take next to nothing by themselves.
+MOST_ROOM = float(1 << 30)
 
 
 class OwnLoad:
@@ -45,6 +49,7 @@ class OwnLoad:
         self._silent: dict[str, InFlight] = {}  # not streamed and past their prefill: nothing tells how far
         self._in_flight: dict[str, InFlight] = {}
         self._prefilling: dict[str, InFlight] = {}  # in the order they were sent
+        self._line_due = math.inf  # when the first in line has waited for longer than explains itself
         self._advanced_at = now
         self.pace = PrefillPace()
         self.experience = Experience(now)
@@ -87,7 +92,7 @@ class OwnLoad:
     @property
     def believed(self) -> bool:
         """Whether what is told of its speed is gone by; else that is learned."""
-        return self._told is not None and not self.experience.doubted
+        return self._told is not None and not self.experience.trust.doubted
 
     @property
     def heard_at(self) -> float:
@@ -143,9 +148,11 @@ class OwnLoad:
         )
         if not self._in_flight:
             self.experience.heard = now
-        if not self._prefilling:
-            self.pace.begin()
+        first = not self._prefilling
         self._in_flight[arrival.id] = self._prefilling[arrival.id] = request
+        if first:
+            self.pace.begin()
+            self._watch_line()
         self.sequences += weight.choices
         self.uncomputed_tokens += request.uncomputed
         self.prefill_seconds += request.work
@@ -162,12 +169,15 @@ class OwnLoad:
         request = self._in_flight.get(request_id)
         if request is not None and not request.started:
             self.advance(now)
-            if self.step_cost is not None:
-                full = self.step_cost.per_token * self.capacity.max_batch_tokens
-                self.pace.first_token(request.whole_work, full)
+            held = False
             if request.streamed and request.watched:
                 line = len(self._prefilling) > 1
-                self.experience.first_token(request, self.decoding, line, self._told, now)
+                held = self.experience.first_token(request, self.decoding, line, self._told, now)
+            if held:
+                self.pace.disturb()
+            elif self.step_cost is not None:
+                full = self.step_cost.per_token * self.capacity.max_batch_tokens
+                self.pace.first_token(request.whole_work, full)
             if self.kv is not None and request.arrival.weight.exact:
                 self.kv.computed(request.fresh, now)
             self._begin(request)
@@ -254,13 +264,20 @@ class OwnLoad:
         seat."""
         cost, width = self.step_cost, self.capacity.max_batch_tokens
         assert cost is not None
+        seats = self.experience.seats.count
+        if seats is not None and seats <= self.decoding:
+            return
+        if cost.per_prompt_pair and cost is not self._told:
+            width = self._room(self.prefill_seconds, self.uncomputed_tokens)
         left = elapsed * cost.prompt_share(self.decoding, self.context_tokens, width)
         self.pace.passed(left)
         left /= self.stretch
         begun: list[InFlight] = []
-        seats = self.experience.seats.count
-        line = self._prefilling.values()
-        for request in line if seats is None else islice(line, max(seats - self.decoding, 0)):
+        line, ahead = self._prefilling.values(), cost.per_token * width
+        for request in line if seats is None else islice(line, seats - self.decoding):
+            if ahead < 0.0:
+                break  # prompts are computed in order: behind an iteration full of others, these have not begun
+            ahead -= request.whole_work
             work = request.work - request.unproven
             if work > 0.0:  # those without are computed as far as one can tell
                 done = left if left < work else work
@@ -292,6 +309,16 @@ class OwnLoad:
 
     # -- inside -----------------------------------------------------------------------------------------
 
+    def _room(self, work: float, tokens: float) -> int:
+        """Tokens of an iteration, of such as attend to nothing: as many as take the time of those that fill it.
+
+        A speed that was learned may have next to all of a prompt in what its tokens attend to.
+        """
+        cost, width = self.step_cost, self.capacity.max_batch_tokens
+        if cost is None or work <= 0.0 or tokens <= 0.0:
+            return width
+        return int(min(width * work / max(tokens * cost.per_token, 1e-12), MOST_ROOM))
+
     def _take_speed(self) -> None:
         """Go by what is told while experience bears it out, else by what was learned.
 
@@ -321,6 +348,18 @@ class OwnLoad:
         self.prefill_seconds -= request.work
         request.uncomputed = request.work = 0.0
         self._settle()
+        self._watch_line()
+
+    def _watch_line(self) -> None:
+        """Work out when the first in line will be overdue: at twice what was predicted, or what its prompt takes after
+        the one before. Then no seat is free, or the replica has become slower."""
+        first = next(iter(self._prefilling.values()), None)
+        if first is None or not first.streamed or first.forecast is None:
+            self._line_due = math.inf
+            return
+        begun = max(first.sent, self.experience.last_first)
+        predicted = first.sent + LATE * first.forecast.clear
+        self._line_due = max(predicted, begun + LATE * first.whole_work * self.stretch)
 
     def _expected_rest(self, request: InFlight) -> float:
         """What is expected still, given what is out; asked again when an eighth more is."""

@@ -1,6 +1,7 @@
 """How fast a replica is, learned from what is seen of it: a small fit with a prior, and how well it predicts.
 
-    seconds = answer x first tokens + token x prompt tokens computed + step x steps + beside x streams in these steps
+    seconds = answer x first tokens + token x prompt tokens computed + pair x what these attend to
+            + step x steps + beside x streams in these steps
 
 Nothing is believed about how fast machines are: the prior is of proportions alone (what a prompt token costs in steps),
 so that whatever all observed times are multiplied by, every prediction is too. What observations do not tell apart
@@ -25,7 +26,7 @@ MEMORY = 40.0
 #: is off by all of it.
 NOISE = 0.2
 #: The prior: of each quantity in steps of one stream, what it is likely to be, and by how much it may be off.
-LIKELY = {"answer": (0.0, 0.5), "token": (0.01, 0.03), "beside": (0.02, 0.06)}
+LIKELY = {"answer": (0.0, 0.5), "token": (0.01, 0.03), "beside": (0.02, 0.06), "pair": (0.0, 1e-5)}
 #: Observations in a row that say one thing before what is known is scaled, and how much they must be off.
 ROW, OFF = 5, 1.5
 #: What is known is worked out anew when observations have grown by one in so many.
@@ -39,13 +40,19 @@ LEAST_STEP = 0.01
 #: Observations, one of them a first token, after which a speed counts as known.
 ENOUGH = 3
 
-_ANSWER, _TOKEN, _STEP, _BESIDE = range(4)
-_PRIOR = ((_ANSWER, LIKELY["answer"]), (_TOKEN, LIKELY["token"]), (_BESIDE, LIKELY["beside"]))
+WIDTH = 5
+_ANSWER, _TOKEN, _STEP, _BESIDE, _PAIR = range(WIDTH)
+_PRIOR = (
+    (_ANSWER, LIKELY["answer"]),
+    (_TOKEN, LIKELY["token"]),
+    (_BESIDE, LIKELY["beside"]),
+    (_PAIR, LIKELY["pair"]),
+)
 _OFF = math.log(OFF)
-Row = tuple[float, float, float, float]
+Row = tuple[float, float, float, float, float]
 #: Which parts of a row each sum of products is of, and where in the sums each pair stands.
-_PAIRS = tuple((i, j) for i in range(4) for j in range(i, 4))
-_AT = [[_PAIRS.index((min(i, j), max(i, j))) for j in range(4)] for i in range(4)]
+_PAIRS = tuple((i, j) for i in range(WIDTH) for j in range(i, WIDTH))
+_AT = [[_PAIRS.index((min(i, j), max(i, j))) for j in range(WIDTH)] for i in range(WIDTH)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,7 @@ class Observed:
     """Seconds that went by at a replica, and what it did in them.
 
     `firsts`: 1 where they end with a first token, else 0. `steps`: tokens that each stream was given; `beside`: these
-    times the streams there were.
+    times the streams there were. `pairs`: what the prompt tokens attended to, of each other and of what was cached.
     """
 
     seconds: float
@@ -61,10 +68,11 @@ class Observed:
     prompt_tokens: float
     steps: float
     beside: float
+    pairs: float = 0.0
 
     @property
     def row(self) -> Row:
-        return self.firsts, self.prompt_tokens, self.steps, self.beside
+        return self.firsts, self.prompt_tokens, self.steps, self.beside, self.pairs
 
 
 @dataclass(slots=True)
@@ -77,13 +85,14 @@ class _Kind:
 
     @staticmethod
     def empty() -> _Kind:
-        return _Kind([0.0] * (len(_PAIRS) + 4), 0, deque(maxlen=ROW))
+        return _Kind([0.0] * (len(_PAIRS) + WIDTH), 0, deque(maxlen=ROW))
 
     def add(self, row: Row, seconds: float, expected: float) -> None:
         fade, weight = 1.0 - 1.0 / MEMORY, 1.0 / (expected * NOISE) ** 2
-        a, t, s, b = row
-        of_parts = (a * a, a * t, a * s, a * b, t * t, t * s, t * b, s * s, s * b, b * b)
-        of_seconds = (a * seconds, t * seconds, s * seconds, b * seconds)
+        a, t, s, b, p = row
+        of_one = (a * a, a * t, a * s, a * b, a * p, t * t, t * s, t * b, t * p)
+        of_parts = (*of_one, s * s, s * b, s * p, b * b, b * p, p * p)
+        of_seconds = (a * seconds, t * seconds, s * seconds, b * seconds, p * seconds)
         new = of_parts + of_seconds
         self.sums = [fade * before + weight * one for before, one in zip(self.sums, new, strict=True)]
         self.count += 1
@@ -105,7 +114,7 @@ class SpeedLearner:
         self._kinds = (_Kind.empty(), _Kind.empty())  # steps, first tokens
         self._times: list[float] | None = None
         self._cost: StepCost | None = None  # the same
-        self._free: Sequence[int] = range(4)  # what was not 0 in the last solution
+        self._free: Sequence[int] = range(WIDTH)  # what was not 0 in the last solution
         self._unsolved = 0  # observations since then
         self.spread = Mean(0.05)  # of the squared logarithm of observed over predicted
         self.scaled = 0  # times that all was found to have become slower or quicker
@@ -157,18 +166,19 @@ class SpeedLearner:
     def cost(self) -> StepCost | None:
         """What was learned as a step cost; None while the speed is not known.
 
-        Attention and weights cannot be told from the rest by who sees tokens alone: they are in it.
+        What streams attend to and weights cannot be told from the rest by who sees tokens alone: they are in it.
         """
         if not self.known or self._times is None:
             return None
         if self._cost is None:
-            _, token, step, beside = self._times
+            _, token, step, beside, pair = self._times
             self._cost = StepCost(
                 overhead=step,
                 memory=0.0,
                 per_token=token,
                 per_context_token=0.0,
                 per_sequence=max(beside - token, 0.0),
+                per_prompt_pair=pair,
             )
         return self._cost
 
@@ -180,12 +190,12 @@ class SpeedLearner:
 
     def _seconds(self, row: Row) -> float:
         assert self._times is not None
-        a, t, s, b = self._times
-        return max(a * row[0] + t * row[1] + s * row[2] + b * row[3], 1e-9)
+        a, t, s, b, p = self._times
+        return max(a * row[0] + t * row[1] + s * row[2] + b * row[3] + p * row[4], 1e-9)
 
     def _alone(self, row: Row, seconds: float) -> list[float]:
         """What one observation says with the prior's proportions."""
-        parts = [LIKELY["answer"][0], LIKELY["token"][0], 1.0, LIKELY["beside"][0]]
+        parts = [LIKELY["answer"][0], LIKELY["token"][0], 1.0, LIKELY["beside"][0], LIKELY["pair"][0]]
         unit = seconds / max(sum([x * part for x, part in zip(row, parts, strict=True)]), 1e-9)
         return [unit * part for part in parts]
 
@@ -225,7 +235,7 @@ def _non_negative(
     matrix = [[sums[at] for at in line] for line in _AT]
     found = _over(matrix, right, free)
     if found is None or not _is_least(matrix, right, found, free):
-        free = range(4)
+        free = range(WIDTH)
         found = _over(matrix, right, free)
         if found is None:
             return before, free
@@ -242,11 +252,11 @@ def _is_least(
     """Whether nothing is below 0 and nothing that is 0 would help (Karush, Kuhn and Tucker): there is one such."""
     if min(found) < 0.0:
         return False
-    if len(free) == 4:
+    if len(free) == WIDTH:
         return True
     return all(
         right[i] - sum([matrix[i][j] * found[j] for j in free]) <= 1e-9 * abs(right[i])
-        for i in range(4)
+        for i in range(WIDTH)
         if i not in free
     )
 
@@ -254,13 +264,13 @@ def _is_least(
 def _bounded(matrix: list[list[float]], right: Sequence[float]) -> list[float]:
     """Least squares with nothing below 0 (Lawson and Hanson 1974): quantities come in one by one, the one that helps
     most first, and go as soon as they would be negative."""
-    at = [0.0] * 4
+    at = [0.0] * WIDTH
     free: list[int] = []
-    for _ in range(12):  # of four, a few do
-        slopes = [right[i] - sum([matrix[i][j] * at[j] for j in range(4)]) for i in range(4)]
+    for _ in range(12):  # of five, a few do
+        slopes = [right[i] - sum([matrix[i][j] * at[j] for j in range(WIDTH)]) for i in range(WIDTH)]
         helps = [
             (slopes[i] / math.sqrt(matrix[i][i]), i)
-            for i in range(4)
+            for i in range(WIDTH)
             if i not in free and matrix[i][i] > 0.0 and slopes[i] > 1e-9 * abs(right[i])
         ]
         if not helps:
@@ -284,7 +294,7 @@ def _over(matrix: list[list[float]], right: Sequence[float], free: Sequence[int]
     found = _solved([[matrix[i][j] for j in free] for i in free], [right[i] for i in free])
     if found is None:
         return None
-    result = [0.0] * 4
+    result = [0.0] * WIDTH
     for value, place in zip(found, free, strict=True):
         result[place] = value
     return result

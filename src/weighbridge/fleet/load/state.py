@@ -225,7 +225,9 @@ class ReplicaState(OwnLoad):
             tokens,
             streams,
             self.context_tokens,
-            capacity.max_batch_tokens,
+            self._room(work, tokens)
+            if cost.per_prompt_pair and cost is not self._told
+            else capacity.max_batch_tokens,
             capacity.block_size,
         )
         pool, sequences = capacity.kv_tokens, self.sequences
@@ -242,22 +244,40 @@ class ReplicaState(OwnLoad):
     def held_up_seconds(self, now: float) -> float:
         """Predicted seconds in which no new prompt is begun: for want of a seat, and because it is silent.
 
-        Where it serves fewer at a time than are there, as many have to end before; one of which nothing is told serves
-        no more than one more than it was seen to. A silence beyond what explains
-        itself is expected to last as long again.
+        Where it serves fewer at a time than are there, as many have to end before. One of which nothing is told serves
+        no more than one more than it was seen to; one that lets somebody wait for longer than explains itself, no more
+        than now. A silence beyond what explains itself is expected to last as long again.
         """
-        cost, experience = self.step_cost, self.experience
-        seconds = 0.0 if self.believed else experience.speed.answer
+        cost = self.step_cost
+        seconds = 0.0 if self.believed else self.experience.speed.answer
         if cost is None or not self.sequences:
             return seconds
-        seats = experience.seats.count if self.believed else experience.seats.expected
-        if seats is not None:
-            there = self.streams(now)
-            if there >= seats:
-                step = cost.decode_seconds(seats, self.context_tokens)
-                each = self.remaining_output / self.sequences
-                seconds += each * step * (there - seats + 1.0) / seats
+        learned = self.experience.seats
+        seats = learned.count if self.believed else learned.expected
+        if now > self._line_due:
+            seconds += self._overdue_seconds(seats, cost, now)
+        elif seats is not None:
+            seconds += self._seat_seconds(seats, cost, now)
         return seconds + self._silence(cost, now)
+
+    def _seat_seconds(self, seats: int, cost: StepCost, now: float) -> float:
+        """Seconds until a seat is free for one more."""
+        there = self.streams(now)
+        if there < seats:
+            return 0.0
+        step = cost.decode_seconds(seats, self.context_tokens)
+        return self.remaining_output / self.sequences * step * (there - seats + 1.0) / seats
+
+    def _overdue_seconds(self, seats: int | None, cost: StepCost, now: float) -> float:
+        """Seconds that another would wait where one waits for longer than explains itself: for want of a seat, or
+        because the replica has become slower; as long again, where that is not known to be for want of a seat."""
+        known, streams = self.experience.seats.count, self.decoding
+        waits = 0.0
+        if streams:
+            waits = self._seat_seconds(streams if seats is None else min(seats, streams), cost, now)
+        elif seats is not None:
+            waits = self._seat_seconds(seats, cost, now)
+        return waits if known is not None and streams >= known else max(waits, now - self._line_due)
 
     def _silence(self, cost: StepCost, now: float) -> float:
         """Seconds for which nothing has come from it beyond those it may take to the next sign."""

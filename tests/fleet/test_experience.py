@@ -1,0 +1,133 @@
+"""What a replica is seen to do: how many it serves at a time, and whether what it tells is gone by."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weighbridge.cost.step import StepCost
+from weighbridge.cost.weight import OutputEstimate, Weight
+from weighbridge.fleet.api import Arrival, Capacity
+from weighbridge.fleet.load.experience import ServedAtOnce, ToldSpeed
+from weighbridge.fleet.load.in_flight import ExpectedFirst
+from weighbridge.fleet.load.speed import Observed
+from weighbridge.fleet.load.state import ReplicaState
+
+COST = StepCost(overhead=0.01, memory=0.03, per_token=1e-3, per_context_token=0.0, per_sequence=1e-3)
+calm = settings(max_examples=60, deadline=None)
+
+
+def observed(rng: random.Random, cost: StepCost) -> Observed:
+    """A stream beside others, with no prompt, as an engine of that cost takes."""
+    steps, streams = rng.randint(4, 30), rng.randint(1, 6)
+    seconds = steps * cost.decode_seconds(streams, 0) * rng.uniform(0.95, 1.05)
+    return Observed(seconds, 0.0, 0.0, steps, steps * streams)
+
+
+def sent(state: ReplicaState, name: str, now: float, output: int = 40) -> None:
+    weight = Weight(100, 4 * output, OutputEstimate(float(output), output, output))
+    first = state.first_token_seconds(100, 0, now)
+    assert first is not None
+    state.credit(Arrival(name, "m", weight, now), 0, now, forecast=ExpectedFirst(first, first))
+
+
+def test_one_wait_for_a_seat_says_how_many_there_are() -> None:
+    seats = ServedAtOnce()
+    for streams in (1, 2, 3):
+        seats.first_token(streams, waited=False)
+    assert (seats.count, seats.expected) == (None, 4)
+    seats.first_token(3, waited=True)
+    assert (seats.count, seats.expected) == (3, 3)
+    seats.first_token(4, waited=False)  # there are more after all
+    assert (seats.count, seats.expected) == (None, 5)
+
+
+def test_where_many_are_served_one_wait_says_little() -> None:
+    seats = ServedAtOnce()
+    seats.first_token(40, waited=False)
+    for _ in range(4):
+        seats.first_token(40, waited=True)
+        assert seats.count is None
+    seats.first_token(40, waited=True)
+    assert seats.count == 40
+
+
+def test_fewer_seats_than_there_once_were_are_noticed() -> None:
+    seats = ServedAtOnce()
+    seats.first_token(8, waited=True)
+    for _ in range(32):
+        seats.first_token(3, waited=True)
+    assert seats.count == 3
+
+
+@calm
+@given(st.lists(st.tuples(st.integers(1, 100), st.booleans()), max_size=200))
+def test_never_fewer_seats_than_one_and_never_more_than_were_seen(seen: list[tuple[int, bool]]) -> None:
+    seats = ServedAtOnce()
+    for streams, waited in seen:
+        seats.first_token(streams, waited=waited)
+        assert seats.count is None or 1 <= seats.count <= max(number for number, _ in seen)
+        assert seats.expected >= 1
+
+
+@pytest.mark.parametrize("factor", [0.05, 0.2, 5.0, 20.0])
+def test_a_cost_that_is_told_wrong_is_doubted_after_a_few_streams(factor: float) -> None:
+    rng, trust = random.Random(1), ToldSpeed()
+    for _ in range(6 if factor < 1.0 else 2):
+        trust.hold(observed(rng, COST), COST.scaled(factor))
+    assert trust.doubted
+
+
+@calm
+@given(st.integers(0, 1000), st.floats(0.7, 1.4))
+def test_a_cost_that_is_told_about_right_is_never_doubted(seed: int, factor: float) -> None:
+    rng, trust = random.Random(seed), ToldSpeed()
+    for _ in range(40):
+        trust.hold(observed(rng, COST.scaled(factor)), COST)
+    assert not trust.doubted
+
+
+def test_a_stall_is_no_reason_to_doubt() -> None:
+    rng, trust = random.Random(2), ToldSpeed()
+    for number in range(30):
+        seen = observed(rng, COST)
+        trust.hold(replace(seen, seconds=60.0) if number == 20 else seen, COST)
+    assert not trust.doubted
+
+
+def busy(seats: int) -> tuple[ReplicaState, float]:
+    """A replica that tells its cost, with as many streams as it has seats and one that waits for a seat."""
+    state, now = ReplicaState("r", Capacity(COST)), 0.0
+    for number in range(seats):
+        sent(state, f"q{number}", now)
+        now += COST.prefill_seconds(100)
+        state.tokens(f"q{number}", 1, now)
+    sent(state, "waits", now)
+    return state, now
+
+
+def test_who_lets_one_wait_for_long_is_sent_no_more_until_somebody_ends() -> None:
+    state, now = busy(3)
+    before = state.first_token_seconds(100, 0, now)
+    later = now + 2.0
+    for number in range(3):
+        state.tokens(f"q{number}", 10, later)
+    after = state.first_token_seconds(100, 0, later)
+    assert before is not None
+    assert after is not None
+    assert after > before + 0.3  # about 30 steps of three streams, two of which have to end
+
+
+def test_waiting_for_a_seat_is_not_taken_for_slow_prompts() -> None:
+    state, now = busy(3)
+    for number in range(3):
+        state.tokens(f"q{number}", 39, now + 3.0)
+    assert state.release("q0", now + 3.0)
+    state.tokens("waits", 1, now + 3.0 + COST.prefill_seconds(100))
+    assert state.experience.seats.count == 3
+    assert state.stretch == 1.0
+    assert state.believed
