@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import re
 import subprocess
@@ -73,7 +74,7 @@ def main() -> None:
         with vllm_with_events(ports, options.blocks, options.block_size):
             asyncio.run(until_up(ports.gateway))
             outcomes += asyncio.run(ask_all(ports.gateway, prompts[half:]))
-            load = httpx.get(f"http://127.0.0.1:{ports.gateway}/v1/load").json()
+            load = httpx.get(f"http://127.0.0.1:{ports.gateway}/v1/load", headers=key_of("a")).json()
     print(json.dumps(summary(outcomes) | {"events": heard(load)}, indent=1))
 
 
@@ -120,17 +121,18 @@ def vllm_with_events(ports: Ports, blocks: int, size: int) -> Iterator[None]:
 def gateway(ports: Ports, folder: Path, *, guess: bool) -> Iterator[None]:
     file = folder / "weighbridge.yaml"
     events = f"kv_events: tcp://127.0.0.1:{ports.events}\n        kv_replay: tcp://127.0.0.1:{ports.replay}"
-    keys = "".join(f"  {name}: {{keys: [key-of-{name}-0123456789]}}\n" for name in "ab")
+    tenants = "".join(f"  {name}: {{keys: [{{key_env: KEY_OF_{name.upper()}}}]}}\n" for name in "ab")
     listening = "" if guess else f"        {events}\n"
     file.write_text(
-        f"listen: 127.0.0.1:{ports.gateway}\ntenants:\n{keys}open_pages: true\nmodels:\n  m:\n"
+        f"listen: 127.0.0.1:{ports.gateway}\ntenants:\n{tenants}watchers: [a]\nmodels:\n  m:\n"
         f"    tokenizer: {exported_model()}\n    replicas:\n"
         f"      - url: http://127.0.0.1:{ports.server}\n        dialect: vllm\n"
         f"{listening}"
     )
     command = [sys.executable, "-m", "weighbridge", "serve", "--config", str(file)]
+    keys = {f"KEY_OF_{name.upper()}": f"key-of-{name}-0123456789" for name in "ab"}
     with (environments.HOME / "gateway-events.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | keys)
         try:
             asyncio.run(until_up(ports.gateway))
             yield
@@ -139,11 +141,15 @@ def gateway(ports: Ports, folder: Path, *, guess: bool) -> Iterator[None]:
             process.wait(20)
 
 
+def key_of(tenant: str) -> dict[str, str]:
+    return {"authorization": f"Bearer key-of-{tenant}-0123456789"}
+
+
 async def until_up(port: int) -> None:
     async with asyncio.timeout(120), httpx.AsyncClient() as client:
         while True:
             try:
-                load = (await client.get(f"http://127.0.0.1:{port}/v1/load")).json()
+                load = (await client.get(f"http://127.0.0.1:{port}/v1/load", headers=key_of("a"))).json()
                 if all(
                     one["standing"] == "up" for model in load["models"].values() for one in model["replicas"]
                 ):
@@ -168,7 +174,7 @@ async def ask_all(port: int, prompts: list[tuple[str, str]]) -> list[Outcome]:
 
 
 async def ask(client: httpx.AsyncClient, tenant: str, prompt: str) -> Outcome:
-    key = {"authorization": f"Bearer key-of-{tenant}-0123456789"}
+    key = key_of(tenant)
     body = {"model": "m", "prompt": prompt, "max_tokens": 2, "temperature": 0}
     answer = await client.post("/v1/completions", json=body, headers=key)
     answer.raise_for_status()
