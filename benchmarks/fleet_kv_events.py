@@ -38,8 +38,10 @@ AT_ONCE = 3
 
 @dataclass(frozen=True)
 class Ports:
+    """Where each listens."""
+
     server: int
-    events: int
+    events: str  # vLLM binds a tcp address only on all interfaces
     replay: int
     gateway: int
 
@@ -61,11 +63,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guess", action="store_true", help="do not listen to the events")
     options = parser.parse_args()
-    ports = Ports(*(free_port() for _ in range(4)))
     prompts = conversations(options.requests, random.Random(options.seed))
     half = len(prompts) // 2
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        ports = Ports(free_port(), f"ipc://{folder}/events", free_port(), free_port())
         server = stack.enter_context(ExitStack())
         server.enter_context(vllm_with_events(ports, options.blocks, options.block_size))
         stack.enter_context(gateway(ports, folder, guess=options.guess))
@@ -107,7 +109,7 @@ def vllm_with_events(ports: Ports, blocks: int, size: int) -> Iterator[None]:
     command.remove("--no-enable-prefix-caching")
     events = {"enable_kv_cache_events": True, "publisher": "zmq"}
     events |= {
-        "endpoint": f"tcp://127.0.0.1:{ports.events}",
+        "endpoint": ports.events,
         "replay_endpoint": f"tcp://127.0.0.1:{ports.replay}",
     }
     command += ["--enable-prefix-caching", "--enable-prompt-tokens-details", "--served-model-name", "m"]
@@ -120,7 +122,7 @@ def vllm_with_events(ports: Ports, blocks: int, size: int) -> Iterator[None]:
 @contextmanager
 def gateway(ports: Ports, folder: Path, *, guess: bool) -> Iterator[None]:
     file = folder / "weighbridge.yaml"
-    events = f"kv_events: tcp://127.0.0.1:{ports.events}\n        kv_replay: tcp://127.0.0.1:{ports.replay}"
+    events = f"kv_events: {ports.events}\n        kv_replay: tcp://127.0.0.1:{ports.replay}"
     tenants = "".join(f"  {name}: {{keys: [{{key_env: KEY_OF_{name.upper()}}}]}}\n" for name in "ab")
     listening = "" if guess else f"        {events}\n"
     file.write_text(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from weighbridge.errors import BadInput
+from weighbridge.fleet.config.load import parse_config
 from weighbridge.fleet.kv.blocks import KnownBlocks
 from weighbridge.fleet.kv.events import BlocksRemoved, BlocksStored, UnreadableEvents, read_batch
 from weighbridge.fleet.kv.following import DUE_WITHIN, Following, InLine
@@ -150,3 +153,21 @@ def test_events_that_stop_are_not_gone_by() -> None:
     assert "stopped" in one.in_words(310.0)
     take(one, 1, GONE, at=2.0, now=320.0)
     assert cached(one, 330.0) == 4
+
+
+@pytest.mark.parametrize(
+    ("events", "complaint"),
+    [
+        ("kv_events: http://h:1", "no address to listen at"),
+        ("kv_events: 'tcp://*:5557'", "no address to listen at"),
+        ("kv_events: tcp://h", "no address to listen at"),
+        ("kv_events: tcp://h:99999", "no address to listen at"),
+        ("kv_events: ipc://relative", "no address to listen at"),
+        ("kv_replay: tcp://h:5558", "needs kv_events"),
+        ("kv_events: tcp://h:5557", "must be counted exactly"),  # there is no tokenizer
+    ],
+)
+def test_an_address_that_is_none_is_said(events: str, complaint: str) -> None:
+    text = f"models:\n  m:\n    replicas:\n      - url: http://127.0.0.1:1\n        {events}\n"
+    with pytest.raises(BadInput, match=complaint):
+        parse_config(text, "weighbridge.yaml", Path())

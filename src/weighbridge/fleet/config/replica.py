@@ -180,12 +180,15 @@ def _zeromq_address(section: Section, name: str) -> str | None:
     address = section.text(name)
     parts = urlsplit(address)
     try:
-        valid = parts.scheme == "tcp" and bool(parts.hostname) and parts.hostname != "*" and bool(parts.port)
+        host = parts.hostname
+        valid = parts.scheme == "tcp" and bool(host) and host != "*" and bool(parts.port)
+        valid = valid or (parts.scheme == "ipc" and parts.path.startswith("/"))
     except ValueError:
         valid = False
     if not valid:
         section.problem(
-            name, f"{address!r} is no address to listen at; write for example tcp://10.0.0.5:5557"
+            name,
+            f"{address!r} is no address to listen at; write for example tcp://10.0.0.5:5557 or ipc:///run/kv",
         )
     elif name == "kv_replay" and "kv_events" not in section:
         section.problem(name, "needs kv_events, the address where the events themselves come from")
