@@ -102,6 +102,10 @@ def cached(one: Following) -> int | None:
     return one.cached_tokens(block_digests(root(), tokens, 0, 41, 4), 41, time.monotonic())
 
 
+async def test_a_server_that_never_told_anything_holds_nothing(following: Following) -> None:
+    await until(lambda: cached(following) == 0)
+
+
 async def test_what_is_published_is_known(server: Server, following: Following) -> None:
     for _ in range(3):
         await server.tell()
@@ -149,6 +153,7 @@ async def test_a_server_that_comes_back_has_forgotten_all(server: Server, follow
     again = Server(server.port, server.replay_port)
     await again.tell()
     await until(lambda: cached(following) == 4)
+    assert following.blocks.unplaced == 0
     again.stop()
 
 

@@ -136,19 +136,24 @@ class KvFeed:
             socket.connect(self._replay)
             await socket.send_multipart([b"", number.to_bytes(8, "big")])
             async with asyncio.timeout(REPLAY_WITHIN):
-                await self._hear_again(socket)
+                heard = await self._hear_again(socket)
+            if not heard and not number:
+                self._following.nothing_yet()
         except TimeoutError:
             log.warning("replica %s: what was missed of its KV events was not sent in time", self._name)
         finally:
             socket.close()
 
-    async def _hear_again(self, socket: Any) -> None:
+    async def _hear_again(self, socket: Any) -> int:
+        """Take in what is sent again; return how many batches there were."""
+        heard = 0
         while True:
             async with asyncio.timeout(REPLAY_SILENCE):
                 parts = await socket.recv_multipart()
             number = int.from_bytes(parts[-2], "big", signed=True) if len(parts) >= 2 else -1
             if number < 0:
-                return
+                return heard
+            heard += 1
             batch = read_batch(parts[-1])
             place = self._following.place_of(number, batch)
             if place is InLine.GAP:  # older ones are not kept any more

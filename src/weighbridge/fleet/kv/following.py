@@ -82,6 +82,10 @@ class Following:
         self.blocks.clear()
         self.whole = False
 
+    def nothing_yet(self) -> None:
+        """The server was asked for all it ever told, and has told nothing: its cache is empty."""
+        self.whole = self.whole or not self.next_number
+
     def begin_anew(self) -> None:
         """Listen as if for the first time: nothing is known of what happened meanwhile."""
         self.forget()
