@@ -604,13 +604,13 @@ CALLERS = [
     ),
     Deletion(
         "the host that is asked for",
-        "access:check_site",
+        "identity.access:check_site",
         "if host and (not is_this_machine(host)) and (host not in access.allow_hosts): ...",
         rows=("the host 'evil.example'",),
     ),
     Deletion(
         "the site of a script",
-        "access:check_site",
+        "identity.access:check_site",
         "if origin is not None and (not origin_allowed(access, origin)): ...",
         rows=("a script of 'http://evil.example'",),
     ),
@@ -834,7 +834,7 @@ ANSWERS = [
     Deletion(
         "another server's name for a ticket",
         "answer:passed_headers",
-        "if name == 'x-weighbridge-ticket': ...",
+        "if name in _RENAMED: ...",
         rows=("a chat",),
     ),
     Deletion(
