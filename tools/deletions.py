@@ -516,7 +516,7 @@ EXTENSION = [
     ),
     Deletion(
         "the nearer deadline of two",
-        "extension:apply_caller",
+        "extension:_apply_wishes",
         "min(deadlines)",
         "max(deadlines)",
         rows=("the nearer deadline of two",),
@@ -530,7 +530,7 @@ EXTENSION = [
     ),
     Deletion(
         "the smaller sum of two",
-        "extension:apply_caller",
+        "extension:_apply_wishes",
         "min(sums)",
         "max(sums)",
         rows=("the smaller sum of two",),

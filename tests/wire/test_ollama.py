@@ -186,6 +186,7 @@ REFUSED: dict[str, tuple[Any, Body, str]] = {
     "another format": (OllamaGenerate(), {"format": "xml"}, "format"),
     "no picture": (OllamaGenerate(), {"images": ["AAAA"]}, "images[0]"),
     "no base64": (OllamaGenerate(), {"images": ["%"]}, "images[0]"),
+    "a misspelt restriction of nothing": (OllamaChat(), {"weighbridge": {"label": ["x"]}}, "label"),
     "no model": (OllamaChat(), {"model": ""}, "model"),
     "a wrong option": (OllamaChat(), {"messages": [HI], "options": {"top_k": "x"}}, "options.top_k"),
     "nothing to embed": (OllamaEmbed(), {}, "input"),

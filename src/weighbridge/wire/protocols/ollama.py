@@ -384,7 +384,7 @@ def _unasked(request: _Answering, lines: Lines) -> Ask:
     """Nothing is to be computed: such requests load a model, or with `keep_alive: 0` unload it. Models stay loaded."""
     reason = "unload" if request.keep_alive in (0, "0", "0s", "0m") else "load"
     ask = Ask("", CHAT_PATH, {}, model_name(request.model), "")
-    ask.extension = msgspec.convert(request.weighbridge, Extension | None)
+    ask.extension = decode(_encode(request.weighbridge or {}), Extension)
     ask.answer = lines.line("", done=True, done_reason=reason)
     return ask
 
