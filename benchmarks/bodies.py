@@ -2,8 +2,8 @@
 
 python benchmarks/bodies.py [--heavy 12] [--megabytes 8] [--stalled 60]
 
-Starts a simulated replica with keys. One tenant sends many bodies of megabytes at once, another one chats of 20 KB one
-after another meanwhile. Then as many connections as told send half a body each and nothing more.
+Starts a simulated replica with keys. As many connections as told send a body each but for its last byte. Then one
+tenant sends many bodies of megabytes at once, and another one chats of 20 KB one after another meanwhile.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ async def _measured(port: int, pid: int, told: argparse.Namespace) -> None:
                         break
             except aiohttp.ClientError:
                 await asyncio.sleep(0.1)
+        await _stalled(port, pid, told.stalled, size)
         await _beside(client, url, told.heavy, _body(size - 1000))
         await _beside(client, url, told.heavy, _many(size - 1000))
-    await _stalled(port, pid, told.stalled, size)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -53,6 +54,8 @@ _LINES_KEPT, _CHARACTERS_KEPT = 40, 300
 _AS_BYTES = 0.15
 
 
+#: Seconds of processor time in which an input is run once more.
+_REPLAY_CPU_S = 120
 #: Seconds between two looks at the processor time of a run.
 _LOOK_S = 0.5
 
@@ -212,6 +215,9 @@ def _dictionary_line(word: bytes) -> str:
 def _replay(name: str, file: Path, folder: Path, bug: str | None) -> int:
     if name == NATIVE:
         return subprocess.run([_native(folder, bug), str(file)], check=False).returncode
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (_REPLAY_CPU_S, _REPLAY_CPU_S)
+    )  # what never ends is no answer either
     planted.plant(bug)
     target = targets.target(name)
     accepted = target.run(file.read_bytes())

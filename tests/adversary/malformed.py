@@ -19,6 +19,8 @@ from tests.fuzz.changes import changed
 WORKERS = 4
 #: Seconds between two requests of one worker, and how long one waits for an answer.
 PAUSE, PATIENCE = 0.04, 3.0
+#: And for the whole of it: a stream to which nobody set a bound goes on for minutes where servers are busy.
+WITHIN = 20.0
 WORDS = (
     b"\r\n",
     b"\r\n\r\n",
@@ -58,7 +60,9 @@ def work(task: Task, number: int, done: Counter[str]) -> None:
         place = Place(door, task.ports.of(door), MODELS[door])
         try:
             pieces = bytes_of(draw.choice(ROWS), place, draw)
-            reply = exchange(place.port, *pieces, patience=PATIENCE, pause=draw.choice((0.0, 0.01)))
+            reply = exchange(
+                place.port, *pieces, patience=PATIENCE, pause=draw.choice((0.0, 0.01)), within=WITHIN
+            )
             done[f"{door} {reply.status}"] += 1
         except NoReply:
             done[f"{door} none"] += 1

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,10 +69,17 @@ def connect(port: int, patience: float = PATIENCE) -> socket.socket:
     return connection
 
 
-def exchange(port: int, *pieces: bytes, patience: float = PATIENCE, pause: float = 0.0) -> Reply:
-    """Send the pieces one after another and read one answer. Raises NoReply."""
+def exchange(
+    port: int,
+    *pieces: bytes,
+    patience: float = PATIENCE,
+    pause: float = 0.0,
+    within: float = threading.TIMEOUT_MAX,
+) -> Reply:
+    """Send the pieces one after another and read one answer. Raises NoReply, also where it is not there `within` so
+    many seconds, however steadily it comes."""
     began = time.monotonic()
-    with connect(port, patience) as connection:
+    with connect(port, patience) as connection, _cut_off(connection, within):
         try:
             for index, piece in enumerate(pieces):
                 if index and pause:
@@ -80,6 +90,26 @@ def exchange(port: int, *pieces: bytes, patience: float = PATIENCE, pause: float
         head_only = bool(pieces) and pieces[0].startswith(b"HEAD ")
         status, headers, body = read_reply(connection, head_only)
     return Reply(status, headers, body, time.monotonic() - began)
+
+
+@contextmanager
+def _cut_off(connection: socket.socket, within: float) -> Iterator[None]:
+    """End the connection after so many seconds, if the block has not ended before."""
+    if within >= threading.TIMEOUT_MAX:
+        yield
+        return
+
+    def cut() -> None:
+        with suppress(OSError):  # it has ended by itself
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(within, cut)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 def read_reply(
