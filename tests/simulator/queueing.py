@@ -58,7 +58,8 @@ def single_server(step: float, concurrency: int | None = None) -> SimulatedRepli
 def fleet_of(
     *replicas: SimulatedReplicaSpec, policy: str = "random", ageing: float | None = None
 ) -> SimulatedFleet:
-    queue = QueueSettings(max_requests=1 << 30, ageing_seconds=ageing)
+    # Who is served is served to the end, as in the books: nobody is sent to a replica that would let others give way.
+    queue = QueueSettings(max_requests=1 << 30, ageing_seconds=ageing, tenant_patience=math.inf)
     return SimulatedFleet(replicas=replicas, policy=policy, queue=queue, prefix_index=False)
 
 

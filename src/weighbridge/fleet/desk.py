@@ -491,7 +491,9 @@ class Desk(Generic[Member]):
         return None
 
     def _is_more_urgent(self, arrival: Arrival) -> bool:
-        """Whether anything less urgent is in flight."""
+        """Whether anything less urgent is in flight, and nobody is to wait for a free place."""
+        if self.queue.settings.tenant_patience == math.inf:
+            return False
         return max(self._in_flight, default=arrival.priority) > arrival.priority
 
     def _makes_room(self, arrival: Arrival, name: str) -> bool:

@@ -110,7 +110,7 @@ class SimulatedGateway:
         moved: Callable[[SimulatedReplica], None],
     ) -> None:
         self.outcomes = outcomes
-        self.queue = queue or GatewayQueue()
+        self.queue = queue if queue is not None else GatewayQueue()  # an empty one is false
         self.desk: Desk[SimulatedMember] = Desk(
             MODEL, policy, self.queue, _ENDLESS, draw=self._drawn if sample else None, look=self._look
         )
