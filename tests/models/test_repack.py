@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weighbridge.models.compute.kernels.native_kernels import supported_isas
+from weighbridge.models.compute.kernels.pages import WeightMemory
 from weighbridge.models.compute.linear_packed import PackedLinear, kernels_available
 from weighbridge.models.compute.packed_forms import FORM_OF, Form
 from weighbridge.models.compute.repack import NotFiniteError, repacked
@@ -214,3 +215,14 @@ def test_every_instruction_set_multiplies_the_same(isa: str) -> None:
     ]
     outcome = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert outcome.returncode == 0, outcome.stdout[-3000:]
+
+
+def test_matrices_lie_side_by_side_and_apart() -> None:
+    memory = WeightMemory()
+    pieces = [memory.take(size) for size in (1, 100, 64, 70 << 20, 3)]
+    for piece, value in zip(pieces, range(1, 6), strict=True):
+        piece.fill_(value)
+    assert [piece.data_ptr() % 64 for piece in pieces] == [0] * 5
+    assert pieces[1].data_ptr() - pieces[0].data_ptr() == 64
+    for piece, value in zip(pieces, range(1, 6), strict=True):
+        assert bool((piece == value).all())

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 from weighbridge.errors import BadInput
+from weighbridge.models.compute.kernels.pages import weight_memory
 from weighbridge.models.compute.memory import memory_of
 from weighbridge.models.compute.packed_forms import Form
 from weighbridge.models.files.quantized import GROUP_SIZE, GroupQuantized
@@ -185,7 +186,7 @@ def pack_scales(quantized: GroupQuantized) -> tuple[torch.Tensor, float]:
 
 
 def _aligned(array: npt.NDArray[np.generic]) -> torch.Tensor:
-    """Return a copy in C order, as bytes in memory that torch aligns to 64 bytes."""
-    packed = torch.empty(array.nbytes, dtype=torch.uint8)
+    """Return a copy in C order, as bytes in memory that is aligned to 64."""
+    packed = weight_memory.take(array.nbytes)
     packed.numpy().view(array.dtype).reshape(array.shape)[...] = array
     return packed

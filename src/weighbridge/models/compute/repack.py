@@ -12,6 +12,7 @@ import torch
 from gguf.constants import GGMLQuantizationType as Kind
 from gguf.quants import quantize
 
+from weighbridge.models.compute.kernels.pages import weight_memory
 from weighbridge.models.compute.linear_packed import ROWS_PER_TILE, PackedRows, kernels_available
 from weighbridge.models.compute.packed_forms import FORM_OF, Form
 from weighbridge.models.files.quantized import GROUP_SIZE, StoredBlocks
@@ -68,9 +69,7 @@ def _runs(matrices: Sequence[StoredBlocks]) -> list[list[tuple[int, StoredBlocks
 def _joined(run: Sequence[tuple[int, StoredBlocks]]) -> PackedRows:
     form, columns = form_of(run[0][1].kind), run[0][1].columns
     rows = sum(matrix.rows for _, matrix in run)
-    codes, scales = (
-        torch.empty(size, dtype=torch.uint8) for size in _native.packed_sizes(int(form), rows, columns)
-    )
+    codes, scales = (weight_memory.take(size) for size in _native.packed_sizes(int(form), rows, columns))
     packed = PackedRows(form, rows, columns, codes, scales)
     first = 0
     for index, matrix in run:

@@ -5,9 +5,7 @@ A call costs one to two microseconds: a decode step makes some 150 of them.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import mmap
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import torch  # must come before the extension, which uses the OpenMP runtime th
 
 from weighbridge.errors import BadInput
 from weighbridge.models.compute.kernels.api import BatchLayout, Int32, KVCache
+from weighbridge.models.compute.kernels.pages import reserve
 from weighbridge.models.compute.kernels.reference import check_cache_shape
 
 try:
@@ -242,24 +241,14 @@ class NativeKernels:
 
 
 def _reserve(elements: int, dtype: torch.dtype) -> torch.Tensor:
-    """Memory that comes into being where it is first written, in huge pages where the system has them.
-
-    Blocks are read in no order, so with small pages much of the time goes into address translation: huge ones
-    read a sixth faster.
-    """
-    if not hasattr(mmap, "MAP_PRIVATE"):
-        return torch.empty(elements, dtype=dtype)
+    """Memory of the KV cache. Blocks are read in no order: huge pages read a sixth faster."""
     nbytes = elements * dtype.itemsize
     try:
-        pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return reserve(nbytes).view(dtype)
     except OSError as error:
         raise BadInput(
             f"cannot reserve {nbytes / 2**30:.1f} GiB for the KV cache ({error}); ask for fewer blocks"
         ) from error
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype)
 
 
 def _own(cache: KVCache) -> NativeKVCache:
