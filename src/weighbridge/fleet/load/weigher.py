@@ -17,6 +17,7 @@ from weighbridge.cost.mean import Mean
 from weighbridge.cost.weight import OutputEstimate, Weight
 from weighbridge.engine.memory.prefix import Digest
 from weighbridge.errors import BadInput, NeverFits
+from weighbridge.fleet.abilities.ability import may_have
 from weighbridge.fleet.abilities.images import image_tokens
 from weighbridge.models.text.block_digests import block_digests, root
 from weighbridge.wire.ask import Ask
@@ -255,7 +256,7 @@ class Scales:
     def _quickly(self, ask: Ask, prompt: bytes) -> Weighed | None:
         """Exactly weighed, where that is so quick that nobody else needs to be let in meanwhile."""
         assert self._tokenizer is not None
-        if PICTURE in bytes(prompt):
+        if may_have(bytes(prompt), PICTURE):
             return None
         value = plain(prompt, ask.prompt_field)
         if isinstance(value, list) and len(value) > MANY_MESSAGES:
@@ -276,7 +277,7 @@ class Scales:
         """Exactly weighed where there are token ids or, with `tokenise`, a tokenizer; else from bytes."""
         value = plain(prompt, ask.prompt_field)
         ids = _token_ids(value)
-        weights = image_tokens(self._family, value) if PICTURE in bytes(prompt) else 0
+        weights = image_tokens(self._family, value) if may_have(bytes(prompt), PICTURE) else 0
         if weights:
             value = _without_pictures(value)
         if ids is None and self._tokenizer is not None and tokenise:
