@@ -1,0 +1,57 @@
+"""Programs of others that speak OpenAI's Responses, as they come from the package index, at every door."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.doors.doors import DOORS, Door
+
+Doors = dict[bool, dict[str, Door]]
+
+PROGRAMS = {
+    "run_openai_agents": ["openai-agents==0.24.0", "openai==3.57.0"],
+    "run_pydantic_ai": ["pydantic-ai-slim[openai]==2.68.0", "openai==3.57.0"],
+}
+
+
+@pytest.fixture(scope="session")
+def environments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The interpreter of an environment of its own for each program."""
+    made = {}
+    for name, packages in PROGRAMS.items():
+        folder = tmp_path_factory.mktemp(name)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        python = made[name] = folder / "bin" / "python"
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=True, timeout=600)
+    return made
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", DOORS)
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_of_others_works_as_it_comes(
+    program: str, name: str, doors: Doors, environments: dict[str, Path]
+) -> None:
+    door = doors[False][name]
+    file = Path(__file__).parent / "programs" / f"{program}.py"
+    command = [str(environments[program]), str(file), f"{door.url}/v1", door.model]
+    clean = {"PATH": os.environ["PATH"], "HOME": str(environments[program].parent)}
+    ran = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    told: dict[str, Any] = json.loads(ran.stdout)
+    for said in ("said", "streamed", "went_on", "history"):
+        assert re.fullmatch("[a-z]{4}", told[said]), said
+    assert told["said"] == told["streamed"]
+    assert told["went_on"] == told["history"], "turns that are named are as those that are sent"
+    assert told["kinds"][-1] == "response.completed"
+    assert told["size"] in ("small", "large")
+    assert told["called"] in ("small: 9 kg", "large: 9 kg")
