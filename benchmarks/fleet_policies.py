@@ -3,6 +3,7 @@
     python benchmarks/fleet_policies.py --fast                     # two seeds, 1,200 requests: about a minute
     python benchmarks/fleet_policies.py                            # all mixes, loads, policies; five seeds
     python benchmarks/fleet_policies.py --mixes azure --loads 0.9 --policies weigh,round_robin --json
+    python benchmarks/fleet_policies.py --mixes azure --policies weigh --untold   # speeds that have to be learned
     python benchmarks/fleet_policies.py --replicas 128 --requests 12000 --policies weigh,weigh_all   # a large fleet
 
 The scheduler, prefix cache, policies, queue and length estimates are the product's own. Loads are shares of
@@ -53,10 +54,10 @@ MIXES = {
 }
 
 
-def fleet(policy: str, mix: str, replicas: int = REPLICAS) -> SimulatedFleet:
+def fleet(policy: str, mix: str, replicas: int = REPLICAS, *, told: bool = True) -> SimulatedFleet:
     shares = mix in ("shared_prefix", "sessions")  # elsewhere a cache would find nothing: save the time
     settings = SimulatedEngine(kv_tokens=200_000, max_sequences=96, enable_prefix_cache=shares).settings()
-    fast = SimulatedReplicaSpec(cost=COST, settings=settings)
+    fast = SimulatedReplicaSpec(cost=COST, settings=settings, tells_speed=told)
     slow = replicas // 4
     fleet = (fast,) * (replicas - slow) + (fast.slowed(2.0),) * slow
     return SimulatedFleet(replicas=fleet, policy=policy, prefix_index=shares)
@@ -95,16 +96,16 @@ def capacity(mix: str, number: int) -> float:
     return len(run.outcomes) / run.seconds
 
 
-Job = tuple[str, str, float, float, int, int, int]
+Job = tuple[str, str, float, float, int, int, int, bool]
 
 
 def measure(job: Job) -> dict[str, Any]:
-    mix, policy, load, rate, seed, number, replicas = job
+    mix, policy, load, rate, seed, number, replicas, told = job
     began = time.perf_counter()
     requests = at_rate(requests_of(mix, seed, number), rate * load)
     made = {**RIVALS, **FINISHES, WeighAll.name: WeighAll}.get(policy)
     rival = made(random.Random(seed)) if made else None
-    spec = fleet(DEFAULT_POLICY if rival else policy, mix, replicas)
+    spec = fleet(DEFAULT_POLICY if rival else policy, mix, replicas, told=told)
     run = Simulation(spec, requests, seed, policy=rival).run()
     figures = summary(run, spec, TARGETS, warm_up=WARM_UP * requests[-1].at)
     return {"job": job, "wall": time.perf_counter() - began, **figures}
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument(
         "--replicas", type=int, default=REPLICAS, help="loads are shares of so many times the capacity of 8"
     )
+    parser.add_argument("--untold", action="store_true", help="no replica tells its speed: it is learned")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -138,7 +140,7 @@ def main() -> None:
             for load in (float(one) for one in options.loads.split(",")):
                 key = f"{mix} at {load:.0%}"
                 seeds = range(options.first_seed, options.first_seed + options.seeds)
-                size = (options.requests, options.replicas)
+                size = (options.requests, options.replicas, not options.untold)
                 jobs = [(mix, p, load, rate, s, *size) for p in policies for s in seeds]
                 found = list(pool.map(measure, jobs))
                 results[key] = {"capacity_rps": rate}

@@ -16,6 +16,8 @@ from weighbridge.fleet.load.experience import ServedAtOnce, ToldSpeed
 from weighbridge.fleet.load.in_flight import ExpectedFirst
 from weighbridge.fleet.load.speed import Observed
 from weighbridge.fleet.load.state import ReplicaState
+from weighbridge.simulator.fleet import SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec, Simulation
+from weighbridge.workload.requests import SimulatedRequest, Span
 
 COST = StepCost(overhead=0.01, memory=0.03, per_token=1e-3, per_context_token=0.0, per_sequence=1e-3)
 calm = settings(max_examples=60, deadline=None)
@@ -131,3 +133,30 @@ def test_waiting_for_a_seat_is_not_taken_for_slow_prompts() -> None:
     assert state.experience.seats.count == 3
     assert state.stretch == 1.0
     assert state.believed
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_within_twenty_requests_the_speeds_of_a_fleet_are_known(seed: int) -> None:
+    """Nobody tells a speed; replicas are 1, 2 and 4 times as slow, and serve four at a time."""
+    settings = SimulatedEngine(profile="vllm", max_sequences=4, enable_prefix_cache=False).settings()
+    fleet = SimulatedFleet(
+        replicas=tuple(
+            SimulatedReplicaSpec(
+                cost=COST.scaled(slower), settings=settings, concurrency=256, tells_speed=False
+            )
+            for slower in (1.0, 2.0, 4.0)
+        ),
+        prefix_index=False,
+    )
+    rng = random.Random(seed)
+    requests = [
+        SimulatedRequest(f"q{n}", 0.5 * n, (Span(n + 1, rng.randint(50, 500)),), 20, 80, answer=n)
+        for n in range(20)
+    ]
+    run = Simulation(fleet, requests)
+    run.run()
+    for name, slower in (("r0", 1.0), ("r1", 2.0), ("r2", 4.0)):
+        learned, truth = run.gateway.states[name].step_cost, COST.scaled(slower)
+        assert learned is not None
+        assert learned.decode_seconds(2, 0) == pytest.approx(truth.decode_seconds(2, 0), rel=0.3)
+        assert learned.prefill_seconds(300) == pytest.approx(truth.prefill_seconds(300), rel=0.3)

@@ -130,6 +130,22 @@ def test_what_observations_do_not_tell_apart_keeps_its_proportion() -> None:
     assert 0.002 < cost.per_token / cost.overhead < 0.05
 
 
+def test_long_prompts_are_predicted_by_what_their_tokens_attend_to() -> None:
+    """A line through prompts of all lengths would predict the longest at half."""
+    rng = random.Random(4)
+    token, step, pair = 1e-4, 0.05, 5e-7
+    rows = []
+    for _ in range(60):
+        prompt = 1000.0 * rng.lognormvariate(0.0, 0.6)
+        pairs = 0.5 * prompt * prompt
+        seconds = (step + token * prompt + pair * pairs) * rng.uniform(0.95, 1.05)
+        rows += [Observed(seconds, 1.0, prompt, 1.0, 0.0, pairs), Observed(0.5, 0.0, 0.0, 10.0, 0.0)]
+    cost = learned(rows).cost()
+    assert cost is not None
+    truth = token * 4000 + 0.5 * pair * 4000 * 4000
+    assert cost.prefill_work(4000) == pytest.approx(truth, rel=0.15)
+
+
 def test_one_stall_is_no_speed() -> None:
     rng = random.Random(3)
     rows = [engine(rng, 1e-3, 0.05, 0.002) for _ in range(100)]
