@@ -37,8 +37,8 @@ Report = Callable[[int, int], None]  # layers done, layers in all
 class Quantize(StrEnum):
     """How the weights of the linear layers are kept. Activations are rounded to 8 bits where weights are few-bit.
 
-    `auto`: as the file keeps them, so 4- and 8-bit GGUF matrices stay what they are, whatever the compute
-    dtype, and everything else is dense.
+    `auto`: as the file keeps them, so the matrices of a GGUF file stay codes, whatever the compute dtype, and
+    everything else is dense.
     """
 
     AUTO = "auto"
