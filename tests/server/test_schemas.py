@@ -93,7 +93,8 @@ def test_what_it_does_not_open_is_closed(name: str) -> None:
 
 
 names = st.sampled_from(["kg", "t", "x"])
-leaf = st.sampled_from([{"type": "integer"}, {}, True, {"$ref": "#/$defs/one"}, {"const": 1}])
+plain = st.sampled_from([{"type": "integer"}, {}, True, {"const": 1}])
+leaf = plain | st.just({"$ref": "#/$defs/one"})
 
 
 def _around(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -112,7 +113,7 @@ def _around(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 schemas = st.builds(
-    lambda top, one: {**top, "$defs": {"one": one}}, _around(st.recursive(leaf, _around)), _around(leaf)
+    lambda top, one: {**top, "$defs": {"one": one}}, _around(st.recursive(leaf, _around)), _around(plain)
 )
 values = st.recursive(
     st.integers(0, 1), lambda inner: st.dictionaries(names, inner, max_size=3) | st.lists(inner, max_size=2)
@@ -121,8 +122,4 @@ values = st.recursive(
 
 @given(schemas, values)
 def test_whatever_a_closed_schema_takes_the_given_one_takes(schema: Any, value: Any) -> None:
-    try:
-        taken = takes(schema, value)
-        assert not taken or jsonschema.Draft202012Validator(schema).is_valid(value)
-    except RecursionError:  # a definition that is itself
-        return
+    assert not takes(schema, value) or jsonschema.Draft202012Validator(schema).is_valid(value)
