@@ -238,3 +238,14 @@ def test_looking_for_names_takes_a_time_linear_in_the_text() -> None:
     control = ControlTokens(backend, {name: backend.token_to_id(name) for name in names})
     assert not control.spelled("<SPECIAL_" * 1_000_000)
     assert control.spelled("<SPECIAL_" * 1000 + "<SPECIAL_999>")
+
+
+def test_a_control_token_has_a_text_where_it_is_asked_for(
+    tokenizers_by_kind: dict[str, module.Tokenizer],
+) -> None:
+    for tokenizer in tokenizers_by_kind.values():
+        shown = tokenizer.specials_named(["<|im_start|>", "<no such token>", "a"])
+        (start,) = shown
+        assert tokenizer.is_special(start)
+        assert tokenizer.stream(shown=shown).push(start) == "<|im_start|>"
+        assert tokenizer.stream().push(start) == ""

@@ -11,9 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weighbridge.server.engine.tool_calls import as_delta, parse
-from weighbridge.server.engine.tool_stream import CallBegun, Piece, ToolStream
+from weighbridge.server.styles.answer import AnswerReading
+from weighbridge.server.styles.choice import JSON as STYLE
+from weighbridge.server.styles.choice import Styles
+from weighbridge.server.styles.pieces import CallBegun, Piece
+from weighbridge.server.styles.tool_stream import ToolStream
 
-TOOLS = ("look", "weigh")
+TOOLS: dict[str, Any] = {"look": None, "weigh": None}
 Calls = list[tuple[str, str]]
 
 
@@ -34,12 +38,12 @@ def gathered(pieces: list[Piece]) -> tuple[str, Calls]:
 
 
 def whole(text: str) -> tuple[str, Calls]:
-    said, calls = parse(text, TOOLS)
-    return said, [(call.name, call.arguments) for call in calls]
+    read = parse(text, AnswerReading(Styles(STYLE, None), TOOLS))
+    return read.text, [(call.name, call.arguments) for call in read.calls]
 
 
 def streamed(text: str, cuts: list[int]) -> tuple[str, Calls]:
-    stream = ToolStream(TOOLS)
+    stream = ToolStream(TOOLS, STYLE)
     bounds = [0, *sorted({cut % (len(text) + 1) for cut in cuts}), len(text)]
     pieces = [piece for a, b in itertools.pairwise(bounds) for piece in stream.push(text[a:b])]
     return gathered(pieces + stream.finish())
@@ -55,7 +59,7 @@ values = st.recursive(
     max_leaves=6,
 )
 arguments = st.dictionaries(st.text(max_size=5), values, max_size=3)
-calls = st.lists(st.tuples(st.sampled_from(TOOLS), arguments), min_size=1, max_size=3)
+calls = st.lists(st.tuples(st.sampled_from(sorted(TOOLS)), arguments), min_size=1, max_size=3)
 said = st.text(alphabet="ab \n<[.", max_size=8)
 
 
@@ -116,7 +120,7 @@ def test_an_answer_cut_off_anywhere_shows_no_part_of_a_call_that_has_begun(
     answer: tuple[str, str, list[tuple[str, dict[str, Any]]]],
 ) -> None:
     text, before, _ = answer
-    stream, seen = ToolStream(TOOLS), ""
+    stream, seen = ToolStream(TOOLS, STYLE), ""
     for end in range(len(text)):
         pieces = stream.push(text[end])
         seen += "".join(piece for piece in pieces if isinstance(piece, str))
@@ -163,7 +167,7 @@ def test_a_call_that_has_begun_stays_one(text: str, calls: Calls) -> None:
 
 
 def test_each_part_is_there_as_soon_as_it_can_be() -> None:
-    stream = ToolStream(TOOLS)
+    stream = ToolStream(TOOLS, STYLE)
     assert stream.push("Let me see. ") == ["Let me see."]
     assert stream.push("<tool_") == stream.push('call>{"name": "look", "argu') == []
     begun = stream.push('ments": {')
@@ -185,7 +189,7 @@ FORCED = '{"name": "weigh", "arguments": {"kg": 7}}'
 @pytest.mark.parametrize("length", range(len(FORCED) + 1))
 def test_a_forced_call_that_is_cut_off_is_a_call_and_never_text(length: int) -> None:
     for tools in (("weigh",), ("weigh", "look"), ("weigh", "weighty")):
-        stream = ToolStream(tools, forced=True)
+        stream = ToolStream(dict.fromkeys(tools), STYLE, forced=True)
         text, calls = gathered([*stream.push(FORCED[:length]), *stream.finish()])
         assert text == ""
         names = [name for name, _ in calls]

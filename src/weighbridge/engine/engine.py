@@ -35,7 +35,7 @@ class EngineTokenizer(Protocol):
     @property
     def eos_token_ids(self) -> tuple[int, ...]: ...
 
-    def stream(self) -> TokenDecoder: ...
+    def stream(self, *, shown: frozenset[int] = frozenset()) -> TokenDecoder: ...
 
 
 class EngineObserver(Protocol):
@@ -190,7 +190,8 @@ class LocalEngine:
                 embeds=generation.embeds,
                 salt=generation.cache_salt.encode(),
             )
-            choices.append(StreamChoice(index, request, TextStream(self._tokenizer.stream(), stop)))
+            decoder = self._tokenizer.stream(shown=params.shown_tokens)
+            choices.append(StreamChoice(index, request, TextStream(decoder, stop)))
         return EngineStream(ticket, choices, self._cancel)
 
     def _bounded(self, generation: Generation) -> SamplingParams:

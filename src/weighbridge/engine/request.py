@@ -58,6 +58,7 @@ class SamplingParams:
     ignore_eos: bool = False
     min_tokens: int = 0  # no end-of-sequence or stop before this many output tokens
     guide: Guide | None = None
+    shown_tokens: frozenset[int] = frozenset()  # control tokens that have a text nevertheless
 
     @property
     def greedy(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -69,8 +69,16 @@ class ChatTokenizer(Protocol):
         *,
         most: int | None = None,
     ) -> list[int]: ...
+    def specials_named(self, names: Iterable[str]) -> frozenset[int]:
+        """The ids of the control tokens among these texts."""
+        ...
+
     @property
     def supports_tools(self) -> bool: ...
+    @property
+    def template_text(self) -> str:
+        """The chat template as it is written; empty where there is none."""
+        ...
 
 
 class NoTokenizer(BadInput):

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weighbridge.fleet.config.keeping import KeepSettings
-from weighbridge.knobs import knob
+from weighbridge.knobs import check_choices, knob
 from weighbridge.secret import Secret
+from weighbridge.server.styles.choice import AUTO, REASONING_STYLE_NAMES, TOOL_STYLE_NAMES
 from weighbridge.wire.keys import ApiKey, TenantPriority, parse_key, parse_tenant_priority
 
 
@@ -43,6 +44,16 @@ class ServerSettings(ListenSettings):
         environment="WEIGHBRIDGE_ADMIN_KEY",
     )
     max_body: int = knob(8 << 20, "Largest request body.", unit="bytes")
+    tool_style: str = knob(
+        AUTO,
+        f"How the model writes tool calls, by its chat template unless named: {', '.join(TOOL_STYLE_NAMES)}.",
+        choices=TOOL_STYLE_NAMES,
+    )
+    reasoning_style: str = knob(
+        AUTO,
+        f"How the model marks its thoughts, shown as reasoning_content: {', '.join(REASONING_STYLE_NAMES)}.",
+        choices=REASONING_STYLE_NAMES,
+    )
     max_choices: int = 16
     max_inputs: int = 2048  # of one embeddings request; OpenAI's own limit
     max_logprobs: int = 20
@@ -50,3 +61,6 @@ class ServerSettings(ListenSettings):
     drain_timeout: float = knob(30.0, "Seconds to finish accepted requests on SIGTERM.", min=0.0)
     tickets: Path | None = knob(None, "Append every ticket to this JSONL file.")
     json_logs: bool = knob(False, "Log JSON lines.", flag="--json-logs")
+
+    def __post_init__(self) -> None:
+        check_choices(self)

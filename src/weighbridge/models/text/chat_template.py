@@ -87,6 +87,7 @@ class ChatTemplate:
         environment = _environment()
         self._special_tokens = dict(special_tokens)
         self._templates = {name: _compile(environment, source) for name, source in sources.items()}
+        self.text = "\n".join(sources.values())
         self._knows_developers = any("developer" in source for source in sources.values())
         self.supports_tools = any("tools" in _variables(environment, source) for source in sources.values())
 

@@ -131,13 +131,18 @@ class Tokenizer:
         """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD, ids of no token nothing."""
         return decode(ids, Detokenizer(self._bytes, self._special if skip_special_tokens else frozenset()))
 
-    def stream(self, *, continuing: bool = False) -> Detokenizer:
-        """Return a decoder to push one token after the other into; special tokens give no text.
+    def stream(self, *, continuing: bool = False, shown: frozenset[int] = frozenset()) -> Detokenizer:
+        """Return a decoder to push one token after the other into; special tokens give no text but those `shown`.
 
         SentencePiece puts a space before each text, which decoding takes away again; `continuing` keeps it,
         for tokens that go on behind a prompt.
         """
-        return Detokenizer(self._bytes, self._special, continuing)
+        return Detokenizer(self._bytes, self._special - shown if shown else self._special, continuing)
+
+    def specials_named(self, names: Iterable[str]) -> frozenset[int]:
+        """The ids of the control tokens among these texts."""
+        ids = (self.backend.token_to_id(name) for name in names)
+        return frozenset(index for index in ids if index in self._special)
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of one token; not always whole characters, empty for ids of no token."""
@@ -159,6 +164,11 @@ class Tokenizer:
     def supports_tools(self) -> bool:
         """Whether the chat template reads `tools`."""
         return self._template is not None and self._template.supports_tools
+
+    @property
+    def template_text(self) -> str:
+        """The chat template as it is written; empty where there is none."""
+        return "" if self._template is None else self._template.text
 
     def render_chat(
         self,

@@ -15,7 +15,8 @@ from weighbridge.cost.usage import Usage
 from weighbridge.engine.api import Delta
 from weighbridge.engine.request import Embedding, FinishReason, TokenLogprob
 from weighbridge.server.engine.tool_calls import WrittenToolCall, as_delta, parse
-from weighbridge.server.engine.tool_stream import ToolStream
+from weighbridge.server.styles.answer import AnswerReading
+from weighbridge.server.styles.pieces import PieceStream
 from weighbridge.wire.usage import usage_fields
 
 _encode = msgspec.json.Encoder().encode
@@ -96,25 +97,19 @@ class Format(ABC):
 
 
 class ChatFormat(Format):
-    """`chat.completion` and its chunks. `tools`: names of those whose calls are parsed out of the text; `forced`: all
-    of it is a call."""
+    """`chat.completion` and its chunks. `reading`: how calls and thoughts are parsed out of the text."""
 
     prefix = "chatcmpl"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
     def __init__(
-        self,
-        model: str,
-        token_text: TokenText,
-        with_logprobs: bool,
-        tools: frozenset[str] | None,
-        forced: bool = False,
+        self, model: str, token_text: TokenText, with_logprobs: bool, reading: AnswerReading
     ) -> None:
         super().__init__(model, token_text, with_logprobs)
-        self._tools = tools
-        self._forced = forced
-        self._streams: dict[int, ToolStream] = {}
+        self._reading = reading
+        self._is_plain = reading.is_plain
+        self._streams: dict[int, PieceStream] = {}
         self._called: set[int] = set()  # choices that have called a tool
 
     def opening(self, choices: int) -> bytes:
@@ -126,8 +121,8 @@ class ChatFormat(Format):
 
     def chunk(self, delta: Delta) -> bytes:
         content = {"content": delta.text} if delta.text else {}
-        if self._tools is not None:
-            content = self._parsed(delta, self._tools)
+        if not self._is_plain:
+            content = self._parsed(delta)
         if not (content or delta.finish or delta.logprobs):
             return b""
         if not content and not delta.finish:
@@ -141,12 +136,12 @@ class ChatFormat(Format):
         }
         return self._event(choice)
 
-    def _parsed(self, delta: Delta, tools: frozenset[str]) -> dict[str, Any]:
-        """What is certain of a choice's text and calls, now that `delta` has come."""
+    def _parsed(self, delta: Delta) -> dict[str, Any]:
+        """What is certain of a choice's text, thoughts and calls, now that `delta` has come."""
         stream = self._streams.get(delta.index)
         if stream is None:
-            stream = self._streams[delta.index] = ToolStream(tools, self._forced)
-        pieces = stream.push(delta.text)
+            stream = self._streams[delta.index] = self._reading.stream()
+        pieces = [*stream.push(delta.text)]
         if delta.finish is not None:
             pieces += stream.finish()
         content = as_delta(pieces)
@@ -157,11 +152,15 @@ class ChatFormat(Format):
     def _choice(self, index: int, gathered: Gathered) -> dict[str, Any]:
         text = "".join(gathered.text)
         message: dict[str, Any] = {"role": "assistant", "content": text}
-        calls: list[WrittenToolCall] = []
-        if self._tools is not None:
-            text, calls = parse(text, self._tools, self._forced)
+        calls: Sequence[WrittenToolCall] = ()
+        if not self._is_plain:
+            read = parse(text, self._reading)
+            calls = read.calls
+            message["content"] = read.text
+            if read.thought:
+                message["reasoning_content"] = read.thought
             if calls:
-                message |= {"content": text or None, "tool_calls": [call.as_dict() for call in calls]}
+                message |= {"content": read.text or None, "tool_calls": [call.as_dict() for call in calls]}
         return {
             "index": index,
             "message": message,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from weighbridge.engine.api import Engine, Generation
@@ -13,7 +13,9 @@ from weighbridge.server.engine.embeddings import embedding_generations
 from weighbridge.server.engine.formats import ChatFormat, Format, TextFormat
 from weighbridge.server.engine.prompts import PromptReader
 from weighbridge.server.engine.sampling import Limits, guide_of, sampling_params
-from weighbridge.server.engine.tool_calls import forced_call_guide, tool_names
+from weighbridge.server.engine.tool_calls import forced_call_guide, offered_tools
+from weighbridge.server.styles.answer import AnswerReading
+from weighbridge.server.styles.choice import styles_for
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import decode
 from weighbridge.wire.errors import ApiError
@@ -21,6 +23,9 @@ from weighbridge.wire.protocols import chat, completions, embeddings
 from weighbridge.wire.protocols.chat import ChatRequest
 from weighbridge.wire.protocols.completions import CompletionRequest
 from weighbridge.wire.protocols.openai import Common
+
+#: Tokens at the end of a prompt that may be the mark before a thought, and line breaks.
+_PROMPT_END = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,8 @@ class RequestReader:
         self._engine = engine
         self._tokenizer = tokenizer
         self._limits = limits
+        settings = limits.settings
+        self._styles = styles_for(tokenizer.template_text, settings.tool_style, settings.reasoning_style)
         self._prompts = PromptReader(tokenizer, limits, engine.max_model_len)
 
     def read(self, ask: Ask) -> EngineWork:
@@ -59,9 +66,19 @@ class RequestReader:
         wanted = body.max_completion_tokens or body.max_tokens
         params = self._params(body, wanted, logprobs, guide, len(prompt))
         model, with_logprobs = self._engine.model_name, logprobs is not None
-        text, called = self._tokenizer.token_text, tool_names(body)
-        form = ChatFormat(model, text, with_logprobs, called, forced is not None)
+        thinking = guide is None and self._ends_in_thought(prompt)
+        reading = AnswerReading(self._styles, offered_tools(body), forced is not None, thinking)
+        form = ChatFormat(model, self._tokenizer.token_text, with_logprobs, reading)
+        params = replace(params, shown_tokens=self._tokenizer.specials_named(reading.marks))
         return [Generation(prompt, params, choices=body.n or 1)], [form]
+
+    def _ends_in_thought(self, prompt: Sequence[int]) -> bool:
+        """Whether the template has begun a thought for the model, and left it open."""
+        style = self._styles.reasoning
+        if style is None:
+            return False
+        end = self._tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False)
+        return end.rstrip().endswith(style.begin)
 
     def _complete(self, ask: Ask) -> tuple[list[Generation], list[Format]]:
         body = decode(ask.as_body(), CompletionRequest)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from weighbridge.engine.request import Guide
 from weighbridge.server.engine.sampling import schema_guide
-from weighbridge.server.engine.tool_stream import CallArguments, CallBegun, Piece, ToolStream
+from weighbridge.server.styles.answer import AnswerReading
+from weighbridge.server.styles.pieces import CallArguments, CallBegun, Piece, Thought
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.protocols.chat import ChatRequest
 from weighbridge.wire.protocols.openai import NamedTool, Tool
@@ -30,19 +31,34 @@ class WrittenToolCall:
         }
 
 
-def parse(text: str, tools: Iterable[str], forced: bool = False) -> tuple[str, list[WrittenToolCall]]:
-    """What was said, and the calls, of a whole answer: what a stream of it comes to."""
-    stream = ToolStream(tools, forced)
+@dataclass(frozen=True, slots=True)
+class WholeMessage:
+    """What was said, thought and called in a whole answer."""
+
+    text: str
+    thought: str
+    calls: Sequence[WrittenToolCall]
+
+
+def parse(text: str, reading: AnswerReading) -> WholeMessage:
+    """A whole answer: what a stream of it comes to."""
+    stream = reading.stream()
     said: list[str] = []
+    thoughts: list[str] = []
     calls: list[WrittenToolCall] = []
+    arguments: list[list[str]] = []
     for piece in [*stream.push(text), *stream.finish()]:
         if isinstance(piece, str):
             said.append(piece)
+        elif isinstance(piece, Thought):
+            thoughts.append(piece.text)
         elif isinstance(piece, CallBegun):
             calls.append(WrittenToolCall(piece.id, piece.name, ""))
+            arguments.append([])
         else:
-            calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + piece.text)
-    return "".join(said), calls
+            arguments[-1].append(piece.text)
+    whole = [replace(call, arguments="".join(parts)) for call, parts in zip(calls, arguments, strict=True)]
+    return WholeMessage("".join(said), "".join(thoughts), whole)
 
 
 def as_delta(pieces: Sequence[Piece]) -> dict[str, Any]:
@@ -51,6 +67,8 @@ def as_delta(pieces: Sequence[Piece]) -> dict[str, Any]:
     text = "".join(piece for piece in pieces if isinstance(piece, str))
     if text:
         delta["content"] = text
+    if thought := "".join(piece.text for piece in pieces if isinstance(piece, Thought)):
+        delta["reasoning_content"] = thought
     parts: dict[int, dict[str, Any]] = {}
     for piece in pieces:
         if isinstance(piece, CallBegun):
@@ -63,11 +81,15 @@ def as_delta(pieces: Sequence[Piece]) -> dict[str, Any]:
     return delta
 
 
-def tool_names(request: ChatRequest) -> frozenset[str] | None:
-    """The names of the tools that may be called; None when none may."""
+def offered_tools(request: ChatRequest) -> Mapping[str, Any] | None:
+    """The schemas of the tools that may be called, by name; None when none may."""
+    if not request.wants_tools:
+        return None
+    schemas = {tool.function.name: tool.function.parameters for tool in request.tools or ()}
     if isinstance(request.tool_choice, NamedTool):
-        return frozenset((request.tool_choice.function.name,))
-    return frozenset(tool.function.name for tool in request.tools or ()) if request.wants_tools else None
+        name = request.tool_choice.function.name
+        return {name: schemas.get(name)}
+    return schemas
 
 
 def forced_call_guide(request: ChatRequest) -> Guide | None:

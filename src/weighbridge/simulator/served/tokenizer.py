@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _PAIRS = 1 << 24  # where the tokens of two bytes begin,
@@ -24,6 +24,7 @@ class SimulatedTokenizer:
     vocab_size = END_OF_TEXT + 1
     eos_token_ids = (END_OF_TEXT,)
     supports_tools = False
+    template_text = ""
 
     def encode(self, text: str, add_special_tokens: bool = True, *, most: int | None = None) -> list[int]:
         data = text.encode("utf-8", "surrogatepass")
@@ -57,7 +58,11 @@ class SimulatedTokenizer:
             lines.append("<|assistant|>")
         return self.encode("".join(lines))
 
-    def stream(self) -> SimulatedDetokenizer:
+    def specials_named(self, names: Iterable[str]) -> frozenset[int]:
+        """None: text is all that there is."""
+        return frozenset()
+
+    def stream(self, *, shown: frozenset[int] = frozenset()) -> SimulatedDetokenizer:
         return SimulatedDetokenizer()
 
 

@@ -1,0 +1,117 @@
+"""What a model thinks is told apart from its answer, and no call within it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.server.test_tool_styles import Read, gathered, split
+from weighbridge.server.engine.tool_calls import as_delta, parse
+from weighbridge.server.styles.answer import AnswerReading
+from weighbridge.server.styles.choice import JSON, Styles, styles_for
+from weighbridge.server.styles.reasoning import THINK, THINK_BRACKETS, ReasoningStyle
+
+CALL = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
+
+#: The answer, whether its prompt ends within a thought, what is said and what is thought.
+CASES = [
+    ("<think>A key, then.</think>It is a.", False, "It is a.", "A key, then."),
+    ("<think>\nA key,\n\nthen.\n</think>\n\nIt is a.\n", False, "It is a.\n", "A key,\n\nthen."),
+    ("A key, then.\n</think>\n\nIt is a.", True, "It is a.", "A key, then."),
+    ("\n<think>\nA key, then.</think>It is a.", True, "It is a.", "A key, then."),
+    ("<think>\n\n</think>\n\nIt is a.", False, "It is a.", ""),
+    ("</think>It is a.", True, "It is a.", ""),
+    ("<think>A key, th", False, "", "A key, th"),
+    ("A key, th", True, "", "A key, th"),
+    ("A </thin key", True, "", "A </thin key"),
+    ("It is a.", False, "It is a.", ""),
+    ("It is <think>no</think> mark.", False, "It is <think>no</think> mark.", ""),
+    ("<thin is no mark", False, "<thin is no mark", ""),
+    ("It is</think> a.", False, "It is</think> a.", ""),
+    ("<think>One.</think><think>Two.</think>", False, "<think>Two.</think>", "One."),
+    (f"<think>maybe {CALL}</think>No.", False, "No.", f"maybe {CALL}"),
+    (f"maybe {CALL}</think>No.", True, "No.", f"maybe {CALL}"),
+    (f"<think>maybe {CALL}", False, "", f"maybe {CALL}"),
+    ("", False, "", ""),
+    ("<", False, "<", ""),
+]
+
+
+def read(parts: Sequence[str], thinking: bool, style: ReasoningStyle | None = THINK) -> Read:
+    stream = AnswerReading(Styles(JSON, style), {"look": None}, thinking=thinking).stream()
+    return gathered([*(piece for part in parts for piece in stream.push(part)), *stream.finish()])
+
+
+@pytest.mark.parametrize(("text", "thinking", "said", "thought"), CASES)
+def test_thoughts_are_told_apart(text: str, thinking: bool, said: str, thought: str) -> None:
+    assert read([text], thinking) == (said, thought, [])
+    assert read(list(text), thinking) == (said, thought, [])
+    turned = text.replace("<think>", "[THINK]").replace("</think>", "[/THINK]")
+    if "thin " not in turned:
+        expected = said.replace("<think>", "[THINK]").replace("</think>", "[/THINK]")
+        assert read([turned], thinking, THINK_BRACKETS)[0] == expected
+
+
+def test_a_call_behind_a_thought_is_one() -> None:
+    assert read([f"<think>I look.</think>\n{CALL}"], False) == ("", "I look.", [("look", "{}")])
+
+
+def test_without_a_style_a_thought_is_text() -> None:
+    assert read(["<think>I look.</think>No."], False, None) == ("<think>I look.</think>No.", "", [])
+
+
+@given(
+    st.lists(
+        st.sampled_from(["<think>", "</think>", CALL, "a", " ", "\n", "<", "</th", "[", "{"]), max_size=12
+    ),
+    st.booleans(),
+    st.lists(st.integers(0, 300), max_size=12),
+)
+def test_it_comes_to_the_same_wherever_it_is_split(parts: list[str], thinking: bool, cuts: list[int]) -> None:
+    text = "".join(parts)
+    assert read(split(text, cuts), thinking) == read([text], thinking)
+
+
+def test_a_thought_is_shown_as_it_comes() -> None:
+    stream = AnswerReading(Styles(JSON, THINK), None).stream()
+    assert stream.push("<thi") == []
+    assert as_delta(stream.push("nk>A key")) == {"reasoning_content": "A key"}
+    assert as_delta(stream.push(", then</")) == {"reasoning_content": ", then"}
+    assert as_delta(stream.push("think>It")) == {"content": "It"}
+
+
+TEMPLATES = {
+    "<|start|>assistant<|channel|>final<|message|>": "harmony",
+    "<tool_call>\n<function=name>\n<parameter=key>": "qwen3-coder",
+    "<tool_call>{{ name }}<arg_key>": "glm",
+    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>": "deepseek-v3",
+    "<|tool_calls_section_begin|><|tool_call_begin|>": "kimi-k2",
+    "[AVAILABLE_TOOLS] [TOOL_CALLS]": "mistral",
+    "<|tool_call|>": "granite",
+    '<tool_call>\n{"name": ': "hermes",
+    "<|python_tag|>": "llama3",
+    "{{ messages }}": "json",
+}
+
+
+@pytest.mark.parametrize(("template", "name"), TEMPLATES.items())
+def test_the_template_chooses_the_style_unless_it_is_named(template: str, name: str) -> None:
+    chosen = styles_for(template)
+    assert chosen.tools is not None
+    assert (chosen.tools.name, chosen.reasoning) == (name, THINK)
+    assert styles_for(template, "none", "none") == Styles(None, None)
+    named = styles_for(template, "glm", "mistral")
+    assert named.tools is not None
+    assert (named.tools.name, named.reasoning) == ("glm", THINK_BRACKETS)
+
+
+def test_mistral_thinks_between_brackets() -> None:
+    assert styles_for("[TOOL_CALLS] [THINK]{{ x }}[/THINK]").reasoning is THINK_BRACKETS
+
+
+def test_a_whole_answer_has_its_thought() -> None:
+    whole = parse("<think>I look.</think>No.", AnswerReading(Styles(JSON, THINK), {"look": None}))
+    assert (whole.text, whole.thought, whole.calls) == ("No.", "I look.", [])
