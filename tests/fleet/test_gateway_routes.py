@@ -120,7 +120,7 @@ async def test_a_bad_answer_escalates_and_costs_what_the_replica_charges(stream:
     edge, cloud = Unsure("edge", tokens=3), Backend("cloud", tokens=7)
     async with (
         routed(edge, cloud, ESCALATE) as front,
-        front.post(model="auto", stream=stream, user="jane") as answer,
+        front.post(model="auto", stream=stream, weighbridge={"tenant": "jane"}) as answer,
     ):
         body = await answer.read()
         assert answer.status == 200, body
@@ -328,7 +328,7 @@ def test_settings_of_routes_without_routes_are_refused() -> None:
 async def test_metrics_count_a_request_once_and_each_leg_for_its_model() -> None:
     edge, cloud = Unsure("edge", tokens=3), Backend("cloud", tokens=7)
     async with routed(edge, cloud, ESCALATE) as front:
-        async with front.post(model="auto", user="jane") as answer:
+        async with front.post(model="auto", weighbridge={"tenant": "jane"}) as answer:
             assert answer.status == 200
         await front.idle()
         async with front.client.get(f"{front.url}/metrics") as page:

@@ -209,7 +209,7 @@ async def test_a_stream_that_stays_open_behind_its_end_ends_for_the_client() -> 
 
 async def test_metrics_and_console_and_load() -> None:
     async with fleet(Backend("a")) as front:
-        await front.stream(user="alice")
+        await front.stream(weighbridge={"tenant": "alice"})
         await front.idle()
         async with front.client.get(front.url + "/metrics") as answer:
             page = await answer.text()

@@ -170,7 +170,10 @@ def test_a_grammar_of_50_000_alternatives_is_refused(server: str) -> None:
     body = {"prompt": "x", "max_tokens": 5, "structured_outputs": {"grammar": f"start: {words}"}}
     answer = httpx.post(f"{server}/v1/completions", json=body, timeout=120)
     assert answer.status_code == 400
-    assert "make it smaller" in answer.json()["error"]["message"]
+    told = answer.json()["error"][
+        "message"
+    ]  # a quick machine compiles it in time, and its parser has a bound
+    assert "make it smaller" in told or "max is 25000" in told
 
 
 def test_a_message_cannot_forge_a_turn_and_a_plain_prompt_may_write_one(server: str) -> None:

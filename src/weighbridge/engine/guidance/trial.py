@@ -172,10 +172,17 @@ def _attempt(tokenizer: LLTokenizer, guide: Guide) -> Tried:
     except BadInput as error:
         return Tried(str(error))
     if not matcher.is_error():
-        matcher.compute_bitmask()
+        _step(matcher)
     if matcher.is_error():
         return Tried(str(matcher.get_error())[:500] or "it allows nothing")
     return Tried(size=max(_data_bytes() - before, 0))
+
+
+def _step(matcher: LLMatcher) -> None:
+    """Find what may come first, and go over the first such token: some grammars compile and fail then."""
+    allowed = int.from_bytes(matcher.compute_bitmask(), "little")
+    if allowed and not matcher.is_stopped():
+        matcher.consume_token((allowed & -allowed).bit_length() - 1)
 
 
 def _data_bytes() -> int:
