@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.doors.doors import DOORS, Door
+from tests.doors.rows.fields import FORCED, TOLD
 
 Doors = dict[bool, dict[str, Door]]
 
@@ -20,6 +21,13 @@ PROGRAMS = {
     "run_openai_agents": ["openai-agents==0.24.0", "openai==3.57.0"],
     "run_pydantic_ai": ["pydantic-ai-slim[openai]==2.68.0", "openai==3.57.0"],
 }
+
+
+#: Both programs make calls that are forced, of a model whose template has no place for tools.
+AT = [
+    pytest.param(name, marks=[pytest.mark.xfail(reason=FORCED, strict=True)] if name in TOLD else [])
+    for name in DOORS
+]
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +44,7 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.proof
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", DOORS)
+@pytest.mark.parametrize("name", AT)
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_of_others_works_as_it_comes(
     program: str, name: str, doors: Doors, environments: dict[str, Path]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tests.doors.client import Reply
 from tests.doors.rows.endpoints import JSON, NO_MODEL, SEVERAL, STREAM, not_allowed
 from tests.doors.rows.extension import MISSED
-from tests.doors.rows.fields import TOOL
+from tests.doors.rows.fields import FORCED, TOLD, TOOL, UNSHOWN
 from tests.doors.table import GONE, MODEL, Row, Want, at, bad, ok
 from tests.doors.table import RESPONSES as PATH
 
@@ -24,8 +25,9 @@ def body(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in made.items() if value is not GONE}
 
 
-def row(name: str, want: Want, differs: Any = None, **fields: Any) -> Row:
-    return Row(f"a response: {name}", want, body(**fields), path=PATH, differs=differs or {})
+def row(name: str, want: Want, differs: Any = None, later: str = "", **fields: Any) -> Row:
+    made = Row(f"a response: {name}", want, body(**fields), path=PATH, differs=differs or {})
+    return replace(made, later=later, later_at=TOLD) if later else made
 
 
 def named(field: str, value: Any) -> str:
@@ -181,6 +183,7 @@ RESPONSES = [
         bad("tools"),
         tools=[FUNCTION],
         weighbridge={"placement": "only_edge"},
+        later=UNSHOWN,
     ),
     row("with tools, none of which may be called", ok(tokens=4), tools=[FUNCTION], tool_choice="none"),
     row(
@@ -190,6 +193,7 @@ RESPONSES = [
         tool_choice={"type": "function", "name": "weigh"},
         max_output_tokens=2,
         weighbridge={"placement": "only_edge"},
+        later=FORCED,
     ),
     *refused("metadata", 7, {"a": 7}, {str(number): "" for number in range(17)}, {"a": "x" * 513}),
     *taken("metadata", {"a": "b"}),
