@@ -349,3 +349,29 @@ CASES = [
     *granite(),
     *harmony(),
 ]
+
+
+CALL = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
+
+#: Thoughts: the answer, whether its prompt ends within a thought, what is said and what is thought.
+THOUGHTS = [
+    ("<think>A key, then.</think>It is a.", False, "It is a.", "A key, then."),
+    ("<think>\nA key,\n\nthen.\n</think>\n\nIt is a.\n", False, "It is a.\n", "A key,\n\nthen."),
+    ("A key, then.\n</think>\n\nIt is a.", True, "It is a.", "A key, then."),
+    ("\n<think>\nA key, then.</think>It is a.", True, "It is a.", "A key, then."),
+    ("<think>\n\n</think>\n\nIt is a.", False, "It is a.", ""),
+    ("</think>It is a.", True, "It is a.", ""),
+    ("<think>A key, th", False, "", "A key, th"),
+    ("A key, th", True, "", "A key, th"),
+    ("A </thin key", True, "", "A </thin key"),
+    ("It is a.", False, "It is a.", ""),
+    ("It is <think>no</think> mark.", False, "It is <think>no</think> mark.", ""),
+    ("<thin is no mark", False, "<thin is no mark", ""),
+    ("It is</think> a.", False, "It is</think> a.", ""),
+    ("<think>One.</think><think>Two.</think>", False, "<think>Two.</think>", "One."),
+    (f"<think>maybe {CALL}</think>No.", False, "No.", f"maybe {CALL}"),
+    (f"maybe {CALL}</think>No.", True, "No.", f"maybe {CALL}"),
+    (f"<think>maybe {CALL}", False, "", f"maybe {CALL}"),
+    ("", False, "", ""),
+    ("<", False, "<", ""),
+]

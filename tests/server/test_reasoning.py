@@ -8,36 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.server.style_cases import CALL, THOUGHTS
 from tests.server.test_tool_styles import Read, gathered, split
 from weighbridge.server.engine.tool_calls import as_delta, parse
 from weighbridge.server.styles.answer import AnswerReading
 from weighbridge.server.styles.choice import JSON, Styles, styles_for
 from weighbridge.server.styles.reasoning import THINK, THINK_BRACKETS, ReasoningStyle
-
-CALL = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
-
-#: The answer, whether its prompt ends within a thought, what is said and what is thought.
-CASES = [
-    ("<think>A key, then.</think>It is a.", False, "It is a.", "A key, then."),
-    ("<think>\nA key,\n\nthen.\n</think>\n\nIt is a.\n", False, "It is a.\n", "A key,\n\nthen."),
-    ("A key, then.\n</think>\n\nIt is a.", True, "It is a.", "A key, then."),
-    ("\n<think>\nA key, then.</think>It is a.", True, "It is a.", "A key, then."),
-    ("<think>\n\n</think>\n\nIt is a.", False, "It is a.", ""),
-    ("</think>It is a.", True, "It is a.", ""),
-    ("<think>A key, th", False, "", "A key, th"),
-    ("A key, th", True, "", "A key, th"),
-    ("A </thin key", True, "", "A </thin key"),
-    ("It is a.", False, "It is a.", ""),
-    ("It is <think>no</think> mark.", False, "It is <think>no</think> mark.", ""),
-    ("<thin is no mark", False, "<thin is no mark", ""),
-    ("It is</think> a.", False, "It is</think> a.", ""),
-    ("<think>One.</think><think>Two.</think>", False, "<think>Two.</think>", "One."),
-    (f"<think>maybe {CALL}</think>No.", False, "No.", f"maybe {CALL}"),
-    (f"maybe {CALL}</think>No.", True, "No.", f"maybe {CALL}"),
-    (f"<think>maybe {CALL}", False, "", f"maybe {CALL}"),
-    ("", False, "", ""),
-    ("<", False, "<", ""),
-]
 
 
 def read(parts: Sequence[str], thinking: bool, style: ReasoningStyle | None = THINK) -> Read:
@@ -45,7 +21,7 @@ def read(parts: Sequence[str], thinking: bool, style: ReasoningStyle | None = TH
     return gathered([*(piece for part in parts for piece in stream.push(part)), *stream.finish()])
 
 
-@pytest.mark.parametrize(("text", "thinking", "said", "thought"), CASES)
+@pytest.mark.parametrize(("text", "thinking", "said", "thought"), THOUGHTS)
 def test_thoughts_are_told_apart(text: str, thinking: bool, said: str, thought: str) -> None:
     assert read([text], thinking) == (said, thought, [])
     assert read(list(text), thinking) == (said, thought, [])

@@ -129,3 +129,21 @@ def test_every_choice_has_calls_of_its_own(client: openai.OpenAI) -> None:
                 assert part.index == 0
                 arguments[choice.index] += (part.function and part.function.arguments) or ""
     assert list(arguments.values()) == [plain(one.message.tool_calls or [])[0][1] for one in whole.choices]
+
+
+def test_a_call_within_a_thought_is_none(client: openai.OpenAI) -> None:
+    options = written(rf"<think>Perhaps {CALL % ('weigh', 4)}</think>\nNo[.]")
+    whole = client.chat.completions.create(**options).choices[0]
+    assert (whole.message.content, whole.message.tool_calls, whole.finish_reason) == ("No.", None, "stop")
+    thought = (whole.message.model_extra or {})["reasoning_content"]
+    assert thought.startswith('Perhaps <tool_call>\n{"name": "weigh"')
+    assert thought.endswith("</tool_call>")
+    text, found, deltas, finish = streamed(client, options)
+    assert (text, found, finish) == ("No.", [], "stop")
+    assert "".join((delta.model_extra or {}).get("reasoning_content", "") for delta in deltas) == thought
+
+
+def test_a_tool_that_was_not_offered_is_not_called(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(**written(CALL % ("other", 3))).choices[0]
+    assert (whole.message.tool_calls, whole.finish_reason) == (None, "stop")
+    assert (whole.message.content or "").startswith('<tool_call>\n{"name": "other"')
