@@ -15,7 +15,9 @@ from weighbridge.server.styles.reading import Calls, Reading, until
 
 #: Characters of a value that are held; a longer one is passed on as a string.
 MAX_HELD = 1 << 16
-_MAX_DEPTH = 8
+#: Parts of a schema that are looked at for the types of a parameter.
+_MAX_PARTS = 64
+_NULL = "null"
 _KINDS = {
     bool: "boolean",
     int: "integer",
@@ -89,9 +91,12 @@ class _Value:
             return
         self._held += text
         self._calls.argue("")  # it is part of the call, whatever comes
-        could_be_null = "null" in self._kinds and "null".startswith(self._held.strip().lower())
+        could_be_null = _NULL in self._kinds and len(self._held) < 2 * len(_NULL) and self._begins_null()
         if len(self._held) > MAX_HELD or ("string" in self._kinds and not could_be_null):
             self._flow()
+
+    def _begins_null(self) -> bool:
+        return _NULL.startswith(self._held.strip().lower())
 
     def _flow(self) -> None:
         self._flows = True
@@ -104,34 +109,49 @@ def _escaped(text: str) -> str:
 
 
 def kinds_of(schema: Any, key: str) -> frozenset[str]:
-    """The JSON types that a parameter may have; none where the schema does not say."""
+    """The JSON types that a parameter may have; none where the schema does not say.
+
+    A schema is the client's: it may refer to itself, so that only its first parts are looked at.
+    """
     properties = schema.get("properties") if isinstance(schema, Mapping) else None
-    return _kinds(properties.get(key), schema, _MAX_DEPTH) if isinstance(properties, Mapping) else frozenset()
-
-
-def _kinds(one: Any, whole: Mapping[str, Any], depth: int) -> frozenset[str]:
-    if not isinstance(one, Mapping) or not depth:
+    if not isinstance(properties, Mapping):
         return frozenset()
     kinds: set[str] = set()
-    written = one.get("type")
-    kinds.update(
-        kind for kind in (written if isinstance(written, list) else [written]) if isinstance(kind, str)
-    )
-    if kinds:
-        return frozenset(kinds)
-    if isinstance(reference := one.get("$ref"), str):
-        return _kinds(_referred(reference, whole), whole, depth - 1)
-    for word in ("anyOf", "oneOf", "allOf"):
-        for other in one.get(word) or ():
-            kinds |= _kinds(other, whole, depth - 1)
-    constants = [one["const"]] if "const" in one else one.get("enum")
-    for constant in constants if isinstance(constants, list) else ():
-        kinds.add(_KINDS.get(type(constant), "string"))
-    if not kinds and "properties" in one:
-        kinds.add("object")
-    if not kinds and "items" in one:
-        kinds.add("array")
+    left = [properties.get(key)]
+    for _ in range(_MAX_PARTS):
+        if not left:
+            break
+        one = left.pop()
+        if isinstance(one, Mapping):
+            kinds |= _own_kinds(one)
+            left += _parts(one, schema)
     return frozenset(kinds)
+
+
+def _own_kinds(one: Mapping[str, Any]) -> set[str]:
+    """The types that a part of a schema names, by its type or its constants."""
+    written = one.get("type")
+    kinds = {kind for kind in (written if isinstance(written, list) else [written]) if isinstance(kind, str)}
+    constants = [one["const"]] if "const" in one else one.get("enum")
+    if not kinds and isinstance(constants, list):
+        kinds = {_KINDS.get(type(constant), "string") for constant in constants}
+    if not kinds and "properties" in one:
+        kinds = {"object"}
+    if not kinds and "items" in one:
+        kinds = {"array"}
+    return kinds
+
+
+def _parts(one: Mapping[str, Any], whole: Any) -> list[Any]:
+    """What a part of a schema leaves its type to."""
+    if "type" in one:
+        return []
+    reference = one.get("$ref")
+    parts = [_referred(reference, whole)] if isinstance(reference, str) else []
+    for word in ("anyOf", "oneOf", "allOf"):
+        if isinstance(others := one.get(word), list):
+            parts += others[:_MAX_PARTS]
+    return parts
 
 
 def _referred(reference: str, whole: Any) -> Any:
