@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from tests.doors.doors import DOORS, Door
-from tests.doors.rows.fields import FORCED, TOLD
 
 Doors = dict[bool, dict[str, Door]]
 
@@ -23,11 +22,7 @@ PROGRAMS = {
 }
 
 
-#: Both programs make calls that are forced, of a model whose template has no place for tools.
-AT = [
-    pytest.param(name, marks=[pytest.mark.xfail(reason=FORCED, strict=True)] if name in TOLD else [])
-    for name in DOORS
-]
+AT = list(DOORS)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -264,7 +265,7 @@ ALL = frozenset(Ability)
     ],
 )  # fmt: skip
 def test_what_a_refusal_means(status: int, body: Any, kind: str, lacks: str, context: int | None) -> None:
-    refusal = read_refusal(status, json.dumps(body).encode(), CHAT, ALL)
+    refusal = read_refusal(status, json.dumps(body).encode(), CHAT, ALL - {Ability.FORCED_TOOLS})
     assert refusal is not None
     assert (refusal.kind.value, " ".join(refusal.lacks), refusal.context) == (kind, lacks, context)
 
@@ -388,14 +389,15 @@ def test_what_is_stated_holds_and_no_refusal_lasts_for_ever(
             known.tell(dict.fromkeys(chosen, later > 50.0))
         for one in Ability:
             single = frozenset({one})
-            if one in stated:
+            if one in stated:  # what is said of tools holds for calls that must be made
                 assert known.can(one, now) is stated[one]
             assert known.lacks(single, now) == (known.can(one, now) is False)
             assert known.has_all(single, now) == (known.can(one, now) is True)
         assert known.lacks(NOTHING, now) is False
     known.tell({})
     late = now + LONGEST_REMEMBERED + 1.0
-    assert known.lacking(ALL, late) == {one for one, has in stated.items() if not has}
+    in_full = {Ability.FORCED_TOOLS: stated[Ability.TOOLS]} | stated if Ability.TOOLS in stated else stated
+    assert known.lacking(ALL, late) == {one for one, has in in_full.items() if not has}
 
 
 # -- what is stated --------------------------------------------------------------------------------------
@@ -415,3 +417,21 @@ def test_abilities_are_stated_in_the_file() -> None:
         _replica("abilities: {tols: true}")
     with pytest.raises(BadInput, match="must be a mapping"):
         _replica("abilities: yes")
+
+
+def test_a_call_that_must_be_made_needs_no_place_for_tools() -> None:
+    """Ours constrain it, whatever the template has; of who says nothing of such calls, what it says of tools holds."""
+    tool = [{"type": "function", "function": {"name": "weigh"}}]
+    for choice, needed in (
+        ("auto", Ability.TOOLS),
+        ("required", Ability.FORCED_TOOLS),
+        ({"type": "function", "function": {"name": "weigh"}}, Ability.FORCED_TOOLS),
+    ):
+        raw = {
+            "tools": msgspec.Raw(json.dumps(tool).encode()),
+            "tool_choice": msgspec.Raw(json.dumps(choice).encode()),
+        }
+        assert needs_of(CHAT, raw) == {Ability.CHAT, needed}
+    forced = frozenset({Ability.FORCED_TOOLS})
+    assert not KnownAbilities(told={Ability.TOOLS: False, Ability.FORCED_TOOLS: True}).lacks(forced, 0.0)
+    assert KnownAbilities(told={Ability.TOOLS: False}).lacks(forced, 0.0)

@@ -32,7 +32,12 @@ from weighbridge.wire.protocols import chat, embeddings
 OWN_KINDS = frozenset(("process", "engine", "ray"))
 
 #: What requests need, by the words of routes.
-_WORDS = {"tools": Ability.TOOLS, "images": Ability.VISION, "audio": Ability.AUDIO}
+_WORDS = {
+    "tools": Ability.TOOLS,
+    "forced_tools": Ability.FORCED_TOOLS,
+    "images": Ability.VISION,
+    "audio": Ability.AUDIO,
+}
 
 _encode = msgspec.json.encode
 
@@ -98,8 +103,9 @@ class Place:
     @property
     def abilities(self) -> frozenset[str] | None:
         """What it is said to have; else everything but what all of its replicas are known to lack. None: everything."""
-        if self.settings.abilities is not None:
-            return self.settings.abilities
+        stated = self.settings.abilities
+        if stated is not None:
+            return stated | {"forced_tools"} if "tools" in stated else stated
         lacking = {word for word, ability in _WORDS.items() if self.pool.all_lack(frozenset({ability}))}
         return frozenset({*_WORDS, "files"} - lacking) if lacking else None
 

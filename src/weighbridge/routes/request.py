@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from weighbridge.errors import BadInput
+from weighbridge.fleet.abilities.ability import are_tools, is_forced
 from weighbridge.routes.policy import Level
 from weighbridge.routes.privacy.fields import EDGE_ONLY, FORWARDED
 from weighbridge.wire.ask import Ask, Fields
@@ -73,8 +74,9 @@ class RouteRequest:
     def needs(self) -> frozenset[str]:
         """The abilities that a place must have."""
         wanted = set()
-        if self.body.get("tools") and self.body.get("tool_choice") != "none":
-            wanted.add("tools")
+        choice = self.body.get("tool_choice")
+        if are_tools(self.body.get("tools")) and choice != "none":
+            wanted.add("forced_tools" if is_forced(choice) else "tools")
         for message in self.messages:
             content = message.get("content")
             for part in content if isinstance(content, list) else ():

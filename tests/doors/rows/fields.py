@@ -41,7 +41,6 @@ def is_a_begun_call(reply: Reply) -> bool:
 
 
 #: What a gateway knows of its replicas' templates, and where it acts by that.
-FORCED = "issue 19: a call that is forced needs no place for tools in the template, but a gateway takes it to need one"
 UNSHOWN = "issue 19: a gateway refuses tools by what its replicas told, with a code of its own"
 TOLD = ("gateway", "route", "all")
 
@@ -145,8 +144,6 @@ FIELDS = [
             max_tokens=2,
             weighbridge={"placement": "only_edge"},
         ),
-        later=FORCED,
-        later_at=TOLD,
     ),
     Row("no tools at all", ok(tokens=4), chat(tools=[], tool_choice="none")),
     Row(

@@ -8,7 +8,7 @@ from typing import Any
 from tests.doors.client import Reply
 from tests.doors.rows.endpoints import JSON, NO_MODEL, SEVERAL, STREAM, not_allowed
 from tests.doors.rows.extension import MISSED
-from tests.doors.rows.fields import FORCED, TOLD, TOOL, UNSHOWN
+from tests.doors.rows.fields import TOLD, TOOL, UNSHOWN
 from tests.doors.table import GONE, MODEL, Row, Want, at, bad, ok
 from tests.doors.table import RESPONSES as PATH
 
@@ -193,7 +193,6 @@ RESPONSES = [
         tool_choice={"type": "function", "name": "weigh"},
         max_output_tokens=2,
         weighbridge={"placement": "only_edge"},
-        later=FORCED,
     ),
     *refused("metadata", 7, {"a": 7}, {str(number): "" for number in range(17)}, {"a": "x" * 513}),
     *taken("metadata", {"a": "b"}),

@@ -16,6 +16,7 @@ class Ability(StrEnum):
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
     TOOLS = "tools"
+    FORCED_TOOLS = "forced_tools"  # a call that must be made: ours constrain it, whatever the template
     SCHEMA = "schema"
     LOGPROBS = "logprobs"
     VISION = "vision"
@@ -40,6 +41,7 @@ IN_WORDS: Mapping[Ability, str] = {
     Ability.COMPLETIONS: "an endpoint for completions",
     Ability.EMBEDDINGS: "an endpoint for embeddings",
     Ability.TOOLS: "tools",
+    Ability.FORCED_TOOLS: "calls of tools that must be made",
     Ability.SCHEMA: "structured output",
     Ability.LOGPROBS: "log-probabilities",
     Ability.VISION: "pictures",
@@ -70,7 +72,7 @@ def needs_of(path: str, fields: Mapping[str, msgspec.Raw]) -> Needs:
     """Return what a request needs that not every server has. Its usual answer costs a few looks into `fields`."""
     needs = _OF_ENDPOINTS.get(path, NOTHING)
     if "tools" in fields and _wants_tools(fields):
-        needs |= {Ability.TOOLS}
+        needs |= {Ability.FORCED_TOOLS if is_forced(_of(fields, "tool_choice")) else Ability.TOOLS}
     if _is_constrained(fields):
         needs |= {Ability.SCHEMA}
     if _wants_logprobs(fields):
@@ -106,8 +108,27 @@ def in_words(abilities: Iterable[Ability]) -> str:
     return " and ".join(IN_WORDS[one] for one in Ability if one in wanted)
 
 
+def are_tools(value: Any) -> bool:
+    """Whether it is a list of tools. What is none needs nobody who can: whoever answers says what is wrong with it."""
+    return isinstance(value, list) and bool(value) and all(_is_tool(one) for one in value)
+
+
+def is_forced(choice: Any) -> bool:
+    """Whether a `tool_choice` says that a call must be made."""
+    return choice == "required" or isinstance(choice, dict)
+
+
+def _is_tool(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    function = value.get("function")
+    return value.get("type", "") not in ("function", "") or (
+        isinstance(function, dict) and bool(function.get("name"))
+    )
+
+
 def _wants_tools(fields: Mapping[str, msgspec.Raw]) -> bool:
-    return bool(_of(fields, "tools")) and _of(fields, "tool_choice") != "none"
+    return are_tools(_of(fields, "tools")) and _of(fields, "tool_choice") != "none"
 
 
 def _is_constrained(fields: Mapping[str, msgspec.Raw]) -> bool:

@@ -61,6 +61,7 @@ def _param(lacked: Needs) -> str:
         return "model"
     names = {
         Ability.TOOLS: "tools",
+        Ability.FORCED_TOOLS: "tools",
         Ability.SCHEMA: "response_format",
         Ability.LOGPROBS: "logprobs",
         Ability.VISION: "messages",

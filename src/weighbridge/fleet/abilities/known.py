@@ -37,12 +37,13 @@ class KnownAbilities:
     _lacking: Needs = NOTHING  # without what was refused
 
     def __post_init__(self) -> None:
+        self.stated = _in_full(self.stated)
         self.tell(self.told)
 
     def tell(self, told: Mapping[Ability, bool]) -> None:
         """Take in what its pages say, in place of what they said before."""
-        self.told = told
-        words = {**told, **self.stated}
+        self.told = _in_full(told)
+        words = {**self.told, **self.stated}
         self._lacking = frozenset(ability for ability, has in words.items() if not has)
 
     def can(self, ability: Ability, now: float) -> bool | None:
@@ -106,3 +107,10 @@ class KnownAbilities:
         """What is known, for `/v1/load`: true and false by name, and what nobody knows left out."""
         known = {ability.value: self.can(ability, now) for ability in Ability}
         return {name: has for name, has in known.items() if has is not None}
+
+
+def _in_full(words: Mapping[Ability, bool]) -> Mapping[Ability, bool]:
+    """Where nothing is said of calls that must be made, they are as other calls of tools are."""
+    if Ability.TOOLS not in words or Ability.FORCED_TOOLS in words:
+        return words
+    return {**words, Ability.FORCED_TOOLS: words[Ability.TOOLS]}

@@ -74,13 +74,15 @@ _CONTEXT = tuple(
         r"beyond the (\d+) tokens that any replica",
     )
 )
+_TOOLS = re.compile(
+    r"tool.{0,80}(?:not support|unsupported|requires|--jinja|--enable|no place for tools)|"
+    r"not support.{0,40}\b(?:tool|function)",
+    re.IGNORECASE | re.DOTALL,
+)
 #: How they name what they lack.
 _ABILITY = {
-    Ability.TOOLS: re.compile(
-        r"tool.{0,80}(?:not support|unsupported|requires|--jinja|--enable|no place for tools)|"
-        r"not support.{0,40}\b(?:tool|function)",
-        re.IGNORECASE | re.DOTALL,
-    ),
+    Ability.TOOLS: _TOOLS,
+    Ability.FORCED_TOOLS: _TOOLS,
     Ability.VISION: re.compile(
         r"(?:image|vision|multi-?modal|picture).{0,80}(?:not support|unsupported|missing|at most 0|not a)|"
         r"not support.{0,40}\b(?:image|vision|multi-?modal)|not a multi-?modal|unknown variant `image_url`|"

@@ -94,7 +94,7 @@ class EngineService:
         return (503, {"status": "draining"}) if draining else (200, {"status": "ok"})
 
     def load(self, in_full: bool) -> dict[str, Any]:
-        can = {"tools": self._tokenizer.supports_tools, "vision": False, "audio": False}
+        can = {"tools": self._tokenizer.supports_tools, "forced_tools": True, "vision": False, "audio": False}
         return {**asdict(self.engine.load()), "abilities": can}
 
     async def exposition(self) -> bytes:
