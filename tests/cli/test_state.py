@@ -72,7 +72,7 @@ def test_files_are_checked_migrated_and_checked_again(here: Path) -> None:
         "key.json": ("calibration", 0, True),
     }
     told = state(here, "migrate")
-    assert "ledger.sqlite: from version 0 to 2; what it was is in ledger.sqlite.v0" in told
+    assert "ledger.sqlite: from version 0 to 3; what it was is in ledger.sqlite.v0" in told
     assert "tickets.jsonl: nothing to do: lines are brought to this version when they are read" in told
     after = found(here, "check")
     assert [after[name]["old"] for name in ("ledger.sqlite", "flows.sqlite", "key.json")] == [False] * 3

@@ -148,7 +148,7 @@ BODIES = [
         "a body in chunks that cut a character",
         ok(tokens=4, tenant="Jörg"),
         pieces=lambda model, host: chunked(
-            model, host, *text(user="@").replace("@", "Jörg").encode().partition(b"\xc3")
+            model, host, *text(weighbridge={"tenant": "@"}).replace("@", "Jörg").encode().partition(b"\xc3")
         ),
     ),
     Row(

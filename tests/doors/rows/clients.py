@@ -52,12 +52,13 @@ def sentence(status: int, says: str = "") -> Want:
 
 
 def is_message(reply: Reply) -> bool:
-    told = reply.json
+    told, usage = reply.json, reply.json["usage"]
+    read, created = usage["cache_read_input_tokens"], usage["cache_creation_input_tokens"]
     return bool(
         (told["type"], told["role"], told["stop_reason"]) == ("message", "assistant", "max_tokens")
         and [block["type"] for block in told["content"]] == ["text"]
-        and told["usage"]["output_tokens"] == 4
-        and told["usage"]["input_tokens"] + told["usage"]["cache_read_input_tokens"] > 4
+        and usage["output_tokens"] == 4
+        and usage["input_tokens"] + read + created > 4
         and told["id"] == "msg_" + str(reply.header("x-weighbridge-ticket"))
     )
 
