@@ -31,6 +31,14 @@ def test_thoughts_are_told_apart(text: str, thinking: bool, said: str, thought: 
         assert read([turned], thinking, THINK_BRACKETS)[0] == expected
 
 
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("begun", ["", "<think>", "<think>a", "a", "<think>a</think>"])
+def test_endless_space_is_not_held(begun: str, thinking: bool) -> None:
+    stream = AnswerReading(Styles(JSON, THINK), {"look": None}, thinking=thinking).stream()
+    told = [piece for _ in range(4) for piece in stream.push(begun + " " * 600)]
+    assert gathered([*told, *stream.finish()]) == read([(begun + " " * 600) * 4], thinking)
+
+
 def test_a_call_behind_a_thought_is_one() -> None:
     assert read([f"<think>I look.</think>\n{CALL}"], False) == ("", "I look.", [("look", "{}")])
 

@@ -45,6 +45,16 @@ def read(style: str, parts: Sequence[str]) -> Read:
     return gathered([*(piece for part in parts for piece in stream.push(part)), *stream.finish()])
 
 
+@pytest.mark.parametrize("style", sorted(TOOL_STYLES))
+def test_space_is_held_within_bounds(style: str) -> None:
+    stream = reading(style).stream()
+    pieces = [piece for _ in range(2000) for piece in stream.push("\n")]
+    said, _, _ = gathered(pieces)
+    if style != "harmony":
+        assert len(said) > 900
+    assert len(gathered([*pieces, *stream.finish()])[0]) in (2000, 0)
+
+
 def value(arguments: str) -> Any:
     try:
         return json.loads(arguments)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from weighbridge.server.styles.pieces import CallArguments, CallBegun, Piece, Thought, append
-from weighbridge.server.styles.reading import SPACE, ToolStyle
+from weighbridge.server.styles.reading import MAX_SPACE, SPACE, ToolStyle
 
 _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
@@ -68,7 +68,7 @@ class HarmonyStream:
     def _start(self) -> None:
         """What an answer begins with: the rest of a header, or text that has none."""
         begun = self._held.lstrip(SPACE)
-        if any(mark.startswith(begun) for mark in (_TO, _CHANNEL, _START)):
+        if len(self._held) <= MAX_SPACE and any(mark.startswith(begun) for mark in (_TO, _CHANNEL, _START)):
             self._in_header = begun in (_TO, _CHANNEL, _START)
             self._starts = not self._in_header
             return

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 SPACE = " \t\r\n"
+#: Space that is held until it is known what follows; more of it is text.
+MAX_SPACE = 512
 #: Characters of a key or an identifier that a call may have.
 MAX_WORD = 256
 #: What JSON has outside of strings; anything else means that the value has broken off.

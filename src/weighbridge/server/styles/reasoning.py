@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from weighbridge.server.styles.pieces import Piece, Thought, append
-from weighbridge.server.styles.reading import SPACE
+from weighbridge.server.styles.reading import MAX_SPACE, SPACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,13 @@ class ReasoningStream:
             self._think(pieces)
             return
         begun = self._held.lstrip(SPACE)
+        if self._state == _SPACE:
+            self._held = begun
         if self._state == _UNKNOWN and begun == self._style.begin:
             self._state, self._held = _THINKING, ""
-        elif begun and not (self._state == _UNKNOWN and self._style.begin.startswith(begun)):
+        elif len(self._held) > MAX_SPACE or (
+            begun and not (self._state == _UNKNOWN and self._style.begin.startswith(begun))
+        ):
             told = self._held if self._state == _UNKNOWN else begun
             self._state, self._held = _ANSWERING, ""
             append(pieces, told)
@@ -92,7 +96,7 @@ class ReasoningStream:
         if self._is_open and begun == self._style.begin:
             self._is_open, self._held = False, ""
             return True
-        return self._is_open and self._style.begin.startswith(begun)
+        return self._is_open and self._style.begin.startswith(begun) and len(self._held) <= MAX_SPACE
 
     def _kept(self) -> int:
         """Characters at the end that may be space before the mark, or its first part."""
@@ -101,4 +105,4 @@ class ReasoningStream:
             (size for size in range(min(len(end), len(held)), 0, -1) if held.endswith(end[:size])), 0
         )
         before = held[: len(held) - partial]
-        return partial + len(before) - len(before.rstrip(SPACE))
+        return partial + min(len(before) - len(before.rstrip(SPACE)), MAX_SPACE)

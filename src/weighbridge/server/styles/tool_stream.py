@@ -16,7 +16,7 @@ from typing import Any
 
 from weighbridge.server.styles.json_calls import FORCED
 from weighbridge.server.styles.pieces import CallArguments, CallBegun, Piece, append
-from weighbridge.server.styles.reading import SPACE, CallOpening, NoCall, Reading, ToolStyle
+from weighbridge.server.styles.reading import MAX_SPACE, SPACE, CallOpening, NoCall, Reading, ToolStyle
 
 #: The name in what a forced call begins with, and the quotation mark behind it.
 _NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)("?)')
@@ -106,7 +106,10 @@ class ToolStream:
             shown = len(self._held) - len(start) + 1
             self._say(self._held[:shown])
             self._held = self._held[shown:]
-        if start in self._ends:
+        if not start and len(self._held) > MAX_SPACE:
+            self._say(self._held)
+            self._held = ""
+        elif start in self._ends:
             self._held = ""
         elif start and (opening := self._opened(start)) is not None:
             self._read(opening, "")
