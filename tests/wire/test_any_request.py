@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -13,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weighbridge.wire.ask import Ask
-from weighbridge.wire.errors import ApiError
+from weighbridge.wire.errors import ApiError, as_api_error
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols.messages import MessagesProtocol
 from weighbridge.wire.protocols.ollama import OllamaChat, OllamaEmbed, OllamaEmbeddings, OllamaGenerate
+from weighbridge.wire.protocols.responses import ResponsesProtocol
 
 USER = {"role": "user", "content": "weigh"}
 SCHEMA = {"type": "object", "properties": {"to": {"type": "string"}}}
@@ -71,6 +73,18 @@ FULL: list[tuple[WireProtocol, dict[str, Any]]] = [
     (OllamaEmbeddings(), {"model": "m", "prompt": "a", "keep_alive": -1}),
 ]  # fmt: skip
 
+CALLS = [{"function": {"name": "send", "arguments": {}}}] * 40_000
+SAID = {"role": "assistant", "content": "x" * 50}
+TOLD = {"role": "tool", "tool_name": "other", "content": "x"}
+MANY: list[tuple[WireProtocol, dict[str, Any]]] = [
+    (MessagesProtocol(), {"model": "m", "max_tokens": 1, "messages": [USER, *[SAID] * 40_000, USER]}),
+    (ResponsesProtocol(), {"model": "m", "input": [SAID] * 40_000}),
+    (
+        OllamaChat(),
+        {"model": "m", "messages": [{"role": "assistant", "tool_calls": CALLS}, *[TOLD] * 40_000]},
+    ),
+]
+
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 1 << 70), st.floats(), st.text(max_size=3), st.just("text")
 )
@@ -119,8 +133,75 @@ def test_a_request_with_anything_anywhere_is_read_or_refused(
         assert read.answer is not None or msgspec.json.decode(read.raw)
 
 
+@pytest.mark.parametrize(("protocol", "body"), MANY, ids=[one.name for one, _ in MANY])
+def test_many_small_turns_take_no_more_time_each(protocol: WireProtocol, body: dict[str, Any]) -> None:
+    written = json.dumps(body).encode()
+    began = time.process_time()
+    assert isinstance(outcome(protocol, written), Ask)
+    assert time.process_time() - began < 4, "40,000 of them took 12 to 30 s when each looked at all before it"
+
+
+def test_turns_of_one_side_lose_none_of_their_calls_and_thoughts() -> None:
+    def turn(name: str) -> dict[str, Any]:
+        call = {"type": "tool_use", "id": name, "name": "send", "input": {}}
+        return {"role": "assistant", "content": [{"type": "thinking", "thinking": name}, call]}
+
+    body = {"model": "m", "max_tokens": 1, "messages": [USER, turn("a"), turn("b"), USER]}
+    read = MessagesProtocol().read(json.dumps(body).encode())
+    said = msgspec.json.decode(read.raw)["messages"][1]
+    assert [call["id"] for call in said["tool_calls"]] == ["a", "b"]
+    assert said["reasoning_content"] == "a\nb"
+
+
+@pytest.mark.parametrize("depth", range(880, 1000, 4))
+def test_whatever_is_nested_however_deep_is_read_or_refused(depth: int) -> None:
+    schema = '{"properties":{"a":' * (depth // 2) + "{}" + "}}" * (depth // 2)
+    call = {"function": {"name": "send", "arguments": "@"}}
+    chat = {"model": "m", "messages": [USER, {"role": "assistant", "tool_calls": [call]}]}
+    tool = {"type": "tool_use", "id": "t", "name": "send", "input": "@"}
+    turns = {
+        "model": "m",
+        "max_tokens": 1,
+        "messages": [USER, {"role": "assistant", "content": [tool]}, USER],
+    }
+    for protocol, body in (
+        (OllamaChat(), chat),
+        (OllamaChat(), chat | {"format": "@"}),
+        (MessagesProtocol(), turns),
+    ):
+        written = json.dumps(body).replace('"@"', schema).encode()
+        refused = outcome(protocol, written)
+        assert isinstance(refused, Ask) or refused.status == 400
+
+
+@pytest.mark.parametrize("name", [[1], {"a": 1}, None, 7])
+def test_a_tool_that_may_be_called_has_a_name(name: Any) -> None:
+    choice = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": name}]}
+    tool = {"type": "function", "name": "send"}
+    body = {"model": "m", "input": "x", "tools": [tool], "tool_choice": choice}
+    refused = outcome(ResponsesProtocol(), json.dumps(body).encode())
+    assert isinstance(refused, ApiError)
+    assert refused.param == "tool_choice"
+
+
+@pytest.mark.parametrize("kind", ["x" * 9000, [["x"] * 9000], {"a": "x" * 9000}, 7, None])
+def test_what_is_refused_is_not_told_back_at_length(kind: Any) -> None:
+    blocks = [{"type": kind}]
+    for protocol, body in (
+        (MessagesProtocol(), {"max_tokens": 1, "messages": [{"role": "user", "content": blocks}]}),
+        (MessagesProtocol(), {"max_tokens": 1, "messages": [{"role": "assistant", "content": blocks}, USER]}),
+        (MessagesProtocol(), {"max_tokens": 1, "messages": [USER], "system": blocks}),
+        (ResponsesProtocol(), {"input": [{"role": "user", "content": blocks}]}),
+        (ResponsesProtocol(), {"input": blocks}),
+        (ResponsesProtocol(), {"input": "x", "tools": blocks}),
+    ):
+        refused = outcome(protocol, json.dumps({"model": "m", **body}).encode())
+        assert isinstance(refused, ApiError)
+        assert len(str(refused)) < 300
+
+
 def outcome(protocol: WireProtocol, body: bytes) -> Ask | ApiError:
     try:
         return protocol.read(body)
-    except ApiError as error:
-        return error
+    except (ApiError, RecursionError) as error:
+        return as_api_error(error)

@@ -163,13 +163,12 @@ def checked_message(message: dict[str, Any], index: int) -> dict[str, Any]:
     if not isinstance(content, str | list) and not (content is None and role == "assistant"):
         message_text = f"messages[{index}].content: must be a string or a list of parts"
         raise ApiError(400, message_text, param="messages")
-    if not message.get("tool_calls"):
+    calls = message.get("tool_calls")
+    if not calls:
         return {**message, "content": content or ""}
-    return {
-        **message,
-        "content": content or "",
-        "tool_calls": [_parsed(call) for call in message["tool_calls"]],
-    }
+    if not isinstance(calls, list):
+        raise ApiError(400, f"messages[{index}].tool_calls: must be a list", param="messages")
+    return {**message, "content": content or "", "tool_calls": [_parsed(call) for call in calls]}
 
 
 def _parsed(call: Any) -> Any:
@@ -179,5 +178,8 @@ def _parsed(call: Any) -> Any:
         return call
     try:
         return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
-    except ValueError:
+    except (
+        ValueError,
+        RecursionError,
+    ):  # no JSON, or deeper than any call: the template has it as it was written
         return call

@@ -35,6 +35,13 @@ class ApiError(WeighbridgeError):
         self.retry_after = retry_after
 
 
+def quoted(value: object) -> str:
+    """What a client wrote where a word is expected, short enough to be told in an error, whatever it is."""
+    if isinstance(value, str):
+        return repr(value[:60])
+    return "null" if value is None else f"a {type(value).__name__}"
+
+
 def as_api_error(error: Exception) -> ApiError:
     """Return the HTTP face of an error raised below; what nobody foresaw is a 500 that gives no details away."""
     if isinstance(error, ApiError):
@@ -50,6 +57,8 @@ def as_api_error(error: Exception) -> ApiError:
         )
     if isinstance(error, BadInput):
         return ApiError(error.status, str(error), code=error.code, param=error.param)
+    if isinstance(error, RecursionError):  # nothing but what a client nests has a depth without bound
+        return ApiError(400, "the request is nested too deeply")
     return ApiError(500, "the server failed on this request; its log says why", kind="server_error")
 
 

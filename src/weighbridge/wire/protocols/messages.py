@@ -19,7 +19,7 @@ from weighbridge.cost.usage import Usage
 from weighbridge.ticket import Ticket
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import decode
-from weighbridge.wire.errors import ApiError
+from weighbridge.wire.errors import ApiError, quoted
 from weighbridge.wire.events import (
     ErrorPart,
     Event,
@@ -212,6 +212,9 @@ def _messages(request: CountRequest) -> list[Message]:
             for message in _user(blocks, place):
                 _add(messages, message, joined=last is not None and last.role == "user")
         last = turn
+    for message in messages:
+        if "reasoning_content" in message:
+            message["reasoning_content"] = "\n".join(message["reasoning_content"])
     if last is not None and last.role == "assistant":
         remedy = "end with a user's message; `output_config.format` holds an answer to a form"
         raise _refusal("messages", f"an answer that has begun is not continued here (prefill); {remedy}")
@@ -230,8 +233,12 @@ def _add(messages: list[Message], message: Message, *, joined: bool) -> None:
     if not joined or before.get("role") != message["role"] or message["role"] == "tool":
         messages.append(message)
         return
-    before["content"] = _content([part for one in (before, message) for part in _blocks(one["content"])])
-    before |= {name: value for name, value in message.items() if name not in ("role", "content")}
+    parts = _blocks(before["content"])
+    parts += _blocks(message["content"])  # in place: there may be hundreds of thousands of turns
+    before["content"] = _content(parts)
+    for name in ("reasoning_content", "tool_calls"):
+        if name in message:
+            before.setdefault(name, []).extend(message[name])
 
 
 def _user(blocks: Blocks, place: str) -> Iterator[Message]:
@@ -282,10 +289,10 @@ def _assistant(blocks: Blocks, place: str) -> Message:
             case "tool_use":
                 calls.append(_call(block, where))
             case kind:
-                raise _refusal(where, f"blocks of type {kind!r} are not supported here in an answer")
+                raise _refusal(where, f"blocks of type {quoted(kind)} are not supported here in an answer")
     message: Message = {"role": "assistant", "content": _content(texts)}
     if thoughts:  # between calls of tools, models go on from what they thought
-        message["reasoning_content"] = "\n".join(thoughts)
+        message["reasoning_content"] = thoughts
     if calls:
         message["tool_calls"] = calls
     return message
@@ -306,7 +313,7 @@ def _part(block: Mapping[str, Any], place: str) -> dict[str, Any]:
         return {"type": "image_url", "image_url": {"url": _image(block.get("source"), f"{place}.source")}}
     remedy = "send its text in a block of type 'text'" if kind in ("document", "search_result") else ""
     remedy = remedy or "send 'text', 'image' or 'tool_result'"
-    raise _refusal(place, f"blocks of type {kind!r} are not supported here; {remedy}")
+    raise _refusal(place, f"blocks of type {quoted(kind)} are not supported here; {remedy}")
 
 
 def _image(source: Any, place: str) -> str:
@@ -322,7 +329,7 @@ def _texts(content: str | Blocks | None, place: str) -> str | Blocks:
     blocks = _blocks(content) if content else []
     for index, block in enumerate(blocks):
         if block.get("type") != "text":
-            raise _refusal(f"{place}[{index}]", f"must be of type 'text', not {block.get('type')!r}")
+            raise _refusal(f"{place}[{index}]", f"must be of type 'text', not {quoted(block.get('type'))}")
     return _content([_part(block, f"{place}[{index}]") for index, block in enumerate(blocks)])
 
 
@@ -336,7 +343,7 @@ def _text_of(block: Mapping[str, Any], name: str, place: str) -> str:
 def _tool(tool: _Tool, place: str) -> dict[str, Any]:
     if tool.type not in (None, "custom"):
         remedy = "describe it with `name` and `input_schema`, and run it in the client"
-        raise _refusal(place, f"tools of type {tool.type!r} are the provider's own; {remedy}")
+        raise _refusal(place, f"tools of type {quoted(tool.type)} are the provider's own; {remedy}")
     if not tool.name or tool.input_schema is None:
         raise _refusal(place, "a tool has a `name` and an `input_schema`")
     function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema}

@@ -11,6 +11,7 @@ import json
 import time
 from abc import abstractmethod
 from base64 import b64decode
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeGuard
@@ -307,7 +308,7 @@ def chat_messages(messages: Sequence[_Message]) -> list[dict[str, Any]]:
     """Messages as a chat has them. Ollama's calls may have no ids: what a tool says belongs to the call of its name, or
     to the next one that nobody answered."""
     made: list[dict[str, Any]] = []
-    pending: list[tuple[str, str]] = []  # id and name of calls that nobody answered yet
+    pending = _Pending([])
     for index, message in enumerate(messages):
         role, text = message.role, message.content or ""
         if role == "tool":
@@ -316,7 +317,7 @@ def chat_messages(messages: Sequence[_Message]) -> list[dict[str, Any]]:
                 {
                     "role": role,
                     "content": text,
-                    "tool_call_id": _answered(message.tool_call_id, name, pending),
+                    "tool_call_id": pending.answer(message.tool_call_id, name),
                 }
             )
             continue
@@ -333,22 +334,36 @@ def chat_messages(messages: Sequence[_Message]) -> list[dict[str, Any]]:
             one["tool_calls"] = [
                 _call(call, f"call_{index}_{n}") for n, call in enumerate(message.tool_calls)
             ]
-            pending = [(call["id"], call["function"]["name"]) for call in one["tool_calls"]]
+            pending = _Pending(one["tool_calls"])
         made.append(one)
     return made
 
 
-def _answered(id: str | None, name: str, pending: list[tuple[str, str]]) -> str:
-    """The id of the call that a tool's message answers; it is pending no more."""
-    if id is not None:
-        pending[:] = [one for one in pending if one[0] != id]
-        return id
-    named = [one for one in pending if name and one[1] == name]
-    found = next(iter(named or pending), None)
-    if found is None:
+class _Pending:
+    """Calls that nobody answered yet, found in the same time however many there are."""
+
+    def __init__(self, calls: Sequence[Mapping[str, Any]]) -> None:
+        self._ids = OrderedDict((number, str(call["id"])) for number, call in enumerate(calls))
+        self._named: defaultdict[str, deque[int]] = defaultdict(deque)
+        self._numbers: defaultdict[str, list[int]] = defaultdict(list)  # by id
+        for number, call in enumerate(calls):
+            self._named[call["function"]["name"]].append(number)
+            self._numbers[call["id"]].append(number)
+
+    def answer(self, id: str | None, name: str) -> str:
+        """The id of the call that a tool's message answers; it is pending no more."""
+        if id is not None:
+            for number in self._numbers.pop(id, ()):
+                self._ids.pop(number, None)
+            return id
+        named = self._named.get(name) if name else None
+        while named:
+            number = named.popleft()
+            if number in self._ids:
+                return self._ids.pop(number)
+        if self._ids:
+            return self._ids.popitem(last=False)[1]
         return f"call_{name or 'unknown'}"
-    pending.remove(found)
-    return found[0]
 
 
 def _call(call: _Call, id: str) -> dict[str, Any]:

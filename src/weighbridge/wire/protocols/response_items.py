@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from weighbridge.wire.errors import ApiError
+from weighbridge.wire.errors import ApiError, quoted
 
 #: An item as the API shows it: a message, a function_call, a function_call_output or reasoning.
 Item = dict[str, Any]
@@ -45,7 +45,7 @@ def _read(item: Any, where: str) -> Item:
     reader = _READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
         known = ", ".join(_READERS)
-        raise wrong(f"{where}.type", f"{kind!r:.60} items are not taken here; use {known}")
+        raise wrong(f"{where}.type", f"{quoted(kind)} items are not taken here; use {known}")
     return reader(item, where)
 
 
@@ -93,7 +93,7 @@ def _part(part: Any, where: str) -> dict[str, Any]:
         return {"type": "input_image", "image_url": url, "detail": detail}
     if kind == "input_file":
         raise wrong(where, "files are not taken here; put their text into an input_text part")
-    raise wrong(f"{where}.type", f"{kind!r:.60} parts are not taken here; use input_text or input_image")
+    raise wrong(f"{where}.type", f"{quoted(kind)} parts are not taken here; use input_text or input_image")
 
 
 def _said(part: Any, where: str) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _said(part: Any, where: str) -> dict[str, Any]:
         return {"type": "output_text", "text": text, "annotations": []}
     if kind == "refusal":
         return {"type": "refusal", "refusal": _text(part, "refusal", where)}
-    raise wrong(f"{where}.type", f"{kind!r:.60} parts are not taken here; use output_text or refusal")
+    raise wrong(f"{where}.type", f"{quoted(kind)} parts are not taken here; use output_text or refusal")
 
 
 def _call(item: Mapping[str, Any], where: str) -> Item:
@@ -177,10 +177,10 @@ def chat_messages(instructions: str | None, items: Iterable[Item]) -> list[Messa
             messages.append({"role": item["role"], "content": _chat_content(item["content"])})
         else:
             if turn is None or not _goes_on(turn, item):
-                turn = {"role": "assistant", "content": ""}
+                turn = {"role": "assistant", "content": []}
                 messages.append(turn)
             _add(turn, item)
-    return messages
+    return [_joined(message) if message["role"] == "assistant" else message for message in messages]
 
 
 def _goes_on(turn: Message, item: Item) -> bool:
@@ -196,14 +196,22 @@ def _add(turn: Message, item: Item) -> None:
         call = {"id": item["call_id"], "type": "function", "function": function}
         turn.setdefault("tool_calls", []).append(call)
     elif item["type"] == "reasoning":
-        thought = "".join(part["text"] for part in item["content"] or item["summary"])
-        if thought:
-            turn["reasoning_content"] = turn.get("reasoning_content", "") + thought
+        _gather(turn, "reasoning_content", item["content"] or item["summary"], "text")
     else:
-        turn["content"] += "".join(part.get("text", "") for part in item["content"])
-        refusal = "".join(part.get("refusal", "") for part in item["content"])
-        if refusal:
-            turn["refusal"] = turn.get("refusal", "") + refusal
+        _gather(turn, "content", item["content"], "text")
+        _gather(turn, "refusal", item["content"], "refusal")
+
+
+def _gather(turn: Message, field: str, parts: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Put the texts of parts by, to be joined once: items of one turn may be hundreds of thousands."""
+    if texts := [part[name] for part in parts if part.get(name)]:
+        turn.setdefault(field, []).extend(texts)
+
+
+def _joined(turn: Message) -> Message:
+    """A message of the assistant with each of its texts in one piece."""
+    texts = ("content", "reasoning_content", "refusal")
+    return {name: "".join(value) if name in texts else value for name, value in turn.items()}
 
 
 def _chat_content(parts: str | Sequence[Mapping[str, Any]]) -> str | list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from weighbridge.wire.ask import LONGEST_SALT, Ask, Extension, Fields
 from weighbridge.wire.body import decode
-from weighbridge.wire.errors import ApiError, error_body
+from weighbridge.wire.errors import ApiError, error_body, quoted
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols import chat
 from weighbridge.wire.protocols.openai import Positive
@@ -243,7 +243,7 @@ def _tools(written: ResponsesRequest) -> list[FunctionTool]:
     for index, tool in enumerate(written.tools or ()):
         kind = tool.get("type")
         if kind != "function":
-            message = f"tools[{index}]: {kind!r:.60} tools are run by OpenAI, and by nothing here; use function tools"
+            message = f"tools[{index}]: {quoted(kind)} tools are run by OpenAI, and by nothing here; use function tools"
             raise ApiError(400, message, param="tools")
         tools.append(_converted(tool, FunctionTool, f"tools[{index}]"))
     return tools
@@ -267,10 +267,13 @@ def _chosen(own: ResponseRequest) -> tuple[list[FunctionTool], Any]:
     if choice.type == "function" and choice.name:
         return tools, {"type": "function", "function": {"name": choice.name}}
     if choice.type == "allowed_tools":
-        names = {one.get("name") for one in choice.tools or ()}
-        return [tool for tool in tools if tool.name in names], choice.mode or "auto"
+        names = [one.get("name") for one in choice.tools or ()]
+        if not all(isinstance(name, str) for name in names):
+            raise ApiError(400, "tool_choice: each of its tools has a `name`", param="tool_choice")
+        allowed = frozenset(names)
+        return [tool for tool in tools if tool.name in allowed], choice.mode or "auto"
     known = "auto, none, required, a function or allowed_tools"
-    message = f"tool_choice: {choice.type!r:.60} is not taken here; use {known}"
+    message = f"tool_choice: {quoted(choice.type)} is not taken here; use {known}"
     raise ApiError(400, message, param="tool_choice")
 
 
