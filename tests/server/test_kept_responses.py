@@ -26,7 +26,7 @@ def record(name: str, tenant: str = "a", text: str = "", previous: str | None = 
     said = '{"type":"message","role":"user","content":[{"type":"input_text","text":"%s"}],"id":"%s.in"}'
     response = b'{"output":[],"background":false}'
     given = f"[{said % (text, name)}]".encode()
-    return KeptResponse(name, tenant, 1000.0, response, given, previous, names=(f"{name}.in",))
+    return KeptResponse(name, tenant, 1000.0, response, given, previous, names=(f"{name}.in", "same"))
 
 
 class MemoryMachine(RuleBasedStateMachine):
@@ -61,7 +61,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def remove(self, name: str) -> None:
         self.memory.remove(name)
         assert self.memory.get(name, self.now) is None
-        assert self.memory.with_item(f"{name}.in", self.now) is None
+        assert self.memory.with_item(f"{name}.in", None, self.now) is None
 
     @rule(tenant=st.sampled_from("abc"), size=st.integers(1, TENANT_BYTES))
     def hold(self, tenant: str, size: int) -> None:
@@ -90,7 +90,11 @@ class MemoryMachine(RuleBasedStateMachine):
             used, made = self.made[name]
             assert one is made
             assert self.now < used + HOUR
-            assert self.memory.with_item(f"{name}.in", self.now) is one
+            assert self.memory.with_item(f"{name}.in", made.tenant, self.now) is one
+            same = {other.tenant for other in kept.values() if other}
+            for tenant in "abc":
+                found = self.memory.with_item("same", tenant, self.now)
+                assert (found.tenant if found else None) == (tenant if tenant in same else None)
 
 
 MemoryMachine.TestCase.settings = settings(max_examples=30)

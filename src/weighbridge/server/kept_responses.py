@@ -37,6 +37,7 @@ class KeptResponses(ResponsesProtocol):
         self._service = service
         self._keeper = keeper
         self._jobs: dict[str, BackgroundJob] = {}
+        self._starting: Counter[str] = Counter()  # by tenant: jobs that wait to be admitted
 
     # -- requests --------------------------------------------------------------------------------------
 
@@ -50,7 +51,7 @@ class KeptResponses(ResponsesProtocol):
             return
         told = Conversation()
         if own.written.previous_response_id is not None:
-            self._check_is_over(own.written.previous_response_id)
+            self._check_is_over(own.written.previous_response_id, owner)
             told = await self._keeper.conversation(own.written.previous_response_id, owner)
         own.previous = told.items
         if any(item["type"] == REFERENCE for item in own.items):
@@ -64,8 +65,9 @@ class KeptResponses(ResponsesProtocol):
     async def _meant(self, item: Item, owner: str | None, told: Conversation) -> Item:
         return item if item["type"] != REFERENCE else await self._keeper.item(item["id"], owner, told)
 
-    def _check_is_over(self, name: str) -> None:
-        if name in self._jobs:
+    def _check_is_over(self, name: str, owner: str | None) -> None:
+        job = self._jobs.get(name)
+        if job is not None and owner in (None, job.ask.tenant):
             message = f"previous_response_id: {name!r} is still being made; wait for it, or cancel it"
             raise ApiError(400, message, code="response_in_progress", param="previous_response_id")
 
@@ -98,15 +100,27 @@ class KeptResponses(ResponsesProtocol):
         if not own.background:
             return None
         self._check_room(ask.tenant)
-        encoder = response_encoder(ask)
-        hold = partial(self._keeper.memory.hold, ask.tenant)
-        job = BackgroundJob(ask, await self._service.admit(ask), encoder.writer, hold)
+        self._starting[ask.tenant] += 1
+        try:
+            job = await self._begun(ask)
+        finally:
+            self._starting[ask.tenant] -= 1
+            self._starting = +self._starting
         self._jobs[own.id] = job
         job.start(self._ended)
         return partial(self._tell, job)
 
+    async def _begun(self, ask: Ask) -> BackgroundJob:
+        hold = partial(self._keeper.memory.hold, ask.tenant)
+        journey = await self._service.admit(ask)
+        try:
+            return BackgroundJob(ask, journey, response_encoder(ask).writer, hold)
+        except ApiError as error:  # no room for its first event: what was queued gives its place back
+            await journey.close(str(error))
+            raise
+
     def _check_room(self, tenant: str) -> None:
-        running = Counter(job.ask.tenant for job in self._jobs.values())
+        running = self._starting + Counter(job.ask.tenant for job in self._jobs.values())
         if running[tenant] >= MAX_TENANT_JOBS or running.total() >= MAX_JOBS:
             message = (
                 f"background: {running[tenant]} responses of this tenant are under way, and {running.total()} in all; "

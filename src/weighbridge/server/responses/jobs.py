@@ -15,6 +15,9 @@ from weighbridge.wire.protocols.response_events import ResponseWriter, frame
 #: Seconds that an answer in the background may take.
 LONGEST_S = 3600.0
 
+#: Bytes of events in one write, unless a single one has more.
+PIECE_BYTES = 64 << 10
+
 _KEEP_ALIVE = b": keep-alive\n\n"
 
 
@@ -32,12 +35,20 @@ class EventLog:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def _piece(self, position: int) -> list[bytes]:
+        """Events from a position on, no more of them than one write takes: who reads slowly holds a copy of these."""
+        size, end = 0, position
+        while end < len(self.events) and (end == position or size + len(self.events[end]) <= PIECE_BYTES):
+            size += len(self.events[end])
+            end += 1
+        return self.events[position:end]
+
     async def after(self, number: int) -> AsyncIterator[bytes]:
         """The events behind a number, and all that follow until the last; a comment where there are none for long."""
         position = number + 1
         while True:
             if position < len(self.events):
-                fresh = self.events[position:]
+                fresh = self._piece(position)
                 position += len(fresh)
                 yield b"".join(fresh)
             elif self.over:

@@ -134,11 +134,9 @@ class ResponseKeeper:
 
     async def item(self, name: str, owner: str | None, told: Conversation) -> Item:
         """An item of a response by its own name. Raises ApiError where there is none."""
-        record = self.memory.with_item(name, self._clock())
-        if record is None or owner not in (None, record.tenant):
-            record = None
-            if self._file is not None:
-                record = await self._in_file(self._file.with_item, name, owner, self._clock())
+        record = self.memory.with_item(name, owner, self._clock())
+        if record is None and self._file is not None:
+            record = await self._in_file(self._file.with_item, name, owner, self._clock())
         found = (
             next((one for one in record.items if one.get("id") == name), None) if record is not None else None
         )

@@ -12,7 +12,7 @@ import msgspec
 from weighbridge.wire.protocols.response_items import Item
 
 #: About what a record takes in memory beside its bytes, and each name of an item, and each event.
-RECORD_BYTES, NAME_BYTES, EVENT_BYTES = 1024, 160, 64
+RECORD_BYTES, NAME_BYTES, EVENT_BYTES = 1024, 480, 64
 
 _decode = msgspec.json.decode
 
@@ -49,7 +49,8 @@ class KeptResponse:
     def size(self) -> int:
         """About how many bytes it takes in memory."""
         events = sum([len(event) + EVENT_BYTES for event in self.events or ()])
-        return RECORD_BYTES + len(self.response) + len(self.input) + events + NAME_BYTES * len(self.names)
+        names = sum([len(name) + NAME_BYTES for name in self.names])
+        return RECORD_BYTES + len(self.response) + len(self.input) + events + names
 
 
 class ResponseMemory:
@@ -61,7 +62,9 @@ class ResponseMemory:
         self._kept_s = kept_s
         self._records: dict[str, OrderedDict[str, KeptResponse]] = {}  # by tenant, the oldest first
         self._until: OrderedDict[str, tuple[float, str]] = OrderedDict()  # id: when it goes, and whose it is
-        self._named: dict[str, str] = {}  # item: response
+        self._named: dict[
+            str, dict[str, str]
+        ] = {}  # item: the responses that have it, and whose they are; the newest last
         self._held: dict[str, int] = {}  # bytes by tenant, those of answers under way among them
         self.bytes = 0
 
@@ -72,7 +75,8 @@ class ResponseMemory:
             return False
         self._records.setdefault(record.tenant, OrderedDict())[record.id] = record
         self._until[record.id] = (now + self._kept_s, record.tenant)
-        self._named.update(dict.fromkeys(record.names, record.id))
+        for one in record.names:
+            self._named.setdefault(one, {})[record.id] = record.tenant
         return True
 
     def get(self, name: str, now: float) -> KeptResponse | None:
@@ -80,9 +84,13 @@ class ResponseMemory:
         found = self._until.get(name)
         return self._records[found[1]][name] if found is not None else None
 
-    def with_item(self, name: str, now: float) -> KeptResponse | None:
-        """The response that has an item of this name."""
-        return self.get(self._named.get(name, ""), now)
+    def with_item(self, name: str, owner: str | None, now: float) -> KeptResponse | None:
+        """The newest response that has an item of this name. Clients choose names, several the same; `owner`: whose
+        response it must be, None: anybody's."""
+        self.expire(now)
+        whose = reversed(self._named.get(name, {}).items())
+        found = next((one for one, tenant in whose if owner in (None, tenant)), None)
+        return self.get(found, now) if found is not None else None
 
     def touch(self, name: str, now: float) -> None:
         """Begin its time anew: a conversation goes on from it."""
@@ -100,8 +108,9 @@ class ResponseMemory:
         record = self._records[tenant].pop(name)
         if not self._records[tenant]:
             del self._records[tenant]
-        for one in record.names:
-            if self._named.get(one) == name:
+        for one in set(record.names):
+            del self._named[one][name]
+            if not self._named[one]:
                 del self._named[one]
         self.let_go(tenant, record.size)
         return record
