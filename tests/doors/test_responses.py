@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from openai.types.responses import Response, ResponseItemList
 from tests.doors.client import connect, exchange, request
 from tests.doors.doors import DOORS, KEYS, Door
 from tests.wire.test_response_events import validated
+from weighbridge.server.kept_responses import MAX_TENANT_JOBS
 
 Doors = dict[bool, dict[str, Door]]
 
@@ -74,6 +76,38 @@ def test_a_response_is_found_again_by_its_tenant_alone_until_it_is_deleted(name:
     alice.responses.delete(made.id)
     with pytest.raises(openai.NotFoundError):
         alice.responses.retrieve(made.id)
+
+
+@every_door
+def test_a_tenant_hears_nothing_of_the_jobs_and_items_of_another(name: str, doors: Doors) -> None:
+    door = doors[True][name]
+    alice, bob = client(door, "alice"), client(door, "bob")
+    made = create(door, alice, background=True, **LONG)
+    with pytest.raises(openai.BadRequestError) as denied:
+        create(door, bob, previous_response_id=made.id)
+    assert status_of(denied) == (400, "previous_response_not_found")
+    alice.responses.delete(made.id)
+    item: Any = {"type": "message", "id": "msg_1", "role": "user", "content": "What does it weigh?"}
+    named: Any = [{"type": "item_reference", "id": "msg_1"}]
+    first = create(door, alice, input=[item])
+    create(door, bob, input=[item | {"content": "Bob"}])
+    assert tokens_in(create(door, alice, input=named)) == tokens_in(first), "both chose the same name"
+
+
+def test_jobs_that_begin_at_once_keep_to_their_bound(doors: Doors) -> None:
+    door = doors[False]["gateway"]
+    asks = client(door)
+
+    def begin(_: int) -> str | None:
+        try:
+            return create(door, asks, background=True, **LONG).id
+        except openai.RateLimitError:
+            return None
+
+    with ThreadPoolExecutor(32) as threads:
+        begun = [one for one in threads.map(begin, range(MAX_TENANT_JOBS + 16)) if one is not None]
+        list(threads.map(asks.responses.delete, begun))
+    assert len(begun) <= MAX_TENANT_JOBS
 
 
 @every_door

@@ -61,6 +61,7 @@ class KeptResponses(ResponsesProtocol):
         if told.only_edge:
             ask.placement = Placement.ONLY_EDGE
         await apart(told.size + len(own.input), own.complete, ask)
+        own.previous = []  # they are in the chat now, which may wait for long
 
     async def _meant(self, item: Item, owner: str | None, told: Conversation) -> Item:
         return item if item["type"] != REFERENCE else await self._keeper.item(item["id"], owner, told)
@@ -111,10 +112,9 @@ class KeptResponses(ResponsesProtocol):
         return partial(self._tell, job)
 
     async def _begun(self, ask: Ask) -> BackgroundJob:
-        hold = partial(self._keeper.memory.hold, ask.tenant)
         journey = await self._service.admit(ask)
         try:
-            return BackgroundJob(ask, journey, response_encoder(ask).writer, hold)
+            return BackgroundJob(ask, journey, response_encoder(ask).writer, self._keeper.memory)
         except ApiError as error:  # no room for its first event: what was queued gives its place back
             await journey.close(str(error))
             raise
@@ -131,7 +131,7 @@ class KeptResponses(ResponsesProtocol):
     def _ended(self, job: BackgroundJob) -> None:
         own: ResponseRequest = job.ask.own
         self._jobs.pop(own.id, None)
-        self._keeper.memory.let_go(job.ask.tenant, job.held)
+        job.give_back()
         self._keep(job.ask, job.writer.snapshot(), job.log)
 
     async def _tell(self, job: BackgroundJob, receive: Receive, send: Send) -> int:

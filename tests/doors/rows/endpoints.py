@@ -165,6 +165,12 @@ ENDPOINTS = [
         {"prompt": "It weighs", "model": MODEL},
         path="/tokenize",
     ),
+    Row(
+        "tokens of calls that are no list",
+        bad("messages"),
+        {"messages": [{"role": "user", "content": "x", "tool_calls": 7}], "model": MODEL},
+        path="/tokenize",
+    ),
     Row("the list of tickets", ok(body=has("object", "data")), method="GET", path="/v1/tickets"),
     Row("usage", ok(body=has("object", "data", "zone", "kept_days")), method="GET", path="/v1/usage"),
     Row("usage by month", ok(body=has("data")), method="GET", path="/v1/usage?by=month&month=2026-11"),

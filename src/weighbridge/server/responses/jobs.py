@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
+from weighbridge.server.responses.record import ResponseMemory
 from weighbridge.wire.answer import KEEP_ALIVE_SECONDS, answered_error
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.errors import ApiError, as_api_error
@@ -62,20 +63,24 @@ class EventLog:
 
 
 class BackgroundJob:
-    """One response on its way, whoever listens. `hold` takes bytes for its events; where it takes none, it fails."""
+    """One response on its way, whoever listens. Its request and events take `memory`, or it fails."""
 
-    def __init__(
-        self, ask: Ask, journey: Journey, writer: ResponseWriter, hold: Callable[[int], bool]
-    ) -> None:
+    def __init__(self, ask: Ask, journey: Journey, writer: ResponseWriter, memory: ResponseMemory) -> None:
+        """Raises ApiError 507 where its beginning finds no room; it holds nothing then."""
         self.ask = ask
         self.ticket_id = journey.ticket.id
         self.log = EventLog()
         self.writer = writer
         self.held = 0
         self._journey = journey
-        self._hold = hold
+        self._memory = memory
         self._task: asyncio.Task[None] | None = None
-        self._add(writer.queued())
+        self._take(ask.size + len(ask.own.input))  # the request waits here, too
+        try:
+            self._add(writer.queued())
+        except ApiError:
+            self.give_back()
+            raise
 
     def start(self, over: Callable[[BackgroundJob], None]) -> None:
         """Begin; `over` hears of it when there is nothing more to come."""
@@ -125,11 +130,20 @@ class BackgroundJob:
     def _add(self, events: Sequence[Mapping[str, Any]]) -> None:
         frames = [frame(event) for event in events]
         size = sum(map(len, frames))
-        if not self.writer.over and not self._hold(size):
-            raise ApiError(
-                507, "the answer is longer than what is kept of a tenant's", code="too_long_to_keep"
-            )
         if not self.writer.over:
-            self.held += size
+            self._take(size)
         if frames:
             self.log.add(frames, self.writer.over)
+
+    def _take(self, size: int) -> None:
+        if not self._memory.hold(self.ask.tenant, size):
+            message = (
+                "a request and its answer, with those under way, are longer than what is kept of a tenant's"
+            )
+            raise ApiError(507, message, code="too_long_to_keep")
+        self.held += size
+
+    def give_back(self) -> None:
+        """Free what it holds."""
+        self._memory.let_go(self.ask.tenant, self.held)
+        self.held = 0
