@@ -95,12 +95,14 @@ def test_a_tenant_hears_nothing_of_the_jobs_and_items_of_another(name: str, door
 
 
 def test_jobs_that_begin_at_once_keep_to_their_bound(doors: Doors) -> None:
-    door = doors[False]["gateway"]
+    door = doors[False]["single"]
     asks = client(door)
+    # Long enough to be read on a thread, while others begin.
+    tools: Any = [{"type": "function", "name": "weigh", "description": "x" * 40_000}]
 
     def begin(_: int) -> str | None:
         try:
-            return create(door, asks, background=True, **LONG).id
+            return create(door, asks, background=True, tools=tools, tool_choice="none", **LONG).id
         except openai.RateLimitError:
             return None
 
