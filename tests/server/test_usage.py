@@ -15,7 +15,7 @@ def test_a_server_counts_what_its_tenants_use(server: str) -> None:
             "model": "tiny",
             "messages": [{"role": "user", "content": "Hi"}],
             "max_tokens": 4,
-            "user": "meter",
+            "weighbridge": {"tenant": "meter"},
         }
         body |= {"stream": True} if stream else {}
         answer = httpx.post(f"{server}/v1/chat/completions", json=body, timeout=60)

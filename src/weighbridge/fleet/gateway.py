@@ -16,7 +16,7 @@ from weighbridge.cost.usage import Charge
 from weighbridge.cost.weight import Weight
 from weighbridge.engine.memory.prefix import Digest
 from weighbridge.errors import BadInput, Draining, Refused, UnknownModel, some_of
-from weighbridge.fleet.abilities.ability import NOTHING, Needs, needs_of
+from weighbridge.fleet.abilities.ability import NOTHING, Needs, needs_of, read_bytes
 from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.autoscale import Autoscale
 from weighbridge.fleet.config.spec import FleetSpec, ReplicaSpec
@@ -31,6 +31,7 @@ from weighbridge.fleet.member import Member
 from weighbridge.fleet.pool import Build, Pool, PoolRules
 from weighbridge.ticket import Ticket, TicketStore
 from weighbridge.wire.ask import Ask, Placement
+from weighbridge.wire.body import apart
 from weighbridge.wire.journey import Journey, RouteLike
 
 log = logging.getLogger("weighbridge.fleet")
@@ -190,7 +191,7 @@ class Gateway:
     async def _journey(self, ask: Ask, pool: Pool, *, is_leg: bool = False) -> FleetJourney:
         ask.model = pool.spec.name
         arrived, began = self.clock(), time.time()
-        needs = needs_of(ask.path, ask.fields)
+        needs = await apart(read_bytes(ask.fields), needs_of, ask.path, ask.fields)
         pool.check_able(needs, self._who_can)
         weight, weighed = await pool.scales.weigh(ask)
         if not is_leg:
