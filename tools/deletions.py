@@ -578,7 +578,7 @@ CALLERS = [
     Deletion(
         "blocks that a message cannot have",
         "protocols.messages:_part",
-        "raise _refusal(place, f'blocks of type {kind!r} are not supported here; {remedy}')",
+        "raise _refusal(place, f'blocks of type {quoted(kind)} are not supported here; {remedy}')",
         "return {'type': 'text', 'text': ''}",
         rows=("a message with a document",),
     ),

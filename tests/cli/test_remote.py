@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -215,7 +216,11 @@ def test_ctrl_c_is_130() -> None:
     asked: list[dict[str, Any]] = []
     with answering(PAGES, asked) as url:
         command = [sys.executable, "-m", "weighbridge", "fleet", "top", "--url", url, "--interval", "30"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        # What a shell starts in the background ignores Ctrl-C, and so would all that it starts.
+        heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heeding
+        )
         try:
             while not asked:
                 assert process.poll() is None

@@ -88,6 +88,12 @@ def error_fields(body: bytes) -> Mapping[str, Any]:
     return error if isinstance(error, dict) else {"message": str(error)}
 
 
+def error_param(body: bytes) -> str | None:
+    """The field that another server's error names."""
+    param = error_fields(body).get("param")
+    return param[:LONGEST_QUOTE] if isinstance(param, str) else None
+
+
 def error_message(body: bytes) -> str:
     """What another server's error says: its message, else its text, kept short."""
     message = str(error_fields(body).get("message") or "")[:LONGEST_QUOTE]

@@ -15,7 +15,7 @@ from weighbridge.fleet.member import Member
 from weighbridge.fleet.pool import Pool
 from weighbridge.fleet.replica import ReplicaError
 from weighbridge.server.endpoint import NoTokenizer
-from weighbridge.wire.errors import ApiError, error_message
+from weighbridge.wire.errors import ApiError, error_message, error_param
 
 #: Servers that count a text or a chat at `/tokenize`, in the form that vLLM gave it.
 COUNTING = frozenset({"weighbridge", "vllm"})
@@ -42,7 +42,8 @@ async def asked_behind(pool: Pool, path: str, fields: Mapping[str, Any]) -> byte
     if status in (404, 405):
         raise _nobody(pool)
     if status >= 400:
-        raise ApiError(status if status < 500 else 502, f"{member.name}: {error_message(answer)}")
+        status = status if status < 500 else 502
+        raise ApiError(status, f"{member.name}: {error_message(answer)}", param=error_param(answer))
     return answer
 
 
