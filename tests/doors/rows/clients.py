@@ -250,13 +250,24 @@ CLIENTS = [
     Row(
         "an Ollama prompt",
         ok(tokens=4, headers=JSON, body=is_whole("response")),
-        {"model": MODEL + ":latest", "prompt": "weigh", "stream": False, "options": {"num_predict": 4}},
+        {
+            "model": MODEL + ":latest",
+            "prompt": "weigh",
+            "stream": False,
+            "options": {"num_predict": 4, "temperature": 0},
+        },
         path=GENERATE,
     ),
     Row(
         "a raw prompt",
         ok(tokens=4, headers=JSON, body=is_whole("response")),
-        {"model": MODEL, "prompt": "weigh", "raw": True, "stream": False, "options": {"num_predict": 4}},
+        {
+            "model": MODEL,
+            "prompt": "weigh",
+            "raw": True,
+            "stream": False,
+            "options": {"num_predict": 4, "temperature": 0},
+        },
         path=GENERATE,
         differs=CHATS,
     ),
