@@ -87,14 +87,7 @@ class Member:
 
     def is_idle_and_well(self, now: float) -> bool:
         """Whether it has nothing to do, its last probe was answered, and no request to it failed of late."""
-        idle = not self.state.requests and not self.state.others.queued_requests
-        return (
-            idle
-            and self.state.healthy
-            and self.breaker.is_well
-            and self.usable(now)
-            and not self.failed_probes
-        )
+        return self.is_quiet and self.state.healthy and self.breaker.is_well and self.usable(now)
 
     def accepts(self, arrival: Arrival, now: float) -> bool:
         """Usable, and with room for this one. Asked of every replica for every request, so it is written flat."""

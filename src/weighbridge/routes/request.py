@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from weighbridge.errors import BadInput
-from weighbridge.fleet.abilities.ability import are_tools, is_forced
+from weighbridge.fleet.abilities.ability import are_tools, is_forced, part_kinds
 from weighbridge.routes.policy import Level
 from weighbridge.routes.privacy.fields import EDGE_ONLY, FORWARDED
 from weighbridge.wire.ask import Ask, Fields
@@ -16,6 +16,9 @@ from weighbridge.wire.body import plain
 MEDIA_BYTES = 6000  # what a picture weighs: about 1,500 tokens at four bytes each
 
 _ALLOWED = {Level.EDGE: FORWARDED | EDGE_ONLY, Level.CLOUD: FORWARDED}
+
+#: What parts of messages need, by their type.
+_PARTS = {"image_url": "images", "input_audio": "audio", "file": "files"}
 
 
 class RouteRequest:
@@ -77,13 +80,7 @@ class RouteRequest:
         choice = self.body.get("tool_choice")
         if are_tools(self.body.get("tools")) and choice != "none":
             wanted.add("forced_tools" if is_forced(choice) else "tools")
-        for message in self.messages:
-            content = message.get("content")
-            for part in content if isinstance(content, list) else ():
-                kind = part.get("type") if isinstance(part, dict) else None
-                if kind in ("image_url", "input_audio", "file"):
-                    wanted.add({"image_url": "images", "input_audio": "audio", "file": "files"}[kind])
-        return frozenset(wanted)
+        return frozenset(wanted | {_PARTS[kind] for kind in part_kinds(self.messages) if kind in _PARTS})
 
 
 def text_of(message: Mapping[str, Any]) -> str:

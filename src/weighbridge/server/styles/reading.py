@@ -48,12 +48,16 @@ class Calls(Protocol):
         ...
 
 
+#: Reads what stands behind a mark.
+Reader: TypeAlias = Callable[[Calls], Reading[None]]
+
+
 @dataclass(frozen=True, slots=True)
 class CallOpening:
     """What calls begin with: a mark in the text, or no mark (an answer that begins with an object or a list)."""
 
     mark: str
-    read: Callable[[Calls], Reading[None]]
+    read: Reader
     ends: tuple[str, ...] = ()  # marks that close it, and are no text behind a call
     starts_line: bool = False  # the mark counts only where a line begins
     reads_ends: bool = False  # the reader does, behind the last of its calls

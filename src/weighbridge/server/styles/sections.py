@@ -20,6 +20,7 @@ from weighbridge.server.styles.reading import (
     CallOpening,
     Calls,
     NoCall,
+    Reader,
     Reading,
     ToolStyle,
     after_space,
@@ -63,14 +64,6 @@ def _deepseek(calls: Calls) -> Reading[None]:
     calls.end()
 
 
-def _deepseek_section(calls: Calls) -> Reading[None]:
-    mark = yield from one_of((_CALL,))
-    while mark == _CALL:
-        yield from _deepseek(calls)
-        mark = yield from one_of((_CALL, _CALLS_END))
-    calls.end()
-
-
 def _kimi(calls: Calls) -> Reading[None]:
     """One call of Kimi, behind its mark. Its identifier is kept: the model counts by it."""
     call_id = (yield from word_until(_ARGUMENTS)).strip()
@@ -84,18 +77,23 @@ def _kimi(calls: Calls) -> Reading[None]:
     calls.end()
 
 
-def _kimi_section(calls: Calls) -> Reading[None]:
-    mark = yield from one_of((_KIMI,))
-    while mark == _KIMI:
-        yield from _kimi(calls)
-        mark = yield from one_of((_KIMI, _SECTION_END))
-    calls.end()
+def _section(begin: str, one: Reader, end: str) -> Reader:
+    """Reads a section of calls: each behind `begin`, by `one`, until `end`."""
+
+    def read(calls: Calls) -> Reading[None]:
+        mark = yield from one_of((begin,))
+        while mark == begin:
+            yield from one(calls)
+            mark = yield from one_of((begin, end))
+        calls.end()
+
+    return read
 
 
 DEEPSEEK = ToolStyle(
     "deepseek-v3",
     (
-        CallOpening(_CALLS, _deepseek_section, (_CALL_END, _CALLS_END)),
+        CallOpening(_CALLS, _section(_CALL, _deepseek, _CALLS_END), (_CALL_END, _CALLS_END)),
         CallOpening(_CALL, _deepseek, (_CALL_END, _CALLS_END)),
     ),
     (_CALLS, _CALLS_END, _CALL, _CALL_END, _SEPARATOR),
@@ -103,7 +101,7 @@ DEEPSEEK = ToolStyle(
 KIMI = ToolStyle(
     "kimi-k2",
     (
-        CallOpening(_SECTION, _kimi_section, (_KIMI_END, _SECTION_END)),
+        CallOpening(_SECTION, _section(_KIMI, _kimi, _SECTION_END), (_KIMI_END, _SECTION_END)),
         CallOpening(_KIMI, _kimi, (_KIMI_END, _SECTION_END)),
     ),
     (_SECTION, _SECTION_END, _KIMI, _KIMI_END, _ARGUMENTS),

@@ -169,10 +169,11 @@ class OllamaGenerate(OllamaProtocol):
         if not request.prompt and not request.images:
             return _unasked(request, GenerateLines(request.model))
         if request.raw:
-            for name in ("response_format", "reasoning_effort", "chat_template_kwargs"):
-                form = values.pop(name, None)
-                if form is not None and name == "response_format":
-                    values["structured_outputs"] = _constraint(form)
+            form = values.pop("response_format", None)
+            if form is not None:
+                values["structured_outputs"] = _constraint(form)
+            for name in ("reasoning_effort", "chat_template_kwargs"):  # a completion has neither
+                values.pop(name, None)
             values.setdefault("max_tokens", _RAW_TOKENS)
             return _asked(_completion, {**values, "prompt": request.prompt or ""}, request)
         messages = [_Message("system", request.system)] if request.system else []
