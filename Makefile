@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/weighbridge/models/compute/kernels/native/*)
 
-.PHONY: serve test proof asan fuzz lint format clean
+.PHONY: serve test search proof asan fuzz lint format clean
 
 serve: .make/install
 	$(BIN)/weighbridge serve $(ARGS)
 
 test: .make/install-dev lint
 	$(BIN)/python -m pytest
+
+# The properties with examples nobody has tried yet, or some: make search ARGS=tests/wire
+search: .make/install-dev
+	$(BIN)/python -m pytest --hypothesis-profile search $(or $(ARGS),tests)
 
 # The slow proofs, with every optional dependency: about two hours.
 proof: .make/install-proof

@@ -37,6 +37,16 @@ def some_of(names: Sequence[str], most: int = 5, joint: str = ", ") -> str:
     return joint.join(names if more <= 0 else [*names[:most], f"and {more} more"])
 
 
+def said(error: BaseException, most: int = 300) -> str:
+    """What a library says of a fault, as a message can hold it: on one line, in `most` characters at the most.
+
+    Such texts quote the file that is at fault: its line ends, its control characters, its megabytes.
+    """
+    words = " ".join(str(error)[: 4 * most].split())
+    words = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words[: most + 1])
+    return words if len(words) <= most else words[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
 class Refused(WeighbridgeError):
     """A well-formed request that this replica will not run. `status` is the HTTP status to answer with."""
 

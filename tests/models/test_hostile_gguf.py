@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.tiny import make_tiny
 from tests.tiny_gguf import write_gguf
-from weighbridge.errors import BadInput
+from weighbridge.errors import BadInput, said
 from weighbridge.models.files.checkpoint import open_checkpoint
 from weighbridge.models.files.gguf_format import read_gguf
 from weighbridge.models.text.tokenizer import load_tokenizer
@@ -163,3 +163,32 @@ def test_a_changed_header_is_read_or_refused(whole: Path, data: st.DataObject) -
             opened(path)
         except BadInput as error:
             short(error)
+
+
+def test_what_a_library_says_of_a_file_is_one_short_line(whole: Path) -> None:
+    """A merge of a token that is not there, with a line feed in it: the tokenizers library quotes it."""
+    changed = bytearray(whole.read_bytes())
+    merges = changed.find(b"tokenizer.ggml.merges") + len("tokenizer.ggml.merges") + 4 + 4 + 8
+    (length,) = struct.unpack_from("<Q", changed, merges)
+    changed[merges + 8] = ord("\n")
+    assert length > 1
+    path = whole.parent / "line_feed.gguf"
+    path.write_bytes(changed)
+    with pytest.raises(BadInput, match="do not fit together") as raised:
+        load_tokenizer(path)
+    short(raised.value)
+
+
+@given(st.text(), st.integers(2, 400))
+def test_a_saying_has_its_bound(text: str, most: int) -> None:
+    saying = said(ValueError(text), most)
+    assert len(saying) <= most
+    assert saying.isprintable()
+    assert (
+        saying == text
+        or not text.isascii()
+        or not text.isprintable()
+        or "  " in text
+        or len(text) > most
+        or text != text.strip()
+    )

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from weighbridge.bench.client import LoadClient
-from weighbridge.errors import BadInput
+from weighbridge.errors import BadInput, said
 
 #: Token ids that are ordinary text in every vocabulary met so far: past the special ones and single bytes.
 FIRST_ID, LAST_ID = 1000, 15_000
@@ -66,7 +66,7 @@ def count_with_file(path: Path) -> Count:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception
-        raise BadInput(f"{file} is not a tokenizer.json: {error}", param="tokenizer") from error
+        raise BadInput(f"{file} is not a tokenizer.json: {said(error)}", param="tokenizer") from error
 
     async def count(text: str) -> int:
         return len(tokenizer.encode(text).ids)

@@ -15,7 +15,7 @@ from weighbridge.engine.guidance.grammar import LIMITS, grammar_of
 from weighbridge.engine.guidance.matcher import Compiled, MaskPools, Matcher, mask_of
 from weighbridge.engine.guidance.trial import CPU_SECONDS, Trial, Vocabulary
 from weighbridge.engine.request import Guide
-from weighbridge.errors import BadInput, QueueFull
+from weighbridge.errors import BadInput, QueueFull, said
 
 #: Bytes of compiled constraints, and of their sources, that are kept for the next request with the same one.
 CACHED_BYTES = 128 << 20
@@ -57,7 +57,7 @@ class GuideFactory:
                 try:
                     tokenizer = vocabulary.load()
                 except ValueError as error:
-                    message = f"outputs of this model cannot be constrained: {error}"
+                    message = f"outputs of this model cannot be constrained: {said(error)}"
                     raise BadInput(message, param="response_format") from error
                 self._prepared = tokenizer, Trial(vocabulary, cpu_seconds=self._cpu_seconds)
             return self._prepared

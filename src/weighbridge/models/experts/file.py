@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from weighbridge.errors import WeighbridgeError
+from weighbridge.errors import WeighbridgeError, said
 from weighbridge.models.compute.kernels.api import Kernels
 from weighbridge.models.compute.layers import Mlp
 from weighbridge.models.compute.linear import Linear
@@ -91,7 +91,7 @@ class MappedExperts:
 
     def _damaged(self, error: Exception) -> WeighbridgeError:
         return WeighbridgeError(
-            f"the packed experts in {self._directory} are damaged ({error}): delete that directory, and they are "
+            f"the packed experts in {self._directory} are damaged ({said(error)}): delete that directory, and they are "
             "packed again at the next start"
         )
 
@@ -110,7 +110,7 @@ def write(directory: Path, layers: int, pack: Callable[[int], list[Mlp]]) -> Non
         if directory.exists():  # another process was first
             return
         raise WeighbridgeError(
-            f"the packed experts cannot be written to {directory}: {error}; free some room or set "
+            f"the packed experts cannot be written to {directory}: {said(error)}; free some room or set "
             "WEIGHBRIDGE_HOME to a directory that has it"
         ) from error
     finally:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.errors import BadInput, UnsupportedModel, said
 from weighbridge.models.files import cache, gguf, gguf_config, gguf_names, hf_config
 from weighbridge.models.files.config import ModelConfig
 from weighbridge.models.files.fields import shown
@@ -92,7 +92,7 @@ class SafetensorsCheckpoint:
         try:
             tensor = self._read(file, part)
         except SafetensorError as error:
-            raise BadInput(f"{file} has no readable tensor {part.name!r}: {error}") from error
+            raise BadInput(f"{file} has no readable tensor {part.name!r}: {said(error)}") from error
         if tensor.dtype not in _FLOATS:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UnsupportedModel(
@@ -121,7 +121,7 @@ class SafetensorsCheckpoint:
         try:
             held = self._opened(file).get_slice(part.name)
         except SafetensorError as error:
-            raise BadInput(f"{file} has no readable tensor {part.name!r}: {error}") from error
+            raise BadInput(f"{file} has no readable tensor {part.name!r}: {said(error)}") from error
         shape = tuple(held.get_shape())
         if part.expert is not None:
             shape = _cut(part, held.get_shape(), self.config).shape
@@ -153,7 +153,7 @@ class SafetensorsCheckpoint:
             try:
                 self._open[file] = safe_open(file, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise BadInput(f"{file} is not a complete safetensors file: {error}") from error
+                raise BadInput(f"{file} is not a complete safetensors file: {said(error)}") from error
         return self._open[file]
 
     def _weight_map(self) -> dict[str, Path]:

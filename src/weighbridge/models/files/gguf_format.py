@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.errors import BadInput, UnsupportedModel, said
 from weighbridge.models.files.fields import finite_number, part_files, shown
 
 T = TypeVar("T")
@@ -196,11 +196,11 @@ def _read_file(path: Path) -> Contents:
     try:
         mapped = np.memmap(path, mode="r", dtype=np.uint8)
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read: {error}") from error
+        raise BadInput(f"{path} cannot be read: {said(error)}") from error
     try:
         return _read(path, mapped)
     except _Damaged as error:
-        raise BadInput(f"{path} is not a complete GGUF file: {error}; download it again") from error
+        raise BadInput(f"{path} is not a complete GGUF file: {said(error)}; download it again") from error
 
 
 def _read(path: Path, mapped: npt.NDArray[np.uint8]) -> Contents:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.errors import BadInput, UnsupportedModel, said
 from weighbridge.models.files.config import ExpertsConfig, ModelConfig, RopeConfig
 from weighbridge.models.files.fields import Fields, shown
 
@@ -138,7 +138,7 @@ def read_json(path: Path) -> Json:
     except RecursionError:
         raise BadInput(f"{path} cannot be read: it is nested too deeply") from None
     except ValueError as error:
-        raise BadInput(f"{path} cannot be read: {error}") from error
+        raise BadInput(f"{path} cannot be read: {said(error)}") from error
     if not isinstance(value, dict):
         raise BadInput(f"{path} must hold a JSON object")
     return value
@@ -155,7 +155,7 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise
     except (OSError, UnicodeError) as error:
-        raise BadInput(f"{path} cannot be read: {error}") from error
+        raise BadInput(f"{path} cannot be read: {said(error)}") from error
 
 
 def _experts(fields: Fields, layers: int) -> ExpertsConfig | None:

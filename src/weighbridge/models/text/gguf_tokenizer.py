@@ -12,7 +12,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.errors import BadInput, UnsupportedModel, said
 from weighbridge.models.files.gguf_format import GgufMetadata
 from weighbridge.models.text.chat_template import ChatTemplate
 from weighbridge.models.text.tokenizer_parts import TokenizerParts, wrap_texts
@@ -127,7 +127,7 @@ def _byte_level(file: GgufMetadata, tokens: list[str]) -> tuple[tokenizers.Token
         model = models.BPE(_ids(tokens), merges, ignore_merges=rule in _WHOLE_WORDS)
     except Exception as error:  # the library raises plain Exception
         raise BadInput(
-            f"the vocabulary and merges of {file.path.name} do not fit together: {error}"
+            f"the vocabulary and merges of {file.path.name} do not fit together: {said(error)}"
         ) from error
     backend = Tokenizer(model)
     splits: list[Any] = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _SPLITS[rule]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.errors import BadInput, UnsupportedModel, said
 from weighbridge.models.text.chat_template import ChatTemplate
 
 
@@ -42,11 +42,11 @@ def encoded(backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool) 
         else:  # 2 s a megabyte, in which `encode` would hold the interpreter
             [found] = backend.encode_batch([text], add_special_tokens=add_special_tokens)
     except (TypeError, UnicodeError) as error:
-        raise BadInput(f"the text is not valid Unicode: {error}") from error
+        raise BadInput(f"the text is not valid Unicode: {said(error)}") from error
     except BaseException as error:
         if not is_panic(error):
             raise
-        raise BadInput(f"the model's tokenizer cannot encode this text: {error}") from error
+        raise BadInput(f"the model's tokenizer cannot encode this text: {said(error)}") from error
     ids: list[int] = found.ids
     return ids
 

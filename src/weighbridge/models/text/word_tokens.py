@@ -20,7 +20,7 @@ import msgspec
 import tokenizers
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-from weighbridge.errors import UnsupportedModel
+from weighbridge.errors import UnsupportedModel, said
 from weighbridge.models.text.token_text import byte_alphabet
 from weighbridge.models.text.word_pattern import Program, Sets, compile_pattern, runs_of
 
@@ -95,7 +95,7 @@ class WordTokens:
         try:
             read = msgspec.json.decode(backend.to_str(), type=_Json)
         except msgspec.ValidationError as error:  # no BPE
-            raise UnsupportedModel(f"the tokenizer is no byte-level BPE: {error}") from error
+            raise UnsupportedModel(f"the tokenizer is no byte-level BPE: {said(error)}") from error
         sets = Sets()
         patterns = list(_programs(read.pre_tokenizer, sets))
         self._composed = _composes(read.normalizer)
@@ -202,7 +202,7 @@ def _merging(model: _Model) -> tuple[list[int], bytes, list[tuple[bytes, int]]]:
     try:
         triples = array("I", chain.from_iterable((vocab[a], vocab[b], vocab[a + b]) for a, b in model.merges))
     except (KeyError, OverflowError) as error:
-        raise UnsupportedModel(f"a merge of the tokenizer is of no tokens: {error}") from error
+        raise UnsupportedModel(f"a merge of the tokenizer is of no tokens: {said(error)}") from error
     words = (
         [(_bytes_of(word, alphabet), token) for word, token in vocab.items()] if model.ignore_merges else []
     )

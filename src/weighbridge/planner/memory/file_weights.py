@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from weighbridge.errors import BadInput
+from weighbridge.errors import BadInput, said
 from weighbridge.models.files.fields import MAX_COUNT, shown
 from weighbridge.models.files.gguf_format import Contents
 from weighbridge.planner.memory.gguf_mix import arithmetic_of
@@ -98,7 +98,9 @@ def _entries(path: Path) -> Iterator[tuple[str, _HeaderEntry]]:
         try:
             yield name, msgspec.convert(fields, _HeaderEntry)
         except (msgspec.ValidationError, UnicodeError) as error:  # half of a surrogate pair
-            raise BadInput(f"{path} is not a safetensors file: tensor {shown(name)}: {error}") from error
+            raise BadInput(
+                f"{path} is not a safetensors file: tensor {shown(name)}: {said(error)}"
+            ) from error
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -109,7 +111,7 @@ def _header(path: Path) -> dict[str, Any]:
                 raise BadInput(f"{path} is not a safetensors file: its header would take {length} bytes")
             header = json.loads(file.read(length))
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path} cannot be read: {error}") from error
+        raise BadInput(f"{path} cannot be read: {said(error)}") from error
     if not isinstance(header, dict):
         raise BadInput(f"{path} is not a safetensors file: its header is no object")
     return header
