@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +10,15 @@ from importlib import import_module
 from typing import Any
 
 import typer
+from typer.completion import completion_init  # type: ignore[attr-defined]  # documented, not listed
 from typer.core import TyperCommand, TyperGroup
 
 from weighbridge import __version__
 from weighbridge.cli.terminal import fail
 from weighbridge.errors import BadInput, WeighbridgeError
 
+#: Set by a shell that wants to know how a line may go on.
+COMPLETES = "_WEIGHBRIDGE_COMPLETE"
 HELP = "LLM serving that weighs each request once, in tokens, and decides by that weight."
 
 
@@ -36,6 +40,18 @@ class Group:
 
 #: Every command. A module is loaded when one of its commands is run or asked for help, and not before.
 COMMANDS: dict[str, Command | Group] = {
+    "doctor": Command(
+        "weighbridge.cli.machine.doctor:doctor",
+        "Look at this machine and this installation, and say what is lost here and what to do about it.",
+    ),
+    "init": Command(
+        "weighbridge.cli.machine.init:init",
+        "Write a weighbridge.yaml for what is found here: engines that run, models, keys in the environment.",
+    ),
+    "completion": Command(
+        "weighbridge.cli.machine.completion:completion",
+        'Print what makes a shell complete commands and flags: eval "$(weighbridge completion bash)".',
+    ),
     "serve": Command(
         "weighbridge.cli.serve.command:serve", "Serve a model over the OpenAI API until SIGTERM or Ctrl-C."
     ),
@@ -340,6 +356,8 @@ def _told(error: WeighbridgeError) -> str:
 
 def main() -> None:
     """Run the command line; errors raised on purpose become one line on standard error."""
+    if COMPLETES in os.environ:  # a shell asks: see `weighbridge completion`
+        completion_init()
     try:
         app()
     except BadInput as error:

@@ -109,18 +109,27 @@ class ProbedServer:
             "configuration": self.configuration(),
         }
 
+    @property
+    def served_as(self) -> str:
+        """A name for its model that clients can say."""
+        return _short(self.model) or "my-model"
+
     def configuration(self) -> str:
         """The part of weighbridge.yaml that this server needs."""
-        name = _short(self.model) or "my-model"
+        models = {self.served_as: {"replicas": [self.entry()]}}
+        return str(yaml.safe_dump({"models": models}, sort_keys=False, width=120))
+
+    def entry(self) -> dict[str, Any]:
+        """The replica that this server is, as weighbridge.yaml says it."""
         entry: dict[str, Any] = {"url": self.url, "dialect": self.dialect}
-        if self.model and self.model != name:
+        if self.model and self.model != self.served_as:
             entry["model"] = self.model
         if self.needs_key:
             entry["key_env"] = "MY_API_KEY"
         untold = {one.value: has for one, has in self.tried.items() if one not in self.told.can}
         if untold:
             entry["abilities"] = untold
-        return str(yaml.safe_dump({"models": {name: {"replicas": [entry]}}}, sort_keys=False, width=120))
+        return entry
 
 
 async def probe_server(endpoint: HttpEndpoint, wanted: str = "", *, trial: bool = False) -> ProbedServer:

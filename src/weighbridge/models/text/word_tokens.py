@@ -48,6 +48,11 @@ _CHECKS = (
 )
 
 
+def words_are_compiled() -> bool:
+    """Whether this installation has the compiled module that splits and merges."""
+    return _words is not None
+
+
 class _AddedToken(msgspec.Struct):
     id: int
     content: str
