@@ -36,7 +36,22 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 32}),
     "smollm3": ("SmolLM3", {"tie_word_embeddings": True}),
+    "gemma3": (
+        "Gemma3",
+        {
+            "head_dim": 32,
+            "sliding_window": 37,
+            "query_pre_attn_scalar": 24,
+            "num_hidden_layers": 7,
+            "tie_word_embeddings": False,  # tied, it says one token for ever
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            },
+        },
+    ),
 }
+_CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 FAMILIES = tuple(_FAMILIES)
 
 
@@ -63,7 +78,7 @@ def save_random(name: str, extra: dict[str, Any], directory: Path) -> Path:
         **extra,
     }
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**options)
+    config = getattr(transformers, _CONFIGS.get(name, f"{name}Config"))(**options)
     model = getattr(transformers, f"{name}ForCausalLM")(config)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 
-_ARCHITECTURES = {"mistral": "llama"}
+_ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}
 _PERMUTED = ("llama", "smollm3")
 
 
@@ -66,7 +66,11 @@ def write_shape(writer: GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    rope = config["rope_parameters"].get("full_attention", config["rope_parameters"])
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if "full_attention" in config["rope_parameters"]:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
     if config.get("sliding_window"):
         writer.add_sliding_window(config["sliding_window"])
 
@@ -86,6 +90,8 @@ def _write_tensors(
         projection = name.split(".")[-2]
         if architecture in _PERMUTED and projection in heads:
             values = permute(values, heads[projection])
+        if architecture == "gemma3" and "norm" in name:
+            values = values + 1
         stored = kind_of(name) if values.ndim == 2 else GGMLQuantizationType.F32
         writer.add_tensor(theirs, gguf.quants.quantize(values, stored), raw_dtype=stored)
     divisors = llama3_divisors(config)
@@ -111,7 +117,7 @@ def permute(values: np.ndarray, heads: int) -> np.ndarray:
 def llama3_divisors(config: dict[str, Any]) -> np.ndarray | None:
     """Llama 3.1's rule as a divisor of each frequency: how GGUF has it."""
     rope = config["rope_parameters"]
-    if rope["rope_type"] != "llama3":
+    if rope.get("rope_type") != "llama3":
         return None
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     original = rope["original_max_position_embeddings"]

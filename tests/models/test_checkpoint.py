@@ -114,10 +114,32 @@ def test_rope_variants_equal_transformers(tmp_path: Path, name: str, style: str)
         ),
         ({"model_type": "smollm3", "sliding_window": 7, "use_sliding_window": True}, (0, 0, 0, 7)),
         ({"model_type": "llama", "sliding_window": 7}, (0,) * 4),
+        ({"model_type": "gemma3_text", "sliding_window": 7}, (7,) * 4),
+        ({"model_type": "gemma3_text", "sliding_window": 7, "sliding_window_pattern": 2}, (7, 0, 7, 0)),
     ],
 )
 def test_sliding_windows(tmp_path: Path, fields: dict[str, Any], windows: tuple[int, ...]) -> None:
     assert config_of(tmp_path, num_key_value_heads=2, **fields).sliding_windows == windows
+
+
+def test_gemma_of_either_age_of_its_configuration_is_the_same(tmp_path: Path) -> None:
+    """transformers 5 has the rotary parameters by kinds of layers; before it they were three fields."""
+    old = config_of(
+        tmp_path,
+        model_type="gemma3_text",
+        rope_theta=900_000.0,
+        rope_local_base_freq=9_000.0,
+        rope_scaling={"factor": 8.0, "rope_type": "linear"},
+    )
+    parameters = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 900_000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 9_000.0},
+    }
+    new = config_of(tmp_path, model_type="gemma3_text", rope_parameters=parameters)
+    assert new == old
+    assert (new.rope.theta, new.rope.factor) == (900_000.0, 8.0)
+    assert new.local_rope is not None
+    assert (new.local_rope.theta, new.local_rope.scaling) == (9_000.0, None)
 
 
 def test_smollm3_rotates_where_its_list_of_exceptions_has_a_one(tmp_path: Path) -> None:
@@ -137,6 +159,9 @@ def test_smollm3_rotates_where_its_list_of_exceptions_has_a_one(tmp_path: Path) 
         ({"model_type": "llama", "hidden_act": "gelu"}, "gelu"),
         ({"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
         ({"model_type": "llama", "partial_rotary_factor": 0.5}, "partial"),
+        ({"model_type": "gemma3_text", "final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "bidirectional"),
+        ({"model_type": "gemma3_text", "hidden_activation": "relu"}, "relu"),
         ({"model_type": "llama", "quantization_config": {"quant_method": "awq"}}, "awq"),
         (
             {"model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": 0.7}},

@@ -17,7 +17,7 @@ from weighbridge.models.loader import Quantize, load_decoder
 
 transformers = pytest.importorskip("transformers", reason="the oracle is transformers")
 
-FAMILIES = ["llama", "llama3-rope", "mistral", "qwen2", "qwen3", "smollm3"]
+FAMILIES = ["llama", "llama3-rope", "mistral", "qwen2", "qwen3", "smollm3", "gemma3"]
 BLOCK = 16
 
 

@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.models.test_tokenizer import TEXTS
 from tests.tiny import SPECIAL, TEXT
 from tests.tiny_gguf import CONTROL, NORMAL, USER_DEFINED, finish, write_byte_level
 from weighbridge.errors import UnsupportedModel
+from weighbridge.models.text.gguf_splits import RULES
 from weighbridge.models.text.tokenizer import load_tokenizer
 
 _ORACLES = {
@@ -131,10 +133,64 @@ def test_begin_and_end_of_text_as_the_file_says(tmp_path: Path) -> None:
         assert ours.encode("hello", add_special_tokens=False) == plain
 
 
+def _published() -> list[str]:
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    return sorted(set(GGUF_PRE_TOKENIZER_SPLITS) & set(RULES))
+
+
+@pytest.mark.parametrize("pre", _published())
+def test_every_name_of_a_rule_splits_as_transformers_has_it(pre: str) -> None:
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    ours, theirs = _words(RULES[pre].patterns), _words((GGUF_PRE_TOKENIZER_SPLITS[pre],))
+    for text in TEXTS:
+        assert ours(text) == theirs(text)
+
+
+def _words(patterns: tuple[str, ...]) -> Callable[[str], list[str]]:
+    splits = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(one), "isolated") for one in patterns])
+    return lambda text: [word for word, _ in splits.pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize("pre", sorted(RULES))
+def test_every_rule_splits_without_losing_a_character(pre: str) -> None:
+    words = _words(RULES[pre].patterns)
+    for text in TEXTS:
+        assert "".join(words(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "expected"),
+    [  # as llama.cpp splits them
+        ("default", "costs $1234 (4.5)", ["costs", " ", "$", "123", "4", " ", "(", "4", ".", "5", ")"]),
+        ("deepseek-llm", "Größe 東京12 a\n", ["Gr", "öß", "e", " ", "東京", "12", " a", "\n"]),
+        ("deepseek-coder", "x = 12;\n", ["x", " = ", "1", "2", ";", "\n"]),
+        ("deepseek-v3", "I'm 12345 東京tower", ["I", "'m", " ", "123", "45", " ", "東京", "tower"]),
+        ("viking", "year 2024, ok", ["year", " ", "2", "0", "2", "4", ",", " ok"]),
+        ("falcon", "a+b 1234", ["a", "+", "b", " ", "123", "4"]),
+    ],
+)
+def test_rules_of_several_patterns(pre: str, text: str, expected: list[str]) -> None:
+    assert _words(RULES[pre].patterns)(text) == expected
+
+
+def test_a_file_without_a_rule_is_split_by_the_default_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = _trained(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    named, unnamed = (_as_gguf(backend, pre, tmp_path / f"{pre}.gguf") for pre in ("default", ""))
+    first = load_tokenizer(named)
+    assert "tokenizer.ggml.pre" not in caplog.text
+    second = load_tokenizer(unnamed)
+    assert "tokenizer.ggml.pre" in caplog.text
+    assert [first.encode(text) for text in TEXTS] == [second.encode(text) for text in TEXTS]
+
+
 def test_unknown_rules_are_named(tmp_path: Path) -> None:
     backend = _trained(pre_tokenizers.ByteLevel(add_prefix_space=False))
-    with pytest.raises(UnsupportedModel, match="viking"):
-        load_tokenizer(_as_gguf(backend, "viking", tmp_path / "t.gguf"))
+    with pytest.raises(UnsupportedModel, match=r"superbpe.*tokenizer\.json"):
+        load_tokenizer(_as_gguf(backend, "superbpe", tmp_path / "t.gguf"))
     writer = GGUFWriter(tmp_path / "u.gguf", "llama")
     writer.add_tokenizer_model("rwkv")
     writer.add_token_list(["a"])

@@ -24,6 +24,7 @@ from weighbridge.models.experts.moe_loader import build_mlp, make_cache, normed_
 from weighbridge.models.files.cache import weighbridge_home
 from weighbridge.models.files.checkpoint import Checkpoint
 from weighbridge.models.files.quantized import GROUP_SIZE, GroupQuantized, quantize, stack
+from weighbridge.models.files.tensors import layer_norms
 from weighbridge.models.kept_weights import KeptWeights
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -91,7 +92,8 @@ class _Builder:
         )
 
     def norm(self, name: str) -> torch.Tensor:
-        return self.tensor(name).float().contiguous()
+        weight = self.tensor(name).float()
+        return (weight + 1.0 if self.checkpoint.config.norms_from_one else weight).contiguous()
 
     def dense(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """Return a matrix in `dtype`; one that is in few bits is expanded some rows at a time."""
@@ -230,20 +232,24 @@ class _Builder:
 
     def layer(self, index: int, kernels: Kernels) -> DecoderLayer:
         config = self.checkpoint.config
+        wrapped = config.output_norms
         prefix = f"model.layers.{index}."
         attention = prefix + "self_attn."
         bits = self._bits
         qkv = [f"{attention}{name}_proj.weight" for name in "qkv"]
+        norms = {name: self.norm(f"{prefix}{name}.weight") for name in layer_norms(config)}
         return DecoderLayer(
-            input_norm=self.norm(prefix + "input_layernorm.weight"),
+            input_norm=norms["input_layernorm"],
             qkv=normed_projection(self, config, index, self.linear(qkv, config.qkv_bias, bits)),
             output=self.linear([attention + "o_proj.weight"], config.output_bias, bits),
-            post_attention_norm=self.norm(prefix + "post_attention_layernorm.weight"),
+            post_attention_norm=norms["pre_feedforward_layernorm" if wrapped else "post_attention_layernorm"],
             mlp=build_mlp(self, config, index, kernels, bits, self.expert_cache),
             q_norm=self.norm(attention + "q_norm.weight") if config.qk_norm else None,
             k_norm=self.norm(attention + "k_norm.weight") if config.qk_norm else None,
             rotates=config.rotary_layers[index],
             window=config.sliding_windows[index],
+            attention_output_norm=norms["post_attention_layernorm"] if wrapped else None,
+            mlp_output_norm=norms["post_feedforward_layernorm"] if wrapped else None,
         )
 
 
@@ -271,6 +277,10 @@ def load_decoder(
         layers.append(builder.layer(index, kernels))
         if report is not None:
             report(index + 1, config.num_layers)
+    positions = max_model_len or config.max_position_embeddings
+    local = (
+        None if config.local_rope is None else cos_sin_table(config.local_rope, config.head_dim, positions)
+    )
     embedding, head = builder.ends()
     builder.kept.log()
     weights = DecoderWeights(
@@ -280,6 +290,7 @@ def load_decoder(
         layers=layers,
         final_norm=builder.norm("model.norm.weight"),
         lm_head=head,
-        cos_sin=cos_sin_table(config.rope, config.head_dim, max_model_len or config.max_position_embeddings),
+        cos_sin=cos_sin_table(config.rope, config.head_dim, positions),
+        local_cos_sin=local,
     )
     return Decoder(weights, kernels)

@@ -20,7 +20,6 @@ class Decoder:
         self.dtype = weights.dtype
         self.layers = weights.layers
         self.kernels = kernels
-        self._scale = self.config.head_dim**-0.5
         self._fused = fuse(weights, kernels)
 
     def allocate_kv(self, num_blocks: int, block_size: int) -> KVCache:
@@ -63,6 +62,8 @@ class Decoder:
             self.weights.embedding.read_rows(residual, token_ids)
         else:
             kernels.gather_rows(residual, self.weights.embedding, token_ids)
+        if self.config.embedding_scale != 1.0:
+            residual.mul_(self.config.embedding_scale)
         hidden = torch.empty(residual.shape, dtype=self.dtype)
         kernels.rms_norm(hidden, residual, self.layers[0].input_norm, eps)
         last = len(self.layers) - 1
@@ -74,10 +75,11 @@ class Decoder:
                 hidden = hidden[: len(rows)]
                 if not len(rows):
                     return torch.empty(0, self.config.vocab_size, dtype=self.dtype)
-            projected = layer.output(attended)
+            projected = self._normed(layer.output(attended), layer.attention_output_norm)
             kernels.add_rms_norm(hidden, residual, projected, layer.post_attention_norm, eps)
             next_norm = self.weights.final_norm if index == last else self.layers[index + 1].input_norm
-            kernels.add_rms_norm(hidden, residual, layer.mlp(hidden), next_norm, eps)
+            added = self._normed(layer.mlp(hidden), layer.mlp_output_norm)
+            kernels.add_rms_norm(hidden, residual, added, next_norm, eps)
         if states is not None:
             state_rows = torch.from_numpy(states.rows.astype(np.int64))
             torch.index_select(hidden, 0, state_rows, out=states.out)
@@ -88,7 +90,7 @@ class Decoder:
     ) -> torch.Tensor:
         heads, real = self.config.num_heads, len(layout.positions)
         qkv = layer.qkv(hidden)
-        table = self.weights.cos_sin if layer.rotates else None
+        table = self.weights.rotation(layer)
         attended = qkv.new_empty(qkv.shape[0], heads * self.config.head_dim)
         if real < qkv.shape[0]:
             attended[real:] = 0.0
@@ -97,9 +99,16 @@ class Decoder:
             qkv, cache, index, layout, table, heads, layer.q_norm, layer.k_norm, self.config.rms_norm_eps
         )
         self.kernels.paged_attention(
-            attended_real, qkv, cache, index, layout, heads, self._scale, layer.window
+            attended_real, qkv, cache, index, layout, heads, self.config.softmax_scale, layer.window
         )
         return attended
+
+    def _normed(self, x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        if weight is None:
+            return x
+        normed = torch.empty_like(x)
+        self.kernels.rms_norm(normed, x.float(), weight, self.config.rms_norm_eps)
+        return normed
 
     @staticmethod
     def _select(x: torch.Tensor, rows: Int32) -> torch.Tensor:

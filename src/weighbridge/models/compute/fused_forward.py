@@ -17,6 +17,7 @@ from weighbridge.models.compute.linear import Linear
 from weighbridge.models.compute.linear_hybrid import HybridLinear
 from weighbridge.models.compute.linear_packed import PackedLinear
 from weighbridge.models.compute.memory import memory_of
+from weighbridge.models.files.config import Activation, ModelConfig
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 #: Different window sizes of one model; attention_plan.cpp keeps no more plans.
@@ -45,7 +46,7 @@ class FusedForward:
             config.num_kv_heads,
             config.head_dim,
             config.rms_norm_eps,
-            config.head_dim**-0.5,
+            config.softmax_scale,
             _DTYPES[weights.dtype],
             (0, 0) if isinstance(embedding, PackedLinear) else memory_of(embedding),
             embedding.matrix if isinstance(embedding, PackedLinear) else None,
@@ -105,6 +106,8 @@ def fuse(weights: DecoderWeights, kernels: Kernels) -> FusedForward | None:
     """Return the fused pass over `weights`; None where a part of it is not our kernels' (dense oneDNN, MoE, torch)."""
     if not isinstance(kernels, NativeKernels) or weights.dtype not in _DTYPES:
         return None
+    if _is_beyond(weights.config):
+        return None
     windows = {layer.window for layer in weights.layers}
     linears = [_linears(layer) for layer in weights.layers]
     if len(windows) > MAX_WINDOWS or any(linear is None for linear in linears):
@@ -120,6 +123,12 @@ def fuse(weights: DecoderWeights, kernels: Kernels) -> FusedForward | None:
     if head is None:
         return None
     return FusedForward(weights, [*matrices, (head,)], max_tokens, max_rows)
+
+
+def _is_beyond(config: ModelConfig) -> bool:
+    """Whether a model computes what only `Decoder` does, call by call: Gemma."""
+    plain = config.activation is Activation.SILU and config.local_rope is None
+    return not plain or config.output_norms or config.embedding_scale != 1.0
 
 
 def _linears(layer: DecoderLayer) -> tuple[Linear, Linear, Linear, Linear] | None:

@@ -10,7 +10,7 @@ import torch
 from weighbridge.models.compute.kernels.api import Kernels
 from weighbridge.models.compute.linear import Linear
 from weighbridge.models.compute.linear_packed import PackedLinear
-from weighbridge.models.files.config import ModelConfig
+from weighbridge.models.files.config import Activation, ModelConfig
 
 
 class FeedForward(Protocol):
@@ -27,17 +27,23 @@ class FeedForward(Protocol):
 
 
 class Mlp:
-    """Gated feed-forward: down(silu(gate(x)) * up(x)), gate and up as one matrix."""
+    """Gated feed-forward: down(activation(gate(x)) * up(x)), gate and up as one matrix."""
 
-    def __init__(self, gate_up: Linear, down: Linear, kernels: Kernels) -> None:
+    def __init__(
+        self, gate_up: Linear, down: Linear, kernels: Kernels, activation: Activation = Activation.SILU
+    ) -> None:
         self.gate_up = gate_up
         self.down = down
+        self.activation = activation
         self._kernels = kernels
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         gate_up = self.gate_up(x)
         inner = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
-        self._kernels.silu_mul(inner, gate_up)
+        if self.activation is Activation.SILU:
+            self._kernels.silu_mul(inner, gate_up)
+        else:
+            self._kernels.gelu_mul(inner, gate_up)
         return self.down(inner)
 
     @property
@@ -58,12 +64,16 @@ class DecoderLayer:
     k_norm: torch.Tensor | None
     rotates: bool
     window: int
+    # Gemma's, on what attention and the feed-forward block add to the residual; None: it is added as it is.
+    attention_output_norm: torch.Tensor | None = None
+    mlp_output_norm: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
     """A whole model for one compute dtype: embedding [vocab, hidden] in `dtype` or packed (it may be the output
-    matrix then), final norm float32 [hidden], cos_sin float32 [positions, head_dim]."""
+    matrix then), final norm float32 [hidden], cos_sin float32 [positions, head_dim]; local_cos_sin for layers with a
+    window, where they rotate otherwise."""
 
     config: ModelConfig
     dtype: torch.dtype
@@ -72,6 +82,13 @@ class DecoderWeights:
     final_norm: torch.Tensor
     lm_head: Linear
     cos_sin: torch.Tensor
+    local_cos_sin: torch.Tensor | None = None
+
+    def rotation(self, layer: DecoderLayer) -> torch.Tensor | None:
+        """Return the table by which `layer` rotates; None: it does not."""
+        if not layer.rotates:
+            return None
+        return self.local_cos_sin if layer.window and self.local_cos_sin is not None else self.cos_sin
 
     @property
     def nbytes(self) -> int:

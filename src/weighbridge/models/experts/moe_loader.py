@@ -54,7 +54,8 @@ def build_mlp(
     layer_prefix = f"model.layers.{layer}."
     prefix = f"{layer_prefix}mlp."
     if experts is None or not experts.sparse_layers[layer]:
-        return _mlp(weights, gated_matrices(prefix), config.mlp_bias, kernels, bits)
+        gate_up, down = (weights.linear(names, config.mlp_bias, bits) for names in gated_matrices(prefix))
+        return Mlp(gate_up, down, kernels, config.activation)
     shared = None
     if experts.shared_intermediate_size:
         mlp = _mlp(weights, gated_matrices(prefix + "shared_expert."), False, kernels, bits)

@@ -281,7 +281,7 @@ class GgufCheckpoint:
         return tuple(kind.name for kind in gguf.SUPPORTED)
 
     def own_name(self, name: str) -> str:
-        return gguf_names.own_name(name)
+        return gguf_names.own_name(name, self.file.architecture)
 
     def own_names(self) -> Collection[str]:
         return self.file.own_names()

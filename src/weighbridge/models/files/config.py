@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from weighbridge.errors import BadInput, UnsupportedModel
 
@@ -23,6 +24,13 @@ class RopeConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     divisors: tuple[float, ...] | None = None  # of each frequency, as GGUF stores llama3's rule
+
+
+class Activation(StrEnum):
+    """What the gate of a feed-forward block goes through."""
+
+    SILU = "silu"
+    GELU_TANH = "gelu_tanh"  # GELU in its tanh form (Gemma)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,14 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False  # RMSNorm of each query and key head before the rotation (Qwen3)
     qk_norm_all_heads: bool = False  # one RMSNorm over all query heads, one over all key heads (OLMoE)
+    local_rope: RopeConfig | None = (
+        None  # of layers with a window; None: they rotate as the others do (Gemma)
+    )
+    activation: Activation = Activation.SILU
+    norms_from_one: bool = False  # the file has each norm's weights less 1 (Gemma, but not in GGUF)
+    output_norms: bool = False  # a norm behind attention and one behind the feed-forward block, too (Gemma)
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None  # of queries by keys; None: one by the root of head_dim
     clip_qkv: float | None = None  # largest magnitude of queries, keys and values (OLMoE)
     experts: ExpertsConfig | None = None  # None: every layer is dense
     eos_token_ids: tuple[int, ...] = ()
@@ -86,6 +102,11 @@ class ModelConfig:
             )
         if experts is not None and experts.top_k > experts.count:
             raise BadInput(f"{where}: a token cannot use {experts.top_k} of {experts.count} experts")
+
+    @property
+    def softmax_scale(self) -> float:
+        """What products of queries and keys are multiplied by."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
     @property
     def kv_elements_per_token(self) -> int:

@@ -55,7 +55,7 @@ class GgufFile(GgufMetadata):
         """Names of all tensors, as Hugging Face calls them."""
         names: list[str] = []
         for name, entry in self._contents.tensors.items():
-            names += gguf_names.expert_names(entry) or [gguf_names.hf_name(name)]
+            names += gguf_names.expert_names(entry) or [gguf_names.hf_name(name, self.architecture)]
         return names
 
     def own_names(self) -> Collection[str]:
@@ -110,13 +110,16 @@ class GgufFile(GgufMetadata):
         entry = self._entry(name)
         if entry is None:
             raise BadInput(
-                f"{self.path.name} has no tensor {gguf_names.own_name(name)!r}: the file is incomplete"
+                f"{self.path.name} has no tensor {gguf_names.own_name(name, self.architecture)!r}: the file is "
+                "incomplete"
             )
         return entry
 
     def _entry(self, name: str) -> TensorEntry | None:
         tensors = self._contents.tensors
-        return tensors.get(gguf_names.gguf_name(name)) or gguf_names.find_expert(name, tensors)
+        return tensors.get(gguf_names.gguf_name(name, self.architecture)) or gguf_names.find_expert(
+            name, tensors
+        )
 
     def _row_order(self, name: str, config: ModelConfig) -> npt.NDArray[np.int64] | None:
         stem = name.rpartition(".")[0]

@@ -7,11 +7,12 @@ from typing import Any
 
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.files.config import ExpertsConfig, ModelConfig, RopeConfig
+from weighbridge.models.files.families.gemma import GEMMA_PATTERN, gemma_fields, local_windows
 from weighbridge.models.files.fields import MAX_COUNT, MAX_LAYERS, MAX_NUMBER, shown, whole_number
 from weighbridge.models.files.gguf import GgufFile
 
 #: GGUF architectures. Mistral and Mixtral files call themselves llama.
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "qwen2moe", "qwen3moe", "olmoe")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "qwen2moe", "qwen3moe", "olmoe", "gemma3")
 
 #: Those with experts: their Hugging Face family, and whether a token's weights are normalised. llama.cpp has that in
 #: its code for the architecture, not in the file.
@@ -23,6 +24,10 @@ MIXTURES = {
 }
 
 
+#: Gemma 3 27B scales attention by other than its head_dim; llama.cpp knows it by its layers.
+_LAYERS_OF_27B = 62
+
+
 def read_config(file: GgufFile) -> ModelConfig:
     """Return the shape of the model in `file`. Raises UnsupportedModel naming what cannot be run."""
     architecture = file.architecture
@@ -31,7 +36,6 @@ def read_config(file: GgufFile) -> ModelConfig:
         raise UnsupportedModel(f"GGUF architecture {shown(architecture)} is not supported ({supported} are)")
     heads, hidden = _whole(file, "attention.head_count"), _whole(file, "embedding_length")
     layers = _whole(file, "block_count", max=MAX_LAYERS)
-    window = _whole(file, "attention.sliding_window", 0, min=0) if architecture == "llama" else 0
     count = _whole(file, "expert_count", 0, min=0)
     if count and architecture not in MIXTURES:
         raise UnsupportedModel(
@@ -52,12 +56,13 @@ def read_config(file: GgufFile) -> ModelConfig:
         rope=_rope(file, head_dim),
         # The file does not say it: every fourth layer of SmolLM3 has no rotary embedding.
         rotary_layers=tuple(architecture != "smollm3" or (index + 1) % 4 != 0 for index in range(layers)),
-        sliding_windows=(window,) * layers,
+        sliding_windows=_windows(file, layers),
         tie_word_embeddings="lm_head.weight" not in file,
         qkv_bias=architecture == "qwen2" or "model.layers.0.self_attn.q_proj.bias" in file,
         output_bias="model.layers.0.self_attn.o_proj.bias" in file,
         mlp_bias="model.layers.0.mlp.down_proj.bias" in file,
-        qk_norm=architecture in ("qwen3", "qwen3moe"),
+        qk_norm=architecture in ("qwen3", "qwen3moe", "gemma3"),
+        **_gemma(file, hidden, heads, head_dim),
         qk_norm_all_heads=architecture == "olmoe",
         clip_qkv=_clip(file),
         experts=_experts(file, layers, count, _whole(file, "expert_used_count")) if count else None,
@@ -66,6 +71,32 @@ def read_config(file: GgufFile) -> ModelConfig:
     )
     config.check(file.path.name)
     return config
+
+
+def _windows(file: GgufFile, layers: int) -> tuple[int, ...]:
+    """Llama's are Mistral's: in every layer. Gemma's pattern is in llama.cpp's code unless the file says it."""
+    if file.architecture not in ("llama", "gemma3"):
+        return (0,) * layers
+    window = _whole(file, "attention.sliding_window", 0, min=0)
+    if file.architecture == "llama" or not window:
+        return (window,) * layers
+    stated = file.value("gemma3.attention.sliding_window_pattern")
+    if isinstance(stated, list):  # of flags, one for each layer
+        if len(stated) != layers:
+            raise BadInput(f"{file.path.name}: the pattern of windows names {len(stated)} of {layers} layers")
+        return tuple(window if slides else 0 for slides in stated)
+    return local_windows(layers, window, _whole(file, "attention.sliding_window_pattern", GEMMA_PATTERN))
+
+
+def _gemma(file: GgufFile, hidden: int, heads: int, head_dim: int) -> dict[str, Any]:
+    """Return what Gemma 3 computes otherwise; what the file does not say, llama.cpp has in its code."""
+    if file.architecture != "gemma3":
+        return {}
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if _number(file, key, 0.0):
+            raise UnsupportedModel(f"{file.path.name}: {key} is not supported")
+    scalar = hidden / heads if _whole(file, "block_count") == _LAYERS_OF_27B else head_dim
+    return gemma_fields(hidden, scalar, _positive(file, "rope.freq_base_swa", 10_000.0))
 
 
 def _experts(file: GgufFile, layers: int, count: int, top_k: int) -> ExpertsConfig:

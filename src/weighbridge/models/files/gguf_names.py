@@ -32,14 +32,22 @@ _LAYER_NAMES = {
     "mlp.down_proj": "ffn_down",
     **_EXPERT_NAMES,
 }
+#: Where a layer has norms behind its blocks too (Gemma), what is ffn_norm elsewhere has another name.
+_WRAPPED_NAMES = {
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+WRAPPED = frozenset({"gemma3"})
 _TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _OUR_NAMES = {theirs: ours for ours, theirs in (_LAYER_NAMES | _TOP_NAMES).items()}
+_OUR_WRAPPED_NAMES = _OUR_NAMES | {theirs: ours for ours, theirs in _WRAPPED_NAMES.items()}
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
 _FUSED = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight")
 _SINGLE = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.weight")
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, architecture: str = "") -> str:
     """Return GGUF's name of a Hugging Face tensor: model.layers.3.self_attn.q_proj.weight is blk.3.attn_q.weight.
 
     Names that only GGUF has, such as rope_freqs.weight, stay as they are.
@@ -47,23 +55,25 @@ def gguf_name(name: str) -> str:
     stem, _, kind = name.rpartition(".")
     if stem.startswith("model.layers."):
         _, _, index, rest = stem.split(".", 3)
-        return f"blk.{index}.{_LAYER_NAMES.get(rest, rest)}.{kind}"
+        names = _LAYER_NAMES | _WRAPPED_NAMES if architecture in WRAPPED else _LAYER_NAMES
+        return f"blk.{index}.{names.get(rest, rest)}.{kind}"
     return f"{_TOP_NAMES.get(stem, stem)}.{kind}"
 
 
-def hf_name(name: str) -> str:
+def hf_name(name: str, architecture: str = "") -> str:
     """Return the inverse of `gguf_name`."""
     stem, _, kind = name.rpartition(".")
+    names = _OUR_WRAPPED_NAMES if architecture in WRAPPED else _OUR_NAMES
     if stem.startswith("blk.") and stem.count(".") > 1:
         _, index, rest = stem.split(".", 2)
-        return f"model.layers.{index}.{_OUR_NAMES.get(rest, rest)}.{kind}"
+        return f"model.layers.{index}.{names.get(rest, rest)}.{kind}"
     return f"{_OUR_NAMES.get(stem, stem)}.{kind}"
 
 
-def own_name(name: str) -> str:
+def own_name(name: str, architecture: str = "") -> str:
     """Return the tensor that GGUF has for a Hugging Face name: an expert's matrix is in one with all of its layer."""
     match = _EXPERT.fullmatch(name)
-    return gguf_name(name) if match is None else f"blk.{match[1]}.ffn_{match[3]}_exps.weight"
+    return gguf_name(name, architecture) if match is None else f"blk.{match[1]}.ffn_{match[3]}_exps.weight"
 
 
 def find_expert(name: str, tensors: dict[str, TensorEntry]) -> TensorEntry | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from weighbridge.errors import BadInput, UnsupportedModel, said
 from weighbridge.models.files.config import ExpertsConfig, ModelConfig, RopeConfig
+from weighbridge.models.files.families.gemma import GEMMA_PATTERN, gemma_fields, local_windows
 from weighbridge.models.files.fields import Fields, shown
 
 Json = dict[str, Any]
@@ -47,8 +48,22 @@ _DEFAULTS: dict[str, Json] = {
     },
     "qwen3_moe": {"num_key_value_heads": 4, "max_position_embeddings": 32_768, "sliding_window": 4096},
     "olmoe": {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+    "gemma3_text": {
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131_072,
+        "sliding_window": 4096,
+        "tie_word_embeddings": True,
+        "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10_000.0,
+        "query_pre_attn_scalar": 256,
+    },
 }
 FAMILIES = tuple(_DEFAULTS)
+GEMMA = "gemma3_text"
+
+#: Names of the activations that are computed.
+_SILU, _GELU_TANH = ("silu", "swish"), ("gelu_pytorch_tanh", "gelu_new")
 
 #: What transformers assumes for the experts of a family when config.json does not say.
 _EXPERT_DEFAULTS: dict[str, Json] = {
@@ -91,7 +106,9 @@ def read_config(directory: Path) -> ModelConfig:
         qkv_bias=attention_bias or qkv_bias,
         output_bias=attention_bias,
         mlp_bias=family in ("llama", "smollm3") and fields.flag("mlp_bias"),
-        qk_norm=family in ("qwen3", "qwen3_moe"),
+        qk_norm=family in ("qwen3", "qwen3_moe", GEMMA),
+        norms_from_one=family == GEMMA,
+        **_gemma(fields, hidden),
         qk_norm_all_heads=family == "olmoe",
         clip_qkv=fields.positive("clip_qkv", 1.0) if family == "olmoe" and "clip_qkv" in fields else None,
         experts=_experts(fields, layers),
@@ -115,9 +132,10 @@ def _supported(values: Json) -> Fields:
     family = values.get("model_type")
     if not isinstance(family, str) or family not in _DEFAULTS:
         raise UnsupportedModel(f"model type {shown(family)} is not supported ({', '.join(FAMILIES)} are)")
-    activation = values.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise UnsupportedModel(f"activation {shown(activation)} is not supported (silu is)")
+    name, known = ("hidden_activation", _GELU_TANH) if family == GEMMA else ("hidden_act", _SILU)
+    activation = values.get(name) or known[0]
+    if activation not in known:
+        raise UnsupportedModel(f"activation {shown(activation)} is not supported ({known[0]} is)")
     quantization = Fields(values).nested("quantization_config")
     if quantization:
         method = shown(quantization.get("quant_method", "unknown"))
@@ -194,11 +212,33 @@ def _sparse_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
     return tuple(index not in excluded and (index + 1) % step == 0 for index in range(layers))
 
 
+def _gemma(fields: Fields, hidden: int) -> dict[str, Any]:
+    """Return what Gemma 3 computes otherwise. Raises UnsupportedModel for what Gemma 2 and its embedder had."""
+    if fields.values["model_type"] != GEMMA:
+        return {}
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if fields.number(name, 0.0):
+            raise UnsupportedModel(f"config.json: {name} is not supported")
+    if fields.flag("use_bidirectional_attention"):
+        raise UnsupportedModel("config.json: use_bidirectional_attention is not supported: it is no decoder")
+    rope = _parameters_of(fields, "sliding_attention")
+    theta = rope.positive("rope_theta", fields.positive("rope_local_base_freq", 10_000.0))
+    return gemma_fields(hidden, fields.positive("query_pre_attn_scalar", 256.0), theta)
+
+
+def _parameters_of(fields: Fields, kind: str) -> Fields:
+    """Return the parameters of the rotary embedding of layers of one kind, where they differ by it."""
+    rope = fields.nested("rope_parameters") or {}
+    return Fields(Fields(rope, "config.json: rope").nested(kind) or {}, f"config.json: rope {kind}")
+
+
 def _rope(fields: Fields) -> RopeConfig:
     """transformers 5 writes `rope_parameters`; before it was `rope_theta` and `rope_scaling`."""
-    rope = Fields(
-        fields.nested("rope_parameters") or fields.nested("rope_scaling") or {}, "config.json: rope"
-    )
+    rope = _parameters_of(fields, "full_attention")
+    if not rope.values:
+        rope = Fields(
+            fields.nested("rope_parameters") or fields.nested("rope_scaling") or {}, "config.json: rope"
+        )
     theta = rope.positive("rope_theta", fields.positive("rope_theta", 10_000.0))
     kind = rope.get("rope_type", "type") or "default"
     if rope.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0)) != 1.0:
@@ -244,7 +284,11 @@ def _sliding_windows(fields: Fields, layers: int) -> tuple[int, ...]:
     family = fields.values["model_type"]
     if family in ("mistral", "mixtral"):
         return (window,) * layers
-    if family in ("llama", "olmoe") or not window or not fields.flag("use_sliding_window"):
+    if family in ("llama", "olmoe") or not window:
+        return (0,) * layers
+    if family == GEMMA and fields.get("layer_types") is None:
+        return local_windows(layers, window, fields.whole("sliding_window_pattern", default=GEMMA_PATTERN))
+    if family != GEMMA and not fields.flag("use_sliding_window"):
         return (0,) * layers
     if family == "qwen3_moe":
         return (window,) * layers

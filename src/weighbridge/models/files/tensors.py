@@ -77,9 +77,8 @@ def needed(config: ModelConfig) -> Iterator[NeededTensor]:
     yield NeededTensor("model.embed_tokens.weight", (config.vocab_size, hidden))
     for index in range(config.num_layers):
         prefix = f"model.layers.{index}."
-        yield NeededTensor(f"{prefix}input_layernorm.weight", (hidden,))
         yield from _attention(config, f"{prefix}self_attn.")
-        yield NeededTensor(f"{prefix}post_attention_layernorm.weight", (hidden,))
+        yield from (NeededTensor(f"{prefix}{name}.weight", (hidden,)) for name in layer_norms(config))
         if config.experts is not None and config.experts.sparse_layers[index]:
             yield from _mixture(config.experts, hidden, prefix)
         else:
@@ -87,6 +86,13 @@ def needed(config: ModelConfig) -> Iterator[NeededTensor]:
     yield NeededTensor("model.norm.weight", (hidden,))
     if not config.tie_word_embeddings:
         yield NeededTensor("lm_head.weight", (config.vocab_size, hidden))
+
+
+def layer_norms(config: ModelConfig) -> tuple[str, ...]:
+    """Return the names of a layer's norms over the hidden state."""
+    usual = ("input_layernorm", "post_attention_layernorm")
+    wrapped = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+    return usual + wrapped if config.output_norms else usual
 
 
 def _attention(config: ModelConfig, prefix: str) -> Iterator[NeededTensor]:

@@ -5,6 +5,7 @@ It is rebuilt at every start: for 49,000 tokens that takes 0.1 s, no longer than
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,48 +14,16 @@ import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from weighbridge.errors import BadInput, UnsupportedModel, said
+from weighbridge.models.files.fields import shown
 from weighbridge.models.files.gguf_format import GgufMetadata
 from weighbridge.models.text.chat_template import ChatTemplate
+from weighbridge.models.text.gguf_splits import DEFAULT, RULES, SplitRule
 from weighbridge.models.text.tokenizer_parts import TokenizerParts, wrap_texts
+
+log = logging.getLogger("weighbridge.models")
 
 # Token types of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
-
-# How each vocabulary splits text into words before merging, as its authors published it.
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace("{1,3}", "")
-_TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_DIGIT = r"\p{N}"
-
-#: Patterns applied one after the other, by the file's name for the rule.
-_SPLITS: dict[str, tuple[str, ...]] = {
-    "gpt-2": (_GPT2,),
-    "smollm": (_DIGIT, _GPT2),
-    "starcoder": (_DIGIT, _GPT2),
-    "refact": (_DIGIT, _GPT2),
-    "llama-bpe": (_LLAMA3,),
-    "llama3": (_LLAMA3,),
-    "llama-v3": (_LLAMA3,),
-    "falcon3": (_LLAMA3,),
-    "smaug-bpe": (_LLAMA3,),  # SmolLM3
-    "dbrx": (_LLAMA3,),
-    "qwen2": (_QWEN2,),
-    "deepseek-r1-qwen": (_QWEN2,),
-    "megrez": (_QWEN2,),
-    "tekken": (_TEKKEN,),
-}
-#: Rules of vocabularies in which a word that is a token needs no merging, and each text starts with BOS.
-_WHOLE_WORDS = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "tekken"})
-#: Rules of vocabularies that were learned on text in Unicode's composed form.
-_COMPOSED = frozenset({"qwen2", "deepseek-r1-qwen", "megrez"})
 
 #: Characters of a token, and of all tokens, that are tried for pairs to merge: what is tried grows with both.
 MAX_PIECE_LENGTH, MAX_PIECES_LENGTH = 1024, 1 << 23
@@ -118,26 +87,40 @@ def _ids(tokens: list[str]) -> dict[str, int]:
 
 def _byte_level(file: GgufMetadata, tokens: list[str]) -> tuple[tokenizers.Tokenizer, bool]:
     """Byte-level BPE, and whether its texts start with BOS when the file does not say."""
-    rule = file.text("tokenizer.ggml.pre", "none")
-    if rule not in _SPLITS:
-        names_of_splits = ", ".join(sorted(_SPLITS))
-        raise UnsupportedModel(f"GGUF pre-tokenizer {rule!r} is not supported ({names_of_splits} are)")
+    rule = _rule(file)
     merges = [_pair(merge) for merge in file.strings("tokenizer.ggml.merges")]
     try:
-        model = models.BPE(_ids(tokens), merges, ignore_merges=rule in _WHOLE_WORDS)
+        model = models.BPE(_ids(tokens), merges, ignore_merges=rule.whole_words)
     except Exception as error:  # the library raises plain Exception
         raise BadInput(
             f"the vocabulary and merges of {file.path.name} do not fit together: {said(error)}"
         ) from error
     backend = Tokenizer(model)
-    splits: list[Any] = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _SPLITS[rule]]
+    splits: list[Any] = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
     prefix = file.flag("tokenizer.ggml.add_space_prefix", False)
     splits.append(pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False))
     backend.pre_tokenizer = pre_tokenizers.Sequence(splits)
-    if rule in _COMPOSED:
+    if rule.composed:
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
-    return backend, rule in _WHOLE_WORDS
+    return backend, rule.begins
+
+
+def _rule(file: GgufMetadata) -> SplitRule:
+    """Return how words are split. llama.cpp's own default stands in where a file says nothing, and is said."""
+    name = file.text("tokenizer.ggml.pre", "")
+    if name and name not in RULES:
+        raise UnsupportedModel(
+            f"{file.path.name}: GGUF pre-tokenizer {shown(name)} is not supported ({', '.join(sorted(RULES))} are); "
+            "the model's Hugging Face directory has a tokenizer.json, which says it by itself"
+        )
+    if not name:
+        log.warning(
+            "%s does not say how text is split into words (tokenizer.ggml.pre): split by llama.cpp's default, which "
+            "may not be how the model was trained",
+            file.path.name,
+        )
+    return RULES[name] if name else DEFAULT
 
 
 def _pair(merge: str) -> tuple[str, str]:

@@ -126,6 +126,10 @@ class Kernels(Protocol):
         """out = silu(gate) * up, gate_up [T, 2 I] = gate then up, out [T, I]."""
         ...
 
+    def gelu_mul(self, out: torch.Tensor, gate_up: torch.Tensor) -> None:
+        """out = gelu(gate) * up, the tanh form; shapes as in `silu_mul`."""
+        ...
+
     def gather_rows(self, out: torch.Tensor, table: torch.Tensor, rows: Int32) -> None:
         """out[i] = table[rows[i]]: embedding lookup (out float32, table compute dtype) and row selection."""
         ...

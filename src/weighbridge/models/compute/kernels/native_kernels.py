@@ -218,6 +218,12 @@ class NativeKernels:
             out.data_ptr(), gate_up.data_ptr(), _dtype(out), rows, width, torch.get_num_threads()
         )
 
+    def gelu_mul(self, out: torch.Tensor, gate_up: torch.Tensor) -> None:
+        rows, width = out.shape
+        _check("gelu_mul", gate_up.shape == (rows, 2 * width) and gate_up.dtype is out.dtype, out, gate_up)
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        out.copy_(torch.nn.functional.gelu(gate, approximate="tanh").mul_(up))
+
     def gather_rows(self, out: torch.Tensor, table: torch.Tensor, rows: Int32) -> None:
         width = table.shape[1]
         _check("gather_rows", out.shape == (len(rows), width), out, table)

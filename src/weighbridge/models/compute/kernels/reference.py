@@ -164,6 +164,10 @@ class ReferenceKernels:
         gate, up = gate_up.float().chunk(2, dim=-1)
         out.copy_(torch.nn.functional.silu(gate) * up)
 
+    def gelu_mul(self, out: torch.Tensor, gate_up: torch.Tensor) -> None:
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        out.copy_(torch.nn.functional.gelu(gate, approximate="tanh") * up)
+
     def gather_rows(self, out: torch.Tensor, table: torch.Tensor, rows: Int32) -> None:
         out.copy_(table[_long(rows)])
 
