@@ -27,7 +27,7 @@ import torch
 from weighbridge.engine.build import EngineReplica, build_replica
 from weighbridge.engine.calibration import Shape, measure
 from weighbridge.engine.settings import EngineSettings
-from weighbridge.models.files.store import resolve
+from weighbridge.models.catalogue.store import resolve
 
 SHAPES = {
     "decode, 1 stream": Shape(1, 1, 200),

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from weighbridge.errors import WeighbridgeError
-from weighbridge.models.files import catalogue, store
+from weighbridge.models.catalogue import entries as catalogue
+from weighbridge.models.catalogue import store
 
 # `make test` says of a tree what it said an hour ago: the same examples each time. `make search` draws new ones. A busy
 # machine is no failure of ours.

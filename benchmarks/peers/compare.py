@@ -32,7 +32,7 @@ from typing import Any
 import environments
 from servers import HERE, server
 
-from weighbridge.models.files.store import resolve
+from weighbridge.models.catalogue.store import resolve
 
 RUN_TIMEOUT = 600.0
 #: name -> clients, requests, prompt tokens, output tokens

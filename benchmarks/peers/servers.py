@@ -17,7 +17,7 @@ from pathlib import Path
 
 import environments
 
-from weighbridge.models.files.store import resolve
+from weighbridge.models.catalogue.store import resolve
 
 HERE = Path(__file__).parent
 START_TIMEOUT, STOP_TIMEOUT = 240.0, 20.0

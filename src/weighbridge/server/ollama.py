@@ -17,8 +17,8 @@ from starlette.responses import Response, StreamingResponse
 
 from weighbridge import __version__
 from weighbridge.errors import UnknownModel, WeighbridgeError
-from weighbridge.models.files.catalogue import CATALOGUE, CatalogueEntry, find
-from weighbridge.models.files.store import pull
+from weighbridge.models.catalogue.entries import CATALOGUE, CatalogueEntry, find
+from weighbridge.models.catalogue.store import pull
 from weighbridge.server.endpoint import (
     Audience,
     Endpoint,

@@ -19,9 +19,9 @@ from pathlib import Path
 from weighbridge import __version__
 from weighbridge.engine.settings import available_memory
 from weighbridge.errors import BadInput, said
-from weighbridge.models.files import catalogue
+from weighbridge.models.catalogue import entries as catalogue
+from weighbridge.models.catalogue.store import installed
 from weighbridge.models.files.cache import weighbridge_home
-from weighbridge.models.files.store import installed
 
 
 class Soundness(StrEnum):

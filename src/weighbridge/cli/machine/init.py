@@ -20,8 +20,8 @@ from weighbridge.fleet.load.dialects import dialect
 from weighbridge.fleet.replica import Timeouts
 from weighbridge.fleet.replicas.http import HttpEndpoint
 from weighbridge.fleet.replicas.probe import ProbedServer, probe_server
-from weighbridge.models.files import catalogue
-from weighbridge.models.files.store import installed
+from weighbridge.models.catalogue import entries as catalogue
+from weighbridge.models.catalogue.store import installed
 from weighbridge.routes.config import parse_configuration
 from weighbridge.state.documents import replace_file
 

@@ -16,7 +16,7 @@ from weighbridge.cli.moe.inputs import ConfigFile, parameters_of
 from weighbridge.cli.options import JsonOutput, options
 from weighbridge.cli.terminal import DownloadBar, counting, outside, print_json
 from weighbridge.knobs import knob
-from weighbridge.models.files.store import resolve
+from weighbridge.models.catalogue.store import resolve
 from weighbridge.models.text.tokenizer import load_tokenizer
 
 #: A skewed router is measured on this many tokens of the repository's own words.

@@ -22,7 +22,7 @@ from weighbridge.fleet.replicas.local import LocalReplica
 from weighbridge.fleet.replicas.process import ProcessReplica, Program, own_cores, serve_command, share_cores
 from weighbridge.fleet.replicas.ray import connect, make_ray_replica
 from weighbridge.knobs import arguments, knobs
-from weighbridge.models.files.store import resolve
+from weighbridge.models.catalogue.store import resolve
 from weighbridge.routes.build import add_routes
 from weighbridge.routes.config import load_configuration
 from weighbridge.routes.settings import RoutesSettings

@@ -12,7 +12,7 @@ from weighbridge.cli.serve.running import address, serve_engine, served_name
 from weighbridge.cli.terminal import DownloadBar, counting, errors
 from weighbridge.engine.build import EngineReplica, build_replica
 from weighbridge.engine.settings import EngineSettings
-from weighbridge.models.files.store import resolve
+from weighbridge.models.catalogue.store import resolve
 from weighbridge.server.app import create_app
 from weighbridge.server.engine.metrics import EngineMetrics
 from weighbridge.server.engine.service import EngineService

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from weighbridge.engine.engine import LocalEngine
 from weighbridge.errors import WeighbridgeError
-from weighbridge.models.files import catalogue
+from weighbridge.models.catalogue import entries as catalogue
 from weighbridge.server.lifecycle import run_server
 from weighbridge.server.settings import ServerSettings
 from weighbridge.wire.identity.settings import IdentitySettings

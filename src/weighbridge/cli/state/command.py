@@ -17,7 +17,7 @@ from weighbridge.cli.terminal import outside, print_json, visible
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.fleet.config.load import config_text
 from weighbridge.fleet.config.reader import read_yaml
-from weighbridge.models.files.store import weighbridge_home
+from weighbridge.models.catalogue.store import weighbridge_home
 from weighbridge.server.responses.file import RESPONSES_FILE
 
 Files = Annotated[

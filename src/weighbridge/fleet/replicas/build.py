@@ -63,7 +63,7 @@ def _tokenizer_path(model: ModelSpec) -> Path | None:
     local = next((one.target for one in model.replicas if one.kind in ("process", "engine")), None)
     if model.tokenizer is not None or local is None:
         return model.tokenizer
-    from weighbridge.models.files.store import resolve
+    from weighbridge.models.catalogue.store import resolve
 
     return resolve(local)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.files.config import ExpertsConfig, ModelConfig, RopeConfig
-from weighbridge.models.files.families.gemma import GEMMA_PATTERN, gemma_fields, local_windows
 from weighbridge.models.files.fields import MAX_COUNT, MAX_LAYERS, MAX_NUMBER, shown, whole_number
+from weighbridge.models.files.gemma import GEMMA_PATTERN, gemma_fields, local_windows
 from weighbridge.models.files.gguf import GgufFile
 
 #: GGUF architectures. Mistral and Mixtral files call themselves llama.

@@ -8,8 +8,8 @@ from typing import Any
 
 from weighbridge.errors import BadInput, UnsupportedModel, said
 from weighbridge.models.files.config import ExpertsConfig, ModelConfig, RopeConfig
-from weighbridge.models.files.families.gemma import GEMMA_PATTERN, gemma_fields, local_windows
 from weighbridge.models.files.fields import Fields, shown
+from weighbridge.models.files.gemma import GEMMA_PATTERN, gemma_fields, local_windows
 
 Json = dict[str, Any]
 

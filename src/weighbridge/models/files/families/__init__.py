@@ -1,1 +1,0 @@
-"""What families of models have of their own, whichever file they came from."""
