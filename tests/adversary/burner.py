@@ -1,12 +1,15 @@
-"""Burns as much CPU time as it is told, spread evenly: `python -m tests.adversary.burner SECONDS SHARE`.
+"""Burns as much CPU time as it is told, spread evenly.
 
-SHARE is in cores. Where the machine has no time left it falls behind and catches up, as who works does.
+Where the machine has no time left it falls behind and catches up, as who works does.
 """
 
 from __future__ import annotations
 
-import sys
 import time
+from collections import Counter
+from typing import Any
+
+from tests.adversary.programs import Task, attend, report
 
 #: Seconds of one piece of work, and of a rest.
 PIECE = 0.002
@@ -24,6 +27,10 @@ def burn(seconds: float, share: float) -> None:
             time.sleep(PIECE)
 
 
+def main(task: Task) -> dict[str, Any]:
+    burn(task.left, task.share)
+    return report(Counter())
+
+
 if __name__ == "__main__":
-    burn(float(sys.argv[1]), float(sys.argv[2]))
-    print("{}")
+    attend(main)

@@ -13,22 +13,25 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from tests.adversary.programs import Task, report
+from tests.adversary.programs import Task, attend, report
 from tests.fuzz.changes import changed
 from tests.fuzz.targets import target
 from tests.models.test_hostile_gguf import HEADERS
 
-TARGETS = ("safetensors", "gguf", "tokenizer", "template")
+LOADERS = [target(name) for name in ("safetensors", "gguf", "tokenizer", "template")]
 #: Seconds between two servers that are started over a hostile file.
 EVERY = 20.0
+#: And for one to end: it is as nice as whoever starts it.
+STARTING = 240.0
 
 
 def serve(file: Path) -> str:
     """Start a server over a file; returns how it ended."""
     command = [sys.executable, "-m", "weighbridge", "serve", str(file), "--port", "0"]
     try:
-        ended = subprocess.run(command, capture_output=True, timeout=60, check=False)
+        ended = subprocess.run(command, capture_output=True, timeout=STARTING, check=False)
     except subprocess.TimeoutExpired:
         return "served too long"
     said = ended.stderr.decode("utf-8", "replace") + ended.stdout.decode("utf-8", "replace")
@@ -37,22 +40,21 @@ def serve(file: Path) -> str:
     return "served not"
 
 
-def main(task: Task) -> None:
-    draw, until, next_server = random.Random(task.seed), task.until(), time.monotonic() + 2.0
-    logging.disable()  # what is hostile is warned of
-    targets, done = [target(name) for name in TARGETS], Counter[str]()
+def main(task: Task) -> dict[str, Any]:
+    draw, next_server, done = random.Random(task.seed), time.monotonic() + 2.0, Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
-        while time.monotonic() < until:
-            chosen = draw.choice(targets)
+        while task.left:
+            chosen = draw.choice(LOADERS)
             chosen.run(changed(draw.choice(chosen.seeds()), chosen.words, draw))
             done[chosen.name] += 1
-            if time.monotonic() > next_server and until - time.monotonic() > 10.0:
+            if time.monotonic() > next_server and task.left > 10.0:
                 file = Path(folder) / "hostile.gguf"
                 file.write_bytes(HEADERS[draw.choice(sorted(HEADERS))][0])
                 done[serve(file)] += 1
                 next_server = time.monotonic() + EVERY
-    report(done)
+    return report(done)
 
 
 if __name__ == "__main__":
-    main(Task.told())
+    logging.disable()  # what is hostile is warned of
+    attend(main)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import Counter
 from typing import Any
 
 import aiohttp
 
-from tests.adversary.programs import Task, report
+from tests.adversary.programs import Task, attend, report
 from tests.adversary.site import GATEWAY, HEAVY_KEY, ROUTE, SINGLE
 
 #: Requests under way at a time.
@@ -84,8 +83,8 @@ KINDS = (
 
 
 async def worker(task: Task, number: int, client: aiohttp.ClientSession, done: Counter[str]) -> None:
-    draw, until = random.Random(task.seed * 1000 + number), task.until()
-    while (left := until - time.monotonic()) > 0.5:
+    draw = random.Random(task.seed * 1000 + number)
+    while (left := task.left) > 0.5:
         [kind] = draw.choices([kind for kind, _ in KINDS], [weight for _, weight in KINDS])
         door, path, body = kind(draw)
         url = f"http://127.0.0.1:{task.ports.of(door)}{path}"
@@ -98,13 +97,13 @@ async def worker(task: Task, number: int, client: aiohttp.ClientSession, done: C
         await asyncio.sleep(0.05)
 
 
-async def main(task: Task) -> None:
+async def main(task: Task) -> dict[str, Any]:
     done: Counter[str] = Counter()
     headers = {"Authorization": f"Bearer {HEAVY_KEY}"}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers) as client:
         await asyncio.gather(*(worker(task, number, client, done) for number in range(AT_ONCE)))
-    report(done)
+    return report(done)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Task.told()))
+    attend(lambda task: asyncio.run(main(task)))

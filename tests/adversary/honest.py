@@ -14,10 +14,10 @@ from typing import Any
 
 import aiohttp
 
-from tests.adversary.programs import Task, report
+from tests.adversary.programs import Task, attend, report
 from tests.adversary.site import GATEWAY, HONEST_KEY, MODELS, PRIORITY, ROUTE, SINGLE, Ports
 
-#: Requests a second at each door.
+#: Requests a second at each door, where nobody else works.
 RATES = {SINGLE: 1.0, GATEWAY: 0.6, ROUTE: 0.4}
 TOKENS = 24
 TEXT = (
@@ -79,26 +79,37 @@ async def ask(client: aiohttp.ClientSession, ports: Ports, door: str, chat: dict
 async def visits(task: Task, door: str, client: aiohttp.ClientSession) -> list[Sample]:
     """All requests at one door."""
     draw, asked = random.Random(f"{task.seed} {door}"), []
-    at, until = time.monotonic(), task.until()
-    while (at := at + draw.expovariate(RATES[door])) < until:
+    at = time.monotonic()
+    while (at := at + draw.expovariate(RATES[door] * task.share)) < task.until:
         await asyncio.sleep(at - time.monotonic())
         asked.append(asyncio.create_task(ask(client, task.ports, door, body(draw, door))))
     return await asyncio.gather(*asked)
 
 
-async def main(task: Task) -> None:
+async def one_by_one(task: Task, client: aiohttp.ClientSession) -> list[Sample]:
+    """As many as there is time for at the server, one behind the other."""
+    draw, found = random.Random(task.seed), []
+    while task.left:
+        found.append(await ask(client, task.ports, SINGLE, body(draw, SINGLE)))
+    return found
+
+
+async def main(task: Task) -> dict[str, Any]:
     connector, patience = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(connector=connector, timeout=patience) as client:
-        found = await asyncio.gather(*(visits(task, door, client) for door in RATES))
+        if task.share:
+            found = await asyncio.gather(*(visits(task, door, client) for door in RATES))
+        else:
+            found = [await one_by_one(task, client)]
     samples = [sample for door in found for sample in door]
     done = Counter(sample.failure or "answered" for sample in samples)
-    report(done, samples=[asdict(sample) for sample in samples])
+    return report(done, samples=[asdict(sample) for sample in samples])
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Task.told()))
+    attend(lambda task: asyncio.run(main(task)))
 
 
 def read(result: dict[str, Any]) -> list[Sample]:
-    """The samples of a program's last line."""
+    """The samples of what the program says."""
     return [Sample(**sample) for sample in result["samples"]]

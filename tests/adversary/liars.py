@@ -1,14 +1,14 @@
-"""Backends that lie: `python -m tests.adversary.liars SEED` says first where they are, and ends with its input.
+"""Backends that lie: this program says first where they are, and ends with its input.
 
 Each has a way of its own: statuses and usage that make no sense, streams that break, stall or never end, reports of
-load that are absurd, and answers of any bytes. On its last line it says how often they were asked, and how often
+load that are absurd, and answers of any bytes. At its end it says how often they were asked, and how often
 what they were asked had something in it that must not leave.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import os
 import random
 import sys
 from collections import Counter, deque
@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from tests.adversary.heavy import SECRET
-from tests.adversary.programs import report
+from tests.adversary.programs import report, say
 from tests.doors.test_upstream import ABSURD, behaving
 from tests.fleet.backends import Backend, serving
 from tests.fuzz import seeds
@@ -29,6 +29,8 @@ CASES = [
     *("503-date", "429-noday"),
     *(f"200-usage-{kind}" for kind in ABSURD),
 ]
+#: What the answers of any bytes are drawn from.
+SEED = 7
 ABSURD_LOAD: dict[str, Any] = {
     "queued_requests": -5,
     "running_requests": 1 << 70,
@@ -135,14 +137,15 @@ async def all_liars(seed: int, done: Counter[str]) -> AsyncIterator[list[str]]:
         yield [*urls, f"http://{host}:{port}"]
 
 
-async def main(seed: int) -> None:
+async def main() -> None:
     done: Counter[str] = Counter()
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # its own lines break on purpose
-    async with all_liars(seed, done) as urls:
-        print(json.dumps(urls), flush=True)
+    async with all_liars(SEED, done) as urls:
+        say(urls)
         await asyncio.to_thread(sys.stdin.read)
-    report(done)
+    say(report(done))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1])))
+    os.nice(int(sys.argv[1]))
+    asyncio.run(main())

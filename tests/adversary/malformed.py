@@ -7,8 +7,9 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
-from tests.adversary.programs import Task, report
+from tests.adversary.programs import Task, attend, report
 from tests.adversary.site import GATEWAY, MODELS, ROUTE, SINGLE
 from tests.doors.client import NoReply, exchange
 from tests.doors.doors import KEYS
@@ -54,8 +55,8 @@ def bytes_of(row: Row, place: Place, draw: random.Random) -> list[bytes]:
 
 def work(task: Task, number: int, done: Counter[str]) -> None:
     """One worker's requests. What it counts is its own."""
-    draw, until = random.Random(task.seed * 100 + number), task.until()
-    while time.monotonic() < until:
+    draw = random.Random(task.seed * 100 + number)
+    while task.left:
         door = draw.choice((SINGLE, GATEWAY, ROUTE))
         place = Place(door, task.ports.of(door), MODELS[door])
         try:
@@ -71,15 +72,15 @@ def work(task: Task, number: int, done: Counter[str]) -> None:
         time.sleep(PAUSE)
 
 
-def main(task: Task) -> None:
+def main(task: Task) -> dict[str, Any]:
     counts: list[Counter[str]] = [Counter() for _ in range(WORKERS)]
     threads = [threading.Thread(target=work, args=(task, number, done)) for number, done in enumerate(counts)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    report(sum(counts, Counter()))
+    return report(sum(counts, Counter()))
 
 
 if __name__ == "__main__":
-    main(Task.told())
+    attend(main)

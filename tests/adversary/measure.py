@@ -40,6 +40,36 @@ def cpu_seconds(pid: int) -> float:
     return sum(map(int, fields[11:15])) / _TICKS
 
 
+def waited_seconds(pid: int) -> float:
+    """How long its threads have been ready to run, without a core."""
+    waited = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # it may have ended
+            waited += int((thread / "schedstat").read_text().split()[1])
+    return waited / 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """CPU seconds of the whole machine: those it was busy, those it was not, and those that another one took."""
+
+    busy_s: float = 0.0
+    idle_s: float = 0.0
+    stolen_s: float = 0.0
+
+    @classmethod
+    def now(cls) -> Machine:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        user, nice, system, idle, waiting, irq, soft, stolen = (int(one) / _TICKS for one in fields)
+        return cls(user + nice + system + irq + soft, idle + waiting, stolen)
+
+    def __add__(self, other: Machine) -> Machine:
+        return Machine(self.busy_s + other.busy_s, self.idle_s + other.idle_s, self.stolen_s + other.stolen_s)
+
+    def __sub__(self, other: Machine) -> Machine:
+        return Machine(self.busy_s - other.busy_s, self.idle_s - other.idle_s, self.stolen_s - other.stolen_s)
+
+
 def rss_mib(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE / (1 << 20)
 
@@ -54,52 +84,33 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(-int(-share * len(ordered) // 1) - 1, 0)]
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A process at one moment."""
-
-    cpu_s: float
-    rss_mib: float
-    files: int
-
-
-class Sampler:
-    """Reads processes, by name, each second in a thread until it is closed."""
+class MemoryWatch:
+    """Reads the MiB of processes, by name, each second in a thread until it is closed."""
 
     def __init__(self, pids: Mapping[str, int], every_s: float = 1.0) -> None:
         self._pids = dict(pids)
         self._every_s = every_s
         self._closed = threading.Event()
-        self.readings: dict[str, list[Reading]] = {name: [] for name in pids}
-        self._read()
+        self.readings: dict[str, list[float]] = {name: [] for name in pids}
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
         while not self._closed.wait(self._every_s):
-            self._read()
-
-    def _read(self) -> None:
-        for name, pid in self._pids.items():
-            with suppress(OSError, IndexError):  # it may have ended
-                reading = Reading(cpu_seconds(pid), rss_mib(pid), open_files(pid))
-                self.readings[name].append(reading)
+            for name, pid in self._pids.items():
+                with suppress(OSError, IndexError):  # it may have ended
+                    self.readings[name].append(rss_mib(pid))
 
     def close(self) -> None:
         self._closed.set()
         self._thread.join()
 
-    def cpu(self, name: str) -> float:
-        """CPU seconds between the first reading and the last."""
-        found = self.readings[name]
-        return found[-1].cpu_s - found[0].cpu_s
 
-    def grown_mib(self, name: str) -> float:
-        """How much more memory a process has in the last tenth of the time than just after its middle."""
-        values = [reading.rss_mib for reading in self.readings[name]]
-        tenth = max(len(values) // 10, 1)
-        middle = values[len(values) // 2 :][:tenth]
-        return sum(values[-tenth:]) / tenth - sum(middle) / len(middle)
+def grown_mib(values: Sequence[float]) -> float:
+    """How much more memory a process has in the last tenth of the time than just after its middle."""
+    tenth = max(len(values) // 10, 1)
+    middle = values[len(values) // 2 :][:tenth]
+    return sum(values[-tenth:]) / tenth - sum(middle) / len(middle)
 
 
 def held(servers: Sequence[Server]) -> dict[str, float]:

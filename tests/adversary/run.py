@@ -1,34 +1,58 @@
-"""Two runs of the same honest load on new servers: beside the adversary, and beside burners of as much CPU time."""
+"""The same honest load in turns at two sites: beside the adversary, and beside burners of as much CPU time.
+
+Turns are short, so that whatever else a machine does meets both alike.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.adversary import honest
-from tests.adversary.measure import Sampler, longest_stall, open_files, stalls, wait_until_idle
-from tests.adversary.programs import GRACE, Program, Task, started
+from tests.adversary.measure import (
+    Machine,
+    MemoryWatch,
+    cpu_seconds,
+    grown_mib,
+    longest_stall,
+    open_files,
+    stalls,
+    wait_until_idle,
+    waited_seconds,
+)
+from tests.adversary.programs import GRACE, Program, Task, added, started
 from tests.adversary.site import GATEWAY, SINGLE, Ports, Server, open_site
 
 #: The adversary's programs beside its backends.
 ATTACKERS = ("malformed", "slow", "heavy", "files")
-#: Seconds of honest load alone before anything is measured, and until everything is at rest again.
-WARM_UP, REST = 10.0, 90.0
+LIARS = "liars"
+#: Of what a server can answer one by one, the honest ask for so much at most: they are to wait for the adversary, and
+#: not for each other where a machine is in use.
+OF_CAPACITY = 0.5
+#: Seconds of honest load alone before anything is measured, without any, and until everything is at rest again.
+WARM_UP, IDLE, REST = 10.0, 5.0, 90.0
+#: Seconds of one turn.
+TURN = 60.0
 
 
 @dataclass(slots=True)
 class Run:
-    """What was seen in one run. CPU is in seconds, by process; `did` is what the adversary's programs say they did."""
+    """What was seen in all turns at one site. CPU in seconds, by process; `did` is what the adversary says it did."""
 
-    seconds: float
-    samples: list[honest.Sample] = field(default_factory=list)
+    seconds: float = 0.0
+    rate: float = 1.0  # of the usual rate of the honest
+    turns: list[list[honest.Sample]] = field(default_factory=list)
     cpu: dict[str, float] = field(default_factory=dict)
-    did: dict[str, Any] = field(default_factory=dict)
+    waited: dict[str, float] = field(
+        default_factory=dict
+    )  # for a core, where one was wanted: servers and honest
+    machine: Machine = field(default_factory=Machine)  # what it did meanwhile, in CPU seconds
+    did: dict[str, dict[str, int]] = field(default_factory=dict)
     held: dict[str, float] = field(default_factory=dict)
     alive: dict[str, bool] = field(default_factory=dict)
     grown_mib: dict[str, float] = field(default_factory=dict)
@@ -38,99 +62,178 @@ class Run:
     logs: dict[str, str] = field(default_factory=dict)
 
     @property
+    def samples(self) -> list[honest.Sample]:
+        return [sample for turn in self.turns for sample in turn]
+
+    @property
     def failures(self) -> list[str]:
         return [f"{sample.door}: {sample.failure}" for sample in self.samples if sample.failure]
 
+    @property
+    def others(self) -> float:
+        """CPU seconds of the machine that were none of ours."""
+        return self.machine.busy_s - sum(self.cpu.values())
 
-class Stage:
-    """Where runs are made: a folder for what is written, the model, and how long one lasts."""
 
-    def __init__(self, folder: Path, model: Path, seconds: float) -> None:
-        self.folder = folder
-        self.model = model
-        self.seconds = seconds
-        self._liars: list[str] = []  # where they are, or were
+class Site:
+    """Servers, their liars, and what is seen there."""
 
-    def attacked(self) -> Run:
-        """Honest load beside everything that the adversary has."""
-        with self._program("liars", ["7"]) as backends:
-            self._liars = backends.first_line()
-            with self._site("attacked") as (servers, task, run), ExitStack() as stack:
-                programs = {"liars": backends}
-                for name in ATTACKERS:
-                    programs[name] = stack.enter_context(self._program(name, task.words()))
-                self._measure(run, servers, task, programs)
-                run.did = {name: programs[name].result(GRACE) for name in (*ATTACKERS, "liars")}
-                self._afterwards(run, servers)
-        return run
+    def __init__(self, servers: list[Server], liars: Program, load: Program) -> None:
+        self.run = Run()
+        self.servers = servers
+        self.liars = liars
+        self._load = load
+        self._ports = Ports(*(server.port for server in servers if server.name in (SINGLE, GATEWAY)))
+        self._before = {server.name: open_files(server.process.pid) for server in servers}
+        self._rss: dict[str, list[float]] = {}
 
-    def quiet(self, burnt: Mapping[str, float], seconds: float) -> Run:
-        """The same honest load beside processes that burn these CPU seconds in as many. Nobody asks the liars."""
-        with ExitStack() as stack:
-            self._liars = stack.enter_context(self._program("liars", ["7"])).first_line()
-            servers, task, run = stack.enter_context(self._site("quiet"))
-            programs = {}
-            for name, used in burnt.items():
-                words = [str(self.seconds), str(used / seconds)]
-                log = self.folder / f"burner-{name}.log"
-                programs[f"as {name}"] = stack.enter_context(started("burner", words, log))
-            self._measure(run, servers, task, programs)
-            self._afterwards(run, servers)
-        return run
+    def task(self, seconds: float, seed: int, share: float) -> Task:
+        return Task(self._ports, time.monotonic() + seconds, seed, share)
 
-    def _program(self, name: str, words: list[str]) -> Any:
-        return started(name, words, self.folder / f"{name}.log")
-
-    @contextmanager
-    def _site(self, name: str) -> Iterator[tuple[list[Server], Task, Run]]:
-        """New servers, warm; afterwards what they wrote is in the run."""
-        run = Run(self.seconds)
-        with open_site(self.folder / name, self.model, self._liars) as servers:
-            ports = Ports(*(server.port for server in servers if server.name in (SINGLE, GATEWAY)))
-            self._honest(Task(ports, min(WARM_UP, self.seconds / 2), 1))
-            yield servers, Task(ports, self.seconds, 2), run
-            run.alive = {server.name: server.process.poll() is None for server in servers}
-        run.logs = {server.name: server.log.read_text(errors="replace") for server in servers}
-
-    def _honest(self, task: Task) -> list[honest.Sample]:
-        with started("honest", task.words(), self.folder / "honest.log", 0) as program:
-            return honest.read(program.result(task.seconds + GRACE))
-
-    def _measure(self, run: Run, servers: list[Server], task: Task, programs: Mapping[str, Program]) -> None:
-        before = {server.name: open_files(server.process.pid) for server in servers}
+    def warm(self, seconds: float) -> float:
+        """The honest one by one; returns how many a second were answered."""
         began = time.monotonic()
-        with started("honest", task.words(), self.folder / "honest.log", 0) as load:
-            pids = {name: program.process.pid for name, program in programs.items()}
-            pids |= {"honest": load.process.pid, **{server.name: server.process.pid for server in servers}}
-            sampler = Sampler(pids)
-            run.samples = honest.read(load.result(task.seconds + GRACE))
-            sampler.close()
-        run.seconds = time.monotonic() - began
-        run.cpu = {name: sampler.cpu(name) for name in pids}
-        run.grown_mib = {name: sampler.grown_mib(name) for name in pids}
-        for server in servers:
-            readings = sampler.readings[server.name]
-            run.rss_mib[server.name] = (readings[0].rss_mib, readings[-1].rss_mib)
-            run.files[server.name] = (before[server.name], max(reading.files for reading in readings))
+        self._load.begin(self.task(seconds, 1, 0.0))
+        return len(honest.read(self._load.says(seconds + GRACE))) / (time.monotonic() - began)
 
-    def _afterwards(self, run: Run, servers: list[Server]) -> None:
-        """Wait until all is at rest; look at what is left."""
-        run.held = wait_until_idle(servers, REST)
-        for server in servers:
-            before, _ = run.files[server.name]
-            run.files[server.name] = (before, self._files_at_rest(server, before))
+    def idle(self, seconds: float) -> float:
+        """Nothing; returns how many cores the liars take for being looked after."""
+        used = cpu_seconds(self.liars.process.pid)
+        time.sleep(seconds)
+        return (cpu_seconds(self.liars.process.pid) - used) / seconds
+
+    def turn(self, task: Task, beside: Mapping[str, Program]) -> None:
+        """Honest load, measured; what is `beside` it works at the same time."""
+        pids = {name: program.process.pid for name, program in beside.items()}
+        pids |= {server.name: server.process.pid for server in self.servers}
+        pids |= {"honest": self._load.process.pid}
+        machine, began = Machine.now(), time.monotonic()
+        used = {name: (cpu_seconds(pid), waited_seconds(pid)) for name, pid in pids.items()}
+        memory = MemoryWatch(pids)
+        self._load.begin(task)
+        said = self._load.says(task.left + GRACE)
+        memory.close()
+        run = self.run
+        run.turns.append(honest.read(said))
+        run.seconds += time.monotonic() - began
+        run.machine = run.machine + (Machine.now() - machine)
+        for name, pid in pids.items():
+            run.cpu[name] = run.cpu.get(name, 0.0) + cpu_seconds(pid) - used[name][0]
+            run.waited[name] = run.waited.get(name, 0.0) + max(waited_seconds(pid) - used[name][1], 0.0)
+            self._rss.setdefault(name, []).extend(memory.readings[name])
+
+    def rest(self) -> None:
+        """Wait until nothing is held; what is after all, is noted."""
+        self.run.held |= wait_until_idle(self.servers, REST)
+
+    def look_back(self) -> None:
+        """What is left when all is over."""
+        run = self.run
+        run.grown_mib = {name: grown_mib(values) for name, values in self._rss.items()}
+        run.rss_mib = {server.name: _ends(self._rss[server.name]) for server in self.servers}
+        for server in self.servers:
+            before = self._before[server.name]
+            run.files[server.name] = (before, files_at_rest(server, before))
             for thread, by_bound in stalls(server).items():
                 run.stalls[f"{server.name} {thread}"] = longest_stall(by_bound)
+        run.alive = {server.name: server.process.poll() is None for server in self.servers}
 
-    @staticmethod
-    def _files_at_rest(server: Server, before: int, patience: float = 30.0) -> int:
-        """Open files once no more of them are closed; lines that are kept open for a next request take their time."""
-        deadline = time.monotonic() + patience
-        while (now := open_files(server.process.pid)) > before and time.monotonic() < deadline:
-            time.sleep(0.5)
-        return now
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    return values[0], values[-1]
+
+
+def files_at_rest(server: Server, before: int, patience: float = 30.0) -> int:
+    """Open files once no more of them are closed; lines that are kept open for a next request take their time."""
+    deadline = time.monotonic() + patience
+    while (now := open_files(server.process.pid)) > before and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return now
+
+
+class Stage:
+    """Where it is played: a folder for what is written, the model, and the seconds of honest load at each site."""
+
+    def __init__(self, folder: Path, model: Path, seconds: float) -> None:
+        self._folder = folder
+        self._model = model
+        self._turns = max(round(seconds / TURN), 1)
+        self._turn_s = seconds / self._turns
+        self._did: dict[str, list[dict[str, Any]]] = {name: [] for name in ATTACKERS}
+
+    def played(self) -> tuple[Run, Run]:
+        """What was seen beside the adversary, and beside burners."""
+        with ExitStack() as stack:
+            attacked, quiet = (stack.enter_context(self._site(name)) for name in ("attacked", "quiet"))
+            attackers = {name: self._program(stack, name) for name in ATTACKERS}
+            burners = {name: self._program(stack, "burner") for name in (*ATTACKERS, LIARS)}
+            answered = [site.warm(min(WARM_UP, self._turn_s)) for site in (attacked, quiet)]
+            rate = min(OF_CAPACITY * min(answered) / honest.RATES[SINGLE], 1.0)
+            attacked.run.rate = quiet.run.rate = rate
+            idle = attacked.idle(IDLE)
+            for number in range(self._turns):
+                burnt = self._attack(attacked, attackers, number)
+                burnt[LIARS] = max(burnt[LIARS] - idle, 0.0)
+                self._burn(quiet, burners, burnt, number)
+            for site in (attacked, quiet):
+                site.look_back()
+            told = attacked.liars.end(GRACE)
+            attacked.run.did = {name: added(done) for name, done in (*self._did.items(), (LIARS, [told]))}
+        return attacked.run, quiet.run
+
+    def _attack(self, site: Site, attackers: Mapping[str, Program], number: int) -> dict[str, float]:
+        """One turn of the adversary; returns the cores that each of its programs took."""
+        task, beside = site.task(self._turn_s, 2 + number, site.run.rate), {**attackers, LIARS: site.liars}
+        used, began = (
+            {name: cpu_seconds(program.process.pid) for name, program in beside.items()},
+            time.monotonic(),
+        )
+        for program in attackers.values():
+            program.begin(task)
+        site.turn(task, beside)
+        seconds = time.monotonic() - began
+        cores = {
+            name: (cpu_seconds(program.process.pid) - used[name]) / seconds
+            for name, program in beside.items()
+        }
+        for name, program in attackers.items():
+            self._did[name].append(program.says(GRACE))
+        site.rest()
+        return cores
+
+    def _burn(
+        self, site: Site, burners: Mapping[str, Program], cores: Mapping[str, float], number: int
+    ) -> None:
+        """One turn beside as much CPU time."""
+        for name, program in burners.items():
+            program.begin(site.task(self._turn_s, 0, cores[name]))
+        task = site.task(self._turn_s, 2 + number, site.run.rate)
+        site.turn(task, {f"as {name}": program for name, program in burners.items()} | {LIARS: site.liars})
+        for program in burners.values():
+            program.says(GRACE)
+        site.rest()
+
+    @contextmanager
+    def _site(self, name: str) -> Iterator[Site]:
+        """New servers and liars; afterwards what the servers wrote is in the run."""
+        with ExitStack() as stack:
+            liars = self._program(stack, LIARS, name)
+            with open_site(self._folder / name, self._model, liars.said) as servers:
+                site = Site(servers, liars, self._program(stack, "honest", name, nice=0))
+                yield site
+            site.run.logs = {server.name: server.log.read_text(errors="replace") for server in servers}
+
+    def _program(self, stack: ExitStack, name: str, of: str = "", nice: int = 19) -> Program:
+        number = len(list(self._folder.glob("*.log")))
+        return stack.enter_context(started(name, self._folder / f"{number}-{name}{of}.log", nice))
+
+
+def before_others() -> int:
+    """By how many steps all of it comes before what else runs on the machine: ADVERSARY_FIRST. Takes root; the
+    adversary stays as nice beside the servers and the honest."""
+    return int(os.environ.get("ADVERSARY_FIRST", "0"))
 
 
 def duration() -> float:
-    """Seconds of a run: five minutes, or ADVERSARY_SECONDS."""
+    """Seconds of honest load at each site: five minutes, or ADVERSARY_SECONDS."""
     return float(os.environ.get("ADVERSARY_SECONDS", "300"))

@@ -7,11 +7,11 @@ import json
 import random
 import socket
 import struct
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import Any
 
-from tests.adversary.programs import Task, report
+from tests.adversary.programs import Task, attend, report
 from tests.adversary.site import GATEWAY, MODELS, ROUTE, SINGLE
 from tests.doors.doors import KEYS
 
@@ -144,18 +144,18 @@ async def one(task: Task, draw: random.Random, stay: float) -> str:
 
 
 async def client(task: Task, number: int, done: Counter[str]) -> None:
-    draw, until = random.Random(task.seed * 1000 + number), task.until()
+    draw = random.Random(task.seed * 1000 + number)
     await asyncio.sleep(draw.uniform(0.0, 2.0))
-    while (left := until - time.monotonic()) > 0.5:
+    while (left := task.left) > 0.5:
         done[await one(task, draw, min(left, draw.uniform(1.0, STAY)))] += 1
         await asyncio.sleep(draw.uniform(0.0, 1.0))
 
 
-async def main(task: Task) -> None:
+async def main(task: Task) -> dict[str, Any]:
     done: Counter[str] = Counter()
     await asyncio.gather(*(client(task, number, done) for number in range(CLIENTS)))
-    report(done)
+    return report(done)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Task.told()))
+    attend(lambda task: asyncio.run(main(task)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import thread_time
 from typing import Any
 
 import msgspec
@@ -110,12 +111,51 @@ def test_what_is_elsewhere_or_another_models_is_not_counted(other: dict[str, Any
         packed(["Unheard", 1]),
         packed(MAP | {"block_size": 0}),
         packed(MAP | {"token_ids": "x"}),
+        packed(MAP | {"token_ids": [2**63] * 8}),
+        packed(MAP | {"medium": "GPU"}).replace(b"GPU", b"G\xecU"),
         packed(3),
     ],
 )
 def test_what_is_no_batch_is_said_to_be_none(data: bytes) -> None:
     with pytest.raises(UnreadableEvents):
-        read_batch(data).events()
+        list(read_batch(data).events())
+
+
+@pytest.mark.parametrize("parent", [None, 7])
+@pytest.mark.parametrize("size", [1, 4, 4096])
+def test_a_long_event_is_taken_in_by_turns_and_comes_to_the_same(size: int, parent: int | None) -> None:
+    """Each turn is short, however much a replica says at once."""
+    count = 20_000 if size < 4096 else 60
+    tokens = [number % 251 for number in range(count * size)]
+    before = ["BlockStored", [7], None, tokens[:size], size, None]
+    event = ["BlockStored", list(range(10, 10 + count)), parent, tokens, size, None]
+    one, whole = Following(KnownBlocks(16)), KnownBlocks(16)
+    take(one, 0, before)
+    turns = longest = 0.0
+    for number in (1, 2):  # the second time they are found again, or there twice
+        began = thread_time()
+        for _ in one.take(number, read_batch(packed(event)), 0.0):
+            turns, longest, began = turns + 1, max(longest, thread_time() - began), thread_time()
+    whole.store([7], None, tokens[:size], size)
+    for _ in range(2):
+        whole.store(event[1], parent, tokens, size)
+    assert turns >= 6
+    assert longest < 0.05
+    assert one.blocks._held == whole._held
+    assert {name: block.copies for name, block in one.blocks._theirs.items()} == {
+        name: block.copies for name, block in whole._theirs.items()
+    }
+
+
+def test_blocks_that_complete_more_of_ours_than_any_cache_has_are_not_believed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("weighbridge.fleet.kv.blocks.MOST_BLOCKS", 100)
+    one = following()
+    for number in range(60):
+        take(one, number, ["BlockStored", [number], None, [number] * 40, 40, None])
+        assert len(one.blocks._held) <= 110
+    assert one.whole is False
 
 
 def test_until_all_is_known_it_is_guessed() -> None:

@@ -133,6 +133,71 @@ BUGS = dict(
             "self._kept and self._parser.should_keep_alive()",
             "self._kept",
         ),
+        _bug(
+            "responses",
+            "whose a message is",
+            "wire.protocols.response_items:_message",
+            "if role not in _ROLES: ...",
+        ),
+        _bug(
+            "responses",
+            "how many metadata there may be",
+            "wire.protocols.responses:_refuse_what_is_not_here",
+            "len(metadata) > MAX_METADATA",
+            "False",
+        ),
+        _bug(
+            "messages",
+            "a block's text that is none",
+            "wire.protocols.messages:_text_of",
+            "if not isinstance(value, str): ...",
+        ),
+        _bug(
+            "messages",
+            "an answer that has begun",
+            "wire.protocols.messages:_messages",
+            "if last is not None and last.role == 'assistant': ...",
+        ),
+        _bug(
+            "ollama",
+            "a call that is answered already",
+            "wire.protocols.ollama:_Pending.answer",
+            "number in self._ids",
+            "True",
+        ),
+        _bug(
+            "ollama",
+            "a picture of no kind",
+            "wire.protocols.ollama:_image",
+            "if kind is None: ...",
+        ),
+        _bug(
+            "styles",
+            "half a letter in the name of a call",
+            "server.styles.reading:string",
+            "text.encode()",
+        ),
+        _bug(
+            "styles",
+            "a number that is none in arguments",
+            "server.styles.typed:_json",
+            "json.loads(text, parse_constant=_refuse)",
+            "json.loads(text)",
+        ),
+        _bug(
+            "kv_events",
+            "a token of more than eight bytes",
+            "fleet.kv.events",
+            "Annotated[int, Meta(ge=-2 ** 63, le=2 ** 63 - 1)]",
+            "int",
+        ),
+        _bug(
+            "kv_events",
+            "blocks that are elsewhere",
+            "fleet.kv.following:Following._apply",
+            "event.medium not in _NEAR or event.group_idx not in _GROUP",
+            "event.group_idx not in _GROUP",
+        ),
     ]
 )
 

@@ -17,6 +17,11 @@ MODULES = {
     "yaml": "tests.fuzz.texts",
     "sse": "tests.fuzz.lines",
     "http": "tests.fuzz.lines",
+    "responses": "tests.fuzz.requests",
+    "messages": "tests.fuzz.requests",
+    "ollama": "tests.fuzz.requests",
+    "styles": "tests.fuzz.answers",
+    "kv_events": "tests.fuzz.kv",
 }
 
 

@@ -40,7 +40,7 @@ def test_inputs_that_are_changed_in_their_own_way_are_read_or_refused(fuzzed: Ta
     assert len(kept) > len(made) // 2
     accepted = [fuzzed.run(data) for data in kept]
     assert any(accepted), "a change leaves nothing of the format"
-    assert not all(accepted) or fuzzed.name == "sse", "nothing that is refused is tried"
+    assert not all(accepted) or fuzzed.name in ("sse", "styles"), "nothing that is refused is tried"
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"\xff" * 40, b"[" * 999, b'{"a":' * 500, b"\x01" + b"\r" * 99])

@@ -23,7 +23,8 @@ from weighbridge.models.text.block_digests import block_digests, root
 #: What a server calls a block: a number or bytes.
 BlockHash = int | bytes
 
-#: Blocks of a server that are followed at most; one that tells of more is not believed.
+#: Blocks of a server that are followed at most, and of ours that they may complete; one that tells of more is not
+#: believed.
 MOST_BLOCKS = 1 << 21
 
 
@@ -64,16 +65,18 @@ class KnownBlocks:
         tokens: Sequence[int],
         size: int,
         salt: str = "",
+        goes_on: bool = False,
     ) -> None:
         """Take note of blocks of `size` tokens each, one behind the other, the first behind `parent`.
 
         One that is there is there twice then: two requests that computed the same at once have each their own. From
-        the very beginning on it is a report of what was found again. Raises TooManyBlocks.
+        the very beginning on it is a report of what was found again; `goes_on`: these blocks are more of such a one.
+        Raises TooManyBlocks.
         """
-        if len(self._theirs) + len(hashes) > MOST_BLOCKS:
+        if max(len(self._theirs) + len(hashes), len(self._held)) > MOST_BLOCKS:
             raise TooManyBlocks
         self.their_size = size
-        again = parent is None
+        again = goes_on or parent is None
         before = _Block((), root(salt.encode()), ()) if parent is None else self._theirs.get(parent)
         for number, name in enumerate(hashes):
             known = self._theirs.get(name)

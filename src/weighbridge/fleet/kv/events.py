@@ -10,6 +10,7 @@ BlockRemoved or AllBlocksCleared. What it has beyond the fields below is of no u
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
@@ -18,6 +19,8 @@ from msgspec import Meta, Struct
 from weighbridge.fleet.kv.blocks import BlockHash
 
 Hashes = list[BlockHash]
+#: What digests are made of: eight bytes with a sign.
+Token = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class BlocksStored(Struct, tag="BlockStored", gc=False):
@@ -25,7 +28,7 @@ class BlocksStored(Struct, tag="BlockStored", gc=False):
 
     block_hashes: Hashes
     parent_block_hash: BlockHash | None
-    token_ids: list[int]
+    token_ids: list[Token]
     block_size: Annotated[int, Meta(ge=1, le=1 << 16)]
     lora_id: int | None = None
     medium: str | None = None
@@ -76,18 +79,24 @@ class EventBatch(Struct, array_like=True, gc=False):
     at: float
     raw: list[msgspec.Raw]
 
-    def events(self) -> list[Event]:
-        """Raises UnreadableEvents."""
-        try:
-            return [_read_map(one) if _is_map(one) else _read_array(one) for one in self.raw]
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise UnreadableEvents(str(error)) from None
+    def events(self) -> Iterator[Event]:
+        """One after another, since all together may be long to read. Raises UnreadableEvents where one is not."""
+        for one in self.raw:
+            try:
+                event = _read_map(one) if _is_map(one) else _read_array(one)
+            except _BROKEN as error:
+                raise UnreadableEvents(str(error)) from None
+            yield event
 
 
 #: Made here, since threads that learn a type at once crash the process.
 _read_batch = msgspec.msgpack.Decoder(EventBatch).decode
 _read_map = msgspec.msgpack.Decoder(BlocksStored | BlocksRemoved | BlocksCleared).decode
 _read_array = msgspec.msgpack.Decoder(_StoredArray | _RemovedArray | _ClearedArray).decode
+
+
+#: What the library raises for bytes that are none of these.
+_BROKEN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class UnreadableEvents(Exception):
@@ -98,7 +107,7 @@ def read_batch(data: bytes) -> EventBatch:
     """Raises UnreadableEvents."""
     try:
         return _read_batch(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _BROKEN as error:
         raise UnreadableEvents(str(error)) from None
 
 

@@ -15,8 +15,8 @@ from weighbridge.fleet.kv.following import Following, InLine
 
 log = logging.getLogger("weighbridge.fleet")
 
-#: Batches that are held back for us while we work, and bytes of one.
-MOST_WAITING, LARGEST = 100_000, 64 << 20
+#: Batches that are held back for us while we work, and bytes of one: a step of 128k tokens is told in one.
+MOST_WAITING, LARGEST = 100_000, 2 << 20
 #: Seconds in which a server must begin to send again what was missed, and in all.
 REPLAY_SILENCE, REPLAY_WITHIN = 2.0, 30.0
 #: Seconds between two tries when listening fails.

@@ -19,8 +19,8 @@ from weighbridge.fleet.kv.events import BlocksCleared, BlocksRemoved, BlocksStor
 _NEAR = frozenset({None, "GPU"})
 #: Of hybrid models one group of layers is followed.
 _GROUP = frozenset({None, 0})
-#: Events of a long batch after which others have a turn.
-TURN = 64
+#: Events of a long batch after which others have a turn, and tokens and blocks of a long event.
+TURN, TURN_TOKENS, TURN_BLOCKS = 64, 1 << 16, 2048
 #: Seconds after which a prompt that was computed must have shown in events.
 DUE_WITHIN = 5.0
 
@@ -92,20 +92,19 @@ class Following:
         self.next_number, self._told_at, self._due = 0, float("-inf"), None
 
     def take(self, number: int, batch: EventBatch, now: float) -> Iterator[None]:
-        """Take in a batch, in turns. Raises UnreadableEvents."""
-        events = batch.events()
+        """Take in a batch, in turns. Raises UnreadableEvents, where what came before it has been taken in."""
         if not number:
             self.whole = True
         self.next_number, self._told_at, self._due = number + 1, batch.at, None
-        for count, event in enumerate(events, 1):
+        for count, event in enumerate(batch.events(), 1):
             try:
-                self._apply(event)
+                yield from self._apply(event)
             except TooManyBlocks:
                 self.forget()
             if not count % TURN:
                 yield
 
-    def _apply(self, event: Event) -> None:
+    def _apply(self, event: Event) -> Iterator[None]:
         if isinstance(event, BlocksCleared):
             self.account.cleared += 1
             self.blocks.clear()
@@ -119,9 +118,18 @@ class Following:
             self.account.stored += len(event.block_hashes)
             salt = event.salt
             if salt is not None and len(event.token_ids) == len(event.block_hashes) * event.block_size:
-                self.blocks.store(
-                    event.block_hashes, event.parent_block_hash, event.token_ids, event.block_size, salt
-                )
+                yield from self._store(event, salt)
+
+    def _store(self, event: BlocksStored, salt: str) -> Iterator[None]:
+        """Take note of blocks, some at a time."""
+        hashes, parent, size = event.block_hashes, event.parent_block_hash, event.block_size
+        at_once = min(max(TURN_TOKENS // size, 1), TURN_BLOCKS)
+        for at in range(0, len(hashes), at_once):
+            some, tokens = hashes[at : at + at_once], event.token_ids[at * size : (at + at_once) * size]
+            before = hashes[at - 1] if at else parent
+            self.blocks.store(some, before, tokens, size, salt, goes_on=bool(at) and parent is None)
+            if len(hashes) > at_once:
+                yield
 
     # -- what is sent ----------------------------------------------------------------------------------
 
