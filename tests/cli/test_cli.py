@@ -28,6 +28,7 @@ def test_version_and_help() -> None:
 
 
 def test_catalogue_as_json() -> None:
+    assert weighbridge("models").stdout == weighbridge("models", "list").stdout
     models = json.loads(weighbridge("models", "list", "--json").stdout)
     assert "smollm2-135m-instruct" in [model["name"] for model in models]
 

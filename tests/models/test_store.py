@@ -28,6 +28,7 @@ class Counted:
         self.total: int | None = None
         self.amount = 0
         self.ended = 0
+        self.notes: list[str] = []
 
     def start(self, total: int | None) -> None:
         self.total = total
@@ -37,6 +38,9 @@ class Counted:
 
     def done(self) -> None:
         self.ended += 1
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def digest(data: bytes) -> str:

@@ -36,6 +36,7 @@ class Group:
 
     help: str
     commands: Mapping[str, Command]
+    alone: str | None = None  # the command that the word by itself is; None: its help
 
 
 #: Every command. A module is loaded when one of its commands is run or asked for help, and not before.
@@ -95,6 +96,7 @@ COMMANDS: dict[str, Command | Group] = {
                 "A model's shape: layers, heads, context, and what a token costs in KV memory.",
             ),
         },
+        alone="list",
     ),
     "keys": Group(
         "Keys that servers ask for.",
@@ -316,11 +318,24 @@ class Root(TyperGroup):
         self.commands.update({name: _listed(name, entry) for name, entry in COMMANDS.items()})
 
 
+class GroupWithDefault(TyperGroup):
+    """Commands below a word, one of which the word by itself means."""
+
+    def __init__(self, alone: str, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._alone = alone
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or [self._alone])
+
+
 def _listed(name: str, entry: Command | Group) -> Any:
     if isinstance(entry, Command):
         return LazyCommand(name, entry)
     commands: Any = {word: LazyCommand(word, command) for word, command in entry.commands.items()}
-    return TyperGroup(name=name, help=entry.help, commands=commands, no_args_is_help=True)
+    if entry.alone is None:
+        return TyperGroup(name=name, help=entry.help, commands=commands, no_args_is_help=True)
+    return GroupWithDefault(entry.alone, name=name, help=entry.help, commands=commands)
 
 
 app = typer.Typer(

@@ -27,15 +27,19 @@ def list_models(json_output: JsonOutput = False) -> None:
                     "aliases": list(entry.aliases),
                     "licence": entry.licence,
                     "description": entry.description,
+                    "bytes": entry.size,
+                    "terms": entry.terms,
                     "path": str(here[entry.name]) if entry.name in here else None,
                 }
                 for entry in catalogue.CATALOGUE
             ]
         )
         return
-    table = Table("name", "licence", "pulled", "description")
+    table = Table("name", "MB", "licence", "pulled", "description")
     for entry in catalogue.CATALOGUE:
-        table.add_row(entry.name, entry.licence, "yes" if entry.name in here else "no", entry.description)
+        size = f"{entry.size / 1e6:,.0f}"
+        pulled = "yes" if entry.name in here else "no"
+        table.add_row(entry.name, size, entry.licence, pulled, entry.description)
     Console().print(table)
 
 

@@ -70,6 +70,8 @@ class DownloadBar:
         self._task: TaskID | None = None
 
     def start(self, total: int | None) -> None:
+        if self._task is not None:  # another source is tried
+            self._bar.remove_task(self._task)
         self._bar.start()
         self._task = self._bar.add_task(self._label, total=total)
 
@@ -79,3 +81,6 @@ class DownloadBar:
 
     def done(self) -> None:
         self._bar.stop()
+
+    def note(self, text: str) -> None:
+        errors.print(outside(text), soft_wrap=True)

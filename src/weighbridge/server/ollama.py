@@ -144,7 +144,7 @@ class OllamaEndpoints:
             while not task.done():
                 await asyncio.wait((task,), timeout=PULSE)
                 yield {
-                    "status": f"pulling {entry.name}",
+                    "status": counted.said or f"pulling {entry.name}",
                     "digest": f"sha256:{entry.sha256}",
                     **counted.told(),
                 }
@@ -167,15 +167,19 @@ class _Counted:
     def __init__(self) -> None:
         self._total: int | None = None
         self._completed = 0
+        self.said = ""
 
     def start(self, total: int | None) -> None:
-        self._total = total
+        self._total, self._completed = total, 0
 
     def advance(self, amount: int) -> None:
         self._completed += amount
 
     def done(self) -> None:
         pass
+
+    def note(self, text: str) -> None:
+        self.said = text
 
     def told(self) -> dict[str, int]:
         return {} if self._total is None else {"total": self._total, "completed": self._completed}

@@ -29,7 +29,7 @@ _HUB_SKIPPED = ("*/*", "consolidated*.safetensors")
 
 
 def model_file(entry: CatalogueEntry) -> Path:
-    """Return where the file of `entry` belongs, whether it is there or not."""
+    """Return where the weights of `entry` belong, whether they are there or not."""
     return weighbridge_home() / "models" / entry.name / entry.file_name
 
 
@@ -44,15 +44,23 @@ class Installed:
 
 def installed() -> list[Installed]:
     """Return the models of the catalogue that need no download."""
-    return [Installed(entry, model_file(entry), entry.size) for entry in CATALOGUE if _present(entry)]
+    return [Installed(entry, model_path(entry), entry.size) for entry in CATALOGUE if _present(entry)]
 
 
 def _present(entry: CatalogueEntry) -> bool:
     # Files get their name only after their hash was checked; the size catches one cut short later.
+    file = model_file(entry)
+    sizes = {file: entry.size} | {file.parent / one.name: one.size for one in entry.beside}
     try:
-        return model_file(entry).stat().st_size == entry.size
+        return all(path.stat().st_size == size for path, size in sizes.items())
     except OSError:
         return False
+
+
+def model_path(entry: CatalogueEntry) -> Path:
+    """Return what is opened: the file of `entry`, or the directory where it is more than one."""
+    file = model_file(entry)
+    return file.parent if entry.beside else file
 
 
 def pull(
@@ -61,19 +69,19 @@ def pull(
     """Return the file of `entry`, downloaded and checked if it is not in the cache yet.
 
     Safe to interrupt and to run several times at once. Raises WeighbridgeError when the download fails or
-    a hash is wrong; then nothing is kept.
+    a hash is wrong; what is right so far is kept for the next pull.
     """
     target = model_file(entry)
     if not _present(entry):
         try:
             pull_file(entry, target, progress or SilentProgress(), fetch, lambda: _present(entry))
         except OSError as error:
-            need = (entry.size + entry.source.size) / 1e6
+            need = entry.mirrored_bytes / 1e6
             raise WeighbridgeError(
                 f"cannot keep {entry.name} under {weighbridge_home()}: {error}. It takes {need:.0f} MB while "
                 "downloading; set WEIGHBRIDGE_HOME to a directory that can be written and has the room"
             ) from error
-    return target
+    return model_path(entry)
 
 
 def resolve(name_or_path: str, *, progress: DownloadProgress | None = None) -> Path:
