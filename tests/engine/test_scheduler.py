@@ -17,7 +17,7 @@ from tests.engine.fake_model import (
     reference_output,
 )
 from weighbridge.engine.batch import Batch, Sampled
-from weighbridge.engine.request import FinishReason, Request, TokenLogprob
+from weighbridge.engine.request import SPARE_CLASS, FinishReason, Request, TokenLogprob
 from weighbridge.engine.schedule.admission import min_seconds
 from weighbridge.engine.schedule.plan import Plan
 from weighbridge.engine.schedule.scheduler_api import SchedulerSettings
@@ -211,6 +211,22 @@ def test_a_long_prompt_of_a_lower_class_does_not_keep_the_urgent_out(decodes: in
     assert counts(batch).get("urgent", 0) >= 4  # although `low` alone would take all there is
     driver.run()
     assert low.num_preemptions == 0
+
+
+def test_the_last_class_keeps_its_place_and_advances_only_while_nobody_else_runs() -> None:
+    driver = make_driver(num_blocks=1000, ageing_seconds=0.001)
+    spare = [make_request(f"s{i}", [i, 1, 2], 12, seed=i, priority=SPARE_CLASS) for i in range(2)]
+    driver.add(*spare)
+    driver.step()
+    late = make_request("s2", [5] * 40, 2, priority=SPARE_CLASS)
+    driver.add(make_request("u", [7] * 9, 6, arrival=1.0), late)
+    assert counts(driver.step()[0]) == {"s0": 1, "s1": 1, "u": 9}  # planned before it was let in
+    for _ in range(5):
+        assert counts(driver.step()[0]) == {"u": 1}
+    assert counts(driver.step()[0]).keys() == {"s0", "s1", "s2"}
+    driver.run()
+    assert all(one.tokens[one.num_prompt_tokens :] == reference_output(one) for one in [*spare, late])
+    assert not any(one.num_preemptions for one in spare)
 
 
 def test_equals_do_not_displace_each_other() -> None:

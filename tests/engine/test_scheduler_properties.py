@@ -18,7 +18,7 @@ from tests.engine.fake_model import (
     reference_output,
 )
 from weighbridge.engine.batch import Batch
-from weighbridge.engine.request import FinishReason, Request, RequestState
+from weighbridge.engine.request import SPARE_CLASS, FinishReason, Request, RequestState
 from weighbridge.errors import Refused
 
 PREFIXES = [[(i * 7 + j) % VOCABULARY for j in range(30)] for i in range(2)]
@@ -64,7 +64,7 @@ class AnyHistory(RuleBasedStateMachine):
         stops=st.booleans(),
         seed=st.integers(0, 5),
         tenant=st.sampled_from("abc"),
-        priority=st.integers(0, 2),
+        priority=st.sampled_from([0, 1, 2, SPARE_CLASS]),
         patience=st.sampled_from([None, None, None, None, 0.05, 0.5]),
         choices=st.integers(1, 3),
         copies=st.integers(1, 4),
@@ -101,7 +101,10 @@ class AnyHistory(RuleBasedStateMachine):
     @rule()
     def schedule(self):
         could_run = self.driver.scheduler.has_work()
+        accepted = self.accepted.values()
+        others = any(one.priority < SPARE_CLASS and one.state is RequestState.RUNNING for one in accepted)
         batch = self.driver.schedule()
+        assert not (others and any(piece.request.priority >= SPARE_CLASS for piece in batch.slices))
         assert batch.slices or not could_run or not self.driver.scheduler.has_work()
         self.in_flight = batch if batch.slices else None
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
-from weighbridge.server.series import Spread, Sums
+from weighbridge.server.watching.series import Spread, Sums
 
 BOUNDS = (0.005, 0.1, 1.0, 30.0)
 LABELS = st.sampled_from([("a", "b"), ("a", 'q"uoted\\\n'), ("ü", "")])

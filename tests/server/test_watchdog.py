@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from weighbridge.engine.api import Turn
-from weighbridge.server.watchdog import INTERVAL, LOOP_LIMIT, QUIET, TURN_LIMIT, Watchdog
+from weighbridge.server.watching.watchdog import INTERVAL, LOOP_LIMIT, QUIET, TURN_LIMIT, Watchdog
 
 
 class Lines(logging.Handler):

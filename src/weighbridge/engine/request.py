@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
+#: From this class on a request gets only what nobody else needs: it advances while no request of a better class runs.
+SPARE_CLASS = 1000
+
+
 class FinishReason(StrEnum):
     STOP = "stop"  # end-of-sequence token, stop id or stop string
     LENGTH = "length"  # max_tokens or the end of the context window

@@ -19,12 +19,13 @@ from weighbridge.errors import BadInput, Draining, Refused, UnknownModel, some_o
 from weighbridge.fleet.abilities.ability import NOTHING, Needs, needs_of, read_bytes
 from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.autoscale import Autoscale
-from weighbridge.fleet.config.spec import FleetSpec, ReplicaSpec
+from weighbridge.fleet.config.spec import EDGE, FleetSpec, ReplicaSpec
 from weighbridge.fleet.desk import Standing
 from weighbridge.fleet.journey import FleetJourney
 from weighbridge.fleet.limits.periods import calendar
 from weighbridge.fleet.limits.rates import Rate
 from weighbridge.fleet.limits.shared import SharedLimits
+from weighbridge.fleet.limits.spare import SpareRoom
 from weighbridge.fleet.limits.tenant import Limiter
 from weighbridge.fleet.load.weigher import Counter
 from weighbridge.fleet.member import Member
@@ -36,8 +37,6 @@ from weighbridge.wire.journey import Journey, RouteLike
 
 log = logging.getLogger("weighbridge.fleet")
 
-#: Where a model is that is not beyond the boundary.
-EDGE = "edge"
 #: Seconds between two looks at who waits in vain.
 TICK = 0.05
 
@@ -237,6 +236,13 @@ class Gateway:
             except BaseException:
                 self.limiter.withdraw(ask.id)
                 raise
+
+    def spare_room(self, name: str, each: int) -> SpareRoom:
+        """How many requests of the last class for a model, or a route, may be under way now. Raises UnknownModel."""
+        if not name and not self._names and len(self.routes) == 1:
+            name = next(iter(self.routes))
+        route = self.routes.get(name)
+        return (self.pool(name) if route is None else self.pools[route.counted_as]).spare_room(each)
 
     def rates(self, tenant: str) -> tuple[Rate, ...]:
         """What is left of a tenant's limits by the minute, as whoever would refuse its next request counts."""

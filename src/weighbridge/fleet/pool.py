@@ -20,13 +20,14 @@ from weighbridge.fleet.abilities.refusal import RefusalKind
 from weighbridge.fleet.abilities.told import KNOWN_OF
 from weighbridge.fleet.api import Arrival, Replica
 from weighbridge.fleet.attempt import AttemptFailed, Attempts
-from weighbridge.fleet.config.spec import STARTED_HERE, HealthSpec, ModelSpec, QueueSpec, ReplicaSpec
+from weighbridge.fleet.config.spec import EDGE, STARTED_HERE, HealthSpec, ModelSpec, QueueSpec, ReplicaSpec
 from weighbridge.fleet.desk import NOBODY, Patience, Standing
 from weighbridge.fleet.dispatch import Dispatcher
 from weighbridge.fleet.health import Watch
 from weighbridge.fleet.kv.blocks import KnownBlocks
 from weighbridge.fleet.kv.feed import KvFeed
 from weighbridge.fleet.kv.following import Following
+from weighbridge.fleet.limits.spare import SpareRoom, SpareSeat, spare_room
 from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
@@ -149,6 +150,21 @@ class Pool:
     def dearest(self, prompt_tokens: int, output_tokens: int) -> float:
         """US dollars that a request costs at most, wherever it goes."""
         return max((price.at_most(prompt_tokens, output_tokens) for price in self._prices), default=0.0)
+
+    def spare_room(self, each: int) -> SpareRoom:
+        """How many requests of the last class may be under way now, `each` of one replica at most."""
+        now, beyond = self.clock(), self.spec.placement != EDGE
+        seats = [
+            SpareSeat(
+                one.state.capacity.max_sequences,
+                not beyond
+                and one.state.requests - one.state.spare_requests + one.state.others.queued_requests > 0,
+                one.spec.dialect == "weighbridge",
+            )
+            for one in self.members.values()
+            if one.usable(now) and one.state.healthy
+        ]
+        return spare_room(seats, each, len(self.dispatcher.queue) > 0)
 
     def resume_wanted(self, ask: Ask) -> bool:
         return self.spec.resume if ask.resume is None else ask.resume

@@ -80,6 +80,11 @@ class RouteService:
         """The model of its nearest place: a prompt that must not leave can be counted there."""
         return next(iter(self.route.places.values())).model
 
+    def may_write(self, restricted: bool) -> bool:
+        settings = self.route.settings
+        free = settings.policy.default is Residency.FREE and not (settings.policy.rules or restricted)
+        return settings.may_store or free
+
     def health(self) -> dict[str, bool]:
         return {name: place.healthy for name, place in self.route.places.items()}
 

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from weighbridge import __version__
+from weighbridge.server.batches import Batches
 from weighbridge.server.cross_origin import Sites
 from weighbridge.server.door import Door
 from weighbridge.server.endpoint import Audience, Endpoint, Handler, HttpService, json_response
@@ -45,12 +46,14 @@ def create_app(
     """Everything that is served over one service: the protocols, and the endpoints beside them."""
     kept = KeptResponses(service, ResponseKeeper(service.keeping, service.max_body))
     protocols = [kept if protocol.path == kept.path else protocol for protocol in protocols]
-    table = [*CommonEndpoints(service, kept).endpoints(), *service.endpoints()]
+    batches = Batches(service, protocols, clock)
+    common = CommonEndpoints(service, kept).endpoints()
+    table = [*common, *batches.endpoints(), *service.endpoints()]
     routes = [Route(row.path, _guarded(row, service), methods=[row.method]) for row in table]
     routes += [Route(protocol.path, _only_post, methods=["POST"]) for protocol in protocols]
     speakers = {row.path: row.speaks for row in table} | {one.path: one for one in protocols}
     rest = Starlette(routes=routes, exception_handlers={HTTPException: partial(_http_error, speakers)})
-    return Sites(Door(service, rest, protocols=protocols, clock=clock), service.access)
+    return Sites(Door(service, rest, protocols=protocols, beside=(batches,), clock=clock), service.access)
 
 
 async def _only_post(request: Request) -> Response:

@@ -10,18 +10,19 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.server.endpoint import HttpService
-from weighbridge.server.watchdog import Watchdog
+from weighbridge.server.watching.watchdog import Watchdog
 from weighbridge.wire.answer import Answers
 from weighbridge.wire.body import apart, held_body, read_body
 from weighbridge.wire.errors import ApiError, as_api_error, retry_after_header
-from weighbridge.wire.extension import apply_caller
 from weighbridge.wire.headers import LONGEST_ID, headers_of
 from weighbridge.wire.identity.access import check_site
+from weighbridge.wire.identity.admission import settle_caller
 from weighbridge.wire.identity.callers import peer_of
 from weighbridge.wire.journey import HeaderList
 from weighbridge.wire.protocol import WireProtocol
@@ -29,6 +30,13 @@ from weighbridge.wire.protocols import PROTOCOLS
 from weighbridge.wire.readers import whose
 
 log = logging.getLogger("weighbridge.server")
+
+
+class Beside(Protocol):
+    """What works beside requests, as long as the door is open."""
+
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
 
 
 class Door:
@@ -40,9 +48,11 @@ class Door:
         rest: ASGIApp,
         *,
         protocols: Sequence[WireProtocol] = PROTOCOLS,
+        beside: Sequence[Beside] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._service = service
+        self._beside = beside
         self._rest = rest
         self._protocols = {protocol.path: protocol for protocol in protocols}
         self._clock = clock
@@ -75,15 +85,7 @@ class Door:
                 with held_body() as held:
                     body = await read_body(receive, headers, service.max_body, held)
                     ask = await apart(len(body), protocol.read, body)
-                if not service.callers.users_are_tenants:
-                    ask.user = None  # whoever an application asks for, it is the application that calls
-                apply_caller(ask, headers, caller, self._clock())
-                whose.set(ask.tenant)
-                ask.priority = max(ask.priority, service.callers.most_urgent(ask.tenant, caller))
-                await protocol.recall(ask, ask.tenant if caller is not None else None)
-                if caller is not None and not service.access.share_prefixes:
-                    ask.keep_apart(ask.tenant)
-                await apart(ask.size, getattr, ask, "prompt_hash")
+                    await settle_caller(service, protocol, ask, headers, caller, self._clock())
                 detached = await protocol.detach(ask)
             except Exception as error:
                 failure = as_api_error(error)
@@ -125,9 +127,13 @@ class Door:
         watchdog = Watchdog(self._service.stalled, self._service.watched())
         watchdog.start()
         self._answers.start()
+        for one in self._beside:
+            await one.start()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self._answers.stop()
+        for one in self._beside:
+            await one.close()
         for protocol in self._protocols.values():
             await protocol.close()
         watchdog.stop()

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from weighbridge.engine.api import Turn
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.keeping import KeepSettings
+from weighbridge.fleet.limits.spare import SpareRoom
 from weighbridge.routes.ledger.keeper import UsageKeeper
 from weighbridge.wire.identity.access import AccessSettings
 from weighbridge.wire.identity.callers import Callers
@@ -136,6 +137,20 @@ class HttpService(Service, Protocol):
 
     async def asked_behind(self, path: str, model: str, fields: Mapping[str, Any]) -> bytes:
         """What a server behind this one answers at `/tokenize` or `/detokenize`. Raises NoTokenizer where none can."""
+        ...
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no new requests, because it ends."""
+        ...
+
+    def spare_room(self, model: str) -> SpareRoom:
+        """How many requests of the last class may be under way for a model now. Raises UnknownModel."""
+        ...
+
+    def may_write(self, model: str, restricted: bool) -> bool:
+        """Whether requests for a model may be written down before anybody has looked into them. `restricted`: they say
+        themselves how they are to be treated."""
         ...
 
     def answered(self, path: str, status: int) -> None:

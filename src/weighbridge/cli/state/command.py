@@ -153,7 +153,7 @@ def _named(config: Path | None) -> Iterator[Path]:
         return
     file = config or DEFAULT_FILE
     root, _ = read_yaml(config_text(file), str(file))
-    for name in ("ledger", "tickets", "shadow_file", "responses_file"):
+    for name in ("ledger", "tickets", "shadow_file", "responses_file", "batches_file"):
         path = root.path(name, file.parent, must_exist=False)
         if path is not None:
             yield path

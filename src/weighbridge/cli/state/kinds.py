@@ -17,6 +17,7 @@ from weighbridge.flow.journal.schema import JOURNAL
 from weighbridge.routes.difficulty.trained import ROUTER
 from weighbridge.routes.learn.shadow import SHADOW
 from weighbridge.routes.ledger.books import LEDGER
+from weighbridge.server.batch.store import BATCHES
 from weighbridge.server.responses.file import RESPONSES
 from weighbridge.state.database import (
     DatabaseSchema,
@@ -85,7 +86,7 @@ class StateFile(ABC):
 
 
 class DatabaseFile(StateFile):
-    """A ledger, a journal or a file of responses."""
+    """A ledger, a journal, a file of responses or one of batches."""
 
     def __init__(self, path: Path, schema: DatabaseSchema) -> None:
         super().__init__(path, schema.name)
@@ -208,7 +209,7 @@ def recognise(path: Path) -> StateFile:
 
 def _database(path: Path) -> StateFile:
     with said("file", path), closing(connect(path, WAIT_SECONDS, read_only=True)) as connection:
-        for schema in (LEDGER, JOURNAL, RESPONSES):
+        for schema in (LEDGER, JOURNAL, RESPONSES, BATCHES):
             if is_of(connection, schema):
                 return DatabaseFile(path, schema)
     raise BadInput(f"{path} is an SQLite file of something else; leave it out")

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
-from weighbridge.engine.request import Request, RequestState
+from weighbridge.engine.request import SPARE_CLASS, Request, RequestState
 from weighbridge.engine.schedule.fairness import VirtualTokenCounters
 from weighbridge.engine.schedule.places import NOTHING, Backlog, KeptPlaces
 
@@ -252,12 +252,13 @@ class FairQueue(Generic[Item]):
             del self._backlogs[tenant]
 
     def _overdue(self, now: float) -> int | None:
-        """Return the class that has gone unserved longest, when that is at least `ageing_seconds`."""
+        """Return the class that has gone unserved longest, when that is at least `ageing_seconds`: never one that gets
+        only what is spare."""
         if self._ageing_seconds is None:
             return None
         best, oldest, since = self._order[0], None, 0.0
         for priority in self._by_service:
-            if priority == best:
+            if priority == best or priority >= SPARE_CLASS:
                 continue
             its = self._classes[priority].unserved_since
             if oldest is not None and its > since:

@@ -6,7 +6,7 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Iterator
 
-from weighbridge.engine.request import Request
+from weighbridge.engine.request import SPARE_CLASS, Request
 from weighbridge.engine.schedule.fairness import Seats
 
 _NO_SEATS = Seats()
@@ -40,6 +40,10 @@ class RunningSet:
     def lowest(self) -> Request:
         return self._by_rank[-1]
 
+    def stand_aside(self) -> bool:
+        """Whether requests that get only what is spare have to wait: one runs that gets more."""
+        return bool(self._by_rank) and self._by_rank[0].priority < SPARE_CLASS
+
     def add(self, request: Request, priority: int, now: float) -> None:
         """Add `request`, which runs from now on in class `priority`."""
         self._unserved_since[request] = now
@@ -55,6 +59,8 @@ class RunningSet:
     def lift_unserved(self, since: float) -> None:
         """Let prompts under way that got nothing after `since` compete in the most urgent class from now on."""
         for request in [r for r, served in self._unserved_since.items() if served <= since]:
+            if request.priority >= SPARE_CLASS:
+                continue
             self._by_rank.remove(request)
             self._seats[self.priority(request)].give_back(request.tenant)
             best = self.priority(self._by_rank[0]) if self._by_rank else self.priority(request)

@@ -15,6 +15,8 @@ just sampled, or what a preemption lost. One iteration, by rank (class, then arr
     Runner.execute(batch) computes it, and samples wherever a slice  -+  update()
     reaches the end of its request's tokens                              -> Progress of each request
 
+Requests of the last class (`SPARE_CLASS`) keep their places and advance only while nobody else runs.
+
 When blocks run out, the request of lowest rank gives way: its blocks return (the full ones stay in the prefix
 cache), it goes back to the front of its line and is computed again later. The request of highest rank always
 gets its blocks and its tokens, so something always advances: no deadlock, no livelock, nothing lost.
@@ -34,7 +36,7 @@ from itertools import islice
 from weighbridge.engine.api import Load
 from weighbridge.engine.batch import Batch, Sampled
 from weighbridge.engine.memory.block_tables import Opening
-from weighbridge.engine.request import FinishReason, Places, Request, RequestState
+from weighbridge.engine.request import SPARE_CLASS, FinishReason, Places, Request, RequestState
 from weighbridge.engine.schedule.admission import min_seconds
 from weighbridge.engine.schedule.books import Books
 from weighbridge.engine.schedule.plan import Plan
@@ -119,6 +121,8 @@ class Scheduler:
     def _plan_decodes(self, plan: Plan) -> None:
         """Plan the streams first: every running request with one token left to compute."""
         for request in self._running:
+            if request.priority >= SPARE_CLASS and self._running.stand_aside():
+                return  # nor do those behind it
             position = request.num_computed_tokens
             if position + 1 != len(request.tokens) or request.state is not RequestState.RUNNING:
                 continue  # a prompt under way, or preempted for one of higher rank
@@ -133,6 +137,8 @@ class Scheduler:
         for request in self._prompts(plan):
             if request in plan or request.state is not RequestState.RUNNING:
                 continue
+            if request.priority >= SPARE_CLASS and self._running.stand_aside():
+                break
             priority = self._running.priority(request)
             if priority != reached:
                 self._admit(plan, above=priority)
@@ -225,6 +231,8 @@ class Scheduler:
                 return
             request, priority = turn
             if above is not None and priority >= above:
+                return
+            if priority >= SPARE_CLASS and self._running.stand_aside():
                 return
             if self._over_share(request.tenant):
                 request = self._within_share(request)

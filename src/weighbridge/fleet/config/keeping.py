@@ -1,4 +1,4 @@
-"""What an operator can set about responses that are kept after they were sent."""
+"""What an operator can set about what is kept: responses after they were sent, uploaded files, batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ASKED, ALWAYS, NEVER = "asked", "always", "never"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepSettings(IdentitySettings):
-    """Where responses are kept, how many and how long."""
+    """Where responses, files and batches are kept, how many and how long."""
 
     responses_on_disk: str = knob(
         ASKED,
@@ -32,4 +32,20 @@ class KeepSettings(IdentitySettings):
     )
     responses_memory: int = knob(
         256 << 20, "Memory for responses; a tenant may have an eighth of it.", unit="bytes"
+    )
+    batches_file: Path | None = knob(
+        None,
+        "SQLite file of uploaded files and batches, which outlive the server; none: they are in memory.",
+        is_made=True,
+    )
+    batches_days: float = knob(30.0, "Days after which an uploaded file or a batch is erased.", min=0.001)
+    batches_memory: int = knob(
+        256 << 20, "Memory for uploaded files and batches; a tenant may have an eighth of it.", unit="bytes"
+    )
+    batches_disk: int = knob(
+        8 << 30, "Bytes of the file of batches; a tenant may have an eighth of it.", unit="bytes"
+    )
+    max_upload: int = knob(64 << 20, "Largest file that can be uploaded.", unit="bytes")
+    batch_lines: int = knob(
+        8, "Lines of batches under way at once for each replica; never more than half of its places.", min=1
     )

@@ -19,6 +19,8 @@ from weighbridge.fleet.replica import Timeouts
 from weighbridge.secret import Secret
 from weighbridge.wire.client import Trust
 
+#: Where a model is that is not beyond the boundary.
+EDGE = "edge"
 #: What a replica may be: exactly one of these keys is in its entry.
 KINDS = ("url", "process", "engine", "ray")
 #: Those that are started here, under whatever name we like.
@@ -119,7 +121,7 @@ class ModelSpec:
         None  # that servers may count beyond max_tokens and not show; None: if they are paid
     )
     only_routes: bool = False
-    placement: str = "edge"
+    placement: str = EDGE
     retry: RetrySettings | None = None  # None: that of the whole fleet
 
 

@@ -16,6 +16,7 @@ from itertools import islice
 
 from weighbridge.cost.mean import Mean
 from weighbridge.cost.step import StepCost
+from weighbridge.engine.request import SPARE_CLASS
 from weighbridge.fleet.api import Arrival, Capacity
 from weighbridge.fleet.kv.following import Following
 from weighbridge.fleet.load.experience import LATE, Experience
@@ -105,6 +106,11 @@ class OwnLoad:
         return len(self._in_flight)
 
     @property
+    def spare_requests(self) -> int:
+        """Those of them that get only what nobody else needs."""
+        return sum([one.arrival.priority >= SPARE_CLASS for one in self._in_flight.values()])
+
+    @property
     def outstanding_tokens(self) -> float:
         """Tokens of work in flight: prompts not computed, output not produced."""
         return self.uncomputed_tokens + self.remaining_output
@@ -145,6 +151,7 @@ class OwnLoad:
             remaining=weight.choices * weight.output.mean,
             forecast=forecast,
             level=self.sequences,
+            watched=arrival.priority < SPARE_CLASS,  # whoever lets others pass says nothing of speed
         )
         if not self._in_flight:
             self.experience.heard = now

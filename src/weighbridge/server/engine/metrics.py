@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from weighbridge.engine.api import Engine
 from weighbridge.server.engine.experts import ExpertCollector, telemetry_of
-from weighbridge.server.watchdog import stall_histogram
+from weighbridge.server.watching.watchdog import stall_histogram
 from weighbridge.ticket import Ticket, TicketStore
 
 log = logging.getLogger("weighbridge.requests")

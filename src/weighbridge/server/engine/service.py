@@ -13,6 +13,7 @@ from typing import Any
 from weighbridge.engine.api import Engine, Turn
 from weighbridge.engine.request import Guide, Places
 from weighbridge.errors import NeverFits, UnknownModel
+from weighbridge.fleet.limits.spare import SpareRoom
 from weighbridge.routes.budget import Ledger
 from weighbridge.routes.ledger.keeper import UsageKeeper
 from weighbridge.server.endpoint import Audience, ChatTokenizer, Endpoint, NoTokenizer
@@ -106,6 +107,18 @@ class EngineService:
 
     async def asked_behind(self, path: str, model: str, fields: Mapping[str, Any]) -> bytes:
         raise NoTokenizer("there is no other server behind this one")
+
+    @property
+    def draining(self) -> bool:
+        return self.engine.load().draining
+
+    def spare_room(self, model: str) -> SpareRoom:
+        self.check_model(model)
+        lines = self.keeping.batch_lines  # the engine lets everybody else pass by itself
+        return SpareRoom(lines, lines)
+
+    def may_write(self, model: str, restricted: bool) -> bool:
+        return True
 
     def answered(self, path: str, status: int) -> None:
         self._metrics.http_requests.labels(path, str(status)).inc()

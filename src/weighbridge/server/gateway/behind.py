@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from weighbridge.fleet.api import Call
-from weighbridge.fleet.gateway import EDGE
+from weighbridge.fleet.config.spec import EDGE
 from weighbridge.fleet.journey import Unavailable
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.pool import Pool

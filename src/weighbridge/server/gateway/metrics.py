@@ -15,8 +15,8 @@ from prometheus_client.utils import floatToGoString
 from weighbridge.fleet.desk import Standing
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.member import Member
-from weighbridge.server.series import Spread, Sums
-from weighbridge.server.watchdog import stall_histogram
+from weighbridge.server.watching.series import Spread, Sums
+from weighbridge.server.watching.watchdog import stall_histogram
 from weighbridge.ticket import Leg, Ticket
 
 #: Lines of `/metrics` that are written at once.

@@ -10,6 +10,7 @@ from typing import Any, cast
 from weighbridge.engine.api import Turn
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.limits.rates import rate_headers
+from weighbridge.fleet.limits.spare import SpareRoom
 from weighbridge.fleet.pool import Pool
 from weighbridge.routes.budget import Ledger
 from weighbridge.routes.ledger.keeper import UsageKeeper
@@ -109,6 +110,19 @@ class GatewayService:
         """The model whose tokens are counted: of a route, the one that sees every prompt, which none leaves for."""
         route = self.gateway.routes.get(model)
         return self.gateway.pool(model) if route is None else self.gateway.pools[route.counted_as]
+
+    @property
+    def draining(self) -> bool:
+        return self.gateway.draining
+
+    def spare_room(self, model: str) -> SpareRoom:
+        return self.gateway.spare_room(model, self.keeping.batch_lines)
+
+    def may_write(self, model: str, restricted: bool) -> bool:
+        route = self.gateway.routes.get(model)
+        if route is None and not model:  # whoever names none may mean any
+            return all(one.may_write(restricted) for one in self.gateway.routes.values())
+        return route is None or route.may_write(restricted)
 
     def answered(self, path: str, status: int) -> None:
         self._metrics.answered(path, status)

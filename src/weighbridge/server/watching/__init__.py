@@ -1,0 +1,1 @@
+"""What watches over a server: threads that keep everybody waiting, and how many series its metrics may have."""
