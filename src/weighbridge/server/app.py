@@ -23,6 +23,7 @@ from weighbridge.server.endpoint import Audience, Endpoint, Handler, HttpService
 from weighbridge.server.kept_responses import KeptResponses
 from weighbridge.server.ollama import OllamaEndpoints
 from weighbridge.server.responses.keeper import ResponseKeeper
+from weighbridge.server.streams import KeptStreams
 from weighbridge.server.tokens import TokenEndpoints
 from weighbridge.server.usage import UsageEndpoint
 from weighbridge.wire.errors import ApiError, as_api_error, error_body, retry_after_header
@@ -47,13 +48,15 @@ def create_app(
     kept = KeptResponses(service, ResponseKeeper(service.keeping, service.max_body))
     protocols = [kept if protocol.path == kept.path else protocol for protocol in protocols]
     batches = Batches(service, protocols, clock)
+    streams = KeptStreams(service)
     common = CommonEndpoints(service, kept).endpoints()
-    table = [*common, *batches.endpoints(), *service.endpoints()]
+    table = [*common, *batches.endpoints(), *streams.endpoints(), *service.endpoints()]
     routes = [Route(row.path, _guarded(row, service), methods=[row.method]) for row in table]
     routes += [Route(protocol.path, _only_post, methods=["POST"]) for protocol in protocols]
     speakers = {row.path: row.speaks for row in table} | {one.path: one for one in protocols}
     rest = Starlette(routes=routes, exception_handlers={HTTPException: partial(_http_error, speakers)})
-    return Sites(Door(service, rest, protocols=protocols, beside=(batches,), clock=clock), service.access)
+    door = Door(service, rest, protocols=protocols, streams=streams, beside=(batches, streams), clock=clock)
+    return Sites(door, service.access)
 
 
 async def _only_post(request: Request) -> Response:

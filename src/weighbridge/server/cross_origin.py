@@ -17,7 +17,7 @@ EXPOSED_HEADERS = [
         for what in ("limit", "remaining", "reset")
         for kind in ("requests", "tokens")
     ),
-    *(f"x-weighbridge-{name}" for name in ("ticket", "replica", "placement", "cost", "degraded")),
+    *(f"x-weighbridge-{name}" for name in ("ticket", "replica", "placement", "cost", "degraded", "stream")),
 ]
 
 

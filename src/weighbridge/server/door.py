@@ -10,12 +10,14 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.server.endpoint import HttpService
+from weighbridge.server.streams import KeptStreams
 from weighbridge.server.watching.watchdog import Watchdog
 from weighbridge.wire.answer import Answers
 from weighbridge.wire.body import apart, held_body, read_body
@@ -48,6 +50,7 @@ class Door:
         rest: ASGIApp,
         *,
         protocols: Sequence[WireProtocol] = PROTOCOLS,
+        streams: KeptStreams | None = None,
         beside: Sequence[Beside] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -57,6 +60,7 @@ class Door:
         self._protocols = {protocol.path: protocol for protocol in protocols}
         self._clock = clock
         self._answers = Answers(service, clock)
+        self._streams = KeptStreams(service) if streams is None else streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -98,6 +102,10 @@ class Door:
                 status = await detached(receive, send)
             elif ask.answer is not None:
                 status = await self._answer_at_once(protocol, ask.model, ask.answer, scope, send)
+            elif ask.stream and self._streams.wants(ask):
+                status = await self._streams.answer(
+                    ask, headers, partial(self._answers.answer, ask, protocol), receive, send
+                )
             else:
                 status = await self._answers.answer(ask, protocol, receive, send)
         except OSError:  # the client's connection broke

@@ -148,6 +148,10 @@ class HttpService(Service, Protocol):
         """How many requests of the last class may be under way for a model now. Raises UnknownModel."""
         ...
 
+    def keeps_streams(self, model: str) -> bool:
+        """Whether a model is configured so that its streams survive their clients."""
+        ...
+
     def may_write(self, model: str, restricted: bool) -> bool:
         """Whether requests for a model may be written down before anybody has looked into them. `restricted`: they say
         themselves how they are to be treated."""

@@ -54,6 +54,11 @@ class ServerSettings(ListenSettings):
         f"How the model marks its thoughts, shown as reasoning_content: {', '.join(REASONING_STYLE_NAMES)}.",
         choices=REASONING_STYLE_NAMES,
     )
+    keep_streams: bool = knob(
+        False,
+        "Streams survive their client for a minute, also where it does not ask for that.",
+        flag="--keep-streams",
+    )
     max_choices: int = 16
     max_inputs: int = 2048  # of one embeddings request; OpenAI's own limit
     max_logprobs: int = 20

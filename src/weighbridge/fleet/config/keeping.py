@@ -49,3 +49,8 @@ class KeepSettings(IdentitySettings):
     batch_lines: int = knob(
         8, "Lines of batches under way at once for each replica; never more than half of its places.", min=1
     )
+    streams_memory: int = knob(
+        64 << 20,
+        "Memory for streams that survive their client; a tenant may have an eighth of it.",
+        unit="bytes",
+    )

@@ -151,6 +151,7 @@ def _model(
         tokenizer=section.path("tokenizer", base, must_exist=True),
         policy=section.choice("policy", policy, tuple(POLICIES)),
         resume=section.flag("resume", resume),
+        keep_streams=section.flag("keep_streams", False),
         hedge=_hedge(section.section("hedge"), hedge),
         default_max_tokens=section.count("default_max_tokens", 1024),
         thinking_tokens=section.count("thinking_tokens", None, least=0),

@@ -115,6 +115,7 @@ class ModelSpec:
     tokenizer: Path | None = None
     policy: str = "weigh"
     resume: bool = False  # a stream whose replica dies goes on elsewhere, re-prefilled
+    keep_streams: bool = False  # a stream whose client is gone goes on, and can be picked up
     hedge: HedgeSettings = field(default_factory=HedgeSettings)
     default_max_tokens: int = 1024
     thinking_tokens: int | None = (

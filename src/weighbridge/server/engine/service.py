@@ -117,6 +117,9 @@ class EngineService:
         lines = self.keeping.batch_lines  # the engine lets everybody else pass by itself
         return SpareRoom(lines, lines)
 
+    def keeps_streams(self, model: str) -> bool:
+        return self.settings.keep_streams
+
     def may_write(self, model: str, restricted: bool) -> bool:
         return True
 

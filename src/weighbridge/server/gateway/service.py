@@ -48,6 +48,9 @@ class GatewayService:
         ]
         priorities = {one.name: one.priority for one in spec.tenants if one.priority is not None}
         self.callers = Callers(Keys(keys, spec.admin_key), spec, priorities)
+        self._kept = frozenset(
+            name for one in spec.models if one.keep_streams for name in (one.name, *one.aliases)
+        )
         self._metrics = metrics
         self._created = int(time.time())
 
@@ -117,6 +120,9 @@ class GatewayService:
 
     def spare_room(self, model: str) -> SpareRoom:
         return self.gateway.spare_room(model, self.keeping.batch_lines)
+
+    def keeps_streams(self, model: str) -> bool:
+        return model in self._kept
 
     def may_write(self, model: str, restricted: bool) -> bool:
         route = self.gateway.routes.get(model)
