@@ -144,6 +144,9 @@ class CommonEndpoints:
         return [
             Endpoint("GET", "/", self.console, Audience.VISITORS),
             Endpoint("GET", "/health", self.health, Audience.ALL),
+            Endpoint("GET", "/health/ready", self.health, Audience.ALL),
+            Endpoint("GET", "/health/live", self.alive, Audience.ALL),
+            Endpoint("GET", "/health/startup", self.alive, Audience.ALL),
             Endpoint("GET", "/version", self.version, Audience.ALL),
             Endpoint("GET", "/metrics", self.metrics, Audience.WATCHERS),
             Endpoint("GET", "/v1/load", self.load, Audience.VISITORS),
@@ -163,6 +166,13 @@ class CommonEndpoints:
     async def health(self, request: Request) -> Response:
         status, told = self._service.health()
         return json_response({**told, "version": __version__}, status)
+
+    async def alive(self, request: Request) -> Response:
+        """That this process answers: what it listens with is up, and a server of ours listens once its model is loaded.
+
+        Nothing of what is behind it: whoever ends a process for that would end all gateways with one replica.
+        """
+        return json_response({"status": "ok", "version": __version__})
 
     async def version(self, request: Request) -> Response:
         return json_response({"version": __version__})

@@ -155,6 +155,9 @@ ENDPOINTS = [
     # -- beside the completions
     Row("the page", ok(headers={"content-type": "text/html; charset=utf-8"}), method="GET", path="/"),
     Row("health", HEALTH, method="GET", path="/health", differs=MORE),
+    Row("readiness", HEALTH, method="GET", path="/health/ready", differs=MORE),
+    Row("liveness", HEALTH, method="GET", path="/health/live"),
+    Row("started", HEALTH, method="GET", path="/health/startup"),
     Row(
         "metrics", ok(body=lambda reply: b"# TYPE weighbridge_" in reply.body), method="GET", path="/metrics"
     ),
