@@ -1,4 +1,6 @@
-"""Take each check of `wire/` out, one at a time, and see that a door test fails: `python tools/deletions.py [WORDS]`.
+"""Take each check of `wire/` out, one at a time, and see that a test fails: `python tools/deletions.py [WORDS]`.
+
+So with those of what models write (`server/styles`) and of what replicas tell of their caches (`fleet/kv`).
 
 Nothing in the tree is changed. The module without the check is written to a scratch folder and imported in place of its
 own by every process of the test run. A check is named by the function or class it stands in and by its code, so that a
@@ -928,7 +930,301 @@ ANSWERS = [
         tests=("test_upstream.py::test_an_error_in_another_shape_is_an_error_here",),
     ),
 ]
-DELETIONS = [*BODIES, *EXTENSION, *CALLERS, *IDENTITY, *ANSWERS]
+
+
+def _refused(module: str, row: str) -> str:
+    """What pytest calls a row of what a protocol refuses."""
+    return f"wire/{module}.py::test_what_cannot_be_had_is_an_error_that_names_it[{row}]"
+
+
+#: Of the protocols that become chats, of how models write calls, and of what replicas tell of their caches.
+TOLD = [
+    Deletion(
+        "tools that run at a provider",
+        "protocols.messages:_tool",
+        "if tool.type not in (None, 'custom'): ...",
+        tests=(_refused("test_messages", "a tool of the provider"),),
+    ),
+    Deletion(
+        "a tool that cannot be called",
+        "protocols.messages:_tool",
+        "if not tool.name or tool.input_schema is None: ...",
+        tests=(_refused("test_messages", "a tool without a schema"),),
+    ),
+    Deletion(
+        "servers that a provider would call",
+        "protocols.messages:_check",
+        "if request.mcp_servers: ...",
+        tests=(_refused("test_messages", "servers"),),
+    ),
+    Deletion(
+        "a container at a provider",
+        "protocols.messages:_check",
+        "if request.container is not None: ...",
+        tests=(_refused("test_messages", "a container"),),
+    ),
+    Deletion(
+        "a region of a provider",
+        "protocols.messages:_check",
+        "if request.inference_geo not in (None, 'global'): ...",
+        tests=(_refused("test_messages", "a region"),),
+    ),
+    Deletion(
+        "the text of a block",
+        "protocols.messages:_text_of",
+        "if not isinstance(value, str): ...",
+        tests=(_refused("test_messages", "a text that is none"),),
+    ),
+    Deletion(
+        "an answer that has begun",
+        "protocols.messages:_messages",
+        "if last is not None and last.role == 'assistant': ...",
+        tests=(_refused("test_messages", "a prefill"),),
+    ),
+    Deletion(
+        "what instructions are written in",
+        "protocols.messages:_texts",
+        "if block.get('type') != 'text': ...",
+        tests=(_refused("test_messages", "a picture as system"),),
+    ),
+    Deletion(
+        "the blocks of what a tool said",
+        "protocols.messages:_tool_result",
+        "if not all((isinstance(one, dict) for one in blocks)): ...",
+        tests=(_refused("test_messages", "a block that is none"),),
+    ),
+    Deletion(
+        "which tool must be called",
+        "protocols.messages:_tool_choice",
+        "if not choice.name: ...",
+        tests=(_refused("test_messages", "no name for a tool"),),
+    ),
+    Deletion(
+        "text behind a gap",
+        "protocols.ollama:_check",
+        "if request.suffix: ...",
+        tests=(_refused("test_ollama", "a suffix"),),
+    ),
+    Deletion(
+        "a template of the client",
+        "protocols.ollama:_check",
+        "if request.template: ...",
+        tests=(_refused("test_ollama", "a template"),),
+    ),
+    Deletion(
+        "turns kept as tokens",
+        "protocols.ollama:_check",
+        "if request.context: ...",
+        tests=(_refused("test_ollama", "a context"),),
+    ),
+    Deletion(
+        "instructions beside a raw prompt",
+        "protocols.ollama:_check",
+        "if request.raw and (request.system or request.images): ...",
+        tests=(_refused("test_ollama", "raw with a system prompt"),),
+    ),
+    Deletion(
+        "another way of sampling",
+        "protocols.ollama:_sampling",
+        "if value is not None and value not in unused: ...",
+        tests=(_refused("test_ollama", "another sampler"),),
+    ),
+    Deletion(
+        "log-probabilities that are not told",
+        "protocols.ollama:_sampling",
+        "if request.logprobs: ...",
+        tests=(_refused("test_ollama", "log-probabilities"),),
+    ),
+    Deletion(
+        "a format of no name",
+        "protocols.ollama:_response_format",
+        "if form != 'json': ...",
+        tests=(_refused("test_ollama", "another format"),),
+    ),
+    Deletion(
+        "a picture of no kind",
+        "protocols.ollama:_image",
+        "if kind is None: ...",
+        tests=(_refused("test_ollama", "no picture"),),
+    ),
+    Deletion(
+        "a picture that is no base64",
+        "protocols.ollama:_image",
+        "except (binascii.Error, ValueError):",
+        tests=(_refused("test_ollama", "no base64"),),
+    ),
+    Deletion(
+        "arguments with half a letter",
+        "protocols.openai:object_of",
+        "_encode(value)",
+        tests=("wire/test_ollama.py::test_a_call_that_cannot_be_written_is_text",),
+    ),
+    Deletion(
+        "an item that is no object",
+        "protocols.response_items:_read",
+        "if not isinstance(item, dict): ...",
+        tests=(_refused("test_response_items", "an item that is none"),),
+    ),
+    Deletion(
+        "an item of no kind",
+        "protocols.response_items:_read",
+        "if reader is None: ...",
+        tests=(_refused("test_response_items", "an item of no kind"),),
+    ),
+    Deletion(
+        "whose an item is",
+        "protocols.response_items:_message",
+        "if role not in _ROLES: ...",
+        tests=(_refused("test_response_items", "a tool's role"),),
+    ),
+    Deletion(
+        "the content of an item",
+        "protocols.response_items:_message",
+        "if not isinstance(content, list): ...",
+        tests=(_refused("test_response_items", "content that is none"),),
+    ),
+    Deletion(
+        "a text that an item must have",
+        "protocols.response_items:_text",
+        "if not isinstance(value, str) or (needed and (not value) and (name != 'arguments')): ...",
+        tests=(_refused("test_response_items", "an output of no call"),),
+    ),
+    Deletion(
+        "where a picture is",
+        "protocols.response_items:_part",
+        "if not isinstance(url, str) or not url: ...",
+        tests=(_refused("test_response_items", "a picture without a place"),),
+    ),
+    Deletion(
+        "in how much detail a picture is looked at",
+        "protocols.response_items:_part",
+        "if detail not in ('auto', 'low', 'high', 'original'): ...",
+        tests=(_refused("test_response_items", "a picture in no detail"),),
+    ),
+    Deletion(
+        "the parts of a thought",
+        "protocols.response_items:_reasoning",
+        "if not isinstance(parts, list) or not all((isinstance(part, dict) for part in parts)): ...",
+        tests=(_refused("test_response_items", "a thought of no parts"),),
+    ),
+    Deletion(
+        "a response of no turn",
+        "protocols.responses:ResponseRequest.complete",
+        "if not messages: ...",
+        tests=(_refused("test_response_items", "nothing"),),
+    ),
+    Deletion(
+        "what only OpenAI keeps",
+        "protocols.responses:_refuse_what_is_not_here",
+        "if getattr(written, name) is not None: ...",
+        tests=(_refused("test_response_items", "a conversation"),),
+    ),
+    Deletion(
+        "how many metadata there are",
+        "protocols.responses:_refuse_what_is_not_here",
+        "len(metadata) > MAX_METADATA",
+        "False",
+        tests=(_refused("test_response_items", "many metadata"),),
+    ),
+    Deletion(
+        "tools that only OpenAI runs",
+        "protocols.responses:_tools",
+        "if kind != 'function': ...",
+        tests=(_refused("test_response_items", "a tool that OpenAI runs"),),
+    ),
+    Deletion(
+        "names of tools that may be called",
+        "protocols.responses:_chosen",
+        "if not all((isinstance(name, str) for name in names)): ...",
+        tests=(_refused("test_response_items", "a choice of nameless tools"),),
+    ),
+    Deletion(
+        "a form that has no schema",
+        "protocols.responses:_response_format",
+        "if wanted.schema is None or not wanted.name: ...",
+        tests=(_refused("test_response_items", "a form without a schema"),),
+    ),
+    Deletion(
+        "half a letter in a literal",
+        "server.styles.typed:_python",
+        "_dumped(found).encode()",
+        tests=("server/test_typed_arguments.py::test_a_value_is_of_its_type_or_stays_as_it_is_written",),
+        package="weighbridge",
+    ),
+    Deletion(
+        "a number that is none",
+        "server.styles.typed:_json",
+        "json.loads(text, parse_constant=_refuse)",
+        "json.loads(text)",
+        tests=("server/test_typed_arguments.py::test_a_value_is_of_its_type_or_stays_as_it_is_written",),
+        package="weighbridge",
+    ),
+    Deletion(
+        "how much space is held back",
+        "server.styles.tool_stream:ToolStream._look_for_a_call",
+        "if not start and len(self._held) > MAX_SPACE: ...",
+        tests=("server/test_tool_styles.py::test_space_is_held_within_bounds",),
+        package="weighbridge",
+    ),
+    Deletion(
+        "how much space is held before a thought",
+        "server.styles.reasoning:ReasoningStream._next",
+        "len(self._held) > MAX_SPACE",
+        "False",
+        tests=("server/test_tool_styles.py::test_space_is_held_within_bounds",),
+        package="weighbridge",
+    ),
+    Deletion(
+        "tokens of more than eight bytes",
+        "fleet.kv.events",
+        "Annotated[int, Meta(ge=-2 ** 63, le=2 ** 63 - 1)]",
+        "int",
+        tests=("fleet/test_kv_events.py::test_what_is_no_batch_is_said_to_be_none",),
+        package="weighbridge",
+    ),
+    Deletion(
+        "events that are no UTF-8",
+        "fleet.kv.events",
+        "(msgspec.DecodeError, UnicodeDecodeError, RecursionError)",
+        "(msgspec.DecodeError, RecursionError)",
+        tests=("fleet/test_kv_events.py::test_what_is_no_batch_is_said_to_be_none",),
+        package="weighbridge",
+    ),
+    Deletion(
+        "blocks in another place",
+        "fleet.kv.following:Following._apply",
+        "event.medium not in _NEAR or event.group_idx not in _GROUP",
+        "False",
+        tests=("fleet/test_kv_events.py::test_what_is_elsewhere_or_another_models_is_not_counted",),
+        package="weighbridge",
+    ),
+    Deletion(
+        "whether blocks have their tokens",
+        "fleet.kv.following:Following._apply",
+        "salt is not None and len(event.token_ids) == len(event.block_hashes) * event.block_size",
+        "salt is not None",
+        tests=("fleet/test_kv_events.py::test_what_is_elsewhere_or_another_models_is_not_counted",),
+        package="weighbridge",
+    ),
+    Deletion(
+        "how many blocks are believed",
+        "fleet.kv.blocks:KnownBlocks.store",
+        "if max(len(self._theirs) + len(hashes), len(self._held)) > MOST_BLOCKS: ...",
+        tests=(
+            "fleet/test_kv_events.py::test_blocks_that_complete_more_of_ours_than_any_cache_has_are_not_believed",
+        ),
+        package="weighbridge",
+    ),
+    Deletion(
+        "a long event at once",
+        "fleet.kv.following:Following._store",
+        "min(max(TURN_TOKENS // size, 1), TURN_BLOCKS)",
+        "len(hashes) or 1",
+        tests=("fleet/test_kv_events.py::test_a_long_event_is_taken_in_by_turns_and_comes_to_the_same",),
+        package="weighbridge",
+    ),
+]
+DELETIONS = [*BODIES, *EXTENSION, *CALLERS, *IDENTITY, *ANSWERS, *TOLD]
 
 
 def chosen(words: Sequence[str]) -> Iterator[Deletion]:

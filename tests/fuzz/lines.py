@@ -6,19 +6,29 @@ import asyncio
 from collections.abc import Sequence
 from functools import cache
 
+import msgspec
+
 from tests.fuzz import seeds
 from tests.fuzz.forms.lines import changed_answer, changed_events
 from tests.fuzz.target import Target
 from tests.fuzz.typed import check_fields
 from weighbridge.wire.client import HttpClient, _Connection
-from weighbridge.wire.events import ErrorPart, Event, Part, UsagePart
-from weighbridge.wire.protocols import ANSWER_PARSERS, EVENT_PARSERS
+from weighbridge.wire.errors import ApiError
+from weighbridge.wire.events import ErrorPart, Event, Parse, Part, UsagePart
+from weighbridge.wire.journey import WholeAnswer
+from weighbridge.wire.protocol import WireProtocol
+from weighbridge.wire.protocols import ANSWER_PARSERS, EVENT_PARSERS, chat
+from weighbridge.wire.protocols.chat import ChatProtocol
+from weighbridge.wire.protocols.messages import MessagesProtocol
+from weighbridge.wire.protocols.ollama import OllamaChat
+from weighbridge.wire.protocols.responses import ResponsesProtocol
 from weighbridge.wire.sse import EventFramer, EventTooLong, event_data
 from weighbridge.wire.usage import MOST_TOKENS
 
 _MOST_BODY = 1 << 16
 #: What a server answers to the next request on a connection that was kept.
 _NEXT = b"HTTP/1.1 201 Next\r\nContent-Length: 4\r\n\r\nnext"
+_RESPONSES, _MESSAGES, _OLLAMA = ResponsesProtocol(), MessagesProtocol(), OllamaChat()
 _Answer = tuple[int, dict[str, str], bytes]
 
 
@@ -56,6 +66,37 @@ def parse_sse(data: bytes) -> None:
             _check_parts(Event(block, parse).parts)
     for parse in ANSWER_PARSERS.values():
         _check_parts(parse(stream))
+    for path, protocol, body in _ASKED:
+        _check_written(protocol, body, [block for block in blocks if block], EVENT_PARSERS[path])
+        _check_written(protocol, body, [], ANSWER_PARSERS[path], stream)
+
+
+#: What the answers are to: each protocol that is none of OpenAI's first ones, streamed and not.
+_ASKED = [
+    (chat.PATH, _RESPONSES, b'{"model":"m","input":"a","include":["message.output_text.logprobs"]}'),
+    (chat.PATH, _MESSAGES, b'{"model":"m","max_tokens":9,"messages":[{"role":"user","content":"a"}]}'),
+    (chat.PATH, _OLLAMA, b'{"model":"m","messages":[{"role":"user","content":"a"}]}'),
+    (chat.PATH, _OLLAMA, b'{"model":"m","stream":false,"messages":[{"role":"user","content":"a"}]}'),
+    (chat.PATH, ChatProtocol(), b'{"model":"m","messages":[{"role":"user","content":"a"}],"stream":true}'),
+]
+
+
+def _check_written(
+    protocol: WireProtocol, body: bytes, blocks: Sequence[bytes], parse: Parse, whole: bytes = b""
+) -> None:
+    """Whatever a server says, it can be said in another protocol, or is an error there: in JSON that all can read."""
+    encoder = protocol.encoder(protocol.read(body))
+    try:
+        out = encoder.whole(WholeAnswer(whole, parse)) if whole else b""
+        out += b"".join(encoder.event(Event(block, parse)) for block in blocks)
+        out += encoder.end() if not whole else b""
+    except ApiError:
+        return
+    for line in out.split(b"\n"):
+        data = line.removeprefix(b"data: ")
+        if protocol.passes_errors or data in (b"", b"[DONE]") or not data.startswith(b"{"):
+            continue  # what goes on as it came
+        msgspec.json.decode(data)
 
 
 class _Line(asyncio.Transport):

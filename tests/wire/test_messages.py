@@ -397,6 +397,13 @@ def test_whatever_comes_is_a_message_with_all_of_it(pieces: list[list[Any]], end
     assert len(calls) == len(begun)
 
 
+@pytest.mark.parametrize("arguments", [r'{"a": "\ud800"}', r'{"\udc00": 1}', "[1]", '{"a": ' * 2000, "x"])
+def test_arguments_that_are_no_object_or_cannot_be_written_are_shown_as_they_came(arguments: str) -> None:
+    parts: list[Part] = [ToolCallPart(0, arguments, "c", "weigh"), FinishPart("tool_calls")]
+    told = json.loads(encoder().whole(WholeAnswer(b"x", lambda raw: parts)))
+    assert told["content"][0]["input"] == {"INVALID_JSON": arguments}
+
+
 def test_a_whole_message_says_what_its_stream_says() -> None:
     parts: list[Part] = [
         ReasoningPart("hm"),

@@ -284,6 +284,14 @@ def test_a_whole_answer_is_one_line_of_all() -> None:
         assert (one["response"], one["thinking"], one["done"], one["eval_count"]) == ("ab", "hm", True, 2)
 
 
+@pytest.mark.parametrize("gathers", [True, False])
+@pytest.mark.parametrize("arguments", [r'{"a": "\ud800"}', r'{"\udc00": 1}', "[1]", '{"a": ' * 2000])
+def test_a_call_that_cannot_be_written_is_text(arguments: str, gathers: bool) -> None:
+    parts = [ToolCallPart(0, arguments, "c", "weigh"), FinishPart("tool_calls")]
+    found = streamed(begun(ChatLines("m", gathers=gathers)), [[part] for part in parts])
+    assert "".join(one["message"]["content"] for one in found) == arguments
+
+
 def test_an_error_in_an_answer_that_nobody_saw_yet_is_an_error() -> None:
     with pytest.raises(ApiError, match="broke"):
         streamed(begun(ChatLines("m", gathers=True)), [[TextPart("x")], [ErrorPart("broke")]])

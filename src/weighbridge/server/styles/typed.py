@@ -201,7 +201,7 @@ def _python(text: str) -> Any:
         return None
     try:
         found = ast.literal_eval(text)
-        _dumped(found)
+        _dumped(found).encode()  # half of a surrogate pair cannot be sent
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
     return list(found) if isinstance(found, tuple) else found

@@ -34,7 +34,7 @@ from weighbridge.wire.events import (
 from weighbridge.wire.journey import WholeAnswer
 from weighbridge.wire.protocol import Encoder, WireProtocol
 from weighbridge.wire.protocols.chat import ChatProtocol
-from weighbridge.wire.protocols.openai import Fraction, Positive
+from weighbridge.wire.protocols.openai import Fraction, Positive, object_of
 
 PATH = "/v1/messages"
 COUNT_PATH = "/v1/messages/count_tokens"
@@ -561,11 +561,8 @@ def _tool_use(id: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any
 def input_of(arguments: str) -> dict[str, Any]:
     """Arguments of a call as the object that a block holds; what is none, as it was written, under Anthropic's name for
     it."""
-    try:
-        value = json.loads(arguments or "{}")
-    except (ValueError, RecursionError):
-        value = None
-    return value if isinstance(value, dict) else {"INVALID_JSON": arguments}
+    value = object_of(arguments)
+    return {"INVALID_JSON": arguments} if value is None else value
 
 
 _protocol = MessagesProtocol()

@@ -39,7 +39,7 @@ from weighbridge.wire.journey import WholeAnswer
 from weighbridge.wire.protocol import Encoder, WireProtocol
 from weighbridge.wire.protocols import completions, embeddings
 from weighbridge.wire.protocols.chat import ChatProtocol
-from weighbridge.wire.protocols.openai import body_of
+from weighbridge.wire.protocols.openai import body_of, object_of
 from weighbridge.wire.usage import read_usage
 
 CHAT_PATH, GENERATE_PATH = "/api/chat", "/api/generate"
@@ -544,11 +544,8 @@ class Lines(Timed):
         """The calls whose arguments are an object, and as text those that were cut off before they were one."""
         calls, broken = [], ""
         for index, (id, name, arguments) in sorted(self._calls.items()):
-            try:
-                value = json.loads(arguments or "{}")
-            except (ValueError, RecursionError):
-                value = None
-            if isinstance(value, dict) and name:
+            value = object_of(arguments)
+            if value is not None and name:
                 function = {"index": index, "name": name, "arguments": value}
                 calls.append({"id": id, "function": function} if id else {"function": function})
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from abc import abstractmethod
@@ -154,6 +155,17 @@ def body_of(event: bytes) -> dict[str, Any] | None:
     try:
         value = msgspec.json.decode(event)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def object_of(arguments: str) -> dict[str, Any] | None:
+    """Arguments of a call as an object; None where they are none, or half of a surrogate pair is in them, which JSON
+    can name and nobody can write."""
+    try:
+        value = json.loads(arguments or "{}")
+        _encode(value)
+    except (ValueError, OverflowError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
