@@ -254,6 +254,11 @@ def test_the_command_line_checks_and_shows(tmp_path: Path) -> None:
     file.write_text(GOOD.replace("policy:", "polcy:"))
     failed = runner.invoke(app, ["config", "check", str(file)])
     assert isinstance(failed.exception, BadInput)  # main() turns it into one line and exit code 2
+    told = runner.invoke(app, ["config", "check", str(file), "--json"])
+    assert told.exit_code == 2
+    told_problems = json.loads(told.output)
+    assert told_problems["ok"] is False
+    assert any("polcy" in line for line in told_problems["problems"])
 
 
 def test_shared_limits_show_without_their_password(tmp_path: Path) -> None:

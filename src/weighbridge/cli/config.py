@@ -35,7 +35,13 @@ _ACCOUNT = re.compile(r"//[^/\s]*@")
 
 def check(file: _FILE = DEFAULT_FILE, json_output: JsonOutput = False) -> None:
     """Read the file and say what is wrong, line by line; exit 2 when anything is."""
-    read = load_configuration(file)
+    try:
+        read = load_configuration(file)
+    except BadInput as error:
+        if not json_output:
+            raise
+        print_json({"file": str(file), "ok": False, "problems": str(error).splitlines()})
+        raise typer.Exit(2) from error
     spec = read.fleet
     counts = {
         "model": sum(1 for model in spec.models if not model.only_routes),
