@@ -162,7 +162,7 @@ def test_smollm3_rotates_where_its_list_of_exceptions_has_a_one(tmp_path: Path) 
         ({"model_type": "gemma3_text", "final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "bidirectional"),
         ({"model_type": "gemma3_text", "hidden_activation": "relu"}, "relu"),
-        ({"model_type": "llama", "quantization_config": {"quant_method": "awq"}}, "awq"),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
         (
             {"model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": 0.7}},
             "mscale",

@@ -37,7 +37,7 @@ class KeptWeights:
             form = form_of(matrix.kind)
             same = [rows for rows in packed if rows.form is form]
             each = sum(rows.nbytes for rows in same) / sum(rows.rows * rows.columns for rows in same)
-            kind = matrix.kind.name if matrix.kind.name == form.name else f"{matrix.kind.name} as {form.name}"
+            kind = matrix.label if matrix.label == form.name else f"{matrix.label} as {form.name}"
             self.bytes[_class_of(name), kind] += round(each * matrix.rows * matrix.columns)
 
     def rounded(self, names: Sequence[str], quantized: GroupQuantized) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.files.checkpoint import Checkpoint, GgufCheckpoint
 from weighbridge.models.files.config import ExpertsConfig, ModelConfig
-from weighbridge.models.files.tensors import expert_matrices, router_name
+from weighbridge.models.files.tensors import PLAIN, expert_matrices, router_name
 from weighbridge.models.text.tokenizer import load_tokenizer
 from weighbridge.models.upcycle_router import router_weights
 
@@ -81,6 +81,7 @@ def upcycle(
     options.check()
     config = checkpoint.config
     target = _target(config)
+    _check_floats(checkpoint)
     if out.exists() and any(out.iterdir()):
         raise BadInput(f"{out} is not empty: give a new directory", param="out")
     experts = ExpertsConfig(
@@ -127,6 +128,12 @@ def _target(config: ModelConfig) -> str:
     if config.rope.divisors is not None:
         raise UnsupportedModel("this GGUF file rescales its rotary embedding, which config.json cannot say")
     return target
+
+
+def _check_floats(checkpoint: Checkpoint) -> None:
+    """Raise UnsupportedModel for safetensors in few bits: their parts have no place in what is written."""
+    if checkpoint.path.is_dir() and set(checkpoint.matrix_kinds) - set(PLAIN):
+        raise UnsupportedModel(f"the weights of {checkpoint.path} are in few bits: upcycle the original ones")
 
 
 def _files(

@@ -19,8 +19,10 @@ from safetensors import SafetensorError, safe_open
 from weighbridge.errors import BadInput, UnsupportedModel, said
 from weighbridge.models.files import cache, gguf, gguf_config, gguf_names, hf_config
 from weighbridge.models.files.config import ModelConfig
-from weighbridge.models.files.fields import shown
+from weighbridge.models.files.fields import Fields, shown
 from weighbridge.models.files.hf_config import read_json
+from weighbridge.models.files.packed_tensors import PackedTensors, is_part
+from weighbridge.models.files.packing import packing_of
 from weighbridge.models.files.quantized import StoredBlocks
 from weighbridge.models.files.tensors import PLAIN, StoredTensor, TensorTable, check_tensors
 
@@ -80,11 +82,16 @@ class SafetensorsCheckpoint:
         self.config = hf_config.read_config(path)
         self._open: dict[Path, Any] = {}
         self._file_of = self._weight_map()
+        packing = packing_of(Fields(read_json(path / "config.json")))
+        self._packed = None if packing is None else PackedTensors(packing, self, path)
 
     def names(self) -> list[str]:
         return list(self._file_of)
 
     def tensor(self, name: str) -> torch.Tensor:
+        packed = self.blocks(name)
+        if packed is not None:
+            return torch.from_numpy(packed.dequantized(0, packed.rows))
         part = self._part(name)
         if part is None:
             raise BadInput(f"{self.path} has no tensor {name!r}: the checkpoint is incomplete")
@@ -101,19 +108,39 @@ class SafetensorsCheckpoint:
         return tensor
 
     def blocks(self, name: str) -> StoredBlocks | None:
-        return None
+        packed = self._packed
+        return None if packed is None or packed.main(name) is None else packed.blocks(name)
 
     @property
     def matrix_kinds(self) -> tuple[str, ...]:
-        return PLAIN
+        return PLAIN if self._packed is None else (*PLAIN, self._packed.label)
 
     def own_name(self, name: str) -> str:
         return name
 
     def own_names(self) -> Collection[str]:
-        return self._file_of.keys()
+        names = self._file_of.keys()
+        return names if self._packed is None else {name for name in names if not is_part(name, names)}
+
+    def held(self, name: str) -> tuple[tuple[int, ...], str] | None:
+        """Return shape and type of a tensor by its own name; None: there is none."""
+        file = self._file_of.get(name)
+        if file is None:
+            return None
+        try:
+            tensor = self._opened(file).get_slice(name)
+        except SafetensorError as error:
+            raise BadInput(f"{file} has no readable tensor {name!r}: {said(error)}") from error
+        return tuple(tensor.get_shape()), str(tensor.get_dtype())
+
+    def whole(self, name: str) -> torch.Tensor:
+        """Return a tensor by its own name, of whatever type."""
+        return self._read(self._file_of[name], _Part(name))
 
     def stored(self, name: str) -> StoredTensor | None:
+        main = None if self._packed is None else self._packed.main(name)
+        if self._packed is not None and main is not None:
+            return StoredTensor(main, self._packed.shape(name), self._packed.label)
         part = self._part(name)
         if part is None:
             return None

@@ -10,6 +10,7 @@ from weighbridge.errors import BadInput, UnsupportedModel, said
 from weighbridge.models.files.config import ExpertsConfig, ModelConfig, RopeConfig
 from weighbridge.models.files.fields import Fields, shown
 from weighbridge.models.files.gemma import GEMMA_PATTERN, gemma_fields, local_windows
+from weighbridge.models.files.packing import packing_of
 
 Json = dict[str, Any]
 
@@ -136,12 +137,7 @@ def _supported(values: Json) -> Fields:
     activation = values.get(name) or known[0]
     if activation not in known:
         raise UnsupportedModel(f"activation {shown(activation)} is not supported ({known[0]} is)")
-    quantization = Fields(values).nested("quantization_config")
-    if quantization:
-        method = shown(quantization.get("quant_method", "unknown"))
-        raise UnsupportedModel(
-            f"weights quantised by {method} are not supported; use a GGUF file or the original weights"
-        )
+    packing_of(Fields(values))  # refuses what cannot be read
     return Fields({**_DEFAULTS[family], **values})
 
 

@@ -45,6 +45,11 @@ class StoredBlocks:
         block_columns, block_bytes = GGML_QUANT_SIZES[self.kind]
         return int(self.blocks.shape[1] // block_bytes * block_columns)
 
+    @property
+    def label(self) -> str:
+        """What the log calls the type."""
+        return str(self.kind.name)
+
     def dequantized(self, start: int, end: int) -> npt.NDArray[np.float32]:
         """Return the rows from `start` to `end` as floats [end - start, columns]."""
         values: npt.NDArray[np.float32] = dequantize(self.blocks[self.order[start:end]], self.kind)
