@@ -943,7 +943,7 @@ TOLD = [
         "tools that run at a provider",
         "protocols.messages:_tool",
         "if tool.type not in (None, 'custom'): ...",
-        tests=(_refused("test_messages", "a tool of the provider"),),
+        tests=(_refused("test_messages", "a described tool of the provider"),),
     ),
     Deletion(
         "a tool that cannot be called",

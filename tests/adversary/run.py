@@ -34,6 +34,8 @@ LIARS = "liars"
 #: Of what a server can answer one by one, the honest ask for so much at most: they are to wait for the adversary, and
 #: not for each other where a machine is in use.
 OF_CAPACITY = 0.5
+#: Prompts of some thousand tokens that fill a KV pool of `site.OPTIONS`.
+FILLERS = 10
 #: Seconds of honest load alone before anything is measured, without any, and until everything is at rest again.
 WARM_UP, IDLE, REST = 10.0, 5.0, 90.0
 #: Seconds of one turn.
@@ -95,6 +97,15 @@ class Site:
         began = time.monotonic()
         self._load.begin(self.task(seconds, 1, 0.0))
         return len(honest.read(self._load.says(seconds + GRACE))) / (time.monotonic() - began)
+
+    def fill(self) -> None:
+        """Touch the KV pools of both engines, which is not to be seen as growth later."""
+        for name in (SINGLE, GATEWAY):
+            for number in range(FILLERS):
+                self._server(name).chat(f"{number} " + "weigh it again " * 300)
+
+    def _server(self, name: str) -> Server:
+        return next(server for server in self.servers if server.name == name)
 
     def idle(self, seconds: float) -> float:
         """Nothing; returns how many cores the liars take for being looked after."""
@@ -167,6 +178,8 @@ class Stage:
             attacked, quiet = (stack.enter_context(self._site(name)) for name in ("attacked", "quiet"))
             attackers = {name: self._program(stack, name) for name in ATTACKERS}
             burners = {name: self._program(stack, "burner") for name in (*ATTACKERS, LIARS)}
+            for site in (attacked, quiet):
+                site.fill()
             answered = [site.warm(min(WARM_UP, self._turn_s)) for site in (attacked, quiet)]
             rate = min(OF_CAPACITY * min(answered) / honest.RATES[SINGLE], 1.0)
             attacked.run.rate = quiet.run.rate = rate
@@ -228,10 +241,23 @@ class Stage:
         return stack.enter_context(started(name, self._folder / f"{number}-{name}{of}.log", nice))
 
 
-def before_others() -> int:
-    """By how many steps all of it comes before what else runs on the machine: ADVERSARY_FIRST. Takes root; the
-    adversary stays as nice beside the servers and the honest."""
-    return int(os.environ.get("ADVERSARY_FIRST", "0"))
+@contextmanager
+def before_others() -> Iterator[None]:
+    """Have all of it come ADVERSARY_FIRST steps of niceness before what else runs on the machine, which takes root.
+
+    Linux shares a machine among sessions first and by niceness only within each, so that it is the niceness of the
+    session that counts; the adversary stays as nice beside the servers and the honest.
+    """
+    first, session = int(os.environ.get("ADVERSARY_FIRST", "0")), Path("/proc/self/autogroup")
+    if not first:
+        yield
+        return
+    before = session.read_text().split()[-1]
+    session.write_text(str(-first))
+    try:
+        yield
+    finally:
+        session.write_text(before)
 
 
 def duration() -> float:

@@ -76,6 +76,18 @@ class Server:
             self.port, request("GET", path, [("Authorization", f"Bearer {HONEST_KEY}")], None, host)
         )
 
+    def chat(self, text: str) -> Reply:
+        """Ask for a token behind a text, and wait for it."""
+        body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 1}
+        line = request(
+            "POST",
+            "/v1/chat/completions",
+            [("Authorization", f"Bearer {HONEST_KEY}")],
+            json.dumps(body).encode(),
+            f"127.0.0.1:{self.port}",
+        )
+        return exchange(self.port, line, patience=120.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Ports:

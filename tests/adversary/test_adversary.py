@@ -6,7 +6,6 @@ can come some steps of niceness before them: `ADVERSARY_FIRST=5`, as root.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -107,11 +106,8 @@ def _told_of(title: str, run: Run) -> list[str]:
 @pytest.mark.proof
 @pytest.mark.timeout(3600)
 def test_the_honest_notice_little_of_an_adversary(tmp_path: Path, default_model_path: Path) -> None:
-    os.nice(-before_others())
-    try:
+    with before_others():
         attacked, quiet = Stage(tmp_path, default_model_path, duration()).played()
-    finally:
-        os.nice(before_others())
     print("\n" + told(attacked, quiet))
     assert quiet.failures == []
     assert attacked.failures == []

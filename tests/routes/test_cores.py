@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import zlib
 from pathlib import Path
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from weighbridge.errors import Refused
 from weighbridge.routes.budget import Budgets, Ledger, Reservation
 from weighbridge.routes.caps import Caps, CapSettings
 from weighbridge.routes.difficulty import features, isotonic
-from weighbridge.routes.difficulty.arithmetic import equations
+from weighbridge.routes.difficulty.arithmetic import chains, equations
 from weighbridge.routes.difficulty.features import COLUMNS, hashed
 from weighbridge.routes.difficulty.metrics import curve
 from weighbridge.routes.learn.bandit import ThresholdBandit
@@ -300,3 +302,33 @@ def test_no_pattern_is_left_out_that_would_have_found_something(fragments: list[
         else [each for each in PATTERNS if each.type in ("EMAIL", "KEY", "IP")]
     )
     assert PatternDetector().detect(text) == [hit for each in all_of_them for hit in each.hits(Scene(text))]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "+".join(["1" + "a" * 24] * 12),
+        "+".join(["1" + "a" * 24] * 4000),
+        "1" + " " * 100_000 + "+",
+        "(" * 100_000,
+        "9" * 100_000,
+        "1," * 50_000 + "+",
+        "<<" * 50_000,
+    ],
+    ids=lambda text: text[:20],
+)
+def test_sums_are_looked_for_in_time_that_grows_with_the_text_alone(text: str) -> None:
+    began = thread_time()
+    equations(text)
+    assert thread_time() - began < 1.0
+
+
+#: As sums were looked for by an engine that goes back.
+_ATOM = r"\(*\s*[$€£]?\s?-?\d[\d,]*(?:\.\d+)?\s?%?\s?(?:[A-Za-z]{1,12}\s?){0,3}\)*"
+_CHAIN = re.compile(rf"({_ATOM}(?:\s*[-+*/x×÷·]\s*{_ATOM}){{1,12}})\s*=\s*[$€£]?\s?(-?\d[\d,]*(?:\.\d+)?)?")
+_SUMS = [*"12,.+-*/x×÷·==\n\u00a0$€£%()", "1 + ", "3=", " = 4", "kg", "a", "٣", "é", "\ud800", "\x1c"]
+
+
+@given(st.lists(st.sampled_from(_SUMS), max_size=14).map("".join))
+def test_sums_are_those_that_an_engine_which_goes_back_finds(text: str) -> None:
+    assert list(chains(text)) == [(found[1], found[2]) for found in _CHAIN.finditer(text)]

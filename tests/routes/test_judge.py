@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import count
+from time import thread_time
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.routes.routes import answer, ask, routed
 from tests.routes.stub import BROKEN, OK, Stub, serving
-from weighbridge.routes.judge import agreement, pooled, share
+from weighbridge.routes.judge import agreement, is_json, pooled, share
 from weighbridge.routes.settings import CascadeSettings
 
 SAMPLED = CascadeSettings(samples=5, threshold=0.6)
@@ -104,3 +105,23 @@ async def test_without_log_probabilities_agreement_judges_alone() -> None:
     assert found.message["content"] == "what is it"
     assert found.ticket.confidence is not None
     assert found.ticket.confidence < 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ('{"a": 1}', True),
+        (' ```json\n{"a": 1}\n```\n', True),
+        ("```[1]```", True),
+        ("json [1]", False),
+        ("", False),
+        ("{" + " " * 200_000 + "}", True),
+        ("{" + "\n" * 200_000, False),
+        ("[" * 100_000, False),
+    ],
+    ids=lambda one: str(one)[:20],
+)
+def test_an_answer_is_looked_at_as_json_in_time_that_grows_with_it_alone(text: str, holds: bool) -> None:
+    began = thread_time()
+    assert is_json(text) is holds
+    assert thread_time() - began < 0.5

@@ -157,6 +157,11 @@ def test_a_form_and_an_effort() -> None:
 NAMED = {"name": "t", "input_schema": {}}
 REFUSED: dict[str, tuple[list[Body], Body, str]] = {
     "a tool of the provider": ([HI], {"tools": [{"type": "web_search_20250305", "name": "w"}]}, "tools[0]"),
+    "a described tool of the provider": (
+        [HI],
+        {"tools": [{"type": "computer_20250124", "name": "c", "input_schema": {}}]},
+        "tools[0]",
+    ),
     "a tool without a schema": ([HI], {"tools": [{"name": "w"}]}, "tools[0]"),
     "servers": ([HI], {"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
     "a container": ([HI], {"container": "c"}, "container"),
@@ -166,7 +171,11 @@ REFUSED: dict[str, tuple[list[Body], Body, str]] = {
     "a text that is none": ([user({"type": "text", "text": 3})], {}, "messages[0].content[0].text"),
     "a block that is none": ([user({"type": "tool_result", "tool_use_id": "t", "content": ["x"]})], {}, "content"),
     "a prefill": ([HI, {"role": "assistant", "content": "The"}], {}, "messages"),
-    "a picture as system": ([HI], {"system": [{"type": "image"}]}, "system[0]"),
+    "a picture as system": (
+        [HI],
+        {"system": [{"type": "image", "source": {"type": "url", "url": "http://h/p.png"}}]},
+        "system[0]",
+    ),
     "no name for a tool": ([HI], {"tools": [NAMED], "tool_choice": {"type": "tool"}}, "name"),
     "another role": ([{"role": "tool", "content": "x"}], {}, "messages[0].role"),
     "no turn": ([{"role": "user"}], {}, "messages[0]"),

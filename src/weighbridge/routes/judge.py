@@ -146,9 +146,11 @@ def repeats(text: str) -> bool:
 
 def is_json(text: str) -> bool:
     """Whether the text is one JSON value, code fences aside."""
-    inside = re.sub(r"^```(?:json)?\s*|\s*```$", "", text.strip())
+    inside = text.strip()
+    if inside.startswith("```"):
+        inside = inside.removeprefix("```").removeprefix("json")
     try:
-        json.loads(inside)
+        json.loads(inside.removesuffix("```"))
     except (ValueError, RecursionError):
         return False
     return True

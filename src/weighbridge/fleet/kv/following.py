@@ -20,7 +20,7 @@ _NEAR = frozenset({None, "GPU"})
 #: Of hybrid models one group of layers is followed.
 _GROUP = frozenset({None, 0})
 #: Events of a long batch after which others have a turn, and tokens and blocks of a long event.
-TURN, TURN_TOKENS, TURN_BLOCKS = 64, 1 << 16, 2048
+TURN, TURN_TOKENS, TURN_BLOCKS = 64, 1 << 14, 512
 #: Seconds after which a prompt that was computed must have shown in events.
 DUE_WITHIN = 5.0
 

@@ -24,8 +24,9 @@ MOST_COUNT, LEAST_COST, MOST_COST = 1 << 48, 1e-20, 1e9
 #: Experts of one layer: each is looked at for every prediction.
 MOST_EXPERTS = 2048
 
-#: One sample of Prometheus' text format: name, labels, value.
-_SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[^}]*\})?\s+([^\s]+)", re.MULTILINE)
+#: One sample of Prometheus' text format: name, labels, value. It ends with its line: where it looked on for the end of
+#: labels, a page of lines that open some took the square of its length.
+_SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[^}\n]*\})?[ \t]+([^\s]+)", re.MULTILINE)
 _BLOCK_SIZE = re.compile(r'block_size="(\d+)"')
 _BLOCKS = re.compile(r'num_gpu_blocks="(\d+)"')
 
@@ -58,7 +59,8 @@ class Samples:
     def __init__(self, page: bytes) -> None:
         self._sums: dict[str, float] = {}
         self._labels: dict[str, list[str]] = {}
-        for name, labels, value in _SAMPLE.findall(page.decode("utf-8", "replace")):
+        for found in _SAMPLE.finditer(page.decode("utf-8", "replace")):
+            name, labels, value = found.groups("")
             try:
                 number = float(value)
             except ValueError:

@@ -46,8 +46,8 @@ _NOT_PASSED_ON = frozenset(
 END_WITHIN = 1.0
 #: An error's body is read whole, to be retried or passed on; no error is longer than this.
 _LARGEST_ERROR = 1 << 20
-#: What a replica tells of itself.
-_LARGEST_PAGE = 1 << 24
+#: What a replica tells of itself, and how much of it is read on the spot.
+_LARGEST_PAGE, _SHORT_PAGE = 1 << 22, 1 << 16
 #: Statuses of a page that a server does not have.
 _NO_PAGE = frozenset({404, 405, 501})
 #: Every so many probes it is asked again what it serves and can: another model may be behind the address.
@@ -167,7 +167,9 @@ class HttpReplica:
         if status != 200:
             raise ReplicaError(self.name, Failure.PROBE, f"{path} answers with status {status}")
         try:
-            return read_report(speaks, page, self._clock(), read)
+            if len(page) <= _SHORT_PAGE:
+                return read_report(speaks, page, self._clock(), read)
+            return await asyncio.to_thread(read_report, speaks, page, self._clock(), read)
         except ValueError as error:
             self._doubt(f"{path}: {error}")
             return Report(at=self._clock())
@@ -189,7 +191,8 @@ class HttpReplica:
             except ReplicaError:
                 continue
             if status == 200:
-                told = told.and_then(read_page(page, body, asked))
+                more = await asyncio.to_thread(read_page, page, body, asked)
+                told = told.and_then(more)
         return told
 
     async def page(self, path: str, body: bytes = b"") -> tuple[int, bytes]:
