@@ -273,3 +273,21 @@ def test_a_batch_stands_still_while_somebody_waits_for_an_answer(doors: Doors) -
     assert after.completed <= before.completed + 8  # nothing but what was all but done
     asks.batches.cancel(batch.id)
     over(asks, batch)
+
+
+@every_door
+def test_what_is_not_here_says_what_is(name: str, doors: Doors) -> None:
+    door = doors[True][name]
+    asks = client(door, "alice")
+    absent: dict[str, Any] = {
+        "chat": lambda: asks.moderations.create(input="a"),
+        "input_audio": lambda: asks.audio.transcriptions.create(model="a", file=("a.wav", b"a")),
+        "/v1/chat/completions": lambda: asks.audio.speech.create(model="a", voice="alloy", input="a"),
+        "image_url": lambda: asks.images.generate(prompt="a"),
+        "/v1/embeddings": lambda: asks.vector_stores.list(),
+    }
+    for instead, ask in absent.items():
+        with pytest.raises(openai.NotFoundError, match=instead) as missing:
+            ask()
+        assert missing.value.code == "not_here"
+    assert door.get("/v1/imagesque").json["error"]["code"] == "not_found"

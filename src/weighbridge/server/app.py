@@ -37,6 +37,29 @@ from weighbridge.wire.readers import whose
 
 log = logging.getLogger("weighbridge.server")
 
+_PLACES = "chats, completions, embeddings, Responses, Messages, Ollama's API, files and batches"
+#: What clients ask for by other APIs' names and is not here, and what is in its place.
+_ABSENT = {
+    "/v1/moderations": (
+        "moderation",
+        "ask a model in a chat whose answer is held to a JSON schema, or let a route's rules keep personal data here",
+    ),
+    "/v1/audio": (
+        "speech or transcription",
+        "models that hear take `input_audio` parts in /v1/chat/completions",
+    ),
+    "/v1/images": ("making of pictures", "models that see take `image_url` parts in /v1/chat/completions"),
+    "/v1/videos": ("making of films", f"there are {_PLACES}"),
+    "/v1/realtime": ("speech to speech", "stream a chat with /v1/chat/completions or /v1/responses"),
+    "/v1/fine_tuning": ("training", "serve a model that was trained elsewhere by its path"),
+    "/v1/assistants": ("assistants", "/v1/responses keeps turns with `previous_response_id`"),
+    "/v1/threads": ("threads", "/v1/responses keeps turns with `previous_response_id`"),
+    "/v1/conversations": ("conversations", "/v1/responses keeps turns with `previous_response_id`"),
+    "/v1/vector_stores": ("search in files", "/v1/embeddings gives the vectors that a search of yours takes"),
+    "/v1/uploads": ("uploading in parts", "send a file whole to /v1/files"),
+    "/v1/messages/batches": ("Anthropic's batches", "/v1/batches takes lines for /v1/messages"),
+}
+
 
 def create_app(
     service: HttpService,
@@ -122,10 +145,18 @@ async def _http_error(
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail.lower()}"
     code = "not_found" if error.status_code == 404 else None
+    absent = next((one for path, one in _ABSENT.items() if _is_below(request.url.path, path)), None)
+    if absent is not None and error.status_code == 404:
+        what, instead = absent
+        message, code = f"{request.url.path}: this server has no {what}; {instead}", "not_here"
     failure = ApiError(error.status_code, message, code=code)
     response = error_response(failure, speakers.get(request.url.path))
     response.headers.update(error.headers or {})
     return _with_id(request, response)
+
+
+def _is_below(path: str, place: str) -> bool:
+    return path == place or path.startswith(place + "/")
 
 
 def _is_anthropic(request: Request) -> bool:
