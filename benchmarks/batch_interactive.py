@@ -126,7 +126,7 @@ def main() -> None:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{args.port}"
     try:
-        for _ in range(600):
+        for _ in range(1500):
             try:
                 call(url, "/health")
                 break

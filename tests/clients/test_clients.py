@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 
 from tests.doors.doors import DOORS, KEYS, SINGLE, Door, all_doors, logged
+from tests.fleet.anthropic_server import CALLS, TEXT, AnthropicServer, events, message
+from tests.fleet.backends import fleet, serving
 from tests.server.running import free_port, wait_until_ready
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(600)]
@@ -152,3 +155,66 @@ def at_rest(door: Door) -> None:
     while held := door.holds():
         assert time.monotonic() < deadline, held
         time.sleep(0.05)
+
+
+def test_an_anthropic_server_behind_is_asked_and_answers_in_its_own_types(pythons: dict[str, Path]) -> None:
+    server = AnthropicServer(CALLS, "tool_use")
+    asyncio.run(_asked_in_every_way(server))
+    told = {
+        "asked": server.asked,
+        "events": [
+            *events(TEXT, "end_turn"),
+            *events(CALLS, "tool_use"),
+            *events(TEXT, "stop_sequence", "x"),
+        ],
+        "messages": [message(TEXT, "end_turn"), message(CALLS, "tool_use"), message([], "refusal")],
+    }
+    command = [str(pythons["anthropic_sdk"]), "-I", str(PROGRAMS / "anthropic_types.py")]
+    done = subprocess.run(
+        command, input=json.dumps(told), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found == {"kept": [True] * 3, "events": len(told["events"]), "messages": 3}
+
+
+async def _asked_in_every_way(server: AnthropicServer) -> None:
+    """A chat with all it can have, whole and streamed, and a Messages request, at a gateway in front of the server."""
+    call = {"id": "c1", "type": "function", "function": {"name": "weigh", "arguments": '{"thing": "a"}'}}
+    function = {"name": "weigh", "parameters": {"type": "object"}, "description": "Weighs.", "strict": True}
+    chat = {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {
+                "role": "user",
+                "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}],
+            },
+            {"role": "assistant", "content": "I look.", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "content": "12 g"},
+        ],
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "reasoning_effort": "high",
+        "stop": ["END"],
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "a", "schema": {"type": "object"}},
+        },
+    }
+    async with serving(server) as url:
+        replica = f"{{name: claude, url: '{url}', dialect: anthropic, model: claude-x, key: k-ant}}"
+        config = f"health: {{interval: 0.05}}\nmodels:\n  m:\n    replicas: [{replica}]\n"
+        async with fleet(config=config) as front:
+            for stream in (False, True):
+                async with front.post(**chat, stream=stream) as answer:
+                    assert answer.status == 200, await answer.text()
+                    await answer.read()
+            asked = {
+                "model": "m",
+                "max_tokens": 9,
+                "messages": [{"role": "user", "content": "a"}],
+                "stream": True,
+            }
+            async with front.client.post(front.url + "/v1/messages", json=asked) as answer:
+                assert b"message_stop" in await answer.read()

@@ -51,14 +51,10 @@ async def test_azure_without_a_version_has_openais_paths() -> None:
     assert (path, headers["api-key"], body["model"]) == ("/openai/v1/chat/completions", "k1", "my-gpt")
 
 
-async def test_gemini_and_anthropic_have_their_own_paths_and_headers() -> None:
+async def test_gemini_has_its_own_paths() -> None:
     gemini = Backend(pages={"/v1beta/openai/models": {"data": [{"id": "models/gemini-x"}]}})
     path, headers, _ = await asked_of(gemini, "dialect: gemini, model: gemini-x, key: k2")
     assert (path, headers["authorization"]) == ("/v1beta/openai/chat/completions", "Bearer k2")
-    claude = Backend(pages={"/v1/models": {"data": [{"id": "claude-x"}]}})
-    path, headers, _ = await asked_of(claude, "dialect: anthropic, model: claude-x, key: k3")
-    assert path == "/v1/chat/completions"
-    assert headers["anthropic-version"]
 
 
 async def test_a_server_that_knows_only_the_older_name_of_max_tokens_gets_that() -> None:
@@ -68,11 +64,11 @@ async def test_a_server_that_knows_only_the_older_name_of_max_tokens_gets_that()
     assert "max_completion_tokens" not in body
 
 
-async def test_a_schema_is_not_sent_where_it_would_be_ignored() -> None:
+async def test_what_a_cloud_lacks_is_not_sent_there() -> None:
     claude, other = Backend("claude", dialect="anthropic"), Backend("other", dialect="openai")
     async with fleet(claude, other, model="    policy: round_robin") as front:
         for _ in range(4):
-            async with front.post(response_format={"type": "json_object"}) as answer:
+            async with front.post(logprobs=True) as answer:
                 assert answer.status == 200
     assert (len(claude.calls), len(other.calls)) == (0, 4)
 

@@ -294,7 +294,7 @@ KNOWN_OF: Mapping[str, Mapping[Ability, bool]] = {
         Ability.EMBEDDINGS: False,
         Ability.TOOLS: True,
         Ability.VISION: True,
-        Ability.SCHEMA: False,
+        Ability.SCHEMA: True,
         Ability.LOGPROBS: False,
         Ability.AUDIO: False,
     },

@@ -51,6 +51,7 @@ class Dialect:
     key_header: str = ""  # where its key goes; empty: into Authorization, as a bearer token
     headers: tuple[tuple[str, str], ...] = ()  # what it wants with every request
     max_tokens_only: bool = False  # it does not know `max_completion_tokens`, the newer name of `max_tokens`
+    speaks_messages: bool = False  # it answers Anthropic's Messages, and no chats
 
 
 class Samples:
@@ -244,7 +245,15 @@ DIALECTS = {
         Dialect("ollama", "/api/ps", _answers, False, checks_names=True, max_tokens_only=True),
         Dialect("tgi", "/metrics", _tgi, True, instead=_LISTED, hint="its metrics", max_tokens_only=True),
         Dialect("openai", "/v1/models", _answers, False, instead=(("/health", _answers),)),
-        Dialect("anthropic", "/v1/models", _answers, False, headers=(("anthropic-version", "2023-06-01"),)),
+        Dialect(
+            "anthropic",
+            "/v1/models",
+            _answers,
+            False,
+            headers=(("anthropic-version", "2023-06-01"),),
+            key_header="x-api-key",
+            speaks_messages=True,
+        ),
         Dialect("gemini", "/v1/models", _answers, False, prefix="/v1beta/openai"),
         Dialect("azure", "/v1/models", _answers, False, prefix="/openai/v1", key_header="api-key"),
     )

@@ -11,6 +11,7 @@ from weighbridge.fleet.config.spec import FleetSpec, ModelSpec, ReplicaSpec
 from weighbridge.fleet.load.dialects import dialect
 from weighbridge.fleet.load.weigher import Counter
 from weighbridge.fleet.replicas.http import HttpEndpoint, HttpReplica
+from weighbridge.fleet.replicas.messages import MessagesReplica
 
 Make = Callable[[ReplicaSpec], Replica]
 
@@ -19,7 +20,8 @@ def build_replica(spec: ReplicaSpec, local: dict[str, Make] | None = None) -> Re
     """Return the adapter of a replica; `local` makes the kinds that need more than a URL: processes, engines
     in this process, Ray actors."""
     if spec.kind == "url":
-        return HttpReplica(spec.name, endpoint_of(spec, spec.target))
+        endpoint = endpoint_of(spec, spec.target)
+        return (MessagesReplica if endpoint.dialect.speaks_messages else HttpReplica)(spec.name, endpoint)
     make = (local or {}).get(spec.kind)
     if make is None:
         raise BadInput(f"replica {spec.name!r}: `{spec.kind}:` cannot be started here; give a `url:`")
