@@ -20,8 +20,9 @@ from weighbridge.engine.request import (
     Request,
     RequestState,
     SamplingParams,
+    TokenLogprob,
 )
-from weighbridge.engine.schedule.scheduler import Scheduler
+from weighbridge.engine.schedule.scheduler import MOST_SCORED, Scheduler
 from weighbridge.engine.schedule.scheduler_api import Progress, SchedulerLike, SchedulerSettings
 
 COST = StepCost(
@@ -54,18 +55,25 @@ def next_token(context: list[int], seed: int) -> int:
 def reference_output(request: Request, max_model_len: int = 10**9) -> list[int]:
     """What the request produces when it runs alone."""
     tokens = list(request.prompt)
-    while True:
+    while request.params.max_tokens:
         token = next_token(tokens, request.params.seed or 0)
         tokens.append(token)
         length = len(tokens) - len(request.prompt)
         ends = token in request.stop_token_ids and length > request.params.min_tokens
         if ends or length >= request.params.max_tokens or len(tokens) >= max_model_len:
-            return tokens[len(request.prompt) :]
+            break
+    return tokens[len(request.prompt) :]
 
 
 def embedding(context: list[int]) -> Embedding:
     """What the model makes of a whole prompt: different for any other."""
     return Embedding(np.array(context, np.float32), NextToken(float(len(context)), 0.0, 0.0))
+
+
+def scores_of(prompt: list[int], start: int, count: int) -> list[TokenLogprob]:
+    """How likely the tokens behind `count` from `start` on were: sensitive to all that comes before each."""
+    ends = range(start + 1, start + 1 + count)
+    return [TokenLogprob(prompt[end], -float(next_token(prompt[:end], 1) + 10 * end)) for end in ends]
 
 
 @dataclass
@@ -94,9 +102,13 @@ class FakeModel:
             self.tokens_run += piece.count + piece.padding
             context = [self.slots[self._slot(piece.request, p)] for p in range(piece.start + piece.count)]
             assert context == (piece.request.tokens + list(piece.drafts))[: len(context)], piece.request.id
+            assert piece.scored <= min(piece.count, MOST_SCORED)
+            context += piece.request.tokens[len(context) :]  # what is scored comes next
             if piece.samples and piece.request.embeds:
-                result.embeddings[index] = embedding(context)
-            samples = piece.samples and not piece.request.embeds
+                result.embeddings[index] = embedding(context[: piece.start + piece.count])
+            if piece.scored:
+                result.scores[index] = scores_of(context, piece.start, piece.scored)
+            samples = piece.samples and not piece.request.ends_with_prompt
             if samples and piece.request.id in self.defer:
                 self.defer.remove(piece.request.id)
                 result.deferred.add(index)
@@ -135,9 +147,14 @@ def make_request(
     fork_of: Request | None = None,
     embeds: bool = False,
     salt: bytes = b"",
+    scored: bool = False,
 ) -> Request:
     params = SamplingParams(
-        max_tokens=0 if embeds else max_tokens, temperature=0.0, min_tokens=min_tokens, seed=seed
+        max_tokens=0 if embeds else max_tokens,
+        temperature=0.0,
+        min_tokens=min_tokens,
+        seed=seed,
+        prompt_logprobs=0 if scored else None,
     )
     return Request(
         id,
@@ -169,6 +186,7 @@ class Driver:
         self.batches: list[list[tuple[str, int, int]]] = []
         self.finished: dict[str, FinishReason] = {}
         self.embeddings: dict[str, Embedding] = {}
+        self.scores: dict[str, list[TokenLogprob]] = {}  # of prompts, as they were told
         self.max_model_len = scheduler.settings.max_model_len
 
     def add(self, *requests: Request) -> None:
@@ -196,6 +214,9 @@ class Driver:
         for piece in batch.slices:
             check_after(self.scheduler, piece)
         for item in progress:
+            if item.prompt_logprobs is not None:
+                assert item.request.id not in self.scores, "told twice"
+                self.scores[item.request.id] = list(item.prompt_logprobs)
             if item.embedding is not None:
                 self.embeddings[item.request.id] = item.embedding
             if item.finish_reason is not None:
@@ -266,3 +287,13 @@ def check_embedding(driver: Driver, request: Request) -> None:
     else:
         assert brought is None
         assert request.finish_reason is not FinishReason.ERROR or request.id in driver.model.fail
+
+
+def check_scores(driver: Driver, request: Request) -> None:
+    """One that got a token, or needed none, told how likely each token of its prompt was, once."""
+    told = driver.scores.get(request.id)
+    ended_well = request.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+    if request.params.prompt_logprobs is None:
+        assert told is None
+    elif ended_well or request.num_output_tokens:
+        assert told == scores_of(request.prompt, 0, request.num_prompt_tokens - 1)

@@ -508,7 +508,7 @@ def test_what_never_fits_is_refused_with_the_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "max_tokens", "what"), [([], 5, "no tokens"), ([1], 0, "max_tokens is 0")]
+    ("prompt", "max_tokens", "what"), [([], 5, "no tokens"), ([1], -1, "max_tokens is -1")]
 )
 def test_malformed_requests_are_bad_input(prompt: list[int], max_tokens: int, what: str) -> None:
     with pytest.raises(BadInput, match=what):

@@ -13,6 +13,7 @@ from tests.engine.fake_model import (
     VOCABULARY,
     Driver,
     check_embedding,
+    check_scores,
     make_request,
     make_scheduler,
     reference_output,
@@ -25,7 +26,7 @@ PREFIXES = [[(i * 7 + j) % VOCABULARY for j in range(30)] for i in range(2)]
 
 
 class AnyHistory(RuleBasedStateMachine):
-    """Random adds, forks, embeddings, steps, aborts (also while an iteration is computed), deadlines, errors."""
+    """Random adds, forks, embeddings, scored prompts, steps, aborts (in an iteration too), deadlines, errors."""
 
     @initialize(
         num_blocks=st.integers(16, 30),
@@ -59,7 +60,7 @@ class AnyHistory(RuleBasedStateMachine):
         prefix=st.sampled_from(PREFIXES),
         shared=st.sampled_from([0, 8, 9, 20]),
         own=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=8),
-        max_tokens=st.integers(1, 36),
+        max_tokens=st.integers(0, 36),
         min_tokens=st.sampled_from([0, 0, 0, 3]),
         stops=st.booleans(),
         seed=st.integers(0, 5),
@@ -69,12 +70,13 @@ class AnyHistory(RuleBasedStateMachine):
         choices=st.integers(1, 3),
         copies=st.integers(1, 4),
         embeds=st.sampled_from([False, False, False, True]),
+        scored=st.sampled_from([False, False, True]),
     )
     def add(self, copies, seed, **options):
         for copy in range(copies):
             self._add_one(seed=seed + copy, **options)
 
-    def _add_one(self, prefix, shared, own, max_tokens, patience, choices, seed, embeds, **options):
+    def _add_one(self, prefix, shared, own, max_tokens, patience, choices, seed, embeds, scored, **options):
         parent = None
         for choice in range(1 if embeds else choices):
             request = make_request(
@@ -86,6 +88,7 @@ class AnyHistory(RuleBasedStateMachine):
                 fork_of=parent,
                 seed=seed + choice,
                 embeds=embeds,
+                scored=scored and not embeds and parent is None,
                 **options,
             )
             try:
@@ -172,6 +175,7 @@ class AnyHistory(RuleBasedStateMachine):
         assert not scheduler._speculator._guessers
 
     def _check_output(self, request):
+        check_scores(self.driver, request)
         if request.embeds:
             check_embedding(self.driver, request)
             return
@@ -179,7 +183,7 @@ class AnyHistory(RuleBasedStateMachine):
         output = request.tokens[request.num_prompt_tokens :]
         if request.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
             assert output == expected
-            stopped = output[-1] == STOP and STOP in request.stop_token_ids
+            stopped = output[-1:] == [STOP] and STOP in request.stop_token_ids
             assert stopped or request.finish_reason is FinishReason.LENGTH
         else:
             assert output == expected[: len(output)]

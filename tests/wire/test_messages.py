@@ -154,6 +154,13 @@ def test_a_form_and_an_effort() -> None:
     assert "chat_template_kwargs" not in read(thinking={"type": "adaptive"})
 
 
+def test_an_answer_that_has_begun_goes_on() -> None:
+    chat = read(HI, {"role": "assistant", "content": "The"})
+    assert chat["messages"][-1] == {"role": "assistant", "content": "The"}
+    assert (chat["continue_final_message"], chat["add_generation_prompt"]) == (True, False)
+    assert "continue_final_message" not in read(HI)
+
+
 NAMED = {"name": "t", "input_schema": {}}
 REFUSED: dict[str, tuple[list[Body], Body, str]] = {
     "a tool of the provider": ([HI], {"tools": [{"type": "web_search_20250305", "name": "w"}]}, "tools[0]"),
@@ -170,7 +177,11 @@ REFUSED: dict[str, tuple[list[Body], Body, str]] = {
     "a file": ([user({"type": "image", "source": {"type": "file", "file_id": "f"}})], {}, "messages[0]"),
     "a text that is none": ([user({"type": "text", "text": 3})], {}, "messages[0].content[0].text"),
     "a block that is none": ([user({"type": "tool_result", "tool_use_id": "t", "content": ["x"]})], {}, "content"),
-    "a prefill": ([HI, {"role": "assistant", "content": "The"}], {}, "messages"),
+    "a call without its result": (
+        [HI, {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "w", "input": {}}]}],
+        {},
+        "messages",
+    ),
     "a picture as system": (
         [HI],
         {"system": [{"type": "image", "source": {"type": "url", "url": "http://h/p.png"}}]},

@@ -19,9 +19,14 @@ from weighbridge.engine.engine import LocalEngine
 from weighbridge.engine.request import SamplingParams
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import WeighbridgeError
-from weighbridge.knobs import knob
+from weighbridge.knobs import check_choices, knob
 from weighbridge.secret import Secret
 from weighbridge.server.endpoint import ChatTokenizer
+from weighbridge.server.engine.reading import ends_in_thought
+from weighbridge.server.styles.answer import AnswerReading
+from weighbridge.server.styles.choice import Styles, styles_for
+from weighbridge.server.styles.pieces import Piece, Thought
+from weighbridge.server.styles.reasoning import THINK
 from weighbridge.wire.errors import error_message
 from weighbridge.wire.sse import EventFramer, event_data
 
@@ -32,7 +37,7 @@ Messages = list[dict[str, Any]]
 
 
 class Answerer(Protocol):
-    def answer(self, messages: Messages) -> AsyncIterator[str]: ...
+    def answer(self, messages: Messages) -> AsyncIterator[Piece]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,12 @@ class ChatSettings:
     system: str | None = knob(None, "A system prompt.")
     temperature: float = knob(0.7, min=0.0, max=2.0)
     max_tokens: int = knob(1024, "Longest answer, in tokens.", min=1)
+    thoughts: str = knob(
+        "dim", "What a model thinks before it answers: dim, or hide.", choices=("dim", "hide")
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @options
@@ -58,7 +69,7 @@ def chat(
     """Chat in the terminal, streaming. Ctrl-C stops an answer, Ctrl-D or /bye leaves, /new starts over."""
     history: Messages = [{"role": "system", "content": params.system}] if params.system else []
     if url is not None:
-        asyncio.run(_converse(Remote(url, api_key, params), history))
+        asyncio.run(_converse(Remote(url, api_key, params), history, params))
     else:
         asyncio.run(_chat_locally(model or "default", engine, params, history))
 
@@ -71,12 +82,12 @@ async def _chat_locally(
     replica = load(model, model, replace(settings, max_sequences=1))
     replica.engine.start()
     try:
-        await _converse(Local(replica.engine, replica.tokenizer, params), history)
+        await _converse(Local(replica.engine, replica.tokenizer, params), history, params)
     finally:
         replica.engine.stop()
 
 
-async def _converse(answerer: Answerer, history: Messages) -> None:
+async def _converse(answerer: Answerer, history: Messages, params: ChatSettings) -> None:
     opening = list(history)
     if sys.stdin.isatty():
         errors.print("[dim]Ctrl-C stops an answer, Ctrl-D or /bye leaves, /new starts over.[/]")
@@ -89,7 +100,8 @@ async def _converse(answerer: Answerer, history: Messages) -> None:
             continue
         if line.strip():
             history.append({"role": "user", "content": line})
-            history.append({"role": "assistant", "content": await _print_answer(answerer, history)})
+            said = await _print_answer(answerer, history, params.thoughts == "dim")
+            history.append({"role": "assistant", "content": said})
 
 
 def _read_line() -> str | None:
@@ -99,14 +111,18 @@ def _read_line() -> str | None:
         return None
 
 
-async def _print_answer(answerer: Answerer, history: Messages) -> str:
-    """Stream one answer to standard output; Ctrl-C keeps what came so far."""
+async def _print_answer(answerer: Answerer, history: Messages, shows_thoughts: bool) -> str:
+    """Stream one answer to standard output; Ctrl-C keeps what came so far. Returns what was said, without thoughts."""
     pieces: list[str] = []
 
     async def stream() -> None:
         async for piece in answerer.answer(history):
-            pieces.append(piece)
-            sys.stdout.write(visible(piece))
+            if isinstance(piece, str):
+                pieces.append(piece)
+                sys.stdout.write(visible(piece))
+            elif isinstance(piece, Thought) and shows_thoughts:
+                dim, plain = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
+                sys.stdout.write(f"{dim}{visible(piece.text)}{plain}")
             sys.stdout.flush()
 
     task = asyncio.ensure_future(stream())
@@ -128,14 +144,21 @@ class Local:
         self._engine = engine
         self._tokenizer = tokenizer
         self._params = SamplingParams(max_tokens=params.max_tokens, temperature=params.temperature)
+        self._styles = replace(styles_for(tokenizer.template_text), tools=None)
 
-    async def answer(self, messages: Messages) -> AsyncIterator[str]:
+    async def answer(self, messages: Messages) -> AsyncIterator[Piece]:
         prompt = self._tokenizer.encode_chat(messages)
-        stream = self._engine.submit(Generation(prompt, self._params))
+        reading = AnswerReading(self._styles, thinking=ends_in_thought(self._tokenizer, self._styles, prompt))
+        shown = self._tokenizer.specials_named(reading.marks)
+        stream = self._engine.submit(Generation(prompt, replace(self._params, shown_tokens=shown)))
+        read = reading.stream()
         try:
             async for deltas in stream:
                 for delta in deltas:
-                    yield delta.text
+                    for piece in read.push(delta.text):
+                        yield piece
+            for piece in read.finish():
+                yield piece
         finally:
             stream.close()
 
@@ -147,19 +170,24 @@ class Remote:
         self._server = Server(url, api_key, "is `weighbridge serve` running?", mistakes=())
         self._options = {"temperature": params.temperature, "max_tokens": params.max_tokens, "stream": True}
 
-    async def answer(self, messages: Messages) -> AsyncIterator[str]:
+    async def answer(self, messages: Messages) -> AsyncIterator[Piece]:
         models = await self._server.answer("GET", "/v1/models", patience=PATIENCE)
         body = {**self._options, "model": _first_model(models), "messages": messages}
-        framer = EventFramer()
+        framer, read = EventFramer(), AnswerReading(Styles(None, THINK)).stream()
         async with self._server.opened("POST", "/v1/chat/completions", body, patience=PATIENCE) as response:
             while True:
                 async with asyncio.timeout(PATIENCE):
                     data = await response.read()
                 for event in event_data(framer.feed(data) if data else framer.flush()):
-                    if event != b"[DONE]":
-                        yield _content(event)
+                    thought, text = ("", "") if event == b"[DONE]" else _content(event)
+                    if thought:
+                        yield Thought(thought)
+                    for piece in read.push(text):  # of a server that leaves thoughts in the text
+                        yield piece
                 if not data:
-                    return
+                    break
+        for piece in read.finish():
+            yield piece
 
 
 def _first_model(listed: Any) -> str:
@@ -170,9 +198,11 @@ def _first_model(listed: Any) -> str:
         raise WeighbridgeError("the server lists no model at /v1/models") from error
 
 
-def _content(event: bytes) -> str:
-    """The text of one event. Raises WeighbridgeError for an error in the middle of a stream."""
+def _content(event: bytes) -> tuple[str, str]:
+    """What is thought and said in one event. Raises WeighbridgeError for an error in the middle of a stream."""
     value = json.loads(event)
     if "error" in value:
         raise WeighbridgeError(error_message(event))
-    return "".join(choice["delta"].get("content") or "" for choice in value.get("choices", ()))
+    deltas = [choice["delta"] for choice in value.get("choices", ())]
+    thought = "".join([delta.get("reasoning_content") or delta.get("reasoning") or "" for delta in deltas])
+    return thought, "".join([delta.get("content") or "" for delta in deltas])

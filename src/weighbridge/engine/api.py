@@ -8,6 +8,7 @@ from typing import Protocol
 
 from weighbridge.cost.usage import Usage
 from weighbridge.engine.request import Embedding, FinishReason, Places, SamplingParams, TokenLogprob
+from weighbridge.models.sampling_defaults import SamplingDefaults
 from weighbridge.ticket.record import Ticket
 
 
@@ -15,7 +16,7 @@ from weighbridge.ticket.record import Ticket
 class Generation:
     """One call: a tokenised prompt, `choices` continuations of it, and how they are to be treated.
 
-    With `embeds` it ends when the prompt is computed: with its embedding, and without a continuation.
+    With `max_tokens` 0 it ends when the prompt is computed; with `embeds` too, and with its embedding.
     """
 
     prompt: list[int]
@@ -28,6 +29,7 @@ class Generation:
     ticket_id: str | None = None
     prompt_hash: str = ""  # of the prompt as its client wrote it; empty: that of its tokens
     embeds: bool = False
+    continues: bool = False  # its text goes on where the prompt's stopped, with a space if that is what comes
     cache_salt: str = ""  # cached prefixes are shared with generations of the same salt only
 
 
@@ -43,6 +45,9 @@ class Delta:
     error: str | None = None
     stopped_by: str | int | None = None  # the stop string or stop id that ended it
     embedding: Embedding | None = None
+    prompt_logprobs: list[TokenLogprob] | None = (
+        None  # of the prompt's tokens behind the first, with its first delta
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,11 @@ class Engine(Protocol):
 
     @property
     def max_model_len(self) -> int: ...
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """What the model's files recommend where a request says nothing."""
+        ...
 
     @property
     def hidden_size(self) -> int | None:

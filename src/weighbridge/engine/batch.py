@@ -22,7 +22,13 @@ class Slice:
     count: int
     samples: bool
     drafts: tuple[int, ...] = ()
+    scored: int = 0  # its first tokens, that many, tell how likely the token behind each was
     padding: int = 0  # extra tokens to run and drop: what a static batch pays for prompts of unequal length
+
+    @property
+    def sampled_rows(self) -> int:
+        """How many of its rows are sampled from: behind those that are scored."""
+        return 1 + len(self.drafts) if self.samples else 0
 
     def token_ids(self) -> list[int]:
         own = self.request.tokens[self.start : self.start + self.count - len(self.drafts)]
@@ -47,15 +53,19 @@ class Batch:
 
     @property
     def work(self) -> tuple[int, int, int, int]:
-        """Tokens, sequences, context tokens and prompt pairs: the arguments of `StepCost.seconds`."""
-        tokens = context = pairs = 0
+        """Tokens, sequences, context tokens and prompt pairs: the arguments of `StepCost.seconds`.
+
+        A row that is scored costs what one that is sampled does, so it counts as a sequence.
+        """
+        tokens = context = pairs = scored = 0
         for piece in self.slices:
             count, end = piece.count, piece.start + piece.count
             tokens += count + piece.padding
             context += end
+            scored += piece.scored
             if count > 1:
                 pairs += attention(piece.start, count)[1]
-        return tokens, len(self.slices), context, pairs
+        return tokens, len(self.slices) + scored, context, pairs
 
 
 @dataclass(slots=True)
@@ -64,6 +74,7 @@ class Sampled:
 
     `tokens[i]` is empty for a slice that does not sample, else the accepted drafts followed by one new
     token. `logprobs[i]` is aligned with `tokens[i]` when the request asked for them, else None.
+    `scores[i]` are those of the tokens behind the first `scored` ones of a slice.
     `errors` maps a slice's index to what went wrong with that request alone, `embeddings` to what came of a
     sampling slice whose request embeds: it has no tokens. `deferred` are sampling slices whose constraint is still
     being worked out: they have no tokens either, and their last own token is computed again in a later iteration.
@@ -75,12 +86,19 @@ class Sampled:
     errors: dict[int, str] = field(default_factory=dict)
     embeddings: dict[int, Embedding] = field(default_factory=dict)
     deferred: set[int] = field(default_factory=set)
+    scores: dict[int, list[TokenLogprob]] = field(default_factory=dict)
     model_seconds: float = 0.0
 
     def problem(self, index: int, piece: Slice) -> str | None:
         """What went wrong with `Batch.slices[index]`, which is `piece`; a slice that samples must bring something."""
-        if index in self.errors or index in self.deferred or not piece.samples:
+        if index in self.errors or index in self.deferred:
             return self.errors.get(index)
+        if piece.scored and len(self.scores.get(index, ())) != piece.scored:
+            return "the model returned no log-probabilities for this prompt"
+        if not piece.samples:
+            return None
         if piece.request.embeds:
             return None if index in self.embeddings else "the model returned no embedding for this request"
+        if piece.request.ends_with_prompt:
+            return None
         return None if self.tokens[index] else "the model returned no token for this request"

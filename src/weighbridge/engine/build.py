@@ -28,6 +28,7 @@ from weighbridge.models.compute.kernels.seats import seat_compute_threads
 from weighbridge.models.files.cache import weighbridge_home
 from weighbridge.models.files.checkpoint import Checkpoint, open_checkpoint
 from weighbridge.models.loader import Quantize, choose_dtype, load_decoder
+from weighbridge.models.sampling_defaults import read_sampling_defaults
 from weighbridge.models.text.tokenizer import Tokenizer, load_tokenizer
 
 log = logging.getLogger("weighbridge.engine")
@@ -77,7 +78,12 @@ def build_replica(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     checkpoint = open_checkpoint(path)
-    tokenizer = load_tokenizer(path, control_tokens_in_content=settings.control_tokens_in_content)
+    defaults = read_sampling_defaults(path, settings.generation_config)
+    tokenizer = load_tokenizer(
+        path,
+        control_tokens_in_content=settings.control_tokens_in_content,
+        chat_template=settings.chat_template,
+    )
     _check_vocabulary(tokenizer, checkpoint)
     max_model_len = _context(settings, checkpoint)
     settings = replace(settings, max_model_len=max_model_len)
@@ -112,6 +118,7 @@ def build_replica(
         check_integrity=settings.check_integrity,
         on_thread_start=seat_compute_threads,
     )
+    engine.sampling_defaults = defaults
     return EngineReplica(
         engine=engine,
         tokenizer=tokenizer,

@@ -21,6 +21,7 @@ from weighbridge.engine.schedule.scheduler_api import Progress, SchedulerLike
 from weighbridge.engine.stream import EngineStream, StreamChoice
 from weighbridge.engine.text import StopStrings, TextStream, TokenDecoder
 from weighbridge.errors import Draining, NeverFits
+from weighbridge.models.sampling_defaults import NO_DEFAULTS
 from weighbridge.ticket import Ticket, prompt_hash
 
 log = logging.getLogger("weighbridge.engine")
@@ -35,7 +36,7 @@ class EngineTokenizer(Protocol):
     @property
     def eos_token_ids(self) -> tuple[int, ...]: ...
 
-    def stream(self, *, shown: frozenset[int] = frozenset()) -> TokenDecoder: ...
+    def stream(self, *, continuing: bool = False, shown: frozenset[int] = frozenset()) -> TokenDecoder: ...
 
 
 class EngineObserver(Protocol):
@@ -70,6 +71,7 @@ class LocalEngine:
         self._step_clock = step_clock
         self.experts = runner.experts
         self.hidden_size = runner.hidden_size
+        self.sampling_defaults = NO_DEFAULTS
         self._kv_bytes_per_token = kv_bytes_per_token
         self._clock = clock
         self._streams: dict[
@@ -114,7 +116,7 @@ class LocalEngine:
     def keep_places(self, tenant: str, generations: Sequence[Generation]) -> Places:
         """Keep places in the line for generations of one call. Raises Refused where there is not room for all."""
         self._check_open()
-        sizes = [(len(one.prompt), 0 if one.embeds else one.params.max_tokens) for one in generations]
+        sizes = [(len(one.prompt), one.params.max_tokens) for one in generations]
         counted = [size for one, size in zip(generations, sizes, strict=True) for _ in range(one.choices)]
         with self._loop.lock:
             return self._scheduler.keep_places(tenant, counted)
@@ -175,7 +177,8 @@ class LocalEngine:
         arrival = self._clock()
         deadline = None if generation.deadline_ms is None else arrival + generation.deadline_ms / 1e3
         choices: list[StreamChoice] = []
-        stop, stop_ids = StopStrings(params.stop), self._stop_ids(params)
+        stop = StopStrings(params.stop, shown=params.shows_stop, after=params.min_tokens)
+        stop_ids = self._stop_ids(params)
         for index in range(generation.choices):
             request = Request(
                 id=f"{ticket.id}-{index}",
@@ -190,7 +193,7 @@ class LocalEngine:
                 embeds=generation.embeds,
                 salt=generation.cache_salt.encode(),
             )
-            decoder = self._tokenizer.stream(shown=params.shown_tokens)
+            decoder = self._tokenizer.stream(continuing=generation.continues, shown=params.shown_tokens)
             choices.append(StreamChoice(index, request, TextStream(decoder, stop)))
         return EngineStream(ticket, choices, self._cancel)
 
@@ -198,14 +201,13 @@ class LocalEngine:
         """Return the sampling parameters within what the context leaves. Raises NeverFits when that is nothing."""
         params, length = generation.params, len(generation.prompt)
         room = self.max_model_len - length
-        if room < (0 if generation.embeds else 1):
-            rest = "" if generation.embeds else " and at least one must be left for the answer"
+        answers = params.max_tokens > 0
+        if room < answers:
+            rest = " and at least one must be left for the answer" if answers else ""
             raise NeverFits(
                 f"the prompt has {length} tokens, but this model's context is {self.max_model_len} tokens"
                 f"{rest}; shorten the prompt"
             )
-        if generation.embeds:
-            return replace(params, max_tokens=0)
         params = replace(params, max_tokens=min(params.max_tokens, room))
         if params.seed is None and generation.choices > 1:
             params = replace(params, seed=random.getrandbits(62))
@@ -272,7 +274,8 @@ class LocalEngine:
         stream.ticket.output_tokens += len(item.tokens)
         finish = item.finish_reason
         ended_by_id = finish is FinishReason.STOP and item.tokens
-        piece = choice.text.push(item.tokens[:-1] if ended_by_id else item.tokens)
+        hidden = ended_by_id and not choice.request.params.shows_stop
+        piece = choice.text.push(item.tokens[:-1] if hidden else item.tokens)
         text: str = piece.text
         stopped_by: str | int | None = piece.stopped_by
         if stopped_by is not None:
@@ -295,6 +298,7 @@ class LocalEngine:
                 item.error,
                 stopped_by,
                 item.embedding,
+                item.prompt_logprobs,
             )
         )
 
@@ -347,9 +351,13 @@ class LocalEngine:
 
 
 def _reseeded(params: SamplingParams, index: int) -> SamplingParams:
-    """Give choice `index` a random stream of its own; its seed follows from the request's, so that it repeats."""
+    """Give choice `index` a random stream of its own; its seed follows from the request's, so that it repeats.
+
+    The log-probabilities of the prompt, which they share, come with the first choice.
+    """
     assert params.seed is not None
-    return replace(params, seed=(params.seed + index * 0x9E3779B97F4A7C15) % (1 << 62))
+    seed = (params.seed + index * 0x9E3779B97F4A7C15) % (1 << 62)
+    return replace(params, seed=seed, prompt_logprobs=None)
 
 
 def _note_step(ticket: Ticket, request: Request, batch: Batch, started: float) -> None:

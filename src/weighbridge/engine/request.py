@@ -36,9 +36,9 @@ class RequestState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """A constraint on the output: one of a JSON schema, a regular expression or a Lark grammar."""
+    """A constraint on the output: a JSON schema, a regular expression, a list of texts, or a grammar."""
 
-    kind: str  # "json_schema" | "json_object" | "regex" | "lark"
+    kind: str  # "json_schema" | "json_object" | "regex" | "choice" | "lark" | "gbnf"
     source: str
 
 
@@ -63,6 +63,12 @@ class SamplingParams:
     min_tokens: int = 0  # no end-of-sequence or stop before this many output tokens
     guide: Guide | None = None
     shown_tokens: frozenset[int] = frozenset()  # control tokens that have a text nevertheless
+    prompt_logprobs: int | None = (
+        None  # None: none; k >= 0: each token of the prompt and the k best in its place
+    )
+    allowed_tokens: tuple[int, ...] | None = None  # nothing else may come; None: everything may
+    bad_words: tuple[tuple[int, ...], ...] = ()  # tokens that may not follow each other so
+    shows_stop: bool = False  # the stop string or stop token that ended an output is part of its text
 
     @property
     def greedy(self) -> bool:
@@ -71,11 +77,15 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log-probability (natural log) of one emitted token and of the best alternatives, best first."""
+    """Log-probability (natural log) of one token and of the best alternatives, best first.
+
+    `rank`: 1 for the likeliest; 0 where nobody asked.
+    """
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +121,7 @@ class Request:
     deadline: float | None = None  # absolute seconds on the engine's clock
     fork_of: Request | None = None  # n > 1: share this request's prompt blocks, copy on write
     stop_token_ids: frozenset[int] = frozenset()  # end-of-sequence ids (unless ignored) plus the caller's
-    embeds: bool = False  # ends with its prompt's `Embedding` instead of tokens; `params.max_tokens` is 0
+    embeds: bool = False  # ends with its prompt's `Embedding`; `params.max_tokens` is 0
     salt: bytes = b""  # cached prefixes are shared with requests of the same salt only
 
     tokens: list[int] = field(default_factory=list)  # prompt, then output
@@ -122,6 +132,9 @@ class Request:
     num_cached_tokens: int = 0  # prompt tokens served from the prefix cache when first admitted
     num_written_tokens: int = 0  # prompt tokens that the prefix cache has from this request
     num_preemptions: int = 0
+    scores: list[TokenLogprob] = field(
+        default_factory=list
+    )  # of the prompt's tokens behind its first, so far
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0
     sampler_state: object | None = None
@@ -141,6 +154,24 @@ class Request:
     @property
     def num_output_tokens(self) -> int:
         return len(self.tokens) - len(self.prompt)
+
+    @property
+    def ends_with_prompt(self) -> bool:
+        """Whether it is over when its prompt is computed: nothing is to follow."""
+        return self.params.max_tokens == 0
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether the log-probabilities of its prompt are wanted and not all there: these must be computed here."""
+        return self.params.prompt_logprobs is not None and len(self.scores) < len(self.prompt) - 1
+
+    def scored_in(self, start: int, count: int) -> int:
+        """Of `count` tokens from `start` on, computed now, how many tell the log-probability of one that follows."""
+        return max(min(start + count, len(self.prompt) - 1) - start, 0) if self.is_scoring else 0
+
+    def note_scores(self, start: int, scores: list[TokenLogprob]) -> None:
+        """Keep what the tokens from `start` on told; what was computed again replaces itself."""
+        self.scores[start : start + len(scores)] = scores
 
     @property
     def max_total_tokens(self) -> int:

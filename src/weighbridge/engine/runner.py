@@ -91,9 +91,12 @@ def lay_out(slices: list[Slice], block_size: int) -> tuple[Int32, BatchLayout]:
 
 
 def sampled_rows(slices: list[Slice], query_starts: Int32) -> Int32:
-    """Return the rows of the batch whose logits are needed: the last of a sampling slice, and one per draft."""
+    """Return the rows of the batch whose logits are needed: of a slice those that are scored, then, where it samples,
+    the last of its own tokens and one per draft."""
     rows: list[int] = []
-    for piece, end in zip(slices, query_starts[1:].tolist(), strict=True):
+    for piece, start, end in zip(slices, query_starts.tolist(), query_starts[1:].tolist(), strict=False):
+        if piece.scored:
+            rows.extend(range(start, start + piece.scored))
         if piece.samples:
             rows.extend(range(end - 1 - len(piece.drafts), end))
     return np.array(rows, np.int32)
@@ -103,7 +106,7 @@ def embedding_rows(slices: list[Slice]) -> Int32:
     """Return which of the sampled rows are needed as hidden states."""
     if not any(piece.request.embeds for piece in slices):
         return np.empty(0, np.int32)
-    counts = [1 + len(piece.drafts) if piece.samples else 0 for piece in slices]
+    counts = [piece.scored + piece.sampled_rows for piece in slices]
     ends = np.cumsum(counts, dtype=np.int32)
     embeds = [piece.samples and piece.request.embeds for piece in slices]
     return ends[embeds] - np.int32(1)

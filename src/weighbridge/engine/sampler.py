@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from weighbridge.engine.banned import BannedTokens
 from weighbridge.engine.batch import Batch, Sampled, Slice
 from weighbridge.engine.drawing import Ids, Scores, Tally, drawn, penalise, token_logprob
 from weighbridge.engine.guidance.factory import GuideFactory
@@ -43,6 +44,7 @@ class Wishes:
     stops: Ids  # tokens that are banned before `min_tokens`
     prompt: Ids  # each token of the prompt once, where repetition is penalised
     in_prompt: npt.NDArray[np.bool_] | None  # [vocab], there
+    banned: BannedTokens | None  # what may not come, beside a constraint
 
 
 @dataclass(slots=True)
@@ -75,7 +77,8 @@ class Sampler:
         states: torch.Tensor | None = None,
         patience: float = SHORTEST_PATIENCE,
     ) -> Sampled:
-        """`logits` [rows, vocab]: one row per sampling slice in order, and one more for each of its drafts.
+        """`logits` [rows, vocab]: of each slice in order a row for each token that is scored, then, where it
+        samples, one and one more for each of its drafts.
 
         `states` [embeddings, hidden]: one row per sampling slice whose request embeds, in order. `patience`: seconds
         that the batch may wait for the masks of constrained outputs; whose is not there by then is deferred.
@@ -86,10 +89,15 @@ class Sampler:
         _await_masks(batch, max(patience, SHORTEST_PATIENCE))
         row = 0
         for index, piece in enumerate(batch.slices):
+            if piece.scored:
+                result.scores[index] = self._scored(logits[row : row + piece.scored], piece)
+                row += piece.scored
             if not piece.samples:
                 continue
-            rows = range(row, row + 1 + len(piece.drafts))
+            rows = range(row, row + piece.sampled_rows)
             row = rows.stop
+            if piece.request.ends_with_prompt and not piece.request.embeds:
+                continue
             try:
                 if piece.request.embeds:
                     assert states is not None
@@ -124,12 +132,17 @@ class Sampler:
             return
         row = 0
         for index, piece in enumerate(batch.slices):
-            if piece.samples:
-                count = 1 + len(piece.drafts)
+            if count := piece.scored + piece.sampled_rows:
                 if not all(finite[row : row + count]):
                     result.tokens[index] = []
                     result.errors[index] = "the model computed values that are not numbers for this request"
                 row += count
+
+    def _scored(self, logits: torch.Tensor, piece: Slice) -> list[TokenLogprob]:
+        """Log-probabilities of the tokens behind those of these rows, in the model's own distribution."""
+        request = piece.request
+        following = request.prompt[piece.start + 1 : piece.start + 1 + piece.scored]
+        return token_logprobs(logits[:, : self._vocab_size], following, request.params.prompt_logprobs or 0)
 
     def _sample_slice(
         self, logits: torch.Tensor, rows: range, piece: Slice
@@ -149,6 +162,8 @@ class Sampler:
             adjusted = self._adjust(scores.copy(), request, state, tokens)
             if forbidden is not None:
                 np.putmask(adjusted, forbidden.numpy(), -np.inf)
+            if state.wishes.banned or forbidden is not None:
+                _check_any(adjusted)
             token = self._draw(adjusted, request.params, state.seed, request.num_output_tokens + step)
             tokens.append(token)
             if request.params.logprobs is not None:
@@ -182,7 +197,10 @@ class Sampler:
             in_prompt = np.zeros(self._vocab_size, np.bool_)
             in_prompt[prompt] = True
         biases = np.array(list(params.logit_bias.values()), np.float32)
-        return Wishes(_ids(params.logit_bias), biases, _ids(request.stop_token_ids), prompt, in_prompt)
+        banned = BannedTokens.of(params, self._vocab_size)
+        return Wishes(
+            _ids(params.logit_bias), biases, _ids(request.stop_token_ids), prompt, in_prompt, banned
+        )
 
     def _adjust(self, scores: Scores, request: Request, state: State, fresh: Sequence[int]) -> Scores:
         """Bias, penalties and bans, in place. `fresh` are tokens drawn in this very iteration."""
@@ -193,6 +211,9 @@ class Sampler:
             apply_penalties(scores, request, state, fresh)
         if request.num_output_tokens + len(fresh) < params.min_tokens and len(wishes.stops):
             scores[wishes.stops] = -np.inf
+        if wishes.banned:
+            start = max(request.num_prompt_tokens, request.num_tokens - wishes.banned.longest)
+            wishes.banned.apply(scores, [*request.tokens[start:], *fresh])
         return scores
 
     def _draw(self, scores: Scores, params: SamplingParams, seed: int, position: int) -> int:
@@ -206,9 +227,17 @@ def is_plain(params: SamplingParams) -> bool:
         and params.guide is None
         and params.logprobs is None
         and not params.logit_bias
+        and params.allowed_tokens is None
+        and not params.bad_words
         and params.min_tokens == 0
         and not has_penalties(params)
     )
+
+
+def _check_any(scores: Scores) -> None:
+    """Raise ValueError where nothing may come any more."""
+    if not scores.max() > -np.inf:
+        raise ValueError("what this request forbids and demands leaves no token that could come next")
 
 
 def has_penalties(params: SamplingParams) -> bool:
@@ -277,3 +306,21 @@ def uniform(seed: int, position: int) -> float:
     data = f"{seed}/{position}".encode()
     digest = hashlib.blake2b(data, digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def token_logprobs(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
+    """Return how likely each of `tokens` was by its row of `logits` [tokens, vocab], and the `top` likeliest there.
+
+    A token that is among the likeliest has the same number in both places, to the last bit: clients compare them.
+    """
+    scores = logits.float()
+    whole = scores.logsumexp(dim=1)
+    chosen = scores.gather(1, torch.tensor(tokens).unsqueeze(1))
+    ranks = (scores > chosen).sum(dim=1).add_(1).tolist()
+    found = (chosen.squeeze(1) - whole).tolist()
+    if not top:
+        return [TokenLogprob(*one) for one in zip(tokens, found, [()] * len(ranks), ranks, strict=True)]
+    values, ids = scores.topk(min(top, scores.shape[1]), dim=1)
+    values -= whole.unsqueeze(1)
+    best = [tuple(zip(*one, strict=True)) for one in zip(ids.tolist(), values.tolist(), strict=True)]
+    return [TokenLogprob(*one) for one in zip(tokens, found, best, ranks, strict=True)]

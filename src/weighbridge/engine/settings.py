@@ -9,6 +9,7 @@ from pathlib import Path
 from weighbridge.engine.schedule.scheduler_api import SchedulerOptions
 from weighbridge.errors import BadInput
 from weighbridge.knobs import knob
+from weighbridge.models.text.template_files import KNOWN
 
 #: Share of the available memory that the KV pool takes when nobody says otherwise.
 DEFAULT_MEMORY_SHARE = 0.25
@@ -30,6 +31,13 @@ class EngineSettings(SchedulerOptions):
         None,
         "Memory for the experts of a mixture, such as 4GB; the rest is mapped. None: all.",
         unit="bytes",
+    )
+    generation_config: str = knob(
+        "auto",
+        "Defaults of sampling: auto (what the model's files recommend), none, or a generation_config.json.",
+    )
+    chat_template: str | None = knob(
+        None, f"A chat template instead of the model's own: a file, or {', '.join(KNOWN)}."
     )
     control_tokens_in_content: bool = knob(
         False,

@@ -23,10 +23,15 @@ class TextDelta:
 
 
 class StopStrings:
-    """The stop strings of one request, prepared once for all its choices."""
+    """The stop strings of one request, prepared once for all its choices.
 
-    def __init__(self, strings: Sequence[str]) -> None:
+    `shown`: the one that ends an output is part of its text. `after`: they are not looked for in so many first tokens.
+    """
+
+    def __init__(self, strings: Sequence[str], *, shown: bool = False, after: int = 0) -> None:
         self.patterns = tuple((string, _borders(string)) for string in strings if string)
+        self.shown = shown
+        self.after = after
 
 
 def _borders(string: str) -> list[int]:
@@ -49,6 +54,10 @@ class TextStream:
     def __init__(self, decoder: TokenDecoder, stop: StopStrings | None = None) -> None:
         self._decoder = decoder
         self._patterns = stop.patterns if stop is not None else ()
+        self._shows = stop is not None and stop.shown
+        self._free = (
+            stop.after if self._patterns and stop is not None else 0
+        )  # tokens that nothing is sought in
         self._matched = [0] * len(self._patterns)  # of each, how much of it the text so far ends with
         self._held = ""  # decoded, but may turn out to begin a stop string
         self._ended = False
@@ -57,7 +66,12 @@ class TextStream:
         """Return the text that `tokens` made safe to show; after a stop string nothing more comes."""
         if self._ended:
             return TextDelta("")
-        return self._take("".join(self._decoder.push(token) for token in tokens))
+        free = ""
+        if self._free:
+            free = "".join([self._decoder.push(token) for token in tokens[: self._free]])
+            self._free, tokens = max(self._free - len(tokens), 0), tokens[self._free :]
+        delta = self._take("".join([self._decoder.push(token) for token in tokens]))
+        return delta if not free else TextDelta(free + delta.text, delta.stopped_by)
 
     def flush(self) -> str:
         """Return what is left at the end: bytes of an unfinished character, and text that began no stop string."""
@@ -81,7 +95,7 @@ class TextStream:
         if complete:
             end, length, stop = min(complete)
             self._ended, self._held = True, ""
-            return TextDelta(text[: end + length], stop)
+            return TextDelta(text[: end if self._shows else end + length], stop)
         shown = len(text) - max(self._matched)
         self._held = text[shown:]
         return TextDelta(text[:shown])

@@ -210,7 +210,8 @@ class Gateway:
                 self._turned_away(ticket, "abort")
             raise
         self.open_journeys += 1
-        arrival = arrival_of(ask, weight, weighed.chain, arrived, needs)
+        chain = () if ask.scores_prompt else weighed.chain
+        arrival = arrival_of(ask, weight, chain, arrived, needs)
         settled = self._leg_settled if is_leg else self._settled
         return FleetJourney(pool, ask, arrival, weighed, ticket, settled)
 

@@ -79,7 +79,7 @@ class FleetJourney:
         self.ask = ask
         self.ticket = ticket
         self.charge = Charge(Usage(0, 0))  # as settled
-        self.meter = Meter(hide_usage=not ask.wants_usage)
+        self.meter = Meter(not ask.wants_usage, ask.echoes)
         self.pool = pool
         self._arrival = arrival
         self._weighed = weighed

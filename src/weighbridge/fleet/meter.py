@@ -48,6 +48,7 @@ class _Logprobs(msgspec.Struct, gc=False):
 
 
 class _Choice(msgspec.Struct, gc=False):
+    index: Any = 0
     finish_reason: Any = None
     delta: _Delta | None = None
     text: Any = None
@@ -126,11 +127,13 @@ _decode = msgspec.json.Decoder(_Body).decode
 class Meter:
     """Reads along. `usage`, `finish` and `done` are set as they come by; `events` have come, `produced` tokens in them.
 
+    `echoes`: the first event of a choice is the prompt, and counts as nothing.
     `hide_usage`: the client did not ask for the event that carries nothing but usage, so it is taken out.
     `hide_cached`: what the server's cache held of the prompt may be another tenant's, so clients read 0.
     """
 
     __slots__ = (
+        "_echoed",
         "_hide_usage",
         "done",
         "events",
@@ -142,7 +145,8 @@ class Meter:
         "usage",
     )
 
-    def __init__(self, hide_usage: bool) -> None:
+    def __init__(self, hide_usage: bool, echoes: bool = False) -> None:
+        self._echoed: set[Any] | None = set() if echoes else None  # choices that have told the prompt
         self._hide_usage = hide_usage
         self.hide_cached = False
         self.events = 0
@@ -202,7 +206,10 @@ class Meter:
 
     def _take(self, event: _Event) -> None:
         for choice in event.choices or ():
-            self.produced += choice.tokens
+            if self._echoed is None or choice.index in self._echoed:
+                self.produced += choice.tokens
+            elif isinstance(choice.index, int):
+                self._echoed.add(choice.index)
             if isinstance(choice.finish_reason, str):
                 self.finish = choice.finish_reason
         if event.error:
@@ -254,7 +261,8 @@ class Meter:
         except (msgspec.DecodeError, ValueError):
             return
         self.usage = answer.told(0)
-        self.texts = [choice.generated for choice in answer.choices or ()]
+        if self._echoed is None:  # a prompt told again is not generated
+            self.texts = [choice.generated for choice in answer.choices or ()]
         finish = next((choice.finish_reason for choice in answer.choices or ()), None)
         self.finish = finish if isinstance(finish, str) else "stop" if answer.choices is None else None
         self.done = True

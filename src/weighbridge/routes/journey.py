@@ -221,6 +221,7 @@ class RouteJourney:
             found=inspection.found,
             unreadable=inspection.unreadable,
             needs=request.needs,
+            held=request.held,
         )
         verdict = residency(policy, asked)
         if verdict.residency is Residency.REDACT:

@@ -93,6 +93,7 @@ class Asked:
     unreadable: str = ""
     unhidable: str = ""
     needs: frozenset[str] = frozenset()  # abilities: "tools", "images", ...
+    held: str = ""  # fields that hold the answer to something and never leave, by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +251,8 @@ def _bar(place: PlaceFacts, verdict: Verdict, asked: Asked) -> Bar | None:
         return Bar(BarKind.RESIDENCY, verdict.reason)
     if not is_cloud and asked.placement is Placement.ONLY_CLOUD:
         return Bar(BarKind.CALLER, "the caller asked for the cloud only")
+    if is_cloud and asked.held:
+        return Bar(BarKind.ABILITY, f"what the answer is held to does not leave ({asked.held})")
     if place.context_tokens is not None and place.tokens > place.context_tokens:
         words = f"about {place.tokens} tokens do not fit its context of {place.context_tokens}"
         return Bar(BarKind.CONTEXT, words)
@@ -331,6 +334,8 @@ def _refuse(asked: Asked, places: Sequence[PlaceFacts], bars: dict[str, Bar]) ->
     if asked.placement is Placement.ONLY_CLOUD:
         if cloud and _never_fits(cloud, bars):
             raise NeverFits(f"the cloud cannot: {of_cloud}; shorten the request")
+        if cloud and asked.held:
+            raise NoPlaceAble(f"only_cloud was asked for, but the cloud cannot: {of_cloud}")
         raise CloudDenied(f"only_cloud was asked for, but the cloud cannot: {of_cloud}", retry_after=wait)
     said = f"the edge cannot: {_words(edge, bars)}; the cloud may not: {of_cloud}"
     if edge and _never_fits(edge, bars):

@@ -9,9 +9,10 @@ from typing import Any
 from weighbridge.errors import BadInput
 from weighbridge.fleet.abilities.ability import are_tools, is_forced, part_kinds
 from weighbridge.routes.policy import Level
-from weighbridge.routes.privacy.fields import EDGE_ONLY, FORWARDED
+from weighbridge.routes.privacy.fields import EDGE_ONLY, FORWARDED, held_in
 from weighbridge.wire.ask import Ask, Fields
 from weighbridge.wire.body import plain
+from weighbridge.wire.protocols.constraints import refuse_unkept
 
 MEDIA_BYTES = 6000  # what a picture weighs: about 1,500 tokens at four bytes each
 
@@ -26,6 +27,7 @@ class RouteRequest:
 
     def __init__(self, ask: Ask) -> None:
         self.ask = ask
+        refuse_unkept(ask.fields)
         #: The fields that may go to the edge, decoded.
         self.body: dict[str, Any] = _decoded(self.fields(Level.EDGE))
         self.messages: Sequence[Mapping[str, Any]] = _messages(self.body.get("messages"))
@@ -61,6 +63,11 @@ class RouteRequest:
             if message.get("role") == "user":
                 return text_of(message)
         return text_of(self.messages[-1])
+
+    @property
+    def held(self) -> str:
+        """What holds its answer to something and may not leave, by name; empty where nothing does."""
+        return ", ".join(held_in(self.body))
 
     @property
     def deadline_seconds(self) -> float | None:

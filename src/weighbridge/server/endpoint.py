@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from weighbridge.engine.api import Turn
+from weighbridge.engine.text import TokenDecoder
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.keeping import KeepSettings
 from weighbridge.fleet.limits.spare import SpareRoom
@@ -60,7 +61,13 @@ class ChatTokenizer(Protocol):
 
     def encode(self, text: str, add_special_tokens: bool = True, *, most: int | None = None) -> list[int]: ...
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
-    def token_text(self, token: int) -> str: ...
+    def token_text(self, token: int, /) -> str: ...
+    def token_bytes(self, token: int, /) -> bytes: ...
+    def is_special(self, token: int, /) -> bool:
+        """Whether it is a control token, which has no text of its own."""
+        ...
+
+    def stream(self, *, continuing: bool = False, shown: frozenset[int] = frozenset()) -> TokenDecoder: ...
     def encode_chat(
         self,
         messages: Sequence[Any],
@@ -76,6 +83,11 @@ class ChatTokenizer(Protocol):
 
     @property
     def supports_tools(self) -> bool: ...
+    @property
+    def shows_tools(self) -> bool:
+        """Whether a chat with tools can be written down, if only in words."""
+        ...
+
     @property
     def template_text(self) -> str:
         """The chat template as it is written; empty where there is none."""

@@ -40,6 +40,7 @@ class TokenizeRequest(Struct):
     tool_choice: ToolChoice | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
+    continue_final_message: bool | None = None
 
 
 class DetokenizeRequest(Struct):
@@ -125,6 +126,7 @@ def _as_chat(body: TokenizeRequest) -> ChatRequest:
         tool_choice=body.tool_choice,
         chat_template_kwargs=body.chat_template_kwargs,
         add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
     )
 
 
@@ -144,13 +146,21 @@ def _fields(body: bytes) -> Mapping[str, Any]:
 def chat_tokens(tokenizer: ChatTokenizer, body: ChatRequest, longest: int | None = None) -> list[int]:
     """Token ids of a chat. Raises ApiError for tools or messages that the template cannot show, and NeverFits for more
     than `longest` tokens."""
-    if body.wants_tools and not tokenizer.supports_tools and body.tool_choice in (None, "auto"):
-        raise ApiError(400, "tools: this model's chat template has no place for tools", param="tools")
     messages = [checked_message(message, index) for index, message in enumerate(body.messages)]
+    if body.continue_final_message:
+        messages[-1] = begun_message(messages[-1])
     tools = [msgspec.to_builtins(tool) for tool in body.tools or ()] if body.wants_tools else None
     return tokenizer.encode_chat(
         messages, tools, body.add_generation_prompt, body.chat_template_kwargs, most=longest
     )
+
+
+def begun_message(message: dict[str, Any]) -> dict[str, Any]:
+    """The last message as an answer that is to go on. Raises ApiError for one that is none."""
+    if message["role"] != "assistant" or message.get("tool_calls"):
+        what = "must be a text of the assistant's where continue_final_message is set"
+        raise ApiError(400, f"messages: the last one {what}", param="messages")
+    return {**message, "prefix": True}
 
 
 def checked_message(message: dict[str, Any], index: int) -> dict[str, Any]:

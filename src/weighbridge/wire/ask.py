@@ -77,6 +77,8 @@ class Ask:
     wants_usage: bool = False  # the client asked for usage in its stream
     max_tokens: int | None = None
     choices: int = 1
+    echoes: bool = False  # the answer begins with the prompt
+    scores_prompt: bool = False  # how likely the prompt's tokens are is asked: no cache can tell
     priority: int = 0
     deadline: float | None = None
     deadline_ms: float | None = None  # the same, as the client put it

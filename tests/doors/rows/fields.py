@@ -40,10 +40,6 @@ def is_a_begun_call(reply: Reply) -> bool:
     )
 
 
-#: What a gateway knows of its replicas' templates, and where it acts by that.
-UNSHOWN = "issue 19: a gateway refuses tools by what its replicas told, with a code of its own"
-TOLD = ("gateway", "route", "all")
-
 TOOL = {"type": "function", "function": {"name": "weigh", "parameters": {"type": "object"}}}
 
 FIELDS = [
@@ -147,11 +143,39 @@ FIELDS = [
     ),
     Row("no tools at all", ok(tokens=4), chat(tools=[], tool_choice="none")),
     Row(
-        "tools that the model cannot be shown",
-        bad("tools"),
+        "tools on a template that has no place for them",
+        ok(tokens=4),
         chat(tools=[TOOL], weighbridge={"placement": "only_edge"}),
-        later=UNSHOWN,
-        later_at=TOLD,
+    ),
+    *refused("typical_p", 0.5),
+    *taken("typical_p", 1, None),
+    *refused("allowed_token_ids", [], [999999], "all"),
+    *refused("bad_words", [""], "no", 7),
+    *refused("structured_outputs", {"structural_tag": "x"}, {"choice": []}),
+    Row(
+        "an answer that has begun",
+        ok(tokens=4),
+        chat(
+            messages=[*user(), {"role": "assistant", "content": "I weigh"}],
+            continue_final_message=True,
+            add_generation_prompt=False,
+            weighbridge={"placement": "only_edge"},
+        ),
+    ),
+    Row(
+        "an answer that cannot go on, as it has not begun",
+        bad("messages"),
+        chat(continue_final_message=True, weighbridge={"placement": "only_edge"}),
+    ),
+    Row(
+        "one of several texts",
+        ok(body=lambda reply: reply.json["choices"][0]["message"]["content"] in ("left", "right")),
+        chat(guided_choice=["left", "right"], weighbridge={"placement": "only_edge"}, max_tokens=20),
+    ),
+    Row(
+        "a grammar of llama.cpp's",
+        ok(body=lambda reply: reply.json["choices"][0]["message"]["content"] == "(x)"),
+        chat(grammar='root ::= "(" "x" ")"', weighbridge={"placement": "only_edge"}, max_tokens=20),
     ),
     Row(
         "fields that nobody knows",

@@ -68,7 +68,13 @@ class BlockTables:
     def _hits(self, request: Request) -> list[int]:
         if self._prefix is None:
             return []
-        return self._prefix.longest(self._chain(request), (request.num_tokens - 1) // self._size)
+        return self._prefix.longest(self._chain(request), self._adoptable(request))
+
+    def _adoptable(self, request: Request) -> int:
+        """Blocks that `request` may take from others: all before its last token, which is computed again for its
+        logits; of a prompt that is scored those alone of which that is done."""
+        last = len(request.scores) if request.is_scoring else request.num_tokens - 1
+        return last // self._size
 
     def _chain(self, request: Request) -> list[Digest]:
         """Digests of the request's full blocks; each block is hashed once in the request's life."""
@@ -116,7 +122,7 @@ class BlockTables:
             return 0
         chain, table = self._chain(request), request.block_table
         first = index = computed // self._size
-        while index < (request.num_tokens - 1) // self._size:
+        while index < self._adoptable(request):
             block = self._prefix.find(chain[index])
             if block is None:
                 break

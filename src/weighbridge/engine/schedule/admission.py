@@ -13,9 +13,9 @@ def check_request(request: Request, settings: SchedulerSettings) -> None:
     """Raise BadInput or NeverFits for a request that no waiting makes runnable."""
     if not request.prompt:
         raise BadInput("the prompt has no tokens; send at least one", param="prompt")
-    if request.params.max_tokens < 1 and not request.embeds:
+    if request.params.max_tokens < 0:
         raise BadInput(
-            f"max_tokens is {request.params.max_tokens}, but must be at least 1", param="max_tokens"
+            f"max_tokens is {request.params.max_tokens}, but must not be negative", param="max_tokens"
         )
     total = request.max_total_tokens
     size = f"{request.num_prompt_tokens} prompt tokens and max_tokens {request.params.max_tokens}"
@@ -24,8 +24,8 @@ def check_request(request: Request, settings: SchedulerSettings) -> None:
             f"{size} make {total}, but the context is {settings.max_model_len} tokens; "
             "shorten the prompt or lower max_tokens"
         )
-    # The last token is sent, never computed on: it needs no place in the cache. An embedded prompt is all computed.
-    blocks = -(-(total if request.embeds else total - 1) // settings.block_size)
+    # The last token is sent, never computed on: it needs no place in the cache. Without an output all is computed.
+    blocks = -(-(total if request.ends_with_prompt else total - 1) // settings.block_size)
     if blocks > settings.num_blocks:
         raise NeverFits(
             f"{size} need {blocks} KV blocks of {settings.block_size} tokens, but the pool has "

@@ -15,7 +15,13 @@ from weighbridge.engine.memory.blocks import BlockPool
 from weighbridge.engine.memory.prefix import PrefixCache
 from weighbridge.engine.request import Embedding, FinishReason, Places, Request, RequestState, TokenLogprob
 from weighbridge.engine.schedule.admission import check_deadline, check_ever, check_request, queue_full
-from weighbridge.engine.schedule.output import Forks, OutputLength, append_tokens, prompt_computed
+from weighbridge.engine.schedule.output import (
+    Forks,
+    OutputLength,
+    append_tokens,
+    prompt_computed,
+    prompt_scores,
+)
 from weighbridge.engine.schedule.places import Backlog
 from weighbridge.engine.schedule.queue import Deadlines, FairQueue
 from weighbridge.engine.schedule.running import RunningSet
@@ -166,18 +172,20 @@ class Books:
             if request.state is not RequestState.RUNNING:
                 continue  # it ended while it was computed
             error = sampled.problem(index, piece)
+            if piece.scored:
+                request.note_scores(piece.start, sampled.scores.get(index, []))
             if error is not None:
                 self._end(request, FinishReason.ERROR)
                 progress.append(Progress(request, [], None, FinishReason.ERROR, error))
             elif index in sampled.deferred:
                 self._defer(piece)
-            elif piece.samples and not request.embeds:
+            elif piece.samples and not request.ends_with_prompt:
                 progress.append(self._advance(piece, sampled.tokens[index], sampled.logprobs[index]))
             else:
                 request.num_computed_tokens = piece.start + piece.count
                 self.tables.commit(request)
                 if piece.samples:
-                    progress.append(self._embedded(request, sampled.embeddings[index]))
+                    progress.append(self._computed(request, sampled.embeddings.get(index)))
         return progress
 
     def _defer(self, piece: Slice) -> None:
@@ -188,15 +196,18 @@ class Books:
         if piece.drafts:
             self.tables.trim(request)
 
-    def _embedded(self, request: Request, embedding: Embedding) -> Progress:
+    def _computed(self, request: Request, embedding: Embedding | None) -> Progress:
         """End a request whose prompt is computed and in the prefix cache, which was all it wanted."""
-        self._end(request, FinishReason.STOP)
-        return Progress(request, [], None, FinishReason.STOP, embedding=embedding)
+        reason = FinishReason.STOP if request.embeds else FinishReason.LENGTH
+        self._end(request, reason)
+        told = prompt_scores(request)
+        return Progress(request, [], None, reason, embedding=embedding, prompt_logprobs=told)
 
     def _advance(self, piece: Slice, sampled: list[int], logprobs: list[TokenLogprob] | None) -> Progress:
         """Append what a slice sampled: accepted drafts, which are computed already, and one new token."""
         request, accepted = piece.request, len(sampled) - 1
         before = len(request.tokens)
+        told = None if request.num_output_tokens else prompt_scores(request)
         count, reason = append_tokens(request, sampled, self.settings.max_model_len)
         request.num_computed_tokens = before + min(count, accepted)
         self.tables.commit(request)
@@ -210,7 +221,8 @@ class Books:
             self._end(request, reason)
         elif self._forks:
             self._release_forks(request)
-        return Progress(request, sampled[:count], logprobs[:count] if logprobs else None, reason)
+        shown = logprobs[:count] if logprobs else None
+        return Progress(request, sampled[:count], shown, reason, prompt_logprobs=told)
 
     # -- out -------------------------------------------------------------------------------------------
 

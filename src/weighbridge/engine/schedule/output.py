@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weighbridge.engine.request import FinishReason, Request, RequestState
+from weighbridge.engine.request import FinishReason, Request, RequestState, TokenLogprob
 
 
 def append_tokens(
@@ -36,8 +36,8 @@ class OutputLength:
         self._smoothing = smoothing
 
     def observe(self, request: Request) -> None:
-        """Learn from a request that ended. Embeddings have no output, and say nothing about that of others."""
-        if not request.embeds:
+        """Learn from a request that ended. One that may have no output says nothing about that of others."""
+        if not request.ends_with_prompt:
             self.mean += self._smoothing * (request.num_output_tokens - self.mean)
 
     def remaining(self, request: Request) -> int:
@@ -88,3 +88,8 @@ class Forks:
 def prompt_computed(request: Request) -> bool:
     """Whether the whole prompt of a running request is in its blocks, to be shared."""
     return request.state is RequestState.RUNNING and request.num_computed_tokens >= request.num_prompt_tokens
+
+
+def prompt_scores(request: Request) -> list[TokenLogprob] | None:
+    """What a request whose prompt is computed tells of the tokens in it; None where nobody asked."""
+    return None if request.params.prompt_logprobs is None else request.scores

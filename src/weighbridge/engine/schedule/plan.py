@@ -21,6 +21,7 @@ class Plan:
         "decodes",
         "preempted",
         "prompt_pairs",
+        "scored",
         "taken_over",
         "tokens",
     )
@@ -35,6 +36,7 @@ class Plan:
         self.tokens = 0
         self.context_tokens = 0
         self.prompt_pairs = 0
+        self.scored = 0  # rows of prompts whose log-probabilities are wanted
         self.taken_over = False  # whether a tenant took over a place of another one
         self.preempted = False  # whether memory ran short and a request had to give way
 
@@ -44,8 +46,8 @@ class Plan:
 
     @property
     def work(self) -> tuple[int, int, int, int]:
-        """The arguments of `StepCost.seconds`."""
-        return self.tokens, self.sequences, self.context_tokens, self.prompt_pairs
+        """The arguments of `StepCost.seconds`; a row that is scored costs what one that is sampled does."""
+        return self.tokens, self.sequences + self.scored, self.context_tokens, self.prompt_pairs
 
     def add_decode(self, request: Request, position: int) -> None:
         """Add the one token at `position`, which samples the next."""
@@ -57,7 +59,11 @@ class Plan:
 
     def add_chunk(self, request: Request, start: int, count: int, digests: list[Digest]) -> None:
         """Add tokens [start, start + count) of a prompt, in the blocks `digests`; its end samples."""
-        self.chunks[request] = Slice(request, start, count, start + count == request.num_tokens)
+        scored = request.scored_in(start, count)
+        self.chunks[request] = Slice(
+            request, start, count, start + count == request.num_tokens, scored=scored
+        )
+        self.scored += scored
         self._computing.update(dict.fromkeys(digests, request))
         self._account(start, count, 1)
 
@@ -81,6 +87,7 @@ class Plan:
         piece = decode or self.chunks.pop(request, None)
         if piece is not None:
             self._account(piece.start, piece.count, -1)
+            self.scored -= piece.scored
             self._computing = {
                 digest: user for digest, user in self._computing.items() if user is not request
             }

@@ -44,6 +44,8 @@ from weighbridge.engine.schedule.scheduler_api import CostSource, Progress, Sche
 
 #: Prompt tokens that an iteration takes even when its decodes alone miss the target.
 SMALLEST_CHUNK = 8
+#: Rows of prompts that are scored in one iteration: each has a number for every token of the vocabulary.
+MOST_SCORED = 256
 #: Tenants that are looked at, those that got nothing for longest, when somebody may pass a prompt under way.
 MOST_PASSING = 8
 
@@ -164,22 +166,28 @@ class Scheduler:
         the block over in the next: a burst of requests with one system prompt computes it once.
         """
         start = request.num_computed_tokens
-        if plan.computes(self._tables.digests(request, start, start + self.pool.block_size)):
+        if request.is_scoring:
+            if plan.scored >= MOST_SCORED:  # the next iteration has room for it, and this one for others
+                return True
+        elif plan.computes(self._tables.digests(request, start, start + self.pool.block_size)):
             return True
-        count = self._chunk_size(start, request.num_tokens, self._running.priority(request), plan)
+        count = self._chunk_size(request, start, self._running.priority(request), plan)
         if count and self._make_room(request, start + count, plan):
             plan.add_chunk(request, start, count, self._tables.touched(request, start, start + count))
             self._running.served(request, self._now, done=start + count == request.num_tokens)
             self._turns.advance(request, start + count)
         return count > 0
 
-    def _chunk_size(self, start: int, end: int, priority: int, plan: Plan) -> int:
-        """Return how many of the tokens [start, end) run: what the budget and, beside decodes, the ITL target allow.
+    def _chunk_size(self, request: Request, start: int, priority: int, plan: Plan) -> int:
+        """Return how many tokens of `request` run from `start` on: what the budget and, beside decodes, the ITL target
+        allow, and where they are scored, what there is room for.
 
         Streams that are all of a less urgent class than `priority` wait for the prompt. The first chunk gets a few
         tokens however long the decodes take by themselves, or one beside a more urgent stream: prompts never starve.
         """
-        limit = min(end - start, plan.budget)
+        limit = min(request.num_tokens - start, plan.budget)
+        if request.is_scoring:
+            limit = min(limit, MOST_SCORED - plan.scored)
         first = next(iter(plan.decodes), None)  # the most urgent: decodes are planned by rank
         urgent = priority + 1 if first is None else self._running.priority(first)
         if limit and urgent <= priority:
@@ -204,7 +212,7 @@ class Scheduler:
         if plan.chunks or self._queue.has_eligible or not self._speculator.worthwhile(self._cost, plan):
             return
         for request, piece in plan.decodes.items():
-            if request.embeds:  # the last token of its prompt
+            if request.ends_with_prompt:  # its last token
                 continue
             room = min(self._tables.room(request), plan.budget, self._output_left(request) - 1)
             drafts = self._speculator.propose(request, room, self._cost, plan)
@@ -240,7 +248,7 @@ class Scheduler:
             if self._too_late(request, opening):
                 self._books.expire(request)
                 continue
-            if not self._chunk_size(opening.computed, request.num_tokens, priority, plan):
+            if not self._chunk_size(request, opening.computed, priority, plan):
                 return
             if self._fits(opening):
                 self._books.start(request, priority, opening)
@@ -261,7 +269,7 @@ class Scheduler:
             if self._too_late(request, opening):
                 self._books.expire(request)
                 continue
-            if not self._chunk_size(opening.computed, request.num_tokens, priority, plan):
+            if not self._chunk_size(request, opening.computed, priority, plan):
                 return
             if self._fits(opening):
                 self._books.start(request, priority, opening)
@@ -341,7 +349,7 @@ class Scheduler:
         if self._too_late(request, opening):
             self._books.expire(request)
             return True
-        if not self._chunk_size(opening.computed, request.num_tokens, priority, plan):
+        if not self._chunk_size(request, opening.computed, priority, plan):
             return False
         if self._over_share(request.tenant, opening.needed):
             return False  # it would be the next to give way

@@ -111,6 +111,7 @@ class Progress:
     finish_reason: FinishReason | None = None
     error: str | None = None
     embedding: Embedding | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None  # once, with the first of its progress
 
 
 class CostSource(Protocol):

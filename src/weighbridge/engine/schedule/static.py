@@ -28,7 +28,7 @@ from weighbridge.engine.batch import Batch, Sampled, Slice
 from weighbridge.engine.memory.blocks import BlockPool
 from weighbridge.engine.request import FinishReason, Places, Request, RequestState, SamplingParams
 from weighbridge.engine.schedule.admission import check_deadline, check_ever, check_queue, check_request
-from weighbridge.engine.schedule.output import OutputLength, append_tokens
+from weighbridge.engine.schedule.output import OutputLength, append_tokens, prompt_scores
 from weighbridge.engine.schedule.places import Backlog, KeptPlaces
 from weighbridge.engine.schedule.queue import Deadlines
 from weighbridge.engine.schedule.scheduler_api import CostSource, Progress, SchedulerSettings
@@ -183,7 +183,9 @@ class StaticScheduler:
             padding = end - batch.column - tokens
             if tokens:
                 start = seat.num_computed_tokens
-                slices.append(Slice(seat, start, tokens, end == batch.longest_prompt, padding=padding))
+                scored = seat.scored_in(start, tokens)
+                samples = end == batch.longest_prompt
+                slices.append(Slice(seat, start, tokens, samples, scored=scored, padding=padding))
             else:
                 homeless += padding
         carrier = max(slices, key=lambda piece: piece.count)
@@ -199,6 +201,8 @@ class StaticScheduler:
             request, tokens = piece.request, sampled.tokens[index]
             error = sampled.problem(index, piece)
             request.num_computed_tokens = piece.start + piece.count
+            if piece.scored:
+                request.note_scores(piece.start, sampled.scores.get(index, []))
             if self._members.get(request.id) is not request:
                 self._advance_ghost(request, tokens)
             elif error is not None:
@@ -206,15 +210,19 @@ class StaticScheduler:
                 progress.append(Progress(request, [], None, FinishReason.ERROR, error))
             elif index in sampled.deferred:
                 request.num_computed_tokens = request.num_tokens - 1
-            elif piece.samples and request.embeds:
-                self._end(request, FinishReason.STOP)
-                embedding = sampled.embeddings[index]
-                progress.append(Progress(request, [], None, FinishReason.STOP, embedding=embedding))
+            elif piece.samples and request.ends_with_prompt:
+                reason = FinishReason.STOP if request.embeds else FinishReason.LENGTH
+                self._end(request, reason)
+                embedding, told = sampled.embeddings.get(index), prompt_scores(request)
+                progress.append(
+                    Progress(request, [], None, reason, embedding=embedding, prompt_logprobs=told)
+                )
             elif piece.samples:
-                _, reason = append_tokens(request, tokens, self.settings.max_model_len)
-                progress.append(Progress(request, tokens, sampled.logprobs[index], reason))
-                if reason is not None:
-                    self._end(request, reason)
+                told = None if request.num_output_tokens else prompt_scores(request)
+                _, end = append_tokens(request, tokens, self.settings.max_model_len)
+                progress.append(Progress(request, tokens, sampled.logprobs[index], end, prompt_logprobs=told))
+                if end is not None:
+                    self._end(request, end)
         self._computing = False
         self._seat_ghosts()
         return progress

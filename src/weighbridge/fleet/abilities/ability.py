@@ -58,6 +58,8 @@ _CONSTRAINTS = frozenset(
         "guided_grammar",
         "json_schema",
         "grammar",
+        "regex",
+        "ebnf",
     }
 )
 #: Parts of a message that are no text, by their `type`.
@@ -150,6 +152,8 @@ def _is_constrained(fields: Mapping[str, msgspec.Raw]) -> bool:
 
 def _wants_logprobs(fields: Mapping[str, msgspec.Raw]) -> bool:
     """A chat says true or false, a completion a number, where 0 is a wish too."""
+    if "prompt_logprobs" in fields and _of(fields, "prompt_logprobs") is not None:
+        return True
     if "logprobs" not in fields:
         return False
     wanted = _of(fields, "logprobs")

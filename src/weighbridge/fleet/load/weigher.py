@@ -62,6 +62,7 @@ _WEIGHED = (
     "tool_choice",
     "chat_template_kwargs",
     "add_generation_prompt",
+    "continue_final_message",
 )
 
 
@@ -351,7 +352,10 @@ def _is_chat(ask: Ask) -> bool:
 def _chat(ask: Ask, value: Any) -> tuple[list[Any], list[Any] | None, bool, dict[str, Any]]:
     """What a template makes a prompt of: messages, tools, whether an answer is to begin, variables."""
     generate, variables = _decoded(ask, "add_generation_prompt"), _decoded(ask, "chat_template_kwargs")
-    return [_for_template(one) for one in value], _tools(ask), generate is not False, variables or {}
+    messages = [_for_template(one) for one in value]
+    if _decoded(ask, "continue_final_message"):
+        messages[-1] = {**messages[-1], "prefix": True}
+    return messages, _tools(ask), generate is not False, variables or {}
 
 
 def _tools(ask: Ask) -> list[Any] | None:

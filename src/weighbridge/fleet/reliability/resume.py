@@ -15,6 +15,7 @@ import msgspec
 from weighbridge.errors import BadInput
 from weighbridge.fleet.load.weigher import Counter
 from weighbridge.wire.ask import Ask, Fields
+from weighbridge.wire.protocols.constraints import GUIDES
 
 _encode = msgspec.json.encode
 
@@ -35,9 +36,12 @@ _NEVER = (
     "tools",
     "response_format",
     "structured_outputs",
-    "guided_json",
-    "guided_regex",
+    *GUIDES,
+    "bad_words",
     "logprobs",
+    "prompt_logprobs",
+    "echo",
+    "continue_final_message",
     "functions",
 )
 

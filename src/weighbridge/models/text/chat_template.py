@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from traceback import walk_tb
 from typing import Any, NoReturn
 
 import jinja2
@@ -31,6 +32,12 @@ Message = Mapping[str, Any]
 MAX_SOURCE = 100_000
 #: Characters of what a template may say about messages that it refuses.
 MAX_WORDS = 1000
+
+
+#: Characters of a template's line in a message about it.
+_LONGEST_LINE = 80
+# No character of any text: it ends an answer that has begun. The space behind it tells whether the template trims.
+_BEGUN = "\ufdd2"
 
 
 class _GenerationTag(Extension):
@@ -117,10 +124,15 @@ class ChatTemplate:
             "tools": [dict(tool) for tool in tools] if tools else None,
             "add_generation_prompt": add_generation_prompt,
         }
+        begun = is_begun(settings["messages"])
+        if begun:
+            last = settings["messages"][-1]
+            settings["messages"][-1] = {**last, "content": f"{last['content']}{_BEGUN} "}
+            settings["add_generation_prompt"] = False
         template = self._templates.get("tool_use") if tools else None
         template = template or self._templates["default"]
         try:
-            return _rendered(template, settings)
+            text = _rendered(template, settings)
         except (TemplateStopped, RecursionError) as error:
             why = error if isinstance(error, TemplateStopped) else "it calls itself too often"
             raise BadInput(
@@ -129,8 +141,38 @@ class ChatTemplate:
             ) from error
         except Exception as error:  # whatever a template may raise, it is these messages that it cannot take
             raise BadInput(
-                f"the model's chat template refuses these messages: {_words(error)}", param="messages"
+                f"the model's chat template refuses these messages: {_words(error)}{_line_of(error)}",
+                param="messages",
             ) from error
+        return _cut(text) if begun else text
+
+
+def is_begun(messages: Sequence[Message]) -> bool:
+    """Whether the last message is an answer that has begun, and is to go on: marked by `prefix`, as DeepSeek and
+    Mistral have it."""
+    return bool(messages) and messages[-1].get("role") == "assistant" and messages[-1].get("prefix") is True
+
+
+def _cut(text: str) -> str:
+    """Leave out what a template writes behind an answer; where it trims those, the space at the end of this one too.
+
+    Raises BadInput for a template that does not show it.
+    """
+    at = text.rfind(_BEGUN)
+    if at < 0:
+        message = "the model's chat template does not show the last message, so that it cannot go on"
+        raise BadInput(message, param="messages")
+    return text[:at] if text.startswith(f"{_BEGUN} ", at) else text[:at].rstrip()
+
+
+def _quoted(line: Sequence[str]) -> str:
+    return f" ({line[0].strip()[:_LONGEST_LINE]})" if line else ""
+
+
+def _line_of(error: Exception) -> str:
+    """On which line of the template it was raised, where that is known and the template did not mean to."""
+    lines = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == "<template>"]
+    return f" (line {lines[-1]})" if lines and type(error) is not jinja2.TemplateError else ""
 
 
 def _rendered(template: jinja2.Template, settings: Mapping[str, Any]) -> str:
@@ -145,8 +187,9 @@ def _compile(environment: BudgetedEnvironment, source: str) -> jinja2.Template:
             template: jinja2.Template = environment.compiled(source)
         return template
     except jinja2.TemplateSyntaxError as error:
+        line = source.splitlines()[error.lineno - 1 : error.lineno]
         raise UnsupportedModel(
-            f"the model's chat template has a mistake on line {error.lineno}: {_words(error)}"
+            f"the model's chat template has a mistake on line {error.lineno}: {_words(error)}{_quoted(line)}"
         ) from error
     except Exception as error:  # nested too deeply for the parser, or for Python's
         raise UnsupportedModel(

@@ -37,7 +37,7 @@ def read_gguf_tokenizer(path: Path) -> TokenizerParts:
     backend = convert(file)
     names = {role: name for role, key in _ROLES.items() if (name := _token(file, key)) is not None}
     size, bos = len(file.strings("tokenizer.ggml.tokens")), file.index("tokenizer.ggml.bos_token_id")
-    return TokenizerParts(backend, file.end_token_ids(), bos, _template(file, names), size)
+    return TokenizerParts(backend, file.end_token_ids(), bos, _template(file, names), size, names)
 
 
 def convert(file: GgufMetadata) -> tokenizers.Tokenizer:

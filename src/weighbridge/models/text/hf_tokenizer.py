@@ -35,7 +35,7 @@ def read_directory(directory: Path) -> TokenizerParts:
     if not size:
         raise BadInput(f"the tokenizer of {directory} has no vocabulary")
     template = ChatTemplate(sources, names) if sources else None
-    return TokenizerParts(backend, tuple(ends), bos, template, size)
+    return TokenizerParts(backend, tuple(ends), bos, template, size, names)
 
 
 def _special_names(fields: Fields) -> dict[str, str]:

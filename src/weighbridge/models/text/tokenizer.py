@@ -14,6 +14,8 @@ from weighbridge.models.text import gguf_tokenizer, hf_tokenizer
 from weighbridge.models.text.block_digests import ROOT
 from weighbridge.models.text.chat_template import Message, plain_messages
 from weighbridge.models.text.control_tokens import ControlTokens
+from weighbridge.models.text.generic_tools import in_words, is_about_tools
+from weighbridge.models.text.template_files import named_template
 from weighbridge.models.text.token_text import Detokenizer, TokenBytes, decode
 from weighbridge.models.text.tokenizer_parts import TokenizerParts, encoded, is_panic
 from weighbridge.models.text.word_tokens import WordTokens
@@ -166,6 +168,11 @@ class Tokenizer:
         return self._template is not None and self._template.supports_tools
 
     @property
+    def shows_tools(self) -> bool:
+        """Whether a chat with tools can be rendered: in the template's own way, or in words."""
+        return self._template is not None
+
+    @property
     def template_text(self) -> str:
         """The chat template as it is written; empty where there is none."""
         return "" if self._template is None else self._template.text
@@ -245,8 +252,11 @@ class Tokenizer:
         """Return the text of a conversation, and whether its content spells control tokens: then they are marked."""
         if self._template is None:
             raise BadInput("this model has no chat template; send a plain prompt to /v1/completions instead")
+        turns, template = plain_messages(messages), self._template
+        if not template.supports_tools and (tools or (is_about_tools(turns) and "tool" not in template.text)):
+            turns, tools = in_words(turns, tools, has_system="system" in template.text), None
         given: dict[str, Any] = {
-            "messages": plain_messages(messages),
+            "messages": turns,
             "tools": tools,
             "variables": variables or {},
         }
@@ -265,13 +275,21 @@ class Tokenizer:
         return text + answer, spelled
 
 
-def load_tokenizer(path: Path, *, control_tokens_in_content: bool = False) -> Tokenizer:
-    """Return the tokenizer of a model directory or GGUF file. Raises BadInput when there is none that works."""
+def load_tokenizer(
+    path: Path, *, control_tokens_in_content: bool = False, chat_template: str | None = None
+) -> Tokenizer:
+    """Return the tokenizer of a model directory or GGUF file. Raises BadInput when there is none that works.
+
+    `chat_template`: the file or name of one to use instead of the model's own.
+    """
+    source = None if chat_template is None else named_template(chat_template)
     try:
-        tokenizer = Tokenizer(
-            hf_tokenizer.read_directory(path) if path.is_dir() else gguf_tokenizer.read_gguf_tokenizer(path),
-            control_tokens_in_content=control_tokens_in_content,
+        parts = (
+            hf_tokenizer.read_directory(path) if path.is_dir() else gguf_tokenizer.read_gguf_tokenizer(path)
         )
+        if source is not None:
+            parts = parts.with_template(source)
+        tokenizer = Tokenizer(parts, control_tokens_in_content=control_tokens_in_content)
         tokenizer.decode(tokenizer.encode(_PROBE))
     except BadInput:
         raise

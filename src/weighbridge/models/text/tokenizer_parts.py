@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import tokenizers
 from tokenizers.processors import TemplateProcessing
@@ -23,6 +24,16 @@ class TokenizerParts:
     bos_token_id: int | None = None
     template: ChatTemplate | None = None
     size: int = 0
+    special_names: Mapping[str, str] = field(default_factory=dict)  # of tokens, by their role
+
+    def with_template(self, source: str) -> TokenizerParts:
+        """Return these with another chat template. Raises BadInput for one that cannot render a chat."""
+        try:
+            template = ChatTemplate({"default": source}, self.special_names)
+            template.render([{"role": "user", "content": "Hello"}])
+        except BadInput as error:
+            raise BadInput(f"--chat-template: {error}", param="chat_template") from error
+        return replace(self, template=template)
 
 
 def is_panic(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Any
 
 #: Top-level fields that may go to any place. What is not named here (user, metadata, store, ...) stays: it is of
 #: no use to a model, and may name people.
@@ -14,12 +15,24 @@ _FORWARDED = (
     "logprobs top_logprobs reasoning_effort"
 )
 FORWARDED = frozenset(_FORWARDED.split())
-#: Further fields that our own engines understand; they never cross the boundary.
-_EDGE_ONLY = (
-    "logit_bias stop_token_ids ignore_eos min_tokens structured_outputs chat_template_kwargs "
-    "add_generation_prompt"
+#: Further fields that our own engines understand and that say what an answer must be: they never cross the boundary,
+#: and a request that has one is answered on this side, or by nobody.
+_HELD = (
+    "logit_bias stop_token_ids ignore_eos min_tokens structured_outputs guided_json guided_regex guided_choice "
+    "guided_grammar json_schema regex grammar ebnf bad_words allowed_token_ids include_stop_str_in_output "
+    "prompt_logprobs continue_final_message"
 )
-EDGE_ONLY = frozenset(_EDGE_ONLY.split())
+HELD = frozenset(_HELD.split())
+#: Those of them for which 0 is a wish, too.
+_NUMBERS = frozenset({"prompt_logprobs"})
+#: The same, of which an answer can do without.
+EDGE_ONLY = HELD | {"chat_template_kwargs", "add_generation_prompt"}
+
+
+def held_in(body: Mapping[str, Any]) -> list[str]:
+    """The fields of a request that hold its answer to something and stay on this side."""
+    return sorted(name for name in HELD & body.keys() if body[name] or (name in _NUMBERS and body[name] == 0))
+
 
 # -- what a chat is made of ------------------------------------------------------------------------------
 

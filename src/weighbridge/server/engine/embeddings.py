@@ -30,19 +30,19 @@ class EmbeddingFormat(Format):
     """OpenAI's list of embeddings; each also tells how sure the model is of what comes next."""
 
     def __init__(self, model: str, encoding: Literal["float", "base64"]) -> None:
-        super().__init__(model, str, False)
+        super().__init__(model)
         self._encoding = encoding
+        self._written = 0
 
     def chunk(self, delta: Delta) -> bytes:
         """Embeddings are never streamed."""
         return b""
 
-    def whole(self, choices: Sequence[Gathered], usage: Usage) -> bytes:
+    def whole(self, choices: Sequence[Any], usage: Usage) -> bytes:
         answer = {
             "object": "list",
             "model": self.model,
-            # One by one, so that other threads get a turn between the numbers of two thousand.
-            "data": [msgspec.Raw(_encode(self._choice(index, one))) for index, one in enumerate(choices)],
+            "data": choices,
             "usage": {
                 "prompt_tokens": usage.prompt_tokens,
                 "total_tokens": usage.prompt_tokens,
@@ -50,6 +50,12 @@ class EmbeddingFormat(Format):
             },
         }
         return _encode(answer)
+
+    def choices_of(self, gathered: Sequence[Gathered]) -> list[Any]:
+        # Encoded one by one, so that other threads get a turn between the numbers of two thousand.
+        self._written += len(gathered)
+        first = self._written - len(gathered)
+        return [msgspec.Raw(_encode(self._choice(first + place, one))) for place, one in enumerate(gathered)]
 
     def _choice(self, index: int, gathered: Gathered) -> dict[str, Any]:
         embedding = gathered.embedding

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,14 +14,13 @@ import msgspec
 from weighbridge.cost.usage import Usage
 from weighbridge.engine.api import Delta
 from weighbridge.engine.request import Embedding, FinishReason, TokenLogprob
+from weighbridge.server.engine.token_logs import ChatLogs, TextLogs, TokenNames, prompt_logs
 from weighbridge.server.engine.tool_calls import WrittenToolCall, as_delta, parse
 from weighbridge.server.styles.answer import AnswerReading
 from weighbridge.server.styles.pieces import PieceStream
 from weighbridge.wire.usage import usage_fields
 
 _encode = msgspec.json.Encoder().encode
-
-TokenText = Callable[[int], str]
 
 
 @dataclass(slots=True)
@@ -33,12 +32,28 @@ class Gathered:
     finish: FinishReason | None = None
     stopped_by: str | int | None = None
     embedding: Embedding | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
     @property
     def size(self) -> int:
         """About how many characters and numbers it is written with."""
-        size = sum(map(len, self.text)) + sum(8 * (1 + len(item.top)) for item in self.logprobs)
+        size = sum(map(len, self.text)) + logs_size(self.logprobs) + logs_size(self.prompt_logprobs or ())
         return size if self.embedding is None else size + 8 * len(self.embedding.vector)
+
+
+def logs_size(items: Sequence[TokenLogprob]) -> int:
+    """About how many characters log-probabilities are written with."""
+    return sum([8 * (1 + len(item.top)) for item in items])
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """What log-probabilities an answer has. `output`: of its tokens; `prompt`: of the prompt's, as vLLM writes them."""
+
+    tokens: TokenNames
+    prompt_ids: Sequence[int] = ()
+    output: bool = False
+    prompt: bool = False
 
 
 def finish_name(finish: FinishReason | None, called: bool = False) -> str | None:
@@ -57,12 +72,11 @@ class Format(ABC):
     whole_object = ""
     chunk_object = ""
 
-    def __init__(self, model: str, token_text: TokenText, with_logprobs: bool) -> None:
+    def __init__(self, model: str, telling: Telling | None = None) -> None:
         self.id = f"{self.prefix}-{uuid.uuid4().hex}"
         self.model = model
         self.created = int(time.time())
-        self._token_text = token_text
-        self._with_logprobs = with_logprobs
+        self._telling = telling
         head = {"id": self.id, "object": self.chunk_object, "created": self.created, "model": model}
         self._head = b"data: " + _encode(head)[:-1] + b',"choices":['
 
@@ -78,22 +92,36 @@ class Format(ABC):
     def usage_chunk(self, usage: Usage) -> bytes:
         return self._head + b'],"usage":' + _encode(usage_fields(usage)) + b"}\n\n"
 
-    def whole(self, choices: Sequence[Gathered], usage: Usage) -> bytes:
+    def whole(self, choices: Sequence[Any], usage: Usage) -> bytes:
+        """An answer in one piece; `choices` as `choices_of` makes them, of one prompt or of several."""
         answer = {
             "id": self.id,
             "object": self.whole_object,
             "created": self.created,
             "model": self.model,
-            "choices": [self._choice(index, one) for index, one in enumerate(choices)],
+            "choices": choices,
             "usage": usage_fields(usage),
         }
         return _encode(answer)
 
+    def choices_of(self, gathered: Sequence[Gathered]) -> list[Any]:
+        """The choices of this format's prompt."""
+        return [self._choice(index, one) for index, one in enumerate(gathered)]
+
     @abstractmethod
     def _choice(self, index: int, gathered: Gathered) -> dict[str, Any]: ...
 
-    def _event(self, choice: dict[str, Any]) -> bytes:
-        return self._head + _encode(choice) + b"]}\n\n"
+    def _prompt_logs(self, scores: Sequence[TokenLogprob] | None) -> dict[str, Any]:
+        """vLLM's field, where it was asked for and this is the piece that has it."""
+        telling = self._telling
+        if telling is None or not telling.prompt or scores is None:
+            return {}
+        return {"prompt_logprobs": prompt_logs(telling.tokens, telling.prompt_ids, scores)}
+
+    def _event(self, choice: dict[str, Any], beside: dict[str, Any] | None = None) -> bytes:
+        """`beside`: fields of the event next to its choices."""
+        end = b"," + _encode(beside)[1:] if beside else b"}"
+        return self._head + _encode(choice) + b"]" + end + b"\n\n"
 
 
 class ChatFormat(Format):
@@ -103,10 +131,10 @@ class ChatFormat(Format):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(
-        self, model: str, token_text: TokenText, with_logprobs: bool, reading: AnswerReading
-    ) -> None:
-        super().__init__(model, token_text, with_logprobs)
+    def __init__(self, model: str, reading: AnswerReading, telling: Telling | None = None) -> None:
+        super().__init__(model, telling)
+        self._logs = ChatLogs(telling.tokens) if telling is not None and telling.output else None
+        self._scores: list[TokenLogprob] | None = None  # of the prompt, in a whole answer
         self._reading = reading
         self._is_plain = reading.is_plain
         self._streams: dict[int, PieceStream] = {}
@@ -123,7 +151,8 @@ class ChatFormat(Format):
         content = {"content": delta.text} if delta.text else {}
         if not self._is_plain:
             content = self._parsed(delta)
-        if not (content or delta.finish or delta.logprobs):
+        told = self._prompt_logs(delta.prompt_logprobs)
+        if not (content or delta.finish or delta.logprobs or told):
             return b""
         if not content and not delta.finish:
             content = {"content": ""}
@@ -134,7 +163,16 @@ class ChatFormat(Format):
             "finish_reason": finish_name(delta.finish, delta.index in self._called),
             **_stopped_by(delta.stopped_by),
         }
-        return self._event(choice)
+        return self._event(choice, told)
+
+    def whole(self, choices: Sequence[Any], usage: Usage) -> bytes:
+        answer = super().whole(choices, usage)
+        told = self._prompt_logs(self._scores)
+        return answer[:-1] + b"," + _encode(told)[1:] if told else answer
+
+    def choices_of(self, gathered: Sequence[Gathered]) -> list[Any]:
+        self._scores = gathered[0].prompt_logprobs
+        return super().choices_of(gathered)
 
     def _parsed(self, delta: Delta) -> dict[str, Any]:
         """What is certain of a choice's text, thoughts and calls, now that `delta` has come."""
@@ -170,83 +208,110 @@ class ChatFormat(Format):
         }
 
     def _logprobs(self, items: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
-        if not self._with_logprobs or items is None:
-            return None
-        return {"content": [{**self._one(i.token, i.logprob), "top_logprobs": self._top(i)} for i in items]}
+        return None if self._logs is None or items is None else self._logs.content(items)
 
-    def _top(self, item: TokenLogprob) -> list[dict[str, Any]]:
-        return [self._one(token, logprob) for token, logprob in item.top]
 
-    def _one(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._token_text(token)
-        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+@dataclass(frozen=True, slots=True)
+class ChoiceRange:
+    """Where the choices of one prompt stand among those of all: how many there are, and the number of the first."""
+
+    choices: int = 1
+    first: int = 0
 
 
 class TextFormat(Format):
-    """`text_completion`. `echo`: the prompt's text comes first."""
+    """`text_completion`. `echo`: the prompt's text comes first, with its log-probabilities where any are wanted."""
 
     prefix = "cmpl"
     whole_object = "text_completion"
     chunk_object = "text_completion"
 
     def __init__(
-        self, model: str, token_text: TokenText, with_logprobs: bool, echo: str = "", first_index: int = 0
+        self, model: str, place: ChoiceRange, echo: str | None = None, telling: Telling | None = None
     ) -> None:
-        super().__init__(model, token_text, with_logprobs)
+        super().__init__(model, telling)
         self._echo = echo
-        self._first_index = first_index
-        self._offsets: dict[int, int] = {}
+        self._place = place
+        self._logs: dict[int, TextLogs] = {}
+        # What comes with the prompt's log-probabilities is written when these are here, and nothing before it.
+        self._waits = telling is not None and (telling.prompt or (telling.output and echo is not None))
+        self._held: list[Delta] = []
 
     def opening(self, choices: int) -> bytes:
-        if not self._echo:
-            return b""
+        return b"" if self._waits or not self._echo else self._opened(None)
+
+    def _opened(self, scores: Sequence[TokenLogprob] | None) -> bytes:
         return b"".join(
-            self._event({"index": index, "text": self._echo, "logprobs": None, "finish_reason": None})
-            for index in range(choices)
+            [
+                self._event(
+                    {
+                        "index": self._place.first + index,
+                        "text": self._echo or "",
+                        "logprobs": self._of_prompt(index, scores),
+                        "finish_reason": None,
+                        **self._prompt_logs(scores),
+                    }
+                )
+                for index in range(self._place.choices)
+            ]
         )
 
     def chunk(self, delta: Delta) -> bytes:
+        if not self._waits:
+            return self._chunk(delta)
+        self._held.append(delta)
+        if delta.prompt_logprobs is None:
+            return b""
+        self._waits = False
+        return self._opened(delta.prompt_logprobs) + b"".join([self._chunk(one) for one in self._held])
+
+    def _chunk(self, delta: Delta) -> bytes:
         if not (delta.text or delta.finish or delta.logprobs):
             return b""
         choice = {
-            "index": self._first_index + delta.index,
+            "index": self._place.first + delta.index,
             "text": delta.text,
-            "logprobs": self._logprobs(delta.index, delta.logprobs),
+            "logprobs": self._of_output(delta.index, delta.logprobs),
             "finish_reason": finish_name(delta.finish),
         }
+        if delta.finish is not None:
+            choice["stop_reason"] = delta.stopped_by
         return self._event(choice)
 
     def _choice(self, index: int, gathered: Gathered) -> dict[str, Any]:
+        logs = self._of_prompt(index, gathered.prompt_logprobs)
+        if logs is not None and gathered.logprobs:
+            rest = self._of_output(index, gathered.logprobs) or {}
+            logs = {name: [*items, *rest.get(name, ())] for name, items in logs.items()}
+        elif logs is None:
+            logs = self._of_output(index, gathered.logprobs)
         return {
-            "index": self._first_index + index,
-            "text": self._echo + "".join(gathered.text),
-            "logprobs": self._logprobs(index, gathered.logprobs),
+            "index": self._place.first + index,
+            "text": (self._echo or "") + "".join(gathered.text),
+            "logprobs": logs,
             "finish_reason": finish_name(gathered.finish),
             "stop_reason": gathered.stopped_by,
+            **self._prompt_logs(gathered.prompt_logprobs),
         }
 
-    def _logprobs(self, index: int, items: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
-        if not self._with_logprobs or items is None:
+    def _of_prompt(self, index: int, scores: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+        telling = self._telling
+        if telling is None or not telling.output or self._echo is None or scores is None:
             return None
-        offset = self._offsets.get(index, len(self._echo))
-        texts, offsets = [self._token_text(item.token) for item in items], []
-        for text in texts:
-            offsets.append(offset)
-            offset += len(text)
-        self._offsets[index] = offset
-        return {
-            "tokens": texts,
-            "token_logprobs": [_finite(item.logprob) for item in items],
-            "top_logprobs": [{self._token_text(t): _finite(v) for t, v in item.top} for item in items],
-            "text_offset": offsets,
-        }
+        return self._logs_of(index, telling).of_prompt(telling.prompt_ids, scores)
+
+    def _of_output(self, index: int, items: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+        telling = self._telling
+        if telling is None or not telling.output or items is None:
+            return None
+        return self._logs_of(index, telling).of_output(items)
+
+    def _logs_of(self, index: int, telling: Telling) -> TextLogs:
+        if index not in self._logs:
+            self._logs[index] = TextLogs(telling.tokens, self._echo or "")
+        return self._logs[index]
 
 
 def _stopped_by(stop: str | int | None) -> dict[str, Any]:
     """The client's own string that ended a choice, under vLLM's name for it."""
     return {"stop_reason": stop} if isinstance(stop, str) else {}
-
-
-def _finite(logprob: float) -> float:
-    """JSON has no infinity; OpenAI writes -9999 for what cannot happen."""
-    return max(logprob, -9999.0)

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from weighbridge.cost.usage import Usage
 from weighbridge.engine.api import Delta, Stream
 from weighbridge.engine.request import FinishReason
-from weighbridge.server.engine.formats import Format, Gathered
+from weighbridge.server.engine.formats import Format, Gathered, logs_size
 from weighbridge.ticket import Ticket
 from weighbridge.wire.errors import ApiError, error_event
 from weighbridge.wire.events import Event
@@ -82,7 +83,9 @@ class EngineJourney:
         deltas = self._first
         for one in self._running:
             while deltas or (deltas := await anext(aiter(one.stream), [])):
-                body = opening + b"".join([_event(one.format, delta) for delta in deltas])
+                written = partial(_written, one.format, deltas)
+                told = sum([logs_size(delta.prompt_logprobs or ()) for delta in deltas])
+                body = opening + (written() if told <= SHORT_ANSWER else await asyncio.to_thread(written))
                 opening, deltas = b"", []
                 if body:
                     yield Event(body, parse)
@@ -115,10 +118,17 @@ class EngineJourney:
                 await asyncio.sleep(0)
         if any(choice.finish in (None, FinishReason.ABORT) for choices in answers for choice in choices):
             raise ApiError(503, "the request was cancelled", kind="server_error", code="cancelled")
-        choices = [choice for choices in answers for choice in choices]
-        merge = partial(self._running[0].format.whole, choices, self._usage())
-        size = sum(choice.size for choice in choices)
+        merge = partial(self._merged, answers, self._usage())
+        size = sum(choice.size for choices in answers for choice in choices)
         return merge() if size <= SHORT_ANSWER else await asyncio.to_thread(merge)
+
+    def _merged(self, answers: Sequence[Sequence[Gathered]], usage: Usage) -> bytes:
+        choices: list[Any] = []
+        for one, gathered in zip(self._running, answers, strict=True):
+            for further in gathered[1:]:  # they share a prompt
+                further.prompt_logprobs = gathered[0].prompt_logprobs
+            choices += one.format.choices_of(gathered)
+        return self._running[0].format.whole(choices, usage)
 
     def _usage(self) -> Usage:
         total = Usage(0, 0)
@@ -151,6 +161,10 @@ def failure_of(delta: Delta) -> ApiError | None:
     return None
 
 
+def _written(form: Format, deltas: Sequence[Delta]) -> bytes:
+    return b"".join([_event(form, delta) for delta in deltas])
+
+
 def _event(form: Format, delta: Delta) -> bytes:
     failure = failure_of(delta) if delta.finish is FinishReason.ERROR else None
     return form.chunk(delta) if failure is None else error_event(failure)
@@ -163,3 +177,5 @@ def _gather(choice: Gathered, delta: Delta) -> None:
     if delta.finish is not None:
         choice.finish, choice.stopped_by = delta.finish, delta.stopped_by
         choice.embedding = delta.embedding
+    if delta.prompt_logprobs is not None:
+        choice.prompt_logprobs = delta.prompt_logprobs

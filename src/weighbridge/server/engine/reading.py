@@ -10,20 +10,24 @@ from weighbridge.engine.api import Engine, Generation
 from weighbridge.engine.request import Guide, SamplingParams
 from weighbridge.server.endpoint import ChatTokenizer
 from weighbridge.server.engine.embeddings import embedding_generations
-from weighbridge.server.engine.formats import ChatFormat, Format, TextFormat
+from weighbridge.server.engine.formats import ChatFormat, ChoiceRange, Format, Telling, TextFormat
+from weighbridge.server.engine.guides import guide_of
 from weighbridge.server.engine.prompts import PromptReader
-from weighbridge.server.engine.sampling import Limits, guide_of, sampling_params
-from weighbridge.server.engine.tool_calls import forced_call_guide, offered_tools
+from weighbridge.server.engine.sampling import Limits, sampling_params
+from weighbridge.server.engine.tool_calls import call_or_text_guide, forced_call_guide, offered_tools
 from weighbridge.server.styles.answer import AnswerReading
-from weighbridge.server.styles.choice import styles_for
+from weighbridge.server.styles.choice import Styles, styles_for
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import decode
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.protocols import chat, completions, embeddings
 from weighbridge.wire.protocols.chat import ChatRequest
 from weighbridge.wire.protocols.completions import CompletionRequest
+from weighbridge.wire.protocols.constraints import refuse_unkept
 from weighbridge.wire.protocols.openai import Common
 
+#: Words that may be kept out of an answer.
+MAX_BAD_WORDS = 256
 #: Tokens at the end of a prompt that may be the mark before a thought, and line breaks.
 _PROMPT_END = 16
 
@@ -53,7 +57,16 @@ class RequestReader:
         self._styles = styles_for(tokenizer.template_text, settings.tool_style, settings.reasoning_style)
         self._prompts = PromptReader(tokenizer, limits, engine.max_model_len)
 
+    @property
+    def reads_tools(self) -> bool:
+        """Whether tools can be shown to the model, and its calls be read."""
+        shown = self._tokenizer.supports_tools or (
+            self._styles.tools is not None and self._tokenizer.shows_tools
+        )
+        return shown
+
     def read(self, ask: Ask) -> EngineWork:
+        refuse_unkept(ask.fields)
         generations, forms = self._readers[ask.path](self, ask)
         return EngineWork(generations, forms, ask.prompt_hash)
 
@@ -61,24 +74,28 @@ class RequestReader:
         body = decode(ask.as_body(), ChatRequest)
         forced = forced_call_guide(body)
         guide = forced or guide_of(body)
+        if body.wants_tools and forced is None and not self.reads_tools:
+            raise ApiError(400, "tools: this model's chat template has no place for tools", param="tools")
+        if guide is None and body.wants_tools and not self._tokenizer.supports_tools:
+            guide = call_or_text_guide(body)
         prompt = self._prompts.chat(body)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         wanted = body.max_completion_tokens or body.max_tokens
         params = self._params(body, wanted, logprobs, guide, len(prompt))
         model, with_logprobs = self._engine.model_name, logprobs is not None
-        thinking = guide is None and self._ends_in_thought(prompt)
-        reading = AnswerReading(self._styles, offered_tools(body), forced is not None, thinking)
-        form = ChatFormat(model, self._tokenizer.token_text, with_logprobs, reading)
+        thinking = guide is None and (
+            ends_in_thought(self._tokenizer, self._styles, prompt) or self._goes_on_thinking(body)
+        )
+        single = body.parallel_tool_calls is False
+        reading = AnswerReading(self._styles, offered_tools(body), forced is not None, thinking, single)
+        form = ChatFormat(model, reading, self._telling(body, prompt, with_logprobs))
         params = replace(params, shown_tokens=self._tokenizer.specials_named(reading.marks))
-        return [Generation(prompt, params, choices=body.n or 1)], [form]
+        return [Generation(prompt, params, choices=body.n or 1, continues=body.begun is not None)], [form]
 
-    def _ends_in_thought(self, prompt: Sequence[int]) -> bool:
-        """Whether the template has begun a thought for the model, and left it open."""
-        style = self._styles.reasoning
-        if style is None:
-            return False
-        end = self._tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False)
-        return end.rstrip().endswith(style.begin)
+    def _goes_on_thinking(self, body: ChatRequest) -> bool:
+        """Whether the answer that has begun ends within a thought."""
+        style, said = self._styles.reasoning, body.begun
+        return style is not None and said is not None and said.rfind(style.begin) > said.rfind(style.end)
 
     def _complete(self, ask: Ask) -> tuple[list[Generation], list[Format]]:
         body = decode(ask.as_body(), CompletionRequest)
@@ -86,19 +103,38 @@ class RequestReader:
             message = "suffix: inserting between prompt and suffix is not supported"
             raise ApiError(400, message, param="suffix")
         choices = body.n or 1
+        wants_logprobs = body.logprobs is not None
         if body.best_of is not None and body.best_of != choices:
             message = "best_of: must equal n; sampling more than is returned is not supported"
             raise ApiError(400, message, param="best_of")
         prompts = self._prompts.texts(body.prompt, "prompt")
         longest = max(map(len, prompts))
-        params = self._params(body, body.max_tokens or 16, body.logprobs, guide_of(body), longest)
-        text, model, with_logprobs = self._tokenizer, self._engine.model_name, body.logprobs is not None
-        echoes = [text.decode(prompt) if body.echo else "" for prompt in prompts]
+        wanted = 16 if body.max_tokens is None else body.max_tokens
+        params = self._params(body, wanted, body.logprobs, guide_of(body), longest)
+        if body.echo and wants_logprobs and params.prompt_logprobs is None:
+            params = replace(params, prompt_logprobs=body.logprobs)
         forms: list[Format] = [
-            TextFormat(model, text.token_text, with_logprobs, echo, index * choices)
-            for index, echo in enumerate(echoes)
+            TextFormat(
+                self._engine.model_name,
+                ChoiceRange(choices, index * choices),
+                self._echo(body, index, prompt),
+                self._telling(body, prompt, wants_logprobs),
+            )
+            for index, prompt in enumerate(prompts)
         ]
-        return [Generation(prompt, params, choices=choices) for prompt in prompts], forms
+        return [Generation(prompt, params, choices=choices, continues=True) for prompt in prompts], forms
+
+    def _echo(self, body: CompletionRequest, index: int, prompt: Sequence[int]) -> str | None:
+        """The text of a prompt where it is to be told again: as it was written, or what its tokens say."""
+        if not body.echo:
+            return None
+        written = body.prompt if isinstance(body.prompt, str) else body.prompt[index]
+        return written if isinstance(written, str) else self._tokenizer.decode(prompt)
+
+    def _telling(self, body: Common, prompt: Sequence[int], output: bool) -> Telling | None:
+        if not output and body.prompt_logprobs is None:
+            return None
+        return Telling(self._tokenizer, prompt, output, body.prompt_logprobs is not None)
 
     def _embed(self, ask: Ask) -> tuple[list[Generation], list[Format]]:
         generations, form = embedding_generations(self._engine, self._prompts, ask)
@@ -108,12 +144,34 @@ class RequestReader:
         self, body: Common, max_tokens: int | None, logprobs: int | None, guide: Guide | None, length: int
     ) -> SamplingParams:
         room = max(self._engine.max_model_len - length, 1)
-        usual = self._limits.settings.default_max_tokens
+        usual = self._limits.defaults.max_tokens or self._limits.settings.default_max_tokens
         wanted = max_tokens if max_tokens is not None else min(room, usual)
-        return sampling_params(body, wanted, logprobs, guide, self._limits)
+        params = sampling_params(body, wanted, logprobs, guide, self._limits)
+        return replace(params, bad_words=self._bad_words(body)) if body.bad_words else params
+
+    def _bad_words(self, body: Common) -> tuple[tuple[int, ...], ...]:
+        """The tokens of words that may not come: as they begin a text, and behind a space, as vLLM takes them."""
+        words = body.bad_words or []
+        if len(words) > MAX_BAD_WORDS or any(not word.strip() for word in words):
+            message = f"bad_words: give at most {MAX_BAD_WORDS}, none of them empty"
+            raise ApiError(400, message, param="bad_words")
+        found = {tuple(self._tokenizer.encode(text, False)) for word in words for text in _spellings(word)}
+        return tuple(sorted(found - {()}))
 
     _readers: ClassVar[dict[str, Callable[[RequestReader, Ask], tuple[list[Generation], list[Format]]]]] = {
         chat.PATH: _chat,
         completions.PATH: _complete,
         embeddings.PATH: _embed,
     }
+
+
+def ends_in_thought(tokenizer: ChatTokenizer, styles: Styles, prompt: Sequence[int]) -> bool:
+    """Whether the template has begun a thought for the model, and left it open."""
+    if styles.reasoning is None:
+        return False
+    end = tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False)
+    return end.rstrip().endswith(styles.reasoning.begin)
+
+
+def _spellings(word: str) -> tuple[str, str]:
+    return word.lstrip(), f" {word.lstrip()}"

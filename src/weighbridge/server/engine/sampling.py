@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from weighbridge.engine.request import Guide, SamplingParams
-from weighbridge.server.engine.schemas import closed
+from weighbridge.models.sampling_defaults import NO_DEFAULTS, SamplingDefaults
 from weighbridge.server.settings import ServerSettings
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.protocols.openai import Common
@@ -27,17 +25,18 @@ class Limits:
 
     settings: ServerSettings
     vocab_size: int
+    defaults: SamplingDefaults = NO_DEFAULTS  # where a request says nothing
 
 
 def sampling_params(
     request: Common, max_tokens: int, logprobs: int | None, guide: Guide | None, limits: Limits
 ) -> SamplingParams:
     """OpenAI's fields as the engine's. Raises ApiError naming the field that is out of range."""
-    settings = limits.settings
-    if logprobs is not None and logprobs > settings.max_logprobs:
-        raise ApiError(
-            400, f"logprobs: at most {settings.max_logprobs} alternatives can be had", param="logprobs"
-        )
+    settings, defaults = limits.settings, limits.defaults
+    for name, count in (("logprobs", logprobs), ("prompt_logprobs", request.prompt_logprobs)):
+        if count is not None and count > settings.max_logprobs:
+            message = f"{name}: at most {settings.max_logprobs} alternatives can be had"
+            raise ApiError(400, message, param=name)
     if request.n is not None and request.n > settings.max_choices:
         raise ApiError(400, f"n: at most {settings.max_choices} choices can be had", param="n")
     stop = _stop_strings(request.stop)
@@ -45,17 +44,19 @@ def sampling_params(
         raise ApiError(400, f"stop_token_ids: give at most {MAX_STOP_IDS}", param="stop_token_ids")
     ids = frozenset(request.stop_token_ids or ())
     _check_ids(ids, "stop_token_ids", limits)
+    allowed = request.allowed_token_ids
+    _check_ids(frozenset(allowed or ()), "allowed_token_ids", limits)
     if request.min_tokens is not None and request.min_tokens > max_tokens:
         raise ApiError(
             400, f"min_tokens: must not be more than max_tokens ({max_tokens})", param="min_tokens"
         )
     return SamplingParams(
         max_tokens=max_tokens,
-        temperature=_or(request.temperature, 1.0),
-        top_p=_or(request.top_p, 1.0),
-        top_k=max(_or(request.top_k, 0), 0),
-        min_p=_or(request.min_p, 0.0),
-        repetition_penalty=_or(request.repetition_penalty, 1.0),
+        temperature=_or(request.temperature, defaults.temperature, 1.0),
+        top_p=_or(request.top_p, defaults.top_p, 1.0),
+        top_k=max(_or(request.top_k, defaults.top_k, 0), 0),
+        min_p=_or(request.min_p, defaults.min_p, 0.0),
+        repetition_penalty=_or(request.repetition_penalty, defaults.repetition_penalty, 1.0),
         presence_penalty=_or(request.presence_penalty, 0.0),
         frequency_penalty=_or(request.frequency_penalty, 0.0),
         logit_bias=_logit_bias(request.logit_bias or {}, limits),
@@ -66,11 +67,15 @@ def sampling_params(
         ignore_eos=bool(request.ignore_eos),
         min_tokens=_or(request.min_tokens, 0),
         guide=guide,
+        allowed_tokens=None if allowed is None else tuple(dict.fromkeys(allowed)),
+        prompt_logprobs=request.prompt_logprobs,
+        shows_stop=bool(request.include_stop_str_in_output),
     )
 
 
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
+def _or(*values: Any) -> Any:
+    """The first that says anything."""
+    return next(value for value in values if value is not None)
 
 
 def _stop_strings(given: str | list[str] | None) -> tuple[str, ...]:
@@ -103,42 +108,3 @@ def _logit_bias(bias: Mapping[str, float], limits: Limits) -> dict[int, float]:
         result[int(key)] = value
     _check_ids(frozenset(result), "logit_bias", limits)
     return result
-
-
-def guide_of(request: Common) -> Guide | None:
-    """The constraint a request asks for, if any. Raises ApiError when it asks for two, or for an empty one."""
-    guides: list[Guide] = []
-    wanted = request.response_format
-    if wanted is not None and wanted.type == "json_object":
-        guides.append(Guide("json_object", ""))
-    if wanted is not None and wanted.type == "json_schema":
-        schema = wanted.json_schema.schema if wanted.json_schema else None
-        if schema is None:
-            raise ApiError(400, "response_format: json_schema.schema is required", param="response_format")
-        guides.append(schema_guide(schema))
-    extra = request.structured_outputs
-    if extra is not None:
-        if extra.json is not None:
-            guides.append(schema_guide(_plain_schema(extra.json)))
-        if extra.regex is not None:
-            guides.append(Guide("regex", extra.regex))
-        if extra.grammar is not None:
-            guides.append(Guide("lark", extra.grammar))
-    if len(guides) > 1:
-        raise ApiError(400, "only one constraint on the output can be given", param="structured_outputs")
-    return guides[0] if guides else None
-
-
-def schema_guide(schema: Any) -> Guide:
-    """The constraint that a schema is, closed where it does not say that it is open."""
-    return Guide("json_schema", msgspec.json.encode(closed(schema)).decode())
-
-
-def _plain_schema(given: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    try:
-        return msgspec.json.decode(given)
-    except (msgspec.DecodeError, RecursionError) as error:
-        message = f"structured_outputs.json: is not valid JSON: {error}"
-        raise ApiError(400, message, param="structured_outputs") from error

@@ -60,7 +60,8 @@ class EngineService:
         self.page = (files("weighbridge.server.engine") / "console.html").read_text(encoding="utf-8")
         self.usage = UsageKeeper(Ledger(None))
         metrics.heard.append(self.usage.finished)
-        self._reader = RequestReader(engine, tokenizer, Limits(settings, tokenizer.vocab_size))
+        limits = Limits(settings, tokenizer.vocab_size, engine.sampling_defaults)
+        self._reader = RequestReader(engine, tokenizer, limits)
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._compile_guide = compile_guide
@@ -88,6 +89,7 @@ class EngineService:
             "created": self._created,
             "owned_by": "weighbridge",
             "max_model_len": self.engine.max_model_len,
+            "sampling_defaults": self.engine.sampling_defaults.as_dict(),
         }
 
     def health(self) -> tuple[int, dict[str, Any]]:
@@ -95,7 +97,7 @@ class EngineService:
         return (503, {"status": "draining"}) if draining else (200, {"status": "ok"})
 
     def load(self, in_full: bool) -> dict[str, Any]:
-        can = {"tools": self._tokenizer.supports_tools, "forced_tools": True, "vision": False, "audio": False}
+        can = {"tools": self._reader.reads_tools, "forced_tools": True, "vision": False, "audio": False}
         return {**asdict(self.engine.load()), "abilities": can}
 
     async def exposition(self) -> bytes:

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
 from weighbridge.engine.request import Guide
-from weighbridge.server.engine.sampling import schema_guide
+from weighbridge.server.engine.guides import schema_guide
+from weighbridge.server.engine.schemas import closed
 from weighbridge.server.styles.answer import AnswerReading
 from weighbridge.server.styles.pieces import CallArguments, CallBegun, Piece, Thought
 from weighbridge.wire.errors import ApiError
@@ -105,13 +108,26 @@ def forced_call_guide(request: ChatRequest) -> Guide | None:
         if not tools:
             message = f"tool_choice: no tool is called {choice.function.name!r}"
             raise ApiError(400, message, param="tool_choice")
+    return schema_guide(_calls_schema(tools))
+
+
+def call_or_text_guide(request: ChatRequest) -> Guide:
+    """Where a model was told in words how to call: an answer that begins with `{` is a call of a tool that was
+    offered, with the arguments that it has; any other is text."""
+    schema = closed(_calls_schema(request.tools or []))
+    text = r"text: /([^{\s](.|\n)*)?/"
+    return Guide("lark", f"start: text | call\n{text}\ncall: %json {msgspec.json.encode(schema).decode()}")
+
+
+def _calls_schema(tools: Sequence[Tool]) -> dict[str, Any]:
+    """The schema of a call of any of these."""
     definitions: dict[str, Any] = {}
     try:
         options = [_call_schema(tool, number, definitions) for number, tool in enumerate(tools)]
     except RecursionError:
         raise ApiError(400, "tools: parameters are nested too deeply", param="tools") from None
     schema = options[0] if len(options) == 1 else {"anyOf": options}
-    return schema_guide({**schema, "$defs": definitions} if definitions else schema)
+    return {**schema, "$defs": definitions} if definitions else schema
 
 
 def _call_schema(tool: Tool, number: int, definitions: dict[str, Any]) -> dict[str, Any]:

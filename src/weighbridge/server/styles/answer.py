@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from weighbridge.server.styles.choice import Styles
 from weighbridge.server.styles.harmony import HARMONY_TOOLS, HarmonyStream
-from weighbridge.server.styles.pieces import Piece, PieceStream
+from weighbridge.server.styles.pieces import CallBegun, Piece, PieceStream
 from weighbridge.server.styles.reasoning import ReasoningStream
 from weighbridge.server.styles.tool_stream import ToolStream
 
@@ -22,6 +22,7 @@ class AnswerReading:
     tools: Mapping[str, Any] | None = None
     forced: bool = False
     thinking: bool = False
+    single: bool = False  # one call is made at the most: the answer ends before a second one
 
     @property
     def is_plain(self) -> bool:
@@ -47,11 +48,37 @@ class AnswerReading:
 
     def stream(self) -> PieceStream:
         """A reader of one choice."""
+        return _OneCall(self._stream()) if self.single else self._stream()
+
+    def _stream(self) -> PieceStream:
         if self._is_harmony:
             return HarmonyStream(self.tools or {}, thinks=self.styles.reasoning is not None)
         style = self.styles.reasoning
         thoughts = ReasoningStream(style, self.thinking) if style is not None and not self.forced else None
         return _AnswerStream(thoughts, self._tool_reader)
+
+
+class _OneCall:
+    """Leaves out what comes from the second call on."""
+
+    def __init__(self, inner: PieceStream) -> None:
+        self._inner = inner
+        self._called = self._over = False
+
+    def push(self, text: str) -> Sequence[Piece]:
+        return [] if self._over else self._first(self._inner.push(text))
+
+    def finish(self) -> Sequence[Piece]:
+        return [] if self._over else self._first(self._inner.finish())
+
+    def _first(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
+        for place, piece in enumerate(pieces):
+            if isinstance(piece, CallBegun):
+                if self._called:
+                    self._over = True
+                    return pieces[:place]
+                self._called = True
+        return pieces
 
 
 class _AnswerStream:

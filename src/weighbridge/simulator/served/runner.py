@@ -60,10 +60,11 @@ class SimulatedRunner:
     def execute(self, batch: Batch) -> Sampled:
         began = self._clock()
         ends = began + self._cost.seconds(*batch.work)
-        tokens = [[self._next(piece)] if piece.samples else [] for piece in batch.slices]
+        tokens = [[self._next(piece)] if _draws(piece) else [] for piece in batch.slices]
         logprobs = [_logprobs(piece, ids) for piece, ids in zip(batch.slices, tokens, strict=True)]
+        scores = {index: _scores(piece) for index, piece in enumerate(batch.slices) if piece.scored}
         self._wait_until(ends)
-        return Sampled(tokens, logprobs, model_seconds=self._clock() - began)
+        return Sampled(tokens, logprobs, scores=scores, model_seconds=self._clock() - began)
 
     def _wait_until(self, ends: float) -> None:
         remaining = ends - self._clock()
@@ -93,7 +94,21 @@ class SimulatedRunner:
         return _Answer(max(length, request.params.min_tokens + 1), key)
 
 
+def _draws(piece: Slice) -> bool:
+    return piece.samples and not piece.request.ends_with_prompt
+
+
+def _scores(piece: Slice) -> list[TokenLogprob]:
+    """A simulated model is sure of everything."""
+    start = piece.start + 1
+    return [_certain(token) for token in piece.request.prompt[start : start + piece.scored]]
+
+
+def _certain(token: int) -> TokenLogprob:
+    return TokenLogprob(token, 0.0, ((token, 0.0),), 1)
+
+
 def _logprobs(piece: Slice, ids: list[int]) -> list[TokenLogprob] | None:
     if piece.request.params.logprobs is None or not ids:
         return None
-    return [TokenLogprob(token, 0.0, ((token, 0.0),)) for token in ids]
+    return [_certain(token) for token in ids]

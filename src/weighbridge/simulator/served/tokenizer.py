@@ -23,7 +23,7 @@ class SimulatedTokenizer:
 
     vocab_size = END_OF_TEXT + 1
     eos_token_ids = (END_OF_TEXT,)
-    supports_tools = False
+    supports_tools = shows_tools = False
     template_text = ""
 
     def encode(self, text: str, add_special_tokens: bool = True, *, most: int | None = None) -> list[int]:
@@ -62,7 +62,15 @@ class SimulatedTokenizer:
         """None: text is all that there is."""
         return frozenset()
 
-    def stream(self, *, shown: frozenset[int] = frozenset()) -> SimulatedDetokenizer:
+    def token_bytes(self, token: int) -> bytes:
+        return token_bytes(token)
+
+    def is_special(self, token: int) -> bool:
+        return False
+
+    def stream(
+        self, *, continuing: bool = False, shown: frozenset[int] = frozenset()
+    ) -> SimulatedDetokenizer:
         return SimulatedDetokenizer()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -42,6 +42,20 @@ class ChatRequest(Common, kw_only=True):
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
+    continue_final_message: bool | None = None
+    echo: Literal[False] | None = None  # vLLM's: the beginning of an answer is not told again here
+
+    @property
+    def begun(self) -> str | None:
+        """What is said already of the answer: the text of the last message, where it is to go on."""
+        last = self.messages[-1]
+        if not self.continue_final_message and not (
+            last.get("role") == "assistant" and last.get("prefix") is True
+        ):
+            return None
+        content = last.get("content")
+        parts = content if isinstance(content, list) else [{"text": content}]
+        return "".join([str(one.get("text") or "") for one in parts if isinstance(one, dict)])
 
     @property
     def wants_tools(self) -> bool:

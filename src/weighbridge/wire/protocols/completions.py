@@ -39,6 +39,7 @@ class CompletionRequest(Common, kw_only=True):
     """A completion as an engine reads it."""
 
     prompt: Any
+    max_tokens: NonNegative | None = None  # 0: the prompt alone, for what is told of it
     logprobs: NonNegative | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -47,6 +48,9 @@ class CompletionRequest(Common, kw_only=True):
 
 class _CompletionPeek(Peek, kw_only=True):
     prompt: msgspec.Raw
+    max_tokens: NonNegative | None = None
+    echo: bool | None = None
+    logprobs: NonNegative | None = None
 
 
 class CompletionProtocol(WireProtocol):
@@ -56,6 +60,8 @@ class CompletionProtocol(WireProtocol):
         peek = decode(body, _CompletionPeek)
         ask = ask_of(PATH, peek, body)
         ask.choices *= _prompts(bytes(ask.fields["prompt"]))
+        ask.echoes = bool(peek.echo)
+        ask.scores_prompt |= ask.echoes and peek.logprobs is not None
         return ask
 
     def encoder(self, ask: Ask) -> CompletionEncoder:

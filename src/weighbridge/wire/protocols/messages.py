@@ -163,6 +163,8 @@ def chat_of(request: CountRequest) -> dict[str, Any]:
     """The fields of a chat that are its prompt. Raises ApiError 400 naming what cannot be had here."""
     _check(request)
     chat: dict[str, Any] = {"model": request.model, "messages": _messages(request)}
+    if request.messages[-1].role == "assistant":  # an answer that has begun goes on (prefill)
+        chat |= {"continue_final_message": True, "add_generation_prompt": False}
     if request.tools:
         chat["tools"] = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools)]
     if request.tool_choice is not None and request.tools:
@@ -215,9 +217,8 @@ def _messages(request: CountRequest) -> list[Message]:
     for message in messages:
         if "reasoning_content" in message:
             message["reasoning_content"] = "\n".join(message["reasoning_content"])
-    if last is not None and last.role == "assistant":
-        remedy = "end with a user's message; `output_config.format` holds an answer to a form"
-        raise _refusal("messages", f"an answer that has begun is not continued here (prefill); {remedy}")
+    if last is not None and last.role == "assistant" and messages[-1].get("tool_calls"):
+        raise _refusal("messages", "the last turn calls tools; send their results behind it")
     return messages
 
 

@@ -151,6 +151,9 @@ class OllamaChat(OllamaProtocol):
         if not request.messages:
             return _unasked(request, ChatLines(request.model))
         values["messages"] = chat_messages(request.messages)
+        last = values["messages"][-1]
+        if last["role"] == "assistant" and "tool_calls" not in last:  # an answer that has begun goes on
+            values |= {"continue_final_message": True, "add_generation_prompt": False}
         if request.tools:
             values["tools"] = [{"type": "function", **tool} for tool in request.tools]
         return _asked(_chat, values, request)

@@ -55,14 +55,23 @@ class JsonSchema(Struct):
 class ResponseFormat(Struct):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema: dict[str, Any] | None = None  # beside json_object, as llama-server and Together have it
 
 
-class StructuredOutputs(Struct):
+Choices = Annotated[list[str], Meta(min_length=1, max_length=1024)]
+
+
+class StructuredOutputs(Struct, forbid_unknown_fields=True):
     """Constraints beyond OpenAI's, named as vLLM names them."""
 
     json: dict[str, Any] | str | None = None
+    json_object: bool | None = None
     regex: str | None = None
+    choice: Choices | None = None
     grammar: str | None = None
+    disable_fallback: bool | None = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None  # what a schema does not open is closed anyway
 
 
 class Peek(Struct, kw_only=True):
@@ -72,7 +81,8 @@ class Peek(Struct, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Positive | None = None
-    max_tokens: Positive | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    prompt_logprobs: NonNegative | None = None
     user: str | None = None
     cache_salt: Annotated[str, Meta(max_length=LONGEST_SALT)] | None = (
         None  # named as vLLM and SGLang name it
@@ -96,6 +106,17 @@ class Common(Peek, kw_only=True):
     stop_token_ids: list[NonNegative] | None = None
     ignore_eos: bool | None = None
     min_tokens: NonNegative | None = None
+    include_stop_str_in_output: bool | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: Annotated[list[NonNegative], Meta(min_length=1)] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
+    json_schema: dict[str, Any] | str | None = None
+    regex: str | None = None
+    grammar: str | None = None
+    ebnf: str | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
 
@@ -138,6 +159,7 @@ def ask_of(path: str, peek: Peek, body: bytes) -> Ask:
         wants_usage=peek.stream_options is not None and peek.stream_options.include_usage,
         max_tokens=peek.max_tokens,
         choices=peek.n or 1,
+        scores_prompt=peek.prompt_logprobs is not None,
         raw=body,
         extension=peek.weighbridge,
         user=peek.user,
