@@ -976,10 +976,10 @@ TOLD = [
         tests=(_refused("test_messages", "a text that is none"),),
     ),
     Deletion(
-        "an answer that has begun",
+        "a last turn that calls tools",
         "protocols.messages:_messages",
-        "if last is not None and last.role == 'assistant': ...",
-        tests=(_refused("test_messages", "a prefill"),),
+        "if last is not None and last.role == 'assistant' and messages[-1].get('tool_calls'): ...",
+        tests=(_refused("test_messages", "a call without its result"),),
     ),
     Deletion(
         "what instructions are written in",

@@ -81,7 +81,7 @@ class Peek(Struct, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Positive | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: Positive | None = None
     prompt_logprobs: NonNegative | None = None
     user: str | None = None
     cache_salt: Annotated[str, Meta(max_length=LONGEST_SALT)] | None = (
