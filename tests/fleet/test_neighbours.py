@@ -64,6 +64,36 @@ async def test_a_server_that_knows_only_the_older_name_of_max_tokens_gets_that()
     assert "max_completion_tokens" not in body
 
 
+@pytest.mark.parametrize(
+    ("entry", "given", "sent"),
+    [
+        ("dialect: openai, model: o3-mini", {"max_tokens": 7}, {"max_completion_tokens": 7}),
+        ("dialect: openai, model: openai/gpt-5.1", {"max_tokens": 7}, {"max_completion_tokens": 7}),
+        (
+            "dialect: openai, model: 'ft:o4-mini-2025-04-16:us::x'",
+            {"max_tokens": 7},
+            {"max_completion_tokens": 7},
+        ),
+        (
+            "dialect: azure, model: gpt-5-mini",
+            {"max_tokens": 9, "max_completion_tokens": 7},
+            {"max_completion_tokens": 7},
+        ),
+        ("dialect: openai, model: gpt-4o", {"max_tokens": 7}, {"max_tokens": 7}),
+        ("dialect: openai, model: gpt-50", {"max_tokens": 7}, {"max_tokens": 7}),
+        ("dialect: openai, model: olmo-2", {"max_tokens": 7}, {"max_tokens": 7}),
+        ("dialect: vllm, model: gpt-5", {"max_tokens": 7}, {"max_tokens": 7}),
+    ],
+)
+async def test_openais_models_that_think_get_the_newer_name_of_max_tokens(
+    entry: str, given: dict[str, int], sent: dict[str, int]
+) -> None:
+    listed = {"data": []}
+    backend = Backend(pages={"/v1/models": listed, "/openai/v1/models": listed})
+    _, _, body = await asked_of(backend, entry, **given)
+    assert {name: value for name, value in body.items() if name.startswith("max_")} == sent
+
+
 async def test_what_a_cloud_lacks_is_not_sent_there() -> None:
     claude, other = Backend("claude", dialect="anthropic"), Backend("other", dialect="openai")
     async with fleet(claude, other, model="    policy: round_robin") as front:

@@ -26,6 +26,9 @@ from weighbridge.wire.ask import Ask
 FAULT_PAUSE, LONGEST_FAULT_PAUSE = 5.0, 60.0
 #: Names of served models that are shown of one replica.
 SHOWN_NAMES = 8
+CHAT = "/v1/chat/completions"
+#: The two names of a limit of tokens in a chat.
+OLDER, NEWER = "max_tokens", "max_completion_tokens"
 
 
 @dataclass(slots=True)
@@ -189,19 +192,23 @@ class Member:
                 extension["tenant"] = ask.tenant
             if remaining_ms is not None:
                 extension["deadline_ms"] = remaining_ms
-        if DIALECTS[self.spec.dialect].max_tokens_only:
-            ask = _with_max_tokens(ask)
+        name, dialect = self.model_name(ask), DIALECTS[self.spec.dialect]
+        if dialect.max_tokens_only:
+            ask = _with_max_tokens(ask, OLDER)
+        elif (
+            ask.path == CHAT and dialect.reasoners is not None and dialect.reasoners.match(_asked(ask, name))
+        ):
+            ask = _with_max_tokens(ask, NEWER)
         salt = ask.cache_salt if self.keeps_apart(ask) else ""
-        body = ask.body(self.model_name(ask), extension, ask_usage=self.spec.stream_usage, cache_salt=salt)
+        body = ask.body(name, extension, ask_usage=self.spec.stream_usage, cache_salt=salt)
         return Call(ask.path, body, ask.headers, ask.stream)
 
     def model_name(self, ask: Ask) -> str | None:
         """What it is asked for; None: what the client wrote, which it serves as far as is known."""
         if self.spec.model is not None or not self.told.models:
             return self.spec.model
-        raw = ask.fields.get("model")
-        asked = None if raw is None else msgspec.json.decode(raw)
-        if isinstance(asked, str) and is_named(asked, self.told.models):
+        asked = _asked(ask, None)
+        if asked and is_named(asked, self.told.models):
             return None
         return next((name for name in self.spec.names if is_named(name, self.told.models)), None)
 
@@ -319,13 +326,22 @@ class Member:
         }
 
 
-def _with_max_tokens(ask: Ask) -> Ask:
-    """The request with `max_completion_tokens` under its older name, for servers that know no other."""
-    newer = ask.fields.get("max_completion_tokens")
-    if newer is None:
+def _with_max_tokens(ask: Ask, name: str) -> Ask:
+    """The request with its limit of tokens under `name` alone; where it has two, the one with the newer name holds."""
+    limit = ask.fields.get(NEWER) or ask.fields.get(OLDER)
+    if limit is None:
         return ask
-    fields = {name: raw for name, raw in ask.fields.items() if name != "max_completion_tokens"}
-    return replace(ask, fields={**fields, "max_tokens": newer})
+    fields = {key: raw for key, raw in ask.fields.items() if key not in (NEWER, OLDER)}
+    return replace(ask, fields={**fields, name: limit})
+
+
+def _asked(ask: Ask, name: str | None) -> str:
+    """The model that the server is asked for: `name`, or what the client wrote."""
+    if name is not None:
+        return name
+    raw = ask.fields.get("model")
+    asked = None if raw is None else msgspec.json.decode(raw)
+    return asked if isinstance(asked, str) else ""
 
 
 def capacity_of(spec: ReplicaSpec, block_size: int) -> Capacity:

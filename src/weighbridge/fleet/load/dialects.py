@@ -28,6 +28,8 @@ MOST_EXPERTS = 2048
 #: labels, a page of lines that open some took the square of its length.
 _SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[^}\n]*\})?[ \t]+([^\s]+)", re.MULTILINE)
 _BLOCK_SIZE = re.compile(r'block_size="(\d+)"')
+#: OpenAI's o1, o3, o4-mini, gpt-5 and the like, also behind an owner's name and tuned.
+_REASONERS = re.compile(r"(?:.*/)?(?:ft:)?(?:o[1-9]|gpt-5)(?![0-9a-z])")
 _BLOCKS = re.compile(r'num_gpu_blocks="(\d+)"')
 
 
@@ -52,6 +54,7 @@ class Dialect:
     headers: tuple[tuple[str, str], ...] = ()  # what it wants with every request
     max_tokens_only: bool = False  # it does not know `max_completion_tokens`, the newer name of `max_tokens`
     speaks_messages: bool = False  # it answers Anthropic's Messages, and no chats
+    reasoners: re.Pattern[str] | None = None  # models that refuse the older name: OpenAI's that think first
 
 
 class Samples:
@@ -244,7 +247,9 @@ DIALECTS = {
         ),
         Dialect("ollama", "/api/ps", _answers, False, checks_names=True, max_tokens_only=True),
         Dialect("tgi", "/metrics", _tgi, True, instead=_LISTED, hint="its metrics", max_tokens_only=True),
-        Dialect("openai", "/v1/models", _answers, False, instead=(("/health", _answers),)),
+        Dialect(
+            "openai", "/v1/models", _answers, False, instead=(("/health", _answers),), reasoners=_REASONERS
+        ),
         Dialect(
             "anthropic",
             "/v1/models",
@@ -255,7 +260,15 @@ DIALECTS = {
             speaks_messages=True,
         ),
         Dialect("gemini", "/v1/models", _answers, False, prefix="/v1beta/openai"),
-        Dialect("azure", "/v1/models", _answers, False, prefix="/openai/v1", key_header="api-key"),
+        Dialect(
+            "azure",
+            "/v1/models",
+            _answers,
+            False,
+            prefix="/openai/v1",
+            key_header="api-key",
+            reasoners=_REASONERS,
+        ),
     )
 }
 
