@@ -20,7 +20,7 @@ import environments
 from weighbridge.models.catalogue.store import resolve
 
 HERE = Path(__file__).parent
-START_TIMEOUT, STOP_TIMEOUT = 240.0, 20.0
+START_TIMEOUT, STOP_TIMEOUT = 600.0, 20.0
 LIFE_LIMIT = 1800  # seconds after which a server ends by itself, should the comparison be killed
 
 #: Random prompts make a small model repeat itself, which our prompt lookup turns into speed that real text
