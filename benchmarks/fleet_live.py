@@ -32,7 +32,6 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
 import environments
 from servers import HERE, exported_model, free_port, stop, vllm, wait_until_ready
-
 from weighbridge.models.files.store import resolve
 
 POLICIES = ("weigh", "round_robin", "least_requests")
@@ -66,7 +65,10 @@ class Engine:
             self.process = subprocess.Popen(
                 command, env=os.environ | settings, stdout=out, stderr=out, start_new_session=True
             )
-        wait_until_ready(self.url, self.process, str(log))
+
+    def wait(self) -> None:
+        assert self.process is not None
+        wait_until_ready(self.url, self.process, str(environments.HOME / f"live-{self.name}.log"))
 
     def tell(self, number: signal.Signals) -> None:
         """Send a signal to all of its processes."""
@@ -257,6 +259,7 @@ async def with_fault(fault: str, url: str, engines: dict[str, Engine], requests:
             assert victim.process is not None
             victim.process.wait(20)
             victim.start()
+            victim.wait()
         victim.tell(signal.SIGCONT)
 
 
@@ -303,6 +306,8 @@ def main() -> None:
         for engine in engines.values():
             stack.callback(engine.end)
             engine.start()
+        for engine in engines.values():
+            engine.wait()
             print(engine.name, json.dumps(probe(engine)), flush=True)
         urls = {one: stack.enter_context(gateway(one, [*engines.values()], folder)) for one in POLICIES}
         for url in urls.values():
