@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
 import environments
 from servers import HERE, exported_model, free_port, stop, vllm, wait_until_ready
+
 from weighbridge.models.catalogue.store import resolve
 
 POLICIES = ("weigh", "round_robin", "least_requests")
