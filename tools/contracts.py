@@ -83,6 +83,7 @@ PURE = (
     "flow.bets.predict",
     "flow.step_times",
     "planner.*",
+    "!planner.machine",  # opens a file, and asks this machine
     "!planner.search.simulated",  # runs the simulator
 )
 

@@ -9,12 +9,12 @@ import pytest
 from weighbridge.cost.hardware import find_device
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.load import parse_config
-from weighbridge.planner.memory.fit import changes
 from weighbridge.planner.memory.memory import GIB, longest_request, plan_memory
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.memory.source import open_model
 from weighbridge.planner.report.page import page
 from weighbridge.planner.search.commands import engine_command, fleet_yaml
+from weighbridge.planner.search.fit import changes
 from weighbridge.planner.search.packing import pack
 from weighbridge.planner.search.speed import measure, step_cost
 

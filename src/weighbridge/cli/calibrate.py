@@ -18,7 +18,7 @@ from weighbridge.engine.settings import EngineSettings
 def calibrate(
     model: Model = None,
     *,
-    engine: Annotated[EngineSettings, Only({"dtype", "quantize", "threads"})],
+    engine: Annotated[EngineSettings, Only({"dtype", "quantize", "kv_dtype", "threads"})],
     json_output: JsonOutput = False,
 ) -> None:
     """Measure iterations of every size on this machine and store the step cost that fits them."""

@@ -17,8 +17,8 @@ from weighbridge.cost.roofline import decode_share
 from weighbridge.errors import BadInput
 from weighbridge.knobs import knob
 from weighbridge.planner.memory.engines import parse_version
-from weighbridge.planner.memory.fit import changes
 from weighbridge.planner.memory.memory import MemoryPlan, PlannedModel, plan_memory
+from weighbridge.planner.memory.own import kind_of_device
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.memory.source import open_model
 from weighbridge.planner.model.catalogue import catalogue
@@ -26,6 +26,7 @@ from weighbridge.planner.report.page import page
 from weighbridge.planner.report.printing import print_choices, print_packing, print_plan
 from weighbridge.planner.report.report import choice_json, placed_json, plan_json
 from weighbridge.planner.search.commands import engine_command, fleet_yaml
+from weighbridge.planner.search.fit import changes
 from weighbridge.planner.search.packing import pack
 from weighbridge.planner.search.search import Search, confirmed
 from weighbridge.planner.search.search import recommend as recommend_deployments
@@ -47,13 +48,18 @@ from weighbridge.workload.traffic import Traffic, traffic_of
 class DeviceSettings:
     """The devices there are."""
 
-    device: str | None = knob(None, "A device of the catalogue, such as H100-80GB.")
+    device: str | None = knob(None, "A device of the catalogue, such as H100-80GB, or `here`: this machine.")
     count: int | None = knob(None, "Devices there are.", min=1)
     tp: int | None = knob(None, "Tensor parallelism.", flag=("--tp", "--tensor-parallel-size"), min=1)
     device_memory: float | None = knob(None, "GiB that the driver shows, where known.")
 
     def found(self) -> Device | None:
         """The device, from the catalogue or by its memory. Raises BadInput for one that there is not."""
+        if self.device == "here":
+            # Here, because it loads torch.
+            from weighbridge.planner.machine import this_device
+
+            return this_device(self.device_memory)
         if self.device_memory is None:
             return find_device(self.device) if self.device else None
         if not 0 < self.device_memory < 1e6:
@@ -158,7 +164,14 @@ def plan(
         towers=not deployment.language_model_only and deployment.engine != "llama.cpp",
     )
     _check(deployment)
-    opened = [open_model(name) for name in models]
+    if deployment.engine == "weighbridge":
+        # Here, because it loads torch.
+        from weighbridge.planner.machine import open_named, this_kind, with_file
+
+        opened = [with_file(open_named(name)) for name in models]
+        deployment = replace(deployment, cpu=deployment.cpu or kind_of_device(device) or this_kind())
+    else:
+        opened = [open_model(name) for name in models]
     if search.recommend or search.traffic:
         if search.traffic is None or len(opened) != 1:
             raise BadInput("--recommend takes one MODEL and needs --traffic TRACE")
@@ -173,10 +186,20 @@ def plan(
     else:
         prompt, answer = speed.lengths(deployment.max_model_len)
         _single(
-            plan_memory(opened[0], deployment, device),
+            _measured(plan_memory(opened[0], deployment, device)),
             _Shape(prompt, answer, speed.batch, speed.price),
             output,
         )
+
+
+def _measured(result: MemoryPlan) -> MemoryPlan:
+    """The plan with the speed that was measured of it on this machine, where that was done."""
+    if result.own is None:
+        return result
+    # Here, because it loads torch.
+    from weighbridge.planner.machine import measured_here
+
+    return replace(result, measured=measured_here(result))
 
 
 def _varied(devices: DeviceSettings, deployment: PlannedDeployment, price: float | None) -> Search:

@@ -66,6 +66,8 @@ class Load:
     max_model_len: int
     draining: bool
     step_cost: dict[str, float]
+    kv_dtype: str = ""  # of keys and values in the cache; empty: nothing computes here
+    kv_bytes_per_token: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 import random
 import threading
 from collections.abc import Callable
@@ -25,8 +24,8 @@ from weighbridge.errors import BadInput
 from weighbridge.models.compute.allocator import tune_allocator
 from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.kernels.seats import seat_compute_threads
-from weighbridge.models.files.cache import weighbridge_home
 from weighbridge.models.files.checkpoint import Checkpoint, open_checkpoint
+from weighbridge.models.kv_form import KvForm, kv_form, token_bytes
 from weighbridge.models.loader import Quantize, choose_dtype, load_decoder
 from weighbridge.models.sampling_defaults import read_sampling_defaults
 from weighbridge.models.text.tokenizer import Tokenizer, load_tokenizer
@@ -62,7 +61,7 @@ class EngineReplica:
             self.settings.max_batch_tokens,
             report,
         )
-        return cost, samples, _store().save(self.calibration_key, cost, samples)
+        return cost, samples, calibration.calibration_store().save(self.calibration_key, cost, samples)
 
 
 def build_replica(
@@ -101,12 +100,14 @@ def build_replica(
     )
     preparing.join()
     tune_allocator()
-    bytes_per_token = checkpoint.config.kv_elements_per_token * decoder.dtype.itemsize
+    cached = kv_form(settings.kv_dtype, str(decoder.dtype).removeprefix("torch."))
+    bytes_per_token = token_bytes(checkpoint.config, cached)
     num_blocks = pool_blocks(settings, bytes_per_token, max_model_len)
     sampler = Sampler(decoder.kernels, guides, tokenizer.vocab_size, random.Random())
-    runner = Runner(decoder, sampler, num_blocks, settings.block_size, expert_telemetry.attach(decoder))
-    key = _calibration_key(checkpoint, scheme, decoder)
-    stored = _store().load(key)
+    experts, kv_dtype = expert_telemetry.attach(decoder), getattr(torch, cached)
+    runner = Runner(decoder, sampler, num_blocks, settings.block_size, experts, kv_dtype)
+    key = _calibration_key(checkpoint, scheme, decoder, cached)
+    stored = calibration.calibration_store().load(key)
     step_clock = _step_clock(stored, runner)
     engine = LocalEngine(
         model_name,
@@ -115,6 +116,7 @@ def build_replica(
         runner,
         step_clock,
         kv_bytes_per_token=bytes_per_token,
+        kv_dtype=cached.value,
         check_integrity=settings.check_integrity,
         on_thread_start=seat_compute_threads,
     )
@@ -176,11 +178,11 @@ def _step_clock(stored: StepCost | None, runner: Runner) -> StepClock:
     return step_clock
 
 
-def _calibration_key(checkpoint: Checkpoint, scheme: Quantize, decoder: Decoder) -> str:
-    """What a step cost depends on: the weights, how they are kept, and what computes."""
-    form = f"{str(decoder.dtype).removeprefix('torch.')}-{scheme.value}"
-    machine = f"{decoder.kernels.name}-{torch.get_num_threads()}t-{platform.machine()}"
-    return f"{checkpoint.fingerprint()[:16]}-{form}-{machine}"
+def _calibration_key(checkpoint: Checkpoint, scheme: Quantize, decoder: Decoder, cached: KvForm) -> str:
+    dtype = str(decoder.dtype).removeprefix("torch.")
+    form = calibration.calibration_form(dtype, scheme.value, cached.value)
+    threads = torch.get_num_threads()
+    return calibration.calibration_key(checkpoint.fingerprint(), form, decoder.kernels.name, threads)
 
 
 def _scheme(name: str) -> Quantize:
@@ -189,7 +191,3 @@ def _scheme(name: str) -> Quantize:
     except ValueError:
         names = ", ".join(scheme.value for scheme in Quantize)
         raise BadInput(f"quantisation {name!r} is not known: use one of {names}", param="quantize") from None
-
-
-def _store() -> calibration.CalibrationStore:
-    return calibration.CalibrationStore(weighbridge_home() / "calibration")

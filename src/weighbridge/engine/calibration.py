@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from weighbridge.engine.batch import Batch, Slice
 from weighbridge.engine.loop import BatchRunner
 from weighbridge.engine.request import Request, SamplingParams
 from weighbridge.errors import BadInput
-from weighbridge.models.files.cache import load_record, save_record
+from weighbridge.models.files.cache import load_record, save_record, weighbridge_home
 from weighbridge.state.schema import DocumentSchema, unchanged
 
 log = logging.getLogger("weighbridge.engine")
@@ -102,6 +103,21 @@ def calibrate(
     candidates = shapes(max_model_len, num_blocks * block_size, max_batch_tokens)
     samples = measure(runner, candidates, block_size, report=report)
     return fit(samples), samples
+
+
+def calibration_key(fingerprint: str, form: str, kernels: str, threads: int) -> str:
+    """Return what a step cost depends on: the weights, how they and the cache are kept, and what computes."""
+    return f"{fingerprint[:16]}-{form}-{kernels}-{threads}t-{platform.machine()}"
+
+
+def calibration_form(dtype: str, scheme: str, kv: str) -> str:
+    """Return how a model is kept, for the key; a cache in the compute dtype is not named."""
+    return f"{dtype}-{scheme}" if kv == dtype else f"{dtype}-{scheme}-kv_{kv}"
+
+
+def calibration_store() -> CalibrationStore:
+    """Return the store of this user."""
+    return CalibrationStore(weighbridge_home() / "calibration")
 
 
 class CalibrationStore:

@@ -61,6 +61,7 @@ class LocalEngine:
         step_clock: StepClock,
         *,
         kv_bytes_per_token: int,
+        kv_dtype: str = "",
         check_integrity: bool = False,
         clock: Callable[[], float] = time.monotonic,
         on_thread_start: Callable[[], None] | None = None,
@@ -73,6 +74,7 @@ class LocalEngine:
         self.hidden_size = runner.hidden_size
         self.sampling_defaults = NO_DEFAULTS
         self._kv_bytes_per_token = kv_bytes_per_token
+        self._kv_dtype = kv_dtype
         self._clock = clock
         self._streams: dict[
             str, tuple[EngineStream, StreamChoice]
@@ -154,7 +156,13 @@ class LocalEngine:
     def load(self) -> Load:
         with self._loop.lock:
             load = self._scheduler.load()
-        return replace(load, draining=self._draining, step_cost=self._step_clock.cost.as_dict())
+        return replace(
+            load,
+            draining=self._draining,
+            step_cost=self._step_clock.cost.as_dict(),
+            kv_dtype=self._kv_dtype,
+            kv_bytes_per_token=self._kv_bytes_per_token,
+        )
 
     def turn(self) -> Turn | None:
         return self._loop.turn()

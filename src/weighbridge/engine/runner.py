@@ -30,13 +30,14 @@ class Runner:
         num_blocks: int,
         block_size: int,
         experts: ExpertTelemetry | None = None,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         self.experts = experts
         self._decoder = decoder
         self._sampler = sampler
         self._block_size = block_size
         self.hidden_size = decoder.config.hidden_size
-        self.cache = decoder.allocate_kv(num_blocks, block_size)
+        self.cache = decoder.allocate_kv(num_blocks, block_size, kv_dtype)
 
     def execute(self, batch: Batch) -> Sampled:
         """Compute every slice of `batch`; keys and values are written, sampling slices get their tokens."""

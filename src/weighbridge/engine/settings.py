@@ -24,6 +24,11 @@ class EngineSettings(SchedulerOptions):
 
     dtype: str = knob("auto", "float32, bfloat16 or auto (what this CPU multiplies fastest).")
     quantize: str = knob("auto", "auto (as the file keeps them), none, int8 or int4: weights in fewer bits.")
+    kv_dtype: str = knob(
+        "auto",
+        "Keys and values in the cache: f32, bf16, int8, or auto (the compute dtype).",
+        flag=("--kv-dtype", "--kv-cache-dtype"),
+    )
     max_model_len: int | None = knob(None, "Longest prompt and answer together, in tokens.", min=1)
     kv_cache_memory: int | None = knob(None, "Memory of the KV cache, such as 2GiB.", unit="bytes")
     threads: int | None = knob(None, "Compute threads; none: one per core.", min=1)

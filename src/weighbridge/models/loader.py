@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from enum import StrEnum
 
 import torch
 
@@ -13,39 +12,36 @@ from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.kernels import load_kernels
 from weighbridge.models.compute.kernels.api import Kernels
 from weighbridge.models.compute.layers import DecoderLayer, DecoderWeights
-from weighbridge.models.compute.linear import Linear, make_linear
+from weighbridge.models.compute.linear import Linear, make_linear, own_bfloat16_wins
 from weighbridge.models.compute.linear_hybrid import HybridLinear, hybrid_linear, measure_quantized_crossover
-from weighbridge.models.compute.linear_packed import PackedLinear, PackedRows
-from weighbridge.models.compute.packed_forms import Form, has_bits
-from weighbridge.models.compute.repack import WEIGHTS_AT_ONCE, NotFiniteError, form_of, keeps, repacked
+from weighbridge.models.compute.linear_packed import PackedLinear, PackedRows, kernels_available
+from weighbridge.models.compute.repack import WEIGHTS_AT_ONCE, NotFiniteError, repacked
 from weighbridge.models.compute.rope import cos_sin_table
 from weighbridge.models.experts.cache import ExpertCache
 from weighbridge.models.experts.moe_loader import build_mlp, make_cache, normed_projection
+from weighbridge.models.file_model import matrix_of
 from weighbridge.models.files.cache import weighbridge_home
 from weighbridge.models.files.checkpoint import Checkpoint
 from weighbridge.models.files.quantized import GROUP_SIZE, GroupQuantized, quantize, stack
 from weighbridge.models.files.tensors import layer_norms
+from weighbridge.models.keeping import (
+    EMBEDDING,
+    OUTPUT,
+    Cpu,
+    FileMatrix,
+    Keeping,
+    KeptAs,
+    Quantize,
+    attention_matrices,
+)
 from weighbridge.models.kept_weights import KeptWeights
 
-EMBEDDING = "model.embed_tokens.weight"
+__all__ = ["Quantize", "choose_dtype", "load_decoder", "this_cpu"]
 
 #: Hidden size below which both forms take microseconds and a measurement would be noise.
 SMALLEST_MEASURED = 256
 
 Report = Callable[[int, int], None]  # layers done, layers in all
-
-
-class Quantize(StrEnum):
-    """How the weights of the linear layers are kept. Activations are rounded to 8 bits where weights are few-bit.
-
-    `auto`: as the file keeps them, so the matrices of a GGUF file stay codes, whatever the compute dtype, and
-    everything else is dense.
-    """
-
-    AUTO = "auto"
-    NONE = "none"
-    INT8 = "int8"
-    INT4 = "int4"
 
 
 def choose_dtype(name: str) -> torch.dtype:
@@ -62,13 +58,18 @@ def choose_dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
+def this_cpu() -> Cpu:
+    """Return what of this machine decides how weights are kept."""
+    return Cpu(kernels_available(), own_bfloat16_wins())
+
+
 class _Builder:
     """Packs one checkpoint; `dtype` is the compute dtype of activations and dense weights."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, scheme: Quantize) -> None:
         self.checkpoint = checkpoint
         self.dtype = dtype
-        self.scheme = scheme
+        self.keeping = Keeping(scheme, str(dtype).removeprefix("torch."), this_cpu())
         self.expert_cache: ExpertCache | None = (
             None  # once set, experts are resident only as far as it has room
         )
@@ -118,25 +119,22 @@ class _Builder:
         small model: there it is not kept.
         """
         crossover = self._crossover if self.dtype != torch.float32 else lambda bits: None
-        tied = self.checkpoint.config.tie_word_embeddings
-        head = self._linear([EMBEDDING if tied else "lm_head.weight"], False, 8, crossover)
+        keeping, tied = self.keeping, self.checkpoint.config.tie_word_embeddings
+        source, own = self.matrix(EMBEDDING), None if tied else self.matrix(OUTPUT)
+        head = self._linear([EMBEDDING if tied else OUTPUT], False, 8, crossover)
         packed = head.few if isinstance(head, HybridLinear) else head
-        if tied and isinstance(packed, PackedLinear) and self._is_exact(packed):
+        if keeping.shares(source, own) and isinstance(packed, PackedLinear):
             self.kept.shared(EMBEDDING)
             return packed, head
-        own = self._repacked([EMBEDDING]) if self.scheme is not Quantize.NONE else None
-        if own is not None:
-            return PackedLinear(own, None, self.dtype), head
-        embedding = self.dense(EMBEDDING, self.dtype)
-        self.kept.dense([EMBEDDING], embedding)
-        return embedding, head
+        kept = keeping.embedding(source)
+        self.kept.note(EMBEDDING, kept)
+        if kept.way is KeptAs.CODES:
+            return PackedLinear(self._repacked([EMBEDDING]), None, self.dtype), head
+        return self.dense(EMBEDDING, self.dtype), head
 
-    def _is_exact(self, packed: PackedLinear) -> bool:
-        """Whether reading rows of the packed embedding gives what the file has, or what `dtype` keeps of it."""
-        blocks = self.checkpoint.blocks(EMBEDDING)
-        if blocks is None:
-            return packed.forms == [Form.BFLOAT16]
-        return packed.forms == [form_of(blocks.kind)]
+    def matrix(self, name: str) -> FileMatrix:
+        """Return what the file has of a matrix. Raises BadInput where it has none."""
+        return matrix_of(self.checkpoint, name)
 
     def _linear(
         self, names: Sequence[str], bias: bool, bits: int, crossover: Callable[[int], int | None]
@@ -145,54 +143,27 @@ class _Builder:
         if bias:
             parts = [self.tensor(name.removesuffix("weight") + "bias") for name in names]
             offset = torch.cat(parts).to(self.dtype)
-        if self._keeps_codes(names, bits):
-            packed = self._repacked(names)
-            if packed is not None:
-                return PackedLinear(packed, offset, self.dtype)
-        if self.scheme in (Quantize.INT8, Quantize.INT4):
+        kept = self.keeping.linear([self.matrix(name) for name in names], bits, bias)
+        self.kept.note(names[0], kept)
+        if kept.way is KeptAs.CODES:
+            return PackedLinear(self._repacked(names), offset, self.dtype)
+        if kept.way is KeptAs.ROUNDED:
             quantized = self._rounded(names, bits)
-            if quantized is not None:
-                self.kept.rounded(names, quantized)
-                return hybrid_linear(quantized, offset, self.dtype, crossover(quantized.bits))
+            return hybrid_linear(quantized, offset, self.dtype, crossover(quantized.bits))
         weight = torch.cat([self.dense(name, self.dtype) for name in names])
-        self.kept.dense(names, weight)
         return make_linear(weight, offset, self.dtype)
 
-    def _keeps_codes(self, names: Sequence[str], bits: int) -> bool:
-        """Whether the scheme leaves these matrices as the file has them."""
-        if self.scheme is Quantize.AUTO:
-            return True
-        stored = [self.checkpoint.blocks(name) for name in names]
-        wanted = self.scheme is not Quantize.NONE
-        return wanted and all(blocks is not None and has_bits(blocks.kind, bits) for blocks in stored)
-
-    def _repacked(self, names: Sequence[str]) -> list[PackedRows] | None:
-        """Return the file's own codes in the order of the kernels; None where it has floats, or no kernel has a form.
-
-        Raises BadInput where a scale is no number.
-        """
-        matrices = []
-        for name in names:
-            blocks = self.checkpoint.blocks(name)
-            if blocks is None or not keeps(blocks):
-                return None
-            matrices.append(blocks)
+    def _repacked(self, names: Sequence[str]) -> list[PackedRows]:
+        """Return the file's own codes in the order of the kernels. Raises BadInput where a scale is no number."""
+        matrices = [blocks for name in names if (blocks := self.checkpoint.blocks(name)) is not None]
         try:
-            packed = repacked(matrices)
+            return repacked(matrices)
         except NotFiniteError as error:
             raise self._damaged(names[error.index]) from error
-        self.kept.codes(names, matrices, packed)
-        return packed
 
-    def _rounded(self, names: Sequence[str], bits: int) -> GroupQuantized | None:
-        """Return our own rounding, some rows at a time; None: the columns do not divide into groups."""
-        parts = []
-        for name in names:
-            for rows in self._rows(name):
-                if rows.shape[1] % GROUP_SIZE:
-                    return None
-                parts.append(quantize(rows, bits))
-        return stack(parts)
+    def _rounded(self, names: Sequence[str], bits: int) -> GroupQuantized:
+        """Return our own rounding, some rows at a time."""
+        return stack([quantize(rows, bits) for name in names for rows in self._rows(name)])
 
     def _rows(self, name: str) -> Iterator[torch.Tensor]:
         """All rows of a matrix, in floats; where it is in few bits, some at a time."""
@@ -222,21 +193,17 @@ class _Builder:
         return self._dense_from[bits]
 
     def make_cache(self, memory: int, kernels: Kernels) -> ExpertCache | None:
-        form = f"{str(self.dtype).removeprefix('torch.')}-{self.scheme.value}"
+        form = f"{self.keeping.dtype}-{self.keeping.scheme.value}"
         directory = weighbridge_home() / "experts" / f"{self.checkpoint.fingerprint()[:16]}-{form}"
-        return make_cache(self, self.checkpoint.config, kernels, self._bits, memory, directory)
-
-    @property
-    def _bits(self) -> int:
-        return 4 if self.scheme is Quantize.INT4 else 8
+        bits = self.keeping.scheme.bits
+        return make_cache(self, self.checkpoint.config, kernels, bits, memory, directory)
 
     def layer(self, index: int, kernels: Kernels) -> DecoderLayer:
         config = self.checkpoint.config
         wrapped = config.output_norms
         prefix = f"model.layers.{index}."
         attention = prefix + "self_attn."
-        bits = self._bits
-        qkv = [f"{attention}{name}_proj.weight" for name in "qkv"]
+        bits, qkv = self.keeping.scheme.bits, attention_matrices(prefix)
         norms = {name: self.norm(f"{prefix}{name}.weight") for name in layer_norms(config)}
         return DecoderLayer(
             input_norm=norms["input_layernorm"],

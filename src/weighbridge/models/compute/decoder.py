@@ -22,10 +22,16 @@ class Decoder:
         self.kernels = kernels
         self._fused = fuse(weights, kernels)
 
-    def allocate_kv(self, num_blocks: int, block_size: int) -> KVCache:
+    def allocate_kv(self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None) -> KVCache:
+        """Return a pool for this model's keys and values; without a `dtype` in the compute dtype."""
         config = self.config
         return self.kernels.allocate_kv(
-            config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_dim, self.dtype
+            config.num_layers,
+            num_blocks,
+            block_size,
+            config.num_kv_heads,
+            config.head_dim,
+            dtype or self.dtype,
         )
 
     @torch.inference_mode()

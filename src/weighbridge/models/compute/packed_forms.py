@@ -1,8 +1,9 @@
-"""The forms in which our kernels multiply few-bit weights, and the types of GGUF that each of them holds."""
+"""The forms in which our kernels multiply few-bit weights, the types of GGUF that each holds, and its bytes."""
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import NamedTuple
 
 from gguf.constants import GGMLQuantizationType as Kind
 
@@ -42,6 +43,48 @@ FORM_OF = {
 
 #: Bits of a code, for what `--quantize` asks for.
 _FOUR = (Form.Q4_0, Form.Q4_1, Form.Q4_K, Form.IQ4_NL, Form.IQ4_XS, Form.MXFP4)
+
+
+def form_of(kind: Kind) -> Form:
+    """Return the form of a type: its own, or 8 bits where it has none."""
+    return FORM_OF.get(kind, Form.Q8_0)
+
+
+ROWS_PER_TILE = 16
+COLUMNS_PER_GROUP = 32
+
+
+class _Layout(NamedTuple):
+    """Bytes of a tile of 16 rows, as `native/linear_forms.h` has them."""
+
+    codes: int  # of a group of 32 columns
+    head: int  # of scales, once for `head_groups` groups
+    scales: int  # of a group
+    head_groups: int
+
+
+_LAYOUTS = {
+    Form.Q4_0: _Layout(256, 0, 32, 1),
+    Form.IQ4_NL: _Layout(256, 0, 32, 1),
+    Form.MXFP4: _Layout(256, 0, 32, 1),
+    Form.Q4_1: _Layout(256, 0, 64, 1),
+    Form.Q5_0: _Layout(320, 0, 32, 1),
+    Form.Q5_1: _Layout(320, 0, 64, 1),
+    Form.Q8_0: _Layout(512, 0, 32, 1),
+    Form.Q4_K: _Layout(256, 64, 32, 8),
+    Form.Q5_K: _Layout(320, 64, 32, 8),
+    Form.Q6_K: _Layout(384, 32, 32, 8),
+    Form.IQ4_XS: _Layout(256, 32, 16, 8),
+}
+
+
+def packed_bytes(form: Form, rows: int, columns: int) -> int:
+    """Return what a matrix in this form takes, codes and scales; rows are rounded up to whole tiles."""
+    tiles = -(-rows // ROWS_PER_TILE)
+    if form is Form.BFLOAT16:
+        return tiles * ROWS_PER_TILE * columns * 2
+    layout, groups = _LAYOUTS[form], columns // COLUMNS_PER_GROUP
+    return tiles * (groups * (layout.codes + layout.scales) + groups // layout.head_groups * layout.head)
 
 
 def has_bits(kind: Kind, bits: int) -> bool:

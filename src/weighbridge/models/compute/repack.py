@@ -14,7 +14,7 @@ from gguf.quants import quantize
 
 from weighbridge.models.compute.kernels.pages import weight_memory
 from weighbridge.models.compute.linear_packed import ROWS_PER_TILE, PackedRows, kernels_available
-from weighbridge.models.compute.packed_forms import FORM_OF, Form
+from weighbridge.models.compute.packed_forms import FORM_OF, form_of
 from weighbridge.models.files.quantized import GROUP_SIZE, StoredBlocks
 
 _native: Any = (
@@ -39,11 +39,6 @@ class NotFiniteError(ValueError):
 def keeps(blocks: StoredBlocks) -> bool:
     """Whether our kernels multiply these blocks, in one form or another."""
     return _native is not None and kernels_available() and blocks.columns % GROUP_SIZE == 0
-
-
-def form_of(kind: Kind) -> Form:
-    """Return the form of a type: its own, or 8 bits where it has none."""
-    return FORM_OF.get(kind, Form.Q8_0)
 
 
 def repacked(matrices: Sequence[StoredBlocks]) -> list[PackedRows]:

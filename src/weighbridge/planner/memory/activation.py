@@ -64,8 +64,6 @@ def overheads(
     """Estimate the overheads of one GPU of the deployment, for requests up to `length` tokens."""
     if rules.engine == "llama.cpp":
         activation, why = _llama_cpp(architecture, d, rules, length)
-    elif rules.engine == "weighbridge":
-        activation, why = _local(architecture, d, rules)
     else:
         activation, why = _gpu_engine(architecture, d, rules, constants)
     framework, why_framework = _framework(d, rules, device)
@@ -132,16 +130,7 @@ def _llama_cpp(
     return Range(value, 0.6 * value, 1.5 * value), why
 
 
-def _local(architecture: Architecture, d: Deployment, rules: EngineRules) -> tuple[Range, str]:
-    tokens = rules.max_num_batched_tokens
-    value = (2 * tokens * layer_bytes_per_token(architecture, 1) + 4.0 * 64 * architecture.vocab) / GIB
-    why = f"a batch of {tokens:,} tokens through the widest layer in 32 bits, and logits of its sampled rows"
-    return Range(value, 0.5 * value, 2 * value), why
-
-
 def _framework(d: Deployment, rules: EngineRules, device: Device | None) -> tuple[Range, str]:
-    if rules.engine == "weighbridge":
-        return Range(0.35, 0.2, 0.6), "Python, torch and the tokenizer"
     if rules.engine == "llama.cpp":
         return Range(0.35, 0.1, 0.6), "the driver's context and kernels"
     if rules.engine == "sglang":  # counted in what loading takes from free memory

@@ -55,7 +55,7 @@ def safetensors_weights(files: list[Path], architecture: Architecture) -> Stored
     sizes: dict[Tensor, float] = {}
     for path in files:
         for name, entry in _entries(path):
-            tensor = _tensor(name, entry.shape, architecture)
+            tensor = named_tensor(name, entry.shape, architecture)
             start, end = entry.data_offsets
             if start > end:
                 raise BadInput(f"{path}: tensor {shown(name)} ends before it starts: the file is damaged")
@@ -73,7 +73,7 @@ def gguf_weights(contents: Contents, architecture: Architecture) -> Stored:
     """Return the bytes of every tensor of a GGUF file."""
     sizes: dict[Tensor, float] = {}
     for name, entry in contents.tensors.items():
-        tensor = _tensor(name, list(entry.shape), architecture)
+        tensor = named_tensor(name, list(entry.shape), architecture)
         sizes[tensor] = sizes.get(tensor, 0.0) + float(entry.nbytes)
     kinds: Counter[str] = Counter()
     for entry in contents.tensors.values():
@@ -117,7 +117,8 @@ def _header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _tensor(name: str, shape: list[int], architecture: Architecture) -> Tensor:
+def named_tensor(name: str, shape: list[int], architecture: Architecture) -> Tensor:
+    """Return the tensor of this name in a file of Hugging Face or GGUF, with the kind and shard that it implies."""
     kind = next((kind for pattern, kind in _KINDS if re.search(pattern, name)), Kind.MLP)
     layer = _layer(name, kind, len(architecture.layers))
     columns = shape[-1] if shape else 1

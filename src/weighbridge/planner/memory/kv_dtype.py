@@ -39,11 +39,13 @@ class KVType:
     name: str
     value_bytes: float
     scale_bytes: int  # per head and side (keys, values)
+    padding: int = 1  # values of a head are padded to a multiple of this
 
     def attention_bytes(self, layer: Attention, tp: int) -> float:
         """Return the bytes per token that one tensor-parallel rank keeps for this layer."""
         heads = max(1, layer.kv_heads // tp)
-        return heads * ((layer.key_dim + layer.value_dim) * self.value_bytes + 2 * self.scale_bytes)
+        values = -(-layer.value_dim // self.padding) * self.padding
+        return heads * ((layer.key_dim + values) * self.value_bytes + 2 * self.scale_bytes)
 
     def latent_bytes(self, layer: Latent) -> float:
         """Return the bytes per token of the compressed vector; every rank keeps all of it.

@@ -7,12 +7,23 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from weighbridge.cost.hardware import Device
+from weighbridge.cost.step import StepCost
 from weighbridge.errors import BadInput
+from weighbridge.models.keeping import FileModel, Keeping
 from weighbridge.planner.memory.activation import FITTED, Constants, Overheads, overheads
 from weighbridge.planner.memory.engines import EngineRules, rules_for
 from weighbridge.planner.memory.kv_dtype import KVType, kv_type
 from weighbridge.planner.memory.kv_layout import CacheSpec, KVPlan, cached_layers
 from weighbridge.planner.memory.other_kv import plan_llama_cpp, plan_sglang, plan_weighbridge
+from weighbridge.planner.memory.own import (
+    CpuKind,
+    activation,
+    cpu_kind,
+    framework,
+    keeping_of,
+    own_kv_type,
+    own_weights,
+)
 from weighbridge.planner.memory.request import Deployment, Range
 from weighbridge.planner.memory.vllm_kv import plan_vllm
 from weighbridge.planner.memory.weight_formats import Remark
@@ -24,7 +35,6 @@ GIB = 1 << 30
 LOADING_FACTOR = {"sglang": 1.03, "rocm": 1.013}
 LOADING_GIB = {"sglang": 0.03}
 DRIVER_GIB = 0.6  # context that is gone before an engine measures what is free
-WEIGHBRIDGE_SHARE = 0.25  # of what is free, unless told otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +45,24 @@ class PlannedModel:
     architecture: Architecture
     stored: Stored | None = None
     source: str = ""
+    file: FileModel | None = None  # for our own engine
 
     @property
     def exact(self) -> bool:
         return self.stored is not None
+
+    @property
+    def path(self) -> str | None:
+        """Where its weights are, if there are some."""
+        return self.source if self.exact else None
+
+
+@dataclass(frozen=True, slots=True)
+class OwnEngine:
+    """What of a CPU and of flags decides how our own engine keeps a model."""
+
+    kind: CpuKind
+    keeping: Keeping
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +91,8 @@ class MemoryPlan:
     kv_low: KVPlan | None
     kv_high: KVPlan | None
     problem: str  # "": it fits
+    own: OwnEngine | None = None  # of another engine: None
+    measured: StepCost | None = None  # by `calibrate`, of this model on this machine
 
     @property
     def fits(self) -> bool:
@@ -112,11 +138,17 @@ def plan_memory(
         deployment = replace(deployment, max_num_seqs=deployment.concurrency)
     length = _length(architecture, deployment)
     rules = rules_for(deployment, device, length)
-    stored = model.stored or stored_weights(architecture, deployment, rules)
+    own = _own(deployment, device)
+    if own is not None:
+        stored = own_weights(model.file, architecture, replace(deployment, max_model_len=length), own.keeping)
+        over = _own_overheads(architecture, deployment, own.keeping, length, rules)
+        kv = own_kv_type(deployment.kv_dtype, own.keeping)
+    else:
+        stored = model.stored or stored_weights(architecture, deployment, rules)
+        over = overheads(architecture, deployment, rules, device, length, constants)
+        kv = _kv_type(deployment, architecture, device, rules)
     gpu = gpu_weights(architecture, stored, deployment)
     weights = _weights(model, gpu, stored, rules, device)
-    over = overheads(architecture, deployment, rules, device, length, constants)
-    kv = _kv_type(deployment, architecture, device, rules)
     room = _room(deployment, device, rules, weights, over)
     layers = cached_layers(architecture, deployment, _cached_stage(architecture, deployment, gpu.stage))
     cache = CacheSpec(layers, deployment, rules, kv, length, architecture.family)
@@ -136,7 +168,23 @@ def plan_memory(
         kv_low=low,
         kv_high=high,
         problem=_problem(deployment, rules, room.available, value, length),
+        own=own,
     )
+
+
+def _own(d: Deployment, device: Device | None) -> OwnEngine | None:
+    if d.engine != "weighbridge":
+        return None
+    kind = cpu_kind(d, device)
+    return OwnEngine(kind, keeping_of(d, kind))
+
+
+def _own_overheads(
+    architecture: Architecture, d: Deployment, keeping: Keeping, length: int, rules: EngineRules
+) -> Overheads:
+    working, why = activation(architecture, d, keeping, length, rules.max_num_batched_tokens)
+    process, why_process = framework(architecture)
+    return Overheads(working, process, Range.exact(0.0), why, why_process, "")
 
 
 def _check_parallelism(architecture: Architecture, d: Deployment) -> None:
@@ -159,6 +207,12 @@ def _check_parallelism(architecture: Architecture, d: Deployment) -> None:
 def _length(architecture: Architecture, d: Deployment) -> int:
     if d.max_model_len is None:
         return architecture.max_positions
+    if d.engine == "weighbridge" and d.max_model_len > architecture.max_positions:
+        raise BadInput(
+            f"--max-model-len {d.max_model_len} is more than the {architecture.max_positions} positions this model was "
+            "trained for, and the server refuses it",
+            param="max_model_len",
+        )
     if d.engine == "llama.cpp" and d.concurrency and d.max_num_seqs == d.concurrency:
         return d.max_model_len * d.concurrency  # -c is shared by all slots
     return d.max_model_len
@@ -176,6 +230,8 @@ def _kv_type(d: Deployment, architecture: Architecture, device: Device | None, r
 
 def kv_type_of(plan: MemoryPlan) -> KVType:
     """Return the cache type of a plan."""
+    if plan.own is not None:
+        return own_kv_type(plan.deployment.kv_dtype, plan.own.keeping)
     return _kv_type(plan.deployment, plan.model.architecture, plan.device, plan.rules)
 
 
@@ -201,7 +257,7 @@ def _weights(
 
 
 def _room(d: Deployment, device: Device | None, rules: EngineRules, weights: Range, over: Overheads) -> Room:
-    if d.kv_cache_memory is not None:
+    if d.kv_cache_memory is not None and (device is None or rules.engine != "weighbridge"):
         budget = Range.exact(device.memory_gib * rules.utilization) if device else None
         return Room(budget, Range.exact(d.kv_cache_memory / GIB))
     if device is None:
@@ -217,8 +273,6 @@ def _room(d: Deployment, device: Device | None, rules: EngineRules, weights: Ran
     if rules.engine == "vllm" and rules.graphs_counted:
         taken = taken + over.graphs
     left = Range(budget.value - taken.value, budget.low - taken.high, budget.high - taken.low)
-    if rules.engine == "weighbridge" and d.gpu_memory_utilization is None:
-        left = Range(*(x * WEIGHBRIDGE_SHARE for x in (left.value, left.low, left.high)))
     return Room(budget, left)
 
 
@@ -260,6 +314,8 @@ def _problem(
         if needed > available.value:
             return f"the context takes {needed:.2f} GiB and {available.value:.2f} GiB are left for it"
         return ""
+    if rules.engine == "weighbridge" and kv.pool_bytes > available.value * GIB:
+        return f"the cache takes {kv.pool_bytes / GIB:.2f} GiB and {available.value:.2f} GiB are left for it"
     if kv.max_concurrency < 1:
         need = kv.request_bytes / GIB
         return f"one request of {length:,} tokens needs {need:.2f} GiB of cache; {available.value:.2f} GiB are left"
@@ -279,6 +335,11 @@ def _sentences(plan: MemoryPlan) -> Iterator[str]:
         for kind, size in sorted(gpu.parts.items(), key=lambda x: -x[1])
         if size > 1e6
     )
+    if plan.own is not None:
+        keeping, kind = plan.own.keeping, plan.own.kind
+        yield f"on a CPU with {kind.name}: computed in {keeping.dtype}, weights kept by --quantize {keeping.scheme}"
+        if stored.classes:
+            yield f"weights in memory: {stored.classes}"
     yield f"weights {plan.weights.value:.2f} GiB per GPU in {stored.format} (GiB: {parts})"
     if gpu.host:
         yield f"{gpu.host / GIB:.2f} GiB of weights stay in host memory"

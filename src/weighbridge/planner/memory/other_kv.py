@@ -17,6 +17,7 @@ from weighbridge.errors import BadInput
 from weighbridge.planner.memory.engines import EngineRules
 from weighbridge.planner.memory.kv_dtype import KVType
 from weighbridge.planner.memory.kv_layout import CacheSpec, KVPlan, recurrent_bytes
+from weighbridge.planner.memory.own import pool_bytes
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.model.architecture import Attention, Latent, Recurrent
 
@@ -179,25 +180,31 @@ def _padded(cells: int, multiple: int) -> int:
 
 
 def plan_weighbridge(cache: CacheSpec, memory: float) -> KVPlan:
-    """Size the cache in blocks of 32 tokens; sliding layers are kept in full."""
+    """Size the cache in blocks of 32 tokens of the `memory` bytes that are left; sliding layers are kept in full."""
     if any(isinstance(layer.mixer, (Recurrent, Latent)) for layer in cache.layers):
         raise BadInput(
             "the weighbridge engine does not run latent or recurrent attention; choose another --engine"
         )
-    b = _split(cache, 2, None)
+    b, d = _split(cache, 2, None), cache.deployment
     per_token = b.full + b.sliding
-    block = cache.deployment.block_size or WEIGHBRIDGE_BLOCK
-    blocks = int(memory // (per_token * block))
+    block = d.block_size or WEIGHBRIDGE_BLOCK
     per_request = ceil(cache.length / block)
+    request = per_request * block * per_token
+    pool = d.kv_cache_memory or pool_bytes(memory, request, d, cache.rules.max_num_seqs)
+    blocks = int(pool // (per_token * block))
+    taken = blocks * block * per_token
     return KVPlan(
         bytes_per_token=per_token,
         tokens=blocks * block,
         num_blocks=blocks,
         block_size=block,
         blocks_per_request=per_request,
-        request_bytes=per_request * block * per_token,
+        request_bytes=request,
         max_concurrency=blocks / per_request,
-        pool_bytes=memory,
+        pool_bytes=taken,
         state_bytes=0.0,
-        explain=(f"{memory:,.0f} B // ({per_token:,.0f} B a token x {block}) = {blocks:,} blocks",),
+        explain=(
+            f"the pool has {taken:,.0f} B of them: {blocks:,} blocks x {block} tokens x {per_token:,.0f} B "
+            f"({cache.kv.name}); --kv-cache-memory sets it",
+        ),
     )

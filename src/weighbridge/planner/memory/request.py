@@ -25,6 +25,9 @@ class Deployment:
     ep: int = knob(1, "Expert parallelism: tp x dp, or 1.", min=1)
     # the cache of a sequence over ranks
     dcp: int = knob(1, "Decode context parallelism.", min=1)
+    quantize: str = knob("auto", "weighbridge: auto, none, int8 or int4, as its server takes it.")
+    dtype: str = knob("auto", "weighbridge: float32, bfloat16 or auto.")
+    cpu: str | None = knob(None, "weighbridge: avx2, avx512, avx512_bf16, amx or neon; none: the device's.")
     weights: str | None = knob(None, "bf16, fp8, awq, nvfp4, q4_k_m ...; none: as published.")
     kv_dtype: str = knob("auto", "bf16, fp8, int8, q8_0 ...", flag=("--kv-dtype", "--kv-cache-dtype"))
     max_model_len: int | None = knob(

@@ -32,6 +32,7 @@ class Stored:
     bits: float  # of the bulk of the weights
     arithmetic: Arithmetic = Arithmetic.DENSE
     remark: Remark | None = None
+    classes: str = ""  # what each class of weights is in memory, of our own engine
 
     @property
     def total(self) -> float:

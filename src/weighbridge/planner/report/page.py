@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from weighbridge.pages import html
 from weighbridge.pages.charts import Chart, Series
 from weighbridge.pages.html import Html, items, joined, table, tag
-from weighbridge.planner.memory.fit import Change
 from weighbridge.planner.memory.memory import GIB, MemoryPlan
 from weighbridge.planner.report.report import figures
+from weighbridge.planner.search.fit import Change
 from weighbridge.planner.search.speed import Speed
 
 _WIDTH, _BAR, _LEFT = 960, 64, 8

@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from weighbridge.planner.memory.fit import Change
 from weighbridge.planner.memory.memory import MemoryPlan
 from weighbridge.planner.report.report import figures, price_of
+from weighbridge.planner.search.fit import Change
 from weighbridge.planner.search.packing import Placed
 from weighbridge.planner.search.search import Recommendation
-from weighbridge.planner.search.speed import Speed
+from weighbridge.planner.search.speed import SPREAD, Speed
 
 
 def print_plan(
@@ -72,8 +72,9 @@ def print_speeds(speeds: Sequence[Speed], console: Console) -> None:
             f"{s.tokens_per_second:,.0f}",
             f"{s.usd_per_million_output:,.2f}",
         )
+    how = "estimate, within" if first.spread == SPREAD else "by calibrate on this machine, within"
     console.print(
-        f"[bold]speed[/], requests of {first.prompt:,} + {first.output:,} tokens (estimate, within 1.5x)"
+        f"[bold]speed[/], requests of {first.prompt:,} + {first.output:,} tokens ({how} {first.spread[1]:g}x)"
     )
     console.print(table)
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from weighbridge.planner.memory.fit import Change
 from weighbridge.planner.memory.kv_layout import KVPlan
-from weighbridge.planner.memory.memory import GIB, MemoryPlan
+from weighbridge.planner.memory.memory import GIB, MemoryPlan, kv_type_of
 from weighbridge.planner.memory.request import Range
 from weighbridge.planner.model.tensors import parameters
+from weighbridge.planner.search.fit import Change
 from weighbridge.planner.search.packing import Placed
 from weighbridge.planner.search.search import Recommendation
-from weighbridge.planner.search.speed import SPREAD, Speed
+from weighbridge.planner.search.speed import Speed
 
 
 def memory_json(plan: MemoryPlan) -> dict[str, Any]:
@@ -47,6 +47,15 @@ def memory_json(plan: MemoryPlan) -> dict[str, Any]:
         "kv_available_gib": plan.available.value if plan.available else None,
         "remaining_gib": plan.remaining,
     }
+    if plan.own is not None:
+        keeping = plan.own.keeping
+        result |= {
+            "cpu": plan.own.kind.name,
+            "dtype": keeping.dtype,
+            "quantize": keeping.scheme.value,
+            "kv_dtype": kv_type_of(plan).name,
+            "calibrated": plan.measured is not None,
+        }
     result.update(_kv_json(kv))
     result["ranges"] = {name: value.as_dict() for name, value in ranges(plan).items()}
     result["explain"] = list(plan.explain)
@@ -118,8 +127,8 @@ def plan_json(
 
 def speed_json(speed: Speed) -> dict[str, Any]:
     """Return times in seconds, each also with the bounds that most measurements lie in."""
-    record = {name: value for name, value in asdict(speed).items() if name != "explain"}
-    low, high = SPREAD
+    record = {name: value for name, value in asdict(speed).items() if name not in ("explain", "spread")}
+    low, high = speed.spread
     record["ranges"] = {
         name: {"value": record[name], "low": record[name] * low, "high": record[name] * high}
         for name in ("ttft", "tpot", "tokens_per_second")

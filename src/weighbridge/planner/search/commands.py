@@ -6,6 +6,7 @@ import shlex
 
 from weighbridge.cost.step import StepCost
 from weighbridge.planner.memory.memory import MemoryPlan
+from weighbridge.planner.memory.own import whole_mebibytes
 
 _PORT = 8000
 
@@ -21,7 +22,8 @@ def engine_command(plan: MemoryPlan) -> str:
             )
         case "llama.cpp":
             return _join(["llama-server", "-m", _gguf(plan), *_llama_cpp(plan)])
-    return _join(["weighbridge", "serve", plan.model.name, *_weighbridge(plan)])
+    model = plan.model.path or plan.model.name
+    return _join(["weighbridge", "serve", model, *_weighbridge(plan)])
 
 
 def _join(words: list[str]) -> str:
@@ -100,10 +102,20 @@ def _llama_cpp(plan: MemoryPlan) -> list[str]:
 
 
 def _weighbridge(plan: MemoryPlan) -> list[str]:
+    d = plan.deployment
     flags = ["--max-model-len", str(plan.length), "--max-sequences", str(plan.rules.max_num_seqs)]
+    told = (
+        ("--quantize", d.quantize),
+        ("--dtype", d.dtype),
+        ("--kv-dtype", d.kv_dtype),
+        ("--max-batch-tokens", d.max_num_batched_tokens),
+    )
+    for name, value in told:
+        if value not in ("auto", None):
+            flags += [name, str(value)]
     if plan.kv is not None:
-        flags += ["--kv-cache-memory", f"{plan.kv.pool_bytes / 2**30:.2f}GiB"]
-    return flags
+        flags += ["--kv-cache-memory", whole_mebibytes(plan.kv.pool_bytes)]
+    return [*flags, "--port", str(_PORT)]
 
 
 def fleet_yaml(plan: MemoryPlan, cost: StepCost, replicas: int, usd_per_hour: float) -> str:

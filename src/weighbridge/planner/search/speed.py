@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from weighbridge.cost.hardware import Device
-from weighbridge.cost.roofline import Demand, efficiency_of, roofline
+from weighbridge.cost.roofline import Demand, efficiency_of, expert_use, roofline
 from weighbridge.cost.step import StepCost
 from weighbridge.planner.memory.kv_layout import cached_layers
 from weighbridge.planner.memory.memory import MemoryPlan, kv_type_of
@@ -17,6 +17,8 @@ from weighbridge.planner.model.tensors import DRAFT, Kind, all_tensors
 
 DEFAULT_PROMPT, DEFAULT_OUTPUT = 1024, 256
 SERVING_SECONDS = 0.02  # HTTP, tokenizing and the way to the first delta
+#: Of a step cost that was measured on the machine itself.
+MEASURED_SPREAD = (0.8, 1.2)
 #: Single estimates of a roofline lie within these factors of measurements nine times of ten: docs/measured/planner.md.
 SPREAD = (0.75, 1.5)
 
@@ -36,6 +38,7 @@ class Speed:
     usd_per_million_output: float
     usd_per_million_input: float
     explain: tuple[str, ...]
+    spread: tuple[float, float] = SPREAD
 
 
 def demand(plan: MemoryPlan) -> Demand:
@@ -73,7 +76,9 @@ def demand(plan: MemoryPlan) -> Demand:
 
 def _weight_bytes(plan: MemoryPlan) -> tuple[float, float]:
     """Return the bytes on one GPU that every step reads, and those of routed experts."""
-    tied = plan.model.architecture.tied
+    # An output matrix with memory of its own is read, and not the embedding that it equals.
+    own_output = any(tensor.kind is Kind.HEAD and tensor.rows > 1 for tensor in plan.stored.tensors)
+    shared = plan.model.architecture.tied and not own_output
     always = routed = 0.0
     for tensor, size in plan.stored.tensors.items():
         if tensor.layer == DRAFT or tensor.kind is Kind.TOWER:
@@ -81,7 +86,7 @@ def _weight_bytes(plan: MemoryPlan) -> tuple[float, float]:
         share = size * shard_share(tensor, plan.deployment) / plan.deployment.pp
         if tensor.kind is Kind.EXPERT:
             routed += share
-        elif tensor.kind is not Kind.EMBED or tied:
+        elif tensor.kind is not Kind.EMBED or shared:
             always += share
     return always, routed
 
@@ -136,7 +141,13 @@ def _pair_flops(plan: MemoryPlan) -> float:
 
 
 def step_cost(plan: MemoryPlan, device: Device, decode_share: float = 1.0) -> StepCost:
-    """Return the replica's step cost on `device`, which is what the simulator and the engine's scheduler take."""
+    """Return the replica's step cost on `device`, which is what the simulator and the engine's scheduler take.
+
+    What was measured of this very model and machine counts more than any data sheet.
+    """
+    if plan.measured is not None:
+        per_gpu = demand(plan)
+        return plan.measured.with_expert_use(expert_use(per_gpu)) if per_gpu.experts else plan.measured
     return roofline(device, demand(plan), decode_share, efficiency_of(device, plan.deployment.engine))
 
 
@@ -186,16 +197,15 @@ def measure(
             _explain_step(plan, device, decode, batch, context),
             f"{hourly:.2f} USD per hour for {d.gpus} x {device.name} ({source})",
         ),
+        spread=SPREAD if plan.measured is None else MEASURED_SPREAD,
     )
 
 
 def _explain_step(plan: MemoryPlan, device: Device, cost: StepCost, batch: int, context: float) -> str:
     per_gpu = demand(plan)
     step = cost.seconds(batch, batch, round(batch * context))
-    parts = [
-        f"weights {cost.memory * 1e3:.2f} ms ({per_gpu.weight_bytes / 1e9:.1f} GB per GPU, "
-        f"{device.bandwidth_gbs:,.0f} GB/s)",
-    ]
+    how = "measured by calibrate" if plan.measured is not None else f"{device.bandwidth_gbs:,.0f} GB/s"
+    parts = [f"weights {cost.memory * 1e3:.2f} ms ({per_gpu.weight_bytes / 1e9:.1f} GB per GPU, {how})"]
     if cost.per_expert:
         touched = cost.expert_use.touched(batch, batch)
         parts.append(

@@ -67,6 +67,12 @@ class EngineMetrics:
         experts = telemetry_of(engine)
         if experts is not None:
             registry.register(ExpertCollector(experts))
+        self._token_bytes = Gauge(
+            "weighbridge_kv_bytes_per_token",
+            "Bytes of the KV cache that a token takes, by what keys and values are kept in",
+            ["dtype"],
+            registry=registry,
+        )
         self._gauges = {
             name: Gauge(f"weighbridge_{name}", text, registry=registry) for name, text in _GAUGES.items()
         }
@@ -110,5 +116,7 @@ class EngineMetrics:
         load = self._engine.load()
         for name, gauge in self._gauges.items():
             gauge.set(getattr(load, name))
+        if load.kv_dtype:
+            self._token_bytes.labels(load.kv_dtype).set(load.kv_bytes_per_token)
         page: bytes = generate_latest(self._registry)
         return page

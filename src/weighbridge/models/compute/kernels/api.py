@@ -70,7 +70,9 @@ class Kernels(Protocol):
 
     def allocate_kv(
         self, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
-    ) -> KVCache: ...
+    ) -> KVCache:
+        """Return a pool in float32, bfloat16, or int8 with a scale for each token and head."""
+        ...
 
     def rms_norm(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
         """out[t] = weight * x[t] / rms(x[t]). x float32 [T, H]; out compute dtype [T, H]; weight float32 [H]."""
@@ -94,7 +96,7 @@ class Kernels(Protocol):
         k_norm: torch.Tensor | None,
         eps: float,
     ) -> None:
-        """Rotate queries in place inside `qkv`, rotate keys, and write keys and values to their slots.
+        """Rotate queries in place inside `qkv`, rotate keys, and write keys and values to their slots in its dtype.
 
         qkv is [T, (num_heads + 2 kv_heads) * head_dim] in compute dtype: all queries, all keys, all values.
         cos_sin is float32 [max positions, head_dim]: head_dim/2 cosines, then head_dim/2 sines (rotate-half

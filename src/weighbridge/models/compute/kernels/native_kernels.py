@@ -22,7 +22,9 @@ try:
 except ImportError as error:
     _native, _problem = None, str(error)
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # of activations
+_CACHE_DTYPES = {**_DTYPES, torch.int8: 2}
+_SCALE_BYTES = 4
 PADDING = 16  # values are padded to a full register, see kv_layout.h
 
 
@@ -55,7 +57,8 @@ class NativeKVCache:
         self.head_dim = head_dim
         self.dtype = dtype
         self._padded = -(-head_dim // PADDING) * PADDING
-        chunk = (head_dim + self._padded) * block_size
+        self._part = (head_dim + self._padded) * block_size
+        chunk = self._part + (2 * _SCALE_BYTES * block_size if dtype == torch.int8 else 0)
         self._memory = _reserve(layers * num_blocks * kv_heads * chunk, dtype)
         self._memory = self._memory.view(num_blocks, layers, kv_heads, chunk)
         self.pool = _native.KvPool(
@@ -66,12 +69,16 @@ class NativeKVCache:
             block_size,
             kv_heads,
             head_dim,
-            _DTYPES[dtype],
+            _CACHE_DTYPES[dtype],
         )
 
     @property
     def nbytes(self) -> int:
         return self._memory.nbytes
+
+    def activations(self, qkv: torch.Tensor) -> tuple[int, ...]:
+        """The type of activations, for the kernels: nothing where it is the cache's own."""
+        return () if qkv.dtype is self.dtype else (_dtype(qkv),)
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy one block in every layer. Raises IndexError for a block that does not exist."""
@@ -79,19 +86,25 @@ class NativeKVCache:
 
     def read(self, layer: int, slots: Int32) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values at `slots` as [tokens, kv heads, head dim]."""
-        pair = 1 if self.dtype == torch.float32 else 2
+        pair = 2 if self.dtype == torch.bfloat16 else 1
         size, dim = self.block_size, self.head_dim
         chunks = self._memory[:, layer]
-        keys, values = chunks[..., : dim * size], chunks[..., dim * size :]
+        keys, values = chunks[..., : dim * size], chunks[..., dim * size : self._part]
         blocks, heads = chunks.shape[:2]
         keys = keys.view(blocks, heads, dim // pair, size, pair).permute(0, 3, 1, 2, 4)
         values = values.view(blocks, heads, size // pair, self._padded, pair).permute(0, 2, 4, 1, 3)
         block, offset = (torch.from_numpy(part.astype(np.int64)) for part in np.divmod(slots, size))
-        return keys[block, offset].flatten(2), values[block, offset // pair, offset % pair][..., :dim]
+        found = keys[block, offset].flatten(2), values[block, offset // pair, offset % pair][..., :dim]
+        if self.dtype != torch.int8:
+            return found
+        scales = chunks[..., self._part :].contiguous().view(torch.float32).view(blocks, heads, 2, size)
+        key_scales, value_scales = scales.permute(2, 0, 3, 1)[:, block, offset, :, None]
+        return found[0] * key_scales, found[1] * value_scales
 
     def fill(self, value: float) -> None:
         """Overwrite everything, unused slots and padding included (tests)."""
-        self._memory.fill_(value)
+        whole = self._memory if self.dtype != torch.int8 else self._memory.view(torch.float32)
+        whole.fill_(value)
 
 
 class NativeKernels:
@@ -159,7 +172,7 @@ class NativeKernels:
         own = _own(cache)
         tokens, width = qkv.shape
         dim = own.head_dim
-        fits = width == (num_heads + 2 * own.kv_heads) * dim and qkv.dtype is own.dtype
+        fits = width == (num_heads + 2 * own.kv_heads) * dim
         if cos_sin is not None:
             fits = fits and cos_sin.shape[1] == dim and cos_sin.is_contiguous()
         _check("rope_and_write", fits, qkv)
@@ -177,6 +190,7 @@ class NativeKernels:
             0 if k_norm is None else _head_norm(k_norm, dim),
             eps,
             torch.get_num_threads(),
+            *own.activations(qkv),
         )
 
     def paged_attention(
@@ -192,10 +206,13 @@ class NativeKernels:
     ) -> None:
         own = _own(cache)
         tokens, width = qkv.shape
-        dtype = own.dtype
         fits = width == (num_heads + 2 * own.kv_heads) * own.head_dim and num_heads % own.kv_heads == 0
-        same = qkv.dtype is dtype and out.dtype is dtype
-        _check("paged_attention", fits and same and out.shape == (tokens, num_heads * own.head_dim), out, qkv)
+        _check(
+            "paged_attention",
+            fits and qkv.dtype is out.dtype and out.shape == (tokens, num_heads * own.head_dim),
+            out,
+            qkv,
+        )
         _native.paged_attention(
             out.data_ptr(),
             qkv.data_ptr(),
@@ -209,6 +226,7 @@ class NativeKernels:
             scale,
             window,
             torch.get_num_threads(),
+            *own.activations(qkv),
         )
 
     def silu_mul(self, out: torch.Tensor, gate_up: torch.Tensor) -> None:

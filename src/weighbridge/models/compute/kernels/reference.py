@@ -10,6 +10,8 @@ from weighbridge.models.compute.kernels.api import BatchLayout, Int32, KVCache
 from weighbridge.models.files.config import MAX_HEAD_DIM
 
 BLOCK_SIZES = (16, 32, 64)
+CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+LARGEST_CODE = 127  # of int8
 QUERY_ROWS_AT_A_TIME = 256  # bounds the score matrix of a long prompt
 
 
@@ -29,21 +31,62 @@ def check_cache_shape(
         raise UnsupportedModel(
             f"head_dim {head_dim} is not supported: it must be even and at most {MAX_HEAD_DIM}"
         )
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise BadInput(f"compute dtype {dtype} is not supported; use float32 or bfloat16", param="dtype")
+    if dtype not in CACHE_DTYPES:
+        message = f"a KV cache in {dtype} is not supported; use float32, bfloat16 or int8"
+        raise BadInput(message, param="kv_dtype")
 
 
 def _long(values: Int32) -> torch.Tensor:
     return torch.from_numpy(values).long()
 
 
-class ReferenceKVCache:
-    """Keys and values as [layers, blocks, block size, kv heads, head dim]."""
+class _Pool:
+    """Keys or values as [layers, blocks, block size, kv heads, head dim], in int8 with a scale for each head."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self.keys = keys
-        self.values = values
-        self.num_blocks, self.block_size = keys.shape[1:3]
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.elements = torch.empty(shape, dtype=dtype)
+        self.scales = torch.empty(shape[:-1]) if dtype == torch.int8 else None
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    def copy_block(self, source: int, target: int) -> None:
+        self.elements[:, target] = self.elements[:, source]
+        if self.scales is not None:
+            self.scales[:, target] = self.scales[:, source]
+
+    def read(self, layer: int, slots: Int32) -> torch.Tensor:
+        elements = self.elements[layer].flatten(0, 1)[_long(slots)]
+        if self.scales is None:
+            return elements
+        return elements * self.scales[layer].flatten(0, 1)[_long(slots)][..., None]
+
+    def write(self, layer: int, slots: Int32, heads: torch.Tensor) -> None:
+        """heads [tokens, kv heads, head dim]."""
+        at = _long(slots)
+        if self.scales is None:
+            self.elements[layer].flatten(0, 1)[at] = heads.to(self.elements.dtype)
+            return
+        codes, scales = round_to_int8(heads.float())
+        self.elements[layer].flatten(0, 1)[at] = codes
+        self.scales[layer].flatten(0, 1)[at] = scales
+
+
+def round_to_int8(heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return codes of -127 to 127 and the scale of each head; one that is not finite has no finite scale."""
+    largest = heads.abs().amax(-1) + (heads * 0).sum(-1)
+    inverse = torch.where(largest > 0, LARGEST_CODE / largest, torch.zeros_like(largest))
+    codes = (heads * inverse[..., None]).round().nan_to_num(0).to(torch.int8)
+    return codes, largest / LARGEST_CODE
+
+
+class ReferenceKVCache:
+    """Keys and values of all layers."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.keys, self.values = _Pool(shape, dtype), _Pool(shape, dtype)
+        self.num_blocks, self.block_size, self.kv_heads, self.head_dim = shape[1:]
 
     @property
     def nbytes(self) -> int:
@@ -51,16 +94,12 @@ class ReferenceKVCache:
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy one block in every layer."""
-        self.keys[:, target] = self.keys[:, source]
-        self.values[:, target] = self.values[:, source]
+        self.keys.copy_block(source, target)
+        self.values.copy_block(source, target)
 
     def read(self, layer: int, slots: Int32) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values at `slots` as [tokens, kv heads, head dim]."""
-        return self.flat(self.keys, layer)[_long(slots)], self.flat(self.values, layer)[_long(slots)]
-
-    def flat(self, pool: torch.Tensor, layer: int) -> torch.Tensor:
-        """One layer as [slots, kv heads, head dim]."""
-        return pool[layer].flatten(0, 1)
+        return self.keys.read(layer, slots), self.values.read(layer, slots)
 
 
 def _own(cache: KVCache) -> ReferenceKVCache:
@@ -92,8 +131,7 @@ class ReferenceKernels:
     ) -> KVCache:
         """Reserves memory only: the operating system provides a page when a token is first written to it."""
         check_cache_shape(layers, num_blocks, block_size, kv_heads, head_dim, dtype)
-        shape = (layers, num_blocks, block_size, kv_heads, head_dim)
-        return ReferenceKVCache(torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype))
+        return ReferenceKVCache((layers, num_blocks, block_size, kv_heads, head_dim), dtype)
 
     def rms_norm(self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
         out.copy_(_normalised(x, weight, eps))
@@ -117,7 +155,7 @@ class ReferenceKernels:
         eps: float,
     ) -> None:
         own = _own(cache)
-        kv_heads, head_dim = own.keys.shape[3:]
+        kv_heads, head_dim = own.kv_heads, own.head_dim
         heads = qkv.view(qkv.shape[0], num_heads + 2 * kv_heads, head_dim)
         query, key = heads[:, :num_heads], heads[:, num_heads : num_heads + kv_heads]
         new_query, new_key = query.float(), key.float()
@@ -129,9 +167,8 @@ class ReferenceKernels:
             at_positions = cos_sin[_long(layout.positions)]
             new_query, new_key = _rotated(new_query, at_positions), _rotated(new_key, at_positions)
         query.copy_(new_query)
-        slots = _long(layout.slots)
-        own.flat(own.keys, layer)[slots] = new_key.to(qkv.dtype)
-        own.flat(own.values, layer)[slots] = heads[:, num_heads + kv_heads :]
+        own.keys.write(layer, layout.slots, new_key)
+        own.values.write(layer, layout.slots, heads[:, num_heads + kv_heads :])
 
     def paged_attention(
         self,
@@ -145,7 +182,7 @@ class ReferenceKernels:
         window: int,
     ) -> None:
         own = _own(cache)
-        head_dim, size = own.keys.shape[4], own.block_size
+        head_dim, size = own.head_dim, own.block_size
         for s, context in enumerate(layout.context_lens.tolist()):
             begin, end = int(layout.query_starts[s]), int(layout.query_starts[s + 1])
             at = np.arange(context)

@@ -20,17 +20,21 @@ struct Scratch {
   int32_t visible_begin[tile_rows], visible_end[tile_rows];
 };
 
+WB_INLINE KvLayout layout_of(const AttentionArgs &args) {
+  return {args.kv_heads, args.head_dim, args.block_size, args.kv_layers, args.kv_dtype};
+}
+
 WB_INLINE int64_t query_bytes(const AttentionArgs &args) {
   return (int64_t(tile_rows) * args.head_dim * sizeof(float) + 63) / 64 * 64;
 }
 
 int64_t scratch_bytes(const AttentionArgs &args) {
-  const int64_t padded = KvLayout{args.kv_heads, args.head_dim, args.block_size, args.kv_layers}.padded();
+  const int64_t padded = layout_of(args).padded();
   return query_bytes(args) + (int64_t(tile_rows) * (padded + group_keys) + padded) * sizeof(float);
 }
 
 int64_t partial_floats(const AttentionArgs &args) {
-  return int64_t(tile_rows) * (2 + KvLayout{args.kv_heads, args.head_dim, args.block_size, args.kv_layers}.padded());
+  return int64_t(tile_rows) * (2 + layout_of(args).padded());
 }
 
 // Weights of one row from its scores, in place; updates the maximum and the sum. `count` keys, a multiple of
@@ -77,8 +81,8 @@ int score_group(const KvLayout &kv, const KeyGroup<E> &group, const Scratch<E> &
     const char *soon = (const char *)(b + 1 < group.blocks ? group.chunks[b + 1] : group.next);
     for (int first = 0; first < block && b * block + first < group.count; first += step, scored += step) {
       float *scores = scratch.scores + b * block + first;
-      const Panel keys{(const uint32_t *)group.chunks[b], units, soon};
-      if (soon != nullptr) soon += 2 * step * sizeof(uint32_t) * units;
+      const Panel keys{(const char *)group.chunks[b], units, soon};
+      if (soon != nullptr) soon += 2 * step * E::unit_bytes * units;
       if (step == lanes)
         multiply<E, PackedQueries<E>, 1>(rows, scratch.queries, tile, &keys, 1, first, block, scores, group_keys,
                                          nullptr);
@@ -97,13 +101,14 @@ void add_values(const KvLayout &kv, const KeyGroup<E> &group, const Scratch<E> &
   Panel panels[group_keys / 16 + 1];
   for (int b = 0; b < group.blocks; b++) {
     const int in_block = group.count - b * block < block ? group.count - b * block : block;
-    panels[b] = Panel{(const uint32_t *)(group.chunks[b] + kv.key_elements()), in_block / E::per_unit};
+    panels[b] = Panel{(const char *)(group.chunks[b] + kv.key_elements()), in_block / E::per_unit};
   }
   int num_panels = group.blocks;
   if (group.count % E::per_unit != 0) {  // an odd count: the neighbour was never written, and NaN * 0 is NaN
     const Panel &last = panels[group.blocks - 1];
-    for (int i = 0; i < padded; i++) scratch.last_pair[i] = last.units[last.count * padded + i] & 0xffffu;
-    panels[num_panels++] = Panel{scratch.last_pair, 1};
+    std::memcpy(scratch.last_pair, last.units + last.count * padded * sizeof(uint32_t), padded * sizeof(uint32_t));
+    for (int i = 0; i < padded; i++) scratch.last_pair[i] &= 0xffffu;
+    panels[num_panels++] = Panel{(const char *)scratch.last_pair, 1};
   }
   const auto *weights = (const typename E::Left *)scratch.scores;
   constexpr int tile = register_rows * RowWeights<E>::row;
@@ -116,15 +121,49 @@ void add_values(const KvLayout &kv, const KeyGroup<E> &group, const Scratch<E> &
                                   padded, scratch.corrections);
 }
 
+// Weights of all rows from their scores, in place.
 template <class E>
-void attend_group(const KvLayout &kv, const KeyGroup<E> &group, Scratch<E> &scratch, int rows, float scale) {
-  const int scored = score_group(kv, group, scratch, rows);
+void weigh_group(const KeyGroup<E> &group, Scratch<E> &scratch, int rows, int scored, float scale) {
   for (int r = 0; r < rows; r++) {
     int begin = scratch.visible_begin[r] - group.position, end = scratch.visible_end[r] - group.position;
     begin = begin < 0 ? 0 : begin > scored ? scored : begin;
     end = end > group.count ? group.count : end < begin ? begin : end;
     scratch.corrections[r] = softmax_row<E>(scratch.scores + r * group_keys, scored, begin, end, scale,
                                             scratch.maxima[r], scratch.sums[r]);
+  }
+}
+
+// The scales of a group's keys and values, side by side; behind the last key there may be anything.
+struct GroupScales {
+  alignas(64) float keys[group_keys];
+  alignas(64) float values[group_keys];
+
+  GroupScales(const KvLayout &kv, const KeyGroup<Int8> &group) {
+    const int64_t bytes = kv.block_size * sizeof(float);
+    for (int b = 0; b < group.blocks; b++) {
+      const int8_t *scales = group.chunks[b] + kv.part_elements();
+      std::memcpy(keys + b * kv.block_size, scales, bytes);
+      std::memcpy(values + b * kv.block_size, scales + bytes, bytes);
+    }
+  }
+};
+
+WB_INLINE void scale_rows(float *rows_at, int rows, const float *scales, int count) {
+  for (int r = 0; r < rows; r++)
+    for (int i = 0; i < count; i += lanes)
+      store(rows_at + r * group_keys + i, load(rows_at + r * group_keys + i) * load(scales + i));
+}
+
+template <class E>
+void attend_group(const KvLayout &kv, const KeyGroup<E> &group, Scratch<E> &scratch, int rows, float scale) {
+  const int scored = score_group(kv, group, scratch, rows);
+  if constexpr (E::scaled) {
+    const GroupScales scales(kv, group);
+    scale_rows(scratch.scores, rows, scales.keys, scored);
+    weigh_group(group, scratch, rows, scored, scale);
+    scale_rows(scratch.scores, rows, scales.values, scored);
+  } else {
+    weigh_group(group, scratch, rows, scored, scale);
   }
   add_values(kv, group, scratch, rows);
 }
@@ -141,14 +180,14 @@ WB_INLINE Row row_of(const AttentionArgs &args, int sequence, int kv_head, int i
   return {first + query, kv_head * group + index % group, args.context_lens[sequence] - count + query};
 }
 
-template <class E>
+template <class E, class T>
 void start_rows(const AttentionArgs &args, const AttentionItem &item, Scratch<E> &scratch, int padded) {
   const int rows = item.row_end - item.row_begin, dim = args.head_dim;
   for (int i = 0; i < rows * padded; i += lanes) store(scratch.output + i, Vector{});
   for (int r = 0; r < rows; r++) {
     const Row row = row_of(args, item.sequence, item.kv_head, item.row_begin + r);
-    pack_queries(scratch.queries + r / register_rows * register_rows * dim + r % register_rows * E::per_unit,
-                 (const typename E::Stored *)args.queries + row.token * args.query_stride + row.head * dim, dim);
+    pack_queries<E>(scratch.queries + r / register_rows * register_rows * dim + r % register_rows * E::per_unit,
+                 (const T *)args.queries + row.token * args.query_stride + row.head * dim, dim);
     scratch.maxima[r] = -__builtin_inff();
     scratch.sums[r] = 0;
     scratch.visible_begin[r] =
@@ -157,12 +196,12 @@ void start_rows(const AttentionArgs &args, const AttentionItem &item, Scratch<E>
   }
 }
 
-template <class E>
+template <class E, class T>
 void finish_rows(const AttentionArgs &args, const AttentionItem &item, const Scratch<E> &scratch, int padded) {
   const int dim = args.head_dim;
   for (int r = 0; r < item.row_end - item.row_begin; r++) {
     const Row row = row_of(args, item.sequence, item.kv_head, item.row_begin + r);
-    auto *out = (typename E::Stored *)args.out + (row.token * args.num_heads + row.head) * dim;
+    auto *out = (T *)args.out + (row.token * args.num_heads + row.head) * dim;
     const Vector inverse = splat(1.0f / scratch.sums[r]);
     int d = 0;
     for (; d + lanes <= dim; d += lanes) store(out + d, load(scratch.output + r * padded + d) * inverse);
@@ -170,11 +209,11 @@ void finish_rows(const AttentionArgs &args, const AttentionItem &item, const Scr
   }
 }
 
-template <class E>
+template <class E, class T>
 void run_item(const AttentionArgs &args, const AttentionItem &item, const AttentionItem *following, float *partials,
               char *memory) {
   using Stored = typename E::Stored;
-  const KvLayout kv{args.kv_heads, args.head_dim, args.block_size, args.kv_layers};
+  const KvLayout kv = layout_of(args);
   const int padded = (int)kv.padded(), rows = item.row_end - item.row_begin;
   Scratch<E> scratch;
   scratch.queries = (typename E::Left *)memory;
@@ -185,7 +224,7 @@ void run_item(const AttentionArgs &args, const AttentionItem &item, const Attent
     partials += item.partial * partial_floats(args);
     scratch.output = partials + 2 * tile_rows;
   }
-  start_rows(args, item, scratch, padded);
+  start_rows<E, T>(args, item, scratch, padded);
   const float scale = args.scale * 1.4426950408889634f;  // log2(e), because the weights are powers of two
   const auto chunk_at = [&](const AttentionItem &of, int position) __attribute__((always_inline)) {
     const int32_t *table = args.block_tables + of.sequence * args.max_blocks;
@@ -203,7 +242,7 @@ void run_item(const AttentionArgs &args, const AttentionItem &item, const Attent
     attend_group(kv, group, scratch, rows, scale);
   }
   if (item.partial < 0) {
-    finish_rows(args, item, scratch, padded);
+    finish_rows<E, T>(args, item, scratch, padded);
     return;
   }
   for (int r = 0; r < rows; r++) {
@@ -215,7 +254,7 @@ void run_item(const AttentionArgs &args, const AttentionItem &item, const Attent
 template <class T>
 void merge_rows(const AttentionArgs &args, const AttentionMerge &merge, const float *partials) {
   const int64_t size = partial_floats(args);
-  const int dim = args.head_dim, padded = (int)KvLayout{args.kv_heads, dim, args.block_size, args.kv_layers}.padded();
+  const int dim = args.head_dim, padded = (int)layout_of(args).padded();
   partials += merge.first_partial * size;
   for (int r = 0; r < merge.row_end - merge.row_begin; r++) {
     const Row row = row_of(args, merge.sequence, merge.kv_head, merge.row_begin + r);
@@ -243,7 +282,14 @@ void merge_rows(const AttentionArgs &args, const AttentionMerge &merge, const fl
 
 void run(const AttentionArgs &args, const AttentionItem &item, const AttentionItem *following, float *partials,
          char *scratch) {
-  (args.dtype == Dtype::bfloat16 ? run_item<Bfloat16> : run_item<Float32>)(args, item, following, partials, scratch);
+  const bool half = args.dtype == Dtype::bfloat16;
+  const auto by = half ? args.kv_dtype == Dtype::int8       ? run_item<Int8, bfloat16>
+                         : args.kv_dtype == Dtype::bfloat16 ? run_item<Bfloat16, bfloat16>
+                                                            : run_item<Float32, bfloat16>
+                  : args.kv_dtype == Dtype::int8     ? run_item<Int8, float>
+                  : args.kv_dtype == Dtype::bfloat16 ? run_item<Bfloat16, float>
+                                                     : run_item<Float32, float>;
+  by(args, item, following, partials, scratch);
 }
 
 void merge(const AttentionArgs &args, const AttentionMerge &merge, const float *partials) {

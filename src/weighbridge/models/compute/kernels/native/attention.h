@@ -17,7 +17,8 @@ struct AttentionArgs {
   const void *queries;  // row t at t * query_stride elements
   void *out;            // [T, num_heads * head_dim]
   const void *kv;       // this layer's blocks, see kv_layout.h
-  Dtype dtype;
+  Dtype dtype;          // of queries and out
+  Dtype kv_dtype;
   int num_heads, kv_heads, head_dim, block_size, kv_layers;
   int64_t query_stride;
   float scale;

@@ -1,6 +1,6 @@
 // The register-blocked product that both halves of attention share.
 //
-// It runs over "units" of 32 bits: a float, or two bfloat16 along the summed dimension. A unit of the left side is
+// It runs over "units": a float, an int8, or two bfloat16 along the summed dimension. A unit of the left side is
 // broadcast against registers of units of the right side.
 #pragma once
 
@@ -20,8 +20,10 @@ constexpr int wide = 2;
 struct Float32 {
   using Stored = float;
   using Left = float;
-  static constexpr int per_unit = 1;
-  static constexpr bool coarse = false;
+  using Right = Bits;
+  static constexpr int per_unit = 1, unit_bytes = 4;
+  static constexpr bool coarse = false, scaled = false;
+  WB_INLINE Bits right(const char *p) { return load_bits(p); }
   WB_INLINE Vector multiply_add(Vector sum, const float *left, Bits right) {
     return splat(*left) * (Vector)right + sum;
   }
@@ -31,8 +33,10 @@ struct Float32 {
 struct Bfloat16 {
   using Stored = bfloat16;
   using Left = bfloat16;
-  static constexpr int per_unit = 2;
-  static constexpr bool coarse = true;
+  using Right = Bits;
+  static constexpr int per_unit = 2, unit_bytes = 4;
+  static constexpr bool coarse = true, scaled = false;
+  WB_INLINE Bits right(const char *p) { return load_bits(p); }
   WB_INLINE Vector multiply_add(Vector sum, const bfloat16 *left, Bits right) {
     int32_t pair;
     std::memcpy(&pair, left, sizeof pair);
@@ -43,8 +47,10 @@ struct Bfloat16 {
 struct Bfloat16 {
   using Stored = bfloat16;
   using Left = float;
-  static constexpr int per_unit = 2;
-  static constexpr bool coarse = true;
+  using Right = Bits;
+  static constexpr int per_unit = 2, unit_bytes = 4;
+  static constexpr bool coarse = true, scaled = false;
+  WB_INLINE Bits right(const char *p) { return load_bits(p); }
   WB_INLINE Vector multiply_add(Vector sum, const float *left, Bits right) {
     sum = splat(left[0]) * (Vector)(right << 16) + sum;
     return splat(left[1]) * (Vector)(right & 0xffff0000u) + sum;
@@ -52,9 +58,20 @@ struct Bfloat16 {
 };
 #endif
 
+// Codes of one byte, which become floats on their way into a register. Scales are put on scores and weights.
+struct Int8 {
+  using Stored = int8_t;
+  using Left = float;
+  using Right = Vector;
+  static constexpr int per_unit = 1, unit_bytes = 1;
+  static constexpr bool coarse = false, scaled = true;
+  WB_INLINE Vector right(const char *p) { return load((const int8_t *)p); }
+  WB_INLINE Vector multiply_add(Vector sum, const float *left, Vector right) { return splat(*left) * right + sum; }
+};
+
 // Consecutive rows of units: a block of keys or of values.
 struct Panel {
-  const uint32_t *units;
+  const char *units;
   int count;
   const char *soon = nullptr;  // memory to fetch meanwhile (see `fetches`): twice the bytes of each unit row
 };
@@ -84,7 +101,7 @@ WB_INLINE void multiply_tile(const typename E::Left *a, const Panel *panels, int
                              int64_t b_stride, float *c, int64_t c_stride, const float *correction) {
   // Few rows leave few independent sums, too few to hide the latency of a multiply-add: keep two sets.
   constexpr int sets = rows * columns <= 4 ? 2 : 1;
-  constexpr int soon_bytes = 2 * columns * (int)sizeof(Vector);
+  constexpr int soon_bytes = 2 * columns * lanes * E::unit_bytes;
   Vector sums[sets][rows][columns] = {};
   if (correction != nullptr) {
     WB_UNROLL for (int r = 0; r < rows; r++)
@@ -92,21 +109,21 @@ WB_INLINE void multiply_tile(const typename E::Left *a, const Panel *panels, int
         sums[0][r][v] = load(c + r * c_stride + v * lanes) * splat(correction[r]);
   }
   for (int p = 0; p < num_panels; p++) {
-    const uint32_t *b = panels[p].units + b_offset;
+    const char *b = panels[p].units + b_offset * E::unit_bytes;
     const int count = panels[p].count;
     // Without a wish, the same line again and again, which costs next to nothing.
-    const char *soon = panels[p].soon == nullptr ? (const char *)b : panels[p].soon;
+    const char *soon = panels[p].soon == nullptr ? b : panels[p].soon;
     const int soon_step = panels[p].soon == nullptr ? 0 : soon_bytes;
     const auto step = [&](Vector(&set)[rows][columns]) __attribute__((always_inline)) {
-      Bits right[columns];
+      typename E::Right right[columns];
       WB_UNROLL for (int v = 0; v < columns; v++) {
-        right[v] = load_bits(b + v * lanes);
+        right[v] = E::right(b + v * lanes * E::unit_bytes);
         WB_KEEP_IN_REGISTER(right[v]);
       }
       WB_UNROLL for (int r = 0; r < rows; r++)
         WB_UNROLL for (int v = 0; v < columns; v++) set[r][v] = E::multiply_add(set[r][v], a + r * A::row, right[v]);
       a += A::unit;
-      b += b_stride;
+      b += b_stride * E::unit_bytes;
       if (A::fetches && rows <= few_rows) {
         WB_UNROLL for (int i = 0; i < soon_bytes; i += 64) __builtin_prefetch(soon + i, 0, 2);  // into L2
         soon += soon_step;
@@ -143,17 +160,16 @@ void multiply(int rows, const typename E::Left *a, int64_t a_tile, const Panel *
 #undef WB_TILE
 }
 
-WB_INLINE void pack_queries(float *to, const float *from, int n) {
-  for (int i = 0; i < n; i++) to[i * register_rows] = from[i];
-}
-WB_INLINE void pack_queries(bfloat16 *to, const bfloat16 *from, int n) {
-  for (int i = 0; i < n; i += 2) std::memcpy(to + i * register_rows, from + i, 2 * sizeof *to);
-}
-WB_INLINE void pack_queries(float *to, const bfloat16 *from, int n) {
-  for (int i = 0; i < n; i += 2) {
-    to[i * register_rows] = widen(from[i]);
-    to[i * register_rows + 1] = widen(from[i + 1]);
-  }
+WB_INLINE void convert(float *to, const float *from) { *to = *from; }
+WB_INLINE void convert(float *to, const bfloat16 *from) { *to = widen(*from); }
+WB_INLINE void convert(bfloat16 *to, const bfloat16 *from) { *to = *from; }
+WB_INLINE void convert(bfloat16 *to, const float *from) { store_part(to, load_part(from, 1), 1); }
+
+// One query into its place in a tile, see PackedQueries.
+template <class E, class T>
+WB_INLINE void pack_queries(typename E::Left *to, const T *from, int n) {
+  for (int i = 0; i < n; i += E::per_unit)
+    WB_UNROLL for (int u = 0; u < E::per_unit; u++) convert(to + i * register_rows + u, from + i + u);
 }
 
 }  // namespace

@@ -16,9 +16,10 @@ static constexpr int64_t smallest_parallel_macs = 1 << 17;
 // Work of about two milliseconds: worth letting other Python threads run meanwhile.
 static constexpr int64_t smallest_macs_without_gil = 1 << 27;
 
+// `dtype` of queries and out, where it is not the cache's.
 static void paged_attention(uintptr_t out, uintptr_t qkv, int64_t tokens, const KvPool &pool, int layer,
                             Int32Row query_starts, Int32Row context_lens, Int32Table block_tables, int num_heads,
-                            float scale, int window, int threads) {
+                            float scale, int window, int threads, int dtype) {
   const int64_t sequences = (int64_t)context_lens.shape(0);
   if ((int64_t)query_starts.shape(0) != sequences + 1 || (int64_t)block_tables.shape(0) != sequences)
     throw std::invalid_argument("batch layout: query_starts, context_lens and block_tables disagree in length");
@@ -34,7 +35,8 @@ static void paged_attention(uintptr_t out, uintptr_t qkv, int64_t tokens, const 
   args.queries = reinterpret_cast<const void *>(qkv);
   args.out = reinterpret_cast<void *>(out);
   args.kv = pool.layer(layer);
-  args.dtype = pool.dtype;
+  args.dtype = dtype < 0 ? pool.dtype : (Dtype)dtype;
+  args.kv_dtype = pool.dtype;
   args.num_heads = num_heads;
   args.kv_heads = kv.kv_heads;
   args.head_dim = kv.head_dim;
@@ -60,5 +62,7 @@ void bind_attention(nb::module_ &module) {
       .def(nb::init<uintptr_t, int64_t, int, int, int, int, int, int>(), nb::arg("address"), nb::arg("bytes"),
            nb::arg("layers"), nb::arg("num_blocks"), nb::arg("block_size"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("dtype"))
       .def("copy_block", &KvPool::copy_block);
-  module.def("paged_attention", &paged_attention);
+  module.def("paged_attention", &paged_attention, nb::arg("out"), nb::arg("qkv"), nb::arg("tokens"), nb::arg("pool"),
+             nb::arg("layer"), nb::arg("query_starts"), nb::arg("context_lens"), nb::arg("block_tables"),
+             nb::arg("num_heads"), nb::arg("scale"), nb::arg("window"), nb::arg("threads"), nb::arg("dtype") = -1);
 }

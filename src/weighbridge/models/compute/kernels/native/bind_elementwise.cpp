@@ -35,9 +35,10 @@ static void norm(uintptr_t out, int dtype, uintptr_t residual, uintptr_t x, uint
   parallel_rows(rows, rows * width, threads, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
+// `dtype` of qkv, where it is not the cache's.
 static void rope_and_write(uintptr_t qkv, int64_t tokens, const KvPool &pool, int layer, Int32Row positions,
                            Int32Row slots, uintptr_t cos_sin, int64_t max_positions, int num_heads, uintptr_t q_norm,
-                           uintptr_t k_norm, float eps, int threads) {
+                           uintptr_t k_norm, float eps, int threads, int dtype) {
   const KvLayout &kv = pool.layout;
   if ((int64_t)positions.shape(0) != tokens || (int64_t)slots.shape(0) != tokens)
     throw std::invalid_argument("batch layout: positions and slots need one entry per row of qkv");
@@ -46,7 +47,8 @@ static void rope_and_write(uintptr_t qkv, int64_t tokens, const KvPool &pool, in
   RopeArgs args{};
   args.qkv = pointer<void>(qkv);
   args.kv = pool.layer(layer);
-  args.dtype = pool.dtype;
+  args.dtype = dtype < 0 ? pool.dtype : (Dtype)dtype;
+  args.kv_dtype = pool.dtype;
   args.num_heads = num_heads;
   args.kv_heads = kv.kv_heads;
   args.head_dim = kv.head_dim;
@@ -88,7 +90,9 @@ static void argmax(Int32Out out, uintptr_t logits, int dtype, int64_t width, int
 
 void bind_elementwise(nb::module_ &module) {
   module.def("norm", &norm);
-  module.def("rope_and_write", &rope_and_write);
+  module.def("rope_and_write", &rope_and_write, nb::arg("qkv"), nb::arg("tokens"), nb::arg("pool"), nb::arg("layer"),
+             nb::arg("positions"), nb::arg("slots"), nb::arg("cos_sin"), nb::arg("max_positions"), nb::arg("num_heads"),
+             nb::arg("q_norm"), nb::arg("k_norm"), nb::arg("eps"), nb::arg("threads"), nb::arg("dtype") = -1);
   module.def("silu_mul", &silu_mul);
   module.def("gather_rows", &gather_rows);
   module.def("argmax", &argmax);

@@ -114,20 +114,64 @@ void write_token(float *chunk, const KvLayout &kv, int offset, const float *key,
   std::memcpy(chunk + kv.key_elements() + offset * kv.padded(), value, kv.head_dim * sizeof(float));
 }
 
-void write_token(bfloat16 *chunk, const KvLayout &kv, int offset, const bfloat16 *key, const bfloat16 *value) {
+void write_token(bfloat16 *chunk, const KvLayout &kv, int offset, const float *key, const float *value) {
+  alignas(64) bfloat16 narrowed[largest_head];
+  narrow(narrowed, key, kv.head_dim);
   for (int d = 0; d < kv.head_dim; d += 2)
-    std::memcpy(chunk + int64_t(d) * kv.block_size + 2 * offset, key + d, sizeof(uint32_t));
+    std::memcpy(chunk + int64_t(d) * kv.block_size + 2 * offset, narrowed + d, sizeof(uint32_t));
+  narrow(narrowed, value, kv.head_dim);
   bfloat16 *values = chunk + kv.key_elements() + (offset / 2) * 2 * kv.padded() + offset % 2;
-  for (int d = 0; d < kv.head_dim; d++) values[2 * d] = value[d];
+  for (int d = 0; d < kv.head_dim; d++) values[2 * d] = narrowed[d];
+}
+
+// Rounds a head to codes of -127 to 127 and returns their scale; one that is not finite has no finite scale.
+WB_INLINE float round_to_int8(int8_t *codes, const float *x, int width) {
+  Vector top = {}, bad = {};
+  for (int i = 0; i < width; i += lanes) {
+    const int n = width - i < lanes ? width - i : lanes;
+    const Vector v = n == lanes ? load(x + i) : load_part(x + i, n);
+    top = maximum(top, maximum(v, -v));
+    bad = v * splat(0.0f) + bad;
+  }
+  const float largest = horizontal_max(top) + horizontal_sum(bad);
+  const Vector inverse = splat(largest > 0 ? 127.0f / largest : 0.0f);
+  const Vector magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+  for (int i = 0; i < width; i += lanes) {
+    const int n = width - i < lanes ? width - i : lanes;
+    const Bits rounded = (Bits)((n == lanes ? load(x + i) : load_part(x + i, n)) * inverse + magic);
+    for (int l = 0; l < n; l++) codes[i + l] = (int8_t)(uint8_t)rounded[l];
+  }
+  return largest / 127.0f;
+}
+
+void write_token(int8_t *chunk, const KvLayout &kv, int offset, const float *key, const float *value) {
+  alignas(64) int8_t codes[largest_head];
+  float scale = round_to_int8(codes, key, kv.head_dim);
+  int8_t *scales = chunk + kv.part_elements() + offset * sizeof(float);
+  std::memcpy(scales, &scale, sizeof scale);
+  for (int d = 0; d < kv.head_dim; d++) chunk[int64_t(d) * kv.block_size + offset] = codes[d];
+  scale = round_to_int8(chunk + kv.key_elements() + offset * kv.padded(), value, kv.head_dim);
+  std::memcpy(scales + kv.block_size * sizeof(float), &scale, sizeof scale);
 }
 
 template <class T>
+WB_INLINE void widen_row(float *out, const T *x, int width) {
+  for (int i = 0; i < width; i += lanes) {
+    const int n = width - i < lanes ? width - i : lanes;
+    if (n == lanes)
+      store(out + i, load(x + i));
+    else
+      store_part(out + i, load_part(x + i, n), n);
+  }
+}
+
+template <class T, class Cached>
 void rope_rows(const RopeArgs &args, int64_t begin, int64_t end) {
   const int dim = args.head_dim, half = dim / 2;
-  const KvLayout kv{args.kv_heads, dim, args.block_size, args.kv_layers};
+  const KvLayout kv{args.kv_heads, dim, args.block_size, args.kv_layers, args.kv_dtype};
   const int64_t stride = int64_t(args.num_heads + 2 * args.kv_heads) * dim;
   alignas(64) float rotated[largest_head];
-  alignas(64) T key[largest_head];
+  alignas(64) float value[largest_head];
   for (int64_t t = begin; t < end; t++) {
     T *queries = (T *)args.qkv + t * stride;
     const T *keys = queries + args.num_heads * dim, *values = keys + args.kv_heads * dim;
@@ -142,8 +186,8 @@ void rope_rows(const RopeArgs &args, int64_t begin, int64_t end) {
     const int offset = args.slots[t] % args.block_size;
     for (int h = 0; h < args.kv_heads; h++) {
       rotate(rotated, keys + h * dim, half, args.k_norm, args.eps, cosines);
-      narrow(key, rotated, dim);
-      write_token((T *)args.kv + kv.chunk(block, h), kv, offset, key, values + h * dim);
+      widen_row(value, values + h * dim, dim);
+      write_token((Cached *)args.kv + kv.chunk(block, h), kv, offset, rotated, value);
     }
   }
 }
@@ -218,7 +262,14 @@ void norm(const NormArgs &args, int64_t begin, int64_t end) {
 }
 
 void rope_and_write(const RopeArgs &args, int64_t begin, int64_t end) {
-  (args.dtype == Dtype::bfloat16 ? rope_rows<bfloat16> : rope_rows<float>)(args, begin, end);
+  const bool half = args.dtype == Dtype::bfloat16;
+  const auto by = half ? args.kv_dtype == Dtype::int8       ? rope_rows<bfloat16, int8_t>
+                         : args.kv_dtype == Dtype::bfloat16 ? rope_rows<bfloat16, bfloat16>
+                                                            : rope_rows<bfloat16, float>
+                  : args.kv_dtype == Dtype::int8     ? rope_rows<float, int8_t>
+                  : args.kv_dtype == Dtype::bfloat16 ? rope_rows<float, bfloat16>
+                                                     : rope_rows<float, float>;
+  by(args, begin, end);
 }
 
 void silu_mul(const SiluArgs &args, int64_t begin, int64_t end) {

@@ -20,7 +20,7 @@ struct NormArgs {
 struct RopeArgs {
   void *qkv;  // [T, (num_heads + 2 kv_heads) * head_dim]
   void *kv;   // this layer's blocks, see kv_layout.h
-  Dtype dtype;
+  Dtype dtype, kv_dtype;
   int num_heads, kv_heads, head_dim, block_size, kv_layers;
   const int32_t *positions, *slots;
   const float *cos_sin, *q_norm, *k_norm;  // each may be null

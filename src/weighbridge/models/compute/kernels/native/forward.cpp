@@ -92,6 +92,7 @@ struct Forward::Pass {
     rope.qkv = work.qkv;
     rope.kv = pool.layer(index);
     rope.dtype = shape.dtype;
+    rope.kv_dtype = pool.dtype;
     rope.num_heads = shape.num_heads;
     rope.kv_heads = shape.kv_heads;
     rope.head_dim = shape.head_dim;
@@ -171,6 +172,7 @@ AttentionArgs Forward::attention_args(const Workspace &work, const KvPool &pool,
   args.out = work.attended;
   args.kv = pool.layer(index);
   args.dtype = shape_.dtype;
+  args.kv_dtype = pool.dtype;
   args.num_heads = shape_.num_heads;
   args.kv_heads = shape_.kv_heads;
   args.head_dim = shape_.head_dim;
@@ -209,7 +211,7 @@ void Forward::add_layer(const LayerWeights &layer) {
 
 void Forward::check(const ForwardBatch &batch, const KvPool &pool) const {
   const KvLayout &kv = pool.layout;
-  if (pool.dtype != shape_.dtype || kv.kv_heads != shape_.kv_heads || kv.head_dim != shape_.head_dim ||
+  if (kv.kv_heads != shape_.kv_heads || kv.head_dim != shape_.head_dim ||
       pool.layers != (int)layers_.size())
     throw std::invalid_argument("this KV cache was made for another model");
   check_range(batch.token_ids, batch.tokens, weights_.vocabulary, "token id");

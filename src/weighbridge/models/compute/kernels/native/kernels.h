@@ -11,8 +11,8 @@ namespace weighbridge {
 
 enum class Isa { portable, neon, avx2, avx512, avx512_bf16 };
 
-// Numbers the Python wrappers pass along with a data pointer.
-enum class Dtype : int { float32 = 0, bfloat16 = 1 };
+// Numbers the Python wrappers pass along with a data pointer. Activations are never int8, keys and values may be.
+enum class Dtype : int { float32 = 0, bfloat16 = 1, int8 = 2 };
 
 const char *isa_name(Isa isa);
 

@@ -5,6 +5,8 @@
 //
 //   float32   keys   [head_dim, block_size]            values [block_size, padded]
 //   bfloat16  keys   [head_dim / 2, block_size, 2]     values [block_size / 2, padded, 2]
+//   int8      keys   [head_dim, block_size]            values [block_size, padded]
+//             then the scales of the keys [block_size] and of the values [block_size], in float32
 //
 // Keys are transposed, so one register holds the same element of consecutive tokens. In bfloat16, two neighbours
 // along the summed dimension (two elements of a key, two tokens of a value) share 32 bits, as VDPBF16PS wants
@@ -23,10 +25,16 @@ namespace weighbridge {
 
 struct KvLayout {
   int kv_heads, head_dim, block_size, layers;
+  Dtype dtype;
 
   WB_ALWAYS constexpr int64_t padded() const { return (head_dim + 15) / 16 * 16; }
   WB_ALWAYS constexpr int64_t key_elements() const { return int64_t(head_dim) * block_size; }
-  WB_ALWAYS constexpr int64_t chunk_elements() const { return key_elements() + padded() * block_size; }
+  // Of keys and values; where scales begin.
+  WB_ALWAYS constexpr int64_t part_elements() const { return key_elements() + padded() * block_size; }
+  // An int8 is a byte, so scales are counted as bytes too.
+  WB_ALWAYS constexpr int64_t chunk_elements() const {
+    return part_elements() + (dtype == Dtype::int8 ? 2 * int64_t(sizeof(float)) * block_size : 0);
+  }
   // Within one layer, which begins at its chunks of block 0.
   WB_ALWAYS constexpr int64_t chunk(int64_t block, int64_t kv_head) const {
     return (block * layers * kv_heads + kv_head) * chunk_elements();

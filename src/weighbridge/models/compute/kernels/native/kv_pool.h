@@ -21,8 +21,9 @@ struct KvPool {
       : base(reinterpret_cast<char *>(address)),
         layers(layers),
         num_blocks(num_blocks),
-        layout{kv_heads, head_dim, block_size, layers},
+        layout{kv_heads, head_dim, block_size, layers, static_cast<Dtype>(dtype)},
         dtype(static_cast<Dtype>(dtype)) {
+    if (dtype < 0 || dtype > static_cast<int>(Dtype::int8)) throw std::invalid_argument("no such type of a KV cache");
     if (layers < 1 || num_blocks < 1 || kv_heads < 1 || head_dim < 2 || head_dim % 2 != 0 || head_dim > 1024 ||
         block_size < 16 || block_size % 16 != 0 || block_size > 64)
       throw std::invalid_argument("these are no sizes of a KV cache");
@@ -33,7 +34,7 @@ struct KvPool {
       throw std::invalid_argument("the memory of the KV cache has another size than its shape");
   }
 
-  int64_t element_bytes() const { return dtype == Dtype::bfloat16 ? 2 : 4; }
+  int64_t element_bytes() const { return dtype == Dtype::int8 ? 1 : dtype == Dtype::bfloat16 ? 2 : 4; }
   int64_t layer_bytes() const { return layout.kv_heads * layout.chunk_elements() * element_bytes(); }
   int64_t block_bytes() const { return layers * layer_bytes(); }
 

@@ -3,6 +3,10 @@
 
 #include <omp.h>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <sys/mman.h>
+#endif
+
 #include <cstdint>
 #include <cstdlib>
 #include <new>
@@ -45,12 +49,14 @@ void with_team(int threads, const Body &body) {
 // Memory aligned to 64 bytes that only grows; keep one per calling thread.
 class Buffer {
  public:
-  ~Buffer() { std::free(data_); }
+  Buffer() = default;
+  Buffer(const Buffer &) = delete;
+  Buffer &operator=(const Buffer &) = delete;
+  ~Buffer() { release(); }
   char *reserve(int64_t bytes) {
     if (bytes > size_) {
-      std::free(data_);
-      size_ = 0;
-      data_ = static_cast<char *>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+      release();
+      data_ = take(bytes);
       if (data_ == nullptr) throw std::bad_alloc();
       size_ = bytes;
     }
@@ -58,6 +64,32 @@ class Buffer {
   }
 
  private:
+  // The heap keeps what is given back to it, and a large one that grew would be in memory twice: pages are not kept.
+  static constexpr int64_t smallest_pages = 1 << 20;
+
+#if defined(__unix__) || defined(__APPLE__)
+  static char *take(int64_t bytes) {
+    if (bytes < smallest_pages) return static_cast<char *>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+    void *pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return pages == MAP_FAILED ? nullptr : static_cast<char *>(pages);
+  }
+  void release() {
+    if (size_ < smallest_pages)
+      std::free(data_);
+    else
+      munmap(data_, size_);
+    data_ = nullptr;
+    size_ = 0;
+  }
+#else
+  static char *take(int64_t bytes) { return static_cast<char *>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)); }
+  void release() {
+    std::free(data_);
+    data_ = nullptr;
+    size_ = 0;
+  }
+#endif
+
   char *data_ = nullptr;
   int64_t size_ = 0;
 };

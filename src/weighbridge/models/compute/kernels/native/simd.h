@@ -68,6 +68,18 @@ WB_INLINE Vector load(const bfloat16 *p) {
   return (Vector)(__builtin_convertvector(v, Bits) << 16);
 }
 
+WB_INLINE Vector load(const int8_t *p) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#elif defined(__AVX2__)
+  return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#else
+  Vector v;
+  for (int i = 0; i < lanes; i++) v[i] = p[i];
+  return v;
+#endif
+}
+
 WB_INLINE void store(float *p, Vector v) { std::memcpy(p, &v, sizeof v); }
 
 // Round to nearest even; a NaN stays a NaN.

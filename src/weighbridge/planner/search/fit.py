@@ -104,7 +104,9 @@ def _cache_type(plan: MemoryPlan) -> Iterator[Try]:
     if plan.rules.engine == "llama.cpp":
         flags = "--cache-type-k q8_0 --cache-type-v q8_0"
         yield "keep the cache in 8 bits", flags, _with(plan, kv_dtype="q8_0")
-    elif plan.rules.engine != "weighbridge":
+    elif plan.rules.engine == "weighbridge":
+        yield "keep the cache in 8 bits", "--kv-dtype int8", _with(plan, kv_dtype="int8")
+    else:
         flags = "--kv-cache-dtype fp8" if plan.rules.engine == "vllm" else "--kv-cache-dtype fp8_e4m3"
         yield "keep the cache in 8 bits", flags, _with(plan, kv_dtype="fp8")
 
@@ -132,7 +134,12 @@ _SAVING = 0.9
 
 
 def _weights(plan: MemoryPlan) -> Iterator[Try]:
-    if plan.model.exact or plan.rules.engine == "weighbridge":
+    if plan.rules.engine == "weighbridge":
+        for scheme in ("int8", "int4"):
+            if plan.deployment.quantize != scheme:
+                yield f"round weights to {scheme}", f"--quantize {scheme}", _with(plan, quantize=scheme)
+        return
+    if plan.model.exact:
         return
     gguf = plan.rules.engine == "llama.cpp" or file_type(plan.deployment.weights or "") is not None
     smaller = ("q8_0", "q6_k", "q4_k_m", "q3_k_m", "q2_k") if gguf else ("fp8", "awq")
