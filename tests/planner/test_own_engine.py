@@ -128,10 +128,10 @@ def test_it_fits_exactly_where_there_is_room(model: PlannedModel) -> None:
     assert all(change.plan.fits for change in changes(short))
 
 
-@given(gib=st.floats(0.2, 4), concurrency=st.integers(1, 300), length=st.integers(33, 1024))
+@given(gib=st.floats(2, 9), concurrency=st.integers(1, 300), length=st.integers(33, 1024))
 def test_what_fits_fits_and_holds_what_was_asked(gib: float, concurrency: int, length: int) -> None:
     plan = plan_memory(
-        open_model("qwen3-0.6b"),
+        open_model("qwen3-4b"),
         replace(OWN, concurrency=concurrency, max_model_len=length, quantize="int4"),
         custom_device(gib, "CPU-2core-8GB"),
     )

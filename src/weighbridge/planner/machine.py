@@ -13,7 +13,7 @@ from weighbridge.cost.step import StepCost
 from weighbridge.engine.calibration import calibration_form, calibration_key, calibration_store
 from weighbridge.errors import BadInput
 from weighbridge.models.catalogue.entries import find
-from weighbridge.models.catalogue.store import model_file
+from weighbridge.models.catalogue.store import model_path
 from weighbridge.models.compute.kernels import load_kernels
 from weighbridge.models.file_model import file_model
 from weighbridge.models.files.checkpoint import open_checkpoint
@@ -54,12 +54,15 @@ def open_named(name: str) -> PlannedModel:
     entry = None if Path(name).expanduser().exists() else find(name)
     if entry is None:
         return open_model(name)
-    path = model_file(entry)
-    if not path.is_file():
+    path = model_path(entry)
+    if path.exists():
+        return replace(open_model(str(path)), name=entry.name)
+    try:
+        return open_model(name)
+    except BadInput as error:
         raise BadInput(
             f"{name!r} is not here yet: `weighbridge models pull {entry.name}` brings it", param="model"
-        )
-    return replace(open_model(str(path)), name=entry.name)
+        ) from error
 
 
 def with_file(model: PlannedModel) -> PlannedModel:
