@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
 
@@ -80,6 +81,14 @@ async def test_load_and_metrics_say_what_the_cache_is(directory: Path) -> None:
     assert f'weighbridge_kv_bytes_per_token{{dtype="int8"}} {TOKEN_BYTES:.1f}' in page
     assert "-kv_int8-" in one.calibration_key
     assert "-kv_" not in replica(directory, "auto", 1 << 20).calibration_key
+
+
+def test_a_pool_smaller_than_the_context_is_said(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="weighbridge.engine"):
+        replica(directory, "int8", 1024 * TOKEN_BYTES)
+        assert not caplog.messages
+        replica(directory, "int8", 12 * BLOCK * TOKEN_BYTES)
+    assert "the KV cache holds 192 tokens, less than the 1024 that the model takes" in caplog.messages[0]
 
 
 def test_another_word_is_refused(directory: Path) -> None:

@@ -103,6 +103,7 @@ def build_replica(
     cached = kv_form(settings.kv_dtype, str(decoder.dtype).removeprefix("torch."))
     bytes_per_token = token_bytes(checkpoint.config, cached)
     num_blocks = pool_blocks(settings, bytes_per_token, max_model_len)
+    _say_if_short(num_blocks * settings.block_size, max_model_len)
     sampler = Sampler(decoder.kernels, guides, tokenizer.vocab_size, random.Random())
     experts, kv_dtype = expert_telemetry.attach(decoder), getattr(torch, cached)
     runner = Runner(decoder, sampler, num_blocks, settings.block_size, experts, kv_dtype)
@@ -167,6 +168,17 @@ def _context(settings: EngineSettings, checkpoint: Checkpoint) -> int:
             param="max_model_len",
         )
     return max_model_len
+
+
+def _say_if_short(held: int, max_model_len: int) -> None:
+    """Warn of a cache in which the longest request that the model takes has no room."""
+    if held < max_model_len:
+        log.warning(
+            "the KV cache holds %d tokens, less than the %d that the model takes: longer requests are refused; raise "
+            "--kv-cache-memory, lower --max-model-len, or keep the cache in 8 bits (--kv-dtype int8)",
+            held,
+            max_model_len,
+        )
 
 
 def _step_clock(stored: StepCost | None, runner: Runner) -> StepClock:
