@@ -104,7 +104,7 @@ def fuzz(
     findings.mkdir(parents=True, exist_ok=True)
     before = set(findings.iterdir())
     options = [*options, f"-max_total_time={span.seconds}", f"-artifact_prefix={findings}/"]
-    command = _command(name, folder, bug)
+    command = _command(name, bug)
     more = [str(_written(seeds.native(), folder / "seeds"))] if name == NATIVE else []
     outcome, last = Outcome(name), deque[str](maxlen=_LINES_KEPT)
     with tempfile.TemporaryDirectory(prefix="weighbridge-fuzz-") as scratch:
@@ -157,17 +157,16 @@ def _cpu_seconds(pid: int) -> float | None:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _command(name: str, folder: Path, bug: str | None) -> list[str]:
+def _command(name: str, bug: str | None) -> list[str]:
     """Return the program of a target, to which the fuzzer's options are added."""
     if name == NATIVE:
-        return [str(_native(folder, bug)), *_bounds()]
+        return [str(_native(bug)), *_bounds()]
     return [sys.executable, str(Path(__file__)), "--inside", name, *(["--planted", bug] if bug else []), "--"]
 
 
-def _native(folder: Path, bug: str | None) -> Path:
+def _native(bug: str | None) -> Path:
     """Build the compiled target. Raises NotBuilt."""
-    where = f"native-without-{list(planted.NATIVE_BUGS).index(bug)}" if bug else NATIVE
-    return fuzz_native.build(folder / where, planted.NATIVE_BUGS[bug] if bug else None)
+    return fuzz_native.build(ROOT / "build" / "fuzz" / NATIVE, planted.NATIVE_BUGS[bug] if bug else None)
 
 
 def _bounds() -> list[str]:
@@ -212,9 +211,9 @@ def _dictionary_line(word: bytes) -> str:
     return '"' + "".join(rf"\x{byte:02x}" for byte in word) + '"\n'
 
 
-def _replay(name: str, file: Path, folder: Path, bug: str | None) -> int:
+def _replay(name: str, file: Path, bug: str | None) -> int:
     if name == NATIVE:
-        return subprocess.run([_native(folder, bug), str(file)], check=False).returncode
+        return subprocess.run([_native(bug), str(file)], check=False).returncode
     resource.setrlimit(
         resource.RLIMIT_CPU, (_REPLAY_CPU_S, _REPLAY_CPU_S)
     )  # what never ends is no answer either
@@ -273,7 +272,7 @@ def main(arguments: Sequence[str]) -> int:
     if known.inside:
         _inside(known.inside, known.planted, options.split("\0"))
     if known.replay:
-        return _replay(known.targets[0], known.replay, known.folder.resolve(), known.planted)
+        return _replay(known.targets[0], known.replay, known.planted)
     names = known.targets or NAMES
     if names != [NATIVE] and importlib.util.find_spec("atheris") is None:
         print("the fuzzer is not installed: pip install -c constraints.txt -e '.[dev,fuzz]'", file=sys.stderr)

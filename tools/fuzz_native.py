@@ -43,31 +43,30 @@ def compiler() -> str | None:
 
 
 def build(folder: Path, bug: NativeBug | None = None) -> Path:
-    """Return the program, built in `folder`."""
+    """Return the program. All of them are built in `folder`, so that one without a check takes one file more."""
     clang = compiler()
     if clang is None:
         raise NotBuilt(MISSING)
-    sources = NATIVE if bug is None else _without(folder / "sources", bug)
+    planted = "" if bug is None else str(_without(folder / "planted", bug))
     tools = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    options = [f"-DCMAKE_CXX_COMPILER={clang}", f"-DNATIVE={sources}", "-DCMAKE_BUILD_TYPE=None"]
+    options = [f"-DCMAKE_CXX_COMPILER={clang}", f"-DNATIVE={NATIVE}", f"-DPLANTED={planted}"]
+    options += ["-DCMAKE_BUILD_TYPE=None"]
     for command in (["-S", TARGET, "-B", folder, "-G", "Ninja", *options], ["--build", folder]):
         done = subprocess.run(["cmake", *command], env=tools, capture_output=True, text=True, check=False)
         if done.returncode:
             raise NotBuilt(f"{done.stdout}{done.stderr}"[-_MOST_WORDS:])
-    return folder / "fuzz_native"
+    made = folder / "programs" / (Path(planted).parent.name or "whole")
+    made.parent.mkdir(exist_ok=True)
+    return Path(shutil.copy2(folder / "fuzz_native", made))
 
 
 def _without(folder: Path, bug: NativeBug) -> Path:
-    """Copy the sources to `folder`, without a check; files that stay the same are not built again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(NATIVE.glob("*.*")):
-        text = file.read_text(encoding="utf-8")
-        if file.name == bug.file:
-            assert text.count(bug.code) == 1, (
-                f"{bug.file} has {bug.code!r} {text.count(bug.code)} times, not once"
-            )
-            text = text.replace(bug.code, bug.instead)
-        copy = folder / file.name
-        if not copy.exists() or copy.read_text(encoding="utf-8") != text:
-            copy.write_text(text, encoding="utf-8")
-    return folder
+    """Write a file without its check; it is not built again while it stays the same."""
+    text = (NATIVE / bug.file).read_text(encoding="utf-8")
+    assert text.count(bug.code) == 1, f"{bug.file} has {bug.code!r} {text.count(bug.code)} times, not once"
+    made = folder / re.sub(r"\W+", "-", f"{bug.file} {bug.code}") / bug.file
+    made.parent.mkdir(parents=True, exist_ok=True)
+    text = text.replace(bug.code, bug.instead)
+    if not made.exists() or made.read_text(encoding="utf-8") != text:
+        made.write_text(text, encoding="utf-8")
+    return made

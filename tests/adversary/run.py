@@ -1,5 +1,8 @@
 """The same honest load in turns at two sites: beside the adversary, and beside burners of as much CPU time.
 
+As much as the adversary's programs took, as nice as they are, and as much as the servers took for it beyond what they
+take for the honest alone, at the servers' own niceness: where a machine is in use there is no core to spare for either.
+
 Turns are short, so that whatever else a machine does meets both alike.
 """
 
@@ -36,8 +39,9 @@ LIARS = "liars"
 OF_CAPACITY = 0.5
 #: Prompts of some thousand tokens that fill a KV pool of `site.OPTIONS`.
 FILLERS = 10
-#: Seconds of honest load alone before anything is measured, without any, and until everything is at rest again.
-WARM_UP, IDLE, REST = 10.0, 5.0, 90.0
+#: Seconds of honest load one by one and at its rate before anything is measured, without any, and until everything is
+#: at rest again.
+WARM_UP, REHEARSAL, IDLE, REST = 10.0, 20.0, 5.0, 90.0
 #: Seconds of one turn.
 TURN = 60.0
 
@@ -113,6 +117,17 @@ class Site:
         time.sleep(seconds)
         return (cpu_seconds(self.liars.process.pid) - used) / seconds
 
+    def rehearse(self, seconds: float) -> dict[str, float]:
+        """Honest load alone; returns how many cores each server takes for it."""
+        used, began = self._servers_cpu(), time.monotonic()
+        self._load.begin(self.task(seconds, 1, self.run.rate))
+        self._load.says(seconds + GRACE)
+        took = time.monotonic() - began
+        return {name: (now - used[name]) / took for name, now in self._servers_cpu().items()}
+
+    def _servers_cpu(self) -> dict[str, float]:
+        return {server.name: cpu_seconds(server.process.pid) for server in self.servers}
+
     def turn(self, task: Task, beside: Mapping[str, Program]) -> None:
         """Honest load, measured; what is `beside` it works at the same time."""
         pids = {name: program.process.pid for name, program in beside.items()}
@@ -178,15 +193,16 @@ class Stage:
             attacked, quiet = (stack.enter_context(self._site(name)) for name in ("attacked", "quiet"))
             attackers = {name: self._program(stack, name) for name in ATTACKERS}
             burners = {name: self._program(stack, "burner") for name in (*ATTACKERS, LIARS)}
+            burners |= {server.name: self._program(stack, "burner", nice=0) for server in quiet.servers}
             for site in (attacked, quiet):
                 site.fill()
             answered = [site.warm(min(WARM_UP, self._turn_s)) for site in (attacked, quiet)]
             rate = min(OF_CAPACITY * min(answered) / honest.RATES[SINGLE], 1.0)
             attacked.run.rate = quiet.run.rate = rate
-            idle = attacked.idle(IDLE)
+            idle = {LIARS: attacked.idle(IDLE), **quiet.rehearse(min(REHEARSAL, self._turn_s))}
             for number in range(self._turns):
                 burnt = self._attack(attacked, attackers, number)
-                burnt[LIARS] = max(burnt[LIARS] - idle, 0.0)
+                burnt = {name: max(cores - idle.get(name, 0.0), 0.0) for name, cores in burnt.items()}
                 self._burn(quiet, burners, burnt, number)
             for site in (attacked, quiet):
                 site.look_back()
@@ -195,20 +211,16 @@ class Stage:
         return attacked.run, quiet.run
 
     def _attack(self, site: Site, attackers: Mapping[str, Program], number: int) -> dict[str, float]:
-        """One turn of the adversary; returns the cores that each of its programs took."""
+        """One turn of the adversary; returns the cores that each of its programs and each server took."""
         task, beside = site.task(self._turn_s, 2 + number, site.run.rate), {**attackers, LIARS: site.liars}
-        used, began = (
-            {name: cpu_seconds(program.process.pid) for name, program in beside.items()},
-            time.monotonic(),
-        )
+        pids = {name: program.process.pid for name, program in beside.items()}
+        pids |= {server.name: server.process.pid for server in site.servers}
+        used, began = {name: cpu_seconds(pid) for name, pid in pids.items()}, time.monotonic()
         for program in attackers.values():
             program.begin(task)
         site.turn(task, beside)
         seconds = time.monotonic() - began
-        cores = {
-            name: (cpu_seconds(program.process.pid) - used[name]) / seconds
-            for name, program in beside.items()
-        }
+        cores = {name: (cpu_seconds(pid) - used[name]) / seconds for name, pid in pids.items()}
         for name, program in attackers.items():
             self._did[name].append(program.says(GRACE))
         site.rest()

@@ -97,7 +97,15 @@ def test_the_salt_of_a_prompt_names_its_blocks_too(keys: Any, salt: str | None) 
 
 
 @pytest.mark.parametrize(
-    "other", [{"medium": "CPU"}, {"group_idx": 1}, {"lora_name": "x"}, {"lora_id": 3}, {"token_ids": [1]}]
+    "other",
+    [
+        {"medium": "CPU"},
+        {"group_idx": 1},
+        {"lora_name": "x"},
+        {"lora_id": 3},
+        {"token_ids": [1]},
+        {"token_ids": list(range(12))},
+    ],
 )
 def test_what_is_elsewhere_or_another_models_is_not_counted(other: dict[str, Any]) -> None:
     one = following()

@@ -51,7 +51,7 @@ REFUSED: dict[str, tuple[Any, Body, str]] = {
     "a prompt": ("x", {"prompt": {"id": "p"}}, "prompt"),
     "many metadata": ("x", {"metadata": {str(number): "" for number in range(17)}}, "metadata"),
     "long metadata": ("x", {"metadata": {"a": "x" * 513}}, "metadata"),
-    "a tool that OpenAI runs": ("x", {"tools": [{"type": "web_search"}]}, "tools[0]"),
+    "a tool that OpenAI runs": ("x", {"tools": [{"type": "web_search", "name": "w"}]}, "tools[0]"),
     "a tool of no name": ("x", {"tools": [{"type": "function", "name": ""}]}, "tools[0]"),
     "another choice": ("x", {"tools": [TOOL], "tool_choice": {"type": "file_search"}}, "tool_choice"),
     "a choice of nameless tools": (
