@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from time import thread_time
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from tests.fleet.backends import Backend, all_served, fleet
 from weighbridge.cli.fleet import plain_lines
 from weighbridge.fleet.limits.remaining import LONGEST_REST, seconds_of, used_up
+from weighbridge.fleet.reliability.retry import retry_after
 from weighbridge.wire import answer as writing
 
 CHAT = [{"role": "user", "content": "What does it weigh?"}]
@@ -246,3 +248,24 @@ async def test_the_list_in_a_pipe_has_a_line_for_each_replica_with_its_whole_rea
     assert [line.split("\t")[1:3] for line in lines] == [["wrong", "misconfigured"], ["right", "up"]]
     assert "serves 'quite-another-model-with-a-long-name' and not 'm', 'other'" in lines[0]
     assert json.dumps(lines[0]).count("\\n") == 0
+
+
+@pytest.mark.parametrize("unit", ["1", "1.", "1m", "9" * 20 + "h", " 1"])
+def test_a_reset_without_end_is_none_at_once(unit: str) -> None:
+    """20,000 digits took ten seconds, in which nobody else was served."""
+    began = thread_time()
+    spent = used_up(
+        {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": unit * (100_000 // len(unit))},
+        0.0,
+    )
+    assert thread_time() - began < 0.5
+    assert spent is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["Mon, 99 Foo 99999 99:99:99 GMT", "1 Jan 1000000000 0:0:0", "0 0 0 0 0", "Mon, " + "1" * 90_000, "nan"],
+)
+def test_when_to_come_back_is_not_believed_of_a_day_that_is_none(given: str) -> None:
+    found = retry_after({"retry-after": given}, 0.0)
+    assert found is None or 0.0 <= found <= 3600.0

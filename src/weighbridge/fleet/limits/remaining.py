@@ -26,6 +26,8 @@ _HEADERS = (
     ("requests", "ratelimit-remaining", "ratelimit-reset"),
 )
 _PARTS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+#: Characters of a time; what is longer is none, and looking for its parts would take the square of it.
+LONGEST_WORD = 64
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 #: Numbers from which on a reset is a time of the epoch: in seconds, and in milliseconds.
 _EPOCH_S, _EPOCH_MS = 1e9, 1e12
@@ -58,6 +60,8 @@ def used_up(headers: Mapping[str, str], wall_now: float) -> UsedUp | None:
 def seconds_of(reset: str, wall_now: float) -> float:
     """Seconds until a reset: `1s`, `6m0s`, `20ms`, plain seconds, a time of the epoch or of RFC 3339. 0 for none."""
     text = reset.strip()
+    if len(text) > LONGEST_WORD:
+        return 0.0
     parts = _PARTS.findall(text)
     if parts and "".join(number + unit for number, unit in parts) == text:
         return _bounded(sum(float(number) * _SECONDS[unit] for number, unit in parts))

@@ -57,6 +57,10 @@ def may_retry(status: int, attempt: int, has_deadline: bool) -> bool:
     return status in BROKEN_BEHIND or (status == 500 and attempt == 1)
 
 
+#: Characters of a date that are read.
+LONGEST_DATE = 128
+
+
 def retry_after(headers: Mapping[str, str], wall_now: float) -> float | None:
     """Seconds that an answer asks to wait: a number, or an HTTP date against the epoch seconds `wall_now`."""
     given = headers.get("retry-after", "").strip()
@@ -66,10 +70,13 @@ def retry_after(headers: Mapping[str, str], wall_now: float) -> float | None:
     try:
         seconds = float(exact) / 1e3 if exact else float(given)
     except ValueError:
-        parsed = email.utils.parsedate_tz(given)
-        if parsed is None:
+        try:
+            parsed = email.utils.parsedate_tz(given[:LONGEST_DATE])
+            if parsed is None:
+                return None
+            seconds = email.utils.mktime_tz(parsed) - wall_now
+        except (ValueError, OverflowError, IndexError):  # a day that no calendar has
             return None
-        seconds = email.utils.mktime_tz(parsed) - wall_now
     return min(max(seconds, 0.0), 3600.0) if seconds == seconds else None
 
 
