@@ -1,4 +1,5 @@
-"""Our readers of tool calls and thoughts beside vLLM's own, on the texts of `tests/server/style_cases.py`.
+"""Our readers of tool calls and thoughts beside vLLM's own, on the texts of `tests/server/style_cases.py` and 60 more
+of each style that are drawn by chance (`style_texts.py`), 20 of them malformed.
 
     python benchmarks/tool_styles.py --vllm /path/to/vllm/bin/python [--show]
 
@@ -20,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.server.style_cases import CASES, THOUGHTS, TOOLS, Case
+from tests.server.style_texts import texts
 
 from weighbridge.server.styles.answer import AnswerReading
 from weighbridge.server.styles.choice import TOOL_STYLES, Styles
@@ -129,6 +131,7 @@ def main() -> None:
     options.add_argument("--show", action="store_true", help="Print every difference.")
     chosen = options.parse_args()
     cases = [case for case in CASES if case.style in PARSERS]
+    cases += [case for style in PARSERS for case in texts(style)]
     counts: Counter[tuple[str, str]] = Counter()
     for case, readings in zip(cases, theirs(chosen.vllm, cases), strict=True):
         kind = "broken" if case.broken else "well"

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.server.style_cases import CASES, TOOLS, Case
+from tests.server.style_texts import MALFORMED, WELL, WRITERS, malformed, well_formed
 from weighbridge.server.styles.answer import AnswerReading
 from weighbridge.server.styles.choice import TOOL_STYLES, Styles
 from weighbridge.server.styles.pieces import CallArguments, CallBegun, Piece, Thought
@@ -114,3 +115,26 @@ def test_what_is_broken_comes_to_the_same_too_and_is_text_where_it_is_no_call(
     assert all(name in TOOLS for name, _ in calls)
     if not calls and style != "harmony":
         assert said == text, "nothing is lost, and nothing doubled"
+
+
+@pytest.mark.parametrize("style", WRITERS)
+def test_calls_by_the_dozen_come_to_what_was_written(style: str) -> None:
+    cases = well_formed(style)
+    assert len(cases) == WELL
+    for case in cases:
+        said, _, calls = read(style, [case.text])
+        assert (said.strip(), [(name, value(arguments)) for name, arguments in calls]) == (
+            case.said.strip(),
+            list(case.calls),
+        )
+        assert read(style, list(case.text)) == read(style, [case.text])
+
+
+@pytest.mark.parametrize("style", WRITERS)
+@given(data=st.data())
+def test_what_goes_wrong_comes_to_the_same_wherever_it_is_split(style: str, data: st.DataObject) -> None:
+    cases = malformed(style)
+    assert len(cases) == MALFORMED
+    case = data.draw(st.sampled_from(cases))
+    cuts = data.draw(st.lists(st.integers(0, 500), max_size=6))
+    assert read(style, split(case.text, cuts)) == read(style, [case.text])
