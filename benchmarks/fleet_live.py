@@ -37,7 +37,7 @@ from weighbridge.models.catalogue.store import resolve
 
 POLICIES = ("weigh", "round_robin", "least_requests")
 ENGINES = ("vllm", "llama", "ours")
-DIALECTS = {"vllm": "vllm", "llama": "llama-server", "ours": "weighbridge"}
+DIALECTS = {"vllm": "vllm", "llama": "llama-server", "ours": "weighbridge, model: smollm2-135m-instruct"}
 CLIENTS = 6
 PROMPT, OUTPUT = 80, 12
 SLOTS = 4
@@ -251,7 +251,7 @@ async def with_fault(fault: str, url: str, engines: dict[str, Engine], requests:
     if fault == "slow":
         async with slowed(engines["ours"]):
             return await chats(url, requests, 3, {})
-    victim = engines["llama" if fault == "kill" else "vllm"]
+    victim = engines["vllm" if fault == "stall" and "vllm" in engines else "llama"]
     number = signal.SIGKILL if fault == "kill" else signal.SIGSTOP
     try:
         return await chats(url, requests, FAULTS.index(fault), {early: lambda: victim.tell(number)})
@@ -297,13 +297,16 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=24)
+    parser.add_argument(
+        "--engines", default=",".join(ENGINES), help="some of them; without vLLM llama-server stalls"
+    )
     parser.add_argument("--no-faults", action="store_true")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended on the way out
     rows: list[tuple[str, int, str, Figures]] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        engines = {name: Engine(name) for name in ENGINES}
+        engines = {name: Engine(name) for name in options.engines.split(",")}
         for engine in engines.values():
             stack.callback(engine.end)
             engine.start()
