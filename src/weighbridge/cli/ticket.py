@@ -11,7 +11,8 @@ from rich.table import Table
 
 from weighbridge.cli.options import DEFAULT_URL, ApiKey, JsonOutput, Url
 from weighbridge.cli.remote import Server
-from weighbridge.cli.terminal import outside, print_json
+from weighbridge.cli.terminal import outside, print_json, visible
+from weighbridge.errors import BadInput
 from weighbridge.secret import Secret
 
 HEADINGS = ("ticket", "tenant", "model", "prompt", "cached", "output", "TTFT ms", "total ms", "finish")
@@ -24,14 +25,39 @@ def ticket(
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     json_output: JsonOutput = False,
+    prefix: Annotated[
+        bool, typer.Option("--prefix", help="Show where its prompt left the one before it.")
+    ] = False,
 ) -> None:
     """Show a request's ticket, or list the most recent tickets of a running server."""
     server = tickets_of(url, api_key)
+    if prefix and id is None:
+        raise BadInput("--prefix is about one ticket; give its id", param="prefix")
     body = server.ask("GET", "/v1/tickets" if id is None else ticket_path(id))
+    if prefix:
+        _show_prefix(body, json_output)
+        return
     if json_output:
         print_json(body)
     else:
         Console().print(_list(body["data"]) if id is None else _single(body))
+
+
+def _show_prefix(ticket: dict[str, Any], json_output: bool) -> None:
+    told = ticket.get("prefix")
+    if json_output:
+        print_json({"id": ticket["id"], "cached_tokens": ticket["cached_tokens"], "prefix": told})
+    elif told is None:
+        remedy = "it had none, or goes on from it, or the server was not started with --prefix-care"
+        print(f"nothing is known of a prompt that this one left: {remedy}")
+    else:
+        took = "" if told["ms"] is None else f", about {told['ms']:g} ms"
+        print(f"left the prompt before it at token {told['left_at_token']}")
+        print(visible(f"there stood    {told['stood']!r}"))
+        print(visible(f"now stands     {told['stands']!r}"))
+        print(
+            f"computed again {told['tokens_behind']} tokens{took}; {ticket['cached_tokens']} came from the cache"
+        )
 
 
 def tickets_of(url: str, api_key: Secret | None) -> Server:

@@ -59,6 +59,11 @@ class ServerSettings(ListenSettings):
         "Streams survive their client for a minute, also where it does not ask for that.",
         flag="--keep-streams",
     )
+    prefix_care: bool = knob(
+        False,
+        "Tickets say where a prompt left the one before it, with a few tokens of both.",
+        flag="--prefix-care",
+    )
     max_choices: int = 16
     max_inputs: int = 2048  # of one embeddings request; OpenAI's own limit
     max_logprobs: int = 20

@@ -111,6 +111,7 @@ class Ticket:
     scores: dict[str, float] = field(default_factory=dict)  # at the last choice, as `note_scores` keeps them
     score_unit: str = ""
     candidates: int = 0  # that were compared at the last choice
+    prefix: dict[str, Any] | None = None  # where the prompt left the one before it, if that is looked for
     legs: list[Leg] = field(default_factory=list)  # of a route's request; any other is a leg of its own
 
     def note_scores(self, scores: Mapping[str, float], chosen: str, unit: str) -> None:

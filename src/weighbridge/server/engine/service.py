@@ -10,16 +10,20 @@ from dataclasses import asdict, replace
 from importlib.resources import files
 from typing import Any
 
+from weighbridge.cost.step import StepCost
 from weighbridge.engine.api import Engine, Turn
 from weighbridge.engine.request import Guide, Places
 from weighbridge.errors import NeverFits, UnknownModel
 from weighbridge.fleet.limits.spare import SpareRoom
 from weighbridge.routes.budget import Ledger
+from weighbridge.routes.build import build_guard
 from weighbridge.routes.ledger.keeper import UsageKeeper
+from weighbridge.routes.settings import PrivacySettings
 from weighbridge.server.endpoint import Audience, ChatTokenizer, Endpoint, NoTokenizer
 from weighbridge.server.engine.experts import ExpertEndpoints
 from weighbridge.server.engine.journey import EngineJourney, Running, close_all
 from weighbridge.server.engine.metrics import EngineMetrics
+from weighbridge.server.engine.predecessors import Predecessors
 from weighbridge.server.engine.reading import EngineWork, RequestReader
 from weighbridge.server.engine.sampling import Limits
 from weighbridge.server.settings import ServerSettings
@@ -30,6 +34,17 @@ from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.journey import HeaderList
 from weighbridge.wire.keys import Keys
 from weighbridge.wire.protocols import embeddings
+
+
+def predecessors_of(tokenizer: ChatTokenizer) -> Predecessors:
+    """What compares prompts; the patterns of privacy rules say what is not shown of them."""
+    guard = build_guard(PrivacySettings())
+
+    def hide(text: str) -> list[tuple[int, int, str]]:
+        return [(hit.start, hit.end, hit.type) for hit in guard.scan(text)]
+
+    return Predecessors(lambda ids: tokenizer.decode(ids, False), hide)
+
 
 #: Prompts of one request that are queued without a turn for others.
 BURST = 8
@@ -63,6 +78,7 @@ class EngineService:
         limits = Limits(settings, tokenizer.vocab_size, engine.sampling_defaults)
         self._reader = RequestReader(engine, tokenizer, limits)
         self._tokenizer = tokenizer
+        self._predecessors = predecessors_of(tokenizer) if settings.prefix_care else None
         self._metrics = metrics
         self._compile_guide = compile_guide
         self._on_start = on_start
@@ -157,7 +173,22 @@ class EngineService:
         if work.guide is not None:
             # Others may wait for the same one: whoever goes away must not cancel it.
             await asyncio.shield(asyncio.wrap_future(self._compile_guide(work.guide)))
-        return await self._queue(ask, work)
+        journey = await self._queue(ask, work)
+        if self._predecessors is not None and ask.path != embeddings.PATH:
+            await self._look_back(self._predecessors, ask, work, journey)
+        return journey
+
+    async def _look_back(
+        self, predecessors: Predecessors, ask: Ask, work: EngineWork, journey: EngineJourney
+    ) -> None:
+        """Note on the ticket where the prompt left the one before it, while the engine is at work on it."""
+        whose, prompt = f"{ask.tenant}\0{ask.cache_salt}", work.generations[0].prompt
+        cost = StepCost(**self.engine.load().step_cost)
+        try:
+            journey.ticket.prefix = await asyncio.to_thread(predecessors.follow, whose, prompt, cost)
+        except BaseException:
+            await journey.close()
+            raise
 
     async def _queue(self, ask: Ask, work: EngineWork) -> EngineJourney:
         """Queue every generation of a request, or none when one is refused; others get a turn in between."""
