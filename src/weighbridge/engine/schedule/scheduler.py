@@ -182,7 +182,8 @@ class Scheduler:
         """Return how many tokens of `request` run from `start` on: what the budget and, beside decodes, the ITL target
         allow, and where they are scored, what there is room for.
 
-        Streams that are all of a less urgent class than `priority` wait for the prompt. The first chunk gets a few
+        Streams that are all of a less urgent class than `priority` wait for the prompt. What gets only what is spare
+        takes no longer at once than streams would wait for it: somebody may come meanwhile. The first chunk gets a few
         tokens however long the decodes take by themselves, or one beside a more urgent stream: prompts never starve.
         """
         limit = min(request.num_tokens - start, plan.budget)
@@ -190,7 +191,7 @@ class Scheduler:
             limit = min(limit, MOST_SCORED - plan.scored)
         first = next(iter(plan.decodes), None)  # the most urgent: decodes are planned by rank
         urgent = priority + 1 if first is None else self._running.priority(first)
-        if limit and urgent <= priority:
+        if limit and (urgent <= priority or priority >= SPARE_CLASS):
             smallest = 0 if plan.chunks else min(limit, 1 if urgent < priority else SMALLEST_CHUNK)
             target, cost = self._itl_target(plan), self._cost
             fitting = cost.largest_chunk(target, start, limit, *plan.work)
