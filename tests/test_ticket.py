@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from weighbridge.ticket import Leg, Ticket, TicketStore, prompt_hash
+from weighbridge.ticket.decisions import Decisions
 from weighbridge.ticket.record import KEPT_SCORES
 
 
@@ -75,3 +76,25 @@ def test_a_ticket_is_no_larger_in_a_large_fleet() -> None:
     assert (one.scores, one.candidates) == ({"only": 1.0}, 1)
     one.note_scores({}, "drawn", "")
     assert (one.scores, one.candidates) == ({}, 0)
+
+
+def test_decisions_are_put_into_words_once_when_somebody_reads_them() -> None:
+    said = []
+
+    def later() -> str:
+        said.append(1)
+        return "because"
+
+    decisions = Decisions(["first"])
+    decisions.append(later)
+    decisions.extend(["last"])
+    assert len(decisions) == 3
+    assert not said
+    assert list(decisions) == ["first", "because", "last"]
+    assert decisions[1] == decisions[1:][0] == "because"
+    assert decisions[-1] == "last"
+    assert "because" in decisions
+    assert len(said) == 1
+    ticket = Ticket("id", "tenant", "m", "hash", 1, 1)
+    ticket.decisions.append(later)
+    assert ticket.as_dict()["decisions"] == ["because"]

@@ -455,7 +455,7 @@ EXTENSION = [
     Deletion(
         "all lines of a header",
         "headers:headers_of",
-        "f'{headers[key]}, {text}' if key in headers else text",
+        "f'{headers[key]}, {text}'",
         "text",
         rows=("two lines of labels, the first one counts too",),
     ),
@@ -835,13 +835,13 @@ ANSWERS = [
     ),
     Deletion(
         "another server's name for a ticket",
-        "answer:passed_headers",
+        "answer:_written",
         "if name in _RENAMED: ...",
         rows=("a chat",),
     ),
     Deletion(
         "headers that are of a connection behind",
-        "answer:passed_headers",
+        "answer:_written",
         "name not in _NOT_PASSED_ON and name not in _OURS and (not name.startswith(_OF_ACCOUNTS))",
         "True",
         rows=("a chat", "a streamed chat"),

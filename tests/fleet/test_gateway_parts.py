@@ -342,3 +342,36 @@ def test_cores_are_shared_out_evenly(replicas: int, cores: int) -> None:
     if replicas <= cores:
         assert sum(sizes) == cores
     assert math.prod(sizes) >= 1
+
+
+_EVENTS = st.sampled_from(
+    [
+        b'data: {"choices":[{"index":0,"text":" word","finish_reason":null}]}\n\n',
+        b'data: {"choices":[{"delta":{"content":"a"}},{"delta":{"tool_calls":[{}]},"finish_reason":"stop"}]}\n\n',
+        b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n',
+        b'data: {"choices":[{"text":"ab","logprobs":{"tokens":["a","b"]}}]}\n\n',
+        b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n',
+        b'data: {"error":{"message":"no"}}\n\n',
+        b"data: [DONE]\n\n",
+        b"data: no json\n\n",
+        b": keep-alive\n\n",
+        b'data:{"choices":[{"text":"a"}]}\n\n',
+        b'event: x\ndata: {"choices":[{"text":"a"}]}\n\n',
+        b'data: {"choices":\ndata: [{"text":"a"}]}\n\n',
+        b'data: {"choices":[{"text":"a"}]},{"choices":[{"text":"b"}]}\n\n',
+        b'data: {"choices":[{"text":"[DONE]\\n\\ndata: "}]}\n\n',
+    ]
+)
+
+
+@given(st.lists(_EVENTS, min_size=1, max_size=6))
+def test_events_that_come_together_count_as_they_do_one_by_one(events: list[bytes]) -> None:
+    apart, together = Meter(hide_usage=False), Meter(hide_usage=False)
+    counts = [apart.count(event) for event in events]
+    assert together.count(b"".join(events)) == sum(counts) or b": keep-alive\n\n" in events
+    assert (together.produced, together.finish, together.done, together.failed) == (
+        apart.produced,
+        apart.finish,
+        apart.done,
+        apart.failed,
+    )

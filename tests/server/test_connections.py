@@ -290,3 +290,86 @@ async def test_a_body_that_we_hold_back_ourselves_has_its_time_all_the_same(
         assert answer.count(b"200 OK") == 1
         assert b"408" in answer
         writer.close()
+
+
+async def test_whoever_answers_is_told_that_its_client_is_gone_whatever_came_before() -> None:
+    """Also behind a body so long that reading was held back, and for a request that waited for its turn."""
+    told: list[str] = []
+
+    async def waits(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        if scope["path"] == "/quick":
+            await asyncio.sleep(0.05)
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        gone = asyncio.Event()
+        receive.__self__.when_gone(gone.set)
+        told.append("here")
+        await asyncio.wait_for(gone.wait(), 30)
+        told.append("gone")
+
+    async with listening(waits) as port:
+        for first in (b"", request(b"one").replace(b"POST / ", b"POST /quick ")):
+            told.clear()
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(first + request(b"x" * (1 << 20)))
+            await writer.drain()
+            await until(lambda: told == ["here"])
+            writer.transport.abort()
+            await until(lambda: told == ["here", "gone"])
+
+
+async def test_a_client_that_left_before_anybody_asked_is_told_of_at_once() -> None:
+    asked, told = asyncio.Event(), asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        asked.set()
+        await until(lambda: receive.__self__.disconnected)
+        receive.__self__.when_gone(told.set)
+        await asyncio.wait_for(told.wait(), 30)
+
+    async with listening(slow) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request(b"one"))
+        await asyncio.wait_for(asked.wait(), 30)
+        writer.transport.abort()
+        await asyncio.wait_for(told.wait(), 30)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (b"x-bad", b"a\r\nx-more: b"),
+        (b"x-bad", b"a\nb"),
+        (b"x-bad", b"a\0b"),
+        (b"x bad", b"a"),
+        (b"x-bad:", b"a"),
+    ],
+)
+async def test_a_header_that_would_be_two_is_never_written(header: tuple[bytes, bytes]) -> None:
+    async def odd(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"0"), header]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with listening(odd) as port:
+        for _ in range(2):  # what is known of names changes nothing
+            answer = await said(port, request(b"one", "Connection: close"))
+            assert b"x-more" not in answer
+            assert b"200 OK" not in answer
+
+
+async def test_a_connection_that_is_used_again_and_again_is_closed_once_it_is_not() -> None:
+    async with listening(timeout_keep_alive=1) as port:
+        loop = asyncio.get_running_loop()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(4):
+            writer.write(request(b"one"))
+            assert await reader.readuntil(b"one")
+            await asyncio.sleep(0.4)
+        since = loop.time()
+        assert await asyncio.wait_for(reader.read(), 30) == b""
+        assert 0.3 < loop.time() - since < 20
+        writer.close()

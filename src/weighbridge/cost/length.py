@@ -28,6 +28,7 @@ NUM_BINS = _SUB + (_OCTAVES - _SUB_BITS) * _SUB
 PRIOR_SAMPLES = 16.0
 #: Samples that a histogram remembers: each new one fades all earlier by 1/MEMORY.
 MEMORY = 1000.0
+_GROWTH = 1.0 / (1.0 - 1.0 / MEMORY)
 #: Keys kept; the one unused longest is forgotten first and starts again from its model's.
 MAX_KEYS = 4096
 
@@ -139,8 +140,12 @@ class LengthHistogram:
 
     def observe(self, tokens: int) -> None:
         """An output ended after `tokens`."""
-        self._scale /= 1.0 - 1.0 / MEMORY
-        self._weights[bin_of(tokens)] += self._scale
+        self.observe_bin(bin_of(tokens))
+
+    def observe_bin(self, index: int) -> None:
+        """An output ended within a bin."""
+        self._scale *= _GROWTH
+        self._weights[index] += self._scale
         self._total += self._scale
         self.samples += 1
         if self._scale > 1e12:
@@ -167,18 +172,19 @@ VAGUE = _vague()
 class _Learned:
     """A histogram and the curve made of it, made anew once the samples have grown by a twentieth."""
 
-    __slots__ = ("curve", "histogram", "made_at")
+    __slots__ = ("_due", "curve", "histogram")
 
     def __init__(self, prior: LengthCurve) -> None:
         self.histogram = LengthHistogram()
         self.curve = prior
-        self.made_at = 0
+        self._due = 1  # samples
 
-    def observe(self, tokens: int, prior: LengthCurve) -> None:
-        self.histogram.observe(tokens)
-        if self.histogram.samples >= self.made_at + min(max(1, self.made_at // 20), 50):
-            self.curve = self.histogram.shrunk_to(prior)
-            self.made_at = self.histogram.samples
+    def observe_bin(self, index: int, prior: LengthCurve) -> None:
+        histogram = self.histogram
+        histogram.observe_bin(index)
+        if histogram.samples >= self._due:
+            self.curve = histogram.shrunk_to(prior)
+            self._due = histogram.samples + min(max(1, histogram.samples // 20), 50)
 
 
 class OutputLengths:
@@ -196,17 +202,25 @@ class OutputLengths:
 
     def observe(self, tenant: str, model: str, route: str, tokens: int) -> None:
         """A request of this key ended by itself (not by its client or a fault) after `tokens` of output."""
-        self._all.observe(tokens, VAGUE)
-        by_model = self._models.pop(model, None) or _Learned(self._all.curve)
-        self._models[model] = by_model
-        by_model.observe(tokens, self._all.curve)
+        index, everybody = bin_of(tokens), self._all
+        everybody.observe_bin(index, VAGUE)
+        by_model = self._models.get(model)
+        if by_model is None:
+            by_model = self._models[model] = _Learned(everybody.curve)
+            if len(self._models) > self._max_keys:
+                self._models.popitem(last=False)
+        else:
+            self._models.move_to_end(model)
+        by_model.observe_bin(index, everybody.curve)
         key = (tenant, model, route)
-        own = self._keys.pop(key, None) or _Learned(by_model.curve)
-        self._keys[key] = own
-        own.observe(tokens, by_model.curve)
-        for known in (self._models, self._keys):
-            if len(known) > self._max_keys:
-                known.popitem(last=False)
+        own = self._keys.get(key)
+        if own is None:
+            own = self._keys[key] = _Learned(by_model.curve)
+            if len(self._keys) > self._max_keys:
+                self._keys.popitem(last=False)
+        else:
+            self._keys.move_to_end(key)
+        own.observe_bin(index, by_model.curve)
 
     def curve(self, tenant: str, model: str, route: str) -> LengthCurve:
         """The distribution that applies: the key's own, else its model's, else everybody's."""

@@ -42,6 +42,11 @@ class Price:
         pico = tuple(round(rate * _PICO_PER_RATE) for rate in rates)
         object.__setattr__(self, "_pico", pico)
 
+    @property
+    def is_free(self) -> bool:
+        """Whether tokens cost nothing."""
+        return not any(self._pico)
+
     def nano_usd(self, usage: Usage) -> int:
         """Nano-dollars for one request, rounded once."""
         fresh, output, cached, written = self._pico

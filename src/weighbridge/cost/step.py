@@ -75,9 +75,10 @@ class StepCost:
         sums of `attention` over them (of decodes: their context lengths, and none).
         `experts`: distinct (layer, expert) pairs touched, where that is known; else their expected number.
         """
+        memory, compute = self.memory, self.per_token * tokens
         seconds = (
             self.overhead
-            + max(self.memory, self.per_token * tokens)
+            + (memory if memory > compute else compute)
             + self.per_context_token * context_tokens
             + self.per_prompt_pair * prompt_pairs
             + self.per_sequence * sequences

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from weighbridge.cost.price import FREE, Price
 from weighbridge.cost.step import StepCost
@@ -16,6 +16,7 @@ from weighbridge.cost.weight import Weight
 from weighbridge.engine.memory.prefix import Digest
 from weighbridge.fleet.abilities.ability import NOTHING, Needs
 from weighbridge.fleet.abilities.told import Told
+from weighbridge.ticket.decisions import Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +77,33 @@ class Report:
     told: Told | None = None  # what its other pages say; None: they were not asked
 
 
+class ExpectedFirst(NamedTuple):
+    """Predicted seconds to a first token: in all, and `clear` of what holds the whole replica up."""
+
+    first: float
+    clear: float
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Where a request goes and why; `scores` of all candidates (lower is better), for the ticket.
 
     `unit` says what the scores count ("s", "tokens", "requests"; empty: nothing comparable), and
     `cached_tokens` how much of the prompt the chosen replica is believed to hold: what to credit it with.
+    `forecast`: what was predicted for it there, where that was asked.
     """
 
     replica: str
-    reason: str
+    why: str | Words
     scores: Mapping[str, float] = field(default_factory=dict)
     unit: str = ""
     cached_tokens: int = 0
+    forecast: ExpectedFirst | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why, in words."""
+        return self.why if isinstance(self.why, str) else self.why()
 
 
 class Randomness(Protocol):

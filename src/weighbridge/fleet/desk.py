@@ -194,8 +194,8 @@ class Desk(Generic[Member]):
         self._look = look
         self._waiting: dict[str, _Waiting] = {}
         self._places = Seats()  # in flight, by tenant
-        self._in_flight: Counter[int] = Counter()  # sequences by class
-        self._classes: dict[str, Counter[int]] = {}  # the same of each member
+        self._in_flight: dict[int, int] = {}  # sequences by class
+        self._classes: dict[str, dict[int, int]] = {}  # the same of each member
         self._hopeless_since: float | None = None
         self._line_hopeless: dict[Hashable, float] = {}  # the same, of those who stand aside
         self._aside_first = False
@@ -499,10 +499,10 @@ class Desk(Generic[Member]):
     def _makes_room(self, arrival: Arrival, name: str) -> bool:
         """Whether a replica that has no seat free would let something less urgent give way: one that does so for us has
         seats that are not taken by what is as urgent."""
-        there = self._classes.get(name, Counter())
+        there = self._classes.get(name, {})
         as_urgent = sum(count for priority, count in there.items() if priority <= arrival.priority)
         seats = self._members[name].state.capacity.max_sequences
-        return there.total() > as_urgent and as_urgent + arrival.weight.choices <= seats
+        return sum(there.values()) > as_urgent and as_urgent + arrival.weight.choices <= seats
 
     def _beyond_seats(
         self, arrival: Arrival, now: float, may: Callable[[str], bool] = lambda name: True
@@ -561,7 +561,9 @@ class Desk(Generic[Member]):
         self, member: Member, arrival: Arrival, choice: Choice, now: float, streamed: bool, copy: bool
     ) -> Lease[Member]:
         state, held = member.state, choice.cached_tokens
-        forecast = state.expected_first(arrival.weight.prompt_tokens - held, held, now)
+        forecast = choice.forecast
+        if forecast is None:
+            forecast = state.expected_first(arrival.weight.prompt_tokens - held, held, now)
         state.credit(arrival, held, now, streamed=streamed, forecast=forecast)
         self._places.take(arrival.tenant)
         self._count_class(state.name, arrival, 1)
@@ -571,11 +573,16 @@ class Desk(Generic[Member]):
 
     def _count_class(self, name: str, arrival: Arrival, sign: int) -> None:
         """Count an arrival, or take it out, in what is in flight at a member of this name."""
-        there = self._classes.setdefault(name, Counter())
-        for counter in (self._in_flight, there):
-            counter[arrival.priority] += sign * arrival.weight.choices
-            if not counter[arrival.priority]:
-                del counter[arrival.priority]
+        there = self._classes.get(name)
+        if there is None:
+            there = self._classes[name] = {}
+        priority, change = arrival.priority, sign * arrival.weight.choices
+        for counts in (self._in_flight, there):
+            count = counts.get(priority, 0) + change
+            if count:
+                counts[priority] = count
+            else:
+                del counts[priority]
         if not there:
             del self._classes[name]
 
@@ -646,7 +653,7 @@ class Desk(Generic[Member]):
         self.queue.check_integrity()
         if len(self._waiting) != len(self.queue) or any(name not in self.queue for name in self._waiting):
             raise AssertionError("the queue does not hold exactly those who wait")
-        if sum(self._classes.values(), Counter()) != self._in_flight:
+        if sum(map(Counter, self._classes.values()), Counter()) != self._in_flight:
             raise AssertionError("what is in flight is not counted by class")
         if self._shortlist is not None:
             self._shortlist.check_integrity()

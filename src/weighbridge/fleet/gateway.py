@@ -6,7 +6,6 @@ import asyncio
 import logging
 import random
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -31,8 +30,8 @@ from weighbridge.fleet.load.weigher import Counter
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.pool import Build, Pool, PoolRules
 from weighbridge.ticket import Ticket, TicketStore
-from weighbridge.wire.ask import Ask, Placement
-from weighbridge.wire.body import apart
+from weighbridge.wire.ask import Ask, Placement, new_id
+from weighbridge.wire.body import LONG_BODY, apart
 from weighbridge.wire.journey import Journey, RouteLike
 
 log = logging.getLogger("weighbridge.fleet")
@@ -190,7 +189,11 @@ class Gateway:
     async def _journey(self, ask: Ask, pool: Pool, *, is_leg: bool = False) -> FleetJourney:
         ask.model = pool.spec.name
         arrived, began = self.clock(), time.time()
-        needs = await apart(read_bytes(ask.fields), needs_of, ask.path, ask.fields)
+        size = read_bytes(ask.fields)
+        if size < LONG_BODY:
+            needs = needs_of(ask.path, ask.fields)
+        else:
+            needs = await apart(size, needs_of, ask.path, ask.fields)
         pool.check_able(needs, self._who_can)
         weight, weighed = await pool.scales.weigh(ask)
         if not is_leg:
@@ -222,7 +225,7 @@ class Gateway:
     def claim_id(self, ask: Ask) -> None:
         """Give a request another id where its client proposed one that was used before."""
         if self.tickets.get(ask.id) is not None or self.limiter.holds(ask.id):
-            ask.id = uuid.uuid4().hex
+            ask.id = new_id()
 
     async def _reserve(self, pool: Pool, ask: Ask, weight: Weight) -> None:
         """The most it may use where the client bounds it, else what nine of ten outputs do not exceed."""

@@ -8,8 +8,8 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 
-from weighbridge.cost.price import FREE
 from weighbridge.cost.usage import Charge, Credible, Usage, charge
 from weighbridge.errors import Refused, WeighbridgeError
 from weighbridge.fleet.api import Arrival
@@ -24,6 +24,7 @@ from weighbridge.fleet.reliability.resume import NotResumable, Resumption
 from weighbridge.fleet.reliability.retry import backoff
 from weighbridge.fleet.replica import Failure, ReplicaError
 from weighbridge.ticket import Ticket
+from weighbridge.ticket.decisions import Words
 from weighbridge.wire.answer import passed_headers
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import apart
@@ -219,19 +220,47 @@ class FleetJourney:
         ticket.attempts += 1
         ticket.replica = choice.replica
         ticket.note_scores(choice.scores, choice.replica, choice.unit)
-        ticket.decisions.append(f"{self.pool.dispatcher.policy.name} chose {choice.replica}: {choice.reason}")
+        ticket.decisions.append(
+            partial(_chosen, self.pool.dispatcher.policy.name, choice.replica, choice.why)
+        )
 
     # -- the answer ------------------------------------------------------------------------------------
 
     async def stream(self) -> AsyncIterator[Event]:
         """Whole events for the client. A replica that breaks off is replaced, or the stream ends with an error."""
         opened = self._begun()
-        parse, meter = EVENT_PARSERS[self.ask.path], self.meter
+        parse, meter, clock = EVENT_PARSERS[self.ask.path], self.meter, self._clock
+        most = self._most_events()
         while True:
             broken: ReplicaError | None = None
+            lease, resumption, chunks = opened.lease, self._resumption, opened.chunks
+            idle = lease.member.spec.timeouts.idle
+            chunk, silent_since = opened.first, clock()
             try:
-                async for chunk in self._relay(opened):
-                    yield Event(chunk, parse, meter.done)
+                while True:
+                    lease.member.alive_at = now = clock()
+                    if events := meter.count(chunk):
+                        lease.tokens(events, now)
+                        silent_since = now
+                    elif now - silent_since > idle and not meter.done:
+                        raise ReplicaError(
+                            lease.member.name, Failure.IDLE, f"nothing but comments for {idle:g} s"
+                        )
+                    if resumption is not None:
+                        chunk = resumption.passing(chunk)
+                    if meter.hide_cached or b'"usage"' in chunk:
+                        chunk = meter.strip(chunk)
+                    if chunk:
+                        yield Event(chunk, parse, meter.done)
+                        if clock() - now > READ_SLOWLY:
+                            lease.look_away()
+                    if meter.events > most:
+                        raise ReplicaError(
+                            lease.member.name, Failure.BROKEN, f"does not end: over {most} events"
+                        )
+                    chunk = await anext(chunks)
+            except StopAsyncIteration:
+                pass
             except ReplicaError as error:
                 broken = error
             if broken is None and (meter.complete or not opened.is_stream):
@@ -250,36 +279,6 @@ class FleetJourney:
                 yield Event(broken_off(self.ticket.error), parse, last=True)
                 return
             self.ticket.resumed += 1
-
-    async def _relay(self, opened: OpenedAttempt) -> AsyncIterator[bytes]:
-        meter, lease, clock = self.meter, opened.lease, self._clock
-        most = self._most_events()
-        silent_since = clock()
-        idle = lease.member.spec.timeouts.idle
-        chunk = opened.first
-        chunks = opened.chunks
-        resumption = self._resumption
-        while True:
-            lease.member.alive_at = now = clock()
-            events = meter.count(chunk)
-            if events:
-                lease.tokens(events, now)
-                silent_since = now
-            elif now - silent_since > idle and not meter.done:
-                raise ReplicaError(lease.member.name, Failure.IDLE, f"nothing but comments for {idle:g} s")
-            if resumption is not None:
-                chunk = resumption.passing(chunk)
-            chunk = meter.strip(chunk)
-            if chunk:
-                yield chunk
-                if clock() - now > READ_SLOWLY:
-                    lease.look_away()
-            if meter.events > most:
-                raise ReplicaError(lease.member.name, Failure.BROKEN, f"does not end: over {most} events")
-            try:
-                chunk = await anext(chunks)
-            except StopAsyncIteration:
-                return
 
     def _most_events(self) -> int:
         weight = self._arrival.weight
@@ -319,7 +318,8 @@ class FleetJourney:
     def headers(self) -> HeaderList:
         """The replica's own headers and ours. What a stream costs is known at its end only: here it is expected."""
         opened = self._begun()
-        cost = f"{self.cost():.8f}".rstrip("0").rstrip(".")
+        usd = self.cost()
+        cost = f"{usd:.8f}".rstrip("0").rstrip(".") if usd else "0"
         return [
             (b"x-weighbridge-ticket", self.ask.id.encode()),
             *passed_headers(opened.answer.headers),
@@ -336,7 +336,7 @@ class FleetJourney:
         """US dollars: of an answer that is here, what it costs; of one that begins, what it is expected to."""
         opened = self._begun()
         member, weight = opened.lease.member, self._arrival.weight
-        if opened.status >= 400:
+        if opened.status >= 400 or member.spec.price.is_free:
             return 0.0
         if self.meter.usage is not None or self.meter.done:
             return member.cost(self._charged().usage)
@@ -367,9 +367,11 @@ class FleetJourney:
         weighed, opened, told = self._arrival.weight.prompt_tokens, self._opened, self.meter.usage
         if opened is None:  # whoever was asked and cut off has the prompt, and bills it
             return Charge(Usage(weighed, 0), True) if self._asked is not None else Charge(Usage(0, 0))
+        if told is None:
+            return Charge(Usage(0, 0)) if opened.status >= 400 else charge(None, self._counted(), weighed)
         most = self._credible()
         if opened.status >= 400:
-            return Charge(told if told is not None and most.covers(told) else Usage(0, 0))
+            return Charge(told if most.covers(told) else Usage(0, 0))
         return charge(told, self._counted(), weighed, most)
 
     def _counted(self) -> int:
@@ -380,9 +382,7 @@ class FleetJourney:
         """What its server may say that it took."""
         weight, ask, counted = self._arrival.weight, self.ask, self._counted()
         choices = weight.choices
-        beside = sum(
-            [len(raw) for name, raw in ask.fields.items() if name != ask.prompt_field]
-        )  # tools, schemas
+        beside = sum(map(len, ask.fields.values())) - len(ask.prompt or b"")  # tools, schemas
         prompt = max(CREDIBLE * weight.prompt_tokens, self._weighed.size) + beside
         prompt += SPARE_PROMPT_TOKENS + counted  # which a stream that goes on elsewhere repeats
         output = CREDIBLE * max(choices * weight.max_tokens, counted) + SPARE_EVENTS
@@ -394,11 +394,9 @@ class FleetJourney:
         told = self.pool.spec.thinking_tokens
         if told is not None:
             return told
-        return (
-            0
-            if self._opened is None or self._opened.lease.member.spec.price == FREE
-            else HIDDEN_THINKING_TOKENS
-        )
+        if self._opened is None or self._opened.lease.member.spec.price.is_free:
+            return 0
+        return HIDDEN_THINKING_TOKENS
 
     # -- the end ---------------------------------------------------------------------------------------
 
@@ -437,6 +435,10 @@ class FleetJourney:
             f"{charged.prompt_tokens} and {charged.output_tokens} are charged (thinking beyond max_tokens: see "
             "`thinking_tokens` of the model)"
         )
+
+
+def _chosen(policy: str, replica: str, why: str | Words) -> str:
+    return f"{policy} chose {replica}: {why if isinstance(why, str) else why()}"
 
 
 def broken_off(why: str | None) -> bytes:

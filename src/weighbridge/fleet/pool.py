@@ -144,12 +144,16 @@ class Pool:
 
     def longest_context(self) -> int | None:
         """Tokens that the roomiest replica takes; None while one of them may take any number."""
-        known = [limit for limit in self._contexts if limit is not None]
-        return None if None in self._contexts else max(known, default=None)
+        longest: int | None = None
+        for limit in self._contexts:
+            if limit is None:
+                return None
+            longest = limit if longest is None or limit > longest else longest
+        return longest
 
     def dearest(self, prompt_tokens: int, output_tokens: int) -> float:
         """US dollars that a request costs at most, wherever it goes."""
-        return max((price.at_most(prompt_tokens, output_tokens) for price in self._prices), default=0.0)
+        return max([price.at_most(prompt_tokens, output_tokens) for price in self._prices], default=0.0)
 
     def spare_room(self, each: int) -> SpareRoom:
         """How many requests of the last class may be under way now, `each` of one replica at most."""
@@ -276,7 +280,10 @@ class Pool:
     def all_lack(self, needs: Needs) -> bool:
         """Whether each of its replicas is known to lack one of `needs`."""
         now, members = self.clock(), self.members
-        return bool(members) and all(member.abilities.lacks(needs, now) for member in members.values())
+        for member in members.values():  # mostly the first has them
+            if not member.abilities.lacks(needs, now):
+                return False
+        return bool(members)
 
     def is_known_to(self, needs: Needs) -> bool:
         """Whether one of its replicas is known to have all of `needs`."""

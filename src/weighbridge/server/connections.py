@@ -2,20 +2,29 @@
 
 uvicorn bounds none of these with its quick parser. A head is held back until it is whole, so that one that never ends
 costs `LARGEST_HEAD` bytes and is never parsed; silent connections end by themselves, and make room before that when
-there are too many.
+there are too many. And one request with its answer, `Exchange`, at the price that a gateway can afford.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import resource
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from typing import Any, cast
+from urllib.parse import unquote
 
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from httptools import HttpParserError, HttpParserUpgrade, parse_url
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
+from weighbridge.wire.answer import MOST_NAMES
 from weighbridge.wire.errors import ApiError, error_body
 
 log = logging.getLogger("weighbridge.server")
@@ -99,8 +108,207 @@ class TimedFlow(FlowControl):
         super().pause_reading()
 
     def resume_reading(self) -> None:
-        self._held_s = self.held_s
-        super().resume_reading()
+        if self.read_paused:
+            self._held_s = self.held_s
+            super().resume_reading()
+
+
+class _News:
+    """What `asyncio.Event` does for one waiter, who takes its word back at once."""
+
+    __slots__ = ("_is_set", "_waiter")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        self._is_set = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def taken(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wait until it is set, and take it back."""
+        if not self._is_set:
+            self._waiter = loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._is_set = False
+
+
+class Exchange(RequestResponseCycle):
+    """One request and its answer: uvicorn's cycle, with its rules, written for many small answers.
+
+    Names of headers are checked once and remembered, values all together; and whoever answers can be told that the
+    client is gone, instead of keeping a task that waits for it.
+    """
+
+    def __init__(self, protocol: BoundedHttp, scope: dict[str, Any], keep_alive: bool) -> None:
+        self.scope = scope  # type: ignore[assignment]
+        self.transport = protocol.transport
+        self.flow = protocol.flow
+        self.logger = protocol.logger
+        self.access_logger, self.access_log = protocol.access_logger, protocol.access_log
+        self.default_headers = protocol.server_state.default_headers
+        self.on_response = protocol.on_response_complete
+        self.message_event: _News = _News()  # type: ignore[assignment]
+        self.disconnected = False
+        self.keep_alive = keep_alive
+        self.waiting_for_100_continue = protocol.expect_100_continue
+        self.body = bytearray()
+        self.more_body = True
+        self.response_started = self.response_complete = False
+        self.chunked_encoding: bool | None = None
+        self.expected_content_length = 0
+        self._loop = protocol.loop
+        self._gone: Callable[[], None] | None = None
+
+    def when_gone(self, then: Callable[[], None] | None) -> None:
+        """Have `then` called once the client is gone before its answer is whole. None: nobody has to be told."""
+        self._gone = then
+        if then is not None:
+            self.flow.resume_reading()  # who does not read sees nobody go
+            if self.disconnected:
+                self._loop.call_soon(self.leave)
+
+    def leave(self) -> None:
+        """Take note that the client is gone."""
+        self.disconnected = True
+        self.message_event.set()
+        gone, self._gone = self._gone, None
+        if gone is not None:
+            gone()
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:  # type: ignore[override]
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        kind = message["type"]
+        if not self.response_started:
+            if kind != "http.response.start":
+                raise RuntimeError(f"Expected ASGI message 'http.response.start', but got '{kind}'.")
+            self._start(message["status"], message.get("headers", ()))
+        elif self.response_complete:
+            raise RuntimeError(f"Unexpected ASGI message '{kind}' sent, after response already completed.")
+        elif kind != "http.response.body":
+            raise RuntimeError(f"Expected ASGI message 'http.response.body', but got '{kind}'.")
+        else:
+            self._write(message.get("body", b""), bool(message.get("more_body", False)))
+
+    async def receive(self) -> dict[str, Any]:  # type: ignore[override]
+        if self.waiting_for_100_continue and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.waiting_for_100_continue = False
+        if not self.disconnected and not self.response_complete:
+            self.flow.resume_reading()
+            await self.message_event.taken(self._loop)
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        body, self.body = bytes(self.body), bytearray()
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
+
+    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Write the head. Raises RuntimeError for a header that is none."""
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        lines, closes = [STATUS_LINE[status][: -len(_LINE)]], False
+        for name, value in self.default_headers:
+            lines.append(_NAMES.get(name, name + b": ") + value)
+        for name, value in headers:
+            known = _NAMES.get(name)
+            if known is None:  # a new one, or one that is heeded
+                known = _name_of(name)
+                closes = (known in _TELLING and self._heed(known, value)) or closes
+            lines.append(known + value)
+        if not self.keep_alive and not closes:
+            lines.append(b"connection: close")
+        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in (204, 304):
+            self.chunked_encoding = True
+            lines.append(b"transfer-encoding: chunked")
+        head = b"\r\n".join(lines)
+        if len(head) - len(head.translate(None, _NO_VALUE)) != len(_LINE) * (len(lines) - 1):
+            raise RuntimeError("Invalid HTTP header value.")
+        self.transport.write(head + _END)
+
+    def _heed(self, name: bytes, value: bytes) -> bool:
+        """Take note of a header that says how the body comes; True where it says that the connection closes."""
+        if name == _LENGTH:
+            if self.chunked_encoding is None:
+                self.expected_content_length, self.chunked_encoding = int(value), False
+        elif name == _CODING:
+            if value.lower() == b"chunked":
+                self.expected_content_length, self.chunked_encoding = 0, True
+        elif b"close" in [word.strip() for word in value.lower().split(b",")]:
+            self.keep_alive = False
+            return True
+        return False
+
+    def _write(self, body: bytes, more: bool) -> None:
+        """Write a piece of the body, or the last."""
+        if self.scope["method"] == "HEAD":
+            self.expected_content_length = 0
+        elif self.chunked_encoding:
+            if body:
+                self.transport.write(
+                    b"%x\r\n%b\r\n" % (len(body), body)
+                    if more
+                    else b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+                )
+            elif not more:
+                self.transport.write(b"0\r\n\r\n")
+        else:
+            self.expected_content_length -= len(body)
+            if self.expected_content_length < 0:
+                raise RuntimeError("Response content longer than Content-Length")
+            self.transport.write(body)
+        if not more:
+            if self.expected_content_length != 0:
+                raise RuntimeError("Response content shorter than Content-Length")
+            self.response_complete = True
+            self.message_event.set()
+            if not self.keep_alive:
+                self.transport.close()
+            self.on_response()
+
+
+_LENGTH, _CODING = b"content-length: ", b"transfer-encoding: "
+#: Headers that say how a body comes, or that the connection closes behind it.
+_TELLING = frozenset({_LENGTH, _CODING, b"connection: "})
+#: What no value of a header may hold.
+_NO_VALUE = bytes([*range(9), *range(10, 32), 127])
+#: Names of headers as they are written, checked before; others than our own come from replicas, so there is a bound.
+_NAMES: dict[bytes, bytes] = {}
+
+
+def _name_of(name: bytes) -> bytes:
+    """A header's name as it is written. Raises RuntimeError for what is none."""
+    if HEADER_RE.search(name):
+        raise RuntimeError("Invalid HTTP header name.")
+    known = name.lower() + b": "
+    if len(_NAMES) < MOST_NAMES and known not in _TELLING:
+        _NAMES[name] = known
+    return known
+
+
+#: Paths of requests as they were read before: most clients ask for a few.
+_PATHS: dict[bytes, tuple[str, bytes, bytes]] = {}
+MOST_PATHS, LONGEST_PATH = 256, 256
+
+
+def _path_of(url: bytes) -> tuple[str, bytes, bytes]:
+    """Path, path as it was written, and query of a request's target. Raises HttpParserInvalidURLError."""
+    known = _PATHS.get(url)
+    if known is None:
+        parsed = parse_url(url)
+        raw = parsed.path
+        path = raw.decode("ascii")
+        known = unquote(path) if "%" in path else path, raw, parsed.query or b""
+        if len(_PATHS) < MOST_PATHS and len(url) <= LONGEST_PATH:
+            _PATHS[url] = known
+    return known
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -118,7 +326,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._held_before = 0.0  # seconds that we did not read before the timer began
         self._names: tuple[str, ...] = ()  # in the certificate that the client showed
         # The request that is being answered: uvicorn's `cycle` is the one that was read last.
-        self._answered: RequestResponseCycle | None = None
+        self._answered: Exchange | None = None
+        self._unused_since = math.inf  # when the last answer was whole, while nothing has come since
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._line = Gathering(transport, self.loop)
@@ -142,10 +351,10 @@ class BoundedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if not self._in_head:
             self._beside += len(data)
-            super().data_received(data)
+            self._feed(data)
         elif self._fed:
             self._fed += len(data)
-            super().data_received(data)
+            self._feed(data)
         else:
             self._head = self._head + data if self._head else data.lstrip(_LINE)
             if not self._head:  # empty lines before a request are none, and hold no connection
@@ -164,7 +373,7 @@ class BoundedHttp(HttpToolsProtocol):
                     431, f"the request's headers are larger than {LARGEST_HEAD >> 10} KiB; send less"
                 )
                 return
-            super().data_received(without_upgrade(head))
+            self._feed(without_upgrade(head))
         if max(self._fed, self._beside) > LARGEST_HEAD:
             self._refuse(431, f"the request's headers are larger than {LARGEST_HEAD >> 10} KiB; send less")
         elif self._in_head and not self._fed:
@@ -173,6 +382,17 @@ class BoundedHttp(HttpToolsProtocol):
                 self._expect(self.timeout_keep_alive)
         elif self._timer is None:
             self._expect(HEAD_SECONDS if self._in_head else BODY_SECONDS)
+
+    def _feed(self, data: bytes) -> None:
+        self._unused_since = math.inf
+        try:
+            self.parser.feed_data(data)
+        except HttpParserError:
+            message = "Invalid HTTP request received."
+            self.logger.warning(message)
+            self.send_400_response(message)
+        except HttpParserUpgrade:
+            self._unsupported_upgrade_warning()
 
     @property
     def is_silent(self) -> bool:
@@ -193,13 +413,31 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._beside = 0
-        super().on_body(body)
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.body += body
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.message_event.set()
 
     def on_headers_complete(self) -> None:
         self._in_head, self._fed, self._beside = False, 0, 0
         self._stop_timer()
-        super().on_headers_complete()
-
+        parser, scope, before = self.parser, self.scope, self.cycle
+        version = parser.get_http_version()
+        scope["method"] = parser.get_method().decode("ascii")
+        if version != "1.1":
+            scope["http_version"] = version
+        path, raw, query = _path_of(self.url)
+        if self.root_path:
+            path, raw = self.root_path + path, self.root_path.encode("ascii") + raw
+        scope["path"], scope["raw_path"], scope["query_string"] = path, raw, query
+        cycle = self.cycle = Exchange(self, scope, version != "1.0" and parser.should_keep_alive())  # type: ignore[arg-type]
+        if before is None or before.response_complete:
+            self._start_asgi_task(cycle, self.app)
+        else:  # behind others that are not answered yet
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
         if len(self.pipeline) > MOST_PIPELINED:
             self.transport.abort()
             raise ValueError("too many requests wait for the answers of those before them")
@@ -207,14 +445,40 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._in_head, self._fed, self._beside = True, 0, 0
         self._stop_timer()
-        super().on_message_complete()
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.more_body = False
+            cycle.message_event.set()
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if not self.pipeline:
+            self._unused_since = self.loop.time()
+            if self.timeout_keep_alive_task is None:
+                self._close_unused_in(self.timeout_keep_alive)
+            return
+        cycle, app = self.pipeline.pop()
+        self._start_asgi_task(cast(Exchange, cycle), app)
         if self.pipeline:  # what was read comes first
             self.flow.pause_reading()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+    def _close_unused_in(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that was not used for long: one timer for many answers, which looks how long it was."""
+        self.timeout_keep_alive_task = None
+        if self._unused_since < math.inf and not self.transport.is_closing():
+            left = self._unused_since + self.timeout_keep_alive - self.loop.time()
+            if left > 0.0:
+                self._close_unused_in(max(left, SHORTEST_LOOK))
+            else:
+                self.transport.close()
+
+    def _start_asgi_task(self, cycle: Exchange, app: Any) -> None:  # type: ignore[override]
         self._answered = cycle
         super()._start_asgi_task(cycle, app)
 
@@ -255,8 +519,7 @@ class BoundedHttp(HttpToolsProtocol):
     def _give_up(self) -> None:
         """Tell whoever answers that nobody listens any more."""
         if self._answered is not None and not self._answered.response_complete:
-            self._answered.disconnected = True
-            self._answered.message_event.set()
+            self._answered.leave()
 
     def _make_room(self) -> None:
         """There are too many connections: the longest silent one goes, else this one."""

@@ -20,7 +20,7 @@ from weighbridge.server.endpoint import HttpService
 from weighbridge.server.streams import KeptStreams
 from weighbridge.server.watching.watchdog import Watchdog
 from weighbridge.wire.answer import Answers
-from weighbridge.wire.body import apart, held_body, read_body
+from weighbridge.wire.body import LONG_BODY, apart, held_body, read_body
 from weighbridge.wire.errors import ApiError, as_api_error, retry_after_header
 from weighbridge.wire.headers import LONGEST_ID, headers_of
 from weighbridge.wire.identity.access import check_site
@@ -88,7 +88,10 @@ class Door:
                 whose.set(caller.named(None, headers) if caller is not None else peer.address)
                 with held_body() as held:
                     body = await read_body(receive, headers, service.max_body, held)
-                    ask = await apart(len(body), protocol.read, body)
+                    if len(body) < LONG_BODY:
+                        ask = protocol.read(body)
+                    else:
+                        ask = await apart(len(body), protocol.read, body)
                     await settle_caller(service, protocol, ask, headers, caller, self._clock())
                 detached = await protocol.detach(ask)
             except Exception as error:

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from heapq import nsmallest
+from operator import itemgetter
 from typing import Any
+
+from weighbridge.ticket.decisions import Decisions
 
 #: Scores of replicas that a ticket keeps beside that of the chosen one.
 KEPT_SCORES = 16
@@ -48,14 +51,16 @@ class Leg:
     estimated: bool = False  # the replica did not say what it used, so it was counted
     outcome: str | None = None  # how its answer ended, as in `finish_reason`
     error: str | None = None
-    decisions: list[str] = field(default_factory=list)  # of the fleet, about this leg alone
+    decisions: Decisions = field(default_factory=Decisions)  # of the fleet, about this leg alone
     scores: dict[str, float] = field(default_factory=dict)
     score_unit: str = ""
     candidates: int = 0  # that were compared
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {name: getattr(self, name) for name in LEG_FIELDS}
+        record = {name: getattr(self, name) for name in LEG_FIELDS}
+        record["decisions"] = list(self.decisions)
+        return record
 
 
 LEG_FIELDS = tuple(each.name for each in fields(Leg))
@@ -101,7 +106,7 @@ class Ticket:
     cost_estimated: bool = False  # a side did not say what it used, so it was counted
     counterfactual_usd: float | None = None  # what the other side would have cost
     left_machine: list[str] = field(default_factory=list)  # to whom, how much, what was redacted
-    decisions: list[str] = field(default_factory=list)  # what was decided and why, in order
+    decisions: Decisions = field(default_factory=Decisions)  # what was decided and why, in order
     route: str = ""
     weighed_tokens: int | None = None  # prompt tokens as weighed at the door; `prompt_tokens`: as settled
     exact: bool = True  # the prompt was counted with the model's tokenizer
@@ -117,7 +122,10 @@ class Ticket:
     def note_scores(self, scores: Mapping[str, float], chosen: str, unit: str) -> None:
         """Keep what a choice was between: the chosen replica and the best others, lowest first, and how many there
         were. A ticket is no larger in a large fleet."""
-        best = nsmallest(KEPT_SCORES, scores.items(), key=lambda item: item[1])
+        if len(scores) <= KEPT_SCORES:
+            best = sorted(scores.items(), key=itemgetter(1))
+        else:
+            best = nsmallest(KEPT_SCORES, scores.items(), key=itemgetter(1))
         self.scores = {chosen: scores[chosen]} | dict(best) if chosen in scores else dict(best)
         self.score_unit, self.candidates = unit, len(scores)
 

@@ -17,6 +17,8 @@ from weighbridge.wire.journey import Answered, HeaderList, Journey, Service, Who
 from weighbridge.wire.protocol import Encoder, WireProtocol
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+#: Takes what is to be called once a client is gone; None: nothing any more.
+WhenGone = Callable[[Callable[[], None] | None], None]
 
 #: Seconds of silence after which a stream gets a comment, so that proxies keep the line open.
 KEEP_ALIVE_SECONDS = 15.0
@@ -63,7 +65,7 @@ class Line:
 
     async def start(self, status: int, headers: HeaderList) -> None:
         self.status = status
-        headers = [*headers, *self._limits()]
+        headers += self._limits()
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def start_stream(self, headers: HeaderList) -> None:
@@ -141,7 +143,8 @@ class Answers:
             await asyncio.gather(self._pulses, return_exceptions=True)
 
     async def answer(self, ask: Ask, protocol: WireProtocol, receive: Receive, send: Send) -> int:
-        """Serve one request to its end; return the status. A client that goes away cancels it at once.
+        """Serve one request to its end; return the status. A client that goes away cancels it at once: whose method
+        `receive` is has a `when_gone` that tells, or else a task waits for it.
 
         Raises what nobody foresaw, after the client was told.
         """
@@ -152,14 +155,17 @@ class Answers:
         assert task is not None
         gone = False
 
-        async def watch() -> None:
+        def leave() -> None:
             nonlocal gone
-            while (await receive())["type"] != "http.disconnect":
-                pass
             gone = True
             task.cancel()
 
-        watcher = asyncio.create_task(watch())
+        when_gone: WhenGone | None = getattr(getattr(receive, "__self__", None), "when_gone", None)
+        watcher: asyncio.Task[None] | None = None
+        if when_gone is not None:
+            when_gone(leave)
+        else:
+            watcher = asyncio.create_task(_watch(receive, leave))
         self._lines.add(line)
         try:
             await self._serve(ask, encoder, line)
@@ -169,15 +175,20 @@ class Answers:
             task.uncancel()
         finally:
             self._lines.discard(line)
-            watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await watcher
+            if when_gone is not None:
+                when_gone(None)
+            if watcher is not None:
+                watcher.cancel()
+                with suppress(asyncio.CancelledError):
+                    await watcher
         return line.status or CLIENT_GONE
 
     def _always_said(self, ask: Ask, protocol: WireProtocol) -> HeaderList:
         """What names a request, and what is left of its tenant's limits."""
         name = (request_id(ask.headers) or ask.id).encode("latin-1", "replace")
-        return [*[(header, name) for header in protocol.id_headers], *self._service.limit_headers(ask.tenant)]
+        said = [(header, name) for header in protocol.id_headers]
+        said += self._service.limit_headers(ask.tenant)
+        return said
 
     async def _serve(self, ask: Ask, encoder: Encoder, line: Line) -> None:
         journey: Journey | None = None
@@ -252,6 +263,12 @@ class Answers:
                         await line.pulse(now)
 
 
+async def _watch(receive: Receive, gone: Callable[[], None]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    gone()
+
+
 def _as_comment(headers: HeaderList) -> bytes:
     """Our own headers as an event stream's comment, for an answer whose headers went out before they were known."""
     return b"".join(b": %b: %b\n" % one for one in headers if one[0].startswith(b"x-weighbridge-")) + b"\n"
@@ -275,11 +292,29 @@ def passed_headers(headers: Any) -> HeaderList:
     """A server's headers that go on to the client; its ticket goes under a name of its own."""
     passed: HeaderList = []
     for name, value in headers.items():
-        if name in _RENAMED:
-            passed.append((_RENAMED[name], value.encode("latin-1")))
-        elif name not in _NOT_PASSED_ON and name not in _OURS and not name.startswith(_OF_ACCOUNTS):
-            passed.append((name.encode("latin-1"), value.encode("latin-1")))
+        written = _WRITTEN.get(name)
+        if written is None:
+            written = _written(name)
+        if written:
+            passed.append((written, value.encode("latin-1")))
     return passed
+
+
+def _written(name: str) -> bytes:
+    """The name under which a server's header goes on; empty for one that does not."""
+    written = b""
+    if name in _RENAMED:
+        written = _RENAMED[name]
+    elif name not in _NOT_PASSED_ON and name not in _OURS and not name.startswith(_OF_ACCOUNTS):
+        written = name.encode("latin-1")
+    if len(_WRITTEN) < MOST_NAMES:
+        _WRITTEN[name] = written
+    return written
+
+
+#: What was worked out of names; servers have few.
+_WRITTEN: dict[str, bytes] = {}
+MOST_NAMES = 1024
 
 
 #: What names a request at the server behind us, and so has another name beside ours.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
+from os import urandom
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -33,6 +34,11 @@ _encode = msgspec.json.encode
 def folded(label: str) -> str:
     """A label as labels are compared: neither case, nor width, nor white space around it makes it another one."""
     return unicodedata.normalize("NFKC", label).strip().casefold()
+
+
+def new_id() -> str:
+    """A name for a request that nobody can guess: 128 random bits."""
+    return urandom(16).hex()
 
 
 class Placement(StrEnum):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -77,6 +76,14 @@ class Held:
     caller: str
     size: int = 0
 
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self.size:
+            self.room.give_back(self.caller, self.size)
+            self.size = 0
+
     def grow(self, size: int, largest: int) -> None:
         """Hold so many bytes more. Raises ApiError 429."""
         if not self.room.take(self.caller, size, largest):
@@ -93,15 +100,9 @@ class Held:
 _room = BodyRoom()
 
 
-@contextmanager
-def held_body(room: BodyRoom = _room) -> Iterator[Held]:
-    """Hold the bytes of a body while the block lasts, for whom this task works."""
-    held = Held(room, whose.get())
-    try:
-        yield held
-    finally:
-        if held.size:
-            room.give_back(held.caller, held.size)
+def held_body(room: BodyRoom = _room) -> Held:
+    """What holds the bytes of a body while its block lasts, for whom this task works."""
+    return Held(room, whose.get())
 
 
 async def read_body(

@@ -22,6 +22,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from yarl import URL
 
 from weighbridge.secret import Secret, split_account
+from weighbridge.shared_timer import SharedTimer
 
 #: Seconds for which an unused connection is kept.
 KEEP_SECONDS = 20.0
@@ -53,9 +54,12 @@ class Response:
         "ended",
         "headers",
         "status",
+        "timer",
     )
 
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, connection: _Connection, timer: SharedTimer) -> None:
+        """`timer`: where its client notes who has waited for too long, its reader too."""
+        self.timer = timer
         self.status = 0
         self.headers: dict[str, str] = {}
         self.answered = False
@@ -68,8 +72,8 @@ class Response:
 
     async def begin(self, limit: float | None) -> None:
         """Wait for status and headers. Raises TimeoutError after `limit` seconds, and ConnectionError."""
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(limit, self.cut, TimeoutError()) if limit is not None else None
+        if limit is not None:
+            self.timer.set(self, asyncio.get_running_loop().time() + limit)
         try:
             while not self.status:
                 await self._more()
@@ -77,8 +81,11 @@ class Response:
             self.close()
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            self.timer.discard(self)
+
+    def overdue(self, now: float) -> None:
+        """Hear that status and headers have not come in time."""
+        self.cut(TimeoutError())
 
     async def read(self) -> bytes:
         """All that came since the last time, waiting until there is something; empty at the end.
@@ -93,8 +100,9 @@ class Response:
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self._size = 0
-        if self._connection is not None:
-            self._connection.go_on()
+        connection = self._connection
+        if connection is not None and connection.held_back:
+            connection.go_on()
         return data
 
     async def whole(self, max_bytes: int) -> bytes:
@@ -135,12 +143,6 @@ class Response:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def add(self, data: bytes) -> bool:
-        """Whether the server should be held back."""
-        self._pieces.append(data)
-        self._size += len(data)
-        return self._size > _LARGEST_BUFFER
-
     def end(self) -> None:
         self.ended = True
         self._connection = None
@@ -161,19 +163,19 @@ class _Connection(asyncio.Protocol):
         self._parser = HttpResponseParser(self)
         self._response: Response | None = None
         self._head = 0  # bytes so far that are of no body: of headers, and of lines behind the last chunk
-        self._held_back = False
+        self.held_back = False
         self._kept = True
         self.idle_since = 0.0
 
     def send(self, request: bytes) -> Response:
-        self._response = response = Response(self)
+        self._response = response = Response(self, self._client.timer())
         self._head = 0
         self.transport.write(request)
         return response
 
     def go_on(self) -> None:
-        if self._held_back:
-            self._held_back = False
+        if self.held_back:
+            self.held_back = False
             self.transport.resume_reading()
 
     def drop(self) -> None:
@@ -232,8 +234,9 @@ class _Connection(asyncio.Protocol):
             self._kept = False  # more than one answer to one request
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._response is not None and not self._response.status:  # what follows a body is not passed on
-            self._response.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        response = self._response
+        if response is not None and not response.status:  # what follows a body is not passed on
+            response.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         response, status = self._response, self._parser.get_status_code()
@@ -247,8 +250,12 @@ class _Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         self._head = 0
         response = self._response
-        if response is not None and not response.ended and response.add(body) and not self._held_back:
-            self._held_back = True
+        if response is None or response.ended:
+            return
+        response._pieces.append(body)
+        response._size += len(body)
+        if response._size > _LARGEST_BUFFER and not self.held_back:
+            self.held_back = True
             self.transport.pause_reading()
 
     def on_message_complete(self) -> None:
@@ -301,6 +308,13 @@ class HttpClient:
         self._idle: deque[_Connection] = deque()  # the longest unused first
         self._trust = trust or Trust()
         self._ssl: ssl.SSLContext | None = None
+        self._timer: SharedTimer | None = None
+
+    def timer(self) -> SharedTimer:
+        """Where its answers are waited for; made on the loop that asks first."""
+        if self._timer is None:
+            self._timer = SharedTimer(asyncio.get_running_loop())
+        return self._timer
 
     def head(self, method: str, path: str, headers: Mapping[str, str]) -> bytes:
         """The beginning of a request, to be continued by `send`. Raises ValueError for what is no header."""
@@ -335,6 +349,9 @@ class HttpClient:
         self._idle.clear()
         for connection in list(self.connections):
             connection.transport.abort()
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
 
     def _unused(self) -> _Connection | None:
         oldest = asyncio.get_running_loop().time() - KEEP_SECONDS

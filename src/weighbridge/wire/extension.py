@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from weighbridge.wire.ask import LONGEST_NAME, MAX_LABELS, Ask, Extension, Placement, folded
+from weighbridge.wire.ask import LONGEST_NAME, MAX_LABELS, Ask, Extension, Placement, folded, new_id
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.headers import OURS, PASSED_ON
 
@@ -56,14 +55,18 @@ def apply_caller(ask: Ask, headers: Mapping[str, str], caller: KnownCaller | Non
     `caller` is who calls, if callers have to be known. Raises ApiError 400 naming the header.
     """
     body = ask.extension or _NOTHING
-    ours = {name[len(OURS) :]: value for name, value in headers.items() if name.startswith(OURS)}
+    ours = {}
+    for name in headers:
+        if name.startswith(OURS):
+            ours[name[len(OURS) :]] = headers[name]
     for name in ours:
         if name not in _HEADERS:
             raise ApiError(400, f"header {OURS}{name} is not known here; {_KNOWN}")
     proposed = ours.get("ticket", "")
-    ask.proposed_id = _TICKET.fullmatch(proposed) is not None
-    ask.id = proposed if ask.proposed_id else uuid.uuid4().hex
-    ask.headers = {name: value for name, value in headers.items() if name in PASSED_ON}
+    ask.proposed_id = bool(proposed) and _TICKET.fullmatch(proposed) is not None
+    ask.id = proposed if ask.proposed_id else new_id()
+    if not PASSED_ON.isdisjoint(headers):
+        ask.headers = {name: value for name, value in headers.items() if name in PASSED_ON}
     if caller is not None:
         ask.tenant = caller.named(body.tenant, headers)
     else:

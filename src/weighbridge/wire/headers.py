@@ -34,11 +34,13 @@ def headers_of(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
         key, text = name.decode("latin-1"), value.decode("latin-1")
         if not value.isascii() and key.startswith(OURS):
             text = _utf8(value) or text
-        if key in _NAMES and key in headers:
-            raise ApiError(
-                400, f"header {key} is there twice, and names one {key.removeprefix(OURS)}: send one line"
-            )
-        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+        if key in headers:
+            if key in _NAMES:
+                raise ApiError(
+                    400, f"header {key} is there twice, and names one {key.removeprefix(OURS)}: send one line"
+                )
+            text = f"{headers[key]}, {text}"
+        headers[key] = text
     return headers
 
 

@@ -25,6 +25,7 @@ _HEADERS = (
     ("requests", "x-ratelimit-remaining", "x-ratelimit-reset"),
     ("requests", "ratelimit-remaining", "ratelimit-reset"),
 )
+_REMAINING = frozenset(remaining for _, remaining, _ in _HEADERS)
 _PARTS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 #: Characters of a time; what is longer is none, and looking for its parts would take the square of it.
 LONGEST_WORD = 64
@@ -46,6 +47,8 @@ def used_up(headers: Mapping[str, str], wall_now: float) -> UsedUp | None:
 
     A limit that does not say when it starts anew is not heeded: the refusal that follows will say it.
     """
+    if _REMAINING.isdisjoint(headers):
+        return None
     longest: UsedUp | None = None
     for kind, remaining, reset in _HEADERS:
         left = headers.get(remaining)

@@ -108,6 +108,7 @@ class SlidingWindow:
         """Count `amount` now; returns its slot, for `adjust`."""
         number = self._slot(now)
         if not self.slots or self.slots[-1][0] < number:
+            self.advance(now)
             self.slots.append([number, 0.0])
         self.slots[-1][1] += amount
         self.total += amount
@@ -225,7 +226,10 @@ class Limiter:
 
     def rates(self, tenant: str, now: float) -> tuple[Rate, ...]:
         """What is left of a tenant's limits by the minute; nothing of those that it has not."""
-        limits, usage = self.limits(tenant), self._usage.get(tenant) or _Usage()
+        limits = self.limits(tenant)
+        if limits.requests_per_minute is None and limits.tokens_per_minute is None:
+            return ()
+        usage = self._usage.get(tenant) or _Usage()
         windows = (
             ("requests", limits.requests_per_minute, usage.requests),
             ("tokens", limits.tokens_per_minute, usage.tokens),
@@ -267,8 +271,11 @@ class Limiter:
         usage.concurrent -= reservation.tokens
 
     def _usage_of(self, tenant: str) -> _Usage:
-        usage = self._usage.pop(tenant, None) or _Usage()
-        self._usage[tenant] = usage
+        usage = self._usage.get(tenant)
+        if usage is not None:
+            self._usage.move_to_end(tenant)
+            return usage
+        usage = self._usage[tenant] = _Usage()
         if len(self._usage) - len(self._reserved) > MAX_IDLE_TENANTS:
             idle = next((t for t, u in self._usage.items() if not u.reserved and t != tenant), None)
             if idle is not None:
@@ -283,8 +290,10 @@ class Limiter:
             ("usd_per_day", None if limits.zone else limits.usd_per_day, usage.usd, usd),
         )
         for name, limit, window, amount in windows:
+            if limit is None:
+                continue
             window.advance(now)
-            if limit is not None and window.total + amount > limit:
+            if window.total + amount > limit:
                 wait = window.room_in(amount, limit, now)
                 raise over_limit(tenant, name, limit, window.total, amount, wait)
         self._check_day(tenant, usage.day, usd, now)

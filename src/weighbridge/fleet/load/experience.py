@@ -8,11 +8,13 @@ them ended. An observation of a stream is the time in which it brought a number 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from weighbridge.cost.mean import Mean
 from weighbridge.cost.step import StepCost
 from weighbridge.fleet.load.in_flight import InFlight
 from weighbridge.fleet.load.speed import Observed, SpeedLearner
+from weighbridge.ticket.decisions import Words
 
 #: Tokens of a stream that make an observation, before its end.
 TOKENS = 16
@@ -67,8 +69,13 @@ class Score:
 
     def interval(self, seconds: float) -> tuple[float, float]:
         """Where four of five such predictions ended."""
-        off = math.exp(1.28 * math.sqrt(self.square.value))
-        return seconds / off, seconds * off
+        return interval(seconds, self.square.value)
+
+
+def interval(seconds: float, square: float) -> tuple[float, float]:
+    """Where four of five predictions of so many seconds end that are off by `square`, a mean squared logarithm."""
+    off = math.exp(1.28 * math.sqrt(square))
+    return seconds / off, seconds * off
 
 
 class ServedAtOnce:
@@ -344,18 +351,25 @@ class Experience:
 
     def in_words(self, *, told: bool) -> str:
         """What was learned of the replica's speed, and from how much; `told`: though it tells one."""
-        speed, cost = self.speed, self.speed.cost()
-        doubt = "what it tells of its speed is not what is seen; " if told else ""
-        if cost is None:
-            return f"{doubt}its speed is not learned yet, from {_from(speed)}"
-        seats = self.seats.count
-        few = f", {seats} at a time" if seats is not None else ""
-        prompt = max(self._usual_prompt.value, 1.0)
-        return (
-            f"{doubt}learned from {_from(speed)}: {cost.prefill_work(prompt) / prompt * 1e3:.3g} ms a prompt token of "
-            f"{prompt:.0f} and {cost.overhead * 1e3:.3g} ms a step{few}"
-        )
+        return self.words(told=told)()
+
+    def words(self, *, told: bool) -> Words:
+        """The same, to be said later."""
+        speed = self.speed
+        seen = speed.firsts, speed.steps
+        return partial(_learned, told, seen, speed.cost(), self.seats.count, self._usual_prompt.value)
 
 
-def _from(speed: SpeedLearner) -> str:
-    return f"{speed.firsts} first tokens and {speed.steps} stretches of streams"
+def _learned(
+    told: bool, seen: tuple[int, int], cost: StepCost | None, seats: int | None, usual: float
+) -> str:
+    doubt = "what it tells of its speed is not what is seen; " if told else ""
+    source = f"{seen[0]} first tokens and {seen[1]} stretches of streams"
+    if cost is None:
+        return f"{doubt}its speed is not learned yet, from {source}"
+    few = f", {seats} at a time" if seats is not None else ""
+    prompt = max(usual, 1.0)
+    return (
+        f"{doubt}learned from {source}: {cost.prefill_work(prompt) / prompt * 1e3:.3g} ms a prompt token of "
+        f"{prompt:.0f} and {cost.overhead * 1e3:.3g} ms a step{few}"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from weighbridge.fleet.api import Arrival
+from weighbridge.fleet.api import Arrival, ExpectedFirst
 
 #: Share of a prompt that counts as still to be computed until its first token comes: about what the believed
 #: progress is off by. Without it a replica that is a little late looks idle.
@@ -21,14 +21,6 @@ class Others:
     prompt_tokens: float = 0.0  # of prompts, still to be computed
     output_tokens: float = 0.0  # expected still
     kv_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ExpectedFirst:
-    """Predicted seconds to a first token: in all, and `clear` of what holds the whole replica up."""
-
-    first: float
-    clear: float
 
 
 @dataclass(slots=True, eq=False)

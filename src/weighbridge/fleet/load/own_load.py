@@ -17,10 +17,10 @@ from itertools import islice
 from weighbridge.cost.mean import Mean
 from weighbridge.cost.step import StepCost
 from weighbridge.engine.request import SPARE_CLASS
-from weighbridge.fleet.api import Arrival, Capacity
+from weighbridge.fleet.api import Arrival, Capacity, ExpectedFirst
 from weighbridge.fleet.kv.following import Following
 from weighbridge.fleet.load.experience import LATE, Experience
-from weighbridge.fleet.load.in_flight import ExpectedFirst, InFlight, sums
+from weighbridge.fleet.load.in_flight import InFlight, sums
 from weighbridge.fleet.load.pace import PrefillPace
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 
@@ -324,7 +324,9 @@ class OwnLoad:
         cost, width = self.step_cost, self.capacity.max_batch_tokens
         if cost is None or work <= 0.0 or tokens <= 0.0:
             return width
-        return int(min(width * work / max(tokens * cost.per_token, 1e-12), MOST_ROOM))
+        least = tokens * cost.per_token
+        room = width * work / (least if least > 1e-12 else 1e-12)
+        return int(room if room < MOST_ROOM else MOST_ROOM)
 
     def _take_speed(self) -> None:
         """Go by what is told while experience bears it out, else by what was learned.

@@ -22,6 +22,7 @@ from weighbridge.cost.step import StepCost
 
 #: Observations of a kind after which an older one counts less by a factor e.
 MEMORY = 40.0
+FADE = 1.0 - 1.0 / MEMORY
 #: What a usual observation is off by, as a share: a proportion of the prior weighs as much as one observation that
 #: is off by all of it.
 NOISE = 0.2
@@ -55,7 +56,7 @@ _PAIRS = tuple((i, j) for i in range(WIDTH) for j in range(i, WIDTH))
 _AT = [[_PAIRS.index((min(i, j), max(i, j))) for j in range(WIDTH)] for i in range(WIDTH)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Observed:
     """Seconds that went by at a replica, and what it did in them.
 
@@ -88,13 +89,15 @@ class _Kind:
         return _Kind([0.0] * (len(_PAIRS) + WIDTH), 0, deque(maxlen=ROW))
 
     def add(self, row: Row, seconds: float, expected: float) -> None:
-        fade, weight = 1.0 - 1.0 / MEMORY, 1.0 / (expected * NOISE) ** 2
+        weight = 1.0 / (expected * NOISE) ** 2
         a, t, s, b, p = row
-        of_one = (a * a, a * t, a * s, a * b, a * p, t * t, t * s, t * b, t * p)
-        of_parts = (*of_one, s * s, s * b, s * p, b * b, b * p, p * p)
-        of_seconds = (a * seconds, t * seconds, s * seconds, b * seconds, p * seconds)
-        new = of_parts + of_seconds
-        self.sums = [fade * before + weight * one for before, one in zip(self.sums, new, strict=True)]
+        wa, wt, ws, wb, wp = weight * a, weight * t, weight * s, weight * b, weight * p
+        of_one = (wa * a, wa * t, wa * s, wa * b, wa * p, wt * t, wt * s, wt * b, wt * p)
+        of_parts = (ws * s, ws * b, ws * p, wb * b, wb * p, wp * p)
+        of_seconds = (wa * seconds, wt * seconds, ws * seconds, wb * seconds, wp * seconds)
+        new = of_one + of_parts + of_seconds
+        fade = FADE
+        self.sums = [fade * before + one for before, one in zip(self.sums, new, strict=True)]
         self.count += 1
 
     def scale(self, factor: float) -> None:
@@ -137,21 +140,22 @@ class SpeedLearner:
     def observe(self, seen: Observed) -> None:
         """Take in one observation; one without a time or without work says nothing."""
         row, seconds, kinds = seen.row, seen.seconds, self._kinds
-        work = seen.firsts + seen.steps
-        if not (0.0 < seconds < math.inf and 0.0 < work < math.inf and seen.prompt_tokens < math.inf):
+        work = row[0] + row[2]
+        if not (0.0 < seconds < math.inf and 0.0 < work < math.inf and row[1] < math.inf):
             return
         if self._times is None:
             self._times = self._alone(row, seconds)
-        kind = kinds[seen.firsts > 0.0]
+        kind = kinds[row[0] > 0.0]
         expected = self._seconds(row)
         off = math.log(seconds / expected)
         kind.residuals.append(off)
-        self.spread.add(min(off * off, 4.0))
+        self.spread.add(off * off if off * off < 4.0 else 4.0)
         if kind.count < 2 * ROW:  # what is expected so far is mostly the prior's
             expected = seconds
-        kind.add(row, min(seconds, LONGEST * expected), expected)
-        self._unsolved += 1
-        if self._heed_change(kind) or self._unsolved * SOLVED >= min(kinds[0].count + kinds[1].count, MEMORY):
+        kind.add(row, seconds if seconds < LONGEST * expected else LONGEST * expected, expected)
+        self._unsolved = unsolved = self._unsolved + 1
+        due = unsolved * SOLVED
+        if self._heed_change(kind) or due >= MEMORY or due >= kinds[0].count + kinds[1].count:
             self._solve()
 
     def seconds(self, seen: Row) -> float | None:
@@ -191,7 +195,8 @@ class SpeedLearner:
     def _seconds(self, row: Row) -> float:
         assert self._times is not None
         a, t, s, b, p = self._times
-        return max(a * row[0] + t * row[1] + s * row[2] + b * row[3] + p * row[4], 1e-9)
+        seconds = a * row[0] + t * row[1] + s * row[2] + b * row[3] + p * row[4]
+        return seconds if seconds > 1e-9 else 1e-9
 
     def _alone(self, row: Row, seconds: float) -> list[float]:
         """What one observation says with the prior's proportions."""

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from weighbridge.cost.mean import Mean
 from weighbridge.cost.step import StepCost
-from weighbridge.fleet.api import Arrival, Capacity, Report
-from weighbridge.fleet.load.in_flight import ExpectedFirst, Others
+from weighbridge.fleet.api import Arrival, Capacity, ExpectedFirst, Report
+from weighbridge.fleet.load.in_flight import Others
 from weighbridge.fleet.load.own_load import OwnLoad
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 
@@ -289,8 +289,8 @@ class ReplicaState(OwnLoad):
             return 0.0
         if self.decoding <= len(self._silent) and not any(r.streamed for r in self._prefilling.values()):
             return 0.0  # nobody there would say anything
-        due += 2.0 * self.stretch * sum(r.whole_work for r in self._prefilling.values())
-        return max(gap - due, 0.0)
+        due += 2.0 * self.stretch * sum([r.whole_work for r in self._prefilling.values()])
+        return gap - due if gap > due else 0.0
 
     def last_token_seconds(
         self, first: float | None, prompt: int, output: float, choices: int = 1

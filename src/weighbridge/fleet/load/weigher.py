@@ -19,9 +19,9 @@ from weighbridge.engine.memory.prefix import Digest
 from weighbridge.errors import BadInput, NeverFits
 from weighbridge.fleet.abilities.ability import may_have
 from weighbridge.fleet.abilities.images import image_tokens
-from weighbridge.models.text.block_digests import block_digests, root
+from weighbridge.models.text.block_digests import ROOT, block_digests, root
 from weighbridge.wire.ask import Ask
-from weighbridge.wire.body import apart, plain
+from weighbridge.wire.body import LONG_BODY, apart, plain
 from weighbridge.wire.protocols.openai import Tool
 
 #: Prompts of more bytes are tokenised in a thread, so that streams flow on. A thread costs 0.1 ms, as much as
@@ -64,6 +64,7 @@ _WEIGHED = (
     "add_generation_prompt",
     "continue_final_message",
 )
+_MARKED = tuple((name, name.encode() + b"\0") for name in _WEIGHED)
 
 
 #: Made here, since threads that learn a type at once crash the process.
@@ -165,8 +166,13 @@ class Scales:
 
     async def weigh(self, ask: Ask) -> tuple[Weight, Weighed]:
         """The weight of a request, and what it was counted from. Raises BadInput for text that is not Unicode."""
-        size = sum([len(raw) for name in _WEIGHED if (raw := ask.fields.get(name)) is not None])
-        key = await apart(size >> 4, _key, ask)  # quickly done
+        fields = ask.fields
+        parts = [(mark, raw) for name, mark in _MARKED if (raw := fields.get(name)) is not None]
+        size = sum([len(raw) for _, raw in parts])
+        if size >> 4 < LONG_BODY:  # quickly done
+            key = _key(ask, parts)
+        else:
+            key = await apart(size >> 4, _key, ask, parts)
         known = self._known.get(key)
         if known is None:
             known = await self._count(ask, size)
@@ -330,17 +336,15 @@ def _is_picture(part: Any) -> bool:
 
 
 def _root(ask: Ask) -> Digest:
-    return root(ask.cache_salt.encode())
+    return root(ask.cache_salt.encode()) if ask.cache_salt else ROOT
 
 
-def _key(ask: Ask) -> bytes:
-    """Name all that decides how many tokens a prompt has, and who may share its blocks."""
+def _key(ask: Ask, parts: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Name all that decides how many tokens a prompt has, and who may share its blocks: marks and what is in them."""
     digest = blake2b(ask.path.encode(), digest_size=16, key=_root(ask))
-    for name in _WEIGHED:
-        raw = ask.fields.get(name)
-        if raw is not None:
-            digest.update(name.encode() + b"\0")
-            digest.update(raw)
+    for mark, raw in parts:
+        digest.update(mark)
+        digest.update(raw)
     return digest.digest()
 
 

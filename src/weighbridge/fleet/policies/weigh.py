@@ -25,12 +25,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from weighbridge.cost.weight import Weight
-from weighbridge.fleet.api import Arrival, Choice, Randomness
+from weighbridge.fleet.api import Arrival, Choice, ExpectedFirst, Randomness
+from weighbridge.fleet.load.experience import interval
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.policies.candidates import matched_tokens
 from weighbridge.fleet.policies.policy import Usual
+from weighbridge.ticket.decisions import Words
 
 #: What the own wait counts beside that of the streams on a usual replica.
 OWN = 0.5
@@ -40,6 +43,8 @@ _MANY_TOKENS = 1e6
 EXPLORED = 4
 #: Seconds for which a replica that was found slow is left idle beside busy ones; then one request tries it again.
 LEFT_IDLE = 5.0
+#: Stands where nothing can be predicted.
+_NEVER = ExpectedFirst(math.inf, math.inf)
 #: How much slower than it tells a replica must have been to be tried again.
 FOUND_SLOW = 1.5
 
@@ -85,28 +90,27 @@ class Weigh:
         ]
         usual = sum(streams) / len(streams) if fleet is None else choices + fleet.streams
         scale, own = 1.0 / (usual * (1.0 + OWN)), OWN * usual
-        firsts: list[float] = []
+        firsts: list[ExpectedFirst] = []
         unknown = False
         for replica, held in zip(replicas, cached, strict=True):
-            first = replica.first_token_seconds(prompt - held, held, now)
-            unknown = unknown or first is None
-            firsts.append(math.inf if first is None else first)
+            expected = replica.expected_first(prompt - held, held, now)
+            unknown = unknown or expected is None
+            firsts.append(expected or _NEVER)
         if unknown and _to_find_out(replicas, now):
             return self._by_requests(arrival, replicas, cached, now, fleet)
-        scores = [first * (own + count) * scale for first, count in zip(firsts, streams, strict=True)]
+        scores = [first * (own + count) * scale for (first, _), count in zip(firsts, streams, strict=True)]
         best = self._draw(replicas, scores, now)
         again = _to_try_again(replicas, best, now)
         best = best if again is None else again
         held, chosen = cached[best], replicas[best]
-        why = _reason(chosen, arrival.weight, held, firsts[best], _count(replicas, fleet))
+        idle_s = None if again is None else now - chosen.heard_at
         return Choice(
             chosen.name,
-            why
-            if again is None
-            else f"found slow, and idle for {now - chosen.heard_at:.0f} s, so tried again: {why}",
-            {r.name: score for r, score in zip(replicas, scores, strict=True) if r.speed_known},
+            _why(chosen, arrival.weight, held, firsts[best].first, (len(replicas), fleet), idle_s),
+            {r.name: score for r, score in zip(replicas, scores, strict=True) if r.step_cost is not None},
             "s",
             held,
+            firsts[best],
         )
 
     def _by_requests(
@@ -134,7 +138,7 @@ class Weigh:
         return Choice(
             chosen.name,
             f"{requests[best]:.0f} requests there and {tokens[best]:.0f} tokens with this one, the fewest of "
-            f"{_count(replicas, fleet)}: {_unknown(replicas)} not learned yet, so no seconds are compared",
+            f"{_count(len(replicas), fleet)}: {_unknown(replicas)} not learned yet, so no seconds are compared",
             {replica.name: float(count) for replica, count in zip(replicas, requests, strict=True)},
             "requests",
             cached[best],
@@ -173,30 +177,50 @@ def _to_try_again(replicas: Sequence[ReplicaState], best: int, now: float) -> in
     return min(idle, key=lambda index: replicas[index].heard_at, default=None)
 
 
-def _reason(replica: ReplicaState, weight: Weight, cached: int, first: float, count: str) -> str:
-    prompt = weight.prompt_tokens
-    line = f"behind {replica.uncomputed_tokens:.0f} prompt tokens and beside {replica.decoding} streams"
+def _why(
+    replica: ReplicaState,
+    weight: Weight,
+    cached: int,
+    first: float,
+    seen: tuple[int, Usual | None],
+    idle_s: float | None,
+) -> Words:
+    """What will say why, from what is known now; `seen`: how many were looked at, of what fleet. `idle_s`: for so long
+    it was idle, where it is tried again."""
+    experience, weighed = replica.experience, (weight.prompt_tokens, cached)
+    last = replica.last_token_seconds(first, weighed[0], weight.output.mean, weight.choices)
+    line = replica.uncomputed_tokens, replica.decoding
+    spread = experience.score.square.value if experience.score.count else None
+    learned = None if replica.believed else experience.words(told=replica.tells)
+    return partial(_reason, weighed, (first, last), line, seen, (spread, learned, idle_s))
+
+
+def _reason(
+    weighed: tuple[int, int],
+    when: tuple[float, float | None],
+    line: tuple[float, int],
+    seen: tuple[int, Usual | None],
+    known: tuple[float | None, Words | None, float | None],
+) -> str:
+    (prompt, cached), (first, last), (ahead, streams) = weighed, when, line
     own = f"{prompt - cached} of {prompt} prompt tokens to compute" if cached else f"{prompt} prompt tokens"
-    last = replica.last_token_seconds(first, prompt, weight.output.mean, weight.choices)
     assert last is not None  # its speed is known: it has a `first`
-    when = f"first token in about {first * 1e3:.0f} ms, last in about {last:.2g} s"
-    return f"{own} {line}: {when}, the least cost of {count}{_borne_out(replica, first)}"
+    spread, learned, idle_s = known
+    parts = [] if idle_s is None else [f"found slow, and idle for {idle_s:.0f} s, so tried again: "]
+    parts.append(
+        f"{own} behind {ahead:.0f} prompt tokens and beside {streams} streams: first token in about "
+        f"{first * 1e3:.0f} ms, last in about {last:.2g} s, the least cost of {_count(*seen)}"
+    )
+    if spread is not None:  # how such predictions held up there
+        low, high = interval(first, spread)
+        parts.append(f"; four of five such predictions held between {low * 1e3:.0f} and {high * 1e3:.0f} ms")
+    if learned is not None:  # what they rest on where nobody told
+        parts.append(f"; {learned()}")
+    return "".join(parts)
 
 
-def _borne_out(replica: ReplicaState, first: float) -> str:
-    """How such predictions held up there, and what they rest on where nobody told; empty where that is nothing."""
-    experience = replica.experience
-    parts = []
-    if experience.score.count:
-        low, high = experience.score.interval(first)
-        parts.append(f"four of five such predictions held between {low * 1e3:.0f} and {high * 1e3:.0f} ms")
-    if not replica.believed:
-        parts.append(experience.in_words(told=replica.tells))
-    return f"; {'; '.join(parts)}" if parts else ""
-
-
-def _count(replicas: Sequence[ReplicaState], fleet: Usual | None) -> str:
-    return f"{len(replicas)}" if fleet is None else f"{len(replicas)} looked at of {fleet.replicas}"
+def _count(replicas: int, fleet: Usual | None) -> str:
+    return f"{replicas}" if fleet is None else f"{replicas} looked at of {fleet.replicas}"
 
 
 def _unknown(replicas: Sequence[ReplicaState]) -> str:

@@ -62,6 +62,8 @@ class Hedger:
 
     def observe(self, seconds: float, predicted: float | None) -> None:
         """Learn from a first token that came after `seconds`; None: nothing was predicted."""
+        if not self.settings.enabled:
+            return
         if predicted is not None and predicted > 0.0:
             self._ratios.observe(seconds / predicted)
         else:

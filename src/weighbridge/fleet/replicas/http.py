@@ -102,6 +102,7 @@ class HttpReplica:
         self._secrets = endpoint.secrets()
         self._own_names = {name.lower() for name in self._own_headers}
         self._heads: dict[tuple[str, str], bytes] = {}  # the beginnings of requests that are always the same
+        self._posts: dict[str, bytes] = {}  # of calls, by the path that clients use
         self._doubted = ""
         self._lacking: set[str] = set()  # pages that were said not to be there
         self._page = 0  # which of the pages of its load it has
@@ -114,7 +115,9 @@ class HttpReplica:
         limit = timeouts.first_byte if call.stream else timeouts.answer
         response: Response | None = None
         try:
-            head = self._head("POST", self.endpoint.path(call.path))
+            head = self._posts.get(call.path)
+            if head is None:
+                head = self._posts[call.path] = self._head("POST", self.endpoint.path(call.path))
             response = await self._client.send(
                 head + self._headers(call) if call.headers else head, call.body
             )
@@ -285,27 +288,33 @@ class HttpAnswer:
         self._waiting_since: float | None = None  # for the next bytes; None while nobody reads
         self._fell_silent = False
         self._ended = False  # the last event has come: what is left is the end of the body
-        self._timer = self._loop.call_later(self._idle, self._look)
+        self._timer = response.timer
+        self._timer.set(self, self._loop.time() + self._idle)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Whole events of a stream as they come. Raises ReplicaError when it breaks off or falls silent, and for an
         event that trickles in for ever."""
         framer, unzip, time_now = EventFramer(), self._unzip, self._loop.time
-        since = time_now()  # the last whole event
+        read = self._response.read
+        now = since = time_now()  # since the last whole event
         try:
             while True:
-                self._waiting_since = time_now()
-                data = await self._response.read()
+                self._waiting_since = now
+                data = await read()
                 self._waiting_since = None
                 if not data:
                     break
+                is_whole = False
                 for piece in (data,) if unzip is None else unzip.pieces(data):
                     if whole := self._shown(framer.feed(piece) if self._streaming else piece):
                         if not self._begun and has_content(whole):
                             self._begin()
+                        is_whole = True
                         yield whole
-                        since = time_now()
-                if time_now() - since > self._longest:
+                now = time_now()
+                if is_whole:
+                    since = now
+                elif now - since > self._longest:
                     raise ReplicaError(
                         self._replica, Failure.IDLE, f"sent no whole event for {self._longest:g} s"
                     )
@@ -321,7 +330,7 @@ class HttpAnswer:
                 self._replica, Failure.BROKEN, "broke off in the middle of an answer"
             ) from error
         finally:
-            self._timer.cancel()
+            self._timer.discard(self)
         rest = framer.flush()
         if rest:
             yield rest
@@ -336,33 +345,31 @@ class HttpAnswer:
 
     async def close(self) -> None:
         """Cut the connection, unless the body has ended."""
-        self._timer.cancel()
+        self._timer.discard(self)
         self._response.close()
 
     def _begin(self) -> None:
         """Wait less long from now on: the prompt has been computed."""
         self._begun, self._idle = True, self._between
-        self._timer.cancel()
-        self._timer = self._loop.call_later(self._idle, self._look)
+        self._timer.set(self, self._loop.time() + self._idle)
 
     def _ends_soon(self) -> None:
         """Expect the body to end with its last event; a server that keeps it open loses the connection."""
         self._ended = True
         self._idle = min(self._idle, END_WITHIN)
-        self._timer.cancel()
-        self._timer = self._loop.call_later(self._idle, self._look)
+        self._timer.set(self, self._loop.time() + self._idle)
 
-    def _look(self) -> None:
-        """Look how long the silence has lasted: one timer for a whole stream instead of one for each chunk."""
+    def overdue(self, now: float) -> float | None:
+        """Look how long the silence has lasted, now and then instead of at each chunk."""
         since = self._waiting_since
-        silent = 0.0 if since is None else self._loop.time() - since
-        if silent >= self._idle:
-            self._fell_silent = True
-            self._response.close()
-        else:
-            self._timer = self._loop.call_later(max(self._idle - silent, 0.001), self._look)
+        silent = 0.0 if since is None else now - since
+        if silent < self._idle:
+            return now + self._idle - silent
+        self._fell_silent = True
+        self._response.close()
+        return None
 
 
 def passed_on(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers of an answer that its reader should see, in lower case."""
-    return {low: value for name, value in headers.items() if (low := name.lower()) not in _NOT_PASSED_ON}
+    """The headers of an answer that its reader should see; their names are in lower case."""
+    return {name: value for name, value in headers.items() if name not in _NOT_PASSED_ON}

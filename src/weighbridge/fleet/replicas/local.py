@@ -140,7 +140,8 @@ class LocalAnswer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            pairs = {name.decode("latin-1"): value.decode("latin-1") for name, value in message["headers"]}
+            headers = message["headers"]
+            pairs = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
             self.headers = passed_on(pairs)
             self.begun.set()
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from weighbridge.cost.price import NANO
@@ -22,6 +22,8 @@ log = logging.getLogger("weighbridge.routes")
 FLUSH_SECONDS = 1.0
 #: Rows that wait while the disk fails; whoever comes later counts under `OTHERS`.
 MAX_WAITING = 10_000
+#: Of one row, so many requests that are not summed up yet.
+MOST_APART = 64
 
 
 class Book(Protocol):
@@ -45,7 +47,7 @@ class UsageKeeper:
         self.failures = 0
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
-        self._waiting: dict[tuple[str, str, str, str], Used] = {}
+        self._waiting: dict[tuple[str, str, str, str], list[Used]] = {}
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -56,8 +58,7 @@ class UsageKeeper:
         with self._lock:
             if key not in self._waiting and len(self._waiting) >= MAX_WAITING:
                 key = (day, OTHERS, used.model, used.route)
-            known = self._waiting.get(key)
-            self._waiting[key] = used if known is None else _sum(known, used, key[1])
+            self._wait(key, used)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="weighbridge-usage", daemon=True)
                 self._thread.start()
@@ -91,13 +92,19 @@ class UsageKeeper:
             if not waiting:
                 return
             try:
-                self.ledger.note([(key[0], used) for key, used in waiting.items()])
+                self.ledger.note([(key[0], _total(used, key[1])) for key, used in waiting.items()])
             except (sqlite3.Error, BadInput) as error:
                 self._failed(error)
                 with self._lock:
                     for key, used in waiting.items():
-                        known = self._waiting.get(key)
-                        self._waiting[key] = used if known is None else _sum(used, known, key[1])
+                        self._wait(key, _total(used, key[1]))
+
+    def _wait(self, key: tuple[str, str, str, str], used: Used) -> None:
+        """Let it wait; summed up now and then, so that many requests take no more room than few."""
+        waiting = self._waiting.setdefault(key, [])
+        waiting.append(used)
+        if len(waiting) >= MOST_APART:
+            waiting[:] = [_total(waiting, key[1])]
 
     def close(self) -> None:
         """Write what is left and let the thread go."""
@@ -116,13 +123,21 @@ class UsageKeeper:
         self.failures += 1
 
 
-def _sum(one: Used, other: Used, tenant: str) -> Used:
+def _total(used: Sequence[Used], tenant: str) -> Used:
+    """What was used of one model by one route, added up."""
+    usage = [one.usage for one in used]
     return Used(
         tenant,
-        one.model,
-        one.route,
-        one.usage + other.usage,
-        one.nano_usd + other.nano_usd,
-        one.requests + other.requests,
-        one.hidden_tokens + other.hidden_tokens,
+        used[0].model,
+        used[0].route,
+        Usage(
+            sum([one.prompt_tokens for one in usage]),
+            sum([one.output_tokens for one in usage]),
+            sum([one.cached_tokens for one in usage]),
+            sum([one.written_tokens for one in usage]),
+            sum([one.reasoning_tokens for one in usage]),
+        ),
+        sum([one.nano_usd for one in used]),
+        sum([one.requests for one in used]),
+        sum([one.hidden_tokens for one in used]),
     )

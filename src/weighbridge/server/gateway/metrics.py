@@ -63,6 +63,14 @@ class GatewayMetrics:
     def finished(self, ticket: Ticket) -> None:
         """Count a request once for its tenant, and each of its legs for the model that worked on it."""
         tenant = self._tenant(ticket.tenant)
+        if not ticket.legs and ticket.replica:  # one leg, which the ticket tells of as well
+            self._requests.add((tenant,))
+            self._tokens.add((tenant, "prompt"), ticket.prompt_tokens)
+            self._tokens.add((tenant, "output"), ticket.output_tokens)
+            if ticket.cost_usd:
+                self._usd.add((tenant,), ticket.cost_usd)
+            self._leg(ticket, ticket.finish_reason, ticket.choices)
+            return
         legs = ticket.every_leg()
         self._requests.add((tenant,))
         self._tokens.add((tenant, "prompt"), sum([leg.prompt_tokens for leg in legs]))
@@ -72,11 +80,11 @@ class GatewayMetrics:
         if not legs:
             self._finished.add((ticket.model, ticket.finish_reason or "unknown"))
         for leg in legs:
-            self._leg(leg, ticket.choices)
+            self._leg(leg, leg.outcome, ticket.choices)
 
-    def _leg(self, leg: Leg, choices: int) -> None:
+    def _leg(self, leg: Leg | Ticket, outcome: str | None, choices: int) -> None:
         by_model = (leg.model, self._gateway.pools[leg.model].spec.policy)
-        self._finished.add((leg.model, leg.outcome or "unknown"))
+        self._finished.add((leg.model, outcome or "unknown"))
         if leg.resumed:
             self._resumed.add((leg.model,), leg.resumed)
         if leg.scheduled is not None:

@@ -26,7 +26,10 @@ class Sums(Collector):  # type: ignore[misc]
         registry.register(self)
 
     def add(self, labels: Labels, amount: float = 1.0) -> None:
-        self._values[labels] = self._values.get(labels, 0.0) + amount
+        try:
+            self._values[labels] += amount
+        except KeyError:
+            self._values[labels] = amount
 
     def collect(self) -> Iterator[Any]:
         family = CounterMetricFamily(self._name, self._text, labels=self._labels)
@@ -47,23 +50,22 @@ class Spread(Collector):  # type: ignore[misc]
         bounds: Sequence[float],
     ) -> None:
         self._name, self._text, self._labels, self._bounds = name, text, labels, bounds
-        self._counts: dict[Labels, list[int]] = {}
-        self._sums: dict[Labels, float] = {}
+        self._counts: dict[Labels, list[float]] = {}  # by bucket, and last the sum of all values
         registry.register(self)
 
     def observe(self, labels: Labels, value: float) -> None:
         counts = self._counts.get(labels)
         if counts is None:
-            counts = self._counts[labels] = [0] * (len(self._bounds) + 1)
+            counts = self._counts[labels] = [0] * (len(self._bounds) + 1) + [0.0]
         counts[bisect_left(self._bounds, value)] += 1
-        self._sums[labels] = self._sums.get(labels, 0.0) + value
+        counts[-1] += value
 
     def collect(self) -> Iterator[Any]:
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         for labels, counts in self._counts.items():
-            so_far, buckets = 0, []
-            for bound, count in zip((*self._bounds, float("inf")), counts, strict=True):
+            so_far, buckets = 0.0, []
+            for bound, count in zip((*self._bounds, float("inf")), counts[:-1], strict=True):
                 so_far += count
                 buckets.append((floatToGoString(bound), so_far))
-            family.add_metric(labels, buckets, self._sums[labels])
+            family.add_metric(labels, buckets, counts[-1])
         yield family

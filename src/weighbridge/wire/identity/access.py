@@ -79,6 +79,7 @@ def host_of(text: str) -> str:
     return text.partition(":")[0]
 
 
+@lru_cache(4096)
 def is_this_machine(host: str) -> bool:
     return host == "localhost" or host.endswith(".localhost") or is_loopback(host)
 

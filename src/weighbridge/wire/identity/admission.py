@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from weighbridge.wire.ask import Ask
-from weighbridge.wire.body import apart
+from weighbridge.wire.body import LONG_BODY, apart
 from weighbridge.wire.extension import KnownCaller, apply_caller
 from weighbridge.wire.headers import Headers
 from weighbridge.wire.identity.access import AccessSettings
@@ -40,4 +40,5 @@ async def settle_caller(
     await protocol.recall(ask, ask.tenant if caller is not None else None)
     if caller is not None and not keeper.access.share_prefixes:
         ask.keep_apart(ask.tenant)
-    await apart(ask.size, getattr, ask, "prompt_hash")
+    if ask.size >= LONG_BODY:
+        await apart(ask.size, getattr, ask, "prompt_hash")

@@ -48,9 +48,9 @@ class Visitor:
 
 def peer_of(scope: Mapping[str, Any]) -> Peer:
     """The peer of an ASGI request."""
-    client = scope.get("client")
-    shown = scope.get("extensions", {}).get("tls", {}).get("client_names", ())
-    return Peer(client[0] if client else "", shown)
+    client, extensions = scope.get("client"), scope.get("extensions")
+    address = client[0] if client else ""
+    return Peer(address, extensions.get("tls", {}).get("client_names", ())) if extensions else Peer(address)
 
 
 class Callers:
