@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.doors.described import Described
 from tests.doors.doors import DOORS, Door
 from tests.doors.reasons import HEADERS, MOST, OF_REFUSALS, REASONS
 from tests.doors.rows import ROWS
@@ -52,6 +53,18 @@ def test_doors_differ_for_a_reason_only(row: Row, doors: Doors) -> None:
         if len({repr(value) for value in values.values()}) > 1:
             found.append(f"{name}: {', '.join(f'{door} {value!r}' for door, value in values.items())}")
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_answers_are_as_the_document_says(door: str, doors: Doors) -> None:
+    """Every JSON answer of the table beside the schema that /openapi.json has for it; failures are of one shape."""
+    described = Described(doors[False][door].get("/openapi.json").json)
+    compared = 0
+    for row in ROWS:
+        reply = looked(row, door, doors).reply
+        if reply is not None and row.pieces is None and "json" in (reply.header("content-type") or ""):
+            compared += described.holds(row.method, row.path, reply.status, reply.json)
+    assert compared > 200, "most rows are compared"
 
 
 def test_reasons_are_few_and_all_of_them_are_used() -> None:

@@ -38,6 +38,8 @@ OPERATOR = {"operator"}
 #: Which roles get an answer, from afar, where keys are on.
 COMMON = {
     "GET /": VISITORS,
+    "GET /docs": VISITORS,
+    "GET /openapi.json": VISITORS,
     "GET /health": EVERYBODY,
     "GET /version": EVERYBODY,
     "GET /health/live": EVERYBODY,
@@ -60,6 +62,22 @@ COMMON = {
     "DELETE /v1/responses/{response}": CALLERS,
     "POST /v1/responses/{response}/cancel": CALLERS,
     "GET /v1/responses/{response}/input_items": CALLERS,
+    **{
+        f"{method} {path}": CALLERS
+        for method, path in (
+            ("POST", "/v1/files"),
+            ("GET", "/v1/files"),
+            ("GET", "/v1/files/{file}"),
+            ("DELETE", "/v1/files/{file}"),
+            ("GET", "/v1/files/{file}/content"),
+            ("POST", "/v1/batches"),
+            ("GET", "/v1/batches"),
+            ("GET", "/v1/batches/{batch}"),
+            ("POST", "/v1/batches/{batch}/cancel"),
+            ("GET", "/v1/streams/{stream}"),
+            ("DELETE", "/v1/streams/{stream}"),
+        )
+    },
     "POST /v1/messages": CALLERS,
     "POST /v1/messages/count_tokens": CALLERS,
     "POST /api/chat": CALLERS,
@@ -114,29 +132,26 @@ APPLICATIONS = {"gateway": (gateway, GATEWAY), "engine": (engine, ENGINE)}
 
 
 @pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
-    """The paths of each application that is made, as its own tables of endpoints have them."""
-    found: list[set[str]] = []
-    make = server_app.CommonEndpoints.endpoints
+def table(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The paths of the application that is made: all that its table of endpoints has, and the protocols."""
+    found = {f"POST {one.path}" for one in PROTOCOLS}
+    guarded = server_app._guarded
 
-    def endpoints(self: server_app.CommonEndpoints) -> list[Endpoint]:
-        service: HttpService = self._service
-        rows = make(self)
-        paths = {f"{row.method} {row.path}" for row in (*rows, *service.endpoints())}
-        found.append(paths | {f"POST {one.path}" for one in PROTOCOLS})
-        return rows
+    def seen(row: Endpoint, service: HttpService) -> Any:
+        found.add(f"{row.method} {row.path}")
+        return guarded(row, service)
 
-    monkeypatch.setattr(server_app.CommonEndpoints, "endpoints", endpoints)
+    monkeypatch.setattr(server_app, "_guarded", seen)
     monkeypatch.setattr(callers, "is_loopback", lambda host: False)
     return found
 
 
 @pytest.mark.parametrize("name", APPLICATIONS)
-async def test_each_path_answers_those_it_is_for_and_nobody_else(name: str, tables: list[set[str]]) -> None:
+async def test_each_path_answers_those_it_is_for_and_nobody_else(name: str, table: set[str]) -> None:
     running, wanted = APPLICATIONS[name]
     async with running() as url, clients() as client:
-        assert tables[0] <= set(wanted), "a path is in no table of roles"
-        assert {path for path in wanted if not path.endswith("/faults")} == tables[0]
+        assert table <= set(wanted), "a path is in no table of roles"
+        assert {path for path in wanted if not path.endswith("/faults")} == table
         answered: dict[str, Any] = {path: set() for path in wanted}
         for path in wanted:
             method, place = path.split(" ")

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,6 +23,8 @@ from weighbridge.server.door import Door
 from weighbridge.server.endpoint import Audience, Endpoint, Handler, HttpService, json_response
 from weighbridge.server.kept_responses import KeptResponses
 from weighbridge.server.ollama import OllamaEndpoints
+from weighbridge.server.openapi.document import ServedPath, document
+from weighbridge.server.openapi.page import shown
 from weighbridge.server.responses.keeper import ResponseKeeper
 from weighbridge.server.streams import KeptStreams
 from weighbridge.server.tokens import TokenEndpoints
@@ -73,7 +76,12 @@ def create_app(
     batches = Batches(service, protocols, clock)
     streams = KeptStreams(service)
     common = CommonEndpoints(service, kept).endpoints()
-    table = [*common, *batches.endpoints(), *streams.endpoints(), *service.endpoints()]
+    described = DocumentEndpoints(service, protocols)
+    table = [
+        *(*common, *batches.endpoints(), *streams.endpoints(), *service.endpoints()),
+        *described.endpoints(),
+    ]
+    described.table = table
     routes = [Route(row.path, _guarded(row, service), methods=[row.method]) for row in table]
     routes += [Route(protocol.path, _only_post, methods=["POST"]) for protocol in protocols]
     speakers = {row.path: row.speaks for row in table} | {one.path: one for one in protocols}
@@ -241,3 +249,33 @@ class CommonEndpoints:
             message = f"no ticket {name!r}; old tickets make room for new ones"
             raise ApiError(404, message, code="ticket_not_found")
         return json_response(ticket.as_dict())
+
+
+class DocumentEndpoints:
+    """The interface of this door, for machines and people: made when somebody asks, and anew where other models are
+    served by then. `table` is filled in by who has all of it."""
+
+    def __init__(self, service: HttpService, protocols: Sequence[WireProtocol]) -> None:
+        self._service = service
+        self._protocols = protocols
+        self._made: tuple[tuple[str, ...], dict[str, Any]] | None = None
+        self.table: Sequence[Endpoint] = ()
+
+    def endpoints(self) -> list[Endpoint]:
+        return [
+            Endpoint("GET", "/openapi.json", self.described, Audience.VISITORS),
+            Endpoint("GET", "/docs", self.page, Audience.VISITORS),
+        ]
+
+    async def described(self, request: Request) -> Response:
+        return json_response(self._document())
+
+    async def page(self, request: Request) -> Response:
+        return HTMLResponse(shown(self._document()))
+
+    def _document(self) -> dict[str, Any]:
+        models = tuple(dict.fromkeys(str(one["id"]) for one in self._service.models()))
+        if self._made is None or self._made[0] != models:
+            rows = [ServedPath(one.method, one.path, one.audience is Audience.ALL) for one in self.table]
+            self._made = models, document(rows, self._protocols, models, self._service.callers.are_asked)
+        return self._made[1]

@@ -8,9 +8,8 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -25,6 +24,7 @@ from weighbridge.server.batch.records import (
     ON_DISK,
     PURPOSES,
     BatchRecord,
+    CreateBatch,
     FileRecord,
 )
 from weighbridge.server.batch.runner import BatchWork
@@ -54,22 +54,6 @@ RESTRICTING = frozenset(OURS + name for name in ("labels", "placement"))
 
 _DAY = 86_400.0
 T = TypeVar("T")
-
-
-class CreateBatch(Struct, kw_only=True):
-    """The request for a batch."""
-
-    input_file_id: str
-    endpoint: str
-    completion_window: str
-    metadata: (
-        Annotated[
-            dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]],
-            Meta(max_length=16),
-        ]
-        | None
-    ) = None
-    output_expires_after: Any = None  # what is kept here, and how long, is the operator's to say
 
 
 class Batches:

@@ -11,7 +11,6 @@ from hashlib import sha256
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -29,7 +28,7 @@ from weighbridge.server.endpoint import (
 from weighbridge.wire.body import decode, read_body
 from weighbridge.wire.errors import ApiError, as_api_error
 from weighbridge.wire.headers import headers_of
-from weighbridge.wire.protocols.ollama import NDJSON, OllamaChat, error_line, model_name, stamp
+from weighbridge.wire.protocols.ollama import NDJSON, NamedModel, OllamaChat, error_line, stamp
 
 #: The version of Ollama whose API this is: clients look whether it is new enough for what they use.
 API_VERSION = "0.13.0"
@@ -40,19 +39,6 @@ PULSE = 0.25
 
 _encode = msgspec.json.encode
 _OLLAMA = OllamaChat()
-
-
-class _Named(Struct):
-    model: str | None = None
-    name: str | None = None  # as `model` was called before
-    stream: bool | None = None
-
-    @property
-    def wanted(self) -> str:
-        name = model_name(self.model or self.name or "")
-        if not name:
-            raise ApiError(400, "model: is required", param="model")
-        return name
 
 
 class OllamaEndpoints:
@@ -155,9 +141,10 @@ class OllamaEndpoints:
         yield {"status": f"in the cache of this machine; `weighbridge serve {entry.name}` serves it"}
         yield {"status": "success"}
 
-    async def _named(self, request: Request) -> _Named:
+    async def _named(self, request: Request) -> NamedModel:
         return decode(
-            await read_body(request.receive, headers_of(request.headers.raw), self._service.max_body), _Named
+            await read_body(request.receive, headers_of(request.headers.raw), self._service.max_body),
+            NamedModel,
         )
 
 

@@ -24,28 +24,9 @@ from weighbridge.wire.errors import ApiError
 from weighbridge.wire.headers import headers_of
 from weighbridge.wire.protocols import messages
 from weighbridge.wire.protocols.chat import ChatRequest
-from weighbridge.wire.protocols.openai import NonNegative, Tool, ToolChoice
+from weighbridge.wire.protocols.token_requests import DetokenizeRequest, TokenizeRequest
 
 TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
-
-
-class TokenizeRequest(Struct):
-    """A text, or a chat with all that is in its prompt."""
-
-    prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    add_special_tokens: bool = True
-    model: str | None = None
-    tools: list[Tool] | None = None
-    tool_choice: ToolChoice | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool | None = None
-
-
-class DetokenizeRequest(Struct):
-    tokens: list[NonNegative]
-    model: str | None = None
 
 
 class TokenEndpoints:

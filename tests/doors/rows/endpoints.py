@@ -155,6 +155,13 @@ ENDPOINTS = [
     # -- beside the completions
     Row("the page", ok(headers={"content-type": "text/html; charset=utf-8"}), method="GET", path="/"),
     Row("health", HEALTH, method="GET", path="/health", differs=MORE),
+    Row("the interface", ok(headers=JSON, body=has("openapi", "paths")), method="GET", path="/openapi.json"),
+    Row(
+        "the interface as a page",
+        ok(headers={"content-type": "text/html; charset=utf-8"}),
+        method="GET",
+        path="/docs",
+    ),
     Row("readiness", HEALTH, method="GET", path="/health/ready", differs=MORE),
     Row("liveness", HEALTH, method="GET", path="/health/live"),
     Row("started", HEALTH, method="GET", path="/health/startup"),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from weighbridge.cost.usage import Usage
 
@@ -22,6 +22,22 @@ FINAL = frozenset({COMPLETED, FAILED, EXPIRED, CANCELLED})
 
 #: Where something is kept: in a file that outlives the server, or in its memory.
 ON_DISK, IN_MEMORY = "disk", "memory"
+
+
+class CreateBatch(Struct, kw_only=True):
+    """The request for a batch."""
+
+    input_file_id: str
+    endpoint: str
+    completion_window: str
+    metadata: (
+        Annotated[
+            dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]],
+            Meta(max_length=16),
+        ]
+        | None
+    ) = None
+    output_expires_after: Any = None  # what is kept here, and how long, is the operator's to say
 
 
 class FileRecord(Struct):

@@ -49,12 +49,12 @@ Blocks = list[dict[str, Any]]
 Message = dict[str, Any]
 
 
-class _Turn(Struct):
+class AnthropicTurn(Struct):
     role: Literal["user", "assistant", "system"]
     content: str | Blocks
 
 
-class _Tool(Struct):
+class AnthropicTool(Struct):
     name: Annotated[str, Meta(min_length=1)] = ""
     type: str | None = None
     description: str | None = None
@@ -62,37 +62,37 @@ class _Tool(Struct):
     strict: bool | None = None
 
 
-class _ToolChoice(Struct):
+class AnthropicToolChoice(Struct):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool = False
 
 
-class _Thinking(Struct):
+class AnthropicThinking(Struct):
     type: Literal["enabled", "disabled", "adaptive"]
 
 
-class _OutputFormat(Struct):
+class AnthropicOutputFormat(Struct):
     type: Literal["json_schema"]
     schema: dict[str, Any]
 
 
-class _OutputConfig(Struct):
+class AnthropicOutputConfig(Struct):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
-    format: _OutputFormat | None = None
+    format: AnthropicOutputFormat | None = None
 
 
 class CountRequest(Struct, kw_only=True):
     """What a prompt consists of: all that a count of its tokens takes."""
 
     model: str
-    messages: Annotated[list[_Turn], Meta(min_length=1)]
+    messages: Annotated[list[AnthropicTurn], Meta(min_length=1)]
     system: str | Blocks | None = None
-    tools: list[_Tool] | None = None
-    tool_choice: _ToolChoice | None = None
-    thinking: _Thinking | None = None
-    output_config: _OutputConfig | None = None
-    output_format: _OutputFormat | None = None  # as it was called before `output_config`
+    tools: list[AnthropicTool] | None = None
+    tool_choice: AnthropicToolChoice | None = None
+    thinking: AnthropicThinking | None = None
+    output_config: AnthropicOutputConfig | None = None
+    output_format: AnthropicOutputFormat | None = None  # as it was called before `output_config`
     mcp_servers: list[Any] | None = None
     container: Any = None
     inference_geo: str | None = None
@@ -171,7 +171,7 @@ def chat_of(request: CountRequest) -> dict[str, Any]:
         chat["tool_choice"] = _tool_choice(request.tool_choice)
         if request.tool_choice.disable_parallel_tool_use:
             chat["parallel_tool_calls"] = False
-    config = request.output_config or _OutputConfig()
+    config = request.output_config or AnthropicOutputConfig()
     form = config.format or request.output_format
     if form is not None:
         schema = {"name": "answer", "schema": form.schema, "strict": True}
@@ -203,7 +203,7 @@ def _messages(request: CountRequest) -> list[Message]:
     system = _texts(request.system, "system")
     if system:
         messages.append({"role": "system", "content": system})
-    last: _Turn | None = None
+    last: AnthropicTurn | None = None
     for index, turn in enumerate(request.messages):
         place, blocks = f"messages[{index}].content", _blocks(turn.content)
         if turn.role == "system":
@@ -341,7 +341,7 @@ def _text_of(block: Mapping[str, Any], name: str, place: str) -> str:
     return value
 
 
-def _tool(tool: _Tool, place: str) -> dict[str, Any]:
+def _tool(tool: AnthropicTool, place: str) -> dict[str, Any]:
     if tool.type not in (None, "custom"):
         remedy = "describe it with `name` and `input_schema`, and run it in the client"
         raise _refusal(place, f"tools of type {quoted(tool.type)} are the provider's own; {remedy}")
@@ -355,7 +355,7 @@ def _tool(tool: _Tool, place: str) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _tool_choice(choice: _ToolChoice) -> Any:
+def _tool_choice(choice: AnthropicToolChoice) -> Any:
     if choice.type != "tool":
         return {"auto": "auto", "any": "required", "none": "none"}[choice.type]
     if not choice.name:

@@ -54,7 +54,7 @@ Format = str | dict[str, Any]
 Name = Annotated[str, Meta(min_length=1)]
 
 
-class _Options(Struct, kw_only=True):
+class OllamaOptions(Struct, kw_only=True):
     """The options that an answer depends on. All others are about how Ollama runs a model, and pass unheeded."""
 
     temperature: float | None = None
@@ -73,7 +73,7 @@ class _Options(Struct, kw_only=True):
 
 class _Request(Struct, kw_only=True):
     model: Name
-    options: _Options | None = None
+    options: OllamaOptions | None = None
     keep_alive: Any = None
     weighbridge: dict[str, Any] | None = None
 
@@ -87,33 +87,33 @@ class _Answering(_Request, kw_only=True):
     logprobs: bool | None = None
 
 
-class _Function(Struct):
+class OllamaFunction(Struct):
     name: str
     arguments: dict[str, Any] | str = msgspec.field(default_factory=dict)
 
 
-class _Call(Struct):
-    function: _Function
+class OllamaCall(Struct):
+    function: OllamaFunction
     id: str | None = None
 
 
-class _Message(Struct):
+class OllamaMessage(Struct):
     role: Name
     content: str | None = None
     thinking: str | None = None
     images: list[str] | None = None
-    tool_calls: list[_Call] | None = None
+    tool_calls: list[OllamaCall] | None = None
     tool_name: str | None = None
     name: str | None = None  # as `tool_name` was called before
     tool_call_id: str | None = None
 
 
-class _ChatRequest(_Answering, kw_only=True):
-    messages: list[_Message] | None = None
+class OllamaChatRequest(_Answering, kw_only=True):
+    messages: list[OllamaMessage] | None = None
     tools: list[dict[str, Any]] | None = None
 
 
-class _GenerateRequest(_Answering, kw_only=True):
+class OllamaGenerateRequest(_Answering, kw_only=True):
     prompt: str | None = None
     suffix: str | None = None
     system: str | None = None
@@ -123,14 +123,29 @@ class _GenerateRequest(_Answering, kw_only=True):
     raw: bool | None = None
 
 
-class _EmbedRequest(_Request, kw_only=True):
+class OllamaEmbedRequest(_Request, kw_only=True):
     input: Any = None
     dimensions: int | None = None
     truncate: bool | None = None
 
 
-class _EmbeddingsRequest(_Request, kw_only=True):
+class OllamaEmbeddingsRequest(_Request, kw_only=True):
     prompt: str = ""
+
+
+class NamedModel(Struct):
+    """A request about a model."""
+
+    model: str | None = None
+    name: str | None = None  # as `model` was called before
+    stream: bool | None = None
+
+    @property
+    def wanted(self) -> str:
+        name = model_name(self.model or self.name or "")
+        if not name:
+            raise ApiError(400, "model: is required", param="model")
+        return name
 
 
 class OllamaProtocol(WireProtocol):
@@ -146,7 +161,7 @@ class OllamaChat(OllamaProtocol):
     name, path = "ollama_chat", CHAT_PATH
 
     def read(self, body: bytes) -> Ask:
-        request = decode(body, _ChatRequest)
+        request = decode(body, OllamaChatRequest)
         values = _sampling(request)
         if not request.messages:
             return _unasked(request, ChatLines(request.model))
@@ -166,7 +181,7 @@ class OllamaGenerate(OllamaProtocol):
     name, path = "ollama_generate", GENERATE_PATH
 
     def read(self, body: bytes) -> Ask:
-        request = decode(body, _GenerateRequest)
+        request = decode(body, OllamaGenerateRequest)
         _check(request)
         values = _sampling(request)
         if not request.prompt and not request.images:
@@ -179,8 +194,8 @@ class OllamaGenerate(OllamaProtocol):
                 values.pop(name, None)
             values.setdefault("max_tokens", _RAW_TOKENS)
             return _asked(_completion, {**values, "prompt": request.prompt or ""}, request)
-        messages = [_Message("system", request.system)] if request.system else []
-        messages.append(_Message("user", request.prompt or "", images=request.images))
+        messages = [OllamaMessage("system", request.system)] if request.system else []
+        messages.append(OllamaMessage("user", request.prompt or "", images=request.images))
         return _asked(_chat, {**values, "messages": chat_messages(messages)}, request)
 
     def encoder(self, ask: Ask) -> Encoder:
@@ -191,7 +206,7 @@ class OllamaEmbed(OllamaProtocol):
     name, path = "ollama_embed", EMBED_PATH
 
     def read(self, body: bytes) -> Ask:
-        request = decode(body, _EmbedRequest)
+        request = decode(body, OllamaEmbedRequest)
         values = {"input": request.input, "dimensions": request.dimensions}
         return _embedding.read(_body({**_common(request), **values}))
 
@@ -205,7 +220,7 @@ class OllamaEmbeddings(OllamaProtocol):
     name, path = "ollama_embeddings", EMBEDDINGS_PATH
 
     def read(self, body: bytes) -> Ask:
-        request = decode(body, _EmbeddingsRequest)
+        request = decode(body, OllamaEmbeddingsRequest)
         return _embedding.read(_body({**_common(request), "input": request.prompt}))
 
     def encoder(self, ask: Ask) -> Encoder:
@@ -244,7 +259,7 @@ def _asked(protocol: WireProtocol, values: Mapping[str, Any], request: _Answerin
 
 def _sampling(request: _Answering) -> dict[str, Any]:
     """All fields of an OpenAI request but what is asked."""
-    options = request.options or _Options()
+    options = request.options or OllamaOptions()
     for name, unused in _UNUSED.items():
         value = getattr(options, name)
         if value is not None and value not in unused:
@@ -292,7 +307,7 @@ def _constraint(form: Mapping[str, Any]) -> dict[str, Any]:
     return {"json": form["json_schema"]["schema"] if "json_schema" in form else {"type": "object"}}
 
 
-def _check(request: _GenerateRequest) -> None:
+def _check(request: OllamaGenerateRequest) -> None:
     """Raises ApiError for what would change the prompt and cannot be had."""
     if request.suffix:
         raise ApiError(400, "suffix: inserting between prompt and suffix is not supported; leave it out")
@@ -308,7 +323,7 @@ def _check(request: _GenerateRequest) -> None:
         raise ApiError(400, "raw: the prompt goes in as it is, without `system` and `images`")
 
 
-def chat_messages(messages: Sequence[_Message]) -> list[dict[str, Any]]:
+def chat_messages(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
     """Messages as a chat has them. Ollama's calls may have no ids: what a tool says belongs to the call of its name, or
     to the next one that nobody answered."""
     made: list[dict[str, Any]] = []
@@ -370,7 +385,7 @@ class _Pending:
         return f"call_{name or 'unknown'}"
 
 
-def _call(call: _Call, id: str) -> dict[str, Any]:
+def _call(call: OllamaCall, id: str) -> dict[str, Any]:
     arguments = call.function.arguments
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return {

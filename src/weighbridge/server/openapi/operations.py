@@ -1,0 +1,201 @@
+"""What each endpoint is for, what it is asked with and what it answers: one row an endpoint.
+
+A test fails for an endpoint without a row, and for a row without an endpoint at any door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from weighbridge.server.batch.records import CreateBatch
+from weighbridge.server.openapi import answers
+from weighbridge.wire.protocols.chat import ChatRequest
+from weighbridge.wire.protocols.completions import CompletionRequest
+from weighbridge.wire.protocols.embeddings import EmbeddingRequest
+from weighbridge.wire.protocols.messages import CountRequest, MessagesRequest
+from weighbridge.wire.protocols.ollama import (
+    NamedModel,
+    OllamaChatRequest,
+    OllamaEmbeddingsRequest,
+    OllamaEmbedRequest,
+    OllamaGenerateRequest,
+)
+from weighbridge.wire.protocols.responses import ResponsesRequest
+from weighbridge.wire.protocols.token_requests import DetokenizeRequest, TokenizeRequest
+
+EVENTS, LINES, TEXT, HTML, BYTES = (
+    *("text/event-stream", "application/x-ndjson", "text/plain", "text/html"),
+    "application/octet-stream",
+)
+_COUNT = {"type": "integer", "minimum": 1, "maximum": 100}
+_DAY = {"type": "string", "format": "date"}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One row. `form`: what is asked, where it is no JSON. `streams`: the type of body where the request asks for a
+    stream; `text`: one that is no JSON. `leads`: endpoints that take the id of what is answered."""
+
+    tag: str
+    summary: str
+    asks: type | None = None
+    answers: type | None = None
+    streams: str | None = None
+    text: str | None = None
+    query: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    busy: bool = False  # 503 has the same shape as 200
+    form: Mapping[str, Mapping[str, Any]] | None = None
+    leads: tuple[str, ...] = ()
+
+
+def _page(*more: str) -> dict[str, Mapping[str, Any]]:
+    return {"limit": _COUNT, **{name: {"type": "string"} for name in more}}
+
+
+_HEALTH = Operation("server", "Whether requests are taken now.", None, answers.HealthReport, busy=True)
+_LIVE = Operation("server", "Whether this process answers.", None, answers.HealthReport)
+_GONE = Operation("Ollama", "Refused: the files of a server are its operator's.", None, answers.Anything)
+_REPLICA = Operation(
+    "administration", "Change a replica; asks for the administrator's key.", None, answers.Anything
+)
+
+OPERATIONS: Mapping[str, Operation] = {
+    "POST /v1/chat/completions": Operation(
+        "OpenAI", "Answer a chat.", ChatRequest, answers.ChatCompletion, EVENTS
+    ),
+    "POST /v1/completions": Operation(
+        "OpenAI", "Continue a prompt.", CompletionRequest, answers.TextCompletion, EVENTS
+    ),
+    "POST /v1/embeddings": Operation(
+        "OpenAI", "Turn texts into vectors.", EmbeddingRequest, answers.EmbeddingList
+    ),
+    "POST /v1/responses": Operation(
+        "OpenAI",
+        "Answer a chat as a response.",
+        ResponsesRequest,
+        answers.ResponseObject,
+        EVENTS,
+        leads=(
+            "GET /v1/responses/{response}",
+            "GET /v1/responses/{response}/input_items",
+            "DELETE /v1/responses/{response}",
+        ),
+    ),
+    "GET /v1/responses/{response}": Operation(
+        "OpenAI",
+        "A response that is kept; with stream=true its events behind starting_after.",
+        None,
+        answers.ResponseObject,
+        EVENTS,
+        query={"stream": {"type": "boolean"}, "starting_after": {"type": "integer", "minimum": 0}},
+    ),
+    "DELETE /v1/responses/{response}": Operation("OpenAI", "Forget a response.", None, answers.Deletion),
+    "POST /v1/responses/{response}/cancel": Operation(
+        "OpenAI", "End a response that is made in the background.", None, answers.ResponseObject
+    ),
+    "GET /v1/responses/{response}/input_items": Operation(
+        "OpenAI", "What a response was asked.", None, answers.Listing, query=_page("after", "order")
+    ),
+    "GET /v1/models": Operation("OpenAI", "The models that can be asked.", None, answers.Listing),
+    "GET /v1/models/{model}": Operation("OpenAI", "One of them.", None, answers.ModelCard),
+    "POST /v1/files": Operation(
+        "batches",
+        "Upload a file of requests.",
+        None,
+        answers.Anything,
+        form={"purpose": {"enum": ["batch"]}, "file": {"type": "string", "format": "binary"}},
+        leads=("GET /v1/files/{file}", "DELETE /v1/files/{file}", "GET /v1/files/{file}/content"),
+    ),
+    "GET /v1/files": Operation(
+        "batches", "Files that are here.", None, answers.Listing, query=_page("after")
+    ),
+    "GET /v1/files/{file}": Operation("batches", "One of them.", None, answers.Anything),
+    "DELETE /v1/files/{file}": Operation("batches", "Delete a file.", None, answers.Deletion),
+    "GET /v1/files/{file}/content": Operation("batches", "What is in a file.", text=BYTES),
+    "POST /v1/batches": Operation(
+        "batches",
+        "Answer the requests of a file on what nobody else needs.",
+        CreateBatch,
+        answers.Anything,
+        leads=("GET /v1/batches/{batch}", "POST /v1/batches/{batch}/cancel"),
+    ),
+    "GET /v1/batches": Operation(
+        "batches", "Batches, the newest first.", None, answers.Listing, query=_page("after")
+    ),
+    "GET /v1/batches/{batch}": Operation("batches", "How far a batch is.", None, answers.Anything),
+    "POST /v1/batches/{batch}/cancel": Operation(
+        "batches", "Answer no more of a batch.", None, answers.Anything
+    ),
+    "POST /v1/messages": Operation(
+        "Anthropic", "Answer a chat as a message.", MessagesRequest, answers.AnthropicMessage, EVENTS
+    ),
+    "POST /v1/messages/count_tokens": Operation(
+        "Anthropic", "How many tokens a prompt has.", CountRequest, answers.AnthropicCount
+    ),
+    "POST /api/chat": Operation("Ollama", "Answer a chat.", OllamaChatRequest, answers.OllamaAnswer, LINES),
+    "POST /api/generate": Operation(
+        "Ollama", "Continue a prompt.", OllamaGenerateRequest, answers.OllamaAnswer, LINES
+    ),
+    "POST /api/embed": Operation(
+        "Ollama", "Turn texts into vectors.", OllamaEmbedRequest, answers.OllamaVectors
+    ),
+    "POST /api/embeddings": Operation(
+        "Ollama", "Turn a text into a vector.", OllamaEmbeddingsRequest, answers.OllamaVector
+    ),
+    "GET /api/tags": Operation("Ollama", "The models that can be asked.", None, answers.OllamaModels),
+    "GET /api/ps": Operation("Ollama", "The models in memory: the same.", None, answers.OllamaModels),
+    "GET /api/version": Operation("Ollama", "The version of Ollama's API.", None, answers.VersionReport),
+    "POST /api/show": Operation("Ollama", "What a model is.", NamedModel, answers.Anything),
+    "POST /api/pull": Operation(
+        "Ollama", "Bring a model of the catalogue here.", NamedModel, answers.Anything, LINES
+    ),
+    "POST /api/create": _GONE,
+    "POST /api/copy": _GONE,
+    "POST /api/push": _GONE,
+    "DELETE /api/delete": _GONE,
+    "POST /tokenize": Operation("tokens", "A text or a chat as tokens.", TokenizeRequest, answers.TokenIds),
+    "POST /detokenize": Operation("tokens", "Tokens as a text.", DetokenizeRequest, answers.PlainText),
+    "GET /v1/streams/{stream}": Operation(
+        "streams",
+        "A stream that outlives its connection, behind the event that Last-Event-ID names.",
+        text=EVENTS,
+    ),
+    "DELETE /v1/streams/{stream}": Operation(
+        "streams", "End and forget such a stream.", None, answers.Anything
+    ),
+    "GET /v1/usage": Operation(
+        "figures",
+        "What was used and what it cost.",
+        None,
+        answers.Anything,
+        query={
+            **{"from": _DAY, "to": _DAY, "by": {"enum": ["day", "month"]}},
+            **{"tenant": {"type": "string"}, "model": {"type": "string"}},
+        },
+    ),
+    "GET /v1/tickets": Operation(
+        "figures", "What was decided about recent requests.", None, answers.Listing, query=_page()
+    ),
+    "GET /v1/tickets/{ticket}": Operation(
+        "figures", "What was decided about one, and why.", None, answers.Anything
+    ),
+    "GET /v1/load": Operation("figures", "How busy it is, in tokens.", None, answers.LoadTold),
+    "GET /metrics": Operation("figures", "For Prometheus.", text=TEXT),
+    "GET /v1/experts": Operation("figures", "Which experts of a mixture are used.", None, answers.Anything),
+    "POST /v1/experts/reset": Operation("administration", "Count experts anew.", None, answers.Anything),
+    "GET /admin/replicas": Operation("administration", "All replicas of a gateway.", None, answers.Anything),
+    "POST /admin/replicas": Operation("administration", "Add a replica.", None, answers.Anything),
+    "DELETE /admin/replicas/{replica}": _REPLICA,
+    "POST /admin/replicas/{replica}/drain": _REPLICA,
+    "POST /admin/replicas/{replica}/undrain": _REPLICA,
+    "GET /health": _HEALTH,
+    "GET /health/ready": _HEALTH,
+    "GET /health/live": _LIVE,
+    "GET /health/startup": _LIVE,
+    "GET /version": Operation("server", "The version.", None, answers.VersionReport),
+    "GET /": Operation("server", "The console.", text=HTML),
+    "GET /docs": Operation("server", "This interface as a page.", text=HTML),
+    "GET /openapi.json": Operation("server", "This document.", None, answers.Anything),
+}

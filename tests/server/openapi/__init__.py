@@ -1,0 +1,1 @@
+"""The endpoints of a server as tests know them from outside."""

@@ -1,0 +1,98 @@
+"""The document of the HTTP interface: every endpoint is in it, and what it says of requests is what readers take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from tests.fleet.backends import Backend, Front, fleet
+from weighbridge.server.openapi.document import ServedPath, document, key_of
+from weighbridge.server.openapi.narrow import NARROWED, NEEDED, ONE_OF
+from weighbridge.server.openapi.operations import OPERATIONS
+from weighbridge.server.openapi.page import shown
+from weighbridge.wire.protocols import PROTOCOLS
+from weighbridge.wire.protocols.chat import ChatRequest
+
+
+def whole() -> dict[str, Any]:
+    """The document of a server with every protocol and one model."""
+    known = {key_of("POST", one.path) for one in PROTOCOLS}
+    rows = [ServedPath(*key.split(" ", 1)) for key in OPERATIONS if key not in known]
+    return document(rows, PROTOCOLS, ["tiny"], asks_keys=True)
+
+
+WHOLE = whole()
+
+
+def test_references_lead_somewhere_and_operations_have_names_of_their_own() -> None:
+    text = msgspec.json.encode(WHOLE).decode()
+    schemas = WHOLE["components"]["schemas"]
+    assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) <= set(schemas)
+    named = [one["operationId"] for methods in WHOLE["paths"].values() for one in methods.values()]
+    assert len(named) == len(set(named))
+    assert {link["operationId"] for link in links()} <= set(named)
+    for schema in schemas.values():
+        Draft202012Validator.check_schema(schema)
+
+
+def links() -> Iterator[dict[str, Any]]:
+    for methods in WHOLE["paths"].values():
+        for operation in methods.values():
+            yield from operation["responses"]["200"].get("links", {}).values()
+
+
+def test_no_name_of_a_component_is_private_and_none_is_corrected_in_vain() -> None:
+    schemas = WHOLE["components"]["schemas"]
+    assert not [name for name in schemas if not name[0].isupper()]
+    for name in {*NARROWED, *NEEDED, *ONE_OF}:
+        assert name in schemas, f"{name} is corrected, and nobody asks with it"
+
+
+def test_models_are_those_that_are_served() -> None:
+    assert WHOLE["components"]["schemas"]["ChatRequest"]["properties"]["model"]["enum"] == ["tiny"]
+
+
+def examples(name: str) -> st.SearchStrategy[Any]:
+    """Messages as the document has them."""
+    texts = st.text(max_size=20)
+    asked = st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "user", "developer"]), "content": texts}
+    )
+    return st.lists(
+        asked | st.fixed_dictionaries({"role": st.just("assistant"), "content": texts}), min_size=1
+    )
+
+
+@settings(max_examples=50)
+@given(messages=examples("messages"), temperature=st.floats(0, 2), most=st.integers(1, 1 << 20))
+def test_what_the_document_takes_the_reader_takes(messages: Any, temperature: float, most: int) -> None:
+    body = {"model": "tiny", "messages": messages, "temperature": temperature, "max_tokens": most}
+    schema = {"$ref": "#/components/schemas/ChatRequest", "components": WHOLE["components"]}
+    assert Draft202012Validator(schema).is_valid(body)
+    assert msgspec.json.decode(msgspec.json.encode(body), type=ChatRequest).max_tokens == most
+
+
+async def described(front: Front) -> Any:
+    return await front.get("/openapi.json")
+
+
+async def test_a_gateway_describes_all_it_serves_and_no_more() -> None:
+    async with fleet(Backend()) as front:
+        told = await described(front)
+        found = {f"{method.upper()} {path}" for path, methods in told["paths"].items() for method in methods}
+        assert found == {key for key in OPERATIONS if "/v1/experts" not in key}
+        async with front.client.get(f"{front.url}/docs") as answer:
+            page = await answer.text()
+        assert "<script" not in page
+        assert "POST /v1/chat/completions" in page
+
+
+def test_a_page_shows_names_from_outside_as_text() -> None:
+    made = document([], PROTOCOLS, ["<script>alert(1)</script>"], asks_keys=False)
+    assert "<script>alert" not in shown(made)
