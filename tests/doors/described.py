@@ -9,6 +9,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
+_HERE = "urn:interface"
 _HOLE = re.compile(r"{\w+}")
 
 
@@ -18,7 +19,7 @@ class Described:
     def __init__(self, document: dict[str, Any]) -> None:
         self._document = document
         resource = Resource.from_contents(document, default_specification=DRAFT202012)
-        self._registry: Registry[Any] = Registry().with_resource("", resource)
+        self._registry: Registry[Any] = Registry().with_resource(_HERE, resource)
         paths = sorted(document["paths"], key=lambda path: path.count("{"))
         self._paths = [(re.compile(_HOLE.sub("[^?]+", path)), path) for path in paths]
         self._validators: dict[str, Draft202012Validator] = {}
@@ -36,7 +37,7 @@ class Described:
         reference = answer["schema"]["$ref"]
         validator = self._validators.get(reference)
         if validator is None:
-            made = Draft202012Validator({"$ref": reference}, registry=self._registry)
+            made = Draft202012Validator({"$ref": _HERE + reference}, registry=self._registry)
             validator = self._validators[reference] = made
         wrong = next(validator.iter_errors(body), None)
         assert wrong is None, f"{method} {path} answers {status}: {wrong}"
