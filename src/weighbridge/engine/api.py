@@ -114,6 +114,11 @@ class Engine(Protocol):
         """Numbers in an embedding; None: nothing here has hidden states (a simulated model)."""
         ...
 
+    @property
+    def only_embeds(self) -> bool:
+        """Whether this is an encoder, which writes nothing."""
+        ...
+
     def keep_places(self, tenant: str, generations: Sequence[Generation]) -> Places:
         """Keep places in the line for the generations of one call, which are submitted one after another: for all of
         them, or raise `Refused` or BadInput."""

@@ -65,6 +65,7 @@ class LocalEngine:
         check_integrity: bool = False,
         clock: Callable[[], float] = time.monotonic,
         on_thread_start: Callable[[], None] | None = None,
+        only_embeds: bool = False,
     ) -> None:
         self._model_name = model_name
         self._tokenizer = tokenizer
@@ -73,6 +74,7 @@ class LocalEngine:
         self.experts = runner.experts
         self.hidden_size = runner.hidden_size
         self.sampling_defaults = NO_DEFAULTS
+        self.only_embeds = only_embeds
         self._kv_bytes_per_token = kv_bytes_per_token
         self._kv_dtype = kv_dtype
         self._clock = clock

@@ -99,13 +99,14 @@ class NextToken:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """The model's state at the last position of a prompt ("last-token pooling").
+    """The model's state at the last position of a prompt ("last-token pooling"), or an encoder's vector of it.
 
-    vector: the hidden state that the output matrix reads, float32 [hidden], scaled to length 1.
+    vector: the hidden state that the output matrix reads, float32 [hidden], scaled to length 1. An encoder has none of
+    what comes next.
     """
 
     vector: npt.NDArray[np.float32]
-    next_token: NextToken
+    next_token: NextToken | None
 
 
 @dataclass(slots=True, eq=False)

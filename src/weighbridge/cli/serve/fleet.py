@@ -162,12 +162,15 @@ class LocalMakers:
 
     def engine(self, spec: ReplicaSpec) -> Replica:
         """The model in this process; it is loaded before the gateway listens."""
-        from weighbridge.cli.serve.model import assemble, load  # loads torch, which other kinds do not need
+        from weighbridge.cli.serve.model import (  # loads torch, which other kinds do not need
+            assemble,
+            load_any,
+        )
 
         if spec.options:
             raise BadInput(f"replica {spec.name!r}: `options` are for `process:`; an `engine:` has none")
         sys.setswitchinterval(SWITCH_INTERVAL)
-        replica = load(spec.target, spec.model, EngineSettings(threads=spec.threads))
+        replica = load_any(spec.target, spec.model, EngineSettings(threads=spec.threads))
         app = assemble(replica, ServerSettings())
         return LocalReplica(
             spec.name, app, start=replica.engine.start, stop=replica.engine.stop, timeouts=spec.timeouts

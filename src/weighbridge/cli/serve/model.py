@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import time
+from concurrent.futures import Future
+from typing import Any
 
 from rich.text import Text
 from starlette.types import ASGIApp
@@ -11,8 +13,12 @@ from starlette.types import ASGIApp
 from weighbridge.cli.serve.running import address, serve_engine, served_name
 from weighbridge.cli.terminal import DownloadBar, counting, errors
 from weighbridge.engine.build import EngineReplica, build_replica
+from weighbridge.engine.encoding.encoder import EncoderReplica, build_encoder
+from weighbridge.engine.request import Guide
 from weighbridge.engine.settings import EngineSettings
+from weighbridge.errors import BadInput
 from weighbridge.models.catalogue.store import resolve
+from weighbridge.models.encoder import is_encoder
 from weighbridge.server.app import create_app
 from weighbridge.server.engine.metrics import EngineMetrics
 from weighbridge.server.engine.service import EngineService
@@ -32,7 +38,7 @@ def serve_model(
     tickets = TicketStore(
         path=server.tickets
     )  # before loading: a file that cannot be written is said at once
-    replica = load(model, name, engine)
+    replica = load_any(model, name, engine)
     app = assemble(replica, server, tickets)
     if not server.json_logs:
         _announce(replica, address(listener, server), time.monotonic() - began)
@@ -46,16 +52,37 @@ def load(model: str, name: str | None, settings: EngineSettings, *, quiet: bool 
         return build_replica(path, name or served_name(model, path), settings, report)
 
 
-def assemble(replica: EngineReplica, settings: ServerSettings, tickets: TicketStore | None = None) -> ASGIApp:
+def load_any(model: str, name: str | None, settings: EngineSettings) -> EngineReplica | EncoderReplica:
+    """As `load`; an encoder has a replica of its own kind."""
+    path = resolve(model, progress=DownloadBar("Pulling the model"))
+    if is_encoder(path):
+        return build_encoder(path, name or served_name(model, path), settings)
+    return load(str(path), name or served_name(model, path), settings)
+
+
+def _never(guide: Guide) -> Future[Any]:
+    raise BadInput(
+        "response_format: this model writes nothing that could be constrained", param="response_format"
+    )
+
+
+def assemble(
+    replica: EngineReplica | EncoderReplica, settings: ServerSettings, tickets: TicketStore | None = None
+) -> ASGIApp:
     """The ASGI application over a replica; its engine starts with the event loop."""
     engine = replica.engine
     metrics = EngineMetrics(engine, tickets or TicketStore(path=settings.tickets), settings.json_logs)
     engine.observers.append(metrics)
-    compiled = replica.guides.compiled
+    compiled = replica.guides.compiled if isinstance(replica, EngineReplica) else _never
     return create_app(EngineService(engine, replica.tokenizer, settings, metrics, compiled, engine.start))
 
 
-def _announce(replica: EngineReplica, where: str, seconds: float) -> None:
+def _announce(replica: EngineReplica | EncoderReplica, where: str, seconds: float) -> None:
+    if isinstance(replica, EncoderReplica):
+        what = f"embeddings of {replica.engine.hidden_size} numbers, texts of up to {replica.max_model_len:,} tokens"
+        where_text = ((replica.engine.model_name, "bold"), " on ", (where, "bold"))
+        errors.print(Text.assemble(*where_text, f", ready in {seconds:.1f} s: {what}"))
+        return
     pool = replica.num_blocks * replica.settings.block_size
     errors.print(
         Text.assemble(

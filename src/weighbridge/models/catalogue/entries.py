@@ -413,7 +413,7 @@ MINILM = CatalogueEntry(
     ),
 )
 
-CATALOGUE: tuple[CatalogueEntry, ...] = (DEFAULT, QWEN_CODER_05B, QWEN_CODER_15B, GEMMA_270M)
+CATALOGUE: tuple[CatalogueEntry, ...] = (DEFAULT, QWEN_CODER_05B, QWEN_CODER_15B, GEMMA_270M, MINILM)
 
 
 def find(name: str) -> CatalogueEntry | None:

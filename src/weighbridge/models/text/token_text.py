@@ -48,13 +48,17 @@ class TokenBytes:
         steps = list(_decoder_steps(json.loads(_decoder_json(backend))))
         kinds = {step["type"] for step in steps}
         self._alphabet = byte_alphabet() if "ByteLevel" in kinds else None
-        if self._alphabet is None and not kinds & {"ByteFallback", "Metaspace"}:
+        #: What a piece that goes on with a word begins with; "": pieces have their spaces with them.
+        self._continues = next(
+            (step.get("prefix", "##") for step in steps if step["type"] == "WordPiece"), ""
+        )
+        if self._alphabet is None and not self._continues and not kinds & {"ByteFallback", "Metaspace"}:
             names = ", ".join(sorted(kinds)) or "no decoder"
             raise UnsupportedModel(
-                f"the tokenizer decodes with {names}, but byte-level BPE and SentencePiece are supported"
+                f"the tokenizer decodes with {names}, but byte-level BPE, SentencePiece and WordPiece are supported"
             )
-        #: Decoded texts lose one leading space: SentencePiece put it there.
-        self.strips_space = any(_strips(step) for step in steps)
+        #: Decoded texts lose one leading space: SentencePiece put it there, or we did before a word.
+        self.strips_space = any(_strips(step) for step in steps) or bool(self._continues)
 
     @property
     def is_byte_level(self) -> bool:
@@ -72,6 +76,9 @@ class TokenBytes:
         piece = self._backend.id_to_token(token_id) if token_id >= 0 else None
         if piece is None:
             return b""
+        if self._continues:
+            goes_on = piece.startswith(self._continues)
+            return (piece.removeprefix(self._continues) if goes_on else f" {piece}").encode()
         if self._alphabet is None:
             byte = _BYTE_PIECE.fullmatch(piece)
             return bytes([int(byte[1], 16)]) if byte else piece.replace(_SPACE_PIECE, " ").encode()

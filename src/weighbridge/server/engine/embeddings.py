@@ -62,12 +62,10 @@ class EmbeddingFormat(Format):
         assert embedding is not None
         vector = embedding.vector.astype("<f4")
         written = b64encode(vector.tobytes()).decode() if self._encoding == "base64" else vector.tolist()
-        return {
-            "object": "embedding",
-            "index": index,
-            "embedding": written,
-            "next_token": msgspec.to_builtins(embedding.next_token),
-        }
+        choice = {"object": "embedding", "index": index, "embedding": written}
+        if embedding.next_token is not None:
+            choice["next_token"] = msgspec.to_builtins(embedding.next_token)
+        return choice
 
 
 def embedding_generations(

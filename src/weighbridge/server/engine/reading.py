@@ -66,6 +66,10 @@ class RequestReader:
         return shown
 
     def read(self, ask: Ask) -> EngineWork:
+        if self._engine.only_embeds and ask.path != embeddings.PATH:
+            name = self._engine.model_name
+            message = f"model: {name!r} turns texts into vectors and writes none; ask it at {embeddings.PATH}"
+            raise ApiError(400, message, param="model")
         refuse_unkept(ask.fields)
         generations, forms = self._readers[ask.path](self, ask)
         return EngineWork(generations, forms, ask.prompt_hash)

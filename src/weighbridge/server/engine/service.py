@@ -113,7 +113,15 @@ class EngineService:
         return (503, {"status": "draining"}) if draining else (200, {"status": "ok"})
 
     def load(self, in_full: bool) -> dict[str, Any]:
-        can = {"tools": self._reader.reads_tools, "forced_tools": True, "vision": False, "audio": False}
+        writes = not self.engine.only_embeds
+        can = {
+            "tools": writes and self._reader.reads_tools,
+            "forced_tools": writes,
+            "vision": False,
+            "audio": False,
+        }
+        if not writes:
+            can |= {"chat": False, "completions": False}
         return {**asdict(self.engine.load()), "abilities": can}
 
     async def exposition(self) -> bytes:

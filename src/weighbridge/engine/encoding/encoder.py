@@ -1,0 +1,96 @@
+"""An encoder behind the same engine: scheduled, bounded and ticketed as every prompt is, and read as a whole."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from weighbridge.cost import DEFAULT_STEP_COST, StepClock
+from weighbridge.engine.batch import Batch, Sampled
+from weighbridge.engine.engine import LocalEngine
+from weighbridge.engine.request import Embedding
+from weighbridge.engine.schedule.make import make_scheduler
+from weighbridge.engine.settings import EngineSettings
+from weighbridge.errors import BadInput
+from weighbridge.models.compute.kernels.seats import seat_compute_threads
+from weighbridge.models.encoder import SentenceEncoder
+from weighbridge.models.text.tokenizer import Tokenizer, load_tokenizer
+
+#: Tokens with their padding that are computed at a time.
+TOKENS_AT_ONCE = 4096
+
+
+class EncoderRunner:
+    """A `BatchRunner` that computes a prompt when its last tokens are scheduled: an encoder sees all of it at once."""
+
+    experts = None
+
+    def __init__(self, encoder: SentenceEncoder) -> None:
+        self._encoder = encoder
+        self.hidden_size = encoder.config.hidden_size
+
+    def execute(self, batch: Batch) -> Sampled:
+        began = time.perf_counter()
+        due = [index for index, piece in enumerate(batch.slices) if piece.samples and piece.request.embeds]
+        due.sort(key=lambda index: len(batch.slices[index].request.prompt))
+        embeddings: dict[int, Embedding] = {}
+        while due:
+            longest = len(batch.slices[due[-1]].request.prompt)
+            count = max(TOKENS_AT_ONCE // longest, 1)
+            part, due = due[-count:], due[:-count]
+            vectors = self._encoder([batch.slices[index].request.prompt for index in part])
+            embeddings |= {
+                index: Embedding(vector, None) for index, vector in zip(part, vectors, strict=True)
+            }
+        count = len(batch.slices)
+        took = time.perf_counter() - began
+        return Sampled([[]] * count, [None] * count, embeddings=embeddings, model_seconds=took)
+
+
+@dataclass(slots=True)
+class EncoderReplica:
+    """Everything one encoder that is served is made of."""
+
+    engine: LocalEngine
+    tokenizer: Tokenizer
+    encoder: SentenceEncoder
+    max_model_len: int
+
+
+def build_encoder(path: Path, model_name: str, settings: EngineSettings) -> EncoderReplica:
+    """Load the encoder at `path` and make it ready to serve. Raises BadInput or UnsupportedModel."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    encoder = SentenceEncoder(path)
+    tokenizer = load_tokenizer(path)
+    if tokenizer.vocab_size > encoder.config.vocab_size:
+        raise BadInput(
+            f"the tokenizer of {path} has token ids up to {tokenizer.vocab_size - 1}, the model only to "
+            f"{encoder.config.vocab_size - 1}: they belong to different models"
+        )
+    longest = encoder.config.positions
+    if (settings.max_model_len or 0) > longest:
+        raise BadInput(
+            f"--max-model-len {settings.max_model_len} is more than the {longest} positions this model was trained for",
+            param="max_model_len",
+        )
+    longest = settings.max_model_len or longest
+    blocks = settings.max_sequences * -(-longest // settings.block_size)
+    # Nothing is kept between prompts: an encoder's states depend on what follows.
+    sized = replace(settings, enable_prefix_cache=False).sized(max_model_len=longest, num_blocks=blocks)
+    clock = StepClock(DEFAULT_STEP_COST)
+    engine = LocalEngine(
+        model_name,
+        tokenizer,
+        make_scheduler(sized, clock),
+        EncoderRunner(encoder),
+        clock,
+        kv_bytes_per_token=0,
+        check_integrity=settings.check_integrity,
+        on_thread_start=seat_compute_threads,
+        only_embeds=True,
+    )
+    return EncoderReplica(engine, tokenizer, encoder, longest)
