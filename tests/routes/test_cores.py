@@ -7,6 +7,7 @@ import math
 import random
 import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from time import thread_time
 from typing import Any
@@ -23,6 +24,7 @@ from weighbridge.routes.difficulty import features, isotonic
 from weighbridge.routes.difficulty.arithmetic import chains, equations
 from weighbridge.routes.difficulty.features import COLUMNS, hashed
 from weighbridge.routes.difficulty.metrics import curve
+from weighbridge.routes.errors import NoPlaceAble
 from weighbridge.routes.learn.bandit import ThresholdBandit
 from weighbridge.routes.policy import (
     Asked,
@@ -37,6 +39,7 @@ from weighbridge.routes.policy import (
     residency,
 )
 from weighbridge.routes.privacy import checksums
+from weighbridge.routes.privacy.fields import held_in
 from weighbridge.routes.privacy.patterns import PATTERNS, PatternDetector
 from weighbridge.routes.privacy.restoring.placeholders import TextRestorer
 from weighbridge.routes.privacy.shapes.pattern import Scene
@@ -138,6 +141,22 @@ def _facts(name: str, fields: dict[str, Any], grant: Grant = GRANTED) -> PlaceFa
     abilities = fields.get("abilities")
     known = {"tokens": 100, **fields, "abilities": None if abilities is None else frozenset(abilities)}
     return PlaceFacts(name, Level(name), grant=grant, **known)
+
+
+def test_what_holds_an_answer_and_never_leaves_keeps_its_request_here() -> None:
+    near, far = PlaceFacts("near", Level.EDGE), PlaceFacts("far", Level.CLOUD)
+    free, body = (
+        Verdict(Residency.FREE, "default", "free"),
+        {"guided_choice": ["a"], "seed": 1, "min_tokens": 0},
+    )
+    assert held_in(body) == ["guided_choice"]
+    assert held_in({"prompt_logprobs": 0, "grammar": "", "bad_words": None}) == ["prompt_logprobs"]
+    held = Asked(held="guided_choice")
+    assert decide(free, held, [near, far], score=0.9).order == ("near",)
+    for asked, places in ((replace(held, placement=Placement.ONLY_CLOUD), [near, far]), (held, [far])):
+        with pytest.raises(NoPlaceAble, match="guided_choice") as found:
+            decide(free, asked, places)
+        assert found.value.status == 400
 
 
 def test_of_several_places_each_is_tried_in_its_order() -> None:

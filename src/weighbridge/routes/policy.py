@@ -340,7 +340,8 @@ def _refuse(asked: Asked, places: Sequence[PlaceFacts], bars: dict[str, Bar]) ->
     said = f"the edge cannot: {_words(edge, bars)}; the cloud may not: {of_cloud}"
     if edge and _never_fits(edge, bars):
         raise NeverFits(said)
-    if edge and all(bars[name].kind is BarKind.ABILITY for name in edge) and _is_lasting(cloud, bars):
+    unable = all(bars[name].kind is BarKind.ABILITY for name in edge)
+    if (edge or asked.held) and unable and _is_lasting(cloud, bars):
         raise NoPlaceAble(said)
     raise NoPlaceCan(said, retry_after=wait)
 
