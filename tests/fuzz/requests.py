@@ -130,7 +130,7 @@ def parse_ollama(data: bytes) -> None:
 def _check_pictures(messages: list[dict[str, Any]], written: dict[str, Any]) -> None:
     """A picture is of a kind that is known, unless its data URL says itself of which."""
     given = [*(written.get("messages") or ()), written]
-    own = {image for one in given for image in one.get("images") or () if image.startswith("data:")}
+    own = {str(image) for one in given for image in one.get("images") or () if str(image).startswith("data:")}
     for message in messages:
         for part in _parts(message["content"]):
             if part["type"] == "image_url" and (url := part["image_url"]["url"]) not in own:

@@ -498,6 +498,7 @@ def answers() -> list[bytes]:
         b"\x05HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=1\r\nabc\r\n2\r\nde\r\n0\r\nTrailer: t\r\n\r\n",
         b"\x10HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 Not Found\r\nConnection: close\r\n\r\nuntil the end",
         b"\x00HTTP/1.0 204 No Content\r\nConnection: keep-alive\r\n\r\n",
+        b"\x00HTTP/1.0 204 No Content\r\nConnection: keep-alive\r\nConnection: close\r\n\r\n",
         b"\x08HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
     ]
 

@@ -237,6 +237,8 @@ class _Connection(asyncio.Protocol):
         response = self._response
         if response is not None and not response.status:  # what follows a body is not passed on
             response.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+            if name.lower() == b"connection" and b"close" in value.lower():
+                self._kept = False  # whatever another line of it says
 
     def on_headers_complete(self) -> None:
         response, status = self._response, self._parser.get_status_code()
