@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import sys
 import pytest
 
 from weighbridge import __version__
+from weighbridge.cli import terminal
 from weighbridge.engine.settings import EngineSettings, pool_blocks
 from weighbridge.errors import BadInput
 from weighbridge.knobs import parse_bytes
@@ -86,3 +88,19 @@ def test_a_pool_too_small_for_a_block_is_refused_with_the_number() -> None:
     with pytest.raises(BadInput, match="32000 bytes"):
         pool_blocks(EngineSettings(kv_cache_memory=100), 1000, 1024)
     assert pool_blocks(EngineSettings(kv_cache_memory=64_000), 1000, 1024) == 2
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
+    caplog.set_level(logging.INFO, "weighbridge.cli")
+    with terminal.counting("Packing layers") as report:
+        for layer in range(1, 13):
+            now += 1.0
+            report(layer, 12)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Packing layers: 5 of 12",
+        "Packing layers: 10 of 12",
+    ]

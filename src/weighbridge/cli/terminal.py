@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -14,6 +16,10 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.text import Text
 
 errors = Console(stderr=True, highlight=False)
+log = logging.getLogger("weighbridge.cli")
+
+#: Seconds between lines about progress where there is no terminal.
+SECONDS_A_LINE = 5.0
 
 #: What a terminal obeys instead of showing: control characters but tab and line feed, and marks that turn the
 #: direction of the text behind them. Halves of a surrogate pair cannot be written at all.
@@ -53,11 +59,28 @@ def _number(code: int) -> str:
 
 @contextmanager
 def counting(label: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A bar over (done, total); yields the function that moves it."""
+    """A bar over (done, total), or without a terminal lines in the log; yields the function that moves it."""
+    if not quiet and not errors.is_terminal:
+        yield _counted_in_lines(label)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=errors, transient=True, disable=quiet or not errors.is_terminal) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _counted_in_lines(label: str) -> Callable[[int, int], None]:
+    """Say how far it is where that takes long: services read the log, and nobody sees a bar."""
+    said = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= SECONDS_A_LINE:
+            log.info("%s: %d of %d", label, done, total)
+            said = now
+
+    return tell
 
 
 class DownloadBar:
