@@ -12,6 +12,7 @@ from tests.server.style_cases import CASES, TOOLS
 from weighbridge.server.styles.answer import AnswerReading
 from weighbridge.server.styles.choice import REASONING_STYLES, TOOL_STYLES, Styles
 from weighbridge.server.styles.pieces import CallArguments, CallBegun, Piece, Thought
+from weighbridge.server.styles.tagged import GLM, QWEN_CODER
 
 _STYLES = sorted(TOOL_STYLES)
 _REASONING = (*REASONING_STYLES.values(), None)
@@ -98,8 +99,9 @@ def parse_styles(data: bytes) -> None:
     is_harmony = reading.styles.tools is TOOL_STYLES["harmony"] and not reading.forced
     if not calls and not thought and not is_harmony and not reading.forced and not reading.styles.reasoning:
         assert said == text, "something was lost, or doubled"
-    for _, arguments in calls:
-        _check_numbers(arguments)
+    if reading.styles.tools in (GLM, QWEN_CODER) and not reading.forced:
+        for _, arguments in calls:
+            _check_numbers(arguments)  # which are made here; elsewhere they are as the model wrote them
 
 
 def _check_numbers(arguments: str) -> None:
