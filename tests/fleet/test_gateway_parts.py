@@ -92,6 +92,10 @@ def test_usage_on_an_event_with_text_stays() -> None:
         b"cache_n",
         b"cachedContentTokenCount",
         b"cacheReadInputTokens",
+        b"cacheReadInputTokenCount",
+        b"cached_content_token_count",
+        b"cachedInputTokens",
+        b"cache_read",
     ],
 )
 def test_a_meter_shows_no_cached_tokens_where_they_may_be_anothers(name: bytes, space: bytes) -> None:
@@ -201,6 +205,37 @@ def test_retry_after_in_both_forms() -> None:
     assert retry_after({"retry-after": "nan"}, 0.0) is None
     assert retry_after({"retry-after": "later"}, 0.0) is None
     assert retry_after({}, 0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        ("1800000004", 4.0),  # a time of the epoch
+        ("2s", 2.0),
+        ("20ms", 0.02),
+        ("5, 7", 7.0),  # two lines of that name
+        ("Fri, 15 Jan 2027 08:00:04 GMT", 4.0),
+        ("Fri, 15 Jan 2027 09:00:04 +0100", 4.0),
+        ("Friday, 15-Jan-27 08:00:04 GMT", 4.0),
+        ("Fri Jan 15 08:00:04 2027", 4.0),
+        ("2027-01-15T08:00:04Z", 4.0),
+        ("Mon, 01 Jan 12026 00:00:00 GMT", None),
+        ("Fri, 15 Jan", None),
+    ],
+)
+def test_retry_after_in_what_other_forms_servers_send(given: str, seconds: float | None) -> None:
+    assert retry_after({"retry-after": given}, 1_800_000_000.0) == seconds
+
+
+def test_of_both_retry_headers_the_milliseconds_count_where_they_are_a_number() -> None:
+    assert retry_after({"retry-after": "2", "retry-after-ms": "1500"}, 0.0) == 1.5
+    assert retry_after({"retry-after": "5", "retry-after-ms": "soon"}, 0.0) == 5.0
+
+
+@given(st.text(max_size=40) | st.from_regex(r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{3,6} \d\d:\d\d:\d\d GMT"))
+def test_whatever_a_server_sends_as_a_rest_is_a_rest_or_none(text: str) -> None:
+    found = retry_after({"retry-after": text}, 1.8e9)
+    assert found is None or 0.0 <= found <= 3600.0
 
 
 def test_backoff_is_short() -> None:

@@ -23,9 +23,8 @@ _DATA, _GAP, _BETWEEN, _END = b"data: ", b"\n\n", b"\n\ndata: ", b"\n\ndata: [DO
 #: How servers say what of a prompt was in their cache. Inside a JSON text the quotes have backslashes, so that none of
 #: these is ever a part of an answer's text.
 _CACHED = re.compile(
-    rb'("(?:cached_tokens|tokens_cached|prompt_cache_(?:hit|miss)_tokens|cache_(?:read|creation)_input_tokens'
-    rb"|cache_n|prompt_n|cache_write_tokens|cache_creation_tokens|ephemeral_[a-z0-9]+_input_tokens"
-    rb'|cachedContentTokenCount|cache(?:Read|Write)InputTokens)"\s*:\s*)"?[0-9][0-9.eE+-]*"?'
+    rb'(?i)("(?:[a-z_]{0,32}cache[a-z_]{0,32}tokens?(?:_?count)?|tokens_?cached|cache_?(?:read|creation|write)|cache_n|prompt_n'
+    rb'|ephemeral_[a-z0-9]{1,9}_input_tokens)"\s*:\s*)(?:"[^"\\]{1,24}"|[0-9][0-9.eE+-]*)'
 )
 
 
@@ -269,7 +268,7 @@ class Meter:
 
     def shown(self, data: bytes) -> bytes:
         """A part of an answer as its client may see it."""
-        if not self.hide_cached or not (b"cache" in data or b'"prompt_n' in data):
+        if not self.hide_cached or not (b"ache" in data or b'"prompt_n' in data):
             return data
         return _CACHED.sub(rb"\g<1>0", data)
 

@@ -16,43 +16,53 @@ from weighbridge.cost.usage import Usage
 #: No request has more tokens; a server that says so is not believed.
 MOST_TOKENS = 1 << 32
 
-#: Where servers say more about the prompt, and about the completion, than one number.
-_PROMPT = ("prompt_tokens_details", "input_tokens_details")
-_OUTPUT = ("completion_tokens_details", "output_tokens_details")
+#: Names are compared without case and underscores: relays pass on OpenAI's, Anthropic's, Gemini's and Bedrock's in the
+#: spelling of their own language. First where servers say more about the prompt, and about the completion.
+_PROMPT = ("prompttokensdetails", "inputtokensdetails", "prompttokendetails", "inputtokendetails")
+_OUTPUT = ("completiontokensdetails", "outputtokensdetails", "completiontokendetails", "outputtokendetails")
+#: These two are what a cache had and got, counted apart from the prompt where it is not called `prompt_tokens`.
+_READ_APART = ("cachereadinputtokens", "cachereadinputtokenscount", "cachereadinputtokencount")
+_WRITTEN_APART = (
+    "cachecreationinputtokens",
+    "cachewriteinputtokens",
+    "cachewriteinputtokenscount",
+    "cachewriteinputtokencount",
+    "cachecreation",  # by how long it is kept
+)
 _CACHED = (
-    "cached_tokens",
-    "prompt_cache_hit_tokens",
-    "cache_read_input_tokens",
-    "tokens_cached",
-    "cachedContentTokenCount",
-    "cacheReadInputTokens",
+    "cachedtokens",
+    "promptcachehittokens",
+    "tokenscached",
+    "cachedcontenttokencount",
+    "cachedprompttokens",
+    "cachedinputtokens",
+    "cachereadtokens",
+    "cacheread",
+    *_READ_APART,
 )
-_WRITTEN = (
-    "cache_creation_input_tokens",
-    "cache_write_tokens",
-    "cache_creation_tokens",
-    "cacheWriteInputTokens",
-)
-_THOUGHT = ("reasoning_tokens", "thoughtsTokenCount")
-#: Beside `input_tokens`, or where they do not fit into the prompt, these are counted apart from it.
-_APART = (
-    "cache_read_input_tokens",
-    "cache_creation_input_tokens",
-    "cacheReadInputTokens",
-    "cacheWriteInputTokens",
-)
-#: The three counts: OpenAI's names, Anthropic's, and those of relays that pass on Gemini's and Bedrock's as they are.
-_INPUT = ("prompt_tokens", "input_tokens", "promptTokens", "promptTokenCount", "inputTokens")
+_WRITTEN = ("cachewritetokens", "cachecreationtokens", "cachewrite", *_WRITTEN_APART)
+#: Gemini's thoughts are never a part of its candidates.
+_THOUGHTS = "thoughtstokencount"
+_THOUGHT = ("reasoningtokens", "thinkingtokens", "reasoning", _THOUGHTS)
+#: The three counts.
+_INPUT = ("prompttokens", "inputtokens", "prompttokencount", "inputtokencount", "promptevalcount")
 _COMPLETION = (
-    "completion_tokens",
-    "output_tokens",
-    "completionTokens",
-    "candidatesTokenCount",
-    "outputTokens",
+    "completiontokens",
+    "outputtokens",
+    "candidatestokencount",
+    "outputtokencount",
+    "generatedtokens",
+    "evalcount",
 )
-_TOTAL = ("total_tokens", "totalTokens", "totalTokenCount")
+_TOTAL = ("totaltokens", "totaltokencount")
+#: What tools of a server's own put before the model, which is billed as prompt.
+_OF_TOOLS = "tooluseprompttokencount"
+#: Where the counts themselves stand one level further in: what is billed before what was there.
+_WITHIN = ("billedunits", "tokens", "usage", "usagemetadata")
 #: A count that is written as a text; some relays put all numbers into quotes.
-_WRITTEN_OUT = re.compile(r"\s*([0-9]{1,12})(?:\.[0-9]{0,12})?\s*")
+_WRITTEN_OUT = re.compile(
+    r"\s*([0-9]{1,12}|[0-9]{1,3}(?:,[0-9]{3}){1,3})(?:\.[0-9]{0,12})?(?:[eE]\+?0{0,2}([0-9]))?\s*"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +76,15 @@ class _Told:
     written: int
     reasoning: int
     apart: bool  # what a cache has is no part of `prompt`
+    on_top: bool  # thinking is no part of `output`
 
     @property
     def in_cache(self) -> int:
         return self.cached + self.written
+
+    @property
+    def is_nothing(self) -> bool:
+        return self.prompt is None and self.output is None and self.total is None
 
 
 def read_usage(value: Any, counted: int | None = None) -> Usage | None:
@@ -79,7 +94,7 @@ def read_usage(value: Any, counted: int | None = None) -> Usage | None:
     """
     if not isinstance(value, dict):
         return None
-    told = _told(value)
+    told = _anywhere(_plain(value))
     prompt, output = _completed(told, counted)
     if prompt is None and output is None:
         return None
@@ -92,23 +107,40 @@ def read_usage(value: Any, counted: int | None = None) -> Usage | None:
     return Usage(prompt, output, cached, written, reasoning)
 
 
+def _plain(value: Mapping[Any, Any]) -> dict[str, Any]:
+    """By names without case and underscores; of two spellings the one that says something."""
+    plain: dict[str, Any] = {}
+    for name, one in value.items():
+        key = str(name).replace("_", "").lower()
+        if not plain.get(key):
+            plain[key] = one
+    return plain
+
+
+def _anywhere(value: Mapping[str, Any]) -> _Told:
+    """What is told here, or, where nothing is, one level further in."""
+    told = _told(value)
+    if told.is_nothing:
+        within = (_told(_plain(inner)) for name in _WITHIN if isinstance(inner := value.get(name), dict))
+        return next((one for one in within if not one.is_nothing), told)
+    return told
+
+
 def _told(value: Mapping[str, Any]) -> _Told:
-    prompt = _first(value, *_INPUT)
-    if prompt is None and "prompt_cache_miss_tokens" in value:
-        hit, miss = _first(value, "prompt_cache_hit_tokens"), _first(value, "prompt_cache_miss_tokens")
+    prompt, output, total = _first(value, _INPUT), _first(value, _COMPLETION), _first(value, _TOTAL)
+    if prompt is None and "promptcachemisstokens" in value:
+        hit, miss = _first(value, ("promptcachehittokens",)), _first(value, ("promptcachemisstokens",))
         prompt = None if miss is None else miss + (hit or 0)
+    if output is None and prompt is not None and _THOUGHTS in value:
+        output = 0  # it thought, and did not answer
+    if prompt is not None and (of_tools := _first(value, (_OF_TOOLS,))):
+        prompt += of_tools
     cached = _most(value, _PROMPT, _CACHED)
     written = _most(value, _PROMPT, _WRITTEN)
-    is_apart = "prompt_tokens" not in value or cached + written > (prompt or 0)
-    return _Told(
-        prompt,
-        _first(value, *_COMPLETION),
-        _first(value, *_TOTAL),
-        cached,
-        written,
-        _most(value, _OUTPUT, _THOUGHT),
-        is_apart and any(name in value for name in _APART),
-    )
+    is_apart = not _first(value, ("prompttokens",)) or cached + written > (prompt or 0)
+    is_apart = is_apart and any(name in value for name in (*_READ_APART, *_WRITTEN_APART))
+    is_on_top = bool(_first(value, (_THOUGHTS,)))
+    return _Told(prompt, output, total, cached, written, _most(value, _OUTPUT, _THOUGHT), is_apart, is_on_top)
 
 
 def _completed(told: _Told, counted: int | None) -> tuple[int | None, int | None]:
@@ -128,15 +160,21 @@ def _is_on_top(told: _Told, prompt: int, output: int) -> bool:
     if not told.reasoning:
         return False
     if told.total is None:
-        return told.reasoning > output
+        return told.on_top or told.reasoning > output
     return told.total >= prompt + output + told.reasoning
 
 
 def _whole_prompt(told: _Told, prompt: int, output: int) -> int:
     """The prompt, with what a cache has of it where that is counted apart."""
-    if not told.in_cache or _is_on_top(told, prompt, output):
+    if not told.in_cache:
         return prompt
-    is_apart = told.apart or told.total == prompt + output + told.in_cache
+    generated = output + (told.reasoning if _is_on_top(told, prompt, output) else 0)
+    if told.total == prompt + generated:
+        is_apart = (
+            told.apart and told.in_cache > prompt
+        )  # the sum has no room for it, but it cannot be inside
+    else:
+        is_apart = told.apart or told.total == prompt + generated + told.in_cache
     return prompt + told.in_cache if is_apart else prompt
 
 
@@ -149,28 +187,33 @@ def _whole_output(told: _Told, prompt: int, output: int) -> int:
     return max(output, told.total - prompt)
 
 
-def _first(value: Mapping[str, Any], *names: str) -> int | None:
-    """The first of these that is a count."""
+def _first(value: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    """The first of these that is a count, and not 0 where another one says more."""
+    found = None
     for name in names:
-        if name in value and (found := tokens(value[name])) is not None:
-            return found
-    return None
+        if name in value and (count := tokens(value[name])) is not None:
+            if count:
+                return count
+            found = count
+    return found
 
 
 def _most(value: Mapping[str, Any], details: tuple[str, ...], names: tuple[str, ...]) -> int:
     """The largest count of one of these names, beside the others and in the details; 0 without one."""
-    most = 0
-    for place in (value, *[inner for name in details if isinstance(inner := value.get(name), dict)]):
-        for name in names:
-            if name in place and (found := tokens(place[name])) is not None and found > most:
-                most = found
-    return most
+    inner = [_plain(one) for name in details if isinstance(one := value.get(name), dict)]
+    return max((_sum(place[name]) for place in (value, *inner) for name in names if name in place), default=0)
+
+
+def _sum(value: Any) -> int:
+    """A count, or all counts that it is split into."""
+    parts = value.values() if isinstance(value, dict) else (value,)
+    return sum(tokens(part) or 0 for part in parts)
 
 
 def tokens(value: Any) -> int | None:
     """A count of tokens from outside: whole, not negative, not absurd, in quotes or not; None for anything else."""
     if isinstance(value, str) and (match := _WRITTEN_OUT.fullmatch(value)):
-        value = int(match[1])
+        value = float(value.replace(",", "")) if match[2] else int(match[1].replace(",", ""))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return int(value) if 0 <= value <= MOST_TOKENS else None  # NaN is in no range

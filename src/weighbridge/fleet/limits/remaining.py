@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.utils
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ _HEADERS = (
     ("requests", "ratelimit-remaining", "ratelimit-reset"),
 )
 _REMAINING = frozenset(remaining for _, remaining, _ in _HEADERS)
-_PARTS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_PARTS = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d)")
 #: Characters of a time; what is longer is none, and looking for its parts would take the square of it.
 LONGEST_WORD = 64
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -54,39 +55,47 @@ def used_up(headers: Mapping[str, str], wall_now: float) -> UsedUp | None:
         left = headers.get(remaining)
         if left is None or not _is_nothing(left):
             continue
-        rest = seconds_of(headers.get(reset, ""), wall_now)
+        rest = seconds_of(headers.get(reset, ""), wall_now) or 0.0
         if rest > 0.0 and (longest is None or rest > longest.rest_s):
             longest = UsedUp(kind, rest)
     return longest
 
 
-def seconds_of(reset: str, wall_now: float) -> float:
-    """Seconds until a reset: `1s`, `6m0s`, `20ms`, plain seconds, a time of the epoch or of RFC 3339. 0 for none."""
-    text = reset.strip()
+def seconds_of(text: str, wall_now: float) -> float | None:
+    """Seconds until a time that an answer's header names: `1s`, `6m0s`, `20ms`, plain seconds, a time of the epoch, of
+    HTTP or of RFC 3339. At most an hour, at least 0; None where it names none."""
+    text = text.strip()
     if len(text) > LONGEST_WORD:
-        return 0.0
-    parts = _PARTS.findall(text)
-    if parts and "".join(number + unit for number, unit in parts) == text:
+        return None
+    parts = _PARTS.findall(text.lower())
+    if parts and "".join(number + unit for number, unit in parts) == text.replace(" ", "").lower():
         return _bounded(sum(float(number) * _SECONDS[unit] for number, unit in parts))
     try:
         number = float(text)
     except ValueError:
-        return _bounded(_epoch_of(text) - wall_now)
+        at = _epoch_of(text)
+        return None if at is None else _bounded(at - wall_now)
     if number >= _EPOCH_MS:
         return _bounded(number / 1e3 - wall_now)
     return _bounded(number - wall_now if number >= _EPOCH_S else number)
 
 
-def _epoch_of(text: str) -> float:
+def _epoch_of(text: str) -> float | None:
+    """Seconds of the epoch of a date."""
     try:
         at = datetime.fromisoformat(text)
-        return at.timestamp() if at.tzinfo is not None else 0.0
+        return at.timestamp() if at.tzinfo is not None else None
     except (ValueError, OverflowError, OSError):
-        return 0.0
+        pass
+    try:
+        parsed = email.utils.parsedate_tz(text)
+        return None if parsed is None else float(email.utils.mktime_tz(parsed))
+    except (ValueError, OverflowError, IndexError, TypeError):  # a year 12026, a 99th day
+        return None
 
 
-def _bounded(seconds: float) -> float:
-    return min(max(seconds, 0.0), LONGEST_REST) if seconds == seconds else 0.0
+def _bounded(seconds: float) -> float | None:
+    return min(max(seconds, 0.0), LONGEST_REST) if seconds == seconds else None
 
 
 def _is_nothing(text: str) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import email.utils
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from weighbridge.fleet.limits.remaining import seconds_of
 
 #: Answers that another replica, or the same one later, may do better. A 500 may be the request's own fault,
 #: so it gets one more chance and no further ones.
@@ -57,27 +58,24 @@ def may_retry(status: int, attempt: int, has_deadline: bool) -> bool:
     return status in BROKEN_BEHIND or (status == 500 and attempt == 1)
 
 
-#: Characters of a date that are read.
-LONGEST_DATE = 128
+#: Characters that are read of what may be several times.
+LONGEST = 128
 
 
 def retry_after(headers: Mapping[str, str], wall_now: float) -> float | None:
-    """Seconds that an answer asks to wait: a number, or an HTTP date against the epoch seconds `wall_now`."""
-    given = headers.get("retry-after", "").strip()
-    exact = headers.get("retry-after-ms", "").strip()  # OpenAI's and Azure's, beside the other one
-    if not given and not exact:
-        return None
+    """Seconds that an answer asks to wait: a number, or a date against the epoch seconds `wall_now`.
+
+    Of several the longest; OpenAI's and Azure's milliseconds before the whole seconds beside them.
+    """
     try:
-        seconds = float(exact) / 1e3 if exact else float(given)
+        return seconds_of(str(float(headers.get("retry-after-ms", "")) / 1e3), wall_now)
     except ValueError:
-        try:
-            parsed = email.utils.parsedate_tz(given[:LONGEST_DATE])
-            if parsed is None:
-                return None
-            seconds = email.utils.mktime_tz(parsed) - wall_now
-        except (ValueError, OverflowError, IndexError):  # a day that no calendar has
-            return None
-    return min(max(seconds, 0.0), 3600.0) if seconds == seconds else None
+        pass
+    given = headers.get("retry-after", "")[:LONGEST]
+    if (whole := seconds_of(given, wall_now)) is not None:
+        return whole
+    parts = [seconds_of(part, wall_now) for part in given.split(",")]  # of two lines of that name
+    return max((part for part in parts if part is not None), default=None)
 
 
 def backoff(attempt: int, jitter: float) -> float:
