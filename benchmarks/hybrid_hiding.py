@@ -2,6 +2,7 @@
 
     python benchmarks/hybrid_hiding.py encodings   each way of writing a value: share that is replaced, stays, or leaves
     python benchmarks/hybrid_hiding.py negatives   lines of code, logs and ids: share that is touched, and by what
+    python benchmarks/hybrid_hiding.py negatives --unseen    lines that somebody wrote who had not read the patterns
     python benchmarks/hybrid_hiding.py negatives --file LINES   the same over a file of one's own; --ner with the model
 
 Values and lines are made by `benchmarks/evidence/encodings.py` and `negatives.py`, from seeds.
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.evidence.encodings import DENIED, ENCODINGS, is_left, values
 from benchmarks.evidence.negatives import lines
+from benchmarks.evidence.unseen_negatives import unseen_lines
 
 from weighbridge.routes.privacy.guard import Guard
 from weighbridge.routes.privacy.hits import Detector
@@ -62,12 +64,11 @@ def show_encodings(rounds: int) -> None:
         print(f"| {name} | {kept:.3f} | {replaced:.2f} | {stays:.2f} | {', '.join(leaving)} |")
 
 
-def show_negatives(count: int, file: Path | None, with_ner: bool) -> None:
+def show_negatives(read: list[str], with_ner: bool) -> None:
     detectors: list[Detector] = [PatternDetector()]
     if with_ner:
         detectors.append(NerDetector())
     guard = Guard(detectors)
-    read = file.read_text(encoding="utf-8").splitlines() if file else list(lines(count, seed=1))
     touched, kinds = 0, Counter[str]()
     for line in read:
         found = guard.scan(line)
@@ -86,12 +87,18 @@ def main() -> None:
     parser.add_argument("what", choices=("encodings", "negatives"))
     parser.add_argument("--count", type=int, default=0, help="values of each type (20), or lines (4000)")
     parser.add_argument("--file", type=Path, help="lines to use instead of those that are made")
+    parser.add_argument(
+        "--unseen", action="store_true", help="lines by somebody who had not read the patterns"
+    )
     parser.add_argument("--ner", action="store_true", help="with the NER model, where it is installed")
     options = parser.parse_args()
     if options.what == "encodings":
         show_encodings(options.count or 20)
     else:
-        show_negatives(options.count or 4000, options.file, options.ner)
+        count = options.count or 4000
+        made = unseen_lines(seed=1, draws=-(-count // 400)) if options.unseen else lines(count, seed=1)
+        read = options.file.read_text(encoding="utf-8").splitlines() if options.file else list(made)[:count]
+        show_negatives(read, options.ner)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ import random
 import pytest
 from benchmarks.evidence.encodings import DENIED, ENCODINGS, is_left, values
 from benchmarks.evidence.negatives import lines
+from benchmarks.evidence.unseen_negatives import unseen_lines
 
 from tests.routes.privacy.bodies import redact
 from weighbridge.routes.privacy import checksums
 from weighbridge.routes.privacy.guard import Guard
+from weighbridge.routes.privacy.ner import NerDetector
 from weighbridge.routes.privacy.patterns import PatternDetector
 
 #: A sentence with a telephone number in each of many languages, and the number.
@@ -28,6 +30,8 @@ PHONES = [
     ("ఫోన్ 98765 43210", "98765 43210"), ("தொலைபேசி 98765 43210", "98765 43210"), ("फोन नंबर 9876543210", "9876543210"), ("ਫ਼ੋਨ 98765 43210", "98765 43210"),
     ("โทร 081-234-5678", "081-234-5678"), ("telefon 601 234 567", "601 234 567"), ("telefoon 06-12345678", "06-12345678"), ("lambar waya 0803 123 4567", "0803 123 4567"),
     ("call me at 212-555-0123", "212-555-0123"), ("my number is 07700 900123", "07700 900123"), ("+44 7700 900123", "+44 7700 900123"), ("ring 0049 151 12345678", "0049 151 12345678"), ("phone\t212\t555\t0123", "212\t555\t0123"), ("abeg my phone na 08031234567", "08031234567"),
+    ("номер 8-912-345-67-89", "8-912-345-67-89"), ("mon numéro est le 0612345678", "0612345678"), ("call 1-800-555-0199", "1-800-555-0199"), ("мой номер 89123456789", "89123456789"), ("meine Nummer 0151 23456789", "0151 23456789"),
+    ("Tel Aviv office, tel. 03-1234567", "03-1234567"), ("my mobile is 612 345 678", "612 345 678"), ("phone Anna: 12 345 678", "12 345 678"), ("fax number 12 345 678", "12 345 678"), ("mobile (work) 6799 4454", "6799 4454"),
 ]  # fmt: skip
 
 #: The same for numbers that states give.
@@ -49,6 +53,10 @@ NONE = [
     "logo@2x.png", "getty@tty1.service", "git clone git@github.com:org/repo.git", "token = tokens[12]", "password = get_password(user1)", "uses Bearer authentication",
     "sk-learn-contrib-extras", "Test Suite 12 passed", "(2019) 123-4567", "01.02.2024 10:00", "2024-01-02 03:04:05", "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
     "550e8400-e29b-41d4-a716-446655440000", "took 12 345 ms", "12 345 678 rows", "订单 20240112345 已发货", "Bestellung 123-45678", "x = [100, 200, 300, 4000]",
+    "tel aviv 12 345 678", "Tel Aviv 88 742 126", "mobile nodes 6799 4454 157", "fax volume 142 695 319 pages", "phones sold: 84 569 122", "cell count 1200 345 678", "mobile traffic 12 345 678 bytes", "phone-home check 2911 8076",
+    "mobile users 12 345 678", "dial timeout 12 345 678", "telephone exchange 12 345 678", "hotline tickets 12 345 678", "See section 1.5.1.9 of the manual", "Kapitel 3.2.1.4", "§ 3.2.1.4", "раздел 2.1.3.4",
+    "barcode 3104567444648", "epoch ms 5313841399779", "snowflake 216948810659403140", "build 5053-4953-2844 passed", "exp 716-571-5250 lr 1e-1", "duplicate of 818-514-2894", "build_id=202611-4567", "job 202611-4567 done",
+    "v202608-1209", "номер сборки 202608-1209", "构建 202608-1209", "fee::dac", "bad::cafe::deed(1)", "use crate::fade::{a}", "de::ad::be::ef", "add::c0de()",
     "; [*0658.0020.0005] # A SIGN", "Boston, MA 02110-1301 USA", "icons-64x64@2.tar",
 ]  # fmt: skip
 
@@ -69,6 +77,25 @@ def test_telephone_numbers_are_found_in_the_most_spoken_languages(text: str, val
 @pytest.mark.parametrize(("text", "value"), [each for each in IDS if each[1]])
 def test_numbers_of_states_are_found_in_the_most_spoken_languages(text: str, value: str) -> None:
     assert value in [one for kind, one in found(text) if kind in ("NATIONAL_ID", "SSN")]
+
+
+def test_of_lines_by_somebody_who_had_not_read_the_patterns_few_are_touched() -> None:
+    """2,070 lines with numbers drawn anew: at most 1 % (asked: 3)."""
+    guard = Guard([PatternDetector()])
+    read = list(unseen_lines(seed=9, draws=5))
+    touched = sum(1 for line in read if guard.scan(line))
+    guard.close()
+    assert len(read) >= 2000
+    assert touched <= 0.01 * len(read)
+
+
+@pytest.mark.proof
+def test_of_those_few_are_touched_with_the_model_of_names() -> None:
+    guard = Guard([PatternDetector(), NerDetector()])
+    read = list(unseen_lines(seed=9, draws=5))
+    touched = sum(1 for line in read if guard.scan(line))
+    guard.close()
+    assert touched <= 0.03 * len(read)
 
 
 @pytest.mark.parametrize("text", NONE)

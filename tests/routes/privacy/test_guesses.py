@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from weighbridge.routes.privacy.guesses import believed
-from weighbridge.routes.privacy.hits import Hit
+from weighbridge.routes.privacy.hits import DOUBTED, SURE, Hit
 
 
-def kinds(text: str, *guesses: tuple[str, str]) -> list[str]:
+def kinds(text: str, *guesses: tuple[str, str], rank: int = SURE) -> list[str]:
     """The values that are believed of guesses, given as value and type."""
-    hits = [Hit(text.index(value), text.index(value) + len(value), type, "test") for value, type in guesses]
+    hits = [
+        Hit(text.index(value), text.index(value) + len(value), type, "test", rank) for value, type in guesses
+    ]
     return [text[hit.start : hit.end] for hit in believed(text, hits)]
 
 
@@ -50,10 +52,31 @@ def test_what_can_be_read_there_is_believed(text: str, value: str, type: str) ->
         ("48039 + 143703 = 9056849", "143703", "PHONE"),
         ("function call took 8726 1315 ms", "8726 1315", "PHONE"),
         ("git clone git@github.com:a/b.git", "clone git@github.com", "EMAIL"),
+        ("the address bus is 52 bits wide", "52 bits wide", "ADDRESS"),
+        ("connection was refused by it, retry 17", "retry 17", "ADDRESS"),
+        ("pin 9538 of the connector carries 2.4 V", "2.4 V", "ADDRESS"),
+        ("use at most 764 words for it", "most 764 words", "ADDRESS"),
+        ("Der Anruf der Funktion dauert 399 ms", "dauert 399", "ADDRESS"),
+        ("Seite 643 von 192, Zeile 52", "Zeile 52", "ADDRESS"),
+        ("AKIA is the prefix of all those keys", "AKIA", "PERSON"),
+        ("there were 25 903 618 rows before and after that", "25 903 618", "PHONE"),
+        ("the mobile nodes are 76 529 867 in all", "76 529 867", "PHONE"),
     ],
 )
 def test_what_is_said_by_nothing_beside_it_is_not(text: str, value: str, type: str) -> None:
     assert kinds(text, (value, type)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("my sister maria lives there too", "maria"), ("the bogo address is incomplete", "bogo")],
+)
+def test_a_name_in_small_letters_wants_a_model_that_is_sure(text: str, value: str) -> None:
+    assert kinds(text, (value, "PERSON")) == [value]
+    assert kinds(text, (value, "PERSON"), rank=DOUBTED) == []
+    assert kinds(text.replace(value, value.title()), (value.title(), "PERSON"), rank=DOUBTED) == [
+        value.title()
+    ]
 
 
 def test_numbers_in_an_address_belong_to_it() -> None:

@@ -12,6 +12,10 @@ TYPES = frozenset(_TYPES.split())
 DEFAULT_TYPES = TYPES - {"LOCATION", "URL"}
 
 
+#: Ranks of guesses: of one that a model is sure of, and of one that it is not.
+SURE, DOUBTED = 3, 2
+
+
 @dataclass(frozen=True, slots=True)
 class Hit:
     """`text[start:end]` is of `type`. `rank`: which of two that overlap wins; checksums outrank guesses."""

@@ -16,10 +16,14 @@ import numpy as np
 
 from weighbridge.errors import BadInput
 from weighbridge.routes.privacy.guesses import believed
-from weighbridge.routes.privacy.hits import Hit, Tick
+from weighbridge.routes.privacy.hits import DOUBTED, SURE, Hit, Tick
 
 #: The model reads 512 tokens; it finds most in shorter windows. Characters per window, and their overlap.
 WINDOW, OVERLAP = 480, 96
+#: The probability from which on a guess stands where nothing but the model speaks for it.
+CERTAIN = 0.85
+#: Letters of a word from which on it may be rare.
+RARE_LETTERS = 7
 
 _TYPES = {
     "GIVEN_NAME": "PERSON", "SURNAME": "PERSON", "EMAIL": "EMAIL", "PHONE": "PHONE", "TAX_ID": "NATIONAL_ID",
@@ -75,7 +79,13 @@ class NerDetector:
         for start in range(0, max(len(text) - OVERLAP, 1), WINDOW - OVERLAP):
             tick()
             hits += self._window(text, start, min(start + WINDOW, len(text)))
-        return believed(text, words(text, hits))
+        return believed(text, words(text, hits), self._is_rare)
+
+    def _is_rare(self, word: str) -> bool:
+        """Whether the model has no word of its own for it, nor two halves."""
+        return (
+            len(word) >= RARE_LETTERS and len(self._tokenizer.encode(word, add_special_tokens=False).ids) > 2
+        )
 
     def _window(self, text: str, start: int, end: int) -> list[Hit]:
         """Hits of one window; one that makes too many tokens is halved."""
@@ -94,7 +104,8 @@ class NerDetector:
         for index, (low, high) in enumerate(encoding.offsets):
             kind = self._kinds[int(odds[index].argmax())]
             if high > low and kind is not None and 1.0 - outside[index] >= self._threshold:
-                hits.append(Hit(start + low, start + high, kind, self.name, 3))
+                rank = SURE if 1.0 - outside[index] >= CERTAIN else DOUBTED
+                hits.append(Hit(start + low, start + high, kind, self.name, rank))
         return hits
 
 
@@ -109,7 +120,7 @@ def words(text: str, hits: list[Hit]) -> list[Hit]:
             end += 1
         last = joined[-1] if joined else None
         if last and last.type == hit.type and _joins(text[last.end : start], hit.type):
-            joined[-1] = Hit(last.start, max(end, last.end), hit.type, hit.detector, hit.rank)
+            joined[-1] = Hit(last.start, max(end, last.end), hit.type, hit.detector, max(last.rank, hit.rank))
         else:
             joined.append(Hit(start, end, hit.type, hit.detector, hit.rank))
     return joined

@@ -32,11 +32,15 @@ LONG_PHRASE = 8
 _CARD_WORDS = Words(
     "cards?|credit|debit|visa|mastercard|amex|maestro|karte|tarjeta|carte|cartão|карт*|卡号|银行卡|信用卡|カード"
 )
-#: Words that a number of four parts is a version after, as in `version 1.2.3.4`.
-_VERSION = RightBefore(
-    "versions?|ver|v|releases?|build|firmware|driver|sdk|tag|patch|update|(?:upgrad|updat|chang|bump)ed (?:to|from)",
-    r"[a-z0-9_]/|[=~<>^]=? ?[\"']?|[a-z0-9_]-|[0-9] (?:to|->|=>) v?",
+#: Words that a number of four parts is a version after, as in `version 1.2.3.4`, or a place in a document.
+_NO_ADDRESS = RightBefore(
+    "versions?|ver|v|releases?|build|firmware|driver|sdk|tag|patch|update|(?:upgrad|updat|chang|bump)ed (?:to|from)"
+    "|sections?|sec|chapters?|clauses?|paragraphs?|articles?|figures?|fig|tables?|appendix|annex|steps?|items?|rules?|parts?"
+    "|requirements?|req|oid|abschnitt|kapitel|absatz|ziffer|chapitre|seccion|capitulo|sezione|paragrafo|раздел|глава|пункт",
+    r"[a-z0-9_]/|[=~<>^]=? ?[\"']?|[a-z0-9_]-|[0-9] (?:to|->|=>) v?|[§第] ?",
 )
+#: Words that a long number which may pass for a card is another thing after.
+_NUMBERED = RightBefore("barcodes?|ean|gtin|upc|snowflake|epoch|timestamp|nonce|builds?|offset|seed")
 #: What has suites and units and is nobody's home.
 _HOME = Context(
     barred=RightBefore("tests?|benchmarks?|cipher"), after=RightBehind("tests?|passed|failed|of|cases?")
@@ -92,15 +96,13 @@ def _card(text: str) -> bool:
     sizes = [len(group) for group in groups]
     is_written_so = len(groups) == 1 or sizes[0] == 4 or set(sizes) == {1} or sizes == [6, 13]
     digits = "".join(filter(str.isdigit, text))
-    is_short = len(digits) == 12 and digits[:2] not in (
-        "50",
-        "56",
-        "57",
-        "58",
-        "63",
-        "67",
-    )  # none but Maestro's
-    return is_written_so and not is_short and check.card(text)
+    if len(digits) == 12 and digits[:2] not in ("50", "56", "57", "58", "63", "67"):
+        return False  # none but Maestro's
+    if len(digits) == 13 and digits[0] != "4":
+        return False  # none but Visa's, and they are old
+    if len(digits) in (17, 18) and digits[0] != "6" and digits[:2] not in ("50", "56", "57", "58"):
+        return False
+    return is_written_so and check.card(text)
 
 
 def _has_both(text: str) -> bool:
@@ -157,6 +159,7 @@ PATTERNS: tuple[Pattern, ...] = (
         r"\d(?:[ -]?\d){11,18}",
         _card,
         Edges(before=W + r".\-", after=W + r"\-", unless_digit="."),
+        context=Context(barred=_NUMBERED),
         rank=9,
     ),
     shape(
@@ -179,7 +182,7 @@ PATTERNS: tuple[Pattern, ...] = (
         r"(?:\d{1,3}\.){3}\d{1,3}",
         _ip,
         Edges(before=W + ".", unless_digit="."),
-        context=Context(barred=_VERSION),
+        context=Context(barred=_NO_ADDRESS),
         rank=8,
     ).needing(".", digits=4),
     shape(

@@ -13,7 +13,7 @@ ID_WORDS = Words(
     r"""
     national (?:id|identity|identification)(?: card)?(?: number| no)?|identity card|id card|id-card|citizen id|nric
     social security(?: number| no)?|social insurance(?: number| no)?|tax id|taxpayer id|itin|nin|nid|cnic|nicop|ssnit
-    dni|nif|cédula|rut|curp|rfc|cpf|documento de identidad|identidad|identidade
+    dni|nif|cédula|rut|curp|rfc|cpf|documento de identidad|identidad|identidade|rg
     carte d'identité|numéro de sécurité sociale|sécurité sociale|sécu|nir|numéro national
     personalausweis*|ausweis*|steuer*|sozialversicherung*|rentenversicherung*|idnr|svnr
     codice fiscale|carta d'identità|паспорт*|снилс|инн|удостоверение личности|рнокпп|посвідчення
@@ -37,7 +37,7 @@ PASSPORT_WORDS = Words(
 )
 LICENCE_WORDS = Words(
     r"""
-    driver'?s? licen[cs]e|driving licen[cs]e|licen[cs]e number|führerschein*|permis de conduire
+    driver'?s? licen[cs]e|driving licen[cs]e|licen[cs]e number|führerschein*|permis(?: de conduire)?
     licencia de conducir|carnet de conducir|carteira de motorista|cnh|водительск*
     sürücü belgesi|rijbewijs|prawo jazdy
     驾驶证|驾照|駕照|運転免許|운전면허

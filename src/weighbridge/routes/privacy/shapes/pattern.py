@@ -18,7 +18,14 @@ import re2
 
 from weighbridge.routes.privacy.hits import Hit, Tick
 from weighbridge.routes.privacy.reading import no_tick
-from weighbridge.routes.privacy.shapes.words import CONTEXT, Context, Expression, Words, is_unspaced
+from weighbridge.routes.privacy.shapes.words import (
+    CONTEXT,
+    Compounds,
+    Context,
+    Expression,
+    Words,
+    is_unspaced,
+)
 
 #: For use in classes: letters and numbers of scripts with spaces, and `_`; letters alone.
 W = r"\w\x80\x81"
@@ -83,11 +90,18 @@ class Scene:
             found = self._words[words] = words.places(self.text)
         return found
 
-    def has_before(self, words: Words, start: int) -> bool:
-        """Whether one of them stands shortly before a place."""
+    def has_before(self, words: Words, start: int, unless: Compounds | None = None) -> bool:
+        """Whether one of them stands shortly before a place. `unless`: what makes one another thing."""
         places = self.words(words)
         last = bisect_right(places, (start, start)) - 1
-        return last >= 0 and places[last][1] >= start - CONTEXT
+        if unless is None:
+            return last >= 0 and places[last][1] >= start - CONTEXT
+        while last >= 0 and places[last][1] >= start - CONTEXT:
+            end, begin = places[last]
+            if not unless(self.text[begin:end], self.text[end:start], self.text[start]):
+                return True
+            last -= 1
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +138,13 @@ class Pattern:
     def hits(self, scene: Scene) -> Iterator[Hit]:
         """The values in a text."""
         given = self.context.given if self.context is not None else None
+        unless = self.context.unless if self.context is not None else None
         text, position = scene.text, 0
         while match := self.expression.search(scene.data, position):
             scene.tick()
             start, end = match.span(self.group)
             position = max(end - 1, match.span(1)[0] + 1)  # what stands behind may stand before the next
-            if given is not None and not scene.has_before(given, start):
+            if given is not None and not scene.has_before(given, start, unless):
                 continue
             if self.valid is not None and not self.valid(text[start:end]):
                 continue

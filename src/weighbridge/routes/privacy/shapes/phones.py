@@ -6,7 +6,7 @@ import re
 
 from weighbridge.routes.privacy.checksums import digits_of
 from weighbridge.routes.privacy.shapes.pattern import Edges, Pattern, W, shape
-from weighbridge.routes.privacy.shapes.words import Context, RightBefore, RightBehind, Words
+from weighbridge.routes.privacy.shapes.words import Compounds, Context, RightBefore, RightBehind, Words
 
 #: Words that say "telephone", each row a language.
 PHONE_WORDS = Words(
@@ -14,6 +14,9 @@ PHONE_WORDS = Words(
     phones?|telephones?|tel|mobile|cell|cellphone|fax|whatsapp|sms|text me|dial|hotline|landline|handphone
     call (?:me|us|him|her|them|at|on)|contact (?:number|me|us|him|her|them|at|on)|reach (?:me|us|him|her|them|at)
     phone number|(?:my|his|her|our|your|their) number
+    (?:mon|son|notre|votre|leur) numéro|(?:meine|seine|ihre|unsere)[rm]? nummer|(?:mi|su|nuestro) número
+    (?:meu|seu|nosso) número|(?:mio|suo|nostro) numero|(?:мой|его|её|наш|мне) номер|mój numer|numaram|nomor saya
+    我的号码|我的號碼|私の番号|제 번호
     téléphone|tél|portable|numéro de téléphone|joignable|appelez|appeler|fixe
     teléfonos?|tlf|tfno|móvil|celular|cel|llám*|llama|fono
     telefone|telemóvel|fone|celular|zap|ligue|ligar
@@ -38,23 +41,42 @@ PHONE_WORDS = Words(
 #: Words that say that a row of digits is another thing, where they stand right before it.
 _OTHER_THINGS = RightBefore(
     r"""
-    orders?|invoices?|tickets?|cases?|issues?|bugs?|pull|pr|run|run_id|runs|build|builds|release|releases|version
+    orders?|invoices?|tickets?|duplicate|duplicates|cases?|issues?|bugs?|pull|pr|run|run_id|runs|build|builds|release|releases|version
     versions|ver|v|rev|revision|commit|job|jobs|task|batch|part|parts|sku|serial|model|article|item|product|lot
     tracking|shipment|parcel|isbn|issn|doi|pmid|arxiv|rfc|section|chapter|pages?|pp|lines?|rows?|columns?|steps?|epochs?
     seed|port|ports|pid|tid|uid|gid|offset|size|length|count|total|sum|bytes?|tokens?|took|duration|elapsed|latency
     timestamp|time|date|year|range|between|from|levels?|score|price|cost|amount|balance|population|id|uuid|hash|checksum
     trace|span|request|req|session|account|customer|reference|ref|transaction|txn|shape|dims?|size|resolution
+    experiments?|exp|callbacks?|counts?|readings?|sequence|index|keys?|entry|entries|records?|devices?|channels?
+    sensors?|samples?|upc|ean|gtin|barcodes?|doi|volume|sheet|firmware|patch|quota|budget|limits?|remaining
     bestellung|auftrag|rechnung|vorgang|artikel|commande|facture|pedido|factura|fatura|ordine|заказ|счет|договор
     """
 )
-_UNITS = RightBehind(
+UNITS = RightBehind(
     r"""
     ms|s|sec|secs|seconds?|min|minutes?|hours?|h|us|ns|µs|kb|mb|gb|tb|kib|mib|gib|bytes?|bits?|tokens?|steps?|rows?
+    points?|counts?|pages?|words?|stars?|forks?|miles?|entries|records|cycles|samples?|events?|queries|hits|errors?|nodes?
+    calls?|beds|people|persons|copies|downloads|views|visits|visitors|inhabitants|residents|operations|iterations|parameters
+    messages|packets|objects|keys|values|lines|columns|cells|blocks|chars|characters|elements|checks|tests|commits|jobs
     px|pixels?|items?|files?|lines?|users?|requests?|times|km|m|cm|mm|kg|g|usd|eur|dollars?|euros?|percent|hz|mhz|ghz
     """
 )
-_SPOKEN = Context(PHONE_WORDS, _OTHER_THINGS, _UNITS)
-ALONE = Context(None, _OTHER_THINGS, _UNITS)
+#: What English makes compounds of, and what stands between a word for a telephone and its number.
+COMPOUNDS = Compounds(
+    "phone phones telephone telephones mobile cell cellphone fax whatsapp sms dial hotline landline",
+    "a the my your our his her their its me us him them you i we he she they is are was be at on in by via to for "
+    "of from no nr num number numbers or and please call calling called text reach reached contact new old other "
+    "main work office home house private personal business direct line ext extension available open now also only "
+    "still under after before until between weekdays today tonight tomorrow anytime day night here there back "
+    "message messages customer service support desk helpline emergency toll free local international registered "
+    "given listed has have had changed will can say says said that which it s m re perso personnel prive es est "
+    "ist e o il la le el die der das nummer numero personale ufficio casa oficina bureau mobile phone cell "
+    "telephone tel fax whatsapp sms signal telegram viber landline mother mum mom father dad wife husband sister "
+    "brother son daughter friend boss doctor lawyer manager assistant as follows with using if dial",
+    others="tel aviv|mobile alabama|phone home",
+)
+_SPOKEN = Context(PHONE_WORDS, _OTHER_THINGS, UNITS, COMPOUNDS)
+ALONE = Context(None, _OTHER_THINGS, UNITS)
 
 _DATE = re.compile(
     r"(?:19|20)\d\d([-./ ])(?:0?[1-9]|1[0-2])\1(?:0?[1-9]|[12]\d|3[01])(?!\d)"
@@ -107,7 +129,7 @@ PHONES: tuple[Pattern, ...] = (
     shape("PHONE", r"\+[1-9]\d{0,2}(?:\s{1,3}\d{2,8}){1,4}", is_phone, Edges(before=W + "+"), rank=7),
     shape(
         "PHONE",
-        rf"(?:00?\d{{1,2}}[ .-])?(?:\(\d{{3}}\)[ .-]?|[2-9]\d\d[ .-])\d{{3}}[.-]\d{{4}}{_EXTENSION}",
+        rf"(?:(?:00?\d{{1,2}}|1)[ .-])?(?:\(\d{{3}}\)[ .-]?|[2-9]\d\d[ .-])\d{{3}}[.-]\d{{4}}{_EXTENSION}",
         is_phone,
         Edges(before=W + r".\-/", after=W + r"\-/"),
         context=ALONE,
@@ -119,6 +141,14 @@ PHONES: tuple[Pattern, ...] = (
         _in_brackets,
         Edges(before=W + "."),
         context=ALONE,
+        rank=6,
+    ),
+    shape(
+        "PHONE",
+        r"8[ -]9\d\d[ -]\d{3}[ -]\d\d[ -]\d\d",
+        is_phone,
+        Edges(before=W + r".\-/", after=W + r"\-/"),
+        ALONE,
         rank=6,
     ),
     shape("PHONE", r"[78] ?\(\d{3,4}\) ?\d{2,3}[ -]\d\d[ -]\d\d", is_phone, Edges(before=W + "."), rank=6),

@@ -105,13 +105,47 @@ class RightBehind:
         return self._expression.search(fold(text)) is not None
 
 
+class Compounds:
+    """Words that mean another thing with a common noun behind them: `fax volume`, `mobile nodes`, `phones sold`.
+
+    `heads`: those words. `fillers`: what may stand between one of them and its value. Names and other scripts may, too.
+    """
+
+    def __init__(self, heads: str, fillers: str, others: str = "") -> None:
+        """`others`: pairs that mean another thing however they are written."""
+        self._heads = frozenset(heads.split())
+        self._fillers = frozenset(fillers.split())
+        self._others = tuple(tuple(pair.split(" ", 1)) for pair in others.split("|") if pair)
+
+    def __call__(self, word: str, between: str, first: str) -> bool:
+        """Whether `word` is said of something else, by what stands between it and a value, and by how that begins:
+        no figure begins with 0."""
+        word = word.lower()
+        if first == "0":
+            return False
+        if any(word == head and _WORDS.findall(between.lower())[:1] == [tail] for head, tail in self._others):
+            return True
+        if word not in self._heads or _PLAIN.fullmatch(between) is None:
+            return False
+        return any(one not in self._fillers for one in _WORDS.findall(between))
+
+
+#: Nothing but words in small letters, with spaces, hyphens and a colon at most.
+_PLAIN = re.compile(r"s?(?:[ :-]*[a-z]+)+[ :-]*")
+_WORDS = re.compile(r"[^\W\d_]+")
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What stands beside a value: a word of `given` before it, and none of `barred` right before or `after` it."""
+    """What stands beside a value: a word of `given` before it, and none of `barred` right before or `after` it.
+
+    `unless`: what makes a word of `given` another thing.
+    """
 
     given: Words | None = None
     barred: RightBefore | None = None
     after: RightBehind | None = None
+    unless: Compounds | None = None
 
     def allows(self, text: str, start: int, end: int) -> bool:
         """Whether nothing beside a value says that it is another thing."""
