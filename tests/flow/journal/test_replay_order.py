@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
+import time
+import uuid
 from collections.abc import Awaitable, Callable, Coroutine
+from datetime import UTC, datetime
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -405,6 +410,62 @@ def test_clocks_random_numbers_and_queues_are_recorded(tmp_path: Path) -> None:
     assert run_virtual(journaled()) == [0.25, "x"]
     assert shop.bought == ["0.25 x"]
     assert queue.qsize() == 1
+
+
+LIVES = iter(range(10**6))
+ORDERS = [list(order) for order in permutations("abcdef")]
+#: What a body may look at beside its steps; each differs from life to life.
+OUTSIDE: dict[str, Callable[[], Any]] = {
+    "uuid4": lambda: uuid.uuid4().hex,
+    "the clock": time.time_ns,
+    "a date": lambda: datetime.now(UTC).isoformat(),
+    "a random number": random.SystemRandom().random,
+    "a secret": lambda: secrets.token_hex(8),
+    "the order of a set": lambda: ORDERS[next(LIVES) % len(ORDERS)],
+    "the process": lambda: next(LIVES),
+}
+
+
+@pytest.mark.parametrize("looks_at", OUTSIDE)
+@pytest.mark.parametrize("where", ["purchase", "quote", "task", "caught"])
+def test_what_is_not_recorded_stops_a_resumed_run_before_it_buys_again(
+    tmp_path: Path, looks_at: str, where: str
+) -> None:
+    observe, bought, crashes = OUTSIDE[looks_at], [], True
+
+    @step(effect="read", name="quote")
+    async def quote(of: Any) -> str:
+        return f"quote of {of}"
+
+    @step(name="buy")
+    async def buy(what: Any) -> str:
+        bought.append(what)
+        return "bought"
+
+    @flow(journal=tmp_path / "j.sqlite", run_id="r1")
+    async def body() -> str:
+        if where == "quote":
+            got = await buy(await quote(observe()))
+        elif where == "task":
+            got = await asyncio.create_task(_value(buy(observe())))
+        else:
+            try:
+                got = await buy(observe())
+            except Exception:
+                if where != "caught":
+                    raise
+                got = await buy("something else")
+        if crashes:
+            raise Crash
+        return got
+
+    with pytest.raises(Crash):
+        run_virtual(body())
+    crashes = False
+    for _ in range(2):
+        with pytest.raises(Diverged):
+            run_virtual(body())
+    assert len(bought) == 1
 
 
 def test_outside_a_flow_recorded_is_what_it_is_given() -> None:

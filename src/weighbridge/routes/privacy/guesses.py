@@ -31,12 +31,14 @@ _SSN = Words("ssn")
 _ALL_IDS = (_SSN, ID_WORDS, PASSPORT_WORDS, LICENCE_WORDS, _BANK_WORDS)
 _WORD = re.compile(r"[\"'(\[\xbf\xa1>]*[^\W\d_]+(?:['\u2019-][^\W\d_]+)*[.,;:!?)\]\"'\u2026]*")
 _LETTERS = re.compile(r"[^\W\d_]{2,}")
+#: Names with a second capital.
+_OF_CLANS = re.compile(r"(?:Mc|Mac|De|Di|La|Le|Van)[A-Z][a-z]+$")
 #: Characters that a telephone number is written with.
 _RUN = re.compile(r"[+(]?\d[\d ().x/-]*\d")
 _CODE = frozenset("{}[]=\\;#$@*_%`")
 #: Words for a street, and how names of streets end, where both are written in small letters.
 _NAMING = (
-    "street st road rd avenue ave av lane ln drive dr court ct square sq boulevard blvd highway hwy terrace "
+    "rúa street st road rd avenue ave av lane ln drive dr court ct square sq boulevard blvd highway hwy terrace "
     "crescent alley apt apartment suite flat floor rue chemin impasse quai allée strasse straße str gasse "
     "platz weg allee ufer damm calle avenida plaza paseo camino carrera via viale piazza corso vicolo rua "
     "travessa praça largo ulica ul aleja plac utca út útja tér gata gatan vägen vej gade straat laan plein "
@@ -47,6 +49,12 @@ _STREET_ENDS = re.compile(
     r".{3}(?:stra(?:ss|ß)e|str|gasse|platz|weg|allee|brücke|vej|gade|gata|gatan|vägen|vei|veien|straat|laan|plein|gracht"
     r"|kade|katu|kuja|utca|utja|sokak|cadde)$"
 )
+#: What says that a place follows.
+_LIVES = re.compile(
+    r"(?i)\b(?:located|lives?|lived|living|resid(?:es?|ed|ing)|address(?:es)? (?:is|are)|moved to) (?:at |in )?$"
+)
+#: Whoever speaks in a dialogue.
+_SPEAKS = re.compile(r'\s?:\s?["“«]')
 #: Signs of streets and house numbers in Chinese, Japanese and Korean.
 _STREET_SIGNS = re.compile(r"[路街巷弄号號区區市县縣镇村町丁番]|[로길동구]\s?\d")
 #: Figures in threes, as no telephone is written that begins with one or two of them, or has points between.
@@ -89,16 +97,31 @@ def believed(text: str, hits: Iterable[Hit], is_rare: IsRare = is_long) -> list[
     kept = [hit for place in _places(ordered) if _is_place(text, place, is_rare) for hit in place]
     spans = [(hit.start, hit.end) for hit in kept]
     for hit in ordered:
+        in_place = any(hit.start - end <= APART and start - hit.end <= APART for start, end in spans)
         if hit.type == "PERSON":
-            is_believed = _is_person(text, hit)
+            is_capitals = text[hit.start : hit.end].isupper()
+            is_believed = in_place if is_capitals else _is_person(text, hit)
         elif hit.type in _NUMBERS:
-            in_place = any(hit.start - end <= APART and start - hit.end <= APART for start, end in spans)
             is_believed = in_place or _is_number(scene, hit)
         else:
             is_believed = hit.type == "URL"  # addresses of mail have a shape, which patterns know
         if is_believed:
             kept.append(hit)
+    kept += _named_again(text, ordered, kept)
     return sorted(kept, key=lambda hit: (hit.start, hit.end))
+
+
+def _named_again(text: str, hits: Iterable[Hit], kept: Sequence[Hit]) -> list[Hit]:
+    """Places that are called as somebody is in the same text: surnames are names of places, too."""
+    people = {
+        word for hit in kept if hit.type == "PERSON" for word in _LETTERS.findall(text[hit.start : hit.end])
+    }
+    names = {word for word in people if len(word) > 3 and word[0].isupper()}
+    return [
+        Hit(hit.start, hit.end, "PERSON", hit.detector, hit.rank)
+        for hit in hits
+        if hit.type == "LOCATION" and text[hit.start : hit.end] in names
+    ]
 
 
 def _places(hits: Sequence[Hit]) -> list[list[Hit]]:
@@ -127,6 +150,8 @@ def _is_place(text: str, pieces: Sequence[Hit], is_rare: IsRare) -> bool:
     if _FRACTION.search(text[max(0, start - 1) : end + 2]) or UNITS(text[end : end + 12]):
         return False
     if _LETTERS.search(value):
+        if _LIVES.search(text[max(0, start - BESIDE) : start]):
+            return True
         if all(piece.type == "LOCATION" for piece in pieces):
             return any(word.lower() not in _TECHNICAL for word in _LETTERS.findall(value))
         return _is_street(value, is_rare)
@@ -137,8 +162,9 @@ def _is_street(value: str, is_rare: IsRare) -> bool:
     """Whether a place in small letters names a street, or is called as no ordinary thing is: `duty 33` is none."""
     if any(map(is_unspaced, value)):
         return _STREET_SIGNS.search(value) is not None
-    words = [word.lower() for word in _LETTERS.findall(value) if word.lower() not in _TECHNICAL]
-    if len(words) > 1 and not _STREETS.isdisjoint(words):
+    read = [word.lower() for word in _LETTERS.findall(value)]
+    words = [word for word in read if word not in _TECHNICAL]
+    if len(words) > 1 and not _STREETS.isdisjoint(read):
         return True
     return any(is_rare(word) or _STREET_ENDS.search(word) for word in words)
 
@@ -147,8 +173,9 @@ def _is_person(text: str, hit: Hit) -> bool:
     value = text[hit.start : hit.end]
     if _has_name(value) and not _is_code(text, hit.start, hit.end):
         return True
-    is_sure = hit.rank > DOUBTED and not value.isupper()
-    return is_sure and _LETTERS.search(value) is not None and _is_prose(text, hit.start, hit.end)
+    if _SPEAKS.match(text, hit.end) and text[: hit.start].rstrip(" ")[-1:] in ("", "\n"):
+        return True
+    return hit.rank > DOUBTED and _LETTERS.search(value) is not None and _is_prose(text, hit.start, hit.end)
 
 
 def _is_number(scene: Scene, hit: Hit) -> bool:
@@ -167,7 +194,7 @@ def _is_telephone(scene: Scene, hit: Hit) -> bool:
             is_named = scene.has_before(PHONE_WORDS, start, COMPOUNDS) or scene.has_before(_SSN, start)
             is_named = is_named or any(end <= begin <= end + 3 for _, begin in scene.words(PHONE_WORDS))
             is_written_so = hit.type == "PHONE" or len(re.findall(r"\d[ /-]+(?=\d)", run[0])) > 1
-            is_written_so = is_written_so and _FIGURE.fullmatch(run[0]) is None
+            is_written_so = is_written_so and (text[:start].endswith(" at ") or not _FIGURE.fullmatch(run[0]))
             is_said = is_named or (is_written_so and _is_prose(text, start, end))
             return is_said and is_phone(run[0]) and ALONE.allows(text, start, end)
     return False
@@ -176,7 +203,10 @@ def _is_telephone(scene: Scene, hit: Hit) -> bool:
 def _has_name(text: str) -> bool:
     """Whether a word is written as names are, and is none of machines."""
     words = _LETTERS.findall(text)
-    return any(word[0].isupper() and word[1:].islower() and word.lower() not in _TECHNICAL for word in words)
+    return any(
+        word[0].isupper() and (word[1:].islower() or _OF_CLANS.match(word)) and word.lower() not in _TECHNICAL
+        for word in words
+    )
 
 
 def _is_prose(text: str, start: int, end: int) -> bool:

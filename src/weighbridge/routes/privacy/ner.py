@@ -21,7 +21,7 @@ from weighbridge.routes.privacy.hits import DOUBTED, SURE, Hit, Tick
 #: The model reads 512 tokens; it finds most in shorter windows. Characters per window, and their overlap.
 WINDOW, OVERLAP = 480, 96
 #: The probability from which on a guess stands where nothing but the model speaks for it.
-CERTAIN = 0.85
+CERTAIN = 0.45
 #: Letters of a word from which on it may be rare.
 RARE_LETTERS = 7
 
