@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weighbridge.fleet.limits.remaining import retry_after
 from weighbridge.fleet.load.dialects import DIALECTS, dialect, read_report
 from weighbridge.fleet.meter import Meter
 from weighbridge.fleet.reliability.breaker import BreakerSettings, BreakerState, CircuitBreaker
 from weighbridge.fleet.reliability.hedge import Hedger, HedgeSettings, SlidingQuantile
-from weighbridge.fleet.reliability.retry import EarnedBudget, backoff, may_retry, retry_after
+from weighbridge.fleet.reliability.retry import EarnedBudget, backoff, may_retry
 from weighbridge.fleet.replicas.process import share_cores
 from weighbridge.wire.sse import LARGEST_EVENT, EventFramer, EventTooLong
 

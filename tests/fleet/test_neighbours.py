@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from tests.fleet.backends import Backend, all_served, fleet
 from weighbridge.cli.fleet import plain_lines
-from weighbridge.fleet.limits.remaining import LONGEST_REST, seconds_of, used_up
-from weighbridge.fleet.reliability.retry import retry_after
+from weighbridge.fleet.limits.remaining import LONGEST_REST, retry_after, seconds_of, used_up
 from weighbridge.wire import answer as writing
 
 CHAT = [{"role": "user", "content": "What does it weigh?"}]

@@ -11,9 +11,9 @@ from weighbridge.errors import WeighbridgeError
 from weighbridge.fleet.abilities.refusal import ReplicaRefusal, error_of, read_refusal
 from weighbridge.fleet.api import Answer
 from weighbridge.fleet.dispatch import Lease
-from weighbridge.fleet.limits.remaining import seconds_of, used_up
+from weighbridge.fleet.limits.remaining import retry_after, seconds_of, used_up
 from weighbridge.fleet.member import Member
-from weighbridge.fleet.reliability.retry import KEY_REFUSED, OVERLOADED, may_retry, retry_after
+from weighbridge.fleet.reliability.retry import KEY_REFUSED, OVERLOADED, may_retry
 from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError, has_content
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.errors import error_fields

@@ -17,8 +17,8 @@ from weighbridge.cost.usage import Usage
 from weighbridge.errors import BadInput, DeadlineMissed, NeverFits, RateLimited, Refused, WeighbridgeError
 from weighbridge.fleet.attempt import OpenedAttempt
 from weighbridge.fleet.journey import FleetJourney
+from weighbridge.fleet.limits.remaining import retry_after
 from weighbridge.fleet.meter import GENERATED, Meter
-from weighbridge.fleet.reliability.retry import retry_after
 from weighbridge.routes.answer import sound
 from weighbridge.routes.budget import FREE_OF_CHARGE, Cashier, Reservation
 from weighbridge.routes.errors import DoesNotFit, LimitReached, PlaceFailed, TooLate

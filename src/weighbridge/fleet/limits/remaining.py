@@ -80,6 +80,26 @@ def seconds_of(text: str, wall_now: float) -> float | None:
     return _bounded(number - wall_now if number >= _EPOCH_S else number)
 
 
+#: Characters that are read of what may be several times.
+LONGEST = 128
+
+
+def retry_after(headers: Mapping[str, str], wall_now: float) -> float | None:
+    """Seconds that an answer asks to wait: a number, or a date against the epoch seconds `wall_now`.
+
+    Of several the longest; OpenAI's and Azure's milliseconds before the whole seconds beside them.
+    """
+    try:
+        return seconds_of(str(float(headers.get("retry-after-ms", "")) / 1e3), wall_now)
+    except ValueError:
+        pass
+    given = headers.get("retry-after", "")[:LONGEST]
+    if (whole := seconds_of(given, wall_now)) is not None:
+        return whole
+    parts = [seconds_of(part, wall_now) for part in given.split(",")]  # of two lines of that name
+    return max((part for part in parts if part is not None), default=None)
+
+
 def _epoch_of(text: str) -> float | None:
     """Seconds of the epoch of a date."""
     try:

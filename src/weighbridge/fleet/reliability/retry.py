@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-
-from weighbridge.fleet.limits.remaining import seconds_of
 
 #: Answers that another replica, or the same one later, may do better. A 500 may be the request's own fault,
 #: so it gets one more chance and no further ones.
@@ -56,26 +53,6 @@ def may_retry(status: int, attempt: int, has_deadline: bool) -> bool:
     if status == 504:
         return not has_deadline  # a replica's own "the deadline has passed" holds everywhere
     return status in BROKEN_BEHIND or (status == 500 and attempt == 1)
-
-
-#: Characters that are read of what may be several times.
-LONGEST = 128
-
-
-def retry_after(headers: Mapping[str, str], wall_now: float) -> float | None:
-    """Seconds that an answer asks to wait: a number, or a date against the epoch seconds `wall_now`.
-
-    Of several the longest; OpenAI's and Azure's milliseconds before the whole seconds beside them.
-    """
-    try:
-        return seconds_of(str(float(headers.get("retry-after-ms", "")) / 1e3), wall_now)
-    except ValueError:
-        pass
-    given = headers.get("retry-after", "")[:LONGEST]
-    if (whole := seconds_of(given, wall_now)) is not None:
-        return whole
-    parts = [seconds_of(part, wall_now) for part in given.split(",")]  # of two lines of that name
-    return max((part for part in parts if part is not None), default=None)
 
 
 def backoff(attempt: int, jitter: float) -> float:
