@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -13,7 +12,7 @@ from weighbridge.ticket import Ticket
 
 
 def explained(path: Path, ticket: Ticket) -> str:
-    path.write_text(json.dumps(asdict(ticket)) + "\n")
+    path.write_text(json.dumps(ticket.as_dict()) + "\n")
     done = CliRunner().invoke(app, ["route", "explain", ticket.id, "--tickets", str(path)])
     assert done.exit_code == 0, done.output
     return done.output

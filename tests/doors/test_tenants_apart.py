@@ -133,7 +133,7 @@ def test_a_tenants_key_shows_nothing_of_others(name: str, doors: Doors) -> None:
     told = json.loads(page("/v1/load"))
     assert {"queued_requests", "running_requests"} <= told.keys()
     assert all(
-        isinstance(value, int | bool) or name in ("step_cost", "abilities")
+        isinstance(value, int | bool) or name in ("step_cost", "abilities", "kv_dtype")
         for name, value in told.items()
         if value
     ), told

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -211,7 +211,7 @@ def test_up_to_64_replicas_every_decision_is_as_if_all_were_looked_at(size: int)
             now = 0.01 * number
             request = arrival(f"q{number}", rng.randrange(100, 3000), chain=chain("s", f"{rng.randrange(9)}"))
             lease = desk.place(request, now)
-            taken.append(lease and lease.choice)
+            taken.append(lease and replace(lease.choice, why=lease.choice.reason))
             leases += [] if lease is None else [lease]
             if rng.random() < 0.5 and leases:
                 one = leases.pop(rng.randrange(len(leases)))

@@ -13,6 +13,7 @@ from weighbridge.models.compute.decoder import Decoder
 from weighbridge.models.compute.kernels.api import BatchLayout, States
 from weighbridge.models.files.checkpoint import Checkpoint, open_checkpoint
 from weighbridge.models.files.quantized import StoredBlocks, quantize
+from weighbridge.models.files.tensors import StoredTensor
 from weighbridge.models.loader import Quantize, load_decoder
 
 transformers = pytest.importorskip("transformers", reason="the oracle is transformers")
@@ -126,6 +127,9 @@ class Rounded:
 
     def blocks(self, name: str) -> StoredBlocks | None:
         return None
+
+    def stored(self, name: str) -> StoredTensor | None:
+        return self._checkpoint.stored(name)
 
     def fingerprint(self) -> str:
         return self._checkpoint.fingerprint()
