@@ -70,7 +70,9 @@ def test_page_and_packing(tmp_path: Path) -> None:
     assert plan("qwen3-8b", "--device", "h100", "--html", str(page)).returncode == 0
     assert page.read_text().startswith("<!doctype html>")
     done = plan("qwen3-8b", "llama-3.2-3b", "--device", "h100", "--max-model-len", "8192", "--json")
-    assert [one["model"] for one in json.loads(done.stdout)] == ["qwen3-8b", "llama-3.2-3b"]
+    told = json.loads(done.stdout)
+    assert [one["model"] for one in told] == ["qwen3-8b", "llama-3.2-3b"]
+    assert [one["command"].rpartition("--port ")[2] for one in told] == ["8000", "8001"], "a port for each"
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,7 @@ def _pack(
     if device is None:
         raise BadInput("several models need --device, and --count when the box has more than one")
     placed = pack(models, deployment, device, count or 1)
-    commands = [engine_command(item.plan) for item in placed]
+    commands = [engine_command(item.plan, index) for index, item in enumerate(placed)]
     if output.json:
         print_json([placed_json(item, command) for item, command in zip(placed, commands, strict=True)])
     else:

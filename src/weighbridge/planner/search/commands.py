@@ -8,26 +8,25 @@ from weighbridge.cost.step import StepCost
 from weighbridge.planner.memory.memory import MemoryPlan
 from weighbridge.planner.memory.own import whole_mebibytes
 
+#: Where the first engine of a machine listens.
 _PORT = 8000
 
 
-def engine_command(plan: MemoryPlan) -> str:
-    """Return one shell command in the engine's own flags; the user turns the model's name into a path or hub id."""
+def engine_command(plan: MemoryPlan, index: int = 0) -> str:
+    """Return one shell command in the engine's own flags; the user turns the model's name into a path or hub id.
+
+    `index`: which of several engines of one machine it is, since each needs a port of its own.
+    """
     match plan.rules.engine:
         case "vllm":
-            return _join(["vllm", "serve", plan.model.name, *_vllm(plan)])
+            words = ["vllm", "serve", plan.model.name, *_vllm(plan)]
         case "sglang":
-            return _join(
-                ["python", "-m", "sglang.launch_server", "--model-path", plan.model.name, *_sglang(plan)]
-            )
+            words = ["python", "-m", "sglang.launch_server", "--model-path", plan.model.name, *_sglang(plan)]
         case "llama.cpp":
-            return _join(["llama-server", "-m", _gguf(plan), *_llama_cpp(plan)])
-    model = plan.model.path or plan.model.name
-    return _join(["weighbridge", "serve", model, *_weighbridge(plan)])
-
-
-def _join(words: list[str]) -> str:
-    return shlex.join(words)
+            words = ["llama-server", "-m", _gguf(plan), *_llama_cpp(plan)]
+        case _:
+            words = ["weighbridge", "serve", plan.model.path or plan.model.name, *_weighbridge(plan)]
+    return shlex.join([*words, "--port", str(_PORT + index)])
 
 
 def _vllm(plan: MemoryPlan) -> list[str]:
@@ -61,7 +60,7 @@ def _vllm(plan: MemoryPlan) -> list[str]:
             "--max-loras",
             str(max(d.max_loras, 1)),
         ]
-    return [*flags, "--port", str(_PORT)]
+    return flags
 
 
 def _sglang(plan: MemoryPlan) -> list[str]:
@@ -75,7 +74,7 @@ def _sglang(plan: MemoryPlan) -> list[str]:
         flags += ["--kv-cache-dtype", "fp8_e4m3" if d.kv_dtype == "fp8" else d.kv_dtype]
     if d.weights == "fp8" and not plan.model.architecture.quantization:
         flags += ["--quantization", "fp8"]
-    return [*flags, "--port", str(_PORT)]
+    return flags
 
 
 def _gguf(plan: MemoryPlan) -> str:
@@ -98,7 +97,7 @@ def _llama_cpp(plan: MemoryPlan) -> list[str]:
         flags.append("--kv-unified")
     if d.swa_full:
         flags.append("--swa-full")
-    return [*flags, "--port", str(_PORT)]
+    return flags
 
 
 def _weighbridge(plan: MemoryPlan) -> list[str]:
@@ -115,7 +114,7 @@ def _weighbridge(plan: MemoryPlan) -> list[str]:
             flags += [name, str(value)]
     if plan.kv is not None:
         flags += ["--kv-cache-memory", whole_mebibytes(plan.kv.pool_bytes)]
-    return [*flags, "--port", str(_PORT)]
+    return flags
 
 
 def fleet_yaml(plan: MemoryPlan, cost: StepCost, replicas: int, usd_per_hour: float) -> str:
