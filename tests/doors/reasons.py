@@ -10,7 +10,7 @@ REASONS = {
     ),
     "behind all": "A speculative request has a class of its own in the engine's ticket, not yet in a gateway's.",
     "a ticket each": "An engine writes a ticket for each prompt of a completion; a gateway, one for all of them.",
-    "says more": "Where there are routes, health, load and the models tell of them too.",
+    "says more": "Where there are routes, health, load and the models tell of them too; a server alone of its model.",
     "short words": (
         "A key on the command line may have no tenant or limits and never expires; a file says all of each key."
     ),

@@ -154,9 +154,9 @@ BUGS = dict(
         ),
         _bug(
             "messages",
-            "an answer that has begun",
+            "calls that wait for their results",
             "wire.protocols.messages:_messages",
-            "if last is not None and last.role == 'assistant': ...",
+            "if last is not None and last.role == 'assistant' and messages[-1].get('tool_calls'): ...",
         ),
         _bug(
             "ollama",
