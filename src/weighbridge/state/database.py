@@ -66,6 +66,19 @@ def said(name: str, where: object) -> Iterator[None]:
         raise StateError(sentence(error, name, where)) from error
 
 
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """All of what is done within or nothing of it, alone among those who write to the file. Raises sqlite3.Error."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+
+
 def open_database(
     path: Path | None, schema: DatabaseSchema, *, wait_s: float, durable: bool
 ) -> sqlite3.Connection:
@@ -155,8 +168,7 @@ def check_version(connection: sqlite3.Connection, schema: DatabaseSchema, where:
 
 def migrate(connection: sqlite3.Connection, schema: DatabaseSchema, where: str) -> None:
     """Bring a file to this version, whole or not at all, also while other processes look. Raises sqlite3.Error."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(connection):
         found = version_of(connection, schema, where)  # another process may have been first
         if found < 0:
             for statement in schema.first.split(";"):
@@ -165,11 +177,6 @@ def migrate(connection: sqlite3.Connection, schema: DatabaseSchema, where: str) 
             schema.upgrade(connection, max(found, 0), where)
             connection.execute(f"PRAGMA application_id={schema.application_id}")
             connection.execute(f"PRAGMA user_version={schema.version}")
-        connection.execute("COMMIT")
-    except BaseException:
-        with suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-        raise
 
 
 def damage(connection: sqlite3.Connection) -> str:

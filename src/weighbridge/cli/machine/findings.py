@@ -222,12 +222,17 @@ def _step_costs() -> MachineFact:
     return MachineFact("step costs", f"{count} measured on this machine")
 
 
-def _port(host: str, port: int) -> MachineFact:
+def check_port(host: str, port: int) -> None:
+    """Raises OSError where no server could listen."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+
+
+def _port(host: str, port: int) -> MachineFact:
     try:
-        with socket.socket(family) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, port))
+        check_port(host, port)
     except OSError as error:
         advice = "`weighbridge serve --port 0` takes a free one"
         return MachineFact("port", f"{host}:{port}: {said(error)}", Soundness.LESS, advice)

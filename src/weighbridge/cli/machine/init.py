@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ import yaml
 from rich.console import Console
 
 from weighbridge.cli.fleet import checked_url
-from weighbridge.cli.machine.findings import graphics_cards
+from weighbridge.cli.machine.findings import check_port, graphics_cards
 from weighbridge.cli.terminal import outside, visible
 from weighbridge.errors import BadInput, WeighbridgeError, said
 from weighbridge.fleet.load.dialects import dialect
@@ -160,10 +159,8 @@ def _own_model() -> str:
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError:
-            return False
+    try:
+        check_port("127.0.0.1", port)
+    except OSError:
+        return False
     return True

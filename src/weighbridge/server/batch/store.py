@@ -28,7 +28,7 @@ from weighbridge.server.batch.records import (
     FileRecord,
     Problem,
 )
-from weighbridge.state.database import DatabaseSchema, open_database, said
+from weighbridge.state.database import DatabaseSchema, open_database, said, transaction
 from weighbridge.state.schema import unchanged
 
 #: Bytes in which contents are kept and read.
@@ -376,15 +376,8 @@ class BatchStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, said(BATCHES.name, self._where):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    self._db.execute("ROLLBACK")
-                raise
+        with self._lock, said(BATCHES.name, self._where), transaction(self._db) as db:
+            yield db
 
     def _erase(self) -> None:
         """Write the log into the file and empty it, for it has the pages as they were."""

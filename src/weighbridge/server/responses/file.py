@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from weighbridge.server.responses.record import KeptResponse
-from weighbridge.state.database import DatabaseSchema, open_database, said
+from weighbridge.state.database import DatabaseSchema, open_database, said, transaction
 from weighbridge.state.schema import unchanged
 
 #: What the file is called under WEIGHBRIDGE_HOME, unless it is told otherwise.
@@ -136,15 +136,8 @@ class ResponseFile:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, said(RESPONSES.name, self._path):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    self._db.execute("ROLLBACK")
-                raise
+        with self._lock, said(RESPONSES.name, self._path), transaction(self._db) as db:
+            yield db
 
     def _make_room(self, db: sqlite3.Connection, tenant: str, size: int) -> None:
         while _sum(db, "WHERE tenant = ?", tenant) + size > self._tenant_bytes:

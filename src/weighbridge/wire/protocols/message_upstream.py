@@ -184,6 +184,13 @@ def _block(part: Mapping[str, Any], place: str) -> dict[str, Any] | None:
 # -- answers ---------------------------------------------------------------------------------------------
 
 
+#: What reading a message meets in one that is none.
+NOT_A_MESSAGE = (
+    *(msgspec.DecodeError, UnicodeDecodeError, RecursionError),
+    *(KeyError, TypeError, AttributeError),
+)
+
+
 def chat_error(body: bytes) -> bytes:
     """An error in OpenAI's shape."""
     fields = error_fields(body)
@@ -223,14 +230,7 @@ def chat_answer(body: bytes, created: int) -> bytes:
             "role": "assistant",
             "content": "".join(texts) if texts or not calls else None,
         }
-    except (
-        msgspec.DecodeError,
-        UnicodeDecodeError,
-        RecursionError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except NOT_A_MESSAGE as error:
         raise ValueError(f"its answer is no message ({error!r})") from error
     if thoughts:
         message["reasoning_content"] = "".join(thoughts)
@@ -274,14 +274,7 @@ class MessageEvents:
         """The chunks of some whole events. Raises ValueError for what is no event of a message."""
         try:
             return b"".join([one for data in event_data(events) for one in self._chunks(_decode(data))])
-        except (
-            msgspec.DecodeError,
-            UnicodeDecodeError,
-            RecursionError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ) as error:
+        except NOT_A_MESSAGE as error:
             raise ValueError(f"an event of its stream is none of a message's ({error!r})") from error
 
     def _chunks(self, event: Mapping[str, Any]) -> Iterator[bytes]:
