@@ -38,7 +38,7 @@ from weighbridge.routes.ledger.books import (
     turn_to,
 )
 from weighbridge.routes.ledger.usage import UsageQuery, UsageRow, UsageTable, Used, first_day, usage_rows
-from weighbridge.state.database import check_version, connect, open_database, reason, sentence
+from weighbridge.state.database import check_version, connect, open_database, reason, sentence, transaction
 
 log = logging.getLogger("weighbridge.routes")
 
@@ -259,16 +259,9 @@ class Ledger:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """All or nothing, alone among the threads and processes that share the file."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                check_version(self._db, LEDGER, self.where)  # a newer Weighbridge may have come meanwhile
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        with self._lock, transaction(self._db):
+            check_version(self._db, LEDGER, self.where)  # a newer Weighbridge may have come meanwhile
+            yield
 
     @property
     def zone(self) -> str:

@@ -58,7 +58,7 @@ def sentence(error: Exception, name: str, where: object) -> str:
 
 
 @contextmanager
-def said(name: str, where: object) -> Iterator[None]:
+def as_state_error(name: str, where: object) -> Iterator[None]:
     """Raise StateError with a sentence for errors of SQLite and of the system."""
     try:
         yield
@@ -90,14 +90,14 @@ def open_database(
     """
     where = path if path is not None else "in memory"
     try:
-        with said(schema.name, where):
+        with as_state_error(schema.name, where):
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             connection = connect(path, wait_s)
     except StateError as error:
         raise BadInput(str(error)) from error
     try:
-        with said(schema.name, where):
+        with as_state_error(schema.name, where):
             found = version_of(connection, schema, str(where))
             _use_wal(connection, wait_s)
             connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")

@@ -22,12 +22,12 @@ from weighbridge.server.responses.file import RESPONSES
 from weighbridge.state.database import (
     DatabaseSchema,
     StateError,
+    as_state_error,
     connect,
     copy_database,
     damage,
     is_of,
     open_database,
-    said,
     version_of,
 )
 from weighbridge.state.documents import replace_file
@@ -94,7 +94,7 @@ class DatabaseFile(StateFile):
 
     def check(self) -> Finding:
         with (
-            said(self.name, self.path),
+            as_state_error(self.name, self.path),
             closing(connect(self.path, WAIT_SECONDS, read_only=True)) as connection,
         ):
             version = max(version_of(connection, self._schema, str(self.path)), 0)
@@ -104,9 +104,9 @@ class DatabaseFile(StateFile):
         return Finding(self.path, self.name, version, self._schema.version, size, told)
 
     def copy(self, target: Path) -> None:
-        with said(self.name, self.path):
+        with as_state_error(self.name, self.path):
             copy_database(self.path, target, wait_s=WAIT_SECONDS)
-        with said(self.name, target), closing(connect(target, WAIT_SECONDS)) as connection:
+        with as_state_error(self.name, target), closing(connect(target, WAIT_SECONDS)) as connection:
             problem = damage(connection)
         if problem:
             raise StateError(
@@ -133,7 +133,7 @@ class LinesFile(StateFile):
 
     def check(self) -> Finding:
         rows = sum(1 for _ in read_lines(self.path, self._schema))
-        with said(self.name, self.path):
+        with as_state_error(self.name, self.path):
             first = next(_objects(self.path), {})
             size = self.path.stat().st_size
         version = first.get(self._schema.key, 0)
@@ -142,7 +142,11 @@ class LinesFile(StateFile):
 
     def copy(self, target: Path) -> None:
         """Whole lines only: one that is being written now is left out."""
-        with said(self.name, self.path), self.path.open("rb") as source, target.open("xb") as copied:
+        with (
+            as_state_error(self.name, self.path),
+            self.path.open("rb") as source,
+            target.open("xb") as copied,
+        ):
             left = os.fstat(source.fileno()).st_size
             kept = 0
             while left > 0 and (block := source.read(min(1 << 20, left))):
@@ -167,7 +171,7 @@ class DocumentFile(StateFile):
         self._schema = schema
 
     def _read(self) -> dict[str, Any]:
-        with said(self.name, self.path):
+        with as_state_error(self.name, self.path):
             return dict(next(_objects(self.path)))
 
     def check(self) -> Finding:
@@ -177,7 +181,7 @@ class DocumentFile(StateFile):
         return Finding(self.path, self.name, version, self._schema.version, size)
 
     def copy(self, target: Path) -> None:
-        with said(self.name, self.path):
+        with as_state_error(self.name, self.path):
             replace_file(target, self.path.read_bytes())
 
     def migrate(self) -> str:
@@ -185,7 +189,7 @@ class DocumentFile(StateFile):
         if version == self._schema.version:
             return "nothing to do"
         content = self._schema.read(self._read(), str(self.path))
-        with said(self.name, self.path):
+        with as_state_error(self.name, self.path):
             replace_file(self.path, json.dumps(self._schema.stamped(content)).encode())
         return f"from version {version} to {self._schema.version}"
 
@@ -208,7 +212,7 @@ def recognise(path: Path) -> StateFile:
 
 
 def _database(path: Path) -> StateFile:
-    with said("file", path), closing(connect(path, WAIT_SECONDS, read_only=True)) as connection:
+    with as_state_error("file", path), closing(connect(path, WAIT_SECONDS, read_only=True)) as connection:
         for schema in (LEDGER, JOURNAL, RESPONSES, BATCHES):
             if is_of(connection, schema):
                 return DatabaseFile(path, schema)

@@ -23,7 +23,7 @@ from weighbridge.fleet.config.load import config_text
 from weighbridge.fleet.config.reader import read_yaml
 from weighbridge.routes.ledger.books import LEDGER
 from weighbridge.routes.ledger.usage import UsageQuery, UsageRow, usage_rows
-from weighbridge.state.database import connect, said, version_of
+from weighbridge.state.database import as_state_error, connect, version_of
 
 #: Seconds that a ledger is waited for which another process keeps locked.
 WAIT_SECONDS = 5.0
@@ -79,7 +79,7 @@ def _of_file(path: Path, query: UsageQuery) -> Iterator[dict[str, Any]]:
     """The rows of a ledger, which others may be writing to."""
     if not path.is_file():
         raise BadInput(f"there is no ledger {path}; name one with --ledger, or ask a server with --url")
-    with said("ledger", path), closing(connect(path, WAIT_SECONDS, read_only=True)) as db:
+    with as_state_error("ledger", path), closing(connect(path, WAIT_SECONDS, read_only=True)) as db:
         if version_of(db, LEDGER, str(path)) < LEDGER.version:
             raise BadInput(
                 f"{path} is a ledger of an older version; run `weighbridge state migrate {path}` first"

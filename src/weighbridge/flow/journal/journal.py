@@ -21,7 +21,7 @@ from weighbridge.errors import BadInput
 from weighbridge.flow.journal.run_journal import RunJournal
 from weighbridge.flow.journal.schema import JOURNAL
 from weighbridge.flow.journal.upkeep import drop, ended_before
-from weighbridge.state.database import open_database, said, sentence
+from weighbridge.state.database import as_state_error, open_database, sentence
 
 #: Seconds that a transaction waits for other processes.
 WAIT_SECONDS = 5.0
@@ -41,13 +41,13 @@ class Journal:
         """Return runs, the latest first: id, flow, arguments, status, times."""
         names = ("run_id", "flow", "arguments", "status", "began", "ended", "error")
         query = f"SELECT {', '.join(names)} FROM runs ORDER BY began DESC LIMIT ?"
-        with said("journal", self.path):
+        with as_state_error("journal", self.path):
             rows = self.connection.execute(query, (limit,)).fetchall()
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def record_of(self, run_id: str) -> bytes:
         """Return the saved record of a run that has ended. Raises BadInput if there is none."""
-        with said("journal", self.path):
+        with as_state_error("journal", self.path):
             row = self.connection.execute(
                 "SELECT record, status FROM runs WHERE run_id = ?", (run_id,)
             ).fetchone()
@@ -64,7 +64,7 @@ class Journal:
         `failed`: also those that failed, which could have been resumed; one that is being executed stays.
         """
         runs = rows = 0
-        with said("journal", self.path):
+        with as_state_error("journal", self.path):
             for run_id in ended_before(self.connection, moment, ["done", "failed"] if failed else ["done"]):
                 with suppress(BadInput), _alone(Path(f"{self.path}.{run_id}.lock"), run_id):
                     rows += drop(self.connection, [], [run_id])

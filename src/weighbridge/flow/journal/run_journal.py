@@ -10,7 +10,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Hashable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from weighbridge.flow.report.record import Record
 from weighbridge.flow.report.record_json import record_json
 from weighbridge.flow.runtime import Diverged, this_execution
 from weighbridge.flow.step import NotDone
-from weighbridge.state.database import StateError, said
+from weighbridge.state.database import StateError, as_state_error, transaction
 
 log = logging.getLogger("weighbridge.flow")
 
@@ -62,13 +62,13 @@ class RunJournal(Hook):
         self.result: bytes | None = None  # of a run that had ended
         arguments = _frozen_arguments(flow, args, kwargs)
         shown_arguments = shown({"args": list(args), **({"kwargs": kwargs} if kwargs else {})})
-        with self._said():
+        with self._state_errors():
             self._begin(arguments, shown_arguments)
         self._read(is_paced=False)
 
     def _read(self, *, is_paced: bool) -> None:
         """Begin a life of the run with what earlier ones have left."""
-        with self._said():
+        with self._state_errors():
             rows = self._connection.execute(
                 "SELECT key, state, value, seq, elapsed, name, effect FROM steps WHERE run_id = ?",
                 (self._run_id,),
@@ -143,27 +143,21 @@ class RunJournal(Hook):
 
     def _end(self, status: str, error: str | None, record: Record, learner: Learner) -> None:
         self.flush()
-        with self._said():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                self._connection.execute(
-                    "UPDATE runs SET status = ?, ended = MAX(?, began), result = ?, error = ?, record = ? "
-                    "WHERE run_id = ?",
-                    (status, time.time(), self.result, error, record_json(record), self._run_id),
-                )
-                self._connection.execute(
-                    "INSERT OR REPLACE INTO learned VALUES (?, ?)",
-                    (self._flow, msgspec.json.encode(learner.as_dict())),
-                )
-                self._connection.execute("COMMIT")
-            except BaseException:
-                self._roll_back()
-                raise
+        with self._state_errors(), transaction(self._connection) as journal:
+            journal.execute(
+                "UPDATE runs SET status = ?, ended = MAX(?, began), result = ?, error = ?, record = ? "
+                "WHERE run_id = ?",
+                (status, time.time(), self.result, error, record_json(record), self._run_id),
+            )
+            journal.execute(
+                "INSERT OR REPLACE INTO learned VALUES (?, ?)",
+                (self._flow, msgspec.json.encode(learner.as_dict())),
+            )
 
     def _tidy(self) -> None:
         """Of runs that are done only the latest are kept whole, and their results for longer."""
         try:
-            with self._said():
+            with self._state_errors():
                 dropped = tidy(self._connection)
         except StateError as error:
             log.warning("old runs were not dropped: %s", error)
@@ -174,7 +168,7 @@ class RunJournal(Hook):
     def _restore(self, learner: Learner) -> None:
         if learner.steps or learner.sites:
             return
-        with self._said():
+        with self._state_errors():
             row = self._connection.execute(
                 "SELECT record FROM learned WHERE flow = ?", (self._flow,)
             ).fetchone()
@@ -339,31 +333,16 @@ class RunJournal(Hook):
         """Make everything so far durable. Raises StateError; then it is all still to be written."""
         if not self._unwritten:
             return
-        with self._said():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                for key, row in self._unwritten.items():
-                    if row is None:
-                        self._connection.execute(
-                            "DELETE FROM steps WHERE run_id = ? AND key = ?", (self._run_id, key)
-                        )
-                    else:
-                        self._connection.execute(
-                            "INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row
-                        )
-                self._connection.execute("COMMIT")
-            except BaseException:
-                self._roll_back()
-                raise
+        with self._state_errors(), transaction(self._connection) as journal:
+            for key, row in self._unwritten.items():
+                if row is None:
+                    journal.execute("DELETE FROM steps WHERE run_id = ? AND key = ?", (self._run_id, key))
+                else:
+                    journal.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         self._unwritten.clear()
 
-    def _roll_back(self) -> None:
-        with suppress(sqlite3.Error):
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-
-    def _said(self) -> Any:
-        return said("journal", self._path)
+    def _state_errors(self) -> AbstractContextManager[None]:
+        return as_state_error("journal", self._path)
 
 
 def idempotency_key() -> str:

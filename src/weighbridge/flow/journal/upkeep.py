@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
+from weighbridge.state.database import transaction
+
 #: Runs that are done: so many keep their steps, and so many their results and records.
 RUNS_WITH_STEPS, RUNS_WITH_RESULTS = 100, 10_000
 #: Runs that one look drops; in the long run each new one pushes out one.
@@ -33,16 +35,10 @@ def ended_before(connection: sqlite3.Connection, moment: float, statuses: Sequen
 
 def drop(connection: sqlite3.Connection, bare: Sequence[str], forgotten: Sequence[str]) -> int:
     """Drop the steps of some runs, and others whole; return how many rows went."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        gone = 0
+    gone = 0
+    with transaction(connection):
         for run_id in [*bare, *forgotten]:
             gone += connection.execute("DELETE FROM steps WHERE run_id = ?", (run_id,)).rowcount
         for run_id in forgotten:
             gone += connection.execute("DELETE FROM runs WHERE run_id = ?", (run_id,)).rowcount
-        connection.execute("COMMIT")
-        return gone
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
+    return gone

@@ -28,7 +28,7 @@ from weighbridge.server.batch.records import (
     FileRecord,
     Problem,
 )
-from weighbridge.state.database import DatabaseSchema, open_database, said, transaction
+from weighbridge.state.database import DatabaseSchema, as_state_error, open_database, transaction
 from weighbridge.state.schema import unchanged
 
 #: Bytes in which contents are kept and read.
@@ -371,12 +371,12 @@ class BatchStore:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, said(BATCHES.name, self._where):
+        with self._lock, as_state_error(BATCHES.name, self._where):
             yield self._db
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, said(BATCHES.name, self._where), transaction(self._db) as db:
+        with self._lock, as_state_error(BATCHES.name, self._where), transaction(self._db) as db:
             yield db
 
     def _erase(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from weighbridge.server.responses.record import KeptResponse
-from weighbridge.state.database import DatabaseSchema, open_database, said, transaction
+from weighbridge.state.database import DatabaseSchema, as_state_error, open_database, transaction
 from weighbridge.state.schema import unchanged
 
 #: What the file is called under WEIGHBRIDGE_HOME, unless it is told otherwise.
@@ -89,7 +89,7 @@ class ResponseFile:
         self._erase()
 
     def get(self, name: str, now: float) -> KeptResponse | None:
-        with self._lock, said(RESPONSES.name, self._path):
+        with self._lock, as_state_error(RESPONSES.name, self._path):
             found = self._db.execute(
                 f"SELECT {_COLUMNS} FROM responses WHERE id = ? AND expires > ?", (name, now)
             ).fetchone()
@@ -98,7 +98,7 @@ class ResponseFile:
     def with_item(self, name: str, tenant: str | None, now: float) -> KeptResponse | None:
         """The newest response that has an item of this name; `tenant`: whose it must be."""
         columns = ", ".join(f"responses.{one}" for one in _COLUMNS.split(", "))
-        with self._lock, said(RESPONSES.name, self._path):
+        with self._lock, as_state_error(RESPONSES.name, self._path):
             found = self._db.execute(
                 f"SELECT {columns} FROM items JOIN responses ON responses.id = items.response "
                 "WHERE items.id = ?1 AND (?2 IS NULL OR items.tenant = ?2) AND expires > ?3 "
@@ -136,7 +136,7 @@ class ResponseFile:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, said(RESPONSES.name, self._path), transaction(self._db) as db:
+        with self._lock, as_state_error(RESPONSES.name, self._path), transaction(self._db) as db:
             yield db
 
     def _make_room(self, db: sqlite3.Connection, tenant: str, size: int) -> None:
@@ -153,7 +153,7 @@ class ResponseFile:
     def _erase(self) -> None:
         """Write the log into the file and empty it, for it has the pages as they were; where other processes are in
         the way, at the next time."""
-        with self._lock, said(RESPONSES.name, self._path):
+        with self._lock, as_state_error(RESPONSES.name, self._path):
             if self._to_erase:
                 busy, _, _ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 self._to_erase = bool(busy)
