@@ -231,6 +231,7 @@ def test_retry_after_in_what_other_forms_servers_send(given: str, seconds: float
 def test_of_both_retry_headers_the_milliseconds_count_where_they_are_a_number() -> None:
     assert retry_after({"retry-after": "2", "retry-after-ms": "1500"}, 0.0) == 1.5
     assert retry_after({"retry-after": "5", "retry-after-ms": "soon"}, 0.0) == 5.0
+    assert retry_after({"retry-after": "2", "x-ms-retry-after-ms": "1500"}, 0.0) == 1.5
 
 
 @given(st.text(max_size=40) | st.from_regex(r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{3,6} \d\d:\d\d:\d\d GMT"))

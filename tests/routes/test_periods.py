@@ -44,6 +44,15 @@ class Clock:
         ("2026-03-08 12:00", "America/Havana", 23),  # the hour that is left out begins at midnight
         ("2026-11-01 12:00", "America/Havana", 25),
         ("2026-10-04 12:00", "Australia/Lord_Howe", 23.5),
+        ("2026-04-05 12:00", "Australia/Lord_Howe", 24.5),
+        ("2026-10-04 12:00", "Australia/Adelaide", 23),
+        ("2026-04-05 12:00", "Australia/Adelaide", 25),
+        ("2026-09-27 12:00", "Pacific/Chatham", 23),
+        ("2026-04-05 12:00", "Pacific/Chatham", 25),
+        ("2026-09-06 12:00", "America/Santiago", 23),  # it begins at 1 o'clock
+        ("2026-04-04 12:00", "America/Santiago", 25),  # its last hour comes twice
+        ("2026-03-28 12:00", "America/Nuuk", 23),
+        ("2026-10-24 12:00", "America/Nuuk", 25),
         ("2026-03-29 12:00", "UTC", 24),
     ],
 )
@@ -90,23 +99,33 @@ def spend(ledger: Ledger, usd: float, tenant: str = "ann") -> Denial | None:
 
 
 @pytest.mark.parametrize(
-    ("day", "hours"),
-    [("2026-03-29", 23), ("2026-10-25", 25), ("2026-10-26", 24)],
-    ids=["23 h", "25 h", "24 h"],
+    ("day", "zone", "hours"),
+    [
+        ("2026-03-29", BERLIN, 23),
+        ("2026-10-25", BERLIN, 25),
+        ("2026-10-26", BERLIN, 24),
+        ("2026-10-04", "Australia/Lord_Howe", 23.5),
+        ("2026-04-05", "Australia/Lord_Howe", 24.5),
+        ("2026-10-04", "Australia/Adelaide", 23),
+        ("2026-04-05", "Pacific/Chatham", 25),
+        ("2026-09-06", "America/Santiago", 23),
+        ("2026-04-04", "America/Santiago", 25),
+        ("2026-07-01", "Asia/Kathmandu", 24),
+    ],
 )
-def test_a_budget_by_day_lasts_as_long_as_the_day(day: str, hours: int) -> None:
-    begins = at(f"{day} 00:00")
-    book, clock = ledger(Budgets(total=1.0, zone=BERLIN), begins)
+def test_a_budget_by_day_lasts_as_long_as_the_day(day: str, zone: str, hours: float) -> None:
+    begins = at(f"{day} 00:00", zone)
+    book, clock = ledger(Budgets(total=1.0, zone=zone), begins)
     assert spend(book, 0.75) is None
-    for hour in range(hours):
-        clock.now = begins + hour * HOUR + 1
+    for half in range(int(hours * 2)):
+        clock.now = begins + half * HOUR / 2 + 1
         denial = spend(book, 0.5)
         assert denial is not None
-        assert denial.retry_after == (hours - hour) * HOUR - 1
+        assert denial.retry_after == (hours - half / 2) * HOUR - 1
         assert denial.startswith(
             "the daily budget is exhausted: 0.750000 of 1 USD of today are taken; it resets at "
         )
-        assert BERLIN in denial
+        assert zone in denial
     clock.now = begins + hours * HOUR
     assert spend(book, 1.0) is None
 
@@ -125,13 +144,25 @@ def test_the_hour_that_comes_twice_is_one_day_in_the_zone_and_another_in_utc() -
 
 
 @pytest.mark.parametrize(
-    ("month", "days", "change_h"),
-    [("2026-03", 31, -1), ("2026-10", 31, 1), ("2026-02", 28, 0), ("2028-02", 29, 0)],
+    ("month", "zone", "days", "change_h"),
+    [
+        ("2026-03", BERLIN, 31, -1),
+        ("2026-10", BERLIN, 31, 1),
+        ("2026-02", BERLIN, 28, 0),
+        ("2028-02", BERLIN, 29, 0),
+        ("2026-10", "Australia/Lord_Howe", 31, -0.5),
+        ("2026-04", "Australia/Lord_Howe", 30, 0.5),
+        ("2026-04", "Australia/Adelaide", 30, 1),
+        ("2026-09", "Pacific/Chatham", 30, -1),
+        ("2026-09", "America/Santiago", 30, -1),
+    ],
 )
-def test_a_budget_by_month_lasts_until_the_first_of_the_next(month: str, days: int, change_h: int) -> None:
-    begins = at(f"{month}-01 00:00")
+def test_a_budget_by_month_lasts_until_the_first_of_the_next(
+    month: str, zone: str, days: int, change_h: float
+) -> None:
+    begins = at(f"{month}-01 00:00", zone)
     seconds = (days * 24 + change_h) * HOUR
-    book, clock = ledger(Budgets(tenants={"ann": [Allowance(1.0, Per.MONTH)]}, zone=BERLIN), begins)
+    book, clock = ledger(Budgets(tenants={"ann": [Allowance(1.0, Per.MONTH)]}, zone=zone), begins)
     assert spend(book, 0.25) is None
     clock.now = begins + 10 * 24 * HOUR
     assert spend(book, 0.5) is None
@@ -194,7 +225,16 @@ def test_no_window_costs_more_than_its_budget(steps: list[tuple[float, int, bool
 
 @given(
     st.lists(st.tuples(st.floats(0, 40 * HOUR), st.integers(1, 40)), max_size=40),
-    st.sampled_from([BERLIN, "America/Havana", "Asia/Kathmandu"]),
+    st.sampled_from(
+        [
+            BERLIN,
+            "America/Havana",
+            "Asia/Kathmandu",
+            "Australia/Lord_Howe",
+            "Pacific/Chatham",
+            "America/Santiago",
+        ]
+    ),
 )
 def test_no_day_and_no_month_costs_more_than_its_budget(steps: list[tuple[float, int]], zone: str) -> None:
     budgets = Budgets(total=[Allowance(0.5), Allowance(2.0, Per.MONTH)], zone=zone)

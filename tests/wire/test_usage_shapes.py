@@ -59,6 +59,24 @@ SHAPES: list[tuple[str, dict[str, Any], tuple[int, ...], int]] = [
         33 * 1250 + 7100 * 2500,
     ),
     (
+        "Perplexity's research: more thinking than completion, and a sum without it",
+        {
+            "prompt_tokens": 33,
+            "completion_tokens": 7163,
+            "total_tokens": 7196,
+            "reasoning_tokens": 73997,
+            "num_search_queries": 18,
+        },
+        (33, 81160, 0, 0, 73997),
+        33 * 1250 + 81160 * 2500,
+    ),
+    (
+        "watsonx: counts in the singular",
+        {"input_token_count": 10, "generated_token_count": 20},
+        (10, 20, 0, 0),
+        10 * 1250 + 20 * 2500,
+    ),
+    (
         "DeepSeek: what was cached is told beside the counts",
         {
             "prompt_tokens": 700,

@@ -52,6 +52,7 @@ _COMPLETION = (
     "candidatestokencount",
     "outputtokencount",
     "generatedtokens",
+    "generatedtokencount",
     "evalcount",
 )
 _TOTAL = ("totaltokens", "totaltokencount")
@@ -159,8 +160,10 @@ def _is_on_top(told: _Told, prompt: int, output: int) -> bool:
     """Whether thinking comes on top of the completion: the sum says so, or it does not fit inside."""
     if not told.reasoning:
         return False
+    if told.reasoning > output:
+        return True  # Perplexity's, which its sum leaves out
     if told.total is None:
-        return told.on_top or told.reasoning > output
+        return told.on_top
     return told.total >= prompt + output + told.reasoning
 
 

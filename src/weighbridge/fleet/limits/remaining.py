@@ -89,10 +89,11 @@ def retry_after(headers: Mapping[str, str], wall_now: float) -> float | None:
 
     Of several the longest; OpenAI's and Azure's milliseconds before the whole seconds beside them.
     """
-    try:
-        return seconds_of(str(float(headers.get("retry-after-ms", "")) / 1e3), wall_now)
-    except ValueError:
-        pass
+    for name in ("retry-after-ms", "x-ms-retry-after-ms"):
+        try:
+            return seconds_of(str(float(headers.get(name, "")) / 1e3), wall_now)
+        except ValueError:
+            pass
     given = headers.get("retry-after", "")[:LONGEST]
     if (whole := seconds_of(given, wall_now)) is not None:
         return whole

@@ -122,6 +122,18 @@ def cpf(text: str) -> bool:
     return True
 
 
+def nip(text: str) -> bool:
+    """Poland's taxpayer number."""
+    return weighted(text, (6, 5, 7, 2, 3, 4, 5, 6, 7, -1), 11)
+
+
+def pis(text: str) -> bool:
+    """Brazil's worker number (PIS, PASEP, NIS): 11 minus a weighted sum modulo 11, of which 10 and 11 are 0."""
+    digits = digits_of(text)
+    rest = 11 - sum(map(int.__mul__, digits, (3, 2, 9, 8, 7, 6, 5, 4, 3, 2))) % 11
+    return len(digits) == 11 and digits[10] == (rest if rest < 10 else 0)
+
+
 def spanish_id(text: str) -> bool:
     """DNI and NIE: a letter chosen by the number modulo 23."""
     compact = text.replace("-", "").replace(" ", "").upper()

@@ -13,25 +13,30 @@ ID_WORDS = Words(
     r"""
     national (?:id|identity|identification)(?: card)?(?: number| no)?|identity card|id card|id-card|citizen id|nric
     social security(?: number| no)?|social insurance(?: number| no)?|tax id|taxpayer id|itin|nin|nid|cnic|nicop|ssnit
-    dni|nif|cédula|rut|curp|rfc|cpf|documento de identidad|identidad|identidade|rg
-    carte d'identité|numéro de sécurité sociale|sécurité sociale|sécu|nir|numéro national
-    personalausweis*|ausweis*|steuer*|sozialversicherung*|rentenversicherung*|idnr|svnr
-    codice fiscale|carta d'identità|паспорт*|снилс|инн|удостоверение личности|рнокпп|посвідчення
-    kimlik*|tckn|nik|ktp|no ktp|nomor induk|mykad|kad pengenalan
+    national insurance(?: number| no)?|ni (?:number|no)|medicare (?:card|number|no)|ppsn|pps (?:number|no)
+    sss (?:number|no)|philsys|philid|emirates id|civil id|qatar id|iqama
+    dni|nif|cédula|rut|curp|rfc|cpf|documento de identidad|identidad|identidade|rg|cnpj|contribuinte|cartão de cidadão
+    título de eleitor|pis/pasep
+    carte d'identité|numéro de sécurité sociale|sécurité sociale|sécu|nir|numéro national|numéro fiscal|carte vitale
+    personalausweis*|ausweis*|steuer*|sozialversicherung*|rentenversicherung*|krankenversichert*|idnr|svnr|sv-nummer
+    codice fiscale|carta d'identità|partita iva|паспорт*|снилс|инн|полис омс|удостоверение личности|рнокпп|посвідчення
+    kimlik*|tckn|vergi no|vergi numar*|vergi kimlik*|nik|ktp|no ktp|nomor induk|npwp|mykad|kad pengenalan
     cccd|cmnd|căn cước*|chứng minh*|số định danh
-    pesel|dowód*|bsn|burgerservicenummer|sofi|personnummer|personal (?:id|number)|rodné číslo|cnp
-    tfn|tax file number|cpr|cpr-nummer|fødselsnummer*|henkilötunnus*|isikukood|oib|jmbg|egn|αφμ|αμκα|cuil|cuit
-    aadhaar|aadhar|uidai|pan card|voter id|आधार|पैन|पहचान पत्र|আধার|জাতীয় পরিচয়পত্র|এনআইডি
-    ఆధార్|ஆதார்|ਆਧਾਰ|આધાર|kitambulisho|nida|bvn
-    هوية|الهوية|رقم قومي|الرقم القومي|رقم الهوية|إقامة|بطاقة|شناختی کارڈ|قومی شناختی|کد ملی|شماره ملی|شناسنامه
+    pesel|(?:nr|numer) nip|dowód*|dowodu|bsn|burgerservicenummer|rijksregister*|sofi|personnummer|personal (?:id|number)
+    rodné číslo|cnp|tfn|tax file number|cpr|cpr-nummer|fødselsnummer*|henkilötunnus*|isikukood|oib|jmbg|јмбг|emšo|egn
+    егн|αφμ|αμκα|cuil|cuit|asmens kodas|personas kods|תעודת זהות|ת.ז|ת"ז
+    aadhaar|aadhar|uidai|pan card|voter id|आधार|पैन|पहचान पत्र|मतदाता पहचान|আধার|জাতীয় পরিচয়পত্র|এনআইডি
+    ఆధార్|ஆதார்|ਆਧਾਰ|આધાર|ಆಧಾರ್|ആധാർ|kitambulisho|nida|bvn
+    هوية|الهوية|رقم قومي|الرقم القومي|رقم الهوية|إقامة|الإقامة|رقم البطاقة|رقم بطاقة|بطاقة الهوية|بطاقة هوية
+    البطاقة الشخصية|بطاقتي|شناختی کارڈ|قومی شناختی|کد ملی|کدملی|کارت ملی|شماره ملی|شناسنامه
     身份证|身分證|身份證|居民身份|证件号|證件號|社保号|统一编号|統一編號|マイナンバー|個人番号|基礎年金番号|免許証
-    주민등록번호|주민번호|외국인등록번호|บัตรประชาชน|เลขประจำตัว
+    주민등록번호|주민번호|외국인등록번호|사업자등록번호|บัตรประชาชน|เลขประจำตัว
     """
 )
 PASSPORT_WORDS = Words(
     r"""
-    passports?|passeport|pasaporte|passaporte|passaporto|reisepass*|paspoort|paszport*|паспорт*|pasaport
-    paspor|hộ chiếu|pasipoti|جواز|گذرنامه|پاسپورٹ|पासपोर्ट|পাসপোর্ট|పాస్‌పోర్ట్|பாஸ்போர்ட்
+    passports?|passeport|pasaporte|passaporte|passaporto|reisepass*|paspoort|paszport*|паспорт*|загранпаспорт*|pasaport
+    paspor|hộ chiếu|pasipoti|جواز|گذرنامه|پاسپورت|پاسپورٹ|पासपोर्ट|পাসপোর্ট|పాస్‌పోర్ట్|பாஸ்போர்ட்
     护照|護照|パスポート|旅券|여권|หนังสือเดินทาง
     """
 )
@@ -71,7 +76,21 @@ def _swedish(text: str) -> bool:
     return check.luhn(text[-11:])
 
 
-_SOCIAL_SECURITY = _only("ssn|social security*")
+def _of_birth(text: str) -> bool:
+    """Six digits that begin with a year, month and day."""
+    return re.match(r"\D*\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])", text) is not None
+
+
+def _mixed(text: str) -> bool:
+    """Five digits at least, and letters among them."""
+    return sum(map(str.isdigit, text)) >= 5 and not text.isdigit()
+
+
+#: Cards whose numbers mix letters and digits.
+_CARDS = _only(
+    "personalausweis*|ausweis*|krankenversichert*|rentenversicherung*|dowód*|dowodu|carta d'identità|kitas|voter id"
+    "|identity card(?: number| no)?|id card(?: number| no)?|मतदाता पहचान"
+)
 
 IDENTITIES: tuple[Pattern, ...] = (
     # -- that a checksum or a telling shape gives away ------------------------------------------------------
@@ -124,7 +143,19 @@ IDENTITIES: tuple[Pattern, ...] = (
     shape("NATIONAL_ID", r"\d{2} ?\d{3} ?\d{3} ?\d{3}", check.german_tax_id, context=_NAMED, rank=8),
     shape("NATIONAL_ID", r"\d{4}[ -]?\d{4}[ -]?\d{4}", check.verhoeff, context=_NAMED, rank=8),
     shape("NATIONAL_ID", r"(?:\d\d)?\d{6}[-+]\d{4}", _swedish, context=_NAMED, rank=8),
+    shape("NATIONAL_ID", r"\d{6}-\d\d-\d{4}", _of_birth, context=_only("ic|mykad|kad pengenalan"), rank=7),
+    shape(
+        "NATIONAL_ID", r"[A-Z&]{3,4}\d{6}[A-Z0-9]{3}", _of_birth, context=_only("rfc|contribuyente*"), rank=7
+    ),
     # -- that a word gives away -----------------------------------------------------------------------------
+    shape("NATIONAL_ID", r"[A-Z0-9]{7,13}", _mixed, context=_CARDS, rank=6),
+    shape("NATIONAL_ID", r"\d{3}-\d{3}-\d{3}(?:-\d{3,5})?", context=_only("tin(?: number| no)?"), rank=6),
+    shape("NATIONAL_ID", r"\d{3}[ -]?\d{3}[ -]?\d\d[ -]?\d\d", check.nip, context=_only("nip"), rank=6),
+    shape("NATIONAL_ID", r"\d{3}\.?\d{5}\.?\d\d-?\d", check.pis, context=_only("pis|pasep|nis"), rank=6),
+    shape("NATIONAL_ID", r"[2-6]\d{3} \d{5} \d(?:[ /]\d)?", context=_only("medicare"), rank=6),
+    shape("NATIONAL_ID", r"[23]\d{10}", context=_only("qid"), rank=6),
+    shape("NATIONAL_ID", r"\d{4}-\d{7}-\d", context=_only("umid|crn"), rank=6),
+    shape("NATIONAL_ID", r"\x80{2} ?\d{6,7}", context=Context(PASSPORT_WORDS), rank=6),
     shape(
         "NATIONAL_ID", r"[A-Z]{5}\d{4}[A-Z]", context=_only("pan(?: card| number| no)?|पैन"), rank=7
     ).needing(digits=4),

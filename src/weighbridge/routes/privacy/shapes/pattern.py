@@ -19,6 +19,7 @@ import re2
 from weighbridge.routes.privacy.hits import Hit, Tick
 from weighbridge.routes.privacy.reading import no_tick
 from weighbridge.routes.privacy.shapes.words import (
+    BEHIND,
     CONTEXT,
     Compounds,
     Context,
@@ -90,6 +91,18 @@ class Scene:
             found = self._words[words] = words.places(self.text)
         return found
 
+    def is_named(self, context: Context, start: int, end: int) -> bool:
+        """Whether a word beside a value says what it is, where its context wants one."""
+        if context.given is None or self.has_before(context.given, start, context.unless):
+            return True
+        return context.behind is not None and self._has_behind(context.behind, end)
+
+    def _has_behind(self, words: Words, end: int) -> bool:
+        """Whether one of them begins within a few characters behind a place."""
+        places = self.words(words)
+        next_ = bisect_right(places, (end, len(self.text)))
+        return next_ < len(places) and places[next_][1] - end <= BEHIND
+
     def has_before(self, words: Words, start: int, unless: Compounds | None = None) -> bool:
         """Whether one of them stands shortly before a place. `unless`: what makes one another thing."""
         places = self.words(words)
@@ -132,19 +145,21 @@ class Pattern:
         """Whether a text has what every value of this shape has, and the words that must stand before it."""
         if scene.digits < self.digits or (self.needs and not any(need in scene.lower for need in self.needs)):
             return False
-        given = self.context.given if self.context is not None else None
-        return given is None or bool(scene.words(given))
+        context = self.context
+        if context is None or context.given is None:
+            return True
+        return bool(
+            scene.words(context.given) or (context.behind is not None and scene.words(context.behind))
+        )
 
     def hits(self, scene: Scene) -> Iterator[Hit]:
         """The values in a text."""
-        given = self.context.given if self.context is not None else None
-        unless = self.context.unless if self.context is not None else None
         text, position = scene.text, 0
         while match := self.expression.search(scene.data, position):
             scene.tick()
             start, end = match.span(self.group)
             position = max(end - 1, match.span(1)[0] + 1)  # what stands behind may stand before the next
-            if given is not None and not scene.has_before(given, start, unless):
+            if self.context is not None and not scene.is_named(self.context, start, end):
                 continue
             if self.valid is not None and not self.valid(text[start:end]):
                 continue

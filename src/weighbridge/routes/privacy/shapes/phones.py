@@ -12,30 +12,40 @@ from weighbridge.routes.privacy.shapes.words import Compounds, Context, RightBef
 PHONE_WORDS = Words(
     r"""
     phones?|telephones?|tel|mobile|cell|cellphone|fax|whatsapp|sms|text me|dial|hotline|landline|handphone
-    call (?:me|us|him|her|them|at|on)|contact (?:number|me|us|him|her|them|at|on)|reach (?:me|us|him|her|them|at)
-    phone number|(?:my|his|her|our|your|their) number
+    call (?:me|us|him|her|them|at|on|for)|contact (?:number|no|me|us|him|her|them|at|on)
+    reach (?:me|us|him|her|them|at)|ring (?:me|us|him|her|them)|(?:me|us|him|her|them) a (?:ring|call)
+    phone number|(?:mob|ph)(?:[.:]| no)|(?:my|his|her|our|your|their) (?:number|no)|my line na
+    number ko|numero ko|cp no|tawagan (?:mo|ako|niyo)
     (?:mon|son|notre|votre|leur) numéro|(?:meine|seine|ihre|unsere)[rm]? nummer|(?:mi|su|nuestro) número
-    (?:meu|seu|nosso) número|(?:mio|suo|nostro) numero|(?:мой|его|её|наш|мне) номер|mój numer|numaram|nomor saya
-    我的号码|我的號碼|私の番号|제 번호
-    téléphone|tél|portable|numéro de téléphone|joignable|appelez|appeler|fixe
-    teléfonos?|tlf|tfno|móvil|celular|cel|llám*|llama|fono
-    telefone|telemóvel|fone|celular|zap|ligue|ligar
+    (?:meu|seu|nosso) número|(?:mio|suo|nostro) numero|mój numer|numaram|nomor saya|mijn nummer|numărul meu
+    (?:мой|его|её|наш|мне|мій|його|її) номер|номер для связи|номер для зв'язку|namba (?:yangu|yake|yetu)
+    (?:मेरा|हमारा|उसका|उनका|अपना|आपका) (?:नंबर|नम्बर)|(?:माझा|आमचा|त्याचा|तिचा) (?:नंबर|नम्बर)
+    (?:আমার|তার|আমাদের|উনার) (?:নম্বর|নাম্বার)|(?:నా|మా|అతని|ఆమె) (?:నంబర్|నెంబర్)|(?:என்|எனது|அவர்) எண்
+    (?:ਮੇਰਾ|ਸਾਡਾ) ਨੰਬਰ|(?:મારો|અમારો) નંબર|ನನ್ನ (?:ಸಂಖ್ಯೆ|ನಂಬರ್)|എന്റെ നമ്പർ
+    (?:میرا|ہمارا|اس کا|ان کا|اپنا) نمبر|شماره (?:من|او|ما|تماس)|رقمي|رقمه|رقمها|رقمنا
+    số của (?:tôi|anh|chị|em|mình)|我的号码|我的號碼|我嘅號碼|打俾|私の番号|제 번호|내 번호
+    téléphone|tél|portable|numéro de téléphone|joignable|appelez|appeler|appelle-(?:moi|nous)|contactez-(?:moi|nous)
+    me joindre|nous joindre|fixe
+    teléfonos?|tlf|tfno|móvil|celular|cel|llám*|llama|fono|de contacto|mi fijo
+    telefone|telemóvel|tlm|fone|celular|zap|ligue|ligar
     telefon*|handy*|mobil|mobilnummer|mobiltelefon|rufnummer|durchwahl|anruf*|erreichbar
     telefono|cellulare|chiam*|recapito
-    тел|телефон*|моб|мобильн*|сотов*|звон*|факс|ватсап|номер телефона|дзвон*
-    cep|gsm|tel no|telefon no|faks
-    telepon|telp|hp|no hp|ponsel|nomor hp|hubungi|telefon bimbit|wa
-    điện thoại|sđt|số điện thoại|di động|đt|gọi
-    telefoon*|mobiel|gsm|bel|komórk*|kom|dzwoń*
-    simu|nambari ya simu|waya|lambar waya|fon
-    هاتف|الهاتف|جوال|الجوال|موبايل|الموبايل|تلفون|محمول|اتصل|رقم الهاتف|واتساب|فاكس
-    تلفن|موبایل|همراه|شماره تماس|فون|موبائل|فون نمبر|رابطہ
-    फ़ोन|फोन|मोबाइल|मोबाईल|दूरभाष|संपर्क|भ्रमणध्वनी|व्हाट्सऐप
-    ফোন|মোবাইল|ফোন নম্বর|যোগাযোগ
-    ఫోన్|మొబైల్|தொலைபேசி|கைபேசி|அலைபேசி|போன்|ਫ਼ੋਨ|ਫੋਨ|ਮੋਬਾਈਲ|ફોન|મોબાઇલ
-    手机|手機|电话|電話|手提|座机|传真|傳真|致电|致電|热线|熱線|携帯|ファックス|連絡先|联系方式|聯絡|微信
+    тел|телефон*|моб|мобильн*|мобилен|сотов*|звон*|факс|ватсап|вотсап|вайбер|номер телефона|дзвон*
+    cep|gsm|tel no|telefon no|faks|irtibat
+    telepon|telpon|telp|hp|no hp|ponsel|nomor hp|hubungi|(?:nomor|no) kontak|telefon bimbit|wa
+    điện thoại|sđt|số điện thoại|di động|đt|gọi|liên hệ|zalo
+    telefoon*|mobiel*|gsm|bel|komórk*|kom|dzwoń*|zadzwo*
+    simu|nipigie|nambari ya simu|waya|kira ni|lambar waya|fon
+    هاتف|الهاتف|جوال|الجوال|موبايل|الموبايل|تلفون|تليفون|تلفوني|تليفوني|هاتفي|جوالي|موبايلي|محمول|المحمول
+    اتصل|اتصلي|اتصلوا|رقم الهاتف|واتساب|واتس|فاكس
+    تلفن|موبایل|همراه|تماس بگیر*|شماره تماس|فون|موبائل|فون نمبر|رابطہ|کال کریں|واٹس ایپ
+    फ़ोन|फोन|मोबाइल|मोबाईल|दूरभाष|संपर्क|सम्पर्क|भ्रमणध्वनी|व्हाट्सऐप|व्हाट्सएप|कॉल (?:करें|करो|करा|कीजिए)
+    ফোন|মোবাইল|ফোন নম্বর|যোগাযোগ|কল করুন|কল দিন|হোয়াটসঅ্যাপ
+    ఫోన్|మొబైల్|కాల్ చేయండి|సంప్రదించ*|தொலைபேசி|கைபேசி|அலைபேசி|போன்|மொபைல்|அழைக்க*|தொடர்பு*
+    ਫ਼ੋਨ|ਫੋਨ|ਮੋਬਾਈਲ|ફોન|મોબાઇલ|ಫೋನ್|ಮೊಬೈಲ್|ദೂരവാണി|ഫോൺ|മൊബൈൽ
+    手机|手機|电话|電話|手提|座机|传真|傳真|致电|致電|热线|熱線|携帯|ケータイ|ファックス|連絡先|联系方式|聯絡|微信
     τηλ|τηλέφωνο*|κινητ*|puh|puhelin*|gsm-nummer|טלפון|נייד
-    전화|휴대폰|핸드폰|연락처|휴대전화|팩스|โทร|เบอร์|มือถือ
+    전화|휴대폰|핸드폰|폰번호|폰 번호|연락처|휴대전화|팩스|โทร|เบอร์|มือถือ
     """
 )
 #: Words that say that a row of digits is another thing, where they stand right before it.
@@ -75,7 +85,24 @@ COMPOUNDS = Compounds(
     "brother son daughter friend boss doctor lawyer manager assistant as follows with using if dial",
     others="tel aviv|mobile alabama|phone home",
 )
-_SPOKEN = Context(PHONE_WORDS, _OTHER_THINGS, UNITS, COMPOUNDS)
+#: What says "telephone" behind a number, in languages whose verbs come last: `मुझे 98765 43210 पर कॉल करें`. None of
+#: these counts telephones, as `12 345 678 phones` does.
+_BEHIND = Words(
+    r"""
+    पर (?:कॉल|फोन|फ़ोन|संपर्क|सम्पर्क|व्हाट्सऐप|व्हाट्सएप|मैसेज)|वर (?:कॉल|फोन|संपर्क|व्हाट्सअॅप)|(?:नंबर|नम्बर) (?:पर|वर)
+    پر (?:کال|فون|رابطہ|واٹس ایپ)|نمبر پر|تماس بگیر*|নম্বরে|নাম্বারে|এ (?:ফোন|কল)|তে (?:ফোন|কল)
+    (?:కు|కి) (?:కాల్|ఫోన్)|నంబర్‌కు|க்கு அழை*|க்கு போன்|எண்ணில்|எண்ணுக்கு|என்ற எண்|ಗೆ ಕರೆ*|എന്ന നമ്പ*
+    numaralı telefon*|nolu telefon*|numarasını ara*|numarayı ara*|numaradan ara*
+    (?:'?[dt][ae]n) ulaş(?:ın|abilirsiniz|abilirsin)
+    (?:に|まで|へ)(?:お|ご)?(?:電話|連絡)|(?:으로|로) (?:전화|연락|문자)|erreichbar|anrufen|zu erreichen
+    """
+)
+#: Words that may speak of other things, too: believed before a number that begins with a 0, as no figure does.
+_WEAK = Words(
+    "contact|contacto|contato|contatto|kontakt|kontak|ring|text|call|mob|ph|joindre|contactez|fijo|numéro|número|numero|nummer"
+    "|numer|number|номер|nomor|số|numara|nambari|namba|lamba|नंबर|नम्बर|নম্বর|নাম্বার|نمبر|شماره|رقم|எண்|నంబర్|号码|號碼|番号|번호"
+)
+_SPOKEN = Context(PHONE_WORDS, _OTHER_THINGS, UNITS, COMPOUNDS, behind=_BEHIND)
 ALONE = Context(None, _OTHER_THINGS, UNITS)
 
 _DATE = re.compile(
@@ -145,7 +172,7 @@ PHONES: tuple[Pattern, ...] = (
     ),
     shape(
         "PHONE",
-        r"8[ -]9\d\d[ -]\d{3}[ -]\d\d[ -]\d\d",
+        r"8[ -]9\d\d[ -]\d{3}[ -]?\d\d[ -]?\d\d",
         is_phone,
         Edges(before=W + r".\-/", after=W + r"\-/"),
         ALONE,
@@ -158,6 +185,14 @@ PHONES: tuple[Pattern, ...] = (
         _of_trunk,
         Edges(before=W + r".,$\x82/:\-", after=W + "/:", unless_digit=r" .,\-"),
         context=ALONE,
+    ),
+    shape(
+        "PHONE",
+        r"0[1-9](?:[ .-]?\d){7,10}",
+        _of_trunk,
+        Edges(before=W + r".,$\x82/:\-", after=W + "/:", unless_digit=r" .,\-"),
+        context=Context(_WEAK, _OTHER_THINGS, UNITS),
+        rank=4,
     ),
     shape(
         "PHONE",

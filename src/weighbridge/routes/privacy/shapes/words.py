@@ -13,6 +13,8 @@ from weighbridge.routes.privacy.reading import fold, folded, written
 
 #: How far before a value a word may stand that says what it is, in characters; and one that says it is another thing.
 CONTEXT, NEAR = 48, 32
+#: How far behind it one may begin that says what it is.
+BEHIND = 2
 
 #: Scripts that put no space between words, or write endings right behind a foreign word: Thai to Khmer, Hangul, Han.
 _UNSPACED = (
@@ -139,13 +141,15 @@ _WORDS = re.compile(r"[^\W\d_]+")
 class Context:
     """What stands beside a value: a word of `given` before it, and none of `barred` right before or `after` it.
 
-    `unless`: what makes a word of `given` another thing.
+    `unless`: what makes a word of `given` another thing. `behind`: words that do behind a value what those
+    of `given` do before it.
     """
 
     given: Words | None = None
     barred: RightBefore | None = None
     after: RightBehind | None = None
     unless: Compounds | None = None
+    behind: Words | None = None
 
     def allows(self, text: str, start: int, end: int) -> bool:
         """Whether nothing beside a value says that it is another thing."""
