@@ -16,7 +16,7 @@ from tests.tiny import TEXT
 def make_tiny_encoder(
     directory: Path, pooling: str = "mean_tokens", normalizes: bool = True, **sizes: Any
 ) -> Path:
-    tokenizer = _tokenizer()
+    tokenizer = tiny_word_pieces()
     tokenizer.save_pretrained(directory)
     options = {
         "vocab_size": len(tokenizer) + 3,
@@ -55,7 +55,7 @@ def make_tiny_encoder(
     return directory
 
 
-def _tokenizer() -> Any:
+def tiny_word_pieces() -> Any:
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -63,7 +63,9 @@ def _tokenizer() -> Any:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     backend.train_from_iterator(TEXT, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special))
     ids = [(name, backend.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
-    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids
+    )
     backend.enable_truncation(8)
     backend.enable_padding(length=8)
     names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import TEXT
 from tests.tiny_encoder import make_tiny_encoder
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.encoder import SentenceEncoder, is_encoder
+from weighbridge.models.readers.bert import BertReader
+from weighbridge.models.readers.form import Pooling, VectorForm, form_of
 from weighbridge.models.text.tokenizer import load_tokenizer
 
 TEXTS = [TEXT[0], "a", "The lazy dog", TEXT[1] + TEXT[2]]
@@ -27,10 +28,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_only_directories_of_encoders_are_encoders(directory: Path, tmp_path: Path) -> None:
-    assert is_encoder(directory)
+    assert form_of(directory) == VectorForm(Pooling.MEAN, True)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    assert not is_encoder(tmp_path)
-    assert not is_encoder(tmp_path / "model.gguf")
+    assert form_of(tmp_path) is None
+    assert form_of(tmp_path / "model.gguf") is None
 
 
 def test_texts_are_cut_into_words_as_transformers_does_and_never_shortened(directory: Path) -> None:
@@ -47,7 +48,7 @@ def test_vectors_equal_transformers_whatever_they_are_batched_with(
 ) -> None:
     path = make_tiny_encoder(tmp_path / "encoder", pooling, normalizes)
     ids = [load_tokenizer(path).encode(text)[:64] for text in TEXTS]
-    oracle, encoder = transformers.AutoModel.from_pretrained(path).eval(), SentenceEncoder(path)
+    oracle, encoder = transformers.AutoModel.from_pretrained(path).eval(), read_bert(path)
     together = encoder(ids)
     for text, vector in zip(ids, together, strict=True):
         with torch.inference_mode():
@@ -57,6 +58,12 @@ def test_vectors_equal_transformers_whatever_they_are_batched_with(
             expected = torch.nn.functional.normalize(expected, dim=0)
         np.testing.assert_allclose(vector, expected.numpy(), atol=1e-5)
         np.testing.assert_allclose(encoder([text])[0], vector, atol=1e-5)
+
+
+def read_bert(path: Path) -> BertReader:
+    form = form_of(path)
+    assert isinstance(form, VectorForm)
+    return BertReader(path, form)
 
 
 def _copied(directory: Path, to: Path, **fields: Any) -> Path:
@@ -88,21 +95,21 @@ def test_a_configuration_that_is_another_model_s_is_refused(
     directory: Path, tmp_path: Path, fields: dict[str, Any], words: str
 ) -> None:
     with pytest.raises((BadInput, UnsupportedModel), match=words):
-        SentenceEncoder(_copied(directory, tmp_path / "copy", **fields))
+        read_bert(_copied(directory, tmp_path / "copy", **fields))
 
 
 def test_other_modules_and_poolings_are_named(directory: Path, tmp_path: Path) -> None:
     path = _copied(directory, tmp_path / "copy")
-    (path / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
-    with pytest.raises(UnsupportedModel, match="max_tokens"):
-        SentenceEncoder(path)
-    (path / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]')
-    with pytest.raises(UnsupportedModel, match="Dense"):
-        SentenceEncoder(path)
+    (path / "1_Pooling" / "config.json").write_text('{"pooling_mode_weightedmean_tokens": true}')
+    with pytest.raises(UnsupportedModel, match="weightedmean_tokens"):
+        read_bert(path)
+    (path / "modules.json").write_text('[{"type": "sentence_transformers.models.CNN", "path": "2_CNN"}]')
+    with pytest.raises(UnsupportedModel, match="CNN"):
+        read_bert(path)
     for broken in ("{}", "[", '["Pooling"]', "[" * 100_000):
         (path / "modules.json").write_text(broken)
         with pytest.raises(BadInput, match=r"modules\.json"):
-            SentenceEncoder(path)
+            read_bert(path)
 
 
 def test_damaged_tensors_are_named(directory: Path, tmp_path: Path) -> None:
@@ -116,13 +123,13 @@ def test_damaged_tensors_are_named(directory: Path, tmp_path: Path) -> None:
     ):
         save_file({**tensors, name: wrong.contiguous()}, file)
         with pytest.raises(BadInput, match=name.replace(".", r"\.")):
-            SentenceEncoder(path)
+            read_bert(path)
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(BadInput, match=r"model\.safetensors"):
-        SentenceEncoder(path)
+        read_bert(path)
     file.unlink()
     with pytest.raises(BadInput, match=r"no model\.safetensors"):
-        SentenceEncoder(path)
+        read_bert(path)
 
 
 def test_a_pooling_s_path_does_not_lead_out_of_the_directory(directory: Path, tmp_path: Path) -> None:
@@ -132,4 +139,4 @@ def test_a_pooling_s_path_does_not_lead_out_of_the_directory(directory: Path, tm
     modules[1]["path"] = "../"
     (path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(BadInput):
-        SentenceEncoder(path)
+        read_bert(path)

@@ -16,7 +16,8 @@ from tests.server.running import free_port, running, serving
 from tests.server.test_embeddings_gateway import ready
 from tests.tiny import TEXT
 from tests.tiny_encoder import make_tiny_encoder
-from weighbridge.models.encoder import SentenceEncoder
+from weighbridge.models.readers.bert import BertReader
+from weighbridge.models.readers.form import Pooling, VectorForm
 from weighbridge.models.text.tokenizer import load_tokenizer
 
 DOORS = ("server", "inside", "elsewhere")
@@ -61,7 +62,7 @@ def test_the_official_client_gets_the_encoder_s_vectors(
     texts = [*TEXT[:3], "a"]  # longer than a step, and not: a prompt in pieces is read as a whole
     tokenizer = load_tokenizer(encoder)
     ids = [tokenizer.encode(text)[:60] for text in texts]
-    expected = SentenceEncoder(encoder)(ids)
+    expected = BertReader(encoder, VectorForm(Pooling.MEAN, True))(ids)
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
     for _ in range(2):  # nothing is kept from the first time
         answer = client.embeddings.create(model=model, input=ids)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from weighbridge.server.engine.schemas import closed
+from weighbridge.server.engine.constraints.schemas import closed
 
 
 class Line(BaseModel):

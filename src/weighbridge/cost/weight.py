@@ -43,7 +43,8 @@ class Weight:
     """One request on the scales. Computed once, at the door, with the model's own tokenizer.
 
     `exact` is False where no tokenizer is at hand and `prompt_tokens` was estimated from bytes. Which prompt
-    tokens a cache already holds depends on the replica, so it is not part of the weight.
+    tokens a cache already holds depends on the replica, so it is not part of the weight. `prompts`: so many texts are
+    computed, each by itself, and `prompt_tokens` are those of all.
     """
 
     prompt_tokens: int
@@ -52,6 +53,12 @@ class Weight:
     choices: int = 1
     kv_bytes_per_token: int = 0
     exact: bool = True
+    prompts: int = 1
+
+    @property
+    def fitting_tokens(self) -> int:
+        """Tokens for which there must be room at one time, at least: the longest text has no fewer than the mean."""
+        return self.prompt_tokens // self.prompts + self.max_tokens
 
     @property
     def expected_tokens(self) -> float:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from weighbridge.cost.usage import Usage
 from weighbridge.engine.request import Embedding, FinishReason, Places, SamplingParams, TokenLogprob
+from weighbridge.models.readers.form import Form
 from weighbridge.models.sampling_defaults import SamplingDefaults
 from weighbridge.ticket.record import Ticket
 
@@ -115,8 +116,8 @@ class Engine(Protocol):
         ...
 
     @property
-    def only_embeds(self) -> bool:
-        """Whether this is an encoder, which writes nothing."""
+    def reads(self) -> Form | None:
+        """What becomes of a text at a model that writes none; None: it writes."""
         ...
 
     def keep_places(self, tenant: str, generations: Sequence[Generation]) -> Places:

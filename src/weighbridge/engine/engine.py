@@ -21,6 +21,7 @@ from weighbridge.engine.schedule.scheduler_api import Progress, SchedulerLike
 from weighbridge.engine.stream import EngineStream, StreamChoice
 from weighbridge.engine.text import StopStrings, TextStream, TokenDecoder
 from weighbridge.errors import Draining, NeverFits
+from weighbridge.models.readers.form import Form
 from weighbridge.models.sampling_defaults import NO_DEFAULTS
 from weighbridge.ticket import Ticket, prompt_hash
 
@@ -65,7 +66,7 @@ class LocalEngine:
         check_integrity: bool = False,
         clock: Callable[[], float] = time.monotonic,
         on_thread_start: Callable[[], None] | None = None,
-        only_embeds: bool = False,
+        reads: Form | None = None,
     ) -> None:
         self._model_name = model_name
         self._tokenizer = tokenizer
@@ -74,7 +75,7 @@ class LocalEngine:
         self.experts = runner.experts
         self.hidden_size = runner.hidden_size
         self.sampling_defaults = NO_DEFAULTS
-        self.only_embeds = only_embeds
+        self.reads = reads
         self._kv_bytes_per_token = kv_bytes_per_token
         self._kv_dtype = kv_dtype
         self._clock = clock

@@ -99,10 +99,10 @@ class NextToken:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """The model's state at the last position of a prompt ("last-token pooling"), or an encoder's vector of it.
+    """The model's state at the last position of a prompt ("last-token pooling"), or what a reader makes of it.
 
-    vector: the hidden state that the output matrix reads, float32 [hidden], scaled to length 1. An encoder has none of
-    what comes next.
+    vector: the hidden state that the output matrix reads, float32 [hidden], scaled to length 1; a reader's vector, or
+    its number for each label. A reader has none of what comes next.
     """
 
     vector: npt.NDArray[np.float32]

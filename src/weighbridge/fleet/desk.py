@@ -598,8 +598,9 @@ class Desk(Generic[Member]):
             limits = {m.state.capacity.max_model_len or m.state.capacity.kv_tokens for m in members}
             longest = max(limit for limit in limits if limit is not None)
             weight = arrival.weight
+            prompt = weight.prompt_tokens // weight.prompts
             raise NeverFits(
-                f"{weight.prompt_tokens} prompt tokens and up to {weight.max_tokens} more are beyond the "
+                f"{prompt} prompt tokens and up to {weight.max_tokens} more are beyond the "
                 f"{longest} tokens that any replica of {self.model!r} takes; shorten the prompt or lower max_tokens"
             )
         if members and not any(member.can_ever(arrival, now) for member in members):
@@ -662,4 +663,4 @@ class Desk(Generic[Member]):
 def _kind(arrival: Arrival) -> Hashable:
     """What those have in common that the same replicas can serve: what they need, and about how long they are."""
     weight = arrival.weight
-    return arrival.needs, (weight.prompt_tokens + weight.max_tokens).bit_length()
+    return arrival.needs, weight.fitting_tokens.bit_length()

@@ -16,6 +16,7 @@ from weighbridge.engine.text import TokenDecoder
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.keeping import KeepSettings
 from weighbridge.fleet.limits.spare import SpareRoom
+from weighbridge.models.text.tokenizer_parts import TextPairs
 from weighbridge.routes.ledger.keeper import UsageKeeper
 from weighbridge.wire.identity.access import AccessSettings
 from weighbridge.wire.identity.callers import Callers
@@ -60,6 +61,11 @@ class ChatTokenizer(Protocol):
     vocab_size: int
 
     def encode(self, text: str, add_special_tokens: bool = True, *, most: int | None = None) -> list[int]: ...
+    @property
+    def pairs(self) -> TextPairs | None:
+        """What encodes for a model that reads texts whole; None where nothing is read."""
+        ...
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
     def token_text(self, token: int, /) -> str: ...
     def token_bytes(self, token: int, /) -> bytes: ...

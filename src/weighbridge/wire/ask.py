@@ -25,6 +25,9 @@ LONGEST_SALT = 1024
 #: Labels of one request.
 MAX_LABELS = 32
 
+#: What stands for the prompt where texts are scored.
+_QUERIES = ("query", "queries", "text_1")
+
 PlacementWord = Literal["auto", "only_edge", "prefer_edge", "prefer_cloud", "only_cloud"]
 Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
 
@@ -75,7 +78,7 @@ class Ask:
     """
 
     id: str
-    path: str  # what is to be computed: "/v1/chat/completions", "/v1/completions" or "/v1/embeddings"
+    path: str  # what is to be computed: "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/score", ...
     fields: Fields
     model: str  # the name the client used; empty: it named none
     tenant: str
@@ -128,7 +131,13 @@ class Ask:
         """What the field with the prompt is called."""
         if "messages" in self.fields:
             return "messages"
-        return "prompt" if "prompt" in self.fields else "input"
+        if "prompt" in self.fields:
+            return "prompt"
+        return (
+            "input"
+            if "input" in self.fields
+            else next((name for name in _QUERIES if name in self.fields), "input")
+        )
 
     @property
     def prompt_hash(self) -> str:

@@ -18,7 +18,8 @@ from weighbridge.engine.request import Guide
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import BadInput
 from weighbridge.models.catalogue.store import resolve
-from weighbridge.models.encoder import is_encoder
+from weighbridge.models.files.hf_config import is_native_body
+from weighbridge.models.readers.form import LabelForm, VectorForm, form_of
 from weighbridge.server.app import create_app
 from weighbridge.server.engine.metrics import EngineMetrics
 from weighbridge.server.engine.service import EngineService
@@ -53,11 +54,25 @@ def load(model: str, name: str | None, settings: EngineSettings, *, quiet: bool 
 
 
 def load_any(model: str, name: str | None, settings: EngineSettings) -> EngineReplica | EncoderReplica:
-    """As `load`; an encoder has a replica of its own kind."""
+    """As `load`; a model that reads texts whole has a replica of its own kind."""
     path = resolve(model, progress=DownloadBar("Pulling the model"))
-    if is_encoder(path):
-        return build_encoder(path, name or served_name(model, path), settings)
-    return load(str(path), name or served_name(model, path), settings)
+    form = form_of(path)
+    name = name or served_name(model, path)
+    if form is None:
+        return load(str(path), name, settings)
+    if not (isinstance(form, VectorForm) and form.is_last_state and is_native_body(path)):
+        return build_encoder(path, form, name, settings)
+    replica = load(str(path), name, settings)  # on the paged cache, where prompts share their beginnings
+    replica.engine.reads = form
+    return replica
+
+
+def _does(replica: EngineReplica | EncoderReplica) -> str:
+    """What a model that writes nothing makes of a text."""
+    form = replica.engine.reads
+    if isinstance(form, LabelForm):
+        return "a score" if len(form.labels) == 1 else f"scores of {len(form.labels)} labels"
+    return f"embeddings of {replica.engine.hidden_size} numbers"
 
 
 def _never(guide: Guide) -> Future[Any]:
@@ -78,8 +93,8 @@ def assemble(
 
 
 def _announce(replica: EngineReplica | EncoderReplica, where: str, seconds: float) -> None:
-    if isinstance(replica, EncoderReplica):
-        what = f"embeddings of {replica.engine.hidden_size} numbers, texts of up to {replica.max_model_len:,} tokens"
+    if isinstance(replica, EncoderReplica) or replica.engine.reads is not None:
+        what = f"{_does(replica)}, texts of up to {replica.max_model_len:,} tokens"
         where_text = ((replica.engine.model_name, "bold"), " on ", (where, "bold"))
         errors.print(Text.assemble(*where_text, f", ready in {seconds:.1f} s: {what}"))
         return

@@ -1,11 +1,15 @@
-"""An encoder behind the same engine: scheduled, bounded and ticketed as every prompt is, and read as a whole."""
+"""A model that reads texts whole, behind the same engine: scheduled, bounded and ticketed as every prompt is."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from weighbridge.cost import DEFAULT_STEP_COST, StepClock
@@ -16,8 +20,23 @@ from weighbridge.engine.schedule.make import make_scheduler
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import BadInput
 from weighbridge.models.compute.kernels.seats import seat_compute_threads
-from weighbridge.models.encoder import SentenceEncoder
+from weighbridge.models.files.hf_config import read_json
+from weighbridge.models.readers.bert import BertReader
+from weighbridge.models.readers.form import Form, VectorForm
 from weighbridge.models.text.tokenizer import Tokenizer, load_tokenizer
+
+
+class TextReader(Protocol):
+    """A model that turns texts into numbers: `width` for each text, which has one to `positions` tokens."""
+
+    vocab_size: int
+    positions: int
+    width: int
+
+    def __call__(self, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        """[texts, width] of texts as token ids."""
+        ...
+
 
 #: Tokens with their padding that are computed at a time.
 TOKENS_AT_ONCE = 4096
@@ -28,9 +47,9 @@ class EncoderRunner:
 
     experts = None
 
-    def __init__(self, encoder: SentenceEncoder) -> None:
+    def __init__(self, encoder: TextReader) -> None:
         self._encoder = encoder
-        self.hidden_size = encoder.config.hidden_size
+        self.hidden_size = encoder.width
 
     def execute(self, batch: Batch) -> Sampled:
         began = time.perf_counter()
@@ -56,22 +75,22 @@ class EncoderReplica:
 
     engine: LocalEngine
     tokenizer: Tokenizer
-    encoder: SentenceEncoder
+    encoder: TextReader
     max_model_len: int
 
 
-def build_encoder(path: Path, model_name: str, settings: EngineSettings) -> EncoderReplica:
-    """Load the encoder at `path` and make it ready to serve. Raises BadInput or UnsupportedModel."""
+def build_encoder(path: Path, form: Form, model_name: str, settings: EngineSettings) -> EncoderReplica:
+    """Load the model at `path` and make it ready to serve. Raises BadInput or UnsupportedModel."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    encoder = SentenceEncoder(path)
     tokenizer = load_tokenizer(path)
-    if tokenizer.vocab_size > encoder.config.vocab_size:
+    encoder = _reader(path, form, tokenizer.pairs.separator())
+    if tokenizer.vocab_size > encoder.vocab_size:
         raise BadInput(
             f"the tokenizer of {path} has token ids up to {tokenizer.vocab_size - 1}, the model only to "
-            f"{encoder.config.vocab_size - 1}: they belong to different models"
+            f"{encoder.vocab_size - 1}: they belong to different models"
         )
-    longest = encoder.config.positions
+    longest = encoder.positions
     if (settings.max_model_len or 0) > longest:
         raise BadInput(
             f"--max-model-len {settings.max_model_len} is more than the {longest} positions this model was trained for",
@@ -91,6 +110,19 @@ def build_encoder(path: Path, model_name: str, settings: EngineSettings) -> Enco
         kv_bytes_per_token=0,
         check_integrity=settings.check_integrity,
         on_thread_start=seat_compute_threads,
-        only_embeds=True,
+        reads=form,
     )
     return EncoderReplica(engine, tokenizer, encoder, longest)
+
+
+def _reader(path: Path, form: Form, separator: int | None) -> TextReader:
+    if (
+        isinstance(form, VectorForm)
+        and not form.dense
+        and read_json(path / "config.json").get("model_type") == "bert"
+    ):
+        return BertReader(path, form)
+    # Everything else is transformers', which takes seconds to import.
+    from weighbridge.models.readers.whole import WholeReader
+
+    return WholeReader(path, form, separator)

@@ -15,6 +15,8 @@ class Ability(StrEnum):
     CHAT = "chat"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
+    SCORES = "scores"
+    LABELS = "labels"
     TOOLS = "tools"
     FORCED_TOOLS = "forced_tools"  # a call that must be made: ours constrain it, whatever the template
     SCHEMA = "schema"
@@ -32,6 +34,9 @@ ENDPOINTS: Mapping[str, Ability] = {
     "/v1/chat/completions": Ability.CHAT,
     "/v1/completions": Ability.COMPLETIONS,
     "/v1/embeddings": Ability.EMBEDDINGS,
+    "/v1/score": Ability.SCORES,
+    "/v1/rerank": Ability.SCORES,
+    "/v1/classify": Ability.LABELS,
 }
 _OF_ENDPOINTS = {path: frozenset({ability}) for path, ability in ENDPOINTS.items()}
 
@@ -40,6 +45,8 @@ IN_WORDS: Mapping[Ability, str] = {
     Ability.CHAT: "an endpoint for chats",
     Ability.COMPLETIONS: "an endpoint for completions",
     Ability.EMBEDDINGS: "an endpoint for embeddings",
+    Ability.SCORES: "scores of texts beside each other",
+    Ability.LABELS: "labels of texts",
     Ability.TOOLS: "tools",
     Ability.FORCED_TOOLS: "calls of tools that must be made",
     Ability.SCHEMA: "structured output",

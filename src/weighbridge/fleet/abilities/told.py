@@ -238,6 +238,8 @@ def tgi_info(page: Any, model: str) -> Told:
     if isinstance(kind, dict):  # TEI's: embedding, classifier or reranker
         embeds = "embedding" in kind
         can = {Ability.CHAT: False, Ability.COMPLETIONS: False, Ability.EMBEDDINGS: embeds}
+        # It has rankings, but under other names than ours: /rerank and /predict.
+        can |= {Ability.SCORES: False, Ability.LABELS: False}
     elif "max_total_tokens" in page or "max_input_tokens" in page:
         can = {Ability.EMBEDDINGS: False}
     context = _count(page.get("max_total_tokens")) or _count(page.get("max_input_length"))

@@ -52,7 +52,7 @@ class ReplicaState(OwnLoad):
 
     def fits(self, arrival: Arrival) -> bool:
         """Whether the replica could ever run it: context window and KV pool."""
-        total = arrival.weight.prompt_tokens + arrival.weight.max_tokens
+        total = arrival.weight.fitting_tokens
         limit, pool = self.capacity.max_model_len, self.capacity.kv_tokens
         return (limit is None or total <= limit) and (pool is None or total <= pool)
 

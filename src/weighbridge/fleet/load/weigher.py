@@ -22,6 +22,7 @@ from weighbridge.fleet.abilities.images import image_tokens
 from weighbridge.models.text.block_digests import ROOT, block_digests, root
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import LONG_BODY, apart, plain
+from weighbridge.wire.protocols import SILENT, scores
 from weighbridge.wire.protocols.openai import Tool
 
 #: Prompts of more bytes are tokenised in a thread, so that streams flow on. A thread costs 0.1 ms, as much as
@@ -63,6 +64,7 @@ _WEIGHED = (
     "chat_template_kwargs",
     "add_generation_prompt",
     "continue_final_message",
+    *("query", "queries", "documents", "text_1", "text_2"),
 )
 _MARKED = tuple((name, name.encode() + b"\0") for name in _WEIGHED)
 
@@ -106,7 +108,7 @@ class Weighed:
     """A prompt's tokens and the chain that names its blocks. `size`: bytes of text where tokens are estimated.
 
     `pictures`: what those in it weigh by the formula of the model's family, beside `tokens` and `size`; the chain is
-    that of the text.
+    that of the text. `prompts`: so many texts there are, each computed by itself.
     """
 
     tokens: int
@@ -114,6 +116,7 @@ class Weighed:
     exact: bool
     size: int
     pictures: int = 0
+    prompts: int = 1
 
     @property
     def held_bytes(self) -> int:
@@ -181,8 +184,9 @@ class Scales:
         else:
             self._known.move_to_end(key)
         tokens = known.tokens if known.exact else self._estimated(known)
-        most = self._longest_output(ask, tokens)
-        return Weight(tokens, most, self._output(ask, most), ask.choices, exact=known.exact), known
+        most = self._longest_output(ask, tokens // known.prompts)
+        output = self._output(ask, most)
+        return Weight(tokens, most, output, ask.choices, exact=known.exact, prompts=known.prompts), known
 
     def _remember(self, key: bytes, weighed: Weighed) -> None:
         """Keep what was counted, within bounds of prompts and of bytes: a long prompt's chain has a digest a block."""
@@ -236,7 +240,7 @@ class Scales:
 
     def _longest_output(self, ask: Ask, prompt_tokens: int) -> int:
         """Zero for embeddings; otherwise what the client allows, or what is left of the context."""
-        if ask.path.endswith("/embeddings"):
+        if ask.path in SILENT:
             return 0
         wanted = self._default_max_tokens if ask.max_tokens is None else ask.max_tokens
         longest = self._longest()
@@ -244,6 +248,9 @@ class Scales:
 
     async def _count(self, ask: Ask, size: int) -> Weighed:
         """`size`: bytes of all that decides how many tokens there are."""
+        if ask.path in scores.PATHS:
+            size, texts = await apart(size, scores.text_bytes, ask.fields)
+            return Weighed(0, (), False, size, prompts=texts)
         prompt = ask.prompt
         if prompt is None:
             return Weighed(1, (), False, 1)
@@ -292,11 +299,12 @@ class Scales:
                 ids = self._tokens(ask, value)
         if ids is not None:
             chain = block_digests(_root(ask), ids, 0, len(ids), self._block_size)
-            return Weighed(max(len(ids), 1), tuple(chain), not weights, 0, weights)
+            return Weighed(max(len(ids), 1), tuple(chain), not weights, 0, weights, _prompts(ask, value))
         text, parts = _text_of(value)
         data = text.encode("utf-8", "surrogatepass")
         size = len(data) + parts * PART_TOKENS * CHAIN_BYTES
-        return Weighed(0, self._chain_of_bytes(data, _root(ask)), False, size, weights)
+        digests = self._chain_of_bytes(data, _root(ask))
+        return Weighed(0, digests, False, size, weights, _prompts(ask, value))
 
     def _tokens(self, ask: Ask, value: Any) -> list[int]:
         assert self._tokenizer is not None
@@ -314,6 +322,14 @@ class Scales:
             parent = blake2b(parent + data[start : start + step], digest_size=32).digest()
             chain.append(parent)
         return tuple(chain)
+
+
+def _prompts(ask: Ask, value: Any) -> int:
+    """How many texts there are, each computed by itself: the messages of a chat are one."""
+    several = (
+        isinstance(value, list) and not _is_chat(ask) and any(isinstance(one, str | list) for one in value)
+    )
+    return len(value) if several else 1
 
 
 def _without_pictures(messages: Any) -> Any:

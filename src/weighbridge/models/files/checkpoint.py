@@ -26,6 +26,7 @@ from weighbridge.models.files.packing import packing_of
 from weighbridge.models.files.quantized import StoredBlocks
 from weighbridge.models.files.tensors import PLAIN, StoredTensor, TensorTable, check_tensors
 
+_BODY, _EMBEDDING = "model.", "model.embed_tokens.weight"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _EXPERT = re.compile(r"(model\.layers\.\d+)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")
@@ -82,6 +83,10 @@ class SafetensorsCheckpoint:
         self.config = hf_config.read_config(path)
         self._open: dict[Path, Any] = {}
         self._file_of = self._weight_map()
+        #: A body that was saved without a head around it: its names lack what everybody else's begin with.
+        self._is_bare = _EMBEDDING not in self._file_of and _EMBEDDING.removeprefix(_BODY) in self._file_of
+        if self._is_bare:
+            self._file_of = {f"{_BODY}{name}": file for name, file in self._file_of.items()}
         packing = packing_of(Fields(read_json(path / "config.json")))
         self._packed = None if packing is None else PackedTensors(packing, self, path)
 
@@ -116,7 +121,7 @@ class SafetensorsCheckpoint:
         return PLAIN if self._packed is None else (*PLAIN, self._packed.label)
 
     def own_name(self, name: str) -> str:
-        return name
+        return name.removeprefix(_BODY) if self._is_bare else name
 
     def own_names(self) -> Collection[str]:
         names = self._file_of.keys()
@@ -128,7 +133,7 @@ class SafetensorsCheckpoint:
         if file is None:
             return None
         try:
-            tensor = self._opened(file).get_slice(name)
+            tensor = self._opened(file).get_slice(self.own_name(name))
         except SafetensorError as error:
             raise BadInput(f"{file} has no readable tensor {name!r}: {said(error)}") from error
         return tuple(tensor.get_shape()), str(tensor.get_dtype())
@@ -146,7 +151,7 @@ class SafetensorsCheckpoint:
             return None
         file = self._file_of[part.name]
         try:
-            held = self._opened(file).get_slice(part.name)
+            held = self._opened(file).get_slice(self.own_name(part.name))
         except SafetensorError as error:
             raise BadInput(f"{file} has no readable tensor {part.name!r}: {said(error)}") from error
         shape = tuple(held.get_shape())
@@ -164,9 +169,9 @@ class SafetensorsCheckpoint:
         """Return a whole tensor, or what one expert has of it: nothing else is read."""
         tensor: torch.Tensor
         if part.expert is None:
-            tensor = self._opened(file).get_tensor(part.name)
+            tensor = self._opened(file).get_tensor(self.own_name(part.name))
             return tensor
-        stored = self._opened(file).get_slice(part.name)
+        stored = self._opened(file).get_slice(self.own_name(part.name))
         cut = _cut(part, stored.get_shape(), self.config)
         if cut.transposed:
             tensor = stored[part.expert, :, cut.start : cut.end]

@@ -120,6 +120,13 @@ def read_config(directory: Path) -> ModelConfig:
     return config
 
 
+def is_native_body(directory: Path) -> bool:
+    """Whether the model in `directory` is of a family that is computed here, also where its head was not saved."""
+    values = read_json(directory / "config.json")
+    defaults = _DEFAULTS.get(str(values.get("model_type")))
+    return defaults is not None and Fields({**defaults, **values}).flag("tie_word_embeddings")
+
+
 def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
     if "head_dim" not in fields and hidden % heads:
         raise BadInput(

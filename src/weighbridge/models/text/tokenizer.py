@@ -17,7 +17,7 @@ from weighbridge.models.text.control_tokens import ControlTokens
 from weighbridge.models.text.generic_tools import in_words, is_about_tools
 from weighbridge.models.text.template_files import named_template
 from weighbridge.models.text.token_text import Detokenizer, TokenBytes, decode
-from weighbridge.models.text.tokenizer_parts import TokenizerParts, encoded, is_panic
+from weighbridge.models.text.tokenizer_parts import TextPairs, TokenizerParts, encoded, is_panic
 from weighbridge.models.text.word_tokens import WordTokens
 
 logger = logging.getLogger(__name__)
@@ -128,6 +128,11 @@ class Tokenizer:
         if quickly is not None:
             return quickly
         return encoded(self.backend, text, add_special_tokens)
+
+    @cached_property
+    def pairs(self) -> TextPairs:
+        """What encodes for models that read texts whole. A second to make for a large vocabulary: ask for it early."""
+        return TextPairs(self.backend)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD, ids of no token nothing."""

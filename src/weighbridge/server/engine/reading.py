@@ -9,18 +9,19 @@ from typing import ClassVar
 from weighbridge.engine.api import Engine, Generation
 from weighbridge.engine.request import Guide, SamplingParams
 from weighbridge.server.endpoint import ChatTokenizer
+from weighbridge.server.engine.constraints.guides import guide_of
 from weighbridge.server.engine.embeddings import embedding_generations
 from weighbridge.server.engine.formats import ChatFormat, ChoiceRange, Format, Telling, TextFormat
-from weighbridge.server.engine.guides import guide_of
 from weighbridge.server.engine.prompts import PromptReader
 from weighbridge.server.engine.sampling import Limits, sampling_params
+from weighbridge.server.engine.scores import check_path, scored_generations
 from weighbridge.server.engine.tool_calls import call_or_text_guide, forced_call_guide, offered_tools
 from weighbridge.server.styles.answer import AnswerReading
 from weighbridge.server.styles.choice import Styles, styles_for
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import decode
 from weighbridge.wire.errors import ApiError
-from weighbridge.wire.protocols import chat, completions, embeddings
+from weighbridge.wire.protocols import chat, completions, embeddings, scores
 from weighbridge.wire.protocols.chat import ChatRequest
 from weighbridge.wire.protocols.completions import CompletionRequest
 from weighbridge.wire.protocols.constraints import refuse_unkept
@@ -66,11 +67,9 @@ class RequestReader:
         return shown
 
     def read(self, ask: Ask) -> EngineWork:
-        if self._engine.only_embeds and ask.path != embeddings.PATH:
-            name = self._engine.model_name
-            message = f"model: {name!r} turns texts into vectors and writes none; ask it at {embeddings.PATH}"
-            raise ApiError(400, message, param="model")
-        refuse_unkept(ask.fields)
+        check_path(self._engine, ask.path)
+        if ask.path not in scores.PATHS:  # whose documents are what is read
+            refuse_unkept(ask.fields)
         generations, forms = self._readers[ask.path](self, ask)
         return EngineWork(generations, forms, ask.prompt_hash)
 
@@ -144,6 +143,10 @@ class RequestReader:
         generations, form = embedding_generations(self._engine, self._prompts, ask)
         return generations, [form] * len(generations)
 
+    def _score(self, ask: Ask) -> tuple[list[Generation], list[Format]]:
+        generations, form = scored_generations(self._engine, self._tokenizer, self._limits.settings, ask)
+        return generations, [form] * len(generations)
+
     def _params(
         self, body: Common, max_tokens: int | None, logprobs: int | None, guide: Guide | None, length: int
     ) -> SamplingParams:
@@ -166,6 +169,7 @@ class RequestReader:
         chat.PATH: _chat,
         completions.PATH: _complete,
         embeddings.PATH: _embed,
+        **dict.fromkeys(scores.PATHS, _score),
     }
 
 

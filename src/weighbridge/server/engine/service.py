@@ -15,6 +15,7 @@ from weighbridge.engine.api import Engine, Turn
 from weighbridge.engine.request import Guide, Places
 from weighbridge.errors import NeverFits, UnknownModel
 from weighbridge.fleet.limits.spare import SpareRoom
+from weighbridge.models.readers.form import LabelForm, VectorForm
 from weighbridge.routes.budget import Ledger
 from weighbridge.routes.build import build_guard
 from weighbridge.routes.ledger.keeper import UsageKeeper
@@ -33,7 +34,7 @@ from weighbridge.wire.errors import ApiError
 from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.journey import HeaderList
 from weighbridge.wire.keys import Keys
-from weighbridge.wire.protocols import embeddings
+from weighbridge.wire.protocols import SILENT
 
 
 def predecessors_of(tokenizer: ChatTokenizer) -> Predecessors:
@@ -113,15 +114,18 @@ class EngineService:
         return (503, {"status": "draining"}) if draining else (200, {"status": "ok"})
 
     def load(self, in_full: bool) -> dict[str, Any]:
-        writes = not self.engine.only_embeds
+        reads = self.engine.reads
+        writes = reads is None
         can = {
             "tools": writes and self._reader.reads_tools,
             "forced_tools": writes,
             "vision": False,
             "audio": False,
         }
+        labels = reads.labels if isinstance(reads, LabelForm) else ()
+        can |= {"scores": isinstance(reads, VectorForm) or len(labels) == 1, "labels": bool(labels)}
         if not writes:
-            can |= {"chat": False, "completions": False}
+            can |= {"chat": False, "completions": False, "embeddings": isinstance(reads, VectorForm)}
         return {**asdict(self.engine.load()), "abilities": can}
 
     async def exposition(self) -> bytes:
@@ -182,7 +186,7 @@ class EngineService:
             # Others may wait for the same one: whoever goes away must not cancel it.
             await asyncio.shield(asyncio.wrap_future(self._compile_guide(work.guide)))
         journey = await self._queue(ask, work)
-        if self._predecessors is not None and ask.path != embeddings.PATH:
+        if self._predecessors is not None and ask.path not in SILENT:
             await self._look_back(self._predecessors, ask, work, journey)
         return journey
 
@@ -200,7 +204,7 @@ class EngineService:
 
     async def _queue(self, ask: Ask, work: EngineWork) -> EngineJourney:
         """Queue every generation of a request, or none when one is refused; others get a turn in between."""
-        embeds = ask.path == embeddings.PATH
+        embeds = ask.path in SILENT
         running: list[Running] = []
         places: Places | None = None
         try:
@@ -215,7 +219,7 @@ class EngineService:
                 self.engine.give_back(places)
             await close_all(running)
             if embeds and isinstance(error, NeverFits):  # the context is longer than the KV pool
-                field = "messages" if "messages" in ask.fields else "input"
+                field = ask.prompt_field
                 raise ApiError(400, f"{field}: {error}", code=error.code, param=field) from error
             raise
         return EngineJourney(ask.path, running, ask.stream, ask.wants_usage)

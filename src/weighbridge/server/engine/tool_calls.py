@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from weighbridge.engine.request import Guide
-from weighbridge.server.engine.guides import schema_guide
-from weighbridge.server.engine.schemas import closed
+from weighbridge.server.engine.constraints.guides import schema_guide
+from weighbridge.server.engine.constraints.schemas import closed
 from weighbridge.server.styles.answer import AnswerReading
 from weighbridge.server.styles.pieces import CallArguments, CallBegun, Piece, Thought
 from weighbridge.wire.errors import ApiError

@@ -51,6 +51,28 @@ class EmbeddingList(Struct, kw_only=True):
     usage: TokenUsage
 
 
+class ScoreList(Struct, kw_only=True):
+    """A score for each pair of texts, or a label for each text."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[dict[str, Any]]
+    usage: TokenUsage
+
+
+class RankedDocuments(Struct, kw_only=True):
+    """Documents in order, the best first, each by its place in the request."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    results: list[dict[str, Any]]
+    usage: TokenUsage
+
+
 class ResponseObject(Struct, kw_only=True):
     """OpenAI's response: what was asked, and the items that answer it."""
 

@@ -23,6 +23,7 @@ from weighbridge.wire.protocols.ollama import (
     OllamaGenerateRequest,
 )
 from weighbridge.wire.protocols.responses import ResponsesRequest
+from weighbridge.wire.protocols.scores import ClassifyRequest, RerankRequest, ScoreRequest
 from weighbridge.wire.protocols.token_requests import DetokenizeRequest, TokenizeRequest
 
 EVENTS, LINES, TEXT, HTML, BYTES = (
@@ -71,6 +72,16 @@ OPERATIONS: Mapping[str, Operation] = {
     "POST /v1/embeddings": Operation(
         "OpenAI", "Turn texts into vectors.", EmbeddingRequest, answers.EmbeddingList
     ),
+    "POST /v1/score": Operation(
+        "readers", "Say how texts stand to each other.", ScoreRequest, answers.ScoreList
+    ),
+    "POST /v1/rerank": Operation(
+        "readers", "Put documents into order.", RerankRequest, answers.RankedDocuments
+    ),
+    "POST /v2/rerank": Operation(
+        "readers", "The same, where Cohere's client asks.", RerankRequest, answers.RankedDocuments
+    ),
+    "POST /v1/classify": Operation("readers", "Give texts labels.", ClassifyRequest, answers.ScoreList),
     "POST /v1/responses": Operation(
         "OpenAI",
         "Answer a chat as a response.",

@@ -25,6 +25,7 @@ class SimulatedTokenizer:
     eos_token_ids = (END_OF_TEXT,)
     supports_tools = shows_tools = False
     template_text = ""
+    pairs = None
 
     def encode(self, text: str, add_special_tokens: bool = True, *, most: int | None = None) -> list[int]:
         data = text.encode("utf-8", "surrogatepass")

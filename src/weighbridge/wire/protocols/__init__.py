@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from weighbridge.wire.events import Parse
 from weighbridge.wire.protocol import WireProtocol
-from weighbridge.wire.protocols import chat, completions, embeddings, messages, ollama, responses
+from weighbridge.wire.protocols import chat, completions, embeddings, messages, ollama, responses, scores
 
 PROTOCOLS: tuple[WireProtocol, ...] = (
     chat.ChatProtocol(),
@@ -15,16 +15,22 @@ PROTOCOLS: tuple[WireProtocol, ...] = (
     responses.ResponsesProtocol(),
     messages.MessagesProtocol(),
     *ollama.PROTOCOLS,
+    *scores.PROTOCOLS,
 )
+
+#: What is asked at them is answered without a token.
+SILENT = frozenset({embeddings.PATH, *scores.PATHS})
 
 #: Reads the events, and the whole answers, of a server that was asked at a path.
 EVENT_PARSERS: Mapping[str, Parse] = {
     chat.PATH: chat.chat_parts,
     completions.PATH: completions.completion_parts,
     embeddings.PATH: embeddings.embedding_parts,
+    **dict.fromkeys(scores.PATHS, scores.score_parts),
 }
 ANSWER_PARSERS: Mapping[str, Parse] = {
     chat.PATH: chat.chat_answer_parts,
     completions.PATH: completions.completion_answer_parts,
     embeddings.PATH: embeddings.embedding_parts,
+    **dict.fromkeys(scores.PATHS, scores.score_parts),
 }

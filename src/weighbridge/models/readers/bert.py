@@ -1,12 +1,10 @@
-"""Sentence encoders of BERT's shape (Devlin et al. 2018), as sentence-transformers keeps them: a vector a text."""
+"""BERT itself (Devlin et al. 2018), which most small encoders are: ready before transformers would be imported."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,23 +15,17 @@ from safetensors import SafetensorError, safe_open
 from weighbridge.errors import BadInput, UnsupportedModel, said
 from weighbridge.models.files.fields import Fields, shown
 from weighbridge.models.files.hf_config import read_json
+from weighbridge.models.readers.form import VectorForm
+from weighbridge.models.readers.pooling import pool
 
-ENCODERS = ("bert",)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 #: Where a file has heads for other tasks beside the encoder, its names begin so.
 _PREFIX = "bert."
 
 
-def is_encoder(path: Path) -> bool:
-    """Whether a directory holds a model that turns texts into vectors and writes none."""
-    if not (path / "config.json").is_file():
-        return False
-    return read_json(path / "config.json").get("model_type") in ENCODERS
-
-
 @dataclass(frozen=True, slots=True)
 class EncoderConfig:
-    """Sizes of an encoder, and what becomes of its last hidden states."""
+    """Sizes of an encoder."""
 
     vocab_size: int
     hidden_size: int
@@ -43,8 +35,6 @@ class EncoderConfig:
     positions: int
     types: int
     norm_eps: float
-    mean_pooling: bool  # else the state of the first token
-    normalizes: bool
 
 
 def read_encoder_config(path: Path) -> EncoderConfig:
@@ -55,7 +45,6 @@ def read_encoder_config(path: Path) -> EncoderConfig:
         raise UnsupportedModel(f"activation {shown(activation)} of an encoder is not supported (gelu is)")
     if fields.get("position_embedding_type") not in (None, "absolute") or fields.flag("is_decoder"):
         raise UnsupportedModel(f"{path}: relative positions, and decoders of BERT's shape, are not supported")
-    mean, normalizes = _pooling(path)
     config = EncoderConfig(
         vocab_size=fields.whole("vocab_size"),
         hidden_size=fields.whole("hidden_size"),
@@ -65,49 +54,12 @@ def read_encoder_config(path: Path) -> EncoderConfig:
         positions=fields.whole("max_position_embeddings"),
         types=fields.whole("type_vocab_size", default=2),
         norm_eps=fields.positive("layer_norm_eps", 1e-12),
-        mean_pooling=mean,
-        normalizes=normalizes,
     )
     if config.hidden_size % config.num_heads:
         raise BadInput(
             f"config.json: {config.num_heads} heads do not divide a hidden size of {config.hidden_size}"
         )
     return config
-
-
-def _pooling(path: Path) -> tuple[bool, bool]:
-    """Whether states are averaged, and scaled to length 1, as modules.json says; without one, the first and not."""
-    if not (path / "modules.json").is_file():
-        return True, False
-    kinds = {}
-    for module in _modules(path / "modules.json"):
-        kinds[str(module.get("type", "")).rpartition(".")[2]] = str(module.get("path", ""))
-    unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
-    if unknown:
-        raise UnsupportedModel(f"{path}: a sentence model with {shown(unknown[0])} is not supported")
-    mean = True
-    if "Pooling" in kinds:
-        # A name, never a path: a configuration must not reach outside its directory.
-        folder = Path(kinds["Pooling"]).name
-        if folder in ("", ".."):
-            raise BadInput(f"{path}/modules.json: {shown(kinds['Pooling'])} is no directory of this model")
-        fields = Fields(read_json(path / folder / "config.json"), "the pooling's config.json")
-        chosen = [name for name in fields.values if name.startswith("pooling_mode_") and fields.flag(name)]
-        if chosen not in (["pooling_mode_mean_tokens"], ["pooling_mode_cls_token"]):
-            raise UnsupportedModel(f"{path}: pooling by {shown(chosen)} is not supported (mean or cls is)")
-        mean = chosen == ["pooling_mode_mean_tokens"]
-    return mean, "Normalize" in kinds
-
-
-def _modules(file: Path) -> list[dict[str, Any]]:
-    """Return the parts of a sentence model, in their order."""
-    try:
-        listed = json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size < 1 << 20 else None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{file} cannot be read: {said(error)}") from error
-    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
-        raise BadInput(f"{file} must list the modules of a sentence model")
-    return listed
 
 
 def _needed(config: EncoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -164,12 +116,15 @@ def _read(path: Path, config: EncoderConfig) -> dict[str, torch.Tensor]:
     return tensors
 
 
-class SentenceEncoder:
+class BertReader:
     """All texts of a batch see themselves alone: padding is masked."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, form: VectorForm) -> None:
         """Raises BadInput or UnsupportedModel for what cannot be run."""
+        self.form = form
         self.config = read_encoder_config(path)
+        self.width, self.positions = self.config.hidden_size, self.config.positions
+        self.vocab_size = self.config.vocab_size
         self._tensors = _read(path, self.config)
 
     @property
@@ -185,9 +140,8 @@ class SentenceEncoder:
             ids[row, : len(text)] = torch.tensor(text)
         real = torch.arange(ids.shape[1])[None, :] < lengths[:, None]
         states = self._states(ids, real)
-        mean = (states * real[:, :, None]).sum(1) / lengths[:, None]
-        pooled = mean if self.config.mean_pooling else states[:, 0]
-        vectors = F.normalize(pooled, dim=1) if self.config.normalizes else pooled
+        pooled = pool(states, lengths, self.form.pooling)
+        vectors = F.normalize(pooled, dim=1) if self.form.normalizes else pooled
         numbers: npt.NDArray[np.float32] = vectors.numpy()
         return numbers
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from weighbridge.engine.request import Guide
-from weighbridge.server.engine.schemas import closed
+from weighbridge.server.engine.constraints.schemas import closed
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.protocols.constraints import GUIDES
 from weighbridge.wire.protocols.openai import Common, StructuredOutputs
