@@ -129,11 +129,15 @@ def test_extreme_codes_stay_inside_integers(kind: Kind, extreme: int) -> None:
         blocks[:, 0] = 120
     matrix = StoredBlocks(kind, blocks.reshape(matrix.blocks.shape), matrix.order, lambda: None)
     linear = linear_of([matrix])
-    for sign in (1.0, -1.0):
-        x = torch.full((5, 256), sign * 1e4)
+    # Alike, and by the half, the pair and the column: partial sums are largest where the signs of a group turn once.
+    signs = [np.ones(256), *(1 - 2 * (np.arange(256) // period % 2) for period in (16, 4, 2, 1))]
+    for sign in (*signs, *(-one for one in signs)):
+        x = torch.from_numpy(np.tile(sign, (5, 1)) * 1e4).float()
         expected = product(read(linear, 16), x)
-        scale = np.abs(product(np.abs(read(linear, 16)), x)).max() + 1e-30
-        assert np.abs(linear(x).double().numpy() - expected).max() / scale < 2e-6
+        scale = np.abs(product(np.abs(read(linear, 16)), x.abs())).max() + 1e-30
+        for tokens in (1, 5):
+            y = linear(x[:tokens]).double().numpy()
+            assert np.abs(y - expected[:tokens]).max() / scale < 2e-6
 
 
 @settings(max_examples=60, deadline=None)

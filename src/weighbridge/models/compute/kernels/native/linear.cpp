@@ -10,6 +10,9 @@ namespace weighbridge::WB_ISA {
 #if defined(__AVX512F__)
 template <bool dense>
 constexpr int max_tile = dense ? 24 : 12;
+#elif defined(__AVX2__)
+template <bool dense>
+constexpr int max_tile = 6;
 #else
 template <bool dense>
 constexpr int max_tile = 4;

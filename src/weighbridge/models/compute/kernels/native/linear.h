@@ -46,8 +46,8 @@ struct LinearArgs {
   Producer producer;  // of x
 };
 
-// A rounded token keeps, per group, 32 codes and four numbers of 32 bits: see linear_activations.h.
-constexpr int64_t bytes_per_rounded_group = columns_per_group + 4 * 4;
+// A rounded token keeps, per group, 32 codes and six numbers of 32 bits: see linear_activations.h.
+constexpr int64_t bytes_per_rounded_group = columns_per_group + 6 * 4;
 
 // Scratch that one token takes once it is laid out for the inner loop.
 static constexpr int64_t scratch_bytes(const PackedMatrix &matrix) {

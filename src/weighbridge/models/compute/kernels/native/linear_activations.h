@@ -2,11 +2,14 @@
 // the loop walks one pointer and every broadcast is at a constant offset from it.
 //
 //   rounded    per group of 32 columns: codes [8][M][4], then [M] each of
-//                scale (float), scale * sum of the codes (float), -128 * sum (int32), -128 * sum of the first 16 (int32)
+//                scale (float), scale * sum of the codes (float), -128 * sum (int32), and three pairs of int16: -32 * sums
+//                of the first 16 columns, of the second 16, and -16 * sums of all 32. The first of a pair is of the
+//                columns that are first and second in their four, the second of the third and fourth
 //   bfloat16   [columns / 2][M][2]
 //
 // The sums restore what unsigned codes of the weights leave out: a minimum is multiplied by the second number, and where
-// codes are centred, on 128 or on less, the integer sum starts from the third and fourth, or from a part of them.
+// codes are centred the integer sum starts from what centring takes off: on 128 from the third number, on 32 and on 16
+// from the pairs, which lie as 16-bit sums of products do.
 #pragma once
 
 #include "linear.h"
@@ -26,21 +29,42 @@ WB_INLINE int32_t horizontal_max(IntVector v) {
 #endif
 }
 
-WB_INLINE int32_t horizontal_sum(IntVector v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_epi32((__m512i)v);
-#else
-  int32_t sum = 0;
-  WB_UNROLL for (int i = 0; i < lanes; i++) sum += v[i];
-  return sum;
-#endif
-}
+// Sums of the codes of 16 columns: of those that are first or second in their four, and of the others.
+struct PairSums {
+  int16_t at[2];
+};
 
 struct Rounded {
   float scale;
-  int32_t sums[2];  // of 16 codes each
+  PairSums halves[2];
   int8_t codes[columns_per_group];
 };
+
+#if defined(__AVX2__)
+WB_INLINE void add_pairs(Rounded &rounded) {
+  const __m256i codes = _mm256_loadu_si256((const __m256i *)rounded.codes);
+  __m256i sums = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
+  sums = _mm256_add_epi16(sums, _mm256_shuffle_epi32(sums, 0x4e));
+  sums = _mm256_add_epi16(sums, _mm256_shuffle_epi32(sums, 0xb1));
+  const int32_t first = _mm256_extract_epi32(sums, 0), second = _mm256_extract_epi32(sums, 4);
+  std::memcpy(&rounded.halves[0], &first, 4);
+  std::memcpy(&rounded.halves[1], &second, 4);
+}
+#else
+WB_INLINE void add_pairs(Rounded &rounded) {
+  for (int half = 0; half < 2; half++)
+    for (int pair = 0; pair < 2; pair++) {
+      int sum = 0;
+      for (int k = 16 * half + 2 * pair; k < 16 * half + 16; k += 4) sum += rounded.codes[k] + rounded.codes[k + 1];
+      rounded.halves[half].at[pair] = int16_t(sum);
+    }
+}
+#endif
+
+// What -factor times these sums is in 16 bits. Codes of NaN are anything, and so are their sums.
+WB_INLINE PairSums centring(int first, int second, int factor) {
+  return {{int16_t(uint16_t(-factor * first)), int16_t(uint16_t(-factor * second))}};
+}
 
 // Symmetric rounding of one group to -127..127. A NaN makes the scale NaN, so that it reaches the output.
 template <class T>
@@ -60,17 +84,28 @@ WB_INLINE Rounded round_group(const T *x) {
   const Vector inverse = splat(magnitude > 0 ? 127.0f / magnitude : 0.0f);
   const Vector magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
   Rounded rounded;
-  IntVector sums[2] = {};
   WB_UNROLL for (int i = 0; i < registers; i++) {
     const IntVector code = (IntVector)(values[i] * inverse + magic) - (IntVector)magic;
     const Codes narrow = __builtin_convertvector(code, Codes);
     std::memcpy(rounded.codes + i * lanes, &narrow, sizeof narrow);
-    sums[i * 2 / registers] += code;
   }
-  rounded.sums[0] = horizontal_sum(sums[0]);
-  rounded.sums[1] = horizontal_sum(sums[1]);
+  add_pairs(rounded);
   rounded.scale = magnitude / 127.0f;
   return rounded;
+}
+
+// The numbers of one token behind the codes of a group, `step` bytes from each to the next.
+WB_INLINE void write_numbers(const Rounded &rounded, uint8_t *at, int64_t step) {
+  const PairSums *halves = rounded.halves;
+  const int first = halves[0].at[0] + halves[1].at[0], second = halves[0].at[1] + halves[1].at[1];
+  const float weighted = rounded.scale * float(first + second);
+  const int32_t offset = -128 * (first + second);
+  const PairSums pairs[3] = {centring(halves[0].at[0], halves[0].at[1], 32),
+                             centring(halves[1].at[0], halves[1].at[1], 32), centring(first, second, 16)};
+  std::memcpy(at, &rounded.scale, 4);
+  std::memcpy(at + step, &weighted, 4);
+  std::memcpy(at + 2 * step, &offset, 4);
+  for (int i = 0; i < 3; i++) std::memcpy(at + (3 + i) * step, &pairs[i], 4);
 }
 
 // Rounds `count` tokens from `token` on into one tile of scratch.
@@ -84,14 +119,7 @@ WB_INLINE void round_tile(const LinearArgs &args, int64_t token, int count, uint
       const Rounded rounded = round_group(x + k);
       WB_UNROLL for (int i = 0; i < registers_per_group; i++)
         std::memcpy(group + (i * count + m) * 4, rounded.codes + i * 4, 4);
-      uint8_t *numbers = group + count * columns_per_group;
-      const uint32_t sum = uint32_t(rounded.sums[0]) + uint32_t(rounded.sums[1]);
-      const float weighted = rounded.scale * int32_t(sum);
-      const uint32_t offset = -128u * sum, first = -128u * uint32_t(rounded.sums[0]);  // codes of NaN are anything
-      std::memcpy(numbers + m * 4, &rounded.scale, 4);
-      std::memcpy(numbers + (count + m) * 4, &weighted, 4);
-      std::memcpy(numbers + (2 * count + m) * 4, &offset, 4);
-      std::memcpy(numbers + (3 * count + m) * 4, &first, 4);
+      write_numbers(rounded, group + count * columns_per_group + m * 4, count * 4);
     }
   }
 }

@@ -15,14 +15,22 @@ namespace weighbridge::WB_ISA {
 // The numbers behind the codes of a group of M rounded tokens: see linear_activations.h.
 template <int M>
 struct TokenNumbers {
-  const uint8_t *scales, *weighted_sums, *offsets, *first_offsets;
+  const uint8_t *scales, *weighted_sums, *offsets, *first_pairs, *second_pairs, *pairs;
 };
 
 template <int M>
 WB_INLINE TokenNumbers<M> numbers_of(const uint8_t *group) {
   const uint8_t *at = group + M * columns_per_group;
-  return {at, at + M * 4, at + M * 8, at + M * 12};
+  return {at, at + M * 4, at + M * 8, at + M * 12, at + M * 16, at + M * 20};
 }
+
+}  // namespace weighbridge::WB_ISA
+
+#if !defined(__AVX512F__) && defined(__AVX2__)
+#include "linear_tile_avx2.h"
+#endif
+
+namespace weighbridge::WB_ISA {
 
 #if defined(__AVX512F__)
 
@@ -82,10 +90,9 @@ WB_INLINE __m512 load_signed_bytes(const uint8_t *p) {
 template <Form F, int M>
 WB_INLINE __m512i start(const TokenNumbers<M> &numbers, int m, int half) {
   if (zero_of(F) == 0 || zero_as_minimum(F)) return _mm512_setzero_si512();
-  const __m512i offset = broadcast(numbers.offsets + m * 4);
-  if (zero_of(F) == 128) return offset;
-  const __m512i first = broadcast(numbers.first_offsets + m * 4);
-  return _mm512_srai_epi32(half == 0 ? first : _mm512_sub_epi32(offset, first), 2);  // 32 is a quarter of 128
+  if (zero_of(F) == 128) return broadcast(numbers.offsets + m * 4);
+  const uint8_t *pairs = half == 0 ? numbers.first_pairs : numbers.second_pairs;
+  return _mm512_madd_epi16(broadcast(pairs + m * 4), _mm512_set1_epi16(1));  // -32 * both of them
 }
 
 template <int M, Form F>
@@ -169,165 +176,7 @@ void multiply_bfloat16(const uint8_t *weights, const uint8_t *tile, int64_t pair
 }
 #endif
 
-#elif defined(__AVX2__)
-
-typedef uint16_t Shifted __attribute__((vector_size(32)));
-
-WB_INLINE __m256i load_codes(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
-
-// Eight rows of register i of a group, each code in a byte.
-template <Form F>
-WB_INLINE __m256i code_register(const uint8_t *codes, int i) {
-  if (F == Form::q8_0) return load_codes(codes + i * 64);
-  const __m256i pair = load_codes(codes + (i & 3) * 64);
-  const __m256i low = _mm256_and_si256((__m256i)((Shifted)pair >> (i & 4)), _mm256_set1_epi8(0x0f));
-  if (has_table(F))
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)table_of<F>())), low);
-  if (high_bits(F) == 0) return low;
-  const int at = high_bits(F) == 1 ? i : 2 * (i & 3);
-  const Shifted bits = (Shifted)load_codes(codes + 256 + (high_bits(F) == 1 ? 0 : (i >> 2) * 64));
-  const __m256i high = (__m256i)(at <= 4 ? bits << (4 - at) : bits >> (at - 4));
-  return _mm256_or_si256(_mm256_and_si256(high, _mm256_set1_epi8(high_bits(F) == 1 ? 0x10 : 0x30)), low);
-}
-
-WB_INLINE __m256i broadcast(const uint8_t *p) { return _mm256_set1_epi32(read<int32_t>(p)); }
-WB_INLINE __m256 broadcast_float(const uint8_t *p) { return _mm256_set1_ps(read<float>(p)); }
-WB_INLINE __m256 load_halves(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
-
-WB_INLINE __m256 load_bytes(const uint8_t *p) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
-}
-
-WB_INLINE __m256 load_signed_bytes(const uint8_t *p) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
-}
-
-template <Form F, int M>
-WB_INLINE __m256i start(const TokenNumbers<M> &numbers, int m, int half) {
-  if (zero_of(F) == 0 || zero_as_minimum(F)) return _mm256_setzero_si256();
-  const __m256i offset = broadcast(numbers.offsets + m * 4);
-  if (zero_of(F) == 128) return offset;
-  const __m256i first = broadcast(numbers.first_offsets + m * 4);
-  return _mm256_srai_epi32(half == 0 ? first : _mm256_sub_epi32(offset, first), 2);
-}
-
-// VPMADDUBSW adds pairs in 16 bits, with saturation: as many registers are added up there as stay far from it, which is
-// 8 of 4 bits (8 * 2 * 15 * 127 = 30480), 4 of 5 bits (31496), 2 of 6 bits (32004).
-static constexpr int registers_in_16_bits(Form form) { return 8 >> high_bits(form); }
-
-// acc += products of registers [begin, end).
-template <int M, Form F, int begin, int end>
-WB_INLINE void add_registers(__m256i (&acc)[M], const uint8_t *codes, const uint8_t *group) {
-  constexpr int step = registers_in_16_bits(F) < end - begin ? registers_in_16_bits(F) : end - begin;
-  WB_UNROLL for (int i = begin; i < end; i += step) {
-    __m256i small[M];
-    WB_UNROLL_TOKENS for (int m = 0; m < M; m++) small[m] = _mm256_setzero_si256();
-    WB_UNROLL for (int k = 0; k < step; k++) {
-      const int at = i + (step == 8 ? (k >> 1) + (k & 1) * 4 : k);  // neighbours in memory one after the other
-      const __m256i code = code_register<F>(codes, at);
-      WB_UNROLL_TOKENS for (int m = 0; m < M; m++)
-        small[m] = _mm256_add_epi16(small[m], _mm256_maddubs_epi16(code, broadcast(group + (at * M + m) * 4)));
-    }
-    WB_UNROLL_TOKENS for (int m = 0; m < M; m++)
-      acc[m] = _mm256_add_epi32(acc[m], _mm256_madd_epi16(small[m], _mm256_set1_epi16(1)));
-  }
-}
-
-// Codes of 8 bits are multiplied as two halves of 4.
-template <int M, Form F>
-WB_INLINE void add_wide_registers(__m256i (&acc)[M], const uint8_t *codes, const uint8_t *group) {
-  const __m256i mask = _mm256_set1_epi8(0x0f);
-  __m256i small[M], large[M];
-  WB_UNROLL_TOKENS for (int m = 0; m < M; m++) small[m] = large[m] = _mm256_setzero_si256();
-  WB_UNROLL for (int i = 0; i < registers_per_group; i++) {
-    const __m256i code = code_register<F>(codes, i);
-    const __m256i low = _mm256_and_si256(code, mask), high = _mm256_and_si256(_mm256_srli_epi16(code, 4), mask);
-    WB_UNROLL_TOKENS for (int m = 0; m < M; m++) {
-      const __m256i a = broadcast(group + (i * M + m) * 4);
-      small[m] = _mm256_add_epi16(small[m], _mm256_maddubs_epi16(low, a));
-      large[m] = _mm256_add_epi16(large[m], _mm256_maddubs_epi16(high, a));
-    }
-  }
-  WB_UNROLL_TOKENS for (int m = 0; m < M; m++) {
-    acc[m] = _mm256_add_epi32(acc[m], _mm256_madd_epi16(small[m], _mm256_set1_epi16(1)));
-    acc[m] = _mm256_add_epi32(acc[m], _mm256_madd_epi16(large[m], _mm256_set1_epi16(16)));
-  }
-}
-
-template <int M, Form F>
-WB_INLINE void add_group(__m256 (&total)[M], const uint8_t *codes, const uint8_t *group, __m256 scale, __m256 minimum) {
-  const TokenNumbers<M> numbers = numbers_of<M>(group);
-  __m256i acc[M];
-  WB_UNROLL_TOKENS for (int m = 0; m < M; m++) acc[m] = start<F, M>(numbers, m, 0);
-  if (zero_of(F) == 128)
-    add_wide_registers<M, F>(acc, codes, group);
-  else
-    add_registers<M, F, 0, 8>(acc, codes, group);
-  WB_UNROLL_TOKENS for (int m = 0; m < M; m++) {
-    const __m256 both = _mm256_mul_ps(scale, broadcast_float(numbers.scales + m * 4));
-    total[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[m]), both, total[m]);
-    if (has_minimum(F) || zero_as_minimum(F))
-      total[m] = _mm256_fmadd_ps(minimum, broadcast_float(numbers.weighted_sums + m * 4), total[m]);
-  }
-}
-
-template <int M, Form F, int half>
-WB_INLINE void add_half_group(__m256 (&total)[M], const uint8_t *codes, const uint8_t *group, __m256 scale) {
-  const TokenNumbers<M> numbers = numbers_of<M>(group);
-  __m256i acc[M];
-  WB_UNROLL_TOKENS for (int m = 0; m < M; m++) acc[m] = start<F, M>(numbers, m, half);
-  add_registers<M, F, 4 * half, 4 * half + 4>(acc, codes, group);
-  WB_UNROLL_TOKENS for (int m = 0; m < M; m++) {
-    const __m256 both = _mm256_mul_ps(scale, broadcast_float(numbers.scales + m * 4));
-    total[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[m]), both, total[m]);
-  }
-}
-
-// Eight rows of a tile; `codes` and `scales` point to the first of them.
-template <int M, Form F>
-WB_INLINE void multiply_eight_rows(const uint8_t *codes, const uint8_t *scales, int first_row, const uint8_t *tile,
-                                   int64_t groups, float (*sums)[rows_per_tile]) {
-  constexpr FormLayout layout = layout_of(F);
-  codes += first_row * 4;
-  __m256 total[M];
-  WB_UNROLL_TOKENS for (int m = 0; m < M; m++) total[m] = _mm256_setzero_ps();
-  for (int64_t first = 0; first < groups; first += layout.head_groups) {
-    __m256 d = _mm256_setzero_ps(), dmin = d;
-    if (has_head(F)) {
-      d = load_halves(scales + first_row * 2);
-      if (has_minimum(F)) dmin = _mm256_sub_ps(dmin, load_halves(scales + 32 + first_row * 2));
-      scales += layout.head_bytes;
-    }
-    for (int g = 0; g < layout.head_groups; g++) {
-      const uint8_t *halves = scales + first_row * 2, *bytes = scales + first_row;
-      if (F == Form::q6_k) {
-        add_half_group<M, F, 0>(total, codes, tile, _mm256_mul_ps(d, load_signed_bytes(bytes)));
-        add_half_group<M, F, 1>(total, codes, tile, _mm256_mul_ps(d, load_signed_bytes(bytes + 16)));
-      } else {
-        __m256 scale = d, minimum = d;
-        if (!has_head(F)) scale = load_halves(halves);
-        if (!has_head(F) && has_minimum(F)) minimum = load_halves(halves + 32);
-        if (has_head(F)) scale = _mm256_mul_ps(d, has_minimum(F) ? load_bytes(bytes) : load_signed_bytes(bytes));
-        if (has_head(F) && has_minimum(F)) minimum = _mm256_mul_ps(dmin, load_bytes(bytes + 16));
-        if (zero_as_minimum(F)) minimum = _mm256_mul_ps(scale, _mm256_set1_ps(-zero_of(F)));
-        add_group<M, F>(total, codes, tile, scale, minimum);
-      }
-      codes += layout.code_bytes;
-      scales += layout.scale_bytes;
-      tile += M * bytes_per_rounded_group;
-    }
-  }
-  WB_UNROLL_TOKENS for (int m = 0; m < M; m++) _mm256_storeu_ps(sums[m] + first_row, total[m]);
-}
-
-template <int M, Form F>
-void multiply_codes(const uint8_t *codes, const uint8_t *scales, const uint8_t *tile, int64_t groups,
-                    float (*sums)[rows_per_tile]) {
-  for (int first_row = 0; first_row < rows_per_tile; first_row += 8)
-    multiply_eight_rows<M, F>(codes, scales, first_row, tile, groups, sums);
-}
-
-#else
+#elif !defined(__AVX2__)
 
 // Sums 16 columns of a group, which is all of them that certainly share a scale.
 template <int M, Form F>
