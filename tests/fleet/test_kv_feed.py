@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -11,7 +12,11 @@ import msgspec
 import pytest
 import zmq
 import zmq.asyncio
+from hypothesis import given
+from hypothesis import strategies as st
 
+from weighbridge.fleet.kv import feed as feed_module
+from weighbridge.fleet.kv import share
 from weighbridge.fleet.kv.blocks import KnownBlocks
 from weighbridge.fleet.kv.feed import KvFeed
 from weighbridge.fleet.kv.following import Following
@@ -163,3 +168,62 @@ async def test_nonsense_ends_what_was_known_and_nothing_else(server: Server, fol
     await server.tell(data=b"\xc1 nonsense")
     await until(lambda: following.account.unreadable > 0)
     assert cached(following) is None
+
+
+FLOOD = """
+import sys, time
+import msgspec, zmq
+socket = zmq.Context().socket(zmq.PUB)
+socket.setsockopt(zmq.SNDHWM, 64)
+print(socket.bind_to_random_port("tcp://127.0.0.1"), flush=True)
+event = {"type": "BlockStored", "parent_block_hash": None, "block_size": 4, "medium": "GPU"}
+events = [event | {"block_hashes": [one], "token_ids": [one, 1, 2, 3]} for one in range(32)]
+number = 0
+while True:
+    payload = msgspec.msgpack.encode([time.time(), events, 0])
+    socket.send_multipart([b"", number.to_bytes(8, "big"), payload])
+    number += 1
+"""
+
+
+async def test_events_without_end_take_a_share_of_a_core_and_no_turn_from_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(share, "BURST", 0.1)
+    monkeypatch.setattr(share, "OF_ONE", 0.02)
+    monkeypatch.setattr(feed_module, "MOST_REST", 0.5)
+    flood = await asyncio.create_subprocess_exec(sys.executable, "-c", FLOOD, stdout=asyncio.subprocess.PIPE)
+    assert flood.stdout is not None
+    port = int(await flood.stdout.readline())
+    one = Following(KnownBlocks(4))
+    feed = KvFeed("r", f"tcp://127.0.0.1:{port}", None, one, time.monotonic)
+    try:
+        await until(lambda: one.account.stored > 0)
+        began, worked, turns = time.monotonic(), time.thread_time(), 0
+        while time.monotonic() - began < 1.0 or (not one.account.paused and time.monotonic() - began < 20.0):
+            await asyncio.sleep(0.005)
+            turns += 1
+        took = time.monotonic() - began
+        assert one.account.paused > 0
+        assert not one.whole, "what is not heard is guessed"
+        assert turns > 10 * took, "others have turns meanwhile"
+        assert time.thread_time() - worked < 0.3 + 0.25 * took, (
+            "its share, what is not measured, and this loop"
+        )
+    finally:
+        await feed.close()
+        flood.kill()
+        await flood.wait()
+
+
+@given(st.lists(st.tuples(st.floats(1e-5, 0.5), st.floats(0, 2)), max_size=60), st.integers(1, 9))
+def test_whoever_rests_as_told_works_no_more_than_its_share(
+    steps: list[tuple[float, float]], replicas: int
+) -> None:
+    one, now, worked = share.Share(), 0.0, 0.0
+    of_core = min(share.OF_ONE, share.OF_ALL / replicas)
+    for seconds, idle in steps:
+        worked += seconds
+        now += seconds
+        now += one.worked(seconds, now, replicas) + idle
+        assert worked <= share.BURST + of_core * now + seconds

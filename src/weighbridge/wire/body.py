@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
+from weighbridge.integers import MAX_PLACES, with_integers
 from weighbridge.unzip import Unzip, unzip_of
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.readers import ReaderThreads, whose
@@ -186,7 +187,7 @@ def decode(body: bytes, kind: type[T]) -> T:
     try:
         if not body.isascii():
             body.decode()  # what is kept as it was written is UTF-8 as well
-        return _decoder(kind).decode(body)
+        return _typed(body, _decoder(kind))
     except msgspec.ValidationError as error:
         message, param = _explain(str(error))
         raise ApiError(400, message, param=param) from error
@@ -194,6 +195,19 @@ def decode(body: bytes, kind: type[T]) -> T:
         raise ApiError(400, f"the request body is not valid JSON: {error}") from error
     except RecursionError:
         raise ApiError(400, "the request body is nested too deeply") from None
+
+
+def _typed(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """What a body says, in which an integer may be written with a fraction of nothing."""
+    for _ in range(MAX_PLACES):
+        try:
+            return decoder.decode(body)
+        except msgspec.ValidationError as error:
+            mended = with_integers(body, str(error))
+            if mended is None:
+                raise
+            body = mended
+    return decoder.decode(body)
 
 
 def plain(raw: bytes, name: str) -> Any:

@@ -142,6 +142,18 @@ NEAR = {"placement": "only_edge"}
 CLIENTS = [
     Row("a message", ok(tokens=4, headers=JSON, body=is_message), message(), path=MESSAGES),
     Row(
+        "a message whose bound has a fraction of nothing",
+        ok(tokens=4, headers=JSON, body=is_message),
+        message(max_tokens=4.0),
+        path=MESSAGES,
+    ),
+    Row(
+        "a message whose bound has a fraction",
+        refused(400, "invalid_request_error", "max_tokens"),
+        message(max_tokens=4.5),
+        path=MESSAGES,
+    ),
+    Row(
         "a message of Claude Code's: a query, versions, blocks",
         ok(tokens=4, headers=JSON, body=is_message),
         message(
@@ -239,6 +251,12 @@ CLIENTS = [
         "an Ollama chat",
         ok(tokens=4, headers=NDJSON, body=lines(ends_a_chat)),
         api_chat(keep_alive="5m"),
+        path=API_CHAT,
+    ),
+    Row(
+        "an Ollama chat whose bound has a fraction of nothing",
+        ok(tokens=4, headers=NDJSON, body=lines(ends_a_chat)),
+        api_chat(options={"num_predict": 4.0, "temperature": 0}),
         path=API_CHAT,
     ),
     Row(

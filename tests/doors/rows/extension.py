@@ -133,6 +133,7 @@ EXTENSION = [
     Row("a priority in the body", ok(priority=5), told(priority=5)),
     Row("a priority above the bound", ok(priority=1000), told(priority=5000)),
     Row("a priority below the bound", ok(priority=-1000), told(priority=-999_999)),
+    Row("a priority in the body with a fraction of nothing", ok(priority=5), told(priority=5.0)),
     Row("a priority of null", ok(priority=0), told(priority=None)),
     Row("a priority in a header", ok(priority=5), chat(), headers=header("priority", "5")),
     Row("a negative priority in a header", ok(priority=-5), chat(), headers=header("priority", "-5")),

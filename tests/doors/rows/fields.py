@@ -73,9 +73,11 @@ FIELDS = [
     *refused("stream_options", "usage", [], 7, {"include_usage": "yes"}, {"include_usage": 1}),
     *taken("stream_options", None, {}, {"include_usage": True}, {"unknown": 1}),
     *refused("n", 0, -1, True, 1.5, "2", [], 17, 1_000_000_000, 10**30),
-    *taken("n", None, 1, tokens=4),
+    *taken("n", None, 1, 1.0, tokens=4),
     *refused("max_tokens", 0, -1, True, 1.5, "4", []),
-    *taken("max_tokens", 4),
+    *taken("max_tokens", 4, 4.0),
+    *taken("seed", 7.0),
+    Row("stop_token_ids with fractions of nothing", ok(), chat(stop_token_ids=[1.0, 2.0])),
     *refused("max_completion_tokens", 0, -1, True, "4"),
     Row(
         "max_completion_tokens alone",

@@ -41,6 +41,8 @@ class Account:
     removed: int = 0
     cleared: int = 0  # times
     gaps: int = 0  # times that batches were missing and could not be had again
+    missed: int = 0  # batches
+    paused: int = 0  # times that it told more than could be taken in
     restarts: int = 0
     unreadable: int = 0
     known: int = 0  # prompts looked up, and gone by what is known
@@ -74,6 +76,7 @@ class Following:
     def skip_to(self, number: int) -> None:
         """Go on with `number` although what came before cannot be had."""
         self.account.gaps += 1
+        self.account.missed += max(number - self.next_number, 0)
         self.forget()
         self.next_number = number
 
