@@ -184,6 +184,7 @@ ABSURD = [
     '{"prompt_tokens": "many", "completion_tokens": []}',
     '{"prompt_tokens": 10, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 1e40}}',
     '{"prompt_tokens": 10, "completion_tokens": 3, "prompt_tokens_details": 7}',
+    '{"prompt_tokens": 1000, "completion_tokens": 60}',  # which is more than twice what is reserved for it
     '"many"',
     "[10, 3]",
     "7",
@@ -206,6 +207,9 @@ async def test_absurd_usage_neither_breaks_the_route_nor_its_money(usage: str, s
             settled = over.ledger.spent().settled
             assert spent < settled < spent + 0.01
             assert settled == pytest.approx(spent + found.ticket.cost_usd, abs=1e-9)
+            if not stream:  # of a stream it is what was expected
+                told = float(found.headers["x-weighbridge-cost"])
+                assert told == pytest.approx(found.ticket.cost_usd, abs=1e-9), "one figure everywhere"
             assert found.ticket.finish_reason == "stop"
             spent = settled
         assert over.ledger.spent().reserved == 0.0

@@ -260,7 +260,12 @@ class LegRun:
         """US dollars as far as they are known: before the end of the answer, what it is expected to cost."""
         if self.leg.finished is not None or self._journey is None or self._events is None:
             return self.leg.usd
-        return self._journey.cost()
+        return self._paid(self._journey.cost())
+
+    def _paid(self, usd: float) -> float:
+        """What is paid of a bill: the same figure in headers, usage and tickets, at whatever time it is looked at."""
+        bound = self._reservation.nano_usd / NANO
+        return bound if self._reservation.id and usd > CREDIBLE * bound else usd
 
     async def close(self, error: str | None = None) -> None:
         """Stop, settle, and fill in the leg. Whoever waits may be cancelled; it goes on all the same."""
@@ -330,12 +335,11 @@ class LegRun:
         if usage is None and not self._billable:
             leg.prompt_tokens = leg.output_tokens = 0
             leg.usd = 0.0
-        bound = self._reservation.nano_usd / NANO
-        if self._reservation.id and leg.usd > CREDIBLE * bound:
+        if (paid := self._paid(leg.usd)) != leg.usd:
             leg.decisions.append(
-                f"it says that it costs {leg.usd:.6f} USD, which cannot be: {bound:.6f} are paid"
+                f"it says that it costs {leg.usd:.6f} USD, which cannot be: {paid:.6f} are paid"
             )
-            leg.usd, leg.estimated = bound, True
+            leg.usd, leg.estimated = paid, True
         if self.complete and usage is not None and journey.meter.complete and self._opened_at:
             now = place.gateway.clock()
             place.latency.observe(

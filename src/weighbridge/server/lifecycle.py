@@ -55,8 +55,12 @@ def set_up_logging(json_logs: bool) -> None:
     root.propagate = False
 
 
+#: Connections that wait until they are accepted.
+_BACKLOG = 2048
+
+
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises BadInput when the address cannot be had.
+    """A socket that will listen. Raises BadInput when the address cannot be had.
 
     Accepted connections inherit TCP_NODELAY: without it the small write behind another (a stream's first chunk, a
     body behind its headers) waits 40 ms for an acknowledgement.
@@ -71,6 +75,11 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise _cannot_listen(host, port, error) from error
     return listener
+
+
+def begin_listening(listener: socket.socket) -> None:
+    """From now on clients can connect: whoever is told that a server is ready finds it. They wait for its loop."""
+    listener.listen(_BACKLOG)
 
 
 def _cannot_listen(host: str, port: int, error: OSError) -> BadInput:

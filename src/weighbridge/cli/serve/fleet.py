@@ -30,7 +30,14 @@ from weighbridge.server.app import create_app
 from weighbridge.server.gateway.heap import given_back
 from weighbridge.server.gateway.metrics import GatewayMetrics
 from weighbridge.server.gateway.service import GatewayService
-from weighbridge.server.lifecycle import bind, check_files, check_reach, run_server, set_up_logging
+from weighbridge.server.lifecycle import (
+    begin_listening,
+    bind,
+    check_files,
+    check_reach,
+    run_server,
+    set_up_logging,
+)
 from weighbridge.server.settings import ListenSettings, ServerSettings
 from weighbridge.wire.keys import ApiKey
 
@@ -97,6 +104,7 @@ def serve_spec(spec: FleetSpec, routes: RoutesSettings | None = None, *, json_lo
     gateway = Gateway(spec, lambda one: build_replica(one, makers.by_kind()), load_tokenizers(spec))
     usage = add_routes(gateway, routes if routes is not None else RoutesSettings())
     app = create_app(GatewayService(gateway, GatewayMetrics(gateway), usage))
+    begin_listening(listener)
     if not json_logs:
         _announce(spec, routes, address(listener, spec))
     with given_back():

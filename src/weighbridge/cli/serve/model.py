@@ -23,6 +23,7 @@ from weighbridge.models.readers.form import LabelForm, VectorForm, form_of
 from weighbridge.server.app import create_app
 from weighbridge.server.engine.metrics import EngineMetrics
 from weighbridge.server.engine.service import EngineService
+from weighbridge.server.lifecycle import begin_listening
 from weighbridge.server.settings import ServerSettings
 from weighbridge.ticket import TicketStore
 
@@ -41,6 +42,7 @@ def serve_model(
     )  # before loading: a file that cannot be written is said at once
     replica = load_any(model, name, engine)
     app = assemble(replica, server, tickets)
+    begin_listening(listener)
     if not server.json_logs:
         _announce(replica, address(listener, server), time.monotonic() - began)
     serve_engine(app, replica.engine, listener, server)
