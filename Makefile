@@ -9,8 +9,9 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/weighbri
 serve: .make/install
 	$(BIN)/weighbridge serve $(ARGS)
 
+# Most tests wait for servers and clocks, so two at a time take half as long; the tests of a file stay together.
 test: .make/install-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # The properties with examples nobody has tried yet, or some: make search ARGS=tests/wire
 search: .make/install-dev
