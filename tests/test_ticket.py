@@ -98,3 +98,13 @@ def test_decisions_are_put_into_words_once_when_somebody_reads_them() -> None:
     ticket = Ticket("id", "tenant", "m", "hash", 1, 1)
     ticket.decisions.append(later)
     assert ticket.as_dict()["decisions"] == ["because"]
+
+
+def test_a_ticket_is_known_by_how_its_id_begins_to_those_who_may_see_it() -> None:
+    store = TicketStore()
+    for name, tenant in (("abcdef11", "ann"), ("abcdef22", "bob"), ("abc", "ann")):
+        store.add(Ticket(name, tenant, "small", "hash", 1, 1))
+    assert [one.id for one in store.beginning("abcdef1")] == ["abcdef11"]
+    assert [one.id for one in store.beginning("abcdef", "bob")] == ["abcdef22"]
+    assert len(store.beginning("abcdef")) == 2
+    assert store.beginning("abc") == []  # too short to tell anything

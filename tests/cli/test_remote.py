@@ -100,6 +100,16 @@ def test_text_from_outside_is_text(words: list[str]) -> None:
     assert not set(done.output) & set("\x1b\x07\x9b\u202e")
 
 
+def test_what_is_copied_from_a_narrow_terminal_is_whole() -> None:
+    ids = [f"{number:032x}" for number in (7 << 90, (7 << 90) + (1 << 84))]
+    pages = {"GET /v1/tickets": {"data": [{**TICKET, "id": one} for one in ids]}}
+    with answering(pages) as url:
+        printed = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["ticket", "--url", url]).output
+    beginnings = [line.split("│")[1].strip() for line in printed.splitlines() if "0000" in line]
+    assert len(set(beginnings)) == 2
+    assert all(one.startswith(beginning) for one, beginning in zip(ids, beginnings, strict=True))
+
+
 def test_json_is_as_the_server_said_and_drives_no_terminal() -> None:
     with answering(PAGES) as url:
         text = run("ticket", "t1", "--url", url, "--json").output

@@ -241,6 +241,7 @@ def test_ticket_models_load_metrics_and_console(server: str, client: openai.Open
     )
     name = raw.headers["x-weighbridge-ticket"]
     ticket = httpx.get(f"{server}/v1/tickets/{name}").json()
+    assert httpx.get(f"{server}/v1/tickets/{name[:8]}").json()["id"] == name
     assert (ticket["id"], ticket["output_tokens"], ticket["finish_reason"]) == (name, 3, "length")
     assert ticket["steps"] >= 3
     assert ticket["ttft_ms"] > 0

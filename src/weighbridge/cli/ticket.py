@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -14,13 +15,15 @@ from weighbridge.cli.remote import Server
 from weighbridge.cli.terminal import outside, print_json, visible
 from weighbridge.errors import BadInput
 from weighbridge.secret import Secret
+from weighbridge.wire.ask import LONGEST_NAME
 
 HEADINGS = ("ticket", "tenant", "model", "prompt", "cached", "output", "TTFT ms", "total ms", "finish")
 
 
 def ticket(
     id: Annotated[
-        str | None, typer.Argument(help="The id from x-weighbridge-ticket; none: the recent ones.")
+        str | None,
+        typer.Argument(help="The id from x-weighbridge-ticket, or how it begins; none: the recent ones."),
     ] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
@@ -71,10 +74,14 @@ def ticket_path(id: str) -> str:
 
 
 def _list(tickets: list[dict[str, Any]]) -> Table:
-    table = Table(*HEADINGS)
+    shown = _shortest({one["id"] for one in tickets})
+    table = Table()
+    table.add_column(HEADINGS[0], no_wrap=True, min_width=shown)  # it is what one copies
+    for heading in HEADINGS[1:]:
+        table.add_column(heading, overflow="fold")
     for one in tickets:
         cells = (
-            one["id"],
+            one["id"][:shown],
             one["tenant"],
             one["model"],
             one["prompt_tokens"],
@@ -86,6 +93,11 @@ def _list(tickets: list[dict[str, Any]]) -> Table:
         )
         table.add_row(*map(outside, cells))
     return table
+
+
+def _shortest(ids: Set[str]) -> int:
+    """How many characters tell all of them apart: a ticket is asked for by its beginning too."""
+    return next((most for most in range(8, 32) if len({one[:most] for one in ids}) == len(ids)), LONGEST_NAME)
 
 
 def _single(ticket: dict[str, Any]) -> Table:

@@ -245,10 +245,15 @@ class CommonEndpoints:
     async def ticket(self, request: Request) -> Response:
         tenant, name = request.state.tenant, request.path_params["ticket"]
         ticket = self._service.tickets.get(name)
-        if ticket is None or tenant not in (None, ticket.tenant):
+        if ticket is not None and tenant in (None, ticket.tenant):
+            return json_response(ticket.as_dict())
+        found = self._service.tickets.beginning(name, tenant)
+        if len(found) != 1:
             message = f"no ticket {name!r}; old tickets make room for new ones"
+            if found:
+                message = f"several tickets begin with {name!r}; write more of it"
             raise ApiError(404, message, code="ticket_not_found")
-        return json_response(ticket.as_dict())
+        return json_response(found[0].as_dict())
 
 
 class DocumentEndpoints:

@@ -35,6 +35,9 @@ def _with_legs(record: dict[str, Any]) -> None:
     record["legs"] = [{**leg, **named}] if record.get("replica") else []
 
 
+#: Characters by which a ticket is known that is not named whole.
+LEAST_BEGINNING = 6
+
 #: A ticket as a line of a file.
 TICKETS = DocumentSchema("ticket", (_with_legs,))
 
@@ -68,6 +71,17 @@ class TicketStore:
 
     def get(self, ticket_id: str) -> Ticket | None:
         return self._tickets.get(ticket_id)
+
+    def beginning(self, with_: str, tenant: str | None = None) -> list[Ticket]:
+        """Those of `tenant`, or of everybody, whose ids begin so: two at most; none where that is too short."""
+        if len(with_) < LEAST_BEGINNING:
+            return []
+        begun = (
+            one
+            for name, one in self._tickets.items()
+            if name.startswith(with_) and tenant in (None, one.tenant)
+        )
+        return list(islice(begun, 2))
 
     def recent(self, limit: int = 100, tenant: str | None = None) -> list[Ticket]:
         """The newest first: `tenant`'s, or everybody's."""
