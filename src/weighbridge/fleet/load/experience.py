@@ -8,6 +8,8 @@ them ended. An observation of a stream is the time in which it brought a number 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from weighbridge.cost.mean import Mean
@@ -23,6 +25,9 @@ TOGETHER = 0.05
 #: A first token so many times later than the line explains was held up by something else: by want of a seat,
 #: where it came after somebody's end.
 LATE = 2.0
+#: A stream that takes so many times as long as it should, and as long for so many steps more, is looked at after as
+#: many tokens: a replica that has become slower shows it before it has brought sixteen.
+EARLY = 2
 #: Seats of which one wait for one of them says that there are no more.
 FEW = 8
 #: First tokens within which it shows that there are fewer seats than there once were, and waits that it takes.
@@ -42,6 +47,8 @@ BORNE_OUT = 2
 ON_THE_WAY = 0.02
 #: What a prediction may be off by before anything was predicted, as a logarithm: by a factor of two.
 UNTRIED = math.log(2.0)
+
+Line = Mapping[str, InFlight]
 
 
 class Score:
@@ -152,6 +159,10 @@ class ToldSpeed:
         self._count = 0
         self._sooner = 0  # streams in a row that were much quicker than told
 
+    def doubt(self) -> None:
+        """Stop going by it: the replica has become slower or quicker."""
+        self.doubted, self._borne_out = True, 0
+
     def hold(self, seen: Observed, told: StepCost) -> None:
         """Hold what is told against any observation."""
         steps = max(seen.steps, 1.0)
@@ -200,18 +211,21 @@ class Experience:
         self.trust = ToldSpeed()  # in what it tells of its speed, or what is stated
         self.heard = now  # when something last came from it
         self._at = now
+        self._streams = 0  # of late
         self._area = 0.0  # streams, summed over seconds
         self._prompts = self._pairs = 0.0  # prompt tokens computed, and what these attended to
         self._usual_prompt = Mean(0.05)
         self.last_first = -math.inf  # when the last first token came
         self._last_end = -math.inf
         self._before_end = 0  # sequences there before the last end
+        self._seen_until = [-math.inf, -math.inf]  # of streams and first tokens: what is learned of changes
         self._pending: tuple[float, Observed] | None = None  # a first token that others may join
 
     # -- what happens ----------------------------------------------------------------------------------
 
     def elapse(self, streams: int, now: float) -> None:
         """Take note that there were `streams` until now; before their number changes."""
+        self._streams = streams
         if now > self._at:
             self._area += streams * (now - self._at)
             self._at = now
@@ -242,23 +256,32 @@ class Experience:
         self._mark(request, now, choices, line)
         return no_seat
 
-    def tokens(self, request: InFlight, streams: int, line: bool, told: StepCost | None, now: float) -> None:
-        """Learn from a stream that goes on."""
+    def tokens(self, request: InFlight, streams: int, line: Line, told: StepCost | None, now: float) -> bool:
+        """Learn from a stream that goes on; `line`: who waits for a first token there.
+
+        Return whether the replica has become slower or quicker.
+        """
         self.heard = request.token_at = now
-        if request.produced - request.marked_tokens >= TOKENS * request.arrival.weight.choices:
-            self._stream(request, streams, line, told, now)
+        tokens, choices = request.produced - request.marked_tokens, request.arrival.weight.choices
+        late = now - request.marked_at > request.late * (tokens + EARLY * choices)
+        if tokens < TOKENS * choices and not (late and tokens >= EARLY * choices):
+            return False
+        changes = self.speed.scaled
+        self._stream(request, streams, line, told, now)
+        return self.speed.scaled > changes
 
     def end(
         self,
         request: InFlight,
         streams: int,
         sequences: int,
+        line: Line,
         told: StepCost | None,
         now: float,
         produced: int,
     ) -> None:
-        """Learn from a request that is over, of `sequences` that were there."""
-        self.heard, line = now, sequences > streams
+        """Learn from a request that is over, of `sequences` that were there; `line`: who waits for a first token."""
+        self.heard = now
         if request.streamed and request.started:
             if request.produced - request.marked_tokens >= 2:
                 self._stream(request, streams, line, told, now)
@@ -275,7 +298,10 @@ class Experience:
         self._usual_prompt.add(request.fresh)
 
     def _mark(self, request: InFlight, now: float, tokens: int, line: bool) -> None:
+        """Watch a stream from now on; `line`: prompts are computed beside it."""
         request.mark(now, tokens, (self._prompts, self._pairs), self._area, line)
+        step = self.speed.seconds((0.0, 0.0, 1.0, self._streams, 0.0))
+        request.late = math.inf if step is None else LATE * step / request.arrival.weight.choices
 
     def _waited_for_seat(self, request: InFlight, streams: int, told: StepCost | None, now: float) -> bool:
         """Whether a first token came late, and as long after the last end as its prompt takes by itself."""
@@ -293,10 +319,39 @@ class Experience:
             return self._before_end > self.seats.count
         return no_seat or request.forecast is None
 
-    def _learn(self, seen: Observed, told: StepCost | None) -> None:
-        self.speed.observe(seen)
+    def _learn(self, seen: Observed, told: StepCost | None, now: float) -> None:
+        before = self.speed.scaled
+        self.speed.observe(seen, alone=self._alone(seen, now))
         if told is not None:
             self.trust.hold(seen, told)
+            if self.speed.scaled > before:
+                self.trust.doubt()
+
+    def _learn_bounds(
+        self, seen: Observed, begun: bool, line: Line, told: StepCost | None, now: float
+    ) -> None:
+        """Learn from a stretch of a stream beside prompts of which nobody knows how much was computed in it.
+
+        `begun`: some of what is counted was computed before. Of those in line all may have been.
+        """
+        if not self._alone(seen, now):
+            return
+        tokens, pairs = seen.prompt_tokens, seen.pairs
+        for waiting in line.values():
+            tokens, pairs = tokens + waiting.fresh, pairs + waiting.pairs
+        least = replace(seen, prompt_tokens=0.0, pairs=0.0) if begun else seen
+        before = self.speed.scaled
+        self.speed.bounded(least, replace(seen, prompt_tokens=tokens, pairs=pairs))
+        if told is not None and self.speed.scaled > before:
+            self.trust.doubt()
+
+    def _alone(self, seen: Observed, now: float) -> bool:
+        """Whether nothing of its kind was seen at the same time: all that stood still at once is one stall."""
+        kind = seen.firsts > 0.0
+        if now - seen.seconds < self._seen_until[kind] - 1e-6:  # what clocks round off
+            return False
+        self._seen_until[kind] = now
+        return True
 
     def _first(self, seen: Observed, told: StepCost | None, now: float) -> None:
         if self._pending is not None:
@@ -312,10 +367,10 @@ class Experience:
     def _flush(self, told: StepCost | None, now: float) -> None:
         """Learn from a first token that no other has joined in time."""
         if self._pending is not None and now - self._pending[0] > TOGETHER * self._pending[1].seconds:
-            seen, self._pending = self._pending[1], None
-            self._learn(seen, told)
+            (at, seen), self._pending = self._pending, None
+            self._learn(seen, told, at)
 
-    def _stream(self, request: InFlight, streams: int, line: bool, told: StepCost | None, now: float) -> None:
+    def _stream(self, request: InFlight, streams: int, line: Line, told: StepCost | None, now: float) -> None:
         self._flush(told, now)
         self.elapse(streams, now)
         seconds, passed = request.token_at - request.marked_at, now - request.marked_at
@@ -327,12 +382,15 @@ class Experience:
         seats = self.seats.count
         # Of a prompt that is in line at its beginning or end, nobody knows how much was computed meanwhile.
         clean = not (line or request.marked_line) or (seats is not None and streams >= seats)
+        seen = Observed(seconds, 0.0, prompts, steps, steps * beside, pairs)
         if clean or not self.speed.known:
-            self._learn(Observed(seconds, 0.0, prompts, steps, steps * beside, pairs), told)
+            self._learn(seen, told, now)
+        else:
+            self._learn_bounds(seen, request.marked_line, line, told, now)
         if told is not None and clean and not prompts:
             context = beside * (request.arrival.weight.prompt_tokens + request.produced)
             self.trust.hold_clean(seconds, steps * told.decode_seconds(beside, context), now)
-        self._mark(request, now, request.produced, line)
+        self._mark(request, now, request.produced, bool(line))
 
     def _whole(self, request: InFlight, streams: int, now: float, produced: int) -> None:
         """Learn from an answer in one piece: its first token and all others in one observation."""

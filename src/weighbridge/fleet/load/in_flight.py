@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -46,6 +47,7 @@ class InFlight:
     marked_pairs: float = 0.0
     marked_area: float = 0.0
     marked_line: bool = False  # prompts waited then
+    late: float = math.inf  # seconds a token that are more than its stream should take
     token_at: float = 0.0  # when its last token came
     watched: bool = True  # its tokens come as the replica sends them, not as its client reads them
     whole_work: float = field(init=False)  # seconds of prefill that it brought

@@ -50,6 +50,7 @@ class OwnLoad:
         self._silent: dict[str, InFlight] = {}  # not streamed and past their prefill: nothing tells how far
         self._in_flight: dict[str, InFlight] = {}
         self._prefilling: dict[str, InFlight] = {}  # in the order they were sent
+        self._line_begun = now  # when the first in line could begin
         self._line_due = math.inf  # when the first in line has waited for longer than explains itself
         self._advanced_at = now
         self.pace = PrefillPace()
@@ -211,7 +212,9 @@ class OwnLoad:
         self.kv_tokens += n
         self.experience.elapse(self.decoding, now)
         if request.streamed:
-            self.experience.tokens(request, self.decoding, bool(self._prefilling), self._told, now)
+            line = self._prefilling
+            if self.experience.tokens(request, self.decoding, line, self._told, now):
+                self._take_speed()
         left = max(request.remaining - n, 0.0)
         if request.produced >= request.revise_at:
             left = self._expected_rest(request)
@@ -233,7 +236,8 @@ class OwnLoad:
         if request is None:
             return False
         self.advance(now)
-        self.experience.end(request, self.decoding, self.sequences, self._told, now, produced)
+        line = self._prefilling
+        self.experience.end(request, self.decoding, self.sequences, line, self._told, now, produced)
         if not request.started:
             self.pace.disturb()
         self._prefilled(request)
@@ -366,7 +370,7 @@ class OwnLoad:
         if first is None or not first.streamed or first.forecast is None:
             self._line_due = math.inf
             return
-        begun = max(first.sent, self.experience.last_first)
+        begun = self._line_begun = max(first.sent, self.experience.last_first)
         predicted = first.sent + LATE * first.forecast.clear
         self._line_due = max(predicted, begun + LATE * first.whole_work * self.stretch)
 

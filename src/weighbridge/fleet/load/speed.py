@@ -13,7 +13,6 @@ Pure: no clock; whoever observes hands in how long it took.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,8 +27,13 @@ FADE = 1.0 - 1.0 / MEMORY
 NOISE = 0.2
 #: The prior: of each quantity in steps of one stream, what it is likely to be, and by how much it may be off.
 LIKELY = {"answer": (0.0, 0.5), "token": (0.01, 0.03), "beside": (0.02, 0.06), "pair": (0.0, 1e-5)}
-#: Observations in a row that say one thing before what is known is scaled, and how much they must be off.
-ROW, OFF = 5, 1.5
+#: Observations of a kind before which a change is not looked for, and by how much all must be off to be one.
+SETTLED, OFF = 5, 1.5
+#: A change is looked for by cumulative sums (Page 1954) of what observations are off by, in units of what they usually
+#: are off by (at least `NOISE`): what each may be off by, and the sum that says that it is one.
+ALLOWED, ALARM = 0.5, 5.0
+#: What one observation adds to such a sum at most: one alone is a stall.
+ONE = 3.0
 #: What is known is worked out anew when observations have grown by one in so many.
 SOLVED = 10
 #: What such a scaling leaves of the weight of all that was known.
@@ -82,11 +86,10 @@ class _Kind:
 
     sums: list[float]
     count: int
-    residuals: deque[float]
 
     @staticmethod
     def empty() -> _Kind:
-        return _Kind([0.0] * (len(_PAIRS) + WIDTH), 0, deque(maxlen=ROW))
+        return _Kind([0.0] * (len(_PAIRS) + WIDTH), 0)
 
     def add(self, row: Row, seconds: float, expected: float) -> None:
         weight = 1.0 / (expected * NOISE) ** 2
@@ -105,16 +108,48 @@ class _Kind:
         products = LEFT / factor**2
         self.sums = [value * products for value in self.sums]
         self.sums[len(_PAIRS) :] = [value * factor for value in self.sums[len(_PAIRS) :]]
-        self.residuals.clear()
+
+
+class Change:
+    """Whether all has become slower or quicker: a cumulative sum of what observations are off by, for either."""
+
+    __slots__ = ("_quicker", "_slower")
+
+    def __init__(self) -> None:
+        self._slower = self._quicker = (
+            0.0,
+            0.0,
+            0,
+        )  # the sum, of the logarithms it rests on, and how many these are
+
+    def see(self, off: float, usual: float) -> float:
+        """Take in the logarithm of observed over predicted; `usual`: what such are off by where nothing has changed.
+
+        Return the logarithm by which all is off now; 0.0 while nothing says that it is.
+        """
+        self._slower = self._added(self._slower, off, off / usual)
+        self._quicker = self._added(self._quicker, off, -off / usual)
+        for total, offs, count in (self._slower, self._quicker):
+            if total > ALARM and abs(offs) > _OFF * count:
+                self._slower = self._quicker = (0.0, 0.0, 0)
+                return offs / count
+        return 0.0
+
+    @staticmethod
+    def _added(before: tuple[float, float, int], off: float, units: float) -> tuple[float, float, int]:
+        total, offs, count = before
+        total += min(units, ONE) - ALLOWED
+        return (total, offs + off, count + 1) if total > 0.0 else (0.0, 0.0, 0)
 
 
 class SpeedLearner:
     """What one replica was seen to take. Memory and time of an observation do not grow with their number."""
 
-    __slots__ = ("_cost", "_free", "_kinds", "_times", "_unsolved", "scaled", "spread")
+    __slots__ = ("_change", "_cost", "_free", "_kinds", "_times", "_unsolved", "scaled", "spread")
 
     def __init__(self) -> None:
         self._kinds = (_Kind.empty(), _Kind.empty())  # steps, first tokens
+        self._change = Change()
         self._times: list[float] | None = None
         self._cost: StepCost | None = None  # the same
         self._free: Sequence[int] = range(WIDTH)  # what was not 0 in the last solution
@@ -137,8 +172,11 @@ class SpeedLearner:
         steps, firsts = self._kinds
         return firsts.count > 0 and firsts.count + steps.count >= ENOUGH
 
-    def observe(self, seen: Observed) -> None:
-        """Take in one observation; one without a time or without work says nothing."""
+    def observe(self, seen: Observed, *, alone: bool = True) -> None:
+        """Take in one observation; one without a time or without work says nothing.
+
+        `alone`: nothing of its kind was seen at the same time; else it says no more of a change than that did.
+        """
         row, seconds, kinds = seen.row, seen.seconds, self._kinds
         work = row[0] + row[2]
         if not (0.0 < seconds < math.inf and 0.0 < work < math.inf and row[1] < math.inf):
@@ -148,14 +186,32 @@ class SpeedLearner:
         kind = kinds[row[0] > 0.0]
         expected = self._seconds(row)
         off = math.log(seconds / expected)
-        kind.residuals.append(off)
         self.spread.add(off * off if off * off < 4.0 else 4.0)
-        if kind.count < 2 * ROW:  # what is expected so far is mostly the prior's
+        if kind.count < 2 * SETTLED:  # what is expected so far is mostly the prior's
             expected = seconds
         kind.add(row, seconds if seconds < LONGEST * expected else LONGEST * expected, expected)
         self._unsolved = unsolved = self._unsolved + 1
         due = unsolved * SOLVED
-        if self._heed_change(kind) or due >= MEMORY or due >= kinds[0].count + kinds[1].count:
+        if (
+            (alone and kind.count > SETTLED and self._heed_change(off))
+            or due >= MEMORY
+            or due >= kinds[0].count + kinds[1].count
+        ):
+            self._solve()
+
+    def bounded(self, least: Observed, most: Observed) -> None:
+        """Take in what was at least so much work and at most so much: it shows a change where neither explains the
+        time, and says nothing else."""
+        if not self.known:
+            return
+        shortest, longest, seconds = self._seconds(least.row), self._seconds(most.row), least.seconds
+        if seconds > longest:
+            changed = self._heed_change(math.log(seconds / longest))
+        elif 0.0 < seconds < shortest:
+            changed = self._heed_change(math.log(seconds / shortest))
+        else:
+            return
+        if changed:
             self._solve()
 
     def seconds(self, seen: Row) -> float | None:
@@ -204,14 +260,16 @@ class SpeedLearner:
         unit = seconds / max(sum([x * part for x, part in zip(row, parts, strict=True)]), 1e-9)
         return [unit * part for part in parts]
 
-    def _heed_change(self, kind: _Kind) -> bool:
-        """Whether the last few say that all has become slower or quicker; then it is taken to have."""
-        if kind.count <= 2 * ROW or len(kind.residuals) < ROW:
+    def _heed_change(self, off: float) -> bool:
+        """Whether what was seen lately says that all has become slower or quicker; then it is taken to have."""
+        change = self._change.see(off, max(math.sqrt(self.spread.value), NOISE))
+        if not change:
             return False
-        middle = sorted(kind.residuals)[ROW // 2]
-        if abs(middle) <= _OFF:
-            return False
-        kind.scale(math.exp(middle))
+        factor = math.exp(change)
+        for kind in self._kinds:
+            kind.scale(factor)
+        assert self._times is not None
+        self._times = [factor * one for one in self._times]
         self.scaled += 1
         return True
 

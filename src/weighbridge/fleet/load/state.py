@@ -11,6 +11,7 @@ from dataclasses import replace
 from weighbridge.cost.mean import Mean
 from weighbridge.cost.step import StepCost
 from weighbridge.fleet.api import Arrival, Capacity, ExpectedFirst, Report
+from weighbridge.fleet.load.experience import LATE
 from weighbridge.fleet.load.in_flight import Others
 from weighbridge.fleet.load.own_load import OwnLoad
 from weighbridge.fleet.load.prefix_index import PrefixIndex
@@ -188,7 +189,7 @@ class ReplicaState(OwnLoad):
         clear = self._clear_seconds(fresh, cached, now)
         if clear is None:
             return None
-        seconds = clear + self.held_up_seconds(now)
+        seconds = clear + self.held_up_seconds(now, clear)
         return seconds / self.warmth(now) if self.slow_start else seconds
 
     def expected_first(self, fresh: int, cached: int, now: float) -> ExpectedFirst | None:
@@ -197,7 +198,7 @@ class ReplicaState(OwnLoad):
         if clear is None:
             return None
         warmth = self.warmth(now)
-        return ExpectedFirst((clear + self.held_up_seconds(now)) / warmth, clear / warmth)
+        return ExpectedFirst((clear + self.held_up_seconds(now, clear)) / warmth, clear / warmth)
 
     def _clear_seconds(self, fresh: int, cached: int, now: float) -> float | None:
         """Predicted seconds to a first token but for what holds all of the replica up.
@@ -241,8 +242,8 @@ class ReplicaState(OwnLoad):
                 seconds += self._short_of_memory(used, fresh + cached, pool, step, cost.per_token)
         return seconds
 
-    def held_up_seconds(self, now: float) -> float:
-        """Predicted seconds in which no new prompt is begun: for want of a seat, and because it is silent.
+    def held_up_seconds(self, now: float, clear: float) -> float:
+        """Predicted seconds beyond the `clear` ones: for want of a seat, because it has become slower, or is silent.
 
         Where it serves fewer at a time than are there, as many have to end before. One of which nothing is told serves
         no more than one more than it was seen to; one that lets somebody wait for longer than explains itself, no more
@@ -255,7 +256,7 @@ class ReplicaState(OwnLoad):
         learned = self.experience.seats
         seats = learned.count if self.believed else learned.expected
         if now > self._line_due:
-            seconds += self._overdue_seconds(seats, cost, now)
+            seconds += self._overdue_seconds(seats, cost, now, clear)
         elif seats is not None:
             seconds += self._seat_seconds(seats, cost, now)
         return seconds + self._silence(cost, now)
@@ -268,16 +269,19 @@ class ReplicaState(OwnLoad):
         step = cost.decode_seconds(seats, self.context_tokens)
         return self.remaining_output / self.sequences * step * (there - seats + 1.0) / seats
 
-    def _overdue_seconds(self, seats: int | None, cost: StepCost, now: float) -> float:
-        """Seconds that another would wait where one waits for longer than explains itself: for want of a seat, or
-        because the replica has become slower; as long again, where that is not known to be for want of a seat."""
+    def _overdue_seconds(self, seats: int | None, cost: StepCost, now: float, clear: float) -> float:
+        """Seconds that another would wait where one waits for longer than explains itself, beyond the `clear` ones: for
+        want of a seat, or, where that is not known, because all takes as many times as long as that one has by now."""
         known, streams = self.experience.seats.count, self.decoding
         waits = 0.0
         if streams:
             waits = self._seat_seconds(streams if seats is None else min(seats, streams), cost, now)
         elif seats is not None:
             waits = self._seat_seconds(seats, cost, now)
-        return waits if known is not None and streams >= known else max(waits, now - self._line_due)
+        if known is not None and streams >= known:
+            return waits
+        times = LATE * (now - self._line_begun) / max(self._line_due - self._line_begun, 1e-9)
+        return max(waits, now - self._line_due + clear * (times - 1.0))
 
     def _silence(self, cost: StepCost, now: float) -> float:
         """Seconds for which nothing has come from it beyond those it may take to the next sign."""
