@@ -343,8 +343,8 @@ def test_pages_as_servers_write_them() -> None:
     sglang = told(
         "sglang",
         models=listing("m", max_model_len=32768),
-        get_model_info={"is_generation": True, "has_image_understanding": True},
-        get_server_info={"tool_call_parser": None, "max_running_requests": 48, "version": "0.5.23"},
+        model_info={"is_generation": True, "has_image_understanding": True},
+        server_info={"tool_call_parser": None, "max_running_requests": 48, "version": "0.5.23"},
     )
     assert (sglang.context, sglang.seats) == (32768, 48)
     assert sglang.can[Ability.VISION]

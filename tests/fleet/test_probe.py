@@ -39,8 +39,14 @@ SERVERS: dict[str, dict[str, Any]] = {
     "sglang": {
         "/v1/models": {"data": [{"id": "org/Model-8B", "max_model_len": 4096}]},
         "/metrics": (404, {}),
+        "/model_info": {"model_path": "org/Model-8B", "is_generation": True},
+        "/server_info": {"tool_call_parser": "qwen25", "max_running_requests": 8, "version": "0.5.23"},
+    },
+    "sglang, older": {
+        "/v1/models": {"data": [{"id": "org/Model-8B", "max_model_len": 4096}]},
+        "/metrics": b"sglang:num_running_reqs 0\nsglang:num_queue_reqs 0\n",
         "/get_model_info": {"model_path": "org/Model-8B", "is_generation": True},
-        "/get_server_info": {"tool_call_parser": "qwen25", "max_running_requests": 8, "version": "0.5.23"},
+        "/get_server_info": {"tool_call_parser": "qwen25", "max_running_requests": 8, "version": "0.4.6"},
     },
     "llama-server": {
         "/v1/models": {"data": [{"id": "org/Model-8B", "owned_by": "llamacpp", "meta": {"n_ctx": 4096}}]},
@@ -74,7 +80,9 @@ async def probed(pages: dict[str, Any], *, trial: bool = False, **fields: Any) -
 @pytest.mark.parametrize("name", SERVERS)
 async def test_a_server_is_known_by_its_pages_and_served_by_what_is_printed(name: str) -> None:
     found = await probed(SERVERS[name])
-    assert (found.dialect, found.model) == (name, "org/Model-8B")
+    assert (found.dialect, found.model) == (name.partition(",")[0], "org/Model-8B")
+    if found.dialect == "sglang":
+        assert (found.told.seats, found.abilities[Ability.TOOLS]) == (8, True)
     assert found.told.context == (None if name == "openai" else 4096)
     assert found.report is not None
     server = Backend(pages={**_ABSENT, **SERVERS[name]})

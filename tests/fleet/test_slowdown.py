@@ -14,7 +14,7 @@ from weighbridge.cost.step import StepCost
 from weighbridge.cost.weight import OutputEstimate, Weight
 from weighbridge.fleet.api import Arrival, Capacity
 from weighbridge.fleet.load.in_flight import ExpectedFirst
-from weighbridge.fleet.load.speed import OFF, Change, Observed, SpeedLearner
+from weighbridge.fleet.load.speed import OFF, Observed, SpeedChange, SpeedLearner
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.policies import make_policy
 from weighbridge.simulator.fleet import SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec, Simulation
@@ -30,13 +30,13 @@ calm = settings(max_examples=60, deadline=None)
 @calm
 @given(st.floats(-50.0, 50.0), st.floats(0.2, 1.0))
 def test_one_observation_alone_is_a_stall_and_no_change(off: float, usual: float) -> None:
-    assert Change().see(off, usual) == 0.0
+    assert SpeedChange().see(off, usual) == 0.0
 
 
 @calm
 @given(st.floats(0.7, 2.0), st.sampled_from([1.0, -1.0]), st.floats(0.2, 0.3))
 def test_what_goes_on_is_believed_after_a_few_and_by_what_it_is(off: float, way: float, usual: float) -> None:
-    change = Change()
+    change = SpeedChange()
     found = [change.see(way * off, usual) for _ in range(6)]
     assert any(found)
     assert next(one for one in found if one) == pytest.approx(way * off)
@@ -45,13 +45,13 @@ def test_what_goes_on_is_believed_after_a_few_and_by_what_it_is(off: float, way:
 @calm
 @given(st.lists(st.floats(-math.log(OFF), math.log(OFF)), max_size=200), st.floats(0.2, 1.0))
 def test_what_is_off_by_less_is_no_change_however_long_it_lasts(offs: list[float], usual: float) -> None:
-    change = Change()
+    change = SpeedChange()
     assert not any(change.see(off, usual) for off in offs)
 
 
 @pytest.mark.parametrize("usual", [0.2, 0.4])
 def test_usual_noise_is_seldom_taken_for_a_change(usual: float) -> None:
-    rng, change = random.Random(1), Change()
+    rng, change = random.Random(1), SpeedChange()
     found = [change.see(rng.gauss(0.0, usual), usual) for _ in range(5000)]
     assert sum(map(bool, found)) <= 10  # one in five hundred
 

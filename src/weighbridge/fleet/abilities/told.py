@@ -49,11 +49,15 @@ ReadPage = Callable[[Any, str], Told]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page that a server may have. `asks`: the field of the body in which the model is named; None: a GET."""
+    """A page that a server may have. `asks`: the field of the body in which the model is named; None: a GET.
+
+    `once`: where versions have it that do not know it by `path`.
+    """
 
     path: str
     read: ReadPage
     asks: str | None = None
+    once: str = ""
 
 
 def read_page(page: Page, body: bytes, model: str) -> Told:
@@ -169,7 +173,7 @@ def llama_props(page: Any, model: str) -> Told:
 
 
 def sglang_model(page: Any, model: str) -> Told:
-    """`/get_model_info`: whether it generates or embeds, and what it can look at."""
+    """`/model_info`: whether it generates or embeds, and what it can look at."""
     can: dict[Ability, bool] = {}
     generates = page.get("is_generation")
     if isinstance(generates, bool):
@@ -184,7 +188,7 @@ def sglang_model(page: Any, model: str) -> Told:
 
 
 def sglang_server(page: Any, model: str) -> Told:
-    """`/get_server_info`: its flags. Without a parser a call of a tool comes as text."""
+    """`/server_info`: its flags. Without a parser a call of a tool comes as text."""
     can = {Ability.TOOLS: bool(page["tool_call_parser"])} if "tool_call_parser" in page else {}
     return Told(
         context=_count(page.get("context_length")) or _count(page.get("max_req_input_len")),
@@ -270,8 +274,8 @@ PAGES: Mapping[str, tuple[Page, ...]] = {
     "vllm": (_MODELS, Page("/version", version)),
     "sglang": (
         _MODELS,
-        Page("/get_model_info", sglang_model),
-        Page("/get_server_info", sglang_server),
+        Page("/model_info", sglang_model, once="/get_model_info"),
+        Page("/server_info", sglang_server, once="/get_server_info"),
     ),
     "llama-server": (_MODELS, Page("/props", llama_props)),
     "ollama": (

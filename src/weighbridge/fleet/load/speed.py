@@ -110,7 +110,7 @@ class _Kind:
         self.sums[len(_PAIRS) :] = [value * factor for value in self.sums[len(_PAIRS) :]]
 
 
-class Change:
+class SpeedChange:
     """Whether all has become slower or quicker: a cumulative sum of what observations are off by, for either."""
 
     __slots__ = ("_quicker", "_slower")
@@ -149,7 +149,7 @@ class SpeedLearner:
 
     def __init__(self) -> None:
         self._kinds = (_Kind.empty(), _Kind.empty())  # steps, first tokens
-        self._change = Change()
+        self._change = SpeedChange()
         self._times: list[float] | None = None
         self._cost: StepCost | None = None  # the same
         self._free: Sequence[int] = range(WIDTH)  # what was not 0 in the last solution

@@ -191,6 +191,8 @@ class HttpReplica:
                 continue
             try:
                 status, body = await self.page(self.endpoint.path(page.path), _question(page, asked))
+                if status == 404 and page.once:
+                    status, body = await self.page(self.endpoint.path(page.once), _question(page, asked))
             except ReplicaError:
                 continue
             if status == 200:

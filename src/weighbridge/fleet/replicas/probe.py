@@ -31,7 +31,8 @@ _HOSTS = {
 _SIGNS: tuple[tuple[str, str, Callable[[Mapping[str, Any]], bool]], ...] = (
     ("weighbridge", "/v1/load", lambda page: "queued_requests" in page),
     ("llama-server", "/props", lambda page: "default_generation_settings" in page),
-    ("sglang", "/get_model_info", lambda page: "is_generation" in page),
+    ("sglang", "/model_info", lambda page: "is_generation" in page),
+    ("sglang", "/get_model_info", lambda page: "is_generation" in page),  # of older ones
     ("ollama", "/api/tags", lambda page: isinstance(page.get("models"), list)),
     ("tgi", "/info", lambda page: "model_id" in page),
 )
