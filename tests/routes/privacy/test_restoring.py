@@ -96,7 +96,7 @@ def nested(depth: int) -> tuple[str, Any]:
     return text, value
 
 
-@pytest.mark.parametrize("depth", range(5))
+@pytest.mark.parametrize("depth", [0, 1, 2, 3, 4, 7, 11])
 @pytest.mark.parametrize("piece", [0, 1, 2, 5])
 @pytest.mark.parametrize(
     "around", ["{}", "  {}\n", "Here:\n```json\n{}\n```\nand so on", "It is {} I think.", "[{}, 1]"]
@@ -120,6 +120,11 @@ def test_a_value_is_escaped_as_deep_as_it_stands(depth: int, piece: int, around:
 )
 def test_in_prose_a_value_is_as_it_was(text: str) -> None:
     assert restored(text) == text.replace("[ADDRESS_1]", ADDRESS)
+
+
+def test_numbers_that_are_none_in_json_do_not_end_it() -> None:
+    answer = json.loads(restored('{"mean": NaN, "most": -Infinity, "to": "[ADDRESS_1]"}'))
+    assert answer["to"] == ADDRESS
 
 
 def test_a_number_in_json_comes_back_as_it_was() -> None:

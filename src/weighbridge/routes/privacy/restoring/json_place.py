@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import re
 
-#: JSON within JSON within a string: this deep, then it is text.
-DEPTH = 5
+#: JSON within JSON within a string: this deep, then it is text. A quote so deep has a backslash for each power of two,
+#: so that no text of a size that is served gets there.
+DEPTH = 24
 
 _OPENING = re.compile(r"[{\[]")
 _ENDING = re.compile(r'["\\\n]')
-#: Outside of strings: punctuation, numbers, `true`, `false`, `null`; and what may stand first in an object or a list.
-_OUTSIDE = frozenset("{}[],: \t\r\n0123456789+-.eEtrufalsn")
+#: Outside of strings: punctuation, numbers, `true`, `false`, `null`, and `NaN` and `Infinity`, which many read too.
+_OUTSIDE = frozenset("{}[],: \t\r\n0123456789+-.eEtrufalsnNIiy")
+#: What may stand first in an object or a list.
 _FIRST = {"{": frozenset('"}'), "[": frozenset('"{[]-0123456789tfn')}
 _SPACE = frozenset(" \t\r\n")
 _SHORT = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", '"': '"', "\\": "\\", "/": "/"}
