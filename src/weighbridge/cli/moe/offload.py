@@ -9,19 +9,26 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from weighbridge.cli.moe.inputs import ConfigFile, read_config, read_loads
+from weighbridge.cli.moe.inputs import read_loads
 from weighbridge.cli.options import JsonOutput, options
 from weighbridge.cli.terminal import print_json
+from weighbridge.errors import BadInput
 from weighbridge.knobs import knob, parse_bytes
-from weighbridge.planner.experts.layout import mixture_parameters
+from weighbridge.planner.experts.layout import Parameters, mixture_parameters
 from weighbridge.planner.experts.offload import (
+    MixtureBytes,
     OffloadMachine,
     engine_flags,
     keep_hottest,
     keep_last_layers,
     serving_bytes,
 )
-from weighbridge.planner.model.config_reader import read_architecture
+from weighbridge.planner.memory.gguf_mix import gguf_bytes
+from weighbridge.planner.memory.memory import PlannedModel
+from weighbridge.planner.memory.source import open_model
+
+#: Bits of a weight where nothing says how many there are.
+USUAL_BITS = 4.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,28 +38,34 @@ class OffloadSettings:
     loads: Path | None = knob(None, "Measured tokens per expert; none: all alike.")
     context: int = knob(4096, "Tokens whose cache is on the fast device too.", min=1)
     kv_dtype: str = knob("f16", "bf16, q8_0 ...: how that cache is kept.")
-    bits: float = knob(4.5, "Bits per weight.", min=1.0, max=32.0)
+    weights: str | None = knob(None, "A type of GGUF file, such as q4_k_m, whose layers differ in size.")
+    bits: float | None = knob(
+        None, "Bits per weight; none: as a .gguf file has them, else 4.5.", min=1.0, max=32.0
+    )
     fast: int = knob(10**12, "Bandwidth of the fast device, per second.", unit="bytes")
     slow: int = knob(60 * 10**9, "Bandwidth of main memory, per second.", unit="bytes")
 
 
 @options
 def offload_experts(
-    config: ConfigFile,
+    model: Annotated[
+        Path, typer.Argument(help="A config.json, a directory that holds one, or a .gguf file.")
+    ],
     memory: Annotated[str, typer.Option(help="Memory of the fast device, such as 24GB.")],
     *,
     told: OffloadSettings,
     json_output: JsonOutput = False,
 ) -> None:
     """Choose which experts to keep on the fast device, and the flags that say so to other engines."""
-    architecture = read_architecture(read_config(config))
+    opened = open_model(str(model))
+    architecture = opened.architecture
     counted = mixture_parameters(architecture)
+    sizes = _sizes(opened, counted, told)
     reserved = serving_bytes(architecture, told.context, told.kv_dtype)
     machine = OffloadMachine(parse_bytes(memory), told.fast, told.slow, reserved_bytes=reserved)
     heat = read_loads(told.loads).loads if told.loads else None
-    bytes_each = told.bits / 8
-    hottest = keep_hottest(counted, bytes_each, heat, machine)
-    by_layer = keep_last_layers(counted, bytes_each, heat, machine)
+    hottest = keep_hottest(counted, sizes, heat, machine)
+    by_layer = keep_last_layers(counted, sizes, heat, machine)
     answer = {
         "experts_kept": int(hottest.kept.sum()),
         "experts": counted.sparse_layers * counted.experts,
@@ -63,12 +76,24 @@ def offload_experts(
         "kept_per_layer": hottest.kept.sum(axis=1).tolist(),
         "kept": [row.nonzero()[0].tolist() for row in hottest.kept],
         "cache_and_buffer_bytes": round(reserved),
-        "flags": engine_flags(hottest, counted, bytes_each),
+        "flags": engine_flags(hottest, counted, sizes, machine),
     }
     if json_output:
         print_json(answer)
     else:
         _print_offload(answer)
+
+
+def _sizes(opened: PlannedModel, counted: Parameters, told: OffloadSettings) -> MixtureBytes:
+    """Bytes by what was asked for, else by the file. Raises BadInput."""
+    if told.weights is not None:
+        if told.bits is not None:
+            raise BadInput("--weights says how many bits there are; leave --bits out", param="bits")
+        tensors = {t: float(size) for t, size in gguf_bytes(opened.architecture, told.weights).items()}
+        return MixtureBytes.stored(counted, tensors, opened.architecture)
+    if told.bits is None and opened.stored is not None and opened.source.endswith(".gguf"):
+        return MixtureBytes.stored(counted, opened.stored.tensors, opened.architecture)
+    return MixtureBytes.even(counted, told.bits if told.bits is not None else USUAL_BITS)
 
 
 def _print_offload(answer: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ slow memory (computed there, as llama.cpp and KTransformers do) where they are n
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from weighbridge.planner.experts.layout import Parameters
 from weighbridge.planner.memory.memory import GIB, PlannedModel, plan_memory
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.model.architecture import Architecture
+from weighbridge.planner.model.tensors import DRAFT, Kind, Tensor
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -59,6 +61,40 @@ class OffloadMachine:
 
 
 @dataclass(frozen=True, slots=True)
+class MixtureBytes:
+    """Where the bytes of a mixture are. `experts` [sparse layers]: one expert of each layer, since files that mix types
+    have more bits in some. `resident`: what every token needs, of which `looked_up` is the input embedding that
+    llama.cpp leaves in host memory."""
+
+    experts: Floats
+    resident: float
+    looked_up: float = 0.0
+
+    @staticmethod
+    def even(parameters: Parameters, bits: float) -> MixtureBytes:
+        """As if all weights had so many bits."""
+        each = np.full(parameters.sparse_layers, parameters.expert * bits / 8)
+        return MixtureBytes(each, parameters.resident * bits / 8)
+
+    @staticmethod
+    def stored(
+        parameters: Parameters, tensors: Mapping[Tensor, float], architecture: Architecture
+    ) -> MixtureBytes:
+        """As the tensors of a file are, in bytes. What is for drafts only is left out."""
+        at = {layer: place for place, layer in enumerate(parameters.sparse)}
+        experts = np.zeros(len(at))
+        resident = looked_up = 0.0
+        for tensor, size in tensors.items():
+            if tensor.kind is Kind.EXPERT and tensor.layer in at:
+                experts[at[tensor.layer]] += size
+            elif tensor.layer != DRAFT:
+                resident += size
+                if tensor.kind is Kind.EMBED and not architecture.tied:
+                    looked_up += size
+        return MixtureBytes(experts / parameters.experts, resident, looked_up)
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
     """kept [sparse layers, experts]: experts on the fast device. hit_rate: share of a token's experts found there."""
 
@@ -69,7 +105,7 @@ class Split:
 
 
 def keep_hottest(
-    parameters: Parameters, bytes_per_weight: float, heat: Floats | None, machine: OffloadMachine
+    parameters: Parameters, sizes: MixtureBytes, heat: Floats | None, machine: OffloadMachine
 ) -> Split:
     """Fill what fast memory is left beside the resident weights with the experts that are used most.
 
@@ -77,43 +113,51 @@ def keep_hottest(
     Raises BadInput when not even the resident weights fit.
     """
     machine.check()
-    shape = (parameters.sparse_layers, parameters.experts)
-    use = _probabilities(heat, shape, parameters.top_k)
-    room = machine.room(parameters.resident * bytes_per_weight)
-    count = min(int(room // (parameters.expert * bytes_per_weight)), use.size)
-    kept = np.zeros(use.size, np.bool_)
-    kept[np.argsort(-use, axis=None, kind="stable")[:count]] = True
-    return evaluate(parameters, bytes_per_weight, use, kept.reshape(shape), machine)
+    use = _probabilities(heat, (parameters.sparse_layers, parameters.experts), parameters.top_k)
+    order = np.argsort(-use, axis=None, kind="stable")
+    each = np.repeat(sizes.experts, parameters.experts)
+    kept = _fitting(order, each, machine.room(sizes.resident))
+    return evaluate(sizes, use, kept.reshape(use.shape), machine)
 
 
 def keep_last_layers(
-    parameters: Parameters, bytes_per_weight: float, heat: Floats | None, machine: OffloadMachine
+    parameters: Parameters, sizes: MixtureBytes, heat: Floats | None, machine: OffloadMachine
 ) -> Split:
     """Keep what llama.cpp's --n-cpu-moe can keep: all experts of the first layers on the CPU, the others fast."""
     machine.check()
-    shape = (parameters.sparse_layers, parameters.experts)
-    layer = parameters.experts * parameters.expert * bytes_per_weight
-    whole = min(int(machine.room(parameters.resident * bytes_per_weight) // layer), shape[0])
-    kept = np.zeros(shape, np.bool_)
-    kept[shape[0] - whole :] = True
-    return evaluate(
-        parameters, bytes_per_weight, _probabilities(heat, shape, parameters.top_k), kept, machine
-    )
+    kept = np.zeros((parameters.sparse_layers, parameters.experts), np.bool_)
+    kept[_first_fast(parameters, sizes, machine.room(sizes.resident)) :] = True
+    use = _probabilities(heat, kept.shape, parameters.top_k)
+    return evaluate(sizes, use, kept, machine)
 
 
-def evaluate(
-    parameters: Parameters, bytes_per_weight: float, use: Floats, kept: Flags, machine: OffloadMachine
-) -> Split:
+def _first_fast(parameters: Parameters, sizes: MixtureBytes, room: float) -> int:
+    """The first sparse layer from which on all fit."""
+    taken = np.cumsum(sizes.experts[::-1] * parameters.experts)
+    return parameters.sparse_layers - int(np.searchsorted(taken, room, side="right"))
+
+
+def _fitting(order: npt.NDArray[np.int64], sizes: Floats, room: float) -> Flags:
+    """Of things with `sizes` those that fit into `room`, when they are taken in an order and what is too large left."""
+    kept = np.zeros(len(sizes), np.bool_)
+    for place in order.tolist():
+        if sizes[place] <= room:
+            kept[place] = True
+            room -= sizes[place]
+    return kept
+
+
+def evaluate(sizes: MixtureBytes, use: Floats, kept: Flags, machine: OffloadMachine) -> Split:
     """Return the speed of decoding one sequence.
 
     use: probability that a token chooses an expert [sparse layers, experts].
     """
-    expert = parameters.expert * bytes_per_weight
-    resident = parameters.resident * bytes_per_weight
-    fast, slow = float(use[kept].sum()), float(use[~kept].sum())
-    seconds = (resident + fast * expert) / machine.fast_bandwidth + slow * expert / machine.slow_bandwidth
-    hit_rate = fast / (fast + slow) if fast + slow else 0.0
-    return Split(kept, hit_rate, resident + kept.sum() * expert, machine.efficiency / seconds)
+    read = use * sizes.experts[:, None]  # bytes of each expert that a token reads, on average
+    fast, slow = float(read[kept].sum()), float(read[~kept].sum())
+    seconds = (sizes.resident + fast) / machine.fast_bandwidth + slow / machine.slow_bandwidth
+    found = float(use[kept].sum()) / float(use.sum()) if use.sum() else 0.0
+    on_device = sizes.resident + float((kept * sizes.experts[:, None]).sum())
+    return Split(kept, found, on_device, machine.efficiency / seconds)
 
 
 def _probabilities(heat: Floats | None, shape: tuple[int, int], top_k: int) -> Floats:
@@ -136,25 +180,29 @@ def serving_bytes(architecture: Architecture, context: int, kv_dtype: str) -> fl
     return plan.kv.pool_bytes + (plan.overheads.activation.high + plan.overheads.framework.high) * GIB
 
 
-def engine_flags(split: Split, parameters: Parameters, bytes_per_weight: float) -> dict[str, Any]:
+def engine_flags(
+    split: Split, parameters: Parameters, sizes: MixtureBytes, machine: OffloadMachine
+) -> dict[str, Any]:
     """Return the settings that come closest in other engines, which keep or leave whole layers, and fit.
 
     llama.cpp stores the experts of a layer as one tensor, so it moves layers; the layers with the least heat on
     the fast device go to the CPU. vLLM offloads weights of any kind, without regard to heat.
     """
     per_layer = split.kept.sum(axis=1)
-    layers, experts = split.kept.shape
-    whole = int(per_layer.sum()) // experts  # no more experts than that, in whole layers
-    order = np.argsort(-per_layer, kind="stable")
-    on_cpu = sorted(parameters.sparse[int(index)] for index in order[whole:])
-    left = float((~split.kept).mean()) * parameters.routed * bytes_per_weight / 2**30
+    room = machine.room(sizes.resident)
+    layers = sizes.experts * parameters.experts
+    beside = room + sizes.looked_up
+    whole = _fitting(np.argsort(-per_layer, kind="stable"), layers, beside)
+    on_cpu = [layer for layer, stays in zip(parameters.sparse, whole, strict=True) if not stays]
+    first = _first_fast(parameters, sizes, beside)
+    left = float((~split.kept * sizes.experts[:, None]).sum()) / 2**30
     return {
         "llama.cpp": {
-            "n_cpu_moe": parameters.sparse[layers - whole - 1] + 1 if whole < layers else 0,
+            "n_cpu_moe": parameters.sparse[first - 1] + 1 if first else 0,
             "override_tensor": f"{override_pattern(on_cpu)}=CPU" if on_cpu else None,
         },
         "ktransformers": {
-            "kt-num-gpu-experts": int(per_layer.sum() // layers),
+            "kt-num-gpu-experts": min(int(room // sizes.experts.sum()), parameters.experts),
             "kt-expert-placement-strategy": "frequency",
         },
         "vllm": {"cpu-offload-gb": math.ceil(left * 100) / 100},

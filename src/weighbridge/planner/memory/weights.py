@@ -167,8 +167,7 @@ def _on_host(tensor: Tensor, deployment: Deployment, architecture: Architecture)
         first = layers - offloaded
         if tensor.layer == HEAD or 0 <= tensor.layer < first:
             return True
-    experts = tensor.kind is Kind.EXPERT or tensor.name == "ffn_exps_bias"
-    return experts and 0 <= tensor.layer < deployment.host_experts and tensor.kind is Kind.EXPERT
+    return tensor.kind is Kind.EXPERT and 0 <= tensor.layer < deployment.host_experts
 
 
 def lora_bytes(stored: Stored, deployment: Deployment, stage: tuple[int, int]) -> float:
