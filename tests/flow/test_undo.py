@@ -69,6 +69,44 @@ def test_what_cannot_be_looked_up_is_named() -> None:
     assert note in str(body.last.error)
 
 
+async def _hang(*_: Any) -> str:
+    await asyncio.sleep(1e6)
+    return ""
+
+
+async def _fail(*_: Any) -> str:
+    raise OSError("the desk is closed")
+
+
+async def _room(guest: str) -> str:
+    return guest
+
+
+@pytest.mark.parametrize(
+    ("undo", "settle", "why"),
+    [
+        (_fail, _room, "OSError: the desk is closed"),
+        (_room, _fail, "OSError: the desk is closed"),
+        (_hang, _room, "it took longer than 1 s"),
+        (_room, _hang, "it took longer than 1 s"),
+    ],
+)
+def test_why_a_step_could_not_be_taken_back_is_said(undo: Any, settle: Any, why: str) -> None:
+    @step(effect="undo", undo=undo, timeout=1, settle=settle)
+    async def book(guest: str) -> str:
+        await asyncio.sleep(9)
+        return guest
+
+    @flow
+    async def body() -> None:
+        await book("ann")
+
+    with pytest.raises(StepTimeout) as raised:
+        run_virtual(body())
+    [note] = raised.value.__notes__
+    assert note.startswith(f"undoing {book.name} failed ({why}), so what it did may still be there")
+
+
 def test_an_error_after_the_effect_is_looked_up_too() -> None:
     hotel = Hotel(settles=True, error=ConnectionError("the line went dead"))
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-from weighbridge.errors import BadInput, WeighbridgeError
+from weighbridge.errors import BadInput, WeighbridgeError, said
 from weighbridge.flow.budget import Budget
 from weighbridge.flow.effect_order import EffectOrder
 from weighbridge.flow.hooks import Hook, Hooks, Join, StepSpan
@@ -843,21 +843,33 @@ class FlowRun:
             execution = promise.execution
             if execution is None or execution.undone:
                 continue
-            try:
-                seconds = promise.step.options.timeout or UNDO_SECONDS
-                task = self.nursery.spawn(_take_back(promise, execution))
-                await asyncio.wait([task], timeout=seconds)
-                failed = task.cancel() or task.exception() is not None
-                note = f"undoing {promise.step.name} failed" if failed else task.result()
-            except asyncio.CancelledError:
-                note = f"undoing {promise.step.name} failed"
-            if note:
+            if note := await self._why_not_undone(promise, execution):
                 notes.append(note)
                 continue
             execution.undone = True
             for undone in self.hooks.undone:
                 undone(promise)
         return notes
+
+    async def _why_not_undone(self, promise: Promise[Any], execution: Execution) -> str:
+        """Take back what one step did, within its time; return why that failed, or nothing."""
+        seconds = promise.step.options.timeout or UNDO_SECONDS
+        task = self.nursery.spawn(_take_back(promise, execution))
+        try:
+            await asyncio.wait([task], timeout=seconds)
+        except asyncio.CancelledError:
+            task.cancel()
+            why = "the flow was cancelled"
+        else:
+            if task.cancel():
+                why = f"it took longer than {seconds:g} s"
+            elif task.cancelled():
+                why = "it was cancelled"
+            elif (error := task.exception()) is None:
+                return task.result()
+            else:
+                why = f"{type(error).__name__}: {said(error)}"
+        return f"undoing {promise.step.name} failed ({why}), so what it did may still be there; look, and take it back"
 
     async def _stop_undoable(self) -> None:
         """End `undo` steps that still run, so that what they did can be taken back."""
