@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weighbridge.routes.difficulty import ridge as regression
+from weighbridge.routes.difficulty.alike import groups_of
 from weighbridge.routes.difficulty.embedders.vectors import Source, VectorTable
 from weighbridge.routes.difficulty.features import COLUMNS, hashed
 from weighbridge.routes.difficulty.labels import Label
@@ -50,7 +51,7 @@ def test_blocks_teach_what_the_whole_does() -> None:
     for output in range(3):
         exact = [
             np.linalg.solve(centred.T @ centred + penalty * np.eye(12), centred.T @ wanted[:, output])
-            for penalty in regression.PENALTIES[::2]
+            for penalty in regression.PENALTIES_OF_MANY
         ]
         assert min(float(np.abs(one - weights[:, output]).max()) for one in exact) < 1e-6
     assert np.allclose(bias, targets.mean(axis=0) - rows.mean(axis=0) @ weights)
@@ -64,6 +65,65 @@ def test_few_rows_and_many_of_the_same_law_teach_much_the_same(monkeypatch: pyte
     many, _, folded = ridge(Dense(rows), targets, np.random.default_rng(0))
     assert np.abs(few - many).max() < 0.1
     assert abs(((unseen - targets) ** 2).mean() - ((folded - targets) ** 2).mean()) < 0.05
+
+
+def test_rows_that_nearly_equal_each_other_are_unseen_together() -> None:
+    """600 rows, each nine times with little changed, all with the first one's noise. Who has seen eight of nine learns
+    the noise by heart, and believes that it may."""
+    rng = np.random.default_rng(4)
+    base, truth = rng.standard_normal((600, 200)), rng.standard_normal((200, 1)) * 0.1
+    noisy = base @ truth + 3.0 * rng.standard_normal((600, 1))
+    origin = np.repeat(np.arange(600), 9)
+    rows = base[origin] + 0.05 * rng.standard_normal((5400, 200))
+    fresh = rng.standard_normal((2000, 200))
+    errors = []
+    for groups in (None, origin):
+        weights, bias, unseen = ridge(Dense(rows), noisy[origin], np.random.default_rng(0), groups)
+        errors.append((((fresh @ (weights - truth)) + bias) ** 2).mean())
+        told = ((unseen - noisy[origin]) ** 2).mean()
+    assert errors[1] < 0.8 * errors[0]
+    assert told > 9.0  # of the last, with groups: no less than the noise
+
+
+@given(st.lists(st.integers(0, 40), min_size=20, max_size=300), st.randoms())
+def test_a_group_is_in_one_fold_unless_it_is_half_of_one(
+    found: list[int], order: np.random.Generator
+) -> None:
+    groups = np.unique(found, return_inverse=True)[1]
+    fold = regression._folds(len(groups), groups, np.random.default_rng(order.randrange(99)))  # type: ignore[attr-defined]
+    assert set(fold.tolist()) <= set(range(5))
+    for group, size in enumerate(np.bincount(groups)):
+        if size * 10 <= len(groups):
+            assert len(set(fold[groups == group].tolist())) == 1
+
+
+@pytest.mark.parametrize("width", [1, 255, 256, 700])
+def test_a_half_is_taken_from_a_whole(width: int) -> None:
+    rng = np.random.default_rng(0)
+    one, other = (rows.T @ rows for rows in rng.standard_normal((2, 40, width)))
+    left = regression._Halves(one).taken_from(one + other)
+    assert np.allclose(left, other, atol=1e-4)
+    assert np.array_equal(left, left.T)
+
+
+def test_texts_with_a_word_in_twenty_left_out_are_alike_and_others_are_not() -> None:
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghiklmnoprstuw"), rng.integers(3, 9))) for _ in range(3000)]
+    texts = [" ".join(rng.choice(words, 60)) for _ in range(120)]
+    copies = [
+        " ".join([word for word in text.split() if rng.random() > 0.05]) for text in texts for _ in range(5)
+    ]
+    groups = Grams([*texts, *copies]).groups()
+    assert len(set(groups[:120].tolist())) == 120
+    of_copies = groups[120:].reshape(120, 5)
+    assert (of_copies == groups[:120, None]).mean() > 0.97
+
+
+def test_short_and_empty_texts_have_groups_too() -> None:
+    groups = Grams(["", "hello", "hello", "", "2 + 2", "hello!", "good night"]).groups()
+    assert groups[1] == groups[2]
+    assert len({int(groups[at]) for at in (0, 1, 4, 6)}) == 4
+    assert len(groups_of([], COLUMNS)) == 0
 
 
 @settings(max_examples=20, deadline=None)

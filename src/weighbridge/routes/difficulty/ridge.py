@@ -1,4 +1,4 @@
-"""Ridge regression that chooses its penalty on rows it has not seen."""
+"""Ridge regression that chooses its penalty on rows it has not seen, nor any that nearly equal them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from typing import Protocol
 import numpy as np
 
 PENALTIES = 10.0 ** np.arange(-1.5, 2.6, 0.25)
-#: Rows from which leave-one-out gives way to a hold-out fifth, which costs less.
+#: Rows from which leave-one-out gives way to a hold-out fifth, which costs less, and what is tried there: rows that say
+#: the same over and over want a penalty that grows with their number.
 MANY = 4000
+PENALTIES_OF_MANY = 10.0 ** np.arange(-1.0, 4.1, 0.5)
 FOLDS = 5
 #: Rows that are made together: of a few thousand columns, tens of megabytes.
 AT_ONCE = 2048
+#: Rows of a square that are kept together.
+BAND = 256
 
 
 class Matrix(Protocol):
@@ -38,17 +42,23 @@ class Dense:
 
 
 def ridge(
-    matrix: Matrix, targets: np.ndarray, rng: np.random.Generator
+    matrix: Matrix, targets: np.ndarray, rng: np.random.Generator, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights, bias and predictions for unseen rows; each output has the penalty that predicts it best. Beyond MANY
-    rows, takes memory by columns: three squares of them."""
+    rows, takes memory by columns: six squares of them.
+
+    `groups` (n,): numbers from 0 of rows that nearly equal each other. Beyond MANY rows they are unseen together: who
+    has seen all but one of them would not find out that it learns by heart.
+    """
     mean = targets.mean(axis=0)
     everyone = np.arange(len(matrix))
     if len(matrix) > MANY:
         centre = sum(matrix.take(picks).sum(axis=0, dtype=np.float64) for picks in _blocks(everyone)) / len(
             matrix
         )
-        weights, unseen = _by_hold_out(_Normal(matrix, centre, targets - mean), rng)
+        weights, unseen = _by_hold_out(
+            _Normal(matrix, centre, targets - mean), _folds(len(matrix), groups, rng)
+        )
     else:
         rows = matrix.take(everyone)
         centre = rows.mean(axis=0)
@@ -91,11 +101,15 @@ class _Normal:
         self._centre = centre
         self.wanted = wanted  # (n, outputs)
 
+    def nothing(self) -> tuple[np.ndarray, np.ndarray]:
+        """Gram matrix and sides of no rows."""
+        width = len(self._centre)
+        return np.zeros((width, width)), np.zeros((width, self.wanted.shape[1]))
+
     def sums(self, picks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Gram matrix and sides of some rows. A block's product is in single precision, which takes half the time;
         what it rounds is far below the least penalty."""
-        gram = np.zeros((len(self._centre), len(self._centre)))
-        side = np.zeros((len(self._centre), self.wanted.shape[1]))
+        gram, side = self.nothing()
         for some in _blocks(picks):
             rows = self._rows(some)
             side += rows.T @ self.wanted[some]
@@ -112,27 +126,59 @@ class _Normal:
         return rows
 
 
-def _by_hold_out(normal: _Normal, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Primal ridge; the penalty is chosen on a fifth held out, `unseen` is predicted over five folds."""
-    wanted = normal.wanted
-    fold = rng.permutation(len(wanted)) % FOLDS
-    whole, side = normal.sums(np.arange(len(wanted)))
-    unseen = np.zeros_like(wanted)
-    chosen = np.empty(0)
+def _folds(count: int, groups: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    """(count,): the fold of each row. A group is in one of them, unless it is half a fold by itself."""
+    fold: np.ndarray = rng.permutation(count) % FOLDS
+    if groups is not None:
+        sizes = np.bincount(groups)
+        of_group = rng.permutation(len(sizes)) % FOLDS
+        together = sizes[groups] * 2 * FOLDS <= count
+        fold = np.where(together, of_group[groups], fold)
+    return fold
+
+
+class _Halves:
+    """A symmetric matrix without the half that says the same, in single precision: a quarter of the room."""
+
+    def __init__(self, square: np.ndarray) -> None:
+        self._size = len(square)
+        self._bands = [square[at : at + BAND, at:].astype(np.float32) for at in range(0, len(square), BAND)]
+
+    def taken_from(self, square: np.ndarray) -> np.ndarray:
+        """(columns, columns): `square` without it."""
+        result = square.copy()
+        for number, band in enumerate(self._bands):
+            at, end = number * BAND, number * BAND + len(band)
+            result[at:end, at:] -= band
+            result[end:, at:end] -= band[:, len(band) :].T
+        return result
+
+
+def _by_hold_out(normal: _Normal, fold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Primal ridge; the penalty is chosen on the first fold held out, `unseen` is predicted over all of them."""
+    whole, side = normal.nothing()
+    parts = []
     for k in range(FOLDS):
-        picks = np.flatnonzero(fold == k)
-        gram, part = normal.sums(picks)
-        np.subtract(whole, gram, out=gram)  # now that of all others
-        if not len(chosen):
-            chosen = _chosen(normal, picks, gram, side - part)
-        unseen[picks] = normal.predicted(picks, _weights(gram, side - part, chosen))
+        gram, part = normal.sums(np.flatnonzero(fold == k))
+        whole += gram
+        side += part
+        parts.append((_Halves(gram), part))
         del gram
+    unseen = np.zeros_like(normal.wanted)
+    chosen = np.empty(0)
+    for k, (halves, part) in enumerate(parts):
+        picks = np.flatnonzero(fold == k)
+        others = halves.taken_from(whole)
+        if not len(chosen):
+            chosen = _chosen(normal, picks, others, side - part)
+        unseen[picks] = normal.predicted(picks, _weights(others, side - part, chosen))
+        del others
     return _weights(whole, side, chosen), unseen
 
 
 def _chosen(normal: _Normal, held: np.ndarray, gram: np.ndarray, side: np.ndarray) -> np.ndarray:
     """For each output, the penalty with which rows `held` out are predicted best."""
-    penalties, outputs = PENALTIES[::2], side.shape[1]
+    penalties, outputs = PENALTIES_OF_MANY, side.shape[1]
     tried = np.hstack([_solve(gram, side, penalty) for penalty in penalties])
     errors = (normal.predicted(held, tried) - np.tile(normal.wanted[held], len(penalties))) ** 2
     chosen: np.ndarray = penalties[errors.mean(axis=0).reshape(-1, outputs).argmin(axis=0)]

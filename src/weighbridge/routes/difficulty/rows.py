@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from weighbridge.routes.difficulty.alike import groups_of
 from weighbridge.routes.difficulty.features import COLUMNS, hashed
 from weighbridge.routes.difficulty.model import Space, spread
 
@@ -38,6 +39,10 @@ class Grams:
         for columns in self._columns:
             counts[columns] += 1  # no column is in a row twice
         return counts
+
+    def groups(self) -> np.ndarray:
+        """(n,): a number for each text, the same for those that are nearly the same."""
+        return groups_of(self._columns, COLUMNS)
 
     def dense(self, picks: np.ndarray) -> np.ndarray:
         """(len(picks), COLUMNS) float32."""
@@ -73,11 +78,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Training data before a space is chosen: measured (n, d), hashed n-grams, targets (n, 3)."""
+    """Training data before a space is chosen: measured (n, d), hashed n-grams, targets (n, 3).
+
+    `groups` (n,): numbers of labels whose prompts are nearly the same; None where there are too few to ask.
+    """
 
     measured: np.ndarray
     grams: Grams
     targets: np.ndarray
+    groups: np.ndarray | None = None
 
 
 class Columns:

@@ -32,11 +32,19 @@ def parts_of(tables: Sequence[VectorTable]) -> list[Part]:
 
 
 def chosen_shares(
-    base: Matrix, targets: np.ndarray, parts: Sequence[Part], rng: np.random.Generator
+    base: Matrix,
+    targets: np.ndarray,
+    parts: Sequence[Part],
+    rng: np.random.Generator,
+    groups: np.ndarray | None = None,
 ) -> list[Part]:
     """The parts with their shares: one after the other, the share whose predictions of unseen labels err least;
-    zero unless that is better than without by more than chance. `targets` (n, 3)."""
-    picks = rng.permutation(len(base))[:MOST_LABELS]
+    zero unless that is better than without by more than chance. `targets` (n, 3); of each of the `groups` (n,) of
+    labels that are nearly the same, one is asked."""
+    picks = rng.permutation(len(base))
+    if groups is not None:
+        picks = picks[np.sort(np.unique(groups[picks], return_index=True)[1])]
+    picks = picks[:MOST_LABELS]
     wanted = targets[picks] - targets[picks].mean(axis=0)
     kernel, chosen = _kernel(base.take(picks)), []
     errors = _errors(kernel, wanted)

@@ -39,28 +39,25 @@ def train(labels: Sequence[Label], seed: int = 0, tables: Sequence[VectorTable] 
     if len(np.unique(targets[:, 2])) < 2:
         raise BadInput("the labels never differ between edge and cloud; there is nothing to learn from them")
     rng = np.random.default_rng(seed)
-    router = _of_prompts(labels, targets, rng, seed, tables)
+    grams = Grams(one.prompt for one in labels)
+    groups = grams.groups() if len(labels) > MANY else None
+    measured = _table(prompt_features(one.prompt) for one in labels)
+    router = _of_prompts(Rows(measured, grams, targets, groups), rng, seed, tables)
     if any(one.edge_response is None for one in labels):
         return router
-    return _with_judge(router, labels, targets, rng)
+    return _with_judge(router, labels, targets, groups, rng)
 
 
 def _of_prompts(
-    labels: Sequence[Label],
-    targets: np.ndarray,
-    rng: np.random.Generator,
-    seed: int,
-    tables: Sequence[VectorTable],
+    rows: Rows, rng: np.random.Generator, seed: int, tables: Sequence[VectorTable]
 ) -> TrainedRouter:
     """The router as it is without answers."""
-    measured = _table(prompt_features(one.prompt) for one in labels)
-    rows = Rows(measured, Grams(one.prompt for one in labels), targets)
     prompt = _best(rows, PROMPT_RECIPES, rng)
     return TrainedRouter(
         prompt.model,
         _ranks(gain(prompt.unseen)),
         0.7,
-        _baseline(gain(prompt.unseen), targets),
+        _baseline(gain(prompt.unseen), rows.targets),
         sources=tuple(table.source for table in tables),
         heads=_heads(rows, prompt.model.space, tables, seed),
     )
@@ -80,7 +77,7 @@ def _heads(rows: Rows, space: Space, tables: Sequence[VectorTable], seed: int) -
     for size in range(len(tables), 0, -1):
         for choice in combinations(tables, size):
             rng = np.random.default_rng(seed)
-            parts = chosen_shares(base, rows.targets, parts_of(choice), rng)
+            parts = chosen_shares(base, rows.targets, parts_of(choice), rng, rows.groups)
             telling = {part.source for part in parts if part.share > 0.0}
             if len(telling) == size:
                 fitted = _fit(rows, space, rng, parts)
@@ -90,7 +87,11 @@ def _heads(rows: Rows, space: Space, tables: Sequence[VectorTable], seed: int) -
 
 
 def _with_judge(
-    router: TrainedRouter, labels: Sequence[Label], targets: np.ndarray, rng: np.random.Generator
+    router: TrainedRouter,
+    labels: Sequence[Label],
+    targets: np.ndarray,
+    groups: np.ndarray | None,
+    rng: np.random.Generator,
 ) -> TrainedRouter:
     with_signals = all(one.signals is not None for one in labels)
     with_agreement = all(one.agreement is not None for one in labels)
@@ -104,7 +105,7 @@ def _with_judge(
         )
         for one, answer in zip(labels, answers, strict=True)
     )
-    judge = _best(Rows(measured, Grams(answers), targets), JUDGE_RECIPES, rng)
+    judge = _best(Rows(measured, Grams(answers), targets, groups), JUDGE_RECIPES, rng)
     return replace(
         router,
         judge=judge.model,
@@ -150,7 +151,7 @@ def _error(fitted: _Fitted) -> float:
 def _fit(rows: Rows, space: Space, rng: np.random.Generator, parts: Sequence[Part] = ()) -> _Fitted:
     """Parts without a share are left out."""
     columns = Columns(rows, space, parts)
-    weights, bias, unseen = ridge(columns, rows.targets, rng)
+    weights, bias, unseen = ridge(columns, rows.targets, rng, rows.groups)
     measured, start = columns.measured, columns.measured + len(columns.used)
     text_weights = np.zeros((COLUMNS, len(OUTPUTS)))
     text_weights[columns.used] = weights[measured:start]
