@@ -3,7 +3,7 @@
 python benchmarks/growth.py            # all rows, about ten minutes; exit code 1 where one is worse than its bound
 python benchmarks/growth.py --quick    # small sizes, under a minute
 python benchmarks/growth.py --rows penalties,classes
-python benchmarks/growth.py --part 2/4 # a quarter of them, about a minute and a half; rows with one number stay together
+python benchmarks/growth.py --part 2/4 # a quarter of them, in about a minute and a half
 
 Times are of the processor, the best of several, per unit of work. An exponent is the slope through all sizes on
 paper with two logarithmic axes: 0 is flat, 1 linear. A bound on the largest size holds with normal sizes only.
