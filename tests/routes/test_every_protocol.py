@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables read best a case to a line
 """Money, limits and time are the same in every protocol, streamed and whole, by a model or a route."""
 
 from __future__ import annotations
@@ -45,6 +46,46 @@ class Thinks(Backend):
     async def _event(self, send: Any, value: Any) -> None:
         if not value.get("usage"):
             await super()._event(send, value)
+
+
+#: What an answer about streams is made of: what ends or frames them in one protocol or another, and other line ends.
+FRAMES = [
+    "ends with `data: [DONE]`", "\n\ndata: [DONE]\n\n", "[DONE]", "\r\n\r\ndata: [DONE]\r\n\r\n", ": a comment\n", "id: 7\nretry: 1\n\n",
+    'event: error\ndata: {"error": {"message": "x"}}\n\n', "event: message_stop\ndata: {}\n\n", '{"type": "response.completed"}', "data:",
+    '"finish_reason": "stop"', '{"usage": {"prompt_tokens": 1, "completion_tokens": 1}}', '{"done": true}\n', "\u2028data: [DONE]\u2028",
+    "\x0bdata: [DONE]\x0c\x85", "\ufeffdata: [DONE]", "event: done\n\n\n", "\ndata", ": [DO", "NE]\n", "\n",
+]  # fmt: skip
+
+
+class Quotes(Backend):
+    """A provider whose answer talks about how streams are framed."""
+
+    def _chunk(self, chat: bool, text: str, finish: str | None) -> dict[str, Any]:
+        piece = FRAMES[int(text.strip().removeprefix("t"))] if text.strip() else text
+        return super()._chunk(chat, piece, finish)
+
+
+def text_of(protocol: str, data: bytes) -> str:
+    """What a streamed answer says, read as its protocol has it."""
+    if protocol.startswith("ollama"):
+        lines = [json.loads(line) for line in data.split(b"\n") if line]
+        assert [line["done"] for line in lines] == [False] * (len(lines) - 1) + [True]
+        return "".join(
+            [line["message"]["content"] if "message" in line else line["response"] for line in lines]
+        )
+    said = ""
+    for event in data.decode().split("\n\n"):
+        lines = [line.removeprefix("data: ") for line in event.split("\n") if line.startswith("data: ")]
+        if not lines or lines == ["[DONE]"]:
+            continue
+        value = json.loads("\n".join(lines))
+        if protocol == "chat":
+            said += "".join([choice["delta"].get("content") or "" for choice in value["choices"]])
+        elif value.get("type") == "response.output_text.delta":
+            said += value["delta"]
+        elif value.get("type") == "content_block_delta":
+            said += value["delta"]["text"]
+    return said
 
 
 @asynccontextmanager
@@ -140,6 +181,18 @@ async def test_thinking_is_billed_where_no_usage_is_told(model: str) -> None:
             record = await ticket_of(front, headers)
             assert record["output_tokens"] == 41, (protocol, data)
             assert record["cost_usd"] >= 41 * 2.5e-6
+
+
+@models
+@every
+async def test_an_answer_about_streams_comes_whole(protocol: str, model: str) -> None:
+    async with front_over(Quotes(tokens=len(FRAMES))) as front:
+        status, headers, data = await ask(front, protocol, model, stream=True)
+        record = await ticket_of(front, headers)
+    assert status == 200
+    assert text_of(protocol, data) == "".join(FRAMES)
+    assert record["output_tokens"] == len(FRAMES)
+    assert record["finish_reason"] == "stop"
 
 
 @every
