@@ -43,9 +43,10 @@ def export(source: Path, target: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(target)
     tokenizer = load_tokenizer(source)
     end = tokenizer.backend.id_to_token(config.eos_token_ids[0])
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, eos_token=end).save_pretrained(
-        target
+    written = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend, eos_token=end, chat_template=tokenizer.template_text or None
     )
+    written.save_pretrained(target)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,21 @@ async def test_what_one_replica_refuses_and_another_serves_goes_there(
         assert len(lacks.calls) == 3, "others still go there"
 
 
+async def test_a_replica_without_a_chat_template_gets_no_chats_and_completions_still() -> None:
+    """As vLLM serves a model whose tokenizer has none: of three replicas it failed a third of all chats."""
+
+    def refuse(path: str, call: dict[str, Any]) -> tuple[int, Any] | None:
+        return (400, {"error": {"message": NO_TEMPLATE, "code": 400}}) if path == CHAT else None
+
+    lacks, has = Backend("lacks", refuses=refuse), Backend("has")
+    async with fleet(lacks, has, model="    policy: round_robin") as front:
+        assert await statuses(front, 6) == [200] * 6
+        assert len(lacks.paths) == 1
+        assert (await replicas(front))["lacks"]["abilities"]["chat"] is False
+        assert await statuses(front, 4, "/v1/completions", prompt="A") == [200] * 4
+        assert lacks.paths.count("/v1/completions") == 2
+
+
 async def test_a_request_that_is_wrong_everywhere_teaches_nothing() -> None:
     """Whoever sends it could say in it what replicas lack."""
     wrong = refusing("tools", 400, "tools.0.name: does not support tools and a context length of 3")
@@ -234,6 +249,11 @@ def test_what_a_request_needs(fields: dict[str, Any], wanted: set[Ability]) -> N
 # -- what refusals mean ----------------------------------------------------------------------------------
 
 ALL = frozenset(Ability)
+#: What vLLM 0.32 says to every chat where its model's tokenizer has no template.
+NO_TEMPLATE = (
+    "As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat template if the "
+    "tokenizer does not define one."
+)
 
 
 @pytest.mark.parametrize(
@@ -248,12 +268,15 @@ ALL = frozenset(Ability)
         (400, {"error": {"message": "m is not a multimodal model"}}, "ability", "vision", None),
         (400, {"error": {"message": "maximum context length is 2048 tokens."}}, "context", "", 2048),
         (404, {"detail": "Not Found"}, "endpoint", "chat", None),
+        (400, {"error": {"message": NO_TEMPLATE, "type": "BadRequestError", "code": 400}}, "ability", "chat", None),
         # SGLang, TGI
         (400, {"message": "(99 tokens) is longer than the model's context length (64 tokens)"}, "context", "", 64),
         (422, {"error": "`inputs` must have less than 1024 tokens. Given: 2000"}, "context", "", 1024),
         # Ollama
         (404, {"error": {"message": "model 'm' not found"}}, "model", "", None),
         (400, {"error": "registry.ollama.ai/library/m does not support tools"}, "ability", "tools", None),
+        (400, {"error": '"all-minilm" does not support chat'}, "ability", "chat", None),
+        (400, {"error": '"all-minilm" does not support generate'}, "ability", "completions", None),
         # clouds
         (404, {"error": {"code": "DeploymentNotFound", "message": "does not exist"}}, "model", "", None),
         (404, {"error": {"code": "404", "message": "Resource not found"}}, "endpoint", "chat", None),

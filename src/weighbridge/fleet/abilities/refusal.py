@@ -103,6 +103,11 @@ _ABILITY = {
         r"logprobs?.{0,80}(?:not support|unsupported|not enabled|not available)|not support.{0,40}logprobs?",
         re.IGNORECASE | re.DOTALL,
     ),
+    Ability.CHAT: re.compile(
+        r"(?:must provide|does not have|has no|without|no default) (?:a |any )?chat.template|does not support chat\b",
+        re.IGNORECASE,
+    ),
+    Ability.COMPLETIONS: re.compile(r"does not support (?:text )?(?:completions?|generat)", re.IGNORECASE),
     Ability.EMBEDDINGS: re.compile(
         r"not support.{0,40}embedding|embedding.{0,60}(?:not support|not enabled)", re.IGNORECASE | re.DOTALL
     ),
