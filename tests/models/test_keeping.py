@@ -104,6 +104,28 @@ def test_the_output_matrix_keeps_eight_bits() -> None:
     assert keeping.linear([embedding], 4).forms == (Form.Q4_1,)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_is_rounded_has_a_copy_where_tiles_multiply_it(dtype: str) -> None:
+    """And codes of a file have none, on any CPU."""
+    wide, narrow = FileMatrix("w", 64, 512), FileMatrix("n", 64, 96)
+    tiles, plain = (Keeping(Quantize.INT8, dtype, Cpu(tiles=has)) for has in (True, False))
+    copy = 64 * 512 * 2 if dtype == "bfloat16" else 0
+    assert tiles.linear([wide], 8).nbytes == plain.linear([wide], 8).nbytes + copy
+    assert tiles.linear([narrow], 8) == plain.linear([narrow], 8)
+    stored = FileMatrix("s", 64, 512, Kind.Q4_K)
+    assert Keeping(Quantize.AUTO, dtype, Cpu(tiles=True)).linear([stored], 8).copy == 0
+
+
+@pytest.mark.skipif(not this_cpu().tiles, reason="a CPU without tiles keeps no copies")
+def test_copies_take_what_was_told(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512, "num_hidden_layers": 2}
+    path = make_tiny("qwen2", tmp_path / "wide", **sizes)
+    assert model_memory(
+        file_model(open_checkpoint(path)), Keeping(Quantize.INT8, "bfloat16", this_cpu())
+    ).total
+    assert_foretold(path)
+
+
 def kept_of(**fields: Any) -> Kept:
     return Keeping(**fields).linear([FileMatrix("m", 16, 32)], 8)
 

@@ -12,15 +12,9 @@ import pytest
 import torch
 
 from weighbridge.errors import BadInput
-from weighbridge.models.compute import linear_hybrid
 from weighbridge.models.compute.kernels.native_kernels import supported_isas
 from weighbridge.models.compute.linear import DenseLinear, make_linear
-from weighbridge.models.compute.linear_hybrid import (
-    HybridLinear,
-    hybrid_linear,
-    measure_crossover,
-    measure_quantized_crossover,
-)
+from weighbridge.models.compute.linear_hybrid import MANY_FROM, HybridLinear, hybrid_linear
 from weighbridge.models.compute.linear_packed import (
     bfloat16_linear,
     kernels_available,
@@ -297,68 +291,22 @@ def test_hybrid_switches_at_its_token_count() -> None:
     assert layer.nbytes == 20
 
 
-def test_crossover_is_where_the_second_form_becomes_faster() -> None:
-    few, many = Recorder(100, 0), Recorder(1, 1200)  # equal at 12 tokens
-    assert measure_crossover(few, many, torch.float32, (1, 4, 32, 64)) == 32
-    assert measure_crossover(many, few, torch.float32, (32, 64)) is None
-
-
-@pytest.mark.parametrize(("dense", "expected"), [(0.9, None), (0.75, 64)])
-def test_a_second_form_that_is_hardly_faster_is_not_worth_its_memory(
-    monkeypatch: pytest.MonkeyPatch, dense: float, expected: int | None
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(linear_hybrid.time, "perf_counter", lambda: now[0])
-
-    class Takes(Recorder):
-        def __init__(self, seconds: float) -> None:
-            self.seconds = seconds
-
-        def __call__(self, x: torch.Tensor) -> torch.Tensor:
-            now[0] += self.seconds
-            return x
-
-    few, many = Takes(1.0), Takes(dense)
-    assert measure_crossover(few, many, torch.float32, (64, 128)) == expected
-
-
+@needs_kernels
 def test_a_hybrid_layer_computes_the_same_on_both_sides() -> None:
     matrix = random_matrix(48, 64, 8)
-    layer = hybrid_linear(matrix, None, torch.float32, many_from=4)
-    x = torch.randn(6, 64, generator=torch.Generator().manual_seed(10))
-    exact = x.double().numpy() @ matrix.dequantized().T.astype(np.float64)
-    for tokens in (3, 4, 6):
-        assert relative_error(layer(x[:tokens]), exact[:tokens]) < 0.02
+    layer = hybrid_linear(matrix, None, torch.float32)
     assert isinstance(layer, HybridLinear)
-    assert not isinstance(hybrid_linear(matrix, None, torch.float32, many_from=None), HybridLinear)
-
-
-def test_codes_that_never_win_are_not_kept() -> None:
-    """A dense form that is faster at one token already is the only one in memory."""
-    matrix = random_matrix(48, 64, 8)
-    assert isinstance(hybrid_linear(matrix, None, torch.float32, many_from=1), DenseLinear)
+    x = torch.randn(MANY_FROM + 2, 64, generator=torch.Generator().manual_seed(10))
+    exact = x.double().numpy() @ matrix.dequantized().T.astype(np.float64)
+    errors = [relative_error(layer(x[:n]), exact[:n]) for n in (MANY_FROM - 1, MANY_FROM, MANY_FROM + 2)]
+    assert errors[0] < 0.02
+    assert max(errors[1:]) < 1e-5 < errors[0]
 
 
 def test_without_kernels_a_matrix_is_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEIGHBRIDGE_KERNELS", "reference")
     matrix = random_matrix(48, 64, 8)
-    assert isinstance(hybrid_linear(matrix, None, torch.float32, many_from=16), DenseLinear)
-
-
-def test_measured_crossover_is_a_token_count_or_none() -> None:
-    assert measure_quantized_crossover(64, 64, 4, torch.float32) in (
-        None,
-        1,
-        2,
-        4,
-        8,
-        16,
-        32,
-        64,
-        128,
-        256,
-        512,
-    )
+    assert isinstance(hybrid_linear(matrix, None, torch.float32), DenseLinear)
 
 
 @needs_kernels

@@ -18,6 +18,9 @@ from weighbridge.models.files.tensors import expert_matrices, gated_matrices
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
 
+#: Columns below which both forms of a matrix take microseconds, and a second one is not worth its memory.
+SMALLEST_COPIED = 256
+
 
 class Quantize(StrEnum):
     """How the weights of the linear layers are kept. Activations are rounded to 8 bits where weights are few-bit.
@@ -43,6 +46,7 @@ class Cpu:
 
     kernels: bool = True  # ours were compiled
     packs_bfloat16: bool = False  # and multiply bfloat16 faster than oneDNN does
+    tiles: bool = False  # oneDNN multiplies whole tiles of bfloat16 (AMX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +77,11 @@ class Kept:
     forms: tuple[Form, ...]  # neighbours in one form are one; empty where it is dense
     parts: tuple[tuple[str, int], ...]
     bias: int = 0
+    copy: int = 0  # a second form of the same weights, which many tokens are multiplied with
 
     @property
     def nbytes(self) -> int:
-        return sum(size for _, size in self.parts) + self.bias
+        return sum(size for _, size in self.parts) + self.bias + self.copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,13 @@ class Keeping:
         packs = self.dtype == "bfloat16" and self.cpu.packs_bfloat16 and even
         return KeptAs.PACKED if packs else KeptAs.DENSE
 
+    def copies(self, columns: int) -> bool:
+        """Whether what is rounded anew has a dense copy beside it: tiles multiply many tokens several times faster.
+
+        Nothing else is so much faster that it would be worth two to eight times the memory.
+        """
+        return self.cpu.kernels and self.cpu.tiles and self.dtype == "bfloat16" and columns >= SMALLEST_COPIED
+
     def linear(self, matrices: Sequence[FileMatrix], bits: int, bias: bool = False) -> Kept:
         """Return a linear layer of these rows as it is in memory."""
         way = self.way(matrices, bits)
@@ -112,7 +124,8 @@ class Keeping:
         if way is KeptAs.ROUNDED and self.cpu.kernels:
             form = Form.Q4_1 if bits == 4 else Form.Q8_0
             part = (f"rounded to int{bits}", packed_bytes(form, rows, columns))
-            return Kept(way, (form,), (part,), 4 * rows * bias)
+            copy = self.float_bytes * rows * (columns + bias) if self.copies(columns) else 0
+            return Kept(way, (form,), (part,), 4 * rows * bias, copy)
         if way is KeptAs.PACKED:
             part = (self.dtype, packed_bytes(Form.BFLOAT16, rows, columns))
             return Kept(way, (Form.BFLOAT16,), (part,), 4 * rows * bias)

@@ -32,6 +32,8 @@ class KeptWeights:
         """Note a linear layer, or the embedding, by the name of its first matrix."""
         for kind, size in kept.parts:
             self.bytes[class_of(name), kind] += size
+        if kept.copy:
+            self.bytes[class_of(name), "a dense copy for many tokens"] += kept.copy
 
     def shared(self, name: str) -> None:
         """Note a matrix that is another one's memory."""

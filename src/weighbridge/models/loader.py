@@ -13,7 +13,7 @@ from weighbridge.models.compute.kernels import load_kernels
 from weighbridge.models.compute.kernels.api import Kernels
 from weighbridge.models.compute.layers import DecoderLayer, DecoderWeights
 from weighbridge.models.compute.linear import Linear, make_linear, own_bfloat16_wins
-from weighbridge.models.compute.linear_hybrid import HybridLinear, hybrid_linear, measure_quantized_crossover
+from weighbridge.models.compute.linear_hybrid import HybridLinear, hybrid_linear
 from weighbridge.models.compute.linear_packed import PackedLinear, PackedRows, kernels_available
 from weighbridge.models.compute.repack import WEIGHTS_AT_ONCE, NotFiniteError, repacked
 from weighbridge.models.compute.rope import cos_sin_table
@@ -22,7 +22,7 @@ from weighbridge.models.experts.moe_loader import build_mlp, make_cache, normed_
 from weighbridge.models.file_model import matrix_of
 from weighbridge.models.files.cache import weighbridge_home
 from weighbridge.models.files.checkpoint import Checkpoint
-from weighbridge.models.files.quantized import GROUP_SIZE, GroupQuantized, quantize, stack
+from weighbridge.models.files.quantized import quantize, stack
 from weighbridge.models.files.tensors import layer_norms
 from weighbridge.models.keeping import (
     EMBEDDING,
@@ -37,9 +37,6 @@ from weighbridge.models.keeping import (
 from weighbridge.models.kept_weights import KeptWeights
 
 __all__ = ["Quantize", "choose_dtype", "load_decoder", "this_cpu"]
-
-#: Hidden size below which both forms take microseconds and a measurement would be noise.
-SMALLEST_MEASURED = 256
 
 Report = Callable[[int, int], None]  # layers done, layers in all
 
@@ -60,7 +57,7 @@ def choose_dtype(name: str) -> torch.dtype:
 
 def this_cpu() -> Cpu:
     """Return what of this machine decides how weights are kept."""
-    return Cpu(kernels_available(), own_bfloat16_wins())
+    return Cpu(kernels_available(), own_bfloat16_wins(), torch.cpu._is_amx_tile_supported())
 
 
 class _Builder:
@@ -74,7 +71,6 @@ class _Builder:
             None  # once set, experts are resident only as far as it has room
         )
         self.kept = KeptWeights()
-        self._dense_from: dict[int, int | None] = {}
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a tensor of the checkpoint. Raises BadInput where it holds what is no number."""
@@ -109,19 +105,30 @@ class _Builder:
 
     def linear(self, names: Sequence[str], bias: bool, bits: int) -> Linear:
         """One linear layer from the rows of several matrices. `bits` is what a quantised scheme keeps."""
-        return self._linear(names, bias, bits, self._crossover)
+        offset = None
+        if bias:
+            parts = [self.tensor(name.removesuffix("weight") + "bias") for name in names]
+            offset = torch.cat(parts).to(self.dtype)
+        kept = self.keeping.linear([self.matrix(name) for name in names], bits, bias)
+        self.kept.note(names[0], kept)
+        if kept.way is KeptAs.CODES:
+            return PackedLinear(self._repacked(names), offset, self.dtype)
+        if kept.way is KeptAs.ROUNDED:
+            rounded = stack([quantize(rows, bits) for name in names for rows in self._rows(name)])
+            if kept.copy:
+                return hybrid_linear(rounded, offset, self.dtype)
+            return make_linear(None, offset, self.dtype, rounded)
+        weight = torch.cat([self.dense(name, self.dtype) for name in names])
+        return make_linear(weight, offset, self.dtype)
 
     def ends(self) -> tuple[torch.Tensor | PackedLinear, Linear]:
         """Return the embedding and the output matrix, in one piece of memory where they are the same.
 
-        The output matrix decides each token directly: it keeps 8 bits even where the layers keep 4. It sees sampled
-        rows alone, rarely as many as make a dense copy pay, which in float32 is four times the codes and a third of a
-        small model: there it is not kept.
+        The output matrix decides each token directly: it keeps 8 bits even where the layers keep 4.
         """
-        crossover = self._crossover if self.dtype != torch.float32 else lambda bits: None
         keeping, tied = self.keeping, self.checkpoint.config.tie_word_embeddings
         source, own = self.matrix(EMBEDDING), None if tied else self.matrix(OUTPUT)
-        head = self._linear([EMBEDDING if tied else OUTPUT], False, 8, crossover)
+        head = self.linear([EMBEDDING if tied else OUTPUT], False, 8)
         packed = head.few if isinstance(head, HybridLinear) else head
         if keeping.shares(source, own) and isinstance(packed, PackedLinear):
             self.kept.shared(EMBEDDING)
@@ -136,23 +143,6 @@ class _Builder:
         """Return what the file has of a matrix. Raises BadInput where it has none."""
         return matrix_of(self.checkpoint, name)
 
-    def _linear(
-        self, names: Sequence[str], bias: bool, bits: int, crossover: Callable[[int], int | None]
-    ) -> Linear:
-        offset = None
-        if bias:
-            parts = [self.tensor(name.removesuffix("weight") + "bias") for name in names]
-            offset = torch.cat(parts).to(self.dtype)
-        kept = self.keeping.linear([self.matrix(name) for name in names], bits, bias)
-        self.kept.note(names[0], kept)
-        if kept.way is KeptAs.CODES:
-            return PackedLinear(self._repacked(names), offset, self.dtype)
-        if kept.way is KeptAs.ROUNDED:
-            quantized = self._rounded(names, bits)
-            return hybrid_linear(quantized, offset, self.dtype, crossover(quantized.bits))
-        weight = torch.cat([self.dense(name, self.dtype) for name in names])
-        return make_linear(weight, offset, self.dtype)
-
     def _repacked(self, names: Sequence[str]) -> list[PackedRows]:
         """Return the file's own codes in the order of the kernels. Raises BadInput where a scale is no number."""
         matrices = [blocks for name in names if (blocks := self.checkpoint.blocks(name)) is not None]
@@ -160,10 +150,6 @@ class _Builder:
             return repacked(matrices)
         except NotFiniteError as error:
             raise self._damaged(names[error.index]) from error
-
-    def _rounded(self, names: Sequence[str], bits: int) -> GroupQuantized:
-        """Return our own rounding, some rows at a time."""
-        return stack([quantize(rows, bits) for name in names for rows in self._rows(name)])
 
     def _rows(self, name: str) -> Iterator[torch.Tensor]:
         """All rows of a matrix, in floats; where it is in few bits, some at a time."""
@@ -176,21 +162,6 @@ class _Builder:
             values = blocks.dequantized(start, min(start + step, blocks.rows))
             yield self._checked(torch.from_numpy(values), name)
         blocks.release()
-
-    def _crossover(self, bits: int) -> int | None:
-        """Tokens from which a dense copy pays on this machine, measured on this model's widest layer.
-
-        None without AMX: nothing else is so much faster that it is worth two to eight times the memory.
-        """
-        config = self.checkpoint.config
-        if not torch.cpu._is_amx_tile_supported():
-            return None
-        if config.hidden_size % GROUP_SIZE or config.hidden_size < SMALLEST_MEASURED:
-            return None
-        if bits not in self._dense_from:
-            rows = min(2 * config.intermediate_size, 8192)
-            self._dense_from[bits] = measure_quantized_crossover(rows, config.hidden_size, bits, self.dtype)
-        return self._dense_from[bits]
 
     def make_cache(self, memory: int, kernels: Kernels) -> ExpertCache | None:
         form = f"{self.keeping.dtype}-{self.keeping.scheme.value}"

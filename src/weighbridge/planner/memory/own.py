@@ -47,7 +47,7 @@ CPU_KINDS = {
         CpuKind("avx2", "float32", Cpu()),
         CpuKind("avx512", "bfloat16", Cpu()),
         CpuKind("avx512_bf16", "bfloat16", Cpu(packs_bfloat16=True)),
-        CpuKind("amx", "bfloat16", Cpu()),
+        CpuKind("amx", "bfloat16", Cpu(tiles=True)),
         CpuKind("neon", "float32", Cpu()),
         CpuKind("portable", "float32", Cpu()),
         CpuKind("reference", "float32", Cpu(kernels=False)),
@@ -93,17 +93,27 @@ def own_weights(
 def _of_file(file: FileModel, architecture: Architecture, d: Deployment, keeping: Keeping) -> Stored:
     sizes: dict[Tensor, float] = {}
     elements: dict[str, int] = {}
+    copies = 0
     for layer in linear_memory(file, keeping):
         rows, columns = sum(matrix.rows for matrix in layer.matrices), layer.matrices[0].columns
-        sizes[named_tensor(layer.name, [rows, columns], architecture)] = float(layer.kept.nbytes)
+        sizes[named_tensor(layer.name, [rows, columns], architecture)] = float(
+            layer.kept.nbytes - layer.kept.copy
+        )
+        copies += layer.kept.copy
         elements[layer.name] = rows * columns
     memory = model_memory(file, keeping, d.max_model_len)
     sizes[Tensor("norms", HEAD, 1, memory.vectors // 4, Kind.SMALL, Shard.WHOLE)] = float(memory.vectors)
     rotary = Tensor("rotary table", HEAD, 1, memory.rotary // 4, Kind.SMALL, Shard.WHOLE)
     sizes[rotary] = float(memory.rotary)
+    if copies:
+        sizes[Tensor("dense copies", HEAD, 1, copies // keeping.float_bytes, Kind.COPY, Shard.WHOLE)] = float(
+            copies
+        )
     bulk = {t: size for t, size in sizes.items() if class_of(t.name) not in ("embedding", "output", "other")}
     bits = 8 * sum(bulk.values()) / max(sum(elements[t.name] for t in bulk), 1)
-    kinds = "+".join(sorted({kind for _, kind in memory.classes.bytes if not kind.startswith("shared")}))
+    kinds = "+".join(
+        sorted({kind for _, kind in memory.classes.bytes if not kind.startswith(("shared", "a dense copy"))})
+    )
     arithmetic = Arithmetic.QUANTIZED if bits < 15 else Arithmetic.DENSE
     return Stored(sizes, kinds, bits, arithmetic, classes="; ".join(memory.classes.lines()))
 

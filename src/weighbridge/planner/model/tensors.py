@@ -35,6 +35,7 @@ class Kind(StrEnum):
     LINEAR = "linear attention"  # projections of recurrent mixers
     SMALL = "norms and biases"
     TOWER = "tower"
+    COPY = "dense copies for many tokens"
 
 
 class Shard(StrEnum):

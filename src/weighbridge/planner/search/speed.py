@@ -81,7 +81,7 @@ def _weight_bytes(plan: MemoryPlan) -> tuple[float, float]:
     shared = plan.model.architecture.tied and not own_output
     always = routed = 0.0
     for tensor, size in plan.stored.tensors.items():
-        if tensor.layer == DRAFT or tensor.kind is Kind.TOWER:
+        if tensor.layer == DRAFT or tensor.kind in (Kind.TOWER, Kind.COPY):
             continue
         share = size * shard_share(tensor, plan.deployment) / plan.deployment.pp
         if tensor.kind is Kind.EXPERT:
