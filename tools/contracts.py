@@ -105,7 +105,7 @@ ROWS: dict[str, set[str]] = {
         "step",
         "step_times",
     },
-    "server": {"settings", "auth", "protocol"},
+    "server": {"settings", "auth", "protocol", "endpoint"},
 }
 
 #: Modules that may stand side by side, `__init__` included: more than that nobody finds his way about.

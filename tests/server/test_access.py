@@ -13,7 +13,7 @@ from weighbridge.wire.identity import callers
 
 CHAT = "/v1/chat/completions"
 KEYS = "tenants: {alice: {keys: [{key: alices-long-key}]}, watcher: {key: watchers-long-key}}\nwatchers: [watcher]"
-WATCHED = ("/metrics", "/v1/load", "/")
+WATCHED = ("/metrics", "/v1/load", "/console/api/now")
 
 
 async def test_a_web_page_cannot_reach_a_loopback_server_without_keys() -> None:

@@ -37,7 +37,11 @@ OPERATOR = {"operator"}
 
 #: Which roles get an answer, from afar, where keys are on.
 COMMON = {
-    "GET /": VISITORS,
+    "GET /": EVERYBODY,
+    "GET /console/{asset}": EVERYBODY,
+    "GET /console/api/session": EVERYBODY,
+    "GET /console/api/now": VISITORS,
+    "POST /console/api/markdown": VISITORS,
     "GET /docs": VISITORS,
     "GET /openapi.json": VISITORS,
     "GET /health": EVERYBODY,
@@ -52,8 +56,8 @@ COMMON = {
     "POST /tokenize": CALLERS,
     "POST /detokenize": CALLERS,
     "GET /v1/usage": VISITORS,
-    "GET /v1/tickets": CALLERS,
-    "GET /v1/tickets/{ticket}": CALLERS,
+    "GET /v1/tickets": VISITORS,
+    "GET /v1/tickets/{ticket}": VISITORS,
     "POST /v1/chat/completions": CALLERS,
     "POST /v1/completions": CALLERS,
     "POST /v1/embeddings": CALLERS,

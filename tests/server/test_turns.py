@@ -277,7 +277,9 @@ def test_no_turn_is_long(house: House, door: str, name: str) -> None:
     house.check()
 
 
-@pytest.mark.parametrize("path", ["/v1/tickets?limit=1000", "/metrics", "/v1/load", "/", "/v1/models"])
+@pytest.mark.parametrize(
+    "path", ["/v1/tickets?limit=1000", "/metrics", "/v1/load", "/console/api/now", "/v1/models"]
+)
 @pytest.mark.parametrize("door", ["engine", "gateway"])
 def test_no_page_is_long(house: House, door: str, path: str) -> None:
     """With ten thousand tickets of ten thousand tenants, each weighed at as many replicas as a ticket names."""

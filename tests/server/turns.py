@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from weighbridge.engine.api import EngineStep
 from weighbridge.engine.build import EngineReplica
 from weighbridge.ticket import Ticket
 
@@ -78,7 +79,7 @@ class EngineTurns:
             )
         self._since, self._parts = now, Counter()
 
-    def on_step(self, sequences: int, tokens: int, seconds: float) -> None: ...
+    def on_step(self, step: EngineStep) -> None: ...
 
     def on_finished(self, ticket: Ticket) -> None: ...
 

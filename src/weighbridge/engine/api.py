@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -72,6 +72,23 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineStep:
+    """One iteration, as it was computed. `tokens`: proposed ones and paddings included."""
+
+    sequences: int
+    tokens: int
+    seconds: float
+    prompts: int  # sequences of which a part of the prompt was computed
+    prompt_tokens: int
+    produced: int  # output tokens that requests got
+
+    @property
+    def decodes(self) -> int:
+        """Sequences that got their next token."""
+        return self.sequences - self.prompts
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """What a thread is at: which one it is, and since when (seconds of the monotonic clock)."""
 
@@ -137,6 +154,10 @@ class Engine(Protocol):
         ...
 
     def load(self) -> Load: ...
+
+    def waiting(self) -> Mapping[tuple[int, str], tuple[int, int]]:
+        """What waits, by class and tenant: requests, and the tokens still to be computed for them."""
+        ...
 
     def turn(self) -> Turn | None:
         """The iteration that the engine's thread is at; None while it waits for work."""

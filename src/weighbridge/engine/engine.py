@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from weighbridge.cost import StepClock
-from weighbridge.engine.api import Delta, Generation, Load, Turn
+from weighbridge.engine.api import Delta, EngineStep, Generation, Load, Turn
 from weighbridge.engine.batch import Batch
 from weighbridge.engine.loop import BatchRunner, EngineLoop
 from weighbridge.engine.request import FinishReason, Places, Request, SamplingParams
@@ -43,7 +43,7 @@ class EngineTokenizer(Protocol):
 class EngineObserver(Protocol):
     """A listener, called on the event loop but for `on_turn`; metrics and ticket stores are such."""
 
-    def on_step(self, sequences: int, tokens: int, seconds: float) -> None: ...
+    def on_step(self, step: EngineStep) -> None: ...
     def on_finished(self, ticket: Ticket) -> None: ...
     def on_turn(self, seconds: float) -> None:
         """Hear, on the engine's thread, what an iteration took beside the model's own time."""
@@ -167,6 +167,11 @@ class LocalEngine:
             kv_bytes_per_token=self._kv_bytes_per_token,
         )
 
+    def waiting(self) -> dict[tuple[int, str], tuple[int, int]]:
+        with self._loop.lock:
+            waiting = self._scheduler.waiting()
+        return {key: (backlog.requests, backlog.tokens) for key, backlog in waiting.items()}
+
     def turn(self) -> Turn | None:
         return self._loop.turn()
 
@@ -271,9 +276,8 @@ class LocalEngine:
                 stream, choice = entry
                 deltas.setdefault(stream, []).append(self._last_delta(stream, choice, request.finish_reason))
         if self._event_loop is not None and not self._event_loop.is_closed():
-            self._event_loop.call_soon_threadsafe(
-                self._dispatch, deltas, batch.num_sequences, batch.num_tokens, seconds
-            )
+            step = _step_of(batch, progress, seconds)
+            self._event_loop.call_soon_threadsafe(self._dispatch, deltas, step)
 
     def _advance(self, item: Progress, now: float, deltas: dict[EngineStream, list[Delta]]) -> None:
         entry = self._streams.get(item.request.id)
@@ -351,14 +355,24 @@ class LocalEngine:
         for observer in self.observers:
             observer.on_turn(seconds)
 
-    def _dispatch(
-        self, deltas: dict[EngineStream, list[Delta]], sequences: int, tokens: int, seconds: float
-    ) -> None:
+    def _dispatch(self, deltas: dict[EngineStream, list[Delta]], step: EngineStep) -> None:
         for stream, items in deltas.items():
             stream.push(items)
-        if tokens:
+        if step.tokens:
             for observer in self.observers:
-                observer.on_step(sequences, tokens, seconds)
+                observer.on_step(step)
+
+
+def _step_of(batch: Batch, progress: list[Progress], seconds: float) -> EngineStep:
+    """What an iteration was. A slice is a part of a prompt where it begins in one."""
+    tokens = prompts = prompt_tokens = 0
+    for piece in batch.slices:
+        tokens += piece.count + piece.padding
+        if piece.start < piece.request.num_prompt_tokens:
+            prompts += 1
+            prompt_tokens += piece.count
+    produced = sum([len(item.tokens) for item in progress])
+    return EngineStep(len(batch.slices), tokens, seconds, prompts, prompt_tokens, produced)
 
 
 def _reseeded(params: SamplingParams, index: int) -> SamplingParams:

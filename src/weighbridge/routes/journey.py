@@ -88,6 +88,9 @@ class RouteService:
     def health(self) -> dict[str, bool]:
         return {name: place.healthy for name, place in self.route.places.items()}
 
+    def told(self) -> dict[str, Any]:
+        return self.route.told()
+
     async def close(self) -> None:
         await self.route.close()
 

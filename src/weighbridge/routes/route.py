@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -84,6 +84,33 @@ class Route:
         self.gateway.finished(ticket)
         if self.observer is not None and answer:
             self.observer.finished(request, ticket, answer)
+
+    def told(self) -> dict[str, Any]:
+        """Its places and its bounds in words, as plain JSON."""
+        places = [
+            {
+                "name": name,
+                "level": place.level.value,
+                "model": place.settings.shown_model,
+                "healthy": place.healthy,
+            }
+            for name, place in self.places.items()
+        ]
+        return {"places": places, "words": ", ".join(self._bounds())}
+
+    def _bounds(self) -> Iterator[str]:
+        settings, caps = self.settings, self.caps.settings
+        if self.scorer is not None:
+            yield f"the cloud from a difficulty of {self.threshold():.2f}"
+        if settings.cascade.enabled:
+            yield f"the cloud below a confidence of {settings.cascade.threshold:.2f}"
+        if caps.cloud_per_minute is not None:
+            yield f"at most {caps.cloud_per_minute:g} a minute and tenant to the cloud"
+        if caps.cloud_share is not None:
+            yield f"at most {caps.cloud_share:.0%} of a tenant's requests to the cloud"
+        for budget in self.cashier.ledger.budgets.concerned("", self.name):
+            if budget.tenant is None:
+                yield f"{budget.name} of ${budget.allowance.usd:g}"
 
     async def close(self) -> None:
         if self.observer is not None:

@@ -18,6 +18,9 @@ from starlette.types import ASGIApp
 
 from weighbridge import __version__
 from weighbridge.server.batches import Batches
+from weighbridge.server.console.endpoints import ConsoleEndpoints
+from weighbridge.server.console.recorder import Recorder
+from weighbridge.server.console.tickets import TicketEndpoints
 from weighbridge.server.cross_origin import Sites
 from weighbridge.server.door import Door
 from weighbridge.server.endpoint import Audience, Endpoint, Handler, HttpService, json_response
@@ -77,8 +80,10 @@ def create_app(
     streams = KeptStreams(service)
     common = CommonEndpoints(service, kept).endpoints()
     described = DocumentEndpoints(service, protocols)
+    recorder = Recorder(service.seen)
+    console = ConsoleEndpoints(service, recorder).endpoints()
     table = [
-        *(*common, *batches.endpoints(), *streams.endpoints(), *service.endpoints()),
+        *(*console, *common, *batches.endpoints(), *streams.endpoints(), *service.endpoints()),
         *described.endpoints(),
     ]
     described.table = table
@@ -86,7 +91,9 @@ def create_app(
     routes += [Route(protocol.path, _only_post, methods=["POST"]) for protocol in protocols]
     speakers = {row.path: row.speaks for row in table} | {one.path: one for one in protocols}
     rest = Starlette(routes=routes, exception_handlers={HTTPException: partial(_http_error, speakers)})
-    door = Door(service, rest, protocols=protocols, streams=streams, beside=(batches, streams), clock=clock)
+    door = Door(
+        service, rest, protocols=protocols, streams=streams, beside=(batches, streams, recorder), clock=clock
+    )
     return Sites(door, service.access)
 
 
@@ -181,7 +188,6 @@ class CommonEndpoints:
 
     def endpoints(self) -> list[Endpoint]:
         return [
-            Endpoint("GET", "/", self.console, Audience.VISITORS),
             Endpoint("GET", "/health", self.health, Audience.ALL),
             Endpoint("GET", "/health/ready", self.health, Audience.ALL),
             Endpoint("GET", "/health/live", self.alive, Audience.ALL),
@@ -195,12 +201,8 @@ class CommonEndpoints:
             *self._kept.endpoints(),
             *OllamaEndpoints(self._service).endpoints(),
             Endpoint("GET", "/v1/usage", UsageEndpoint(self._service).usage, Audience.ALL),
-            Endpoint("GET", "/v1/tickets", self.recent_tickets),
-            Endpoint("GET", "/v1/tickets/{ticket}", self.ticket),
+            *TicketEndpoints(self._service).endpoints(),
         ]
-
-    async def console(self, request: Request) -> Response:
-        return HTMLResponse(self._service.page)
 
     async def health(self, request: Request) -> Response:
         status, told = self._service.health()
@@ -233,27 +235,6 @@ class CommonEndpoints:
     async def model(self, request: Request) -> Response:
         model = self._service.model(request.path_params["model"])
         return json_response(model_info(model) if _is_anthropic(request) else model)
-
-    async def recent_tickets(self, request: Request) -> Response:
-        tenant = request.state.tenant
-        limit = request.query_params.get("limit", "100")
-        if not (limit.isdecimal() and len(limit) <= 4 and 1 <= int(limit) <= 1000):
-            raise ApiError(400, "limit: must be a number from 1 to 1000", param="limit")
-        tickets = self._service.tickets.recent(int(limit), tenant)
-        return json_response({"object": "list", "data": [ticket.as_dict() for ticket in tickets]})
-
-    async def ticket(self, request: Request) -> Response:
-        tenant, name = request.state.tenant, request.path_params["ticket"]
-        ticket = self._service.tickets.get(name)
-        if ticket is not None and tenant in (None, ticket.tenant):
-            return json_response(ticket.as_dict())
-        found = self._service.tickets.beginning(name, tenant)
-        if len(found) != 1:
-            message = f"no ticket {name!r}; old tickets make room for new ones"
-            if found:
-                message = f"several tickets begin with {name!r}; write more of it"
-            raise ApiError(404, message, code="ticket_not_found")
-        return json_response(found[0].as_dict())
 
 
 class DocumentEndpoints:

@@ -18,6 +18,7 @@ from weighbridge.fleet.config.keeping import KeepSettings
 from weighbridge.fleet.limits.spare import SpareRoom
 from weighbridge.models.text.tokenizer_parts import TextPairs
 from weighbridge.routes.ledger.keeper import UsageKeeper
+from weighbridge.server.watching.view import ServiceView
 from weighbridge.wire.identity.access import AccessSettings
 from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.journey import Service
@@ -121,7 +122,11 @@ class HttpService(Service, Protocol):
         ...
 
     max_body: int  # bytes
-    page: str  # the console, as HTML
+
+    @property
+    def seen(self) -> ServiceView:
+        """What the console shows beside the load."""
+        ...
 
     async def start(self) -> None:
         """Begin to work; called on the event loop that serves."""

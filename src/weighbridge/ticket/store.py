@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,44 @@ LEAST_BEGINNING = 6
 
 #: A ticket as a line of a file.
 TICKETS = DocumentSchema("ticket", (_with_legs,))
+
+
+@dataclass(frozen=True, slots=True)
+class TicketFilter:
+    """Which tickets are looked for; None and empty: any. `search`: how an id begins. `outcome`: as in `finish_reason`,
+    or `running`. `slower_ms`: from arrival to the end, or until `now` (epoch seconds) where a request goes on."""
+
+    tenant: str | None = None
+    model: str = ""
+    replica: str = ""
+    outcome: str = ""
+    search: str = ""
+    slower_ms: float = 0.0
+    now: float = 0.0
+
+    def takes(self, ticket: Ticket) -> bool:
+        if self.tenant is not None and ticket.tenant != self.tenant:
+            return False
+        if self.search and not ticket.id.startswith(self.search):
+            return False
+        if self.outcome and (ticket.finish_reason or "running") != self.outcome:
+            return False
+        if self.slower_ms:
+            until = self.now if ticket.finished is None else ticket.finished
+            if (until - ticket.arrived) * 1e3 < self.slower_ms:
+                return False
+        return self._is_at(ticket) and self._is_of(ticket)
+
+    def _is_at(self, ticket: Ticket) -> bool:
+        replica = self.replica
+        return not replica or ticket.replica == replica or any(leg.replica == replica for leg in ticket.legs)
+
+    def _is_of(self, ticket: Ticket) -> bool:
+        model = self.model
+        return not model or ticket.model == model or any(leg.model == model for leg in ticket.legs)
+
+
+ANY_TICKET = TicketFilter()
 
 
 class TicketStore:
@@ -83,10 +122,9 @@ class TicketStore:
         )
         return list(islice(begun, 2))
 
-    def recent(self, limit: int = 100, tenant: str | None = None) -> list[Ticket]:
-        """The newest first: `tenant`'s, or everybody's."""
-        newest = (ticket for ticket in reversed(self._tickets.values()) if tenant in (None, ticket.tenant))
-        return list(islice(newest, limit))
+    def recent(self, limit: int = 100, wanted: TicketFilter = ANY_TICKET) -> list[Ticket]:
+        """Those that are wanted, the newest first."""
+        return list(islice(filter(wanted.takes, reversed(self._tickets.values())), limit))
 
     def close(self) -> None:
         """Write what waits, for some seconds at most."""

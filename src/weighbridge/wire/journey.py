@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.ticket import Ticket, TicketStore
@@ -103,4 +103,8 @@ class RouteLike(Protocol):
     async def close(self) -> None: ...
     def health(self) -> dict[str, bool]:
         """Its places, and whether each can be asked now."""
+        ...
+
+    def told(self) -> dict[str, Any]:
+        """Its places and bounds, as plain JSON for people who look at it."""
         ...

@@ -135,6 +135,11 @@ class Keys:
         """Whether a caller needs a key."""
         return bool(self._tenants)
 
+    @property
+    def has_admin(self) -> bool:
+        """Whether there is an operator's key."""
+        return self._admin is not None
+
     def is_admin(self, headers: Mapping[str, str]) -> bool:
         """Whether the request carries the operator's key."""
         return self._admin is not None and hmac.compare_digest(_digest(bearer(headers)), self._admin)

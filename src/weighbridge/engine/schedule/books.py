@@ -304,6 +304,9 @@ class Books:
             step_cost=self.cost.as_dict(),
         )
 
+    def waiting(self) -> dict[tuple[int, str], Backlog]:
+        return self.queue.by_class()
+
     def check_integrity(self) -> None:
         """Raise AssertionError unless every count agrees with what it counts."""
         self.queue.check_integrity()

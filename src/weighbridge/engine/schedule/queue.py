@@ -117,6 +117,16 @@ class FairQueue(Generic[Item]):
         few = own.requests + requests == 1
         return max_tokens is not None and not few and own.tokens + tokens > max_tokens / sharers
 
+    def by_class(self) -> dict[tuple[int, str], Backlog]:
+        """What waits, by class and tenant, with what is held. O(n)."""
+        found: dict[tuple[int, str], Backlog] = {}
+        for waiting in self._waiting.values():
+            request = waiting.request
+            backlog = found.setdefault((request.priority, request.tenant), Backlog())
+            backlog.requests += 1
+            backlog.tokens += waiting.tokens
+        return found
+
     def holds(self, request_id: str) -> bool:
         """Whether a waiting request is not eligible yet."""
         return self._waiting[request_id].held

@@ -39,6 +39,7 @@ from weighbridge.engine.memory.block_tables import Opening
 from weighbridge.engine.request import SPARE_CLASS, FinishReason, Places, Request, RequestState
 from weighbridge.engine.schedule.admission import min_seconds
 from weighbridge.engine.schedule.books import Books
+from weighbridge.engine.schedule.places import Backlog
 from weighbridge.engine.schedule.plan import Plan
 from weighbridge.engine.schedule.scheduler_api import CostSource, Progress, SchedulerSettings
 
@@ -109,6 +110,9 @@ class Scheduler:
 
     def load(self) -> Load:
         return self._books.load()
+
+    def waiting(self) -> dict[tuple[int, str], Backlog]:
+        return self._books.waiting()
 
     def check_integrity(self) -> None:
         self._books.check_integrity()

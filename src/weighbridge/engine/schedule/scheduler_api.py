@@ -10,6 +10,7 @@ from weighbridge.cost import StepCost
 from weighbridge.engine.api import Load
 from weighbridge.engine.batch import Batch, Sampled
 from weighbridge.engine.request import Embedding, FinishReason, Places, Request, TokenLogprob
+from weighbridge.engine.schedule.places import Backlog
 from weighbridge.errors import BadInput
 from weighbridge.knobs import check_choices, knob
 
@@ -174,6 +175,10 @@ class SchedulerLike(Protocol):
         ...
 
     def load(self) -> Load: ...
+
+    def waiting(self) -> dict[tuple[int, str], Backlog]:
+        """Return what waits, by class and tenant."""
+        ...
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every count agrees with what it counts."""

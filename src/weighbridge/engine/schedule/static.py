@@ -297,6 +297,13 @@ class StaticScheduler:
             step_cost=self._cost.as_dict(),
         )
 
+    def waiting(self) -> dict[tuple[int, str], Backlog]:
+        found: dict[tuple[int, str], Backlog] = {}
+        for one in self._waiting.values():
+            key = one.request.priority, one.request.tenant
+            found[key] = found.get(key, Backlog()) + Backlog(1, one.tokens)
+        return found
+
     def check_integrity(self) -> None:
         seats = self._batch.seats if self._batch is not None else []
         self.pool.check_integrity({block: 1 for seat in seats for block in seat.block_table})

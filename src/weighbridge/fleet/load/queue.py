@@ -14,6 +14,7 @@ from heapq import heapify, heappop, heappush
 
 from weighbridge.cost.step import StepCost
 from weighbridge.engine.schedule.admission import deadline_left
+from weighbridge.engine.schedule.places import Backlog
 from weighbridge.engine.schedule.queue import FairQueue
 from weighbridge.errors import BadInput, DeadlineMissed, QueueFull
 from weighbridge.fleet.api import Arrival
@@ -73,6 +74,10 @@ class GatewayQueue:
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._fair
+
+    def by_class(self) -> dict[tuple[int, str], Backlog]:
+        """What waits, by class and tenant. O(n)."""
+        return self._fair.by_class()
 
     @property
     def tokens(self) -> int:

@@ -84,6 +84,11 @@ class ReplicaState(OwnLoad):
             return True
         return 2 * self.cached_tokens(arrival) > arrival.weight.prompt_tokens
 
+    @property
+    def produced(self) -> int:
+        """Output tokens so far of the requests that are there now, as far as their streams tell."""
+        return sum([one.produced for one in self._in_flight.values()])
+
     def warmth(self, now: float) -> float:
         """Share of its usual work that a replica takes while it warms up; 1 once `slow_start` has passed."""
         up, slow_start = now - self.started_at, self.slow_start

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from weighbridge.engine.api import Engine
+from weighbridge.engine.api import Engine, EngineStep
 from weighbridge.server.engine.experts import ExpertCollector, telemetry_of
 from weighbridge.server.watching.watchdog import stall_histogram
 from weighbridge.ticket import Ticket, TicketStore
@@ -37,6 +37,7 @@ class EngineMetrics:
         self.tickets = tickets
         self._json_logs = json_logs
         self.heard: list[Callable[[Ticket], None]] = []  # what else hears of finished requests
+        self.stepped: list[Callable[[EngineStep], None]] = []  # and of iterations
         registry = self._registry = CollectorRegistry()
 
         def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
@@ -77,9 +78,11 @@ class EngineMetrics:
             name: Gauge(f"weighbridge_{name}", text, registry=registry) for name, text in _GAUGES.items()
         }
 
-    def on_step(self, sequences: int, tokens: int, seconds: float) -> None:
-        self.step_seconds.observe(seconds)
-        self.step_tokens.observe(tokens)
+    def on_step(self, step: EngineStep) -> None:
+        self.step_seconds.observe(step.seconds)
+        self.step_tokens.observe(step.tokens)
+        for stepped in self.stepped:
+            stepped(step)
 
     def on_turn(self, seconds: float) -> None:
         self._own_time.observe(max(seconds, 0.0))

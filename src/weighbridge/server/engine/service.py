@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, replace
-from importlib.resources import files
 from typing import Any
 
 from weighbridge.cost.step import StepCost
@@ -28,6 +27,7 @@ from weighbridge.server.engine.predecessors import Predecessors
 from weighbridge.server.engine.reading import EngineWork, RequestReader
 from weighbridge.server.engine.sampling import Limits
 from weighbridge.server.settings import ServerSettings
+from weighbridge.server.watching.engine_view import EngineView
 from weighbridge.wire.ask import Ask, Placement
 from weighbridge.wire.body import apart
 from weighbridge.wire.errors import ApiError
@@ -73,9 +73,11 @@ class EngineService:
         self.callers = Callers(keys, settings, dict(settings.tenant_priorities))
         self.access = self.keeping = settings
         self.max_body = settings.max_body
-        self.page = (files("weighbridge.server.engine") / "console.html").read_text(encoding="utf-8")
         self.usage = UsageKeeper(Ledger(None))
         metrics.heard.append(self.usage.finished)
+        self.seen = EngineView(engine)
+        metrics.heard.append(self.seen.history.finished)
+        metrics.stepped.append(self.seen.stepped)
         limits = Limits(settings, tokenizer.vocab_size, engine.sampling_defaults)
         self._reader = RequestReader(engine, tokenizer, limits)
         self._tokenizer = tokenizer
@@ -155,6 +157,7 @@ class EngineService:
 
     def answered(self, path: str, status: int) -> None:
         self._metrics.http_requests.labels(path, str(status)).inc()
+        self.seen.answered(path, status)
 
     def stalled(self, thread: str, seconds: float) -> None:
         self._metrics.stalls.labels(thread).observe(seconds)

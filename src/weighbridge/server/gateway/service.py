@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from importlib.resources import files
 from typing import Any, cast
 
 from weighbridge.engine.api import Turn
@@ -18,6 +17,7 @@ from weighbridge.server.endpoint import Audience, ChatTokenizer, Endpoint, NoTok
 from weighbridge.server.gateway.admin import Admin
 from weighbridge.server.gateway.behind import asked_behind
 from weighbridge.server.gateway.metrics import GatewayMetrics
+from weighbridge.server.watching.gateway_view import GatewayView
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.journey import HeaderList, Journey
@@ -42,7 +42,7 @@ class GatewayService:
         self.tickets = gateway.tickets
         self.access = self.keeping = spec
         self.max_body = spec.max_body
-        self.page = (files("weighbridge.server.gateway") / "console.html").read_text(encoding="utf-8")
+        self.seen = GatewayView(gateway)
         keys = [
             ApiKey(tenant.name, key.secret, key.expires) for tenant in spec.tenants for key in tenant.keys
         ]
@@ -132,6 +132,7 @@ class GatewayService:
 
     def answered(self, path: str, status: int) -> None:
         self._metrics.answered(path, status)
+        self.seen.answered(path, status)
 
     def stalled(self, thread: str, seconds: float) -> None:
         self._metrics.stalls.labels(thread).observe(seconds)

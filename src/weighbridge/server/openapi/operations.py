@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weighbridge.server.batch.records import CreateBatch
+from weighbridge.server.console.markdown import MarkdownText
 from weighbridge.server.openapi import answers
 from weighbridge.wire.protocols.chat import ChatRequest
 from weighbridge.wire.protocols.completions import CompletionRequest
@@ -31,6 +32,7 @@ EVENTS, LINES, TEXT, HTML, BYTES = (
     "application/octet-stream",
 )
 _COUNT = {"type": "integer", "minimum": 1, "maximum": 100}
+_SEEN = {"type": "integer", "minimum": 0}
 _DAY = {"type": "string", "format": "date"}
 
 
@@ -49,6 +51,13 @@ class Operation:
     busy: bool = False  # 503 has the same shape as 200
     form: Mapping[str, Mapping[str, Any]] | None = None
     leads: tuple[str, ...] = ()
+
+
+_TICKETS: Mapping[str, Mapping[str, Any]] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
+    **{name: {"type": "string"} for name in ("tenant", "model", "replica", "outcome", "search")},
+    "slower_ms": {"type": "number", "minimum": 0},
+}
 
 
 def _page(*more: str) -> dict[str, Mapping[str, Any]]:
@@ -187,7 +196,7 @@ OPERATIONS: Mapping[str, Operation] = {
         },
     ),
     "GET /v1/tickets": Operation(
-        "figures", "What was decided about recent requests.", None, answers.Listing, query=_page()
+        "figures", "What was decided about recent requests.", None, answers.Listing, query=_TICKETS
     ),
     "GET /v1/tickets/{ticket}": Operation(
         "figures", "What was decided about one, and why.", None, answers.Anything
@@ -207,6 +216,20 @@ OPERATIONS: Mapping[str, Operation] = {
     "GET /health/startup": _LIVE,
     "GET /version": Operation("server", "The version.", None, answers.VersionReport),
     "GET /": Operation("server", "The console.", text=HTML),
+    "GET /console/{asset}": Operation("server", "A file of the console.", text=HTML),
+    "GET /console/api/session": Operation(
+        "server", "Who the console's reader is, and what is open to them.", None, answers.Anything
+    ),
+    "GET /console/api/now": Operation(
+        "figures",
+        "What is going on, with the last ten minutes: what the console shows.",
+        None,
+        answers.Anything,
+        query={"since": _SEEN, "iteration": _SEEN},
+    ),
+    "POST /console/api/markdown": Operation(
+        "server", "A text as HTML that may stand in a page.", MarkdownText, answers.Anything
+    ),
     "GET /docs": Operation("server", "This interface as a page.", text=HTML),
     "GET /openapi.json": Operation("server", "This document.", None, answers.Anything),
 }
