@@ -136,7 +136,7 @@ BUGS = dict(
         _bug(
             "responses",
             "whose a message is",
-            "wire.protocols.response_items:_message",
+            "wire.protocols.response.items:_message",
             "if role not in _ROLES: ...",
         ),
         _bug(

@@ -18,7 +18,7 @@ from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols import chat, completions, embeddings
 from weighbridge.wire.protocols.messages import MessagesProtocol
 from weighbridge.wire.protocols.ollama import PROTOCOLS as OLLAMA_PROTOCOLS
-from weighbridge.wire.protocols.response_items import REFERENCE
+from weighbridge.wire.protocols.response.items import REFERENCE
 from weighbridge.wire.protocols.responses import (
     LONGEST_KEY,
     LONGEST_VALUE,

@@ -188,3 +188,32 @@ def test_a_failure_ends_the_stream_with_what_was_there() -> None:
     assert failed.error.code == "rate_limit_exceeded"
     assert failed.output_text == "so far"
     assert writer.events([TextPart("more")], True) == []
+
+
+def test_calls_are_told_in_the_words_of_the_tools_that_were_offered() -> None:
+    space = {"type": "namespace", "name": "crm", "description": "Customers.", "tools": [FIND]}
+    writer = encoder_of(tools=[space, {"type": "custom", "name": "patch"}]).writer
+    said = json.dumps({"input": 'say "x"'})
+    calls = [
+        ToolCallPart(0, said[:5], id="a", name="patch"),
+        ToolCallPart(0, said[5:]),
+        ToolCallPart(1, "{}", id="b", name="crm__find"),
+        FinishPart("tool_calls"),
+    ]
+    events = told(writer, [[one] for one in calls])
+    for event in events:
+        validated(event)
+    first, second = events[-1]["response"]["output"]
+    assert (first["type"], first["name"], first["input"]) == ("custom_tool_call", "patch", 'say "x"')
+    assert (second["type"], second["name"], second["namespace"]) == ("function_call", "find", "crm")
+    kinds = [event["type"] for event in events]
+    assert kinds.count("response.custom_tool_call_input.done") == 1
+    assert [one["delta"] for one in events if "custom_tool_call_input.delta" in one["type"]] == ['say "x"']
+
+
+FIND = {
+    "type": "function",
+    "name": "find",
+    "parameters": {"type": "object", "properties": {}},
+    "strict": False,
+}

@@ -86,3 +86,57 @@ def test_a_round_of_tools() -> None:
         {"role": "assistant", "content": "", "reasoning_content": "weigh it", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c", "content": "9 kg"},
     ]
+
+
+SPACE = {"type": "namespace", "name": "crm", "description": "Customers.", "tools": [{**TOOL, "name": "find"}]}
+PATCH = {
+    "type": "custom",
+    "name": "patch",
+    "description": "Patches.",
+    "format": {"type": "grammar", "syntax": "lark", "definition": "start: /x+/"},
+}
+
+
+def test_tools_in_namespaces_and_those_of_any_text_are_functions_of_a_chat() -> None:
+    ask = ResponsesProtocol().read(
+        json.dumps({"model": "m", "input": "x", "tools": [SPACE, PATCH, {"type": "web_search"}]}).encode()
+    )
+    functions = [one["function"] for one in json.loads(bytes(ask.fields["tools"]))]
+    assert [one["name"] for one in functions] == ["crm__find", "patch"]
+    assert functions[1]["parameters"]["required"] == ["input"]
+    assert "start: /x+/" in functions[1]["description"]
+    assert ask.notes == ["tools that nothing here runs are left out: web_search"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "called"),
+    [
+        ({"type": "custom", "name": "patch"}, "patch"),
+        ({"type": "function", "name": "find", "namespace": "crm"}, "crm__find"),
+    ],
+)
+def test_a_tool_that_must_be_called_is_named_as_the_chat_names_it(
+    chosen: dict[str, Any], called: str
+) -> None:
+    body = {"model": "m", "input": "x", "tools": [SPACE, PATCH], "tool_choice": chosen}
+    ask = ResponsesProtocol().read(json.dumps(body).encode())
+    assert json.loads(bytes(ask.fields["tool_choice"]))["function"]["name"] == called
+    demanded = json.dumps({**body, "tools": [SPACE, PATCH, {"type": "web_search"}]}).encode()
+    with pytest.raises(ApiError, match="web_search"):
+        ResponsesProtocol().read(demanded)
+
+
+def test_a_round_of_such_tools() -> None:
+    items = [
+        {"type": "custom_tool_call", "call_id": "a", "name": "patch", "input": 'say "x"'},
+        {"type": "function_call", "call_id": "b", "name": "find", "namespace": "crm", "arguments": "{}"},
+        {"type": "custom_tool_call_output", "call_id": "a", "output": "done"},
+        {"type": "function_call_output", "call_id": "b", "output": [{"type": "input_text", "text": "7"}]},
+    ]
+    [said, first, second] = read(items)
+    assert [(one["id"], one["function"]["name"]) for one in said["tool_calls"]] == [
+        ("a", "patch"),
+        ("b", "crm__find"),
+    ]
+    assert json.loads(said["tool_calls"][0]["function"]["arguments"]) == {"input": 'say "x"'}
+    assert [(one["tool_call_id"], one["content"]) for one in (first, second)] == [("a", "done"), ("b", "7")]

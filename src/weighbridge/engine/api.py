@@ -46,6 +46,9 @@ class Delta:
     error: str | None = None
     stopped_by: str | int | None = None  # the stop string or stop id that ended it
     embedding: Embedding | None = None
+    chances: list[float] | None = (
+        None  # how likely the tokens of `chances_of` are behind the prompt, logarithms
+    )
     prompt_logprobs: list[TokenLogprob] | None = (
         None  # of the prompt's tokens behind the first, with its first delta
     )

@@ -76,7 +76,8 @@ class Sampled:
     token. `logprobs[i]` is aligned with `tokens[i]` when the request asked for them, else None.
     `scores[i]` are those of the tokens behind the first `scored` ones of a slice.
     `errors` maps a slice's index to what went wrong with that request alone, `embeddings` to what came of a
-    sampling slice whose request embeds: it has no tokens. `deferred` are sampling slices whose constraint is still
+    sampling slice whose request embeds: it has no tokens; nor has one that asks how likely some tokens are, which is
+    in `chances`. `deferred` are sampling slices whose constraint is still
     being worked out: they have no tokens either, and their last own token is computed again in a later iteration.
     `model_seconds` is what the model itself took.
     """
@@ -85,6 +86,7 @@ class Sampled:
     logprobs: list[list[TokenLogprob] | None]
     errors: dict[int, str] = field(default_factory=dict)
     embeddings: dict[int, Embedding] = field(default_factory=dict)
+    chances: dict[int, list[float]] = field(default_factory=dict)
     deferred: set[int] = field(default_factory=set)
     scores: dict[int, list[TokenLogprob]] = field(default_factory=dict)
     model_seconds: float = 0.0
@@ -100,5 +102,6 @@ class Sampled:
         if piece.request.embeds:
             return None if index in self.embeddings else "the model returned no embedding for this request"
         if piece.request.ends_with_prompt:
-            return None
+            wanted = piece.request.params.chances_of and index not in self.chances
+            return "the model returned no probabilities for this request" if wanted else None
         return None if self.tokens[index] else "the model returned no token for this request"

@@ -313,6 +313,7 @@ class LocalEngine:
                 item.error,
                 stopped_by,
                 item.embedding,
+                item.chances,
                 item.prompt_logprobs,
             )
         )

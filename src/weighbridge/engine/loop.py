@@ -168,6 +168,8 @@ class EngineLoop:
                 result.errors[index] = alone.errors[0]
             if alone.deferred:
                 result.deferred.add(index)
+            if alone.chances:
+                result.chances[index] = alone.chances[0]
             if alone.embeddings:
                 result.embeddings[index] = alone.embeddings[0]
         return result

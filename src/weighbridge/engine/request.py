@@ -66,6 +66,7 @@ class SamplingParams:
     prompt_logprobs: int | None = (
         None  # None: none; k >= 0: each token of the prompt and the k best in its place
     )
+    chances_of: tuple[int, ...] = ()  # where nothing is drawn: how likely each of these is behind the prompt
     allowed_tokens: tuple[int, ...] | None = None  # nothing else may come; None: everything may
     bad_words: tuple[tuple[int, ...], ...] = ()  # tokens that may not follow each other so
     shows_stop: bool = False  # the stop string or stop token that ended an output is part of its text
@@ -160,6 +161,11 @@ class Request:
     def ends_with_prompt(self) -> bool:
         """Whether it is over when its prompt is computed: nothing is to follow."""
         return self.params.max_tokens == 0
+
+    @property
+    def is_told(self) -> bool:
+        """Whether its prompt is asked for what it tells, and not for what could follow."""
+        return self.embeds or bool(self.params.chances_of)
 
     @property
     def is_scoring(self) -> bool:

@@ -97,6 +97,8 @@ class Sampler:
             rows = range(row, row + piece.sampled_rows)
             row = rows.stop
             if piece.request.ends_with_prompt and not piece.request.embeds:
+                if wanted := piece.request.params.chances_of:
+                    result.chances[index] = chances(logits[rows.start, : self._vocab_size], wanted)
                 continue
             try:
                 if piece.request.embeds:
@@ -299,6 +301,13 @@ def next_token_of(logits: npt.NDArray[np.float32]) -> NextToken:
     entropy = math.log(total) - float(weights @ below) / total
     below[best] = -math.inf
     return NextToken(entropy, -math.log(total), -float(below.max()))
+
+
+def chances(logits: torch.Tensor, tokens: Sequence[int]) -> list[float]:
+    """How likely each of `tokens` is by one row of `logits` [vocab], at temperature 1. Natural logarithms."""
+    scores = logits.double()
+    found: list[float] = (scores[torch.tensor(tokens)] - scores.logsumexp(dim=0)).tolist()
+    return found
 
 
 def uniform(seed: int, position: int) -> float:

@@ -166,11 +166,14 @@ class Gateway:
             raise Draining("the gateway is shutting down and takes no new requests; try another one")
         return await route.admit(ask)
 
-    async def run(self, ask: Ask) -> FleetJourney:
-        """Weigh a request for a model and reserve it in its tenant's limits. Raises like `admit`."""
+    async def run(self, ask: Ask, pool: Pool | None = None) -> FleetJourney:
+        """Weigh a request for a model and reserve it in its tenant's limits. Raises like `admit`.
+
+        `pool`: the model that a route has chosen, also where clients may not name it.
+        """
         if self.draining:
             raise Draining("the gateway is shutting down and takes no new requests; try another one")
-        pool = self.pool(ask.model)
+        pool = self.pool(ask.model) if pool is None else pool
         is_edge = pool.spec.placement == EDGE
         if ask.placement is Placement.ONLY_CLOUD and is_edge:
             message = "placement: this gateway chooses by load alone; use only_edge or prefer_edge"

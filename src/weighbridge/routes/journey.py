@@ -42,8 +42,8 @@ from weighbridge.wire.ask import Ask, Fields, Placement
 from weighbridge.wire.body import LONG_BODY, apart
 from weighbridge.wire.errors import as_api_error, error_event, error_message
 from weighbridge.wire.events import Event
-from weighbridge.wire.journey import HeaderList, WholeAnswer
-from weighbridge.wire.protocols import chat
+from weighbridge.wire.journey import HeaderList, Journey, WholeAnswer
+from weighbridge.wire.protocols import chat, decisions
 
 log = logging.getLogger("weighbridge.routes")
 
@@ -62,8 +62,10 @@ class RouteService:
     def __init__(self, route: Route) -> None:
         self.route = route
 
-    async def admit(self, ask: Ask) -> RouteJourney:
+    async def admit(self, ask: Ask) -> Journey:
         """Raises BadInput for what no place could answer."""
+        if ask.path == decisions.PATH:
+            return await self._decide(ask)
         if ask.path != chat.PATH:
             message = f"{ask.model!r} is a route between models, and routes answer chats; use {chat.PATH}"
             raise BadInput(message, param="model")
@@ -74,6 +76,21 @@ class RouteService:
         gateway.tickets.add(ticket)
         gateway.open_journeys += 1  # a drain waits for it, also between two places
         return RouteJourney(self.route, request, ticket)
+
+    async def _decide(self, ask: Ask) -> Journey:
+        """Decisions are made at the nearest place, whatever the rules: they cost a prefill, and nothing of them leaves.
+
+        Raises PolicyForbids where that place is beyond the boundary, or where the client wants it to be.
+        """
+        nearest = next(iter(self.route.places.values()))
+        if nearest.level is not Level.EDGE or ask.placement is Placement.ONLY_CLOUD:
+            message = f"{ask.model!r}: decisions are made at the edge alone; name a model instead of a route"
+            raise PolicyForbids(message)
+        ask.route, ask.model = ask.model, nearest.model
+        ask.off_disk = ask.off_disk or not self.route.settings.may_store
+        journey = await self.route.gateway.run(ask, nearest.pool)
+        journey.ticket.decisions.append(f"decisions stay at {nearest.name}, the nearest place")
+        return journey
 
     @property
     def counted_as(self) -> str:

@@ -18,10 +18,11 @@ from starlette.types import ASGIApp
 
 from weighbridge import __version__
 from weighbridge.server.batches import Batches
+from weighbridge.server.calibrated_decisions import CalibratedDecisions
 from weighbridge.server.console.endpoints import ConsoleEndpoints
 from weighbridge.server.console.recorder import Recorder
 from weighbridge.server.console.tickets import TicketEndpoints
-from weighbridge.server.cross_origin import Sites
+from weighbridge.server.decisions.store import CalibrationsKept
 from weighbridge.server.door import Door
 from weighbridge.server.endpoint import Audience, Endpoint, Handler, HttpService, json_response
 from weighbridge.server.kept_responses import KeptResponses
@@ -36,6 +37,7 @@ from weighbridge.wire.errors import ApiError, as_api_error, error_body, retry_af
 from weighbridge.wire.headers import headers_of, request_id
 from weighbridge.wire.identity.access import check_site
 from weighbridge.wire.identity.callers import Visitor, peer_of
+from weighbridge.wire.identity.cross_origin import Sites
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols import PROTOCOLS
 from weighbridge.wire.protocols.messages import listed, model_info
@@ -75,7 +77,9 @@ def create_app(
 ) -> ASGIApp:
     """Everything that is served over one service: the protocols, and the endpoints beside them."""
     kept = KeptResponses(service, ResponseKeeper(service.keeping, service.max_body))
-    protocols = [kept if protocol.path == kept.path else protocol for protocol in protocols]
+    decisions = CalibratedDecisions(service, CalibrationsKept(service.keeping.decisions_file))
+    remembering: dict[str, WireProtocol] = {kept.path: kept, decisions.path: decisions}
+    protocols = [remembering.get(protocol.path, protocol) for protocol in protocols]
     batches = Batches(service, protocols, clock)
     streams = KeptStreams(service)
     common = CommonEndpoints(service, kept).endpoints()
@@ -83,7 +87,8 @@ def create_app(
     recorder = Recorder(service.seen)
     console = ConsoleEndpoints(service, recorder).endpoints()
     table = [
-        *(*console, *common, *batches.endpoints(), *streams.endpoints(), *service.endpoints()),
+        *(*console, *common, *decisions.endpoints(), *batches.endpoints()),
+        *(*streams.endpoints(), *service.endpoints()),
         *described.endpoints(),
     ]
     described.table = table

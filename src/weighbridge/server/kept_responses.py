@@ -20,8 +20,8 @@ from weighbridge.wire.ask import Ask, Placement
 from weighbridge.wire.body import Receive, apart
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.protocol import EVENT_STREAM, AnswerWriter
+from weighbridge.wire.protocols.response.items import REFERENCE, Item
 from weighbridge.wire.protocols.response_events import ResponsesEncoder
-from weighbridge.wire.protocols.response_items import REFERENCE, Item
 from weighbridge.wire.protocols.responses import PATH, ResponseRequest, ResponsesProtocol, response_encoder
 
 #: Responses under way in the background: of one tenant, and in all.

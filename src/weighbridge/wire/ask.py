@@ -107,6 +107,7 @@ class Ask:
     answer: bytes | None = None  # what its protocol answers by itself, where nothing is to be computed
     cache_salt: str = ""  # what is cached of a prompt is for requests of the same salt only
     off_disk: bool = False  # what it asks and what it is answered must not be written down
+    notes: list[str] = field(default_factory=list)  # what was made of it at the door, for its ticket
     own: Any = None  # the request as its protocol read it, for that protocol's encoder alone
     _prompt_hash: str = field(default="", init=False)
 

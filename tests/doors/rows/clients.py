@@ -12,6 +12,7 @@ from tests.doors.rows.endpoints import JSON, STREAM
 from tests.doors.table import MODEL, Row, Want, at, bad, chat, ok
 
 MESSAGES, API_CHAT, GENERATE = "/v1/messages", "/api/chat", "/api/generate"
+DECISIONS = "/v1/decisions"
 COUNT = "/v1/messages/count_tokens"
 HI = {"role": "user", "content": "What does it weigh?"}
 NDJSON = {**STREAM, "content-type": "application/x-ndjson"}
@@ -25,6 +26,24 @@ def message(**fields: Any) -> Body:
 
 def api_chat(**fields: Any) -> Body:
     return {"model": MODEL, "messages": [HI], "options": {"num_predict": 4, "temperature": 0}, **fields}
+
+
+def decided(**fields: Any) -> Body:
+    choices = [{"value": "a"}, {"value": "b"}]
+    question = {"type": "choice", "name": "which", "instructions": "Which?", "choices": choices}
+    return {"model": MODEL, "input": "What does it weigh?", "questions": [question], **fields}
+
+
+def is_decided(reply: Reply) -> bool:
+    [answer] = reply.json["answers"]
+    shares = [one["probability"] for one in answer["probabilities"]]
+    return bool(
+        (answer["type"], answer["name"]) == ("choice", "which")
+        and answer["choice"] == ("a" if shares[0] >= shares[1] else "b")
+        and abs(sum(shares) - 1.0) < 1e-6
+        and 0.0 < answer["label_mass"] <= 1.0
+        and reply.json["usage"]["output_tokens"] == 0 < reply.json["usage"]["input_tokens"]
+    )
 
 
 def refused(status: int, kind: str, says: str = "") -> Want:
@@ -320,6 +339,27 @@ CLIENTS = [
         {"model": MODEL, "prompt": "weigh"},
         path="/api/embeddings",
         differs=CHATS,
+    ),
+    Row(
+        "questions to decide",
+        ok(headers=JSON, body=is_decided, left=False, placement="edge"),
+        decided(),
+        path=DECISIONS,
+        key="alice",
+    ),
+    Row(
+        "questions to decide for nobody",
+        bad("model", "nobody", 404, "model_not_found"),
+        decided(model="nobody"),
+        path=DECISIONS,
+    ),
+    Row("no questions to decide", bad("questions", "length >= 1"), decided(questions=[]), path=DECISIONS),
+    Row(
+        "questions to decide beyond the boundary",
+        bad("weighbridge", "placement"),
+        decided(weighbridge={"placement": "only_cloud"}),
+        path=DECISIONS,
+        differs=at("route routes", "one place", Want(403, "residency_forbids", error=True, left=False)),
     ),
     Row(
         "models for Ollama's clients",

@@ -173,8 +173,16 @@ RESPONSES = [
     *refused("top_p", 0, 1.1),
     *refused("top_logprobs", -1, 21),
     *refused("text", 7, {"format": {"type": "xml"}}, {"format": {"type": "json_schema", "name": "a"}}),
+    *refused("tools", 7, [{}], [{"type": "function"}], [{"type": "web_search"}], [{"type": "custom"}]),
     *refused(
-        "tools", 7, [{}], [{"type": "function"}], [{"type": "web_search"}], [{"type": "custom", "name": "a"}]
+        "tools", [FUNCTION, {"type": "file_search"}], [{"type": "namespace", "name": "a", "tools": [{}]}]
+    ),
+    row(
+        "with a search beside a function of its own, as Codex asks",
+        ok(tokens=4, body=lambda reply: [one["type"] for one in reply.json["tools"]] == ["function"]),
+        tools=[FUNCTION, {"type": "web_search", "external_web_access": True}],
+        tool_choice="auto",
+        weighbridge={"placement": "only_edge"},
     ),
     *refused("tool_choice", "maybe", 7, {"type": "file_search"}, {"type": "function", "name": "nobody"}),
     row(

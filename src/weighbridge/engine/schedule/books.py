@@ -13,7 +13,7 @@ from weighbridge.engine.batch import Batch, Sampled, Slice
 from weighbridge.engine.memory.block_tables import BlockTables, Opening
 from weighbridge.engine.memory.blocks import BlockPool
 from weighbridge.engine.memory.prefix import PrefixCache
-from weighbridge.engine.request import Embedding, FinishReason, Places, Request, RequestState, TokenLogprob
+from weighbridge.engine.request import FinishReason, Places, Request, RequestState, TokenLogprob
 from weighbridge.engine.schedule.admission import check_deadline, check_ever, check_request, queue_full
 from weighbridge.engine.schedule.output import (
     Forks,
@@ -185,7 +185,7 @@ class Books:
                 request.num_computed_tokens = piece.start + piece.count
                 self.tables.commit(request)
                 if piece.samples:
-                    progress.append(self._computed(request, sampled.embeddings.get(index)))
+                    progress.append(self._computed(request, sampled, index))
         return progress
 
     def _defer(self, piece: Slice) -> None:
@@ -196,12 +196,19 @@ class Books:
         if piece.drafts:
             self.tables.trim(request)
 
-    def _computed(self, request: Request, embedding: Embedding | None) -> Progress:
+    def _computed(self, request: Request, sampled: Sampled, index: int) -> Progress:
         """End a request whose prompt is computed and in the prefix cache, which was all it wanted."""
-        reason = FinishReason.STOP if request.embeds else FinishReason.LENGTH
+        reason = FinishReason.STOP if request.is_told else FinishReason.LENGTH
         self._end(request, reason)
-        told = prompt_scores(request)
-        return Progress(request, [], None, reason, embedding=embedding, prompt_logprobs=told)
+        return Progress(
+            request,
+            [],
+            None,
+            reason,
+            embedding=sampled.embeddings.get(index),
+            chances=sampled.chances.get(index),
+            prompt_logprobs=prompt_scores(request),
+        )
 
     def _advance(self, piece: Slice, sampled: list[int], logprobs: list[TokenLogprob] | None) -> Progress:
         """Append what a slice sampled: accepted drafts, which are computed already, and one new token."""

@@ -112,6 +112,7 @@ class Progress:
     finish_reason: FinishReason | None = None
     error: str | None = None
     embedding: Embedding | None = None
+    chances: list[float] | None = None  # of the tokens in `chances_of`, natural logarithms
     prompt_logprobs: list[TokenLogprob] | None = None  # once, with the first of its progress
 
 

@@ -211,11 +211,14 @@ class StaticScheduler:
             elif index in sampled.deferred:
                 request.num_computed_tokens = request.num_tokens - 1
             elif piece.samples and request.ends_with_prompt:
-                reason = FinishReason.STOP if request.embeds else FinishReason.LENGTH
+                reason = FinishReason.STOP if request.is_told else FinishReason.LENGTH
                 self._end(request, reason)
-                embedding, told = sampled.embeddings.get(index), prompt_scores(request)
+                embedding, chances = sampled.embeddings.get(index), sampled.chances.get(index)
+                told = prompt_scores(request)
                 progress.append(
-                    Progress(request, [], None, reason, embedding=embedding, prompt_logprobs=told)
+                    Progress(
+                        request, [], None, reason, embedding=embedding, chances=chances, prompt_logprobs=told
+                    )
                 )
             elif piece.samples:
                 told = None if request.num_output_tokens else prompt_scores(request)

@@ -17,6 +17,7 @@ class Ability(StrEnum):
     EMBEDDINGS = "embeddings"
     SCORES = "scores"
     LABELS = "labels"
+    DECISIONS = "decisions"
     TOOLS = "tools"
     FORCED_TOOLS = "forced_tools"  # a call that must be made: ours constrain it, whatever the template
     SCHEMA = "schema"
@@ -37,6 +38,7 @@ ENDPOINTS: Mapping[str, Ability] = {
     "/v1/score": Ability.SCORES,
     "/v1/rerank": Ability.SCORES,
     "/v1/classify": Ability.LABELS,
+    "/v1/decisions": Ability.DECISIONS,
 }
 _OF_ENDPOINTS = {path: frozenset({ability}) for path, ability in ENDPOINTS.items()}
 
@@ -47,6 +49,7 @@ IN_WORDS: Mapping[Ability, str] = {
     Ability.EMBEDDINGS: "an endpoint for embeddings",
     Ability.SCORES: "scores of texts beside each other",
     Ability.LABELS: "labels of texts",
+    Ability.DECISIONS: "an endpoint for decisions",
     Ability.TOOLS: "tools",
     Ability.FORCED_TOOLS: "calls of tools that must be made",
     Ability.SCHEMA: "structured output",

@@ -33,6 +33,11 @@ class KeepSettings(IdentitySettings):
     responses_memory: int = knob(
         256 << 20, "Memory for responses; a tenant may have an eighth of it.", unit="bytes"
     )
+    decisions_file: Path | None = knob(
+        None,
+        "SQLite file of what decisions are calibrated by, each tenant's own; none: it is in memory.",
+        is_made=True,
+    )
     batches_file: Path | None = knob(
         None,
         "SQLite file of uploaded files and batches, which outlive the server; none: they are in memory.",

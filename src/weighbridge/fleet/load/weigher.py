@@ -59,6 +59,7 @@ _WEIGHED = (
     "messages",
     "prompt",
     "input",
+    "questions",
     "tools",
     "tool_choice",
     "chat_template_kwargs",
@@ -239,7 +240,7 @@ class Scales:
         return weighed.tokens or max(round(weighed.size / self.bytes_per_token), 1)
 
     def _longest_output(self, ask: Ask, prompt_tokens: int) -> int:
-        """Zero for embeddings; otherwise what the client allows, or what is left of the context."""
+        """Zero where nothing is said; otherwise what the client allows, or what is left of the context."""
         if ask.path in SILENT:
             return 0
         wanted = self._default_max_tokens if ask.max_tokens is None else ask.max_tokens
@@ -254,6 +255,9 @@ class Scales:
         prompt = ask.prompt
         if prompt is None:
             return Weighed(1, (), False, 1)
+        if ask.path.endswith("/decisions"):  # the template's share of it is the replica's to know
+            data = bytes(prompt)
+            return Weighed(0, self._chain_of_bytes(data, _root(ask)), False, size)
         found = self._quickly(ask, prompt) if self._quick and size <= LONG_QUICK_PROMPT else None
         if found is not None:
             return found

@@ -32,6 +32,7 @@ class Gathered:
     finish: FinishReason | None = None
     stopped_by: str | int | None = None
     embedding: Embedding | None = None
+    chances: list[float] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
 
     @property

@@ -176,6 +176,6 @@ def _gather(choice: Gathered, delta: Delta) -> None:
         choice.logprobs += delta.logprobs
     if delta.finish is not None:
         choice.finish, choice.stopped_by = delta.finish, delta.stopped_by
-        choice.embedding = delta.embedding
+        choice.embedding, choice.chances = delta.embedding, delta.chances
     if delta.prompt_logprobs is not None:
         choice.prompt_logprobs = delta.prompt_logprobs

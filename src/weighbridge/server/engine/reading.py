@@ -10,6 +10,7 @@ from weighbridge.engine.api import Engine, Generation
 from weighbridge.engine.request import Guide, SamplingParams
 from weighbridge.server.endpoint import ChatTokenizer
 from weighbridge.server.engine.constraints.guides import guide_of
+from weighbridge.server.engine.decisions import ModelWords, decision_generations
 from weighbridge.server.engine.embeddings import embedding_generations
 from weighbridge.server.engine.formats import ChatFormat, ChoiceRange, Format, Telling, TextFormat
 from weighbridge.server.engine.prompts import PromptReader
@@ -21,10 +22,11 @@ from weighbridge.server.styles.choice import Styles, styles_for
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import decode
 from weighbridge.wire.errors import ApiError
-from weighbridge.wire.protocols import chat, completions, embeddings, scores
+from weighbridge.wire.protocols import chat, completions, decisions, embeddings, scores
 from weighbridge.wire.protocols.chat import ChatRequest
 from weighbridge.wire.protocols.completions import CompletionRequest
 from weighbridge.wire.protocols.constraints import refuse_unkept
+from weighbridge.wire.protocols.decisions import DecisionRequest
 from weighbridge.wire.protocols.openai import Common
 
 #: Words that may be kept out of an answer.
@@ -147,6 +149,20 @@ class RequestReader:
         generations, form = scored_generations(self._engine, self._tokenizer, self._limits.settings, ask)
         return generations, [form] * len(generations)
 
+    def _decide(self, ask: Ask) -> tuple[list[Generation], list[Format]]:
+        if self._engine.hidden_size is None:
+            message = "model: this one is simulated and has no probabilities of its own"
+            raise ApiError(400, message, param="model")
+        words = ModelWords(
+            self._engine.model_name,
+            self._engine.max_model_len,
+            self._prompts.chat,
+            self._tokenizer.encode,
+            lambda prompt: ends_in_thought(self._tokenizer, self._styles, prompt),
+        )
+        generations, form = decision_generations(decode(ask.as_body(), DecisionRequest), words)
+        return generations, [form] * len(generations)
+
     def _params(
         self, body: Common, max_tokens: int | None, logprobs: int | None, guide: Guide | None, length: int
     ) -> SamplingParams:
@@ -170,6 +186,7 @@ class RequestReader:
         completions.PATH: _complete,
         embeddings.PATH: _embed,
         **dict.fromkeys(scores.PATHS, _score),
+        decisions.PATH: _decide,
     }
 
 

@@ -128,6 +128,7 @@ class EngineService:
         can |= {"scores": isinstance(reads, VectorForm) or len(labels) == 1, "labels": bool(labels)}
         if not writes:
             can |= {"chat": False, "completions": False, "embeddings": isinstance(reads, VectorForm)}
+        can["decisions"] = writes and self.engine.hidden_size is not None
         return {**asdict(self.engine.load()), "abilities": can}
 
     async def exposition(self) -> bytes:

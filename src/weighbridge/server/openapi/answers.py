@@ -73,6 +73,14 @@ class RankedDocuments(Struct, kw_only=True):
     usage: TokenUsage
 
 
+class DecisionObject(Struct, kw_only=True):
+    """An answer to each question, in their order."""
+
+    answers: list[dict[str, Any]]
+    model: str
+    usage: dict[str, Any]
+
+
 class ResponseObject(Struct, kw_only=True):
     """OpenAI's response: what was asked, and the items that answer it."""
 

@@ -110,6 +110,13 @@ NARROWED: dict[str, dict[str, Schema | None]] = {
     "OllamaEmbedRequest": {
         "input": {"oneOf": [{**_TEXT, "minLength": 1}, {"type": "array", "items": {**_TEXT, "minLength": 1}}]}
     },
+    "DecisionRequest": {
+        "input": {"oneOf": [{**_TEXT, "minLength": 1}, {"type": "array", "items": _ITEM, "minItems": 1}]}
+    },
+    **{
+        name: {"instructions": {**_TEXT, "minLength": 1}}
+        for name in ("Predicate", "ChoiceQuestion", "ScoreQuestion")
+    },
     "StructuredOutputs": {"json": _PARAMETERS},
     "JsonSchema": {"schema": _PARAMETERS},
     "CreateBatch": {

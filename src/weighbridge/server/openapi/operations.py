@@ -11,9 +11,11 @@ from typing import Any
 
 from weighbridge.server.batch.records import CreateBatch
 from weighbridge.server.console.markdown import MarkdownText
+from weighbridge.server.decisions.requests import CalibrationRequest
 from weighbridge.server.openapi import answers
 from weighbridge.wire.protocols.chat import ChatRequest
 from weighbridge.wire.protocols.completions import CompletionRequest
+from weighbridge.wire.protocols.decisions import DecisionRequest
 from weighbridge.wire.protocols.embeddings import EmbeddingRequest
 from weighbridge.wire.protocols.messages import CountRequest, MessagesRequest
 from weighbridge.wire.protocols.ollama import (
@@ -91,6 +93,28 @@ OPERATIONS: Mapping[str, Operation] = {
         "readers", "The same, where Cohere's client asks.", RerankRequest, answers.RankedDocuments
     ),
     "POST /v1/classify": Operation("readers", "Give texts labels.", ClassifyRequest, answers.ScoreList),
+    "POST /v1/decisions": Operation(
+        "OpenAI",
+        "Answer questions about an input with probabilities.",
+        DecisionRequest,
+        answers.DecisionObject,
+    ),
+    "POST /v1/decisions/calibrations": Operation(
+        "OpenAI",
+        "Calibrate the answers to a question by what came true.",
+        CalibrationRequest,
+        answers.Anything,
+    ),
+    "GET /v1/decisions/calibrations": Operation(
+        "OpenAI", "What answers are calibrated by.", None, answers.Listing
+    ),
+    "DELETE /v1/decisions/calibrations/{name}": Operation(
+        "OpenAI",
+        "Forget a calibration.",
+        None,
+        answers.Deletion,
+        query={"model": {"type": "string"}},
+    ),
     "POST /v1/responses": Operation(
         "OpenAI",
         "Answer a chat as a response.",

@@ -17,7 +17,7 @@ from weighbridge.server.responses.record import KeptResponse, ResponseMemory
 from weighbridge.state.database import StateError
 from weighbridge.wire.body import apart
 from weighbridge.wire.errors import ApiError
-from weighbridge.wire.protocols.response_items import Item
+from weighbridge.wire.protocols.response.items import Item
 
 log = logging.getLogger("weighbridge.server")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from weighbridge.wire.protocols.response_items import Item
+from weighbridge.wire.protocols.response.items import Item
 
 #: About what a record takes in memory beside its bytes, and each name of an item, and each event.
 RECORD_BYTES, NAME_BYTES, EVENT_BYTES = 1024, 480, 64

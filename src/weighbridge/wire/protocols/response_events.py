@@ -1,7 +1,7 @@
 """What a response of OpenAI's Responses is made of, as events and in one piece, out of the common parts of an answer.
 
 response.created, response.in_progress
-  response.output_item.added                      reasoning, a message, or a function_call
+  response.output_item.added                      reasoning, a message, or a call
     response.content_part.added                   a text, a refusal, or a thought
       response.output_text.delta ...
       response.output_text.done
@@ -36,7 +36,8 @@ from weighbridge.wire.events import (
 )
 from weighbridge.wire.journey import WholeAnswer
 from weighbridge.wire.protocol import Encoder
-from weighbridge.wire.protocols.response_items import Item, new_id
+from weighbridge.wire.protocols.response.items import Item, new_id
+from weighbridge.wire.protocols.response.tools import Offered, custom_input
 
 _encode = msgspec.json.encode
 
@@ -63,6 +64,7 @@ class ResponseHead:
     echo: Mapping[str, Any]
     summarises: bool = False  # thoughts go into the summary
     background: bool = False
+    tools: Mapping[str, Offered] = field(default_factory=dict)  # by what they are called in a chat
 
 
 @dataclass(slots=True)
@@ -210,15 +212,19 @@ class ResponseWriter:
         if one is None:
             if any(one.call < 0 for one in self._open):
                 self._close_all()
-            fields = {
-                "call_id": part.id or f"call_{uuid.uuid4().hex[:24]}",
-                "name": part.name,
-                "arguments": "",
-            }
-            one = self._begun("function_call", fields)
+            call_id = part.id or f"call_{uuid.uuid4().hex[:24]}"
+            tool = self._head.tools.get(part.name)
+            fields = (
+                {"call_id": call_id, "name": part.name, "arguments": ""}
+                if tool is None
+                else tool.call(call_id)
+            )
+            is_custom = tool is not None and tool.is_custom
+            one = self._begun("custom_tool_call" if is_custom else "function_call", fields)
             one.call = part.index
         if part.arguments:
             one.texts.append(part.arguments)
+        if part.arguments and one.item["type"] == "function_call":
             where = {"item_id": one.item["id"], "output_index": one.index}
             self._tell("response.function_call_arguments.delta", **where, delta=part.arguments)
 
@@ -275,6 +281,11 @@ class ResponseWriter:
             self._close_part(one)
             whole = complete or one is not self._open[-1]
             one.item["status"] = str(Status.COMPLETED if whole else Status.INCOMPLETE)
+            if one.item["type"] == "custom_tool_call":
+                one.item["input"] = custom_input("".join(one.texts))
+                where = {"item_id": one.item["id"], "output_index": one.index}
+                self._tell("response.custom_tool_call_input.delta", **where, delta=one.item["input"])
+                self._tell("response.custom_tool_call_input.done", **where, input=one.item["input"])
             if one.item["type"] == "function_call":
                 one.item["arguments"] = "".join(one.texts)
                 where = {"item_id": one.item["id"], "output_index": one.index}

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -17,8 +17,9 @@ from weighbridge.wire.errors import ApiError, error_body, quoted
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols import chat
 from weighbridge.wire.protocols.openai import Positive
+from weighbridge.wire.protocols.response.items import REFERENCE, Item, chat_messages, read_items
+from weighbridge.wire.protocols.response.tools import FunctionTool, Offered, Tools, chosen_name, read_tools
 from weighbridge.wire.protocols.response_events import ResponseHead, ResponsesEncoder
-from weighbridge.wire.protocols.response_items import REFERENCE, Item, chat_messages, read_items
 
 PATH = "/v1/responses"
 
@@ -28,7 +29,6 @@ MAX_METADATA, LONGEST_KEY, LONGEST_VALUE = 16, 64, 512
 LOGPROBS = "message.output_text.logprobs"
 
 _encode = msgspec.json.encode
-S = TypeVar("S", bound=Struct)
 
 
 class WrittenFormat(Struct):
@@ -52,16 +52,10 @@ class ReasoningWish(Struct):
     generate_summary: Literal["auto", "concise", "detailed"] | None = None  # its older name
 
 
-class FunctionTool(Struct, omit_defaults=True):
-    name: Annotated[str, Meta(min_length=1)]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
 class ToolOfChoice(Struct):
     type: str
     name: str | None = None
+    namespace: str | None = None
     mode: Literal["auto", "required"] | None = None
     tools: list[dict[str, Any]] | None = None
 
@@ -128,7 +122,7 @@ class ResponseRequest:
     made_at: int  # Unix seconds
     written: ResponsesRequest
     items: list[Item]  # of `input`
-    tools: list[FunctionTool]
+    tools: Tools
     previous: list[Item] = field(default_factory=list)  # the turns before, as far as the server keeps them
     input: bytes = b""  # the items as JSON
 
@@ -175,7 +169,8 @@ class ResponsesProtocol(WireProtocol):
         written = decode(body, ResponsesRequest)
         _refuse_what_is_not_here(written)
         items = read_items(written.input if written.input is not None else [])
-        tools = _tools(written)
+        demanded = isinstance(written.tool_choice, ToolOfChoice) or written.tool_choice == "required"
+        tools = read_tools(written.tools or (), not demanded)
         own = ResponseRequest(f"resp_{uuid.uuid4().hex}", int(time.time()), written, [], tools)
         own.take(items)
         ask = Ask(
@@ -192,6 +187,8 @@ class ResponsesProtocol(WireProtocol):
             cache_salt=written.cache_salt or "",
             own=own,
         )
+        if tools.spared:
+            ask.notes.append(f"tools that nothing here runs are left out: {', '.join(tools.spared)}")
         if not own.is_remembered:
             own.complete(ask)
         return ask
@@ -213,7 +210,13 @@ class ResponsesProtocol(WireProtocol):
 def response_encoder(ask: Ask, ended: Callable[[dict[str, Any]], None] | None = None) -> ResponsesEncoder:
     """The writer of the response to `ask`; `ended` hears of the response once it is complete."""
     own: ResponseRequest = ask.own
-    head = ResponseHead(lambda: own.written.model or ask.model, _echo(own), own.wants_summary, own.background)
+    head = ResponseHead(
+        lambda: own.written.model or ask.model,
+        _echo(own),
+        own.wants_summary,
+        own.background,
+        own.tools.by_function(),
+    )
     return ResponsesEncoder(head, ended)
 
 
@@ -238,41 +241,21 @@ def _refuse_what_is_not_here(written: ResponsesRequest) -> None:
         raise ApiError(400, message, param="metadata")
 
 
-def _tools(written: ResponsesRequest) -> list[FunctionTool]:
-    tools = []
-    for index, tool in enumerate(written.tools or ()):
-        kind = tool.get("type")
-        if kind != "function":
-            message = f"tools[{index}]: {quoted(kind)} tools are run by OpenAI, and by nothing here; use function tools"
-            raise ApiError(400, message, param="tools")
-        tools.append(_converted(tool, FunctionTool, f"tools[{index}]"))
-    return tools
-
-
-def _converted(value: Any, kind: type[S], where: str) -> S:
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        problem = str(error).replace(" - at `$.", " at `")
-        raise ApiError(
-            400, f"{where}: {problem[0].lower()}{problem[1:]}", param=where.split("[")[0]
-        ) from None
-
-
-def _chosen(own: ResponseRequest) -> tuple[list[FunctionTool], Any]:
+def _chosen(own: ResponseRequest) -> tuple[list[Offered], Any]:
     """The tools that may be called, and how a chat says which must be."""
-    choice, tools = own.written.tool_choice, own.tools
+    choice, tools = own.written.tool_choice, list(own.tools.offered)
     if choice is None or isinstance(choice, str):
         return tools, choice
-    if choice.type == "function" and choice.name:
-        return tools, {"type": "function", "function": {"name": choice.name}}
+    if choice.type in ("function", "custom") and choice.name:
+        name = chosen_name(tools, {"name": choice.name, "namespace": choice.namespace}) or choice.name
+        return tools, {"type": "function", "function": {"name": name}}
     if choice.type == "allowed_tools":
         names = [one.get("name") for one in choice.tools or ()]
         if not all(isinstance(name, str) for name in names):
             raise ApiError(400, "tool_choice: each of its tools has a `name`", param="tool_choice")
         allowed = frozenset(names)
-        return [tool for tool in tools if tool.name in allowed], choice.mode or "auto"
-    known = "auto, none, required, a function or allowed_tools"
+        return [tool for tool in tools if {tool.name, tool.namespace} & allowed], choice.mode or "auto"
+    known = "auto, none, required, a function, a custom tool or allowed_tools"
     message = f"tool_choice: {quoted(choice.type)} is not taken here; use {known}"
     raise ApiError(400, message, param="tool_choice")
 
@@ -288,7 +271,7 @@ def _chat_fields(own: ResponseRequest, body: bytes) -> Fields:
         "top_p": written.top_p,
         "response_format": _response_format(written.text),
         "reasoning_effort": written.reasoning.effort if written.reasoning is not None else None,
-        "tools": [_chat_tool(tool) for tool in tools] or None,
+        "tools": [_chat_tool(tool.function) for tool in tools] or None,
         "tool_choice": choice if tools or choice not in ("auto", "none") else None,
         "parallel_tool_calls": written.parallel_tool_calls if tools else None,
         "user": written.user,
@@ -360,7 +343,7 @@ def _echo(own: ResponseRequest) -> dict[str, Any]:
             "verbosity": written.text.verbosity if written.text else None,
         },
         "tool_choice": _shown_choice(written.tool_choice),
-        "tools": [_shown_tool(tool) for tool in own.tools],
+        "tools": list(own.tools.shown),
         "top_logprobs": written.top_logprobs or 0,
         "top_p": 1.0 if written.top_p is None else written.top_p,
         "truncation": "disabled",  # nothing is cut here: what does not fit is refused
@@ -383,16 +366,6 @@ def _shown_format(wanted: WrittenFormat) -> dict[str, Any]:
 def _shown_choice(choice: str | ToolOfChoice | None) -> Any:
     if not isinstance(choice, ToolOfChoice):
         return choice or "auto"
-    if choice.type == "function":
+    if choice.type in ("function", "custom"):
         return {"type": choice.type, "name": choice.name}
     return {"type": choice.type, "mode": choice.mode or "auto", "tools": choice.tools or []}
-
-
-def _shown_tool(tool: FunctionTool) -> dict[str, Any]:
-    return {
-        "type": "function",
-        "name": tool.name,
-        "description": tool.description,
-        "parameters": tool.parameters,
-        "strict": tool.strict,
-    }

@@ -7,13 +7,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from weighbridge.wire.errors import ApiError, quoted
+from weighbridge.wire.protocols.response.tools import custom_arguments, joined
 
 #: An item as the API shows it: a message, a function_call, a function_call_output or reasoning.
 Item = dict[str, Any]
 Message = dict[str, Any]
 
 _ROLES = ("user", "system", "developer", "assistant")
-_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+    "reasoning": "rs",
+}
+#: Outputs of calls, and calls.
+_OUTPUTS = ("function_call_output", "custom_tool_call_output")
+_CALLS = ("function_call", "custom_tool_call")
 #: Kinds of items that stand for another one, which the server may remember.
 REFERENCE = "item_reference"
 
@@ -107,26 +118,37 @@ def _said(part: Any, where: str) -> dict[str, Any]:
     raise wrong(f"{where}.type", f"{quoted(kind)} parts are not taken here; use output_text or refusal")
 
 
-def _call(item: Mapping[str, Any], where: str) -> Item:
+def _call(item: Mapping[str, Any], where: str, kind: str = "function_call", said: str = "arguments") -> Item:
+    """A call; what it says is JSON, or any text."""
+    space = _text(item, "namespace", where)
     return {
-        "id": _id(item, "function_call", where),
-        "type": "function_call",
+        "id": _id(item, kind, where),
+        "type": kind,
         "status": "completed",
         "call_id": _text(item, "call_id", where, needed=True),
         "name": _text(item, "name", where, needed=True),
-        "arguments": _text(item, "arguments", where, needed=True),
+        **({"namespace": space} if space else {}),
+        said: _text(item, said, where, needed=said not in item),
     }
 
 
-def _output(item: Mapping[str, Any], where: str) -> Item:
+def _custom_call(item: Mapping[str, Any], where: str) -> Item:
+    return _call(item, where, "custom_tool_call", "input")
+
+
+def _custom_output(item: Mapping[str, Any], where: str) -> Item:
+    return _output(item, where, "custom_tool_call_output")
+
+
+def _output(item: Mapping[str, Any], where: str, kind: str = "function_call_output") -> Item:
     output = item.get("output")
     if isinstance(output, list):
         output = [_part(part, f"{where}.output[{index}]") for index, part in enumerate(output)]
     elif not isinstance(output, str):
         raise wrong(f"{where}.output", "must be a string or a list of parts")
     return {
-        "id": _id(item, "function_call_output", where),
-        "type": "function_call_output",
+        "id": _id(item, kind, where),
+        "type": kind,
         "status": "completed",
         "call_id": _text(item, "call_id", where, needed=True),
         "output": output,
@@ -152,6 +174,8 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any], str], Item]] = {
     "message": _message,
     "function_call": _call,
     "function_call_output": _output,
+    "custom_tool_call": _custom_call,
+    "custom_tool_call_output": _custom_output,
     "reasoning": _reasoning,
     REFERENCE: _reference,
 }
@@ -168,7 +192,7 @@ def chat_messages(instructions: str | None, items: Iterable[Item]) -> list[Messa
     messages: list[Message] = [{"role": "system", "content": instructions}] if instructions else []
     turn: Message | None = None  # of the assistant, to which more may belong
     for item in items:
-        if item["type"] == "function_call_output":
+        if item["type"] in _OUTPUTS:
             turn = None
             output = _chat_content(item["output"])
             messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": output})
@@ -185,14 +209,16 @@ def chat_messages(instructions: str | None, items: Iterable[Item]) -> list[Messa
 
 def _goes_on(turn: Message, item: Item) -> bool:
     """Whether an item belongs to a message of the assistant that has begun: nothing is said behind a call."""
-    if item["type"] == "function_call":
+    if item["type"] in _CALLS:
         return True
     return not turn.get("tool_calls") and not (item["type"] == "reasoning" and turn["content"])
 
 
 def _add(turn: Message, item: Item) -> None:
-    if item["type"] == "function_call":
-        function = {"name": item["name"], "arguments": item["arguments"]}
+    if item["type"] in _CALLS:
+        custom = item["type"] == "custom_tool_call"
+        arguments = custom_arguments(item["input"]) if custom else item["arguments"]
+        function = {"name": joined(item.get("namespace"), item["name"]), "arguments": arguments}
         call = {"id": item["call_id"], "type": "function", "function": function}
         turn.setdefault("tool_calls", []).append(call)
     elif item["type"] == "reasoning":

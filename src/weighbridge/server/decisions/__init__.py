@@ -1,0 +1,1 @@
+"""Decisions: questions about an input, answered with the probabilities of their labels."""
