@@ -34,10 +34,17 @@ _CARD_WORDS = Words(
 )
 #: Words that a number of four parts is a version after, as in `version 1.2.3.4`, or a place in a document.
 _NO_ADDRESS = RightBefore(
-    "versions?|ver|v|releases?|build|firmware|driver|sdk|tag|patch|update|(?:upgrad|updat|chang|bump)ed (?:to|from)"
+    "(?:assembly|file|product)?versions?|ver|v|releases?|build|firmware|driver|sdk|opset|kernel|linux|windows|openssl|mysql|java|jdk"
+    "|chrome|cuda|gcc|glibc|tag|patch|update|(?:upgrad|updat|chang|bump)ed (?:to|from)"
     "|sections?|sec|chapters?|clauses?|paragraphs?|articles?|figures?|fig|tables?|appendix|annex|steps?|items?|rules?|parts?"
     "|requirements?|req|oid|abschnitt|kapitel|absatz|ziffer|chapitre|seccion|capitulo|sezione|paragrafo|раздел|глава|пункт",
     r"[a-z0-9_]/|[=~<>^]=? ?[\"']?|[a-z0-9_]-|[0-9] (?:to|->|=>) v?|[§第] ?",
+)
+#: What names a machine before an equals sign, which stands before versions of packages otherwise.
+_MACHINES = (
+    r"(?:(?:ip|ipv4|addr|address|host|server|client|remote|peer|gateway|dns|bind|listen|endpoint|node|src|dst|source|dest"
+    r"|destination|upstream|target|nameserver|subnet|network|netmask|proxy|master|replica|broker|from|via)"
+    r"(?:[_-]?(?:ip|addr|address|host|name))?[0-9]?)"
 )
 #: Words that a long number which may pass for a card is another thing after.
 _NUMBERED = RightBefore("barcodes?|ean|gtin|upc|snowflake|epoch|timestamp|nonce|builds?|offset|seed")
@@ -70,10 +77,16 @@ def _ip(text: str) -> bool:
 def _ipv6(text: str) -> bool:
     """Eight groups, or fewer that begin as an address which is given out does: `db::add` is code."""
     begins = re.match(
-        r"(?i)[23][0-9a-f]{3}:|f[cd][0-9a-f]{2}:|fe[89ab][0-9a-f]:|ff[0-9a-f]{2}:|64:ff9b:", text
+        r"(?i)::ffff:[0-9a-f]{1,4}:[0-9a-f]{1,4}$|[23][0-9a-f]{3}:|f[cd][0-9a-f]{2}:|fe[89ab][0-9a-f]:|ff[0-9a-f]{2}:|64:ff9b:",
+        text,
     )
     is_whole = text.count(":") == 7 and "::" not in text
     return bool(begins or is_whole) and any(map(str.isdigit, text)) and _ip(text)
+
+
+def _written_ip(text: str) -> bool:
+    """`10[.]0[.]0[.]7`, as people write addresses that nobody should follow."""
+    return _ip(".".join(re.findall(r"\d+", text)))
 
 
 def _mail(text: str) -> bool:
@@ -185,6 +198,18 @@ PATTERNS: tuple[Pattern, ...] = (
         context=Context(barred=_NO_ADDRESS),
         rank=8,
     ).needing(".", digits=4),
+    shape(
+        "IP",
+        rf"(?:(?:[{W}]{{0,24}}[_.-])?(?i:{_MACHINES})[\"']?[ \t]{{0,2}}=[ \t]{{0,2}}[\"']?((?:\d{{1,3}}\.){{3}}\d{{1,3}}))",
+        _ip,
+        Edges(before=W + ".", unless_digit="."),
+        rank=8,
+    )
+    .needing("=", digits=4)
+    .inside(),
+    shape("IP", rf"\d{{1,3}}(?:(?:{_DOT}|[\[(] ?\. ?[\])])\d{{1,3}}){{3}}", _written_ip, rank=8).needing(
+        "dot [.] (.)", digits=4
+    ),
     shape(
         "IP",
         r"[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}",

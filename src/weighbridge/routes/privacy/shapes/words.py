@@ -89,7 +89,7 @@ class RightBefore:
     def __init__(self, table: str, exactly: str = "[^\\s\\S]") -> None:
         """`exactly`: an expression of what may stand there besides, with nothing behind it."""
         names = "|".join(each.strip() for each in fold(table.replace("\n", "|")).split("|") if each.strip())
-        filler = r"(?:[ :#=./_(\[\"'-]|\b(?:no|nr|num|number|id|ids|is|was|of|the)\b)*"
+        filler = r"(?:[ :#=./_(\[\"'>-]|\b(?:no|nr|num|number|id|ids|is|was|of|the)\b)*"
         self._expression = re2.compile(rf"(?:(?:^|[^a-z])(?:{names}){filler}|{exactly})\z")
 
     def __call__(self, text: str) -> bool:
