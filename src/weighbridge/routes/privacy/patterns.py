@@ -77,7 +77,8 @@ def _ip(text: str) -> bool:
 def _ipv6(text: str) -> bool:
     """Eight groups, or fewer that begin as an address which is given out does: `db::add` is code."""
     begins = re.match(
-        r"(?i)::ffff:[0-9a-f]{1,4}:[0-9a-f]{1,4}$|[23][0-9a-f]{3}:|f[cd][0-9a-f]{2}:|fe[89ab][0-9a-f]:|ff[0-9a-f]{2}:|64:ff9b:",
+        r"(?i)[23][0-9a-f]{3}:|f[cd][0-9a-f]{2}:|fe[89ab][0-9a-f]:|ff[0-9a-f]{2}:|64:ff9b:"
+        r"|::ffff:[0-9a-f]{1,4}:[0-9a-f]{1,4}$",
         text,
     )
     is_whole = text.count(":") == 7 and "::" not in text
@@ -200,7 +201,8 @@ PATTERNS: tuple[Pattern, ...] = (
     ).needing(".", digits=4),
     shape(
         "IP",
-        rf"(?:(?:[{W}]{{0,24}}[_.-])?(?i:{_MACHINES})[\"']?[ \t]{{0,2}}=[ \t]{{0,2}}[\"']?((?:\d{{1,3}}\.){{3}}\d{{1,3}}))",
+        rf"(?:(?:[{W}]{{0,24}}[_.-])?(?i:{_MACHINES})[\"']?[ \t]{{0,2}}=[ \t]{{0,2}}[\"']?"
+        r"((?:\d{1,3}\.){3}\d{1,3}))",
         _ip,
         Edges(before=W + ".", unless_digit="."),
         rank=8,
