@@ -320,7 +320,6 @@ class Standing:
 
 def up(names: Sequence[str], seconds: float) -> None:
     """Start engines and gateways and keep them for so long, or until told to end."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended on the way out
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         engines = {name: Engine(name) for name in names}
@@ -383,6 +382,9 @@ def main() -> None:
         one.add_argument("--requests", type=int, default=24)
     commands.add_parser("summary")
     options = parser.parse_args()
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that who was stopped goes on, and servers are ended
     if options.command == "up":
         up(options.engines.split(","), options.seconds)
     elif options.command == "round":

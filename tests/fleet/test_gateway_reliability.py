@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import aiohttp
 
@@ -281,3 +282,48 @@ async def test_the_gateway_drains() -> None:
             assert (await answer.json())["error"]["code"] == "draining"
         assert text_of(await running).endswith(" t19")
         assert await draining is True
+
+
+class Freezes(Backend):
+    """Answers nothing any more once it is told to, as one that was stopped: not its probes either."""
+
+    frozen = False
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self.frozen:
+            await asyncio.sleep(3600)
+        await super().__call__(scope, receive, send)
+
+
+async def test_who_waits_for_a_first_byte_of_one_that_stands_still_is_served_elsewhere() -> None:
+    """Long before the time that a first byte may take: its probes are not answered either."""
+    stopped = Freezes("stopped", timeouts="probe: 0.1", gate=asyncio.Event())
+    other = Backend("other")
+    async with fleet(stopped, other, model="    policy: round_robin") as front:
+
+        async def one() -> str:
+            async with front.post(stream=True) as answer:
+                assert answer.status == 200
+                await answer.read()
+                return str(answer.headers["x-weighbridge-replica"])
+
+        waiting = [asyncio.create_task(one()) for _ in range(2)]
+        await until(lambda: stopped.running == 1)
+        stopped.frozen = True
+        assert await asyncio.wait_for(asyncio.gather(*waiting), 30) == ["other", "other"]
+        decisions = [line for ticket in front.gateway.tickets.recent(2) for line in ticket.decisions]
+        assert any("gave no sign of life any more" in line for line in decisions)
+        stopped.frozen = False
+
+
+async def test_where_there_is_no_other_one_it_is_waited_for() -> None:
+    alone = Freezes("alone", timeouts="probe: 0.1", gate=asyncio.Event())
+    async with fleet(alone) as front:
+        answer = asyncio.create_task(front.stream())
+        await until(lambda: alone.running == 1)
+        alone.frozen = True
+        member = front.gateway.pools["m"].members["alone"]
+        await until(lambda: not member.state.healthy and front.gateway.clock() - member.alive_at > 1.0)
+        alone.frozen = False
+        alone.let_go()
+        assert text_of(await answer)

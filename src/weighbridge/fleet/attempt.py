@@ -91,7 +91,7 @@ class Attempts:
     async def open(self, ask: Ask, lease: Lease, attempt: int) -> OpenedAttempt:
         """The beginning of an answer. Raises AttemptFailed; then, and when cancelled, the place is free again."""
         try:
-            return await self._open(ask, lease, attempt)
+            return await self._open_unless_gone(ask, lease, attempt)
         except ReplicaError as error:
             self._blame(lease.member, error)
             lease.release(self._clock())
@@ -102,6 +102,21 @@ class Attempts:
                 lease.member.breaker.gave_up()
             lease.release(self._clock())
             raise
+
+    async def _open_unless_gone(self, ask: Ask, lease: Lease, attempt: int) -> OpenedAttempt:
+        """The same while its replica may still answer; `Member.let_go` ends it."""
+        waiting, limit = lease.member.waiting, asyncio.timeout(None)
+        waiting.add(limit)
+        try:
+            async with limit:
+                return await self._open(ask, lease, attempt)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            why = "gave no sign of life any more, before anything came"
+            raise ReplicaError(lease.member.name, Failure.FIRST_BYTE, why) from error
+        finally:
+            waiting.discard(limit)
 
     async def _open(self, ask: Ask, lease: Lease, attempt: int) -> OpenedAttempt:
         member = lease.member

@@ -18,10 +18,14 @@ SLOWEST = 5.0
 #: Probes a second that replicas get together where nothing happens: with more of them each is asked less often, at
 #: least every so many seconds.
 QUIET_RATE, QUIETEST = 100.0, 15.0
+#: How many times as long as makes a replica down it may be without a sign of life, until those who wait for a first
+#: byte from it are tried elsewhere.
+GONE = 5.0
 
 
 class Watch:
-    """One task per replica. `heard` is called after every probe; `changed` whenever a replica came up or went down."""
+    """One task per replica. `heard` is called after every probe; `changed` whenever a replica came up or went down;
+    `gone` after each that failed once a replica has long been without a sign of life."""
 
     def __init__(
         self,
@@ -29,11 +33,13 @@ class Watch:
         clock: Callable[[], float],
         heard: Callable[[Member], None],
         changed: Callable[[Member], None],
+        gone: Callable[[Member], None] = lambda member: None,
     ) -> None:
         self._spec = spec
         self._clock = clock
         self._heard = heard
         self._changed = changed
+        self._gone = gone
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def start(self, member: Member) -> None:
@@ -98,6 +104,8 @@ class Watch:
         """Count a failure, and after so many in a row the replica is down; but whoever sends chunks is alive."""
         member.last_error = why
         member.failed_probes += 1
-        streaming = self._clock() - member.alive_at < self._spec.interval * self._spec.failures
-        if member.failed_probes >= self._spec.failures and not streaming:
+        silent, patience = self._clock() - member.alive_at, self._spec.interval * self._spec.failures
+        if member.failed_probes >= self._spec.failures and silent >= patience:
             member.state.healthy = False
+            if silent >= GONE * patience:
+                self._gone(member)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -63,6 +64,7 @@ class Member:
     last_report: Report | None = None
     account: Limiter | None = None  # rate limits of a cloud account
     alive_at: float = float("-inf")
+    waiting: set[asyncio.Timeout] = field(default_factory=set)  # tries of which nothing has come yet
     abilities: KnownAbilities = field(default_factory=KnownAbilities)
     told: Told = NOTHING_TOLD
     fault: str = ""  # what is wrong with its configuration, in words
@@ -258,6 +260,12 @@ class Member:
             self.state.started_at, self.state.slow_start = now, slow_start
             self.abilities.started_anew()
         self.state.healthy = True
+
+    def let_go(self) -> None:
+        """End all tries of which nothing has come yet: whoever waits for them is tried elsewhere."""
+        for limit in tuple(self.waiting):
+            limit.reschedule(0.0)
+        self.waiting.clear()
 
     def learn(self, report: Report) -> None:
         """Take in what it says of itself: its load, and of its capacity what the configuration left open."""

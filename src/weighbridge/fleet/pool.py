@@ -135,7 +135,9 @@ class Pool:
             longest=self.longest_context,
             family=" ".join([spec.name, *(one.model or "" for one in spec.replicas)]),
         )
-        self._watch = Watch(rules.health, clock, self._look_again, lambda _: self.dispatcher.pump())
+        self._watch = Watch(
+            rules.health, clock, self._look_again, lambda _: self.dispatcher.pump(), self._let_go
+        )
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -260,6 +262,16 @@ class Pool:
         if member.name in self.members:
             self._contexts.set(member.name, _context(member))
         self.dispatcher.desk.touch(member.name, self.clock())
+
+    def _let_go(self, member: Member) -> None:
+        """Try elsewhere what waits at a replica that is gone, where there is another one."""
+        now = self.clock()
+        if member.waiting and any(
+            other.state.healthy and other.usable(now)
+            for other in self.members.values()
+            if other is not member
+        ):
+            member.let_go()
 
     def _member(self, name: str) -> Member:
         try:
