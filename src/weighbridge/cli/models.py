@@ -58,10 +58,10 @@ def show_model(
     json_output: JsonOutput = False,
 ) -> None:
     """A model's shape: layers, heads, context, and what a token costs in KV memory."""
-    from weighbridge.models.files.checkpoint import open_checkpoint  # loads torch
+    from weighbridge.models.any_model import open_model  # loads torch
 
     path = resolve(model, progress=DownloadBar(f"Pulling {model}"))
-    config = open_checkpoint(path).config
+    config = open_model(path).config
     if json_output:
         kv = {"path": str(path), "kv_bytes_per_token_bf16": config.kv_elements_per_token * 2}
         print_json({**asdict(config), **kv})

@@ -21,12 +21,12 @@ from weighbridge.engine.sampler import Sampler
 from weighbridge.engine.schedule.make import make_scheduler
 from weighbridge.engine.settings import EngineSettings, pool_blocks
 from weighbridge.errors import BadInput
+from weighbridge.models.any_model import OpenedModel, open_model
 from weighbridge.models.compute.allocator import tune_allocator
-from weighbridge.models.compute.decoder import Decoder
+from weighbridge.models.compute.causal_model import CausalModel
 from weighbridge.models.compute.kernels.seats import seat_compute_threads
-from weighbridge.models.files.checkpoint import Checkpoint, open_checkpoint
 from weighbridge.models.kv_form import KvForm, kv_form, token_bytes
-from weighbridge.models.loader import Quantize, choose_dtype, load_decoder
+from weighbridge.models.loader import Quantize, choose_dtype
 from weighbridge.models.sampling_defaults import read_sampling_defaults
 from weighbridge.models.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -43,7 +43,7 @@ class EngineReplica:
     tokenizer: Tokenizer
     guides: GuideFactory
     runner: Runner
-    decoder: Decoder
+    decoder: CausalModel
     step_clock: StepClock
     settings: EngineSettings
     max_model_len: int
@@ -76,22 +76,21 @@ def build_replica(
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    checkpoint = open_checkpoint(path)
+    opened = open_model(path, settings.model_impl)
     defaults = read_sampling_defaults(path, settings.generation_config)
     tokenizer = load_tokenizer(
         path,
         control_tokens_in_content=settings.control_tokens_in_content,
         chat_template=settings.chat_template,
     )
-    _check_vocabulary(tokenizer, checkpoint)
-    max_model_len = _context(settings, checkpoint)
+    _check_vocabulary(tokenizer, opened)
+    max_model_len = _context(settings, opened)
     settings = replace(settings, max_model_len=max_model_len)
     scheme = _scheme(settings.quantize)
     guides = GuideFactory(tokenizer.backend, tokenizer.vocab_size, tokenizer.eos_token_ids)
     preparing = threading.Thread(target=_prepare, args=(guides,), name="prepare-guides")
     preparing.start()  # while the weights are read
-    decoder = load_decoder(
-        checkpoint,
+    decoder = opened.load(
         choose_dtype(settings.dtype),
         scheme,
         max_model_len=max_model_len,
@@ -101,13 +100,13 @@ def build_replica(
     preparing.join()
     tune_allocator()
     cached = kv_form(settings.kv_dtype, str(decoder.dtype).removeprefix("torch."))
-    bytes_per_token = token_bytes(checkpoint.config, cached)
+    bytes_per_token = token_bytes(opened.config, cached)
     num_blocks = pool_blocks(settings, bytes_per_token, max_model_len)
     _say_if_short(num_blocks * settings.block_size, max_model_len)
     sampler = Sampler(decoder.kernels, guides, tokenizer.vocab_size, random.Random())
     experts, kv_dtype = expert_telemetry.attach(decoder), getattr(torch, cached)
     runner = Runner(decoder, sampler, num_blocks, settings.block_size, experts, kv_dtype)
-    key = _calibration_key(checkpoint, scheme, decoder, cached)
+    key = _calibration_key(opened, scheme, decoder, cached)
     stored = calibration.calibration_store().load(key)
     step_clock = _step_clock(stored, runner)
     engine = LocalEngine(
@@ -145,22 +144,22 @@ def _prepare(guides: GuideFactory) -> None:
         log.warning("requests with a constraint will be refused: %s", error)
 
 
-def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+def _check_vocabulary(tokenizer: Tokenizer, opened: OpenedModel) -> None:
     """Raise BadInput for a tokenizer whose tokens the model does not know.
 
     Tokens that were added to it may be beyond: some have a padding token of which the model never heard.
     """
-    tokens, rows = tokenizer.size_without_added, checkpoint.config.vocab_size
+    tokens, rows = tokenizer.size_without_added, opened.config.vocab_size
     if tokens > rows:
         raise BadInput(
-            f"the tokenizer of {checkpoint.path} has token ids up to {tokens - 1}, the model only to {rows - 1}: they "
+            f"the tokenizer of {opened.path} has token ids up to {tokens - 1}, the model only to {rows - 1}: they "
             "belong to different models"
         )
 
 
-def _context(settings: EngineSettings, checkpoint: Checkpoint) -> int:
+def _context(settings: EngineSettings, opened: OpenedModel) -> int:
     """Return the longest prompt and answer together, in tokens. Raises BadInput for more than the model allows."""
-    longest = checkpoint.config.max_position_embeddings
+    longest = opened.config.max_position_embeddings
     max_model_len = settings.max_model_len or longest
     if max_model_len > longest:
         raise BadInput(
@@ -190,11 +189,11 @@ def _step_clock(stored: StepCost | None, runner: Runner) -> StepClock:
     return step_clock
 
 
-def _calibration_key(checkpoint: Checkpoint, scheme: Quantize, decoder: Decoder, cached: KvForm) -> str:
+def _calibration_key(opened: OpenedModel, scheme: Quantize, decoder: CausalModel, cached: KvForm) -> str:
     dtype = str(decoder.dtype).removeprefix("torch.")
     form = calibration.calibration_form(dtype, scheme.value, cached.value)
     threads = torch.get_num_threads()
-    return calibration.calibration_key(checkpoint.fingerprint(), form, decoder.kernels.name, threads)
+    return calibration.calibration_key(opened.fingerprint(), form, decoder.kernels.name, threads)
 
 
 def _scheme(name: str) -> Quantize:

@@ -10,7 +10,7 @@ import torch
 
 from weighbridge.engine.batch import Batch, Sampled, Slice
 from weighbridge.engine.experts.telemetry import ExpertTelemetry
-from weighbridge.models.compute.decoder import Decoder
+from weighbridge.models.compute.causal_model import CausalModel
 from weighbridge.models.compute.kernels.api import BatchLayout, Int32, States
 
 
@@ -25,7 +25,7 @@ class Runner:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: CausalModel,
         sampler: TokenSampler,
         num_blocks: int,
         block_size: int,

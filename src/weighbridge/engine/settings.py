@@ -23,6 +23,10 @@ class EngineSettings(SchedulerOptions):
     """
 
     dtype: str = knob("auto", "float32, bfloat16 or auto (what this CPU multiplies fastest).")
+    model_impl: str = knob(
+        "auto",
+        "What computes: auto (ours where the family is ours), native or transformers (over our cache).",
+    )
     quantize: str = knob("auto", "auto (as the file keeps them), none, int8 or int4: weights in fewer bits.")
     kv_dtype: str = knob(
         "auto",

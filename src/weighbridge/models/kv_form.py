@@ -62,6 +62,9 @@ class HeadSize:
 
 def token_bytes(config: ModelConfig, form: KvForm) -> int:
     """Return what a token keeps in all layers."""
-    head = HeadSize.of(config.head_dim)
-    each = (head.key + head.value) * form.element_bytes + 2 * form.scale_bytes
-    return config.num_layers * config.num_kv_heads * each
+    return sum(shape.kv_heads * _head_bytes(shape.head_dim, form) for shape in config.kv_shapes)
+
+
+def _head_bytes(head_dim: int, form: KvForm) -> int:
+    head = HeadSize.of(head_dim)
+    return (head.key + head.value) * form.element_bytes + 2 * form.scale_bytes

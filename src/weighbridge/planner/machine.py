@@ -12,11 +12,11 @@ from weighbridge.cost.hardware import GIB, Device, find_device
 from weighbridge.cost.step import StepCost
 from weighbridge.engine.calibration import calibration_form, calibration_key, calibration_store
 from weighbridge.errors import BadInput
+from weighbridge.models import any_model
 from weighbridge.models.catalogue.entries import find
 from weighbridge.models.catalogue.store import model_path
 from weighbridge.models.compute.kernels import load_kernels
 from weighbridge.models.file_model import file_model
-from weighbridge.models.files.checkpoint import open_checkpoint
 from weighbridge.models.kv_form import kv_form
 from weighbridge.planner.memory.memory import MemoryPlan, PlannedModel
 from weighbridge.planner.memory.own import kind_of_device
@@ -66,8 +66,12 @@ def open_named(name: str) -> PlannedModel:
 
 
 def with_file(model: PlannedModel) -> PlannedModel:
-    """Return the model with the matrices of its file. Raises BadInput or UnsupportedModel as the server does."""
-    return model if model.path is None else replace(model, file=file_model(open_checkpoint(Path(model.path))))
+    """Return the model with the matrices of its file. Raises BadInput or UnsupportedModel as the server does.
+
+    What transformers computes is planned by its shapes: its matrices are kept as they are.
+    """
+    native = None if model.path is None else any_model.open_model(Path(model.path)).native
+    return model if native is None else replace(model, file=file_model(native))
 
 
 def measured_here(plan: MemoryPlan) -> StepCost | None:
@@ -81,5 +85,5 @@ def measured_here(plan: MemoryPlan) -> StepCost | None:
         return None
     kv = kv_form(plan.deployment.kv_dtype, own.keeping.dtype).value
     form = calibration_form(own.keeping.dtype, own.keeping.scheme.value, kv)
-    fingerprint = open_checkpoint(Path(path)).fingerprint()
+    fingerprint = any_model.open_model(Path(path)).fingerprint()
     return calibration_store().load(calibration_key(fingerprint, form, load_kernels().name, threads))

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weighbridge.cost.experts import ExpertUse, correlation, coverage, fit_overlap
-from weighbridge.models.compute.decoder import Decoder
+from weighbridge.models.compute.causal_model import CausalModel
 from weighbridge.models.compute.kernels.api import BatchLayout, Int32
 from weighbridge.models.experts.cache import CachedExperts, ExpertCache
 from weighbridge.models.experts.moe import SparseMlp
@@ -249,7 +249,7 @@ def _coverage(
     ]
 
 
-def attach(decoder: Decoder) -> ExpertTelemetry | None:
+def attach(decoder: CausalModel) -> ExpertTelemetry | None:
     """Listen to the routers of `decoder`; None for a dense model."""
     config = decoder.config.experts
     sparse = [layer.mlp for layer in decoder.layers if isinstance(layer.mlp, SparseMlp)]

@@ -75,23 +75,86 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-class SafetensorsCheckpoint:
-    """A Hugging Face directory: config.json and one or several safetensors files."""
+class SafetensorsDirectory:
+    """`file_of` maps names of tensors to files. Raises BadInput for a directory whose files are not complete."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = hf_config.read_config(path)
         self._open: dict[Path, Any] = {}
-        self._file_of = self._weight_map()
-        #: A body that was saved without a head around it: its names lack what everybody else's begin with.
-        self._is_bare = _EMBEDDING not in self._file_of and _EMBEDDING.removeprefix(_BODY) in self._file_of
-        if self._is_bare:
-            self._file_of = {f"{_BODY}{name}": file for name, file in self._file_of.items()}
-        packing = packing_of(Fields(read_json(path / "config.json")))
-        self._packed = None if packing is None else PackedTensors(packing, self, path)
+        self.file_of = self._weight_map()
 
     def names(self) -> list[str]:
-        return list(self._file_of)
+        return list(self.file_of)
+
+    def directory_fingerprint(self) -> str:
+        """Changes when the configuration or a file does."""
+        return cache.fingerprint(sorted({self.path / "config.json", *self.file_of.values()}))
+
+    def opened(self, file: Path) -> Any:
+        """Return the mapped file. Raises BadInput when it is not safetensors, or is cut short."""
+        if file not in self._open:
+            try:
+                self._open[file] = safe_open(file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise BadInput(f"{file} is not a complete safetensors file: {said(error)}") from error
+        return self._open[file]
+
+    def _weight_map(self) -> dict[str, Path]:
+        """Map tensor names to files. Raises BadInput when there are no safetensors, naming what is there."""
+        index = self.path / "model.safetensors.index.json"
+        if index.exists():
+            return self._indexed(index)
+        files = sorted(file for file in self.path.glob("*.safetensors") if file.is_file())
+        if not files:
+            raise BadInput(f"{self.path} has no .safetensors file{self._pickle_hint()}")
+        file_of: dict[str, Path] = {}
+        for file in files:
+            for name in self.opened(file).keys():  # noqa: SIM118 (no dict)
+                if name in file_of:
+                    raise BadInput(
+                        f"tensor {shown(name)} is in {file_of[name].name} and in {file.name} of {self.path}: "
+                        "remove one of them, or add the model.safetensors.index.json that says which counts"
+                    )
+                file_of[name] = file
+        return file_of
+
+    def _indexed(self, index: Path) -> dict[str, Path]:
+        entries = read_json(index).get("weight_map")
+        if not isinstance(entries, dict) or not all(isinstance(file, str) for file in entries.values()):
+            raise BadInput(f"{index} has no weight_map from tensors to files")
+        # A file name, never a path: an index must not reach outside its directory.
+        files = {file: self.path / Path(file).name for file in entries.values()}
+        missing = sorted(name for name, file in files.items() if not file.is_file())
+        if missing:
+            raise BadInput(f"{index} names files that are not there: {', '.join(missing)}")
+        held = {file: set(self.opened(file).keys()) for file in files.values()}
+        lost = next((name for name, file in entries.items() if name not in held[files[file]]), None)
+        if lost is not None:
+            raise BadInput(f"{index} says that {entries[lost]} has a tensor {shown(lost)}, which it has not")
+        return {name: files[file] for name, file in entries.items()}
+
+    def _pickle_hint(self) -> str:
+        pickles = sorted(file.name for pattern in _PICKLES for file in self.path.glob(pattern))
+        if not pickles:
+            return ""
+        return (
+            f"; {pickles[0]} is a pickle, which can run code and is never opened: convert the model with "
+            "transformers, `AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)`"
+        )
+
+
+class SafetensorsCheckpoint(SafetensorsDirectory):
+    """A Hugging Face directory: config.json and one or several safetensors files."""
+
+    def __init__(self, path: Path) -> None:
+        self.config = hf_config.read_config(path)
+        super().__init__(path)
+        #: A body that was saved without a head around it: its names lack what everybody else's begin with.
+        self._is_bare = _EMBEDDING not in self.file_of and _EMBEDDING.removeprefix(_BODY) in self.file_of
+        if self._is_bare:
+            self.file_of = {f"{_BODY}{name}": file for name, file in self.file_of.items()}
+        packing = packing_of(Fields(read_json(path / "config.json")))
+        self._packed = None if packing is None else PackedTensors(packing, self, path)
 
     def tensor(self, name: str) -> torch.Tensor:
         packed = self.blocks(name)
@@ -100,7 +163,7 @@ class SafetensorsCheckpoint:
         part = self._part(name)
         if part is None:
             raise BadInput(f"{self.path} has no tensor {name!r}: the checkpoint is incomplete")
-        file = self._file_of[part.name]
+        file = self.file_of[part.name]
         try:
             tensor = self._read(file, part)
         except SafetensorError as error:
@@ -124,23 +187,23 @@ class SafetensorsCheckpoint:
         return name.removeprefix(_BODY) if self._is_bare else name
 
     def own_names(self) -> Collection[str]:
-        names = self._file_of.keys()
+        names = self.file_of.keys()
         return names if self._packed is None else {name for name in names if not is_part(name, names)}
 
     def held(self, name: str) -> tuple[tuple[int, ...], str] | None:
         """Return shape and type of a tensor by its own name; None: there is none."""
-        file = self._file_of.get(name)
+        file = self.file_of.get(name)
         if file is None:
             return None
         try:
-            tensor = self._opened(file).get_slice(self.own_name(name))
+            tensor = self.opened(file).get_slice(self.own_name(name))
         except SafetensorError as error:
             raise BadInput(f"{file} has no readable tensor {name!r}: {said(error)}") from error
         return tuple(tensor.get_shape()), str(tensor.get_dtype())
 
     def whole(self, name: str) -> torch.Tensor:
         """Return a tensor by its own name, of whatever type."""
-        return self._read(self._file_of[name], _Part(name))
+        return self._read(self.file_of[name], _Part(name))
 
     def stored(self, name: str) -> StoredTensor | None:
         main = None if self._packed is None else self._packed.main(name)
@@ -149,9 +212,9 @@ class SafetensorsCheckpoint:
         part = self._part(name)
         if part is None:
             return None
-        file = self._file_of[part.name]
+        file = self.file_of[part.name]
         try:
-            held = self._opened(file).get_slice(self.own_name(part.name))
+            held = self.opened(file).get_slice(self.own_name(part.name))
         except SafetensorError as error:
             raise BadInput(f"{file} has no readable tensor {part.name!r}: {said(error)}") from error
         shape = tuple(held.get_shape())
@@ -160,76 +223,24 @@ class SafetensorsCheckpoint:
         return StoredTensor(part.name, shape, str(held.get_dtype()))
 
     def fingerprint(self) -> str:
-        return cache.fingerprint(sorted({self.path / "config.json", *self._file_of.values()}))
+        return self.directory_fingerprint()
 
     def _part(self, name: str) -> _Part | None:
-        return _Part(name) if name in self._file_of else _locate(name, self._file_of)
+        return _Part(name) if name in self.file_of else _locate(name, self.file_of)
 
     def _read(self, file: Path, part: _Part) -> torch.Tensor:
         """Return a whole tensor, or what one expert has of it: nothing else is read."""
         tensor: torch.Tensor
         if part.expert is None:
-            tensor = self._opened(file).get_tensor(self.own_name(part.name))
+            tensor = self.opened(file).get_tensor(self.own_name(part.name))
             return tensor
-        stored = self._opened(file).get_slice(self.own_name(part.name))
+        stored = self.opened(file).get_slice(self.own_name(part.name))
         cut = _cut(part, stored.get_shape(), self.config)
         if cut.transposed:
             tensor = stored[part.expert, :, cut.start : cut.end]
             return tensor.T.contiguous()
         tensor = stored[part.expert, cut.start : cut.end]
         return tensor
-
-    def _opened(self, file: Path) -> Any:
-        """Return the mapped file. Raises BadInput when it is not safetensors, or is cut short."""
-        if file not in self._open:
-            try:
-                self._open[file] = safe_open(file, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise BadInput(f"{file} is not a complete safetensors file: {said(error)}") from error
-        return self._open[file]
-
-    def _weight_map(self) -> dict[str, Path]:
-        """Map tensor names to files. Raises BadInput when there are no safetensors, naming what is there."""
-        index = self.path / "model.safetensors.index.json"
-        if index.exists():
-            return self._indexed(index)
-        files = sorted(file for file in self.path.glob("*.safetensors") if file.is_file())
-        if not files:
-            raise BadInput(f"{self.path} has no .safetensors file{self._pickle_hint()}")
-        file_of: dict[str, Path] = {}
-        for file in files:
-            for name in self._opened(file).keys():  # noqa: SIM118 (no dict)
-                if name in file_of:
-                    raise BadInput(
-                        f"tensor {shown(name)} is in {file_of[name].name} and in {file.name} of {self.path}: "
-                        "remove one of them, or add the model.safetensors.index.json that says which counts"
-                    )
-                file_of[name] = file
-        return file_of
-
-    def _indexed(self, index: Path) -> dict[str, Path]:
-        entries = read_json(index).get("weight_map")
-        if not isinstance(entries, dict) or not all(isinstance(file, str) for file in entries.values()):
-            raise BadInput(f"{index} has no weight_map from tensors to files")
-        # A file name, never a path: an index must not reach outside its directory.
-        files = {file: self.path / Path(file).name for file in entries.values()}
-        missing = sorted(name for name, file in files.items() if not file.is_file())
-        if missing:
-            raise BadInput(f"{index} names files that are not there: {', '.join(missing)}")
-        held = {file: set(self._opened(file).keys()) for file in files.values()}
-        lost = next((name for name, file in entries.items() if name not in held[files[file]]), None)
-        if lost is not None:
-            raise BadInput(f"{index} says that {entries[lost]} has a tensor {shown(lost)}, which it has not")
-        return {name: files[file] for name, file in entries.items()}
-
-    def _pickle_hint(self) -> str:
-        pickles = sorted(file.name for pattern in _PICKLES for file in self.path.glob(pattern))
-        if not pickles:
-            return ""
-        return (
-            f"; {pickles[0]} is a pickle, which can run code and is never opened: convert the model with "
-            "transformers, `AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)`"
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,14 @@ class ExpertsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class KvShape:
+    """What one layer keeps of a token: so many heads, each with a key and a value of `head_dim` elements."""
+
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Shape of a decoder-only transformer. Sizes in elements; per-layer tuples have `num_layers` entries."""
 
@@ -89,6 +97,7 @@ class ModelConfig:
     experts: ExpertsConfig | None = None  # None: every layer is dense
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
+    own_kv: tuple[KvShape, ...] | None = None  # of each layer that keeps some, where they are not all alike
 
     def check(self, where: str) -> None:
         """Raise BadInput or UnsupportedModel, which begins with `where`, for sizes that contradict each other."""
@@ -109,6 +118,11 @@ class ModelConfig:
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
     @property
+    def kv_shapes(self) -> tuple[KvShape, ...]:
+        """What each layer keeps of a token."""
+        return self.own_kv or (KvShape(self.num_kv_heads, self.head_dim),) * self.num_layers
+
+    @property
     def kv_elements_per_token(self) -> int:
         """Elements of K and V over all layers that one token keeps."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
+        return 2 * sum(shape.kv_heads * shape.head_dim for shape in self.kv_shapes)

@@ -1,0 +1,107 @@
+"""Any model on this disk: by our own decoder where its family is ours, else by transformers over our cache."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from weighbridge.errors import BadInput
+from weighbridge.models.compute.causal_model import CausalModel
+from weighbridge.models.files.checkpoint import Checkpoint, open_checkpoint
+from weighbridge.models.files.config import ModelConfig
+from weighbridge.models.files.hf_config import FAMILIES, read_json
+from weighbridge.models.loader import Quantize, Report, load_decoder
+
+
+class ModelImpl(StrEnum):
+    """What computes a model. `auto`: ours where it is one of our families."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    TRANSFORMERS = "transformers"
+
+
+class OpenedModel(Protocol):
+    """A model whose weights are not read yet. `load` reads them; only `native` has them by name."""
+
+    path: Path
+    config: ModelConfig
+
+    @property
+    def native(self) -> Checkpoint | None:
+        """The checkpoint that our own loader reads; None: transformers does."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes when a file does."""
+        ...
+
+    def load(
+        self,
+        dtype: torch.dtype,
+        scheme: Quantize,
+        *,
+        max_model_len: int,
+        report: Report | None,
+        expert_cache: int | None,
+    ) -> CausalModel:
+        """Read the weights; `report` is called after each layer. Raises BadInput or UnsupportedModel."""
+        ...
+
+
+class NativeModel:
+    """A model of our families."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.native: Checkpoint | None = checkpoint
+        self._checkpoint = checkpoint
+        self.path, self.config = checkpoint.path, checkpoint.config
+
+    def fingerprint(self) -> str:
+        return self._checkpoint.fingerprint()
+
+    def load(
+        self,
+        dtype: torch.dtype,
+        scheme: Quantize,
+        *,
+        max_model_len: int,
+        report: Report | None,
+        expert_cache: int | None,
+    ) -> CausalModel:
+        return load_decoder(
+            self._checkpoint,
+            dtype,
+            scheme,
+            max_model_len=max_model_len,
+            report=report,
+            expert_cache=expert_cache,
+        )
+
+
+def open_model(path: Path, impl: str = ModelImpl.AUTO) -> OpenedModel:
+    """Open a directory or a .gguf file. Raises BadInput or UnsupportedModel."""
+    if impl not in list(ModelImpl):
+        names = ", ".join(ModelImpl)
+        raise BadInput(f"--model-impl {impl!r} is not known: use one of {names}", param="model_impl")
+    if path.is_dir() and (impl == ModelImpl.TRANSFORMERS or (impl == ModelImpl.AUTO and not _is_ours(path))):
+        # transformers takes seconds to import, which no start of ours should pay
+        from weighbridge.models.general.opened import GeneralModel
+
+        return GeneralModel(path)
+    if impl == ModelImpl.TRANSFORMERS:
+        raise BadInput(
+            f"{path} is no model directory, and transformers is given nothing else", param="model_impl"
+        )
+    return NativeModel(open_checkpoint(path))
+
+
+def _is_ours(directory: Path) -> bool:
+    return not (directory / "config.json").is_file() or _family(directory) in FAMILIES
+
+
+def _family(directory: Path) -> object:
+    return read_json(directory / "config.json").get("model_type")

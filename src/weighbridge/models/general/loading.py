@@ -1,0 +1,62 @@
+"""A general model with its weights: read by transformers from safetensors alone, and then checked."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from weighbridge.errors import BadInput, said, some_of
+from weighbridge.models.general.description import Description
+from weighbridge.models.general.seam import NAME
+
+
+def read_weights(path: Path, description: Description, dtype: torch.dtype) -> Any:
+    """Return the model in `dtype`: tensors go from the mapped files to their places, one after another.
+
+    Raises BadInput for files that are damaged or another model's.
+    """
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        model, found = description.model_class.from_pretrained(
+            path,
+            config=copy.deepcopy(description.config),
+            dtype=dtype,
+            attn_implementation=NAME,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise BadInput(f"{path} cannot be read by transformers: {said(error)}") from error
+    _check_found(path, found)
+    _check_finite(path, model)
+    return model.eval()
+
+
+def _check_found(path: Path, found: dict[str, Any]) -> None:
+    """Raise BadInput for a checkpoint that is not the model's: transformers would fill gaps with random numbers."""
+    missing = sorted(map(str, found.get("missing_keys") or ()))
+    mismatched = sorted(str(one[0]) for one in found.get("mismatched_keys") or ())
+    unexpected = sorted(map(str, found.get("unexpected_keys") or ()))
+    if missing:
+        raise BadInput(f"{path} has no tensor {some_of(missing)}: the checkpoint is incomplete")
+    if mismatched:
+        raise BadInput(f"{path} has tensors of other shapes than its configuration: {some_of(mismatched)}")
+    if unexpected:
+        raise BadInput(
+            f"{path} has tensors that its configuration has no place for: {some_of(unexpected)}; without them the "
+            "answers would be wrong"
+        )
+
+
+def _check_finite(path: Path, model: Any) -> None:
+    for name, tensor in model.named_parameters():
+        total = tensor.detach().sum(dtype=torch.float32)
+        if not math.isfinite(float(total)) and not bool(tensor.isfinite().all()):
+            raise BadInput(f"tensor {name!r} of {path} holds values that are not finite: the file is damaged")

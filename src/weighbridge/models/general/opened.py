@@ -1,0 +1,54 @@
+"""A model directory that is served through transformers: what is known of it, and then its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from weighbridge.errors import BadInput
+from weighbridge.models.compute.kernels import load_kernels
+from weighbridge.models.files.checkpoint import Checkpoint, SafetensorsDirectory
+from weighbridge.models.general.decoder import GeneralDecoder
+from weighbridge.models.general.description import describe
+from weighbridge.models.general.loading import read_weights
+from weighbridge.models.general.self_check import check_itself
+from weighbridge.models.keeping import Quantize
+
+Report = Callable[[int, int], None]  # layers done, layers in all
+
+
+class GeneralModel:
+    """`config` has what the engine asks of a model: its sizes, and what a token keeps in each layer."""
+
+    def __init__(self, path: Path) -> None:
+        self._files = SafetensorsDirectory(path)  # complete, and no pickles
+        self.path = path
+        self.native: Checkpoint | None = None
+        self.description = describe(path)
+        self.config = self.description.model
+
+    def fingerprint(self) -> str:
+        """Changes when the configuration or a file does."""
+        return self._files.directory_fingerprint()
+
+    def load(
+        self,
+        dtype: torch.dtype,
+        scheme: Quantize,
+        *,
+        max_model_len: int,
+        report: Report | None,
+        expert_cache: int | None,
+    ) -> GeneralDecoder:
+        """Read the model and compare it with transformers' own forward pass. Raises BadInput or UnsupportedModel."""
+        if expert_cache is not None:
+            raise BadInput(
+                f"--expert-cache is not for model type {self.config.architecture!r}: transformers computes its experts",
+                param="expert_cache",
+            )
+        model = read_weights(self.path, self.description, dtype)
+        decoder = GeneralDecoder(self.description, model, dtype, load_kernels())
+        check_itself(decoder)
+        return decoder

@@ -1,0 +1,76 @@
+"""A model against itself: its logits over our cache, and those of transformers' own forward pass."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+
+from weighbridge.errors import said
+from weighbridge.models.compute.kernels.api import BatchLayout
+from weighbridge.models.general.decoder import GeneralDecoder
+from weighbridge.models.general.refusals import refused
+from weighbridge.models.general.seam import NAME
+
+TOKENS, BLOCK = 32, 16
+#: Where the tokens are cut: a prompt in two chunks, with another text beside it, and a decode.
+CUTS = (0, 19, 31, 32)
+#: Largest difference, as a share of the logits' length: rounding stays well below, a wrong attention well above.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+
+
+def check_itself(decoder: GeneralDecoder) -> None:
+    """Raise UnsupportedModel where the logits of 32 tokens are not those of transformers."""
+    kind = decoder.config.architecture
+    ids = _some_tokens(decoder.config.vocab_size)
+    expected = _expected(decoder, ids)
+    actual = _paged(decoder, ids)
+    error = float((actual - expected).norm(dim=1).max() / expected.norm(dim=1).mean().clamp(min=1e-30))
+    if not error <= TOLERANCE[decoder.dtype]:
+        raise refused(kind, f"over our cache its logits differ from transformers' own by {100 * error:.2g} %")
+
+
+def _some_tokens(vocabulary: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(min(10, vocabulary - 1), vocabulary, TOKENS).astype(np.int32)
+
+
+@torch.inference_mode()
+def _expected(decoder: GeneralDecoder, ids: np.ndarray) -> torch.Tensor:
+    model = decoder.model
+    model.set_attn_implementation("eager")
+    try:
+        logits = model(input_ids=torch.from_numpy(ids.astype(np.int64))[None], use_cache=False).logits[0]
+    except Exception as error:
+        kind = decoder.config.architecture
+        raise refused(kind, f"transformers does not run it as it is: {said(error)}") from error
+    finally:
+        model.set_attn_implementation(NAME)
+    found: torch.Tensor = logits.float()
+    return found
+
+
+def _paged(decoder: GeneralDecoder, ids: np.ndarray) -> torch.Tensor:
+    """Logits of every token: in chunks, each beside the first tokens of a second text."""
+    cache = decoder.allocate_kv(4, BLOCK)
+    found = []
+    for start, end in itertools.pairwise(CUTS):
+        count, beside = end - start, 7
+        batch = np.concatenate([ids[TOKENS - beside :], ids[start:end]])
+        rows = np.arange(beside, beside + count, dtype=np.int32)
+        found.append(decoder.forward(batch, _two_texts(beside, start, end), cache, rows))
+    return torch.cat(found).float()
+
+
+def _two_texts(beside: int, start: int, end: int) -> BatchLayout:
+    tables = np.array([[3, 0], [2, 0]], np.int32)  # blocks in no order
+    positions = np.concatenate([np.arange(beside), np.arange(start, end)]).astype(np.int32)
+    owner = np.repeat([0, 1], [beside, end - start])
+    slots = tables[owner, positions // BLOCK] * BLOCK + positions % BLOCK
+    return BatchLayout(
+        positions=positions,
+        slots=slots.astype(np.int32),
+        query_starts=np.array([0, beside, beside + end - start], np.int32),
+        context_lens=np.array([beside, end], np.int32),
+        block_tables=tables,
+    )

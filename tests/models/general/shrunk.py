@@ -1,0 +1,126 @@
+"""A tiny random model of any type that transformers has a head for text for, saved as it saves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+from tests.tiny import VOCABULARY, save_tokenizer
+
+#: Names of sizes, whatever a family calls them. Windows are short, so that a text is longer than one.
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "sliding_window": 24,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "moe_num_experts": 4,
+    "num_experts_per_tok": 2,
+    "num_experts_per_token": 2,
+    "moe_k": 2,
+    "moe_topk": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "qk_head_dim": 24,
+    "v_head_dim": 16,
+    "num_kv_heads": 2,
+    "ffn_dim": 96,
+    "d_model": 64,
+    "d_ff": 96,
+    "dff": 96,
+    "decoder_layers": 4,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 96,
+    "word_embed_proj_dim": 64,
+    "rotary_dim": 8,
+    "n_inner": 96,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": 16,
+    "laurel_rank": 8,
+    "altup_num_inputs": 2,
+    "global_head_dim": 32,
+    "dim_model": 64,
+    "dim_ff": 96,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.2,
+}
+#: What single types need otherwise.
+_OWN: dict[str, dict[str, Any]] = {
+    "gemma": {"hidden_activation": "gelu_pytorch_tanh"},
+    "gemma3n_text": {
+        "num_hidden_layers": 6,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 3,
+        "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0, 0.0, 0.0],
+        "intermediate_size": [96] * 6,
+    },
+    "gemma4_text": {
+        "num_hidden_layers": 6,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 3,
+    },
+    "granite": {"attention_multiplier": 0.0625},
+    "gpt_neo": {"attention_types": [[["global"], 4]]},
+    "phi3": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+    },
+    "deepseek_v2": {"topk_method": "greedy"},
+    "openai-gpt": {"n_embd": 64},
+}
+
+
+def shrunk_config(kind: str) -> Any:
+    """Return a small configuration of a type: its own defaults, with the sizes that it knows made small."""
+    of_class = CONFIG_MAPPING[kind]
+    known = of_class()
+    sizes = {name: value for name, value in _SIZES.items() if _has(known, name)}
+    if "qk_rope_head_dim" in sizes:
+        sizes["head_dim"] = sizes["qk_rope_head_dim"]  # what rotates
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+    parts = {
+        name: shrunk_config(part.model_type)
+        for name in getattr(of_class, "sub_configs", {})
+        if name in ("text_config", "decoder") and (part := getattr(known, name, None)) is not None
+    }
+    return of_class(**{**sizes, **parts, **_OWN.get(kind, {})})
+
+
+def _has(config: Any, name: str) -> bool:
+    try:
+        return getattr(config, name, None) is not None
+    except Exception:  # it differs by layer
+        return True
+
+
+def save_shrunk(kind: str, directory: Path) -> Path:
+    """Save a random model of a type, with a tokenizer; same seed, same weights."""
+    config = shrunk_config(kind)
+    torch.manual_seed(0)
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # norms and biases start as constants, which would hide mistakes
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(directory)
+    save_tokenizer(directory)
+    return directory

@@ -1,0 +1,148 @@
+"""Models that are not of our families: served through transformers' modules over our cache, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from tests.engine.test_parity import collect, greedy, tokens_of
+from tests.models.general.judged import compare
+from tests.models.general.shrunk import save_shrunk
+from weighbridge.engine.build import build_replica
+from weighbridge.engine.settings import EngineSettings
+from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models.any_model import open_model
+from weighbridge.models.general.refusals import WAY_OUT
+from weighbridge.models.keeping import Quantize
+
+#: What they show: fused matrices; scales; norms behind; biases; learned positions; soft caps and windows; sinks and
+#: experts; keys and values shared by layers; latent attention with narrower values.
+KINDS = ["phi3", "granite", "olmo2", "starcoder2", "gpt2", "gemma2", "gpt_oss", "gemma3n_text", "deepseek_v3"]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    transformers.logging.disable_progress_bar()
+    yield
+    transformers.logging.enable_progress_bar()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tiny_model_is_exact(kind: str, tmp_path: Path) -> None:
+    """Logits through chunks; tokens through the engine, with prefixes found again and requests preempted."""
+    save_shrunk(kind, tmp_path)
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    verdict = compare(kind, tmp_path, oracle)
+    assert (verdict.status, verdict.reason) == ("exact", "")
+
+
+@pytest.fixture(scope="module")
+def phi3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_shrunk("phi3", tmp_path_factory.mktemp("tiny") / "phi3")
+
+
+async def test_answers_are_those_of_generate(phi3: Path) -> None:
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(phi3, dtype=torch.float32).eval()
+    engine = build_replica(phi3, "tiny", EngineSettings(dtype="float32", kv_cache_memory=8 << 20)).engine
+    engine.start()
+    try:
+        prompt = list(range(5, 75))
+        assert tokens_of(await collect(engine, prompt, 40)) == greedy(oracle, prompt, 40)
+    finally:
+        engine.stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("mamba", "recurrent state"),
+        ("bart", "encoder beside the decoder"),
+        ("llama4_text", "chunked_attention"),
+        ("falcon_h1", "recurrent state|attention itself"),
+        ("bloom", "computes its attention itself"),
+    ],
+)
+def test_what_is_not_right_is_refused_by_name(kind: str, says: str, tmp_path: Path) -> None:
+    transformers.CONFIG_MAPPING[kind]().save_pretrained(tmp_path)
+    _empty_weights(tmp_path)
+    with pytest.raises(UnsupportedModel, match=f"'{kind}' cannot be served here: .*({says})") as caught:
+        open_model(tmp_path)
+    assert str(caught.value).endswith(WAY_OUT)
+
+
+def test_code_of_a_directory_is_never_run(tmp_path: Path) -> None:
+    (tmp_path / "configuration_own.py").write_text("raise SystemExit('ran')\n")
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(own))
+    _empty_weights(tmp_path)
+    with pytest.raises(UnsupportedModel, match=r"code of its own .auto_map., which is never run"):
+        open_model(tmp_path)
+
+
+def test_pickles_are_never_opened(phi3: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((phi3 / "config.json").read_text())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(BadInput, match="is a pickle, which can run code and is never opened"):
+        open_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"architectures": ["Phi3ForSequenceClassification"]}, "Phi3ForSequenceClassification"),
+        ({"is_causal": False}, "see later ones"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "few bits .'gptq'."),
+        ({"num_hidden_layers": 5}, "has no tensor"),
+        ({"num_hidden_layers": 3}, "no place for"),
+    ],
+)
+def test_files_of_another_model_are_refused(
+    phi3: Path, tmp_path: Path, change: dict[str, object], says: str
+) -> None:
+    for file in phi3.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    config = json.loads((phi3 / "config.json").read_text())
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(BadInput, match=says):
+        open_model(tmp_path).load(
+            torch.float32, Quantize.AUTO, max_model_len=64, report=None, expert_cache=None
+        )
+
+
+def test_a_wrong_attention_is_found_by_the_self_check(phi3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weighbridge.models.general.attention.PagedPass._write", lambda *_: None)
+    with pytest.raises(
+        UnsupportedModel, match="'phi3' cannot be served here: over our cache its logits differ"
+    ):
+        open_model(phi3).load(torch.float32, Quantize.AUTO, max_model_len=64, report=None, expert_cache=None)
+
+
+def test_longrope_ends_where_its_rotation_changes(tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64, **factors}
+    save_shrunk("phi3", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["rope_parameters"] = {**rope, "partial_rotary_factor": 1.0}
+    config["original_max_position_embeddings"] = 64
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert open_model(tmp_path).config.max_position_embeddings == 64
+
+
+def test_our_families_do_not_import_transformers(tmp_path: Path) -> None:
+    code = "import sys, weighbridge.models.any_model; assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def _empty_weights(directory: Path) -> None:
+    save_file({"x": torch.zeros(1)}, directory / "model.safetensors")
