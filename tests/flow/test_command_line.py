@@ -42,3 +42,33 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert "missing a required argument" in flow_command("run", "mine:twice", code=2)
     own = flow_command("run", "mine:twice", "--input", "null", "--journal", "j.db", code=1)
     assert "mine:twice failed: TypeError: unsupported operand" in own, "a mistake of the flow's own"
+
+
+def test_what_one_process_saw_the_next_one_bets_on(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import asyncio\n"
+        "from weighbridge.flow import flow, guess, step\n"
+        "@step(effect='pure')\nasync def topic(text: str) -> str:\n    await asyncio.sleep(0.2); return 'billing'\n"
+        "@step(effect='read')\nasync def reply(about: str, text: str) -> str:\n"
+        "    await asyncio.sleep(0.2); return about + text\n"
+        "@flow\nasync def support(text: str) -> str:\n    return await reply(await guess(topic(text)), text)\n"
+    )
+    reports = []
+    for number in range(5):
+        command = [
+            sys.executable,
+            "-m",
+            "weighbridge",
+            "flow",
+            "run",
+            "mine:support",
+            "--journal",
+            "j.db",
+            "--json",
+        ]
+        command += ["--input", json.dumps(f"question {number}")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=True)
+        reports.append(json.loads(done.stdout))
+    assert reports[0]["bets"] == {"won": 0, "lost": 0, "declined": 0}
+    assert reports[-1]["bets"]["won"] == 1
+    assert reports[-1]["seconds"] < reports[0]["seconds"] - 0.1

@@ -320,3 +320,18 @@ def test_what_nobody_knows_is_an_error_with_its_line(text: str, said_of_it: str,
         load_configuration(path)
     [complaint] = str(caught.value).splitlines()
     assert complaint.startswith(f"{path}{said_of_it}")
+
+
+async def test_a_gateway_is_not_ready_while_a_route_has_no_place_that_is_up(tmp_path: Path) -> None:
+    async with front_over(said("local", logprob=-0.01), said("remote"), tmp_path) as client:
+        places = client.route.places
+        members = {name: next(iter(place.pool.members.values())) for name, place in places.items()}
+        for up, status in ((("edge", "cloud"), 200), (("cloud",), 200), (("edge",), 200), ((), 503)):
+            for name, member in members.items():
+                member.state.healthy = name in up
+            async with client.session.get(client.url + "/health/ready") as answer:
+                assert answer.status == status, up
+        async with client.session.get(client.url + "/health") as answer:
+            assert (await answer.json())["status"] == "no place is up for some route"
+        for member in members.values():
+            member.state.healthy = True

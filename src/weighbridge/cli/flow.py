@@ -148,7 +148,10 @@ def runs(
     if json_output:
         print_json(listed)
         return
-    table = Table("run", "flow", "status", "seconds", "arguments")
+    table = Table()
+    table.add_column("run", no_wrap=True, min_width=max((len(one["run_id"]) for one in listed), default=3))
+    for heading in ("flow", "status", "seconds", "arguments"):
+        table.add_column(heading, overflow="fold")
     for one in listed:
         seconds = f"{one['ended'] - one['began']:.3f}" if one["ended"] else "-"
         cells = (one["run_id"], one["flow"], one["status"], seconds, one["arguments"][:60])

@@ -21,7 +21,7 @@ from weighbridge.secret import Secret
 
 Model = Annotated[str | None, typer.Argument(help="Model name or path; none: the default model.")]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Url = Annotated[str, typer.Option(help="The server to ask.")]
+Url = Annotated[str, typer.Option(envvar="WEIGHBRIDGE_URL", help="The server to ask.")]
 ApiKey = Annotated[
     Secret | None,
     typer.Option(envvar="WEIGHBRIDGE_API_KEY", help="Its API key.", parser=Secret, metavar="TEXT"),

@@ -15,7 +15,6 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, get_args, ov
 from weighbridge.errors import BadInput
 from weighbridge.flow.bets.guess import Bets
 from weighbridge.flow.bets.learn import Learner
-from weighbridge.flow.bets.predict import History, Predictor
 from weighbridge.flow.budget import Budget, Purse
 from weighbridge.flow.hooks import Hook
 from weighbridge.flow.journal.cache import StepCache
@@ -66,7 +65,6 @@ class Flow(Generic[P, T]):
         self.run_id = run_id
         self.hooks = tuple(hooks)
         self.learner = Learner()
-        self.history: Predictor = History()
         self.last: Record | None = None
         self._cache = StepCache()
         self._slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Slots]]
@@ -126,7 +124,7 @@ class Flow(Generic[P, T]):
             name=self.name,
             hooks=self.hooks,
         )
-        other.learner, other.history, other._cache = self.learner, self.history, self._cache
+        other.learner, other._cache = self.learner, self._cache
         other._slots = self._slots
         return other
 
@@ -158,7 +156,7 @@ class Flow(Generic[P, T]):
         hooks += [*keepers, record, self.learner]
         if self.mode == "speculate":
             price, budget = self.value_per_second, self.budget
-            hooks.append(Bets(self.learner, self.history, record, value_per_second=price, budget=budget))
+            hooks.append(Bets(self.learner, record, value_per_second=price, budget=budget))
         run = FlowRun(
             self.name,
             record.run_id,

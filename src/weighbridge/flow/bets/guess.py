@@ -150,14 +150,12 @@ class Bets(Hook):
     def __init__(
         self,
         learner: Learner,
-        history: Predictor,
         record: RunSoFar,
         *,
         value_per_second: float,
         budget: Budget,
     ) -> None:
         self.learner = learner
-        self.history = history
         self.record = record
         self.value_per_second = value_per_second
         self.shadows = 0  # alive
@@ -250,7 +248,7 @@ class Bet:
         self._bets = bets
         self._guess = guess
         self._run = world.run
-        self._predictor: Predictor = guess.by or bets.history
+        self._predictor: Predictor = guess.by or bets.learner.history
         outcomes = tuple(world.outcomes.get(guess.site, ()))
         self._call = GuessedCall(guess.site, self.promise.args, self.promise.kwargs, outcomes)
         self._hypotheses: list[Hypothesis] = []

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from weighbridge.cost.mean import Mean
 from weighbridge.flow.bets.gate import Belief, BetVerdict, Stakes, decide
+from weighbridge.flow.bets.predict import History
 from weighbridge.flow.hooks import ExecutionView, Hook
 from weighbridge.flow.runtime import FlowRun
 from weighbridge.flow.step_times import RECENT_WEIGHT, StepTimes
@@ -61,9 +62,10 @@ class WatchedServer(Protocol):
 
 
 class Learner(Hook):
-    """Shared by all runs of a flow."""
+    """Shared by all runs of a flow. `history`: what predicts where a guess names nobody."""
 
     def __init__(self) -> None:
+        self.history = History()
         self.servers: set[WatchedServer] = set()
         self.steps: dict[str, StepTimes] = {}
         self.sites: dict[str, Site] = {}
@@ -120,6 +122,7 @@ class Learner(Hook):
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types: step durations and site averages, and beliefs with textual kinds."""
         return {
+            "history": self.history.as_dict(),
             "steps": {name: list(stats.seconds) for name, stats in self.steps.items()},
             "sites": {
                 name: {
@@ -139,7 +142,9 @@ class Learner(Hook):
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take over what `as_dict` of an earlier process gave."""
+        """Take over what `as_dict` of an earlier process gave, maybe of an older version."""
+        if "history" in saved:
+            self.history.restore(saved["history"])
         for name, seconds in saved.get("steps", {}).items():
             self.step(name).seconds.extend(seconds)
         for name, saved_site in saved.get("sites", {}).items():

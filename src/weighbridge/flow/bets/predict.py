@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Protocol
 
-from weighbridge.flow.identity import freeze
+from weighbridge.flow.identity import contains_identity, digest, freeze
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +97,14 @@ class _Outcomes:
 
     __slots__ = ("counts",)
 
-    def __init__(self) -> None:
-        self.counts: dict[Hashable, tuple[int, Any]] = {}
+    def __init__(self, rows: Sequence[Sequence[Any]] = ()) -> None:
+        self.counts: dict[Hashable, tuple[int, Any]] = {
+            freeze(value): (count, value) for count, value in rows
+        }
+
+    def as_rows(self) -> list[list[Any]]:
+        """Counts and outcomes, of those that JSON gives back as they are."""
+        return [[count, value] for count, value in self.counts.values() if _is_json(value)]
 
     def add(self, value: Any) -> None:
         key = freeze(value)
@@ -110,6 +117,29 @@ class _Outcomes:
         return sorted(self.counts.values(), key=lambda entry: -entry[0])
 
 
+#: A call site, the length of the context (-1: the arguments), and the context.
+_Context = tuple[str, int, Hashable]
+#: An outcome nested deeper is not carried from one process to the next.
+_DEEPEST = 16
+
+
+def _saved_as(context: _Context) -> tuple[str, int, str]:
+    return context[0], context[1], digest(context[2])
+
+
+def _is_json(value: Any, depth: int = 0) -> bool:
+    if depth > _DEEPEST:
+        return False
+    kind = type(value)
+    if kind is list:
+        return all(_is_json(item, depth + 1) for item in value)
+    if kind is dict:
+        return all(type(key) is str and _is_json(item, depth + 1) for key, item in value.items())
+    if kind is float:
+        return isfinite(value)
+    return kind is str or kind is int or kind is bool or value is None
+
+
 class History:
     """Short-history tables in a tournament, after branch predictors (McFarling 1993).
 
@@ -120,16 +150,22 @@ class History:
     name = "history"
     MAX_CONTEXTS = 4096
 
+    #: Contexts that go from one process to the next, the latest of those that can be written down.
+    SAVED_CONTEXTS = 512
+
     def __init__(self, order: int = 3) -> None:
         self._order = order
-        self._tables: dict[tuple[str, int, Hashable], _Outcomes] = {}
+        self._tables: dict[_Context, _Outcomes] = {}
         self._scores: dict[tuple[str, int], float] = {}
+        self._earlier: dict[
+            tuple[str, int, str], _Outcomes
+        ] = {}  # of an earlier process, by digests of contexts
 
     def predict(self, call: GuessedCall) -> Sequence[Prediction]:
         speaking = [
             (self._scores.get((call.site, table), 0.5), table, outcomes)
             for table, key in self._contexts(call)
-            if (outcomes := self._tables.get(key)) is not None and outcomes.counts
+            if (outcomes := self._outcomes(key)) is not None and outcomes.counts
         ]
         if not speaking:
             return ()
@@ -143,7 +179,7 @@ class History:
     def learn(self, call: GuessedCall, outcome: Any) -> None:
         key = freeze(outcome)
         for table, context in self._contexts(call):
-            outcomes = self._tables.get(context)
+            outcomes = self._outcomes(context)
             if outcomes is None:
                 if len(self._tables) >= self.MAX_CONTEXTS:
                     self._tables.pop(next(iter(self._tables)))
@@ -154,9 +190,37 @@ class History:
                 self._scores[call.site, table] = score + 0.1 * (float(right) - score)
             outcomes.add(outcome)
 
-    def _contexts(self, call: GuessedCall) -> list[tuple[int, tuple[str, int, Hashable]]]:
+    def _outcomes(self, context: _Context) -> _Outcomes | None:
+        outcomes = self._tables.get(context)
+        if outcomes is None and self._earlier:
+            outcomes = self._earlier.pop(_saved_as(context), None)
+            if outcomes is not None:
+                self._tables[context] = outcomes
+        return outcomes
+
+    # -- between processes -----------------------------------------------------------------------------
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON types: the latest contexts whose outcomes are JSON, and how well tables did."""
+        saved: list[Any] = [
+            [*context, rows] for context, outcomes in self._earlier.items() if (rows := outcomes.as_rows())
+        ]
+        for context, outcomes in self._tables.items():
+            if contains_identity(context[2]) is None and (rows := outcomes.as_rows()):
+                saved.append([*_saved_as(context), rows])
+        scores = [[*place, score] for place, score in self._scores.items()]
+        return {"contexts": saved[-self.SAVED_CONTEXTS :], "scores": scores}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take over what `as_dict` of an earlier process gave."""
+        for site, length, digested, rows in saved["contexts"]:
+            self._earlier[site, length, digested] = _Outcomes(rows)
+        for site, table, score in saved["scores"]:
+            self._scores[site, table] = score
+
+    def _contexts(self, call: GuessedCall) -> list[tuple[int, _Context]]:
         arguments = (freeze(call.args), freeze(call.kwargs))
-        contexts: list[tuple[int, tuple[str, int, Hashable]]] = [(-1, (call.site, -1, arguments))]
+        contexts: list[tuple[int, _Context]] = [(-1, (call.site, -1, arguments))]
         for length in range(min(self._order, len(call.outcomes)) + 1):
             recent = call.outcomes[len(call.outcomes) - length :]
             contexts.append((length, (call.site, length, freeze(recent))))

@@ -83,7 +83,7 @@ class GatewayService:
         return [*(name for spec in named for name in (spec.name, *spec.aliases)), *self.gateway.routes]
 
     def health(self) -> tuple[int, dict[str, Any]]:
-        """200 while every model can be served; load balancers in front stop sending otherwise."""
+        """200 while every model and route can be served; load balancers in front stop sending otherwise."""
         gateway = self.gateway
         routes = {name: route.health() for name, route in gateway.routes.items()}
         more = {"routes": routes} if routes else {}
@@ -91,6 +91,8 @@ class GatewayService:
             return 503, {"status": "draining", **more}
         if not gateway.ready:
             return 503, {"status": "no replica is up for some model", **more}
+        if not all(any(places.values()) for places in routes.values()):
+            return 503, {"status": "no place is up for some route", **more}
         return 200, {"status": "ok", **more}
 
     def load(self, in_full: bool) -> dict[str, Any]:
