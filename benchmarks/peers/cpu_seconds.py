@@ -1,12 +1,13 @@
 """Weighbridge and llama-server on one file, by the CPU time of a token: a comparison for machines that are not idle.
 
-    python benchmarks/peers/cpu_seconds.py FILE.gguf [--rounds 3] [--kernels avx2] [--ours "--dtype float32"]
+    python benchmarks/peers/cpu_seconds.py FILE.gguf [--rounds 3] [--clients 16] [--kernels avx2] [--ours "..."]
 
 Both servers run at once with one thread each and are asked in turn (A B A B). What counts is the time that their
 threads were on a core, which other work on the machine disturbs little (it takes a share of caches and of memory
 bandwidth), never the time on the clock. Decode: an answer of 33 tokens to a prompt of some 12, less one of 1.
-Prompt: one of some 300, less the short one. Prompts are random, speculation is off. Linux. Last, resident memory
-and its peak.
+Prompt: one of some 300, less the short one. Clients: --clients of them at once, answers of 33 tokens to such short
+prompts, prompts included, as llama-server may have begun some when others still come. Prompts are random, speculation
+is off. Linux. Last, resident memory and its peak.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +73,14 @@ class Peer:
             used = json.load(answer)["usage"]
         return self.cpu_seconds() - before, used["prompt_tokens"]
 
+    def ask_together(self, clients: int, words: int, tokens: int) -> float:
+        """CPU seconds of as many answers at once."""
+        before = self.cpu_seconds()
+        with ThreadPoolExecutor(clients) as pool:
+            for done in [pool.submit(self.ask, words, tokens) for _ in range(clients)]:
+                done.result()
+        return self.cpu_seconds() - before
+
     def memory(self) -> str:
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return ", ".join(" ".join(line.split()) for line in lines if line.startswith(("VmRSS", "VmHWM")))
@@ -101,6 +111,7 @@ def main() -> None:
     )
     parser.add_argument("file", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--kernels", default="", help="instruction set of Weighbridge's kernels")
     parser.add_argument("--ours", default="", help="more options of `weighbridge serve`")
     options = parser.parse_args()
@@ -112,7 +123,7 @@ def main() -> None:
         str(HERE / "llama_server.py"),
         file,
         str(free_port()),
-        "1",
+        str(options.clients),
         "1",
     ]
     settings = {"OMP_NUM_THREADS": "1", "WEIGHBRIDGE_KERNELS": options.kernels}
@@ -121,14 +132,28 @@ def main() -> None:
             stack.enter_context(running("weighbridge", ours, settings)),
             stack.enter_context(running("llama-server", peer, {})),
         ]
-        report(peers, options.rounds)
+        for peer in peers:
+            peer.ask(SHORT, 4)
+        if options.clients > 1:
+            together(peers, options.rounds, options.clients)
+        else:
+            alone(peers, options.rounds)
 
 
-def report(peers: list[Peer], rounds: int) -> None:
+def together(peers: list[Peer], rounds: int, clients: int) -> None:
+    found: dict[str, list[float]] = {peer.name: [] for peer in peers}
+    for _ in range(rounds):
+        for peer in peers:
+            found[peer.name].append(clients * ANSWER / peer.ask_together(clients, SHORT, ANSWER))
+            print(f"{peer.name:13} {clients} clients {found[peer.name][-1]:6.1f}", flush=True)
+    print("\nmedians, tokens per CPU second")
+    for peer in peers:
+        print(f"{peer.name:13} {clients} clients {statistics.median(found[peer.name]):6.1f}  {peer.memory()}")
+
+
+def alone(peers: list[Peer], rounds: int) -> None:
     decode: dict[str, list[float]] = {peer.name: [] for peer in peers}
     prompt: dict[str, list[float]] = {peer.name: [] for peer in peers}
-    for peer in peers:
-        peer.ask(SHORT, 4)
     for _ in range(rounds):
         for peer in peers:
             short, short_tokens = peer.ask(SHORT, 1)

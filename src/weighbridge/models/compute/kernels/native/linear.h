@@ -46,7 +46,7 @@ struct LinearArgs {
   Producer producer;  // of x
 };
 
-// A rounded token keeps, per group, 32 codes and six numbers of 32 bits: see linear_activations.h.
+// A rounded token keeps, per group, 32 codes and up to six numbers of 32 bits: see linear_activations.h.
 constexpr int64_t bytes_per_rounded_group = columns_per_group + 6 * 4;
 
 // Scratch that one token takes once it is laid out for the inner loop.

@@ -15,13 +15,15 @@ namespace weighbridge::WB_ISA {
 // The numbers behind the codes of a group of M rounded tokens: see linear_activations.h.
 template <int M>
 struct TokenNumbers {
-  const uint8_t *scales, *weighted_sums, *offsets, *first_pairs, *second_pairs, *pairs;
+  const uint8_t *scales, *weighted_sums, *offsets;
+  const uint8_t *first_offsets;                       // with AVX-512
+  const uint8_t *first_pairs, *second_pairs, *pairs;  // without
 };
 
 template <int M>
 WB_INLINE TokenNumbers<M> numbers_of(const uint8_t *group) {
   const uint8_t *at = group + M * columns_per_group;
-  return {at, at + M * 4, at + M * 8, at + M * 12, at + M * 16, at + M * 20};
+  return {at, at + M * 4, at + M * 8, at + M * 12, at + M * 12, at + M * 16, at + M * 20};
 }
 
 }  // namespace weighbridge::WB_ISA
@@ -90,9 +92,10 @@ WB_INLINE __m512 load_signed_bytes(const uint8_t *p) {
 template <Form F, int M>
 WB_INLINE __m512i start(const TokenNumbers<M> &numbers, int m, int half) {
   if (zero_of(F) == 0 || zero_as_minimum(F)) return _mm512_setzero_si512();
-  if (zero_of(F) == 128) return broadcast(numbers.offsets + m * 4);
-  const uint8_t *pairs = half == 0 ? numbers.first_pairs : numbers.second_pairs;
-  return _mm512_madd_epi16(broadcast(pairs + m * 4), _mm512_set1_epi16(1));  // -32 * both of them
+  const __m512i offset = broadcast(numbers.offsets + m * 4);
+  if (zero_of(F) == 128) return offset;
+  const __m512i first = broadcast(numbers.first_offsets + m * 4);
+  return _mm512_srai_epi32(half == 0 ? first : _mm512_sub_epi32(offset, first), 2);  // 32 is a quarter of 128
 }
 
 template <int M, Form F>
@@ -155,7 +158,7 @@ void multiply_codes(const uint8_t *codes, const uint8_t *scales, const uint8_t *
       }
       codes += layout.code_bytes;
       scales += layout.scale_bytes;
-      tile += M * bytes_per_rounded_group;
+      tile += M * bytes_per_token_group;
     }
   }
   WB_UNROLL_TOKENS for (int m = 0; m < M; m++) _mm512_storeu_ps(sums[m], total[m]);
@@ -220,7 +223,7 @@ void multiply_codes(const uint8_t *codes, const uint8_t *scales, const uint8_t *
       }
       codes += layout.code_bytes;
       scales += layout.scale_bytes;
-      tile += M * bytes_per_rounded_group;
+      tile += M * bytes_per_token_group;
     }
   }
   std::memcpy(sums, total, sizeof total);

@@ -236,7 +236,7 @@ WB_INLINE void multiply_octets(const uint8_t *codes, const uint8_t *scales, int 
                          lines_of<F, R>(scales + first_row * 2, scales + first_row, d, dmin));
       codes += layout.code_bytes;
       scales += layout.scale_bytes;
-      tile += M * bytes_per_rounded_group;
+      tile += M * bytes_per_token_group;
     }
     if constexpr (by_factor(F)) {
       WB_UNROLL for (int r = 0; r < R; r++)
