@@ -212,12 +212,17 @@ async def test_a_name_that_is_left_out_is_the_one_that_the_server_has() -> None:
 
 async def test_llama_server_as_people_start_it_comes_up() -> None:
     slots = [{"id": 0, "is_processing": True}, {"id": 1, "is_processing": False}]
-    one = Backend("one", dialect="llama-server", pages={"/metrics": (501, {}), "/slots": slots, "/props": {}})
+    one = Backend(
+        "one",
+        dialect="llama-server",
+        pages={"/metrics": (501, {}), "/slots": slots, "/props": {"total_slots": 2}},
+    )
     closed = {"/metrics": (501, {}), "/slots": (501, {})}
     other = Backend("other", dialect="llama-server", pages=closed)
     async with fleet(one, other) as front:
         await until(lambda: front.gateway.member("other")[1].heard)
         assert front.gateway.member("one")[1].last_report.running_requests == 1
+        assert front.gateway.member("one")[1].state.experience.seats.count == 2
         assert await statuses(front, 2) == [200] * 2
 
 
@@ -374,7 +379,7 @@ def test_pages_as_servers_write_them() -> None:
     assert not sglang.can[Ability.TOOLS]
     assert not sglang.can[Ability.EMBEDDINGS]
     tgi = told("tgi", info={"max_total_tokens": 4096, "max_concurrent_requests": 128, "version": "3.3"})
-    assert (tgi.context, tgi.seats, tgi.can) == (4096, 128, {Ability.EMBEDDINGS: False})
+    assert (tgi.context, tgi.seats, tgi.can) == (4096, None, {Ability.EMBEDDINGS: False})
     ours = told("weighbridge", load={"abilities": {"tools": False, "vision": 7, "flying": True}})
     assert ours.can == {Ability.TOOLS: False}
     router = told("openai", models=listing("m", context_length=131072))

@@ -272,6 +272,7 @@ class Member:
         self.last_report = report
         if report.told is not None and report.told != self.told:
             self._take_in(report.told)
+            self.state.experience.seats.tell(report.told.seats)
         if report.told is not None:
             self._check_name(report.at)
         given = self.spec.capacity

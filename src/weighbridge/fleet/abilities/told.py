@@ -248,8 +248,7 @@ def tgi_info(page: Any, model: str) -> Told:
         can = {Ability.EMBEDDINGS: False}
     context = _count(page.get("max_total_tokens")) or _count(page.get("max_input_length"))
     return Told(
-        context=context,
-        seats=_count(page.get("max_concurrent_requests")),
+        context=context,  # `max_concurrent_requests` is how many may wait, and not how many are worked on
         can=can,
         version=str(page.get("version", "")),
     )

@@ -93,14 +93,21 @@ class ServedAtOnce:
     first token comes soon after one anyway: the more there are, the more often it has to be so.
     """
 
-    __slots__ = ("_firsts", "_lower", "_lower_waits", "_waits", "count", "expected", "most")
+    __slots__ = ("_firsts", "_lower", "_lower_waits", "_told", "_waits", "count", "expected", "most")
 
     def __init__(self) -> None:
         self.count: int | None = None  # how many; None where nothing says that they are few
         self.expected = 1  # how many; where nothing says so, one more than were seen, to find out
         self.most = 0  # streams at a time, as many as there ever were
+        self._told: int | None = None  # how many, by its own account
         self._waits = 0  # first tokens that waited for a seat when there were as many
         self._lower = self._lower_waits = self._firsts = 0  # the same of the last first tokens
+
+    def tell(self, seats: int | None) -> None:
+        """Take over how many it says there are; None: it says nothing, and what first tokens show counts."""
+        self._told = seats
+        if seats is not None:
+            self.count = self.expected = seats
 
     def first_token(self, streams: int, *, waited: bool) -> None:
         """Learn from a first token that made it so many streams; `waited`: it was begun only at another's end."""
@@ -111,7 +118,8 @@ class ServedAtOnce:
             self._lower = self._lower_waits = self._firsts = 0
         else:
             self._below(streams, waited)
-        self.count = self.most if _enough(self._waits, self.most) else None
+        learned = self.most if _enough(self._waits, self.most) else None
+        self.count = learned if self._told is None else self._told
         self.expected = self.count or self.most + 1
 
     def _below(self, streams: int, waited: bool) -> None:
