@@ -107,6 +107,7 @@ COMMON = {
     "DELETE /api/delete": CALLERS,
 }
 GATEWAY = COMMON | {
+    "GET /admin/changes": OPERATOR,
     "GET /admin/replicas": OPERATOR,
     "POST /admin/replicas": OPERATOR,
     "DELETE /admin/replicas/{replica}": OPERATOR,

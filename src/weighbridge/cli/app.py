@@ -68,6 +68,10 @@ COMMANDS: dict[str, Command | Group] = {
         "weighbridge.cli.ticket:ticket",
         "Show a request's ticket, or list the most recent tickets of a running server.",
     ),
+    "audit": Command(
+        "weighbridge.cli.state.audit:audit",
+        "Show what operators changed on a fleet while it ran: when, who, what, from and to.",
+    ),
     "plan": Command(
         "weighbridge.cli.plan:plan",
         "Work out memory, speed and cost of serving MODEL, and the smallest change that makes it fit.",

@@ -40,7 +40,7 @@ class Tab:
         self._number += 1
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": params}))
         while True:
-            message = json.loads(self._socket.recv(timeout=30))
+            message = json.loads(self._socket.recv(timeout=90))
             if message.get("id") == self._number:
                 assert "error" not in message, message
                 found: dict[str, Any] = message["result"]
@@ -80,16 +80,15 @@ class Tab:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def until(self, script: str, timeout: float = 20.0) -> Any:
+    def until(self, script: str, timeout: float = 20.0) -> None:
         """Wait until an expression holds; fail with what the page says when it does not."""
         deadline = time.monotonic() + timeout
-        while not (found := self.run(script)):
+        while not self.run(f"(() => {{ try {{ return !!({script}) }} catch {{ return false }} }})()"):
             assert time.monotonic() < deadline, f"{script}\n{self.text()[:2000]}\n{self.problems}"
             time.sleep(0.05)
-        return found
 
     def text(self) -> str:
-        return str(self.run("document.body.innerText"))
+        return str(self.run("document.body?.innerText"))
 
     def size(self, width: int, height: int, *, phone: bool = False) -> None:
         self.call(

@@ -18,6 +18,7 @@ from weighbridge.routes.difficulty.trained import ROUTER
 from weighbridge.routes.learn.shadow import SHADOW
 from weighbridge.routes.ledger.books import LEDGER
 from weighbridge.server.batch.store import BATCHES
+from weighbridge.server.gateway.changes import CHANGES
 from weighbridge.server.responses.file import RESPONSES
 from weighbridge.state.database import (
     DatabaseSchema,
@@ -43,6 +44,7 @@ _SQLITE = b"SQLite format 3\0"
 _DOCUMENTS: dict[str, tuple[DocumentSchema, bool]] = {
     "prompt_hash": (TICKETS, True),
     "edge_quality": (SHADOW, True),
+    "changed_by": (CHANGES, True),
     "step_cost": (CALIBRATION, False),
     "baseline": (ROUTER, False),
 }

@@ -85,6 +85,7 @@ def read_fleet(root: Section, base: Path, *, needs_models: bool = True) -> Fleet
         retry=_retry(root.section("retry")),
         breaker=_breaker(root.section("breaker")),
         tickets=root.path("tickets", base, must_exist=False),
+        changes_file=root.path("changes_file", base, must_exist=False),
         max_body=_bytes(root, "max_body", 8 << 20),
         drain_timeout=root.number("drain_timeout", 30.0),
         **root.fields(KeepSettings, base),

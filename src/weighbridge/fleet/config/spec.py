@@ -180,5 +180,8 @@ class FleetSpec(KeepSettings):
     retry: RetrySettings = field(default_factory=RetrySettings)
     breaker: BreakerSettings = field(default_factory=BreakerSettings)
     tickets: Path | None = None
+    changes_file: Path | None = (
+        None  # what operators change at run time; None: it lasts until the gateway ends
+    )
     max_body: int = 8 << 20
     drain_timeout: float = 30.0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -13,17 +16,21 @@ from weighbridge.fleet.config.replica import replica_from_json
 from weighbridge.fleet.gateway import Gateway, expanded
 from weighbridge.fleet.pool import Pool
 from weighbridge.server.endpoint import json_response
+from weighbridge.server.gateway.changes import MOST_TOLD, ChangeLog, FleetAct, FleetChange, entry_of
 from weighbridge.wire.body import read_body
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.headers import headers_of
+from weighbridge.wire.identity.callers import peer_of
 from weighbridge.wire.keys import Keys
 
 
 class Admin:
-    def __init__(self, gateway: Gateway, keys: Keys) -> None:
+    def __init__(self, gateway: Gateway, keys: Keys, changes: ChangeLog) -> None:
         self._gateway = gateway
         self._keys = keys
+        self._changes = changes
         self._added = 0
+        self._writing = asyncio.Lock()
 
     async def replicas(self, request: Request) -> Response:
         self._check(request)
@@ -45,20 +52,34 @@ class Admin:
         except msgspec.DecodeError as error:
             raise ApiError(400, f"the request body is not valid JSON: {error}") from error
         pool = self._gateway.pool(str(value.pop("for", "")) if isinstance(value, dict) else "")
-        self._added += 1
-        spec = replica_from_json(value, f"{pool.spec.name}-added-{self._added}")
-        self._check_free([one.name for one in expanded(spec)])
-        members = [pool.add(one) for one in expanded(spec)]
+        specs = expanded(replica_from_json(value, self._new_name(pool)))
+        self._check_free([one.name for one in specs])
+        entry, words = entry_of(value)
+        for one in specs:
+            await self._note(request, FleetAct.ADD, one.name, pool, None, words, entry)
+        members = [pool.add(one) for one in specs]
         now = pool.clock()
         return json_response({"object": "list", "data": [member.as_dict(now) for member in members]}, 201)
 
     async def drain(self, request: Request) -> Response:
         pool, name = self._named(request)
+        await self._note(request, FleetAct.DRAIN, name, pool, _rest(pool, name), "draining")
         return json_response(pool.drain(name).as_dict(pool.clock()))
 
     async def undrain(self, request: Request) -> Response:
         pool, name = self._named(request)
+        await self._note(request, FleetAct.UNDRAIN, name, pool, _rest(pool, name), "takes requests")
         return json_response(pool.undrain(name).as_dict(pool.clock()))
+
+    async def changes(self, request: Request) -> Response:
+        """What was changed, the newest first."""
+        self._check(request)
+        limit = request.query_params.get("limit", "100")
+        if not (limit.isdecimal() and len(limit) <= 4 and 1 <= int(limit) <= MOST_TOLD):
+            raise ApiError(400, f"limit: must be a number from 1 to {MOST_TOLD}", param="limit")
+        data = [asdict(one) for one in self._changes.latest(int(limit))]
+        file = None if self._changes.path is None else str(self._changes.path)
+        return json_response({"object": "list", "file": file, "data": data})
 
     async def remove(self, request: Request) -> Response:
         """Waits for what runs there, at most `timeout` seconds (30)."""
@@ -70,9 +91,36 @@ class Admin:
             timeout = -1.0
         if not 0.0 <= timeout <= 3600.0:
             raise ApiError(400, f"timeout: {given!r} must be seconds from 0 to 3600", param="timeout")
+        await self._note(request, FleetAct.REMOVE, name, pool, _rest(pool, name), None)
         drained = await pool.remove(name, timeout)
         answer: dict[str, Any] = {"removed": name, "drained": drained}
         return json_response(answer)
+
+    async def _note(
+        self,
+        request: Request,
+        act: FleetAct,
+        name: str,
+        pool: Pool,
+        before: str | None,
+        after: str | None,
+        entry: dict[str, Any] | None = None,
+    ) -> None:
+        """Write a change down before it is made. Raises NotWritten."""
+        who = f"operator at {peer_of(request.scope).address or 'an unknown address'}"
+        change = FleetChange(time.time(), who, act, name, pool.spec.name, before, after, entry)
+        async with self._writing:
+            await asyncio.to_thread(self._changes.write, change)
+        if name not in pool.members and act is not FleetAct.ADD:  # somebody else was quicker
+            raise ApiError(404, f"the replica {name!r} is gone", code="replica_not_found", param="replica")
+
+    def _new_name(self, pool: Pool) -> str:
+        """A name that nobody has or had lately."""
+        while True:
+            self._added += 1
+            name = f"{pool.spec.name}-added-{self._added}"
+            if name not in pool.members:
+                return name
 
     def _check(self, request: Request) -> None:
         self._keys.check_admin(headers_of(request.headers.raw))
@@ -93,3 +141,7 @@ class Admin:
                 raise ApiError(
                     409, f"a replica called {name!r} is there already; choose another name", param="name"
                 )
+
+
+def _rest(pool: Pool, name: str) -> str:
+    return "draining" if pool.members[name].draining else "takes requests"

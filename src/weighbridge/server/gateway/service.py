@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -16,12 +17,15 @@ from weighbridge.routes.ledger.keeper import UsageKeeper
 from weighbridge.server.endpoint import Audience, ChatTokenizer, Endpoint, NoTokenizer
 from weighbridge.server.gateway.admin import Admin
 from weighbridge.server.gateway.behind import asked_behind
+from weighbridge.server.gateway.changes import ChangeLog, made_again
 from weighbridge.server.gateway.metrics import GatewayMetrics
 from weighbridge.server.watching.gateway_view import GatewayView
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.journey import HeaderList, Journey
 from weighbridge.wire.keys import ApiKey, Keys
+
+log = logging.getLogger("weighbridge.fleet")
 
 
 def _kept_in_memory(gateway: Gateway) -> UsageKeeper:
@@ -43,6 +47,7 @@ class GatewayService:
         self.access = self.keeping = spec
         self.max_body = spec.max_body
         self.seen = GatewayView(gateway)
+        self.changes = ChangeLog(spec.changes_file)
         keys = [
             ApiKey(tenant.name, key.secret, key.expires) for tenant in spec.tenants for key in tenant.keys
         ]
@@ -56,6 +61,8 @@ class GatewayService:
 
     async def start(self) -> None:
         await self.gateway.start()
+        for sentence in made_again(self.gateway, self.changes.standing):
+            log.warning(sentence)
 
     async def stop(self) -> None:
         await self.gateway.close()
@@ -143,8 +150,9 @@ class GatewayService:
         return {}
 
     def endpoints(self) -> list[Endpoint]:
-        admin = Admin(self.gateway, self.callers.keys)
+        admin = Admin(self.gateway, self.callers.keys, self.changes)
         return [
+            Endpoint("GET", "/admin/changes", admin.changes, Audience.ALL),
             Endpoint("GET", "/admin/replicas", admin.replicas, Audience.ALL),
             Endpoint("POST", "/admin/replicas", admin.add, Audience.ALL),
             Endpoint("DELETE", "/admin/replicas/{replica}", admin.remove, Audience.ALL),

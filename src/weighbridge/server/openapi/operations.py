@@ -229,6 +229,13 @@ OPERATIONS: Mapping[str, Operation] = {
     "GET /metrics": Operation("figures", "For Prometheus.", text=TEXT),
     "GET /v1/experts": Operation("figures", "Which experts of a mixture are used.", None, answers.Anything),
     "POST /v1/experts/reset": Operation("administration", "Count experts anew.", None, answers.Anything),
+    "GET /admin/changes": Operation(
+        "administration",
+        "What was changed at run time, by whom and when.",
+        None,
+        answers.Listing,
+        query=_page(),
+    ),
     "GET /admin/replicas": Operation("administration", "All replicas of a gateway.", None, answers.Anything),
     "POST /admin/replicas": Operation("administration", "Add a replica.", None, answers.Anything),
     "DELETE /admin/replicas/{replica}": _REPLICA,

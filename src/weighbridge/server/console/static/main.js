@@ -2,6 +2,7 @@
 import { Failure, get, key, Lost, setKey } from "./api.js";
 import { chatPage } from "./chat.js";
 import { byId, dialog, field, h } from "./dom.js";
+import { fleetPage } from "./fleet.js";
 import * as format from "./format.js";
 import { forget, listen, live, pace } from "./live.js";
 import { nowPage } from "./now.js";
@@ -11,6 +12,7 @@ const PAGES = [
   { name: "now", title: "Now", made: nowPage, open: (may) => may.look },
   { name: "tickets", title: "Tickets", made: ticketsPage, open: (may) => may.read_tickets },
   { name: "chat", title: "Chat", made: chatPage, open: (may) => may.ask },
+  { name: "fleet", title: "Fleet", made: fleetPage, open: (may) => may.change },
 ];
 const ROLES = { operator: "Operator", watcher: "Watcher", tenant: "Tenant", looker: "This machine", anyone: "No keys asked" };
 let session = null, page = null, leave = () => {}, shownAt = "";

@@ -28,7 +28,7 @@ export function replicas() {
     h("button", { type: "button", onclick: () => { state.down = state.sort === one.key ? !state.down : Boolean(one.n); state.sort = one.key; draw(); } }, one.title))));
   const body = h("tbody");
   const node = h("section", { class: "card", "aria-label": "Replicas" }, h("header", null, h("h2", null, "Replicas"), summary, h("span", { class: "row end" }, search, pick)), map,
-    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of the replicas" }, h("table", null, h("caption", { class: "hide" }, "Replicas"), h("thead", null, head), body)));
+    h("div", { class: "scroll rows", tabindex: "0", role: "region", "aria-label": "Table of the replicas" }, h("table", null, h("caption", { class: "hide" }, "Replicas"), h("thead", null, head), body)));
 
   function draw() {
     const shown = state.all.filter((one) => (!state.standing || one.standing === state.standing) && `${one.name} ${one.model} ${one.why}`.toLowerCase().includes(state.text));

@@ -1,0 +1,272 @@
+"""Every page of the console in a real browser, over real servers: what it shows, runs and asks, and how it is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.doors.doors import Loop
+from tests.fleet.backends import Backend, fleet, serving
+from tests.server.console.chromium import PROGRAM, Tab, browser
+from tests.server.console.hostile import TEXTS
+from tests.server.running import free_port, running, wait_until_ready
+from tests.server.test_roles import CONFIG, KEYS
+from weighbridge.cli.serve.simulated import (
+    ServedEngine,
+    SimulatedMachine,
+    SimulatedServer,
+    assemble_simulated,
+)
+from weighbridge.wire.identity import callers
+
+pytestmark = [pytest.mark.proof, pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium")]
+
+PAGES = ("now", "tickets", "chat")
+ROUTES = """
+routes: {auto: {edge: {url: 'URL/v1', model: m}, cloud: {url: 'URL/v1', model: big}, cascade: {enabled: false}}}
+"""
+
+
+@asynccontextmanager
+async def simulated() -> AsyncIterator[str]:
+    machine = SimulatedMachine(output_length="60", time_scale=0.5)
+    made = assemble_simulated(machine, ServedEngine(max_model_len=2048), SimulatedServer())
+    async with serving(made.app, "on") as url:
+        yield url
+
+
+@asynccontextmanager
+async def gateway(count: int = 1, top: str = "", **behaves: Any) -> AsyncIterator[str]:
+    async with fleet(*(Backend(f"replica-{number}", **behaves) for number in range(count)), top=top) as front:
+        yield front.url
+
+
+@asynccontextmanager
+async def routes() -> AsyncIterator[str]:
+    backend = Backend()
+    async with serving(backend) as url, fleet(config=ROUTES.replace("URL", url)) as front:
+        yield front.url
+
+
+KINDS = {"engine": simulated, "gateway": gateway, "routes": routes}
+
+
+@pytest.fixture
+def tab(tmp_path: Path) -> Iterator[Tab]:
+    folder = tmp_path / "browser"
+    folder.mkdir()
+    with browser(folder) as tab:
+        yield tab
+
+
+def shows(tab: Tab, url: str, page: str) -> None:
+    tab.go(f"{url}/#{page}")
+    tab.until(
+        "document.querySelector('nav a[aria-current]')?.textContent.toLowerCase() === " + json.dumps(page)
+    )
+    tab.until("document.querySelector('#main').children.length > 0")
+
+
+def asked_elsewhere(tab: Tab, url: str) -> list[str]:
+    here = urlsplit(url).netloc
+    return [one for one in tab.requests if urlsplit(one).netloc not in ("", here)]
+
+
+def say(tab: Tab, text: str) -> None:
+    tab.until("document.querySelector('.compose textarea')")
+    tab.run("document.querySelector('.compose textarea').focus()")
+    tab.type(text)
+    tab.press("Enter")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_page_shows_every_kind_of_server_and_asks_nobody_else(kind: str, tab: Tab) -> None:
+    with Loop(KINDS[kind]()) as url:
+        for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light")):
+            tab.size(width, 844, phone=width < 700)
+            tab.colours(scheme)
+            for page in PAGES:
+                shows(tab, url, page)
+                assert tab.run("document.documentElement.scrollWidth") <= width, (page, width)
+        tab.until("document.querySelector('#pulse').classList.contains('ok')")
+        assert tab.problems == []
+        assert asked_elsewhere(tab, url) == []
+
+
+def test_a_chat_is_answered_stopped_changed_asked_again_and_kept(tab: Tab) -> None:
+    with Loop(simulated()) as url:
+        shows(tab, url, "chat")
+        say(tab, "Tell me *something*")
+        tab.until("document.querySelector('.compose button').textContent === 'Stop'")
+        tab.until("document.querySelector('.figures')?.textContent.includes('tok/s')")
+        assert "60 tokens" in tab.text()
+        answer = "document.querySelectorAll('article.turn').length"
+        say(tab, "And more")
+        tab.until(f"{answer} === 2 && document.querySelectorAll('article .tail')[1].textContent")
+        tab.run("document.querySelector('.compose button').click()")
+        tab.until("document.body.innerText.includes('stopped')")
+        tab.run(
+            "[...document.querySelectorAll('button')].filter(one => one.textContent === 'Regenerate')[0].click()"
+        )
+        tab.until(f"{answer} === 1 && document.querySelectorAll('.figures').length === 1")
+        tab.run("[...document.querySelectorAll('button')].find(one => one.textContent === 'Edit').click()")
+        tab.run("document.querySelector('.turn textarea').value = 'Something else'")
+        tab.run(
+            "[...document.querySelectorAll('button')].find(one => one.textContent === 'Send again').click()"
+        )
+        tab.until(
+            "document.querySelector('.turn.user .said')?.textContent === 'Something else'"
+            " && document.querySelector('.figures')"
+        )
+        tab.call("Page.reload")
+        tab.until("document.querySelector('aside li a')")
+        tab.run("document.querySelector('aside li a').click()")
+        tab.until("document.querySelector('.turn.user .said')?.textContent === 'Something else'")
+        tab.run("[...document.querySelectorAll('a')].find(one => one.textContent === 'Ticket').click()")
+        tab.until(
+            "document.body.innerText.includes('Where its time went')"
+            " && document.querySelectorAll('.track i').length >= 2"
+        )
+        assert tab.problems == []
+
+
+def test_a_message_that_was_refused_spoils_no_other(tab: Tab) -> None:
+    with Loop(simulated()) as url:
+        shows(tab, url, "chat")
+        say(tab, "x" * 9000)
+        tab.until("document.querySelector('.turn .error')?.textContent.includes('context')")
+        say(tab, "short")
+        tab.until(
+            "document.querySelectorAll('.figures').length === 2 && document.body.innerText.includes('tok/s')"
+        )
+
+
+def test_hostile_texts_run_nothing_ask_nobody_and_style_nothing(tab: Tab) -> None:
+    """As the server renders them; and as they are, as if it did not, past the page's own list of elements."""
+    with Loop(gateway()) as url:
+        shows(tab, url, "chat")
+        for raw in (False, True):
+            ran = tab.run(
+                "(async () => { const { fill } = await import('/console/markup.js');"
+                f"for (const text of {json.dumps(TEXTS)}) {{ const place = document.createElement('div');"
+                "document.querySelector('#main').append(place);"
+                f"fill(place, {json.dumps(raw)} ? text : (await (await fetch('/console/api/markdown', {{method: 'POST',"
+                "headers: {'content-type': 'application/json'}, body: JSON.stringify({text})})).json()).html);"
+                "for (const one of place.querySelectorAll('*')) { one.click?.(); one.focus?.(); } }"
+                "await new Promise(after => setTimeout(after, 500));"
+                "return [window.ran ?? null, document.querySelectorAll('#main script, #main iframe, #main img').length,"
+                "location.origin] })()"
+            )
+            assert ran == [None, 0, url], raw
+        assert not [one for one in tab.problems if "dialog" in one]
+        assert asked_elsewhere(tab, url) == []
+
+
+def test_whoever_comes_from_afar_signs_in_with_the_keyboard_alone(
+    tab: Tab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callers, "is_loopback", lambda host: False)
+    with Loop(gateway(top=CONFIG)) as url:
+        tab.go(f"{url}/")
+        tab.until("document.body.innerText.includes('Sign in to look')")
+        tab.run("document.querySelector('#sign').focus()")
+        tab.press("Enter")
+        tab.until("document.querySelector('dialog input') === document.activeElement")
+        tab.type("a wrong key")
+        tab.press("Enter")
+        tab.until("document.querySelector('dialog .error:not([hidden])')")
+        tab.run("document.querySelector('dialog input').value = ''")
+        tab.run("document.querySelector('dialog input').focus()")
+        tab.type(KEYS["tenant"])
+        tab.press("Enter")
+        tab.until("document.querySelector('nav a[aria-current]')?.textContent === 'Now'")
+        assert tab.run("Object.values({...sessionStorage}).length") == 1
+        assert KEYS["tenant"] not in tab.run(
+            "location.href + JSON.stringify({...localStorage}) + document.cookie"
+        )
+        assert tab.run("[...document.querySelectorAll('nav a')].map(one => one.textContent)") == [
+            "Now",
+            "Tickets",
+            "Chat",
+        ]
+        tab.run("document.querySelector('#sign').click()")
+        tab.until("document.body.innerText.includes('Sign in to look')")
+        tab.go(f"{url}/?key={KEYS['watcher']}#now")
+        tab.until("document.body.innerText.includes('Replicas')")
+        assert "key=" not in tab.run("location.href")
+
+
+def test_a_page_that_lost_its_server_says_so_and_is_well_when_it_is_back(tab: Tab) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "weighbridge", "replica", "--simulated", "--port", str(port)]
+    url = f"http://127.0.0.1:{port}"
+    with running(command, 15) as process:
+        wait_until_ready(url, process)
+        shows(tab, url, "now")
+        tab.until("document.querySelector('#pulse').textContent === 'live'")
+        process.kill()
+        process.wait()
+        tab.until("document.body.classList.contains('stale') && !document.querySelector('#banner').hidden")
+        assert "does not answer" in tab.text()
+    with running(command, 15) as process:
+        wait_until_ready(url, process)
+        tab.until("!document.body.classList.contains('stale')")
+
+
+def test_fifty_replicas_are_on_one_screen_and_can_be_found(tab: Tab) -> None:
+    with Loop(gateway(50)) as url:
+        tab.size(1440, 1000)
+        shows(tab, url, "now")
+        tab.until("document.querySelectorAll('.map li').length === 50")
+        assert tab.run("document.querySelector('.map').getBoundingClientRect().bottom") < 1000
+        tab.run(
+            "(() => { const one = document.querySelector('input[type=search]'); one.value = 'replica-17';"
+            "one.dispatchEvent(new Event('input')) })()"
+        )
+        assert tab.run("document.querySelectorAll('.map li').length") == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_serious_stands_in_the_way_of_those_who_read_otherwise(
+    kind: str, tab: Tab, tmp_path: Path
+) -> None:
+    axe = axe_of(tmp_path)
+    with Loop(KINDS[kind]()) as url:
+        for scheme in ("light", "dark"):
+            tab.colours(scheme)
+            for page in PAGES:
+                shows(tab, url, page)
+                if page == "chat" and scheme == "light":
+                    say(tab, "A table, please")
+                    tab.until("document.querySelector('.figures')?.textContent")
+                tab.run(axe)
+                found = tab.run(
+                    "axe.run().then(told => told.violations.map(one => [one.id, one.impact, one.nodes[0].html]))"
+                )
+                assert not [one for one in found if one[1] in ("serious", "critical")], (page, scheme, found)
+
+
+def axe_of(folder: Path) -> str:
+    """The source of axe-core: a copy that is named, or npm's."""
+    given = os.environ.get("AXE_CORE")
+    if given:
+        return Path(given).read_text(encoding="utf-8")
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("there is no npm to bring axe-core")
+    done = subprocess.run(
+        [npm, "install", "--no-audit", "--no-fund", "--prefix", folder, "axe-core"], capture_output=True
+    )
+    if done.returncode:
+        pytest.skip("npm could not bring axe-core")
+    return (folder / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")
