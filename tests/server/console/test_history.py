@@ -98,4 +98,5 @@ def test_it_is_bounded_and_tells_only_what_is_new() -> None:
     for _ in range(KEPT_ITERATIONS + 10):
         steps.add(1.0, 0.01, 3, 1, 50, 53)
     assert [row[0] for row in steps.since(KEPT_ITERATIONS + 7)] == [KEPT_ITERATIONS + at for at in (8, 9, 10)]
-    assert len(steps.since(0)) == 400
+    assert len(steps.since(0)) == KEPT_ITERATIONS
+    assert len(steps.since(0, 7)) == 7

@@ -7,7 +7,7 @@ a second has a fixed number of figures, and times are counted in buckets that ar
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -65,13 +65,12 @@ class Second:
     number: int
     sums: dict[str, float] = field(default_factory=dict)
     levels: dict[str, float] = field(default_factory=dict)
-    times: dict[str, Counter[int]] = field(default_factory=dict)
+    times: dict[str, defaultdict[int, int]] = field(
+        default_factory=lambda: {name: defaultdict(int) for name in _TIMES}
+    )
 
     def add(self, name: str, amount: float) -> None:
         self.sums[name] = self.sums.get(name, 0.0) + amount
-
-    def observe(self, name: str, seconds: float) -> None:
-        self.times.setdefault(name, Counter())[_bucket(seconds)] += 1
 
 
 class ServerHistory:
@@ -101,8 +100,7 @@ class ServerHistory:
     def close(self, number: int, levels: Mapping[str, float], output_tokens: float) -> None:
         """End the second `number`. `output_tokens`: how many were made in it."""
         second = Second(number, levels={name: float(levels.get(name, 0.0)) for name in LEVELS})
-        for ticket in self._pending:
-            _count(second, ticket)
+        _count(second, self._pending)
         for status, count in self._statuses.items():
             refused, failed = status in REFUSALS, status >= 500
             second.add("refused" if refused else "failed" if failed else "bad_requests", count)
@@ -134,9 +132,9 @@ class ServerHistory:
             counts: Counter[int] = Counter()
             found: dict[str, list[float | None]] = {quantile: [] for quantile in _QUANTILES}
             for at, one in enumerate(window):
-                counts.update(one.times.get(name, ()))
+                counts.update(one.times[name])
                 if at >= WINDOW_SECONDS:
-                    counts.subtract(window[at - WINDOW_SECONDS].times.get(name, ()))
+                    counts.subtract(window[at - WINDOW_SECONDS].times[name])
                 if before + at >= first:
                     for quantile, share in _QUANTILES.items():
                         found[quantile].append(_quantile(counts, share))
@@ -144,26 +142,40 @@ class ServerHistory:
         return columns
 
 
-def _count(second: Second, ticket: Ticket) -> None:
-    second.add("finished", 1)
-    second.add("prompt_tokens", ticket.prompt_tokens)
-    second.add("cached_tokens", ticket.cached_tokens)
-    second.add("usd", ticket.cost_usd)
-    ttft = itl = None
-    if ticket.first_token is not None:
-        ttft = max(ticket.first_token - ticket.arrived, 0.0)
-        second.observe("ttft", ttft)
-        if ticket.finished is not None and ticket.output_tokens > ticket.choices:
-            gaps = ticket.output_tokens / ticket.choices - 1
-            itl = max(ticket.finished - ticket.first_token, 0.0) / gaps
-            second.observe("itl", itl)
-    if ticket.finish_reason in ENDED_WELL:
-        in_time = ttft is None or ttft <= GOOD_TTFT_S
-        second.add("good", in_time and (itl is None or itl <= GOOD_ITL_S))
+def _count(second: Second, tickets: Iterable[Ticket]) -> None:
+    """Add up what has ended in a second. It is done for every request, so it takes few steps."""
+    finished = good = prompt = cached = 0
+    usd = 0.0
+    ttfts, itls = second.times["ttft"], second.times["itl"]
+    for ticket in tickets:
+        finished += 1
+        prompt += ticket.prompt_tokens
+        cached += ticket.cached_tokens
+        usd += ticket.cost_usd
+        ttft = gap = 0.0
+        first, ended, output = ticket.first_token, ticket.finished, ticket.output_tokens
+        if first is not None:
+            ttft = first - ticket.arrived
+            ttfts[_bucket(ttft)] += 1
+            if ended is not None and output > ticket.choices:
+                gap = (ended - first) / (output / ticket.choices - 1)
+                itls[_bucket(gap)] += 1
+        if ticket.finish_reason in ENDED_WELL and ttft <= GOOD_TTFT_S and gap <= GOOD_ITL_S:
+            good += 1
+    for name, amount in (
+        ("finished", finished),
+        ("good", good),
+        ("prompt_tokens", prompt),
+        ("cached_tokens", cached),
+    ):
+        second.add(name, amount)
+    second.add("usd", usd)
 
 
 def _bucket(seconds: float) -> int:
-    return min(max(math.ceil(math.log(max(seconds, _LEAST) / _LEAST) / _WIDER), 0), _BUCKETS)
+    if seconds <= _LEAST:
+        return 0
+    return min(math.ceil(math.log(seconds / _LEAST) / _WIDER), _BUCKETS)
 
 
 def _quantile(counts: Mapping[int, int], share: float) -> float | None:
@@ -220,7 +232,7 @@ class Iterations:
         self._count += 1
         self._kept.append(Iteration(self._count, at, seconds, decodes, prompts, prompt_tokens, tokens))
 
-    def since(self, number: int, most: int = 400) -> Sequence[tuple[float, ...]]:
+    def since(self, number: int, most: int = KEPT_ITERATIONS) -> Sequence[tuple[float, ...]]:
         """The rows behind `number`, the oldest first: the latest `most` of them."""
         newest: Iterable[Iteration] = islice(reversed(self._kept), most)
         return [one.as_row() for one in newest if one.number > number][::-1]

@@ -36,7 +36,7 @@ export function fleetPage(main) {
   const path = (name, more = "") => `admin/replicas/${encodeURIComponent(name)}${more}`;
   function row(model, one) {
     const [mood, words] = STANDING[one.standing] ?? ["", one.standing], rests = one.standing === "draining", off = busy === one.name;
-    return [h("td", { class: "cut", title: one.target }, one.name), h("td", { class: "cut" }, model), h("td", { class: "cut", title: one.target }, `${one.kind}, ${one.dialect}`),
+    return [h("td", { class: "cut", title: one.target }, one.name), h("td", { class: "cut" }, model), h("td", { class: "cut", title: one.target }, `${one.dialect}, ${one.target}`),
       h("td", { class: "cut" }, h("span", { class: `tag ${mood}` }, words), one.why && one.why !== one.standing ? h("span", { class: "soft small" }, ` ${one.why}`) : null), format.count(one.requests),
       h("td", { class: "n" }, h("span", { class: "row acts" },
         h("button", { type: "button", disabled: off, onclick: () => (rests ? change(one.name, () => `${one.name} takes requests again.`, () => post(path(one.name, "/undrain"), {}))
