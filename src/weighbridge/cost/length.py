@@ -13,7 +13,8 @@ drift is followed.
 from __future__ import annotations
 
 from collections import OrderedDict
-from itertools import accumulate
+from itertools import accumulate, repeat
+from operator import add, mul, truediv
 
 from weighbridge.cost.weight import OutputEstimate
 
@@ -50,19 +51,23 @@ def bin_edge(index: int) -> int:
 
 
 EDGES = tuple(bin_edge(index) for index in range(NUM_BINS + 1))
+_MIDDLES = tuple((EDGES[i] + EDGES[i + 1] - 1) / 2 for i in range(NUM_BINS))
 
 
 class LengthCurve:
-    """An immutable length distribution that answers in O(log bins). Inside a bin, lengths are spread evenly."""
+    """An immutable length distribution that answers in O(log bins). Inside a bin, lengths are spread evenly.
 
-    __slots__ = ("_at_least", "_cut", "_sum_from", "_weights", "total")
+    A gateway makes many of them, some only to be the prior of others: sums are formed without a step of Python for
+    each bin, and those that only answers need when something is asked.
+    """
+
+    __slots__ = ("_at_least", "_cut", "_sums_from", "_weights", "total")
 
     def __init__(self, weights: list[float]) -> None:
         """`weights`: how often each bin was seen, `NUM_BINS` of them."""
-        middles = [(EDGES[i] + EDGES[i + 1] - 1) / 2 for i in range(NUM_BINS)]
         self._weights = tuple(weights)
-        self._at_least = (*_suffix_sums(weights), 0.0)
-        self._sum_from = (*_suffix_sums([w * m for w, m in zip(weights, middles, strict=True)]), 0.0)
+        self._at_least = _suffix_sums(weights)
+        self._sums_from: list[float] | None = None
         self.total = self._at_least[0]
         self._cut = (-1, 0.0, 0.0)  # the last `max_tokens` asked for, and its tail: it is mostly the same
 
@@ -77,7 +82,10 @@ class LengthCurve:
         share = min(max((high - tokens) / (high - low), 0.0), 1.0)
         weight = share * self._weights[index]
         length = (max(tokens, low) + high - 1) / 2
-        return self._at_least[index + 1] + weight, self._sum_from[index + 1] + weight * length
+        sums = self._sums_from
+        if sums is None:
+            sums = self._sums_from = _suffix_sums(list(map(mul, self._weights, _MIDDLES)))
+        return self._at_least[index + 1] + weight, sums[index + 1] + weight * length
 
     def mean(self, max_tokens: int) -> float:
         """Expected output, cut at `max_tokens`."""
@@ -124,7 +132,10 @@ class LengthCurve:
 
 
 def _suffix_sums(values: list[float]) -> list[float]:
-    return list(accumulate(reversed(values)))[::-1]
+    """The sum from each of `values` on, and 0 behind the last."""
+    sums = list(accumulate(reversed(values), initial=0.0))
+    sums.reverse()
+    return sums
 
 
 class LengthHistogram:
@@ -156,8 +167,8 @@ class LengthHistogram:
     def shrunk_to(self, prior: LengthCurve) -> LengthCurve:
         """Its samples, and `PRIOR_SAMPLES` more that are shaped as `prior`."""
         share = PRIOR_SAMPLES / prior.total if prior.total > 0.0 else 0.0
-        pairs = zip(self._weights, prior.weights, strict=True)
-        return LengthCurve([own / self._scale + share * other for own, other in pairs])
+        own = map(truediv, self._weights, repeat(self._scale))
+        return LengthCurve(list(map(add, own, map(mul, repeat(share), prior.weights))))
 
 
 def _vague() -> LengthCurve:

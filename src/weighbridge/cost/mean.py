@@ -21,6 +21,9 @@ class Mean:
     def add(self, value: float) -> None:
         self.count += 1
         weight = self.weight
-        if self._plain and self.count * weight < 1.0:
-            weight = 1.0 / self.count
+        if self._plain:
+            if self.count * weight < 1.0:
+                weight = 1.0 / self.count
+            else:
+                self._plain = False
         self.value += weight * (value - self.value)
