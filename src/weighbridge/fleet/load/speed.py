@@ -13,15 +13,18 @@ Pure: no clock; whoever observes hands in how long it took.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 
 from weighbridge.cost.mean import Mean
+from weighbridge.cost.non_negative import ALL, AT, PAIRS, SUMS, WIDTH, Five, Free, solve
 from weighbridge.cost.step import StepCost
 
 #: Observations of a kind after which an older one counts less by a factor e.
 MEMORY = 40.0
 FADE = 1.0 - 1.0 / MEMORY
+#: What sums may have grown to until they are made smaller.
+MOST_GROWN = 1e12
 #: What a usual observation is off by, as a share: a proportion of the prior weighs as much as one observation that
 #: is off by all of it.
 NOISE = 0.2
@@ -45,19 +48,25 @@ LEAST_STEP = 0.01
 #: Observations, one of them a first token, after which a speed counts as known.
 ENOUGH = 3
 
-WIDTH = 5
 _ANSWER, _TOKEN, _STEP, _BESIDE, _PAIR = range(WIDTH)
-_PRIOR = (
-    (_ANSWER, LIKELY["answer"]),
-    (_TOKEN, LIKELY["token"]),
-    (_BESIDE, LIKELY["beside"]),
-    (_PAIR, LIKELY["pair"]),
+#: Of each quantity with a prior: its place, what it is likely to be and by how much off, and where in the sums its own
+#: product stands and that with a step.
+_PRIOR = tuple(
+    (place, *LIKELY[name], AT[place][place], AT[place][_STEP])
+    for name, place in (("answer", _ANSWER), ("token", _TOKEN), ("beside", _BESIDE), ("pair", _PAIR))
 )
+_STEPS = AT[_STEP][_STEP]
+_ALONE = (LIKELY["answer"][0], LIKELY["token"][0], 1.0, LIKELY["beside"][0], LIKELY["pair"][0])
 _OFF = math.log(OFF)
-Row = tuple[float, float, float, float, float]
-#: Which parts of a row each sum of products is of, and where in the sums each pair stands.
-_PAIRS = tuple((i, j) for i in range(WIDTH) for j in range(i, WIDTH))
-_AT = [[_PAIRS.index((min(i, j), max(i, j))) for j in range(WIDTH)] for i in range(WIDTH)]
+Row = Five
+#: Where the sums stand that a stream without a prompt beside adds to: steps, what was beside them, and the seconds.
+_OF_STREAM = (
+    AT[_STEP][_STEP],
+    AT[_STEP][_BESIDE],
+    AT[_BESIDE][_BESIDE],
+    len(PAIRS) + _STEP,
+    len(PAIRS) + _BESIDE,
+)
 
 
 @dataclass(slots=True)
@@ -82,32 +91,53 @@ class Observed:
 
 @dataclass(slots=True)
 class _Kind:
-    """Sums over the observations of one kind, fading: the products of a row's parts, then those with its seconds."""
+    """Sums over the observations of one kind: the products of a row's parts, then those with its seconds.
+
+    The older ones fade: each new one weighs `1 / FADE` times as much as the one before, and all of them `grown` times
+    what they should.
+    """
 
     sums: list[float]
-    count: int
-
-    @staticmethod
-    def empty() -> _Kind:
-        return _Kind([0.0] * (len(_PAIRS) + WIDTH), 0)
+    count: int = 0
+    grown: float = 1.0
 
     def add(self, row: Row, seconds: float, expected: float) -> None:
-        weight = 1.0 / (expected * NOISE) ** 2
-        a, t, s, b, p = row
-        wa, wt, ws, wb, wp = weight * a, weight * t, weight * s, weight * b, weight * p
-        of_one = (wa * a, wa * t, wa * s, wa * b, wa * p, wt * t, wt * s, wt * b, wt * p)
-        of_parts = (ws * s, ws * b, ws * p, wb * b, wb * p, wp * p)
-        of_seconds = (wa * seconds, wt * seconds, ws * seconds, wb * seconds, wp * seconds)
-        new = of_one + of_parts + of_seconds
-        fade = FADE
-        self.sums = [fade * before + one for before, one in zip(self.sums, new, strict=True)]
         self.count += 1
+        self.grown = grown = self.grown / FADE
+        weight = grown / (expected * NOISE) ** 2
+        a, t, s, b, p = row
+        ws, wb = weight * s, weight * b
+        sums = self.sums
+        if not (a or t or p):
+            ss, sb, bb, of_s, of_b = _OF_STREAM
+            sums[ss] += ws * s
+            sums[sb] += ws * b
+            sums[bb] += wb * b
+            sums[of_s] += ws * seconds
+            sums[of_b] += wb * seconds
+        else:
+            wa, wt, wp = weight * a, weight * t, weight * p
+            aa, at, as_, ab, ap, tt, ts, tb, tp, ss, sb, sp, bb, bp, pp, ra, rt, rs, rb, rp = sums
+            of_one = [aa + wa * a, at + wa * t, as_ + wa * s, ab + wa * b, ap + wa * p]
+            of_token = [tt + wt * t, ts + wt * s, tb + wt * b, tp + wt * p]
+            of_rest = [ss + ws * s, sb + ws * b, sp + ws * p, bb + wb * b, bp + wb * p, pp + wp * p]
+            of_time = [
+                ra + wa * seconds,
+                rt + wt * seconds,
+                rs + ws * seconds,
+                rb + wb * seconds,
+                rp + wp * seconds,
+            ]
+            self.sums = of_one + of_token + of_rest + of_time
+        if grown > MOST_GROWN:
+            self.sums = [value / grown for value in self.sums]
+            self.grown = 1.0
 
     def scale(self, factor: float) -> None:
         """Have all of it been `factor` times slower, and less certain."""
         products = LEFT / factor**2
         self.sums = [value * products for value in self.sums]
-        self.sums[len(_PAIRS) :] = [value * factor for value in self.sums[len(_PAIRS) :]]
+        self.sums[len(PAIRS) :] = [value * factor for value in self.sums[len(PAIRS) :]]
 
 
 class SpeedChange:
@@ -148,11 +178,11 @@ class SpeedLearner:
     __slots__ = ("_change", "_cost", "_free", "_kinds", "_times", "_unsolved", "scaled", "spread")
 
     def __init__(self) -> None:
-        self._kinds = (_Kind.empty(), _Kind.empty())  # steps, first tokens
+        self._kinds = (_Kind([0.0] * SUMS), _Kind([0.0] * SUMS))  # steps, first tokens
         self._change = SpeedChange()
-        self._times: list[float] | None = None
+        self._times: Five | None = None
         self._cost: StepCost | None = None  # the same
-        self._free: Sequence[int] = range(WIDTH)  # what was not 0 in the last solution
+        self._free: Free = ALL  # what was not 0 in the last solution
         self._unsolved = 0  # observations since then
         self.spread = Mean(0.05)  # of the squared logarithm of observed over predicted
         self.scaled = 0  # times that all was found to have become slower or quicker
@@ -254,11 +284,11 @@ class SpeedLearner:
         seconds = a * row[0] + t * row[1] + s * row[2] + b * row[3] + p * row[4]
         return seconds if seconds > 1e-9 else 1e-9
 
-    def _alone(self, row: Row, seconds: float) -> list[float]:
+    def _alone(self, row: Row, seconds: float) -> Five:
         """What one observation says with the prior's proportions."""
-        parts = [LIKELY["answer"][0], LIKELY["token"][0], 1.0, LIKELY["beside"][0], LIKELY["pair"][0]]
-        unit = seconds / max(sum([x * part for x, part in zip(row, parts, strict=True)]), 1e-9)
-        return [unit * part for part in parts]
+        unit = seconds / max(sum(map(mul, row, _ALONE)), 1e-9)
+        answer, token, step, beside, pair = _ALONE
+        return unit * answer, unit * token, unit * step, unit * beside, unit * pair
 
     def _heed_change(self, off: float) -> bool:
         """Whether what was seen lately says that all has become slower or quicker; then it is taken to have."""
@@ -269,114 +299,36 @@ class SpeedLearner:
         for kind in self._kinds:
             kind.scale(factor)
         assert self._times is not None
-        self._times = [factor * one for one in self._times]
+        answer, token, step, beside, pair = self._times
+        self._times = factor * answer, factor * token, factor * step, factor * beside, factor * pair
         self.scaled += 1
         return True
 
     def _solve(self) -> None:
+        """Work out anew what is known; where there is no solution, it stays as it was.
+
+        A step takes its share of a prompt token at least: first tokens alone could make it next to nothing, and its
+        proportions would hold all the rest there.
+        """
         assert self._times is not None
         times, unit = self._times, max(self._times[_STEP], 1e-9)
-        sums = [x + y for x, y in zip(self._kinds[0].sums, self._kinds[1].sums, strict=True)]
-        for place, (share, off) in _PRIOR:
-            weight = 1.0 / max(off * unit, times[place]) ** 2  # where it is much more, that is no surprise
-            sums[_AT[place][place]] += weight
-            sums[_AT[place][_STEP]] -= weight * share
-            sums[_AT[_STEP][_STEP]] += weight * share * share
-        self._times, self._free = _non_negative(sums, times, self._free)
+        streams, firsts = self._kinds
+        of_streams, of_firsts = 1.0 / streams.grown, 1.0 / firsts.grown
+        sums = [of_streams * x + of_firsts * y for x, y in zip(streams.sums, firsts.sums, strict=True)]
+        for place, share, off, own, with_step in _PRIOR:
+            least, known = off * unit, times[place]
+            weight = (
+                1.0 / (least if least > known else known) ** 2
+            )  # where it is much more, that is no surprise
+            sums[own] += weight
+            if share:
+                sums[with_step] -= weight * share
+                sums[_STEPS] += weight * share * share
         self._unsolved, self._cost = 0, None
-
-
-def _non_negative(
-    sums: Sequence[float], before: list[float], free: Sequence[int]
-) -> tuple[list[float], Sequence[int]]:
-    """The solution with nothing below 0, and what in it is not 0; `before` where there is none.
-
-    `free`: what was not 0 the last time, and mostly is not this time. A step takes its share of a prompt token at
-    least: first tokens alone could make it next to nothing, and its proportions would hold all the rest there.
-    """
-    right = sums[len(_PAIRS) :]
-    matrix = [[sums[at] for at in line] for line in _AT]
-    found = _over(matrix, right, free)
-    if found is None or not _is_least(matrix, right, found, free):
-        free = range(WIDTH)
-        found = _over(matrix, right, free)
+        found = solve(sums, self._free)
         if found is None:
-            return before, free
-        if min(found) < 0.0:
-            found = _bounded(matrix, right)
-            free = [place for place, value in enumerate(found) if value > 0.0]
-    found[_STEP] = max(found[_STEP], LEAST_STEP * found[_TOKEN], 1e-3 * before[_STEP])
-    return found, free
-
-
-def _is_least(
-    matrix: list[list[float]], right: Sequence[float], found: list[float], free: Sequence[int]
-) -> bool:
-    """Whether nothing is below 0 and nothing that is 0 would help (Karush, Kuhn and Tucker): there is one such."""
-    if min(found) < 0.0:
-        return False
-    if len(free) == WIDTH:
-        return True
-    return all(
-        right[i] - sum([matrix[i][j] * found[j] for j in free]) <= 1e-9 * abs(right[i])
-        for i in range(WIDTH)
-        if i not in free
-    )
-
-
-def _bounded(matrix: list[list[float]], right: Sequence[float]) -> list[float]:
-    """Least squares with nothing below 0 (Lawson and Hanson 1974): quantities come in one by one, the one that helps
-    most first, and go as soon as they would be negative."""
-    at = [0.0] * WIDTH
-    free: list[int] = []
-    for _ in range(12):  # of five, a few do
-        slopes = [right[i] - sum([matrix[i][j] * at[j] for j in range(WIDTH)]) for i in range(WIDTH)]
-        helps = [
-            (slopes[i] / math.sqrt(matrix[i][i]), i)
-            for i in range(WIDTH)
-            if i not in free and matrix[i][i] > 0.0 and slopes[i] > 1e-9 * abs(right[i])
-        ]
-        if not helps:
-            break
-        free.append(max(helps)[1])
-        while (found := _over(matrix, right, free)) is not None and min(found[i] for i in free) <= 0.0:
-            part = min(at[i] / (at[i] - found[i]) for i in free if found[i] <= 0.0)
-            at = [one + part * (other - one) for one, other in zip(at, found, strict=True)]
-            at = [value if i in free and found[i] > 0.0 else max(value, 0.0) for i, value in enumerate(at)]
-            gone = min((i for i in free if found[i] <= 0.0), key=at.__getitem__)
-            free.remove(gone)
-            at[gone] = 0.0
-        if found is None:
-            break
-        at = found
-    return at
-
-
-def _over(matrix: list[list[float]], right: Sequence[float], free: Sequence[int]) -> list[float] | None:
-    """The solution in which only `free` are not 0."""
-    found = _solved([[matrix[i][j] for j in free] for i in free], [right[i] for i in free])
-    if found is None:
-        return None
-    result = [0.0] * WIDTH
-    for value, place in zip(found, free, strict=True):
-        result[place] = value
-    return result
-
-
-def _solved(matrix: list[list[float]], right: list[float]) -> list[float] | None:
-    """Solve a small symmetric system by elimination; None where it is singular."""
-    size = len(right)
-    rows = [[*line, value] for line, value in zip(matrix, right, strict=True)]
-    for i in range(size):
-        pivot = rows[i][i]
-        if not pivot > 1e-12 * abs(matrix[i][i]) or not math.isfinite(pivot):
-            return None
-        for other in rows[i + 1 :]:
-            factor = other[i] / pivot
-            if factor:
-                for j in range(i, size + 1):
-                    other[j] -= factor * rows[i][j]
-    found = [0.0] * size
-    for i in reversed(range(size)):
-        found[i] = (rows[i][size] - sum([rows[i][j] * found[j] for j in range(i + 1, size)])) / rows[i][i]
-    return found
+            self._free = ALL
+            return
+        (answer, token, step, beside, pair), self._free = found
+        step = max(step, LEAST_STEP * token, 1e-3 * times[_STEP])
+        self._times = answer, token, step, beside, pair
