@@ -13,7 +13,7 @@ import uvicorn
 
 from tests.fleet.backends import Quiet, until
 from weighbridge.server import connections
-from weighbridge.server.connections import MOST_GATHERED, BoundedHttp, Gathering, without_upgrade
+from weighbridge.server.connections import BoundedHttp, Gathering, without_upgrade
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -237,33 +237,37 @@ class Written:
         return self.closed
 
 
-async def test_writes_of_one_turn_go_out_together_and_nothing_is_lost_at_the_end() -> None:
+async def test_a_head_goes_out_with_what_follows_at_once_and_nothing_is_lost_at_the_end() -> None:
     written = Written()
     line = Gathering(written, asyncio.get_running_loop())  # type: ignore[arg-type]
-    line.write(b"head")
-    line.write(b"first")
+    line.hold(b"head")
     assert written.writes == []
-    await asyncio.sleep(0)
+    line.write(b"first")
     assert written.writes == [b"headfirst"]
-    line.write(b"x" * MOST_GATHERED)
-    assert len(written.writes) == 1
-    line.write(b"y")  # more than may wait
-    assert written.writes[1:] == [b"x" * MOST_GATHERED + b"y"]
-    line.write(b"last")
+    line.write(b"second")
+    assert written.writes[1:] == [b"second"]
+    await asyncio.sleep(0)
+    assert len(written.writes) == 2
+    line.hold(b"head")
+    line.hold(b", and more of it")
+    await asyncio.sleep(0)  # nothing followed in this turn
+    assert written.writes[2:] == [b"head, and more of it"]
+    line.hold(b"last")
     line.close()
-    assert written.writes[2:] == [b"last"]
+    assert written.writes[3:] == [b"last"]
     assert line.is_closing()
     await asyncio.sleep(0)
-    assert len(written.writes) == 3
+    assert len(written.writes) == 4
 
 
 async def test_what_comes_too_late_for_a_line_is_dropped() -> None:
     written = Written()
     line = Gathering(written, asyncio.get_running_loop())  # type: ignore[arg-type]
-    line.write(b"head")
+    line.hold(b"head")
     written.closed = True
     line.flush()
     line.write(b"more")
+    line.hold(b"and more")
     await asyncio.sleep(0)
     assert written.writes == []
 

@@ -37,8 +37,6 @@ HEAD_SECONDS = 15.0
 BODY_SECONDS = 120.0
 #: Seconds until it is looked again whether a client whose request we held back is late.
 SHORTEST_LOOK = 0.1
-#: Bytes of one answer that wait for the end of a turn of the loop.
-MOST_GATHERED = 64 << 10
 #: Requests that may wait on a connection for the answers of those before them.
 MOST_PIPELINED = 32
 #: Files that are not connections of clients: connections to replicas, models, logs.
@@ -51,33 +49,35 @@ _END = b"\r\n\r\n"
 
 
 class Gathering:
-    """A transport whose writes of one turn of the loop go out together.
+    """A transport that can hold something back until the next write, or the end of this turn of the loop.
 
     An answer's head and its first event are two writes; together they are one system call, and the client wakes once.
     """
 
-    __slots__ = ("_loop", "_parts", "_size", "_transport")
+    __slots__ = ("_held", "_loop", "_transport", "is_closing")
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._held = b""
+        self.is_closing = transport.is_closing
+
+    def hold(self, data: bytes) -> None:
+        """Write `data` together with what comes next, if that comes soon."""
+        if not self._held:
+            self._loop.call_soon(self.flush)
+        self._held += data
 
     def write(self, data: bytes) -> None:
-        if not self._parts:
-            self._loop.call_soon(self.flush)
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size > MOST_GATHERED:  # a writer must feel that its reader is slow
-            self.flush()
+        if self._held:
+            data, self._held = self._held + data, b""
+        if not self.is_closing():  # else nobody is there to read it
+            self._transport.write(data)
 
     def flush(self) -> None:
-        parts = self._parts
-        if parts:
-            self._parts, self._size = [], 0
-            if not self._transport.is_closing():  # else nobody is there to read it
-                self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+        """Write what is held."""
+        if self._held:
+            self.write(b"")
 
     def close(self) -> None:
         self.flush()
@@ -148,6 +148,7 @@ class Exchange(RequestResponseCycle):
     def __init__(self, protocol: BoundedHttp, scope: dict[str, Any], keep_alive: bool) -> None:
         self.scope = scope  # type: ignore[assignment]
         self.transport = protocol.transport
+        self._line = protocol.line
         self.flow = protocol.flow
         self.logger = protocol.logger
         self.access_logger, self.access_log = protocol.access_logger, protocol.access_log
@@ -231,7 +232,7 @@ class Exchange(RequestResponseCycle):
         head = b"\r\n".join(lines)
         if len(head) - len(head.translate(None, _NO_VALUE)) != len(_LINE) * (len(lines) - 1):
             raise RuntimeError("Invalid HTTP header value.")
-        self.transport.write(head + _END)
+        self._line.hold(head + _END)
 
     def _heed(self, name: bytes, value: bytes) -> bool:
         """Take note of a header that says how the body comes; True where it says that the connection closes."""
@@ -330,16 +331,16 @@ class BoundedHttp(HttpToolsProtocol):
         self._unused_since = math.inf  # when the last answer was whole, while nothing has come since
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._line = Gathering(transport, self.loop)
-        super().connection_made(self._line)  # type: ignore[arg-type]
-        self.flow: TimedFlow = TimedFlow(self._line, self.loop)  # type: ignore[arg-type]
+        self.line = Gathering(transport, self.loop)
+        super().connection_made(self.line)  # type: ignore[arg-type]
+        self.flow: TimedFlow = TimedFlow(self.line, self.loop)  # type: ignore[arg-type]
         self._names = names_in(transport.get_extra_info("peercert") or {})
         self._expect(HEAD_SECONDS)
         if len(self.connections) > connection_limit():
             self._make_room()
 
     def eof_received(self) -> None:
-        self._line.flush()  # asyncio closes behind a client that says no more
+        self.line.flush()  # asyncio closes behind a client that says no more
         super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:

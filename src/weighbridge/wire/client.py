@@ -47,12 +47,12 @@ class Response:
     __slots__ = (
         "_connection",
         "_error",
-        "_pieces",
-        "_size",
         "_waiter",
         "answered",
         "ended",
         "headers",
+        "pieces",
+        "size",
         "status",
         "timer",
     )
@@ -65,8 +65,8 @@ class Response:
         self.answered = False
         self.ended = False
         self._connection: _Connection | None = connection
-        self._pieces: list[bytes] = []
-        self._size = 0
+        self.pieces: list[bytes] = []
+        self.size = 0
         self._error: OSError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -92,14 +92,14 @@ class Response:
 
         Raises ConnectionError when the answer broke off, behind what came before.
         """
-        pieces = self._pieces
+        pieces = self.pieces
         while not pieces:
             if self.ended:
                 return b""
             await self._more()
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
-        self._size = 0
+        self.size = 0
         connection = self._connection
         if connection is not None and connection.held_back:
             connection.go_on()
@@ -160,6 +160,10 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, client: HttpClient) -> None:
         self._client = client
+        #: What came of bodies and was not handed over yet. The parser, which asks once for its methods, appends to it
+        #: itself: a stream has a piece for each of its events.
+        self._body: list[bytes] = []
+        self.on_body = self._body.append
         self._parser = HttpResponseParser(self)
         self._response: Response | None = None
         self._head = 0  # bytes so far that are of no body: of headers, and of lines behind the last chunk
@@ -198,10 +202,13 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
+            self._hand_over(response)
             if not response.ended:
                 response.cut(ConnectionError(f"no HTTP: {error}"))
                 return
             self._kept = False  # the answer is whole; what came behind it is nobody's
+        if self._body:
+            self._hand_over(response)
         if self._head > _LARGEST_HEAD:
             response.cut(ConnectionError(f"headers of more than {_LARGEST_HEAD >> 10} KiB"))
         if response.ended:
@@ -218,6 +225,21 @@ class _Connection(asyncio.Protocol):
             response.wake()
         else:
             response.cut(ConnectionResetError(str(error or "closed")))
+
+    def _hand_over(self, response: Response) -> None:
+        """Give what came of its body to the answer; what comes behind its end is nobody's."""
+        pieces = self._body
+        if not pieces:
+            return
+        self._head = 0
+        if not response.ended:
+            piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            response.pieces.append(piece)
+            response.size += len(piece)
+            if response.size > _LARGEST_BUFFER and not self.held_back:
+                self.held_back = True
+                self.transport.pause_reading()
+        pieces.clear()
 
     def _finished(self) -> None:
         self._response = None
@@ -249,18 +271,9 @@ class _Connection(asyncio.Protocol):
         else:
             response.status = status
 
-    def on_body(self, body: bytes) -> None:
-        self._head = 0
-        response = self._response
-        if response is None or response.ended:
-            return
-        response._pieces.append(body)
-        response._size += len(body)
-        if response._size > _LARGEST_BUFFER and not self.held_back:
-            self.held_back = True
-            self.transport.pause_reading()
-
     def on_message_complete(self) -> None:
+        if self._body and self._response is not None:
+            self._hand_over(self._response)
         if self._response is not None and self._response.status:
             self._response.end()
             self._kept = self._kept and self._parser.should_keep_alive()  # it knows until it begins anew
