@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Set
 
 from weighbridge.errors import QueueFull, Refused
@@ -12,6 +13,11 @@ from weighbridge.fleet.desk import NOBODY, Desk, Patience
 from weighbridge.fleet.load.queue import SOON, GatewayQueue
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.policies.policy import Policy
+
+log = logging.getLogger("weighbridge.fleet")
+
+#: Seconds between two looks at those who wait: whether they do in vain, or somebody has room again.
+TICK = 0.05
 
 Lease = desk.Lease[Member]
 
@@ -26,6 +32,7 @@ class Dispatcher:
         self.queue = queue
         self._clock = clock
         self._places: dict[str, asyncio.Future[Lease]] = {}
+        self._beat: asyncio.TimerHandle | None = None  # while somebody waits
 
     @property
     def policy(self) -> Policy:
@@ -49,6 +56,7 @@ class Dispatcher:
         if lease is not None:
             return lease
         place = self._places[arrival.id] = asyncio.get_running_loop().create_future()
+        self._look_soon()
         self.pump()
         return await self._wait(arrival.id, place)
 
@@ -80,8 +88,22 @@ class Dispatcher:
             else:
                 place.set_result(lease)
 
+    def _look_soon(self) -> None:
+        if self._beat is None:
+            self._beat = asyncio.get_running_loop().call_later(TICK, self._look)
+
+    def _look(self) -> None:
+        self._beat = None
+        try:
+            self.tick()
+        except Exception:
+            log.exception("looking after the queue of %s failed", self.desk.model)
+        if self.desk.waiting:
+            self._look_soon()
+
     def tick(self) -> None:
-        """Give up those who wait in vain, and look again at who has room; called now and then."""
+        """Give up those who wait in vain, and look again at who has room; called now and then, and by itself every
+        `TICK` as long as somebody waits."""
         now = self._clock()
         for arrival, missed in self.desk.expire(now):
             self._refuse(arrival.id, missed)
@@ -95,6 +117,9 @@ class Dispatcher:
 
     def refuse_all(self, error: Refused) -> None:
         """Tell everybody who waits `error`."""
+        if self._beat is not None:
+            self._beat.cancel()
+            self._beat = None
         for request_id in self.desk.waiting:
             self.desk.withdraw(request_id)
             self._refuse(request_id, error)

@@ -20,6 +20,7 @@ from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.autoscale import Autoscale
 from weighbridge.fleet.config.spec import EDGE, FleetSpec, ReplicaSpec
 from weighbridge.fleet.desk import Standing
+from weighbridge.fleet.dispatch import TICK
 from weighbridge.fleet.journey import FleetJourney
 from weighbridge.fleet.limits.periods import calendar
 from weighbridge.fleet.limits.rates import Rate
@@ -36,8 +37,9 @@ from weighbridge.wire.journey import Journey, RouteLike
 
 log = logging.getLogger("weighbridge.fleet")
 
-#: Seconds between two looks at who waits in vain.
-TICK = 0.05
+#: Seconds between two looks at whether there is any hope for who comes next. Those who wait are looked after by the
+#: dispatcher: a gateway that has nothing to do does next to nothing.
+IDLE_TICK = 0.5
 
 
 class Misplaced(Refused):
@@ -130,7 +132,7 @@ class Gateway:
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(TICK)
+            await asyncio.sleep(TICK if self._scalers else IDLE_TICK)
             for pool in self.pools.values():
                 try:
                     pool.dispatcher.tick()

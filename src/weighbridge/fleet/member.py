@@ -276,16 +276,13 @@ class Member:
         if report.told is not None:
             self._check_name(report.at)
         given = self.spec.capacity
-        self.state.report(
-            replace(
-                report,
-                step_cost=None if given.step_cost is not None else report.step_cost,
-                kv_tokens_total=None if given.kv_tokens is not None else report.kv_tokens_total,
-                max_model_len=None
-                if given.max_model_len is not None
-                else report.max_model_len or self.told.context,
-            )
-        )
+        cost = None if given.step_cost is not None else report.step_cost
+        tokens = None if given.kv_tokens is not None else report.kv_tokens_total
+        longest = None if given.max_model_len is not None else report.max_model_len or self.told.context
+        told = report.step_cost, report.kv_tokens_total, report.max_model_len
+        if (cost, tokens, longest) != told:  # mostly nothing is, and a copy takes as long as all the rest
+            report = replace(report, step_cost=cost, kv_tokens_total=tokens, max_model_len=longest)
+        self.state.report(report)
 
     def _take_in(self, told: Told) -> None:
         """Learn from its pages what it can."""

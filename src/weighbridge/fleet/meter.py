@@ -232,19 +232,22 @@ class Meter:
         self._take_all((event,))
 
     def _take_all(self, events: Iterable[_Event]) -> None:
+        echoed, produced = self._echoed, 0
         for event in events:
             for choice in event.choices or ():
-                if self._echoed is not None and choice.index not in self._echoed:
+                if echoed is not None and choice.index not in echoed:
                     if isinstance(choice.index, int):
-                        self._echoed.add(choice.index)
+                        echoed.add(choice.index)
                 elif choice.logprobs is None and choice.text:
-                    self.produced += 1
+                    produced += 1
                 else:
-                    self.produced += choice.tokens
-                if isinstance(choice.finish_reason, str):
-                    self.finish = choice.finish_reason
+                    produced += choice.tokens
+                finish = choice.finish_reason
+                if finish is not None and isinstance(finish, str):
+                    self.finish = finish
             if event.error:
                 self.failed = True
+        self.produced += produced
 
     def _guess(self, data: bytes) -> None:
         """Take in an event that is no JSON, or in no known shape: it is taken to be a token."""

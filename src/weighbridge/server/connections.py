@@ -218,12 +218,11 @@ class Exchange(RequestResponseCycle):
         lines, closes = [STATUS_LINE[status][: -len(_LINE)]], False
         for name, value in self.default_headers:
             lines.append(_NAMES.get(name, name + b": ") + value)
-        for name, value in headers:
-            known = _NAMES.get(name)
-            if known is None:  # a new one, or one that is heeded
-                known = _name_of(name)
-                closes = (known in _TELLING and self._heed(known, value)) or closes
-            lines.append(known + value)
+        headers = list(headers)
+        try:  # nearly always all are known, and none is heeded
+            lines += [_NAMES[name] + value for name, value in headers]
+        except KeyError:
+            closes = self._take_note(headers, lines)
         if not self.keep_alive and not closes:
             lines.append(b"connection: close")
         if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in (204, 304):
@@ -233,6 +232,17 @@ class Exchange(RequestResponseCycle):
         if len(head) - len(head.translate(None, _NO_VALUE)) != len(_LINE) * (len(lines) - 1):
             raise RuntimeError("Invalid HTTP header value.")
         self._line.hold(head + _END)
+
+    def _take_note(self, headers: Iterable[tuple[bytes, bytes]], lines: list[bytes]) -> bool:
+        """Add the lines of headers, some of which are new or heeded; True where one says that the connection closes."""
+        closes = False
+        for name, value in headers:
+            known = _NAMES.get(name)
+            if known is None:
+                known = _name_of(name)
+                closes = (known in _TELLING and self._heed(known, value)) or closes
+            lines.append(known + value)
+        return closes
 
     def _heed(self, name: bytes, value: bytes) -> bool:
         """Take note of a header that says how the body comes; True where it says that the connection closes."""

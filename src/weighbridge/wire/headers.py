@@ -29,8 +29,12 @@ def headers_of(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
     HTTP knows Latin-1 alone; our own headers may be UTF-8, as the same words in the body are. Raises ApiError 400 for
     a name that is given twice.
     """
-    headers: Headers = {}
-    for name, value in raw:
+    lines = list(raw)
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in lines}
+    if len(headers) == len(lines) and b"".join(value for _, value in lines).isascii():
+        return headers  # as nearly always
+    headers = {}
+    for name, value in lines:
         key, text = name.decode("latin-1"), value.decode("latin-1")
         if not value.isascii() and key.startswith(OURS):
             text = _utf8(value) or text

@@ -106,13 +106,15 @@ class SlidingWindow:
 
     def add(self, amount: float, now: float) -> int:
         """Count `amount` now; returns its slot, for `adjust`."""
-        number = self._slot(now)
-        if not self.slots or self.slots[-1][0] < number:
+        slots, number = self.slots, self._slot(now)
+        last = slots[-1] if slots else None
+        if last is None or last[0] < number:
             self.advance(now)
-            self.slots.append([number, 0.0])
-        self.slots[-1][1] += amount
+            last = [number, 0.0]
+            slots.append(last)
+        last[1] += amount
         self.total += amount
-        return int(self.slots[-1][0])
+        return int(last[0])
 
     def adjust(self, slot: int, change: float) -> None:
         """Change what was counted in `slot`, unless it has left the window."""

@@ -67,15 +67,22 @@ class ReplicaState(OwnLoad):
         Who finds most of its prompt cached here may line up regardless: waiting costs less than computing it
         elsewhere.
         """
-        if not self.open_to(arrival):
+        if not self.healthy or self.draining or self.tells_draining:  # `open_to`, written flat
             return False
-        others = self.others.queued_requests and self.others.queued_requests * self._freshness(now)
+        weight, capacity = arrival.weight, self.capacity
+        limit, pool = capacity.max_model_len, capacity.kv_tokens
+        if limit is not None or pool is not None:
+            total = weight.prompt_tokens + weight.max_tokens
+            if (limit is not None and total > limit) or (pool is not None and total > pool):
+                return False
+        others: float = self.others.queued_requests
+        if others:
+            others *= self._freshness(now)
         if not self._in_flight and not others:
             return True
-        if self.sequences + others + arrival.weight.choices > self.capacity.max_sequences * self.warmth(now):
+        if self.sequences + others + weight.choices > capacity.max_sequences * self.warmth(now):
             return False
-        pool = self.capacity.kv_tokens
-        if pool is not None and self.kv_tokens + self._others_kv(now) + arrival.weight.prompt_tokens > pool:
+        if pool is not None and self.kv_tokens + self._others_kv(now) + weight.prompt_tokens > pool:
             return False
         if self.max_line is None:
             return True
@@ -166,14 +173,11 @@ class ReplicaState(OwnLoad):
     def _learn(self, report: Report) -> None:
         """Take over what it tells of its step cost, cache and context, where that differs from what is known."""
         known = self.capacity
-        told = replace(
-            known,
-            step_cost=report.step_cost or known.step_cost,
-            kv_tokens=report.kv_tokens_total or known.kv_tokens,
-            max_model_len=report.max_model_len or known.max_model_len,
-        )
-        if told != known:
-            self.update_capacity(told)
+        cost = report.step_cost or known.step_cost
+        tokens = report.kv_tokens_total or known.kv_tokens
+        longest = report.max_model_len or known.max_model_len
+        if (cost, tokens, longest) != (known.step_cost, known.kv_tokens, known.max_model_len):
+            self.update_capacity(replace(known, step_cost=cost, kv_tokens=tokens, max_model_len=longest))
 
     # -- what is predicted ------------------------------------------------------------------------------
 
@@ -202,8 +206,11 @@ class ReplicaState(OwnLoad):
         clear = self._clear_seconds(fresh, cached, now)
         if clear is None:
             return None
-        warmth = self.warmth(now)
-        return ExpectedFirst((clear + self.held_up_seconds(now, clear)) / warmth, clear / warmth)
+        first = clear + self.held_up_seconds(now, clear)
+        if now - self.started_at < self.slow_start:
+            warmth = self.warmth(now)
+            return ExpectedFirst(first / warmth, clear / warmth)
+        return ExpectedFirst(first, clear)
 
     def _clear_seconds(self, fresh: int, cached: int, now: float) -> float | None:
         """Predicted seconds to a first token but for what holds all of the replica up.
@@ -220,21 +227,18 @@ class ReplicaState(OwnLoad):
             self.advance(now)
         streams: float = self.decoding
         tokens = self.uncomputed_tokens + fresh
-        work = self.prefill_seconds + fresh * cost.token_work(cached + 0.5 * fresh)
-        if self.others.queued_requests:
+        pair, width = cost.per_prompt_pair, capacity.max_batch_tokens
+        work = self.prefill_seconds + fresh * (cost.per_token + pair * (cached + 0.5 * fresh))
+        others = self.others
+        if others.queued_requests:
             fresher = self._freshness(now)
-            streams += self.others.queued_requests * fresher
-            tokens += self.others.prompt_tokens * fresher
-            work += self.others.prompt_tokens * fresher * cost.per_token
+            streams += others.queued_requests * fresher
+            tokens += others.prompt_tokens * fresher
+            work += others.prompt_tokens * fresher * cost.per_token
+        if pair and cost is not self._told:
+            width = self._room(work, tokens)
         seconds = cost.line_seconds(
-            work * self.stretch,
-            tokens,
-            streams,
-            self.context_tokens,
-            self._room(work, tokens)
-            if cost.per_prompt_pair and cost is not self._told
-            else capacity.max_batch_tokens,
-            capacity.block_size,
+            work * self.stretch, tokens, streams, self.context_tokens, width, capacity.block_size
         )
         pool, sequences = capacity.kv_tokens, self.sequences
         if pool is not None and sequences:
@@ -254,12 +258,13 @@ class ReplicaState(OwnLoad):
         no more than one more than it was seen to; one that lets somebody wait for longer than explains itself, no more
         than now. A silence beyond what explains itself is expected to last as long again.
         """
-        cost = self.step_cost
-        seconds = 0.0 if self.believed else self.experience.speed.answer
+        cost, experience = self.step_cost, self.experience
+        believed = self._told is not None and not experience.trust.doubted  # `believed`, written flat
+        seconds = 0.0 if believed else experience.speed.answer
         if cost is None or not self.sequences:
             return seconds
-        learned = self.experience.seats
-        seats = learned.count if self.believed else learned.expected
+        learned = experience.seats
+        seats = learned.count if believed else learned.expected
         if now > self._line_due:
             seconds += self._overdue_seconds(seats, cost, now, clear)
         elif seats is not None:
