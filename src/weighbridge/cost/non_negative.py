@@ -8,7 +8,7 @@ as these take five times as long.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import compress
 from operator import mul
 
@@ -107,7 +107,8 @@ def _is_least(sums: Sequence[float], found: Five, free: Free) -> bool:
 
 def _slope(sums: Sequence[float], found: Sequence[float], place: int) -> float:
     """How much more of one quantity would help."""
-    return sums[len(PAIRS) + place] - sum(map(mul, [sums[at] for at in AT[place]], found))
+    products: Iterable[float] = map(mul, [sums[at] for at in AT[place]], found)
+    return sums[len(PAIRS) + place] - sum(products)
 
 
 def _bounded(sums: Sequence[float]) -> Five:

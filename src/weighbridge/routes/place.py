@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
@@ -25,7 +24,7 @@ from weighbridge.routes.errors import PlaceFailed
 from weighbridge.routes.policy import Level, PlaceFacts
 from weighbridge.routes.request import RouteRequest
 from weighbridge.routes.settings import PlaceSettings
-from weighbridge.wire.ask import Ask, Fields
+from weighbridge.wire.ask import Ask, Fields, new_id
 from weighbridge.wire.protocols import chat, embeddings
 
 #: Replicas that are started here, or as actors of the fleet's own cluster.
@@ -141,7 +140,7 @@ class Place:
         own["model"], own["stream"] = msgspec.Raw(_encode(self.model)), _TRUE
         is_edge = self.level is Level.EDGE
         return Ask(
-            id=uuid.uuid4().hex,
+            id=new_id(),
             path=chat.PATH,
             fields=own,
             model=self.model,
@@ -183,7 +182,7 @@ class Place:
             raise PlaceFailed(f"{self.name}: {self.elsewhere}")
         body = {**chat_body, "model": self.model}
         ask = Ask(
-            id=uuid.uuid4().hex,
+            id=new_id(),
             path=embeddings.PATH,
             fields={name: msgspec.Raw(_encode(value)) for name, value in body.items()},
             model=self.model,

@@ -26,6 +26,9 @@ log = logging.getLogger("weighbridge.state")
 MAX_WAITING_BYTES = 16 << 20
 #: Bytes of a file; then it is called `NAME.1`, and the one that was called so before goes.
 MAX_FILE_BYTES = 1 << 30
+#: Seconds and bytes for which lines are gathered before they are written: a thread that wakes for each takes turns with
+#: the one that appends.
+GATHER_SECONDS, GATHER_BYTES = 0.05, 1 << 20
 #: Seconds that closing waits for a disk.
 CLOSE_SECONDS = 5.0
 
@@ -42,7 +45,7 @@ class LineFile:
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._changed = threading.Condition()
-        self._closing = False
+        self._closing = self._idle = False  # `idle`: the thread waits for a line
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._open()
@@ -66,7 +69,9 @@ class LineFile:
                 return
             self._waiting.append(line)
             self._waiting_bytes += len(line)
-            self._changed.notify()
+            if self._idle or self._waiting_bytes > GATHER_BYTES:
+                self._idle = False
+                self._changed.notify()
 
     def close(self) -> None:
         """Write what waits, for some seconds at most."""
@@ -82,7 +87,11 @@ class LineFile:
         while True:
             with self._changed:
                 while not self._waiting and not self._closing:
+                    self._idle = True
                     self._changed.wait()
+                self._idle = False
+                if not self._closing:
+                    self._changed.wait(GATHER_SECONDS)  # only closing wakes it now
                 lines = list(self._waiting)
                 self._waiting.clear()
                 self._waiting_bytes = 0

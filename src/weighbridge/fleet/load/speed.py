@@ -109,12 +109,12 @@ class _Kind:
         ws, wb = weight * s, weight * b
         sums = self.sums
         if not (a or t or p):
-            ss, sb, bb, of_s, of_b = _OF_STREAM
-            sums[ss] += ws * s
-            sums[sb] += ws * b
-            sums[bb] += wb * b
-            sums[of_s] += ws * seconds
-            sums[of_b] += wb * seconds
+            of_ss, of_sb, of_bb, of_rs, of_rb = _OF_STREAM
+            sums[of_ss] += ws * s
+            sums[of_sb] += ws * b
+            sums[of_bb] += wb * b
+            sums[of_rs] += ws * seconds
+            sums[of_rb] += wb * seconds
         else:
             wa, wt, wp = weight * a, weight * t, weight * p
             aa, at, as_, ab, ap, tt, ts, tb, tp, ss, sb, sp, bb, bp, pp, ra, rt, rs, rb, rp = sums

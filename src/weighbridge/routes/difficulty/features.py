@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import repeat
 from math import log, log1p, sqrt
 from typing import NamedTuple
 from zlib import crc32
@@ -194,10 +194,13 @@ def hashed(text: str) -> tuple[np.ndarray, np.ndarray]:
     tokens = _TOKEN.findall(text[:MAX_CHARACTERS].lower())
     if not tokens:
         return np.empty(0, np.int64), np.empty(0)
-    words = [_codes(token) if len(token) <= LONGEST else _codes.__wrapped__(token) for token in tokens]
-    pairs = [crc32(second.text, first.before) for first, second in pairwise(words)]
-    known = [np.array(pairs, np.int64), *[word.codes for word in words]]
-    codes, times = np.unique(np.concatenate(known), return_counts=True)
+    if max(map(len, tokens)) <= LONGEST:
+        words = list(map(_codes, tokens))
+    else:
+        words = [_codes(token) if len(token) <= LONGEST else _codes.__wrapped__(token) for token in tokens]
+    own, before, texts = zip(*words, strict=True)
+    pairs = list(map(crc32, texts[1:], before))
+    codes, times = np.unique(np.concatenate([np.array(pairs, np.int64), *own]), return_counts=True)
     signs = np.where(codes & 0x8000_0000, 1.0, -1.0)
     return codes % COLUMNS, signs * (1.0 + np.log(times))
 
@@ -210,14 +213,21 @@ class _Word(NamedTuple):
     text: bytes
 
 
-def _code(gram: str) -> int:
-    return crc32(gram.encode("utf-8", "surrogatepass"))
+#: The hashes of what stands before a word, a pair of words and an n-gram of characters: each goes on from there.
+_ONE, _TWO, _PIECE = crc32(b"1"), crc32(b"2"), crc32(b"c")
 
 
 @lru_cache(maxsize=50_000)
 def _codes(token: str) -> _Word:
     """Hashes of a word and of the character n-grams of its beginning."""
+    text = token.encode("utf-8", "surrogatepass")
     framed = f"<{token[:LONGEST]}>"
-    parts = [framed[start : start + size] for size in (3, 4, 5) for start in range(len(framed) - size + 1)]
-    codes = np.array([_code("1" + token), *(_code("c" + part) for part in parts)], np.int64)
-    return _Word(codes, _code(f"2{token} "), token.encode("utf-8", "surrogatepass"))
+    size = len(framed)
+    if framed.isascii():  # a byte a character
+        data = framed.encode()
+        parts = [data[start : start + n] for n in (3, 4, 5) for start in range(size - n + 1)]
+    else:
+        grams = [framed[start : start + n] for n in (3, 4, 5) for start in range(size - n + 1)]
+        parts = [gram.encode("utf-8", "surrogatepass") for gram in grams]
+    codes = np.array([crc32(text, _ONE), *map(crc32, parts, repeat(_PIECE))], np.int64)
+    return _Word(codes, crc32(text + b" ", _TWO), text)
