@@ -96,7 +96,15 @@ class StepCost:
 
     def decode_seconds(self, sequences: float, context_tokens: float) -> float:
         """Seconds of an iteration that gives each of `sequences` one token and computes no prompt."""
-        return self.seconds(sequences, sequences, context_tokens)
+        if self.per_expert:
+            return self.seconds(sequences, sequences, context_tokens)
+        memory, compute = self.memory, self.per_token * sequences  # `seconds`, written flat
+        return (
+            self.overhead
+            + (memory if memory > compute else compute)
+            + self.per_context_token * context_tokens
+            + self.per_sequence * sequences
+        )
 
     def prefill_work(self, tokens: float, cached: float = 0.0) -> float:
         """Seconds that `tokens` prompt tokens behind `cached` ones add to the iterations they run in.

@@ -95,6 +95,7 @@ def sums(own: Sequence[InFlight]) -> tuple[dict[str, int], dict[str, float]]:
     close = {
         "uncomputed_tokens": sum(r.uncomputed for r in own),
         "prefill_seconds": sum(r.work for r in own),
+        "line_work": sum(r.whole_work for r in own if not r.started),
         "remaining_output": sum(r.remaining for r in own),
     }
     return exact, close

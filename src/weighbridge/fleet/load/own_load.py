@@ -44,6 +44,7 @@ class OwnLoad:
         self.context_tokens = 0
         self.uncomputed_tokens = 0.0
         self.prefill_seconds = 0.0
+        self.line_work = 0.0  # the same of all that was in line when it was sent
         self.remaining_output = 0.0
         self.kv_tokens = 0
         self._typical_prompt = Mean(0.05)  # prompt tokens to compute of a usual request, of ours
@@ -164,6 +165,7 @@ class OwnLoad:
         self.sequences += weight.choices
         self.uncomputed_tokens += request.uncomputed
         self.prefill_seconds += request.work
+        self.line_work += request.whole_work
         self.remaining_output += request.remaining
         self.kv_tokens += weight.prompt_tokens
         self._typical_prompt.add(fresh)
@@ -352,6 +354,7 @@ class OwnLoad:
             tokens, cached = request.uncomputed, request.cached_tokens
             request.price(0.0 if cost is None else cost.prefill_work(tokens, cached))
         self.prefill_seconds = sum(request.work for request in self._prefilling.values())
+        self.line_work = self.prefill_seconds
         self.pace.disturb()
 
     def _prefilled(self, request: InFlight) -> None:
@@ -359,6 +362,7 @@ class OwnLoad:
             return
         self.uncomputed_tokens -= request.uncomputed
         self.prefill_seconds -= request.work
+        self.line_work -= request.whole_work
         request.uncomputed = request.work = 0.0
         self._settle()
         self._watch_line()
@@ -395,7 +399,7 @@ class OwnLoad:
     def _settle(self) -> None:
         """Set the sums to exactly 0 whenever nothing is left to sum."""
         if not self._prefilling:
-            self.uncomputed_tokens = self.prefill_seconds = 0.0
+            self.uncomputed_tokens = self.prefill_seconds = self.line_work = 0.0
         if not self._in_flight:
             self.remaining_output = 0.0
 

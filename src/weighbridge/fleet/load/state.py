@@ -303,7 +303,7 @@ class ReplicaState(OwnLoad):
             return 0.0
         if self.decoding <= len(self._silent) and not any(r.streamed for r in self._prefilling.values()):
             return 0.0  # nobody there would say anything
-        due += 2.0 * self.stretch * sum([r.whole_work for r in self._prefilling.values()])
+        due += 2.0 * self.stretch * self.line_work
         return gap - due if gap > due else 0.0
 
     def last_token_seconds(

@@ -171,7 +171,7 @@ class Scales:
     async def weigh(self, ask: Ask) -> tuple[Weight, Weighed]:
         """The weight of a request, and what it was counted from. Raises BadInput for text that is not Unicode."""
         fields = ask.fields
-        parts = [(mark, raw) for name, mark in _MARKED if (raw := fields.get(name)) is not None]
+        parts = [(mark, fields[name]) for name, mark in _MARKED if name in fields]
         size = sum([len(raw) for _, raw in parts])
         if size >> 4 < LONG_BODY:  # quickly done
             key = _key(ask, parts)
