@@ -33,6 +33,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     )
     assert out["result"] == 12
     assert "twice  run r" in flow_command("timeline", "r", "--journal", "j.db")
+    assert "twice  run r" in flow_command("timeline", "--journal", "j.db")
     flow_command("timeline", "r", "--journal", "j.db", "--html", "t.html")
     page = (tmp_path / "t.html").read_text()
     assert page.startswith("<!doctype html>")

@@ -159,6 +159,13 @@ def runs(
     Console().print(table)
 
 
+def _latest(book: Journal) -> str:
+    listed = book.runs(1)
+    if not listed:
+        raise BadInput(f"journal {book.path} has no runs yet; `weighbridge flow run` makes one")
+    return str(listed[0]["run_id"])
+
+
 def _existing(journal: Path | None) -> Path:
     path = _journal_path(journal)
     if not path.is_file():
@@ -190,7 +197,10 @@ def prune(
 
 
 def timeline(
-    run: Annotated[str, typer.Argument(help="The run's id; `weighbridge flow runs` lists them.")],
+    run: Annotated[
+        str | None,
+        typer.Argument(help="The run's id, as `weighbridge flow runs` lists them; none: the latest."),
+    ] = None,
     journal: JournalOption = None,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained page instead.")] = None,
     width: Annotated[int, typer.Option(min=60, help="Columns of the text.")] = 100,
@@ -199,8 +209,10 @@ def timeline(
 ) -> None:
     """Show a run: what was committed, shadow or cancelled, the critical path, and every bet."""
     book = Journal(_existing(journal))
-    data = book.record_of(run)
-    book.close()
+    try:
+        data = book.record_of(run or _latest(book))
+    finally:
+        book.close()
     if json_output:
         print_json(json.loads(data))
         return
