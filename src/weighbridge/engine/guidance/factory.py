@@ -53,13 +53,12 @@ class GuideFactory:
         """Prepare the vocabulary: 10 us a token, in which no other thread of the interpreter runs. Raises BadInput."""
         with self._preparing:
             if self._prepared is None:
-                vocabulary = Vocabulary(self._backend.to_str(), self._vocab_size, self._eos_token_ids)
                 try:
-                    tokenizer = vocabulary.load()
+                    tokenizer = self._vocabulary().load()
                 except ValueError as error:
                     message = f"outputs of this model cannot be constrained: {said(error)}"
                     raise BadInput(message, param="response_format") from error
-                self._prepared = tokenizer, Trial(vocabulary, cpu_seconds=self._cpu_seconds)
+                self._prepared = tokenizer, Trial(self._vocabulary, cpu_seconds=self._cpu_seconds)
             return self._prepared
 
     def matcher(self, guide: Guide) -> Matcher:
@@ -91,6 +90,10 @@ class GuideFactory:
         """End the process that tries constraints."""
         if self._prepared is not None:
             self._prepared[1].close()
+
+    def _vocabulary(self) -> Vocabulary:
+        """Written anew whenever it is read: as a text it would take 9 to 48 MB for as long as the server lives."""
+        return Vocabulary(self._backend.to_str(), self._vocab_size, self._eos_token_ids)
 
     def _compile(self, guide: Guide) -> Compiled:
         tokenizer, trial = self.prepare()

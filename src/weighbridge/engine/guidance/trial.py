@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
@@ -67,7 +68,7 @@ class _Process:
 class Trial:
     """The parent's end. `run` tries one constraint at a time; the process starts with the first one."""
 
-    def __init__(self, vocabulary: Vocabulary, *, cpu_seconds: float = CPU_SECONDS) -> None:
+    def __init__(self, vocabulary: Callable[[], Vocabulary], *, cpu_seconds: float = CPU_SECONDS) -> None:
         self._vocabulary = vocabulary
         self._cpu_seconds = cpu_seconds
         self._lock = threading.Lock()
@@ -103,7 +104,7 @@ class Trial:
         assert popen.stdin is not None
         assert popen.stdout is not None
         process = self._process = _Process(popen, popen.stdin, popen.stdout)
-        _write(process.asked, msgspec.json.encode(self._vocabulary))
+        _write(process.asked, msgspec.json.encode(self._vocabulary()))
         _read(process.told, PATIENCE)
         return process
 
