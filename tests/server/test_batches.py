@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 
 from tests.fleet.backends import until
 from weighbridge.cost.usage import Usage
+from weighbridge.engine.request import SPARE_CLASS
 from weighbridge.errors import BadInput
 from weighbridge.fleet.limits.spare import SpareRoom, SpareSeat, spare_room
+from weighbridge.server.batch import late as lateness
 from weighbridge.server.batch import runner as running
 from weighbridge.server.batch.answering import LineAnswer
+from weighbridge.server.batch.late import SHORTEST_PAUSE, STILL, LateLines
 from weighbridge.server.batch.lines import BatchLine, read_lines, window_seconds
 from weighbridge.server.batch.records import BatchRecord, FileRecord
 from weighbridge.server.batch.runner import BatchWork
@@ -265,6 +268,8 @@ class Scripted:
     room: SpareRoom = field(default_factory=lambda: SpareRoom(4, 4))
     draining: bool = False
     asked: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)  # what was asked in a better class than what is spare
+    still: bool = False  # others are served: lines of the last class stand still
     now: int = 0
     most: int = 0
     ended: int = 0
@@ -272,9 +277,13 @@ class Scripted:
     def spare_room(self, model: str) -> SpareRoom:
         return self.room
 
-    async def answer(self, record: BatchRecord, text: bytes) -> LineAnswer:
+    async def answer(self, record: BatchRecord, text: bytes, priority: int) -> LineAnswer:
         name = json.loads(text)["custom_id"]
         self.asked.append(name)
+        if priority < SPARE_CLASS:
+            self.late.append(name)
+        elif self.still:
+            await asyncio.Event().wait()
         self.now += 1
         self.most = max(self.most, self.now)
         try:
@@ -298,9 +307,11 @@ async def finished(store: BatchStore, names: list[str]) -> list[BatchRecord]:
     return found()
 
 
-def work_of(store: BatchStore, scripted: Scripted, wall: Callable[[], float] = lambda: NOW) -> BatchWork:
+def work_of(
+    store: BatchStore, scripted: Scripted, wall: Callable[[], float] = lambda: NOW, late_share: float = 0.0
+) -> BatchWork:
     service: Any = scripted
-    return BatchWork(store, service, service, 1000.0, wall=wall)
+    return BatchWork(store, service, service, 1000.0, late_share=late_share, wall=wall)
 
 
 def prepared(store: BatchStore, names: list[str], count: int) -> None:
@@ -388,6 +399,63 @@ def test_lines_give_way_to_others_and_go_on_behind_them(monkeypatch: pytest.Monk
             await work.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("room", [SpareRoom(4, 4), SpareRoom(0, 0)])
+def test_a_late_batch_goes_on_line_by_line_on_a_machine_that_is_never_idle(
+    room: SpareRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine holds lines still; a gateway has no room for them."""
+    monkeypatch.setattr(lateness, "STILL", 0.05)
+    monkeypatch.setattr(lateness, "STILL_SHARE", 0.0)
+    monkeypatch.setattr(lateness, "SHORTEST_PAUSE", 0.01)
+    now = [1300.0]  # the window is from 1000 to 1500
+
+    async def scenario() -> None:
+        with store_at(None) as store:
+            prepared(store, ["batch_a"], 6)
+            scripted = Scripted(fine, 0.01, room=room, still=True)
+            work = work_of(store, scripted, lambda: now[0], late_share=0.25)
+            work.start()
+            await asyncio.sleep(0.3)
+            assert not scripted.late  # there is time
+            now[0] = 1400.0
+            (record,) = await finished(store, ["batch_a"])
+            assert record.counts.completed == 6
+            assert sorted(answers_of(store, record)) == sorted(set(scripted.late))
+            assert len(scripted.late) == 6  # one at a time, each once
+            await work.close()
+
+    asyncio.run(scenario())
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.floats(0.0, 20.0), st.floats(0.01, 30.0)), min_size=1, max_size=20))
+def test_late_lines_take_half_of_the_time_at_most(steps: list[tuple[float, float]]) -> None:
+    lines, clock, busy, begun = LateLines(0.25), 0.0, 0.0, None
+    for pause, takes in steps:
+        clock += pause
+        if lines.may_begin("b", "m", clock):
+            begun = clock if begun is None else begun
+            lines.began("m", clock)
+            assert not lines.may_begin("b", "m", clock)
+            clock += takes
+            busy += takes
+            lines.ended("m", clock)
+            assert not lines.may_begin("b", "m", clock + min(takes, SHORTEST_PAUSE) / 2)
+    if begun is not None:
+        assert begun >= STILL  # nobody is late who has just begun
+        assert busy <= (clock - begun) / 2 + 30.0  # the last has not rested yet
+    assert not LateLines(0.25).may_begin("b", "m", STILL + 1.0, 4000.0)
+    assert lines.is_late(0.0, 100.0, 75.0)
+    assert not lines.is_late(0.0, 100.0, 74.0)
+
+
+def test_a_batch_that_gets_answers_on_what_is_spare_has_no_late_lines() -> None:
+    lines = LateLines(0.25)
+    for clock in range(100):
+        lines.progressed("b", float(clock))
+        assert not lines.may_begin("b", "m", clock + 1.0)
 
 
 @pytest.mark.parametrize("stop", ["close", "crash"])

@@ -88,7 +88,13 @@ class Batches:
             whole = self._settings.batches_disk if on_disk else self._settings.batches_memory
             store = BatchStore(path, tenant_bytes=max(whole // 8, 1), all_bytes=whole)
             runner = BatchWork(
-                store, self._service, self._answers, self._keep_s, clock=self._clock, wall=self._wall
+                store,
+                self._service,
+                self._answers,
+                self._keep_s,
+                late_share=self._service.keeping.batch_late_share,
+                clock=self._clock,
+                wall=self._wall,
             )
             self._stores[kept] = store, runner
         return self._stores[kept]

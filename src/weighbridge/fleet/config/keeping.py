@@ -54,6 +54,13 @@ class KeepSettings(IdentitySettings):
     batch_lines: int = knob(
         8, "Lines of batches under way at once for each replica; never more than half of its places.", min=1
     )
+    batch_late_share: float = knob(
+        0.25,
+        "Last part of a batch's window in which one of its lines at a time runs behind others' requests instead of "
+        "waiting until there are none; 0: it always waits.",
+        min=0.0,
+        max=1.0,
+    )
     streams_memory: int = knob(
         64 << 20,
         "Memory for streams that survive their client; a tenant may have an eighth of it.",

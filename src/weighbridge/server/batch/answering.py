@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import msgspec
 
 from weighbridge.cost.usage import Usage
-from weighbridge.engine.request import SPARE_CLASS
 from weighbridge.fleet.limits.spare import SpareRoom
 from weighbridge.server.batch.lines import body_of
 from weighbridge.server.batch.records import BatchRecord
@@ -83,7 +82,7 @@ class LineService(Service, Doorkeeper, Protocol):
 
 
 class LineAnswers:
-    """Asks a service what lines ask, for the tenant of their batch, in the last class."""
+    """Asks a service what lines ask, for the tenant of their batch, behind everybody who waits for an answer."""
 
     def __init__(
         self, service: LineService, protocols: Sequence[WireProtocol], clock: Callable[[], float]
@@ -93,7 +92,7 @@ class LineAnswers:
         self._answers = Answers(service, clock)
         self._protocols = {one.path: one for one in protocols}
 
-    async def answer(self, batch: BatchRecord, text: bytes) -> LineAnswer:
+    async def answer(self, batch: BatchRecord, text: bytes, priority: int) -> LineAnswer:
         """What a line is answered, an error too. Cancelled, it ends what is under way."""
         protocol, told = self._protocols[batch.endpoint], _Collected()
         try:
@@ -104,7 +103,7 @@ class LineAnswers:
             await settle_caller(self._service, protocol, ask, batch.headers, caller, self._clock())
             if not batch.known:
                 ask.tenant = batch.tenant
-            ask.priority = SPARE_CLASS
+            ask.priority = priority
         except Exception as error:
             failure = as_api_error(error)
             return LineAnswer(protocol.status(failure), protocol.error(failure), "", failure.retry_after)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from weighbridge.engine.request import SPARE_CLASS
 from weighbridge.errors import WeighbridgeError
 from weighbridge.fleet.limits.spare import SpareRoom
 from weighbridge.server.batch.answering import (
@@ -28,6 +29,7 @@ from weighbridge.server.batch.answering import (
     LineAnswers,
     LineService,
 )
+from weighbridge.server.batch.late import LATE_CLASS, LateLines
 from weighbridge.server.batch.lines import BatchLine, ReadLines, answered, read_lines
 from weighbridge.server.batch.records import (
     CANCELLED,
@@ -70,6 +72,7 @@ class _UnderWay:
 
     model: str
     task: asyncio.Task[None]
+    is_late: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -90,7 +93,8 @@ class _Running:
 
 
 class BatchWork:
-    """Runs the batches of one store. `keep_s`: seconds that the files of answers are kept."""
+    """Runs the batches of one store. `keep_s`: seconds that the files of answers are kept; `late_share`: the last part
+    of a window in which one line at a time is not held still."""
 
     def __init__(
         self,
@@ -99,6 +103,7 @@ class BatchWork:
         answers: LineAnswers,
         keep_s: float,
         *,
+        late_share: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -106,6 +111,7 @@ class BatchWork:
         self._service = service
         self._answers = answers
         self._keep_s = keep_s
+        self._late = LateLines(late_share)
         self._clock, self._wall = clock, wall
         self._running: dict[str, _Running] = {}
         self._on_model: Counter[str] = Counter()  # lines under way
@@ -173,6 +179,7 @@ class BatchWork:
             await self._advance(one)
         await self._give_way()
         self._start_lines()
+        await self._start_late()
 
     async def _find(self) -> None:
         """Take over what the store has: batches that are new here, and wishes to cancel."""
@@ -236,6 +243,7 @@ class BatchWork:
         await self._step_back([one])
         await self._write()
         self._running.pop(one.record.id, None)
+        self._late.forget(one.record.id)
         now = self._wall()
         if status == COMPLETED:
             change = partial(BatchRecord.enter, status=FINALIZING, now=now)
@@ -286,22 +294,45 @@ class BatchWork:
                 return
             ready = [one for one in ready if one.waiting]
 
+    async def _start_late(self) -> None:
+        """Start a line of each late batch that stands still, beside others' requests; one at a time for each model."""
+        clock, wall = self._clock(), self._wall()
+        for one in list(self._running.values()):
+            record = one.record
+            if one.not_before > clock or not self._late.is_late(record.created_at, record.expires_at, wall):
+                continue
+            held = [each for each in one.under_way.values() if not (each.is_late or each.task.done())]
+            model = held[-1].model if held else one.waiting[0].line.model if one.waiting else None
+            window = record.expires_at - record.created_at
+            if model is None or not self._late.may_begin(record.id, model, clock, window):
+                continue
+            if held:  # it waits again, before the others
+                await self._cancel([held[-1].task])
+            if one.waiting:
+                self._late.began(one.waiting[0].line.model, clock)
+                self._start(one, one.waiting.popleft(), is_late=True)
+
     def _of_tenant(self, tenant: str) -> int:
         return sum(len(one.under_way) for one in self._running.values() if one.record.tenant == tenant)
 
-    def _start(self, one: _Running, line: _Waiting) -> None:
+    def _start(self, one: _Running, line: _Waiting, *, is_late: bool = False) -> None:
         self._on_model[line.line.model] += 1
-        task = asyncio.create_task(self._answer(one, line))
-        one.under_way[line.line.number] = _UnderWay(line.line.model, task)
+        task = asyncio.create_task(self._answer(one, line, is_late))
+        one.under_way[line.line.number] = _UnderWay(line.line.model, task, is_late)
 
-    async def _answer(self, one: _Running, waiting: _Waiting) -> None:
+    async def _answer(self, one: _Running, waiting: _Waiting, is_late: bool) -> None:
         line, got = waiting.line, None
         try:
-            got = await self._answers.answer(one.record, waiting.text)
+            priority = LATE_CLASS if is_late else SPARE_CLASS
+            got = await self._answers.answer(one.record, waiting.text, priority)
         except Exception:
             log.exception("a line of a batch failed")
             got = LineAnswer(500, b'{"error":{"message":"the server failed on this request"}}', "")
         finally:
+            if is_late:
+                self._late.ended(line.model, self._clock())
+            elif got is not None:
+                self._late.progressed(one.record.id, self._clock())
             if got is None or self._again(one, waiting, got):
                 if got is None:
                     one.waiting.appendleft(waiting)
@@ -339,7 +370,7 @@ class BatchWork:
             else:
                 since = self._still_since.setdefault(model, clock)
                 keep = room.for_old if clock - since < PATIENCE else 0
-            surplus = self._on_model[model] - keep
+            surplus = self._on_model[model] - self._late.under_way(model) - keep
             if surplus > 0:
                 _, length = self._resting.get(model, (0.0, FIRST_WAIT / 2))
                 length = min(2 * length, LONGEST_WAIT / 2)
@@ -350,9 +381,10 @@ class BatchWork:
             del self._on_model[model]
 
     def _of_model(self, model: str) -> list[asyncio.Task[None]]:
-        """The tasks of lines for a model that have no answer yet, the last that began behind the others."""
+        """The tasks of lines for a model that have no answer yet, the last that began behind the others; not a late
+        one, which nobody is in the way of."""
         lines = [line for one in self._running.values() for line in one.under_way.values()]
-        return [line.task for line in lines if line.model == model and not line.task.done()]
+        return [line.task for line in lines if line.model == model and not (line.is_late or line.task.done())]
 
     async def _step_back(self, batches: list[_Running]) -> None:
         """End what is under way of some batches; it waits again."""
