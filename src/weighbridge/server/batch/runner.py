@@ -308,7 +308,7 @@ class BatchWork:
                 continue
             if held:  # it waits again, before the others
                 await self._cancel([held[-1].task])
-            if one.waiting:
+            if one.waiting and not self._late.under_way(one.waiting[0].line.model):
                 self._late.began(one.waiting[0].line.model, clock)
                 self._start(one, one.waiting.popleft(), is_late=True)
 
@@ -391,6 +391,7 @@ class BatchWork:
         await self._cancel([line.task for one in batches for line in one.under_way.values()])
 
     async def _cancel(self, tasks: list[asyncio.Task[None]]) -> None:
+        await asyncio.sleep(0)  # a task that has not begun would end without a trace, and its line with it
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
