@@ -18,6 +18,7 @@ from weighbridge.flow.combine.best import best
 from weighbridge.flow.combine.first import first
 from weighbridge.flow.flow import Flow, flow
 from weighbridge.flow.journal.run_journal import InDoubt, idempotency_key
+from weighbridge.flow.llm.decide import DecisionPredictor
 from weighbridge.flow.llm.mcp import mcp_tools
 from weighbridge.flow.llm.model import Llm, llm
 from weighbridge.flow.llm.plan import PlanError
@@ -30,6 +31,7 @@ __all__ = [
     "NOTHING",
     "Budget",
     "BudgetExceeded",
+    "DecisionPredictor",
     "Diverged",
     "Effect",
     "Flow",
