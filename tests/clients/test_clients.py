@@ -24,7 +24,11 @@ from tests.server.running import free_port, wait_until_ready
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(600)]
 
 #: Program and what it is installed with. A newer version is a change of this line.
-CLIENTS = {"anthropic_sdk": "anthropic==2.14.0", "ollama_sdk": "ollama==0.6.3"}
+CLIENTS = {
+    "anthropic_sdk": "anthropic==2.14.0",
+    "ollama_sdk": "ollama==0.6.3",
+    "openai_decisions": "openai==3.57.0",
+}
 PROGRAMS = Path(__file__).parent / "programs"
 
 CLIENT_EVENTS = {"message_start", "content_block_start", "content_block_delta", "text", "content_block_stop"}
@@ -103,6 +107,24 @@ def test_ollamas_own_client(name: str, doors: dict[str, Door], pythons: dict[str
     assert found["structured"] == {"heavy": True}
     assert found["tools"] == {"after": True}
     assert found["errors"] == {"400": [400, True], "401": [401, True], "404": [404, True]}
+    at_rest(door)
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_openais_own_client_asks_for_decisions(
+    name: str, doors: dict[str, Door], pythons: dict[str, Path]
+) -> None:
+    door = doors[name]
+    found = ran(pythons["openai_decisions"], "openai_decisions", door.url, door.model, KEYS["alice"])
+    kinds = ["Predicate", "Choice", "Score"]
+    assert found == {
+        "types": [f"AnswerAnswerResource{kind}" for kind in kinds],
+        "names": ["late", None, None],
+        "masses": [True] * 3,
+        "choice": True,
+        "output": 0,
+        "refused": "questions",
+    }
     at_rest(door)
 
 
