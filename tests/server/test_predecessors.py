@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fleet.backends import fleet
 from tests.server.running import serving
 from weighbridge.cost.step import StepCost
 from weighbridge.server.engine.predecessors import (
@@ -24,6 +26,7 @@ from weighbridge.server.engine.predecessors import (
     Predecessors,
     common,
 )
+from weighbridge.ticket import prefix
 
 PROMPTS = st.lists(st.integers(97, 100), max_size=40)
 COST = StepCost(0.001, 0.004, 1e-3, 0.0, 0.0, per_prompt_pair=0.0)
@@ -128,3 +131,42 @@ def test_a_ticket_says_where_a_prompt_left_the_one_before_it(caring: str) -> Non
     for name in (first, other):
         assert json.loads(ticket(caring, name, "--prefix", "--json"))["prefix"] is None
     assert "nothing is known" in ticket(caring, other, "--prefix")
+
+
+CONFIG = """\
+models: {{tiny: {{replicas: [{{url: '{url}', dialect: weighbridge}}]}}}}
+routes:
+  auto: {{edge: {{model: tiny}}, cloud: {{url: 'http://127.0.0.1:9', model: far}}, cascade: {{enabled: false}}}}
+"""
+
+
+@pytest.mark.parametrize("model", ["tiny", "auto"])
+def test_a_gateway_and_a_route_have_it_from_the_replica(caring: str, model: str) -> None:
+    async def scenario() -> Any:
+        async with fleet(config=CONFIG.format(url=caring)) as front:
+            for day in ("monday", "sunday"):
+                words = f"be brief and weigh all {model} " * 12 + f"on {day} the load was heavy"
+                said = {"messages": [{"role": "user", "content": words}], "model": model, "max_tokens": 2}
+                wish = {"weighbridge": {"placement": "only_edge", "tenant": f"{model}-c"}}
+                async with front.post(**said, **wish) as answer:
+                    assert answer.status == 200, await answer.text()
+                    name = answer.headers["x-weighbridge-ticket"]
+                    await answer.read()
+            async with front.client.get(f"{front.url}/v1/tickets/{name}") as answer:
+                return (await answer.json())["prefix"]
+
+    told = asyncio.run(scenario())
+    assert told["stood"] != told["stands"]
+    assert told["tokens_behind"] > 0
+
+
+@given(st.text(max_size=60) | st.dictionaries(st.text(max_size=3), st.integers()).map(json.dumps))
+def test_what_is_no_note_of_ours_is_none(value: str) -> None:
+    found = prefix.read(value)
+    assert found is None or prefix.read(prefix.written(found).decode()) == found
+
+
+def test_a_note_is_read_as_it_was_written() -> None:
+    note = {"left_at_token": 7, "stood": "größer", "stands": "\n[EMAIL]", "tokens_behind": 3, "ms": None}
+    assert prefix.read(prefix.written(note).decode("ascii")) == note
+    assert prefix.written({**note, "stood": "x" * 5000}) == b""

@@ -23,7 +23,7 @@ from weighbridge.fleet.race import race
 from weighbridge.fleet.reliability.resume import NotResumable, Resumption
 from weighbridge.fleet.reliability.retry import backoff
 from weighbridge.fleet.replica import Failure, ReplicaError
-from weighbridge.ticket import Ticket
+from weighbridge.ticket import Ticket, prefix
 from weighbridge.ticket.decisions import Words
 from weighbridge.wire.answer import passed_headers
 from weighbridge.wire.ask import Ask
@@ -135,6 +135,7 @@ class FleetJourney:
         self._take(opened)
         self.ticket.replica = opened.lease.member.name
         self.ticket.replica_ticket = opened.answer.headers.get("x-weighbridge-ticket", "")
+        self.ticket.prefix = prefix.read(opened.answer.headers.get(prefix.HEADER, ""))
         if opened.status < 400 and self.ask.stream:
             self.ticket.first_token = time.time()
             self.pool.hedger.observe(now - opened.lease.sent, opened.lease.expected_first)

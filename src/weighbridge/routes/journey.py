@@ -554,6 +554,7 @@ class RouteJourney:
         ticket.output_tokens, ticket.cached_tokens = leg.output_tokens, leg.cached_tokens
         ticket.scheduled, ticket.weighed_tokens = leg.scheduled, leg.weighed_tokens
         ticket.attempts = sum(leg.tries for leg in legs)
+        ticket.prefix = committed.prefix
         other = self._route.other(committed.place)
         if other is not None:
             ticket.counterfactual_usd = other.price.usd(Usage(leg.prompt_tokens, leg.output_tokens))

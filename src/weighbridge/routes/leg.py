@@ -98,6 +98,7 @@ class LegRun:
         self.finish_reason: str | None = None
         self.complete = False  # its last event is here
         self.asked_logprobs = False  # for the judge; the client did not
+        self.prefix: dict[str, Any] | None = None  # where the prompt left the one before it
         self.reads_all = False  # its text is wanted, also of what is not held back
         self.leg = Leg(ask.model, place.name, place.level, purpose)
         self._ask = ask
@@ -330,6 +331,7 @@ class LegRun:
         leg.error = settled.error or error
         leg.decisions, leg.scores, leg.score_unit = ticket.decisions, ticket.scores, ticket.score_unit
         leg.candidates = ticket.candidates
+        self.prefix = ticket.prefix
         usage = journey.meter.usage
         leg.estimated = journey.charge.estimated or usage is None
         if usage is None and not self._billable:

@@ -325,4 +325,6 @@ _RENAMED = {
 }
 #: What a provider says of our account with it, which is not the client's.
 _OF_ACCOUNTS = "x-ratelimit-"
-_OURS = frozenset({"x-weighbridge-replica", "x-weighbridge-cost", "x-weighbridge-placement"})
+_OURS = frozenset(
+    {"x-weighbridge-replica", "x-weighbridge-cost", "x-weighbridge-placement", "x-weighbridge-prefix"}
+)

@@ -12,7 +12,7 @@ from weighbridge.cost.usage import Usage
 from weighbridge.engine.api import Delta, Stream
 from weighbridge.engine.request import FinishReason
 from weighbridge.server.engine.formats import Format, Gathered, logs_size
-from weighbridge.ticket import Ticket
+from weighbridge.ticket import Ticket, prefix
 from weighbridge.wire.errors import ApiError, error_event
 from weighbridge.wire.events import Event
 from weighbridge.wire.journey import HeaderList, WholeAnswer
@@ -70,7 +70,9 @@ class EngineJourney:
 
     def headers(self) -> HeaderList:
         ticket = self.ticket
+        told = prefix.written(ticket.prefix) if ticket.prefix is not None else b""
         return [
+            *([(prefix.HEADER.encode(), told)] if told else []),
             (b"x-weighbridge-ticket", ticket.id.encode()),
             (b"x-weighbridge-replica", ticket.replica.encode()),
             (b"x-weighbridge-placement", ticket.placement.encode()),
