@@ -178,8 +178,8 @@ socket.setsockopt(zmq.SNDHWM, 64)
 print(socket.bind_to_random_port("tcp://127.0.0.1"), flush=True)
 event = {"type": "BlockStored", "parent_block_hash": None, "block_size": 4, "medium": "GPU"}
 events = [event | {"block_hashes": [one], "token_ids": [one, 1, 2, 3]} for one in range(32)]
-number = 0
-while True:
+number, until = 0, time.monotonic() + 60
+while time.monotonic() < until:
     payload = msgspec.msgpack.encode([time.time(), events, 0])
     socket.send_multipart([b"", number.to_bytes(8, "big"), payload])
     number += 1

@@ -17,6 +17,7 @@ from weighbridge.routes.privacy.reading import fold, folded, no_tick, written
 from weighbridge.routes.privacy.shapes.identities import IDENTITIES
 from weighbridge.routes.privacy.shapes.pattern import LETTER, Edges, Pattern, Scene, W, shape
 from weighbridge.routes.privacy.shapes.phones import PHONES
+from weighbridge.routes.privacy.shapes.services import SERVICES
 from weighbridge.routes.privacy.shapes.words import (
     LONGEST,
     Context,
@@ -26,6 +27,7 @@ from weighbridge.routes.privacy.shapes.words import (
     Words,
     is_edge,
 )
+from weighbridge.routes.privacy.shapes.written_apart import WRITTEN_APART
 
 #: Phrases longer than this are found also where their words are written as one.
 LONG_PHRASE = 8
@@ -141,7 +143,7 @@ def _random(text: str) -> bool:
 
 _LOCAL = r"[\w.+%'-]+"
 _ASCII_HOST = r"(?:[\w-]+\.)+[A-Za-z]{2,24}"
-_AT, _DOT = (rf"[\[({{<] ?(?i:{word}) ?[\])}}>]" for word in ("at", "dot"))
+_DOT = r"[\[({<] ?(?i:dot) ?[\])}>]"
 _HOST = rf"(?:[{W}-]+\.)+[{LETTER}]{{2,24}}"
 _PRIVATE = r"(?:[A-Z]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?"
 #: One after the other, they are one value: a text of nothing else would hold a value every thirty characters.
@@ -165,9 +167,6 @@ PATTERNS: tuple[Pattern, ...] = (
         edges=Edges(after=None),
         rank=8,
     ).needing("@"),
-    shape("EMAIL", rf"[{W}.+-]+ ?{_AT} ?(?:[{W}-]+(?:\.| ?{_DOT} ?))+[{LETTER}]{{2,24}}", rank=8).needing(
-        "at"
-    ),
     shape(
         "CARD",
         r"\d(?:[ -]?\d){11,18}",
@@ -219,8 +218,10 @@ PATTERNS: tuple[Pattern, ...] = (
         Edges(before=W + ":.", after=W + ":("),
         rank=8,
     ).needing(":"),
+    *WRITTEN_APART,
     *IDENTITIES,
     *PHONES,
+    *SERVICES,
     # -- parts of addresses ---------------------------------------------------------------------------------
     shape(
         "ADDRESS", r"(?:Apt|Apartment|Suite|Ste|Flat|Unit)\.? ?#?\d{1,5}[A-Za-z]?", context=_HOME, rank=4

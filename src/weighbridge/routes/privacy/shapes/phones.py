@@ -164,7 +164,7 @@ PHONES: tuple[Pattern, ...] = (
     ),
     shape(
         "PHONE",
-        r"\(\d{2,4}\) ?\d{3,4}[ -]?\d{3,4}",
+        r"\(\d{2,4}\) ?\d{3,5}[ -]?\d{3,4}",
         _in_brackets,
         Edges(before=W + "."),
         context=ALONE,
