@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from random import Random
 
@@ -29,26 +30,36 @@ _MARKS = sorted(
     }
     - {""}
 )
-_PIECES = (
-    *(
-        *_MARKS,
-        *TOOLS,
-        "key",
-        "depth",
-        "null",
-        "None",
-        "NaN",
-        "1e999",
-        "<parameter=kg>",
-        "NaN</parameter>",
-        "{'a': (1,)}",
-        "\\ud800",
-        "\\u00e9",
-    ),
-    *('"', "\\", "{", "}", "[", "]", ",", ":", ";", "\n", " ", "```json\n", " to=functions.look", " " * 600),
-    *('{"name": "look", "arguments": {"key": "a"}}', '"name": "look"', '"arguments": {', "functions.look:0"),
+_NAMES = (*TOOLS, "key", "depth", "functions.look:0", " to=functions.look", "name", "arguments")
+_VALUES = (
+    "null",
+    "None",
+    "NaN",
+    "Infinity",
+    "1e999",
+    "1",
+    "-0.5",
+    "true",
+    "{'a': (1,)}",
+    "[NaN]",
+    '"a"',
+    "{}",
 )
-_MOST_CHANGES = 4
+_ESCAPES = ("\\ud800", "\\udc00", "\\u00e9", "\\n", '\\"', "\\\\", "\\x")
+_FRAMES = (
+    *('"', "\\", "{", "}", "[", "]", ",", ":", ";", "\n", " ", "```json\n", " " * 600),
+    *("<parameter=kg>", "NaN</parameter>", '{"name": "look", "arguments": {"key": "a"}}'),
+    *('"name": "look"', '"arguments": {', '"arguments": "{}"'),
+)
+#: What answers are written in, by what it is.
+_SORTS = (_MARKS, _NAMES, _VALUES, _ESCAPES, _FRAMES)
+_PIECES = tuple(piece for sort in _SORTS for piece in sort)
+#: Tags and marks, strings, words and numbers, space, and all else by the character.
+_PART = re.compile(r"<[^<>\n]{0,60}>|\"(?:\\.|[^\"\\]){0,200}\"|[\w.+-]+|\s+|.", re.DOTALL)
+#: Longer answers are slow to read, and have no more in them.
+_LONGEST = min(INPUT_BYTES, 1200)
+#: How many changes are made to one input.
+_CHANGES = (1, 1, 1, 2, 4)
 
 Read = tuple[str, str, list[tuple[str, str]]]
 
@@ -117,30 +128,52 @@ def _broken(word: str) -> None:
 
 
 def _changed(data: bytes, draw: Random) -> bytes | None:
-    """Return an answer with pieces of styles put in, taken out or moved."""
-    head, text = data[:_HEAD], data[_HEAD:].decode("utf-8", "replace")
+    """Return an answer with parts of it put in, taken out, moved, replaced, or changed inside."""
+    head, parts = data[:_HEAD], _PART.findall(data[_HEAD:].decode("utf-8", "replace"))
     if draw.random() < 0.2:
         head = bytes((draw.randrange(len(_STYLES)), draw.randrange(32), draw.choice((0, 1, 2, 3, 7, 64))))
-    for _ in range(draw.randint(1, _MOST_CHANGES)):
-        at, end = sorted((draw.randint(0, len(text)), draw.randint(0, len(text))))
-        change = draw.randrange(6)
-        if change < 3:
-            text = text[:at] + draw.choice(_PIECES) + text[at:]
-        elif change == 3:
-            text = text[:at] + draw.choice(_PIECES) + text[end:]
-        elif change == 4:
-            text = text[:at] + text[end:]
-        else:
-            text += text[at:end]
-    made = head + text.encode()
-    return made if len(made) <= INPUT_BYTES else None
+    for _ in range(draw.choice(_CHANGES)):
+        _change_part(parts, draw)
+    made = head + "".join(parts).encode()
+    return made if len(made) <= _LONGEST else None
+
+
+def _change_part(parts: list[str], draw: Random) -> None:
+    at, change = draw.randint(0, len(parts)), draw.randrange(8)
+    if change < 2 or at == len(parts):
+        parts.insert(at, _piece(draw))
+    elif change < 4:
+        parts[at] = _piece(draw)
+    elif change < 6:
+        strings = [place for place, part in enumerate(parts) if part.startswith('"')]
+        if strings and draw.random() < 0.7:
+            [at] = draw.choices(strings, [len(parts[place]) for place in strings])
+        within = draw.randint(0, len(parts[at]))
+        parts[at] = parts[at][:within] + draw.choice(_ESCAPES) + parts[at][within:]
+    elif change == 6:
+        del parts[at : at + draw.choice((1, 1, 2, 8))]
+    else:
+        start = draw.randrange(len(parts))
+        parts[at:at] = parts[start : start + draw.choice((1, 4, 20))]
+
+
+def _piece(draw: Random) -> str:
+    return draw.choice(draw.choice(_SORTS))
 
 
 def _seeds() -> list[bytes]:
     """Every other of the cases that the tests of the styles have, with thoughts told apart."""
     written = [bytes((_STYLES.index(case.style), 0, 0)) + case.text.encode() for case in CASES[::2]]
     quoted = json.dumps({"name": "look", "arguments": '{"key": "a"}'})
-    return [*written, bytes((_STYLES.index("hermes"), 2, 0)) + f"<tool_call>{quoted}</tool_call>".encode()]
+    calls = (
+        ("hermes", f"<tool_call>{quoted}</tool_call>"),
+        ("hermes", f"look:\n```json\n{quoted}\n```"),
+        ("llama3", quoted),
+        ("llama3", f"<|python_tag|>{quoted}; {quoted}"),
+        ("granite", f"<|tool_call|>[{quoted}]"),
+    )
+    written += [bytes((_STYLES.index(name), 2, 0)) + text.encode() for name, text in calls]
+    return written
 
 
 STYLES = Target("styles", parse_styles, (), _seeds, [one.encode() for one in _PIECES], _changed)

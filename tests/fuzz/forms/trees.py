@@ -35,6 +35,8 @@ _OTHERS = (
     [[]],
     {"a": 1},
 )
+#: How often something more is there.
+_COUNTS = (1, 2, 3, 8, 20, 70)
 #: Changes made to one input.
 _MOST_CHANGES = 3
 
@@ -94,7 +96,7 @@ def _other_type(place: _Place, draw: Random, places: Sequence[_Place], pieces: S
 
 
 def _like(place: _Place, draw: Random, places: Sequence[_Place], pieces: Sequence[Any]) -> None:
-    """A number becomes another number, a text another text."""
+    """A number becomes another number, a text another text, and a list or an object has another count."""
     value = place.value
     if isinstance(value, bool):
         place.value = not value
@@ -107,6 +109,9 @@ def _like(place: _Place, draw: Random, places: Sequence[_Place], pieces: Sequenc
         place.value = (
             value * draw.choice((2, 3, 40)) if draw.random() < 0.5 else draw.sample(value, len(value))
         )
+    elif isinstance(value, dict) and value:
+        name = draw.choice(list(value))
+        value.update({f"{name}{number}": _copied(value[name]) for number in range(draw.choice(_COUNTS))})
 
 
 def _text(text: str, draw: Random, places: Sequence[_Place], pieces: Sequence[Any]) -> str:
