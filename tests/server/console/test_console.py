@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from typing import Any
 
@@ -241,4 +240,12 @@ async def test_routes_are_named_as_such() -> None:
         _, told = await get(f"{front.url}/console/api/session")
         assert {one["id"]: one["is_route"] for one in told["models"]} == {"m": False, "auto": True}
         assert told["kind"] == "gateway"
-        assert json.dumps(told)
+        async with front.post(model="auto") as answer:
+            assert answer.status == 200
+        _, now = await get(f"{front.url}/console/api/now")
+        [route] = now["routes"]
+        assert [(place["name"], place["level"], place["requests"]) for place in route["places"]] == [
+            ("edge", "edge", 1),
+            ("cloud", "cloud", 0),
+        ]
+        assert route["saved_usd"] >= 0.0

@@ -236,6 +236,59 @@ def test_fifty_replicas_are_on_one_screen_and_can_be_found(tab: Tab) -> None:
         assert tab.run("document.querySelectorAll('.map li').length") == 1
 
 
+def test_an_operator_adds_drains_and_removes_replicas_and_sees_what_was_changed(tab: Tab) -> None:
+    def press(words: str, where: str = "document") -> None:
+        tab.until(
+            f"[...{where}.querySelectorAll('button')].some(one => one.textContent === {json.dumps(words)})"
+        )
+        tab.run(
+            f"[...{where}.querySelectorAll('button')].find(one => one.textContent === {json.dumps(words)}).click()"
+        )
+
+    with Loop(gateway(2, top=CONFIG)) as url:
+        tab.go(f"{url}/?key={KEYS['operator']}#fleet")
+        tab.until("document.querySelectorAll('main tbody tr').length === 2")
+        press("Drain")
+        tab.until("document.querySelector('main .tag.warn')?.textContent === 'draining'")
+        tab.until("document.body.innerText.includes('drain replica-')")
+        press("Add a replica")
+        tab.until("document.querySelector('dialog input[type=url]') === document.activeElement")
+        tab.type(f"{url}")
+        tab.press("Enter")
+        tab.until("document.body.innerText.includes('is added; it gets requests once it answers')")
+        tab.until("document.querySelectorAll('section[aria-label=Replicas] tbody tr').length === 3")
+        press(
+            "Remove", "[...document.querySelectorAll('main tr')].find(one => one.innerText.includes('added'))"
+        )
+        tab.until("document.querySelector('dialog')")
+        press("Remove", "document.querySelector('dialog')")
+        tab.until("document.querySelectorAll('section[aria-label=Replicas] tbody tr').length === 2")
+        tab.until("document.body.innerText.includes('remove m-added')")
+        assert not [one for one in tab.problems if "favicon" not in one]
+        assert asked_elsewhere(tab, url) == []
+
+
+def test_refusals_are_counted_and_found_among_the_tickets(tab: Tab) -> None:
+    limited = "limits: {requests_per_minute: 2}"
+    with Loop(gateway(top=limited)) as url:
+        shows(tab, url, "chat")
+        for number in range(3):
+            say(tab, f"question {number}")
+            tab.until(f"document.querySelectorAll('.figures').length === {number + 1}")
+        tab.until("document.querySelector('.turn .error')?.textContent.includes('requests_per_minute')")
+        shows(tab, url, "now")
+        tab.until("[...document.querySelectorAll('.tile')].some(one => /Refused\\s*1/.test(one.innerText))")
+        shows(tab, url, "tickets")
+        tab.until("document.querySelectorAll('tbody tr').length === 3")
+        tab.run(
+            "(() => { const one = document.querySelector('.filters select'); one.value = 'refused';"
+            "one.dispatchEvent(new Event('input', {bubbles: true})) })()"
+        )
+        tab.until("document.querySelectorAll('tbody tr').length === 1")
+        tab.run("document.querySelector('tbody a').click()")
+        tab.until("document.body.innerText.includes('requests_per_minute')")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_serious_stands_in_the_way_of_those_who_read_otherwise(
     kind: str, tab: Tab, tmp_path: Path

@@ -2,7 +2,7 @@
 import { h, s } from "./dom.js";
 import * as format from "./format.js";
 
-const LEFT = 44, RIGHT = 4, ABOVE = 6, BELOW = 20;
+const LEFT = 50, RIGHT = 4, ABOVE = 6, BELOW = 20;
 
 /** A round number that is not below `value`. */
 export function roundUp(value) {
