@@ -91,7 +91,7 @@ PURE = (
 ROWS: dict[str, set[str]] = {
     "cli": {"options", "remote", "terminal"},
     "engine": {"api", "batch", "request"},
-    "models": {"keeping"},
+    "models": {"keeping", "kept_weights"},
     "fleet": {"api", "replica"},
     "routes": {"budget", "caps", "errors", "judge", "policy", "request", "settings"},
     "routes.privacy": {"checksums", "fields", "hits", "reading"},

@@ -13,7 +13,7 @@ from weighbridge.models.compute.causal_model import CausalModel
 from weighbridge.models.files.checkpoint import Checkpoint, open_checkpoint
 from weighbridge.models.files.config import ModelConfig
 from weighbridge.models.files.hf_config import FAMILIES, read_json
-from weighbridge.models.loader import Quantize, Report, load_decoder
+from weighbridge.models.loader import Quantize, Report, load_decoder, this_cpu
 
 
 class ModelImpl(StrEnum):
@@ -91,7 +91,7 @@ def open_model(path: Path, impl: str = ModelImpl.AUTO) -> OpenedModel:
         # transformers takes seconds to import, which no start of ours should pay
         from weighbridge.models.general.opened import GeneralModel
 
-        return GeneralModel(path)
+        return GeneralModel(path, this_cpu())
     if impl == ModelImpl.TRANSFORMERS:
         raise BadInput(
             f"{path} is no model directory, and transformers is given nothing else", param="model_impl"

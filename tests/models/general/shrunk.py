@@ -78,8 +78,11 @@ _OWN: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 6,
         "num_kv_shared_layers": 2,
         "layer_types": ["sliding_attention", "full_attention"] * 3,
+        "initializer_range": 0.1,  # its products of queries and keys are not scaled
     },
     "granite": {"attention_multiplier": 0.0625},
+    "granitemoe": {"attention_multiplier": 0.0625},
+    "granitemoeshared": {"attention_multiplier": 0.0625},
     "gpt_neo": {"attention_types": [[["global"], 4]]},
     "phi3": {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
@@ -106,6 +109,9 @@ def shrunk_config(kind: str) -> Any:
 
 
 def _has(config: Any, name: str) -> bool:
+    computed = getattr(type(config), name, None)
+    if isinstance(computed, property) and computed.fset is None:
+        return False
     try:
         return getattr(config, name, None) is not None
     except Exception:  # it differs by layer

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -16,11 +17,14 @@ from safetensors.torch import save_file
 from tests.engine.test_parity import collect, greedy, tokens_of
 from tests.models.general.judged import compare
 from tests.models.general.shrunk import save_shrunk
+from tests.models.test_decoder import BLOCK, layout, logits_in_chunks
 from weighbridge.engine.build import build_replica
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.any_model import open_model
+from weighbridge.models.compute.kernels.api import States
 from weighbridge.models.general.refusals import WAY_OUT
+from weighbridge.models.general.watching import watched
 from weighbridge.models.keeping import Quantize
 
 #: What they show: fused matrices; scales; norms behind; biases; learned positions; soft caps and windows; sinks and
@@ -49,6 +53,56 @@ def test_a_tiny_model_is_exact(kind: str, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def phi3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_shrunk("phi3", tmp_path_factory.mktemp("tiny") / "phi3")
+
+
+@pytest.mark.parametrize(("scheme", "most"), [("none", 1e-5), ("int8", 0.15)])
+def test_linear_layers_are_ours(phi3: Path, scheme: str, most: float) -> None:
+    """Packed in the place of transformers' own, in few bits where that is asked for."""
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(phi3, dtype=torch.float32).eval()
+    decoder = open_model(phi3).load(
+        torch.float32, Quantize(scheme), max_model_len=512, report=None, expert_cache=None
+    )
+    kinds = {type(module).__name__ for module in decoder.model.modules()}
+    assert "OwnLinear" in kinds
+    assert "Linear" not in kinds
+    tokens = list(range(5, 69))
+    with torch.inference_mode():
+        expected = oracle(torch.tensor([tokens])).logits[0]
+    actual = logits_in_chunks(decoder, tokens, [40, 24])
+    assert float((actual - expected).norm() / expected.norm()) < most
+
+
+def test_states_are_transformers_last_hidden_states(phi3: Path) -> None:
+    """What an embedding is made of, behind our own output matrix too."""
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(phi3, dtype=torch.float32).eval()
+    decoder = open_model(phi3).load(
+        torch.float32, Quantize.NONE, max_model_len=512, report=None, expert_cache=None
+    )
+    tokens = list(range(5, 69))
+    with torch.inference_mode():
+        expected = oracle(torch.tensor([tokens]), output_hidden_states=True).hidden_states[-1][0]
+    rows, kept = np.array([0, 7, 20, 63], np.int32), np.array([3, 1], np.int32)
+    states = States(kept, torch.empty(2, decoder.config.hidden_size))
+    cache = decoder.allocate_kv(4, BLOCK)
+    decoder.forward(np.array(tokens, np.int32), layout(0, 64, 4), cache, rows, states)
+    torch.testing.assert_close(states.out, expected[[63, 7]], atol=1e-4, rtol=1e-4)
+
+
+def test_a_weight_that_is_looked_at_stays() -> None:
+    class Looks(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.called, self.seen = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.called(x) @ self.seen.weight
+
+    found: set[str] = set()
+    model = Looks()
+    with watched(model, found):
+        model(torch.ones(2, 4))
+    assert found == {"called"}
+    assert type(model.seen) is torch.nn.Linear
 
 
 async def test_answers_are_those_of_generate(phi3: Path) -> None:

@@ -29,7 +29,11 @@ class GeneralDecoder:
         self._shapes = description.shapes
         self._selects = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._states: torch.Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._keep_states)
+        self.listen()
+
+    def listen(self) -> None:
+        """Keep what the output matrix reads; again where another module has taken its place."""
+        self.model.get_output_embeddings().register_forward_pre_hook(self._keep_states)
 
     def allocate_kv(self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None) -> KVCache:
         """Return a pool for this model's keys and values; without a `dtype` in the compute dtype."""

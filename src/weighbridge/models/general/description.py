@@ -37,6 +37,7 @@ class Description:
     config: Any
     model_class: type[Any]
     shapes: tuple[AttentionShape, ...]
+    linears: frozenset[str]  # names of layers whose place ours can take
     model: ModelConfig
 
 
@@ -50,11 +51,11 @@ def describe(directory: Path) -> Description:
         model_class = _class_of(config, fields)
         skeleton = skeleton_of(model_class, config)
         _check_modules(skeleton)
-        shapes = tuple(trace(skeleton))
+        shapes, linears = trace(skeleton)
     except UnsupportedModel as error:
         raise refused(kind, str(error)) from error
-    model = _model_config(directory, kind, config, skeleton, shapes)
-    return Description(config, model_class, shapes, model)
+    model = _model_config(directory, kind, config, skeleton, tuple(shapes))
+    return Description(config, model_class, tuple(shapes), linears, model)
 
 
 def skeleton_of(model_class: type[Any], config: Any) -> Any:
@@ -85,7 +86,7 @@ def _check_fields(fields: Fields) -> None:
         )
     if fields.flag("is_encoder_decoder"):
         raise UnsupportedModel("it has an encoder beside the decoder")
-    if fields.get("is_causal") is False or fields.flag("use_bidirectional_attention"):
+    if fields.get("is_causal") is False or fields.get("use_bidirectional_attention") in (True, "all"):
         raise UnsupportedModel("its tokens see later ones: it is no decoder")
 
 

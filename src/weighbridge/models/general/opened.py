@@ -12,9 +12,10 @@ from weighbridge.models.compute.kernels import load_kernels
 from weighbridge.models.files.checkpoint import Checkpoint, SafetensorsDirectory
 from weighbridge.models.general.decoder import GeneralDecoder
 from weighbridge.models.general.description import describe
+from weighbridge.models.general.linears import take_places
 from weighbridge.models.general.loading import read_weights
 from weighbridge.models.general.self_check import check_itself
-from weighbridge.models.keeping import Quantize
+from weighbridge.models.keeping import Cpu, Keeping, Quantize
 
 Report = Callable[[int, int], None]  # layers done, layers in all
 
@@ -22,9 +23,9 @@ Report = Callable[[int, int], None]  # layers done, layers in all
 class GeneralModel:
     """`config` has what the engine asks of a model: its sizes, and what a token keeps in each layer."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cpu: Cpu) -> None:
         self._files = SafetensorsDirectory(path)  # complete, and no pickles
-        self.path = path
+        self.path, self._cpu = path, cpu
         self.native: Checkpoint | None = None
         self.description = describe(path)
         self.config = self.description.model
@@ -51,4 +52,7 @@ class GeneralModel:
         model = read_weights(self.path, self.description, dtype)
         decoder = GeneralDecoder(self.description, model, dtype, load_kernels())
         check_itself(decoder)
+        keeping = Keeping(scheme, str(dtype).removeprefix("torch."), self._cpu)
+        take_places(model, self.description.linears, keeping, dtype, report).log()
+        decoder.listen()
         return decoder

@@ -10,6 +10,7 @@ import torch
 from weighbridge.errors import UnsupportedModel, said
 from weighbridge.models.files.config import MAX_HEAD_DIM, KvShape
 from weighbridge.models.general.seam import AttentionCall, listening
+from weighbridge.models.general.watching import watched
 
 TOKENS = 4
 
@@ -79,13 +80,16 @@ def _check(
         raise UnsupportedModel(f"its heads are {query.shape[3]} wide, and {MAX_HEAD_DIM} is the most")
 
 
-def trace(model: Any) -> list[AttentionShape]:
-    """Return the attentions of a model on the meta device. Raises UnsupportedModel where one is not ours to compute."""
-    recorder = _Recorder()
+def trace(model: Any) -> tuple[list[AttentionShape], frozenset[str]]:
+    """Return the attentions of a model on the meta device, and which of its linear layers are only called.
+
+    Raises UnsupportedModel where an attention is not ours to compute.
+    """
+    recorder, called = _Recorder(), set[str]()
     ids = torch.ones(1, TOKENS, dtype=torch.long, device="meta")
     positions = torch.arange(TOKENS, device="meta")[None]
     try:
-        with listening(recorder), torch.inference_mode():
+        with listening(recorder), watched(model, called), torch.inference_mode():
             model(input_ids=ids, position_ids=positions, use_cache=False)
     except UnsupportedModel:
         raise
@@ -93,4 +97,4 @@ def trace(model: Any) -> list[AttentionShape]:
         raise UnsupportedModel(f"transformers does not run it on tokens alone: {said(error)}") from error
     if not recorder.shapes:
         raise UnsupportedModel("none of its layers has attention that goes through transformers' interface")
-    return recorder.shapes
+    return recorder.shapes, frozenset(called)

@@ -1,0 +1,68 @@
+"""Our linear layers in the place of a model's own: packed once, and in few bits where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+
+from weighbridge.models.compute.linear import Linear, make_linear
+from weighbridge.models.compute.linear_hybrid import hybrid_linear
+from weighbridge.models.files.quantized import quantize
+from weighbridge.models.keeping import FileMatrix, Keeping, KeptAs
+from weighbridge.models.kept_weights import KeptWeights
+
+Report = Callable[[int, int], None]
+
+
+class OwnLinear(torch.nn.Module):
+    """One of our linear layers as a module."""
+
+    def __init__(self, linear: Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._linear, self._dtype = linear, dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, self.in_features)
+        if rows.dtype is not self._dtype:
+            rows = rows.to(self._dtype)
+        return self._linear(rows.contiguous()).view(*x.shape[:-1], self.out_features)
+
+
+def take_places(
+    model: Any, names: Collection[str], keeping: Keeping, dtype: torch.dtype, report: Report | None
+) -> KeptWeights:
+    """Pack the linear layers `names` of `model`, one after another: the tensors of each are let go of.
+
+    The output matrix keeps 8 bits even where the layers keep 4: it decides each token directly.
+    """
+    kept, head = KeptWeights(), model.get_output_embeddings()
+    for index, name in enumerate(sorted(names)):
+        parent_name, _, last = name.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        module = getattr(parent, last)
+        bits = 8 if module is head else keeping.scheme.bits
+        with torch.no_grad():
+            linear = _packed(name, module, keeping, bits, dtype, kept)
+        setattr(parent, last, OwnLinear(linear, dtype))
+        if report is not None:
+            report(index + 1, len(names))
+    return kept
+
+
+def _packed(
+    name: str, module: torch.nn.Linear, keeping: Keeping, bits: int, dtype: torch.dtype, kept: KeptWeights
+) -> Linear:
+    rows, columns = module.weight.shape
+    bias = None if module.bias is None else module.bias.detach().to(dtype)
+    what = keeping.linear([FileMatrix(name, rows, columns)], bits, bias is not None)
+    kept.note(name, what)
+    weight = module.weight.detach()
+    if what.way is KeptAs.ROUNDED:
+        quantized = quantize(weight, bits)
+        if keeping.copies(columns):
+            return hybrid_linear(quantized, bias, dtype)
+        return make_linear(None, bias, dtype, quantized)
+    return make_linear(weight.to(dtype), bias, dtype)
