@@ -30,7 +30,8 @@ from weighbridge.models.keeping import Quantize
 from weighbridge.models.kv_form import KvForm, token_bytes
 
 BLOCK, TOLERANCE = 16, 1e-4
-POOL_BLOCKS = 9  # of the 14 that its requests want at once
+UNTRIED = "no request was preempted, or none found its prefix"  # which depends on when they came
+POOL_BLOCKS = 9  # of the 20 that its requests want at once
 CHUNKS = ([96], [1] * 9 + [87], [40, 1, 1, 33, 21])
 
 
@@ -85,7 +86,8 @@ def compare(kind: str, directory: Path, oracle: Any) -> Verdict:
         worst = max(worst, float(apart.max()))
     if not worst <= TOLERANCE:
         return Verdict(kind, "wrong", f"logits differ by {worst:.2g}", worst)
-    problem = asyncio.run(_served(directory, oracle))
+    attempts = (asyncio.run(_served(directory, oracle)) for _ in range(3))
+    problem = next((found for found in attempts if found != UNTRIED), UNTRIED)
     return Verdict(kind, "wrong" if problem else "exact", problem or "", worst)
 
 
@@ -105,11 +107,12 @@ async def _served(directory: Path, oracle: Any) -> str | None:
         max_model_len=128,
         check_integrity=True,
         model_impl="transformers",
+        speculate=False,  # guessed tokens would end them before they need room
     )
     replica = build_replica(directory, "tiny", settings)
     engine, rng = replica.engine, random.Random(3)
     prefix = [rng.randrange(3, 400) for _ in range(2 * BLOCK)]
-    prompts = [[*prefix, *(rng.randrange(3, 400) for _ in range(5 + n))] for n in range(4)]
+    prompts = [[*prefix, *(rng.randrange(3, 400) for _ in range(5 + n))] for n in range(6)]
     params = SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True)
     engine.start()
     try:
@@ -123,11 +126,7 @@ async def _served(directory: Path, oracle: Any) -> str | None:
             return "tokens differ from transformers' greedy ones"
     preempted = sum(stream.ticket.preemptions for stream in streams)
     cached = sum(stream.ticket.cached_tokens or 0 for stream in streams)
-    return (
-        None
-        if preempted and cached
-        else f"{preempted} preemptions, {cached} cached tokens: nothing was tried"
-    )
+    return None if preempted and cached else UNTRIED
 
 
 def likeliest(oracle: Any, prompt: list[int], output: list[int]) -> bool:

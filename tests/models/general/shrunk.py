@@ -80,6 +80,14 @@ _OWN: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"] * 3,
         "initializer_range": 0.1,  # its products of queries and keys are not scaled
     },
+    "hrm_text": {"initializer_range": 0.1},  # it runs through its layers again and again
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "ministral": {"head_dim": 16},
+    "nemotron": {"num_key_value_heads": 2},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "granite": {"attention_multiplier": 0.0625},
     "granitemoe": {"attention_multiplier": 0.0625},
     "granitemoeshared": {"attention_multiplier": 0.0625},
@@ -87,7 +95,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "phi3": {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
     },
-    "deepseek_v2": {"topk_method": "greedy"},
+    "deepseek_v2": {"topk_method": "greedy", "num_experts_per_tok": 2},
     "openai-gpt": {"n_embd": 64},
 }
 
