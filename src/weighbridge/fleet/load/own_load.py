@@ -52,6 +52,10 @@ class OwnLoad:
         self._in_flight: dict[str, InFlight] = {}
         self._prefilling: dict[str, InFlight] = {}  # in the order they were sent
         self._line_begun = now  # when the first in line could begin
+        self._line_stands: tuple[int | None, int, StepCost] | None = (
+            None  # for what nothing more of it can be done
+        )
+        self._line_width = 0  # tokens of its iterations then
         self._line_due = math.inf  # when the first in line has waited for longer than explains itself
         self._advanced_at = now
         self.pace = PrefillPace()
@@ -158,6 +162,7 @@ class OwnLoad:
         if not self._in_flight:
             self.experience.heard = now
         first = not self._prefilling
+        self._line_stands = None
         self._in_flight[arrival.id] = self._prefilling[arrival.id] = request
         if first:
             self.pace.begin()
@@ -280,12 +285,19 @@ class OwnLoad:
         seats = self.experience.seats.count
         if seats is not None and seats <= self.decoding:
             return
+        now_so = seats, self.decoding, cost
+        if self._line_stands == now_so:  # all that may be believed to be computed already is
+            if self.pace.measuring:
+                width = self._line_width
+                self.pace.passed(elapsed * cost.prompt_share(self.decoding, self.context_tokens, width))
+            return
         if cost.per_prompt_pair and cost is not self._told:
             width = self._room(self.prefill_seconds, self.uncomputed_tokens)
         left = elapsed * cost.prompt_share(self.decoding, self.context_tokens, width)
         self.pace.passed(left)
         left /= self.stretch
         begun: list[InFlight] = []
+        self._line_stands, self._line_width = now_so, width
         line, ahead = self._prefilling.values(), cost.per_token * width
         for request in line if seats is None else islice(line, seats - self.decoding):
             if ahead < 0.0:
@@ -300,6 +312,7 @@ class OwnLoad:
                 self.prefill_seconds -= done
                 self.uncomputed_tokens -= tokens
                 left -= done
+                self._line_stands = None  # what it is computed beside may have changed with it
                 if done < work:
                     break
             if not request.streamed:
@@ -355,11 +368,13 @@ class OwnLoad:
             request.price(0.0 if cost is None else cost.prefill_work(tokens, cached))
         self.prefill_seconds = sum(request.work for request in self._prefilling.values())
         self.line_work = self.prefill_seconds
+        self._line_stands = None
         self.pace.disturb()
 
     def _prefilled(self, request: InFlight) -> None:
         if self._prefilling.pop(request.arrival.id, None) is None:
             return
+        self._line_stands = None
         self.uncomputed_tokens -= request.uncomputed
         self.prefill_seconds -= request.work
         self.line_work -= request.whole_work

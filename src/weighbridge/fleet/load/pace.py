@@ -19,24 +19,27 @@ LEAST, MOST = 0.5, 10.0
 
 
 class PrefillPace:
-    """`stretch`: seconds that one predicted second of prefill takes; 1 until something is measured."""
+    """`stretch`: seconds that one predicted second of prefill takes; 1 until something is measured.
 
-    __slots__ = ("_expected", "_measuring", "_passed", "_spent", "_work", "stretch")
+    `measuring`: the line that there is tells of it.
+    """
+
+    __slots__ = ("_expected", "_passed", "_spent", "_work", "measuring", "stretch")
 
     def __init__(self) -> None:
         self.stretch = 1.0
         self._expected = self._spent = 0.0  # work done and what it took, faded
         self._work = self._passed = 0.0  # the same since the last measurement
-        self._measuring = False
+        self.measuring = False
 
     def begin(self) -> None:
         """Begin a line: the first prompt was sent to a replica that had none to compute."""
         self._work = self._passed = 0.0
-        self._measuring = True
+        self.measuring = True
 
     def disturb(self) -> None:
         """Learn nothing from this line: something else was in it, or left it half done."""
-        self._measuring = False
+        self.measuring = False
 
     def passed(self, seconds: float) -> None:
         """Add the prefill that should have been done since the last call."""
@@ -46,7 +49,7 @@ class PrefillPace:
         """Learn from a prompt of `work` predicted seconds that is done; a full iteration computes `full`
         seconds of work."""
         self._work += work
-        if not self._measuring or self._work < full or full <= 0.0:
+        if not self.measuring or self._work < full or full <= 0.0:
             return
         if not self._spent:
             self._expected = self._spent = PRIOR * full

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from operator import mul
+from itertools import repeat
+from operator import add, mul
 
 from weighbridge.cost.mean import Mean
 from weighbridge.cost.non_negative import ALL, AT, PAIRS, SUMS, WIDTH, Five, Free, solve
@@ -313,8 +314,11 @@ class SpeedLearner:
         assert self._times is not None
         times, unit = self._times, max(self._times[_STEP], 1e-9)
         streams, firsts = self._kinds
-        of_streams, of_firsts = 1.0 / streams.grown, 1.0 / firsts.grown
-        sums = [of_streams * x + of_firsts * y for x, y in zip(streams.sums, firsts.sums, strict=True)]
+        of_both = (
+            map(mul, repeat(1.0 / streams.grown), streams.sums),
+            map(mul, repeat(1.0 / firsts.grown), firsts.sums),
+        )
+        sums: list[float] = list(map(add, *of_both))
         for place, share, off, own, with_step in _PRIOR:
             least, known = off * unit, times[place]
             weight = (
