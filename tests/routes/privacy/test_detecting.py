@@ -168,6 +168,8 @@ NONE = [
     "barcode 3104567444648", "epoch ms 5313841399779", "snowflake 216948810659403140", "build 5053-4953-2844 passed", "exp 716-571-5250 lr 1e-1", "duplicate of 818-514-2894", "build_id=202611-4567", "job 202611-4567 done",
     "v202608-1209", "номер сборки 202608-1209", "构建 202608-1209", "fee::dac", "bad::cafe::deed(1)", "use crate::fade::{a}", "de::ad::be::ef", "add::c0de()",
     "; [*0658.0020.0005] # A SIGN", "Boston, MA 02110-1301 USA", "icons-64x64@2.tar",
+    "номер заказа 0123456789", "注文番号 0123456789", "订单号码 0123456789", "주문번호 0123456789", "ऑर्डर नंबर 0123456789", "số đơn hàng 0123456789", "nomor pesanan 0123456789",
+    "رقم الطلب 0123456789", "شماره سفارش 0123456789", "আর্ডার নম্বর 0123456789", "ఆర్డర్ నంబర్ 0123456789", "Bestellnummer 0123456789", "line number 0100 0200 0300 0400", "random number 0.123456789",
     "openssl 1.1.1.12", "mysql 8.0.35.1", "kernel 5.15.0.91", 'AssemblyVersion("1.0.0.0")', "numpy=1.26.4.1", "hostname-utils==1.2.3.4", "fc00::add()", "use crate::ace::{b00c}", "'10'::int", "arr[1::2]", "de::ad::be::ef::1()",
     'mob 1234567 spawned at 120 64 -30', 'pH 7.4 at 25 C, 1500 rpm for 10 min', 'contact angle 12 345 678', 'appel de fonction 1234567 fois',
     'appelle la fonction 1234567 fois', 'joindre les tables 12 345 678 lignes', 'contactez le support (ticket 1234567)', 'fijo en 1234567 pesos', 'ph_value=1234567',
