@@ -98,9 +98,7 @@ _BEHIND = Words(
     """
 )
 #: Words that may speak of other things, too: believed before a number that begins with a 0, as no figure does.
-_WEAK = Words(
-    "contact|contacto|contato|contatto|kontakt|kontak|ring|text|call|mob|ph|joindre|contactez|fijo"
-)
+_WEAK = Words("contact|contacto|contato|contatto|kontakt|kontak|ring|text|call|mob|ph|joindre|contactez|fijo")
 _SPOKEN = Context(PHONE_WORDS, _OTHER_THINGS, UNITS, COMPOUNDS, behind=_BEHIND)
 ALONE = Context(None, _OTHER_THINGS, UNITS)
 
