@@ -214,7 +214,7 @@ async def test_metrics_and_console_and_load() -> None:
         async with front.client.get(front.url + "/metrics") as answer:
             page = await answer.text()
         async with front.client.get(front.url + "/") as answer:
-            assert "Weighbridge fleet" in await answer.text()
+            assert "<title>Weighbridge</title>" in await answer.text()
         load = await front.get("/v1/load")
     assert 'weighbridge_replica_requests_finished_total{model="m",replica="a"} 1.0' in page
     assert 'weighbridge_gateway_tenant_tokens_total{kind="output",tenant="alice"} 5.0' in page
