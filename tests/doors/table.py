@@ -21,8 +21,15 @@ RESPONSES = "/v1/responses"
 MODEL = "$MODEL"
 #: Stands for a ticket's name that a door's client proposes; another one at each door, with a number behind.
 TICKET = "$TICKET"
+
+
+class _Gone:
+    def __repr__(self) -> str:
+        return "GONE"  # in names of tests, which must be the same in each process that collects them
+
+
 #: A value of `chat(...)` that takes the field out of the body.
-GONE: Any = object()
+GONE: Any = _Gone()
 
 Header = tuple[str, str | bytes]
 
