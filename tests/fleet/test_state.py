@@ -187,6 +187,19 @@ def test_full_means_no_seat_or_no_memory() -> None:
     assert not state.fits(arrival("c", 600, max_tokens=500))
 
 
+@given(st.integers(1, 9000), st.integers(1, 90), st.integers(0, 300), st.none() | st.integers(1, 9000))
+def test_an_idle_replica_accepts_what_fits_and_nothing_else(
+    prompt: int, texts: int, most: int, context: int | None
+) -> None:
+    """Else a request waits for ever: what can never be sent is refused at the door by `fits`."""
+    state = replica(kv_tokens=5000)
+    state.report(Report(0.0, max_model_len=context))
+    one = arrival("q", prompt, max_tokens=most)
+    one = replace(one, weight=replace(one.weight, prompts=texts))
+    assert state.accepts(one, 0.0) == state.fits(one)
+    assert state.fits(one) == (prompt // texts + most <= min(5000, context or 5000))
+
+
 def test_a_failed_prompt_leaves_no_belief_in_its_cache() -> None:
     index = PrefixIndex()
     state = replica(index=index)

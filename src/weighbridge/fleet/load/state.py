@@ -72,7 +72,7 @@ class ReplicaState(OwnLoad):
         weight, capacity = arrival.weight, self.capacity
         limit, pool = capacity.max_model_len, capacity.kv_tokens
         if limit is not None or pool is not None:
-            total = weight.prompt_tokens + weight.max_tokens
+            total = weight.fitting_tokens
             if (limit is not None and total > limit) or (pool is not None and total > pool):
                 return False
         others: float = self.others.queued_requests
