@@ -24,7 +24,8 @@ import tempfile
 import time
 import tracemalloc
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -737,18 +738,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         in_part = part(told.part)
     except ValueError as error:
         parser.error(str(error))
+    with quiet_on_one_thread():
+        return draw(
+            [row for row in ROWS if row in in_part and (not names or row.name in names)], quick=told.quick
+        )
+
+
+@contextmanager
+def quiet_on_one_thread() -> Iterator[None]:
+    """Figures of one thread, and no warnings between them; whoever calls finds both as they were."""
+    disabled, threads = logging.root.manager.disable, torch.get_num_threads()
     logging.disable(logging.ERROR)
     torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        torch.set_num_threads(threads)
+
+
+def draw(rows: Sequence[Row], *, quick: bool) -> int:
+    """Draw the curves of `rows`; return 1 where one is worse than its bound."""
     worse = 0
-    for row in ROWS:
-        if row not in in_part or (names and row.name not in names) or (told.quick and not row.quick):
+    for row in rows:
+        if quick and not row.quick:
             continue
         if row.name.startswith("training") and not LABELS.exists():
             print(f"{row.name:<14} left out: there is no {LABELS}")
             continue
         began = time.perf_counter()
         try:
-            line, keeps = drawn(row, quick=told.quick)
+            line, keeps = drawn(row, quick=quick)
         except BadInput as error:  # a busy machine: a schema took longer to compile than it may
             line, keeps = f"{row.name:<14} FAILED: {error}", False
         print(f"{line}   ({time.perf_counter() - began:.0f} s)", flush=True)

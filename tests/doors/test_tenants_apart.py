@@ -96,7 +96,7 @@ def test_no_tenant_sees_tickets_of_another(name: str, doors: Doors) -> None:
         assert {one["tenant"] for one in listed} <= {tenant}
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/v1/load", "/"])
+@pytest.mark.parametrize("path", ["/metrics", "/v1/load"])
 @pytest.mark.parametrize("name", DOORS)
 def test_figures_are_for_this_machine_and_for_those_who_may_see_them(
     name: str, path: str, doors: Doors
@@ -116,6 +116,19 @@ def test_figures_are_for_this_machine_and_for_those_who_may_see_them(
     others = 403 if path == "/metrics" else 200
     assert status(True, [*afar, ("Authorization", f"Bearer {KEYS['bob']}")]) == others
     assert status(False, afar) == 200
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_the_console_is_the_same_page_to_everybody(name: str, doors: Doors) -> None:
+    """It asks for what it shows with its reader's key; by itself it holds nothing of this server."""
+    door, bare = doors[True][name], doors[False][name]
+    afar = [("X-Forwarded-For", "203.0.113.9")]
+    replies = [
+        exchange(one.port, request("GET", "/", headers, None, f"127.0.0.1:{one.port}"))
+        for one, headers in ((door, []), (door, afar), (bare, afar))
+    ]
+    assert {reply.status for reply in replies} == {200}
+    assert len({bytes(reply.body) for reply in replies}) == 1
 
 
 @pytest.mark.parametrize("name", DOORS)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 
 import pytest
+import torch
 from benchmarks.growth import ROWS, Row, drawn, main, seconds, slope
 
 
@@ -49,7 +51,9 @@ def test_rows_have_names_of_their_own_and_sizes_that_grow() -> None:
 
 
 def test_quick_rows_keep_their_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    before = logging.root.manager.disable, torch.get_num_threads()
     assert main(["--quick", "--rows", "tickets,refusal,tenants,turns"]) == 0
+    assert (logging.root.manager.disable, torch.get_num_threads()) == before  # whoever comes next is warned
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["tickets", "tenants", "refusal", "turns"]
     with pytest.raises(SystemExit):
