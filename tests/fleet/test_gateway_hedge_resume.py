@@ -44,7 +44,7 @@ async def test_hedges_stay_within_their_budget() -> None:
     async with fleet(slow, quick, model=model) as front:
         for _ in range(10):
             await front.stream()
-        slow.first_delay = 1.2
+        slow.first_delay = 3.0
         await asyncio.gather(*(front.stream() for _ in range(20)))
         hedges = sum(member.counts.hedges for member in front.gateway.pools["m"].members.values())
     assert 1 <= hedges <= 3  # a tenth of 30
