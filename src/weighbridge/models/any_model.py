@@ -100,8 +100,5 @@ def open_model(path: Path, impl: str = ModelImpl.AUTO) -> OpenedModel:
 
 
 def _is_ours(directory: Path) -> bool:
-    return not (directory / "config.json").is_file() or _family(directory) in FAMILIES
-
-
-def _family(directory: Path) -> object:
-    return read_json(directory / "config.json").get("model_type")
+    file = directory / "config.json"
+    return not file.is_file() or read_json(file).get("model_type") in FAMILIES

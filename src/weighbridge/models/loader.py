@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from weighbridge.errors import BadInput
 from weighbridge.models.compute.decoder import Decoder
+from weighbridge.models.compute.finite import is_finite, not_finite
 from weighbridge.models.compute.kernels import load_kernels
 from weighbridge.models.compute.kernels.api import Kernels
 from weighbridge.models.compute.layers import DecoderLayer, DecoderWeights
@@ -77,16 +77,12 @@ class _Builder:
         return self._checked(self.checkpoint.tensor(name), name)
 
     def _checked(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
-        # One pass without a copy; a sum may also be too large, which the exact question settles.
-        if not math.isfinite(float(tensor.sum(dtype=torch.float32))) and not bool(tensor.isfinite().all()):
+        if not is_finite(tensor):
             raise self._damaged(name)
         return tensor
 
     def _damaged(self, name: str) -> BadInput:
-        path, own_name = self.checkpoint.path, self.checkpoint.own_name(name)
-        return BadInput(
-            f"tensor {own_name!r} of {path} holds values that are not finite: the file is damaged"
-        )
+        return not_finite(self.checkpoint.own_name(name), self.checkpoint.path)
 
     def norm(self, name: str) -> torch.Tensor:
         weight = self.tensor(name).float()

@@ -21,10 +21,10 @@ from weighbridge.wire.headers import headers_of
 from weighbridge.wire.journey import WholeAnswer
 from weighbridge.wire.protocols.decisions import (
     PATH,
-    DecisionEncoder,
     DecisionProtocol,
     DecisionRequest,
 )
+from weighbridge.wire.protocols.openai import WholeEncoder
 
 CALIBRATIONS = PATH + "/calibrations"
 
@@ -41,9 +41,9 @@ class CalibratedDecisions(DecisionProtocol):
         names = [one.name for one in request.questions if one.name is not None]
         ask.own = (request, await asyncio.to_thread(self._store.find, ask.tenant, ask.model, names))
 
-    def encoder(self, ask: Ask) -> DecisionEncoder:
+    def encoder(self, ask: Ask) -> WholeEncoder:
         request, found = ask.own
-        return CalibratedEncoder(request, found) if found else DecisionEncoder()
+        return CalibratedEncoder(request, found) if found else WholeEncoder()
 
     def endpoints(self) -> list[Endpoint]:
         return [
@@ -80,7 +80,7 @@ class CalibratedDecisions(DecisionProtocol):
         return json_response({"id": name, "object": "decision.calibration", "deleted": True})
 
 
-class CalibratedEncoder(DecisionEncoder):
+class CalibratedEncoder(WholeEncoder):
     """Tells probabilities as a tenant's calibrations have them, and beside each answer what these are worth."""
 
     def __init__(self, request: DecisionRequest, found: dict[str, Calibration]) -> None:

@@ -5,6 +5,7 @@ Whatever goes wrong is one sentence that names the file, what is the matter, and
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -80,19 +81,23 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
 
 
 def open_database(
-    path: Path | None, schema: DatabaseSchema, *, wait_s: float, durable: bool
+    path: Path | None, schema: DatabaseSchema, *, wait_s: float, durable: bool, private: bool = False
 ) -> sqlite3.Connection:
     """Return a connection to a file of this version; one that does not exist is made, an older one is migrated.
 
     `path`: None for one in memory. `wait_s`: how long each transaction waits for other processes. `durable`: what is
-    committed survives a power cut, not only a crash of the process. The connection may be used by any one thread at a
-    time. Raises BadInput, also for a file of another kind and for a version from the future.
+    committed survives a power cut, not only a crash of the process. `private`: it holds what people wrote, and a
+    file that is made is its owner's alone. The connection may be used by any one thread at a time. Raises BadInput,
+    also for a file of another kind and for a version from the future.
     """
     where = path if path is not None else "in memory"
     try:
         with as_state_error(schema.name, where):
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
+                if private:
+                    with suppress(OSError):  # SQLite will say it in the words of all
+                        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             connection = connect(path, wait_s)
     except StateError as error:
         raise BadInput(str(error)) from error

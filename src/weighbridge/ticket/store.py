@@ -115,12 +115,7 @@ class TicketStore:
         """Those of `tenant`, or of everybody, whose ids begin so: two at most; none where that is too short."""
         if len(with_) < LEAST_BEGINNING:
             return []
-        begun = (
-            one
-            for name, one in self._tickets.items()
-            if name.startswith(with_) and tenant in (None, one.tenant)
-        )
-        return list(islice(begun, 2))
+        return self.recent(2, TicketFilter(tenant, search=with_))
 
     def recent(self, limit: int = 100, wanted: TicketFilter = ANY_TICKET) -> list[Ticket]:
         """Those that are wanted, the newest first."""

@@ -67,20 +67,15 @@ class ReplicaState(OwnLoad):
         Who finds most of its prompt cached here may line up regardless: waiting costs less than computing it
         elsewhere.
         """
-        if not self.healthy or self.draining or self.tells_draining:  # `open_to`, written flat
+        if not self.open_to(arrival):
             return False
-        weight, capacity = arrival.weight, self.capacity
-        limit, pool = capacity.max_model_len, capacity.kv_tokens
-        if limit is not None or pool is not None:
-            total = weight.fitting_tokens
-            if (limit is not None and total > limit) or (pool is not None and total > pool):
-                return False
         others: float = self.others.queued_requests
         if others:
             others *= self._freshness(now)
         if not self._in_flight and not others:
             return True
-        if self.sequences + others + weight.choices > capacity.max_sequences * self.warmth(now):
+        weight, pool = arrival.weight, self.capacity.kv_tokens
+        if self.sequences + others + weight.choices > self.capacity.max_sequences * self.warmth(now):
             return False
         if pool is not None and self.kv_tokens + self._others_kv(now) + weight.prompt_tokens > pool:
             return False

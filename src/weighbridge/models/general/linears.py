@@ -13,7 +13,7 @@ from weighbridge.models.files.quantized import quantize
 from weighbridge.models.keeping import FileMatrix, Keeping, KeptAs
 from weighbridge.models.kept_weights import KeptWeights
 
-Report = Callable[[int, int], None]
+Report = Callable[[int, int], None]  # layers done, layers in all
 
 
 class OwnLinear(torch.nn.Module):

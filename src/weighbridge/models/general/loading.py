@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from weighbridge.errors import BadInput, said, some_of
+from weighbridge.models.compute.finite import is_finite, not_finite
 from weighbridge.models.general.description import Description
 from weighbridge.models.general.seam import NAME
 
@@ -35,7 +35,9 @@ def read_weights(path: Path, description: Description, dtype: torch.dtype) -> An
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise BadInput(f"{path} cannot be read by transformers: {said(error)}") from error
     _check_found(path, found)
-    _check_finite(path, model)
+    for name, tensor in model.named_parameters():
+        if not is_finite(tensor):
+            raise not_finite(name, path)
     return model.eval()
 
 
@@ -53,10 +55,3 @@ def _check_found(path: Path, found: dict[str, Any]) -> None:
             f"{path} has tensors that its configuration has no place for: {some_of(unexpected)}; without them the "
             "answers would be wrong"
         )
-
-
-def _check_finite(path: Path, model: Any) -> None:
-    for name, tensor in model.named_parameters():
-        total = tensor.detach().sum(dtype=torch.float32)
-        if not math.isfinite(float(total)) and not bool(tensor.isfinite().all()):
-            raise BadInput(f"tensor {name!r} of {path} holds values that are not finite: the file is damaged")

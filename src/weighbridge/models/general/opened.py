@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,12 +11,10 @@ from weighbridge.models.compute.kernels import load_kernels
 from weighbridge.models.files.checkpoint import Checkpoint, SafetensorsDirectory
 from weighbridge.models.general.decoder import GeneralDecoder
 from weighbridge.models.general.description import describe
-from weighbridge.models.general.linears import take_places
+from weighbridge.models.general.linears import Report, take_places
 from weighbridge.models.general.loading import read_weights
 from weighbridge.models.general.self_check import check_itself
 from weighbridge.models.keeping import Cpu, Keeping, Quantize
-
-Report = Callable[[int, int], None]  # layers done, layers in all
 
 
 class GeneralModel:

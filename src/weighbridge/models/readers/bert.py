@@ -16,7 +16,7 @@ from weighbridge.errors import BadInput, UnsupportedModel, said
 from weighbridge.models.files.fields import Fields, shown
 from weighbridge.models.files.hf_config import read_json
 from weighbridge.models.readers.form import VectorForm
-from weighbridge.models.readers.pooling import pool
+from weighbridge.models.readers.pooling import padded, pool
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 #: Where a file has heads for other tasks beside the encoder, its names begin so.
@@ -127,20 +127,11 @@ class BertReader:
         self.vocab_size = self.config.vocab_size
         self._tensors = _read(path, self.config)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._tensors.values())
-
     @torch.inference_mode()
     def __call__(self, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         """Vectors [texts, hidden] of texts as token ids, each of at least one token."""
-        lengths = torch.tensor([len(text) for text in texts])
-        ids = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = torch.tensor(text)
-        real = torch.arange(ids.shape[1])[None, :] < lengths[:, None]
-        states = self._states(ids, real)
-        pooled = pool(states, lengths, self.form.pooling)
+        batch = padded(texts)
+        pooled = pool(self._states(batch.ids, batch.real), batch.lengths, self.form.pooling)
         vectors = F.normalize(pooled, dim=1) if self.form.normalizes else pooled
         numbers: npt.NDArray[np.float32] = vectors.numpy()
         return numbers

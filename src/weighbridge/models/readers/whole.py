@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from weighbridge.errors import BadInput, UnsupportedModel, said
+from weighbridge.models.compute.finite import is_finite, not_finite
 from weighbridge.models.files.fields import Fields, shown
 from weighbridge.models.files.hf_config import read_json
 from weighbridge.models.readers.form import Form, LabelForm, Pooling, VectorForm
-from weighbridge.models.readers.pooling import pool
-
-log = logging.getLogger(__name__)
+from weighbridge.models.readers.pooling import padded, pool
 
 #: The activations that linear layers behind a pooling have.
 _ACTIVATIONS = {"Identity": lambda x: x, "Tanh": torch.tanh, "ReLU": torch.relu, "GELU": F.gelu}
-#: What `separator` marks is the end of the first of two texts in families whose tokens have a type.
-_NO_SEPARATOR = -1
 
 
 class WholeReader:
@@ -37,13 +33,13 @@ class WholeReader:
         """`separator`: the token between two texts. Raises BadInput or UnsupportedModel for what cannot be run."""
         self.form = form
         self._model = _loaded(path, isinstance(form, LabelForm))
-        self._separator = _NO_SEPARATOR if separator is None else separator
         config = self._model.config.get_text_config()
         self.vocab_size: int = config.vocab_size
         self.positions = _positions(config)
-        self._typed = (getattr(config, "type_vocab_size", 0) or 0) > 1 and _takes(
-            self._model, "token_type_ids"
-        )
+        taken = inspect.signature(self._model.forward).parameters
+        typed = (getattr(config, "type_vocab_size", 0) or 0) > 1 and "token_type_ids" in taken
+        self._separator = separator if typed else None
+        self._always = {"use_cache": False} if "use_cache" in taken else {}
         self._scored = getattr(self._model, "score", None)  # a decoder's head, which reads its last state
         self._dense = [_Dense(path / name) for name in form.dense] if isinstance(form, VectorForm) else []
         self.width = self._width(config.hidden_size)
@@ -59,25 +55,15 @@ class WholeReader:
             hidden = layer.weight.shape[0]
         return hidden
 
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._model.parameters())
-
     @torch.inference_mode()
     def __call__(self, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         """Vectors, or one number a label before its link: [texts, width], of token ids, at least one in each text."""
-        lengths = torch.tensor([len(text) for text in texts])
-        ids = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = torch.tensor(text)
-        real = torch.arange(ids.shape[1])[None, :] < lengths[:, None]
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": real.long()}
-        if self._typed:
-            passed = (ids == self._separator).cumsum(1) - (ids == self._separator).long()
-            inputs["token_type_ids"] = (passed > 0).long() * real
-        if _takes(self._model, "use_cache"):
-            inputs["use_cache"] = False
-        numbers: npt.NDArray[np.float32] = self._read(inputs, lengths).float().numpy()
+        batch = padded(texts)
+        inputs: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.real.long(), **self._always}
+        if self._separator is not None:
+            ends = batch.ids == self._separator
+            inputs["token_type_ids"] = (ends.cumsum(1) > ends.long()).long() * batch.real
+        numbers: npt.NDArray[np.float32] = self._read(inputs, batch.lengths).float().numpy()
         return numbers
 
     def _read(self, inputs: dict[str, Any], lengths: torch.Tensor) -> torch.Tensor:
@@ -165,12 +151,8 @@ def _check(path: Path, model: Any, told: dict[str, Any]) -> None:
             "configuration is another model's"
         )
     for name, weight in model.named_parameters():
-        if not bool(weight.isfinite().all()):
-            raise BadInput(f"tensor {name!r} of {path} holds values that are not finite: the file is damaged")
-
-
-def _takes(model: Any, name: str) -> bool:
-    return name in inspect.signature(model.forward).parameters
+        if not is_finite(weight):
+            raise not_finite(name, path)
 
 
 def _positions(config: Any) -> int:

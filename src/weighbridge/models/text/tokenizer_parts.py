@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import tokenizers
@@ -45,19 +46,26 @@ def is_panic(error: BaseException) -> bool:
 _LONG_TEXT = 4_000
 
 
-def encoded(backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
-    """Return the ids of `text`. Raises BadInput for what is no Unicode, or makes the library fail."""
+@contextmanager
+def _encoding() -> Iterator[None]:
+    """Raise BadInput for a text that is no Unicode, or makes the library fail."""
     try:
-        if len(text) < _LONG_TEXT:
-            found = backend.encode(text, add_special_tokens=add_special_tokens)
-        else:  # 2 s a megabyte, in which `encode` would hold the interpreter
-            [found] = backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        yield
     except (TypeError, UnicodeError) as error:
         raise BadInput(f"the text is not valid Unicode: {said(error)}") from error
     except BaseException as error:
         if not is_panic(error):
             raise
         raise BadInput(f"the model's tokenizer cannot encode this text: {said(error)}") from error
+
+
+def encoded(backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    """Return the ids of `text`. Raises BadInput for what is no Unicode, or makes the library fail."""
+    with _encoding():
+        if len(text) < _LONG_TEXT:
+            found = backend.encode(text, add_special_tokens=add_special_tokens)
+        else:  # 2 s a megabyte, in which `encode` would hold the interpreter
+            [found] = backend.encode_batch([text], add_special_tokens=add_special_tokens)
     ids: list[int] = found.ids
     return ids
 
@@ -100,8 +108,8 @@ class TextPairs:
 
         Raises BadInput for what is no Unicode, and where the first of two leaves nothing of the second.
         """
-        try:
-            texts = [first] if second is None else [first, second]
+        texts = [first] if second is None else [first, second]
+        with _encoding():
             found = self._backend.encode_batch(texts, add_special_tokens=False)
             if cut is not None:
                 added = self._backend.num_special_tokens_to_add(second is not None)
@@ -114,10 +122,4 @@ class TextPairs:
             ids: list[int] = self._backend.post_process(
                 found[0], found[1] if second is not None else None
             ).ids
-        except (TypeError, UnicodeError) as error:
-            raise BadInput(f"the text is not valid Unicode: {said(error)}") from error
-        except BaseException as error:
-            if not is_panic(error):
-                raise
-            raise BadInput(f"the model's tokenizer cannot encode this text: {said(error)}") from error
         return ids

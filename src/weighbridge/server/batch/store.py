@@ -6,7 +6,6 @@ on where it was. What is deleted, and what has expired, is overwritten, in the l
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -103,11 +102,7 @@ class BatchStore:
         self._where = path if path is not None else "in memory"
         self._lock = threading.Lock()
         self._to_erase = False
-        if path is not None:
-            with suppress(OSError):  # it holds what people wrote: nobody else reads it
-                path.parent.mkdir(parents=True, exist_ok=True)
-                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        self._db = open_database(path, BATCHES, wait_s=WAIT_SECONDS, durable=True)
+        self._db = open_database(path, BATCHES, wait_s=WAIT_SECONDS, durable=True, private=True)
         self._db.execute("PRAGMA secure_delete=ON")
 
     # -- files -----------------------------------------------------------------------------------------

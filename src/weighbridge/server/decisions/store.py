@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,11 +87,9 @@ class CalibrationsKept:
 
     def _db(self) -> sqlite3.Connection:
         if self._opened is None:
-            if self._path is not None:
-                with suppress(OSError):  # it is a tenant's own: nobody else reads it
-                    self._path.parent.mkdir(parents=True, exist_ok=True)
-                    os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._opened = open_database(self._path, CALIBRATIONS, wait_s=WAIT_SECONDS, durable=True)
+            self._opened = open_database(
+                self._path, CALIBRATIONS, wait_s=WAIT_SECONDS, durable=True, private=True
+            )
         return self._opened
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 
 from weighbridge.cost.usage import Usage
-from weighbridge.engine.api import Delta, Generation
+from weighbridge.engine.api import Generation
 from weighbridge.engine.request import SamplingParams
 from weighbridge.errors import NeverFits
 from weighbridge.server.decisions.answers import answer_to, distinct_tokens
 from weighbridge.server.decisions.labels import LabelTree, Tokens, label_tree, shares_of
-from weighbridge.server.engine.formats import Format, Gathered
+from weighbridge.server.engine.formats import Gathered, WholeFormat
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.protocols.chat import ChatRequest
 from weighbridge.wire.protocols.decisions import (
@@ -119,7 +119,7 @@ def _looks(prompt: list[int], tree: LabelTree, index: int, longest: int) -> list
     return found
 
 
-class DecisionFormat(Format):
+class DecisionFormat(WholeFormat):
     """The answers to all questions, out of what each look at the model found.
 
     `prompts`: of each look, to count tokens that several share once.
@@ -137,15 +137,8 @@ class DecisionFormat(Format):
         self._trees = trees
         self._distinct = distinct_tokens(prompts)
 
-    def chunk(self, delta: Delta) -> bytes:
-        """Decisions are never streamed."""
-        return b""
-
-    def _choice(self, index: int, gathered: Gathered) -> dict[str, Any]:
-        return {"chances": gathered.chances}
-
-    def choices_of(self, gathered: Sequence[Gathered]) -> list[Any]:
-        return [one.chances for one in gathered]
+    def _choice(self, index: int, gathered: Gathered) -> Any:
+        return gathered.chances
 
     def whole(self, choices: Sequence[Any], usage: Usage) -> bytes:
         looks = iter(choices)

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import msgspec
 
 from weighbridge.cost.usage import Usage
-from weighbridge.engine.api import Delta, Engine, Generation
+from weighbridge.engine.api import Engine, Generation
 from weighbridge.engine.request import SamplingParams
 from weighbridge.errors import NeverFits
-from weighbridge.server.engine.formats import Format, Gathered
+from weighbridge.server.engine.formats import Gathered, WholeFormat
 from weighbridge.server.engine.prompts import PromptReader
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import decode
@@ -26,17 +26,13 @@ _NOTHING = SamplingParams(max_tokens=0, temperature=0.0)
 _encode = msgspec.json.Encoder().encode
 
 
-class EmbeddingFormat(Format):
+class EmbeddingFormat(WholeFormat):
     """OpenAI's list of embeddings; each also tells how sure the model is of what comes next."""
 
     def __init__(self, model: str, encoding: Literal["float", "base64"]) -> None:
         super().__init__(model)
         self._encoding = encoding
         self._written = 0
-
-    def chunk(self, delta: Delta) -> bytes:
-        """Embeddings are never streamed."""
-        return b""
 
     def whole(self, choices: Sequence[Any], usage: Usage) -> bytes:
         answer = {

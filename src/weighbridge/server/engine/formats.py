@@ -110,7 +110,9 @@ class Format(ABC):
         return [self._choice(index, one) for index, one in enumerate(gathered)]
 
     @abstractmethod
-    def _choice(self, index: int, gathered: Gathered) -> dict[str, Any]: ...
+    def _choice(self, index: int, gathered: Gathered) -> Any:
+        """One of them, as `whole` takes it."""
+        ...
 
     def _prompt_logs(self, scores: Sequence[TokenLogprob] | None) -> dict[str, Any]:
         """vLLM's field, where it was asked for and this is the piece that has it."""
@@ -123,6 +125,13 @@ class Format(ABC):
         """`beside`: fields of the event next to its choices."""
         end = b"," + _encode(beside)[1:] if beside else b"}"
         return self._head + _encode(choice) + b"]" + end + b"\n\n"
+
+
+class WholeFormat(Format):
+    """What is never streamed."""
+
+    def chunk(self, delta: Delta) -> bytes:
+        return b""
 
 
 class ChatFormat(Format):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from weighbridge.cost.usage import Usage
-from weighbridge.engine.api import Delta, Engine, Generation
+from weighbridge.engine.api import Engine, Generation
 from weighbridge.engine.request import SamplingParams
 from weighbridge.errors import BadInput, NeverFits
 from weighbridge.models.readers.form import Form, LabelForm, Link, VectorForm
 from weighbridge.server.endpoint import ChatTokenizer
-from weighbridge.server.engine.formats import Format, Gathered
+from weighbridge.server.engine.formats import Gathered, WholeFormat
 from weighbridge.server.settings import ServerSettings
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import decode
@@ -82,32 +81,26 @@ class TextIds:
         return ids
 
 
-class Numbers(Format):
+class Numbers(WholeFormat):
     """The answer of one request, put together when the numbers of all its texts are there.
 
     `write`: from [texts, width] to the fields that the endpoint has.
     """
 
+    prefix = "score"
+
     def __init__(self, model: str, write: Callable[[Floats], dict[str, Any]]) -> None:
         super().__init__(model)
-        self._vectors: list[Any] = []
         self._write = write
-
-    def chunk(self, delta: Delta) -> bytes:
-        """Scores are never streamed."""
-        return b""
-
-    def choices_of(self, gathered: Sequence[Gathered]) -> list[Any]:
-        self._vectors += [one.embedding.vector for one in gathered if one.embedding is not None]
-        return []
 
     def whole(self, choices: Sequence[Any], usage: Usage) -> bytes:
         told = {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens}
-        head = {"id": f"score-{uuid.uuid4().hex}", "created": self.created, "model": self.model}
-        return _encode({**head, **self._write(np.array(self._vectors)), "usage": told})
+        head = {"id": self.id, "created": self.created, "model": self.model}
+        return _encode({**head, **self._write(np.array(choices)), "usage": told})
 
-    def _choice(self, index: int, gathered: Gathered) -> dict[str, Any]:
-        raise NotImplementedError("an answer has no choices")
+    def _choice(self, index: int, gathered: Gathered) -> Any:
+        assert gathered.embedding is not None
+        return gathered.embedding.vector
 
 
 def scored_generations(

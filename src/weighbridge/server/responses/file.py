@@ -5,7 +5,6 @@ What is deleted, and what has expired, is overwritten: in the file, and in the l
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -62,10 +61,7 @@ class ResponseFile:
         self._tenant_bytes, self._all_bytes = tenant_bytes, all_bytes
         self._lock = threading.Lock()
         self._to_erase = False  # the log still has what was deleted
-        with suppress(OSError):  # it holds what people wrote: nobody else reads it
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        self._db = open_database(path, RESPONSES, wait_s=WAIT_SECONDS, durable=True)
+        self._db = open_database(path, RESPONSES, wait_s=WAIT_SECONDS, durable=True, private=True)
         self._db.execute("PRAGMA secure_delete=ON")
 
     def put(self, record: KeptResponse, expires: float) -> None:

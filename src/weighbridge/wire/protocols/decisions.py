@@ -11,11 +11,10 @@ from msgspec import Meta, Struct
 
 from weighbridge.wire.ask import LONGEST_SALT, Ask, Extension
 from weighbridge.wire.body import decode
-from weighbridge.wire.errors import ApiError, error_event
-from weighbridge.wire.events import Event, Part, UsagePart
-from weighbridge.wire.journey import WholeAnswer
-from weighbridge.wire.protocol import Encoder, WireProtocol
-from weighbridge.wire.protocols.openai import Peek, ask_of, body_of
+from weighbridge.wire.errors import ApiError
+from weighbridge.wire.events import Part, UsagePart
+from weighbridge.wire.protocol import WireProtocol
+from weighbridge.wire.protocols.openai import Peek, WholeEncoder, ask_of, body_of
 from weighbridge.wire.protocols.response.items import Message, chat_messages, read_items
 from weighbridge.wire.usage import read_usage
 
@@ -103,8 +102,8 @@ class DecisionProtocol(WireProtocol):
         ask.stream, ask.max_tokens, ask.choices, ask.own = False, None, 1, request
         return ask
 
-    def encoder(self, ask: Ask) -> DecisionEncoder:
-        return DecisionEncoder()
+    def encoder(self, ask: Ask) -> WholeEncoder:
+        return WholeEncoder()
 
 
 def check_questions(questions: Sequence[Question]) -> None:
@@ -171,22 +170,6 @@ def _plain_part(part: Any) -> Any:
     if isinstance(part, dict) and part.get("type") == "input_json" and "data" in part:
         return {"type": "input_text", "text": _as_json(part["data"])}
     return part
-
-
-class DecisionEncoder(Encoder):
-    """Decisions are never streamed, and go out as they came."""
-
-    def event(self, event: Event) -> bytes:
-        return event.raw
-
-    def end(self) -> bytes:
-        return b""
-
-    def failure(self, error: ApiError) -> bytes:
-        return error_event(error)
-
-    def whole(self, answer: WholeAnswer) -> bytes:
-        return answer.body
 
 
 def decision_parts(body: bytes) -> Sequence[Part]:

@@ -9,12 +9,11 @@ from msgspec import Meta, Struct
 
 from weighbridge.wire.ask import Ask, Extension
 from weighbridge.wire.body import decode
-from weighbridge.wire.errors import ApiError, error_event
-from weighbridge.wire.events import Event, Part
-from weighbridge.wire.journey import WholeAnswer
-from weighbridge.wire.protocol import Encoder, WireProtocol
+from weighbridge.wire.errors import ApiError
+from weighbridge.wire.events import Part
+from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols.chat import ChatRequest
-from weighbridge.wire.protocols.openai import Peek, Positive, Tool, ToolChoice, ask_of
+from weighbridge.wire.protocols.openai import Peek, Positive, Tool, ToolChoice, WholeEncoder, ask_of
 
 PATH = "/v1/embeddings"
 
@@ -57,28 +56,12 @@ class EmbeddingProtocol(WireProtocol):
             raise ApiError(400, "give either `input` or `messages`", param="input")
         return ask
 
-    def encoder(self, ask: Ask) -> EmbeddingEncoder:
-        return EmbeddingEncoder()
+    def encoder(self, ask: Ask) -> WholeEncoder:
+        return WholeEncoder()
 
 
 def _given(ask: Ask, name: str) -> bool:
     return name in ask.fields and bytes(ask.fields[name]) != b"null"
-
-
-class EmbeddingEncoder(Encoder):
-    """Embeddings are never streamed, and go out as they came."""
-
-    def event(self, event: Event) -> bytes:
-        return event.raw
-
-    def end(self) -> bytes:
-        return b""
-
-    def failure(self, error: ApiError) -> bytes:
-        return error_event(error)
-
-    def whole(self, answer: WholeAnswer) -> bytes:
-        return answer.body
 
 
 def embedding_parts(body: bytes) -> Sequence[Part]:

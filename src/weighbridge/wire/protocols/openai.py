@@ -286,6 +286,22 @@ def delta_of(part: Part) -> dict[str, Any]:
 # -- answers as bytes ------------------------------------------------------------------------------------
 
 
+class WholeEncoder(Encoder):
+    """Answers that are never streamed, and go out as they came: vectors, scores, decisions."""
+
+    def event(self, event: Event) -> bytes:
+        return event.raw
+
+    def end(self) -> bytes:
+        return b""
+
+    def failure(self, error: ApiError) -> bytes:
+        return error_event(error)
+
+    def whole(self, answer: WholeAnswer) -> bytes:
+        return answer.body
+
+
 class OpenAIEncoder(Encoder):
     """Passes bytes of its own protocol through, and writes chunks for what comes in another one."""
 

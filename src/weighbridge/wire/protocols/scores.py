@@ -13,8 +13,7 @@ from weighbridge.wire.body import decode
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.events import Part
 from weighbridge.wire.protocol import Encoder, WireProtocol
-from weighbridge.wire.protocols.embeddings import EmbeddingEncoder
-from weighbridge.wire.protocols.openai import Peek, Positive, ask_of
+from weighbridge.wire.protocols.openai import Peek, Positive, WholeEncoder, ask_of
 
 SCORE, RERANK, CLASSIFY = "/v1/score", "/v1/rerank", "/v1/classify"
 PATHS = frozenset({SCORE, RERANK, CLASSIFY})
@@ -107,7 +106,7 @@ class ScoresProtocol(WireProtocol):
         return ask
 
     def encoder(self, ask: Ask) -> Encoder:
-        return EmbeddingEncoder()
+        return WholeEncoder()
 
 
 PROTOCOLS: tuple[WireProtocol, ...] = (
