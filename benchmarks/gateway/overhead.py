@@ -15,6 +15,7 @@ does.
 - `p99 within`: the 99th percentile through the gateway less the *median* of the direct call: an upper bound of
   what the gateway adds at its 99th percentile (a difference of two 99th percentiles measures nothing).
 - `µs/request`: CPU time of the gateway's process.
+- `machine`: how evenly the gateway's core runs by itself (evenness.py): no tail below its longest pause says anything.
 - chunks/s: as many as come through with 64 streams flooding, and CPU time of the gateway per chunk.
 """
 
@@ -167,6 +168,13 @@ def measure(case: Case, ways: dict[str, tuple[int, int]], seconds: float) -> lis
     return rows
 
 
+def evenness(seconds: float) -> object:
+    command = [sys.executable, str(HERE / "evenness.py"), "0", str(seconds)]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=300).stdout)
+    print(f"{'machine':34} {'-':12} {found}", flush=True)
+    return found
+
+
 def floods(ways: dict[str, tuple[int, int]], seconds: float) -> list[dict[str, object]]:
     found = []
     for way, (port, pid) in ways.items():
@@ -226,8 +234,13 @@ def main() -> None:
             theirs = stack.enter_context(program(command, 0, folder / "vllm-router.log"))
             wait_for(port)
             ways["vllm-router"] = (port, theirs.pid)
+        machine = evenness(arguments.seconds)
         rows = [asdict(row) for case in cases for row in measure(case, ways, arguments.seconds)]
-        result = {"latency": rows, "chunks": [] if arguments.only else floods(ways, arguments.seconds)}
+        result = {
+            "machine": machine,
+            "latency": rows,
+            "chunks": [] if arguments.only else floods(ways, arguments.seconds),
+        }
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 
