@@ -47,10 +47,14 @@ def ticket(
 
 
 def _show_prefix(ticket: dict[str, Any], json_output: bool) -> None:
-    told = ticket.get("prefix")
+    told, ruled = ticket.get("prefix"), ticket.get("prompt_rules")
     if json_output:
-        print_json({"id": ticket["id"], "cached_tokens": ticket["cached_tokens"], "prefix": told})
-    elif told is None:
+        shown = {name: ticket.get(name) for name in ("id", "cached_tokens", "prefix", "prompt_rules")}
+        print_json(shown)
+        return
+    if ruled is not None:
+        _show_rules(ruled)
+    if told is None:
         remedy = "it had none, or goes on from it, or the server was not started with --prefix-care"
         print(f"nothing is known of a prompt that this one left: {remedy}")
     else:
@@ -61,6 +65,17 @@ def _show_prefix(ticket: dict[str, Any], json_output: bool) -> None:
         print(
             f"computed again {told['tokens_behind']} tokens{took}; {ticket['cached_tokens']} came from the cache"
         )
+
+
+def _show_rules(ruled: dict[str, Any]) -> None:
+    """What rules for prompts touched, and what they are worth."""
+    for one in ruled["touched"]:
+        count = f", {one['lines']} line{'s' * (one['lines'] != 1)}" if "lines" in one else ""
+        print(visible(f"rule {one['rule']}: {one['what']}{count}"))
+    if ruled["left_at"] is None:
+        print("nothing of it had moved since the last prompt like it")
+    else:
+        print(f"about {ruled['tokens_saved']} tokens came from the cache because of that")
 
 
 def tickets_of(url: str, api_key: Secret | None) -> Server:

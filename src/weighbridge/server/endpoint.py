@@ -22,6 +22,7 @@ from weighbridge.server.watching.view import ServiceView
 from weighbridge.wire.identity.access import AccessSettings
 from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.journey import Service
+from weighbridge.wire.prompts.care import PromptCare
 from weighbridge.wire.protocol import WireProtocol
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -112,6 +113,7 @@ class HttpService(Service, Protocol):
     """A service that answers over HTTP: one engine, or a gateway. The door serves the same endpoints over both."""
 
     callers: Callers
+    prompts: PromptCare
     usage: UsageKeeper
 
     @property

@@ -113,6 +113,7 @@ class KeptResponses(ResponsesProtocol):
 
     async def _begun(self, ask: Ask) -> BackgroundJob:
         journey = await self._service.admit(ask)
+        ask.tell(journey.ticket)
         try:
             return BackgroundJob(ask, journey, response_encoder(ask).writer, self._keeper.memory)
         except ApiError as error:  # no room for its first event: what was queued gives its place back

@@ -117,6 +117,9 @@ class Ticket:
     score_unit: str = ""
     candidates: int = 0  # that were compared at the last choice
     prefix: dict[str, Any] | None = None  # where the prompt left the one before it, if that is looked for
+    prompt_rules: dict[str, Any] | None = (
+        None  # what rules touched in it, and where it would have left the cache
+    )
     legs: list[Leg] = field(default_factory=list)  # of a route's request; any other is a leg of its own
 
     def note_scores(self, scores: Mapping[str, float], chosen: str, unit: str) -> None:
@@ -159,11 +162,19 @@ class Ticket:
             error=self.error,
         )
 
+    def saved_tokens(self) -> int:
+        """About how many cached tokens it has because of rules for prompts: those behind the place where it would have
+        left the prompt before it."""
+        left_at = (self.prompt_rules or {}).get("left_at")
+        return 0 if left_at is None else max(self.cached_tokens - round(left_at * self.prompt_tokens), 0)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types; durations derived from the times are added in milliseconds."""
         record = {name: getattr(self, name) for name in _TICKET_FIELDS}
         record["decisions"] = list(self.decisions)
         record["legs"] = [leg.as_dict() for leg in self.every_leg()]
+        if self.prompt_rules is not None:
+            record["prompt_rules"] = {**self.prompt_rules, "tokens_saved": self.saved_tokens()}
         record["batch_sizes"] = {str(size): steps for size, steps in self.batch_sizes.items()}
         if self.first_token is not None:
             record["ttft_ms"] = round((self.first_token - self.arrived) * 1e3, 3)

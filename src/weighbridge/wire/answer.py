@@ -196,7 +196,7 @@ class Answers:
         try:
             try:
                 journey = await self._service.admit(ask)
-                journey.ticket.decisions.extend(ask.notes)
+                ask.tell(journey.ticket)
             finally:  # which id it has is known only now: a refusal may have a ticket too
                 line.ticket = ask.id if self._service.tickets.get(ask.id) is not None else ""
             opened = await journey.open()

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from weighbridge.ticket.record import prompt_hash
+from weighbridge.ticket.record import Ticket, prompt_hash
 
 #: Values of a request by their common names ("messages", "prompt", "tools", "temperature", ...), as they were written.
 Fields = dict[str, msgspec.Raw]
@@ -108,6 +108,7 @@ class Ask:
     cache_salt: str = ""  # what is cached of a prompt is for requests of the same salt only
     off_disk: bool = False  # what it asks and what it is answered must not be written down
     notes: list[str] = field(default_factory=list)  # what was made of it at the door, for its ticket
+    prompt_rules: dict[str, Any] | None = None  # what rules for prompts touched in it, as tickets have it
     own: Any = None  # the request as its protocol read it, for that protocol's encoder alone
     _prompt_hash: str = field(default="", init=False)
 
@@ -116,6 +117,17 @@ class Ask:
         self._prompt_hash = ""
         own = blake2b(tenant.encode("utf-8", "surrogatepass")).digest()
         self.cache_salt = blake2b(self.cache_salt.encode(), digest_size=16, key=own).hexdigest()
+
+    def replace_fields(self, fields: Fields) -> None:
+        """Ask with other values in the place of these."""
+        self.fields = {**self.fields, **fields}
+        self.raw = b""
+        self._prompt_hash = ""
+
+    def tell(self, ticket: Ticket) -> None:
+        """Write on its ticket what was made of it at the door."""
+        ticket.decisions.extend(self.notes)
+        ticket.prompt_rules = self.prompt_rules
 
     @property
     def size(self) -> int:

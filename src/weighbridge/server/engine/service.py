@@ -34,6 +34,7 @@ from weighbridge.wire.errors import ApiError
 from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.journey import HeaderList
 from weighbridge.wire.keys import Keys
+from weighbridge.wire.prompts.care import PromptCare
 from weighbridge.wire.protocols import SILENT
 
 
@@ -71,6 +72,7 @@ class EngineService:
         self.tickets = metrics.tickets
         keys = Keys(settings.api_keys, settings.admin_key)
         self.callers = Callers(keys, settings, dict(settings.tenant_priorities))
+        self.prompts = PromptCare(settings.prompt_rules)
         self.access = self.keeping = settings
         self.max_body = settings.max_body
         self.usage = UsageKeeper(Ledger(None))

@@ -24,6 +24,7 @@ from weighbridge.wire.ask import Ask
 from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.journey import HeaderList, Journey
 from weighbridge.wire.keys import ApiKey, Keys
+from weighbridge.wire.prompts.care import PromptCare
 
 log = logging.getLogger("weighbridge.fleet")
 
@@ -53,6 +54,7 @@ class GatewayService:
         ]
         priorities = {one.name: one.priority for one in spec.tenants if one.priority is not None}
         self.callers = Callers(Keys(keys, spec.admin_key), spec, priorities)
+        self.prompts = PromptCare(spec.prompt_rules)
         self._kept = frozenset(
             name for one in spec.models if one.keep_streams for name in (one.name, *one.aliases)
         )

@@ -10,14 +10,16 @@ from weighbridge.wire.extension import KnownCaller, apply_caller
 from weighbridge.wire.headers import Headers
 from weighbridge.wire.identity.access import AccessSettings
 from weighbridge.wire.identity.callers import Callers
+from weighbridge.wire.prompts.care import PromptCare, normal
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.readers import whose
 
 
 class Doorkeeper(Protocol):
-    """Who knows callers, and what they may share."""
+    """Who knows callers, what they may share, and the rules for their prompts."""
 
     callers: Callers
+    prompts: PromptCare
 
     @property
     def access(self) -> AccessSettings: ...
@@ -40,5 +42,8 @@ async def settle_caller(
     await protocol.recall(ask, ask.tenant if caller is not None else None)
     if caller is not None and not keeper.access.share_prefixes:
         ask.keep_apart(ask.tenant)
+    if keeper.prompts.concerns(ask):
+        made = await apart(ask.size, normal, ask.fields, keeper.prompts.rules_of(ask.tenant))
+        keeper.prompts.settle(ask, made)
     if ask.size >= LONG_BODY:
         await apart(ask.size, getattr, ask, "prompt_hash")

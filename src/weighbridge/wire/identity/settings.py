@@ -13,6 +13,7 @@ from weighbridge.secret import without_account
 from weighbridge.wire.ask import LONGEST_NAME
 from weighbridge.wire.identity.access import AccessSettings, is_this_machine
 from weighbridge.wire.identity.proxies import Network, parse_network
+from weighbridge.wire.prompts.care import TenantRules, parse_tenant_rules
 
 #: The parts of a certificate that a name may stand in: its subject's common name, and its alternative names.
 KINDS = ("CN", "DNS", "URI", "EMAIL")
@@ -96,6 +97,13 @@ class IdentitySettings(AccessSettings):
         "Tenant that sees everybody's figures in /metrics and /v1/load, such as Prometheus; may repeat.",
         flag="--watcher",
         parse=parse_tenant,
+    )
+    prompt_rules: tuple[TenantRules, ...] = knob(
+        (),
+        "[TENANT=]RULE+RULE: what is moved or sorted in prompts so that they stay cached (billing, dates, git_status, "
+        "whitespace, tools, all, none); may repeat.",
+        flag="--prompt-rules",
+        parse=parse_tenant_rules,
     )
     insecure: bool = knob(
         False, "Listen beyond this machine although there are neither keys nor TLS.", flag="--insecure"
