@@ -69,6 +69,7 @@ PURE = (
     "fleet.load.*",
     "!fleet.load.weigher",  # tokenises in a thread
     "fleet.limits.tenant",
+    "fleet.on_demand.occupancy",
     "fleet.policies.*",
     "!fleet.policies.routing",  # makes the seeded generator that policies draw from
     "fleet.reliability.breaker",

@@ -113,6 +113,8 @@ GATEWAY = COMMON | {
     "DELETE /admin/replicas/{replica}": OPERATOR,
     "POST /admin/replicas/{replica}/drain": OPERATOR,
     "POST /admin/replicas/{replica}/undrain": OPERATOR,
+    "POST /v1/models/load": OPERATOR,
+    "POST /v1/models/unload": OPERATOR,
 }
 ENGINE = COMMON | {
     "GET /v1/experts": WATCHERS,

@@ -145,7 +145,8 @@ def _routes(routes: Sequence[RouteSettings]) -> Table:
 
 def _settings(spec: FleetSpec) -> str:
     lines = [f"listens on {spec.host}:{spec.port}"]
-    for name in ("queue", "health", "retry", "breaker"):
+    parts = ("queue", "health", "retry", "breaker", *(("on_demand",) if spec.on_demand is not None else ()))
+    for name in parts:
         values = ", ".join(f"{key} {value}" for key, value in asdict(getattr(spec, name)).items())
         lines.append(f"{name}: {values}")
     for tenant in spec.tenants:

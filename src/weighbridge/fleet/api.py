@@ -139,6 +139,28 @@ class Answer(Protocol):
         ...
 
 
+class OnDemand(Protocol):
+    """A model that is loaded when somebody asks for it: a request waits here before it looks for a replica."""
+
+    @property
+    def is_hopeful(self) -> bool:
+        """Whether there is reason to wait for it: it is there, or is loaded once somebody asks."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is where the configuration wants it: one that is kept is loaded."""
+        ...
+
+    async def enter(self, arrival: Arrival, deadline: float | None) -> str:
+        """Wait until it is there; return what a ticket says of that, nothing where it was. Raises Refused."""
+        ...
+
+    def leave(self, request_id: str, keep_alive: float | None) -> None:
+        """A request that entered has ended. `keep_alive`: seconds for which it wants the model to stay. Idempotent."""
+        ...
+
+
 class Replica(Protocol):
     """Anything that answers: an engine here, a local process, a URL, a Ray actor, a simulated replica.
 

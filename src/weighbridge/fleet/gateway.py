@@ -98,7 +98,7 @@ class Gateway:
     async def start(self) -> None:
         """Add the configured replicas; they are used as soon as they answer."""
         for pool in self.pools.values():
-            for replica in pool.spec.replicas:
+            for replica in pool.spec.replicas if pool.on_demand is None else ():
                 for one in expanded(replica):
                     pool.add(one)
                 if replica.kind == "ray" and replica.ray.scaling.most > replica.ray.scaling.least:
@@ -306,10 +306,13 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """Whether every model that clients may name has a replica that is up, or that the next request would try."""
+        """Whether every model that clients may name has a replica that is up, or that the next request would try; of
+        those that are loaded on demand, whether the ones that are kept are there."""
         now = self.clock()
         return all(
             any(_takes_requests(member, now) for member in pool.members.values())
+            if pool.on_demand is None
+            else pool.on_demand.is_ready
             for pool in self.pools.values()
             if not pool.spec.only_routes
         )

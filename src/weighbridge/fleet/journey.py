@@ -97,6 +97,7 @@ class FleetJourney:
 
     async def open(self) -> OpenedAttempt:
         """The answer that won, with its first content. Raises Refused or Answered when none did."""
+        await self._be_there()
         avoid = self.pool.unsure(self._arrival.needs)
         lease = await self.pool.dispatcher.place(self._arrival, avoid, streamed=self.ask.stream)
         self.pool.retries.earn()
@@ -114,6 +115,13 @@ class FleetJourney:
                 continue
             self._begin(opened)
             return opened
+
+    async def _be_there(self) -> None:
+        """Wait until the model is loaded, where that is done on demand. Raises Refused."""
+        if self.pool.on_demand is not None:
+            waited = await self.pool.on_demand.enter(self._arrival, self.ask.deadline)
+            if waited:
+                self.ticket.decisions.append(waited)
 
     async def _elsewhere(self, failure: AttemptFailed) -> Lease:
         """A place at a replica that may serve what this one refused; raises what the client is told without one."""
@@ -199,6 +207,7 @@ class FleetJourney:
                 raise self._given_up()
             await asyncio.sleep(wait)
         failure.member.counts.retries += 1
+        await self._be_there()
         avoid = failed if others else frozenset()
         return await pool.dispatcher.place(self._arrival, avoid, streamed=self.ask.stream, again=True)
 
@@ -296,6 +305,7 @@ class FleetJourney:
         if self._resumption is None:
             raise NotResumable("the stream could be continued elsewhere with `resume: true`")
         ask = self._resumption.next_ask(self.meter.produced)
+        await self._be_there()
         lease = await self.pool.dispatcher.place(self._arrival, {lost}, again=True)
         self._note_choice(lease)
         opened = await self.pool.attempts.open(ask, lease, attempt=2)
@@ -406,6 +416,8 @@ class FleetJourney:
         if self._closed:
             return False
         self._closed = True
+        if self.pool.on_demand is not None:
+            self.pool.on_demand.leave(self._arrival.id, self.ask.keep_alive)
         opened, self.charge = self._opened, self._charged()
         if self.meter.hide_cached:
             self.charge = replace(self.charge, hidden_tokens=self.charge.usage.cached_tokens)

@@ -18,7 +18,7 @@ from weighbridge.fleet.abilities.elsewhere import MOST_REFUSALS, SILENTLY_LACKED
 from weighbridge.fleet.abilities.known import KnownAbilities
 from weighbridge.fleet.abilities.refusal import RefusalKind
 from weighbridge.fleet.abilities.told import KNOWN_OF
-from weighbridge.fleet.api import Arrival, Replica
+from weighbridge.fleet.api import Arrival, OnDemand, Replica
 from weighbridge.fleet.attempt import AttemptFailed, Attempts
 from weighbridge.fleet.config.spec import EDGE, STARTED_HERE, HealthSpec, ModelSpec, QueueSpec, ReplicaSpec
 from weighbridge.fleet.desk import NOBODY, Patience, Standing
@@ -105,6 +105,7 @@ class Pool:
         self.hedger = Hedger(spec.hedge)
         self.attempts = Attempts(clock, rules.health.slow_start)
         self.tokenizer = tokenizer
+        self.on_demand: OnDemand | None = None  # its replicas come and go as they are needed
         self.lost_copies = {"stopped": 0, "unconfirmed": 0}
         self._rules = rules
         self._build = build
@@ -160,6 +161,8 @@ class Pool:
     def spare_room(self, each: int) -> SpareRoom:
         """How many requests of the last class may be under way now, `each` of one replica at most."""
         now, beyond = self.clock(), self.spec.placement != EDGE
+        if self.on_demand is not None and self.on_demand.is_hopeful and not self.members:
+            return SpareRoom(each, each)  # none: who waits for it has it loaded
         seats = [
             SpareSeat(
                 one.state.capacity.max_sequences,

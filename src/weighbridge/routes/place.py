@@ -75,8 +75,10 @@ class Place:
 
     @property
     def healthy(self) -> bool:
-        """Whether any replica may be sent something now; whether it has room is the queue's to wait for."""
-        return bool(self._usable())
+        """Whether any replica may be sent something now, or is started for it; whether it has room is the queue's to
+        wait for."""
+        on_demand = self.pool.on_demand
+        return bool(self._usable()) or (on_demand is not None and on_demand.is_hopeful)
 
     @property
     def rest_seconds(self) -> float | None:

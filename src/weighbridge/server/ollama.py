@@ -1,11 +1,13 @@
 """Ollama's endpoints beside its chats: which models there are, what they are, and bringing one here.
 
-A server's models are set where it is started, and stay loaded: what would make, copy or delete one is refused.
+A server's models are set where it is started: what would make, copy or delete one is refused. They stay loaded, but for
+those of a gateway that are loaded on demand.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from hashlib import sha256
 from typing import Any
@@ -66,11 +68,7 @@ class OllamaEndpoints:
         return json_response({"models": [_tag(model) for model in self._service.models()]})
 
     async def loaded(self, request: Request) -> Response:
-        more = {"expires_at": stamp(NEVER), "size_vram": 0}
-        models = [
-            {**_tag(model), **more, "context_length": model.get("max_model_len") or 0}
-            for model in self._service.models()
-        ]
+        models = [_loaded(model, time.time()) for model in self._service.models() if _is_loaded(model)]
         return json_response({"models": models})
 
     async def show(self, request: Request) -> Response:
@@ -194,6 +192,24 @@ _DETAILS = {
     "parameter_size": "",
     "quantization_level": "",
 }
+
+
+def _is_loaded(model: Mapping[str, Any]) -> bool:
+    """Whether a model is in memory; one that says nothing of it always is."""
+    return "status" not in model or model["status"]["value"] == "loaded"
+
+
+def _loaded(model: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """A model in memory, as `ollama ps` shows it."""
+    status = model.get("status", {})
+    expires = status.get("expires_in_s")
+    return {
+        **_tag(model),
+        "size": status.get("bytes", 0),
+        "size_vram": 0,
+        "expires_at": stamp(NEVER if expires is None else min(now + expires, NEVER)),
+        "context_length": model.get("max_model_len") or 0,
+    }
 
 
 def _tag(model: Mapping[str, Any]) -> dict[str, Any]:

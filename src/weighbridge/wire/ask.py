@@ -95,6 +95,9 @@ class Ask:
     session: str = ""
     resume: bool | None = None  # None: as the model is configured
     speculative: bool = False
+    keep_alive: float | None = (
+        None  # seconds for which it wants its model to stay loaded; None: it does not say
+    )
     labels: frozenset[str] = frozenset()  # folded
     placement: Placement = Placement.AUTO
     max_usd: float | None = None

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
+from weighbridge.cli.serve.on_demand import CACHE, planned
 from weighbridge.cli.serve.running import CUT_OFF, SWITCH_INTERVAL, address, served_name
 from weighbridge.cli.terminal import errors
 from weighbridge.engine.settings import DEFAULT_MEMORY_SHARE, EngineSettings, available_memory
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.fleet.api import Replica
 from weighbridge.fleet.config.spec import FleetSpec, KeySpec, ModelSpec, ReplicaSpec, TenantSpec
-from weighbridge.fleet.gateway import Gateway
+from weighbridge.fleet.gateway import Gateway, expanded
+from weighbridge.fleet.on_demand.residents import Residents
 from weighbridge.fleet.replicas.build import build_replica, endpoint_of, load_tokenizers
 from weighbridge.fleet.replicas.local import LocalReplica
 from weighbridge.fleet.replicas.process import ProcessReplica, Program, own_cores, serve_command, share_cores
@@ -99,14 +101,22 @@ def serve_spec(spec: FleetSpec, routes: RoutesSettings | None = None, *, json_lo
     listener = bind(spec.host, spec.port)  # before anything starts: a taken port is said at once
     check_reach(listener, spec, any(tenant.keys for tenant in spec.tenants))
     check_files(spec)
+    on_demand = planned(spec)
+    if on_demand is not None:
+        spec = on_demand.spec
     makers = LocalMakers(spec)
     makers.connect()
     gateway = Gateway(spec, lambda one: build_replica(one, makers.by_kind()), load_tokenizers(spec))
     usage = add_routes(gateway, routes if routes is not None else RoutesSettings())
-    app = create_app(GatewayService(gateway, GatewayMetrics(gateway), usage))
+    residents = None
+    if on_demand is not None:
+        residents = Residents(gateway, on_demand.settings, on_demand.needs, on_demand.memory)
+    app = create_app(GatewayService(gateway, GatewayMetrics(gateway), usage, residents))
     begin_listening(listener)
     if not json_logs:
         _announce(spec, routes, address(listener, spec))
+        if on_demand is not None:
+            errors.print(f"[dim]loaded on demand, {on_demand.in_words}[/]")
     with given_back():
         drained = run_server(app, gateway, listener, spec, spec.drain_timeout)
     if not drained:
@@ -129,16 +139,19 @@ def _counted(replicas: int) -> str:
     return f"{replicas} replica{'s' * (replicas > 1)}"
 
 
+def _process_names(models: Iterable[ModelSpec]) -> list[str]:
+    """The names of all processes that `models` want started."""
+    replicas = [one for model in models for one in model.replicas if one.kind == "process"]
+    return [one.name for replica in replicas for one in expanded(replica)]
+
+
 class LocalMakers:
     """Starts what a configuration wants started here, and shares this machine's cores among it."""
 
     def __init__(self, spec: FleetSpec) -> None:
-        processes = [one for model in spec.models for one in model.replicas if one.kind == "process"]
-        names = [
-            f"{one.name}-{index}" if one.count > 1 else one.name
-            for one in processes
-            for index in range(one.count)
-        ]
+        lasting = [model for model in spec.models if not spec.is_on_demand(model)]
+        names = _process_names(lasting)
+        self._on_demand = frozenset(_process_names(spec.models)) - set(names)
         self._cores = dict(zip(names, share_cores(len(names), own_cores()) if names else [], strict=True))
         self._ray = [one for model in spec.models for one in model.replicas if one.kind == "ray"]
 
@@ -158,10 +171,11 @@ class LocalMakers:
         options = list(spec.options)
         if spec.model is not None and "--served-model-name" not in options:
             options += ["--served-model-name", spec.model]
-        if "--kv-cache-memory" not in options:
-            options += ["--kv-cache-memory", str(self._memory_share())]
+        comes_and_goes = spec.name in self._on_demand
+        if CACHE not in options:
+            options += [CACHE, str(self._memory_share())]
         threads = spec.threads or (len(cores) if cores else None)
-        program = Program(serve_command(spec.target, options, threads), cores)
+        program = Program(serve_command(spec.target, options, threads), cores, again=not comes_and_goes)
         return ProcessReplica(spec.name, program, lambda base: endpoint_of(spec, base))
 
     def _memory_share(self) -> int:

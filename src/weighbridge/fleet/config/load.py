@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.keeping import KeepSettings
+from weighbridge.fleet.config.on_demand import OnDemandSettings
 from weighbridge.fleet.config.reader import UNSET, Section, read_yaml
 from weighbridge.fleet.config.replica import Defaults, read_replica, read_timeouts
 from weighbridge.fleet.config.spec import (
@@ -70,6 +72,7 @@ def read_fleet(root: Section, base: Path, *, needs_models: bool = True) -> Fleet
     if not models and needs_models:
         root.problem("models", "needs at least one model with its replicas")
     _check_names(root, models)
+    _check_on_demand(root)
     tenants = tuple(_tenant(name, section) for name, section in root.named("tenants"))
     _check_keys(root, tenants)
     return FleetSpec(
@@ -88,6 +91,7 @@ def read_fleet(root: Section, base: Path, *, needs_models: bool = True) -> Fleet
         changes_file=root.path("changes_file", base, must_exist=False),
         max_body=_bytes(root, "max_body", 8 << 20),
         drain_timeout=root.number("drain_timeout", 30.0),
+        on_demand=root.section("on_demand").settings(OnDemandSettings) if "on_demand" in root else None,
         **root.fields(KeepSettings, base),
     )
 
@@ -119,7 +123,7 @@ def _listen(root: Section) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _bytes(root: Section, name: str, default: int) -> int:
+def _bytes(root: Section, name: str, default: Any) -> Any:
     given = root.texts(name)
     if not given:
         return default
@@ -157,6 +161,9 @@ def _model(
         default_max_tokens=section.count("default_max_tokens", 1024),
         thinking_tokens=section.count("thinking_tokens", None, least=0),
         only_routes=section.flag("only_routes", False),
+        keep=section.flag("keep", False),
+        keep_alive=section.number("keep_alive", None),
+        memory=_bytes(section, "memory", None),
     )
     if spec.tokenizer is None and any(one.kv_events and one.kind == "url" for one in replicas):
         section.problem(
@@ -165,6 +172,16 @@ def _model(
         )
     section.done()
     return spec
+
+
+def _check_on_demand(root: Section) -> None:
+    """Complain of settings that mean something only where models are loaded on demand."""
+    if "on_demand" in root:
+        return
+    for _, section in root.named("models"):
+        for name in ("keep", "keep_alive", "memory"):
+            if section.has(name):
+                section.problem(name, "is for models that are loaded on demand; write `on_demand: {}` too")
 
 
 def _check_names(root: Section, models: tuple[ModelSpec, ...]) -> None:

@@ -10,6 +10,7 @@ from weighbridge.cost.price import FREE, Price
 from weighbridge.cost.step import StepCost
 from weighbridge.fleet.abilities.ability import Ability
 from weighbridge.fleet.config.keeping import KeepSettings
+from weighbridge.fleet.config.on_demand import OnDemandSettings
 from weighbridge.fleet.limits.tenant import NO_LIMITS, TenantLimits
 from weighbridge.fleet.load.scaling import ScalingSettings
 from weighbridge.fleet.reliability.breaker import BreakerSettings
@@ -124,6 +125,11 @@ class ModelSpec:
     only_routes: bool = False
     placement: str = EDGE
     retry: RetrySettings | None = None  # None: that of the whole fleet
+    keep: bool = False  # loaded at start and never displaced, where models are loaded on demand
+    keep_alive: float | None = (
+        None  # seconds without a request after which it is unloaded there; None: as all are
+    )
+    memory: int | None = None  # bytes that it takes there; None: as the planner works out
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,3 +191,8 @@ class FleetSpec(KeepSettings):
     )
     max_body: int = 8 << 20
     drain_timeout: float = 30.0
+    on_demand: OnDemandSettings | None = None  # None: all that is started here is started at once
+
+    def is_on_demand(self, model: ModelSpec) -> bool:
+        """Whether a model is loaded when somebody asks for it: all of it is processes of this machine."""
+        return self.on_demand is not None and all(one.kind == "process" for one in model.replicas)

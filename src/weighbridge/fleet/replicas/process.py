@@ -30,11 +30,13 @@ BAD_INPUT = 2
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to run: options of `weighbridge serve`, the cores it may use, seconds it has to finish when ended."""
+    """What to run: options of `weighbridge serve`, the cores it may use, seconds it has to finish when ended, and
+    whether it is started again when it ends by itself."""
 
     command: tuple[str, ...]
     cores: frozenset[int] | None = None
     drain: float = 30.0
+    again: bool = True
 
 
 class ProcessReplica:
@@ -55,6 +57,7 @@ class ProcessReplica:
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._ended = ""  # why it does not run now
+        self._over = asyncio.Event()  # it has ended by itself, and is not started again
         self.starts = 0
 
     @property
@@ -69,6 +72,11 @@ class ProcessReplica:
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep())
         return await self._running().probe()
+
+    async def ended(self) -> str:
+        """Wait until it has ended by itself for good, and say why."""
+        await self._over.wait()
+        return self._ended
 
     async def close(self) -> None:
         """End the process: SIGTERM, time to drain, then SIGKILL."""
@@ -104,10 +112,14 @@ class ProcessReplica:
             code = await process.wait()
             lived = self._clock() - began
             self._ended = f"its process {_how_it_ended(code)} after {lived:.1f} s"
+            if not self._program.again:
+                self._over.set()
+                return
             if code == BAD_INPUT:
                 log.error(
                     "replica %s: %s; its output says why; it is not started again", self.name, self._ended
                 )
+                self._over.set()
                 return
             pause = 0.5 if lived > STARTED_WELL else min(max(2 * pause, 0.5), LONGEST_PAUSE)
             log.warning("replica %s: %s; starting it again in %.1f s", self.name, self._ended, pause)

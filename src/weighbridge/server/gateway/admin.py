@@ -52,6 +52,7 @@ class Admin:
         except msgspec.DecodeError as error:
             raise ApiError(400, f"the request body is not valid JSON: {error}") from error
         pool = self._gateway.pool(str(value.pop("for", "")) if isinstance(value, dict) else "")
+        _check_stays(pool)
         specs = expanded(replica_from_json(value, self._new_name(pool)))
         self._check_free([one.name for one in specs])
         entry, words = entry_of(value)
@@ -132,6 +133,7 @@ class Admin:
             pool, _ = self._gateway.member(name)
         except BadInput as error:
             raise ApiError(404, str(error), code="replica_not_found", param="replica") from error
+        _check_stays(pool)
         return pool, name
 
     def _check_free(self, names: list[str]) -> None:
@@ -141,6 +143,15 @@ class Admin:
                 raise ApiError(
                     409, f"a replica called {name!r} is there already; choose another name", param="name"
                 )
+
+
+def _check_stays(pool: Pool) -> None:
+    """Refuse to change the replicas of a model whose replicas come and go by themselves."""
+    if pool.on_demand is not None:
+        message = (
+            f"{pool.spec.name!r} is loaded on demand; POST /v1/models/load and /v1/models/unload change that"
+        )
+        raise ApiError(409, message, code="on_demand", param="replica")
 
 
 def _rest(pool: Pool, name: str) -> str:

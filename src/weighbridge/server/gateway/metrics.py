@@ -57,6 +57,10 @@ class GatewayMetrics:
         registry.register(_FleetCollector(gateway))
         gateway.on_finished.append(self.finished)
 
+    def register(self, collector: Collector) -> None:
+        """Show what this one collects too."""
+        self._registry.register(collector)
+
     def answered(self, route: str, status: int) -> None:
         self._http.add((route, str(status)))
 

@@ -11,6 +11,7 @@ from weighbridge.engine.api import Turn
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.limits.rates import rate_headers
 from weighbridge.fleet.limits.spare import SpareRoom
+from weighbridge.fleet.on_demand.residents import Residents
 from weighbridge.fleet.pool import Pool
 from weighbridge.routes.budget import Ledger
 from weighbridge.routes.ledger.keeper import UsageKeeper
@@ -19,6 +20,7 @@ from weighbridge.server.gateway.admin import Admin
 from weighbridge.server.gateway.behind import asked_behind
 from weighbridge.server.gateway.changes import ChangeLog, made_again
 from weighbridge.server.gateway.metrics import GatewayMetrics
+from weighbridge.server.gateway.on_demand import ModelAdmin, ResidentsCollector, status_of
 from weighbridge.server.watching.gateway_view import GatewayView
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.identity.callers import Callers
@@ -39,9 +41,17 @@ def _kept_in_memory(gateway: Gateway) -> UsageKeeper:
 class GatewayService:
     """A gateway as the door sees it. It starts and closes with the door."""
 
-    def __init__(self, gateway: Gateway, metrics: GatewayMetrics, usage: UsageKeeper | None = None) -> None:
-        """`usage`: what keeps all that is used; None: it is kept in memory."""
+    def __init__(
+        self,
+        gateway: Gateway,
+        metrics: GatewayMetrics,
+        usage: UsageKeeper | None = None,
+        residents: Residents | None = None,
+    ) -> None:
+        """`usage`: what keeps all that is used; None: it is kept in memory. `residents`: models that are loaded on
+        demand, if there are some."""
         spec = gateway.spec
+        self._residents = residents
         self.usage = usage if usage is not None else _kept_in_memory(gateway)
         self.gateway = gateway
         self.tickets = gateway.tickets
@@ -59,14 +69,20 @@ class GatewayService:
             name for one in spec.models if one.keep_streams for name in (one.name, *one.aliases)
         )
         self._metrics = metrics
+        if residents is not None:
+            metrics.register(ResidentsCollector(residents))
         self._created = int(time.time())
 
     async def start(self) -> None:
         await self.gateway.start()
+        if self._residents is not None:
+            await self._residents.start()
         for sentence in made_again(self.gateway, self.changes.standing):
             log.warning(sentence)
 
     async def stop(self) -> None:
+        if self._residents is not None:
+            await self._residents.close()
         await self.gateway.close()
 
     async def admit(self, ask: Ask) -> Journey:
@@ -81,10 +97,20 @@ class GatewayService:
         return [self.model(name) for name in self._names()]
 
     def model(self, name: str) -> dict[str, Any]:
-        fields = {"id": name, "object": "model", "created": self._created, "owned_by": "weighbridge"}
+        fields: dict[str, Any] = {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "weighbridge",
+        }
         if name in self.gateway.routes:
             return fields
-        longest = self.gateway.pool(name).longest_context()
+        pool = self.gateway.pool(name)
+        longest = pool.longest_context()
+        if self._residents is not None and pool.on_demand is not None:
+            fields["status"] = status_of(
+                self._residents.occupancy.model(pool.spec.name), self.gateway.clock()
+            )
         return fields if longest is None else {**fields, "max_model_len": longest}
 
     def _names(self) -> list[str]:
@@ -153,7 +179,9 @@ class GatewayService:
 
     def endpoints(self) -> list[Endpoint]:
         admin = Admin(self.gateway, self.callers.keys, self.changes)
+        models = ModelAdmin(self.gateway, self._residents)
         return [
+            *models.endpoints(),
             Endpoint("GET", "/admin/changes", admin.changes, Audience.ALL),
             Endpoint("GET", "/admin/replicas", admin.replicas, Audience.ALL),
             Endpoint("POST", "/admin/replicas", admin.add, Audience.ALL),

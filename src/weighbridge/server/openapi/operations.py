@@ -12,6 +12,7 @@ from typing import Any
 from weighbridge.server.batch.records import CreateBatch
 from weighbridge.server.console.markdown import MarkdownText
 from weighbridge.server.decisions.requests import CalibrationRequest
+from weighbridge.server.gateway.on_demand import ModelToMove
 from weighbridge.server.openapi import answers
 from weighbridge.wire.protocols.chat import ChatRequest
 from weighbridge.wire.protocols.completions import CompletionRequest
@@ -144,6 +145,12 @@ OPERATIONS: Mapping[str, Operation] = {
     ),
     "GET /v1/models": Operation("OpenAI", "The models that can be asked.", None, answers.Listing),
     "GET /v1/models/{model}": Operation("OpenAI", "One of them.", None, answers.ModelCard),
+    "POST /v1/models/load": Operation(
+        "administration", "Load a model that is loaded on demand.", ModelToMove, answers.Anything
+    ),
+    "POST /v1/models/unload": Operation(
+        "administration", "Unload one, once it has no work.", ModelToMove, answers.Anything
+    ),
     "POST /v1/files": Operation(
         "batches",
         "Upload a file of requests.",

@@ -1,13 +1,16 @@
 """Ollama's API: a chat, a prompt and embeddings, answered line by line.
 
-A request is the chat, completion or embedding that it means. Options that change nothing here (`num_ctx`, `num_gpu`,
-`keep_alive`: models stay loaded) are accepted; what would change an answer and cannot be had is an error.
+A request is the chat, completion or embedding that it means. Options that change nothing here (`num_ctx`, `num_gpu`)
+are accepted; what would change an answer and cannot be had is an error. `keep_alive` counts for models that are loaded
+on demand; others stay loaded.
 """
 
 from __future__ import annotations
 
 import binascii
 import json
+import math
+import re
 import time
 from abc import abstractmethod
 from base64 import b64decode
@@ -208,7 +211,7 @@ class OllamaEmbed(OllamaProtocol):
     def read(self, body: bytes) -> Ask:
         request = decode(body, OllamaEmbedRequest)
         values = {"input": request.input, "dimensions": request.dimensions}
-        return _embedding.read(_body({**_common(request), **values}))
+        return _keeping(_embedding.read(_body({**_common(request), **values})), request)
 
     def encoder(self, ask: Ask) -> Encoder:
         return Vectors(ask.model)
@@ -221,7 +224,7 @@ class OllamaEmbeddings(OllamaProtocol):
 
     def read(self, body: bytes) -> Ask:
         request = decode(body, OllamaEmbeddingsRequest)
-        return _embedding.read(_body({**_common(request), "input": request.prompt}))
+        return _keeping(_embedding.read(_body({**_common(request), "input": request.prompt})), request)
 
     def encoder(self, ask: Ask) -> Encoder:
         return OneVector(ask.model)
@@ -233,6 +236,9 @@ class OllamaEmbeddings(OllamaProtocol):
 _UNUSED: Mapping[str, tuple[float, ...]] = {"mirostat": (0,), "typical_p": (0, 1)}
 #: Tokens of an answer to a raw prompt that names no bound; a completion would stop at 16.
 _RAW_TOKENS = 1024
+#: Durations as Go writes them, and the seconds of each unit.
+_DURATION = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 #: What a name ends in that names no other version.
 _LATEST = ":latest"
 
@@ -252,9 +258,36 @@ def _body(values: Mapping[str, Any]) -> bytes:
 
 def _asked(protocol: WireProtocol, values: Mapping[str, Any], request: _Answering) -> Ask:
     """The request as OpenAI has it; `own` says that the client wants one body."""
-    ask = protocol.read(_body(values))
+    ask = _keeping(protocol.read(_body(values)), request)
     ask.own = request.stream is False
     return ask
+
+
+def _keeping(ask: Ask, request: _Request) -> Ask:
+    """The request with its wish for how long its model stays loaded."""
+    ask.keep_alive = keep_alive_seconds(request.keep_alive)
+    return ask
+
+
+def keep_alive_seconds(value: Any) -> float | None:
+    """What Ollama's `keep_alive` means: seconds, or a duration such as "5m" or "1h30m"; below 0: for ever.
+
+    Raises ApiError for what is none.
+    """
+    if value is None:
+        return None
+    seconds = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, str):
+        sign, parts = value.startswith("-"), _DURATION.findall(value)
+        if value.lstrip("+-").replace(".", "", 1).isdecimal():
+            seconds = float(value)
+        elif parts and "".join("".join(one) for one in parts) == value.lstrip("+-"):
+            seconds = sum(float(count) * _UNITS[unit] for count, unit in parts) * (-1.0 if sign else 1.0)
+    if seconds is None or math.isnan(seconds):
+        raise ApiError(
+            400, f'keep_alive: {str(value)[:40]!r} is no duration; write seconds, or "5m"', param="keep_alive"
+        )
+    return math.inf if seconds < 0 else seconds
 
 
 def _sampling(request: _Answering) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""More models than memory holds: who is loaded, who makes room, who waits for it."""
