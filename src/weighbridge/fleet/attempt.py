@@ -15,6 +15,7 @@ from weighbridge.fleet.limits.remaining import retry_after, seconds_of, used_up
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.reliability.retry import KEY_REFUSED, OVERLOADED, may_retry
 from weighbridge.fleet.replica import BytesAnswer, Failure, ReplicaError, has_content
+from weighbridge.ticket.trace import SentCall
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.errors import error_fields
 
@@ -43,6 +44,7 @@ class OpenedAttempt:
     answer: Answer
     chunks: AsyncIterator[bytes]
     first: bytes
+    sent: SentCall | None = None  # its span in a distributed trace
 
     @property
     def status(self) -> int:
@@ -56,6 +58,8 @@ class OpenedAttempt:
         """Cancel what still runs there, and give the place back."""
         await self.answer.close()
         self.lease.release(now)
+        if self.sent is not None:
+            self.sent.end(time.time())
 
 
 class AttemptFailed(WeighbridgeError):
@@ -90,26 +94,36 @@ class Attempts:
 
     async def open(self, ask: Ask, lease: Lease, attempt: int) -> OpenedAttempt:
         """The beginning of an answer. Raises AttemptFailed; then, and when cancelled, the place is free again."""
+        sent = lease.member.traced(ask, attempt)
         try:
-            return await self._open_unless_gone(ask, lease, attempt)
+            opened = await self._open_unless_gone(ask, lease, attempt, sent)
         except ReplicaError as error:
             self._blame(lease.member, error)
             lease.release(self._clock())
+            if sent is not None:
+                sent.end(time.time(), error.kind.value)
             timed_out = error.kind in (Failure.FIRST_BYTE, Failure.IDLE)
             raise AttemptFailed(lease.member, str(error), timed_out=timed_out) from error
         except BaseException as error:
             if not isinstance(error, AttemptFailed):
                 lease.member.breaker.gave_up()
             lease.release(self._clock())
+            if sent is not None:
+                sent.end(time.time(), "failed" if isinstance(error, AttemptFailed) else "cancelled")
             raise
+        if sent is not None:
+            opened.sent, sent.first = sent, time.time()
+        return opened
 
-    async def _open_unless_gone(self, ask: Ask, lease: Lease, attempt: int) -> OpenedAttempt:
+    async def _open_unless_gone(
+        self, ask: Ask, lease: Lease, attempt: int, sent: SentCall | None
+    ) -> OpenedAttempt:
         """The same while its replica may still answer; `Member.let_go` ends it."""
         waiting, limit = lease.member.waiting, asyncio.timeout(None)
         waiting.add(limit)
         try:
             async with limit:
-                return await self._open(ask, lease, attempt)
+                return await self._open(ask, lease, attempt, sent)
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -118,10 +132,14 @@ class Attempts:
         finally:
             waiting.discard(limit)
 
-    async def _open(self, ask: Ask, lease: Lease, attempt: int) -> OpenedAttempt:
+    async def _open(self, ask: Ask, lease: Lease, attempt: int, sent: SentCall | None) -> OpenedAttempt:
         member = lease.member
         call = member.call(ask, self._remaining_ms(ask))
+        if sent is not None:
+            call = member.with_trace(call, ask, sent)
         answer = await member.replica.open(call)
+        if sent is not None:
+            sent.status = answer.status
         self._heed(member, answer.headers)
         try:
             if not 200 <= answer.status < 600:
@@ -240,9 +258,11 @@ class Attempts:
         if error.kind is Failure.CONNECT and member.spec.probe:
             member.state.healthy = False  # the next probe that is answered brings it back
 
-    def broke_off(self, lease: Lease, error: ReplicaError) -> None:
+    def broke_off(self, opened: OpenedAttempt, error: ReplicaError) -> None:
         """Take note that a stream which had begun ended too early."""
-        self._blame(lease.member, error)
+        self._blame(opened.lease.member, error)
+        if opened.sent is not None:
+            opened.sent.end(time.time(), error.kind.value)
 
     def _remaining_ms(self, ask: Ask) -> float | None:
         return None if ask.deadline is None else max((ask.deadline - self._clock()) * 1e3, 1.0)

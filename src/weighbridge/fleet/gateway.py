@@ -205,6 +205,8 @@ class Gateway:
             self.claim_id(ask)
         ticket = ticket_of(ask, weight, began)
         ticket.placement = pool.spec.placement
+        if ask.trace is not None:
+            ask.trace.holds(ticket)
         if not is_leg:
             self.tickets.add(ticket)
         try:

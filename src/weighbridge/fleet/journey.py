@@ -277,7 +277,7 @@ class FleetJourney:
                 return
             name = opened.lease.member.name
             broken = broken or ReplicaError(name, Failure.BROKEN, "ended its stream before its end")
-            self.pool.attempts.broke_off(opened.lease, broken)
+            self.pool.attempts.broke_off(opened, broken)
             await opened.close(self._clock())
             self.ticket.decisions.append(f"after {meter.events} events: {broken}")
             try:

@@ -15,12 +15,14 @@ from weighbridge.errors import BadInput, RateLimited, some_of
 from weighbridge.fleet.abilities.known import KnownAbilities
 from weighbridge.fleet.abilities.told import KNOWN_OF, NOTHING_TOLD, Told, is_named
 from weighbridge.fleet.api import Arrival, Call, Capacity, Replica, Report
+from weighbridge.fleet.config.callee import callee_of, may_trace, passed_on
 from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.desk import Standing
 from weighbridge.fleet.limits.tenant import Limiter
 from weighbridge.fleet.load.dialects import DIALECTS
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.reliability.breaker import BreakerState, CircuitBreaker
+from weighbridge.ticket.trace import SentCall, named
 from weighbridge.wire.ask import Ask
 
 #: Seconds that a replica which does not know its model is left alone, and at most, doubled each time.
@@ -203,7 +205,23 @@ class Member:
             ask = _with_max_tokens(ask, NEWER)
         salt = ask.cache_salt if self.keeps_apart(ask) else ""
         body = ask.body(name, extension, ask_usage=self.spec.stream_usage, cache_salt=salt)
-        return Call(ask.path, body, ask.headers, ask.stream)
+        headers = ask.headers
+        if headers:
+            headers = passed_on(self.spec, headers, anonymous=ask.anonymous)
+        return Call(ask.path, body, headers, ask.stream)
+
+    def traced(self, ask: Ask, number: int) -> SentCall | None:
+        """The span of a call that is about to be made; None where no trace is made."""
+        if ask.trace is None:
+            return None
+        model = self.model_name(ask) or ask.model
+        return ask.trace.call(callee_of(self.spec), model, number, time.time())
+
+    def with_trace(self, call: Call, ask: Ask, sent: SentCall) -> Call:
+        """A call that tells the replica of its span, where it may be told."""
+        if not may_trace(self.spec, anonymous=ask.anonymous):
+            return call
+        return replace(call, headers=named(sent, call.headers))
 
     def model_name(self, ask: Ask) -> str | None:
         """What it is asked for; None: what the client wrote, which it serves as far as is known."""

@@ -73,6 +73,8 @@ class RouteService:
         gateway = self.route.gateway
         gateway.claim_id(ask)
         ticket = self.route.new_ticket(ask)
+        if ask.trace is not None:
+            ask.trace.holds(ticket)
         gateway.tickets.add(ticket)
         gateway.open_journeys += 1  # a drain waits for it, also between two places
         return RouteJourney(self.route, request, ticket)
@@ -447,6 +449,9 @@ class RouteJourney:
             place, ask, self._route.cashier, reservation, ends=self._ends, until=until, purpose=purpose
         )
         run.reads_all = self._route.observer is not None
+        if (trace := self._request.ask.trace) is not None:
+            ask.trace = trace.part()
+            run.leg.span_id = ask.trace.span.span_id
         self._runs.append(run)
         self.ticket.legs.append(run.leg)
         return run

@@ -383,8 +383,10 @@ def _answered(name: str, status: int, body: bytes, wait: float | None = None) ->
     return PlaceFailed(text, status=status, retry_after=wait, said=said)
 
 
-#: What a leg takes over from the ticket that the fleet settled; where it was asked, it knows itself.
-_SETTLED = [each.name for each in fields(Leg) if each.name not in ("model", "place", "placement", "purpose")]
+#: What a leg knows itself: where it was asked.
+_OWN = frozenset({"model", "place", "placement", "purpose", "span_id"})
+#: What it takes over from the ticket that the fleet settled.
+_SETTLED = [each.name for each in fields(Leg) if each.name not in _OWN]
 
 
 def _reason(error: BaseException) -> str | None:

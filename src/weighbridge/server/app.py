@@ -23,7 +23,7 @@ from weighbridge.server.console.endpoints import ConsoleEndpoints
 from weighbridge.server.console.recorder import Recorder
 from weighbridge.server.console.tickets import TicketEndpoints
 from weighbridge.server.decisions.store import CalibrationsKept
-from weighbridge.server.door import Door
+from weighbridge.server.door import Beside, Door
 from weighbridge.server.endpoint import Audience, Endpoint, Handler, HttpService, json_response
 from weighbridge.server.kept_responses import KeptResponses
 from weighbridge.server.ollama import OllamaEndpoints
@@ -96,9 +96,10 @@ def create_app(
     routes += [Route(protocol.path, _only_post, methods=["POST"]) for protocol in protocols]
     speakers = {row.path: row.speaks for row in table} | {one.path: one for one in protocols}
     rest = Starlette(routes=routes, exception_handlers={HTTPException: partial(_http_error, speakers)})
-    door = Door(
-        service, rest, protocols=protocols, streams=streams, beside=(batches, streams, recorder), clock=clock
-    )
+    beside: list[Beside] = [batches, streams, recorder]
+    if service.tracer is not None:
+        beside.append(service.tracer)
+    door = Door(service, rest, protocols=protocols, streams=streams, beside=beside, clock=clock)
     return Sites(door, service.access)
 
 

@@ -18,7 +18,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from weighbridge.errors import WeighbridgeError
 from weighbridge.server.endpoint import HttpService
 from weighbridge.server.streams import KeptStreams
+from weighbridge.server.tracing.spans import Served
+from weighbridge.server.tracing.tracer import Tracer
 from weighbridge.server.watching.watchdog import Watchdog
+from weighbridge.ticket.trace import Trace, current
 from weighbridge.wire.answer import Answers
 from weighbridge.wire.body import LONG_BODY, apart, held_body, read_body
 from weighbridge.wire.errors import ApiError, as_api_error, retry_after_header
@@ -61,6 +64,7 @@ class Door:
         self._clock = clock
         self._answers = Answers(service, clock)
         self._streams = KeptStreams(service) if streams is None else streams
+        self._tracer = service.tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -77,10 +81,13 @@ class Door:
         await self._rest(scope, receive, send)
 
     async def _complete(self, protocol: WireProtocol, scope: Scope, receive: Receive, send: Send) -> None:
-        service, status = self._service, 500
+        service, status, trace = self._service, 500, None
         try:
             try:
                 headers = headers_of(scope["headers"])
+                if self._tracer is not None:
+                    trace = self._tracer.begin(headers)
+                    current.set(trace.span)
                 if not service.callers.are_asked:
                     check_site(service.access, scope["server"][0], headers)
                 peer = peer_of(scope)
@@ -93,6 +100,8 @@ class Door:
                     else:
                         ask = await apart(len(body), protocol.read, body)
                     await settle_caller(service, protocol, ask, headers, caller, self._clock())
+                if trace is not None:
+                    trace.path, trace.streams, ask.trace = ask.path, ask.stream, trace
                 detached = await protocol.detach(ask)
             except Exception as error:
                 failure = as_api_error(error)
@@ -117,6 +126,9 @@ class Door:
             log.exception("a request to %s failed", protocol.path)
         finally:
             service.answered(protocol.path, status)
+            if trace is not None and self._tracer is not None:
+                self._tracer.end(trace, _served(self._tracer, trace, protocol.path, status, scope))
+                current.set(None)
 
     async def _answer_at_once(
         self, protocol: WireProtocol, model: str, answer: bytes, scope: Scope, send: Send
@@ -151,6 +163,13 @@ class Door:
         await self._service.stop()
         await self._service.callers.stop()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _served(tracer: Tracer, trace: Trace, path: str, status: int, scope: Scope) -> Served:
+    address, port = scope.get("server") or ("", None)
+    return Served(
+        trace, path, status, tracer.clock(), tracer.by_engine, scope.get("scheme", "http"), address, port
+    )
 
 
 async def refuse(protocol: WireProtocol, failure: ApiError, scope: Scope, send: Send) -> None:

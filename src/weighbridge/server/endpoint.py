@@ -18,6 +18,7 @@ from weighbridge.fleet.config.keeping import KeepSettings
 from weighbridge.fleet.limits.spare import SpareRoom
 from weighbridge.models.text.tokenizer_parts import TextPairs
 from weighbridge.routes.ledger.keeper import UsageKeeper
+from weighbridge.server.tracing.tracer import Tracer
 from weighbridge.server.watching.view import ServiceView
 from weighbridge.wire.identity.access import AccessSettings
 from weighbridge.wire.identity.callers import Callers
@@ -124,6 +125,8 @@ class HttpService(Service, Protocol):
         ...
 
     max_body: int  # bytes
+
+    tracer: Tracer | None  # what traces its requests; None: nothing does
 
     @property
     def seen(self) -> ServiceView:

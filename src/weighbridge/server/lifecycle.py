@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from weighbridge.errors import BadInput
 from weighbridge.server.connections import BoundedHttp, raise_file_limit
 from weighbridge.server.tls import Certificates, TlsServer
+from weighbridge.ticket.trace import current
 from weighbridge.wire.identity.access import is_loopback
 from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.identity.settings import IdentitySettings
@@ -38,6 +39,9 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        span = current.get()
+        if span is not None:
+            line |= {"trace_id": span.trace_id, "span_id": span.span_id}
         ticket = getattr(record, "ticket", None)
         if ticket is not None:
             line["ticket"] = ticket.as_dict()

@@ -10,6 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 from weighbridge.ticket.decisions import Decisions
+from weighbridge.ticket.span import SpanName
 
 #: Scores of replicas that a ticket keeps beside that of the chosen one.
 KEPT_SCORES = 16
@@ -55,6 +56,7 @@ class Leg:
     scores: dict[str, float] = field(default_factory=dict)
     score_unit: str = ""
     candidates: int = 0  # that were compared
+    span_id: str = ""  # its own in a distributed trace; empty: none is made
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -121,6 +123,7 @@ class Ticket:
         None  # what rules touched in it, and where it would have left the cache
     )
     legs: list[Leg] = field(default_factory=list)  # of a route's request; any other is a leg of its own
+    trace: SpanName | None = None  # its span in a distributed trace
 
     def note_scores(self, scores: Mapping[str, float], chosen: str, unit: str) -> None:
         """Keep what a choice was between: the chosen replica and the best others, lowest first, and how many there
@@ -175,6 +178,7 @@ class Ticket:
         record["legs"] = [leg.as_dict() for leg in self.every_leg()]
         if self.prompt_rules is not None:
             record["prompt_rules"] = {**self.prompt_rules, "tokens_saved": self.saved_tokens()}
+        record["trace"] = None if self.trace is None else self.trace.as_dict()
         record["batch_sizes"] = {str(size): steps for size, steps in self.batch_sizes.items()}
         if self.first_token is not None:
             record["ttft_ms"] = round((self.first_token - self.arrived) * 1e3, 3)

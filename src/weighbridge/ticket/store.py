@@ -25,6 +25,7 @@ def _with_legs(record: dict[str, Any]) -> None:
         "scores": {},
         "score_unit": "",
         "candidates": 0,
+        "span_id": "",
     }
     renamed = {
         "tries": "attempts",

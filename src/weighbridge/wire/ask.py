@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from weighbridge.ticket.record import Ticket, prompt_hash
+from weighbridge.ticket.trace import Trace
 
 #: Values of a request by their common names ("messages", "prompt", "tools", "temperature", ...), as they were written.
 Fields = dict[str, msgspec.Raw]
@@ -112,6 +113,7 @@ class Ask:
     off_disk: bool = False  # what it asks and what it is answered must not be written down
     notes: list[str] = field(default_factory=list)  # what was made of it at the door, for its ticket
     prompt_rules: dict[str, Any] | None = None  # what rules for prompts touched in it, as tickets have it
+    trace: Trace | None = None  # where it is in a distributed trace; None: none is made
     own: Any = None  # the request as its protocol read it, for that protocol's encoder alone
     _prompt_hash: str = field(default="", init=False)
 

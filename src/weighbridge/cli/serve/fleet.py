@@ -41,6 +41,7 @@ from weighbridge.server.lifecycle import (
     set_up_logging,
 )
 from weighbridge.server.settings import ListenSettings, ServerSettings
+from weighbridge.server.tracing.tracer import Tracer, trace, tracer_of
 from weighbridge.wire.keys import ApiKey
 
 #: Options that say how the server itself behaves, and not what it serves: they go with `--config`.
@@ -104,14 +105,18 @@ def serve_spec(spec: FleetSpec, routes: RoutesSettings | None = None, *, json_lo
     on_demand = planned(spec)
     if on_demand is not None:
         spec = on_demand.spec
-    makers = LocalMakers(spec)
+    tracer = tracer_of(spec)
+    makers = LocalMakers(spec, tracer)
     makers.connect()
     gateway = Gateway(spec, lambda one: build_replica(one, makers.by_kind()), load_tokenizers(spec))
     usage = add_routes(gateway, routes if routes is not None else RoutesSettings())
     residents = None
     if on_demand is not None:
         residents = Residents(gateway, on_demand.settings, on_demand.needs, on_demand.memory)
-    app = create_app(GatewayService(gateway, GatewayMetrics(gateway), usage, residents))
+    metrics = GatewayMetrics(gateway)
+    service = GatewayService(gateway, metrics, usage, residents)
+    trace(service, metrics, tracer)
+    app = create_app(service)
     begin_listening(listener)
     if not json_logs:
         _announce(spec, routes, address(listener, spec))
@@ -145,10 +150,17 @@ def _process_names(models: Iterable[ModelSpec]) -> list[str]:
     return [one.name for replica in replicas for one in expanded(replica)]
 
 
+def _trace_options(spec: FleetSpec) -> list[str]:
+    """What tells the servers that are started here where their spans go; variables they inherit."""
+    options = ["--otlp-endpoint", spec.otlp_endpoint] if spec.otlp_endpoint is not None else []
+    return options if spec.trace_ratio is None else [*options, "--trace-ratio", f"{spec.trace_ratio:g}"]
+
+
 class LocalMakers:
     """Starts what a configuration wants started here, and shares this machine's cores among it."""
 
-    def __init__(self, spec: FleetSpec) -> None:
+    def __init__(self, spec: FleetSpec, tracer: Tracer | None = None) -> None:
+        self._tracer, self._traces = tracer, _trace_options(spec)
         lasting = [model for model in spec.models if not spec.is_on_demand(model)]
         names = _process_names(lasting)
         self._on_demand = frozenset(_process_names(spec.models)) - set(names)
@@ -174,6 +186,8 @@ class LocalMakers:
         comes_and_goes = spec.name in self._on_demand
         if CACHE not in options:
             options += [CACHE, str(self._memory_share())]
+        if "--otlp-endpoint" not in options:
+            options += self._traces
         threads = spec.threads or (len(cores) if cores else None)
         program = Program(serve_command(spec.target, options, threads), cores, again=not comes_and_goes)
         return ProcessReplica(spec.name, program, lambda base: endpoint_of(spec, base))
@@ -193,7 +207,8 @@ class LocalMakers:
             raise BadInput(f"replica {spec.name!r}: `options` are for `process:`; an `engine:` has none")
         sys.setswitchinterval(SWITCH_INTERVAL)
         replica = load_any(spec.target, spec.model, EngineSettings(threads=spec.threads))
-        app = assemble(replica, ServerSettings())
+        tracer = self._tracer.at_engine() if self._tracer is not None else None
+        app = assemble(replica, ServerSettings(), tracer=tracer)
         return LocalReplica(
             spec.name, app, start=replica.engine.start, stop=replica.engine.stop, timeouts=spec.timeouts
         )

@@ -25,6 +25,7 @@ from weighbridge.server.engine.metrics import EngineMetrics
 from weighbridge.server.engine.service import EngineService
 from weighbridge.server.lifecycle import begin_listening
 from weighbridge.server.settings import ServerSettings
+from weighbridge.server.tracing.tracer import Tracer, trace, tracer_of
 from weighbridge.ticket import TicketStore
 
 
@@ -40,8 +41,9 @@ def serve_model(
     tickets = TicketStore(
         path=server.tickets
     )  # before loading: a file that cannot be written is said at once
+    tracer = tracer_of(server, by_engine=True)
     replica = load_any(model, name, engine)
-    app = assemble(replica, server, tickets)
+    app = assemble(replica, server, tickets, tracer)
     begin_listening(listener)
     if not server.json_logs:
         _announce(replica, address(listener, server), time.monotonic() - began)
@@ -84,14 +86,19 @@ def _never(guide: Guide) -> Future[Any]:
 
 
 def assemble(
-    replica: EngineReplica | EncoderReplica, settings: ServerSettings, tickets: TicketStore | None = None
+    replica: EngineReplica | EncoderReplica,
+    settings: ServerSettings,
+    tickets: TicketStore | None = None,
+    tracer: Tracer | None = None,
 ) -> ASGIApp:
     """The ASGI application over a replica; its engine starts with the event loop."""
     engine = replica.engine
     metrics = EngineMetrics(engine, tickets or TicketStore(path=settings.tickets), settings.json_logs)
     engine.observers.append(metrics)
     compiled = replica.guides.compiled if isinstance(replica, EngineReplica) else _never
-    return create_app(EngineService(engine, replica.tokenizer, settings, metrics, compiled, engine.start))
+    service = EngineService(engine, replica.tokenizer, settings, metrics, compiled, engine.start)
+    trace(service, metrics, tracer)
+    return create_app(service)
 
 
 def _announce(replica: EngineReplica | EncoderReplica, where: str, seconds: float) -> None:

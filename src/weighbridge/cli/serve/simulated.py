@@ -25,6 +25,7 @@ from weighbridge.server.engine.metrics import EngineMetrics
 from weighbridge.server.engine.service import EngineService
 from weighbridge.server.lifecycle import bind, check_files, check_reach, set_up_logging
 from weighbridge.server.settings import ServerSettings
+from weighbridge.server.tracing.tracer import trace, tracer_of
 from weighbridge.simulator.fleet import DEFAULT_KV_TOKENS, SimulatedEngine
 from weighbridge.simulator.served.faults import FaultInjection, Faults
 from weighbridge.simulator.served.runner import SimulatedRunner
@@ -132,6 +133,7 @@ def assemble_simulated(
     metrics = EngineMetrics(engine, TicketStore())
     engine.observers.append(metrics)
     service = EngineService(engine, tokenizer, server, metrics, _refuse_guide, engine.start)
+    trace(service, metrics, tracer_of(server, by_engine=True))
     seeded = random.Random(machine.seed)
     injected = FaultInjection(
         create_app(service),

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from weighbridge.fleet.config.tracing import TraceSettings
 from weighbridge.knobs import knob
-from weighbridge.wire.identity.settings import IdentitySettings
 
 #: Which responses are written down: those whose client sends `store: true`; all but those with `store: false`; none.
 ASKED, ALWAYS, NEVER = "asked", "always", "never"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeepSettings(IdentitySettings):
+class KeepSettings(TraceSettings):
     """Where responses, files and batches are kept, how many and how long."""
 
     responses_on_disk: str = knob(

@@ -60,6 +60,7 @@ def read_replica(section: Section, name: str, defaults: Defaults) -> ReplicaSpec
         prefix=_prefix(section),
         api_version=_api_version(section, dialect),
         abilities=_abilities(section),
+        traces=section.flag("traces", False) if "traces" in section else None,
         kv_events=_zeromq_address(section, "kv_events"),
         kv_replay=_zeromq_address(section, "kv_replay"),
         stream_usage=section.flag("stream_usage", True),

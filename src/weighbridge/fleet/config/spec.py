@@ -93,6 +93,7 @@ class ReplicaSpec:
     api_version: str | None = None  # Azure's: paths by deployment, with this version
     abilities: Mapping[Ability, bool] = field(default_factory=dict)  # as stated; others are learned
     names: tuple[str, ...] = ()  # what clients call its model; filled in by the model
+    traces: bool | None = None  # it is told of distributed traces; None: if it is an engine of ours
     kv_events: str | None = None  # where it publishes what its prefix cache stores and removes, over ZeroMQ
     kv_replay: str | None = None  # where it sends such events again
     stream_usage: bool = True  # it understands `stream_options.include_usage`

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.registry import Collector
 
 from weighbridge.engine.api import Engine, EngineStep
 from weighbridge.server.engine.experts import ExpertCollector, telemetry_of
@@ -77,6 +78,10 @@ class EngineMetrics:
         self._gauges = {
             name: Gauge(f"weighbridge_{name}", text, registry=registry) for name, text in _GAUGES.items()
         }
+
+    def register(self, collector: Collector) -> None:
+        """Tell of something else too."""
+        self._registry.register(collector)
 
     def on_step(self, step: EngineStep) -> None:
         self.step_seconds.observe(step.seconds)

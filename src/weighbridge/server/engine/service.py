@@ -27,6 +27,7 @@ from weighbridge.server.engine.predecessors import Predecessors
 from weighbridge.server.engine.reading import EngineWork, RequestReader
 from weighbridge.server.engine.sampling import Limits
 from weighbridge.server.settings import ServerSettings
+from weighbridge.server.tracing.tracer import Tracer
 from weighbridge.server.watching.engine_view import EngineView
 from weighbridge.wire.ask import Ask, Placement
 from weighbridge.wire.body import apart
@@ -75,6 +76,7 @@ class EngineService:
         self.prompts = PromptCare(settings.prompt_rules)
         self.access = self.keeping = settings
         self.max_body = settings.max_body
+        self.tracer: Tracer | None = None
         self.usage = UsageKeeper(Ledger(None))
         metrics.heard.append(self.usage.finished)
         self.seen = EngineView(engine)
@@ -262,6 +264,8 @@ class EngineService:
                     cache_salt=ask.cache_salt,
                 )
                 stream = self.engine.submit(generation, places)
+                if ask.trace is not None:
+                    ask.trace.holds(stream.ticket)
                 self.tickets.add(stream.ticket)
                 running.append(Running(stream, work.forms[number], generation.choices))
         except Exception:

@@ -21,6 +21,7 @@ from weighbridge.server.gateway.behind import asked_behind
 from weighbridge.server.gateway.changes import ChangeLog, made_again
 from weighbridge.server.gateway.metrics import GatewayMetrics
 from weighbridge.server.gateway.on_demand import ModelAdmin, ResidentsCollector, status_of
+from weighbridge.server.tracing.tracer import Tracer
 from weighbridge.server.watching.gateway_view import GatewayView
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.identity.callers import Callers
@@ -57,6 +58,7 @@ class GatewayService:
         self.tickets = gateway.tickets
         self.access = self.keeping = spec
         self.max_body = spec.max_body
+        self.tracer: Tracer | None = None
         self.seen = GatewayView(gateway)
         self.changes = ChangeLog(spec.changes_file)
         keys = [
