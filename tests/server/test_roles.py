@@ -115,6 +115,11 @@ GATEWAY = COMMON | {
     "POST /admin/replicas/{replica}/undrain": OPERATOR,
     "POST /v1/models/load": OPERATOR,
     "POST /v1/models/unload": OPERATOR,
+    "GET /admin/tenants": OPERATOR,
+    "POST /admin/tenants/{tenant:path}/keys": OPERATOR,
+    "DELETE /admin/tenants/{tenant:path}/keys/{key}": OPERATOR,
+    "PUT /admin/tenants/{tenant:path}/limits": OPERATOR,
+    "DELETE /admin/tenants/{tenant:path}/limits": OPERATOR,
 }
 ENGINE = COMMON | {
     "GET /v1/experts": WATCHERS,
@@ -171,6 +176,7 @@ async def test_each_path_answers_those_it_is_for_and_nobody_else(name: str, tabl
         for path in wanted:
             method, place = path.split(" ")
             place = place.replace("{model:path}", "x").replace("{ticket}", "x").replace("{replica}", "x")
+            place = place.replace("{tenant:path}", "x")
             for role in ROLES:
                 headers = {"Authorization": f"Bearer {KEYS[role]}"} if role in KEYS else {}
                 async with client.request(method, url + place, headers=headers) as answer:

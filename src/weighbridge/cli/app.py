@@ -176,6 +176,10 @@ COMMANDS: dict[str, Command | Group] = {
                 "weighbridge.cli.config:migrate",
                 "Write settings that were renamed as they are now, and show the difference; comments keep their place.",
             ),
+            "diff": Command(
+                "weighbridge.cli.state.difference:diff",
+                "Show where a running gateway is not as its file says: replicas, policies, keys and limits of tenants.",
+            ),
         },
     ),
     "usage": Group(

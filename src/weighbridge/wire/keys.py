@@ -117,6 +117,8 @@ class Keys:
     def __init__(self, keys: Iterable[ApiKey] = (), admin: Secret | None = None) -> None:
         """`admin`: the operator's own key, which may change replicas; None: nobody may. Raises BadInput."""
         known = tuple(keys)
+        self._revoked: set[bytes] = set()
+        self.are_asked = bool(known)  # whether a caller needs a key; not less so once all are revoked
         self._admin = digest_of(admin) if admin is not None else None
         self._tenants = {digest_of(key.secret): (key.tenant, key.expires) for key in known}
         short = sorted({repr(key.tenant) for key in known if is_short(key.secret)})
@@ -131,14 +133,17 @@ class Keys:
             )
 
     @property
-    def are_asked(self) -> bool:
-        """Whether a caller needs a key."""
-        return bool(self._tenants)
-
-    @property
     def has_admin(self) -> bool:
         """Whether there is an operator's key."""
         return self._admin is not None
+
+    def admit(self, key: ApiKey) -> None:
+        """Let a key in from the next request on. Raises BadInput for a hash that is none."""
+        self._tenants[digest_of(key.secret)] = key.tenant, key.expires
+
+    def revoke(self, digest: bytes) -> None:
+        """Let a key in no more, from the next request on, whatever said that it is good."""
+        self._revoked.add(digest)
 
     def is_admin(self, headers: Mapping[str, str]) -> bool:
         """Whether the request carries the operator's key."""
@@ -146,9 +151,12 @@ class Keys:
 
     def tenant(self, headers: Mapping[str, str]) -> str | None:
         """Return the tenant of the caller's key; None when no keys are asked for. Raises ApiError 401."""
-        if not self._tenants:
+        if not self.are_asked:
             return None
-        entry = self._tenants.get(_digest(bearer(headers)))
+        digest = _digest(bearer(headers))
+        entry = self._tenants.get(digest)
+        if digest in self._revoked:
+            raise ApiError(401, "this API key was revoked; ask for a new one", code="revoked_api_key")
         if entry is None:
             message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"
             raise ApiError(401, message, code="invalid_api_key")

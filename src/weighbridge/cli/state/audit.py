@@ -1,10 +1,9 @@
-"""`weighbridge audit`: what was changed on a fleet at run time, by whom and when."""
+"""`weighbridge audit`: what was changed on a fleet and its tenants at run time, by whom and when."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +31,7 @@ def audit(
     if file is None:
         changes: list[dict[str, Any]] = gateway.ask("GET", f"/admin/changes?limit={limit}")["data"]
     else:
-        changes = [asdict(one) for one in reversed(read_changes(file)[-limit:])]
+        changes = [one.told() for one in reversed(read_changes(file)[-limit:])]
     if json_output:
         print_json({"object": "list", "data": changes})
         return
@@ -45,7 +44,10 @@ def audit(
 
 def _line(one: Mapping[str, Any]) -> str:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(one["at"]))
-    what = f"{one['act']} {one['replica']} of {one['model']}"
+    if one.get("tenant"):
+        what = f"{str(one['act']).replace('_', ' ')} of tenant {one['tenant']}"
+    else:
+        what = f"{one['act']} {one['replica']} of {one['model']}"
     return (
         f"{at} UTC  {one['changed_by']}  {what}: {one['before'] or 'not there'} -> {one['after'] or 'gone'}"
     )

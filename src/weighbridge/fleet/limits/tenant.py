@@ -185,9 +185,26 @@ class Limiter:
     def limits(self, tenant: str) -> TenantLimits:
         return self._limits.get(tenant, self._default)
 
-    def set_limits(self, tenant: str, limits: TenantLimits) -> None:
-        """Set limits from now on; what is reserved stays."""
-        self._limits[tenant] = limits
+    def set_limits(self, tenant: str, limits: TenantLimits | None) -> None:
+        """Set limits from now on; what is reserved stays. None: those of whoever is not named."""
+        if limits is None:
+            self._limits.pop(tenant, None)
+        else:
+            self._limits[tenant] = limits
+
+    def used(self, tenant: str, now: float) -> dict[str, float]:
+        """What counts against each limit now, by its name, also where there is none."""
+        usage, limits = self._usage.get(tenant) or _Usage(), self.limits(tenant)
+        for window in (usage.tokens, usage.requests, usage.usd):
+            window.advance(now)
+        if limits.zone is not None:
+            usage.day.turn(*self._calendar(limits.zone, now))
+        return {
+            "requests_per_minute": usage.requests.total,
+            "tokens_per_minute": usage.tokens.total,
+            "concurrent_tokens": usage.concurrent,
+            "usd_per_day": usage.usd.total if limits.zone is None else usage.day.total,
+        }
 
     def reserve(self, tenant: str, request_id: str, tokens: int, usd: float, now: float) -> None:
         """Set aside `tokens` (prompt and output, at most or expected) and `usd` for a request about to go.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -78,7 +77,7 @@ class Admin:
         limit = request.query_params.get("limit", "100")
         if not (limit.isdecimal() and len(limit) <= 4 and 1 <= int(limit) <= MOST_TOLD):
             raise ApiError(400, f"limit: must be a number from 1 to {MOST_TOLD}", param="limit")
-        data = [asdict(one) for one in self._changes.latest(int(limit))]
+        data = [one.told() for one in self._changes.latest(int(limit))]
         file = None if self._changes.path is None else str(self._changes.path)
         return json_response({"object": "list", "file": file, "data": data})
 

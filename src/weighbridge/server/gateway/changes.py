@@ -23,14 +23,15 @@ from weighbridge.errors import BadInput, Refused, WeighbridgeError
 from weighbridge.fleet.config.replica import replica_from_json
 from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.gateway import Gateway, expanded
+from weighbridge.server.gateway.tenants import TenantAct, TenantChange, TenantStandings, read_change
 from weighbridge.state.database import reason, sentence
 from weighbridge.state.lines import read_lines
 from weighbridge.state.schema import VERSION_KEY, DocumentSchema, unchanged
 
 log = logging.getLogger("weighbridge.fleet")
 
-#: A change as a line of a file.
-CHANGES = DocumentSchema("change log", (unchanged,))
+#: A change as a line of a file. Before version 2 there were changes of replicas alone.
+CHANGES = DocumentSchema("change log", (unchanged, unchanged))
 #: Changes that can be told without reading the file.
 MOST_TOLD = 1000
 #: Fields of a replica's entry that may hold secrets, and what is written in their place.
@@ -62,6 +63,13 @@ class FleetChange:
     after: str | None
     entry: dict[str, Any] | None = None
 
+    def told(self) -> dict[str, Any]:
+        """For people."""
+        return asdict(self)
+
+
+Change = FleetChange | TenantChange
+
 
 class NotWritten(Refused):
     """A change could not be written down, so it was not made."""
@@ -75,8 +83,9 @@ class ChangeLog:
     def __init__(self, path: Path | None = None) -> None:
         """Raises BadInput where the file cannot be read or written."""
         self.path = path
-        self._latest: deque[FleetChange] = deque(maxlen=MOST_TOLD)
+        self._latest: deque[Change] = deque(maxlen=MOST_TOLD)
         self.standing = Standings()
+        self.tenants = TenantStandings()
         if path is None:
             return
         try:
@@ -85,14 +94,13 @@ class ChangeLog:
         except OSError as error:
             raise BadInput(sentence(error, f"{CHANGES.name} file", path)) from error
         for change in read_changes(path):
-            self._latest.append(change)
-            self.standing.take(change)
+            self._take(change)
 
-    def latest(self, count: int) -> list[FleetChange]:
+    def latest(self, count: int) -> list[Change]:
         """The newest first."""
         return list(islice(reversed(self._latest), count))
 
-    def write(self, change: FleetChange) -> None:
+    def write(self, change: Change) -> None:
         """Write a change down, for good. Raises NotWritten where the disk does not take it."""
         if self.path is not None:
             line = msgspec.json.encode({VERSION_KEY: CHANGES.version, **asdict(change)}) + b"\n"
@@ -101,8 +109,14 @@ class ChangeLog:
             except OSError as error:
                 message = f"nothing was changed, as {self.path} could not be written: {reason(error)}"
                 raise NotWritten(message) from error
+        self._take(change)
+
+    def _take(self, change: Change) -> None:
         self._latest.append(change)
-        self.standing.take(change)
+        if isinstance(change, TenantChange):
+            self.tenants.take(change)
+        else:
+            self.standing.take(change)
 
 
 def _append(path: Path, line: bytes) -> None:
@@ -124,13 +138,16 @@ def _append(path: Path, line: bytes) -> None:
         os.close(file)
 
 
-def read_changes(path: Path) -> list[FleetChange]:
+def read_changes(path: Path) -> list[Change]:
     """The changes of a file, the oldest first. Raises BadInput where it is none of ours."""
-    found = []
+    found: list[Change] = []
     for line in read_lines(path, CHANGES):
         try:
-            found.append(msgspec.convert({**line, "act": FleetAct(line["act"])}, FleetChange))
-        except (KeyError, ValueError, msgspec.ValidationError) as error:
+            if line["act"] in list(TenantAct):
+                found.append(read_change(line))
+            else:
+                found.append(msgspec.convert({**line, "act": FleetAct(line["act"])}, FleetChange))
+        except (KeyError, ValueError, BadInput, msgspec.ValidationError) as error:
             raise BadInput(f"{path}: a line is no change of a fleet: {error}") from error
     return found
 

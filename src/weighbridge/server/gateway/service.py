@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from weighbridge.engine.api import Turn
+from weighbridge.fleet.config.spec import FleetSpec
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.limits.rates import rate_headers
 from weighbridge.fleet.limits.spare import SpareRoom
@@ -15,18 +16,21 @@ from weighbridge.fleet.on_demand.residents import Residents
 from weighbridge.fleet.pool import Pool
 from weighbridge.routes.budget import Ledger
 from weighbridge.routes.ledger.keeper import UsageKeeper
+from weighbridge.secret import Secret
 from weighbridge.server.endpoint import Audience, ChatTokenizer, Endpoint, NoTokenizer
 from weighbridge.server.gateway.admin import Admin
 from weighbridge.server.gateway.behind import asked_behind
 from weighbridge.server.gateway.changes import ChangeLog, made_again
 from weighbridge.server.gateway.metrics import GatewayMetrics
 from weighbridge.server.gateway.on_demand import ModelAdmin, ResidentsCollector, status_of
+from weighbridge.server.gateway.tenant_admin import TenantAdmin
+from weighbridge.server.gateway.tenants import MadeKey, Tenants, hash_text
 from weighbridge.server.tracing.tracer import Tracer
 from weighbridge.server.watching.gateway_view import GatewayView
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.journey import HeaderList, Journey
-from weighbridge.wire.keys import ApiKey, Keys
+from weighbridge.wire.keys import ApiKey, Keys, digest_of
 from weighbridge.wire.prompts.care import PromptCare
 
 log = logging.getLogger("weighbridge.fleet")
@@ -37,6 +41,25 @@ def _kept_in_memory(gateway: Gateway) -> UsageKeeper:
     gateway.on_charged.append(keeper.charged)
     gateway.on_close.append(keeper.close)
     return keeper
+
+
+def tenants_of(spec: FleetSpec, changes: ChangeLog) -> Tenants:
+    """The tenants of a configuration, with what was changed since. Raises BadInput for a hash that is none."""
+    digests = {
+        one.name: [MadeKey(digest_of(key.secret).hex(), key.expires) for key in one.keys]
+        for one in spec.tenants
+    }
+    return Tenants(spec.tenants, digests, changes.tenants)
+
+
+def keys_of(spec: FleetSpec, tenants: Tenants) -> Keys:
+    """The keys that are let in: those of the configuration and those made since, less those revoked."""
+    configured = [ApiKey(one.name, key.secret, key.expires) for one in spec.tenants for key in one.keys]
+    made = [ApiKey(tenant, Secret(hash_text(key.digest)), key.expires) for tenant, key in tenants.made_keys()]
+    keys = Keys([*configured, *made], spec.admin_key)
+    for digest in tenants.standing.revoked:
+        keys.revoke(bytes.fromhex(digest))
+    return keys
 
 
 class GatewayService:
@@ -61,12 +84,10 @@ class GatewayService:
         self.tracer: Tracer | None = None
         self.seen = GatewayView(gateway)
         self.changes = ChangeLog(spec.changes_file)
-        keys = [
-            ApiKey(tenant.name, key.secret, key.expires) for tenant in spec.tenants for key in tenant.keys
-        ]
+        self.tenants = tenants_of(spec, self.changes)
         priorities = {one.name: one.priority for one in spec.tenants if one.priority is not None}
-        self.callers = Callers(Keys(keys, spec.admin_key), spec, priorities)
         self.prompts = PromptCare(spec.prompt_rules)
+        self.callers = Callers(keys_of(spec, self.tenants), spec, priorities)
         self._kept = frozenset(
             name for one in spec.models if one.keep_streams for name in (one.name, *one.aliases)
         )
@@ -80,6 +101,10 @@ class GatewayService:
         if self._residents is not None:
             await self._residents.start()
         for sentence in made_again(self.gateway, self.changes.standing):
+            log.warning(sentence)
+        for tenant, limits in self.tenants.limits().items():
+            self.gateway.limiter.set_limits(tenant, limits)
+        for sentence in self.tenants.overruled():
             log.warning(sentence)
 
     async def stop(self) -> None:
@@ -190,4 +215,5 @@ class GatewayService:
             Endpoint("DELETE", "/admin/replicas/{replica}", admin.remove, Audience.ALL),
             Endpoint("POST", "/admin/replicas/{replica}/drain", admin.drain, Audience.ALL),
             Endpoint("POST", "/admin/replicas/{replica}/undrain", admin.undrain, Audience.ALL),
+            *TenantAdmin(self.gateway, self.callers.keys, self.changes, self.tenants).endpoints(),
         ]

@@ -13,6 +13,7 @@ from weighbridge.server.batch.records import CreateBatch
 from weighbridge.server.console.markdown import MarkdownText
 from weighbridge.server.decisions.requests import CalibrationRequest
 from weighbridge.server.gateway.on_demand import ModelToMove
+from weighbridge.server.gateway.tenants import LimitsAsked, NewKey
 from weighbridge.server.openapi import answers
 from weighbridge.wire.protocols.chat import ChatRequest
 from weighbridge.wire.protocols.completions import CompletionRequest
@@ -70,6 +71,7 @@ def _page(*more: str) -> dict[str, Mapping[str, Any]]:
 _HEALTH = Operation("server", "Whether requests are taken now.", None, answers.HealthReport, busy=True)
 _LIVE = Operation("server", "Whether this process answers.", None, answers.HealthReport)
 _GONE = Operation("Ollama", "Refused: the files of a server are its operator's.", None, answers.Anything)
+_LIMITS = Operation("administration", "Set a tenant's limits.", LimitsAsked, answers.Anything)
 _REPLICA = Operation(
     "administration", "Change a replica; asks for the administrator's key.", None, answers.Anything
 )
@@ -248,6 +250,22 @@ OPERATIONS: Mapping[str, Operation] = {
     "DELETE /admin/replicas/{replica}": _REPLICA,
     "POST /admin/replicas/{replica}/drain": _REPLICA,
     "POST /admin/replicas/{replica}/undrain": _REPLICA,
+    "GET /admin/tenants": Operation(
+        "administration", "Tenants with their keys, limits and what they use.", None, answers.Listing
+    ),
+    "POST /admin/tenants/{tenant}/keys": Operation(
+        "administration",
+        "Make a key for a tenant. It is told once, here.",
+        NewKey,
+        answers.Anything,
+    ),
+    "DELETE /admin/tenants/{tenant}/keys/{key}": Operation(
+        "administration", "Let a key in no more.", None, answers.Anything
+    ),
+    "PUT /admin/tenants/{tenant}/limits": _LIMITS,
+    "DELETE /admin/tenants/{tenant}/limits": Operation(
+        "administration", "Give a tenant the limits that the configuration says.", None, answers.Anything
+    ),
     "GET /health": _HEALTH,
     "GET /health/ready": _HEALTH,
     "GET /health/live": _LIVE,

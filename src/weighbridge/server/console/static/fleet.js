@@ -1,18 +1,19 @@
-// What an operator changes: replicas come, rest and go.
+// What an operator changes: replicas come, rest and go; tenants have keys and limits.
 import { ask, get, post } from "./api.js";
 import { dialog, field, h, table } from "./dom.js";
 import * as format from "./format.js";
 import { listen, live } from "./live.js";
+import { tenants } from "./tenants.js";
 import { STANDING } from "./words.js";
 
 const DIALECTS = ["weighbridge", "vllm", "sglang", "llama-server", "ollama", "tgi", "openai", "anthropic", "gemini", "azure"];
 
 export function fleetPage(main) {
   const said = h("p", { class: "error", role: "alert", hidden: true }), done = h("p", { class: "hint", role: "status" });
-  const list = h("div"), past = h("section", { class: "card", "aria-label": "What was changed" });
+  const list = h("div"), whose = tenants(changed), past = h("section", { class: "card", "aria-label": "What was changed" });
   main.replaceChildren(h("div", { class: "page-head" }, h("h1", null, "Fleet"), h("span", { class: "soft num" }),
     h("button", { class: "main", type: "button", onclick: () => add(Object.keys(live.told?.load.models ?? {}), changed) }, "Add a replica")), said, done,
-  h("section", { class: "card", "aria-label": "Replicas" }, h("header", null, h("h2", null, "Replicas")), list), past);
+  h("section", { class: "card", "aria-label": "Replicas" }, h("header", null, h("h2", null, "Replicas")), list), whose.node, past);
   let shown = "", busy = "";
 
   function changed(words) {
@@ -62,7 +63,7 @@ export function fleetPage(main) {
       const found = await get("admin/changes?limit=50");
       const title = h("header", null, h("h2", null, "What was changed"), h("span", { class: "soft" }, found.file ? `kept in ${found.file}` : "kept until the server ends; `changes_file:` in weighbridge.yaml keeps it"));
       past.replaceChildren(title, found.data.length ? table("What was changed", [{ title: "When" }, { title: "Who" }, { title: "What" }, { title: "From" }, { title: "To" }],
-        found.data.map((one) => [h("td", { class: "num" }, format.day(one.at)), one.changed_by, `${one.act} ${one.replica}`, one.before ?? "–", h("td", { class: "cut", title: one.after }, one.after ?? "–")]))
+        found.data.map((one) => [h("td", { class: "num" }, format.day(one.at)), one.changed_by, one.tenant ? `${one.act.replace("_", " ")} of tenant ${one.tenant}` : `${one.act} ${one.replica}`, one.before ?? "–", h("td", { class: "cut", title: one.after }, one.after ?? "–")]))
         : h("p", { class: "soft" }, "Nothing yet."));
     } catch (error) {
       past.replaceChildren(h("p", { class: "error" }, error.message));
@@ -71,7 +72,7 @@ export function fleetPage(main) {
   const stop = listen(draw);
   draw();
   history();
-  return stop;
+  return () => { stop(); whose.stop(); };
 }
 function remove(one, go) {
   dialog(`Remove ${one.name}`, (close) => h("form", { method: "dialog", onsubmit: (event) => { event.preventDefault(); close(); go(); } }, h("h2", null, `Remove ${one.name}?`),
