@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -9,7 +10,12 @@ from typing import Protocol
 import torch
 
 from weighbridge.errors import BadInput
+from weighbridge.models.adapters.peft_file import MatrixShape
+from weighbridge.models.adapters.shelf import AdapterShelf, ShelfSize
+from weighbridge.models.adapters.sites import native_modules, native_sites
 from weighbridge.models.compute.causal_model import CausalModel
+from weighbridge.models.compute.decoder import Decoder
+from weighbridge.models.file_model import file_model
 from weighbridge.models.files.checkpoint import Checkpoint, open_checkpoint
 from weighbridge.models.files.config import ModelConfig
 from weighbridge.models.files.hf_config import FAMILIES, read_json
@@ -51,6 +57,14 @@ class OpenedModel(Protocol):
         """Read the weights; `report` is called after each layer. Raises BadInput or UnsupportedModel."""
         ...
 
+    def adaptable(self) -> Mapping[str, MatrixShape]:
+        """The matrices that adapters may add to, by the names that transformers gives their modules."""
+        ...
+
+    def adapt(self, decoder: CausalModel, size: ShelfSize) -> AdapterShelf:
+        """Let adapters add to a decoder that `load` returned."""
+        ...
+
 
 class NativeModel:
     """A model of our families."""
@@ -80,6 +94,15 @@ class NativeModel:
             report=report,
             expert_cache=expert_cache,
         )
+
+    def adaptable(self) -> Mapping[str, MatrixShape]:
+        return native_modules(file_model(self._checkpoint))
+
+    def adapt(self, decoder: CausalModel, size: ShelfSize) -> AdapterShelf:
+        assert isinstance(decoder, Decoder)
+        shelf = AdapterShelf(native_sites(decoder.config, decoder.layers), size, decoder.dtype)
+        decoder.extras = shelf
+        return shelf
 
 
 def open_model(path: Path, impl: str = ModelImpl.AUTO) -> OpenedModel:

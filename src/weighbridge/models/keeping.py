@@ -5,7 +5,7 @@ Nothing is read and nothing is computed here, so a plan is made for any CPU and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
@@ -212,6 +212,17 @@ def linear_layers(config: ModelConfig) -> Iterator[LinearNames]:
         yield LinearNames(attention_matrices(prefix), config.qkv_bias)
         yield LinearNames([f"{prefix}self_attn.o_proj.weight"], config.output_bias)
         yield from _feed_forward(config, index, prefix)
+
+
+def adaptable_matrices(config: ModelConfig) -> Iterator[str]:
+    """Yield the names of matrices that adapters may add to: all that see every token, so not those of experts."""
+    for layer in linear_layers(config):
+        yield from (name for name in layer.names if ".experts." not in name and ".shared_expert." not in name)
+
+
+def adapter_bytes(shapes: Iterable[tuple[int, int]], slots: int, rank: int, element_bytes: int) -> int:
+    """Return what `slots` adapters of this rank take over matrices of these rows and columns."""
+    return slots * rank * element_bytes * sum(rows + columns for rows, columns in shapes)
 
 
 def attention_matrices(prefix: str) -> list[str]:

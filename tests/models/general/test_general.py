@@ -24,7 +24,7 @@ from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.any_model import open_model
 from weighbridge.models.compute.kernels.api import States
 from weighbridge.models.general.refusals import WAY_OUT
-from weighbridge.models.general.watching import watched
+from weighbridge.models.general.watching import LinearCalls, watched
 from weighbridge.models.keeping import Quantize
 
 #: What they show: fused matrices; scales; norms behind; biases; learned positions; soft caps and windows; sinks and
@@ -97,11 +97,11 @@ def test_a_weight_that_is_looked_at_stays() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.called(x) @ self.seen.weight
 
-    found: set[str] = set()
+    found: dict[str, LinearCalls] = {}
     model = Looks()
     with watched(model, found):
         model(torch.ones(2, 4))
-    assert found == {"called"}
+    assert found == {"called": LinearCalls(1, 2)}
     assert type(model.seen) is torch.nn.Linear
 
 

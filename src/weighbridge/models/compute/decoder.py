@@ -9,6 +9,7 @@ from weighbridge.models.compute.fused_forward import fuse
 from weighbridge.models.compute.kernels.api import BatchLayout, Int32, Kernels, KVCache, States
 from weighbridge.models.compute.layers import DecoderLayer, DecoderWeights
 from weighbridge.models.compute.linear_packed import PackedLinear
+from weighbridge.models.compute.row_extras import RowExtras
 
 
 class Decoder:
@@ -20,6 +21,7 @@ class Decoder:
         self.dtype = weights.dtype
         self.layers = weights.layers
         self.kernels = kernels
+        self.extras: RowExtras | None = None  # of layers that add to some rows
         self._fused = fuse(weights, kernels)
 
     def allocate_kv(self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None) -> KVCache:
@@ -49,7 +51,8 @@ class Decoder:
         (static batching pays for them). Returns the logits of the tokens at `rows`, which are ascending
         indices into T: [len(rows), vocab] in `dtype`. `states`: whose hidden states are wanted too, and where.
         """
-        if self._fused is not None and self._fused.serves(len(token_ids), len(rows), cache):
+        plain = self.extras is None or not self.extras.active
+        if plain and self._fused is not None and self._fused.serves(len(token_ids), len(rows), cache):
             return self._fused(token_ids, layout, cache, rows, states)
         return self._forward(token_ids, layout, cache, rows, states)
 
@@ -79,6 +82,8 @@ class Decoder:
                 # Behind the last attention nothing mixes tokens: go on with the sampled rows alone.
                 attended, residual = self._select(attended, rows), self._select(residual, rows)
                 hidden = hidden[: len(rows)]
+                if self.extras is not None:
+                    self.extras.select(rows)
                 if not len(rows):
                     return torch.empty(0, self.config.vocab_size, dtype=self.dtype)
             projected = self._normed(layer.output(attended), layer.attention_output_norm)

@@ -129,13 +129,13 @@ class NormedProjection:
         self, qkv: Linear, q_norm: torch.Tensor, k_norm: torch.Tensor, eps: float, clip: float | None
     ) -> None:
         self.in_features, self.out_features = qkv.in_features, qkv.out_features
-        self._qkv = qkv
+        self.qkv = qkv
         self._norms = (q_norm, k_norm)
         self._eps = eps
         self._clip = clip
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        qkv, start = self._qkv(x), 0
+        qkv, start = self.qkv(x), 0
         for weight in self._norms:
             part = qkv[:, start : start + len(weight)]
             part.copy_(F.rms_norm(part.float(), (len(weight),), weight, self._eps))
@@ -144,4 +144,4 @@ class NormedProjection:
 
     @property
     def nbytes(self) -> int:
-        return self._qkv.nbytes + sum(weight.nbytes for weight in self._norms)
+        return self.qkv.nbytes + sum(weight.nbytes for weight in self._norms)

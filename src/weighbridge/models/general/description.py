@@ -5,7 +5,7 @@ Only classes of the installed transformers are used: code that a directory bring
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import transformers
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 from weighbridge.errors import BadInput, UnsupportedModel, said
+from weighbridge.models.adapters.peft_file import MatrixShape
 from weighbridge.models.files.config import ModelConfig, RopeConfig
 from weighbridge.models.files.fields import Fields, shown
 from weighbridge.models.files.hf_config import end_token_ids, read_json
@@ -38,6 +39,7 @@ class Description:
     model_class: type[Any]
     shapes: tuple[AttentionShape, ...]
     linears: frozenset[str]  # names of layers whose place ours can take
+    adaptable: Mapping[str, MatrixShape]  # of those, the ones that adapters can add to
     model: ModelConfig
 
 
@@ -51,11 +53,23 @@ def describe(directory: Path) -> Description:
         model_class = _class_of(config, fields)
         skeleton = skeleton_of(model_class, config)
         _check_modules(skeleton)
-        shapes, linears = trace(skeleton)
+        traced = trace(skeleton)
     except UnsupportedModel as error:
         raise refused(kind, str(error)) from error
-    model = _model_config(directory, kind, config, skeleton, tuple(shapes))
-    return Description(config, model_class, tuple(shapes), linears, model)
+    shapes = tuple(traced.shapes)
+    model = _model_config(directory, kind, config, skeleton, shapes)
+    adaptable = _adaptable(skeleton, traced.by_token)
+    return Description(config, model_class, shapes, traced.linears, adaptable, model)
+
+
+def _adaptable(skeleton: Any, by_token: tuple[str, ...]) -> dict[str, MatrixShape]:
+    """Return the shapes of linear layers that see each token once, but for the output matrix."""
+    head, found = skeleton.get_output_embeddings(), {}
+    for name in by_token:
+        module = skeleton.get_submodule(name)
+        if module is not head:
+            found[name] = MatrixShape(*module.weight.shape)
+    return found
 
 
 def skeleton_of(model_class: type[Any], config: Any) -> Any:

@@ -22,13 +22,13 @@ class OwnLinear(torch.nn.Module):
     def __init__(self, linear: Linear, dtype: torch.dtype) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._linear, self._dtype = linear, dtype
+        self.linear, self._dtype = linear, dtype
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
         if rows.dtype is not self._dtype:
             rows = rows.to(self._dtype)
-        return self._linear(rows.contiguous()).view(*x.shape[:-1], self.out_features)
+        return self.linear(rows.contiguous()).view(*x.shape[:-1], self.out_features)
 
 
 def take_places(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from weighbridge.errors import BadInput
+from weighbridge.models.adapters.peft_file import MatrixShape
+from weighbridge.models.adapters.shelf import AdapterShelf, ShelfSize
+from weighbridge.models.compute.causal_model import CausalModel
 from weighbridge.models.compute.kernels import load_kernels
 from weighbridge.models.files.checkpoint import Checkpoint, SafetensorsDirectory
+from weighbridge.models.general.adapted import general_sites
 from weighbridge.models.general.decoder import GeneralDecoder
 from weighbridge.models.general.description import describe
 from weighbridge.models.general.linears import Report, take_places
@@ -53,3 +58,10 @@ class GeneralModel:
         take_places(model, self.description.linears, keeping, dtype, report).log()
         decoder.listen()
         return decoder
+
+    def adaptable(self) -> Mapping[str, MatrixShape]:
+        return self.description.adaptable
+
+    def adapt(self, decoder: CausalModel, size: ShelfSize) -> AdapterShelf:
+        assert isinstance(decoder, GeneralDecoder)
+        return AdapterShelf(general_sites(decoder), size, decoder.dtype)

@@ -10,7 +10,7 @@ import torch
 from weighbridge.errors import UnsupportedModel, said
 from weighbridge.models.files.config import MAX_HEAD_DIM, KvShape
 from weighbridge.models.general.seam import AttentionCall, listening
-from weighbridge.models.general.watching import watched
+from weighbridge.models.general.watching import LinearCalls, watched
 
 TOKENS = 4
 
@@ -80,12 +80,22 @@ def _check(
         raise UnsupportedModel(f"its heads are {query.shape[3]} wide, and {MAX_HEAD_DIM} is the most")
 
 
-def trace(model: Any) -> tuple[list[AttentionShape], frozenset[str]]:
-    """Return the attentions of a model on the meta device, and which of its linear layers are only called.
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """`linears`: layers that are only called. `by_token`: those of them that see every token once, as the batch has
+    them, so that something can be added to the rows of some."""
+
+    shapes: list[AttentionShape]
+    linears: frozenset[str]
+    by_token: tuple[str, ...]
+
+
+def trace(model: Any) -> Traced:
+    """Return the attentions of a model on the meta device, and what is known of its linear layers.
 
     Raises UnsupportedModel where an attention is not ours to compute.
     """
-    recorder, called = _Recorder(), set[str]()
+    recorder, called = _Recorder(), dict[str, LinearCalls]()
     ids = torch.ones(1, TOKENS, dtype=torch.long, device="meta")
     positions = torch.arange(TOKENS, device="meta")[None]
     try:
@@ -97,4 +107,5 @@ def trace(model: Any) -> tuple[list[AttentionShape], frozenset[str]]:
         raise UnsupportedModel(f"transformers does not run it on tokens alone: {said(error)}") from error
     if not recorder.shapes:
         raise UnsupportedModel("none of its layers has attention that goes through transformers' interface")
-    return recorder.shapes, frozenset(called)
+    by_token = tuple(name for name, calls in called.items() if calls == LinearCalls(1, TOKENS))
+    return Traced(recorder.shapes, frozenset(called), by_token)
