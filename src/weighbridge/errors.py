@@ -31,6 +31,20 @@ class UnknownModel(BadInput):
     code = "model_not_found"
 
 
+class AdaptersFixed(BadInput):
+    """The operator lets no adapters be loaded while the server runs, or not from there."""
+
+    status = 403
+    code = "adapters_fixed"
+
+
+class AdapterBusy(BadInput):
+    """An adapter of that name is in use, or every place for adapters is."""
+
+    status = 409
+    code = "adapter_busy"
+
+
 def some_of(names: Sequence[str], most: int = 5, joint: str = ", ") -> str:
     """The first of `names` and how many more there are: for messages that should stay readable."""
     more = len(names) - most

@@ -124,6 +124,8 @@ GATEWAY = COMMON | {
 ENGINE = COMMON | {
     "GET /v1/experts": WATCHERS,
     "POST /v1/experts/reset": OPERATOR,
+    "POST /v1/load_lora_adapter": OPERATOR,
+    "POST /v1/unload_lora_adapter": OPERATOR,
     "GET /faults": OPERATOR,
     "POST /faults": OPERATOR,
 }

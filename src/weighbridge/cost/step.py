@@ -10,9 +10,9 @@ from weighbridge.cost.experts import ExpertUse
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One measured iteration."""
+    """One measured iteration. `tokens` that go through an adapter as well count a little more than one."""
 
-    tokens: int
+    tokens: float
     sequences: int
     context_tokens: int
     seconds: float

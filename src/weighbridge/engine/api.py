@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from weighbridge.cost.usage import Usage
-from weighbridge.engine.request import Embedding, FinishReason, Places, SamplingParams, TokenLogprob
+from weighbridge.engine.request import Adapter, Embedding, FinishReason, Places, SamplingParams, TokenLogprob
 from weighbridge.models.readers.form import Form
 from weighbridge.models.sampling_defaults import SamplingDefaults
 from weighbridge.ticket.record import Ticket
@@ -32,6 +32,7 @@ class Generation:
     embeds: bool = False
     continues: bool = False  # its text goes on where the prompt's stopped, with a space if that is what comes
     cache_salt: str = ""  # cached prefixes are shared with generations of the same salt only
+    adapter: str = ""  # by its name; empty: the model as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,18 @@ class Engine(Protocol):
         """What becomes of a text at a model that writes none; None: it writes."""
         ...
 
+    def adapters(self) -> Sequence[Adapter]:
+        """The adapters that can be asked for now."""
+        ...
+
+    async def load_adapter(self, name: str, path: str) -> Adapter:
+        """Serve an adapter from now on. Raises BadInput for what is none, or not allowed."""
+        ...
+
+    async def unload_adapter(self, name: str, timeout: float) -> None:
+        """Let an adapter go once nobody uses it. Raises BadInput when `timeout` seconds were not enough."""
+        ...
+
     def keep_places(self, tenant: str, generations: Sequence[Generation]) -> Places:
         """Keep places in the line for the generations of one call, which are submitted one after another: for all of
         them, or raise `Refused` or BadInput."""
@@ -150,7 +163,8 @@ class Engine(Protocol):
         ...
 
     def submit(self, generation: Generation, places: Places | None = None) -> Stream:
-        """Accept a generation, or raise `Refused` (NeverFits, QueueFull, Draining, DeadlineMissed).
+        """Accept a generation, or raise `Refused` (NeverFits, QueueFull, Draining, DeadlineMissed) or UnknownModel for
+        an adapter that is not served.
 
         One for which a place is kept is not refused because the line is full.
         """

@@ -67,6 +67,11 @@ class Batch:
                 pairs += attention(piece.start, count)[1]
         return tokens, len(self.slices) + scored, context, pairs
 
+    @property
+    def adapter_work(self) -> float:
+        """What adapters multiply beside the base, in tokens of the base."""
+        return sum(s.count * s.request.adapter.share for s in self.slices if s.request.adapter is not None)
+
 
 @dataclass(slots=True)
 class Sampled:

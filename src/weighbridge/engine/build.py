@@ -13,13 +13,15 @@ import torch
 
 from weighbridge.cost import DEFAULT_STEP_COST, Sample, StepClock, StepCost
 from weighbridge.engine import calibration
+from weighbridge.engine.adapters.desk import AdapterDesk
+from weighbridge.engine.adapters.room import adapter_room, check_room
 from weighbridge.engine.engine import LocalEngine
 from weighbridge.engine.experts import telemetry as expert_telemetry
 from weighbridge.engine.guidance.factory import GuideFactory
 from weighbridge.engine.runner import Runner
 from weighbridge.engine.sampler import Sampler
 from weighbridge.engine.schedule.make import make_scheduler
-from weighbridge.engine.settings import EngineSettings, pool_blocks
+from weighbridge.engine.settings import EngineSettings, available_memory, pool_blocks
 from weighbridge.errors import BadInput
 from weighbridge.models.any_model import OpenedModel, open_model
 from weighbridge.models.compute.allocator import tune_allocator
@@ -86,12 +88,15 @@ def build_replica(
     _check_vocabulary(tokenizer, opened)
     max_model_len = _context(settings, opened)
     settings = replace(settings, max_model_len=max_model_len)
-    scheme = _scheme(settings.quantize)
+    scheme, dtype = _scheme(settings.quantize), choose_dtype(settings.dtype)
+    room = adapter_room(model_name, opened.adaptable, settings.adapters)
+    if room is not None:
+        check_room(room, dtype, available_memory())
     guides = GuideFactory(tokenizer.backend, tokenizer.vocab_size, tokenizer.eos_token_ids)
     preparing = threading.Thread(target=_prepare, args=(guides,), name="prepare-guides")
     preparing.start()  # while the weights are read
     decoder = opened.load(
-        choose_dtype(settings.dtype),
+        dtype,
         scheme,
         max_model_len=max_model_len,
         report=report,
@@ -101,11 +106,15 @@ def build_replica(
     tune_allocator()
     cached = kv_form(settings.kv_dtype, str(decoder.dtype).removeprefix("torch."))
     bytes_per_token = token_bytes(opened.config, cached)
-    num_blocks = pool_blocks(settings, bytes_per_token, max_model_len)
+    aside = 0 if room is None else room.nbytes(dtype)
+    num_blocks = pool_blocks(settings, bytes_per_token, max_model_len, aside)
     _say_if_short(num_blocks * settings.block_size, max_model_len)
     sampler = Sampler(decoder.kernels, guides, tokenizer.vocab_size, random.Random())
     experts, kv_dtype = expert_telemetry.attach(decoder), getattr(torch, cached)
-    runner = Runner(decoder, sampler, num_blocks, settings.block_size, experts, kv_dtype)
+    if room is not None:
+        check_room(room, dtype, available_memory(), num_blocks * settings.block_size * bytes_per_token)
+    shelf = None if room is None else opened.adapt(decoder, room.size)
+    runner = Runner(decoder, sampler, num_blocks, settings.block_size, experts, kv_dtype, shelf)
     key = _calibration_key(opened, scheme, decoder, cached)
     stored = calibration.calibration_store().load(key)
     step_clock = _step_clock(stored, runner)
@@ -121,6 +130,8 @@ def build_replica(
         on_thread_start=seat_compute_threads,
     )
     engine.sampling_defaults = defaults
+    if room is not None and shelf is not None:
+        engine.desk = AdapterDesk(room, shelf, model_name)
     return EngineReplica(
         engine=engine,
         tokenizer=tokenizer,

@@ -9,21 +9,26 @@ import time
 import uuid
 from array import array
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
-from typing import Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 from weighbridge.cost import StepClock
 from weighbridge.engine.api import Delta, EngineStep, Generation, Load, Turn
 from weighbridge.engine.batch import Batch
 from weighbridge.engine.loop import BatchRunner, EngineLoop
-from weighbridge.engine.request import FinishReason, Places, Request, SamplingParams
+from weighbridge.engine.request import Adapter, FinishReason, Places, Request, SamplingParams
 from weighbridge.engine.schedule.scheduler_api import Progress, SchedulerLike
 from weighbridge.engine.stream import EngineStream, StreamChoice
 from weighbridge.engine.text import StopStrings, TextStream, TokenDecoder
-from weighbridge.errors import Draining, NeverFits
+from weighbridge.errors import AdaptersFixed, Draining, NeverFits, UnknownModel
 from weighbridge.models.readers.form import Form
 from weighbridge.models.sampling_defaults import NO_DEFAULTS
 from weighbridge.ticket import Ticket, prompt_hash
+
+if TYPE_CHECKING:  # it loads torch, which a simulated replica does without
+    from weighbridge.engine.adapters.desk import AdapterDesk
 
 log = logging.getLogger("weighbridge.engine")
 
@@ -76,6 +81,7 @@ class LocalEngine:
         self.hidden_size = runner.hidden_size
         self.sampling_defaults = NO_DEFAULTS
         self.reads = reads
+        self.desk: AdapterDesk | None = None  # of adapters, where there are any
         self._kv_bytes_per_token = kv_bytes_per_token
         self._kv_dtype = kv_dtype
         self._clock = clock
@@ -135,6 +141,39 @@ class LocalEngine:
         if self._draining:
             raise Draining("the server is shutting down and takes no new requests; try another replica")
 
+    def adapters(self) -> Sequence[Adapter]:
+        return () if self.desk is None else self.desk.served()
+
+    async def load_adapter(self, name: str, path: str) -> Adapter:
+        return await self._some_desk().load(name, path)
+
+    async def unload_adapter(self, name: str, timeout: float) -> None:
+        await self._some_desk().unload(name, self, timeout)
+
+    def _some_desk(self) -> AdapterDesk:
+        if self.desk is None:
+            message = "this server has no adapters: start it with --lora-root DIR to load those below DIR"
+            raise AdaptersFixed(message, param="lora_name")
+        return self.desk
+
+    def _adapter(self, name: str) -> Adapter | None:
+        """Return the adapter of a generation. Raises UnknownModel: it may have gone since it was asked for."""
+        if not name:
+            return None
+        if self.desk is None:
+            raise UnknownModel(
+                f"the model {name!r} does not exist here; this server has {self._model_name!r}", param="model"
+            )
+        return self.desk.get(name)
+
+    def users_of(self, adapter: Adapter) -> int:
+        """Requests that wait or run with an adapter."""
+        with self._loop.lock:
+            return sum(choice.request.adapter is adapter for _, choice in self._streams.values())
+
+    def fence(self) -> Future[None]:
+        return self._loop.fence()
+
     def submit(self, generation: Generation, places: Places | None = None) -> EngineStream:
         """Weigh and queue a generation. Raises Refused with the reason when it cannot run."""
         self._check_open()
@@ -190,6 +229,10 @@ class LocalEngine:
     def _open(self, generation: Generation) -> EngineStream:
         params = self._bounded(generation)
         ticket = self._ticket(generation, params)
+        adapter = self._adapter(generation.adapter)
+        if adapter is not None:
+            ticket.adapter = adapter.name
+            ticket.decisions.append(partial(_adapter_words, adapter, self._model_name))
         arrival = self._clock()
         deadline = None if generation.deadline_ms is None else arrival + generation.deadline_ms / 1e3
         choices: list[StreamChoice] = []
@@ -207,7 +250,8 @@ class LocalEngine:
                 fork_of=choices[0].request if choices else None,
                 stop_token_ids=stop_ids,
                 embeds=generation.embeds,
-                salt=generation.cache_salt.encode(),
+                salt=_salt(generation.cache_salt, adapter),
+                adapter=adapter,
             )
             decoder = self._tokenizer.stream(continuing=generation.continues, shown=params.shown_tokens)
             choices.append(StreamChoice(index, request, TextStream(decoder, stop)))
@@ -238,7 +282,7 @@ class LocalEngine:
         return Ticket(
             id=generation.ticket_id or uuid.uuid4().hex,
             tenant=generation.tenant,
-            model=self._model_name,
+            model=generation.adapter or self._model_name,
             prompt_hash=generation.prompt_hash or prompt_hash(array("i", generation.prompt).tobytes()),
             prompt_tokens=len(generation.prompt),
             max_tokens=params.max_tokens,
@@ -362,6 +406,16 @@ class LocalEngine:
         if step.tokens:
             for observer in self.observers:
                 observer.on_step(step)
+
+
+def _salt(cache_salt: str, adapter: Adapter | None) -> bytes:
+    """What cached prefixes are kept apart by: no text has the byte 0xFF, so no client writes that of an adapter."""
+    text = cache_salt.encode()
+    return text if adapter is None else b"\xff" + adapter.key + text
+
+
+def _adapter_words(adapter: Adapter, base: str) -> str:
+    return f"adapter {adapter.name} (rank {adapter.rank}) over {base}: {adapter.share:.2%} more to compute a token"
 
 
 def _step_of(batch: Batch, progress: list[Progress], seconds: float) -> EngineStep:

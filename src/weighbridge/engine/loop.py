@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol
 
 from weighbridge.cost import Sample, StepClock
@@ -74,6 +75,7 @@ class EngineLoop:
         self._on_start = on_start
         self._on_turn = on_turn
         self._turn_began: float | None = None
+        self._fences: list[Future[None]] = []
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="weighbridge-engine", daemon=True)
 
@@ -89,6 +91,16 @@ class EngineLoop:
         began, ident = self._turn_began, self._thread.ident
         return None if began is None or ident is None else Turn(ident, began)
 
+    def fence(self) -> Future[None]:
+        """Return a promise that is kept once the iteration that runs now is over: at once while there is none."""
+        promise: Future[None] = Future()
+        with self.lock:
+            if self._turn_began is None:
+                promise.set_result(None)
+            else:
+                self._fences.append(promise)
+        return promise
+
     def stop(self, timeout: float = 10.0) -> None:
         """End after the current iteration; waits at most `timeout` seconds for it."""
         with self.lock:
@@ -102,6 +114,7 @@ class EngineLoop:
             self._on_start()
         while True:
             with self.lock:
+                self._keep_promises()
                 self._wait_for_work()
                 if self._stopping:
                     return
@@ -117,6 +130,11 @@ class EngineLoop:
                 model_seconds = self._iterate(batch)
                 self._turn_began = None
                 self._on_turn(self._clock() - began - model_seconds)
+
+    def _keep_promises(self) -> None:
+        fences, self._fences = self._fences, []
+        for promise in fences:
+            promise.set_result(None)
 
     def _wait_for_work(self) -> None:
         while not self._stopping and not self._scheduler.has_work():
@@ -137,10 +155,11 @@ class EngineLoop:
         sampled = self._execute(batch)
         seconds = self._clock() - started
         tokens, sequences, context, pairs = batch.work
+        weighed = tokens + batch.adapter_work
         with self.lock:
             progress = self._scheduler.update(batch, sampled, self._clock())
             self._step_clock.observe(
-                Sample(tokens, sequences, context, seconds, batch.experts_touched, pairs)
+                Sample(weighed, sequences, context, seconds, batch.experts_touched, pairs)
             )
             self._deliver(batch, progress, self._scheduler.take_finished(), seconds)
         return sampled.model_seconds

@@ -110,6 +110,18 @@ class Embedding:
     next_token: NextToken | None
 
 
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter that is served, as requests know it."""
+
+    name: str
+    slot: int  # where its weights are
+    key: bytes  # of its contents: what is cached of prompts is kept apart by it
+    rank: int
+    share: float  # of its parameters, by those of the layers that it could add to
+    root: str  # its directory's own name
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One sequence. The scheduler owns everything below `arrival`; `sampler_state` belongs to the sampler."""
@@ -125,6 +137,7 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()  # end-of-sequence ids (unless ignored) plus the caller's
     embeds: bool = False  # ends with its prompt's `Embedding`; `params.max_tokens` is 0
     salt: bytes = b""  # cached prefixes are shared with requests of the same salt only
+    adapter: Adapter | None = None  # None: the model as it is
 
     tokens: list[int] = field(default_factory=list)  # prompt, then output
     num_computed_tokens: int = 0  # tokens whose KV is in the pool

@@ -10,6 +10,8 @@ import torch
 
 from weighbridge.engine.batch import Batch, Sampled, Slice
 from weighbridge.engine.experts.telemetry import ExpertTelemetry
+from weighbridge.models.adapters.rows import NO_SLOT
+from weighbridge.models.adapters.shelf import AdapterShelf
 from weighbridge.models.compute.causal_model import CausalModel
 from weighbridge.models.compute.kernels.api import BatchLayout, Int32, States
 
@@ -31,8 +33,10 @@ class Runner:
         block_size: int,
         experts: ExpertTelemetry | None = None,
         kv_dtype: torch.dtype | None = None,
+        adapters: AdapterShelf | None = None,
     ) -> None:
         self.experts = experts
+        self._adapters = adapters
         self._decoder = decoder
         self._sampler = sampler
         self._block_size = block_size
@@ -50,6 +54,9 @@ class Runner:
             token_ids = np.concatenate([token_ids, np.zeros(padding, np.int32)])
         if self.experts is not None:
             self.experts.begin()
+        if self._adapters is not None:
+            counts = [piece.count for piece in batch.slices]
+            self._adapters.begin(slots_of(batch.slices), counts, len(token_ids))
         states = self._states_needed(batch.slices)
         began = time.perf_counter()
         logits = self._decoder.forward(token_ids, layout, self.cache, rows, states)
@@ -66,6 +73,12 @@ class Runner:
         if not len(rows):
             return None
         return States(rows, torch.empty(len(rows), self.hidden_size, dtype=self._decoder.dtype))
+
+
+def slots_of(slices: list[Slice]) -> list[int]:
+    """Return where the adapter of each slice is; NO_SLOT: it has none."""
+    adapters = (piece.request.adapter for piece in slices)
+    return [NO_SLOT if adapter is None else adapter.slot for adapter in adapters]
 
 
 def lay_out(slices: list[Slice], block_size: int) -> tuple[Int32, BatchLayout]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from weighbridge.engine.schedule.scheduler_api import SchedulerOptions
 from weighbridge.errors import BadInput
 from weighbridge.knobs import knob
+from weighbridge.models.adapters.named import AdapterOptions, NamedAdapter, parse_adapter
 from weighbridge.models.text.template_files import KNOWN
 
 #: Share of the available memory that the KV pool takes when nobody says otherwise.
@@ -41,6 +42,18 @@ class EngineSettings(SchedulerOptions):
         "Memory for the experts of a mixture, such as 4GB; the rest is mapped. None: all.",
         unit="bytes",
     )
+    lora: tuple[NamedAdapter, ...] = knob(
+        (),
+        "NAME=DIR: a LoRA adapter as PEFT saves them, asked for as model NAME; may repeat.",
+        parse=parse_adapter,
+    )
+    lora_root: Path | None = knob(
+        None, "Below this directory the operator may load adapters while the server runs; none: nowhere."
+    )
+    max_loras: int = knob(
+        8, "Adapters at once; with --lora-root, memory is set aside for all.", min=1, max=1024
+    )
+    max_lora_rank: int = knob(32, "Largest rank of an adapter.", min=1, max=4096)
     generation_config: str = knob(
         "auto",
         "Defaults of sampling: auto (what the model's files recommend), none, or a generation_config.json.",
@@ -54,6 +67,10 @@ class EngineSettings(SchedulerOptions):
         flag="--control-tokens-in-content",
     )
     check_integrity: bool = knob(False, "Check the KV accounting whenever idle.", flag="--check-integrity")
+
+    @property
+    def adapters(self) -> AdapterOptions:
+        return AdapterOptions(self.lora, self.lora_root, self.max_loras, self.max_lora_rank)
 
 
 def available_memory() -> int:
@@ -72,17 +89,18 @@ def available_memory() -> int:
     return available if limit == "max" else max(min(available, int(limit) - used), 0)
 
 
-def pool_blocks(settings: EngineSettings, bytes_per_token: int, max_model_len: int) -> int:
+def pool_blocks(settings: EngineSettings, bytes_per_token: int, max_model_len: int, aside: int = 0) -> int:
     """Return the blocks of the KV pool. Raises BadInput when the memory set for it does not hold one block.
 
-    By default a share of the available memory, and no more than every seat could ever fill.
+    By default a share of the available memory without the bytes `aside`, and no more than every seat could ever fill.
     """
     block_bytes = bytes_per_token * settings.block_size
     if settings.kv_cache_memory is not None:
         blocks = settings.kv_cache_memory // block_bytes
     else:
         useful = settings.max_sequences * -(-max_model_len // settings.block_size)
-        blocks = min(int(available_memory() * DEFAULT_MEMORY_SHARE) // block_bytes, useful)
+        free = max(available_memory() - aside, 0)
+        blocks = min(int(free * DEFAULT_MEMORY_SHARE) // block_bytes, useful)
     if blocks < 1:
         raise BadInput(
             f"the KV cache needs at least {block_bytes} bytes for one block of {settings.block_size} tokens; "

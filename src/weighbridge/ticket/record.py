@@ -118,6 +118,7 @@ class Ticket:
     scores: dict[str, float] = field(default_factory=dict)  # at the last choice, as `note_scores` keeps them
     score_unit: str = ""
     candidates: int = 0  # that were compared at the last choice
+    adapter: str = ""  # the adapter over the model that answered, by its name; empty: none
     prefix: dict[str, Any] | None = None  # where the prompt left the one before it, if that is looked for
     prompt_rules: dict[str, Any] | None = (
         None  # what rules touched in it, and where it would have left the cache

@@ -16,7 +16,7 @@ from weighbridge.engine.build import EngineReplica, build_replica
 from weighbridge.engine.encoding.encoder import EncoderReplica, build_encoder
 from weighbridge.engine.request import Guide
 from weighbridge.engine.settings import EngineSettings
-from weighbridge.errors import BadInput
+from weighbridge.errors import BadInput, some_of
 from weighbridge.models.catalogue.store import resolve
 from weighbridge.models.files.hf_config import is_native_body
 from weighbridge.models.readers.form import LabelForm, VectorForm, form_of
@@ -101,6 +101,11 @@ def assemble(
     return create_app(service)
 
 
+def _adapters(replica: EngineReplica) -> str:
+    names = [adapter.name for adapter in replica.engine.adapters()]
+    return f", adapters {some_of(names)}" if names else ""
+
+
 def _announce(replica: EngineReplica | EncoderReplica, where: str, seconds: float) -> None:
     if isinstance(replica, EncoderReplica) or replica.engine.reads is not None:
         what = f"{_does(replica)}, texts of up to {replica.max_model_len:,} tokens"
@@ -114,7 +119,7 @@ def _announce(replica: EngineReplica | EncoderReplica, where: str, seconds: floa
             " on ",
             (where, "bold"),
             f", ready in {seconds:.1f} s: {replica.decoder.kernels.name} kernels, KV cache of {pool:,} tokens, "
-            f"context {replica.max_model_len:,}",
+            f"context {replica.max_model_len:,}{_adapters(replica)}",
         )
     )
     if not replica.calibrated:

@@ -81,6 +81,8 @@ class EncoderReplica:
 
 def build_encoder(path: Path, form: Form, model_name: str, settings: EngineSettings) -> EncoderReplica:
     """Load the model at `path` and make it ready to serve. Raises BadInput or UnsupportedModel."""
+    if settings.adapters.wanted:
+        raise BadInput("--lora is for models that write: this one reads texts whole", param="lora")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     tokenizer = load_tokenizer(path)

@@ -21,6 +21,7 @@ from weighbridge.planner.memory.own import (
     cpu_kind,
     framework,
     keeping_of,
+    own_adapter_bytes,
     own_kv_type,
     own_weights,
 )
@@ -148,6 +149,9 @@ def plan_memory(
         over = overheads(architecture, deployment, rules, device, length, constants)
         kv = _kv_type(deployment, architecture, device, rules)
     gpu = gpu_weights(architecture, stored, deployment)
+    if own is not None and deployment.lora_rank:
+        adapters = own_adapter_bytes(model.file, architecture, deployment, own.keeping)
+        gpu = replace(gpu, parts={**gpu.parts, "LoRA adapters": adapters})
     weights = _weights(model, gpu, stored, rules, device)
     room = _room(deployment, device, rules, weights, over)
     layers = cached_layers(architecture, deployment, _cached_stage(architecture, deployment, gpu.stage))

@@ -11,7 +11,7 @@ from math import ceil
 
 from weighbridge.cost.hardware import GIB, Device
 from weighbridge.errors import BadInput
-from weighbridge.models.keeping import Cpu, FileModel, Keeping, Quantize
+from weighbridge.models.keeping import Cpu, FileModel, Keeping, Quantize, adaptable_matrices, adapter_bytes
 from weighbridge.models.kept_weights import class_of, linear_memory, model_memory
 from weighbridge.models.kv_form import PADDING, KvForm, kv_form
 from weighbridge.planner.memory.file_weights import named_tensor
@@ -141,6 +141,20 @@ def _of_shapes(architecture: Architecture, d: Deployment, keeping: Keeping) -> S
         sizes[tensor] = tensor.elements * each
     words = f"{keeping.scheme.value} on {keeping.dtype}"
     return Stored(sizes, words, bulk_bits(sizes), Arithmetic.QUANTIZED if rounded else Arithmetic.DENSE)
+
+
+def own_adapter_bytes(
+    file: FileModel | None, architecture: Architecture, d: Deployment, keeping: Keeping
+) -> float:
+    """Return what the server sets aside for adapters: over each matrix, also where it keeps several as one."""
+    if file is not None:
+        shapes = [
+            (one.rows, one.columns) for one in map(file.matrices.__getitem__, adaptable_matrices(file.config))
+        ]
+    else:
+        kinds = (Kind.ATTENTION, Kind.LINEAR, Kind.MLP)
+        shapes = [(one.rows, one.columns) for one in all_tensors(architecture) if one.kind in kinds]
+    return float(adapter_bytes(shapes, max(d.max_loras, 1), d.lora_rank, keeping.float_bytes))
 
 
 def own_kv_type(name: str, keeping: Keeping) -> KVType:

@@ -112,6 +112,8 @@ def _weighbridge(plan: MemoryPlan) -> list[str]:
     for name, value in told:
         if value not in ("auto", None):
             flags += [name, str(value)]
+    if d.lora_rank:
+        flags += ["--max-loras", str(max(d.max_loras, 1)), "--max-lora-rank", str(d.lora_rank)]
     if plan.kv is not None:
         flags += ["--kv-cache-memory", whole_mebibytes(plan.kv.pool_bytes)]
     return flags

@@ -87,7 +87,7 @@ class RequestReader:
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         wanted = body.max_completion_tokens or body.max_tokens
         params = self._params(body, wanted, logprobs, guide, len(prompt))
-        model, with_logprobs = self._engine.model_name, logprobs is not None
+        model, with_logprobs = self._named(ask), logprobs is not None
         thinking = guide is None and (
             ends_in_thought(self._tokenizer, self._styles, prompt) or self._goes_on_thinking(body)
         )
@@ -96,6 +96,10 @@ class RequestReader:
         form = ChatFormat(model, reading, self._telling(body, prompt, with_logprobs))
         params = replace(params, shown_tokens=self._tokenizer.specials_named(reading.marks))
         return [Generation(prompt, params, choices=body.n or 1, continues=body.begun is not None)], [form]
+
+    def _named(self, ask: Ask) -> str:
+        """The model that the answer names: the one that was asked for, which may be an adapter."""
+        return ask.model or self._engine.model_name
 
     def _goes_on_thinking(self, body: ChatRequest) -> bool:
         """Whether the answer that has begun ends within a thought."""
@@ -120,7 +124,7 @@ class RequestReader:
             params = replace(params, prompt_logprobs=body.logprobs)
         forms: list[Format] = [
             TextFormat(
-                self._engine.model_name,
+                self._named(ask),
                 ChoiceRange(choices, index * choices),
                 self._echo(body, index, prompt),
                 self._telling(body, prompt, wants_logprobs),
@@ -154,7 +158,7 @@ class RequestReader:
             message = "model: this one is simulated and has no probabilities of its own"
             raise ApiError(400, message, param="model")
         words = ModelWords(
-            self._engine.model_name,
+            self._named(ask),
             self._engine.max_model_len,
             self._prompts.chat,
             self._tokenizer.encode,

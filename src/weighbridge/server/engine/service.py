@@ -11,7 +11,7 @@ from typing import Any
 
 from weighbridge.cost.step import StepCost
 from weighbridge.engine.api import Engine, Turn
-from weighbridge.engine.request import Guide, Places
+from weighbridge.engine.request import Adapter, Guide, Places
 from weighbridge.errors import NeverFits, UnknownModel
 from weighbridge.fleet.limits.spare import SpareRoom
 from weighbridge.models.readers.form import LabelForm, VectorForm
@@ -20,6 +20,7 @@ from weighbridge.routes.build import build_guard
 from weighbridge.routes.ledger.keeper import UsageKeeper
 from weighbridge.routes.settings import PrivacySettings
 from weighbridge.server.endpoint import Audience, ChatTokenizer, Endpoint, NoTokenizer
+from weighbridge.server.engine.adapters.endpoints import AdapterEndpoints
 from weighbridge.server.engine.experts import ExpertEndpoints
 from weighbridge.server.engine.journey import EngineJourney, Running, close_all
 from weighbridge.server.engine.metrics import EngineMetrics
@@ -102,18 +103,27 @@ class EngineService:
         await asyncio.to_thread(self.usage.close)
 
     def models(self) -> list[dict[str, Any]]:
-        return [self.model("")]
+        return [self.model(name) for name in (self._model, *self._adapters())]
 
     def model(self, name: str) -> dict[str, Any]:
         self.check_model(name)
-        return {
-            "id": self._model,
+        adapters = self._adapters()
+        told = {
+            "id": name or self._model,
             "object": "model",
             "created": self._created,
             "owned_by": "weighbridge",
             "max_model_len": self.engine.max_model_len,
             "sampling_defaults": self.engine.sampling_defaults.as_dict(),
         }
+        if adapters:
+            adapter = adapters.get(name)
+            told["root"] = self._model if adapter is None else adapter.root
+            told["parent"] = None if adapter is None else self._model
+        return told
+
+    def _adapters(self) -> dict[str, Adapter]:
+        return {adapter.name: adapter for adapter in self.engine.adapters()}
 
     def health(self) -> tuple[int, dict[str, Any]]:
         draining = self.engine.load().draining
@@ -171,10 +181,11 @@ class EngineService:
         return {"engine": self.engine.turn}
 
     def endpoints(self) -> list[Endpoint]:
-        experts = ExpertEndpoints(self.engine)
+        experts, adapters = ExpertEndpoints(self.engine), AdapterEndpoints(self.engine, self.max_body)
         return [
             Endpoint("GET", "/v1/experts", experts.report, Audience.WATCHERS),
             Endpoint("POST", "/v1/experts/reset", experts.reset, Audience.OPERATOR),
+            *adapters.endpoints(),
         ]
 
     # -- requests --------------------------------------------------------------------------------------
@@ -185,7 +196,7 @@ class EngineService:
     async def admit(self, ask: Ask) -> EngineJourney:
         """Queue a request. Raises ApiError, BadInput or Refused."""
         self.check_model(ask.model)
-        ask.model = self._model
+        ask.model = ask.model or self._model
         if ask.placement is Placement.ONLY_CLOUD:
             message = "placement: this server has no cloud; use only_edge or prefer_edge"
             raise ApiError(400, message, param="weighbridge")
@@ -202,7 +213,7 @@ class EngineService:
         self, predecessors: Predecessors, ask: Ask, work: EngineWork, journey: EngineJourney
     ) -> None:
         """Note on the ticket where the prompt left the one before it, while the engine is at work on it."""
-        whose, prompt = f"{ask.tenant}\0{ask.cache_salt}", work.generations[0].prompt
+        whose, prompt = f"{ask.tenant}\0{ask.cache_salt}\0{self._adapter_of(ask)}", work.generations[0].prompt
         cost = StepCost(**self.engine.load().step_cost)
         try:
             journey.ticket.prefix = await asyncio.to_thread(predecessors.follow, whose, prompt, cost)
@@ -238,9 +249,15 @@ class EngineService:
 
     def check_model(self, name: str) -> None:
         """Raises UnknownModel for another model's name; an empty one will do."""
-        if name and name != self._model:
-            message = f"the model {name!r} does not exist here; this server has {self._model!r}"
+        adapters = self._adapters()
+        if name and name != self._model and name not in adapters:
+            known = ", ".join(map(repr, (self._model, *adapters)))
+            message = f"the model {name!r} does not exist here; this server has {known}"
             raise UnknownModel(message, param="model")
+
+    def _adapter_of(self, ask: Ask) -> str:
+        """The adapter that a request asks for by its model's name; empty: none."""
+        return "" if ask.model == self._model else ask.model
 
     def submit(
         self, ask: Ask, work: EngineWork, numbers: range, places: Places | None = None
@@ -262,6 +279,7 @@ class EngineService:
                     ticket_id=ticket_id if not running else None,
                     prompt_hash=work.prompt_hash,
                     cache_salt=ask.cache_salt,
+                    adapter=self._adapter_of(ask),
                 )
                 stream = self.engine.submit(generation, places)
                 if ask.trace is not None:

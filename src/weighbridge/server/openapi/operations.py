@@ -12,6 +12,7 @@ from typing import Any
 from weighbridge.server.batch.records import CreateBatch
 from weighbridge.server.console.markdown import MarkdownText
 from weighbridge.server.decisions.requests import CalibrationRequest
+from weighbridge.server.engine.adapters.endpoints import LoadAdapterRequest, UnloadAdapterRequest
 from weighbridge.server.gateway.on_demand import ModelToMove
 from weighbridge.server.gateway.tenants import LimitsAsked, NewKey
 from weighbridge.server.openapi import answers
@@ -238,6 +239,16 @@ OPERATIONS: Mapping[str, Operation] = {
     "GET /metrics": Operation("figures", "For Prometheus.", text=TEXT),
     "GET /v1/experts": Operation("figures", "Which experts of a mixture are used.", None, answers.Anything),
     "POST /v1/experts/reset": Operation("administration", "Count experts anew.", None, answers.Anything),
+    "POST /v1/load_lora_adapter": Operation(
+        "administration", "Serve a LoRA adapter.", LoadAdapterRequest, answers.Anything
+    ),
+    "POST /v1/unload_lora_adapter": Operation(
+        "administration",
+        "Let a LoRA adapter go, once its requests are done.",
+        UnloadAdapterRequest,
+        answers.Anything,
+        query={"timeout": {"type": "number", "minimum": 0}},
+    ),
     "GET /admin/changes": Operation(
         "administration",
         "What was changed at run time, by whom and when.",

@@ -1,0 +1,1 @@
+"""Adapters over the model of one engine, as clients and operators meet them."""
