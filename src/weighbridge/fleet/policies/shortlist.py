@@ -24,7 +24,7 @@ from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.policies.policy import ComparesCosts, Usual
 
 #: How many of each kind are looked at.
-HOLDERS, CHEAPEST, TURN = 8, 12, 2
+HOLDERS, CHEAPEST, TURN = 6, 8, 2
 #: Of the holders, those with the longest beginnings, and of how many others the rest are the cheapest.
 DEEPEST, LEADING = 3, 32
 _ENOUGH = HOLDERS + CHEAPEST + TURN
