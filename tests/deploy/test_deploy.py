@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from tests.fleet.backends import Backend, all_served, fleet
 from weighbridge.cli.serve.simulated import SimulatedEngine, SimulatedMachine, assemble_simulated
 from weighbridge.routes.config import parse_configuration
 from weighbridge.server.engine.metrics import EngineMetrics
+from weighbridge.server.picker.health import _ALIVE, _READY
 from weighbridge.server.settings import ServerSettings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -31,9 +33,10 @@ def documents(name: str) -> list[Any]:
 def configurations() -> Iterator[tuple[str, str]]:
     yield "weighbridge.yaml", (DEPLOY / "weighbridge.yaml").read_text(encoding="utf-8")
     yield "compose.yaml", documents("compose.yaml")[0]["configs"]["fleet"]["content"]
-    for one in documents("kubernetes/gateway.yaml"):
-        if one["kind"] == "ConfigMap":
-            yield "kubernetes/gateway.yaml", one["data"]["weighbridge.yaml"]
+    for name in ("kubernetes/gateway.yaml", "kubernetes/picker.yaml"):
+        for one in documents(name):
+            if one["kind"] == "ConfigMap":
+                yield name, one["data"]["weighbridge.yaml"]
 
 
 @pytest.mark.parametrize(("name", "text"), list(configurations()), ids=[name for name, _ in configurations()])
@@ -113,6 +116,34 @@ async def test_probes_are_answered() -> None:
         for path in paths:
             async with front.client.get(front.url + path) as answer:
                 assert answer.status == 200, path
+
+
+def test_the_pool_asks_the_picker_where_it_listens_and_has_the_pickers_replicas() -> None:
+    found = {one["kind"]: one for one in documents("kubernetes/picker.yaml")}
+    [container] = found["Deployment"]["spec"]["template"]["spec"]["containers"]
+    told = dict(zip(container["args"][1::2], container["args"][2::2], strict=False))
+    listens = {one["name"]: one["containerPort"] for one in container["ports"]}
+    assert listens["grpc"] == int(told["--port"])
+    asked = found["InferencePool"]["spec"]["endpointPickerRef"]
+    served = {one["port"]: listens[one["targetPort"]] for one in found["Service"]["spec"]["ports"]}
+    assert asked["name"] == found["Service"]["metadata"]["name"]
+    assert served[asked["port"]["number"]] == listens["grpc"]
+    for kind in ("liveness", "readiness", "startup"):
+        probe = container[f"{kind}Probe"]["grpc"]
+        assert (probe["port"], probe["service"] in _ALIVE | _READY) == (listens["grpc"], True)
+    text = found["ConfigMap"]["data"]["weighbridge.yaml"]
+    [model] = parse_configuration(text, "picker.yaml", DEPLOY).fleet.models
+    ports = {one["number"] for one in found["InferencePool"]["spec"]["targetPorts"]}
+    assert {urlsplit(one.target).port for one in model.replicas} == ports
+    [rule] = found["HTTPRoute"]["spec"]["rules"]
+    [backend] = rule["backendRefs"]
+    pool = found["InferencePool"]
+    group, _ = pool["apiVersion"].split("/")
+    assert (backend["group"], backend["kind"], backend["name"]) == (
+        group,
+        pool["kind"],
+        pool["metadata"]["name"],
+    )
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is of Prometheus")

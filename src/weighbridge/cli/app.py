@@ -56,6 +56,10 @@ COMMANDS: dict[str, Command | Group] = {
     "serve": Command(
         "weighbridge.cli.serve.command:serve", "Serve a model over the OpenAI API until SIGTERM or Ctrl-C."
     ),
+    "epp": Command(
+        "weighbridge.cli.serve.picker:epp",
+        "Pick endpoints for Envoy (Gateway API inference extension): our policy, queue and limits; Envoy carries.",
+    ),
     "chat": Command(
         "weighbridge.cli.chat:chat",
         "Chat in the terminal, streaming. Ctrl-C stops an answer, Ctrl-D or /bye leaves, /new starts over.",

@@ -38,6 +38,7 @@ class Arrival:
     chain: tuple[Digest, ...] = ()
     session: str = ""  # requests of one conversation, where the client says so
     needs: Needs = NOTHING  # what not every replica can
+    among: frozenset[str] | None = None  # replicas that it may go to, by name; None: any
 
 
 @dataclass(frozen=True, slots=True)

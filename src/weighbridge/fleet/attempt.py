@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from weighbridge.errors import WeighbridgeError
@@ -95,8 +95,26 @@ class Attempts:
     async def open(self, ask: Ask, lease: Lease, attempt: int) -> OpenedAttempt:
         """The beginning of an answer. Raises AttemptFailed; then, and when cancelled, the place is free again."""
         sent = lease.member.traced(ask, attempt)
+        return await self._noted(lease, self._open_unless_gone(ask, lease, attempt, sent), sent)
+
+    async def take(self, ask: Ask, lease: Lease, answer: Answer) -> OpenedAttempt:
+        """The beginning of an answer that somebody else fetched, judged as if we had. Raises like `open`."""
+        return await self._noted(lease, self._read(ask, lease, 1, answer))
+
+    def unreached(self, lease: Lease) -> None:
+        """Take note that whoever carries the request could not reach the replica; its place is free again."""
+        name = lease.member.name
+        self._blame(
+            lease.member, ReplicaError(name, Failure.CONNECT, "who carried the request went on elsewhere")
+        )
+        lease.release(self._clock())
+
+    async def _noted(
+        self, lease: Lease, opening: Awaitable[OpenedAttempt], sent: SentCall | None = None
+    ) -> OpenedAttempt:
+        """What was opened; how it went wrong, if it did, is noted at its replica."""
         try:
-            opened = await self._open_unless_gone(ask, lease, attempt, sent)
+            opened = await opening
         except ReplicaError as error:
             self._blame(lease.member, error)
             lease.release(self._clock())
@@ -140,6 +158,11 @@ class Attempts:
         answer = await member.replica.open(call)
         if sent is not None:
             sent.status = answer.status
+        return await self._read(ask, lease, attempt, answer)
+
+    async def _read(self, ask: Ask, lease: Lease, attempt: int, answer: Answer) -> OpenedAttempt:
+        """Read an answer up to its first content, or whole, and judge it."""
+        member = lease.member
         self._heed(member, answer.headers)
         try:
             if not 200 <= answer.status < 600:
@@ -149,7 +172,7 @@ class Attempts:
             if answer.status >= 300:
                 body = await self._whole(member, chunks)
                 return self._judge(ask, lease, attempt, answer, body)
-            if not call.stream:
+            if not ask.stream:
                 body = await self._whole(member, chunks)
                 self._well(lease)
                 return OpenedAttempt(lease, answer, chunks, body)

@@ -299,6 +299,15 @@ class Desk(Generic[Member]):
         )
         self._waiting[arrival.id] = _Waiting(arrival, avoid, streamed)
 
+    def put(self, arrival: Arrival, name: str, now: float, *, streamed: bool = True) -> Lease[Member] | None:
+        """Return the lease of a request that went to a member without being asked, room or not; None where there is no
+        such member."""
+        member = self._members.get(name)
+        if member is None:
+            return None
+        choice = self.policy.choose(arrival, [member.state], now)
+        return self._credit(member, arrival, choice, now, streamed, False)
+
     def withdraw(self, request_id: str) -> None:
         """Take a request out of the queue: its client is gone, or it has waited too long."""
         if self._waiting.pop(request_id, None) is not None:
@@ -535,6 +544,9 @@ class Desk(Generic[Member]):
 
     def _candidates(self, arrival: Arrival, refusing: Set[str], now: float) -> list[ReplicaState]:
         members = self._members
+        if arrival.among is not None:
+            some = {name: members[name] for name in sorted(arrival.among) if name in members}
+            return self._open(some, arrival, refusing, now)
         if self._draw is not None and (names := self._draw()):
             drawn = self._open({name: members[name] for name in names}, arrival, refusing, now)
             if drawn:
@@ -663,4 +675,4 @@ class Desk(Generic[Member]):
 def _kind(arrival: Arrival) -> Hashable:
     """What those have in common that the same replicas can serve: what they need, and about how long they are."""
     weight = arrival.weight
-    return arrival.needs, weight.fitting_tokens.bit_length()
+    return arrival.needs, arrival.among, weight.fitting_tokens.bit_length()

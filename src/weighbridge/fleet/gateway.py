@@ -369,6 +369,7 @@ def arrival_of(
         chain=chain,
         session=ask.session,
         needs=needs,
+        among=ask.among,
     )
 
 

@@ -12,7 +12,7 @@ from functools import partial
 
 from weighbridge.cost.usage import Charge, Credible, Usage, charge
 from weighbridge.errors import Refused, WeighbridgeError
-from weighbridge.fleet.api import Arrival
+from weighbridge.fleet.api import Answer, Arrival
 from weighbridge.fleet.attempt import AttemptFailed, OpenedAttempt
 from weighbridge.fleet.dispatch import Lease
 from weighbridge.fleet.load.weigher import Weighed
@@ -97,13 +97,9 @@ class FleetJourney:
 
     async def open(self) -> OpenedAttempt:
         """The answer that won, with its first content. Raises Refused or Answered when none did."""
-        await self._be_there()
-        avoid = self.pool.unsure(self._arrival.needs)
-        lease = await self.pool.dispatcher.place(self._arrival, avoid, streamed=self.ask.stream)
-        self.pool.retries.earn()
+        lease = await self.placed()
         attempt = 1
         while True:
-            self._note_choice(lease)
             try:
                 opened = await self._first_byte(lease, attempt)
             except AttemptFailed as failure:
@@ -112,6 +108,7 @@ class FleetJourney:
                 else:
                     lease = await self._another(failure, attempt)
                     attempt += 1
+                self._note_choice(lease)
                 continue
             self._begin(opened)
             return opened
@@ -122,6 +119,45 @@ class FleetJourney:
             waited = await self.pool.on_demand.enter(self._arrival, self.ask.deadline)
             if waited:
                 self.ticket.decisions.append(waited)
+
+    async def placed(self) -> Lease:
+        """Its first place. `open` goes on from there; so may somebody else, who carries the request himself and then
+        calls `answered`, or `abandoned`. Raises Refused."""
+        await self._be_there()
+        avoid = self.pool.unsure(self._arrival.needs)
+        lease = await self.pool.dispatcher.place(self._arrival, avoid, streamed=self.ask.stream)
+        self.pool.retries.earn()
+        self._note_choice(lease)
+        return lease
+
+    def moved(self, lease: Lease, name: str) -> Lease:
+        """Take note that whoever carries it could not reach its place, and went on to another replica."""
+        self.pool.attempts.unreached(lease)
+        now = self._clock()
+        other = self.pool.dispatcher.desk.put(self._arrival, name, now, streamed=self.ask.stream)
+        if other is None:  # it is in the fleet no more
+            raise Unavailable(f"{lease.member.name} was out of reach, and {name} is not there any more", 502)
+        self.ticket.decisions.append(f"{lease.member.name} was out of reach: it was carried to {name}")
+        self._note_choice(other)
+        return other
+
+    async def answered(self, lease: Lease, answer: Answer) -> OpenedAttempt:
+        """What came back from its place, up to the first content; `stream` and `whole` go on from there. Raises Refused
+        and Answered for an error that is not the request's own."""
+        try:
+            opened = await self.pool.attempts.take(self.ask, lease, answer)
+        except AttemptFailed as failure:
+            self._asked = None
+            self._failures.append(failure)
+            self.ticket.decisions.append(str(failure))
+            raise self._given_up() from failure
+        self._begin(opened)
+        return opened
+
+    def abandoned(self, lease: Lease) -> None:
+        """Give back a place of which nothing was heard: the client went away, or whoever carried the request."""
+        lease.member.breaker.gave_up()
+        lease.release(self._clock())
 
     async def _elsewhere(self, failure: AttemptFailed) -> Lease:
         """A place at a replica that may serve what this one refused; raises what the client is told without one."""

@@ -123,6 +123,8 @@ class Member:
 
     def can_ever(self, arrival: Arrival, now: float) -> bool:
         """Whether it could serve `arrival` if it had nothing else to do."""
+        if arrival.among is not None and self.spec.name not in arrival.among:
+            return False
         return self.state.fits(arrival) and not self.abilities.lacks(arrival.needs, now)
 
     def _believes_tenants(self) -> bool:

@@ -73,9 +73,11 @@ def create_app(
     service: HttpService,
     *,
     protocols: Sequence[WireProtocol] = PROTOCOLS,
+    beside: Sequence[Beside] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> ASGIApp:
-    """Everything that is served over one service: the protocols, and the endpoints beside them."""
+    """Everything that is served over one service: the protocols, and the endpoints beside them. `beside`: what works as
+    long as it is served."""
     kept = KeptResponses(service, ResponseKeeper(service.keeping, service.max_body))
     decisions = CalibratedDecisions(service, CalibrationsKept(service.keeping.decisions_file))
     remembering: dict[str, WireProtocol] = {kept.path: kept, decisions.path: decisions}
@@ -96,10 +98,10 @@ def create_app(
     routes += [Route(protocol.path, _only_post, methods=["POST"]) for protocol in protocols]
     speakers = {row.path: row.speaks for row in table} | {one.path: one for one in protocols}
     rest = Starlette(routes=routes, exception_handlers={HTTPException: partial(_http_error, speakers)})
-    beside: list[Beside] = [batches, streams, recorder]
+    working: list[Beside] = [batches, streams, recorder, *beside]
     if service.tracer is not None:
-        beside.append(service.tracer)
-    door = Door(service, rest, protocols=protocols, streams=streams, beside=beside, clock=clock)
+        working.append(service.tracer)
+    door = Door(service, rest, protocols=protocols, streams=streams, beside=working, clock=clock)
     return Sites(door, service.access)
 
 

@@ -103,6 +103,7 @@ class Ask:
     placement: Placement = Placement.AUTO
     max_usd: float | None = None
     anonymous: bool = False  # replicas are not told whose it is
+    among: frozenset[str] | None = None  # replicas that it may go to, by name; None: any
     proposed_id: bool = False  # the client chose `id`
     headers: Mapping[str, str] = field(default_factory=dict)  # what goes on to the replica
     raw: bytes = b""  # the whole body, where it came in OpenAI's form

@@ -29,6 +29,7 @@ from weighbridge.routes.build import add_routes
 from weighbridge.routes.config import load_configuration
 from weighbridge.routes.settings import RoutesSettings
 from weighbridge.server.app import create_app
+from weighbridge.server.door import Beside
 from weighbridge.server.gateway.heap import given_back
 from weighbridge.server.gateway.metrics import GatewayMetrics
 from weighbridge.server.gateway.service import GatewayService
@@ -96,8 +97,14 @@ def _tenants(api_keys: tuple[ApiKey, ...]) -> tuple[TenantSpec, ...]:
     return tuple(TenantSpec(tenant, tuple(secrets)) for tenant, secrets in keys.items())
 
 
-def serve_spec(spec: FleetSpec, routes: RoutesSettings | None = None, *, json_logs: bool) -> None:
-    """Serve until SIGTERM or Ctrl-C, then drain. `routes`: routes over the fleet."""
+def serve_spec(
+    spec: FleetSpec,
+    routes: RoutesSettings | None = None,
+    *,
+    json_logs: bool,
+    beside: Callable[[GatewayService], Beside] | None = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C, then drain. `routes`: routes over the fleet; `beside`: another door to it."""
     set_up_logging(json_logs)
     listener = bind(spec.host, spec.port)  # before anything starts: a taken port is said at once
     check_reach(listener, spec, any(tenant.keys for tenant in spec.tenants))
@@ -116,7 +123,7 @@ def serve_spec(spec: FleetSpec, routes: RoutesSettings | None = None, *, json_lo
     metrics = GatewayMetrics(gateway)
     service = GatewayService(gateway, metrics, usage, residents)
     trace(service, metrics, tracer)
-    app = create_app(service)
+    app = create_app(service, beside=[beside(service)] if beside is not None else [])
     begin_listening(listener)
     if not json_logs:
         _announce(spec, routes, address(listener, spec))
