@@ -9,7 +9,7 @@ import transformers
 from tokenizers import Tokenizer, models
 
 from weighbridge.errors import BadInput, UnsupportedModel
-from weighbridge.models.text.chat_template import ChatTemplate
+from weighbridge.models.text.chat_template import ChatTemplate, plain_messages
 
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
 PARAMETERS = {"type": "object", "größe": [1]}
@@ -133,3 +133,14 @@ def test_tools_are_supported_when_the_template_reads_them() -> None:
     assert ChatTemplate({"default": "{% if tools %}{{ tools }}{% endif %}"}, {}).supports_tools
     assert not ChatTemplate({"default": "no tools here {{ messages }}"}, {}).supports_tools
     assert ChatTemplate({"default": "{{ messages }}", "tool_use": "{{ tools }}"}, {}).supports_tools
+
+
+@pytest.mark.parametrize("wrong", [{}, [None], 7, True])
+def test_ids_of_calls_and_of_their_results_are_texts(wrong: Any) -> None:
+    call = {"id": wrong, "type": "function", "function": {"name": "weigh", "arguments": "{}"}}
+    for message in (
+        {"role": "tool", "content": "", "tool_call_id": wrong},
+        {"role": "assistant", "tool_calls": [call]},
+    ):
+        with pytest.raises(BadInput, match="must be a string"):
+            plain_messages([message])

@@ -228,6 +228,7 @@ def _plain_message(message: object, index: int) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise BadInput(f"{where} must be an object with a role", param=where)
     plain = {**message, "content": _text(message.get("content"), f"{where}.content")}
+    _check_id(message.get("tool_call_id"), f"{where}.tool_call_id")
     calls = message.get("tool_calls")
     if calls:
         if not isinstance(calls, list):
@@ -255,12 +256,19 @@ def _text(content: object, where: str) -> str:
     return "".join(texts)
 
 
+def _check_id(value: object, where: str) -> None:
+    """Calls and their results find each other by ids, so that these are texts."""
+    if not isinstance(value, str | None):
+        raise BadInput(f"{where} must be a string", param=where)
+
+
 def _plain_call(call: object, where: str) -> dict[str, Any]:
     """Clients send arguments as a string of JSON; templates expect the object that it spells. What spells none, as in
     a call that was cut off, is text: else no later turn of its conversation could be answered."""
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(call, Mapping) or not isinstance(function, Mapping):
         raise BadInput(f"{where} must be an object with a function", param=where)
+    _check_id(call.get("id"), f"{where}.id")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         with suppress(ValueError):
