@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from weighbridge.engine.api import Turn
-from weighbridge.fleet.config.spec import FleetSpec
+from weighbridge.fleet.config.spec import EDGE, FleetSpec
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.limits.rates import rate_headers
 from weighbridge.fleet.limits.spare import SpareRoom
@@ -171,7 +171,13 @@ class GatewayService:
         return cast(ChatTokenizer, pool.tokenizer), pool.longest_context()
 
     async def asked_behind(self, path: str, model: str, fields: Mapping[str, Any]) -> bytes:
-        return await asked_behind(self._counting(model), path, fields)
+        pool = self._counting(model)
+        if model in self.gateway.routes and pool.spec.placement != EDGE:
+            message = (
+                f"the prompts of {model!r} are not sent beyond the edge to be counted: nobody looks into them"
+            )
+            raise NoTokenizer(message)
+        return await asked_behind(pool, path, fields)
 
     def _counting(self, model: str) -> Pool:
         """The model whose tokens are counted: of a route, the one that sees every prompt, which none leaves for."""
