@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from tests.fleet.backends import Backend, Front, fleet
 from weighbridge.server.openapi.document import ServedPath, document, key_of
-from weighbridge.server.openapi.narrow import NARROWED, NEEDED, ONE_OF
+from weighbridge.server.openapi.narrow import NARROWED, NEEDED, NOT_BOTH, ONE_OF
 from weighbridge.server.openapi.operations import OPERATIONS
 from weighbridge.server.openapi.page import shown
 from weighbridge.wire.protocols import PROTOCOLS
@@ -50,7 +50,7 @@ def links() -> Iterator[dict[str, Any]]:
 def test_no_name_of_a_component_is_private_and_none_is_corrected_in_vain() -> None:
     schemas = WHOLE["components"]["schemas"]
     assert not [name for name in schemas if not name[0].isupper()]
-    for name in {*NARROWED, *NEEDED, *ONE_OF}:
+    for name in {*NARROWED, *NEEDED, *ONE_OF, *NOT_BOTH}:
         assert name in schemas, f"{name} is corrected, and nobody asks with it"
 
 

@@ -11,8 +11,8 @@ import msgspec
 
 from weighbridge import __version__
 from weighbridge.server.openapi.answers import ErrorBody
-from weighbridge.server.openapi.narrow import NARROWED, NEEDED, ONE_OF
-from weighbridge.server.openapi.operations import OPERATIONS, Operation
+from weighbridge.server.openapi.narrow import NARROWED, NEEDED, NOT_BOTH, ONE_OF
+from weighbridge.server.openapi.operations import OPERATIONS, SERVED, TICKET, Operation
 from weighbridge.wire.protocol import WireProtocol
 
 _REF = "#/components/schemas/{name}"
@@ -49,15 +49,22 @@ def document(
     """OpenAPI 3.1 of what a door serves. `models`: names that a request may ask for now. A row must be described in
     `OPERATIONS`; a protocol that is not is served all the same."""
     known = [(row, OPERATIONS[key_of(row.method, row.path)]) for row in rows]
-    for row in [ServedPath("POST", one.path) for one in protocols]:
+    asking = [ServedPath("POST", one.path) for one in protocols]
+    for row in asking:
         operation = OPERATIONS.get(key_of(row.method, row.path))
         known += [(row, operation)] if operation else []
+    served = {key_of(row.method, row.path) for row, _ in known}
     types = [one for _, operation in known for one in (operation.asks, operation.answers) if one is not None]
     _, schemas = msgspec.json.schema_components([*dict.fromkeys(types), ErrorBody], ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for row, operation in known:
         path = plain(row.path)
-        paths.setdefault(path, {})[row.method.lower()] = _operation(row, operation, path, asks_keys)
+        told = _operation(row, operation, path, models)
+        if row in asking and TICKET in served:
+            _lead_to_ticket(told)
+        if asks_keys and not row.is_open:
+            told["security"] = [{"key": []}]
+        paths.setdefault(path, {})[row.method.lower()] = told
     return {
         "openapi": "3.1.0",
         "info": {"title": "Weighbridge", "version": __version__, "description": _ABOUT},
@@ -70,13 +77,13 @@ def document(
     }
 
 
-def _operation(row: ServedPath, operation: Operation, path: str, asks_keys: bool) -> dict[str, Any]:
+def _operation(row: ServedPath, operation: Operation, path: str, models: Sequence[str]) -> dict[str, Any]:
     told: dict[str, Any] = {
         "tags": [operation.tag],
         "summary": operation.summary,
         "operationId": _name(f"{row.method} {path}"),
         "parameters": [
-            *({"name": one, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+            *({"name": one, "in": "path", "required": True, "schema": _hole(operation, one, models)}
               for one in _HOLES.findall(path)),
             *({"name": one, "in": "query", "schema": schema} for one, schema in operation.query.items()),
         ],
@@ -87,9 +94,21 @@ def _operation(row: ServedPath, operation: Operation, path: str, asks_keys: bool
     elif operation.form is not None:
         form = {"type": "object", "properties": operation.form, "required": list(operation.form)}
         told["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
-    if asks_keys and not row.is_open:
-        told["security"] = [{"key": []}]
     return told
+
+
+def _hole(operation: Operation, name: str, models: Sequence[str]) -> dict[str, Any]:
+    """What may stand in a path: any id, unless the operation knows better."""
+    told = operation.holes.get(name, {"type": "string", "minLength": 1})
+    return {"enum": list(models)} if told is SERVED and models else dict(told)
+
+
+def _lead_to_ticket(told: dict[str, Any]) -> None:
+    """Say that an answer names its ticket, and where that is."""
+    good = told["responses"]["200"]
+    good["headers"] = {"x-weighbridge-ticket": {"schema": {"type": "string"}}}
+    link = {"operationId": _name(TICKET), "parameters": {"ticket": "$response.header.x-weighbridge-ticket"}}
+    good.setdefault("links", {})[_name(TICKET)] = link
 
 
 def _name(key: str) -> str:
@@ -98,9 +117,9 @@ def _name(key: str) -> str:
     return re.sub(r"\W+", "_", method.lower() + path).strip("_")
 
 
-def _link(key: str) -> dict[str, Any]:
+def _link(key: str, pointer: str) -> dict[str, Any]:
     [hole] = _HOLES.findall(key)
-    return {"operationId": _name(key), "parameters": {hole: "$response.body#/id"}}
+    return {"operationId": _name(key), "parameters": {hole: f"$response.body#{pointer}"}}
 
 
 def _responses(operation: Operation) -> dict[str, Any]:
@@ -110,8 +129,10 @@ def _responses(operation: Operation) -> dict[str, Any]:
     if operation.streams:
         content = {**content, operation.streams: {}}
     good: dict[str, Any] = {"description": "As asked.", "content": content}
-    if operation.leads:
-        good["links"] = {_name(key): _link(key) for key in operation.leads}
+    links = {_name(key): _link(key, "/id") for key in operation.leads}
+    links |= {_name(key): _link(key, "/data/0/id") for key in operation.first_leads}
+    if links:
+        good["links"] = links
     failed = {"description": "What is wrong, and what to do about it.", "content": _json(ErrorBody)}
     return {"200": good, **({"503": good} if operation.busy else {}), "default": failed}
 
@@ -131,11 +152,13 @@ def _schema(name: str, schema: dict[str, Any], models: Sequence[str]) -> dict[st
             properties.pop(field, None)
         elif field in properties:
             properties[field] = closer
-    if "model" in properties and name.endswith("Request") and models:
+    if "model" in properties and (name.endswith("Request") or name == "NamedModel") and models:
         properties["model"] = {"type": "string", "enum": list(models), "description": "A name of /v1/models."}
     told = {**schema, "properties": properties}
     if name in NEEDED:
         told["required"] = [*schema.get("required", ()), *NEEDED[name]]
+    if name in NOT_BOTH:
+        told["not"] = {"required": list(NOT_BOTH[name])}
     if name in ONE_OF:
         told["oneOf"] = [{"required": [one]} for one in ONE_OF[name]]
     return told

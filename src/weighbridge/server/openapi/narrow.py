@@ -71,32 +71,118 @@ _TURNS: Schema = {
 }
 _ITEM = _object({"role": _words("system", "user", "developer", "assistant"), "content": _TEXT})
 
+_NOTHING: Schema = {"type": "null"}
+_NO_BLANK: Schema = {"type": "string", "pattern": "^[a-z]+$", "maxLength": 64}
+_STOP: Schema = {
+    "anyOf": [_NO_BLANK, {"type": "array", "items": _NO_BLANK, "maxItems": 16}, _NOTHING],
+}
+_TOKENS: Schema = {"anyOf": [_IDS, _NOTHING]}
+_EXTENSION: Schema = {"anyOf": [{"$ref": "#/components/schemas/Extension"}, _NOTHING]}
+_FORMAT: Schema = {
+    "anyOf": [
+        _object({"type": _words("text", "json_object")}),
+        _object(
+            {"type": _words("json_schema"), "json_schema": _object({"name": _NAME, "schema": _PARAMETERS})}
+        ),
+        _NOTHING,
+    ]
+}
+#: Of several words for one thing, the document has one.
+_OLDER: dict[str, Schema | None] = dict.fromkeys(
+    (
+        "guided_json",
+        "guided_regex",
+        "guided_choice",
+        "guided_grammar",
+        "json_schema",
+        "regex",
+        "grammar",
+        "ebnf",
+    )
+)
+_DRAWN: dict[str, Schema | None] = {
+    **_OLDER,
+    "stop": _STOP,
+    "bad_words": {"anyOf": [{"type": "array", "items": _NO_BLANK, "maxItems": 16}, _NOTHING]},
+    "logit_bias": {
+        "anyOf": [
+            {
+                "type": "object",
+                "propertyNames": {"pattern": "^(0|[1-9][0-9]?)$"},
+                "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            },
+            _NOTHING,
+        ]
+    },
+    "stop_token_ids": _TOKENS,
+    "allowed_token_ids": _TOKENS,
+    "n": {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 16}, _NOTHING]},
+    "response_format": _FORMAT,
+}
+_FALSE: Schema = {"enum": [False, None]}
+_OLLAMA_TURN = _object({"role": _words("system", "user", "assistant"), "content": _TEXT})
+
 _PROVIDERS_OWN: dict[str, Schema | None] = {"mcp_servers": None, "container": None, "inference_geo": None}
+
+_ANTHROPIC: dict[str, Schema | None] = {
+    **_PROVIDERS_OWN,
+    "messages": _TURNS,
+    "system": {"anyOf": [_TEXT, _NOTHING]},
+    "tools": {
+        "anyOf": [
+            {
+                "type": "array",
+                "items": _object({"name": _NAME, "input_schema": _PARAMETERS}, description=_TEXT),
+                "maxItems": 128,
+            },
+            _NOTHING,
+        ]
+    },
+    "tool_choice": {"anyOf": [_object({"type": _words("auto", "none")}), _NOTHING]},
+}
 
 #: Fields of which exactly one is given, by the type that reads a request.
 ONE_OF: dict[str, tuple[str, ...]] = {
     "EmbeddingRequest": ("input", "messages"),
     "TokenizeRequest": ("prompt", "messages"),
+    "StructuredOutputs": ("json", "choice"),
+}
+#: Fields of which no two are given.
+NOT_BOTH: dict[str, tuple[str, str]] = {
+    "ChatRequest": ("response_format", "structured_outputs"),
+    "CompletionRequest": ("response_format", "structured_outputs"),
 }
 #: Fields that a reader can do without in words that it knows from older clients, and nobody should leave out.
 NEEDED: dict[str, tuple[str, ...]] = {
     "ResponsesRequest": ("input",),
     "OllamaEmbedRequest": ("input",),
     "OllamaChatRequest": ("messages",),
+    "OllamaEmbeddingsRequest": ("prompt",),
     "NamedModel": ("model",),
 }
 #: By the type that reads a request, and by its field; None: a field that is read to be refused.
 NARROWED: dict[str, dict[str, Schema | None]] = {
     "ChatRequest": {
+        **_DRAWN,
+        "continue_final_message": _FALSE,
+        "tool_choice": {"enum": ["none", "auto", None]},
         "messages": _MESSAGES,
         "tools": {"type": "array", "items": _TOOL, "minItems": 1, "maxItems": 128},
         "chat_template_kwargs": {"type": "object", "additionalProperties": {"type": ["boolean", "string"]}},
     },
-    "CompletionRequest": {"prompt": _INPUT},
-    "EmbeddingRequest": {"input": _INPUT, "messages": _MESSAGES},
+    "CompletionRequest": {**_DRAWN, "prompt": _INPUT, "suffix": None, "best_of": None},
+    "EmbeddingRequest": {
+        "input": _INPUT,
+        "messages": _MESSAGES,
+        **dict.fromkeys(("dimensions", "tools", "tool_choice", "chat_template_kwargs")),
+    },
     "TokenizeRequest": {"messages": _MESSAGES, "prompt": _TEXT},
     "DetokenizeRequest": {"tokens": _IDS},
     "ResponsesRequest": {
+        "conversation": None,
+        "prompt": None,
+        "include": {"anyOf": [{"type": "array", "items": _words("reasoning.encrypted_content")}, _NOTHING]},
+        "tool_choice": {"enum": ["none", "auto", None]},
         "input": {"oneOf": [{**_TEXT, "minLength": 1}, {"type": "array", "items": _ITEM, "minItems": 1}]},
         "tools": {
             "type": "array",
@@ -105,11 +191,35 @@ NARROWED: dict[str, dict[str, Schema | None]] = {
             ),
         },
     },
-    "MessagesRequest": {"messages": _TURNS, **_PROVIDERS_OWN},
-    "CountRequest": {"messages": _TURNS, **_PROVIDERS_OWN},
-    "OllamaEmbedRequest": {
-        "input": {"oneOf": [{**_TEXT, "minLength": 1}, {"type": "array", "items": {**_TEXT, "minLength": 1}}]}
+    "MessagesRequest": {**_ANTHROPIC, "weighbridge": _EXTENSION},
+    "CountRequest": _ANTHROPIC,
+    "AnthropicOutputFormat": {"schema": _PARAMETERS},
+    "OllamaChatRequest": {
+        "messages": {"type": "array", "items": _OLLAMA_TURN, "minItems": 1},
+        "tools": {"type": "array", "items": _TOOL, "maxItems": 128},
+        "logprobs": _FALSE,
+        "weighbridge": _EXTENSION,
     },
+    "OllamaGenerateRequest": {
+        "weighbridge": _EXTENSION,
+        "logprobs": _FALSE,
+        "images": None,
+        "context": None,
+        "suffix": None,
+        "template": None,
+    },
+    "OllamaEmbedRequest": {
+        "input": {
+            "oneOf": [
+                {**_TEXT, "minLength": 1},
+                {"type": "array", "items": {**_TEXT, "minLength": 1}, "minItems": 1, "maxItems": 64},
+            ]
+        },
+        "dimensions": None,
+        "weighbridge": _EXTENSION,
+    },
+    "OllamaEmbeddingsRequest": {"prompt": {**_TEXT, "minLength": 1}, "weighbridge": _EXTENSION},
+    "NamedModel": {"name": None},
     "DecisionRequest": {
         "input": {"oneOf": [{**_TEXT, "minLength": 1}, {"type": "array", "items": _ITEM, "minItems": 1}]}
     },
@@ -117,7 +227,18 @@ NARROWED: dict[str, dict[str, Schema | None]] = {
         name: {"instructions": {**_TEXT, "minLength": 1}}
         for name in ("Predicate", "ChoiceQuestion", "ScoreQuestion")
     },
-    "StructuredOutputs": {"json": _PARAMETERS},
+    "StructuredOutputs": {
+        "json": _PARAMETERS,
+        "choice": {"type": "array", "items": _NO_BLANK, "minItems": 1, "maxItems": 16},
+        **dict.fromkeys(("json_object", "regex", "grammar", "disable_fallback", "disable_any_whitespace")),
+        "disable_additional_properties": None,
+    },
+    "OllamaOptions": {
+        "stop": _STOP,
+        "repeat_penalty": {"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 10}, _NOTHING]},
+        "typical_p": None,
+        "mirostat": None,
+    },
     "JsonSchema": {"schema": _PARAMETERS},
     "CreateBatch": {
         "endpoint": _words("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"),

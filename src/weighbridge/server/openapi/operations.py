@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weighbridge.server.batch.records import CreateBatch
+from weighbridge.server.console.assets import read_assets
 from weighbridge.server.console.markdown import MarkdownText
 from weighbridge.server.decisions.requests import CalibrationRequest
 from weighbridge.server.engine.adapters.endpoints import LoadAdapterRequest, UnloadAdapterRequest
@@ -39,12 +40,17 @@ EVENTS, LINES, TEXT, HTML, BYTES = (
 _COUNT = {"type": "integer", "minimum": 1, "maximum": 100}
 _SEEN = {"type": "integer", "minimum": 0}
 _DAY = {"type": "string", "format": "date"}
+#: A name of a model in a path: those that are served.
+SERVED: Mapping[str, Any] = {"type": "string"}
+#: What every request for tokens leads to, by a header of its answer.
+TICKET = "GET /v1/tickets/{ticket}"
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One row. `form`: what is asked, where it is no JSON. `streams`: the type of body where the request asks for a
-    stream; `text`: one that is no JSON. `leads`: endpoints that take the id of what is answered."""
+    stream; `text`: one that is no JSON. `leads`: endpoints that take the id of what is answered, and `first_leads`
+    that of the first of a list. `holes`: what stands in the path, where it is no id."""
 
     tag: str
     summary: str
@@ -56,6 +62,8 @@ class Operation:
     busy: bool = False  # 503 has the same shape as 200
     form: Mapping[str, Mapping[str, Any]] | None = None
     leads: tuple[str, ...] = ()
+    first_leads: tuple[str, ...] = ()
+    holes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 _TICKETS: Mapping[str, Mapping[str, Any]] = {
@@ -146,8 +154,16 @@ OPERATIONS: Mapping[str, Operation] = {
     "GET /v1/responses/{response}/input_items": Operation(
         "OpenAI", "What a response was asked.", None, answers.Listing, query=_page("after", "order")
     ),
-    "GET /v1/models": Operation("OpenAI", "The models that can be asked.", None, answers.Listing),
-    "GET /v1/models/{model}": Operation("OpenAI", "One of them.", None, answers.ModelCard),
+    "GET /v1/models": Operation(
+        "OpenAI",
+        "The models that can be asked.",
+        None,
+        answers.Listing,
+        first_leads=("GET /v1/models/{model}",),
+    ),
+    "GET /v1/models/{model}": Operation(
+        "OpenAI", "One of them.", None, answers.ModelCard, holes={"model": SERVED}
+    ),
     "POST /v1/models/load": Operation(
         "administration", "Load a model that is loaded on demand.", ModelToMove, answers.Anything
     ),
@@ -163,7 +179,12 @@ OPERATIONS: Mapping[str, Operation] = {
         leads=("GET /v1/files/{file}", "DELETE /v1/files/{file}", "GET /v1/files/{file}/content"),
     ),
     "GET /v1/files": Operation(
-        "batches", "Files that are here.", None, answers.Listing, query=_page("after")
+        "batches",
+        "Files that are here.",
+        None,
+        answers.Listing,
+        query=_page("after"),
+        first_leads=("GET /v1/files/{file}", "GET /v1/files/{file}/content", "DELETE /v1/files/{file}"),
     ),
     "GET /v1/files/{file}": Operation("batches", "One of them.", None, answers.Anything),
     "DELETE /v1/files/{file}": Operation("batches", "Delete a file.", None, answers.Deletion),
@@ -176,7 +197,12 @@ OPERATIONS: Mapping[str, Operation] = {
         leads=("GET /v1/batches/{batch}", "POST /v1/batches/{batch}/cancel"),
     ),
     "GET /v1/batches": Operation(
-        "batches", "Batches, the newest first.", None, answers.Listing, query=_page("after")
+        "batches",
+        "Batches, the newest first.",
+        None,
+        answers.Listing,
+        query=_page("after"),
+        first_leads=("GET /v1/batches/{batch}",),
     ),
     "GET /v1/batches/{batch}": Operation("batches", "How far a batch is.", None, answers.Anything),
     "POST /v1/batches/{batch}/cancel": Operation(
@@ -230,11 +256,14 @@ OPERATIONS: Mapping[str, Operation] = {
         },
     ),
     "GET /v1/tickets": Operation(
-        "figures", "What was decided about recent requests.", None, answers.Listing, query=_TICKETS
+        "figures",
+        "What was decided about recent requests.",
+        None,
+        answers.Listing,
+        query=_TICKETS,
+        first_leads=(TICKET,),
     ),
-    "GET /v1/tickets/{ticket}": Operation(
-        "figures", "What was decided about one, and why.", None, answers.Anything
-    ),
+    TICKET: Operation("figures", "What was decided about one, and why.", None, answers.Anything),
     "GET /v1/load": Operation("figures", "How busy it is, in tokens.", None, answers.LoadTold),
     "GET /metrics": Operation("figures", "For Prometheus.", text=TEXT),
     "GET /v1/experts": Operation("figures", "Which experts of a mixture are used.", None, answers.Anything),
@@ -283,7 +312,9 @@ OPERATIONS: Mapping[str, Operation] = {
     "GET /health/startup": _LIVE,
     "GET /version": Operation("server", "The version.", None, answers.VersionReport),
     "GET /": Operation("server", "The console.", text=HTML),
-    "GET /console/{asset}": Operation("server", "A file of the console.", text=HTML),
+    "GET /console/{asset}": Operation(
+        "server", "A file of the console.", text=HTML, holes={"asset": {"enum": sorted(read_assets())}}
+    ),
     "GET /console/api/session": Operation(
         "server", "Who the console's reader is, and what is open to them.", None, answers.Anything
     ),
