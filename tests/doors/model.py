@@ -19,8 +19,13 @@ TEMPLATE = (
 )
 
 
-def make_model(folder: Path) -> Path:
-    """A GGUF file of a small Llama with a byte-level tokenizer and a chat template; same seed, same weights."""
+def make_model(folder: Path, *, context: int = 1024, tame: bool = False, brief: bool = False) -> Path:
+    """A GGUF file of a small Llama with a byte-level tokenizer and a chat template; same seed, same weights.
+
+    `tame`: it writes no white space and no end where anything else may stand, and soon ends what it quotes: what is
+    held to a schema is whole after some dozen tokens, and any other answer is as long as it may be, or with `brief`
+    about ten tokens long.
+    """
     folder.mkdir()
     config = {
         "model_type": "llama",
@@ -30,7 +35,7 @@ def make_model(folder: Path) -> Path:
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
-        "max_position_embeddings": 1024,
+        "max_position_embeddings": context,
         "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
         "vocab_size": WORDS,
@@ -39,8 +44,11 @@ def make_model(folder: Path) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    _tokenizer().save(str(folder / "tokenizer.json"))
-    save_file(_weights(np.random.default_rng(0)), folder / "model.safetensors")
+    tokenizer, weights = _tokenizer(), _weights(np.random.default_rng(0))
+    if tame:
+        _tame(weights, tokenizer, _ENDS if brief else _NEVER)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    save_file(weights, folder / "model.safetensors")
     return write_gguf(folder, folder / "tiny.gguf")
 
 
@@ -68,6 +76,27 @@ def _weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights[f"model.layers.{layer}.{name}.weight"] = np.ones(HIDDEN, np.float32)
     return weights
+
+
+#: What the first number of the hidden state is everywhere, and what it does to the logits of some tokens.
+_ALWAYS, _NEVER, _SOON, _ENDS = 20.0, -4.0, 0.3, 0.7
+
+
+def _tame(weights: dict[str, np.ndarray], tokenizer: Tokenizer, end: float) -> None:
+    """Keep one number of the hidden state as it is, so that the head has a bias, and set that."""
+    weights["model.embed_tokens.weight"][:, 0] = _ALWAYS
+    for name, matrix in weights.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            matrix[0, :] = 0.0
+    head = weights["lm_head.weight"]
+    head[:, 0] = 0.0
+    for token in range(WORDS):
+        text = tokenizer.decode([token], skip_special_tokens=False)
+        if not text.strip() or text in SPECIAL:
+            head[token, 0] = _NEVER
+        elif text == '"':
+            head[token, 0] = _SOON
+    head[tokenizer.token_to_id(SPECIAL[-1]), 0] = end
 
 
 def _tokenizer() -> Tokenizer:

@@ -1,0 +1,109 @@
+"""schemathesis against /openapi.json: `python -m tests.clients.lane.described [--examples N] [--door single|gateway]`.
+
+Every operation is called as its document says, and as it says one must not; a program of its own, which knows nothing
+of this server, makes the calls, follows links from what was answered to what can be asked of it, and holds each answer
+to its schema. Prints how many calls there were, how they ended, and what was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.clients.lane.environments import python_of
+from tests.clients.lane.site import KEY, site
+from tests.clients.lane.table import SCHEMATHESIS
+
+HOOKS = Path(__file__).parents[1] / "drivers" / "count_calls.py"
+#: Seconds for all calls.
+PATIENCE = 3 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """What became of all calls: one record each, and what schemathesis said."""
+
+    records: Sequence[dict[str, Any]]
+    said: str
+
+    @property
+    def good(self) -> float:
+        """The share of 2xx."""
+        return sum(200 <= one["status"] < 300 for one in self.records) / max(len(self.records), 1)
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """What was answered with 500 and more, but for servers that say so (503: not now)."""
+        return [one for one in self.records if one["status"] >= 500 and one["status"] != 503]
+
+    def by(self, *names: str) -> Counter[tuple[Any, ...]]:
+        return Counter(tuple(one[name] for name in names) for one in self.records)
+
+    def told(self) -> str:
+        lines = [f"{len(self.records)} calls, {100 * self.good:.1f} % 2xx, {len(self.failed)} failed"]
+        lines += [
+            f"  {count:6} {' '.join(map(str, key))}" for key, count in sorted(self.by("status").items())
+        ]
+        lines += [
+            f"  {count:6} {' '.join(map(str, key))}"
+            for key, count in sorted(self.by("mode", "phase").items())
+        ]
+        return "\n".join(lines)
+
+
+def called(url: str, key: str, examples: int, seed: int, folder: Path) -> Calls:
+    """Let schemathesis call a server. Its findings are in `said`."""
+    python = python_of((SCHEMATHESIS,))
+    file = folder / "calls.jsonl"
+    environment = {
+        "HOME": str(folder),
+        "PATH": os.defpath,
+        "NO_PROXY": "*",
+        "CALLS_FILE": str(file),
+        "SCHEMATHESIS_HOOKS": HOOKS.stem,
+        "PYTHONPATH": str(HOOKS.parent),
+        **{name: os.environ[name] for name in ("CALLS_IN_FULL",) if name in os.environ},
+    }
+    words = [
+        str(python.parent / "st"),
+        "run",
+        f"{url}/openapi.json",
+        "--header",
+        f"Authorization: Bearer {key}",
+    ]
+    words += ["--max-examples", str(examples), "--seed", str(seed), "--continue-on-failure", "--no-color"]
+    words += ["--request-timeout", "60", "--suppress-health-check", "all"]
+    done = subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return Calls([json.loads(line) for line in lines], done.stdout + done.stderr[-2000:])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--examples", type=int, default=150, help="of an operation")
+    parser.add_argument("--door", choices=("single", "gateway"), default="single")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="where the records of all calls are put")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name, site(Path(name), brief=True) as doors:
+        calls = called(doors[asked.door].place.url, KEY, asked.examples, asked.seed, Path(name))
+    if asked.keep is not None:
+        asked.keep.write_text("\n".join(map(json.dumps, calls.records)), encoding="utf-8")
+    print(calls.said)
+    print(calls.told())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
