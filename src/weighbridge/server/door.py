@@ -23,6 +23,7 @@ from weighbridge.server.tracing.tracer import Tracer
 from weighbridge.server.watching.watchdog import Watchdog
 from weighbridge.ticket.trace import Trace, current
 from weighbridge.wire.answer import Answers
+from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import LONG_BODY, apart, held_body, read_body
 from weighbridge.wire.errors import ApiError, as_api_error, retry_after_header
 from weighbridge.wire.headers import LONGEST_ID, headers_of
@@ -113,7 +114,7 @@ class Door:
             if detached is not None:
                 status = await detached(receive, send)
             elif ask.answer is not None:
-                status = await self._answer_at_once(protocol, ask.model, ask.answer, scope, send)
+                status = await self._answer_at_once(protocol, ask, ask.answer, scope, send)
             elif ask.stream and self._streams.wants(ask):
                 status = await self._streams.answer(
                     ask, headers, partial(self._answers.answer, ask, protocol), receive, send
@@ -131,11 +132,12 @@ class Door:
                 current.set(None)
 
     async def _answer_at_once(
-        self, protocol: WireProtocol, model: str, answer: bytes, scope: Scope, send: Send
+        self, protocol: WireProtocol, ask: Ask, answer: bytes, scope: Scope, send: Send
     ) -> int:
         """Say what a protocol says by itself of a model that is there."""
         try:
-            self._service.model(model)
+            self._service.model(ask.model)
+            await self._service.touch(ask.model, ask.keep_alive)
         except WeighbridgeError as error:
             failure = as_api_error(error)
             await refuse(protocol, failure, scope, send)

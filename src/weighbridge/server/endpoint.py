@@ -176,6 +176,11 @@ class HttpService(Service, Protocol):
         """How many requests of the last class may be under way for a model now. Raises UnknownModel."""
         ...
 
+    async def touch(self, model: str, keep_alive: float | None) -> None:
+        """Have a model in memory though nothing is asked of it, for `keep_alive` seconds behind its last one; 0: let
+        it go. Nothing happens where models stay loaded. Raises Refused."""
+        ...
+
     def keeps_streams(self, model: str) -> bool:
         """Whether a model is configured so that its streams survive their clients."""
         ...

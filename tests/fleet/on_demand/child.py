@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--fails", action="store_true")
     options = parser.parse_args()
     if options.fails:
+        print("error: the file is no model", file=sys.stderr)
         sys.exit(2)
     asyncio.run(serve(options.port, options.gap))
 

@@ -22,8 +22,8 @@ from weighbridge.fleet.on_demand.occupancy import (
 )
 
 A, B, C = (ModelNeeds(name, 4) for name in "abc")
-TWO = OccupancyRules(memory=8)
-ONE = OccupancyRules(memory=4)
+TWO = OccupancyRules(memory=8, hold=0.25, turn=2.0)
+ONE = replace(TWO, memory=4)
 
 
 def loaded(occupancy: Occupancy, name: str, now: float, took: float = 1.0) -> None:

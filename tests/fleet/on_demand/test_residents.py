@@ -65,6 +65,19 @@ async def test_a_model_that_is_killed_is_noticed_and_loaded_again_for_the_next_r
         assert occupancy.model("b").loads == 1, "the other one was left alone"
 
 
+async def test_what_ran_in_a_model_that_dies_is_answered_by_the_next_life_of_it() -> None:
+    async with house(["a"], 1, options={"a": SLOW}) as front:
+        running = [asyncio.create_task(front.ask("a", 40)) for _ in range(3)]
+        occupancy = front.residents.occupancy
+        await until(lambda: len(occupancy.model("a").inside) == 3)
+        await until(lambda: sum(one.state.requests for one in front.gateway.pools["a"].members.values()) == 3)
+        occupancy.model("a").loaded_at -= 60.0
+        os.kill(front.pid("a"), signal.SIGKILL)
+        answers = await asyncio.gather(*running)
+        assert [status for status, _ in answers] == [200] * 3
+        assert occupancy.model("a").loads == 2
+
+
 async def test_a_load_that_fails_is_told_at_once_with_the_reason_and_does_not_harm_others() -> None:
     async with house(["good", "bad"], 2, options={"bad": ("--fails",)}) as front:
         assert (await front.ask("good"))[0] == 200
@@ -73,6 +86,7 @@ async def test_a_load_that_fails_is_told_at_once_with_the_reason_and_does_not_ha
             assert status == 503
             assert answer["error"]["code"] == "model_load_failed"
             assert "ended with code 2" in answer["error"]["message"]
+            assert "the file is no model" in answer["error"]["message"], "in the words of its own process"
             assert float(answer["retry_after"]) >= 1.0
         told = (await front.get("/v1/models/bad"))["status"]
         assert (told["value"], told["failed"]) == ("failed", True)
@@ -121,5 +135,10 @@ async def test_ollamas_keep_alive_decides_how_long_a_model_stays() -> None:
         async with front.client.post(front.url + "/api/chat", json={**chat, "keep_alive": 0}) as answer:
             await answer.read()
         await until(lambda: front.residents.occupancy.model("a").presence == "unloaded")
+        for word, state in (("load", "loaded"), ("unload", "unloaded")):
+            empty = {"model": "a", "keep_alive": 0 if word == "unload" else "1m"}
+            async with front.client.post(front.url + "/api/generate", json=empty) as answer:
+                assert (await answer.json())["done_reason"] == word
+            await until(lambda state=state: front.residents.occupancy.model("a").presence == state)
         async with front.client.post(front.url + "/api/chat", json={**chat, "keep_alive": "soon"}) as answer:
             assert answer.status == 400

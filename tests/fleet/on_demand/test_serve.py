@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -26,6 +28,13 @@ def children(pid: int) -> list[int]:
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process had of its own; what it maps from files is everybody's."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    mapped = int(status["RssFile"].split()[0])
+    return (int(status["VmHWM"].split()[0]) - mapped) * 1024
+
+
 def test_three_models_in_memory_for_two_lose_no_request_and_end_with_the_server(tmp_path: Path) -> None:
     port = free_port()
     config = tmp_path / "weighbridge.yaml"
@@ -44,6 +53,10 @@ def test_three_models_in_memory_for_two_lose_no_request_and_end_with_the_server(
         assert Counter(one.how for one in answers) == {"answered": 40}
         there = children(process.pid)
         assert 1 <= len(there) <= 2
+        with urllib.request.urlopen(url + "/v1/models") as page:
+            planned = {one["status"]["bytes"] for one in json.load(page)["data"]}
+        assert len(planned) == 1
+        assert all(peak_bytes(pid) <= max(planned) for pid in there), "what was planned is a bound"
         process.send_signal(signal.SIGINT)
         _, log = process.communicate(timeout=60)
     finally:

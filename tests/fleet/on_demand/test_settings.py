@@ -11,7 +11,7 @@ import pytest
 from tests.tiny import make_tiny
 from weighbridge.cli.serve import on_demand
 from weighbridge.cli.serve.on_demand import planned
-from weighbridge.cli.serve.sizes import ReplicaToSize, engine_settings, sizes_of
+from weighbridge.cli.serve.sizes import ReplicaToSize, SizedReplica, engine_settings, sizes_of
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.load import parse_config
 from weighbridge.fleet.config.spec import FleetSpec
@@ -39,7 +39,7 @@ def test_the_section_is_read_with_its_defaults_and_models_may_say_more() -> None
     )
     assert spec.on_demand is not None
     assert (spec.on_demand.memory, spec.on_demand.keep_alive) == (2 << 30, 60)
-    assert (spec.on_demand.hold, spec.on_demand.turn) == (0.25, 2.0)
+    assert (spec.on_demand.hold, spec.on_demand.turn) == (0.1, 1.0)
     assert [spec.is_on_demand(model) for model in spec.models] == [True, True, False]
     assert (spec.models[1].keep_alive, spec.models[1].memory) == (5, 300_000_000)
     assert read("on_demand: {}\nmodels: {a: {replicas: [{process: x}]}}").on_demand is not None
@@ -77,16 +77,31 @@ def test_options_of_a_replica_are_read_as_its_server_reads_them() -> None:
         engine_settings(["--max-sequences", "few"])
 
 
-def test_sizes_are_planned_and_each_replica_is_given_its_cache(tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"no model")
+@pytest.fixture(scope="module")
+def sizes(tiny: Path) -> list[SizedReplica]:
+    """What the planner says of the tiny model, of one whose cache is told, and of none; asked once."""
+    asked = [
+        ReplicaToSize(str(tiny), ("--max-model-len", "256")),
+        ReplicaToSize(str(tiny), ("--kv-cache-memory", "4MiB")),
+        ReplicaToSize(str(tiny / "nothing"), ()),
+    ]
+    return sizes_of(asked)
+
+
+def test_sizes_are_planned_and_each_replica_is_given_its_cache(
+    tiny: Path, sizes: list[SizedReplica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ReplicaToSize] = []
+    monkeypatch.setattr(on_demand, "sizes_of", lambda those: asked.extend(those) or sizes)
     spec = read(
         "on_demand: {memory: 1GiB}\nmodels:\n"
         f"  a: {{replicas: [{{process: {tiny}, options: {{max_model_len: 256}}}}]}}\n"
         f"  b: {{replicas: [{{process: {tiny}, options: {{kv_cache_memory: 4MiB}}}}]}}\n"
-        f"  c: {{memory: 400MiB, replicas: [{{process: {tmp_path}/model.gguf}}]}}\n"
+        f"  c: {{memory: 400MiB, replicas: [{{process: {tiny}}}]}}\n"
     )
     found = planned(spec)
     assert found is not None
+    assert [one.options for one in asked[:2]] == [("--max-model-len", "256"), ("--kv-cache-memory", "4MiB")]
     needs = {one.name: one.nbytes for one in found.needs}
     assert needs["c"] == 400 * MIB
     assert 250 * MIB < needs["b"] < 500 * MIB, "a process and little more"
@@ -100,11 +115,10 @@ def test_sizes_are_planned_and_each_replica_is_given_its_cache(tiny: Path, tmp_p
 
 
 def test_a_model_that_never_fits_or_cannot_be_sized_is_an_error_at_start(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, sizes: list[SizedReplica], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = sizes_of([ReplicaToSize(str(tiny), ()), ReplicaToSize(str(tiny / "nothing"), ())])
-    assert "neither a file nor a directory" in known[1].problem
-    monkeypatch.setattr(on_demand, "sizes_of", lambda asked: known[: len(asked)])
+    assert "neither a file nor a directory" in sizes[2].problem
+    monkeypatch.setattr(on_demand, "sizes_of", lambda asked: sizes[:1])
     entry = f"replicas: [{{process: {tiny}}}]"
     little = read(f"on_demand: {{memory: 100MiB}}\nmodels: {{a: {{{entry}}}}}")
     with pytest.raises(BadInput, match=r"'a' can never be loaded: it needs \d+MiB .* 100MiB are left"):
@@ -112,7 +126,7 @@ def test_a_model_that_never_fits_or_cannot_be_sized_is_an_error_at_start(
     told = read(f"on_demand: {{memory: 1GiB}}\nmodels: {{a: {{memory: 1MiB, {entry}}}}}")
     with pytest.raises(BadInput, match="less than the"):
         planned(told)
-    monkeypatch.setattr(on_demand, "sizes_of", lambda asked: known[1:])
+    monkeypatch.setattr(on_demand, "sizes_of", lambda asked: sizes[2:])
     unknown = read(f"on_demand: {{memory: 1GiB}}\nmodels: {{a: {{{entry}}}}}")
     with pytest.raises(BadInput, match=r"cannot be worked out: .*`memory: 2GiB`"):
         planned(unknown)

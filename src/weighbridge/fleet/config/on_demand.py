@@ -20,12 +20,12 @@ class OnDemandSettings:
         min=0.0,
     )
     hold: float = knob(
-        0.25,
+        0.1,
         "A model that was used stays behind its last request for this many times the seconds that loading it and the "
         "one that wants its place takes.",
         min=0.0,
     )
     turn: float = knob(
-        2.0, "A model that has work stays for this many times the same, since it was loaded.", min=0.0
+        1.0, "A model that has work stays for this many times the same, since it was loaded.", min=0.0
     )
     load_timeout: float = knob(600.0, "Seconds after which a load has failed.", min=0.1)

@@ -68,9 +68,9 @@ class OccupancyRules:
     """Bytes for all models together, and how patient those who wait and those who stay are. Seconds."""
 
     memory: int
-    hold: float = 0.25  # of the cost of a switch: for how long one that was used is not idle yet
+    hold: float = 0.1  # of the cost of a switch: for how long one that was used is not idle yet
     longest_hold: float = 5.0
-    turn: float = 2.0  # of the same: for how long one with work stays
+    turn: float = 1.0  # of the same: for how long one with work stays
     max_waiting: int = 4096
     max_waiting_tokens: int | None = None
     max_wait: float = 600.0

@@ -167,6 +167,14 @@ class Residents:
         model = self.occupancy.model(name)
         return await self._wait(model, wait_s, lambda: model.closed_for == name or _is_moving(model))
 
+    async def touch(self, name: str, keep_alive: float | None, wait_s: float) -> None:
+        """Load a model as a request for it would, or with a `keep_alive` of 0 let it go once it has no work."""
+        if keep_alive != 0:
+            await self.load(name, wait_s)
+        if keep_alive is not None:
+            self.occupancy.stay(name, keep_alive)
+            self._news.set()
+
     async def _wait(self, model: Occupant, seconds: float, is_under_way: Callable[[], bool]) -> Occupant:
         self._news.set()
         until = self.clock() + seconds

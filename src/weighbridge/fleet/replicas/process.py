@@ -26,12 +26,16 @@ LONGEST_PAUSE = 30.0
 OUR_KEYS = ("WEIGHBRIDGE_API_KEYS", "WEIGHBRIDGE_ADMIN_KEY")
 #: Exit code of bad input: starting again would not help.
 BAD_INPUT = 2
+#: What our own commands write in front of the reason for which they end, and how much of it is told.
+_REASON, _LONGEST_REASON = "error: ", 300
+#: Bytes of its output in which the reason is looked for, and seconds in which the rest of it comes once it has ended.
+_TAIL, _REST_WITHIN = 4096, 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
     """What to run: options of `weighbridge serve`, the cores it may use, seconds it has to finish when ended, and
-    whether it is started again when it ends by itself."""
+    whether it is started again when it ends by itself; otherwise what it says on its end is told with its end."""
 
     command: tuple[str, ...]
     cores: frozenset[int] | None = None
@@ -57,6 +61,7 @@ class ProcessReplica:
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._ended = ""  # why it does not run now
+        self._output: asyncio.Task[str] | None = None  # reads what it says, and returns why it ended
         self._over = asyncio.Event()  # it has ended by itself, and is not started again
         self.starts = 0
 
@@ -92,6 +97,9 @@ class ProcessReplica:
             except TimeoutError:
                 process.kill()
                 await process.wait()
+        if self._output is not None:
+            await asyncio.wait((self._output,), timeout=_REST_WITHIN)
+            self._output.cancel()
         if self._http is not None:
             await self._http.close()
 
@@ -113,6 +121,7 @@ class ProcessReplica:
             lived = self._clock() - began
             self._ended = f"its process {_how_it_ended(code)} after {lived:.1f} s"
             if not self._program.again:
+                self._ended += await self._reason()
                 self._over.set()
                 return
             if code == BAD_INPUT:
@@ -125,6 +134,14 @@ class ProcessReplica:
             log.warning("replica %s: %s; starting it again in %.1f s", self.name, self._ended, pause)
             await asyncio.sleep(pause)
 
+    async def _reason(self) -> str:
+        """What it said of its end, behind a colon; nothing where it said nothing."""
+        if self._output is None:
+            return ""
+        done, _ = await asyncio.wait((self._output,), timeout=_REST_WITHIN)
+        said = self._output.result() if done else ""
+        return f": {said}" if said else ""
+
     async def _start(self) -> None:
         port = free_port()
         cores = ",".join(map(str, sorted(self._program.cores))) if self._program.cores else "-"
@@ -136,10 +153,25 @@ class ProcessReplica:
         self._process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
+            stderr=None if self._program.again else asyncio.subprocess.PIPE,
             env=own_environment(),
             start_new_session=True,  # Ctrl-C is for the gateway; it ends its replicas after draining
         )
+        if self._process.stderr is not None:
+            self._output = asyncio.create_task(_passed_on(self._process.stderr))
         self.starts += 1
+
+
+async def _passed_on(output: asyncio.StreamReader) -> str:
+    """Write what a process says to our own error output, to its end; return the reason that it gave last."""
+    tail = b""
+    while chunk := await output.read(1 << 16):
+        with contextlib.suppress(OSError):  # ours may be closed
+            os.write(2, chunk)
+        tail = (tail + chunk)[-_TAIL:]
+    lines = tail.decode(errors="replace").splitlines()
+    said = next((one for one in reversed(lines) if one.startswith(_REASON)), "")
+    return said.removeprefix(_REASON).strip()[:_LONGEST_REASON]
 
 
 def serve_command(model: str, options: Sequence[str], threads: int | None) -> tuple[str, ...]:

@@ -164,6 +164,9 @@ class EngineService:
         lines = self.keeping.batch_lines  # the engine lets everybody else pass by itself
         return SpareRoom(lines, lines)
 
+    async def touch(self, model: str, keep_alive: float | None) -> None:
+        """Do nothing: its model stays loaded."""
+
     def keeps_streams(self, model: str) -> bool:
         return self.settings.keep_streams
 

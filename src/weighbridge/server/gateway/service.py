@@ -191,6 +191,13 @@ class GatewayService:
     def spare_room(self, model: str) -> SpareRoom:
         return self.gateway.spare_room(model, self.keeping.batch_lines)
 
+    async def touch(self, model: str, keep_alive: float | None) -> None:
+        if self._residents is None or model in self.gateway.routes:
+            return
+        pool = self.gateway.pool(model)
+        if pool.on_demand is not None:
+            await self._residents.touch(pool.spec.name, keep_alive, self.gateway.spec.queue.max_wait)
+
     def keeps_streams(self, model: str) -> bool:
         return model in self._kept
 

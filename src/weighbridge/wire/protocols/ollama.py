@@ -448,12 +448,12 @@ def _image(data: str, place: str) -> dict[str, Any]:
 
 
 def _unasked(request: _Answering, lines: Lines) -> Ask:
-    """Nothing is to be computed: such requests load a model, or with `keep_alive: 0` unload it. Models stay loaded."""
+    """Nothing is to be computed: such requests load a model, or with `keep_alive: 0` unload it."""
     reason = "unload" if request.keep_alive in (0, "0", "0s", "0m") else "load"
     ask = Ask("", CHAT_PATH, {}, model_name(request.model), "")
     ask.extension = decode(_encode(request.weighbridge or {}), Extension)
     ask.answer = lines.line("", done=True, done_reason=reason)
-    return ask
+    return _keeping(ask, request)
 
 
 # -- answers ---------------------------------------------------------------------------------------------
