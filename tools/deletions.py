@@ -1030,6 +1030,12 @@ TOLD = [
         tests=(_refused("test_ollama", "another sampler"),),
     ),
     Deletion(
+        "a duration that is none",
+        "protocols.ollama:keep_alive_seconds",
+        "if seconds is None: ...",
+        tests=(_refused("test_ollama", "no duration"),),
+    ),
+    Deletion(
         "log-probabilities that are not told",
         "protocols.ollama:_sampling",
         "if request.logprobs: ...",

@@ -182,6 +182,7 @@ REFUSED: dict[str, tuple[Any, Body, str]] = {
     "a context": (OllamaGenerate(), {"context": [1]}, "context"),
     "raw with a system prompt": (OllamaGenerate(), {"raw": True, "system": "x"}, "raw"),
     "another sampler": (OllamaGenerate(), {"options": {"mirostat": 2}}, "mirostat"),
+    "no duration": (OllamaGenerate(), {"keep_alive": "soon"}, "keep_alive"),
     "log-probabilities": (OllamaGenerate(), {"logprobs": True}, "logprobs"),
     "another format": (OllamaGenerate(), {"format": "xml"}, "format"),
     "no picture": (OllamaGenerate(), {"images": ["AAAA"]}, "images[0]"),

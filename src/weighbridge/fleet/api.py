@@ -149,6 +149,11 @@ class OnDemand(Protocol):
         ...
 
     @property
+    def expected_wait_s(self) -> float:
+        """Seconds until it should be there, as loads took so far."""
+        ...
+
+    @property
     def is_ready(self) -> bool:
         """Whether it is where the configuration wants it: one that is kept is loaded."""
         ...

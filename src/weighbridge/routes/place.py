@@ -92,14 +92,15 @@ class Place:
     def expected_seconds(self, prompt_tokens: int, output_tokens: float) -> float | None:
         """Seconds until an answer is complete, on the replica that is quickest; None when nothing is known yet.
 
-        Where no replica tells its speed, as answers have taken so far.
+        Where no replica tells its speed, as answers have taken so far; with the load of a model that is not there yet.
         """
         now = self.gateway.clock()
         predicted = [_answer_seconds(member, prompt_tokens, output_tokens, now) for member in self._usable()]
         times = [seconds for seconds in predicted if seconds is not None]
         if times:
             return self._waiting_seconds() + min(times)
-        return self.latency.expected(output_tokens)
+        learned, on_demand = self.latency.expected(output_tokens), self.pool.on_demand
+        return learned if learned is None or on_demand is None else learned + on_demand.expected_wait_s
 
     @property
     def abilities(self) -> frozenset[str] | None:

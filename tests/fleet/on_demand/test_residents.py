@@ -30,6 +30,9 @@ def is_there(pid: int) -> bool:
 async def test_models_are_loaded_when_asked_for_and_make_room_only_when_their_work_is_done() -> None:
     async with house(["a", "b"], 1, options={"a": SLOW}) as front:
         assert await front.states() == {"a": "unloaded", "b": "unloaded"}
+        there = front.gateway.pools["b"].on_demand
+        assert there is not None
+        assert there.expected_wait_s > 0.0
         async with front.client.get(front.url + "/health") as health:
             assert health.status == 200, "it takes requests for all of them"
         long = asyncio.create_task(front.ask("a", 60))
@@ -40,6 +43,7 @@ async def test_models_are_loaded_when_asked_for_and_make_room_only_when_their_wo
         assert long.done(), "the answer of the other model was let end"
         assert (await long)[1]["usage"]["completion_tokens"] == 60
         assert not is_there(first), "its memory is free again"
+        assert there.expected_wait_s == 0.0
         (waited,) = [one for one in await front.latest_decisions() if one.startswith("waited")]
         assert "for b to be loaded, which took" in waited
         assert waited.endswith("a made room for it")

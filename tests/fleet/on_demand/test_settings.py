@@ -10,7 +10,7 @@ import pytest
 
 from tests.tiny import make_tiny
 from weighbridge.cli.serve import on_demand
-from weighbridge.cli.serve.on_demand import planned
+from weighbridge.cli.serve.on_demand import hint, planned
 from weighbridge.cli.serve.sizes import ReplicaToSize, SizedReplica, engine_settings, sizes_of
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.load import parse_config
@@ -77,6 +77,16 @@ def test_options_of_a_replica_are_read_as_its_server_reads_them() -> None:
         engine_settings(["--max-sequences", "few"])
 
 
+def test_models_that_will_hardly_fit_are_hinted_at(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    several = f"models: {{a: {{replicas: [{{process: {tiny}}}]}}, b: {{replicas: [{{process: {tiny}, count: 2}}]}}}}"
+    assert not hint(read(several))
+    size = sum(one.stat().st_size for one in tiny.glob("*.safetensors"))
+    monkeypatch.setattr(on_demand, "available_memory", lambda: 3 * size - 1)
+    assert "write `on_demand: {}`" in hint(read(several))
+    assert not hint(read("on_demand: {}\n" + several))
+    assert not hint(read(f"models: {{a: {{replicas: [{{process: {tiny}, count: 9}}]}}}}"))
+
+
 @pytest.fixture(scope="module")
 def sizes(tiny: Path) -> list[SizedReplica]:
     """What the planner says of the tiny model, of one whose cache is told, and of none; asked once."""
@@ -136,7 +146,7 @@ def test_a_model_that_never_fits_or_cannot_be_sized_is_an_error_at_start(
     ("value", "seconds"),
     [
         *[(None, None), (0, 0.0), ("0", 0.0), (90, 90.0), ("5m", 300.0), ("1h30m", 5400.0), ("250ms", 0.25)],
-        *[(-1, math.inf), ("-1", math.inf), ("-1m", math.inf), ("1.5h", 5400.0)],
+        *[(-1, math.inf), ("-1", math.inf), ("-1m", math.inf), ("1.5h", 5400.0), (10**400, 1e12)],
     ],
 )
 def test_ollamas_durations(value: Any, seconds: float | None) -> None:

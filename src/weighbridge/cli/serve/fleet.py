@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 from rich.text import Text
 
-from weighbridge.cli.serve.on_demand import CACHE, planned
+from weighbridge.cli.serve.on_demand import CACHE, hint, planned
 from weighbridge.cli.serve.running import CUT_OFF, SWITCH_INTERVAL, address, served_name
 from weighbridge.cli.terminal import errors
 from weighbridge.engine.settings import DEFAULT_MEMORY_SHARE, EngineSettings, available_memory
@@ -44,6 +45,8 @@ from weighbridge.server.lifecycle import (
 from weighbridge.server.settings import ListenSettings, ServerSettings
 from weighbridge.server.tracing.tracer import Tracer, trace, tracer_of
 from weighbridge.wire.keys import ApiKey
+
+log = logging.getLogger("weighbridge.fleet")
 
 #: Options that say how the server itself behaves, and not what it serves: they go with `--config`.
 _SERVER_OPTIONS = {one.key for one in knobs(ServerSettings)}
@@ -109,6 +112,8 @@ def serve_spec(
     listener = bind(spec.host, spec.port)  # before anything starts: a taken port is said at once
     check_reach(listener, spec, any(tenant.keys for tenant in spec.tenants))
     check_files(spec)
+    if said := hint(spec):
+        log.warning("%s", said)
     on_demand = planned(spec)
     if on_demand is not None:
         spec = on_demand.spec

@@ -65,6 +65,32 @@ def planned(spec: FleetSpec) -> PlannedModels | None:
     return PlannedModels(replace(spec, models=models), spec.on_demand, tuple(needs), memory, divided.together)
 
 
+def hint(spec: FleetSpec) -> str:
+    """What to say where all that is started at once will hardly fit: no model takes less than its file."""
+    started = [model for model in spec.models if any(one.kind == "process" for one in model.replicas)]
+    if spec.on_demand is not None or len(started) < 2:
+        return ""
+    files = sum(
+        _file_bytes(one.target) * one.count
+        for model in started
+        for one in model.replicas
+        if one.kind == "process"
+    )
+    free = available_memory()
+    if files <= free:
+        return ""
+    return (
+        f"the models' files have {_size(files)} together, and {_size(free)} are free: write `on_demand: {{}}` to have "
+        "them loaded when somebody asks for them"
+    )
+
+
+def _file_bytes(target: str) -> int:
+    path = resolve(target, progress=DownloadBar("Pulling the model"))
+    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.gguf")]
+    return sum(one.stat().st_size for one in files)
+
+
 def _sizes(models: Sequence[ModelSpec]) -> dict[str, SizedReplica]:
     """What each replica takes, by its name."""
     replicas = [replica for model in models for replica in model.replicas]

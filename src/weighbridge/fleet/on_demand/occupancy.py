@@ -160,6 +160,12 @@ class Occupant:
         told = _NEVER if self.wanted_since is None else self.wanted_since
         return told if first is None else min(told, first.since)
 
+    def expected_wait(self, now: float) -> float:
+        """Seconds until it is there, if nothing stands in its way."""
+        if self.presence is Presence.LOADING:
+            return max(self.began + self.load_s - now, 0.0)
+        return 0.0 if self.presence is Presence.LOADED else self.load_s
+
     def claim(self) -> tuple[int, float, str]:
         """Its place among those that should be loaded; the least is first."""
         return self.urgency if self.is_busy else 0, self.wants_since(), self.name

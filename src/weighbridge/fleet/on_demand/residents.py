@@ -273,6 +273,11 @@ class ModelOnDemand:
         return not self.residents.occupancy.model(self.model).is_failing(self.residents.clock())
 
     @property
+    def expected_wait_s(self) -> float:
+        """Seconds until it should be there, as loads took so far; who is in its place may make it longer."""
+        return self.residents.occupancy.model(self.model).expected_wait(self.residents.clock())
+
+    @property
     def is_ready(self) -> bool:
         """Whether it is where the configuration wants it: one that is kept is loaded."""
         model = self.residents.occupancy.model(self.model)

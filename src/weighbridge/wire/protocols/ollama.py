@@ -238,6 +238,7 @@ _UNUSED: Mapping[str, tuple[float, ...]] = {"mirostat": (0,), "typical_p": (0, 1
 _RAW_TOKENS = 1024
 #: Durations as Go writes them, and the seconds of each unit.
 _DURATION = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
+_FOR_EVER = 10**12  # seconds that are as good as for ever
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 #: What a name ends in that names no other version.
 _LATEST = ":latest"
@@ -276,14 +277,16 @@ def keep_alive_seconds(value: Any) -> float | None:
     """
     if value is None:
         return None
-    seconds = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    seconds = None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(max(min(value, _FOR_EVER), -1))
     if isinstance(value, str):
         sign, parts = value.startswith("-"), _DURATION.findall(value)
         if value.lstrip("+-").replace(".", "", 1).isdecimal():
             seconds = float(value)
         elif parts and "".join("".join(one) for one in parts) == value.lstrip("+-"):
             seconds = sum(float(count) * _UNITS[unit] for count, unit in parts) * (-1.0 if sign else 1.0)
-    if seconds is None or math.isnan(seconds):
+    if seconds is None:
         raise ApiError(
             400, f'keep_alive: {str(value)[:40]!r} is no duration; write seconds, or "5m"', param="keep_alive"
         )
