@@ -59,12 +59,12 @@ class Sent:
 
 @dataclass(frozen=True)
 class Answered:
-    """How it ended: answered, refused (and with which status) or killed; seconds to its first token and to its end."""
+    """How it ended: answered, refused (and in which words) or killed; seconds to its first token and to its end."""
 
     how: str
     first: float
     whole: float
-    status: int = 200
+    why: str = ""
 
 
 def load_of(seed: int, number: int, rate: float, sticky: float, most_tokens: int) -> list[Sent]:
@@ -144,7 +144,8 @@ async def _ask(client: aiohttp.ClientSession, url: str, request: Sent) -> Answer
     try:
         async with client.post(url + "/v1/completions", json=body) as answer:
             if answer.status != 200:
-                return Answered("refused", first, time.monotonic() - came, answer.status)
+                why = (await answer.text())[:200]
+                return Answered("refused", first, time.monotonic() - came, f"{answer.status} {why}")
             async for chunk in answer.content.iter_any():
                 if b"data:" in chunk and first != first:
                     first = time.monotonic() - came
@@ -256,7 +257,7 @@ def _summary(
         else "weighbridge",
         "requests": len(answers),
         **{name: how[name] for name in ("answered", "refused", "killed")},
-        "statuses": dict(Counter(one.status for one in answers)),
+        "refusals": dict(Counter(one.why for one in answers if one.why)),
         "switches": loads - len({*NAMES}),
         "seconds": round(seconds, 1),
     }

@@ -593,7 +593,7 @@ CALLERS = [
     Deletion(
         "whether a model that is to be loaded is there",
         "door:Door._answer_at_once",
-        "self._service.model(model)",
+        "self._service.model(ask.model)",
         rows=("a model to load that is not there",),
         package="weighbridge.server",
     ),
