@@ -365,9 +365,23 @@ EXTENSION = [
     ),
     Deletion(
         "an unknown header of ours",
-        "extension:apply_caller",
+        "extension:our_headers",
         "if name not in _HEADERS: ...",
         rows=("a misspelt header 'label'",),
+    ),
+    Deletion(
+        "a header that is nearly ours",
+        "extension",
+        "_MEANT = (OURS, 'x-weighbridge', 'x_weighbridge', 'weighbridge')",
+        "_MEANT = (OURS,)",
+        rows=("a header that is meant to be ours: 'x_weighbridge_labels'",),
+    ),
+    Deletion(
+        "letters of a label that nobody sees",
+        "ask:folded",
+        "[one for one in text if unicodedata.category(one) not in _UNSEEN and one not in _BLANK]",
+        "[*text]",
+        rows=("a label with letters that nobody sees",),
     ),
     Deletion(
         "a tenant without a name",

@@ -217,6 +217,21 @@ def test_an_error_in_the_middle_of_an_answer_ends_the_chat() -> None:
     assert str(done.exception) == "the engine failed"
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        *(b"{", b"[]", b"5", b"NaN", b'{"choices": 5}', b'{"choices": [5]}', b'{"choices": [{}]}'),
+        *(b'{"choices": [{"delta": {"content": 5}}]}', b'{"x": ' + b"[" * 100_000),
+    ],
+)
+def test_an_event_that_is_none_ends_the_chat_with_a_sentence(event: bytes) -> None:
+    done, _ = chat(
+        "Hello", pages={"POST /v1/chat/completions": stream(delta("Hi")) + b"data: " + event + b"\n\n"}
+    )
+    assert isinstance(done.exception, WeighbridgeError)
+    assert "no part of an answer" in str(done.exception)
+
+
 def test_a_server_without_a_model_is_said() -> None:
     done, _ = chat("Hello", pages={"GET /v1/models": {"data": []}})
     assert "lists no model" in str(done.exception)

@@ -211,6 +211,12 @@ def test_what_cannot_be_uploaded_or_begun_is_said(doors: Doors) -> None:
         with pytest.raises(openai.BadRequestError) as wrong:
             created(asks, file, **fields)  # type: ignore[arg-type]
         assert wrong.value.param == param
+    for header in ("x-weighbridge-lables", "x_weighbridge_labels", "weighbridge-labels"):
+        misspelt = {"extra_headers": {header: "patient"}}
+        with pytest.raises(openai.BadRequestError, match="is not known here"):
+            created(asks, file, **misspelt)
+        with pytest.raises(openai.BadRequestError, match="is not known here"):
+            asks.files.create(file=("a", line(1, "tiny")), purpose="batch", **misspelt)  # type: ignore[arg-type]
 
 
 def test_a_batch_whose_time_is_over_expires_and_one_that_is_cancelled_keeps_what_it_has(doors: Doors) -> None:

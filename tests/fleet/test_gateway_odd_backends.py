@@ -242,3 +242,43 @@ async def test_a_replica_that_is_well_again_makes_the_gateway_ready_without_a_re
         await until(lambda: front.gateway.ready)
         async with front.client.get(front.url + "/health") as answer:
             assert answer.status == 200
+
+
+#: JSON that no reader goes to the end of, wherever it may stand.
+DEEP = "[" * 20_000 + "]" * 20_000
+NESTED = {
+    "all of it": DEEP,
+    "usage": '{"choices": [{"index": 0, "delta": {"content": "a"}, "message": {"content": "a"}}], "usage": {"a": @}}',
+    "content": '{"choices": [{"index": 0, "delta": {"content": @}, "message": {"content": @}}]}',
+    "calls": '{"choices": [{"index": 0, "delta": {"tool_calls": @}, "message": {"tool_calls": @}}]}',
+    "a choice": '{"choices": [@]}',
+    "an error": '{"error": @}',
+    "what nobody reads": '{"choices": [{"index": 0, "delta": {"content": "a"}, "message": {"content": "a"}}], "x": @}',
+}
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_what_is_nested_without_end_breaks_no_reader(
+    streams: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    said: list[str] = []
+    deep_note = DEEP[:8_000]  # of a header, too
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        body = NESTED[said[-1]].replace("@", DEEP).encode()
+        kind, body = (
+            (b"text/event-stream", b"data: %b\n\n" % body) if streams else (b"application/json", body)
+        )
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nx-weighbridge-prefix: %b\r\nContent-Length: %d\r\n\r\n%b"
+            % (kind, deep_note.encode(), len(body), body)
+        )
+
+    async with raw_backend(talk) as front:
+        for name in NESTED:
+            said.append(name)
+            async with asyncio.timeout(20), front.post(stream=streams) as answer:
+                assert answer.status in (200, 502), name
+                await answer.read()
+        await front.idle()
+    assert not [one for one in caplog.records if one.exc_info]

@@ -171,6 +171,26 @@ def test_any_part_of_any_type_is_read_or_refused(whole: Path, parsed: Json, data
         one_sentence(error)
 
 
+@pytest.mark.parametrize("index", [10**6, 2**32 - 1])
+def test_a_token_around_texts_that_no_vocabulary_has_is_named(
+    tmp_path: Path, parsed: Json, index: int
+) -> None:
+    """Else each request would fail, and not the start."""
+    fields = copy.deepcopy(parsed)
+    odd = {"id": "<odd>", "ids": [index], "tokens": ["<odd>"]}
+    single = [{"SpecialToken": {"id": "<odd>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    fields["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<odd>": odd},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    with pytest.raises(BadInput, match=f"puts a token with the id {index} around texts") as caught:
+        load_tokenizer(tmp_path)
+    one_sentence(caught.value)
+
+
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     directory = make_tiny("llama", tmp_path / "llama", num_hidden_layers=1, vocab_size=300)
     with pytest.raises(BadInput, match=r"token ids up to 393, the model only to 299.*different models"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,12 @@ def test_a_gguf_recommends_under_its_own_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"temperature": "hot"}, {"temperature": 3}, {"top_p": 0}, {"top_k": 1.5}, {"min_p": True}]
+    "fields",
+    [
+        *({"temperature": "hot"}, {"temperature": 3}, {"top_p": 0}, {"top_k": 1.5}, {"min_p": True}),
+        *({"top_k": math.inf}, {"top_k": math.nan}, {"max_new_tokens": math.inf}, {"temperature": math.nan}),
+        *({"top_k": 10**30}, {"max_new_tokens": -math.inf}, {"repetition_penalty": math.inf}, {"top_k": [1]}),
+    ],
 )
 def test_values_that_no_request_could_have_are_refused_with_the_way_out(
     tmp_path: Path, fields: dict[str, Any]

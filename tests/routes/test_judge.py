@@ -125,3 +125,13 @@ def test_an_answer_is_looked_at_as_json_in_time_that_grows_with_it_alone(text: s
     began = thread_time()
     assert is_json(text) is holds
     assert thread_time() - began < 0.5
+
+
+@pytest.mark.parametrize("odd", ["5", "x", [], {}, True, 1e30, None, -7])
+async def test_an_edge_that_takes_fields_of_another_type_is_judged_all_the_same(odd: Any) -> None:
+    """What nobody here reads passes to whoever answers; so no reckoning may rest on its type."""
+    edge, cloud = Stub(answer=lambda body: "42", logprob=-0.1), Stub()
+    async with serving(edge, cloud) as urls, routed(urls, cascade=SAMPLED) as over:
+        found = await answer(over, ask(top_logprobs=odd, seed=odd, temperature=odd))
+    assert found.ticket.error is None
+    assert found.message["content"] == "42"

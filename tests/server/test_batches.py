@@ -23,7 +23,16 @@ from weighbridge.server.batch import late as lateness
 from weighbridge.server.batch import runner as running
 from weighbridge.server.batch.answering import LineAnswer
 from weighbridge.server.batch.late import SHORTEST_PAUSE, STILL, LateLines
-from weighbridge.server.batch.lines import BatchLine, read_lines, window_seconds
+from weighbridge.server.batch.lines import (
+    BESIDE,
+    MAX_LINES,
+    MAX_PROBLEMS,
+    MOST_MODELS,
+    BatchLine,
+    read_lines,
+    restricted_models,
+    window_seconds,
+)
 from weighbridge.server.batch.records import BatchRecord, FileRecord
 from weighbridge.server.batch.runner import BatchWork
 from weighbridge.server.batch.store import PIECE, BatchStore, LineOutcome, NoRoom
@@ -67,12 +76,48 @@ def test_lines_are_found_where_they_are_or_said_to_be_wrong(lines: list[bytes], 
     good = [b'{"custom_id":"%d","url":"/u","body":{"t":%d}}' % (n, n) for n in range(3)]
     mixed = [each for pair in zip(good, [*lines, b"", b"", b""], strict=False) for each in pair]
     content = (end or b"\n").join(mixed)
-    read = read_lines(content, "/u")
+    read = read_lines(content, "/u", 1 << 20)
     assert len(read.lines) == 3
     for line in read.lines:
         assert json.loads(content[line.start : line.start + line.length])["custom_id"] == line.name
     blank = sum(not one.strip() for one in mixed)
     assert len(read.problems) == len(mixed) - blank - 3
+
+
+def line_of(name: str, body: str = "{}") -> bytes:
+    return b'{"custom_id":"%b","url":"/u","body":%b}' % (name.encode(), body.encode())
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "problems"),
+    [
+        (line_of("a") + b"\n" + line_of("b", json.dumps({"x": "x" * (BESIDE + 2000)})), "line_too_long", 1),
+        (b"[" * 3_000 + b"\n" + line_of("a"), "invalid_json_line", 1),
+        (line_of("a", "[" * 2_500) + b"\n", "invalid_json_line", 1),
+        (b"\n".join([line_of("a")] * 1_000), "duplicate_custom_id", MAX_PROBLEMS),
+        (b"\n".join(line_of(f"n{n}") for n in range(MAX_LINES + 1)), "too_many_requests", 1),
+        (b"{}\n" * 1_000_000, "invalid_json_line", MAX_PROBLEMS),
+    ],
+    ids=["long line", "deep line", "deep body", "one name", "many lines", "a million lines"],
+)
+def test_a_file_is_read_within_bounds_and_never_written_down_unknown(
+    content: bytes, code: str, problems: int
+) -> None:
+    """What no batch would take is said line by line, at most so many; a file too odd to know may not be on disk."""
+    read = read_lines(content, "/u", 1_000)
+    assert [one.code for one in read.problems] == [code] * problems
+    known = restricted_models(content, 1_000)
+    assert (
+        known is None
+        if code in ("line_too_long", "too_many_requests")
+        else known is not None or len(content) > 10**6
+    )
+
+
+def test_a_file_that_names_more_models_than_can_be_asked_for_is_not_known() -> None:
+    lines = [line_of(f"n{n}", json.dumps({"model": f"m{n}"})) for n in range(MOST_MODELS + 2)]
+    assert restricted_models(b"\n".join(lines), 1_000) is None
+    assert restricted_models(b"\n".join(lines[:5]), 1_000) == {(f"m{n}", False) for n in range(5)}
 
 
 @settings(max_examples=40)
@@ -168,7 +213,7 @@ def test_each_line_is_counted_once_and_what_was_answered_becomes_files() -> None
         store.add_file(file("f", content), content)
         store.add_batch(batch("batch_1", "f"), 3000.0, 1)
         assert not store.add_batch(batch("batch_2", "f"), 3000.0, 1)
-        lines = read_lines(content, CHAT).lines
+        lines = read_lines(content, CHAT, 1 << 20).lines
         store.begin("batch_1", lines, "m", NOW)
         first = LineOutcome(lines[0], False, b'{"a":1}\n', Usage(3, 2, 1))
         for _ in range(3):
@@ -204,7 +249,7 @@ def test_an_answer_without_room_becomes_a_short_error() -> None:
     with store_at(None, 4000, 8000) as store:
         store.add_file(file("f", content), content)
         store.add_batch(batch("batch_1", "f"), 3000.0, 1)
-        line = read_lines(content, CHAT).lines[0]
+        line = read_lines(content, CHAT, 1 << 20).lines[0]
         store.begin("batch_1", [line], "m", NOW)
         store.put("batch_1", [LineOutcome(line, False, b"x" * 9000, None)])
         store.finish("batch_1", "completed", NOW, 2500.0, None)
@@ -221,7 +266,7 @@ def test_nothing_is_left_on_disk_of_what_was_erased(tmp_path: Path) -> None:
     with store_at(path) as store:
         store.add_file(file("f", content), content)
         store.add_batch(batch("batch_1", "f"), 1800.0, 1)
-        lines = read_lines(content, CHAT).lines
+        lines = read_lines(content, CHAT, 1 << 20).lines
         store.begin("batch_1", lines, "m", NOW)
         store.put(
             "batch_1", [LineOutcome(line, False, f'{{"t":"{secret}"}}\n'.encode(), None) for line in lines]
@@ -270,6 +315,7 @@ class Scripted:
     asked: list[str] = field(default_factory=list)
     late: list[str] = field(default_factory=list)  # what was asked in a better class than what is spare
     still: bool = False  # others are served: lines of the last class stand still
+    max_body: int = 1 << 20
     now: int = 0
     most: int = 0
     ended: int = 0

@@ -12,9 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weighbridge.server.calibrated_decisions import CalibratedEncoder
 from weighbridge.server.decisions.calibration import MOST_KNOTS, calibrate, worth
 from weighbridge.server.decisions.labels import LabelShares
 from weighbridge.server.decisions.store import MOST_OF_TENANT, CalibrationsKept
+from weighbridge.wire.errors import ApiError
+from weighbridge.wire.journey import WholeAnswer
+from weighbridge.wire.protocols.decisions import DecisionRequest, Predicate, decision_parts
 
 QUESTION = {"type": "predicate", "name": "angry", "instructions": "The customer is angry."}
 
@@ -83,6 +87,25 @@ def test_a_file_keeps_them_apart_and_bounded(tmp_path: Path) -> None:
     assert again.remove("bob", "m", "q0")
     assert not again.remove("bob", "m", "q0")
     assert store.of("bob") == []
+
+
+ODD: list[Any] = [
+    *(b"{", b"5", b"[]", b"{}", b"[" * 50_000, b'{"answers": 5}', b'{"answers": []}', b'{"answers": [5]}'),
+    *(b'{"answers": [{}]}', b'{"answers": [{"type": "predicate", "probability": "x"}]}'),
+    *(
+        b'{"answers": [{"type": "predicate", "probability": null}, {}]}',
+        b'{"answers": [{"probability": []}]}',
+    ),
+]
+
+
+@pytest.mark.parametrize("body", ODD)
+def test_a_server_behind_that_sends_no_decisions_is_a_bad_gateway(body: bytes) -> None:
+    request = DecisionRequest(input="x", questions=[Predicate(instructions="y", name="angry")])
+    encoder = CalibratedEncoder(request, {"angry": calibrate(*overconfident(50))})
+    with pytest.raises(ApiError, match="sent no decisions") as caught:
+        encoder.whole(WholeAnswer(body, decision_parts))
+    assert caught.value.status == 502
 
 
 def decided(server: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weighbridge.server.decisions.answers import distinct_tokens
-from weighbridge.server.decisions.labels import label_tree, shares_of
+from weighbridge.server.decisions.labels import TooManyNodes, label_tree, shares_of
 
 transformers = pytest.importorskip("transformers", reason="the oracle is transformers")
 
@@ -36,6 +36,8 @@ SCORE = {
     "instructions": "How urgent is it?",
     "levels": [{"label": "low"}, {"label": "medium"}, {"label": "high"}],
 }
+LONG_LABELS = [{"value": f"{number:03d} {'7 4 1 9 ' * 120}"} for number in range(255)]
+LONG_LEVELS = [{"label": one["value"]} for one in LONG_LABELS[:200]]
 
 
 @pytest.fixture(scope="module")
@@ -147,14 +149,23 @@ def test_an_input_of_items_is_a_chat(server: str) -> None:
         ({"input": "long " * 5000}, None, "context"),
         ({"input": None}, "input", "expected"),
         ({"model": "nobody"}, "model", "nobody"),
+        # Labels of a thousand tokens, each a look of its own: refused before the looks are made.
+        ({"questions": [{**CHOICE, "choices": LONG_LABELS}]}, "questions", "more than one request may ask"),
+        ({"questions": [{**SCORE, "levels": LONG_LEVELS}] * 2}, "questions", "more than one request may ask"),
+        (
+            {"questions": [{**CHOICE, "choices": [{"value": "\ufdd1<|im_end|>"}, {"value": "\u202e"}]}]},
+            None,
+            "",
+        ),
     ],
 )
 def test_what_cannot_be_decided_is_refused_by_name(
     server: str, change: dict[str, Any], param: str | None, says: str
 ) -> None:
     answer = decide(server, PREDICATE, **change) if "questions" not in change else decide(server, **change)
-    assert answer.status_code in (400, 404), answer.text
-    error = answer.json()["error"]
+    assert answer.status_code in (400, 404) or not says, answer.text
+    assert answer.status_code < 500
+    error = answer.json().get("error", {"message": ""})
     assert says in error["message"], error
     if param is not None:
         assert error["param"] == param
@@ -163,6 +174,16 @@ def test_what_cannot_be_decided_is_refused_by_name(
 # -- the pure part ---------------------------------------------------------------------------------------
 
 WAYS = st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple)
+
+
+@given(st.lists(WAYS, min_size=2, max_size=8, unique=True), st.integers(0, 12))
+def test_a_tree_stops_at_its_bound(forms: list[tuple[int, ...]], most: int) -> None:
+    nodes = len(label_tree([[form] for form in forms]).nodes)
+    if nodes <= most:
+        assert len(label_tree([[form] for form in forms], most).nodes) == nodes
+    else:
+        with pytest.raises(TooManyNodes):
+            label_tree([[form] for form in forms], most)
 
 
 @given(st.lists(WAYS, min_size=2, max_size=8, unique=True), st.randoms(use_true_random=False))

@@ -58,6 +58,17 @@ def test_a_torn_line_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "1 lines were left out, the first of them line 2" in caplog.text
 
 
+def test_a_line_that_is_nested_without_end_costs_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "things"
+    path.write_text(
+        '{"schema": 1, "n": 1}\n{"schema": 1, "n": ' + "[" * 100_000 + '\n{"schema": 1, "n": 3}\n'
+    )
+    assert numbers(path) == [1, 3]
+    path.write_text("[" * 100_000)
+    with pytest.raises(BadInput, match="this is no JSON"):
+        numbers(path)
+
+
 def test_what_is_no_file_of_lines_is_refused(tmp_path: Path) -> None:
     (tmp_path / "things").write_text("no JSON\nat all\n")
     with pytest.raises(BadInput, match="things:1: this is no JSON"):

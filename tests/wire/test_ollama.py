@@ -39,6 +39,7 @@ from weighbridge.wire.protocols.ollama import (
     OllamaGenerate,
     OneVector,
     Vectors,
+    keep_alive_seconds,
     model_name,
 )
 
@@ -320,3 +321,44 @@ def test_whatever_comes_is_said_once(pieces: list[list[Any]]) -> None:
     assert "".join(line["message"]["content"] for line in found) == "".join(said)
     assert "".join(line["message"].get("thinking", "") for line in found) == "".join(thought)
     assert [line["done"] for line in found] == [False] * (len(found) - 1) + [True]
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        "--5",
+        "-+5",
+        "+-5m",
+        "\u0663",
+        "5\u0663s",
+        "5 m",
+        "5m ",
+        "",
+        ".",
+        "5.5.5",
+        "m",
+        True,
+        [],
+        {},
+        float("nan"),
+    ],
+)
+def test_a_keep_alive_that_is_no_duration_is_refused(keep: object) -> None:
+    with pytest.raises(ApiError):
+        keep_alive_seconds(keep)
+
+
+@pytest.mark.parametrize(
+    ("keep", "seconds"),
+    [
+        ("5m", 300.0),
+        ("1h30m", 5400.0),
+        ("-1", -1.0),
+        ("-1.5m", -90.0),
+        (".5", 0.5),
+        (0, 0.0),
+        (10**400, 1e12),
+    ],
+)
+def test_a_keep_alive_is_read_as_go_reads_it(keep: object, seconds: float) -> None:
+    assert keep_alive_seconds(keep) == seconds

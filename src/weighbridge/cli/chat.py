@@ -18,7 +18,7 @@ from weighbridge.engine.api import Generation
 from weighbridge.engine.engine import LocalEngine
 from weighbridge.engine.request import SamplingParams
 from weighbridge.engine.settings import EngineSettings
-from weighbridge.errors import WeighbridgeError
+from weighbridge.errors import WeighbridgeError, said
 from weighbridge.knobs import check_choices, knob
 from weighbridge.secret import Secret
 from weighbridge.server.endpoint import ChatTokenizer
@@ -200,9 +200,14 @@ def _first_model(listed: Any) -> str:
 
 def _content(event: bytes) -> tuple[str, str]:
     """What is thought and said in one event. Raises WeighbridgeError for an error in the middle of a stream."""
-    value = json.loads(event)
-    if "error" in value:
-        raise WeighbridgeError(error_message(event))
-    deltas = [choice["delta"] for choice in value.get("choices", ())]
-    thought = "".join([delta.get("reasoning_content") or delta.get("reasoning") or "" for delta in deltas])
-    return thought, "".join([delta.get("content") or "" for delta in deltas])
+    try:
+        value = json.loads(event)
+        if value.get("error"):
+            raise WeighbridgeError(error_message(event))
+        deltas = [choice["delta"] for choice in value.get("choices") or ()]
+        thoughts = [delta.get("reasoning_content") or delta.get("reasoning") or "" for delta in deltas]
+        return "".join(thoughts), "".join([delta.get("content") or "" for delta in deltas])
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise WeighbridgeError(
+            f"the server sent an event that is no part of an answer: {said(error)}"
+        ) from error

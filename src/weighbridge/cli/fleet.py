@@ -245,7 +245,7 @@ def _entry(replica: str) -> dict[str, Any]:
         return {"url": replica}
     try:
         entry = json.loads(replica)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"the replica is no JSON: {error}") from error
     return dict(entry)
 

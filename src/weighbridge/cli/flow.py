@@ -120,7 +120,7 @@ def _arguments(given: str | None) -> tuple[list[Any], dict[str, Any]]:
         return [], {}
     try:
         value = json.loads(given)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(
             f"--input is not JSON ({error}); a text needs quotes inside: --input '\"text\"'"
         ) from error

@@ -79,10 +79,10 @@ def _texts(text: str) -> list[tuple[int, str]]:
     values = []
     try:
         values = [(1, json.loads(text))]
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             values = [(n, json.loads(line)) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-        except ValueError:
+        except (ValueError, RecursionError):
             return _paragraphs(text)
     return [(line, one) for line, value in values for one in walk.strings(value)]
 

@@ -45,7 +45,7 @@ class Server:
             data = await _whole(response, patience)
         try:
             return json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise WeighbridgeError(f"{self._shown(path)} did not answer with JSON; {self.hint}") from error
 
     @asynccontextmanager

@@ -281,7 +281,7 @@ class Meter:
             return False
         try:
             body = _decode(event[event.index(b"{") :])
-        except (msgspec.DecodeError, ValueError):
+        except (msgspec.DecodeError, ValueError, RecursionError):
             return False
         told = body.told(self.produced)
         if told is not None:
@@ -292,7 +292,7 @@ class Meter:
         """Read an answer that came in one piece."""
         try:
             answer = _decode(body)
-        except (msgspec.DecodeError, ValueError):
+        except (msgspec.DecodeError, ValueError, RecursionError):
             return
         self.usage = answer.told(0)
         if self._echoed is None:  # a prompt told again is not generated

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge.errors import BadInput
-from weighbridge.models.files.fields import shown
+from weighbridge.models.files.fields import MAX_COUNT, shown
 from weighbridge.models.files.gguf_format import GgufMetadata
 from weighbridge.models.files.hf_config import read_json
 
@@ -86,7 +86,7 @@ def _made(given: Mapping[str, tuple[str, Any]], source: str) -> SamplingDefaults
         _, _, kind, is_right, words = _FIELDS[name]
         if value is None:
             continue
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_COUNT
         if not is_number or (kind is int and value != int(value)) or not is_right(value):
             raise BadInput(
                 f"{source}: {own} is {shown(value)}, but must be a number, {words}; correct it, or start with "

@@ -76,10 +76,10 @@ class Shown:
                     return b""
                 fields["weighbridge"] = msgspec.Raw(_encode(self._usage()))
         elif self._restore is not None:
-            chunk = msgspec.json.decode(_encode(self._bare(fields, choices)))
+            bare = _encode(self._bare(fields, choices))
             try:
-                return _event(self._restore.chunk(chunk))
-            except (AttributeError, TypeError) as error:
+                return _event(self._restore.chunk(msgspec.json.decode(bare)))
+            except (AttributeError, TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
                 raise BrokenOff(data) from error
         elif not self._keep_logprobs:
             fields = self._bare(fields, choices)
@@ -90,7 +90,7 @@ class Shown:
             return fields
         try:
             bare = [{**choice, "logprobs": _NULL} for choice in _choices(choices)]
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise BrokenOff(choices) from None
         return {**fields, "choices": msgspec.Raw(_encode(bare))}
 
@@ -147,7 +147,7 @@ def chunks_of(events: bytes, *, keep_logprobs: bool) -> list[dict[str, Any]]:
 def _decoded(decode: Callable[[bytes], _Chunk], data: bytes) -> _Chunk:
     try:
         return decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return decode(sound(data) or b"{}")
 
 

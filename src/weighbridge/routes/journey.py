@@ -423,8 +423,9 @@ class RouteJourney:
         extra: dict[str, Any] = {}
         if judged and self._request.ask.choices == 1:
             body, cascade = self._request.body, self._route.settings.cascade
-            wanted = max(cascade.top_logprobs, body.get("top_logprobs") or 0)
-            extra = {"logprobs": True, "top_logprobs": wanted}
+            wanted = body.get("top_logprobs") or 0
+            if type(wanted) is int:  # else whoever answers refuses it
+                extra = {"logprobs": True, "top_logprobs": max(cascade.top_logprobs, wanted)}
         run = self._new_run(place, {**fields, **_raw(extra)}, reservation, until)
         run.asked_logprobs = bool(extra) and not self._request.body.get("logprobs")
         if place.level is Level.CLOUD:
@@ -488,9 +489,9 @@ class RouteJourney:
     def _sampling(self, number: int) -> Fields:
         """The body of one further sample: its own draw, in earnest even where the client asked for the likeliest."""
         body = self._request.body
-        seed = (int(body.get("seed") or 0) + number) % 2**31
+        seed = (int(_number(body.get("seed"), 0.0)) + number) % 2**31
         lowest = self._route.settings.cascade.sample_temperature
-        temperature = max(float(body.get("temperature", 1.0)), lowest)
+        temperature = max(_number(body.get("temperature"), 1.0), lowest)
         fields = self._request.fields(Level.EDGE) | _raw({"temperature": temperature, "seed": seed})
         return {name: raw for name, raw in fields.items() if name not in ("logprobs", "top_logprobs")}
 
@@ -563,6 +564,11 @@ class RouteJourney:
         other = self._route.other(committed.place)
         if other is not None:
             ticket.counterfactual_usd = other.price.usd(Usage(leg.prompt_tokens, leg.output_tokens))
+
+
+def _number(value: Any, default: float) -> float:
+    """A number of a body that nobody has checked, for whoever answers may take others than we do."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else default
 
 
 def _raw(fields: dict[str, Any]) -> Fields:

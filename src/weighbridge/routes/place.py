@@ -211,7 +211,7 @@ class Place:
             raise PlaceFailed(f"{self.name} answered {opened.status}", status=opened.status)
         try:
             return msgspec.json.decode(answer)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise PlaceFailed(f"{self.name} sent an answer that is no JSON") from None
 
     async def _look(self, ask: Ask) -> FleetJourney:

@@ -34,6 +34,7 @@ from weighbridge.server.endpoint import Endpoint, HttpService, json_response
 from weighbridge.state.database import StateError
 from weighbridge.wire.body import apart, decode, read_body
 from weighbridge.wire.errors import ApiError
+from weighbridge.wire.extension import our_headers
 from weighbridge.wire.headers import OURS, Headers, headers_of
 from weighbridge.wire.protocol import WireProtocol
 
@@ -143,6 +144,7 @@ class Batches:
 
     async def upload(self, request: Request) -> Response:
         headers = headers_of(request.headers.raw)
+        our_headers(headers)  # a misspelt restriction must not be ignored
         boundary = boundary_of(headers.get("content-type", ""))
         if boundary is None:
             raise ApiError(400, "send multipart/form-data with the fields `purpose` and `file`")
@@ -186,8 +188,10 @@ class Batches:
         restricted = any(headers.get(name) for name in RESTRICTING)
         if purpose != BATCH:
             return IN_MEMORY if restricted else ON_DISK
-        named = await apart(len(content), restricted_models, content)
-        may = all(self._service.may_write(model, restricted or itself) for model, itself in named)
+        named = await apart(len(content), restricted_models, content, self._service.max_body)
+        may = named is not None and all(
+            self._service.may_write(one, restricted or itself) for one, itself in named
+        )
         return ON_DISK if may else IN_MEMORY
 
     def _expiry(self, fields: Mapping[str, str]) -> float:
@@ -267,6 +271,7 @@ class Batches:
             what = "there is no file" if file is None else "purpose `batch` is not that of the file"
             message = f"input_file_id: {what} {asked.input_file_id[:80]!r}; upload it with purpose `batch`"
             raise ApiError(400, message, code="file_not_found", param="input_file_id")
+        our_headers(headers)
         ours = {name: value for name, value in headers.items() if name in HEADERS}
         if kept == ON_DISK and any(ours.get(name) for name in RESTRICTING):
             await self._check_may_stay(file)
@@ -293,8 +298,8 @@ class Batches:
     async def _check_may_stay(self, file: FileRecord) -> None:
         """Raises ApiError where a batch restricts what its file, which is on disk, did not say was restricted."""
         content = await self._stored(partial(self._open(ON_DISK)[0].content, file.id))
-        models = await apart(len(content), restricted_models, content)
-        if not all(self._service.may_write(model, True) for model, _ in models):
+        models = await apart(len(content), restricted_models, content, self._service.max_body)
+        if models is None or not all(self._service.may_write(model, True) for model, _ in models):
             message = "requests that are restricted may not be on disk; upload the file with the same headers"
             raise ApiError(400, message, code="file_is_on_disk", param="input_file_id")
 

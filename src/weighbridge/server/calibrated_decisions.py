@@ -9,6 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from weighbridge.errors import said
 from weighbridge.server.decisions.answers import recalibrated
 from weighbridge.server.decisions.calibration import Calibration, calibrate
 from weighbridge.server.decisions.requests import CalibrationRequest
@@ -27,6 +28,11 @@ from weighbridge.wire.protocols.decisions import (
 from weighbridge.wire.protocols.openai import WholeEncoder
 
 CALIBRATIONS = PATH + "/calibrations"
+#: What reading decisions meets in what are none: who answers may be anybody's server.
+_NO_DECISIONS = (
+    *(msgspec.MsgspecError, LookupError, ValueError, TypeError, ArithmeticError),
+    *(AttributeError, RecursionError),
+)
 
 
 class CalibratedDecisions(DecisionProtocol):
@@ -90,12 +96,17 @@ class CalibratedEncoder(WholeEncoder):
     def whole(self, answer: WholeAnswer) -> bytes:
         if answer.status != 200:
             return answer.body
-        told: dict[str, Any] = msgspec.json.decode(answer.body)
-        told["answers"] = [
-            recalibrated(question, one, self._found.get(question.name or ""))
-            for question, one in zip(self._request.questions, told["answers"], strict=True)
-        ]
-        return msgspec.json.encode(told)
+        try:
+            told: dict[str, Any] = msgspec.json.decode(answer.body)
+            told["answers"] = [
+                recalibrated(question, one, self._found.get(question.name or ""))
+                for question, one in zip(self._request.questions, told["answers"], strict=True)
+            ]
+            return msgspec.json.encode(told)
+        except _NO_DECISIONS as error:
+            raise ApiError(
+                502, f"the server behind sent no decisions: {said(error)}", kind="server_error"
+            ) from error
 
 
 def _calibrated(asked: CalibrationRequest) -> Calibration:

@@ -33,7 +33,7 @@ def read_step_cost(path: Path) -> StepCost:
         record = json.loads(path.read_text())
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}", param="step_cost") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not JSON: {error}", param="step_cost") from error
     if isinstance(record, dict) and isinstance(record.get("step_cost"), dict):
         record = record["step_cost"]

@@ -186,7 +186,7 @@ def read_lines(path: Path, schema: DocumentSchema) -> Iterator[dict[str, Any]]:
                     content = json.loads(line)
                     if not isinstance(content, dict):
                         raise ValueError("it is no object")
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:  # RecursionError: nested without end
                     torn, first_torn, why = torn + 1, first_torn or number, why or str(error)
                     continue
                 good += 1

@@ -33,6 +33,6 @@ def read(value: str) -> dict[str, Any] | None:
         return None
     try:
         told: dict[str, Any] = msgspec.to_builtins(msgspec.json.decode(value, type=_Told))
-    except (msgspec.DecodeError, UnicodeError):  # a ValidationError is a DecodeError
+    except (msgspec.DecodeError, UnicodeError, RecursionError):  # a ValidationError is a DecodeError
         return None
     return told

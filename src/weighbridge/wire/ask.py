@@ -35,9 +35,21 @@ Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
 _encode = msgspec.json.encode
 
 
+#: Kinds of characters that nobody sees, and letters and marks among the others that show nothing.
+_UNSEEN = frozenset(("Cc", "Cf", "Cn", "Co", "Cs"))
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0") | frozenset(
+    map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))
+)
+
+
 def folded(label: str) -> str:
-    """A label as labels are compared: neither case, nor width, nor white space around it makes it another one."""
-    return unicodedata.normalize("NFKC", label).strip().casefold()
+    """A label as labels are compared: neither case, nor width, nor white space around it, nor what nobody sees makes it
+    another one."""
+    text = unicodedata.normalize("NFKC", label).strip().casefold()
+    if text.isascii() and text.isprintable():
+        return text
+    seen = [one for one in text if unicodedata.category(one) not in _UNSEEN and one not in _BLANK]
+    return unicodedata.normalize("NFKC", "".join(seen)).strip().casefold()
 
 
 def new_id() -> str:

@@ -55,13 +55,7 @@ def apply_caller(ask: Ask, headers: Mapping[str, str], caller: KnownCaller | Non
     `caller` is who calls, if callers have to be known. Raises ApiError 400 naming the header.
     """
     body = ask.extension or _NOTHING
-    ours = {}
-    for name in headers:
-        if name.startswith(OURS):
-            ours[name[len(OURS) :]] = headers[name]
-    for name in ours:
-        if name not in _HEADERS:
-            raise ApiError(400, f"header {OURS}{name} is not known here; {_KNOWN}")
+    ours = our_headers(headers)
     proposed = ours.get("ticket", "")
     ask.proposed_id = bool(proposed) and _TICKET.fullmatch(proposed) is not None
     ask.id = proposed if ask.proposed_id else new_id()
@@ -74,6 +68,19 @@ def apply_caller(ask: Ask, headers: Mapping[str, str], caller: KnownCaller | Non
     ask.route = (body.route or ours.get("route") or ask.path.rsplit("/v1/", 1)[-1])[:LONGEST_NAME]
     if ours or ask.extension is not None:  # most requests say nothing of the kind
         _apply_wishes(ask, body, ours, now)
+
+
+def our_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Our headers, by what follows `OURS`. Raises ApiError 400 for one that is meant to be ours and is not known."""
+    ours = {}
+    for name in headers:
+        if name.startswith(_MEANT):
+            ours[name.removeprefix(OURS)] = headers[name]
+    for name in ours:
+        if name not in _HEADERS:
+            said = name if name.startswith(_MEANT) else OURS + name
+            raise ApiError(400, f"header {said[:LONGEST_NAME]} is not known here; {_KNOWN}")
+    return ours
 
 
 def _apply_wishes(ask: Ask, body: Extension, ours: Mapping[str, str], now: float) -> None:
@@ -96,6 +103,8 @@ def _apply_wishes(ask: Ask, body: Extension, ours: Mapping[str, str], now: float
 _NOTHING = Extension()
 #: A header that is not among these is an error, like a field of the body: a misspelt restriction must not be ignored.
 _HEADERS = ("ticket", *(name.replace("_", "-") for name in Extension.__struct_fields__))
+#: Names that are meant to be ours, however they are written: gateways of others make `_` of `-`.
+_MEANT = (OURS, "x-weighbridge", "x_weighbridge", "weighbridge")
 _KNOWN = f"{OURS}* may be {', '.join(_HEADERS)}"
 
 

@@ -53,6 +53,15 @@ EXTENSION = [
         )
         for name in ("label", "lables", "placment", "deadline", "deadline_ms")
     ),
+    *(
+        Row(
+            f"a header that is meant to be ours: {name!r}",
+            bad(says="is not known here"),
+            chat(),
+            headers=((name, "patient"),),
+        )
+        for name in ("x_weighbridge_labels", "X-Weighbridge_Labels", "X-Weighbridge", "Weighbridge-Labels")
+    ),
     Row(
         "all of the extension at once",
         EDGE,
@@ -77,6 +86,10 @@ EXTENSION = [
     stays("a label with a letter of elsewhere", labels=["ärztlich"]),
     stays("a label written letter by letter", labels=["A\u0308RZTLICH"]),
     stays("a label of wide letters", labels=["\uff50atient\u00a0"]),
+    stays("a label with letters that nobody sees", labels=["pat\u200bi\u00adent\ufe0f"]),
+    stays("a label with them at its ends", labels=["\ufeffpatient\u2060\u0000"]),
+    stays("a label with them in a header", *header("labels", "\u200fpati\u034fent")),
+    stays("a label whose mark stands behind what nobody sees", labels=["A\u200d\u0308rztlich"]),
     stays("a label with a letter of elsewhere in a header", *header("labels", "ärztlich")),
     stays("a label in Latin-1 in a header", ("x-weighbridge-labels", "ärztlich".encode("latin-1"))),
     stays("a header's name in capitals", ("X-WEIGHBRIDGE-LABELS", "patient")),

@@ -44,26 +44,32 @@ class Input {
   // Mostly from `low` to `high`, one too many or too few included.
   int64_t near(int64_t low, int64_t high) {
     const auto kind = bytes_.ConsumeIntegral<uint8_t>();
-    if (kind < 240) return within(low, high);
+    const int64_t usual = within(low, high);
+    if (kind < 240) return usual;
     if (kind < 244) return low - 1;
-    if (kind < 250) return high + 1;
-    return bytes_.ConsumeIntegral<int32_t>();
+    return kind < 250 ? high + 1 : (int64_t)(int32_t)((uint64_t)usual * 2654435761u);
   }
+  // Always of two bytes, or of four: what is read next stays where it is when a byte before it changes a range.
   int64_t within(int64_t low, int64_t high) {
-    return low < high ? bytes_.ConsumeIntegralInRange<int64_t>(low, high) : low;
+    const uint64_t span = high > low ? (uint64_t)(high - low) : 0;
+    const uint64_t drawn = span < 1 << 16 ? bytes_.ConsumeIntegral<uint16_t>() : bytes_.ConsumeIntegral<uint32_t>();
+    return low + (int64_t)(drawn % (span + 1));
   }
   bool flag() { return bytes_.ConsumeBool(); }
   bool rarely() { return bytes_.ConsumeIntegral<uint8_t>() > 250; }
   float number() {
     static constexpr float odd[] = {0.0f, -1.0f, 3e38f, INFINITY, -INFINITY, NAN, 1e-40f};
-    return rarely() ? odd[within(0, 6)] : (float)within(-200, 200) / 16;
+    const bool is_odd = rarely();
+    const int64_t drawn = within(0, 400);
+    return is_odd ? odd[drawn % 7] : (float)(drawn - 200) / 16;
   }
   uint8_t byte() { return bytes_.ConsumeIntegral<uint8_t>(); }
   std::string rest() { return bytes_.ConsumeRemainingBytesAsString(); }
 
   // A block of that many bytes, or rarely of a few more or less; what is in it repeats some bytes of the input.
   Memory memory(int64_t wanted, size_t alignment = 64) {
-    const int64_t size = rarely() ? wanted + within(-64, 64) : wanted;
+    const bool is_other = rarely();
+    const int64_t off = within(-64, 64), size = is_other ? wanted + off : wanted;
     if (size <= 0 || size > largest_block) return {0, 0};
     void *block = nullptr;
     if (posix_memalign(&block, alignment, size) != 0) throw std::bad_alloc();

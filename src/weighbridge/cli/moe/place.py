@@ -73,7 +73,7 @@ def _current(path: Path, experts: int) -> ExpertPlacement:
     try:
         value = json.loads(read_text(path, "--current"))
         rows = np.array(value["physical_to_logical"] if isinstance(value, dict) else value, dtype=np.int64)
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
         raise BadInput(f"{path} must hold physical_to_logical: a list of expert numbers per layer") from None
     if rows.ndim != 2 or rows.size == 0 or rows.min() < 0:
         raise BadInput(f"{path} must hold physical_to_logical: a list of expert numbers per layer")

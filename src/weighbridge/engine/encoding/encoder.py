@@ -87,6 +87,12 @@ def build_encoder(path: Path, form: Form, model_name: str, settings: EngineSetti
         torch.set_num_threads(settings.threads)
     tokenizer = load_tokenizer(path)
     encoder = _reader(path, form, tokenizer.pairs.separator())
+    largest = max(*tokenizer.pairs.encode("a"), *tokenizer.pairs.encode("a", "a"))
+    if largest >= encoder.vocab_size:
+        raise BadInput(
+            f"the tokenizer of {path} puts a token with the id {largest} around texts, the model has ids up to "
+            f"{encoder.vocab_size - 1}: they belong to different models"
+        )
     if tokenizer.vocab_size > encoder.vocab_size:
         raise BadInput(
             f"the tokenizer of {path} has token ids up to {tokenizer.vocab_size - 1}, the model only to "

@@ -249,7 +249,7 @@ class ChatStream:
             return None
         try:
             event: dict[str, Any] = msgspec.json.decode(data, type=dict[str, Any])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise LlmError(f"{self._endpoint} sent an event that is no JSON object: {error}") from error
         if "error" in event:
             raise LlmError(f"{self._endpoint}: {error_message(data)}", 500)

@@ -61,7 +61,7 @@ class DecisionPredictor:
                 )
                 for rank, one in enumerate(ranked)
             ]
-        except (OSError, ValueError, LookupError, TypeError, msgspec.MsgspecError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError, msgspec.MsgspecError):
             return ()  # TimeoutError is an OSError
 
     def learn(self, call: GuessedCall, outcome: Any) -> None:

@@ -99,7 +99,7 @@ class Llm:
         reply = await self._ask(messages, [], {**parameters, "response_format": response_format})
         try:
             return msgspec.json.decode(reply.text, type=kind)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             cut = " (cut off: allow more max_tokens)" if reply.finish_reason == "length" else ""
             raise LlmError(f"{self.name} answered what is no {kind.__name__}: {error}{cut}") from error
 

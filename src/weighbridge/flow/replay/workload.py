@@ -72,7 +72,7 @@ def read_workload(path: Path) -> list[RecordedTask]:
             continue
         try:
             task = msgspec.json.decode(line, type=RecordedTask)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BadInput(f"workload {path}, line {number}: {error}") from error
         task.check()
         tasks.append(task)

@@ -16,9 +16,11 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 from weighbridge.errors import BadInput, UnsupportedModel, said
 from weighbridge.models.adapters.peft_file import MatrixShape
+from weighbridge.models.files.checkpoint import SafetensorsDirectory
 from weighbridge.models.files.config import ModelConfig, RopeConfig
 from weighbridge.models.files.fields import Fields, shown
 from weighbridge.models.files.hf_config import end_token_ids, read_json
+from weighbridge.models.general.given import GivenFiles, configuration, without_weights
 from weighbridge.models.general.refusals import refused
 from weighbridge.models.general.seam import NAME
 from weighbridge.models.general.tracing import AttentionShape, trace
@@ -33,25 +35,28 @@ _ATTENTION = frozenset(("full_attention", "sliding_attention", "attention"))
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A model of transformers that can be served. `model_class` builds it from `config`."""
+    """A model of transformers that can be served. `model_class` builds it from `config`, and `given` fills it."""
 
     config: Any
     model_class: type[Any]
+    given: GivenFiles
     shapes: tuple[AttentionShape, ...]
     linears: frozenset[str]  # names of layers whose place ours can take
     adaptable: Mapping[str, MatrixShape]  # of those, the ones that adapters can add to
     model: ModelConfig
 
 
-def describe(directory: Path) -> Description:
-    """Return what `directory` holds. Raises BadInput or UnsupportedModel, which names the way out."""
+def describe(files: SafetensorsDirectory) -> Description:
+    """Return what a directory holds. Raises BadInput or UnsupportedModel, which names the way out."""
+    directory = files.path
     fields = Fields(read_json(directory / "config.json"))
     kind = fields.get("model_type")
     try:
         _check_fields(fields)
-        config = _read(directory, kind)
+        config = _read(directory, fields)
         model_class = _class_of(config, fields)
-        skeleton = skeleton_of(model_class, config)
+        given = GivenFiles(files)
+        skeleton = _skeleton_of(model_class, config, given)
         _check_modules(skeleton)
         traced = trace(skeleton)
     except UnsupportedModel as error:
@@ -59,7 +64,7 @@ def describe(directory: Path) -> Description:
     shapes = tuple(traced.shapes)
     model = _model_config(directory, kind, config, skeleton, shapes)
     adaptable = _adaptable(skeleton, traced.by_token)
-    return Description(config, model_class, shapes, traced.linears, adaptable, model)
+    return Description(config, model_class, given, shapes, traced.linears, adaptable, model)
 
 
 def _adaptable(skeleton: Any, by_token: tuple[str, ...]) -> dict[str, MatrixShape]:
@@ -72,15 +77,16 @@ def _adaptable(skeleton: Any, by_token: tuple[str, ...]) -> dict[str, MatrixShap
     return found
 
 
-def skeleton_of(model_class: type[Any], config: Any) -> Any:
+def _skeleton_of(model_class: type[Any], config: Any, given: GivenFiles) -> Any:
     """Return the model without weights. Raises UnsupportedModel where transformers cannot build it."""
     config._attn_implementation = NAME
     if model_class._can_set_experts_implementation():
         config._experts_implementation = "grouped_mm"  # the others look at values, which are not there
     try:
-        with torch.device("meta"):
-            # Experts in groups are multiplied in bfloat16 there.
-            return model_class(config).eval().to(torch.bfloat16)
+        # Experts in groups are multiplied in bfloat16 there.
+        return without_weights(lambda: model_class(config).eval().to(torch.bfloat16), given)
+    except BadInput:
+        raise
     except Exception as error:
         raise UnsupportedModel(f"transformers cannot build it: {said(error)}") from error
 
@@ -104,13 +110,11 @@ def _check_fields(fields: Fields) -> None:
         raise UnsupportedModel("its tokens see later ones: it is no decoder")
 
 
-def _read(directory: Path, kind: str) -> Any:
+def _read(directory: Path, fields: Fields) -> Any:
     try:
-        return CONFIG_MAPPING[kind].from_pretrained(directory, local_files_only=True)
-    except Exception as error:
-        raise BadInput(
-            f"{directory / 'config.json'} is not what transformers takes for {kind}: {said(error)}"
-        ) from error
+        return configuration(fields.values)
+    except BadInput as error:
+        raise BadInput(f"{directory}: {error}", param=error.param) from error
 
 
 def _class_of(config: Any, fields: Fields) -> type[Any]:

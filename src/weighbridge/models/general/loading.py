@@ -1,4 +1,4 @@
-"""A general model with its weights: read by transformers from safetensors alone, and then checked."""
+"""A general model with its weights: put into their places by transformers, and then checked."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 from weighbridge.errors import BadInput, said, some_of
 from weighbridge.models.compute.finite import is_finite, not_finite
 from weighbridge.models.general.description import Description
+from weighbridge.models.general.given import with_weights
 from weighbridge.models.general.seam import NAME
 
 
@@ -23,14 +24,9 @@ def read_weights(path: Path, description: Description, dtype: torch.dtype) -> An
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
-        model, found = description.model_class.from_pretrained(
-            path,
-            config=copy.deepcopy(description.config),
-            dtype=dtype,
-            attn_implementation=NAME,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
+        config = copy.deepcopy(description.config)
+        model, found = with_weights(
+            description.model_class, config, description.given, dtype=dtype, attn_implementation=NAME
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise BadInput(f"{path} cannot be read by transformers: {said(error)}") from error

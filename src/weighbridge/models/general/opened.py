@@ -29,7 +29,7 @@ class GeneralModel:
         self._files = SafetensorsDirectory(path)  # complete, and no pickles
         self.path, self._cpu = path, cpu
         self.native: Checkpoint | None = None
-        self.description = describe(path)
+        self.description = describe(self._files)
         self.config = self.description.model
 
     def fingerprint(self) -> str:

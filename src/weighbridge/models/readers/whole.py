@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,10 @@ from safetensors.torch import load_file
 
 from weighbridge.errors import BadInput, UnsupportedModel, said
 from weighbridge.models.compute.finite import is_finite, not_finite
+from weighbridge.models.files.checkpoint import SafetensorsDirectory
 from weighbridge.models.files.fields import Fields, shown
 from weighbridge.models.files.hf_config import read_json
+from weighbridge.models.general.given import GivenFiles, configuration, with_weights, without_weights
 from weighbridge.models.readers.form import Form, LabelForm, Pooling, VectorForm
 from weighbridge.models.readers.pooling import padded, pool
 
@@ -46,6 +49,10 @@ class WholeReader:
 
     def _width(self, hidden: int) -> int:
         if isinstance(self.form, LabelForm):
+            if (count := self._model.config.num_labels) != len(self.form.labels):
+                raise BadInput(
+                    f"config.json: there are {len(self.form.labels)} labels by num_labels, and {count} by id2label"
+                )
             return len(self.form.labels)
         for layer in self._dense:
             if layer.weight.shape[1] != hidden:
@@ -106,6 +113,9 @@ class _Dense:
             raise BadInput(
                 f"{self.file} has no tensor 'linear.weight' of shape {list(shape)}, or another bias"
             )
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point() or not is_finite(tensor):
+                raise not_finite(name, self.file)
         self.weight = weight.float()
         self._bias = None if bias is None else bias.float()
 
@@ -116,24 +126,21 @@ class _Dense:
 
 def _loaded(path: Path, scores: bool) -> Any:
     """The model with every weight of its configuration found, none of them by chance. Raises BadInput otherwise."""
-    fields = Fields(read_json(path / "config.json"))
-    if "num_hidden_layers" in fields:
-        fields.layers("num_hidden_layers")
-    if not list(path.glob("*.safetensors")):
-        raise BadInput(
-            f"{path} has no .safetensors file; pickles (.bin, .pt) can run code and are never opened"
-        )
+    values = read_json(path / "config.json")
+    fields = Fields(values)
+    if fields.nested("quantization_config") is not None:
+        raise UnsupportedModel(f"{path}: weights in few bits are not read of a model that reads texts whole")
+    given = GivenFiles(SafetensorsDirectory(path))
     transformers.utils.logging.disable_progress_bar()
     kind = transformers.AutoModelForSequenceClassification if scores else transformers.AutoModel
+    config = configuration(values)
     try:
-        model, told = kind.from_pretrained(
-            path,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
+        skeleton = without_weights(
+            lambda: kind.from_config(copy.deepcopy(config), trust_remote_code=False), given
         )
+        model, told = with_weights(type(skeleton), skeleton.config, given, dtype=torch.float32)
+    except BadInput:
+        raise
     except Exception as error:  # whatever it is that transformers does not like about the files
         raise BadInput(f"{path} cannot be loaded: {said(error)}") from error
     _check(path, model, told)

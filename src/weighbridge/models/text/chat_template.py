@@ -271,6 +271,6 @@ def _plain_call(call: object, where: str) -> dict[str, Any]:
     _check_id(call.get("id"), f"{where}.id")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             arguments = json.loads(arguments) if arguments.strip() else {}
     return {**call, "function": {**function, "arguments": arguments}}

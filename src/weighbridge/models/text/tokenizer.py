@@ -280,6 +280,14 @@ class Tokenizer:
         return text + answer, spelled
 
 
+def _check_known(index: int, tokenizer: Tokenizer) -> None:
+    """Raise UnsupportedModel for a token that is put around texts and that no vocabulary has."""
+    if index >= tokenizer.vocab_size:
+        raise UnsupportedModel(
+            f"the tokenizer puts a token with the id {index} around texts, and has ids up to {tokenizer.vocab_size - 1}"
+        )
+
+
 def load_tokenizer(
     path: Path, *, control_tokens_in_content: bool = False, chat_template: str | None = None
 ) -> Tokenizer:
@@ -295,7 +303,9 @@ def load_tokenizer(
         if source is not None:
             parts = parts.with_template(source)
         tokenizer = Tokenizer(parts, control_tokens_in_content=control_tokens_in_content)
-        tokenizer.decode(tokenizer.encode(_PROBE))
+        probed = tokenizer.encode(_PROBE)
+        tokenizer.decode(probed)
+        _check_known(max(probed, default=0), tokenizer)
     except BadInput:
         raise
     except BaseException as error:  # the library raises plain Exception, or panics

@@ -49,7 +49,7 @@ def parse_loads(text: str, name: str) -> Loads:
         return Loads(check_loads(_csv_rows(text, name)))
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{name} is not JSON: {error}", param="loads") from None
     if isinstance(value, list):
         return Loads(check_loads(value))

@@ -76,6 +76,8 @@ class _Collected:
 class LineService(Service, Doorkeeper, Protocol):
     """What answers lines, and knows what of it nobody else needs."""
 
+    max_body: int  # bytes of one request
+
     @property
     def draining(self) -> bool: ...
     def spare_room(self, model: str) -> SpareRoom: ...

@@ -16,6 +16,10 @@ from weighbridge.server.batch.records import Problem
 MAX_LINES, MAX_PROBLEMS = 50_000, 100
 #: Characters of the name that a client gives a line.
 LONGEST_NAME = 512
+#: Bytes of a line beside its request, which may have as many as one that is sent by itself.
+BESIDE = 8 << 10
+#: Models that one file may name and still be written down before it is read.
+MOST_MODELS = 1000
 #: A batch may take so long, in seconds.
 SHORTEST_WINDOW, LONGEST_WINDOW = 1, 7 * 86_400
 
@@ -77,8 +81,8 @@ def pieces(content: bytes) -> Iterator[tuple[int, int, int]]:
         start = end + 1
 
 
-def read_lines(content: bytes, endpoint: str) -> ReadLines:
-    """Read the requests of a file, all of which are for one endpoint."""
+def read_lines(content: bytes, endpoint: str, largest: int) -> ReadLines:
+    """Read the requests of a file, all of which are for one endpoint. `largest`: bytes of one of them."""
     read, names = ReadLines([], []), set[str]()
     for number, start, length in pieces(content):
         if len(read.lines) >= MAX_LINES:
@@ -86,6 +90,7 @@ def read_lines(content: bytes, endpoint: str) -> ReadLines:
             read.problems.append(Problem("too_many_requests", message, number))
             break
         try:
+            _check_length(number, length, largest)
             read.lines.append(_line(content[start : start + length], number, start, endpoint, names))
         except _Wrong as wrong:
             read.problems.append(wrong.problem)
@@ -98,11 +103,13 @@ def read_lines(content: bytes, endpoint: str) -> ReadLines:
     return read
 
 
-def restricted_models(content: bytes) -> set[tuple[str, bool]]:
+def restricted_models(content: bytes, largest: int) -> set[tuple[str, bool]] | None:
     """The models that a file of requests names, and for each whether such a line says itself how it is to be treated;
-    lines that cannot be read say nothing."""
+    lines that cannot be read say nothing. None: there is too much in it to know; no batch would take it."""
     found = set()
-    for _, start, length in pieces(content):
+    for count, (_, start, length) in enumerate(pieces(content)):
+        if count >= MAX_LINES or length > largest + BESIDE or len(found) > MOST_MODELS:
+            return None
         try:
             form = _forms.decode(content[start : start + length])
             peek = _peeks.decode(_encode(form.body))
@@ -116,6 +123,12 @@ class _Wrong(Exception):
     def __init__(self, number: int, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.problem = Problem(code, message, number, param)
+
+
+def _check_length(number: int, length: int, largest: int) -> None:
+    if length > largest + BESIDE:
+        said = f"has {length} bytes; a request of this server may have {largest}"
+        raise _Wrong(number, "line_too_long", said)
 
 
 def _line(text: bytes, number: int, start: int, endpoint: str, names: set[str]) -> BatchLine:

@@ -215,7 +215,7 @@ class BatchWork:
 
     def _read(self, record: BatchRecord) -> ReadLines:
         content = self._store.content(record.input_file_id)
-        return read_lines(content, record.endpoint)
+        return read_lines(content, record.endpoint, self._service.max_body)
 
     async def _advance(self, one: _Running) -> None:
         now = self._wall()

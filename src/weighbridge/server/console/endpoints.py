@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,7 +18,7 @@ from weighbridge.server.console.markdown import LONGEST_TEXT, MarkdownText, rend
 from weighbridge.server.console.recorder import Recorder
 from weighbridge.server.endpoint import Audience, Endpoint, HttpService, json_response
 from weighbridge.server.watching.history import GOOD_ITL_S, GOOD_TTFT_S, ITERATION_FIELDS
-from weighbridge.wire.body import read_body
+from weighbridge.wire.body import decode, read_body
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.headers import headers_of
 from weighbridge.wire.identity.callers import Visitor, peer_of
@@ -114,8 +113,8 @@ class ConsoleEndpoints:
         """A text as HTML that may stand in a page."""
         body = await read_body(request.receive, headers_of(request.headers.raw), _LONGEST_BODY)
         try:
-            asked = msgspec.json.decode(body, type=MarkdownText)
-        except msgspec.MsgspecError as error:
+            asked = decode(body, MarkdownText)
+        except ApiError as error:
             raise ApiError(400, f"text: must be a JSON string: {error}", param="text") from error
         if self._texts >= MOST_TEXTS:
             message = "too many texts wait to be rendered; try again in a moment"

@@ -39,8 +39,13 @@ class LabelTree:
         return reached * max(1.0 - onwards, 0.0)
 
 
-def label_tree(forms: Sequence[Sequence[Tokens]]) -> LabelTree:
-    """The tree of all labels. Raises ValueError for a form that is empty, or that two labels share."""
+class TooManyNodes(ValueError):
+    """A tree would have more nodes than may be looked at."""
+
+
+def label_tree(forms: Sequence[Sequence[Tokens]], most: int = 1 << 20) -> LabelTree:
+    """The tree of all labels. Raises ValueError for a form that is empty, or that two labels share, and TooManyNodes
+    as soon as it has more than `most`."""
     owners: dict[Tokens, int] = {}
     following: dict[Tokens, dict[int, None]] = {(): {}}
     kept: list[tuple[Tokens, ...]] = []
@@ -52,6 +57,8 @@ def label_tree(forms: Sequence[Sequence[Tokens]]) -> LabelTree:
                 raise ValueError("two labels are the same tokens")
             for at, token in enumerate(form):
                 following.setdefault(form[:at], {})[token] = None
+                if len(following) > most:
+                    raise TooManyNodes
         kept.append(tuple(dict.fromkeys(ways)))
     return LabelTree(tuple(kept), {node: tuple(tokens) for node, tokens in following.items()})
 

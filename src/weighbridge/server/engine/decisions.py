@@ -13,7 +13,7 @@ from weighbridge.engine.api import Generation
 from weighbridge.engine.request import SamplingParams
 from weighbridge.errors import NeverFits
 from weighbridge.server.decisions.answers import answer_to, distinct_tokens
-from weighbridge.server.decisions.labels import LabelTree, Tokens, label_tree, shares_of
+from weighbridge.server.decisions.labels import LabelTree, Tokens, TooManyNodes, label_tree, shares_of
 from weighbridge.server.engine.formats import Gathered, WholeFormat
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.protocols.chat import ChatRequest
@@ -54,6 +54,7 @@ def decision_generations(body: DecisionRequest, words: ModelWords) -> tuple[list
     messages = body.messages()
     trees: list[LabelTree] = []
     generations: list[Generation] = []
+    held = 0  # tokens of all prompts
     for index, question in enumerate(body.questions):
         prompt = words.chat(_chat(messages, question, index, body.chat_template_kwargs))
         if words.opens_thought(prompt):
@@ -61,12 +62,12 @@ def decision_generations(body: DecisionRequest, words: ModelWords) -> tuple[list
                 f"model: {words.name!r} thinks before it answers, also where it is asked not to; ask another"
             )
             raise ApiError(400, message, param="model")
-        tree = _tree(question, index, words)
+        tree = _tree(question, index, words, MOST_LOOKS - len(generations))
+        held += sum(len(prompt) + len(node) for node in tree.nodes)
+        if held > MOST_TOKENS:
+            raise _too_much()
         generations += _looks(prompt, tree, index, words.longest)
         trees.append(tree)
-        if len(generations) > MOST_LOOKS or sum(len(one.prompt) for one in generations) > MOST_TOKENS:
-            message = "questions: this is more than one request may ask; send several"
-            raise ApiError(400, message, param="questions")
     return generations, DecisionFormat(words.name, body.questions, trees, [one.prompt for one in generations])
 
 
@@ -94,14 +95,20 @@ def _asked(question: Question, index: int) -> str:
     return "\n".join([what, "Answer with one of these, and nothing else:", *lines])
 
 
-def _tree(question: Question, index: int, words: ModelWords) -> LabelTree:
-    """`Yes` is as good as `yes`; a label of the client's is taken to the letter."""
+def _too_much() -> ApiError:
+    return ApiError(400, "questions: this is more than one request may ask; send several", param="questions")
+
+
+def _tree(question: Question, index: int, words: ModelWords, most: int) -> LabelTree:
+    """`Yes` is as good as `yes`; a label of the client's is taken to the letter. `most`: looks that are left."""
     forms: list[list[Tokens]] = []
     for label, _ in labels_of(question):
         spellings = (label, label.capitalize()) if isinstance(question, Predicate) else (label,)
         forms.append([tuple(words.encode(one, False)) for one in spellings])
     try:
-        return label_tree(forms)
+        return label_tree(forms, most)
+    except TooManyNodes:
+        raise _too_much() from None
     except ValueError as error:
         message = f"questions[{index}]: {error} to this model; write them differently"
         raise ApiError(400, message, param="questions") from None

@@ -6,7 +6,6 @@ import asyncio
 import time
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,7 +15,7 @@ from weighbridge.fleet.gateway import Gateway, expanded
 from weighbridge.fleet.pool import Pool
 from weighbridge.server.endpoint import json_response
 from weighbridge.server.gateway.changes import MOST_TOLD, ChangeLog, FleetAct, FleetChange, entry_of
-from weighbridge.wire.body import read_body
+from weighbridge.wire.body import decode, read_body
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.headers import headers_of
 from weighbridge.wire.identity.callers import peer_of
@@ -46,11 +45,8 @@ class Admin:
         nothing)."""
         self._check(request)
         body = await read_body(request.receive, headers_of(request.headers.raw), 1 << 20)
-        try:
-            value = msgspec.json.decode(body)
-        except msgspec.DecodeError as error:
-            raise ApiError(400, f"the request body is not valid JSON: {error}") from error
-        pool = self._gateway.pool(str(value.pop("for", "")) if isinstance(value, dict) else "")
+        value = decode(body, dict[str, Any])
+        pool = self._gateway.pool(str(value.pop("for", "")))
         _check_stays(pool)
         specs = expanded(replica_from_json(value, self._new_name(pool)))
         self._check_free([one.name for one in specs])

@@ -157,7 +157,7 @@ def string() -> Reading[str]:
     try:
         text: str = json.loads("".join(raw), strict=False)
         text.encode()  # half of a surrogate pair cannot be sent
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NoCall from error
     return text
 

@@ -237,8 +237,12 @@ _UNUSED: Mapping[str, tuple[float, ...]] = {"mirostat": (0,), "typical_p": (0, 1
 #: Tokens of an answer to a raw prompt that names no bound; a completion would stop at 16.
 _RAW_TOKENS = 1024
 #: Durations as Go writes them, and the seconds of each unit.
-_DURATION = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
-_FOR_EVER = 10**12  # seconds that are as good as for ever
+_DURATION = re.compile(r"(\d{1,15}(?:\.\d{0,9})?)(ns|us|µs|ms|s|m|h)", re.ASCII)
+_KEPT = re.compile(
+    r"([+-]?)((?:\d{1,15}(?:\.\d{0,9})?(?:ns|us|µs|ms|s|m|h)){1,8}|\d{1,15}(?:\.\d{0,9})?|\.\d{1,9})",
+    re.ASCII,
+)
+_FOR_EVER = 1e12  # seconds that are as good as for ever
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 #: What a name ends in that names no other version.
 _LATEST = ":latest"
@@ -278,14 +282,12 @@ def keep_alive_seconds(value: Any) -> float | None:
     if value is None:
         return None
     seconds = None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(max(min(value, _FOR_EVER), -1))
-    if isinstance(value, str):
-        sign, parts = value.startswith("-"), _DURATION.findall(value)
-        if value.lstrip("+-").replace(".", "", 1).isdecimal():
-            seconds = float(value)
-        elif parts and "".join("".join(one) for one in parts) == value.lstrip("+-"):
-            seconds = sum(float(count) * _UNITS[unit] for count, unit in parts) * (-1.0 if sign else 1.0)
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # NaN is not
+        seconds = float(max(-1.0, min(value, _FOR_EVER)))
+    elif isinstance(value, str) and (written := _KEPT.fullmatch(value)):
+        parts = _DURATION.findall(written[2])
+        seconds = sum(float(count) * _UNITS[unit] for count, unit in parts) if parts else float(written[2])
+        seconds = -seconds if written[1] == "-" else seconds
     if seconds is None:
         raise ApiError(
             400, f'keep_alive: {str(value)[:40]!r} is no duration; write seconds, or "5m"', param="keep_alive"

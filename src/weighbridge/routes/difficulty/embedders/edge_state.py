@@ -86,7 +86,7 @@ class EdgeServer:
             raise PlaceFailed(f"edge answered {answer.status}: {error_message(text)}", status=answer.status)
         try:
             return msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise PlaceFailed("edge sent an answer that is no JSON") from None
 
     async def close(self) -> None:

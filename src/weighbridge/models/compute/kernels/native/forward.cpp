@@ -243,14 +243,7 @@ Forward::Workspace Forward::lay_out(const ForwardBatch &batch) {
                            tokens * 2 * shape_.intermediate * element,
                            tokens * shape_.intermediate * element,
                            scratch};
-  int64_t total = 0;
-  for (int64_t size : sizes) total += (size + 63) / 64 * 64;
-  char *at = memory_.reserve(total);
-  char *parts[8];
-  for (int i = 0; i < 8; i++) {
-    parts[i] = at;
-    at += (sizes[i] + 63) / 64 * 64;
-  }
+  const auto parts = memory_.parts(sizes);
   return {reinterpret_cast<float *>(parts[0]), parts[1], parts[2], parts[3], parts[4], parts[5], parts[6],
           reinterpret_cast<uint8_t *>(parts[7])};
 }

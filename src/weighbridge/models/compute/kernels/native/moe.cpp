@@ -134,13 +134,8 @@ void Experts::lay_out() {
   const int64_t element = bytes_of(dtype_);
   const int64_t sizes[] = {largest * hidden_ * element, largest * 2 * intermediate_ * element,
                            largest * intermediate_ * element, batch_.tokens * batch_.top_k * hidden_ * element};
-  int64_t offsets[4], total = 0;
-  for (int i = 0; i < 4; i++) {
-    offsets[i] = total;
-    total += (sizes[i] + 63) / 64 * 64;
-  }
-  char *at = memory_.reserve(total);
-  work_ = {at + offsets[0], at + offsets[1], at + offsets[2], at + offsets[3]};
+  const auto parts = memory_.parts(sizes);
+  work_ = {parts[0], parts[1], parts[2], parts[3]};
 }
 
 void Experts::check(const std::vector<int64_t> &experts) {

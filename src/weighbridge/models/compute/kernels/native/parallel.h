@@ -7,6 +7,8 @@
 #include <sys/mman.h>
 #endif
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
@@ -14,6 +16,17 @@
 
 #include "seats.h"
 #include "team.h"
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define WEIGHBRIDGE_GUARDED
+#endif
+#elif defined(__SANITIZE_ADDRESS__)
+#define WEIGHBRIDGE_GUARDED
+#endif
+#ifdef WEIGHBRIDGE_GUARDED
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace weighbridge {
 
@@ -63,7 +76,35 @@ class Buffer {
     return data_;
   }
 
+  // Room for parts of these sizes, each on lines of its own. Where accesses are checked, whatever touches the end of a
+  // part's last line, or what lies between two parts, is reported: one part would else run into the next unseen.
+  template <size_t count>
+  std::array<char *, count> parts(const int64_t (&sizes)[count]) {
+    int64_t total = 0;
+    for (const int64_t size : sizes) total += lines_of(size) + guard;
+    char *at = reserve(total);
+    std::array<char *, count> made;
+    unguard(at, total);
+    for (size_t i = 0; i < count; i++) {
+      made[i] = at;
+      at += lines_of(sizes[i]) + guard;
+#ifdef WEIGHBRIDGE_GUARDED
+      __asan_poison_memory_region(made[i] + sizes[i], at - made[i] - sizes[i]);
+#endif
+    }
+    return made;
+  }
+
  private:
+#ifdef WEIGHBRIDGE_GUARDED
+  static constexpr int64_t guard = 4096;
+  static void unguard(char *data, int64_t bytes) { __asan_unpoison_memory_region(data, bytes); }
+#else
+  static constexpr int64_t guard = 0;
+  static void unguard(char *, int64_t) {}
+#endif
+  static int64_t lines_of(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
   // The heap keeps what is given back to it, and a large one that grew would be in memory twice: pages are not kept.
   static constexpr int64_t smallest_pages = 1 << 20;
 
@@ -74,6 +115,7 @@ class Buffer {
     return pages == MAP_FAILED ? nullptr : static_cast<char *>(pages);
   }
   void release() {
+    unguard(data_, size_);
     if (size_ < smallest_pages)
       std::free(data_);
     else
@@ -84,6 +126,7 @@ class Buffer {
 #else
   static char *take(int64_t bytes) { return static_cast<char *>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)); }
   void release() {
+    unguard(data_, size_);
     std::free(data_);
     data_ = nullptr;
     size_ = 0;
