@@ -278,7 +278,8 @@ async def test_what_is_nested_without_end_breaks_no_reader(
         for name in NESTED:
             said.append(name)
             async with asyncio.timeout(20), front.post(stream=streams) as answer:
-                assert answer.status in (200, 502), name
+                # A stream that begins with an error is answered with its code, which these have not.
+                assert answer.status in ((200, 500, 502) if name == "an error" else (200, 502)), name
                 await answer.read()
         await front.idle()
     assert not [one for one in caplog.records if one.exc_info]
