@@ -18,6 +18,7 @@ from weighbridge.routes.privacy.fields import TextKind
 from weighbridge.routes.privacy.hits import Hit
 from weighbridge.routes.privacy.redact import Vault, free_tag
 from weighbridge.routes.privacy.restoring.placeholders import TextRestorer
+from weighbridge.routes.privacy.walk import attachment
 
 FOLDS = [
     ("mail groß@beispiel.de now", "groß@beispiel.de"),
@@ -122,6 +123,16 @@ def test_the_last_look_reads_attachments_numbers_and_seams() -> None:
         assert lastlook.still_there(["ann@example.com"], {"u": f"data:text/plain;base64,{data}"})
     assert lastlook.still_there(["4111 1111 1111 1111"], {"n": 4111111111111111})
     assert lastlook.still_there(["ann@example.com"], ["ann@exam", "ple.com"])
+
+
+@pytest.mark.parametrize("charset", ["cp037", "cp500", "utf-16", "utf-16-le", "utf-32", "cp1026"])
+def test_an_attachment_under_a_charset_that_it_is_not_in_cannot_be_read(charset: str) -> None:
+    lie = base64.b64encode(b"ann@example.com!").decode()
+    assert attachment(f"data:text/plain;charset={charset};base64,{lie}") is None
+    true = base64.b64encode("Ann's mail is ann@example.com.".encode(charset)).decode()
+    found = attachment(f"data:text/plain;charset={charset};base64,{true}")
+    assert found is not None
+    assert "ann@example.com" in found.text
 
 
 def test_the_last_look_lets_go_what_is_clean() -> None:

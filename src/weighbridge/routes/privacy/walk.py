@@ -178,6 +178,7 @@ _MARKS = (
     (b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe\x00\x00", "utf-32-le"), (b"\x00\x00\xfe\xff", "utf-32-be"),
     (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"),
 )  # fmt: skip
+_PRINTED = bytes(range(32, 127)) + b"\t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,15 @@ def _decoded(head: str, raw: bytes, media: str) -> Attachment:
             return Attachment(head, _clean(raw[len(mark) :].decode(encoding)), encoding, mark)
     said = _CHARSET.search(media)
     encoding = said[1].lower() if said else _guessed(raw)
+    if _is_plain(raw) and "az@.".encode(encoding) != b"az@.":
+        raise ValueError("a charset that hides what whoever does not believe it reads")
     return Attachment(head, _clean(raw.decode(encoding)), encoding)
+
+
+def _is_plain(raw: bytes) -> bool:
+    """Whether nearly all bytes are ASCII's letters, digits and marks; EBCDIC and UTF-16 are otherwise."""
+    plain = len(raw) - len(raw.translate(None, _PRINTED))
+    return plain * 10 >= len(raw) * 9 > 0
 
 
 def _guessed(raw: bytes) -> str:
