@@ -57,6 +57,9 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "ranks of no number": ({"rank_pattern": {"q_proj": "x"}}, "rank_pattern"),
     "ranks in a list": ({"rank_pattern": [4]}, "rank_pattern must be an object"),
     "alphas of no number": ({"alpha_pattern": {"q_proj": math.nan}}, "alpha_pattern"),
+    "alpha without end": ({"lora_alpha": 10**400}, "lora_alpha"),
+    "alphas without end": ({"alpha_pattern": {"q_proj": 10**400}}, "alpha_pattern"),
+    "targets without end": ({"target_modules": ["q_proj"] * 10_001}, "target_modules has 10001 entries"),
 }
 #: What is done to the tensors, and words of the refusal.
 TENSORS: dict[str, tuple[Callable[[Tensors], None], str]] = {

@@ -169,6 +169,11 @@ def _targets(fields: Fields) -> tuple[str, ...] | None:
     listed = fields.get("target_modules")
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
         return None
+    if len(listed) > MAX_PATTERNS:
+        raise BadInput(
+            f"{fields.where}: target_modules has {len(listed)} entries, more than {MAX_PATTERNS}",
+            param="target_modules",
+        )
     some = any(
         not _is_empty(fields.get(name))
         for name in ("exclude_modules", "layers_to_transform", "layers_pattern")
