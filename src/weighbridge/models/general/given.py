@@ -112,7 +112,10 @@ def with_weights(
 
 
 def _without_loading(value: Any) -> Any:
+    """Words about loading left out, and numbers that JSON has no word for as transformers writes them."""
     if isinstance(value, Mapping):
+        if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+            return float(value["__float__"])
         return {name: _without_loading(one) for name, one in value.items() if name not in _OF_LOADING}
     return [_without_loading(one) for one in value] if isinstance(value, list) else value
 

@@ -106,7 +106,7 @@ def read_lines(content: bytes, endpoint: str, largest: int) -> ReadLines:
 def restricted_models(content: bytes, largest: int) -> set[tuple[str, bool]] | None:
     """The models that a file of requests names, and for each whether such a line says itself how it is to be treated;
     lines that cannot be read say nothing. None: there is too much in it to know; no batch would take it."""
-    found = set()
+    found: set[tuple[str, bool]] = set()
     for count, (_, start, length) in enumerate(pieces(content)):
         if count >= MAX_LINES or length > largest + BESIDE or len(found) > MOST_MODELS:
             return None
