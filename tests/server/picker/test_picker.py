@@ -334,6 +334,38 @@ async def test_keys_are_asked_for_and_replicas_get_their_own() -> None:
         talk.hang_up()
 
 
+async def test_who_asks_is_nothing_to_a_replica_either_where_nothing_is_weighed() -> None:
+    top = "tenants: {team: {keys: [{key: a-key-of-the-team}]}}"
+    async with picking(Backend("a"), top=top) as picker:
+        talk = picker.talk()
+        sent = {
+            "authorization": "Bearer a-key-of-the-team",
+            "x-weighbridge-tenant": "other",
+            "x-api-key": "y",
+        }
+        await talk.ask(b"", "/v1/models", method="GET", headers=sent)
+        picked = await talk.picked(with_body=False)
+        assert sorted(picked.removed) == ["authorization", "x-api-key", "x-weighbridge-tenant"]
+        talk.hang_up()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat%2Fcompletions", "/%761/chat/completions", "/v1/%63hat/completions?a=b", "//v1/chat/completions",
+        "/v1//chat/completions/", "/v1/./chat/completions", "/v1/x/../chat/completions", "/v1/chat/completions#x",
+    ],
+)  # fmt: skip
+async def test_a_chat_is_weighed_however_its_path_is_written(path: str) -> None:
+    async with picking(Backend("a")) as picker:
+        talk = picker.talk()
+        await talk.ask(chat(), path)
+        assert (await talk.picked()).body["model"] == "m"
+        head = await talk.begin_answer(kind="application/json", ends=True)
+        await talk.end()
+        assert picker.ticket(head).prompt_tokens > 0
+
+
 async def test_an_error_of_a_replica_goes_by_and_is_noted() -> None:
     async with picking(*three()) as picker:
         talk = picker.talk()

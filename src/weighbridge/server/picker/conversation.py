@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from posixpath import normpath
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 
@@ -41,8 +43,7 @@ class EnvoyTalk:
         pseudo = {name: value.decode("latin-1") for name, value in pairs if name.startswith(b":")}
         self.raw = [(name, value) for name, value in pairs if not name.startswith(b":")]
         self.method, target = pseudo.get(b":method", ""), pseudo.get(b":path", "")
-        path = target.partition("?")[0]
-        self.path = path.rstrip("/") or path
+        self.path = path_of(target)
         self.subset = words.subset_in(first)
         self.has_body = not sent.end_of_stream
         told = first.protocol_config if first.HasField("protocol_config") else None
@@ -183,3 +184,9 @@ class EnvoyTalk:
         """Let the rest of the answer go by unread."""
         async for _ in self.pieces():
             pass
+
+
+def path_of(target: str) -> str:
+    """The path that a replica reads in a request's target, however it is written: what it takes for a chat is one."""
+    path = unquote(target.partition("?")[0].partition("#")[0])
+    return normpath("/" + path.lstrip("/"))

@@ -187,10 +187,15 @@ class PickerDoor:
         to_set = _own_headers(member)
         given = {name for name, _ in to_set}
         to_remove = [name for name in _OF_THE_BODY if name in carried.headers]
-        to_remove += [name for name in carried.headers if name.startswith(OURS)]
-        if self._service.callers.are_asked:
-            to_remove += [name for name in _CREDENTIALS if name in carried.headers and name not in given]
+        to_remove += [name for name in self._not_passed_on(carried.headers) if name not in given]
         await talk.send_on(self._endpoints.listed(lease, ask), to_set, to_remove, body)
+
+    def _not_passed_on(self, headers: Headers) -> list[str]:
+        """Headers that are for us: who asks, and what is wanted of us."""
+        found = [name for name in headers if name.startswith(OURS)]
+        if self._service.callers.are_asked:
+            found += [name for name in _CREDENTIALS if name in headers]
+        return found
 
     # -- requests that are not ---------------------------------------------------------------------------
 
@@ -202,7 +207,7 @@ class PickerDoor:
         endpoint = self._endpoints.least_busy(self._endpoints.among(talk.subset))
         if not endpoint:
             raise NoReplica("no replica is up", retry_after=1.0)
-        await talk.send_on([endpoint], [], [], None)
+        await talk.send_on([endpoint], [], self._not_passed_on(talk.headers), None)
         head = await talk.answer_head()
         if head is None:
             return CLIENT_GONE
