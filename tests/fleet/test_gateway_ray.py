@@ -52,6 +52,7 @@ models:
         dialect: weighbridge
         min: {least}
         max: {most}
+        keep: false
         cpus: 1
         threads: 1
         options: [--dtype, float32, --kv-cache-memory, 4MiB, --max-sequences, "4"]

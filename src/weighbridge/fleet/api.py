@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from weighbridge.cost.price import FREE, Price
 from weighbridge.cost.step import StepCost
@@ -182,3 +182,12 @@ class Replica(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class OutlivesUs(Protocol):
+    """A replica that goes on when it is closed."""
+
+    async def end(self) -> None:
+        """Close it, and end what it runs."""
+        ...

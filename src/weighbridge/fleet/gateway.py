@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -65,6 +65,7 @@ class Gateway:
         tickets: TicketStore | None = None,
         clock: Callable[[], float] = time.monotonic,
         seed: int | None = None,
+        standing: Callable[[ReplicaSpec], Sequence[str]] = lambda spec: (),
     ) -> None:
         self.spec = spec
         self.tickets = tickets if tickets is not None else TicketStore(path=spec.tickets)
@@ -90,6 +91,7 @@ class Gateway:
             self.pools[model.name] = pool
             for name in () if model.only_routes else (model.name, *model.aliases):
                 self._names[name] = pool
+        self._standing = standing  # replicas of an entry that run already, by name
         self._scalers: list[Autoscale] = []
         self._ticking: asyncio.Task[None] | None = None
 
@@ -102,8 +104,17 @@ class Gateway:
                 for one in expanded(replica):
                     pool.add(one)
                 if replica.kind == "ray" and replica.ray.scaling.most > replica.ray.scaling.least:
+                    await self._adopt(pool, replica)
                     self._scalers.append(Autoscale(pool, replica))
         self._ticking = asyncio.create_task(self._tick())
+
+    async def _adopt(self, pool: Pool, entry: ReplicaSpec) -> None:
+        """Take in what a gateway before us had started beyond the least there are to be."""
+        named = replace(entry, names=(pool.spec.name, *pool.spec.aliases))
+        for name in await asyncio.to_thread(self._standing, named):
+            if name not in pool.members:
+                log.info("%s: %s runs already", pool.spec.name, name)
+                pool.add(replace(entry, name=name, count=1))
 
     async def drain(self, timeout: float) -> bool:
         """Refuse new requests, finish those admitted; False when `timeout` seconds were not enough."""

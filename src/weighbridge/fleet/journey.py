@@ -183,6 +183,7 @@ class FleetJourney:
         if opened.status < 400 and self.ask.stream:
             self.ticket.first_token = time.time()
             self.pool.hedger.observe(now - opened.lease.sent, opened.lease.expected_first)
+            self.pool.pulse.first(now - self._arrival.arrived, now)
         if self.pool.resume_wanted(self.ask) and opened.is_stream:
             self._resumption = Resumption(self.ask, self.pool.tokenizer)
 

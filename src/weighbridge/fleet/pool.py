@@ -18,8 +18,9 @@ from weighbridge.fleet.abilities.elsewhere import MOST_REFUSALS, SILENTLY_LACKED
 from weighbridge.fleet.abilities.known import KnownAbilities
 from weighbridge.fleet.abilities.refusal import RefusalKind
 from weighbridge.fleet.abilities.told import KNOWN_OF
-from weighbridge.fleet.api import Arrival, OnDemand, Replica
+from weighbridge.fleet.api import Arrival, OnDemand, OutlivesUs, Replica
 from weighbridge.fleet.attempt import AttemptFailed, Attempts
+from weighbridge.fleet.config.command import places_of
 from weighbridge.fleet.config.spec import EDGE, STARTED_HERE, HealthSpec, ModelSpec, QueueSpec, ReplicaSpec
 from weighbridge.fleet.desk import NOBODY, Patience, Standing
 from weighbridge.fleet.dispatch import Dispatcher
@@ -31,6 +32,7 @@ from weighbridge.fleet.limits.spare import SpareRoom, SpareSeat, spare_room
 from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
+from weighbridge.fleet.load.scaling import Pulse
 from weighbridge.fleet.load.state import ReplicaState
 from weighbridge.fleet.load.varieties import Varieties
 from weighbridge.fleet.load.weigher import Counter, Scales, Weighed
@@ -106,6 +108,7 @@ class Pool:
         self.attempts = Attempts(clock, rules.health.slow_start)
         self.tokenizer = tokenizer
         self.on_demand: OnDemand | None = None  # its replicas come and go as they are needed
+        self.pulse = Pulse()
         self.lost_copies = {"stopped": 0, "unconfirmed": 0}
         self._rules = rules
         self._build = build
@@ -214,6 +217,8 @@ class Pool:
         spec = replace(spec, names=(self.spec.name, *self.spec.aliases))
         if spec.kind not in STARTED_HERE or spec.model is not None:
             return spec
+        if spec.command:
+            return replace(spec, model=self.spec.name if "name" in places_of(spec.command) else spec.target)
         options = spec.options
         given = options.index(SERVED_NAME) + 1 if SERVED_NAME in options else len(options)
         return replace(spec, model=options[given] if given < len(options) else self.spec.name)
@@ -241,7 +246,7 @@ class Pool:
             drained = self.clock() < until
             await asyncio.sleep(0.02)
         await self._watch.stop(name)
-        await member.replica.close()
+        await (member.replica.end() if isinstance(member.replica, OutlivesUs) else member.replica.close())
         if name in self._feeds:
             await self._feeds.pop(name).close()
         self.dispatcher.desk.leave(name)

@@ -17,13 +17,20 @@ from weighbridge.cli.terminal import errors
 from weighbridge.engine.settings import DEFAULT_MEMORY_SHARE, EngineSettings, available_memory
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.fleet.api import Replica
-from weighbridge.fleet.config.spec import FleetSpec, KeySpec, ModelSpec, ReplicaSpec, TenantSpec
+from weighbridge.fleet.config.command import all_filled, filled, own_command
+from weighbridge.fleet.config.spec import FleetSpec, KeySpec, ModelSpec, RaySpec, ReplicaSpec, TenantSpec
 from weighbridge.fleet.gateway import Gateway, expanded
 from weighbridge.fleet.on_demand.residents import Residents
 from weighbridge.fleet.replicas.build import build_replica, endpoint_of, load_tokenizers
 from weighbridge.fleet.replicas.local import LocalReplica
-from weighbridge.fleet.replicas.process import ProcessReplica, Program, own_cores, serve_command, share_cores
-from weighbridge.fleet.replicas.ray import connect, make_ray_replica
+from weighbridge.fleet.replicas.process import ProcessReplica, Program, own_cores, share_cores
+from weighbridge.fleet.replicas.ray import (
+    check_addresses,
+    check_placeable,
+    connect,
+    make_ray_replica,
+    standing,
+)
 from weighbridge.knobs import arguments, knobs
 from weighbridge.models.catalogue.store import resolve
 from weighbridge.routes.build import add_routes
@@ -71,12 +78,13 @@ def replicated(model: str, name: str | None, count: int, on: str, engine: Engine
     spec = ReplicaSpec(
         name=f"{served}-replica" if on == "ray" else served,
         kind="process" if on == "local" else "ray",
-        target=str(path),
+        target=model if on == "ray" and not Path(model).exists() else str(path),  # the worker finds its own
         dialect="weighbridge",
         model=served,
         count=count,
         threads=engine.threads,
         options=tuple(arguments(replace(engine, threads=None))),
+        ray=RaySpec(keep=False),
     )
     return FleetSpec(models=(ModelSpec(name=served, replicas=(spec,), aliases=(), tokenizer=path),))
 
@@ -120,7 +128,9 @@ def serve_spec(
     tracer = tracer_of(spec)
     makers = LocalMakers(spec, tracer)
     makers.connect()
-    gateway = Gateway(spec, lambda one: build_replica(one, makers.by_kind()), load_tokenizers(spec))
+    gateway = Gateway(
+        spec, lambda one: build_replica(one, makers.by_kind()), load_tokenizers(spec), standing=standing
+    )
     usage = add_routes(gateway, routes if routes is not None else RoutesSettings())
     residents = None
     if on_demand is not None:
@@ -158,8 +168,11 @@ def _counted(replicas: int) -> str:
 
 def _process_names(models: Iterable[ModelSpec]) -> list[str]:
     """The names of all processes that `models` want started."""
-    replicas = [one for model in models for one in model.replicas if one.kind == "process"]
-    return [one.name for replica in replicas for one in expanded(replica)]
+    return [one.name for model in models for one in _processes(model)]
+
+
+def _processes(model: ModelSpec) -> list[ReplicaSpec]:
+    return [one for replica in model.replicas if replica.kind == "process" for one in expanded(replica)]
 
 
 def _trace_options(spec: FleetSpec) -> list[str]:
@@ -173,9 +186,10 @@ class LocalMakers:
 
     def __init__(self, spec: FleetSpec, tracer: Tracer | None = None) -> None:
         self._tracer, self._traces = tracer, _trace_options(spec)
-        lasting = [model for model in spec.models if not spec.is_on_demand(model)]
-        names = _process_names(lasting)
-        self._on_demand = frozenset(_process_names(spec.models)) - set(names)
+        lasting = _process_names(model for model in spec.models if not spec.is_on_demand(model))
+        self._on_demand = frozenset(_process_names(spec.models)) - set(lasting)
+        foreign = {one.name for model in spec.models for one in _processes(model) if one.command}
+        names = [name for name in lasting if name not in foreign]  # others take the cores that they like
         self._cores = dict(zip(names, share_cores(len(names), own_cores()) if names else [], strict=True))
         self._ray = [one for model in spec.models for one in model.replicas if one.kind == "ray"]
 
@@ -183,7 +197,10 @@ class LocalMakers:
         """Reach the Ray cluster before we serve: a missing one is said at once, and the signal handlers that Ray
         installs are replaced by our own, which drain."""
         if self._ray:
-            connect(self._ray[0].ray.address)
+            check_addresses(self._ray)
+            connect(next((one.ray.address for one in self._ray if one.ray.address is not None), None))
+            for one in self._ray:
+                check_placeable(one)
 
     def by_kind(self) -> dict[str, Callable[[ReplicaSpec], Replica]]:
         """What makes a replica of each kind."""
@@ -192,6 +209,9 @@ class LocalMakers:
     def process(self, spec: ReplicaSpec) -> Replica:
         """A replica in a process of its own, which is started when it is first probed."""
         cores = self._cores.get(spec.name)
+        if spec.command:
+            program = _foreign(spec, again=spec.name not in self._on_demand)
+            return ProcessReplica(spec.name, program, lambda base: endpoint_of(spec, base))
         options = list(spec.options)
         if spec.model is not None and "--served-model-name" not in options:
             options += ["--served-model-name", spec.model]
@@ -201,7 +221,7 @@ class LocalMakers:
         if "--otlp-endpoint" not in options:
             options += self._traces
         threads = spec.threads or (len(cores) if cores else None)
-        program = Program(serve_command(spec.target, options, threads), cores, again=not comes_and_goes)
+        program = Program(own_command(spec.target, options, threads), cores, again=not comes_and_goes)
         return ProcessReplica(spec.name, program, lambda base: endpoint_of(spec, base))
 
     def _memory_share(self) -> int:
@@ -224,3 +244,11 @@ class LocalMakers:
         return LocalReplica(
             spec.name, app, start=replica.engine.start, stop=replica.engine.stop, timeouts=spec.timeouts
         )
+
+
+def _foreign(spec: ReplicaSpec, *, again: bool) -> Program:
+    """The program that an entry's own command starts; it takes the cores that it likes."""
+    name = spec.model or (spec.names[0] if spec.names else "")
+    known = {"model": spec.target, "name": name, "key": spec.key.reveal() if spec.key is not None else ""}
+    env = {variable: filled(value.reveal(), known) for variable, value in spec.env.items()}
+    return Program(all_filled(spec.command, known), env=env, again=again, is_ours=False)

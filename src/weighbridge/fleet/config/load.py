@@ -12,6 +12,7 @@ from weighbridge.fleet.config.on_demand import OnDemandSettings
 from weighbridge.fleet.config.reader import UNSET, Section, read_yaml
 from weighbridge.fleet.config.replica import Defaults, read_replica, read_timeouts
 from weighbridge.fleet.config.spec import (
+    STARTED_HERE,
     FleetSpec,
     HealthSpec,
     KeySpec,
@@ -169,6 +170,12 @@ def _model(
         section.problem(
             "tokenizer",
             "is missing; kv_events name blocks by their tokens, so prompts must be counted exactly",
+        )
+    is_known = spec.tokenizer is not None or any(one.brings_tokenizer for one in replicas)
+    if spec.resume and not is_known and any(one.kind in STARTED_HERE for one in replicas):
+        section.problem(
+            "tokenizer",
+            "is missing; `resume` goes on with streams by their tokens: name the model's directory",
         )
     section.done()
     return spec

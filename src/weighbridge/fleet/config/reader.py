@@ -92,6 +92,10 @@ class Section:
         self._asked.add(name)
         return name in self._values
 
+    def __iter__(self) -> Iterator[str]:
+        """The names that are there."""
+        return iter(tuple(self._values))
+
     def has(self, name: str) -> bool:
         """Whether a setting that nobody should write any more is there; asking does not make it known."""
         return name in self._values

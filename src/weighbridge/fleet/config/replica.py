@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from weighbridge.cost.step import AS_CONTEXT, StepCost
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import BadInput
 from weighbridge.fleet.abilities.ability import Ability
+from weighbridge.fleet.config.command import PLACES, places_of
+from weighbridge.fleet.config.placing import PACK, STRATEGIES
 from weighbridge.fleet.config.reader import Problems, Section
 from weighbridge.fleet.config.spec import KINDS, CapacitySpec, LimitSpec, RaySpec, ReplicaSpec
 from weighbridge.fleet.load.dialects import DIALECTS
@@ -40,7 +43,9 @@ def read_replica(section: Section, name: str, defaults: Defaults) -> ReplicaSpec
     """Read a replica's entry; `name` is used where it gives none. Problems are noted in the section's list."""
     kind = _kind(section)
     target, account = _url(section) if kind == "url" else (section.text(kind), None)
-    dialect = section.choice("dialect", "openai" if kind == "url" else "weighbridge", tuple(DIALECTS))
+    command = _words(section, "command")
+    is_ours = kind != "url" and not command
+    dialect = section.choice("dialect", "weighbridge" if is_ours else "openai", tuple(DIALECTS))
     spec = ReplicaSpec(
         name=section.text("name", name),
         kind=kind,
@@ -67,8 +72,11 @@ def read_replica(section: Section, name: str, defaults: Defaults) -> ReplicaSpec
         count=section.count("count", 1),
         threads=section.count("threads", None),
         options=_options(section),
+        command=command,
+        env=section.secrets("env"),
         ray=_ray(section),
     )
+    _check_command(section, spec)
     if kind == "url" and spec.count != 1:
         section.problem("count", "one URL is one replica; write an entry for each")
     if kind == "engine" and spec.count != 1:
@@ -85,6 +93,46 @@ def _options(section: Section) -> tuple[str, ...]:
             section.problem("options", "cannot have --api-key: what is started here is asked by us alone")
         return words
     return tuple(arguments(section.section("options").settings(EngineSettings)))
+
+
+def _check_command(section: Section, spec: ReplicaSpec) -> None:
+    """Complain about a command that nobody would run, or that could not be found again."""
+    if spec.command and spec.kind not in ("process", "ray"):
+        section.problem("command", "starts an engine for `process:` or `ray:`; say what that loads there")
+    elif spec.command and "port" not in places_of([*spec.command, *(v.reveal() for v in spec.env.values())]):
+        section.problem(
+            "command", "needs {port} where the engine is told where to listen, for example --port {port}"
+        )
+    elif spec.command and (spec.options or spec.threads):
+        given = "options" if spec.options else "threads"
+        section.problem(given, "are those of `weighbridge serve`; write them into `command`")
+    elif spec.env and not spec.command:
+        section.problem("env", "belongs to a `command`")
+
+
+def _words(section: Section, name: str) -> tuple[str, ...]:
+    """A command: a list of words, or one line as a shell has it. `{port}` without quotes is a mapping to YAML."""
+    value = section.plain(name)
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        try:
+            return tuple(shlex.split(value))
+        except ValueError as error:
+            section.problem(name, f"cannot be split into words: {error}")
+            return ()
+    found = [_word(one) for one in value] if isinstance(value, list) else [None]
+    if not found or None in found:
+        section.problem(name, "must be a list of words, such as [vllm, serve, '{model}', --port, '{port}']")
+        return ()
+    return tuple(word for word in found if word is not None)
+
+
+def _word(value: Any) -> str | None:
+    if isinstance(value, dict):
+        place = next(iter(value), None)
+        return f"{{{place}}}" if place in PLACES and value == {place: None} else None
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
 
 
 def replica_from_json(value: Any, name: str) -> ReplicaSpec:
@@ -271,14 +319,46 @@ def read_timeouts(section: Section, default: Timeouts) -> Timeouts:
 def _ray(section: Section) -> RaySpec:
     if "ray" not in section:
         return RaySpec()
-    spec = RaySpec(
+    bundles = _bundles(section)
+    if bundles:
+        for name in ("cpus", "gpus", "resources"):
+            if name in section:
+                section.problem(
+                    name, "stands beside bundles; write it into the first of them, as CPU and GPU"
+                )
+    return RaySpec(
         scaling=_scaling(section),
         cpus=section.number("cpus", 1.0),
         gpus=section.number("gpus", 0.0),
         resources=section.numbers("resources"),
+        bundles=bundles,
+        strategy=section.choice("strategy", PACK, STRATEGIES),
+        runtime_env=_plain_mapping(section, "runtime_env"),
         address=section.text("address") or None,
+        namespace=section.text("namespace", "weighbridge"),
+        keep=section.flag("keep", True),
+        waits_for_nodes=section.flag("waits_for_nodes", False),
     )
-    return spec
+
+
+def _bundles(section: Section) -> tuple[dict[str, float], ...]:
+    """Resources that are reserved together, such as [{GPU: 4, CPU: 8}, {GPU: 4}]."""
+    found = []
+    for entry in section.items("bundles"):
+        found.append({name: float(entry.number(name, 0.0)) for name in entry})
+        entry.done()
+    return tuple(found)
+
+
+def _plain_mapping(section: Section, name: str) -> dict[str, Any]:
+    """A mapping that goes on as it is."""
+    value = section.plain(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        section.problem(name, "must be a mapping, for example {env_vars: {HF_HOME: /models}}")
+        return {}
+    return value
 
 
 def _scaling(section: Section) -> ScalingSettings:
@@ -293,6 +373,8 @@ def _scaling(section: Section) -> ScalingSettings:
         up_after=rules.number("up_after", default.up_after),
         down_after=rules.number("down_after", default.down_after),
         settle=rules.number("settle", default.settle),
+        ttft=rules.number("ttft", None, above=0.0),
+        itl=rules.number("itl", None, above=0.0),
     )
     if settings.low >= settings.high:
         rules.problem("low", f"must be less than high ({settings.high:g}), or replicas come and go in turn")

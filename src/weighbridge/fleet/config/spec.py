@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from weighbridge.cost.price import FREE, Price
 from weighbridge.cost.step import StepCost
 from weighbridge.fleet.abilities.ability import Ability
+from weighbridge.fleet.config.command import places_of
 from weighbridge.fleet.config.keeping import KeepSettings
 from weighbridge.fleet.config.on_demand import OnDemandSettings
 from weighbridge.fleet.limits.tenant import NO_LIMITS, TenantLimits
@@ -61,13 +63,23 @@ class SharedLimitsSpec:
 
 @dataclass(frozen=True, slots=True)
 class RaySpec:
-    """Resources of each actor, how many there may be, and when there should be more or fewer."""
+    """Resources of each actor, how many there may be, and when there should be more or fewer.
+
+    `bundles`: resources that are reserved together, by a placement group of this `strategy`; the actor is in the first.
+    `keep`: actors outlive the gateway. `waits_for_nodes`: the cluster brings nodes as they are asked for.
+    """
 
     scaling: ScalingSettings = field(default_factory=ScalingSettings)
     cpus: float = 1.0
     gpus: float = 0.0
     resources: Mapping[str, float] = field(default_factory=dict)
+    bundles: tuple[Mapping[str, float], ...] = ()
+    strategy: str = "PACK"
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
     address: str | None = None
+    namespace: str = "weighbridge"
+    keep: bool = True
+    waits_for_nodes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +112,19 @@ class ReplicaSpec:
     count: int = 1
     threads: int | None = None
     options: tuple[str, ...] = ()  # of `weighbridge serve`, for replicas that are started here
+    command: tuple[str, ...] = ()  # what starts another engine, with places (see `config.command`)
+    env: Mapping[str, Secret] = field(default_factory=dict)  # of that command, beside our own
     ray: RaySpec = field(default_factory=RaySpec)
+
+    @property
+    def brings_tokenizer(self) -> bool:
+        """Whether the model that it loads is one of ours on this machine."""
+        return self.kind in ("process", "engine") and not self.command
+
+    @property
+    def knows_key(self) -> bool:
+        """Whether what is started is told the key that it will be sent."""
+        return "key" in places_of([*self.command, *(value.reveal() for value in self.env.values())])
 
 
 @dataclass(frozen=True, slots=True)

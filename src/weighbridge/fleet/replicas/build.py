@@ -62,7 +62,7 @@ def load_tokenizers(spec: FleetSpec) -> dict[str, Counter]:
 
 
 def _tokenizer_path(model: ModelSpec) -> Path | None:
-    local = next((one.target for one in model.replicas if one.kind in ("process", "engine")), None)
+    local = next((one.target for one in model.replicas if one.brings_tokenizer), None)
     if model.tokenizer is not None or local is None:
         return model.tokenizer
     from weighbridge.models.catalogue.store import resolve

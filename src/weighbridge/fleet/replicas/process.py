@@ -10,11 +10,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from weighbridge.fleet.api import Answer, Call, Report
+from weighbridge.fleet.config.command import all_filled, filled
 from weighbridge.fleet.replica import Failure, ReplicaError
+from weighbridge.fleet.replicas import keeper
 from weighbridge.fleet.replicas.http import HttpEndpoint, HttpReplica
 
 log = logging.getLogger("weighbridge.fleet")
@@ -24,6 +26,8 @@ STARTED_WELL = 60.0
 LONGEST_PAUSE = 30.0
 #: Where the keys of our own clients and operator may stand.
 OUR_KEYS = ("WEIGHBRIDGE_API_KEYS", "WEIGHBRIDGE_ADMIN_KEY")
+#: Seconds that a keeper may need beyond what the program has.
+KEEPER_NEEDS = 5.0
 #: Exit code of bad input: starting again would not help.
 BAD_INPUT = 2
 #: What our own commands write in front of the reason for which they end, and how much of it is told.
@@ -34,13 +38,18 @@ _TAIL, _REST_WITHIN = 4096, 1.0
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to run: options of `weighbridge serve`, the cores it may use, seconds it has to finish when ended, and
-    whether it is started again when it ends by itself; otherwise what it says on its end is told with its end."""
+    """What to run, with places for where it is to listen; the cores it may use, seconds it has to finish when ended,
+    and whether it is started again when it ends by itself; otherwise what it says on its end is told with its end.
+
+    `is_ours`: it ends as it should when it is told to; of any other program, whatever it started is ended too.
+    """
 
     command: tuple[str, ...]
     cores: frozenset[int] | None = None
     drain: float = 30.0
     again: bool = True
+    env: Mapping[str, str] = field(default_factory=dict)
+    is_ours: bool = True
 
 
 class ProcessReplica:
@@ -91,8 +100,9 @@ class ProcessReplica:
         process = self._process
         if process is not None and process.returncode is None:
             process.send_signal(signal.SIGTERM)
+            beyond = 0.0 if self._program.is_ours else KEEPER_NEEDS
             try:
-                async with asyncio.timeout(self._program.drain):
+                async with asyncio.timeout(self._program.drain + beyond):
                     await process.wait()
             except TimeoutError:
                 process.kill()
@@ -143,18 +153,23 @@ class ProcessReplica:
         return f": {said}" if said else ""
 
     async def _start(self) -> None:
-        port = free_port()
-        cores = ",".join(map(str, sorted(self._program.cores))) if self._program.cores else "-"
-        command = [sys.executable, "-m", "weighbridge.fleet.replicas.child", str(os.getpid()), cores, "--"]
-        command += [*self._program.command, "--host", "127.0.0.1", "--port", str(port)]
+        program, port = self._program, free_port()
+        values = {"host": "127.0.0.1", "port": str(port), "python": sys.executable}
+        cores = ",".join(map(str, sorted(program.cores))) if program.cores else "-"
+        if program.is_ours:
+            around = ["-m", "weighbridge.fleet.replicas.child", str(os.getpid()), cores, "--"]
+        else:
+            around = [keeper.__file__, cores, str(program.drain), "--"]
+        command = [sys.executable, *around, *all_filled(program.command, values)]
+        env = {name: filled(value, values) for name, value in program.env.items()}
         if self._http is not None:
             await self._http.close()
         self._http = HttpReplica(self.name, self._endpoint(f"http://127.0.0.1:{port}"), self._clock)
         self._process = await asyncio.create_subprocess_exec(
             *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stderr=None if self._program.again else asyncio.subprocess.PIPE,
-            env=own_environment(),
+            stdin=asyncio.subprocess.DEVNULL if program.is_ours else asyncio.subprocess.PIPE,
+            stderr=None if program.again else asyncio.subprocess.PIPE,
+            env={**own_environment(), **env},
             start_new_session=True,  # Ctrl-C is for the gateway; it ends its replicas after draining
         )
         if self._process.stderr is not None:
@@ -172,14 +187,6 @@ async def _passed_on(output: asyncio.StreamReader) -> str:
     lines = tail.decode(errors="replace").splitlines()
     said = next((one for one in reversed(lines) if one.startswith(_REASON)), "")
     return said.removeprefix(_REASON).strip()[:_LONGEST_REASON]
-
-
-def serve_command(model: str, options: Sequence[str], threads: int | None) -> tuple[str, ...]:
-    """`weighbridge serve` with this interpreter."""
-    command = [sys.executable, "-m", "weighbridge", "serve", model, *options]
-    if threads is not None and "--threads" not in options:
-        command += ["--threads", str(threads)]
-    return tuple(command)
 
 
 def share_cores(replicas: int, cores: Sequence[int]) -> list[frozenset[int]]:

@@ -1,0 +1,1 @@
+"""Engines that others wrote, started and kept here: commands, processes, a cluster's nodes."""
