@@ -19,6 +19,7 @@ from weighbridge.errors import BadInput
 from weighbridge.fleet.config.reader import read_yaml
 from weighbridge.fleet.config.spec import FleetSpec, TenantSpec
 from weighbridge.knobs import arguments, bytes_text, knob, knobs, parse_bytes, settings_from
+from weighbridge.models.adapters.named import NamedAdapter
 from weighbridge.server.settings import ServerSettings
 from weighbridge.simulator.fleet import SimulatedEngine
 from weighbridge.wire.keys import parse_key, parse_tenant_priority
@@ -153,13 +154,15 @@ def test_what_nobody_wrote_has_its_default() -> None:
 
 
 def test_every_engine_option_that_differs_goes_on_to_the_replicas_of_a_gateway(tmp_path: Path) -> None:
-    engine = EngineSettings(max_sequences=8, expert_cache=4 << 30, itl_target=0.05, threads=2)
+    lora = (NamedAdapter("ada", Path("there")),)
+    engine = EngineSettings(max_sequences=8, expert_cache=4 << 30, itl_target=0.05, threads=2, lora=lora)
     spec = replicated(str(make_tiny("llama", tmp_path / "tiny")), "name", 3, "local", engine)
     [replica] = spec.models[0].replicas
     assert (replica.count, replica.threads, replica.model) == (3, 2, "name")
+    assert spec.models[0].aliases == ("ada",)
     assert replica.options == (
         *("--max-sequences", "8", "--itl-target", "50.0"),
-        *("--expert-cache", "4GiB"),
+        *("--expert-cache", "4GiB", "--lora", "ada=there"),
     )
 
 

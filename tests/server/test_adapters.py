@@ -141,11 +141,15 @@ def test_the_operator_loads_and_lets_go(url: str) -> None:
     assert ask(url, unload, {"lora_name": "eve-again"}, ADMIN)[0] == 200
 
 
-def test_a_gateway_finds_adapters_by_their_names(url: str, tmp_path: Path) -> None:
-    """Each is a model of its own there, at the same server; one that the server does not list is said to be missing."""
+def test_a_gateway_finds_adapters_by_their_names(url: str, root: Path, tmp_path: Path) -> None:
+    """As a model of its own at the same server, or as an alias; one that the server does not list is missing there."""
     replica = f"replicas: [{{url: '{url}', key: {KEY}}}]"
     config = tmp_path / "weighbridge.yaml"
-    models = "".join(f"  {name}: {{{replica}}}\n" for name in ("tiny", "ada", "nobody"))
+    names = {"tiny": "aliases: [bob], ", "ada": "", "nobody": ""}
+    models = "".join(f"  {name}: {{{aliases}{replica}}}\n" for name, aliases in names.items())
+    options = f"{{lora: {{eve: '{root / 'adapters' / 'eve'}'}}, dtype: float32, kv_cache_memory: 16MiB}}"
+    child = f"replicas: [{{process: '{root / 'base'}', threads: 1, options: {options}}}]"
+    models += f"  inside: {{aliases: [eve], {child}}}\n"
     config.write_text(f"models:\n{models}")
     port = free_port()
     front = f"http://127.0.0.1:{port}"
@@ -153,7 +157,9 @@ def test_a_gateway_finds_adapters_by_their_names(url: str, tmp_path: Path) -> No
     with running(command, 15) as process:
         wait_until_ready(front, process)
         assert said(front, "ada") == said(url, "ada")
-        assert said(front, "tiny") == said(url, "tiny")
+        assert said(front, "bob") == said(url, "bob")
+        assert said(front, "tiny") == said(url, "tiny") == said(front, "inside")
+        assert said(front, "eve") != said(front, "inside")
         status, answer = ask(
             front, "/v1/chat/completions", {"model": "nobody", "messages": MESSAGES, "max_tokens": 4}
         )

@@ -227,6 +227,8 @@ class Member:
 
     def model_name(self, ask: Ask) -> str | None:
         """What it is asked for; None: what the client wrote, which it serves as far as is known."""
+        if self.told.adapters and _asked(ask, None) in self.told.adapters.intersection(self.spec.names[1:]):
+            return None  # an alias of the model, and there an adapter over it
         if self.spec.model is not None or not self.told.models:
             return self.spec.model
         asked = _asked(ask, None)

@@ -75,6 +75,7 @@ def replicated(model: str, name: str | None, count: int, on: str, engine: Engine
     """The configuration that `--replicas N` and `--on PLACE` stand for."""
     path = resolve(model)
     served = name or served_name(model, path)
+    adapters = tuple(named.name for named in engine.lora)
     spec = ReplicaSpec(
         name=f"{served}-replica" if on == "ray" else served,
         kind="process" if on == "local" else "ray",
@@ -86,7 +87,7 @@ def replicated(model: str, name: str | None, count: int, on: str, engine: Engine
         options=tuple(arguments(replace(engine, threads=None))),
         ray=RaySpec(keep=False),
     )
-    return FleetSpec(models=(ModelSpec(name=served, replicas=(spec,), aliases=(), tokenizer=path),))
+    return FleetSpec(models=(ModelSpec(name=served, replicas=(spec,), aliases=adapters, tokenizer=path),))
 
 
 def overridden(spec: FleetSpec, server: ListenSettings, written: Collection[str]) -> FleetSpec:

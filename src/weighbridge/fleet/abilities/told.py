@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ class Told:
     """What its pages say; what they do not say is None, or left out.
 
     `models`: the names it answers to. `context`: tokens of prompt and output. `seats`: requests it works on at once.
+    `adapters`: of the names, those of adapters over the model in question.
     """
 
     models: tuple[str, ...] = ()
@@ -28,6 +30,7 @@ class Told:
     seats: int | None = None
     can: Mapping[Ability, bool] = field(default_factory=dict)
     version: str = ""
+    adapters: frozenset[str] = frozenset()
 
     def and_then(self, other: Told) -> Told:
         """This, with what a later page knows better or besides."""
@@ -38,6 +41,7 @@ class Told:
             other.seats or self.seats,
             {**self.can, **other.can},
             other.version or self.version,
+            self.adapters | other.adapters,
         )
 
 
@@ -101,10 +105,12 @@ def openai_models(page: Any, model: str) -> Told:
     own = next((one for one in entries if is_named(model, (one["id"], *_texts(one.get("aliases"))))), None)
     if own is None and len(entries) == 1:
         own = entries[0]
+    adapters = () if own is None else (one["id"] for one in entries if one.get("parent") == own["id"])
     return Told(
         tuple(dict.fromkeys(_short(name) for name in names)),
         None if own is None else _context_of(own),
         can={} if own is None else _modalities(own),
+        adapters=frozenset(name[:LONGEST_NAME] for name in islice(adapters, MOST_NAMES)),
     )
 
 

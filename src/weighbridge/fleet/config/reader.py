@@ -268,7 +268,11 @@ class Section:
 
     def settings(self, kind: type[Settings]) -> Settings:
         """A settings class whose knobs are the fields of this section; those that are missing have their defaults."""
-        values = {one.key: value for one in knobs(kind) if (value := self._knob(one)) is not None}
+        values: dict[str, Any] = {}
+        for one in knobs(kind):
+            value = self._several(one.key) if one.repeats else self._knob(one)
+            if value is not None:
+                values[one.key] = value
         self.done()
         try:
             return settings_from(kind, values)
@@ -291,6 +295,15 @@ class Section:
             return {}
         return values
 
+    def _several(self, key: str) -> Sequence[str] | None:
+        """What is written in a list; what a flag writes as NAME=VALUE may be a mapping here. None: nothing is."""
+        if key not in self:
+            return None
+        if not self.is_mapping(key):
+            return self.texts(key)
+        section = self.section(key)
+        return [f"{name}={section.text(name)}" for name in section._values]
+
     def _field(self, one: Knob, base: Path) -> Any:
         """The value of one of `fields`, as its settings hold it; None where nothing is written, or a problem."""
         if one.kind is Path:
@@ -298,12 +311,9 @@ class Section:
         if not one.repeats:
             written = self._knob(one)
             return None if written is None else one.read(written)
-        if one.name not in self:
+        texts = self._several(one.name)
+        if texts is None:
             return None
-        section = self.section(one.name) if self.is_mapping(one.name) else None
-        names = section._values if section is not None else ()
-        # What a flag writes as NAME=VALUE may be a mapping here.
-        texts = self.texts(one.name) if section is None else [f"{key}={section.text(key)}" for key in names]
         try:
             return one.read(texts)
         except BadInput as error:

@@ -9,7 +9,7 @@ that would multiply mostly zeros, so the rows of each adapter are gathered inste
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -45,12 +45,25 @@ class RowGroup:
 class Mixed:
     """Rows that go through all slots at once: int64 indices, or None for all rows of the batch.
 
-    `others` [rows, 1, slots]: what of the products is of slots that are not a row's own.
+    `own` [rows, slots]: whose slot is whose.
     """
 
     rows: torch.Tensor | None
-    others: torch.Tensor
+    own: torch.Tensor
     ranks: int  # the largest of the adapters in it
+    _bits: dict[tuple[int, torch.dtype], torch.Tensor] = field(default_factory=dict)
+
+    def keep_own(self, product: torch.Tensor) -> None:
+        """Set to zero what is of other slots in `product` [rows, n * slots], in place.
+
+        By their bits, and not by a factor: what overflows in one adapter must not become NaN in the rows of others.
+        """
+        bits = torch.int16 if product.itemsize == 2 else torch.int32
+        key = product.shape[1], bits
+        kept = self._bits.get(key)
+        if kept is None:
+            kept = self._bits[key] = (-self.own.to(bits)).repeat(1, key[0] // self.own.shape[1])
+        product.view(bits).bitwise_and_(kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +102,9 @@ def _mixed(slots: Int32, single: Int32, present: list[int], ranks: Sequence[int]
     """Rows without an adapter are left where they are, unless long runs have to be left out: then so are they."""
     rows = np.flatnonzero(single >= 0) if some or (slots < 0).sum() > LONG else None
     owners = single if rows is None else single[rows]
-    others = owners[:, None] != np.arange(len(ranks), dtype=np.int32)
+    own = owners[:, None] == np.arange(len(ranks), dtype=np.int32)
     return Mixed(
         None if rows is None else torch.from_numpy(rows),
-        torch.from_numpy(others)[:, None],
+        torch.from_numpy(own),
         max(ranks[slot] for slot in present),
     )

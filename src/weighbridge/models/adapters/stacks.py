@@ -84,10 +84,7 @@ class SiteStacks:
             y[:, part.start : part.start + part.rows].addmm_(inner, up)
 
     def _inner(self, x: torch.Tensor, mixed: Mixed) -> list[tuple[int, torch.Tensor]]:
-        """What `down` makes of x, [rows, ranks * slots] of each part that some adapter adds to.
-
-        Other slots' is overwritten with zeros, not multiplied by them: what overflows there must not become NaN here.
-        """
+        """What `down` makes of x in each row's own slot, [rows, ranks * slots] of each part that adapters add to."""
         live = [index for index, held in enumerate(self._held) if held]
         if not live:
             return []
@@ -98,7 +95,7 @@ class SiteStacks:
         inner = []
         for index, down in found:
             product = torch.mm(x, down.T)
-            product.view(len(x), -1, self._slots).masked_fill_(mixed.others, 0.0)
+            mixed.keep_own(product)
             inner.append((index, product))
         if found[0][0] >= 0:
             return inner
