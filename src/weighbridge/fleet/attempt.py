@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.fleet.abilities.refusal import ReplicaRefusal, error_of, read_refusal
@@ -225,6 +225,7 @@ class Attempts:
         kept = BytesAnswer(status, body, answer.headers)
         refusal = read_refusal(status, body, ask.path, lease.arrival.needs)
         if refusal is not None:
+            refusal = replace(refusal, adapter=member.asks_for_adapter(ask))
             lease.look_away()
             self._well(lease)
             why = f"refused it with status {status}{_message(body)}"

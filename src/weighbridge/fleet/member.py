@@ -13,7 +13,7 @@ import msgspec
 from weighbridge.cost.usage import Usage
 from weighbridge.errors import BadInput, RateLimited, some_of
 from weighbridge.fleet.abilities.known import KnownAbilities
-from weighbridge.fleet.abilities.told import KNOWN_OF, NOTHING_TOLD, Told, is_named
+from weighbridge.fleet.abilities.told import KNOWN_OF, MOST_NAMES, NOTHING_TOLD, Told, is_named
 from weighbridge.fleet.api import Arrival, Call, Capacity, Replica, Report
 from weighbridge.fleet.config.callee import callee_of, may_trace, passed_on
 from weighbridge.fleet.config.spec import ReplicaSpec
@@ -69,6 +69,7 @@ class Member:
     waiting: set[asyncio.Timeout] = field(default_factory=set)  # tries of which nothing has come yet
     abilities: KnownAbilities = field(default_factory=KnownAbilities)
     told: Told = NOTHING_TOLD
+    adapters: frozenset[str] = frozenset()  # over its model, that its pages have ever listed
     fault: str = ""  # what is wrong with its configuration, in words
     fault_until: float = 0.0
     faults: int = 0  # in a row, found by refusals
@@ -227,14 +228,18 @@ class Member:
 
     def model_name(self, ask: Ask) -> str | None:
         """What it is asked for; None: what the client wrote, which it serves as far as is known."""
-        if self.told.adapters and _asked(ask, None) in self.told.adapters.intersection(self.spec.names[1:]):
-            return None  # an alias of the model, and there an adapter over it
+        if self.asks_for_adapter(ask):
+            return None
         if self.spec.model is not None or not self.told.models:
             return self.spec.model
         asked = _asked(ask, None)
         if asked and is_named(asked, self.told.models):
             return None
         return next((name for name in self.spec.names if is_named(name, self.told.models)), None)
+
+    def asks_for_adapter(self, ask: Ask) -> bool:
+        """Whether a request names an alias that is an adapter over the model there, or was one."""
+        return bool(self.adapters) and _asked(ask, None) in self.adapters.intersection(self.spec.names[1:])
 
     @property
     def expected_names(self) -> tuple[str, ...]:
@@ -309,6 +314,8 @@ class Member:
     def _take_in(self, told: Told) -> None:
         """Learn from its pages what it can."""
         self.told = told
+        if len(self.adapters) < MOST_NAMES:
+            self.adapters |= told.adapters
         self.abilities.tell({**KNOWN_OF.get(self.spec.dialect, {}), **told.can})
 
     def as_dict(self, now: float) -> dict[str, Any]:

@@ -327,7 +327,7 @@ class Pool:
         """Take note of a refusal, and return who may serve the request instead."""
         refusal, member, now = failure.refusal, failure.member, self.clock()
         assert refusal is not None
-        if refusal.kind is RefusalKind.MODEL:
+        if refusal.kind is RefusalKind.MODEL and not refusal.adapter:
             log.warning("replica %s: %s", member.name, member.misnamed(now))
         if len(asked) >= MOST_REFUSALS or (refusal.kind is RefusalKind.UNCLEAR and not self._may_ask(asked)):
             return NOBODY

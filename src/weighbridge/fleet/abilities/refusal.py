@@ -34,11 +34,15 @@ class RefusalKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRefusal:
-    """`lacks`: what it says, or may be thought, not to have. `context`: how many tokens it takes, where it says so."""
+    """`lacks`: what it says, or may be thought, not to have. `context`: how many tokens it takes, where it says so.
+
+    `adapter`: an adapter over its model was asked for; if that is not there, nothing is wrong with the model.
+    """
 
     kind: RefusalKind
     lacks: Needs = NOTHING
     context: int | None = None
+    adapter: bool = False
 
 
 #: Statuses with which servers refuse a request that they cannot serve; 500 only with words that say so.
