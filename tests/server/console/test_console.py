@@ -89,7 +89,15 @@ async def test_a_session_says_what_is_open_to_whom(
         status, told = await get(f"{front.url}/console/api/session", KEYS.get(role, ""))
         assert status == 200
         may = told["may"]
-        assert may == {"look": look, "see_all": all_, "read_tickets": tickets, "ask": ask, "change": change}
+        assert may == {
+            "look": look,
+            "see_all": all_,
+            "read_tickets": tickets,
+            "ask": ask,
+            "change": change,
+            "see_experts": False,
+            "reset": role == "operator",
+        }
         assert told["role"] == {"none": "nobody"}.get(role, role)
         assert [one["id"] for one in told["models"]] == (["m", "other"] if ask else [])
         status, _ = await get(f"{front.url}/console/api/now", KEYS.get(role, ""))

@@ -11,15 +11,19 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import pytest
 
 from tests.doors.doors import Loop
 from tests.fleet.backends import Backend, fleet, serving
+from tests.models.tiny_moe import make_tiny_moe
 from tests.server.console.chromium import PROGRAM, Tab, browser
 from tests.server.console.hostile import TEXTS
 from tests.server.running import free_port, running, wait_until_ready
+from tests.server.running import serving as serving_model
 from tests.server.test_roles import CONFIG, KEYS
 from weighbridge.cli.serve.simulated import (
     ServedEngine,
@@ -31,7 +35,7 @@ from weighbridge.wire.identity import callers
 
 pytestmark = [pytest.mark.proof, pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium")]
 
-PAGES = ("now", "tickets", "chat")
+PAGES = ("now", "tickets", "chat", "what if", "plan")
 ROUTES = """
 routes: {auto: {edge: {url: 'URL/v1', model: m}, cloud: {url: 'URL/v1', model: big}, cascade: {enabled: false}}}
 """
@@ -70,7 +74,7 @@ def tab(tmp_path: Path) -> Iterator[Tab]:
 
 
 def shows(tab: Tab, url: str, page: str) -> None:
-    tab.go(f"{url}/#{page}")
+    tab.go(f"{url}/#{page.replace(' ', '')}")
     tab.until(
         "document.querySelector('nav a[aria-current]')?.textContent.toLowerCase() === " + json.dumps(page)
     )
@@ -266,6 +270,102 @@ def test_an_operator_adds_drains_and_removes_replicas_and_sees_what_was_changed(
         tab.until("document.body.innerText.includes('remove m-added')")
         assert not [one for one in tab.problems if "favicon" not in one]
         assert asked_elsewhere(tab, url) == []
+
+
+def test_an_operator_gives_a_tenant_a_key_and_limits_and_takes_the_key_back(tab: Tab) -> None:
+    def press(words: str, where: str = "document") -> None:
+        found = (
+            f"[...{where}.querySelectorAll('button')].find(one => one.textContent === {json.dumps(words)})"
+        )
+        tab.until(found)
+        tab.run(f"{found}.click()")
+
+    bobs = (
+        "[...document.querySelectorAll('[aria-label=Tenants] tr')].find(one => one.innerText.includes('bob'))"
+    )
+    with Loop(gateway(top=CONFIG)) as url:
+        tab.go(f"{url}/?key={KEYS['operator']}#fleet")
+        press("New tenant")
+        tab.until("document.querySelector('dialog input') === document.activeElement")
+        tab.type("bob")
+        tab.press("Enter")
+        tab.until("document.body.innerText.includes('A key for bob')")
+        key = tab.run("document.querySelector('dialog input[readonly]').value")
+        press("I have it")
+        tab.until(f"!document.querySelector('dialog') && {bobs}")
+        assert key not in tab.run("document.body.innerHTML")
+        press("Limits", bobs)
+        tab.until("document.querySelector('dialog input') === document.activeElement")
+        tab.type("7")
+        tab.press("Enter")
+        tab.until(f"{bobs}?.innerText.includes('0 of 7 requests')")
+        assert status_with(url, key) == 200
+        press("Revoke", bobs)
+        tab.until("document.querySelector('dialog')")
+        press("Revoke", "document.querySelector('dialog')")
+        tab.until("document.body.innerText.includes('revoke key of tenant bob')")
+        assert status_with(url, key) == 401
+        tab.size(390, 844, phone=True)
+        assert tab.run("document.documentElement.scrollWidth") <= 390
+        assert not [one for one in tab.problems if "favicon" not in one]
+        assert asked_elsewhere(tab, url) == []
+
+
+def status_with(url: str, key: str) -> int:
+    """What a chat with a key is answered."""
+    request = Request(
+        f"{url}/v1/chat/completions",
+        json.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}]}).encode(),
+        {"authorization": f"Bearer {key}", "content-type": "application/json"},
+    )
+    try:
+        with urlopen(request, timeout=20) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        return error.code
+
+
+def test_what_if_and_plan_answer_with_charts_by_keyboard_alone(tab: Tab) -> None:
+    with Loop(simulated()) as url:
+        shows(tab, url, "chat")
+        for number in range(5):
+            say(tab, f"question {number}")
+            tab.until(f"document.querySelectorAll('.figures').length === {number + 1}")
+        shows(tab, url, "what if")
+        tab.run("document.querySelector('form.ask input').focus()")
+        tab.press("Enter")
+        tab.until("document.querySelectorAll('[aria-label=Answer] tbody tr').length > 10", 60)
+        tab.until("document.querySelectorAll('.chart path').length === 2")
+        assert "1 replica and 2" in tab.text()
+        shows(tab, url, "plan")
+        tab.until("document.querySelectorAll('#plan-models option').length", 60)
+        for place, word in enumerate(("qwen3-8b", "H100-80GB")):
+            tab.run(f"document.querySelectorAll('form.ask input')[{place}].focus()")
+            tab.type(word)
+        tab.press("Enter")
+        tab.until("document.body.innerText.includes('It fits.')", 60)
+        tab.until("document.querySelectorAll('.chart path').length === 2")
+        assert tab.problems == []
+        assert asked_elsewhere(tab, url) == []
+
+
+def test_experts_are_a_map_that_is_walked_with_the_keys(tab: Tab, tmp_path: Path) -> None:
+    model = make_tiny_moe("qwen3-moe", tmp_path / "moe")
+    with serving_model(model) as (url, _):
+        shows(tab, url, "chat")
+        say(tab, "hello")
+        tab.until("document.querySelector('.figures')?.textContent.includes('tok')")
+        shows(tab, url, "experts")
+        tab.until("document.querySelectorAll('svg.heat rect').length > 64")
+        tab.run("document.querySelector('svg.heat').focus()")
+        before = tab.run("document.querySelector('.heat .here').getAttribute('x')")
+        tab.run(
+            "document.querySelector('svg.heat').dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}))"
+        )
+        assert tab.run("document.querySelector('.heat .here').getAttribute('x')") != before
+        assert "expert 1:" in tab.text()
+        tab.picture(tmp_path / "experts.png")
+        assert tab.problems == []
 
 
 def test_refusals_are_counted_and_found_among_the_tickets(tab: Tab) -> None:

@@ -16,6 +16,7 @@ from weighbridge.engine.request import SPARE_CLASS
 from weighbridge.server.console.assets import HEADERS, Assets
 from weighbridge.server.console.markdown import LONGEST_TEXT, MarkdownText, rendered
 from weighbridge.server.console.recorder import Recorder
+from weighbridge.server.console.whatif import WhatIfEndpoints
 from weighbridge.server.endpoint import Audience, Endpoint, HttpService, json_response
 from weighbridge.server.watching.history import GOOD_ITL_S, GOOD_TTFT_S, ITERATION_FIELDS
 from weighbridge.wire.body import decode, read_body
@@ -48,6 +49,7 @@ class ConsoleEndpoints:
             Endpoint("GET", "/console/api/session", self.session, Audience.ALL),
             Endpoint("GET", "/console/api/now", self.now, Audience.VISITORS),
             Endpoint("POST", "/console/api/markdown", self.markdown, Audience.VISITORS),
+            *WhatIfEndpoints(self._service).endpoints(),
         ]
 
     async def session(self, request: Request) -> Response:
@@ -76,7 +78,10 @@ class ConsoleEndpoints:
                 "read_tickets": asks or is_operator,
                 "ask": asks,
                 "change": is_operator and service.seen.kind != "engine",
+                "see_experts": visitor is not None and visitor.sees_all and service.seen.has_experts,
+                "reset": is_operator or not callers.are_asked,
             },
+            "models_of_replicas": service.seen.models() if visitor is not None and visitor.sees_all else [],
             "models": self._models() if asks else [],
         }
         return _private(told)

@@ -130,3 +130,24 @@ export class IterationChart {
     this.svg.setAttribute("aria-label", `${this.title}: ${steps.length} steps in the last ten seconds, median ${format.ms(took)}.`);
   }
 }
+
+/** A card with lines through points, each [x, y]: {name, colour, points}. `across` writes what is on the x axis. */
+export function curve(title, unit, shown, lines, across = (value) => `${format.count(value)} s`, height = 190) {
+  const svg = s("svg", { role: "img", height }), bottom = height - BELOW, all = lines.flatMap((line) => line.points);
+  const right = Math.max(...all.map(([x]) => x), 1e-9), top = roundUp(Math.max(...all.map(([, y]) => y), 1e-9));
+  const draw = () => {
+    const width = svg.clientWidth || 480, x = (value) => LEFT + (width - LEFT - 12) * value / right, y = (value) => bottom - (bottom - ABOVE) * Math.min(value / top, 1);
+    const parts = [0, top / 2, top].flatMap((value) => [s("line", { class: "grid", x1: LEFT, x2: width - 12, y1: Math.round(y(value)), y2: Math.round(y(value)) }), s("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, shown(value))]);
+    [0, right / 2, right].forEach((value, at) => parts.push(s("text", { x: x(value), y: height - 4, "text-anchor": ["start", "middle", "end"][at] }, across(value))));
+    for (const line of lines) {
+      parts.push(s("path", { class: `line k${line.colour}`, d: line.points.map(([at, value], place) => `${place ? "L" : "M"}${x(at).toFixed(1)} ${y(value).toFixed(1)}`).join("") }));
+      if (line.points.length <= 12) for (const [at, value] of line.points) parts.push(s("circle", { class: `f${line.colour}`, cx: x(at), cy: y(value), r: 3 }));
+    }
+    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    svg.replaceChildren(...parts);
+  };
+  svg.setAttribute("aria-label", `${title}, ${unit}: ${lines.map((line) => `${line.name} up to ${shown(Math.max(...line.points.map(([, value]) => value)))}`).join(", ")}.`);
+  new ResizeObserver(draw).observe(svg); // goes with the page that it is on
+  return h("figure", { class: "chart card" }, h("figcaption", null, h("h2", null, title), h("span", { class: "soft small" }, unit),
+    h("span", { class: "legend" }, lines.map((line) => h("span", null, h("i", { class: `b${line.colour}` }), line.name)))), svg);
+}

@@ -2,17 +2,23 @@
 import { Failure, get, key, Lost, setKey } from "./api.js";
 import { chatPage } from "./chat.js";
 import { byId, dialog, field, h } from "./dom.js";
+import { expertsPage } from "./experts.js";
 import { fleetPage } from "./fleet.js";
 import * as format from "./format.js";
 import { forget, listen, live, pace } from "./live.js";
 import { nowPage } from "./now.js";
+import { planPage } from "./plan.js";
 import { ticketsPage } from "./tickets.js";
+import { whatIfPage } from "./whatif.js";
 
 const PAGES = [
   { name: "now", title: "Now", made: nowPage, open: (may) => may.look },
   { name: "tickets", title: "Tickets", made: ticketsPage, open: (may) => may.read_tickets },
   { name: "chat", title: "Chat", made: chatPage, open: (may) => may.ask },
   { name: "fleet", title: "Fleet", made: fleetPage, open: (may) => may.change },
+  { name: "experts", title: "Experts", made: expertsPage, open: (may) => may.see_experts },
+  { name: "whatif", title: "What if", made: whatIfPage, open: (may) => may.see_all },
+  { name: "plan", title: "Plan", made: planPage, open: (may) => may.look },
 ];
 const ROLES = { operator: "Operator", watcher: "Watcher", tenant: "Tenant", looker: "This machine", anyone: "No keys asked" };
 let session = null, page = null, leave = () => {}, shownAt = "";
