@@ -37,6 +37,13 @@ class WhatIfAsked(Struct, forbid_unknown_fields=True):
     itl_ms: Annotated[float, Meta(gt=0.0, le=1e7)] = GOOD_ITL_S * 1e3
 
 
+class NamedPlan(Struct):
+    """The least that a plan is asked for by: without it no process is started. The rest is checked where it is read."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=200)]
+    device: Annotated[str, Meta(min_length=1, max_length=200)]
+
+
 class WhatIfEndpoints:
     """Both are worked out in a process of its own."""
 
@@ -105,6 +112,10 @@ class WhatIfEndpoints:
     async def plan(self, request: Request) -> Response:
         """What of a model of the catalogue fits on devices of the catalogue, how fast it is and what it costs."""
         body = await read_body(request.receive, headers_of(request.headers.raw), _LONGEST_BODY)
+        try:
+            msgspec.json.decode(body, type=NamedPlan)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise ApiError(400, f"the request body cannot be read: {error}", param="body") from error
         return _private(await self._aside.ask("plan", body))
 
     async def catalogue(self, request: Request) -> Response:

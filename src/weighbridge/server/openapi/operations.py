@@ -12,7 +12,7 @@ from typing import Any
 from weighbridge.server.batch.records import CreateBatch
 from weighbridge.server.console.assets import read_assets
 from weighbridge.server.console.markdown import MarkdownText
-from weighbridge.server.console.whatif import WhatIfAsked
+from weighbridge.server.console.whatif import NamedPlan, WhatIfAsked
 from weighbridge.server.decisions.requests import CalibrationRequest
 from weighbridge.server.engine.adapters.endpoints import LoadAdapterRequest, UnloadAdapterRequest
 from weighbridge.server.gateway.on_demand import ModelToMove
@@ -332,7 +332,9 @@ OPERATIONS: Mapping[str, Operation] = {
     "POST /console/api/simulate": Operation(
         "figures", "The last minutes again, with other replicas.", WhatIfAsked, answers.Anything
     ),
-    "POST /console/api/plan": Operation("figures", "What of a model fits where.", None, answers.Anything),
+    "POST /console/api/plan": Operation(
+        "figures", "What of a model fits where.", NamedPlan, answers.Anything
+    ),
     "GET /console/api/catalogue": Operation(
         "figures", "Models and devices that can be planned with.", None, answers.Anything
     ),
