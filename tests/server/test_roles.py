@@ -111,6 +111,7 @@ COMMON = {
 }
 GATEWAY = COMMON | {
     "GET /admin/changes": OPERATOR,
+    "POST /admin/reload": OPERATOR,
     "GET /admin/replicas": OPERATOR,
     "POST /admin/replicas": OPERATOR,
     "DELETE /admin/replicas/{replica}": OPERATOR,

@@ -242,6 +242,10 @@ COMMANDS: dict[str, Command | Group] = {
             "remove": Command(
                 "weighbridge.cli.fleet:remove", "Drain a replica and take it out of the fleet."
             ),
+            "reload": Command(
+                "weighbridge.cli.fleet:reload",
+                "Have the gateway read its weighbridge.yaml again, as SIGHUP does; open requests go on.",
+            ),
         },
     ),
     "flow": Group(

@@ -153,6 +153,9 @@ def _settings(spec: FleetSpec) -> str:
         limits = ", ".join(f"{k} {v:g}" for k, v in asdict(tenant.limits).items() if v is not None)
         lines.append(f"tenant {tenant.name}: {len(tenant.keys)} key(s); {limits or 'no limits'}")
     lines.append(f"shared_limits: {_shared(spec.shared_limits)}")
+    if spec.peers is not None:
+        told = [name for name in ("members", "learned") if getattr(spec.peers, name)]
+        lines.append(f"shared with other gateways: {', '.join(told) or 'nothing beside limits'}")
     return "\n".join(lines)
 
 

@@ -174,6 +174,13 @@ def remove(
     _say(answer, json_output, f"removed {replica}{drained}")
 
 
+@options
+def reload(*, gateway: AdminSettings, json_output: JsonOutput = False) -> None:
+    """Have the gateway read its weighbridge.yaml again, as SIGHUP does; open requests go on."""
+    answer = gateway.ask("POST", "/admin/reload", patience=60.0)
+    _say(answer, json_output, "\n".join([answer["summary"], *answer["failed"]]))
+
+
 def probe(
     server: Annotated[str, typer.Argument(metavar="URL", help="The server, up to and without /v1.")],
     model: Annotated[str, typer.Option(help="The model to look at; none: the first that it lists.")] = "",

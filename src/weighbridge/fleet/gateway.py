@@ -18,10 +18,11 @@ from weighbridge.errors import BadInput, Draining, Refused, UnknownModel, some_o
 from weighbridge.fleet.abilities.ability import NOTHING, Needs, needs_of, read_bytes
 from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.autoscale import Autoscale
+from weighbridge.fleet.config.difference import FleetTransition, each, expanded
 from weighbridge.fleet.config.spec import EDGE, FleetSpec, ReplicaSpec
 from weighbridge.fleet.desk import Standing
 from weighbridge.fleet.dispatch import TICK
-from weighbridge.fleet.journey import FleetJourney
+from weighbridge.fleet.journey import CannotGoOn, FleetJourney
 from weighbridge.fleet.limits.periods import calendar
 from weighbridge.fleet.limits.rates import Rate
 from weighbridge.fleet.limits.shared import SharedLimits
@@ -177,6 +178,10 @@ class Gateway:
             return await self.run(ask)
         if self.draining:
             raise Draining("the gateway is shutting down and takes no new requests; try another one")
+        if ask.sent:
+            raise CannotGoOn(
+                "the gateway that served it is gone, and an answer of a route cannot go on elsewhere"
+            )
         return await route.admit(ask)
 
     async def run(self, ask: Ask, pool: Pool | None = None) -> FleetJourney:
@@ -307,6 +312,32 @@ class Gateway:
                     log.exception("%r failed on a finished request; later failures are only counted", heard)
                 self.unheard += 1
 
+    def configured(self) -> dict[str, tuple[Pool, ReplicaSpec]]:
+        """The configuration's own replicas by name, and whose they are."""
+        return {name: (pool, one) for pool in self.pools.values() for name, one in each(pool.spec).items()}
+
+    def become(self, wanted: FleetTransition) -> list[str]:
+        """Have replicas come, go and change as a configuration that was read again says; open requests go on.
+
+        Return what could not be done, in words.
+        """
+        failed = []
+        for change in wanted.models:
+            pool = self.pools[change.spec.name]
+            pool.spec = change.spec
+            for name in change.removed:
+                pool.dismiss(name)
+            for one in (*change.changed, *change.added):
+                try:
+                    pool.replace(one) if one.name in pool.members else pool.add(one)
+                except BadInput as error:
+                    failed.append(f"replica {one.name}: {error}")
+        self._names = {}
+        for pool in self.pools.values():
+            for name in () if pool.spec.only_routes else (pool.spec.name, *pool.spec.aliases):
+                self._names[name] = pool
+        return failed
+
     # -- what is seen from outside ---------------------------------------------------------------------
 
     def member(self, name: str) -> tuple[Pool, Member]:
@@ -414,11 +445,3 @@ def _pool_load(pool: Pool, now: float) -> dict[str, Any]:
         "bytes_per_token": None if pool.tokenizer is not None else round(pool.scales.bytes_per_token, 3),
         "replicas": [member.as_dict(now) for member in pool.members.values()],
     }
-
-
-def expanded(spec: ReplicaSpec) -> list[ReplicaSpec]:
-    """One entry for each of `count` replicas; of Ray's, for as many as there are at least."""
-    count = max(spec.count, spec.ray.scaling.least) if spec.kind == "ray" else spec.count
-    if count == 1:
-        return [spec]
-    return [replace(spec, name=f"{spec.name}-{index}", count=1) for index in range(count)]

@@ -55,6 +55,12 @@ class Watch:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
+    def drop(self, name: str) -> None:
+        """Probe a replica no more, without waiting for a probe that is under way: what it says counts for nobody."""
+        task = self._tasks.pop(name, None)
+        if task is not None:
+            task.cancel()
+
     async def stop_all(self) -> None:
         for name in list(self._tasks):
             await self.stop(name)

@@ -62,6 +62,14 @@ class Unavailable(Refused):
         self.status = status
 
 
+class CannotGoOn(Refused):
+    """The rest of an answer that another gateway began cannot be had."""
+
+    status = 410
+    kind = "invalid_request_error"
+    code = "stream_gone"
+
+
 class FleetJourney:
     """`open` until the first byte, then `stream` (or `whole`); `close` is the one way out, whatever happened.
 
@@ -90,6 +98,7 @@ class FleetJourney:
         self._failures: list[AttemptFailed] = []
         self._refusals: list[AttemptFailed] = []  # by replicas that are well, but will not serve this one
         self._resumption: Resumption | None = None
+        self._asking = ask  # what replicas are asked for
         self._settled = settled
         self._closed = False
 
@@ -124,6 +133,8 @@ class FleetJourney:
         """Its first place. `open` goes on from there; so may somebody else, who carries the request himself and then
         calls `answered`, or `abandoned`. Raises Refused."""
         await self._be_there()
+        if self.ask.sent:
+            self._go_on()
         avoid = self.pool.unsure(self._arrival.needs)
         lease = await self.pool.dispatcher.place(self._arrival, avoid, streamed=self.ask.stream)
         self.pool.retries.earn()
@@ -159,6 +170,19 @@ class FleetJourney:
         lease.member.breaker.gave_up()
         lease.release(self._clock())
 
+    def _go_on(self) -> None:
+        """Ask for the rest of an answer whose beginning another gateway has sent. Raises CannotGoOn."""
+        resumption = Resumption(self.ask, self.pool.tokenizer)
+        for event in self.ask.sent:
+            resumption.passing(event)
+        try:
+            self._asking = resumption.next_ask(len(self.ask.sent))
+        except NotResumable as why:
+            raise CannotGoOn(f"the gateway that served it is gone, and it cannot go on: {why}") from None
+        self._resumption = resumption
+        self.meter.produced += resumption.before
+        self.ticket.decisions.append(f"goes on behind {len(self.ask.sent)} events of another gateway")
+
     async def _elsewhere(self, failure: AttemptFailed) -> Lease:
         """A place at a replica that may serve what this one refused; raises what the client is told without one."""
         self._asked = None
@@ -184,7 +208,7 @@ class FleetJourney:
             self.ticket.first_token = time.time()
             self.pool.hedger.observe(now - opened.lease.sent, opened.lease.expected_first)
             self.pool.pulse.first(now - self._arrival.arrived, now)
-        if self.pool.resume_wanted(self.ask) and opened.is_stream:
+        if self._resumption is None and self.pool.resume_wanted(self.ask) and opened.is_stream:
             self._resumption = Resumption(self.ask, self.pool.tokenizer)
 
     def _take(self, opened: OpenedAttempt) -> None:
@@ -197,9 +221,9 @@ class FleetJourney:
         hedger.sent(self._arrival.weight.prompt_tokens)
         delay = hedger.delay(lease.expected_first) if self.ask.stream else None
         if delay is None:
-            return await self.pool.attempts.open(self.ask, lease, attempt)
+            return await self.pool.attempts.open(self._asking, lease, attempt)
         return await race(
-            lambda one: self.pool.attempts.open(self.ask, one, attempt),
+            lambda one: self.pool.attempts.open(self._asking, one, attempt),
             lease,
             delay,
             self._copy,

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Coroutine, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from weighbridge.cost.length import OutputLengths
@@ -62,6 +62,8 @@ SERVED_NAME = "--served-model-name"
 CONTEXT_REMEMBERED = 600.0
 #: Seconds in which a cancelled copy must be gone from the replica's own account of itself.
 STOP_WITHIN = 3.0
+#: Seconds that requests have to end at a replica whose entry was changed.
+LAST_WORK = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,11 @@ class Pool:
     def members(self) -> Mapping[str, Member]:
         return self.dispatcher.members
 
+    @property
+    def prefixes(self) -> PrefixIndex:
+        """What replicas are believed to hold."""
+        return self._index
+
     def longest_context(self) -> int | None:
         """Tokens that the roomiest replica takes; None while one of them may take any number."""
         longest: int | None = None
@@ -190,6 +197,10 @@ class Pool:
                 f"a replica called {spec.name!r} is there already; choose another name", param="name"
             )
         spec = self._named(spec)
+        return self._joined(spec, self._build(spec))
+
+    def _joined(self, spec: ReplicaSpec, adapter: Replica) -> Member:
+        """A member that is spoken to by `adapter`, among the others from now on."""
         now = self.clock()
         state = ReplicaState(
             spec.name, capacity_of(spec, self._block_size), self._index, now, self._rules.health.slow_start
@@ -199,7 +210,7 @@ class Pool:
             self._feeds[spec.name] = KvFeed(spec.name, spec.kv_events, spec.kv_replay, state.kv, self.clock)
         member = Member(
             spec,
-            self._build(spec),
+            adapter,
             state,
             CircuitBreaker(self._rules.breaker),
             account=_account(spec),
@@ -211,6 +222,47 @@ class Pool:
         self._watch.start(member)
         self.dispatcher.pump()
         return member
+
+    def replace(self, spec: ReplicaSpec) -> Member:
+        """Have a replica be as in `spec` from now on. What it was sent before goes on, for `LAST_WORK` seconds at most.
+        Raises BadInput, and then nothing has changed."""
+        name, spec = spec.name, self._named(spec)
+        old, adapter = self._member(name), self._build(spec)
+        self._watch.drop(name)
+        self.dispatcher.desk.leave(name)
+        if (old.spec.target, old.spec.model, old.spec.kind) != (spec.target, spec.model, spec.kind):
+            self._index.remove_replica(name)
+        feed = self._feeds.pop(name, None)
+        member = self._joined(spec, adapter)
+        member.draining, old.draining = old.draining, True
+        self._keep(self._ended(old, feed))
+        return member
+
+    def dismiss(self, name: str) -> None:
+        """Send nothing more to a replica, and remove it once nothing runs there, after `LAST_WORK` seconds at most."""
+        if name in self.members:
+            self.drain(name)
+            self._keep(self._dismissed(name))
+
+    async def _dismissed(self, name: str) -> None:
+        await self.remove(name, LAST_WORK)
+
+    async def _ended(self, old: Member, feed: KvFeed | None) -> None:
+        """Close the way to a replica that another one stands for, once nothing runs there."""
+        until = self.clock() + LAST_WORK
+        try:
+            while old.state.requests and self.clock() < until:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        finally:
+            await old.replica.close()
+            if feed is not None:
+                await feed.close()
+
+    def _keep(self, work: Coroutine[None, None, None]) -> None:
+        """Run something beside, and wait for it at the end."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _named(self, spec: ReplicaSpec) -> ReplicaSpec:
         """The replica with the names of its model; what is started here is called as its clients call it."""
@@ -399,9 +451,7 @@ class Pool:
 
     def lost(self, member: Member) -> None:
         """See to it that a replica has really stopped a copy that was cancelled."""
-        task = asyncio.create_task(self._verify_stopped(member))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._keep(self._verify_stopped(member))
 
     async def _verify_stopped(self, member: Member) -> None:
         """Wait, for `STOP_WITHIN` seconds at most, until the replica counts no more than we know to be there."""

@@ -339,6 +339,13 @@ class BoundedHttp(HttpToolsProtocol):
         # The request that is being answered: uvicorn's `cycle` is the one that was read last.
         self._answered: Exchange | None = None
         self._unused_since = math.inf  # when the last answer was whole, while nothing has come since
+        self._leaves = False  # the next answer is the last here
+
+    def leave(self, unused_s: float) -> None:
+        """Close behind the next answer, or now where nothing was asked for so many seconds."""
+        self._leaves = True
+        if self._unused_since <= self.loop.time() - unused_s and not self.transport.is_closing():
+            self.transport.close()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.line = Gathering(transport, self.loop)
@@ -443,7 +450,8 @@ class BoundedHttp(HttpToolsProtocol):
         if self.root_path:
             path, raw = self.root_path + path, self.root_path.encode("ascii") + raw
         scope["path"], scope["raw_path"], scope["query_string"] = path, raw, query
-        cycle = self.cycle = Exchange(self, scope, version != "1.0" and parser.should_keep_alive())  # type: ignore[arg-type]
+        stays = version != "1.0" and parser.should_keep_alive() and not self._leaves
+        cycle = self.cycle = Exchange(self, scope, stays)  # type: ignore[arg-type]
         if before is None or before.response_complete:
             self._start_asgi_task(cycle, self.app)
         else:  # behind others that are not answered yet

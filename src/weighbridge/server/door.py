@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -26,10 +26,10 @@ from weighbridge.wire.answer import Answers
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import LONG_BODY, apart, held_body, read_body
 from weighbridge.wire.errors import ApiError, as_api_error, retry_after_header
-from weighbridge.wire.headers import LONGEST_ID, headers_of
+from weighbridge.wire.headers import LONGEST_ID, Headers, headers_of
 from weighbridge.wire.identity.access import check_site
 from weighbridge.wire.identity.admission import settle_caller
-from weighbridge.wire.identity.callers import peer_of
+from weighbridge.wire.identity.callers import Peer, peer_of
 from weighbridge.wire.journey import HeaderList
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols import PROTOCOLS
@@ -66,6 +66,7 @@ class Door:
         self._answers = Answers(service, clock)
         self._streams = KeptStreams(service) if streams is None else streams
         self._tracer = service.tracer
+        self._streams.go_on = self._read_again
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -130,6 +131,16 @@ class Door:
             if trace is not None and self._tracer is not None:
                 self._tracer.end(trace, _served(self._tracer, trace, protocol.path, status, scope))
                 current.set(None)
+
+    async def _read_again(
+        self, path: str, body: bytes, headers: Headers, peer: Peer
+    ) -> tuple[Ask, Callable[[Receive, Send], Awaitable[int]]]:
+        """A request that another gateway had read, and what writes the rest of its answer. Raises what reading does."""
+        protocol, service = self._protocols[path], self._service
+        caller = await service.callers.caller(headers, peer)
+        ask = protocol.read(body)
+        await settle_caller(service, protocol, ask, headers, caller, self._clock())
+        return ask, partial(self._answers.answer, ask, protocol)
 
     async def _answer_at_once(
         self, protocol: WireProtocol, ask: Ask, answer: bytes, scope: Scope, send: Send

@@ -18,6 +18,7 @@ from weighbridge.fleet.config.keeping import KeepSettings
 from weighbridge.fleet.limits.spare import SpareRoom
 from weighbridge.models.text.tokenizer_parts import TextPairs
 from weighbridge.routes.ledger.keeper import UsageKeeper
+from weighbridge.server.elsewhere.store import StreamStore
 from weighbridge.server.tracing.tracer import Tracer
 from weighbridge.server.watching.view import ServiceView
 from weighbridge.wire.identity.access import AccessSettings
@@ -125,6 +126,8 @@ class HttpService(Service, Protocol):
         ...
 
     max_body: int  # bytes
+    stream_store: StreamStore | None
+    """Where streams are kept that other gateways can go on with; None: each is its own server's."""
 
     tracer: Tracer | None  # what traces its requests; None: nothing does
 

@@ -12,6 +12,8 @@ import os
 import signal
 import socket
 import sys
+import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import uvicorn
@@ -20,6 +22,8 @@ from starlette.types import ASGIApp
 from weighbridge.errors import BadInput
 from weighbridge.server.connections import BoundedHttp, raise_file_limit
 from weighbridge.server.tls import Certificates, TlsServer
+from weighbridge.server.upgrade.inherited import socket_of_systemd
+from weighbridge.server.upgrade.upgrade import Upgrade
 from weighbridge.ticket.trace import current
 from weighbridge.wire.identity.access import is_loopback
 from weighbridge.wire.identity.callers import Callers
@@ -61,14 +65,22 @@ def set_up_logging(json_logs: bool) -> None:
 
 #: Connections that wait until they are accepted.
 _BACKLOG = 2048
+#: Seconds for which a connection must have been unused until we close it: its client is not about to send.
+UNUSED_S = 2.0
+#: Seconds between two looks at connections that are to end.
+_LOOK_S = 0.05
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that will listen. Raises BadInput when the address cannot be had.
+    """A socket that will listen: systemd's, where it passes one on, or a new one. Raises BadInput when the address
+    cannot be had.
 
     Accepted connections inherit TCP_NODELAY: without it the small write behind another (a stream's first chunk, a
     body behind its headers) waits 40 ms for an acknowledgement.
     """
+    passed_on = socket_of_systemd()
+    if passed_on is not None:
+        return passed_on
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -178,35 +190,97 @@ def run_server(
     listener: socket.socket,
     settings: IdentitySettings,
     drain_timeout: float,
+    upgrade: Upgrade | None = None,
+    on_hangup: Callable[[], None] | None = None,
 ) -> bool:
-    """Serve until SIGTERM or SIGINT, then drain. False when the drain ran out of time. Raises BadInput."""
+    """Serve until SIGTERM or SIGINT, or until another process has taken over, then drain. False when the drain ran out
+    of time. Raises BadInput.
+
+    `on_hangup`: what SIGHUP does; None: it ends the process, as ever.
+    """
     certificates = Certificates.of(settings)
     _quicken()
     raise_file_limit()
-    server = _server(app, certificates)
-    drained = True
-
-    async def serve() -> None:
-        nonlocal drained
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for sign in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(sign, lambda: os._exit(130) if stop.is_set() else stop.set())
-        serving = asyncio.ensure_future(server._serve([listener]))
-        stopping = asyncio.ensure_future(stop.wait())
-        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if stopping.done() and not serving.done():
-            log.info("draining: finishing what was accepted, refusing the rest (again to end at once)")
-            drained = await service.drain(drain_timeout)
-            if not drained:
-                log.warning("the drain took more than %.0f s; open requests are cut off", drain_timeout)
-            server.should_exit = True
-            server.force_exit = not drained
-        stopping.cancel()
-        await serving
-
+    running = _Running(_server(app, certificates), service, listener, drain_timeout, upgrade or Upgrade())
     try:
-        asyncio.run(serve())
+        asyncio.run(running.serve(on_hangup))
     finally:
         gc.unfreeze()  # what the compiled modules keep is to go before they do
-    return drained
+    return running.drained
+
+
+class _Running:
+    """One server from its first connection to its last."""
+
+    def __init__(
+        self,
+        server: uvicorn.Server,
+        service: Drainable,
+        listener: socket.socket,
+        drain_timeout: float,
+        upgrade: Upgrade,
+    ) -> None:
+        self.drained = True
+        self._server, self._service, self._listener = server, service, listener
+        self._timeout, self._upgrade = drain_timeout, upgrade
+        self._stop = asyncio.Event()
+
+    async def serve(self, on_hangup: Callable[[], None] | None) -> None:
+        loop = asyncio.get_running_loop()
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sign, self._stopped)
+        if on_hangup is not None:
+            loop.add_signal_handler(signal.SIGHUP, on_hangup)
+        serving = asyncio.ensure_future(self._server._serve([self._listener]))
+        stopping = asyncio.ensure_future(self._stop.wait())
+        passing = asyncio.ensure_future(
+            self._upgrade.passed_on(self._listener, lambda: bool(self._server.started))
+        )
+        await asyncio.wait((serving, stopping, passing), return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            if passing.done() and not stopping.done():
+                log.info("another process serves in the place of this one, which finishes what it has")
+                leaving = asyncio.ensure_future(leave(self._server, self._timeout))
+                await asyncio.wait((leaving, stopping), return_when=asyncio.FIRST_COMPLETED)
+                leaving.cancel()
+            await self._drain()
+        for task in (stopping, passing):
+            task.cancel()
+        self._upgrade.close()
+        await serving
+
+    def _stopped(self) -> None:
+        if self._stop.is_set():
+            os._exit(130)
+        self._stop.set()
+
+    async def _drain(self) -> None:
+        log.info("draining: finishing what was accepted, refusing the rest (again to end at once)")
+        self.drained = await self._service.drain(self._timeout)
+        if not self.drained:
+            log.warning("the drain took more than %.0f s; open requests are cut off", self._timeout)
+        self._server.should_exit = True
+        self._server.force_exit = not self.drained
+
+
+async def leave(server: uvicorn.Server, timeout: float) -> bool:
+    """Accept no more, answer what comes on the connections that are there, and close each behind its next answer or
+    once it is unused. False when `timeout` seconds were not enough."""
+    stop_accepting(server)
+    until = time.monotonic() + timeout
+    while connections := list(server.server_state.connections):
+        if time.monotonic() >= until:
+            return False
+        for connection in connections:
+            if isinstance(connection, BoundedHttp):
+                connection.leave(UNUSED_S)
+        await asyncio.sleep(_LOOK_S)
+    return True
+
+
+def stop_accepting(server: uvicorn.Server) -> None:
+    """Take no more connections off the queue of the socket, which another process may have too."""
+    if isinstance(server, TlsServer):
+        server.stop_accepting()
+    for one in getattr(server, "servers", ()):
+        one.close()

@@ -18,6 +18,16 @@ class ListenSettings(KeepSettings):
 
     host: str = knob("127.0.0.1", "Address to listen on.")
     port: int = knob(8080, "Port; 0 takes a free one.", min=0, max=65535)
+    handover: Path | None = knob(
+        None,
+        "Unix socket at which a process that is started with --takeover asks for this one's place.",
+        is_made=True,
+    )
+    takeover: bool = knob(
+        False,
+        "Take the listening socket of the process behind --handover, which finishes once this one is ready.",
+        flag="--takeover",
+    )
     api_keys: tuple[ApiKey, ...] = knob(  # none: everybody may call, and names its own tenant
         (),
         "KEY or TENANT=KEY; may repeat.",

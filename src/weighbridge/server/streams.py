@@ -20,11 +20,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from weighbridge.server.elsewhere.store import LogPart, LogPiece, Lost, StreamHead, StreamLog, StreamStore
 from weighbridge.server.endpoint import Endpoint, HttpService, json_response
 from weighbridge.wire.answer import CLIENT_GONE, KEEP_ALIVE_SECONDS
-from weighbridge.wire.ask import Ask
-from weighbridge.wire.errors import ApiError
+from weighbridge.wire.ask import Ask, Extension
+from weighbridge.wire.errors import ApiError, as_api_error, error_body
 from weighbridge.wire.headers import Headers, headers_of
+from weighbridge.wire.identity.callers import Peer, peer_of
 from weighbridge.wire.journey import HeaderList
 
 log = logging.getLogger("weighbridge.server")
@@ -45,6 +47,18 @@ _EVENTS, _LINES = b"text/event-stream", b"application/x-ndjson"
 _END = re.compile(rb"\r?\n\r?\n")
 _KEEP_ALIVE = b": keep-alive\n\n"
 _CREDENTIALS = ("authorization", "x-api-key")
+
+#: Seconds between two looks into another gateway's log; seconds since somebody did that make our client there.
+FOLLOW_S, READ_LATELY_S = 0.05, 5.0
+#: Requests whose answers can go on at another gateway, and headers of theirs that say how they are to be treated.
+_GOES_ON = ("/v1/chat/completions", "/v1/completions")
+_SAID = tuple(
+    f"x-weighbridge-{name.replace('_', '-')}" for name in Extension.__struct_fields__ if name != "tenant"
+)
+_IS_NAME = re.compile("[0-9a-f]{32}")
+_NUMBER = re.compile(rb"^id: \d+\n", re.MULTILINE)
+#: The end of an answer in the streams that can go on.
+_DONE = re.compile(rb'^data: \[DONE\]|"finish_reason": ?"', re.MULTILINE)
 
 Message = Mapping[str, Any]
 Writes = Callable[[Receive, Callable[[Any], Awaitable[None]]], Awaitable[int]]
@@ -81,7 +95,7 @@ class StreamFrames:
         self._is_lines = content_type.startswith(_LINES)
         self._held = b""
         self._comments = b""
-        self._count = 0
+        self.count = 0  # of events so far
 
     def feed(self, data: bytes, last: bool) -> list[bytes]:
         """The whole events that are there now; comments go before the event that follows, keep-alives nowhere."""
@@ -106,8 +120,8 @@ class StreamFrames:
         if not self._is_lines and all(line.startswith(b":") for line in event.splitlines() if line):
             self._comments += b"" if event == _KEEP_ALIVE else event
             return []
-        self._count += 1
-        name = b"" if self._is_lines else b"id: %d\n" % self._count
+        self.count += 1
+        name = b"" if self._is_lines else b"id: %d\n" % self.count
         before, self._comments = self._comments, b""
         return [before + name + event]
 
@@ -149,6 +163,13 @@ class KeptStream:
         self._more, self._read_on = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._waited_for = ask.proposed_id  # its client can name it before an answer begins
+        self._failing = False  # it was to go on here, and what comes now says why it does not
+        self._shared: Sharing | None = None
+        self._log: StreamLog | None = None  # where other gateways can read it
+
+    def share(self, sharing: Sharing) -> None:
+        """Let other gateways read it, and go on with it should this one end."""
+        self._shared = sharing
 
     def start(self, write: Writes) -> None:
         if self._waited_for:
@@ -158,21 +179,27 @@ class KeptStream:
     async def _run(self, write: Writes) -> None:
         try:
             await write(_never, self._send)
+            await self._write_on([], is_last=True)
         finally:
             self.over = True
             self._more.set()
 
-    async def abort(self) -> None:
-        """End it, if it is not over, and keep nothing of it."""
+    async def abort(self, *, for_others: bool = False) -> None:
+        """End it, if it is not over, and keep nothing of it; `for_others`: but what another gateway needs to go on."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        if self._log is not None and not for_others:
+            await self._log.drop()
         self.drop()
 
     def drop(self) -> None:
         """Keep nothing of it any more."""
         self._register.give_back(self.ask.tenant, self._size)
         self._size, self.is_kept, self._waited_for = 0, False, False
+        if self._log is not None:
+            self._log.give_back()
+            self._log = None
         self._register.forget(self)
 
     def raise_failure(self) -> None:
@@ -191,7 +218,14 @@ class KeptStream:
     async def _send(self, message: Message) -> None:
         """What the writer of answers takes for its client."""
         if message["type"] == "http.response.start":
+            if self.status:  # it goes on here, and began elsewhere
+                self._failing = message["status"] != 200
+                return
             self._begin(message["status"], list(message["headers"]))
+            if self.is_kept and self._shared is not None:
+                self._log = await self._shared.begin(self.name, self.status, self._headers)
+        elif self._failing:
+            await self._add(self._frames.feed(_error_event(message.get("body", b"")), True))
         else:
             body, last = message.get("body", b""), not message.get("more_body")
             whole = [body] if body else []
@@ -221,12 +255,29 @@ class KeptStream:
                 await self._progress()
             else:
                 self.drop()
+        if events:
+            await self._write_on(events)
         self._events += events
         if not self.is_kept:  # no faster than it is read
             self._more.set()
             while self.readers and self._unread:
                 await self._progress()
             self._drop_read()
+
+    async def _write_on(self, events: list[bytes], *, is_last: bool = False) -> None:
+        """Write events where other gateways can read them, before any client does."""
+        if self._log is None:
+            return
+        assert self._shared is not None
+        try:
+            read = await self._log.append(self._first + len(self._events), events, is_last=is_last)
+        except Exception as error:
+            self._shared.failed(error)
+            self._log.give_back()
+            self._log = None
+        else:
+            if 0.0 <= read < READ_LATELY_S:
+                self.alone_since = time.monotonic()
 
     def _hold(self, size: int) -> bool:
         if not self._register.hold(self.ask.tenant, size):
@@ -254,6 +305,48 @@ class KeptStream:
     async def _progress(self) -> None:
         self._read_on.clear()
         await self._read_on.wait()
+
+    # -- from elsewhere --------------------------------------------------------------------------------
+
+    def begun_elsewhere(self, status: int, headers: HeaderList) -> None:
+        """Take over how an answer began that another gateway writes."""
+        self.status, self._headers, self._waited_for = status, headers, False
+        self._frames = StreamFrames(dict(headers).get(b"content-type", b""))
+        self.is_kept = self._hold(STREAM_BYTES)
+
+    def follow(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Have `work` bring what another gateway writes."""
+
+        async def write(receive: Receive, send: Callable[[Any], Awaitable[None]]) -> int:
+            await work()
+            return self.status
+
+        self._task = asyncio.create_task(self._run(write))
+
+    async def take(self, piece: LogPiece) -> None:
+        """Take in events that another gateway has written, if they are the next. Raises Lost."""
+        if piece.first != self._first + len(self._events):
+            raise Lost("its log has a gap")
+        await self._add(piece.events)
+        self._frames.count = self._first + len(self._events)
+        self._more.set()
+
+    def written_here(self, ask: Ask, log: StreamLog) -> tuple[bytes, ...]:
+        """It is written here from now on; return what has been sent of it, without what we had added."""
+        self.ask, self._log = ask, log
+        return tuple(_NUMBER.sub(b"", event, count=1) for event in self._events)
+
+    async def write_on(self, write: Writes) -> None:
+        await write(_never, self._send)
+
+    async def fail(self, body: bytes) -> None:
+        """End it with an error."""
+        await self._add(self._frames.feed(_error_event(body), True))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether what was sent ends as an answer does."""
+        return bool(self._events) and any(_DONE.search(event) for event in self._events[-4:])
 
     # -- out of it -------------------------------------------------------------------------------------
 
@@ -322,9 +415,13 @@ class KeptStream:
 
 
 class KeptStreams:
-    """All streams of one server that can be picked up."""
+    """All streams of one server that can be picked up.
+
+    `go_on`: reads a request again that another gateway had; the door says how. None: nothing goes on here.
+    """
 
     def __init__(self, service: HttpService) -> None:
+        self.go_on: GoOn | None = None
         self._service = service
         self._room = StreamRoom(service.keeping.streams_memory)
         self._streams: dict[str, KeptStream] = {}
@@ -340,6 +437,8 @@ class KeptStreams:
             self._sweeping = asyncio.create_task(self._sweep())
         opened_by = credentials(headers) if self._service.callers.are_asked else None
         stream = KeptStream(ask, opened_by, self)
+        if (store := self._service.stream_store) is not None:
+            stream.share(Sharing(store, ask, opened_by, headers))
         stream.start(write)
         await stream.serve(0, receive, send)
         stream.raise_failure()
@@ -371,7 +470,7 @@ class KeptStreams:
             now, draining = time.monotonic(), self._service.draining
             for stream in list(self._streams.values()):
                 if not stream.readers and (draining or now >= stream.alone_since + KEPT_S):
-                    await stream.abort()
+                    await stream.abort(for_others=draining)
 
     async def start(self) -> None:
         """Nothing is kept yet."""
@@ -380,7 +479,9 @@ class KeptStreams:
         if self._sweeping is not None:
             self._sweeping.cancel()
             await asyncio.gather(self._sweeping, return_exceptions=True)
-        await asyncio.gather(*(stream.abort() for stream in list(self._streams.values())))
+        await asyncio.gather(*(one.abort(for_others=True) for one in list(self._streams.values())))
+        if self._service.stream_store is not None:
+            await self._service.stream_store.close()
 
     # -- endpoints -------------------------------------------------------------------------------------
 
@@ -392,7 +493,7 @@ class KeptStreams:
 
     async def pick_up(self, request: Request) -> Response:
         """The events behind number `Last-Event-ID`, or `?after=`, and all that follow."""
-        stream = self._named(request)
+        stream = await self._named(request)
         text = request.headers.get("last-event-id", request.query_params.get("after", "0"))
         if not (text.isascii() and text.isdigit() and len(text) <= 9):
             raise ApiError(400, "last-event-id: must be an event's number", param="last-event-id")
@@ -400,13 +501,13 @@ class KeptStreams:
         return _Continued(stream, int(text))
 
     async def delete(self, request: Request) -> Response:
-        stream = self._named(request)
+        stream = await self._named(request)
         await stream.abort()
         return json_response({"id": stream.ask.id, "object": "stream", "deleted": True})
 
-    def _named(self, request: Request) -> KeptStream:
+    async def _named(self, request: Request) -> KeptStream:
         name, owner = request.path_params["stream"], request.state.tenant
-        stream = self._streams.get(name)
+        stream = self._streams.get(name) or await self._elsewhere(name, request)
         mine = stream is not None and owner in (None, stream.ask.tenant)
         if (
             stream is None
@@ -420,6 +521,139 @@ class KeptStreams:
             raise ApiError(404, message, code="stream_not_found")
         return stream
 
+    # -- streams of other gateways ---------------------------------------------------------------------
+
+    async def _elsewhere(self, name: str, request: Request) -> KeptStream | None:
+        """A stream that another gateway began; None where there is none for whoever asks."""
+        store = self._service.stream_store
+        if store is None or not _IS_NAME.fullmatch(name):
+            return None
+        try:
+            part = await store.read(name, 0)
+        except Lost:
+            return None
+        except Exception as error:
+            store.failed(error)
+            return None
+        head, headers = part.head, headers_of(request.headers.raw)
+        if head is None or head.opened_by not in (None, credentials(headers)):
+            return None
+        if request.state.tenant not in (None, head.tenant):
+            return None
+        if self._sweeping is None:
+            self._sweeping = asyncio.create_task(self._sweep())
+        stream = KeptStream(Ask(name, head.path, {}, "", head.tenant, stream=True), head.opened_by, self)
+        stream.begun_elsewhere(head.status, head.headers)
+        follower = LogFollower(store, stream, head, part, self.go_on, headers, peer_of(request.scope))
+        try:
+            await follower.catch_up()
+        except Lost:
+            stream.drop()
+            return None
+        except Exception as error:
+            store.failed(error)
+            stream.drop()
+            return None
+        if name in self._streams:
+            stream.drop()
+            return self._streams[name]
+        self.keep(stream)
+        stream.follow(follower.run)
+        return stream
+
+
+class Sharing:
+    """How one stream is shared with other gateways."""
+
+    def __init__(self, store: StreamStore, ask: Ask, opened_by: str | None, headers: Headers) -> None:
+        self._store, self._ask, self._opened_by = store, ask, opened_by
+        said = {name: headers.get(name, "") for name in _SAID}
+        self._said = {name: value for name, value in said.items() if value}
+
+    async def begin(self, name: str, status: int, headers: HeaderList) -> StreamLog | None:
+        ask = self._ask
+        head = StreamHead(ask.tenant, self._opened_by, status, headers, ask.path, ask.raw, self._said)
+        return await self._store.begin(name, head)
+
+    def failed(self, error: Exception) -> None:
+        self._store.failed(error)
+
+
+class LogFollower:
+    """Brings one stream from another gateway's log, and goes on with it where that gateway has ended."""
+
+    def __init__(
+        self,
+        store: StreamStore,
+        stream: KeptStream,
+        head: StreamHead,
+        part: LogPart,
+        go_on: GoOn | None,
+        headers: Headers,
+        peer: Peer,
+    ) -> None:
+        self._store, self._stream, self._head, self._part = store, stream, head, part
+        self._go_on, self._headers, self._peer = go_on, {**headers, **head.said}, peer
+        self._pieces = 0
+        self._ended = False
+
+    async def catch_up(self) -> None:
+        """Take in all that is written by now. Raises Lost, and whatever the Redis client raises."""
+        self._ended = await self._took()
+        while self._part.pieces and not self._ended:
+            self._part = await self._store.read(self._stream.name, self._pieces)
+            self._ended = await self._took()
+
+    async def run(self) -> None:
+        try:
+            while not self._ended:
+                if not self._part.pieces:
+                    if self._store.is_gone(self._part.owner) and await self._continued():
+                        return
+                    await asyncio.sleep(FOLLOW_S)
+                self._part = await self._store.read(self._stream.name, self._pieces)
+                self._ended = await self._took()
+        except Lost as why:
+            await self._stream.fail(
+                error_body(ApiError(410, f"the stream ends here: {why}", code="stream_gone"))
+            )
+
+    async def _took(self) -> bool:
+        """Take in what was read; whether that was the end."""
+        for piece in self._part.pieces:
+            self._pieces += 1
+            await self._stream.take(piece)
+            if piece.is_last:
+                return True
+        return False
+
+    async def _continued(self) -> bool:
+        """Go on with it here; False where another gateway does."""
+        stream, head = self._stream, self._head
+        log = await self._store.claim(stream.name, self._part.owner, self._pieces)
+        if log is None:
+            return False
+        self._part = await self._store.read(stream.name, self._pieces)
+        if await self._took():  # its owner lived longer than we thought
+            return True
+        log = StreamLog(self._store, stream.name, 0, self._pieces)
+        if self._go_on is None or head.path not in _GOES_ON or not head.body:
+            raise Lost("the gateway that served it is gone")
+        try:
+            ask, write = await self._go_on(head.path, head.body, self._headers, self._peer)
+        except Exception as error:
+            await stream.fail(error_body(as_api_error(error)))
+            return True
+        ask.id, ask.proposed_id = stream.name, True
+        ask.sent = stream.written_here(ask, log)
+        if not stream.is_whole:
+            await stream.write_on(write)
+        return True
+
+
+#: Reads a request that another gateway had: its path, body, headers, and who asks for the rest of its answer.
+GoOn = Callable[[str, bytes, Headers, Peer], Awaitable[tuple[Ask, Writes]]]
+
 
 class _Continued(Response):
     """The rest of a stream."""
@@ -430,6 +664,10 @@ class _Continued(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._stream.serve(self._after, receive, send)
+
+
+def _error_event(body: bytes) -> bytes:
+    return b"data: " + body.replace(b"\n", b" ") + b"\n\ndata: [DONE]\n\n"
 
 
 def credentials(headers: Headers) -> str:

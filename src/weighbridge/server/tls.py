@@ -117,11 +117,17 @@ class TlsServer(uvicorn.Server):
         self._tasks.append(asyncio.create_task(self._certificates.watch()))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for task in (*self._tasks, *self._shaking):
+        self.stop_accepting()
+        for task in self._shaking:
+            task.cancel()
+        await super().shutdown(sockets=[])
+
+    def stop_accepting(self) -> None:
+        """Take no more connections; handshakes that are under way go on."""
+        for task in self._tasks:
             task.cancel()
         for listener in self._listeners:
             listener.close()
-        await super().shutdown(sockets=[])
 
     async def _accept(self, listener: socket.socket) -> None:
         listener.setblocking(False)

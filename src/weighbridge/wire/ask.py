@@ -127,6 +127,7 @@ class Ask:
     notes: list[str] = field(default_factory=list)  # what was made of it at the door, for its ticket
     prompt_rules: dict[str, Any] | None = None  # what rules for prompts touched in it, as tickets have it
     trace: Trace | None = None  # where it is in a distributed trace; None: none is made
+    sent: tuple[bytes, ...] = ()  # events of its answer that another gateway had sent: it goes on behind them
     own: Any = None  # the request as its protocol read it, for that protocol's encoder alone
     _prompt_hash: str = field(default="", init=False)
 

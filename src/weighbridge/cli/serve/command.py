@@ -11,10 +11,13 @@ import typer
 
 from weighbridge.cli.options import options, written
 from weighbridge.cli.serve.fleet import overridden, replicated, serve_spec, spec_of_file
+from weighbridge.cli.serve.running import listening
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import BadInput
+from weighbridge.fleet.config.spec import FleetSpec
 from weighbridge.knobs import knob
-from weighbridge.server.lifecycle import bind, check_files, check_reach, set_up_logging
+from weighbridge.routes.settings import RoutesSettings
+from weighbridge.server.lifecycle import check_files, check_reach, set_up_logging
 from weighbridge.server.settings import ServerSettings
 
 Model = Annotated[
@@ -47,17 +50,23 @@ def serve(
 ) -> None:
     """Serve a model over the OpenAI API until SIGTERM or Ctrl-C."""
     if what.config is not None:
-        spec, routes = spec_of_file(what.config, written(context))
-        serve_spec(overridden(spec, server, written(context)), routes, json_logs=server.json_logs)
+        config, told = what.config, written(context)
+
+        def source() -> tuple[FleetSpec, RoutesSettings]:
+            spec, routes = spec_of_file(config, told)
+            return overridden(spec, server, told), routes
+
+        serve_spec(*source(), json_logs=server.json_logs, source=source)
     elif what.replicas > 1 or what.on != "local":
         spec = replicated(model or "default", what.served_model_name, what.replicas, what.on, engine)
         serve_spec(overridden(spec, server, written(context)), json_logs=server.json_logs)
     else:
         began = time.monotonic()
         set_up_logging(server.json_logs)
-        listener = bind(server.host, server.port)  # before loading: a taken port is said at once
+        # before loading: a taken port is said at once
+        listener, taken = listening(server.host, server.port, server.handover, server.takeover)
         check_reach(listener, server, bool(server.api_keys))
         check_files(server)
         from weighbridge.cli.serve.model import serve_model  # loads torch
 
-        serve_model(model or "default", what.served_model_name, engine, server, listener, began)
+        serve_model(model or "default", what.served_model_name, engine, server, listener, began, taken)

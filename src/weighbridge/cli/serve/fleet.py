@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterable
@@ -12,14 +13,15 @@ from typing import Any
 from rich.text import Text
 
 from weighbridge.cli.serve.on_demand import CACHE, hint, planned
-from weighbridge.cli.serve.running import CUT_OFF, SWITCH_INTERVAL, address, served_name
+from weighbridge.cli.serve.running import CUT_OFF, SWITCH_INTERVAL, address, listening, served_name
 from weighbridge.cli.terminal import errors
 from weighbridge.engine.settings import DEFAULT_MEMORY_SHARE, EngineSettings, available_memory
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.fleet.api import Replica
 from weighbridge.fleet.config.command import all_filled, filled, own_command
+from weighbridge.fleet.config.difference import expanded
 from weighbridge.fleet.config.spec import FleetSpec, KeySpec, ModelSpec, RaySpec, ReplicaSpec, TenantSpec
-from weighbridge.fleet.gateway import Gateway, expanded
+from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.on_demand.residents import Residents
 from weighbridge.fleet.replicas.build import build_replica, endpoint_of, load_tokenizers
 from weighbridge.fleet.replicas.local import LocalReplica
@@ -40,10 +42,10 @@ from weighbridge.server.app import create_app
 from weighbridge.server.door import Beside
 from weighbridge.server.gateway.heap import given_back
 from weighbridge.server.gateway.metrics import GatewayMetrics
+from weighbridge.server.gateway.reload import Reloading, Source
 from weighbridge.server.gateway.service import GatewayService
 from weighbridge.server.lifecycle import (
     begin_listening,
-    bind,
     check_files,
     check_reach,
     run_server,
@@ -51,6 +53,7 @@ from weighbridge.server.lifecycle import (
 )
 from weighbridge.server.settings import ListenSettings, ServerSettings
 from weighbridge.server.tracing.tracer import Tracer, trace, tracer_of
+from weighbridge.server.upgrade.upgrade import Upgrade
 from weighbridge.wire.keys import ApiKey
 
 log = logging.getLogger("weighbridge.fleet")
@@ -115,10 +118,13 @@ def serve_spec(
     *,
     json_logs: bool,
     beside: Callable[[GatewayService], Beside] | None = None,
+    source: Source | None = None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C, then drain. `routes`: routes over the fleet; `beside`: another door to it."""
+    """Serve until SIGTERM or Ctrl-C, then drain. `routes`: routes over the fleet; `beside`: another door to it;
+    `source`: reads all of it anew."""
     set_up_logging(json_logs)
-    listener = bind(spec.host, spec.port)  # before anything starts: a taken port is said at once
+    # before anything starts: a taken port is said at once
+    listener, taken = listening(spec.host, spec.port, spec.handover, spec.takeover)
     check_reach(listener, spec, any(tenant.keys for tenant in spec.tenants))
     check_files(spec)
     if said := hint(spec):
@@ -135,9 +141,10 @@ def serve_spec(
     usage = add_routes(gateway, routes if routes is not None else RoutesSettings())
     residents = None
     if on_demand is not None:
+        source = None  # which models are there is not the file's alone to say
         residents = Residents(gateway, on_demand.settings, on_demand.needs, on_demand.memory)
     metrics = GatewayMetrics(gateway)
-    service = GatewayService(gateway, metrics, usage, residents)
+    service = GatewayService(gateway, metrics, usage, residents, source, routes)
     trace(service, metrics, tracer)
     app = create_app(service, beside=[beside(service)] if beside is not None else [])
     begin_listening(listener)
@@ -146,9 +153,26 @@ def serve_spec(
         if on_demand is not None:
             errors.print(f"[dim]loaded on demand, {on_demand.in_words}[/]")
     with given_back():
-        drained = run_server(app, gateway, listener, spec, spec.drain_timeout)
+        upgrade = Upgrade(taken, spec.handover, lambda: gateway.ready)
+        drained = run_server(
+            app, gateway, listener, spec, spec.drain_timeout, upgrade, _on_hangup(service.reloading)
+        )
     if not drained:
         raise WeighbridgeError(CUT_OFF)
+
+
+def _on_hangup(reloading: Reloading | None) -> Callable[[], None] | None:
+    """What SIGHUP does on the event loop that serves."""
+    if reloading is None:
+        return None
+    running: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = asyncio.ensure_future(reloading.on_hangup())
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+    return reload
 
 
 def _announce(spec: FleetSpec, routes: RoutesSettings | None, where: str) -> None:

@@ -26,6 +26,7 @@ from weighbridge.server.engine.service import EngineService
 from weighbridge.server.lifecycle import begin_listening
 from weighbridge.server.settings import ServerSettings
 from weighbridge.server.tracing.tracer import Tracer, trace, tracer_of
+from weighbridge.server.upgrade.inherited import Taken
 from weighbridge.ticket import TicketStore
 
 
@@ -36,8 +37,10 @@ def serve_model(
     server: ServerSettings,
     listener: socket.socket,
     began: float,
+    taken: Taken | None = None,
 ) -> None:
-    """Load a model and serve it. `name`: what clients call it; `began`: when the user asked, for the announcement."""
+    """Load a model and serve it. `name`: what clients call it; `began`: when the user asked, for the announcement.
+    `taken`: from whom the listening socket was taken over."""
     tickets = TicketStore(
         path=server.tickets
     )  # before loading: a file that cannot be written is said at once
@@ -47,7 +50,7 @@ def serve_model(
     begin_listening(listener)
     if not server.json_logs:
         _announce(replica, address(listener, server), time.monotonic() - began)
-    serve_engine(app, replica.engine, listener, server)
+    serve_engine(app, replica.engine, listener, server, taken)
 
 
 def load(model: str, name: str | None, settings: EngineSettings, *, quiet: bool = False) -> EngineReplica:

@@ -9,10 +9,12 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from weighbridge.engine.engine import LocalEngine
-from weighbridge.errors import WeighbridgeError
+from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.models.catalogue import entries as catalogue
-from weighbridge.server.lifecycle import run_server
+from weighbridge.server.lifecycle import bind, run_server
 from weighbridge.server.settings import ServerSettings
+from weighbridge.server.upgrade.inherited import Taken
+from weighbridge.server.upgrade.upgrade import Upgrade
 from weighbridge.wire.identity.settings import IdentitySettings
 
 #: How long one thread may hold the interpreter while the other waits, in seconds. The engine's thread asks
@@ -35,12 +37,34 @@ def served_name(model: str, path: Path) -> str:
     return entry.name if entry else path.stem if path.is_file() else path.name
 
 
+def listening(
+    host: str, port: int, handover: Path | None, takeover: bool
+) -> tuple[socket.socket, Taken | None]:
+    """The socket to listen on: taken over from another process, where that is asked for, systemd's, or a new one.
+
+    Raises BadInput.
+    """
+    if not takeover:
+        return bind(host, port), None
+    if handover is None:
+        raise BadInput(
+            "--takeover needs --handover, where the process before this one waits", param="takeover"
+        )
+    taken = Taken(handover)
+    return taken.listener, taken
+
+
 def serve_engine(
-    app: ASGIApp, engine: LocalEngine, listener: socket.socket, settings: ServerSettings
+    app: ASGIApp,
+    engine: LocalEngine,
+    listener: socket.socket,
+    settings: ServerSettings,
+    taken: Taken | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, drain, and stop the engine. Raises WeighbridgeError if requests were cut off."""
     sys.setswitchinterval(SWITCH_INTERVAL)
-    drained = run_server(app, engine, listener, settings, settings.drain_timeout)
+    upgrade = Upgrade(taken, settings.handover)
+    drained = run_server(app, engine, listener, settings, settings.drain_timeout, upgrade)
     engine.stop()
     if not drained:
         raise WeighbridgeError(CUT_OFF)

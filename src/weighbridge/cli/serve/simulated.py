@@ -11,7 +11,7 @@ from rich.text import Text
 from starlette.types import ASGIApp
 
 from weighbridge.cli.options import Without, options
-from weighbridge.cli.serve.running import address, serve_engine
+from weighbridge.cli.serve.running import address, listening, serve_engine
 from weighbridge.cli.terminal import errors
 from weighbridge.cost import DEFAULT_STEP_COST, StepClock
 from weighbridge.engine.engine import EngineTokenizer, LocalEngine
@@ -23,7 +23,7 @@ from weighbridge.server.app import create_app
 from weighbridge.server.endpoint import ChatTokenizer
 from weighbridge.server.engine.metrics import EngineMetrics
 from weighbridge.server.engine.service import EngineService
-from weighbridge.server.lifecycle import bind, check_files, check_reach, set_up_logging
+from weighbridge.server.lifecycle import check_files, check_reach, set_up_logging
 from weighbridge.server.settings import ServerSettings
 from weighbridge.server.tracing.tracer import trace, tracer_of
 from weighbridge.simulator.fleet import DEFAULT_KV_TOKENS, SimulatedEngine
@@ -95,13 +95,13 @@ def replica(
             "this command runs simulated replicas only: add --simulated, or use `weighbridge serve`"
         )
     set_up_logging(False)
-    listener = bind(server.host, server.port)
+    listener, taken = listening(server.host, server.port, server.handover, server.takeover)
     check_reach(listener, server, bool(server.api_keys))
     check_files(server)
     running = assemble_simulated(machine, engine, server)
     where = address(listener, server)
     errors.print(Text.assemble("simulated ", (machine.served_model_name, "bold"), " on ", (where, "bold")))
-    serve_engine(running.app, running.engine, listener, server)
+    serve_engine(running.app, running.engine, listener, server, taken)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from weighbridge.cli.config import DEFAULT_FILE
 from weighbridge.cli.fleet import AdminSettings
 from weighbridge.cli.options import JsonOutput, options
 from weighbridge.cli.terminal import outside, print_json
+from weighbridge.fleet.config.difference import expanded
 from weighbridge.fleet.config.spec import FleetSpec
-from weighbridge.fleet.gateway import expanded
 from weighbridge.routes.config import load_configuration
 from weighbridge.server.gateway.tenants import in_words, key_id, limits_of, written
 from weighbridge.wire.keys import digest_of

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 from weighbridge.errors import BadInput
+from weighbridge.fleet.config.discovery import read_discovery
 from weighbridge.fleet.config.keeping import KeepSettings
 from weighbridge.fleet.config.on_demand import OnDemandSettings
 from weighbridge.fleet.config.reader import UNSET, Section, read_yaml
@@ -17,10 +19,12 @@ from weighbridge.fleet.config.spec import (
     HealthSpec,
     KeySpec,
     ModelSpec,
+    PeersSpec,
     QueueSpec,
     SharedLimitsSpec,
     TenantSpec,
 )
+from weighbridge.fleet.limits.connection import SCHEMES
 from weighbridge.fleet.limits.periods import zone_of
 from weighbridge.fleet.limits.tenant import TenantLimits
 from weighbridge.fleet.policies import DEFAULT_POLICY, POLICIES
@@ -31,6 +35,9 @@ from weighbridge.fleet.replica import Timeouts
 from weighbridge.knobs import parse_bytes
 from weighbridge.secret import Secret
 from weighbridge.wire.keys import digest_of
+
+#: A gateway's name among others.
+_GATEWAY = re.compile(r"[A-Za-z0-9_-]{1,60}")
 
 
 def load_config(path: Path) -> FleetSpec:
@@ -76,14 +83,17 @@ def read_fleet(root: Section, base: Path, *, needs_models: bool = True) -> Fleet
     _check_on_demand(root)
     tenants = tuple(_tenant(name, section) for name, section in root.named("tenants"))
     _check_keys(root, tenants)
+    shared_limits, peers = _shared(root)
     return FleetSpec(
         models=models,
         host=host,
         port=port,
+        handover=root.path("handover", base, must_exist=False),
         admin_key=_key_or_hash(root, "admin_key"),
         tenants=tenants,
         default_limits=_tenant_limits(root.section("limits")),
-        shared_limits=_shared_limits(root),
+        shared_limits=shared_limits,
+        peers=peers,
         queue=_queue(root.section("queue")),
         health=_health(root.section("health")),
         retry=_retry(root.section("retry")),
@@ -97,22 +107,50 @@ def read_fleet(root: Section, base: Path, *, needs_models: bool = True) -> Fleet
     )
 
 
+def _shared(root: Section) -> tuple[SharedLimitsSpec | None, PeersSpec | None]:
+    """What several gateways share: limits alone (`shared_limits`), or all of it (`shared`)."""
+    if "shared" not in root:
+        return _shared_limits(root), None
+    if "shared_limits" in root:
+        root.problem("shared_limits", "is given beside shared, which holds limits too; keep the latter")
+    section = root.section("shared")
+    redis, prefix, timeout = _redis_of(section)
+    limits = section.flag("limits", True)
+    name = section.text("name") or None
+    if name is not None and _GATEWAY.fullmatch(name) is None:
+        section.problem("name", f"{name!r} is no name of a gateway; write letters, digits, - and _, up to 60")
+    peers = PeersSpec(
+        redis,
+        prefix,
+        timeout,
+        name,
+        members=section.flag("members", True),
+        learned=section.flag("learned", True),
+        streams=_bytes(section, "streams", 0),
+    )
+    if not ("admin_key" in root or "admin_key_env" in root):
+        root.problem("admin_key", "is missing; what gateways tell each other is sealed with it (`shared`)")
+    section.done()
+    return SharedLimitsSpec(redis, prefix, timeout) if limits else None, peers
+
+
 def _shared_limits(root: Section) -> SharedLimitsSpec | None:
     if "shared_limits" not in root:
         return None
     section = root.section("shared_limits")
+    spec = SharedLimitsSpec(*_redis_of(section))
+    section.done()
+    return spec
+
+
+def _redis_of(section: Section) -> tuple[Secret, str, float]:
+    """The address of a Redis, what its keys begin with, and the seconds that it may take."""
     redis = section.secret("redis")
     if redis is None:
         section.problem("redis", "is missing; write redis://HOST:PORT/0, or redis_env: VARIABLE with it")
-    elif redis != UNSET and not redis.reveal().startswith(("redis://", "rediss://", "unix://")):
+    elif redis != UNSET and not redis.reveal().startswith(SCHEMES):
         section.problem("redis", "is no URL of a Redis; write redis://HOST:PORT/0")
-    spec = SharedLimitsSpec(
-        redis or UNSET,
-        section.text("prefix", "weighbridge"),
-        section.number("timeout", 0.25, above=0.0),
-    )
-    section.done()
-    return spec
+    return redis or UNSET, section.text("prefix", "weighbridge"), section.number("timeout", 0.25, above=0.0)
 
 
 def _listen(root: Section) -> tuple[str, int]:
@@ -148,7 +186,11 @@ def _model(
         read_replica(entry, f"{name}-{index}", defaults)
         for index, entry in enumerate(section.items("replicas"))
     ]
-    if not replicas:
+    discover = [
+        read_discovery(entry, name if index == 0 else f"{name}-{index}", defaults)
+        for index, entry in enumerate(section.items("discover"))
+    ]
+    if not replicas and not discover:
         section.problem("replicas", "needs at least one entry, for example `- url: http://127.0.0.1:8000`")
     spec = ModelSpec(
         name=name,
@@ -165,6 +207,7 @@ def _model(
         keep=section.flag("keep", False),
         keep_alive=section.number("keep_alive", None),
         memory=_bytes(section, "memory", None),
+        discover=tuple(discover),
     )
     if spec.tokenizer is None and any(one.kv_events and one.kind == "url" for one in replicas):
         section.problem(

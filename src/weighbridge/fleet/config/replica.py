@@ -39,10 +39,16 @@ class Defaults:
     base: Path = Path()  # where relative paths start
 
 
-def read_replica(section: Section, name: str, defaults: Defaults) -> ReplicaSpec:
-    """Read a replica's entry; `name` is used where it gives none. Problems are noted in the section's list."""
-    kind = _kind(section)
-    target, account = _url(section) if kind == "url" else (section.text(kind), None)
+def read_replica(section: Section, name: str, defaults: Defaults, url: str | None = None) -> ReplicaSpec:
+    """Read a replica's entry; `name` is used where it gives none. Problems are noted in the section's list.
+
+    `url`: of an entry that gives none itself, because its servers are found.
+    """
+    kind = "url" if url is not None else _kind(section)
+    if url is not None:
+        target, account = url, None
+    else:
+        target, account = _url(section) if kind == "url" else (section.text(kind), None)
     command = _words(section, "command")
     is_ours = kind != "url" and not command
     dialect = section.choice("dialect", "weighbridge" if is_ours else "openai", tuple(DIALECTS))

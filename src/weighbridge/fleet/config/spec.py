@@ -62,6 +62,19 @@ class SharedLimitsSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class PeersSpec:
+    """What gateways that name the same Redis tell each other beside limits. `name`: this gateway's; None: made anew."""
+
+    redis: Secret
+    prefix: str = "weighbridge"
+    timeout: float = 0.25
+    name: str | None = None
+    members: bool = True  # replicas that were added, drained or removed at run time
+    learned: bool = True  # how quick replicas are, and what their prefix caches hold
+    streams: int = 0  # bytes in Redis for streams that can be picked up at another gateway; 0: none are
+
+
+@dataclass(frozen=True, slots=True)
 class RaySpec:
     """Resources of each actor, how many there may be, and when there should be more or fewer.
 
@@ -128,6 +141,26 @@ class ReplicaSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class DiscoverySpec:
+    """Where replicas of a model are found: a name in DNS, or a service of Kubernetes (`NAMESPACE/SERVICE`).
+
+    `template`: what is so of each of them but its name and address. `port`: of DNS a number, None: SRV records say it;
+    of Kubernetes the name or number of the service's port, None: the first.
+    """
+
+    name: str
+    template: ReplicaSpec
+    dns: str | None = None
+    kubernetes: str | None = None
+    port: int | str | None = None
+    scheme: str = "http"
+    interval: float = 30.0
+    server: tuple[str, int] | None = None  # the name server that is asked; None: the system's
+    api: str | None = None  # of Kubernetes; None: that of the cluster that the gateway runs in
+    account: Path | None = None  # the directory of the service account; None: where a pod has it
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One model and its replicas. `aliases` are further names that clients may use for it.
 
@@ -155,6 +188,7 @@ class ModelSpec:
         None  # seconds without a request after which it is unloaded there; None: as all are
     )
     memory: int | None = None  # bytes that it takes there; None: as the planner works out
+    discover: tuple[DiscoverySpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,10 +236,13 @@ class FleetSpec(KeepSettings):
     models: tuple[ModelSpec, ...]
     host: str = "127.0.0.1"
     port: int = 8080
+    handover: Path | None = None  # where the process that comes after this one asks for its listening socket
+    takeover: bool = False  # from the command line: take the one of the process that is there
     admin_key: Secret | None = None
     tenants: tuple[TenantSpec, ...] = ()
     default_limits: TenantLimits = NO_LIMITS
     shared_limits: SharedLimitsSpec | None = None
+    peers: PeersSpec | None = None
     queue: QueueSpec = field(default_factory=QueueSpec)
     health: HealthSpec = field(default_factory=HealthSpec)
     retry: RetrySettings = field(default_factory=RetrySettings)

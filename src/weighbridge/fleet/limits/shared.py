@@ -15,9 +15,9 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from weighbridge.errors import BadInput
+from weighbridge.fleet.limits.connection import Script, redis_client
 from weighbridge.fleet.limits.periods import day_at
 from weighbridge.fleet.limits.rates import Rate
 from weighbridge.fleet.limits.tenant import (
@@ -71,15 +71,31 @@ end
 """
 
 #: KEYS: the four hashes. ARGV: request id, tokens, dollars, seconds it may last, then limits of tokens, requests and
-#: dollars in their windows and of tokens at one time, -1 for none, and the first slot of dollars of the day, -1 where
-#: they count in a window. Replies with -1 when it is reserved, else with the
-#: place of the limit that is full; then with the time, and of tokens and of requests what is used and the last slot
-#: that has any; of a limit that is full also what of it is used, and the slots and amounts of its window.
+#: dollars in their windows and of tokens at one time, -1 for none, the first slot of dollars of the day, -1 where
+#: they count in a window, and the names of gateways that are gone: what these had reserved was used by nobody, and is
+#: given back first. Replies with -1 when it is reserved, else with the place of the limit that is full; then with the
+#: time, and of tokens and of requests what is used and the last slot that has any; of a limit that is full also what of
+#: it is used, and the slots and amounts of its window.
 RESERVE = (
     _COMMON
     + """
 local amounts = {tonumber(ARGV[2]), 1, tonumber(ARGV[3])}
 local oldest = tonumber(ARGV[9])
+if ARGV[10] ~= '' then
+  local gone = {}
+  for name in string.gmatch(ARGV[10], '%S+') do gone[name] = true end
+  local open = redis.call('HGETALL', KEYS[4])
+  for n = 1, #open, 2 do
+    local gateway = string.match(open[n], '^([^/]+)/')
+    if gateway and gone[gateway] then
+      local was = parse(open[n + 1])
+      redis.call('HDEL', KEYS[4], open[n])
+      if redis.call('HEXISTS', KEYS[1], was[3]) == 1 then add(1, was[3], -was[1]) end
+      if redis.call('HEXISTS', KEYS[2], was[3]) == 1 then add(2, was[3], -1) end
+      if redis.call('HEXISTS', KEYS[3], was[4]) == 1 then add(3, was[4], -was[2]) end
+    end
+  end
+end
 local totals, last, windows = {}, {}, {}
 for i = 1, 3 do
   local total, newest, window = 0, -1, {}
@@ -159,12 +175,6 @@ return {}
 )
 
 
-class Script(Protocol):
-    """A Lua script: its reply to `keys` and `args`. Raises whatever its Redis client raises."""
-
-    def __call__(self, *, keys: Sequence[str], args: Sequence[Any]) -> Awaitable[Any]: ...
-
-
 class SharedLimits:
     """`reserve` before a request goes, `settle` when it is over, on top of the gateway's own `Limiter`.
 
@@ -182,14 +192,20 @@ class SharedLimits:
     ) -> None:
         """The Redis at `url`, whose keys begin with `prefix`; after `timeout` seconds a request goes on without it.
 
+        `gateway` may be set to this gateway's name among its peers, and `gone` to what tells which of them are no more:
+        what these had reserved is given back.
+
         Connects with the first request. Raises BadInput where the extra is missing or the URL is none.
         """
         self.fallbacks = 0
+        self.operations = 0
+        self.gateway = ""
+        self.gone: Callable[[], Sequence[str]] = tuple
         self._prefix = prefix
         self._timeout = timeout
         self._local = local
         self._clock = clock
-        self._redis = _client(url, timeout)
+        self._redis = redis_client(url, timeout, "shared_limits")
         self._reserve: Script = self._redis.register_script(RESERVE)
         self._settle: Script = self._redis.register_script(SETTLE)
         self._failing = False
@@ -211,7 +227,9 @@ class SharedLimits:
             self.fallbacks += 1
             return
         oldest = -1 if limits.zone is None else int(day_at(time.time(), limits.zone).begins // DAY_SLOT)
-        args = [request_id, tokens, f"{usd:.12g}", LEASE_SECONDS, *_limit_args(limits), oldest, _slot(limits)]
+        args = [self._name(request_id), tokens, f"{usd:.12g}", LEASE_SECONDS, *_limit_args(limits), oldest]
+        args += [" ".join(self.gone()), _slot(limits)]
+        self.operations += 1
         task = self._start(self._reserve(keys=self._keys(tenant), args=args))
         try:
             reply = await asyncio.wait_for(asyncio.shield(task), self._timeout)
@@ -280,6 +298,11 @@ class SharedLimits:
         money = "usd" if self._local.limits(tenant).zone is None else "usd-by-day"
         return [start + name for name in ("tokens", "requests", money, "reserved")]
 
+    def _name(self, request_id: str) -> str:
+        """The name of a reservation: a gateway's own, so that what another one holds under the same id is not taken
+        for it."""
+        return f"{self.gateway}/{request_id}" if self.gateway else request_id
+
     def _start(self, work: Awaitable[Any]) -> asyncio.Task[Any]:
         async def run() -> Any:
             return await work
@@ -297,7 +320,8 @@ class SharedLimits:
     async def _settled(self, tenant: str, request_id: str, tokens: int, usd: float) -> None:
         owed = self._owed.pop(tenant, 0.0)
         slot = _slot(self._local.limits(tenant))
-        args = [request_id, tokens, f"{usd:.12g}", f"{owed:.12g}", 1, slot]
+        args = [self._name(request_id), tokens, f"{usd:.12g}", f"{owed:.12g}", 1, slot]
+        self.operations += 1
         try:
             async with asyncio.timeout(self._timeout):
                 await self._settle(keys=self._keys(tenant), args=args)
@@ -317,7 +341,7 @@ class SharedLimits:
         async def undo() -> None:
             await asyncio.wait({task})  # its connection has a time-out
             if not task.cancelled() and task.exception() is None:
-                args = [request_id, 0, 0, 0, 0, _slot(self._local.limits(tenant))]
+                args = [self._name(request_id), 0, 0, 0, 0, _slot(self._local.limits(tenant))]
                 await self._settle(keys=self._keys(tenant), args=args)
 
         self._start(undo())
@@ -371,15 +395,3 @@ def _limit_args(limits: TenantLimits) -> list[Any]:
         limits.concurrent_tokens,
     )
     return [-1 if one is None else one for one in given]
-
-
-def _client(url: Secret, timeout: float) -> Any:
-    try:
-        from redis.asyncio import Redis
-    except ImportError as error:
-        message = "shared_limits: needs the extra `redis`; pip install 'weighbridge[redis]'"
-        raise BadInput(message) from error
-    try:
-        return Redis.from_url(url.reveal(), socket_timeout=timeout, socket_connect_timeout=timeout)
-    except ValueError:  # it quotes the URL
-        raise BadInput("shared_limits.redis: is no URL of a Redis; write redis://HOST:PORT/0") from None

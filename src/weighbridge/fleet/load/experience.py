@@ -423,14 +423,16 @@ class Experience:
         """The same, to be said later."""
         speed = self.speed
         seen = speed.firsts, speed.steps
-        return partial(_learned, told, seen, speed.cost(), self.seats.count, self._usual_prompt.value)
+        usual = self._usual_prompt.value
+        return partial(_learned, told, seen, speed.cost(), self.seats.count, usual, speed.is_taught)
 
 
 def _learned(
-    told: bool, seen: tuple[int, int], cost: StepCost | None, seats: int | None, usual: float
+    told: bool, seen: tuple[int, int], cost: StepCost | None, seats: int | None, usual: float, taught: bool
 ) -> str:
     doubt = "what it tells of its speed is not what is seen; " if told else ""
     source = f"{seen[0]} first tokens and {seen[1]} stretches of streams"
+    source += ", the first of them as another gateway had learned" if taught else ""
     if cost is None:
         return f"{doubt}its speed is not learned yet, from {source}"
     few = f", {seats} at a time" if seats is not None else ""

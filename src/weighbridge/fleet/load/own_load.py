@@ -23,6 +23,7 @@ from weighbridge.fleet.load.experience import LATE, Experience
 from weighbridge.fleet.load.in_flight import InFlight, sums
 from weighbridge.fleet.load.pace import PrefillPace
 from weighbridge.fleet.load.prefix_index import PrefixIndex
+from weighbridge.fleet.load.speed import LearnedSpeed
 
 #: Tokens of an iteration at most, where prompts take next to nothing by themselves.
 MOST_ROOM = float(1 << 30)
@@ -74,6 +75,13 @@ class OwnLoad:
         if self.index is not None:
             tokens = capacity.kv_tokens
             self.index.add_replica(self.name, None if tokens is None else tokens // capacity.block_size)
+
+    def begin_with(self, known: LearnedSpeed) -> bool:
+        """Begin with the speed that another gateway has learned; False where something is known here."""
+        if not self.experience.speed.begin_with(known):
+            return False
+        self._take_speed()
+        return True
 
     def cached_tokens(self, arrival: Arrival) -> int:
         """Prompt tokens the replica is believed to hold; at least one token is left to compute."""

@@ -20,7 +20,7 @@ does: it is the next turn of that conversation, and the blocks of the answer cou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from weighbridge.engine.memory.prefix import Digest
 from weighbridge.fleet.load.prefix_tree import BlockRun, Holding, PrefixTree, Prompt
@@ -122,6 +122,8 @@ class PrefixIndex:
         self._names: dict[int, str] = {}  # bit -> replica
         self._memo: tuple[Sequence[Digest], dict[str, int]] | None = None
         self._walked: tuple[Sequence[Digest], list[Step]] | None = None
+        #: Hears which prompt was sent where; None: nobody does.
+        self.heard: Callable[[str, Sequence[Digest]], None] | None = None
 
     def add_replica(self, name: str, blocks: int | None = None) -> None:
         """Begin to keep track of `name`, whose cache holds `blocks` blocks; again: a new size, same contents."""
@@ -241,6 +243,17 @@ class PrefixIndex:
         held = self._held[name]
         if not chain:
             return
+        if self.heard is not None:
+            self.heard(name, chain)
+        self._enter(held, chain)
+
+    def hear(self, name: str, chain: Sequence[Digest]) -> None:
+        """Somebody else has sent `name` a prompt that begins with these blocks."""
+        held = self._held.get(name)
+        if held is not None and chain:
+            self._enter(held, chain)
+
+    def _enter(self, held: _Held, chain: Sequence[Digest]) -> None:
         path, end = self._tree.known(chain)
         for run in reversed(path):  # the end is the older, so that it is forgotten first
             held.use(run)

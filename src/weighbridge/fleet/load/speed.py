@@ -60,6 +60,15 @@ _STEPS = AT[_STEP][_STEP]
 _ALONE = (LIKELY["answer"][0], LIKELY["token"][0], 1.0, LIKELY["beside"][0], LIKELY["pair"][0])
 _OFF = math.log(OFF)
 Row = Five
+#: What a speed that somebody else learned is taken for: two first tokens and two streams, each off by so many times
+#: what that one was off by.
+WIDER = 2.0
+_TAUGHT: tuple[Row, ...] = (
+    (1.0, 128.0, 1.0, 1.0, 128.0**2 / 2.0),
+    (1.0, 1024.0, 1.0, 1.0, 1024.0**2 / 2.0),
+    (0.0, 0.0, 16.0, 16.0, 0.0),
+    (0.0, 0.0, 16.0, 128.0, 0.0),
+)
 #: Where the sums stand that a stream without a prompt beside adds to: steps, what was beside them, and the seconds.
 _OF_STREAM = (
     AT[_STEP][_STEP],
@@ -173,10 +182,38 @@ class SpeedChange:
         return (total, offs + off, count + 1) if total > 0.0 else (0.0, 0.0, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class LearnedSpeed:
+    """What a learner knows, in few numbers: seconds of each quantity, from how many first tokens and streams, and what
+    observations are off by (a root mean squared logarithm)."""
+
+    times: Five
+    firsts: int
+    steps: int
+    off: float
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether a replica may be so; what comes from elsewhere is looked at first."""
+        if not all(0.0 <= one <= 3600.0 for one in self.times) or not 0.0 <= self.off <= 10.0:
+            return False
+        return self.times[_STEP] > 0.0 and self.firsts > 0 and self.steps >= 0
+
+
 class SpeedLearner:
     """What one replica was seen to take. Memory and time of an observation do not grow with their number."""
 
-    __slots__ = ("_change", "_cost", "_free", "_kinds", "_times", "_unsolved", "scaled", "spread")
+    __slots__ = (
+        "_change",
+        "_cost",
+        "_free",
+        "_kinds",
+        "_times",
+        "_unsolved",
+        "is_taught",
+        "scaled",
+        "spread",
+    )
 
     def __init__(self) -> None:
         self._kinds = (_Kind([0.0] * SUMS), _Kind([0.0] * SUMS))  # steps, first tokens
@@ -187,6 +224,28 @@ class SpeedLearner:
         self._unsolved = 0  # observations since then
         self.spread = Mean(0.05)  # of the squared logarithm of observed over predicted
         self.scaled = 0  # times that all was found to have become slower or quicker
+        self.is_taught = False  # it began with what somebody else had learned
+
+    def summary(self) -> LearnedSpeed | None:
+        """What is known, to be told to others; None where nothing was learned here."""
+        if not self.known or self._times is None:
+            return None
+        return LearnedSpeed(self._times, self.firsts, self.steps, math.sqrt(self.spread.value))
+
+    def begin_with(self, known: LearnedSpeed) -> bool:
+        """Begin with what somebody else has learned of the same replica, as less certain than it was there.
+
+        False where something was observed here before, or that cannot be.
+        """
+        if self._times is not None or not known.is_plausible:
+            return False
+        self._times, self.is_taught = known.times, True
+        off = WIDER * max(known.off, NOISE)
+        for row in _TAUGHT:
+            seconds = self._seconds(row)
+            self._kinds[row[0] > 0.0].add(row, seconds, seconds * off / NOISE)
+        self.spread = Mean(0.05, off * off)
+        return True
 
     @property
     def steps(self) -> int:

@@ -16,9 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from weighbridge.errors import Draining, WeighbridgeError, some_of
 from weighbridge.fleet.api import Arrival
+from weighbridge.fleet.config.difference import expanded
 from weighbridge.fleet.config.on_demand import OnDemandSettings
 from weighbridge.fleet.config.spec import QueueSpec
-from weighbridge.fleet.gateway import Gateway, expanded
+from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.on_demand.occupancy import (
     Admitted,
     LoadFailed,

@@ -62,6 +62,11 @@ class Resumption:
         self._continuing = False
         self._before = 0  # output tokens sent before it went on elsewhere
 
+    @property
+    def before(self) -> int:
+        """Output tokens that were sent before it went on elsewhere."""
+        return self._before
+
     def passing(self, chunk: bytes) -> bytes:
         """A chunk on its way to the client; one from another replica is made to look like those before it."""
         if not self._continuing:

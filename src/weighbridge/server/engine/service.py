@@ -19,6 +19,7 @@ from weighbridge.routes.budget import Ledger
 from weighbridge.routes.build import build_guard
 from weighbridge.routes.ledger.keeper import UsageKeeper
 from weighbridge.routes.settings import PrivacySettings
+from weighbridge.server.elsewhere.store import StreamStore
 from weighbridge.server.endpoint import Audience, ChatTokenizer, Endpoint, NoTokenizer
 from weighbridge.server.engine.adapters.endpoints import AdapterEndpoints
 from weighbridge.server.engine.experts import ExpertEndpoints
@@ -78,6 +79,7 @@ class EngineService:
         self.access = self.keeping = settings
         self.max_body = settings.max_body
         self.tracer: Tracer | None = None
+        self.stream_store: StreamStore | None = None
         self.usage = UsageKeeper(Ledger(None))
         metrics.heard.append(self.usage.finished)
         self.seen = EngineView(engine)

@@ -20,9 +20,10 @@ from typing import Any
 import msgspec
 
 from weighbridge.errors import BadInput, Refused, WeighbridgeError
+from weighbridge.fleet.config.difference import expanded
 from weighbridge.fleet.config.replica import replica_from_json
 from weighbridge.fleet.config.spec import ReplicaSpec
-from weighbridge.fleet.gateway import Gateway, expanded
+from weighbridge.fleet.gateway import Gateway
 from weighbridge.server.gateway.tenants import TenantAct, TenantChange, TenantStandings, read_change
 from weighbridge.state.database import reason, sentence
 from weighbridge.state.lines import read_lines
@@ -39,12 +40,13 @@ _SECRET, _HIDDEN = ("key", "headers", "options"), "(not written down)"
 
 
 class FleetAct(StrEnum):
-    """What was done to a replica."""
+    """What was done to a replica, or (`RELOAD`) to all of them."""
 
     ADD = "add"
     DRAIN = "drain"
     UNDRAIN = "undrain"
     REMOVE = "remove"
+    RELOAD = "reload"  # the configuration was read again; it says itself what holds
 
 
 @dataclass(frozen=True, slots=True)

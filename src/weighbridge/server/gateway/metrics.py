@@ -15,6 +15,7 @@ from prometheus_client.utils import floatToGoString
 from weighbridge.fleet.desk import Standing
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.member import Member
+from weighbridge.fleet.peers.peers import Peers
 from weighbridge.server.watching.series import Spread, Sums
 from weighbridge.server.watching.watchdog import stall_histogram
 from weighbridge.ticket import Leg, Ticket
@@ -54,7 +55,9 @@ class GatewayMetrics:
         self._http = counter("http_requests", "HTTP requests", "route", "status")
         self.stalls = stall_histogram(registry)
         self._tenants: set[str] = set()
+        self.peers: Peers | None = None
         registry.register(_FleetCollector(gateway))
+        registry.register(_PeersCollector(self))
         gateway.on_finished.append(self.finished)
 
     def register(self, collector: Collector) -> None:
@@ -158,6 +161,39 @@ class _FleetCollector(Collector):  # type: ignore[misc]
             for outcome, count in pool.lost_copies.items():
                 lost.add_metric([pool.spec.name, outcome], count)
         yield lost
+
+
+class _PeersCollector(Collector):  # type: ignore[misc]
+    """What this gateway shares with others, where it does."""
+
+    def __init__(self, metrics: GatewayMetrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Any]:
+        peers = self._metrics.peers
+        if peers is None:
+            return
+        told = peers.told()
+        yield _gauge("gateway_shared_up", "Whether what gateways share is read and written now", [], [
+            ([], told["redis"] == "up")
+        ])  # fmt: skip
+        yield _gauge(
+            "gateway_peers", "Gateways that are there, this one included", [], [([], told["gateways"])]
+        )
+        yield _gauge("gateway_shared_records", "Replicas of which gateways have told each other", [], [
+            ([], told["records"])
+        ])  # fmt: skip
+        for name, text, value in (
+            ("gateway_shared_refused", "What lay in Redis and no gateway of ours wrote", told["refused"]),
+            (
+                "gateway_shared_operations",
+                "Commands sent to Redis beside those of limits",
+                peers.board.operations,
+            ),
+        ):
+            family = CounterMetricFamily(f"weighbridge_{name}", text)
+            family.add_metric([], value)
+            yield family
 
 
 def replica_pieces(gateway: Gateway) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from weighbridge.engine.api import Turn
 from weighbridge.fleet.config.spec import EDGE, FleetSpec
+from weighbridge.fleet.discovery.build import followers
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.limits.rates import rate_headers
 from weighbridge.fleet.limits.spare import SpareRoom
@@ -16,6 +17,7 @@ from weighbridge.fleet.on_demand.residents import Residents
 from weighbridge.fleet.pool import Pool
 from weighbridge.routes.budget import Ledger
 from weighbridge.routes.ledger.keeper import UsageKeeper
+from weighbridge.routes.settings import RoutesSettings
 from weighbridge.secret import Secret
 from weighbridge.server.endpoint import Audience, ChatTokenizer, Endpoint, NoTokenizer
 from weighbridge.server.gateway.admin import Admin
@@ -23,6 +25,8 @@ from weighbridge.server.gateway.behind import asked_behind
 from weighbridge.server.gateway.changes import ChangeLog, made_again
 from weighbridge.server.gateway.metrics import GatewayMetrics
 from weighbridge.server.gateway.on_demand import ModelAdmin, ResidentsCollector, status_of
+from weighbridge.server.gateway.reload import Reloading, Source
+from weighbridge.server.gateway.sharing import seeds_of, shared_with, streams_of
 from weighbridge.server.gateway.tenant_admin import TenantAdmin
 from weighbridge.server.gateway.tenants import MadeKey, Tenants, hash_text
 from weighbridge.server.tracing.tracer import Tracer
@@ -71,9 +75,11 @@ class GatewayService:
         metrics: GatewayMetrics,
         usage: UsageKeeper | None = None,
         residents: Residents | None = None,
+        source: Source | None = None,
+        routes: RoutesSettings | None = None,
     ) -> None:
         """`usage`: what keeps all that is used; None: it is kept in memory. `residents`: models that are loaded on
-        demand, if there are some."""
+        demand, if there are some. `source`: reads the configuration anew; `routes`: those that it had at the start."""
         spec = gateway.spec
         self._residents = residents
         self.usage = usage if usage is not None else _kept_in_memory(gateway)
@@ -88,9 +94,18 @@ class GatewayService:
         priorities = {one.name: one.priority for one in spec.tenants if one.priority is not None}
         self.prompts = PromptCare(spec.prompt_rules)
         self.callers = Callers(keys_of(spec, self.tenants), spec, priorities)
+        self.peers = shared_with(gateway, self.changes)
+        self.stream_store = streams_of(spec, self.peers)
+        metrics.peers = self.peers
+        self.reloading = (
+            Reloading(gateway, self.changes, self.peers, source, routes or RoutesSettings())
+            if source is not None
+            else None
+        )
         self._kept = frozenset(
             name for one in spec.models if one.keep_streams for name in (one.name, *one.aliases)
         )
+        self._followers = followers(gateway)
         self._metrics = metrics
         if residents is not None:
             metrics.register(ResidentsCollector(residents))
@@ -106,10 +121,18 @@ class GatewayService:
             self.gateway.limiter.set_limits(tenant, limits)
         for sentence in self.tenants.overruled():
             log.warning(sentence)
+        for one in self._followers:
+            one.start()
+        if self.peers is not None:
+            await self.peers.start(seeds_of(self.gateway, self.changes))
 
     async def stop(self) -> None:
         if self._residents is not None:
             await self._residents.close()
+        for one in self._followers:
+            await one.close()
+        if self.peers is not None:
+            await self.peers.stop()
         await self.gateway.close()
 
     async def admit(self, ask: Ask) -> Journey:
@@ -148,7 +171,9 @@ class GatewayService:
         """200 while every model and route can be served; load balancers in front stop sending otherwise."""
         gateway = self.gateway
         routes = {name: route.health() for name, route in gateway.routes.items()}
-        more = {"routes": routes} if routes else {}
+        more: dict[str, Any] = {"routes": routes} if routes else {}
+        if self.peers is not None:
+            more["shared"] = self.peers.told()
         if gateway.draining:
             return 503, {"status": "draining", **more}
         if not gateway.ready:
@@ -218,11 +243,12 @@ class GatewayService:
         return {}
 
     def endpoints(self) -> list[Endpoint]:
-        admin = Admin(self.gateway, self.callers.keys, self.changes)
+        admin = Admin(self.gateway, self.callers.keys, self.changes, self.peers, self.reloading)
         models = ModelAdmin(self.gateway, self._residents)
         return [
             *models.endpoints(),
             Endpoint("GET", "/admin/changes", admin.changes, Audience.ALL),
+            Endpoint("POST", "/admin/reload", admin.reload, Audience.ALL),
             Endpoint("GET", "/admin/replicas", admin.replicas, Audience.ALL),
             Endpoint("POST", "/admin/replicas", admin.add, Audience.ALL),
             Endpoint("DELETE", "/admin/replicas/{replica}", admin.remove, Audience.ALL),

@@ -286,6 +286,12 @@ OPERATIONS: Mapping[str, Operation] = {
         answers.Listing,
         query=_page(),
     ),
+    "POST /admin/reload": Operation(
+        "administration",
+        "Read the configuration again: replicas come, go and change.",
+        None,
+        answers.Anything,
+    ),
     "GET /admin/replicas": Operation("administration", "All replicas of a gateway.", None, answers.Anything),
     "POST /admin/replicas": Operation("administration", "Add a replica.", None, answers.Anything),
     "DELETE /admin/replicas/{replica}": _REPLICA,

@@ -1,0 +1,247 @@
+"""The board in Redis that gateways read and write: one script a second says who is there and what has changed.
+
+Redis runs each script alone and tells the time, so gateways need no clocks in step. All keys are in one slot of a
+cluster. What a key holds is nobody's promise: replies are checked here, and what is no record of ours is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from weighbridge.fleet.limits.connection import Script, redis_client
+from weighbridge.fleet.peers.records import (
+    LARGEST_RECORD,
+    MOST_RECORDS,
+    MemberRecord,
+    RefusedRecord,
+    read,
+    written,
+)
+from weighbridge.fleet.peers.seal import Seal
+from weighbridge.secret import Secret
+
+#: Seconds without a sign of life after which a gateway counts as gone, and for which it is remembered as gone.
+GONE_AFTER, GONE_KEPT = 5.0, 7200.0
+#: Gateways that one fleet may have.
+MOST_GATEWAYS = 256
+#: Bytes of one piece of news, and how many of them wait for whoever has not read them yet.
+LARGEST_NEWS, NEWS_KEPT = 64 << 10, 128
+
+#: KEYS: gateways, members, their count of changes, news. ARGV: own name, seconds that a gone gateway is remembered,
+#: the count that is known, bytes of a record, records, gateways, the last news that were read ("": none are wanted),
+#: own news ("": none), their bytes, how many are kept.
+#: Replies with the count, gateways with the seconds since their last sign of life, members where the count is
+#: another one, news with their ids, and whether there are too many members.
+SYNC = """
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%.3f', now))
+local seen, gateways = redis.call('HGETALL', KEYS[1]), {}
+for n = 1, #seen, 2 do
+  local at = tonumber(seen[n + 1])
+  if not at or at < now - tonumber(ARGV[2]) or at > now + 60 then
+    redis.call('HDEL', KEYS[1], seen[n])
+  elseif #gateways < 2 * tonumber(ARGV[6]) and #seen[n] <= 200 then
+    gateways[#gateways + 1] = seen[n]
+    gateways[#gateways + 1] = string.format('%.3f', now - at)
+  end
+end
+local count = (redis.call('HGET', KEYS[3], 'seed') or '') .. ':' .. (redis.call('HGET', KEYS[3], 'n') or '0')
+local members, many = {}, 0
+if count ~= ARGV[3] then
+  if redis.call('HLEN', KEYS[2]) > tonumber(ARGV[5]) then
+    many = 1
+  else
+    local kept = redis.call('HGETALL', KEYS[2])
+    for n = 1, #kept, 2 do
+      members[#members + 1] = kept[n]
+      members[#members + 1] = #kept[n + 1] <= tonumber(ARGV[4]) and kept[n + 1] or ''
+    end
+  end
+end
+local news = {}
+if ARGV[7] ~= '' then
+  for _, one in ipairs(redis.call('XRANGE', KEYS[4], '(' .. ARGV[7], '+', 'COUNT', ARGV[10])) do
+    local text = one[2][2] or ''
+    news[#news + 1] = one[1]
+    news[#news + 1] = #text <= tonumber(ARGV[9]) and text or ''
+  end
+end
+if ARGV[8] ~= '' then
+  redis.call('XADD', KEYS[4], 'MAXLEN', ARGV[10], '*', 't', ARGV[8])
+  redis.call('EXPIRE', KEYS[4], 600)
+end
+return {count, gateways, members, news, many}
+"""
+
+#: KEYS: members, their count of changes. ARGV: name, record, version, time, the version that it follows (-1: whatever
+#: is older), a seed for the count, how many members there may be, and a record that is known to be none of ours.
+#: Replies with 1, or 0 and the record that stands against it, or -1 where there are too many.
+PUT = """
+local old = redis.call('HGET', KEYS[1], ARGV[1])
+if old and old == ARGV[8] then old = false end
+local version, at = -1, -1
+if old then
+  local first, second = string.match(old, '^(%d+) (%d+%.?%d*) ')
+  if first then version, at = tonumber(first), tonumber(second) end
+  local follows = tonumber(ARGV[5])
+  if follows >= 0 and version > follows then return {0, old} end
+  if follows < 0 and (version > tonumber(ARGV[3]) or (version == tonumber(ARGV[3]) and at >= tonumber(ARGV[4]))) then
+    return {0, old}
+  end
+elseif redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[7]) then
+  return {-1, ''}
+end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('HSETNX', KEYS[2], 'seed', ARGV[6])
+redis.call('HINCRBY', KEYS[2], 'n', 1)
+return {1, ''}
+"""
+
+
+#: KEYS: speeds. ARGV: how many may be kept, then names and speeds. Where there would be more all are forgotten first:
+#: they are learned again.
+SPEEDS = """
+if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[1]) then redis.call('DEL', KEYS[1]) end
+for n = 2, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[n], ARGV[n + 1]) end
+redis.call('EXPIRE', KEYS[1], 604800)
+return {}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a gateway told the others: who it is, and a text that it has sealed."""
+
+    id: str
+    text: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BoardState:
+    """What was on the board. `members`: None where nothing has changed. `gateways`: seconds since each was heard of."""
+
+    count: str
+    gateways: Mapping[str, float]
+    members: Mapping[str, MemberRecord] | None
+    refused: Mapping[str, str] = field(
+        default_factory=dict
+    )  # names of records that are none of ours, and why
+    news: Sequence[News] = ()
+
+
+class Outdated(Exception):
+    """A change was made to what is no more so; `record` holds now."""
+
+    def __init__(self, record: MemberRecord) -> None:
+        super().__init__(record.name)
+        self.record = record
+
+
+class TooMany(Exception):
+    """There are as many members as there may be."""
+
+
+class Board:
+    """Reads and writes the board. Every method raises whatever its Redis client raises, and TimeoutError."""
+
+    def __init__(self, url: Secret, prefix: str, me: str, seal: Seal, timeout: float, setting: str) -> None:
+        """`me`: the name of this gateway among the others. Raises BadInput like `redis_client`."""
+        self.operations = 0
+        self._me, self._seal, self._timeout = me, seal, timeout
+        self._redis = redis_client(url, timeout, setting)
+        self._sync: Script = self._redis.register_script(SYNC)
+        self._put: Script = self._redis.register_script(PUT)
+        self._write_speeds: Script = self._redis.register_script(SPEEDS)
+        start = f"{prefix}:{{fleet}}:"
+        self._gateways, self._members, self._count, self._news, self._speeds = (
+            start + name for name in ("gateways", "members", "changes", "news", "speeds")
+        )
+
+    async def look(self, known: str, read_news_after: str = "", own_news: bytes = b"") -> BoardState:
+        """Say that we are here, and see what has changed since the count `known`."""
+        args = [self._me, GONE_KEPT, known, LARGEST_RECORD, MOST_RECORDS, MOST_GATEWAYS]
+        args += [read_news_after, own_news, LARGEST_NEWS, NEWS_KEPT]
+        keys = [self._gateways, self._members, self._count, self._news]
+        count, gateways, members, news, many = await self._done(self._sync(keys=keys, args=args))
+        now_count = _text(count)
+        found, refused = None, {}
+        if many:
+            refused = {"*": f"there are more than {MOST_RECORDS} members"}
+        elif now_count != known:
+            found, refused = self._read(members)
+        ages = {_text(name): float(age) for name, age in _pairs(gateways)}
+        read_news = [News(_text(name), bytes(text)) for name, text in _pairs(news)]
+        return BoardState(now_count, ages, found, refused, read_news)
+
+    def _read(self, flat: Sequence[Any]) -> tuple[dict[str, MemberRecord], dict[str, str]]:
+        found: dict[str, MemberRecord] = {}
+        refused: dict[str, str] = {}
+        for raw, data in _pairs(flat):
+            name = _text(raw)
+            try:
+                record = read(name, bytes(data), self._seal)
+            except RefusedRecord as error:
+                refused[name[:80]] = str(error)
+                continue
+            found[name] = record
+        return found, refused
+
+    async def put(self, record: MemberRecord, follows: int | None) -> None:
+        """Write a record down that follows version `follows`; None: it replaces whatever is older.
+
+        Raises Outdated where another one stands against it, and TooMany.
+        """
+        data, no_record = written(record, self._seal), b""
+        for _ in range(3):
+            args = [record.name, data, record.version, f"{record.at:.6f}", -1 if follows is None else follows]
+            args += [f"{self._me}-{time.time_ns():x}", MOST_RECORDS, no_record]
+            done, old = await self._done(self._put(keys=[self._members, self._count], args=args))
+            if int(done) == 1:
+                return
+            if int(done) == -1:
+                raise TooMany
+            try:
+                raise Outdated(read(record.name, bytes(old), self._seal))
+            except RefusedRecord:
+                no_record = bytes(old)  # it stands against nothing
+        raise RefusedRecord(f"somebody else writes over the record of {record.name!r} again and again")
+
+    async def forget(self, names: Sequence[str]) -> None:
+        """Take away what is kept of names."""
+        if names:
+            await self._done(self._redis.hdel(self._members, *names))
+
+    async def write_speeds(self, speeds: Mapping[str, bytes]) -> None:
+        """Keep what was learned of replicas' speeds, for whoever asks."""
+        flat = [part for pair in speeds.items() for part in pair]
+        await self._done(self._write_speeds(keys=[self._speeds], args=[MOST_RECORDS, *flat]))
+
+    async def speeds(self, names: Sequence[str]) -> dict[str, bytes]:
+        """What is kept of these replicas' speeds; nothing of those of which nothing is."""
+        found = await self._done(self._redis.hmget(self._speeds, list(names)))
+        return {name: bytes(one) for name, one in zip(names, found, strict=True) if one is not None}
+
+    async def leave(self) -> None:
+        """Say that we are gone for good, with nothing left open."""
+        await self._done(self._redis.hdel(self._gateways, self._me))
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def _done(self, work: Awaitable[Any]) -> Any:
+        self.operations += 1
+        async with asyncio.timeout(self._timeout):
+            return await work
+
+
+def _pairs(flat: Sequence[Any]) -> list[tuple[Any, Any]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")

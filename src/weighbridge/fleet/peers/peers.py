@@ -1,0 +1,264 @@
+"""This gateway among its peers: it looks at the board once a second, takes in what they changed and tells what it did.
+
+Redis away: everything goes on with what was known. What is changed meanwhile is told when it is back, and where two
+gateways changed the same, the record with the higher version holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import re
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from weighbridge.errors import Refused
+from weighbridge.fleet.config.spec import PeersSpec
+from weighbridge.fleet.gateway import Gateway
+from weighbridge.fleet.peers.board import GONE_AFTER, Board, BoardState, Outdated, TooMany
+from weighbridge.fleet.peers.learning import SharedLearning
+from weighbridge.fleet.peers.membership import SharedMembers
+from weighbridge.fleet.peers.records import (
+    LONGEST_WHO,
+    MOST_RECORDS,
+    MemberRecord,
+    RefusedRecord,
+    Rest,
+    Roster,
+)
+from weighbridge.fleet.peers.seal import Seal
+
+log = logging.getLogger("weighbridge.fleet")
+
+#: Seconds between two looks at the board.
+INTERVAL = 1.0
+#: Seconds that Redis has for an answer to a look, which nobody waits for.
+PATIENCE = 2.0
+#: Records that are written in one turn where Redis lacks them.
+AT_ONCE = 256
+
+#: Hears of a change that was made elsewhere: its record and what was done here.
+Heard = Callable[[MemberRecord, str], Awaitable[None]]
+
+
+class Contested(Refused):
+    """Somebody else has changed the same meanwhile."""
+
+    status = 409
+    kind = "invalid_request_error"
+    code = "changed_meanwhile"
+
+
+class Peers:
+    """Started and stopped with its gateway; every method is for the event loop that serves."""
+
+    def __init__(self, gateway: Gateway, spec: PeersSpec, key: bytes, heard: Heard | None = None) -> None:
+        """`key`: the digest of the operator's key. Raises BadInput where the extra `redis` is missing."""
+        self.me = own_name(spec.name)
+        self.refused = 0  # records in Redis that no gateway of ours wrote
+        self.away_since: float | None = None  # on the gateway's clock
+        self.gateways: dict[str, float] = {}  # seconds since each was heard of, at the last look
+        patience = max(spec.timeout, PATIENCE)
+        self.board = Board(spec.redis, spec.prefix, self.me, Seal(key, "members"), patience, "shared")
+        self.members = SharedMembers(gateway, Roster()) if spec.members else None
+        self.learning = SharedLearning(gateway, key, self.me) if spec.learned else None
+        self._read_to = "0-0"  # the last news that were read
+        self._gateway, self._heard = gateway, heard
+        self._count = ""
+        self._complaints: dict[str, str] = {}
+        self._looking: asyncio.Task[None] | None = None
+        if gateway.shared_limits is not None:
+            gateway.shared_limits.gateway = self.me
+            gateway.shared_limits.gone = self.gone
+
+    async def start(self, seeds: list[MemberRecord]) -> None:
+        """Look once, so that what the others know holds before the first request, and go on looking.
+
+        `seeds`: what this gateway had written down itself before; what Redis knows of the same replicas holds.
+        """
+        if self.members is not None:
+            for record in seeds:
+                self.members.roster.take(record)
+                self.members.note_own(record.name, record.entry)
+        await self.look()
+        self._looking = asyncio.create_task(self._look_on())
+
+    async def stop(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+        if self.members is not None:
+            await self.members.close()
+        try:
+            if self.away_since is None and not self._gateway.open_journeys:
+                await self.board.leave()
+        except Exception as error:
+            self._failed(error)
+        await self.board.close()
+
+    def gone(self) -> list[str]:
+        """Gateways that gave no sign of life for long: nothing that they had open goes on."""
+        if self.away_since is not None:
+            return []
+        return [name for name, age in self.gateways.items() if age > GONE_AFTER and name != self.me]
+
+    def is_gone(self, name: str) -> bool:
+        """Whether a gateway has ended, or gives no sign of life."""
+        if self.away_since is not None or name == self.me:
+            return False
+        return self.gateways.get(name, math.inf) > GONE_AFTER
+
+    @property
+    def alive(self) -> int:
+        """Gateways that were there at the last look, this one included."""
+        return sum([age <= GONE_AFTER for age in self.gateways.values()])
+
+    def told(self) -> dict[str, Any]:
+        """What is shared, and whether it is now: for `/health` and `/v1/load`."""
+        away = self.away_since
+        return {
+            "redis": "up" if away is None else "away",
+            "away_seconds": 0.0 if away is None else round(self._gateway.clock() - away, 1),
+            "gateway": self.me,
+            "gateways": self.alive,
+            "records": 0 if self.members is None else len(self.members.roster),
+            "refused": self.refused + (0 if self.learning is None else self.learning.refused),
+        }
+
+    # -- what an operator does here --------------------------------------------------------------------
+
+    async def change(self, rest: Rest, name: str, model: str, by: str, entry: dict[str, Any] | None = None,
+                     *, is_secret: bool = False) -> None:  # fmt: skip
+        """Tell the others of a change before it is made here. Raises Contested where somebody was quicker."""
+        assert self.members is not None
+        roster, who = self.members.roster, f"{by}, gateway {self.me}"[:LONGEST_WHO]
+        known = roster.get(name)
+        if entry is None and not is_secret and known is not None and rest is not Rest.REMOVED:
+            entry, is_secret = known.entry, known.is_secret
+        version = roster.version(name)
+        record = MemberRecord(
+            name=name, model=model, rest=rest, version=version + 1, at=time.time(), by=who, entry=entry,
+            is_secret=is_secret,
+        )  # fmt: skip
+        if self.away_since is None:
+            await self._tell(record, version)
+        roster.take(record)
+        self.members.note_own(name, entry)
+
+    async def _tell(self, record: MemberRecord, version: int) -> None:
+        try:
+            await self.board.put(record, version)
+        except Outdated as stands:
+            other = stands.record
+            await self._take(other)
+            when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(other.at))
+            message = f"replica {record.name!r} was {other.in_words()} at {when} by {other.by}; look again"
+            raise Contested(message) from None
+        except TooMany:
+            raise Contested(f"there are {MOST_RECORDS} shared replicas already; remove some") from None
+        except RefusedRecord as error:
+            raise Contested(str(error)) from None
+        except Exception as error:
+            self._failed(error)
+
+    # -- the board -------------------------------------------------------------------------------------
+
+    async def _look_on(self) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL * (0.9 + 0.2 * random.random()))  # not all in step
+            await self.look()
+
+    async def look(self) -> None:
+        """Look at the board once. Never fails."""
+        try:
+            learning = self.learning
+            wanted, own = (self._read_to, learning.news()) if learning is not None else ("", b"")
+            seen = await self.board.look(self._count, wanted, own)
+            self.gateways = dict(seen.gateways)
+            if seen.members is not None and self.members is not None:
+                await self._take_in(seen)
+            self._count = seen.count
+            if learning is not None:
+                await self._learn(learning, seen)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self._failed(error)
+        else:
+            self._works()
+        if self.members is not None:
+            self.members.hold()
+
+    async def _learn(self, learning: SharedLearning, seen: BoardState) -> None:
+        """Take in what others have learned, and tell what was learned here."""
+        if seen.news:
+            self._read_to = seen.news[-1].id
+            learning.take(seen.news)
+        if own := learning.speeds():
+            await self.board.write_speeds(own)
+        if unknown := learning.unknown():
+            learning.take_speeds(await self.board.speeds(unknown))
+
+    async def _take_in(self, seen: BoardState) -> None:
+        """Take in what others changed, and write what Redis does not know."""
+        assert seen.members is not None
+        assert self.members is not None
+        self._complain(seen)
+        roster = self.members.roster
+        for record in seen.members.values():
+            await self._take(record)
+        roster.forget_removed(time.time())
+        if "*" in seen.refused:
+            return
+        for record in roster.newer_than(seen.members)[:AT_ONCE]:
+            try:
+                await self.board.put(record, None)
+            except Outdated as stands:
+                if stands.record.rank != record.rank:
+                    await self._take(stands.record)
+            except (TooMany, RefusedRecord) as error:
+                log.warning("the record of %s could not be shared: %s", record.name, error)
+
+    async def _take(self, record: MemberRecord) -> None:
+        assert self.members is not None
+        known = self.members.roster.get(record.name)
+        done = self.members.take(record)
+        if done is None:
+            return
+        if known is not None and known.version >= record.version and known.by != record.by:
+            log.warning(
+                "replica %s: what %s did holds, and not what %s did", record.name, record.by, known.by
+            )
+        log.info("replica %s was %s by %s", record.name, done, record.by)
+        if self._heard is not None:
+            await self._heard(record, done)
+
+    def _complain(self, seen: BoardState) -> None:
+        for name, why in seen.refused.items():
+            if self._complaints.get(name) != why:
+                self.refused += 1
+                log.warning("Redis: %s; it is left alone", why)
+        self._complaints = dict(seen.refused)
+
+    def _failed(self, error: Exception) -> None:
+        self._count = ""  # what was missed is read when it is back
+        if self.away_since is None:
+            self.away_since = self._gateway.clock()
+            why = (str(error) or type(error).__name__)[:200]
+            log.warning("Redis is away (%s): this gateway goes on with the replicas that it knows", why)
+
+    def _works(self) -> None:
+        if self.away_since is not None:
+            self.away_since = None
+            log.warning("Redis is back: replicas are shared again")
+
+
+def own_name(name: str | None) -> str:
+    """A gateway's name among others: no two processes have the same, also where they are told the same."""
+    base = name or re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:40] or "gateway"
+    return f"{base}-{secrets.token_hex(4)}"

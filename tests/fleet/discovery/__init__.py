@@ -1,0 +1,1 @@
+"""Replicas that are found, by DNS and by Kubernetes."""

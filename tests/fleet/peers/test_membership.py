@@ -1,0 +1,260 @@
+"""Two gateways, one Redis: what an operator does at one is so at the other, and after restarts of either."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.fleet.backends import Backend, Front, all_served, fleet, until
+from tests.fleet.redis_server import Server, needs_redis
+from weighbridge.fleet.peers import peers as peers_module
+from weighbridge.fleet.peers.peers import Peers
+
+pytest.importorskip("redis", reason="the extra `redis` is not installed")
+pytestmark = needs_redis
+
+KEY = "a-long-key-of-the-operator"
+HEADERS = {"authorization": f"Bearer {KEY}"}
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[Server]:
+    server = Server()
+    server.start()
+    yield server
+    server.end()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look more often than once a second, so that a test waits less."""
+    monkeypatch.setattr(peers_module, "INTERVAL", 0.05)
+    monkeypatch.setattr(peers_module, "PATIENCE", 20.0)
+
+
+@pytest.fixture
+def prefix(request: pytest.FixtureRequest) -> str:
+    return request.node.name
+
+
+def configuration(redis: Server, prefix: str, entries: list[str], more: str = "", key: str = KEY) -> str:
+    shared = f"shared: {{redis: '{redis.url}', prefix: '{prefix}', timeout: 1.0}}"
+    return (
+        f"admin_key: {key}\n{shared}\n{more}\nhealth: {{interval: 0.05, slow_start: 0}}\n"
+        f"models: {{m: {{replicas: [{', '.join(entries)}]}}}}\n"
+    )
+
+
+def entry(backend: Backend) -> str:
+    return f"{{name: {backend.name}, url: '{backend.url}', dialect: weighbridge}}"
+
+
+@asynccontextmanager
+async def gateways(count: int, text: str) -> AsyncIterator[list[Front]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(fleet(config=text)) for _ in range(count)]
+
+
+async def change(front: Front, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    async with front.client.request(method, front.url + path, json=body, headers=HEADERS) as answer:
+        return answer.status, await answer.json()
+
+
+async def add(front: Front, backend: Backend, **more: Any) -> tuple[int, Any]:
+    body = {"url": backend.url, "dialect": "weighbridge", "name": backend.name, **more}
+    return await change(front, "POST", "/admin/replicas", body)
+
+
+def standing(front: Front) -> dict[str, bool]:
+    """The replicas, and whether each is to rest."""
+    members = front.gateway.pools["m"].members
+    return {name: member.draining for name, member in members.items()}
+
+
+def agreed(fronts: list[Front], wanted: dict[str, bool]) -> Callable[[], bool]:
+    return lambda: all(standing(front) == wanted for front in fronts)
+
+
+async def test_what_is_changed_at_one_is_so_at_all_and_after_restarts(redis: Server, prefix: str) -> None:
+    await redis.ready()
+    first, second, third = Backend("first"), Backend("second"), Backend("third")
+    async with all_served((first, second, third)):
+        text = configuration(redis, prefix, [entry(first), entry(third)])
+        async with gateways(2, text) as (a, b):
+            assert (await add(a, second))[0] == 201
+            await until(agreed([a, b], {"first": False, "second": False, "third": False}))
+            async with b.post(messages=[{"role": "user", "content": "x"}]) as answer:
+                assert answer.status == 200
+            assert (await change(b, "POST", "/admin/replicas/first/drain"))[0] == 200
+            await until(agreed([a, b], {"first": True, "second": False, "third": False}))
+            assert (await change(a, "DELETE", "/admin/replicas/third"))[0] == 200
+            await until(agreed([a, b], {"first": True, "second": False}))
+            told = (await b.get("/health"))["shared"]
+            assert (told["redis"], told["gateways"], told["records"]) == ("up", 2, 3)
+            page = await (await b.client.get(b.url + "/metrics", headers=HEADERS)).text()
+            assert "weighbridge_gateway_shared_up 1.0" in page
+        async with gateways(1, text) as (c,):  # both are gone; the file's own that was removed stays so
+            await until(agreed([c], {"first": True, "second": False}))
+            assert (await change(c, "POST", "/admin/replicas/first/undrain"))[0] == 200
+            assert (await change(c, "DELETE", "/admin/replicas/second"))[0] == 200
+        async with gateways(1, text) as (d,):
+            await until(agreed([d], {"first": False}))
+            assert (await add(d, Backend("third", url=second.url)))[0] == 201  # other than in the file
+
+
+async def test_of_two_changes_of_the_same_the_second_is_told_who_was_quicker(
+    redis: Server, prefix: str
+) -> None:
+    await redis.ready()
+    first, second = Backend("first"), Backend("second")
+    async with (
+        all_served((first, second)),
+        gateways(2, configuration(redis, prefix, [entry(first)])) as (a, b),
+    ):
+        for front in (a, b):  # neither looks: each knows only what it did itself
+            service_peers(front)._looking.cancel()  # type: ignore[union-attr]
+        assert (await add(a, second))[0] == 201
+        status, told = await add(b, second)
+        assert (status, told["error"]["code"]) == (409, "changed_meanwhile")
+        assert "was added or undrained at" in told["error"]["message"]
+        assert service_peers(a).me in told["error"]["message"]
+        assert standing(b) == {"first": False, "second": False}  # and it knows now
+        assert (await change(b, "POST", "/admin/replicas/second/drain"))[0] == 200
+        assert (await change(a, "DELETE", "/admin/replicas/second"))[0] == 409
+        assert standing(a) == standing(b)
+        assert (await change(a, "DELETE", "/admin/replicas/second"))[0] == 200
+
+
+def service_peers(front: Front) -> Peers:
+    found = PEERS[id(front.gateway)]
+    assert found is not None
+    return found
+
+
+PEERS: dict[int, Peers] = {}
+
+
+@pytest.fixture(autouse=True)
+def known_peers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The peers of each gateway that a test starts."""
+    made = Peers.__init__
+
+    def init(self: Peers, gateway: Any, *arguments: Any, **options: Any) -> None:
+        made(self, gateway, *arguments, **options)
+        PEERS[id(gateway)] = self
+
+    monkeypatch.setattr(Peers, "__init__", init)
+    yield
+    PEERS.clear()
+
+
+async def test_while_redis_is_away_each_goes_on_and_both_agree_when_it_is_back(
+    prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server()
+    server.start()
+    try:
+        await server.ready()
+        first, second, third = Backend("first"), Backend("second"), Backend("third")
+        async with (
+            all_served((first, second, third)),
+            gateways(2, configuration(server, prefix, [entry(first)])) as (a, b),
+        ):
+            assert (await add(a, second))[0] == 201
+            await until(agreed([a, b], {"first": False, "second": False}))
+            server.end()
+            await until(lambda: all(service_peers(f).away_since is not None for f in (a, b)))
+            assert (await a.get("/health"))["shared"]["redis"] == "away"
+            status, told = await add(a, third)
+            assert status == 201, told
+            assert (await change(b, "POST", "/admin/replicas/second/drain"))[0] == 200
+            async with b.post() as answer:
+                assert answer.status == 200
+            assert standing(a) == {"first": False, "second": False, "third": False}
+            assert standing(b) == {"first": False, "second": True}
+            server.start()  # it has lost everything that it knew
+            await server.ready()
+            await until(agreed([a, b], {"first": False, "second": True, "third": False}))
+            assert (await a.get("/health"))["shared"]["redis"] == "up"
+        said = [one.message for one in caplog.records if one.levelno == logging.WARNING]
+        assert sum("Redis is away" in one for one in said) == 2
+        assert sum("Redis is back" in one for one in said) == 2
+    finally:
+        server.end()
+
+
+async def test_what_others_wrote_into_redis_is_refused(
+    redis: Server, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await redis.ready()
+    first, second = Backend("first"), Backend("second")
+    async with all_served((first, second)), gateways(1, configuration(redis, prefix, [entry(first)])) as (a,):
+        client = service_peers(a).board._redis
+        key, count = f"{prefix}:{{fleet}}:members", f"{prefix}:{{fleet}}:changes"
+        hostile = {
+            "evil": b"1 1.000000 " + b"0" * 32 + b' {"name":"evil","model":"m","rest":"here","version":1,'
+            b'"at":1.0,"by":"x","entry":{"url":"http://127.0.0.1:1","key_env":"HOME"}}',
+            "second": b"999999999999999 99.000000 " + b"0" * 32 + b" {}",
+            "\x00\xff": b"\xff" * 40_000,
+            "": b"",
+        }
+        await client.hset(key, mapping=hostile)
+        await client.hincrby(count, "n", 1)
+        await until(lambda: service_peers(a).refused == 4)
+        assert standing(a) == {"first": False}
+        assert (await add(a, second))[0] == 201  # nothing of theirs stands against it
+        async with gateways(1, configuration(redis, prefix, [entry(first)])) as (b,):
+            await until(agreed([a, b], {"first": False, "second": False}))
+        other = configuration(redis, prefix, [entry(first)], key="another-key-of-an-operator")
+        async with gateways(1, other) as (c,):
+            await until(lambda: service_peers(c).refused > 0)
+            assert standing(c) == {"first": False}
+        await client.delete(key)
+        await client.set(key, "no hash at all")
+        await client.hincrby(count, "n", 1)
+        await until(lambda: service_peers(a).away_since is not None)
+        async with a.post() as answer:
+            assert answer.status == 200
+        await client.delete(key)
+        await until(lambda: service_peers(a).away_since is None)
+        assert "is not sealed with this gateway's admin_key" in caplog.text
+
+
+async def test_secrets_are_not_shared_and_what_is_started_here_is_ones_own(
+    redis: Server, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await redis.ready()
+    first, second = Backend("first"), Backend("second", key="s3cret-of-this-server")
+    async with (
+        all_served((first, second)),
+        gateways(2, configuration(redis, prefix, [entry(first)])) as (a, b),
+    ):
+        assert (await add(a, second, key="s3cret-of-this-server"))[0] == 201
+        client = service_peers(a).board._redis
+        kept = await client.hgetall(f"{prefix}:{{fleet}}:members")
+        assert b"second" in kept
+        assert b"s3cret" not in kept[b"second"]
+        await until(lambda: "name a variable (`key_env`) instead" in caplog.text)
+        assert standing(b) == {"first": False}
+
+
+async def test_a_look_costs_one_command_and_a_request_none(redis: Server, prefix: str) -> None:
+    await redis.ready()
+    first = Backend("first")
+    async with all_served((first,)), gateways(1, configuration(redis, prefix, [entry(first)])) as (a,):
+        peers = service_peers(a)
+        peers._looking.cancel()  # type: ignore[union-attr]
+        await asyncio.sleep(0)
+        client = peers.board._redis
+        before = (await client.info("commandstats"))["cmdstat_evalsha"]["calls"]
+        for _ in range(20):
+            await peers.look()
+        async with a.post() as answer:
+            assert answer.status == 200
+        after = (await client.info("commandstats"))["cmdstat_evalsha"]["calls"]
+        assert after - before == 20
