@@ -12,11 +12,9 @@ from typing import Any
 import pytest
 
 from tests.clients.agents.scripted import RECIPIENT, RIGHT
+from tests.clients.lane.table import AGENTS
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(600)]
-
-#: A newer version is a change of this line, and of the table in docs/guide/clients.md.
-PACKAGES = {"codex": "@openai/codex@0.171.0", "claude": "@anthropic-ai/claude-code@2.1.197"}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +24,7 @@ def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("npm and unshare are needed")
     folder = tmp_path_factory.mktemp("npm")
     (folder / "package.json").write_text("{}")
-    install = ["npm", "install", "--no-audit", "--no-fund", "--loglevel=error", *PACKAGES.values()]
+    install = ["npm", "install", "--no-audit", "--no-fund", "--loglevel=error", *AGENTS.values()]
     subprocess.run(install, cwd=folder, check=True, timeout=400, capture_output=True)
     return folder / "node_modules" / ".bin"
 
@@ -43,7 +41,7 @@ def ran(agent: str, door: str, place: Path, binaries: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("door", ["gateway", "route"])
-@pytest.mark.parametrize("agent", PACKAGES)
+@pytest.mark.parametrize("agent", AGENTS)
 def test_an_agent_reads_edits_and_runs_the_test(
     agent: str, door: str, tmp_path: Path, binaries: Path
 ) -> None:

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.clients.lane.environments import python_of
+from tests.clients.lane.table import PROGRAMS
 from tests.doors.doors import DOORS, KEYS, SINGLE, Door, all_doors, logged
 from tests.fleet.anthropic_server import CALLS, TEXT, AnthropicServer, events, message
 from tests.fleet.backends import fleet, serving
@@ -23,13 +24,8 @@ from tests.server.running import free_port, wait_until_ready
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(600)]
 
-#: Program and what it is installed with. A newer version is a change of this line.
-CLIENTS = {
-    "anthropic_sdk": "anthropic==2.14.0",
-    "ollama_sdk": "ollama==0.6.3",
-    "openai_decisions": "openai==3.57.0",
-}
-PROGRAMS = Path(__file__).parent / "programs"
+CLIENTS = ("anthropic_sdk", "ollama_sdk", "openai_decisions")
+HERE = Path(__file__).parent / "programs"
 
 CLIENT_EVENTS = {"message_start", "content_block_start", "content_block_delta", "text", "content_block_stop"}
 
@@ -41,30 +37,15 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Door]]
 
 
 @pytest.fixture(scope="module")
-def pythons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pythons() -> dict[str, Path]:
     """The interpreter of each client's environment."""
-    found = {}
-    for name, requirement in CLIENTS.items():
-        folder = tmp_path_factory.mktemp(name)
-        venv.create(folder, with_pip=True)
-        found[name] = folder / "bin" / "python"
-        install = [
-            str(found[name]),
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            requirement,
-        ]
-        subprocess.run(install, check=True, timeout=300)
-    return found
+    return {name: python_of(PROGRAMS[name]) for name in CLIENTS}
 
 
 def ran(python: Path, program: str, *words: str) -> dict[str, Any]:
     """What a client's program says of a server; it has no home and nothing in its environment."""
     with_nothing = {"HOME": str(python.parent), "PATH": os.defpath, "NO_PROXY": "*"}
-    command = [str(python), "-I", str(PROGRAMS / f"{program}.py"), *words]
+    command = [str(python), "-I", str(HERE / f"{program}.py"), *words]
     done = subprocess.run(command, env=with_nothing, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout)
@@ -191,7 +172,7 @@ def test_an_anthropic_server_behind_is_asked_and_answers_in_its_own_types(python
         ],
         "messages": [message(TEXT, "end_turn"), message(CALLS, "tool_use"), message([], "refusal")],
     }
-    command = [str(pythons["anthropic_sdk"]), "-I", str(PROGRAMS / "anthropic_types.py")]
+    command = [str(pythons["anthropic_sdk"]), "-I", str(HERE / "anthropic_types.py")]
     done = subprocess.run(
         command, input=json.dumps(told), capture_output=True, text=True, timeout=120, check=False
     )

@@ -6,41 +6,31 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.clients.lane.environments import python_of
+from tests.clients.lane.table import PROGRAMS
 from tests.doors.doors import DOORS, Door
 
 Doors = dict[bool, dict[str, Door]]
 
-PROGRAMS = {
-    "run_openai_agents": ["openai-agents==0.24.0", "openai==3.57.0"],
-    "run_pydantic_ai": ["pydantic-ai-slim[openai]==2.68.0", "openai==3.57.0"],
-}
-
-
+RUN = ("run_openai_agents", "run_pydantic_ai")
 AT = list(DOORS)
 
 
 @pytest.fixture(scope="session")
-def environments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def environments() -> dict[str, Path]:
     """The interpreter of an environment of its own for each program."""
-    made = {}
-    for name, packages in PROGRAMS.items():
-        folder = tmp_path_factory.mktemp(name)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        python = made[name] = folder / "bin" / "python"
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=True, timeout=600)
-    return made
+    return {name: python_of(PROGRAMS[name]) for name in RUN}
 
 
 @pytest.mark.proof
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", AT)
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", RUN)
 def test_a_program_of_others_works_as_it_comes(
     program: str, name: str, doors: Doors, environments: dict[str, Path]
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from contract import NOBODY, QUESTION, SHORT, WRONG_KEY, Place, check, drive, refused
 from lm_eval.api.instance import Instance
-from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
+from lm_eval.models.openai_completions import LocalChatCompletion
 
 CANNOT = {
     "list": "it does not ask what there is",
@@ -35,20 +35,7 @@ def said(place: Place, **more: Any) -> str:
 
 
 def chat(place: Place) -> None:
-    """A chat; and where there are completions, how likely an end of a text is."""
     check(said(place))
-    if place.model != "tiny":  # a route answers chats
-        return
-    model = LocalCompletionsAPI(
-        model=place.model,
-        base_url=f"{place.v1}/completions",
-        tokenizer_backend="huggingface",
-        tokenizer=place.tokenizer,
-        max_length=1024,
-    )
-    request = Instance("loglikelihood", {}, ("It weighs ", "9 kg"), 0)
-    [(logprob, is_greedy)] = model.loglikelihood([request], disable_tqdm=True)
-    check(logprob < 0 and is_greedy in (True, False), (logprob, is_greedy))
 
 
 if __name__ == "__main__":

@@ -42,8 +42,9 @@ class Calls:
 
     @property
     def failed(self) -> list[dict[str, Any]]:
-        """What was answered with 500 and more, but for servers that say so (503: not now)."""
-        return [one for one in self.records if one["status"] >= 500 and one["status"] != 503]
+        """What was answered with 500 and more, but for what a request itself may bring about: 503 says not now, and 504
+        that a deadline cannot be held."""
+        return [one for one in self.records if one["status"] >= 500 and one["status"] not in (503, 504)]
 
     def by(self, *names: str) -> Counter[tuple[Any, ...]]:
         return Counter(tuple(one[name] for name in names) for one in self.records)

@@ -26,10 +26,11 @@ def written(found: Told) -> None:
 
 def table(found: Told) -> str:
     """A row for each client: yes where a step passed at every door, the doors where it did not, a dash where the
-    client has no way to take it."""
+    client has no way to take it. One that was never run has none."""
     head = ["client", "speaks", *_STEPS]
     lines = [_row(head), _row(["---"] * len(head))]
-    lines += [_row([_name(name, told), CLIENTS[name].speaks, *_cells(told)]) for name, told in found.items()]
+    ran = {name: told for name, told in found.items() if any("versions" in one for one in told.values())}
+    lines += [_row([_name(name, told), CLIENTS[name].speaks, *_cells(told)]) for name, told in ran.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,7 @@
 """The doors of the lane: a single server, a gateway over it, a route that stays and one that leaves redacted.
 
 Each has a twin where nobody is served at the moment: at the single server's kind two requests are in the way of
-all others, at the gateway a tenant has used up its minute.
+all others, at the gateway a tenant has spent its money for today: a minute would end while a client waits to try again.
 """
 
 from __future__ import annotations
@@ -28,24 +28,25 @@ CONTEXT = 8192
 ENGINE = "--dtype float32 --served-model-name tiny --threads 1 --kv-cache-memory 64MiB --max-sequences 8"
 #: A machine that takes minutes for an answer and has room for one, with one more that waits.
 CROWDED = "--simulated --served-model-name tiny --max-sequences 1 --max-queue 1 --time-scale 1000"
+PRICE = "price: {input_usd_per_million: 1, output_usd_per_million: 1}"
 CONFIGURATION = """\
 health: {{interval: 0.2, slow_start: 0}}
 models:
   tiny:
     tokenizer: '{model}'
-    replicas: [{{name: near, url: '{single}', dialect: weighbridge, key: {key}}}]
+    replicas: [{{name: near, url: '{single}', dialect: weighbridge, key: {key}, {price}}}]
 routes:
   auto:
     edge: {{model: tiny}}
-    cloud: {{url: '{single}/v1', model: tiny, key: {key}}}
+    cloud: {{url: '{single}/v1', model: tiny, key: {key}, {price}}}
     cascade: {{enabled: false}}
   away:
-    places: [{{name: far, level: cloud, url: '{single}/v1', model: tiny, key: {key}}}]
+    places: [{{name: far, level: cloud, url: '{single}/v1', model: tiny, key: {key}, {price}}}]
     residency: redact_then_cloud
     cascade: {{enabled: false}}
 tenants:
   alice: {{key: {key}}}
-  spent: {{key: {spent}, limits: {{requests_per_minute: 1}}}}
+  spent: {{key: {spent}, limits: {{usd_per_day: 0.0006}}}}
 """
 #: Seconds until a door has let go of what was left.
 LET_GO = 20.0
@@ -116,7 +117,7 @@ def site(folder: Path, *, brief: bool = False) -> Iterator[dict[str, LaneDoor]]:
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     file = folder / "weighbridge.yaml"
     file.write_text(
-        CONFIGURATION.format(model=folder / "tiny", single=urls[SINGLE], key=KEY, spent=SPENT),
+        CONFIGURATION.format(model=folder / "tiny", single=urls[SINGLE], key=KEY, spent=SPENT, price=PRICE),
         encoding="utf-8",
     )
     keys = ["--api-key", f"alice={KEY}"]
@@ -134,6 +135,7 @@ def site(folder: Path, *, brief: bool = False) -> Iterator[dict[str, LaneDoor]]:
         for name, process in processes.items():
             wait_until_ready(urls[name], process, 180.0)
         stack.enter_context(_crowd(Place(urls["crowded"], "tiny", KEY)))
+        _spend(Place(urls[GATEWAY], "tiny", SPENT))
         tokenizer = str(folder / "tiny")
         models = {GATEWAY: "tiny", ROUTE: "auto", REDACTING: "away"}
         doors = {
@@ -148,6 +150,12 @@ def site(folder: Path, *, brief: bool = False) -> Iterator[dict[str, LaneDoor]]:
             place, full = (Place(urls[GATEWAY], asked, key, tokenizer) for key in (KEY, SPENT))
             doors[name] = LaneDoor(name, place, full, urls[SINGLE])
         yield doors
+
+
+def _spend(place: Place) -> None:
+    """Use up nearly all that a tenant may spend in a day: 600 tokens."""
+    body = {"model": place.model, "messages": [{"role": "user", "content": "x"}], "max_tokens": 565}
+    _json(place, "/v1/chat/completions", body)
 
 
 @contextmanager

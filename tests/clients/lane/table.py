@@ -72,5 +72,20 @@ CLIENTS: Mapping[str, Client] = MappingProxyType(
     }
 )
 
+#: What the other proofs drive, by the name of their program: more is asked of these than every client is.
+PROGRAMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "anthropic_sdk": CLIENTS["anthropic"].packages,
+        "ollama_sdk": CLIENTS["ollama"].packages,
+        "openai_decisions": ("openai==3.57.0",),
+        "run_openai_agents": ("openai-agents==0.24.0", "openai==3.57.0"),
+        "run_pydantic_ai": ("pydantic-ai-slim[openai]==2.68.0", "openai==3.57.0"),
+    }
+)
+#: Coding agents, of the npm index.
+AGENTS: Mapping[str, str] = MappingProxyType(
+    {"codex": "@openai/codex@0.171.0", "claude": "@anthropic-ai/claude-code@2.1.197"}
+)
+
 #: What calls /openapi.json by its word; it is no client, and has a run of its own.
 SCHEMATHESIS = "schemathesis==4.32.5"
