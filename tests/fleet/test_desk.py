@@ -376,6 +376,17 @@ def test_those_aside_and_the_others_take_turns_at_a_replica_that_both_want() -> 
     desk.check_integrity()
 
 
+def test_patience_begins_anew_with_a_replica_that_comes_however_long_there_was_none() -> None:
+    desk = desk_of(1)
+    came = desk.leave("r0")
+    assert came is not None
+    assert desk.doubt(0.0) is None
+    desk.join(came, 1000.0)
+    came.up = False
+    assert desk.offer(arrival("a"), 1000.0) is None, "it waits"
+    assert isinstance(desk.doubt(1020.0), NoReplica)
+
+
 def test_who_needs_a_replica_that_is_down_is_told_in_time() -> None:
     desk = blind_and_seeing(1, 1)
     desk.members["r0"].up = False

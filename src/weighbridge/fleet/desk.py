@@ -213,6 +213,7 @@ class Desk(Generic[Member]):
         name = member.state.name
         self.leave(name)
         self._members[name] = member
+        self._hopeless_since = None  # however long there was nobody: patience begins with who has come
         self._speed.changed()
         if self._shortlist is not None:
             self._shortlist.join(name, now)
