@@ -380,7 +380,7 @@ def test_patience_begins_anew_with_a_replica_that_comes_however_long_there_was_n
     desk = desk_of(1)
     came = desk.leave("r0")
     assert came is not None
-    assert desk.doubt(0.0) is None
+    assert desk.doubt(1.0) is None
     desk.join(came, 1000.0)
     came.up = False
     assert desk.offer(arrival("a"), 1000.0) is None, "it waits"
