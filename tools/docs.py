@@ -1,4 +1,5 @@
-"""Check pages and docstrings: links, names in backticks, commands and programs; `--write` renews the file tables.
+"""Check pages and docstrings: links, names in backticks, commands and programs; `--write` renews the file tables
+and the reference.
 
 Nothing is imported: sources are parsed, and commands are compared with the snapshot of the options. A table of files
 stands between `<!-- files: ROOM -->` and `<!-- end -->`; each row is a module and the first sentence of its docstring.
@@ -10,6 +11,7 @@ import ast
 import json
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -163,10 +165,12 @@ def bad_links(page: Page) -> Iterator[str]:
 
 
 def bad_names(page: Page, repository: Repository) -> Iterator[str]:
-    """Files, modules, folders and tests in backticks that do not exist."""
+    """Files, modules, folders and tests in backticks that do not exist, nor are made by a command of the page."""
+    made = {name for line in page.lines if line.fenced for name in _FILE.findall(line.text)}
     for line in () if page.tells_history else page.lines:
         for span in () if line.fenced else _SPAN.findall(line.text):
-            yield from (line.problem(f"`{name}` does not exist") for name in _missing(span, repository))
+            missing = (name for name in _missing(span, repository) if name not in made)
+            yield from (line.problem(f"`{name}` does not exist") for name in missing)
             yield from (
                 line.problem(f"`{name}` is elsewhere; write its path") for name in _strange(page, span)
             )
@@ -373,6 +377,7 @@ def problems_of_sources() -> list[str]:
 
 def main(words: list[str]) -> int:
     if "--write" in words:
+        subprocess.run([sys.executable, "-m", "tools.reference", "--write"], cwd=ROOT, check=True)
         for page in pages():
             if renewed(page.text) != page.text:
                 (ROOT / page.name).write_text(renewed(page.text), encoding="utf-8")

@@ -13,7 +13,12 @@ from tests.fleet.arrivals import arrival
 from weighbridge.fleet.config.load import parse_config
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.replicas.build import build_replica
-from weighbridge.server.gateway.metrics import _COUNTERS, _GAUGES, GatewayMetrics, replica_pieces
+from weighbridge.server.gateway.metrics import (
+    REPLICA_COUNTERS,
+    REPLICA_GAUGES,
+    GatewayMetrics,
+    replica_pieces,
+)
 
 
 async def gateway_of(count: int) -> Gateway:
@@ -39,12 +44,12 @@ class _Families:
     def collect(self) -> list[GaugeMetricFamily | CounterMetricFamily]:
         now, found = self._gateway.clock(), []
         members = [(p.spec.name, m) for p in self._gateway.pools.values() for m in p.members.values()]
-        for name, text, value in _GAUGES:
+        for name, text, value in REPLICA_GAUGES:
             family = GaugeMetricFamily(f"weighbridge_{name}", text, labels=["model", "replica"])
             for model, member in members:
                 family.add_metric([model, member.name], value(member, now))
             found.append(family)
-        for name, text, field in _COUNTERS:
+        for name, text, field in REPLICA_COUNTERS:
             family = CounterMetricFamily(f"weighbridge_{name}", text, labels=["model", "replica"])
             for model, member in members:
                 family.add_metric([model, member.name], getattr(member.counts, field))
@@ -81,7 +86,7 @@ async def test_others_have_their_turn_while_a_page_is_written() -> None:
         before = turns
         page = await GatewayMetrics(gateway).exposition()
         counting.cancel()
-        assert turns - before > 3 * len(_GAUGES + _COUNTERS)
+        assert turns - before > 3 * len(REPLICA_GAUGES + REPLICA_COUNTERS)
         families = {one.name: one for one in text_string_to_metric_families(page.decode())}
         assert len(families["weighbridge_replica_up"].samples) == 600
         assert "weighbridge_gateway_load_imbalance" in families

@@ -59,7 +59,8 @@ def set_up_logging(json_logs: bool) -> None:
     handler.setFormatter(JsonLines() if json_logs else logging.Formatter("%(levelname)s: %(message)s"))
     root = logging.getLogger("weighbridge")
     root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
+    if root.level == logging.NOTSET:  # else `--log-level` has said
+        root.setLevel(logging.INFO)
     root.propagate = False
 
 

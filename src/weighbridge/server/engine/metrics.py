@@ -39,7 +39,7 @@ class EngineMetrics:
         self._json_logs = json_logs
         self.heard: list[Callable[[Ticket], None]] = []  # what else hears of finished requests
         self.stepped: list[Callable[[EngineStep], None]] = []  # and of iterations
-        registry = self._registry = CollectorRegistry()
+        registry = self.registry = CollectorRegistry()
 
         def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
             return Histogram(f"weighbridge_{name}", text, buckets=buckets, registry=registry)
@@ -126,5 +126,5 @@ class EngineMetrics:
             gauge.set(getattr(load, name))
         if load.kv_dtype:
             self._token_bytes.labels(load.kv_dtype).set(load.kv_bytes_per_token)
-        page: bytes = generate_latest(self._registry)
+        page: bytes = generate_latest(self.registry)
         return page

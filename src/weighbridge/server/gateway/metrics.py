@@ -32,7 +32,7 @@ class GatewayMetrics:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        registry = self._registry = CollectorRegistry()
+        registry = self.registry = CollectorRegistry()
 
         def histogram(name: str, text: str, *labels: str) -> Spread:
             return Spread(registry, f"weighbridge_{name}", text, labels, _SECONDS)
@@ -107,7 +107,7 @@ class GatewayMetrics:
 
     async def exposition(self) -> bytes:
         """The page of `/metrics`. Written in pieces, between which others have their turn."""
-        page: bytes = generate_latest(self._registry)
+        page: bytes = generate_latest(self.registry)
         pieces = [page]
         for piece in replica_pieces(self._gateway):
             pieces.append(piece)
@@ -205,10 +205,10 @@ def replica_pieces(gateway: Gateway) -> Iterator[bytes]:
     labels = [
         f'{{model="{_escaped(model)}",replica="{_escaped(member.name)}"}} ' for model, member in members
     ]
-    for name, text, value in _GAUGES:
+    for name, text, value in REPLICA_GAUGES:
         now = gateway.clock()
         yield from _family(f"weighbridge_{name}", text, "gauge", labels, (value(m, now) for _, m in members))
-    for name, text, field in _COUNTERS:
+    for name, text, field in REPLICA_COUNTERS:
         counts = (getattr(m.counts, field) for _, m in members)
         yield from _family(f"weighbridge_{name}_total", text, "counter", labels, counts)
 
@@ -248,7 +248,7 @@ def _error(member: Member, now: float) -> float:
     return score.error if score.count else math.nan
 
 
-_GAUGES = (
+REPLICA_GAUGES = (
     ("replica_up", "Whether it may be sent requests", _up),
     ("replica_requests", "Requests in flight there", lambda m, now: m.state.requests),
     ("replica_outstanding_tokens", "Tokens of work in flight there", lambda m, now: m.state.outstanding_tokens),
@@ -258,7 +258,7 @@ _GAUGES = (
     ("replica_prefixes_known", "Whether what its prefix cache holds is known from its own events", _known),
     ("prediction_error", "By what share first tokens were lately off what was predicted; NaN until one was", _error),
 )  # fmt: skip
-_COUNTERS = (
+REPLICA_COUNTERS = (
     ("replica_requests_sent", "Requests sent there", "requests"),
     ("replica_requests_finished", "Requests that ended well there", "finished"),
     ("replica_failures", "Requests that failed there", "failures"),

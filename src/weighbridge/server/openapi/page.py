@@ -10,7 +10,7 @@ from weighbridge.pages.html import Html, joined, page, table, tag
 Document = Mapping[str, Any]
 
 #: The groups, those that most people look for first.
-_ORDER = (
+ORDER = (
     "OpenAI",
     "Anthropic",
     "Ollama",
@@ -25,7 +25,7 @@ _ORDER = (
 
 def shown(document: Document) -> str:
     """The document for people, grouped by its tags."""
-    groups: dict[str, list[Html]] = {name: [] for name in _ORDER}
+    groups: dict[str, list[Html]] = {name: [] for name in ORDER}
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             groups.setdefault(operation["tags"][0], []).append(_endpoint(document, path, method, operation))
@@ -52,7 +52,7 @@ def _endpoint(document: Document, path: str, method: str, operation: Mapping[str
 
 def _parameters(operation: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for one in operation["parameters"]:
-        yield one["name"], _kind(one["schema"]), one["in"]
+        yield one["name"], in_words(one["schema"]), one["in"]
 
 
 def _fields(document: Document, operation: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -62,10 +62,10 @@ def _fields(document: Document, operation: Mapping[str, Any]) -> Iterator[tuple[
     schema = document["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
     needed = set(schema.get("required", ()))
     for name, one in schema.get("properties", {}).items():
-        yield name, _kind(one), "body, required" if name in needed else "body"
+        yield name, in_words(one), "body, required" if name in needed else "body"
 
 
-def _kind(schema: Mapping[str, Any]) -> str:
+def in_words(schema: Mapping[str, Any]) -> str:
     """A schema in a few words."""
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
@@ -73,11 +73,11 @@ def _kind(schema: Mapping[str, Any]) -> str:
         return " | ".join(map(str, schema["enum"]))
     for word in ("anyOf", "oneOf"):
         if word in schema:
-            kinds = dict.fromkeys(_kind(one) for one in schema[word])
+            kinds = dict.fromkeys(in_words(one) for one in schema[word])
             return " or ".join(one for one in kinds if one != "null")
     kind = schema.get("type", "anything")
     if kind == "array":
-        return f"list of {_kind(schema.get('items', {}))}"
+        return f"list of {in_words(schema.get('items', {}))}"
     bounds = [
         f"{sign} {schema[word]}"
         for word, sign in (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="))
