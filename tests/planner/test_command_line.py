@@ -62,7 +62,10 @@ def test_recommendation_from_a_trace(tmp_path: Path) -> None:
     assert found["choices"][0]["meets"] is True
     assert found["command"].startswith("vllm serve")
     assert "replicas:" in found["weighbridge_yaml"]
-    assert "L40S" in page.read_text()
+    text = page.read_text()
+    assert "L40S" in text
+    assert "Time over money" in text
+    assert text.count("<circle") >= 2 * len(found["choices"])
 
 
 def test_page_and_packing(tmp_path: Path) -> None:

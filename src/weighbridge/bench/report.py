@@ -90,13 +90,14 @@ class LoadReport:
             f"{figures['requests']} requests, {figures['errors']} errors in {self.seconds:.1f} s",
             soft_wrap=True,
         )
-        for warning in self._warnings(figures):
+        for warning in self.warnings():
             console.print(warning, style="yellow", markup=False, soft_wrap=True)
         for sample in figures["error_samples"]:
             console.print(f"error: {sample}", style="red", markup=False, soft_wrap=True)
 
-    def _warnings(self, figures: dict[str, Any]) -> list[str]:
-        """Say what makes the figures mean less than they seem to."""
+    def warnings(self) -> list[str]:
+        """What makes the figures mean less than they seem to."""
+        figures = self.as_dict()
         said = []
         if figures["short"]:
             said.append(f"{figures['short']} answers were shorter than asked: the server ended them early")

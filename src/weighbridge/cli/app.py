@@ -14,7 +14,7 @@ from typer.completion import completion_init  # type: ignore[attr-defined]  # do
 from typer.core import TyperCommand, TyperGroup
 
 from weighbridge import __version__
-from weighbridge.cli.terminal import fail
+from weighbridge.cli.terminal import LOG_LEVEL, LOG_LEVELS, fail, take_log_level
 from weighbridge.errors import BadInput, WeighbridgeError
 
 #: Set by a shell that wants to know how a line may go on.
@@ -61,8 +61,8 @@ COMMANDS: dict[str, Command | Group] = {
         "Pick endpoints for Envoy (Gateway API inference extension): our policy, queue and limits; Envoy carries.",
     ),
     "chat": Command(
-        "weighbridge.cli.chat:chat",
-        "Chat in the terminal, streaming. Ctrl-C stops an answer, Ctrl-D or /bye leaves, /new starts over.",
+        "weighbridge.cli.chat.command:chat",
+        "Chat in the terminal, streaming. Ctrl-C stops an answer, Ctrl-D or /bye leaves, /help lists the commands.",
     ),
     "calibrate": Command(
         "weighbridge.cli.calibrate:calibrate",
@@ -220,7 +220,7 @@ COMMANDS: dict[str, Command | Group] = {
                 "weighbridge.cli.fleet:list_replicas", "All replicas, how they are, and what they have done."
             ),
             "top": Command(
-                "weighbridge.cli.fleet:top",
+                "weighbridge.cli.fleet_top:top",
                 "A live table of the fleet: load, standing and speed of every replica.",
             ),
             "explain": Command(
@@ -376,8 +376,13 @@ def root(
     version: bool = typer.Option(
         False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
     ),
+    log_level: str = typer.Option(
+        "info",
+        help=f"What is logged, before or behind any command: {', '.join(LOG_LEVELS)}.",
+        envvar=LOG_LEVEL,
+    ),
 ) -> None:
-    """Do nothing but take the options that belong to no command."""
+    """Do nothing but take the options that belong to no command; the level was taken from the words before."""
 
 
 def _told(error: WeighbridgeError) -> str:
@@ -390,7 +395,7 @@ def main() -> None:
     if COMPLETES in os.environ:  # a shell asks: see `weighbridge completion`
         completion_init()
     try:
-        app()
+        app(take_log_level(sys.argv[1:]))
     except BadInput as error:
         fail(_told(error), code=2)
     except WeighbridgeError as error:

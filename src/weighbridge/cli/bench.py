@@ -11,11 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from weighbridge.bench import interference, serve
+from weighbridge.bench.page import load_page
 from weighbridge.cli.options import DEFAULT_URL, JsonOutput, options
 from weighbridge.cli.terminal import print_json
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.knobs import knob
-from weighbridge.secret import Secret
+from weighbridge.pages.html import save
+from weighbridge.secret import Secret, without_account
 from weighbridge.wire.client import Trust
 from weighbridge.workload.arrivals import closed, poisson
 from weighbridge.workload.requests import TraceRow
@@ -52,6 +54,18 @@ class LoadSettings:
         """How many wait for their answers; None: requests come at their own times."""
         return self.concurrency or (8 if self.rate is None and self.trace is None else None)
 
+    @property
+    def words(self) -> str:
+        """What is sent and when, for people."""
+        if self.trace is not None:
+            return f"the requests of {self.trace.name}, {self.speed:g} times as fast"
+        when = (
+            f"at random, {self.rate:g} a second"
+            if self.rate is not None
+            else f"by {self.clients} clients at once"
+        )
+        return f"{self.requests} requests of {self.prompt_tokens} and {self.output_tokens} tokens {when}"
+
     def arrivals(self, rng: random.Random) -> Sequence[TraceRow]:
         """The requests, in order."""
         if self.trace is not None:
@@ -80,6 +94,7 @@ class MeasureSettings:
     text_prompts: bool = knob(False, "For servers that take no token ids.", flag="--text-prompts")
     api_key: Secret | None = knob(None, environment="WEIGHBRIDGE_API_KEY", parse=Secret)
     tls_ca: Path | None = knob(None, "Authorities (PEM) that an https server is believed by.")
+    html: Path | None = knob(None, "Write the figures and their charts to this page.")
 
 
 @options
@@ -92,6 +107,8 @@ def bench_serve(
     json_output: JsonOutput = False,
 ) -> None:
     """Throughput, TTFT, ITL, TPOT and goodput under a closed loop, Poisson arrivals or a trace."""
+    if how.html is not None and not how.html.parent.is_dir():
+        raise BadInput(f"--html {how.html}: give a file in a directory that exists", param="html")
     report = serve.run(
         serve.ServeOptions(
             url,
@@ -109,6 +126,8 @@ def bench_serve(
         )
     )
     _show(report, json_output)
+    if how.html is not None:
+        save(how.html, load_page(report, f"{without_account(url)}: {load.words}"))
     if not report.good:
         raise WeighbridgeError("every request failed")
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
 import typer
 from rich.console import Console, Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -30,7 +28,7 @@ from weighbridge.fleet.replicas.probe import ProbedServer, probe_server
 from weighbridge.knobs import knob
 from weighbridge.secret import Secret, without_account
 
-_URL = Annotated[str, typer.Option(envvar="WEIGHBRIDGE_URL", help="The gateway to ask.")]
+Url = Annotated[str, typer.Option(envvar="WEIGHBRIDGE_URL", help="The gateway to ask.")]
 GATEWAY_HINT = "is a gateway running there?"
 
 
@@ -51,7 +49,7 @@ class AdminSettings:
 _COLOURS = {"up": "green", "starting": "yellow", "draining": "yellow"}
 
 
-def list_replicas(url: _URL = DEFAULT_URL, json_output: JsonOutput = False) -> None:
+def list_replicas(url: Url = DEFAULT_URL, json_output: JsonOutput = False) -> None:
     """All replicas, how they are, and what they have done."""
     load = load_of(url)
     console = Console()
@@ -59,37 +57,15 @@ def list_replicas(url: _URL = DEFAULT_URL, json_output: JsonOutput = False) -> N
         print_json(load["models"])
     elif console.is_terminal:
         console.print(fleet_table(load, None, 0.0, console.width))
-        console.print(Group(*_reasons(load)))
+        console.print(Group(*reasons(load)))
     else:
         for line in plain_lines(load):
             print(line)
 
 
-def top(
-    url: _URL = DEFAULT_URL,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
-    count: Annotated[int | None, typer.Option(min=1, help="Looks to take; none: until Ctrl-C.")] = None,
-) -> None:
-    """A live table of the fleet: load, standing and speed of every replica."""
-    before: dict[str, Any] | None = None
-    asked = time.monotonic()
-    console = Console()
-    with Live(Text("asking..."), refresh_per_second=8, console=console) as live:
-        looks = 0
-        while count is None or looks < count:
-            load = load_of(url)
-            now = time.monotonic()
-            table = fleet_table(load, before, now - asked, console.width)
-            live.update(Group(table, *_reasons(load)), refresh=True)
-            before, asked = load, now
-            looks += 1
-            if count is None or looks < count:
-                time.sleep(interval)
-
-
 def explain_ticket(
     ticket: Annotated[str, typer.Argument(help="The id from x-weighbridge-ticket.")],
-    url: _URL = DEFAULT_URL,
+    url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     json_output: JsonOutput = False,
 ) -> None:
@@ -295,7 +271,7 @@ def plain_lines(load: dict[str, Any]) -> list[str]:
     ]
 
 
-def _reasons(load: dict[str, Any]) -> list[Text]:
+def reasons(load: dict[str, Any]) -> list[Text]:
     """Why replicas are not up, whole, below the tables: a column of them has no room for that."""
     replicas = [one for pool in load["models"].values() for one in pool["replicas"]]
     return [outside(f"{one['name']}: {one['why']}") for one in replicas if one["why"]]
@@ -305,7 +281,7 @@ _PLAIN = ("name", "standing", "requests", "finished", "failures")
 
 
 #: Columns of the table by their headings, in the order in which they are given up on a narrow terminal, last first.
-_FIGURES = ("requests", "finished", "failed", "tok/s", "cached", "KV", "prompt left", "output left")
+FIGURES = ("requests", "finished", "failed", "tok/s", "cached", "KV", "prompt left", "output left")
 #: Characters that a column of figures takes with its border; and those of the columns that are always there.
 _FIGURE_WIDTH, _BORDERS = 11, 7
 
@@ -331,7 +307,7 @@ def _model_table(
         longest = max([len(heading), *(len(visible(str(one[key]))) for one in model["replicas"])])
         table.add_column(heading, min_width=longest, overflow="fold")  # whole: it is what one looks for
         taken += longest
-    shown = [one for one in _FIGURES if one != "tok/s" or before is not None]
+    shown = [one for one in FIGURES if one != "tok/s" or before is not None]
     shown = shown[: max((width - taken) // _FIGURE_WIDTH, 1)]
     for heading in shown:
         table.add_column(heading, justify="right", no_wrap=True)
@@ -343,18 +319,32 @@ def _model_table(
 
 
 def _row(one: dict[str, Any], earlier: dict[str, Any], seconds: float, shown: list[str]) -> list[Text]:
-    made = one["output_tokens"] - earlier["output_tokens"]
-    total, prompt = one["kv_tokens_total"], one["prompt_tokens"]
     standing = outside(one["standing"])
     standing.stylize(_COLOURS.get(one["standing"], "red"))
-    figures = {
+    figures = figures_of(one, earlier, seconds)
+    cells = (_written(heading, figures[heading], one) for heading in shown)
+    return [outside(one["name"]), standing, *map(outside, cells)]
+
+
+def figures_of(one: dict[str, Any], earlier: dict[str, Any], seconds: float) -> dict[str, float | None]:
+    """A replica's figures by the headings of the table; None: not known. `earlier`: the same, `seconds` ago."""
+    total, prompt = one["kv_tokens_total"], one["prompt_tokens"]
+    made = one["output_tokens"] - earlier["output_tokens"]
+    return {
         "requests": one["requests"],
         "prompt left": one["uncomputed_tokens"],
         "output left": one["remaining_output_tokens"],
-        "KV": f"{one['kv_tokens'] / total:.0%}" if total else one["kv_tokens"],
-        "tok/s": f"{made / seconds:.0f}" if seconds > 0.0 else "-",
+        "KV": one["kv_tokens"] / total if total else one["kv_tokens"],
+        "tok/s": made / seconds if seconds > 0.0 else None,
         "finished": one["finished"],
         "failed": one["failures"],
-        "cached": f"{one['cached_tokens'] / prompt:.0%}" if prompt else "-",
+        "cached": one["cached_tokens"] / prompt if prompt else None,
     }
-    return [outside(one["name"]), standing, *(outside(figures[heading]) for heading in shown)]
+
+
+def _written(heading: str, figure: float | None, one: dict[str, Any]) -> str:
+    if figure is None:
+        return "-"
+    if heading == "cached" or (heading == "KV" and one["kv_tokens_total"]):
+        return f"{figure:.0%}"
+    return f"{figure:.0f}" if heading == "tok/s" else str(figure)

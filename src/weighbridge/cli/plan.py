@@ -22,7 +22,7 @@ from weighbridge.planner.memory.own import kind_of_device
 from weighbridge.planner.memory.request import Deployment
 from weighbridge.planner.memory.source import open_model
 from weighbridge.planner.model.catalogue import catalogue
-from weighbridge.planner.report.page import page
+from weighbridge.planner.report.page import page, recommendation_page
 from weighbridge.planner.report.printing import print_choices, print_packing, print_plan
 from weighbridge.planner.report.report import choice_json, placed_json, plan_json
 from weighbridge.planner.search.commands import engine_command, fleet_yaml
@@ -269,7 +269,7 @@ def _recommend(
     config = fleet_yaml(first.plan, cost, first.replicas, first.usd_per_hour)
     if output.html is not None:
         shape = _Shape(round(traffic.prompt), round(traffic.output), None, varied.usd_per_device_hour)
-        _write(output.html, page(first.plan, _speeds(first.plan, shape), [], command))
+        _write(output.html, recommendation_page(choices, _speeds(first.plan, shape), command, config))
     if output.json:
         rows = [choice_json(choice) for choice in choices]
         print_json({"choices": rows, "command": command, "weighbridge_yaml": config})

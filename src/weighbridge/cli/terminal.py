@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -15,8 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from weighbridge.errors import BadInput
+
 errors = Console(stderr=True, highlight=False)
 log = logging.getLogger("weighbridge.cli")
+
+#: What `--log-level` takes, from much to little, and the variable that processes we start read it from.
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_LEVEL = "WEIGHBRIDGE_LOG_LEVEL"
 
 #: Seconds between lines about progress where there is no terminal.
 SECONDS_A_LINE = 5.0
@@ -26,6 +33,35 @@ SECONDS_A_LINE = 5.0
 _BEYOND_ASCII = "\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _COMMANDS = re.compile(f"[\x00-\x08\x0b-\x1f{_BEYOND_ASCII}]")
 _NOT_ESCAPED_BY_JSON = re.compile(f"[{_BEYOND_ASCII}]")
+
+
+def take_log_level(words: list[str]) -> list[str]:
+    """The words of a command line without `--log-level LEVEL`, wherever it stands before a `--`. That level, or the
+    variable's, holds from here on, also in processes that are started. Raises BadInput for one that is not known.
+    """
+    left, end = [], words.index("--") if "--" in words else len(words)
+    level = os.environ.get(LOG_LEVEL) or None
+    taken = iter(words[:end])
+    for word in taken:
+        flag, equals, value = word.partition("=")
+        if flag == "--log-level":
+            level = value if equals else next(taken, "")
+        else:
+            left.append(word)
+    if level is not None:
+        _set_log_level(level)
+    return left + words[end:]
+
+
+def _set_log_level(level: str) -> None:
+    if level.lower() not in LOG_LEVELS:
+        raise BadInput(f"--log-level {level!r} is not known: use {', '.join(LOG_LEVELS)}")
+    os.environ[LOG_LEVEL] = level.lower()
+    root = logging.getLogger("weighbridge")
+    root.setLevel(level.upper())
+    handler = logging.StreamHandler(sys.stderr)  # servers put their own in its place
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    root.handlers[:] = [handler]
 
 
 def visible(text: str) -> str:
@@ -59,9 +95,10 @@ def _number(code: int) -> str:
 
 @contextmanager
 def counting(label: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A bar over (done, total), or without a terminal lines in the log; yields the function that moves it."""
+    """A bar over (done, total), or without a terminal a line now and then; yields the function that moves it."""
     if not quiet and not errors.is_terminal:
-        yield _counted_in_lines(label)
+        lines = ProgressLines(label)
+        yield lambda done, total: lines.tell(f"{done} of {total}")
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=errors, transient=True, disable=quiet or not errors.is_terminal) as bar:
@@ -69,36 +106,47 @@ def counting(label: str, *, quiet: bool = False) -> Iterator[Callable[[int, int]
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _counted_in_lines(label: str) -> Callable[[int, int], None]:
-    """Say how far it is where that takes long: services read the log, and nobody sees a bar."""
-    said = time.monotonic()
+class ProgressLines:
+    """Says how far something is where that takes long: services read the log, and nobody sees a bar."""
 
-    def tell(done: int, total: int) -> None:
-        nonlocal said
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._said = time.monotonic()
+
+    def tell(self, how_far: str) -> None:
         now = time.monotonic()
-        if now - said >= SECONDS_A_LINE:
-            log.info("%s: %d of %d", label, done, total)
-            said = now
-
-    return tell
+        if now - self._said < SECONDS_A_LINE:
+            return
+        self._said = now
+        if log.hasHandlers():
+            log.info("%s: %s", self._label, how_far)
+        else:  # a command that keeps no log
+            errors.print(outside(f"{self._label}: {how_far}"), soft_wrap=True)
 
 
 class DownloadBar:
-    """The progress of a pull: bytes, when the size is known."""
+    """The progress of a pull: bytes, when the size is known; without a terminal a line now and then."""
 
     def __init__(self, label: str) -> None:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
         self._bar = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
         self._label = visible(label)
         self._task: TaskID | None = None
+        self._lines = None if errors.is_terminal else ProgressLines(label)
+        self._done, self._total = 0, 0
 
     def start(self, total: int | None) -> None:
+        self._done, self._total = 0, total or 0
         if self._task is not None:  # another source is tried
             self._bar.remove_task(self._task)
         self._bar.start()
         self._task = self._bar.add_task(self._label, total=total)
 
     def advance(self, amount: int) -> None:
+        self._done += amount
+        if self._lines is not None:
+            of = f" of {self._total / 1e6:.1f}" if self._total else ""
+            self._lines.tell(f"{self._done / 1e6:.1f}{of} MB")
         if self._task is not None:
             self._bar.advance(self._task, amount)
 

@@ -8,8 +8,9 @@ from weighbridge.pages import html
 from weighbridge.pages.charts import Chart, Series
 from weighbridge.pages.html import Html, items, joined, table, tag
 from weighbridge.planner.memory.memory import GIB, MemoryPlan
-from weighbridge.planner.report.report import figures
+from weighbridge.planner.report.report import figures, price_of
 from weighbridge.planner.search.fit import Change
+from weighbridge.planner.search.search import Recommendation
 from weighbridge.planner.search.speed import Speed
 
 _WIDTH, _BAR, _LEFT = 960, 64, 8
@@ -23,6 +24,72 @@ _STYLE = "svg .on{fill:#fff}table{width:100%}"
 def page(plan: MemoryPlan, speeds: Sequence[Speed], changes: Sequence[Change], command: str) -> str:
     """Return the whole page; `speeds` by rising batch (empty without a device)."""
     return html.page(f"{plan.model.name}: plan", *_body(plan, speeds, changes, command), style=_STYLE)
+
+
+def recommendation_page(
+    choices: Sequence[Recommendation], speeds: Sequence[Speed], command: str, config: str
+) -> str:
+    """Return the page of `--recommend`: the choices side by side, then the first one's plan as `page` shows it."""
+    first = choices[0].candidate.plan
+    return html.page(
+        f"{first.model.name}: recommendation",
+        tag("h1", "Recommendation"),
+        tag(
+            "p",
+            f"Cheapest first, for {first.model.name}. Why the first: {choices[0].forecast.why}",
+            cls="soft",
+        ),
+        _choices(choices),
+        _money_and_speed(choices),
+        tag("h2", "weighbridge.yaml"),
+        tag("pre", tag("code", config)),
+        *_body(first, speeds, [], command),
+        style=_STYLE + "pre{overflow-x:auto}",
+    )
+
+
+def _choices(choices: Sequence[Recommendation]) -> Html:
+    head = ("", "devices", "weights", "cache", "USD per hour", "TTFT", "TPOT", "requests at once", "price")
+    rows = []
+    for number, choice in enumerate(choices, 1):
+        candidate, told, price = choice.candidate, choice.forecast, price_of(choice)
+        row = (f"{number}", _layout(choice), candidate.plan.stored.format, candidate.plan.deployment.kv_dtype)
+        figures = (
+            f"{candidate.usd_per_hour:,.2f}",
+            f"{told.ttft * 1e3:,.0f} ms",
+            f"{told.tpot * 1e3:,.1f} ms",
+        )
+        rows.append(
+            (*row, *figures, f"{told.batch:,.1f}", f"{price[0]:,.2f} USD per device-hour, {price[1]}")
+        )
+    return table(head, rows)
+
+
+def _layout(choice: Recommendation) -> str:
+    candidate, tp = choice.candidate, choice.candidate.plan.deployment.tp
+    return f"{candidate.replicas}{f' × (tp {tp})' if tp > 1 else ''} × {candidate.device.name}"
+
+
+def _money_and_speed(choices: Sequence[Recommendation]) -> Html:
+    """What each choice costs and how quick it is, a point for each; numbers are those of the table."""
+    usd = [choice.candidate.usd_per_hour for choice in choices]
+    lines = [
+        Series(name, [one for one, _ in points], [ms for _, ms in points], dots=True, labels=labels)
+        for name, points, labels in (
+            ("TTFT", *_points(usd, [choice.forecast.ttft for choice in choices])),
+            ("TPOT", *_points(usd, [choice.forecast.tpot for choice in choices])),
+        )
+    ]
+    chart = Chart(
+        "Time over money", "USD per hour", "ms", lines, max(usd) * 1.1 or 1.0, height=260, logarithmic=True
+    )
+    return chart.html()
+
+
+def _points(usd: Sequence[float], seconds: Sequence[float]) -> tuple[list[tuple[float, float]], list[str]]:
+    """Points by rising price, in milliseconds, with the numbers of their choices."""
+    order = sorted(range(len(usd)), key=lambda index: usd[index])
+    return [(usd[index], seconds[index] * 1e3) for index in order], [str(index + 1) for index in order]
 
 
 def _body(

@@ -1,0 +1,1 @@
+"""`weighbridge chat`: the conversation, its commands, and who answers."""

@@ -1,0 +1,201 @@
+"""`weighbridge fleet top`: the fleet as it changes, sorted by any column, scrolled where the screen is too short."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from weighbridge.cli.fleet import FIGURES, Url, figures_of, fleet_table, load_of, plain_lines, reasons
+from weighbridge.cli.options import DEFAULT_URL
+from weighbridge.cli.terminal import outside, visible
+from weighbridge.errors import BadInput
+
+try:  # keys are read one at a time; Windows has no such modules
+    import termios
+    import tty
+except ImportError:
+    termios = tty = None  # type: ignore[assignment]
+
+#: Columns that rows can be sorted by, in the order in which `s` goes through them. Names run up, figures down.
+SORTS = ("replica", "standing", *FIGURES)
+_KEYS = {
+    **{b"q": "leave", b"Q": "leave", b"s": "sort", b"S": "sort back", b"r": "reverse"},
+    **{b"\x1b[A": "up", b"k": "up", b"\x1b[B": "down", b"j": "down"},
+    **{b"\x1b[5~": "page up", b"\x1b[6~": "page down", b" ": "page down", b"b": "page up"},
+    **{b"\x1b[H": "first", b"g": "first", b"\x1b[F": "last", b"G": "last"},
+}
+#: Lines of a table beside its rows: title, borders, heading.
+_FRAME = 5
+#: Replicas whose reasons are told below the tables; `fleet list` tells all.
+_MOST_REASONS = 4
+
+
+@dataclass(slots=True)
+class View:
+    """Which rows are seen, and in which order. Nothing here reads or draws."""
+
+    sort: str = "replica"
+    reverse: bool = False
+    first: int = 0
+    room: int = 0  # rows that fit; 0: all
+    rows: int = 0
+    before: dict[str, Any] | None = None
+    seconds: float = 0.0
+    _earlier: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+    def press(self, key: str) -> None:
+        """Do what a key stands for."""
+        page = max(self.room - 1, 1)
+        moves = {
+            "up": -1,
+            "down": 1,
+            "page up": -page,
+            "page down": page,
+            "first": -self.rows,
+            "last": self.rows,
+        }
+        if key in moves:
+            self.first += moves[key]
+        elif key in ("sort", "sort back"):
+            step = 1 if key == "sort" else -1
+            self.sort = SORTS[(SORTS.index(self.sort) + step) % len(SORTS)]
+        elif key == "reverse":
+            self.reverse = not self.reverse
+
+    def of(self, load: dict[str, Any], room: int) -> dict[str, Any]:
+        """The load with its replicas sorted, and those left out that do not fit into `room` rows."""
+        earlier = self.before["models"] if self.before is not None else {}
+        self._earlier = {(m, one["name"]): one for m, pool in earlier.items() for one in pool["replicas"]}
+        models = {name: self._sorted(name, pool["replicas"]) for name, pool in load["models"].items()}
+        self.rows, self.room = sum(map(len, models.values())), max(room, 1)
+        self.first = max(min(self.first, self.rows - self.room), 0)
+        left_out, shown = self.first, {}
+        still = self.room
+        for name, replicas in models.items():
+            seen = replicas[left_out:][:still]
+            left_out = max(left_out - len(replicas), 0)
+            still -= len(seen)
+            if seen:
+                shown[name] = {**load["models"][name], "replicas": seen}
+        return {**load, "models": shown}
+
+    def _sorted(self, model: str, replicas: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self.sort in ("replica", "standing"):
+            key = "name" if self.sort == "replica" else "standing"
+            return sorted(replicas, key=lambda one: (str(one[key]), str(one["name"])), reverse=self.reverse)
+
+        def figure(one: dict[str, Any]) -> float:
+            known = figures_of(one, self._earlier.get((model, one["name"]), one), self.seconds)[self.sort]
+            return float("-inf") if known is None else known
+
+        return sorted(replicas, key=figure, reverse=not self.reverse)
+
+    @property
+    def told(self) -> str:
+        """What is seen, in words."""
+        last = min(self.first + self.room, self.rows)
+        order = "reversed, " if self.reverse else ""
+        return f"{min(self.first + 1, last)} to {last} of {self.rows} replicas, {order}by {self.sort}"
+
+
+def top(
+    url: Url = DEFAULT_URL,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    count: Annotated[int | None, typer.Option(min=1, help="Looks to take; none: until q or Ctrl-C.")] = None,
+    sort: Annotated[str, typer.Option(help=f"Column to sort by: {', '.join(SORTS)}.")] = SORTS[0],
+    reverse: Annotated[bool, typer.Option("--reverse", help="Sort the other way round.")] = False,
+) -> None:
+    """A live table of the fleet: load, standing and speed of every replica.
+
+    Keys: s sorts by the next column (S by the one before), r the other way round, arrows and pages scroll, q ends.
+    Without a terminal each look is a line for every replica, with tabs between its figures.
+    """
+    if sort not in SORTS:
+        raise BadInput(f"--sort {sort!r} is no column: use {', '.join(SORTS)}", param="sort")
+    view, console = View(sort, reverse), Console()
+    looks = _looks(url, interval, count, view, console)
+    if not console.is_terminal:
+        for load in looks:
+            print("\n".join(plain_lines(view.of(load, len(_replicas(load))))), flush=True)
+        return
+    with _keys(), Live(Text("asking..."), console=console, auto_refresh=False, screen=count is None) as live:
+        for load in looks:
+            live.update(_drawn(load, view, console), refresh=True)
+
+
+def _looks(
+    url: str, interval: float, count: int | None, view: View, console: Console
+) -> Iterator[dict[str, Any]]:
+    """The load, each `interval` anew, and again as it was whenever a key changes the view."""
+    looks, asked = 0, time.monotonic()
+    load: dict[str, Any] | None = None
+    while count is None or looks < count:
+        now = time.monotonic()
+        view.before, view.seconds = load, now - asked
+        load, asked = load_of(url), now
+        looks += 1
+        yield load
+        until = now + interval
+        while (count is None or looks < count) and (left := until - time.monotonic()) > 0.0:
+            key = _pressed(left) if console.is_terminal and _has_keys() else _slept(left)
+            if key == "leave":
+                return
+            if key:
+                view.press(key)
+                yield load
+
+
+def _drawn(load: dict[str, Any], view: View, console: Console) -> Group:
+    why = reasons(load)
+    more = [outside(f"and {len(why) - _MOST_REASONS} more; `weighbridge fleet list` tells all")]
+    why = why if len(why) <= _MOST_REASONS else [*why[:_MOST_REASONS], *more]
+    room = console.height - _FRAME * len(load["models"]) - len(why) - 1
+    seen = view.of(load, room)
+    keys = "s sort, r reverse, arrows scroll, q ends" if _has_keys() else ""
+    told = outside(f"{view.told}   {keys}")
+    told.stylize("dim")
+    return Group(fleet_table(seen, view.before, view.seconds, console.width), *why, told)
+
+
+def _replicas(load: dict[str, Any]) -> list[str]:
+    return [visible(str(one["name"])) for pool in load["models"].values() for one in pool["replicas"]]
+
+
+def _has_keys() -> bool:
+    return termios is not None and sys.stdin.isatty()
+
+
+def _slept(seconds: float) -> str:
+    time.sleep(max(seconds, 0.0))
+    return ""
+
+
+def _pressed(seconds: float) -> str:
+    """The meaning of a key that is pressed within some seconds; empty for others, and where none is."""
+    ready, _, _ = select.select([sys.stdin], [], [], max(seconds, 0.0))
+    return _KEYS.get(os.read(sys.stdin.fileno(), 8), "") if ready else ""
+
+
+@contextmanager
+def _keys() -> Iterator[None]:
+    """Let keys be read one at a time and unseen, as long as it lasts."""
+    if not _has_keys():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setcbreak(sys.stdin)
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

@@ -1,0 +1,147 @@
+"""A conversation in the terminal: what its commands do, and what is said of answers."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.cli.answering import answering
+from weighbridge.cli.chat.talk import HELP, ChatSettings, Talk, Then
+from weighbridge.errors import BadInput
+
+LINES = st.lists(
+    st.sampled_from(
+        ["Hello", "/new", "/undo", "/again", "/system Be brief.", "/set temperature 0.2", "/help", ""]
+    )
+)
+
+
+def talk(*said: str) -> Talk:
+    made = Talk(ChatSettings())
+    for number, text in enumerate(said):
+        made.said.append({"role": ("user", "assistant")[number % 2], "content": text})
+    return made
+
+
+def told(line: str) -> str:
+    """What a command says, or what is wrong with it."""
+    try:
+        return talk("Hello", "Hi").take(line).told
+    except BadInput as error:
+        return str(error).partition(";")[0]
+
+
+@given(LINES)
+def test_users_and_assistants_take_turns_whatever_is_written(lines: list[str]) -> None:
+    one = Talk(ChatSettings())
+    for line in lines:
+        try:
+            step = one.take(line)
+        except BadInput:
+            continue
+        if step.then is Then.ANSWER:
+            assert one.said[-1]["role"] == "user"
+            one.answered("Yes.")
+        roles = [message["role"] for message in one.said]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+
+
+def test_an_answer_can_be_made_again_and_taken_back() -> None:
+    one = talk("Hello", "Hi")
+    assert one.take("/again").then is Then.ANSWER
+    assert [message["content"] for message in one.messages] == ["Hello"]
+    one.answered("Good day")
+    one.take("/undo")
+    assert one.messages == []
+    with pytest.raises(BadInput, match="nothing to answer"):
+        one.take("/again")
+
+
+def test_what_is_set_holds_for_the_next_answer() -> None:
+    one = talk()
+    assert one.take("/set").told == "temperature 0.7, max_tokens 1024, thoughts dim"
+    one.take("/set temperature 0.2")
+    one.take("/set max_tokens=8")
+    one.take("/system Be brief.")
+    one.take("/model other")
+    assert (one.settings.temperature, one.settings.max_tokens, one.model) == (0.2, 8, "other")
+    assert one.messages == [{"role": "system", "content": "Be brief."}]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("/set temperature 9", "at most 2"),
+        ("/set max_tokens few", "must be a number"),
+        ("/set thoughts loud", "dim or hide"),
+        ("/set colour red", "cannot be set"),
+        ("/set temperature", "needs a value"),
+        ("/save", "name of a file"),
+        ("/dance", "is no command"),
+    ],
+)
+def test_what_is_wrong_is_said(line: str, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        talk().take(line)
+
+
+def test_a_path_is_a_message_and_help_has_every_command() -> None:
+    assert talk().take("/usr/bin/env is a file").then is Then.ANSWER
+    unknown = "/dance is no command"
+    for name in re.findall(r"^/(\w+)", HELP, re.MULTILINE):
+        assert told(f"/{name}") != unknown.replace("dance", name)
+
+
+def test_at_a_terminal_lines_are_edited_and_answers_have_a_speed(tmp_path: Path) -> None:
+    """In a real pseudo-terminal: the word is corrected with backspaces, the tokens are counted, the chat is saved."""
+    events = "".join(
+        f'data: {{"choices": [{{"delta": {{"content": "{word} "}}}}]}}\n\n' for word in ("a", "b", "c")
+    )
+    events += 'data: {"choices": [], "usage": {"completion_tokens": 7}}\n\ndata: [DONE]\n\n'
+    asked: list[dict[str, object]] = []
+    pages = {"GET /v1/models": {"data": [{"id": "m"}]}, "POST /v1/chat/completions": events.encode()}
+    with answering(pages, asked) as url:
+        said = typed(["chat", "--url", url], ["Hellp\x7fo\n", f"/save {tmp_path}/c.json\n", "/bye\n"])
+    assert "7 tokens, first after" in said
+    assert "tokens/s" in said
+    assert '"Hello"' in (tmp_path / "c.json").read_text()
+
+
+def typed(words: list[str], lines: list[str]) -> str:
+    """What `weighbridge` shows in a terminal where somebody types."""
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "weighbridge", *words]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment)
+    os.close(child)
+    said = b""
+    for line in lines:
+        said += until(parent, b"> ")
+        os.write(parent, line.encode())
+    while True:
+        try:
+            data = os.read(parent, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not data:
+            break
+        said += data
+    assert process.wait(30) == 0, said
+    os.close(parent)
+    return said.decode()
+
+
+def until(descriptor: int, wanted: bytes) -> bytes:
+    said, deadline = b"", time.monotonic() + 60
+    while wanted not in said and time.monotonic() < deadline:
+        said += os.read(descriptor, 4096)
+    return said

@@ -1,0 +1,96 @@
+"""The live table of a fleet: sorted by any column, scrolled within its bounds, and lines where there is no terminal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.cli.answering import answering
+from weighbridge.cli.fleet_top import SORTS, View
+
+KEYS = ("up", "down", "page up", "page down", "first", "last", "sort", "sort back", "reverse", "")
+
+
+def replica(name: str, requests: int = 0, output: int = 0) -> dict[str, Any]:
+    figures = dict.fromkeys(
+        ("uncomputed_tokens", "remaining_output_tokens", "kv_tokens", "failures", "cached_tokens"), 0
+    )
+    return {
+        **{
+            "name": name,
+            "standing": "up",
+            "why": "",
+            "requests": requests,
+            "finished": 0,
+            "prompt_tokens": 0,
+        },
+        **{"kv_tokens_total": None, "output_tokens": output, **figures},
+    }
+
+
+def load(*sizes: int) -> dict[str, Any]:
+    models = {}
+    for number, size in enumerate(sizes):
+        replicas = [replica(f"{number}-{index:02}", requests=(index * 7) % 5) for index in range(size)]
+        figures = {"policy": "weigh", "queued_requests": 0, "queued_tokens": 0, "imbalance": 0.0}
+        models[f"m{number}"] = {"replicas": replicas, **figures}
+    return {"models": models}
+
+
+def names(seen: dict[str, Any]) -> list[str]:
+    return [one["name"] for pool in seen["models"].values() for one in pool["replicas"]]
+
+
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=4), st.integers(1, 40), st.lists(st.sampled_from(KEYS))
+)
+def test_a_screen_is_full_and_never_beyond_the_ends(sizes: list[int], room: int, keys: list[str]) -> None:
+    whole, view = load(*sizes), View()
+    seen = view.of(whole, room)
+    for key in keys:
+        view.press(key)
+        seen = view.of(whole, room)
+        assert len(names(seen)) == min(room, sum(sizes))
+        assert set(names(seen)) <= set(names(whole))
+    view.press("last")
+    assert names(view.of(whole, room))[-1].startswith(f"{len(sizes) - 1}-")
+
+
+@pytest.mark.parametrize("sort", SORTS)
+def test_rows_are_sorted_by_any_column(sort: str) -> None:
+    whole = load(9)
+    ordered = names(View(sort).of(whole, 50))
+    assert sorted(ordered) == names(whole)
+    if sort == "requests":
+        by_name = {one["name"]: one["requests"] for one in whole["models"]["m0"]["replicas"]}
+        counts = [by_name[name] for name in ordered]
+        assert counts == sorted(counts, reverse=True)
+        assert [by_name[name] for name in names(View(sort, reverse=True).of(whole, 50))] == sorted(counts)
+
+
+def test_speed_is_by_what_came_between_two_looks() -> None:
+    view = View("tok/s", before=load(2), seconds=2.0)
+    now = load(2)
+    now["models"]["m0"]["replicas"][1]["output_tokens"] = 50
+    assert names(view.of(now, 9)) == ["0-01", "0-00"]
+
+
+def test_without_a_terminal_each_look_is_a_line_for_every_replica() -> None:
+    with answering({"GET /v1/load": load(2, 1)}, []) as url:
+        command = [sys.executable, "-m", "weighbridge", "fleet", "top", "--url", url, "--count", "2"]
+        command += ["--interval", "0.1", "--sort", "requests"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("\t")[1] for line in done.stdout.splitlines()] == ["0-01", "0-00", "1-00"] * 2
+
+
+def test_a_column_that_is_not_there_is_said() -> None:
+    command = [sys.executable, "-m", "weighbridge", "fleet", "top", "--sort", "colour"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "use replica, standing, requests" in " ".join(done.stderr.split())
