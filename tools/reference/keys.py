@@ -28,6 +28,8 @@ SECTIONS: Mapping[str, str] = {
     f"{REPLICA}.options": "Options of `weighbridge serve` for a replica that is started here (`process`, "
     "`engine`, `ray`). A list of words, as on a command line, is read too.",
     f"{REPLICA}.scaling": "When a `ray` replica gets more actors, and when fewer.",
+    "on_demand": "Models whose replicas are all a `process` are loaded when somebody asks for them "
+    "([several models on one box](../guide/several.md)). `on_demand: {}` is enough.",
     "timeouts": "How long is waited for a replica. A replica's own `timeouts` win; a place of a route with a "
     "replica of its own has `connect: 5`, `first_byte: 60` and `idle: 30` unless it says otherwise.",
     "hedge": "A second copy of a request that is slow to begin. A model's own `hedge` wins.",
@@ -83,6 +85,7 @@ PLACES_OWN = frozenset({"name", "model", "abilities"})
 #: Values that are read as they come and judged afterwards.
 KINDS: Mapping[str, str] = {
     "max_body": "size, such as 8MiB",
+    "models.MODEL.memory": "size, such as 2GiB",
     f"{REPLICA}.abilities": "section",
     f"{REPLICA}.options": "section",
     f"{REPLICA}.api_version": "text",
@@ -117,6 +120,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "admin_key_env": ("", "The same from a variable, which keeps it out of the file."),
     "limits": ("", "Limits of tenants that have none of their own."),
     "shared_limits": ("", "The Redis in which several gateways keep limits together."),
+    "on_demand": ("", "Models are loaded when somebody asks for them."),
     "queue": ("", "Bounds of the queue."),
     "health": ("", "Probes of replicas."),
     "retry": ("", "What is tried again."),
@@ -150,6 +154,12 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "",
         "Streams survive their client for a minute, also where it does not ask for that.",
     ),
+    "models.MODEL.keep": ("", "`on_demand`: loaded at start, and never displaced."),
+    "models.MODEL.keep_alive": (
+        "s",
+        "`on_demand`: without a request for so long it is unloaded; as all are where it is not said.",
+    ),
+    "models.MODEL.memory": ("bytes", "`on_demand`: what it takes, where the planner cannot work it out."),
     "models.MODEL.hedge": ("", "A second copy of slow requests."),
     "models.MODEL.default_max_tokens": ("tokens", "Longest answer where a client does not say."),
     "models.MODEL.thinking_tokens": (

@@ -46,6 +46,7 @@ EXAMPLE: dict[str, Any] = {
             ],
         }
     },
+    "on_demand": {},
     "tenants": {"TENANT": {"keys": [{"key": "a-key-of-an-example-that-is-long"}]}},
     "shared_limits": {"redis": "redis://127.0.0.1:1"},
     "routes": {

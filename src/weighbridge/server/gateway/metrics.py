@@ -62,7 +62,7 @@ class GatewayMetrics:
 
     def register(self, collector: Collector) -> None:
         """Show what this one collects too."""
-        self._registry.register(collector)
+        self.registry.register(collector)
 
     def answered(self, route: str, status: int) -> None:
         self._http.add((route, str(status)))
