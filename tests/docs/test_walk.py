@@ -115,7 +115,7 @@ def test_one_block_of_commands_in_ten_may_be_left_out_and_says_why() -> None:
 def test_every_block_says_what_it_is_and_every_guide_has_something_to_do(page: Path) -> None:
     fences = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)[::2]
     assert [fence for fence in fences if not fence] == []
-    assert walk.count(page).run
+    assert walk.count(page).all
 
 
 def fragments() -> Iterator[tuple[str, str]]:
@@ -133,7 +133,7 @@ def test_pieces_of_configuration_hold(
     """With what they leave out: models, where there are none, and the files and variables that they name."""
     for number, variable in enumerate(re.findall(r"_env: (\w+)", text)):
         monkeypatch.setenv(variable, f"a-key-that-is-long-enough-{number}")
-    for file in re.findall(r"(?:tokenizer|tls_\w+|router): (\S+)", text):
+    for file in re.findall(r"(?:tokenizer|tls_\w+|router): ([^\s,}]+)", text):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     parse_configuration(completed(text), place, tmp_path)

@@ -209,6 +209,10 @@ WORDS: Mapping[str, tuple[str, str]] = {
     ),
     f"{REPLICA}.kv_replay": ("", "Where it sends missed events again."),
     f"{REPLICA}.stream_usage": ("", "It understands `stream_options.include_usage`."),
+    f"{REPLICA}.traces": (
+        "",
+        "It is told of distributed traces ([traces](../guide/traces.md)); an engine of ours is anyway.",
+    ),
     f"{REPLICA}.count": ("", "So many replicas alike (`process`, `ray`)."),
     f"{REPLICA}.threads": ("", "Compute threads of each; the cores are shared out where it is not said."),
     f"{REPLICA}.options": ("", "Options of its `weighbridge serve`."),

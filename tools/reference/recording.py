@@ -31,6 +31,7 @@ EXAMPLE: dict[str, Any] = {
                 {
                     "url": "http://127.0.0.1:1",
                     "model": "there",
+                    "traces": True,
                     "kv_events": "tcp://127.0.0.1:1",
                     "kv_replay": "tcp://127.0.0.1:1",
                     "abilities": {one.value: True for one in Ability},
