@@ -81,7 +81,7 @@ class EngineMetrics:
 
     def register(self, collector: Collector) -> None:
         """Tell of something else too."""
-        self._registry.register(collector)
+        self.registry.register(collector)
 
     def on_step(self, step: EngineStep) -> None:
         self.step_seconds.observe(step.seconds)
