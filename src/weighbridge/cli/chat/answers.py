@@ -29,13 +29,13 @@ PATIENCE = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class TokenCount:
     """So many tokens have come so far, thoughts included."""
 
     count: int
 
 
-Said: TypeAlias = Piece | Tokens
+Said: TypeAlias = Piece | TokenCount
 
 
 class Answerer(Protocol):
@@ -66,7 +66,7 @@ class Local:
                     for piece in read.push(delta.text):
                         yield piece
                     count += len(delta.tokens)
-                    yield Tokens(count)
+                    yield TokenCount(count)
             for piece in read.finish():
                 yield piece
         finally:
@@ -101,7 +101,7 @@ class Remote:
             count = told.tokens or count + bool(
                 told.thought or told.text
             )  # without usage, events are counted
-            yield Tokens(count)
+            yield TokenCount(count)
         for piece in read.finish():
             yield piece
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from weighbridge.cli.chat.answers import Answerer, Local, Remote, Tokens
+from weighbridge.cli.chat.answers import Answerer, Local, Remote, TokenCount
 from weighbridge.cli.chat.talk import ChatSettings, Talk, Then
 from weighbridge.cli.options import ApiKey, Only, options
 from weighbridge.cli.terminal import errors, outside, visible
@@ -143,7 +143,7 @@ async def _print_answer(answerer: Answerer, talk: Talk) -> str:
 async def _stream(answerer: Answerer, talk: Talk, spoken: _Spoken) -> None:
     dim, plain = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
     async for piece in answerer.answer(talk):
-        if isinstance(piece, Tokens):
+        if isinstance(piece, TokenCount):
             spoken.tokens = piece.count
             continue
         if spoken.first is None:

@@ -49,7 +49,7 @@ class Then(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Taken:
     """What is to happen, and what is to be said before."""
 
     then: Then
@@ -70,14 +70,14 @@ class Talk:
         system = self.settings.system
         return [*([{"role": "system", "content": system}] if system else []), *self.said]
 
-    def take(self, line: str) -> Step:
+    def take(self, line: str) -> Taken:
         """A line that somebody wrote. Raises BadInput for a command that is wrong."""
         if not line.strip():
-            return Step(Then.READ)
+            return Taken(Then.READ)
         name, _, rest = line.strip()[1:].partition(" ")
         if not line.startswith("/") or not (name.isalpha() or name == "?"):  # /usr/bin/env is a message
             self.said.append({"role": "user", "content": line})
-            return Step(Then.ANSWER)
+            return Taken(Then.ANSWER)
         return self._command(name, rest.strip())
 
     def answered(self, text: str) -> None:
@@ -88,30 +88,30 @@ class Talk:
         if self.said and self.said[-1]["role"] == "user":
             self.said.pop()
 
-    def _command(self, name: str, rest: str) -> Step:
+    def _command(self, name: str, rest: str) -> Taken:
         match name:
             case "bye" | "quit" | "exit":
-                return Step(Then.LEAVE)
+                return Taken(Then.LEAVE)
             case "help" | "?":
-                return Step(Then.READ, HELP)
+                return Taken(Then.READ, HELP)
             case "new":
                 self.said.clear()
-                return Step(Then.READ)
+                return Taken(Then.READ)
             case "undo":
                 self._take_back("assistant")
                 self._take_back("user")
-                return Step(Then.READ, f"{len(self.said)} messages are left")
+                return Taken(Then.READ, f"{len(self.said)} messages are left")
             case "again":
                 self._take_back("assistant")
                 if not self.said:
                     raise BadInput("there is nothing to answer again")
-                return Step(Then.ANSWER)
+                return Taken(Then.ANSWER)
             case "save":
                 if not rest:
                     raise BadInput("/save needs the name of a file")
-                return Step(Then.SAVE, rest)
+                return Taken(Then.SAVE, rest)
             case "system" | "model" | "set":
-                return Step(Then.READ, self._setting(name, rest))
+                return Taken(Then.READ, self._setting(name, rest))
         raise BadInput(f"/{name} is no command; /help lists them")
 
     def _take_back(self, role: str) -> None:
