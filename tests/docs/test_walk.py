@@ -145,6 +145,8 @@ def completed(text: str) -> str:
     model = {"replicas": [{"url": "http://127.0.0.1:1"}]}
     if isinstance(found, list):
         found = {"models": {"m": {"replicas": found}}}
+    if "replicas" in found:
+        found = {"models": {"m": found}}
     if "places" in found:
         names = {one["model"] for one in found["places"] if "url" not in one}
         found = {"models": dict.fromkeys(names, model), "routes": {"auto": found}}

@@ -82,7 +82,7 @@ def _entry(name: str, thing: Any) -> Iterator[str]:
 
 
 def _value(thing: Any) -> str:
-    return re.sub(r"\btyping\.|\bcollections\.abc\.|~", "", repr(thing))
+    return re.sub(r"\btyping\.|\bcollections\.abc\.|~| at 0x[0-9a-f]+", "", repr(thing))
 
 
 def _step_options() -> Iterator[str]:
