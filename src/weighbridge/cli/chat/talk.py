@@ -49,7 +49,7 @@ class Then(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class LineTaken:
     """What is to happen, and what is to be said before."""
 
     then: Then
@@ -70,14 +70,14 @@ class Talk:
         system = self.settings.system
         return [*([{"role": "system", "content": system}] if system else []), *self.said]
 
-    def take(self, line: str) -> Taken:
+    def take(self, line: str) -> LineTaken:
         """A line that somebody wrote. Raises BadInput for a command that is wrong."""
         if not line.strip():
-            return Taken(Then.READ)
+            return LineTaken(Then.READ)
         name, _, rest = line.strip()[1:].partition(" ")
         if not line.startswith("/") or not (name.isalpha() or name == "?"):  # /usr/bin/env is a message
             self.said.append({"role": "user", "content": line})
-            return Taken(Then.ANSWER)
+            return LineTaken(Then.ANSWER)
         return self._command(name, rest.strip())
 
     def answered(self, text: str) -> None:
@@ -88,30 +88,30 @@ class Talk:
         if self.said and self.said[-1]["role"] == "user":
             self.said.pop()
 
-    def _command(self, name: str, rest: str) -> Taken:
+    def _command(self, name: str, rest: str) -> LineTaken:
         match name:
             case "bye" | "quit" | "exit":
-                return Taken(Then.LEAVE)
+                return LineTaken(Then.LEAVE)
             case "help" | "?":
-                return Taken(Then.READ, HELP)
+                return LineTaken(Then.READ, HELP)
             case "new":
                 self.said.clear()
-                return Taken(Then.READ)
+                return LineTaken(Then.READ)
             case "undo":
                 self._take_back("assistant")
                 self._take_back("user")
-                return Taken(Then.READ, f"{len(self.said)} messages are left")
+                return LineTaken(Then.READ, f"{len(self.said)} messages are left")
             case "again":
                 self._take_back("assistant")
                 if not self.said:
                     raise BadInput("there is nothing to answer again")
-                return Taken(Then.ANSWER)
+                return LineTaken(Then.ANSWER)
             case "save":
                 if not rest:
                     raise BadInput("/save needs the name of a file")
-                return Taken(Then.SAVE, rest)
+                return LineTaken(Then.SAVE, rest)
             case "system" | "model" | "set":
-                return Taken(Then.READ, self._setting(name, rest))
+                return LineTaken(Then.READ, self._setting(name, rest))
         raise BadInput(f"/{name} is no command; /help lists them")
 
     def _take_back(self, role: str) -> None:
