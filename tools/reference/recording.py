@@ -70,6 +70,21 @@ EXAMPLE: dict[str, Any] = {
 THERE = ""
 
 
+#: What cannot stand beside the rest: everything that gateways share in place of limits alone.
+SHARED: dict[str, Any] = {
+    "admin_key": "a-key-of-an-example-that-is-long",
+    "shared": {"redis": "redis://127.0.0.1:1"},
+    "models": {
+        "MODEL": {
+            "discover": [
+                {"dns": "engines.internal:8000", "replica": {}},
+                {"kubernetes": "serving/engines", "port": "http", "replica": {}},
+            ]
+        }
+    },
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A key as it was asked for. `knob`: the setting that it is, which has its own words."""
@@ -87,10 +102,11 @@ Record = dict[str, dict[str, Asked]]
 
 
 def record() -> Record:
-    """Run the reader over the example. Raises BadInput if it finds anything wrong with it."""
+    """Run the reader over the examples. Raises BadInput if it finds anything wrong with them."""
     found: Record = {}
     with _recording(found):
-        parse_configuration(yaml.safe_dump(EXAMPLE, sort_keys=False), "example", Path())
+        for example in (EXAMPLE, SHARED):
+            parse_configuration(yaml.safe_dump(example, sort_keys=False), "example", Path())
     return found
 
 
