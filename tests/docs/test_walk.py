@@ -152,8 +152,6 @@ def completed(text: str) -> str:
         found = {"models": dict.fromkeys(names, model), "routes": {"auto": found}}
     if "models" not in found and "routes" not in found:
         found["models"] = {"m": model}
-    if "shared" in found:
-        found["admin_key"] = "a-key-that-is-long-enough"
     if "tls_client_ca" in found and "tls_cert" not in found:
         found["tls_cert"] = found["tls_client_ca"]
     return yaml.safe_dump(found)
