@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
+
+from pygments.lexers.data import JsonLexer
 
 ROOT = Path(__file__).resolve().parents[2]
 _VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "src/weighbridge/__init__.py").read_text())
@@ -33,3 +36,8 @@ html_show_sourcelink = False
 html_show_sphinx = False
 html_theme_options = {"footer_icons": [], "navigation_with_keys": True}
 html_favicon = "../../src/weighbridge/server/console/static/icon.svg"
+
+
+def setup(app: Any) -> None:
+    """JSON with an object on each line is JSON to look at."""
+    app.add_lexer("jsonl", JsonLexer)
