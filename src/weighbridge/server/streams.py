@@ -50,6 +50,8 @@ _CREDENTIALS = ("authorization", "x-api-key")
 
 #: Seconds between two looks into another gateway's log; seconds since somebody did that make our client there.
 FOLLOW_S, READ_LATELY_S = 0.05, 5.0
+#: Seconds for which another gateway's log may be out of reach until its stream ends with an error.
+FOLLOW_PATIENCE_S = 30.0
 #: Requests whose answers can go on at another gateway, and headers of theirs that say how they are to be treated.
 _GOES_ON = ("/v1/chat/completions", "/v1/completions")
 _SAID = tuple(
@@ -611,12 +613,26 @@ class LogFollower:
                     if self._store.is_gone(self._part.owner) and await self._continued():
                         return
                     await asyncio.sleep(FOLLOW_S)
-                self._part = await self._store.read(self._stream.name, self._pieces)
+                self._part = await self._read()
                 self._ended = await self._took()
         except Lost as why:
             await self._stream.fail(
                 error_body(ApiError(410, f"the stream ends here: {why}", code="stream_gone"))
             )
+
+    async def _read(self) -> LogPart:
+        """What was written since; a Redis that is slow or away is asked again for a while. Raises Lost."""
+        until = time.monotonic() + FOLLOW_PATIENCE_S
+        while True:
+            try:
+                return await self._store.read(self._stream.name, self._pieces)
+            except Lost:
+                raise
+            except Exception as error:
+                self._store.failed(error)
+                if time.monotonic() >= until:
+                    raise Lost("its log cannot be read") from error
+                await asyncio.sleep(FOLLOW_S)
 
     async def _took(self) -> bool:
         """Take in what was read; whether that was the end."""
@@ -633,7 +649,7 @@ class LogFollower:
         log = await self._store.claim(stream.name, self._part.owner, self._pieces)
         if log is None:
             return False
-        self._part = await self._store.read(stream.name, self._pieces)
+        self._part = await self._read()
         if await self._took():  # its owner lived longer than we thought
             return True
         log = StreamLog(self._store, stream.name, 0, self._pieces)
