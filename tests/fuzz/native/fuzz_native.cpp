@@ -114,7 +114,7 @@ KvPool pool_of(Input &in, int layers, int kv_heads, int head_dim, Dtype dtype) {
   const int block = sizes[in.rarely() ? in.within(0, 6) : in.within(0, 3)];
   const int blocks = (int)in.near(1, 6);
   if (head_dim < 1 || head_dim > 1025) return {0, 0, layers, blocks, block, kv_heads, head_dim, (int)dtype};
-  const KvLayout layout{kv_heads, head_dim, block, layers};
+  const KvLayout layout{kv_heads, head_dim, block, layers, dtype};
   const int64_t bytes = std::max(blocks, 0) * (int64_t)layers * kv_heads * layout.chunk_elements() *
                         (dtype == Dtype::bfloat16 ? 2 : 4);
   const Memory memory = in.memory(bytes);
@@ -226,6 +226,7 @@ void attention(Input &in) {
   args.queries = take<const void>(in.memory(tokens * row), tokens * row, "the queries");
   args.out = take<void>(in.memory(tokens * out_row), tokens * out_row, "the output");
   args.kv = pool.layer((int)in.near(0, layers - 1));
+  args.kv_dtype = pool.dtype;
   args.dtype = dtype;
   args.num_heads = heads;
   args.kv_heads = kv_heads;
