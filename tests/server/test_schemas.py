@@ -123,3 +123,11 @@ values = st.recursive(
 @given(schemas, values)
 def test_whatever_a_closed_schema_takes_the_given_one_takes(schema: Any, value: Any) -> None:
     assert not takes(schema, value) or jsonschema.Draft202012Validator(schema).is_valid(value)
+
+
+@pytest.mark.parametrize(
+    "required", [[[]], [[[[]]]], [{}], [["x"]], [None], [1], [2**64], "a", {}, {"a": 1}, None, 0]
+)
+def test_words_that_name_no_field_leave_an_object_as_it_is(required: object) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": required}
+    assert "additionalProperties" not in closed(schema)
