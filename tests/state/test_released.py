@@ -105,7 +105,7 @@ def test_tickets_have_legs(released: Path) -> None:
     one, two = read_lines(released / "tickets.jsonl", TICKETS)
     now = Ticket("t", "ann", "small", "hash", 1, 2).as_dict()
     for ticket in (one, two):
-        assert now.keys() - ticket.keys() <= {"replica_ticket", "prefix", "prompt_rules", "trace"}
+        assert now.keys() - ticket.keys() <= {"replica_ticket", "prefix", "prompt_rules", "trace", "adapter"}
         [leg] = ticket["legs"]
         assert leg.keys() == now["legs"][0].keys()
     assert (one["legs"][0]["model"], one["legs"][0]["replica"], one["legs"][0]["outcome"]) == (

@@ -270,12 +270,10 @@ class KeptStream:
         """Write events where other gateways can read them, before any client does."""
         if self._log is None:
             return
-        assert self._shared is not None
         try:
             read = await self._log.append(self._first + len(self._events), events, is_last=is_last)
         except Exception as error:
-            self._shared.failed(error)
-            self._log.give_back()
+            self._log.failed(error)
             self._log = None
         else:
             if 0.0 <= read < READ_LATELY_S:
@@ -577,9 +575,6 @@ class Sharing:
         head = StreamHead(ask.tenant, self._opened_by, status, headers, ask.path, ask.raw, self._said)
         return await self._store.begin(name, head)
 
-    def failed(self, error: Exception) -> None:
-        self._store.failed(error)
-
 
 class LogFollower:
     """Brings one stream from another gateway's log, and goes on with it where that gateway has ended."""
@@ -619,6 +614,9 @@ class LogFollower:
             await self._stream.fail(
                 error_body(ApiError(410, f"the stream ends here: {why}", code="stream_gone"))
             )
+        except Exception as error:  # no stream ends without a word
+            log.exception("stream %s could not go on here", self._stream.name)
+            await self._stream.fail(error_body(as_api_error(error)))
 
     async def _read(self) -> LogPart:
         """What was written since; a Redis that is slow or away is asked again for a while. Raises Lost."""

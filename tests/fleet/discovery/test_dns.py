@@ -84,9 +84,16 @@ def server_record(priority: int, weight: int, port: int, host: str) -> bytes:
 @asynccontextmanager
 async def name_server() -> AsyncIterator[tuple[NameServer, tuple[str, int]]]:
     loop = asyncio.get_running_loop()
-    line, server = await loop.create_datagram_endpoint(NameServer, local_addr=("127.0.0.1", 0))
-    address = line.get_extra_info("sockname")
-    stream = await asyncio.start_server(server.stream, *address)
+    for attempt in range(20):
+        line, server = await loop.create_datagram_endpoint(NameServer, local_addr=("127.0.0.1", 0))
+        address = line.get_extra_info("sockname")
+        try:
+            stream = await asyncio.start_server(server.stream, *address)
+            break
+        except OSError:  # free for datagrams, and a stream of somebody else's
+            line.close()
+            if attempt == 19:
+                raise
     try:
         yield server, address
     finally:

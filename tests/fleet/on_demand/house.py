@@ -54,7 +54,8 @@ class House(Front):
 
 
 def _build(spec: ReplicaSpec) -> Replica:
-    program = Program((sys.executable, str(CHILD), *spec.options), again=False, drain=5.0)
+    command = (sys.executable, str(CHILD), *spec.options, "--host", "{host}", "--port", "{port}")
+    program = Program(command, again=False, drain=5.0)
     return ProcessReplica(spec.name, program, lambda base: endpoint_of(spec, base))
 
 

@@ -175,6 +175,7 @@ class Counts:
     cut: int = 0  # connections that broke
     resumed: int = 0  # streams that were picked up at the other gateway
     open: int = 0
+    begun: int = 0  # streams under way of which something has come
     wrong: list[Any] = field(default_factory=list)
     killed: bool = False
     open_at_kill: int = 0
@@ -230,7 +231,8 @@ class Client:
                 if answer.status != 200:
                     return f"{answer.status}: {await answer.text()}"
                 async for data in answer.content.iter_any():
-                    seen.feed(data)
+                    before, _ = seen.last, seen.feed(data)
+                    self._counts.begun += not before and seen.last > 0
         except (aiohttp.ClientError, OSError):
             if not seen.last:
                 raise  # it had not begun: it is asked again
@@ -242,6 +244,8 @@ class Client:
                     return f"{answer.status}: {await answer.text()}"
                 async for data in answer.content.iter_any():
                     seen.feed(data)
+        finally:
+            self._counts.begun -= seen.last > 0
         return seen.text if seen.is_whole else f"{seen.text} (not whole)"
 
 
@@ -290,7 +294,7 @@ async def asked(gateways: Two, requests: int, at_once: int, kill_after: int) -> 
                 await client.ask(streams=number % 2 == 1)
 
         workers = [asyncio.create_task(work()) for _ in range(at_once)]
-        await until(lambda: counts.answered >= kill_after, 600.0)
+        await until(lambda: counts.answered >= kill_after and counts.begun > at_once // 8, 600.0)
         counts.killed, counts.open_at_kill = True, counts.open
         gateways.kill()
         await asyncio.gather(*workers)

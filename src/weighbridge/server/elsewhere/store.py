@@ -227,6 +227,11 @@ class StreamLog:
         self._store.held -= self._size
         self._size = 0
 
+    def failed(self, error: Exception) -> None:
+        """Say once why nothing more is written to it, and count its bytes no more."""
+        self.give_back()
+        self._store.failed(error)
+
     async def drop(self) -> None:
         """Take it away."""
         self.give_back()

@@ -64,7 +64,9 @@ def _may_be_closed(schema: Mapping[str, Any]) -> bool:
     least = schema.get("minProperties", 0)
     if isinstance(least, int) and least > len(named):
         return False
-    return isinstance(required, list | tuple) and all(isinstance(one, str) and one in named for one in required)
+    return isinstance(required, list | tuple) and all(
+        isinstance(one, str) and one in named for one in required
+    )
 
 
 def _combined(schema: Any) -> frozenset[str]:
