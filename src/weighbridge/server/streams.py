@@ -59,8 +59,9 @@ _SAID = tuple(
 )
 _IS_NAME = re.compile("[0-9a-f]{32}")
 _NUMBER = re.compile(rb"^id: \d+\n", re.MULTILINE)
-#: The end of an answer in the streams that can go on.
-_DONE = re.compile(rb'^data: \[DONE\]|"finish_reason": ?"', re.MULTILINE)
+#: The end of an answer in the streams that can go on, and the last event behind it.
+_FINISH = re.compile(rb'^data: \[DONE\]|"finish_reason": ?"', re.MULTILINE)
+_DONE = re.compile(rb"^data: \[DONE\]", re.MULTILINE)
 
 Message = Mapping[str, Any]
 Writes = Callable[[Receive, Callable[[Any], Awaitable[None]]], Awaitable[int]]
@@ -346,7 +347,12 @@ class KeptStream:
     @property
     def is_whole(self) -> bool:
         """Whether what was sent ends as an answer does."""
-        return bool(self._events) and any(_DONE.search(event) for event in self._events[-4:])
+        return bool(self._events) and any(_FINISH.search(event) for event in self._events[-4:])
+
+    async def say_done(self) -> None:
+        """Add the last event, where it is lacking: who wrote the rest did not come to it."""
+        if not _DONE.search(self._events[-1]):
+            await self._add(self._frames.feed(b"data: [DONE]\n\n", True))
 
     # -- out of it -------------------------------------------------------------------------------------
 
@@ -660,8 +666,7 @@ class LogFollower:
             return True
         ask.id, ask.proposed_id = stream.name, True
         ask.sent = stream.written_here(ask, log)
-        if not stream.is_whole:
-            await stream.write_on(write)
+        await (stream.say_done() if stream.is_whole else stream.write_on(write))
         return True
 
 
