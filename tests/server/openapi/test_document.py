@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -96,3 +97,63 @@ async def test_a_gateway_describes_all_it_serves_and_no_more() -> None:
 def test_a_page_shows_names_from_outside_as_text() -> None:
     made = document([], PROTOCOLS, ["<script>alert(1)</script>"], asks_keys=False)
     assert "<script>alert" not in shown(made)
+
+
+NESTED = {
+    "type": "object",
+    "properties": {
+        "where": {"$ref": "#/$defs/Place"},
+        "days": {"type": "array", "items": {"type": "integer"}},
+    },
+    "$defs": {"Place": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+USUAL = {
+    "/v1/chat/completions": {
+        "model": "tiny",
+        "messages": [
+            {"role": "system", "content": "Short."},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "What is this?"},
+                    {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+                ],
+            },
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
+            {"role": "assistant", "content": "It is"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": NESTED}}],
+        "tool_choice": "required",
+        "continue_final_message": True,
+        "add_generation_prompt": False,
+        "stop": ["\n\n", "END."],
+        "stop_token_ids": [49_151],
+        "logit_bias": {"49151": -100},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "place", "schema": NESTED}},
+    },
+    "/v1/completions": {"model": "tiny", "prompt": [49_151, 300], "structured_outputs": {"regex": "[0-9]+"}},
+    "/v1/messages": {
+        "model": "tiny",
+        "max_tokens": 10,
+        "system": [{"type": "text", "text": "Short."}],
+        "messages": [
+            {"role": "user", "content": "Weather?"},
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_use", "id": "t1", "name": "weather", "input": {}}],
+            },
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "sunny"}]},
+        ],
+        "tools": [{"name": "weather", "input_schema": NESTED}],
+        "tool_choice": {"type": "any"},
+    },
+}
+
+
+@pytest.mark.parametrize("path", USUAL)
+def test_what_clients_usually_send_is_in_the_document(path: str) -> None:
+    """It may be said closely what a request is, but not more closely than what is served."""
+    schema = WHOLE["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    Draft202012Validator({**schema, "components": WHOLE["components"]}).validate(USUAL[path])

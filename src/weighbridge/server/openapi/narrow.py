@@ -11,25 +11,8 @@ Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string", "maxLength": 200_000}
 _NAME: Schema = {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"}
-_PARAMETERS: Schema = {
-    "type": "object",
-    "description": "A JSON schema of an object.",
-    "properties": {
-        "type": {"const": "object"},
-        "properties": {
-            "type": "object",
-            "additionalProperties": {
-                "type": "object",
-                "properties": {"type": {"enum": ["string", "integer", "number", "boolean"]}},
-                "required": ["type"],
-                "additionalProperties": False,
-            },
-        },
-    },
-    "required": ["type", "properties"],
-    "additionalProperties": False,
-}
-_IDS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}, "minItems": 1}
+_PARAMETERS: Schema = {"type": "object", "description": "A JSON schema of an object."}
+_IDS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 
 
 def _object(required: dict[str, Schema], **optional: Schema) -> Schema:
@@ -45,13 +28,25 @@ def _words(*words: str) -> Schema:
     return {"enum": list(words)}
 
 
-_PART = _object({"type": _words("text"), "text": _TEXT})
+_NOTHING: Schema = {"type": "null"}
+_PART: Schema = {
+    "oneOf": [
+        _object({"type": _words("text"), "text": _TEXT}),
+        _object({"type": _words("image_url"), "image_url": {"type": "object"}}),
+    ]
+}
 _CONTENT: Schema = {"oneOf": [_TEXT, {"type": "array", "items": _PART, "minItems": 1}]}
+_CALLS: Schema = {"type": "array", "items": {"type": "object", "required": ["function"]}, "minItems": 1}
 _MESSAGE: Schema = {
     "oneOf": [
         _object({"role": _words("system", "user", "developer"), "content": _CONTENT}),
-        _object({"role": _words("assistant"), "content": _TEXT}),
-        _object({"role": _words("tool"), "content": _TEXT, "tool_call_id": _NAME}),
+        _object({"role": _words("assistant"), "content": _CONTENT}, reasoning_content=_TEXT),
+        _object(
+            {"role": _words("assistant"), "tool_calls": _CALLS},
+            content={"anyOf": [_CONTENT, _NOTHING]},
+            reasoning_content=_TEXT,
+        ),
+        _object({"role": _words("tool"), "content": _CONTENT, "tool_call_id": _TEXT}),
     ]
 }
 _MESSAGES: Schema = {"type": "array", "items": _MESSAGE, "minItems": 1}
@@ -64,15 +59,25 @@ _INPUT: Schema = {
 }
 _FUNCTION = _object({"name": _NAME}, description=_TEXT, parameters=_PARAMETERS)
 _TOOL = _object({"type": _words("function"), "function": _FUNCTION})
+_BLOCKS: Schema = {
+    "oneOf": [
+        {**_TEXT, "minLength": 1},
+        {"type": "array", "items": {"type": "object", "required": ["type"]}, "minItems": 1},
+    ]
+}
 _TURNS: Schema = {
     "type": "array",
     "minItems": 1,
-    "items": _object({"role": _words("user", "assistant"), "content": {**_TEXT, "minLength": 1}}),
+    "items": _object({"role": _words("user", "assistant"), "content": _BLOCKS}),
 }
-_ITEM = _object({"role": _words("system", "user", "developer", "assistant"), "content": _TEXT})
+_ITEM: Schema = {
+    "oneOf": [
+        _object({"role": _words("system", "user", "developer", "assistant"), "content": _TEXT}),
+        {"type": "object", "required": ["type"]},
+    ]
+}
 
-_NOTHING: Schema = {"type": "null"}
-_NO_BLANK: Schema = {"type": "string", "pattern": "^[a-z]+$", "maxLength": 64}
+_NO_BLANK: Schema = {"type": "string", "minLength": 1}
 _STOP: Schema = {
     "anyOf": [_NO_BLANK, {"type": "array", "items": _NO_BLANK, "maxItems": 16}, _NOTHING],
 }
@@ -108,7 +113,7 @@ _DRAWN: dict[str, Schema | None] = {
         "anyOf": [
             {
                 "type": "object",
-                "propertyNames": {"pattern": "^(0|[1-9][0-9]?)$"},
+                "propertyNames": {"pattern": "^(0|[1-9][0-9]*)$"},
                 "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
             },
             _NOTHING,
@@ -127,7 +132,9 @@ _PROVIDERS_OWN: dict[str, Schema | None] = {"mcp_servers": None, "container": No
 _ANTHROPIC: dict[str, Schema | None] = {
     **_PROVIDERS_OWN,
     "messages": _TURNS,
-    "system": {"anyOf": [_TEXT, _NOTHING]},
+    "system": {
+        "anyOf": [_TEXT, {"type": "array", "items": {"type": "object", "required": ["type"]}}, _NOTHING]
+    },
     "tools": {
         "anyOf": [
             {
@@ -138,14 +145,13 @@ _ANTHROPIC: dict[str, Schema | None] = {
             _NOTHING,
         ]
     },
-    "tool_choice": {"anyOf": [_object({"type": _words("auto", "none")}), _NOTHING]},
 }
 
 #: Fields of which exactly one is given, by the type that reads a request.
 ONE_OF: dict[str, tuple[str, ...]] = {
     "EmbeddingRequest": ("input", "messages"),
     "TokenizeRequest": ("prompt", "messages"),
-    "StructuredOutputs": ("json", "choice"),
+    "StructuredOutputs": ("json", "choice", "regex", "grammar", "json_object"),
 }
 #: Fields of which no two are given.
 NOT_BOTH: dict[str, tuple[str, str]] = {
@@ -164,8 +170,6 @@ NEEDED: dict[str, tuple[str, ...]] = {
 NARROWED: dict[str, dict[str, Schema | None]] = {
     "ChatRequest": {
         **_DRAWN,
-        "continue_final_message": _FALSE,
-        "tool_choice": {"enum": ["none", "auto", None]},
         "messages": _MESSAGES,
         "tools": {"type": "array", "items": _TOOL, "minItems": 1, "maxItems": 128},
         "chat_template_kwargs": {"type": "object", "additionalProperties": {"type": ["boolean", "string"]}},
@@ -182,7 +186,6 @@ NARROWED: dict[str, dict[str, Schema | None]] = {
         "conversation": None,
         "prompt": None,
         "include": {"anyOf": [{"type": "array", "items": _words("reasoning.encrypted_content")}, _NOTHING]},
-        "tool_choice": {"enum": ["none", "auto", None]},
         "input": {"oneOf": [{**_TEXT, "minLength": 1}, {"type": "array", "items": _ITEM, "minItems": 1}]},
         "tools": {
             "type": "array",
@@ -230,8 +233,6 @@ NARROWED: dict[str, dict[str, Schema | None]] = {
     "StructuredOutputs": {
         "json": _PARAMETERS,
         "choice": {"type": "array", "items": _NO_BLANK, "minItems": 1, "maxItems": 16},
-        **dict.fromkeys(("json_object", "regex", "grammar", "disable_fallback", "disable_any_whitespace")),
-        "disable_additional_properties": None,
     },
     "OllamaOptions": {
         "stop": _STOP,
