@@ -36,7 +36,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 from tests.fleet.on_demand.world import Request, World
-from tests.server.running import free_port
+from tests.server.running import free_port, wait_until_ready
 from tests.tiny import make_tiny
 
 from weighbridge.fleet.on_demand.occupancy import ModelNeeds, OccupancyRules
@@ -190,21 +190,6 @@ def started(options: argparse.Namespace, folder: Path, home: Path, port: int) ->
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-async def ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + 120.0
-    async with aiohttp.ClientSession() as client:
-        while time.monotonic() < until:
-            assert process.poll() is None, f"the server ended with code {process.returncode}"
-            try:
-                async with client.get(url + "/health") as answer:
-                    if answer.status == 200:
-                        return
-            except aiohttp.ClientError:
-                pass
-            await asyncio.sleep(0.1)
-    raise AssertionError("the server did not start in time")
-
-
 def loads_in(log: str, router: bool) -> int:
     """How often a model was loaded, as the server's log says."""
     return len(
@@ -221,7 +206,7 @@ async def live(options: argparse.Namespace) -> dict[str, Any]:
         process = started(options, folder, home, port)
         url = f"http://127.0.0.1:{port}"
         try:
-            await ready(url, process)
+            await asyncio.to_thread(wait_until_ready, url, process, 120.0)
             began = time.monotonic()
             sent = load_of(options.seed, options.requests, options.rate, options.sticky, options.tokens)
             answers = await run_load(url, sent)
@@ -258,7 +243,7 @@ def _summary(
         "requests": len(answers),
         **{name: how[name] for name in ("answered", "refused", "killed")},
         "refusals": dict(Counter(one.why for one in answers if one.why)),
-        "switches": loads - len({*NAMES}),
+        "switches": loads - len(NAMES),
         "seconds": round(seconds, 1),
     }
     for name, values in (("first", [one.first for one in done]), ("whole", [one.whole for one in done])):

@@ -25,6 +25,9 @@ _PER_SECOND = {"ms": 1e3, "us": 1e6}
 
 _METADATA = "knob"
 
+#: Bytes.
+MIB = 1 << 20
+
 
 def knob(
     default: Any,
@@ -193,7 +196,7 @@ def bytes_text(size: int) -> str:
     units = (
         (1 << 40, "TiB"),
         (1 << 30, "GiB"),
-        (1 << 20, "MiB"),
+        (MIB, "MiB"),
         (10**12, "TB"),
         (10**9, "GB"),
         (10**6, "MB"),
@@ -202,6 +205,11 @@ def bytes_text(size: int) -> str:
         if size and size % factor == 0:
             return f"{size // factor}{unit}"
     return str(size)
+
+
+def mebibytes(size: int) -> str:
+    """A size in words, rounded up to a whole MiB."""
+    return bytes_text(-(-size // MIB) * MIB)
 
 
 def _shape(hint: Any) -> tuple[bool, bool, Any]:

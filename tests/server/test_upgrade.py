@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from tests.fleet.backends import Backend, all_served, clients, events, until
-from tests.server.running import free_port, running
+from tests.server.running import free_port, running, wait_until_ready
 from weighbridge.errors import BadInput
 from weighbridge.server.upgrade.handover import Handover
 from weighbridge.server.upgrade.inherited import Taken
@@ -34,19 +34,6 @@ def written(folder: Path, backends: list[Backend], port: int) -> Path:
         f"health: {{interval: 0.05, slow_start: 0}}\nmodels: {{m: {{replicas: [{entries}]}}}}\n"
     )
     return file
-
-
-async def up(client: aiohttp.ClientSession, url: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(3000):
-        assert process.poll() is None
-        try:
-            async with client.get(url + "/health") as answer:
-                if answer.status == 200:
-                    return
-        except OSError:
-            pass
-        await asyncio.sleep(0.02)
-    raise AssertionError("it did not start in time")
 
 
 class Load:
@@ -86,7 +73,7 @@ async def test_an_upgrade_under_load_refuses_no_connection(tmp_path: Path) -> No
     async with all_served((backend,)), clients() as client:
         file = written(tmp_path, [backend], port)
         with running(command(file, log), 30) as old:
-            await up(client, url, old)
+            await asyncio.to_thread(wait_until_ready, url, old)
             await until((tmp_path / "next.sock").exists)
             backend.let_go()  # whole answers do not wait; the stream below does, at a gate of its own
             backend.gate = asyncio.Event()
@@ -149,7 +136,7 @@ async def test_a_socket_of_systemd_is_listened_on(tmp_path: Path) -> None:
             words = f"LISTEN_FDS=1 LISTEN_PID=$$ exec {sys.executable} -m weighbridge serve --config {file}"
             process = subprocess.Popen(["/bin/sh", "-c", words], pass_fds=(3,), preexec_fn=activate)  # noqa: ASYNC220
             try:
-                await up(client, url, process)
+                await asyncio.to_thread(wait_until_ready, url, process)
                 async with client.post(url + "/v1/chat/completions", json=BODY) as answer:
                     assert answer.status == 200
             finally:

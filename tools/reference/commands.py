@@ -14,7 +14,6 @@ from typing import Any
 from tools.reference.markdown import MADE, anchor, code, filled, sentence, table, words
 
 OPTIONS = Path(__file__).resolve().parents[2] / "tests" / "cli" / "help" / "options.json"
-#: Groups of commands, each a section of the page.
 _INTRODUCTION = """# Commands
 
 {made}

@@ -64,7 +64,6 @@ SAME: tuple[tuple[str, str], ...] = (
     (r"^routes\.SHORT", "routes.ROUTE"),
     (r"^routes\.ROUTE\.(edge|cloud)\b", PLACE),
     (r"^routes\.ROUTE\.places\[\]\.", f"{REPLICA}."),
-    (r"^models\.MODEL\.replicas\[\]\.timeouts$", "timeouts"),
     (r"^models\.MODEL\.hedge$", "hedge"),
     (r"^models\.MODEL\.discover\[\]\.replica\b", REPLICA),
     (r"^models\.MODEL\.replicas\[\]\.timeouts$", "timeouts"),

@@ -16,7 +16,7 @@ from weighbridge.cli.options import DEFAULT_URL, JsonOutput, options
 from weighbridge.cli.terminal import print_json
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.knobs import knob
-from weighbridge.pages.html import save
+from weighbridge.pages.html import check_page, save
 from weighbridge.secret import Secret, without_account
 from weighbridge.wire.client import Trust
 from weighbridge.workload.arrivals import closed, poisson
@@ -107,8 +107,7 @@ def bench_serve(
     json_output: JsonOutput = False,
 ) -> None:
     """Throughput, TTFT, ITL, TPOT and goodput under a closed loop, Poisson arrivals or a trace."""
-    if how.html is not None and not how.html.parent.is_dir():
-        raise BadInput(f"--html {how.html}: give a file in a directory that exists", param="html")
+    check_page(how.html)
     report = serve.run(
         serve.ServeOptions(
             url,

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from weighbridge.cli.fleet import FIGURES, Url, figures_of, fleet_table, load_of, plain_lines, reasons
 from weighbridge.cli.options import DEFAULT_URL
-from weighbridge.cli.terminal import outside, visible
+from weighbridge.cli.terminal import outside
 from weighbridge.errors import BadInput
 
 try:  # keys are read one at a time; Windows has no such modules
@@ -127,7 +127,8 @@ def top(
     looks = _looks(url, interval, count, view, console)
     if not console.is_terminal:
         for load in looks:
-            print("\n".join(plain_lines(view.of(load, len(_replicas(load))))), flush=True)
+            everybody = sum(len(pool["replicas"]) for pool in load["models"].values())
+            print("\n".join(plain_lines(view.of(load, everybody))), flush=True)
         return
     with _keys(), Live(Text("asking..."), console=console, auto_refresh=False, screen=count is None) as live:
         for load in looks:
@@ -166,10 +167,6 @@ def _drawn(load: dict[str, Any], view: View, console: Console) -> Group:
     told = outside(f"{view.told}   {keys}")
     told.stylize("dim")
     return Group(fleet_table(seen, view.before, view.seconds, console.width), *why, told)
-
-
-def _replicas(load: dict[str, Any]) -> list[str]:
-    return [visible(str(one["name"])) for pool in load["models"].values() for one in pool["replicas"]]
 
 
 def _has_keys() -> bool:

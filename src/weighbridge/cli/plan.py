@@ -38,6 +38,7 @@ from weighbridge.planner.search.speed import (
     measure,
     step_cost,
     typical_batch,
+    usual_batches,
 )
 from weighbridge.workload.slo import Slo, parse_slo
 from weighbridge.workload.traces import read_rows
@@ -247,7 +248,7 @@ def _speeds(result: MemoryPlan, shape: _Shape) -> list[Speed]:
             f"--batch {shape.batch}: only {room} requests of {shape.prompt} + {shape.output} tokens fit at once"
         )
     most = shape.batch or room
-    batches = [shape.batch] if shape.batch else sorted({1, most, *(4**k for k in range(1, 6) if 4**k < most)})
+    batches = [shape.batch] if shape.batch else usual_batches(most)
     device, price = result.device, shape.price
     return [measure(result, device, batch, shape.prompt, shape.output, price) for batch in batches]
 

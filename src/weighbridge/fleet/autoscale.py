@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.spec import ReplicaSpec
-from weighbridge.fleet.load.scaling import Measured, Scaler
+from weighbridge.fleet.load.scaling import Measured, Pulse, Scaler
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.pool import Pool
 
@@ -25,6 +25,7 @@ class Autoscale:
         self._pool = pool
         self._spec = spec
         self._scaler = Scaler(spec.ray.scaling)
+        self._pulse = Pulse()  # of this entry: how quickly its tokens follow
         self._started = spec.ray.scaling.least
         self._stopping: set[asyncio.Task[bool]] = set()
 
@@ -34,10 +35,9 @@ class Autoscale:
         states = [member.state for member in members]
         now = self._pool.clock()
         queued, work = self._pool.dispatcher.desk.backlog_seconds(states, now)
-        pulse = self._pool.pulse
         produced = sum(member.counts.output_tokens + member.state.produced for member in members)
-        pulse.sample(sum(member.state.decoding for member in members), produced, now)
-        measured = Measured(pulse.ttft(now), pulse.itl())
+        self._pulse.sample(sum(member.state.decoding for member in members), produced, now)
+        measured = Measured(self._pool.pulse.ttft(now), self._pulse.itl())
         change = self._scaler.decide(len(members), queued, work, now, measured)
         if change > 0:
             self._start(measured)

@@ -85,13 +85,11 @@ class Gateway:
         rules = PoolRules(spec.queue, spec.health, spec.retry, spec.breaker)
         rng = random.Random(seed)
         self.pools: dict[str, Pool] = {}
-        self._names: dict[str, Pool] = {}
         for model in spec.models:
             tokenizer = (tokenizers or {}).get(model.name)
             pool = Pool(model, rules, self._lengths, build, tokenizer, rng, clock)
             self.pools[model.name] = pool
-            for name in () if model.only_routes else (model.name, *model.aliases):
-                self._names[name] = pool
+        self._name_pools()
         self._standing = standing  # replicas of an entry that run already, by name
         self._scalers: list[Autoscale] = []
         self._ticking: asyncio.Task[None] | None = None
@@ -332,11 +330,15 @@ class Gateway:
                     pool.replace(one) if one.name in pool.members else pool.add(one)
                 except BadInput as error:
                     failed.append(f"replica {one.name}: {error}")
-        self._names = {}
+        self._name_pools()
+        return failed
+
+    def _name_pools(self) -> None:
+        """Have each pool found by the names that clients may use."""
+        self._names: dict[str, Pool] = {}
         for pool in self.pools.values():
             for name in () if pool.spec.only_routes else (pool.spec.name, *pool.spec.aliases):
                 self._names[name] = pool
-        return failed
 
     # -- what is seen from outside ---------------------------------------------------------------------
 

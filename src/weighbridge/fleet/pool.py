@@ -20,7 +20,7 @@ from weighbridge.fleet.abilities.refusal import RefusalKind
 from weighbridge.fleet.abilities.told import KNOWN_OF
 from weighbridge.fleet.api import Arrival, OnDemand, OutlivesUs, Replica
 from weighbridge.fleet.attempt import AttemptFailed, Attempts
-from weighbridge.fleet.config.command import places_of
+from weighbridge.fleet.config.command import SERVED_NAME, places_of
 from weighbridge.fleet.config.spec import EDGE, STARTED_HERE, HealthSpec, ModelSpec, QueueSpec, ReplicaSpec
 from weighbridge.fleet.desk import NOBODY, Patience, Standing
 from weighbridge.fleet.dispatch import Dispatcher
@@ -57,7 +57,6 @@ FINE_BLOCK_SIZE = 16
 #: Refusals that name what is lacking.
 CLEAR = frozenset({RefusalKind.ABILITY, RefusalKind.ENDPOINT})
 #: The option of `weighbridge serve` that names what is served.
-SERVED_NAME = "--served-model-name"
 #: Seconds for which a context learned from a refusal counts.
 CONTEXT_REMEMBERED = 600.0
 #: Seconds in which a cancelled copy must be gone from the replica's own account of itself.

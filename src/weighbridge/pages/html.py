@@ -88,6 +88,12 @@ def page(title: str, *body: object, style: str = "") -> str:
     )
 
 
+def check_page(path: Path | None) -> None:
+    """Refuse a page that cannot be written, before hours go into what it shows."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise BadInput(f"--html {path}: give a file in a directory that exists", param="html")
+
+
 def save(path: Path, text: str) -> None:
     """Write a page to a file. Raises BadInput when that fails."""
     try:

@@ -15,7 +15,14 @@ from weighbridge.planner.model.config_reader import read_architecture
 from weighbridge.planner.report.report import figures, plan_json
 from weighbridge.planner.search.commands import engine_command
 from weighbridge.planner.search.fit import changes
-from weighbridge.planner.search.speed import DEFAULT_OUTPUT, DEFAULT_PROMPT, Speed, measure, typical_batch
+from weighbridge.planner.search.speed import (
+    DEFAULT_OUTPUT,
+    DEFAULT_PROMPT,
+    Speed,
+    measure,
+    typical_batch,
+    usual_batches,
+)
 
 #: Engines whose plans need nothing of this machine.
 ENGINES = ("vllm", "sglang", "llama.cpp")
@@ -83,5 +90,4 @@ def _speeds(plan: MemoryPlan, device: Device, asked: PlanAsked) -> list[Speed]:
     room = typical_batch(plan, prompt, output)
     if room < 1:
         return []
-    batches = sorted({1, room, *(4**power for power in range(1, 6) if 4**power < room)})
-    return [measure(plan, device, batch, prompt, output, None) for batch in batches]
+    return [measure(plan, device, batch, prompt, output, None) for batch in usual_batches(room)]

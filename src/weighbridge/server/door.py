@@ -138,7 +138,7 @@ class Door:
         """A request that another gateway had read, and what writes the rest of its answer. Raises what reading does."""
         protocol, service = self._protocols[path], self._service
         caller = await service.callers.caller(headers, peer)
-        ask = protocol.read(body)
+        ask = await apart(len(body), protocol.read, body)
         await settle_caller(service, protocol, ask, headers, caller, self._clock())
         return ask, partial(self._answers.answer, ask, protocol)
 

@@ -264,19 +264,18 @@ class _Running:
         self._server.force_exit = not self.drained
 
 
-async def leave(server: uvicorn.Server, timeout: float) -> bool:
+async def leave(server: uvicorn.Server, timeout: float) -> None:
     """Accept no more, answer what comes on the connections that are there, and close each behind its next answer or
-    once it is unused. False when `timeout` seconds were not enough."""
+    once it is unused, for `timeout` seconds at most."""
     stop_accepting(server)
     until = time.monotonic() + timeout
     while connections := list(server.server_state.connections):
         if time.monotonic() >= until:
-            return False
+            return
         for connection in connections:
             if isinstance(connection, BoundedHttp):
                 connection.leave(UNUSED_S)
         await asyncio.sleep(_LOOK_S)
-    return True
 
 
 def stop_accepting(server: uvicorn.Server) -> None:

@@ -439,8 +439,7 @@ class KeptStreams:
 
     async def answer(self, ask: Ask, headers: Headers, write: Writes, receive: Receive, send: Send) -> int:
         """Answer a request whose stream is to be kept; return the status. Raises what nobody foresaw."""
-        if self._sweeping is None:
-            self._sweeping = asyncio.create_task(self._sweep())
+        self._begin_sweeping()
         opened_by = credentials(headers) if self._service.callers.are_asked else None
         stream = KeptStream(ask, opened_by, self)
         if (store := self._service.stream_store) is not None:
@@ -512,20 +511,19 @@ class KeptStreams:
         return json_response({"id": stream.ask.id, "object": "stream", "deleted": True})
 
     async def _named(self, request: Request) -> KeptStream:
-        name, owner = request.path_params["stream"], request.state.tenant
+        name = request.path_params["stream"]
         stream = self._streams.get(name) or await self._elsewhere(name, request)
-        mine = stream is not None and owner in (None, stream.ask.tenant)
-        if (
-            stream is None
-            or not mine
-            or stream.opened_by not in (None, credentials(headers_of(request.headers.raw)))
-        ):
+        if stream is None or not _may_read(request, stream.ask.tenant, stream.opened_by):
             message = (
                 f"there is no stream {name[:80]!r}: one is kept where its request has `x-weighbridge-resume: true`, "
                 f"for {KEPT_S:.0f} s behind its client, and for the key that opened it"
             )
             raise ApiError(404, message, code="stream_not_found")
         return stream
+
+    def _begin_sweeping(self) -> None:
+        if self._sweeping is None:
+            self._sweeping = asyncio.create_task(self._sweep())
 
     # -- streams of other gateways ---------------------------------------------------------------------
 
@@ -542,12 +540,9 @@ class KeptStreams:
             store.failed(error)
             return None
         head, headers = part.head, headers_of(request.headers.raw)
-        if head is None or head.opened_by not in (None, credentials(headers)):
+        if head is None or not _may_read(request, head.tenant, head.opened_by):
             return None
-        if request.state.tenant not in (None, head.tenant):
-            return None
-        if self._sweeping is None:
-            self._sweeping = asyncio.create_task(self._sweep())
+        self._begin_sweeping()
         stream = KeptStream(Ask(name, head.path, {}, "", head.tenant, stream=True), head.opened_by, self)
         stream.begun_elsewhere(head.status, head.headers)
         follower = LogFollower(store, stream, head, part, self.go_on, headers, peer_of(request.scope))
@@ -650,8 +645,7 @@ class LogFollower:
     async def _continued(self) -> bool:
         """Go on with it here; False where another gateway does."""
         stream, head = self._stream, self._head
-        log = await self._store.claim(stream.name, self._part.owner, self._pieces)
-        if log is None:
+        if not await self._store.claim(stream.name, self._part.owner):
             return False
         self._part = await self._read()
         if await self._took():  # its owner lived longer than we thought
@@ -668,6 +662,12 @@ class LogFollower:
         ask.sent = stream.written_here(ask, log)
         await (stream.say_done() if stream.is_whole else stream.write_on(write))
         return True
+
+
+def _may_read(request: Request, tenant: str, opened_by: str | None) -> bool:
+    """Whether whoever asks may have a stream of a tenant, bound to what its client showed."""
+    shown = credentials(headers_of(request.headers.raw))
+    return request.state.tenant in (None, tenant) and opened_by in (None, shown)
 
 
 #: Reads a request that another gateway had: its path, body, headers, and who asks for the rest of its answer.

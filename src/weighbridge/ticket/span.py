@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from os import urandom
 
 PARENT, STATE = "traceparent", "tracestate"
+#: Headers that tell a server which trace a request belongs to.
+TRACE_HEADERS = frozenset({PARENT, STATE})
 #: Characters and members of a `tracestate` that are kept; the standard asks for as many.
 LONGEST_STATE, MOST_MEMBERS = 512, 32
 

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from weighbridge.ticket.record import Ticket
-from weighbridge.ticket.span import SpanName
+from weighbridge.ticket.span import TRACE_HEADERS, SpanName
 
 #: The span of the request that this task works on, for log lines.
 current: ContextVar[SpanName | None] = ContextVar("current_span", default=None)
@@ -77,4 +77,4 @@ class Trace:
 def named(call: SentCall, headers: Mapping[str, str]) -> dict[str, str]:
     """The headers of a call with its span in place of the client's."""
     own = call.span.headers()
-    return {name: value for name, value in headers.items() if name not in ("traceparent", "tracestate")} | own
+    return {name: value for name, value in headers.items() if name not in TRACE_HEADERS} | own

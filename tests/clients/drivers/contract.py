@@ -80,6 +80,14 @@ def refused(status: int, ask: Callable[[], Any], tries: int = 1) -> None:
     raise Wrong(f"nothing was refused with {status}")
 
 
+def strangers(ask: Callable[[Place], Any]) -> dict[str, Step]:
+    """The steps of somebody whose key is nobody's, and of one who asks for a model that is not there."""
+    return {
+        "401": lambda place: refused(401, lambda: ask(place.with_key(WRONG_KEY))),
+        "404": lambda place: refused(404, lambda: ask(place.with_model(NOBODY))),
+    }
+
+
 def statuses(error: BaseException | None) -> list[int]:
     """The HTTP statuses that a client's exception, and those that it came from, tell of."""
     found: list[int] = []

@@ -8,20 +8,7 @@ from typing import Any
 import anthropic
 import pydantic
 from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
-from contract import (
-    LONG,
-    NOBODY,
-    QUESTION,
-    SHORT,
-    SYSTEM,
-    WRONG_KEY,
-    Place,
-    check,
-    data_of,
-    drive,
-    raw,
-    refused,
-)
+from contract import LONG, QUESTION, SHORT, SYSTEM, Place, check, data_of, drive, raw, refused, strangers
 
 EVENTS: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(RawMessageStreamEvent)
 
@@ -136,8 +123,7 @@ if __name__ == "__main__":
             "tools": tools,
             "structured": structured,
             "400": lambda place: refused(400, lambda: ask(place, messages=[])),
-            "401": lambda place: refused(401, lambda: ask(place.with_key(WRONG_KEY))),
-            "404": lambda place: refused(404, lambda: ask(place.with_model(NOBODY))),
+            **strangers(ask),
             "429": lambda place: refused(429, lambda: ask(place.crowded), tries=2),
             "cancelled": cancelled,
         },

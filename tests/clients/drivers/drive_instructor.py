@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import instructor
-from contract import LONG, NOBODY, QUESTION, SYSTEM, WRONG_KEY, Place, check, drive, refused
+from contract import LONG, QUESTION, SYSTEM, Place, check, drive, refused, strangers
 from openai import OpenAI
-from pydantic import BaseModel
+from parcel import Parcel
 
 HI: list[Any] = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
-
-
-class Parcel(BaseModel):
-    """What a structured answer must be."""
-
-    size: Literal["small", "large"]
-    heavy: bool
 
 
 def client_of(place: Place, mode: instructor.Mode = instructor.Mode.TOOLS) -> instructor.Instructor:
@@ -68,8 +61,7 @@ if __name__ == "__main__":
             "tools": tools,
             "structured": structured,
             "400": lambda place: refused(400, lambda: ask(place, temperature=-1)),
-            "401": lambda place: refused(401, lambda: ask(place.with_key(WRONG_KEY))),
-            "404": lambda place: refused(404, lambda: ask(place.with_model(NOBODY))),
+            **strangers(ask),
             "429": lambda place: refused(429, lambda: ask(place.crowded, response_model=None), tries=2),
             "cancelled": cancelled,
         },

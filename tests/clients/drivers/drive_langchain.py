@@ -8,16 +8,9 @@ from contract import LONG, NOBODY, QUESTION, SHORT, SYSTEM, WRONG_KEY, Place, ch
 from langchain.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain.tools import tool
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel
+from parcel import Parcel
 
 HI: list[Any] = [SystemMessage(SYSTEM), HumanMessage(QUESTION)]
-
-
-class Parcel(BaseModel):
-    """What a structured answer must be."""
-
-    size: Literal["small", "large"]
-    heavy: bool
 
 
 @tool

@@ -6,16 +6,9 @@ from contract import LONG, NOBODY, QUESTION, SHORT, SYSTEM, WRONG_KEY, Place, ch
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
-from pydantic import BaseModel
+from parcel import Parcel
 
 HI = [ChatMessage(role="system", content=SYSTEM), ChatMessage(role="user", content=QUESTION)]
-
-
-class Parcel(BaseModel):
-    """What a structured answer must be."""
-
-    size: Literal["small", "large"]
-    heavy: bool
 
 
 def weigh(size: Literal["small", "large"]) -> str:

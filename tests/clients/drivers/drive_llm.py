@@ -5,23 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from contract import LONG, NOBODY, QUESTION, SHORT, SYSTEM, WRONG_KEY, Place, check, drive, refused
-from pydantic import BaseModel
+from contract import LONG, QUESTION, SHORT, SYSTEM, Place, check, drive, refused, strangers
+from parcel import Parcel
 
 HOME = Path(os.environ["HOME"]) / "llm"
 HOME.mkdir(exist_ok=True)
 os.environ["LLM_USER_PATH"] = str(HOME)
 
 import llm  # noqa: E402  it reads where its files are when it is imported
-
-
-class Parcel(BaseModel):
-    """What a structured answer must be."""
-
-    size: Literal["small", "large"]
-    heavy: bool
 
 
 def weigh(size: str) -> str:
@@ -88,8 +81,7 @@ if __name__ == "__main__":
             "tools": tools,
             "structured": structured,
             "400": lambda place: refused(400, lambda: ask(place, max_tokens=-1)),
-            "401": lambda place: refused(401, lambda: ask(place.with_key(WRONG_KEY))),
-            "404": lambda place: refused(404, lambda: ask(place.with_model(NOBODY))),
+            **strangers(ask),
             "429": lambda place: refused(429, lambda: ask(place.crowded), tries=5),
             "cancelled": cancelled,
         },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from contract import NOBODY, QUESTION, SHORT, WRONG_KEY, Place, check, drive, refused
+from contract import QUESTION, SHORT, Place, check, drive, refused, strangers
 from lm_eval.api.instance import Instance
 from lm_eval.models.openai_completions import LocalChatCompletion
 
@@ -44,8 +44,7 @@ if __name__ == "__main__":
         {
             "chat": chat,
             "400": lambda place: refused(400, lambda: said(place, temperature=-1)),
-            "401": lambda place: refused(401, lambda: said(place.with_key(WRONG_KEY))),
-            "404": lambda place: refused(404, lambda: said(place.with_model(NOBODY))),
+            **strangers(said),
             "429": lambda place: refused(429, lambda: said(place.crowded), tries=2),
         },
         CANNOT,

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import ollama
-from contract import (
-    LONG,
-    NOBODY,
-    QUESTION,
-    SHORT,
-    SYSTEM,
-    WRONG_KEY,
-    Place,
-    check,
-    drive,
-    raw,
-    refused,
-)
-from pydantic import BaseModel
+from contract import LONG, QUESTION, SHORT, SYSTEM, Place, check, drive, raw, refused, strangers
+from parcel import Parcel
 
 HI = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
-
-
-class Parcel(BaseModel):
-    """What a structured answer must be."""
-
-    size: Literal["small", "large"]
-    heavy: bool
 
 
 def weigh(size: str) -> str:
@@ -117,8 +98,7 @@ if __name__ == "__main__":
             "400": lambda place: refused(
                 400, lambda: client_of(place).generate(place.model, "a", suffix="b")
             ),
-            "401": lambda place: refused(401, lambda: ask(place.with_key(WRONG_KEY))),
-            "404": lambda place: refused(404, lambda: ask(place.with_model(NOBODY))),
+            **strangers(ask),
             "429": lambda place: refused(429, lambda: ask(place.crowded), tries=2),
             "cancelled": cancelled,
         },

@@ -13,18 +13,11 @@ from agents import (
     function_tool,
     set_tracing_disabled,
 )
-from contract import LONG, NOBODY, QUESTION, SYSTEM, WRONG_KEY, Place, check, drive, refused
+from contract import LONG, QUESTION, SYSTEM, Place, check, drive, refused, strangers
 from openai import AsyncOpenAI
-from pydantic import BaseModel
+from parcel import Parcel
 
 set_tracing_disabled(True)
-
-
-class Parcel(BaseModel):
-    """What a structured answer must be."""
-
-    size: Literal["small", "large"]
-    heavy: bool
 
 
 @function_tool
@@ -92,8 +85,7 @@ if __name__ == "__main__":
             "tools": tools,
             "structured": structured,
             "400": lambda place: refused(400, lambda: ask(place, settings={"temperature": -1})),
-            "401": lambda place: refused(401, lambda: ask(place.with_key(WRONG_KEY))),
-            "404": lambda place: refused(404, lambda: ask(place.with_model(NOBODY))),
+            **strangers(ask),
             "429": lambda place: refused(429, lambda: ask(place.crowded, output_type=None), tries=2),
             "cancelled": cancelled,
         },

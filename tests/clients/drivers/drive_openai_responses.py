@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any
 
-from contract import (
-    LONG,
-    NOBODY,
-    QUESTION,
-    SHORT,
-    SYSTEM,
-    WRONG_KEY,
-    Place,
-    check,
-    drive,
-    refused,
-)
+from contract import LONG, QUESTION, SHORT, SYSTEM, Place, check, drive, refused, strangers
 from openai import OpenAI
-from pydantic import BaseModel
+from parcel import Parcel
 
 TOOL: Any = {
     "type": "function",
@@ -33,13 +22,6 @@ TOOL: Any = {
     },
 }
 LEAST = 16  # what the API takes as the least
-
-
-class Parcel(BaseModel):
-    """What a structured answer must be."""
-
-    size: Literal["small", "large"]
-    heavy: bool
 
 
 def client_of(place: Place) -> OpenAI:
@@ -112,8 +94,7 @@ if __name__ == "__main__":
             "tools": tools,
             "structured": structured,
             "400": lambda place: refused(400, lambda: ask(place, temperature=-1)),
-            "401": lambda place: refused(401, lambda: ask(place.with_key(WRONG_KEY))),
-            "404": lambda place: refused(404, lambda: ask(place.with_model(NOBODY))),
+            **strangers(ask),
             "429": lambda place: refused(429, lambda: ask(place.crowded), tries=2),
             "cancelled": cancelled,
         },

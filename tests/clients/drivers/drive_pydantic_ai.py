@@ -6,19 +6,12 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Literal
 
-from contract import LONG, NOBODY, QUESTION, SHORT, SYSTEM, WRONG_KEY, Place, check, drive, refused
+from contract import LONG, QUESTION, SHORT, SYSTEM, Place, check, drive, refused, strangers
 from openai import AsyncOpenAI
-from pydantic import BaseModel
+from parcel import Parcel
 from pydantic_ai import Agent
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
-
-
-class Parcel(BaseModel):
-    """What a structured answer must be."""
-
-    size: Literal["small", "large"]
-    heavy: bool
 
 
 def agent_of(place: Place, **more: Any) -> Agent[None, Any]:
@@ -94,8 +87,7 @@ if __name__ == "__main__":
             "tools": tools,
             "structured": structured,
             "400": lambda place: refused(400, lambda: ask(place, temperature=-1)),
-            "401": lambda place: refused(401, lambda: ask(place.with_key(WRONG_KEY))),
-            "404": lambda place: refused(404, lambda: ask(place.with_model(NOBODY))),
+            **strangers(ask),
             "429": lambda place: refused(429, lambda: ask(place.crowded), tries=2),
             "cancelled": cancelled,
         },

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.clients.drivers.contract import STEPS
 from tests.clients.lane.site import DOORS
 from tests.clients.lane.table import CLIENTS
 
 PAGE = Path(__file__).parents[3] / "docs" / "guide" / "clients.md"
 _TABLE = re.compile(r"(<!-- clients -->\n).*?(<!-- end -->)", re.DOTALL)
-_STEPS = ("list", "chat", "stream", "tools", "structured", "400", "401", "404", "429", "cancelled")
 
 Told = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -27,7 +27,7 @@ def written(found: Told) -> None:
 def table(found: Told) -> str:
     """A row for each client: yes where a step passed at every door, the doors where it did not, a dash where the
     client has no way to take it. One that was never run has none."""
-    head = ["client", "speaks", *_STEPS]
+    head = ["client", "speaks", *STEPS]
     lines = [_row(head), _row(["---"] * len(head))]
     ran = {name: told for name, told in found.items() if any("versions" in one for one in told.values())}
     lines += [_row([_name(name, told), CLIENTS[name].speaks, *_cells(told)]) for name, told in ran.items()]
@@ -46,7 +46,7 @@ def _name(name: str, told: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _cells(told: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    for step in _STEPS:
+    for step in STEPS:
         if any(step in one.get("cannot", {}) for one in told.values()):
             yield "–"
             continue

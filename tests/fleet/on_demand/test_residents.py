@@ -100,7 +100,7 @@ async def test_a_load_that_fails_is_told_at_once_with_the_reason_and_does_not_ha
 async def test_operators_load_and_unload_and_who_streams_hears_that_we_are_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(wire_answer, "KEEP_ALIVE_SECONDS", 0.15)
+    monkeypatch.setattr(wire_answer, "KEEP_ALIVE_SECONDS", 0.03)  # no process starts as soon as that
     async with house(["a", "b"], 1, keep=["a"], options={"a": SLOW}) as front:
         await until(lambda: front.gateway.ready)  # a is kept
         assert await front.states() == {"a": "loaded", "b": "unloaded"}

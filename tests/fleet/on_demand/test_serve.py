@@ -12,10 +12,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from benchmarks.several_models import NAMES, load_of, ready, run_load
+from benchmarks.several_models import NAMES, load_of, run_load
 
 from tests.fleet.on_demand.test_residents import is_there
-from tests.server.running import free_port
+from tests.server.running import free_port, wait_until_ready
 from tests.tiny import make_tiny
 
 pytestmark = [
@@ -47,7 +47,7 @@ def test_three_models_in_memory_for_two_lose_no_request_and_end_with_the_server(
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         url = f"http://127.0.0.1:{port}"
-        asyncio.run(ready(url, process))  # type: ignore[arg-type]
+        wait_until_ready(url, process, 120.0)
         assert not children(process.pid), "nothing is loaded before somebody asks"
         answers = asyncio.run(run_load(url, load_of(0, 40, 2.0, 0.5, 16)))
         assert Counter(one.how for one in answers) == {"answered": 40}

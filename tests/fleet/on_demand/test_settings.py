@@ -73,6 +73,8 @@ def test_options_of_a_replica_are_read_as_its_server_reads_them() -> None:
     settings = engine_settings(words)
     assert (settings.quantize, settings.kv_cache_memory, settings.max_sequences) == ("int8", 64 * MIB, 8)
     assert not settings.speculate
+    adapters = engine_settings(["--lora", "n=/dir", "--lora=m=/other"]).lora
+    assert [one.name for one in adapters] == ["n", "m"]
     with pytest.raises(BadInput, match="--max-sequences 'few' is no int"):
         engine_settings(["--max-sequences", "few"])
 
@@ -85,6 +87,10 @@ def test_models_that_will_hardly_fit_are_hinted_at(tiny: Path, monkeypatch: pyte
     assert "write `on_demand: {}`" in hint(read(several))
     assert not hint(read("on_demand: {}\n" + several))
     assert not hint(read(f"models: {{a: {{replicas: [{{process: {tiny}, count: 9}}]}}}}"))
+    theirs = "replicas: [{process: any/name, command: [sleep, '{port}']}]"
+    assert not hint(read(f"models: {{a: {{{theirs}}}, b: {{{theirs}}}}}")), (
+        "its name is for its command to know"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ import pytest
 
 from tests.fleet.backends import clients, serving, until
 from tests.fleet.redis_server import Server, needs_redis
-from tests.server.running import free_port, running
+from tests.server.running import free_port, running, wait_until_ready
 from weighbridge.fleet.peers.board import GONE_AFTER
 
 pytest.importorskip("redis", reason="the extra `redis` is not installed")
@@ -142,7 +142,7 @@ class Two:
 async def two(folder: Path, redis: Server, limits: str) -> AsyncIterator[Two]:
     await redis.ready()
     servers = [Counting(), Counting()]
-    async with serving(servers[0]) as one, serving(servers[1]) as other, clients() as client:
+    async with serving(servers[0]) as one, serving(servers[1]) as other:
         ports = free_port(), free_port()
         files = [configured(folder, redis, [one, other], port, limits) for port in ports]
         with ExitStack() as stack:
@@ -150,21 +150,8 @@ async def two(folder: Path, redis: Server, limits: str) -> AsyncIterator[Two]:
             processes = [stack.enter_context(running([*command, str(file)], 30)) for file in files]
             urls = tuple(f"http://127.0.0.1:{port}" for port in ports)
             for url, process in zip(urls, processes, strict=True):
-                await ready(client, url, process)
+                await asyncio.to_thread(wait_until_ready, url, process)
             yield Two((urls[0], urls[1]), processes[0], servers, redis)
-
-
-async def ready(client: aiohttp.ClientSession, url: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(3000):
-        assert process.poll() is None
-        try:
-            async with client.get(url + "/health") as answer:
-                if answer.status == 200:
-                    return
-        except OSError:
-            pass
-        await asyncio.sleep(0.02)
-    raise AssertionError("it did not start in time")
 
 
 @dataclass

@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fleet.backends import Backend, all_served, until
-from tests.fleet.peers.test_membership import PEERS, configuration, entry, gateways
+from tests.fleet.peers.known import PEERS
+from tests.fleet.peers.test_membership import configuration, entry, gateways
 from tests.fleet.redis_server import Server, needs_redis
 from weighbridge.fleet.load.speed import LearnedSpeed, Observed, SpeedLearner
 from weighbridge.fleet.peers import learning as learning_module
-from weighbridge.fleet.peers import peers as peers_module
-from weighbridge.fleet.peers.peers import Peers
 from weighbridge.fleet.peers.prefix_news import LARGEST, MOST_BLOCKS, PrefixNews, read_news
 
 
@@ -115,30 +113,11 @@ def test_what_is_no_news_is_refused(data: bytes) -> None:
 pytest.importorskip("redis", reason="the extra `redis` is not installed")
 
 
-@pytest.fixture(scope="module")
-def redis() -> Iterator[Server]:
-    server = Server()
-    server.start()
-    yield server
-    server.end()
-
-
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(peers_module, "INTERVAL", 0.05)
-    monkeypatch.setattr(peers_module, "PATIENCE", 20.0)
+def told_at_once(monkeypatch: pytest.MonkeyPatch, quick: None, known_peers: None) -> None:
     monkeypatch.setattr(learning_module, "NEWS_EVERY", 0.1)
     monkeypatch.setattr(learning_module, "SPEEDS_EVERY", 0.1)
     monkeypatch.setattr(learning_module, "ASK_AGAIN", 0.1)
-    made = Peers.__init__
-
-    def init(self: Peers, gateway: object, *arguments: object, **options: object) -> None:
-        made(self, gateway, *arguments, **options)  # type: ignore[arg-type]
-        PEERS[id(gateway)] = self
-
-    monkeypatch.setattr(Peers, "__init__", init)
-    yield
-    PEERS.clear()
 
 
 @needs_redis

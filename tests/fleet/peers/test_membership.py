@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 
 from tests.fleet.backends import Backend, Front, all_served, fleet, until
+from tests.fleet.peers.known import PEERS
 from tests.fleet.redis_server import Server, needs_redis
-from weighbridge.fleet.peers import peers as peers_module
 from weighbridge.fleet.peers.peers import Peers
 
 pytest.importorskip("redis", reason="the extra `redis` is not installed")
-pytestmark = needs_redis
+pytestmark = [needs_redis, pytest.mark.usefixtures("quick", "known_peers")]
 
 KEY = "a-long-key-of-the-operator"
 HEADERS = {"authorization": f"Bearer {KEY}"}
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[Server]:
-    server = Server()
-    server.start()
-    yield server
-    server.end()
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look more often than once a second, so that a test waits less."""
-    monkeypatch.setattr(peers_module, "INTERVAL", 0.05)
-    monkeypatch.setattr(peers_module, "PATIENCE", 20.0)
 
 
 @pytest.fixture
@@ -134,23 +119,6 @@ def service_peers(front: Front) -> Peers:
     found = PEERS[id(front.gateway)]
     assert found is not None
     return found
-
-
-PEERS: dict[int, Peers] = {}
-
-
-@pytest.fixture(autouse=True)
-def known_peers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The peers of each gateway that a test starts."""
-    made = Peers.__init__
-
-    def init(self: Peers, gateway: Any, *arguments: Any, **options: Any) -> None:
-        made(self, gateway, *arguments, **options)
-        PEERS[id(gateway)] = self
-
-    monkeypatch.setattr(Peers, "__init__", init)
-    yield
-    PEERS.clear()
 
 
 async def test_while_redis_is_away_each_goes_on_and_both_agree_when_it_is_back(

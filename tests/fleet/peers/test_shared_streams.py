@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,28 +12,13 @@ import pytest
 from tests.fleet.backends import Backend, Front, all_served, events, until
 from tests.fleet.peers.test_membership import configuration, entry, gateways
 from tests.fleet.redis_server import Server, needs_redis
-from weighbridge.fleet.peers import peers as peers_module
 
 pytest.importorskip("redis", reason="the extra `redis` is not installed")
-pytestmark = needs_redis
+pytestmark = [needs_redis, pytest.mark.usefixtures("quick")]
 
 KEYS = {"ann": "a-long-key-of-ann", "bob": "a-long-key-of-bob"}
 NUMBER = re.compile(rb"id: \d+\n")
 TENANTS = "tenants: {ann: {key: a-long-key-of-ann}, bob: {key: a-long-key-of-bob}}"
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[Server]:
-    server = Server()
-    server.start()
-    yield server
-    server.end()
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers_module, "INTERVAL", 0.05)
-    monkeypatch.setattr(peers_module, "PATIENCE", 20.0)
 
 
 def shared(redis: Server, prefix: str, backend: Backend) -> str:

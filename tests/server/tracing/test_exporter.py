@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.server.running import free_port
 from tests.server.tracing.collector import collecting, read
 from weighbridge.secret import Secret
 from weighbridge.server.tracing import exporter as module
@@ -94,12 +95,6 @@ def test_what_is_refused_for_good_is_counted_and_said_once(caplog: pytest.LogCap
         collector.of(last.trace.span.trace_id, 2)
         assert len(collector.requests) == 3
     assert caplog.text.count("traces cannot be sent") == 1
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def test_a_collector_that_is_down_costs_the_traces_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from weighbridge.cli.terminal import errors
 from weighbridge.engine.settings import DEFAULT_MEMORY_SHARE, EngineSettings, available_memory
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.fleet.api import Replica
-from weighbridge.fleet.config.command import all_filled, filled, own_command
+from weighbridge.fleet.config.command import SERVED_NAME, all_filled, filled, own_command
 from weighbridge.fleet.config.difference import expanded
 from weighbridge.fleet.config.spec import FleetSpec, KeySpec, ModelSpec, RaySpec, ReplicaSpec, TenantSpec
 from weighbridge.fleet.gateway import Gateway
@@ -238,8 +238,8 @@ class LocalMakers:
             program = _foreign(spec, again=spec.name not in self._on_demand)
             return ProcessReplica(spec.name, program, lambda base: endpoint_of(spec, base))
         options = list(spec.options)
-        if spec.model is not None and "--served-model-name" not in options:
-            options += ["--served-model-name", spec.model]
+        if spec.model is not None and SERVED_NAME not in options:
+            options += [SERVED_NAME, spec.model]
         comes_and_goes = spec.name in self._on_demand
         if CACHE not in options:
             options += [CACHE, str(self._memory_share())]

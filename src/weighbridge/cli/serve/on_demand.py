@@ -12,7 +12,7 @@ from weighbridge.errors import BadInput
 from weighbridge.fleet.config.on_demand import OnDemandSettings
 from weighbridge.fleet.config.spec import FleetSpec, ModelSpec, ReplicaSpec
 from weighbridge.fleet.on_demand.occupancy import ModelNeeds
-from weighbridge.knobs import bytes_text
+from weighbridge.knobs import bytes_text, mebibytes
 from weighbridge.models.catalogue.store import resolve
 from weighbridge.planner.search.together import SharedModel, shares
 
@@ -20,7 +20,6 @@ from weighbridge.planner.search.together import SharedModel, shares
 FREE_SHARE = 0.9
 #: The option of a replica that says how large its cache is.
 CACHE = "--kv-cache-memory"
-_MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +35,10 @@ class PlannedModels:
 
     @property
     def in_words(self) -> str:
-        sizes = ", ".join(f"{one.name} {_size(one.nbytes)}" for one in self.needs)
+        sizes = ", ".join(f"{one.name} {mebibytes(one.nbytes)}" for one in self.needs)
         kept = sum(one.keep for one in self.needs)
         beside = f" beside {kept} that stay" if kept else ""
-        return f"{self.together} at a time{beside} in {_size(self.memory)}: {sizes}"
+        return f"{self.together} at a time{beside} in {mebibytes(self.memory)}: {sizes}"
 
 
 def planned(spec: FleetSpec) -> PlannedModels | None:
@@ -67,22 +66,22 @@ def planned(spec: FleetSpec) -> PlannedModels | None:
 
 def hint(spec: FleetSpec) -> str:
     """What to say where all that is started at once will hardly fit: no model takes less than its file."""
-    started = [model for model in spec.models if any(one.kind == "process" for one in model.replicas)]
+    started = [own for model in spec.models if (own := [one for one in model.replicas if _is_ours(one)])]
     if spec.on_demand is not None or len(started) < 2:
         return ""
-    files = sum(
-        _file_bytes(one.target) * one.count
-        for model in started
-        for one in model.replicas
-        if one.kind == "process"
-    )
+    files = sum(_file_bytes(one.target) * one.count for own in started for one in own)
     free = available_memory()
     if files <= free:
         return ""
     return (
-        f"the models' files have {_size(files)} together, and {_size(free)} are free: write `on_demand: {{}}` to have "
-        "them loaded when somebody asks for them"
+        f"the models' files have {mebibytes(files)} together, and {mebibytes(free)} are free: write "
+        "`on_demand: {}` to have them loaded when somebody asks for them"
     )
+
+
+def _is_ours(replica: ReplicaSpec) -> bool:
+    """Whether it is started here, by our own command: the target of any other is for that command to make sense of."""
+    return replica.kind == "process" and not replica.command
 
 
 def _file_bytes(target: str) -> int:
@@ -94,9 +93,11 @@ def _file_bytes(target: str) -> int:
 def _sizes(models: Sequence[ModelSpec]) -> dict[str, SizedReplica]:
     """What each replica takes, by its name."""
     replicas = [replica for model in models for replica in model.replicas]
-    paths = [str(resolve(one.target, progress=DownloadBar("Pulling the model"))) for one in replicas]
-    asked = [ReplicaToSize(path, one.options) for path, one in zip(paths, replicas, strict=True)]
-    return dict(zip([one.name for one in replicas], sizes_of(asked), strict=True))
+    ours = [one for one in replicas if _is_ours(one)]
+    paths = [str(resolve(one.target, progress=DownloadBar("Pulling the model"))) for one in ours]
+    asked = [ReplicaToSize(path, one.options) for path, one in zip(paths, ours, strict=True)]
+    found = dict.fromkeys([one.name for one in replicas], SizedReplica(problem="it has a command of its own"))
+    return found | dict(zip([one.name for one in ours], sizes_of(asked) if asked else (), strict=True))
 
 
 def _shared(model: ModelSpec, sizes: Mapping[str, SizedReplica]) -> SharedModel:
@@ -114,8 +115,8 @@ def _shared(model: ModelSpec, sizes: Mapping[str, SizedReplica]) -> SharedModel:
         least = fixed + (pool or 0)
         if model.memory < least:
             raise BadInput(
-                f"model {model.name!r}: `memory: {bytes_text(model.memory)}` is less than the {_size(least)} that its "
-                "weights, workspace and process take"
+                f"model {model.name!r}: `memory: {bytes_text(model.memory)}` is less than the {mebibytes(least)} that "
+                "its weights, workspace and process take"
             )
         if problem or pool is not None:
             return SharedModel(name=model.name, fixed=model.memory, pool=0, keep=model.keep)
@@ -143,7 +144,3 @@ def _sized(replica: ReplicaSpec, size: SizedReplica, pool: int, wanted: int) -> 
         return replica
     own = pool * size.request // wanted
     return replace(replica, options=(*replica.options, CACHE, str(own)))
-
-
-def _size(nbytes: int) -> str:
-    return bytes_text(-(-nbytes // _MIB) * _MIB)

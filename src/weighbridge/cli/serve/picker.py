@@ -16,6 +16,7 @@ from weighbridge.routes.config import load_configuration
 from weighbridge.server.door import Beside
 from weighbridge.server.gateway.service import GatewayService
 from weighbridge.server.lifecycle import bind, check_reach
+from weighbridge.wire.identity.access import in_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +63,12 @@ def epp(
     listener = bind(picker.host, picker.port)  # a taken port is said at once
     check_reach(listener, spec, any(tenant.keys for tenant in spec.tenants))
     listener.close()
-    host = f"[{picker.host}]" if ":" in picker.host else picker.host
     pair = None if spec.tls_cert is None else (spec.tls_cert, spec.tls_key or spec.tls_cert)
 
     def beside(service: GatewayService) -> Beside:
         door = PickerDoor(service, Endpoints(service.gateway, picker.fallbacks))
-        return PickerServer(door, f"{host}:{picker.port}", max_body=spec.max_body, certificate=pair)
+        return PickerServer(
+            door, f"{in_url(picker.host)}:{picker.port}", max_body=spec.max_body, certificate=pair
+        )
 
     serve_spec(spec, json_logs=picker.json_logs, beside=beside)

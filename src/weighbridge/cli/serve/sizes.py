@@ -16,13 +16,13 @@ from typing import Any
 
 import msgspec
 
+from weighbridge.cost.hardware import GIB
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.knobs import Knob, knobs, settings_from
 
 #: Seconds in which the sizes of all models are worked out: their headers are read, nothing else of them.
 PATIENCE = 300.0
-GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,10 @@ def engine_settings(words: Sequence[str]) -> EngineSettings:
             continue
         text = text if given else next(rest, "")
         try:
-            values[found.key] = found.kind(text)
+            read = found.kind(text)
         except ValueError:
             raise BadInput(f"{flag} {text!r} is no {found.kind.__name__}") from None
+        values[found.key] = [*values.get(found.key, ()), read] if found.repeats else read
     return settings_from(EngineSettings, values)
 
 

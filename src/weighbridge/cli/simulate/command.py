@@ -16,7 +16,6 @@ from weighbridge.cli.simulate.inputs import (
     MachineSettings,
     RunSettings,
     WorkloadSettings,
-    check_page,
     check_policy,
     fleet_of,
     fleets_to_compare,
@@ -27,6 +26,7 @@ from weighbridge.cli.simulate.inputs import (
 from weighbridge.cli.simulate.show import show
 from weighbridge.cli.terminal import counting, errors, print_json
 from weighbridge.errors import BadInput
+from weighbridge.pages.html import check_page
 from weighbridge.simulator.experiment import Experiment
 from weighbridge.simulator.fleet import SimulatedEngine
 from weighbridge.simulator.page import write_page

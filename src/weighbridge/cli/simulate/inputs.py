@@ -237,12 +237,6 @@ def fleet_of(
     )
 
 
-def check_page(path: Path | None) -> None:
-    """Refuse a page that cannot be written, before an hour is simulated."""
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise BadInput(f"--html {path}: give a file in a directory that exists", param="html")
-
-
 def check_policy(name: str) -> None:
     make_policy(name, random.Random(0))
 

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from weighbridge.fleet.config.spec import STARTED_HERE, ReplicaSpec
+from weighbridge.ticket.span import TRACE_HEADERS
 from weighbridge.ticket.trace import Callee
 from weighbridge.wire.identity.access import is_this_machine
 
-#: Headers that tell a server which trace a request belongs to, and what its client wrote down beside that.
-TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
+#: What a client wrote down beside the trace that a request belongs to.
 BAGGAGE = "baggage"
+_TRAVEL = TRACE_HEADERS | {BAGGAGE}
 #: Servers that people run themselves.
 ENGINES = frozenset({"weighbridge", "vllm", "sglang", "llama-server", "ollama", "tgi"})
 #: Well-known names of `gen_ai.provider.name`; a server of another kind goes by its own.
 _PROVIDERS = {"gemini": "gcp.gemini", "azure": "azure.ai.openai"}
-_PORTS = {"http": 80, "https": 443}
+USUAL_PORTS = {"http": 80, "https": 443}
 
 
 def callee_of(spec: ReplicaSpec) -> Callee:
@@ -25,7 +26,7 @@ def callee_of(spec: ReplicaSpec) -> Callee:
     if spec.kind in STARTED_HERE:
         return Callee(spec.name, provider)
     parts = urlsplit(spec.target)
-    return Callee(spec.name, provider, parts.hostname or "", parts.port or _PORTS.get(parts.scheme))
+    return Callee(spec.name, provider, parts.hostname or "", parts.port or USUAL_PORTS.get(parts.scheme))
 
 
 def is_own(spec: ReplicaSpec) -> bool:
@@ -43,6 +44,8 @@ def may_trace(spec: ReplicaSpec, *, anonymous: bool) -> bool:
 
 def passed_on(spec: ReplicaSpec, headers: Mapping[str, str], *, anonymous: bool) -> Mapping[str, str]:
     """What of a client's headers goes on to a replica; its baggage only to an engine of ours."""
+    if _TRAVEL.isdisjoint(headers):
+        return headers
     left = set() if may_trace(spec, anonymous=anonymous) else set(TRACE_HEADERS)
     if anonymous or not is_own(spec):
         left.add(BAGGAGE)

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 #: What may stand in braces: where to listen, what to load, the name that clients use, the key that the gateway will
 #: send, and the Python of the machine that it is started on. Other braces are the program's own.
 PLACES = ("host", "port", "model", "name", "key", "python")
+#: What says by which name our own command serves a model.
+SERVED_NAME = "--served-model-name"
 _PLACE = re.compile("{(" + "|".join(PLACES) + ")}")
 
 

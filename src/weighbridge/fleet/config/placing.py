@@ -37,7 +37,7 @@ def _short(bundle: Resources, node: Resources) -> str:
 def _said(bundle: Resources, nodes: Sequence[Resources]) -> str:
     wanted = ", ".join(f"{name} {amount:g}" for name, amount in bundle.items() if amount)
     most = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in bundle}
-    short = next((name for name, amount in bundle.items() if amount > most[name] + 1e-9), "")
+    short = _short(bundle, most)
     if short:
         return f"no node has {_amount(short, bundle)}: the most that one has is {most[short]:g} ({wanted} is wanted)"
     return f"no node has {wanted} together"

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.spec import DiscoverySpec, ReplicaSpec
 from weighbridge.fleet.pool import Pool
+from weighbridge.wire.identity.access import in_url
 
 log = logging.getLogger("weighbridge.fleet")
 
@@ -56,7 +57,6 @@ class Follower:
         self._absent: dict[str, float] = {}  # when they were named no more
         self._rested: set[str] = set()  # who was drained because the source said so
         self._tasks: list[asyncio.Task[None]] = []
-        self.failures = 0
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._part())]
@@ -66,10 +66,6 @@ class Follower:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    @property
-    def names(self) -> set[str]:
-        return set(self._mine)
-
     async def _follow(self) -> None:
         pause, failing = RETRY_S, False
         while True:
@@ -77,7 +73,6 @@ class Follower:
             try:
                 await self._source.watch(self._take)
             except SourceFailed as error:
-                self.failures += 1
                 if not failing:
                     log.warning("%s: %s; its %d replicas stay", self._source.where, error, len(self._mine))
                 failing = True
@@ -136,12 +131,8 @@ class Follower:
                         await self._pool.remove(name, 0.0)
 
     def _name(self, one: FoundServer) -> str:
-        return f"{self._spec.name}-{_host(one.address)}:{one.port}"
+        return f"{self._spec.name}-{in_url(one.address)}:{one.port}"
 
     def _of(self, name: str, one: FoundServer) -> ReplicaSpec:
-        target = f"{self._spec.scheme}://{_host(one.address)}:{one.port}"
+        target = f"{self._spec.scheme}://{in_url(one.address)}:{one.port}"
         return replace(self._spec.template, name=name, target=target)
-
-
-def _host(address: str) -> str:
-    return f"[{address}]" if ":" in address else address

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode
 from weighbridge.fleet.discovery.found import SourceFailed, Tell
 from weighbridge.fleet.discovery.slices import Expired, MalformedSlices, SliceBook
 from weighbridge.wire.client import HttpClient, Response, Trust
+from weighbridge.wire.identity.access import in_url
 
 #: What a pod is given of its service account.
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -72,8 +73,7 @@ class KubernetesSource:
                 raise SourceFailed(
                     "this is no pod of a cluster (KUBERNETES_SERVICE_HOST is not set); give `api`"
                 )
-            name = f"[{host}]" if ":" in host else host
-            api = f"https://{name}:{os.environ.get('KUBERNETES_SERVICE_PORT', '443')}"
+            api = f"https://{in_url(host)}:{os.environ.get('KUBERNETES_SERVICE_PORT', '443')}"
         return HttpClient(api, CONNECT_S, trust=Trust(ca=ca if ca.exists() else None))
 
     async def _list(self, client: HttpClient, book: SliceBook) -> None:

@@ -6,12 +6,12 @@ What the API server sends is checked by type; a slice that is none is left out a
 from __future__ import annotations
 
 from enum import StrEnum
-from ipaddress import ip_address
 from typing import Any
 
 import msgspec
 
 from weighbridge.fleet.discovery.found import FoundServer
+from weighbridge.wire.identity.access import is_address
 
 #: Slices of one service that are kept, and endpoints of one of them.
 MOST_SLICES, MOST_ENDPOINTS = 1024, 1000
@@ -149,7 +149,7 @@ class SliceBook:
             address = (
                 endpoint.addresses[0] if endpoint.addresses else ""
             )  # by the API all others mean the same
-            if serves and _is_address(address):
+            if serves and is_address(address):
                 found.add(FoundServer(address, number, is_leaving))
         return frozenset(found)
 
@@ -160,14 +160,6 @@ class SliceBook:
             if self._port is None or self._port in (one.name, one.port):
                 return one.port
         return None
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _decoded(data: bytes, kind: type[Any]) -> Any:

@@ -211,11 +211,6 @@ class Board:
                 no_record = bytes(old)  # it stands against nothing
         raise RefusedRecord(f"somebody else writes over the record of {record.name!r} again and again")
 
-    async def forget(self, names: Sequence[str]) -> None:
-        """Take away what is kept of names."""
-        if names:
-            await self._done(self._redis.hdel(self._members, *names))
-
     async def write_speeds(self, speeds: Mapping[str, bytes]) -> None:
         """Keep what was learned of replicas' speeds, for whoever asks."""
         flat = [part for pair in speeds.items() for part in pair]

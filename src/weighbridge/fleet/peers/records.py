@@ -9,7 +9,7 @@ that has lost everything, come to the same as soon as all records are in one pla
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -145,11 +145,10 @@ class Roster:
 
     def forget_removed(self, now: float) -> list[str]:
         """Forget replicas that were removed long ago; return their names."""
-        return self.forget([name for name, one in self._records.items() if is_past(one, now)])
-
-    def forget(self, names: Iterable[str]) -> list[str]:
-        """Forget what is known of names; return those of which something was."""
-        return [name for name in names if self._records.pop(name, None) is not None]
+        past = [name for name, one in self._records.items() if is_past(one, now)]
+        for name in past:
+            del self._records[name]
+        return past
 
 
 def is_past(record: MemberRecord, now: float) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 from weighbridge.errors import BadInput
 from weighbridge.fleet.api import Answer, Call, Report
-from weighbridge.fleet.config.command import all_filled, filled, own_command
+from weighbridge.fleet.config.command import SERVED_NAME, all_filled, filled, own_command
 from weighbridge.fleet.config.placing import unplaceable
 from weighbridge.fleet.config.spec import RaySpec, ReplicaSpec
 from weighbridge.fleet.replica import Failure, ReplicaError
@@ -123,8 +123,8 @@ def plan_of(spec: ReplicaSpec, key: Secret) -> dict[str, Any]:
     threads = spec.threads or max(int(bundles_of(spec.ray)[0].get("CPU", 1)), 1)
     name = spec.model or (spec.names[0] if spec.names else "")
     options = list(spec.options)
-    if not spec.command and name and "--served-model-name" not in options:
-        options += ["--served-model-name", name]
+    if not spec.command and name and SERVED_NAME not in options:
+        options += [SERVED_NAME, name]
     command = spec.command or own_command(spec.target, options, threads)
     env = {name: value.reveal() for name, value in spec.env.items()}
     if not spec.command:
@@ -192,6 +192,15 @@ class RayReplica:
 
     async def close(self) -> None:
         """Let go of it. It goes on, unless it is not to outlive us."""
+        await (self._let_go() if self._spec.ray.keep else self.end())
+
+    async def end(self) -> None:
+        """Let go of it, and end it wherever it runs."""
+        await self._let_go()
+        self._actor = None
+        await asyncio.to_thread(_end, self._spec)
+
+    async def _let_go(self) -> None:
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)
@@ -199,15 +208,6 @@ class RayReplica:
         if self._http is not None:
             await self._http.close()
             self._http = None
-        if not self._spec.ray.keep:
-            await self.end()
-
-    async def end(self) -> None:
-        """Let go of it, and end it wherever it runs."""
-        keep, self._spec = self._spec, replace(self._spec, ray=replace(self._spec.ray, keep=True))
-        await self.close()
-        self._actor = None
-        await asyncio.to_thread(_end, keep)
 
     async def pid(self) -> int:
         """Of the engine's keeper, on whichever machine the actor runs."""

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from weighbridge.errors import BadInput, UnsupportedModel, said, some_of
+from weighbridge.errors import BadInput, UnsupportedModel, some_of
 from weighbridge.models.adapters.peft_config import LoraConfig, lora_config
+from weighbridge.models.compute.finite import is_finite
+from weighbridge.models.files.checkpoint import open_safetensors
 from weighbridge.models.files.fields import Fields, shown
 from weighbridge.models.files.hf_config import read_json
 
@@ -29,7 +30,6 @@ _OTHERS = (
     (".lora_A.bias", "a bias"),
     (".lora_B.bias", "a bias"),
 )
-_CHUNK = 1 << 20
 
 
 class MatrixShape(NamedTuple):
@@ -74,7 +74,7 @@ class AdapterFile:
 
         Raises BadInput for what is no number there.
         """
-        with _opened(self.path) as file:
+        with open_safetensors(self.path / WEIGHTS) as file:
             return {module: self._pair(file, module, one, dtype) for module, one in self.matrices.items()}
 
     def _pair(
@@ -83,7 +83,7 @@ class AdapterFile:
         down = file.get_tensor(one.down).float().to(dtype)
         up = (file.get_tensor(one.up).float() * one.scale).to(dtype).T.contiguous()
         for name, tensor in ((one.down, down), (one.up, up)):
-            if not bool(tensor.isfinite().all()):
+            if not is_finite(tensor):
                 kind = str(dtype).removeprefix("torch.")
                 raise BadInput(
                     f"tensor {shown(name)} of {self.path / WEIGHTS} holds NaN or infinity in {kind}: the adapter is "
@@ -96,7 +96,7 @@ def open_adapter(directory: Path, modules: Mapping[str, MatrixShape], max_rank: 
     """Check an adapter against the matrices of its base. Raises BadInput or UnsupportedModel naming what is wrong."""
     _check_files(directory)
     config = lora_config(Fields(read_json(directory / CONFIG), str(directory / CONFIG)))
-    with _opened(directory) as file:
+    with open_safetensors(directory / WEIGHTS) as file:
         matrices = _matrices(directory, file, config, modules)
     _check_whole(directory, config, matrices, modules)
     rank = max(one.rank for one in matrices.values())
@@ -125,14 +125,6 @@ def _check_files(directory: Path) -> None:
         "PEFT, `PeftModel.from_pretrained(BASE, DIR).save_pretrained(NEW_DIR)`",
         param="lora",
     )
-
-
-def _opened(directory: Path) -> Any:
-    file = directory / WEIGHTS
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{file} is not a complete safetensors file: {said(error)}") from error
 
 
 def _matrices(
@@ -217,6 +209,5 @@ def _fingerprint(directory: Path) -> bytes:
     for name in (CONFIG, WEIGHTS):
         digest.update(name.encode())
         with (directory / name).open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+            hashlib.file_digest(file, lambda: digest)
     return digest.digest()

@@ -86,21 +86,17 @@ class SiteStacks:
     def _inner(self, x: torch.Tensor, mixed: Mixed) -> list[tuple[int, torch.Tensor]]:
         """What `down` makes of x in each row's own slot, [rows, ranks * slots] of each part that adapters add to."""
         live = [index for index, held in enumerate(self._held) if held]
-        if not live:
-            return []
         if mixed.ranks == self._ranks and len(live) == len(self._parts):  # all of the memory: one product
-            found = [(-1, self._down.flatten(0, 2))]
-        else:
-            found = [(index, self._down[index, : mixed.ranks].flatten(0, 1)) for index in live]
-        inner = []
-        for index, down in found:
-            product = torch.mm(x, down.T)
-            mixed.keep_own(product)
-            inner.append((index, product))
-        if found[0][0] >= 0:
-            return inner
-        width = mixed.ranks * self._slots
-        return [(index, inner[0][1][:, index * width : (index + 1) * width]) for index in live]
+            product, width = _own(x, self._down.flatten(0, 2), mixed), mixed.ranks * self._slots
+            return [(index, product[:, index * width : (index + 1) * width]) for index in live]
+        return [(index, _own(x, self._down[index, : mixed.ranks].flatten(0, 1), mixed)) for index in live]
+
+
+def _own(x: torch.Tensor, down: torch.Tensor, mixed: Mixed) -> torch.Tensor:
+    """Rows of x through the matrices of all slots, with what is not a row's own set to zero."""
+    product = torch.mm(x, down.T)
+    mixed.keep_own(product)
+    return product
 
 
 class BatchRows:

@@ -75,6 +75,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def open_safetensors(file: Path) -> Any:
+    """Return the mapped file. Raises BadInput when it is not safetensors, or is cut short."""
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"{file} is not a complete safetensors file: {said(error)}") from error
+
+
 class SafetensorsDirectory:
     """`file_of` maps names of tensors to files. Raises BadInput for a directory whose files are not complete."""
 
@@ -93,10 +101,7 @@ class SafetensorsDirectory:
     def opened(self, file: Path) -> Any:
         """Return the mapped file. Raises BadInput when it is not safetensors, or is cut short."""
         if file not in self._open:
-            try:
-                self._open[file] = safe_open(file, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise BadInput(f"{file} is not a complete safetensors file: {said(error)}") from error
+            self._open[file] = open_safetensors(file)
         return self._open[file]
 
     def _weight_map(self) -> dict[str, Path]:

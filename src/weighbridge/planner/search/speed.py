@@ -161,6 +161,11 @@ def time_per_token(decode: StepCost, prefill: StepCost, batch: float, prompt: fl
     return step + (batch - 1) * beside / output
 
 
+def usual_batches(most: int) -> list[int]:
+    """One request, `most`, and the powers of four between: the batches whose speed is shown."""
+    return sorted({1, most, *(4**power for power in range(1, 6) if 4**power < most)})
+
+
 def measure(
     plan: MemoryPlan, device: Device, batch: int, prompt: int, output: int, price: float | None = None
 ) -> Speed:

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weighbridge.errors import BadInput
-from weighbridge.knobs import bytes_text
+from weighbridge.knobs import MIB, mebibytes
 
 #: Of what a model leaves of the memory, what its cache gets at least where not even one full request would fit into it.
 _LEAST_SHARE = 0.25
-_MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +60,7 @@ def shares(models: Sequence[SharedModel], memory: int) -> Shares:
         pool = least[one.name] - one.fixed
         if one.pool is None and wanted:
             more = spare * _wanted(one) // wanted
-            pool = max(min(pool + more, one.most), pool) // _MIB * _MIB or pool
+            pool = max(min(pool + more, one.most) // MIB * MIB, pool)
         pools[one.name] = pool
     return Shares(pools, together)
 
@@ -83,10 +82,10 @@ def _check(
     """Raise BadInput where those that are kept do not fit, or one of the others beside them."""
     always = sum(least[one.name] for one in kept)
     if always > memory:
-        sizes = ", ".join(f"{one.name} {_size(least[one.name])}" for one in kept)
+        sizes = ", ".join(f"{one.name} {mebibytes(least[one.name])}" for one in kept)
         raise BadInput(
-            f"the models that are kept (`keep: true`) need {_size(always)} together, and there are {_size(memory)} "
-            f"for all models: {sizes}; keep fewer, or give `on_demand: {{memory: ...}}` more"
+            f"the models that are kept (`keep: true`) need {mebibytes(always)} together, and there are "
+            f"{mebibytes(memory)} for all models: {sizes}; keep fewer, or give `on_demand: {{memory: ...}}` more"
         )
     problems = [
         _too_large(one, least[one.name], memory - always)
@@ -99,11 +98,7 @@ def _check(
 
 def _too_large(one: SharedModel, need: int, room: int) -> str:
     return (
-        f"model {one.name!r} can never be loaded: it needs {_size(need)} ({_size(one.fixed)} for weights, workspace "
-        f"and process, the rest for its cache), and {_size(max(room, 0))} are left for it; give "
+        f"model {one.name!r} can never be loaded: it needs {mebibytes(need)} ({mebibytes(one.fixed)} for weights, "
+        f"workspace and process, the rest for its cache), and {mebibytes(max(room, 0))} are left for it; give "
         "`on_demand: {memory: ...}` more, keep fewer models, or quantise it (`options: {quantize: int4}`)"
     )
-
-
-def _size(nbytes: int) -> str:
-    return bytes_text(-(-nbytes // _MIB) * _MIB)

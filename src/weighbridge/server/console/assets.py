@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 
@@ -55,9 +56,10 @@ class Asset:
     mark: str
 
 
-def read_assets() -> dict[str, Asset]:
-    """The files of the console by name."""
-    found = {}
+@cache
+def read_assets() -> Mapping[str, Asset]:
+    """The files of the console by name; read once, for those who serve them and those who name them."""
+    found: dict[str, Asset] = {}
     for one in files("weighbridge.server.console").joinpath("static").iterdir():
         kind = _TYPES.get(one.name.rpartition(".")[2])
         if kind is not None:

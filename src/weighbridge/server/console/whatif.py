@@ -16,7 +16,7 @@ from weighbridge.server.console.assets import HEADERS
 from weighbridge.server.endpoint import Audience, Endpoint, HttpService, json_response
 from weighbridge.server.watching.history import GOOD_ITL_S, GOOD_TTFT_S
 from weighbridge.ticket import Leg, Ticket
-from weighbridge.wire.body import read_body
+from weighbridge.wire.body import decode, read_body
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.headers import headers_of
 
@@ -62,10 +62,7 @@ class WhatIfEndpoints:
     async def simulate(self, request: Request) -> Response:
         """The last minutes again, with the replicas there are and with others."""
         body = await read_body(request.receive, headers_of(request.headers.raw), _LONGEST_BODY)
-        try:
-            asked = msgspec.json.decode(body or b"{}", type=WhatIfAsked)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise ApiError(400, f"the request body cannot be read: {error}", param="body") from error
+        asked = decode(body or b"{}", WhatIfAsked)
         known = self._service.seen.known(asked.model)
         requests = self._came(known.model)
         if len(requests) < FEWEST_REQUESTS:
@@ -112,10 +109,7 @@ class WhatIfEndpoints:
     async def plan(self, request: Request) -> Response:
         """What of a model of the catalogue fits on devices of the catalogue, how fast it is and what it costs."""
         body = await read_body(request.receive, headers_of(request.headers.raw), _LONGEST_BODY)
-        try:
-            msgspec.json.decode(body, type=NamedPlan)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise ApiError(400, f"the request body cannot be read: {error}", param="body") from error
+        decode(body, NamedPlan)
         return _private(await self._aside.ask("plan", body))
 
     async def catalogue(self, request: Request) -> Response:

@@ -28,8 +28,8 @@ log = logging.getLogger("weighbridge.server")
 LOG_SECONDS, ENDED_SECONDS = 180, 60
 #: Seconds for one command: a stream waits for it.
 PATIENCE = 2.0
-#: Bytes of what is encrypted beside itself; of one piece, and pieces that are read at once.
-SEALED_BYTES, LARGEST_PIECE, PIECES = 28, 4 << 20, 64
+#: Bytes of one piece, and pieces that are read at once.
+LARGEST_PIECE, PIECES = 4 << 20, 64
 
 #: KEYS: hash, list. ARGV: owner, piece, seconds it is kept. Replies with the pieces that there are and the seconds
 #: since somebody read it elsewhere (-1: nobody did), or with -1 where somebody else has it now.
@@ -105,7 +105,6 @@ class StreamStore:
         """`key`: the digest of the operator's key; `is_gone`: whether another gateway has ended."""
         self.me, self.is_gone = me, is_gone
         self.held = 0
-        self.operations = 0
         self._room, self._prefix = room, prefix
         self._cipher = AESGCM(hmac.new(key, b"weighbridge:streams", sha256).digest())
         self._redis = redis_client(url, PATIENCE, "shared")
@@ -124,7 +123,7 @@ class StreamStore:
             await self._done(self._redis.hset(keys[0], mapping={"owner": self.me, "head": data}))
             await self._done(self._redis.expire(keys[0], LOG_SECONDS))
         except Exception as error:
-            self._failed(error)
+            self.failed(error)
             return None
         self.held += len(data)
         return StreamLog(self, name, len(data), 0)
@@ -142,11 +141,9 @@ class StreamStore:
         ]
         return LogPart(owner.decode("utf-8", "replace"), told, found)
 
-    async def claim(self, name: str, owner: str, pieces: int) -> StreamLog | None:
-        """Have a log from now on that its owner has left behind; None where another gateway was quicker."""
-        if not int(await self._done(self._claim(keys=self._keys(name)[:1], args=[owner, self.me]))):
-            return None
-        return StreamLog(self, name, 0, pieces)
+    async def claim(self, name: str, owner: str) -> bool:
+        """Have a log from now on that its owner has left behind; False where another gateway was quicker."""
+        return bool(int(await self._done(self._claim(keys=self._keys(name)[:1], args=[owner, self.me]))))
 
     async def drop(self, name: str) -> None:
         await self._done(self._redis.delete(*self._keys(name)))
@@ -172,7 +169,11 @@ class StreamStore:
         return len(data), float(read)
 
     def failed(self, error: Exception) -> None:
-        self._failed(error)
+        """Say, the first time, why streams are this gateway's alone."""
+        if not self._complained:
+            self._complained = True
+            why = (str(error) or type(error).__name__)[:200]
+            log.warning("streams are kept at this gateway alone: %s", why)
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -192,15 +193,8 @@ class StreamStore:
             raise Lost(f"its log is none of ours: {type(error).__name__}") from None
 
     async def _done(self, work: Any) -> Any:
-        self.operations += 1
         async with asyncio.timeout(PATIENCE):
             return await work
-
-    def _failed(self, error: Exception) -> None:
-        if not self._complained:
-            self._complained = True
-            why = (str(error) or type(error).__name__)[:200]
-            log.warning("streams are kept at this gateway alone: %s", why)
 
 
 class StreamLog:

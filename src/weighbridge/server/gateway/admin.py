@@ -28,12 +28,12 @@ from weighbridge.server.gateway.changes import (
     FleetChange,
     NotWritten,
     entry_of,
+    operator_of,
 )
 from weighbridge.server.gateway.reload import Reloading
 from weighbridge.wire.body import decode, read_body
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.headers import headers_of
-from weighbridge.wire.identity.callers import peer_of
 from weighbridge.wire.keys import Keys
 
 #: What is so of a replica behind each act of an operator.
@@ -113,7 +113,7 @@ class Admin:
             raise ApiError(
                 400, "this gateway has no file to read again, or loads its models on demand; start it anew"
             )
-        return json_response(await self._reloading.reload(_who(request)))
+        return json_response(await self._reloading.reload(operator_of(request)))
 
     async def changes(self, request: Request) -> Response:
         """What was changed, the newest first."""
@@ -152,7 +152,9 @@ class Admin:
         entry: dict[str, Any] | None = None,
     ) -> None:
         """Write a change down before it is made. Raises NotWritten."""
-        change = FleetChange(time.time(), _who(request), act, name, pool.spec.name, before, after, entry)
+        change = FleetChange(
+            time.time(), operator_of(request), act, name, pool.spec.name, before, after, entry
+        )
         async with self._writing:
             await asyncio.to_thread(self._changes.write, change)
         if name not in pool.members and act is not FleetAct.ADD:  # somebody else was quicker
@@ -176,7 +178,7 @@ class Admin:
         if self._peers is None or self._peers.members is None or not is_shared(spec):
             yield
             return
-        peers, who = self._peers, _who(request)
+        peers, who = self._peers, operator_of(request)
         known = self._peers.members.roster.get(spec.name)
         before = known.rest if known is not None else Rest.REMOVED if act is FleetAct.ADD else Rest.HERE
         with self._peers.members.changing(spec.name):
@@ -225,10 +227,6 @@ def _check_stays(pool: Pool) -> None:
             f"{pool.spec.name!r} is loaded on demand; POST /v1/models/load and /v1/models/unload change that"
         )
         raise ApiError(409, message, code="on_demand", param="replica")
-
-
-def _who(request: Request) -> str:
-    return f"operator at {peer_of(request.scope).address or 'an unknown address'}"
 
 
 def _rest(pool: Pool, name: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from starlette.requests import Request
 
 from weighbridge.errors import BadInput, Refused, WeighbridgeError
 from weighbridge.fleet.config.difference import expanded
@@ -28,6 +29,7 @@ from weighbridge.server.gateway.tenants import TenantAct, TenantChange, TenantSt
 from weighbridge.state.database import reason, sentence
 from weighbridge.state.lines import read_lines
 from weighbridge.state.schema import VERSION_KEY, DocumentSchema, unchanged
+from weighbridge.wire.identity.callers import peer_of
 
 log = logging.getLogger("weighbridge.fleet")
 
@@ -220,3 +222,8 @@ def _added_again(gateway: Gateway, name: str, model: str, entry: dict[str, Any] 
 def specs_of(entry: Mapping[str, Any], name: str) -> Iterable[ReplicaSpec]:
     """The replicas that an entry stands for. Raises BadInput."""
     return expanded(replica_from_json({key: one for key, one in entry.items() if key != "for"}, name))
+
+
+def operator_of(request: Request) -> str:
+    """Who asked for a change, as the log says it: whoever has the operator's key, and from where."""
+    return f"operator at {peer_of(request.scope).address or 'an unknown address'}"

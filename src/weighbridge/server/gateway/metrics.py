@@ -55,9 +55,7 @@ class GatewayMetrics:
         self._http = counter("http_requests", "HTTP requests", "route", "status")
         self.stalls = stall_histogram(registry)
         self._tenants: set[str] = set()
-        self.peers: Peers | None = None
         registry.register(_FleetCollector(gateway))
-        registry.register(_PeersCollector(self))
         gateway.on_finished.append(self.finished)
 
     def register(self, collector: Collector) -> None:
@@ -163,16 +161,14 @@ class _FleetCollector(Collector):  # type: ignore[misc]
         yield lost
 
 
-class _PeersCollector(Collector):  # type: ignore[misc]
-    """What this gateway shares with others, where it does."""
+class PeersCollector(Collector):  # type: ignore[misc]
+    """What this gateway shares with others."""
 
-    def __init__(self, metrics: GatewayMetrics) -> None:
-        self._metrics = metrics
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
 
     def collect(self) -> Iterator[Any]:
-        peers = self._metrics.peers
-        if peers is None:
-            return
+        peers = self._peers
         told = peers.told()
         yield _gauge("gateway_shared_up", "Whether what gateways share is read and written now", [], [
             ([], told["redis"] == "up")

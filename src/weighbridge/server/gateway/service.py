@@ -23,7 +23,7 @@ from weighbridge.server.endpoint import Audience, ChatTokenizer, Endpoint, NoTok
 from weighbridge.server.gateway.admin import Admin
 from weighbridge.server.gateway.behind import asked_behind
 from weighbridge.server.gateway.changes import ChangeLog, made_again
-from weighbridge.server.gateway.metrics import GatewayMetrics
+from weighbridge.server.gateway.metrics import GatewayMetrics, PeersCollector
 from weighbridge.server.gateway.on_demand import ModelAdmin, ResidentsCollector, status_of
 from weighbridge.server.gateway.reload import Reloading, Source
 from weighbridge.server.gateway.sharing import seeds_of, shared_with, streams_of
@@ -96,7 +96,8 @@ class GatewayService:
         self.callers = Callers(keys_of(spec, self.tenants), spec, priorities)
         self.peers = shared_with(gateway, self.changes)
         self.stream_store = streams_of(spec, self.peers)
-        metrics.peers = self.peers
+        if self.peers is not None:
+            metrics.register(PeersCollector(self.peers))
         self.reloading = (
             Reloading(gateway, self.changes, self.peers, source, routes or RoutesSettings())
             if source is not None

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.secret import Secret
 from weighbridge.server.endpoint import Audience, Endpoint, json_response
-from weighbridge.server.gateway.changes import ChangeLog
+from weighbridge.server.gateway.changes import ChangeLog, operator_of
 from weighbridge.server.gateway.tenants import (
     MOST_KEYS,
     MOST_TENANTS,
@@ -34,10 +33,9 @@ from weighbridge.server.gateway.tenants import (
     written,
 )
 from weighbridge.wire.ask import LONGEST_NAME
-from weighbridge.wire.body import read_body
+from weighbridge.wire.body import decode, read_body
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.headers import headers_of
-from weighbridge.wire.identity.callers import peer_of
 from weighbridge.wire.keys import ApiKey, Keys, digest_of, new_key
 
 Asked = TypeVar("Asked")
@@ -200,8 +198,7 @@ class TenantAdmin:
         **more: Any,
     ) -> None:
         """Raises NotWritten."""
-        who = f"operator at {peer_of(request.scope).address or 'an unknown address'}"
-        change = TenantChange(self._clock(), who, act, tenant, before, after, **more)
+        change = TenantChange(self._clock(), operator_of(request), act, tenant, before, after, **more)
         await asyncio.to_thread(self._changes.write, change)
 
     def _check(self, request: Request) -> None:
@@ -230,10 +227,7 @@ def _key_words(key: MadeKey) -> str:
 async def _read(request: Request, kind: type[Asked]) -> Asked:
     """The request's JSON object; nothing at all is an empty one. Raises ApiError."""
     body = await read_body(request.receive, headers_of(request.headers.raw), _LONGEST_BODY)
-    try:
-        return msgspec.json.decode(body if body.strip() else b"{}", type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(400, f"the request body cannot be read: {error}", param="body") from error
+    return decode(body if body.strip() else b"{}", kind)
 
 
 def _expiry(value: str | None, now: float) -> float | None:

@@ -10,6 +10,9 @@ from typing import Any
 Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string", "maxLength": 200_000}
+_SOME_TEXT: Schema = {**_TEXT, "minLength": 1}
+#: A part or an item of a kind that its `type` names.
+_TYPED: Schema = {"type": "object", "required": ["type"]}
 _NAME: Schema = {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"}
 _PARAMETERS: Schema = {"type": "object", "description": "A JSON schema of an object."}
 _IDS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -50,19 +53,16 @@ _MESSAGE: Schema = {
     ]
 }
 _MESSAGES: Schema = {"type": "array", "items": _MESSAGE, "minItems": 1}
-_INPUT: Schema = {
-    "oneOf": [
-        {**_TEXT, "minLength": 1},
-        {"type": "array", "items": {**_TEXT, "minLength": 1}, "minItems": 1, "maxItems": 64},
-        _IDS,
-    ]
+_TEXTS: Schema = {
+    "oneOf": [_SOME_TEXT, {"type": "array", "items": _SOME_TEXT, "minItems": 1, "maxItems": 64}]
 }
+_INPUT: Schema = {"oneOf": [*_TEXTS["oneOf"], _IDS]}
 _FUNCTION = _object({"name": _NAME}, description=_TEXT, parameters=_PARAMETERS)
 _TOOL = _object({"type": _words("function"), "function": _FUNCTION})
 _BLOCKS: Schema = {
     "oneOf": [
-        {**_TEXT, "minLength": 1},
-        {"type": "array", "items": {"type": "object", "required": ["type"]}, "minItems": 1},
+        _SOME_TEXT,
+        {"type": "array", "items": _TYPED, "minItems": 1},
     ]
 }
 _TURNS: Schema = {
@@ -73,13 +73,14 @@ _TURNS: Schema = {
 _ITEM: Schema = {
     "oneOf": [
         _object({"role": _words("system", "user", "developer", "assistant"), "content": _TEXT}),
-        {"type": "object", "required": ["type"]},
+        _TYPED,
     ]
 }
+_TURNS_OR_TEXT: Schema = {"oneOf": [_SOME_TEXT, {"type": "array", "items": _ITEM, "minItems": 1}]}
 
-_NO_BLANK: Schema = {"type": "string", "minLength": 1}
+_WORD: Schema = {"type": "string", "minLength": 1}
 _STOP: Schema = {
-    "anyOf": [_NO_BLANK, {"type": "array", "items": _NO_BLANK, "maxItems": 16}, _NOTHING],
+    "anyOf": [_WORD, {"type": "array", "items": _WORD, "maxItems": 16}, _NOTHING],
 }
 _TOKENS: Schema = {"anyOf": [_IDS, _NOTHING]}
 _EXTENSION: Schema = {"anyOf": [{"$ref": "#/components/schemas/Extension"}, _NOTHING]}
@@ -108,7 +109,7 @@ _OLDER: dict[str, Schema | None] = dict.fromkeys(
 _DRAWN: dict[str, Schema | None] = {
     **_OLDER,
     "stop": _STOP,
-    "bad_words": {"anyOf": [{"type": "array", "items": _NO_BLANK, "maxItems": 16}, _NOTHING]},
+    "bad_words": {"anyOf": [{"type": "array", "items": _WORD, "maxItems": 16}, _NOTHING]},
     "logit_bias": {
         "anyOf": [
             {
@@ -132,9 +133,7 @@ _PROVIDERS_OWN: dict[str, Schema | None] = {"mcp_servers": None, "container": No
 _ANTHROPIC: dict[str, Schema | None] = {
     **_PROVIDERS_OWN,
     "messages": _TURNS,
-    "system": {
-        "anyOf": [_TEXT, {"type": "array", "items": {"type": "object", "required": ["type"]}}, _NOTHING]
-    },
+    "system": {"anyOf": [_TEXT, {"type": "array", "items": _TYPED}, _NOTHING]},
     "tools": {
         "anyOf": [
             {
@@ -186,7 +185,7 @@ NARROWED: dict[str, dict[str, Schema | None]] = {
         "conversation": None,
         "prompt": None,
         "include": {"anyOf": [{"type": "array", "items": _words("reasoning.encrypted_content")}, _NOTHING]},
-        "input": {"oneOf": [{**_TEXT, "minLength": 1}, {"type": "array", "items": _ITEM, "minItems": 1}]},
+        "input": _TURNS_OR_TEXT,
         "tools": {
             "type": "array",
             "items": _object(
@@ -212,27 +211,17 @@ NARROWED: dict[str, dict[str, Schema | None]] = {
         "template": None,
     },
     "OllamaEmbedRequest": {
-        "input": {
-            "oneOf": [
-                {**_TEXT, "minLength": 1},
-                {"type": "array", "items": {**_TEXT, "minLength": 1}, "minItems": 1, "maxItems": 64},
-            ]
-        },
+        "input": _TEXTS,
         "dimensions": None,
         "weighbridge": _EXTENSION,
     },
-    "OllamaEmbeddingsRequest": {"prompt": {**_TEXT, "minLength": 1}, "weighbridge": _EXTENSION},
+    "OllamaEmbeddingsRequest": {"prompt": _SOME_TEXT, "weighbridge": _EXTENSION},
     "NamedModel": {"name": None},
-    "DecisionRequest": {
-        "input": {"oneOf": [{**_TEXT, "minLength": 1}, {"type": "array", "items": _ITEM, "minItems": 1}]}
-    },
-    **{
-        name: {"instructions": {**_TEXT, "minLength": 1}}
-        for name in ("Predicate", "ChoiceQuestion", "ScoreQuestion")
-    },
+    "DecisionRequest": {"input": _TURNS_OR_TEXT},
+    **{name: {"instructions": _SOME_TEXT} for name in ("Predicate", "ChoiceQuestion", "ScoreQuestion")},
     "StructuredOutputs": {
         "json": _PARAMETERS,
-        "choice": {"type": "array", "items": _NO_BLANK, "minItems": 1, "maxItems": 16},
+        "choice": {"type": "array", "items": _WORD, "minItems": 1, "maxItems": 16},
     },
     "OllamaOptions": {
         "stop": _STOP,

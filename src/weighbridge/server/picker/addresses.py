@@ -6,14 +6,15 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Iterable
-from ipaddress import ip_address
 from urllib.parse import urlsplit
+
+from weighbridge.fleet.config.callee import USUAL_PORTS
+from weighbridge.wire.identity.access import in_url, is_address
 
 log = logging.getLogger("weighbridge.fleet")
 
 #: Seconds between two times that names are looked up, and that one may take.
 EVERY, LOOKUP = 5.0, 2.0
-_PORTS = {"http": 80, "https": 443}
 
 
 class Addresses:
@@ -45,11 +46,11 @@ class Addresses:
     def _endpoint(self, url: str) -> str:
         parts = urlsplit(url)
         host = parts.hostname or ""
-        address = host if _is_address(host) else self._found.get(host, "")
+        address = host if is_address(host) else self._found.get(host, "")
         if not address:
             return ""
-        port = parts.port or _PORTS.get(parts.scheme, 80)
-        return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        port = parts.port or USUAL_PORTS.get(parts.scheme, 80)
+        return f"{in_url(address)}:{port}"
 
     async def _keep(self) -> None:
         while True:
@@ -61,7 +62,7 @@ class Addresses:
 
     async def _look(self) -> None:
         hosts = {urlsplit(url).hostname or "" for url in self._urls()}
-        names = sorted(host for host in hosts if host and not _is_address(host))
+        names = sorted(host for host in hosts if host and not is_address(host))
         found = await asyncio.gather(*(_lookup(name) for name in names))
         for name, addresses in zip(names, found, strict=True):
             if len(addresses) == 1:
@@ -82,14 +83,6 @@ class Addresses:
         if self._said.get(name) != what:
             self._said[name] = what
             log.warning("the replica at %s cannot be picked: the name %s", name, what)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 async def _lookup(name: str) -> set[str]:

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import grpc
 
 from weighbridge.server.picker import words
-from weighbridge.server.picker.messages import BUFFERED, DUPLEX, NONE, ProcessingResponse
+from weighbridge.server.picker.messages import BUFFERED, DUPLEX, NONE
 from weighbridge.wire.body import Message
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.headers import Headers, headers_of
@@ -136,7 +136,7 @@ class EnvoyTalk:
                 return None
             kind = message.WhichOneof("request")
             if kind == "request_body":  # of a request that went on without it
-                await self._give_back(message.request_body)
+                await self._context.write(words.request_body(self._body_mode, message.request_body))
             elif kind == "request_trailers":
                 await self._context.write(words.request_trailers())
             elif kind == "response_headers":
@@ -146,15 +146,6 @@ class EnvoyTalk:
         status = next((value for name, value in pairs if name == b":status"), b"")
         headers = headers_of([pair for pair in pairs if not pair[0].startswith(b":")])
         return AnswerHead(int(status) if status.isdigit() else 0, headers, words.served_in(message))
-
-    async def _give_back(self, sent: Any) -> None:
-        said = ProcessingResponse()
-        if self._body_mode == DUPLEX:
-            piece = said.request_body.response.body_mutation.streamed_response
-            piece.body, piece.end_of_stream = sent.body, sent.end_of_stream
-        else:
-            said.request_body.SetInParent()
-        await self._context.write(said)
 
     async def pass_head(self, to_set: words.Set) -> None:
         """Let the headers of the answer go by, with some of ours."""
@@ -178,7 +169,7 @@ class EnvoyTalk:
                 self._answer_ended = True
                 await self._context.write(words.answer_trailers())
             elif kind == "request_body":  # the answer began before the request had ended
-                await self._give_back(message.request_body)
+                await self._context.write(words.request_body(self._body_mode, message.request_body))
 
     async def let_go_by(self) -> None:
         """Let the rest of the answer go by unread."""

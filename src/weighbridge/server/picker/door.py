@@ -25,7 +25,7 @@ from weighbridge.server.picker.endpoints import Endpoints
 from weighbridge.server.picker.words import FAIRNESS
 from weighbridge.wire.answer import CLIENT_GONE
 from weighbridge.wire.ask import LONGEST_NAME, Ask
-from weighbridge.wire.body import LONG_BODY, apart, held_body, read_body
+from weighbridge.wire.body import apart, held_body, read_body
 from weighbridge.wire.errors import ApiError, as_api_error, error_body, retry_after_header
 from weighbridge.wire.headers import OURS, Headers, bearer_of
 from weighbridge.wire.identity.admission import settle_caller
@@ -109,7 +109,7 @@ class PickerDoor:
         error: str | None = None
         journey = await self._gateway.run(ask)
         try:
-            journey.ticket.decisions.extend(ask.notes)
+            ask.tell(journey.ticket)
             return await self._carried(talk, journey, carried)
         except Exception as failure:
             error = str(failure)
@@ -127,10 +127,7 @@ class PickerDoor:
         whose.set(caller.named(None, headers) if caller is not None else fairness)
         with held_body() as held:
             body = await read_body(talk.receive, headers, self._service.max_body, held)
-            if len(body) < LONG_BODY:
-                ask = protocol.read(body)
-            else:
-                ask = await apart(len(body), protocol.read, body)
+            ask = await apart(len(body), protocol.read, body)
             if fairness and (caller is None or caller.is_gateway):
                 headers.setdefault(OURS + "tenant", fairness)
             await settle_caller(self._service, protocol, ask, headers, caller, self._clock())

@@ -129,12 +129,23 @@ def answer_headers(to_set: Set) -> Any:
 def answer_body(mode: int, sent: Any) -> Any:
     """A piece of an answer's body goes by as it is."""
     said = ProcessingResponse()
+    _pass(said.response_body, mode, sent)
+    return said
+
+
+def request_body(mode: int, sent: Any) -> Any:
+    """A piece of a request's body goes by as it is."""
+    said = ProcessingResponse()
+    _pass(said.request_body, mode, sent)
+    return said
+
+
+def _pass(part: Any, mode: int, sent: Any) -> None:
     if mode == DUPLEX:
-        piece = said.response_body.response.body_mutation.streamed_response
+        piece = part.response.body_mutation.streamed_response
         piece.body, piece.end_of_stream = sent.body, sent.end_of_stream
     else:
-        said.response_body.SetInParent()
-    return said
+        part.SetInParent()
 
 
 def answer_trailers() -> Any:

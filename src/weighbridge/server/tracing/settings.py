@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -212,11 +212,10 @@ def _resource(environ: Mapping[str, str]) -> dict[str, str | int]:
         "telemetry.sdk.language": "python",
         "telemetry.sdk.version": __version__,
     }
-    decode: Callable[[str], str] = unquote
     for pair in environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","):
         name, sign, value = pair.partition("=")
         if sign and name.strip():
-            told[decode(name.strip())] = decode(value.strip())
+            told[unquote(name.strip())] = unquote(value.strip())
     if environ.get("OTEL_SERVICE_NAME"):
         told["service.name"] = environ["OTEL_SERVICE_NAME"]
     return told

@@ -85,6 +85,20 @@ def is_this_machine(host: str) -> bool:
 
 
 @lru_cache(4096)
+def is_address(host: str) -> bool:
+    """Whether a host is given by its IP address, and not by a name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def in_url(host: str) -> str:
+    """A host as it stands before `:port`: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
