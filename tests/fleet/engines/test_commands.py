@@ -108,9 +108,9 @@ def gone(pid: int, seconds: float = 10.0) -> bool:
 
 FAMILY = (
     "import os,signal,time\n"
+    "signal.signal(signal.SIGTERM, {handler})\n"  # before anybody hears of it: a signal may follow at once
     "child = os.fork()\n"
     "if child:\n    print(os.getpid(), child, flush=True)\n"
-    "signal.signal(signal.SIGTERM, {handler})\n"
     "time.sleep(60)\n"
 )
 
