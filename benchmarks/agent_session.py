@@ -23,6 +23,8 @@ from typing import Any
 
 WORDS = "weigh scale gross net tare beam pan dial count batch token route queue block cache plan".split()  # noqa: SIM905
 TOOLS = ("read", "edit", "run", "search")
+#: Tokens of a turn that may be computed although they are not new: half a block, and what ends a template.
+SLACK = 32
 
 
 def call(url: str, path: str, body: Any = None) -> tuple[Any, dict[str, str]]:
@@ -90,33 +92,34 @@ def as_chat(
     return {"model": model, "tools": offered, "messages": said, "max_tokens": 4, "temperature": 0}
 
 
-def counts(usage: dict[str, Any]) -> tuple[int, int]:
-    """Tokens of a prompt, and those of them that were cached."""
+def counts(answer: dict[str, Any]) -> tuple[int, int]:
+    """Tokens of a prompt, and those of them that were cached: as usage says, or as llama-server tells beside it."""
+    usage = answer["usage"]
     if "prompt_tokens" in usage:
-        return usage["prompt_tokens"], (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        told = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+        return usage["prompt_tokens"], told or (answer.get("timings") or {}).get("cache_n") or 0
     cached = usage["cache_read_input_tokens"]
     return usage["input_tokens"] + cached + usage["cache_creation_input_tokens"], cached
 
 
-def played(url: str, args: argparse.Namespace) -> dict[str, Any]:
-    session, rows = turns(args.turns), []
+def played(url: str, count: int, protocol: str = "messages", slack: int = SLACK) -> dict[str, Any]:
+    """A session of so many turns at a server. `slack`: tokens that may be computed beyond what is new."""
+    session, rows = turns(count), []
     model = call(url, "/v1/models")[0]["data"][0]["id"]
-    path, body_of = (
-        ("/v1/chat/completions", as_chat) if args.protocol == "chat" else ("/v1/messages", as_messages)
-    )
+    path, body_of = ("/v1/chat/completions", as_chat) if protocol == "chat" else ("/v1/messages", as_messages)
     before = 0
-    for turn in range(args.turns):
-        body = body_of(model, session[:turn], turn >= args.turns // 3, turn >= 2 * args.turns // 3)
+    for turn in range(count):
+        body = body_of(model, session[:turn], turn >= count // 3, turn >= 2 * count // 3)
         answer, headers = call(url, path, body)
-        prompt, cached = counts(answer["usage"])
+        prompt, cached = counts(answer)
         row: dict[str, Any] = {"turn": turn, "prompt": prompt, "cached": cached, "new": prompt - before}
         if name := headers.get("x-weighbridge-ticket"):
             row["why"] = call(url, f"/v1/tickets/{name}")[0].get("prefix")
         rows.append(row)
         before = prompt
-    missed = [row for row in rows[1:] if row["prompt"] - row["cached"] > row["new"] + args.slack]
+    missed = [row for row in rows[1:] if row["prompt"] - row["cached"] > row["new"] + slack]
     return {
-        "turns": args.turns,
+        "turns": count,
         "prompt_tokens": sum(row["prompt"] for row in rows),
         "cached_share": round(sum(row["cached"] for row in rows) / sum(row["prompt"] for row in rows), 4),
         "missed": [
@@ -136,11 +139,11 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=40)
     parser.add_argument("--protocol", choices=("messages", "chat"), default="messages")
     parser.add_argument(
-        "--slack", type=int, default=32, help="tokens that may be computed beyond what is new"
+        "--slack", type=int, default=SLACK, help="tokens that may be computed beyond what is new"
     )
     args = parser.parse_args()
     if args.url:
-        print(json.dumps(played(args.url, args), indent=1))
+        print(json.dumps(played(args.url, args.turns, args.protocol, args.slack), indent=1))
         return
     command = [
         sys.executable,
@@ -161,7 +164,7 @@ def main() -> None:
                 break
             except OSError:
                 time.sleep(0.2)
-        print(json.dumps(played(url, args), indent=1))
+        print(json.dumps(played(url, args.turns, args.protocol, args.slack), indent=1))
     finally:
         server.terminate()
         server.wait(60)

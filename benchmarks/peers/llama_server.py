@@ -1,4 +1,9 @@
-"""llama-server through xllamacpp, in its own environment: `python llama_server.py MODEL.gguf PORT SLOTS [THREADS]`."""
+"""llama-server through xllamacpp, in its own environment:
+
+    python llama_server.py MODEL.gguf PORT SLOTS [THREADS [TOKENS]]
+
+TOKENS: the context of each slot.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,14 @@ import time
 import xllamacpp
 
 
-def main(model: str, port: int, slots: int, threads: int = 2) -> None:
+def main(model: str, port: int, slots: int, threads: int = 2, context: int = 1024) -> None:
     parameters = xllamacpp.CommonParams()
     parameters.model.path = model
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = port
     parameters.n_parallel = slots
-    parameters.n_ctx = slots * 1024  # what the largest scenario needs for each slot
+    parameters.n_ctx = slots * context
+    parameters.use_jinja = True  # the model's own template, which tools need
     parameters.cpuparams.n_threads = threads
     parameters.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(parameters)

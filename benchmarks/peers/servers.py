@@ -27,14 +27,18 @@ LIFE_LIMIT = 1800  # seconds after which a server ends by itself, should the com
 #: would not see: it is off here, as the peers have nothing of the kind switched on.
 OURS = ["--no-speculate"]
 
+#: Tokens of the default model's context, for a conversation.
+SESSION_CONTEXT = "8192"
+
 Command = tuple[list[str], dict[str, str]]
 
 
 @contextmanager
-def server(peer: str, clients: int) -> Iterator[str]:
-    """A peer's server on a free local port, once it answers; ended by its own process id."""
+def server(peer: str, clients: int, *, session: bool = False) -> Iterator[str]:
+    """A peer's server on a free local port, once it answers; ended by its own process id. `session`: it is set up for
+    one long conversation whose beginnings are kept, instead of for prompts that have nothing in common."""
     port = free_port()
-    command, settings = command_of(peer, port, clients)
+    command, settings = command_of(peer, port, clients, session)
     with running(command, settings, peer, port) as url:
         yield url
 
@@ -80,26 +84,37 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def command_of(peer: str, port: int, clients: int) -> Command:
+def command_of(peer: str, port: int, clients: int, session: bool = False) -> Command:
     """The command line and the environment variables of a peer."""
     if peer.startswith("weighbridge"):
         scheme = peer.partition("-")[2] or "auto"
         base = [sys.executable, "-m", "weighbridge", "serve", "--port", str(port)]
-        return [*base, "--quantize", scheme, *OURS], {}
+        return [*base, "--quantize", scheme, *OURS, *(["--prefix-care"] if session else [])], {}
     if peer == "llama":
         python = str(environments.python_of(peer))
-        return [python, str(HERE / "llama_server.py"), str(resolve("default")), str(port), str(clients)], {}
+        words = [
+            str(resolve("default")),
+            str(port),
+            str(clients),
+            "2",
+            *([SESSION_CONTEXT] if session else []),
+        ]
+        return [python, str(HERE / "llama_server.py"), *words], {}
     if peer == "vllm":
-        return vllm(port)
+        return vllm(port, session)
     raise ValueError(f"unknown peer {peer!r}")
 
 
-def vllm(port: int) -> Command:
+def vllm(port: int, session: bool = False) -> Command:
     """bfloat16, both cores bound, 4 GB of KV, Intel's OpenMP preloaded as its documentation advises."""
     python = environments.python_of("vllm")
     command = [str(python.parent / "vllm"), "serve", str(exported_model())]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16"]
-    command += ["--max-model-len", "2048", "--max-num-seqs", "256", "--no-enable-prefix-caching"]
+    if session:
+        command += ["--max-model-len", SESSION_CONTEXT, "--enable-prompt-tokens-details"]
+        command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    else:
+        command += ["--max-model-len", "2048", "--max-num-seqs", "256", "--no-enable-prefix-caching"]
     command += ["--gpu-memory-utilization", "0.5"]  # also the share of host memory that it checks at start
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     settings = {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": cores, "HF_HUB_OFFLINE": "1"}

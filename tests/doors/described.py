@@ -24,21 +24,36 @@ class Described:
         self._paths = [(re.compile(_HOLE.sub("[^?]+", path)), path) for path in paths]
         self._validators: dict[str, Draft202012Validator] = {}
 
+    def takes(self, method: str, path: str, body: Any) -> bool:
+        """Whether the document describes requests to this endpoint; fails where it does not take this one."""
+        operation = self._operation(method, path)
+        content = (operation or {}).get("requestBody", {}).get("content", {}).get("application/json")
+        if content is None:
+            return False
+        self._check(content["schema"]["$ref"], body, f"{method} {path} is asked")
+        return True
+
     def holds(self, method: str, path: str, status: int, body: Any) -> bool:
         """Whether the document describes this answer; fails where the answer is another."""
-        found = next((one for pattern, one in self._paths if pattern.fullmatch(path.partition("?")[0])), None)
-        operation = self._document["paths"].get(found, {}).get(method.lower())
+        operation = self._operation(method, path)
         if operation is None:
             return False
         told = operation["responses"]
         answer = told.get(str(status), told["default"])["content"].get("application/json")
         if answer is None:
             return False
-        reference = answer["schema"]["$ref"]
+        self._check(answer["schema"]["$ref"], body, f"{method} {path} answers {status}")
+        return True
+
+    def _operation(self, method: str, path: str) -> dict[str, Any] | None:
+        found = next((one for pattern, one in self._paths if pattern.fullmatch(path.partition("?")[0])), None)
+        told: dict[str, Any] | None = self._document["paths"].get(found, {}).get(method.lower())
+        return told
+
+    def _check(self, reference: str, value: Any, what: str) -> None:
         validator = self._validators.get(reference)
         if validator is None:
             made = Draft202012Validator({"$ref": _HERE + reference}, registry=self._registry)
             validator = self._validators[reference] = made
-        wrong = next(validator.iter_errors(body), None)
-        assert wrong is None, f"{method} {path} answers {status}: {wrong}"
-        return True
+        wrong = next(validator.iter_errors(value), None)
+        assert wrong is None, f"{what}: {wrong}"

@@ -24,7 +24,7 @@ from weighbridge.routes.difficulty import features, isotonic
 from weighbridge.routes.difficulty.arithmetic import chains, equations
 from weighbridge.routes.difficulty.features import COLUMNS, hashed
 from weighbridge.routes.difficulty.metrics import curve
-from weighbridge.routes.errors import NoPlaceAble
+from weighbridge.routes.errors import NoPlaceAble, NoPlaceCan
 from weighbridge.routes.learn.bandit import ThresholdBandit
 from weighbridge.routes.policy import (
     Asked,
@@ -157,6 +157,17 @@ def test_what_holds_an_answer_and_never_leaves_keeps_its_request_here() -> None:
         with pytest.raises(NoPlaceAble, match="guided_choice") as found:
             decide(free, asked, places)
         assert found.value.status == 400
+
+
+def test_what_no_place_will_ever_take_is_the_clients_to_change_and_a_detector_that_failed_is_not() -> None:
+    """A client tries 503 again, and 400 not."""
+    policy, far = ResidencyPolicy((), Residency.REDACT), [PlaceFacts("far", Level.CLOUD)]
+    for asked, kind in (
+        (Asked(found=frozenset(), unreadable="image_url"), NoPlaceAble),
+        (Asked(found=None), NoPlaceCan),
+    ):
+        with pytest.raises(kind):
+            decide(residency(policy, asked), asked, far)
 
 
 def test_of_several_places_each_is_tried_in_its_order() -> None:

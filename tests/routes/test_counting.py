@@ -13,6 +13,7 @@ SECRET = "mara.lindqvist@example.org"
     ("path", "fields"),
     [
         ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": SECRET}]}),
+        ("/v1/responses/input_tokens", {"input": SECRET}),
         ("/tokenize", {"messages": [{"role": "user", "content": SECRET}]}),
         ("/tokenize", {"prompt": SECRET}),
     ],

@@ -77,6 +77,7 @@ COMMON = {
     "DELETE /v1/responses/{response}": CALLERS,
     "POST /v1/responses/{response}/cancel": CALLERS,
     "GET /v1/responses/{response}/input_items": CALLERS,
+    "POST /v1/responses/input_tokens": CALLERS,
     **{
         f"{method} {path}": CALLERS
         for method, path in (

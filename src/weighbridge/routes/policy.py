@@ -25,6 +25,8 @@ class Residency(StrEnum):
     NEVER = "never_leaves"
 
 
+#: The rule of a verdict that another try may not have: nobody could look.
+DETECTOR_FAILED = "detector_failed"
 _STRICTNESS = {Residency.FREE: 0, Residency.REDACT: 1, Residency.NEVER: 2}
 
 
@@ -181,7 +183,7 @@ def residency(policy: ResidencyPolicy, asked: Asked) -> Verdict:
     if not verdict.may_leave or not policy.needs_scan:
         return verdict
     if asked.found is None:
-        return Verdict(Residency.NEVER, "detector_failed", "the detectors failed: it does not leave")
+        return Verdict(Residency.NEVER, DETECTOR_FAILED, "the detectors failed: it does not leave")
     if asked.unreadable and (verdict.residency is Residency.REDACT or any(r.types for r in policy.rules)):
         reason = f"no detector can look into {asked.unreadable}: it does not leave"
         return Verdict(Residency.NEVER, "unreadable", reason)
@@ -210,7 +212,7 @@ def decide(
     bars = {place.name: bar for place in places if (bar := _bar(place, verdict, asked)) is not None}
     free = [place for place in places if place.name not in bars]
     if not free:
-        _refuse(asked, places, bars)
+        _refuse(verdict, asked, places, bars)
     for place in places:
         bar = bars.get(place.name)
         if bar is not None and bar.kind is not BarKind.RESIDENCY:
@@ -325,7 +327,7 @@ def _is_degraded(places: Iterable[PlaceFacts], bars: dict[str, Bar], wanted: boo
     return money or wanted or any(not place.healthy for place in clouds)
 
 
-def _refuse(asked: Asked, places: Sequence[PlaceFacts], bars: dict[str, Bar]) -> NoReturn:
+def _refuse(verdict: Verdict, asked: Asked, places: Sequence[PlaceFacts], bars: dict[str, Bar]) -> NoReturn:
     """Say why no place is open."""
     edge = [place.name for place in places if place.level is Level.EDGE]
     cloud = [place.name for place in places if place.level is Level.CLOUD]
@@ -341,7 +343,7 @@ def _refuse(asked: Asked, places: Sequence[PlaceFacts], bars: dict[str, Bar]) ->
     if edge and _never_fits(edge, bars):
         raise NeverFits(said)
     unable = all(bars[name].kind is BarKind.ABILITY for name in edge)
-    if (edge or asked.held) and unable and _is_lasting(cloud, bars):
+    if unable and _is_lasting(cloud, bars) and verdict.rule != DETECTOR_FAILED:
         raise NoPlaceAble(said)
     raise NoPlaceCan(said, retry_after=wait)
 

@@ -59,6 +59,10 @@ _ABSENT = {
     "/v1/images": ("making of pictures", "models that see take `image_url` parts in /v1/chat/completions"),
     "/v1/videos": ("making of films", f"there are {_PLACES}"),
     "/v1/realtime": ("speech to speech", "stream a chat with /v1/chat/completions or /v1/responses"),
+    "/v1/responses/compact": (
+        "compaction",
+        "ask for a summary, and go on from it in a new `input`",
+    ),
     "/v1/fine_tuning": ("training", "serve a model that was trained elsewhere by its path"),
     "/v1/assistants": ("assistants", "/v1/responses keeps turns with `previous_response_id`"),
     "/v1/threads": ("threads", "/v1/responses keeps turns with `previous_response_id`"),
@@ -169,12 +173,14 @@ async def _http_error(
     message = f"{request.method} {request.url.path}: {error.detail.lower()}"
     code = "not_found" if error.status_code == 404 else None
     absent = next((one for path, one in _ABSENT.items() if _is_below(request.url.path, path)), None)
-    if absent is not None and error.status_code == 404:
-        what, instead = absent
-        message, code = f"{request.url.path}: this server has no {what}; {instead}", "not_here"
     failure = ApiError(error.status_code, message, code=code)
+    if absent is not None:
+        what, instead = absent
+        message = f"{request.url.path}: this server has no {what}; {instead}"
+        failure = ApiError(404, message, code="not_here")
     response = error_response(failure, speakers.get(request.url.path))
-    response.headers.update(error.headers or {})
+    if failure.status == error.status_code:
+        response.headers.update(error.headers or {})
     return _with_id(request, response)
 
 

@@ -69,7 +69,7 @@ class CalibratedDecisions(DecisionProtocol):
             made = await apart(size, _calibrated, asked)
         except ValueError as error:
             raise ApiError(400, f"examples: {error}", param="examples") from None
-        kept = await asyncio.to_thread(self._store.put, _tenant(request), asked.model, asked.name, made)
+        kept = await asyncio.to_thread(self._store.put, _tenant(request), asked.model or "", asked.name, made)
         return json_response(_shown(kept))
 
     async def listed(self, request: Request) -> Response:

@@ -163,6 +163,7 @@ class Exchange(RequestResponseCycle):
         self.response_started = self.response_complete = False
         self.chunked_encoding: bool | None = None
         self.expected_content_length = 0
+        self._ends_with_line = False  # nothing else says where the body ends
         self._loop = protocol.loop
         self._gone: Callable[[], None] | None = None
 
@@ -226,8 +227,11 @@ class Exchange(RequestResponseCycle):
         if not self.keep_alive and not closes:
             lines.append(b"connection: close")
         if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in (204, 304):
-            self.chunked_encoding = True
-            lines.append(b"transfer-encoding: chunked")
+            if self.scope["http_version"] == "1.0":  # it knows no chunks
+                self._ends_with_line = True
+            else:
+                self.chunked_encoding = True
+                lines.append(b"transfer-encoding: chunked")
         head = b"\r\n".join(lines)
         if len(head) - len(head.translate(None, _NO_VALUE)) != len(_LINE) * (len(lines) - 1):
             raise RuntimeError("Invalid HTTP header value.")
@@ -271,7 +275,8 @@ class Exchange(RequestResponseCycle):
             elif not more:
                 self.transport.write(b"0\r\n\r\n")
         else:
-            self.expected_content_length -= len(body)
+            if not self._ends_with_line:
+                self.expected_content_length -= len(body)
             if self.expected_content_length < 0:
                 raise RuntimeError("Response content longer than Content-Length")
             self.transport.write(body)

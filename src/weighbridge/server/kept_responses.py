@@ -15,10 +15,12 @@ from weighbridge.server.endpoint import Endpoint, HttpService, json_bytes, json_
 from weighbridge.server.responses.jobs import BackgroundJob, EventLog
 from weighbridge.server.responses.keeper import Conversation, ResponseKeeper
 from weighbridge.server.responses.record import KeptResponse
+from weighbridge.server.tokens import TokenEndpoints
 from weighbridge.wire.answer import Send
 from weighbridge.wire.ask import Ask, Placement
-from weighbridge.wire.body import Receive, apart
+from weighbridge.wire.body import Receive, apart, read_body
 from weighbridge.wire.errors import ApiError
+from weighbridge.wire.headers import headers_of
 from weighbridge.wire.protocol import EVENT_STREAM, AnswerWriter
 from weighbridge.wire.protocols.response.items import REFERENCE, Item
 from weighbridge.wire.protocols.response_events import ResponsesEncoder
@@ -26,6 +28,10 @@ from weighbridge.wire.protocols.responses import PATH, ResponseRequest, Response
 
 #: Responses under way in the background: of one tenant, and in all.
 MAX_TENANT_JOBS, MAX_JOBS = 64, 512
+
+COUNT_PATH = PATH + "/input_tokens"
+#: The fields of a chat that are its prompt.
+_PROMPT = ("model", "messages", "tools", "tool_choice", "chat_template_kwargs")
 
 _encode, _decode = msgspec.json.encode, msgspec.json.decode
 
@@ -38,6 +44,7 @@ class KeptResponses(ResponsesProtocol):
         self._keeper = keeper
         self._jobs: dict[str, BackgroundJob] = {}
         self._starting: Counter[str] = Counter()  # by tenant: jobs that wait to be admitted
+        self._tokens = TokenEndpoints(service)
 
     # -- requests --------------------------------------------------------------------------------------
 
@@ -154,7 +161,17 @@ class KeptResponses(ResponsesProtocol):
             Endpoint("DELETE", one, self.delete),
             Endpoint("POST", one + "/cancel", self.cancel),
             Endpoint("GET", one + "/input_items", self.input_items),
+            Endpoint("POST", COUNT_PATH, self.count, speaks=self),
         ]
+
+    async def count(self, request: Request) -> Response:
+        """Tokens of the prompt that a request would be, the turns before it included."""
+        body = await read_body(request.receive, headers_of(request.headers.raw), self._service.max_body)
+        ask = await apart(len(body), self.read, body)
+        await self.recall(ask, request.state.tenant)
+        fields = {name: ask.fields[name] for name in _PROMPT if name in ask.fields}
+        tokens = await self._tokens.counted(_encode(fields))
+        return json_response({"object": "response.input_tokens", "input_tokens": tokens})
 
     async def retrieve(self, request: Request) -> Response:
         """A response as it is now, or with `stream=true` its events behind number `starting_after`."""

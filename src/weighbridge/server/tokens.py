@@ -1,4 +1,4 @@
-"""Tokens of prompts: `/tokenize`, `/detokenize`, and the count that Anthropic's clients ask for."""
+"""Tokens of prompts: `/tokenize`, `/detokenize`, and the counts that Anthropic's and OpenAI's clients ask for."""
 
 from __future__ import annotations
 
@@ -59,10 +59,12 @@ class TokenEndpoints:
     async def count(self, request: Request) -> Response:
         """Tokens of a message's prompt: as many as the message itself would be weighed with."""
         body = await self._body(request)
-        chat = await apart(len(body), _chat_of, body)
+        return json_response({"input_tokens": await self.counted(await apart(len(body), _chat_of, body))})
+
+    async def counted(self, chat: bytes) -> int:
+        """How many tokens the prompt of a chat has."""
         read = await apart(len(chat), decode, chat, TokenizeRequest)
-        told = msgspec.json.decode(await self._tokens(TOKENIZE, chat, read), type=_Counted)
-        return json_response({"input_tokens": told.count})
+        return msgspec.json.decode(await self._tokens(TOKENIZE, chat, read), type=_Counted).count
 
     async def _tokens(self, path: str, body: bytes, read: TokenizeRequest) -> bytes:
         try:
@@ -75,7 +77,7 @@ class TokenEndpoints:
             raise ApiError(400, "give either `prompt` or `messages`", param="prompt")
         tokenizer, longest = self._service.tokenizer(body.model or "")
         if body.prompt is not None:
-            tokens = tokenizer.encode(body.prompt, body.add_special_tokens)
+            tokens = tokenizer.encode(body.prompt, body.add_special_tokens is not False)
         else:
             tokens = chat_tokens(tokenizer, _as_chat(body))
         return msgspec.json.encode({"tokens": tokens, "count": len(tokens), "max_model_len": longest})
@@ -132,7 +134,7 @@ def chat_tokens(tokenizer: ChatTokenizer, body: ChatRequest, longest: int | None
         messages[-1] = begun_message(messages[-1])
     tools = [msgspec.to_builtins(tool) for tool in body.tools or ()] if body.wants_tools else None
     return tokenizer.encode_chat(
-        messages, tools, body.add_generation_prompt, body.chat_template_kwargs, most=longest
+        messages, tools, body.add_generation_prompt is not False, body.chat_template_kwargs, most=longest
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 
+import fill_calls  # noqa: F401  its hooks
 import schemathesis
 
 FILE = open(os.environ["CALLS_FILE"], "a", encoding="utf-8")  # noqa: SIM115  it lives as long as the program

@@ -2,7 +2,12 @@
 
 Every operation is called as its document says, and as it says one must not; a program of its own, which knows nothing
 of this server, makes the calls, follows links from what was answered to what can be asked of it, and holds each answer
-to its schema. Prints how many calls there were, how they ended, and what was wrong.
+to its schema. What no schema can say (ids that there are, tokens of this model, names of tools that were offered) is
+put into three of four calls that are meant to be taken (`drivers/fill_calls.py`). Prints how many calls there were,
+how they ended, and what was wrong. A run may be made in pieces, a server for each, and summed:
+
+    python -m tests.clients.lane.described --phases examples,coverage --keep first.jsonl
+    python -m tests.clients.lane.described --phases fuzzing,stateful --add first.jsonl
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.clients.lane.environments import python_of
-from tests.clients.lane.site import KEY, site
+from tests.clients.lane.site import KEY, Place, ask_json, site
 from tests.clients.lane.table import SCHEMATHESIS
 
 HOOKS = Path(__file__).parents[1] / "drivers" / "count_calls.py"
+#: What schemathesis does, in this order: examples of the document, each bound of each field, random values, links.
+PHASES = "examples,coverage,fuzzing,stateful"
 #: Seconds for all calls.
 PATIENCE = 3 * 3600.0
 
@@ -61,11 +69,12 @@ class Calls:
         return "\n".join(lines)
 
 
-def called(url: str, key: str, examples: int, seed: int, folder: Path) -> Calls:
+def called(url: str, key: str, examples: int, seed: int, folder: Path, phases: str = PHASES) -> Calls:
     """Let schemathesis call a server. Its findings are in `said`."""
     python = python_of((SCHEMATHESIS,))
     file = folder / "calls.jsonl"
     environment = {
+        "CALLS_MADE_BEFORE": json.dumps(made_at(Place(url, "tiny", key))),
         "HOME": str(folder),
         "PATH": os.defpath,
         "NO_PROXY": "*",
@@ -81,13 +90,57 @@ def called(url: str, key: str, examples: int, seed: int, folder: Path) -> Calls:
         "--header",
         f"Authorization: Bearer {key}",
     ]
-    words += ["--max-examples", str(examples), "--seed", str(seed), "--continue-on-failure", "--no-color"]
+    words += [
+        "--phases",
+        phases,
+        "--max-examples",
+        str(examples),
+        "--seed",
+        str(seed),
+        "--continue-on-failure",
+        "--no-color",
+    ]
     words += ["--request-timeout", "60", "--suppress-health-check", "all"]
     done = subprocess.run(
         words, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
+    return Calls(records_in(file), done.stdout + done.stderr[-2000:])
+
+
+def made_at(place: Place) -> dict[str, str]:
+    """Ids of what a client has made at a server before, by the holes of paths that they fill."""
+    body = {"model": place.model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    file = uploaded(place, json.dumps(line).encode())
+    batch = {"input_file_id": file, "endpoint": line["url"], "completion_window": "24h"}
+    examples = [{"probability": number / 20, "outcome": number % 3 > 0} for number in range(20)]
+    return {
+        "file": file,
+        "batch": ask_json(place, "/v1/batches", batch)["id"],
+        "response": ask_json(place, "/v1/responses", {"model": place.model, "input": "hello"})["id"],
+        "name": ask_json(place, "/v1/decisions/calibrations", {"name": "late", "examples": examples})["id"],
+    }
+
+
+def uploaded(place: Place, content: bytes) -> str:
+    """The id of a file of requests."""
+    head = (
+        '--x\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--x\r\ncontent-disposition: '
+    )
+    head += 'form-data; name="file"; filename="a.jsonl"\r\n\r\n'
+    asked = urllib.request.Request(
+        place.url + "/v1/files",
+        head.encode() + content + b"\r\n--x--\r\n",
+        {"authorization": f"Bearer {place.key}", "content-type": "multipart/form-data; boundary=x"},
+    )
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        return str(json.load(answer)["id"])
+
+
+def records_in(file: Path) -> list[dict[str, Any]]:
+    """The records of a run; none where it made no call."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return Calls([json.loads(line) for line in lines], done.stdout + done.stderr[-2000:])
+    return [json.loads(line) for line in lines]
 
 
 def main() -> int:
@@ -95,10 +148,13 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=150, help="of an operation")
     parser.add_argument("--door", choices=("single", "gateway"), default="single")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--phases", default=PHASES, help="some of them, with commas between")
     parser.add_argument("--keep", type=Path, help="where the records of all calls are put")
+    parser.add_argument("--add", type=Path, action="append", default=[], help="records that are counted too")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, site(Path(name), brief=True) as doors:
-        calls = called(doors[asked.door].place.url, KEY, asked.examples, asked.seed, Path(name))
+        calls = called(doors[asked.door].place.url, KEY, asked.examples, asked.seed, Path(name), asked.phases)
+    calls = Calls([*calls.records, *(one for file in asked.add for one in records_in(file))], calls.said)
     if asked.keep is not None:
         asked.keep.write_text("\n".join(map(json.dumps, calls.records)), encoding="utf-8")
     print(calls.said)

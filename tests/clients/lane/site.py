@@ -79,12 +79,12 @@ class LaneDoor:
         """What became of the last request: empty once it has ended because its client was gone, and all is at rest."""
         deadline = time.monotonic() + LET_GO
         while True:
-            ticket = _json(self.place, "/v1/tickets?limit=1")["data"][0]
+            ticket = ask_json(self.place, "/v1/tickets?limit=1")["data"][0]
             held = [
                 name
                 for url in {self.place.url, self.behind}
                 for name in ("running_requests", "queued_requests")
-                if _json(Place(url, "", KEY), "/v1/load").get(name)
+                if ask_json(Place(url, "", KEY), "/v1/load").get(name)
             ]
             if ticket["finish_reason"] == "abort" and not held:
                 return ""
@@ -93,7 +93,8 @@ class LaneDoor:
             time.sleep(0.05)
 
 
-def _json(place: Place, path: str, body: Any = None, timeout: float = 30.0) -> Any:
+def ask_json(place: Place, path: str, body: Any = None, timeout: float = 30.0) -> Any:
+    """What a place answers to a body, or where there is none to a GET."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"authorization": f"Bearer {place.key}", "content-type": "application/json"}
     request = urllib.request.Request(place.url + path, data, headers)
@@ -155,7 +156,7 @@ def site(folder: Path, *, brief: bool = False) -> Iterator[dict[str, LaneDoor]]:
 def _spend(place: Place) -> None:
     """Use up nearly all that a tenant may spend in a day: 600 tokens."""
     body = {"model": place.model, "messages": [{"role": "user", "content": "x"}], "max_tokens": 565}
-    _json(place, "/v1/chat/completions", body)
+    ask_json(place, "/v1/chat/completions", body)
 
 
 @contextmanager
@@ -165,14 +166,14 @@ def _crowd(place: Place) -> Iterator[None]:
     def wait() -> None:
         body = {"model": place.model, "messages": [{"role": "user", "content": "wait"}], "max_tokens": 2000}
         with suppress(OSError):  # the server has ended
-            _json(place, "/v1/chat/completions", body, timeout=3600.0)
+            ask_json(place, "/v1/chat/completions", body, timeout=3600.0)
 
     waiting = [threading.Thread(target=wait, daemon=True) for _ in range(2)]
     for one in waiting:
         one.start()
         time.sleep(0.3)
     deadline = time.monotonic() + 30.0
-    while _json(place, "/v1/load")["queued_requests"] < 1:
+    while ask_json(place, "/v1/load")["queued_requests"] < 1:
         if time.monotonic() > deadline:
             raise TimeoutError("nobody waits at the crowded server")
         time.sleep(0.05)

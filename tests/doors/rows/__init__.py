@@ -8,7 +8,11 @@ from tests.doors.rows.endpoints import ENDPOINTS
 from tests.doors.rows.extension import EXTENSION
 from tests.doors.rows.fields import FIELDS
 from tests.doors.rows.keys import KEY_ROWS
+from tests.doors.rows.nulls import NULLS
 from tests.doors.rows.responses import RESPONSES
 from tests.doors.rows.streams import STREAMS
 
-ROWS = [*ENDPOINTS, *BODIES, *FIELDS, *EXTENSION, *CALLER, *KEY_ROWS, *ACCESS, *STREAMS, *CLIENTS, *RESPONSES]
+ROWS = [
+    *(*ENDPOINTS, *BODIES, *FIELDS, *EXTENSION, *CALLER, *KEY_ROWS),
+    *(*ACCESS, *STREAMS, *CLIENTS, *RESPONSES, *NULLS),
+]

@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Callable
 
+from tests.doors.client import Reply
 from tests.doors.table import CHAT, Row, Want, bad, chat, ok
 
 TOO_LARGE = Want(413, "body_too_large", "invalid_request_error", error=True, left=False)
@@ -28,6 +29,10 @@ def chunked(model: str, host: str, *chunks: bytes, more: str = "") -> list[bytes
     return [*pieces, b"0\r\n\r\n"]
 
 
+def begins_with_an_event(reply: Reply) -> bool:
+    return reply.body.startswith(b"data: {") and reply.body.endswith(b"data: [DONE]\n\n")
+
+
 def halves(body: bytes) -> list[bytes]:
     return [body[: len(body) // 2], body[len(body) // 2 :]]
 
@@ -38,6 +43,11 @@ def one_dot_zero(model: str, host: str) -> list[bytes]:
         b"POST %b HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
         % (CHAT.encode(), len(body), body)
     ]
+
+
+def streamed_one_dot_zero(model: str, host: str) -> list[bytes]:
+    body = text(stream=True).replace("$MODEL", model).encode()
+    return [b"POST %b HTTP/1.0\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body)]
 
 
 def packed(model: str, host: str, encoding: str, pack: Callable[[bytes], bytes]) -> list[bytes]:
@@ -164,6 +174,11 @@ BODIES = [
         pause=0.02,
     ),
     Row("HTTP/1.0", ok(tokens=4), pieces=one_dot_zero),
+    Row(
+        "a stream in HTTP/1.0, which knows no chunks",
+        ok(tokens=4, headers={"transfer-encoding": None, "connection": "close"}, body=begins_with_an_event),
+        pieces=streamed_one_dot_zero,
+    ),
     Row("a whole URL as the target", ok(tokens=4), pieces=whole_url),
     Row(
         "an upgrade to HTTP/2 that nobody needs",

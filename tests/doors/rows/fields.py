@@ -40,6 +40,14 @@ def is_a_begun_call(reply: Reply) -> bool:
     )
 
 
+def called(reply: Reply) -> list[str]:
+    return [one["function"]["name"] for one in reply.json["choices"][0]["message"]["tool_calls"]]
+
+
+def named(tool: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": tool}}
+
+
 TOOL = {"type": "function", "function": {"name": "weigh", "parameters": {"type": "object"}}}
 
 FIELDS = [
@@ -65,6 +73,20 @@ FIELDS = [
         chat(messages=[*user(), {"role": "assistant"}, *user()]),
     ),
     Row("a message in parts", ok(tokens=4), chat(messages=user(content=[{"type": "text", "text": "hello"}]))),
+    Row(
+        "an answer of before that refused, as it is answered and in parts",
+        ok(tokens=4),
+        chat(
+            messages=[
+                *user(),
+                {"role": "assistant", "content": None, "refusal": "I would not."},
+                *user(),
+                {"role": "assistant", "content": [{"type": "refusal", "refusal": "I would not."}]},
+                *user(),
+            ],
+            weighbridge={"placement": "only_edge"},
+        ),
+    ),
     Row("a message of no words", ok(tokens=4), chat(messages=user(content=""))),
     Row("a message with a name and more", ok(tokens=4), chat(messages=user(name="jane", custom=[1]))),
     Row("half a character in a message", bad(says="not valid JSON"), chat(messages=user(content="\ud83d"))),
@@ -149,6 +171,28 @@ FIELDS = [
         ok(tokens=4),
         chat(tools=[TOOL], weighbridge={"placement": "only_edge"}),
     ),
+    Row(
+        "some of the tools, one of which must be called",
+        ok(body=lambda reply: called(reply) == ["send"]),
+        chat(
+            tools=[TOOL, {"type": "function", "function": {"name": "send"}}],
+            tool_choice={
+                "type": "allowed_tools",
+                "allowed_tools": {"mode": "required", "tools": [named("send")]},
+            },
+            max_tokens=60,
+            weighbridge={"placement": "only_edge"},
+        ),
+    ),
+    *refused(
+        "tool_choice",
+        {"type": "allowed_tools"},
+        {"type": "allowed_tools", "allowed_tools": {"mode": "none", "tools": []}},
+        {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [named("nobody")]}},
+    ),
+    *refused("modalities", ["text", "audio"]),
+    *taken("modalities", ["text"], None),
+    *refused("audio", {"voice": "alloy", "format": "wav"}),
     *refused("typical_p", 0.5),
     *taken("typical_p", 1, None),
     *refused("allowed_token_ids", [], [999999], "all"),

@@ -90,6 +90,10 @@ def is_a_begun_call(reply: Reply) -> bool:
     )
 
 
+def is_counted(reply: Reply) -> bool:
+    return reply.json["object"] == "response.input_tokens" and reply.json["input_tokens"] > 20
+
+
 def user(*parts: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": list(parts)}]
 
@@ -119,6 +123,30 @@ RESPONSES = [
         bad(code="context_length_exceeded"),
         input="weigh it " * 2000,
         weighbridge={"placement": "only_edge"},
+    ),
+    Row(
+        "tokens of a response",
+        ok(headers=JSON, body=is_counted, left=False),
+        {"model": MODEL, "input": "What does it weigh?", "instructions": "be brief", "tools": [FUNCTION]},
+        path=PATH + "/input_tokens",
+    ),
+    Row(
+        "tokens of a response of nobody",
+        NO_MODEL,
+        {"model": "nobody", "input": "What does it weigh?"},
+        path=PATH + "/input_tokens",
+    ),
+    Row(
+        "tokens of a response to nothing",
+        bad("input"),
+        {"model": MODEL, "input": []},
+        path=PATH + "/input_tokens",
+    ),
+    Row(
+        "a conversation to make shorter",
+        Want(404, "not_here", "invalid_request_error", error=True, says="summary"),
+        body(),
+        path=PATH + "/compact",
     ),
     # -- input
     *refused(

@@ -56,7 +56,7 @@ def test_no_name_of_a_component_is_private_and_none_is_corrected_in_vain() -> No
 
 
 def test_models_are_those_that_are_served() -> None:
-    assert WHOLE["components"]["schemas"]["ChatRequest"]["properties"]["model"]["enum"] == ["tiny"]
+    assert WHOLE["components"]["schemas"]["ChatRequest"]["properties"]["model"]["enum"] == ["tiny", None]
 
 
 def examples(name: str) -> st.SearchStrategy[Any]:
@@ -157,3 +157,40 @@ def test_what_clients_usually_send_is_in_the_document(path: str) -> None:
     """It may be said closely what a request is, but not more closely than what is served."""
     schema = WHOLE["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
     Draft202012Validator({**schema, "components": WHOLE["components"]}).validate(USUAL[path])
+
+
+#: The groups of endpoints that clients of others ask.
+CLIENTS = ("OpenAI", "Anthropic", "Ollama", "readers", "batches", "tokens")
+
+
+def asked_with() -> Iterator[type[msgspec.Struct]]:
+    """All types of which requests of others' clients are made, those inside of others too."""
+    asks = [one.asks for one in OPERATIONS.values() if one.asks and one.tag in CLIENTS]
+    left = list(msgspec.inspect.multi_type_info(asks))
+    seen: set[type] = set()
+    while left:
+        one = left.pop()
+        if isinstance(one, msgspec.inspect.StructType) and one.cls not in seen:
+            seen.add(one.cls)
+            yield one.cls
+            left += [field.type for field in one.fields]
+        elif isinstance(one, msgspec.inspect.UnionType):
+            left += one.types
+        elif isinstance(one, msgspec.inspect.ListType):
+            left.append(one.item_type)
+        elif isinstance(one, msgspec.inspect.DictType):
+            left.append(one.value_type)
+
+
+@pytest.mark.parametrize("kind", list(asked_with()), ids=lambda kind: kind.__name__)
+def test_a_field_that_may_be_left_out_may_be_null(kind: type[msgspec.Struct]) -> None:
+    """Programs that dump their objects whole write null for what nobody said."""
+    told = msgspec.inspect.type_info(kind)
+    assert isinstance(told, msgspec.inspect.StructType)
+    assert not [one.name for one in told.fields if not one.required and not _takes_null(one.type)]
+
+
+def _takes_null(kind: msgspec.inspect.Type) -> bool:
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return kind.includes_none
+    return isinstance(kind, msgspec.inspect.AnyType | msgspec.inspect.NoneType)

@@ -227,7 +227,10 @@ def _plain_message(message: object, index: int) -> dict[str, Any]:
     where = f"messages[{index}]"
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise BadInput(f"{where} must be an object with a role", param=where)
-    plain = {**message, "content": _text(message.get("content"), f"{where}.content")}
+    plain = {
+        **message,
+        "content": _text(message.get("content") or message.get("refusal"), f"{where}.content"),
+    }
     _check_id(message.get("tool_call_id"), f"{where}.tool_call_id")
     calls = message.get("tool_calls")
     if calls:
@@ -235,6 +238,10 @@ def _plain_message(message: object, index: int) -> dict[str, Any]:
             raise BadInput(f"{where}.tool_calls must be a list", param=f"{where}.tool_calls")
         plain["tool_calls"] = [_plain_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(calls)]
     return plain
+
+
+#: Parts of a message that are words, each under the name of its kind: what the model said, or would not do.
+_WORDS = ("text", "refusal")
 
 
 def _text(content: object, where: str) -> str:
@@ -247,8 +254,8 @@ def _text(content: object, where: str) -> str:
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        text = part.get("text") if isinstance(part, Mapping) else None
-        if kind != "text" or not isinstance(text, str):
+        text = part.get(kind) if isinstance(part, Mapping) and kind in _WORDS else None
+        if not isinstance(text, str):
             raise BadInput(
                 f"{where} has a part of type {kind!r}: this model reads text parts only", param=where
             )

@@ -23,4 +23,4 @@ class CalibrationRequest(Struct, kw_only=True):
 
     name: Name
     examples: Annotated[list[CalibrationExample], Meta(min_length=FEWEST, max_length=MOST)]
-    model: str = ""
+    model: str | None = None

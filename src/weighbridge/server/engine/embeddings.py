@@ -72,7 +72,7 @@ def embedding_generations(
     _check_width(body.dimensions, engine.hidden_size)
     prompts = _prompts(body, reader, engine.max_model_len)
     generations = [Generation(prompt, _NOTHING, embeds=True) for prompt in prompts]
-    return generations, EmbeddingFormat(ask.model or engine.model_name, body.encoding_format)
+    return generations, EmbeddingFormat(ask.model or engine.model_name, body.encoding_format or "float")
 
 
 def _check_width(dimensions: int | None, width: int | None) -> None:

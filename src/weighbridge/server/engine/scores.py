@@ -196,7 +196,7 @@ def _ranking(asked: RerankRequest, texts: Sequence[str], found: Floats) -> dict[
     """The best first; among equals the one that came first."""
     order = sorted(range(len(texts)), key=lambda index: -found[index])[: asked.top_n]
     rows: list[dict[str, Any]] = [{"index": index, "relevance_score": float(found[index])} for index in order]
-    if asked.return_documents:
+    if asked.return_documents is not False:
         rows = [{**row, "document": {"text": texts[row["index"]]}} for row in rows]
     return {"object": "list", "results": rows}
 

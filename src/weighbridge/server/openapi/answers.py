@@ -111,6 +111,13 @@ class AnthropicCount(Struct, kw_only=True):
     input_tokens: int
 
 
+class ResponseCount(Struct, kw_only=True):
+    """How many tokens the prompt of a response has."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
 class OllamaAnswer(Struct, kw_only=True):
     """Ollama's answer to a chat or a prompt; a stream has one such object a line."""
 

@@ -153,12 +153,23 @@ def _schema(name: str, schema: dict[str, Any], models: Sequence[str]) -> dict[st
         elif field in properties:
             properties[field] = closer
     if "model" in properties and (name.endswith("Request") or name == "NamedModel") and models:
-        properties["model"] = {"type": "string", "enum": list(models), "description": "A name of /v1/models."}
+        names: list[str | None] = list(models)
+        if "model" not in schema.get("required", ()):
+            names.append(None)
+        properties["model"] = {"enum": names, "description": "A name of /v1/models."}
     told = {**schema, "properties": properties}
     if name in NEEDED:
         told["required"] = [*schema.get("required", ()), *NEEDED[name]]
     if name in NOT_BOTH:
-        told["not"] = {"required": list(NOT_BOTH[name])}
+        told["not"] = _given(*NOT_BOTH[name])
     if name in ONE_OF:
-        told["oneOf"] = [{"required": [one]} for one in ONE_OF[name]]
+        told["oneOf"] = [_given(one) for one in ONE_OF[name]]
     return told
+
+
+def _given(*names: str) -> dict[str, Any]:
+    """That something is said in each of these fields: null says nothing."""
+    return {
+        "required": list(names),
+        "properties": {name: {"not": {"type": "null"}} for name in names},
+    }

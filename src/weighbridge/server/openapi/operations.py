@@ -155,6 +155,9 @@ OPERATIONS: Mapping[str, Operation] = {
     "GET /v1/responses/{response}/input_items": Operation(
         "OpenAI", "What a response was asked.", None, answers.Listing, query=_page("after", "order")
     ),
+    "POST /v1/responses/input_tokens": Operation(
+        "OpenAI", "How many tokens a prompt has.", ResponsesRequest, answers.ResponseCount
+    ),
     "GET /v1/models": Operation(
         "OpenAI",
         "The models that can be asked.",
@@ -176,7 +179,7 @@ OPERATIONS: Mapping[str, Operation] = {
         "Upload a file of requests.",
         None,
         answers.Anything,
-        form={"purpose": {"enum": ["batch"]}, "file": {"type": "string", "format": "binary"}},
+        form={"purpose": {"enum": ["batch", "user_data"]}, "file": {"type": "string", "format": "binary"}},
         leads=("GET /v1/files/{file}", "DELETE /v1/files/{file}", "GET /v1/files/{file}/content"),
     ),
     "GET /v1/files": Operation(

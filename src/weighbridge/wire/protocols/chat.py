@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from weighbridge.wire.ask import Ask
@@ -13,6 +14,7 @@ from weighbridge.wire.events import FinishPart, Part, ReasoningPart, RefusalPart
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols.openai import (
     Common,
+    NamedTool,
     NonNegative,
     OpenAIEncoder,
     Peek,
@@ -41,7 +43,7 @@ class ChatRequest(Common, kw_only=True):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None  # None: yes
     continue_final_message: bool | None = None
     echo: Literal[False] | None = None  # vLLM's: the beginning of an answer is not told again here
 
@@ -73,6 +75,38 @@ class _ChatPeek(Peek, kw_only=True):
     max_completion_tokens: Positive | None = None
 
 
+class AllowedTools(Struct):
+    """Those of the tools that may be called, and whether one of them must be."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool]
+
+
+class AllowedToolChoice(Struct):
+    """OpenAI's choice of several tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+class _Offer(Struct):
+    tool_choice: AllowedToolChoice
+    tools: list[Tool] | None = None
+
+
+def _allow(ask: Ask, body: bytes) -> None:
+    """Say a choice of several tools in words that every server knows: as a list of those alone, and the mode."""
+    offer = decode(body, _Offer)
+    chosen = offer.tool_choice.allowed_tools
+    names = {one.function.name for one in chosen.tools}
+    raws = msgspec.json.decode(ask.fields["tools"], type=list[msgspec.Raw]) if offer.tools else []
+    pairs = zip(offer.tools or (), raws, strict=True)
+    allowed = [raw for tool, raw in pairs if tool.function.name in names]
+    ask.fields["tools"] = msgspec.Raw(msgspec.json.encode(allowed))
+    ask.fields["tool_choice"] = msgspec.Raw(msgspec.json.encode(chosen.mode))
+    ask.raw = b""
+
+
 class ChatProtocol(WireProtocol):
     name, path = "chat", PATH
 
@@ -80,6 +114,8 @@ class ChatProtocol(WireProtocol):
         peek = decode(body, _ChatPeek)
         ask = ask_of(PATH, peek, body)
         ask.max_tokens = peek.max_completion_tokens or peek.max_tokens
+        if (choice := ask.fields.get("tool_choice")) is not None and b"allowed_tools" in bytes(choice):
+            _allow(ask, body)
         return ask
 
     def encoder(self, ask: Ask) -> ChatEncoder:

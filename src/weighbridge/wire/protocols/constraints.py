@@ -36,6 +36,8 @@ UNKEPT: Mapping[str, tuple[tuple[Any, ...], str]] = {
     **dict.fromkeys(("functions",), (_NOTHING, "use tools")),
     **dict.fromkeys(("function_call",), ((*_NOTHING, "none", "auto"), "use tool_choice")),
     **dict.fromkeys(("skip_special_tokens",), ((None, True), "")),
+    **dict.fromkeys(("audio",), (_NOTHING, "answers are texts")),
+    **dict.fromkeys(("modalities",), ((None, [], ["text"]), "answers are texts")),
     **dict.fromkeys(("lora_path", "lora"), (_NOTHING, "")),
 }
 

@@ -55,7 +55,7 @@ class AnthropicTurn(Struct):
 
 
 class AnthropicTool(Struct):
-    name: Annotated[str, Meta(min_length=1)] = ""
+    name: Annotated[str, Meta(min_length=1)] | None = None
     type: str | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
@@ -65,7 +65,7 @@ class AnthropicTool(Struct):
 class AnthropicToolChoice(Struct):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
-    disable_parallel_tool_use: bool = False
+    disable_parallel_tool_use: bool | None = None
 
 
 class AnthropicThinking(Struct):
@@ -102,7 +102,7 @@ class MessagesRequest(CountRequest, kw_only=True):
     """A request for a message. Fields that are not named here are ignored."""
 
     max_tokens: Positive
-    stream: bool = False
+    stream: bool | None = None
     temperature: Fraction | None = None
     top_p: Fraction | None = None
     top_k: Annotated[int, Meta(ge=0)] | None = None

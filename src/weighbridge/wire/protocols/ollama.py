@@ -92,7 +92,7 @@ class _Answering(_Request, kw_only=True):
 
 class OllamaFunction(Struct):
     name: str
-    arguments: dict[str, Any] | str = msgspec.field(default_factory=dict)
+    arguments: dict[str, Any] | str | None = None
 
 
 class OllamaCall(Struct):
@@ -133,7 +133,7 @@ class OllamaEmbedRequest(_Request, kw_only=True):
 
 
 class OllamaEmbeddingsRequest(_Request, kw_only=True):
-    prompt: str = ""
+    prompt: str | None = None
 
 
 class NamedModel(Struct):
@@ -224,7 +224,7 @@ class OllamaEmbeddings(OllamaProtocol):
 
     def read(self, body: bytes) -> Ask:
         request = decode(body, OllamaEmbeddingsRequest)
-        return _keeping(_embedding.read(_body({**_common(request), "input": request.prompt})), request)
+        return _keeping(_embedding.read(_body({**_common(request), "input": request.prompt or ""})), request)
 
     def encoder(self, ask: Ask) -> Encoder:
         return OneVector(ask.model)
@@ -424,7 +424,7 @@ class _Pending:
 
 
 def _call(call: OllamaCall, id: str) -> dict[str, Any]:
-    arguments = call.function.arguments
+    arguments = call.function.arguments or {}
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return {
         "id": call.id or id,

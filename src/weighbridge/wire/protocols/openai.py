@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import Meta, Struct
 
 from weighbridge.wire.ask import LONGEST_SALT, Ask, Extension, Fields
 from weighbridge.wire.body import MAX_FIELDS
@@ -43,11 +43,11 @@ _decode_fields = msgspec.json.Decoder(Fields).decode
 
 
 class StreamOptions(Struct):
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class JsonSchema(Struct):
-    name: str = ""
+    name: str | None = None
     schema: dict[str, Any] | bool | None = None
     strict: bool | None = None
 
@@ -121,10 +121,10 @@ class Common(Peek, kw_only=True):
     structured_outputs: StructuredOutputs | None = None
 
 
-class Function(Struct):
+class Function(Struct, omit_defaults=True):
     name: Annotated[str, Meta(min_length=1)]
-    description: str | UnsetType = UNSET
-    parameters: dict[str, Any] | UnsetType = UNSET
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
 
 
 class Tool(Struct):
@@ -138,7 +138,7 @@ class NamedFunction(Struct):
 
 class NamedTool(Struct):
     function: NamedFunction
-    type: Literal["function"] = "function"
+    type: Literal["function"] | None = None  # None: there is no other
 
 
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
@@ -156,7 +156,7 @@ def ask_of(path: str, peek: Peek, body: bytes) -> Ask:
         model=peek.model or "",
         tenant="",
         stream=bool(peek.stream),
-        wants_usage=peek.stream_options is not None and peek.stream_options.include_usage,
+        wants_usage=peek.stream_options is not None and bool(peek.stream_options.include_usage),
         max_tokens=peek.max_tokens,
         choices=peek.n or 1,
         scores_prompt=peek.prompt_logprobs is not None,

@@ -34,8 +34,8 @@ _encode = msgspec.json.encode
 class WrittenFormat(Struct):
     """How the text of an answer is to be written; a schema stands beside its name, not below it as in a chat."""
 
-    type: Literal["text", "json_object", "json_schema"] = "text"
-    name: str = ""
+    type: Literal["text", "json_object", "json_schema"] | None = None  # None: a text
+    name: str | None = None
     schema: dict[str, Any] | None = None
     description: str | None = None
     strict: bool | None = None
@@ -296,7 +296,7 @@ def _chat_tool(tool: FunctionTool) -> dict[str, Any]:
 
 def _response_format(text: TextConfig | None) -> dict[str, Any] | None:
     wanted = text.format if text is not None else None
-    if wanted is None or wanted.type == "text":
+    if wanted is None or wanted.type in (None, "text"):
         return None
     if wanted.type == "json_object":
         return {"type": "json_object"}
@@ -353,7 +353,7 @@ def _echo(own: ResponseRequest) -> dict[str, Any]:
 
 def _shown_format(wanted: WrittenFormat) -> dict[str, Any]:
     if wanted.type != "json_schema":
-        return {"type": wanted.type}
+        return {"type": wanted.type or "text"}
     return {
         "type": wanted.type,
         "name": wanted.name,

@@ -79,7 +79,7 @@ class RerankRequest(Scored, kw_only=True):
     query: str
     documents: Annotated[list[Document], Meta(min_length=1)]
     top_n: Positive | None = None
-    return_documents: bool = True
+    return_documents: bool | None = None  # None: yes
     max_tokens_per_doc: Positive | None = None  # Cohere's: a longer document is cut
 
     def texts(self) -> list[str]:

@@ -14,12 +14,12 @@ class TokenizeRequest(Struct):
 
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = None  # None: yes
     model: str | None = None
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None  # None: yes
     continue_final_message: bool | None = None
 
 

@@ -46,7 +46,7 @@ class _Input(Struct):
 class CustomFormat(Struct):
     """What the input of a custom tool must be. A grammar is told to the model, and holds nothing."""
 
-    type: Literal["text", "grammar"] = "text"
+    type: Literal["text", "grammar"] | None = None  # None: a text
     syntax: str | None = None
     definition: str | None = None
 
@@ -140,7 +140,7 @@ def _single(tool: Mapping[str, Any], where: str, namespace: str | None) -> Offer
 
 
 def _format_told(format_: CustomFormat | None) -> str:
-    if format_ is None or format_.type == "text":
+    if format_ is None or format_.type != "grammar":
         return ""
     return f"`{_INPUT}` must match this {format_.syntax or ''} grammar:\n{format_.definition or ''}"
 
