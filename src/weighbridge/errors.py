@@ -5,6 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+class Inside(str):
+    """Words for whoever runs a server: they repeat what a process, a file or a server behind it said.
+
+    Others are told `plainly`. An error keeps both where its message is one of these; `wording` puts them together.
+    """
+
+    plainly: str
+
+    def __new__(cls, words: str, plainly: str) -> Inside:
+        """Keep both; where `words` are such words themselves, theirs for others are not used."""
+        made = super().__new__(cls, words)
+        made.plainly = plainly
+        return made
+
+
 class WeighbridgeError(Exception):
     """Base of every error raised on purpose; the command line prints it and exits 1."""
 
@@ -45,10 +60,31 @@ class AdapterBusy(BadInput):
     code = "adapter_busy"
 
 
+def words_of(error: BaseException) -> str:
+    """What an error says, as `Inside` where it has something for whoever runs the server."""
+    said = error.args[0] if error.args else ""
+    return said if isinstance(said, Inside) else str(error)
+
+
+def plainly(words: str) -> str:
+    """What those are told who do not run the server."""
+    return words.plainly if isinstance(words, Inside) else words
+
+
+def wording(form: str, *parts: object) -> str:
+    """Put words and errors into the places (`{}`) of `form`; the whole is `Inside` where one of them is."""
+    words = [words_of(one) if isinstance(one, BaseException) else one for one in parts]
+    whole = form.format(*words)
+    if not any(isinstance(one, Inside) for one in words):
+        return whole
+    return Inside(whole, form.format(*[plainly(one) if isinstance(one, str) else one for one in words]))
+
+
 def some_of(names: Sequence[str], most: int = 5, joint: str = ", ") -> str:
     """The first of `names` and how many more there are: for messages that should stay readable."""
     more = len(names) - most
-    return joint.join(names if more <= 0 else [*names[:most], f"and {more} more"])
+    shown = names if more <= 0 else [*names[:most], f"and {more} more"]
+    return wording(joint.join(["{}"] * len(shown)), *shown)
 
 
 def said(error: BaseException, most: int = 300) -> str:

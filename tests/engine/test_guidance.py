@@ -150,9 +150,9 @@ def test_what_is_no_constraint_is_refused(guides: GuideFactory, guide: Guide) ->
 def test_a_process_that_went_away_is_started_again(guides: GuideFactory) -> None:
     guides.compiled(Guide("regex", "a")).result()
     _, trial = guides.prepare()
-    assert trial._process is not None
-    trial._process.popen.kill()
-    trial._process.popen.wait()
+    assert trial.forks._process is not None
+    trial.forks._process.popen.kill()
+    trial.forks._process.popen.wait()
     with pytest.raises(Exception, match="try again"):
         guides.compiled(Guide("regex", "b")).result()
     guides.compiled(Guide("regex", "b")).result()

@@ -30,8 +30,8 @@ from weighbridge.models.files.gguf import GgufFile
 from weighbridge.models.files.gguf_format import GgufMetadata
 from weighbridge.models.files.quantized import StoredBlocks
 from weighbridge.models.files.tensors import needed
+from weighbridge.models.text.encoding.library import encoded
 from weighbridge.models.text.tokenizer import Tokenizer, load_tokenizer
-from weighbridge.models.text.tokenizer_parts import encoded
 from weighbridge.planner.memory.source import open_model
 
 _numbers = itertools.count()
@@ -172,6 +172,8 @@ def parse_tokenizer(data: bytes) -> None:
 
 def _use(tokenizer: Tokenizer) -> None:
     """Two ways of encoding agree, no id is outside the vocabulary, and text comes back piece by piece as in one."""
+    if tokenizer.encodes_apart:  # its patterns have no bound here; a text was encoded as it was loaded
+        return
     tokenizer.quicken()
     names = sorted(tokenizer.backend.get_vocab(with_added_tokens=True))[:20]
     for text in (*_TEXTS, " ".join(names), "".join(names)):

@@ -21,10 +21,10 @@ from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.text import block_digests as digests_module
 from weighbridge.models.text import word_tokens as words_module
 from weighbridge.models.text.block_digests import ROOT, block_digests
+from weighbridge.models.text.encoding.word_pattern import MAX_SETS, Sets, compile_pattern
 from weighbridge.models.text.gguf_splits import _LLAMA3, _QWEN2, _TEKKEN
 from weighbridge.models.text.tokenizer import Tokenizer, load_tokenizer
 from weighbridge.models.text.tokenizer_parts import TokenizerParts
-from weighbridge.models.text.word_pattern import MAX_SETS, Sets, compile_pattern
 from weighbridge.models.text.word_tokens import WordTokens
 
 pytestmark = pytest.mark.skipif(words_module._words is None, reason="built without a C++ compiler")

@@ -92,7 +92,7 @@ def build_replica(
     room = adapter_room(model_name, opened.adaptable, settings.adapters)
     if room is not None:
         check_room(room, dtype, available_memory())
-    guides = GuideFactory(tokenizer.backend, tokenizer.vocab_size, tokenizer.eos_token_ids)
+    guides = GuideFactory(tokenizer.vocabulary(), tokenizer.vocab_size, tokenizer.eos_token_ids)
     preparing = threading.Thread(target=_prepare, args=(guides,), name="prepare-guides")
     preparing.start()  # while the weights are read
     decoder = opened.load(

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
-from weighbridge.errors import WeighbridgeError
+from weighbridge.errors import Inside, WeighbridgeError, wording, words_of
 from weighbridge.fleet.abilities.refusal import ReplicaRefusal, error_of, read_refusal
 from weighbridge.fleet.api import Answer
 from weighbridge.fleet.dispatch import Lease
@@ -77,7 +77,7 @@ class AttemptFailed(WeighbridgeError):
         answer: BytesAnswer | None = None,
         refusal: ReplicaRefusal | None = None,
     ):
-        super().__init__(f"{member.name}: {why}")
+        super().__init__(wording("{}: {}", member.name, why))
         self.member = member
         self.timed_out = timed_out
         self.answer = answer
@@ -121,7 +121,7 @@ class Attempts:
             if sent is not None:
                 sent.end(time.time(), error.kind.value)
             timed_out = error.kind in (Failure.FIRST_BYTE, Failure.IDLE)
-            raise AttemptFailed(lease.member, str(error), timed_out=timed_out) from error
+            raise AttemptFailed(lease.member, words_of(error), timed_out=timed_out) from error
         except BaseException as error:
             if not isinstance(error, AttemptFailed):
                 lease.member.breaker.gave_up()
@@ -221,28 +221,30 @@ class Attempts:
         member, status = lease.member, answer.status
         if status < 400:
             place = answer.headers.get("location", "somewhere else")
-            raise AttemptFailed(member, f"redirects to {place}; write that URL into the configuration")
+            why = f"redirects to {place}; write that URL into the configuration"
+            raise AttemptFailed(member, Inside(why, "redirects to another place"))
         kept = BytesAnswer(status, body, answer.headers)
         refusal = read_refusal(status, body, ask.path, lease.arrival.needs)
         if refusal is not None:
             refusal = replace(refusal, adapter=member.asks_for_adapter(ask))
             lease.look_away()
             self._well(lease)
-            why = f"refused it with status {status}{_message(body)}"
-            raise AttemptFailed(member, why, answer=kept, refusal=refusal)
+            raise AttemptFailed(
+                member, said("refused it with status", status, body), answer=kept, refusal=refusal
+            )
         if not may_retry(status, attempt, ask.deadline is not None):
             lease.look_away()  # a refusal is quick, whatever the replica is
             self._well(lease)
             return OpenedAttempt(lease, kept, kept.chunks(), body)
         now = self._clock()
-        failed = AttemptFailed(member, f"answered with status {status}{_message(body)}", answer=kept)
-        member.last_error = str(failed)
+        failed = AttemptFailed(member, said("answered with status", status, body), answer=kept)
+        member.last_error = words_of(failed)
         member.counts.failures += 1
         wait = retry_after(answer.headers, time.time())
         wait = retry_delay(body) if wait is None else wait
         if status in KEY_REFUSED:
-            failed = AttemptFailed(member, f"refuses the key it was sent (status {status}){_message(body)}")
-            member.last_error = str(failed)
+            failed = AttemptFailed(member, said("refuses the key it was sent, with status", status, body))
+            member.last_error = words_of(failed)
             member.hold(now + KEY_PAUSE, member.last_error)
             member.breaker.gave_up()
         elif status in OVERLOADED:
@@ -276,7 +278,7 @@ class Attempts:
 
     def _blame(self, member: Member, error: ReplicaError) -> None:
         now = self._clock()
-        member.last_error = str(error)
+        member.last_error = words_of(error)
         member.counts.failures += 1
         member.breaker.failed(now)
         if error.kind is Failure.CONNECT and member.spec.probe:
@@ -309,7 +311,8 @@ def retry_delay(body: bytes) -> float | None:
     return None
 
 
-def _message(body: bytes) -> str:
-    """What the error says, short, for the ticket and the log."""
+def said(what: str, status: int, body: bytes) -> str:
+    """What a replica did with a request, and what its error says, short, for the operator's ticket and the log."""
     message = str(error_of(body).get("message") or "").strip()
-    return f": {message[:200]}" if message else ""
+    plain = f"{what} {status}"
+    return Inside(f"{plain}: {message[:200]}", plain) if message else plain

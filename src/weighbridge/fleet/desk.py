@@ -21,7 +21,7 @@ from typing import Generic, Protocol, TypeVar
 
 from weighbridge.cost.step import StepCost
 from weighbridge.engine.schedule.fairness import Seats
-from weighbridge.errors import DeadlineMissed, NeverFits, QueueFull, Refused, some_of
+from weighbridge.errors import DeadlineMissed, NeverFits, QueueFull, Refused, some_of, wording
 from weighbridge.fleet.api import Arrival, Choice
 from weighbridge.fleet.load.queue import MOST_LINES, SOON, FleetSpeed, GatewayQueue, deadline_missed
 from weighbridge.fleet.load.state import ReplicaState
@@ -402,7 +402,9 @@ class Desk(Generic[Member]):
             since = hopeless[kind] = self._line_hopeless.get(kind, now)
             if now - since >= self.patience.for_any:
                 error = NoReplica(
-                    f"no replica of {self.model!r} that can serve this request is up{self._why(now)}",
+                    wording(
+                        "no replica of {!r} that can serve this request is up{}", self.model, self._why(now)
+                    ),
                     retry_after=5.0,
                 )
                 gone += [(arrival, error) for arrival in self.queue.in_line(kind)]
@@ -631,7 +633,8 @@ class Desk(Generic[Member]):
         if not self._hope(now):
             self._hopeless_since = self._hopeless_since or now
             if now - self._hopeless_since >= self.patience.for_any:
-                raise NoReplica(f"no replica of {self.model!r} is up{self._why(now)}", retry_after=5.0)
+                message = wording("no replica of {!r} is up{}", self.model, self._why(now))
+                raise NoReplica(message, retry_after=5.0)
             return
         self._hopeless_since = None
         if self.patience.for_held == math.inf:
@@ -639,7 +642,9 @@ class Desk(Generic[Member]):
         members = self._members.values()
         if members and all(self._held_for(member, now) > self.patience.for_held for member in members):
             raise QueueFull(
-                f"every replica of {self.model!r} asked to be left alone for a while{self._why(now)}",
+                wording(
+                    "every replica of {!r} asked to be left alone for a while{}", self.model, self._why(now)
+                ),
                 retry_after=min(self._held_for(member, now) for member in members),
             )
 
@@ -649,8 +654,8 @@ class Desk(Generic[Member]):
         return max(member.held_until - now, 0.0)
 
     def _why(self, now: float) -> str:
-        reasons = [f"{name}: {m.why(now)}" for name, m in self._members.items() if m.why(now)]
-        return f" ({some_of(reasons, joint='; ')})" if reasons else ""
+        reasons = [wording("{}: {}", name, m.why(now)) for name, m in self._members.items() if m.why(now)]
+        return wording(" ({})", some_of(reasons, joint="; ")) if reasons else ""
 
     def _least_seconds(self, arrival: Arrival, now: float) -> float:
         """What the prompt takes at least: on the fastest replica, idle. 0 where the speed of one is not known."""

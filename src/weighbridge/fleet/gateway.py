@@ -14,7 +14,7 @@ from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.usage import Charge
 from weighbridge.cost.weight import Weight
 from weighbridge.engine.memory.prefix import Digest
-from weighbridge.errors import BadInput, Draining, Refused, UnknownModel, some_of
+from weighbridge.errors import BadInput, Draining, Refused, UnknownModel, some_of, words_of
 from weighbridge.fleet.abilities.ability import NOTHING, Needs, needs_of, read_bytes
 from weighbridge.fleet.api import Arrival
 from weighbridge.fleet.autoscale import Autoscale
@@ -227,7 +227,7 @@ class Gateway:
             await self._reserve(pool, ask, weight)
         except (Refused, BadInput) as error:
             if not is_leg:
-                self._turned_away(ticket, "refused", str(error))
+                self._turned_away(ticket, "refused", words_of(error))
             raise
         except asyncio.CancelledError:
             if not is_leg:

@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Callable
 
+from weighbridge.errors import Inside, words_of
 from weighbridge.fleet.config.spec import HealthSpec
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.replica import ReplicaError
@@ -88,10 +89,10 @@ class Watch:
         try:
             report = await member.replica.probe()
         except ReplicaError as error:
-            self._failed(member, str(error))
+            self._failed(member, words_of(error))
         except Exception as error:  # an adapter's bug must not end the watch
             log.exception("probing %s failed", member.name)
-            self._failed(member, f"probing failed: {error!r}")
+            self._failed(member, Inside(f"probing failed: {error!r}", "probing failed"))
         else:
             member.alive(self._clock(), self._spec.slow_start)
             member.learn(report)

@@ -6,20 +6,21 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
 from weighbridge.cost.usage import Charge, Credible, Usage, charge
-from weighbridge.errors import Refused, WeighbridgeError
+from weighbridge.errors import Inside, Refused, WeighbridgeError, some_of, wording, words_of
 from weighbridge.fleet.api import Answer, Arrival
-from weighbridge.fleet.attempt import AttemptFailed, OpenedAttempt
+from weighbridge.fleet.attempt import AttemptFailed, OpenedAttempt, said
 from weighbridge.fleet.dispatch import Lease
 from weighbridge.fleet.load.weigher import Weighed
 from weighbridge.fleet.member import Member
 from weighbridge.fleet.meter import Meter
 from weighbridge.fleet.pool import JourneyEnd, Pool
 from weighbridge.fleet.race import race
+from weighbridge.fleet.reliability.plain_errors import is_shown, plain_body, plain_headers, shown_events
 from weighbridge.fleet.reliability.resume import NotResumable, Resumption
 from weighbridge.fleet.reliability.retry import backoff
 from weighbridge.fleet.replica import Failure, ReplicaError
@@ -28,7 +29,7 @@ from weighbridge.ticket.decisions import Words
 from weighbridge.wire.answer import passed_headers
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import apart
-from weighbridge.wire.errors import ApiError, error_event
+from weighbridge.wire.errors import ApiError, error_event, error_message
 from weighbridge.wire.events import Event
 from weighbridge.wire.journey import Answered, HeaderList, WholeAnswer
 from weighbridge.wire.protocols import ANSWER_PARSERS, EVENT_PARSERS
@@ -94,6 +95,7 @@ class FleetJourney:
         self._weighed = weighed
         self._clock = pool.clock
         self._opened: OpenedAttempt | None = None
+        self._headers: Mapping[str, str] | None = None  # that go to the client in place of the replica's
         self._asked: Member | None = None  # it may be at work on the request, and has not answered
         self._failures: list[AttemptFailed] = []
         self._refusals: list[AttemptFailed] = []  # by replicas that are well, but will not serve this one
@@ -160,7 +162,7 @@ class FleetJourney:
         except AttemptFailed as failure:
             self._asked = None
             self._failures.append(failure)
-            self.ticket.decisions.append(str(failure))
+            self.ticket.decisions.append(words_of(failure))
             raise self._given_up() from failure
         self._begin(opened)
         return opened
@@ -187,7 +189,7 @@ class FleetJourney:
         """A place at a replica that may serve what this one refused; raises what the client is told without one."""
         self._asked = None
         self._refusals.append(failure)
-        self.ticket.decisions.append(str(failure))
+        self.ticket.decisions.append(words_of(failure))
         others = self.pool.refused(failure, [one.member.name for one in self._refusals], self._arrival)
         if not others:
             raise self.pool.all_refused(self._refusals)
@@ -251,7 +253,7 @@ class FleetJourney:
         self._failures.append(failure)
         if not failure.timed_out:
             self._asked = None
-        self.ticket.decisions.append(f"try {attempt} failed at {failure}")
+        self.ticket.decisions.append(wording("try {} failed at {}", attempt, failure))
         pool, failed = self.pool, {one.member.name for one in self._failures}
         now = self._clock()
         if attempt >= pool.retry.attempts:
@@ -276,12 +278,16 @@ class FleetJourney:
         """What the client is told; `why` no further try was made, where there could have been one."""
         last = self._failures[-1]
         if last.answer is not None:
-            return Answered(last.answer.status, last.answer.body, last.answer.headers)
-        reasons = "; ".join(dict.fromkeys(str(one) for one in self._failures))
+            status, body, headers = last.answer.status, last.answer.body, last.answer.headers
+            if not is_shown(last.member.spec.dialect, status):
+                body, headers = plain_body(status, body, self.ticket.id), plain_headers(headers)
+            return Answered(status, body, headers)
+        reasons = list(dict.fromkeys(words_of(one) for one in self._failures))
         status = 504 if last.timed_out else 502
         tries = "1 try" if len(self._failures) == 1 else f"{len(self._failures)} tries"
         more = f"; {why}" if why else ""
-        return Unavailable(f"no replica answered after {tries}: {reasons}{more}", status)
+        words = some_of(reasons, len(reasons), joint="; ")
+        return Unavailable(wording("no replica answered after {}: {}{}", tries, words, more), status)
 
     def _note_choice(self, lease: Lease) -> None:
         choice, ticket = lease.choice, self.ticket
@@ -301,7 +307,7 @@ class FleetJourney:
         """Whole events for the client. A replica that breaks off is replaced, or the stream ends with an error."""
         opened = self._begun()
         parse, meter, clock = EVENT_PARSERS[self.ask.path], self.meter, self._clock
-        most = self._most_events()
+        most, had_failed = self._most_events(), False
         while True:
             broken: ReplicaError | None = None
             lease, resumption, chunks = opened.lease, self._resumption, opened.chunks
@@ -321,6 +327,11 @@ class FleetJourney:
                         chunk = resumption.passing(chunk)
                     if meter.hide_cached or b'"usage"' in chunk:
                         chunk = meter.strip(chunk)
+                    if meter.failed:
+                        if not had_failed:
+                            self._note_failure(chunk)
+                        had_failed = True
+                        chunk = shown_events(lease.member.spec.dialect, chunk, self.ticket.id)
                     if chunk:
                         yield Event(chunk, parse, meter.done)
                         if clock() - now > READ_SLOWLY:
@@ -340,16 +351,22 @@ class FleetJourney:
             broken = broken or ReplicaError(name, Failure.BROKEN, "ended its stream before its end")
             self.pool.attempts.broke_off(opened, broken)
             await opened.close(self._clock())
-            self.ticket.decisions.append(f"after {meter.events} events: {broken}")
+            self.ticket.decisions.append(wording("after {} events: {}", meter.events, broken))
             try:
                 opened = await self._continued(name)
                 self._take(opened)
             except (WeighbridgeError, NotResumable) as why:
-                self.ticket.error = f"{broken}; {why}" if self._resumption is not None else str(broken)
+                told = wording("{}; {}", broken, why) if self._resumption is not None else words_of(broken)
+                self.ticket.error = told
                 meter.failed = True
-                yield Event(broken_off(self.ticket.error), parse, last=True)
+                yield Event(broken_off(told), parse, last=True)
                 return
             self.ticket.resumed += 1
+
+    def _note_failure(self, events: bytes) -> None:
+        """Keep for the operator what a replica says of a failure in its stream."""
+        what = "failed in its stream"
+        self.ticket.decisions.append(Inside(f"{what}: {error_message(events.removeprefix(b'data:'))}", what))
 
     def _most_events(self) -> int:
         weight = self._arrival.weight
@@ -379,13 +396,18 @@ class FleetJourney:
     async def whole(self) -> WholeAnswer:
         """The answer in one piece, read for its usage."""
         opened = self._begun()
+        content_type = opened.answer.headers.get("content-type", "application/json")
         if opened.status < 400:
             self.meter.whole(opened.first)
             await self._count_whole()
-        content_type = opened.answer.headers.get("content-type", "application/json")
-        return WholeAnswer(
-            self.meter.shown(opened.first), ANSWER_PARSERS[self.ask.path], opened.status, content_type
-        )
+            body = self.meter.shown(opened.first)
+        elif is_shown(opened.lease.member.spec.dialect, opened.status):
+            body = opened.first
+        else:
+            body, content_type = plain_body(opened.status, opened.first, self.ticket.id), "application/json"
+            self._headers = plain_headers(opened.answer.headers)
+            self.ticket.decisions.append(said("answered with status", opened.status, opened.first))
+        return WholeAnswer(body, ANSWER_PARSERS[self.ask.path], opened.status, content_type)
 
     def headers(self) -> HeaderList:
         """The replica's own headers and ours. What a stream costs is known at its end only: here it is expected."""
@@ -394,7 +416,7 @@ class FleetJourney:
         cost = f"{usd:.8f}".rstrip("0").rstrip(".") if usd else "0"
         return [
             (b"x-weighbridge-ticket", self.ask.id.encode()),
-            *passed_headers(opened.answer.headers),
+            *passed_headers(opened.answer.headers if self._headers is None else self._headers),
             (b"x-weighbridge-replica", opened.lease.member.name.encode()),
             (b"x-weighbridge-placement", self.ticket.placement.encode()),
             (b"x-weighbridge-cost", cost.encode()),
@@ -515,7 +537,7 @@ def _chosen(policy: str, replica: str, why: str | Words) -> str:
     return f"{policy} chose {replica}: {why if isinstance(why, str) else why()}"
 
 
-def broken_off(why: str | None) -> bytes:
+def broken_off(why: str) -> bytes:
     """The error at the end of a stream that nobody could continue."""
-    message = f"the answer broke off: {why}"
+    message = wording("the answer broke off: {}", why)
     return error_event(ApiError(502, message, kind="server_error", code="replica_lost"))

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from weighbridge.cost.usage import Usage
-from weighbridge.errors import BadInput, RateLimited, some_of
+from weighbridge.errors import BadInput, RateLimited, some_of, words_of
 from weighbridge.fleet.abilities.known import KnownAbilities
 from weighbridge.fleet.abilities.told import KNOWN_OF, MOST_NAMES, NOTHING_TOLD, Told, is_named
 from weighbridge.fleet.api import Arrival, Call, Capacity, Replica, Report
@@ -163,7 +163,7 @@ class Member:
             usd = self.cost(Usage(arrival.weight.prompt_tokens, round(arrival.weight.output.mean)))
             self.account.reserve(self.name, arrival.id, tokens, usd, now)
         except RateLimited as error:
-            self.hold(now + min(error.retry_after or 1.0, 5.0), str(error))
+            self.hold(now + min(error.retry_after or 1.0, 5.0), words_of(error))
             return False
         except BadInput:
             return False  # larger than the whole limit, or already there
@@ -327,7 +327,7 @@ class Member:
             "target": self.spec.target,
             "dialect": self.spec.dialect,
             "standing": self.standing(now).value,
-            "why": self.why(now),
+            "why": str(self.why(now)),
             "requests": state.requests,
             "uncomputed_tokens": round(state.uncomputed_tokens),
             "remaining_output_tokens": round(state.remaining_output),

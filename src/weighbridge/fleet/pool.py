@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from weighbridge.cost.length import OutputLengths
 from weighbridge.cost.price import Price
 from weighbridge.cost.usage import Charge, Usage
-from weighbridge.errors import BadInput, WeighbridgeError, some_of
+from weighbridge.errors import BadInput, WeighbridgeError, some_of, wording, words_of
 from weighbridge.fleet.abilities.ability import NOTHING, Needs
 from weighbridge.fleet.abilities.elsewhere import MOST_REFUSALS, SILENTLY_LACKED, nobody_can, refused_by_all
 from weighbridge.fleet.abilities.known import KnownAbilities
@@ -408,8 +408,10 @@ class Pool:
         lacked = NOTHING if len(self.members) == 1 else lacked
         rest = [(n, m) for n, m in self.members.items() if n not in asked]
         if lacked and named and all(member.abilities.lacks(lacked, now) for _, member in rest):
-            reasons = [str(one) for one in failures]
-            reasons += [f"{n}: lacks it {m.abilities.why(next(iter(lacked)), now)}" for n, m in rest]
+            reasons = [words_of(one) for one in failures]
+            reasons += [
+                wording("{}: lacks it {}", n, m.abilities.why(next(iter(lacked)), now)) for n, m in rest
+            ]
             return refused_by_all(self.spec.name, lacked, reasons, ())
         answer = failures[0].answer
         assert answer is not None
@@ -422,7 +424,7 @@ class Pool:
             if refusal is None:
                 continue
             if refusal.kind in CLEAR or (refusal.kind is RefusalKind.UNCLEAR and len(refusal.lacks) == 1):
-                one.member.abilities.refuse(refusal.lacks, now, str(one))
+                one.member.abilities.refuse(refusal.lacks, now, words_of(one))
                 log.info("%s; it is not sent such requests for a while", one)
 
     def learn_contexts(self, failures: Sequence[AttemptFailed], tokens: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from weighbridge.errors import WeighbridgeError
+from weighbridge.errors import Inside, WeighbridgeError
 
 
 class Failure(StrEnum):
@@ -21,11 +21,23 @@ class Failure(StrEnum):
     PROBE = "probe"  # asked for its health, it gave none
 
 
+#: The same for those who are not told where a replica is and what it says.
+_PLAIN = {
+    Failure.CONNECT: "is out of reach",
+    Failure.STALE: "closed the connection without an answer",
+    Failure.FIRST_BYTE: "took too long to begin its answer",
+    Failure.IDLE: "fell silent in its answer",
+    Failure.BROKEN: "broke off, or sent no answer that can be read",
+    Failure.STATUS: "answered with an error",
+    Failure.PROBE: "does not tell how it is",
+}
+
+
 class ReplicaError(WeighbridgeError):
     """A replica that cannot be reached, takes too long, or breaks off."""
 
     def __init__(self, replica: str, kind: Failure, message: str) -> None:
-        super().__init__(f"replica {replica!r}: {message}")
+        super().__init__(Inside(f"replica {replica!r}: {message}", f"replica {replica!r}: {_PLAIN[kind]}"))
         self.replica = replica
         self.kind = kind
 

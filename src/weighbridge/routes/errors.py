@@ -7,6 +7,9 @@ from typing import Any
 
 from weighbridge.errors import Refused
 
+#: What a place says with one of these is about the request, and its client may read it.
+REQUESTS_FAULT = frozenset({400, 413, 415, 422})
+
 
 class PolicyForbids(Refused):
     """Residency and the placement asked for contradict each other."""
@@ -68,7 +71,7 @@ class PlaceFailed(Refused):
     @property
     def is_request_at_fault(self) -> bool:
         """Whether any place would refuse it. A wrong key or model name, a time-out or a rate limit is the place's."""
-        return self.status in (400, 413, 415, 422)
+        return self.status in REQUESTS_FAULT
 
 
 class LimitReached(PlaceFailed):

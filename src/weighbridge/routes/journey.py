@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from weighbridge.cost.usage import Usage
-from weighbridge.errors import BadInput, Refused
+from weighbridge.errors import BadInput, Inside, Refused, some_of, wording, words_of
 from weighbridge.routes.answer import BrokenOff, Shown, chunks_of, whole_answer
 from weighbridge.routes.budget import FREE_OF_CHARGE, Reservation, wait_of
 from weighbridge.routes.errors import CloudDenied, NoPlaceCan, PlaceFailed, PolicyForbids, TooLate
@@ -155,7 +155,7 @@ class RouteJourney:
             await self._close_runs(keep=committed)
         except BaseException as error:
             if not isinstance(error, asyncio.CancelledError):  # else nobody waits for it any more
-                self._error = str(error) or type(error).__name__
+                self._error = words_of(error) or type(error).__name__
             raise
         self._committed = committed
         self.ticket.placement = committed.place.level.value
@@ -321,10 +321,10 @@ class RouteJourney:
                 if draft is None and (_at_fault(error) or not following):
                     raise self._unanswered(error, plan, places) from error
                 if not following:
-                    self.note(f"{error}; the local answer stands")
+                    self.note(wording("{}; the local answer stands", error))
                     self.ticket.degraded = True
                     break
-                self.note(f"{error}; the {following[0].name} answers instead")
+                self.note(wording("{}; the {} answers instead", error, following[0].name))
                 if place.level is Level.CLOUD and following[0].level is Level.EDGE:
                     self.ticket.degraded = True
                 continue
@@ -339,7 +339,7 @@ class RouteJourney:
         stays = all(place.level is Level.EDGE for place in places)
         if not stays or _at_fault(error) or isinstance(error, TooLate) or not isinstance(error, PlaceFailed):
             return error
-        message = f"{error}; policy permits no other side ({plan.rule})"
+        message = wording("{}; policy permits no other side ({})", error, plan.rule)
         return NoPlaceCan(message, retry_after=error.retry_after)
 
     async def _race(self, near: Place, far: Place) -> LegRun:
@@ -397,7 +397,7 @@ class RouteJourney:
             try:
                 return await self._ask(place, window, reservation, until)
             except PlaceFailed as error:
-                self.note(str(error))
+                self.note(words_of(error))
                 pause = error.retry_after or RETRY_PAUSE * number
                 late = asyncio.get_running_loop().time() + pause > min(until, self._ends)
                 if number == attempts or error.is_request_at_fault or late or pause > LONGEST_PAUSE:
@@ -517,9 +517,10 @@ class RouteJourney:
         """A leg broke off when its bytes were on their way to the client."""
         if isinstance(error, BrokenOff):
             name, data = run.place.name, error.data
-            error = PlaceFailed(f"{name} failed: {error_message(data)}", billable=True)
-        self._error = str(error)
-        self.note(f"{error}; bytes are out, so nobody else may continue")
+            words = Inside(f"{name} failed: {error_message(data)}", f"{name} failed")
+            error = PlaceFailed(words, billable=True)
+        self._error = words_of(error)
+        self.note(wording("{}; bytes are out, so nobody else may continue", error))
         return error
 
     async def _close_runs(self, keep: LegRun | None = None) -> None:
@@ -582,7 +583,7 @@ def _at_fault(error: Refused) -> bool:
 def _neither(*errors: BaseException | None) -> Refused:
     """What the client is told when both sides of a race failed."""
     said = [error for error in errors if isinstance(error, Refused)]
-    words = "both sides failed: " + "; ".join(str(error) for error in said)
+    words = wording("both sides failed: {}", some_of([words_of(error) for error in said], len(said), "; "))
     if said and all(isinstance(error, TooLate) for error in said):
         return TooLate(words)
     rests = [error.retry_after for error in said if error.retry_after is not None]

@@ -14,14 +14,24 @@ import msgspec
 
 from weighbridge.cost.price import NANO
 from weighbridge.cost.usage import Usage
-from weighbridge.errors import BadInput, DeadlineMissed, NeverFits, RateLimited, Refused, WeighbridgeError
+from weighbridge.errors import (
+    BadInput,
+    DeadlineMissed,
+    Inside,
+    NeverFits,
+    RateLimited,
+    Refused,
+    WeighbridgeError,
+    wording,
+    words_of,
+)
 from weighbridge.fleet.attempt import OpenedAttempt
 from weighbridge.fleet.journey import FleetJourney
 from weighbridge.fleet.limits.remaining import retry_after
 from weighbridge.fleet.meter import GENERATED, Meter
 from weighbridge.routes.answer import sound
 from weighbridge.routes.budget import FREE_OF_CHARGE, Cashier, Reservation
-from weighbridge.routes.errors import DoesNotFit, LimitReached, PlaceFailed, TooLate
+from weighbridge.routes.errors import REQUESTS_FAULT, DoesNotFit, LimitReached, PlaceFailed, TooLate
 from weighbridge.routes.judge import Draft, SignalMeter
 from weighbridge.routes.ledger.usage import Used
 from weighbridge.routes.place import Place
@@ -211,7 +221,9 @@ class LegRun:
                 raise PlaceFailed(f"{name} sent an event that is no JSON", billable=True) from None
             return self._chunk(whole)
         if chunk.error:
-            raise PlaceFailed(f"{name} failed: {error_message(data)}", billable=True)
+            raise PlaceFailed(
+                Inside(f"{name} failed: {error_message(data)}", f"{name} failed"), billable=True
+            )
         return chunk
 
     def _note(self, chunk: _Chunk) -> None:
@@ -352,7 +364,7 @@ class LegRun:
         """An error as a route understands it; None for what goes on as it is."""
         name, admitted = self.place.name, self._journey is not None
         is_edge = self.place.level is Level.EDGE
-        text = f"{name}: {error}"
+        text = wording("{}: {}", name, error)
         if isinstance(error, PlaceFailed):
             return error
         if isinstance(error, TimeoutError) and self.until < self._ends:
@@ -380,7 +392,8 @@ def _answered(name: str, status: int, body: bytes, wait: float | None = None) ->
     text, said = f"{name} answered {status}: {error_message(body)}", error_fields(body)
     if status == DeadlineMissed.status and said.get("code") == DeadlineMissed.code:
         return TooLate(text)
-    return PlaceFailed(text, status=status, retry_after=wait, said=said)
+    words = text if status in REQUESTS_FAULT else Inside(text, f"{name} answered {status}")
+    return PlaceFailed(words, status=status, retry_after=wait, said=said)
 
 
 #: What a leg knows itself: where it was asked.
@@ -391,7 +404,7 @@ _SETTLED = [each.name for each in fields(Leg) if each.name not in _OWN]
 
 def _reason(error: BaseException) -> str | None:
     """What went wrong, for the ticket; None where nothing did but that nobody wants the answer any more."""
-    return None if isinstance(error, asyncio.CancelledError) else str(error) or type(error).__name__
+    return None if isinstance(error, asyncio.CancelledError) else words_of(error) or type(error).__name__
 
 
 def _joined(events: list[Event]) -> Event:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from weighbridge.cost.price import FREE, Price
-from weighbridge.errors import WeighbridgeError
+from weighbridge.errors import WeighbridgeError, wording, words_of
 from weighbridge.fleet.abilities.ability import Ability
 from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.desk import Standing
@@ -203,7 +203,7 @@ class Place:
                 opened = await journey.open()
             answer = (await journey.whole()).body
         except (WeighbridgeError, TimeoutError) as error:
-            raise PlaceFailed(f"{self.name}: {str(error) or 'no answer in time'}") from error
+            raise PlaceFailed(wording("{}: {}", self.name, words_of(error) or "no answer in time")) from error
         finally:
             if journey is not None:  # shielded: the place on the replica is given back whoever is cancelled
                 await asyncio.shield(asyncio.ensure_future(journey.close()))

@@ -33,7 +33,7 @@ from weighbridge.server.responses.keeper import ResponseKeeper
 from weighbridge.server.streams import KeptStreams
 from weighbridge.server.tokens import TokenEndpoints
 from weighbridge.server.usage import UsageEndpoint
-from weighbridge.wire.errors import ApiError, as_api_error, error_body, retry_after_header
+from weighbridge.wire.errors import ApiError, as_api_error, error_body, retry_after_header, told_plainly
 from weighbridge.wire.headers import headers_of, request_id
 from weighbridge.wire.identity.access import check_site
 from weighbridge.wire.identity.callers import Visitor, peer_of
@@ -144,6 +144,7 @@ async def admit_caller(audience: Audience, request: Request, service: HttpServic
     if not callers.are_asked:
         check_site(service.access, request.scope["server"][0], headers)
     request.state.tenant = None
+    told_plainly.set(callers.are_asked and audience is not Audience.OPERATOR)
     if audience is Audience.TENANTS:
         caller = await callers.caller(headers, peer)
         request.state.tenant = caller.named(None, headers) if caller is not None else None

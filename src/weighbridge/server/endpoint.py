@@ -16,7 +16,7 @@ from weighbridge.engine.text import TokenDecoder
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.keeping import KeepSettings
 from weighbridge.fleet.limits.spare import SpareRoom
-from weighbridge.models.text.tokenizer_parts import TextPairs
+from weighbridge.models.text.encoding.library import TextPairs
 from weighbridge.routes.ledger.keeper import UsageKeeper
 from weighbridge.server.elsewhere.store import StreamStore
 from weighbridge.server.tracing.tracer import Tracer
@@ -63,6 +63,7 @@ class ChatTokenizer(Protocol):
     """What the server needs of a tokenizer."""
 
     vocab_size: int
+    encodes_apart: bool  # by a process of its own: not on the event loop, however short a text is
 
     def encode(self, text: str, add_special_tokens: bool = True, *, most: int | None = None) -> list[int]: ...
     @property

@@ -19,7 +19,7 @@ from weighbridge.server.endpoint import (
     json_bytes,
     json_response,
 )
-from weighbridge.wire.body import apart, decode, read_body
+from weighbridge.wire.body import LONG_BODY, apart, decode, read_body
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.headers import headers_of
 from weighbridge.wire.protocols import messages
@@ -68,7 +68,8 @@ class TokenEndpoints:
 
     async def _tokens(self, path: str, body: bytes, read: TokenizeRequest) -> bytes:
         try:
-            return await apart(len(body), self._tokenized, read)
+            # Never on the loop: a text of a few bytes may take long where a tokenizer encodes apart.
+            return await apart(max(len(body), LONG_BODY), self._tokenized, read)
         except NoTokenizer:
             return await self._service.asked_behind(path, read.model or "", _fields(body))
 

@@ -9,6 +9,7 @@ from heapq import nsmallest
 from operator import itemgetter
 from typing import Any
 
+from weighbridge.errors import plainly
 from weighbridge.ticket.decisions import Decisions
 from weighbridge.ticket.span import SpanName
 
@@ -58,11 +59,10 @@ class Leg:
     candidates: int = 0  # that were compared
     span_id: str = ""  # its own in a distributed trace; empty: none is made
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+    def as_dict(self, *, in_full: bool = True) -> dict[str, Any]:
+        """Plain JSON types. Not `in_full`: without what processes and servers behind this one said."""
         record = {name: getattr(self, name) for name in LEG_FIELDS}
-        record["decisions"] = list(self.decisions)
-        return record
+        return record | _words(self.decisions, self.error, in_full)
 
 
 LEG_FIELDS = tuple(each.name for each in fields(Leg))
@@ -172,11 +172,11 @@ class Ticket:
         left_at = (self.prompt_rules or {}).get("left_at")
         return 0 if left_at is None else max(self.cached_tokens - round(left_at * self.prompt_tokens), 0)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types; durations derived from the times are added in milliseconds."""
+    def as_dict(self, *, in_full: bool = True) -> dict[str, Any]:
+        """Plain JSON types; durations derived from the times are added in milliseconds. `in_full` as for legs."""
         record = {name: getattr(self, name) for name in _TICKET_FIELDS}
-        record["decisions"] = list(self.decisions)
-        record["legs"] = [leg.as_dict() for leg in self.every_leg()]
+        record |= _words(self.decisions, self.error, in_full)
+        record["legs"] = [leg.as_dict(in_full=in_full) for leg in self.every_leg()]
         if self.prompt_rules is not None:
             record["prompt_rules"] = {**self.prompt_rules, "tokens_saved": self.saved_tokens()}
         record["trace"] = None if self.trace is None else self.trace.as_dict()
@@ -186,6 +186,11 @@ class Ticket:
         if self.finished is not None:
             record["e2e_ms"] = round((self.finished - self.arrived) * 1e3, 3)
         return record
+
+
+def _words(decisions: Decisions, error: str | None, in_full: bool) -> dict[str, Any]:
+    shown = str if in_full else plainly
+    return {"decisions": [shown(one) for one in decisions], "error": None if error is None else shown(error)}
 
 
 _TICKET_FIELDS = tuple(each.name for each in fields(Ticket))

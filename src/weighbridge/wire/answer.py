@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from weighbridge.errors import words_of
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import Receive
 from weighbridge.wire.errors import ApiError, as_api_error, error_fields, error_message, retry_after_header
@@ -210,7 +211,7 @@ class Answers:
         except OSError:
             error = "the client's connection broke"
         except Exception as failure:
-            error = str(failure)
+            error = words_of(failure)
             await line.fail(failure, self._clock())
             if not isinstance(failure, Answered) and as_api_error(failure).status == 500:
                 raise

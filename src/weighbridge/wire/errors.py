@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from math import ceil
 from typing import Any
 
 import msgspec
 
-from weighbridge.errors import BadInput, Refused, WeighbridgeError
+from weighbridge.errors import BadInput, Refused, WeighbridgeError, plainly, words_of
 
 #: No more of another server's words is repeated in a message of ours.
 LONGEST_QUOTE = 300
 
+#: Whether this task works for somebody who does not run the server, and is not told what is said inside.
+told_plainly: ContextVar[bool] = ContextVar("told_plainly", default=True)
+
 
 class ApiError(WeighbridgeError):
-    """An answer other than 200, with OpenAI's fields."""
+    """An answer other than 200, with OpenAI's fields. What it says is for whom this task works."""
 
     def __init__(
         self,
@@ -27,7 +31,7 @@ class ApiError(WeighbridgeError):
         param: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(plainly(message) if told_plainly.get() else message)
         self.status = status
         self.kind = kind
         self.code = code
@@ -49,14 +53,14 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, Refused):
         return ApiError(
             error.status,
-            str(error),
+            words_of(error),
             kind=error.kind,
             code=error.code,
             param=error.param,
             retry_after=error.retry_after,
         )
     if isinstance(error, BadInput):
-        return ApiError(error.status, str(error), code=error.code, param=error.param)
+        return ApiError(error.status, words_of(error), code=error.code, param=error.param)
     if isinstance(error, RecursionError):  # nothing but what a client nests has a depth without bound
         return ApiError(400, "the request is nested too deeply")
     return ApiError(500, "the server failed on this request; its log says why", kind="server_error")

@@ -67,14 +67,15 @@ async def house(
     settings: str = "hold: 0, turn: 0",
     options: Mapping[str, Sequence[str]] | None = None,
     keep: Sequence[str] = (),
+    more: str = "",
 ) -> AsyncIterator[House]:
-    """Models of one byte each, in memory for `memory` of them. `options`: of a model's server."""
+    """Models of one byte each, in memory for `memory` of them. `options`: of a model's server. `more`: settings."""
     told = options or {}
     entries = "".join(
         f"  {name}: {{replicas: [{{process: none, options: {list(told.get(name, ()))}}}]}}\n"
         for name in models
     )
-    text = f"on_demand: {{{settings}}}\nhealth: {{interval: 0.05, slow_start: 0}}\nmodels:\n{entries}"
+    text = f"on_demand: {{{settings}}}\nhealth: {{interval: 0.05, slow_start: 0}}\n{more}models:\n{entries}"
     spec = parse_config(text, "weighbridge.yaml", Path("."))
     assert spec.on_demand is not None
     gateway = Gateway(spec, _build, {}, seed=1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -95,6 +97,42 @@ async def test_a_load_that_fails_is_told_at_once_with_the_reason_and_does_not_ha
         told = (await front.get("/v1/models/bad"))["status"]
         assert (told["value"], told["failed"]) == ("failed", True)
         assert (await front.ask("good"))[0] == 200
+
+
+async def test_a_tenant_is_told_that_a_load_failed_and_the_operator_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    keys = "admin_key: op\ntenants: {alice: {key: a}}\n"
+    alice, operator = {"Authorization": "Bearer a"}, {"Authorization": "Bearer op"}
+    inside = "the file is no model"
+    async with house(["bad"], 1, options={"bad": ("--fails",)}, more=keys) as front:
+        told = []
+        asked = {"model": "bad", "max_tokens": 1, "prompt": "x"}
+        ollama = {"model": "bad", "prompt": "x", "stream": False}
+        for path, body in (("/v1/completions", asked), ("/api/generate", ollama)):
+            async with front.client.post(front.url + path, json=body, headers=alice) as answer:
+                assert answer.status == 503
+                told.append(await answer.text())
+                ticket = answer.headers.get("x-weighbridge-ticket", "")
+            pages = [
+                "/v1/models",
+                "/v1/models/bad",
+                "/v1/tickets",
+                *([f"/v1/tickets/{ticket}"] if ticket else []),
+            ]
+            for page in pages:
+                async with front.client.get(front.url + page, headers=alice) as answer:
+                    assert answer.status == 200
+                    told.append(await answer.text())
+        assert not [text for text in told if inside in text or "code 2" in text]
+        (failure,) = set(re.findall(r"as failure (\w{8})", told[0]))
+        assert failure in json.loads(told[2])["status"]["failure"]
+        assert [line for line in caplog.messages if inside in line and failure in line]
+        move = {"model": "bad"}
+        async with front.client.post(front.url + "/v1/models/load", json=move, headers=operator) as answer:
+            assert inside in (await answer.json())["error"]["message"]
+        async with front.client.get(front.url + "/v1/tickets", headers=operator) as answer:
+            assert inside in (await answer.json())["data"][0]["error"]
 
 
 async def test_operators_load_and_unload_and_who_streams_hears_that_we_are_there(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from weighbridge.errors import BadInput, some_of
+from weighbridge.errors import BadInput, some_of, wording
 from weighbridge.fleet.abilities.ability import ENDPOINTS, NOTHING, Ability, Needs, in_words
 from weighbridge.fleet.abilities.known import KnownAbilities
 
@@ -37,7 +37,7 @@ def nobody_can(
         lacking = known.lacking(needs, now)
         lacked |= lacking
         why = dict.fromkeys(known.why(one, now) for one in sorted(lacking))
-        reasons.append(f"{name} lacks {in_words(lacking)} ({', '.join(why)})")
+        reasons.append(wording("{} lacks {} ({})", name, in_words(lacking), some_of(list(why), len(why))))
     return refused_by_all(model, lacked, reasons, others(lacked))
 
 
@@ -48,11 +48,14 @@ def refused_by_all(model: str, lacked: Needs, reasons: Sequence[str], others: Se
     else:
         flags = ", ".join(f"{one}: true" for one in Ability if one in lacked)
         remedy = f"add a replica that can, or, where one can all the same, write `abilities: {{{flags}}}` in its entry"
-    return NobodyCan(
-        f"no replica of {model!r} can do what this request needs ({in_words(lacked)}): "
-        f"{some_of(reasons, joint='; ')}; {remedy}",
-        param=_param(lacked),
+    message = wording(
+        "no replica of {!r} can do what this request needs ({}): {}; {}",
+        model,
+        in_words(lacked),
+        some_of(reasons, joint="; "),
+        remedy,
     )
+    return NobodyCan(message, param=_param(lacked))
 
 
 def _param(lacked: Needs) -> str:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from weighbridge.errors import DeadlineMissed, Refused, UnknownModel
+from weighbridge.errors import DeadlineMissed, Inside, Refused, UnknownModel, wording
 
 #: Bytes a second that a model is taken to be loaded with, and the seconds that any takes, until one was loaded.
 _FIRST_RATE, _FIRST_SECONDS = 500e6, 2.0
@@ -130,6 +130,7 @@ class Occupant:
     used_at: float = 0.0  # when its last request ended
     displaced: tuple[str, ...] = ()
     failure: str = ""  # why it is not loaded, where it should be
+    failure_id: str = ""  # what that is called in the log, for those who are not told
     failures: int = 0
     retry_at: float = -_NEVER
     loads: int = 0
@@ -281,13 +282,16 @@ class Occupancy:
         model.load_s = took if model.loads == 0 else 0.5 * (model.load_s + took)
         model.loads += 1
         model.loaded_at = model.used_at = now
-        model.failure, model.failures, model.retry_at = "", 0, -_NEVER
+        model.failure, model.failure_id, model.failures, model.retry_at = "", "", 0, -_NEVER
 
-    def failed(self, name: str, why: str, now: float) -> None:
-        """A load came to nothing, and holds no memory; it is tried again after a pause, when somebody asks."""
+    def failed(self, name: str, why: str, now: float, failure_id: str = "") -> None:
+        """A load came to nothing, and holds no memory; it is tried again after a pause, when somebody asks.
+
+        `why` is in the words of its process, for who runs the server; others are told `failure_id`.
+        """
         model = self._models[name]
         self._empty(model)
-        model.failure = why
+        model.failure, model.failure_id = why, failure_id
         model.failures += 1
         pause = self.rules.first_pause * 2 ** min(model.failures - 1, 16)
         model.retry_at = now + min(pause, self.rules.longest_pause)
@@ -297,14 +301,14 @@ class Occupancy:
         """A model has given its memory back."""
         self._empty(self._models[name])
 
-    def gone(self, name: str, why: str, now: float) -> None:
-        """A model that was loaded is there no more. What was inside may `enter` again."""
+    def gone(self, name: str, why: str, now: float, failure_id: str = "") -> None:
+        """A model that was loaded is there no more. What was inside may `enter` again. `failure_id` as for `failed`."""
         model = self._models[name]
         if now - model.loaded_at < _SHORT_LIFE:
-            self.failed(name, why, now)
+            self.failed(name, why, now, failure_id)
         else:
             self._empty(model)
-            model.failure = why
+            model.failure, model.failure_id = why, failure_id
             # Those inside may be in line for its replicas, and ask for it no more.
             model.wanted_since = now if model.needs.keep or model.inside else None
 
@@ -499,10 +503,10 @@ class Occupancy:
 
     def _load_failed(self, model: Occupant, now: float) -> LoadFailed:
         pause = max(model.retry_at - now, 1.0)
-        return LoadFailed(
-            f"{model.name!r} could not be loaded: {model.failure}; it is tried again in {pause:.0f} s",
-            retry_after=pause,
-        )
+        known = f"; who runs this server sees why, as failure {model.failure_id}" if model.failure_id else ""
+        why = Inside(f": {model.failure}", known)
+        words = wording("{!r} could not be loaded{}; it is tried again in {:.0f} s", model.name, why, pause)
+        return LoadFailed(words, retry_after=pause)
 
     def _check_line(self, model: Occupant, visit: Visit, now: float) -> None:
         """Raise NotLoaded where too many wait already."""

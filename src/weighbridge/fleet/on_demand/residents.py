@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -230,23 +231,27 @@ class Residents:
         try:
             await model.load()
         except WeighbridgeError as error:
-            log.warning("%s could not be loaded: %s", name, error)
-            self.occupancy.failed(name, str(error), self.clock())
-            self._news.set()
+            self._failed(name, str(error))
             return
         except Exception as error:
             log.exception("loading %s failed", name)
             await model.unload()
-            self.occupancy.failed(name, repr(error), self.clock())
-            self._news.set()
+            self._failed(name, repr(error))
             return
         self.occupancy.loaded(name, self.clock())
         log.info("%s is loaded, after %.1f s", name, self.clock() - occupant.began)
         self._news.set()
         why = await model.ended()
-        log.warning("%s is gone: %s", name, why)
+        failure_id = _failure_id()
+        log.warning("%s is gone (failure %s): %s", name, failure_id, why)
         await model.unload()
-        self.occupancy.gone(name, why, self.clock())
+        self.occupancy.gone(name, why, self.clock(), failure_id)
+        self._news.set()
+
+    def _failed(self, name: str, why: str) -> None:
+        failure_id = _failure_id()
+        log.warning("%s could not be loaded (failure %s): %s", name, failure_id, why)
+        self.occupancy.failed(name, why, self.clock(), failure_id)
         self._news.set()
 
     async def _unload(self, name: str) -> None:
@@ -291,6 +296,11 @@ class ModelOnDemand:
 
     def leave(self, request_id: str, keep_alive: float | None) -> None:
         self.residents.leave(self.model, request_id, keep_alive)
+
+
+def _failure_id() -> str:
+    """What a failure is called where its reason is not told, so that the log's line of it is found."""
+    return uuid.uuid4().hex[:8]
 
 
 def _waited(one: Admitted) -> str:

@@ -48,6 +48,7 @@ def endpoint_of(spec: ReplicaSpec, base: str) -> HttpEndpoint:
 def load_tokenizers(spec: FleetSpec) -> dict[str, Counter]:
     """The tokenizers of models that have a path to one, or a replica whose model is on this machine.
 
+    None of one that encodes in a process of its own: requests are weighed on the event loop, then by their bytes.
     Raises BadInput naming the model.
     """
     paths = {model.name: _tokenizer_path(model) for model in spec.models}
@@ -56,9 +57,10 @@ def load_tokenizers(spec: FleetSpec) -> dict[str, Counter]:
         for model in spec.models
         if any("--control-tokens-in-content" in replica.options for replica in model.replicas)
     }
-    return {
+    read = {
         name: _tokenizer(name, path, name in forgeable) for name, path in paths.items() if path is not None
     }
+    return {name: tokenizer for name, tokenizer in read.items() if tokenizer is not None}
 
 
 def _tokenizer_path(model: ModelSpec) -> Path | None:
@@ -70,12 +72,13 @@ def _tokenizer_path(model: ModelSpec) -> Path | None:
     return resolve(local)
 
 
-def _tokenizer(model: str, path: Path, control_tokens_in_content: bool) -> Counter:
+def _tokenizer(model: str, path: Path, control_tokens_in_content: bool) -> Counter | None:
     from weighbridge.models.text.tokenizer import (
         load_tokenizer,  # takes a second, which many gateways need not spend
     )
 
     try:
-        return load_tokenizer(path, control_tokens_in_content=control_tokens_in_content)
+        tokenizer = load_tokenizer(path, control_tokens_in_content=control_tokens_in_content)
     except (BadInput, OSError, ValueError) as error:
         raise BadInput(f"model {model!r}: cannot read a tokenizer at {path}: {error}") from error
+    return None if tokenizer.encodes_apart else tokenizer

@@ -8,7 +8,7 @@ an alias, the marks go, and the text is encoded by a twin of the tokenizer that 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +16,7 @@ import tokenizers
 from tokenizers import AddedToken, Tokenizer
 
 from weighbridge.errors import BadInput
-from weighbridge.models.text.tokenizer_parts import encoded
+from weighbridge.models.text.encoding.library import Encode, plain_encoder
 
 # Unicode keeps these two from being characters: no text has them but to do mischief.
 _MARK = "\ufdd0"  # stands behind the first character of a name in content
@@ -29,14 +29,21 @@ _STRIDE = 1 << 15
 class ControlTokens:
     """The control tokens of one tokenizer, `names` to ids. Safe to share between threads."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, names: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        names: Mapping[str, int],
+        encoder_of: Callable[[tokenizers.Tokenizer], Encode] = plain_encoder,
+    ) -> None:
+        """`encoder_of`: how texts are encoded with a tokenizer."""
         self._ids = frozenset(names.values())
         trie = _alternatives(sorted(names))
         self._begins = tuple(sorted({name[:2] for name in names}))
         self._longest = max(map(len, names))
         self._spelled = re.compile(f"(?={trie})")
         self._written = re.compile(f"(?:{trie})(?!{_MARK})")
-        self._twin, self._id_of = _twin(backend, names)
+        twin, self._id_of = _twin(backend, names)
+        self._encode = encoder_of(twin)
 
     def spelled(self, value: Any) -> bool:
         """Whether a string anywhere in `value` (of JSON's types) has the name of a control token in it."""
@@ -60,7 +67,7 @@ class ControlTokens:
         """Token ids of what a template made of marked values. Raises BadInput where they would be control tokens."""
         starts = [start for start, _ in self._found(self._written, text)]
         aliased = _ALIAS.join(_cut(text, starts)).replace(_MARK, "")
-        found = encoded(self._twin, aliased, add_special_tokens=False)
+        found = self._encode(aliased, False)
         if not self._ids.isdisjoint(found):
             message = "messages: a control token's name in them cannot be written as text in this vocabulary"
             raise BadInput(message, param="messages")

@@ -11,6 +11,8 @@ from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.files.fields import shown
 from weighbridge.models.files.hf_config import end_token_ids, read_json, read_text
 from weighbridge.models.text.chat_template import ChatTemplate
+from weighbridge.models.text.encoding.forked import check_loads
+from weighbridge.models.text.encoding.steps import may_load
 from weighbridge.models.text.tokenizer_parts import TokenizerParts, wrap_texts
 
 Fields = dict[str, Any]
@@ -54,7 +56,10 @@ def _backend(directory: Path) -> tokenizers.Tokenizer:
     if file.exists():
         if not file.is_file() or file.stat().st_size > MAX_TOKENIZER_BYTES:
             raise UnsupportedModel(f"{file} is no file of at most {MAX_TOKENIZER_BYTES >> 20} MiB")
-        return tokenizers.Tokenizer.from_file(str(file))
+        data = file.read_bytes()
+        if not may_load(data):
+            check_loads(data, str(file))
+        return tokenizers.Tokenizer.from_buffer(data)
     # Rare and slow (transformers takes seconds to import): a bare SentencePiece or tiktoken file.
     try:
         from transformers import AutoTokenizer

@@ -9,15 +9,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from weighbridge.errors import BadInput, NeverFits, UnsupportedModel
 from weighbridge.models.text import gguf_tokenizer, hf_tokenizer
 from weighbridge.models.text.block_digests import ROOT
 from weighbridge.models.text.chat_template import Message, plain_messages
 from weighbridge.models.text.control_tokens import ControlTokens
+from weighbridge.models.text.encoding.forked import CPU_SECONDS, ForkedPairs, ForkedTokenizer
+from weighbridge.models.text.encoding.library import Encode, TextPairs, is_panic, plain_encoder
+from weighbridge.models.text.encoding.steps import is_bounded
 from weighbridge.models.text.generic_tools import in_words, is_about_tools
 from weighbridge.models.text.template_files import named_template
 from weighbridge.models.text.token_text import Detokenizer, TokenBytes, decode
-from weighbridge.models.text.tokenizer_parts import TextPairs, TokenizerParts, encoded, is_panic
+from weighbridge.models.text.tokenizer_parts import TokenizerParts
 from weighbridge.models.text.word_tokens import WordTokens
 
 logger = logging.getLogger(__name__)
@@ -52,6 +57,10 @@ class Tokenizer:
         backend.no_padding()
         added = backend.get_added_tokens_decoder()
         self.backend = backend
+        #: Texts are encoded by a process of its own, in bounds of time and memory: not beside other work of a loop.
+        self.encodes_apart = not is_bounded(backend)
+        encoder_of = _forked_encoder if self.encodes_apart else plain_encoder
+        self._encode = encoder_of(backend)
         self.size_without_added = parts.size
         size: int = backend.get_vocab_size(with_added_tokens=True)
         self.vocab_size = max([size, parts.size, *(index + 1 for index in added)])
@@ -71,16 +80,25 @@ class Tokenizer:
         control = self._special.union(self.eos_token_ids)
         names = {token.content: index for index, token in added.items() if token.content and index in control}
         guarded = parts.template is not None and names and not control_tokens_in_content
-        self._control = ControlTokens(backend, names) if guarded else None
+        self._control = ControlTokens(backend, names, encoder_of) if guarded else None
         self._bytes = TokenBytes(backend)
         self._words: WordTokens | None = None
         self._quickened = False
         self._quickening = threading.Lock()
 
+    def vocabulary(self) -> tokenizers.Tokenizer:
+        """Return what has these tokens for libraries that look at their bytes: where texts are encoded apart, without
+        the steps that have no bound."""
+        if not self.encodes_apart:
+            return self.backend
+        alone = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        alone.normalizer = alone.pre_tokenizer = None
+        return alone
+
     def quicken(self) -> None:
         """Prepare `encode_quickly`, which takes 0.2 s for 49,000 tokens. A long text has it done in the background."""
         with self._quickening:
-            if not self._quickened:
+            if not self._quickened and not self.encodes_apart:
                 try:
                     self._words = WordTokens(self.backend)
                 except UnsupportedModel as error:
@@ -127,12 +145,12 @@ class Tokenizer:
         quickly = self.encode_quickly(text, add_special_tokens)
         if quickly is not None:
             return quickly
-        return encoded(self.backend, text, add_special_tokens)
+        return self._encode(text, add_special_tokens)
 
     @cached_property
     def pairs(self) -> TextPairs:
         """What encodes for models that read texts whole. A second to make for a large vocabulary: ask for it early."""
-        return TextPairs(self.backend)
+        return ForkedPairs(self.backend) if self.encodes_apart else TextPairs(self.backend)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD, ids of no token nothing."""
@@ -280,6 +298,10 @@ class Tokenizer:
         return text + answer, spelled
 
 
+def _forked_encoder(backend: tokenizers.Tokenizer) -> Encode:
+    return ForkedTokenizer(backend).encode
+
+
 def _check_known(index: int, tokenizer: Tokenizer) -> None:
     """Raise UnsupportedModel for a token that is put around texts and that no vocabulary has."""
     if index >= tokenizer.vocab_size:
@@ -306,6 +328,13 @@ def load_tokenizer(
         probed = tokenizer.encode(_PROBE)
         tokenizer.decode(probed)
         _check_known(max(probed, default=0), tokenizer)
+        if tokenizer.encodes_apart:
+            logger.warning(
+                "%s: how its tokenizer cuts texts has no bound of time that is known; they are encoded in a process of "
+                "its own, which may take %g s and a little for each character",
+                path,
+                CPU_SECONDS,
+            )
     except BadInput:
         raise
     except BaseException as error:  # the library raises plain Exception, or panics

@@ -21,8 +21,8 @@ import tokenizers
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 from weighbridge.errors import UnsupportedModel, said
+from weighbridge.models.text.encoding.word_pattern import Program, Sets, compile_pattern, runs_of
 from weighbridge.models.text.token_text import byte_alphabet
-from weighbridge.models.text.word_pattern import Program, Sets, compile_pattern, runs_of
 
 _words: Any
 try:

@@ -19,7 +19,8 @@ _LONGEST = 500
 
 
 class TicketEndpoints:
-    """A tenant sees its own; the operator, watchers, and everybody where callers need not be known, all."""
+    """A tenant sees its own, without what is said behind this server; the operator, watchers, and everybody where
+    callers need not be known, all."""
 
     def __init__(self, service: HttpService) -> None:
         self._service = service
@@ -45,20 +46,22 @@ class TicketEndpoints:
         if tenant is not None and _word(request, "tenant") not in ("", tenant):
             return json_response({"object": "list", "data": []})
         tickets = self._service.tickets.recent(int(limit), wanted)
-        return json_response({"object": "list", "data": [ticket.as_dict() for ticket in tickets]})
+        return json_response(
+            {"object": "list", "data": [ticket.as_dict(in_full=tenant is None) for ticket in tickets]}
+        )
 
     async def one(self, request: Request) -> Response:
         tenant, name = await self._own(request), request.path_params["ticket"]
         ticket = self._service.tickets.get(name)
         if ticket is not None and tenant in (None, ticket.tenant):
-            return json_response(ticket.as_dict())
+            return json_response(ticket.as_dict(in_full=tenant is None))
         found = self._service.tickets.beginning(name, tenant)
         if len(found) != 1:
             message = f"no ticket {name!r}; old tickets make room for new ones"
             if found:
                 message = f"several tickets begin with {name!r}; write more of it"
             raise ApiError(404, message, code="ticket_not_found")
-        return json_response(found[0].as_dict())
+        return json_response(found[0].as_dict(in_full=tenant is None))
 
     async def _own(self, request: Request) -> str | None:
         """The tenant whose tickets alone this caller may see; None: all. Raises ApiError 401."""

@@ -32,7 +32,7 @@ from weighbridge.server.settings import ServerSettings
 from weighbridge.server.tracing.tracer import Tracer
 from weighbridge.server.watching.engine_view import EngineView
 from weighbridge.wire.ask import Ask, Placement
-from weighbridge.wire.body import apart
+from weighbridge.wire.body import LONG_BODY, apart
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.identity.callers import Callers
 from weighbridge.wire.journey import HeaderList
@@ -205,7 +205,8 @@ class EngineService:
         if ask.placement is Placement.ONLY_CLOUD:
             message = "placement: this server has no cloud; use only_edge or prefer_edge"
             raise ApiError(400, message, param="weighbridge")
-        work = await apart(ask.size, self._reader.read, ask)
+        least = LONG_BODY if self._tokenizer.encodes_apart else 0
+        work = await apart(max(ask.size, least), self._reader.read, ask)
         if work.guide is not None:
             # Others may wait for the same one: whoever goes away must not cancel it.
             await asyncio.shield(asyncio.wrap_future(self._compile_guide(work.guide)))

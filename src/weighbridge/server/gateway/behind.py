@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from weighbridge.errors import Inside, wording
 from weighbridge.fleet.api import Call
 from weighbridge.fleet.config.spec import EDGE
 from weighbridge.fleet.journey import Unavailable
@@ -38,12 +39,14 @@ async def asked_behind(pool: Pool, path: str, fields: Mapping[str, Any]) -> byte
     except TimeoutError:
         raise Unavailable(f"{member.name} did not count the prompt within {PATIENCE:g} s", 504) from None
     except ReplicaError as error:
-        raise Unavailable(f"the prompt could not be counted: {error}", 502) from error
+        raise Unavailable(wording("the prompt could not be counted: {}", error), 502) from error
     if status in (404, 405):
         raise _nobody(pool)
     if status >= 400:
-        status = status if status < 500 else 502
-        raise ApiError(status, f"{member.name}: {error_message(answer)}", param=error_param(answer))
+        message = f"{member.name}: {error_message(answer)}"
+        if status >= 500:
+            raise ApiError(502, Inside(message, f"{member.name} answered with status {status}"))
+        raise ApiError(status, message, param=error_param(answer))
     return answer
 
 

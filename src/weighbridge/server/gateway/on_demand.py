@@ -17,7 +17,7 @@ from weighbridge.fleet.on_demand.occupancy import Occupant, Presence
 from weighbridge.fleet.on_demand.residents import Residents
 from weighbridge.server.endpoint import Audience, Endpoint, json_response
 from weighbridge.wire.body import decode, read_body
-from weighbridge.wire.errors import ApiError
+from weighbridge.wire.errors import ApiError, told_plainly
 from weighbridge.wire.headers import headers_of
 
 #: Seconds for which a request may wait until what it asks for is so.
@@ -104,7 +104,8 @@ def _family(
 
 
 def status_of(model: Occupant, now: float) -> dict[str, Any]:
-    """What `/v1/models` says of a model that is loaded on demand: `value` as llama-server has it, and why."""
+    """What `/v1/models` says of a model that is loaded on demand: `value` as llama-server has it, and why, or to those
+    who do not run this server, under what name the log has the reason."""
     failed = model.failures > 0 and model.presence is Presence.UNLOADED
     told: dict[str, Any] = {
         "value": "failed" if failed else model.presence.value,
@@ -113,7 +114,7 @@ def status_of(model: Occupant, now: float) -> dict[str, Any]:
     if failed:
         told |= {"failed": True, "retry_in_s": round(max(model.retry_at - now, 0.0), 3)}
     if model.failure and model.presence is Presence.UNLOADED:
-        told["reason"] = model.failure
+        told |= {"failure": model.failure_id} if told_plainly.get() else {"reason": model.failure}
     if model.presence is Presence.LOADED:
         told["loaded_for_s"] = round(now - model.loaded_at, 3)
         expires = model.expires_at()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from weighbridge.errors import words_of
 from weighbridge.fleet.desk import NoReplica
 from weighbridge.fleet.dispatch import Lease
 from weighbridge.fleet.journey import FleetJourney
@@ -112,7 +113,7 @@ class PickerDoor:
             ask.tell(journey.ticket)
             return await self._carried(talk, journey, carried)
         except Exception as failure:
-            error = str(failure)
+            error = words_of(failure)
             if isinstance(failure, Answered):  # Envoy has passed it on as it was
                 return failure.status
             raise

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
+from weighbridge.errors import words_of
 from weighbridge.server.responses.record import ResponseMemory
 from weighbridge.wire.answer import KEEP_ALIVE_SECONDS, answered_error
 from weighbridge.wire.ask import Ask
@@ -105,7 +106,7 @@ class BackgroundJob:
                 error = "it took too long"
                 self._add(self.writer.failed("timeout", f"the answer took more than {LONGEST_S:.0f} s"))
             except Exception as failure:
-                error = str(failure)
+                error = words_of(failure)
                 told = answered_error(failure) if isinstance(failure, Answered) else as_api_error(failure)
                 self._add(self.writer.failed(told.code or told.kind, str(told), told.param))
             finally:

@@ -22,6 +22,7 @@ class SimulatedTokenizer:
     """
 
     vocab_size = END_OF_TEXT + 1
+    encodes_apart = False
     eos_token_ids = (END_OF_TEXT,)
     supports_tools = shows_tools = False
     template_text = ""

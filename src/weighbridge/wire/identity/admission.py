@@ -6,6 +6,7 @@ from typing import Protocol
 
 from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import LONG_BODY, apart
+from weighbridge.wire.errors import told_plainly
 from weighbridge.wire.extension import KnownCaller, apply_caller
 from weighbridge.wire.headers import Headers
 from weighbridge.wire.identity.access import AccessSettings
@@ -38,6 +39,7 @@ async def settle_caller(
         ask.user = None  # whoever an application asks for, it is the application that calls
     apply_caller(ask, headers, caller, now)
     whose.set(ask.tenant)
+    told_plainly.set(caller is not None)
     ask.priority = max(ask.priority, keeper.callers.most_urgent(ask.tenant, caller))
     await protocol.recall(ask, ask.tenant if caller is not None else None)
     if caller is not None and not keeper.access.share_prefixes:

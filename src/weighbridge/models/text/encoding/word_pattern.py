@@ -30,7 +30,7 @@ _FOLDED = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\[sdmt\]|ll|ve|re|\|")
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class PatternRun:
     """Members of a set, as many as there are from `low` to `high` (-1: without end)."""
 
     members: int
@@ -39,17 +39,21 @@ class _Run:
 
 
 @dataclass(frozen=True, slots=True)
-class _NotNext:
+class NotNext:
+    """No member of a set comes next."""
+
     members: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
-    choices: list[list[_Run | _NotNext | _Group]]
+class PatternGroup:
+    """One of several sequences, or nothing where it is optional."""
+
+    choices: list[list[PatternRun | NotNext | PatternGroup]]
     optional: bool = False
 
 
-_Sequence = list[_Run | _NotNext | _Group]
+Items = list[PatternRun | NotNext | PatternGroup]
 
 
 @dataclass(slots=True)
@@ -68,7 +72,7 @@ class Sets:
 
 def compile_pattern(source: str, sets: Sets) -> Program:
     """The program of a pattern; adds its classes to `sets`. Raises UnsupportedModel for what it cannot express."""
-    choices = _Parser(source, sets).whole()
+    choices = parsed(source, sets)
     alternatives: list[tuple[int, int]] = []
     program: list[Instruction] = []
     for sequence in choices:
@@ -81,19 +85,24 @@ def compile_pattern(source: str, sets: Sets) -> Program:
     return alternatives, program
 
 
+def parsed(source: str, sets: Sets) -> list[Items]:
+    """The alternatives of a pattern. Raises as `compile_pattern` does."""
+    return _Parser(source, sets).whole()
+
+
 def runs_of(source: str, sets: Sets, longest: int) -> Program:
     """The program of the pattern `source{1,longest}` for one class of characters; -1: as long as there are any."""
     bit = sets.bit(source)
     return [(bit, 0)], [(_RUN, bit, 1, longest), (_MATCH, 0, 0, 0)]
 
 
-def _first(sequence: _Sequence) -> tuple[int, bool]:
+def _first(sequence: Items) -> tuple[int, bool]:
     """Return the sets that the first character of a match may be in, and whether a match may be empty."""
     sets = 0
     for node in sequence:
-        if isinstance(node, _NotNext):
+        if isinstance(node, NotNext):
             continue
-        if isinstance(node, _Run):
+        if isinstance(node, PatternRun):
             sets |= node.members
             if node.low > 0:
                 return sets, False
@@ -106,17 +115,17 @@ def _first(sequence: _Sequence) -> tuple[int, bool]:
     return sets, True
 
 
-def _emit(sequence: _Sequence, program: list[Instruction]) -> None:
+def _emit(sequence: Items, program: list[Instruction]) -> None:
     for node in sequence:
-        if isinstance(node, _Run):
+        if isinstance(node, PatternRun):
             program.append((_RUN, node.members, node.low, node.high))
-        elif isinstance(node, _NotNext):
+        elif isinstance(node, NotNext):
             program.append((_NOT_NEXT, node.members, 0, 0))
         else:
             _emit_group(node, program)
 
 
-def _emit_group(group: _Group, program: list[Instruction]) -> None:
+def _emit_group(group: PatternGroup, program: list[Instruction]) -> None:
     """Try each choice in its order, with all that follows the group."""
     choices = [*group.choices, []] if group.optional else group.choices
     jumps: list[int] = []
@@ -140,12 +149,12 @@ class _Parser:
         self._sets = sets
         self._at = 0
 
-    def whole(self) -> list[_Sequence]:
+    def whole(self) -> list[Items]:
         choices = self._choices(folded=False)
         if self._at < len(self._source):
             raise self._unsupported()
         # A group alone, as whole patterns are sometimes written, is its choices.
-        while len(choices) == 1 and len(choices[0]) == 1 and isinstance(choices[0][0], _Group):
+        while len(choices) == 1 and len(choices[0]) == 1 and isinstance(choices[0][0], PatternGroup):
             group = choices[0][0]
             if group.optional:
                 break
@@ -160,16 +169,16 @@ class _Parser:
         self._at += len(expected) * found
         return found
 
-    def _choices(self, folded: bool) -> list[_Sequence]:
+    def _choices(self, folded: bool) -> list[Items]:
         choices = [list(self._sequence(folded))]
         while self._next("|"):
             choices.append(list(self._sequence(folded)))
         return choices
 
-    def _sequence(self, folded: bool) -> Iterator[_Run | _NotNext | _Group]:
+    def _sequence(self, folded: bool) -> Iterator[PatternRun | NotNext | PatternGroup]:
         while self._at < len(self._source) and self._source[self._at] not in "|)":
             if self._next("(?!"):
-                yield _NotNext(self._set(folded=False))
+                yield NotNext(self._set(folded=False))
                 self._close()
             elif self._next("(?i:"):
                 self._check_folded()
@@ -178,15 +187,15 @@ class _Parser:
                 yield self._group(folded)
             else:
                 members = self._set(folded)
-                yield _Run(members, *self._repetition())
+                yield PatternRun(members, *self._repetition())
 
-    def _group(self, folded: bool) -> _Group:
+    def _group(self, folded: bool) -> PatternGroup:
         choices = self._choices(folded)
         self._close()
         low, high = self._repetition()
         if high != 1:
             raise self._unsupported()
-        return _Group(choices, optional=low == 0)
+        return PatternGroup(choices, optional=low == 0)
 
     def _close(self) -> None:
         if not self._next(")"):
