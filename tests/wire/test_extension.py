@@ -34,6 +34,11 @@ def test_labels_of_all_lines_and_of_the_body_add_up_whatever_their_case() -> Non
     assert ask.labels == {"patient", "x", "foo", "bar"}
 
 
+@pytest.mark.parametrize("label", ["PAT\u0130ENT", "pat\u0131ent", "Pati\u0307ent", "ＰＡＴ\u0130ＥＮＴ"])
+def test_a_label_in_the_case_of_turkish_is_the_same_label(label: str) -> None:
+    assert read(labels=[label]).labels == {"patient"}
+
+
 @pytest.mark.parametrize("body", ["prefer_cloud", "only_cloud", None])
 def test_only_edge_holds_whoever_says_so(body: str | None) -> None:
     assert read([("placement", "only_edge")], placement=body).placement is Placement.ONLY_EDGE

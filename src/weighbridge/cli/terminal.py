@@ -17,6 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.text import Text
 
 from weighbridge.errors import BadInput
+from weighbridge.log_lines import PlainLines
 
 errors = Console(stderr=True, highlight=False)
 log = logging.getLogger("weighbridge.cli")
@@ -60,7 +61,7 @@ def _set_log_level(level: str) -> None:
     root = logging.getLogger("weighbridge")
     root.setLevel(level.upper())
     handler = logging.StreamHandler(sys.stderr)  # servers put their own in its place
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(PlainLines())
     root.handlers[:] = [handler]
 
 

@@ -20,6 +20,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from weighbridge.errors import BadInput
+from weighbridge.log_lines import PlainLines
 from weighbridge.server.connections import BoundedHttp, raise_file_limit
 from weighbridge.server.tls import Certificates, TlsServer
 from weighbridge.server.upgrade.inherited import socket_of_systemd
@@ -51,12 +52,15 @@ class JsonLines(logging.Formatter):
             line["ticket"] = ticket.as_dict()
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        text = json.dumps(line, ensure_ascii=False)
+        if text.isprintable():
+            return text
+        return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)
 
 
 def set_up_logging(json_logs: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if json_logs else logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(JsonLines() if json_logs else PlainLines())
     root = logging.getLogger("weighbridge")
     root.handlers[:] = [handler]
     if root.level == logging.NOTSET:  # else `--log-level` has said

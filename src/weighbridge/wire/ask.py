@@ -44,12 +44,13 @@ _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800
 
 def folded(label: str) -> str:
     """A label as labels are compared: neither case, nor width, nor white space around it, nor what nobody sees makes it
-    another one."""
+    another one. Nor does the case of Turkish, in which i has a dot as a capital and I none as a small letter."""
     text = unicodedata.normalize("NFKC", label).strip().casefold()
     if text.isascii() and text.isprintable():
         return text
     seen = [one for one in text if unicodedata.category(one) not in _UNSEEN and one not in _BLANK]
-    return unicodedata.normalize("NFKC", "".join(seen)).strip().casefold()
+    text = unicodedata.normalize("NFKC", "".join(seen)).strip().casefold()
+    return text.replace("i\N{COMBINING DOT ABOVE}", "i").replace("\N{LATIN SMALL LETTER DOTLESS I}", "i")
 
 
 def new_id() -> str:
