@@ -24,6 +24,11 @@ QUIET_RATE, QUIETEST = 100.0, 15.0
 GONE = 5.0
 
 
+def quiet_pause(interval: float, replicas: int) -> float:
+    """Seconds between two probes of a replica at which nothing happens, one of so many."""
+    return max(interval, min(replicas / QUIET_RATE, QUIETEST))
+
+
 class Watch:
     """One task per replica. `heard` is called after every probe; `changed` whenever a replica came up or went down;
     `gone` after each that failed once a replica has long been without a sign of life."""
@@ -79,9 +84,7 @@ class Watch:
             return min(pause, 0.2)  # it is starting: the first answer is waited for
         if not member.state.healthy:
             return min(pause * max(member.failed_probes / 4, 1.0), max(SLOWEST, pause))
-        if member.is_quiet:
-            return max(pause, min(len(self._tasks) / QUIET_RATE, QUIETEST))
-        return pause
+        return quiet_pause(pause, len(self._tasks)) if member.is_quiet else pause
 
     async def probe(self, member: Member) -> None:
         """Ask once and take in the answer, or the lack of one."""

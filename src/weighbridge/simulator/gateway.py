@@ -15,7 +15,7 @@ from weighbridge.cost.weight import Weight
 from weighbridge.engine.memory.prefix import Digest, PrefixCache
 from weighbridge.engine.request import FinishReason, Request, SamplingParams
 from weighbridge.errors import BadInput, NeverFits, Refused
-from weighbridge.fleet.api import Arrival
+from weighbridge.fleet.api import Arrival, Report
 from weighbridge.fleet.desk import Desk, Lease, Patience, Standing
 from weighbridge.fleet.limits.tenant import Limiter
 from weighbridge.fleet.load.prefix_index import PrefixIndex
@@ -203,6 +203,12 @@ class SimulatedGateway:
         if mean > 0.0:
             self._imbalances += max(work) / mean - 1.0
             self._samples += 1
+
+    def report(self, name: str, report: Report, now: float) -> None:
+        """Take in what a replica says of itself."""
+        self.desk.members[name].state.report(report)
+        self.desk.touch(name, now)
+        self._pump(now)
 
     # -- requests --------------------------------------------------------------------------------------
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from weighbridge.cost import StepCost
+from weighbridge.engine.api import Load
 from weighbridge.engine.batch import Batch
 from weighbridge.engine.request import FinishReason, Request
 from weighbridge.engine.schedule.scheduler_api import Progress
@@ -155,6 +156,15 @@ class SimulatedReplica:
             untold, self._untold = self._untold, {}
             for request, count in untold.items():
                 self._listener.tokens(request, count, now)
+
+    def load(self, now: float) -> Load:
+        """Return what it would say of itself now. The scheduler hears of a stride at its end only: what came of it
+        by now is taken off the work that is left."""
+        load, stride = self.scheduler.load(), self._stride
+        if stride is None:
+            return load
+        came = stride.over(now) * len(stride.ahead.requests)
+        return replace(load, running_tokens=max(load.running_tokens - came, load.running_requests))
 
     # -- inside ----------------------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count, islice
+from typing import Protocol
 
-from weighbridge.simulator.gateway import SimulatedGateway
 from weighbridge.simulator.replica import SimulatedReplica
 from weighbridge.workload.outcomes import Outcome
 from weighbridge.workload.requests import SimulatedRequest
@@ -62,6 +62,12 @@ class Clock:
             self.now = max(self.now, until)
 
 
+class Entrance(Protocol):
+    """Where requests arrive."""
+
+    def arrive(self, request: SimulatedRequest, now: float) -> None: ...
+
+
 class Feed:
     """Brings the requests of a workload to the gateway: each at its time, or after the one it follows.
 
@@ -82,7 +88,7 @@ class Feed:
         self._coming: Iterator[SimulatedRequest] = iter(requests)
         self._followers: dict[str, list[SimulatedRequest]] = {}
         self._ended: set[str] = set()
-        self.gateway: SimulatedGateway | None = None
+        self.gateway: Entrance | None = None
         self.left_out = 0  # requests that follow one which failed
 
     def start(self) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.fleet.backends import Backend, Front, all_served, fleet, until
 from tests.fleet.peers.known import PEERS
 from tests.fleet.redis_server import Server, needs_redis
 from weighbridge.fleet.peers.peers import Peers
+from weighbridge.fleet.peers.records import CLOCKS_APART, REMOVED_KEPT, MemberRecord, Rest
 
 pytest.importorskip("redis", reason="the extra `redis` is not installed")
 pytestmark = [needs_redis, pytest.mark.usefixtures("quick", "known_peers")]
@@ -209,6 +212,85 @@ async def test_secrets_are_not_shared_and_what_is_started_here_is_ones_own(
         assert b"s3cret" not in kept[b"second"]
         await until(lambda: "name a variable (`key_env`) instead" in caplog.text)
         assert standing(b) == {"first": False}
+
+
+def removed_long_ago(name: str, **more: Any) -> MemberRecord:
+    at = time.time() - REMOVED_KEPT - CLOCKS_APART - 60.0
+    return MemberRecord(name=name, model="m", rest=Rest.REMOVED, version=7, at=at, by="ann", **more)
+
+
+async def kept(front: Front, prefix: str) -> set[str]:
+    """The names of the replicas that Redis has a record of."""
+    return {
+        name.decode() for name in await service_peers(front).board._redis.hkeys(f"{prefix}:{{fleet}}:members")
+    }
+
+
+async def kept_are(front: Front, prefix: str, wanted: set[str]) -> None:
+    async with asyncio.timeout(60.0):
+        while True:  # Redis tells nobody of a change
+            if await kept(front, prefix) == wanted:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def test_a_removal_is_a_files_or_ends_with_time(redis: Server, prefix: str) -> None:
+    """Whoever added a replica and removed it has nothing that brings it back; a file has."""
+    await redis.ready()
+    first, second, third = Backend("first"), Backend("second"), Backend("third")
+    async with all_served((first, second, third)):
+        text = configuration(redis, prefix, [entry(first), entry(third)])
+        async with gateways(2, text) as (a, b):
+            assert (await add(a, second))[0] == 201
+            await until(agreed([a, b], {"first": False, "second": False, "third": False}))
+            assert (await change(b, "DELETE", "/admin/replicas/second"))[0] == 200
+            assert (await change(b, "DELETE", "/admin/replicas/third"))[0] == 200
+            await until(agreed([a, b], {"first": False}))
+            known = [service_peers(one).members.roster for one in (a, b)]  # type: ignore[union-attr]
+            await until(lambda: all({"second", "third"} <= one.all().keys() for one in known))
+            assert [one.all()["second"].is_a_files for one in known] == [False, False]
+            assert [one.all()["third"].is_a_files for one in known] == [True, True]
+            long_ago = removed_long_ago("gone", entry={"url": second.url}), removed_long_ago("gone-of-a-file")
+            for record in long_ago:
+                assert [one.take(record) for one in known] == [True, True]
+                await service_peers(a).board.put(record, None)
+            await kept_are(a, prefix, {"second", "third", "gone-of-a-file"})
+            await until(lambda: not any("gone" in one.all() for one in known))
+            assert (await add(b, Backend("another", url=second.url)))[
+                0
+            ] == 201  # all is read and written again
+            await until(agreed([a, b], {"first": False, "another": False}))
+            await kept_are(a, prefix, {"second", "third", "gone-of-a-file", "another"})
+
+
+async def test_what_was_added_and_is_in_a_file_stays_removed(redis: Server, prefix: str) -> None:
+    await redis.ready()
+    first, second = Backend("first"), Backend("second")
+    async with all_served((first, second)):
+        text = configuration(redis, prefix, [entry(first)])
+        named = configuration(redis, prefix, [entry(first), entry(second)])
+        async with gateways(1, text) as (a,), gateways(1, named) as (b,):
+            assert (await add(a, second))[0] == 201
+            assert (await change(a, "DELETE", "/admin/replicas/second"))[0] == 200
+            known = [service_peers(one).members.roster for one in (a, b)]  # type: ignore[union-attr]
+            await until(lambda: all(one.version("second") == 3 for one in known))
+            assert {one.all()["second"].is_a_files for one in known} == {True}
+            assert standing(b) == {"first": False}
+            assert not service_peers(b).members.own_removed()  # type: ignore[union-attr]
+
+
+async def test_who_was_away_for_long_still_hears_of_a_removal(redis: Server, prefix: str) -> None:
+    await redis.ready()
+    first, second = Backend("first"), Backend("second")
+    async with (
+        all_served((first, second)),
+        gateways(2, configuration(redis, prefix, [entry(first)])) as (a, b),
+    ):
+        assert (await add(a, second))[0] == 201
+        await until(agreed([a, b], {"first": False, "second": False}))
+        gone = removed_long_ago("second", entry={"url": second.url})
+        await service_peers(a).board.put(replace(gone, at=gone.at + 2 * 60.0 + CLOCKS_APART / 2), None)
+        await until(agreed([a, b], {"first": False}))
 
 
 async def test_a_look_costs_one_command_and_a_request_none(redis: Server, prefix: str) -> None:

@@ -114,10 +114,12 @@ def test_what_is_refused_says_why(data: bytes, why: str) -> None:
         read("a", data, SEAL)
 
 
-def test_what_was_removed_long_ago_is_forgotten() -> None:
+def test_an_added_replica_that_was_removed_long_ago_is_forgotten_and_a_files_is_not() -> None:
     roster = Roster()
-    roster.take(record(rest=Rest.REMOVED, at=10.0))
-    roster.take(record(name="b", rest=Rest.DRAINING, at=10.0))
+    roster.take(record(rest=Rest.REMOVED, at=10.0, entry={"url": "http://h:1"}))
+    roster.take(record(name="b", rest=Rest.DRAINING, at=10.0, entry={"url": "http://h:2"}))
+    roster.take(record(name="c", rest=Rest.REMOVED, at=10.0, is_secret=True))
+    roster.take(record(name="d", rest=Rest.REMOVED, at=10.0))
     assert roster.forget_removed(10.0 + REMOVED_KEPT) == []
-    assert roster.forget_removed(11.0 + REMOVED_KEPT) == ["a"]
-    assert set(roster.all()) == {"b"}
+    assert sorted(roster.forget_removed(11.0 + REMOVED_KEPT)) == ["a", "c"]
+    assert set(roster.all()) == {"b", "d"}

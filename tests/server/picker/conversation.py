@@ -241,6 +241,7 @@ async def picking(
     fallbacks: int = 2,
     wait: bool = True,
     served: bool = False,
+    certificate: tuple[Path, Path] | None = None,
 ) -> AsyncIterator[Picking]:
     """Backends and a picker over them; every counter must be at zero when the block ends. `served`: the backends are
     served already, and end when they like."""
@@ -250,7 +251,7 @@ async def picking(
         gateway = Gateway(spec, build_replica, seed=1)
         service = GatewayService(gateway, GatewayMetrics(gateway))
         door = PickerDoor(service, Endpoints(gateway, fallbacks))
-        server = PickerServer(door, "127.0.0.1:0", max_body=spec.max_body)
+        server = PickerServer(door, "127.0.0.1", 0, max_body=spec.max_body, certificate=certificate)
         await service.start()
         await server.start()
         try:

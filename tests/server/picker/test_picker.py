@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
 from tests.fleet.backends import Backend, until
+from tests.fleet.test_http_client import self_signed
 from tests.server.picker.conversation import (
     CHATS,
+    Talk,
     brief,
     chat,
     endpoint,
+    events,
     picking,
 )
+from weighbridge.errors import BadInput
 from weighbridge.server.picker.addresses import Addresses
+from weighbridge.server.picker.listening import PickerServer
 from weighbridge.server.picker.messages import (
     BUFFERED,
     NONE,
@@ -400,6 +407,52 @@ async def test_health_is_told_in_grpcs_own_way() -> None:
         talk = picker.talk()
         await talk.ask(chat(), CHATS)
         assert (await talk.refused()).status == 503
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+async def test_envoy_may_ask_over_tls(tmp_path: Path) -> None:
+    certificate, _ = self_signed(tmp_path)
+    async with picking(Backend("a"), certificate=(certificate, tmp_path / "key.pem")) as picker:
+        trusted = grpc.ssl_channel_credentials(certificate.read_bytes())
+        async with grpc.aio.secure_channel(f"localhost:{picker.server.port}", trusted) as channel:
+            talk = Talk(channel)
+            await talk.ask(chat(messages=[{"role": "user", "content": "word " * 50_000}], stream=True))
+            assert len((await talk.picked()).pieces) > 1
+            await talk.stream()
+            await talk.end()
+
+
+async def test_a_certificate_that_does_not_do_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"nowhere\.pem"):
+        async with picking(Backend("a"), certificate=(tmp_path / "nowhere.pem", tmp_path / "key.pem")):
+            pass
+
+
+async def test_a_port_that_is_taken_is_said() -> None:
+    async with picking(Backend("a")) as picker:
+        with pytest.raises(BadInput, match=f"cannot listen on 127.0.0.1:{picker.server.port}"):
+            await PickerServer(picker.server._door, "127.0.0.1", picker.server.port, max_body=1).start()
+
+
+async def test_pieces_that_came_together_are_all_counted() -> None:
+    """They go by at once, and are looked at together."""
+    async with picking(Backend("a")) as picker:
+        talk = picker.talk()
+        await talk.ask(chat(stream=True))
+        await talk.picked()
+        head = await talk.begin_answer()
+        told = events(40)
+        for event in told:
+            message = ProcessingRequest()
+            message.response_body.body = event
+            await talk.call.write(message)
+        for event in told:
+            said = await talk.call.read()
+            assert said.response_body.response.body_mutation.streamed_response.body == event
+        await talk.more_answer(b"data: [DONE]\n\n", ends=True)
+        await talk.end()
+        ticket = picker.ticket(head)
+        assert (ticket.output_tokens, ticket.finish_reason) == (40, "stop")
 
 
 async def test_a_first_message_without_headers_ends_the_conversation() -> None:

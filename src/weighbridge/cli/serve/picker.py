@@ -16,7 +16,6 @@ from weighbridge.routes.config import load_configuration
 from weighbridge.server.door import Beside
 from weighbridge.server.gateway.service import GatewayService
 from weighbridge.server.lifecycle import bind, check_reach
-from weighbridge.wire.identity.access import in_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +66,6 @@ def epp(
 
     def beside(service: GatewayService) -> Beside:
         door = PickerDoor(service, Endpoints(service.gateway, picker.fallbacks))
-        return PickerServer(
-            door, f"{in_url(picker.host)}:{picker.port}", max_body=spec.max_body, certificate=pair
-        )
+        return PickerServer(door, picker.host, picker.port, max_body=spec.max_body, certificate=pair)
 
     serve_spec(spec, json_logs=picker.json_logs, beside=beside)

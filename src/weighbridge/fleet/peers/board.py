@@ -102,6 +102,17 @@ redis.call('HINCRBY', KEYS[2], 'n', 1)
 return {1, ''}
 """
 
+#: KEYS: members. ARGV: names and records. Forgets those that are still as they were read. The count stays: who has one
+#: of them forgets it by himself.
+FORGET = """
+local gone = 0
+for n = 1, #ARGV, 2 do
+  if redis.call('HGET', KEYS[1], ARGV[n]) == ARGV[n + 1] then
+    gone = gone + redis.call('HDEL', KEYS[1], ARGV[n])
+  end
+end
+return gone
+"""
 
 #: KEYS: speeds. ARGV: how many may be kept, then names and speeds. Where there would be more all are forgotten first:
 #: they are learned again.
@@ -156,6 +167,7 @@ class Board:
         self._redis = redis_client(url, timeout, setting)
         self._sync: Script = self._redis.register_script(SYNC)
         self._put: Script = self._redis.register_script(PUT)
+        self._forget: Script = self._redis.register_script(FORGET)
         self._write_speeds: Script = self._redis.register_script(SPEEDS)
         start = f"{prefix}:{{fleet}}:"
         self._gateways, self._members, self._count, self._news, self._speeds = (
@@ -210,6 +222,11 @@ class Board:
             except RefusedRecord:
                 no_record = bytes(old)  # it stands against nothing
         raise RefusedRecord(f"somebody else writes over the record of {record.name!r} again and again")
+
+    async def forget(self, records: Sequence[MemberRecord]) -> int:
+        """Delete records that nobody needs any more; one that was changed meanwhile stays. Return how many went."""
+        flat = [part for one in records for part in (one.name, written(one, self._seal))]
+        return int(await self._done(self._forget(keys=[self._members], args=flat)))
 
     async def write_speeds(self, speeds: Mapping[str, bytes]) -> None:
         """Keep what was learned of replicas' speeds, for whoever asks."""

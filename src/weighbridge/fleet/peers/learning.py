@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
-from weighbridge.fleet.gateway import Gateway
+from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.speed import LearnedSpeed
-from weighbridge.fleet.member import Member
-from weighbridge.fleet.peers.board import LARGEST_NEWS, News
+from weighbridge.fleet.load.state import ReplicaState
+from weighbridge.fleet.peers.board import LARGEST_NEWS, BoardState, News
 from weighbridge.fleet.peers.membership import is_shared
 from weighbridge.fleet.peers.prefix_news import PrefixNews, read_news
 from weighbridge.fleet.peers.seal import DIGITS, Seal
-from weighbridge.fleet.pool import Pool
 
 log = logging.getLogger("weighbridge.fleet")
 
@@ -43,12 +43,49 @@ class SpeedNote(msgspec.Struct, forbid_unknown_fields=True):
     off: float
 
 
+class Learned(Protocol):
+    """A replica, as its gateway has come to know it. `heard`: it has answered at least once."""
+
+    heard: bool
+
+    @property
+    def spec(self) -> ReplicaSpec: ...
+    @property
+    def state(self) -> ReplicaState: ...
+
+
+class LearnedPool(Protocol):
+    """The replicas of one model."""
+
+    @property
+    def prefixes(self) -> PrefixIndex: ...
+    @property
+    def members(self) -> Mapping[str, Learned]: ...
+
+
+class LearningGateway(Protocol):
+    """A gateway, as far as anything is learned there: the live one, and the simulator's."""
+
+    @property
+    def clock(self) -> Callable[[], float]: ...
+    @property
+    def pools(self) -> Mapping[str, LearnedPool]: ...
+
+
+class LearningBoard(Protocol):
+    """Where speeds are written down."""
+
+    async def write_speeds(self, speeds: Mapping[str, bytes]) -> None: ...
+    async def speeds(self, names: Sequence[str]) -> dict[str, bytes]: ...
+
+
 class SharedLearning:
     """Of one gateway: what is to be told, and what others told taken in. `me`: the gateway's own name."""
 
-    def __init__(self, gateway: Gateway, key: bytes, me: str) -> None:
+    def __init__(self, gateway: LearningGateway, key: bytes, me: str) -> None:
         self.refused = 0
         self.taken = {"prefixes": 0, "speeds": 0}
+        self.read_to = "0-0"  # the last news that were read
         self._gateway, self._me = gateway, me.encode()
         self._news_seal, self._speed_seal = Seal(key, "news"), Seal(key, "speeds")
         self._news = PrefixNews()
@@ -56,6 +93,16 @@ class SharedLearning:
         self._told_speeds: dict[str, int] = {}  # observations when it was told
         self._asked: dict[str, float] = {}
         self._news_at = self._speeds_at = float("-inf")
+
+    async def share(self, board: LearningBoard, seen: BoardState) -> None:
+        """Take in what others have learned, after a look at the board, and tell what was learned here."""
+        if seen.news:
+            self.read_to = seen.news[-1].id
+            self.take(seen.news)
+        if own := self.speeds():
+            await board.write_speeds(own)
+        if unknown := self.unknown():
+            self.take_speeds(await board.speeds(unknown))
 
     # -- what we tell ----------------------------------------------------------------------------------
 
@@ -159,10 +206,10 @@ class SharedLearning:
         for name, pool in self._gateway.pools.items():
             if self._followed.get(name) is not pool.prefixes:
                 self._followed[name] = pool.prefixes
-                pool.prefixes.heard = self._noting(pool)
+                pool.prefixes.heard = self._noting(name, pool.members)
 
-    def _noting(self, pool: Pool) -> Callable[[str, Sequence[bytes]], None]:
-        news, model, clock, members = self._news, pool.spec.name, pool.clock, pool.members
+    def _noting(self, model: str, members: Mapping[str, Learned]) -> Callable[[str, Sequence[bytes]], None]:
+        news, clock = self._news, self._gateway.clock
 
         def note(replica: str, chain: Sequence[bytes]) -> None:
             member = members.get(replica)
@@ -171,7 +218,7 @@ class SharedLearning:
 
         return note
 
-    def _members(self) -> dict[str, Member]:
+    def _members(self) -> dict[str, Learned]:
         """Replicas that other gateways may have too, by their models and names."""
         return {
             f"{model}/{name}": member

@@ -80,6 +80,18 @@ class SharedMembers:
             ):
                 self._apply(record)
 
+    def own_removed(self) -> list[MemberRecord]:
+        """Removals of added replicas that this gateway's file names as well: it would bring them back once the others
+        have forgotten, so the others are to take them for a file's."""
+        configured = self._gateway.configured()
+        return [
+            record
+            for name in configured
+            if (record := self.roster.get(name)) is not None
+            and record.rest is Rest.REMOVED
+            and not record.is_a_files
+        ]
+
     def _apply_passed_over(self) -> None:
         """Make true what came while somebody changed the same here."""
         for name in list(self._passed_over - self._changing.keys()):

@@ -17,6 +17,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from msgspec.structs import replace
+
 from weighbridge.errors import Refused
 from weighbridge.fleet.config.spec import PeersSpec
 from weighbridge.fleet.gateway import Gateway
@@ -24,12 +26,14 @@ from weighbridge.fleet.peers.board import GONE_AFTER, Board, BoardState, Outdate
 from weighbridge.fleet.peers.learning import SharedLearning
 from weighbridge.fleet.peers.membership import SharedMembers
 from weighbridge.fleet.peers.records import (
+    CLOCKS_APART,
     LONGEST_WHO,
     MOST_RECORDS,
     MemberRecord,
     RefusedRecord,
     Rest,
     Roster,
+    is_past,
 )
 from weighbridge.fleet.peers.seal import Seal
 
@@ -67,7 +71,6 @@ class Peers:
         self.board = Board(spec.redis, spec.prefix, self.me, Seal(key, "members"), patience, "shared")
         self.members = SharedMembers(gateway, Roster()) if spec.members else None
         self.learning = SharedLearning(gateway, key, self.me) if spec.learned else None
-        self._read_to = "0-0"  # the last news that were read
         self._gateway, self._heard = gateway, heard
         self._count = ""
         self._complaints: dict[str, str] = {}
@@ -133,12 +136,16 @@ class Peers:
     # -- what an operator does here --------------------------------------------------------------------
 
     async def change(self, rest: Rest, name: str, model: str, by: str, entry: dict[str, Any] | None = None,
-                     *, is_secret: bool = False) -> None:  # fmt: skip
-        """Tell the others of a change before it is made here. Raises Contested where somebody was quicker."""
+                     *, is_secret: bool = False, is_a_files: bool = False) -> None:  # fmt: skip
+        """Tell the others of a change before it is made here. Raises Contested where somebody was quicker.
+
+        `entry`: of a replica that is added; None: what was known of it stays so, unless the file names it
+        (`is_a_files`).
+        """
         assert self.members is not None
         roster, who = self.members.roster, f"{by}, gateway {self.me}"[:LONGEST_WHO]
         known = roster.get(name)
-        if entry is None and not is_secret and known is not None and rest is not Rest.REMOVED:
+        if entry is None and not is_secret and not is_a_files and known is not None:
             entry, is_secret = known.entry, known.is_secret
         version = roster.version(name)
         record = MemberRecord(
@@ -148,7 +155,7 @@ class Peers:
         if self.away_since is None:
             await self._tell(record, version)
         roster.take(record)
-        self.members.note_own(name, entry)
+        self.members.note_own(name, None if rest is Rest.REMOVED else entry)
 
     async def _tell(self, record: MemberRecord, version: int) -> None:
         try:
@@ -177,14 +184,14 @@ class Peers:
         """Look at the board once. Never fails."""
         try:
             learning = self.learning
-            wanted, own = (self._read_to, learning.news()) if learning is not None else ("", b"")
+            wanted, own = (learning.read_to, learning.news()) if learning is not None else ("", b"")
             seen = await self.board.look(self._count, wanted, own)
             self.gateways = dict(seen.gateways)
             if seen.members is not None and self.members is not None:
                 await self._take_in(seen)
             self._count = seen.count
             if learning is not None:
-                await self._learn(learning, seen)
+                await learning.share(self.board, seen)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -194,35 +201,46 @@ class Peers:
         if self.members is not None:
             self.members.hold()
 
-    async def _learn(self, learning: SharedLearning, seen: BoardState) -> None:
-        """Take in what others have learned, and tell what was learned here."""
-        if seen.news:
-            self._read_to = seen.news[-1].id
-            learning.take(seen.news)
-        if own := learning.speeds():
-            await self.board.write_speeds(own)
-        if unknown := learning.unknown():
-            learning.take_speeds(await self.board.speeds(unknown))
-
     async def _take_in(self, seen: BoardState) -> None:
         """Take in what others changed, and write what Redis does not know."""
         assert seen.members is not None
         assert self.members is not None
         self._complain(seen)
         roster = self.members.roster
+        now = time.time()
         for record in seen.members.values():
-            await self._take(record)
-        roster.forget_removed(time.time())
+            # Of what was removed long ago only somebody who was away for as long has still to hear.
+            if not is_past(record, now) or roster.get(record.name) is not None:
+                await self._take(record)
+        roster.forget_removed(now)
         if "*" in seen.refused:
             return
+        past = [one for one in seen.members.values() if is_past(one, now - CLOCKS_APART)][:AT_ONCE]
+        if past:
+            await self.board.forget(past)
+        for record in self.members.own_removed():
+            await self._share(self._as_a_files(record))
         for record in roster.newer_than(seen.members)[:AT_ONCE]:
-            try:
-                await self.board.put(record, None)
-            except Outdated as stands:
-                if stands.record.rank != record.rank:
-                    await self._take(stands.record)
-            except (TooMany, RefusedRecord) as error:
-                log.warning("the record of %s could not be shared: %s", record.name, error)
+            await self._share(record)
+
+    def _as_a_files(self, record: MemberRecord) -> MemberRecord:
+        """The removal of a replica that somebody had added, and that this gateway's file names."""
+        who = f"the configuration, gateway {self.me}"[:LONGEST_WHO]
+        version, now = record.version + 1, max(time.time(), record.at)
+        return replace(record, version=version, at=now, by=who, entry=None, is_secret=False)
+
+    async def _share(self, record: MemberRecord) -> None:
+        """Write a record into Redis that is newer than what lies there; take over what turns out to be newer still."""
+        try:
+            await self.board.put(record, None)
+        except Outdated as stands:
+            if stands.record.rank != record.rank:
+                await self._take(stands.record)
+        except (TooMany, RefusedRecord) as error:
+            log.warning("the record of %s could not be shared: %s", record.name, error)
+        else:
+            assert self.members is not None
+            self.members.roster.take(record)
 
     async def _take(self, record: MemberRecord) -> None:
         assert self.members is not None

@@ -22,8 +22,12 @@ from weighbridge.fleet.peers.seal import DIGITS, Seal
 LARGEST_RECORD, MOST_RECORDS = 32 << 10, 10_000
 #: Characters of a replica's and a model's name, and of who changed something.
 LONGEST_NAME, LONGEST_WHO = 200, 200
-#: Seconds for which it is remembered that a replica was removed.
+#: Seconds for which it is remembered, here and in Redis, that a replica which somebody had added was removed: far
+#: longer than any gateway takes to start again or to read its file again, and longer than one may be cut off.
 REMOVED_KEPT = 7 * 86400.0
+#: Seconds by which Redis forgets later than gateways do: as far as their clocks may differ, so that none writes again
+#: what was just forgotten.
+CLOCKS_APART = 3600.0
 #: Versions beyond this are nobody's: each change adds one.
 MOST_VERSIONS = 1 << 50
 
@@ -45,8 +49,8 @@ Text = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_NAME)]
 class MemberRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What holds of one replica. `at`: epoch seconds; `by`: who changed it, and at which gateway.
 
-    `entry`: the replica as in weighbridge.yaml, where it was added at run time; None: it is the file's own, or
-    (`is_secret`) it was added with a secret, which is not shared.
+    `entry`: the replica as in weighbridge.yaml, where it was added at run time, and also once it was removed; None: it
+    is the file's own, or (`is_secret`) it was added with a secret, which is not shared.
     """
 
     name: Text
@@ -62,6 +66,12 @@ class MemberRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def rank(self) -> tuple[int, float, str]:
         """What decides between two records of one name."""
         return self.version, round(self.at, 6), self.by
+
+    @property
+    def is_a_files(self) -> bool:
+        """Whether it is of a replica that some gateway's file names. Its removal holds for ever: without the record
+        the file would bring it back."""
+        return self.entry is None and not self.is_secret
 
     def in_words(self) -> str:
         """What was done, for a sentence."""
@@ -144,7 +154,7 @@ class Roster:
         return found
 
     def forget_removed(self, now: float) -> list[str]:
-        """Forget replicas that were removed long ago; return their names."""
+        """Forget added replicas that were removed long ago; return their names."""
         past = [name for name, one in self._records.items() if is_past(one, now)]
         for name in past:
             del self._records[name]
@@ -152,5 +162,5 @@ class Roster:
 
 
 def is_past(record: MemberRecord, now: float) -> bool:
-    """Whether it says that a replica was removed so long ago that nobody need know."""
-    return record.rest is Rest.REMOVED and record.at < now - REMOVED_KEPT
+    """Whether it says that an added replica was removed so long ago that nobody need know. `now`: epoch seconds."""
+    return record.rest is Rest.REMOVED and not record.is_a_files and record.at < now - REMOVED_KEPT

@@ -70,7 +70,7 @@ class Reloading:
             for one in model.added:
                 known = self._peers.members.roster.get(one.name)
                 if known is not None and known.rest is Rest.REMOVED and is_shared(one):
-                    await self._peers.change(Rest.HERE, one.name, model.spec.name, who)
+                    await self._peers.change(Rest.HERE, one.name, model.spec.name, who, is_a_files=True)
 
     async def on_hangup(self) -> None:
         """Reload, for SIGHUP: whatever is wrong is in the log, and all is as it was."""

@@ -2,23 +2,36 @@
 
 How bodies come is Envoy's configuration. FULL_DUPLEX_STREAMED: in pieces, which we give back when we like. BUFFERED: in
 one. An answer's body may also come in pieces to look at (STREAMED), or not at all (NONE).
+
+A piece of an answer goes by as soon as it has come, before anybody has looked at it. Its first and its end are looked
+at at once, what comes between together: once in `LOOK_AFTER`.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from posixpath import normpath
 from typing import Any
 from urllib.parse import unquote
 
-import grpc
+from google.protobuf.message import DecodeError
 
 from weighbridge.server.picker import words
-from weighbridge.server.picker.messages import BUFFERED, DUPLEX, NONE
+from weighbridge.server.picker.http2 import CallFailed, GrpcCall, GrpcStatus
+from weighbridge.server.picker.messages import BUFFERED, DUPLEX, NONE, ProcessingRequest
 from weighbridge.wire.body import Message
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.headers import Headers, headers_of
+
+#: Seconds for which pieces of an answer that have gone by wait for others to be looked at with: at 20 tokens a second
+#: and more, less than a wake-up each. A load that is so much out of date is still newer than any report of it.
+LOOK_AFTER = 0.05
+
+#: Seconds that Envoy has to end a conversation in which nothing is to be said any more.
+LAST_WORDS = 5.0
 
 #: How a request's body can be read before anything is said of its headers.
 _READABLE = frozenset({NONE, BUFFERED, DUPLEX})
@@ -36,8 +49,8 @@ class AnswerHead:
 class EnvoyTalk:
     """One request. `receive` its body, then `send_on` or `refuse`; then `answer_head`, `pass_head` and `pieces`."""
 
-    def __init__(self, context: Any, first: Any) -> None:
-        self._context = context
+    def __init__(self, call: GrpcCall, first: Any) -> None:
+        self._call = call
         sent = first.request_headers
         pairs = words.headers_in(sent)
         pseudo = {name: value.decode("latin-1") for name, value in pairs if name.startswith(b":")}
@@ -52,18 +65,21 @@ class EnvoyTalk:
         self._answer_mode = told.response_body_mode if told is not None else DUPLEX
         self._trailers = False  # behind the request's body
         self._answer_ended = False
+        self._gone: list[bytes] = []  # what has gone by of the answer, and was not looked at
+        self._looked = False  # at anything of it
+        self._timer: asyncio.TimerHandle | None = None
         self.decided = False  # what is to become of the request has been said
 
     @classmethod
-    async def begin(cls, context: Any) -> EnvoyTalk | None:
+    async def begin(cls, call: GrpcCall) -> EnvoyTalk | None:
         """The conversation with its first message; None where it ended before. Raises ApiError for a first message that
         is no request."""
-        first = await context.read()
-        if first is grpc.aio.EOF:
+        first = await _next(call)
+        if first is None:
             return None
         if first.WhichOneof("request") != "request_headers":
             raise ApiError(500, "the first message has no request headers; set request_header_mode: SEND")
-        return cls(context, first)
+        return cls(call, first)
 
     @property
     def headers(self) -> Headers:
@@ -90,9 +106,9 @@ class EnvoyTalk:
             )
         is_whole = self._body_mode == BUFFERED
         if is_whole:
-            await self._context.write(words.go_on())
-        message = await self._context.read()
-        if message is grpc.aio.EOF:
+            await self._say(words.go_on())
+        message = await _next(self._call)
+        if message is None:
             return {"type": "http.disconnect"}
         kind = message.WhichOneof("request")
         if kind == "request_trailers":
@@ -109,7 +125,7 @@ class EnvoyTalk:
         """Say where the request goes. `body`: what stands for its own, all of which was received; None: there is none,
         or it was not received."""
         self.decided = True
-        write = self._context.write
+        write = self._say
         if body is None:
             await write(words.sent_on(endpoints, to_set, to_remove, None, with_body=False))
             return
@@ -126,19 +142,19 @@ class EnvoyTalk:
     async def refuse(self, status: int, headers: dict[str, str], body: bytes, details: str) -> None:
         """Answer the request with an error of ours."""
         self.decided = True
-        await self._context.write(words.refusal(status, headers, body, details))
+        await self._say(words.refusal(status, headers, body, details))
 
     async def answer_head(self) -> AnswerHead | None:
         """The beginning of the answer, when it has come; None where the conversation ended before."""
         while True:
-            message = await self._context.read()
-            if message is grpc.aio.EOF:
+            message = await _next(self._call)
+            if message is None:
                 return None
             kind = message.WhichOneof("request")
             if kind == "request_body":  # of a request that went on without it
-                await self._context.write(words.request_body(self._body_mode, message.request_body))
+                await self._say(words.request_body(self._body_mode, message.request_body))
             elif kind == "request_trailers":
-                await self._context.write(words.request_trailers())
+                await self._say(words.request_trailers())
             elif kind == "response_headers":
                 break
         pairs = words.headers_in(message.response_headers)
@@ -149,32 +165,93 @@ class EnvoyTalk:
 
     async def pass_head(self, to_set: words.Set) -> None:
         """Let the headers of the answer go by, with some of ours."""
-        await self._context.write(words.answer_headers(to_set))
+        await self._say(words.answer_headers(to_set))
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The body of the answer, each piece after it has gone by; it ends with the answer."""
-        while not self._answer_ended:
-            message = await self._context.read()
-            if message is grpc.aio.EOF:
-                self._answer_ended = True
-                return
-            kind = message.WhichOneof("request")
-            if kind == "response_body":
-                sent = message.response_body
-                self._answer_ended = sent.end_of_stream
-                await self._context.write(words.answer_body(self._answer_mode, sent))
-                if sent.body:
-                    yield sent.body
-            elif kind == "response_trailers":
-                self._answer_ended = True
-                await self._context.write(words.answer_trailers())
-            elif kind == "request_body":  # the answer began before the request had ended
-                await self._context.write(words.request_body(self._body_mode, message.request_body))
+        """The body of the answer, what has gone by of it; it ends with the answer."""
+        call = self._call
+        call.take = self._goes_by
+        try:
+            while True:
+                if self._gone:
+                    gone, self._gone = self._gone, []
+                    yield gone[0] if len(gone) == 1 else b"".join(gone)
+                elif self._answer_ended:
+                    return
+                elif await call.wait() and not self._gone:
+                    await self._take(await _next(call))
+        finally:
+            call.take = None
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _goes_by(self, data: bytes) -> bool:
+        """Let a piece of the answer go by as it comes; False for what is none, or cannot be sent now."""
+        try:
+            message = ProcessingRequest.FromString(data)
+        except DecodeError:
+            return False
+        if message.WhichOneof("request") != "response_body":
+            return False
+        sent = message.response_body
+        if not self._call.write_now(words.answer_body(self._answer_mode, sent).SerializeToString()):
+            return False
+        self._note(sent)
+        if self._answer_ended or not self._looked:
+            self._looked = True
+            self._call.nudge()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_AFTER, self._look)
+        return True
+
+    def _look(self) -> None:
+        self._timer = None
+        self._call.nudge()
+
+    def _note(self, sent: Any) -> None:
+        if sent.body:
+            self._gone.append(sent.body)
+        self._answer_ended = sent.end_of_stream
+
+    async def _take(self, message: Any) -> None:
+        """Take in what did not go by by itself."""
+        kind = "" if message is None else message.WhichOneof("request")
+        if message is None:
+            self._answer_ended = True
+        elif kind == "response_body":
+            await self._say(words.answer_body(self._answer_mode, message.response_body))
+            self._note(message.response_body)
+        elif kind == "response_trailers":
+            self._answer_ended = True
+            await self._say(words.answer_trailers())
+        elif kind == "request_body":  # the answer began before the request had ended
+            await self._say(words.request_body(self._body_mode, message.request_body))
 
     async def let_go_by(self) -> None:
         """Let the rest of the answer go by unread."""
         async for _ in self.pieces():
             pass
+
+    async def over(self) -> None:
+        """Wait until Envoy ends the conversation. What it was about to say when it was refused is not heard."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS):
+                while await self._call.read() is not None:
+                    pass
+
+    async def _say(self, message: Any) -> None:
+        await self._call.write(message.SerializeToString())
+
+
+async def _next(call: GrpcCall) -> Any:
+    """What Envoy says next; None: nothing any more. Raises CallFailed for what is no message of the protocol."""
+    data = await call.read()
+    if data is None:
+        return None
+    try:
+        return ProcessingRequest.FromString(data)
+    except DecodeError:
+        raise CallFailed(GrpcStatus.INTERNAL, "a message cannot be read") from None
 
 
 def path_of(target: str) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from weighbridge.errors import words_of
 from weighbridge.fleet.desk import NoReplica
@@ -23,6 +22,7 @@ from weighbridge.server.gateway.service import GatewayService
 from weighbridge.server.picker.answers import CarriedAnswer
 from weighbridge.server.picker.conversation import EnvoyTalk
 from weighbridge.server.picker.endpoints import Endpoints
+from weighbridge.server.picker.http2 import GrpcCall
 from weighbridge.server.picker.words import FAIRNESS
 from weighbridge.wire.answer import CLIENT_GONE
 from weighbridge.wire.ask import LONGEST_NAME, Ask
@@ -78,9 +78,9 @@ class PickerDoor:
     async def close(self) -> None:
         await self._endpoints.addresses.close()
 
-    async def serve(self, context: Any) -> None:
+    async def serve(self, call: GrpcCall) -> None:
         """Serve one request to the end of its answer."""
-        talk = await EnvoyTalk.begin(context)
+        talk = await EnvoyTalk.begin(call)
         if talk is None:
             return
         protocol = self._protocols.get(talk.path) if talk.method == "POST" and talk.sees_body else None
@@ -98,6 +98,7 @@ class PickerDoor:
             if talk.decided:  # the client has been told something else; Envoy ends it
                 raise
             await self._refuse(talk, protocol, failure)
+            await talk.over()
         finally:
             self._service.answered(talk.path if protocol is not None else _UNWEIGHED, status)
 

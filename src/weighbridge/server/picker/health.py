@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import Callable
 
-import grpc
+from google.protobuf.message import DecodeError
 
+from weighbridge.server.picker.http2 import CallFailed, GrpcCall, GrpcStatus, Handle
 from weighbridge.server.picker.messages import (
     NOT_SERVING,
     SERVICE_UNKNOWN,
@@ -31,31 +31,26 @@ class Health:
     def __init__(self, ready: Callable[[], bool]) -> None:
         self._ready = ready
 
-    def handlers(self) -> Any:
-        """What a gRPC server serves of it."""
-        as_bytes = {
-            "request_deserializer": HealthCheckRequest.FromString,
-            "response_serializer": HealthCheckResponse.SerializeToString,
-        }
-        methods = {
-            "Check": grpc.unary_unary_rpc_method_handler(self.check, **as_bytes),
-            "Watch": grpc.unary_stream_rpc_method_handler(self.watch, **as_bytes),
-        }
-        return grpc.method_handlers_generic_handler(HEALTH, methods)
+    def handlers(self) -> dict[str, Handle]:
+        """Who serves which path."""
+        return {f"/{HEALTH}/Check": self.check, f"/{HEALTH}/Watch": self.watch}
 
-    async def check(self, request: Any, context: Any) -> Any:
-        state = self._state(request.service)
+    async def check(self, call: GrpcCall) -> None:
+        """Say once how it is. Raises CallFailed for a service that is not here."""
+        service = await _asked(call)
+        state = self._state(service)
         if state == SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service {request.service!r} here")
-        return HealthCheckResponse(status=state)
+            raise CallFailed(GrpcStatus.NOT_FOUND, f"there is no service {service!r} here")
+        await call.write(HealthCheckResponse(status=state).SerializeToString())
 
-    async def watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        told = None
+    async def watch(self, call: GrpcCall) -> None:
+        """Say how it is, and again whenever that is another."""
+        service, told = await _asked(call), None
         while True:
-            state = self._state(request.service)
+            state = self._state(service)
             if state != told:
                 told = state
-                yield HealthCheckResponse(status=state)
+                await call.write(HealthCheckResponse(status=state).SerializeToString())
             await asyncio.sleep(LOOK_EVERY)
 
     def _state(self, service: str) -> int:
@@ -64,3 +59,11 @@ class Health:
         if service not in _READY:
             return SERVICE_UNKNOWN
         return SERVING if self._ready() else NOT_SERVING
+
+
+async def _asked(call: GrpcCall) -> str:
+    """The service that is asked for."""
+    try:
+        return str(HealthCheckRequest.FromString(await call.read() or b"").service)
+    except DecodeError:
+        raise CallFailed(GrpcStatus.INTERNAL, "a message cannot be read") from None
