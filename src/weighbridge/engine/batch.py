@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from weighbridge.cost import attention
-from weighbridge.engine.request import Embedding, Request, TokenLogprob
+from weighbridge.engine.request import Embedding, FinishReason, Request, TokenLogprob
 
 
 @dataclass(slots=True)
@@ -73,6 +73,10 @@ class Batch:
         return sum(s.count * s.request.adapter.share for s in self.slices if s.request.adapter is not None)
 
 
+class NothingLeft(ValueError):
+    """What a request forbids and demands leaves no token that could come next."""
+
+
 @dataclass(slots=True)
 class Sampled:
     """What the runner returns, aligned with `Batch.slices`.
@@ -80,7 +84,8 @@ class Sampled:
     `tokens[i]` is empty for a slice that does not sample, else the accepted drafts followed by one new
     token. `logprobs[i]` is aligned with `tokens[i]` when the request asked for them, else None.
     `scores[i]` are those of the tokens behind the first `scored` ones of a slice.
-    `errors` maps a slice's index to what went wrong with that request alone, `embeddings` to what came of a
+    `errors` maps a slice's index to what went wrong with that request alone; where it is the request's own doing,
+    the index is in `impossible`, too. `embeddings` maps it to what came of a
     sampling slice whose request embeds: it has no tokens; nor has one that asks how likely some tokens are, which is
     in `chances`. `deferred` are sampling slices whose constraint is still
     being worked out: they have no tokens either, and their last own token is computed again in a later iteration.
@@ -90,11 +95,16 @@ class Sampled:
     tokens: list[list[int]]
     logprobs: list[list[TokenLogprob] | None]
     errors: dict[int, str] = field(default_factory=dict)
+    impossible: set[int] = field(default_factory=set)
     embeddings: dict[int, Embedding] = field(default_factory=dict)
     chances: dict[int, list[float]] = field(default_factory=dict)
     deferred: set[int] = field(default_factory=set)
     scores: dict[int, list[TokenLogprob]] = field(default_factory=dict)
     model_seconds: float = 0.0
+
+    def fault(self, index: int) -> FinishReason:
+        """How a request ends with which something went wrong."""
+        return FinishReason.IMPOSSIBLE if index in self.impossible else FinishReason.ERROR
 
     def problem(self, index: int, piece: Slice) -> str | None:
         """What went wrong with `Batch.slices[index]`, which is `piece`; a slice that samples must bring something."""

@@ -72,7 +72,10 @@ def penalise(
     if in_prompt is not None:
         for part in (prompt, ids[~in_prompt[ids]]):
             values, penalty = scores[part], np.float32(params.repetition_penalty)
-            scores[part] = np.where(values > 0, values / penalty, values * penalty)
+            with np.errstate(
+                over="ignore", divide="ignore", invalid="ignore"
+            ):  # a penalty may be next to nothing
+                scores[part] = np.where(values > 0, values / penalty, values * penalty)
     if params.presence_penalty or params.frequency_penalty:
         scores[ids] -= (
             np.float32(params.presence_penalty) + np.float32(params.frequency_penalty) * tally.times

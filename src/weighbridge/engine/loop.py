@@ -185,6 +185,8 @@ class EngineLoop:
             result.logprobs += alone.logprobs
             if alone.errors:
                 result.errors[index] = alone.errors[0]
+            if alone.impossible:
+                result.impossible.add(index)
             if alone.deferred:
                 result.deferred.add(index)
             if alone.chances:

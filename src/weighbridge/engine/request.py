@@ -26,6 +26,7 @@ class FinishReason(StrEnum):
     ABORT = "abort"  # the client went away or cancelled
     DEADLINE = "deadline"  # the deadline passed
     ERROR = "error"  # this request alone failed (for example its grammar)
+    IMPOSSIBLE = "impossible"  # what it forbids and demands leaves nothing that could come next
 
 
 class RequestState(StrEnum):

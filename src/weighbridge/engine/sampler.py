@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from weighbridge.engine.banned import BannedTokens
-from weighbridge.engine.batch import Batch, Sampled, Slice
+from weighbridge.engine.batch import Batch, NothingLeft, Sampled, Slice
 from weighbridge.engine.drawing import Ids, Scores, Tally, drawn, penalise, token_logprob
 from weighbridge.engine.guidance.factory import GuideFactory
 from weighbridge.engine.guidance.matcher import Matcher
@@ -114,6 +114,8 @@ class Sampler:
             except (ValueError, WeighbridgeError) as error:
                 result.tokens[index] = []
                 result.errors[index] = str(error)
+                if isinstance(error, NothingLeft):
+                    result.impossible.add(index)
         self._refuse_broken(logits, batch, result)
         return result
 
@@ -237,9 +239,9 @@ def is_plain(params: SamplingParams) -> bool:
 
 
 def _check_any(scores: Scores) -> None:
-    """Raise ValueError where nothing may come any more."""
+    """Raise NothingLeft where no token may come any more."""
     if not scores.max() > -np.inf:
-        raise ValueError("what this request forbids and demands leaves no token that could come next")
+        raise NothingLeft("what this request forbids and demands leaves no token that could come next")
 
 
 def has_penalties(params: SamplingParams) -> bool:

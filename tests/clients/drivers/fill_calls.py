@@ -36,6 +36,8 @@ def before_call(context, case, kwargs):
     for hole in case.path_parameters or {}:
         if known[hole]:
             case.path_parameters[hole] = known[hole][-1]
+    for name in ("after", "tenant", "model"):  # of a page, of others' figures, of a calibration for no model
+        (case.query or {}).pop(name, None)
     case.body = filled(case.operation.path, case.body)
 
 
@@ -85,8 +87,6 @@ def filled(path, body):
         body["min_tokens"] = min(body["min_tokens"], body.get("max_tokens") or 1)
     if path == "/console/api/simulate":
         body |= {"model": "", "more": 1}
-    if path == "/console/api/plan":
-        return {"model": "Qwen/Qwen3-8B", "device": "A10-24GB"}
     messages = body.get("messages")
     if body.get("continue_final_message") and messages:
         messages.append({"role": "assistant", "content": "It is"})

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from llguidance import LLMatcher
 
+from weighbridge.engine.batch import NothingLeft
+
 #: CPU seconds from which a mask is a long one.
 LONG_MASK = 0.005
 #: Seconds after which an output whose mask does not come is given up.
@@ -92,7 +94,7 @@ class Matcher:
 
 
 def mask_of(matcher: LLMatcher, vocab_size: int) -> Mask:
-    """Return what may not follow. Raises ValueError when the grammar has failed."""
+    """Return what may not follow. Raises ValueError when the grammar has failed, and NothingLeft at its dead ends."""
     began = time.thread_time()
     bits = np.zeros(-(-vocab_size // 32), np.int32)
     matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
@@ -100,5 +102,5 @@ def mask_of(matcher: LLMatcher, vocab_size: int) -> Mask:
         raise ValueError(f"the constraint failed: {matcher.get_error()}")
     forbidden: npt.NDArray[np.uint8] = np.unpackbits(~bits.view(np.uint8), bitorder="little")[:vocab_size]
     if forbidden.all():
-        raise ValueError("the constraint allows no further token")
+        raise NothingLeft("the constraint allows no further token")
     return Mask(torch.from_numpy(forbidden.view(np.bool_)), time.thread_time() - began)

@@ -175,8 +175,8 @@ class Books:
             if piece.scored:
                 request.note_scores(piece.start, sampled.scores.get(index, []))
             if error is not None:
-                self._end(request, FinishReason.ERROR)
-                progress.append(Progress(request, [], None, FinishReason.ERROR, error))
+                self._end(request, sampled.fault(index))
+                progress.append(Progress(request, [], None, sampled.fault(index), error))
             elif index in sampled.deferred:
                 self._defer(piece)
             elif piece.samples and not request.ends_with_prompt:

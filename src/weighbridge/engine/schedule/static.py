@@ -206,8 +206,8 @@ class StaticScheduler:
             if self._members.get(request.id) is not request:
                 self._advance_ghost(request, tokens)
             elif error is not None:
-                self._end(request, FinishReason.ERROR)
-                progress.append(Progress(request, [], None, FinishReason.ERROR, error))
+                self._end(request, sampled.fault(index))
+                progress.append(Progress(request, [], None, sampled.fault(index), error))
             elif index in sampled.deferred:
                 request.num_computed_tokens = request.num_tokens - 1
             elif piece.samples and request.ends_with_prompt:

@@ -156,6 +156,8 @@ def failure_of(delta: Delta) -> ApiError | None:
     """The error that a delta stands for. A deadline that cut an answer short in mid-text is no error."""
     if delta.finish is FinishReason.ERROR:
         return ApiError(500, delta.error or "the request failed", kind="server_error", code="request_failed")
+    if delta.finish is FinishReason.IMPOSSIBLE:
+        return ApiError(400, delta.error or "nothing could come next", code="nothing_left")
     if delta.finish is FinishReason.DEADLINE and not delta.tokens and not delta.text:
         return ApiError(
             504, delta.error or "the deadline passed", kind="timeout_error", code="deadline_missed"
@@ -163,12 +165,16 @@ def failure_of(delta: Delta) -> ApiError | None:
     return None
 
 
+#: Ends that a stream tells of as an error: of an answer that has begun, a deadline is a length.
+_FAILURES = (FinishReason.ERROR, FinishReason.IMPOSSIBLE)
+
+
 def _written(form: Format, deltas: Sequence[Delta]) -> bytes:
     return b"".join([_event(form, delta) for delta in deltas])
 
 
 def _event(form: Format, delta: Delta) -> bytes:
-    failure = failure_of(delta) if delta.finish is FinishReason.ERROR else None
+    failure = failure_of(delta) if delta.finish in _FAILURES else None
     return form.chunk(delta) if failure is None else error_event(failure)
 
 

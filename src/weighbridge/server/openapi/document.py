@@ -154,7 +154,7 @@ def _schema(name: str, schema: dict[str, Any], models: Sequence[str]) -> dict[st
             properties[field] = closer
     if "model" in properties and (name.endswith("Request") or name == "NamedModel") and models:
         names: list[str | None] = list(models)
-        if "model" not in schema.get("required", ()):
+        if "model" not in (*schema.get("required", ()), *NEEDED.get(name, ())):
             names.append(None)
         properties["model"] = {"enum": names, "description": "A name of /v1/models."}
     told = {**schema, "properties": properties}

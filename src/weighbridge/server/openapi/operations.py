@@ -39,6 +39,7 @@ EVENTS, LINES, TEXT, HTML, BYTES = (
     "application/octet-stream",
 )
 _COUNT = {"type": "integer", "minimum": 1, "maximum": 100}
+_ORDER = {"enum": ["asc", "desc"]}
 _SEEN = {"type": "integer", "minimum": 0}
 _DAY = {"type": "string", "format": "date"}
 #: A name of a model in a path: those that are served.
@@ -75,7 +76,7 @@ _TICKETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def _page(*more: str) -> dict[str, Mapping[str, Any]]:
-    return {"limit": _COUNT, **{name: {"type": "string"} for name in more}}
+    return {"limit": _COUNT, **{name: _ORDER if name == "order" else {"type": "string"} for name in more}}
 
 
 _HEALTH = Operation("server", "Whether requests are taken now.", None, answers.HealthReport, busy=True)
