@@ -504,7 +504,7 @@ def answers() -> list[bytes]:
 
 
 #: Parts of the compiled layer, by the first byte of an input of its target.
-_NATIVE_PARTS = 8
+_NATIVE_PARTS = 9
 
 
 def native() -> list[bytes]:

@@ -10,10 +10,10 @@ import torch
 
 from weighbridge.engine.batch import Batch, Sampled, Slice
 from weighbridge.engine.experts.telemetry import ExpertTelemetry
-from weighbridge.models.adapters.rows import NO_SLOT
 from weighbridge.models.adapters.shelf import AdapterShelf
 from weighbridge.models.compute.causal_model import CausalModel
 from weighbridge.models.compute.kernels.api import BatchLayout, Int32, States
+from weighbridge.models.compute.low_rank import NO_SLOT
 
 
 class TokenSampler(Protocol):

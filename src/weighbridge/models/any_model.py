@@ -101,7 +101,7 @@ class NativeModel:
     def adapt(self, decoder: CausalModel, size: ShelfSize) -> AdapterShelf:
         assert isinstance(decoder, Decoder)
         shelf = AdapterShelf(native_sites(decoder.config, decoder.layers), size, decoder.dtype)
-        decoder.extras = shelf
+        decoder.adapt(shelf)
         return shelf
 
 

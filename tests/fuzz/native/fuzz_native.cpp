@@ -22,6 +22,7 @@
 #include "forward.h"
 #include "kv_pool.h"
 #include "linear_checks.h"
+#include "low_rank_checks.h"
 #include "memory.h"
 #include "moe.h"
 #include "word_merge.h"
@@ -221,6 +222,33 @@ void linear(Input &in) {
   with_team((int)in.within(1, 3), [&](Team &team, int) { active_linear().linear(args, team); });
 }
 
+void adapters(Input &in) {
+  const Dtype dtype = in.flag() ? Dtype::bfloat16 : Dtype::float32;
+  const int64_t element = dtype == Dtype::bfloat16 ? 2 : 4;
+  const int64_t columns = in.within(1, 70), outputs = in.within(1, 70), slots = in.within(1, 4), ranks = in.within(1, 9);
+  LowRank matrices = low_rank_matrices(columns, outputs, slots, ranks, dtype);
+  for (int64_t part = in.within(0, 4); part > 0; part--) {
+    const int64_t start = in.within(0, outputs - 1), rows = in.near(1, outputs - start);
+    const int64_t room = slots * ranks * element;
+    const Memory down = in.memory(room * columns), up = in.memory(room * std::max<int64_t>(rows, 0));
+    add_low_rank_part(matrices, start, rows, down, up, in.memory(slots * 4));
+  }
+  const int64_t tokens = in.within(0, 140), width = tokens * element;
+  const RowGroups groups(in.numbers(tokens, -1, slots - 1).data(), tokens, in.near(1, slots));
+  check_groups(matrices, groups);
+  if (groups.order().empty()) return;
+  LowRankArgs args{};
+  args.y = take<void>(in.memory(width * outputs), width * outputs, "the output");
+  args.x = take<const void>(in.memory(width * columns), width * columns, "x");
+  args.matrices = &matrices;
+  args.order = groups.order().data();
+  args.runs = groups.runs().data();
+  args.num_runs = (int64_t)groups.runs().size();
+  std::vector<float> inner(groups.order().size() * inner_floats(matrices));
+  args.inner = inner.data();
+  with_team((int)in.within(1, 3), [&](Team &team, int) { active_low_rank().add(args, team); });
+}
+
 void attention(Input &in) {
   const Dtype dtype = in.flag() ? Dtype::bfloat16 : Dtype::float32;
   const int kv_heads = (int)in.within(1, 3), heads = kv_heads * (int)in.within(1, 4);
@@ -328,13 +356,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   if (size < 2) return 0;
   Input in(data + 1, size - 1);
   try {
-    switch (data[0] % 8) {
+    switch (data[0] % 9) {
       case 0: linear(in); break;
       case 1: attention(in); break;
       case 2: experts(in); break;
       case 3: words(in); break;
       case 4: in.only_one_matrix_is_odd(); experts(in); break;
       case 5: in.only_one_matrix_is_odd(); forward(in); break;
+      case 6: adapters(in); break;
       default: forward(in);
     }
   } catch (const std::invalid_argument &) {

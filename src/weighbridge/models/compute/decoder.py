@@ -9,7 +9,7 @@ from weighbridge.models.compute.fused_forward import fuse
 from weighbridge.models.compute.kernels.api import BatchLayout, Int32, Kernels, KVCache, States
 from weighbridge.models.compute.layers import DecoderLayer, DecoderWeights
 from weighbridge.models.compute.linear_packed import PackedLinear
-from weighbridge.models.compute.row_extras import RowExtras
+from weighbridge.models.compute.low_rank import RowExtras
 
 
 class Decoder:
@@ -21,8 +21,13 @@ class Decoder:
         self.dtype = weights.dtype
         self.layers = weights.layers
         self.kernels = kernels
-        self.extras: RowExtras | None = None  # of layers that add to some rows
+        self.extras: RowExtras | None = None
         self._fused = fuse(weights, kernels)
+
+    def adapt(self, extras: RowExtras) -> None:
+        """Take note of what is added to some rows from now on, by layers that were put into the weights for it."""
+        self.extras = extras
+        self._fused = fuse(self.weights, self.kernels)
 
     def allocate_kv(self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None) -> KVCache:
         """Return a pool for this model's keys and values; without a `dtype` in the compute dtype."""
@@ -51,9 +56,9 @@ class Decoder:
         (static batching pays for them). Returns the logits of the tokens at `rows`, which are ascending
         indices into T: [len(rows), vocab] in `dtype`. `states`: whose hidden states are wanted too, and where.
         """
-        plain = self.extras is None or not self.extras.active
-        if plain and self._fused is not None and self._fused.serves(len(token_ids), len(rows), cache):
-            return self._fused(token_ids, layout, cache, rows, states)
+        adapted = None if self.extras is None else self.extras.rows
+        if self._fused is not None and self._fused.serves(len(token_ids), len(rows), cache):
+            return self._fused(token_ids, layout, cache, rows, states, adapted)
         return self._forward(token_ids, layout, cache, rows, states)
 
     def _forward(

@@ -16,6 +16,7 @@ from weighbridge.models.compute.layers import DecoderLayer, DecoderWeights, Mlp
 from weighbridge.models.compute.linear import Linear
 from weighbridge.models.compute.linear_hybrid import HybridLinear
 from weighbridge.models.compute.linear_packed import PackedLinear
+from weighbridge.models.compute.low_rank import AdaptedLinear, SlottedRows
 from weighbridge.models.compute.memory import memory_of
 from weighbridge.models.files.config import Activation, ModelConfig
 
@@ -81,11 +82,12 @@ class FusedForward:
         cache: KVCache,
         rows: Int32,
         states: States | None = None,
+        adapted: SlottedRows | None = None,
     ) -> torch.Tensor:
-        """As `Decoder.forward`."""
+        """As `Decoder.forward`; `adapted`: the rows to which adapters add."""
         assert isinstance(cache, NativeKVCache)
         logits = torch.empty(len(rows), self._weights.lm_head.out_features, dtype=self._weights.dtype)
-        self._forward.run(
+        batch = (
             token_ids,
             layout.positions,
             layout.slots,
@@ -99,6 +101,7 @@ class FusedForward:
             memory_of(None if states is None else states.out),
             torch.get_num_threads(),
         )
+        self._forward.run(*batch, *(() if adapted is None else (adapted.native,)))
         return logits
 
 
@@ -138,7 +141,11 @@ def _linears(layer: DecoderLayer) -> tuple[Linear, Linear, Linear, Linear] | Non
 
 
 def _packed(linear: Linear) -> tuple[Any, float]:
-    """Return the packed matrix of `linear` (None: it has none), and the largest number of tokens it is meant for."""
+    """Return the packed matrix of `linear` with what adapters add to it (None: it has none), and the largest number of
+    tokens that it is meant for."""
+    if isinstance(linear, AdaptedLinear):
+        matrix, limit = _packed(linear.base)
+        return (None if matrix is None else linear.matrices.projection(matrix)), limit
     if isinstance(linear, HybridLinear):
         matrix, _ = _packed(linear.few)
         return matrix, linear.many_from - 1

@@ -29,8 +29,8 @@ static void construct(Forward *self, int hidden, int intermediate, int num_heads
 }
 
 static void add_layer(Forward &self, Memory input_norm, Memory post_attention_norm, Memory q_norm, Memory k_norm,
-                      const PackedMatrix &qkv, const PackedMatrix &output, const PackedMatrix &gate_up,
-                      const PackedMatrix &down, bool rotates, int window) {
+                      const Projection &qkv, const Projection &output, const Projection &gate_up,
+                      const Projection &down, bool rotates, int window) {
   const int64_t hidden = self.shape().hidden * int64_t(4), head = self.shape().head_dim * int64_t(4);
   self.add_layer({take<const float>(input_norm, hidden, "the norm before attention"),
                   take<const float>(post_attention_norm, hidden, "the norm behind attention"),
@@ -39,9 +39,13 @@ static void add_layer(Forward &self, Memory input_norm, Memory post_attention_no
                   window});
 }
 
+static void construct_projection(Projection *self, const PackedMatrix &matrix, const LowRank &added) {
+  new (self) Projection(matrix, added);
+}
+
 static void run(Forward &self, Int32Row token_ids, Int32Row positions, Int32Row slots, Int32Row query_starts,
                 Int32Row context_lens, Int32Table block_tables, Int32Row rows, const KvPool &pool, Memory logits,
-                Int32Row state_rows, Memory states, int threads) {
+                Int32Row state_rows, Memory states, int threads, const RowGroups *groups) {
   const size_t sequences = context_lens.shape(0);
   if (query_starts.shape(0) != sequences + 1 || block_tables.shape(0) != sequences)
     throw std::invalid_argument("batch layout: query_starts, context_lens and block_tables disagree in length");
@@ -64,12 +68,16 @@ static void run(Forward &self, Int32Row token_ids, Int32Row positions, Int32Row 
                            logits_out,
                            state_rows.data(),
                            (int64_t)state_rows.shape(0),
-                           states_out};
+                           states_out,
+                           groups};
   nb::gil_scoped_release release;
   self.run(batch, pool, threads);
 }
 
 void bind_forward(nb::module_ &module) {
+  nb::class_<Projection>(module, "Projection", "A packed matrix, and what adapters add to its product.")
+      .def(nb::init_implicit<const PackedMatrix &>())
+      .def("__init__", &construct_projection, nb::arg("matrix"), nb::arg("added"));
   nb::class_<Forward>(module, "Forward",
                       "A decoder as addresses of its weights; the caller keeps them alive. See forward.h.")
       .def("__init__", &construct, nb::arg("hidden"), nb::arg("intermediate"), nb::arg("num_heads"), nb::arg("kv_heads"),
@@ -77,5 +85,7 @@ void bind_forward(nb::module_ &module) {
            nb::arg("packed_embedding").none(), nb::arg("vocabulary"), nb::arg("cos_sin"), nb::arg("positions"),
            nb::arg("final_norm"), nb::arg("lm_head"))
       .def("add_layer", &add_layer)
-      .def("run", &run);
+      .def("run", &run, nb::arg("token_ids"), nb::arg("positions"), nb::arg("slots"), nb::arg("query_starts"),
+           nb::arg("context_lens"), nb::arg("block_tables"), nb::arg("rows"), nb::arg("pool"), nb::arg("logits"),
+           nb::arg("state_rows"), nb::arg("states"), nb::arg("threads"), nb::arg("groups").none() = nb::none());
 }

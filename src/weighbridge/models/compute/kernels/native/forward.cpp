@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
 #include "linear_checks.h"
+#include "low_rank_checks.h"
 
 namespace weighbridge {
 
@@ -28,6 +30,13 @@ void check_range(const int32_t *values, int64_t count, int64_t limit, const char
                               std::to_string(limit - 1));
 }
 
+void check_projection(const Projection &projection, const char *what, int64_t rows, int64_t columns, Dtype dtype) {
+  check_shape(projection.matrix, what, rows, columns, dtype);
+  const LowRank &added = projection.added;
+  if (added.count > 0 && (added.outputs != rows || added.columns != columns || added.dtype != dtype))
+    throw std::invalid_argument(std::string("what adapters add to ") + what + " is of another shape");
+}
+
 }  // namespace
 
 // Activations of one batch, all of its tokens, one layer at a time.
@@ -38,8 +47,9 @@ struct Forward::Workspace {
   char *attended;    // [tokens, heads * head_dim]
   char *projected;   // [tokens, hidden]: added to the residual by the next norm
   char *gate_up;     // [tokens, 2 intermediate]
-  char *inner;       // [tokens, intermediate]
+  char *gated;       // [tokens, intermediate]
   uint8_t *scratch;  // activations as a linear layer reads them
+  float *inner;      // what the first matrices of adapters make of the rows of a layer's input
 };
 
 // One pass as one thread sees it: every method is called by all threads of the team.
@@ -53,6 +63,8 @@ struct Forward::Pass {
   Team &team;
   const int thread;
   int64_t tokens;
+  const RowGroups *groups;           // of the tokens
+  const RowGroups *const selected;   // of those that get logits
 
   // body(begin, end) over all rows, a few at a time; ends the phase.
   template <class Body>
@@ -68,10 +80,23 @@ struct Forward::Pass {
     active_linear().linear(args, team);
   }
 
-  void normed_linear(void *out, const PackedMatrix &matrix, const float *weight, const void *added) {
+  void project(void *out, const Projection &projection, const void *x, Producer producer) {
+    linear(out, projection.matrix, x, producer);
+    if (groups == nullptr || projection.added.count == 0) return;
+    const auto &runs = groups->runs();
+    const LowRankArgs args{out, x, &projection.added, groups->order().data(), runs.data(), (int64_t)runs.size(),
+                           work.inner};
+    active_low_rank().add(args, team);
+  }
+
+  NormArgs norm_of(const float *weight, const void *added) const {
     const ModelShape &shape = model.shape_;
-    const NormArgs norm{work.hidden, work.residual, added, weight, shape.dtype, shape.hidden, shape.eps};
-    linear(out, matrix, work.hidden, {produce_norm, &norm});
+    return {work.hidden, work.residual, added, weight, shape.dtype, shape.hidden, shape.eps};
+  }
+
+  void normed_project(void *out, const Projection &projection, const float *weight, const void *added) {
+    const NormArgs norm = norm_of(weight, added);
+    project(out, projection, work.hidden, {produce_norm, &norm});
   }
 
   void embed() {
@@ -128,6 +153,7 @@ struct Forward::Pass {
                     shape.hidden * sizeof(float));
       }
     tokens = batch.num_rows;
+    groups = selected;
     team.barrier();
   }
 
@@ -141,9 +167,9 @@ struct Forward::Pass {
 
   void feed_forward(const LayerWeights &layer) {
     const ModelShape &shape = model.shape_;
-    normed_linear(work.gate_up, layer.gate_up, layer.post_attention_norm, work.projected);
-    const SiluArgs silu{work.inner, work.gate_up, shape.dtype, shape.intermediate};
-    linear(work.projected, layer.down, work.inner, {produce_silu, &silu});
+    normed_project(work.gate_up, layer.gate_up, layer.post_attention_norm, work.projected);
+    const SiluArgs silu{work.gated, work.gate_up, shape.dtype, shape.intermediate};
+    project(work.projected, layer.down, work.gated, {produce_silu, &silu});
   }
 
   void run() {
@@ -151,16 +177,17 @@ struct Forward::Pass {
     const int last = (int)model.layers_.size() - 1;
     for (int index = 0; index <= last; index++) {
       const LayerWeights &layer = model.layers_[index];
-      normed_linear(work.qkv, layer.qkv, layer.input_norm, index == 0 ? nullptr : work.projected);
+      normed_project(work.qkv, layer.qkv, layer.input_norm, index == 0 ? nullptr : work.projected);
       attend(index);
       if (index == last && batch.num_rows < batch.tokens) {
         select_rows();
         if (tokens == 0) return;
       }
-      linear(work.projected, layer.output, work.attended, {nullptr, nullptr});
+      project(work.projected, layer.output, work.attended, {nullptr, nullptr});
       feed_forward(layer);
     }
-    normed_linear(batch.logits, model.weights_.lm_head, model.weights_.final_norm, work.projected);
+    const NormArgs norm = norm_of(model.weights_.final_norm, work.projected);
+    linear(batch.logits, model.weights_.lm_head, work.hidden, {produce_norm, &norm});
     keep_states();
   }
 };
@@ -197,10 +224,10 @@ Forward::Forward(const ModelShape &shape, const ModelWeights &weights) : shape_(
 void Forward::add_layer(const LayerWeights &layer) {
   const int64_t queries = int64_t(shape_.num_heads) * shape_.head_dim;
   const int64_t keys = int64_t(shape_.kv_heads) * shape_.head_dim;
-  check_shape(layer.qkv, "qkv", queries + 2 * keys, shape_.hidden, shape_.dtype);
-  check_shape(layer.output, "the output of attention", shape_.hidden, queries, shape_.dtype);
-  check_shape(layer.gate_up, "gate and up", 2 * int64_t(shape_.intermediate), shape_.hidden, shape_.dtype);
-  check_shape(layer.down, "down", shape_.hidden, shape_.intermediate, shape_.dtype);
+  check_projection(layer.qkv, "qkv", queries + 2 * keys, shape_.hidden, shape_.dtype);
+  check_projection(layer.output, "the output of attention", shape_.hidden, queries, shape_.dtype);
+  check_projection(layer.gate_up, "gate and up", 2 * int64_t(shape_.intermediate), shape_.hidden, shape_.dtype);
+  check_projection(layer.down, "down", shape_.hidden, shape_.intermediate, shape_.dtype);
   // A pass holds a plan for each size of window, and no more are kept.
   std::vector<int> windows{layer.window};
   for (const LayerWeights &other : layers_)
@@ -221,20 +248,33 @@ void Forward::check(const ForwardBatch &batch, const KvPool &pool) const {
   for (int64_t i = 1; i < batch.num_rows; i++)
     if (batch.rows[i] <= batch.rows[i - 1]) throw std::invalid_argument("the rows of a batch must ascend");
   check_range(batch.state_rows, batch.num_states, batch.num_rows, "state row");
+  if (batch.groups == nullptr) return;
+  if (batch.groups->rows() != batch.tokens) throw std::invalid_argument("the adapters are those of another batch");
+  for (const Projection *projection : projections()) check_groups(projection->added, *batch.groups);
+}
+
+std::vector<const Projection *> Forward::projections() const {
+  std::vector<const Projection *> all;
+  for (const LayerWeights &layer : layers_)
+    for (const Projection *projection : {&layer.qkv, &layer.output, &layer.gate_up, &layer.down})
+      all.push_back(projection);
+  return all;
 }
 
 Forward::Workspace Forward::lay_out(const ForwardBatch &batch) {
   const int64_t element = bytes_of(shape_.dtype), tokens = batch.tokens;
   const int64_t heads = shape_.num_heads * int64_t(shape_.head_dim);
   const int64_t qkv = heads + 2 * int64_t(shape_.kv_heads) * shape_.head_dim;
-  int64_t scratch = 0;
+  int64_t scratch = 0, inner = 0;
   const auto needs = [&](const PackedMatrix &matrix, int64_t rows) {
     scratch = std::max(scratch, block_tokens(matrix, rows) * scratch_bytes(matrix));
   };
-  for (const LayerWeights &layer : layers_)
-    for (const PackedMatrix *matrix : {&layer.qkv, &layer.output, &layer.gate_up, &layer.down})
-      needs(*matrix, tokens);
+  for (const Projection *projection : projections()) {
+    needs(projection->matrix, tokens);
+    inner = std::max(inner, inner_floats(projection->added));
+  }
   needs(weights_.lm_head, tokens);
+  const int64_t adapted = batch.groups == nullptr ? 0 : (int64_t)batch.groups->order().size();
   const int64_t sizes[] = {tokens * shape_.hidden * (int64_t)sizeof(float),
                            tokens * shape_.hidden * element,
                            tokens * qkv * element,
@@ -242,10 +282,11 @@ Forward::Workspace Forward::lay_out(const ForwardBatch &batch) {
                            tokens * shape_.hidden * element,
                            tokens * 2 * shape_.intermediate * element,
                            tokens * shape_.intermediate * element,
-                           scratch};
+                           scratch,
+                           adapted * inner * (int64_t)sizeof(float)};
   const auto parts = memory_.parts(sizes);
   return {reinterpret_cast<float *>(parts[0]), parts[1], parts[2], parts[3], parts[4], parts[5], parts[6],
-          reinterpret_cast<uint8_t *>(parts[7])};
+          reinterpret_cast<uint8_t *>(parts[7]), reinterpret_cast<float *>(parts[8])};
 }
 
 void Forward::run(const ForwardBatch &batch, const KvPool &pool, int threads) {
@@ -262,8 +303,11 @@ void Forward::run(const ForwardBatch &batch, const KvPool &pool, int threads) {
     for (size_t i = 0; i < layers_.size(); i++)
       memories.push_back(attention_memory(*plans[i], attention_args(work, pool, *plans[i], (int)i), threads));
   }
+  std::optional<RowGroups> selected;
+  if (batch.groups != nullptr) selected.emplace(batch.groups->select(batch.rows, batch.num_rows));
+  const RowGroups *const behind = selected ? &*selected : nullptr;
   with_team(threads, [&](Team &team, int thread) {
-    Pass{*this, batch, pool, work, plans, memories, team, thread, batch.tokens}.run();
+    Pass{*this, batch, pool, work, plans, memories, team, thread, batch.tokens, batch.groups, behind}.run();
   });
 }
 

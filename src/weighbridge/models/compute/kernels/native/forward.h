@@ -11,14 +11,23 @@
 #include "elementwise.h"
 #include "kv_pool.h"
 #include "linear.h"
+#include "row_groups.h"
 
 namespace weighbridge {
+
+// A linear layer of the model, and what adapters add to it.
+struct Projection {
+  PackedMatrix matrix;
+  LowRank added;
+
+  Projection(const PackedMatrix &base, const LowRank &extra = {}) : matrix(base), added(extra) {}
+};
 
 // Addresses of what one layer keeps; the caller keeps the memory alive. Norms are float32.
 struct LayerWeights {
   const float *input_norm, *post_attention_norm;
   const float *q_norm, *k_norm;  // each may be null
-  PackedMatrix qkv, output, gate_up, down;
+  Projection qkv, output, gate_up, down;
   bool rotates;
   int window;
 };
@@ -52,6 +61,7 @@ struct ForwardBatch {
   const int32_t *state_rows;  // which of the rows leave what the output matrix read of them, too
   int64_t num_states;
   void *states;  // [num_states, hidden], dtype: behind the last norm
+  const RowGroups *groups;  // of the tokens, by their adapters; null: none goes through one
 };
 
 class Forward {
@@ -69,6 +79,7 @@ class Forward {
  private:
   struct Workspace;
   struct Pass;
+  std::vector<const Projection *> projections() const;
   void check(const ForwardBatch &batch, const KvPool &pool) const;
   Workspace lay_out(const ForwardBatch &batch);
   AttentionArgs attention_args(const Workspace &work, const KvPool &pool, const AttentionPlan &plan, int index) const;

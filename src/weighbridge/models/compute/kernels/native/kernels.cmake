@@ -13,7 +13,7 @@ function(add_kernels target)
 endfunction()
 
 function(add_kernels_for target isa)
-  set(sources elementwise.cpp attention.cpp linear.cpp)
+  set(sources elementwise.cpp attention.cpp linear.cpp low_rank.cpp)
   list(TRANSFORM sources PREPEND ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/)
   add_library(kernels_${isa} OBJECT ${sources})
   target_compile_definitions(kernels_${isa} PRIVATE WB_ISA=${isa} WB_ISA_${isa}=1)

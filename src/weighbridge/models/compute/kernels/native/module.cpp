@@ -10,6 +10,7 @@ void bind_attention(nb::module_ &module);
 void bind_elementwise(nb::module_ &module);
 void bind_forward(nb::module_ &module);
 void bind_linear(nb::module_ &module);
+void bind_low_rank(nb::module_ &module);
 void bind_moe(nb::module_ &module);
 
 NB_MODULE(_native, module) {
@@ -26,6 +27,7 @@ NB_MODULE(_native, module) {
   bind_elementwise(module);
   bind_attention(module);
   bind_linear(module);
+  bind_low_rank(module);
   bind_forward(module);
   bind_moe(module);
 }
