@@ -113,3 +113,29 @@ def test_where_nobody_has_to_be_known_everybody_runs_the_server(tmp_path: Path, 
         until_it_answers(port, process)
         assert INSIDE.encode() in asked(port, "fails500", None)[0].body
         assert b"127.0.0.1:9" in asked(port, "down", None)[0].body
+
+
+def test_where_files_of_the_server_are_is_for_its_operator(tmp_path: Path, back: str) -> None:
+    """Files of batches and responses that are damaged while they are in use."""
+    config, port, log = tmp_path / "weighbridge.yaml", free_port(), tmp_path / "log"
+    folder = tmp_path / "state-of-the-operator"
+    files = f"batches_file: {folder}/batches\nresponses_on_disk: always\nresponses_file: {folder}/responses\n"
+    config.write_text(KEYS + files + CONFIG.replace("BACK", back))
+    with logged(["serve", "--config", str(config), "--port", str(port)], log) as process:
+        until_it_answers(port, process)
+        assert get(port, "/v1/files", ALICE).status == 200
+        assert get(port, "/v1/responses/resp_of_nobody", ALICE).status == 404
+        for file in folder.iterdir():
+            if file.suffix != ".lock":
+                file.write_bytes(b"\xff" * max(file.stat().st_size, 1 << 16))
+        for page in (
+            "/v1/files",
+            "/v1/batches",
+            "/v1/responses/resp_of_nobody",
+            "/v1/files/file-none/content",
+        ):
+            reply = get(port, page, ALICE)
+            assert reply.status == 503, (page, reply.body)
+            assert folder.name.encode() not in reply.body
+            assert b"in its log" in reply.body
+    assert folder.name in log.read_text()

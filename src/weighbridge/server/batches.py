@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from weighbridge.errors import BadInput
+from weighbridge.errors import BadInput, words_of
 from weighbridge.fleet.config.keeping import KeepSettings
 from weighbridge.server.batch.answering import LineAnswers
 from weighbridge.server.batch.lines import restricted_models, unknown_endpoint, window_seconds
@@ -394,7 +394,8 @@ class Batches:
             )
             raise ApiError(507, message, code="storage_full", param="file") from None
         except (StateError, BadInput) as error:
-            raise ApiError(503, str(error), kind="server_error", code="batches_unreadable") from error
+            log.error("%s", error)
+            raise ApiError(503, words_of(error), kind="server_error", code="batches_unreadable") from error
 
 
 def _limit(query: Mapping[str, str], default: int, most: int) -> int:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from weighbridge.errors import BadInput, WeighbridgeError
+from weighbridge.errors import BadInput, Inside, WeighbridgeError
 from weighbridge.state.schema import Schema
 
 _REMEDIES = {
@@ -60,11 +60,13 @@ def sentence(error: Exception, name: str, where: object) -> str:
 
 @contextmanager
 def as_state_error(name: str, where: object) -> Iterator[None]:
-    """Raise StateError with a sentence for errors of SQLite and of the system."""
+    """Raise StateError with a sentence for errors of SQLite and of the system. Only who runs the server is told where
+    its files are."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        raise StateError(sentence(error, name, where)) from error
+        plainly = f"the {name} of this server cannot be used now; who runs it sees why in its log"
+        raise StateError(Inside(sentence(error, name, where), plainly)) from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from weighbridge.errors import BadInput
+from weighbridge.errors import BadInput, words_of
 from weighbridge.fleet.config.keeping import ALWAYS, NEVER, KeepSettings
 from weighbridge.models.files.cache import weighbridge_home
 from weighbridge.server.responses.file import RESPONSES_FILE, ResponseFile
@@ -166,7 +166,8 @@ class ResponseKeeper:
         try:
             return await asyncio.to_thread(work, *args)
         except StateError as error:
-            raise ApiError(503, str(error), kind="server_error", code="responses_unreadable") from error
+            log.error("%s", error)
+            raise ApiError(503, words_of(error), kind="server_error", code="responses_unreadable") from error
 
     def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = self._writing[name] = asyncio.create_task(work)
