@@ -114,6 +114,33 @@ def test_settings_of_the_wrong_type_are_named(
     one_sentence(raised.value)
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/tool_use.jinja"])
+def test_a_template_is_no_other_file_of_the_machine(tmp_path: Path, parsed: Json, name: str) -> None:
+    (tmp_path / "key.pem").write_text("the secret of the machine")
+    model = tmp_path / "model"
+    (model / name).parent.mkdir(parents=True)
+    (model / "tokenizer.json").write_text(json.dumps(parsed))
+    (model / name).symlink_to("../" * (1 + name.count("/")) + "key.pem")
+    with pytest.raises(BadInput, match="a link out of the model's directory") as raised:
+        load_tokenizer(model)
+    assert "secret" not in str(raised.value)
+    (model / name).unlink()
+    (model / "own.txt").write_text("{{ messages[0].content }}")
+    (model / name).symlink_to("../" * name.count("/") + "own.txt")
+    assert load_tokenizer(model).render_chat([{"role": "user", "content": "hi"}]) == "hi"
+
+
+def test_a_template_in_the_cache_of_a_hub_is_the_models_own(tmp_path: Path, parsed: Json) -> None:
+    model = tmp_path / "models--a--b" / "snapshots" / "1234"
+    blobs = tmp_path / "models--a--b" / "blobs"
+    model.mkdir(parents=True)
+    blobs.mkdir()
+    (model / "tokenizer.json").write_text(json.dumps(parsed))
+    (blobs / "cafe").write_text("{{ messages[0].content }}")
+    (model / "chat_template.jinja").symlink_to("../../blobs/cafe")
+    assert load_tokenizer(model).render_chat([{"role": "user", "content": "hi"}]) == "hi"
+
+
 def test_a_template_that_is_no_text_is_named(tmp_path: Path, parsed: Json) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(parsed))
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")

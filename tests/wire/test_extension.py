@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from weighbridge.wire.ask import Ask, Extension, Placement
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.extension import HIGHEST_PRIORITY, LOWEST_PRIORITY, KnownCaller, apply_caller
 from weighbridge.wire.headers import headers_of
+from weighbridge.wire.protocols.chat import ChatProtocol
 
 
 def read(
@@ -115,3 +118,30 @@ def test_an_id_is_taken_only_where_it_looks_like_one() -> None:
     other = read([("ticket", "../../x")])
     assert len(other.id) == 32
     assert not other.proposed_id
+
+
+@pytest.mark.parametrize(
+    "restricted",
+    [
+        '"weighbridge":{"labels":["patient"]},"weighbridge":{}',
+        '"weighbridge":{"labels":["patient"]},"weighbridge":null',
+        '"weighbridge":{"labels":["patient"],"labels":[]}',
+        '"weighbridge":{"placement":"only_edge","labels":[],"labels":["x"]},"x":' + "9" * 5_000,
+    ],
+)
+def test_a_restriction_is_not_lost_to_the_same_word_a_second_time(restricted: str) -> None:
+    body = f'{{"model":"m","messages":[{{"role":"user","content":"hi"}}],{restricted}}}'
+    with pytest.raises(ApiError, match="written twice") as raised:
+        ChatProtocol().read(body.encode())
+    assert (raised.value.status, raised.value.param) == (400, "weighbridge")
+
+
+def test_texts_and_schemas_may_speak_of_it_as_often_as_they_like() -> None:
+    text = json.dumps('"weighbridge": {"labels": []}, "weighbridge"')
+    inner = '{"weighbridge":{"labels":1},"labels":2}'
+    turns = f'[{{"role":"user","content":{text}}}]'
+    ask = ChatProtocol().read(
+        f'{{"model":"m","messages":{turns},"x":{inner},"weighbridge":{{"labels":["a"]}}}}'.encode()
+    )
+    assert ask.extension is not None
+    assert ask.extension.labels == ["a"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections import Counter
@@ -30,6 +31,9 @@ MAX_FIELDS = 1024
 MOST_READING, LARGEST_ONES = 256 << 20, 4
 #: Seconds after which to come again whose body found no room.
 BODY_WAIT = 1.0
+
+#: What may restrict a request, as it stands in a body: only as a name, since in a text a backslash is before the mark.
+_EXTENSION, _LABELS = b'"weighbridge"', b'"labels"'
 
 _readers = ReaderThreads()
 
@@ -187,7 +191,7 @@ def decode(body: bytes, kind: type[T]) -> T:
     try:
         if not body.isascii():
             body.decode()  # what is kept as it was written is UTF-8 as well
-        return _typed(body, _decoder(kind))
+        decoded = _typed(body, _decoder(kind))
     except msgspec.ValidationError as error:
         message, param = _explain(str(error))
         raise ApiError(400, message, param=param) from error
@@ -195,6 +199,28 @@ def decode(body: bytes, kind: type[T]) -> T:
         raise ApiError(400, f"the request body is not valid JSON: {error}") from error
     except RecursionError:
         raise ApiError(400, "the request body is nested too deeply") from None
+    if _EXTENSION in body and (body.count(_EXTENSION) > 1 or body.count(_LABELS) > 1):
+        _check_written_once(body)
+    return decoded
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object of JSON as it is written, names that are written twice included."""
+
+
+def _check_written_once(body: bytes) -> None:
+    """Raise ApiError where `weighbridge`, or a field of it, is written twice: the first would be lost, and with it what
+    it forbids."""
+    try:
+        whole = json.loads(body, object_pairs_hook=_Pairs, parse_int=str, parse_float=str)
+    except RecursionError:
+        raise ApiError(400, "the request body is nested too deeply") from None
+    said = [value for name, value in whole if name == "weighbridge"] if isinstance(whole, _Pairs) else []
+    names = [name for value in said if isinstance(value, _Pairs) for name, _ in value]
+    if len(said) > 1 or len(set(names)) < len(names):
+        raise ApiError(
+            400, "weighbridge: something of it is written twice; write it once", param="weighbridge"
+        )
 
 
 def _typed(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:

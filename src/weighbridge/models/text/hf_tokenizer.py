@@ -103,12 +103,25 @@ def _template_sources(directory: Path, settings: Fields) -> dict[str, str]:
     elif stored is not None:
         raise BadInput(f"tokenizer_config.json: chat_template is {shown(stored)}, not a text")
     if (directory / "chat_template.jinja").exists():
-        sources["default"] = read_text(directory / "chat_template.jinja")
+        sources["default"] = _own_text(directory, directory / "chat_template.jinja")
     for file in sorted((directory / "additional_chat_templates").glob("*.jinja")):
-        sources[file.stem] = read_text(file)
+        sources[file.stem] = _own_text(directory, file)
     if sources and "default" not in sources:
         sources["default"] = next(iter(sources.values()))
     return sources
+
+
+def _own_text(directory: Path, file: Path) -> str:
+    """Return a template of the model. Raises BadInput for a link to what is none of its files: whoever chats could read
+    that out of prompts. The cache of a hub has a model's files beside its directories."""
+    real, home = file.resolve(), directory.resolve()
+    cache = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if not (real.is_relative_to(home) or real.is_relative_to(cache)):
+        raise BadInput(
+            f"{file} is a link out of the model's directory, and what it leads to would be in every prompt: put the "
+            "template itself there, or name it with --chat-template"
+        )
+    return read_text(file)
 
 
 def _optional(path: Path) -> Fields:
