@@ -40,8 +40,8 @@ from tools import fuzz_native  # noqa: E402
 NATIVE = "native"
 NAMES = (*targets.MODULES, NATIVE)
 BUGS = {**planted.BUGS, **planted.NATIVE_BUGS}
-#: Seconds for start and end of a run together, and megabytes of the process.
-_AROUND_S, _PROCESS_MB = 180, 3072
+#: Seconds for start and end of a run together, also where it has a tenth of a core; and megabytes of the process.
+_AROUND_S, _PROCESS_MB = 900, 3072
 _STATUS = re.compile(r"#(\d+)\s.*?(?:cov: (\d+) ft: (\d+))? corp: (\d+)/")
 #: Lines of progress, and the input in three notations, which is in the file.
 _NOISE = ("#", "0x", "Base64:", "INFO:", "WARNING:")
