@@ -15,7 +15,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from weighbridge.engine.guidance.grammar import LIMITS, grammar_of, unusable
 from weighbridge.engine.request import Guide
-from weighbridge.errors import BadInput, Refused
+from weighbridge.errors import BadInput, Inside, Refused
 from weighbridge.forks import Answer, ForkingProcess, OutOfMemory, OutOfTime, data_bytes, serve
 
 #: CPU seconds that one constraint may take to compile.
@@ -61,8 +61,8 @@ class Trial:
         except OutOfMemory:
             tried = Tried(f"compiling it takes more than {MAX_BYTES >> 20} MiB; make it smaller or simpler")
         except (OSError, EOFError, TimeoutError) as error:
-            message = f"constraints cannot be tried at the moment ({error}); try again"
-            raise Refused(message, retry_after=1.0) from error
+            plainly = "constraints cannot be tried at the moment; try again"
+            raise Refused(Inside(f"{plainly} ({error})", plainly), retry_after=1.0) from error
         if tried.error:
             raise unusable(guide, tried.error)
         return tried

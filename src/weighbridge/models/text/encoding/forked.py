@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import tokenizers
 
-from weighbridge.errors import BadInput, Refused, UnsupportedModel, said
+from weighbridge.errors import BadInput, Inside, Refused, UnsupportedModel, said
 from weighbridge.forks import Answer, ForkingProcess, OutOfMemory, OutOfTime, serve
 from weighbridge.models.text.encoding.library import TextPairs, encoded
 
@@ -78,9 +78,8 @@ class ForkedTokenizer:
                 f"the model's tokenizer takes more than {most >> 20} MiB for this text of {size} characters"
             ) from None
         except (OSError, EOFError, TimeoutError) as error:
-            raise Refused(
-                f"texts cannot be encoded at the moment ({error}); try again", retry_after=1.0
-            ) from error
+            plainly = "texts cannot be encoded at the moment; try again"
+            raise Refused(Inside(f"{plainly} ({error})", plainly), retry_after=1.0) from error
         if told.problem:
             raise BadInput(told.problem)
         return told.ids
