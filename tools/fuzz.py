@@ -10,6 +10,7 @@ the fuzzer. Branches of our Python code guide the search, those of libraries and
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import logging
 import os
@@ -197,7 +198,17 @@ def _inside(name: str, bug: str | None, options: Sequence[str]) -> None:
         changed: bytes = atheris.Mutate(data, most) if made is None or len(made) > most else made
         return changed
 
-    atheris.Setup([sys.argv[0], *bounds, *options, str(scratch)], target.run, custom_mutator=change)
+    kept = next(Path(word.partition("=")[2]) for word in options if word.startswith("-artifact_prefix="))
+
+    def run(data: bytes) -> None:
+        """Keep what fails at once: the fuzzer does so at the process's end, which other threads may spoil."""
+        try:
+            target.run(data)
+        except BaseException:
+            (kept / f"crash-{hashlib.sha1(data, usedforsecurity=False).hexdigest()}").write_bytes(data)
+            raise
+
+    atheris.Setup([sys.argv[0], *bounds, *options, str(scratch)], run, custom_mutator=change)
     atheris.Fuzz()
 
 

@@ -19,6 +19,10 @@ class Inside(str):
         made.plainly = plainly
         return made
 
+    def __getnewargs__(self) -> tuple[str, str]:
+        """What makes it again: it is copied, and sent between processes."""
+        return str(self), self.plainly
+
 
 class WeighbridgeError(Exception):
     """Base of every error raised on purpose; the command line prints it and exits 1."""
