@@ -19,9 +19,9 @@ class Inside(str):
         made.plainly = plainly
         return made
 
-    def __getnewargs__(self) -> tuple[str, str]:
+    def __reduce__(self) -> tuple[type[Inside], tuple[str, str]]:
         """What makes it again: it is copied, and sent between processes."""
-        return str(self), self.plainly
+        return Inside, (str(self), self.plainly)
 
 
 class WeighbridgeError(Exception):
