@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
 from weighbridge import __version__
@@ -101,7 +101,8 @@ def create_app(
     routes = [Route(row.path, _guarded(row, service), methods=[row.method]) for row in table]
     routes += [Route(protocol.path, _only_post, methods=["POST"]) for protocol in protocols]
     speakers = {row.path: row.speaks for row in table} | {one.path: one for one in protocols}
-    rest = Starlette(routes=routes, exception_handlers={HTTPException: partial(_http_error, speakers)})
+    failing = partial(_http_error, speakers, routes)
+    rest = Starlette(routes=routes, exception_handlers={HTTPException: failing})
     working: list[Beside] = [batches, streams, recorder, *beside]
     if service.tracer is not None:
         working.append(service.tracer)
@@ -167,7 +168,7 @@ def error_response(error: ApiError, speaks: WireProtocol | None = None) -> Respo
 
 
 async def _http_error(
-    speakers: Mapping[str, WireProtocol | None], request: Request, error: Exception
+    speakers: Mapping[str, WireProtocol | None], routes: Sequence[Route], request: Request, error: Exception
 ) -> Response:
     """What no endpoint answers: another path, or another method, which is an error in the shape of its path."""
     assert isinstance(error, HTTPException)
@@ -180,9 +181,16 @@ async def _http_error(
         message = f"{request.url.path}: this server has no {what}; {instead}"
         failure = ApiError(404, message, code="not_here")
     response = error_response(failure, speakers.get(request.url.path))
-    if failure.status == error.status_code:
-        response.headers.update(error.headers or {})
+    response.headers.update(error.headers or {})
+    if failure.status == 405:
+        response.headers["allow"] = _allowed(routes, request)
     return _with_id(request, response)
+
+
+def _allowed(routes: Sequence[Route], request: Request) -> str:
+    """The methods of all rows of a path: the framework names those of the first alone."""
+    found = [route.methods or () for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for methods in found for method in methods}))
 
 
 def _is_below(path: str, place: str) -> bool:
@@ -252,6 +260,10 @@ class CommonEndpoints:
         return json_response(model_info(model) if _is_anthropic(request) else model)
 
 
+#: Who is let in from this machine without a key.
+_NEAR = (Audience.VISITORS, Audience.WATCHERS)
+
+
 class DocumentEndpoints:
     """The interface of this door, for machines and people: made when somebody asks, and anew where other models are
     served by then. `table` is filled in by who has all of it."""
@@ -277,6 +289,9 @@ class DocumentEndpoints:
     def _document(self) -> dict[str, Any]:
         models = tuple(dict.fromkeys(str(one["id"]) for one in self._service.models()))
         if self._made is None or self._made[0] != models:
-            rows = [ServedPath(one.method, one.path, one.audience is Audience.ALL) for one in self.table]
+            rows = [
+                ServedPath(one.method, one.path, one.audience is Audience.ALL, one.audience in _NEAR)
+                for one in self.table
+            ]
             self._made = models, document(rows, self._protocols, models, self._service.callers.are_asked)
         return self._made[1]

@@ -217,7 +217,9 @@ class Batches:
             limit=limit + 1,
             asc=order == "asc",
         )
-        return await self._list(look, query.get("after"), limit, lambda one: one.created_at, order == "asc")
+        return await self._list(
+            look, query.get("after") or None, limit, lambda one: one.created_at, order == "asc"
+        )
 
     async def show_file(self, request: Request) -> Response:
         record, kept = await self._file(request)
@@ -307,7 +309,7 @@ class Batches:
         query = request.query_params
         limit = _limit(query, 20, 100)
         look = partial(BatchStore.batches, tenant=request.state.tenant, now=self._wall(), limit=limit + 1)
-        return await self._list(look, query.get("after"), limit, lambda one: one.created_at, False)
+        return await self._list(look, query.get("after") or None, limit, lambda one: one.created_at, False)
 
     async def show_batch(self, request: Request) -> Response:
         record, kept = await self._batch(request)

@@ -243,7 +243,7 @@ def _page(given: bytes, query: Any) -> bytes:
 
 def page(items: list[Item], query: Any) -> dict[str, Any]:
     """Some of the items as a list. Raises ApiError naming the parameter that is wrong."""
-    order, limit, after = query.get("order", "desc"), query.get("limit", "20"), query.get("after")
+    order, limit, after = query.get("order", "desc"), query.get("limit", "20"), query.get("after") or None
     if order not in ("asc", "desc"):
         raise ApiError(400, "order: must be asc or desc", param="order")
     if not (limit.isdecimal() and len(limit) <= 3 and 1 <= int(limit) <= 100):

@@ -83,6 +83,8 @@ def filled(path, body):
         body["max_tokens"] = min(body["max_tokens"], 64)
     if body.get("background"):
         body.pop("store", None)
+    if body.get("response_format") or body.get("structured_outputs") or body.get("tools"):
+        body.pop("allowed_token_ids", None)  # nothing that a schema takes is made of any tokens
     if isinstance(body.get("min_tokens"), int):
         body["min_tokens"] = min(body["min_tokens"], body.get("max_tokens") or 1)
     if path == "/console/api/simulate":

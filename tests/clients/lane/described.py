@@ -69,8 +69,10 @@ class Calls:
         return "\n".join(lines)
 
 
-def called(url: str, key: str, examples: int, seed: int, folder: Path, phases: str = PHASES) -> Calls:
-    """Let schemathesis call a server. Its findings are in `said`."""
+def called(
+    url: str, key: str, examples: int, seed: int, folder: Path, phases: str = PHASES, paths: str = "."
+) -> Calls:
+    """Let schemathesis call a server, at paths that an expression is found in. Its findings are in `said`."""
     python = python_of((SCHEMATHESIS,))
     file = folder / "calls.jsonl"
     environment = {
@@ -91,6 +93,8 @@ def called(url: str, key: str, examples: int, seed: int, folder: Path, phases: s
         f"Authorization: Bearer {key}",
     ]
     words += [
+        "--include-path-regex",
+        paths,
         "--phases",
         phases,
         "--max-examples",
@@ -149,11 +153,22 @@ def main() -> int:
     parser.add_argument("--door", choices=("single", "gateway"), default="single")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--phases", default=PHASES, help="some of them, with commas between")
+    parser.add_argument(
+        "--paths", default=".", help="an expression that is found in the paths that are called"
+    )
     parser.add_argument("--keep", type=Path, help="where the records of all calls are put")
     parser.add_argument("--add", type=Path, action="append", default=[], help="records that are counted too")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, site(Path(name), brief=True) as doors:
-        calls = called(doors[asked.door].place.url, KEY, asked.examples, asked.seed, Path(name), asked.phases)
+        calls = called(
+            doors[asked.door].place.url,
+            KEY,
+            asked.examples,
+            asked.seed,
+            Path(name),
+            asked.phases,
+            asked.paths,
+        )
     calls = Calls([*calls.records, *(one for file in asked.add for one in records_in(file))], calls.said)
     if asked.keep is not None:
         asked.keep.write_text("\n".join(map(json.dumps, calls.records)), encoding="utf-8")

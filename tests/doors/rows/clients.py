@@ -353,6 +353,12 @@ CLIENTS = [
         decided(model="nobody"),
         path=DECISIONS,
     ),
+    Row(
+        "questions about what is kept elsewhere",
+        bad("input", "item itself"),
+        decided(input=[{"type": "item_reference", "id": "msg_1"}]),
+        path=DECISIONS,
+    ),
     Row("no questions to decide", bad("questions", "length >= 1"), decided(questions=[]), path=DECISIONS),
     Row(
         "questions to decide beyond the boundary",

@@ -36,11 +36,13 @@ def plain(path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ServedPath:
-    """An endpoint as the document needs it. `is_open`: nobody is asked for a key there."""
+    """An endpoint as the document needs it. `is_open`: nobody is asked for a key there; `is_near`: nobody who asks from
+    the server's own machine."""
 
     method: str
     path: str
     is_open: bool = False
+    is_near: bool = False
 
 
 def document(
@@ -63,7 +65,7 @@ def document(
         if row in asking and TICKET in served:
             _lead_to_ticket(told)
         if asks_keys and not row.is_open:
-            told["security"] = [{"key": []}]
+            told["security"] = [{"key": []}, *([{}] if row.is_near else [])]
         paths.setdefault(path, {})[row.method.lower()] = told
     return {
         "openapi": "3.1.0",
@@ -124,7 +126,11 @@ def _link(key: str, pointer: str) -> dict[str, Any]:
 
 def _responses(operation: Operation) -> dict[str, Any]:
     content = (
-        {operation.text: {}} if operation.text else _json(operation.answers) if operation.answers else {}
+        {kind: {} for kind in operation.texts}
+        if operation.texts
+        else _json(operation.answers)
+        if operation.answers
+        else {}
     )
     if operation.streams:
         content = {**content, operation.streams: {}}

@@ -184,6 +184,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "OllamaEmbeddingsRequest": ("prompt",),
     "NamedModel": ("model",),
 }
+_KEPT: dict[str, Schema | None] = {"keep_alive": {"type": ["string", "number", "null"]}}
 #: By the type that reads a request, and by its field; None: a field that is read to be refused.
 NARROWED: dict[str, dict[str, Schema | None]] = {
     "ChatRequest": {
@@ -224,12 +225,14 @@ NARROWED: dict[str, dict[str, Schema | None]] = {
     "CountRequest": _ANTHROPIC,
     "AnthropicOutputFormat": {"schema": _PARAMETERS},
     "OllamaChatRequest": {
+        **_KEPT,
         "messages": _maybe(_list(_OLLAMA_TURN, fewest=0)),
         "tools": _maybe(_list(_TOOL, fewest=0)),
         "logprobs": _FALSE,
         "weighbridge": _EXTENSION,
     },
     "OllamaGenerateRequest": {
+        **_KEPT,
         "weighbridge": _EXTENSION,
         "logprobs": _FALSE,
         "context": None,
@@ -237,11 +240,12 @@ NARROWED: dict[str, dict[str, Schema | None]] = {
         "template": None,
     },
     "OllamaEmbedRequest": {
+        **_KEPT,
         "input": _TEXTS,
         "dimensions": None,
         "weighbridge": _EXTENSION,
     },
-    "OllamaEmbeddingsRequest": {"prompt": _SOME_TEXT, "weighbridge": _EXTENSION},
+    "OllamaEmbeddingsRequest": {**_KEPT, "prompt": _SOME_TEXT, "weighbridge": _EXTENSION},
     "NamedModel": {"name": None},
     "DecisionRequest": {"input": _TURNS_OR_TEXT},
     **{

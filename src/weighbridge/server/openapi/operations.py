@@ -38,6 +38,7 @@ EVENTS, LINES, TEXT, HTML, BYTES = (
     *("text/event-stream", "application/x-ndjson", "text/plain", "text/html"),
     "application/octet-stream",
 )
+ASSETS = (HTML, "text/css", "text/javascript", "image/svg+xml")
 _COUNT = {"type": "integer", "minimum": 1, "maximum": 100}
 _ORDER = {"enum": ["asc", "desc"]}
 _SEEN = {"type": "integer", "minimum": 0}
@@ -51,7 +52,7 @@ TICKET = "GET /v1/tickets/{ticket}"
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One row. `form`: what is asked, where it is no JSON. `streams`: the type of body where the request asks for a
-    stream; `text`: one that is no JSON. `leads`: endpoints that take the id of what is answered, and `first_leads`
+    stream; `texts`: those that are no JSON. `leads`: endpoints that take the id of what is answered, and `first_leads`
     that of the first of a list. `holes`: what stands in the path, where it is no id."""
 
     tag: str
@@ -59,7 +60,7 @@ class Operation:
     asks: type | None = None
     answers: type | None = None
     streams: str | None = None
-    text: str | None = None
+    texts: tuple[str, ...] = ()
     query: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     busy: bool = False  # 503 has the same shape as 200
     form: Mapping[str, Mapping[str, Any]] | None = None
@@ -188,12 +189,15 @@ OPERATIONS: Mapping[str, Operation] = {
         "Files that are here.",
         None,
         answers.Listing,
-        query=_page("after"),
+        query={
+            **_page("after", "order", "purpose"),
+            "limit": {"type": "integer", "minimum": 1, "maximum": 10_000},
+        },
         first_leads=("GET /v1/files/{file}", "GET /v1/files/{file}/content", "DELETE /v1/files/{file}"),
     ),
     "GET /v1/files/{file}": Operation("batches", "One of them.", None, answers.Anything),
     "DELETE /v1/files/{file}": Operation("batches", "Delete a file.", None, answers.Deletion),
-    "GET /v1/files/{file}/content": Operation("batches", "What is in a file.", text=BYTES),
+    "GET /v1/files/{file}/content": Operation("batches", "What is in a file.", texts=(BYTES,)),
     "POST /v1/batches": Operation(
         "batches",
         "Answer the requests of a file on what nobody else needs.",
@@ -245,7 +249,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "GET /v1/streams/{stream}": Operation(
         "streams",
         "A stream that outlives its connection, behind the event that Last-Event-ID names.",
-        text=EVENTS,
+        texts=(EVENTS,),
     ),
     "DELETE /v1/streams/{stream}": Operation(
         "streams", "End and forget such a stream.", None, answers.Anything
@@ -270,7 +274,7 @@ OPERATIONS: Mapping[str, Operation] = {
     ),
     TICKET: Operation("figures", "What was decided about one, and why.", None, answers.Anything),
     "GET /v1/load": Operation("figures", "How busy it is, in tokens.", None, answers.LoadTold),
-    "GET /metrics": Operation("figures", "For Prometheus.", text=TEXT),
+    "GET /metrics": Operation("figures", "For Prometheus.", texts=(TEXT,)),
     "GET /v1/experts": Operation("figures", "Which experts of a mixture are used.", None, answers.Anything),
     "POST /v1/experts/reset": Operation("administration", "Count experts anew.", None, answers.Anything),
     "POST /v1/load_lora_adapter": Operation(
@@ -322,9 +326,9 @@ OPERATIONS: Mapping[str, Operation] = {
     "GET /health/live": _LIVE,
     "GET /health/startup": _LIVE,
     "GET /version": Operation("server", "The version.", None, answers.VersionReport),
-    "GET /": Operation("server", "The console.", text=HTML),
+    "GET /": Operation("server", "The console.", texts=(HTML,)),
     "GET /console/{asset}": Operation(
-        "server", "A file of the console.", text=HTML, holes={"asset": {"enum": sorted(read_assets())}}
+        "server", "A file of the console.", texts=ASSETS, holes={"asset": {"enum": sorted(read_assets())}}
     ),
     "GET /console/api/session": Operation(
         "server", "Who the console's reader is, and what is open to them.", None, answers.Anything
@@ -348,6 +352,6 @@ OPERATIONS: Mapping[str, Operation] = {
     "GET /console/api/catalogue": Operation(
         "figures", "Models and devices that can be planned with.", None, answers.Anything
     ),
-    "GET /docs": Operation("server", "This interface as a page.", text=HTML),
+    "GET /docs": Operation("server", "This interface as a page.", texts=(HTML,)),
     "GET /openapi.json": Operation("server", "This document.", None, answers.Anything),
 }

@@ -15,7 +15,7 @@ from weighbridge.wire.errors import ApiError
 from weighbridge.wire.events import Part, UsagePart
 from weighbridge.wire.protocol import WireProtocol
 from weighbridge.wire.protocols.openai import Peek, WholeEncoder, ask_of, body_of
-from weighbridge.wire.protocols.response.items import Message, chat_messages, read_items
+from weighbridge.wire.protocols.response.items import REFERENCE, Message, chat_messages, read_items
 from weighbridge.wire.usage import read_usage
 
 PATH = "/v1/decisions"
@@ -84,7 +84,13 @@ class DecisionRequest(Struct, kw_only=True):
         """The input as a chat. Raises ApiError naming the item that is wrong."""
         if isinstance(self.input, str):
             return [{"role": "user", "content": self.input}]
-        return chat_messages(None, read_items([_plain(one) for one in self.input]))
+        items = read_items([_plain(one) for one in self.input])
+        for index, item in enumerate(items):
+            if item["type"] == REFERENCE:
+                raise ApiError(
+                    400, f"input[{index}]: nothing is kept of before; send the item itself", param="input"
+                )
+        return chat_messages(None, items)
 
 
 class _DecisionPeek(Peek, kw_only=True):
