@@ -37,6 +37,36 @@ def test_the_legs_of_a_route_stand_for_themselves() -> None:
     assert json.loads(json.dumps(record)) == record
 
 
+def streamed(**fields: object) -> dict[str, object]:
+    return {
+        "arrived": 1.0,
+        "first_token": 2.0,
+        "finished": 4.0,
+        "output_tokens": 11,
+        "finish_reason": "stop",
+    } | fields
+
+
+def test_the_gap_of_its_tokens_is_that_of_the_leg_that_answered() -> None:
+    assert ticket(**streamed()).mean_gap() == pytest.approx(0.2)
+    assert ticket(**streamed(choices=2, output_tokens=22)).as_dict()["itl_ms"] == pytest.approx(200.0)
+    lost = Leg("small", "edge", first_token=1.5, finished=1.6, output_tokens=9, outcome="abort")
+    answered = Leg("big", "cloud", first_token=2.0, finished=3.0, output_tokens=11, outcome="stop")
+    sample = Leg(
+        "small", "edge", purpose="sample", first_token=2.0, finished=9.0, output_tokens=3, outcome="stop"
+    )
+    held_back = ticket(**streamed(first_token=3.9999, legs=[answered, lost, sample]))
+    assert held_back.mean_gap() == pytest.approx(0.1)
+
+
+def test_what_came_in_one_piece_has_no_gap() -> None:
+    leg = Leg("big", "cloud", first_token=2.0, finished=3.0, output_tokens=11, outcome="stop")
+    whole = streamed(first_token=None, legs=[leg])
+    for one in (streamed(first_token=None), whole, streamed(finished=None), streamed(output_tokens=1)):
+        assert ticket(**one).mean_gap() is None
+        assert "itl_ms" not in ticket(**one).as_dict()
+
+
 def test_equal_prompts_have_equal_names_and_show_nothing() -> None:
     prompt = b'[{"role":"user","content":"hello"}]'
     assert prompt_hash(prompt) == prompt_hash(bytes(prompt))

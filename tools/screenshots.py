@@ -2,8 +2,8 @@
 
 python -m tools.screenshots [--out docs/guide/pictures] [--only now-light]
 
-A model answers for `now`, `chat` and `ticket`; a gateway with routes over four simulated replicas for `gateway` and
-`fleet`.
+Models answer for `now` and `chat`; a gateway with routes over four simulated replicas for `gateway`, `ticket` and
+`fleet`. `phone` is that gateway on a phone.
 """
 
 from __future__ import annotations
@@ -23,19 +23,29 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tests.server.console.chromium import Tab, browser
 from tests.server.running import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = "smollm2-135m-instruct"
+MODEL, CODER = "smollm2-135m-instruct", "qwen2.5-coder-0.5b"
 OPERATOR = "the-key-of-whoever-runs-it"
+KEYS = {"ann": "a-key-of-ann-herself", "ben": "a-key-of-ben-himself", "night-batch": "a-key-of-night-batch"}
+TENANTS = tuple(KEYS)
 #: Seconds of load before the first picture, so that charts have something to show.
 WARM = 40.0
-WIDTH, HEIGHT, LARGEST = 1180, 760, 150_000
+#: Pixels of a picture, across and down, and the most bytes of one.
+DESK, PHONE, LARGEST = (1180, 860), (390, 844), 150_000
 
+#: Nobody has to listen for traces: tickets name them all the same.
 FLEET = """
+otlp_endpoint: http://127.0.0.1:4318
 admin_key: {operator}
+tenants:
+  ann: {{key: a-key-of-ann-herself, limits: {{tokens_per_minute: 20000, requests_per_minute: 120}}}}
+  ben: {{key: a-key-of-ben-himself, limits: {{usd_per_day: 5}}}}
+  night-batch: {{key: a-key-of-night-batch, priority: 5}}
 models:
   small:
     replicas:
@@ -50,7 +60,7 @@ routes:
 budgets: {{usd_per_day: 20}}
 """
 QUESTIONS = (
-    "Write a short poem about the sea.",
+    "Write a short poem about the sea to jane.doe@example.com.",
     "What is the capital of Japan?",
     "Explain what a scale is to a child.",
     "List five fruits, one on each line.",
@@ -81,6 +91,14 @@ def _is_ready(url: str) -> bool:
         return False
 
 
+def asked(url: str, key: str, body: Any = None) -> bytes:
+    """What a server answers somebody with a key."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return bytes(answer.read())
+
+
 @contextmanager
 def loaded(url: str, models: tuple[str, ...], clients: int) -> Iterator[None]:
     """Clients of three tenants that ask one thing after the other, until the block ends."""
@@ -90,25 +108,22 @@ def loaded(url: str, models: tuple[str, ...], clients: int) -> Iterator[None]:
         draw = random.Random(number)
         while not ended.is_set():
             text = " ".join([draw.choice(QUESTIONS)] * draw.choice((1, 1, 2, 6)))
+            tenant = TENANTS[number % len(TENANTS)]
+            model = draw.choice(models)
             body = {
-                "model": draw.choice(models),
+                "model": model,
                 "messages": [
                     {"role": "system", "content": "You are brief."},
                     {"role": "user", "content": text},
                 ],
+                "stream": draw.random() < 0.7,
                 "max_tokens": draw.choice((12, 40, 90)),
-                "weighbridge": {
-                    "tenant": ("ann", "ben", "night batch")[number % 3],
-                    "priority": 5 if number % 3 == 2 else 0,
-                    "placement": draw.choice(("auto", "prefer_cloud")) if "auto" in models else None,
-                },
+                "weighbridge": {"tenant": tenant, "priority": 5 if tenant == TENANTS[-1] else 0},
             }
-            body["weighbridge"] = {
-                key: value for key, value in body["weighbridge"].items() if value is not None
-            }
-            request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode())
+            if model == "auto":
+                body["weighbridge"]["placement"] = draw.choice(("auto", "prefer_cloud"))
             with suppress(OSError, urllib.error.URLError):
-                urllib.request.urlopen(request, timeout=60).read()
+                asked(f"{url}/v1/chat/completions", KEYS[tenant], body)
             ended.wait(draw.expovariate(2.0))
 
     threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(clients)]
@@ -129,10 +144,19 @@ def now(tab: Tab, url: str) -> None:
     time.sleep(3)
 
 
+def gateway(tab: Tab, url: str) -> None:
+    tab.go(f"{url}/?key={OPERATOR}#now")
+    tab.until("document.querySelectorAll('[aria-label=Replicas] tbody tr').length === 4")
+    time.sleep(3)
+
+
 def chat(tab: Tab, url: str) -> None:
     tab.go(f"{url}/#chat")
     tab.until("document.querySelector('.compose textarea')")
-    if not tab.run("!!document.querySelector('.figures')"):
+    if tab.run("!!document.querySelector('aside li a')"):
+        tab.run("document.querySelector('aside li a').click()")
+        tab.until("document.querySelector('.figures')")
+    else:
         tab.run("document.querySelector('.compose textarea').focus()")
         tab.type("Write a Python function that adds two numbers, and say what it does.")
         tab.press("Enter")
@@ -140,45 +164,45 @@ def chat(tab: Tab, url: str) -> None:
 
 
 def ticket(tab: Tab, url: str) -> None:
-    with urllib.request.urlopen(f"{url}/v1/tickets?limit=20", timeout=10) as answer:
-        found = [one["id"] for one in json.load(answer)["data"] if one.get("output_tokens", 0) > 20]
-    tab.go(f"{url}/#tickets/{found[0]}")
-    tab.until("document.body.innerText.includes('Where its time went')")
+    """One of a route that had to take something out of what it sent to the cloud."""
+    while not (found := [one["id"] for one in tickets(url) if one["left_machine"] and "EMAIL" in str(one)]):
+        time.sleep(1)
+    tab.go(f"{url}/?key={OPERATOR}#tickets/{found[0]}")
+    tab.until("document.body.innerText.includes('What left this machine')")
     time.sleep(1)
 
 
+def tickets(url: str) -> list[dict[str, Any]]:
+    """The route's latest that have ended."""
+    data = json.loads(asked(f"{url}/v1/tickets?limit=200&model=auto", OPERATOR))["data"]
+    return [one for one in data if one["finished"] is not None]
+
+
 def fleet(tab: Tab, url: str) -> None:
-    tab.go(f"{url}/")
-    tab.until("document.querySelector('#sign')")
-    tab.run(f"sessionStorage.setItem('weighbridge-key', {json.dumps(OPERATOR)})")
-    if not tab.run("!!document.querySelector('nav a[href=\"#fleet\"]')"):
-        tab.run("document.querySelector('#sign').click()")
-        tab.until("document.querySelector('dialog input') === document.activeElement")
-        tab.type(OPERATOR)
-        tab.press("Enter")
-        tab.until("document.querySelector('nav a[href=\"#fleet\"]')")
-    tab.run("location.hash = '#fleet'")
-    tab.until("document.querySelector('#main table')")
+    tab.go(f"{url}/?key={OPERATOR}#fleet")
+    tab.until("document.querySelectorAll('[aria-label=Replicas] tbody tr').length === 4")
+    tab.until("document.querySelectorAll('[aria-label=Tenants] tbody tr').length === 3")
     time.sleep(2)
 
 
-#: Each picture by its name: which server it is of, what brings its page up, and in which colours it is taken.
-PICTURES: dict[str, tuple[str, Callable[[Tab, str], None], str]] = {
-    f"{name}-{scheme}": (server, shown, scheme)
-    for name, server, shown in (
-        ("now", "model", now),
-        ("chat", "model", chat),
-        ("ticket", "model", ticket),
-        ("gateway", "gateway", now),
-        ("fleet", "gateway", fleet),
+#: Each picture by its name: which server it is of, what brings its page up, how large it is, and in which colours.
+PICTURES: dict[str, tuple[str, Callable[[Tab, str], None], tuple[int, int], str]] = {
+    f"{name}-{scheme}": (server, shown, size, scheme)
+    for name, server, shown, size in (
+        ("now", "model", now, DESK),
+        ("chat", "coder", chat, DESK),
+        ("gateway", "gateway", gateway, DESK),
+        ("ticket", "gateway", ticket, DESK),
+        ("fleet", "gateway", fleet, DESK),
+        ("phone", "gateway", gateway, PHONE),
     )
     for scheme in ("light", "dark")
 }
 
 
 def take(tab: Tab, name: str, url: str, folder: Path) -> Path:
-    _, shown, scheme = PICTURES[name]
-    tab.size(WIDTH, HEIGHT)
+    _, shown, size, scheme = PICTURES[name]
+    tab.size(*size, phone=size == PHONE)
     tab.colours(scheme)
     shown(tab, url)
     data = base64.b64decode(tab.call("Page.captureScreenshot", format="webp", quality=82)["data"])
@@ -203,7 +227,8 @@ def main() -> None:
             url, models = _server(kind, Path(folder), stack)
             profile = Path(folder, "browser")
             profile.mkdir()
-            stack.enter_context(loaded(url, models, 6))
+            if kind != "coder":  # a chat of one's own is shown as it is for who is alone
+                stack.enter_context(loaded(url, models, 6))
             tab = stack.enter_context(browser(profile))
             for name in names:
                 if PICTURES[name][0] == kind:
@@ -215,8 +240,9 @@ def main() -> None:
 
 def _server(kind: str, folder: Path, stack: ExitStack) -> tuple[str, tuple[str, ...]]:
     """Start what a picture is of; its address, and the names that may be asked for."""
-    if kind == "model":
-        return stack.enter_context(serving(["serve", MODEL])), (MODEL,)
+    if kind != "gateway":
+        name = MODEL if kind == "model" else CODER
+        return stack.enter_context(serving(["serve", name])), (name,)
     speeds = ("1", "1", "1.6", "0.6")
     names = ("small", "small", "small", "large")
     urls = [

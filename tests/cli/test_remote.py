@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from tests.cli.answering import answering
 from weighbridge.cli.app import app
 from weighbridge.cli.terminal import outside, visible
 from weighbridge.errors import BadInput, WeighbridgeError
+from weighbridge.ticket import Leg, Ticket
+from weighbridge.ticket.span import SpanName
 
 #: What a client may call itself, and what a backend may say: markup that rich would take for its own, emoji codes,
 #: commands to the terminal (clear the screen, set its title), text that turns direction, half a character.
@@ -108,6 +111,34 @@ def test_what_is_copied_from_a_narrow_terminal_is_whole() -> None:
     beginnings = [line.split("│")[1].strip() for line in printed.splitlines() if "0000" in line]
     assert len(set(beginnings)) == 2
     assert all(one.startswith(beginning) for one, beginning in zip(ids, beginnings, strict=True))
+
+
+def test_a_ticket_is_told_to_people_and_names_its_trace() -> None:
+    one = Ticket("t1", "ann", "m", "hash", 3, 8, arrived=1e9, scheduled=1e9 + 0.25, finished=1e9 + 1)
+    one.trace = SpanName("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")
+    one.legs = [Leg("m", "near", replica="a", prompt_tokens=3, output_tokens=2, finished=1e9 + 0.5, usd=0.25)]
+    one.decisions.append("sent to a")
+    lines = told_of(one)
+    assert lines["trace"] == "4bf92f3577b34da6a3ce929d0e0e4736"
+    assert lines["legs"] == "near m a: 3 + 2 tokens, until 500 ms after it arrived, 0.25 USD, running"
+    assert (lines["scheduled"], lines["decisions"]) == ("250 ms after it arrived", "sent to a")
+    assert (lines["exact"], "error" in lines, "scores" in lines) == ("yes", False, False)
+
+
+def test_a_trace_that_is_not_kept_says_so_and_a_leg_that_is_the_request_is_not_told_twice() -> None:
+    one = Ticket("t1", "ann", "m", "hash", 3, 8)
+    one.trace = SpanName("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", sampled=False)
+    lines = told_of(one)
+    assert "not sampled" in lines["trace"]
+    assert "legs" not in lines
+
+
+def told_of(ticket: Ticket) -> dict[str, str]:
+    """What `weighbridge ticket` prints of one, by name."""
+    with answering({"GET /v1/tickets/t1": ticket.as_dict()}) as url:
+        printed = run("ticket", "t1", "--url", url).output
+    found = (re.match(r"(\S+(?: \S+)*)  +(.*)", line) for line in printed.splitlines())
+    return {one[1]: one[2].strip() for one in found if one}
 
 
 def test_json_is_as_the_server_said_and_drives_no_terminal() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -116,7 +117,54 @@ def _shortest(ids: Set[str]) -> int:
 
 
 def _single(ticket: dict[str, Any]) -> Table:
+    """What a ticket says, a name and its value to a line; what it has nothing about is left out."""
     table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    arrived = ticket.get("arrived") or 0.0
     for name, value in ticket.items():
-        table.add_row(outside(name.replace("_", " ")), outside("-" if value is None else value))
+        if value is None or value in ("", [], {}):
+            continue
+        shown = "" if name == "legs" and _says_the_same(value) else _told(name, value, arrived)
+        if shown:
+            table.add_row(outside(name.replace("_", " ")), outside(shown))
     return table
+
+
+def _says_the_same(legs: list[dict[str, Any]]) -> bool:
+    """Whether the one leg of a request is the request: no route took it anywhere."""
+    return len(legs) == 1 and not legs[0].get("place")
+
+
+def _told(name: str, value: Any, arrived: float) -> str:
+    """A value of a ticket for people. `arrived`: when the request came, in seconds since the epoch."""
+    if name == "arrived":
+        return datetime.fromtimestamp(value).astimezone().isoformat(" ", "milliseconds")
+    if name in _LATER:
+        return f"{(value - arrived) * 1e3:.0f} ms after it arrived"
+    if name == "trace":
+        return str(value["trace_id"]) + ("" if value["sampled"] else " (not sampled: its spans are not sent)")
+    if name == "legs":
+        return "\n".join(_leg(one, arrived) for one in value)
+    if isinstance(value, list):
+        return "\n".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_told('', one, arrived)}" for key, one in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+#: Times of a ticket that say more as how long it had been there.
+_LATER = ("scheduled", "first_token", "finished")
+
+
+def _leg(leg: dict[str, Any], arrived: float) -> str:
+    """A leg of a route's request in one line."""
+    where = " ".join(filter(None, (leg["place"], leg["model"], leg["replica"])))
+    if leg["purpose"] != "answer":
+        where += f" ({leg['purpose']})"
+    took = "" if leg["finished"] is None else f", until {_told('finished', leg['finished'], arrived)}"
+    paid = f", {leg['usd']:.6g} USD" if leg["usd"] else ""
+    ended = leg["error"] or leg["outcome"] or "running"
+    return f"{where}: {leg['prompt_tokens']} + {leg['output_tokens']} tokens{took}{paid}, {ended}"

@@ -203,7 +203,6 @@ class RouteJourney:
 
     async def whole(self) -> WholeAnswer:
         run, restore = self._begun(), self._restorer(self._begun())
-        self.ticket.first_token = time.time()
         events = run.held()
         size = len(events) if restore is None else LONG_BODY  # looking for values is long work
         body = await apart(size, self._merged, events, restore, not run.asked_logprobs)

@@ -13,6 +13,8 @@ from weighbridge.errors import plainly
 from weighbridge.ticket.decisions import Decisions
 from weighbridge.ticket.span import SpanName
 
+#: How a leg ended whose answer is not the one: no outcome is that of one that nobody took up.
+_CUT_OFF = (None, "abort", "error")
 #: Scores of replicas that a ticket keeps beside that of the chosen one.
 KEPT_SCORES = 16
 
@@ -166,6 +168,18 @@ class Ticket:
             error=self.error,
         )
 
+    def mean_gap(self) -> float | None:
+        """Seconds between two tokens of the answer, in the mean; None where they were not seen coming.
+
+        Of a route it is that of the leg which answered: what is held back to be judged leaves in one piece.
+        """
+        if self.first_token is None:
+            return None
+        for leg in reversed(self.legs):
+            if leg.purpose == "answer" and leg.outcome not in _CUT_OFF:
+                return gap_of(leg, self.choices)
+        return gap_of(self, self.choices)
+
     def saved_tokens(self) -> int:
         """About how many cached tokens it has because of rules for prompts: those behind the place where it would have
         left the prompt before it."""
@@ -185,12 +199,23 @@ class Ticket:
             record["ttft_ms"] = round((self.first_token - self.arrived) * 1e3, 3)
         if self.finished is not None:
             record["e2e_ms"] = round((self.finished - self.arrived) * 1e3, 3)
+        gap = self.mean_gap()
+        if gap is not None:
+            record["itl_ms"] = round(gap * 1e3, 3)
         return record
 
 
 def _words(decisions: Decisions, error: str | None, in_full: bool) -> dict[str, Any]:
     shown = str if in_full else plainly
     return {"decisions": [shown(one) for one in decisions], "error": None if error is None else shown(error)}
+
+
+def gap_of(part: Leg | Ticket, choices: int) -> float | None:
+    """Seconds between two tokens of one of `choices` answers, in the mean; None where that is not known: they came in
+    one piece, do not end yet, or are one token."""
+    if part.first_token is None or part.finished is None or part.output_tokens <= choices:
+        return None
+    return (part.finished - part.first_token) / (part.output_tokens / choices - 1)
 
 
 _TICKET_FIELDS = tuple(each.name for each in fields(Ticket))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,6 +61,15 @@ def test_good_is_what_ended_well_and_in_time() -> None:
         history.finished(one)
         history.close(1, {}, 0)
         assert history.told()["good"] == [good], one
+
+
+def test_answers_in_one_piece_have_no_gaps_between_tokens() -> None:
+    history = ServerHistory()
+    history.finished(ticket(ttft=None, finished=1005.0))
+    history.close(1, {}, 0)
+    history.finished(ticket(gap=0.05))
+    history.close(2, {}, 0)
+    assert history.told()["itl_p50_ms"] == [None, pytest.approx(50, rel=0.13)]
 
 
 @settings(max_examples=40)

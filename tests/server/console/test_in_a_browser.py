@@ -3,94 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
 
 from tests.doors.doors import Loop
-from tests.fleet.backends import Backend, fleet, serving
 from tests.models.tiny_moe import make_tiny_moe
-from tests.server.console.chromium import PROGRAM, Tab, browser
+from tests.server.console.chromium import PROGRAM, Tab
 from tests.server.console.hostile import TEXTS
-from tests.server.running import free_port, running, wait_until_ready
-from tests.server.running import serving as serving_model
+from tests.server.console.pages import KINDS, PAGES, asked_elsewhere, gateway, say, shows, simulated
+from tests.server.running import free_port, running, serving, wait_until_ready
 from tests.server.test_roles import CONFIG, KEYS
-from weighbridge.cli.serve.simulated import (
-    ServedEngine,
-    SimulatedMachine,
-    SimulatedServer,
-    assemble_simulated,
-)
 from weighbridge.wire.identity import callers
 
 pytestmark = [pytest.mark.proof, pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium")]
-
-PAGES = ("now", "tickets", "chat", "what if", "plan")
-ROUTES = """
-routes: {auto: {edge: {url: 'URL/v1', model: m}, cloud: {url: 'URL/v1', model: big}, cascade: {enabled: false}}}
-"""
-
-
-@asynccontextmanager
-async def simulated() -> AsyncIterator[str]:
-    machine = SimulatedMachine(output_length="60", time_scale=0.5)
-    made = assemble_simulated(machine, ServedEngine(max_model_len=2048), SimulatedServer())
-    async with serving(made.app, "on") as url:
-        yield url
-
-
-@asynccontextmanager
-async def gateway(count: int = 1, top: str = "", **behaves: Any) -> AsyncIterator[str]:
-    async with fleet(*(Backend(f"replica-{number}", **behaves) for number in range(count)), top=top) as front:
-        yield front.url
-
-
-@asynccontextmanager
-async def routes() -> AsyncIterator[str]:
-    backend = Backend()
-    async with serving(backend) as url, fleet(config=ROUTES.replace("URL", url)) as front:
-        yield front.url
-
-
-KINDS = {"engine": simulated, "gateway": gateway, "routes": routes}
-
-
-@pytest.fixture
-def tab(tmp_path: Path) -> Iterator[Tab]:
-    folder = tmp_path / "browser"
-    folder.mkdir()
-    with browser(folder) as tab:
-        yield tab
-
-
-def shows(tab: Tab, url: str, page: str) -> None:
-    tab.go(f"{url}/#{page.replace(' ', '')}")
-    tab.until(
-        "document.querySelector('nav a[aria-current]')?.textContent.toLowerCase() === " + json.dumps(page)
-    )
-    tab.until("document.querySelector('#main').children.length > 0")
-
-
-def asked_elsewhere(tab: Tab, url: str) -> list[str]:
-    here = urlsplit(url).netloc
-    return [one for one in tab.requests if urlsplit(one).netloc not in ("", here)]
-
-
-def say(tab: Tab, text: str) -> None:
-    tab.until("document.querySelector('.compose textarea')")
-    tab.run("document.querySelector('.compose textarea').focus()")
-    tab.type(text)
-    tab.press("Enter")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -202,6 +131,7 @@ def test_whoever_comes_from_afar_signs_in_with_the_keyboard_alone(
             "Now",
             "Tickets",
             "Chat",
+            "Plan",
         ]
         tab.run("document.querySelector('#sign').click()")
         tab.until("document.body.innerText.includes('Sign in to look')")
@@ -351,7 +281,7 @@ def test_what_if_and_plan_answer_with_charts_by_keyboard_alone(tab: Tab) -> None
 
 def test_experts_are_a_map_that_is_walked_with_the_keys(tab: Tab, tmp_path: Path) -> None:
     model = make_tiny_moe("qwen3-moe", tmp_path / "moe")
-    with serving_model(model) as (url, _):
+    with serving(model) as (url, _):
         shows(tab, url, "chat")
         say(tab, "hello")
         tab.until("document.querySelector('.figures')?.textContent.includes('tok')")
@@ -387,39 +317,3 @@ def test_refusals_are_counted_and_found_among_the_tickets(tab: Tab) -> None:
         tab.until("document.querySelectorAll('tbody tr').length === 1")
         tab.run("document.querySelector('tbody a').click()")
         tab.until("document.body.innerText.includes('requests_per_minute')")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_nothing_serious_stands_in_the_way_of_those_who_read_otherwise(
-    kind: str, tab: Tab, tmp_path: Path
-) -> None:
-    axe = axe_of(tmp_path)
-    with Loop(KINDS[kind]()) as url:
-        for scheme in ("light", "dark"):
-            tab.colours(scheme)
-            for page in PAGES:
-                shows(tab, url, page)
-                if page == "chat" and scheme == "light":
-                    say(tab, "A table, please")
-                    tab.until("document.querySelector('.figures')?.textContent")
-                tab.run(axe)
-                found = tab.run(
-                    "axe.run().then(told => told.violations.map(one => [one.id, one.impact, one.nodes[0].html]))"
-                )
-                assert not [one for one in found if one[1] in ("serious", "critical")], (page, scheme, found)
-
-
-def axe_of(folder: Path) -> str:
-    """The source of axe-core: a copy that is named, or npm's."""
-    given = os.environ.get("AXE_CORE")
-    if given:
-        return Path(given).read_text(encoding="utf-8")
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("there is no npm to bring axe-core")
-    done = subprocess.run(
-        [npm, "install", "--no-audit", "--no-fund", "--prefix", folder, "axe-core"], capture_output=True
-    )
-    if done.returncode:
-        pytest.skip("npm could not bring axe-core")
-    return (folder / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")

@@ -208,8 +208,8 @@ def _reason(
     spread, learned, idle_s = known
     parts = [] if idle_s is None else [f"found slow, and idle for {idle_s:.0f} s, so tried again: "]
     parts.append(
-        f"{own} behind {ahead:.0f} prompt tokens and beside {streams} streams: first token in about "
-        f"{first * 1e3:.0f} ms, last in about {last:.2g} s, the least cost of {_count(*seen)}"
+        f"{own} behind {ahead:.0f} prompt tokens and beside {streams} stream{'s' * (streams != 1)}: first token in "
+        f"about {first * 1e3:.0f} ms, last in about {last:.2g} s, the least cost of {_count(*seen)}"
     )
     if spread is not None:  # how such predictions held up there
         low, high = interval(first, spread)

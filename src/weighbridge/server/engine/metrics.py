@@ -116,9 +116,9 @@ class EngineMetrics:
         self.end_to_end.observe(ticket.finished - ticket.arrived)
         if ticket.first_token is not None:
             self.time_to_first_token.observe(ticket.first_token - ticket.arrived)
-            if ticket.output_tokens > ticket.choices:
-                each = ticket.output_tokens / ticket.choices - 1
-                self.time_per_output_token.observe((ticket.finished - ticket.first_token) / each)
+        gap = ticket.mean_gap()
+        if gap is not None:
+            self.time_per_output_token.observe(gap)
 
     def exposition(self) -> bytes:
         load = self._engine.load()

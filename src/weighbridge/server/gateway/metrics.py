@@ -19,6 +19,7 @@ from weighbridge.fleet.peers.peers import Peers
 from weighbridge.server.watching.series import Spread, Sums
 from weighbridge.server.watching.watchdog import stall_histogram
 from weighbridge.ticket import Leg, Ticket
+from weighbridge.ticket.record import gap_of
 
 #: Lines of `/metrics` that are written at once.
 _PIECE = 250
@@ -99,9 +100,9 @@ class GatewayMetrics:
         self._e2e.observe(by_model, leg.finished - leg.arrived)
         if leg.first_token is not None:
             self._ttft.observe(by_model, leg.first_token - leg.arrived)
-            if leg.output_tokens > choices:
-                gaps = leg.output_tokens / choices - 1
-                self._itl.observe(by_model, (leg.finished - leg.first_token) / gaps)
+        gap = gap_of(leg, choices)
+        if gap is not None:
+            self._itl.observe(by_model, gap)
 
     async def exposition(self) -> bytes:
         """The page of `/metrics`. Written in pieces, between which others have their turn."""

@@ -152,15 +152,14 @@ def _count(second: Second, tickets: Iterable[Ticket]) -> None:
         prompt += ticket.prompt_tokens
         cached += ticket.cached_tokens
         usd += ticket.cost_usd
-        ttft = gap = 0.0
-        first, ended, output = ticket.first_token, ticket.finished, ticket.output_tokens
-        if first is not None:
-            ttft = first - ticket.arrived
+        ttft = 0.0
+        if ticket.first_token is not None:
+            ttft = ticket.first_token - ticket.arrived
             ttfts[_bucket(ttft)] += 1
-            if ended is not None and output > ticket.choices:
-                gap = (ended - first) / (output / ticket.choices - 1)
-                itls[_bucket(gap)] += 1
-        if ticket.finish_reason in ENDED_WELL and ttft <= GOOD_TTFT_S and gap <= GOOD_ITL_S:
+        gap = ticket.mean_gap()
+        if gap is not None:
+            itls[_bucket(gap)] += 1
+        if ticket.finish_reason in ENDED_WELL and ttft <= GOOD_TTFT_S and (gap or 0.0) <= GOOD_ITL_S:
             good += 1
     for name, amount in (
         ("finished", finished),

@@ -61,7 +61,7 @@ export function fleetPage(main) {
   async function history() {
     try {
       const found = await get("admin/changes?limit=50");
-      const title = h("header", null, h("h2", null, "What was changed"), h("span", { class: "soft" }, found.file ? `kept in ${found.file}` : "kept until the server ends; `changes_file:` in weighbridge.yaml keeps it"));
+      const title = h("header", null, h("h2", null, "What was changed"), h("span", { class: "soft" }, found.file ? `kept in ${found.file}` : ["kept until the server ends; ", h("code", null, "changes_file:"), " in weighbridge.yaml keeps it"]));
       past.replaceChildren(title, found.data.length ? table("What was changed", [{ title: "When" }, { title: "Who" }, { title: "What" }, { title: "From" }, { title: "To" }],
         found.data.map((one) => [h("td", { class: "num" }, format.day(one.at)), one.changed_by, one.tenant ? `${one.act.replace("_", " ")} of tenant ${one.tenant}` : `${one.act} ${one.replica}`, one.before ?? "–", h("td", { class: "cut", title: one.after }, one.after ?? "–")]))
         : h("p", { class: "soft" }, "Nothing yet."));

@@ -1,6 +1,7 @@
 // Numbers as people read them, each with its unit. What is not known is a dash.
 const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 const few = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 3 });
+const tenths = new Intl.NumberFormat("en-US", { maximumFractionDigits: 1 });
 const known = (value) => value !== null && value !== undefined && Number.isFinite(Number(value));
 
 export function count(value) {
@@ -19,11 +20,15 @@ export function ms(value) {
   return value < 120000 ? `${few.format(value / 1000)} s` : `${whole.format(value / 60000)} min`;
 }
 export const share = (part, all) => (known(part) && all > 0 ? percent(part / all) : "–");
-export const percent = (value) => (known(value) ? `${few.format(value * 100)} %` : "–");
+export function percent(value) {
+  if (!known(value)) return "–";
+  return value > 0 && value < 0.0005 ? "<0.1 %" : `${tenths.format(value * 100)} %`;
+}
 export function usd(value) {
   if (!known(value)) return "–";
-  if (value === 0) return "$0";
-  return value >= 0.1 ? `$${value.toFixed(2)}` : `$${Number(value).toPrecision(2)}`;
+  const sum = Math.abs(value), sign = value < 0 ? "−" : "";
+  if (sum === 0) return "$0";
+  return `${sign}$${sum >= 0.1 ? sum.toFixed(2) : sum.toPrecision(2)}`;
 }
 export const time = (seconds) => (known(seconds) ? new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" }) : "–");
 export const day = (seconds) => (known(seconds) ? new Date(seconds * 1000).toLocaleString() : "–");

@@ -18,7 +18,8 @@ function tile(key) {
 
 export function nowPage(main, session) {
   const full = session.may.see_all, tiles = {};
-  const keys = full ? ["waiting", "running", "speed", "ttft", "itl", "hits", "good", "refused", "spent"] : ["waiting", "running"];
+  const money = session.kind === "engine" ? [] : ["spent"]; // an engine has no prices
+  const keys = full ? ["waiting", "running", "speed", "ttft", "itl", "hits", "good", "refused", ...money] : ["waiting", "running"];
   for (const key of keys) tiles[key] = tile(key);
   const charts = chartsOf(full, session.kind);
   const iterations = full && session.kind === "engine" ? new IterationChart(label("iterations"), meaning("iterations")) : null;
@@ -63,13 +64,15 @@ function figures(tiles, { load, targets }, full) {
   const made = sum("output_tokens", 10), read = sum("prompt_tokens", 60), ended = sum("finished", 60), good = sum("good", 60);
   const turned = sum("refused", 60) + sum("failed", 60);
   tiles.speed.show(`${format.count(made / 10)} tok/s`, `${format.count(sum("output_tokens", 600))} in 10 min`);
-  tiles.ttft.show(format.ms(recent("ttft_p50_ms")), `p95 ${format.ms(recent("ttft_p95_ms"))}`);
-  tiles.itl.show(format.ms(recent("itl_p50_ms")), `p95 ${format.ms(recent("itl_p95_ms"))}`);
+  for (const name of ["ttft", "itl"]) {
+    const median = recent(`${name}_p50_ms`);
+    tiles[name].show(format.ms(median), median !== null ? `p95 ${format.ms(recent(`${name}_p95_ms`))}` : ended ? "not streamed" : "no requests");
+  }
   tiles.hits.show(format.share(sum("cached_tokens", 60), read), `of ${format.count(read)} tokens`);
-  tiles.good.show(`${format.count(good / 60)} req/s`, `${format.share(good, ended + turned)} of ${format.count(ended + turned)}`);
+  tiles.good.show(`${format.count(Number((good / 60).toPrecision(2)))} req/s`, `${format.share(good, ended + turned)} of ${format.count(ended + turned)}`);
   tiles.good.node.title = `First token within ${format.ms(targets.ttft_ms)}, gaps of at most ${format.ms(targets.itl_ms)}.`;
   tiles.refused.show(`${format.count(sum("refused", 600))} requests`, `${format.count(sum("failed", 600))} failed`);
-  tiles.spent.show(format.usd(sum("usd", 600)), "in 10 min");
+  tiles.spent?.show(format.usd(sum("usd", 600)), "in 10 min");
 }
 
 function chartsOf(full, kind) {

@@ -48,7 +48,7 @@ export function replicas() {
     map.replaceChildren(...[...shown].sort((a, b) => compare(a.name, b.name)).map((one) => {
       const [mood, words] = STANDING[one.standing] ?? ["", one.standing];
       const said = `${one.name}: ${words}, ${format.plural(one.requests, "request")}, ${format.count(one.outstanding_tokens)} tokens of work${one.why ? `; ${one.why}` : ""}`;
-      return h("li", { class: mood }, h("button", { type: "button", title: said, "aria-label": said, "aria-pressed": String(state.text === one.name.toLowerCase()), "data-name": one.name,
+      return h("li", { class: mood }, h("button", { type: "button", title: said, "aria-pressed": String(state.text === one.name.toLowerCase()), "data-name": one.name,
         onclick: () => { search.value = state.text === one.name.toLowerCase() ? "" : one.name; state.text = search.value.toLowerCase(); draw(); } },
       h("span", null, h("span", { class: "name" }, one.name), h("span", { class: "value" }, one.standing === "up" ? format.count(one.requests) : words)),
       meter([[one.outstanding_tokens / most, mood === "good" ? 1 : mood === "bad" ? 4 : 3]], `${format.count(one.outstanding_tokens)} tokens of work`)));

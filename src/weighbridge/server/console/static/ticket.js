@@ -44,7 +44,7 @@ function facts(one) {
     ["Prompt", `${format.exact(one.prompt_tokens)} tokens${one.exact === false ? ", estimated" : ""}`], ["Of it cached", `${format.exact(one.cached_tokens)} tokens (${format.share(one.cached_tokens, one.prompt_tokens)})`],
     ["Output", `${format.exact(one.output_tokens)} of at most ${format.exact(one.max_tokens)} tokens`], ["Expected output", one.predicted_output_tokens === null ? null : `${format.count(one.predicted_output_tokens)} tokens`],
     ["TTFT", format.ms(one.ttft_ms)], ["Total", format.ms(one.e2e_ms)],
-    ["ITL", one.output_tokens > 1 && one.finished && one.first_token ? `${format.ms((one.finished - one.first_token) * 1000 / (one.output_tokens / one.choices - 1 || 1))} mean` : null],
+    ["ITL", one.itl_ms === undefined ? (one.finished && one.output_tokens > 1 ? "not streamed" : null) : `${format.ms(one.itl_ms)} mean`],
     ["Steps", one.steps ? `${format.exact(one.steps)}${one.preemptions ? `, preempted ${one.preemptions} times` : ""}` : null], ["Batch", batch(one.batch_sizes)],
     ["Cost", one.cost_usd || one.counterfactual_usd ? `${format.usd(one.cost_usd)}${one.cost_estimated ? ", estimated" : ""}` : null],
     ["The other side", one.counterfactual_usd === null ? null : format.usd(one.counterfactual_usd)], ["Rule", one.rule],
@@ -52,8 +52,15 @@ function facts(one) {
     ["Attempts", one.attempts > 1 ? one.attempts : null], ["Hedged", one.hedged ? "a second copy was sent" : null], ["Degraded", one.degraded ? "answered by the side that was not wanted" : null],
     ["Drafts", one.drafted_tokens ? `${format.exact(one.accepted_tokens)} of ${format.exact(one.drafted_tokens)} proposed tokens were right` : null],
     ["KV", one.kv_bytes ? `${format.count(one.kv_bytes / 2 ** 20)} MiB at most` : null], ["Prompt's hash", h("span", { class: "mono small" }, one.prompt_hash)],
+    ["Trace", one.trace ? traced(one.trace) : null],
   ];
-  return h("dl", { class: "facts" }, known.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, value))));
+  return h("dl", { class: "facts" }, known.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) => h("div", { class: LONG.includes(name) ? "wide" : null }, h("dt", null, name), h("dd", null, value))));
+}
+const LONG = ["Prompt's hash", "Trace"];
+/** The name of its trace, to be looked up where traces are collected. */
+function traced({ trace_id: name, sampled }) {
+  const button = h("button", { type: "button", class: "small", "aria-label": "Copy the trace's id", onclick: () => copy(name, button) }, "Copy");
+  return h("span", { class: "row" }, h("span", { class: "mono small" }, name), button, sampled ? null : h("span", { class: "soft small" }, "not sampled: its spans are not sent"));
 }
 function batch(sizes) {
   const steps = Object.entries(sizes ?? {}).map(([size, count]) => [Number(size), count]), total = steps.reduce((all, [, count]) => all + count, 0);
