@@ -11,7 +11,8 @@ shared: each number of gateways has the same requests, so that ratios are of pai
 left out.
 
 - `p50`, `p99`: of the time to the first token, in ms, and as a ratio to one gateway
-- `crowded`: share of requests sent to a replica that another gateway had sent something to less than 0.1 s before
+- `crowded`: share of requests sent to a replica that another gateway had sent something to less than 0.1 s before, and
+  what it would be if each were sent anywhere
 - `imbalance`: (largest - mean) / mean requests at a replica, each second
 - `commands`, `news`: Redis commands and bytes of news read in a second, of all gateways together; `probes`: in a second
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,7 +33,7 @@ import numpy as np
 
 from fleet_policies import COST
 from weighbridge.simulator.fleet import SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec, Simulation
-from weighbridge.simulator.sharing import AS_LIVE, SharedSimulation, SharingPace
+from weighbridge.simulator.sharing import AS_LIVE, UNAWARE, SharedSimulation, SharingPace
 from weighbridge.workload.synthetic import Synthetic
 
 MIXES = {
@@ -100,6 +102,7 @@ def measure(job: Job) -> dict[str, Any]:
         "p99_ms": float(first[1]),
         "hits": sum(kept.cached_tokens) / prompts,
         "crowded": run.crowded,
+        "by_chance": 1.0 - math.exp(-job.rate / job.replicas * (1.0 - 1.0 / job.gateways) * UNAWARE),
         "imbalance": run.imbalance,
         "commands": sum(run.commands.values()) / run.seconds,
         "news_bytes": run.news_bytes.get("read", 0) / run.seconds,
@@ -126,7 +129,7 @@ def shown(rows: Sequence[dict[str, Any]]) -> None:
         told = " / ".join(f"{np.median(some):.2f}" for some in ratios if some)
         print(
             f"| {mix} | {load:g} | {gateways} | {middle['p50_ms']:.0f} | {middle['p99_ms']:.0f} | {told} "
-            f"| {middle['hits']:.0%} | {middle['crowded']:.1%} | {middle['imbalance']:.2f} "
+            f"| {middle['hits']:.0%} | {middle['crowded']:.0%} ({middle['by_chance']:.0%}) | {middle['imbalance']:.2f} "
             f"| {middle['commands']:.1f} | {middle['news_bytes'] / 1e3:.0f} | {middle['probes']:.0f} |"
         )
 
@@ -160,7 +163,8 @@ def main() -> None:
         rows = []
         for row in pool.map(measure, jobs):
             rows.append(row)
-            print(f"# {row['mix']} {row['load']:g} {row['gateways']}: {row['wall']:.0f} s", flush=True)
+            told = f"# {row['mix']} {row['load']:g}, {row['gateways']} gateways: p50 {row['p50_ms']:.0f} ms, p99 "
+            print(f"{told}{row['p99_ms']:.0f} ms, after {row['wall']:.0f} s", flush=True)
     shown(rows)
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")

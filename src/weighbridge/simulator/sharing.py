@@ -294,13 +294,14 @@ class SharedSimulation:
         self._feed.ended(request, outcome, now)
 
     def _measure(self, now: float) -> None:
-        """See how evenly the requests are spread, once a second."""
+        """See how evenly the requests are spread, once a second for as long as they come."""
+        if self._all_have_come:
+            return
         loads = [one.scheduler.load() for one in self.replicas.values()]
         there = [load.queued_requests + load.running_requests for load in loads]
         if mean := sum(there) / len(there):
             self._imbalances.append(max(there) / mean - 1.0)
-        if not self._is_over:
-            self.clock.at(now + 1.0, self._measure)
+        self.clock.at(now + 1.0, self._measure)
 
 
 def _report(replica: SimulatedReplica, now: float) -> Report:

@@ -26,9 +26,9 @@ from weighbridge.wire.body import Message
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.headers import Headers, headers_of
 
-#: Seconds for which pieces of an answer that have gone by wait for others to be looked at with: at 20 tokens a second
+#: Seconds for which pieces of an answer that have gone by wait for others to be looked at with: at 10 tokens a second
 #: and more, less than a wake-up each. A load that is so much out of date is still newer than any report of it.
-LOOK_AFTER = 0.05
+LOOK_AFTER = 0.1
 
 #: Seconds that Envoy has to end a conversation in which nothing is to be said any more.
 LAST_WORDS = 5.0
@@ -65,6 +65,7 @@ class EnvoyTalk:
         self._answer_mode = told.response_body_mode if told is not None else DUPLEX
         self._trailers = False  # behind the request's body
         self._answer_ended = False
+        self._passed = words.PassedBody(self._answer_mode)
         self._gone: list[bytes] = []  # what has gone by of the answer, and was not looked at
         self._looked = False  # at anything of it
         self._timer: asyncio.TimerHandle | None = None
@@ -194,7 +195,7 @@ class EnvoyTalk:
         if message.WhichOneof("request") != "response_body":
             return False
         sent = message.response_body
-        if not self._call.write_now(words.answer_body(self._answer_mode, sent).SerializeToString()):
+        if not self._call.write_now(self._passed.of(sent)):
             return False
         self._note(sent)
         if self._answer_ended or not self._looked:
@@ -219,7 +220,7 @@ class EnvoyTalk:
         if message is None:
             self._answer_ended = True
         elif kind == "response_body":
-            await self._say(words.answer_body(self._answer_mode, message.response_body))
+            await self._call.write(self._passed.of(message.response_body))
             self._note(message.response_body)
         elif kind == "response_trailers":
             self._answer_ended = True

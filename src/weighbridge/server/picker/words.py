@@ -126,11 +126,23 @@ def answer_headers(to_set: Set) -> Any:
     )
 
 
-def answer_body(mode: int, sent: Any) -> Any:
-    """A piece of an answer's body goes by as it is."""
-    said = ProcessingResponse()
-    _pass(said.response_body, mode, sent)
-    return said
+class PassedBody:
+    """What lets pieces of an answer's body go by as they are: one message for all of an answer, written anew each
+    time."""
+
+    def __init__(self, mode: int) -> None:
+        self._said = ProcessingResponse()
+        self._piece: Any = None
+        if mode == DUPLEX:
+            self._piece = self._said.response_body.response.body_mutation.streamed_response
+        else:
+            self._said.response_body.SetInParent()
+
+    def of(self, sent: Any) -> bytes:
+        """The message for this piece."""
+        if self._piece is not None:
+            self._piece.body, self._piece.end_of_stream = sent.body, sent.end_of_stream
+        return bytes(self._said.SerializeToString())
 
 
 def request_body(mode: int, sent: Any) -> Any:
