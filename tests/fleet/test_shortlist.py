@@ -18,7 +18,16 @@ from weighbridge.fleet.load.cost_order import CostOrder
 from weighbridge.fleet.load.prefix_index import PrefixIndex
 from weighbridge.fleet.load.queue import GatewayQueue, QueueSettings
 from weighbridge.fleet.load.state import ReplicaState
-from weighbridge.fleet.policies.shortlist import ASK_AGAIN, CHEAPEST, HOLDERS, LONG, RENEWED, TURN, Shortlist
+from weighbridge.fleet.policies.shortlist import (
+    ASK_AGAIN,
+    CHEAPEST,
+    HOLDERS,
+    LONG,
+    RENEWED,
+    SPREAD,
+    TURN,
+    Shortlist,
+)
 from weighbridge.fleet.policies.weigh import Weigh
 
 FEW = HOLDERS + CHEAPEST + TURN
@@ -359,3 +368,42 @@ def test_a_pause_of_all_names_five_too() -> None:
         desk.offer(arrival("b"), 1.0)
     assert str(refused.value).count("it rests") == 5
     assert refused.value.retry_after == 59.0
+
+
+def test_where_all_is_others_each_gateway_looks_somewhere_else() -> None:
+    """All hear from the same reports who is cheapest; what each sends there until the next, nobody else knows."""
+    fleet = 4 * LARGE_FLEET
+
+    def one(turns: int, there: int) -> list[str]:
+        """The candidates of a gateway that has decided so often before, all replicas but r5 having so many requests of
+        others'."""
+        seats = [seat(3 * number) for number in range(fleet)]
+        for number, other in enumerate(seats):
+            running = 0 if number == 5 else there
+            other.state.report(Report(at=0.0, running_requests=running, running_tokens=100 * running))
+        desk = desk_of(seats)
+        shortlist = desk._shortlist
+        assert shortlist is not None
+        for _ in range(turns):
+            shortlist._next(TURN)
+        return [found.state.name for found in shortlist.candidates(arrival("x"), frozenset(), 0.0)]
+
+    alone = [one(turns, 0) for turns in (20, 60)]
+    assert [len(names) for names in alone] == [TURN + CHEAPEST] * 2
+    shared = [one(turns, 20) for turns in (20, 60)]
+    assert [len(names) for names in shared] == [SPREAD] * 2
+    assert not set(shared[0]) & set(shared[1])
+
+
+def test_where_none_of_those_whose_turn_it_is_has_room_the_cheapest_are_looked_at() -> None:
+    seats = [seat(3 * number, max_sequences=4) for number in range(2 * LARGE_FLEET)]
+    for other in seats[:LARGE_FLEET]:
+        other.state.report(Report(at=0.0, running_requests=4, running_tokens=400))
+    for other in seats[LARGE_FLEET:]:
+        other.state.report(Report(at=0.0, running_requests=3, running_tokens=300))
+    desk = desk_of(seats)
+    shortlist = desk._shortlist
+    assert shortlist is not None
+    found = shortlist.candidates(arrival("x"), frozenset(), 0.0)
+    assert len(found) == CHEAPEST
+    assert {one.state.others.queued_requests for one in found} == {3}

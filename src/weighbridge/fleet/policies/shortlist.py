@@ -4,6 +4,10 @@
     cheapest  those where a usual request would cost least, or one with a long prompt    (`load.cost_order`)
     turn      the next few of all, one after the other
 
+Where others send to the same replicas, who is cheapest is known to all of them alike, from the same reports, and all
+would send there until the next ones. So the more of what is there is others', the fewer of the cheapest are looked at,
+and the more of those whose turn it is: each gateway is elsewhere in its round.
+
 A replica's place in the order is what was true when something last happened there: a request sent, a first token, an
 end, a report. Time changes it too: lines are worked off, pauses end, reports fade. Whose turn it is, is looked at
 anew, so that nobody's place is older than a round; and where nobody has room, everybody is asked once in a while.
@@ -25,6 +29,8 @@ from weighbridge.fleet.policies.policy import ComparesCosts, Usual
 
 #: How many of each kind are looked at.
 HOLDERS, CHEAPEST, TURN = 6, 8, 2
+#: How many whose turn it is are looked at where all that is there is others'.
+SPREAD = 12
 #: Of the holders, those with the longest beginnings, and of how many others the rest are the cheapest.
 DEEPEST, LEADING = 3, 32
 _ENOUGH = HOLDERS + CHEAPEST + TURN
@@ -66,6 +72,8 @@ class Shortlist(Generic[One]):
         self._full = CostOrder()  # those that had none, or were not to be used: the latter at the end
         self._streams: dict[str, float] = {}  # of those with room
         self._total = 0.0  # of these
+        self._foreign: dict[str, float] = {}  # streams there that are others'
+        self._others = 0.0  # of these
         self._unknown: set[str] = set()  # whose speed nobody knows, of those in use
         self._prompt = Mean(0.01)
         self._usual = Usual(0, 1.0, 512, True)  # as the costs in the order were computed
@@ -87,7 +95,7 @@ class Shortlist(Generic[One]):
         self._round.remove(name)
         for order in (self._room, self._long, self._full):
             order.discard(name)
-        self._total -= self._streams.pop(name, 0.0)
+        self._forget_streams(name)
         self._unknown.discard(name)
 
     def touch(self, name: str, now: float) -> None:
@@ -99,13 +107,15 @@ class Shortlist(Generic[One]):
             self._unknown.add(name)
         else:
             self._unknown.discard(name)
-        self._total -= self._streams.pop(name, 0.0)
+        self._forget_streams(name)
         if usable and member.accepts(_SMALLEST, now):
             self._full.discard(name)
             self._room.set(name, self._cost(state, 1, now))
             self._long.set(name, self._cost(state, LONG, now))
             self._streams[name] = streams = state.streams(now)
             self._total += streams
+            self._foreign[name] = foreign = streams - state.sequences
+            self._others += foreign
             if self._vain is not None:
                 self._vain.since[name] = None
         else:
@@ -114,6 +124,10 @@ class Shortlist(Generic[One]):
             self._full.set(name, self._cost(state, 1, now) if usable else math.inf)
             if self._vain is not None:
                 self._vain.since.pop(name, None)
+
+    def _forget_streams(self, name: str) -> None:
+        self._total -= self._streams.pop(name, 0.0)
+        self._others -= self._foreign.pop(name, 0.0)
 
     def sent(self, fresh_tokens: int) -> None:
         """Take note of a request of whose prompt so many tokens are to be computed where it was sent."""
@@ -142,7 +156,9 @@ class Shortlist(Generic[One]):
         """Return replicas outside `refusing` that may be sent `arrival` now: a few good ones; none where nobody may, as
         far as is known."""
         found: dict[str, One] = {}
-        turn = self._next()
+        alone = 1.0 - self._others / self._total if self._total > 0.0 else 1.0
+        cheapest = round(CHEAPEST * alone)
+        turn = self._next(round(SPREAD + (TURN - SPREAD) * alone))
         for name in turn:
             self.touch(name, now)
         holders, fresh = self._holders(arrival)
@@ -152,7 +168,14 @@ class Shortlist(Generic[One]):
             return list(found.values())
         self._vain = None
         is_long = fresh > LONG_FROM * self._usual.prompt_tokens
-        self._ask_cheapest(self._long if is_long else self._room, found, arrival, refusing, now)
+        self._ask_cheapest(
+            self._long if is_long else self._room,
+            CHEAPEST if not found else cheapest,
+            found,
+            arrival,
+            refusing,
+            now,
+        )
         if not found:
             self._ask(self._full, found, arrival, refusing, now)
             for name in found:
@@ -194,12 +217,12 @@ class Shortlist(Generic[One]):
             names[DEEPEST:] = sorted(names[DEEPEST:], key=self._room.cost)[: HOLDERS - DEEPEST]
         return names, prompt - (self._members[names[0]].state.cached_tokens(arrival) if names else 0)
 
-    def _next(self) -> list[str]:
+    def _next(self, count: int) -> list[str]:
         """Whose turn it is."""
         if self._turn >= len(self._round):
             self._turn = 0
         begin = self._turn
-        self._turn += TURN
+        self._turn += count
         return self._round[begin : self._turn]
 
     def _ask(
@@ -214,10 +237,19 @@ class Shortlist(Generic[One]):
                     return
 
     def _ask_cheapest(
-        self, order: CostOrder, found: dict[str, One], arrival: Arrival, refusing: Set[str], now: float
+        self,
+        order: CostOrder,
+        left: int,
+        found: dict[str, One],
+        arrival: Arrival,
+        refusing: Set[str],
+        now: float,
     ) -> None:
-        left, refused = CHEAPEST, []
+        """Add the `left` cheapest that may be sent `arrival`."""
+        refused: list[str] = []
         for asked, name in enumerate(order):
+            if not left:
+                break
             if name in refusing:
                 continue
             member = self._members[name]
@@ -226,7 +258,7 @@ class Shortlist(Generic[One]):
                 left -= 1
             else:
                 refused.append(name)
-            if not left or (asked >= ASKED and found):
+            if asked >= ASKED and found:
                 break
         for name in refused[:CHEAPEST]:
             self.touch(name, now)
@@ -242,6 +274,7 @@ class Shortlist(Generic[One]):
         if (
             not sorted(self._streams) == sorted(self._room) == sorted(self._long)
             or abs(sum(self._streams.values()) - self._total) > 1e-6
+            or abs(sum(self._foreign.values()) - self._others) > 1e-6
         ):
             raise AssertionError("the sequences of those with room are miscounted")
 
