@@ -17,6 +17,7 @@ from tools.dashboard import FILE, dashboard, written
 
 from tests.fleet.backends import Backend, all_served, fleet
 from weighbridge.cli.serve.simulated import SimulatedEngine, SimulatedMachine, assemble_simulated
+from weighbridge.models.catalogue.entries import find
 from weighbridge.routes.config import parse_configuration
 from weighbridge.server.engine.metrics import EngineMetrics
 from weighbridge.server.picker.health import _ALIVE, _READY
@@ -44,6 +45,15 @@ def test_every_configuration_holds(name: str, text: str, monkeypatch: pytest.Mon
     for key in KEYS:
         monkeypatch.setenv(f"WEIGHBRIDGE_{key}_KEY", f"a-key-of-{key}-that-is-long-enough")
     assert parse_configuration(text, name, DEPLOY).fleet.models
+
+
+def test_the_gateway_of_compose_asks_the_model_beside_it_for_what_that_calls_itself() -> None:
+    [document] = documents("compose.yaml")
+    _, served, *_ = document["services"]["model"]["command"]
+    entry = find(served)
+    assert entry is not None
+    models = yaml.safe_load(document["configs"]["fleet"]["content"])["models"]
+    assert {name: one["aliases"] for name, one in models.items()} == {entry.name: [served]}
 
 
 def queries() -> dict[str, str]:
