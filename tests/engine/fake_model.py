@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from weighbridge.cost import StepCost
 from weighbridge.engine.batch import Batch, Sampled, Slice
@@ -22,8 +23,11 @@ from weighbridge.engine.request import (
     SamplingParams,
     TokenLogprob,
 )
+from weighbridge.engine.runner import lay_out
 from weighbridge.engine.schedule.scheduler import MOST_SCORED, Scheduler
 from weighbridge.engine.schedule.scheduler_api import Progress, SchedulerLike, SchedulerSettings
+from weighbridge.models.files.config import StateShape
+from weighbridge.models.general.states.pool import StateKey, StatePool
 
 COST = StepCost(
     overhead=0.001,
@@ -76,10 +80,39 @@ def scores_of(prompt: list[int], start: int, count: int) -> list[TokenLogprob]:
     return [TokenLogprob(prompt[end], -float(next_token(prompt[:end], 1) + 10 * end)) for end in ends]
 
 
+class FakeStates:
+    """The states of a model that keeps some: of each sequence the sum of its tokens, which is read again."""
+
+    def __init__(self, seats: int, block_size: int) -> None:
+        self._block_size = block_size
+        self._pool = StatePool(
+            [StateShape(0, recurrent=True, index=0, size=(1,), in_float32=True)], seats, torch.float32
+        )
+        self._sums = self._pool[StateKey(recurrent=True, layer=0, index=0)]
+
+    def execute(self, batch: Batch) -> None:
+        layout = lay_out(batch.slices, self._block_size)[1]
+        layout.state_slots = np.array([piece.request.state_slot for piece in batch.slices], np.int32)
+        owners = [piece for piece in batch.slices for _ in range(piece.count)]
+        for group in self._pool.groups(layout):
+            assert group.written is not None, "a request without a place for its states"
+            for place, row in enumerate(group.rows[:, 0].tolist()):
+                piece = owners[row]
+                before, after = (
+                    sum(piece.request.tokens[:end]) for end in (piece.start, piece.start + piece.count)
+                )
+                if piece.start:
+                    assert group.read is not None
+                    assert self._sums[group.read[place]] == before, piece.request.id
+                self._sums[group.written[place]] = after
+        self._pool.settle(layout)
+
+
 @dataclass
 class FakeModel:
     num_blocks: int
     block_size: int
+    states: FakeStates | None = None
     slots: list[int] = field(default_factory=list)
     fail: set[str] = field(default_factory=set)  # ids of requests whose sampling breaks
     defer: set[str] = field(default_factory=set)  # ids of requests whose next sampling has to wait
@@ -89,6 +122,8 @@ class FakeModel:
         self.slots = [-1] * (self.num_blocks * self.block_size)
 
     def execute(self, batch: Batch) -> Sampled:
+        if self.states is not None:
+            self.states.execute(batch)
         size = self.block_size
         for source, target in batch.copies:
             self.slots[target * size : target * size + size] = self.slots[
@@ -181,7 +216,9 @@ class Driver:
 
     def __init__(self, scheduler: SchedulerLike) -> None:
         self.scheduler = scheduler
-        self.model = FakeModel(scheduler.settings.num_blocks, scheduler.settings.block_size)
+        settings = scheduler.settings
+        states = FakeStates(settings.seats, settings.block_size) if settings.keeps_states else None
+        self.model = FakeModel(settings.num_blocks, settings.block_size, states)
         self.now = 0.0
         self.batches: list[list[tuple[str, int, int]]] = []
         self.finished: dict[str, FinishReason] = {}
@@ -272,7 +309,8 @@ def check_after(scheduler: SchedulerLike, piece: Slice) -> None:
     assert request.num_computed_tokens <= request.num_tokens
     if request.state is not RequestState.RUNNING or not isinstance(scheduler, Scheduler):
         return
-    if piece.samples:  # accepted drafts are computed: only the newest token is left
+    again = scheduler.settings.keeps_states and request.num_computed_tokens == piece.start  # it was deferred
+    if piece.samples and not again:  # accepted drafts are computed: only the newest token is left
         assert request.num_tokens - request.num_computed_tokens == 1
     assert len(request.block_table) <= scheduler.pool.blocks_for(request.num_tokens), "keeps blocks of drafts"
 

@@ -35,16 +35,19 @@ class AnyHistory(RuleBasedStateMachine):
         max_sequences=st.integers(1, 8),
         cache=st.booleans(),
         speculate=st.booleans(),
+        keeps_states=st.booleans(),
         itl_target=st.sampled_from([0.001, 0.02, 1.0]),
         ageing=st.sampled_from([None, 0.5]),
         patience=st.sampled_from([math.inf, 0.0, 0.05]),
         share=st.sampled_from([1.0, 0.4, 0.1]),
     )
-    def set_up(self, cache, itl_target, ageing, patience, share, **options):
+    def set_up(self, cache, speculate, keeps_states, itl_target, ageing, patience, share, **options):
         self.driver = Driver(
             make_scheduler(
                 max_model_len=60,
-                enable_prefix_cache=cache,
+                enable_prefix_cache=cache and not keeps_states,
+                speculate=speculate and not keeps_states,
+                keeps_states=keeps_states,
                 itl_target=itl_target,
                 ageing_seconds=ageing,
                 tenant_patience=patience,

@@ -32,6 +32,7 @@ def layout(start: int, count: int, blocks: int) -> BatchLayout:
         query_starts=np.array([0, count], np.int32),
         context_lens=np.array([start + count], np.int32),
         block_tables=table[None, :].copy(),
+        state_slots=np.zeros(1, np.int32),
     )
 
 

@@ -21,7 +21,13 @@ from weighbridge.engine.guidance.factory import GuideFactory
 from weighbridge.engine.runner import Runner
 from weighbridge.engine.sampler import Sampler
 from weighbridge.engine.schedule.make import make_scheduler
-from weighbridge.engine.settings import EngineSettings, available_memory, pool_blocks
+from weighbridge.engine.settings import (
+    EngineSettings,
+    available_memory,
+    pool_blocks,
+    states_bytes,
+    with_states,
+)
 from weighbridge.errors import BadInput
 from weighbridge.models.any_model import OpenedModel, open_model
 from weighbridge.models.compute.allocator import tune_allocator
@@ -89,6 +95,7 @@ def build_replica(
     max_model_len = _context(settings, opened)
     settings = replace(settings, max_model_len=max_model_len)
     scheme, dtype = _scheme(settings.quantize), choose_dtype(settings.dtype)
+    settings = with_states(settings, opened.config, dtype.itemsize)
     room = adapter_room(model_name, opened.adaptable, settings.adapters)
     if room is not None:
         check_room(room, dtype, available_memory())
@@ -106,7 +113,9 @@ def build_replica(
     tune_allocator()
     cached = kv_form(settings.kv_dtype, str(decoder.dtype).removeprefix("torch."))
     bytes_per_token = token_bytes(opened.config, cached)
-    aside = 0 if room is None else room.nbytes(dtype)
+    aside = states_bytes(settings, opened.config, dtype.itemsize) + (
+        0 if room is None else room.nbytes(dtype)
+    )
     num_blocks = pool_blocks(settings, bytes_per_token, max_model_len, aside)
     _say_if_short(num_blocks * settings.block_size, max_model_len)
     sampler = Sampler(decoder.kernels, guides, tokenizer.vocab_size, random.Random())
@@ -114,14 +123,18 @@ def build_replica(
     if room is not None:
         check_room(room, dtype, available_memory(), num_blocks * settings.block_size * bytes_per_token)
     shelf = None if room is None else opened.adapt(decoder, room.size)
-    runner = Runner(decoder, sampler, num_blocks, settings.block_size, experts, kv_dtype, shelf)
+    keeps_states = bool(opened.config.states)
+    sized = settings.sized(max_model_len=max_model_len, num_blocks=num_blocks, keeps_states=keeps_states)
+    runner = Runner(
+        decoder, sampler, num_blocks, settings.block_size, experts, kv_dtype, shelf, sequences=sized.seats
+    )
     key = _calibration_key(opened, scheme, decoder, cached)
     stored = calibration.calibration_store().load(key)
     step_clock = _step_clock(stored, runner)
     engine = LocalEngine(
         model_name,
         tokenizer,
-        make_scheduler(settings.sized(max_model_len=max_model_len, num_blocks=num_blocks), step_clock),
+        make_scheduler(sized, step_clock),
         runner,
         step_clock,
         kv_bytes_per_token=bytes_per_token,

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from weighbridge.models.files.config import NO_STATE
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -143,6 +145,7 @@ class Request:
     tokens: list[int] = field(default_factory=list)  # prompt, then output
     num_computed_tokens: int = 0  # tokens whose KV is in the pool
     block_table: list[int] = field(default_factory=list)
+    state_slot: int = NO_STATE  # where its states are, of a model that keeps some
     state: RequestState = RequestState.WAITING
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0  # prompt tokens served from the prefix cache when first admitted

@@ -34,20 +34,25 @@ class Runner:
         experts: ExpertTelemetry | None = None,
         kv_dtype: torch.dtype | None = None,
         adapters: AdapterShelf | None = None,
+        sequences: int = 1,
     ) -> None:
+        """`sequences`: how many run at once, each with its states where the model keeps some."""
         self.experts = experts
         self._adapters = adapters
         self._decoder = decoder
         self._sampler = sampler
         self._block_size = block_size
         self.hidden_size = decoder.config.hidden_size
-        self.cache = decoder.allocate_kv(num_blocks, block_size, kv_dtype)
+        self._keeps_states = bool(decoder.config.states)
+        self.cache = decoder.allocate_kv(num_blocks, block_size, kv_dtype, sequences)
 
     def execute(self, batch: Batch) -> Sampled:
         """Compute every slice of `batch`; keys and values are written, sampling slices get their tokens."""
         for source, target in batch.copies:
             self.cache.copy_block(source, target)
         token_ids, layout = lay_out(batch.slices, self._block_size)
+        if self._keeps_states:
+            layout.state_slots = np.array([piece.request.state_slot for piece in batch.slices], np.int32)
         rows = sampled_rows(batch.slices, layout.query_starts)
         padding = sum(piece.padding for piece in batch.slices)
         if padding:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from weighbridge.engine.schedule.scheduler_api import SchedulerOptions
 from weighbridge.errors import BadInput
 from weighbridge.knobs import knob
 from weighbridge.models.adapters.named import AdapterOptions, NamedAdapter, parse_adapter
+from weighbridge.models.files.config import ModelConfig, state_bytes
 from weighbridge.models.text.template_files import KNOWN
+
+log = logging.getLogger("weighbridge.engine")
 
 #: Share of the available memory that the KV pool takes when nobody says otherwise.
 DEFAULT_MEMORY_SHARE = 0.25
+#: And that the states of all requests that run take at most, of a model that keeps some.
+STATES_SHARE = 0.125
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,13 +98,16 @@ def available_memory() -> int:
 def pool_blocks(settings: EngineSettings, bytes_per_token: int, max_model_len: int, aside: int = 0) -> int:
     """Return the blocks of the KV pool. Raises BadInput when the memory set for it does not hold one block.
 
-    By default a share of the available memory without the bytes `aside`, and no more than every seat could ever fill.
+    By default a share of the available memory without the bytes `aside`, and no more than every seat could ever fill;
+    that where blocks take nothing, as the model keeps states alone.
     """
     block_bytes = bytes_per_token * settings.block_size
-    if settings.kv_cache_memory is not None:
+    useful = settings.max_sequences * -(-max_model_len // settings.block_size)
+    if not block_bytes:
+        blocks = useful
+    elif settings.kv_cache_memory is not None:
         blocks = settings.kv_cache_memory // block_bytes
     else:
-        useful = settings.max_sequences * -(-max_model_len // settings.block_size)
         free = max(available_memory() - aside, 0)
         blocks = min(int(free * DEFAULT_MEMORY_SHARE) // block_bytes, useful)
     if blocks < 1:
@@ -108,3 +117,33 @@ def pool_blocks(settings: EngineSettings, bytes_per_token: int, max_model_len: i
             param="kv_cache_memory",
         )
     return int(blocks)
+
+
+def with_states(settings: EngineSettings, config: ModelConfig, element_bytes: int) -> EngineSettings:
+    """Return what can be kept to of `settings` by a model with states; by one without, all of it.
+
+    A state is what all tokens of one request have made of it: it is no prefix of anybody else's, and cannot be taken
+    back where guessed tokens were wrong. Raises BadInput for static batches.
+    """
+    if not config.states:
+        return settings
+    if settings.batching == "static":
+        raise BadInput(
+            f"model type {config.architecture!r} keeps a state between tokens, which static batches do not",
+            param="batching",
+        )
+    each = state_bytes(config.states, element_bytes)
+    seats = min(settings.max_sequences, max(int(available_memory() * STATES_SHARE) // each, 1))
+    log.info(
+        "model type %r keeps %.1f MB of states for each of %d requests at once; prompts share nothing, and no "
+        "tokens are guessed",
+        config.architecture,
+        each / 1e6,
+        seats,
+    )
+    return replace(settings, max_sequences=seats, enable_prefix_cache=False, speculate=False)
+
+
+def states_bytes(settings: EngineSettings, config: ModelConfig, element_bytes: int) -> int:
+    """Return the memory that the states of all requests that run take together."""
+    return settings.max_sequences * state_bytes(config.states, element_bytes)

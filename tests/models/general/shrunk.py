@@ -64,6 +64,15 @@ _SIZES: dict[str, Any] = {
     "pad_token_id": 0,
     "initializer_range": 0.2,
 }
+_EVERY_OTHER = ["linear_attention", "full_attention"] * 2
+_MLPS = ["dense", "sparse", "sparse", "sparse"]
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16}
+_KDA = {"linear_head_dim": 16, "linear_num_heads": 4}
+_DELTA = {
+    "layer_types": _EVERY_OTHER,
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4},
+    **{"linear_key_head_dim": 16, "linear_value_head_dim": 16},
+}
 #: What single types need otherwise.
 _OWN: dict[str, dict[str, Any]] = {
     "gemma": {"hidden_activation": "gelu_pytorch_tanh"},
@@ -88,6 +97,31 @@ _OWN: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    # States multiply rounding: weights of a usual size, and every other layer is attention.
+    "qwen3_next": {"initializer_range": 0.1, **_DELTA},
+    "qwen3_5_text": {"initializer_range": 0.1, **_DELTA},
+    "qwen3_5_moe_text": {"initializer_range": 0.1, **_DELTA},
+    "olmo_hybrid": _DELTA,
+    "bamba": {"attn_layer_indices": [1, 3], **_MAMBA},
+    "granitemoehybrid": {"layer_types": _EVERY_OTHER, "attention_multiplier": 0.0625, **_MAMBA},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
+    "kimi_linear": {"layer_types": _EVERY_OTHER, "mlp_layer_types": _MLPS, **_KDA},
+    "bailing_hybrid": {"layer_types": _EVERY_OTHER, "mlp_layer_types": _MLPS, **_KDA},
+    "falcon_h1": {**_MAMBA, "mamba_d_ssm": 128},
+    "nemotron_h": {
+        "initializer_range": 0.1,
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+        **{"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2},
+    },
+    "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2},
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        **{"mamba_dt_rank": 4, "attention_hidden_size": 128, "attention_head_dim": 32},
+    },
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        **{"hybrid_layer_ids": [1, 3], "n_mamba_heads": 8, "mamba_headdim": 16, "mamba_d_state": 16},
+    },
     "granite": {"attention_multiplier": 0.0625},
     "granitemoe": {"attention_multiplier": 0.0625},
     "granitemoeshared": {"attention_multiplier": 0.0625},

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from tests.engine.test_parity import collect, greedy, tokens_of
 from tests.models.general.judged import compare
-from tests.models.general.shrunk import save_shrunk
+from tests.models.general.shrunk import save_shrunk, shrunk_config
 from tests.models.test_decoder import BLOCK, layout, logits_in_chunks
 from weighbridge.engine.build import build_replica
 from weighbridge.engine.settings import EngineSettings
@@ -28,8 +28,11 @@ from weighbridge.models.general.watching import LinearCalls, watched
 from weighbridge.models.keeping import Quantize
 
 #: What they show: fused matrices; scales; norms behind; biases; learned positions; soft caps and windows; sinks and
-#: experts; keys and values shared by layers; latent attention with narrower values.
-KINDS = ["phi3", "granite", "olmo2", "starcoder2", "gpt2", "gemma2", "gpt_oss", "gemma3n_text", "deepseek_v3"]
+#: experts; keys and values shared by layers; latent attention with narrower values; states beside attention.
+KINDS = [
+    *("phi3", "granite", "olmo2", "starcoder2", "gpt2", "gemma2", "gpt_oss", "gemma3n_text", "deepseek_v3"),
+    *("lfm2", "qwen3_5_text", "bamba", "jamba", "mamba"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -119,18 +122,19 @@ async def test_answers_are_those_of_generate(phi3: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("mamba", "recurrent state"),
+        ("recurrent_gemma", "linear_attention"),
         ("bart", "encoder beside the decoder"),
         ("llama4_text", "chunked_attention"),
-        ("falcon_h1", "recurrent state|attention itself"),
         ("bloom", "computes its attention itself"),
     ],
 )
 def test_what_is_not_right_is_refused_by_name(kind: str, says: str, tmp_path: Path) -> None:
-    # Some are more by default than the files of this test could fill.
-    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_local_experts": 2}
-    is_large = kind in ("llama4_text", "falcon_h1")
-    transformers.CONFIG_MAPPING[kind](**(small if is_large else {})).save_pretrained(tmp_path)
+    is_large = kind in (
+        "llama4_text",
+        "recurrent_gemma",
+    )  # by default, more than the files of this test could fill
+    config = shrunk_config(kind) if is_large else transformers.CONFIG_MAPPING[kind]()
+    config.save_pretrained(tmp_path)
     _empty_weights(tmp_path)
     with pytest.raises(UnsupportedModel, match=f"'{kind}' cannot be served here: .*({says})") as caught:
         open_model(tmp_path)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from weighbridge.engine.memory.blocks import BlockPool
 from weighbridge.engine.memory.prefix import Digest, PrefixCache
 from weighbridge.engine.request import Request
+from weighbridge.models.files.config import NO_STATE
 
 
 @dataclass(slots=True)
@@ -27,8 +28,11 @@ class BlockTables:
     With `prefix` None nothing is shared except between forks.
     """
 
-    def __init__(self, pool: BlockPool, prefix: PrefixCache | None) -> None:
+    def __init__(self, pool: BlockPool, prefix: PrefixCache | None, state_slots: int = 0) -> None:
+        """`state_slots`: so many requests at once have a place for their states too; 0: the model keeps none."""
         self.pool = pool
+        self._keeps_states = state_slots > 0
+        self._state_slots = list(range(state_slots))  # those that are nobody's
         self._prefix = prefix
         self._size = pool.block_size
         self._chains: dict[Request, list[Digest]] = {}  # digests of the full blocks of each request's tokens
@@ -63,6 +67,8 @@ class BlockTables:
         fresh = self.pool.allocate_many(opening.fresh, request.tenant)
         request.block_table = opening.shared + fresh
         request.num_computed_tokens = opening.computed
+        if self._keeps_states:
+            request.state_slot = self._state_slots.pop()
         self._entered[request] = opening.computed // self._size
 
     def _hits(self, request: Request) -> list[int]:
@@ -175,6 +181,9 @@ class BlockTables:
             for block in reversed(request.block_table):
                 self._release(block)
         request.block_table = []
+        if request.state_slot != NO_STATE:
+            self._state_slots.append(request.state_slot)
+            request.state_slot = NO_STATE
         self._entered.pop(request, None)
 
     def forget(self, request: Request) -> None:
@@ -200,5 +209,9 @@ class BlockTables:
         self.pool.check_integrity(Counter(block for request in live for block in request.block_table))
         if self._prefix is not None:
             self._prefix.check_integrity()
+        if self._keeps_states:
+            taken = [request.state_slot for request in live]
+            if NO_STATE in taken or len({*taken, *self._state_slots}) != len(taken) + len(self._state_slots):
+                raise AssertionError("a place for states is two requests', or a request has none")
         if self._entered.keys() - set(live):
             raise AssertionError("a request that no longer runs still has a block table")

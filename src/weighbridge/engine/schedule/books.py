@@ -42,7 +42,7 @@ class Books:
         self.settings = settings
         self.pool = BlockPool(settings.num_blocks, settings.block_size)
         cache = PrefixCache(settings.block_size) if settings.enable_prefix_cache else None
-        self.tables = BlockTables(self.pool, cache)
+        self.tables = BlockTables(self.pool, cache, settings.seats if settings.keeps_states else 0)
         self.queue = FairQueue[Request](
             settings.input_weight, settings.output_weight, settings.ageing_seconds
         )
@@ -102,7 +102,8 @@ class Books:
         self._check_deadline(request)
         self._requests[request.id] = request
         self._deadlines.add(request)
-        queue.push(request, now, work, held=self._forks.hold(request))
+        held = not self.settings.keeps_states and self._forks.hold(request)
+        queue.push(request, now, work, held=held)
 
     def _check_deadline(self, request: Request) -> None:
         """Raise DeadlineMissed when even an idle machine, with what is cached now, would be too late."""
@@ -116,7 +117,7 @@ class Books:
 
     def opening(self, request: Request) -> Opening:
         """Return the blocks with which the request would start now: its parent's, or those of the prefix cache."""
-        parent = request.fork_of
+        parent = None if self.settings.keeps_states else request.fork_of
         if parent is not None and prompt_computed(parent) and not request.num_output_tokens:
             return self.tables.opening_of_fork(request, parent)
         return self.tables.opening(request)
@@ -189,9 +190,12 @@ class Books:
         return progress
 
     def _defer(self, piece: Slice) -> None:
-        """Keep what a slice computed but for its last own token, which is to be computed, and sampled from, again."""
+        """Keep what a slice computed but for its last own token, which is to be computed, and sampled from, again.
+
+        States are kept of where the slice began, and from there it is computed again.
+        """
         request = piece.request
-        request.num_computed_tokens = request.num_tokens - 1
+        request.num_computed_tokens = piece.start if self.settings.keeps_states else request.num_tokens - 1
         self.tables.commit(request)
         if piece.drafts:
             self.tables.trim(request)

@@ -72,10 +72,12 @@ class SchedulerOptions:
                 "max_draft_tokens must not be negative; 0 turns speculation off", param="max_draft_tokens"
             )
 
-    def sized(self, *, max_model_len: int, num_blocks: int) -> SchedulerSettings:
+    def sized(self, *, max_model_len: int, num_blocks: int, keeps_states: bool = False) -> SchedulerSettings:
         """Return the settings of a scheduler, with what follows from the model and the machine."""
         own = {option.name: getattr(self, option.name) for option in fields(SchedulerOptions)}
-        return SchedulerSettings(**own, max_model_len=max_model_len, num_blocks=num_blocks)
+        return SchedulerSettings(
+            **own, max_model_len=max_model_len, num_blocks=num_blocks, keeps_states=keeps_states
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +86,16 @@ class SchedulerSettings(SchedulerOptions):
 
     max_model_len: int  # tokens of one request, prompt and output
     num_blocks: int
+    #: Whether the model carries something from token to token that is no block's: nothing computed can be shared.
+    keeps_states: bool = False
 
     def __post_init__(self) -> None:
         SchedulerOptions.__post_init__(self)  # `super()` knows no class that has slots
         check_counts(self, "max_model_len", "num_blocks")
+        if self.keeps_states and (self.enable_prefix_cache or self.speculate or self.batching == "static"):
+            raise BadInput(
+                "a model that keeps states has no prefix cache, no guessed tokens and no static batches"
+            )
 
     @property
     def seats(self) -> int:

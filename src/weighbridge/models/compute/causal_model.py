@@ -24,8 +24,13 @@ class CausalModel(Protocol):
         """The layers that are ours: none where transformers computes."""
         ...
 
-    def allocate_kv(self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None) -> KVCache:
-        """Return a pool for this model's keys and values; without a `dtype` in the compute dtype."""
+    def allocate_kv(
+        self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None, sequences: int = 1
+    ) -> KVCache:
+        """Return a pool for this model's keys and values; without a `dtype` in the compute dtype.
+
+        `sequences`: of how many at once it keeps states, where it has any (`ModelConfig.states`).
+        """
         ...
 
     def forward(

@@ -29,8 +29,10 @@ class Decoder:
         self.extras = extras
         self._fused = fuse(self.weights, self.kernels)
 
-    def allocate_kv(self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None) -> KVCache:
-        """Return a pool for this model's keys and values; without a `dtype` in the compute dtype."""
+    def allocate_kv(
+        self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None, sequences: int = 1
+    ) -> KVCache:
+        """As `CausalModel.allocate_kv`; our families keep no states."""
         config = self.config
         return self.kernels.allocate_kv(
             config.num_layers,

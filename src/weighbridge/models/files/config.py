@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import prod
 
 from weighbridge.errors import BadInput, UnsupportedModel
 
@@ -62,6 +64,33 @@ class KvShape:
     head_dim: int
 
 
+#: In place of a sequence's slot among the states: it starts without any and leaves none.
+NO_STATE = -1
+#: Of each state: the one that is read, and the one that is written.
+STATE_COPIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StateShape:
+    """What one layer carries from token to token of a sequence, beside keys and values: [*size] numbers.
+
+    `recurrent`: a state that each token changes; else the last inputs of a convolution. `index` numbers the states of
+    its kind in the layer. Numbers are in the compute dtype unless `in_float32`.
+    """
+
+    layer: int
+    recurrent: bool
+    index: int
+    size: tuple[int, ...]
+    in_float32: bool
+
+
+def state_bytes(states: Sequence[StateShape], element_bytes: int) -> int:
+    """Return the memory that the states of one sequence take, with numbers of `element_bytes` in the compute dtype."""
+    numbers = ((4 if shape.in_float32 else element_bytes) * prod(shape.size) for shape in states)
+    return STATE_COPIES * sum(numbers)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Shape of a decoder-only transformer. Sizes in elements; per-layer tuples have `num_layers` entries."""
@@ -98,6 +127,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     own_kv: tuple[KvShape, ...] | None = None  # of each layer that keeps some, where they are not all alike
+    states: tuple[StateShape, ...] = ()  # of a sequence
 
     def check(self, where: str) -> None:
         """Raise BadInput or UnsupportedModel, which begins with `where`, for sizes that contradict each other."""
@@ -120,7 +150,11 @@ class ModelConfig:
     @property
     def kv_shapes(self) -> tuple[KvShape, ...]:
         """What each layer keeps of a token."""
-        return self.own_kv or (KvShape(self.num_kv_heads, self.head_dim),) * self.num_layers
+        return (
+            self.own_kv
+            if self.own_kv is not None
+            else (KvShape(self.num_kv_heads, self.head_dim),) * self.num_layers
+        )
 
     @property
     def kv_elements_per_token(self) -> int:

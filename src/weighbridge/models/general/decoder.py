@@ -15,6 +15,8 @@ from weighbridge.models.general.attention import PagedPass
 from weighbridge.models.general.description import Description
 from weighbridge.models.general.kv import GroupedKVCache
 from weighbridge.models.general.seam import listening
+from weighbridge.models.general.states.carrying import CarriedStates, cache_argument, carry
+from weighbridge.models.general.states.pool import StatePool
 
 
 class GeneralDecoder:
@@ -28,17 +30,24 @@ class GeneralDecoder:
         self.model = model
         self._shapes = description.shapes
         self._selects = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._cache_argument = cache_argument(model)
+        self.by_token = False  # whether its states go on by single tokens alone
         self._states: torch.Tensor | None = None
+        carry(model.get_submodule(name) for name in description.carriers)
         self.listen()
 
     def listen(self) -> None:
         """Keep what the output matrix reads; again where another module has taken its place."""
         self.model.get_output_embeddings().register_forward_pre_hook(self._keep_states)
 
-    def allocate_kv(self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None) -> KVCache:
-        """Return a pool for this model's keys and values; without a `dtype` in the compute dtype."""
+    def allocate_kv(
+        self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None, sequences: int = 1
+    ) -> KVCache:
+        """As `CausalModel.allocate_kv`; states are in float32 where transformers has them so."""
         shapes = [shape.kv for shape in self._shapes if shape.writes]
-        return GroupedKVCache(self.kernels, shapes, num_blocks, block_size, dtype or self.dtype)
+        states = self.config.states
+        pool = StatePool(states, sequences, self.dtype) if states else None
+        return GroupedKVCache(self.kernels, shapes, num_blocks, block_size, dtype or self.dtype, pool)
 
     @torch.inference_mode()
     def forward(
@@ -60,10 +69,16 @@ class GeneralDecoder:
         wanted = torch.from_numpy(rows.astype(np.int64))
         some = {"logits_to_keep": wanted if len(rows) else torch.zeros(1, dtype=torch.long)}
         passing = PagedPass(self.kernels, self._shapes, layout, cache, self.dtype)
+        kept: dict[str, Any] = {"use_cache": False}
+        if cache.states is not None:
+            carried = CarriedStates(cache.states, cache.states.groups(layout), self.by_token)
+            kept = {"use_cache": True, self._cache_argument: carried}
         with listening(passing):
             output = self.model(
-                input_ids=ids, position_ids=positions, use_cache=False, **(some if self._selects else {})
+                input_ids=ids, position_ids=positions, **kept, **(some if self._selects else {})
             )
+        if cache.states is not None:
+            cache.states.settle(layout)
         logits: torch.Tensor = output.logits[0]
         if not self._selects:
             logits = logits[wanted]

@@ -17,20 +17,20 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 from weighbridge.errors import BadInput, UnsupportedModel, said
 from weighbridge.models.adapters.peft_file import MatrixShape
 from weighbridge.models.files.checkpoint import SafetensorsDirectory
-from weighbridge.models.files.config import ModelConfig, RopeConfig
+from weighbridge.models.files.config import KvShape, ModelConfig, RopeConfig
 from weighbridge.models.files.fields import Fields, shown
 from weighbridge.models.files.hf_config import end_token_ids, read_json
 from weighbridge.models.general.given import GivenFiles, configuration, without_weights
 from weighbridge.models.general.refusals import refused
 from weighbridge.models.general.seam import NAME
-from weighbridge.models.general.tracing import AttentionShape, trace
+from weighbridge.models.general.tracing import AttentionShape, Traced, is_within, trace
 
 #: Where a configuration says how many positions there are.
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 #: Of a model that does not say; its users set --max-model-len.
 _DEFAULT_POSITIONS = 2048
-#: Kinds of layers whose attention is over all that is before a token, or over a window of it.
-_ATTENTION = frozenset(("full_attention", "sliding_attention", "attention"))
+#: Kinds of layers whose attention is over all that is before a token, or over a window of it, or that have none.
+_BY_TOKEN = frozenset(("full_attention", "sliding_attention", "attention", "mlp", "moe"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Description:
     shapes: tuple[AttentionShape, ...]
     linears: frozenset[str]  # names of layers whose place ours can take
     adaptable: Mapping[str, MatrixShape]  # of those, the ones that adapters can add to
+    carriers: tuple[str, ...]  # names of layers that carry something from token to token
     model: ModelConfig
 
 
@@ -57,14 +58,17 @@ def describe(files: SafetensorsDirectory) -> Description:
         model_class = _class_of(config, fields)
         given = GivenFiles(files)
         skeleton = _skeleton_of(model_class, config, given)
-        _check_modules(skeleton)
-        traced = trace(skeleton)
+        if skeleton.get_output_embeddings() is None:
+            raise UnsupportedModel("transformers does not say which of its matrices is the output")
+        traced = trace(skeleton, _carries(skeleton))
+        _check_carried(skeleton, traced)
     except UnsupportedModel as error:
         raise refused(kind, str(error)) from error
-    shapes = tuple(traced.shapes)
-    model = _model_config(directory, kind, config, skeleton, shapes)
+    model = _model_config(directory, kind, config, skeleton, traced)
     adaptable = _adaptable(skeleton, traced.by_token)
-    return Description(config, model_class, given, shapes, traced.linears, adaptable, model)
+    return Description(
+        config, model_class, given, traced.shapes, traced.linears, adaptable, traced.carriers, model
+    )
 
 
 def _adaptable(skeleton: Any, by_token: tuple[str, ...]) -> dict[str, MatrixShape]:
@@ -125,26 +129,45 @@ def _class_of(config: Any, fields: Fields) -> type[Any]:
     named = fields.get("architectures")
     if isinstance(named, list) and named and found.__name__ not in named:
         raise UnsupportedModel(f"its files are those of a {shown(named[0])}, not of a {found.__name__}")
-    if getattr(found, "_is_stateful", False):
-        raise UnsupportedModel("it keeps a recurrent state between tokens")
-    if not found._supports_attention_backend:
-        raise UnsupportedModel("it computes its attention itself, not through transformers' interface")
     return found
 
 
-def _check_modules(skeleton: Any) -> None:
-    """Refuse layers that carry something from token to token beside keys and values."""
+def _carries(skeleton: Any) -> bool:
+    """Whether a model says that it carries something from token to token beside keys and values."""
+    return (
+        bool(getattr(skeleton, "_is_stateful", False))
+        or any(_other_layers(skeleton))
+        or any(_convs(skeleton))
+    )
+
+
+def _check_carried(skeleton: Any, traced: Traced) -> None:
+    """Refuse what is carried from token to token and not kept as `traced` saw it."""
+    keeping = {shape.layer for shape in traced.states}
+    other = next((kind for layer, kind in _other_layers(skeleton) if layer not in keeping), None)
+    if other is not None:
+        raise UnsupportedModel(f"it has layers of another kind than attention ({other})")
+    if getattr(skeleton, "_is_stateful", False) and not keeping:
+        raise UnsupportedModel("it keeps a recurrent state between tokens in a way of its own")
+    if any(not any(is_within(name, carrier) for carrier in traced.carriers) for name in _convs(skeleton)):
+        raise UnsupportedModel("it has convolutions over its tokens, whose state is not kept")
+
+
+def _other_layers(skeleton: Any) -> Iterator[tuple[int, str]]:
+    """Yield the layers that are of another kind than attention, by their numbers."""
     for config in _configs(skeleton.config):
-        kinds = getattr(config, "layer_types", None) or ()
-        other = next((one for one in kinds if one not in _ATTENTION), None)
-        if other is not None:
-            raise UnsupportedModel(f"it has layers of another kind than attention ({other})")
+        for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
+            if kind not in _BY_TOKEN:
+                yield layer, kind
+
+
+def _convs(skeleton: Any) -> Iterator[str]:
+    """Yield the names of convolutions over tokens."""
     decoder = skeleton.get_decoder() if hasattr(skeleton, "get_decoder") else skeleton
-    for module in decoder.modules():
-        if isinstance(module, torch.nn.Conv1d):
-            raise UnsupportedModel("it has convolutions over its tokens, whose state is not kept")
-    if skeleton.get_output_embeddings() is None:
-        raise UnsupportedModel("transformers does not say which of its matrices is the output")
+    inside = {id(module) for module in decoder.modules()}
+    for name, module in skeleton.named_modules():
+        if isinstance(module, torch.nn.Conv1d) and id(module) in inside:
+            yield name
 
 
 def _configs(config: Any) -> Iterator[Any]:
@@ -154,12 +177,12 @@ def _configs(config: Any) -> Iterator[Any]:
         yield text
 
 
-def _model_config(
-    directory: Path, kind: str, config: Any, skeleton: Any, shapes: tuple[AttentionShape, ...]
-) -> ModelConfig:
+def _model_config(directory: Path, kind: str, config: Any, skeleton: Any, traced: Traced) -> ModelConfig:
     text = config.get_text_config(decoder=True)
     head = skeleton.get_output_embeddings()
+    shapes = traced.shapes
     kept = tuple(shape.kv for shape in shapes if shape.writes)
+    first = kept[0] if kept else KvShape(0, 0)  # of a model with states alone
     bos = getattr(text, "bos_token_id", None)
     return ModelConfig(
         architecture=kind,
@@ -167,9 +190,9 @@ def _model_config(
         hidden_size=int(head.weight.shape[1]),
         intermediate_size=_whole(getattr(text, "intermediate_size", None)),
         num_layers=len(shapes),
-        num_heads=shapes[0].heads,
-        num_kv_heads=kept[0].kv_heads,
-        head_dim=kept[0].head_dim,
+        num_heads=shapes[0].heads if shapes else 0,
+        num_kv_heads=first.kv_heads,
+        head_dim=first.head_dim,
         max_position_embeddings=positions_of(text),
         rms_norm_eps=0.0,
         rope=RopeConfig(),
@@ -177,6 +200,7 @@ def _model_config(
         sliding_windows=(),
         tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
         own_kv=kept,
+        states=traced.states,
         eos_token_ids=end_token_ids(directory),
         bos_token_id=bos if isinstance(bos, int) else None,
     )

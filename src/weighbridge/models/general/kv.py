@@ -1,4 +1,7 @@
-"""The paged pool of a model whose layers need not keep the same of a token: a cache of the kernels for each shape."""
+"""The paged pool of a model whose layers need not keep the same of a token: a cache of the kernels for each shape.
+
+And what some of them carry for a sequence as a whole.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 
 from weighbridge.models.compute.kernels.api import Int32, Kernels, KVCache
 from weighbridge.models.files.config import KvShape
+from weighbridge.models.general.states.pool import StatePool
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,9 @@ class GroupedKVCache:
         num_blocks: int,
         block_size: int,
         dtype: torch.dtype,
+        states: StatePool | None = None,
     ) -> None:
+        self.states = states
         self.num_blocks, self.block_size = num_blocks, block_size
         self._caches = {
             shape: kernels.allocate_kv(
@@ -43,7 +49,8 @@ class GroupedKVCache:
 
     @property
     def nbytes(self) -> int:
-        return sum(cache.nbytes for cache in self._caches.values())
+        states = 0 if self.states is None else self.states.nbytes
+        return states + sum(cache.nbytes for cache in self._caches.values())
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy one block in every layer."""

@@ -25,6 +25,7 @@ class BatchLayout:
     its first `context_lens[s]` tokens (its new ones included), found through `block_tables[s]`.
     Query row r of a sequence sees positions <= context_len - num_queries + r (causal).
     All int32 and contiguous: [tokens], [tokens], [sequences + 1], [sequences], [sequences, max blocks].
+    `state_slots` [sequences]: which states are whose, where a model keeps some (`ModelConfig.states`).
     """
 
     positions: Int32
@@ -32,6 +33,7 @@ class BatchLayout:
     query_starts: Int32
     context_lens: Int32
     block_tables: Int32
+    state_slots: Int32 | None = None
 
 
 @dataclass(frozen=True, slots=True)
