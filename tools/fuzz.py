@@ -200,10 +200,10 @@ def _inside(name: str, bug: str | None, options: Sequence[str]) -> None:
 
     kept = next(Path(word.partition("=")[2]) for word in options if word.startswith("-artifact_prefix="))
 
-    def run(data: bytes) -> None:
+    def run(data: bytes) -> bool:
         """Keep what fails at once: the fuzzer does so at the process's end, which other threads may spoil."""
         try:
-            target.run(data)
+            return target.run(data)
         except BaseException:
             (kept / f"crash-{hashlib.sha1(data, usedforsecurity=False).hexdigest()}").write_bytes(data)
             raise
