@@ -122,10 +122,10 @@ class Tab:
 
 
 @contextmanager
-def browser(folder: Path) -> Iterator[Tab]:
-    """A tab of a fresh browser whose profile is in `folder`, until the block ends."""
+def browser(folder: Path, *options: str) -> Iterator[Tab]:
+    """A tab of a fresh browser whose profile is in `folder`, with further `options`, until the block ends."""
     assert PROGRAM is not None
-    command = [PROGRAM, *OPTIONS, f"--user-data-dir={folder}", "about:blank"]
+    command = [PROGRAM, *OPTIONS, *options, f"--user-data-dir={folder}", "about:blank"]
     with (folder / "browser.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
