@@ -6,6 +6,7 @@ Two engines in this process: one without adapters, one with random ones (their n
 Each round sends the same requests to each arm in turn, in a closed loop of --clients; ratios are those of neighbours
 in a round. Wall time is what clients see; CPU seconds are of all threads, so other work on the machine hardly matters
 there, but threads that spin while they wait for each other count too. The aim is 15 % of the base's throughput.
+The ratio of bytes is what a step would take longer if it waited for its weights and for nothing else.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from weighbridge.models.adapters.named import NamedAdapter
 from weighbridge.models.adapters.peft_file import MatrixShape
 from weighbridge.models.any_model import open_model
 from weighbridge.models.catalogue.store import resolve
+from weighbridge.models.compute.decoder import Decoder
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj")
 
@@ -169,6 +171,13 @@ def main() -> None:
         f"{len(names)} adapters of rank {args.rank} on {args.targets}: {share:.2%} of the base's parameters each; "
         f"{args.clients} clients, {args.requests} requests of {args.prompt} and {args.output} tokens"
     )
+    own = plain.decoder.weights.nbytes if isinstance(plain.decoder, Decoder) else 0
+    shapes = sum(shape.in_features + shape.out_features for shape in modules.values())
+    read = len(names) * args.rank * shapes * adapted.decoder.dtype.itemsize
+    if own:
+        print(
+            f"bytes of the base {own / 1e6:.0f} MB, of the adapters {read / 1e6:.0f}: {1 + read / own:.3f}x"
+        )
     load = Load(args.clients, args.requests, args.prompt, args.output)
     asyncio.run(rounds(plain, adapted, names, load, args.rounds))
 

@@ -33,6 +33,14 @@ constexpr int64_t prefetch_bytes = 2048;
 
 WB_INLINE void prefetch(const void *p) { __builtin_prefetch(static_cast<const char *>(p) + prefetch_bytes); }
 
+WB_INLINE float sum_of(Vector v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  return horizontal_sum(v);
+#endif
+}
+
 // How many columns are multiplied at a time, what holds them, and the sum of their products.
 template <class T>
 struct Columns {
@@ -85,7 +93,7 @@ void multiply_down(const T *const (&x)[M], const T *down, int64_t columns, float
   for (; k + step <= columns; k += step) add_columns<T, M, R, true>(sums, x, down, columns, k, step);
   if (k < columns) add_columns<T, M, R, false>(sums, x, down, columns, k, int(columns - k));
   WB_UNROLL for (int m = 0; m < M; m++)
-    WB_UNROLL for (int r = 0; r < R; r++) inner[m][r] = horizontal_sum(sums[m * R + r]);
+    WB_UNROLL for (int r = 0; r < R; r++) inner[m][r] = sum_of(sums[m * R + r]);
 }
 
 template <class T, int M>
@@ -100,9 +108,10 @@ WB_INLINE void multiply_ranks(int ranks, const T *const (&x)[M], const T *down, 
   }
 }
 
-// Adds to one tile of M rows of y, of which `width` is all of it if `whole`.
+// Adds to one tile of M rows of y, its `width` columns from `column` on; all of a tile if `whole`.
 template <class T, int M, bool whole>
-WB_INLINE void multiply_up(T *const (&y)[M], const T *up, int rank, int width, const float *const (&inner)[M]) {
+WB_INLINE void multiply_up(T *const (&y)[M], int64_t column, const T *up, int rank, int width,
+                           const float *const (&inner)[M]) {
   Vector sums[M * vectors_per_tile];
   int part[vectors_per_tile];  // how much of each vector there is
   WB_UNROLL for (int v = 0; v < vectors_per_tile; v++) {
@@ -110,8 +119,10 @@ WB_INLINE void multiply_up(T *const (&y)[M], const T *up, int rank, int width, c
     part[v] = left < 0 ? 0 : left > lanes ? lanes : left;
   }
   WB_UNROLL for (int m = 0; m < M; m++)
-    WB_UNROLL for (int v = 0; v < vectors_per_tile; v++)
-      sums[m * vectors_per_tile + v] = whole ? load(y[m] + v * lanes) : load_part(y[m] + v * lanes, part[v]);
+    WB_UNROLL for (int v = 0; v < vectors_per_tile; v++) {
+      const T *at = y[m] + column + v * lanes;
+      sums[m * vectors_per_tile + v] = whole ? load(at) : load_part(at, part[v]);
+    }
   for (int r = 0; r < rank; r++) {
     prefetch(up + r * low_rank_tile);
     WB_UNROLL for (int v = 0; v < vectors_per_tile; v++) {
@@ -123,10 +134,11 @@ WB_INLINE void multiply_up(T *const (&y)[M], const T *up, int rank, int width, c
   WB_UNROLL for (int m = 0; m < M; m++)
     WB_UNROLL for (int v = 0; v < vectors_per_tile; v++) {
       const Vector sum = sums[m * vectors_per_tile + v];
+      T *at = y[m] + column + v * lanes;
       if (whole)
-        store(y[m] + v * lanes, sum);
+        store(at, sum);
       else
-        store_part(y[m] + v * lanes, sum, part[v]);
+        store_part(at, sum, part[v]);
     }
 }
 
@@ -167,20 +179,20 @@ struct Work {
     multiply_ranks<T, M>(count, rows, at, matrices.columns, out);
   }
 
-  // Rows [row, row + width) of the part, a tile of it, of M rows from `position` on.
+  // Rows [first, last) of the part, tile by tile, of M rows from `position` on.
   template <int M>
-  void up(int position, int64_t row, int width) const {
+  void up(int position, int64_t first, int64_t last) const {
     T *rows[M];
     const float *in[M];
     WB_UNROLL for (int m = 0; m < M; m++) {
-      rows[m] = y(position + m) + row;
+      rows[m] = y(position + m);
       in[m] = inner(position + m);
     }
-    const T *at = reinterpret_cast<const T *>(part.up) + run.slot * matrices.ranks * part.rows + row * rank;
-    if (width == low_rank_tile)
-      multiply_up<T, M, true>(rows, at, rank, width, in);
-    else
-      multiply_up<T, M, false>(rows, at, rank, width, in);
+    const T *at = reinterpret_cast<const T *>(part.up) + run.slot * matrices.ranks * part.rows + first * rank;
+    int64_t row = first;
+    for (; row + low_rank_tile <= last; row += low_rank_tile, at += rank * low_rank_tile)
+      multiply_up<T, M, true>(rows, row, at, rank, low_rank_tile, in);
+    if (row < last) multiply_up<T, M, false>(rows, row, at, rank, int(last - row), in);
   }
 
   void down_block(int64_t block) const {
@@ -194,15 +206,11 @@ struct Work {
 
   void up_piece(int64_t piece) const {
     if (rank <= 0) return;
-    const int64_t step = tiles_per_piece * low_rank_tile, last = smaller(part.rows, (piece + 1) * step);
-    for (int64_t row = piece * step; row < last; row += low_rank_tile) {
-      const int width = (int)smaller(low_rank_tile, part.rows - row);
-      int position = run.begin;
-      for (; position + up_rows <= run.end; position += up_rows) up<up_rows>(position, row, width);
-      if (position + 2 <= run.end && up_rows > 2)
-        for (; position + 2 <= run.end; position += 2) up<2>(position, row, width);
-      for (; position < run.end; position++) up<1>(position, row, width);
-    }
+    const int64_t step = tiles_per_piece * low_rank_tile, first = piece * step, last = smaller(part.rows, first + step);
+    int position = run.begin;
+    for (; position + up_rows <= run.end; position += up_rows) up<up_rows>(position, first, last);
+    for (; position + 2 <= run.end; position += 2) up<2>(position, first, last);
+    if (position < run.end) up<1>(position, first, last);
   }
 };
 
