@@ -53,6 +53,7 @@ def test_only_the_command_that_is_asked_for_is_loaded() -> None:
         "weighbridge.cli.app",
         "weighbridge.cli.terminal",
         "weighbridge.errors",
+        "weighbridge.log_lines",
     }
 
 

@@ -108,8 +108,13 @@ class AnyHistory(RuleBasedStateMachine):
     def schedule(self):
         could_run = self.driver.scheduler.has_work()
         accepted = self.accepted.values()
-        others = any(one.priority < SPARE_CLASS and one.state is RequestState.RUNNING for one in accepted)
+        running = [
+            one for one in accepted if one.priority < SPARE_CLASS and one.state is RequestState.RUNNING
+        ]
         batch = self.driver.schedule()
+        others = any(
+            one.state is not RequestState.FINISHED for one in running
+        )  # whose deadline has not passed now
         assert not (others and any(piece.request.priority >= SPARE_CLASS for piece in batch.slices))
         assert batch.slices or not could_run or not self.driver.scheduler.has_work()
         self.in_flight = batch if batch.slices else None

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import FAMILIES, make_tiny
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.compute.rope import cos_sin_table
-from weighbridge.models.files.checkpoint import open_checkpoint
+from weighbridge.models.files.checkpoint import open_checkpoint, open_safetensors
 from weighbridge.models.files.hf_config import read_config
 
 SMALL = {
@@ -252,6 +252,10 @@ def test_damage_is_named(directory: Path) -> None:
         file.write_bytes(damaged)
         with pytest.raises(BadInput, match=r"not a complete safetensors file"):
             open_checkpoint(directory)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(BadInput, match=r"model\.safetensors cannot be read: Is a directory"):
+        open_safetensors(file)
 
 
 def test_odd_names_are_named(directory: Path) -> None:

@@ -229,7 +229,7 @@ async def test_a_deadline_is_kept_in_every_protocol(stream: bool) -> None:
             assert late == 504, (protocol, body)
             assert time.monotonic() - began < 3.0
             near, headers, body = await ask(
-                front, protocol, "auto", stream=stream, deadline_ms=800, placement="prefer_cloud"
+                front, protocol, "auto", stream=stream, deadline_ms=2000, placement="prefer_cloud"
             )
             assert near == 200, (protocol, body)
             assert b"t4" in body

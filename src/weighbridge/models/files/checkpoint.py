@@ -76,7 +76,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def open_safetensors(file: Path) -> Any:
-    """Return the mapped file. Raises BadInput when it is not safetensors, or is cut short."""
+    """Return the mapped file. Raises BadInput when it cannot be read, is not safetensors, or is cut short."""
+    try:
+        with open(file, "rb"):  # the library says of a file that may not be read that there is none
+            pass
+    except OSError as error:
+        raise BadInput(f"{file} cannot be read: {error.strerror}") from error
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 
-from weighbridge.errors import BadInput, UnsupportedModel, said
+from weighbridge.errors import BadInput, UnsupportedModel
+from weighbridge.models.files.checkpoint import open_safetensors
 from weighbridge.models.files.fields import Fields, shown
 from weighbridge.models.files.hf_config import read_json
 from weighbridge.models.readers.form import VectorForm
@@ -95,24 +95,21 @@ def _read(path: Path, config: EncoderConfig) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise BadInput(f"{path} has no model.safetensors")
     tensors: dict[str, torch.Tensor] = {}
-    try:
-        with safe_open(file, framework="pt") as opened:
-            names = set(opened.keys())
-            for name, shape in _needed(config):
-                own = name if name in names else _PREFIX + name
-                if own not in names or tuple(opened.get_slice(own).get_shape()) != shape:
-                    raise BadInput(
-                        f"{file} has no tensor {name!r} of shape {list(shape)}, which its configuration needs: the "
-                        "file is damaged, or the configuration is another model's"
-                    )
-                tensor = opened.get_tensor(own)
-                if tensor.dtype not in _FLOATS or not bool(tensor.isfinite().all()):
-                    raise BadInput(
-                        f"tensor {own!r} of {file} holds what are no finite floats: the file is damaged"
-                    )
-                tensors[name] = tensor.float().contiguous()
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{file} is not a complete safetensors file: {said(error)}") from error
+    with open_safetensors(file) as opened:
+        names = set(opened.keys())
+        for name, shape in _needed(config):
+            own = name if name in names else _PREFIX + name
+            if own not in names or tuple(opened.get_slice(own).get_shape()) != shape:
+                raise BadInput(
+                    f"{file} has no tensor {name!r} of shape {list(shape)}, which its configuration needs: the "
+                    "file is damaged, or the configuration is another model's"
+                )
+            tensor = opened.get_tensor(own)
+            if tensor.dtype not in _FLOATS or not bool(tensor.isfinite().all()):
+                raise BadInput(
+                    f"tensor {own!r} of {file} holds what are no finite floats: the file is damaged"
+                )
+            tensors[name] = tensor.float().contiguous()
     return tensors
 
 

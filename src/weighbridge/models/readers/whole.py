@@ -13,12 +13,10 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from weighbridge.errors import BadInput, UnsupportedModel, said
 from weighbridge.models.compute.finite import is_finite, not_finite
-from weighbridge.models.files.checkpoint import SafetensorsDirectory
+from weighbridge.models.files.checkpoint import SafetensorsDirectory, open_safetensors
 from weighbridge.models.files.fields import Fields, shown
 from weighbridge.models.files.hf_config import read_json
 from weighbridge.models.general.given import GivenFiles, configuration, with_weights, without_weights
@@ -99,10 +97,8 @@ class _Dense:
         if name not in _ACTIVATIONS:
             raise UnsupportedModel(f"{folder}: the activation {shown(name)} is not supported")
         self._activation = _ACTIVATIONS[name]
-        try:
-            tensors = load_file(self.file)
-        except (SafetensorError, OSError) as error:
-            raise BadInput(f"{self.file} is not a complete safetensors file: {said(error)}") from error
+        with open_safetensors(self.file) as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         shape = (fields.whole("out_features"), fields.whole("in_features"))
         weight, bias = tensors.get("linear.weight"), tensors.get("linear.bias")
         if (
