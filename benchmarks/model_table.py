@@ -1,6 +1,6 @@
 """What becomes of every type of model that transformers has a head for text for: exact, or refused by name.
 
-    python benchmarks/model_table.py [--write docs/measured/models.md] [TYPE ...]
+    python benchmarks/model_table.py [--write docs/measured/models.md] [--jobs N] [TYPE ...]
 
 Of each type a tiny random model is made and saved, and held against transformers in a process of its own: logits in
 float32 through chunks, and greedy tokens through the engine with prefixes found again and requests preempted. It ends
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import transformers
@@ -32,11 +33,13 @@ def main() -> int:
     )
     parser.add_argument("types", nargs="*", metavar="TYPE", help="only these")
     parser.add_argument("--write", type=Path, help="a page whose table is replaced")
+    parser.add_argument("--jobs", type=int, default=1, help="types at a time")
     options = parser.parse_args()
     verdicts = []
-    for kind in options.types or kinds():
-        verdicts.append(judged_apart(kind))
-        print(_row(verdicts[-1]), flush=True)
+    with ThreadPoolExecutor(options.jobs) as pool:  # each is judged in a process of its own
+        for verdict in pool.map(judged_apart, options.types or kinds()):
+            verdicts.append(verdict)
+            print(_row(verdict), flush=True)
     counts = Counter(verdict.status for verdict in verdicts)
     print(dict(counts))
     if options.write is not None:

@@ -5,7 +5,7 @@ Only classes of the installed transformers are used: code that a directory bring
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "
 _DEFAULT_POSITIONS = 2048
 #: Kinds of layers whose attention is over all that is before a token, or over a window of it, or that have none.
 _BY_TOKEN = frozenset(("full_attention", "sliding_attention", "attention", "mlp", "moe"))
+#: Those that may keep a state; whether they do is seen when the model is traced.
+_MAY_CARRY = frozenset(
+    ("conv", "linear_attention", "hybrid", "hybrid_sliding", "mamba", "mamba2", "recurrent")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ def describe(files: SafetensorsDirectory) -> Description:
         skeleton = _skeleton_of(model_class, config, given)
         if skeleton.get_output_embeddings() is None:
             raise UnsupportedModel("transformers does not say which of its matrices is the output")
+        _check_kinds(kind for _, kind in _other_layers(skeleton) if kind not in _MAY_CARRY)
         traced = trace(skeleton, _carries(skeleton))
         _check_carried(skeleton, traced)
     except UnsupportedModel as error:
@@ -144,13 +149,18 @@ def _carries(skeleton: Any) -> bool:
 def _check_carried(skeleton: Any, traced: Traced) -> None:
     """Refuse what is carried from token to token and not kept as `traced` saw it."""
     keeping = {shape.layer for shape in traced.states}
-    other = next((kind for layer, kind in _other_layers(skeleton) if layer not in keeping), None)
-    if other is not None:
-        raise UnsupportedModel(f"it has layers of another kind than attention ({other})")
+    _check_kinds(kind for layer, kind in _other_layers(skeleton) if layer not in keeping)
     if getattr(skeleton, "_is_stateful", False) and not keeping:
         raise UnsupportedModel("it keeps a recurrent state between tokens in a way of its own")
     if any(not any(is_within(name, carrier) for carrier in traced.carriers) for name in _convs(skeleton)):
         raise UnsupportedModel("it has convolutions over its tokens, whose state is not kept")
+
+
+def _check_kinds(others: Iterable[str]) -> None:
+    """Refuse a kind of layer that is neither attention nor keeps a state."""
+    other = next(iter(others), None)
+    if other is not None:
+        raise UnsupportedModel(f"it has layers of another kind than attention ({other})")
 
 
 def _other_layers(skeleton: Any) -> Iterator[tuple[int, str]]:
