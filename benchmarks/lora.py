@@ -32,7 +32,7 @@ from weighbridge.engine.request import SamplingParams
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.models.adapters.named import NamedAdapter
 from weighbridge.models.adapters.peft_file import MatrixShape
-from weighbridge.models.any_model import open_model
+from weighbridge.models.any_model import OpenedModel, open_model
 from weighbridge.models.catalogue.store import resolve
 from weighbridge.models.compute.decoder import Decoder
 
@@ -125,6 +125,12 @@ async def rounds(
         )
 
 
+def targeted(opened: OpenedModel, targets: str) -> dict[str, MatrixShape]:
+    """The matrices that adapters on `targets`, attention or all, add to."""
+    every = targets == "all"
+    return {n: shape for n, shape in opened.adaptable().items() if every or n.rpartition(".")[2] in ATTENTION}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -142,11 +148,7 @@ def main() -> None:
     parser.add_argument("--quantize", default="auto")
     args = parser.parse_args()
     path = resolve(args.model)
-    modules = {
-        name: shape
-        for name, shape in open_model(path).adaptable().items()
-        if args.targets == "all" or name.rpartition(".")[2] in ATTENTION
-    }
+    modules = targeted(open_model(path), args.targets)
     settings = {
         "dtype": args.dtype,
         "quantize": args.quantize,

@@ -15,6 +15,7 @@ import time
 import numpy as np
 import torch
 
+from lora import targeted
 from weighbridge.models.adapters.shelf import AdapterShelf, ShelfSize
 from weighbridge.models.any_model import open_model
 from weighbridge.models.catalogue.store import resolve
@@ -24,7 +25,6 @@ from weighbridge.models.compute.kernels.api import BatchLayout
 from weighbridge.models.compute.low_rank import NO_SLOT
 from weighbridge.models.keeping import Quantize
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj")
 #: Tokens before the one that is computed, and blocks of the cache for them.
 CONTEXT, BLOCK, BLOCKS = 64, 16, 5
 
@@ -87,11 +87,7 @@ def main() -> None:
     opened = open_model(resolve(args.model))
     decoder = opened.load(torch.bfloat16, Quantize.AUTO, max_model_len=1024, report=None, expert_cache=None)
     base = decoder.weights.nbytes if isinstance(decoder, Decoder) else 0
-    modules = {
-        name: shape
-        for name, shape in opened.adaptable().items()
-        if args.targets == "all" or name.rpartition(".")[2] in ATTENTION
-    }
+    modules = targeted(opened, args.targets)
     shelf = opened.adapt(decoder, ShelfSize(args.adapters, args.rank, modules))
     fill(shelf, args.rank, decoder.dtype)
     print(

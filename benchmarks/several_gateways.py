@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from fleet_policies import COST
+from weighbridge.fleet.pool import BLOCK_SIZE
 from weighbridge.simulator.fleet import SimulatedEngine, SimulatedFleet, SimulatedReplicaSpec, Simulation
 from weighbridge.simulator.sharing import AS_LIVE, UNAWARE, SharedSimulation, SharingPace
 from weighbridge.workload.synthetic import Synthetic
@@ -41,8 +42,6 @@ MIXES = {
     "shared_prefix": "shared_prefix:prefixes=200,prefix=1536,prompt=lognormal:200:0.7,output=lognormal:120:0.7",
     "sessions": "sessions:turns=5,think=3,prompt=lognormal:300:0.7,output=lognormal:150:0.7",
 }
-#: Tokens of a block in the gateway's own account of caches (`fleet.pool.BLOCK_SIZE`).
-BLOCK = 64
 WARM_UP = 0.2
 #: Replicas by which it is measured how much one does, and requests for each.
 FEW, FOR_EACH = 8, 150
@@ -64,7 +63,7 @@ class Job:
 def fleet(mix: str, replicas: int, *, learns: bool = False) -> SimulatedFleet:
     shares = mix != "plain"  # elsewhere a cache would find nothing: save the time
     engine = SimulatedEngine(
-        kv_tokens=200_000, max_sequences=96, enable_prefix_cache=shares, tokens_per_block=BLOCK
+        kv_tokens=200_000, max_sequences=96, enable_prefix_cache=shares, tokens_per_block=BLOCK_SIZE
     )
     one = SimulatedReplicaSpec(cost=COST, settings=engine.settings(), tells_speed=not learns)
     return SimulatedFleet(replicas=(one,) * replicas, prefix_index=shares)

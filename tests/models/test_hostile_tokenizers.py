@@ -23,17 +23,6 @@ from weighbridge.models.text.tokenizer import MAX_VOCABULARY, load_tokenizer
 Json = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny("llama", tmp_path_factory.mktemp("tiny") / "llama", num_hidden_layers=1)
-
-
-@pytest.fixture(scope="module")
-def parsed(whole: Path) -> Json:
-    fields: Json = json.loads((whole / "tokenizer.json").read_text())
-    return fields
-
-
 def one_sentence(error: BaseException) -> None:
     assert len(str(error)) < 600
     assert "\n" not in str(error)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 
+from tests.models.instruction_sets import each_lower_isa, pass_under
 from weighbridge.errors import BadInput
-from weighbridge.models.compute.kernels.native_kernels import supported_isas
 from weighbridge.models.compute.linear import DenseLinear, make_linear
 from weighbridge.models.compute.linear_hybrid import MANY_FROM, HybridLinear, hybrid_linear
 from weighbridge.models.compute.linear_packed import (
@@ -310,11 +306,6 @@ def test_without_kernels_a_matrix_is_kept_once(monkeypatch: pytest.MonkeyPatch) 
 
 
 @needs_kernels
-@pytest.mark.parametrize("isa", [isa for isa in supported_isas() if isa != supported_isas()[-1]])
+@each_lower_isa
 def test_every_instruction_set_passes_the_same_tests(isa: str) -> None:
-    if os.environ.get("WEIGHBRIDGE_KERNELS"):
-        pytest.skip("already running under a chosen instruction set")
-    environment = {**os.environ, "WEIGHBRIDGE_KERNELS": isa}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "integer_arithmetic or integers"]
-    outcome = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
-    assert outcome.returncode == 0, outcome.stdout[-3000:]
+    pass_under(isa, __file__, "integer_arithmetic or integers")

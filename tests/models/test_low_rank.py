@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -18,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.models.instruction_sets import each_lower_isa, pass_under
 from tests.models.test_fused_forward import BLOCK, BLOCKS_EACH, layout
 from tests.tiny import make_tiny
 from weighbridge.models.adapters.shelf import AdapterShelf, ShelfSize
@@ -34,10 +32,6 @@ ERRORS = {torch.float32: 2e-6, torch.bfloat16: 2**-8 if kernels_available() else
 
 def native() -> Any:
     return importlib.import_module("weighbridge.models.compute.kernels._native")
-
-
-def supported_isas() -> list[str]:
-    return native().supported_isas() if kernels_available() else []
 
 
 @dataclass(frozen=True)
@@ -302,20 +296,6 @@ def test_the_pass_refuses_adapters_of_another_shape_or_batch(tmp_path: Path) -> 
 @needs_kernels
 @pytest.mark.proof
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("isa", [isa for isa in supported_isas() if isa != supported_isas()[-1]])
+@each_lower_isa
 def test_every_instruction_set_passes_the_same_tests(isa: str) -> None:
-    if os.environ.get("WEIGHBRIDGE_KERNELS"):
-        pytest.skip("already running under a chosen instruction set")
-    environment = {**os.environ, "WEIGHBRIDGE_KERNELS": isa}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        __file__,
-        "-k",
-        "sum_of_its_rows or threads or to_the_bit",
-    ]
-    outcome = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert outcome.returncode == 0, outcome.stdout[-3000:]
+    pass_under(isa, __file__, "sum_of_its_rows or threads or to_the_bit", seconds=500)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import gguf
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +11,7 @@ from gguf import GGMLQuantizationType as Kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weighbridge.models.compute.kernels.native_kernels import supported_isas
+from tests.models.instruction_sets import each_lower_isa, pass_under
 from weighbridge.models.compute.kernels.pages import WeightMemory
 from weighbridge.models.compute.linear_packed import PackedLinear, kernels_available
 from weighbridge.models.compute.packed_forms import FORM_OF, Form
@@ -202,23 +198,9 @@ def test_a_scale_that_is_no_number_is_found(kind: Kind, bad: float) -> None:
         assert caught.value.index == 1
 
 
-@pytest.mark.parametrize("isa", [isa for isa in supported_isas() if isa != supported_isas()[-1]])
+@each_lower_isa
 def test_every_instruction_set_multiplies_the_same(isa: str) -> None:
-    if os.environ.get("WEIGHBRIDGE_KERNELS"):
-        pytest.skip("already running under a chosen instruction set")
-    environment = {**os.environ, "WEIGHBRIDGE_KERNELS": isa}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        __file__,
-        "-k",
-        "products or extreme or different or stand",
-    ]
-    outcome = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
-    assert outcome.returncode == 0, outcome.stdout[-3000:]
+    pass_under(isa, __file__, "products or extreme or different or stand")
 
 
 def test_matrices_lie_side_by_side_and_apart() -> None:

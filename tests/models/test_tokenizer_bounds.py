@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import tokenizers
 
-from tests.tiny import make_tiny
 from weighbridge.engine.guidance.factory import GuideFactory
 from weighbridge.engine.request import Guide
 from weighbridge.errors import BadInput, UnsupportedModel
@@ -102,17 +101,6 @@ def test_what_is_called_linear_is_quick_on_long_runs_of_everything(pattern: str)
             began = time.thread_time()
             cut(piece * (LONG // len(piece)) + end)
             assert time.thread_time() - began < BOUND_S, (piece, end)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny("llama", tmp_path_factory.mktemp("tiny") / "llama", num_hidden_layers=1)
-
-
-@pytest.fixture(scope="module")
-def parsed(whole: Path) -> Json:
-    fields: Json = json.loads((whole / "tokenizer.json").read_text())
-    return fields
 
 
 def split(*patterns: str) -> Json:

@@ -68,11 +68,17 @@ def agreed(fronts: list[Front], wanted: dict[str, bool]) -> Callable[[], bool]:
     return lambda: all(standing(front) == wanted for front in fronts)
 
 
-async def test_what_is_changed_at_one_is_so_at_all_and_after_restarts(redis: Server, prefix: str) -> None:
+@asynccontextmanager
+async def two_of_three_named(redis: Server, prefix: str) -> AsyncIterator[tuple[str, Backend]]:
+    """Serve three; return the text of a file that names the first and the third, and the second."""
     await redis.ready()
     first, second, third = Backend("first"), Backend("second"), Backend("third")
     async with all_served((first, second, third)):
-        text = configuration(redis, prefix, [entry(first), entry(third)])
+        yield configuration(redis, prefix, [entry(first), entry(third)]), second
+
+
+async def test_what_is_changed_at_one_is_so_at_all_and_after_restarts(redis: Server, prefix: str) -> None:
+    async with two_of_three_named(redis, prefix) as (text, second):
         async with gateways(2, text) as (a, b):
             assert (await add(a, second))[0] == 201
             await until(agreed([a, b], {"first": False, "second": False, "third": False}))
@@ -236,31 +242,25 @@ async def kept_are(front: Front, prefix: str, wanted: set[str]) -> None:
 
 async def test_a_removal_is_a_files_or_ends_with_time(redis: Server, prefix: str) -> None:
     """Whoever added a replica and removed it has nothing that brings it back; a file has."""
-    await redis.ready()
-    first, second, third = Backend("first"), Backend("second"), Backend("third")
-    async with all_served((first, second, third)):
-        text = configuration(redis, prefix, [entry(first), entry(third)])
-        async with gateways(2, text) as (a, b):
-            assert (await add(a, second))[0] == 201
-            await until(agreed([a, b], {"first": False, "second": False, "third": False}))
-            assert (await change(b, "DELETE", "/admin/replicas/second"))[0] == 200
-            assert (await change(b, "DELETE", "/admin/replicas/third"))[0] == 200
-            await until(agreed([a, b], {"first": False}))
-            known = [service_peers(one).members.roster for one in (a, b)]  # type: ignore[union-attr]
-            await until(lambda: all({"second", "third"} <= one.all().keys() for one in known))
-            assert [one.all()["second"].is_a_files for one in known] == [False, False]
-            assert [one.all()["third"].is_a_files for one in known] == [True, True]
-            long_ago = removed_long_ago("gone", entry={"url": second.url}), removed_long_ago("gone-of-a-file")
-            for record in long_ago:
-                assert [one.take(record) for one in known] == [True, True]
-                await service_peers(a).board.put(record, None)
-            await kept_are(a, prefix, {"second", "third", "gone-of-a-file"})
-            await until(lambda: not any("gone" in one.all() for one in known))
-            assert (await add(b, Backend("another", url=second.url)))[
-                0
-            ] == 201  # all is read and written again
-            await until(agreed([a, b], {"first": False, "another": False}))
-            await kept_are(a, prefix, {"second", "third", "gone-of-a-file", "another"})
+    async with two_of_three_named(redis, prefix) as (text, second), gateways(2, text) as (a, b):
+        assert (await add(a, second))[0] == 201
+        await until(agreed([a, b], {"first": False, "second": False, "third": False}))
+        assert (await change(b, "DELETE", "/admin/replicas/second"))[0] == 200
+        assert (await change(b, "DELETE", "/admin/replicas/third"))[0] == 200
+        await until(agreed([a, b], {"first": False}))
+        known = [service_peers(one).members.roster for one in (a, b)]  # type: ignore[union-attr]
+        await until(lambda: all({"second", "third"} <= one.all().keys() for one in known))
+        assert [one.all()["second"].is_a_files for one in known] == [False, False]
+        assert [one.all()["third"].is_a_files for one in known] == [True, True]
+        long_ago = removed_long_ago("gone", entry={"url": second.url}), removed_long_ago("gone-of-a-file")
+        for record in long_ago:
+            assert [one.take(record) for one in known] == [True, True]
+            await service_peers(a).board.put(record, None)
+        await kept_are(a, prefix, {"second", "third", "gone-of-a-file"})
+        await until(lambda: not any("gone" in one.all() for one in known))
+        assert (await add(b, Backend("another", url=second.url)))[0] == 201  # all is read and written again
+        await until(agreed([a, b], {"first": False, "another": False}))
+        await kept_are(a, prefix, {"second", "third", "gone-of-a-file", "another"})
 
 
 async def test_what_was_added_and_is_in_a_file_stays_removed(redis: Server, prefix: str) -> None:

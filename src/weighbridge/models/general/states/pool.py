@@ -79,10 +79,8 @@ class StatePool:
         """
         if layout.state_slots is None:
             raise ValueError("this model keeps states: the batch does not say which are whose")
-        counts = np.diff(layout.query_starts)
-        starts = layout.context_lens - counts
-        read, written = self._copies(layout.state_slots, starts)
-        together = (counts == 1) & (read != _NOTHING) & (written != _NOTHING)
+        read, written = self._copies(layout.state_slots, _starts(layout))
+        together = (np.diff(layout.query_starts) == 1) & (read != _NOTHING)
         found = []
         if together.any():
             rows = torch.from_numpy(layout.query_starts[:-1][together].astype(np.int64))
@@ -101,7 +99,7 @@ class StatePool:
         assert layout.state_slots is not None
         kept = layout.state_slots != NO_STATE
         slots = layout.state_slots[kept]
-        starts = (layout.context_lens - np.diff(layout.query_starts))[kept]
+        starts = _starts(layout)[kept]
         copies = self._written(slots, starts)
         self._absorbed[1 - copies, slots] = np.where(starts == 0, _NOTHING, self._absorbed[1 - copies, slots])
         self._absorbed[copies, slots] = layout.context_lens[kept]
@@ -110,17 +108,17 @@ class StatePool:
     def _copies(self, slots: Int32, starts: Int32) -> tuple[np.ndarray, np.ndarray]:
         """Return which copies the sequences read and write, counted through all slots."""
         read, written = np.full(len(slots), _NOTHING), np.full(len(slots), _NOTHING)
-        kept = slots != NO_STATE
+        kept = np.flatnonzero(slots != NO_STATE)
         target = self._written(slots[kept], starts[kept])
         written[kept] = target * self._slots + slots[kept]
-        goes_on = kept & (starts > 0)
-        source = 1 - self._written(slots[goes_on], starts[goes_on])
-        absorbed = self._absorbed[source, slots[goes_on]]
-        if (absorbed != starts[goes_on]).any():
+        goes_on = starts[kept] > 0
+        kept, source = kept[goes_on], 1 - target[goes_on]
+        absorbed = self._absorbed[source, slots[kept]]
+        if (absorbed != starts[kept]).any():
             raise ValueError(
-                f"states of {absorbed.tolist()} tokens do not go on at positions {starts[goes_on].tolist()}"
+                f"states of {absorbed.tolist()} tokens do not go on at positions {starts[kept].tolist()}"
             )
-        read[goes_on] = source * self._slots + slots[goes_on]
+        read[kept] = source * self._slots + slots[kept]
         return read, written
 
     def _written(self, slots: Int32, starts: Int32) -> np.ndarray:
@@ -131,3 +129,8 @@ class StatePool:
 
 def _of(copy: np.integer) -> torch.Tensor | None:
     return None if copy == _NOTHING else torch.tensor([int(copy)])
+
+
+def _starts(layout: BatchLayout) -> Int32:
+    """Where the sequences of a batch go on."""
+    return layout.context_lens - np.diff(layout.query_starts)
