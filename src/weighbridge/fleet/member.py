@@ -101,7 +101,7 @@ class Member:
         """Usable, and with room for this one. Asked of every replica for every request, so it is written flat."""
         if not self.heard or self.draining or now < self.held_until or now < self.fault_until:
             return False
-        if self.abilities.lacks(arrival.needs, now):
+        if arrival.needs and self.abilities.lacks(arrival.needs, now):
             return False
         if self.breaker.open_until is not None and not self.breaker.allows(now):
             return False

@@ -212,6 +212,25 @@ class ToldSpeed:
 class Experience:
     """Follows one replica. Told of everything by `OwnLoad`, in order of time."""
 
+    __slots__ = (
+        "_area",
+        "_at",
+        "_before_end",
+        "_last_end",
+        "_pairs",
+        "_pending",
+        "_prompts",
+        "_seen_until",
+        "_streams",
+        "_usual_prompt",
+        "heard",
+        "last_first",
+        "score",
+        "seats",
+        "speed",
+        "trust",
+    )
+
     def __init__(self, now: float) -> None:
         self.speed = SpeedLearner()
         self.seats = ServedAtOnce()

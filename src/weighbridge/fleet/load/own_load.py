@@ -37,6 +37,35 @@ class OwnLoad:
     `remaining_output` expected; `kv_tokens` held now or promised to prompts in flight.
     """
 
+    __slots__ = (
+        "_advanced_at",
+        "_in_flight",
+        "_line_begun",
+        "_line_due",
+        "_line_stands",
+        "_line_width",
+        "_prefilling",
+        "_silent",
+        "_told",
+        "_typical_prompt",
+        "capacity",
+        "context_tokens",
+        "decoding",
+        "experience",
+        "index",
+        "kv",
+        "kv_tokens",
+        "line_work",
+        "name",
+        "pace",
+        "prefill_seconds",
+        "remaining_output",
+        "sequences",
+        "step_cost",
+        "stretch",
+        "uncomputed_tokens",
+    )
+
     def __init__(self, name: str, capacity: Capacity, index: PrefixIndex | None, now: float) -> None:
         self.name = name
         self.index = index

@@ -29,6 +29,9 @@ from weighbridge.fleet.load.prefix_tree import BlockRun, Holding, PrefixTree, Pr
 Step = tuple[BlockRun, int, int]
 #: Blocks remembered of a replica whose cache size is not known.
 DEFAULT_BLOCKS = 8192
+#: Replicas of a group that are looked through at once: numbers of a thousand bits are slow to reckon with.
+_PIECE_BITS = 30
+_PIECE = (1 << _PIECE_BITS) - 1
 
 
 class _Held:
@@ -119,7 +122,7 @@ class PrefixIndex:
     def __init__(self) -> None:
         self._tree = PrefixTree()
         self._held: dict[str, _Held] = {}
-        self._names: dict[int, str] = {}  # bit -> replica
+        self._names: list[str] = []  # by the number of their bit; empty where nobody has it
         self._memo: tuple[Sequence[Digest], dict[str, int]] | None = None
         self._walked: tuple[Sequence[Digest], list[Step]] | None = None
         #: Hears which prompt was sent where; None: nobody does.
@@ -134,11 +137,11 @@ class PrefixIndex:
             self._evict(held)
             self._memo = self._walked = None
             return
-        bit = 1
-        while bit in self._names:
-            bit <<= 1
-        self._names[bit] = name
-        self._held[name] = _Held(bit, capacity)
+        if "" not in self._names:
+            self._names.append("")
+        number = self._names.index("")
+        self._names[number] = name
+        self._held[name] = _Held(1 << number, capacity)
 
     def remove_replica(self, name: str) -> None:
         """The replica is gone, or lost its cache: nothing it held counts any more."""
@@ -148,7 +151,7 @@ class PrefixIndex:
         for holding in held:
             if holding.run is not None:
                 self._keep(held, holding, holding.run, 0)
-        del self._names[held.bit]
+        self._names[held.bit.bit_length() - 1] = ""
         self._memo = self._walked = None
 
     def blocks(self, name: str) -> int:
@@ -210,12 +213,18 @@ class PrefixIndex:
 
     def _take(self, group: int, most: int, turn: int, names: list[str]) -> None:
         """Add the names of `group` until there are `most`, beginning at a place that `turn` says."""
-        behind = group >> (turn % group.bit_length()) << (turn % group.bit_length()) if group else 0
-        for part in (behind, group ^ behind):
+        if not group:
+            return
+        begin = turn % group.bit_length()
+        behind = group >> begin
+        for part, at in ((behind, begin), (group ^ (behind << begin), 0)):
             while part and len(names) < most:
-                bit = part & -part
-                names.append(self._names[bit])
-                part ^= bit
+                piece, part = part & _PIECE, part >> _PIECE_BITS
+                while piece and len(names) < most:
+                    bit = piece & -piece
+                    names.append(self._names[at + bit.bit_length() - 1])
+                    piece ^= bit
+                at += _PIECE_BITS
 
     def _walk(self, chain: Sequence[Digest]) -> list[Step]:
         """The runs of `chain`, found once however often it is asked for."""
@@ -233,7 +242,7 @@ class PrefixIndex:
 
     def _end(self, bit: int, chain: Sequence[Digest], end: int, found: dict[str, int]) -> None:
         """The replica of `bit` holds `chain[:end]`, and perhaps the output behind."""
-        name = self._names[bit]
+        name = self._names[bit.bit_length() - 1]
         if end < len(chain):
             end = min(end + self._held[name].answered(chain[end - 1]), len(chain))
         found[name] = end

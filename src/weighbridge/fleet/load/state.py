@@ -25,6 +25,18 @@ DEFAULT_REPORT_PERIOD = 1.0
 class ReplicaState(OwnLoad):
     """Load and standing of one replica, as policies see it."""
 
+    __slots__ = (
+        "_report_period",
+        "_reported_at",
+        "draining",
+        "healthy",
+        "max_line",
+        "others",
+        "slow_start",
+        "started_at",
+        "tells_draining",
+    )
+
     def __init__(
         self,
         name: str,
@@ -67,15 +79,20 @@ class ReplicaState(OwnLoad):
         Who finds most of its prompt cached here may line up regardless: waiting costs less than computing it
         elsewhere.
         """
-        if not self.open_to(arrival):
+        if not self.healthy or self.draining or self.tells_draining:
+            return False  # `open_to`, written flat
+        capacity = self.capacity
+        pool = capacity.kv_tokens
+        if (pool is not None or capacity.max_model_len is not None) and not self.fits(arrival):
             return False
         others: float = self.others.queued_requests
         if others:
             others *= self._freshness(now)
         if not self._in_flight and not others:
             return True
-        weight, pool = arrival.weight, self.capacity.kv_tokens
-        if self.sequences + others + weight.choices > self.capacity.max_sequences * self.warmth(now):
+        weight = arrival.weight
+        seats = capacity.max_sequences * self.warmth(now) if self.slow_start else capacity.max_sequences
+        if self.sequences + others + weight.choices > seats:
             return False
         if pool is not None and self.kv_tokens + self._others_kv(now) + weight.prompt_tokens > pool:
             return False
@@ -190,24 +207,22 @@ class ReplicaState(OwnLoad):
 
         None while the replica's speed is not known.
         """
-        clear = self._clear_seconds(fresh, cached, now)
-        if clear is None:
-            return None
-        seconds = clear + self.held_up_seconds(now, clear)
-        return seconds / self.warmth(now) if self.slow_start else seconds
+        expected = self.expected_first(fresh, cached, now)
+        return None if expected is None else expected.first
 
     def expected_first(self, fresh: int, cached: int, now: float) -> ExpectedFirst | None:
         """The same, and how much of it would be left if nothing held the replica up."""
-        clear = self._clear_seconds(fresh, cached, now)
-        if clear is None:
+        cost = self.step_cost
+        if cost is None:
             return None
-        first = clear + self.held_up_seconds(now, clear)
-        if now - self.started_at < self.slow_start:
+        clear = self._clear_seconds(cost, fresh, cached, now)
+        first = clear + self._held_up_seconds(cost, now, clear)
+        if self.slow_start and now - self.started_at < self.slow_start:
             warmth = self.warmth(now)
             return ExpectedFirst(first / warmth, clear / warmth)
         return ExpectedFirst(first, clear)
 
-    def _clear_seconds(self, fresh: int, cached: int, now: float) -> float | None:
+    def _clear_seconds(self, cost: StepCost, fresh: int, cached: int, now: float) -> float:
         """Predicted seconds to a first token but for what holds all of the replica up.
 
         The prompts in line and its own are computed in iterations filled up to `max_batch_tokens`, each of
@@ -215,9 +230,7 @@ class ReplicaState(OwnLoad):
         pool is short, the missing share has to be given back by those that run; what they will grow beyond
         the pool is computed twice.
         """
-        cost, capacity = self.step_cost, self.capacity
-        if cost is None:
-            return None
+        capacity = self.capacity
         if self._advanced_at < now:
             self.advance(now)
         streams: float = self.decoding
@@ -246,17 +259,17 @@ class ReplicaState(OwnLoad):
                 seconds += self._short_of_memory(used, fresh + cached, pool, step, cost.per_token)
         return seconds
 
-    def held_up_seconds(self, now: float, clear: float) -> float:
+    def _held_up_seconds(self, cost: StepCost, now: float, clear: float) -> float:
         """Predicted seconds beyond the `clear` ones: for want of a seat, because it has become slower, or is silent.
 
         Where it serves fewer at a time than are there, as many have to end before. One of which nothing is told serves
         no more than one more than it was seen to; one that lets somebody wait for longer than explains itself, no more
         than now. A silence beyond what explains itself is expected to last as long again.
         """
-        cost, experience = self.step_cost, self.experience
+        experience = self.experience
         believed = self._told is not None and not experience.trust.doubted  # `believed`, written flat
         seconds = 0.0 if believed else experience.speed.answer
-        if cost is None or not self.sequences:
+        if not self.sequences:
             return seconds
         learned = experience.seats
         seats = learned.count if believed else learned.expected
@@ -264,7 +277,9 @@ class ReplicaState(OwnLoad):
             seconds += self._overdue_seconds(seats, cost, now, clear)
         elif seats is not None:
             seconds += self._seat_seconds(seats, cost, now)
-        return seconds + self._silence(cost, now)
+        if now - experience.heard > 4.0 * cost.overhead:  # the least that a silence that is noticed comes to
+            seconds += self._silence(cost, now)
+        return seconds
 
     def _seat_seconds(self, seats: int, cost: StepCost, now: float) -> float:
         """Seconds until a seat is free for one more."""
@@ -291,8 +306,6 @@ class ReplicaState(OwnLoad):
     def _silence(self, cost: StepCost, now: float) -> float:
         """Seconds for which nothing has come from it beyond those it may take to the next sign."""
         gap = now - self.experience.heard
-        if gap <= 4.0 * cost.overhead:  # the least that the next line can come to
-            return 0.0
         due = 4.0 * cost.decode_seconds(self.sequences, self.context_tokens)
         if gap <= due:
             return 0.0

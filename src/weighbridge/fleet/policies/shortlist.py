@@ -102,13 +102,14 @@ class Shortlist(Generic[One]):
         """Look at a replica anew, since something happened there."""
         member = self._members[name]
         state = member.state
-        usable = member.usable(now) and state.healthy
+        has_room = member.accepts(_SMALLEST, now)
+        usable = has_room or (member.usable(now) and state.healthy)
         if usable and not state.speed_known:
             self._unknown.add(name)
         else:
             self._unknown.discard(name)
         self._forget_streams(name)
-        if usable and member.accepts(_SMALLEST, now):
+        if has_room:
             self._full.discard(name)
             self._room.set(name, self._cost(state, 1, now))
             self._long.set(name, self._cost(state, LONG, now))
