@@ -19,6 +19,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ from redis.asyncio import Redis
 from weighbridge.fleet.limits.periods import calendar
 from weighbridge.fleet.limits.shared import SharedLimits
 from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
-from weighbridge.fleet.peers.board import LARGEST_NEWS, Board
+from weighbridge.fleet.peers.board import LARGEST_NEWS, PAGE, Board
 from weighbridge.fleet.peers.records import MemberRecord, Rest
-from weighbridge.fleet.peers.seal import Seal
+from weighbridge.fleet.peers.tenant_records import KeyRecord, name_of_key
 from weighbridge.secret import Secret
 
 KEY = b"k" * 32
@@ -84,10 +85,7 @@ async def looks(server: Server, gateways: int, members: int, count: int) -> list
     """A look where nothing has changed, where all members are read, and with news of the largest size."""
     client = Redis.from_url(server.url)
     await client.flushall()
-    boards = [
-        Board(Secret(server.url), "bench", f"g{n}", Seal(KEY, "members"), 30.0, "shared")
-        for n in range(gateways)
-    ]
+    boards = [Board(Secret(server.url), "bench", f"g{n}", KEY, 30.0, "shared") for n in range(gateways)]
     for number in range(members):
         await boards[0].put(record(number), None)
     counts = [(await board.look("")).count for board in boards]
@@ -120,6 +118,60 @@ async def looks(server: Server, gateways: int, members: int, count: int) -> list
                 "gateways": gateways,
                 "members": members,
                 **await spent(client, work, max(times, 1)),
+            }
+        )
+    for board in boards:
+        await board.close()
+    await client.aclose()
+    return rows
+
+
+def tenant_record(number: int) -> KeyRecord:
+    digest = sha256(b"%d" % number).hexdigest()
+    by = "operator at 10.0.0.9, gateway gateway-1-0123abcd"
+    return KeyRecord(
+        name=name_of_key(digest),
+        version=1,
+        at=1e9,
+        by=by,
+        tenant=f"tenant-{number}",
+        digest=digest,
+        expires=2e9,
+    )
+
+
+async def tenants(server: Server, gateways: int, known: int, count: int) -> list[dict[str, Any]]:
+    """Looks where so many keys are known: nothing is new, one was changed, and as many are read as one look brings."""
+    client = Redis.from_url(server.url)
+    await client.flushall()
+    boards = [Board(Secret(server.url), "bench", f"g{n}", KEY, 30.0, "shared") for n in range(gateways)]
+    for number in range(known):
+        await boards[0].put(tenant_record(number), None)
+    seen = await boards[0].look("")
+    while seen.tenants.more:
+        seen = await boards[0].look(seen.count, tenants_known=seen.tenants.place)
+    members, (seed, upto) = seen.count, seen.tenants.place
+    for board in boards:
+        await board.look(members, tenants_known=(seed, upto))
+    rows = []
+    for name, behind in (
+        ("look, tenants known", 0),
+        ("look, one key changed", 1),
+        ("look, a page of keys", PAGE),
+    ):
+
+        async def work(behind: int = behind) -> None:
+            for _ in range(count):
+                for board in boards:
+                    got = await board.look(members, tenants_known=(seed, max(upto - behind, 0)))
+                    assert len(got.tenants.records) == behind
+
+        rows.append(
+            {
+                "what": name,
+                "gateways": gateways,
+                "keys": known,
+                **await spent(client, work, count * gateways),
             }
         )
     for board in boards:
@@ -172,6 +224,8 @@ async def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         for members in options.members:
             for gateways in options.gateways:
                 rows += await looks(server, gateways, members, options.looks)
+        for gateways in options.gateways:
+            rows += await tenants(server, gateways, options.tenants, options.looks)
         for open_requests in (1, 100, 1000):
             rows.append(await reservations(server, open_requests, 500))
         return rows
@@ -189,6 +243,9 @@ def main() -> None:
     )
     parser.add_argument("--gateways", type=numbers, default=[1, 2, 5, 10, 20])
     parser.add_argument("--members", type=numbers, default=[0, 100, 1600])
+    parser.add_argument(
+        "--tenants", type=int, default=9000, help="keys that gateways have told each other of"
+    )
     parser.add_argument("--looks", type=int, default=200)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -20,16 +20,10 @@ from typer.testing import CliRunner
 from tests.fleet.backends import Backend, Front, all_served, fleet
 from weighbridge.cli.app import app
 from weighbridge.errors import BadInput
+from weighbridge.fleet.limits.stated import in_words, limits_of, written
 from weighbridge.fleet.limits.tenant import TenantLimits
 from weighbridge.server.gateway.changes import ChangeLog, FleetAct, FleetChange, read_changes
-from weighbridge.server.gateway.tenants import (
-    MadeKey,
-    TenantAct,
-    TenantChange,
-    in_words,
-    limits_of,
-    written,
-)
+from weighbridge.server.gateway.tenants import MadeKey, TenantAct, TenantChange
 
 ADMIN, ANN = "a-long-key-of-the-operator", "a-long-key-of-ann-alone"
 OPERATOR = {"authorization": f"Bearer {ADMIN}"}
@@ -330,6 +324,7 @@ def changes(draw: st.DrawFn) -> TenantChange:
         told["key"] = draw(_KEYS)
     if act is TenantAct.SET_LIMITS:
         told = {"limits": written(draw(_LIMITS)), "configured": draw(st.none() | _LIMITS.map(written))}
+        told["version"] = draw(st.none() | st.integers(1, 9))
     return TenantChange(1.0, "somebody", act, tenant, "before", "after", **told)
 
 

@@ -16,7 +16,8 @@ from tests.fleet.backends import Backend, Front, all_served, fleet, until
 from tests.fleet.peers.known import PEERS
 from tests.fleet.redis_server import Server, needs_redis
 from weighbridge.fleet.peers.peers import Peers
-from weighbridge.fleet.peers.records import CLOCKS_APART, REMOVED_KEPT, MemberRecord, Rest
+from weighbridge.fleet.peers.records import MemberRecord, Rest
+from weighbridge.fleet.peers.registers import CLOCKS_APART, REMOVED_KEPT
 
 pytest.importorskip("redis", reason="the extra `redis` is not installed")
 pytestmark = [needs_redis, pytest.mark.usefixtures("quick", "known_peers")]

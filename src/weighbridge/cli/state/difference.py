@@ -16,8 +16,9 @@ from weighbridge.cli.options import JsonOutput, options
 from weighbridge.cli.terminal import outside, print_json
 from weighbridge.fleet.config.difference import expanded
 from weighbridge.fleet.config.spec import FleetSpec
+from weighbridge.fleet.limits.stated import in_words, limits_of, written
 from weighbridge.routes.config import load_configuration
-from weighbridge.server.gateway.tenants import in_words, key_id, limits_of, written
+from weighbridge.server.gateway.tenants import key_id
 from weighbridge.wire.keys import digest_of
 
 

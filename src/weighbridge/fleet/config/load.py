@@ -125,6 +125,7 @@ def _shared(root: Section) -> tuple[SharedLimitsSpec | None, PeersSpec | None]:
         timeout,
         name,
         members=section.flag("members", True),
+        tenants=section.flag("tenants", True),
         learned=section.flag("learned", True),
         streams=_bytes(section, "streams", 0),
     )

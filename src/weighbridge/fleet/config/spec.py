@@ -70,6 +70,7 @@ class PeersSpec:
     timeout: float = 0.25
     name: str | None = None
     members: bool = True  # replicas that were added, drained or removed at run time
+    tenants: bool = True  # keys that were made or revoked, and limits that were set, at run time
     learned: bool = True  # how quick replicas are, and what their prefix caches hold
     streams: int = 0  # bytes in Redis for streams that can be picked up at another gateway; 0: none are
 

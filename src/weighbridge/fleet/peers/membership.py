@@ -18,7 +18,8 @@ from weighbridge.fleet.config.difference import expanded
 from weighbridge.fleet.config.replica import replica_from_json
 from weighbridge.fleet.config.spec import ReplicaSpec
 from weighbridge.fleet.gateway import Gateway
-from weighbridge.fleet.peers.records import MemberRecord, Rest, Roster
+from weighbridge.fleet.peers.records import MemberRecord, Rest
+from weighbridge.fleet.peers.registers import Roster
 from weighbridge.fleet.pool import Pool
 
 log = logging.getLogger("weighbridge.fleet")
@@ -35,7 +36,7 @@ def is_shared(spec: ReplicaSpec) -> bool:
 class SharedMembers:
     """The records that hold, and the replicas of one gateway held to them."""
 
-    def __init__(self, gateway: Gateway, roster: Roster) -> None:
+    def __init__(self, gateway: Gateway, roster: Roster[MemberRecord]) -> None:
         self.roster = roster
         self._gateway = gateway
         self._entries: dict[str, dict[str, Any]] = {}  # of replicas that are here by a record

@@ -25,22 +25,21 @@ from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.peers.board import GONE_AFTER, Board, BoardState, Outdated, TooMany
 from weighbridge.fleet.peers.learning import SharedLearning
 from weighbridge.fleet.peers.membership import SharedMembers
-from weighbridge.fleet.peers.records import (
+from weighbridge.fleet.peers.records import MemberRecord, Rest
+from weighbridge.fleet.peers.registers import (
     CLOCKS_APART,
     LONGEST_WHO,
     MOST_RECORDS,
-    MemberRecord,
     RefusedRecord,
-    Rest,
     Roster,
-    is_past,
 )
-from weighbridge.fleet.peers.seal import Seal
+from weighbridge.fleet.peers.tenant_records import TenantRecord
+from weighbridge.fleet.peers.tenants import SharedTenants, too_many
 
 log = logging.getLogger("weighbridge.fleet")
 
-#: Seconds between two looks at the board.
-INTERVAL = 1.0
+#: Seconds between two looks at the board, and where one look did not bring all.
+INTERVAL, AT_ONCE_AGAIN = 1.0, 0.05
 #: Seconds that Redis has for an answer to a look, which nobody waits for.
 PATIENCE = 2.0
 #: Records that are written in one turn where Redis lacks them.
@@ -68,12 +67,14 @@ class Peers:
         self.away_since: float | None = None  # on the gateway's clock
         self.gateways: dict[str, float] = {}  # seconds since each was heard of, at the last look
         patience = max(spec.timeout, PATIENCE)
-        self.board = Board(spec.redis, spec.prefix, self.me, Seal(key, "members"), patience, "shared")
+        self.board = Board(spec.redis, spec.prefix, self.me, key, patience, "shared")
         self.members = SharedMembers(gateway, Roster()) if spec.members else None
+        self.tenants = SharedTenants(self.board) if spec.tenants else None
         self.learning = SharedLearning(gateway, key, self.me) if spec.learned else None
         self._gateway, self._heard = gateway, heard
         self._count = ""
         self._complaints: dict[str, str] = {}
+        self._more = False  # whether the last look did not bring all
         self._looking: asyncio.Task[None] | None = None
         if gateway.shared_limits is not None:
             gateway.shared_limits.gateway = self.me
@@ -89,6 +90,8 @@ class Peers:
                 self.members.roster.take(record)
                 self.members.note_own(record.name, record.entry)
         await self.look()
+        while self._more and self.away_since is None:
+            await self.look()
         self._looking = asyncio.create_task(self._look_on())
 
     async def stop(self) -> None:
@@ -130,6 +133,7 @@ class Peers:
             "gateway": self.me,
             "gateways": self.alive,
             "records": 0 if self.members is None else len(self.members.roster),
+            "tenant_records": 0 if self.tenants is None else len(self.tenants.roster),
             "refused": self.refused + (0 if self.learning is None else self.learning.refused),
         }
 
@@ -143,7 +147,7 @@ class Peers:
         (`is_a_files`).
         """
         assert self.members is not None
-        roster, who = self.members.roster, f"{by}, gateway {self.me}"[:LONGEST_WHO]
+        roster, who = self.members.roster, self.who(by)
         known = roster.get(name)
         if entry is None and not is_secret and not is_a_files and known is not None:
             entry, is_secret = known.entry, known.is_secret
@@ -173,11 +177,34 @@ class Peers:
         except Exception as error:
             self._failed(error)
 
+    def who(self, by: str) -> str:
+        """Who changed something here, as the others hear of it."""
+        return f"{by}, gateway {self.me}"[:LONGEST_WHO]
+
+    async def tell(self, record: TenantRecord, follows: int | None) -> None:
+        """Tell the others of a tenant's key or limits. While Redis is away that is done when it is back.
+
+        Raises Outdated where another gateway was quicker, and TooManyTold.
+        """
+        if self.away_since is not None:
+            return
+        try:
+            await self.board.put(record, follows)
+        except Outdated:
+            raise
+        except TooMany:
+            raise too_many() from None
+        except RefusedRecord as error:
+            raise Contested(str(error)) from None
+        except Exception as error:
+            self._failed(error)
+
     # -- the board -------------------------------------------------------------------------------------
 
     async def _look_on(self) -> None:
         while True:
-            await asyncio.sleep(INTERVAL * (0.9 + 0.2 * random.random()))  # not all in step
+            pause = AT_ONCE_AGAIN if self._more else INTERVAL
+            await asyncio.sleep(pause * (0.9 + 0.2 * random.random()))  # not all in step
             await self.look()
 
     async def look(self) -> None:
@@ -185,8 +212,14 @@ class Peers:
         try:
             learning = self.learning
             wanted, own = (learning.read_to, learning.news()) if learning is not None else ("", b"")
-            seen = await self.board.look(self._count, wanted, own)
+            tenants = self.tenants
+            place = ("", 0) if tenants is None else tenants.place
+            seen = await self.board.look(self._count, wanted, own, place)
             self.gateways = dict(seen.gateways)
+            self._complain(seen)
+            if tenants is not None:  # first of all, so that no key that was revoked waits for anything
+                await tenants.take_in(seen.tenants)
+                self._more = seen.tenants.more
             if seen.members is not None and self.members is not None:
                 await self._take_in(seen)
             self._count = seen.count
@@ -205,17 +238,16 @@ class Peers:
         """Take in what others changed, and write what Redis does not know."""
         assert seen.members is not None
         assert self.members is not None
-        self._complain(seen)
         roster = self.members.roster
         now = time.time()
         for record in seen.members.values():
             # Of what was removed long ago only somebody who was away for as long has still to hear.
-            if not is_past(record, now) or roster.get(record.name) is not None:
+            if not record.is_past(now) or roster.get(record.name) is not None:
                 await self._take(record)
-        roster.forget_removed(now)
+        roster.forget_past(now)
         if "*" in seen.refused:
             return
-        past = [one for one in seen.members.values() if is_past(one, now - CLOCKS_APART)][:AT_ONCE]
+        past = [one for one in seen.members.values() if one.is_past(now - CLOCKS_APART)][:AT_ONCE]
         if past:
             await self.board.forget(past)
         for record in self.members.own_removed():
@@ -257,23 +289,31 @@ class Peers:
             await self._heard(record, done)
 
     def _complain(self, seen: BoardState) -> None:
-        for name, why in seen.refused.items():
+        """Count and log what lies in Redis and is none of ours, each once."""
+        found = {**seen.refused, **seen.tenants.refused}
+        for name, why in found.items():
             if self._complaints.get(name) != why:
                 self.refused += 1
                 log.warning("Redis: %s; it is left alone", why)
-        self._complaints = dict(seen.refused)
+        if seen.members is not None or seen.tenants.whole or len(self._complaints) > MOST_RECORDS:
+            self._complaints = found
+        else:
+            self._complaints.update(found)
 
     def _failed(self, error: Exception) -> None:
         self._count = ""  # what was missed is read when it is back
+        self._more = False
+        if self.tenants is not None:
+            self.tenants.read_again()
         if self.away_since is None:
             self.away_since = self._gateway.clock()
             why = (str(error) or type(error).__name__)[:200]
-            log.warning("Redis is away (%s): this gateway goes on with the replicas that it knows", why)
+            log.warning("Redis is away (%s): this gateway goes on with what it knows", why)
 
     def _works(self) -> None:
         if self.away_since is not None:
             self.away_since = None
-            log.warning("Redis is back: replicas are shared again")
+            log.warning("Redis is back: what is changed is shared again")
 
 
 def own_name(name: str | None) -> str:

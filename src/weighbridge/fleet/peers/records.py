@@ -1,38 +1,16 @@
-"""What gateways tell each other of replicas: a record for each name, of which the one with the highest version holds.
-Pure.
-
-A record is a register that the last writer wins: versions count up with every change of a name, so whoever has seen
-more of its history wins, and of two that have seen the same the later does. So gateways that were apart, or a Redis
-that has lost everything, come to the same as soon as all records are in one place again, in whatever order.
-"""
+"""What gateways tell each other of replicas: who is there, who is to rest and who was removed. Pure."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
 import msgspec
 
-from weighbridge.errors import BadInput
-from weighbridge.fleet.peers.seal import DIGITS, Seal
+from weighbridge.fleet.peers.registers import REMOVED_KEPT, SharedRecord
 
-#: Bytes of one record, and how many there may be.
-LARGEST_RECORD, MOST_RECORDS = 32 << 10, 10_000
-#: Characters of a replica's and a model's name, and of who changed something.
-LONGEST_NAME, LONGEST_WHO = 200, 200
-#: Seconds for which it is remembered, here and in Redis, that a replica which somebody had added was removed: far
-#: longer than any gateway takes to start again or to read its file again, and longer than one may be cut off.
-REMOVED_KEPT = 7 * 86400.0
-#: Seconds by which Redis forgets later than gateways do: as far as their clocks may differ, so that none writes again
-#: what was just forgotten.
-CLOCKS_APART = 3600.0
-#: Versions beyond this are nobody's: each change adds one.
-MOST_VERSIONS = 1 << 50
-
-#: A record as it lies in Redis: version, time, seal, and the record as JSON.
-_WRITTEN = re.compile(rb"(\d{1,16}) (\d{1,11}\.\d{6}) ([0-9a-f]{%d}) (.*)" % DIGITS, re.DOTALL)
+#: Characters of a replica's and a model's name.
+LONGEST_NAME = 200
 
 
 class Rest(StrEnum):
@@ -46,8 +24,8 @@ class Rest(StrEnum):
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_NAME)]
 
 
-class MemberRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What holds of one replica. `at`: epoch seconds; `by`: who changed it, and at which gateway.
+class MemberRecord(SharedRecord, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What holds of one replica.
 
     `entry`: the replica as in weighbridge.yaml, where it was added at run time, and also once it was removed; None: it
     is the file's own, or (`is_secret`) it was added with a secret, which is not shared.
@@ -56,16 +34,8 @@ class MemberRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     name: Text
     model: Text
     rest: Rest
-    version: Annotated[int, msgspec.Meta(ge=1, le=MOST_VERSIONS)]
-    at: Annotated[float, msgspec.Meta(ge=0.0, le=1e11)]
-    by: Annotated[str, msgspec.Meta(max_length=LONGEST_WHO)]
     entry: dict[str, Any] | None = None
     is_secret: bool = False
-
-    @property
-    def rank(self) -> tuple[int, float, str]:
-        """What decides between two records of one name."""
-        return self.version, round(self.at, 6), self.by
 
     @property
     def is_a_files(self) -> bool:
@@ -73,94 +43,10 @@ class MemberRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         the file would bring it back."""
         return self.entry is None and not self.is_secret
 
+    def is_past(self, now: float) -> bool:
+        """Whether it says that an added replica was removed so long ago that nobody need know."""
+        return self.rest is Rest.REMOVED and not self.is_a_files and self.at < now - REMOVED_KEPT
+
     def in_words(self) -> str:
         """What was done, for a sentence."""
         return {Rest.HERE: "added or undrained", Rest.DRAINING: "drained", Rest.REMOVED: "removed"}[self.rest]
-
-
-class RefusedRecord(BadInput):
-    """What lies in Redis under a replica's name is no record of ours."""
-
-
-def written(record: MemberRecord, seal: Seal) -> bytes:
-    """A record as it is kept in Redis. Raises BadInput for one that is too large."""
-    text = msgspec.json.encode(record)
-    data = b"%d %.6f %b %b" % (record.version, record.at, seal.of(_sealed(record, text)), text)
-    if len(data) > LARGEST_RECORD:
-        raise BadInput(
-            f"the entry of {record.name!r} is larger than {LARGEST_RECORD >> 10} KiB; make it smaller"
-        )
-    return data
-
-
-def read(name: str, data: bytes, seal: Seal) -> MemberRecord:
-    """A record as it was kept under a name. Raises RefusedRecord for anything that no gateway of ours wrote."""
-    found = _WRITTEN.fullmatch(data) if len(data) <= LARGEST_RECORD else None
-    if found is None:
-        raise RefusedRecord(f"what is kept of {name!r} is no record")
-    version, at, mark, text = found.groups()
-    try:
-        record = msgspec.json.decode(text, type=MemberRecord)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise RefusedRecord(f"the record of {name!r} is malformed: {str(error)[:200]}") from None
-    if not seal.fits(mark, _sealed(record, text)):
-        raise RefusedRecord(f"the record of {name!r} is not sealed with this gateway's admin_key")
-    if record.name != name or record.version != int(version) or b"%.6f" % record.at != at:
-        raise RefusedRecord(f"the record of {name!r} is another one's")
-    return record
-
-
-def _sealed(record: MemberRecord, text: bytes) -> bytes:
-    return b"%d %.6f %b" % (record.version, record.at, text)
-
-
-class Roster:
-    """The newest record of each name that a gateway knows of."""
-
-    def __init__(self) -> None:
-        self._records: dict[str, MemberRecord] = {}
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def get(self, name: str) -> MemberRecord | None:
-        return self._records.get(name)
-
-    def all(self) -> Mapping[str, MemberRecord]:
-        return self._records
-
-    def version(self, name: str) -> int:
-        """The version of what is known of a name; 0: nothing."""
-        known = self._records.get(name)
-        return 0 if known is None else known.version
-
-    def take(self, record: MemberRecord) -> bool:
-        """Take a record in where it is newer than what is known; False where it is not."""
-        known = self._records.get(record.name)
-        if known is not None and record.rank <= known.rank:
-            return False
-        if known is None and len(self._records) >= MOST_RECORDS:
-            return False
-        self._records[record.name] = record
-        return True
-
-    def newer_than(self, others: Mapping[str, MemberRecord]) -> list[MemberRecord]:
-        """Records that are newer than those of `others`, or that these lack."""
-        found = []
-        for name, record in self._records.items():
-            other = others.get(name)
-            if other is None or record.rank > other.rank:
-                found.append(record)
-        return found
-
-    def forget_removed(self, now: float) -> list[str]:
-        """Forget added replicas that were removed long ago; return their names."""
-        past = [name for name, one in self._records.items() if is_past(one, now)]
-        for name in past:
-            del self._records[name]
-        return past
-
-
-def is_past(record: MemberRecord, now: float) -> bool:
-    """Whether it says that an added replica was removed so long ago that nobody need know. `now`: epoch seconds."""
-    return record.rest is Rest.REMOVED and not record.is_a_files and record.at < now - REMOVED_KEPT

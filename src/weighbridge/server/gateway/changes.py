@@ -10,7 +10,7 @@ import fcntl
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from itertools import islice
@@ -33,8 +33,9 @@ from weighbridge.wire.identity.callers import peer_of
 
 log = logging.getLogger("weighbridge.fleet")
 
-#: A change as a line of a file. Before version 2 there were changes of replicas alone.
-CHANGES = DocumentSchema("change log", (unchanged, unchanged))
+#: A change as a line of a file. Before version 2 there were changes of replicas alone; since version 3 those of tenants
+#: have the version that they have among gateways.
+CHANGES = DocumentSchema("change log", (unchanged, unchanged, unchanged))
 #: Changes that can be told without reading the file.
 MOST_TOLD = 1000
 #: Fields of a replica's entry that may hold secrets, and what is written in their place.
@@ -106,14 +107,31 @@ class ChangeLog:
 
     def write(self, change: Change) -> None:
         """Write a change down, for good. Raises NotWritten where the disk does not take it."""
-        if self.path is not None:
-            line = msgspec.json.encode({VERSION_KEY: CHANGES.version, **asdict(change)}) + b"\n"
-            try:
-                _append(self.path, line)
-            except OSError as error:
-                message = f"nothing was changed, as {self.path} could not be written: {reason(error)}"
-                raise NotWritten(message) from error
+        try:
+            self._append([change])
+        except OSError as error:
+            message = f"nothing was changed, as {self.path} could not be written: {reason(error)}"
+            raise NotWritten(message) from error
         self._take(change)
+
+    def write_heard(self, changes: Sequence[Change]) -> None:
+        """Write down what another gateway did. It holds here, whether the disk takes it or not."""
+        try:
+            self._append(changes)
+        except OSError as error:
+            why = reason(error)
+            log.error("what another gateway changed holds, and is not written down in %s: %s", self.path, why)
+        for change in changes:
+            self._take(change)
+
+    def _append(self, changes: Sequence[Change]) -> None:
+        """Raises OSError; then nothing was written."""
+        if self.path is None:
+            return
+        lines = [
+            msgspec.json.encode({VERSION_KEY: CHANGES.version, **asdict(one)}) + b"\n" for one in changes
+        ]
+        _append(self.path, b"".join(lines))
 
     def _take(self, change: Change) -> None:
         self._latest.append(change)
@@ -123,14 +141,14 @@ class ChangeLog:
             self.standing.take(change)
 
 
-def _append(path: Path, line: bytes) -> None:
-    """Append a whole line or nothing, and wait for the disk."""
+def _append(path: Path, lines: bytes) -> None:
+    """Append whole lines or nothing, and wait for the disk."""
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         size = os.fstat(file).st_size
         torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"  # what a killed process left half written
-        data = b"\n" + line if torn else line
+        data = b"\n" + lines if torn else lines
         try:
             if os.write(file, data) < len(data):
                 raise OSError("the disk took only a part of it")

@@ -180,6 +180,12 @@ class PeersCollector(Collector):  # type: ignore[misc]
         yield _gauge("gateway_shared_records", "Replicas of which gateways have told each other", [], [
             ([], told["records"])
         ])  # fmt: skip
+        yield _gauge(
+            "gateway_shared_tenant_records",
+            "Keys and limits of tenants of which gateways have told each other",
+            [],
+            [([], told["tenant_records"])],
+        )
         for name, text, value in (
             ("gateway_shared_refused", "What lay in Redis and no gateway of ours wrote", told["refused"]),
             (

@@ -28,6 +28,7 @@ from weighbridge.server.gateway.on_demand import ModelAdmin, ResidentsCollector,
 from weighbridge.server.gateway.reload import Reloading, Source
 from weighbridge.server.gateway.sharing import seeds_of, shared_with, streams_of
 from weighbridge.server.gateway.tenant_admin import TenantAdmin
+from weighbridge.server.gateway.tenant_changes import TenantChanges
 from weighbridge.server.gateway.tenants import MadeKey, Tenants, hash_text
 from weighbridge.server.tracing.tracer import Tracer
 from weighbridge.server.watching.gateway_view import GatewayView
@@ -95,6 +96,9 @@ class GatewayService:
         self.prompts = PromptCare(spec.prompt_rules)
         self.callers = Callers(keys_of(spec, self.tenants), spec, priorities)
         self.peers = shared_with(gateway, self.changes)
+        self._tenant_changes = TenantChanges(
+            gateway, self.callers.keys, self.changes, self.tenants, self.peers
+        )
         self.stream_store = streams_of(spec, self.peers)
         if self.peers is not None:
             metrics.register(PeersCollector(self.peers))
@@ -118,10 +122,7 @@ class GatewayService:
             await self._residents.start()
         for sentence in made_again(self.gateway, self.changes.standing):
             log.warning(sentence)
-        for tenant, limits in self.tenants.limits().items():
-            self.gateway.limiter.set_limits(tenant, limits)
-        for sentence in self.tenants.overruled():
-            log.warning(sentence)
+        self._tenant_changes.start()
         for one in self._followers:
             one.start()
         if self.peers is not None:
@@ -255,5 +256,5 @@ class GatewayService:
             Endpoint("DELETE", "/admin/replicas/{replica}", admin.remove, Audience.ALL),
             Endpoint("POST", "/admin/replicas/{replica}/drain", admin.drain, Audience.ALL),
             Endpoint("POST", "/admin/replicas/{replica}/undrain", admin.undrain, Audience.ALL),
-            *TenantAdmin(self.gateway, self.callers.keys, self.changes, self.tenants).endpoints(),
+            *TenantAdmin(self.gateway, self.callers.keys, self._tenant_changes, self.tenants).endpoints(),
         ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 
 from weighbridge.fleet.config.spec import FleetSpec
@@ -12,10 +11,8 @@ from weighbridge.fleet.peers.membership import is_shared
 from weighbridge.fleet.peers.peers import Peers
 from weighbridge.fleet.peers.records import MemberRecord, Rest
 from weighbridge.server.elsewhere.store import StreamStore
-from weighbridge.server.gateway.changes import ChangeLog, FleetAct, FleetChange, NotWritten
+from weighbridge.server.gateway.changes import ChangeLog, FleetAct, FleetChange
 from weighbridge.wire.keys import digest_of
-
-log = logging.getLogger("weighbridge.fleet")
 
 _ACTS = {Rest.HERE: FleetAct.UNDRAIN, Rest.DRAINING: FleetAct.DRAIN, Rest.REMOVED: FleetAct.REMOVE}
 
@@ -34,10 +31,7 @@ def shared_with(gateway: Gateway, changes: ChangeLog) -> Peers | None:
         for act in acts:
             entry = record.entry if act is FleetAct.ADD else None
             change = FleetChange(time.time(), record.by, act, record.name, record.model, None, done, entry)
-            try:
-                await asyncio.to_thread(changes.write, change)
-            except NotWritten as error:
-                log.error("a change that another gateway made holds, and is not written down here: %s", error)
+            await asyncio.to_thread(changes.write_heard, [change])
 
     return Peers(gateway, spec.peers, digest_of(spec.admin_key), heard)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
 import time
@@ -14,29 +13,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from weighbridge.fleet.gateway import Gateway
-from weighbridge.secret import Secret
+from weighbridge.fleet.limits.stated import LimitsAsked, written
 from weighbridge.server.endpoint import Audience, Endpoint, json_response
-from weighbridge.server.gateway.changes import ChangeLog, operator_of
+from weighbridge.server.gateway.changes import operator_of
+from weighbridge.server.gateway.tenant_changes import TenantChanges
 from weighbridge.server.gateway.tenants import (
     MOST_KEYS,
     MOST_TENANTS,
-    LimitsAsked,
     MadeKey,
     NewKey,
-    TenantAct,
-    TenantChange,
     TenantKey,
     Tenants,
-    hash_text,
-    in_words,
-    limits_of,
-    written,
 )
 from weighbridge.wire.ask import LONGEST_NAME
 from weighbridge.wire.body import decode, read_body
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.headers import headers_of
-from weighbridge.wire.keys import ApiKey, Keys, digest_of, new_key
+from weighbridge.wire.keys import Keys, digest_of, new_key
 
 Asked = TypeVar("Asked")
 
@@ -54,7 +47,7 @@ class TenantAdmin:
         self,
         gateway: Gateway,
         keys: Keys,
-        changes: ChangeLog,
+        changes: TenantChanges,
         tenants: Tenants,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -63,7 +56,6 @@ class TenantAdmin:
         self._changes = changes
         self._tenants = tenants
         self._clock = clock
-        self._changing = asyncio.Lock()
 
     def endpoints(self) -> list[Endpoint]:
         one = "/admin/tenants/{tenant:path}"
@@ -95,11 +87,9 @@ class TenantAdmin:
             raise ApiError(409, message, code="keys_not_asked")
         key = new_key()
         made = MadeKey(digest_of(key).hex(), expires)
-        async with self._changing:
+        async with self._changes.turn:
             self._check_room(tenant, now)
-            words = _key_words(made)
-            await self._write(request, TenantAct.CREATE_KEY, tenant, None, words, key=made)
-            self._keys.admit(ApiKey(tenant, Secret(hash_text(made.digest)), expires))
+            await self._changes.create_key(operator_of(request), tenant, made)
         told = {"tenant": tenant, "id": made.id, "key": key.reveal(), "expires": expires}
         response = json_response(told, 201)
         response.headers["cache-control"] = "no-store"
@@ -108,57 +98,40 @@ class TenantAdmin:
     async def revoke_key(self, request: Request) -> Response:
         self._check(request)
         tenant, name = self._named(request), request.path_params["key"]
-        async with self._changing:
+        async with self._changes.turn:
             found = next((one for one in self._tenants.keys(tenant) if one.key.id == name), None)
             if found is None:
                 message = f"tenant {tenant!r} has no key {name[:LONGEST_NAME]!r}"
                 raise ApiError(404, message, code="key_not_found", param="key")
-            before = _key_words(found.key)
-            await self._write(request, TenantAct.REVOKE_KEY, tenant, before, None, key=found.key)
-            self._keys.revoke(bytes.fromhex(found.key.digest))
+            await self._changes.revoke_key(operator_of(request), tenant, found.key)
         left = len(self._good(tenant, self._clock()))
         return json_response({"tenant": tenant, "revoked": name, "keys_left": left})
 
     async def set_limits(self, request: Request) -> Response:
         """Limits instead of those that hold; the body has all of them, what is left out is no limit."""
         self._check(request)
-        tenant, limits = self._named(request), limits_of(await _read(request, LimitsAsked))
-        configured = self._tenants.configured_limits(tenant)
-        async with self._changing:
+        tenant, limits = self._named(request), await _read(request, LimitsAsked)
+        async with self._changes.turn:
             self._check_tenants(tenant)
-            before = in_words(self._gateway.limiter.limits(tenant))
-            await self._write(
-                request,
-                TenantAct.SET_LIMITS,
-                tenant,
-                before,
-                in_words(limits),
-                limits=written(limits),
-                configured=None if configured is None else written(configured),
-            )
-            self._gateway.limiter.set_limits(tenant, limits)
+            await self._changes.set_limits(operator_of(request), tenant, limits)
         return json_response(self._told(tenant))
 
     async def reset_limits(self, request: Request) -> Response:
         """Back to what the configuration says."""
         self._check(request)
         tenant = self._named(request)
-        async with self._changing:
-            if tenant not in self._changes.tenants.limits:
+        async with self._changes.turn:
+            if tenant not in self._tenants.standing.limits:
                 message = f"the limits of tenant {tenant!r} are those of the configuration"
                 raise ApiError(404, message, code="limits_not_changed", param="tenant")
-            own = self._tenants.configured_limits(tenant)
-            limits = self._gateway.spec.default_limits if own is None else own
-            before = in_words(self._gateway.limiter.limits(tenant))
-            await self._write(request, TenantAct.RESET_LIMITS, tenant, before, in_words(limits))
-            self._gateway.limiter.set_limits(tenant, own)
+            await self._changes.reset_limits(operator_of(request), tenant)
         return json_response(self._told(tenant))
 
     # -- inside ----------------------------------------------------------------------------------------
 
     def _told(self, tenant: str) -> dict[str, Any]:
         configured, now = self._tenants.configured_limits(tenant), self._clock()
-        changed = tenant in self._tenants.limits()
+        changed = self._tenants.limits_are_changed(tenant)
         return {
             "tenant": tenant,
             "configured": configured is not None,
@@ -188,19 +161,6 @@ class TenantAdmin:
         if tenant not in names and len(names) >= MOST_TENANTS:
             raise ApiError(409, f"there are {len(names)} tenants already", code="too_many_tenants")
 
-    async def _write(
-        self,
-        request: Request,
-        act: TenantAct,
-        tenant: str,
-        before: str | None,
-        after: str | None,
-        **more: Any,
-    ) -> None:
-        """Raises NotWritten."""
-        change = TenantChange(self._clock(), operator_of(request), act, tenant, before, after, **more)
-        await asyncio.to_thread(self._changes.write, change)
-
     def _check(self, request: Request) -> None:
         self._keys.check_admin(headers_of(request.headers.raw))
 
@@ -216,12 +176,6 @@ def _told_key(one: TenantKey, now: float) -> dict[str, Any]:
     key = one.key
     source = "configuration" if one.configured else "operator"
     return {"id": key.id, "expires": key.expires, "good": key.is_good(now), "from": source}
-
-
-def _key_words(key: MadeKey) -> str:
-    if key.expires is None:
-        return f"key {key.id}, good until it is revoked"
-    return f"key {key.id}, good until {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(key.expires))}"
 
 
 async def _read(request: Request, kind: type[Asked]) -> Asked:

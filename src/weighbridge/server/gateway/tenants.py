@@ -5,6 +5,7 @@ A key is made once, told once, and known by its hash from then on.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -14,10 +15,18 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from weighbridge.errors import BadInput
 from weighbridge.fleet.config.spec import TenantSpec
-from weighbridge.fleet.limits.periods import zone_of
+from weighbridge.fleet.limits.stated import LimitsAsked, in_words, limits_of, written
 from weighbridge.fleet.limits.tenant import NO_LIMITS, TenantLimits
+from weighbridge.fleet.peers.registers import LONGEST_WHO
+from weighbridge.fleet.peers.tenant_records import (
+    REVOKED,
+    KeyRecord,
+    LimitsRecord,
+    TenantRecord,
+    name_of_key,
+    name_of_limits,
+)
 from weighbridge.wire.keys import HASH
 
 #: Characters of a hash that name a key; those of a hash of the hash, so that they give nothing away of a weak one.
@@ -26,15 +35,6 @@ ID_LENGTH = 12
 MOST_KEYS = 2
 #: Tenants that may have something changed.
 MOST_TENANTS = 10_000
-#: The largest limit that can be set.
-_MOST = 10**15
-#: What limits are called, and the unit of each for people.
-UNITS = {
-    "requests_per_minute": "requests a minute",
-    "tokens_per_minute": "tokens a minute",
-    "concurrent_tokens": "tokens at one time",
-    "usd_per_day": "USD a day",
-}
 
 
 class TenantAct(StrEnum):
@@ -60,6 +60,11 @@ class MadeKey:
     def is_good(self, now: float) -> bool:
         return self.expires is None or now < self.expires
 
+    def in_words(self) -> str:
+        if self.expires is None:
+            return f"key {self.id}, good until it is revoked"
+        return f"key {self.id}, good until {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(self.expires))}"
+
 
 def key_id(digest: bytes) -> str:
     """What a key is called where people see it."""
@@ -70,7 +75,8 @@ def key_id(digest: bytes) -> str:
 class TenantChange:
     """One change. `at`: epoch seconds. `before`, `after`: in words; None: there was, or is, nothing of it.
 
-    `limits`: those set. `configured`: what the configuration said of them then; None: nothing.
+    `limits`: those set. `configured`: what the configuration said of them then; None: nothing. `version`: the one that
+    it has among gateways that share; None: it follows the one before.
     """
 
     at: float
@@ -82,10 +88,15 @@ class TenantChange:
     key: MadeKey | None = None
     limits: dict[str, Any] | None = None
     configured: dict[str, Any] | None = None
+    version: int | None = None
+
+    def in_words(self) -> str:
+        return f"{self.act.replace('_', ' ')}: {self.before or 'not there'} -> {self.after or 'gone'}"
 
     def told(self) -> dict[str, Any]:
         """For people: without the hash."""
         told = asdict(self)
+        del told["version"]
         key = told.pop("key")
         if self.key is not None and key is not None:
             told["key"] = {"id": self.key.id, "expires": self.key.expires}
@@ -103,50 +114,10 @@ def read_change(line: Mapping[str, Any]) -> TenantChange:
     return change
 
 
-# -- limits ------------------------------------------------------------------------------------------------
-
-
-class LimitsAsked(Struct, forbid_unknown_fields=True):
-    """The limits of a tenant; what is left out, or null, is no limit. `zone`: by whose days `usd_per_day` counts."""
-
-    requests_per_minute: Annotated[int, Meta(gt=0, le=_MOST)] | None = None
-    tokens_per_minute: Annotated[int, Meta(gt=0, le=_MOST)] | None = None
-    concurrent_tokens: Annotated[int, Meta(gt=0, le=_MOST)] | None = None
-    usd_per_day: Annotated[float, Meta(gt=0.0, le=float(_MOST))] | None = None
-    zone: Annotated[str, Meta(min_length=1, max_length=100)] | None = None
-
-
 class NewKey(Struct, forbid_unknown_fields=True):
     """A key to be made. `expires`: a day, until whose end (UTC) it is good, or a moment; null: it is good for ever."""
 
     expires: Annotated[str, Meta(max_length=40)] | None = None
-
-
-def limits_of(value: LimitsAsked | Mapping[str, Any]) -> TenantLimits:
-    """Limits as they are sent and written. Raises BadInput naming what is wrong."""
-    try:
-        asked = value if isinstance(value, LimitsAsked) else msgspec.convert(value, LimitsAsked)
-    except msgspec.ValidationError as error:
-        raise BadInput(f"limits: {error}", param="limits") from None
-    if asked.zone is not None:
-        zone_of(asked.zone)
-        if asked.usd_per_day is None:
-            raise BadInput("zone: is that of usd_per_day, which is missing", param="zone")
-    return TenantLimits(**msgspec.structs.asdict(asked))
-
-
-def written(limits: TenantLimits) -> dict[str, Any]:
-    """Limits as `limits_of` reads them, without those that are none."""
-    return {name: value for name, value in asdict(limits).items() if value is not None}
-
-
-def in_words(limits: TenantLimits | None) -> str | None:
-    if limits is None:
-        return None
-    said = [f"{getattr(limits, name):g} {unit}" for name, unit in UNITS.items() if getattr(limits, name)]
-    if limits.zone is not None:
-        said[-1] += f" in {limits.zone}"
-    return ", ".join(said) or "no limits"
 
 
 # -- what all changes come to ------------------------------------------------------------------------------
@@ -160,27 +131,122 @@ class SetLimits:
     configured: TenantLimits | None
 
 
+@dataclass(frozen=True, slots=True)
+class ChangeMark:
+    """The last change of a key or of a tenant's limits: its version among gateways, when it was made and by whom."""
+
+    version: int
+    at: float
+    by: str
+
+    @property
+    def rank(self) -> tuple[int, float, str]:
+        """As records of gateways have it."""
+        return self.version, round(self.at, 6), self.by
+
+
 @dataclass(slots=True)
 class TenantStandings:
-    """What all changes come to. `made`: keys by their hash in hexadecimal. `revoked`: whose they were."""
+    """What all changes come to. `made`, `revoked`: keys by their hash in hexadecimal, and whose they are or were.
+    `marks`: of the last change of everything, by the name that it has among gateways."""
 
     made: dict[str, tuple[str, MadeKey]] = field(default_factory=dict)
-    revoked: dict[str, str] = field(default_factory=dict)
+    revoked: dict[str, tuple[str, MadeKey]] = field(default_factory=dict)
     limits: dict[str, SetLimits] = field(default_factory=dict)
+    marks: dict[str, ChangeMark] = field(default_factory=dict)
 
     def take(self, change: TenantChange) -> None:
         key = change.key
         match change.act:
             case TenantAct.CREATE_KEY if key is not None:
+                if key.digest in self.revoked:  # whatever came later
+                    return
                 self.made[key.digest] = change.tenant, key
             case TenantAct.REVOKE_KEY if key is not None:
                 self.made.pop(key.digest, None)
-                self.revoked[key.digest] = change.tenant
+                self.revoked[key.digest] = change.tenant, key
             case TenantAct.SET_LIMITS:
                 before = None if change.configured is None else limits_of(change.configured)
                 self.limits[change.tenant] = SetLimits(limits_of(change.limits or {}), before)
             case TenantAct.RESET_LIMITS:
                 self.limits.pop(change.tenant, None)
+        self._mark(change)
+
+    def knows(self, record: TenantRecord) -> bool:
+        """Whether what a record says, or something newer, is among the changes."""
+        mark = self.marks.get(record.name)
+        return mark is not None and mark.rank >= record.rank
+
+    def _mark(self, change: TenantChange) -> None:
+        if change.key is not None:
+            name = name_of_key(change.key.digest)
+            version = REVOKED if change.act is TenantAct.REVOKE_KEY else 1
+        else:
+            name = name_of_limits(change.tenant)
+            known = self.marks.get(name)
+            version = change.version or (0 if known is None else known.version) + 1
+        self.marks[name] = ChangeMark(version, max(change.at, 0.0), change.changed_by[:LONGEST_WHO])
+
+    def records(self) -> list[TenantRecord]:
+        """All of it, as gateways tell it each other."""
+        found: list[TenantRecord] = []
+        for whose in (self.made, self.revoked):
+            for digest, (tenant, key) in whose.items():
+                mark = self.marks[name_of_key(digest)]
+                found.append(_key_record(mark, tenant, key))
+        for name, mark in self.marks.items():
+            kind, _, tenant = name.partition(":")
+            if kind == "limits":
+                one = self.limits.get(tenant)
+                limits = None if one is None else _asked(one.limits)
+                found.append(_limits_record(mark, tenant, limits, None if one is None else one.configured))
+        return found
+
+
+def key_record(change: TenantChange) -> KeyRecord:
+    """A key that was made or revoked, as gateways tell it each other."""
+    assert change.key is not None
+    version = REVOKED if change.act is TenantAct.REVOKE_KEY else 1
+    mark = ChangeMark(version, max(change.at, 0.0), change.changed_by[:LONGEST_WHO])
+    return _key_record(mark, change.tenant, change.key)
+
+
+def limits_record(change: TenantChange, version: int) -> LimitsRecord:
+    """Limits that were set, or reset, as gateways tell it each other."""
+    mark = ChangeMark(version, max(change.at, 0.0), change.changed_by[:LONGEST_WHO])
+    configured = None if change.configured is None else limits_of(change.configured)
+    limits = None if change.limits is None else _asked(limits_of(change.limits))
+    return _limits_record(mark, change.tenant, limits, configured)
+
+
+def _key_record(mark: ChangeMark, tenant: str, key: MadeKey) -> KeyRecord:
+    return KeyRecord(
+        name=name_of_key(key.digest),
+        version=mark.version,
+        at=mark.at,
+        by=mark.by,
+        tenant=tenant,
+        digest=key.digest,
+        expires=key.expires,
+    )
+
+
+def _limits_record(
+    mark: ChangeMark, tenant: str, limits: LimitsAsked | None, configured: TenantLimits | None
+) -> LimitsRecord:
+    return LimitsRecord(
+        name=name_of_limits(tenant),
+        version=mark.version,
+        at=mark.at,
+        by=mark.by,
+        tenant=tenant,
+        limits=limits,
+        configured=None if configured is None else _asked(configured),
+    )
+
+
+def _asked(limits: TenantLimits) -> LimitsAsked:
+    return LimitsAsked(**written(limits))
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +270,17 @@ class Tenants:
         """`digests`: the keys of the configuration, by tenant. `standing`: what was changed; it goes on changing."""
         self._specs = {one.name: one for one in configured}
         self._digests = digests
+        self._named = {one.digest: tenant for tenant, keys in digests.items() for one in keys}
         self.standing = standing
 
     def configured_limits(self, tenant: str) -> TenantLimits | None:
         """What the configuration says of a tenant's limits; None where it does not name the tenant."""
         spec = self._specs.get(tenant)
         return None if spec is None else spec.limits
+
+    def is_configured(self, digest: str) -> bool:
+        """Whether the configuration names the key with this hash."""
+        return digest in self._named
 
     def names(self) -> list[str]:
         """Tenants that are configured or that have something changed."""
@@ -228,42 +299,55 @@ class Tenants:
     def made_keys(self) -> Iterator[tuple[str, MadeKey]]:
         """Keys that an operator made and that are not in the configuration by now, also expired ones: whoever sends
         one is told so, and a gateway whose keys have all expired lets nobody in."""
-        configured = {one.digest for keys in self._digests.values() for one in keys}
         for tenant, key in self.standing.made.values():
-            if key.digest not in configured:
+            if not self.is_configured(key.digest):
                 yield tenant, key
 
-    def limits(self) -> dict[str, TenantLimits]:
-        """Limits that an operator set and that hold: the configuration has not changed what it says of them since."""
-        return {
-            tenant: one.limits
-            for tenant, one in self.standing.limits.items()
-            if self.configured_limits(tenant) == one.configured
-        }
+    def is_overruled(self, tenant: str) -> bool:
+        """Whether an operator set limits which do not hold, because the configuration says others than it did then."""
+        one = self.standing.limits.get(tenant)
+        return one is not None and self.configured_limits(tenant) != one.configured
+
+    def limits_are_changed(self, tenant: str) -> bool:
+        """Whether the limits that hold are those that an operator set."""
+        return tenant in self.standing.limits and not self.is_overruled(tenant)
+
+    def limits_now(self, tenant: str) -> TenantLimits | None:
+        """The limits that hold; None: those of whoever is not named."""
+        if self.limits_are_changed(tenant):
+            return self.standing.limits[tenant].limits
+        return self.configured_limits(tenant)
 
     def overruled(self) -> list[str]:
         """Sentences on what was changed once and is not so any more, or is so against the configuration."""
+        there = [*self.standing.limits, *self.standing.revoked, *self.standing.made]
+        return [sentence for name in there for sentence in self._against(name)]
+
+    def overruled_by(self, change: TenantChange) -> list[str]:
+        """The same of one change."""
+        return self._against(change.tenant if change.key is None else change.key.digest)
+
+    def _against(self, name: str) -> list[str]:
+        """Sentences on a tenant's limits, or on the key with this hash."""
         said = []
-        for tenant, one in self.standing.limits.items():
-            configured = self.configured_limits(tenant)
-            if configured != one.configured:
-                now = in_words(NO_LIMITS if configured is None else configured)
-                said.append(
-                    f"limits of tenant {tenant} had been set by an operator, and the configuration says others now: "
-                    f"the configuration holds ({now})"
-                )
-        named = {one.digest: tenant for tenant, keys in self._digests.items() for one in keys}
-        for digest, tenant in self.standing.revoked.items():
-            if digest in named:
-                said.append(
-                    f"key {key_id(bytes.fromhex(digest))} of tenant {tenant} was revoked and stays so, though the "
-                    "configuration names it: take it out there"
-                )
-        said += [
-            f"key {key_id(bytes.fromhex(digest))} had been made by an operator, and the configuration names it for "
-            f"tenant {named[digest]} now: the configuration holds"
-            for digest in self.standing.made.keys() & named.keys()
-        ]
+        if self.is_overruled(name):
+            configured = self.configured_limits(name)
+            now = in_words(NO_LIMITS if configured is None else configured)
+            said.append(
+                f"limits of tenant {name} had been set by an operator, and the configuration says others: "
+                f"the configuration holds ({now})"
+            )
+        tenant = self._named.get(name)
+        if tenant is not None and name in self.standing.revoked:
+            said.append(
+                f"key {key_id(bytes.fromhex(name))} of tenant {tenant} was revoked and stays so, though the "
+                "configuration names it: take it out there"
+            )
+        if tenant is not None and name in self.standing.made:
+            said.append(
+                f"key {key_id(bytes.fromhex(name))} had been made by an operator, and the configuration names it for "
+                f"tenant {tenant}: the configuration holds"
+            )
         return said
 
 

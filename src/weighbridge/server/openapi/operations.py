@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from weighbridge.fleet.limits.stated import LimitsAsked
 from weighbridge.server.batch.records import CreateBatch
 from weighbridge.server.console.assets import read_assets
 from weighbridge.server.console.markdown import MarkdownText
@@ -16,7 +17,7 @@ from weighbridge.server.console.whatif import NamedPlan, WhatIfAsked
 from weighbridge.server.decisions.requests import CalibrationRequest
 from weighbridge.server.engine.adapters.endpoints import LoadAdapterRequest, UnloadAdapterRequest
 from weighbridge.server.gateway.on_demand import ModelToMove
-from weighbridge.server.gateway.tenants import LimitsAsked, NewKey
+from weighbridge.server.gateway.tenants import NewKey
 from weighbridge.server.openapi import answers
 from weighbridge.wire.protocols.chat import ChatRequest
 from weighbridge.wire.protocols.completions import CompletionRequest
