@@ -24,6 +24,7 @@ from weighbridge.routes.route import Route
 from weighbridge.server.app import create_app
 from weighbridge.server.gateway.metrics import GatewayMetrics
 from weighbridge.server.gateway.service import GatewayService
+from weighbridge.wire.identity import callers
 
 #: Sides as they used to be written; they are read for one more release.
 CONFIG = """
@@ -172,6 +173,34 @@ async def test_a_model_that_is_not_there_is_not_found_and_none_at_all_is_the_onl
         async with client.post(model=None) as answer:
             assert answer.status == 200
             assert answer.headers["x-weighbridge-placement"] == "edge"
+
+
+async def test_whoever_has_no_key_learns_from_health_that_there_is_health_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = (
+        "tenants: {alice: {key: alices-long-key}, watcher: {key: watchers-long-key}}\nwatchers: [watcher]\n"
+    )
+    monkeypatch.setattr(callers, "is_loopback", lambda host: False)
+    edge, cloud = said("local"), said("remote")
+    async with front_over(edge, cloud, tmp_path, more=keys + "admin_key: operators-long-key\n") as client:
+        for path in ("/health", "/health/ready"):
+            for key, sees in (
+                ("", False),
+                ("wrong", False),
+                ("alice", False),
+                ("watcher", True),
+                ("operator", True),
+            ):
+                headers = {"authorization": f"Bearer {key}s-long-key"} if key else {}
+                async with client.session.get(client.url + path, headers=headers) as answer:
+                    assert answer.status == 200, key
+                    told = await answer.json()
+                    assert set(told) == (
+                        {"status", "version", "routes"} if sees else {"status", "version"}
+                    ), key
+    async with front_over(edge, cloud, tmp_path) as client:  # without keys everybody may know
+        assert "routes" in await client.get("/health")
 
 
 async def test_routes_alone_have_what_every_gateway_has(tmp_path: Path) -> None:

@@ -75,6 +75,29 @@ async def test_a_head_that_never_ends_is_refused_at_its_bound() -> None:
         assert b"headers_too_large" in await said(port, whole)
 
 
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET / HTTP/1.1\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n", b"400"),
+        (b"GET / HTTP/1.0\r\nHost: a\r\nhost: b\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nX-Host: a\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nhOST: a\r\n", b"200"),
+        (b"GET / HTTP/1.1\r\nHost:\r\n", b"200"),  # empty is allowed: there is none to name
+        (b"GET / HTTP/1.0\r\n", b"200"),
+    ],
+)
+async def test_a_request_names_its_host_once(head: bytes, status: bytes) -> None:
+    async with listening() as port:
+        answer = await said(port, head + b"Connection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 " + status)
+        assert answer.count(b"server: ") == 1
+        assert (b"no_host" in answer) == (status == b"400")
+        behind = await said(port, request(b"first"), head + b"Connection: close\r\n\r\n")
+        assert behind.startswith(b"HTTP/1.1 200"), "what came before it is answered"
+        assert (b"no_host" in behind) == (status == b"400")
+
+
 async def test_requests_in_pieces_and_in_a_row_arrive_whole() -> None:
     async with listening() as port:
         first, second = request(b"one"), request(b"two", "Connection: close")

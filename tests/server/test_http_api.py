@@ -437,6 +437,10 @@ def test_keys_queue_limits_and_deadlines(tiny_model: Path) -> None:
         late = httpx.post(server + TEXT, json=LONG | {"weighbridge": {"deadline_ms": 0.001}}, headers=red)
         assert late.status_code == 504
         assert "deadline" in late.text
+        told = httpx.get(f"{server}/v1/tickets/{late.headers['x-weighbridge-ticket']}", headers=red).json()
+        assert (told["finish_reason"], told["tenant"], told["output_tokens"]) == ("refused", "red", 0)
+        assert "deadline" in told["error"]
+        assert not told["legs"], "nobody worked on it"
         codes: list[tuple[int, str | None]] = []
 
         def flood() -> None:

@@ -229,7 +229,19 @@ class CommonEndpoints:
 
     async def health(self, request: Request) -> Response:
         status, told = self._service.health()
+        if not await self._sees_all(
+            request
+        ):  # names of routes, places and gateways are for who may know them
+            told = {"status": told["status"]}
         return json_response({**told, "version": __version__}, status)
+
+    async def _sees_all(self, request: Request) -> bool:
+        """Whether whoever asks an endpoint that is open to all would be shown all figures, too."""
+        try:
+            headers, peer = headers_of(request.headers.raw), peer_of(request.scope)
+            return (await self._service.callers.visitor(headers, peer)).sees_all
+        except ApiError:
+            return False
 
     async def alive(self, request: Request) -> Response:
         """That this process answers: what it listens with is up, and a server of ours listens once its model is loaded.

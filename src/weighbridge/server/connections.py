@@ -456,12 +456,15 @@ class BoundedHttp(HttpToolsProtocol):
             path, raw = self.root_path + path, self.root_path.encode("ascii") + raw
         scope["path"], scope["raw_path"], scope["query_string"] = path, raw, query
         stays = version != "1.0" and parser.should_keep_alive() and not self._leaves
+        app, hosts = self.app, sum([name == b"host" for name, _ in self.headers])
+        if hosts > 1 or (not hosts and version == "1.1"):  # two readers could take it for different ones
+            app, stays = _without_host, False
         cycle = self.cycle = Exchange(self, scope, stays)  # type: ignore[arg-type]
         if before is None or before.response_complete:
-            self._start_asgi_task(cycle, self.app)
+            self._start_asgi_task(cycle, app)
         else:  # behind others that are not answered yet
             self.flow.pause_reading()
-            self.pipeline.appendleft((cycle, self.app))
+            self.pipeline.appendleft((cycle, app))
         if len(self.pipeline) > MOST_PIPELINED:
             self.transport.abort()
             raise ValueError("too many requests wait for the answers of those before them")
@@ -557,6 +560,15 @@ class BoundedHttp(HttpToolsProtocol):
 
 _WORDS = {408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 _CODES = {408: "request_timeout", 431: "headers_too_large", 503: "too_many_connections"}
+
+
+async def _without_host(scope: Any, receive: Any, send: Any) -> None:
+    """Answer a request that names no host, or several: RFC 9112 has servers refuse it."""
+    message = "an HTTP/1.1 request names its host, once: send one Host header"
+    body = error_body(ApiError(400, message, code="no_host"))
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def without_upgrade(head: bytes) -> bytes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fleet.backends import STEP_COST, Backend, clients, fleet, serving
+from tests.fleet.backends import STEP_COST, Backend, clients, fleet, serving, until
 from tests.server.test_roles import CONFIG, KEYS
 from weighbridge import aside
 from weighbridge.cli.serve.simulated import (
@@ -148,10 +150,44 @@ async def test_a_single_server_can_be_asked_too() -> None:
 
 async def test_what_takes_too_long_is_ended_and_few_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     impatient = Aside(patience=0.001)
-    with pytest.raises(ApiError, match="takes more time") as caught:
+    with pytest.raises(ApiError, match="so much to do") as caught:
         await impatient.ask("catalogue", b"")
-    assert (caught.value.status, caught.value.code) == (503, "too_much")
+    assert (caught.value.status, caught.value.code) == (503, "machine_busy")
     monkeypatch.setattr("weighbridge.server.console.aside.MOST_WAITING", 1)
     busy = Aside()
     many = await asyncio.gather(*(busy.ask("none", b"") for _ in range(3)), return_exceptions=True)
     assert [getattr(one, "code", one) for one in many] == ["cannot_be_answered", "busy", "busy"]
+
+
+async def test_a_process_that_used_its_time_says_so_however_long_the_clock_would_wait(tmp_path: Any) -> None:
+    spinning = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 2))\nwhile True: pass"
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{spinning}'\n")
+    program.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "executable", str(program))
+        with pytest.raises(ApiError, match="takes more time") as caught:
+            await Aside().ask("plan", b"")
+    assert (caught.value.status, caught.value.code) == (503, "too_much")
+
+
+async def test_the_process_of_a_client_that_went_away_ends_and_the_next_has_its_turn(tmp_path: Any) -> None:
+    program, here = tmp_path / "python", tmp_path / "pid"
+    program.write_text(f"#!/bin/sh\necho $$ > {here}.new; mv {here}.new {here}; exec sleep 600\n")
+    program.chmod(0o755)
+    aside, left = Aside(), asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "executable", str(program))
+        asked = asyncio.create_task(aside.ask_for(receive, "plan", b""))
+        await until(here.exists)
+        left.set()
+        with pytest.raises(ApiError, match="nobody waits"):
+            await asked
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(here.read_text()), 0)
+    assert (await aside.ask("catalogue", b""))["engines"]

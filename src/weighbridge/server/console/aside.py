@@ -10,10 +10,13 @@ from typing import Any
 
 import msgspec
 
+from weighbridge.wire.answer import CLIENT_GONE
+from weighbridge.wire.body import Receive
 from weighbridge.wire.errors import ApiError
 
-#: Seconds on the clock that an answer may take; the process itself bounds what it uses of a processor and of memory.
-PATIENCE = 45.0
+#: Seconds on the clock that an answer may take with its wait. The process bounds what it uses of a processor and of
+#: memory by itself, and stands behind everybody: on a machine with much to do its few seconds come late.
+PATIENCE = 300.0
 #: Questions that wait for the one that is being answered.
 MOST_WAITING = 4
 #: Bytes of an answer.
@@ -30,6 +33,20 @@ class Aside:
         self._turn = asyncio.Lock()
         self._waiting = 0
 
+    async def ask_for(self, client: Receive, kind: str, question: bytes) -> dict[str, Any]:
+        """The answer for a client whose body was read. When it leaves, the process ends and the next has its turn."""
+        asked = asyncio.ensure_future(self.ask(kind, question))
+        gone = asyncio.create_task(_gone(client))
+        try:
+            await asyncio.wait((asked, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                raise ApiError(CLIENT_GONE, "nobody waits for the answer any more")
+            return asked.result()
+        finally:
+            asked.cancel()
+            gone.cancel()
+            await asyncio.gather(asked, gone, return_exceptions=True)
+
     async def ask(self, kind: str, question: bytes) -> dict[str, Any]:
         """The answer. Raises ApiError: 400 with the process's own words, 503 where it is busy or takes too long."""
         if self._waiting >= MOST_WAITING:
@@ -37,8 +54,14 @@ class Aside:
             raise ApiError(503, message, kind="server_error", code="busy", retry_after=5.0)
         self._waiting += 1
         try:
-            async with self._turn:
+            async with asyncio.timeout(self._patience), self._turn:
                 return await self._ask(kind, question)
+        except TimeoutError:
+            message = (
+                f"this machine has so much to do that the answer did not come within {self._patience:g} s; "
+                "try again when it has less"
+            )
+            raise ApiError(503, message, kind="server_error", code="machine_busy", retry_after=60.0) from None
         finally:
             self._waiting -= 1
 
@@ -53,10 +76,7 @@ class Aside:
             start_new_session=True,
         )
         try:
-            async with asyncio.timeout(self._patience):
-                told, _ = await process.communicate(question)
-        except TimeoutError:
-            raise _too_much() from None
+            told, _ = await process.communicate(question)
         finally:
             if process.returncode is None:
                 with suppress(ProcessLookupError):
@@ -68,6 +88,11 @@ class Aside:
         if process.returncode:
             raise ApiError(400, str(answer.get("problem")), code="cannot_be_answered")
         return answer
+
+
+async def _gone(client: Receive) -> None:
+    while (await client())["type"] != "http.disconnect":
+        pass
 
 
 def _too_much() -> ApiError:

@@ -80,7 +80,7 @@ class WhatIfEndpoints:
             "ttft_s": asked.ttft_ms / 1e3,
             "tpot_s": asked.itl_ms / 1e3,
         }
-        told = await self._aside.ask("simulate", msgspec.json.encode(question))
+        told = await self._aside.ask_for(request.receive, "simulate", msgspec.json.encode(question))
         more = {"model": known.model, "policy": known.policy, "skipped": known.skipped}
         return _private({**more, "requests": len(requests), "measured": _measured(requests), **told})
 
@@ -110,7 +110,7 @@ class WhatIfEndpoints:
         """What of a model of the catalogue fits on devices of the catalogue, how fast it is and what it costs."""
         body = await read_body(request.receive, headers_of(request.headers.raw), _LONGEST_BODY)
         decode(body, NamedPlan)
-        return _private(await self._aside.ask("plan", body))
+        return _private(await self._aside.ask_for(request.receive, "plan", body))
 
     async def catalogue(self, request: Request) -> Response:
         """The names that a plan can be asked for."""

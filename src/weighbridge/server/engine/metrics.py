@@ -108,6 +108,11 @@ class EngineMetrics:
         if self._json_logs:
             log.info("finished", extra={"ticket": ticket})
 
+    def on_refused(self, ticket: Ticket) -> None:
+        """Count a request that was never queued, and write it down: nothing was used, and no time was taken."""
+        self.finished.labels("refused").inc()
+        self.tickets.finish(ticket)
+
     def _observe_times(self, ticket: Ticket) -> None:
         if ticket.scheduled is not None:
             self.queue_time.observe(max(ticket.scheduled - ticket.arrived, 0.0))

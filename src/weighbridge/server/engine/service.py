@@ -12,7 +12,7 @@ from typing import Any
 from weighbridge.cost.step import StepCost
 from weighbridge.engine.api import Engine, Turn
 from weighbridge.engine.request import Adapter, Guide, Places
-from weighbridge.errors import NeverFits, UnknownModel
+from weighbridge.errors import NeverFits, Refused, UnknownModel, words_of
 from weighbridge.fleet.limits.spare import SpareRoom
 from weighbridge.models.readers.form import LabelForm, VectorForm
 from weighbridge.routes.budget import Ledger
@@ -31,7 +31,8 @@ from weighbridge.server.engine.sampling import Limits
 from weighbridge.server.settings import ServerSettings
 from weighbridge.server.tracing.tracer import Tracer
 from weighbridge.server.watching.engine_view import EngineView
-from weighbridge.wire.ask import Ask, Placement
+from weighbridge.ticket import Ticket
+from weighbridge.wire.ask import Ask, Placement, new_id
 from weighbridge.wire.body import LONG_BODY, apart
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.identity.callers import Callers
@@ -243,11 +244,38 @@ class EngineService:
             if places is not None:
                 self.engine.give_back(places)
             await close_all(running)
+            if isinstance(error, Refused) and not running:
+                self._turned_away(ask, work, error)
             if embeds and isinstance(error, NeverFits):  # the context is longer than the KV pool
                 field = ask.prompt_field
                 raise ApiError(400, f"{field}: {error}", code=error.code, param=field) from error
             raise
         return EngineJourney(ask.path, running, ask.stream, ask.wants_usage)
+
+    def _turned_away(self, ask: Ask, work: EngineWork, error: Refused) -> None:
+        """Keep a ticket of a request that the engine did not take: whoever was refused asks why, too."""
+        if self.tickets.get(ask.id) is not None:
+            ask.id = new_id()
+        first, now = work.generations[0], time.time()
+        ticket = Ticket(
+            id=ask.id,
+            tenant=ask.tenant,
+            model=ask.model,
+            prompt_hash=work.prompt_hash,
+            prompt_tokens=len(first.prompt),
+            max_tokens=first.params.max_tokens,
+            priority=ask.priority,
+            choices=first.choices,
+            arrived=now,
+            finished=now,
+            finish_reason="refused",
+            error=words_of(error),
+            replica="",  # none worked on it
+        )
+        if ask.trace is not None:
+            ask.trace.holds(ticket)
+        self.tickets.add(ticket)
+        self._metrics.on_refused(ticket)
 
     @property
     def _model(self) -> str:

@@ -40,5 +40,7 @@ export async function ask(path, options = {}) {
   if (!answer.ok) throw new Failure(answer.status, (await answer.json().catch(() => null))?.error);
   return answer;
 }
+/** For what a process of the server's own works out: on a busy machine that takes its time, and the server bounds it. */
+export const patient = () => AbortSignal.timeout(320000);
 export const get = async (path, options) => (await ask(path, options)).json();
 export const post = async (path, json, options) => (await ask(path, { ...options, json })).json();

@@ -1,5 +1,5 @@
 // What of a model fits where, how fast it is and what it costs, before anything is bought.
-import { get, post } from "./api.js";
+import { get, patient, post } from "./api.js";
 import { curve } from "./charts.js";
 import { copy, field, h, meter, table } from "./dom.js";
 import * as format from "./format.js";
@@ -13,24 +13,26 @@ export function planPage(main) {
     count: h("input", { type: "number", min: "1", max: "1024", step: "1", value: "1", required: true }), engine: h("select"), max_model_len: h("input", { type: "number", min: "1", step: "1", placeholder: "the model's" }),
     weights: h("input", { autocomplete: "off", placeholder: "as published" }), concurrency: h("input", { type: "number", min: "1", step: "1", placeholder: "any" }),
   };
-  const said = h("p", { class: "error", role: "alert", hidden: true }), go = h("button", { class: "main" }, "Plan"), result = h("div", { class: "stack" });
+  const said = h("p", { class: "error", role: "alert", hidden: true }), busy = h("p", { class: "hint", role: "status" }), go = h("button", { class: "main" }, "Plan"), result = h("div", { class: "stack" });
   const form = h("form", { class: "row ask", onsubmit: async (event) => {
     event.preventDefault();
     go.disabled = true;
     said.hidden = true;
+    busy.textContent = "It is worked out in a process of its own, behind everything else that this machine does.";
     try {
       const asked = {};
       for (const [name, part] of Object.entries(parts)) if (part.value.trim()) asked[name] = part.type === "number" ? Number(part.value) : part.value.trim();
-      result.replaceChildren(...shown(await post("console/api/plan", asked)));
+      result.replaceChildren(...shown(await post("console/api/plan", asked, { signal: patient() })));
     } catch (error) {
       said.textContent = error.message;
       said.hidden = false;
     }
+    busy.textContent = "";
     go.disabled = false;
   } }, models, devices, field("Model", parts.model), field("Device", parts.device), field("Devices", parts.count), field("Engine", parts.engine), field("Longest request, tokens", parts.max_model_len),
   field("Weights", parts.weights, "such as fp8, awq, q4_k_m"), field("Full requests at once", parts.concurrency), go);
-  main.replaceChildren(h("div", { class: "page-head" }, h("h1", null, "Plan"), h("span", { class: "soft" }, "memory to the block, speed and money, before anything is bought")), h("section", { class: "card", "aria-label": "Question" }, form, said), result);
-  get("console/api/catalogue").then((told) => {
+  main.replaceChildren(h("div", { class: "page-head" }, h("h1", null, "Plan"), h("span", { class: "soft" }, "memory to the block, speed and money, before anything is bought")), h("section", { class: "card", "aria-label": "Question" }, form, said, busy), result);
+  get("console/api/catalogue", { signal: patient() }).then((told) => {
     models.replaceChildren(...told.models.map((one) => h("option", { value: one })));
     devices.replaceChildren(...told.devices.map((one) => h("option", { value: one.name }, `${format.count(one.memory_gib)} GiB, ${format.usd(one.usd_per_hour)} an hour`)));
     parts.engine.replaceChildren(...told.engines.map((one) => h("option", null, one)));

@@ -1,5 +1,5 @@
 // What another replica would have changed: the last minutes run again, as the fleet is and as it might be.
-import { post } from "./api.js";
+import { patient, post } from "./api.js";
 import { curve } from "./charts.js";
 import { field, h, table } from "./dom.js";
 import * as format from "./format.js";
@@ -26,7 +26,7 @@ export function whatIfPage(main, session) {
     busy.textContent = "The requests of the last ten minutes run again, in a process of their own.";
     try {
       const asked = Object.fromEntries(Object.entries(parts).map(([name, part]) => [name, name === "model" ? part.value : Number(part.value)]));
-      result.replaceChildren(...shown(await post("console/api/simulate", asked, { signal: AbortSignal.timeout(60000) })));
+      result.replaceChildren(...shown(await post("console/api/simulate", asked, { signal: patient() })));
     } catch (error) {
       said.textContent = error.message;
       said.hidden = false;
