@@ -112,6 +112,15 @@ def shared(front: Front) -> SharedTenants:
     return found
 
 
+async def stop_looking(front: Front) -> None:
+    """From now on this gateway hears of nothing by itself."""
+    looking = peers(front)._looking
+    assert looking is not None
+    looking.cancel()
+    await asyncio.wait([looking])
+    assert looking.cancelled()
+
+
 async def limits(front: Front, tenant: str) -> tuple[Any, Any]:
     one = await told(front, tenant)
     return one.get("limits"), one.get("limits_from")
@@ -295,7 +304,7 @@ async def test_of_two_changes_of_the_same_limits_the_second_is_told_who_was_quic
 ) -> None:
     async with common(redis, prefix) as every, every.gateways(every.text(), every.text()) as (a, b):
         for front in (a, b):  # neither looks: each knows only what it did itself
-            peers(front)._looking.cancel()  # type: ignore[union-attr]
+            await stop_looking(front)
         assert (await admin(a, "PUT", "/ann/limits", {"requests_per_minute": 10}))[0] == 200
         status, said = await admin(b, "PUT", "/ann/limits", {"requests_per_minute": 20})
         assert (status, said["error"]["code"]) == (409, "changed_meanwhile")
@@ -307,7 +316,8 @@ async def test_of_two_changes_of_the_same_limits_the_second_is_told_who_was_quic
         made = (await admin(a, "POST", "/bob/keys"))[1]
         await peers(b).look()
         for front in (a, b):  # whoever revokes what is revoked has what he wants
-            assert (await admin(front, "DELETE", f"/bob/keys/{made['id']}"))[0] == 200
+            status, said = await admin(front, "DELETE", f"/bob/keys/{made['id']}")
+            assert status == 200, (said, front is a, peers(front).away_since, shared(front).roster.all())
 
 
 @quick
@@ -380,6 +390,33 @@ async def test_what_others_wrote_into_redis_is_refused_and_harms_nobody(redis: S
         assert await asked(a, made["key"]) == GOOD
         await client.delete(start + "tenants:order")
         await until(lambda: peers(a).away_since is None)
+
+
+@quick
+async def test_records_are_found_again_where_redis_has_lost_their_count(redis: Server, prefix: str) -> None:
+    async with common(redis, prefix) as every:
+        async with every.gateways(every.text()) as (a,):
+            made = (await admin(a, "POST", "/bob/keys"))[1]
+            assert (await admin(a, "PUT", "/ann/limits", {"requests_per_minute": 9}))[0] == 200
+            await admin(a, "DELETE", f"/bob/keys/{made['id']}")
+            client, start = peers(a).board._redis, f"{prefix}:{{fleet}}:"
+            await stop_looking(a)
+            await client.delete(start + "changes")
+        async with every.gateways(every.text(), every.text()) as (b, c):  # whoever knew them is gone
+            for front in (b, c):
+                assert await asked(front, made["key"]) == REVOKED_KEY
+                assert await limits(front, "ann") == ({"requests_per_minute": 9}, "operator")
+            assert (await admin(c, "PUT", "/cleo/limits", {"requests_per_minute": 3}))[0] == 200
+            assert (await admin(c, "PUT", "/dan/limits", {"requests_per_minute": 4}))[0] == 200
+            await becomes(lambda: limits(b, "dan"), ({"requests_per_minute": 4}, "operator"))
+            scores = await client_scores(b, start)
+            assert len(set(scores)) == len(scores) == 4
+
+
+async def client_scores(front: Front, start: str) -> list[float]:
+    """The numbers of the last changes of all records."""
+    pairs = await peers(front).board._redis.zrange(start + "tenants:order", 0, -1, withscores=True)
+    return [score for _, score in pairs]
 
 
 @quick

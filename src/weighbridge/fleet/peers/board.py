@@ -37,13 +37,14 @@ GONE_AFTER, GONE_KEPT = 5.0, 7200.0
 MOST_GATEWAYS = 256
 #: Bytes of one piece of news, and how many of them wait for whoever has not read them yet.
 LARGEST_NEWS, NEWS_KEPT = 64 << 10, 128
-#: Records of tenants that one look brings: as many as a turn of the event loop has time for.
-PAGE = 256
+#: Records of tenants that one look brings: as many as a turn of the event loop has time for. The number of the last
+#: change that there may ever be.
+PAGE, LAST_CHANGE = 256, 1 << 50
 
 #: KEYS: gateways, members, counts of changes, news, tenants, the same by their last change. ARGV: own name, seconds
 #: that a gone gateway is remembered, the count that is known, bytes of a record, records, gateways, the last news that
 #: were read ("": none are wanted), own news ("": none), their bytes, how many are kept; of tenants the seed and the
-#: number of the last change that is known, and how many are read at once.
+#: number of the last change that is known, how many are read at once, and the highest number that there may be.
 #: Replies with the count, gateways with the seconds since their last sign of life, members where the count is
 #: another one, news with their ids, and whether there are too many members; of tenants the seed, the number of the last
 #: change that was read, whether it was read from the beginning, whether there are more, those that have changed, and
@@ -89,6 +90,8 @@ if ARGV[8] ~= '' then
 end
 local seed = redis.call('HGET', KEYS[3], 'seed') or ''
 local last = tonumber(redis.call('HGET', KEYS[3], 'tenants') or '0') or 0
+local top = redis.call('ZREVRANGEBYSCORE', KEYS[6], ARGV[14], '0', 'WITHSCORES', 'LIMIT', '0', '1')
+if top[2] then last = math.max(last, math.floor(tonumber(top[2]))) end
 local from, page, tenants, more = tonumber(ARGV[12]), tonumber(ARGV[13]), {}, 0
 if seed ~= ARGV[11] or last < from then from = 0 end
 local upto = last
@@ -111,7 +114,7 @@ return {count, gateways, members, news, many, told}
 
 #: KEYS: records, counts of changes, where there is one the order of their last changes. ARGV: name, record, version,
 #: time, the version that it follows (-1: whatever is older), a seed for the counts, how many records there may be, a
-#: record that is known to be none of ours, and what the count is called.
+#: record that is known to be none of ours, what the count is called, and the highest number that it may have.
 #: Replies with 1, or 0 and the record that stands against it, or -1 where there are too many.
 PUT = """
 local old = redis.call('HGET', KEYS[1], ARGV[1])
@@ -131,7 +134,14 @@ end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('HSETNX', KEYS[2], 'seed', ARGV[6])
 local n = redis.call('HINCRBY', KEYS[2], ARGV[9], 1)
-if KEYS[3] then redis.call('ZADD', KEYS[3], n, ARGV[1]) end
+if KEYS[3] then
+  local top = redis.call('ZREVRANGEBYSCORE', KEYS[3], ARGV[10], '0', 'WITHSCORES', 'LIMIT', '0', '1')
+  if top[2] and tonumber(top[2]) >= n then  -- the count was lost, and what it had counted was not
+    n = math.floor(tonumber(top[2])) + 1
+    redis.call('HSET', KEYS[2], ARGV[9], string.format('%.0f', n))
+  end
+  redis.call('ZADD', KEYS[3], string.format('%.0f', n), ARGV[1])
+end
 return {1, ''}
 """
 
@@ -262,7 +272,7 @@ class Board:
     ) -> BoardState:
         """Say that we are here, and see what has changed since the count `known`, and of tenants since a place."""
         args = [self._me, GONE_KEPT, known, LARGEST_RECORD, MOST_RECORDS, MOST_GATEWAYS]
-        args += [read_news_after, own_news, LARGEST_NEWS, NEWS_KEPT, *tenants_known, PAGE]
+        args += [read_news_after, own_news, LARGEST_NEWS, NEWS_KEPT, *tenants_known, PAGE, LAST_CHANGE]
         keys = [self._gateways, self._members.name, self._count, self._news, self._tenants.name]
         reply = await self._done(self._sync(keys=keys + self._tenants.order, args=args))
         count, gateways, members, news, many, tenants = reply
@@ -291,7 +301,8 @@ class Board:
         data, no_record = written(record, shelf.seal), b""
         for _ in range(3):
             args = [record.name, data, record.version, f"{record.at:.6f}", -1 if follows is None else follows]
-            args += [f"{self._me}-{time.time_ns():x}", most, no_record, shelf.count]
+            args += [f"{self._me}-{time.time_ns():x}", most, no_record]
+            args += [shelf.count, LAST_CHANGE]
             keys = [shelf.name, self._count, *shelf.order]
             done, old = await self._done(self._put(keys=keys, args=args))
             if int(done) == 1:

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from weighbridge.errors import Refused
 from weighbridge.fleet.config.spec import PeersSpec
 from weighbridge.fleet.gateway import Gateway
-from weighbridge.fleet.peers.board import GONE_AFTER, Board, BoardState, Outdated, TooMany
+from weighbridge.fleet.peers.board import GONE_AFTER, PAGE, Board, BoardState, Outdated, TooMany
 from weighbridge.fleet.peers.learning import SharedLearning
 from weighbridge.fleet.peers.membership import SharedMembers
 from weighbridge.fleet.peers.records import MemberRecord, Rest
@@ -33,7 +33,7 @@ from weighbridge.fleet.peers.registers import (
     RefusedRecord,
     Roster,
 )
-from weighbridge.fleet.peers.tenant_records import TenantRecord
+from weighbridge.fleet.peers.tenant_records import MOST_TENANT_RECORDS, TenantRecord
 from weighbridge.fleet.peers.tenants import SharedTenants, too_many
 
 log = logging.getLogger("weighbridge.fleet")
@@ -42,8 +42,8 @@ log = logging.getLogger("weighbridge.fleet")
 INTERVAL, AT_ONCE_AGAIN = 1.0, 0.05
 #: Seconds that Redis has for an answer to a look, which nobody waits for.
 PATIENCE = 2.0
-#: Records that are written in one turn where Redis lacks them.
-AT_ONCE = 256
+#: Records that are written in one turn where Redis lacks them, and refused ones that are logged one by one.
+AT_ONCE, MOST_COMPLAINTS = 256, 16
 
 #: Hears of a change that was made elsewhere: its record and what was done here.
 Heard = Callable[[MemberRecord, str], Awaitable[None]]
@@ -90,7 +90,9 @@ class Peers:
                 self.members.roster.take(record)
                 self.members.note_own(record.name, record.entry)
         await self.look()
-        while self._more and self.away_since is None:
+        for _ in range(2 * MOST_TENANT_RECORDS // PAGE):
+            if not self._more:
+                break
             await self.look()
         self._looking = asyncio.create_task(self._look_on())
 
@@ -291,10 +293,12 @@ class Peers:
     def _complain(self, seen: BoardState) -> None:
         """Count and log what lies in Redis and is none of ours, each once."""
         found = {**seen.refused, **seen.tenants.refused}
-        for name, why in found.items():
-            if self._complaints.get(name) != why:
-                self.refused += 1
-                log.warning("Redis: %s; it is left alone", why)
+        new = {name: why for name, why in found.items() if self._complaints.get(name) != why}
+        self.refused += len(new)
+        for why in list(new.values())[:MOST_COMPLAINTS]:
+            log.warning("Redis: %s; it is left alone", why)
+        if len(new) > MOST_COMPLAINTS:
+            log.warning("Redis: %d more records are none of ours", len(new) - MOST_COMPLAINTS)
         if seen.members is not None or seen.tenants.whole or len(self._complaints) > MOST_RECORDS:
             self._complaints = found
         else:

@@ -6,7 +6,7 @@ A key is made once, told once, and known by its hash from then on.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from hashlib import sha256
@@ -154,6 +154,11 @@ class TenantStandings:
     revoked: dict[str, tuple[str, MadeKey]] = field(default_factory=dict)
     limits: dict[str, SetLimits] = field(default_factory=dict)
     marks: dict[str, ChangeMark] = field(default_factory=dict)
+    _made_of: dict[str, dict[str, MadeKey]] = field(default_factory=dict, repr=False)  # by tenant
+
+    def made_of(self, tenant: str) -> Collection[MadeKey]:
+        """The keys that were made for a tenant and are not revoked."""
+        return self._made_of.get(tenant, {}).values()
 
     def take(self, change: TenantChange) -> None:
         key = change.key
@@ -161,9 +166,11 @@ class TenantStandings:
             case TenantAct.CREATE_KEY if key is not None:
                 if key.digest in self.revoked:  # whatever came later
                     return
+                self._unmake(key)
                 self.made[key.digest] = change.tenant, key
+                self._made_of.setdefault(change.tenant, {})[key.digest] = key
             case TenantAct.REVOKE_KEY if key is not None:
-                self.made.pop(key.digest, None)
+                self._unmake(key)
                 self.revoked[key.digest] = change.tenant, key
             case TenantAct.SET_LIMITS:
                 before = None if change.configured is None else limits_of(change.configured)
@@ -171,6 +178,14 @@ class TenantStandings:
             case TenantAct.RESET_LIMITS:
                 self.limits.pop(change.tenant, None)
         self._mark(change)
+
+    def _unmake(self, key: MadeKey) -> None:
+        known = self.made.pop(key.digest, None)
+        if known is not None:
+            left = self._made_of[known[0]]
+            del left[key.digest]
+            if not left:
+                del self._made_of[known[0]]
 
     def knows(self, record: TenantRecord) -> bool:
         """Whether what a record says, or something newer, is among the changes."""
@@ -291,9 +306,7 @@ class Tenants:
         """The keys of a tenant that were not revoked, those of the configuration first."""
         own = [one for one in self._digests.get(tenant, ()) if one.digest not in self.standing.revoked]
         there = {one.digest for one in own}
-        made = [
-            key for whose, key in self.standing.made.values() if whose == tenant and key.digest not in there
-        ]
+        made = [key for key in self.standing.made_of(tenant) if key.digest not in there]
         return [TenantKey(tenant, one, True) for one in own] + [TenantKey(tenant, one, False) for one in made]
 
     def made_keys(self) -> Iterator[tuple[str, MadeKey]]:

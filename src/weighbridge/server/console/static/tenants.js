@@ -36,7 +36,7 @@ export function tenants(changed) {
     shown = told;
     const kept = list.contains(document.activeElement) ? [...list.querySelectorAll("button")].indexOf(document.activeElement) : -1;
     list.replaceChildren(data.length ? table("Tenants", [{ title: "Tenant" }, { title: "Limits", hint: "What is used of each now, and the limit" }, { title: "Keys" }, { title: "" }], data.map((one) => row(one, done)))
-      : h("p", { class: "soft" }, "No tenant is named in weighbridge.yaml, and none was added here."));
+      : h("p", { class: "soft" }, "No tenant is named in weighbridge.yaml, and none was added since."));
     if (kept >= 0) list.querySelectorAll("button")[kept]?.focus();
   }
   look();
@@ -45,7 +45,7 @@ export function tenants(changed) {
 
 function row(one, done) {
   const limits = LIMITS.filter(([name]) => one.limits[name] !== undefined);
-  const from = one.limits_from === "operator" ? h("span", { class: "tag info" }, "changed here") : one.limits_from === "others" ? h("span", { class: "soft small" }, "as all who are not named") : null;
+  const from = one.limits_from === "operator" ? h("span", { class: "tag info" }, "set at run time") : one.limits_from === "others" ? h("span", { class: "soft small" }, "as all who are not named") : null;
   return [h("td", { class: "cut", title: one.tenant }, one.tenant, one.configured ? null : h("div", { class: "soft small" }, "not in weighbridge.yaml")),
     h("td", null, limits.length ? limits.map(([name, , unit]) => h("div", { class: "num" }, `${amount(name, one.used[name])} of ${amount(name, one.limits[name])} ${unit}`)) : "no limits", from),
     h("td", null, one.keys.length ? one.keys.map((key) => h("div", { class: "row key" }, h("code", { title: "How this key is called here: a part of a hash" }, key.id),
