@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ import pytest
 from msgspec.structs import replace
 from typer.testing import CliRunner
 
-from tests.fleet.backends import Backend, Front, all_served, fleet, until
+from tests.fleet.backends import Backend, Front, all_served, clients, fleet, until
 from tests.fleet.peers.known import PEERS
 from tests.fleet.redis_server import Server, needs_redis
+from tests.server.running import free_port, running, wait_until_ready
 from weighbridge.cli.app import app
 from weighbridge.fleet.peers import board as board_module
 from weighbridge.fleet.peers import tenants as tenants_module
@@ -26,8 +29,10 @@ from weighbridge.fleet.peers.peers import Peers
 from weighbridge.fleet.peers.registers import CLOCKS_APART, REMOVED_KEPT
 from weighbridge.fleet.peers.tenant_records import REVOKED, KeyRecord, name_of_key
 from weighbridge.fleet.peers.tenants import SharedTenants
+from weighbridge.secret import Secret
 from weighbridge.server.gateway.changes import read_changes
 from weighbridge.server.gateway.tenants import key_id
+from weighbridge.wire.keys import digest_of
 
 pytest.importorskip("redis", reason="the extra `redis` is not installed")
 pytestmark = [needs_redis, pytest.mark.usefixtures("known_peers")]
@@ -548,3 +553,51 @@ async def test_a_revoked_key_is_refused_elsewhere_within_seconds_and_its_open_st
             rest = await stream.read()
         assert rest.rstrip().endswith(b"data: [DONE]")
         assert key_id(bytes.fromhex(next(iter(shared(b).roster.all().values())).digest)) == made["id"]  # type: ignore[union-attr]
+
+
+async def test_what_was_answered_is_known_to_all_though_its_gateway_is_killed_at_once(
+    redis: Server, prefix: str, tmp_path: Path
+) -> None:
+    """Processes of their own; none writes a change log. What an operator is told is in Redis by then."""
+    async with common(redis, prefix) as every, clients() as session:
+        ports = free_port(), free_port()
+        files = []
+        for port in ports:
+            files.append(tmp_path / f"gateway-{port}.yaml")
+            files[-1].write_text(f"listen: 127.0.0.1:{port}\n{every.text()}")
+        first, second = (f"http://127.0.0.1:{port}" for port in ports)
+
+        def started(stack: ExitStack, file: Path) -> subprocess.Popen[bytes]:
+            command = [sys.executable, "-m", "weighbridge", "serve", "--config", str(file)]
+            return stack.enter_context(running(command, 30))
+
+        async def change(url: str, method: str, path: str, body: Any = None) -> Any:
+            whole = f"{url}/admin/tenants{path}"
+            async with session.request(method, whole, json=body, headers=OPERATOR) as answer:
+                assert answer.status < 300, await answer.text()
+                return await answer.json()
+
+        async def use(url: str, key: str) -> tuple[int, Any]:
+            body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+            headers = {"authorization": f"Bearer {key}"}
+            async with session.post(f"{url}/v1/chat/completions", json=body, headers=headers) as answer:
+                return answer.status, (await answer.json()).get("error", {}).get("code")
+
+        with ExitStack() as stack:
+            one, other = (started(stack, file) for file in files)
+            await asyncio.to_thread(wait_until_ready, first, one)
+            await asyncio.to_thread(wait_until_ready, second, other)
+            good, leaked = [(await change(first, "POST", "/bob/keys"))["key"] for _ in range(2)]
+            await becomes(lambda: use(second, leaked), GOOD)
+            name = key_id(digest_of(Secret(leaked)))
+            await change(first, "DELETE", f"/bob/keys/{name}")
+            one.kill()
+            one.wait(30)
+            await becomes(lambda: use(second, leaked), REVOKED_KEY)
+            assert await use(second, good) == GOOD
+            other.kill()  # now nobody is left who knew it
+            other.wait(30)
+            again = started(stack, files[0])
+            await asyncio.to_thread(wait_until_ready, first, again)
+            assert await use(first, leaked) == REVOKED_KEY
+            assert await use(first, good) == GOOD
