@@ -105,6 +105,22 @@ class TestWithRedis:
         assert 30 < (refused.value.retry_after or 0) <= 62
         await closed(*three)
 
+    async def test_what_was_reserved_is_given_back_though_the_limits_are_others_by_then(
+        self, redis: Server
+    ) -> None:
+        await redis.ready()
+        a, b, _ = three = doors(redis, concurrent_tokens=900, usd_per_day=2.0)
+        for later in (TenantLimits(), TenantLimits(usd_per_day=1.0, zone="UTC")):
+            a.local.set_limits("t", b.local.limits("t"))
+            await a.reserve("one", 800, 1.5)
+            a.local.set_limits("t", later)
+            await a.settle("one", 100, 0.25)
+            assert not await a.shared._redis.hlen("weighbridge:{t}:reserved")
+        assert sum(map(float, await a.shared._redis.hvals("weighbridge:{t}:usd"))) == 0.5
+        assert not await a.shared._redis.exists("weighbridge:{t}:usd-by-day")
+        assert await b.admits("two", 850, 1.0)
+        await closed(*three)
+
     async def test_money_by_the_days_of_a_zone_is_one_sum_at_all_gateways(self, redis: Server) -> None:
         await redis.ready()
         zone = "Asia/Kathmandu"

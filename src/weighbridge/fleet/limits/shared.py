@@ -212,6 +212,7 @@ class SharedLimits:
         self._retry_at = float("-inf")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._rates: OrderedDict[str, tuple[float, tuple[Rate, ...]]] = OrderedDict()  # when, and what
+        self._held: dict[str, tuple[list[str], int]] = {}  # keys and slot of what is reserved, by request
         self._owed: dict[str, float] = {}  # US dollars that Redis has not heard of, by tenant
 
     @property
@@ -230,7 +231,8 @@ class SharedLimits:
         args = [self._name(request_id), tokens, f"{usd:.12g}", LEASE_SECONDS, *_limit_args(limits), oldest]
         args += [" ".join(self.gone()), _slot(limits)]
         self.operations += 1
-        task = self._start(self._reserve(keys=self._keys(tenant), args=args))
+        keys = self._keys(tenant)
+        task = self._start(self._reserve(keys=keys, args=args))
         try:
             reply = await asyncio.wait_for(asyncio.shield(task), self._timeout)
         except asyncio.CancelledError:  # it may have been reserved, or will be
@@ -246,6 +248,7 @@ class SharedLimits:
         self._remember(tenant, limits, now, said[:4])
         if place >= 0:
             raise self._refusal(tenant, limits, (int(place), now, *said[4:]), tokens, usd)
+        self._held[request_id] = keys, _slot(limits)
 
     def rates(self, tenant: str) -> tuple[Rate, ...] | None:
         """What was left of a tenant's shared limits when one of its requests was last let in or refused; None where
@@ -257,13 +260,18 @@ class SharedLimits:
         return tuple(rate.after(self._clock() - at) for rate in rates)
 
     def settle(self, tenant: str, request_id: str, tokens: int, usd: float) -> None:
-        """Tell Redis in the background what the request used. One that Redis did not know is added."""
-        if self._local.limits(tenant) == NO_LIMITS:
+        """Tell Redis in the background what the request used, where it was reserved even if the limits are others by
+        now. One that Redis did not know is added."""
+        held, limits = self._held.pop(request_id, None), self._local.limits(tenant)
+        if held is None and limits == NO_LIMITS:
             return
         if self.away:
             self._owe(tenant, usd)
         else:
-            self._start(self._settled(tenant, request_id, tokens, usd))
+            keys, slot = held if held is not None else (self._keys(tenant), _slot(limits))
+            self._start(
+                self._settled(tenant, keys, [self._name(request_id), tokens, f"{usd:.12g}"], usd, slot)
+            )
 
     async def close(self) -> None:
         """Let what is being told arrive, and disconnect."""
@@ -317,14 +325,13 @@ class SharedLimits:
         if not task.cancelled():
             task.exception()  # told where it was waited for; here it is only not to be warned of
 
-    async def _settled(self, tenant: str, request_id: str, tokens: int, usd: float) -> None:
+    async def _settled(self, tenant: str, keys: list[str], used: list[Any], usd: float, slot: int) -> None:
         owed = self._owed.pop(tenant, 0.0)
-        slot = _slot(self._local.limits(tenant))
-        args = [self._name(request_id), tokens, f"{usd:.12g}", f"{owed:.12g}", 1, slot]
+        args = [*used, f"{owed:.12g}", 1, slot]
         self.operations += 1
         try:
             async with asyncio.timeout(self._timeout):
-                await self._settle(keys=self._keys(tenant), args=args)
+                await self._settle(keys=keys, args=args)
         except Exception as error:
             self._failed(error)
             self._owe(tenant, usd + owed)
