@@ -47,7 +47,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class Case:
-    """`sequences`: (new tokens, all tokens) each."""
+    """`sequences`: (new tokens, all tokens) each. `sinks`: what a sink's score is about."""
 
     heads: int
     kv_heads: int
@@ -57,6 +57,11 @@ class Case:
     window: int = 0
     head_norms: bool = False
     rotary: bool = True
+    softcap: float = 0.0
+    sinks: float | None = None
+
+    def draw_sinks(self) -> torch.Tensor | None:
+        return None if self.sinks is None else torch.randn(self.heads) + self.sinks
 
     @property
     def width(self) -> int:
@@ -72,11 +77,18 @@ CASES = [
     Case(64, 1, 16, 16, ((3, 40), (1, 1))),  # a group with more heads than an item has rows
     Case(9, 3, 64, 32, ((1, 2001),)),  # few rows, many keys: split over the threads and merged
     Case(4, 2, 32, 16, ((3, 1111), (1, 700)), window=600),
+    Case(4, 2, 64, 16, ((70, 257), (1, 1400), (1, 1)), window=129, softcap=5.0),
+    Case(8, 2, 64, 16, ((70, 257), (1, 1400), (1, 1)), window=128, sinks=2.0),
+    Case(9, 3, 64, 32, ((1, 2001), (60, 400)), softcap=1.5, sinks=0.0),  # cut into parts, which share a sink
+    Case(4, 2, 32, 32, ((1, 1800),), sinks=60.0),  # a sink that takes nearly all
 ]
 
 
 @pytest.fixture(
-    params=CASES, ids=lambda c: f"{c.heads}x{c.head_dim}over{c.kv_heads}-block{c.block_size}w{c.window}"
+    params=CASES,
+    ids=lambda c: (
+        f"{c.heads}x{c.head_dim}over{c.kv_heads}-block{c.block_size}w{c.window}cap{c.softcap:g}sinks{c.sinks}"
+    ),
 )
 def case(request: pytest.FixtureRequest) -> Case:
     value: Case = request.param
@@ -97,6 +109,8 @@ def random_case(seed: int) -> Case:
         block_size=int(draw.choice([16, 32, 64])),
         sequences=tuple(sequences),
         window=int(draw.choice([0, 1, 17, 64, 300])),
+        softcap=float(draw.choice([0.0, 0.0, 0.5, 30.0])),
+        sinks=[None, None, -2.0, 3.0][int(draw.integers(0, 4))],
     )
 
 
@@ -163,12 +177,11 @@ def compare_with_reference(
             # A code may be the next one, where the rotation was rounded otherwise.
             close(part, wanted_part, 5e-2 if cached == torch.int8 else max(map(tolerance, (dtype, cached))))
     out = torch.full((len(qkv), case.heads * case.head_dim), 7.0, dtype=dtype)
-    wanted_out, scale = out.clone(), case.head_dim**-0.5
-    reference.paged_attention(
-        wanted_out, expected, theirs, layer, step.tested, case.heads, scale, case.window
-    )
+    wanted_out, sinks = out.clone(), case.draw_sinks()
+    asked = case.heads, case.head_dim**-0.5, case.window, case.softcap, sinks
+    reference.paged_attention(wanted_out, expected, theirs, layer, step.tested, *asked)
     torch.set_num_threads(threads)
-    native.paged_attention(out, qkv, ours, layer, step.tested, case.heads, scale, case.window)
+    native.paged_attention(out, qkv, ours, layer, step.tested, *asked)
     close(out, wanted_out, max(map(tolerance, (dtype, cached))))
 
 
@@ -221,6 +234,27 @@ def test_reference_attention_is_torch_attention(window: int, new: int) -> None:
         query[None, :, 300 - new :], key[None], value[None], attn_mask=visible, scale=0.3, enable_gqa=True
     )
     close(out, expected[0].transpose(0, 1).flatten(1), 1e-5)
+
+
+@pytest.mark.parametrize("window", [0, 9])
+def test_reference_soft_caps_and_sinks_are_their_formulas(window: int) -> None:
+    """Capped, then one more column in the softmax (gpt-oss), whose weight is thrown away (Gemma 2 has the cap)."""
+    case = Case(4, 2, 16, 16, ((3, 40),), window, softcap=2.0, sinks=1.0)
+    step, reference, sinks = Step(case), ReferenceKernels(), case.draw_sinks()
+    assert sinks is not None
+    cache = reference.allocate_kv(1, step.num_blocks, 16, 2, 16, torch.float32)
+    everything = torch.randn(40, case.width) * 3
+    reference.rope_and_write(everything, cache, 0, step._layout(case, [(0, 40)]), None, 4, None, None, 1e-5)
+    out = torch.empty(3, 64)
+    reference.paged_attention(out, everything[37:], cache, 0, step.tested, 4, 0.3, window, 2.0, sinks)
+    heads = everything.view(40, -1, 16).transpose(0, 1)
+    for head in range(4):
+        for row in range(3):
+            seen = slice(max(38 + row - window, 0) if window else 0, 38 + row)
+            scores = 2.0 * torch.tanh(heads[4 + head // 2, seen] @ heads[head, 37 + row] * 0.3 / 2.0)
+            weights = torch.cat([scores, sinks[head : head + 1]]).softmax(0)[:-1]
+            expected = weights @ heads[6 + head // 2, seen]
+            close(out[row, head * 16 : head * 16 + 16], expected, 1e-5)
 
 
 def test_reference_rotation_pairs_halves() -> None:

@@ -1,13 +1,9 @@
-"""The attention of a general model: its queries, keys and values as our kernels take them, on the paged cache.
-
-The kernels have neither soft caps nor sinks: layers that ask for them are computed in torch, over what the cache holds.
-"""
+"""The attention of a general model: its queries, keys and values as our kernels take them, on the paged cache."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -15,8 +11,6 @@ from weighbridge.models.compute.kernels.api import BatchLayout, Kernels
 from weighbridge.models.general.kv import GroupedKVCache, KvPlace
 from weighbridge.models.general.seam import AttentionCall
 from weighbridge.models.general.tracing import AttentionShape
-
-QUERY_ROWS_AT_A_TIME = 256  # bounds the score matrix of a long prompt
 
 
 class PagedPass:
@@ -52,12 +46,18 @@ class PagedPass:
         else:  # an earlier layer's: room for them is all that the kernel asks
             qkv = self._rows([query, key, key], size, real)
         attended = qkv.new_empty(real, shape.heads * size)
-        if asked.softcap or asked.sinks is not None:
-            self._attend_in_torch(attended, qkv, place, shape, asked)
-        else:
-            self._kernels.paged_attention(
-                attended, qkv, place.cache, place.layer, self._layout, shape.heads, asked.scale, asked.window
-            )
+        self._kernels.paged_attention(
+            attended,
+            qkv,
+            place.cache,
+            place.layer,
+            self._layout,
+            shape.heads,
+            asked.scale,
+            asked.window,
+            asked.softcap,
+            None if asked.sinks is None else asked.sinks.float().flatten(),
+        )
         heads = attended.view(real, shape.heads, size)[..., : shape.value_dim]
         if tokens > real:
             heads = F.pad(heads, (0, 0, 0, 0, 0, tokens - real))
@@ -73,53 +73,3 @@ class PagedPass:
         self._kernels.rope_and_write(
             qkv, place.cache, place.layer, self._layout, None, heads, None, None, 0.0
         )
-
-    def _attend_in_torch(
-        self,
-        out: torch.Tensor,
-        qkv: torch.Tensor,
-        place: KvPlace,
-        shape: AttentionShape,
-        asked: AttentionCall,
-    ) -> None:
-        layout, size, dim = self._layout, place.cache.block_size, shape.kv.head_dim
-        queries = qkv[:, : shape.heads * dim].view(-1, shape.heads, dim)
-        for sequence, context in enumerate(layout.context_lens.tolist()):
-            begin, end = layout.query_starts[sequence : sequence + 2].tolist()
-            first = context - (end - begin)  # position of the first query
-            seen = max(first - asked.window + 1, 0) if asked.window else 0
-            at = np.arange(seen, context)
-            slots = (layout.block_tables[sequence, at // size] * size + at % size).astype(np.int32)
-            keys, values = (part.float().transpose(0, 1) for part in place.cache.read(place.layer, slots))
-            for row in range(begin, end, QUERY_ROWS_AT_A_TIME):
-                query = queries[row : min(end, row + QUERY_ROWS_AT_A_TIME)].float().transpose(0, 1)
-                position = first - seen + row - begin
-                attended = capped_attention(query, keys, values, position, asked)
-                out[row : row + query.shape[1]] = attended.transpose(0, 1).flatten(1).to(out.dtype)
-
-
-def capped_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, position: int, asked: AttentionCall
-) -> torch.Tensor:
-    """Return causal attention [heads, rows, dim] with a soft cap and sinks, in float32.
-
-    query [heads, rows, dim], its first row at `position` of keys and values [kv heads, context, dim].
-    """
-    heads, rows, dim = query.shape
-    kv_heads, context, _ = keys.shape
-    grouped = query.reshape(kv_heads, heads // kv_heads * rows, dim)
-    scores = (grouped @ keys.transpose(1, 2) * asked.scale).view(heads, rows, context)
-    if asked.softcap:
-        scores = torch.tanh(scores / asked.softcap) * asked.softcap
-    ahead = torch.arange(context)[None, :] - torch.arange(position, position + rows)[:, None]
-    hidden = ahead > 0
-    if asked.window:
-        hidden |= ahead <= -asked.window
-    scores = scores.masked_fill(hidden, float("-inf"))
-    if asked.sinks is not None:
-        sinks = asked.sinks.float().view(heads, 1, 1).expand(heads, rows, 1)
-        weights = torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :context]
-    else:
-        weights = scores.softmax(dim=-1)
-    mixed = weights.reshape(kv_heads, -1, context) @ values
-    return mixed.view(heads, rows, dim)

@@ -117,12 +117,16 @@ class Kernels(Protocol):
         num_heads: int,
         scale: float,
         window: int,
+        softcap: float = 0.0,
+        sinks: torch.Tensor | None = None,
     ) -> None:
         """Causal attention of a mixed batch (decodes, prompt chunks behind a cached prefix).
 
         Queries are the first num_heads * head_dim columns of `qkv`; out is [T, num_heads * head_dim] in
         compute dtype. Query head h reads KV head h // (num_heads // kv_heads). window > 0: a query at
-        position p sees keys with p - window < position <= p. Softmax and sums in float32.
+        position p sees keys with p - window < position <= p. softcap > 0: a score s becomes softcap *
+        tanh(s / softcap). sinks (float32 [num_heads]): a score beside those of a head's keys, which takes its share
+        of the softmax and has no value. Softmax and sums in float32.
         """
         ...
 

@@ -203,6 +203,8 @@ class NativeKernels:
         num_heads: int,
         scale: float,
         window: int,
+        softcap: float = 0.0,
+        sinks: torch.Tensor | None = None,
     ) -> None:
         own = _own(cache)
         tokens, width = qkv.shape
@@ -225,6 +227,8 @@ class NativeKernels:
             num_heads,
             scale,
             window,
+            softcap,
+            0 if sinks is None else _head_values(sinks, num_heads),
             torch.get_num_threads(),
             *own.activations(qkv),
         )
@@ -304,6 +308,12 @@ def _float32(tensor: torch.Tensor) -> int:
     if tensor.dtype is not torch.float32:
         raise ValueError(f"this operand must be float32, not {tensor.dtype}")
     return tensor.data_ptr()
+
+
+def _head_values(values: torch.Tensor, heads: int) -> int:
+    if values.shape != (heads,) or not values.is_contiguous():
+        raise ValueError(f"attention has {heads} heads, and a sink is one number of each, not {list(values.shape)}")
+    return _float32(values)
 
 
 def _head_norm(weight: torch.Tensor, head_dim: int) -> int:

@@ -180,6 +180,8 @@ class ReferenceKernels:
         num_heads: int,
         scale: float,
         window: int,
+        softcap: float = 0.0,
+        sinks: torch.Tensor | None = None,
     ) -> None:
         own = _own(cache)
         head_dim, size = own.head_dim, own.block_size
@@ -194,7 +196,9 @@ class ReferenceKernels:
                     qkv[first:last, : num_heads * head_dim].float().view(last - first, num_heads, head_dim)
                 )
                 position = context - end + first
-                attended = _attend(query.transpose(0, 1), keys, values, position, scale, window)
+                attended = _attend(
+                    query.transpose(0, 1), keys, values, position, scale, window, softcap, sinks
+                )
                 out[first:last] = attended.transpose(0, 1).flatten(1).to(out.dtype)
 
     def silu_mul(self, out: torch.Tensor, gate_up: torch.Tensor) -> None:
@@ -214,16 +218,28 @@ class ReferenceKernels:
 
 
 def _attend(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, position: int, scale: float, window: int
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    position: int,
+    scale: float,
+    window: int,
+    softcap: float,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """query [heads, rows, dim], its first row at `position`; keys and values [kv heads, context, dim]."""
     heads, rows, dim = query.shape
     kv_heads, context, _ = keys.shape
     grouped = query.reshape(kv_heads, heads // kv_heads * rows, dim)
-    scores = (grouped @ keys.transpose(1, 2) * scale).view(kv_heads, -1, rows, context)
+    scores = (grouped @ keys.transpose(1, 2) * scale).view(heads, rows, context)
+    if softcap > 0:
+        scores = torch.tanh(scores / softcap) * softcap
     ahead = torch.arange(context)[None, :] - torch.arange(position, position + rows)[:, None]
     hidden = ahead > 0
     if window > 0:
         hidden |= ahead <= -window
-    weights = scores.masked_fill_(hidden, float("-inf")).softmax(dim=-1)
-    return (weights.view(kv_heads, -1, context) @ values).view(heads, rows, dim)
+    scores.masked_fill_(hidden, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float().view(heads, 1, 1).expand(heads, rows, 1)], dim=-1)
+    weights = scores.softmax(dim=-1)[..., :context].reshape(kv_heads, -1, context)
+    return (weights @ values).view(heads, rows, dim)

@@ -1,5 +1,6 @@
 // One pass over the keys with a running maximum and sum (online softmax), 128 keys at a time:
 // scores = Q K^T, weights = 2^(scores - maximum), output = output * correction + weights V.
+// Scores may go through a soft cap, and a sink may take its share of the weights.
 #include "attention.h"
 
 #include "attention_tile.h"
@@ -8,6 +9,8 @@
 
 namespace weighbridge::WB_ISA {
 namespace {
+
+constexpr float log2_e = 1.4426950408889634f;  // the weights are powers of two
 
 // A thread's working memory. `weights` overwrites the scores in place, row by row.
 template <class E>
@@ -154,15 +157,35 @@ WB_INLINE void scale_rows(float *rows_at, int rows, const float *scales, int cou
       store(rows_at + r * group_keys + i, load(rows_at + r * group_keys + i) * load(scales + i));
 }
 
+// What the exponents of weights are of their scores: behind a soft cap, scores have their scale already.
+WB_INLINE float exponent_scale(const AttentionArgs &args) { return args.softcap > 0 ? log2_e : args.scale * log2_e; }
+
+// cap * tanh(scale * score / cap), in place, where tanh(u) = 1 - 2 / (2^(2 u log2 e) + 1).
+WB_INLINE void cap_rows(float *rows_at, int rows, int count, float scale, float cap) {
+  const Vector inner = splat(2.0f * log2_e * scale / cap), outer = splat(cap), one = splat(1.0f);
+  for (int r = 0; r < rows; r++)
+    for (int i = 0; i < count; i += lanes) {
+      float *at = rows_at + r * group_keys + i;
+      store(at, outer - (outer + outer) / (exp2_vector<false>(load(at) * inner) + one));
+    }
+}
+
 template <class E>
-void attend_group(const KvLayout &kv, const KeyGroup<E> &group, Scratch<E> &scratch, int rows, float scale) {
+void attend_group(const AttentionArgs &args, const KvLayout &kv, const KeyGroup<E> &group, Scratch<E> &scratch,
+                  int rows) {
   const int scored = score_group(kv, group, scratch, rows);
+  const float scale = exponent_scale(args);
+  const auto cap = [&]() __attribute__((always_inline)) {
+    if (args.softcap > 0) cap_rows(scratch.scores, rows, scored, args.scale, args.softcap);
+  };
   if constexpr (E::scaled) {
     const GroupScales scales(kv, group);
     scale_rows(scratch.scores, rows, scales.keys, scored);
+    cap();
     weigh_group(group, scratch, rows, scored, scale);
     scale_rows(scratch.scores, rows, scales.values, scored);
   } else {
+    cap();
     weigh_group(group, scratch, rows, scored, scale);
   }
   add_values(kv, group, scratch, rows);
@@ -188,8 +211,10 @@ void start_rows(const AttentionArgs &args, const AttentionItem &item, Scratch<E>
     const Row row = row_of(args, item.sequence, item.kv_head, item.row_begin + r);
     pack_queries<E>(scratch.queries + r / register_rows * register_rows * dim + r % register_rows * E::per_unit,
                  (const T *)args.queries + row.token * args.query_stride + row.head * dim, dim);
-    scratch.maxima[r] = -__builtin_inff();
-    scratch.sums[r] = 0;
+    // A sink counts once, like a key that was seen before all others; of parts, where they are put together.
+    const bool sinks = args.sinks != nullptr && item.partial < 0;
+    scratch.maxima[r] = sinks ? args.sinks[row.head] * log2_e / exponent_scale(args) : -__builtin_inff();
+    scratch.sums[r] = sinks ? 1.0f : 0.0f;
     scratch.visible_begin[r] =
         args.window > 0 && row.position >= args.window ? row.position - args.window + 1 : 0;
     scratch.visible_end[r] = row.position + 1;
@@ -225,7 +250,6 @@ void run_item(const AttentionArgs &args, const AttentionItem &item, const Attent
     scratch.output = partials + 2 * tile_rows;
   }
   start_rows<E, T>(args, item, scratch, padded);
-  const float scale = args.scale * 1.4426950408889634f;  // log2(e), because the weights are powers of two
   const auto chunk_at = [&](const AttentionItem &of, int position) __attribute__((always_inline)) {
     const int32_t *table = args.block_tables + of.sequence * args.max_blocks;
     return (const Stored *)args.kv + kv.chunk(table[position / kv.block_size], of.kv_head);
@@ -239,14 +263,14 @@ void run_item(const AttentionArgs &args, const AttentionItem &item, const Attent
     group.next = base + group_keys < item.key_end ? chunk_at(item, base + group_keys)
                  : following != nullptr           ? chunk_at(*following, following->key_begin)
                                                   : nullptr;
-    attend_group(kv, group, scratch, rows, scale);
+    attend_group(args, kv, group, scratch, rows);
   }
   if (item.partial < 0) {
     finish_rows<E, T>(args, item, scratch, padded);
     return;
   }
   for (int r = 0; r < rows; r++) {
-    partials[r] = scratch.maxima[r] * scale;
+    partials[r] = scratch.maxima[r] * exponent_scale(args);
     partials[tile_rows + r] = scratch.sums[r];
   }
 }
@@ -259,9 +283,10 @@ void merge_rows(const AttentionArgs &args, const AttentionMerge &merge, const fl
   for (int r = 0; r < merge.row_end - merge.row_begin; r++) {
     const Row row = row_of(args, merge.sequence, merge.kv_head, merge.row_begin + r);
     T *out = (T *)args.out + (row.token * args.num_heads + row.head) * dim;
-    float highest = -__builtin_inff();
+    const float sink = args.sinks != nullptr ? args.sinks[row.head] * log2_e : -__builtin_inff();
+    float highest = sink;
     for (int p = 0; p < merge.parts; p++) highest = partials[p * size + r] > highest ? partials[p * size + r] : highest;
-    Vector total = {};
+    Vector total = exp2_vector<false>(splat(sink - highest));
     for (int p = 0; p < merge.parts; p++)
       total = exp2_vector<false>(splat(partials[p * size + r] - highest)) * splat(partials[p * size + tile_rows + r]) +
               total;

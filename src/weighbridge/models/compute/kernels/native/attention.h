@@ -23,6 +23,8 @@ struct AttentionArgs {
   int64_t query_stride;
   float scale;
   int window;
+  float softcap;       // 0: none
+  const float *sinks;  // [num_heads]: a score without a value, beside a head's keys; null: none
   const int32_t *query_starts, *context_lens, *block_tables;
   int64_t max_blocks;
 };

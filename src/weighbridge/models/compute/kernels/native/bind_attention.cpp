@@ -16,14 +16,15 @@ static constexpr int64_t smallest_parallel_macs = 1 << 17;
 // Work of about two milliseconds: worth letting other Python threads run meanwhile.
 static constexpr int64_t smallest_macs_without_gil = 1 << 27;
 
-// `dtype` of queries and out, where it is not the cache's.
+// `dtype` of queries and out, where it is not the cache's; `sinks` [num_heads] float32, or 0.
 static void paged_attention(uintptr_t out, uintptr_t qkv, int64_t tokens, const KvPool &pool, int layer,
                             Int32Row query_starts, Int32Row context_lens, Int32Table block_tables, int num_heads,
-                            float scale, int window, int threads, int dtype) {
+                            float scale, int window, float softcap, uintptr_t sinks, int threads, int dtype) {
   const int64_t sequences = (int64_t)context_lens.shape(0);
   if ((int64_t)query_starts.shape(0) != sequences + 1 || (int64_t)block_tables.shape(0) != sequences)
     throw std::invalid_argument("batch layout: query_starts, context_lens and block_tables disagree in length");
   if (!(scale > 0)) throw std::invalid_argument("the scale of attention scores must be positive");
+  if (!(softcap >= 0)) throw std::invalid_argument("the soft cap of attention scores must not be negative");
   const KvLayout &kv = pool.layout;
   if (num_heads < 1 || num_heads % kv.kv_heads != 0)
     throw std::invalid_argument("the heads of the queries must be a multiple of those of keys and values");
@@ -45,6 +46,8 @@ static void paged_attention(uintptr_t out, uintptr_t qkv, int64_t tokens, const 
   args.query_stride = int64_t(num_heads + 2 * kv.kv_heads) * kv.head_dim;
   args.scale = scale;
   args.window = window;
+  args.softcap = softcap;
+  args.sinks = reinterpret_cast<const float *>(sinks);
   args.query_starts = plan.query_starts.data();
   args.context_lens = plan.context_lens.data();
   args.block_tables = plan.block_tables.data();
@@ -64,5 +67,5 @@ void bind_attention(nb::module_ &module) {
       .def("copy_block", &KvPool::copy_block);
   module.def("paged_attention", &paged_attention, nb::arg("out"), nb::arg("qkv"), nb::arg("tokens"), nb::arg("pool"),
              nb::arg("layer"), nb::arg("query_starts"), nb::arg("context_lens"), nb::arg("block_tables"),
-             nb::arg("num_heads"), nb::arg("scale"), nb::arg("window"), nb::arg("threads"), nb::arg("dtype") = -1);
+             nb::arg("num_heads"), nb::arg("scale"), nb::arg("window"), nb::arg("softcap"), nb::arg("sinks"), nb::arg("threads"), nb::arg("dtype") = -1);
 }
