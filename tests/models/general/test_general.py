@@ -23,6 +23,8 @@ from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import BadInput, UnsupportedModel
 from weighbridge.models.any_model import open_model
 from weighbridge.models.compute.kernels.api import States
+from weighbridge.models.general.attention import PagedPass
+from weighbridge.models.general.kv import KvPlace
 from weighbridge.models.general.refusals import WAY_OUT
 from weighbridge.models.general.watching import LinearCalls, watched
 from weighbridge.models.keeping import Quantize
@@ -181,12 +183,31 @@ def test_files_of_another_model_are_refused(
         )
 
 
-def test_a_wrong_attention_is_found_by_the_self_check(phi3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weighbridge.models.general.attention.PagedPass._write", lambda *_: None)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["phi3", "gemma4_text", "gpt_oss"])
+def test_a_wrong_attention_is_found_by_the_self_check(
+    kind: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_shrunk(kind, tmp_path)
+    open_model(path).load(dtype, Quantize.AUTO, max_model_len=64, report=None, expert_cache=None)
+    write = PagedPass._write
+
+    def forgetful(self: PagedPass, qkv: torch.Tensor, place: KvPlace, heads: int) -> None:
+        if place is not self._cache.places[0]:  # of the first layer alone
+            write(self, qkv, place, heads)
+
+    monkeypatch.setattr(PagedPass, "_write", forgetful)
     with pytest.raises(
-        UnsupportedModel, match="'phi3' cannot be served here: over our cache its logits differ"
+        UnsupportedModel, match=f"'{kind}' cannot be served here: over our cache its logits differ"
     ):
-        open_model(phi3).load(torch.float32, Quantize.AUTO, max_model_len=64, report=None, expert_cache=None)
+        open_model(path).load(dtype, Quantize.AUTO, max_model_len=64, report=None, expert_cache=None)
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v2", "gpt_oss", "phimoe", "gemma4_text"])
+def test_rounding_alone_refuses_no_model(kind: str, tmp_path: Path) -> None:
+    """In bfloat16 a router may choose other experts, and some models make much of a last bit."""
+    path = save_shrunk(kind, tmp_path)
+    open_model(path).load(torch.bfloat16, Quantize.NONE, max_model_len=64, report=None, expert_cache=None)
 
 
 def test_longrope_ends_where_its_rotation_changes(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from weighbridge.models.compute.kernels.api import Int32
-from weighbridge.models.compute.layers import Mlp
+from weighbridge.models.compute.layers import FeedForward, Mlp
 from weighbridge.models.compute.linear import Linear
 from weighbridge.models.experts.routing import Router, RoutingTrace
 
@@ -35,7 +35,7 @@ class LayerExperts(Protocol):
 class ListedExperts:
     """One feed-forward block per expert, over the tokens gathered for it. Works with every kind of `Linear`."""
 
-    def __init__(self, experts: Sequence[Mlp]) -> None:
+    def __init__(self, experts: Sequence[FeedForward]) -> None:
         self._experts = experts
 
     @property

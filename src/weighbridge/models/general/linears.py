@@ -1,15 +1,18 @@
-"""Our linear layers in the place of a model's own: packed once, and in few bits where that is asked for."""
+"""Our linear layers and experts in the place of a model's own: packed once, in few bits where that is asked for."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 
+from weighbridge.models.compute.kernels.api import Kernels
 from weighbridge.models.compute.linear import Linear, make_linear
 from weighbridge.models.compute.linear_hybrid import hybrid_linear
 from weighbridge.models.files.quantized import quantize
+from weighbridge.models.general.experts import find_experts, own_experts
 from weighbridge.models.keeping import FileMatrix, Keeping, KeptAs
 from weighbridge.models.kept_weights import KeptWeights
 
@@ -32,34 +35,62 @@ class OwnLinear(torch.nn.Module):
 
 
 def take_places(
-    model: Any, names: Collection[str], keeping: Keeping, dtype: torch.dtype, report: Report | None
+    model: Any,
+    names: Collection[str],
+    keeping: Keeping,
+    dtype: torch.dtype,
+    kernels: Kernels,
+    report: Report | None,
 ) -> KeptWeights:
-    """Pack the linear layers `names` of `model`, one after another: the tensors of each are let go of.
+    """Pack the linear layers `names` of `model` and its experts, one after another: the tensors of each are let go of.
 
     The output matrix keeps 8 bits even where the layers keep 4: it decides each token directly.
     """
     kept, head = KeptWeights(), model.get_output_embeddings()
-    for index, name in enumerate(sorted(names)):
-        parent_name, _, last = name.rpartition(".")
-        parent = model.get_submodule(parent_name)
-        module = getattr(parent, last)
+    experts = list(find_experts(model))
+    done, total = itertools.count(1), len(names) + len(experts)
+    for name in sorted(names):
+        module = model.get_submodule(name)
         bits = 8 if module is head else keeping.scheme.bits
         with torch.no_grad():
-            linear = _packed(name, module, keeping, bits, dtype, kept)
-        setattr(parent, last, OwnLinear(linear, dtype))
+            linear = _packed(name, module.weight, module.bias, keeping, bits, dtype, kept)
+        _put(model, name, OwnLinear(linear, dtype))
         if report is not None:
-            report(index + 1, len(names))
+            report(next(done), total)
+
+    def pack(name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        return _packed(name, weight, bias, keeping, keeping.scheme.bits, dtype, kept)
+
+    while experts:
+        name, layer = experts.pop(0)
+        with torch.no_grad():
+            own = own_experts(name, layer, pack, dtype, kernels)
+        del layer
+        _put(model, name, own)
+        if report is not None:
+            report(next(done), total)
     return kept
 
 
+def _put(model: Any, name: str, module: torch.nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
+
+
 def _packed(
-    name: str, module: torch.nn.Linear, keeping: Keeping, bits: int, dtype: torch.dtype, kept: KeptWeights
+    name: str,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    keeping: Keeping,
+    bits: int,
+    dtype: torch.dtype,
+    kept: KeptWeights,
 ) -> Linear:
-    rows, columns = module.weight.shape
-    bias = None if module.bias is None else module.bias.detach().to(dtype)
+    rows, columns = weight.shape
+    bias = None if bias is None else bias.detach().to(dtype)
     what = keeping.linear([FileMatrix(name, rows, columns)], bits, bias is not None)
     kept.note(name, what)
-    weight = module.weight.detach()
+    weight = weight.detach()
     if what.way is KeptAs.ROUNDED:
         quantized = quantize(weight, bits)
         if keeping.copies(columns):

@@ -18,7 +18,7 @@ from weighbridge.models.general.decoder import GeneralDecoder
 from weighbridge.models.general.description import describe
 from weighbridge.models.general.linears import Report, take_places
 from weighbridge.models.general.loading import read_weights
-from weighbridge.models.general.self_check import check_itself
+from weighbridge.models.general.self_check import check_itself, check_packed
 from weighbridge.models.keeping import Cpu, Keeping, Quantize
 
 
@@ -48,15 +48,17 @@ class GeneralModel:
         """Read the model and compare it with transformers' own forward pass. Raises BadInput or UnsupportedModel."""
         if expert_cache is not None:
             raise BadInput(
-                f"--expert-cache is not for model type {self.config.architecture!r}: transformers computes its experts",
+                f"--expert-cache is not for model type {self.config.architecture!r}: its experts are all in memory",
                 param="expert_cache",
             )
         model = read_weights(self.path, self.description, dtype)
-        decoder = GeneralDecoder(self.description, model, dtype, load_kernels())
+        kernels = load_kernels()
+        decoder = GeneralDecoder(self.description, model, dtype, kernels)
         check_itself(decoder)
         keeping = Keeping(scheme, str(dtype).removeprefix("torch."), self._cpu)
-        take_places(model, self.description.linears, keeping, dtype, report).log()
+        take_places(model, self.description.linears, keeping, dtype, kernels, report).log()
         decoder.listen()
+        check_packed(decoder)
         return decoder
 
     def adaptable(self) -> Mapping[str, MatrixShape]:

@@ -312,7 +312,9 @@ def _float32(tensor: torch.Tensor) -> int:
 
 def _head_values(values: torch.Tensor, heads: int) -> int:
     if values.shape != (heads,) or not values.is_contiguous():
-        raise ValueError(f"attention has {heads} heads, and a sink is one number of each, not {list(values.shape)}")
+        raise ValueError(
+            f"attention has {heads} heads, and a sink is one number of each, not {list(values.shape)}"
+        )
     return _float32(values)
 
 
