@@ -17,7 +17,7 @@ from weighbridge.models.any_model import open_model
 from weighbridge.models.compute.linear_packed import kernels_available
 from weighbridge.models.experts.moe import ListedExperts
 from weighbridge.models.experts.moe_grouped import GroupedExperts
-from weighbridge.models.general.experts import OwnExperts, find_experts
+from weighbridge.models.general.packed.experts import OwnExperts, find_experts
 from weighbridge.models.general.refusals import WAY_OUT
 from weighbridge.models.keeping import Quantize
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from weighbridge.models.adapters.sites import AdapterSite, SitePart
 from weighbridge.models.general.decoder import GeneralDecoder
-from weighbridge.models.general.linears import OwnLinear
+from weighbridge.models.general.packed.linears import OwnLinear
 
 
 def general_sites(decoder: GeneralDecoder) -> Iterator[AdapterSite]:

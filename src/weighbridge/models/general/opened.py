@@ -16,8 +16,8 @@ from weighbridge.models.files.checkpoint import Checkpoint, SafetensorsDirectory
 from weighbridge.models.general.adapted import general_sites
 from weighbridge.models.general.decoder import GeneralDecoder
 from weighbridge.models.general.description import describe
-from weighbridge.models.general.linears import Report, take_places
 from weighbridge.models.general.loading import read_weights
+from weighbridge.models.general.packed.linears import Report, take_places
 from weighbridge.models.general.self_check import check_itself, check_packed
 from weighbridge.models.keeping import Cpu, Keeping, Quantize
 

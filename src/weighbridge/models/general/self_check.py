@@ -13,7 +13,7 @@ import torch
 from weighbridge.errors import said
 from weighbridge.models.compute.kernels.api import BatchLayout
 from weighbridge.models.general.decoder import GeneralDecoder
-from weighbridge.models.general.experts import Choices
+from weighbridge.models.general.packed.experts import Choices
 from weighbridge.models.general.refusals import refused
 from weighbridge.models.general.seam import NAME
 

@@ -12,7 +12,7 @@ from weighbridge.models.compute.kernels.api import Kernels
 from weighbridge.models.compute.linear import Linear, make_linear
 from weighbridge.models.compute.linear_hybrid import hybrid_linear
 from weighbridge.models.files.quantized import quantize
-from weighbridge.models.general.experts import find_experts, own_experts
+from weighbridge.models.general.packed.experts import find_experts, own_experts
 from weighbridge.models.keeping import FileMatrix, Keeping, KeptAs
 from weighbridge.models.kept_weights import KeptWeights
 
