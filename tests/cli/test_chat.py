@@ -5,9 +5,16 @@ from __future__ import annotations
 import os
 import pty
 import re
+import select
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -116,6 +123,69 @@ def test_at_a_terminal_lines_are_edited_and_answers_have_a_speed(tmp_path: Path)
     assert '"Hello"' in (tmp_path / "c.json").read_text()
 
 
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+
+
+@contextmanager
+def never_done() -> Iterator[str]:
+    """The URL of a server whose answers begin and do not end."""
+    listener, open_lines = socket.create_server(("127.0.0.1", 0)), []
+
+    def serve() -> None:
+        while True:
+            try:
+                line, _ = listener.accept()
+            except OSError:
+                return
+            line.recv(1 << 16)
+            line.sendall(HEAD + b'data: {"choices": [{"delta": {"content": "word "}}]}\n\n')
+            open_lines.append(line)
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        for line in open_lines:
+            line.close()
+
+
+def test_ctrl_c_stops_every_answer_and_ends_a_line_and_only_twice_in_a_row_the_chat() -> None:
+    parent, child = pty.openpty()
+    with never_done() as url:
+        command = [sys.executable, "-m", "weighbridge", "chat", "--url", url, "m"]
+        process = subprocess.Popen(
+            command, stdin=child, stdout=child, stderr=child, env={**os.environ, "TERM": "xterm"}
+        )
+        os.close(child)
+        shown = partial(behind, parent, bytearray())
+        shown(b"> ")
+        for _ in range(3):
+            os.write(parent, b"Hello\n")
+            shown(b"word ")
+            process.send_signal(signal.SIGINT)
+            shown(b"> ")
+            os.write(parent, b"half a li")
+            shown(b"half a li")
+            time.sleep(0.3)  # the terminal may have echoed it before the reader of the line waits
+            process.send_signal(signal.SIGINT)
+            shown(b"once more")
+            shown(b"> ")
+        assert process.poll() is None
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    os.close(parent)
+
+
+def test_what_is_no_url_is_said_before_anything_is_typed() -> None:
+    command = [sys.executable, "-m", "weighbridge", "chat", "--url", "127.0.0.1:8080"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is no URL; write for example http://" in done.stderr
+
+
 def typed(words: list[str], lines: list[str]) -> str:
     """What `weighbridge` shows in a terminal where somebody types."""
     parent, child = pty.openpty()
@@ -138,6 +208,14 @@ def typed(words: list[str], lines: list[str]) -> str:
     assert process.wait(30) == 0, said
     os.close(parent)
     return said.decode()
+
+
+def behind(descriptor: int, said: bytearray, wanted: bytes) -> None:
+    """Read on until the words are there; what comes behind them stays for the next."""
+    while (place := said.find(wanted)) < 0:
+        assert select.select([descriptor], [], [], 60)[0], bytes(said)
+        said += os.read(descriptor, 4096)
+    del said[: place + len(wanted)]
 
 
 def until(descriptor: int, wanted: bytes) -> bytes:

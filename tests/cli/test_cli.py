@@ -9,9 +9,12 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
+from tests.cli.answering import answering
 from weighbridge import __version__
 from weighbridge.cli import terminal
+from weighbridge.cli.app import COMMANDS, Command, Group, app
 from weighbridge.engine.settings import EngineSettings, pool_blocks
 from weighbridge.errors import BadInput
 from weighbridge.knobs import parse_bytes
@@ -27,6 +30,30 @@ def test_version_and_help() -> None:
     text = weighbridge("--help").stdout
     for command in ("serve", "chat", "calibrate", "bench", "models", "ticket"):
         assert command in text
+
+
+def every_command() -> list[list[str]]:
+    groups = [(name, entry) for name, entry in COMMANDS.items() if isinstance(entry, Group)]
+    below = [[name, word] for name, group in groups for word in group.commands]
+    return [[name] for name, entry in COMMANDS.items() if isinstance(entry, Command)] + below
+
+
+@pytest.mark.parametrize("words", every_command(), ids=" ".join)
+def test_help_cuts_nothing_on_a_narrow_terminal(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "64")
+    done = CliRunner().invoke(app, [*words, "--help"])
+    assert done.exit_code == 0
+    assert "\N{HORIZONTAL ELLIPSIS}" not in done.output
+    assert max(map(len, done.output.splitlines())) <= 64
+
+
+def test_names_that_are_nearly_right_and_servers_that_are_none_are_said() -> None:
+    done = weighbridge("models", "pull", "smollm")
+    assert "did you mean 'smollm2-135m-instruct'?" in done.stderr
+    with answering({}) as url:  # answers 404 to everything
+        done = weighbridge("fleet", "probe", url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no server of models" in done.stderr
 
 
 def test_catalogue_as_json() -> None:

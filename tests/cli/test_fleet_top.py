@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import re
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.cli.answering import answering
-from weighbridge.cli.fleet_top import SORTS, View
+from weighbridge.cli.fleet_top import _KEYS, SORTS, View, meanings
 
 KEYS = ("up", "down", "page up", "page down", "first", "last", "sort", "sort back", "reverse", "")
 
@@ -94,3 +98,49 @@ def test_a_column_that_is_not_there_is_said() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "use replica, standing, requests" in " ".join(done.stderr.split())
+
+
+@given(st.lists(st.sampled_from([*_KEYS, b"x", b"\x1b[15~", b"\x1b[1;5C", b"\xc3\xa9"])))
+def test_keys_that_come_together_are_told_apart(pressed: list[bytes]) -> None:
+    assert meanings(b"".join(pressed)) == [_KEYS[one] for one in pressed if one in _KEYS]
+
+
+def test_arrows_of_other_terminals_are_arrows() -> None:
+    assert meanings(b"\x1bOA\x1bOB\x1bOH") == ["up", "down", "first"]
+
+
+@pytest.mark.parametrize("words", [["fleet", "list"], ["fleet", "top", "--count", "1"]])
+def test_a_gateway_that_shows_its_load_to_the_operator_is_asked_with_the_operators_key(
+    words: list[str],
+) -> None:
+    asked: list[dict[str, Any]] = []
+    with answering({"GET /v1/load": load(2)}, asked) as url:
+        environment = {**os.environ, "WEIGHBRIDGE_ADMIN_KEY": "operators-key", "WEIGHBRIDGE_URL": url}
+        command = [sys.executable, "-m", "weighbridge", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
+    assert {one["headers"]["Authorization"] for one in asked} == {"Bearer operators-key"}
+
+
+def test_a_gateway_that_goes_away_leaves_its_figures_on_the_screen() -> None:
+    parent, child = pty.openpty()
+    with answering({"GET /v1/load": load(3)}) as url:
+        command = [sys.executable, "-m", "weighbridge", "fleet", "top", "--url", url, "--interval", "0.2"]
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "90", "LINES": "20"}
+        process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment)
+        os.close(child)
+        seen_until(parent, b"1 to 3 of 3")
+    said = b" ".join(seen_until(parent, b"s ago").split())
+    assert re.search(rb"no answer from .*; these are its figures of \d+ s ago", said)
+    assert b"0-02" in said
+    os.write(parent, b"q")
+    assert process.wait(30) == 0
+    os.close(parent)
+
+
+def seen_until(terminal: int, wanted: bytes) -> bytes:
+    said, deadline = b"", time.monotonic() + 60
+    while wanted not in said and time.monotonic() < deadline:
+        said += os.read(terminal, 4096)
+    return said

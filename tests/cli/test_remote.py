@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from tests.cli.answering import answering
 from weighbridge.cli.app import app
 from weighbridge.cli.terminal import outside, visible
+from weighbridge.cli.ticket import GIVEN_UP, HEADINGS
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.ticket import Leg, Ticket
 from weighbridge.ticket.span import SpanName
@@ -111,6 +112,22 @@ def test_what_is_copied_from_a_narrow_terminal_is_whole() -> None:
     beginnings = [line.split("│")[1].strip() for line in printed.splitlines() if "0000" in line]
     assert len(set(beginnings)) == 2
     assert all(one.startswith(beginning) for one, beginning in zip(ids, beginnings, strict=True))
+
+
+@pytest.mark.parametrize("width", [50, 64, 80, 120])
+def test_a_list_of_tickets_gives_up_columns_and_cuts_no_word(width: int) -> None:
+    one = {**TICKET, "tenant": "the-ninth-tenant", "model": "a-model", "finish_reason": "deadline"}
+    with answering({"GET /v1/tickets": {"data": [one]}}) as url:
+        printed = CliRunner(env={"COLUMNS": str(width)}).invoke(app, ["ticket", "--url", url]).output
+    lines = printed.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "\N{HORIZONTAL ELLIPSIS}" not in printed
+    cells = [[cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in lines]
+    headings, rows = cells[1], [row for row in cells[3:-1] if len(row) == len(cells[1])]
+    assert set(HEADINGS) - set(headings) <= set(GIVEN_UP)
+    assert (set(HEADINGS) == set(headings)) == (width == 120)
+    whole = {heading: "".join(row[place] for row in rows) for place, heading in enumerate(headings)}
+    assert (whole["tenant"], whole["model"], whole["finish"]) == ("the-ninth-tenant", "a-model", "deadline")
 
 
 def test_a_ticket_is_told_to_people_and_names_its_trace() -> None:

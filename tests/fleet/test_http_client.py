@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
@@ -15,7 +17,7 @@ import pytest
 
 from tests.fleet.backends import until
 from weighbridge.wire import client as http_client
-from weighbridge.wire.client import HttpClient, Response, Unreachable, header_lines
+from weighbridge.wire.client import HttpClient, Response, Unreachable, header_lines, spoken
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-One: 1\r\n\r\nhello"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
@@ -312,3 +314,23 @@ async def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(client.connections) == 1
     client.close()
     listener.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('127.0.0.1', 1)"),
+            "connection refused",
+        ),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "name or service not known"),
+        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER]"), "WRONG_VERSION_NUMBER"),
+        (OSError("closed"), "closed"),
+        (ValueError("a header has a line break in it"), "a header has a line break in it"),
+        (TimeoutError(), ""),
+    ],
+)
+def test_the_system_speaks_in_words(error: OSError | ValueError, words: str) -> None:
+    assert words in spoken(error)
+    assert "Errno" not in spoken(error)
+    assert bool(spoken(error)) == bool(words)

@@ -98,9 +98,8 @@ async def first_model(client: LoadClient, base: str) -> str:
     try:
         return str((await client.ask("/v1/models"))["data"][0]["id"])
     except (OSError, LookupError, TypeError, ValueError) as error:
-        raise WeighbridgeError(
-            f"no model at {base} ({type(error).__name__}: {error}); is a server running there?"
-        ) from error
+        why = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise WeighbridgeError(f"no model at {base} ({why}); is a server running there?") from error
 
 
 def request_body(model: str, prompt: Prompt, output_tokens: int, options: ServeOptions) -> dict[str, Any]:

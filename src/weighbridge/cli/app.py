@@ -308,6 +308,32 @@ COMMANDS: dict[str, Command | Group] = {
 }
 
 
+class CommandWithHelp(TyperCommand):
+    """A command whose help shows the names of flags whole, also on a narrow terminal: one copies them."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from rich.table import Table  # loaded for help alone
+        from rich.text import Text
+        from typer import rich_utils
+
+        class WholeNames(Table):
+            def add_row(self, *cells: Any, **options: Any) -> None:
+                names = [place for place, cell in enumerate(cells) if str(cell).startswith("--")]
+                if names:  # one below the other: a line for each spelling, and for its opposite
+                    told = Text("\n").join([word for place in names for word in cells[place].split(",")])
+                    cells = tuple(Text() if place in names else cell for place, cell in enumerate(cells))
+                    cells = (*cells[: names[0]], told, *cells[names[0] + 1 :])
+                super().add_row(*cells, **options)
+                for place in names[:1]:
+                    self.columns[place].no_wrap = True  # the others give room
+                for part in getattr(cells[-1], "renderables", ()):  # words of the help
+                    if isinstance(part, Text):
+                        part.overflow = "fold"
+
+        setattr(rich_utils, "Table", WholeNames)  # noqa: B010  # it offers no other way
+        super().format_help(ctx, formatter)
+
+
 class LazyCommand(TyperCommand):
     """A command as lists show it. Its module is loaded when it is called, and then the real command takes over."""
 
@@ -319,7 +345,7 @@ class LazyCommand(TyperCommand):
         """The command itself."""
         module, _, function = self._target.partition(":")
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        single.command(self.name)(getattr(import_module(module), function))
+        single.command(self.name, cls=CommandWithHelp)(getattr(import_module(module), function))
         return typer.main.get_command(single)
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:

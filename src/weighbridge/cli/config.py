@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from weighbridge.cli.options import JsonOutput
-from weighbridge.cli.terminal import outside, print_json, visible
+from weighbridge.cli.terminal import outside, print_json, visible, whole_table
 from weighbridge.errors import BadInput
 from weighbridge.fleet.config.load import config_text
 from weighbridge.fleet.config.spec import FleetSpec, SharedLimitsSpec
@@ -119,7 +119,7 @@ def show(file: _FILE = DEFAULT_FILE, json_output: JsonOutput = False) -> None:
     if json_output:
         print_json({**plain(spec), "routes": plain(routes), "budgets": plain(read.routes.budgets)})
         return
-    table = Table("model", "policy", "replica", "what", "where", "dialect", "calls it")
+    table = whole_table("model", "policy", "replica", "what", "where", "dialect", "calls it")
     for model in spec.models:
         for one in model.replicas:
             name = f"{one.name} x {one.count}" if one.count > 1 else one.name
@@ -134,7 +134,7 @@ def show(file: _FILE = DEFAULT_FILE, json_output: JsonOutput = False) -> None:
 
 
 def _routes(routes: Sequence[RouteSettings]) -> Table:
-    table = Table("route", "places", "residency", "rules", "escalates below")
+    table = whole_table("route", "places", "residency", "rules", "escalates below")
     for route in routes:
         below = f"{route.cascade.threshold:g}" if route.cascade.enabled else "never"
         rules = ", ".join(f"{rule.name}: {rule.residency}" for rule in route.policy.rules) or "none"
@@ -147,7 +147,10 @@ def _settings(spec: FleetSpec) -> str:
     lines = [f"listens on {spec.host}:{spec.port}"]
     parts = ("queue", "health", "retry", "breaker", *(("on_demand",) if spec.on_demand is not None else ()))
     for name in parts:
-        values = ", ".join(f"{key} {value}" for key, value in asdict(getattr(spec, name)).items())
+        values = ", ".join(
+            f"{key} {'none' if value is None else value}"
+            for key, value in asdict(getattr(spec, name)).items()
+        )
         lines.append(f"{name}: {values}")
     for tenant in spec.tenants:
         limits = ", ".join(f"{k} {v:g}" for k, v in asdict(tenant.limits).items() if v is not None)

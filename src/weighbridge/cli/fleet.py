@@ -49,9 +49,10 @@ class AdminSettings:
 _COLOURS = {"up": "green", "starting": "yellow", "draining": "yellow"}
 
 
-def list_replicas(url: Url = DEFAULT_URL, json_output: JsonOutput = False) -> None:
+@options
+def list_replicas(*, gateway: AdminSettings, json_output: JsonOutput = False) -> None:
     """All replicas, how they are, and what they have done."""
-    load = load_of(url)
+    load = load_of(gateway)
     console = Console()
     if json_output:
         print_json(load["models"])
@@ -172,6 +173,11 @@ def probe(
     base = checked_url(server)
     endpoint = HttpEndpoint(base, dialect("openai"), Secret(key) if key else None, timeouts=PROBE_PATIENCE)
     found = asyncio.run(probe_server(endpoint, model, trial=trial))
+    if found.is_unknown:
+        raise WeighbridgeError(
+            f"what answers at {base} has no list of models, no load and no abilities: it is no server of models, or "
+            "has yet to start"
+        )
     if json_output:
         print_json(found.as_dict())
         return
@@ -247,14 +253,14 @@ def ask(
     return Server(url, key, GATEWAY_HINT).ask(method, path, body, patience=patience)
 
 
-def load_of(url: str) -> Any:
+def load_of(gateway: AdminSettings) -> Any:
     """The load of all models. Raises WeighbridgeError where they are not told."""
-    load = ask("GET", url, "/v1/load")
-    if "models" not in load:
-        where = f"{url.rstrip('/')}/v1/load"
+    load = gateway.ask("GET", "/v1/load")
+    if not isinstance(load, dict) or "models" not in load:
+        where = f"{without_account(gateway.url.rstrip('/'))}/v1/load"
         raise WeighbridgeError(
             f"{where} tells of no models: it is a single replica (`serve --config` starts a gateway), or a gateway "
-            "that shows them to the operator's key and to watchers only"
+            "that shows them to the operator and to watchers only: give its key with --admin-key"
         )
     return load
 

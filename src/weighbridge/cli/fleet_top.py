@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 import time
@@ -16,10 +17,18 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from weighbridge.cli.fleet import FIGURES, Url, figures_of, fleet_table, load_of, plain_lines, reasons
-from weighbridge.cli.options import DEFAULT_URL
+from weighbridge.cli.fleet import (
+    FIGURES,
+    AdminSettings,
+    figures_of,
+    fleet_table,
+    load_of,
+    plain_lines,
+    reasons,
+)
+from weighbridge.cli.options import options
 from weighbridge.cli.terminal import outside
-from weighbridge.errors import BadInput
+from weighbridge.errors import BadInput, WeighbridgeError
 
 try:  # keys are read one at a time; Windows has no such modules
     import termios
@@ -33,8 +42,11 @@ _KEYS = {
     **{b"q": "leave", b"Q": "leave", b"s": "sort", b"S": "sort back", b"r": "reverse"},
     **{b"\x1b[A": "up", b"k": "up", b"\x1b[B": "down", b"j": "down"},
     **{b"\x1b[5~": "page up", b"\x1b[6~": "page down", b" ": "page down", b"b": "page up"},
-    **{b"\x1b[H": "first", b"g": "first", b"\x1b[F": "last", b"G": "last"},
+    **{b"\x1b[H": "first", b"\x1b[1~": "first", b"g": "first"},
+    **{b"\x1b[F": "last", b"\x1b[4~": "last", b"G": "last"},
 }
+#: A key as a terminal sends it: a sequence behind ESC, or a byte. Held keys come several at once.
+_KEY = re.compile(rb"\x1b\[[0-9;]*[@-~]|\x1bO.|.", re.DOTALL)
 #: Lines of a table beside its rows: title, borders, heading.
 _FRAME = 5
 #: Replicas whose reasons are told below the tables; `fleet list` tells all.
@@ -52,6 +64,7 @@ class View:
     rows: int = 0
     before: dict[str, Any] | None = None
     seconds: float = 0.0
+    lost: str = ""  # why the figures are old; empty: they are not
     _earlier: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
     def press(self, key: str) -> None:
@@ -109,22 +122,25 @@ class View:
         return f"{min(self.first + 1, last)} to {last} of {self.rows} replicas, {order}by {self.sort}"
 
 
+@options
 def top(
-    url: Url = DEFAULT_URL,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
     count: Annotated[int | None, typer.Option(min=1, help="Looks to take; none: until q or Ctrl-C.")] = None,
     sort: Annotated[str, typer.Option(help=f"Column to sort by: {', '.join(SORTS)}.")] = SORTS[0],
     reverse: Annotated[bool, typer.Option("--reverse", help="Sort the other way round.")] = False,
+    *,
+    gateway: AdminSettings,
 ) -> None:
     """A live table of the fleet: load, standing and speed of every replica.
 
     Keys: s sorts by the next column (S by the one before), r the other way round, arrows and pages scroll, q ends.
+    A gateway that goes away leaves its last figures on the screen, and is asked again.
     Without a terminal each look is a line for every replica, with tabs between its figures.
     """
     if sort not in SORTS:
         raise BadInput(f"--sort {sort!r} is no column: use {', '.join(SORTS)}", param="sort")
     view, console = View(sort, reverse), Console()
-    looks = _looks(url, interval, count, view, console)
+    looks = _looks(gateway, interval, count, view, console)
     if not console.is_terminal:
         for load in looks:
             everybody = sum(len(pool["replicas"]) for pool in load["models"].values())
@@ -136,34 +152,45 @@ def top(
 
 
 def _looks(
-    url: str, interval: float, count: int | None, view: View, console: Console
+    gateway: AdminSettings, interval: float, count: int | None, view: View, console: Console
 ) -> Iterator[dict[str, Any]]:
-    """The load, each `interval` anew, and again as it was whenever a key changes the view."""
+    """The load, each `interval` anew, and again as it was whenever a key changes the view.
+
+    Raises WeighbridgeError where there is none at first, and without a terminal whenever there is none.
+    """
     looks, asked = 0, time.monotonic()
     load: dict[str, Any] | None = None
     while count is None or looks < count:
         now = time.monotonic()
-        view.before, view.seconds = load, now - asked
-        load, asked = load_of(url), now
+        try:
+            found = load_of(gateway)
+        except WeighbridgeError as error:
+            if load is None or count is not None or not console.is_terminal:
+                raise
+            view.lost = f"{error}; these are its figures of {now - asked:.0f} s ago"
+        else:
+            view.before, view.seconds, view.lost = load, now - asked, ""
+            load, asked = found, now
         looks += 1
         yield load
         until = now + interval
         while (count is None or looks < count) and (left := until - time.monotonic()) > 0.0:
-            key = _pressed(left) if console.is_terminal and _has_keys() else _slept(left)
-            if key == "leave":
+            keys = _pressed(left) if console.is_terminal and _has_keys() else _slept(left)
+            if "leave" in keys:
                 return
-            if key:
+            for key in keys:
                 view.press(key)
+            if keys:
                 yield load
 
 
 def _drawn(load: dict[str, Any], view: View, console: Console) -> Group:
-    why = reasons(load)
+    why = reasons(load) if not view.lost else [outside(view.lost)]
     more = [outside(f"and {len(why) - _MOST_REASONS} more; `weighbridge fleet list` tells all")]
     why = why if len(why) <= _MOST_REASONS else [*why[:_MOST_REASONS], *more]
-    room = console.height - _FRAME * len(load["models"]) - len(why) - 1
-    seen = view.of(load, room)
     keys = "s sort, r reverse, arrows scroll, q ends" if _has_keys() else ""
+    below = sum([len(one.wrap(console, console.width)) for one in (*why, outside(f"{view.told}   {keys}"))])
+    seen = view.of(load, console.height - _FRAME * len(load["models"]) - below)
     told = outside(f"{view.told}   {keys}")
     told.stylize("dim")
     return Group(fleet_table(seen, view.before, view.seconds, console.width), *why, told)
@@ -173,15 +200,21 @@ def _has_keys() -> bool:
     return termios is not None and sys.stdin.isatty()
 
 
-def _slept(seconds: float) -> str:
+def _slept(seconds: float) -> list[str]:
     time.sleep(max(seconds, 0.0))
-    return ""
+    return []
 
 
-def _pressed(seconds: float) -> str:
-    """The meaning of a key that is pressed within some seconds; empty for others, and where none is."""
+def _pressed(seconds: float) -> list[str]:
+    """What keys stand for that are pressed within some seconds; others are left out."""
     ready, _, _ = select.select([sys.stdin], [], [], max(seconds, 0.0))
-    return _KEYS.get(os.read(sys.stdin.fileno(), 8), "") if ready else ""
+    return meanings(os.read(sys.stdin.fileno(), 1024)) if ready else []
+
+
+def meanings(keys: bytes) -> list[str]:
+    """What keys stand for, in their order; arrows are sent as `ESC O A` by some terminals."""
+    found = [_KEYS.get(one.replace(b"\x1bO", b"\x1b["), "") for one in _KEY.findall(keys)]
+    return [one for one in found if one]
 
 
 @contextmanager

@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from weighbridge.cli.options import JsonOutput
-from weighbridge.cli.terminal import DownloadBar, outside, print_json
+from weighbridge.cli.options import JsonOutput, model_names
+from weighbridge.cli.terminal import DownloadBar, outside, print_json, whole_table
 from weighbridge.errors import BadInput
 from weighbridge.models.catalogue import entries as catalogue
 from weighbridge.models.catalogue.store import installed, resolve
@@ -35,7 +35,7 @@ def list_models(json_output: JsonOutput = False) -> None:
             ]
         )
         return
-    table = Table("name", "MB", "licence", "pulled", "description")
+    table = whole_table("name", "MB", "licence", "pulled", "description")
     for entry in catalogue.CATALOGUE:
         size = f"{entry.size / 1e6:,.0f}"
         pulled = "yes" if entry.name in here else "no"
@@ -44,17 +44,21 @@ def list_models(json_output: JsonOutput = False) -> None:
 
 
 def pull_model(
-    name: Annotated[str, typer.Argument(help="A name from `weighbridge models list`.")] = "default",
+    name: Annotated[
+        str, typer.Argument(help="A name from `weighbridge models list`.", autocompletion=model_names)
+    ] = "default",
 ) -> None:
     """Bring a model into the cache, checked against its pinned hash."""
     if catalogue.find(name) is None and "/" not in name:
         known = ", ".join(entry.name for entry in catalogue.CATALOGUE)
-        raise BadInput(f"no model {name!r} in the catalogue; there is {known}", param="name")
+        raise BadInput(
+            f"no model {name!r} in the catalogue{catalogue.guess(name)}; there is {known}", param="name"
+        )
     print(resolve(name, progress=DownloadBar(f"Pulling {name}")))
 
 
 def show_model(
-    model: Annotated[str, typer.Argument(help="A name or a path.")] = "default",
+    model: Annotated[str, typer.Argument(help="A name or a path.", autocompletion=model_names)] = "default",
     json_output: JsonOutput = False,
 ) -> None:
     """A model's shape: layers, heads, context, and what a token costs in KV memory."""
@@ -67,6 +71,8 @@ def show_model(
         print_json({**asdict(config), **kv})
         return
     table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     rows = {
         "path": path,
         "architecture": config.architecture,
@@ -79,4 +85,4 @@ def show_model(
     }
     for name, value in rows.items():
         table.add_row(name, outside(value))
-    Console().print(table, soft_wrap=True)
+    Console().print(table)

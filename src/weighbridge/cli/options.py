@@ -19,7 +19,18 @@ import typer
 from weighbridge.knobs import Knob, knobs, settings_from
 from weighbridge.secret import Secret
 
-Model = Annotated[str | None, typer.Argument(help="Model name or path; none: the default model.")]
+
+def model_names(incomplete: str) -> list[str]:
+    """What a shell offers for a model: names of the catalogue that begin so."""
+    from weighbridge.models.catalogue.entries import CATALOGUE  # what completes nothing does not load it
+
+    return [entry.name for entry in CATALOGUE if entry.name.startswith(incomplete)]
+
+
+Model = Annotated[
+    str | None,
+    typer.Argument(help="Model name or path; none: the default model.", autocompletion=model_names),
+]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Url = Annotated[str, typer.Option(envvar="WEIGHBRIDGE_URL", help="The server to ask.")]
 ApiKey = Annotated[
@@ -115,8 +126,16 @@ def _option(one: Knob, panel: str | None) -> inspect.Parameter:
         max=one.max,
         envvar=one.environment,
         rich_help_panel=panel,
+        autocompletion=_offered(one.choices) if one.choices else None,
     )
     return _parameter(one.key, Annotated[kind | None if default is None else kind, option], default)
+
+
+def _offered(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def offered(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return offered
 
 
 def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:

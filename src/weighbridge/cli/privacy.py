@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from weighbridge.cli.options import JsonOutput
-from weighbridge.cli.terminal import outside, print_json
+from weighbridge.cli.terminal import outside, print_json, whole_table
 from weighbridge.errors import BadInput
 from weighbridge.routes.build import build_guard
 from weighbridge.routes.privacy import walk
@@ -23,7 +23,10 @@ from weighbridge.routes.settings import PrivacySettings
 
 
 def scan(
-    file: Annotated[Path, typer.Argument(help="A text, or JSON / JSONL of texts or chat requests.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="A text, or JSON / JSONL of texts or chat requests; - reads a pipe."),
+    ],
     ner: Annotated[
         bool | None, typer.Option("--ner/--no-ner", help="The NER model; default: if it is installed.")
     ] = None,
@@ -45,7 +48,7 @@ def scan(
     if json_output:
         print_json({"file": str(file), "ner": with_ner, "counts": counts, "found": found})
         return
-    table = Table("type", "line", "from", "to", "detector", *(["value"] if show else []))
+    table = whole_table("type", "line", "from", "to", "detector", *(["value"] if show else []))
     for row in found:
         table.add_row(*map(outside, row.values()))
     Console().print(table)
@@ -55,6 +58,8 @@ def scan(
 
 def _read(file: Path) -> str:
     try:
+        if str(file) == "-":
+            return sys.stdin.buffer.read().decode("utf-8")
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.secret import Secret, without_account
-from weighbridge.wire.client import HttpClient, Response
+from weighbridge.wire.client import HttpClient, Response, spoken
 from weighbridge.wire.errors import error_message
 from weighbridge.wire.headers import bearer_of
 
@@ -61,10 +61,14 @@ class Server:
                 self._refuse(path, response.status, await _whole(response, patience))
             yield response
         except (OSError, ValueError) as error:  # TimeoutError is an OSError
-            why = str(error) or f"nothing came within {patience:g} s"
+            why = spoken(error) or f"nothing came within {patience:g} s"
             raise WeighbridgeError(f"no answer from {self._shown(path)} ({why}); {self.hint}") from error
         finally:
             client.close()
+
+    def check(self) -> None:
+        """Raises BadInput where the URL is none."""
+        self._base()
 
     def _base(self) -> str:
         """The URL. Raises BadInput for what is none."""

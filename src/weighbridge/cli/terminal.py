@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
 from rich.text import Text
 
 from weighbridge.errors import BadInput
@@ -76,6 +77,14 @@ def outside(value: object) -> Text:
     Names of tenants and models, messages of servers and files: in a plain string rich would read `[/x]` as markup.
     """
     return Text(visible(str(value)))
+
+
+def whole_table(*headings: str) -> Table:
+    """A table whose cells are folded where the terminal is too narrow for them: nothing is left out that one copies."""
+    table = Table()
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
 
 
 def fail(message: str, *, code: int) -> NoReturn:

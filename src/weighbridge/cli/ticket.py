@@ -19,6 +19,8 @@ from weighbridge.secret import Secret
 from weighbridge.wire.ask import LONGEST_NAME
 
 HEADINGS = ("ticket", "tenant", "model", "prompt", "cached", "output", "TTFT ms", "total ms", "finish")
+#: Which of them are left out on a narrow terminal, the first first.
+GIVEN_UP = ("cached", "TTFT ms", "prompt", "output", "total ms")
 
 
 def ticket(
@@ -44,7 +46,8 @@ def ticket(
     if json_output:
         print_json(body)
     else:
-        Console().print(_list(body["data"]) if id is None else _single(body))
+        console = Console()
+        console.print(_list(body["data"], console.width) if id is None else _single(body))
 
 
 def _show_prefix(ticket: dict[str, Any], json_output: bool) -> None:
@@ -89,26 +92,40 @@ def ticket_path(id: str) -> str:
     return f"/v1/tickets/{quote(id, safe='')}"
 
 
-def _list(tickets: list[dict[str, Any]]) -> Table:
+def _list(tickets: list[dict[str, Any]], width: int) -> Table:
+    """As many columns as there is room for: what names a request stays, and is folded before it is cut."""
     shown = _shortest({one["id"] for one in tickets})
+    rows = [[outside(cell) for cell in _cells(one, shown)] for one in tickets]
+    needs = [
+        max([len(heading), *(row[place].cell_len for row in rows)]) + 3
+        for place, heading in enumerate(HEADINGS)
+    ]
+    kept = list(range(len(HEADINGS)))
+    for heading in GIVEN_UP:
+        if sum(needs[place] for place in kept) + 1 > width:
+            kept.remove(HEADINGS.index(heading))
     table = Table()
-    table.add_column(HEADINGS[0], no_wrap=True, min_width=shown)  # it is what one copies
-    for heading in HEADINGS[1:]:
-        table.add_column(heading, overflow="fold")
-    for one in tickets:
-        cells = (
-            one["id"][:shown],
-            one["tenant"],
-            one["model"],
-            one["prompt_tokens"],
-            one["cached_tokens"],
-            one["output_tokens"],
-            f"{one['ttft_ms']:.0f}" if "ttft_ms" in one else "-",
-            f"{one['e2e_ms']:.0f}" if "e2e_ms" in one else "-",
-            one["finish_reason"] or "running",
-        )
-        table.add_row(*map(outside, cells))
+    for place in kept:
+        folds = HEADINGS[place] in ("tenant", "model")
+        table.add_column(HEADINGS[place], no_wrap=not folds, overflow="fold")
+    for row in rows:
+        table.add_row(*(row[place] for place in kept))
     return table
+
+
+def _cells(one: dict[str, Any], shown: int) -> tuple[object, ...]:
+    """A ticket's figures by `HEADINGS`."""
+    return (
+        one["id"][:shown],
+        one["tenant"],
+        one["model"],
+        one["prompt_tokens"],
+        one["cached_tokens"],
+        one["output_tokens"],
+        f"{one['ttft_ms']:.0f}" if "ttft_ms" in one else "-",
+        f"{one['e2e_ms']:.0f}" if "e2e_ms" in one else "-",
+        one["finish_reason"] or "running",
+    )
 
 
 def _shortest(ids: Set[str]) -> int:

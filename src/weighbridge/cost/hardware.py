@@ -183,9 +183,9 @@ def find_device(name: str) -> Device:
         return max(found, key=lambda x: x.memory_gib)
     lowered = {x.name.lower(): x.name for x in _CATALOGUE}
     close = [lowered[n] for n in get_close_matches(name.lower(), lowered, n=4, cutoff=0.4)]
-    near = ", ".join(close) if close else "none"
+    near = f" (near: {', '.join(close)})" if close else ""
     raise BadInput(
-        f"device {name!r} is not in the catalogue (near: {near}); see `weighbridge plan --list-devices`, "
+        f"device {name!r} is not in the catalogue{near}; see `weighbridge plan --list-devices`, "
         "or describe it with --device-memory",
         param="device",
     )

@@ -8,6 +8,7 @@ redirects, compression or encodings here; one parser feeds one reader. The parse
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from base64 import b64encode
@@ -32,6 +33,15 @@ _LARGEST_BUFFER = 1 << 18
 _LARGEST_HEAD = 1 << 17
 #: Head start of an address over the next one of the same host (RFC 8305).
 _NEXT_ADDRESS_AFTER = 0.25
+
+
+def spoken(error: OSError | ValueError) -> str:
+    """Why a file or the network failed, in words: no numbers, no tuples. Empty where nothing is said."""
+    if isinstance(error, OSError) and error.errno is not None and type(error).__module__ != "ssl":
+        is_name = isinstance(error, socket.gaierror)  # its numbers are of another table
+        text = (error.strerror if is_name else os.strerror(error.errno)) or ""
+        return text[:1].lower() + text[1:]
+    return str(error)
 
 
 class Unreachable(ConnectionError):
@@ -395,7 +405,7 @@ class HttpClient:
         except TimeoutError as error:
             raise Unreachable(f"no connection within {self._connect_within:g} s") from error
         except (OSError, ValueError) as error:
-            raise Unreachable(str(error)) from error
+            raise Unreachable(spoken(error)) from error
         return connection
 
 

@@ -37,6 +37,12 @@ def test_commands_and_the_flags_of_a_command_are_completed() -> None:
     assert "--kv-cache-memory" in completed("serve", "--kv-c")
 
 
+def test_models_and_choices_are_completed() -> None:
+    assert completed("models", "pull", "qwen2.5") == ["qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
+    assert completed("serve", "smol") == ["smollm2-135m-instruct"]
+    assert completed("chat", "--thoughts", "h") == ["hide"]
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_what_is_printed_is_a_script_of_that_shell(shell: str) -> None:
     script = CliRunner().invoke(app, ["completion", shell]).output

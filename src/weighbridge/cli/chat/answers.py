@@ -77,7 +77,9 @@ class Remote:
     """Any server with an OpenAI-compatible chat endpoint."""
 
     def __init__(self, url: str, api_key: Secret | None) -> None:
+        """Raises BadInput for what is no URL."""
         self._server = Server(url, api_key, "is `weighbridge serve` running?", mistakes=())
+        self._server.check()
 
     async def answer(self, talk: Talk) -> AsyncIterator[Said]:
         if talk.model is None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +17,7 @@ import typer
 
 from weighbridge.cli.chat.answers import Answerer, Local, Remote, TokenCount
 from weighbridge.cli.chat.talk import ChatSettings, Talk, Then
-from weighbridge.cli.options import ApiKey, Only, options
+from weighbridge.cli.options import ApiKey, Only, model_names, options
 from weighbridge.cli.terminal import errors, outside, visible
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import BadInput, WeighbridgeError
@@ -29,7 +32,8 @@ except ImportError:
 @options
 def chat(
     model: Annotated[
-        str | None, typer.Argument(help="Model to load; with --url: the one to ask for.")
+        str | None,
+        typer.Argument(help="Model to load; with --url: the one to ask for.", autocompletion=model_names),
     ] = None,
     url: Annotated[
         str | None, typer.Option(help="A running server, for example http://127.0.0.1:8080.")
@@ -63,8 +67,17 @@ async def _converse(answerer: Answerer, talk: Talk) -> None:
         if readline is not None:
             readline.set_auto_history(True)
         errors.print("[dim]Ctrl-C stops an answer, Ctrl-D or /bye leaves, /help lists the commands.[/]")
+    interrupted = False
     while True:
-        line = await asyncio.to_thread(_read_line)
+        try:
+            line = _read_line()
+        except KeyboardInterrupt:
+            if interrupted or not is_person:
+                raise
+            interrupted = True  # a second one in a row is meant
+            errors.print("\n[dim]Ctrl-D or /bye leaves, and Ctrl-C once more[/]")
+            continue
+        interrupted = False
         if line is None:
             return
         try:
@@ -85,8 +98,13 @@ async def _converse(answerer: Answerer, talk: Talk) -> None:
 
 
 def _read_line() -> str | None:
-    """What somebody wrote, over several lines where they end with a backslash; None at the end."""
+    """What somebody wrote, over several lines where they end with a backslash; None at the end.
+
+    Nothing is to be done meanwhile, so the loop waits: only in the main thread Ctrl-C ends a read. Raises
+    KeyboardInterrupt then.
+    """
     prompt, further = ("> ", ". ") if sys.stdin.isatty() else ("", "")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio's own would note it, and read on
     try:
         line = input(prompt)
         while line.endswith("\\"):
@@ -94,6 +112,21 @@ def _read_line() -> str | None:
     except EOFError:
         return None
     return line
+
+
+@contextmanager
+def _stopped_by_interrupt(task: asyncio.Task[None]) -> Iterator[None]:
+    """Have Ctrl-C cancel a task and nothing else, each time: asyncio's own handler ends the program at the second."""
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_signal_handler(signal.SIGINT, task.cancel)
+    except NotImplementedError:  # Windows: a loop that waits is woken by the call
+        signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(task.cancel))
+    try:
+        yield
+    finally:
+        with suppress(NotImplementedError):
+            loop.remove_signal_handler(signal.SIGINT)
 
 
 def _save(path: Path, talk: Talk) -> str:
@@ -126,13 +159,8 @@ async def _print_answer(answerer: Answerer, talk: Talk) -> str:
     """Stream one answer to standard output; Ctrl-C keeps what came so far. Returns what was said, without thoughts."""
     spoken = _Spoken(time.monotonic())
     task = asyncio.ensure_future(_stream(answerer, talk, spoken))
-    try:
+    with _stopped_by_interrupt(task), suppress(asyncio.CancelledError):
         await task
-    except asyncio.CancelledError:
-        task.cancel()
-        current = asyncio.current_task()
-        if current is not None:
-            current.uncancel()
     sys.stdout.write("\n")
     figures = spoken.figures(time.monotonic())
     if figures and sys.stdin.isatty() and errors.is_terminal:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from weighbridge.cli.options import options, written
+from weighbridge.cli.options import model_names, options, written
 from weighbridge.cli.serve.fleet import overridden, replicated, serve_spec, spec_of_file
 from weighbridge.cli.serve.running import listening
 from weighbridge.engine.settings import EngineSettings
@@ -21,7 +21,10 @@ from weighbridge.server.lifecycle import check_files, check_reach, set_up_loggin
 from weighbridge.server.settings import ServerSettings
 
 Model = Annotated[
-    str | None, typer.Argument(help="Name, directory, .gguf file or hub name; none: the default.")
+    str | None,
+    typer.Argument(
+        help="Name, directory, .gguf file or hub name; none: the default.", autocompletion=model_names
+    ),
 ]
 
 

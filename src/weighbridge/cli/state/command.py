@@ -8,12 +8,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from weighbridge.cli.config import DEFAULT_FILE
 from weighbridge.cli.options import JsonOutput
 from weighbridge.cli.state.kinds import Finding, StateFile, recognise
-from weighbridge.cli.terminal import outside, print_json, visible
+from weighbridge.cli.terminal import outside, print_json, visible, whole_table
 from weighbridge.errors import BadInput, WeighbridgeError
 from weighbridge.fleet.config.load import config_text
 from weighbridge.fleet.config.reader import read_yaml
@@ -38,7 +37,7 @@ def check(files: Files = None, config: Config = None, json_output: JsonOutput = 
     if json_output:
         print_json({"files": [_plain(one) for one in found]})
     else:
-        table = Table("file", "kind", "version", "bytes", "state")
+        table = whole_table("file", "kind", "version", "bytes", "state")
         for one in found:
             version = "-" if one.problem and not one.kind else f"{one.version} of {one.current}"
             table.add_row(*map(outside, (one.path, one.kind or "?", version, one.size, _state(one))))

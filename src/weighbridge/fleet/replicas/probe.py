@@ -83,6 +83,11 @@ class ProbedServer:
     def abilities(self) -> dict[Ability, bool]:
         return {**KNOWN_OF.get(self.dialect, {}), **self.told.can, **self.tried}
 
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nothing says that it is a server of models at all; one that asks for a key may be."""
+        return not (self.needs_key or self.told.models or self.report is not None or self.abilities)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         report = self.report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,6 +415,13 @@ MINILM = CatalogueEntry(
 )
 
 CATALOGUE: tuple[CatalogueEntry, ...] = (DEFAULT, QWEN_CODER_05B, QWEN_CODER_15B, GEMMA_270M, MINILM)
+
+
+def guess(name: str) -> str:
+    """What to add to a message about a name that nothing here has: which one may be meant, if one is close."""
+    folded, names = name.casefold(), [entry.name for entry in CATALOGUE]
+    close = get_close_matches(folded, names, 1) or [one for one in names if folded and one.startswith(folded)]
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def find(name: str) -> CatalogueEntry | None:

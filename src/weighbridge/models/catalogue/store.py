@@ -100,8 +100,8 @@ def resolve(name_or_path: str, *, progress: DownloadProgress | None = None) -> P
         return _from_hub(name_or_path)
     names = ", ".join(entry.name for entry in CATALOGUE)
     raise BadInput(
-        f"no model {name_or_path!r}: give a name of the catalogue ({names}), a directory with config.json "
-        "and safetensors, a .gguf file, or org/name of the Hugging Face hub",
+        f"no model {name_or_path!r}{catalogue.guess(name_or_path)}: give a name of the catalogue ({names}), a "
+        "directory with config.json and safetensors, a .gguf file, or org/name of the Hugging Face hub",
         param="model",
     )
 
