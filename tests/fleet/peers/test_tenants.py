@@ -150,7 +150,7 @@ async def test_each_change_at_one_is_effective_at_the_other(
         texts = [every.text(file=tmp_path / f"{name}.jsonl") for name in "ab"]
         async with every.gateways(*texts) as (a, b):
             status, made = await admin(a, "POST", "/bob/keys", {})
-            assert status == 201
+            assert (status, made["others_told"]) == (201, True)
             key = made["key"]
             assert await asked(a, key) == GOOD
             await becomes(lambda: asked(b, key), GOOD)
@@ -269,7 +269,8 @@ async def test_while_redis_is_away_each_goes_on_and_all_agree_when_it_is_back(
                     of_b = (await admin(b, "POST", "/cleo/keys"))[1]["key"]
                     assert (await asked(a, of_a), await asked(b, of_b)) == (GOOD, GOOD)
                     assert await asked(b, of_a) == (401, "invalid_api_key")
-                    await admin(a, "DELETE", f"/bob/keys/{old['id']}")
+                    _, said = await admin(a, "DELETE", f"/bob/keys/{old['id']}")
+                    assert said["others_told"] is False
                     assert await asked(b, old["key"]) == GOOD
                     await admin(a, "PUT", "/ann/limits", {"requests_per_minute": 31})
                     await admin(b, "PUT", "/ann/limits", {"requests_per_minute": 32})

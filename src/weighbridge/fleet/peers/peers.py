@@ -183,13 +183,13 @@ class Peers:
         """Who changed something here, as the others hear of it."""
         return f"{by}, gateway {self.me}"[:LONGEST_WHO]
 
-    async def tell(self, record: TenantRecord, follows: int | None) -> None:
-        """Tell the others of a tenant's key or limits. While Redis is away that is done when it is back.
+    async def tell(self, record: TenantRecord, follows: int | None) -> bool:
+        """Tell the others of a tenant's key or limits; False: Redis is away, and it is done when it is back.
 
         Raises Outdated where another gateway was quicker, and TooManyTold.
         """
         if self.away_since is not None:
-            return
+            return False
         try:
             await self.board.put(record, follows)
         except Outdated:
@@ -200,6 +200,8 @@ class Peers:
             raise Contested(str(error)) from None
         except Exception as error:
             self._failed(error)
+            return False
+        return True
 
     # -- the board -------------------------------------------------------------------------------------
 

@@ -89,8 +89,9 @@ class TenantAdmin:
         made = MadeKey(digest_of(key).hex(), expires)
         async with self._changes.turn:
             self._check_room(tenant, now)
-            await self._changes.create_key(operator_of(request), tenant, made)
-        told = {"tenant": tenant, "id": made.id, "key": key.reveal(), "expires": expires}
+            is_told = await self._changes.create_key(operator_of(request), tenant, made)
+        told: dict[str, Any] = {"tenant": tenant, "id": made.id, "key": key.reveal(), "expires": expires}
+        told |= _others(is_told)
         response = json_response(told, 201)
         response.headers["cache-control"] = "no-store"
         return response
@@ -103,9 +104,9 @@ class TenantAdmin:
             if found is None:
                 message = f"tenant {tenant!r} has no key {name[:LONGEST_NAME]!r}"
                 raise ApiError(404, message, code="key_not_found", param="key")
-            await self._changes.revoke_key(operator_of(request), tenant, found.key)
+            is_told = await self._changes.revoke_key(operator_of(request), tenant, found.key)
         left = len(self._good(tenant, self._clock()))
-        return json_response({"tenant": tenant, "revoked": name, "keys_left": left})
+        return json_response({"tenant": tenant, "revoked": name, "keys_left": left, **_others(is_told)})
 
     async def set_limits(self, request: Request) -> Response:
         """Limits instead of those that hold; the body has all of them, what is left out is no limit."""
@@ -113,8 +114,8 @@ class TenantAdmin:
         tenant, limits = self._named(request), await _read(request, LimitsAsked)
         async with self._changes.turn:
             self._check_tenants(tenant)
-            await self._changes.set_limits(operator_of(request), tenant, limits)
-        return json_response(self._told(tenant))
+            is_told = await self._changes.set_limits(operator_of(request), tenant, limits)
+        return json_response(self._told(tenant) | _others(is_told))
 
     async def reset_limits(self, request: Request) -> Response:
         """Back to what the configuration says."""
@@ -124,8 +125,8 @@ class TenantAdmin:
             if tenant not in self._tenants.standing.limits:
                 message = f"the limits of tenant {tenant!r} are those of the configuration"
                 raise ApiError(404, message, code="limits_not_changed", param="tenant")
-            await self._changes.reset_limits(operator_of(request), tenant)
-        return json_response(self._told(tenant))
+            is_told = await self._changes.reset_limits(operator_of(request), tenant)
+        return json_response(self._told(tenant) | _others(is_told))
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -170,6 +171,11 @@ class TenantAdmin:
             message = f"tenant: a name has 1 to {LONGEST_NAME} characters that can be shown"
             raise ApiError(400, message, param="tenant")
         return name
+
+
+def _others(is_told: bool | None) -> dict[str, Any]:
+    """For an answer, where there are other gateways: whether they can know, or will once Redis is back."""
+    return {} if is_told is None else {"others_told": is_told}
 
 
 def _told_key(one: TenantKey, now: float) -> dict[str, Any]:

@@ -64,54 +64,64 @@ class TenantChanges:
         if self._shared is not None:
             self._shared.begin(self._tenants.standing.records(), self.hear)
 
-    # -- what an operator does here --------------------------------------------------------------------
+    # -- what an operator does here: each returns whether the others were told, None where there are none -----
 
-    async def create_key(self, who: str, tenant: str, key: MadeKey) -> None:
+    async def create_key(self, who: str, tenant: str, key: MadeKey) -> bool | None:
         """Raises NotWritten, TooManyTold and Contested; then there is no such key."""
-        await self._make(who, TenantAct.CREATE_KEY, tenant, None, key.in_words(), key=key)
+        return await self._make(who, TenantAct.CREATE_KEY, tenant, None, key.in_words(), key=key)
 
-    async def revoke_key(self, who: str, tenant: str, key: MadeKey) -> None:
+    async def revoke_key(self, who: str, tenant: str, key: MadeKey) -> bool | None:
         """Raises NotWritten, and TooManyTold where it is revoked here and the others could not be told."""
-        await self._make(who, TenantAct.REVOKE_KEY, tenant, key.in_words(), None, key=key)
+        return await self._make(who, TenantAct.REVOKE_KEY, tenant, key.in_words(), None, key=key)
 
-    async def set_limits(self, who: str, tenant: str, limits: LimitsAsked) -> None:
+    async def set_limits(self, who: str, tenant: str, limits: LimitsAsked) -> bool | None:
         """Raises NotWritten, TooManyTold, and Contested where another gateway was quicker."""
         wanted, configured = limits_of(limits), self._tenants.configured_limits(tenant)
         before = in_words(self._gateway.limiter.limits(tenant))
         was = None if configured is None else written(configured)
         more = {"limits": written(wanted), "configured": was}
-        await self._make(who, TenantAct.SET_LIMITS, tenant, before, in_words(wanted), **more)
+        return await self._make(who, TenantAct.SET_LIMITS, tenant, before, in_words(wanted), **more)
 
-    async def reset_limits(self, who: str, tenant: str) -> None:
+    async def reset_limits(self, who: str, tenant: str) -> bool | None:
         """Raises what `set_limits` does."""
         before = in_words(self._gateway.limiter.limits(tenant))
-        await self._make(who, TenantAct.RESET_LIMITS, tenant, before, self._words_of_configured(tenant))
+        return await self._make(
+            who, TenantAct.RESET_LIMITS, tenant, before, self._words_of_configured(tenant)
+        )
 
     async def _make(
         self, who: str, act: TenantAct, tenant: str, before: str | None, after: str | None, **more: Any
-    ) -> None:
-        by = who if self._shared is None or self._peers is None else self._peers.who(who)
+    ) -> bool | None:
+        peers, shared = self._peers, self._shared
+        by = who if shared is None or peers is None else peers.who(who)
         change = TenantChange(self._clock(), by, act, tenant, before, after, **more)
-        if self._shared is None or self._peers is None:
-            await asyncio.to_thread(self._log.write, change)
-        elif act is TenantAct.REVOKE_KEY:  # holds here whatever the others say
+        if shared is None or peers is None:
             await asyncio.to_thread(self._log.write, change)
             self._hold(change)
-            record = key_record(change)
-            self._shared.roster.take(record)
-            try:
-                await self._peers.tell(record, None)
-            except Outdated:
-                pass  # somebody else has revoked it
-            except TooManyTold as error:
-                raise TooManyTold(f"the key is revoked at this gateway alone: {error}") from None
-            return
-        else:
-            change = await self._told(change, self._peers, self._shared)
+            return None
+        if act is TenantAct.REVOKE_KEY:  # it holds here whatever the others say
+            await asyncio.to_thread(self._log.write, change)
+            self._hold(change)
+            return await self._told_revoked(change, peers, shared)
+        change, is_told = await self._told(change, peers, shared)
         self._hold(change)
+        return is_told
 
-    async def _told(self, change: TenantChange, peers: Peers, shared: SharedTenants) -> TenantChange:
-        """Tell the others of a change and write it down. Return it with the version that it has among them."""
+    async def _told_revoked(self, change: TenantChange, peers: Peers, shared: SharedTenants) -> bool:
+        record = key_record(change)
+        shared.roster.take(record)
+        try:
+            return await peers.tell(record, None)
+        except Outdated:
+            return True  # somebody else has revoked it
+        except TooManyTold as error:
+            raise TooManyTold(f"the key is revoked at this gateway alone: {error}") from None
+
+    async def _told(
+        self, change: TenantChange, peers: Peers, shared: SharedTenants
+    ) -> tuple[TenantChange, bool]:
+        """Tell the others of a change and write it down. Return it with the version that it has among them, and whether
+        they were told."""
         is_key = change.act is TenantAct.CREATE_KEY
         known = None if is_key else shared.roster.get(limits_record(change, 1).name)
         if known is None:
@@ -119,7 +129,7 @@ class TenantChanges:
         version = 0 if known is None else known.version
         record: TenantRecord = key_record(change) if is_key else limits_record(change, version + 1)
         try:
-            await peers.tell(record, version)
+            is_told = await peers.tell(record, version)
         except Outdated as stands:
             await self._take(stands.record, shared)
             raise _contested(stands.record) from None
@@ -130,7 +140,7 @@ class TenantChanges:
             await self._take_back(change, peers, shared)
             raise
         shared.roster.take(record)
-        return change
+        return change, is_told
 
     async def _take_back(self, change: TenantChange, peers: Peers, shared: SharedTenants) -> None:
         """Tell the others that what they were told is not so."""

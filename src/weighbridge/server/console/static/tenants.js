@@ -110,7 +110,7 @@ function shownOnce(made) {
 function revoke(one, key, done) {
   const left = one.keys.filter((other) => other.good && other.id !== key.id).length;
   form(`Revoke key ${key.id}`, [h("p", null, `Requests of ${one.tenant} with it fail from the next one on. ${left ? `${format.plural(left, "other key")} of it stays good.` : "It has no other good key."}`)], "Revoke", async () => {
-    await ask(path(one.tenant, `keys/${encodeURIComponent(key.id)}`), { method: "DELETE" });
-    return `Key ${key.id} of ${one.tenant} is revoked.`;
+    const answer = await (await ask(path(one.tenant, `keys/${encodeURIComponent(key.id)}`), { method: "DELETE" })).json();
+    return `Key ${key.id} of ${one.tenant} is revoked${answer.others_told === false ? " at this gateway alone: Redis is away, so revoke it at the others too" : ""}.`;
   }, done);
 }
