@@ -134,18 +134,28 @@ _OWN: dict[str, dict[str, Any]] = {
 }
 
 
+#: Parts of a configuration whose sizes are a text model's.
+_PARTS = (
+    *("text_config", "decoder"),
+    *("patcher_config", "encoder_config", "decoder_config", "global_config"),  # of models of bytes
+)
+
+
 def shrunk_config(kind: str) -> Any:
     """Return a small configuration of a type: its own defaults, with the sizes that it knows made small."""
-    of_class = CONFIG_MAPPING[kind]
+    return _shrunk(CONFIG_MAPPING[kind], kind)
+
+
+def _shrunk(of_class: Any, kind: str) -> Any:
     known = of_class()
     sizes = {name: value for name, value in _SIZES.items() if _has(known, name)}
     if "qk_rope_head_dim" in sizes:
         sizes["head_dim"] = sizes["qk_rope_head_dim"]  # what rotates
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     parts = {
-        name: shrunk_config(part.model_type)
+        name: _shrunk(type(part), part.model_type)
         for name in getattr(of_class, "sub_configs", {})
-        if name in ("text_config", "decoder") and (part := getattr(known, name, None)) is not None
+        if name in _PARTS and (part := getattr(known, name, None)) is not None
     }
     return of_class(**{**sizes, **parts, **_OWN.get(kind, {})})
 
