@@ -129,6 +129,23 @@ class _Codes:
         return Kind.Q4_0 if middle else Kind.Q4_1, _blocks(halves, _nibbles(self.codes))
 
 
+def mxfp4_blocks(packed: Bytes, exponents: Bytes, label: str) -> ComputedBlocks:
+    """Return a matrix in MXFP4 as GGUF has it: [rows, columns / 2] of two codes a byte, the first one low, and
+    [rows, columns / 32] of powers of two, from 2**-127 on (OCP Microscaling Formats 1.0)."""
+    rows, columns = packed.shape[0], packed.shape[1] * 2
+    codes = np.stack([packed & 15, packed >> 4], axis=2).reshape(rows, columns)
+    blocks = np.concatenate([exponents[:, :, None], _nibbles(codes)], axis=2).reshape(rows, -1)
+
+    def exact(start: int, end: int) -> Floats:
+        part = codes[start:end]
+        values = np.where(part & 8, -_E2M1[part & 7], _E2M1[part & 7])
+        powers = np.exp2(exponents[start:end].astype(np.float32) - 127.0)
+        values = values.reshape(len(part), -1, GROUP_SIZE) * powers[:, :, None]
+        return np.ascontiguousarray(values.reshape(len(part), columns), np.float32)
+
+    return ComputedBlocks(Kind.MXFP4, blocks, np.arange(rows), _nothing, exact, columns, label)
+
+
 def _nibbles(codes: Bytes) -> Bytes:
     """Codes of 4 bits as GGUF has them: of each 32, the first half below the second."""
     groups = codes.reshape(len(codes), -1, GROUP_SIZE)
@@ -330,18 +347,7 @@ class PackedTensors:
 
     def _mxfp4(self, main: str, rows: int, columns: int) -> ComputedBlocks:
         stem = main.rpartition(".")[0]
-        packed, exponents = self._array(main), self._array(f"{stem}.weight_scale")
-        codes = np.stack([packed & 15, packed >> 4], axis=2).reshape(rows, columns)
-        blocks = np.concatenate([exponents[:, :, None], _nibbles(codes)], axis=2).reshape(rows, -1)
-
-        def exact(start: int, end: int) -> Floats:
-            part = codes[start:end]
-            values = np.where(part & 8, -_E2M1[part & 7], _E2M1[part & 7])
-            powers = np.exp2(exponents[start:end].astype(np.float32) - 127.0)
-            values = values.reshape(len(part), -1, GROUP_SIZE) * powers[:, :, None]
-            return np.ascontiguousarray(values.reshape(len(part), columns), np.float32)
-
-        return ComputedBlocks(Kind.MXFP4, blocks, np.arange(rows), _nothing, exact, columns, self.label)
+        return mxfp4_blocks(self._array(main), self._array(f"{stem}.weight_scale"), self.label)
 
     def _codes(self, main: str, rows: int, columns: int) -> _Codes:
         packing, stem = self._packing, main.rpartition(".")[0]

@@ -21,6 +21,8 @@ from weighbridge.models.files.config import KvShape, ModelConfig, RopeConfig
 from weighbridge.models.files.fields import Fields, shown
 from weighbridge.models.files.hf_config import end_token_ids, read_json
 from weighbridge.models.general.given import GivenFiles, configuration, without_weights
+from weighbridge.models.general.packed.experts import find_experts, shapes_of
+from weighbridge.models.general.packed.mxfp4 import METHOD, WIDTHS
 from weighbridge.models.general.refusals import refused
 from weighbridge.models.general.seam import NAME
 from weighbridge.models.general.tracing import AttentionShape, Traced, is_within, trace
@@ -60,8 +62,10 @@ def describe(files: SafetensorsDirectory) -> Description:
         _check_fields(fields)
         config = _read(directory, fields)
         model_class = _class_of(config, fields)
-        given = GivenFiles(files)
+        given = GivenFiles(files, _method(fields))
         skeleton = _skeleton_of(model_class, config, given)
+        if given.coded is not None:
+            given.coded.check({name: shapes_of(layer) for name, layer in find_experts(skeleton)})
         if skeleton.get_output_embeddings() is None:
             raise UnsupportedModel("transformers does not say which of its matrices is the output")
         _check_kinds(kind for _, kind in _other_layers(skeleton) if kind not in _MAY_CARRY)
@@ -108,15 +112,19 @@ def _check_fields(fields: Fields) -> None:
             " It brings code of its own (auto_map), which is never run." if "auto_map" in fields else ""
         )
         raise UnsupportedModel(f"transformers {transformers.__version__} does not know it.{own_code}")
-    if fields.nested("quantization_config") is not None:
-        method = fields.nested("quantization_config") or {}
-        raise UnsupportedModel(
-            f"weights in few bits ({shown(method.get('quant_method'))}) of it are not read"
-        )
+    method = _method(fields)
+    if method is not None and not (method == METHOD and kind in WIDTHS):
+        raise UnsupportedModel(f"weights in few bits ({shown(method)}) of it are not read")
     if fields.flag("is_encoder_decoder"):
         raise UnsupportedModel("it has an encoder beside the decoder")
     if fields.get("is_causal") is False or fields.get("use_bidirectional_attention") in (True, "all"):
         raise UnsupportedModel("its tokens see later ones: it is no decoder")
+
+
+def _method(fields: Fields) -> object | None:
+    """Return how the files say that their weights are in few bits, if they do."""
+    said_of_bits = fields.nested("quantization_config")
+    return None if said_of_bits is None else said_of_bits.get("quant_method") or ""
 
 
 def _read(directory: Path, fields: Fields) -> Any:

@@ -26,6 +26,7 @@ from weighbridge.errors import BadInput, UnsupportedModel, said
 from weighbridge.models.files.checkpoint import SafetensorsDirectory
 from weighbridge.models.files.fields import MAX_COUNT, MAX_LAYERS, shown
 from weighbridge.models.files.tensors import PLAIN
+from weighbridge.models.general.packed.mxfp4 import METHOD, CodedExperts, is_coded
 
 #: Words of a configuration that say how to load, and not what is loaded: that is decided here.
 _OF_LOADING = frozenset(
@@ -52,18 +53,24 @@ _SPLITS, _FEW = 16, 4096
 class GivenFiles:
     """The tensors of a directory as transformers takes them: read when they are put into their places.
 
-    `numbers`: of all of them. Raises BadInput or UnsupportedModel for a tensor that is no plain one.
+    `numbers`: of all of them. `coded`: experts that are in few bits, which transformers is not given.
+    Raises BadInput or UnsupportedModel for a tensor that is no plain one.
     """
 
-    def __init__(self, files: SafetensorsDirectory) -> None:
+    def __init__(self, files: SafetensorsDirectory, method: object = None) -> None:
+        """`method`: by which the files say that they are in few bits."""
         self.path = files.path
         self.numbers = 0
         self.tensors: dict[str, Any] = {}
+        coded: dict[str, Any] = {}
         for name, file in files.file_of.items():
             try:
                 stored = files.opened(file).get_slice(name)
             except SafetensorError as error:
                 raise BadInput(f"{file} has no readable tensor {shown(name)}: {said(error)}") from error
+            if method == METHOD and is_coded(name):
+                coded[name] = stored
+                continue
             if (kind := str(stored.get_dtype())) not in (*PLAIN, *_TABLES):
                 raise UnsupportedModel(
                     f"tensor {shown(name)} of {file} has type {shown(kind)}, which is not read here "
@@ -71,6 +78,9 @@ class GivenFiles:
                 )
             self.tensors[name] = stored
             self.numbers += prod(stored.get_shape())
+        self.coded = CodedExperts(coded) if coded else None
+        if self.coded is not None:
+            self.numbers += self.coded.numbers
 
 
 def configuration(values: Mapping[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from weighbridge.errors import BadInput, said, some_of
 from weighbridge.models.compute.finite import is_finite, not_finite
 from weighbridge.models.general.description import Description
 from weighbridge.models.general.given import with_weights
+from weighbridge.models.general.packed.mxfp4 import WIDTHS
 from weighbridge.models.general.seam import NAME
 
 
@@ -25,11 +26,17 @@ def read_weights(path: Path, description: Description, dtype: torch.dtype) -> An
     transformers_logging.set_verbosity_error()
     try:
         config = copy.deepcopy(description.config)
+        if description.given.coded is not None:  # without its experts
+            setattr(config, WIDTHS[config.model_type], 1)
         model, found = with_weights(
             description.model_class, config, description.given, dtype=dtype, attn_implementation=NAME
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise BadInput(f"{path} cannot be read by transformers: {said(error)}") from error
+    if description.given.coded is not None:
+        found["missing_keys"] = [
+            key for key in found.get("missing_keys") or () if ".experts." not in str(key)
+        ]
     _check_found(path, found)
     for name, tensor in model.named_parameters():
         if not is_finite(tensor):

@@ -17,7 +17,7 @@ from weighbridge.models.general.adapted import general_sites
 from weighbridge.models.general.decoder import GeneralDecoder
 from weighbridge.models.general.description import describe
 from weighbridge.models.general.loading import read_weights
-from weighbridge.models.general.packed.linears import Report, take_places
+from weighbridge.models.general.packed.linears import Packer, Report
 from weighbridge.models.general.self_check import check_itself, check_packed
 from weighbridge.models.keeping import Cpu, Keeping, Quantize
 
@@ -53,10 +53,14 @@ class GeneralModel:
             )
         model = read_weights(self.path, self.description, dtype)
         kernels = load_kernels()
+        keeping = Keeping(scheme, str(dtype).removeprefix("torch."), self._cpu)
+        packer = Packer(keeping, dtype, kernels)
+        if self.description.given.coded is not None:
+            packer.take_coded(model, self.description.given.coded)
         decoder = GeneralDecoder(self.description, model, dtype, kernels)
         check_itself(decoder)
-        keeping = Keeping(scheme, str(dtype).removeprefix("torch."), self._cpu)
-        take_places(model, self.description.linears, keeping, dtype, kernels, report).log()
+        packer.take_places(model, self.description.linears, report)
+        packer.kept.log()
         decoder.listen()
         check_packed(decoder)
         return decoder

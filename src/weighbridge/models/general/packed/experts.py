@@ -26,8 +26,8 @@ _ASKED = ("hidden_states", "top_k_index", "top_k_weights")
 #: A gate is the usual one if it is so at all of these, among them values that some gates cut off.
 _GATE_TRIED = torch.tensor([-40.0, -8.0, -7.0, -1.0, -0.1, 0.0, 0.3, 1.0, 2.0, 6.9, 7.5, 11.0, 40.0])
 
-#: A matrix of an expert, its bias and its name, made to a linear layer of ours.
-PackMatrix = Callable[[str, torch.Tensor, torch.Tensor | None], Linear]
+#: Matrix `first_of` or `down_proj` of an expert, by its number, as a linear layer of ours.
+ExpertMatrix = Callable[[str, int], Linear]
 
 
 class OwnExperts(torch.nn.Module):
@@ -74,7 +74,8 @@ class Choices:
     """
 
     def __init__(self, model: Any) -> None:
-        self._layers = [module for _, module in find_experts(model)]
+        theirs, ours = find_experts(model), (one for one in model.modules() if isinstance(one, OwnExperts))
+        self._layers = [*(module for _, module in theirs), *ours]
         self._chosen: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @contextmanager
@@ -118,17 +119,14 @@ def find_experts(model: Any) -> Iterator[tuple[str, torch.nn.Module]]:
             yield name, module
 
 
-def own_experts(name: str, module: Any, pack: PackMatrix, dtype: torch.dtype, kernels: Kernels) -> OwnExperts:
+def own_experts(
+    module: Any, matrix: ExpertMatrix, count: int, dtype: torch.dtype, kernels: Kernels
+) -> OwnExperts:
     """Return the experts of `module`, packed one after the other."""
-    first_name = _first_of(module)
+    names = (first_of(module), "down_proj")
     usual = module.has_gate and module.is_concatenated and not module.has_post_expert_norm
     usual = usual and _gates_as_usual(module)
-    count = getattr(module, first_name).shape[0]
-    names = (first_name, "down_proj")
-    pairs = [
-        [pack(f"{name}.experts.{index}.{one}", *_matrix(module, one, index)) for one in names]
-        for index in range(count)
-    ]
+    pairs = [[matrix(one, index) for one in names] for index in range(count)]
     for held in list(module._parameters):  # what is between the matrices may hold on to `module`
         delattr(module, held)
     if usual:
@@ -140,13 +138,14 @@ def own_experts(name: str, module: Any, pack: PackMatrix, dtype: torch.dtype, ke
     return OwnExperts(experts, pairs[0][0].in_features, dtype)
 
 
-def _first_of(module: Any) -> str:
+def first_of(module: Any) -> str:
+    """Return the name of the first of an expert's two matrices."""
     return "gate_up_proj" if module.has_gate else "up_proj"
 
 
 def _is_whole(module: Any) -> bool:
     """Whether a layer of experts is asked as usual, and has the parameters that its words name and no others."""
-    names = [_first_of(module), "down_proj"]
+    names = [first_of(module), "down_proj"]
     if module.has_bias:
         names += [f"{name}_bias" for name in names]
     held = dict(module.named_parameters(recurse=False))
@@ -159,7 +158,16 @@ def _is_whole(module: Any) -> bool:
     )
 
 
-def _matrix(module: Any, name: str, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def shapes_of(module: Any) -> dict[str, tuple[int, int, int]]:
+    """Return [experts, out, in] of both matrices of a layer of experts."""
+    found = {}
+    for name in (first_of(module), "down_proj"):
+        count, rows, columns = getattr(module, name).shape
+        found[name] = (count, columns, rows) if module.is_transposed else (count, rows, columns)
+    return found
+
+
+def matrix_of(module: Any, name: str, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return [out, in] and the bias of one matrix of an expert."""
     weight = getattr(module, name)[index].detach()
     bias = getattr(module, f"{name}_bias")[index].detach() if module.has_bias else None

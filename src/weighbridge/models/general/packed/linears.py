@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 
+from weighbridge.errors import BadInput
+from weighbridge.models.compute.finite import is_finite
 from weighbridge.models.compute.kernels.api import Kernels
 from weighbridge.models.compute.linear import Linear, make_linear
 from weighbridge.models.compute.linear_hybrid import hybrid_linear
+from weighbridge.models.compute.linear_packed import PackedLinear
+from weighbridge.models.compute.repack import NotFiniteError, repacked
+from weighbridge.models.files.packed_tensors import ComputedBlocks
 from weighbridge.models.files.quantized import quantize
-from weighbridge.models.general.packed.experts import find_experts, own_experts
-from weighbridge.models.keeping import FileMatrix, Keeping, KeptAs
+from weighbridge.models.general.packed.experts import OwnExperts, find_experts, matrix_of, own_experts
+from weighbridge.models.general.packed.mxfp4 import CodedExperts
+from weighbridge.models.keeping import FileMatrix, Keeping, Kept, KeptAs
 from weighbridge.models.kept_weights import KeptWeights
 
 Report = Callable[[int, int], None]  # layers done, layers in all
@@ -34,66 +39,85 @@ class OwnLinear(torch.nn.Module):
         return self.linear(rows.contiguous()).view(*x.shape[:-1], self.out_features)
 
 
-def take_places(
-    model: Any,
-    names: Collection[str],
-    keeping: Keeping,
-    dtype: torch.dtype,
-    kernels: Kernels,
-    report: Report | None,
-) -> KeptWeights:
-    """Pack the linear layers `names` of `model` and its experts, one after another: the tensors of each are let go of.
+class Packer:
+    """Packs what a model has of matrices, one after another; `kept` is what became of them."""
 
-    The output matrix keeps 8 bits even where the layers keep 4: it decides each token directly.
-    """
-    kept, head = KeptWeights(), model.get_output_embeddings()
-    experts = list(find_experts(model))
-    done, total = itertools.count(1), len(names) + len(experts)
-    for name in sorted(names):
-        module = model.get_submodule(name)
-        bits = 8 if module is head else keeping.scheme.bits
-        with torch.no_grad():
-            linear = _packed(name, module.weight, module.bias, keeping, bits, dtype, kept)
-        _put(model, name, OwnLinear(linear, dtype))
-        if report is not None:
-            report(next(done), total)
+    def __init__(self, keeping: Keeping, dtype: torch.dtype, kernels: Kernels) -> None:
+        self.kept = KeptWeights()
+        self._keeping, self._dtype, self._kernels = keeping, dtype, kernels
 
-    def pack(name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-        return _packed(name, weight, bias, keeping, keeping.scheme.bits, dtype, kept)
+    def take_places(self, model: Any, names: Collection[str], report: Report | None) -> None:
+        """Pack the linear layers `names` of `model` and its experts: the tensors of each are let go of.
 
-    while experts:
-        name, layer = experts.pop(0)
-        with torch.no_grad():
-            own = own_experts(name, layer, pack, dtype, kernels)
-        del layer
-        _put(model, name, own)
-        if report is not None:
-            report(next(done), total)
-    return kept
+        The output matrix keeps 8 bits even where the layers keep 4: it decides each token directly.
+        """
+        head, experts = model.get_output_embeddings(), dict(find_experts(model))
+        total = len(names) + len(experts)
+        for done, name in enumerate([*sorted(names), *experts], 1):
+            with torch.no_grad():
+                if name in experts:
+                    own: torch.nn.Module = self._experts(name, experts.pop(name))
+                else:
+                    module = model.get_submodule(name)
+                    bits = 8 if module is head else self._keeping.scheme.bits
+                    own = OwnLinear(self._linear(name, module.weight, module.bias, bits), self._dtype)
+            _put(model, name, own)
+            if report is not None:
+                report(done, total)
+
+    def take_coded(self, model: Any, coded: CodedExperts) -> None:
+        """Put the experts that a file has in few bits into a model that was made without them."""
+        for name, module in list(find_experts(model)):
+
+            def matrix(one: str, index: int, name: str = name) -> Linear:
+                blocks, bias = coded.matrix(name, one, index)
+                return self._coded(f"{name}.experts.{index}.{one}", blocks, bias)
+
+            _put(model, name, own_experts(module, matrix, coded.count(name), self._dtype, self._kernels))
+
+    def _experts(self, name: str, module: Any) -> OwnExperts:
+        bits = self._keeping.scheme.bits
+
+        def matrix(one: str, index: int) -> Linear:
+            return self._linear(f"{name}.experts.{index}.{one}", *matrix_of(module, one, index), bits)
+
+        return own_experts(module, matrix, module.down_proj.shape[0], self._dtype, self._kernels)
+
+    def _linear(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> Linear:
+        rows, columns = weight.shape
+        what = self._keeping.linear([FileMatrix(name, rows, columns)], bits, bias is not None)
+        self.kept.note(name, what)
+        return self._made(what, weight.detach(), bias, bits)
+
+    def _coded(self, name: str, blocks: ComputedBlocks, bias: torch.Tensor) -> Linear:
+        """Raises BadInput for codes with a scale that is no number."""
+        if not is_finite(bias):
+            raise BadInput(f"the bias of matrix {name} has what is no number")
+        matrix = FileMatrix(name, blocks.rows, blocks.columns, blocks.kind, blocks.label)
+        bits = self._keeping.scheme.bits
+        what = self._keeping.linear([matrix], bits, True)
+        self.kept.note(name, what)
+        if what.way is not KeptAs.CODES:
+            weight = torch.from_numpy(blocks.dequantized(0, blocks.rows))
+            if not is_finite(weight):
+                raise BadInput(f"matrix {name} has a scale that is no number")
+            return self._made(what, weight, bias, bits)
+        try:
+            rows = repacked([blocks])
+        except NotFiniteError as error:
+            raise BadInput(f"matrix {name} has a scale that is no number") from error
+        return PackedLinear(rows, bias.to(self._dtype), self._dtype)
+
+    def _made(self, what: Kept, weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> Linear:
+        bias = None if bias is None else bias.detach().to(self._dtype)
+        if what.way is not KeptAs.ROUNDED:
+            return make_linear(weight.to(self._dtype), bias, self._dtype)
+        quantized = quantize(weight, bits)
+        if what.copy:
+            return hybrid_linear(quantized, bias, self._dtype)
+        return make_linear(None, bias, self._dtype, quantized)
 
 
 def _put(model: Any, name: str, module: torch.nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
-
-
-def _packed(
-    name: str,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    keeping: Keeping,
-    bits: int,
-    dtype: torch.dtype,
-    kept: KeptWeights,
-) -> Linear:
-    rows, columns = weight.shape
-    bias = None if bias is None else bias.detach().to(dtype)
-    what = keeping.linear([FileMatrix(name, rows, columns)], bits, bias is not None)
-    kept.note(name, what)
-    weight = weight.detach()
-    if what.way is KeptAs.ROUNDED:
-        quantized = quantize(weight, bits)
-        if keeping.copies(columns):
-            return hybrid_linear(quantized, bias, dtype)
-        return make_linear(None, bias, dtype, quantized)
-    return make_linear(weight.to(dtype), bias, dtype)
