@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from weighbridge.cost.step import StepCost
 from weighbridge.cost.weight import OutputEstimate, Weight
-from weighbridge.fleet.api import Arrival, Capacity
+from weighbridge.fleet.api import Arrival, Capacity, Report
 from weighbridge.fleet.load.experience import ServedAtOnce, ToldSpeed
 from weighbridge.fleet.load.in_flight import ExpectedFirst
 from weighbridge.fleet.load.speed import Observed
@@ -30,9 +30,9 @@ def observed(rng: random.Random, cost: StepCost) -> Observed:
     return Observed(seconds, 0.0, 0.0, steps, steps * streams)
 
 
-def sent(state: ReplicaState, name: str, now: float, output: int = 40) -> None:
-    weight = Weight(100, 4 * output, OutputEstimate(float(output), output, output))
-    first = state.first_token_seconds(100, 0, now)
+def sent(state: ReplicaState, name: str, now: float, output: int = 40, prompt: int = 100) -> None:
+    weight = Weight(prompt, 4 * output, OutputEstimate(float(output), output, output))
+    first = state.first_token_seconds(prompt, 0, now)
     assert first is not None
     state.credit(Arrival(name, "m", weight, now), 0, now, forecast=ExpectedFirst(first, first))
 
@@ -145,6 +145,60 @@ def test_waiting_for_a_seat_is_not_taken_for_slow_prompts() -> None:
     assert state.experience.seats.count == 3
     assert state.stretch == 1.0
     assert state.believed
+
+
+@settings(calm)
+@given(st.integers(1, 6), st.floats(0.0, 0.05), st.floats(0.1, 60.0))
+def test_who_waited_for_a_seat_is_not_overdue_the_moment_there_is_one(
+    seats: int, after: float, waits: float
+) -> None:
+    """Its wait began long ago, its prompt with the end that gave it the seat; and a prompt of next to no work takes an
+    iteration all the same. A replica of six was expected to take 6e8 seconds for want of both."""
+    cost = replace(COST, per_token=1e-9)
+    state, now = ReplicaState("r", Capacity(cost, max_sequences=100)), 0.0
+    state.experience.seats.tell(seats)
+    for number in range(seats):
+        sent(state, f"q{number}", now)
+        now += cost.prefill_seconds(100)
+        state.tokens(f"q{number}", 1, now)
+    sent(state, "first in line", now)
+    sent(state, "second in line", now)
+    now += waits
+    for number in range(seats):
+        state.tokens(f"q{number}", 10, now)
+    assert state.release("q0", now)
+    expected = state.first_token_seconds(100, 0, now + after)
+    assert expected is not None
+    assert expected < 40 * 3 * cost.decode_seconds(seats, 0) + 1.0  # three whole answers, with room
+
+
+def test_a_burst_does_not_drown_one_that_tells_its_speed_but_not_its_seats() -> None:
+    """Prompts so short that their line takes no time: until a first token was late, all of them went there."""
+    state, now = ReplicaState("two seats", Capacity(COST, max_sequences=100)), 0.0
+    for number in range(2):
+        sent(state, f"q{number}", now)
+        now += COST.prefill_seconds(100)
+        state.tokens(f"q{number}", 1, now)
+    expected = []
+    for number in range(6):
+        first = state.first_token_seconds(2, 0, now)
+        assert first is not None
+        expected.append(first)
+        sent(state, f"burst {number}", now, prompt=2)
+    assert expected[1] < 0.2  # four are taken for granted
+    assert expected[2] > 0.2  # then somebody has to end
+    assert expected[5] > 2.0 * expected[2]
+
+
+def test_those_of_other_gateways_take_no_seat_that_only_ours_were_counted_in() -> None:
+    state = ReplicaState("shared", Capacity(COST, max_sequences=100))
+    now = COST.prefill_seconds(100)
+    sent(state, "ours", 0.0)
+    state.tokens("ours", 1, now)
+    state.report(Report(now, queued_requests=0, running_requests=30))
+    first = state.first_token_seconds(100, 0, now)
+    assert first is not None
+    assert first < 4.0 * COST.prefill_seconds(100)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

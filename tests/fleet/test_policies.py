@@ -257,6 +257,21 @@ def test_one_found_slow_is_tried_again_by_one_request() -> None:
     assert "tried again" in reasons[0]
 
 
+def test_a_long_prompt_does_not_pay_for_finding_out_unless_no_other_comes() -> None:
+    steady, slow = states = [replica("steady"), replica("was slow")]
+    policy, now = make_policy("weigh", random.Random(0)), 0.0
+    for number in range(6):
+        request = arrival(f"late {number}", 100)
+        slow.credit(request, 0, now)
+        now += 30.0
+        slow.first_token(request.id, now)
+        slow.release(request.id, now, 0)
+    steady.credit(arrival("busy", 100), 0, now)
+    assert policy.choose(arrival("long", 2000), states, now + 10.0).replica == "steady"
+    assert policy.choose(arrival("usual", 100), states, now + 10.0).replica == "was slow"
+    assert policy.choose(arrival("long at last", 2000), states, now + 21.0).replica == "was slow"
+
+
 def test_what_stood_still_once_is_believed_on() -> None:
     """All that was in flight came late together: that is one observation, and no speed."""
     state, now = replica("stalled"), 0.0

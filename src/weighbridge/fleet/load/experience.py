@@ -30,6 +30,8 @@ LATE = 2.0
 EARLY = 2
 #: Seats of which one wait for one of them says that there are no more.
 FEW = 8
+#: Seats that a replica which tells its speed is taken to have before any are seen taken.
+AT_FIRST = 4
 #: First tokens within which it shows that there are fewer seats than there once were, and waits that it takes.
 LOOK_BACK, FEWER = 32, 4
 #: By what factor a step cost that is told or stated may be off until it is not believed, and until it is again.
@@ -93,11 +95,24 @@ class ServedAtOnce:
     first token comes soon after one anyway: the more there are, the more often it has to be so.
     """
 
-    __slots__ = ("_firsts", "_lower", "_lower_waits", "_told", "_waits", "count", "expected", "most")
+    __slots__ = (
+        "_firsts",
+        "_lower",
+        "_lower_waits",
+        "_told",
+        "_waits",
+        "count",
+        "expected",
+        "granted",
+        "most",
+    )
 
     def __init__(self) -> None:
         self.count: int | None = None  # how many; None where nothing says that they are few
         self.expected = 1  # how many; where nothing says so, one more than were seen, to find out
+        self.granted = (
+            AT_FIRST  # the same of one that tells its speed: twice as many, so that no burst drowns it
+        )
         self.most = 0  # streams at a time, as many as there ever were
         self._told: int | None = None  # how many, by its own account
         self._waits = 0  # first tokens that waited for a seat when there were as many
@@ -107,7 +122,7 @@ class ServedAtOnce:
         """Take over how many it says there are; None: it says nothing, and what first tokens show counts."""
         self._told = seats
         if seats is not None:
-            self.count = self.expected = seats
+            self.count = self.expected = self.granted = seats
 
     def first_token(self, streams: int, *, waited: bool) -> None:
         """Learn from a first token that made it so many streams; `waited`: it was begun only at another's end."""
@@ -121,6 +136,7 @@ class ServedAtOnce:
         learned = self.most if _enough(self._waits, self.most) else None
         self.count = learned if self._told is None else self._told
         self.expected = self.count or self.most + 1
+        self.granted = self.count or max(2 * self.most, AT_FIRST)
 
     def _below(self, streams: int, waited: bool) -> None:
         self._firsts += 1
@@ -317,6 +333,19 @@ class Experience:
         self.elapse(streams, now)
         self._last_end, self._before_end = now, sequences
 
+    @property
+    def line_moved(self) -> float:
+        """When the first in line could begin: at the last first token, or at the end that gave it a seat."""
+        seats = self.seats.count
+        if seats is None or self._before_end <= seats or self._last_end < self.last_first:
+            return self.last_first
+        return self._last_end
+
+    @property
+    def usual_prompt(self) -> float:
+        """Prompt tokens that it computed for a usual request of late; 0 before the first."""
+        return self._usual_prompt.value
+
     # -- inside ----------------------------------------------------------------------------------------
 
     def _computed(self, request: InFlight) -> None:
@@ -442,7 +471,7 @@ class Experience:
         """The same, to be said later."""
         speed = self.speed
         seen = speed.firsts, speed.steps
-        usual = self._usual_prompt.value
+        usual = self.usual_prompt
         return partial(_learned, told, seen, speed.cost(), self.seats.count, usual, speed.is_taught)
 
 

@@ -295,6 +295,8 @@ class OwnLoad:
             self.context_tokens -= weight.choices * weight.prompt_tokens + request.produced
         self._settle()
         self._take_speed()
+        if line:  # the seat is for the first in it
+            self._watch_line()
         if self.index is not None and request.arrival.chain:
             self._leave_in_cache(request)
             if self.kv is not None:
@@ -420,15 +422,18 @@ class OwnLoad:
         self._watch_line()
 
     def _watch_line(self) -> None:
-        """Work out when the first in line will be overdue: at twice what was predicted, or what its prompt takes after
-        the one before. Then no seat is free, or the replica has become slower."""
+        """Work out when the first in line will be overdue: at twice what was predicted, or what its prompt and the
+        iteration that ends with it take since it could begin. Then no seat is free, or the replica is slower."""
         first = next(iter(self._prefilling.values()), None)
         if first is None or not first.streamed or first.forecast is None:
             self._line_due = math.inf
             return
-        begun = self._line_begun = max(first.sent, self.experience.last_first)
+        begun = self._line_begun = max(first.sent, self.experience.line_moved)
         predicted = first.sent + LATE * first.forecast.clear
-        self._line_due = max(predicted, begun + LATE * first.whole_work * self.stretch)
+        alone = first.whole_work * self.stretch
+        if self.step_cost is not None:
+            alone += self.step_cost.decode_seconds(self.decoding + 1, self.context_tokens)
+        self._line_due = max(predicted, begun + LATE * alone)
 
     def _expected_rest(self, request: InFlight) -> float:
         """What is expected still, given what is out; asked again when an eighth more is."""

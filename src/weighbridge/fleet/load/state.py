@@ -263,8 +263,9 @@ class ReplicaState(OwnLoad):
         """Predicted seconds beyond the `clear` ones: for want of a seat, because it has become slower, or is silent.
 
         Where it serves fewer at a time than are there, as many have to end before. One of which nothing is told serves
-        no more than one more than it was seen to; one that lets somebody wait for longer than explains itself, no more
-        than now. A silence beyond what explains itself is expected to last as long again.
+        no more than one more than it was seen to; one that tells its speed, no more than twice as many; one that lets
+        somebody wait for longer than explains itself, no more than now. A silence beyond what explains itself is
+        expected to last as long again.
         """
         experience = self.experience
         believed = self._told is not None and not experience.trust.doubted  # `believed`, written flat
@@ -272,32 +273,29 @@ class ReplicaState(OwnLoad):
         if not self.sequences:
             return seconds
         learned = experience.seats
-        seats = learned.count if believed else learned.expected
+        seats = learned.granted if believed else learned.expected
         if now > self._line_due:
             seconds += self._overdue_seconds(seats, cost, now, clear)
-        elif seats is not None:
+        else:
             seconds += self._seat_seconds(seats, cost, now)
         if now - experience.heard > 4.0 * cost.overhead:  # the least that a silence that is noticed comes to
             seconds += self._silence(cost, now)
         return seconds
 
     def _seat_seconds(self, seats: int, cost: StepCost, now: float) -> float:
-        """Seconds until a seat is free for one more."""
-        there = self.streams(now)
+        """Seconds until a seat is free for one more; where `seats` is no more than what ours were seen to take, beside
+        ours."""
+        there = self.sequences if self.experience.seats.count is None else self.streams(now)
         if there < seats:
             return 0.0
         step = cost.decode_seconds(seats, self.context_tokens)
         return self.remaining_output / self.sequences * step * (there - seats + 1.0) / seats
 
-    def _overdue_seconds(self, seats: int | None, cost: StepCost, now: float, clear: float) -> float:
+    def _overdue_seconds(self, seats: int, cost: StepCost, now: float, clear: float) -> float:
         """Seconds that another would wait where one waits for longer than explains itself, beyond the `clear` ones: for
         want of a seat, or, where that is not known, because all takes as many times as long as that one has by now."""
         known, streams = self.experience.seats.count, self.decoding
-        waits = 0.0
-        if streams:
-            waits = self._seat_seconds(streams if seats is None else min(seats, streams), cost, now)
-        elif seats is not None:
-            waits = self._seat_seconds(seats, cost, now)
+        waits = self._seat_seconds(min(seats, streams or seats), cost, now)
         if known is not None and streams >= known:
             return waits
         times = LATE * (now - self._line_begun) / max(self._line_due - self._line_begun, 1e-9)

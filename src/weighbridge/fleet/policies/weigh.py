@@ -18,7 +18,8 @@ A speed that is neither told nor stated is learned (`speed.py`). Until it is, se
 cost against a default says which of the two was measured, not which replica is quicker. Whose speed is not known is
 found out: it gets the next request as long as it has no more than a few, and no more than anybody else; of several,
 and while nobody's speed is known, the one with the fewest requests, of equals the one with the fewest tokens. One that
-was found slow and stands idle for a while beside busy ones is tried again by one request.
+was found slow and stands idle for a while beside busy ones is tried again by one request, if one comes in time whose
+prompt is no longer than usual there: a long one would pay most for finding out.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ _MANY_TOKENS = 1e6
 EXPLORED = 4
 #: Seconds for which a replica that was found slow is left idle beside busy ones; then one request tries it again.
 LEFT_IDLE = 5.0
+#: The same until one with a long prompt tries it, too.
+LEFT_LONG = 20.0
 #: Stands where nothing can be predicted.
 _NEVER = ExpectedFirst(math.inf, math.inf)
 #: How much slower than it tells a replica must have been to be tried again.
@@ -100,7 +103,7 @@ class Weigh:
             return self._by_requests(arrival, replicas, cached, now, fleet)
         scores = [first * (own + count) * scale for (first, _), count in zip(firsts, streams, strict=True)]
         best = self._draw(replicas, scores, now)
-        again = _to_try_again(replicas, best, now)
+        again = _to_try_again(replicas, best, prompt, now)
         best = best if again is None else again
         held, chosen = cached[best], replicas[best]
         idle_s = None if again is None else now - chosen.heard_at
@@ -161,7 +164,7 @@ def _to_find_out(replicas: Sequence[ReplicaState], now: float) -> bool:
     return least < EXPLORED and all(replica.total_requests(now) >= least for replica in replicas)
 
 
-def _to_try_again(replicas: Sequence[ReplicaState], best: int, now: float) -> int | None:
+def _to_try_again(replicas: Sequence[ReplicaState], best: int, prompt: int, now: float) -> int | None:
     """Index of one that was found slow and has been passed over since: nobody would learn that it is not any more."""
     if not replicas[best].requests:
         return None
@@ -173,6 +176,7 @@ def _to_try_again(replicas: Sequence[ReplicaState], best: int, now: float) -> in
         and now - one.heard_at > LEFT_IDLE
         and not one.others.queued_requests
         and (not one.believed or one.stretch > FOUND_SLOW)
+        and (prompt <= one.experience.usual_prompt or now - one.heard_at > LEFT_LONG)
     ]
     return min(idle, key=lambda index: replicas[index].heard_at, default=None)
 
