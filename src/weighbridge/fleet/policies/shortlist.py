@@ -109,10 +109,11 @@ class Shortlist(Generic[One]):
         else:
             self._unknown.discard(name)
         self._forget_streams(name)
+        usual, cost = self._usual, self._policy.usual_cost
         if has_room:
             self._full.discard(name)
-            self._room.set(name, self._cost(state, 1, now))
-            self._long.set(name, self._cost(state, LONG, now))
+            self._room.set(name, cost(state, usual, usual.prompt_tokens, now))
+            self._long.set(name, cost(state, usual, LONG * usual.prompt_tokens, now))
             self._streams[name] = streams = state.streams(now)
             self._total += streams
             self._foreign[name] = foreign = streams - state.sequences
@@ -122,7 +123,7 @@ class Shortlist(Generic[One]):
         else:
             self._room.discard(name)
             self._long.discard(name)
-            self._full.set(name, self._cost(state, 1, now) if usable else math.inf)
+            self._full.set(name, cost(state, usual, usual.prompt_tokens, now) if usable else math.inf)
             if self._vain is not None:
                 self._vain.since.pop(name, None)
 
@@ -199,11 +200,6 @@ class Shortlist(Generic[One]):
         return found
 
     # -- inside ----------------------------------------------------------------------------------------
-
-    def _cost(self, state: ReplicaState, times: int, now: float) -> float:
-        """What a request costs there whose prompt is so many times the usual one."""
-        usual = self._usual
-        return self._policy.usual_cost(state, usual, times * usual.prompt_tokens, now)
 
     def _holders(self, arrival: Arrival) -> tuple[list[str], int]:
         """Who holds most of the prompt, and how many tokens are to be computed there at least."""

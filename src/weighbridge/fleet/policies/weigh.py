@@ -76,11 +76,11 @@ class Weigh:
 
     def usual_cost(self, replica: ReplicaState, usual: Usual, prompt_tokens: int, now: float) -> float:
         """The score, but for a factor; where seconds are not compared, requests and then tokens."""
-        first = replica.first_token_seconds(prompt_tokens, 0, now) if usual.speeds_known else None
-        if first is None:
+        expected = replica.expected_first(prompt_tokens, 0, now) if usual.speeds_known else None
+        if expected is None:
             tokens = replica.total_tokens(now)
             return replica.total_requests(now) + tokens / (tokens + _MANY_TOKENS)
-        return first * (1.0 + replica.streams(now) + OWN * (1.0 + usual.streams))
+        return expected.first * (1.0 + replica.streams(now) + OWN * (1.0 + usual.streams))
 
     def _choose(
         self, arrival: Arrival, replicas: Sequence[ReplicaState], now: float, fleet: Usual | None
@@ -166,12 +166,12 @@ def _to_find_out(replicas: Sequence[ReplicaState], now: float) -> bool:
 
 def _to_try_again(replicas: Sequence[ReplicaState], best: int, prompt: int, now: float) -> int | None:
     """Index of one that was found slow and has been passed over since: nobody would learn that it is not any more."""
-    if not replicas[best].requests:
+    if not replicas[best].sequences:
         return None
     idle = [
         index
         for index, one in enumerate(replicas)
-        if not one.requests
+        if not one.sequences
         and one.speed_known
         and now - one.heard_at > LEFT_IDLE
         and not one.others.queued_requests
