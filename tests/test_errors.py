@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from weighbridge.errors import Inside, WeighbridgeError, plainly, some_of, wording, words_of
-from weighbridge.wire.errors import ApiError, told_plainly
+from weighbridge.wire.errors import LONGEST_MESSAGE, ApiError, bounded, told_plainly
 
 WORDS = Inside("m/0: http://10.0.0.5 is out of reach", "m/0 is out of reach")
 
@@ -38,3 +38,15 @@ def test_they_are_kept_by_copies(again: object) -> None:
     assert callable(again)
     error = again(WeighbridgeError(WORDS))
     assert (str(error), plainly(words_of(error))) == (str(WORDS), WORDS.plainly)
+
+
+def test_a_long_message_keeps_its_ends_and_what_is_for_whom() -> None:
+    words = "the model '" + "m" * 100_000 + "' does not exist; this server has 'a'"
+    assert len(bounded(words)) == LONGEST_MESSAGE
+    assert bounded(words).startswith("the model 'mmm")
+    assert bounded(words).endswith("' does not exist; this server has 'a'")
+    both = bounded(Inside(words, f"plainly, {words}"))
+    assert (len(both), len(plainly(both))) == (LONGEST_MESSAGE, LONGEST_MESSAGE)
+    assert plainly(both).startswith("plainly, ")
+    assert bounded(WORDS) == WORDS
+    assert plainly(bounded(WORDS)) == "m/0 is out of reach"

@@ -9,10 +9,15 @@ from typing import Any
 
 import msgspec
 
-from weighbridge.errors import BadInput, Refused, WeighbridgeError, plainly, words_of
+from weighbridge.errors import BadInput, Inside, Refused, WeighbridgeError, plainly, words_of
 
 #: No more of another server's words is repeated in a message of ours.
 LONGEST_QUOTE = 300
+
+#: Characters of a message: what a client wrote is repeated in some, and may be as long as a request.
+LONGEST_MESSAGE = 2000
+#: Of these at the end, where it says what to do.
+_LAST_WORDS = 400
 
 #: Whether this task works for somebody who does not run the server, and is not told what is said inside.
 told_plainly: ContextVar[bool] = ContextVar("told_plainly", default=True)
@@ -31,12 +36,21 @@ class ApiError(WeighbridgeError):
         param: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(plainly(message) if told_plainly.get() else message)
+        super().__init__(bounded(plainly(message) if told_plainly.get() else message))
         self.status = status
         self.kind = kind
         self.code = code
         self.param = param
         self.retry_after = retry_after
+
+
+def bounded(message: str) -> str:
+    """The message, without its middle where it is longer than one is read."""
+    if isinstance(message, Inside):
+        return Inside(bounded(str(message)), bounded(message.plainly))
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    return f"{message[: LONGEST_MESSAGE - _LAST_WORDS - 3]}...{message[-_LAST_WORDS:]}"
 
 
 def quoted(value: object) -> str:

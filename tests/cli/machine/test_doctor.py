@@ -50,6 +50,13 @@ def test_a_cache_that_cannot_be_written_is_broken(tmp_path: Path, monkeypatch: p
     assert found()["model cache"].soundness is Soundness.BROKEN
 
 
+def test_a_cache_that_is_a_file_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        monkeypatch.setenv("WEIGHBRIDGE_HOME", str(place))
+        assert found()["model cache"].soundness is Soundness.BROKEN
+
+
 def test_a_disk_without_room_for_a_model_is_less(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(findings.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     cache = found()["model cache"]

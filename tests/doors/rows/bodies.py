@@ -33,6 +33,13 @@ def begins_with_an_event(reply: Reply) -> bool:
     return reply.body.startswith(b"data: {") and reply.body.endswith(b"data: [DONE]\n\n")
 
 
+LONG = "y" * 100_000
+
+
+def is_short(reply: Reply) -> bool:
+    return len(reply.body) < 3_000
+
+
 def halves(body: bytes) -> list[bytes]:
     return [body[: len(body) // 2], body[len(body) // 2 :]]
 
@@ -282,5 +289,31 @@ BODIES = [
         "twenty thousand messages",
         bad(code="context_length_exceeded"),
         chat(messages=[{"role": "user", "content": "x"}] * 20_000, weighbridge={"placement": "only_edge"}),
+    ),
+    # -- what is long is not said back
+    *(
+        Row(
+            f"a {what} of a hundred thousand letters, at {path}",
+            Want(status, body=is_short, left=False),
+            body,
+            path=path,
+        )
+        for what, status, path, body in (
+            ("model", 404, CHAT, chat(model=LONG)),
+            ("model", 404, "/v1/messages", chat(model=LONG)),
+            ("model", 404, "/api/chat", chat(model=LONG)),
+            ("model", 404, "/v1/responses", {"model": LONG, "input": "x"}),
+            ("model", 404, "/v1/embeddings", {"model": LONG, "input": "x"}),
+            ("choice of a tool", 400, CHAT, chat(tool_choice=LONG)),
+            ("format", 400, CHAT, chat(response_format={"type": LONG})),
+            ("placement", 400, CHAT, chat(weighbridge={"placement": LONG})),
+            ("field", 400, CHAT, chat(weighbridge={LONG: 1})),
+        )
+    ),
+    Row(
+        "a path of thirty thousand letters",
+        Want(404, body=is_short),
+        method="GET",
+        path=f"/v1/tickets/{LONG[:30_000]}",
     ),
 ]

@@ -204,7 +204,7 @@ def _model_cache() -> MachineFact:
     free = shutil.disk_usage(place).free
     names = ", ".join(one.entry.name for one in installed()) or "no model yet"
     found = f"{home}: {names}; {free / 1e9:.0f} GB free"
-    if not os.access(place, os.W_OK):
+    if not (place.is_dir() and os.access(place, os.W_OK)):
         advice = "it cannot be written: set WEIGHBRIDGE_HOME to a directory that can"
         return MachineFact("model cache", found, Soundness.BROKEN, advice)
     need = catalogue.DEFAULT.size + catalogue.DEFAULT.source.size

@@ -76,9 +76,9 @@ def pull(
         try:
             pull_file(entry, target, progress or SilentProgress(), fetch, lambda: _present(entry))
         except OSError as error:
-            need = entry.mirrored_bytes / 1e6
+            need, why = entry.mirrored_bytes / 1e6, (error.strerror or str(error)).lower()
             raise WeighbridgeError(
-                f"cannot keep {entry.name} under {weighbridge_home()}: {error}. It takes {need:.0f} MB while "
+                f"cannot keep {entry.name} under {weighbridge_home()}: {why}. It takes {need:.0f} MB while "
                 "downloading; set WEIGHBRIDGE_HOME to a directory that can be written and has the room"
             ) from error
     return model_path(entry)
