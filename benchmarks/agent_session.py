@@ -8,6 +8,10 @@ at the beginning moves: the state of the repository, then the order of the tools
 as OpenAI's chat (`--protocol chat`). What is reported: the share of prompt tokens that came from the prefix cache, and
 for each turn in which more had to be computed than was new, what the ticket says. With `--url` a server that runs is
 asked, which need not be ours: then there are no tickets.
+
+Prompts can also be sent as the tokens that one server makes of them (`prompts_of`), so that several see the same ones
+whatever their templates show. Then it is told what of each prompt stood in the one before it, which is what can be
+cached, and how much of that was computed again.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 WORDS = "weigh scale gross net tare beam pan dial count batch token route queue block cache plan".split()  # noqa: SIM905
@@ -102,31 +108,70 @@ def counts(answer: dict[str, Any]) -> tuple[int, int]:
     return usage["input_tokens"] + cached + usage["cache_creation_input_tokens"], cached
 
 
-def played(url: str, count: int, protocol: str = "messages", slack: int = SLACK) -> dict[str, Any]:
-    """A session of so many turns at a server. `slack`: tokens that may be computed beyond what is new."""
+def body_of(
+    protocol: str, model: str, session: list[tuple[str, dict[str, str], str]], turn: int
+) -> dict[str, Any]:
+    """What an agent sends in a turn of its session."""
+    make = as_chat if protocol == "chat" else as_messages
+    return make(model, session[:turn], turn >= len(session) // 3, turn >= 2 * len(session) // 3)
+
+
+def prompts_of(url: str, count: int) -> list[list[int]]:
+    """The tokens of each turn's prompt, as a server of ours shows it to its model."""
+    session, model = turns(count), call(url, "/v1/models")[0]["data"][0]["id"]
+    bodies = [body_of("chat", model, session, turn) for turn in range(count)]
+    asked = [{name: body[name] for name in ("model", "messages", "tools")} for body in bodies]
+    return [call(url, "/tokenize", body)[0]["tokens"] for body in asked]
+
+
+def in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def played(
+    url: str,
+    count: int,
+    protocol: str = "messages",
+    slack: int = SLACK,
+    prompts: Sequence[list[int]] | None = None,
+) -> dict[str, Any]:
+    """A session of so many turns at a server. `slack`: tokens that may be computed beyond what is new.
+
+    `prompts`: the tokens that are sent instead of chats.
+    """
     session, rows = turns(count), []
     model = call(url, "/v1/models")[0]["data"][0]["id"]
-    path, body_of = ("/v1/chat/completions", as_chat) if protocol == "chat" else ("/v1/messages", as_messages)
+    path = "/v1/chat/completions" if protocol == "chat" else "/v1/messages"
     before = 0
     for turn in range(count):
-        body = body_of(model, session[:turn], turn >= count // 3, turn >= 2 * count // 3)
+        body = body_of(protocol, model, session, turn)
+        if prompts is not None:
+            path = "/v1/completions"
+            body = {"model": model, "prompt": prompts[turn], "max_tokens": 4, "temperature": 0}
         answer, headers = call(url, path, body)
         prompt, cached = counts(answer)
         row: dict[str, Any] = {"turn": turn, "prompt": prompt, "cached": cached, "new": prompt - before}
+        if prompts is not None:
+            row["stood"] = in_common(prompts[turn - 1], prompts[turn]) if turn else 0
         if name := headers.get("x-weighbridge-ticket"):
             row["why"] = call(url, f"/v1/tickets/{name}")[0].get("prefix")
         rows.append(row)
         before = prompt
     missed = [row for row in rows[1:] if row["prompt"] - row["cached"] > row["new"] + slack]
-    return {
+    total = sum(row["prompt"] for row in rows)
+    told: dict[str, Any] = {
         "turns": count,
-        "prompt_tokens": sum(row["prompt"] for row in rows),
-        "cached_share": round(sum(row["cached"] for row in rows) / sum(row["prompt"] for row in rows), 4),
+        "prompt_tokens": total,
+        "cached_share": round(sum(row["cached"] for row in rows) / total, 4),
         "missed": [
             {name: row.get(name) for name in ("turn", "prompt", "cached", "new", "why")} for row in missed
         ],
         "explained": all(row.get("why") for row in missed),
     }
+    if prompts is not None:
+        told["stood_share"] = round(sum(row["stood"] for row in rows) / total, 4)
+        told["computed_again"] = [row["stood"] - row["cached"] for row in rows[1:]]
+    return told
 
 
 def main() -> None:

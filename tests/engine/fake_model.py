@@ -7,6 +7,7 @@ missing copy, a stale block or a lost rollback leaves behind does not equal the 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -300,7 +301,29 @@ def check_batch(scheduler: SchedulerLike, batch: Batch) -> None:
         assert not written & set(blocks), "two slices write the same block"
         written.update(blocks)
         if isinstance(scheduler, Scheduler):
-            assert all(scheduler.pool.ref_counts[block] == 1 for block in blocks), "writes a shared block"
+            copied = Counter(scheduler._tables._sources)  # what is written there comes behind what is copied
+            others = (scheduler.pool.ref_counts[block] - copied[block] for block in blocks)
+            assert all(count == 1 for count in others), "writes a shared block"
+            check_written(scheduler, piece)
+
+
+def check_written(scheduler: Scheduler, piece: Slice) -> None:
+    """Nothing is written where the prefix cache may find something; forks compute their prompt's last token again."""
+    prefix, size = scheduler._tables._prefix, scheduler.settings.block_size
+    if prefix is None or piece.request.fork_of is not None:
+        return
+    for index in range(piece.start // size, -(-(piece.start + piece.count) // size)):
+        held = len(prefix.tokens(piece.request.block_table[index]))
+        assert held <= max(piece.start - index * size, 0), "writes what is cached"
+
+
+def check_cached(driver: Driver) -> None:
+    """Every block that the prefix cache knows, tails too, holds the tokens that it is known for."""
+    assert isinstance(driver.scheduler, Scheduler)
+    prefix, size = driver.scheduler._tables._prefix, driver.scheduler.settings.block_size
+    for block in () if prefix is None else prefix:
+        tokens = list(prefix.tokens(block))
+        assert driver.model.slots[block * size : block * size + len(tokens)] == tokens
 
 
 def check_after(scheduler: SchedulerLike, piece: Slice) -> None:

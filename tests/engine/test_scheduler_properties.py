@@ -12,6 +12,7 @@ from tests.engine.fake_model import (
     STOP,
     VOCABULARY,
     Driver,
+    check_cached,
     check_embedding,
     check_scores,
     make_request,
@@ -74,6 +75,7 @@ class AnyHistory(RuleBasedStateMachine):
         copies=st.integers(1, 4),
         embeds=st.sampled_from([False, False, False, True]),
         scored=st.sampled_from([False, False, True]),
+        salt=st.sampled_from([b"", b"", b"s"]),
     )
     def add(self, copies, seed, **options):
         for copy in range(copies):
@@ -156,6 +158,8 @@ class AnyHistory(RuleBasedStateMachine):
             return
         scheduler = self.driver.scheduler
         scheduler.check_integrity()
+        if self.in_flight is None:
+            check_cached(self.driver)
         pool, load = scheduler.pool, scheduler.load()
         assert pool.num_free + pool.num_cached + pool.num_referenced == pool.num_blocks
         assert load.queued_requests + load.running_requests + len(self.driver.finished) == len(self.accepted)

@@ -8,6 +8,7 @@ import socket
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 from urllib.parse import urlparse
 
 import httpx
@@ -101,17 +102,19 @@ def test_a_chat_that_was_embedded_is_not_computed_again(
     assert first["usage"] == {
         "prompt_tokens": prompt,
         "total_tokens": prompt,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": ANY},
     }
+    begun = first["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert begun < 32  # the template's beginning may be of another test
     ids = tokens(server, messages=messages)
     assert first["data"][0]["embedding"] == pytest.approx(expected(oracle, ids), abs=1e-4)
     chat = client.chat.completions.create(model="tiny", messages=messages, max_tokens=2)
     assert chat.usage is not None
     assert chat.usage.prompt_tokens == prompt
     assert chat.usage.prompt_tokens_details is not None
-    assert chat.usage.prompt_tokens_details.cached_tokens == (prompt - 1) // 32 * 32 > 100
+    assert chat.usage.prompt_tokens_details.cached_tokens == prompt - 1 > 100
     again = httpx.post(server + PATH, json={"messages": messages}).json()
-    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == (prompt - 1) // 32 * 32
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == prompt - 1
     assert again["data"][0]["embedding"] == pytest.approx(first["data"][0]["embedding"], abs=1e-4)
     open_end = httpx.post(server + PATH, json={"messages": messages, "add_generation_prompt": False}).json()
     assert open_end["usage"]["prompt_tokens"] < prompt

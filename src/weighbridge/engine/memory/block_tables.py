@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from weighbridge.engine.memory.blocks import BlockPool
-from weighbridge.engine.memory.prefix import Digest, PrefixCache
+from weighbridge.engine.memory.prefix import Digest, PrefixCache, before
 from weighbridge.engine.request import Request
 from weighbridge.models.files.config import NO_STATE
 
@@ -20,6 +20,12 @@ class Opening:
     computed: int = 0  # tokens whose keys and values are already there
     fresh: int = 0  # blocks to allocate for the rest of its tokens
     needed: int = 0  # blocks of `num_available` that it uses up: fresh ones, revived hits, a copy on write
+    source: int | None = None  # a block that begins as its first fresh one: of it that one becomes a copy
+
+    @property
+    def kept(self) -> list[int]:
+        """Blocks that it counts on."""
+        return self.shared if self.source is None else [*self.shared, self.source]
 
 
 class BlockTables:
@@ -37,8 +43,9 @@ class BlockTables:
         self._size = pool.block_size
         self._chains: dict[Request, list[Digest]] = {}  # digests of the full blocks of each request's tokens
         self._entered: dict[Request, int] = {}  # how many leading blocks were offered to the prefix cache
+        self._sources: list[int] = []  # blocks that are copied in this iteration
         if prefix is not None:
-            pool.on_evict = prefix.evict
+            pool.on_evict = prefix.forget
 
     # -- starting --------------------------------------------------------------------------------------
 
@@ -47,10 +54,37 @@ class BlockTables:
 
         Prefix hits never cover the last token: it is computed again for its logits.
         """
-        hits = self._hits(request)
-        fresh = self.pool.blocks_for(request.num_tokens) - len(hits)
-        revived = sum(self.pool.ref_counts[block] == 0 for block in hits)
-        return Opening(hits, len(hits) * self._size, fresh, fresh + revived)
+        if self._prefix is None:
+            fresh = self.pool.blocks_for(request.num_tokens)
+            return Opening(fresh=fresh, needed=fresh)
+        counts = self.pool.ref_counts
+        shared = self._prefix.longest(self._chain(request), self._adoptable(request) // self._size)
+        computed = len(shared) * self._size
+        source, begun = self._begun(request, computed, self._adoptable(request))
+        if source is not None and counts[source] == 0 and self._prefix.tail(source) == begun:
+            shared.append(source)  # it goes on where nobody else does: no copy
+            computed, source = computed + begun, None
+        fresh = self.pool.blocks_for(request.num_tokens) - len(shared)
+        needed = fresh + sum(counts[block] == 0 for block in shared)
+        if source is not None:
+            held = needed + (counts[source] == 0)  # until it is copied
+            if held <= self.pool.num_available:
+                return Opening(shared, computed + begun, fresh, held, source)
+        return Opening(shared, computed, fresh, needed)
+
+    def _begun(self, request: Request, start: int, end: int) -> tuple[int | None, int]:
+        """The block that goes on longest as `request` does from `start` on, where a block begins, and how far.
+
+        One of its tenant's own, even where tenants share whole blocks: by single tokens a text could be guessed.
+        """
+        assert self._prefix is not None
+        tokens = request.tokens[start : min(end, start + self._size)]
+        parent = before(self._chain(request), start // self._size, request.salt)
+        block, longest = None, 0
+        for other, common in self._prefix.beginnings(parent, tokens):
+            if common > longest and self.pool.owner(other) == request.tenant:
+                block, longest = other, common
+        return block, longest
 
     def opening_of_fork(self, request: Request, parent: Request) -> Opening:
         """As `opening`, sharing all of the parent's prompt blocks, the partly filled last one included.
@@ -60,9 +94,12 @@ class BlockTables:
         shared = parent.block_table[: self.pool.blocks_for(request.num_prompt_tokens)]
         return Opening(shared, request.num_prompt_tokens - 1, 0, 1)
 
-    def open(self, request: Request, opening: Opening) -> None:
-        """Carry out `opening`. Hits are shared first, so that allocating cannot evict them."""
-        for block in opening.shared:
+    def open(self, request: Request, opening: Opening) -> list[tuple[int, int]]:
+        """Carry out `opening`; returns the (source, target) copies to do in this iteration.
+
+        Hits are shared first, so that allocating cannot evict them.
+        """
+        for block in opening.kept:
             self.pool.share(block, request.tenant)
         fresh = self.pool.allocate_many(opening.fresh, request.tenant)
         request.block_table = opening.shared + fresh
@@ -70,17 +107,22 @@ class BlockTables:
         if self._keeps_states:
             request.state_slot = self._state_slots.pop()
         self._entered[request] = opening.computed // self._size
-
-    def _hits(self, request: Request) -> list[int]:
-        if self._prefix is None:
+        if opening.source is None or self._prefix is None:
             return []
-        return self._prefix.longest(self._chain(request), self._adoptable(request))
+        self._prefix.use(opening.source)
+        self._sources.append(opening.source)
+        return [(opening.source, fresh[0])]
+
+    def settle(self) -> None:
+        """Let go of what was copied: the iteration that did so is over."""
+        for block in self._sources:
+            self._release(block)
+        self._sources.clear()
 
     def _adoptable(self, request: Request) -> int:
-        """Blocks that `request` may take from others: all before its last token, which is computed again for its
+        """Tokens that `request` may take from others: all before its last one, which is computed again for its
         logits; of a prompt that is scored those alone of which that is done."""
-        last = len(request.scores) if request.is_scoring else request.num_tokens - 1
-        return last // self._size
+        return len(request.scores) if request.is_scoring else request.num_tokens - 1
 
     def _chain(self, request: Request) -> list[Digest]:
         """Digests of the request's full blocks; each block is hashed once in the request's life."""
@@ -122,13 +164,13 @@ class BlockTables:
         return copies
 
     def take_over(self, request: Request) -> int:
-        """At a block boundary, adopt blocks that other requests computed meanwhile; returns the tokens won."""
-        computed = request.num_computed_tokens
-        if self._prefix is None or computed % self._size:
+        """Adopt blocks that other requests computed meanwhile, of which `request` has a part or nothing; returns the
+        tokens won."""
+        if self._prefix is None:
             return 0
-        chain, table = self._chain(request), request.block_table
+        computed, chain, table = request.num_computed_tokens, self._chain(request), request.block_table
         first = index = computed // self._size
-        while index < self._adoptable(request):
+        while index < self._adoptable(request) // self._size:
             block = self._prefix.find(chain[index])
             if block is None:
                 break
@@ -136,15 +178,19 @@ class BlockTables:
             self._release(table[index])
             table[index] = block
             index += 1
+        if index == first:
+            return 0
         request.num_computed_tokens = index * self._size
         self._entered[request] = max(self._entered[request], index)
-        return (index - first) * self._size
+        return index * self._size - computed
 
-    def digests(self, request: Request, start: int, end: int) -> list[Digest]:
-        """Digests of the full blocks within [start, end); none without a cache."""
+    def next_block(self, request: Request, start: int) -> Digest | None:
+        """The digest of the block with the token at `start`; None where its tokens do not fill it, or without a
+        cache."""
         if self._prefix is None:
-            return []
-        return self._chain(request)[self.pool.blocks_for(start) : end // self._size]
+            return None
+        chain, index = self._chain(request), start // self._size
+        return chain[index] if index < len(chain) else None
 
     def touched(self, request: Request, start: int, end: int) -> list[Digest]:
         """Digests of the full blocks of `request` that have a token in [start, end); none without a cache."""
@@ -161,9 +207,12 @@ class BlockTables:
         full = request.num_computed_tokens // self._size
         entered = self._entered[request]
         if full > entered and self._prefix is not None:
-            chain, table = self._chain(request), request.block_table
+            chain, table, size = self._chain(request), request.block_table, self._size
+            parent = before(chain, entered, request.salt)
             for index in range(entered, full):
-                self._prefix.enter(chain[index], table[index])
+                tokens = request.tokens[index * size : index * size + size]
+                self._prefix.enter(chain[index], table[index], parent, tokens)
+                parent = chain[index]
             self._entered[request] = full
 
     def trim(self, request: Request) -> None:
@@ -178,6 +227,7 @@ class BlockTables:
         if self._prefix is None:
             self.pool.free_all(reversed(request.block_table))
         else:
+            self._keep_tail(request)
             for block in reversed(request.block_table):
                 self._release(block)
         request.block_table = []
@@ -185,6 +235,21 @@ class BlockTables:
             self._state_slots.append(request.state_slot)
             request.state_slot = NO_STATE
         self._entered.pop(request, None)
+
+    def _keep_tail(self, request: Request) -> None:
+        """Offer the last block that `request` has partly computed to the prefix cache, unless that has as much."""
+        assert self._prefix is not None
+        computed = request.num_computed_tokens
+        index, filled = divmod(computed, self._size)
+        if not filled or self.pool.ref_counts[request.block_table[index]] > 1:
+            return
+        block, start = request.block_table[index], computed - filled
+        found, common = self._begun(request, start, computed)
+        if common < filled:
+            parent = before(self._chain(request), index, request.salt)
+            self._prefix.enter_tail(block, parent, request.tokens[start:computed])
+        elif found != block:
+            self._prefix.forget(block)
 
     def forget(self, request: Request) -> None:
         """Drop the digests of a request that is done for good."""
@@ -206,9 +271,16 @@ class BlockTables:
     def check_integrity(self, requests: Iterable[Request]) -> None:
         """Raise AssertionError unless the pool's counts equal what the tables of `requests` name."""
         live = list(requests)
-        self.pool.check_integrity(Counter(block for request in live for block in request.block_table))
+        named = Counter(block for request in live for block in request.block_table)
+        named.update(self._sources)
+        self.pool.check_integrity(named)
         if self._prefix is not None:
             self._prefix.check_integrity()
+            for request in live:
+                for index, block in enumerate(request.block_table):
+                    tail = self._prefix.tail(block)
+                    if tail is not None and index * self._size + tail > request.num_computed_tokens:
+                        raise AssertionError("what a request will write is taken for a tail")
         if self._keeps_states:
             taken = [request.state_slot for request in live]
             if NO_STATE in taken or len({*taken, *self._state_slots}) != len(taken) + len(self._state_slots):

@@ -126,6 +126,10 @@ class BlockPool:
         for tenant, count in returned.items():
             self._hold_less(tenant, count)
 
+    def owner(self, block: int) -> str:
+        """The tenant to which a block that is not free is charged."""
+        return self._owners[block]
+
     def referenced_of(self, tenant: str) -> int:
         """How many blocks in block tables are charged to `tenant`."""
         return self._holdings.get(tenant, 0) - self.cached_of(tenant)

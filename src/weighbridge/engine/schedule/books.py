@@ -68,8 +68,10 @@ class Books:
         """Note the time, and return the blocks of what ended while the last iteration was computed."""
         self.now = now
         self._in_flight.clear()
+        self.tables.settle()
         for request in self._ended_in_flight:
             self.tables.close(request)
+            self.tables.forget(request)
         self._ended_in_flight.clear()
 
     # -- in --------------------------------------------------------------------------------------------
@@ -124,10 +126,11 @@ class Books:
 
     # -- forward ---------------------------------------------------------------------------------------
 
-    def start(self, request: Request, priority: int, opening: Opening) -> None:
-        """Move a request from the queue to those that run, in class `priority`, with the blocks of `opening`."""
+    def start(self, request: Request, priority: int, opening: Opening) -> list[tuple[int, int]]:
+        """Move a request from the queue to those that run, in class `priority`, with the blocks of `opening`; returns
+        the (source, target) copies of blocks to do in this iteration."""
         self.queue.take(request, self.now)
-        self.tables.open(request, opening)
+        copies = self.tables.open(request, opening)
         request.state = RequestState.RUNNING
         self.running.add(request, priority, self.now)
         self.turns.begin(request, opening.computed)
@@ -135,6 +138,7 @@ class Books:
             request.num_cached_tokens = opening.computed
             request.num_written_tokens = self._written(request)
             self.queue.charge(request, input_tokens=request.num_prompt_tokens - opening.computed)
+        return copies
 
     def set_back(self, request: Request) -> None:
         """Move a running request to the front of its line; what it has computed counts for prefix hits alone."""
@@ -268,14 +272,15 @@ class Books:
                 self._ended_in_flight.append(request)
             else:
                 self.tables.close(request)
+                self.tables.forget(request)
             self.output_length.observe(request)
         else:
             self.queue.remove(request.id)
             self._forks.discard(request)
+            self.tables.forget(request)
         request.state = RequestState.FINISHED
         request.finish_reason = reason
         self._release_forks(request)
-        self.tables.forget(request)
         self.turns.forget(request)
         self.speculator.forget(request)
 

@@ -67,9 +67,9 @@ class Plan:
         self._computing.update(dict.fromkeys(digests, request))
         self._account(start, count, 1)
 
-    def computes(self, digests: list[Digest]) -> bool:
-        """Whether a chunk of this plan works on one of these blocks."""
-        return any(digest in self._computing for digest in digests)
+    def computes(self, block: Digest | None) -> bool:
+        """Whether a chunk of this plan works on this block."""
+        return block in self._computing
 
     def add_drafts(self, request: Request, drafts: tuple[int, ...]) -> None:
         """Let a decode also verify `drafts` behind its own token."""

@@ -173,7 +173,7 @@ class Scheduler:
         if request.is_scoring:
             if plan.scored >= MOST_SCORED:  # the next iteration has room for it, and this one for others
                 return True
-        elif plan.computes(self._tables.digests(request, start, start + self.pool.block_size)):
+        elif plan.computes(self._tables.next_block(request, start)):
             return True
         count = self._chunk_size(request, start, self._running.priority(request), plan)
         if count and self._make_room(request, start + count, plan):
@@ -256,7 +256,7 @@ class Scheduler:
             if not self._chunk_size(request, opening.computed, priority, plan):
                 return
             if self._fits(opening):
-                self._books.start(request, priority, opening)
+                plan.copies += self._books.start(request, priority, opening)
                 self._plan_chunk(request, plan)
             elif not self._displace(self._running.below(priority), opening, plan) and not self._take_turns(
                 priority, plan
@@ -277,7 +277,7 @@ class Scheduler:
             if not self._chunk_size(request, opening.computed, priority, plan):
                 return
             if self._fits(opening):
-                self._books.start(request, priority, opening)
+                plan.copies += self._books.start(request, priority, opening)
                 self._plan_chunk(request, plan)
             elif not self._claims(request) or not self._take_turns(priority, plan):
                 return
@@ -291,7 +291,7 @@ class Scheduler:
         turn = self._queue.peek(self._now)
         if turn is None or self._queue.best_class != running.priority or turn[0].priority != running.priority:
             return None
-        size, passed = self.pool.block_size, self._queue.service(turn[0]) + turn[0].num_tokens
+        passed = self._queue.service(turn[0]) + turn[0].num_tokens
         for request, _ in islice(self._queue.unserved(), MOST_PASSING):
             is_next = self._queue.service(request) + request.num_tokens <= passed
             if request.tenant == running.tenant or not is_next or self._over_share(request.tenant):
@@ -302,8 +302,8 @@ class Scheduler:
                 running
             ):
                 continue
-            following = self._tables.digests(request, start, start + size)
-            if not following or following != self._tables.digests(running, at, at + size):
+            following = self._tables.next_block(request, start)
+            if following is None or following != self._tables.next_block(running, at):
                 return request, opening
         return None
 
@@ -327,7 +327,7 @@ class Scheduler:
     def _displace(self, lower: Iterable[Request], opening: Opening, plan: Plan) -> bool:
         """Preempt just enough of `lower` for `opening` to fit; nobody, and False, if that cannot be."""
         victims: list[Request] = []
-        for victim, freed in self._tables.freed_by(lower, keep=opening.shared):
+        for victim, freed in self._tables.freed_by(lower, keep=opening.kept):
             victims.append(victim)
             left = len(self._running) - len(victims)
             available = self.pool.num_available + freed
@@ -361,7 +361,7 @@ class Scheduler:
         if not self._displace(self._givers(request.tenant, priority), opening, plan):
             return False
         plan.taken_over = True
-        self._books.start(request, priority, opening)
+        plan.copies += self._books.start(request, priority, opening)
         self._plan_chunk(request, plan)
         return True
 
