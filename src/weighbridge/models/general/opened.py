@@ -56,7 +56,7 @@ class GeneralModel:
         keeping = Keeping(scheme, str(dtype).removeprefix("torch."), self._cpu)
         packer = Packer(keeping, dtype, kernels)
         if self.description.given.coded is not None:
-            packer.take_coded(model, self.description.given.coded)
+            packer.take_coded(model, self.description.given.coded, report)
         decoder = GeneralDecoder(self.description, model, dtype, kernels)
         check_itself(decoder)
         packer.take_places(model, self.description.linears, report)

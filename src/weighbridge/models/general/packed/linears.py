@@ -65,15 +65,21 @@ class Packer:
             if report is not None:
                 report(done, total)
 
-    def take_coded(self, model: Any, coded: CodedExperts) -> None:
-        """Put the experts that a file has in few bits into a model that was made without them."""
-        for name, module in list(find_experts(model)):
+    def take_coded(self, model: Any, coded: CodedExperts, report: Report | None) -> None:
+        """Put the experts that a file has in few bits into a model that was made without them.
+
+        Raises BadInput for a scale or a bias that is no number.
+        """
+        layers = list(find_experts(model))
+        for done, (name, module) in enumerate(layers, 1):
 
             def matrix(one: str, index: int, name: str = name) -> Linear:
                 blocks, bias = coded.matrix(name, one, index)
                 return self._coded(f"{name}.experts.{index}.{one}", blocks, bias)
 
             _put(model, name, own_experts(module, matrix, coded.count(name), self._dtype, self._kernels))
+            if report is not None:
+                report(done, len(layers))
 
     def _experts(self, name: str, module: Any) -> OwnExperts:
         bits = self._keeping.scheme.bits
@@ -90,7 +96,6 @@ class Packer:
         return self._made(what, weight.detach(), bias, bits)
 
     def _coded(self, name: str, blocks: ComputedBlocks, bias: torch.Tensor) -> Linear:
-        """Raises BadInput for codes with a scale that is no number."""
         if not is_finite(bias):
             raise BadInput(f"the bias of matrix {name} has what is no number")
         matrix = FileMatrix(name, blocks.rows, blocks.columns, blocks.kind, blocks.label)

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from weighbridge.errors import BadInput, some_of
+from weighbridge.models.files.fields import shown
 from weighbridge.models.files.packed_tensors import ComputedBlocks, mxfp4_blocks
+from weighbridge.models.files.tensors import PLAIN
 
 METHOD = "mxfp4"
 #: Types whose experts are published so, with the word of their configuration for an expert's width, which nothing else
@@ -30,9 +32,10 @@ class CodedExperts:
     def __init__(self, tensors: Mapping[str, Any]) -> None:
         self._tensors = tensors
         for name, stored in tensors.items():
-            expected = "U8" if name.endswith(("_blocks", "_scales")) else ("BF16", "F16", "F32")
-            if str(stored.get_dtype()) not in expected:
-                raise BadInput(f"tensor {name} has type {stored.get_dtype()}, where codes of MXFP4 belong")
+            expected = PLAIN if name.endswith("_bias") else ("U8",)
+            if (kind := str(stored.get_dtype())) not in expected:
+                what = "a bias" if name.endswith("_bias") else "codes of MXFP4"
+                raise BadInput(f"tensor {shown(name)} has type {shown(kind)}, where {what} belong")
 
     @property
     def numbers(self) -> int:
@@ -54,7 +57,7 @@ class CodedExperts:
                         raise BadInput(f"tensor {name} has shape {found}, where {wanted} belongs")
         if left:
             raise BadInput(
-                f"there are tensors that the configuration has no place for: {some_of(sorted(left))}"
+                f"there are tensors that the configuration has no place for: {some_of([shown(name) for name in sorted(left)])}"
             )
 
     def count(self, layer: str) -> int:
