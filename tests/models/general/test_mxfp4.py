@@ -104,7 +104,7 @@ SPOILT = {
         torch.zeros(4, 2, 1, 16, dtype=torch.uint8),
         "where .4, 64, 3, 16.",
     ),
-    "type": (f"{EXPERTS}gate_up_proj_scales", torch.zeros(4, 192, 2), "has type F32, where codes of MXFP4"),
+    "type": (f"{EXPERTS}gate_up_proj_scales", torch.zeros(4, 192, 2), "has type .F32., where codes of MXFP4"),
     "scale": (
         f"{EXPERTS}down_proj_scales",
         torch.full((4, 64, 3), 255, dtype=torch.uint8),

@@ -56,9 +56,8 @@ class CodedExperts:
                     if found != wanted or shape[2] % _GROUP:
                         raise BadInput(f"tensor {name} has shape {found}, where {wanted} belongs")
         if left:
-            raise BadInput(
-                f"there are tensors that the configuration has no place for: {some_of([shown(name) for name in sorted(left)])}"
-            )
+            names = some_of([shown(name) for name in sorted(left)])
+            raise BadInput(f"there are tensors that the configuration has no place for: {names}")
 
     def count(self, layer: str) -> int:
         return int(self._tensors[f"{layer}.down_proj_bias"].get_shape()[0])
