@@ -196,9 +196,9 @@ class Ticket:
         record["trace"] = None if self.trace is None else self.trace.as_dict()
         record["batch_sizes"] = {str(size): steps for size, steps in self.batch_sizes.items()}
         if self.first_token is not None:
-            record["ttft_ms"] = round((self.first_token - self.arrived) * 1e3, 3)
+            record["ttft_ms"] = round(between(self.arrived, self.first_token) * 1e3, 3)
         if self.finished is not None:
-            record["e2e_ms"] = round((self.finished - self.arrived) * 1e3, 3)
+            record["e2e_ms"] = round(between(self.arrived, self.finished) * 1e3, 3)
         gap = self.mean_gap()
         if gap is not None:
             record["itl_ms"] = round(gap * 1e3, 3)
@@ -210,12 +210,18 @@ def _words(decisions: Decisions, error: str | None, in_full: bool) -> dict[str, 
     return {"decisions": [shown(one) for one in decisions], "error": None if error is None else shown(error)}
 
 
+def between(earlier: float, later: float) -> float:
+    """Seconds from one moment of the wall clock to another: none where it was set back meanwhile. What adds them up
+    must not go down."""
+    return max(later - earlier, 0.0)
+
+
 def gap_of(part: Leg | Ticket, choices: int) -> float | None:
     """Seconds between two tokens of one of `choices` answers, in the mean; None where that is not known: they came in
     one piece, do not end yet, or are one token."""
     if part.first_token is None or part.finished is None or part.output_tokens <= choices:
         return None
-    return (part.finished - part.first_token) / (part.output_tokens / choices - 1)
+    return between(part.first_token, part.finished) / (part.output_tokens / choices - 1)
 
 
 _TICKET_FIELDS = tuple(each.name for each in fields(Ticket))

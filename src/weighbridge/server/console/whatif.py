@@ -16,6 +16,7 @@ from weighbridge.server.console.assets import HEADERS
 from weighbridge.server.endpoint import Audience, Endpoint, HttpService, json_response
 from weighbridge.server.watching.history import GOOD_ITL_S, GOOD_TTFT_S
 from weighbridge.ticket import Leg, Ticket
+from weighbridge.ticket.record import between
 from weighbridge.wire.body import decode, read_body
 from weighbridge.wire.errors import ApiError
 from weighbridge.wire.headers import headers_of
@@ -101,7 +102,7 @@ class WhatIfEndpoints:
                 "output_tokens": part.output_tokens,
                 "cached_tokens": part.cached_tokens,
                 "tenant": tenant,
-                "ttft_s": None if part.first_token is None else part.first_token - part.arrived,
+                "ttft_s": None if part.first_token is None else between(part.arrived, part.first_token),
             }
             for part, tenant in found[-MOST_REQUESTS:]
         ]

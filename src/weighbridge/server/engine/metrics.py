@@ -12,6 +12,7 @@ from weighbridge.engine.api import Engine, EngineStep
 from weighbridge.server.engine.experts import ExpertCollector, telemetry_of
 from weighbridge.server.watching.watchdog import stall_histogram
 from weighbridge.ticket import Ticket, TicketStore
+from weighbridge.ticket.record import between
 
 log = logging.getLogger("weighbridge.requests")
 
@@ -115,12 +116,12 @@ class EngineMetrics:
 
     def _observe_times(self, ticket: Ticket) -> None:
         if ticket.scheduled is not None:
-            self.queue_time.observe(max(ticket.scheduled - ticket.arrived, 0.0))
+            self.queue_time.observe(between(ticket.arrived, ticket.scheduled))
         if ticket.finished is None:
             return
-        self.end_to_end.observe(ticket.finished - ticket.arrived)
+        self.end_to_end.observe(between(ticket.arrived, ticket.finished))
         if ticket.first_token is not None:
-            self.time_to_first_token.observe(ticket.first_token - ticket.arrived)
+            self.time_to_first_token.observe(between(ticket.arrived, ticket.first_token))
         gap = ticket.mean_gap()
         if gap is not None:
             self.time_per_output_token.observe(gap)

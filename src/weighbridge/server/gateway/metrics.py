@@ -19,7 +19,7 @@ from weighbridge.fleet.peers.peers import Peers
 from weighbridge.server.watching.series import Spread, Sums
 from weighbridge.server.watching.watchdog import stall_histogram
 from weighbridge.ticket import Leg, Ticket
-from weighbridge.ticket.record import gap_of
+from weighbridge.ticket.record import between, gap_of
 
 #: Lines of `/metrics` that are written at once.
 _PIECE = 250
@@ -94,12 +94,12 @@ class GatewayMetrics:
         if leg.resumed:
             self._resumed.add((leg.model,), leg.resumed)
         if leg.scheduled is not None:
-            self._wait.observe(by_model, max(leg.scheduled - leg.arrived, 0.0))
+            self._wait.observe(by_model, between(leg.arrived, leg.scheduled))
         if leg.finished is None:
             return
-        self._e2e.observe(by_model, leg.finished - leg.arrived)
+        self._e2e.observe(by_model, between(leg.arrived, leg.finished))
         if leg.first_token is not None:
-            self._ttft.observe(by_model, leg.first_token - leg.arrived)
+            self._ttft.observe(by_model, between(leg.arrived, leg.first_token))
         gap = gap_of(leg, choices)
         if gap is not None:
             self._itl.observe(by_model, gap)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from weighbridge.server.tracing.otlp import SpanKind, TraceSpan, Value
 from weighbridge.ticket import Leg, Ticket
+from weighbridge.ticket.record import between
 from weighbridge.ticket.trace import SentCall, Trace
 
 #: `gen_ai.operation.name` by what is computed.
@@ -108,7 +109,7 @@ def _computed(served: Served, ticket: Ticket) -> Iterator[TraceSpan]:
     if ticket.preemptions:
         told["weighbridge.preemptions"] = ticket.preemptions
     if ticket.first_token is not None and served.trace.streams:
-        told["gen_ai.response.time_to_first_chunk"] = max(ticket.first_token - ticket.arrived, 0.0)
+        told["gen_ai.response.time_to_first_chunk"] = between(ticket.arrived, ticket.first_token)
     failed = ticket.finish_reason == "error"
     if failed:
         told["error.type"] = "error"

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 from weighbridge.ticket import Ticket
+from weighbridge.ticket.record import between
 
 #: Seconds that are kept.
 KEPT_SECONDS = 600
@@ -154,7 +155,7 @@ def _count(second: Second, tickets: Iterable[Ticket]) -> None:
         usd += ticket.cost_usd
         ttft = 0.0
         if ticket.first_token is not None:
-            ttft = ticket.first_token - ticket.arrived
+            ttft = between(ticket.arrived, ticket.first_token)
             ttfts[_bucket(ttft)] += 1
         gap = ticket.mean_gap()
         if gap is not None:
