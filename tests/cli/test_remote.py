@@ -114,6 +114,15 @@ def test_what_is_copied_from_a_narrow_terminal_is_whole() -> None:
     assert all(one.startswith(beginning) for one, beginning in zip(ids, beginnings, strict=True))
 
 
+@pytest.mark.parametrize("words", [["ticket"], ["fleet", "list"], ["audit"]], ids=" ".join)
+def test_a_key_with_the_end_of_its_line_is_said_to_be_that(words: list[str]) -> None:
+    keys = {"WEIGHBRIDGE_API_KEY": "a-secret-key\r", "WEIGHBRIDGE_ADMIN_KEY": "a-secret-key\r"}
+    done = CliRunner(env=keys).invoke(app, [*words, "--url", "http://127.0.0.1:9"])
+    assert isinstance(done.exception, BadInput)
+    assert "end of a line" in str(done.exception)
+    assert "a-secret-key" not in str(done.exception)
+
+
 @pytest.mark.parametrize("width", [50, 64, 80, 120])
 def test_a_list_of_tickets_gives_up_columns_and_cuts_no_word(width: int) -> None:
     one = {**TICKET, "tenant": "the-ninth-tenant", "model": "a-model", "finish_reason": "deadline"}

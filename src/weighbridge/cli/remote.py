@@ -89,6 +89,8 @@ class Server:
         if body is not None:
             headers["Content-Type"] = "application/json"
         if self.key:
+            if not set(self.key.reveal()).isdisjoint("\r\n\0"):  # as of a file that Windows wrote
+                raise BadInput("the key has the end of a line in it; give the key alone", param="api_key")
             headers["Authorization"] = bearer_of(self.key)
         return headers
 
