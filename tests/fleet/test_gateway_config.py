@@ -315,3 +315,16 @@ def test_the_patience_of_tenants_is_a_setting_of_the_queue() -> None:
     assert parse(GOOD + "queue: {tenant_patience: 0}\n").queue.tenant_patience == 0.0
     [said] = problems(GOOD + "queue: {tenant_patience: -1}\n")
     assert "queue.tenant_patience: must be a number of at least 0" in said
+
+
+def test_keys_that_are_not_keys_are_not_the_same_key() -> None:
+    found = problems(
+        """
+models: {m: {replicas: [{url: "http://127.0.0.1:9"}]}}
+tenants:
+  a: {key: "x\\ny"}
+  b: {key: "z\\ny"}
+"""
+    )
+    assert len(found) == 2, found
+    assert all("line break" in one for one in found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -15,7 +14,7 @@ import pytest
 
 from tests.routes.routes import PRICE, Routed, answer, ask, routed
 from tests.routes.stub import BROKEN, BUSY, CUT, OK, Stub, serving
-from tests.server.running import wait_until_ready
+from tests.server.running import free_port, wait_until_ready
 from weighbridge.cost.usage import Usage
 from weighbridge.errors import Refused
 from weighbridge.routes.settings import CascadeSettings
@@ -32,9 +31,7 @@ WORDS = ("France", "Peru", "copper", "rain", "seven", "a river", "Oslo", "bread"
 
 @pytest.fixture
 def edge(default_model_path: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "weighbridge", "serve", "--port", str(port)])
     try:
         wait_until_ready(f"http://127.0.0.1:{port}", process, 120)

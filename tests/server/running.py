@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -13,11 +15,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+#: Ports below those that the system gives to clients: so many for each process of a test run, and for a single one.
+_FIRST_PORT, _PORTS = 10_240, 5_000
+_worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+_ports = itertools.cycle(random.sample(range(_PORTS), _PORTS))
+
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, and that no other process of this test run will be told meanwhile."""
+    for _ in range(_PORTS):
+        port = _FIRST_PORT + int(_worker) % 4 * _PORTS + next(_ports)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("every port of this process is in use")
 
 
 @contextmanager
