@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from weighbridge.wire.errors import ApiError
-from weighbridge.wire.identity.access import AccessSettings, check_site, host_of
+from weighbridge.wire.headers import headers_of
+from weighbridge.wire.identity.access import AccessSettings, check_one_host, check_site, host_of
 
 OPEN = AccessSettings()
 
@@ -62,3 +63,17 @@ def test_a_server_on_another_address_is_meant_for_others() -> None:
 
 def test_hosts_lose_their_port_and_brackets() -> None:
     assert [host_of(text) for text in ("A:1", "[::1]:8", " b ", "[::1")] == ["a", "::1", "b", "::1"]
+
+
+def test_several_hosts_are_refused_wherever_the_server_listens() -> None:
+    """On loopback without keys by the rule above: what stands there together is no name of this machine."""
+    both = headers_of([(b"host", b"localhost"), (b"host", b"localhost")])
+    with pytest.raises(ApiError) as refused:
+        check_site(OPEN, "127.0.0.1", both)
+    assert (refused.value.status, refused.value.code) == (403, "host_not_allowed")
+    check_site(OPEN, "192.0.2.1", both)
+    with pytest.raises(ApiError) as refused:
+        check_one_host(both)
+    assert (refused.value.status, refused.value.code) == (400, "no_host")
+    check_one_host({"host": "localhost"})
+    check_one_host({})

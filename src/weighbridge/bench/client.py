@@ -14,7 +14,7 @@ from yarl import URL
 
 from weighbridge.errors import BadInput
 from weighbridge.secret import Secret, without_account
-from weighbridge.wire.client import HttpClient, Response, Trust
+from weighbridge.wire.client import HttpClient, Response, Trust, Unreachable
 from weighbridge.wire.headers import bearer_of
 from weighbridge.wire.sse import EventFramer, event_data
 
@@ -167,6 +167,8 @@ async def complete(
             await _read(await client.send("POST", path, payload), answer, timeout)
     except TimeoutError:
         answer.error = f"no end within {timeout:g} s"
+    except Unreachable as error:
+        answer.error = f"Connection failed: {error}"
     except (OSError, ValueError) as error:
         answer.error = f"{type(error).__name__}: {error}"
     return answer

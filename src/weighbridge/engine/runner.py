@@ -67,7 +67,8 @@ class Runner:
         logits = self._decoder.forward(token_ids, layout, self.cache, rows, states)
         took = time.perf_counter() - began  # what a mask may cost the others: as much again
         if self.experts is not None:
-            batch.experts_touched = self.experts.record(layout, rows)
+            decodes = np.array([_decodes(piece) for piece in batch.slices], np.bool_)
+            batch.experts_touched = self.experts.record(layout, rows, decodes)
         sampled = self._sampler.sample(logits, batch, None if states is None else states.out, took)
         sampled.model_seconds = took
         return sampled
@@ -129,3 +130,9 @@ def embedding_rows(slices: list[Slice]) -> Int32:
     ends = np.cumsum(counts, dtype=np.int32)
     embeds = [piece.samples and piece.request.embeds for piece in slices]
     return ends[embeds] - np.int32(1)
+
+
+def _decodes(piece: Slice) -> bool:
+    """Whether a slice is one token of an answer: it may be all that the cache has left of a prompt, too."""
+    request = piece.request
+    return piece.count == 1 and not 0 < request.num_cached_tokens == piece.start < request.num_prompt_tokens

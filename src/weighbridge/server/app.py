@@ -35,7 +35,7 @@ from weighbridge.server.tokens import TokenEndpoints
 from weighbridge.server.usage import UsageEndpoint
 from weighbridge.wire.errors import ApiError, as_api_error, error_body, retry_after_header, told_plainly
 from weighbridge.wire.headers import headers_of, request_id
-from weighbridge.wire.identity.access import check_site
+from weighbridge.wire.identity.access import check_one_host, check_site
 from weighbridge.wire.identity.callers import Visitor, peer_of
 from weighbridge.wire.identity.cross_origin import Sites
 from weighbridge.wire.protocol import WireProtocol
@@ -140,10 +140,11 @@ def _with_id(request: Request, response: Response) -> Response:
 
 
 async def admit_caller(audience: Audience, request: Request, service: HttpService) -> None:
-    """Check from where and by whom an endpoint is asked. Raises ApiError 401 or 403."""
+    """Check from where and by whom an endpoint is asked. Raises ApiError 400, 401 or 403."""
     headers, peer, callers = headers_of(request.headers.raw), peer_of(request.scope), service.callers
     if not callers.are_asked:
         check_site(service.access, request.scope["server"][0], headers)
+    check_one_host(headers)
     request.state.tenant = None
     told_plainly.set(callers.are_asked and audience is not Audience.OPERATOR)
     if audience is Audience.TENANTS:

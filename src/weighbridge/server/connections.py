@@ -26,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from weighbridge.wire.answer import MOST_NAMES
 from weighbridge.wire.errors import ApiError, error_body
+from weighbridge.wire.identity.access import no_host
 
 log = logging.getLogger("weighbridge.server")
 
@@ -456,8 +457,8 @@ class BoundedHttp(HttpToolsProtocol):
             path, raw = self.root_path + path, self.root_path.encode("ascii") + raw
         scope["path"], scope["raw_path"], scope["query_string"] = path, raw, query
         stays = version != "1.0" and parser.should_keep_alive() and not self._leaves
-        app, hosts = self.app, sum([name == b"host" for name, _ in self.headers])
-        if hosts > 1 or (not hosts and version == "1.1"):  # two readers could take it for different ones
+        app = self.app
+        if version == "1.1" and not any(name == b"host" for name, _ in self.headers):
             app, stays = _without_host, False
         cycle = self.cycle = Exchange(self, scope, stays)  # type: ignore[arg-type]
         if before is None or before.response_complete:
@@ -563,9 +564,8 @@ _CODES = {408: "request_timeout", 431: "headers_too_large", 503: "too_many_conne
 
 
 async def _without_host(scope: Any, receive: Any, send: Any) -> None:
-    """Answer a request that names no host, or several: RFC 9112 has servers refuse it."""
-    message = "an HTTP/1.1 request names its host, once: send one Host header"
-    body = error_body(ApiError(400, message, code="no_host"))
+    """Answer a request that names no host: RFC 9112 has servers refuse it."""
+    body = error_body(no_host())
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 400, "headers": headers})
     await send({"type": "http.response.body", "body": body})

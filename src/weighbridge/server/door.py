@@ -27,7 +27,7 @@ from weighbridge.wire.ask import Ask
 from weighbridge.wire.body import LONG_BODY, apart, held_body, read_body
 from weighbridge.wire.errors import ApiError, as_api_error, retry_after_header
 from weighbridge.wire.headers import LONGEST_ID, Headers, headers_of
-from weighbridge.wire.identity.access import check_site
+from weighbridge.wire.identity.access import check_one_host, check_site
 from weighbridge.wire.identity.admission import settle_caller
 from weighbridge.wire.identity.callers import Peer, peer_of
 from weighbridge.wire.journey import HeaderList
@@ -92,6 +92,7 @@ class Door:
                     current.set(trace.span)
                 if not service.callers.are_asked:
                     check_site(service.access, scope["server"][0], headers)
+                check_one_host(headers)
                 peer = peer_of(scope)
                 caller = await service.callers.caller(headers, peer)
                 whose.set(caller.named(None, headers) if caller is not None else peer.address)

@@ -93,6 +93,13 @@ KEY_ROWS = [
         keyed=True,
         differs=at("single", "short words", NO_KEY),
     ),
+    Row(
+        "a key and two hosts",
+        Want(400, "no_host", "invalid_request_error", error=True, left=False),
+        chat(),
+        headers=(*auth(f"Bearer {ALICE}"), ("Host", "a.example"), ("Host", "b.example")),
+        keyed=True,
+    ),
     Row("a key and another tenant in the body", ok(tenant="alice"), told(tenant="bob"), key="alice"),
     Row(
         "a key and another tenant in a header",

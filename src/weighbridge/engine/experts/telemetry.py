@@ -99,18 +99,23 @@ class ExpertTelemetry:
         """Forget what an iteration that failed has left behind."""
         self._trace.take()
 
-    def record(self, layout: BatchLayout, rows: Int32) -> int:
-        """Count one iteration; returns the distinct (layer, expert) pairs it touched."""
+    def record(self, layout: BatchLayout, rows: Int32, decodes: npt.NDArray[np.bool_] | None = None) -> int:
+        """Count one iteration; returns the distinct (layer, expert) pairs it touched.
+
+        `decodes` [sequences]: whose token is one of an answer; None: whoever has a single one.
+        """
         chosen = self._trace.take()
         queries = np.diff(layout.query_starts)
+        if decodes is None:
+            decodes = queries == 1
         touched = 0
         with self._lock:
             window = self._window
             for first, ids in self._stacked(chosen, len(layout.positions), rows):
-                touched += self._count(window, first, ids, queries, rows)
+                touched += self._count(window, first, ids, np.repeat(decodes, queries), rows)
             window.steps += 1
             window.touched += touched
-            self._note_size(window, queries, len(rows), touched / max(len(chosen), 1))
+            self._note_size(window, queries, bool(decodes.all()), len(rows), touched / max(len(chosen), 1))
         if self.on_use is not None and self._due(window.steps):
             self._learned = window.steps
             self.on_use(self.use())
@@ -135,20 +140,25 @@ class ExpertTelemetry:
         return [(first, np.stack(part)[:, :real]) for first, part in groups]
 
     def _count(
-        self, window: _Window, first: int, ids: npt.NDArray[np.int32], queries: Int32, rows: Int32
+        self,
+        window: _Window,
+        first: int,
+        ids: npt.NDArray[np.int32],
+        single: npt.NDArray[np.bool_],
+        rows: Int32,
     ) -> int:
+        """`single` [tokens]: which of them are of answers."""
         layers, tokens, _ = ids.shape
         count = self.config.count
         keys = ids + self._offsets[:layers]
         size = layers * count
         every = np.bincount(keys.ravel(), minlength=size)
         part = slice(first, first + layers)
-        if len(queries) == int(queries.sum()):
+        if single.all():
             window.decode[part] += every.reshape(layers, count)
             window.shared += int(every @ (every - 1))
             window.sequence_pairs += layers * tokens * (tokens - 1)
         else:
-            single = np.repeat(queries == 1, queries)
             single = single[rows] if tokens != len(single) else single
             decode = np.bincount(keys[:, single].ravel(), minlength=size)
             window.decode[part] += decode.reshape(layers, count)
@@ -167,11 +177,14 @@ class ExpertTelemetry:
                     pair = row + keys[..., second_choice] % self.config.count
                     np.add.at(flat, pair.ravel(), 1)
 
-    def _note_size(self, window: _Window, queries: Int32, sampled: int, experts: float) -> None:
+    def _note_size(
+        self, window: _Window, queries: Int32, decodes: bool, sampled: int, experts: float
+    ) -> None:
+        """`decodes`: all of its tokens are of answers."""
         tokens = int(queries.sum())
         if tokens > LARGEST_SIZE:
             return
-        if len(queries) == tokens:
+        if decodes:
             window.by_decodes.setdefault(tokens, _Touched()).add(experts)
         elif len(queries) == 1 and sampled != 0:
             window.by_chunk.setdefault(tokens, _Touched()).add(experts)

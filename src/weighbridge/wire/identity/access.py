@@ -42,6 +42,18 @@ class AccessSettings:
     )
 
 
+def no_host() -> ApiError:
+    """The refusal of a request that does not say which host it is for (RFC 9112, section 3.2)."""
+    message = "an HTTP/1.1 request names its host, once: send one Host header"
+    return ApiError(400, message, code="no_host")
+
+
+def check_one_host(headers: Mapping[str, str]) -> None:
+    """Raise ApiError 400 for a request that names several hosts: two readers could take it for different ones."""
+    if "," in headers.get("host", ""):  # as lines of one name are put together
+        raise no_host()
+
+
 def check_site(access: AccessSettings, server: str, headers: Mapping[str, str]) -> None:
     """Refuse a web page that reaches for a loopback server without keys. `server` is the address that was asked.
 
