@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from weighbridge.fleet.limits.shared import SharedLimits
 from weighbridge.fleet.limits.tenant import Limiter, TenantLimits
 from weighbridge.secret import Secret
 
-pytest.importorskip("redis", reason="the extra `redis` is not installed")
+Redis = pytest.importorskip("redis", reason="the extra `redis` is not installed").Redis
 
 real = [
     pytest.mark.proof,
@@ -214,6 +215,133 @@ class TestWithRedis:
         assert (statuses.count(200), statuses.count(429)) == (5, 5)
         assert left == ["4", "3", "2", "1", "0", "0", "0", "0", "0", "0"]  # of both together
         assert "weighbridge_gateway_shared_limits_up 1.0" in page
+
+
+class Slow:
+    """A way to a Redis whose answers can be held up."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self.delay = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> str:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        theirs, ours = await asyncio.open_connection("127.0.0.1", self._to)
+        for one in (self._pass(reader, ours, False), self._pass(theirs, writer, True)):
+            task = asyncio.create_task(one)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_answer: bool
+    ) -> None:
+        with suppress(OSError):
+            while data := await reader.read(1 << 16):
+                if is_answer:
+                    await asyncio.sleep(self.delay)
+                writer.write(data)
+        writer.close()
+
+
+def counted(redis: Server, kind: str) -> dict[str, str]:
+    with Redis.from_url(redis.url) as client:
+        return {
+            name.decode(): one.decode() for name, one in client.hgetall(f"weighbridge:{{t}}:{kind}").items()
+        }
+
+
+def used(redis: Server, kind: str) -> float:
+    return round(sum(map(float, counted(redis, kind).values())), 6)
+
+
+class TestSlowRedis:
+    """Answers that come too late: what was asked has been done, and nobody here knows."""
+
+    pytestmark = real
+
+    async def door(self, redis: Server, **limits: Any) -> tuple[Door, Slow]:
+        await redis.ready()
+        slow = Slow(redis.port)
+        url = await slow.start()
+        door = Door(url, TenantLimits(**limits))
+        door.shared = SharedLimits(Secret(url), door.local, timeout=0.5)
+        await door.reserve("first", 10, 0.1)  # so that there is a connection, and the scripts are known
+        await door.settle("first", 10, 0.1)
+        return door, slow
+
+    async def test_what_was_settled_too_late_to_be_heard_of_is_counted_once(self, redis: Server) -> None:
+        door, slow = await self.door(redis, usd_per_day=10.0, concurrent_tokens=1000)
+        await door.reserve("one", 10, 1.0)
+        slow.delay = 1.0
+        await door.settle("one", 20, 2.0)
+        assert door.shared.away
+        slow.delay = 0.0
+        await until(lambda: not door.shared._untold)
+        assert (used(redis, "usd"), used(redis, "tokens"), counted(redis, "reserved")) == (2.1, 30, {})
+        await closed(door)
+
+    async def test_what_was_reserved_too_late_to_be_heard_of_is_given_back(self, redis: Server) -> None:
+        door, slow = await self.door(redis, usd_per_day=10.0, concurrent_tokens=1000)
+        slow.delay = 1.0
+        await door.reserve("one", 900, 3.0)  # by the gateway's own limits
+        assert door.shared.fallbacks == 1
+        await until(lambda: len(counted(redis, "reserved")) == 1)  # and it was done all the same
+        await door.settle("one", 20, 2.0)
+        slow.delay = 0.0
+        await until(lambda: not door.shared._untold and not door.shared._tasks)
+        assert counted(redis, "reserved") == {}
+        await door.reserve("two", 900, 1.0)
+        await door.settle("two", 10, 1.0)
+        assert used(redis, "usd") == 3.1
+        await closed(door)
+
+    async def test_what_ends_while_redis_is_left_alone_is_settled_and_counted_once(
+        self, redis: Server
+    ) -> None:
+        door, slow = await self.door(redis, usd_per_day=10.0, concurrent_tokens=1000)
+        await door.reserve("one", 900, 3.0)
+        slow.delay = 1.0
+        await door.reserve("two", 50, 1.0)
+        assert door.shared.away
+        await door.settle("one", 20, 2.0)
+        slow.delay = 0.0
+        await until(lambda: not door.shared._untold and not door.shared._tasks)
+        await door.settle("two", 20, 0.5)
+        assert (used(redis, "usd"), counted(redis, "reserved")) == (2.6, {})
+        await closed(door)
+
+    async def test_a_redis_that_is_only_read_is_told_when_it_is_written_again(self, redis: Server) -> None:
+        door, _ = await self.door(redis, usd_per_day=10.0, concurrent_tokens=1000)
+        await door.reserve("one", 900, 3.0)
+        with Redis.from_url(redis.url) as client:
+            client.replicaof("127.0.0.1", free_port())
+            await door.settle("one", 20, 2.0)
+            assert door.shared.away
+            assert len(door.shared._untold) == 1
+            client.replicaof("NO", "ONE")
+        await until(lambda: not door.shared._untold)
+        assert (used(redis, "usd"), counted(redis, "reserved")) == (2.1, {})
+        await closed(door)
+
+    async def test_the_clock_of_one_gateway_does_not_end_the_day_for_all(
+        self, redis: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await redis.ready()
+        right, wrong, _ = three = doors(redis, usd_per_day=2.0, zone="UTC")
+        await right.reserve("one", 1, 1.9)
+        await right.settle("one", 1, 1.9)
+        with monkeypatch.context() as patch:
+            real_time = time.time
+            patch.setattr(shared_limits.time, "time", lambda: real_time() + 86_400)
+            await wrong.reserve("two", 1, 0.05)  # before it knows Redis's time
+            assert not await wrong.admits("three", 1, 0.2)
+        assert not await right.admits("four", 1, 0.2)
+        assert used(redis, "usd-by-day") == 1.95
+        await closed(*three)
 
 
 async def test_without_redis_a_gateway_holds_its_own_limits() -> None:

@@ -31,3 +31,17 @@ def redis_client(url: Secret, timeout: float, setting: str) -> Any:
         return Redis.from_url(url.reveal(), socket_timeout=timeout, socket_connect_timeout=timeout)
     except ValueError:  # it quotes the URL
         raise BadInput(f"{setting}.redis: is no URL of a Redis; write redis://HOST:PORT/0") from None
+
+
+def is_late(error: Exception) -> bool:
+    """Whether a reply did not come in time, so that what was asked for may have been done."""
+    from redis.exceptions import TimeoutError as LateReply
+
+    return isinstance(error, (TimeoutError, LateReply))
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether Redis is there and says that it does not do it: it is full, a replica, or has something else there."""
+    from redis.exceptions import ResponseError
+
+    return isinstance(error, ResponseError)

@@ -5,7 +5,8 @@ settles; Redis runs each of them alone, so gateways overshoot no more than reque
 ends by itself when its gateway never settles it.
 
 Redis away: requests are held to the limits of their own gateway alone, which counted them all along, and are not
-held up: after a failure Redis is left alone for `RETRY_SECONDS`. What they cost is added when it is back.
+held up: after a failure Redis is left alone for `RETRY_SECONDS`. What they cost is added when it is back, and what they
+had reserved, or may have, is settled then (`untold.py`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from weighbridge.fleet.limits.connection import Script, redis_client
+from weighbridge.fleet.limits.connection import Script, is_late, is_refused, redis_client
 from weighbridge.fleet.limits.periods import day_at
 from weighbridge.fleet.limits.rates import Rate
 from weighbridge.fleet.limits.tenant import (
@@ -33,6 +35,7 @@ from weighbridge.fleet.limits.tenant import (
     over_in,
     over_limit,
 )
+from weighbridge.fleet.limits.untold import Untold, UntoldBook
 from weighbridge.secret import Secret
 
 log = logging.getLogger("weighbridge.fleet")
@@ -101,9 +104,10 @@ for i = 1, 3 do
   local total, newest, window = 0, -1, {}
   local counted = redis.call('HGETALL', KEYS[i])
   for n = 1, #counted, 2 do
-    if tonumber(counted[n]) < (i == 3 and oldest >= 0 and oldest or slots[i] - 60) then
+    local by_day = i == 3 and oldest >= 0
+    if tonumber(counted[n]) < slots[i] - (by_day and 192 or 60) then
       redis.call('HDEL', KEYS[i], counted[n])
-    else
+    elseif not by_day or tonumber(counted[n]) >= oldest then
       total = total + tonumber(counted[n + 1])
       if tonumber(counted[n + 1]) > 0 then newest = math.max(newest, tonumber(counted[n])) end
       window[#window + 1] = counted[n]
@@ -153,7 +157,7 @@ return reply(-1)
 )
 
 #: KEYS: the four hashes. ARGV: request id, tokens and dollars it used, dollars that were used while Redis was away, and
-#: whether a request that is not reserved is to be added (1) or left alone (0).
+#: whether a request that is not reserved is to be added (1) or left alone (0), those dollars too.
 SETTLE = (
     _COMMON
     + """
@@ -167,6 +171,8 @@ if record then
 elseif ARGV[5] == '1' then
   add(1, slots[1], tokens)
   owed = owed + usd
+else
+  owed = 0
 end
 if owed > 0 then add(3, slots[3], owed) end
 for i = 1, 3 do redis.call('EXPIRE', KEYS[i], widths[i] == 1 and 62 or 93600) end
@@ -214,6 +220,9 @@ class SharedLimits:
         self._rates: OrderedDict[str, tuple[float, tuple[Rate, ...]]] = OrderedDict()  # when, and what
         self._held: dict[str, tuple[list[str], int]] = {}  # keys and slot of what is reserved, by request
         self._owed: dict[str, float] = {}  # US dollars that Redis has not heard of, by tenant
+        self._untold = UntoldBook()
+        self._teller: asyncio.Task[None] | None = None
+        self._redis_ahead = 0.0  # seconds of its clock before ours, which may be wrong
 
     @property
     def away(self) -> bool:
@@ -227,7 +236,8 @@ class SharedLimits:
         if self.away:
             self.fallbacks += 1
             return
-        oldest = -1 if limits.zone is None else int(day_at(time.time(), limits.zone).begins // DAY_SLOT)
+        wall = time.time() + self._redis_ahead
+        oldest = -1 if limits.zone is None else int(day_at(wall, limits.zone).begins // DAY_SLOT)
         args = [self._name(request_id), tokens, f"{usd:.12g}", LEASE_SECONDS, *_limit_args(limits), oldest]
         args += [" ".join(self.gone()), _slot(limits)]
         self.operations += 1
@@ -245,6 +255,7 @@ class SharedLimits:
             return
         self._works()
         place, now, *said = (float(one) for one in reply)
+        self._redis_ahead = now - time.time()
         self._remember(tenant, limits, now, said[:4])
         if place >= 0:
             raise self._refusal(tenant, limits, (int(place), now, *said[4:]), tokens, usd)
@@ -265,19 +276,22 @@ class SharedLimits:
         held, limits = self._held.pop(request_id, None), self._local.limits(tenant)
         if held is None and limits == NO_LIMITS:
             return
-        if self.away:
-            self._owe(tenant, usd)
+        keys, slot = held if held is not None else (self._keys(tenant), _slot(limits))
+        one = Untold(tenant, keys, slot, tokens, usd)
+        if not self.away:
+            self._start(self._settled(self._name(request_id), one, is_held=held is not None))
+        elif held is not None:
+            self._tell_later(self._name(request_id), one)
         else:
-            keys, slot = held if held is not None else (self._keys(tenant), _slot(limits))
-            self._start(
-                self._settled(tenant, keys, [self._name(request_id), tokens, f"{usd:.12g}"], usd, slot)
-            )
+            self._owe(tenant, usd)
 
     async def close(self) -> None:
         """Let what is being told arrive, and disconnect."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2 * self._timeout)
-        for task in self._tasks:
+        if self._teller is not None and not self.away:
+            await asyncio.wait({self._teller}, timeout=2 * self._timeout)
+        for task in (*self._tasks, *([self._teller] if self._teller is not None else [])):
             task.cancel()
         await self._redis.aclose()
 
@@ -325,31 +339,63 @@ class SharedLimits:
         if not task.cancelled():
             task.exception()  # told where it was waited for; here it is only not to be warned of
 
-    async def _settled(self, tenant: str, keys: list[str], used: list[Any], usd: float, slot: int) -> None:
-        owed = self._owed.pop(tenant, 0.0)
-        args = [*used, f"{owed:.12g}", 1, slot]
-        self.operations += 1
+    async def _settled(self, name: str, one: Untold, *, is_held: bool) -> None:
+        one = replace(one, owed=self._owed.pop(one.tenant, 0.0))
+        began = self._clock()
         try:
-            async with asyncio.timeout(self._timeout):
-                await self._settle(keys=keys, args=args)
+            await self._say(name, one, adds=True)
         except Exception as error:
             self._failed(error)
-            self._owe(tenant, usd + owed)
+            if is_held:
+                self._tell_later(name, replace(one, sent_at=began) if is_late(error) else one)
+            else:
+                self._owe(one.tenant, one.usd + one.owed)
         else:
             self._works()
+
+    async def _say(self, name: str, one: Untold, *, adds: bool) -> None:
+        args = [name, one.tokens, f"{one.usd:.12g}", f"{one.owed:.12g}", int(adds), one.slot]
+        self.operations += 1
+        async with asyncio.timeout(self._timeout):
+            await self._settle(keys=one.keys, args=args)
+
+    def _tell_later(self, name: str, one: Untold) -> None:
+        """Tell Redis when it answers again."""
+        given_up = self._untold.keep(name, one)
+        if given_up is not None:
+            self._owe(given_up.tenant, given_up.usd + given_up.owed)
+        if self._teller is None or self._teller.done():
+            self._teller = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        """Tell Redis what it may not have heard, for as long as that takes."""
+        while self._untold:
+            await asyncio.sleep(max(self._retry_at - self._clock(), 0.0))
+            name, one = self._untold.first()
+            began = self._clock()
+            try:
+                await self._say(name, one, adds=one.adds(began))
+            except Exception as error:
+                self._untold.wait_on(name, one, began if is_late(error) else None)
+                if is_refused(error):  # it may be this one alone
+                    await asyncio.sleep(RETRY_SECONDS)
+                else:
+                    self._failed(error)
+            else:
+                self._untold.told(name, one)
+                self._works()
 
     def _owe(self, tenant: str, usd: float) -> None:
         if usd:
             self._owed[tenant] = self._owed.get(tenant, 0.0) + usd
 
     def _undo_after(self, task: asyncio.Task[Any], tenant: str, request_id: str) -> None:
-        """Give a reservation back that nobody waits for any more, whatever became of it."""
+        """Give a reservation back that nobody waits for any more, also where nobody knows whether it was made."""
+        name, keys, slot = self._name(request_id), self._keys(tenant), _slot(self._local.limits(tenant))
 
         async def undo() -> None:
             await asyncio.wait({task})  # its connection has a time-out
-            if not task.cancelled() and task.exception() is None:
-                args = [self._name(request_id), 0, 0, 0, 0, _slot(self._local.limits(tenant))]
-                await self._settle(keys=self._keys(tenant), args=args)
+            self._tell_later(name, Untold(tenant, keys, slot, only_release=True))
 
         self._start(undo())
 
