@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -245,6 +246,48 @@ async def test_who_gives_no_room_is_sent_nothing_and_others_are() -> None:
         assert (await client.of(Frame.DATA))[3] == message(b"waits")[:4]
         client.send(Frame.WINDOW, 0, 1, (100).to_bytes(4))
         assert (await client.of(Frame.DATA))[3] == message(b"waits")[4:]
+
+
+@pytest.mark.parametrize("size", [100, 16_000])
+async def test_who_sends_more_than_there_is_room_for_loses_the_connection(size: int) -> None:
+    """A call is not read while nothing can be written to it; who heeds the windows never has so much under way."""
+    async with connected() as client:
+        client.send(Frame.SETTINGS, 0, 0, b"\0\4" + bytes(4))  # no room for what the call would say again
+        client.begin()
+        frame = message(bytes(size))
+        for _ in range(2 * CALL_WINDOW // len(frame)):
+            client.send(Frame.DATA, 0, 1, frame)
+        await until(lambda: not client.calls.connections)
+
+
+async def test_padding_takes_no_room_for_ever() -> None:
+    async with connected() as client:
+        client.begin()
+        text, credit = b"x" * 100, CALL_WINDOW
+        frame = b"\xff" + message(text) + bytes(255)
+        for _ in range(4 * CALL_WINDOW // len(frame)):
+            while credit < len(frame):
+                _, _, number, data = await client.of(Frame.WINDOW)
+                credit += int.from_bytes(data) if number else 0
+            credit -= len(frame)
+            client.send(Frame.DATA, Flag.PADDED, 1, frame)
+            client.send(Frame.WINDOW, 0, 0, (105).to_bytes(4))
+            client.send(Frame.WINDOW, 0, 1, (105).to_bytes(4))
+        client.send(Frame.DATA, Flag.END_STREAM, 1)
+        while (found := await client.of(Frame.HEADERS, Frame.GO_AWAY))[1] & Flag.END_STREAM == 0:
+            pass
+        assert found[0] == Frame.HEADERS
+
+
+async def test_a_side_that_vanishes_is_missed() -> None:
+    async with connected() as client:
+        client.begin()
+        await until(lambda: client.calls.open == 1)
+        [connection] = client.calls.connections
+        line = connection._transport.get_extra_info("socket")
+        assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
 
 
 async def test_a_call_that_is_ended_by_its_client_is_cancelled() -> None:

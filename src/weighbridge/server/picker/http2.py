@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -31,6 +32,8 @@ LAST_READ = 1.0
 #: Bytes that wait to be sent, from which on calls wait; and from which on a connection that does not read is given up,
 #: since these are answers to its own pings.
 UNSENT, MOST_UNSENT = 1 << 20, 16 << 20
+#: Options of TCP by which a silent side is asked after 30 s whether it is there, and given up after a minute.
+_VANISHED = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
 
 _HEAD = struct.Struct(">HBBBI")  # length (two parts), kind, flags, call
 _PREFIX = struct.Struct(">BI")  # whether it is packed, and the length of a message
@@ -112,6 +115,7 @@ class GrpcCall:
 
     __slots__ = (
         "_connection",
+        "_credit",
         "_ended",
         "_inbox",
         "_most",
@@ -145,6 +149,7 @@ class GrpcCall:
         self._parts = bytearray()  # of a message that is not whole
         self._reader: asyncio.Future[None] | None = None
         self._owed = 0  # bytes that were read, and that the other side has not been given back
+        self._credit = CALL_WINDOW  # bytes that it may still send
         self._ended = False
 
     @property
@@ -228,8 +233,16 @@ class GrpcCall:
 
     # -- what comes ------------------------------------------------------------------------------------
 
-    def receive(self, data: bytes) -> None:
-        """Take in a part of what the other side says. Raises CallFailed for what is no message, or too large a one."""
+    def receive(self, data: bytes, padding: int = 0) -> None:
+        """Take in a part of what the other side says, which came with so many bytes of no meaning.
+
+        Raises CallFailed for what is no message, or too large a one, and _Broken for more than was allowed.
+        """
+        self._credit -= len(data) + padding
+        if self._credit < 0:
+            raise _Broken(Code.FLOW_CONTROL, "more was sent than there was room for")
+        if padding:
+            self._owe(padding)
         parts = self._parts
         if not parts and len(data) >= _PREFIX.size:
             packed, length = _PREFIX.unpack_from(data)
@@ -273,6 +286,7 @@ class GrpcCall:
         self._owed += size
         if self._owed >= CALL_WINDOW // 2 and not self._ended:
             self._connection.send(Frame.WINDOW, 0, self._number, self._owed.to_bytes(4))
+            self._credit += self._owed
             self._owed = 0
 
 
@@ -330,6 +344,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(UNSENT)
+        _notice_its_end(transport.get_extra_info("socket"))
         self._shared.connections.add(self)
         settings = (
             (_Setting.CALLS, self._shared.most_calls),
@@ -447,7 +462,11 @@ class Connection(asyncio.Protocol):
         if call is None or call.ended:
             return  # it was on its way when the call ended
         try:
-            call.receive(_unpadded(flags, data) if flags & Flag.PADDED else data)
+            if flags & Flag.PADDED:
+                said = _unpadded(flags, data)
+                call.receive(said, len(data) - len(said))
+            else:
+                call.receive(data)
         except CallFailed as error:
             self._fail(number, call, error)
             return
@@ -581,6 +600,14 @@ class Connection(asyncio.Protocol):
         call.finish(error.status, str(error))
         if call.task is not None and call.task is not asyncio.current_task():
             call.task.cancel()
+
+
+def _notice_its_end(line: socket.socket) -> None:
+    """Have a connection end whose other side has vanished without a word, as a machine does that loses its power."""
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _VANISHED.items():
+        if hasattr(socket, name):
+            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _unpadded(flags: int, data: bytes) -> bytes:
