@@ -115,6 +115,16 @@ async def test_addresses_of_both_kinds_are_found() -> None:
         assert await source.look() == (wanted, 7)
 
 
+async def test_a_short_name_stands_for_one_name() -> None:
+    """Another domain that is searched has addresses of the other kind: they are another service's."""
+    async with name_server() as (server, address):
+        server.names("engines.here.test", "10.0.0.1")
+        server.names("engines.there.test", "10.9.9.9", "fd00::9")
+        resolvers = Resolvers((address,), ("x" * 63 + ".y" * 95, "here.test", "there.test"), 5)
+        source = DnsSource("engines", 8000, 30.0, address)
+        assert await source._addresses(resolvers, "engines") == (["10.0.0.1"], 1)
+
+
 async def test_servers_of_the_best_priority_are_found() -> None:
     async with name_server() as (server, address):
         server.records["_http._tcp.engines.test", SRV] = [
@@ -186,6 +196,9 @@ def test_resolv_conf_is_read() -> None:
         ("{dns: 'a.test'}", "a name needs its port"),
         ("{dns: '_x._tcp.a.test:80'}", "a name needs its port"),
         ("{dns: 'a b:80'}", "is no name"),
+        ("{dns: 'a..b:80'}", "is no name"),
+        (f"{{dns: '{'x' * 64}.test:80'}}", "is no name"),
+        (f"{{dns: '{'x' * 60 + '.' + 'y' * 60}.{'z' * 60}.{'z' * 60}.{'z' * 60}:80'}}", "is no name"),
         ("{}", "give exactly one of"),
         ("{dns: 'a:80', kubernetes: ns/svc}", "give exactly one of"),
         ("{kubernetes: svc}", "is no service"),

@@ -160,6 +160,20 @@ def test_what_is_no_event_is_refused(line: bytes) -> None:
     assert all(one.port for one in book.found())
 
 
+@pytest.mark.parametrize("port", [None, "http", 8000])
+def test_a_port_that_is_none_of_tcp_is_nobodys(port: str | int | None) -> None:
+    odd = slice_of("a", 1, "10.0.0.1")
+    odd["ports"] = [
+        {"name": "http", "port": 8000, "protocol": "UDP"},
+        {"name": "http", "port": 99_999},
+        {"name": "http", "port": 8000, "protocol": "SCTP"},
+    ]
+    book = SliceBook(port)
+    page = {"metadata": {"resourceVersion": "1"}, "items": [odd, slice_of("b", 1, "10.0.0.2")]}
+    book.listed(json.dumps(page).encode())
+    assert {one.address for one in book.found()} == {"10.0.0.2"}
+
+
 def test_who_serves_in_one_slice_serves() -> None:
     book = SliceBook("http")
     book.listed(json.dumps({"metadata": {"resourceVersion": "1"}, "items": [

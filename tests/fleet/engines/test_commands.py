@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,7 +23,11 @@ from weighbridge.errors import BadInput
 from weighbridge.fleet.config.command import PLACES, all_filled, filled, own_command, places_of
 from weighbridge.fleet.config.load import parse_config
 from weighbridge.fleet.config.spec import ReplicaSpec
+from weighbridge.fleet.load.dialects import DIALECTS
+from weighbridge.fleet.replica import ReplicaError
 from weighbridge.fleet.replicas import keeper
+from weighbridge.fleet.replicas.http import HttpEndpoint
+from weighbridge.fleet.replicas.process import ProcessReplica, Program
 
 
 @given(st.lists(st.text(max_size=20)), st.dictionaries(st.sampled_from(PLACES), st.text(max_size=5)))
@@ -58,6 +65,11 @@ def test_a_command_is_a_list_or_a_line_and_needs_a_port() -> None:
         ("{process: m, command: [a, '{port}'], options: [--x]}", "options"),
         ("{process: m, env: {A: b}}", "command"),
         ("{process: m, command: [{a: b}, '{port}']}", "list of words"),
+        (r'{process: m, command: ["a\0", "{port}"]}', "command: has a character"),
+        (r'{process: "m\0", command: ["a", "{port}"]}', "process: has a character"),
+        (r'{process: m, options: [--x, "a\0b"]}', "options: has a character"),
+        ("{process: m, command: [a, '{port}'], env: {'A=B': c}}", "'A=B' is no name of a variable"),
+        ("{process: m, command: [a, '{port}'], env: {'': c}}", "'' is no name of a variable"),
     ):
         with pytest.raises(BadInput, match=word.replace("{", r"\{")):
             replica(bad)
@@ -136,6 +148,29 @@ def test_a_keeper_passes_on_how_its_program_ended() -> None:
         assert process.wait(10) == 7
     with kept(["/no/such/program"]) as process:
         assert process.wait(10) == 127
+
+
+async def test_an_engine_that_cannot_be_started_now_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine has no process or file left for a while; what is said is what it was."""
+    program = Program((sys.executable, "-c", "import time; time.sleep(60)"), is_ours=False)
+    replica = ProcessReplica("p", program, lambda url: HttpEndpoint(url, DIALECTS["vllm"]))
+    start = asyncio.create_subprocess_exec
+
+    async def none_left(*args: Any, **kwargs: Any) -> Any:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", none_left)
+    with pytest.raises(ReplicaError, match="is starting"):
+        await replica.probe()
+    await until(lambda: "cannot be started" in replica._ended)
+    with pytest.raises(ReplicaError, match=r"cannot be started: .*temporarily unavailable"):
+        await replica.probe()
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    await until(lambda: replica.pid is not None)
+    pid = replica.pid
+    await replica.close()
+    assert pid is not None
+    assert gone(pid)
 
 
 async def test_a_foreign_engine_is_started_watched_and_ended_with_us(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 
@@ -25,6 +26,14 @@ def filled(word: str, values: Mapping[str, str]) -> str:
 
 def all_filled(words: Sequence[str], values: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(filled(word, values) for word in words)
+
+
+def can_be_told(word: str) -> bool:
+    """Whether a program can be started with this word."""
+    try:
+        return b"\0" not in os.fsencode(word)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def own_command(model: str, options: Sequence[str], threads: int | None) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from weighbridge.fleet.config.reader import Section
 from weighbridge.fleet.config.replica import Defaults, read_replica
 from weighbridge.fleet.config.spec import DiscoverySpec
 
-_DNS = re.compile(r"(?P<name>[A-Za-z0-9_]([A-Za-z0-9_.-]{0,250}[A-Za-z0-9.])?)(:(?P<port>\d{1,5}))?")
+_PART = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_DNS = re.compile(rf"(?P<name>(?=[^:]{{1,253}}(:|$)){_PART}(\.{_PART})*\.?)(:(?P<port>\d{{1,5}}))?")
 _LABEL = r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?"
 _SERVICE = re.compile(f"{_LABEL}/{_LABEL}")
 

@@ -16,7 +16,7 @@ from weighbridge.cost.step import AS_CONTEXT, StepCost
 from weighbridge.engine.settings import EngineSettings
 from weighbridge.errors import BadInput
 from weighbridge.fleet.abilities.ability import Ability
-from weighbridge.fleet.config.command import PLACES, places_of
+from weighbridge.fleet.config.command import PLACES, can_be_told, places_of
 from weighbridge.fleet.config.placing import PACK, STRATEGIES
 from weighbridge.fleet.config.reader import Problems, Section
 from weighbridge.fleet.config.spec import KINDS, CapacitySpec, LimitSpec, RaySpec, ReplicaSpec
@@ -114,6 +114,17 @@ def _check_command(section: Section, spec: ReplicaSpec) -> None:
         section.problem(given, "are those of `weighbridge serve`; write them into `command`")
     elif spec.env and not spec.command:
         section.problem("env", "belongs to a `command`")
+    if spec.kind in ("process", "ray"):
+        for setting, words in (
+            (spec.kind, (spec.target,)),
+            ("command", spec.command),
+            ("options", spec.options),
+        ):
+            if not all(map(can_be_told, words)):
+                section.problem(setting, "has a character that no program can be told")
+    for name in spec.env:
+        if not name or "=" in name or not name.isprintable():
+            section.problem("env", f"{name!r} is no name of a variable")
 
 
 def _words(section: Section, name: str) -> tuple[str, ...]:

@@ -27,6 +27,8 @@ from weighbridge.fleet.discovery.found import MOST_FOUND, FoundServer, SourceFai
 ANSWERS_WITHIN, TRIES = 2.0, 2
 #: Seconds between two questions at least, whatever the records' time to live.
 SHORTEST = 1.0
+#: Characters of a name; a longer one of a short one's stands for nothing.
+LONGEST_NAME = 253
 RESOLV_CONF = Path("/etc/resolv.conf")
 
 
@@ -42,7 +44,7 @@ class Resolvers:
         """What a name may stand for, in order."""
         if name.endswith("."):
             return [name]
-        longer = [f"{name}.{domain}" for domain in self.search]
+        longer = [f"{name}.{domain}" for domain in self.search if len(name) + len(domain) < LONGEST_NAME]
         return [name, *longer] if name.count(".") >= self.dots else [*longer, name]
 
 
@@ -88,7 +90,7 @@ class DnsSource:
         if self._port is not None:
             addresses, ttl = await self._addresses(resolvers, self._name)
             return frozenset(FoundServer(one, self._port) for one in addresses), ttl
-        answer = await self._asked(resolvers, self._name, SRV)
+        [answer] = await self._asked(resolvers, self._name, SRV)
         if answer.code == NO_SUCH_NAME or not answer.servers:
             return frozenset(), answer.ttl
         best = min(one.priority for one in answer.servers)
@@ -111,9 +113,7 @@ class DnsSource:
 
     async def _addresses(self, resolvers: Resolvers, name: str) -> tuple[list[str], int]:
         """All addresses of a name; where no name server is known, or none knows it, as the system finds them."""
-        answers = []
-        if resolvers.servers:
-            answers = [await self._asked(resolvers, name, kind) for kind in (A, AAAA)]
+        answers = await self._asked(resolvers, name, A, AAAA) if resolvers.servers else []
         addresses = [address for answer in answers for address in answer.addresses]
         if addresses:
             return addresses, min(answer.ttl for answer in answers if answer.addresses)
@@ -128,15 +128,14 @@ class DnsSource:
             raise SourceFailed(f"{name} cannot be found: {error.strerror}") from None
         return sorted({str(one[4][0]) for one in known}), int(self._interval)
 
-    async def _asked(self, resolvers: Resolvers, name: str, kind: int) -> DnsAnswer:
-        """The answer of the first server that gives one, for the first name of which something is known."""
-        answer = None
+    async def _asked(self, resolvers: Resolvers, name: str, *kinds: int) -> list[DnsAnswer]:
+        """What is known of the first name of which something is, of each kind; of another name nothing is mixed in."""
+        answers: list[DnsAnswer] = []
         for candidate in resolvers.candidates(name):
-            answer = await self._of_any(resolvers, candidate, kind)
-            if answer.addresses or answer.servers:
+            answers = [await self._of_any(resolvers, candidate, kind) for kind in kinds]
+            if any(answer.addresses or answer.servers for answer in answers):
                 break
-        assert answer is not None
-        return answer
+        return answers
 
     async def _of_any(self, resolvers: Resolvers, name: str, kind: int) -> DnsAnswer:
         why = "no name server is known"

@@ -37,6 +37,7 @@ class SliceEndpoint(msgspec.Struct):
 class Port(msgspec.Struct):
     port: int | None = None
     name: str | None = None
+    protocol: str | None = None  # left out: TCP
 
 
 class Meta(msgspec.Struct, rename="camel"):
@@ -155,7 +156,7 @@ class SliceBook:
 
     def _number(self, ports: list[Port]) -> int | None:
         for one in ports:
-            if one.port is None or not 0 < one.port < 65536:
+            if one.port is None or not 0 < one.port < 65536 or one.protocol not in (None, "", "TCP"):
                 continue
             if self._port is None or self._port in (one.name, one.port):
                 return one.port

@@ -124,17 +124,15 @@ class ProcessReplica:
         pause = 0.0
         while True:
             began = self._clock()
-            await self._start()
-            process = self._process
-            assert process is not None
-            code = await process.wait()
+            code = await self._run()
             lived = self._clock() - began
-            self._ended = f"its process {_how_it_ended(code)} after {lived:.1f} s"
-            if not self._program.again:
+            if code is None:
+                pass
+            elif not self._program.again:
                 self._ended += await self._reason()
                 self._over.set()
                 return
-            if code == BAD_INPUT:
+            elif code == BAD_INPUT:
                 log.error(
                     "replica %s: %s; its output says why; it is not started again", self.name, self._ended
                 )
@@ -143,6 +141,22 @@ class ProcessReplica:
             pause = 0.5 if lived > STARTED_WELL else min(max(2 * pause, 0.5), LONGEST_PAUSE)
             log.warning("replica %s: %s; starting it again in %.1f s", self.name, self._ended, pause)
             await asyncio.sleep(pause)
+
+    async def _run(self) -> int | None:
+        """Run it to its end, and return its code; None where it cannot be started now."""
+        began = self._clock()
+        try:
+            await self._start()
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # too many processes or files, too little memory, no such words
+            self._ended = f"its process cannot be started: {error}"
+            return None
+        assert self._process is not None
+        code = await self._process.wait()
+        self._ended = f"its process {_how_it_ended(code)} after {self._clock() - began:.1f} s"
+        return code
 
     async def _reason(self) -> str:
         """What it said of its end, behind a colon; nothing where it said nothing."""
