@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -83,13 +84,16 @@ async def test_an_upgrade_under_load_refuses_no_connection(tmp_path: Path) -> No
             tasks = [asyncio.create_task(one()) for one in (load.keeping, load.keeping, load.anew, load.anew)]
             await until(lambda: load.answered > 50)
             with running(command(file, log, "--takeover"), 30) as new:
+                await until(lambda: "a new process is starting" in log.read_text())
+                os.kill(new.pid, signal.SIGHUP)  # it does not serve yet
                 await until(lambda: "another process serves in the place" in log.read_text())
+                await until(lambda: "read again by SIGHUP" in log.read_text())
                 before = load.answered
                 await until(lambda: load.answered > before + 100)
                 assert old.poll() is None  # its stream is open
                 backend_gate.set()
                 assert events(await stream.read())[-1] == "[DONE]"
-                await until(lambda: old.poll() is not None)
+                await until(lambda: old.poll() is not None or os.kill(old.pid, signal.SIGHUP))
                 assert old.returncode == 0
                 before = load.answered
                 await until(lambda: load.answered > before + 50)

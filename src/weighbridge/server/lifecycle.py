@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -189,6 +190,22 @@ def _server(app: ASGIApp, certificates: Certificates | None) -> uvicorn.Server:
     return uvicorn.Server(config) if certificates is None else TlsServer(config, certificates)
 
 
+class _HeldHangup:
+    """A handler of SIGHUP that remembers whether one came."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        self.came = True
+
+
+def hold_hangups() -> None:
+    """From now on SIGHUP does not end this process: one that comes before it serves is heeded once it does."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, _HeldHangup())
+
+
 def run_server(
     app: ASGIApp,
     service: Drainable,
@@ -234,7 +251,9 @@ class _Running:
         loop = asyncio.get_running_loop()
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, self._stopped)
+        early = None
         if on_hangup is not None:
+            early = asyncio.ensure_future(self._heed_early(signal.getsignal(signal.SIGHUP), on_hangup))
             loop.add_signal_handler(signal.SIGHUP, on_hangup)
         serving = asyncio.ensure_future(self._server._serve([self._listener]))
         stopping = asyncio.ensure_future(self._stop.wait())
@@ -249,10 +268,20 @@ class _Running:
                 await asyncio.wait((leaving, stopping), return_when=asyncio.FIRST_COMPLETED)
                 leaving.cancel()
             await self._drain()
-        for task in (stopping, passing):
+        for task in (stopping, passing, *([early] if early is not None else [])):
             task.cancel()
         self._upgrade.close()
         await serving
+        if on_hangup is not None:  # nor does it end what ends already
+            loop.remove_signal_handler(signal.SIGHUP)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    async def _heed_early(self, held: Any, on_hangup: Callable[[], None]) -> None:
+        """Do once the server serves what a SIGHUP asked for before it did."""
+        if isinstance(held, _HeldHangup) and held.came:
+            while not self._server.started:  # noqa: ASYNC110  (uvicorn has no event for it)
+                await asyncio.sleep(_LOOK_S)
+            on_hangup()
 
     def _stopped(self) -> None:
         if self._stop.is_set():

@@ -48,6 +48,7 @@ from weighbridge.server.lifecycle import (
     begin_listening,
     check_files,
     check_reach,
+    hold_hangups,
     run_server,
     set_up_logging,
 )
@@ -123,6 +124,8 @@ def serve_spec(
     """Serve until SIGTERM or Ctrl-C, then drain. `routes`: routes over the fleet; `beside`: another door to it;
     `source`: reads all of it anew."""
     set_up_logging(json_logs)
+    if source is not None:
+        hold_hangups()
     # before anything starts: a taken port is said at once
     listener, taken = listening(spec.host, spec.port, spec.handover, spec.takeover)
     check_reach(listener, spec, any(tenant.keys for tenant in spec.tenants))
