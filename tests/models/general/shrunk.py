@@ -115,6 +115,7 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2},
     "zamba": {
+        "initializer_range": 0.1,
         "layers_block_type": ["linear_attention", "hybrid"] * 2,
         **{"mamba_dt_rank": 4, "attention_hidden_size": 128, "attention_head_dim": 32},
     },
