@@ -24,7 +24,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,17 +140,23 @@ class Walk:
         said = self._folder / f"server-{port}.log"
         with open(said, "wb") as log:
             process = subprocess.Popen(
-                ["bash", "-c", command], cwd=self._folder, env=self._environment, stdout=log, stderr=log
+                ["bash", "-c", command],
+                cwd=self._folder,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         try:
             self._wait(block, process, f"http://127.0.0.1:{self._ports[port]}/health/ready", said)
             yield
         finally:
-            process.send_signal(signal.SIGINT)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)  # as a terminal does: make leaves its child to it
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait(10)
 
     def _wait(self, block: Block, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
