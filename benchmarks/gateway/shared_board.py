@@ -18,7 +18,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -81,13 +81,27 @@ def record(number: int) -> MemberRecord:
     )
 
 
-async def looks(server: Server, gateways: int, members: int, count: int) -> list[dict[str, Any]]:
-    """A look where nothing has changed, where all members are read, and with news of the largest size."""
+async def begun(
+    server: Server, gateways: int, records: Iterable[MemberRecord | KeyRecord]
+) -> tuple[Any, list[Board]]:
+    """An empty Redis with these records on the board, and the boards of so many gateways."""
     client = Redis.from_url(server.url)
     await client.flushall()
     boards = [Board(Secret(server.url), "bench", f"g{n}", KEY, 30.0, "shared") for n in range(gateways)]
-    for number in range(members):
-        await boards[0].put(record(number), None)
+    for one in records:
+        await boards[0].put(one, None)
+    return client, boards
+
+
+async def ended(client: Any, boards: Sequence[Board]) -> None:
+    for board in boards:
+        await board.close()
+    await client.aclose()
+
+
+async def looks(server: Server, gateways: int, members: int, count: int) -> list[dict[str, Any]]:
+    """A look where nothing has changed, where all members are read, and with news of the largest size."""
+    client, boards = await begun(server, gateways, map(record, range(members)))
     counts = [(await board.look("")).count for board in boards]
     rows = []
 
@@ -120,9 +134,7 @@ async def looks(server: Server, gateways: int, members: int, count: int) -> list
                 **await spent(client, work, max(times, 1)),
             }
         )
-    for board in boards:
-        await board.close()
-    await client.aclose()
+    await ended(client, boards)
     return rows
 
 
@@ -142,11 +154,7 @@ def tenant_record(number: int) -> KeyRecord:
 
 async def tenants(server: Server, gateways: int, known: int, count: int) -> list[dict[str, Any]]:
     """Looks where so many keys are known: nothing is new, one was changed, and as many are read as one look brings."""
-    client = Redis.from_url(server.url)
-    await client.flushall()
-    boards = [Board(Secret(server.url), "bench", f"g{n}", KEY, 30.0, "shared") for n in range(gateways)]
-    for number in range(known):
-        await boards[0].put(tenant_record(number), None)
+    client, boards = await begun(server, gateways, map(tenant_record, range(known)))
     seen = await boards[0].look("")
     while seen.tenants.more:
         seen = await boards[0].look(seen.count, tenants_known=seen.tenants.place)
@@ -174,9 +182,7 @@ async def tenants(server: Server, gateways: int, known: int, count: int) -> list
                 **await spent(client, work, count * gateways),
             }
         )
-    for board in boards:
-        await board.close()
-    await client.aclose()
+    await ended(client, boards)
     return rows
 
 

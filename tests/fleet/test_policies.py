@@ -232,17 +232,24 @@ def test_once_all_speeds_are_told_seconds_are_compared() -> None:
     assert (choice.replica, choice.unit) == ("quick", "s")
 
 
-def test_one_found_slow_is_tried_again_by_one_request() -> None:
-    """It was late twice with what it tells; nobody would learn that it is not any more."""
-    states = [replica("steady"), replica("was slow")]
-    policy = make_policy("weigh", random.Random(0))
-    slow, now = states[1], 0.0
+def find_slow(slow: ReplicaState) -> float:
+    """Let first tokens come late six times; return when the last of them came."""
+    now = 0.0
     for number in range(6):
         request = arrival(f"late {number}", 100)
         slow.credit(request, 0, now)
         now += 30.0
         slow.first_token(request.id, now)
         slow.release(request.id, now, 0)
+    return now
+
+
+def test_one_found_slow_is_tried_again_by_one_request() -> None:
+    """It was late twice with what it tells; nobody would learn that it is not any more."""
+    states = [replica("steady"), replica("was slow")]
+    policy = make_policy("weigh", random.Random(0))
+    slow = states[1]
+    now = find_slow(slow)
     assert not slow.believed
     states[0].credit(arrival("busy", 100), 0, now)
     reasons = []
@@ -259,13 +266,7 @@ def test_one_found_slow_is_tried_again_by_one_request() -> None:
 
 def test_a_long_prompt_does_not_pay_for_finding_out_unless_no_other_comes() -> None:
     steady, slow = states = [replica("steady"), replica("was slow")]
-    policy, now = make_policy("weigh", random.Random(0)), 0.0
-    for number in range(6):
-        request = arrival(f"late {number}", 100)
-        slow.credit(request, 0, now)
-        now += 30.0
-        slow.first_token(request.id, now)
-        slow.release(request.id, now, 0)
+    policy, now = make_policy("weigh", random.Random(0)), find_slow(slow)
     steady.credit(arrival("busy", 100), 0, now)
     assert policy.choose(arrival("long", 2000), states, now + 10.0).replica == "steady"
     assert policy.choose(arrival("usual", 100), states, now + 10.0).replica == "was slow"

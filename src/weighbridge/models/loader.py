@@ -13,7 +13,7 @@ from weighbridge.models.compute.kernels import load_kernels
 from weighbridge.models.compute.kernels.api import Kernels
 from weighbridge.models.compute.layers import DecoderLayer, DecoderWeights
 from weighbridge.models.compute.linear import Linear, make_linear, own_bfloat16_wins
-from weighbridge.models.compute.linear_hybrid import HybridLinear, hybrid_linear
+from weighbridge.models.compute.linear_hybrid import HybridLinear, rounded_linear
 from weighbridge.models.compute.linear_packed import PackedLinear, PackedRows, kernels_available
 from weighbridge.models.compute.repack import WEIGHTS_AT_ONCE, NotFiniteError, repacked
 from weighbridge.models.compute.rope import cos_sin_table
@@ -111,9 +111,7 @@ class _Builder:
             return PackedLinear(self._repacked(names), offset, self.dtype)
         if kept.way is KeptAs.ROUNDED:
             rounded = stack([quantize(rows, bits) for name in names for rows in self._rows(name)])
-            if kept.copy:
-                return hybrid_linear(rounded, offset, self.dtype)
-            return make_linear(None, offset, self.dtype, rounded)
+            return rounded_linear(rounded, offset, self.dtype, copied=bool(kept.copy))
         weight = torch.cat([self.dense(name, self.dtype) for name in names])
         return make_linear(weight, offset, self.dtype)
 

@@ -24,6 +24,7 @@ from weighbridge.server.elsewhere.store import LogPart, LogPiece, Lost, StreamHe
 from weighbridge.server.endpoint import Endpoint, HttpService, json_response
 from weighbridge.wire.answer import CLIENT_GONE, KEEP_ALIVE_SECONDS
 from weighbridge.wire.ask import Ask, Extension
+from weighbridge.wire.body import until_gone
 from weighbridge.wire.errors import ApiError, as_api_error, error_body
 from weighbridge.wire.headers import Headers, headers_of
 from weighbridge.wire.identity.callers import Peer, peer_of
@@ -370,7 +371,10 @@ class KeptStream:
         """Write the answer to a client from behind an event on, until it is over or the client is gone."""
         reader = object()
         self.readers[reader] = after
-        telling, leaving = asyncio.create_task(self._tell(reader, send)), asyncio.create_task(_gone(receive))
+        telling, leaving = (
+            asyncio.create_task(self._tell(reader, send)),
+            asyncio.create_task(until_gone(receive)),
+        )
         try:
             await asyncio.wait((telling, leaving), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -699,8 +703,3 @@ async def _never() -> dict[str, Any]:
     """The log is there as long as the stream is."""
     await asyncio.Event().wait()
     raise AssertionError
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

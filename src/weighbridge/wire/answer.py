@@ -11,7 +11,7 @@ from typing import Any
 
 from weighbridge.errors import words_of
 from weighbridge.wire.ask import Ask
-from weighbridge.wire.body import Receive
+from weighbridge.wire.body import Receive, until_gone
 from weighbridge.wire.errors import ApiError, as_api_error, error_fields, error_message, retry_after_header
 from weighbridge.wire.headers import request_id
 from weighbridge.wire.journey import Answered, HeaderList, Journey, Service, WholeAnswer
@@ -266,8 +266,7 @@ class Answers:
 
 
 async def _watch(receive: Receive, gone: Callable[[], None]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    await until_gone(receive)
     gone()
 
 

@@ -105,6 +105,12 @@ class Held:
 _room = BodyRoom()
 
 
+async def until_gone(receive: Receive) -> None:
+    """Wait until the client of a request whose body was read has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 def held_body(room: BodyRoom = _room) -> Held:
     """What holds the bytes of a body while its block lasts, for whom this task works."""
     return Held(room, whose.get())

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fleet.peers.in_any_order import taken_in
 from weighbridge.fleet.peers.records import MemberRecord, Rest
 from weighbridge.fleet.peers.registers import (
     LARGEST_RECORD,
@@ -48,15 +49,7 @@ def test_what_is_written_is_read_again(record: MemberRecord) -> None:
 def test_records_come_to_the_same_in_whatever_order_they_come(
     records: list[MemberRecord], rng: random.Random
 ) -> None:
-    # Two records of one rank are one change: a gateway makes no two at once.
-    records = list({(one.name, one.rank): one for one in records}.values())
-    one: Roster[MemberRecord] = Roster()
-    other: Roster[MemberRecord] = Roster()
-    for record in records:
-        one.take(record)
-    rng.shuffle(records)
-    for record in [*records, *records]:
-        other.take(record)
+    _, one, other = taken_in(records, rng)
     assert one.all() == other.all()
     assert one.newer_than(other.all()) == []
 

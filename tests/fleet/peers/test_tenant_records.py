@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from tests.fleet.peers.in_any_order import taken_in
 from weighbridge.fleet.limits.stated import LimitsAsked
 from weighbridge.fleet.peers.registers import REMOVED_KEPT, Reader, RefusedRecord, Roster, written
 from weighbridge.fleet.peers.seal import Seal
@@ -68,14 +69,7 @@ def test_what_is_written_is_read_again(record: TenantRecord) -> None:
 def test_records_come_to_the_same_in_whatever_order_and_no_revoked_key_is_good_again(
     records: list[TenantRecord], rng: random.Random
 ) -> None:
-    records = list({(one.name, one.rank): one for one in records}.values())
-    one: Roster[TenantRecord] = Roster()
-    other: Roster[TenantRecord] = Roster()
-    for record in records:
-        one.take(record)
-    rng.shuffle(records)
-    for record in [*records, *records]:
-        other.take(record)
+    records, one, other = taken_in(records, rng)
     assert one.all() == other.all()
     revoked = {record.name for record in records if isinstance(record, KeyRecord) and record.is_revoked}
     for name, record in one.all().items():

@@ -108,11 +108,11 @@ class ExpertTelemetry:
         queries = np.diff(layout.query_starts)
         if decodes is None:
             decodes = queries == 1
-        touched = 0
+        single, touched = np.repeat(decodes, queries), 0
         with self._lock:
             window = self._window
             for first, ids in self._stacked(chosen, len(layout.positions), rows):
-                touched += self._count(window, first, ids, np.repeat(decodes, queries), rows)
+                touched += self._count(window, first, ids, single, rows)
             window.steps += 1
             window.touched += touched
             self._note_size(window, queries, bool(decodes.all()), len(rows), touched / max(len(chosen), 1))

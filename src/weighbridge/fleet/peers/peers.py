@@ -32,6 +32,7 @@ from weighbridge.fleet.peers.registers import (
     MOST_RECORDS,
     RefusedRecord,
     Roster,
+    SharedRecord,
 )
 from weighbridge.fleet.peers.tenant_records import MOST_TENANT_RECORDS, TenantRecord
 from weighbridge.fleet.peers.tenants import SharedTenants, too_many
@@ -158,26 +159,19 @@ class Peers:
             name=name, model=model, rest=rest, version=version + 1, at=time.time(), by=who, entry=entry,
             is_secret=is_secret,
         )  # fmt: skip
-        if self.away_since is None:
-            await self._tell(record, version)
+        await self._tell(record, version)
         roster.take(record)
         self.members.note_own(name, None if rest is Rest.REMOVED else entry)
 
     async def _tell(self, record: MemberRecord, version: int) -> None:
         try:
-            await self.board.put(record, version)
+            await self._put(record, version)
         except Outdated as stands:
             other = stands.record
             await self._take(other)
-            when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(other.at))
-            message = f"replica {record.name!r} was {other.in_words()} at {when} by {other.by}; look again"
-            raise Contested(message) from None
+            raise contested(f"replica {record.name!r} was {other.in_words()}", other) from None
         except TooMany:
             raise Contested(f"there are {MOST_RECORDS} shared replicas already; remove some") from None
-        except RefusedRecord as error:
-            raise Contested(str(error)) from None
-        except Exception as error:
-            self._failed(error)
 
     def who(self, by: str) -> str:
         """Who changed something here, as the others hear of it."""
@@ -188,14 +182,19 @@ class Peers:
 
         Raises Outdated where another gateway was quicker, and TooManyTold.
         """
+        try:
+            return await self._put(record, follows)
+        except TooMany:
+            raise too_many() from None
+
+    async def _put(self, record: MemberRecord | TenantRecord, follows: int | None) -> bool:
+        """Write a record onto the board; False: Redis is away. Raises Outdated, TooMany and Contested."""
         if self.away_since is not None:
             return False
         try:
             await self.board.put(record, follows)
-        except Outdated:
+        except (Outdated, TooMany):
             raise
-        except TooMany:
-            raise too_many() from None
         except RefusedRecord as error:
             raise Contested(str(error)) from None
         except Exception as error:
@@ -320,6 +319,12 @@ class Peers:
         if self.away_since is not None:
             self.away_since = None
             log.warning("Redis is back: what is changed is shared again")
+
+
+def contested(what: str, record: SharedRecord) -> Contested:
+    """The refusal of a change, since `what` was done elsewhere."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record.at))
+    return Contested(f"{what} at {when} by {record.by}; look again")
 
 
 def own_name(name: str | None) -> str:

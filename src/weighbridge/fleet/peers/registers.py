@@ -35,6 +35,11 @@ MOST_VERSIONS = 1 << 50
 _WRITTEN = re.compile(rb"(\d{1,16}) (\d{1,11}\.\d{6}) ([0-9a-f]{%d}) (.*)" % DIGITS, re.DOTALL)
 
 
+def rank_of(version: int, at: float, by: str) -> tuple[int, float, str]:
+    """The place of a change among all of one name; times count as far as they are written."""
+    return version, round(at, 6), by
+
+
 class SharedRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What holds of something with a name. `at`: epoch seconds; `by`: who changed it, and at which gateway."""
 
@@ -46,7 +51,7 @@ class SharedRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     @property
     def rank(self) -> tuple[int, float, str]:
         """What decides between two records of one name."""
-        return self.version, round(self.at, 6), self.by
+        return rank_of(self.version, self.at, self.by)
 
     def is_past(self, now: float) -> bool:
         """Whether nobody need know it any more. `now`: epoch seconds."""

@@ -126,13 +126,11 @@ class ProcessReplica:
             began = self._clock()
             code = await self._run()
             lived = self._clock() - began
-            if code is None:
-                pass
-            elif not self._program.again:
+            if code is not None and not self._program.again:
                 self._ended += await self._reason()
                 self._over.set()
                 return
-            elif code == BAD_INPUT:
+            if code == BAD_INPUT:
                 log.error(
                     "replica %s: %s; its output says why; it is not started again", self.name, self._ended
                 )
@@ -147,10 +145,8 @@ class ProcessReplica:
         began = self._clock()
         try:
             await self._start()
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # too many processes or files, too little memory, no such words
+        # Too many processes or files, too little memory, or words that none can be told.
+        except (OSError, ValueError) as error:
             self._ended = f"its process cannot be started: {error}"
             return None
         assert self._process is not None

@@ -33,6 +33,15 @@ class HybridLinear:
         return self._many(x) if x.shape[0] >= self.many_from else self.few(x)
 
 
+def rounded_linear(
+    quantized: GroupQuantized, bias: torch.Tensor | None, dtype: torch.dtype, *, copied: bool
+) -> Linear:
+    """Return the codes, with their expansion beside them for many tokens where it is `copied`."""
+    if copied:
+        return hybrid_linear(quantized, bias, dtype)
+    return make_linear(None, bias, dtype, quantized)
+
+
 def hybrid_linear(quantized: GroupQuantized, bias: torch.Tensor | None, dtype: torch.dtype) -> Linear:
     """Return the codes, and from `MANY_FROM` tokens on their expansion to `dtype`.
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from weighbridge.wire.answer import CLIENT_GONE
-from weighbridge.wire.body import Receive
+from weighbridge.wire.body import Receive, until_gone
 from weighbridge.wire.errors import ApiError
 
 #: Seconds on the clock that an answer may take with its wait. The process bounds what it uses of a processor and of
@@ -36,7 +36,7 @@ class Aside:
     async def ask_for(self, client: Receive, kind: str, question: bytes) -> dict[str, Any]:
         """The answer for a client whose body was read. When it leaves, the process ends and the next has its turn."""
         asked = asyncio.ensure_future(self.ask(kind, question))
-        gone = asyncio.create_task(_gone(client))
+        gone = asyncio.create_task(until_gone(client))
         try:
             await asyncio.wait((asked, gone), return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():
@@ -88,11 +88,6 @@ class Aside:
         if process.returncode:
             raise ApiError(400, str(answer.get("problem")), code="cannot_be_answered")
         return answer
-
-
-async def _gone(client: Receive) -> None:
-    while (await client())["type"] != "http.disconnect":
-        pass
 
 
 def _too_much() -> ApiError:

@@ -15,7 +15,7 @@ from weighbridge.errors import BadInput
 from weighbridge.fleet.gateway import Gateway
 from weighbridge.fleet.limits.stated import LimitsAsked, in_words, limits_of, written
 from weighbridge.fleet.peers.board import Outdated
-from weighbridge.fleet.peers.peers import Contested, Peers
+from weighbridge.fleet.peers.peers import Contested, Peers, contested
 from weighbridge.fleet.peers.tenant_records import KeyRecord, LimitsRecord, TenantRecord
 from weighbridge.fleet.peers.tenants import SharedTenants, TooManyTold
 from weighbridge.secret import Secret
@@ -266,6 +266,5 @@ class TenantChanges:
 
 
 def _contested(record: Any) -> Contested:
-    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record.at))
     what = "key" if isinstance(record, KeyRecord) else "limits"
-    return Contested(f"{what} of tenant {record.tenant!r} changed at {when} by {record.by}; look again")
+    return contested(f"{what} of tenant {record.tenant!r} changed", record)

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 from weighbridge.fleet.config.spec import TenantSpec
 from weighbridge.fleet.limits.stated import LimitsAsked, in_words, limits_of, written
 from weighbridge.fleet.limits.tenant import NO_LIMITS, TenantLimits
-from weighbridge.fleet.peers.registers import LONGEST_WHO
+from weighbridge.fleet.peers.registers import LONGEST_WHO, rank_of
 from weighbridge.fleet.peers.tenant_records import (
     REVOKED,
     KeyRecord,
@@ -142,7 +142,7 @@ class ChangeMark:
     @property
     def rank(self) -> tuple[int, float, str]:
         """As records of gateways have it."""
-        return self.version, round(self.at, 6), self.by
+        return rank_of(self.version, self.at, self.by)
 
 
 @dataclass(slots=True)
@@ -194,13 +194,12 @@ class TenantStandings:
 
     def _mark(self, change: TenantChange) -> None:
         if change.key is not None:
-            name = name_of_key(change.key.digest)
-            version = REVOKED if change.act is TenantAct.REVOKE_KEY else 1
+            name, version = name_of_key(change.key.digest), _version_of_key(change)
         else:
             name = name_of_limits(change.tenant)
             known = self.marks.get(name)
             version = change.version or (0 if known is None else known.version) + 1
-        self.marks[name] = ChangeMark(version, max(change.at, 0.0), change.changed_by[:LONGEST_WHO])
+        self.marks[name] = _mark_of(change, version)
 
     def records(self) -> list[TenantRecord]:
         """All of it, as gateways tell it each other."""
@@ -221,17 +220,22 @@ class TenantStandings:
 def key_record(change: TenantChange) -> KeyRecord:
     """A key that was made or revoked, as gateways tell it each other."""
     assert change.key is not None
-    version = REVOKED if change.act is TenantAct.REVOKE_KEY else 1
-    mark = ChangeMark(version, max(change.at, 0.0), change.changed_by[:LONGEST_WHO])
-    return _key_record(mark, change.tenant, change.key)
+    return _key_record(_mark_of(change, _version_of_key(change)), change.tenant, change.key)
 
 
 def limits_record(change: TenantChange, version: int) -> LimitsRecord:
     """Limits that were set, or reset, as gateways tell it each other."""
-    mark = ChangeMark(version, max(change.at, 0.0), change.changed_by[:LONGEST_WHO])
     configured = None if change.configured is None else limits_of(change.configured)
     limits = None if change.limits is None else _asked(limits_of(change.limits))
-    return _limits_record(mark, change.tenant, limits, configured)
+    return _limits_record(_mark_of(change, version), change.tenant, limits, configured)
+
+
+def _version_of_key(change: TenantChange) -> int:
+    return REVOKED if change.act is TenantAct.REVOKE_KEY else 1
+
+
+def _mark_of(change: TenantChange, version: int) -> ChangeMark:
+    return ChangeMark(version, max(change.at, 0.0), change.changed_by[:LONGEST_WHO])
 
 
 def _key_record(mark: ChangeMark, tenant: str, key: MadeKey) -> KeyRecord:

@@ -11,7 +11,7 @@ from weighbridge.errors import BadInput
 from weighbridge.models.compute.finite import is_finite
 from weighbridge.models.compute.kernels.api import Kernels
 from weighbridge.models.compute.linear import Linear, make_linear
-from weighbridge.models.compute.linear_hybrid import hybrid_linear
+from weighbridge.models.compute.linear_hybrid import rounded_linear
 from weighbridge.models.compute.linear_packed import PackedLinear
 from weighbridge.models.compute.repack import NotFiniteError, repacked
 from weighbridge.models.files.packed_tensors import ComputedBlocks
@@ -117,10 +117,7 @@ class Packer:
         bias = None if bias is None else bias.detach().to(self._dtype)
         if what.way is not KeptAs.ROUNDED:
             return make_linear(weight.to(self._dtype), bias, self._dtype)
-        quantized = quantize(weight, bits)
-        if what.copy:
-            return hybrid_linear(quantized, bias, self._dtype)
-        return make_linear(None, bias, self._dtype, quantized)
+        return rounded_linear(quantize(weight, bits), bias, self._dtype, copied=bool(what.copy))
 
 
 def _put(model: Any, name: str, module: torch.nn.Module) -> None:
