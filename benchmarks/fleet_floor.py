@@ -13,7 +13,7 @@ from statistics import fmean
 
 import numpy as np
 
-from fleet_policies import COST, MIXES, WARM_UP, azure_trace, fleet, requests_of
+from fleet_policies import COST, MIXES, WARM_UP, fleet, mixes_here, requests_of
 from weighbridge.workload.requests import END, SimulatedRequest
 
 SHARES = (0.5, 0.95, 0.99)
@@ -54,9 +54,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=3000)
     options = parser.parse_args()
-    for mix in MIXES:
-        if mix == "azure" and azure_trace() is None:
-            continue
+    for mix in mixes_here(list(MIXES)):
         by_seed = [floors(mix, seed, options.requests) for seed in range(options.seeds)]
         means = [fmean(column) * 1e3 for column in zip(*by_seed, strict=True)]
         print(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -45,6 +46,18 @@ def test_help_cuts_nothing_on_a_narrow_terminal(words: list[str], monkeypatch: p
     assert done.exit_code == 0
     assert "\N{HORIZONTAL ELLIPSIS}" not in done.output
     assert max(map(len, done.output.splitlines())) <= 64
+
+
+@pytest.mark.parametrize("width", ["0", "00", ""])
+def test_a_terminal_that_tells_no_width_has_the_usual_one(width: str) -> None:
+    """`COLUMNS=0` is what some start programs with; tables of no characters were printed for it."""
+    usual, tables = dict(os.environ, COLUMNS="80"), []
+    for environment in (usual, dict(usual, COLUMNS=width, LINES=width)):
+        command = [sys.executable, "-m", "weighbridge", "models", "list"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+        tables.append(done.stdout)
+    assert "smollm2-135m-instruct" in tables[0]
+    assert tables[1] == tables[0]
 
 
 def test_names_that_are_nearly_right_and_servers_that_are_none_are_said() -> None:

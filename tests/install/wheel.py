@@ -1,10 +1,11 @@
-"""A wheel of this tree, unpacked beside nothing else, and the commands in it."""
+"""The wheel and the sdist of this tree, what is in them unpacked beside nothing else, and the commands there."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -26,13 +27,29 @@ main()
 """
 
 
-def build_wheel(folder: Path, source: Path = ROOT) -> Path:
+def build_wheel(folder: Path, source: Path = ROOT, *, compiled: bool = True) -> Path:
     """Build as `pip install` does, with the compiled parts of earlier builds where nothing of them changed."""
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--no-build-isolation", "--wheel-dir", str(folder), str(source)]
+    command += [] if compiled else ["--config-settings=wheel.cmake=false"]
     subprocess.run(command, check=True, timeout=900, cwd=folder)
     [wheel] = folder.glob("weighbridge-*.whl")
     return wheel
+
+
+def build_sdist(folder: Path) -> Path:
+    """Build the source distribution, as `python -m build --sdist` does."""
+    hook = "import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", hook, str(folder)], check=True, timeout=300, cwd=ROOT)
+    [sdist] = folder.glob("weighbridge-*.tar.gz")
+    return sdist
+
+
+def unpack_sdist(sdist: Path, folder: Path) -> Path:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    [tree] = folder.iterdir()
+    return tree
 
 
 def unpack(wheel: Path, folder: Path) -> Path:

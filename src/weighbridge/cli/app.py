@@ -19,6 +19,8 @@ from weighbridge.errors import BadInput, WeighbridgeError
 
 #: Set by a shell that wants to know how a line may go on.
 COMPLETES = "_WEIGHBRIDGE_COMPLETE"
+#: What an installation that runs no models itself may do without (`deploy/README.md`).
+LEFT_OUT = ("torch", "transformers")
 HELP = "LLM serving that weighs each request once, in tokens, and decides by that weight."
 
 
@@ -426,6 +428,12 @@ def main() -> None:
         fail(_told(error), code=2)
     except WeighbridgeError as error:
         fail(_told(error), code=1)
+    except ModuleNotFoundError as error:
+        if error.name not in LEFT_OUT:
+            raise
+        fail(
+            f"this takes {error.name}, which is not installed here: pip install {' '.join(LEFT_OUT)}", code=1
+        )
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

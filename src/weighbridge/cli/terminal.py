@@ -20,6 +20,12 @@ from rich.text import Text
 from weighbridge.errors import BadInput
 from weighbridge.log_lines import PlainLines
 
+for _size in ("COLUMNS", "LINES"):
+    if (
+        os.environ.get(_size, "1").strip().strip("0") == ""
+    ):  # no size, but rich would draw tables of no width by it
+        del os.environ[_size]
+
 errors = Console(stderr=True, highlight=False)
 log = logging.getLogger("weighbridge.cli")
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +14,7 @@ from typing import Annotated
 import typer
 
 from weighbridge.cli.chat.answers import Answerer, Local, Remote, TokenCount
+from weighbridge.cli.chat.interrupts import Interrupts
 from weighbridge.cli.chat.talk import ChatSettings, Talk, Then
 from weighbridge.cli.options import ApiKey, Only, model_names, options
 from weighbridge.cli.terminal import errors, outside, visible
@@ -62,6 +61,11 @@ async def _chat_locally(model: str, settings: EngineSettings, params: ChatSettin
 
 
 async def _converse(answerer: Answerer, talk: Talk) -> None:
+    with Interrupts() as interrupts:
+        await _in_turns(answerer, talk, interrupts)
+
+
+async def _in_turns(answerer: Answerer, talk: Talk, interrupts: Interrupts) -> None:
     is_person = sys.stdin.isatty()
     if is_person:
         if readline is not None:
@@ -70,7 +74,8 @@ async def _converse(answerer: Answerer, talk: Talk) -> None:
     interrupted = False
     while True:
         try:
-            line = _read_line()
+            with interrupts.raised():
+                line = _read_line()
         except KeyboardInterrupt:
             if interrupted or not is_person:
                 raise
@@ -85,7 +90,7 @@ async def _converse(answerer: Answerer, talk: Talk) -> None:
             if step.then is Then.LEAVE:
                 return
             if step.then is Then.ANSWER:
-                talk.answered(await _print_answer(answerer, talk))
+                talk.answered(await _print_answer(answerer, talk, interrupts))
             elif step.then is Then.SAVE:
                 errors.print(outside(_save(Path(step.told), talk)))
             elif step.told:
@@ -100,11 +105,9 @@ async def _converse(answerer: Answerer, talk: Talk) -> None:
 def _read_line() -> str | None:
     """What somebody wrote, over several lines where they end with a backslash; None at the end.
 
-    Nothing is to be done meanwhile, so the loop waits: only in the main thread Ctrl-C ends a read. Raises
-    KeyboardInterrupt then.
+    Nothing is to be done meanwhile, so the loop waits: only in the main thread Ctrl-C ends a read.
     """
     prompt, further = ("> ", ". ") if sys.stdin.isatty() else ("", "")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio's own would note it, and read on
     try:
         line = input(prompt)
         while line.endswith("\\"):
@@ -112,21 +115,6 @@ def _read_line() -> str | None:
     except EOFError:
         return None
     return line
-
-
-@contextmanager
-def _stopped_by_interrupt(task: asyncio.Task[None]) -> Iterator[None]:
-    """Have Ctrl-C cancel a task and nothing else, each time: asyncio's own handler ends the program at the second."""
-    loop = asyncio.get_running_loop()
-    try:
-        loop.add_signal_handler(signal.SIGINT, task.cancel)
-    except NotImplementedError:  # Windows: a loop that waits is woken by the call
-        signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(task.cancel))
-    try:
-        yield
-    finally:
-        with suppress(NotImplementedError):
-            loop.remove_signal_handler(signal.SIGINT)
 
 
 def _save(path: Path, talk: Talk) -> str:
@@ -155,11 +143,11 @@ class _Spoken:
         return f"{self.tokens} tokens, first after {self.first - self.began:.2f} s{speed}"
 
 
-async def _print_answer(answerer: Answerer, talk: Talk) -> str:
+async def _print_answer(answerer: Answerer, talk: Talk, interrupts: Interrupts) -> str:
     """Stream one answer to standard output; Ctrl-C keeps what came so far. Returns what was said, without thoughts."""
     spoken = _Spoken(time.monotonic())
     task = asyncio.ensure_future(_stream(answerer, talk, spoken))
-    with _stopped_by_interrupt(task), suppress(asyncio.CancelledError):
+    with interrupts.cancelling(task), suppress(asyncio.CancelledError):
         await task
     sys.stdout.write("\n")
     figures = spoken.figures(time.monotonic())
