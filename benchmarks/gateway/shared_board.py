@@ -187,7 +187,8 @@ async def tenants(server: Server, gateways: int, known: int, count: int) -> list
 
 
 async def reservations(server: Server, open_requests: int, count: int) -> dict[str, Any]:
-    """A request of a tenant with limits: one script reserves, one settles; `open_requests` of it are under way."""
+    """A request of a tenant with limits: one script reserves, one charges before its end, one settles behind it;
+    `open_requests` of it are under way."""
     client = Redis.from_url(server.url)
     await client.flushall()
     limits = TenantLimits(tokens_per_minute=10**9, requests_per_minute=10**9, usd_per_day=1e9)
@@ -200,6 +201,7 @@ async def reservations(server: Server, open_requests: int, count: int) -> dict[s
     async def work() -> None:
         for number in range(count):
             await shared.reserve("t", f"q{number}", 100, 0.001)
+            await shared.charge("t", f"q{number}", 90, 0.001)
             shared.settle("t", f"q{number}", 90, 0.001)
             if number % 64 == 63:
                 await asyncio.sleep(0.02)

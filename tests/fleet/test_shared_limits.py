@@ -254,6 +254,80 @@ def counted(redis: Server, kind: str) -> dict[str, str]:
         }
 
 
+class TestReceipts:
+    """Between the charge and the last byte its gateway may be killed, and its client then asks another one."""
+
+    pytestmark = real
+
+    async def peers(self, redis: Server) -> tuple[Door, Door]:
+        await redis.ready()
+        first, other, _ = doors(redis, usd_per_day=100.0, concurrent_tokens=1000)
+        first.shared.gateway, other.shared.gateway = "first", "other"
+        return first, other
+
+    async def test_what_is_charged_before_its_end_is_charged_once_and_as_it_ended(
+        self, redis: Server
+    ) -> None:
+        first, other = await self.peers(redis)
+        await first.reserve("one", 900, 3.0)
+        await first.shared.charge("t", "one", 20, 2.0)
+        assert (used(redis, "usd"), used(redis, "tokens")) == (2.0, 20)
+        assert await other.admits("two", 900)  # nothing is held any more
+        await first.settle("one", 21, 2.1)
+        assert (used(redis, "usd"), used(redis, "tokens")) == (2.1, 921)
+        assert list(counted(redis, "reserved")) == ["other/two"]
+        await other.settle("two", 0)
+        await closed(first, other)
+
+    @pytest.mark.parametrize("when", ["before the charge", "behind it", "behind the end"])
+    async def test_what_a_gateway_charged_that_was_killed_is_given_back_where_it_is_asked_again(
+        self, redis: Server, when: str
+    ) -> None:
+        first, other = await self.peers(redis)
+        await first.reserve("one", 900, 3.0)
+        if when == "before the charge":
+            other.local.set_limits("t", TenantLimits(usd_per_day=100.0))
+            await other.reserve("one", 900, 3.0)
+        await first.shared.charge("t", "one", 20, 2.0)
+        if when == "behind it":
+            await other.reserve("one", 900, 3.0)
+        other.shared.gone = lambda: ["first"]
+        if when == "behind the end":
+            await other.reserve("one", 900, 3.0)
+        await other.settle("one", 30, 2.5)
+        await other.reserve("more", 1, 0.25)
+        await other.settle("more", 1, 0.25)
+        assert (used(redis, "usd"), used(redis, "tokens")) == (2.75, 31)
+        assert counted(redis, "reserved") == {}
+        await closed(first, other)
+
+    async def test_who_asks_two_gateways_under_one_name_pays_both(self, redis: Server) -> None:
+        first, other = await self.peers(redis)
+        await first.reserve("one", 400, 3.0)
+        await first.shared.charge("t", "one", 20, 2.0)
+        await other.reserve("one", 400, 3.0)
+        await first.settle("one", 20, 2.0)
+        await other.shared.charge("t", "one", 20, 2.0)
+        await other.settle("one", 20, 2.0)
+        other.shared.gone = lambda: ["first"]
+        await other.reserve("two", 1)
+        await other.settle("two", 0)
+        assert (used(redis, "usd"), used(redis, "tokens"), counted(redis, "reserved")) == (4.0, 40, {})
+        await closed(first, other)
+
+    async def test_another_name_that_ends_alike_is_another_request(self, redis: Server) -> None:
+        first, other = await self.peers(redis)
+        await first.reserve("mine/one", 400, 3.0)
+        await first.shared.charge("t", "mine/one", 20, 2.0)
+        await other.reserve("one", 400, 3.0)
+        await other.settle("one", 20, 2.0)
+        other.shared.gone = lambda: ["first"]
+        await other.reserve("two", 1)
+        await other.settle("two", 0)
+        assert used(redis, "usd") == 4.0
+        await closed(first, other)
+
+
 def used(redis: Server, kind: str) -> float:
     return round(sum(map(float, counted(redis, kind).values())), 6)
 
@@ -282,6 +356,39 @@ class TestSlowRedis:
         slow.delay = 0.0
         await until(lambda: not door.shared._untold)
         assert (used(redis, "usd"), used(redis, "tokens"), counted(redis, "reserved")) == (2.1, 30, {})
+        await closed(door)
+
+    @pytest.mark.parametrize("ends_late", [False, True])
+    async def test_what_was_charged_too_late_to_be_heard_of_is_counted_once(
+        self, redis: Server, ends_late: bool
+    ) -> None:
+        door, slow = await self.door(redis, usd_per_day=10.0, concurrent_tokens=1000)
+        door.shared.gateway = "one"
+        await door.reserve("one", 10, 1.0)
+        slow.delay = 1.0 if not ends_late else 0.0
+        await door.shared.charge("t", "one", 20, 2.0)
+        assert door.shared.away != ends_late
+        slow.delay = 1.0
+        await door.settle("one", 21, 2.5)
+        slow.delay = 0.0
+        await until(lambda: not door.shared._untold and not door.shared._tasks)
+        assert (used(redis, "usd"), used(redis, "tokens"), counted(redis, "reserved")) == (2.6, 31, {})
+        await closed(door)
+
+    async def test_what_was_charged_while_redis_could_not_be_written_is_counted_once(
+        self, redis: Server
+    ) -> None:
+        door, _ = await self.door(redis, usd_per_day=10.0, concurrent_tokens=1000)
+        door.shared.gateway = "one"
+        await door.reserve("one", 900, 3.0)
+        with Redis.from_url(redis.url) as client:
+            client.replicaof("127.0.0.1", free_port())
+            await door.shared.charge("t", "one", 20, 2.0)
+            assert len(door.shared._untold) == 1
+            await door.settle("one", 21, 2.5)
+            client.replicaof("NO", "ONE")
+        await until(lambda: not door.shared._untold)
+        assert (used(redis, "usd"), used(redis, "tokens"), counted(redis, "reserved")) == (2.6, 31, {})
         await closed(door)
 
     async def test_what_was_reserved_too_late_to_be_heard_of_is_given_back(self, redis: Server) -> None:

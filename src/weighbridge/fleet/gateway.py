@@ -237,7 +237,8 @@ class Gateway:
         chain = () if ask.scores_prompt else weighed.chain
         arrival = arrival_of(ask, weight, chain, arrived, needs)
         settled = self._leg_settled if is_leg else self._settled
-        return FleetJourney(pool, ask, arrival, weighed, ticket, settled)
+        charged = None if self.shared_limits is None else self._charged
+        return FleetJourney(pool, ask, arrival, weighed, ticket, settled, charged)
 
     def _who_can(self, needs: Needs) -> list[str]:
         """The models that clients may name of which a replica is known to have all of `needs`."""
@@ -286,11 +287,15 @@ class Gateway:
             heard(journey.ticket, journey.charge)
         self.finished(journey.ticket)
 
+    async def _charged(self, journey: FleetJourney, usd: float) -> None:
+        """Tell the other gateways what an answer took whose end is about to go."""
+        assert self.shared_limits is not None
+        await self.shared_limits.charge(journey.ticket.tenant, journey.ticket.id, _used(journey), usd)
+
     def _leg_settled(self, journey: FleetJourney) -> None:
         ticket = journey.ticket
         self.open_journeys -= 1
-        charged = journey.charge.usage
-        used = charged.output_tokens + (charged.prompt_tokens if ticket.attempts else 0)
+        used = _used(journey)
         self.limiter.settle(ticket.id, used, ticket.cost_usd, self.clock())
         if self.shared_limits is not None:
             self.shared_limits.settle(ticket.tenant, ticket.id, used, ticket.cost_usd)
@@ -415,6 +420,12 @@ def arrival_of(
         needs=needs,
         among=ask.among,
     )
+
+
+def _used(journey: FleetJourney) -> int:
+    """Tokens that count in the limits of its tenant."""
+    charged = journey.charge.usage
+    return charged.output_tokens + (charged.prompt_tokens if journey.ticket.attempts else 0)
 
 
 def ticket_of(ask: Ask, weight: Weight, began: float) -> Ticket:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -74,7 +74,8 @@ class CannotGoOn(Refused):
 class FleetJourney:
     """`open` until the first byte, then `stream` (or `whole`); `close` is the one way out, whatever happened.
 
-    `settled` hears once that it has ended, to settle what was reserved for it.
+    `settled` hears once that it has ended, to settle what was reserved for it. `charged` hears before, with US dollars,
+    what it costs as far as is known when its end is seen, and the end waits for that.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class FleetJourney:
         weighed: Weighed,
         ticket: Ticket,
         settled: Callable[[FleetJourney], None] | None = None,
+        charged: Callable[[FleetJourney, float], Awaitable[None]] | None = None,
     ) -> None:
         self.ask = ask
         self.ticket = ticket
@@ -102,6 +104,7 @@ class FleetJourney:
         self._resumption: Resumption | None = None
         self._asking = ask  # what replicas are asked for
         self._settled = settled
+        self._hear_charged = charged
         self._closed = False
 
     # -- until the first byte --------------------------------------------------------------------------
@@ -307,7 +310,7 @@ class FleetJourney:
         """Whole events for the client. A replica that breaks off is replaced, or the stream ends with an error."""
         opened = self._begun()
         parse, meter, clock = EVENT_PARSERS[self.ask.path], self.meter, self._clock
-        most, had_failed = self._most_events(), False
+        most, had_failed, charges = self._most_events(), False, self._hear_charged is not None
         while True:
             broken: ReplicaError | None = None
             lease, resumption, chunks = opened.lease, self._resumption, opened.chunks
@@ -333,6 +336,9 @@ class FleetJourney:
                         had_failed = True
                         chunk = shown_events(lease.member.spec.dialect, chunk, self.ticket.id)
                     if chunk:
+                        if charges and meter.complete:
+                            charges = False
+                            await self._charge_now()
                         yield Event(chunk, parse, meter.done)
                         if clock() - now > READ_SLOWLY:
                             lease.look_away()
@@ -400,6 +406,7 @@ class FleetJourney:
         if opened.status < 400:
             self.meter.whole(opened.first)
             await self._count_whole()
+            await self._charge_now()
             body = self.meter.shown(opened.first)
         elif is_shown(opened.lease.member.spec.dialect, opened.status):
             body = opened.first
@@ -455,6 +462,12 @@ class FleetJourney:
             or (is_one and (exact or counted > CLEARLY_MORE * told.output_tokens))
         ):
             meter.produced = min(counted, most * len(meter.texts))
+
+    async def _charge_now(self) -> None:
+        """Charge an answer before its client has the end of it: we may be killed between the two."""
+        if self._hear_charged is not None:
+            self.charge = self._charged()
+            await self._hear_charged(self, self._begun().lease.member.cost(self.charge.usage))
 
     def _charged(self) -> Charge:
         """What is charged now."""

@@ -1,8 +1,12 @@
 """Limits that several gateways share: what a tenant used anywhere is counted in one Redis (extra `redis`).
 
 The same windows as in `tenant.py`, on Redis's clock. One script reserves in all of a tenant's limits or in none, one
-settles; Redis runs each of them alone, so gateways overshoot no more than requests of one gateway do. A reservation
-ends by itself when its gateway never settles it.
+settles (`scripts.py`); Redis runs each of them alone, so gateways overshoot no more than requests of one gateway do. A
+reservation ends by itself when its gateway never settles it.
+
+Among peers an answer is charged before its client has the end of it, and its reservation stays as a receipt until that
+was handed over. So nothing goes uncharged when a gateway is killed; and where its client asks elsewhere again, under
+the same id, what the receipt says is given back, so that nobody pays twice.
 
 Redis away: requests are held to the limits of their own gateway alone, which counted them all along, and are not
 held up: after a failure Redis is left alone for `RETRY_SECONDS`. What they cost is added when it is back, and what they
@@ -16,12 +20,13 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from weighbridge.fleet.limits.connection import Script, is_late, is_refused, redis_client
 from weighbridge.fleet.limits.periods import day_at
 from weighbridge.fleet.limits.rates import Rate
+from weighbridge.fleet.limits.scripts import RESERVE, SETTLE
 from weighbridge.fleet.limits.tenant import (
     BRIEFEST_WAIT,
     DAY,
@@ -50,135 +55,13 @@ WINDOW_SLOT, DAY_SLOT = 1440, 900
 _WINDOWS = (("tokens_per_minute", MINUTE), ("requests_per_minute", MINUTE), ("usd_per_day", DAY))
 
 
-# -- the scripts: Redis runs each of them alone --------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class _Receipt:
+    """What is charged before it is handed over; `charging` ends with what Redis has not heard of it."""
 
-#: What both scripts begin with; the last of ARGV is the width of a slot of dollars. Of a tenant there are four hashes:
-#: amounts by slot of `tokens`, `requests` and `usd`, and what is `reserved`: by request id its tokens, its dollars,
-#: their two slots, and when it ends by itself.
-_COMMON = """
-local clock = redis.call('TIME')
-local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
-local widths = {1, 1, tonumber(ARGV[#ARGV])}
-local slots = {}
-for i = 1, 3 do slots[i] = math.floor(now / widths[i]) end
-
-local function add(i, slot, amount)
-  redis.call('HINCRBYFLOAT', KEYS[i], slot, string.format('%.12g', amount))
-end
-
-local function parse(record)
-  local found = {}
-  for part in string.gmatch(record, '%S+') do found[#found + 1] = tonumber(part) end
-  return found
-end
-"""
-
-#: KEYS: the four hashes. ARGV: request id, tokens, dollars, seconds it may last, then limits of tokens, requests and
-#: dollars in their windows and of tokens at one time, -1 for none, the first slot of dollars of the day, -1 where
-#: they count in a window, and the names of gateways that are gone: what these had reserved was used by nobody, and is
-#: given back first. Replies with -1 when it is reserved, else with the place of the limit that is full; then with the
-#: time, and of tokens and of requests what is used and the last slot that has any; of a limit that is full also what of
-#: it is used, and the slots and amounts of its window.
-RESERVE = (
-    _COMMON
-    + """
-local amounts = {tonumber(ARGV[2]), 1, tonumber(ARGV[3])}
-local oldest = tonumber(ARGV[9])
-if ARGV[10] ~= '' then
-  local gone = {}
-  for name in string.gmatch(ARGV[10], '%S+') do gone[name] = true end
-  local open = redis.call('HGETALL', KEYS[4])
-  for n = 1, #open, 2 do
-    local gateway = string.match(open[n], '^([^/]+)/')
-    if gateway and gone[gateway] then
-      local was = parse(open[n + 1])
-      redis.call('HDEL', KEYS[4], open[n])
-      if redis.call('HEXISTS', KEYS[1], was[3]) == 1 then add(1, was[3], -was[1]) end
-      if redis.call('HEXISTS', KEYS[2], was[3]) == 1 then add(2, was[3], -1) end
-      if redis.call('HEXISTS', KEYS[3], was[4]) == 1 then add(3, was[4], -was[2]) end
-    end
-  end
-end
-local totals, last, windows = {}, {}, {}
-for i = 1, 3 do
-  local total, newest, window = 0, -1, {}
-  local counted = redis.call('HGETALL', KEYS[i])
-  for n = 1, #counted, 2 do
-    local by_day = i == 3 and oldest >= 0
-    if tonumber(counted[n]) < slots[i] - (by_day and 192 or 60) then
-      redis.call('HDEL', KEYS[i], counted[n])
-    elseif not by_day or tonumber(counted[n]) >= oldest then
-      total = total + tonumber(counted[n + 1])
-      if tonumber(counted[n + 1]) > 0 then newest = math.max(newest, tonumber(counted[n])) end
-      window[#window + 1] = counted[n]
-      window[#window + 1] = counted[n + 1]
-    end
-  end
-  totals[i], last[i], windows[i] = total, newest, window
-end
-
-local function reply(place, ...)
-  return {tostring(place), string.format('%.6f', now), string.format('%.12g', totals[1]), tostring(last[1]),
-    string.format('%.12g', totals[2]), tostring(last[2]), ...}
-end
-
-if redis.call('HEXISTS', KEYS[4], ARGV[1]) == 1 then return reply(-1) end
-for i = 1, 3 do
-  local limit = tonumber(ARGV[4 + i])
-  if limit >= 0 and totals[i] + amounts[i] > limit + 1e-9 then
-    return reply(i - 1, string.format('%.12g', totals[i]), unpack(windows[i]))
-  end
-end
-local held, records = 0, redis.call('HGETALL', KEYS[4])
-for n = 1, #records, 2 do
-  local record = parse(records[n + 1])
-  if record[5] < now then
-    redis.call('HDEL', KEYS[4], records[n])
-  else
-    held = held + record[1]
-  end
-end
-local most = tonumber(ARGV[8])
-if most >= 0 and held + amounts[1] > most then
-  return reply(3, string.format('%.12g', held))
-end
-for i = 1, 3 do
-  add(i, slots[i], amounts[i])
-  totals[i] = totals[i] + amounts[i]
-  if amounts[i] > 0 then last[i] = slots[i] end
-  redis.call('EXPIRE', KEYS[i], widths[i] == 1 and 62 or 93600)
-end
-local ends = now + tonumber(ARGV[4])
-redis.call('HSET', KEYS[4], ARGV[1], string.format(
-  '%d %s %d %d %.6f', amounts[1], ARGV[3], slots[1], slots[3], ends))
-redis.call('EXPIRE', KEYS[4], tonumber(ARGV[4]) + 60)
-return reply(-1)
-"""
-)
-
-#: KEYS: the four hashes. ARGV: request id, tokens and dollars it used, dollars that were used while Redis was away, and
-#: whether a request that is not reserved is to be added (1) or left alone (0), those dollars too.
-SETTLE = (
-    _COMMON
-    + """
-local record = redis.call('HGET', KEYS[4], ARGV[1])
-local tokens, usd, owed = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-if record then
-  redis.call('HDEL', KEYS[4], ARGV[1])
-  local was = parse(record)
-  if redis.call('HEXISTS', KEYS[1], was[3]) == 1 then add(1, was[3], tokens - was[1]) end
-  if redis.call('HEXISTS', KEYS[3], was[4]) == 1 then add(3, was[4], usd - was[2]) end
-elseif ARGV[5] == '1' then
-  add(1, slots[1], tokens)
-  owed = owed + usd
-else
-  owed = 0
-end
-if owed > 0 then add(3, slots[3], owed) end
-for i = 1, 3 do redis.call('EXPIRE', KEYS[i], widths[i] == 1 and 62 or 93600) end
-return {}
-"""
-)
+    keys: list[str]
+    slot: int
+    charging: asyncio.Task[Untold | None]
 
 
 class SharedLimits:
@@ -219,6 +102,7 @@ class SharedLimits:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._rates: OrderedDict[str, tuple[float, tuple[Rate, ...]]] = OrderedDict()  # when, and what
         self._held: dict[str, tuple[list[str], int]] = {}  # keys and slot of what is reserved, by request
+        self._receipts: dict[str, _Receipt] = {}  # of answers that are charged, and on their way
         self._owed: dict[str, float] = {}  # US dollars that Redis has not heard of, by tenant
         self._untold = UntoldBook()
         self._teller: asyncio.Task[None] | None = None
@@ -270,9 +154,27 @@ class SharedLimits:
         at, rates = known
         return tuple(rate.after(self._clock() - at) for rate in rates)
 
+    async def charge(self, tenant: str, request_id: str, tokens: int, usd: float) -> None:
+        """Tell Redis what the request has used as far as is known, while its client waits for the end of the answer;
+        nothing where gateways do not know each other. `settle` is still to follow."""
+        held = self._held.get(request_id)
+        if held is None or not self.gateway or self.away:
+            return
+        del self._held[request_id]
+        keys, slot = held
+        one = Untold(tenant, keys, slot, tokens, usd, keeps_receipt=True)
+        task = self._start(self._settled(self._name(request_id), one, is_held=True))
+        self._receipts[request_id] = _Receipt(keys, slot, task)
+        await asyncio.shield(task)  # it has a time-out
+
     def settle(self, tenant: str, request_id: str, tokens: int, usd: float) -> None:
         """Tell Redis in the background what the request used, where it was reserved even if the limits are others by
-        now. One that Redis did not know is added."""
+        now. One that Redis did not know is added; of one that is charged the receipt is thrown away."""
+        receipt = self._receipts.pop(request_id, None)
+        if receipt is not None:
+            one = Untold(tenant, receipt.keys, receipt.slot, tokens, usd)
+            self._start(self._handed_over(self._name(request_id), one, receipt.charging))
+            return
         held, limits = self._held.pop(request_id, None), self._local.limits(tenant)
         if held is None and limits == NO_LIMITS:
             return
@@ -339,22 +241,42 @@ class SharedLimits:
         if not task.cancelled():
             task.exception()  # told where it was waited for; here it is only not to be warned of
 
-    async def _settled(self, name: str, one: Untold, *, is_held: bool) -> None:
-        one = replace(one, owed=self._owed.pop(one.tenant, 0.0))
+    async def _settled(self, name: str, one: Untold, *, is_held: bool) -> Untold | None:
+        """Tell Redis now. Return what is to be told later, if it did not do it."""
+        if not one.keeps_receipt:
+            one = replace(one, owed=self._owed.pop(one.tenant, 0.0))
         began = self._clock()
         try:
             await self._say(name, one, adds=True)
         except Exception as error:
             self._failed(error)
-            if is_held:
-                self._tell_later(name, replace(one, sent_at=began) if is_late(error) else one)
-            else:
+            if not is_held:
                 self._owe(one.tenant, one.usd + one.owed)
+                return None
+            left = replace(one, sent_at=began) if is_late(error) else one
+            self._tell_later(name, left)
+            return left
+        self._works()
+        return None
+
+    async def _handed_over(self, name: str, one: Untold, charging: asyncio.Task[Untold | None]) -> None:
+        """Settle what was charged before, which is told first."""
+        left = await charging
+        if left is not None or self.away:
+            self._tell_later(name, one if left is None else replace(one, sent_at=left.sent_at))
         else:
-            self._works()
+            await self._settled(name, one, is_held=True)
 
     async def _say(self, name: str, one: Untold, *, adds: bool) -> None:
-        args = [name, one.tokens, f"{one.usd:.12g}", f"{one.owed:.12g}", int(adds), one.slot]
+        args = [
+            name,
+            one.tokens,
+            f"{one.usd:.12g}",
+            f"{one.owed:.12g}",
+            int(adds),
+            int(one.keeps_receipt),
+            one.slot,
+        ]
         self.operations += 1
         async with asyncio.timeout(self._timeout):
             await self._settle(keys=one.keys, args=args)

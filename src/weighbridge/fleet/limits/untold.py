@@ -29,6 +29,7 @@ class Untold:
     owed: float = 0.0
     sent_at: float | None = None  # since when Redis may have heard it; None: it has not
     only_release: bool = False  # it was let in by the gateway's own limits, and is counted as such
+    keeps_receipt: bool = False  # its answer is not handed over
 
     def adds(self, now: float) -> bool:
         """Whether it is to be counted too where Redis has no reservation of it."""

@@ -68,7 +68,7 @@ def config_fields(contents: Contents) -> dict[str, Any]:
 def _largest(value: Any) -> Any:
     """Some files give a number for each layer; the largest is what memory is planned for."""
     if isinstance(value, list):
-        numbers = [x for x in value if x]
+        numbers = [x for x in value if isinstance(x, int | float) and x]
         return max(numbers) if numbers else None
     return value
 
@@ -87,19 +87,20 @@ def _latent(fields: dict[str, Any], metadata: dict[str, Any], name: str) -> None
         return
     key = metadata.get(f"{name}.attention.key_length_mla") or fields.get("head_dim")
     value = metadata.get(f"{name}.attention.value_length_mla") or fields.get("v_head_dim")
-    if not isinstance(key, int) or not isinstance(value, int):
+    rotated = fields.get("qk_rope_head_dim")
+    if not isinstance(key, int) or not isinstance(value, int) or not isinstance(rotated, int):
         raise BadInput("the GGUF file does not say the key and value sizes of its latent attention")
-    fields["qk_nope_head_dim"] = key - int(fields["qk_rope_head_dim"])
+    fields["qk_nope_head_dim"] = key - rotated
     fields["v_head_dim"] = value
 
 
 def _recurrent(fields: dict[str, Any], metadata: dict[str, Any], name: str) -> None:
     """Gated delta nets, which llama.cpp describes with its state-space keys."""
-    state = metadata.get(f"{name}.ssm.state_size")
-    groups, heads = metadata.get(f"{name}.ssm.group_count"), metadata.get(f"{name}.ssm.time_step_rank")
-    inner = metadata.get(f"{name}.ssm.inner_size")
-    if not name.startswith("qwen3") or not (state and groups and heads and inner):
+    keys = ("state_size", "group_count", "time_step_rank", "inner_size")
+    sizes = [size for key in keys if isinstance(size := metadata.get(f"{name}.ssm.{key}"), int) and size > 0]
+    if not name.startswith("qwen3") or len(sizes) < len(keys):
         return
+    state, groups, heads, inner = sizes
     fields |= {
         "linear_num_key_heads": groups,
         "linear_num_value_heads": heads,
