@@ -83,11 +83,11 @@ class PackedLinear:
         self.out_features, self.in_features = sum(part.rows for part in parts), parts[0].columns
         self._dtype = dtype
         self._dtype_number = _DTYPES[dtype]
-        self._bias = None if bias is None else bias.float().contiguous()
+        self.bias = None if bias is None else bias.float().contiguous()
         matrix = parts[0].matrix()
         for part in parts[1:]:
             matrix = matrix.stacked(part.matrix())
-        self.matrix = matrix.with_bias(memory_of(self._bias))
+        self.matrix = matrix.with_bias(memory_of(self.bias))
 
     @property
     def forms(self) -> list[Form]:
@@ -96,7 +96,7 @@ class PackedLinear:
     @property
     def nbytes(self) -> int:
         """Resident bytes of the weights, scales and bias included."""
-        return sum(part.nbytes for part in self.parts) + (0 if self._bias is None else self._bias.nbytes)
+        return sum(part.nbytes for part in self.parts) + (0 if self.bias is None else self.bias.nbytes)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, in_features] to [tokens, out_features], both in the compute dtype."""

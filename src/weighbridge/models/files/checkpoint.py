@@ -109,6 +109,26 @@ class SafetensorsDirectory:
             self._open[file] = open_safetensors(file)
         return self._open[file]
 
+    def own_name(self, name: str) -> str:
+        """Return what the files call a tensor."""
+        return name
+
+    def held(self, name: str) -> tuple[tuple[int, ...], str] | None:
+        """Return shape and type of a tensor by its own name; None: there is none."""
+        file = self.file_of.get(name)
+        if file is None:
+            return None
+        try:
+            tensor = self.opened(file).get_slice(self.own_name(name))
+        except SafetensorError as error:
+            raise BadInput(f"{file} has no readable tensor {name!r}: {said(error)}") from error
+        return tuple(tensor.get_shape()), str(tensor.get_dtype())
+
+    def whole(self, name: str) -> torch.Tensor:
+        """Return a tensor by its own name, of whatever type."""
+        tensor: torch.Tensor = self.opened(self.file_of[name]).get_tensor(self.own_name(name))
+        return tensor
+
     def _weight_map(self) -> dict[str, Path]:
         """Map tensor names to files. Raises BadInput when there are no safetensors, naming what is there."""
         index = self.path / "model.safetensors.index.json"
@@ -200,21 +220,6 @@ class SafetensorsCheckpoint(SafetensorsDirectory):
         names = self.file_of.keys()
         return names if self._packed is None else {name for name in names if not is_part(name, names)}
 
-    def held(self, name: str) -> tuple[tuple[int, ...], str] | None:
-        """Return shape and type of a tensor by its own name; None: there is none."""
-        file = self.file_of.get(name)
-        if file is None:
-            return None
-        try:
-            tensor = self.opened(file).get_slice(self.own_name(name))
-        except SafetensorError as error:
-            raise BadInput(f"{file} has no readable tensor {name!r}: {said(error)}") from error
-        return tuple(tensor.get_shape()), str(tensor.get_dtype())
-
-    def whole(self, name: str) -> torch.Tensor:
-        """Return a tensor by its own name, of whatever type."""
-        return self._read(self.file_of[name], _Part(name))
-
     def stored(self, name: str) -> StoredTensor | None:
         main = None if self._packed is None else self._packed.main(name)
         if self._packed is not None and main is not None:
@@ -242,8 +247,7 @@ class SafetensorsCheckpoint(SafetensorsDirectory):
         """Return a whole tensor, or what one expert has of it: nothing else is read."""
         tensor: torch.Tensor
         if part.expert is None:
-            tensor = self.opened(file).get_tensor(self.own_name(part.name))
-            return tensor
+            return self.whole(part.name)
         stored = self.opened(file).get_slice(self.own_name(part.name))
         cut = _cut(part, stored.get_shape(), self.config)
         if cut.transposed:

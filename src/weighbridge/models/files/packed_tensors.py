@@ -6,7 +6,7 @@ compressed-tensors words along each row; FP8 and int8 are as they are, with scal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -181,6 +181,13 @@ class PackedTensors:
     @property
     def label(self) -> str:
         return self._packing.label
+
+    def matrices(self, names: Iterable[str]) -> Iterator[str]:
+        """Yield the packed matrices among tensors, by the names that they have in floats."""
+        for name in names:
+            stem, _, kind = name.rpartition(".")
+            if kind in (*_MAIN, "weight") and self.main(f"{stem}.weight") == name:
+                yield f"{stem}.weight"
 
     def main(self, name: str) -> str | None:
         """Return the tensor that holds the codes of a matrix; None: it is in plain floats, or not there."""

@@ -20,6 +20,7 @@ from weighbridge.models.files.checkpoint import SafetensorsDirectory
 from weighbridge.models.files.config import KvShape, ModelConfig, RopeConfig
 from weighbridge.models.files.fields import Fields, shown
 from weighbridge.models.files.hf_config import end_token_ids, read_json
+from weighbridge.models.files.packing import Packing, packing_of
 from weighbridge.models.general.given import GivenFiles, configuration, without_weights
 from weighbridge.models.general.packed.experts import find_experts, shapes_of
 from weighbridge.models.general.packed.mxfp4 import METHOD, WIDTHS
@@ -62,7 +63,7 @@ def describe(files: SafetensorsDirectory) -> Description:
         _check_fields(fields)
         config = _read(directory, fields)
         model_class = _class_of(config, fields)
-        given = GivenFiles(files, _method(fields))
+        given = GivenFiles(files, *_few_bits(fields))
         skeleton = _skeleton_of(model_class, config, given)
         if given.coded is not None:
             given.coded.check({name: shapes_of(layer) for name, layer in find_experts(skeleton)})
@@ -71,6 +72,8 @@ def describe(files: SafetensorsDirectory) -> Description:
         _check_kinds(kind for _, kind in _other_layers(skeleton) if kind not in _MAY_CARRY)
         traced = trace(skeleton, _carries(skeleton))
         _check_carried(skeleton, traced)
+        if given.placed is not None:
+            given.placed.find_places(skeleton, traced.linears, given.plain)
     except UnsupportedModel as error:
         raise refused(kind, str(error)) from error
     model = _model_config(directory, kind, config, skeleton, traced)
@@ -112,19 +115,22 @@ def _check_fields(fields: Fields) -> None:
             " It brings code of its own (auto_map), which is never run." if "auto_map" in fields else ""
         )
         raise UnsupportedModel(f"transformers {transformers.__version__} does not know it.{own_code}")
-    method = _method(fields)
-    if method is not None and not (method == METHOD and kind in WIDTHS):
-        raise UnsupportedModel(f"weights in few bits ({shown(method)}) of it are not read")
     if fields.flag("is_encoder_decoder"):
         raise UnsupportedModel("it has an encoder beside the decoder")
     if fields.get("is_causal") is False or fields.get("use_bidirectional_attention") in (True, "all"):
         raise UnsupportedModel("its tokens see later ones: it is no decoder")
 
 
-def _method(fields: Fields) -> object | None:
-    """Return how the files say that their weights are in few bits, if they do."""
+def _few_bits(fields: Fields) -> tuple[Packing | None, bool]:
+    """Return by which format matrices are in few bits, and whether experts are as gpt-oss is published."""
+    if fields.get("model_type") not in WIDTHS:
+        return packing_of(fields), False
     said_of_bits = fields.nested("quantization_config")
-    return None if said_of_bits is None else said_of_bits.get("quant_method") or ""
+    if said_of_bits is None:
+        return None, False
+    if (method := said_of_bits.get("quant_method") or "") != METHOD:
+        raise UnsupportedModel(f"weights in few bits ({shown(method)}) of it are not read")
+    return None, True
 
 
 def _read(directory: Path, fields: Fields) -> Any:

@@ -25,8 +25,11 @@ from transformers import CONFIG_MAPPING
 from weighbridge.errors import BadInput, UnsupportedModel, said
 from weighbridge.models.files.checkpoint import SafetensorsDirectory
 from weighbridge.models.files.fields import MAX_COUNT, MAX_LAYERS, shown
+from weighbridge.models.files.packed_tensors import PackedTensors
+from weighbridge.models.files.packing import Packing
 from weighbridge.models.files.tensors import PLAIN
-from weighbridge.models.general.packed.mxfp4 import METHOD, CodedExperts, is_coded
+from weighbridge.models.general.packed.mxfp4 import CodedExperts, is_coded
+from weighbridge.models.general.packed.places import PlacedMatrices
 
 #: Words of a configuration that say how to load, and not what is loaded: that is decided here.
 _OF_LOADING = frozenset(
@@ -53,23 +56,29 @@ _SPLITS, _FEW = 16, 4096
 class GivenFiles:
     """The tensors of a directory as transformers takes them: read when they are put into their places.
 
-    `numbers`: of all of them. `coded`: experts that are in few bits, which transformers is not given.
-    Raises BadInput or UnsupportedModel for a tensor that is no plain one.
+    `numbers`: of all of them. `plain`: the names of those in floats. `placed`: matrices in few bits, which have
+    stand-ins among `tensors`. `coded`: experts of gpt-oss's files, which transformers is not given. Raises BadInput or
+    UnsupportedModel for a tensor that is no plain one.
     """
 
-    def __init__(self, files: SafetensorsDirectory, method: object = None) -> None:
-        """`method`: by which the files say that they are in few bits."""
+    def __init__(
+        self, files: SafetensorsDirectory, packing: Packing | None = None, coded: bool = False
+    ) -> None:
+        """`packing`: by which matrices are in few bits. `coded`: whether experts are, as gpt-oss is published."""
         self.path = files.path
         self.numbers = 0
         self.tensors: dict[str, Any] = {}
-        coded: dict[str, Any] = {}
+        self.placed = None if packing is None else _placed(files, packing)
+        experts: dict[str, Any] = {}
         for name, file in files.file_of.items():
+            if self.placed is not None and self.placed.holds(name):
+                continue
             try:
                 stored = files.opened(file).get_slice(name)
             except SafetensorError as error:
                 raise BadInput(f"{file} has no readable tensor {shown(name)}: {said(error)}") from error
-            if method == METHOD and is_coded(name):
-                coded[name] = stored
+            if coded and is_coded(name):
+                experts[name] = stored
                 continue
             if (kind := str(stored.get_dtype())) not in (*PLAIN, *_TABLES):
                 raise UnsupportedModel(
@@ -78,9 +87,17 @@ class GivenFiles:
                 )
             self.tensors[name] = stored
             self.numbers += prod(stored.get_shape())
-        self.coded = CodedExperts(coded) if coded else None
+        self.plain = frozenset(self.tensors)
+        if self.placed is not None:
+            self.tensors.update(self.placed.stand_ins())
+            self.numbers += self.placed.numbers
+        self.coded = CodedExperts(experts) if experts else None
         if self.coded is not None:
             self.numbers += self.coded.numbers
+
+
+def _placed(files: SafetensorsDirectory, packing: Packing) -> PlacedMatrices:
+    return PlacedMatrices(PackedTensors(packing, files, files.path), files.file_of)
 
 
 def configuration(values: Mapping[str, Any]) -> Any:

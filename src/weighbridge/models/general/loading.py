@@ -14,6 +14,7 @@ from weighbridge.models.compute.finite import is_finite, not_finite
 from weighbridge.models.general.description import Description
 from weighbridge.models.general.given import with_weights
 from weighbridge.models.general.packed.mxfp4 import WIDTHS
+from weighbridge.models.general.packed.places import narrowed
 from weighbridge.models.general.seam import NAME
 
 
@@ -25,11 +26,19 @@ def read_weights(path: Path, description: Description, dtype: torch.dtype) -> An
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
-        config = copy.deepcopy(description.config)
-        if description.given.coded is not None:  # without its experts
+        config, given = copy.deepcopy(description.config), description.given
+        model_class = description.model_class
+        if given.coded is not None:  # without its experts
             setattr(config, WIDTHS[config.model_type], 1)
+        if given.placed is not None:
+            model_class = narrowed(model_class, given.placed.shapes)
         model, found = with_weights(
-            description.model_class, config, description.given, dtype=dtype, attn_implementation=NAME
+            model_class,
+            config,
+            given,
+            dtype=dtype,
+            attn_implementation=NAME,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise BadInput(f"{path} cannot be read by transformers: {said(error)}") from error

@@ -51,12 +51,14 @@ class GeneralModel:
                 f"--expert-cache is not for model type {self.config.architecture!r}: its experts are all in memory",
                 param="expert_cache",
             )
-        model = read_weights(self.path, self.description, dtype)
+        model, given = read_weights(self.path, self.description, dtype), self.description.given
         kernels = load_kernels()
         keeping = Keeping(scheme, str(dtype).removeprefix("torch."), self._cpu)
-        packer = Packer(keeping, dtype, kernels)
-        if self.description.given.coded is not None:
-            packer.take_coded(model, self.description.given.coded, report)
+        packer = Packer(keeping, dtype, kernels, given.placed)
+        if given.coded is not None:
+            packer.take_coded(model, given.coded, report)
+        if given.placed is not None:
+            packer.take_placed(model, given.placed, report)
         decoder = GeneralDecoder(self.description, model, dtype, kernels)
         check_itself(decoder)
         packer.take_places(model, self.description.linears, report)

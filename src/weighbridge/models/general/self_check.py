@@ -14,6 +14,7 @@ from weighbridge.errors import said
 from weighbridge.models.compute.kernels.api import BatchLayout
 from weighbridge.models.general.decoder import GeneralDecoder
 from weighbridge.models.general.packed.experts import Choices
+from weighbridge.models.general.packed.unrounded import unrounded
 from weighbridge.models.general.refusals import refused
 from weighbridge.models.general.seam import NAME
 
@@ -34,8 +35,14 @@ ROUNDINGS, MOST_BY_ROUNDING = 2.0, 0.5
 def check_itself(decoder: GeneralDecoder) -> None:
     """Raise UnsupportedModel where the logits of 32 tokens are not those of transformers.
 
-    Some layers of transformers begin anew with each chunk of a text, and go on rightly by single tokens alone.
+    Layers that are codes already multiply with the weights these mean, in both passes. Some layers of transformers
+    begin anew with each chunk of a text, and go on rightly by single tokens alone.
     """
+    with unrounded(decoder.model):
+        _check(decoder)
+
+
+def _check(decoder: GeneralDecoder) -> None:
     kind = decoder.config.architecture
     ids, choices = _some_tokens(decoder.config.vocab_size), Choices(decoder.model)
     with choices.noted():

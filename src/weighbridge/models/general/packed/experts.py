@@ -7,7 +7,7 @@ but for the usual gate, which our kernels compute.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,11 +31,13 @@ ExpertMatrix = Callable[[str, int], Linear]
 
 
 class OwnExperts(torch.nn.Module):
-    """The experts of a layer, called as transformers' blocks call theirs."""
+    """The experts of a layer, called as transformers' blocks call theirs. `listed`: the same, one by one."""
 
-    def __init__(self, experts: LayerExperts, hidden: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, experts: LayerExperts, listed: Sequence[OneExpert], hidden: int, dtype: torch.dtype
+    ) -> None:
         super().__init__()
-        self.experts, self._hidden, self._dtype = experts, hidden, dtype
+        self.experts, self.listed, self._hidden, self._dtype = experts, listed, hidden, dtype
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -46,8 +48,8 @@ class OwnExperts(torch.nn.Module):
         return self.experts(rows, ids, weights).view(hidden_states.shape).to(hidden_states.dtype)
 
 
-class OtherExpert:
-    """An expert with something of its own between its matrices or behind them."""
+class OneExpert:
+    """An expert with whatever is between its matrices or behind them."""
 
     def __init__(
         self,
@@ -65,6 +67,10 @@ class OtherExpert:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         y = self._down(self._between(self._first(x)).to(x.dtype).contiguous())
         return y if self._behind is None else self._behind(y)
+
+    def with_linears(self, made_of: Callable[[Linear], Linear]) -> OneExpert:
+        """Return the same with other linear layers, each made of its own."""
+        return OneExpert(made_of(self._first), self._between, made_of(self._down), self._behind)
 
 
 class Choices:
@@ -129,13 +135,13 @@ def own_experts(
     pairs = [[matrix(one, index) for one in names] for index in range(count)]
     for held in list(module._parameters):  # what is between the matrices may hold on to `module`
         delattr(module, held)
+    between = module._apply_gate if module.has_gate else module.act_fn
+    behind = module.post_expert_norm if module.has_post_expert_norm else None
+    listed = [OneExpert(first, between, down, behind) for first, down in pairs]
+    experts: LayerExperts = ListedExperts(listed)
     if usual:
-        experts: LayerExperts = arrange([Mlp(first, down, kernels) for first, down in pairs], dtype)
-    else:
-        between = module._apply_gate if module.has_gate else module.act_fn
-        behind = module.post_expert_norm if module.has_post_expert_norm else None
-        experts = ListedExperts([OtherExpert(first, between, down, behind) for first, down in pairs])
-    return OwnExperts(experts, pairs[0][0].in_features, dtype)
+        experts = arrange([Mlp(first, down, kernels) for first, down in pairs], dtype)
+    return OwnExperts(experts, listed, pairs[0][0].in_features, dtype)
 
 
 def first_of(module: Any) -> str:
